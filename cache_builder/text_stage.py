@@ -1,0 +1,76 @@
+"""The text stage: token ids and embeddings, once per prompt; then the text encoder is released."""
+
+import gc
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from cache_builder.prompt_files import SourcedText
+from cache_builder.provenance import provenance
+from models.schedule import DTYPES
+from models.teacher_folder import TeacherFolder
+from models.text_encoder import TeacherTextEncoder, cut_token_ids, load_tokenizer, token_ids_of
+from storage_schemas.layout import ShardRange
+from storage_schemas.progress import Progress
+from storage_schemas.prompts import Prompt, prompt_id
+from storage_schemas.tensors import from_torch
+from storage_schemas.writer import CacheWriter
+
+
+def tokenised_prompts(texts: Sequence[SourcedText], teacher: TeacherFolder) -> tuple[list[Prompt], list[str]]:
+    """Prompts with the token ids of the teacher's tokenizer, and the texts that had to be cut."""
+    tokenizer = load_tokenizer(teacher.part("tokenizer_2"))
+    all_ids = token_ids_of(tokenizer, [source.text for source in texts])
+    length = teacher.text_length
+    prompts = [
+        Prompt(
+            id=prompt_id(source.text),
+            text=source.text,
+            sources=source.sources,
+            token_ids=cut_token_ids(ids, length),
+        )
+        for source, ids in zip(texts, all_ids, strict=True)
+    ]
+    return prompts, [source.text for source, ids in zip(texts, all_ids, strict=True) if len(ids) > length]
+
+
+def run_text_stage(
+    writer: CacheWriter, teacher: TeacherFolder, *, batch_size: int, device: torch.device, progress: Progress
+) -> None:
+    """Encode the prompts of every embedding shard that is missing and commit it.
+
+    The text encoder lives within this call only: before the transformer is loaded it is gone.
+    """
+    missing = writer.missing("embeddings")
+    if not missing:
+        return
+    total = len(writer.prompts)
+    encoder = TeacherTextEncoder.load(teacher, dtype=DTYPES[writer.manifest.sampling.dtype], device=device)
+    done = total - sum(shard.rows for shard in missing)
+    with progress.bar("text", total=total, done=done, unit="prompts") as bar:
+        for shard in missing:
+            started = time.monotonic()
+            embedding = _encode_shard(writer, encoder, shard, batch_size)
+            writer.commit(
+                "embeddings",
+                shard,
+                {"encoder_hidden_states": embedding},
+                seconds=time.monotonic() - started,
+                provenance=provenance(device=device, batch_size=batch_size),
+            )
+            bar.advance(shard.rows)
+    del encoder
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _encode_shard(writer: CacheWriter, encoder: TeacherTextEncoder, shard: ShardRange, batch_size: int) -> np.ndarray:
+    teacher = writer.manifest.teacher
+    ids_NT = torch.full((shard.rows, teacher.text_length), teacher.pad_token_id, dtype=torch.int64)
+    for row, prompt in enumerate(writer.prompts[shard.first : shard.first + shard.rows]):
+        ids_NT[row, : len(prompt.token_ids)] = torch.tensor(prompt.token_ids)
+    parts = [from_torch(encoder.encode(ids_BT)) for ids_BT in ids_NT.split(batch_size)]
+    return np.concatenate(parts)

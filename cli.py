@@ -1,0 +1,64 @@
+"""The command line. Each command resolves, calls and prints (commands/); heavy imports stay inside them."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from commands.demo import demo
+from commands.evaluate import evaluate_app
+from commands.look import inspect_app
+from commands.phases import build, export, prompts_app, train
+from commands.resolve import out
+from storage_schemas.errors import UnderstudyError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Replace FLUX's T5-XXL by a text encoder some forty times smaller: record the teacher once (build), "
+    "train a student from the recording (train), look into it (inspect).",
+)
+for command in (demo, build, train, export):
+    app.command()(command)
+app.add_typer(prompts_app, name="prompts")
+app.add_typer(inspect_app, name="inspect")
+app.add_typer(evaluate_app, name="evaluate")
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print versions.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as version_of
+
+        names = ("understudy", "torch", "diffusers", "transformers", "zarr", "webdataset")
+        out.print(", ".join(f"{name} {version_of(name)}" for name in names), markup=False)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; errors are one line and exit 1 (2 for wrong flags, 130 for Ctrl-C)."""
+    try:
+        code = app(standalone_mode=False)
+    except UnderstudyError as error:
+        sys.exit(_fail(str(error), 1))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(_fail("interrupted: all that was committed stays; give the same command again to go on", INTERRUPTED))
+    except Exception as error:
+        # Wrong flags. typer carries its own copy of click from 0.29 on, so the class is known by what it can do.
+        if not hasattr(error, "format_message"):
+            raise
+        sys.exit(_fail(f"{error.format_message()} (--help lists what there is)", 2))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"understudy: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

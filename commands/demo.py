@@ -1,0 +1,87 @@
+"""`understudy demo`: the whole road on the pocket teacher, by the same code as the commands it names."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.evaluate import compare_picture, print_scores, score_pocket
+from commands.look import write_film_strips
+from commands.phases import build, export, prompts_pocket, train
+from commands.resolve import POCKET, Device, out, write_picture, write_text
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything goes.")] = Path("demo"),
+    count: Annotated[int, typer.Option(min=64, help="Prompts to record.")] = 768,
+    warmup_steps: Annotated[int, typer.Option(min=0)] = 3000,
+    steps: Annotated[int, typer.Option(min=1)] = 300,
+    device: Device = "auto",
+) -> None:
+    """Record the pocket teacher, train a student from the recording, score and show both.
+
+    Example: understudy demo
+    """
+    began = time.monotonic()
+    cache, run, student = folder / "cache", folder / "run", folder / "student"
+    _title(1, "captions of the pocket world")
+    prompts_pocket(folder / "prompts.txt", count=count)
+    _title(2, "record the teacher: text encoder, then transformer")
+    build(cache, teacher=POCKET, prompts=[folder / "prompts.txt"], batch_size=64, device=device)
+    from storage_schemas.reader import Cache
+
+    write_film_strips(Cache.open(cache), [0, 1, 2, 3], 8, None, device, folder / "film-strips.png")
+    _title(3, "train a student from the recording; the teacher's text encoder is not loaded")
+    train(
+        run,
+        cache=cache,
+        student="pocket-small",
+        warmup_steps=warmup_steps,
+        steps=steps,
+        batch_size=64,
+        learning_rate=1e-3,
+        warmup_learning_rate=3e-3,
+        decay="cosine",
+        dropout=0.0,
+        position_bias_factor=20.0,
+        backbone_dtype="float32",
+        checkpoint_every=500,
+        device=device,
+    )
+    if not student.exists():
+        export(run, student)
+    _title(4, "score teacher, student and an untrained student on compositions nobody trained on")
+    results, captions = score_pocket(student, 192, 20, 3.5, 0, device, False)
+    write_picture(compare_picture(results, captions), folder / "side-by-side.png")
+    from evaluation.pocket_scores import table_rows
+
+    write_text(folder / "scores.json", json.dumps(table_rows(results), indent=1) + "\n")
+    print_scores(results, False)
+    _where(folder, time.monotonic() - began)
+
+
+def _title(number: int, text: str) -> None:
+    out.print(f"\n[{number}/4] {text}", markup=False, style="bold")
+
+
+def _where(folder: Path, seconds: float) -> None:
+    out.print(f"\nDone in {seconds:.0f} s. Look at", markup=False)
+    for name, what in (
+        ("side-by-side.png", "teacher, student and untrained student on the same captions and noise"),
+        ("film-strips.png", "four recorded trajectories, decoded step by step"),
+        ("scores.json", "the table above"),
+        ("cache", "the recording"),
+        ("run", "the training run: config, metrics, checkpoints"),
+        ("student", "the student as FluxPipeline takes it"),
+    ):
+        out.print(f"  {folder / name!s:<28} {what}", markup=False)
+    out.print("and try", markup=False)
+    for command in (
+        f"understudy inspect summary {folder / 'cache'}",
+        f"understudy inspect show {folder / 'cache'} --grep red",
+        f"understudy inspect images {folder / 'cache'} 5 6 7 --out strips.png",
+        f"understudy evaluate score {folder / 'student'} --pocket --count 500",
+    ):
+        out.print(f"  .venv/bin/{command}", markup=False)

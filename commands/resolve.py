@@ -1,0 +1,103 @@
+"""What commands share: flags, names to folders, devices, files to write."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from storage_schemas.errors import BadSettings
+
+if TYPE_CHECKING:
+    from models.teacher_folder import TeacherFolder
+
+POCKET = "pocket"
+
+out = Console(highlight=False, soft_wrap=True)
+
+
+def read_settings(context: typer.Context, file: Path | None) -> Path | None:
+    """Take the flags of a command from a TOML file; flags given on the command line go first."""
+    if file is None:
+        return None
+    import tomllib
+
+    try:
+        values = tomllib.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise BadSettings(f"{file} cannot be read as TOML ({error}): expected lines such as batch-size = 32") from error
+    known = {parameter.name for parameter in context.command.params}
+    given = {key.replace("-", "_"): value for key, value in values.items()}
+    if unknown := sorted(given.keys() - known):
+        flags = ", ".join(sorted(str(name).replace("_", "-") for name in known if name != "settings"))
+        raise BadSettings(f"{file} has the unknown key {unknown[0]!r}, expected one of {flags}")
+    context.default_map = given
+    return file
+
+
+CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="Folder of the cache.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no remarks.")]
+Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1.")]
+Settings = Annotated[
+    Path | None,
+    typer.Option(is_eager=True, callback=read_settings, help="TOML file with any of these flags as keys."),
+]
+
+
+def terminal(quiet: bool = False) -> Any:
+    """How progress is shown."""
+    from inspection.terminal import Terminal
+
+    return Terminal(quiet=quiet)
+
+
+def quiet_device(name: str) -> Any:
+    """A device by name. Also silences the libraries' own bars and remarks: one style of progress."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    from models.device import usable_device
+
+    return usable_device(name)
+
+
+def resolve_teacher(name: str, parts: tuple[str, ...], revision: str | None = None) -> "TeacherFolder":
+    """A teacher by name; `pocket` is the embedded one, before any path of that name."""
+    from dataclasses import replace
+
+    from models.teacher_folder import find_teacher
+    from pocket import TEACHER_FOLDER
+
+    if name == POCKET:
+        return replace(find_teacher(str(TEACHER_FOLDER), parts), source=POCKET)
+    return find_teacher(name, parts, revision=revision)
+
+
+def student_source(name: str) -> str:
+    """A student to begin with; `pocket-small` and its like are the embedded configurations."""
+    from pocket import STUDENTS_FOLDER
+
+    folder = STUDENTS_FOLDER / name.removeprefix(f"{POCKET}-")
+    return str(folder) if name.startswith(f"{POCKET}-") and folder.is_dir() else name
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; BadSettings if that is not possible."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as error:
+        raise BadSettings(f"{path} cannot be written ({error.strerror}): give another --out") from error
+
+
+def write_picture(picture: Any, path: Path) -> None:
+    """Write a picture; BadSettings if that is not possible."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    except (OSError, ValueError) as error:
+        raise BadSettings(f"{path} cannot be written ({error}): give a file such as picture.png") from error

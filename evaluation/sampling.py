@@ -1,0 +1,112 @@
+"""Closed loop: a text encoder leads the whole sampling from noise, and the VAE decodes where it ends."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from models.backbone import FluxBackbone
+from models.geometry import Geometry, geometry_of, vae_scale_factor
+from models.image_decoder import ImageDecoder
+from models.noise import draw_noise
+from models.sampler import sample
+from models.schedule import Schedule, pipeline_schedule
+from models.teacher_folder import TeacherFolder
+from models.text_encoder import cut_token_ids, load_tokenizer, token_ids_of
+from storage_schemas.fields import Array
+from storage_schemas.progress import Bar
+from storage_schemas.prompts import normalised, prompt_id
+
+# token_ids_BT -> encoder_hidden_states_BTD
+Embed = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Studio:
+    """All that makes a picture of an embedding: frozen backbone, schedule, decoder, tokenizer."""
+
+    backbone: FluxBackbone
+    decoder: ImageDecoder
+    schedule: Schedule
+    geometry: Geometry
+    teacher: TeacherFolder
+    guidance: float
+    seed: int
+
+    @classmethod
+    def open(
+        cls,
+        teacher: TeacherFolder,
+        *,
+        resolution: int | None,
+        steps: int,
+        guidance: float,
+        seed: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> "Studio":
+        """Load transformer, scheduler and VAE of a teacher; its text encoder stays on the disk."""
+        side = resolution or teacher.resolution
+        geometry = geometry_of(
+            height=side,
+            width=side,
+            scale_factor=vae_scale_factor(teacher.config("vae")),
+            channels=int(teacher.config("transformer")["in_channels"]),
+        )
+        return cls(
+            backbone=FluxBackbone.load(
+                teacher.path, geometry, text_length=teacher.text_length, dtype=dtype, device=device
+            ),
+            decoder=ImageDecoder.load(teacher, geometry, device=device),
+            schedule=pipeline_schedule(
+                teacher.config("scheduler"), steps=steps, image_tokens=geometry.image_tokens, dtype=dtype
+            ),
+            geometry=geometry,
+            teacher=teacher,
+            guidance=guidance,
+            seed=seed,
+        )
+
+    def token_ids(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Padded token ids, [N, T] int64."""
+        tokenizer = load_tokenizer(self.teacher.part("tokenizer_2"))
+        length = self.teacher.text_length
+        ids_NT = torch.full((len(prompts), length), tokenizer.pad_token_id, dtype=torch.int64)
+        for row, ids in enumerate(token_ids_of(tokenizer, [normalised(text) for text in prompts])):
+            cut = cut_token_ids(ids, length)
+            ids_NT[row, : len(cut)] = torch.tensor(cut)
+        return ids_NT
+
+    @torch.no_grad()
+    def images(self, embed: Embed, prompts: Sequence[str], *, batch_size: int, bar: Bar) -> Array:
+        """uint8 images [N, H, W, 3]. The noise is a function of (seed, prompt): the same for every encoder."""
+        ids_NT = self.token_ids(prompts)
+        parts = []
+        for first in range(0, len(prompts), batch_size):
+            rows = slice(first, first + batch_size)
+            parts.append(self._batch(embed(ids_NT[rows].to(self.backbone.device)), prompts[rows]))
+            bar.advance(len(parts[-1]))
+        return np.concatenate(parts)
+
+    def _batch(self, embedding_BTD: torch.Tensor, prompts: Sequence[str]) -> Array:
+        backbone, geometry = self.backbone, self.geometry
+        noise = [
+            draw_noise(
+                seed=self.seed,
+                prompt_id=prompt_id(text),
+                replica=0,
+                image_tokens=geometry.image_tokens,
+                channels=geometry.channels,
+            )
+            for text in prompts
+        ]
+        noise_BSC = torch.from_numpy(np.stack(noise)).to(device=backbone.device, dtype=backbone.dtype)
+        guidance_B = torch.full((len(prompts),), self.guidance, dtype=torch.float32, device=backbone.device)
+        text_BTD, pooled_BP = embedding_BTD.to(backbone.dtype), backbone.zero_pooled(len(prompts))
+        walk = sample(
+            lambda x_BSC, timestep_B: backbone.predict(x_BSC, text_BTD, pooled_BP, timestep_B, guidance_B),
+            noise_BSC,
+            self.schedule,
+        )
+        return self.decoder.decode(walk.final_latent_BSC)

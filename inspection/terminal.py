@@ -1,0 +1,92 @@
+"""Progress in a terminal: one style of bar (rich); plain lines where the output is a file or a pipe."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from storage_schemas.progress import Bar
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Terminal:
+    """Shows jobs as bars with rate and time left, messages as lines, all on stderr."""
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        self._quiet = quiet
+
+    def say(self, message: str) -> None:
+        """One line; nothing where quiet."""
+        if not self._quiet:
+            self._console.print(message, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def bar(self, title: str, *, total: int, done: int, unit: str) -> Iterator[Bar]:
+        """A bar in a terminal, a line every ten seconds elsewhere."""
+        if self._quiet or not self._console.is_terminal:
+            lines = _Lines(self, title, total=total, done=done, unit=unit)
+            yield lines
+            lines.close()
+            return
+        columns = (
+            TextColumn("{task.description:>8}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(f"{unit}  " + "{task.fields[rate]}  {task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console) as progress:
+            task = progress.add_task(title, total=total, completed=done, rate="", note="")
+            yield _RichBar(progress, task)
+
+
+class _RichBar:
+    def __init__(self, progress: Progress, task: object) -> None:
+        self._progress, self._task = progress, task
+        self._started, self._count = time.monotonic(), 0
+
+    def advance(self, count: int, note: str = "") -> None:
+        self._count += count
+        rate = self._count / max(time.monotonic() - self._started, 1e-9)
+        self._progress.update(self._task, advance=count, rate=f"{rate:.2f}/s", note=note)  # type: ignore[arg-type]  # rich's TaskID is an int
+
+
+class _Lines:
+    def __init__(self, terminal: Terminal, title: str, *, total: int, done: int, unit: str) -> None:
+        self._terminal, self._title, self._total, self._unit = terminal, title, total, unit
+        self._done, self._first, self._shown_done, self._note = done, done, -1, ""
+        self._started = self._shown = time.monotonic()
+
+    def advance(self, count: int, note: str = "") -> None:
+        self._done += count
+        self._note = note or self._note
+        if time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES:
+            self._shown = time.monotonic()
+            self._show()
+
+    def close(self) -> None:
+        if self._shown_done != self._done or self._done == self._first:
+            self._show()
+
+    def _show(self) -> None:
+        self._shown_done = self._done
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        rate = (self._done - self._first) / seconds
+        left = f", {(self._total - self._done) / rate:.0f} s left" if rate and self._done < self._total else ""
+        note = f", {self._note}" if self._note else ""
+        self._terminal.say(
+            f"{self._title}: {self._done} of {self._total} {self._unit}, {rate:.2f}/s, {seconds:.0f} s{left}{note}"
+        )

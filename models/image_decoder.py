@@ -1,0 +1,40 @@
+"""Packed latents to pictures by the teacher's VAE, loaded alone, as FluxPipeline does it."""
+
+from typing import Self
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FluxPipeline
+
+from models.geometry import Geometry, vae_scale_factor
+from models.teacher_folder import TeacherFolder
+from storage_schemas.fields import Array
+
+
+class ImageDecoder:
+    """The VAE's decoder for one geometry, in fp32."""
+
+    def __init__(self, vae: AutoencoderKL, geometry: Geometry) -> None:
+        self._vae = vae.eval().requires_grad_(False)
+        self._geometry = geometry
+        self._scale_factor = vae_scale_factor(dict(vae.config))
+
+    @classmethod
+    def load(cls, folder: TeacherFolder, geometry: Geometry, *, device: torch.device) -> Self:
+        """Load `folder`/vae and nothing else."""
+        vae = AutoencoderKL.from_pretrained(folder.part("vae"), torch_dtype=torch.float32, local_files_only=True)
+        return cls(vae.to(device), geometry)
+
+    @torch.no_grad()
+    def decode(self, latent_BSC: torch.Tensor) -> Array:
+        """uint8 images, [B, H, W, 3], of packed latents of any float dtype."""
+        latents = FluxPipeline._unpack_latents(
+            latent_BSC.to(device=self._vae.device, dtype=torch.float32),
+            self._geometry.height,
+            self._geometry.width,
+            self._scale_factor,
+        )
+        latents = latents / self._vae.config.scaling_factor + self._vae.config.shift_factor
+        images = self._vae.decode(latents, return_dict=False)[0]
+        images_BHWC = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        return np.asarray((images_BHWC * 255).round().astype("uint8"))

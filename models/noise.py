@@ -1,0 +1,28 @@
+"""Noise and guidance of a trajectory: functions of (seed, prompt id, replica), the same on every machine.
+
+torch's generators differ between CPUs; Philox is counter-based, so that no order of drawing matters.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from storage_schemas.fields import Array
+
+
+def _generator(purpose: str, seed: int, prompt_id: str, replica: int) -> np.random.Generator:
+    name = f"{purpose}/{seed}/{prompt_id}/{replica}".encode()
+    key = int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "little")
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def draw_noise(*, seed: int, prompt_id: str, replica: int, image_tokens: int, channels: int) -> Array:
+    """x_0 as packed tokens, [S, C] float32, standard normal."""
+    generator = _generator("noise", seed, prompt_id, replica)
+    return generator.standard_normal((image_tokens, channels), dtype=np.float32)
+
+
+def draw_guidance(values: Sequence[float], *, seed: int, prompt_id: str, replica: int) -> float:
+    """One of the guidance values, each as likely."""
+    return float(values[int(_generator("guidance", seed, prompt_id, replica).integers(len(values)))])

@@ -1,0 +1,42 @@
+"""The sampler: a pure function from noise to a trajectory. Latents follow the scheduler's exact rule."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from models.schedule import Schedule
+
+# predict(x_BSC, timestep_B) -> velocity_BSC, with text, pooled and guidance bound in.
+Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def euler_step(x_BSC: torch.Tensor, velocity_BSC: torch.Tensor, dt: torch.Tensor) -> torch.Tensor:
+    """x_{k+1}; dt is 0-dim and of the velocity's dtype (FlowMatchEulerDiscreteScheduler.step rounds it so)."""
+    return (x_BSC.float() + dt * velocity_BSC).to(velocity_BSC.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk:
+    """A batch of trajectories: x_0 .. x_{K-1}, v_0 .. v_{K-1}, x_K."""
+
+    hidden_states_BKSC: torch.Tensor
+    velocity_BKSC: torch.Tensor
+    final_latent_BSC: torch.Tensor
+
+
+@torch.no_grad()
+def sample(predict: Predict, noise_BSC: torch.Tensor, schedule: Schedule) -> Walk:
+    """Walk from noise to the final latent, in the dtype of the noise."""
+    sigmas = torch.tensor(schedule.sigmas, dtype=torch.float32)
+    dt_K = (sigmas[1:] - sigmas[:-1]).to(device=noise_BSC.device, dtype=noise_BSC.dtype)
+    latents, velocities = [noise_BSC], []
+    for k, timestep in enumerate(schedule.timesteps):
+        timestep_B = torch.full((len(noise_BSC),), timestep, device=noise_BSC.device, dtype=noise_BSC.dtype)
+        velocities.append(predict(latents[-1], timestep_B))
+        latents.append(euler_step(latents[-1], velocities[-1], dt_K[k]))
+    return Walk(
+        hidden_states_BKSC=torch.stack(latents[:-1], dim=1),
+        velocity_BKSC=torch.stack(velocities, dim=1),
+        final_latent_BSC=latents[-1],
+    )

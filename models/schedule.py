@@ -1,0 +1,56 @@
+"""The schedule: sigmas, and the timestep arguments exactly as the backbone receives them. Computed once, stored."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from storage_schemas.errors import BadTeacher
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """K + 1 sigmas (fp32 values) and K timesteps (values of the run's dtype, in [0, 1])."""
+
+    sigmas: tuple[float, ...]
+    timesteps: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.sigmas) != len(self.timesteps) + 1:
+            raise ValueError(f"{len(self.timesteps)} timesteps need one sigma more, found {len(self.sigmas)}")
+
+    @property
+    def steps(self) -> int:
+        """K."""
+        return len(self.timesteps)
+
+
+def pipeline_schedule(
+    scheduler_config: dict[str, Any], *, steps: int, image_tokens: int, dtype: torch.dtype
+) -> Schedule:
+    """The schedule that FluxPipeline uses: linear sigmas, shifted by the number of image tokens.
+
+    Source: FluxPipeline.__call__ and FlowMatchEulerDiscreteScheduler of diffusers, which do the arithmetic here.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    found = scheduler_config.get("stochastic_sampling", False)
+    if found:
+        raise BadTeacher("the scheduler has stochastic_sampling = true, expected false: its latents cannot be derived")
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config)
+    shift = calculate_shift(
+        image_tokens,
+        scheduler.config.get("base_image_seq_len", 256),
+        scheduler.config.get("max_image_seq_len", 4096),
+        scheduler.config.get("base_shift", 0.5),
+        scheduler.config.get("max_shift", 1.15),
+    )
+    linear = None if scheduler.config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
+    scheduler.set_timesteps(steps, sigmas=linear, mu=shift)
+    # FluxPipeline: t.expand(B).to(latents.dtype), then / 1000, each rounded to the latents' dtype.
+    timesteps_K = scheduler.timesteps.to(dtype) / 1000
+    return Schedule(sigmas=tuple(scheduler.sigmas.double().tolist()), timesteps=tuple(timesteps_K.double().tolist()))

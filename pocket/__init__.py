@@ -1,0 +1,11 @@
+"""The embedded miniature: a procedural world, its exact scorer, a trained FLUX-architecture teacher over it.
+
+Importing `pocket`, `pocket.world` or `pocket.scorer` does not import torch; `pocket.train` does.
+"""
+
+from pathlib import Path
+
+TEACHER_FOLDER: Path = Path(__file__).resolve().parent / "teacher"
+"""The shipped teacher: a folder that the unmodified `diffusers.FluxPipeline` loads."""
+STUDENTS_FOLDER: Path = Path(__file__).resolve().parent / "students"
+"""Configurations of small T5 encoders with the teacher's vocabulary: `pocket-tiny`, `pocket-small`, `pocket-base`."""

@@ -1,0 +1,303 @@
+"""The four stages that train the pocket teacher, each a loss by step.
+
+Order and noise are functions of (seed, stage, step), so a resumed run is the uninterrupted one. Shape letters:
+N pool, B batch, S image tokens, C packed channels, T text tokens, D text width, F tag fields.
+"""
+
+import copy
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import T5EncoderModel
+
+from pocket.networks import POOLED_WIDTH, TEXT_LENGTH, TEXT_WIDTH, make_tokenizer
+from pocket.text import MASK_ID, TAGS, pieces, sentence, token_tags
+from pocket.world import IMAGE_SIZE, caption, draw_scene, render
+
+LATENT_SIZE = IMAGE_SIZE // 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """Length and rates of one stage; the rate warms up over 5 % of the steps and falls as a cosine."""
+
+    name: str
+    steps: int
+    batch: int
+    learning_rate: float
+    averaging: float = 0.0
+    save_every: int = 100
+
+    def __post_init__(self) -> None:
+        for field in ("steps", "batch", "learning_rate", "save_every"):
+            if getattr(self, field) <= 0:
+                raise ValueError(f"StageSettings.{field} ({self.name}): found {getattr(self, field)}, expected > 0")
+
+    def rate(self, step: int) -> float:
+        """The factor on the learning rate at a step."""
+        warm = max(1, self.steps // 20)
+        return min(1.0, (step + 1) / warm) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Captions of the training split: ids int64 [N, T], tags int64 [N, T, F], images float32 [N, 3, H, W]."""
+
+    ids: Tensor
+    tags: Tensor
+    images: Tensor
+
+
+def step_generator(seed: int, name: str, step: int) -> torch.Generator:
+    """The randomness of one step of one stage."""
+    entropy = np.random.SeedSequence([seed, zlib.crc32(name.encode()), step]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(entropy[0] >> 1))
+
+
+def token_ids(texts: list[str]) -> Tensor:
+    """Token ids as FluxPipeline makes them: int64 [N, T], padded and truncated to the text length."""
+    ids: Tensor = make_tokenizer()(
+        texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
+    ).input_ids
+    return ids
+
+
+def make_pool(count: int, seed: int) -> Pool:
+    """`count` captions of the training split with their pictures (float32 in -1..1), ids and tags."""
+    rng = np.random.default_rng([seed, 1])
+    scenes = [draw_scene(rng, split="train") for _ in range(count)]
+    texts = [caption(scene, rng) for scene in scenes]
+    pictures = np.stack([render(scene, rng) for scene in scenes])
+    offsets = make_tokenizer()(texts, padding="max_length", return_offsets_mapping=True).offset_mapping
+    tags = np.stack([token_tags(text, spans) for text, spans in zip(texts, offsets, strict=True)])
+    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return Pool(ids=token_ids(texts), tags=torch.from_numpy(tags), images=images)
+
+
+class Stage:
+    """Modules that are trained together by one loss; `loss(generator)` draws its own batch."""
+
+    def __init__(self, settings: StageSettings, modules: nn.ModuleDict, loss: Callable[[torch.Generator], Tensor]):
+        self.settings, self.modules, self.loss = settings, modules, loss
+        biases = [p for name, p in modules.named_parameters() if "relative_attention_bias" in name]
+        others = [p for name, p in modules.named_parameters() if "relative_attention_bias" not in name]
+        # T5 tells the order of tokens by this table alone, and at the common rate it hardly moves.
+        groups = [{"params": others, "scale": 1.0}, {"params": biases, "scale": 30.0}]
+        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98), weight_decay=0.0)
+        self.average = copy.deepcopy(modules) if settings.averaging else None
+
+    def step(self, step: int, seed: int) -> float:
+        """One optimizer step; returns the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * self.settings.rate(step) * group["scale"]
+        loss = self.loss(step_generator(seed, self.settings.name, step))
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
+        self.optimizer.step()
+        if self.average is not None:
+            keep = min(self.settings.averaging, (1 + step) / (10 + step))
+            with torch.no_grad():
+                for mean, now in zip(self.average.parameters(), self.modules.parameters(), strict=True):
+                    mean.lerp_(now, 1 - keep)
+        return float(loss.detach())
+
+    def state(self) -> dict[str, object]:
+        """All that a resumed stage needs."""
+        average = None if self.average is None else self.average.state_dict()
+        return {
+            "modules": self.modules.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": average,
+        }
+
+    def load_state(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Take up a saved state."""
+        self.modules.load_state_dict(state["modules"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+    def finish(self) -> None:
+        """Put the averaged weights in place, rounded to bfloat16: later stages train on what ships."""
+        if self.average is not None:
+            self.modules.load_state_dict(self.average.state_dict())
+        self.modules.to(torch.bfloat16).float().eval().requires_grad_(False)
+
+
+def autoencoder_stage(settings: StageSettings, vae: AutoencoderKL, pool: Pool) -> Stage:
+    """Reconstruction of pictures from slightly noised latents."""
+
+    def loss(generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(pool.images), (settings.batch,), generator=generator)
+        images = pool.images[rows]
+        latents = vae.encode(images).latent_dist.mean
+        noisy = latents + 0.05 * torch.randn(latents.shape, generator=generator)
+        error = vae.decode(noisy).sample - images
+        # Letters and outlines are few pixels, and all that is hard.
+        edges = (images - functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False)).abs().amax(1, keepdim=True)
+        weight = 1 + 4 * (edges > 0.02)
+        return (weight * (error.abs() + error.square())).mean() + 1e-3 * latents.square().mean()
+
+    return Stage(settings, nn.ModuleDict({"vae": vae}), loss)
+
+
+def text_stage(settings: StageSettings, encoder: T5EncoderModel, pool: Pool, seed: int) -> Stage:
+    """Tags of captions, and masked words of captions and of sentences that nothing can be seen in."""
+    rng = np.random.default_rng([seed, 2])
+    sentences_NT = token_ids([sentence(rng) for _ in range(len(pool.ids))])
+    widths = [len(values) + 1 for values in TAGS.values()]
+    tag_head, word_head = nn.Linear(TEXT_WIDTH, sum(widths)), nn.Linear(TEXT_WIDTH, len(pieces()))
+    rare = [torch.tensor([0.2] + [1.0] * (width - 1)) for width in widths]
+
+    def loss(generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(pool.ids), (2 * settings.batch,), generator=generator)
+        told_BT, tags_BTF = pool.ids[rows[: settings.batch]], pool.tags[rows[: settings.batch]]
+        words_BT = torch.cat(
+            (sentences_NT[rows[settings.batch :]], pool.ids[rows[settings.batch :]][: settings.batch // 3])
+        )
+        chance_BT = torch.rand(words_BT.shape, generator=generator)
+        masked_BT = torch.where((chance_BT < 0.2) & (words_BT > 1), MASK_ID, words_BT)
+        states_BTD = encoder(torch.cat((told_BT, masked_BT))).last_hidden_state
+        real_BT = told_BT > 0
+        fields = tag_head(states_BTD[: settings.batch][real_BT]).split(widths, dim=-1)
+        tags = tags_BTF[real_BT]
+        total = sum(functional.cross_entropy(f, tags[:, i], rare[i]) for i, f in enumerate(fields))
+        asked_BT = (chance_BT < 0.5) & (words_BT > 1)
+        logits = word_head(states_BTD[settings.batch :][asked_BT])
+        return total + functional.cross_entropy(logits, words_BT[asked_BT])
+
+    modules = {"encoder": encoder, "tag_head": tag_head, "word_head": word_head}
+    return Stage(settings, nn.ModuleDict(modules), loss)
+
+
+@torch.no_grad()
+def embed(encoder: T5EncoderModel, ids_NT: Tensor) -> Tensor:
+    """Embeddings without any mask, as FluxPipeline makes them: bfloat16 [N, T, D]."""
+    return torch.cat([encoder(ids).last_hidden_state.bfloat16() for ids in torch.split(ids_NT, 64)])
+
+
+@torch.no_grad()
+def encode_images(vae: AutoencoderKL, images_NCHW: Tensor) -> Tensor:
+    """Packed normalised latents, float32 [N, S, C]; sets the VAE's scale and shift from the data."""
+    latents = torch.cat([vae.encode(images).latent_dist.mean for images in torch.split(images_NCHW, 256)])
+    shift, scale = round(float(latents.mean()), 4), round(1 / float(latents.std()), 4)
+    vae.register_to_config(scaling_factor=scale, shift_factor=shift)
+    packed: Tensor = FluxPipeline._pack_latents(
+        (latents - shift) * scale, len(latents), latents.shape[1], LATENT_SIZE, LATENT_SIZE
+    )
+    return packed
+
+
+def predict(
+    model: FluxTransformer2DModel, x_BSC: Tensor, sigma_B: Tensor, text_BTD: Tensor, guidance_B: Tensor
+) -> Tensor:
+    """The transformer's velocity as FluxPipeline asks for it, pooled zero: [B, S, C]."""
+    side = LATENT_SIZE // 2
+    velocity: Tensor = model(
+        hidden_states=x_BSC,
+        encoder_hidden_states=text_BTD,
+        pooled_projections=torch.zeros(len(x_BSC), POOLED_WIDTH),
+        timestep=sigma_B,
+        guidance=guidance_B,
+        img_ids=FluxPipeline._prepare_latent_image_ids(1, side, side, torch.device("cpu"), torch.float32),
+        txt_ids=torch.zeros(TEXT_LENGTH, 3),
+        return_dict=False,
+    )[0]
+    return velocity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """What the transformer learns from: latents [N, S, C], text bfloat16 [N, T, D], the empty prompt's [T, D]."""
+
+    latents: Tensor
+    text: Tensor
+    empty: Tensor
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """x_sigma, sigma, text, velocity, noise levels logit-normal towards noise."""
+        rows = torch.randint(len(self.latents), (count,), generator=generator)
+        clean_BSC, text_BTD = self.latents[rows], self.text[rows].float()
+        noise_BSC = torch.randn(clean_BSC.shape, generator=generator)
+        sigma_B = torch.sigmoid(torch.randn(count, generator=generator) + 0.5)
+        sigma_B11 = sigma_B[:, None, None]
+        return (
+            (1 - sigma_B11) * clean_BSC + sigma_B11 * noise_BSC,
+            sigma_B,
+            text_BTD,
+            noise_BSC - clean_BSC,
+            rows,
+        )
+
+
+def flow_stage(settings: StageSettings, transformer: FluxTransformer2DModel, examples: Examples) -> Stage:
+    """Flow matching at guidance 1, a tenth of the prompts replaced by the empty one."""
+
+    def loss(generator: torch.Generator) -> Tensor:
+        x_BSC, sigma_B, text_BTD, velocity_BSC, _ = examples.draw(settings.batch, generator)
+        dropped_B = torch.rand(settings.batch, generator=generator) < 0.1
+        text_BTD = torch.where(dropped_B[:, None, None], examples.empty, text_BTD)
+        return functional.mse_loss(
+            predict(transformer, x_BSC, sigma_B, text_BTD, torch.ones_like(sigma_B)), velocity_BSC
+        )
+
+    return Stage(settings, nn.ModuleDict({"transformer": transformer}), loss)
+
+
+def guidance_stage(settings: StageSettings, transformer: FluxTransformer2DModel, examples: Examples) -> Stage:
+    """Distil classifier-free guidance of 1 to 5.5 into the guidance input; an undistilled copy is the target."""
+    base = copy.deepcopy(transformer)
+    transformer.requires_grad_(True)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        x_BSC, sigma_B, text_BTD, _, _ = examples.draw(settings.batch, generator)
+        guidance_B = 1 + 4.5 * torch.rand(settings.batch, generator=generator)
+        with torch.no_grad():
+            empty_BTD = examples.empty.expand_as(text_BTD)
+            one_B = torch.ones_like(sigma_B)
+            both = predict(
+                base,
+                x_BSC.repeat(2, 1, 1),
+                sigma_B.repeat(2),
+                torch.cat((text_BTD, empty_BTD)),
+                one_B.repeat(2),
+            )
+            told_BSC, empty_BSC = both.chunk(2)
+            target_BSC = empty_BSC + guidance_B[:, None, None] * (told_BSC - empty_BSC)
+        error_BSC = predict(transformer, x_BSC, sigma_B, text_BTD, guidance_B) - target_BSC
+        # Large guidance makes large targets; without the weight it would drown the rest.
+        return (error_BSC.square().mean(dim=(1, 2)) / guidance_B).mean()
+
+    return Stage(settings, nn.ModuleDict({"transformer": transformer}), loss)
+
+
+def run_stage(
+    stage: Stage, folder: Path, seed: int, say: Callable[[str], None], saved: Callable[[], None] = lambda: None
+) -> None:
+    """Train a stage from its last saved step to its end; the state is one file, replaced whole."""
+    settings, path = stage.settings, folder / f"{stage.settings.name}.pt"
+    start = 0
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        stage.load_state(state["stage"])
+        start = state["step"]
+    mean = float("nan")
+    for step in range(start, settings.steps):
+        loss = stage.step(step, seed)
+        mean = loss if step == start else 0.95 * mean + 0.05 * loss
+        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
+            partial = path.with_suffix(".partial")
+            torch.save({"step": step + 1, "stage": stage.state()}, partial)
+            partial.replace(path)
+            saved()
+            say(f"{settings.name}: step {step + 1} of {settings.steps}, loss {mean:.4f}")
+    stage.finish()

@@ -1,0 +1,53 @@
+"""Every error a user can cause or meet. Each message is one line: what, found and expected, why, the way out."""
+
+
+class UnderstudyError(Exception):
+    """Base of all errors that the command line prints as one line instead of a traceback."""
+
+
+class NotACache(UnderstudyError):
+    """The folder given as a cache holds something else, or nothing."""
+
+
+class SettingsDiffer(UnderstudyError):
+    """A cache exists already and was built with other settings than the ones asked for."""
+
+
+class DamagedCache(UnderstudyError):
+    """A file that the cache vouches for is missing, short, or not the bytes that were committed."""
+
+
+class NotInCache(UnderstudyError):
+    """A trajectory, prompt or key was asked for that this cache does not hold (yet)."""
+
+
+class ShardTaken(UnderstudyError):
+    """Another builder committed this shard first; nothing is damaged."""
+
+
+class DerivationMismatch(UnderstudyError):
+    """The stored noise and velocities do not lead to the latent that was sampled."""
+
+
+class BadPrompts(UnderstudyError):
+    """A prompt file is missing, empty, or not text."""
+
+
+class BadTeacher(UnderstudyError):
+    """A teacher (or a part of one) cannot be found, read, or used for what was asked."""
+
+
+class BadStudent(UnderstudyError):
+    """A student cannot be found, read, or does not fit the cache."""
+
+
+class BadSettings(UnderstudyError):
+    """A flag or a key of a settings file is unknown, out of range, or does not go with another."""
+
+
+class BadRun(UnderstudyError):
+    """A run folder holds something else, other settings, or no readable checkpoint."""
+
+
+class NonFinite(UnderstudyError):
+    """A prediction, a loss or a gradient is not finite; nothing of it was stored."""

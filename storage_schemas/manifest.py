@@ -1,0 +1,221 @@
+"""The manifest: what a cache is, with three digests and all that they cover written out.
+
+`teacher` must agree when several caches train one student; `sampling` for resume, merge and extension;
+`prompts` for resume. Nothing that shapes a number is implied by a default in code.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from storage_schemas.digests import canonical_json, digest
+from storage_schemas.errors import DamagedCache, NotACache, SettingsDiffer
+
+FORMAT_NAME = "understudy-cache"
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+
+
+class Record(BaseModel):
+    """A frozen record that refuses unknown keys; the base of all that is written as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def json_value(self) -> dict[str, Any]:
+        """The record as plain JSON types."""
+        return self.model_dump(mode="json")
+
+
+class Teacher(Record):
+    """Who was recorded. `weights` maps the files that shaped the numbers to their sha256."""
+
+    family: Literal["flux"]
+    weights: dict[str, str]
+    backbone_config: dict[str, Any]
+    text_encoder_config: dict[str, Any]
+    tokenizer: dict[str, str]
+    text_length: int = Field(ge=1)
+    text_width: int = Field(ge=1)
+    pad_token_id: int = Field(ge=0)
+    pooled: Literal["zero"]
+    pooled_width: int = Field(ge=1)
+
+
+class Storage(Record):
+    """How a cache is laid out on disk."""
+
+    format: Literal["zarr", "webdataset"]
+    codec: Literal["plain"]
+    latents: Literal["derived", "stored"]
+
+
+class Sampling(Record):
+    """How the teacher was run. Sigmas: K + 1 values in [0, 1]; timesteps: the K arguments of the backbone.
+
+    `timesteps` are as the backbone received them, rounded to `dtype` (0.972.., not 972). `guidance` is the
+    list of values one of which is drawn per trajectory; None where the backbone takes no guidance.
+    """
+
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    image_tokens: int = Field(ge=1)
+    channels: int = Field(ge=1)
+    steps: int = Field(ge=1)
+    schedule: Literal["pipeline"]
+    sigmas: tuple[float, ...]
+    timesteps: tuple[float, ...]
+    guidance: tuple[float, ...] | None
+    seed: int = Field(ge=0, lt=2**63)
+    noise: Literal["philox-float32"]
+    dtype: Literal["bfloat16", "float32"]
+    latent_rule: Literal["flow-match-euler"]
+    storage: Storage
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Self:
+        if len(self.sigmas) != self.steps + 1 or len(self.timesteps) != self.steps:
+            raise ValueError(
+                f"{self.steps} steps need {self.steps + 1} sigmas and {self.steps} timesteps, "
+                f"found {len(self.sigmas)} and {len(self.timesteps)}"
+            )
+        return self
+
+
+class Generation(Record):
+    """One build or extension: a range of prompts times a range of replicas, cut into shards of fixed size.
+
+    Its trajectories are ordered by replica, then prompt. A shard never holds two generations.
+    """
+
+    first_prompt: int = Field(ge=0)
+    prompts: int = Field(ge=1)
+    first_replica: int = Field(ge=0)
+    replicas: int = Field(ge=1)
+    shard_size: int = Field(ge=1)
+
+
+class PromptSet(Record):
+    """Which prompts, in which order, cut into which shards. `held_out` of them no training step may see."""
+
+    count: int = Field(ge=1)
+    held_out: int = Field(ge=0)
+    sources: dict[str, int]
+    ids: str
+    bytes: int
+    xxh3_128: str
+    generations: tuple[Generation, ...] = Field(min_length=1)
+
+
+class Manifest(Record):
+    """What a cache is. `source` and `created_by` are for people and part of no digest."""
+
+    source: str
+    created_by: str
+    teacher: Teacher
+    sampling: Sampling
+    prompts: PromptSet
+    metadata: dict[str, str]
+
+    def digests(self) -> dict[str, str]:
+        """The three digests; `sampling` covers the teacher, `prompts` covers both."""
+        teacher = self.teacher.json_value()
+        sampling = {"teacher": teacher, "sampling": self.sampling.json_value()}
+        prompts = {**sampling, "prompts": self.prompts.json_value()}
+        return {"teacher": digest(teacher), "sampling": digest(sampling), "prompts": digest(prompts)}
+
+    def encode(self) -> bytes:
+        """The bytes of manifest.json."""
+        body = {
+            "format": FORMAT_NAME,
+            "format_version": FORMAT_VERSION,
+            **self.json_value(),
+            "digests": self.digests(),
+        }
+        return sealed(body)
+
+    @classmethod
+    def decode(cls, data: bytes, where: str) -> Self:
+        """Read manifest.json; NotACache for another file or a newer version, DamagedCache for changed bytes."""
+        body = unsealed(data, where, expected_format=FORMAT_NAME)
+        if (version := body.pop("format_version", None)) != FORMAT_VERSION:
+            raise NotACache(
+                f"{where} has format version {version}, this program reads {FORMAT_VERSION}: "
+                f"it was built by another version; install the one named in created_by, {body.get('created_by')!r}"
+            )
+        body.pop("format")
+        stated = body.pop("digests", None)
+        try:
+            manifest = cls.model_validate(body)
+        except ValidationError as error:
+            raise DamagedCache(f"{where} is not a valid manifest: {first_problem(error)}") from error
+        if stated != manifest.digests():
+            raise DamagedCache(f"{where} states digests {stated}, its content has {manifest.digests()}")
+        return manifest
+
+
+def sealed(body: dict[str, Any]) -> bytes:
+    """Readable JSON that carries the digest of the rest of itself under `digest`."""
+    text = json.dumps({**body, "digest": digest(body)}, indent=1, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def unsealed(data: bytes, where: str, *, expected_format: str) -> dict[str, Any]:
+    """The inverse of `sealed`, checked; raises NotACache for foreign files, DamagedCache for changed ones."""
+    try:
+        body = json.loads(data)
+        stated = body.pop("digest", None)
+        found_format = body.get("format")
+    except (ValueError, AttributeError) as error:
+        raise DamagedCache(
+            f"{where} is not readable JSON ({len(data)} bytes): it is damaged, or not a file of this program; "
+            f"copy it from another copy of the cache"
+        ) from error
+    if found_format != expected_format:
+        raise NotACache(f"{where} says format {found_format!r}, expected {expected_format!r}: not a file of a cache")
+    if stated != (found := digest(body)):
+        raise DamagedCache(
+            f"{where} has digest {found}, it states {stated}: the file was changed or damaged; "
+            f"copy it from another copy of the cache"
+        )
+    checked: dict[str, Any] = body
+    return checked
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem pydantic found, in one line."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"]) or "settings"
+    return f"{where}: {problem['msg']} (found {problem['input']!r})"
+
+
+_DEPENDS = {
+    "teacher": "every recorded number",
+    "sampling": "every recorded trajectory",
+    "prompts": "the order of all trajectories",
+}
+
+
+def check_same_settings(found: Manifest, wanted: Manifest, where: str) -> None:
+    """Raise SettingsDiffer, naming the first field, both values, what depends on it, and the way out."""
+    for section in ("teacher", "sampling", "prompts"):
+        ours, theirs = getattr(wanted, section).json_value(), getattr(found, section).json_value()
+        for field, was, now in _differences(theirs, ours, section):
+            raise SettingsDiffer(
+                f"{where} was built with {field} = {_short(was)}, you asked for {_short(now)}: "
+                f"{_DEPENDS[section]} depends on it; give the flags of the first build, or another folder"
+            )
+
+
+def _differences(a: Any, b: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted(a.keys() | b.keys()):
+            yield from _differences(a.get(key), b.get(key), f"{path}.{key}")
+    elif canonical_json(a) != canonical_json(b):
+        yield path, a, b
+
+
+def _short(value: Any) -> str:
+    text = canonical_json(value).decode()
+    return text if len(text) <= 60 else f"{text[:57]}..."

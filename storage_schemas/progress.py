@@ -1,0 +1,38 @@
+"""What a long job tells about itself, so that rooms that work need not know how it is shown."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+
+class Bar(Protocol):
+    """One running job."""
+
+    def advance(self, count: int, note: str = "") -> None:
+        """`count` more are done; `note` is shown beside the bar."""
+        ...
+
+
+class Progress(Protocol):
+    """Shows jobs and messages."""
+
+    def bar(self, title: str, *, total: int, done: int, unit: str) -> AbstractContextManager[Bar]:
+        """A job of `total` units, `done` of which were done before."""
+        ...
+
+    def say(self, message: str) -> None:
+        """One line."""
+        ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def bar(self, title: str, *, total: int, done: int, unit: str) -> AbstractContextManager[Bar]:
+        """See Progress."""
+        return nullcontext(self)
+
+    def advance(self, count: int, note: str = "") -> None:
+        """See Bar."""
+
+    def say(self, message: str) -> None:
+        """See Progress."""

@@ -1,0 +1,141 @@
+"""Prompts: one text, one id; a JSON line each, with an offset table so that opening reads none of them."""
+
+import hashlib
+import json
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from storage_schemas.digests import digest, xxh3_128
+from storage_schemas.errors import DamagedCache, NotInCache
+
+PROMPTS_FILE = "prompts.jsonl"
+OFFSETS_FILE = "prompts.offsets"
+# One prompt in fifty: 2 % by id, so that a text is held out wherever and whenever it comes.
+HELD_OUT_EVERY = 50
+
+
+def normalised(text: str) -> str:
+    """The form in which a prompt is stored, encoded and identified: Unicode NFC, no outer white space."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def prompt_id(text: str) -> str:
+    """blake2b (128 bit, hex) of the NFC form of a text."""
+    return hashlib.blake2b(normalised(text).encode(), digest_size=16).hexdigest()
+
+
+def is_held_out(identity: str) -> bool:
+    """Whether no training step may see this prompt: a function of its id alone, the same in both phases."""
+    return int(identity[-8:], 16) % HELD_OUT_EVERY == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A text with its id, the names of all sources it came from, and its token ids.
+
+    token_ids: as the teacher's tokenizer gave them, cut to the text length, end token included, unpadded.
+    """
+
+    id: str
+    text: str
+    sources: tuple[str, ...]
+    token_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.id != prompt_id(self.text):
+            raise ValueError(f"prompt id is {self.id}, its text {self.text!r} has {prompt_id(self.text)}")
+        if not self.sources or not self.token_ids:
+            raise ValueError(f"prompt {self.id} has {len(self.sources)} sources and {len(self.token_ids)} tokens")
+
+    @property
+    def held_out(self) -> bool:
+        """Whether this prompt is kept from training."""
+        return is_held_out(self.id)
+
+
+def ids_digest(ids: Iterable[str]) -> str:
+    """Digest of the ordered ids of prompts."""
+    return digest(list(ids))
+
+
+def encode_prompts(prompts: Sequence[Prompt]) -> tuple[bytes, bytes]:
+    """The bytes of prompts.jsonl and of its offset table (count + 1 little-endian uint64)."""
+    lines = [(json.dumps(asdict(prompt), ensure_ascii=False) + "\n").encode() for prompt in prompts]
+    offsets = np.zeros(len(lines) + 1, dtype="<u8")
+    np.cumsum([len(line) for line in lines], out=offsets[1:])
+    return b"".join(lines), offsets.tobytes()
+
+
+class PromptTable(Sequence[Prompt]):
+    """The prompts of a cache, in prompt order, read one line at a time.
+
+    `checksum` is the xxh3_128 of prompts.jsonl; it is compared when the file is first walked whole.
+    """
+
+    def __init__(self, folder: Path, *, count: int, bytes_: int, checksum: str) -> None:
+        self._path = folder / PROMPTS_FILE
+        self._count = count
+        self._checksum = checksum
+        table = folder / OFFSETS_FILE
+        for path, expected in ((self._path, bytes_), (table, 8 * (count + 1))):
+            found = path.stat().st_size if path.is_file() else 0
+            if found != expected:
+                raise DamagedCache(
+                    f"{path} has {found} bytes, expected {expected}: the prompts of this cache are damaged; "
+                    f"copy the file from another copy of the cache"
+                )
+        self._offsets = np.memmap(table, dtype="<u8", mode="r")
+
+    def __len__(self) -> int:
+        return self._count
+
+    @cached_property
+    def _descriptor(self) -> int:
+        return os.open(self._path, os.O_RDONLY)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # one prompt or a slice of them
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        if not -self._count <= index < self._count:
+            raise IndexError(index)
+        index %= self._count
+        begin, end = int(self._offsets[index]), int(self._offsets[index + 1])
+        return self._parse(os.pread(self._descriptor, end - begin, begin), index)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        data = self._path.read_bytes()
+        if (found := xxh3_128(data)) != self._checksum:
+            raise DamagedCache(
+                f"{self._path} has checksum {found}, expected {self._checksum}: the prompts of this cache are "
+                f"damaged; copy the file from another copy of the cache"
+            )
+        for index, line in enumerate(data.splitlines()):
+            yield self._parse(line, index)
+
+    def _parse(self, line: bytes, index: int) -> Prompt:
+        try:
+            record = json.loads(line)
+            return Prompt(
+                id=record["id"],
+                text=record["text"],
+                sources=tuple(record["sources"]),
+                token_ids=tuple(record["token_ids"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedCache(
+                f"{self._path}: prompt {index} cannot be read ({error}): copy the file from another copy"
+            ) from error
+
+    def find(self, text: str) -> int:
+        """The index of a prompt by its text; NotInCache if it is not there."""
+        wanted = prompt_id(text)
+        for index, prompt in enumerate(self):
+            if prompt.id == wanted:
+                return index
+        raise NotInCache(f"no prompt {text!r} in {self._path.parent}: `inspect show CACHE --grep WORD` lists what is")

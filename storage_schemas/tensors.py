@@ -1,0 +1,31 @@
+"""Between numpy (bfloat16 of ml_dtypes) and torch, bit for bit. torch is imported inside: readers do without."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from storage_schemas.fields import DTYPES, Array
+
+if TYPE_CHECKING:
+    import torch
+
+
+def to_torch(array: Array) -> "torch.Tensor":
+    """A CPU tensor with the bits of a bfloat16 or float32 array; copies where the array is read-only."""
+    import torch
+
+    writable = np.require(array, requirements=["C", "W"])
+    if array.dtype == DTYPES["bfloat16"]:
+        # torch refuses arrays of ml_dtypes: hand over the bits.
+        return torch.from_numpy(writable.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(writable)
+
+
+def from_torch(tensor: "torch.Tensor") -> Array:
+    """A numpy array with the bits of a bfloat16 or float32 tensor, on the host."""
+    import torch
+
+    host = tensor.detach().cpu().contiguous()
+    if host.dtype == torch.bfloat16:
+        return host.view(torch.uint16).numpy().view(DTYPES["bfloat16"])
+    return host.numpy()

@@ -1,0 +1,204 @@
+"""Create a cache, or go on with one, and commit shards to it: data first, record last, whole or not at all."""
+
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from storage_schemas import durable
+from storage_schemas.commits import (
+    COMMITS_FOLDER,
+    INDEX_FILE,
+    CommitRecord,
+    FileRecord,
+    Kind,
+    Records,
+    content_digest,
+    publish_index,
+    publish_record,
+    read_records,
+)
+from storage_schemas.derivation import derive_latents
+from storage_schemas.digests import xxh3_128
+from storage_schemas.errors import DerivationMismatch, NonFinite, NotACache, ShardTaken
+from storage_schemas.fields import Arrays, check_arrays, fields_of, is_finite, same_bits
+from storage_schemas.formats import format_of
+from storage_schemas.layout import Layout, ShardRange
+from storage_schemas.manifest import MANIFEST_FILE, Manifest, check_same_settings
+from storage_schemas.prompts import OFFSETS_FILE, PROMPTS_FILE, Prompt, encode_prompts, ids_digest
+from storage_schemas.reader import TOKENIZER_FOLDER, read_manifest
+from storage_schemas.trajectory import Label, trajectory_key
+
+
+def prompt_set_fields(prompts: list[Prompt]) -> dict[str, Any]:
+    """What a manifest says about its prompts: counts, digest of the ids, size and checksum of prompts.jsonl."""
+    lines, _ = encode_prompts(prompts)
+    return {
+        "count": len(prompts),
+        "held_out": sum(prompt.held_out for prompt in prompts),
+        "sources": dict(sorted(Counter(source for prompt in prompts for source in prompt.sources).items())),
+        "ids": ids_digest(prompt.id for prompt in prompts),
+        "bytes": len(lines),
+        "xxh3_128": xxh3_128(lines),
+    }
+
+
+class CacheWriter:
+    """Commits shards to one cache folder. Safe beside other writers of the same settings."""
+
+    def __init__(self, path: Path, manifest: Manifest, prompts: list[Prompt]) -> None:
+        self.path, self.manifest, self.prompts = path, manifest, prompts
+        self.layout = Layout(manifest.prompts.generations)
+        self._format = format_of(manifest)
+        self._sampling_digest = manifest.digests()["sampling"]
+
+    @classmethod
+    def create_or_resume(
+        cls, path: Path, manifest: Manifest, prompts: list[Prompt], tokenizer_files: dict[str, bytes]
+    ) -> Self:
+        """Start a cache in an empty or new folder, or go on with one of the same settings.
+
+        `manifest.metadata` is filled in here. Raises NotACache for a folder that holds something else,
+        SettingsDiffer (naming the field) for a cache of other settings.
+        """
+        metadata = format_of(manifest).metadata()
+        checksums = {name: xxh3_128(data) for name, data in metadata.items()}
+        manifest = manifest.model_copy(update={"metadata": checksums})
+        if (path / MANIFEST_FILE).exists():
+            check_same_settings(read_manifest(path), manifest, str(path))
+        else:
+            _check_free(path)
+        lines, offsets = encode_prompts(prompts)
+        files = {PROMPTS_FILE: lines, OFFSETS_FILE: offsets, **metadata}
+        files |= {f"{TOKENIZER_FOLDER}/{name}": data for name, data in tokenizer_files.items()}
+        durable.remove_leftovers(path)
+        for name, data in files.items():
+            if not _holds(path / name, data):
+                durable.replace(path / name, data)
+        # The manifest comes last and is created exclusively: with it the cache exists.
+        if not durable.publish(path / MANIFEST_FILE, manifest.encode()):
+            check_same_settings(read_manifest(path), manifest, str(path))
+        return cls(path, manifest, prompts)
+
+    def records(self) -> Records:
+        """The records of all committed shards, read anew."""
+        return read_records(self.path)[0]
+
+    def missing(self, kind: Kind) -> list[ShardRange]:
+        """Shards that have no commit record, in order."""
+        records = self.records()
+        shards = self.layout.trajectories if kind == "trajectories" else self.layout.embeddings
+        return [shard for shard in shards if (kind, shard.shard) not in records]
+
+    def commit(
+        self, kind: Kind, shard: ShardRange, arrays: Arrays, *, seconds: float, provenance: dict[str, Any]
+    ) -> CommitRecord:
+        """Check, encode and write one whole shard, then publish its record.
+
+        Raises NonFinite, DerivationMismatch (nothing is written), ShardTaken (another builder was first).
+        """
+        check_arrays(fields_of(self.manifest, kind), arrays, shard.rows)
+        labels = self._labels(kind, shard)
+        _check_finite(arrays, labels)
+        files = self._format.encode(kind, shard.shard, arrays, labels)
+        if kind == "trajectories":
+            self._check_encoded(shard, files, arrays)
+        for name, data in files.items():
+            durable.replace(self.path / name, data)
+        record = CommitRecord(
+            kind=kind,
+            shard=shard.shard,
+            generation=shard.generation,
+            rows=shard.rows,
+            content=content_digest(
+                self._sampling_digest,
+                [label["prompt_id"] for label in labels],
+                [label.get("replica", 0) for label in labels],
+            ),
+            files=tuple(FileRecord(path=n, bytes=len(d), xxh3_128=xxh3_128(d)) for n, d in files.items()),
+            raw_bytes=sum(array.nbytes for array in arrays.values()),
+            seconds=round(seconds, 3),
+            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            provenance=provenance,
+        )
+        if not publish_record(self.path, record):
+            raise ShardTaken(
+                f"{self.path}: {kind} shard {shard.shard} was committed by another builder meanwhile: nothing is "
+                f"lost; stop one of the two builders"
+            )
+        return record
+
+    def finish(self) -> bool:
+        """Write the index if every shard is committed; whether it is."""
+        if self.missing("trajectories") or self.missing("embeddings"):
+            return False
+        if not (self.path / COMMITS_FOLDER / INDEX_FILE).exists():
+            publish_index(self.path, self.records())
+        return True
+
+    def _labels(self, kind: Kind, shard: ShardRange) -> list[Label]:
+        labels: list[Label] = []
+        for item in range(shard.first, shard.first + shard.rows):
+            if kind == "embeddings":
+                prompt = self.prompts[item]
+                labels.append({"key": prompt.id, "prompt": prompt.text, "prompt_id": prompt.id})
+                continue
+            place = self.layout.place(item)
+            prompt = self.prompts[place.prompt]
+            key = trajectory_key(prompt.id, place.replica)
+            labels.append({"key": key, "prompt": prompt.text, "prompt_id": prompt.id, "replica": place.replica})
+        return labels
+
+    def _check_encoded(self, shard: ShardRange, files: dict[str, bytes], arrays: Arrays) -> None:
+        """Decode what is about to be written and derive: what a reader will see is what was sampled."""
+        decoded = self._format.decode("trajectories", shard.shard, files, shard.rows)
+        for name, array in arrays.items():
+            if not same_bits(decoded[name], array):
+                raise DerivationMismatch(
+                    f"{self.path}: {name} of trajectories shard {shard.shard} decodes to other bits than were encoded: "
+                    f"a fault of this machine or of a library; nothing was written"
+                )
+        if "noise" not in decoded:
+            return
+        for row in range(shard.rows):
+            derived = derive_latents(decoded["noise"][row], decoded["velocity"][row], self.manifest.sampling.sigmas)
+            if not same_bits(derived[-1], decoded["final_latent"][row]):
+                count = int((derived[-1] != decoded["final_latent"][row]).sum())
+                raise DerivationMismatch(
+                    f"{self.path}: trajectory {shard.first + row} derived from noise and velocity ends {count} of "
+                    f"{derived[-1].size} elements away from the latent that was sampled: this device rounds "
+                    f"otherwise; build with --latents stored"
+                )
+
+
+def _check_finite(arrays: Arrays, labels: list[Label]) -> None:
+    for name, array in arrays.items():
+        if is_finite(array):
+            continue
+        for row, label in enumerate(labels):
+            if not is_finite(array[row]):
+                raise NonFinite(
+                    f"{name} of {label['key']} ({label['prompt']!r}) is not finite: nothing of its shard was "
+                    f"written; try --dtype float32, or take the prompt out"
+                )
+
+
+def _check_free(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise NotACache(f"{path} is a file, expected a new or empty folder for the cache: give another one")
+    # What a builder that was killed before its manifest left behind is ours to overwrite.
+    ours = {PROMPTS_FILE, OFFSETS_FILE, TOKENIZER_FOLDER, "trajectories.zarr", "embeddings.zarr"}
+    foreign = (
+        sorted(item.name for item in path.iterdir() if item.name not in ours and not item.name.endswith(".tmp"))
+        if path.exists()
+        else []
+    )
+    if foreign:
+        raise NotACache(
+            f"{path} holds {foreign[0]!r} and {len(foreign) - 1} more, but no {MANIFEST_FILE}: it is not a cache; "
+            f"give a new or empty folder"
+        )
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data

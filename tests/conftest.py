@@ -1,0 +1,40 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.random_teacher import make_teacher
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def dev_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_teacher(tmp_path_factory.mktemp("teachers") / "dev-like")
+
+
+@pytest.fixture(scope="session")
+def schnell_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_teacher(tmp_path_factory.mktemp("teachers") / "schnell-like", seed=1, guidance=False)
+
+
+@pytest.fixture
+def prompt_file(tmp_path: Path) -> Path:
+    file = tmp_path / "animals.txt"
+    file.write_text(
+        "".join(f"a red {thing} on the {side}\n" for thing in ("dog", "cat", "car") for side in ("left", "right"))
+    )
+    return file
+
+
+@pytest.fixture(scope="session")
+def shared_prompts() -> Path:
+    folder = SHARED / "prompts"
+    if not folder.is_dir():
+        pytest.skip("the prompt sets used while developing are not here")
+    return folder

@@ -1,0 +1,192 @@
+"""Laws 1 and 2: our trajectories are FluxPipeline's, and latents derive from noise and velocity, bit for bit."""
+
+import warnings
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+
+from models.backbone import FluxBackbone
+from models.geometry import geometry_of, vae_scale_factor
+from models.noise import draw_guidance, draw_noise
+from models.sampler import Walk, sample
+from models.schedule import DTYPES, Schedule, pipeline_schedule
+from models.teacher_folder import TeacherFolder
+from pocket import TEACHER_FOLDER
+from storage_schemas.derivation import derive_latents
+from storage_schemas.fields import same_bits
+from storage_schemas.tensors import from_torch
+
+BATCH = 3
+TEACHERS = pytest.mark.parametrize("teacher", ["pocket", "dev_teacher", "schnell_teacher"])
+PRECISIONS = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+
+
+class Setting:
+    """One teacher, one size, one dtype: the same embedding, noise and guidance for us and for FluxPipeline."""
+
+    def __init__(self, folder: Path, dtype: str, height: int, width: int, steps: int = 20) -> None:
+        self.folder, self.dtype, self.steps = folder, DTYPES[dtype], steps
+        teacher = TeacherFolder(path=folder, source=str(folder))
+        config = teacher.config("transformer")
+        self.geometry = geometry_of(
+            height=height,
+            width=width,
+            scale_factor=vae_scale_factor(teacher.config("vae")),
+            channels=config["in_channels"],
+        )
+        self.text_length = teacher.text_length
+        self.schedule = pipeline_schedule(
+            teacher.config("scheduler"), steps=steps, image_tokens=self.geometry.image_tokens, dtype=self.dtype
+        )
+        self.pooled_width = config["pooled_projection_dim"]
+        generator = torch.Generator().manual_seed(0)
+        tokens, channels = self.geometry.image_tokens, self.geometry.channels
+        self.noise_BSC = torch.randn(BATCH, tokens, channels, generator=generator).to(self.dtype)
+        shape = (BATCH, self.text_length, config["joint_attention_dim"])
+        self.embedding_BTD = torch.randn(shape, generator=generator).to(self.dtype)
+
+    def ours(self, guidance: list[float]) -> Walk:
+        backbone = FluxBackbone.load(
+            self.folder, self.geometry, text_length=self.text_length, dtype=self.dtype, device=torch.device("cpu")
+        )
+
+        def predict(x_BSC, timestep_B):
+            return backbone.predict(
+                x_BSC, self.embedding_BTD, backbone.zero_pooled(BATCH), timestep_B, torch.tensor(guidance)
+            )
+
+        return sample(predict, self.noise_BSC, self.schedule)
+
+    def pipelines(self, guidance: float) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pipeline = FluxPipeline.from_pretrained(self.folder, torch_dtype=self.dtype, local_files_only=True)
+        pipeline.set_progress_bar_config(disable=True)
+        latents = []
+
+        def watch(pipe, step, timestep, values):
+            latents.append(values["latents"].clone())
+            return {}
+
+        final = pipeline(
+            prompt_embeds=self.embedding_BTD,
+            pooled_prompt_embeds=torch.zeros(BATCH, self.pooled_width, dtype=self.dtype),
+            latents=self.noise_BSC.clone(),
+            guidance_scale=guidance,
+            num_inference_steps=self.steps,
+            height=self.geometry.height,
+            width=self.geometry.width,
+            output_type="latent",
+            callback_on_step_end=watch,
+        ).images
+        return final, latents
+
+
+def folder_of(name: str, request: pytest.FixtureRequest) -> Path:
+    return TEACHER_FOLDER if name == "pocket" else request.getfixturevalue(name)
+
+
+@TEACHERS
+@PRECISIONS
+def test_sampling_equals_flux_pipeline_bit_for_bit(teacher, dtype, request):
+    setting = Setting(folder_of(teacher, request), dtype, 24, 24)
+    walk = setting.ours([3.5] * BATCH)
+    final, latents = setting.pipelines(3.5)
+    assert torch.equal(walk.final_latent_BSC, final)
+    for k in range(setting.steps - 1):
+        assert torch.equal(walk.hidden_states_BKSC[:, k + 1], latents[k])
+
+
+@pytest.mark.parametrize(("height", "width", "steps"), [(8, 40, 4), (32, 16, 7)])
+def test_sampling_equals_flux_pipeline_for_other_shapes_and_steps(height, width, steps, dev_teacher):
+    setting = Setting(dev_teacher, "float32", height, width, steps)
+    assert torch.equal(setting.ours([2.0] * BATCH).final_latent_BSC, setting.pipelines(2.0)[0])
+
+
+@PRECISIONS
+def test_each_row_of_mixed_guidance_equals_the_pipeline_at_its_own(dtype, dev_teacher):
+    setting = Setting(dev_teacher, dtype, 16, 16)
+    guidance = [2.0, 3.5, 5.0]
+    ours = setting.ours(guidance).final_latent_BSC
+    rows = [setting.pipelines(value)[0][row] for row, value in enumerate(guidance)]
+    assert torch.equal(ours, torch.stack(rows))
+    assert not torch.equal(ours, setting.pipelines(2.0)[0])
+
+
+@TEACHERS
+@PRECISIONS
+def test_latents_derived_in_numpy_equal_the_sampled_ones_bit_for_bit(teacher, dtype, request):
+    setting = Setting(folder_of(teacher, request), dtype, 16, 16)
+    walk = setting.ours([2.0, 3.5, 5.0])
+    derived = derive_latents(from_torch(setting.noise_BSC), from_torch(walk.velocity_BKSC), setting.schedule.sigmas)
+    assert same_bits(derived[:, :-1], from_torch(walk.hidden_states_BKSC))
+    assert same_bits(derived[:, -1], from_torch(walk.final_latent_BSC))
+
+
+def test_a_broadcast_fp32_dt_would_not_derive(dev_teacher):
+    setting = Setting(dev_teacher, "bfloat16", 16, 16)
+    walk = setting.ours([3.5] * BATCH)
+    sigmas = np.float32(setting.schedule.sigmas)
+    x = from_torch(setting.noise_BSC)
+    for k in range(setting.steps):
+        velocity = from_torch(walk.velocity_BKSC[:, k])
+        x = (x.astype(np.float32) + (sigmas[k + 1] - sigmas[k]) * velocity.astype(np.float32)).astype(x.dtype)
+    assert not same_bits(x, from_torch(walk.final_latent_BSC))
+
+
+def test_the_timesteps_of_flux_at_512_pixels_in_bf16_are_as_the_pipeline_passes_them():
+    config = {
+        "base_image_seq_len": 256, "base_shift": 0.5, "max_image_seq_len": 4096, "max_shift": 1.15,
+        "num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": True,
+    }  # fmt: skip
+    schedule = pipeline_schedule(config, steps=20, image_tokens=1024, dtype=torch.bfloat16)
+    inside = [float((torch.tensor(t, dtype=torch.bfloat16) * 1000)) for t in schedule.timesteps]
+    assert inside == [
+        1000,
+        972,
+        944,
+        916,
+        884,
+        848,
+        816,
+        776,
+        736,
+        696,
+        652,
+        604,
+        556,
+        504,
+        446,
+        384,
+        320,
+        249,
+        173,
+        90,
+    ]
+    assert schedule.sigmas[0] == 1.0 and schedule.sigmas[-1] == 0.0 and len(schedule.sigmas) == 21
+    assert isinstance(schedule, Schedule)
+
+
+def test_noise_is_a_function_of_seed_prompt_and_replica_and_pinned():
+    draw = partial(draw_noise, image_tokens=2, channels=2)
+    noise = draw(seed=0, prompt_id="0" * 32, replica=0)
+    # Every cache ever built depends on these values: do not edit.
+    assert noise.dtype == np.float32 and noise.tolist() == [
+        [-1.1376022100448608, -1.954184889793396],
+        [1.7362372875213623, -1.4660800695419312],
+    ]
+    for other in ({"seed": 1}, {"prompt_id": "1" * 32}, {"replica": 1}):
+        assert not np.array_equal(draw(**{"seed": 0, "prompt_id": "0" * 32, "replica": 0} | other), noise)
+
+
+def test_guidance_is_drawn_from_the_given_values_and_pinned():
+    values = (2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
+    drawn = [draw_guidance(values, seed=0, prompt_id=f"{i:032x}", replica=0) for i in range(700)]
+    assert set(drawn) == set(values)
+    assert max(drawn.count(v) for v in values) < 150
+    # Every cache ever built depends on these values: do not edit.
+    assert drawn[:8] == [2.5, 3.0, 3.0, 4.5, 3.0, 3.0, 2.0, 3.5]

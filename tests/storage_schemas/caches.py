@@ -1,0 +1,102 @@
+"""Small caches with made-up numbers, written by the real writer."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from storage_schemas.derivation import derive_latents
+from storage_schemas.fields import DTYPES, Arrays, fields_of
+from storage_schemas.layout import ShardRange
+from storage_schemas.manifest import Generation, Manifest, PromptSet, Sampling, Storage, Teacher
+from storage_schemas.prompts import Prompt, prompt_id
+from storage_schemas.writer import CacheWriter, prompt_set_fields
+
+STEPS, TOKENS, CHANNELS, TEXT, WIDTH = 3, 4, 2, 5, 6
+
+
+def some_prompts(count: int) -> list[Prompt]:
+    texts = [f"prompt number {i}" for i in range(count)]
+    return [
+        Prompt(id=prompt_id(t), text=t, sources=("made-up",), token_ids=(5, i % 7 + 2, 1)) for i, t in enumerate(texts)
+    ]
+
+
+def some_manifest(prompts: list[Prompt], **changes: Any) -> Manifest:
+    settings: dict[str, Any] = {"format": "zarr", "latents": "derived", "dtype": "bfloat16", "seed": 0, "replicas": 1}
+    settings |= {"shard_size": 4, "guidance": (2.0, 3.5)} | changes
+    return Manifest(
+        source="made-up",
+        created_by="tests",
+        teacher=Teacher(
+            family="flux",
+            weights={"transformer/a.safetensors": "00"},
+            backbone_config={"guidance_embeds": True},
+            text_encoder_config={"vocab_size": 10},
+            tokenizer={},
+            text_length=TEXT,
+            text_width=WIDTH,
+            pad_token_id=0,
+            pooled="zero",
+            pooled_width=2,
+        ),
+        sampling=Sampling(
+            height=8,
+            width=8,
+            image_tokens=TOKENS,
+            channels=CHANNELS,
+            steps=STEPS,
+            schedule="pipeline",
+            sigmas=(1.0, 0.75, 0.4, 0.0),
+            timesteps=(1.0, 0.75, 0.4),
+            guidance=settings["guidance"],
+            seed=settings["seed"],
+            noise="philox-float32",
+            dtype=settings["dtype"],
+            latent_rule="flow-match-euler",
+            storage=Storage(format=settings["format"], codec="plain", latents=settings["latents"]),
+        ),
+        prompts=PromptSet(
+            generations=(
+                Generation(
+                    first_prompt=0,
+                    prompts=len(prompts),
+                    first_replica=0,
+                    replicas=settings["replicas"],
+                    shard_size=settings["shard_size"],
+                ),
+            ),
+            **prompt_set_fields(prompts),
+        ),
+        metadata={},
+    )
+
+
+def some_arrays(manifest: Manifest, shard: ShardRange, kind: Any = "trajectories") -> Arrays:
+    """Numbers that follow from the shard alone; trajectories derive as the sampler's would."""
+    rng = np.random.default_rng([shard.shard, kind == "trajectories"])
+    arrays = {
+        field.name: rng.standard_normal((shard.rows, *field.row_shape), dtype=np.float32).astype(field.dtype)
+        for field in fields_of(manifest, kind)
+    }
+    if kind == "trajectories":
+        noise = rng.standard_normal((shard.rows, TOKENS, CHANNELS), dtype=np.float32)
+        noise = noise.astype(DTYPES[manifest.sampling.dtype])
+        latents = derive_latents(noise, arrays["velocity"], manifest.sampling.sigmas)
+        arrays["final_latent"] = latents[:, -1]
+        if "noise" in arrays:
+            arrays["noise"] = noise
+        else:
+            arrays["hidden_states"] = latents[:, :-1]
+    return arrays
+
+
+def write_cache(path: Path, *, count: int = 6, **changes: Any) -> CacheWriter:
+    prompts = some_prompts(count)
+    writer = CacheWriter.create_or_resume(path, some_manifest(prompts, **changes), prompts, {})
+    for kind in ("embeddings", "trajectories"):
+        for shard in writer.missing(kind):
+            arrays = some_arrays(writer.manifest, shard, kind)
+            writer.commit(kind, shard, arrays, seconds=1.0, provenance={})
+    assert writer.finish()
+    return writer

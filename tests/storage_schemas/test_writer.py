@@ -1,0 +1,90 @@
+"""Committing: whole or not at all, once, and only what derives."""
+
+import numpy as np
+import pytest
+
+from storage_schemas.errors import DerivationMismatch, NonFinite, NotACache, SettingsDiffer, ShardTaken
+from storage_schemas.reader import Cache
+from storage_schemas.writer import CacheWriter
+from tests.storage_schemas.caches import some_arrays, some_manifest, some_prompts, write_cache
+
+
+def begin(path, **changes):
+    prompts = some_prompts(6)
+    return CacheWriter.create_or_resume(path, some_manifest(prompts, **changes), prompts, {})
+
+
+def files_of(path):
+    return {p.relative_to(path): p.read_bytes() for p in path.rglob("*") if p.is_file() and "commits" not in p.parts}
+
+
+@pytest.mark.parametrize("form", ["zarr", "webdataset"])
+def test_the_order_of_commits_does_not_change_a_byte(tmp_path, form):
+    write_cache(tmp_path / "a", format=form)
+    writer = begin(tmp_path / "b", format=form)
+    for kind in ("trajectories", "embeddings"):
+        for shard in reversed(writer.missing(kind)):
+            writer.commit(kind, shard, some_arrays(writer.manifest, shard, kind), seconds=0, provenance={})
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+def test_a_shard_is_committed_once_and_the_loser_is_told(tmp_path):
+    writer, other = begin(tmp_path / "c"), begin(tmp_path / "c")
+    shard = writer.missing("trajectories")[1]
+    arrays = some_arrays(writer.manifest, shard)
+    writer.commit("trajectories", shard, arrays, seconds=0, provenance={})
+    with pytest.raises(ShardTaken, match="trajectories shard 1 was committed by another builder"):
+        other.commit("trajectories", shard, arrays, seconds=0, provenance={})
+    assert Cache.open(tmp_path / "c").trajectory(5).prompt == 5
+
+
+def test_a_prediction_that_is_not_finite_is_refused_with_its_prompt(tmp_path):
+    writer = begin(tmp_path / "c")
+    shard = writer.missing("trajectories")[0]
+    arrays = some_arrays(writer.manifest, shard)
+    arrays["velocity"][2, 1, 0, 0] = np.nan
+    with pytest.raises(NonFinite, match=r"velocity of \w+-0000 \('prompt number 2'\) is not finite"):
+        writer.commit("trajectories", shard, arrays, seconds=0, provenance={})
+    assert not writer.records() and not list((tmp_path / "c").rglob("c/0/0/0/0"))
+
+
+def test_a_trajectory_that_does_not_derive_stops_the_build(tmp_path):
+    writer = begin(tmp_path / "c")
+    shard = writer.missing("trajectories")[1]
+    arrays = some_arrays(writer.manifest, shard)
+    arrays["final_latent"][1, 0, 0] += np.float32(1).astype(arrays["final_latent"].dtype)
+    with pytest.raises(DerivationMismatch, match=r"trajectory 5 derived .* ends 1 of 8 elements .*--latents stored"):
+        writer.commit("trajectories", shard, arrays, seconds=0, provenance={})
+    assert not writer.records()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 3}, r"sampling.seed = 0, you asked for 3: every recorded trajectory depends on it"),
+        ({"format": "webdataset"}, r'sampling.storage.format = "zarr", you asked for "webdataset"'),
+        ({"replicas": 2}, r"prompts.generations"),
+        ({"dtype": "float32"}, r'sampling.dtype = "bfloat16", you asked for "float32"'),
+    ],
+)
+def test_other_settings_are_refused_by_the_name_of_the_field(tmp_path, changes, message):
+    write_cache(tmp_path / "c")
+    before = files_of(tmp_path / "c")
+    with pytest.raises(SettingsDiffer, match=message):
+        begin(tmp_path / "c", **changes)
+    assert files_of(tmp_path / "c") == before
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(NotACache, match=r"holds 'thesis.txt' and 0 more, but no manifest.json"):
+        begin(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_leftovers_of_a_killed_builder_are_swept(tmp_path):
+    begin(tmp_path / "c")
+    dead = tmp_path / "c/trajectories.zarr/.0.999999999-abc.tmp"
+    dead.write_bytes(b"half")
+    begin(tmp_path / "c")
+    assert not dead.exists()

@@ -1,0 +1,44 @@
+"""AdamW on the student's fp32 parameters, and its learning rate as a function of the step."""
+
+import math
+
+import torch
+
+from models.student_network import UnderstudyStudent
+from trainer.settings import TrainSettings
+
+_POSITION_BIAS = "relative_attention_bias"
+_SHORT_RISE = 20
+
+
+def make_optimizer(student: UnderstudyStudent, settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW over the student alone; weight decay on the encoder, none on the projection (paper, section 4)."""
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in student.named_parameters():
+        factor = settings.position_bias_factor if _POSITION_BIAS in name else 1.0
+        decay = settings.weight_decay if name.startswith("encoder.") else 0.0
+        groups.setdefault((factor, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": p, "weight_decay": decay, "factor": factor} for (factor, decay), p in groups.items()],
+        lr=settings.learning_rate,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainSettings, step: int) -> float:
+    """Set the learning rate of optimizer step `step` and return it."""
+    rate = learning_rate_at(settings, step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
+    return rate
+
+
+def learning_rate_at(settings: TrainSettings, step: int) -> float:
+    """Each stage rises over its first 20 steps where it decays, then stays or falls along a cosine to zero."""
+    base = settings.learning_rate
+    if settings.loss_at(step) == "embedding" and settings.warmup_learning_rate is not None:
+        base = settings.warmup_learning_rate
+    if settings.decay == "constant":
+        return base
+    position, length = settings.stage_position(step)
+    rise = min(1.0, (position + 1) / _SHORT_RISE)
+    return base * rise * 0.5 * (1 + math.cos(math.pi * position / length))

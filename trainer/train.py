@@ -1,0 +1,91 @@
+"""Phase 2: cache -> replay through the frozen backbone -> student -> checkpoints."""
+
+from pathlib import Path
+
+import torch
+
+from models.backbone import FluxBackbone
+from models.geometry import recorded_geometry
+from models.schedule import DTYPES
+from models.teacher_folder import TeacherFolder
+from storage_schemas.errors import BadTeacher
+from storage_schemas.manifest import Manifest
+from storage_schemas.progress import Progress
+from storage_schemas.reader import Cache
+from trainer.loop import Trainer
+from trainer.run_folder import open_run
+from trainer.settings import RunConfig, TrainSettings
+
+# Law 3: above this part of the velocity's norm, the replay of the teacher's own embedding means a wrong backbone.
+LARGEST_FLOOR = 0.03
+
+
+def train(
+    run: Path,
+    settings: TrainSettings,
+    cache: Cache,
+    teacher: TeacherFolder | None,
+    device: torch.device,
+    progress: Progress,
+    *,
+    accept_floor: bool,
+) -> Path:
+    """Train a student, or go on with one. `teacher`: where the transformer lies (None for a warm-up alone)."""
+    config = _run_config(settings, cache, teacher)
+    open_run(run, config)
+    backbone = _load_backbone(settings, cache.manifest, teacher, device) if teacher is not None else None
+    trainer = Trainer(run, settings, cache, backbone, device)
+    parameters = sum(parameter.numel() for parameter in trainer.student.parameters())
+    progress.say(
+        f"student of {parameters:,} parameters; {len(trainer.feed)} trajectories to train on, "
+        f"{len(trainer.held_out)} held out"
+    )
+    if backbone is not None:
+        _check_floor(trainer, progress, accept_floor=accept_floor)
+    trainer.train(progress)
+    return run
+
+
+def _check_floor(trainer: Trainer, progress: Progress, *, accept_floor: bool) -> None:
+    error, relative = trainer.replay_floor()
+    progress.say(
+        f"replay floor {error:.3g} ({100 * relative:.2f} % of the velocity's norm): no student's loss can be lower"
+    )
+    if relative > LARGEST_FLOOR and not accept_floor:
+        raise BadTeacher(
+            f"the cached embeddings replay with an error of {100 * relative:.1f} % of the velocity's norm, expected at "
+            f"most {100 * LARGEST_FLOOR:.0f} %: other weights, another dtype or a faulty device; check --backbone, or "
+            f"give --accept-floor"
+        )
+
+
+def _run_config(settings: TrainSettings, cache: Cache, teacher: TeacherFolder | None) -> RunConfig:
+    digests = cache.manifest.digests()
+    return RunConfig(
+        settings=settings,
+        cache=cache.path.resolve(),
+        backbone=teacher.source if teacher is not None else cache.manifest.source,
+        teacher_digest=digests["teacher"],
+        sampling_digest=digests["sampling"],
+        text_length=cache.manifest.teacher.text_length,
+        text_width=cache.manifest.teacher.text_width,
+    )
+
+
+def _load_backbone(
+    settings: TrainSettings, manifest: Manifest, teacher: TeacherFolder, device: torch.device
+) -> FluxBackbone:
+    expected = {name: value for name, value in manifest.teacher.weights.items() if name.startswith("transformer/")}
+    found = teacher.weight_hashes("transformer")
+    if found != expected:
+        name = next(name for name in sorted(expected | found) if expected.get(name) != found.get(name))
+        raise BadTeacher(
+            f"{teacher.path}/{name} has sha256 {str(found.get(name))[:16]}, the cache was recorded with "
+            f"{str(expected.get(name))[:16]}: another model; give the recorded one with --backbone"
+        )
+    sampling = manifest.sampling
+    geometry = recorded_geometry(sampling)
+    name = sampling.dtype if settings.backbone_dtype == "cache" else settings.backbone_dtype
+    return FluxBackbone.load(
+        teacher.path, geometry, text_length=manifest.teacher.text_length, dtype=DTYPES[name], device=device
+    )
