@@ -13,6 +13,7 @@ from commands.resolve import out
 from storage_schemas.errors import UnderstudyError
 
 INTERRUPTED = 130
+_INTERRUPTED_MESSAGE = "interrupted: all that was committed stays; give the same command again to go on"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,12 +47,15 @@ def main() -> None:
     except UnderstudyError as error:
         sys.exit(_fail(str(error), 1))
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(_fail("interrupted: all that was committed stays; give the same command again to go on", INTERRUPTED))
+        sys.exit(_fail(_INTERRUPTED_MESSAGE, INTERRUPTED))
     except Exception as error:
         # Wrong flags. typer carries its own copy of click from 0.29 on, so the class is known by what it can do.
         if not hasattr(error, "format_message"):
             raise
         sys.exit(_fail(f"{error.format_message()} (--help lists what there is)", 2))
+    if code == INTERRUPTED:
+        # Newer versions of typer turn Ctrl-C into this code themselves.
+        _fail(_INTERRUPTED_MESSAGE, INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -67,6 +67,7 @@ class Trainer:
     def _resume(self, progress: Progress) -> int:
         state = load_checkpoint(self.run, self.student, self.optimizer, progress.say)
         if state is None:
+            forget_metrics_after(self.run, 0)
             return 0
         self.best = state["best"]
         forget_metrics_after(self.run, state["step"])

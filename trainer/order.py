@@ -4,15 +4,21 @@ A Feistel network over the positions of an epoch, walked until it lands inside (
 permutation that gives any element without the others: resume and random access are arithmetic.
 """
 
-import hashlib
 from dataclasses import dataclass
 
 _ROUNDS = 6
+_WORD = (1 << 64) - 1
 
 
 def _mix(*parts: int) -> int:
-    data = b"".join(part.to_bytes(8, "little") for part in parts)
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+    """Hash of small integers, 64 bit: the finaliser of splitmix64 (Steele, Lea, Flood 2014) chained over them."""
+    state = 0
+    for part in parts:
+        state = (state + part + 0x9E3779B97F4A7C15) & _WORD
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _WORD
+        state ^= state >> 31
+    return state
 
 
 def shuffled_position(position: int, *, count: int, seed: int, epoch: int) -> int:
@@ -21,11 +27,12 @@ def shuffled_position(position: int, *, count: int, seed: int, epoch: int) -> in
         raise ValueError(f"position is {position}, expected 0 to {count - 1}")
     half = max(1, ((count - 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
+    keys = [_mix(seed, epoch, turn) for turn in range(_ROUNDS)]
     value = position
     while True:
         left, right = value >> half, value & mask
-        for turn in range(_ROUNDS):
-            left, right = right, left ^ (_mix(seed, epoch, turn, right) & mask)
+        for key in keys:
+            left, right = right, left ^ (_mix(key, right) & mask)
         value = (left << half) | right
         if value < count:
             return value

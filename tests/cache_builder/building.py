@@ -1,0 +1,26 @@
+"""Builds for tests, by the real builder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cache_builder.build import BuildResult, build
+from cache_builder.settings import BuildSettings
+from models.teacher_folder import BUILD_PARTS, find_teacher
+from storage_schemas.progress import Progress, Silent
+
+
+def build_cache(
+    path: Path, teacher: Path | str, prompts: Path, *, progress: Progress | None = None, **flags: Any
+) -> BuildResult:
+    flags = {"steps": 4, "shard_size": 3, "batch_size": 2, **flags}
+    settings = BuildSettings.from_flags(prompts=(prompts,), **flags)
+    return build(path, settings, find_teacher(str(teacher), BUILD_PARTS), torch.device("cpu"), progress or Silent())
+
+
+def data_files(path: Path) -> dict[str, bytes]:
+    """All files of a cache but the commit records: only those hold times and provenance."""
+    return {
+        str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file() and "commits" not in p.parts
+    }

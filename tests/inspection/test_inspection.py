@@ -1,0 +1,117 @@
+"""Looking into a cache: the numbers are those of the records."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from inspection.images import film_strips
+from inspection.show import describe, find_prompts
+from inspection.summary import size_text, summarise, summary_lines
+from inspection.terminal import Terminal
+from models.teacher_folder import DECODE_PARTS, find_teacher
+from storage_schemas.reader import Cache
+from tests.cache_builder.building import build_cache
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory, dev_teacher):
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "animals.txt").write_text("a red dog\ntwo cats\na dog on the left of a cat\n")
+    build_cache(folder / "c", dev_teacher, folder / "animals.txt", replicas=2)
+    return Cache.open(folder / "c")
+
+
+def test_the_summary_counts_what_is_there(cache):
+    facts = summarise(cache)
+    assert facts["trajectories"] == {"committed": 6, "planned": 6} and facts["state"] == "finished"
+    assert facts["prompts"]["sources"] == {"animals": 3}
+    on_disk = sum(
+        p.stat().st_size
+        for name in ("trajectories.zarr", "embeddings.zarr")
+        for p in (cache.path / name).rglob("c/**/*")
+        if p.is_file()
+    )
+    assert facts["storage"]["bytes"] == on_disk
+    # Per trajectory 4 predictions, noise and final latent of 16 x 16 bf16, one fp32 guidance; per prompt 12 x 24.
+    assert facts["storage"]["raw_bytes"] == 6 * (6 * 512 + 4) + 3 * 12 * 24 * 2
+    assert json.loads(json.dumps(facts)) == facts
+    text = "\n".join(value for _, value in summary_lines(facts))
+    assert "6 of 6 committed" in text and "3 (animals 3)" in text and "16 x 16 pixels" in text
+
+
+def test_a_cache_still_being_built_says_how_far_it_is(cache, tmp_path):
+    import shutil
+
+    shutil.copytree(cache.path, tmp_path / "c")
+    (tmp_path / "c/commits/index.json").unlink()
+    (tmp_path / "c/commits/trajectories-000001.json").unlink()
+    facts = summarise(Cache.open(tmp_path / "c"))
+    assert facts["state"] == "being built" and facts["trajectories"] == {"committed": 3, "planned": 6}
+
+
+def test_a_trajectory_is_shown_with_its_own_numbers(cache):
+    facts = describe(cache, 4)
+    trajectory = cache.trajectory(4)
+    assert (facts["prompt"], facts["replica"], facts["guidance"]) == ("two cats", 1, trajectory.guidance)
+    assert facts["tokens"][-1] == "</s>" and facts["tokens"][0] == "▁two"
+    velocity = trajectory.velocity_KSC[2].astype(np.float64)
+    assert facts["steps"][2]["velocity_rms"] == pytest.approx(np.sqrt((velocity**2).mean()))
+    assert facts["steps"][0]["clean_latent_moved"] is None and facts["steps"][1]["clean_latent_moved"] > 0
+    assert [step["non_finite"] for step in facts["steps"]] == [0] * 4
+
+
+def test_prompts_are_found_by_a_word_whatever_its_case(cache):
+    assert [(index, text) for index, _, text in find_prompts(cache, "DOG", limit=9)] == [
+        (0, "a red dog"),
+        (2, "a dog on the left of a cat"),
+    ]
+    assert len(find_prompts(cache, "a", limit=1)) == 1
+
+
+def test_keys_numbers_and_beginnings_of_keys_lead_to_a_trajectory(cache):
+    key = cache.trajectory(5).key
+    assert cache.key_index("5") == cache.key_index(key) == 5
+
+
+def test_film_strips_need_the_vae_alone_and_show_the_steps(cache, dev_teacher, tmp_path):
+    import shutil
+
+    shutil.copytree(dev_teacher / "vae", tmp_path / "t/vae")
+    teacher = find_teacher(str(tmp_path / "t"), DECODE_PARTS)
+    sheet = film_strips(cache, teacher, [0, 3], frames=3, device=torch.device("cpu"))
+    assert sheet.width == 90 + 4 * 100 and sheet.height == 2 * (22 + 16 + 200 + 8)
+    assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 50
+
+
+def test_a_log_gets_plain_lines_and_quiet_gets_none():
+    for quiet in (False, True):
+        stream = io.StringIO()
+        terminal = Terminal(Console(file=stream), quiet=quiet)
+        terminal.say("hello")
+        with terminal.bar("sample", total=4, done=1, unit="trajectories") as bar:
+            bar.advance(3)
+        written = stream.getvalue()
+        assert written == "" if quiet else written.startswith("hello\nsample: 4 of 4 trajectories, ")
+        assert written.count("\n") == (0 if quiet else 2)
+
+
+def test_a_terminal_gets_a_bar_with_rate_and_time_left():
+    stream = io.StringIO()
+    terminal = Terminal(Console(file=stream, force_terminal=True, width=120))
+    with terminal.bar("sample", total=4, done=1, unit="trajectories") as bar:
+        bar.advance(2)
+    assert "3/4" in stream.getvalue() and "/s" in stream.getvalue() and "left" in stream.getvalue()
+
+
+def test_sizes_for_people():
+    assert [size_text(n) for n in (0, 1023, 1536, 5 * 2**20, 3 * 2**40)] == [
+        "0 bytes",
+        "1,023 bytes",
+        "1.5 KiB",
+        "5.0 MiB",
+        "3.0 TiB",
+    ]

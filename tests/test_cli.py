@@ -1,0 +1,191 @@
+"""The command line as a user meets it: one line per error, exit code not 0, no traceback."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def understudy(*words: str | Path, capsys: pytest.CaptureFixture) -> tuple[int, str, str]:
+    """Run the command line in this process; exit code, stdout, stderr."""
+    argv, sys.argv = sys.argv, ["understudy", *map(str, words)]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        sys.argv = argv
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def pocket_prompts(tmp_path, capsys):
+    file = tmp_path / "prompts.txt"
+    assert understudy("prompts", "pocket", file, "--count", "70", capsys=capsys)[0] == 0
+    return file
+
+
+def test_the_whole_road_on_the_pocket_teacher(tmp_path, pocket_prompts, capsys):
+    cache, run, out = tmp_path / "cache", tmp_path / "run", tmp_path / "student"
+    code, said, _ = understudy(
+        "build",
+        cache,
+        "--teacher",
+        "pocket",
+        "--prompts",
+        pocket_prompts,
+        "--steps",
+        4,
+        "--batch-size",
+        32,
+        capsys=capsys,
+    )
+    assert code == 0 and "70 trajectories of 70 prompts" in said
+    code, said, _ = understudy("inspect", "summary", cache, capsys=capsys)
+    assert code == 0 and "70 of 70 committed" in said and "pocket" in said
+    train = [
+        "train",
+        run,
+        "--cache",
+        cache,
+        "--student",
+        "pocket-tiny",
+        "--warmup-steps",
+        4,
+        "--steps",
+        2,
+        "--batch-size",
+        4,
+    ]
+    code, said, heard = understudy(*train, capsys=capsys)
+    assert code == 0 and "trained for 6 steps" in said and "replay floor" in heard
+    assert understudy("export", run, out, capsys=capsys)[0] == 0
+    code, said, _ = understudy(
+        "evaluate",
+        "score",
+        out,
+        "--pocket",
+        "--count",
+        6,
+        "--steps",
+        2,
+        "--picture",
+        tmp_path / "p.png",
+        "--json",
+        capsys=capsys,
+    )
+    assert code == 0 and '"untrained"' in said and (tmp_path / "p.png").stat().st_size > 1000
+    code, _, heard = understudy(*train, "--seed", 1, capsys=capsys)
+    assert code == 1 and "was begun with seed = 0, you asked for 1" in heard
+
+
+def test_real_prompts_build_a_cache_of_the_pocket(tmp_path, shared_prompts, capsys):
+    prompts = shared_prompts / "T2I-CompBench/color_train.txt"
+    words = ["build", tmp_path / "c", "--teacher", "pocket", "--prompts", prompts, "--limit", 20, "--steps", 2]
+    code, said, _ = understudy(*words, capsys=capsys)
+    assert code == 0 and "20 trajectories of 20 prompts" in said
+    code, said, _ = understudy(
+        "inspect", "show", tmp_path / "c", "--prompt", "a green bench and a red car", capsys=capsys
+    )
+    assert code == 0 and "color_train" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["build", "c"], 2, r"Missing option '--teacher'"),
+        (["bild"], 2, r"No such command 'bild'"),
+        (["build", "c", "--teacher", "pocket", "--prompts", "nix.txt"], 1, r"no prompt file nix.txt"),
+        (["build", "c", "--teacher", "nix", "--prompts", "p.txt"], 1, r"no teacher 'nix': expected 'pocket'"),
+        (["build", "c", "--teacher", "pocket", "--prompts", "p.txt", "--guidance", "x"], 1, r"--guidance is 'x', expected"),
+        (["build", "c", "--teacher", "pocket", "--prompts", "p.txt", "--steps", "0"], 1, r"--steps: "),
+        (["build", "c", "--teacher", "pocket", "--prompts", "p.txt", "--steps", "many"], 2, r"Invalid value for '--steps': .*"),
+        (["build", "c", "--teacher", "pocket", "--prompts", "p.txt", "--device", "cuda:9"], 1, r"--device 'cuda:9' cannot"),
+        (["build", "c", "--teacher", "pocket", "--prompts", "p.txt", "--format", "npz"], 2, r"'npz' is not one of 'zarr'"),
+        (["build", "taken", "--teacher", "pocket", "--prompts", "p.txt"], 1, r"taken holds 'x' and 0 more, but no manifest"),
+        (["build", "p.txt", "--teacher", "pocket", "--prompts", "p.txt"], 1, r"p.txt is a file, expected a new or empty folder"),
+        (["train", "r", "--cache", "taken", "--student", "pocket-tiny"], 1, r"taken has no manifest.json"),
+        (["inspect", "summary", "nix"], 1, r"nix is not a folder"),
+        (["inspect", "show", "taken"], 1, r"inspect show needs one of KEY, --prompt TEXT and --grep WORD"),
+        (["evaluate", "score", "nix", "--pocket"], 1, r"no student nix: expected a run folder"),
+        (["evaluate", "score", "taken", "--pocket"], 1, r"taken holds no student"),
+        (["export", "nix", "out"], 1, r"no student nix"),
+        (["prompts", "pocket", "x/y.txt", "--count", "0"], 2, r"Invalid value for '--count': .*greater than or equal to 1"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_clear_line(words, code, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("taken").mkdir()
+    Path("taken/x").write_text("")
+    Path("p.txt").write_text("a red circle\n")
+    found, _, heard = understudy(*words, capsys=capsys)
+    last = heard.strip().splitlines()[-1]
+    assert (found, last.startswith("understudy: ")) == (code, True)
+    assert re.search(message, last), last
+    assert "Traceback" not in heard and not Path("c").exists()
+
+
+def test_flags_may_come_from_a_toml_file_and_the_command_line_goes_first(tmp_path, pocket_prompts, capsys):
+    settings = tmp_path / "build.toml"
+    settings.write_text(f'teacher = "pocket"\nprompts = ["{pocket_prompts}"]\nlimit = 3\nsteps = 2\nshard-size = 2\n')
+    code, said, _ = understudy("build", tmp_path / "c", "--settings", settings, "--limit", "5", capsys=capsys)
+    assert code == 0 and "5 trajectories of 5 prompts" in said
+    assert "2 steps" in understudy("inspect", "summary", tmp_path / "c", capsys=capsys)[1]
+    settings.write_text('teacher = "pocket"\nstep = 2\n')
+    code, _, heard = understudy("build", tmp_path / "d", "--settings", settings, capsys=capsys)
+    assert code == 1 and "has the unknown key 'step', expected one of " in heard
+
+
+def test_the_version_names_the_libraries(capsys):
+    code, said, _ = understudy("--version", capsys=capsys)
+    assert code == 0 and "understudy 0.1.0, torch 2." in said and "webdataset" in said
+
+
+@pytest.mark.parametrize(
+    "words", [["build"], ["train"], ["export"], ["demo"], ["inspect", "show"], ["evaluate", "score"]]
+)
+def test_every_help_text_has_an_example_of_its_own_command(words, capsys):
+    code, said, _ = understudy(*words, "--help", capsys=capsys)
+    assert code == 0 and f"Example: understudy {' '.join(words)}" in " ".join(said.split())
+
+
+def test_ctrl_c_keeps_what_was_committed_and_says_so(tmp_path, dev_teacher):
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("".join(f"a red dog and {i} cats\n" for i in range(60)))
+    words = [
+        "build",
+        "c",
+        "--teacher",
+        str(dev_teacher),
+        "--prompts",
+        str(prompts),
+        "--shard-size",
+        "2",
+        "--batch-size",
+        "2",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import cli; cli.main()", *words],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    while not list((tmp_path / "c/commits").glob("trajectories-*.json")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    heard = process.communicate()[1]
+    assert process.returncode == 130
+    assert heard.strip().splitlines()[-1] == (
+        "understudy: interrupted: all that was committed stays; give the same command again to go on"
+    )
+    assert "Traceback" not in heard
+    assert list((tmp_path / "c/commits").glob("trajectories-*.json"))

@@ -1,0 +1,250 @@
+"""Phase 2: only the student moves, nothing of the text encoder is needed, a resumed run is an unbroken one."""
+
+import json
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.student import checkpoints, load_student, student_folder
+from models.teacher_folder import REPLAY_PARTS, TeacherFolder, find_teacher
+from storage_schemas.errors import BadRun, BadSettings, BadStudent, BadTeacher, NonFinite, NotInCache
+from storage_schemas.progress import Silent
+from storage_schemas.reader import Cache
+from trainer import loop
+from trainer import train as train_module
+from trainer.settings import TrainSettings
+from trainer.train import train
+
+CPU = torch.device("cpu")
+
+
+def run_training(
+    run: Path,
+    cache: Path,
+    teacher: Path | None,
+    student: Path,
+    *,
+    progress: Silent | None = None,
+    accept_floor: bool = False,
+    **flags,
+) -> Path:
+    flags = {"steps": 6, "batch_size": 4, "checkpoint_every": 2, "learning_rate": 1e-3, **flags}
+    settings = TrainSettings.from_flags(student=str(student), **flags)
+    folder: TeacherFolder | None = find_teacher(str(teacher), REPLAY_PARTS) if teacher else None
+    return train(run, settings, Cache.open(cache), folder, CPU, progress or Silent(), accept_floor=accept_floor)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoints(run)[-1] / "student/model.safetensors")
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    one, other = weights(a), weights(b)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+class StopAfter(Silent):
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def bar(self, title, **counts):
+        return nullcontext(self)
+
+    def advance(self, count, note=""):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+class Listening(Silent):
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def say(self, message):
+        self.heard.append(message)
+
+
+def test_it_trains_on_a_folder_without_text_encoders_tokenizers_and_vae(tmp_path, cache_folder, dev_teacher, t5_config):
+    shutil.copytree(dev_teacher, tmp_path / "t")
+    for part in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae"):
+        shutil.rmtree(tmp_path / "t" / part)
+    run_training(tmp_path / "run", cache_folder, tmp_path / "t", t5_config)
+    run_training(tmp_path / "with", cache_folder, dev_teacher, t5_config)
+    assert same_weights(tmp_path / "run", tmp_path / "with")
+
+
+def test_only_the_students_parameters_move(tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch):
+    kept = {}
+    real = train_module._load_backbone
+
+    def watching(*arguments):
+        kept["backbone"] = real(*arguments)
+        kept["before"] = {n: p.clone() for n, p in kept["backbone"].transformer.state_dict().items()}
+        return kept["backbone"]
+
+    monkeypatch.setattr(train_module, "_load_backbone", watching)
+    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, weight_decay=0.0)
+    transformer = kept["backbone"].transformer
+    assert all(torch.equal(p, kept["before"][n]) for n, p in transformer.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in transformer.parameters())
+    first = loop.new_student(
+        str(t5_config), Cache.open(cache_folder).manifest.teacher, init="auto", dropout=0.1, seed=0
+    )
+    after = weights(tmp_path / "run")
+    still = [name for name, value in first.state_dict().items() if name in after and torch.equal(value, after[name])]
+    assert still == []
+
+
+@pytest.mark.parametrize("order", ["shuffled", "following"])
+@pytest.mark.parametrize("stop", [1, 3, 7])
+def test_interrupted_and_resumed_the_weights_are_those_of_an_unbroken_run(
+    tmp_path, cache_folder, dev_teacher, t5_config, order, stop
+):
+    flags = {"warmup_steps": 4, "steps": 4, "order": order, "decay": "cosine", "dropout": 0.2}
+    run_training(tmp_path / "whole", cache_folder, dev_teacher, t5_config, **flags)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(tmp_path / "cut", cache_folder, dev_teacher, t5_config, progress=StopAfter(stop), **flags)
+    run_training(tmp_path / "cut", cache_folder, dev_teacher, t5_config, **flags)
+    assert same_weights(tmp_path / "cut", tmp_path / "whole")
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines() if "kind" in line
+    ]
+    assert steps == list(range(8))
+
+
+def test_the_vision_loss_falls(tmp_path, cache_folder, dev_teacher, t5_config):
+    run_training(
+        tmp_path / "run", cache_folder, dev_teacher, t5_config, steps=80, dropout=0.0, learning_rate=3e-3, batch_size=16,
+        checkpoint_every=1000,
+    )  # fmt: skip
+    losses = [
+        json.loads(line)["loss"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines() if "kind" in line
+    ]
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+
+
+def test_a_warm_up_alone_needs_no_transformer(tmp_path, cache_folder, t5_config):
+    run_training(tmp_path / "run", cache_folder, None, t5_config, steps=0, warmup_steps=40, dropout=0.0)
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines if "kind" in line]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_held_out_prompts_are_never_trained_on(cache_folder):
+    cache = Cache.open(cache_folder)
+    training, held_out = loop._split(cache, CPU)
+    assert all(not cache.prompts[training.prompt_of(i)].held_out for i in range(len(training)))
+    assert all(cache.prompts[held_out.prompt_of(i)].held_out for i in range(len(held_out)))
+    assert len(training) + len(held_out) == len(cache)
+    assert len(held_out) == cache.manifest.prompts.held_out > 0
+
+
+def test_the_replay_floor_is_zero_on_the_machine_that_recorded(tmp_path, cache_folder, dev_teacher, t5_config):
+    listening = Listening()
+    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, progress=listening)
+    assert any(line.startswith("replay floor 0 (0.00 % of the velocity's norm)") for line in listening.heard)
+
+
+def test_other_weights_are_refused_by_the_file(tmp_path, cache_folder, dev_teacher, t5_config):
+    shutil.copytree(dev_teacher / "transformer", tmp_path / "t/transformer")
+    file = tmp_path / "t/transformer/diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["proj_out.bias"] = tensors["proj_out.bias"] + 1
+    save_file(tensors, file)
+    with pytest.raises(
+        BadTeacher, match=r"diffusion_pytorch_model.safetensors has sha256 \w{16}, the cache was recorded with"
+    ):
+        run_training(tmp_path / "run", cache_folder, tmp_path / "t", t5_config)
+
+
+def test_a_floor_above_the_limit_stops_unless_accepted(tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch):
+    monkeypatch.setattr(train_module, "LARGEST_FLOOR", 1e-6)
+    flags = {"backbone_dtype": "float32"}
+    with pytest.raises(
+        BadTeacher, match=r"replay with an error of \d\.\d % of the velocity's norm, expected at most 0 %"
+    ):
+        run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, **flags)
+    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, accept_floor=True, **flags)
+
+
+def test_a_run_with_other_settings_is_refused_by_the_flag(tmp_path, cache_folder, dev_teacher, t5_config):
+    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
+    with pytest.raises(BadRun, match="was begun with learning-rate = 0.001, you asked for 0.5"):
+        run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, learning_rate=0.5)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/x").write_text("")
+    with pytest.raises(BadRun, match=r"other holds other files and no config.json"):
+        run_training(tmp_path / "other", cache_folder, dev_teacher, t5_config)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, cache_folder, dev_teacher, t5_config):
+    run_training(tmp_path / "whole", cache_folder, dev_teacher, t5_config)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(tmp_path / "cut", cache_folder, dev_teacher, t5_config, progress=StopAfter(5))
+    newest = checkpoints(tmp_path / "cut")[-1]
+    (newest / "optimizer.safetensors").write_bytes(b"short")
+    listening = Listening()
+    run_training(tmp_path / "cut", cache_folder, dev_teacher, t5_config, progress=listening)
+    assert any(f"{newest} cannot be read" in line and "going back" in line for line in listening.heard)
+    assert same_weights(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
+    tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch
+):
+    real, calls = loop.vision_loss, []
+
+    def poisoned(*arguments):
+        calls.extend([1] * torch.is_grad_enabled())
+        return real(*arguments) * (float("nan") if len(calls) == 9 and torch.is_grad_enabled() else 1.0)
+
+    monkeypatch.setattr(loop, "vision_loss", poisoned)
+    with pytest.raises(NonFinite, match=r"vision loss is nan at step 8: stopped, the last checkpoint is intact"):
+        run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, steps=20)
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(tmp_path, cache_folder, dev_teacher, t5_config):
+    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, steps=20)
+    kept = {folder.name for folder in checkpoints(tmp_path / "run")}
+    best = json.loads((tmp_path / "run/best.json").read_text())["checkpoint"]
+    assert {"checkpoint-00000018", "checkpoint-00000020", best} == kept
+    assert student_folder(tmp_path / "run") == tmp_path / "run" / best / "student"
+    load_student(student_folder(tmp_path / "run"))
+
+
+def test_an_unfinished_cache_without_trajectories_is_told_so(tmp_path, cache_folder, dev_teacher, t5_config):
+    shutil.copytree(cache_folder, tmp_path / "c")
+    for record in (tmp_path / "c/commits").glob("*"):
+        if "trajectories" in record.name or record.name == "index.json":
+            record.unlink()
+    with pytest.raises(NotInCache, match="has 0 committed trajectories, 0 of them held out: nothing to train on"):
+        run_training(tmp_path / "run", tmp_path / "c", dev_teacher, t5_config)
+
+
+def test_a_student_of_another_width_is_refused(tmp_path, cache_folder, dev_teacher, t5_config):
+    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
+    export = student_folder(tmp_path / "run")
+    config = json.loads((export / "config.json").read_bytes()) | {"project_out_dim": 30}
+    shutil.copytree(export, tmp_path / "s")
+    (tmp_path / "s/config.json").write_text(json.dumps(config))
+    with pytest.raises(BadStudent, match=r"gives embeddings 30 wide, this teacher reads 24|cannot be loaded"):
+        run_training(tmp_path / "again", cache_folder, dev_teacher, tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"steps": 0, "warmup_steps": 0}, "steps and warmup-steps are both 0"),
+        ({"dropout": 1.0}, r"--dropout: .*less than 1 \(found 1.0\)"),
+        ({"learning_rate": 0}, "--learning-rate: "),
+        ({"optimiser": "sgd"}, "--optimiser: Extra inputs are not permitted"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(flags, message):
+    with pytest.raises(BadSettings, match=message):
+        TrainSettings.from_flags(student="x", **flags)
