@@ -48,7 +48,12 @@ def main() -> None:
         sys.exit(_fail(str(error), 1))
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(_fail(_INTERRUPTED_MESSAGE, INTERRUPTED))
+    except OSError as error:
+        what = f"{error.filename or 'a file'}: {error.strerror or error}"
+        sys.exit(_fail(f"{what}: what was committed stays; mend that and give the same command again", 1))
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            sys.exit(_fail("the GPU is out of memory: lower --batch-size; what was committed stays", 1))
         # Wrong flags. typer carries its own copy of click from 0.29 on, so the class is known by what it can do.
         if not hasattr(error, "format_message"):
             raise

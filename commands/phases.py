@@ -126,7 +126,7 @@ def train(
     from trainer.settings import TrainSettings
 
     asked = TrainSettings.from_flags(
-        student=student_source(student), init=init, steps=steps, warmup_steps=warmup_steps, batch_size=batch_size,
+        student=student, init=init, steps=steps, warmup_steps=warmup_steps, batch_size=batch_size,
         order=order, learning_rate=learning_rate, warmup_learning_rate=warmup_learning_rate, decay=decay,
         weight_decay=weight_decay, clip=clip, dropout=dropout, position_bias_factor=position_bias_factor,
         backbone_dtype=backbone_dtype, checkpoint_every=checkpoint_every, seed=seed,
@@ -140,7 +140,16 @@ def train(
 
     # A warm-up alone compares embeddings: it needs no transformer.
     teacher = resolve_teacher(backbone or recorded.manifest.source, REPLAY_PARTS) if steps else None
-    run_train(run, asked, recorded, teacher, torch_device, terminal(quiet), accept_floor=accept_floor)
+    run_train(
+        run,
+        asked,
+        recorded,
+        teacher,
+        torch_device,
+        terminal(quiet),
+        student_source=student_source(student),
+        accept_floor=accept_floor,
+    )
     out.print(f"{run}: student trained for {asked.total_steps} steps", markup=False)
 
 

@@ -1,4 +1,4 @@
-"""The four stages that train the pocket teacher, each a loss by step.
+"""The five stages that train the pocket teacher, each a loss by step.
 
 Order and noise are functions of (seed, stage, step), so a resumed run is the uninterrupted one. Shape letters:
 N pool, B batch, S image tokens, C packed channels, T text tokens, D text width, F tag fields.
@@ -133,21 +133,39 @@ class Stage:
         self.modules.to(torch.bfloat16).float().eval().requires_grad_(False)
 
 
+def _weighted_error(drawn_BCHW: Tensor, images_BCHW: Tensor) -> Tensor:
+    """Absolute and squared error, five-fold at edges: letters and outlines are few pixels, and all that is hard."""
+    blurred_BCHW = functional.avg_pool2d(images_BCHW, 3, 1, 1, count_include_pad=False)
+    edges_B1HW = (images_BCHW - blurred_BCHW).abs().amax(1, keepdim=True) > 0.02
+    error_BCHW = drawn_BCHW - images_BCHW
+    return ((1 + 4 * edges_B1HW) * (error_BCHW.abs() + error_BCHW.square())).mean()
+
+
 def autoencoder_stage(settings: StageSettings, vae: AutoencoderKL, pool: Pool) -> Stage:
     """Reconstruction of pictures from slightly noised latents."""
 
     def loss(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(pool.images), (settings.batch,), generator=generator)
-        images = pool.images[rows]
-        latents = vae.encode(images).latent_dist.mean
+        latents = vae.encode(pool.images[rows]).latent_dist.mean
         noisy = latents + 0.05 * torch.randn(latents.shape, generator=generator)
-        error = vae.decode(noisy).sample - images
-        # Letters and outlines are few pixels, and all that is hard.
-        edges = (images - functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False)).abs().amax(1, keepdim=True)
-        weight = 1 + 4 * (edges > 0.02)
-        return (weight * (error.abs() + error.square())).mean() + 1e-3 * latents.square().mean()
+        return _weighted_error(vae.decode(noisy).sample, pool.images[rows]) + 1e-3 * latents.square().mean()
 
     return Stage(settings, nn.ModuleDict({"vae": vae}), loss)
+
+
+def decoder_stage(settings: StageSettings, vae: AutoencoderKL, pool: Pool) -> Stage:
+    """The decoder alone, longer, and against noise up to what a sampled latent carries; the latents stay as they are."""
+    vae.decoder.requires_grad_(True)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(pool.images), (settings.batch,), generator=generator)
+        with torch.no_grad():
+            latents = vae.encode(pool.images[rows]).latent_dist.mean
+        amount = 0.15 * torch.rand((settings.batch, 1, 1, 1), generator=generator)
+        noisy = latents + amount * torch.randn(latents.shape, generator=generator)
+        return _weighted_error(vae.decode(noisy).sample, pool.images[rows])
+
+    return Stage(settings, nn.ModuleDict({"decoder": vae.decoder}), loss)
 
 
 def text_stage(settings: StageSettings, encoder: T5EncoderModel, pool: Pool, seed: int) -> Stage:

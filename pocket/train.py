@@ -25,6 +25,7 @@ from pocket.stages import (
     Stage,
     StageSettings,
     autoencoder_stage,
+    decoder_stage,
     embed,
     encode_images,
     flow_stage,
@@ -47,7 +48,8 @@ class Recipe:
 
     seed: int = 0
     captions: int = 20_000
-    autoencoder: StageSettings = field(default_factory=lambda: _stage("autoencoder", 1500, 8, 6e-3, 0.995))
+    autoencoder: StageSettings = field(default_factory=lambda: _stage("autoencoder", 3000, 8, 4e-3, 0.995))
+    decoder: StageSettings = field(default_factory=lambda: _stage("decoder", 2000, 8, 4e-3, 0.995))
     text: StageSettings = field(default_factory=lambda: _stage("text", 600, 48, 1e-3))
     flow: StageSettings = field(default_factory=lambda: _stage("flow", 1800, 64, 2e-3, 0.995))
     guidance: StageSettings = field(default_factory=lambda: _stage("guidance", 300, 64, 1e-3, 0.98))
@@ -78,7 +80,7 @@ class Clock:
 
 
 def train(recipe: Recipe, work: Path, out: Path, clock: Clock, say: Callable[[str], None]) -> list[Path]:
-    """The four stages in order; writes the FluxPipeline folder and returns its weight files."""
+    """The five stages in order; writes the FluxPipeline folder and returns its weight files."""
     torch.manual_seed(recipe.seed)
     vae, encoder, transformer = make_autoencoder(), make_text_encoder(), make_transformer()
     pool = make_pool(recipe.captions, recipe.seed)
@@ -88,6 +90,7 @@ def train(recipe: Recipe, work: Path, out: Path, clock: Clock, say: Callable[[st
         run_stage(stage, work, recipe.seed, say, lambda: clock.note(stage.settings.name))
 
     run(autoencoder_stage(recipe.autoencoder, vae, pool))
+    run(decoder_stage(recipe.decoder, vae, pool))
     run(text_stage(recipe.text, encoder, pool, recipe.seed))
     examples = Examples(
         latents=encode_images(vae, pool.images),

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 
 from storage_schemas import durable
 from storage_schemas.digests import digest
@@ -25,6 +25,13 @@ class FileRecord(Record):
     path: str
     bytes: int
     xxh3_128: str
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, path: str) -> str:
+        if path.startswith(("/", "\\")) or ".." in path.split("/"):
+            raise ValueError(f"path {path!r} leads out of the cache")
+        return path
 
 
 class CommitRecord(Record):

@@ -1,5 +1,6 @@
 """Which trajectory lies where: arithmetic over the generations of a manifest, nothing is stored."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ class Layout:
             new_prompts.append((max(0, end - known), generation.shard_size))
             known = max(known, end)
         self.embeddings = _cut(new_prompts)
-        self._starts = [shard.first for shard in self.trajectories]
+        self._embedding_starts = [shard.first for shard in self.embeddings]
 
     def __len__(self) -> int:
         """Number of trajectories asked for: N."""
@@ -69,10 +70,10 @@ class Layout:
 
     def embedding_place(self, prompt: int) -> tuple[int, int]:
         """Shard and row of the embedding of prompt number `prompt`; IndexError outside."""
-        for shard in self.embeddings:
-            if 0 <= prompt - shard.first < shard.rows:
-                return shard.shard, prompt - shard.first
-        raise IndexError(f"prompt {prompt}")
+        shard = self.embeddings[bisect_right(self._embedding_starts, prompt) - 1]
+        if not 0 <= prompt - shard.first < shard.rows:
+            raise IndexError(f"prompt {prompt}")
+        return shard.shard, prompt - shard.first
 
     @property
     def shard_size(self) -> int:

@@ -100,6 +100,9 @@ def test_real_prompts_build_a_cache_of_the_pocket(tmp_path, shared_prompts, caps
     assert code == 0 and "color_train" in said
 
 
+BUILD = ["build", "c", "--teacher", "pocket", "--prompts", "p.txt"]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -107,22 +110,26 @@ def test_real_prompts_build_a_cache_of_the_pocket(tmp_path, shared_prompts, caps
         (["bild"], 2, r"No such command 'bild'"),
         (["build", "c", "--teacher", "pocket", "--prompts", "nix.txt"], 1, r"no prompt file nix.txt"),
         (["build", "c", "--teacher", "nix", "--prompts", "p.txt"], 1, r"no teacher 'nix': expected 'pocket'"),
-        (["build", "c", "--teacher", "pocket", "--prompts", "p.txt", "--guidance", "x"], 1, r"--guidance is 'x', expected"),
-        (["build", "c", "--teacher", "pocket", "--prompts", "p.txt", "--steps", "0"], 1, r"--steps: "),
-        (["build", "c", "--teacher", "pocket", "--prompts", "p.txt", "--steps", "many"], 2, r"Invalid value for '--steps': .*"),
-        (["build", "c", "--teacher", "pocket", "--prompts", "p.txt", "--device", "cuda:9"], 1, r"--device 'cuda:9' cannot"),
-        (["build", "c", "--teacher", "pocket", "--prompts", "p.txt", "--format", "npz"], 2, r"'npz' is not one of 'zarr'"),
-        (["build", "taken", "--teacher", "pocket", "--prompts", "p.txt"], 1, r"taken holds 'x' and 0 more, but no manifest"),
-        (["build", "p.txt", "--teacher", "pocket", "--prompts", "p.txt"], 1, r"p.txt is a file, expected a new or empty folder"),
+        ([*BUILD, "--guidance", "x"], 1, r"--guidance is 'x', expected"),
+        ([*BUILD, "--steps", "0"], 1, r"--steps: "),
+        ([*BUILD, "--steps", "many"], 2, r"Invalid value for '--steps': .*"),
+        ([*BUILD, "--device", "cuda:9"], 1, r"--device 'cuda:9' cannot"),
+        ([*BUILD, "--format", "npz"], 2, r"'npz' is not one of 'zarr'"),
+        (["build", "taken", *BUILD[2:]], 1, r"taken holds 'x' and 0 more, but no manifest"),
+        (["build", "p.txt", *BUILD[2:]], 1, r"p.txt is a file, expected a new or empty folder"),
         (["train", "r", "--cache", "taken", "--student", "pocket-tiny"], 1, r"taken has no manifest.json"),
         (["inspect", "summary", "nix"], 1, r"nix is not a folder"),
         (["inspect", "show", "taken"], 1, r"inspect show needs one of KEY, --prompt TEXT and --grep WORD"),
         (["evaluate", "score", "nix", "--pocket"], 1, r"no student nix: expected a run folder"),
         (["evaluate", "score", "taken", "--pocket"], 1, r"taken holds no student"),
         (["export", "nix", "out"], 1, r"no student nix"),
-        (["prompts", "pocket", "x/y.txt", "--count", "0"], 2, r"Invalid value for '--count': .*greater than or equal to 1"),
+        (
+            ["prompts", "pocket", "x/y.txt", "--count", "0"],
+            2,
+            r"Invalid value for '--count': .*greater than or equal to 1",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_clear_line(words, code, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("taken").mkdir()

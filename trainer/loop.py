@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from models.backbone import FluxBackbone
-from models.student import new_student
+from models.student_network import UnderstudyStudent
 from storage_schemas.errors import NonFinite, NotInCache
 from storage_schemas.progress import Progress
 from storage_schemas.reader import TOKENIZER_FOLDER, Cache
@@ -15,7 +15,7 @@ from trainer.checkpoints import load_checkpoint, mark_best, save_checkpoint
 from trainer.feed import Feed
 from trainer.losses import embedding_loss, replay, vision_loss
 from trainer.optimizer import make_optimizer, set_learning_rate
-from trainer.order import Order
+from trainer.order import Order, mix
 from trainer.run_folder import forget_metrics_after, log_metrics
 from trainer.settings import TrainSettings
 
@@ -29,17 +29,12 @@ class Trainer:
         settings: TrainSettings,
         cache: Cache,
         backbone: FluxBackbone | None,
+        student: UnderstudyStudent,
         device: torch.device,
     ) -> None:
         self.run, self.settings, self.backbone, self.device = run, settings, backbone, device
         self.feed, self.held_out = _split(cache, device)
-        self.student = new_student(
-            settings.student,
-            cache.manifest.teacher,
-            init=settings.init,
-            dropout=settings.dropout,
-            seed=settings.seed,
-        ).to(device)
+        self.student = student.to(device)
         self.optimizer = make_optimizer(self.student, settings)
         self.order = Order(
             kind=settings.order,
@@ -78,7 +73,7 @@ class Trainer:
         started = time.monotonic()
         rate = set_learning_rate(self.optimizer, self.settings, step)
         # Dropout masks are a function of (seed, step), so that a resumed run draws the same ones.
-        torch.manual_seed(self.settings.seed * 1_000_003 + step)
+        torch.manual_seed(mix(self.settings.seed, step))
         self.student.train()
         loss = self._loss(step)
         value = float(loss.detach())

@@ -10,8 +10,8 @@ _ROUNDS = 6
 _WORD = (1 << 64) - 1
 
 
-def _mix(*parts: int) -> int:
-    """Hash of small integers, 64 bit: the finaliser of splitmix64 (Steele, Lea, Flood 2014) chained over them."""
+def mix(*parts: int) -> int:
+    """Hash of integers, 64 bit: the finaliser of splitmix64 (Steele, Lea, Flood 2014) chained over them."""
     state = 0
     for part in parts:
         state = (state + part + 0x9E3779B97F4A7C15) & _WORD
@@ -27,12 +27,12 @@ def shuffled_position(position: int, *, count: int, seed: int, epoch: int) -> in
         raise ValueError(f"position is {position}, expected 0 to {count - 1}")
     half = max(1, ((count - 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
-    keys = [_mix(seed, epoch, turn) for turn in range(_ROUNDS)]
+    keys = [mix(seed, epoch, turn) for turn in range(_ROUNDS)]
     value = position
     while True:
         left, right = value >> half, value & mask
         for key in keys:
-            left, right = right, left ^ (_mix(key, right) & mask)
+            left, right = right, left ^ (mix(key, right) & mask)
         value = (left << half) | right
         if value < count:
             return value
@@ -59,7 +59,7 @@ class Order:
             return [(self._trajectory(walk * self.batch_size + row), k) for row in range(self.batch_size)]
         first = optimizer_step * self.batch_size
         return [
-            (self._trajectory(item), _mix(self.seed, item, self.steps) % self.steps)
+            (self._trajectory(item), mix(self.seed, item, self.steps) % self.steps)
             for item in range(first, first + self.batch_size)
         ]
 

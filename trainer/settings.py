@@ -12,6 +12,7 @@ from storage_schemas.manifest import Record, first_problem
 class TrainSettings(Record):
     """The flags of `understudy train`. Defaults are the paper's (section 4) where it states one.
 
+    student: its name as given, for the record; where it lies on this machine is told apart from it.
     warmup_steps: optimizer steps with the embedding loss before the `steps` with the vision loss.
     clip: largest norm of the gradient of all student parameters. position_bias_factor: multiplies the learning rate
     of T5's relative position bias, which carries the order of the words and learns slowly from a random start.

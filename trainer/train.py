@@ -7,6 +7,7 @@ import torch
 from models.backbone import FluxBackbone
 from models.geometry import recorded_geometry
 from models.schedule import DTYPES
+from models.student import new_student
 from models.teacher_folder import TeacherFolder
 from storage_schemas.errors import BadTeacher
 from storage_schemas.manifest import Manifest
@@ -28,13 +29,19 @@ def train(
     device: torch.device,
     progress: Progress,
     *,
+    student_source: str,
     accept_floor: bool,
 ) -> Path:
-    """Train a student, or go on with one. `teacher`: where the transformer lies (None for a warm-up alone)."""
-    config = _run_config(settings, cache, teacher)
-    open_run(run, config)
+    """Train a student, or go on with one.
+
+    teacher: where the transformer lies (None for a warm-up alone). student_source: where settings.student lies.
+    """
+    student = new_student(
+        student_source, cache.manifest.teacher, init=settings.init, dropout=settings.dropout, seed=settings.seed
+    )
+    open_run(run, _run_config(settings, cache, teacher))
     backbone = _load_backbone(settings, cache.manifest, teacher, device) if teacher is not None else None
-    trainer = Trainer(run, settings, cache, backbone, device)
+    trainer = Trainer(run, settings, cache, backbone, student, device)
     parameters = sum(parameter.numel() for parameter in trainer.student.parameters())
     progress.say(
         f"student of {parameters:,} parameters; {len(trainer.feed)} trajectories to train on, "

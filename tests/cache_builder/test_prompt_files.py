@@ -9,7 +9,7 @@ from storage_schemas.errors import BadPrompts
 
 
 def test_lines_are_stripped_empty_ones_skipped_and_repeats_merged_with_their_sources(tmp_path):
-    (tmp_path / "one.txt").write_bytes("a red car\r\n\n  a dog \na red car\n".encode())
+    (tmp_path / "one.txt").write_bytes(b"a red car\r\n\n  a dog \na red car\n")
     (tmp_path / "two.json").write_text(json.dumps(["a dog", "a cafe\u0301", ""]))
     read = read_prompts([tmp_path / "one.txt", tmp_path / "two.json"], limit=None)
     assert [(t.text, t.sources) for t in read.texts] == [

@@ -144,7 +144,7 @@ def test_the_timesteps_of_flux_at_512_pixels_in_bf16_are_as_the_pipeline_passes_
         "num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": True,
     }  # fmt: skip
     schedule = pipeline_schedule(config, steps=20, image_tokens=1024, dtype=torch.bfloat16)
-    inside = [float((torch.tensor(t, dtype=torch.bfloat16) * 1000)) for t in schedule.timesteps]
+    inside = [float(torch.tensor(t, dtype=torch.bfloat16) * 1000) for t in schedule.timesteps]
     assert inside == [
         1000,
         972,

@@ -8,6 +8,7 @@ import torch
 from transformers import T5Config, T5EncoderModel
 
 from models.student import check_fits, load_student, new_student, save_student, student_folder, untrained_like
+from models.student_network import StudentConfig, UnderstudyStudent
 from storage_schemas.errors import BadStudent
 from tests.storage_schemas.caches import some_manifest, some_prompts
 
@@ -127,3 +128,19 @@ def test_untrained_has_the_shape_and_other_weights(config_folder, teacher):
     other = untrained_like(student, seed=3)
     assert {n: p.shape for n, p in other.named_parameters()} == {n: p.shape for n, p in student.named_parameters()}
     assert not torch.equal(other.final_projection[0].weight, student.final_projection[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("size", "millions"),
+    [
+        ({"d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8}, 54),
+        ({"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12}, 130),
+    ],
+)
+def test_t5_small_and_base_have_the_papers_sizes(size, millions):
+    with torch.device("meta"):
+        config = StudentConfig(
+            vocab_size=32128, project_in_dim=size["d_model"], project_out_dim=4096, is_encoder_decoder=False, **size
+        )
+        parameters = UnderstudyStudent(config).num_parameters()
+    assert round(parameters / 1e6) == millions

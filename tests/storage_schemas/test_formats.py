@@ -82,9 +82,10 @@ def test_tensorstore_reads_the_arrays_as_bfloat16_without_us(tmp_path):
     writer = write_cache(tmp_path / "c")
     expected = some_arrays(writer.manifest, writer.layout.trajectories[0])["velocity"]
     np.save(tmp_path / "expected.npy", expected.view(np.uint16))
+    store = {"driver": "file", "path": str(tmp_path / "c/trajectories.zarr/velocity")}
     code = f"""
 import numpy as np, tensorstore as ts
-array = ts.open({{"driver": "zarr3", "kvstore": {{"driver": "file", "path": {str(tmp_path / "c/trajectories.zarr/velocity")!r}}}}}).result()
+array = ts.open({{"driver": "zarr3", "kvstore": {store!r}}}).result()
 assert array.dtype.name == "bfloat16", array.dtype
 assert (array[:4].read().result().view(np.uint16) == np.load({str(tmp_path / "expected.npy")!r})).all()
 """
@@ -110,7 +111,8 @@ sys.modules["torch"] = sys.modules["webdataset"] = None
 sys.path.insert(0, {str(root)!r})
 import cli
 for form in ("zarr", "webdataset"):
-    for words in (["--help"], ["inspect", "summary", {str(tmp_path)!r} + "/" + form], ["inspect", "show", {str(tmp_path)!r} + "/" + form, "1"]):
+    cache = {str(tmp_path)!r} + "/" + form
+    for words in (["--help"], ["inspect", "summary", cache], ["inspect", "show", cache, "1"]):
         cli.app(words, standalone_mode=False)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

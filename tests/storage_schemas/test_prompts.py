@@ -1,11 +1,14 @@
 """One text, one id."""
 
+import itertools
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from storage_schemas.errors import NotInCache
-from storage_schemas.prompts import encode_prompts, is_held_out, prompt_id
+from storage_schemas.prompts import Prompt, encode_prompts, is_held_out, normalised, prompt_id
 from storage_schemas.reader import Cache
 from tests.storage_schemas.caches import some_prompts, write_cache
 
@@ -27,17 +30,13 @@ def test_about_two_in_a_hundred_are_held_out_and_always_the_same():
 
 @given(st.lists(st.text(min_size=1).filter(lambda t: t.strip()), min_size=1, max_size=5))
 def test_offsets_lead_to_every_line_whatever_the_text(texts):
-    from storage_schemas.prompts import Prompt, normalised
-
     prompts = [
         Prompt(id=prompt_id(t), text=normalised(t), sources=("s",), token_ids=(1,)) for t in texts if normalised(t)
     ]
     lines, offsets = encode_prompts(prompts)
-    import numpy as np
-
     table = np.frombuffer(offsets, dtype="<u8")
     assert table[-1] == len(lines)
-    assert [lines[a:b].count(b"\n") for a, b in zip(table[:-1], table[1:], strict=True)] == [1] * len(prompts)
+    assert [lines[a:b].count(b"\n") for a, b in itertools.pairwise(table)] == [1] * len(prompts)
 
 
 def test_a_prompt_is_found_by_its_text(tmp_path):

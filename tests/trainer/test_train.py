@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.student import checkpoints, load_student, student_folder
+from models.student import checkpoints, load_student, new_student, student_folder
 from models.teacher_folder import REPLAY_PARTS, TeacherFolder, find_teacher
 from storage_schemas.errors import BadRun, BadSettings, BadStudent, BadTeacher, NonFinite, NotInCache
 from storage_schemas.progress import Silent
@@ -35,7 +35,16 @@ def run_training(
     flags = {"steps": 6, "batch_size": 4, "checkpoint_every": 2, "learning_rate": 1e-3, **flags}
     settings = TrainSettings.from_flags(student=str(student), **flags)
     folder: TeacherFolder | None = find_teacher(str(teacher), REPLAY_PARTS) if teacher else None
-    return train(run, settings, Cache.open(cache), folder, CPU, progress or Silent(), accept_floor=accept_floor)
+    return train(
+        run,
+        settings,
+        Cache.open(cache),
+        folder,
+        CPU,
+        progress or Silent(),
+        student_source=str(student),
+        accept_floor=accept_floor,
+    )
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -91,9 +100,7 @@ def test_only_the_students_parameters_move(tmp_path, cache_folder, dev_teacher, 
     transformer = kept["backbone"].transformer
     assert all(torch.equal(p, kept["before"][n]) for n, p in transformer.state_dict().items())
     assert all(p.grad is None and not p.requires_grad for p in transformer.parameters())
-    first = loop.new_student(
-        str(t5_config), Cache.open(cache_folder).manifest.teacher, init="auto", dropout=0.1, seed=0
-    )
+    first = new_student(str(t5_config), Cache.open(cache_folder).manifest.teacher, init="auto", dropout=0.1, seed=0)
     after = weights(tmp_path / "run")
     still = [name for name, value in first.state_dict().items() if name in after and torch.equal(value, after[name])]
     assert still == []
@@ -118,9 +125,16 @@ def test_interrupted_and_resumed_the_weights_are_those_of_an_unbroken_run(
 
 def test_the_vision_loss_falls(tmp_path, cache_folder, dev_teacher, t5_config):
     run_training(
-        tmp_path / "run", cache_folder, dev_teacher, t5_config, steps=80, dropout=0.0, learning_rate=3e-3, batch_size=16,
+        tmp_path / "run",
+        cache_folder,
+        dev_teacher,
+        t5_config,
+        steps=80,
+        dropout=0.0,
+        learning_rate=3e-3,
+        batch_size=16,
         checkpoint_every=1000,
-    )  # fmt: skip
+    )
     losses = [
         json.loads(line)["loss"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines() if "kind" in line
     ]

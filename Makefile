@@ -1,0 +1,31 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: demo test check clean
+
+demo: .venv/.ready
+	$(BIN)/understudy demo
+
+test: .venv/.ready-dev
+	$(BIN)/python -m pytest -n 2
+
+check: .venv/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	@echo "installing PyTorch, diffusers, transformers and the rest into .venv (some minutes) ..."
+	$(INSTALL) .
+	@touch $@
+
+.venv/.ready-dev: .venv/.ready
+	$(INSTALL) ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv demo
