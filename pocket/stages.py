@@ -154,7 +154,7 @@ def autoencoder_stage(settings: StageSettings, vae: AutoencoderKL, pool: Pool) -
 
 
 def decoder_stage(settings: StageSettings, vae: AutoencoderKL, pool: Pool) -> Stage:
-    """The decoder alone, longer, and against noise up to what a sampled latent carries; the latents stay as they are."""
+    """The decoder alone, against noise such as a sampled latent carries; the latents stay as they are."""
     vae.decoder.requires_grad_(True)
 
     def loss(generator: torch.Generator) -> Tensor:

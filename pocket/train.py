@@ -48,8 +48,8 @@ class Recipe:
 
     seed: int = 0
     captions: int = 20_000
-    autoencoder: StageSettings = field(default_factory=lambda: _stage("autoencoder", 3000, 8, 4e-3, 0.995))
-    decoder: StageSettings = field(default_factory=lambda: _stage("decoder", 2000, 8, 4e-3, 0.995))
+    autoencoder: StageSettings = field(default_factory=lambda: _stage("autoencoder", 2500, 8, 4e-3, 0.995))
+    decoder: StageSettings = field(default_factory=lambda: _stage("decoder", 1000, 8, 3e-3, 0.995))
     text: StageSettings = field(default_factory=lambda: _stage("text", 600, 48, 1e-3))
     flow: StageSettings = field(default_factory=lambda: _stage("flow", 1800, 64, 2e-3, 0.995))
     guidance: StageSettings = field(default_factory=lambda: _stage("guidance", 300, 64, 1e-3, 0.98))

@@ -98,6 +98,11 @@ def read_records(cache: Path) -> tuple[Records, bool]:
     return found, False
 
 
+def is_published(cache: Path, record: CommitRecord) -> bool:
+    """Whether this shard has a record already."""
+    return (cache / COMMITS_FOLDER / record_name(record.kind, record.shard)).exists()
+
+
 def publish_record(cache: Path, record: CommitRecord) -> bool:
     """Publish a record; False if one for this shard exists already."""
     return durable.publish(cache / COMMITS_FOLDER / record_name(record.kind, record.shard), record.encode())

@@ -4,8 +4,11 @@ A name never shows a half-written file. `publish` creates and never replaces, so
 one wins and the other is told. Protocol: FACTS of the project's 56 kill -9 trials, docs/decisions.md.
 """
 
+import fcntl
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -53,6 +56,18 @@ def publish(path: Path, data: bytes | memoryview) -> bool:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
     return True
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder against other processes; it is given up when the process ends, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove_leftovers(folder: Path) -> int:

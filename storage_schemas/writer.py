@@ -14,6 +14,7 @@ from storage_schemas.commits import (
     Kind,
     Records,
     content_digest,
+    is_published,
     publish_index,
     publish_record,
     read_records,
@@ -62,22 +63,30 @@ class CacheWriter:
         SettingsDiffer (naming the field) for a cache of other settings.
         """
         metadata = format_of(manifest).metadata()
-        checksums = {name: xxh3_128(data) for name, data in metadata.items()}
-        manifest = manifest.model_copy(update={"metadata": checksums})
-        if (path / MANIFEST_FILE).exists():
-            check_same_settings(read_manifest(path), manifest, str(path))
-        else:
-            _check_free(path)
+        manifest = manifest.model_copy(update={"metadata": {n: xxh3_128(data) for n, data in metadata.items()}})
         lines, offsets = encode_prompts(prompts)
         files = {PROMPTS_FILE: lines, OFFSETS_FILE: offsets, **metadata}
         files |= {f"{TOKENIZER_FOLDER}/{name}": data for name, data in tokenizer_files.items()}
-        durable.remove_leftovers(path)
+        if (path / MANIFEST_FILE).exists():
+            return cls._resume(path, manifest, prompts, files)
+        _check_free(path)
         for name, data in files.items():
-            if not _holds(path / name, data):
-                durable.replace(path / name, data)
+            durable.replace(path / name, data)
         # The manifest comes last and is created exclusively: with it the cache exists.
         if not durable.publish(path / MANIFEST_FILE, manifest.encode()):
             check_same_settings(read_manifest(path), manifest, str(path))
+        return cls(path, manifest, prompts)
+
+    @classmethod
+    def _resume(cls, path: Path, wanted: Manifest, prompts: list[Prompt], files: dict[str, bytes]) -> Self:
+        manifest = read_manifest(path)
+        check_same_settings(manifest, wanted, str(path))
+        durable.remove_leftovers(path)
+        for name, data in files.items():
+            # Another version of zarr-python may word its metadata otherwise: what the manifest vouches for stays.
+            foreign = name in manifest.metadata and manifest.metadata[name] != xxh3_128(data)
+            if not foreign and not _holds(path / name, data):
+                durable.replace(path / name, data)
         return cls(path, manifest, prompts)
 
     def records(self) -> Records:
@@ -101,10 +110,7 @@ class CacheWriter:
         labels = self._labels(kind, shard)
         _check_finite(arrays, labels)
         files = self._format.encode(kind, shard.shard, arrays, labels)
-        if kind == "trajectories":
-            self._check_encoded(shard, files, arrays)
-        for name, data in files.items():
-            durable.replace(self.path / name, data)
+        self._check_encoded(kind, shard, files, arrays)
         record = CommitRecord(
             kind=kind,
             shard=shard.shard,
@@ -121,11 +127,16 @@ class CacheWriter:
             finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
             provenance=provenance,
         )
-        if not publish_record(self.path, record):
-            raise ShardTaken(
-                f"{self.path}: {kind} shard {shard.shard} was committed by another builder meanwhile: nothing is "
-                f"lost; stop one of the two builders"
-            )
+        # Under a lock, so that the slower of two builders never writes over what the other has committed.
+        with durable.locked(self.path / COMMITS_FOLDER):
+            if is_published(self.path, record):
+                raise ShardTaken(
+                    f"{self.path}: {kind} shard {shard.shard} was committed by another builder meanwhile: nothing is "
+                    f"lost; stop one of the two builders"
+                )
+            for name, data in files.items():
+                durable.replace(self.path / name, data)
+            publish_record(self.path, record)
         return record
 
     def finish(self) -> bool:
@@ -149,13 +160,13 @@ class CacheWriter:
             labels.append({"key": key, "prompt": prompt.text, "prompt_id": prompt.id, "replica": place.replica})
         return labels
 
-    def _check_encoded(self, shard: ShardRange, files: dict[str, bytes], arrays: Arrays) -> None:
+    def _check_encoded(self, kind: Kind, shard: ShardRange, files: dict[str, bytes], arrays: Arrays) -> None:
         """Decode what is about to be written and derive: what a reader will see is what was sampled."""
-        decoded = self._format.decode("trajectories", shard.shard, files, shard.rows)
+        decoded = self._format.decode(kind, shard.shard, files, shard.rows)
         for name, array in arrays.items():
             if not same_bits(decoded[name], array):
                 raise DerivationMismatch(
-                    f"{self.path}: {name} of trajectories shard {shard.shard} decodes to other bits than were encoded: "
+                    f"{self.path}: {name} of {kind} shard {shard.shard} decodes to other bits than were encoded: "
                     f"a fault of this machine or of a library; nothing was written"
                 )
         if "noise" not in decoded:

@@ -49,11 +49,12 @@ class ZarrFormat:
     def encode(self, kind: Kind, shard: int, arrays: Arrays, labels: list[Label]) -> dict[str, bytes]:
         """The files of one shard: {path within the cache: bytes}. Labels follow from prompts.jsonl here."""
         memory = _memory_store(self._metadata, kind)
-        group = zarr.open_group(memory, mode="r+")
         begin = shard * self._size
         for field in self._fields[kind]:
             data = arrays[field.name]
-            _array(group, field.name)[begin : begin + len(data)] = data
+            # A chunk equal to the fill value is still written: presence is what a reader checks.
+            array = zarr.open_array(memory, path=field.name, mode="r+", config={"write_empty_chunks": True})
+            array[begin : begin + len(data)] = data
         return {
             f"{kind}.zarr/{key}": value.to_bytes()
             for key, value in sorted(memory._store_dict.items())
@@ -93,8 +94,6 @@ class ZarrFormat:
             compressors=(Crc32cCodec(),),
             filters=(),
             dimension_names=(_ROW_AXIS[kind], *(_AXES[letter] for letter in field.letters)),
-            # A chunk equal to the fill value is still written: presence is what a reader checks.
-            config={"write_empty_chunks": True},
         )
 
 

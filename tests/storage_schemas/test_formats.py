@@ -9,7 +9,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from storage_schemas.fields import same_bits
@@ -43,6 +43,9 @@ def test_a_cache_gives_back_the_bits_that_were_committed(tmp_path, form, dtype, 
 @BOTH
 @settings(max_examples=40, deadline=None)
 @given(bits=st.lists(st.integers(0, 2**16 - 1), min_size=8, max_size=8))
+@example(bits=[0x8000] * 8)  # -0.0
+@example(bits=[0x7FC0] * 8)  # the NaN that fills what is not there
+@example(bits=[0xFFA5] * 8)  # a NaN with a payload
 def test_every_bit_pattern_of_bfloat16_survives_encoding(form, bits):
     prompts = some_prompts(1)
     manifest = some_manifest(prompts, format=form)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from storage_schemas.digests import xxh3_128
 from storage_schemas.errors import DerivationMismatch, NonFinite, NotACache, SettingsDiffer, ShardTaken
-from storage_schemas.reader import Cache
+from storage_schemas.reader import Cache, read_manifest
 from storage_schemas.writer import CacheWriter
 from tests.storage_schemas.caches import some_arrays, some_manifest, some_prompts, write_cache
 
@@ -34,8 +35,21 @@ def test_a_shard_is_committed_once_and_the_loser_is_told(tmp_path):
     arrays = some_arrays(writer.manifest, shard)
     writer.commit("trajectories", shard, arrays, seconds=0, provenance={})
     with pytest.raises(ShardTaken, match="trajectories shard 1 was committed by another builder"):
-        other.commit("trajectories", shard, arrays, seconds=0, provenance={})
+        # Its numbers may differ in the last bit (another batch size): they must not land over the winner's.
+        other.commit("trajectories", shard, arrays | {"guidance": arrays["guidance"] + 1}, seconds=0, provenance={})
     assert Cache.open(tmp_path / "c").trajectory(5).prompt == 5
+
+
+def test_the_metadata_that_the_manifest_vouches_for_outlives_other_versions_of_zarr(tmp_path):
+    write_cache(tmp_path / "c")
+    file = tmp_path / "c/trajectories.zarr/zarr.json"
+    manifest = read_manifest(tmp_path / "c")
+    older = file.read_bytes() + b"\n"
+    metadata = manifest.metadata | {"trajectories.zarr/zarr.json": xxh3_128(older)}
+    file.write_bytes(older)
+    (tmp_path / "c/manifest.json").write_bytes(manifest.model_copy(update={"metadata": metadata}).encode())
+    begin(tmp_path / "c")
+    assert file.read_bytes() == older and Cache.open(tmp_path / "c").trajectory(0).prompt == 0
 
 
 def test_a_prediction_that_is_not_finite_is_refused_with_its_prompt(tmp_path):
