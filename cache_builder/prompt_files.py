@@ -71,7 +71,8 @@ def _lines(file: Path) -> list[str]:
         ) from error
     if "\0" in text:
         raise BadPrompts(f"{file} is a binary file (it has a zero byte): expected one prompt per line")
-    return _json_list(file, text) if file.suffix == ".json" else text.split("\n")
+    # Not splitlines: a prompt may hold a form feed or a Unicode line separator.
+    return _json_list(file, text) if file.suffix == ".json" else text.removesuffix("\n").split("\n")
 
 
 def _json_list(file: Path, text: str) -> list[str]:

@@ -16,7 +16,7 @@ from commands.resolve import POCKET, Device, out, write_picture, write_text
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything goes.")] = Path("demo"),
     count: Annotated[int, typer.Option(min=64, help="Prompts to record.")] = 768,
-    warmup_steps: Annotated[int, typer.Option(min=0)] = 3000,
+    warmup_steps: Annotated[int, typer.Option(min=0)] = 2500,
     steps: Annotated[int, typer.Option(min=1)] = 300,
     device: Device = "auto",
 ) -> None:

@@ -131,6 +131,7 @@ def train(
         weight_decay=weight_decay, clip=clip, dropout=dropout, position_bias_factor=position_bias_factor,
         backbone_dtype=backbone_dtype, checkpoint_every=checkpoint_every, seed=seed,
     )  # fmt: skip
+    source = student_source(student)
     from storage_schemas.reader import Cache
 
     recorded = Cache.open(cache)
@@ -140,16 +141,8 @@ def train(
 
     # A warm-up alone compares embeddings: it needs no transformer.
     teacher = resolve_teacher(backbone or recorded.manifest.source, REPLAY_PARTS) if steps else None
-    run_train(
-        run,
-        asked,
-        recorded,
-        teacher,
-        torch_device,
-        terminal(quiet),
-        student_source=student_source(student),
-        accept_floor=accept_floor,
-    )
+    progress = terminal(quiet)
+    run_train(run, asked, recorded, teacher, torch_device, progress, student_source=source, accept_floor=accept_floor)
     out.print(f"{run}: student trained for {asked.total_steps} steps", markup=False)
 
 

@@ -55,10 +55,12 @@ def terminal(quiet: bool = False) -> Any:
 def quiet_device(name: str) -> Any:
     """A device by name. Also silences the libraries' own bars and remarks: one style of progress."""
     import diffusers
+    import huggingface_hub
     import transformers
 
-    for library in (diffusers, transformers):
+    for library in (diffusers, transformers, huggingface_hub):
         library.utils.logging.set_verbosity_error()
+    for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
     from models.device import usable_device
 
@@ -81,8 +83,12 @@ def student_source(name: str) -> str:
     """A student to begin with; `pocket-small` and its like are the embedded configurations."""
     from pocket import STUDENTS_FOLDER
 
-    folder = STUDENTS_FOLDER / name.removeprefix(f"{POCKET}-")
-    return str(folder) if name.startswith(f"{POCKET}-") and folder.is_dir() else name
+    if not name.startswith(f"{POCKET}-") or Path(name).is_dir():
+        return name
+    known = sorted(f"{POCKET}-{folder.name}" for folder in STUDENTS_FOLDER.iterdir())
+    if name not in known:
+        raise BadSettings(f"--student {name!r} is not one of the embedded students, which are {', '.join(known)}")
+    return str(STUDENTS_FOLDER / name.removeprefix(f"{POCKET}-"))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import T5EncoderModel
 
+from pocket.muon import Muon
 from pocket.networks import POOLED_WIDTH, TEXT_LENGTH, TEXT_WIDTH, make_tokenizer
 from pocket.text import MASK_ID, TAGS, pieces, sentence, token_tags
 from pocket.world import IMAGE_SIZE, caption, draw_scene, render
@@ -27,13 +28,17 @@ LATENT_SIZE = IMAGE_SIZE // 2
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """Length and rates of one stage; the rate warms up over 5 % of the steps and falls as a cosine."""
+    """Length and rates of one stage; the rate warms up over 5 % of the steps and falls as a cosine.
+
+    muon_rate: learning rate of Muon on the matrices inside the blocks; 0 leaves all parameters to AdamW.
+    """
 
     name: str
     steps: int
     batch: int
     learning_rate: float
     averaging: float = 0.0
+    muon_rate: float = 0.0
     save_every: int = 100
 
     def __post_init__(self) -> None:
@@ -82,27 +87,48 @@ def make_pool(count: int, seed: int) -> Pool:
     return Pool(ids=token_ids(texts), tags=torch.from_numpy(tags), images=images)
 
 
+def _optimizers(settings: StageSettings, modules: nn.ModuleDict) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for the matrices inside the transformer's blocks if the stage has a rate for it."""
+    biases, matrices, others = [], [], []
+    for name, parameter in modules.named_parameters():
+        in_block = parameter.ndim == 2 and "transformer_blocks" in name and "norm" not in name
+        if "relative_attention_bias" in name:
+            biases.append(parameter)
+        elif in_block and settings.muon_rate:
+            matrices.append(parameter)
+        else:
+            others.append(parameter)
+    # T5 tells the order of tokens by its bias table alone, and at the common rate that hardly moves.
+    groups = [
+        {"params": others, "scale": 1.0},
+        {"params": biases, "scale": 30.0},
+    ]
+    adam = torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98), weight_decay=0.0)
+    if not matrices:
+        return [adam]
+    parts = [{"params": matrices, "scale": settings.muon_rate / settings.learning_rate}]
+    return [adam, Muon(parts)]
+
+
 class Stage:
     """Modules that are trained together by one loss; `loss(generator)` draws its own batch."""
 
     def __init__(self, settings: StageSettings, modules: nn.ModuleDict, loss: Callable[[torch.Generator], Tensor]):
         self.settings, self.modules, self.loss = settings, modules, loss
-        biases = [p for name, p in modules.named_parameters() if "relative_attention_bias" in name]
-        others = [p for name, p in modules.named_parameters() if "relative_attention_bias" not in name]
-        # T5 tells the order of tokens by this table alone, and at the common rate it hardly moves.
-        groups = [{"params": others, "scale": 1.0}, {"params": biases, "scale": 30.0}]
-        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98), weight_decay=0.0)
+        self.optimizers = _optimizers(settings, modules)
         self.average = copy.deepcopy(modules) if settings.averaging else None
 
     def step(self, step: int, seed: int) -> float:
         """One optimizer step; returns the loss."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * self.settings.rate(step) * group["scale"]
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.settings.learning_rate * self.settings.rate(step) * group["scale"]
+            optimizer.zero_grad()
         loss = self.loss(step_generator(seed, self.settings.name, step))
-        self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         if self.average is not None:
             keep = min(self.settings.averaging, (1 + step) / (10 + step))
             with torch.no_grad():
@@ -115,14 +141,15 @@ class Stage:
         average = None if self.average is None else self.average.state_dict()
         return {
             "modules": self.modules.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": average,
         }
 
     def load_state(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Take up a saved state."""
         self.modules.load_state_dict(state["modules"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         if self.average is not None:
             self.average.load_state_dict(state["average"])
 
@@ -146,7 +173,7 @@ def autoencoder_stage(settings: StageSettings, vae: AutoencoderKL, pool: Pool) -
 
     def loss(generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(pool.images), (settings.batch,), generator=generator)
-        latents = vae.encode(pool.images[rows]).latent_dist.mean
+        latents: Tensor = vae.encode(pool.images[rows]).latent_dist.mean
         noisy = latents + 0.05 * torch.randn(latents.shape, generator=generator)
         return _weighted_error(vae.decode(noisy).sample, pool.images[rows]) + 1e-3 * latents.square().mean()
 

@@ -38,8 +38,17 @@ from pocket.stages import (
 from pocket.world import captions
 
 
-def _stage(name: str, steps: int, batch: int, learning_rate: float, averaging: float = 0.0) -> StageSettings:
-    return StageSettings(name=name, steps=steps, batch=batch, learning_rate=learning_rate, averaging=averaging)
+def _stage(
+    name: str, steps: int, batch: int, learning_rate: float, averaging: float = 0.0, muon_rate: float = 0.0
+) -> StageSettings:
+    return StageSettings(
+        name=name,
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        averaging=averaging,
+        muon_rate=muon_rate,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +57,11 @@ class Recipe:
 
     seed: int = 0
     captions: int = 20_000
-    autoencoder: StageSettings = field(default_factory=lambda: _stage("autoencoder", 2500, 8, 4e-3, 0.995))
+    autoencoder: StageSettings = field(default_factory=lambda: _stage("autoencoder", 2000, 8, 4e-3, 0.995))
     decoder: StageSettings = field(default_factory=lambda: _stage("decoder", 1000, 8, 3e-3, 0.995))
     text: StageSettings = field(default_factory=lambda: _stage("text", 600, 48, 1e-3))
-    flow: StageSettings = field(default_factory=lambda: _stage("flow", 1800, 64, 2e-3, 0.995))
-    guidance: StageSettings = field(default_factory=lambda: _stage("guidance", 300, 64, 1e-3, 0.98))
+    flow: StageSettings = field(default_factory=lambda: _stage("flow", 3000, 32, 2e-3, 0.998, 5e-3))
+    guidance: StageSettings = field(default_factory=lambda: _stage("guidance", 400, 32, 1e-3, 0.99))
     exam_captions: int = 288
     exam_guidance: tuple[float, ...] = (2.0, 3.5, 5.0)
 

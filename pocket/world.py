@@ -38,6 +38,9 @@ from pocket.lexicon import (
 IMAGE_SIZE: int = 24
 """Height and width of an image, in pixels."""
 
+CELL: int = 8
+"""Objects stand at random cells of this many pixels, so that an image token (4 x 4) is always the same part of one."""
+
 KINDS: tuple[str, ...] = ("scene", "composition", "sign")
 SPLITS: tuple[str, ...] = ("train", "heldout")
 
@@ -323,35 +326,33 @@ def _stamp(image: npt.NDArray[np.uint8], rows: str, corner: _Box, colour: tuple[
     image[top : top + mask.shape[0], left : left + mask.shape[1]][mask] = colour
 
 
-def _even(rng: np.random.Generator, low: int, high: int) -> int:
-    """An even number from low to high, both included: places are even, so that a latent pixel sees one phase."""
-    return 2 * int(rng.integers((low + 1) // 2, high // 2 + 1))
+def _on_grid(rng: np.random.Generator, low: int, high: int, *, pitch: int = CELL) -> int:
+    """A multiple of the pitch from low to high, both included."""
+    return pitch * int(rng.integers(-(-low // pitch), high // pitch + 1))
 
 
 def _place_pair(relation: str, rng: np.random.Generator) -> tuple[_Box, _Box]:
     """Corners (top, left) of the first and the second object: one axis tells the relation, the other is near."""
-    free = IMAGE_SIZE - SHAPE_SIZE
-    low = _even(rng, 0, free - 10)
-    high = _even(rng, low + 10, free)
-    aside = _even(rng, 0, free)
-    beside = int(np.clip(aside + _even(rng, -2, 2), 0, free - 1))
+    low, high = 0, IMAGE_SIZE - CELL
+    aside = _on_grid(rng, low, high)
+    beside = int(np.clip(aside + _on_grid(rng, -CELL, CELL), low, high))
     near, far = ((aside, low), (beside, high)) if relation in ("left", "right") else ((low, aside), (high, beside))
     return (near, far) if relation in ("left", "above") else (far, near)
 
 
 def _place_count(count: int, rng: np.random.Generator) -> list[_Box]:
-    """Corners of equal objects: each somewhere in a quarter of its own, three pixels apart at least."""
-    half = IMAGE_SIZE // 2
-
-    def along(far: bool) -> int:
-        return half + _even(rng, 2, half - SHAPE_SIZE) if far else _even(rng, 0, half - SHAPE_SIZE)
-
-    return [(along(quarter >= 2), along(quarter % 2 == 1)) for quarter in rng.permutation(4)[:count].tolist()]
+    """Corners of equal objects: in cells of which no two share a side, lest the objects touch."""
+    side = IMAGE_SIZE // CELL
+    while True:
+        cells = [divmod(int(cell), side) for cell in rng.permutation(side * side)[:count]]
+        if all(abs(a[0] - b[0]) + abs(a[1] - b[1]) != 1 for a in cells for b in cells):
+            return [(CELL * row, CELL * column) for row, column in cells]
 
 
 def _render_sign(sign: Sign, image: npt.NDArray[np.uint8], rng: np.random.Generator) -> None:
     height, width = 9, 4 * len(sign.text) + 3
-    top, left = _even(rng, 1, IMAGE_SIZE - height - 1), _even(rng, 1, IMAGE_SIZE - width - 1)
+    # Two pixels of board before the first letter: the letters, not the board, begin with an image token.
+    top, left = 2 + _on_grid(rng, 0, IMAGE_SIZE - height - 2), 2 + _on_grid(rng, 0, IMAGE_SIZE - width - 2, pitch=4)
     image[top : top + height, left : left + width] = COLOURS[sign.colour]
     for index, letter in enumerate(sign.text):
         _stamp(image, GLYPHS[letter], (top + 2, left + 2 + 4 * index), INK)
@@ -366,12 +367,12 @@ def render(scene: Scene, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     free = IMAGE_SIZE - SHAPE_SIZE
     if isinstance(scene, Landscape):
         image[:HORIZON], image[HORIZON:] = SKIES[scene.sky], GROUNDS[scene.ground]
-        top = _even(rng, 1, HORIZON - SHAPE_SIZE - 1) + (HORIZON if scene.place == "ground" else 0)
-        corners, things = [(top, _even(rng, 1, free - 1))], [scene.thing]
+        top = IMAGE_SIZE - CELL if scene.place == "ground" else 0
+        corners, things = [(top, _on_grid(rng, 0, free))], [scene.thing]
     elif scene.second is not None and scene.relation is not None:
         corners, things = list(_place_pair(scene.relation, rng)), [scene.first, scene.second]
     elif scene.count == 1:
-        corners, things = [(_even(rng, 0, free), _even(rng, 0, free))], [scene.first]
+        corners, things = [(_on_grid(rng, 0, free), _on_grid(rng, 0, free))], [scene.first]
     else:
         corners, things = _place_count(scene.count, rng), [scene.first] * scene.count
     for corner, thing in zip(corners, things, strict=True):

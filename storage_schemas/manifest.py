@@ -210,7 +210,8 @@ def check_same_settings(found: Manifest, wanted: Manifest, where: str) -> None:
 
 def _differences(a: Any, b: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(a, dict) and isinstance(b, dict):
-        for key in sorted(a.keys() | b.keys()):
+        # In the order of the record: `steps` is named before the sigmas that follow from it.
+        for key in [*a, *(key for key in b if key not in a)]:
             yield from _differences(a.get(key), b.get(key), f"{path}.{key}")
     elif canonical_json(a) != canonical_json(b):
         yield path, a, b

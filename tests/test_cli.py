@@ -118,6 +118,11 @@ BUILD = ["build", "c", "--teacher", "pocket", "--prompts", "p.txt"]
         (["build", "taken", *BUILD[2:]], 1, r"taken holds 'x' and 0 more, but no manifest"),
         (["build", "p.txt", *BUILD[2:]], 1, r"p.txt is a file, expected a new or empty folder"),
         (["train", "r", "--cache", "taken", "--student", "pocket-tiny"], 1, r"taken has no manifest.json"),
+        (
+            ["train", "r", "--cache", "cache", "--student", "pocket-huge"],
+            1,
+            r"--student 'pocket-huge' is not one of",
+        ),
         (["inspect", "summary", "nix"], 1, r"nix is not a folder"),
         (["inspect", "show", "taken"], 1, r"inspect show needs one of KEY, --prompt TEXT and --grep WORD"),
         (["evaluate", "score", "nix", "--pocket"], 1, r"no student nix: expected a run folder"),

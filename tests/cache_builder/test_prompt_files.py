@@ -17,7 +17,7 @@ def test_lines_are_stripped_empty_ones_skipped_and_repeats_merged_with_their_sou
         ("a dog", ("one", "two")),
         ("a café", ("two",)),
     ]
-    assert (read.empty, read.repeated) == (3, 2)
+    assert (read.empty, read.repeated) == (2, 2)
 
 
 def test_a_limit_keeps_the_first_distinct_prompts(tmp_path):

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from pocket import TEACHER_FOLDER
 from pocket.examine import mean_scores, sample
 from pocket.lexicon import PHRASES, PREFIXES, SUFFIXES, WORDS
+from pocket.muon import orthogonalised
 from pocket.networks import TEXT_LENGTH, make_tokenizer
 from pocket.stages import StageSettings
 from pocket.text import sentence, token_tags
@@ -27,7 +28,7 @@ TINY = Recipe(
     autoencoder=StageSettings(name="autoencoder", steps=4, batch=4, learning_rate=1e-3, save_every=2),
     decoder=StageSettings(name="decoder", steps=4, batch=4, learning_rate=1e-3, averaging=0.9, save_every=2),
     text=StageSettings(name="text", steps=4, batch=4, learning_rate=1e-3, save_every=2),
-    flow=StageSettings(name="flow", steps=4, batch=4, learning_rate=1e-3, averaging=0.9, save_every=2),
+    flow=StageSettings(name="flow", steps=4, batch=4, learning_rate=1e-3, averaging=0.9, muon_rate=1e-3, save_every=2),
     guidance=StageSettings(name="guidance", steps=4, batch=4, learning_rate=1e-3, averaging=0.9, save_every=2),
     exam_captions=2,
     exam_guidance=(3.5,),
@@ -119,7 +120,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("moment", ["decoder: step 2", "text: step 4", "guidance: step 2"])
+@pytest.mark.parametrize("moment", ["decoder: step 2", "text: step 4", "flow: step 2", "guidance: step 2"])
 def test_a_killed_run_goes_on_to_the_same_bytes(moment: str, whole: dict[str, str], tmp_path: Path) -> None:
     def say(line: str) -> None:
         if line.startswith(moment):
@@ -151,6 +152,13 @@ def test_a_run_refuses_the_states_of_another_recipe(tmp_path: Path) -> None:
         make_teacher(TINY, tmp_path / "teacher", say)
     with pytest.raises(ValueError, match="states of another recipe"):
         make_teacher(replace(TINY, seed=1), tmp_path / "teacher", say)
+
+
+def test_muon_makes_singular_values_alike() -> None:
+    matrix = torch.randn(12, 30, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, 30)
+    for shaped in (matrix, matrix.T):
+        values = torch.linalg.svdvals(orthogonalised(shaped))
+        assert float(values.min()) > 0.6 and float(values.max()) < 1.3
 
 
 def test_impossible_settings_are_refused_by_name() -> None:

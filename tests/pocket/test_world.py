@@ -133,7 +133,8 @@ def test_pictures_are_placed_at_random_and_repeat_with_their_seed() -> None:
     pictures = [render(scene, np.random.default_rng(seed)) for seed in range(20)]
     assert pictures[0].shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
     assert pictures[0].dtype == np.uint8
-    assert len({picture.tobytes() for picture in pictures}) > 15
+    # Nine cells; twenty draws miss one or two of them.
+    assert len({picture.tobytes() for picture in pictures}) >= 7
     assert np.array_equal(pictures[3], render(scene, np.random.default_rng(3)))
 
 
