@@ -19,7 +19,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     """A matrix with nearly the same singular vectors and singular values near 1, by a quintic Newton-Schulz walk."""
     a, b, c = NEWTON_SCHULZ
     tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
+    x: Tensor = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.T

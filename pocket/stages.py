@@ -1,4 +1,4 @@
-"""The five stages that train the pocket teacher, each a loss by step.
+"""The six stages that train the pocket teacher, each a loss by step.
 
 Order and noise are functions of (seed, stage, step), so a resumed run is the uninterrupted one. Shape letters:
 N pool, B batch, S image tokens, C packed channels, T text tokens, D text width, F tag fields.
@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ class StageSettings:
     """Length and rates of one stage; the rate warms up over 5 % of the steps and falls as a cosine.
 
     muon_rate: learning rate of Muon on the matrices inside the blocks; 0 leaves all parameters to AdamW.
+    noise_bias: mean of the logit-normal noise levels; what is where, and how many, is settled near pure noise.
     """
 
     name: str
@@ -39,6 +41,7 @@ class StageSettings:
     learning_rate: float
     averaging: float = 0.0
     muon_rate: float = 0.0
+    noise_bias: float = 0.5
     save_every: int = 100
 
     def __post_init__(self) -> None:
@@ -145,7 +148,7 @@ class Stage:
             "average": average,
         }
 
-    def load_state(self, state: dict[str, dict[str, Tensor]]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         """Take up a saved state."""
         self.modules.load_state_dict(state["modules"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -268,12 +271,14 @@ class Examples:
     text: Tensor
     empty: Tensor
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def draw(
+        self, count: int, noise_bias: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """x_sigma, sigma, text, velocity, noise levels logit-normal towards noise."""
         rows = torch.randint(len(self.latents), (count,), generator=generator)
         clean_BSC, text_BTD = self.latents[rows], self.text[rows].float()
         noise_BSC = torch.randn(clean_BSC.shape, generator=generator)
-        sigma_B = torch.sigmoid(torch.randn(count, generator=generator) + 0.5)
+        sigma_B = torch.sigmoid(torch.randn(count, generator=generator) + noise_bias)
         sigma_B11 = sigma_B[:, None, None]
         return (
             (1 - sigma_B11) * clean_BSC + sigma_B11 * noise_BSC,
@@ -286,9 +291,10 @@ class Examples:
 
 def flow_stage(settings: StageSettings, transformer: FluxTransformer2DModel, examples: Examples) -> Stage:
     """Flow matching at guidance 1, a tenth of the prompts replaced by the empty one."""
+    transformer.requires_grad_(True)
 
     def loss(generator: torch.Generator) -> Tensor:
-        x_BSC, sigma_B, text_BTD, velocity_BSC, _ = examples.draw(settings.batch, generator)
+        x_BSC, sigma_B, text_BTD, velocity_BSC, _ = examples.draw(settings.batch, settings.noise_bias, generator)
         dropped_B = torch.rand(settings.batch, generator=generator) < 0.1
         text_BTD = torch.where(dropped_B[:, None, None], examples.empty, text_BTD)
         return functional.mse_loss(
@@ -304,7 +310,7 @@ def guidance_stage(settings: StageSettings, transformer: FluxTransformer2DModel,
     transformer.requires_grad_(True)
 
     def loss(generator: torch.Generator) -> Tensor:
-        x_BSC, sigma_B, text_BTD, _, _ = examples.draw(settings.batch, generator)
+        x_BSC, sigma_B, text_BTD, _, _ = examples.draw(settings.batch, settings.noise_bias, generator)
         guidance_B = 1 + 4.5 * torch.rand(settings.batch, generator=generator)
         with torch.no_grad():
             empty_BTD = examples.empty.expand_as(text_BTD)

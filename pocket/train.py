@@ -11,7 +11,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -37,18 +37,14 @@ from pocket.stages import (
 )
 from pocket.world import captions
 
-
-def _stage(
-    name: str, steps: int, batch: int, learning_rate: float, averaging: float = 0.0, muon_rate: float = 0.0
-) -> StageSettings:
-    return StageSettings(
-        name=name,
-        steps=steps,
-        batch=batch,
-        learning_rate=learning_rate,
-        averaging=averaging,
-        muon_rate=muon_rate,
-    )
+AUTOENCODER = StageSettings(name="autoencoder", steps=2000, batch=8, learning_rate=4e-3, averaging=0.995)
+DECODER = StageSettings(name="decoder", steps=1000, batch=8, learning_rate=3e-3, averaging=0.995)
+TEXT = StageSettings(name="text", steps=600, batch=48, learning_rate=1e-3)
+FLOW = StageSettings(name="flow", steps=3000, batch=32, learning_rate=2e-3, averaging=0.998, muon_rate=5e-3)
+POLISH = StageSettings(
+    name="polish", steps=1700, batch=32, learning_rate=1e-3, averaging=0.998, muon_rate=3e-3, noise_bias=1.0
+)
+GUIDANCE = StageSettings(name="guidance", steps=400, batch=32, learning_rate=1e-3, averaging=0.99)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +53,12 @@ class Recipe:
 
     seed: int = 0
     captions: int = 20_000
-    autoencoder: StageSettings = field(default_factory=lambda: _stage("autoencoder", 2000, 8, 4e-3, 0.995))
-    decoder: StageSettings = field(default_factory=lambda: _stage("decoder", 1000, 8, 3e-3, 0.995))
-    text: StageSettings = field(default_factory=lambda: _stage("text", 600, 48, 1e-3))
-    flow: StageSettings = field(default_factory=lambda: _stage("flow", 3000, 32, 2e-3, 0.998, 5e-3))
-    guidance: StageSettings = field(default_factory=lambda: _stage("guidance", 400, 32, 1e-3, 0.99))
+    autoencoder: StageSettings = AUTOENCODER
+    decoder: StageSettings = DECODER
+    text: StageSettings = TEXT
+    flow: StageSettings = FLOW
+    polish: StageSettings = POLISH
+    guidance: StageSettings = GUIDANCE
     exam_captions: int = 288
     exam_guidance: tuple[float, ...] = (2.0, 3.5, 5.0)
 
@@ -89,7 +86,7 @@ class Clock:
 
 
 def train(recipe: Recipe, work: Path, out: Path, clock: Clock, say: Callable[[str], None]) -> list[Path]:
-    """The five stages in order; writes the FluxPipeline folder and returns its weight files."""
+    """The six stages in order; writes the FluxPipeline folder and returns its weight files."""
     torch.manual_seed(recipe.seed)
     vae, encoder, transformer = make_autoencoder(), make_text_encoder(), make_transformer()
     pool = make_pool(recipe.captions, recipe.seed)
@@ -107,6 +104,7 @@ def train(recipe: Recipe, work: Path, out: Path, clock: Clock, say: Callable[[st
         empty=embed(encoder, token_ids([""]))[0].float(),
     )
     run(flow_stage(recipe.flow, transformer, examples))
+    run(flow_stage(recipe.polish, transformer, examples))
     run(guidance_stage(recipe.guidance, transformer, examples))
     return save_pipeline(out, text_encoder=encoder, vae=vae, transformer=transformer)
 

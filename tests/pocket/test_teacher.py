@@ -29,6 +29,7 @@ TINY = Recipe(
     decoder=StageSettings(name="decoder", steps=4, batch=4, learning_rate=1e-3, averaging=0.9, save_every=2),
     text=StageSettings(name="text", steps=4, batch=4, learning_rate=1e-3, save_every=2),
     flow=StageSettings(name="flow", steps=4, batch=4, learning_rate=1e-3, averaging=0.9, muon_rate=1e-3, save_every=2),
+    polish=StageSettings(name="polish", steps=4, batch=4, learning_rate=1e-3, noise_bias=1.0, save_every=2),
     guidance=StageSettings(name="guidance", steps=4, batch=4, learning_rate=1e-3, averaging=0.9, save_every=2),
     exam_captions=2,
     exam_guidance=(3.5,),
