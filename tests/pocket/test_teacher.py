@@ -113,8 +113,9 @@ def test_some_words_of_the_sentences_are_several_tokens() -> None:
 def test_heldout_captions_are_drawn_right(dtype: torch.dtype) -> None:
     texts = captions(36, seed=1, split="heldout")
     scores = mean_scores(sample(TEACHER_FOLDER, texts, guidance=3.5, dtype=dtype, seed=1), texts)
-    for dimension in ("colour", "shape", "binding", "count", "spatial", "characters"):
-        assert scores[dimension] >= 0.8, scores
+    # Below the scores of recipe.json by what 36 pictures scatter; noise scores 0 in shape, binding and characters.
+    least = {"colour": 0.85, "shape": 0.7, "binding": 0.7, "count": 0.45, "spatial": 0.7, "characters": 0.75}
+    assert all(scores[dimension] >= bound for dimension, bound in least.items()), scores
 
 
 class Killed(Exception):
