@@ -15,7 +15,7 @@ from commands.resolve import POCKET, Device, out, write_picture, write_text
 
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything goes.")] = Path("demo"),
-    count: Annotated[int, typer.Option(min=64, help="Prompts to record.")] = 768,
+    count: Annotated[int, typer.Option(min=64, help="Prompts to record.")] = 1024,
     warmup_steps: Annotated[int, typer.Option(min=0)] = 2500,
     steps: Annotated[int, typer.Option(min=1)] = 300,
     device: Device = "auto",
@@ -49,7 +49,7 @@ def demo(
         warmup_steps=warmup_steps,
         steps=steps,
         batch_size=64,
-        learning_rate=1e-3,
+        learning_rate=2e-4,
         warmup_learning_rate=3e-3,
         decay="cosine",
         dropout=0.0,

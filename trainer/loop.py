@@ -71,6 +71,9 @@ class Trainer:
 
     def _optimizer_step(self, step: int) -> float:
         started = time.monotonic()
+        if step == self.settings.warmup_steps:
+            # The moments of the warm-up are of another loss: with them the first vision steps are far too long.
+            self.optimizer = make_optimizer(self.student, self.settings)
         rate = set_learning_rate(self.optimizer, self.settings, step)
         # Dropout masks are a function of (seed, step), so that a resumed run draws the same ones.
         torch.manual_seed(mix(self.settings.seed, step))
