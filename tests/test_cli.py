@@ -189,6 +189,8 @@ def test_ctrl_c_keeps_what_was_committed_and_says_so(tmp_path, dev_teacher):
     process = subprocess.Popen(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import cli; cli.main()", *words],
         cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # A shell that starts the tests in the background has them ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     while not list((tmp_path / "c/commits").glob("trajectories-*.json")):
         assert process.poll() is None, process.stderr.read()
