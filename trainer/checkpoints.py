@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from models.student import BEST_FILE, CHECKPOINT_PREFIX, checkpoints, load_student, save_student
 from models.student_network import UnderstudyStudent
+from storage_schemas import durable
 from storage_schemas.errors import BadStudent
 
 KEPT = 2
@@ -36,11 +37,11 @@ def save_checkpoint(
     (temporary / "state.json").write_text(json.dumps({"step": step, **state}, indent=1) + "\n")
     for file in temporary.rglob("*"):
         if file.is_file():
-            _sync(file)
+            durable.sync(file)
     if final.exists():
         shutil.rmtree(final)
     temporary.rename(final)
-    _sync(run)
+    durable.sync(run)
     _forget_old(run)
     return final
 
@@ -65,9 +66,7 @@ def load_checkpoint(
 
 def mark_best(run: Path, folder: Path, loss: float) -> None:
     """Remember the checkpoint with the lowest validation loss."""
-    temporary = run / f".{BEST_FILE}.tmp"
-    temporary.write_text(json.dumps({"checkpoint": folder.name, "loss": loss}) + "\n")
-    temporary.replace(run / BEST_FILE)
+    durable.replace(run / BEST_FILE, (json.dumps({"checkpoint": folder.name, "loss": loss}) + "\n").encode())
 
 
 def _forget_old(run: Path) -> None:
@@ -95,11 +94,3 @@ def _restore_optimizer(
         # AdamW keeps its step count on the host.
         place = value if key == "step" else value.to(parameters[name].device)
         optimizer.state[parameters[name]][key] = place
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

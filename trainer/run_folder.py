@@ -1,10 +1,10 @@
 """A run folder: config.json, metrics.jsonl, checkpoints. Opening one with other settings is refused."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from storage_schemas import durable
 from storage_schemas.errors import BadRun
 from trainer.settings import RunConfig
 
@@ -23,9 +23,7 @@ def open_run(run: Path, config: RunConfig) -> None:
     if run.is_dir() and any(run.iterdir()):
         raise BadRun(f"{run} holds other files and no {CONFIG_FILE}: it is not a run; give a new folder")
     run.mkdir(parents=True, exist_ok=True)
-    temporary = run / f".{CONFIG_FILE}.{os.getpid()}.tmp"
-    temporary.write_text(config.model_dump_json(indent=1) + "\n")
-    temporary.replace(file)
+    durable.replace(file, (config.model_dump_json(indent=1) + "\n").encode())
 
 
 def _check_same_run(found: RunConfig, wanted: RunConfig, run: Path) -> None:
@@ -52,9 +50,7 @@ def forget_metrics_after(run: Path, step: int) -> None:
         return
     lines = file.read_text().splitlines()
     kept = [line for line in lines if _logged_before(line, step)]
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept))
-    temporary.replace(file)
+    durable.replace(file, "".join(f"{line}\n" for line in kept).encode())
 
 
 def _logged_before(line: str, step: int) -> bool:
