@@ -1,7 +1,7 @@
 """Writing that survives a kill and a power cut: temporary name, fsync, rename, fsync of the folder.
 
 A name never shows a half-written file. `publish` creates and never replaces, so that of two builders
-one wins and the other is told. Protocol: FACTS of the project's 56 kill -9 trials, docs/decisions.md.
+one wins and the other is told.
 """
 
 import fcntl

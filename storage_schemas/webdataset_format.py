@@ -9,7 +9,7 @@ import io
 import json
 import tarfile
 from collections.abc import Container
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -26,8 +26,6 @@ from storage_schemas.trajectory import Label
 
 class WebDatasetFormat:
     """Encode and decode shards as tars of safetensors."""
-
-    name: Literal["webdataset"] = "webdataset"
 
     def __init__(self, manifest: Manifest, *, metadata: dict[str, bytes] | None = None) -> None:
         self._fields: dict[Kind, tuple[Field, ...]] = {kind: fields_of(manifest, kind) for kind in KINDS}

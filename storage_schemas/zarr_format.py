@@ -6,7 +6,7 @@ written whole; it is read through a store that knows committed files only and ra
 
 import asyncio
 from collections.abc import AsyncIterator, Container, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import zarr
@@ -31,8 +31,6 @@ zarr_bfloat16.register()
 
 class ZarrFormat:
     """Encode and decode shards as Zarr storage shards."""
-
-    name: Literal["zarr"] = "zarr"
 
     def __init__(self, manifest: Manifest, *, metadata: dict[str, bytes] | None = None) -> None:
         """`metadata`: the zarr.json files of an existing cache; made from the manifest's settings if None."""

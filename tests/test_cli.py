@@ -117,6 +117,7 @@ BUILD = ["build", "c", "--teacher", "pocket", "--prompts", "p.txt"]
         ([*BUILD, "--format", "npz"], 2, r"'npz' is not one of 'zarr'"),
         (["build", "taken", *BUILD[2:]], 1, r"taken holds 'x' and 0 more, but no manifest"),
         (["build", "p.txt", *BUILD[2:]], 1, r"p.txt is a file, expected a new or empty folder"),
+        (["build", "p.txt/x", *BUILD[2:]], 1, r"p.txt/x: Not a directory: what was committed stays; mend that"),
         (["train", "r", "--cache", "taken", "--student", "pocket-tiny"], 1, r"taken has no manifest.json"),
         (
             ["train", "r", "--cache", "cache", "--student", "pocket-huge"],

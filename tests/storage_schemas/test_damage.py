@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from storage_schemas.commits import CommitRecord
 from storage_schemas.errors import DamagedCache, NotACache, NotInCache
+from storage_schemas.manifest import sealed
 from storage_schemas.reader import Cache
 from tests.storage_schemas.caches import write_cache
 
@@ -111,11 +113,18 @@ def test_a_folder_that_is_no_cache_is_told_so(tmp_path):
 
 @pytest.mark.parametrize("form", ["zarr"])
 def test_a_newer_version_is_refused_by_name(cache, form):
-    from storage_schemas.manifest import sealed
-
     file = cache / "manifest.json"
     value = json.loads(file.read_bytes())
     value.pop("digest")
     file.write_bytes(sealed({**value, "format_version": 99}))
     with pytest.raises(NotACache, match=r"has format version 99, this program reads 1: .*created_by, 'tests'"):
         Cache.open(cache)
+
+
+@pytest.mark.parametrize("form", ["zarr"])
+@pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "a/../../b"])
+def test_a_record_that_leads_out_of_the_cache_is_refused(cache, form, path):
+    record = next(iter(Cache.open(cache).records.values()))
+    body = record.json_value() | {"files": [{"path": path, "bytes": 1, "xxh3_128": "0"}]}
+    with pytest.raises(DamagedCache, match=f"path '{path}' leads out of the cache"):
+        CommitRecord.decode(sealed({"format": "understudy-commit", **body}), "record.json")
