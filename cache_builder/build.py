@@ -1,7 +1,6 @@
 """Phase 1: prompts -> embeddings -> text encoder released -> trajectories -> shards."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -12,6 +11,7 @@ from cache_builder.text_stage import run_text_stage, tokenised_prompts
 from models.backbone import FluxBackbone
 from models.schedule import DTYPES
 from models.teacher_folder import TeacherFolder
+from storage_schemas.folders import Location
 from storage_schemas.progress import Progress
 from storage_schemas.writer import CacheWriter
 
@@ -20,17 +20,17 @@ from storage_schemas.writer import CacheWriter
 class BuildResult:
     """What a finished build holds."""
 
-    path: Path
+    location: str
     prompts: int
     trajectories: int
     bytes: int
 
 
 def build(
-    path: Path, settings: BuildSettings, teacher: TeacherFolder, device: torch.device, progress: Progress
+    location: Location, settings: BuildSettings, teacher: TeacherFolder, device: torch.device, progress: Progress
 ) -> BuildResult:
     """Build a cache, or go on with it; every committed shard stays, whatever happens."""
-    writer = _open_writer(path, settings, teacher, progress)
+    writer = _open_writer(location, settings, teacher, progress)
     run_text_stage(writer, teacher, batch_size=settings.batch_size, device=device, progress=progress)
     if writer.missing("trajectories"):
         backbone = FluxBackbone.load(
@@ -44,14 +44,16 @@ def build(
     writer.finish()
     records = writer.records().values()
     return BuildResult(
-        path=path,
+        location=str(writer.folder),
         prompts=len(writer.prompts),
         trajectories=sum(record.rows for record in records if record.kind == "trajectories"),
         bytes=sum(file.bytes for record in records for file in record.files),
     )
 
 
-def _open_writer(path: Path, settings: BuildSettings, teacher: TeacherFolder, progress: Progress) -> CacheWriter:
+def _open_writer(
+    location: Location, settings: BuildSettings, teacher: TeacherFolder, progress: Progress
+) -> CacheWriter:
     read = read_prompts(settings.prompts, limit=settings.limit)
     prompts, cut = tokenised_prompts(read.texts, teacher)
     manifest = plan_manifest(settings, teacher, prompts)
@@ -64,4 +66,4 @@ def _open_writer(path: Path, settings: BuildSettings, teacher: TeacherFolder, pr
             f"{len(cut)} prompts are longer than {manifest.teacher.text_length} tokens and were cut, "
             f"the first: {cut[0]!r}"
         )
-    return CacheWriter.create_or_resume(path, manifest, prompts, teacher.tokenizer_files())
+    return CacheWriter.create_or_resume(location, manifest, prompts, teacher.tokenizer_files())

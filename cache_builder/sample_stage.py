@@ -22,7 +22,7 @@ from storage_schemas.writer import CacheWriter
 
 def run_sample_stage(writer: CacheWriter, backbone: FluxBackbone, *, batch_size: int, progress: Progress) -> None:
     """Sample every trajectory shard that is missing and commit it; needs all embeddings committed."""
-    cache = Cache.open(writer.path)
+    cache = Cache.open(str(writer.folder))
     missing = writer.missing("trajectories")
     done = len(writer.layout) - sum(shard.rows for shard in missing)
     with progress.bar("sample", total=len(writer.layout), done=done, unit="trajectories") as bar:

@@ -31,7 +31,7 @@ def demo(
     _title(2, "record the teacher: text encoder, then transformer")
     # fp32: without bf16 units it is the faster of the two, and the replay below is then the recording's own.
     build(
-        cache,
+        str(cache),
         teacher=POCKET,
         prompts=[folder / "prompts.txt"],
         dtype="float32",
@@ -44,7 +44,7 @@ def demo(
     _title(3, "train a student from the recording; the teacher's text encoder is not loaded")
     train(
         run,
-        cache=cache,
+        cache=str(cache),
         student="pocket-small",
         warmup_steps=warmup_steps,
         steps=steps,

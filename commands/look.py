@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from commands.resolve import CachePath, Device, Json, out, quiet_device, resolve_teacher, write_picture
+from commands.resolve import CachePath, Device, Json, Verify, out, quiet_device, resolve_teacher, write_picture
 from storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def inspect_show(
     prompt: Annotated[str | None, typer.Option(help="The trajectory of this text.")] = None,
     grep: Annotated[str | None, typer.Option(help="List the prompts with this word.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Longest list.")] = 50,
+    verify: Verify = "once",
     as_json: Json = False,
 ) -> None:
     """One trajectory in numbers, or the prompts with a word.
@@ -51,7 +52,7 @@ def inspect_show(
 
     if sum(given is not None for given in (key, prompt, grep)) != 1:
         raise BadSettings("inspect show needs one of KEY, --prompt TEXT and --grep WORD")
-    opened = Cache.open(cache)
+    opened = Cache.open(cache, verify=verify)
     if grep is not None:
         found = find_prompts(opened, grep, limit=limit)
         if as_json:
@@ -91,6 +92,7 @@ def inspect_images(
     out_file: Annotated[Path, typer.Option("--out", help="PNG to write.")] = Path("film-strips.png"),
     frames: Annotated[int, typer.Option(min=1, help="Steps shown per trajectory.")] = 8,
     teacher: Annotated[str | None, typer.Option(help="Where vae/ lies here; default: as recorded.")] = None,
+    verify: Verify = "once",
     device: Device = "auto",
 ) -> None:
     """Film strips of trajectories: latents and predicted clean images, decoded by the teacher's VAE.
@@ -99,7 +101,7 @@ def inspect_images(
     """
     from storage_schemas.reader import Cache
 
-    opened = Cache.open(cache)
+    opened = Cache.open(cache, verify=verify)
     indices = [opened.key_index(key) for key in keys] if keys else [int(i) for i in opened.indices()[:4]]
     write_film_strips(opened, indices, frames, teacher, device, out_file)
     out.print(f"{len(indices)} film strips in {out_file}", markup=False)

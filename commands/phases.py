@@ -10,6 +10,7 @@ from commands.resolve import (
     Device,
     Quiet,
     Settings,
+    Verify,
     out,
     quiet_device,
     resolve_teacher,
@@ -85,14 +86,14 @@ def build(
 
     result = run_build(cache, asked, resolve_teacher(teacher, BUILD_PARTS, revision), torch_device, terminal(quiet))
     out.print(
-        f"{result.path}: {result.trajectories} trajectories of {result.prompts} prompts, {size_text(result.bytes)}",
+        f"{result.location}: {result.trajectories} trajectories of {result.prompts} prompts, {size_text(result.bytes)}",
         markup=False,
     )
 
 
 def train(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
-    cache: Annotated[Path, typer.Option(help="Folder of the cache.")],
+    cache: Annotated[str, typer.Option(help="Folder of the cache, or s3://bucket/prefix.")],
     student: Annotated[str, typer.Option(help="T5 folder or hub name, a config alone, an export; pocket-small.")],
     backbone: Annotated[str | None, typer.Option(help="Where transformer/ lies here; default: as recorded.")] = None,
     init: Annotated[
@@ -114,6 +115,7 @@ def train(
     ] = "cache",
     checkpoint_every: int = 200,
     seed: int = 0,
+    verify: Verify = "once",
     accept_floor: Annotated[bool, typer.Option(help="Train even where the replay floor says: wrong backbone.")] = False,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -134,7 +136,7 @@ def train(
     source = student_source(student)
     from storage_schemas.reader import Cache
 
-    recorded = Cache.open(cache)
+    recorded = Cache.open(cache, verify=verify)
     torch_device = quiet_device(device)
     from models.teacher_folder import REPLAY_PARTS
     from trainer.train import train as run_train

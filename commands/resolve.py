@@ -1,7 +1,7 @@
 """What commands share: flags, names to folders, devices, files to write."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -35,7 +35,11 @@ def read_settings(context: typer.Context, file: Path | None) -> Path | None:
     return file
 
 
-CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="Folder of the cache.")]
+CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the cache, or s3://bucket/prefix.")]
+Verify = Annotated[
+    Literal["off", "once", "always"],
+    typer.Option(help="Compare checksums of shard files never, once per file, or at every read."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no remarks.")]
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1.")]

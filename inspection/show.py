@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from storage_schemas.derivation import predicted_clean_latent
-from storage_schemas.reader import TOKENIZER_FOLDER, Cache
+from storage_schemas.reader import Cache
 
 
 def describe(cache: Cache, index: int) -> dict[str, Any]:
@@ -66,8 +66,8 @@ def _rms(values: np.ndarray) -> float:
 def _pieces(cache: Cache, token_ids: tuple[int, ...]) -> list[str]:
     from tokenizers import Tokenizer
 
-    file = cache.path / TOKENIZER_FOLDER / "tokenizer.json"
-    if not file.is_file():
+    file = cache.tokenizer_files.get("tokenizer.json")
+    if file is None:
         return [str(token) for token in token_ids]
-    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer = Tokenizer.from_buffer(file)
     return [tokenizer.id_to_token(token) or str(token) for token in token_ids]

@@ -13,7 +13,7 @@ def summarise(cache: Cache) -> dict[str, Any]:
     records = list(cache.records.values())
     seconds = sum(record.seconds for record in records)
     return {
-        "path": str(cache.path),
+        "path": str(cache.folder),
         "state": "finished" if cache.finished else "being built",
         "trajectories": {"committed": len(cache), "planned": cache.planned},
         "prompts": {
@@ -39,7 +39,7 @@ def summarise(cache: Cache) -> dict[str, Any]:
         },
         "storage": {
             **sampling.storage.json_value(),
-            "bytes": sum(file.bytes for record in records for file in record.files),
+            "bytes": cache.records.bytes,
             "raw_bytes": sum(record.raw_bytes for record in records),
             "row_bytes": {field.name: field.row_bytes for kind in KINDS for field in fields_of(manifest, kind)},
         },

@@ -101,8 +101,8 @@ def load_student(folder: Path) -> UnderstudyStudent:
         raise BadStudent(f"{folder} cannot be loaded ({reason}): export the run again") from error
 
 
-def save_student(student: UnderstudyStudent, folder: Path, *, tokenizer: Path | None) -> None:
-    """Write what FluxPipeline takes as text_encoder_2: config, safetensors, modelling file, tokenizer."""
+def save_student(student: UnderstudyStudent, folder: Path, *, tokenizer: dict[str, bytes] | None) -> None:
+    """Write what FluxPipeline takes as text_encoder_2: config, safetensors, modelling file, tokenizer files."""
     student.save_pretrained(folder, safe_serialization=True)
     config = json.loads((folder / "config.json").read_text())
     name = _MODELLING_FILE.stem
@@ -112,8 +112,8 @@ def save_student(student: UnderstudyStudent, folder: Path, *, tokenizer: Path | 
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     shutil.copyfile(_MODELLING_FILE, folder / _MODELLING_FILE.name)
-    for file in sorted(tokenizer.iterdir()) if tokenizer is not None else ():
-        shutil.copyfile(file, folder / file.name)
+    for file_name, data in sorted((tokenizer or {}).items()):
+        (folder / file_name).write_bytes(data)
     for file in folder.iterdir():
         # safetensors writes files that only their owner can read.
         file.chmod(0o644)

@@ -51,3 +51,11 @@ class BadRun(UnderstudyError):
 
 class NonFinite(UnderstudyError):
     """A prediction, a loss or a gradient is not finite; nothing of it was stored."""
+
+
+class StoreFails(UnderstudyError):
+    """An object store cannot be reached, refuses, or gives up."""
+
+
+class MissingExtra(UnderstudyError):
+    """What was asked for needs a package that is not installed."""

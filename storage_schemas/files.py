@@ -1,15 +1,15 @@
 """Reading only what a commit record vouches for: size at first touch, checksum once per file and process."""
 
-import os
-from collections.abc import Iterable
-from pathlib import Path
+import threading
 from typing import Literal, Protocol
 
-from storage_schemas.commits import COMMITS_FOLDER, INDEX_FILE, CommitRecord, FileRecord, record_name
+from storage_schemas.commits import CommitRecord, FileRecord, Records
 from storage_schemas.digests import xxh3_128
 from storage_schemas.errors import DamagedCache, NotInCache
+from storage_schemas.folders import Folder
 
-Verify = Literal["off", "once"]
+Verify = Literal["off", "once", "always"]
+"""Checksums of shard files: never, at the first touch in a process, at every read. Sizes are always compared."""
 
 
 class ByteSource(Protocol):
@@ -32,53 +32,63 @@ class MemoryFiles:
 
 
 class CommittedFiles:
-    """The committed files of a cache folder, read by position (mmap can kill a process on network disks)."""
+    """The committed files of a cache. Safe to read from several threads."""
 
-    def __init__(self, cache: Path, records: Iterable[CommitRecord], *, verify: Verify) -> None:
-        self._cache = cache
-        self._verify = verify
-        self._known: dict[str, tuple[FileRecord, CommitRecord]] = {}
+    def __init__(self, folder: Folder, records: Records, *, verify: Verify) -> None:
+        self._folder, self._records, self._verify = folder, records, verify
         self._touched: set[str] = set()
-        for record in records:
-            for file in record.files:
-                self._known[file.path] = (file, record)
+        self._lock = threading.Lock()
 
     def read(self, path: str, begin: int, end: int | None) -> bytes:
         """See ByteSource; NotInCache for a file no record names, DamagedCache where disk and record differ."""
-        if path not in self._known:
-            raise NotInCache(f"{self._cache / path} is in no commit record: give the build command again to make it")
-        file, record = self._known[path]
+        owner = self._records.owner(path)
+        if owner is None:
+            raise NotInCache(f"{self._folder}/{path} is in no commit record: give the build command again to make it")
+        file, record = owner
+        begin = begin if begin >= 0 else file.bytes + begin
+        end = file.bytes if end is None else min(end, file.bytes)
+        if self._verify == "always":
+            return self._whole(file, record)[begin:end]
         if path not in self._touched:
             self.check(file, record, checksum=self._verify == "once")
-            self._touched.add(path)
-        begin = begin if begin >= 0 else file.bytes + begin
-        length = (file.bytes if end is None else min(end, file.bytes)) - begin
-        try:
-            descriptor = os.open(self._cache / path, os.O_RDONLY)
-        except OSError as error:
-            raise self._damaged(file, record, f"cannot be opened ({error.strerror})") from error
-        try:
-            data = os.pread(descriptor, length, begin)
-        finally:
-            os.close(descriptor)
-        if len(data) != length:
-            raise self._damaged(file, record, f"gave {len(data)} bytes of {length} at {begin}")
+            with self._lock:
+                self._touched.add(path)
+        data = self._read(file, record, begin, end)
+        if len(data) != end - begin:
+            raise damaged(self._folder, file, record, f"gave {len(data)} bytes of {end - begin} at {begin}")
         return data
 
     def check(self, file: FileRecord, record: CommitRecord, *, checksum: bool) -> None:
         """Compare a file with its record; DamagedCache names the shard and the way out."""
-        path = self._cache / file.path
-        size = path.stat().st_size if path.is_file() else None
+        size = self._folder.size(file.path)
         if size is None:
-            raise self._damaged(file, record, "is missing")
+            raise damaged(self._folder, file, record, "is missing")
         if size != file.bytes:
-            raise self._damaged(file, record, f"has {size} bytes, expected {file.bytes}")
-        if checksum and (found := xxh3_128(path.read_bytes())) != file.xxh3_128:
-            raise self._damaged(file, record, f"has checksum {found}, expected {file.xxh3_128}")
+            raise damaged(self._folder, file, record, f"has {size} bytes, expected {file.bytes}")
+        if checksum:
+            self._whole(file, record)
 
-    def _damaged(self, file: FileRecord, record: CommitRecord, what: str) -> DamagedCache:
-        name = record_name(record.kind, record.shard)
-        return DamagedCache(
-            f"{self._cache / file.path} {what}: {record.kind} shard {record.shard} is damaged; delete "
-            f"{COMMITS_FOLDER}/{name} and {COMMITS_FOLDER}/{INDEX_FILE} and give the build command again to rebuild it"
-        )
+    def _whole(self, file: FileRecord, record: CommitRecord) -> bytes:
+        data = self._read(file, record, 0, None)
+        if len(data) != file.bytes:
+            raise damaged(self._folder, file, record, f"has {len(data)} bytes, expected {file.bytes}")
+        if (found := xxh3_128(data)) != file.xxh3_128:
+            raise damaged(self._folder, file, record, f"has checksum {found}, expected {file.xxh3_128}")
+        return data
+
+    def _read(self, file: FileRecord, record: CommitRecord, begin: int, end: int | None) -> bytes:
+        try:
+            return self._folder.read(file.path, begin, end)
+        except FileNotFoundError as error:
+            raise damaged(self._folder, file, record, "is missing") from error
+        except OSError as error:
+            raise damaged(self._folder, file, record, f"cannot be read ({error.strerror})") from error
+
+
+def damaged(folder: Folder, file: FileRecord, record: CommitRecord, what: str) -> DamagedCache:
+    """The error for a file that is not what its record says; it names the shard and both ways to repair it."""
+    return DamagedCache(
+        f"{folder}/{file.path} {what}: {record.kind} shard {record.shard} is damaged; "
+        f"`understudy repair {folder} --teacher TEACHER` rebuilds it, "
+        f"`understudy repair {folder} --from COPY` takes it from another copy of the cache"
+    )

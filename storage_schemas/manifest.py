@@ -155,9 +155,9 @@ class Manifest(Record):
         return manifest
 
 
-def sealed(body: dict[str, Any]) -> bytes:
+def sealed(body: dict[str, Any], *, indent: int | None = 1) -> bytes:
     """Readable JSON that carries the digest of the rest of itself under `digest`."""
-    text = json.dumps({**body, "digest": digest(body)}, indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps({**body, "digest": digest(body)}, indent=indent, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode()
 
 

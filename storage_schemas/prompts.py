@@ -2,17 +2,17 @@
 
 import hashlib
 import json
-import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from storage_schemas.digests import digest, xxh3_128
 from storage_schemas.errors import DamagedCache, NotInCache
+from storage_schemas.folders import Folder
 
 PROMPTS_FILE = "prompts.jsonl"
 OFFSETS_FILE = "prompts.offsets"
@@ -78,26 +78,24 @@ class PromptTable(Sequence[Prompt]):
     `checksum` is the xxh3_128 of prompts.jsonl; it is compared when the file is first walked whole.
     """
 
-    def __init__(self, folder: Path, *, count: int, bytes_: int, checksum: str) -> None:
-        self._path = folder / PROMPTS_FILE
+    def __init__(self, folder: Folder, *, count: int, bytes_: int, checksum: str) -> None:
+        self._folder = folder
         self._count = count
         self._checksum = checksum
-        table = folder / OFFSETS_FILE
-        for path, expected in ((self._path, bytes_), (table, 8 * (count + 1))):
-            found = path.stat().st_size if path.is_file() else 0
+        for name, expected in ((PROMPTS_FILE, bytes_), (OFFSETS_FILE, 8 * (count + 1))):
+            found = folder.size(name) or 0
             if found != expected:
-                raise DamagedCache(
-                    f"{path} has {found} bytes, expected {expected}: the prompts of this cache are damaged; "
-                    f"copy the file from another copy of the cache"
-                )
-        self._offsets = np.memmap(table, dtype="<u8", mode="r")
+                raise self._damage(name, f"has {found} bytes, expected {expected}")
 
     def __len__(self) -> int:
         return self._count
 
     @cached_property
-    def _descriptor(self) -> int:
-        return os.open(self._path, os.O_RDONLY)
+    def _offsets(self) -> npt.NDArray[np.uint64]:
+        offsets = np.frombuffer(self._folder.read(OFFSETS_FILE), dtype="<u8")
+        if len(offsets) != self._count + 1 or offsets[0] != 0 or (offsets[1:] < offsets[:-1]).any():
+            raise self._damage(OFFSETS_FILE, "does not hold ascending offsets")
+        return offsets
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # one prompt or a slice of them
         if isinstance(index, slice):
@@ -106,17 +104,21 @@ class PromptTable(Sequence[Prompt]):
             raise IndexError(index)
         index %= self._count
         begin, end = int(self._offsets[index]), int(self._offsets[index + 1])
-        return self._parse(os.pread(self._descriptor, end - begin, begin), index)
+        return self._parse(self._folder.read(PROMPTS_FILE, begin, end), index)
 
     def __iter__(self) -> Iterator[Prompt]:
-        data = self._path.read_bytes()
+        data = self._folder.read(PROMPTS_FILE)
         if (found := xxh3_128(data)) != self._checksum:
-            raise DamagedCache(
-                f"{self._path} has checksum {found}, expected {self._checksum}: the prompts of this cache are "
-                f"damaged; copy the file from another copy of the cache"
-            )
-        for index, line in enumerate(data.splitlines()):
+            raise self._damage(PROMPTS_FILE, f"has checksum {found}, expected {self._checksum}")
+        # Not splitlines(): a prompt may hold characters that it takes for line ends.
+        for index, line in enumerate(data.split(b"\n")[:-1]):
             yield self._parse(line, index)
+
+    def _damage(self, name: str, what: str) -> DamagedCache:
+        return DamagedCache(
+            f"{self._folder}/{name} {what}: the prompts of this cache are damaged; give the build command again to "
+            f"write them anew, or copy the file from another copy of the cache"
+        )
 
     def _parse(self, line: bytes, index: int) -> Prompt:
         try:
@@ -128,9 +130,7 @@ class PromptTable(Sequence[Prompt]):
                 token_ids=tuple(record["token_ids"]),
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise DamagedCache(
-                f"{self._path}: prompt {index} cannot be read ({error}): copy the file from another copy"
-            ) from error
+            raise self._damage(PROMPTS_FILE, f"has a prompt {index} that cannot be read ({error})") from error
 
     def find(self, text: str) -> int:
         """The index of a prompt by its text; NotInCache if it is not there."""
@@ -138,4 +138,4 @@ class PromptTable(Sequence[Prompt]):
         for index, prompt in enumerate(self):
             if prompt.id == wanted:
                 return index
-        raise NotInCache(f"no prompt {text!r} in {self._path.parent}: `inspect show CACHE --grep WORD` lists what is")
+        raise NotInCache(f"no prompt {text!r} in {self._folder}: `inspect show CACHE --grep WORD` lists what is")

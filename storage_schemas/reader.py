@@ -1,16 +1,18 @@
 """Open a cache and read from it: the same records from both formats."""
 
 from collections.abc import Container
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Self
 
 import numpy as np
 
-from storage_schemas.commits import Records, read_records
+from storage_schemas.commits import Kind, Records, read_records
 from storage_schemas.digests import xxh3_128
 from storage_schemas.errors import DamagedCache, NotACache, NotInCache
 from storage_schemas.fields import Array
 from storage_schemas.files import CommittedFiles, Verify
+from storage_schemas.folders import Folder, LocalFolder, Location, open_folder
 from storage_schemas.formats import format_of
 from storage_schemas.layout import Layout
 from storage_schemas.manifest import MANIFEST_FILE, Manifest
@@ -20,16 +22,17 @@ from storage_schemas.trajectory import Trajectory, trajectory_key, trajectory_of
 TOKENIZER_FOLDER = "tokenizer"
 
 
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of a cache folder; NotACache if there is none."""
-    file = path / MANIFEST_FILE
-    if not path.is_dir():
-        raise NotACache(f"{path} is not a folder: give the folder that `understudy build` made")
-    if not file.is_file():
+def read_manifest(folder: Folder) -> Manifest:
+    """The manifest of a cache; NotACache if there is none."""
+    if isinstance(folder, LocalFolder) and not folder.path.is_dir():
+        raise NotACache(f"{folder} is not a folder: give the folder that `understudy build` made")
+    try:
+        data = folder.read(MANIFEST_FILE)
+    except FileNotFoundError as error:
         raise NotACache(
-            f"{path} has no {MANIFEST_FILE}: it is not a cache; give the folder that `understudy build` made"
-        )
-    return Manifest.decode(file.read_bytes(), str(file))
+            f"{folder} has no {MANIFEST_FILE}: it is not a cache; give the folder that `understudy build` made"
+        ) from error
+    return Manifest.decode(data, f"{folder}/{MANIFEST_FILE}")
 
 
 class Cache:
@@ -39,24 +42,30 @@ class Cache:
     committed raises NotInCache; a file that differs from its commit record raises DamagedCache.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, records: Records, *, finished: bool, verify: Verify) -> None:
-        self.path, self.manifest, self.records, self.finished = path, manifest, records, finished
+    def __init__(self, folder: Folder, manifest: Manifest, records: Records, *, finished: bool, verify: Verify) -> None:
+        self.folder, self.manifest, self.records, self.finished = folder, manifest, records, finished
         self.layout = Layout(manifest.prompts.generations)
         self.prompts = PromptTable(
-            path,
+            folder,
             count=manifest.prompts.count,
             bytes_=manifest.prompts.bytes,
             checksum=manifest.prompts.xxh3_128,
         )
-        self.files = CommittedFiles(path, records.values(), verify=verify)
-        self._reader = format_of(manifest, metadata=_read_metadata(path, manifest)).reader(self.files)
+        self.files = CommittedFiles(folder, records, verify=verify)
+        self._reader = format_of(manifest, metadata=read_metadata(folder, manifest)).reader(self.files)
 
     @classmethod
-    def open(cls, path: Path, *, verify: Verify = "once") -> Self:
-        """Open a cache folder: manifest, commit records (one read of the index once finished), no prompts."""
-        manifest = read_manifest(path)
-        records, finished = read_records(path)
-        return cls(path, manifest, records, finished=finished, verify=verify)
+    def open(cls, location: Location, *, verify: Verify = "once") -> Self:
+        """Open a cache: manifest, commit records (one read of the index once finished), no prompts."""
+        folder = open_folder(location)
+        manifest = read_manifest(folder)
+        records, finished = read_records(folder)
+        return cls(folder, manifest, records, finished=finished, verify=verify)
+
+    @property
+    def location(self) -> str:
+        """Where the cache lies: an absolute path, or a URL."""
+        return str(self.folder.path.resolve()) if isinstance(self.folder, LocalFolder) else str(self.folder)
 
     @property
     def planned(self) -> int:
@@ -64,7 +73,7 @@ class Cache:
         return len(self.layout)
 
     def __len__(self) -> int:
-        return sum(record.rows for (kind, _), record in self.records.items() if kind == "trajectories")
+        return self.records.rows("trajectories")
 
     def indices(self) -> Array:
         """Numbers of the committed trajectories, ascending, int64."""
@@ -116,7 +125,7 @@ class Cache:
         """Number of the trajectory with this key (an unambiguous beginning will do) or this number."""
         if key.isdigit() and len(key) < 12:
             if int(key) >= self.planned:
-                raise NotInCache(f"trajectory {key} is not in {self.path}: it has 0 to {self.planned - 1}")
+                raise NotInCache(f"trajectory {key} is not in {self.folder}: it has 0 to {self.planned - 1}")
             return int(key)
         ids = [prompt.id for prompt in self.prompts]
         found = [
@@ -126,28 +135,40 @@ class Cache:
         ]
         if len(found) != 1:
             raise NotInCache(
-                f"{len(found)} trajectories of {self.path} begin with {key!r}, expected one: "
+                f"{len(found)} trajectories of {self.folder} begin with {key!r}, expected one: "
                 f"`inspect show CACHE --grep WORD` lists them"
             )
         return found[0]
 
-    def _require(self, kind: str, shard: int, what: str) -> None:
+    @cached_property
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """The teacher's tokenizer, by file name."""
+        prefix = f"{TOKENIZER_FOLDER}/"
+        return {name[len(prefix) :]: self.folder.read(name) for name in self.folder.names(TOKENIZER_FOLDER)}
+
+    def _require(self, kind: Kind, shard: int, what: str) -> None:
         if (kind, shard) not in self.records:
             raise NotInCache(
-                f"{what} is not in {self.path} yet ({kind} shard {shard} has no commit record): "
+                f"{what} is not in {self.folder} yet ({kind} shard {shard} has no commit record): "
                 f"give the build command again to make it"
             )
 
 
-def _read_metadata(path: Path, manifest: Manifest) -> dict[str, bytes]:
-    metadata = {}
+def read_metadata(folder: Folder, manifest: Manifest) -> dict[str, bytes]:
+    """The files beside the shards that the manifest vouches for; DamagedCache if one is not what it says."""
+
+    def read(name: str) -> bytes:
+        try:
+            return folder.read(name)
+        except FileNotFoundError:
+            return b""
+
+    with ThreadPoolExecutor(8) as pool:
+        metadata = dict(zip(manifest.metadata, pool.map(read, manifest.metadata), strict=True))
     for name, checksum in manifest.metadata.items():
-        file = path / name
-        data = file.read_bytes() if file.is_file() else b""
-        if (found := xxh3_128(data)) != checksum:
+        if (found := xxh3_128(metadata[name])) != checksum:
             raise DamagedCache(
-                f"{file} has checksum {found} ({len(data)} bytes), the manifest says {checksum}: "
+                f"{folder}/{name} has checksum {found} ({len(metadata[name])} bytes), the manifest says {checksum}: "
                 f"it was changed or lost; give the build command again to write it anew"
             )
-        metadata[name] = data
     return metadata

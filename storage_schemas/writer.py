@@ -2,10 +2,8 @@
 
 from collections import Counter
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Self
 
-from storage_schemas import durable
 from storage_schemas.commits import (
     COMMITS_FOLDER,
     INDEX_FILE,
@@ -18,11 +16,13 @@ from storage_schemas.commits import (
     publish_index,
     publish_record,
     read_records,
+    record_path,
 )
 from storage_schemas.derivation import derive_latents
 from storage_schemas.digests import xxh3_128
 from storage_schemas.errors import DerivationMismatch, NonFinite, NotACache, ShardTaken
 from storage_schemas.fields import Arrays, check_arrays, fields_of, is_finite, same_bits
+from storage_schemas.folders import Folder, LocalFolder, Location, open_folder
 from storage_schemas.formats import format_of
 from storage_schemas.layout import Layout, ShardRange
 from storage_schemas.manifest import MANIFEST_FILE, Manifest, check_same_settings
@@ -47,15 +47,15 @@ def prompt_set_fields(prompts: list[Prompt]) -> dict[str, Any]:
 class CacheWriter:
     """Commits shards to one cache folder. Safe beside other writers of the same settings."""
 
-    def __init__(self, path: Path, manifest: Manifest, prompts: list[Prompt]) -> None:
-        self.path, self.manifest, self.prompts = path, manifest, prompts
+    def __init__(self, folder: Folder, manifest: Manifest, prompts: list[Prompt]) -> None:
+        self.folder, self.manifest, self.prompts = folder, manifest, prompts
         self.layout = Layout(manifest.prompts.generations)
         self._format = format_of(manifest)
         self._sampling_digest = manifest.digests()["sampling"]
 
     @classmethod
     def create_or_resume(
-        cls, path: Path, manifest: Manifest, prompts: list[Prompt], tokenizer_files: dict[str, bytes]
+        cls, location: Location, manifest: Manifest, prompts: list[Prompt], tokenizer_files: dict[str, bytes]
     ) -> Self:
         """Start a cache in an empty or new folder, or go on with one of the same settings.
 
@@ -67,31 +67,32 @@ class CacheWriter:
         lines, offsets = encode_prompts(prompts)
         files = {PROMPTS_FILE: lines, OFFSETS_FILE: offsets, **metadata}
         files |= {f"{TOKENIZER_FOLDER}/{name}": data for name, data in tokenizer_files.items()}
-        if (path / MANIFEST_FILE).exists():
-            return cls._resume(path, manifest, prompts, files)
-        _check_free(path)
+        folder = open_folder(location)
+        if folder.size(MANIFEST_FILE) is not None:
+            return cls._resume(folder, manifest, prompts, files)
+        _check_free(folder)
         for name, data in files.items():
-            durable.replace(path / name, data)
+            folder.replace(name, data)
         # The manifest comes last and is created exclusively: with it the cache exists.
-        if not durable.publish(path / MANIFEST_FILE, manifest.encode()):
-            check_same_settings(read_manifest(path), manifest, str(path))
-        return cls(path, manifest, prompts)
+        if not folder.publish(MANIFEST_FILE, manifest.encode()):
+            check_same_settings(read_manifest(folder), manifest, str(folder))
+        return cls(folder, manifest, prompts)
 
     @classmethod
-    def _resume(cls, path: Path, wanted: Manifest, prompts: list[Prompt], files: dict[str, bytes]) -> Self:
-        manifest = read_manifest(path)
-        check_same_settings(manifest, wanted, str(path))
-        durable.remove_leftovers(path)
+    def _resume(cls, folder: Folder, wanted: Manifest, prompts: list[Prompt], files: dict[str, bytes]) -> Self:
+        manifest = read_manifest(folder)
+        check_same_settings(manifest, wanted, str(folder))
+        folder.sweep()
         for name, data in files.items():
             # Another version of zarr-python may word its metadata otherwise: what the manifest vouches for stays.
             foreign = name in manifest.metadata and manifest.metadata[name] != xxh3_128(data)
-            if not foreign and not _holds(path / name, data):
-                durable.replace(path / name, data)
-        return cls(path, manifest, prompts)
+            if not foreign and not _holds(folder, name, data):
+                folder.replace(name, data)
+        return cls(folder, manifest, prompts)
 
     def records(self) -> Records:
         """The records of all committed shards, read anew."""
-        return read_records(self.path)[0]
+        return read_records(self.folder)[0]
 
     def missing(self, kind: Kind) -> list[ShardRange]:
         """Shards that have no commit record, in order."""
@@ -128,24 +129,28 @@ class CacheWriter:
             provenance=provenance,
         )
         # Under a lock, so that the slower of two builders never writes over what the other has committed.
-        with durable.locked(self.path / COMMITS_FOLDER):
-            if is_published(self.path, record):
-                raise ShardTaken(
-                    f"{self.path}: {kind} shard {shard.shard} was committed by another builder meanwhile: nothing is "
-                    f"lost; stop one of the two builders"
-                )
+        with self.folder.claimed(record_path(kind, shard.shard)):
+            if is_published(self.folder, record):
+                raise self._taken(record)
             for name, data in files.items():
-                durable.replace(self.path / name, data)
-            publish_record(self.path, record)
+                self.folder.replace(name, data)
+            if not publish_record(self.folder, record):
+                raise self._taken(record)
         return record
 
     def finish(self) -> bool:
         """Write the index if every shard is committed; whether it is."""
         if self.missing("trajectories") or self.missing("embeddings"):
             return False
-        if not (self.path / COMMITS_FOLDER / INDEX_FILE).exists():
-            publish_index(self.path, self.records())
+        if self.folder.size(f"{COMMITS_FOLDER}/{INDEX_FILE}") is None:
+            publish_index(self.folder, self.records())
         return True
+
+    def _taken(self, record: CommitRecord) -> ShardTaken:
+        return ShardTaken(
+            f"{self.folder}: {record.kind} shard {record.shard} was committed by another builder meanwhile: nothing "
+            f"is lost; stop one of the two builders"
+        )
 
     def _labels(self, kind: Kind, shard: ShardRange) -> list[Label]:
         labels: list[Label] = []
@@ -166,7 +171,7 @@ class CacheWriter:
         for name, array in arrays.items():
             if not same_bits(decoded[name], array):
                 raise DerivationMismatch(
-                    f"{self.path}: {name} of {kind} shard {shard.shard} decodes to other bits than were encoded: "
+                    f"{self.folder}: {name} of {kind} shard {shard.shard} decodes to other bits than were encoded: "
                     f"a fault of this machine or of a library; nothing was written"
                 )
         if "noise" not in decoded:
@@ -176,7 +181,7 @@ class CacheWriter:
             if not same_bits(derived[-1], decoded["final_latent"][row]):
                 count = int((derived[-1] != decoded["final_latent"][row]).sum())
                 raise DerivationMismatch(
-                    f"{self.path}: trajectory {shard.first + row} derived from noise and velocity ends {count} of "
+                    f"{self.folder}: trajectory {shard.first + row} derived from noise and velocity ends {count} of "
                     f"{derived[-1].size} elements away from the latent that was sampled: this device rounds "
                     f"otherwise; build with --latents stored"
                 )
@@ -194,22 +199,18 @@ def _check_finite(arrays: Arrays, labels: list[Label]) -> None:
                 )
 
 
-def _check_free(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise NotACache(f"{path} is a file, expected a new or empty folder for the cache: give another one")
+def _check_free(folder: Folder) -> None:
+    if isinstance(folder, LocalFolder) and folder.path.exists() and not folder.path.is_dir():
+        raise NotACache(f"{folder} is a file, expected a new or empty folder for the cache: give another one")
     # What a builder that was killed before its manifest left behind is ours to overwrite.
     ours = {PROMPTS_FILE, OFFSETS_FILE, TOKENIZER_FOLDER, "trajectories.zarr", "embeddings.zarr"}
-    foreign = (
-        sorted(item.name for item in path.iterdir() if item.name not in ours and not item.name.endswith(".tmp"))
-        if path.exists()
-        else []
-    )
+    foreign = [name for name in folder.entries() if name not in ours]
     if foreign:
         raise NotACache(
-            f"{path} holds {foreign[0]!r} and {len(foreign) - 1} more, but no {MANIFEST_FILE}: it is not a cache; "
+            f"{folder} holds {foreign[0]!r} and {len(foreign) - 1} more, but no {MANIFEST_FILE}: it is not a cache; "
             f"give a new or empty folder"
         )
 
 
-def _holds(path: Path, data: bytes) -> bool:
-    return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
+def _holds(folder: Folder, name: str, data: bytes) -> bool:
+    return folder.size(name) == len(data) and folder.read(name) == data

@@ -24,7 +24,7 @@ def save_checkpoint(
     step: int,
     student: UnderstudyStudent,
     optimizer: torch.optim.Optimizer,
-    tokenizer: Path,
+    tokenizer: dict[str, bytes],
     state: dict[str, Any],
 ) -> Path:
     """Write RUN/checkpoint-<step> and delete all but the last ones and the best. `step` steps are done."""

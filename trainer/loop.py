@@ -10,7 +10,7 @@ from models.backbone import FluxBackbone
 from models.student_network import UnderstudyStudent
 from storage_schemas.errors import NonFinite, NotInCache
 from storage_schemas.progress import Progress
-from storage_schemas.reader import TOKENIZER_FOLDER, Cache
+from storage_schemas.reader import Cache
 from trainer.checkpoints import load_checkpoint, mark_best, save_checkpoint
 from trainer.feed import Feed
 from trainer.losses import embedding_loss, replay, vision_loss
@@ -44,7 +44,7 @@ class Trainer:
             seed=settings.seed,
         )
         self.best: float | None = None
-        self._tokenizer = cache.path / TOKENIZER_FOLDER
+        self._tokenizer = cache.tokenizer_files
 
     def train(self, progress: Progress) -> float | None:
         """Run to the last step from the newest checkpoint; the best validation loss."""
@@ -166,7 +166,7 @@ def _split(cache: Cache, device: torch.device) -> tuple[Feed, Feed]:
     mask = np.array([held[cache.layout.place(int(index)).prompt] for index in indices], dtype=bool)
     if not len(indices) or mask.all():
         raise NotInCache(
-            f"{cache.path} has {len(indices)} committed trajectories, {int(mask.sum())} of them held out: nothing to "
+            f"{cache.folder} has {len(indices)} committed trajectories, {int(mask.sum())} of them held out: nothing to "
             f"train on; build more prompts"
         )
     return Feed(cache, indices[~mask], device=device), Feed(cache, indices[mask], device=device)

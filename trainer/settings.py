@@ -1,6 +1,5 @@
 """What a training run is asked to do, validated."""
 
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -70,7 +69,7 @@ class RunConfig(Record):
     """What RUN/config.json holds: the settings, and which cache they were for."""
 
     settings: TrainSettings
-    cache: Path
+    cache: str
     backbone: str
     teacher_digest: str
     sampling_digest: str

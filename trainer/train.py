@@ -70,7 +70,7 @@ def _run_config(settings: TrainSettings, cache: Cache, teacher: TeacherFolder | 
     digests = cache.manifest.digests()
     return RunConfig(
         settings=settings,
-        cache=cache.path.resolve(),
+        cache=cache.location,
         backbone=teacher.source if teacher is not None else cache.manifest.source,
         teacher_digest=digests["teacher"],
         sampling_digest=digests["sampling"],

@@ -32,7 +32,7 @@ def test_the_summary_counts_what_is_there(cache):
     on_disk = sum(
         p.stat().st_size
         for name in ("trajectories.zarr", "embeddings.zarr")
-        for p in (cache.path / name).rglob("c/**/*")
+        for p in (cache.folder.path / name).rglob("c/**/*")
         if p.is_file()
     )
     assert facts["storage"]["bytes"] == on_disk
@@ -46,7 +46,7 @@ def test_the_summary_counts_what_is_there(cache):
 def test_a_cache_still_being_built_says_how_far_it_is(cache, tmp_path):
     import shutil
 
-    shutil.copytree(cache.path, tmp_path / "c")
+    shutil.copytree(cache.folder.path, tmp_path / "c")
     (tmp_path / "c/commits/index.json").unlink()
     (tmp_path / "c/commits/trajectories-000001.json").unlink()
     facts = summarise(Cache.open(tmp_path / "c"))

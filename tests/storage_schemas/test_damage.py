@@ -23,7 +23,10 @@ def cache(tmp_path, form):
 @BOTH
 def test_a_missing_shard_is_an_error_not_zeros(cache, form):
     (cache / SHARDS[form]).unlink()
-    with pytest.raises(DamagedCache, match=r"is missing: trajectories shard 0 is damaged; delete commits/traj"):
+    with pytest.raises(
+        DamagedCache,
+        match=r"is missing: trajectories shard 0 is damaged; `understudy repair .* --teacher TEACHER` rebuilds it, `understudy repair .* --from COPY`",
+    ):
         Cache.open(cache).trajectory(0)
     assert Cache.open(cache).trajectory(4).prompt == 4
 
@@ -96,7 +99,7 @@ def test_a_changed_zarr_metadata_file_is_an_error(cache, form):
 def test_changed_prompts_are_an_error(cache, form):
     file = cache / "prompts.jsonl"
     file.write_text(file.read_text().replace("number 3", "number 9"))
-    with pytest.raises(DamagedCache, match="prompt 3 cannot be read"):
+    with pytest.raises(DamagedCache, match="a prompt 3 that cannot be read"):
         Cache.open(cache).trajectory(3)
     with pytest.raises(DamagedCache, match="has checksum"):
         list(Cache.open(cache).prompts)

@@ -5,6 +5,7 @@ import pytest
 
 from storage_schemas.digests import xxh3_128
 from storage_schemas.errors import DerivationMismatch, NonFinite, NotACache, SettingsDiffer, ShardTaken
+from storage_schemas.folders import LocalFolder
 from storage_schemas.reader import Cache, read_manifest
 from storage_schemas.writer import CacheWriter
 from tests.storage_schemas.caches import some_arrays, some_manifest, some_prompts, write_cache
@@ -43,7 +44,7 @@ def test_a_shard_is_committed_once_and_the_loser_is_told(tmp_path):
 def test_the_metadata_that_the_manifest_vouches_for_outlives_other_versions_of_zarr(tmp_path):
     write_cache(tmp_path / "c")
     file = tmp_path / "c/trajectories.zarr/zarr.json"
-    manifest = read_manifest(tmp_path / "c")
+    manifest = read_manifest(LocalFolder(tmp_path / "c"))
     older = file.read_bytes() + b"\n"
     metadata = manifest.metadata | {"trajectories.zarr/zarr.json": xxh3_128(older)}
     file.write_bytes(older)
