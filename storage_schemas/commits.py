@@ -161,7 +161,8 @@ def read_single_records(folder: Folder) -> list[CommitRecord]:
         record = CommitRecord.decode(folder.read(name), f"{folder}/{name}")
         if name != record_path(record.kind, record.shard):
             raise DamagedCache(
-                f"{folder}/{name} is the record of {record.kind} shard {record.shard}: it was moved or copied; delete it"
+                f"{folder}/{name} is the record of {record.kind} shard {record.shard}: it was moved or copied; "
+                f"delete it"
             )
         return record
 

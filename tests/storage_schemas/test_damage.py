@@ -23,10 +23,8 @@ def cache(tmp_path, form):
 @BOTH
 def test_a_missing_shard_is_an_error_not_zeros(cache, form):
     (cache / SHARDS[form]).unlink()
-    with pytest.raises(
-        DamagedCache,
-        match=r"is missing: trajectories shard 0 is damaged; `understudy repair .* --teacher TEACHER` rebuilds it, `understudy repair .* --from COPY`",
-    ):
+    repair = f"`understudy repair {cache} --teacher TEACHER` rebuilds it, `understudy repair {cache} --from COPY`"
+    with pytest.raises(DamagedCache, match=f"is missing: trajectories shard 0 is damaged; {repair}"):
         Cache.open(cache).trajectory(0)
     assert Cache.open(cache).trajectory(4).prompt == 4
 
