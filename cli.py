@@ -8,6 +8,7 @@ import typer
 from commands.demo import demo
 from commands.evaluate import evaluate_app
 from commands.look import inspect_app
+from commands.mend import inspect_verify, repair
 from commands.phases import build, export, prompts_app, train
 from commands.resolve import out
 from storage_schemas.errors import UnderstudyError
@@ -21,8 +22,9 @@ app = typer.Typer(
     help="Replace FLUX's T5-XXL by a text encoder some forty times smaller: record the teacher once (build), "
     "train a student from the recording (train), look into it (inspect).",
 )
-for command in (demo, build, train, export):
+for command in (demo, build, train, export, repair):
     app.command()(command)
+inspect_app.command("verify")(inspect_verify)
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(inspect_app, name="inspect")
 app.add_typer(evaluate_app, name="evaluate")

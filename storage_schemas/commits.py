@@ -153,9 +153,10 @@ def read_records(folder: Folder) -> tuple[Records, bool]:
     return Records(_decode_index(data, where), where), True
 
 
-def read_single_records(folder: Folder) -> list[CommitRecord]:
-    """The records that lie one by one in commits/, in the order of their names."""
-    names = [name for name in folder.names(COMMITS_FOLDER) if _is_record(name)]
+def read_single_records(folder: Folder, names: list[str] | None = None) -> list[CommitRecord]:
+    """The records that lie one by one in commits/, in the order of their names; of these files if given."""
+    if names is None:
+        names = [name for name in folder.names(COMMITS_FOLDER) if _is_record(name)]
 
     def read(name: str) -> CommitRecord:
         record = CommitRecord.decode(folder.read(name), f"{folder}/{name}")

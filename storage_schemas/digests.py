@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ def digest(value: Any) -> str:
 def xxh3_128(data: bytes | memoryview) -> str:
     """xxh3_128 (hex) of a byte string: the checksum of every file that a commit record names."""
     return xxhash.xxh3_128_hexdigest(data)
+
+
+def xxh3_128_of_parts(parts: Iterable[bytes]) -> str:
+    """xxh3_128 (hex) of byte strings put one behind the other."""
+    state = xxhash.xxh3_128()
+    for part in parts:
+        state.update(part)
+    return state.hexdigest()
 
 
 def weight_sha256(path: Path) -> str:

@@ -208,6 +208,15 @@ def check_same_settings(found: Manifest, wanted: Manifest, where: str) -> None:
             )
 
 
+def check_same_teacher(found: Manifest, teacher: Teacher, where: str) -> None:
+    """Raise SettingsDiffer, naming the first field, unless a teacher is the one a cache was recorded with."""
+    for field, was, now in _differences(found.teacher.json_value(), teacher.json_value(), "teacher"):
+        raise SettingsDiffer(
+            f"{where} was recorded with {field} = {_short(was)}, this teacher has {_short(now)}: "
+            f"{_DEPENDS['teacher']} depends on it; give the teacher of the recording, {found.source!r}"
+        )
+
+
 def _differences(a: Any, b: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(a, dict) and isinstance(b, dict):
         # In the order of the record: `steps` is named before the sigmas that follow from it.

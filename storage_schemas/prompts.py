@@ -10,12 +10,13 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from storage_schemas.digests import digest, xxh3_128
+from storage_schemas.digests import digest, xxh3_128, xxh3_128_of_parts
 from storage_schemas.errors import DamagedCache, NotInCache
 from storage_schemas.folders import Folder
 
 PROMPTS_FILE = "prompts.jsonl"
 OFFSETS_FILE = "prompts.offsets"
+_PIECE_BYTES = 64 * 2**20
 # One prompt in fifty: 2 % by id, so that a text is held out wherever and whenever it comes.
 HELD_OUT_EVERY = 50
 
@@ -75,13 +76,21 @@ def encode_prompts(prompts: Sequence[Prompt]) -> tuple[bytes, bytes]:
 class PromptTable(Sequence[Prompt]):
     """The prompts of a cache, in prompt order, read one line at a time.
 
-    `checksum` is the xxh3_128 of prompts.jsonl; it is compared when the file is first walked whole.
+    Both files are compared with their checksums (xxh3_128) at the first touch, unless `verify` is off.
     """
 
-    def __init__(self, folder: Folder, *, count: int, bytes_: int, checksum: str) -> None:
-        self._folder = folder
-        self._count = count
-        self._checksum = checksum
+    def __init__(
+        self,
+        folder: Folder,
+        *,
+        count: int,
+        bytes_: int,
+        checksum: str,
+        offsets_checksum: str | None,
+        verify: bool,
+    ) -> None:
+        self._folder, self._count, self._bytes, self._verify = folder, count, bytes_, verify
+        self._checksum, self._offsets_checksum = checksum, offsets_checksum
         for name, expected in ((PROMPTS_FILE, bytes_), (OFFSETS_FILE, 8 * (count + 1))):
             found = folder.size(name) or 0
             if found != expected:
@@ -92,10 +101,20 @@ class PromptTable(Sequence[Prompt]):
 
     @cached_property
     def _offsets(self) -> npt.NDArray[np.uint64]:
-        offsets = np.frombuffer(self._folder.read(OFFSETS_FILE), dtype="<u8")
+        data = self._folder.read(OFFSETS_FILE)
+        if self._offsets_checksum is not None and (found := xxh3_128(data)) != self._offsets_checksum:
+            raise self._damage(OFFSETS_FILE, f"has checksum {found}, expected {self._offsets_checksum}")
+        if self._verify:
+            self._check_lines()
+        offsets = np.frombuffer(data, dtype="<u8")
         if len(offsets) != self._count + 1 or offsets[0] != 0 or (offsets[1:] < offsets[:-1]).any():
             raise self._damage(OFFSETS_FILE, "does not hold ascending offsets")
         return offsets
+
+    def _check_lines(self) -> None:
+        parts = (self._folder.read(PROMPTS_FILE, i, i + _PIECE_BYTES) for i in range(0, self._bytes, _PIECE_BYTES))
+        if (found := xxh3_128_of_parts(parts)) != self._checksum:
+            raise self._damage(PROMPTS_FILE, f"has checksum {found}, expected {self._checksum}")
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # one prompt or a slice of them
         if isinstance(index, slice):

@@ -16,7 +16,7 @@ from storage_schemas.folders import Folder, LocalFolder, Location, open_folder
 from storage_schemas.formats import format_of
 from storage_schemas.layout import Layout
 from storage_schemas.manifest import MANIFEST_FILE, Manifest
-from storage_schemas.prompts import PromptTable
+from storage_schemas.prompts import OFFSETS_FILE, PromptTable
 from storage_schemas.trajectory import Trajectory, trajectory_key, trajectory_of
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -45,12 +45,7 @@ class Cache:
     def __init__(self, folder: Folder, manifest: Manifest, records: Records, *, finished: bool, verify: Verify) -> None:
         self.folder, self.manifest, self.records, self.finished = folder, manifest, records, finished
         self.layout = Layout(manifest.prompts.generations)
-        self.prompts = PromptTable(
-            folder,
-            count=manifest.prompts.count,
-            bytes_=manifest.prompts.bytes,
-            checksum=manifest.prompts.xxh3_128,
-        )
+        self.prompts = prompt_table(folder, manifest, verify=verify)
         self.files = CommittedFiles(folder, records, verify=verify)
         self._reader = format_of(manifest, metadata=read_metadata(folder, manifest)).reader(self.files)
 
@@ -154,21 +149,34 @@ class Cache:
             )
 
 
+def prompt_table(folder: Folder, manifest: Manifest, *, verify: Verify) -> PromptTable:
+    """The prompts of a cache."""
+    return PromptTable(
+        folder,
+        count=manifest.prompts.count,
+        bytes_=manifest.prompts.bytes,
+        checksum=manifest.prompts.xxh3_128,
+        offsets_checksum=manifest.metadata.get(OFFSETS_FILE),
+        verify=verify != "off",
+    )
+
+
 def read_metadata(folder: Folder, manifest: Manifest) -> dict[str, bytes]:
-    """The files beside the shards that the manifest vouches for; DamagedCache if one is not what it says."""
-
-    def read(name: str) -> bytes:
-        try:
-            return folder.read(name)
-        except FileNotFoundError:
-            return b""
-
+    """The zarr.json files, which the manifest vouches for; DamagedCache if one is not what it says."""
+    names = [name for name in manifest.metadata if name != OFFSETS_FILE]
     with ThreadPoolExecutor(8) as pool:
-        metadata = dict(zip(manifest.metadata, pool.map(read, manifest.metadata), strict=True))
-    for name, checksum in manifest.metadata.items():
-        if (found := xxh3_128(metadata[name])) != checksum:
-            raise DamagedCache(
-                f"{folder}/{name} has checksum {found} ({len(metadata[name])} bytes), the manifest says {checksum}: "
-                f"it was changed or lost; give the build command again to write it anew"
-            )
-    return metadata
+        return dict(zip(names, pool.map(lambda name: read_metadata_file(folder, manifest, name), names), strict=True))
+
+
+def read_metadata_file(folder: Folder, manifest: Manifest, name: str) -> bytes:
+    """One of them."""
+    try:
+        data = folder.read(name)
+    except FileNotFoundError:
+        data = b""
+    if (found := xxh3_128(data)) != manifest.metadata[name]:
+        raise DamagedCache(
+            f"{folder}/{name} has checksum {found} ({len(data)} bytes), the manifest says {manifest.metadata[name]}: "
+            f"it was changed or lost; `understudy repair {folder}` writes it anew"
+        )
+    return data

@@ -63,9 +63,10 @@ class CacheWriter:
         SettingsDiffer (naming the field) for a cache of other settings.
         """
         metadata = format_of(manifest).metadata()
-        manifest = manifest.model_copy(update={"metadata": {n: xxh3_128(data) for n, data in metadata.items()}})
         lines, offsets = encode_prompts(prompts)
-        files = {PROMPTS_FILE: lines, OFFSETS_FILE: offsets, **metadata}
+        vouched = {OFFSETS_FILE: offsets, **metadata}
+        manifest = manifest.model_copy(update={"metadata": {n: xxh3_128(data) for n, data in vouched.items()}})
+        files = {PROMPTS_FILE: lines, **vouched}
         files |= {f"{TOKENIZER_FOLDER}/{name}": data for name, data in tokenizer_files.items()}
         folder = open_folder(location)
         if folder.size(MANIFEST_FILE) is not None:
@@ -107,12 +108,41 @@ class CacheWriter:
 
         Raises NonFinite, DerivationMismatch (nothing is written), ShardTaken (another builder was first).
         """
+        files = self.encode(kind, shard, arrays)
+        raw_bytes = sum(array.nbytes for array in arrays.values())
+        record = self.record_of(kind, shard, files, raw_bytes=raw_bytes, seconds=seconds, provenance=provenance)
+        # Under a lock, so that the slower of two builders never writes over what the other has committed.
+        with self.folder.claimed(record_path(kind, shard.shard)):
+            if is_published(self.folder, record):
+                raise self._taken(record)
+            for name, data in files.items():
+                self.folder.replace(name, data)
+            if not publish_record(self.folder, record):
+                raise self._taken(record)
+        return record
+
+    def encode(self, kind: Kind, shard: ShardRange, arrays: Arrays) -> dict[str, bytes]:
+        """The checked files of a shard: {path within the cache: bytes}. Nothing is written."""
         check_arrays(fields_of(self.manifest, kind), arrays, shard.rows)
         labels = self._labels(kind, shard)
         _check_finite(arrays, labels)
         files = self._format.encode(kind, shard.shard, arrays, labels)
         self._check_encoded(kind, shard, files, arrays)
-        record = CommitRecord(
+        return files
+
+    def record_of(
+        self,
+        kind: Kind,
+        shard: ShardRange,
+        files: dict[str, bytes],
+        *,
+        raw_bytes: int,
+        seconds: float,
+        provenance: dict[str, Any],
+    ) -> CommitRecord:
+        """The commit record of a shard's files."""
+        labels = self._labels(kind, shard)
+        return CommitRecord(
             kind=kind,
             shard=shard.shard,
             generation=shard.generation,
@@ -123,20 +153,11 @@ class CacheWriter:
                 [label.get("replica", 0) for label in labels],
             ),
             files=tuple(FileRecord(path=n, bytes=len(d), xxh3_128=xxh3_128(d)) for n, d in files.items()),
-            raw_bytes=sum(array.nbytes for array in arrays.values()),
+            raw_bytes=raw_bytes,
             seconds=round(seconds, 3),
             finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
             provenance=provenance,
         )
-        # Under a lock, so that the slower of two builders never writes over what the other has committed.
-        with self.folder.claimed(record_path(kind, shard.shard)):
-            if is_published(self.folder, record):
-                raise self._taken(record)
-            for name, data in files.items():
-                self.folder.replace(name, data)
-            if not publish_record(self.folder, record):
-                raise self._taken(record)
-        return record
 
     def finish(self) -> bool:
         """Write the index if every shard is committed; whether it is."""

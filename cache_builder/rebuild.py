@@ -1,0 +1,121 @@
+"""Rebuild the damaged shards of a cache with the teacher: the same bytes, or none."""
+
+import time
+
+import torch
+
+from cache_builder.provenance import provenance
+from cache_builder.sample_stage import sample_shard
+from cache_builder.text_stage import encode_shard
+from models.backbone import FluxBackbone
+from models.geometry import recorded_geometry
+from models.schedule import DTYPES
+from models.teacher_folder import TeacherFolder
+from models.text_encoder import TeacherTextEncoder
+from storage_schemas.commits import CommitRecord, Kind
+from storage_schemas.errors import DamagedCache
+from storage_schemas.folders import Location, open_folder
+from storage_schemas.manifest import Manifest, check_same_teacher
+from storage_schemas.progress import Progress, Silent
+from storage_schemas.reader import Cache, prompt_table, read_manifest
+from storage_schemas.repair import bad_shards, good_records, mend_index, put_shard
+from storage_schemas.verification import planned_shards, verify
+from storage_schemas.writer import CacheWriter
+
+DEFAULT_BATCH_SIZE = 16
+
+
+def rebuild(
+    location: Location,
+    teacher: TeacherFolder,
+    device: torch.device,
+    progress: Progress,
+    *,
+    batch_size: int | None,
+    accept_other_bytes: bool,
+) -> list[tuple[Kind, int]]:
+    """Sample every bad shard again and put it back; the shards that were rebuilt.
+
+    batch_size: None for that of each shard's record. Raises DamagedCache, and leaves the shard as it is, where the
+    new bytes are not those of the record (another device, batch size or library) and that was not accepted.
+    """
+    folder = open_folder(location)
+    manifest = read_manifest(folder)
+    check_same_teacher(manifest, teacher.identity(text_length=manifest.teacher.text_length), str(folder))
+    bad = bad_shards(verify(location, progress))
+    if not bad:
+        return []
+    work = _Rebuild(location, manifest, teacher, device, batch_size, accept_other_bytes)
+    with progress.bar("rebuild", total=len(bad), done=0, unit="shards") as bar:
+        for key in bad:
+            work.rebuild(key)
+            bar.advance(1)
+    mend_index(folder)
+    return bad
+
+
+class _Rebuild:
+    def __init__(
+        self,
+        location: Location,
+        manifest: Manifest,
+        teacher: TeacherFolder,
+        device: torch.device,
+        batch_size: int | None,
+        accept_other_bytes: bool,
+    ) -> None:
+        self.location, self.folder, self.manifest = location, open_folder(location), manifest
+        self.teacher, self.device = teacher, device
+        self.batch_size, self.accept = batch_size, accept_other_bytes
+        self.records = good_records(self.folder)
+        self.planned = planned_shards(manifest)
+        self.writer = CacheWriter(self.folder, manifest, list(prompt_table(self.folder, manifest, verify="once")))
+        self.backbone: FluxBackbone | None = None
+
+    def rebuild(self, key: tuple[Kind, int]) -> None:
+        kind, _ = key
+        shard, ours = self.planned[key], self.records.get(key)
+        started = time.monotonic()
+        size = self.batch_size or int((ours.provenance if ours else {}).get("batch_size", DEFAULT_BATCH_SIZE))
+        if kind == "embeddings":
+            encoder = TeacherTextEncoder.load(self.teacher, dtype=self._dtype, device=self.device)
+            arrays = {"encoder_hidden_states": encode_shard(self.writer, encoder, shard, size)}
+        else:
+            cache = Cache(self.folder, self.manifest, self.records, finished=True, verify="always")
+            arrays = sample_shard(cache, self._loaded_backbone(), shard, size, Silent(), lambda: None)
+        files = self.writer.encode(kind, shard, arrays)
+        record = self.writer.record_of(
+            kind,
+            shard,
+            files,
+            raw_bytes=sum(array.nbytes for array in arrays.values()),
+            seconds=time.monotonic() - started,
+            provenance=provenance(device=self.device, batch_size=size),
+        )
+        if ours is not None and ours.files != record.files and not self.accept:
+            raise self._other_bytes(ours, record)
+        put_shard(self.folder, ours, record, files)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return DTYPES[self.manifest.sampling.dtype]
+
+    def _loaded_backbone(self) -> FluxBackbone:
+        if self.backbone is None:
+            self.backbone = FluxBackbone.load(
+                self.teacher.path,
+                recorded_geometry(self.manifest.sampling),
+                text_length=self.manifest.teacher.text_length,
+                dtype=self._dtype,
+                device=self.device,
+            )
+        return self.backbone
+
+    def _other_bytes(self, ours: CommitRecord, record: CommitRecord) -> DamagedCache:
+        was, now = ours.provenance, record.provenance
+        changed = [f"{name} {was.get(name)} -> {now.get(name)}" for name in now if was.get(name) != now.get(name)]
+        return DamagedCache(
+            f"{self.folder}: {ours.kind} shard {ours.shard} comes out with other bytes than were recorded "
+            f"({', '.join(changed) or 'the same settings'}): nothing was written; rebuild on the machine that made it, "
+            f"take it from a copy with --from, or give --accept-other-bytes to record the new ones"
+        )
