@@ -1,12 +1,13 @@
 """The sample stage: the teacher's trajectories, shard by shard. A batch never crosses a shard."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 import torch
 
+from cache_builder.background_writer import BackgroundWriter
 from cache_builder.provenance import provenance
 from models.backbone import FluxBackbone
 from models.noise import draw_guidance, draw_noise
@@ -21,26 +22,32 @@ from storage_schemas.writer import CacheWriter
 
 
 def run_sample_stage(writer: CacheWriter, backbone: FluxBackbone, *, batch_size: int, progress: Progress) -> None:
-    """Sample every trajectory shard that is missing and commit it; needs all embeddings committed."""
+    """Sample every trajectory shard that is missing and commit it beside; needs all embeddings committed."""
     cache = Cache.open(str(writer.folder))
     missing = writer.missing("trajectories")
     done = len(writer.layout) - sum(shard.rows for shard in missing)
-    with progress.bar("sample", total=len(writer.layout), done=done, unit="trajectories") as bar:
+    with (
+        BackgroundWriter(writer) as background,
+        progress.bar("sample", total=len(writer.layout), done=done, unit="trajectories") as bar,
+    ):
         for shard in missing:
             started = time.monotonic()
-            arrays = _sample_shard(cache, backbone, shard, batch_size, bar)
-            writer.commit(
+            background.commit(
                 "trajectories",
                 shard,
-                arrays,
+                sample_shard(cache, backbone, shard, batch_size, bar, background.check),
                 seconds=time.monotonic() - started,
                 provenance=provenance(device=backbone.device, batch_size=batch_size),
             )
 
 
-def _sample_shard(cache: Cache, backbone: FluxBackbone, shard: ShardRange, batch_size: int, bar: Bar) -> Arrays:
+def sample_shard(
+    cache: Cache, backbone: FluxBackbone, shard: ShardRange, batch_size: int, bar: Bar, check: Callable[[], None]
+) -> Arrays:
     parts = []
     for indices in _batches(shard, batch_size):
+        # An earlier shard that could not be committed stops the build here, not a shard later.
+        check()
         parts.append(_sample_batch(cache, backbone, indices))
         bar.advance(len(indices))
     names = [field.name for field in fields_of(cache.manifest, "trajectories")]

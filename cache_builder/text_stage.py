@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from cache_builder.background_writer import BackgroundWriter
 from cache_builder.prompt_files import SourcedText
 from cache_builder.provenance import provenance
 from models.schedule import DTYPES
@@ -49,14 +50,16 @@ def run_text_stage(
     total = len(writer.prompts)
     encoder = TeacherTextEncoder.load(teacher, dtype=DTYPES[writer.manifest.sampling.dtype], device=device)
     done = total - sum(shard.rows for shard in missing)
-    with progress.bar("text", total=total, done=done, unit="prompts") as bar:
+    with (
+        BackgroundWriter(writer) as background,
+        progress.bar("text", total=total, done=done, unit="prompts") as bar,
+    ):
         for shard in missing:
             started = time.monotonic()
-            embedding = _encode_shard(writer, encoder, shard, batch_size)
-            writer.commit(
+            background.commit(
                 "embeddings",
                 shard,
-                {"encoder_hidden_states": embedding},
+                {"encoder_hidden_states": encode_shard(writer, encoder, shard, batch_size)},
                 seconds=time.monotonic() - started,
                 provenance=provenance(device=device, batch_size=batch_size),
             )
@@ -67,7 +70,7 @@ def run_text_stage(
         torch.cuda.empty_cache()
 
 
-def _encode_shard(writer: CacheWriter, encoder: TeacherTextEncoder, shard: ShardRange, batch_size: int) -> np.ndarray:
+def encode_shard(writer: CacheWriter, encoder: TeacherTextEncoder, shard: ShardRange, batch_size: int) -> np.ndarray:
     teacher = writer.manifest.teacher
     ids_NT = torch.full((shard.rows, teacher.text_length), teacher.pad_token_id, dtype=torch.int64)
     for row, prompt in enumerate(writer.prompts[shard.first : shard.first + shard.rows]):

@@ -1,20 +1,36 @@
-"""From a cache to batches: chosen steps of chosen trajectories, with a bounded pool of decoded ones."""
+"""From a cache to batches: chosen steps of chosen trajectories, with a bounded pool of decoded ones, read ahead."""
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 
-from storage_schemas.fields import Array
+from storage_schemas.fields import DTYPES, Array
 from storage_schemas.reader import Cache
 from storage_schemas.tensors import to_torch
 from storage_schemas.trajectory import Trajectory
+from trainer.pool import Pool
+from trainer.prefetch import Prefetch, Task
 
 POOL_BYTES = 2 * 2**30
-Value = TypeVar("Value")
+# Batches begun before they are asked for: a sixteenth as many bytes as the pool may hold, so pinned memory stays small.
+AHEAD_PART = 16
+AHEAD = 16
+READERS = 4
+
+Rows = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A batch to read: rows (position, k), for the replay loss or for the embedding loss (which takes no k)."""
+
+    loss: Literal["embedding", "vision"]
+    rows: Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,52 +44,105 @@ class Batch:
     guidance_B: torch.Tensor | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingBatch:
+    """Prompts and what the teacher made of them."""
+
+    token_ids_BT: torch.Tensor
+    encoder_hidden_states_BTD: torch.Tensor
+
+
+AnyBatch = TypeVar("AnyBatch", bound=Batch | EmbeddingBatch)
+
+
 class Feed:
-    """Reads batches of a cache for one device. `indices`: numbers of the trajectories that positions count."""
+    """Reads batches of a cache for one device. `indices`: numbers of the trajectories that positions count.
+
+    All of it may be called from several threads. The pool holds at most `pool_bytes` of decoded trajectories, and as
+    much again of embeddings; a reader thread has one more in hand.
+    """
 
     def __init__(self, cache: Cache, indices: Array, *, device: torch.device, pool_bytes: int = POOL_BYTES) -> None:
-        self.cache, self.indices, self._device = cache, indices, device
-        self._trajectories: _Pool[Trajectory] = _Pool(pool_bytes)
-        self._embeddings: _Pool[Array] = _Pool(pool_bytes)
+        self.cache, self.indices, self._device, self._pool_bytes = cache, indices, device, pool_bytes
+        self._trajectories: Pool[Trajectory] = Pool(pool_bytes)
+        self._embeddings: Pool[Array] = Pool(pool_bytes)
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def replay_batch(self, rows: Sequence[tuple[int, int]]) -> Batch:
-        """Rows (position, k) as tensors of the cache's dtype on the device."""
-        trajectories = [self._trajectory(position) for position, _ in rows]
-        steps = [k for _, k in rows]
-        timesteps = self.cache.manifest.sampling.timesteps
-        hidden_states = np.stack([t.hidden_states_KSC[k] for t, k in zip(trajectories, steps, strict=True)])
-        velocity = np.stack([t.velocity_KSC[k] for t, k in zip(trajectories, steps, strict=True)])
-        hidden_states_BSC = to_torch(hidden_states).to(self._device)
-        guidance = [t.guidance for t in trajectories]
-        return Batch(
-            token_ids_BT=self._token_ids([t.prompt for t in trajectories]),
-            hidden_states_BSC=hidden_states_BSC,
-            velocity_BSC=to_torch(velocity).to(self._device),
-            timestep_B=torch.tensor([timesteps[k] for k in steps], dtype=hidden_states_BSC.dtype, device=self._device),
-            guidance_B=None
-            if guidance[0] is None
-            else torch.tensor(guidance, dtype=torch.float32, device=self._device),
-        )
+    @contextmanager
+    def prefetch(self, requests: Iterable[Request]) -> Iterator[Iterator[Batch | EmbeddingBatch]]:
+        """The batches of `requests`, in their order, bit for bit those of `replay_batch` and `embedding_batch`.
 
-    def embedding_batch(self, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """token_ids_BT and the teacher's encoder_hidden_states_BTD of the prompts of trajectories."""
-        prompts = [self.cache.layout.place(int(self.indices[position])).prompt for position in positions]
-        return self._token_ids(prompts), self.teacher_embeddings(prompts)
+        Threads read them ahead. An error (DamagedCache, NotInCache) comes where its batch is asked for.
+        """
+        tasks = (
+            Task(run=partial(self._read, request, turn), size_bytes=self._size_bytes(request))
+            for turn, request in enumerate(requests)
+        )
+        ahead_bytes = self._pool_bytes // AHEAD_PART
+        with Prefetch(tasks, readers=READERS, ahead=AHEAD, ahead_bytes=ahead_bytes) as batches:
+            yield (self._on_device(batch) for batch in batches)
+
+    def replay_batch(self, rows: Rows) -> Batch:
+        """Rows (position, k) as tensors of the cache's dtype on the device."""
+        return self._on_device(self._read_replay(rows))
+
+    def embedding_batch(self, positions: Sequence[int]) -> EmbeddingBatch:
+        """Token ids and the teacher's embeddings of the prompts of trajectories, on the device."""
+        return self._on_device(self._read_embeddings(positions))
 
     def teacher_embeddings(self, prompts: Sequence[int]) -> torch.Tensor:
         """encoder_hidden_states_BTD of prompts, as cached."""
-        parts = [self._embeddings.get(prompt, self._read_embedding) for prompt in prompts]
-        return to_torch(np.stack(parts)).to(self._device)
+        return to_torch(self._embeddings_of(prompts)).to(self._device)
 
     def prompt_of(self, position: int) -> int:
         """Number of the prompt of a trajectory."""
         return self.cache.layout.place(int(self.indices[position])).prompt
 
-    def _trajectory(self, position: int) -> Trajectory:
-        return self._trajectories.get(int(self.indices[position]), self._read_trajectory)
+    def _read(self, request: Request, turn: int) -> Batch | EmbeddingBatch:
+        batch: Batch | EmbeddingBatch
+        if request.loss == "embedding":
+            batch = self._read_embeddings([position for position, _ in request.rows], turn)
+        else:
+            batch = self._read_replay(request.rows, turn)
+        # From pinned memory the copy to the GPU runs beside the computation; elsewhere pinning costs a copy.
+        return _each_tensor(batch, torch.Tensor.pin_memory) if self._device.type == "cuda" else batch
+
+    def _read_replay(self, rows: Rows, turn: int = 0) -> Batch:
+        sampling = self.cache.manifest.sampling
+        shape = (len(rows), sampling.image_tokens, sampling.channels)
+        hidden_states_BSC, velocity_BSC = (np.empty(shape, dtype=DTYPES[sampling.dtype]) for _ in range(2))
+        guidance_B = np.empty(len(rows), dtype=np.float32)
+        for row in _visiting_order(len(rows), turn):
+            position, k = rows[row]
+            trajectory = self._trajectories.get(int(self.indices[position]), self._read_trajectory)
+            hidden_states_BSC[row] = trajectory.hidden_states_KSC[k]
+            velocity_BSC[row] = trajectory.velocity_KSC[k]
+            guidance_B[row] = trajectory.guidance if trajectory.guidance is not None else np.nan
+        dtype = to_torch(velocity_BSC).dtype
+        return Batch(
+            token_ids_BT=self._token_ids([self.prompt_of(position) for position, _ in rows]),
+            hidden_states_BSC=to_torch(hidden_states_BSC),
+            velocity_BSC=to_torch(velocity_BSC),
+            timestep_B=torch.tensor([sampling.timesteps[k] for _, k in rows], dtype=dtype),
+            guidance_B=None if sampling.guidance is None else torch.from_numpy(guidance_B),
+        )
+
+    def _read_embeddings(self, positions: Sequence[int], turn: int = 0) -> EmbeddingBatch:
+        prompts = [self.prompt_of(position) for position in positions]
+        return EmbeddingBatch(
+            token_ids_BT=self._token_ids(prompts),
+            encoder_hidden_states_BTD=to_torch(self._embeddings_of(prompts, turn)),
+        )
+
+    def _embeddings_of(self, prompts: Sequence[int], turn: int = 0) -> Array:
+        manifest = self.cache.manifest
+        shape = (len(prompts), manifest.teacher.text_length, manifest.teacher.text_width)
+        embeddings_BTD = np.empty(shape, dtype=DTYPES[manifest.sampling.dtype])
+        for row in _visiting_order(len(prompts), turn):
+            embeddings_BTD[row] = self._embeddings.get(prompts[row], self._read_embedding)
+        return embeddings_BTD
 
     def _read_trajectory(self, index: int) -> tuple[Trajectory, int]:
         trajectory = self.cache.trajectory(index)
@@ -84,23 +153,26 @@ class Feed:
         return embedding, embedding.nbytes
 
     def _token_ids(self, prompts: Sequence[int]) -> torch.Tensor:
-        ids = np.stack([self.cache.padded_token_ids(prompt) for prompt in prompts])
-        return torch.from_numpy(ids).to(self._device)
+        return torch.from_numpy(np.stack([self.cache.padded_token_ids(prompt) for prompt in prompts]))
+
+    def _size_bytes(self, request: Request) -> int:
+        sampling, teacher = self.cache.manifest.sampling, self.cache.manifest.teacher
+        embedding, latent = teacher.text_length * teacher.text_width, sampling.image_tokens * sampling.channels
+        elements = embedding if request.loss == "embedding" else 2 * latent
+        return len(request.rows) * elements * DTYPES[sampling.dtype].itemsize
+
+    def _on_device(self, batch: AnyBatch) -> AnyBatch:
+        beside = self._device.type == "cuda"
+        return _each_tensor(batch, lambda tensor: tensor.to(self._device, non_blocking=beside))
 
 
-class _Pool(Generic[Value]):
-    """The most recently used values, up to a number of bytes."""
+def _each_tensor(batch: AnyBatch, change: Callable[[torch.Tensor], torch.Tensor]) -> AnyBatch:
+    tensors: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items() if tensor is not None}
+    return replace(batch, **changed)
 
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit, self._held = limit_bytes, 0
-        self._values: OrderedDict[int, tuple[Value, int]] = OrderedDict()
 
-    def get(self, key: int, read: Callable[[int], tuple[Value, int]]) -> Value:
-        """The value of a key, read (with its size in bytes) if it is not held."""
-        if key not in self._values:
-            self._values[key] = read(key)
-            self._held += self._values[key][1]
-        self._values.move_to_end(key)
-        while self._held > self._limit and len(self._values) > 1:
-            self._held -= self._values.popitem(last=False)[1][1]
-        return self._values[key][0]
+def _visiting_order(count: int, turn: int) -> Iterator[int]:
+    # Where batches that follow one another want the same trajectories, each reader begins with other ones.
+    first = turn % READERS * count // READERS
+    return ((first + row) % count for row in range(count))

@@ -1,6 +1,7 @@
 """The loop of a run: batch, loss, optimizer step, checkpoint. What it computes is a function of the step number."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from storage_schemas.errors import NonFinite, NotInCache
 from storage_schemas.progress import Progress
 from storage_schemas.reader import Cache
 from trainer.checkpoints import load_checkpoint, mark_best, save_checkpoint
-from trainer.feed import Feed
+from trainer.feed import Batch, EmbeddingBatch, Feed, Request
 from trainer.losses import embedding_loss, replay, vision_loss
 from trainer.optimizer import make_optimizer, set_learning_rate
 from trainer.order import Order, mix
@@ -50,9 +51,13 @@ class Trainer:
         """Run to the last step from the newest checkpoint; the best validation loss."""
         first = self._resume(progress)
         total = self.settings.total_steps
-        with progress.bar("train", total=total, done=first, unit="steps") as bar:
+        requests = (Request(loss=self.settings.loss_at(n), rows=self.order.batch(n)) for n in range(first, total))
+        with (
+            self.feed.prefetch(requests) as batches,
+            progress.bar("train", total=total, done=first, unit="steps") as bar,
+        ):
             for step in range(first, total):
-                loss = self._optimizer_step(step)
+                loss = self._optimizer_step(step, batches)
                 bar.advance(1, f"{self.settings.loss_at(step)} loss {loss:.4g}")
                 done = step + 1
                 if done % self.settings.checkpoint_every == 0 or done in (self.settings.warmup_steps, total):
@@ -69,7 +74,7 @@ class Trainer:
         progress.say(f"going on from step {state['step']}")
         return int(state["step"])
 
-    def _optimizer_step(self, step: int) -> float:
+    def _optimizer_step(self, step: int, batches: Iterator[Batch | EmbeddingBatch]) -> float:
         started = time.monotonic()
         if step == self.settings.warmup_steps:
             # The moments of the warm-up are of another loss: with them the first vision steps are far too long.
@@ -78,7 +83,7 @@ class Trainer:
         # Dropout masks are a function of (seed, step), so that a resumed run draws the same ones.
         torch.manual_seed(mix(self.settings.seed, step))
         self.student.train()
-        loss = self._loss(step)
+        loss = self._loss(next(batches))
         value = float(loss.detach())
         if not np.isfinite(value):
             raise NonFinite(
@@ -100,14 +105,12 @@ class Trainer:
         )
         return value
 
-    def _loss(self, step: int) -> torch.Tensor:
-        rows = self.order.batch(step)
-        if self.settings.loss_at(step) == "embedding":
-            token_ids_BT, teacher_BTD = self.feed.embedding_batch([position for position, _ in rows])
-            return embedding_loss(self._embed(token_ids_BT), teacher_BTD)
+    def _loss(self, batch: Batch | EmbeddingBatch) -> torch.Tensor:
+        student_BTD = self._embed(batch.token_ids_BT)
+        if isinstance(batch, EmbeddingBatch):
+            return embedding_loss(student_BTD, batch.encoder_hidden_states_BTD)
         assert self.backbone is not None
-        batch = self.feed.replay_batch(rows)
-        return vision_loss(self.backbone, self._embed(batch.token_ids_BT), batch)
+        return vision_loss(self.backbone, student_BTD, batch)
 
     def _embed(self, token_ids_BT: torch.Tensor) -> torch.Tensor:
         # bf16 autocast around the student alone: around the backbone it would change the target's arithmetic.
@@ -131,12 +134,11 @@ class Trainer:
         losses = []
         for first in range(0, len(rows), self.settings.batch_size):
             part = rows[first : first + self.settings.batch_size]
-            if self.backbone is None:
-                ids_BT, teacher_BTD = self.held_out.embedding_batch([position for position, _ in part])
-                loss = embedding_loss(self._embed(ids_BT), teacher_BTD)
-            else:
-                batch = self.held_out.replay_batch(part)
-                loss = vision_loss(self.backbone, self._embed(batch.token_ids_BT), batch)
+            loss = self._loss(
+                self.held_out.replay_batch(part)
+                if self.backbone is not None
+                else self.held_out.embedding_batch([position for position, _ in part])
+            )
             losses.append(float(loss) * len(part))
         value = sum(losses) / len(rows)
         log_metrics(self.run, step=done, validation_loss=value)

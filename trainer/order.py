@@ -63,6 +63,18 @@ class Order:
             for item in range(first, first + self.batch_size)
         ]
 
+    def rank_batch(self, optimizer_step: int, *, rank: int, ranks: int) -> list[tuple[int, int]]:
+        """Rows of process `rank` of `ranks`: an equal part of the batch; in rank order the parts are the batch.
+
+        ValueError unless the batch divides by `ranks`: then which rows a step sees would depend on their number.
+        """
+        if self.batch_size % ranks:
+            raise ValueError(f"batch size is {self.batch_size}, expected a multiple of the {ranks} processes")
+        if not 0 <= rank < ranks:
+            raise ValueError(f"rank is {rank}, expected 0 to {ranks - 1}")
+        rows = self.batch_size // ranks
+        return self.batch(optimizer_step)[rank * rows : (rank + 1) * rows]
+
     def _trajectory(self, item: int) -> int:
         epoch, position = divmod(item, self.count)
         return shuffled_position(position, count=self.count, seed=self.seed, epoch=epoch)
