@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from storage_schemas import durable
+from storage_schemas.codecs import as_read
 from storage_schemas.commits import (
     COMMITS_FOLDER,
     INDEX_FILE,
@@ -21,6 +22,7 @@ from storage_schemas.commits import (
 )
 from storage_schemas.derivation import derive_latents
 from storage_schemas.digests import xxh3_128
+from storage_schemas.embeddings import drop_embeddings
 from storage_schemas.errors import DerivationMismatch, NonFinite, NotACache, ShardTaken
 from storage_schemas.fields import Arrays, check_arrays, fields_of, is_finite, same_bits
 from storage_schemas.formats import format_of
@@ -140,8 +142,12 @@ class CacheWriter:
         return record
 
     def finish(self) -> bool:
-        """Write the index if every shard is committed; whether it is."""
-        if self.missing("trajectories") or self.missing("embeddings"):
+        """Write the index if every shard is committed (and drop embeddings that are not kept); whether it is."""
+        if self.missing("trajectories"):
+            return False
+        if self.manifest.sampling.storage.embeddings == "none":
+            drop_embeddings(self.path)
+        elif self.missing("embeddings"):
             return False
         if not (self.path / COMMITS_FOLDER / INDEX_FILE).exists():
             publish_index(self.path, self.records())
@@ -163,10 +169,11 @@ class CacheWriter:
     def _check_encoded(self, kind: Kind, shard: ShardRange, files: dict[str, bytes], arrays: Arrays) -> None:
         """Decode what is about to be written and derive: what a reader will see is what was sampled."""
         decoded = self._format.decode(kind, shard.shard, files, shard.rows)
-        for name, array in arrays.items():
-            if not same_bits(decoded[name], array):
+        codec = self.manifest.sampling.storage.codec
+        for field in fields_of(self.manifest, kind):
+            if not same_bits(decoded[field.name], as_read(field, codec, arrays[field.name])):
                 raise DerivationMismatch(
-                    f"{self.path}: {name} of {kind} shard {shard.shard} decodes to other bits than were encoded: "
+                    f"{self.path}: {field.name} of {kind} shard {shard.shard} decodes to other bits than were encoded: "
                     f"a fault of this machine or of a library; nothing was written"
                 )
         if "noise" not in decoded:
