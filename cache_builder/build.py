@@ -31,7 +31,9 @@ def build(
 ) -> BuildResult:
     """Build a cache, or go on with it; every committed shard stays, whatever happens."""
     writer = _open_writer(location, settings, teacher, progress)
-    run_text_stage(writer, teacher, batch_size=settings.batch_size, device=device, progress=progress)
+    # Embeddings that are not kept are dropped once every trajectory is there: they are not missing then.
+    if settings.embeddings == "stored" or writer.missing("trajectories"):
+        run_text_stage(writer, teacher, batch_size=settings.batch_size, device=device, progress=progress)
     if writer.missing("trajectories"):
         backbone = FluxBackbone.load(
             teacher.path,

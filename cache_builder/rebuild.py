@@ -13,8 +13,10 @@ from models.schedule import DTYPES
 from models.teacher_folder import TeacherFolder
 from models.text_encoder import TeacherTextEncoder
 from storage_schemas.commits import CommitRecord, Kind
+from storage_schemas.embeddings import drop_embeddings
 from storage_schemas.errors import DamagedCache
 from storage_schemas.folders import Location, open_folder
+from storage_schemas.layout import ShardRange
 from storage_schemas.manifest import Manifest, check_same_teacher
 from storage_schemas.progress import Progress, Silent
 from storage_schemas.reader import Cache, prompt_table, read_manifest
@@ -45,11 +47,15 @@ def rebuild(
     bad = bad_shards(verify(location, progress))
     if not bad:
         return []
+    if manifest.sampling.storage.embeddings == "none":
+        drop_embeddings(folder)
     work = _Rebuild(location, manifest, teacher, device, batch_size, accept_other_bytes)
     with progress.bar("rebuild", total=len(bad), done=0, unit="shards") as bar:
         for key in bad:
             work.rebuild(key)
             bar.advance(1)
+    if manifest.sampling.storage.embeddings == "none":
+        drop_embeddings(folder)
     mend_index(folder)
     return bad
 
@@ -81,6 +87,7 @@ class _Rebuild:
             encoder = TeacherTextEncoder.load(self.teacher, dtype=self._dtype, device=self.device)
             arrays = {"encoder_hidden_states": encode_shard(self.writer, encoder, shard, size)}
         else:
+            self._encode_anew(shard, size)
             cache = Cache(self.folder, self.manifest, self.records, finished=True, verify="always")
             arrays = sample_shard(cache, self._loaded_backbone(), shard, size, Silent(), lambda: None)
         files = self.writer.encode(kind, shard, arrays)
@@ -95,6 +102,21 @@ class _Rebuild:
         if ours is not None and ours.files != record.files and not self.accept:
             raise self._other_bytes(ours, record)
         put_shard(self.folder, ours, record, files)
+
+    def _encode_anew(self, shard: ShardRange, batch_size: int) -> None:
+        """Put the embeddings of a shard's prompts where a build has them, in a cache that does not keep them."""
+        if self.manifest.sampling.storage.embeddings == "stored":
+            return
+        layout = self.writer.layout
+        items = range(shard.first, shard.first + shard.rows)
+        needed = {layout.embedding_place(layout.place(item).prompt)[0] for item in items}
+        for number in sorted(needed - {key[1] for key in self.records if key[0] == "embeddings"}):
+            encoder = TeacherTextEncoder.load(self.teacher, dtype=self._dtype, device=self.device)
+            place = layout.embeddings[number]
+            arrays = {"encoder_hidden_states": encode_shard(self.writer, encoder, place, batch_size)}
+            made = provenance(device=self.device, batch_size=batch_size)
+            self.writer.commit("embeddings", place, arrays, seconds=0.0, provenance=made)
+        self.records = good_records(self.folder)
 
     @property
     def _dtype(self) -> torch.dtype:

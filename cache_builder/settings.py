@@ -10,6 +10,8 @@ from models.schedule import DTYPES, pipeline_schedule
 from models.teacher_folder import TeacherFolder
 from storage_schemas.errors import BadSettings
 from storage_schemas.manifest import (
+    CodecName,
+    Embeddings,
     Generation,
     Manifest,
     PromptSet,
@@ -17,6 +19,7 @@ from storage_schemas.manifest import (
     Sampling,
     Storage,
     first_problem,
+    int8_problem,
 )
 from storage_schemas.prompts import Prompt
 from storage_schemas.writer import prompt_set_fields
@@ -38,13 +41,20 @@ class BuildSettings(Record):
     batch_size: int = Field(default=16, ge=1)
     shard_size: int = Field(default=64, ge=1)
     format: Literal["zarr", "webdataset"] = "zarr"
-    codec: Literal["plain"] = "plain"
+    codec: CodecName = "compact"
     latents: Literal["derived", "stored"] = "derived"
+    embeddings: Embeddings = "stored"
 
     @model_validator(mode="after")
     def _guidance_is_given(self) -> Self:
         if not self.guidance:
             raise ValueError("guidance has no value, expected at least one, such as 3.5 or 2.0:5.0:0.5")
+        return self
+
+    @model_validator(mode="after")
+    def _int8_stores_latents(self) -> Self:
+        if problem := int8_problem(self.codec, self.latents):
+            raise ValueError(problem)
         return self
 
     @classmethod
@@ -91,7 +101,12 @@ def plan_manifest(settings: BuildSettings, teacher: TeacherFolder, prompts: list
         noise="philox-float32",
         dtype=settings.dtype,
         latent_rule="flow-match-euler",
-        storage=Storage(format=settings.format, codec=settings.codec, latents=settings.latents),
+        storage=Storage(
+            format=settings.format,
+            codec=settings.codec,
+            latents=settings.latents,
+            embeddings=settings.embeddings,
+        ),
     )
     generation = Generation(
         first_prompt=0,

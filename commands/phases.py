@@ -60,9 +60,16 @@ def build(
     batch_size: Annotated[int, typer.Option(help="May change on resume.")] = 16,
     shard_size: Annotated[int, typer.Option(help="Trajectories per shard.")] = 64,
     format: Literal["zarr", "webdataset"] = "zarr",
+    codec: Annotated[
+        Literal["plain", "compact", "int8"],
+        typer.Option(help="compact: lossless; int8: predictions in 8 bits, with --latents stored."),
+    ] = "compact",
     latents: Annotated[
         Literal["derived", "stored"], typer.Option(help="Store latents, or derive them exactly.")
     ] = "derived",
+    embeddings: Annotated[
+        Literal["stored", "none"], typer.Option(help="none: smaller, but no warm-up and no replay floor.")
+    ] = "stored",
     revision: Annotated[str | None, typer.Option(help="Revision of a hub repository.")] = None,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -77,7 +84,7 @@ def build(
     asked = BuildSettings.from_flags(
         prompts=tuple(prompts), limit=limit, resolution=resolution, steps=steps, replicas=replicas,
         guidance=guidance_values(guidance), seed=seed, dtype=dtype, batch_size=batch_size, shard_size=shard_size,
-        format=format, latents=latents,
+        format=format, codec=codec, latents=latents, embeddings=embeddings,
     )  # fmt: skip
     torch_device = quiet_device(device)
     from cache_builder.build import build as run_build

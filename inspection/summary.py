@@ -39,6 +39,7 @@ def summarise(cache: Cache) -> dict[str, Any]:
         },
         "storage": {
             **sampling.storage.json_value(),
+            "embeddings": sampling.storage.embeddings,
             "bytes": cache.records.bytes,
             "raw_bytes": sum(record.raw_bytes for record in records),
             "row_bytes": {field.name: field.row_bytes for kind in KINDS for field in fields_of(manifest, kind)},
@@ -76,7 +77,7 @@ def summary_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "on disk",
             f"{size_text(storage['bytes'])} ({storage['format']}, {storage['codec']}, latents "
-            f"{storage['latents']}); arrays raw {size_text(storage['raw_bytes'])}",
+            f"{storage['latents']}, embeddings {storage['embeddings']}); arrays raw {size_text(storage['raw_bytes'])}",
         ),
         (
             "built",

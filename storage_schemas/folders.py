@@ -102,7 +102,10 @@ class LocalFolder:
 
     def remove(self, path: str) -> None:
         """See Folder."""
-        (self.path / path).unlink(missing_ok=True)
+        file = self.path / path
+        if file.exists():
+            file.unlink(missing_ok=True)
+            durable.sync(file.parent)
 
     @contextmanager
     def claimed(self, name: str) -> Iterator[None]:

@@ -8,7 +8,16 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from storage_schemas.digests import canonical_json, digest
 from storage_schemas.errors import DamagedCache, NotACache, SettingsDiffer
@@ -16,6 +25,9 @@ from storage_schemas.errors import DamagedCache, NotACache, SettingsDiffer
 FORMAT_NAME = "understudy-cache"
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+
+CodecName = Literal["plain", "compact", "int8"]
+Embeddings = Literal["stored", "none"]
 
 
 class Record(BaseModel):
@@ -44,11 +56,33 @@ class Teacher(Record):
 
 
 class Storage(Record):
-    """How a cache is laid out on disk."""
+    """How a cache is laid out on disk. `embeddings` "none": a finished cache does not hold the teacher's."""
 
     format: Literal["zarr", "webdataset"]
-    codec: Literal["plain"]
+    codec: CodecName
     latents: Literal["derived", "stored"]
+    embeddings: Embeddings = "stored"
+
+    @model_validator(mode="after")
+    def _int8_stores_latents(self) -> Self:
+        if problem := int8_problem(self.codec, self.latents):
+            raise ValueError(problem)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_always_so(self, plain: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
+        # Caches from before there was a choice do not have this key, and keep their digests.
+        value = plain(self)
+        if self.embeddings == "stored" and info.context != "all keys":
+            del value["embeddings"]
+        return value
+
+
+def int8_problem(codec: CodecName, latents: str) -> str | None:
+    """Why this codec does not go with these latents, and the way out; None if it does."""
+    if codec != "int8" or latents == "stored":
+        return None
+    return "codec int8 rounds the velocity, and latents are derived from the exact one; use --latents stored"
 
 
 class Sampling(Record):
@@ -200,7 +234,7 @@ _DEPENDS = {
 def check_same_settings(found: Manifest, wanted: Manifest, where: str) -> None:
     """Raise SettingsDiffer, naming the first field, both values, what depends on it, and the way out."""
     for section in ("teacher", "sampling", "prompts"):
-        ours, theirs = getattr(wanted, section).json_value(), getattr(found, section).json_value()
+        ours, theirs = (getattr(m, section).model_dump(mode="json", context="all keys") for m in (wanted, found))
         for field, was, now in _differences(theirs, ours, section):
             raise SettingsDiffer(
                 f"{where} was built with {field} = {_short(was)}, you asked for {_short(now)}: "

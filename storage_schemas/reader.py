@@ -104,6 +104,11 @@ class Cache:
     def embedding(self, prompt: int) -> Array:
         """The teacher's embedding of prompt number `prompt`, [T, D]."""
         shard, row = self.layout.embedding_place(prompt)
+        if self.manifest.sampling.storage.embeddings == "none" and ("embeddings", shard) not in self.records:
+            raise NotInCache(
+                f"the embedding of prompt {prompt} is not in {self.path}: it was built with --embeddings none; "
+                f"build another cache with --embeddings stored"
+            )
         self._require("embeddings", shard, f"the embedding of prompt {prompt}")
         names: Container[str] = ("encoder_hidden_states",)
         return self._reader.row("embeddings", shard, row, names)["encoder_hidden_states"]

@@ -51,6 +51,11 @@ class Report:
 
 def planned_shards(manifest: Manifest) -> dict[tuple[Kind, int], ShardRange]:
     """All shards that a finished cache of this manifest has."""
+    kinds = KINDS if manifest.sampling.storage.embeddings == "stored" else ("trajectories",)
+    return {key: shard for key, shard in _all_shards(manifest).items() if key[0] in kinds}
+
+
+def _all_shards(manifest: Manifest) -> dict[tuple[Kind, int], ShardRange]:
     layout = Layout(manifest.prompts.generations)
     ranges = {"trajectories": layout.trajectories, "embeddings": layout.embeddings}
     return {(kind, shard.shard): shard for kind in KINDS for shard in ranges[kind]}
@@ -66,6 +71,7 @@ class _Walk:
     def __init__(self, folder: Folder, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
         self.planned = planned_shards(manifest)
+        self.shards = self.planned
         self.problems: list[Problem] = []
         self.bytes = 0
 
@@ -78,6 +84,8 @@ class _Walk:
                 self._try(name, lambda name=name: read_metadata_file(self.folder, self.manifest, name))  # type: ignore[misc]
         self._check_tokenizer()
         records, finished = self._records()
+        # Embeddings that are not kept are there until a build is finished.
+        self.shards = self.planned if finished else _all_shards(self.manifest)
         files = CommittedFiles(self.folder, records, verify="off")
         with progress.bar("verify", total=len(records), done=0, unit="shards") as bar:
             for key in sorted(records):
@@ -179,7 +187,7 @@ class _Walk:
     def _check_shard(
         self, key: tuple[Kind, int], record: CommitRecord, files: CommittedFiles, ids: list[str] | None
     ) -> None:
-        planned = self.planned.get(key)
+        planned = self.shards.get(key)
         if planned is None or (planned.rows, planned.generation) != (record.rows, record.generation):
             self._note(record_path(*key), "is of a shard that the manifest does not plan", key)
             return
@@ -192,7 +200,7 @@ class _Walk:
     def _check_foreign(self, records: Records, finished: bool) -> None:
         known = {MANIFEST_FILE, PROMPTS_FILE, OFFSETS_FILE, INDEX_PATH, *self.manifest.metadata}
         known |= {f"{TOKENIZER_FOLDER}/{name}" for name in self.manifest.teacher.tokenizer}
-        known |= {record_path(*key) for key in self.planned}
+        known |= {record_path(*key) for key in self.shards}
         known |= {file.path for record in records.values() for file in record.files}
         tops = tuple(kind + end for kind in KINDS for end in (".zarr/", "/"))
         noted = {problem.path for problem in self.problems}

@@ -15,13 +15,17 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from storage_schemas.codecs import FieldCodec, field_codec
 from storage_schemas.commits import KINDS, Kind
 from storage_schemas.digests import canonical_json
-from storage_schemas.errors import DamagedCache
 from storage_schemas.fields import Array, Arrays, Field, fields_of
 from storage_schemas.files import ByteSource, MemoryFiles
+from storage_schemas.formats import damaged_shard
 from storage_schemas.manifest import Manifest
 from storage_schemas.trajectory import Label
+
+_CODECS_KEY = "understudy.codecs"
+_NAMES = {"BF16": "bfloat16", "F32": "float32"}
 
 
 class WebDatasetFormat:
@@ -29,6 +33,8 @@ class WebDatasetFormat:
 
     def __init__(self, manifest: Manifest, *, metadata: dict[str, bytes] | None = None) -> None:
         self._fields: dict[Kind, tuple[Field, ...]] = {kind: fields_of(manifest, kind) for kind in KINDS}
+        name = manifest.sampling.storage.codec
+        self._codecs = {f.name: codec for kind in KINDS for f in self._fields[kind] if (codec := field_codec(f, name))}
 
     def metadata(self) -> dict[str, bytes]:
         """A tar needs no files beside it but its index."""
@@ -42,11 +48,11 @@ class WebDatasetFormat:
         # A fixed time and owner, so that the bytes of a shard depend on its content alone.
         with webdataset.TarWriter(stream, user="understudy", group="understudy", mode=0o644, mtime=0) as writer:
             for row, label in enumerate(labels):
-                tensors = {field.name: np.asarray(arrays[field.name][row], order="C") for field in self._fields[kind]}
+                sample = {field.name: np.asarray(arrays[field.name][row], order="C") for field in self._fields[kind]}
                 writer.write(
                     {
                         "__key__": label["key"],
-                        "safetensors": safetensors.numpy.save(tensors),
+                        "safetensors": _encode_sample(sample, self._codecs),
                         "json": canonical_json(label),
                     }
                 )
@@ -61,14 +67,16 @@ class WebDatasetFormat:
 
     def reader(self, source: ByteSource) -> "WebDatasetReader":
         """Read rows of committed shards."""
-        return WebDatasetReader(source, self._fields)
+        return WebDatasetReader(source, self._fields, self._codecs)
 
 
 class WebDatasetReader:
     """Rows of committed shards. The byte index of a shard is read once."""
 
-    def __init__(self, source: ByteSource, fields: dict[Kind, tuple[Field, ...]]) -> None:
-        self._source, self._fields = source, fields
+    def __init__(
+        self, source: ByteSource, fields: dict[Kind, tuple[Field, ...]], codecs: dict[str, FieldCodec]
+    ) -> None:
+        self._source, self._fields, self._codecs = source, fields, codecs
         self._places: dict[tuple[Kind, int], list[tuple[int, int]]] = {}
 
     def row(self, kind: Kind, shard: int, row: int, names: Container[str] | None = None) -> Arrays:
@@ -81,20 +89,47 @@ class WebDatasetReader:
         data = self._source.read(_tar_path(kind, shard), begin, begin + size)
         try:
             tensors = dict(safetensors.deserialize(data))
+            stated = _stated_codecs(data) if self._codecs else {}
             return {
-                field.name: _array(tensors[field.name], field.dtype, field.row_shape)
+                field.name: _array(tensors[field.name], field, self._codecs.get(field.name), stated.get(field.name))
                 for field in self._fields[kind]
                 if names is None or field.name in names
             }
-        except (safetensors.SafetensorError, KeyError, ValueError) as error:
-            raise DamagedCache(f"{_tar_path(kind, shard)} row {row} is not the sample it should be: {error}") from error
+        except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise damaged_shard(kind, shard, f"row {row} is not the sample it should be ({error})") from error
 
 
-def _array(tensor: dict[str, Any], dtype: np.dtype, shape: tuple[int, ...]) -> Array:
-    names = {"BF16": "bfloat16", "F32": "float32"}
-    if names.get(tensor["dtype"]) != dtype.name or tuple(tensor["shape"]) != shape:
-        raise ValueError(f"tensor is {tensor['dtype']} {tensor['shape']}, expected {dtype} {list(shape)}")
-    return np.frombuffer(tensor["data"], dtype=dtype).reshape(shape)
+def _encode_sample(sample: Arrays, codecs: dict[str, FieldCodec]) -> bytes:
+    used = {name: codecs[name] for name in sample if name in codecs}
+    tensors = {
+        name: np.frombuffer(used[name].encode(array), dtype=np.uint8) if name in used else array
+        for name, array in sample.items()
+    }
+    # One key: safetensors writes several in an order that changes from run to run.
+    configs = {name: codec.get_config() for name, codec in used.items()}
+    return safetensors.numpy.save(tensors, {_CODECS_KEY: canonical_json(configs).decode()} if used else None)
+
+
+def _stated_codecs(data: bytes) -> dict[str, Any]:
+    """The numcodecs configuration of each encoded field, from the metadata of a safetensors file."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    stated = json.loads(header.get("__metadata__", {}).get(_CODECS_KEY, "{}"))
+    if not isinstance(stated, dict):
+        raise ValueError(f"metadata {_CODECS_KEY} is {stated!r}, expected an object")
+    return stated
+
+
+def _array(tensor: dict[str, Any], field: Field, codec: FieldCodec | None, stated: Any) -> Array:
+    if stated != (None if codec is None else codec.get_config()):
+        raise ValueError(f"{field.name} states codec {stated}, expected {codec}")
+    kind, shape, expected = tensor["dtype"], tuple(tensor["shape"]), field.row_shape
+    if codec is not None:
+        if kind != "U8" or len(shape) != 1:
+            raise ValueError(f"{field.name} is {kind} {list(shape)}, expected U8 of one axis")
+        return codec.decode(tensor["data"]).view(field.dtype)
+    if _NAMES.get(kind) != field.dtype.name or shape != expected:
+        raise ValueError(f"{field.name} is {kind} {list(shape)}, expected {field.dtype} {list(expected)}")
+    return np.frombuffer(tensor["data"], dtype=field.dtype).reshape(expected)
 
 
 def _index_of(tar: bytes) -> bytes:

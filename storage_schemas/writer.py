@@ -4,6 +4,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import Any, Self
 
+from storage_schemas.codecs import as_read
 from storage_schemas.commits import (
     COMMITS_FOLDER,
     INDEX_FILE,
@@ -20,6 +21,7 @@ from storage_schemas.commits import (
 )
 from storage_schemas.derivation import derive_latents
 from storage_schemas.digests import xxh3_128
+from storage_schemas.embeddings import drop_embeddings
 from storage_schemas.errors import DerivationMismatch, NonFinite, NotACache, ShardTaken
 from storage_schemas.fields import Arrays, check_arrays, fields_of, is_finite, same_bits
 from storage_schemas.folders import Folder, LocalFolder, Location, open_folder
@@ -160,8 +162,12 @@ class CacheWriter:
         )
 
     def finish(self) -> bool:
-        """Write the index if every shard is committed; whether it is."""
-        if self.missing("trajectories") or self.missing("embeddings"):
+        """Write the index if every shard is committed (and drop embeddings that are not kept); whether it is."""
+        if self.missing("trajectories"):
+            return False
+        if self.manifest.sampling.storage.embeddings == "none":
+            drop_embeddings(self.folder)
+        elif self.missing("embeddings"):
             return False
         if self.folder.size(f"{COMMITS_FOLDER}/{INDEX_FILE}") is None:
             publish_index(self.folder, self.records())
@@ -189,10 +195,11 @@ class CacheWriter:
     def _check_encoded(self, kind: Kind, shard: ShardRange, files: dict[str, bytes], arrays: Arrays) -> None:
         """Decode what is about to be written and derive: what a reader will see is what was sampled."""
         decoded = self._format.decode(kind, shard.shard, files, shard.rows)
-        for name, array in arrays.items():
-            if not same_bits(decoded[name], array):
+        codec = self.manifest.sampling.storage.codec
+        for field in fields_of(self.manifest, kind):
+            if not same_bits(decoded[field.name], as_read(field, codec, arrays[field.name])):
                 raise DerivationMismatch(
-                    f"{self.folder}: {name} of {kind} shard {shard.shard} decodes to other bits than were encoded: "
+                    f"{self.folder}: {field.name} of {kind} shard {shard.shard} decodes to other bits than were encoded: "
                     f"a fault of this machine or of a library; nothing was written"
                 )
         if "noise" not in decoded:

@@ -15,10 +15,12 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from storage_schemas import zarr_bfloat16
+from storage_schemas import zarr_bfloat16, zarr_codecs
+from storage_schemas.codecs import field_codec
 from storage_schemas.commits import KINDS, Kind
 from storage_schemas.fields import Arrays, Field, fields_of
 from storage_schemas.files import ByteSource, MemoryFiles
+from storage_schemas.formats import damaged_shard
 from storage_schemas.layout import Layout
 from storage_schemas.manifest import Manifest
 from storage_schemas.trajectory import Label
@@ -27,6 +29,7 @@ _AXES = {"K": "step", "S": "image_token", "C": "channel", "T": "text_token", "D"
 _ROW_AXIS = {"trajectories": "trajectory", "embeddings": "prompt"}
 
 zarr_bfloat16.register()
+zarr_codecs.register()
 
 
 class ZarrFormat:
@@ -35,6 +38,7 @@ class ZarrFormat:
     def __init__(self, manifest: Manifest, *, metadata: dict[str, bytes] | None = None) -> None:
         """`metadata`: the zarr.json files of an existing cache; made from the manifest's settings if None."""
         layout = Layout(manifest.prompts.generations)
+        self._codec = manifest.sampling.storage.codec
         self._size = layout.shard_size
         self._shards = {"trajectories": len(layout.trajectories), "embeddings": len(layout.embeddings)}
         self._fields: dict[Kind, tuple[Field, ...]] = {kind: fields_of(manifest, kind) for kind in KINDS}
@@ -80,6 +84,7 @@ class ZarrFormat:
         return metadata
 
     def _create_array(self, group: zarr.Group, kind: Kind, field: Field) -> None:
+        codec = field_codec(field, self._codec)
         group.create_array(
             field.name,
             shape=(self._shards[kind] * self._size, *field.row_shape),
@@ -88,7 +93,7 @@ class ZarrFormat:
             dtype=field.dtype,
             # NaN, so that a chunk that is not there could never pass for data.
             fill_value=float("nan"),
-            serializer=BytesCodec(),
+            serializer=BytesCodec() if codec is None else zarr_codecs.zarr_codec(codec),
             compressors=(Crc32cCodec(),),
             filters=(),
             dimension_names=(_ROW_AXIS[kind], *(_AXES[letter] for letter in field.letters)),
@@ -125,7 +130,10 @@ class ZarrReader:
 
     def row(self, kind: Kind, shard: int, row: int, names: Container[str] | None = None) -> Arrays:
         """One row of a shard; only the fields in `names` if given."""
-        return self.read(kind, shard * self._size + row, names)
+        try:
+            return self.read(kind, shard * self._size + row, names)
+        except (ValueError, RuntimeError) as error:
+            raise damaged_shard(kind, shard, f"row {row} cannot be decoded ({error})") from error
 
     def read(self, kind: Kind, where: int | slice, names: Container[str] | None) -> Arrays:
         """One row, or a slice of rows, of the arrays."""

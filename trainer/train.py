@@ -9,7 +9,7 @@ from models.geometry import recorded_geometry
 from models.schedule import DTYPES
 from models.student import new_student
 from models.teacher_folder import TeacherFolder
-from storage_schemas.errors import BadTeacher
+from storage_schemas.errors import BadSettings, BadTeacher
 from storage_schemas.manifest import Manifest
 from storage_schemas.progress import Progress
 from storage_schemas.reader import Cache
@@ -36,6 +36,7 @@ def train(
 
     teacher: where the transformer lies (None for a warm-up alone). student_source: where settings.student lies.
     """
+    _check_warm_up(settings, cache)
     student = new_student(
         student_source, cache.manifest.teacher, init=settings.init, dropout=settings.dropout, seed=settings.seed
     )
@@ -47,10 +48,22 @@ def train(
         f"student of {parameters:,} parameters; {len(trainer.feed)} trajectories to train on, "
         f"{len(trainer.held_out)} held out"
     )
-    if backbone is not None:
+    if cache.manifest.sampling.storage.embeddings == "none":
+        progress.say(
+            f"no replay floor: {cache.folder} was built with --embeddings none; a cache with --embeddings stored has one"
+        )
+    elif backbone is not None:
         _check_floor(trainer, progress, accept_floor=accept_floor)
     trainer.train(progress)
     return run
+
+
+def _check_warm_up(settings: TrainSettings, cache: Cache) -> None:
+    if settings.warmup_steps and cache.manifest.sampling.storage.embeddings == "none":
+        raise BadSettings(
+            f"--warmup-steps is {settings.warmup_steps}, but {cache.folder} was built with --embeddings none: the "
+            f"warm-up compares with the teacher's embeddings; give --warmup-steps 0, or build with --embeddings stored"
+        )
 
 
 def _check_floor(trainer: Trainer, progress: Progress, *, accept_floor: bool) -> None:

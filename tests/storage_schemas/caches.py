@@ -24,6 +24,7 @@ def some_prompts(count: int) -> list[Prompt]:
 
 def some_manifest(prompts: list[Prompt], **changes: Any) -> Manifest:
     settings: dict[str, Any] = {"format": "zarr", "latents": "derived", "dtype": "bfloat16", "seed": 0, "replicas": 1}
+    settings |= {"codec": "plain", "embeddings": "stored"}
     settings |= {"shard_size": 4, "guidance": (2.0, 3.5)} | changes
     return Manifest(
         source="made-up",
@@ -54,7 +55,12 @@ def some_manifest(prompts: list[Prompt], **changes: Any) -> Manifest:
             noise="philox-float32",
             dtype=settings["dtype"],
             latent_rule="flow-match-euler",
-            storage=Storage(format=settings["format"], codec="plain", latents=settings["latents"]),
+            storage=Storage(
+                format=settings["format"],
+                codec=settings["codec"],
+                latents=settings["latents"],
+                embeddings=settings["embeddings"],
+            ),
         ),
         prompts=PromptSet(
             generations=(

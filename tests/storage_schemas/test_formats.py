@@ -24,8 +24,9 @@ BOTH = pytest.mark.parametrize("form", ["zarr", "webdataset"])
 @BOTH
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("latents", ["derived", "stored"])
-def test_a_cache_gives_back_the_bits_that_were_committed(tmp_path, form, dtype, latents):
-    writer = write_cache(tmp_path / "c", format=form, dtype=dtype, latents=latents, replicas=2)
+@pytest.mark.parametrize("codec", ["plain", "compact"])
+def test_a_cache_gives_back_the_bits_that_were_committed(tmp_path, form, dtype, latents, codec):
+    writer = write_cache(tmp_path / "c", format=form, dtype=dtype, latents=latents, codec=codec, replicas=2)
     cache = Cache.open(tmp_path / "c")
     assert len(cache) == cache.planned == 12
     for shard in writer.layout.trajectories:
@@ -42,26 +43,29 @@ def test_a_cache_gives_back_the_bits_that_were_committed(tmp_path, form, dtype, 
 
 @BOTH
 @settings(max_examples=40, deadline=None)
-@given(bits=st.lists(st.integers(0, 2**16 - 1), min_size=8, max_size=8))
-@example(bits=[0x8000] * 8)  # -0.0
-@example(bits=[0x7FC0] * 8)  # the NaN that fills what is not there
-@example(bits=[0xFFA5] * 8)  # a NaN with a payload
-def test_every_bit_pattern_of_bfloat16_survives_encoding(form, bits):
+@given(bits=st.lists(st.integers(0, 2**16 - 1), min_size=8, max_size=8), codec=st.sampled_from(["plain", "compact"]))
+@example(bits=[0x8000] * 8, codec="compact")  # -0.0
+@example(bits=[0x7FC0] * 8, codec="compact")  # the NaN that fills what is not there
+@example(bits=[0xFFA5] * 8, codec="compact")  # a NaN with a payload
+def test_every_bit_pattern_of_bfloat16_survives_encoding(form, bits, codec):
     prompts = some_prompts(1)
-    manifest = some_manifest(prompts, format=form)
+    manifest = some_manifest(prompts, format=form, codec=codec)
     shard = Layout(manifest.prompts.generations).trajectories[0]
     arrays = some_arrays(manifest, shard)
     # -0.0, infinities and NaNs with payloads among them: the format must not look at the values.
     arrays["noise"] = np.array(bits, dtype=np.uint16).view(ml_dtypes.bfloat16).reshape(1, 4, 2)
+    arrays["velocity"] = np.tile(arrays["noise"], (1, 3, 1, 1))
     shards = format_of(manifest)
     files = shards.encode("trajectories", 0, arrays, [{"key": "k", "prompt": "p", "prompt_id": "i"}])
-    assert same_bits(shards.decode("trajectories", 0, files, 1)["noise"], arrays["noise"])
+    decoded = shards.decode("trajectories", 0, files, 1)
+    assert all(same_bits(decoded[name], array) for name, array in arrays.items())
 
 
 @BOTH
-def test_equal_input_gives_equal_bytes(form):
+@pytest.mark.parametrize("codec", ["plain", "compact"])
+def test_equal_input_gives_equal_bytes(form, codec):
     prompts = some_prompts(4)
-    manifest = some_manifest(prompts, format=form)
+    manifest = some_manifest(prompts, format=form, codec=codec)
     shard = Layout(manifest.prompts.generations).trajectories[0]
     labels = [{"key": p.id, "prompt": p.text, "prompt_id": p.id} for p in prompts]
     arrays = some_arrays(manifest, shard)
@@ -71,7 +75,7 @@ def test_equal_input_gives_equal_bytes(form):
 
 
 def test_both_formats_give_the_same_trajectories(tmp_path):
-    write_cache(tmp_path / "z", format="zarr")
+    write_cache(tmp_path / "z", format="zarr", codec="compact")
     write_cache(tmp_path / "w", format="webdataset")
     a, b = Cache.open(tmp_path / "z"), Cache.open(tmp_path / "w")
     for i in range(a.planned):
@@ -82,7 +86,7 @@ def test_both_formats_give_the_same_trajectories(tmp_path):
 
 
 def test_tensorstore_reads_the_arrays_as_bfloat16_without_us(tmp_path):
-    writer = write_cache(tmp_path / "c")
+    writer = write_cache(tmp_path / "c", codec="plain")
     expected = some_arrays(writer.manifest, writer.layout.trajectories[0])["velocity"]
     np.save(tmp_path / "expected.npy", expected.view(np.uint16))
     store = {"driver": "file", "path": str(tmp_path / "c/trajectories.zarr/velocity")}
@@ -106,7 +110,7 @@ def test_a_tar_holds_one_plain_sample_per_trajectory(tmp_path):
 
 def test_reading_needs_neither_torch_nor_webdataset(tmp_path):
     for form in ("zarr", "webdataset"):
-        write_cache(tmp_path / form, format=form)
+        write_cache(tmp_path / form, format=form, codec="compact")
     root = Path(__file__).resolve().parents[2]
     code = f"""
 import sys

@@ -1,0 +1,36 @@
+"""Which codec keeps which field: `plain` none, `compact` lossless ones, `int8` the velocity in eight bits besides."""
+
+from collections.abc import Callable
+
+from storage_schemas.byte_planes import BytePlanes
+from storage_schemas.fields import Array, Field
+from storage_schemas.manifest import CodecName
+from storage_schemas.step_delta import StepDelta
+from storage_schemas.step_int8 import StepInt8
+
+FieldCodec = BytePlanes | StepDelta | StepInt8
+
+_COMPACT: dict[str, Callable[..., FieldCodec]] = {
+    "velocity": StepDelta,
+    "hidden_states": StepDelta,
+    "noise": BytePlanes,
+    "final_latent": BytePlanes,
+    "encoder_hidden_states": BytePlanes,
+}
+_CODECS: dict[CodecName, dict[str, Callable[..., FieldCodec]]] = {
+    "plain": {},
+    "compact": _COMPACT,
+    "int8": _COMPACT | {"velocity": StepInt8},
+}
+
+
+def field_codec(field: Field, name: CodecName) -> FieldCodec | None:
+    """The codec of one row of a field; None where its bytes are stored as they are."""
+    make = _CODECS[name].get(field.name)
+    return None if make is None else make(shape=field.row_shape, dtype=field.dtype.name)
+
+
+def as_read(field: Field, name: CodecName, values: Array) -> Array:
+    """What reading gives for rows of a field, [rows, ...]: themselves, or as a lossy codec rounds them."""
+    codec = field_codec(field, name)
+    return codec.rounded(values) if isinstance(codec, StepInt8) else values

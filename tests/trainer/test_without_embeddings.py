@@ -1,0 +1,36 @@
+"""Training from a cache that does not keep the teacher's embeddings."""
+
+import pytest
+
+from inspection.summary import summarise, summary_lines
+from storage_schemas.errors import BadSettings
+from storage_schemas.reader import Cache
+from tests.cache_builder.building import build_cache
+from tests.trainer.test_train import Listening, run_training
+
+
+@pytest.fixture(scope="module")
+def bare_cache(tmp_path_factory, dev_teacher):
+    folder = tmp_path_factory.mktemp("bare")
+    (folder / "p.txt").write_text("".join(f"a red dog {i}\n" for i in range(8)))
+    build_cache(folder / "c", dev_teacher, folder / "p.txt", shard_size=8, batch_size=8, embeddings="none")
+    return folder / "c"
+
+
+def test_a_warm_up_is_refused_with_the_way_out(tmp_path, bare_cache, dev_teacher, t5_config):
+    with pytest.raises(BadSettings, match=r"--warmup-steps is 3, .* was built with --embeddings none: .*; give --w"):
+        run_training(tmp_path / "run", bare_cache, dev_teacher, t5_config, warmup_steps=3)
+    assert not (tmp_path / "run").exists()
+
+
+def test_it_trains_by_replay_and_says_that_there_is_no_floor(tmp_path, bare_cache, dev_teacher, t5_config):
+    progress = Listening()
+    run_training(tmp_path / "run", bare_cache, dev_teacher, t5_config, progress=progress, steps=2)
+    assert any(line.startswith("no replay floor: ") and "--embeddings none" in line for line in progress.heard)
+    assert not any("velocity's norm" in line for line in progress.heard)
+
+
+def test_the_summary_names_codec_and_embeddings(bare_cache):
+    facts = summarise(Cache.open(bare_cache))
+    assert (facts["storage"]["codec"], facts["storage"]["embeddings"]) == ("compact", "none")
+    assert "(zarr, compact, latents derived, embeddings none)" in dict(summary_lines(facts))["on disk"]
