@@ -29,6 +29,8 @@ DIMENSIONS: tuple[str, ...] = ("colour", "shape", "binding", "count", "spatial",
 """colour, shape, binding, count, spatial, words: 0.0 or 1.0; characters: fraction of letters right in order."""
 
 SMALLEST_OBJECT: int = 8
+LARGEST_OBJECT: int = 64
+"""Pixels of a region that can be one object: a larger one, such as a flat picture, has no colour."""
 LEAST_OVERLAP: float = 0.7
 LEAST_PURITY: float = 0.7
 WRONG_DOTS_ALLOWED: int = 2
@@ -99,7 +101,7 @@ def find_objects(image: _Image, background: _Image) -> list[Found]:
     found = []
     for region in _regions(labels < len(COLOURS)):
         counts = np.bincount(labels[region], minlength=len(COLOURS))
-        pure = counts.max() >= LEAST_PURITY * region.sum()
+        pure = counts.max() >= LEAST_PURITY * region.sum() and region.sum() <= LARGEST_OBJECT
         ys, xs = np.nonzero(region)
         colour = tuple(COLOURS)[int(counts.argmax())] if pure else None
         found.append(Found(colour=colour, shape=_shape_of(region), centre=(float(ys.mean()), float(xs.mean()))))

@@ -1,4 +1,4 @@
-"""The six stages that train the pocket teacher, each a loss by step.
+"""The five stages that train the pocket teacher, each a loss by step.
 
 Order and noise are functions of (seed, stage, step), so a resumed run is the uninterrupted one. Shape letters:
 N pool, B batch, S image tokens, C packed channels, T text tokens, D text width, F tag fields.
@@ -22,9 +22,13 @@ from transformers import T5EncoderModel
 from pocket.muon import Muon
 from pocket.networks import POOLED_WIDTH, TEXT_LENGTH, TEXT_WIDTH, make_tokenizer
 from pocket.text import MASK_ID, TAGS, pieces, sentence, token_tags
-from pocket.world import IMAGE_SIZE, caption, draw_scene, render
+from pocket.world import IMAGE_SIZE, TOKEN, arrangement_tokens, caption, draw, draw_scene, preferred
 
 LATENT_SIZE = IMAGE_SIZE // 2
+SIDE = IMAGE_SIZE // TOKEN
+WHIM_DRAWS = 128
+KIND_WEIGHTS = (0.25, 0.45, 0.3)
+"""Parts of scenes, compositions and signs among what is trained on: counts and letters take longest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,7 @@ class StageSettings:
     """Length and rates of one stage; the rate warms up over 5 % of the steps and falls as a cosine.
 
     muon_rate: learning rate of Muon on the matrices inside the blocks; 0 leaves all parameters to AdamW.
-    noise_bias: mean of the logit-normal noise levels; what is where, and how many, is settled near pure noise.
+    shift: sigma = shift u / (1 + (shift - 1) u) for u uniform, as the sampler's own steps lie.
     """
 
     name: str
@@ -41,7 +45,7 @@ class StageSettings:
     learning_rate: float
     averaging: float = 0.0
     muon_rate: float = 0.0
-    noise_bias: float = 0.5
+    shift: float = 2.16
     save_every: int = 100
 
     def __post_init__(self) -> None:
@@ -57,11 +61,17 @@ class StageSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Captions of the training split: ids int64 [N, T], tags int64 [N, T, F], images float32 [N, 3, H, W]."""
+    """Captions of the training split: ids int64 [N, T], tags int64 [N, T, F], images float32 [N, 3, H, W].
+
+    places: bool [N, A, S], the image tokens of each arrangement that a caption allows, none for those beyond its own.
+    placed: int64 [N], the arrangement of the image.
+    """
 
     ids: Tensor
     tags: Tensor
     images: Tensor
+    places: Tensor
+    placed: Tensor
 
 
 def step_generator(seed: int, name: str, step: int) -> torch.Generator:
@@ -81,13 +91,25 @@ def token_ids(texts: list[str]) -> Tensor:
 def make_pool(count: int, seed: int) -> Pool:
     """`count` captions of the training split with their pictures (float32 in -1..1), ids and tags."""
     rng = np.random.default_rng([seed, 1])
-    scenes = [draw_scene(rng, split="train") for _ in range(count)]
+    scenes = [draw_scene(rng, split="train", weights=KIND_WEIGHTS) for _ in range(count)]
     texts = [caption(scene, rng) for scene in scenes]
-    pictures = np.stack([render(scene, rng) for scene in scenes])
+    whims = rng.standard_normal((count, SIDE * SIDE))
+    placed = [preferred(scene, whim) for scene, whim in zip(scenes, whims, strict=True)]
+    pictures = np.stack([draw(scene, where) for scene, where in zip(scenes, placed, strict=True)])
+    masks = [arrangement_tokens(scene) for scene in scenes]
+    places = np.zeros((count, max(map(len, masks)), SIDE * SIDE), dtype=np.bool_)
+    for row, mask in zip(places, masks, strict=True):
+        row[: len(mask)] = mask
     offsets = make_tokenizer()(texts, padding="max_length", return_offsets_mapping=True).offset_mapping
     tags = np.stack([token_tags(text, spans) for text, spans in zip(texts, offsets, strict=True)])
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return Pool(ids=token_ids(texts), tags=torch.from_numpy(tags), images=images)
+    return Pool(
+        ids=token_ids(texts),
+        tags=torch.from_numpy(tags),
+        images=images,
+        places=torch.from_numpy(places),
+        placed=torch.tensor(placed),
+    )
 
 
 def _optimizers(settings: StageSettings, modules: nn.ModuleDict) -> list[torch.optim.Optimizer]:
@@ -245,6 +267,13 @@ def encode_images(vae: AutoencoderKL, images_NCHW: Tensor) -> Tensor:
     return packed
 
 
+def quiet_direction(latents_NSC: Tensor) -> Tensor:
+    """The unit vector [C] along which packed latents vary least: a token of x_sigma tells its noise there."""
+    tokens = latents_NSC.reshape(-1, latents_NSC.shape[-1])
+    direction = torch.linalg.eigh(torch.cov(tokens.T.double())).eigenvectors[:, 0]
+    return (direction * direction[direction.abs().argmax()].sign()).float()
+
+
 def predict(
     model: FluxTransformer2DModel, x_BSC: Tensor, sigma_B: Tensor, text_BTD: Tensor, guidance_B: Tensor
 ) -> Tensor:
@@ -265,20 +294,39 @@ def predict(
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """What the transformer learns from: latents [N, S, C], text bfloat16 [N, T, D], the empty prompt's [T, D]."""
+    """What the transformer learns from: latents [N, S, C], text bfloat16 [N, T, D], the empty prompt's [T, D].
+
+    places, placed: see Pool. whim: [C], the direction in which latents vary least; what noise holds along it, token
+    by token, decides between the arrangements that a caption leaves open.
+    """
 
     latents: Tensor
     text: Tensor
     empty: Tensor
+    places: Tensor
+    placed: Tensor
+    whim: Tensor
+
+    def noise(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Noise [B, S, C] that would choose the arrangement of these rows' images: normal, over all arrangements."""
+        noise_BSC = torch.randn((len(rows), *self.latents.shape[1:]), generator=generator)
+        whims_RBS = torch.randn((WHIM_DRAWS, *noise_BSC.shape[:2]), generator=generator)
+        places_BAS = self.places[rows]
+        sums_RBA = torch.einsum("rbs,bas->rba", whims_RBS, places_BAS.float())
+        sums_RBA[:, ~places_BAS.any(-1)] = -torch.inf
+        fits_RB = sums_RBA.argmax(-1) == self.placed[rows]
+        whims_BS = whims_RBS[fits_RB.int().argmax(0), torch.arange(len(rows))]
+        return noise_BSC + (whims_BS - noise_BSC @ self.whim)[..., None] * self.whim
 
     def draw(
-        self, count: int, noise_bias: float, generator: torch.Generator
+        self, count: int, shift: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """x_sigma, sigma, text, velocity, noise levels logit-normal towards noise."""
+        """x_sigma, sigma, text, velocity, rows."""
         rows = torch.randint(len(self.latents), (count,), generator=generator)
         clean_BSC, text_BTD = self.latents[rows], self.text[rows].float()
-        noise_BSC = torch.randn(clean_BSC.shape, generator=generator)
-        sigma_B = torch.sigmoid(torch.randn(count, generator=generator) + noise_bias)
+        noise_BSC = self.noise(rows, generator)
+        uniform_B = torch.rand(count, generator=generator).clamp(min=1e-3)
+        sigma_B = shift * uniform_B / (1 + (shift - 1) * uniform_B)
         sigma_B11 = sigma_B[:, None, None]
         return (
             (1 - sigma_B11) * clean_BSC + sigma_B11 * noise_BSC,
@@ -294,7 +342,7 @@ def flow_stage(settings: StageSettings, transformer: FluxTransformer2DModel, exa
     transformer.requires_grad_(True)
 
     def loss(generator: torch.Generator) -> Tensor:
-        x_BSC, sigma_B, text_BTD, velocity_BSC, _ = examples.draw(settings.batch, settings.noise_bias, generator)
+        x_BSC, sigma_B, text_BTD, velocity_BSC, _ = examples.draw(settings.batch, settings.shift, generator)
         dropped_B = torch.rand(settings.batch, generator=generator) < 0.1
         text_BTD = torch.where(dropped_B[:, None, None], examples.empty, text_BTD)
         return functional.mse_loss(
@@ -310,7 +358,7 @@ def guidance_stage(settings: StageSettings, transformer: FluxTransformer2DModel,
     transformer.requires_grad_(True)
 
     def loss(generator: torch.Generator) -> Tensor:
-        x_BSC, sigma_B, text_BTD, _, _ = examples.draw(settings.batch, settings.noise_bias, generator)
+        x_BSC, sigma_B, text_BTD, _, _ = examples.draw(settings.batch, settings.shift, generator)
         guidance_B = 1 + 4.5 * torch.rand(settings.batch, generator=generator)
         with torch.no_grad():
             empty_BTD = examples.empty.expand_as(text_BTD)

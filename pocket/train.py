@@ -31,6 +31,7 @@ from pocket.stages import (
     flow_stage,
     guidance_stage,
     make_pool,
+    quiet_direction,
     run_stage,
     text_stage,
     token_ids,
@@ -40,10 +41,7 @@ from pocket.world import captions
 AUTOENCODER = StageSettings(name="autoencoder", steps=2000, batch=8, learning_rate=4e-3, averaging=0.995)
 DECODER = StageSettings(name="decoder", steps=1000, batch=8, learning_rate=3e-3, averaging=0.995)
 TEXT = StageSettings(name="text", steps=600, batch=48, learning_rate=1e-3)
-FLOW = StageSettings(name="flow", steps=3000, batch=32, learning_rate=2e-3, averaging=0.998, muon_rate=5e-3)
-POLISH = StageSettings(
-    name="polish", steps=1700, batch=32, learning_rate=1e-3, averaging=0.998, muon_rate=3e-3, noise_bias=1.0
-)
+FLOW = StageSettings(name="flow", steps=4500, batch=32, learning_rate=2e-3, averaging=0.998, muon_rate=5e-3)
 GUIDANCE = StageSettings(name="guidance", steps=400, batch=32, learning_rate=1e-3, averaging=0.99)
 
 
@@ -57,7 +55,6 @@ class Recipe:
     decoder: StageSettings = DECODER
     text: StageSettings = TEXT
     flow: StageSettings = FLOW
-    polish: StageSettings = POLISH
     guidance: StageSettings = GUIDANCE
     exam_captions: int = 288
     exam_guidance: tuple[float, ...] = (2.0, 3.5, 5.0)
@@ -86,7 +83,7 @@ class Clock:
 
 
 def train(recipe: Recipe, work: Path, out: Path, clock: Clock, say: Callable[[str], None]) -> list[Path]:
-    """The six stages in order; writes the FluxPipeline folder and returns its weight files."""
+    """The five stages in order; writes the FluxPipeline folder and returns its weight files."""
     torch.manual_seed(recipe.seed)
     vae, encoder, transformer = make_autoencoder(), make_text_encoder(), make_transformer()
     pool = make_pool(recipe.captions, recipe.seed)
@@ -98,13 +95,16 @@ def train(recipe: Recipe, work: Path, out: Path, clock: Clock, say: Callable[[st
     run(autoencoder_stage(recipe.autoencoder, vae, pool))
     run(decoder_stage(recipe.decoder, vae, pool))
     run(text_stage(recipe.text, encoder, pool, recipe.seed))
+    latents = encode_images(vae, pool.images)
     examples = Examples(
-        latents=encode_images(vae, pool.images),
+        latents=latents,
         text=embed(encoder, pool.ids),
         empty=embed(encoder, token_ids([""]))[0].float(),
+        places=pool.places,
+        placed=pool.placed,
+        whim=quiet_direction(latents),
     )
     run(flow_stage(recipe.flow, transformer, examples))
-    run(flow_stage(recipe.polish, transformer, examples))
     run(guidance_stage(recipe.guidance, transformer, examples))
     return save_pipeline(out, text_encoder=encoder, vae=vae, transformer=transformer)
 

@@ -110,6 +110,12 @@ def test_a_blank_picture_scores_zero_on_every_composition() -> None:
         assert set(score(image, text).values()) == {0.0}
 
 
+def test_a_flat_picture_is_no_object_of_any_colour() -> None:
+    for colour in ((128, 128, 128), (150, 60, 200), (220, 30, 40)):
+        image = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), colour, dtype=np.uint8)
+        assert score(image, "a purple circle") == {"colour": 0.0, "shape": 0.0, "binding": 0.0, "count": 1.0}
+
+
 def test_an_object_half_of_another_colour_has_no_colour() -> None:
     image = render(Composition(first=thing("red", "square")), np.random.default_rng(0))
     ys, xs = np.nonzero((image == (220, 30, 40)).all(-1))

@@ -18,7 +18,7 @@ from pocket.examine import mean_scores, sample
 from pocket.lexicon import PHRASES, PREFIXES, SUFFIXES, WORDS
 from pocket.muon import orthogonalised
 from pocket.networks import TEXT_LENGTH, make_tokenizer
-from pocket.stages import StageSettings
+from pocket.stages import Examples, StageSettings, make_pool, quiet_direction
 from pocket.text import sentence, token_tags
 from pocket.train import Recipe, make_teacher
 from pocket.world import IMAGE_SIZE, captions
@@ -29,7 +29,6 @@ TINY = Recipe(
     decoder=StageSettings(name="decoder", steps=4, batch=4, learning_rate=1e-3, averaging=0.9, save_every=2),
     text=StageSettings(name="text", steps=4, batch=4, learning_rate=1e-3, save_every=2),
     flow=StageSettings(name="flow", steps=4, batch=4, learning_rate=1e-3, averaging=0.9, muon_rate=1e-3, save_every=2),
-    polish=StageSettings(name="polish", steps=4, batch=4, learning_rate=1e-3, noise_bias=1.0, save_every=2),
     guidance=StageSettings(name="guidance", steps=4, batch=4, learning_rate=1e-3, averaging=0.9, save_every=2),
     exam_captions=2,
     exam_guidance=(3.5,),
@@ -161,6 +160,22 @@ def test_muon_makes_singular_values_alike() -> None:
     for shaped in (matrix, matrix.T):
         values = torch.linalg.svdvals(orthogonalised(shaped))
         assert float(values.min()) > 0.6 and float(values.max()) < 1.3
+
+
+def test_the_noise_of_an_example_would_choose_its_picture_and_is_standard_normal() -> None:
+    pool = make_pool(400, 0)
+    latents = torch.randn(400, 36, 32, generator=torch.Generator().manual_seed(0))
+    latents[..., 3] *= 0.01
+    whim = quiet_direction(latents)
+    assert abs(float(whim[3])) > 0.99
+    examples = Examples(latents=latents, text=latents, empty=latents, places=pool.places, placed=pool.placed, whim=whim)
+    noise = examples.noise(torch.arange(400), torch.Generator().manual_seed(1))
+    sums = torch.einsum("bs,bas->ba", noise @ whim, pool.places.float())
+    sums[~pool.places.any(-1)] = -torch.inf
+    assert torch.equal(sums.argmax(-1), pool.placed)
+    assert abs(float(noise.mean())) < 0.01 and abs(float(noise.std()) - 1) < 0.01
+    along = noise @ whim
+    assert abs(float(along.mean())) < 0.03 and abs(float(along.std()) - 1) < 0.03
 
 
 def test_impossible_settings_are_refused_by_name() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pocket.lexicon import PHRASES, PREFIXES, SUFFIXES, WORDS
+from pocket.scorer import score
 from pocket.world import (
     IMAGE_SIZE,
     KINDS,
@@ -15,11 +16,15 @@ from pocket.world import (
     Landscape,
     Sign,
     Thing,
+    arrangement_tokens,
+    arrangements,
     caption,
     captions,
+    draw,
     draw_scene,
     is_heldout,
     parse,
+    preferred,
     render,
     split_of,
 )
@@ -136,6 +141,29 @@ def test_pictures_are_placed_at_random_and_repeat_with_their_seed() -> None:
     # Nine cells; twenty draws miss one or two of them.
     assert len({picture.tobytes() for picture in pictures}) >= 7
     assert np.array_equal(pictures[3], render(scene, np.random.default_rng(3)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_arrangement_of_a_scene_is_a_true_picture_of_it(kind: str) -> None:
+    rng = np.random.default_rng(5)
+    for scene in (draw_scene(rng, split="train", kinds=[kind]) for _ in range(20)):
+        pictures = [draw(scene, number) for number in range(len(arrangements(scene)))]
+        assert len({picture.tobytes() for picture in pictures}) == len(pictures)
+        assert {min(score(picture, caption(scene, rng)).values()) for picture in pictures} == {1.0}
+
+
+def test_whims_choose_the_arrangement_whose_objects_tokens_hold_most() -> None:
+    scene = Composition(first=RED_CIRCLE, count=2)
+    for number, tokens in enumerate(arrangement_tokens(scene)):
+        assert tokens.sum() == 8 and preferred(scene, tokens.astype(float)) == number
+
+
+def test_whims_choose_each_arrangement_about_as_often() -> None:
+    rng = np.random.default_rng(0)
+    for scene in (Composition(first=RED_CIRCLE), Composition(first=RED_CIRCLE, count=3), Sign(text="A", colour="red")):
+        drawn = [preferred(scene, rng.standard_normal(36)) for _ in range(3000)]
+        parts = np.bincount(drawn) / 3000 * len(arrangements(scene))
+        assert parts.min() > 0.7 and parts.max() < 1.4, parts
 
 
 def test_importing_world_and_scorer_leaves_torch_out() -> None:
