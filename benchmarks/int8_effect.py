@@ -4,6 +4,7 @@ python benchmarks/int8_effect.py --cache demo/cache --student demo/student
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,8 +28,6 @@ def main() -> None:
     parser.add_argument("--student", required=True)
     parser.add_argument("--limit", type=int, default=64, help="trajectories, held-out ones first")
     flags = parser.parse_args()
-    from pathlib import Path
-
     torch.set_num_threads(1)
     cache = Cache.open(flags.cache)
     manifest = cache.manifest
@@ -57,9 +56,8 @@ def main() -> None:
         difference = replay(backbone, student_BTD, batch).float() - batch.velocity_BSC.float()
         loss_K += difference.square().mean((1, 2)).double().numpy()
     print(f"{len(indices)} trajectories, {int(held.sum())} of the cache's are held out\n")
-    print(
-        "| step | student's loss | int8's squared error | part of the loss | relative error of v |\n|---|---|---|---|---|"
-    )
+    print("| step | student's loss | int8's squared error | part of the loss | relative error of v |")
+    print("|---|---|---|---|---|")
     for k in (*range(0, steps, max(1, steps // 5)), steps - 1):
         part, relative = rounding_K[k] / loss_K[k], (rounding_K[k] / norm_K[k]) ** 0.5
         row = f"| {k} | {loss_K[k] / len(indices):.2e} | {rounding_K[k] / len(indices):.2e}"
