@@ -11,6 +11,7 @@ from commands.look import inspect_app
 from commands.mend import inspect_verify, repair
 from commands.phases import build, export, prompts_app, train
 from commands.resolve import out
+from commands.transform import convert, merge, subset
 from storage_schemas.errors import UnderstudyError
 
 INTERRUPTED = 130
@@ -22,7 +23,7 @@ app = typer.Typer(
     help="Replace FLUX's T5-XXL by a text encoder some forty times smaller: record the teacher once (build), "
     "train a student from the recording (train), look into it (inspect).",
 )
-for command in (demo, build, train, export, repair):
+for command in (demo, build, train, export, convert, subset, merge, repair):
     app.command()(command)
 inspect_app.command("verify")(inspect_verify)
 app.add_typer(prompts_app, name="prompts")

@@ -85,6 +85,27 @@ def _print_trajectory(facts: dict[str, Any]) -> None:
     out.print(f"final latent rms {facts['final_latent_rms']:.4f}", markup=False)
 
 
+@inspect_app.command("diff")
+def inspect_diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="Folder of a cache, or s3://bucket/prefix.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    as_json: Json = False,
+) -> None:
+    """In which fields two caches differ, what follows, and whether they can be merged or train together.
+
+    Example: understudy inspect diff my-cache other-cache
+    """
+    from inspection.diff import compare, diff_lines
+    from storage_schemas.reader import Cache
+
+    facts = compare(Cache.open(a), Cache.open(b))
+    if as_json:
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        return
+    for line in diff_lines(facts):
+        out.print(line, markup=False)
+
+
 @inspect_app.command("images")
 def inspect_images(
     cache: CachePath,

@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from storage_schemas.manifest import Generation
 
@@ -32,7 +33,11 @@ class Layout:
 
     def __init__(self, generations: Sequence[Generation]) -> None:
         self._generations = tuple(generations)
-        self.trajectories = _cut([(g.prompts * g.replicas, g.shard_size) for g in generations])
+        counts = [g.prompts * g.replicas for g in generations]
+        shards = [-(-count // g.shard_size) for count, g in zip(counts, generations, strict=True)]
+        self._firsts = [0, *accumulate(counts)][:-1]
+        self._first_shards = [0, *accumulate(shards)][:-1]
+        self.trajectories = _cut([(count, g.shard_size) for count, g in zip(counts, generations, strict=True)])
         # A generation that only adds replicas brings no new prompts, hence no new embeddings.
         known = 0
         new_prompts = []
@@ -50,23 +55,27 @@ class Layout:
 
     def place(self, index: int) -> Place:
         """Where trajectory `index` (0 .. N-1) lies; IndexError outside."""
-        first = 0
-        first_shard = 0
-        for generation in self._generations:
-            count = generation.prompts * generation.replicas
-            if 0 <= index - first < count:
-                local = index - first
-                replica, prompt = divmod(local, generation.prompts)
-                shard, row = divmod(local, generation.shard_size)
-                return Place(
-                    prompt=generation.first_prompt + prompt,
-                    replica=generation.first_replica + replica,
-                    shard=first_shard + shard,
-                    row=row,
-                )
-            first += count
-            first_shard += -(-count // generation.shard_size)
+        if 0 <= index < len(self):
+            number = bisect_right(self._firsts, index) - 1
+            generation = self._generations[number]
+            local = index - self._firsts[number]
+            replica, prompt = divmod(local, generation.prompts)
+            shard, row = divmod(local, generation.shard_size)
+            return Place(
+                prompt=generation.first_prompt + prompt,
+                replica=generation.first_replica + replica,
+                shard=self._first_shards[number] + shard,
+                row=row,
+            )
         raise IndexError(f"trajectory {index} of {len(self)}")
+
+    def find(self, prompt: int, replica: int) -> int | None:
+        """Number of the trajectory of a prompt and replica, the inverse of `place`; None if it was not asked for."""
+        for first, generation in zip(self._firsts, self._generations, strict=True):
+            row, column = replica - generation.first_replica, prompt - generation.first_prompt
+            if 0 <= row < generation.replicas and 0 <= column < generation.prompts:
+                return first + row * generation.prompts + column
+        return None
 
     def embedding_place(self, prompt: int) -> tuple[int, int]:
         """Shard and row of the embedding of prompt number `prompt`; IndexError outside."""

@@ -235,31 +235,33 @@ def check_same_settings(found: Manifest, wanted: Manifest, where: str) -> None:
     """Raise SettingsDiffer, naming the first field, both values, what depends on it, and the way out."""
     for section in ("teacher", "sampling", "prompts"):
         ours, theirs = (getattr(m, section).model_dump(mode="json", context="all keys") for m in (wanted, found))
-        for field, was, now in _differences(theirs, ours, section):
+        for field, was, now in differences(theirs, ours, section):
             raise SettingsDiffer(
-                f"{where} was built with {field} = {_short(was)}, you asked for {_short(now)}: "
+                f"{where} was built with {field} = {shortened(was)}, you asked for {shortened(now)}: "
                 f"{_DEPENDS[section]} depends on it; give the flags of the first build, or another folder"
             )
 
 
 def check_same_teacher(found: Manifest, teacher: Teacher, where: str) -> None:
     """Raise SettingsDiffer, naming the first field, unless a teacher is the one a cache was recorded with."""
-    for field, was, now in _differences(found.teacher.json_value(), teacher.json_value(), "teacher"):
+    for field, was, now in differences(found.teacher.json_value(), teacher.json_value(), "teacher"):
         raise SettingsDiffer(
-            f"{where} was recorded with {field} = {_short(was)}, this teacher has {_short(now)}: "
+            f"{where} was recorded with {field} = {shortened(was)}, this teacher has {shortened(now)}: "
             f"{_DEPENDS['teacher']} depends on it; give the teacher of the recording, {found.source!r}"
         )
 
 
-def _differences(a: Any, b: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+def differences(a: Any, b: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """Path and both values of each field in which two JSON values differ; what is not there counts as None."""
     if isinstance(a, dict) and isinstance(b, dict):
         # In the order of the record: `steps` is named before the sigmas that follow from it.
         for key in [*a, *(key for key in b if key not in a)]:
-            yield from _differences(a.get(key), b.get(key), f"{path}.{key}")
+            yield from differences(a.get(key), b.get(key), f"{path}.{key}")
     elif canonical_json(a) != canonical_json(b):
         yield path, a, b
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
+    """A JSON value in at most 60 characters."""
     text = canonical_json(value).decode()
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -106,3 +106,61 @@ def write_cache(path: Path, *, count: int = 6, **changes: Any) -> CacheWriter:
             writer.commit(kind, shard, arrays, seconds=1.0, provenance={})
     assert writer.finish()
     return writer
+
+
+def keyed_arrays(writer: CacheWriter, shard: ShardRange, kind: Any) -> Arrays:
+    """Numbers that follow from seed, prompt id and replica, as a teacher's would: the same in any cache."""
+    rows = []
+    for item in range(shard.first, shard.first + shard.rows):
+        place = writer.layout.place(item) if kind == "trajectories" else None
+        identity = writer.prompts[place.prompt if place else item].id
+        seed = [int(identity[:8], 16), writer.manifest.sampling.seed, place.replica if place else 10**6]
+        rows.append(_row(writer.manifest, kind, np.random.default_rng(seed)))
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def _row(manifest: Manifest, kind: Any, rng: np.random.Generator) -> Arrays:
+    def draw(*shape: int) -> np.ndarray:
+        return rng.standard_normal((1, *shape), dtype=np.float32)
+
+    dtype = DTYPES[manifest.sampling.dtype]
+    if kind == "embeddings":
+        return {"encoder_hidden_states": draw(TEXT, WIDTH).astype(dtype)}
+    noise, velocity = draw(TOKENS, CHANNELS).astype(dtype), draw(STEPS, TOKENS, CHANNELS).astype(dtype)
+    latents = derive_latents(noise, velocity, manifest.sampling.sigmas)
+    arrays = {"velocity": velocity, "final_latent": latents[:, -1], "guidance": draw()}
+    stored = {"hidden_states": latents[:, :-1]} if manifest.sampling.storage.latents == "stored" else {"noise": noise}
+    arrays |= stored
+    return {field.name: arrays[field.name] for field in fields_of(manifest, kind)}
+
+
+def write_keyed_cache(
+    path: Path | str,
+    prompts: list[Prompt],
+    *,
+    generations: tuple[Generation, ...] | None = None,
+    leave_out: tuple[tuple[str, int], ...] = (),
+    tokenizer: dict[str, bytes] | None = None,
+    provenance: dict[str, Any] | None = None,
+    **changes: Any,
+) -> CacheWriter:
+    """A cache of keyed arrays; shards in `leave_out` are not committed."""
+    manifest = some_manifest(prompts, **changes)
+    if generations:
+        update = {"prompts": manifest.prompts.model_copy(update={"generations": generations})}
+        manifest = manifest.model_copy(update=update)
+    writer = CacheWriter.create_or_resume(path, manifest, prompts, tokenizer or {"spiece.model": b"pieces"})
+    for kind in ("embeddings", "trajectories"):
+        for shard in writer.missing(kind):
+            if (kind, shard.shard) not in leave_out:
+                arrays = keyed_arrays(writer, shard, kind)
+                writer.commit(kind, shard, arrays, seconds=1.0, provenance=provenance or {"device": "made-up"})
+    assert writer.finish() == (not leave_out)
+    return writer
+
+
+def data_files(path: Path) -> dict[str, bytes]:
+    """All files of a cache but the commit records: only those hold times and provenance."""
+    return {
+        str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file() and "commits" not in p.parts
+    }

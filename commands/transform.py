@@ -1,0 +1,119 @@
+"""The commands that make caches out of caches: convert, subset, merge."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
+
+import typer
+
+from commands.resolve import Quiet, out, terminal
+from storage_schemas.errors import BadSettings
+
+if TYPE_CHECKING:
+    from storage_schemas.rewrite import Rewritten
+
+Target = Annotated[str, typer.Argument(metavar="DST", help="New folder, or s3://bucket/prefix.")]
+SourceCache = Annotated[str, typer.Argument(metavar="SRC", help="Folder of a cache, or s3://bucket/prefix.")]
+
+
+def known_codec(name: str | None) -> str | None:
+    """A codec that a manifest can name."""
+    from storage_schemas.manifest import Storage
+
+    known = get_args(Storage.model_fields["codec"].annotation)
+    if name is not None and name not in known:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(map(repr, known))}.")
+    return name
+
+
+def convert(
+    source: SourceCache,
+    target: Target,
+    format: Annotated[Literal["zarr", "webdataset"] | None, typer.Option(help="Default: as in SRC.")] = None,
+    codec: Annotated[str | None, typer.Option(callback=known_codec, help="Default: as in SRC.")] = None,
+    latents: Annotated[Literal["derived", "stored"] | None, typer.Option(help="Default: as in SRC.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """A cache in another format; there and back gives the same bytes. Given again, it goes on where it stopped.
+
+    Example: understudy convert my-cache my-tars --format webdataset
+    """
+    from storage_schemas.convert import convert as run_convert
+    from storage_schemas.reader import Cache
+
+    cache = Cache.open(source)
+    _report(run_convert(cache, target, terminal(quiet), format=format, codec=codec, latents=latents))
+
+
+def subset(
+    source: SourceCache,
+    target: Target,
+    names: Annotated[list[str] | None, typer.Option("--source", help="Prompts of this source; repeatable.")] = None,
+    ids: Annotated[Path | None, typer.Option(help="Text file: a prompt id, or its exact text, per line.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Of those, the first that many.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Some prompts of a cache, with all their replicas: as if built of just those. Given again, it goes on.
+
+    Example: understudy subset my-cache my-small-cache --source color_train --count 1000
+    """
+    from storage_schemas.reader import Cache
+    from storage_schemas.subset import subset as run_subset
+
+    if not names and ids is None and count is None:
+        raise BadSettings("subset needs one of --source NAME, --ids FILE and --count N; a whole copy is `convert`")
+    listed = None if ids is None else _lines(ids)
+    cache = Cache.open(source)
+    _report(run_subset(cache, target, terminal(quiet), sources=names or (), listed=listed, count=count))
+
+
+def merge(
+    sources: Annotated[list[str], typer.Argument(metavar="SRC...", help="Caches, the first one's rows go first.")],
+    target: Target,
+    quiet: Quiet = False,
+) -> None:
+    """Caches of one teacher and the same flags as one; duplicates come once. Given again, it goes on.
+
+    Example: understudy merge my-cache other-cache both
+    """
+    from storage_schemas.merge import merge as run_merge
+    from storage_schemas.reader import Cache
+
+    _report(run_merge([Cache.open(source) for source in sources], target, terminal(quiet)))
+
+
+def _report(result: "Rewritten") -> None:
+    from inspection.summary import size_text
+
+    if differing := [f"{count} {kind}" for kind, count in result.differing.items() if count]:
+        out.print(
+            f"{' and '.join(differing)} lie in several of the caches with other bits (made on another machine?): "
+            f"those of the first were kept",
+            markup=False,
+        )
+    left = result.planned - result.trajectories
+    missing = [
+        f"{count} {what}"
+        for count, what in ((left, "trajectories"), (result.embeddings_missing, "embeddings"))
+        if count
+    ]
+    out.print(
+        f"{result.location}: {result.trajectories}{f' of {result.planned}' if left else ''} trajectories of "
+        f"{result.prompts} prompts, {size_text(result.bytes)}",
+        markup=False,
+    )
+    if missing:
+        out.print(
+            f"{' and '.join(missing)} are not copied, because no source holds all rows of their shards yet: finish "
+            f"its build, then give the same command again",
+            markup=False,
+        )
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        # Not splitlines(): a prompt may hold characters that it takes for line ends.
+        return file.read_text(encoding="utf-8-sig").replace("\r\n", "\n").split("\n")
+    except (OSError, ValueError) as error:
+        raise BadSettings(
+            f"--ids {file} cannot be read ({error}): expected a text file with a prompt id or a prompt per line"
+        ) from error

@@ -1,0 +1,85 @@
+"""`inspect diff`: in which fields two caches differ and what follows from it. Reads manifests and records; no torch."""
+
+from typing import Any
+
+from storage_schemas.commits import CommitRecord, Records
+from storage_schemas.consequences import consequence
+from storage_schemas.digests import canonical_json
+from storage_schemas.manifest import differences, shortened
+from storage_schemas.reader import Cache
+from storage_schemas.rewrite import ways_made
+
+_DIGEST_OF_VERDICT = {"resume": "prompts", "merge": "sampling", "train_together": "teacher"}
+
+
+def compare(a: Cache, b: Cache) -> dict[str, Any]:
+    """The differences of two caches with what follows, the verdicts, and how many shards are equal; plain JSON types.
+
+    `shards` is None where the manifests differ, for then no shard is like another.
+    """
+    digests_a, digests_b = a.manifest.digests(), b.manifest.digests()
+    equal = {name: digests_a[name] == digests_b[name] for name in digests_a}
+    ours, theirs = a.manifest.json_value(), b.manifest.json_value()
+    if not equal["prompts"]:
+        # zarr.json states the number of rows and the layout: it differs with them and tells nothing new.
+        ours["metadata"] = theirs["metadata"] = {}
+    fields = [found for section in ours for found in differences(ours[section], theirs[section], section)]
+    fields += differences(_provenances(a.records), _provenances(b.records), "provenance")
+    shards = _shards(a.records, b.records) if equal["prompts"] else None
+    same_files = shards is not None and not (shards["other_bytes"] or shards["only_in_a"] or shards["only_in_b"])
+    return {
+        "a": str(a.folder),
+        "b": str(b.folder),
+        "identical": same_files and ours == theirs,
+        "differences": [
+            {"field": field, "a": value_a, "b": value_b, "follows": consequence(field)}
+            for field, value_a, value_b in fields
+        ],
+        "shards": shards,
+        "verdicts": {verdict: equal[name] for verdict, name in _DIGEST_OF_VERDICT.items()},
+    }
+
+
+def diff_lines(facts: dict[str, Any]) -> list[str]:
+    """What is printed: a line per difference, a line on the shards, a line of verdicts."""
+    lines = [
+        f"{found['field']}: {shortened(found['a'])} | {shortened(found['b'])}: {found['follows']}"
+        for found in facts["differences"]
+    ]
+    if facts["identical"]:
+        lines.append("identical: the same manifest, and every shard has the same checksums")
+    elif (shards := facts["shards"]) is not None:
+        lines.append(
+            f"shards: {shards['equal']} equal, {shards['other_bytes']} with other bytes, "
+            f"{shards['only_in_a']} only in {facts['a']}, {shards['only_in_b']} only in {facts['b']}"
+        )
+    verdicts = (f"{name.replace('_', ' ')}: {'yes' if can else 'no'}" for name, can in facts["verdicts"].items())
+    return [*lines, f"can {', '.join(verdicts)}"]
+
+
+def _provenances(records: Records) -> dict[str, Any]:
+    """Each key's value, or all its distinct values; where rows were copied from says nothing about their making."""
+    values: dict[str, dict[bytes, Any]] = {}
+    for record in records.values():
+        for way in ways_made(record.provenance):
+            for key, value in way.items():
+                values.setdefault(key, {})[canonical_json(value)] = value
+    return {
+        key: next(iter(found.values())) if len(found) == 1 else [found[text] for text in sorted(found)]
+        for key, found in values.items()
+    }
+
+
+def _shards(a: Records, b: Records) -> dict[str, int]:
+    both = [key for key in a if key in b]
+    equal = sum(_checksums(a[key]) == _checksums(b[key]) for key in both)
+    return {
+        "equal": equal,
+        "other_bytes": len(both) - equal,
+        "only_in_a": len(a) - len(both),
+        "only_in_b": len(b) - len(both),
+    }
+
+
+def _checksums(record: CommitRecord) -> dict[str, str]:
+    return {file.path: file.xxh3_128 for file in record.files}

@@ -1,0 +1,119 @@
+"""Several caches of one teacher and one sampling as one; what is in two of them comes once, from the first."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from storage_schemas.consequences import consequence
+from storage_schemas.errors import BadSettings, SettingsDiffer
+from storage_schemas.folders import Location
+from storage_schemas.manifest import Generation, PromptSet, differences, shortened
+from storage_schemas.progress import Progress
+from storage_schemas.prompts import Prompt
+from storage_schemas.reader import Cache
+from storage_schemas.rewrite import Rewritten, Source, rewrite
+from storage_schemas.writer import prompt_set_fields
+
+
+def merge(caches: Sequence[Cache], location: Location, progress: Progress) -> Rewritten:
+    """Write the trajectories of all caches at `location`; says N, and how many are duplicates, before it starts.
+
+    Raises what `rewrite` does, BadSettings for fewer than two caches, SettingsDiffer for other teachers or sampling.
+    """
+    if len(caches) < 2:
+        raise BadSettings(f"merge was given {len(caches)} cache, expected two or more and the target: A B ... TARGET")
+    for other in caches[1:]:
+        check_can_merge(caches[0], other)
+    sources = [Source(cache) for cache in caches]
+    prompts = merged_prompts(sources)
+    generations = merged_generations(sources, prompts)
+    planned = sum(generation.prompts * generation.replicas for generation in generations)
+    dropped = sum(cache.planned for cache in caches) - planned
+    progress.say(
+        f"{planned} trajectories of {len(prompts)} prompts out of {len(caches)} caches ({dropped} duplicates dropped)"
+    )
+    manifest = caches[0].manifest.model_copy(
+        update={"prompts": PromptSet(generations=generations, **prompt_set_fields(prompts))}
+    )
+    return rewrite(location, manifest, prompts, sources, progress, title="merge")
+
+
+def check_can_merge(first: Cache, other: Cache) -> None:
+    """Raise SettingsDiffer, naming the first field in which teacher or sampling differ, both values and the way out."""
+    a, b = first.manifest, other.manifest
+    for section in ("teacher", "sampling"):
+        ours, theirs = getattr(a, section).json_value(), getattr(b, section).json_value()
+        for field, was, now in differences(ours, theirs, section):
+            way_out = "give caches of one teacher that were built with the same flags"
+            if field.startswith("sampling.storage."):
+                way_out = f"`understudy convert {other.folder} NEW --{field.rsplit('.')[-1]} {was}`, then merge NEW"
+            raise SettingsDiffer(
+                f"{first.folder} has {field} = {shortened(was)}, {other.folder} has {shortened(now)}: "
+                f"{consequence(field)}; {way_out}"
+            )
+
+
+def merged_prompts(sources: Sequence[Source]) -> list[Prompt]:
+    """The first cache's prompts in their order, then the new ones of each further cache; names of sources united."""
+    merged: dict[str, Prompt] = {}
+    for source in sources:
+        for prompt in source.prompts:
+            known = merged.get(prompt.id)
+            if known is None:
+                merged[prompt.id] = prompt
+                continue
+            names = tuple(dict.fromkeys((*known.sources, *prompt.sources)))
+            merged[prompt.id] = Prompt(id=known.id, text=known.text, sources=names, token_ids=known.token_ids)
+    return list(merged.values())
+
+
+def merged_generations(sources: Sequence[Source], prompts: Sequence[Prompt]) -> tuple[Generation, ...]:
+    """The first cache's generations, then what each further cache adds, in its shards' size.
+
+    What is added goes by ascending prompt: `Layout` gives embeddings to prompts in the order in which they come.
+    """
+    numbers = {prompt.id: number for number, prompt in enumerate(prompts)}
+    generations = list(sources[0].cache.manifest.prompts.generations)
+    size = generations[0].shard_size
+    have = _replicas(sources[0], numbers)
+    for source in sources[1:]:
+        added = {
+            number: new for number, found in _replicas(source, numbers).items() if (new := found & ~have.get(number, 0))
+        }
+        for number, new in added.items():
+            have[number] = have.get(number, 0) | new
+        for first, count, new in _runs(added):
+            generations += [
+                Generation(first_prompt=first, prompts=count, first_replica=r, replicas=n, shard_size=size)
+                for r, n in _ranges(new)
+            ]
+    return tuple(generations)
+
+
+def _replicas(source: Source, numbers: dict[str, int]) -> dict[int, int]:
+    """By the new number of each prompt the replicas that were asked for, as the bits of an integer."""
+    found: dict[int, int] = {}
+    for g in source.cache.manifest.prompts.generations:
+        bits = ((1 << g.replicas) - 1) << g.first_replica
+        for prompt in source.prompts[g.first_prompt : g.first_prompt + g.prompts]:
+            number = numbers[prompt.id]
+            found[number] = found.get(number, 0) | bits
+    return found
+
+
+def _runs(added: dict[int, int]) -> Iterator[tuple[int, int, int]]:
+    """First prompt, number of prompts and replicas of each run of neighbours that add the same replicas."""
+    numbers = sorted(added)
+    for (_, bits), group in groupby(enumerate(numbers), key=lambda pair: (pair[1] - pair[0], added[pair[1]])):
+        run = [number for _, number in group]
+        yield run[0], len(run), bits
+
+
+def _ranges(bits: int) -> Iterator[tuple[int, int]]:
+    """First replica and number of replicas of each run of ones."""
+    first = 0
+    while bits:
+        skipped = (bits & -bits).bit_length() - 1
+        bits >>= skipped
+        ones = (~bits & (bits + 1)).bit_length() - 1
+        yield first + skipped, ones
+        first, bits = first + skipped + ones, bits >> ones

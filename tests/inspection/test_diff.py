@@ -1,0 +1,116 @@
+"""`inspect diff`: every difference by its field, both values and what follows; without torch and webdataset."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from inspection.diff import compare, diff_lines
+from storage_schemas.convert import convert
+from storage_schemas.progress import Silent
+from storage_schemas.reader import Cache
+from tests.storage_schemas.caches import some_prompts, write_keyed_cache
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def a(tmp_path):
+    write_keyed_cache(tmp_path / "a", some_prompts(6))
+    return Cache.open(tmp_path / "a")
+
+
+def other(tmp_path, prompts=6, **changes):
+    write_keyed_cache(tmp_path / "b", some_prompts(prompts), **changes)
+    return Cache.open(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("changes", "line", "verdict"),
+    [
+        (
+            {"seed": 3},
+            "sampling.seed: 0 | 3: other noise: the two can train one student together, but not be merged",
+            "can resume: no, merge: no, train together: yes",
+        ),
+        (
+            {"format": "webdataset"},
+            'sampling.storage.format: "zarr" | "webdataset": the same recording in other files: '
+            "`understudy convert` makes them equal",
+            "can resume: no, merge: no, train together: yes",
+        ),
+        (
+            {"prompts": 5},
+            "prompts.count: 6 | 5: other prompts, or another order or cut of them: the two can be merged",
+            "can resume: no, merge: yes, train together: yes",
+        ),
+        (
+            {"dtype": "float32"},
+            'sampling.dtype: "bfloat16" | "float32": other trajectories: the two can train one student together, '
+            "but not be merged",
+            "can resume: no, merge: no, train together: yes",
+        ),
+    ],
+)
+def test_a_difference_is_named_with_both_values_and_what_follows(tmp_path, a, changes, line, verdict):
+    facts = compare(a, other(tmp_path, **changes))
+    lines = diff_lines(facts)
+    assert line in lines and lines[-1] == verdict and not facts["identical"] and facts["shards"] is None
+    assert not [found for found in facts["differences"] if found["field"].startswith("metadata")]
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def test_another_teacher_is_the_end_of_it(tmp_path, a):
+    b = other(tmp_path)
+    teacher = b.manifest.teacher.model_copy(update={"weights": {"transformer/a.safetensors": "11"}})
+    b.manifest = b.manifest.model_copy(update={"teacher": teacher})
+    lines = diff_lines(compare(a, b))
+    assert lines == [
+        'teacher.weights.transformer/a.safetensors: "00" | "11": another teacher: the two can neither train one '
+        "student together nor be merged",
+        "can resume: no, merge: no, train together: no",
+    ]
+
+
+def test_identical_caches_say_so(tmp_path, a):
+    convert(a, tmp_path / "b", Silent())
+    facts = compare(a, Cache.open(tmp_path / "b"))
+    assert facts["identical"] and diff_lines(facts) == [
+        "identical: the same manifest, and every shard has the same checksums",
+        "can resume: yes, merge: yes, train together: yes",
+    ]
+
+
+def test_equal_settings_on_another_machine_are_compared_shard_by_shard(tmp_path, a):
+    b = other(tmp_path, provenance={"device": "H100", "batch_size": 8}, leave_out=(("trajectories", 1),))
+    lines = diff_lines(compare(a, b))
+    assert lines == [
+        'provenance.device: "made-up" | "H100": made by other versions or on another machine: equal bytes are not '
+        "promised",
+        "provenance.batch_size: null | 8: made by other versions or on another machine: equal bytes are not promised",
+        f"shards: 3 equal, 0 with other bytes, 1 only in {tmp_path / 'a'}, 0 only in {tmp_path / 'b'}",
+        "can resume: yes, merge: yes, train together: yes",
+    ]
+
+
+def test_diff_and_zarr_conversion_need_neither_torch_nor_webdataset(tmp_path, a):
+    other(tmp_path, format="webdataset")
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['webdataset'] = None; import cli; "
+        "sys.argv = ['understudy', *sys.argv[1:]]; cli.main()"
+    )
+
+    def run(*words):
+        return subprocess.run(
+            [sys.executable, "-c", code, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+    done = run("inspect", "diff", tmp_path / "a", tmp_path / "b")
+    assert done.returncode == 0 and "can resume: no, merge: no, train together: yes" in done.stdout, done.stderr
+    done = run("inspect", "diff", tmp_path / "a", tmp_path / "a", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["identical"], done.stderr
+    done = run("convert", tmp_path / "b", tmp_path / "c", "--format", "zarr")
+    assert done.returncode == 0 and "6 trajectories of 6 prompts" in done.stdout, done.stderr
+    assert compare(a, Cache.open(tmp_path / "c"))["identical"]
