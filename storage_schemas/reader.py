@@ -106,7 +106,7 @@ class Cache:
         shard, row = self.layout.embedding_place(prompt)
         if self.manifest.sampling.storage.embeddings == "none" and ("embeddings", shard) not in self.records:
             raise NotInCache(
-                f"the embedding of prompt {prompt} is not in {self.path}: it was built with --embeddings none; "
+                f"the embedding of prompt {prompt} is not in {self.folder}: it was built with --embeddings none; "
                 f"build another cache with --embeddings stored"
             )
         self._require("embeddings", shard, f"the embedding of prompt {prompt}")

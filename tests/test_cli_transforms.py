@@ -82,7 +82,12 @@ def test_what_is_missing_and_what_differs_is_said(capsys):
     [
         (["convert", "a"], 2, r"Missing argument 'DST'"),
         (["convert", "a", "b", "--format", "npz"], 2, r"'npz' is not one of 'zarr', 'webdataset'"),
-        (["convert", "a", "b", "--codec", "zip"], 2, r"Invalid value for '--codec': 'zip' is not one of 'plain'"),
+        (
+            ["convert", "a", "b", "--codec", "zip"],
+            2,
+            r"Invalid value for '--codec': 'zip' is not one of 'plain', 'compact', 'int8'",
+        ),
+        (["convert", "a", "b", "--codec", "int8"], 1, r"codec int8 rounds the velocity, .*; use --latents stored"),
         (["convert", "a", "b", "--latents", "none"], 2, r"'none' is not one of 'derived', 'stored'"),
         (["convert", "a", "a"], 1, r"the target .*a and the source .*a lie within each other: a source is only read; "),
         (["convert", "nix", "b"], 1, r"nix is not a folder: give the folder that `understudy build` made"),
