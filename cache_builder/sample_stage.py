@@ -44,6 +44,7 @@ def run_sample_stage(writer: CacheWriter, backbone: FluxBackbone, *, batch_size:
 def sample_shard(
     cache: Cache, backbone: FluxBackbone, shard: ShardRange, batch_size: int, bar: Bar, check: Callable[[], None]
 ) -> Arrays:
+    """The arrays of one shard; `check` is called before each batch and may raise."""
     parts = []
     for indices in _batches(shard, batch_size):
         # An earlier shard that could not be committed stops the build here, not a shard later.

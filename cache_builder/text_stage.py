@@ -71,6 +71,7 @@ def run_text_stage(
 
 
 def encode_shard(writer: CacheWriter, encoder: TeacherTextEncoder, shard: ShardRange, batch_size: int) -> np.ndarray:
+    """The embeddings of one shard, [rows, T, D]."""
     teacher = writer.manifest.teacher
     ids_NT = torch.full((shard.rows, teacher.text_length), teacher.pad_token_id, dtype=torch.int64)
     for row, prompt in enumerate(writer.prompts[shard.first : shard.first + shard.rows]):

@@ -3,7 +3,7 @@
 from collections.abc import Container
 from typing import Protocol
 
-from storage_schemas.commits import COMMITS_FOLDER, INDEX_FILE, Kind, record_name
+from storage_schemas.commits import Kind
 from storage_schemas.errors import DamagedCache
 from storage_schemas.fields import Arrays
 from storage_schemas.files import ByteSource
@@ -42,8 +42,8 @@ class ShardFormat(Protocol):
 def damaged_shard(kind: Kind, shard: int, what: str) -> DamagedCache:
     """The error for a shard whose bytes are not what its format and codec say, with the way out."""
     return DamagedCache(
-        f"{kind} shard {shard}: {what}: it is damaged; delete {COMMITS_FOLDER}/{record_name(kind, shard)} and "
-        f"{COMMITS_FOLDER}/{INDEX_FILE} and give the build command again to rebuild it"
+        f"{kind} shard {shard}: {what}: it is damaged; `understudy repair CACHE "
+        f"--teacher TEACHER` rebuilds it, `understudy repair CACHE --from COPY` takes it from another copy of the cache"
     )
 
 

@@ -80,15 +80,12 @@ class StepInt8(Codec):
         return {"id": self.codec_id, "shape": list(self.shape), "dtype": self.dtype, "level": self.level}
 
     def _quantised(self, buf: Buffer) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers [K, S, C] int8 and scales [K, S] bfloat16, about a 127th of each row's largest magnitude."""
+        """Numbers [K, S, C] int8 and scales [K, S] bfloat16, at least a 127th of each row's largest magnitude."""
         values = as_bits(buf, self.shape, self.bits).view(_DTYPES[self.dtype]).astype(np.float32)
         if not np.isfinite(values).all():
             raise ValueError("an element is not finite: eight bits hold finite numbers only")
         largest_KS1 = np.abs(values).max(axis=-1, keepdims=True, initial=0.0)
         scales = (largest_KS1 / np.float32(_LARGEST)).astype(ml_dtypes.bfloat16)
-        # From what the largest element will be read as, so that rows that were read from a cache round to themselves.
-        largest_read = (scales.astype(np.float32) * np.float32(_LARGEST)).astype(_DTYPES[self.dtype]).astype(np.float32)
-        scales = (largest_read / np.float32(_LARGEST)).astype(ml_dtypes.bfloat16)
         divisor = np.where(scales == 0, np.float32(1), scales.astype(np.float32))
         numbers = np.clip(np.rint(values / divisor), -_LARGEST, _LARGEST).astype(np.int8)
         return numbers, np.ascontiguousarray(scales[..., 0])

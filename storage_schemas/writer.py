@@ -199,8 +199,8 @@ class CacheWriter:
         for field in fields_of(self.manifest, kind):
             if not same_bits(decoded[field.name], as_read(field, codec, arrays[field.name])):
                 raise DerivationMismatch(
-                    f"{self.folder}: {field.name} of {kind} shard {shard.shard} decodes to other bits than were encoded: "
-                    f"a fault of this machine or of a library; nothing was written"
+                    f"{self.folder}: {field.name} of {kind} shard {shard.shard} decodes to other bits than were "
+                    f"encoded: a fault of this machine or of a library; nothing was written"
                 )
         if "noise" not in decoded:
             return

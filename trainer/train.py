@@ -50,7 +50,8 @@ def train(
     )
     if cache.manifest.sampling.storage.embeddings == "none":
         progress.say(
-            f"no replay floor: {cache.folder} was built with --embeddings none; a cache with --embeddings stored has one"
+            f"no replay floor: {cache.folder} was built with --embeddings none; "
+            f"a cache with --embeddings stored has one"
         )
     elif backbone is not None:
         _check_floor(trainer, progress, accept_floor=accept_floor)

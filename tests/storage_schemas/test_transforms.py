@@ -314,7 +314,7 @@ def test_eight_bits_that_were_read_round_to_themselves(dtype):
     codec = StepInt8(shape=(1, *rows_SC.shape), dtype=dtype.name)
     once = codec.rounded(rows_SC[None])
     assert same_bits(codec.rounded(once), once)
-    # Half a step, and half a bfloat16 at the upper end where the scale was rounded down.
+    # Half a step, and what the largest lose where the scale was rounded down.
     error = np.abs(once[0].astype(np.float32) - rows_SC.astype(np.float32)).max(axis=1) / largest
     assert error.max() < 1.05 / 127
 

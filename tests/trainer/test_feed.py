@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from storage_schemas.commits import Records
 from storage_schemas.errors import DamagedCache, NotInCache
 from storage_schemas.reader import Cache
 from tests.storage_schemas.caches import STEPS, write_cache
@@ -130,9 +131,10 @@ def test_damage_is_raised_as_itself_where_its_batch_is_asked_for(tmp_path):
 
 
 def test_what_is_not_in_the_cache_is_said_as_without_threads(folder):
-    cache = Cache.open(folder)
-    feed = Feed(cache, cache.indices(), device=CPU)
-    del cache.records["trajectories", 2]
+    whole = Cache.open(folder)
+    records = Records([record for key, record in whole.records.items() if key != ("trajectories", 2)], "here")
+    cache = Cache(whole.folder, whole.manifest, records, finished=False, verify="once")
+    feed = Feed(cache, whole.indices(), device=CPU)
     requests = [Request(loss="vision", rows=[(9, 0), (8, 0)])] * 6
     with feed.prefetch(requests) as batches, pytest.raises(NotInCache, match="trajectory 9 is not in .* yet"):
         next(batches)
