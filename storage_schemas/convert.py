@@ -4,7 +4,7 @@ from pydantic import ValidationError
 
 from storage_schemas.errors import BadSettings
 from storage_schemas.folders import Location
-from storage_schemas.manifest import Manifest, Storage, first_problem
+from storage_schemas.manifest import Manifest, Storage, first_problem, int8_problem
 from storage_schemas.progress import Progress
 from storage_schemas.reader import Cache
 from storage_schemas.rewrite import Rewritten, Source, rewrite
@@ -21,8 +21,11 @@ def convert(cache: Cache, location: Location, progress: Progress, **storage: str
 
 def _converted(manifest: Manifest, changes: dict[str, str | None]) -> Manifest:
     now = manifest.sampling.storage
+    wanted = now.json_value() | {name: value for name, value in changes.items() if value is not None}
+    if problem := int8_problem(wanted["codec"], wanted["latents"]):
+        raise BadSettings(f"--codec: {problem}")
     try:
-        storage = Storage.model_validate(now.json_value() | {k: v for k, v in changes.items() if v is not None})
+        storage = Storage.model_validate(wanted)
     except ValidationError as error:
         raise BadSettings(f"--{first_problem(error)}") from error
     if now.codec == "int8" != storage.codec:
