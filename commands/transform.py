@@ -31,6 +31,7 @@ def convert(
     format: Annotated[Literal["zarr", "webdataset"] | None, typer.Option(help="Default: as in SRC.")] = None,
     codec: Annotated[str | None, typer.Option(callback=known_codec, help="Default: as in SRC.")] = None,
     latents: Annotated[Literal["derived", "stored"] | None, typer.Option(help="Default: as in SRC.")] = None,
+    embeddings: Annotated[Literal["stored", "none"] | None, typer.Option(help="none: leave them out.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """A cache in another format; there and back gives the same bytes. Given again, it goes on where it stopped.
@@ -41,7 +42,8 @@ def convert(
     from storage_schemas.reader import Cache
 
     cache = Cache.open(source)
-    _report(run_convert(cache, target, terminal(quiet), format=format, codec=codec, latents=latents))
+    storage = {"format": format, "codec": codec, "latents": latents, "embeddings": embeddings}
+    _report(run_convert(cache, target, terminal(quiet), **storage))
 
 
 def subset(

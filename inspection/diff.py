@@ -5,7 +5,7 @@ from typing import Any
 from storage_schemas.commits import CommitRecord, Records
 from storage_schemas.consequences import consequence
 from storage_schemas.digests import canonical_json
-from storage_schemas.manifest import differences, shortened
+from storage_schemas.manifest import differences, differing_fields, shortened
 from storage_schemas.reader import Cache
 from storage_schemas.rewrite import ways_made
 
@@ -19,18 +19,18 @@ def compare(a: Cache, b: Cache) -> dict[str, Any]:
     """
     digests_a, digests_b = a.manifest.digests(), b.manifest.digests()
     equal = {name: digests_a[name] == digests_b[name] for name in digests_a}
-    ours, theirs = a.manifest.json_value(), b.manifest.json_value()
-    if not equal["prompts"]:
-        # zarr.json states the number of rows and the layout: it differs with them and tells nothing new.
-        ours["metadata"] = theirs["metadata"] = {}
-    fields = [found for section in ours for found in differences(ours[section], theirs[section], section)]
+    fields = [*differing_fields(a.manifest, b.manifest)]
+    # zarr.json states the number of rows and the layout: it differs with them and tells nothing new.
+    rest = ("source", "created_by", *(("metadata",) if equal["prompts"] else ()))
+    for name in rest:
+        fields += differences(getattr(a.manifest, name), getattr(b.manifest, name), name)
     fields += differences(_provenances(a.records), _provenances(b.records), "provenance")
     shards = _shards(a.records, b.records) if equal["prompts"] else None
     same_files = shards is not None and not (shards["other_bytes"] or shards["only_in_a"] or shards["only_in_b"])
     return {
         "a": str(a.folder),
         "b": str(b.folder),
-        "identical": same_files and ours == theirs,
+        "identical": same_files and a.manifest == b.manifest,
         "differences": [
             {"field": field, "a": value_a, "b": value_b, "follows": consequence(field)}
             for field, value_a, value_b in fields

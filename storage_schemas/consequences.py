@@ -2,6 +2,11 @@
 
 _FOLLOWS = (
     ("teacher", "another teacher: the two can neither train one student together nor be merged"),
+    (
+        "sampling.storage.codec",
+        "other compression: `understudy convert` makes them equal (int8 rounds: only towards it)",
+    ),
+    ("sampling.storage.embeddings", "one keeps no embeddings: `understudy convert --embeddings none` makes them equal"),
     ("sampling.storage", "the same recording in other files: `understudy convert` makes them equal"),
     ("sampling.seed", "other noise: the two can train one student together, but not be merged"),
     ("sampling", "other trajectories: the two can train one student together, but not be merged"),

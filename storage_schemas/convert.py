@@ -1,10 +1,10 @@
-"""A cache in another format, codec, or with latents stored instead of derived: there and back, the same bytes."""
+"""A cache in other files: format, codec, latents stored or derived. There and back, the same bytes (but for int8)."""
 
 from pydantic import ValidationError
 
 from storage_schemas.errors import BadSettings
 from storage_schemas.folders import Location
-from storage_schemas.manifest import Manifest, Storage, first_problem
+from storage_schemas.manifest import Manifest, Storage, first_problem, int8_problem
 from storage_schemas.progress import Progress
 from storage_schemas.reader import Cache
 from storage_schemas.rewrite import Rewritten, Source, rewrite
@@ -20,9 +20,19 @@ def convert(cache: Cache, location: Location, progress: Progress, **storage: str
 
 
 def _converted(manifest: Manifest, changes: dict[str, str | None]) -> Manifest:
-    wanted = manifest.sampling.storage.json_value() | {k: v for k, v in changes.items() if v is not None}
+    now = manifest.sampling.storage
+    wanted = now.json_value() | {name: value for name, value in changes.items() if value is not None}
+    if problem := int8_problem(wanted["codec"], wanted["latents"]):
+        raise BadSettings(f"--codec: {problem}")
     try:
         storage = Storage.model_validate(wanted)
     except ValidationError as error:
         raise BadSettings(f"--{first_problem(error)}") from error
+    if now.codec == "int8" != storage.codec:
+        raise BadSettings(
+            f"--codec {storage.codec}: the source has codec int8, which rounded the velocity, and no other codec gives "
+            f"back what was recorded; convert the cache that it was made from, or build again"
+        )
+    if now.embeddings == "none" != storage.embeddings:
+        raise BadSettings("--embeddings stored: the source holds none (--embeddings none); build another cache")
     return manifest.model_copy(update={"sampling": manifest.sampling.model_copy(update={"storage": storage})})

@@ -233,13 +233,11 @@ _DEPENDS = {
 
 def check_same_settings(found: Manifest, wanted: Manifest, where: str) -> None:
     """Raise SettingsDiffer, naming the first field, both values, what depends on it, and the way out."""
-    for section in ("teacher", "sampling", "prompts"):
-        ours, theirs = (getattr(m, section).model_dump(mode="json", context="all keys") for m in (wanted, found))
-        for field, was, now in differences(theirs, ours, section):
-            raise SettingsDiffer(
-                f"{where} was built with {field} = {shortened(was)}, you asked for {shortened(now)}: "
-                f"{_DEPENDS[section]} depends on it; give the flags of the first build, or another folder"
-            )
+    for field, was, now in differing_fields(found, wanted):
+        raise SettingsDiffer(
+            f"{where} was built with {field} = {shortened(was)}, you asked for {shortened(now)}: "
+            f"{_DEPENDS[field.split('.')[0]]} depends on it; give the flags of the first build, or another folder"
+        )
 
 
 def check_same_teacher(found: Manifest, teacher: Teacher, where: str) -> None:
@@ -249,6 +247,13 @@ def check_same_teacher(found: Manifest, teacher: Teacher, where: str) -> None:
             f"{where} was recorded with {field} = {shortened(was)}, this teacher has {shortened(now)}: "
             f"{_DEPENDS['teacher']} depends on it; give the teacher of the recording, {found.source!r}"
         )
+
+
+def differing_fields(a: Manifest, b: Manifest) -> Iterator[tuple[str, Any, Any]]:
+    """Path and both values of each field of teacher, sampling and prompts in which two manifests differ."""
+    for section in ("teacher", "sampling", "prompts"):
+        ours, theirs = (getattr(m, section).model_dump(mode="json", context="all keys") for m in (a, b))
+        yield from differences(ours, theirs, section)
 
 
 def differences(a: Any, b: Any, path: str) -> Iterator[tuple[str, Any, Any]]:

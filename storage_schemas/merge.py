@@ -6,7 +6,7 @@ from itertools import groupby
 from storage_schemas.consequences import consequence
 from storage_schemas.errors import BadSettings, SettingsDiffer
 from storage_schemas.folders import Location
-from storage_schemas.manifest import Generation, PromptSet, differences, shortened
+from storage_schemas.manifest import Generation, PromptSet, differing_fields, shortened
 from storage_schemas.progress import Progress
 from storage_schemas.prompts import Prompt
 from storage_schemas.reader import Cache
@@ -39,17 +39,21 @@ def merge(caches: Sequence[Cache], location: Location, progress: Progress) -> Re
 
 def check_can_merge(first: Cache, other: Cache) -> None:
     """Raise SettingsDiffer, naming the first field in which teacher or sampling differ, both values and the way out."""
-    a, b = first.manifest, other.manifest
-    for section in ("teacher", "sampling"):
-        ours, theirs = getattr(a, section).json_value(), getattr(b, section).json_value()
-        for field, was, now in differences(ours, theirs, section):
-            way_out = "give caches of one teacher that were built with the same flags"
-            if field.startswith("sampling.storage."):
-                way_out = f"`understudy convert {other.folder} NEW --{field.rsplit('.')[-1]} {was}`, then merge NEW"
+    for field, was, now in differing_fields(first.manifest, other.manifest):
+        if not field.startswith("prompts"):
             raise SettingsDiffer(
                 f"{first.folder} has {field} = {shortened(was)}, {other.folder} has {shortened(now)}: "
-                f"{consequence(field)}; {way_out}"
+                f"{consequence(field)}; {_way_out(field, first, other, was, now)}"
             )
+
+
+def _way_out(field: str, first: Cache, other: Cache, was: str, now: str) -> str:
+    if not field.startswith("sampling.storage."):
+        return "give caches of one teacher that were built with the same flags"
+    # What was rounded or left out cannot be had back: then the first one follows the other.
+    cache, value = (first, now) if now in ("int8", "none") else (other, was)
+    latents = " --latents stored" if value == "int8" else ""
+    return f"`understudy convert {cache.folder} NEW --{field.split('.')[-1]} {value}{latents}`, then merge NEW"
 
 
 def merged_prompts(sources: Sequence[Source]) -> list[Prompt]:

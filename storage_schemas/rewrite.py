@@ -87,7 +87,9 @@ def rewrite(
     """
     _check_apart(location, sources)
     writer = CacheWriter.create_or_resume(location, manifest, prompts, sources[0].cache.tokenizer_files)
-    _copy(writer, "embeddings", sources, progress, title="text", unit="prompts")
+    keeps_embeddings = manifest.sampling.storage.embeddings == "stored"
+    if keeps_embeddings:
+        _copy(writer, "embeddings", sources, progress, title="text", unit="prompts")
     _copy(writer, "trajectories", sources, progress, title=title, unit="trajectories")
     writer.finish()
     records = writer.records()
@@ -99,7 +101,7 @@ def rewrite(
         prompts=len(prompts),
         trajectories=records.rows("trajectories"),
         planned=len(writer.layout),
-        embeddings_missing=sum(shard.rows for shard in writer.missing("embeddings")),
+        embeddings_missing=sum(shard.rows for shard in writer.missing("embeddings")) if keeps_embeddings else 0,
         bytes=records.bytes,
         differing=differing,
     )

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from storage_schemas.convert import convert
 from storage_schemas.errors import BadSettings, DamagedCache, DerivationMismatch, SettingsDiffer
-from storage_schemas.fields import same_bits
+from storage_schemas.fields import DTYPES, same_bits
 from storage_schemas.folders import LocalFolder
 from storage_schemas.layout import Layout
 from storage_schemas.manifest import Generation
@@ -24,6 +24,7 @@ from storage_schemas.merge import merge
 from storage_schemas.progress import Silent
 from storage_schemas.reader import Cache, read_manifest
 from storage_schemas.rewrite import Source, rewrite, ways_made
+from storage_schemas.step_int8 import StepInt8
 from storage_schemas.subset import subset
 from storage_schemas.writer import CacheWriter
 from tests.storage_schemas.caches import data_files, keyed_arrays, some_manifest, some_prompts, write_keyed_cache
@@ -85,6 +86,9 @@ def assert_same_rows(a: Cache, b: Cache, prompts):
         ({"format": "webdataset"}, {"format": "zarr"}),
         ({"latents": "derived"}, {"latents": "stored"}),
         ({"latents": "stored", "format": "webdataset"}, {"latents": "derived"}),
+        ({"codec": "plain"}, {"codec": "compact"}),
+        ({"codec": "compact", "format": "webdataset"}, {"codec": "plain", "format": "zarr", "latents": "stored"}),
+        ({"codec": "int8", "latents": "stored"}, {"format": "webdataset"}),
         ({"latents": "stored", "dtype": "float32"}, {"format": "webdataset", "latents": "derived"}),
     ],
 )
@@ -96,7 +100,7 @@ def test_there_and_back_gives_the_same_bytes(tmp_path, begin, there):
     assert b.finished and b.planned == len(b) == 19
     assert {name: getattr(b.manifest.sampling.storage, name) for name in there} == there
     assert assert_same_rows(a, b, list(a.prompts)) == 19
-    convert(b, tmp_path / "c", Silent(), **{name: begin.get(name, "zarr") for name in there})
+    convert(b, tmp_path / "c", Silent(), **{name: getattr(a.manifest.sampling.storage, name) for name in there})
     assert data_files(tmp_path / "a") == data_files(tmp_path / "c")
 
 
@@ -267,8 +271,52 @@ def test_a_target_begun_otherwise_or_holding_its_source_is_refused(tmp_path):
         SettingsDiffer, match=r'b was built with sampling.storage.latents = "derived", you asked for "st'
     ):
         convert(a, tmp_path / "b", Silent(), format="webdataset", latents="stored")
+    with pytest.raises(BadSettings, match=r"--codec: codec int8 rounds the velocity, .* use --latents stored$"):
+        convert(a, tmp_path / "c", Silent(), codec="int8")
     with pytest.raises(BadSettings, match=r"--codec: Input should be .* \(found 'zip'\)"):
         convert(a, tmp_path / "c", Silent(), codec="zip")
+
+
+def test_what_was_rounded_or_left_out_is_not_made_up_again(tmp_path):
+    write_keyed_cache(tmp_path / "a", some_prompts(6), latents="stored", format="webdataset")
+    a = Cache.open(tmp_path / "a")
+    result = convert(a, tmp_path / "b", Silent(), codec="int8", embeddings="none")
+    assert (result.trajectories, result.embeddings_missing) == (6, 0)
+    b = Cache.open(tmp_path / "b")
+    assert b.finished and not [kind for kind, _ in b.records if kind == "embeddings"]
+    with pytest.raises(BadSettings, match=r"--codec plain: the source has codec int8, which rounded the velocity, and"):
+        convert(b, tmp_path / "c", Silent(), codec="plain")
+    with pytest.raises(
+        BadSettings, match=r"--embeddings stored: the source holds none \(--embeddings none\); build an"
+    ):
+        convert(b, tmp_path / "c", Silent(), embeddings="stored")
+    with pytest.raises(
+        SettingsDiffer, match=r"`understudy convert \S+/a NEW --codec int8 --latents stored`, then merge"
+    ):
+        merge([a, b], tmp_path / "c", Silent())
+    convert(a, tmp_path / "d", Silent(), codec="int8")
+    words = (
+        r'd has sampling.storage.embeddings = "stored", \S+b has "none": .*convert \S+/d NEW --embeddings none`, then'
+    )
+    with pytest.raises(SettingsDiffer, match=words):
+        merge([Cache.open(tmp_path / "d"), b], tmp_path / "c", Silent())
+    subset(b, tmp_path / "e", Silent(), count=4)
+    assert Cache.open(tmp_path / "e").finished
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_eight_bits_that_were_read_round_to_themselves(dtype):
+    # Every scale that a row of bfloat16 can have, up to its power of two: a cache of a cache must not drift.
+    dtype = DTYPES[dtype]
+    largest = (np.arange(128, 257, dtype=np.float32)[:, None] * np.linspace(1, 1.01, 9, dtype=np.float32)).reshape(-1)
+    rows_SC = (largest[:, None] * np.linspace(-1, 1, 255, dtype=np.float32)).astype(dtype)
+    codec = StepInt8(shape=(1, *rows_SC.shape), dtype=dtype.name)
+    once = codec.rounded(rows_SC[None])
+    assert same_bits(codec.rounded(once), once)
+    # Half a step, and what the largest lose where the scale was rounded down.
+    error = np.abs(once[0].astype(np.float32) - rows_SC.astype(np.float32)).max(axis=1) / largest
+    assert error.max() < 1.05 / 127
 
 
 def test_a_damaged_source_stops_and_nothing_of_its_shard_is_written(tmp_path):
