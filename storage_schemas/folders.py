@@ -1,14 +1,14 @@
 """Where a cache lies: a folder of this machine, or a prefix of an object store. The same few operations on both."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from storage_schemas import durable
 
-OBJECT_SCHEMES = ("s3://", "gs://", "az://", "memory://")
+OBJECT_SCHEMES = ("s3://", "gs://", "az://")
 Location = str | os.PathLike[str]
 
 
@@ -43,8 +43,11 @@ class Folder(Protocol):
         """Delete a file; nothing happens if it is not there."""
         ...
 
-    def claimed(self, name: str) -> AbstractContextManager[None]:
-        """Hold the right to write what `name` stands for against other builders; ShardTaken if another holds it."""
+    def claimed(self, name: str) -> AbstractContextManager[Callable[[], None]]:
+        """Hold the right to write what `name` stands for against other builders; ShardTaken if another holds it.
+
+        Gives a function to call before each file: ShardTaken if the right was lost meanwhile.
+        """
         ...
 
     def sweep(self) -> None:
@@ -108,10 +111,10 @@ class LocalFolder:
             durable.sync(file.parent)
 
     @contextmanager
-    def claimed(self, name: str) -> Iterator[None]:
+    def claimed(self, name: str) -> Iterator[Callable[[], None]]:
         """See Folder: one lock for all names, held only while files are put in place."""
         with durable.locked(self.path / Path(name).parent):
-            yield
+            yield lambda: None
 
     def sweep(self) -> None:
         """See Folder."""

@@ -74,12 +74,17 @@ class CacheWriter:
         if folder.size(MANIFEST_FILE) is not None:
             return cls._resume(folder, manifest, prompts, files)
         _check_free(folder)
-        for name, data in files.items():
-            folder.replace(name, data)
-        # The manifest comes last and is created exclusively: with it the cache exists.
-        if not folder.publish(MANIFEST_FILE, manifest.encode()):
-            check_same_settings(read_manifest(folder), manifest, str(folder))
-        return cls(folder, manifest, prompts)
+        # Under a claim, so that of two builders of other settings the loser does not write over the winner's prompts.
+        with folder.claimed(MANIFEST_FILE) as confirm:
+            if folder.size(MANIFEST_FILE) is None:
+                for name, data in files.items():
+                    confirm()
+                    folder.replace(name, data)
+                # The manifest comes last and is created exclusively: with it the cache exists.
+                confirm()
+                if folder.publish(MANIFEST_FILE, manifest.encode()):
+                    return cls(folder, manifest, prompts)
+        return cls._resume(folder, manifest, prompts, files)
 
     @classmethod
     def _resume(cls, folder: Folder, wanted: Manifest, prompts: list[Prompt], files: dict[str, bytes]) -> Self:
@@ -114,11 +119,13 @@ class CacheWriter:
         raw_bytes = sum(array.nbytes for array in arrays.values())
         record = self.record_of(kind, shard, files, raw_bytes=raw_bytes, seconds=seconds, provenance=provenance)
         # Under a lock, so that the slower of two builders never writes over what the other has committed.
-        with self.folder.claimed(record_path(kind, shard.shard)):
+        with self.folder.claimed(record_path(kind, shard.shard)) as confirm:
             if is_published(self.folder, record):
                 raise self._taken(record)
             for name, data in files.items():
+                confirm()
                 self.folder.replace(name, data)
+            confirm()
             if not publish_record(self.folder, record):
                 raise self._taken(record)
         return record

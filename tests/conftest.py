@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from tests.random_teacher import make_teacher
+from tests.storage_schemas.s3_server import s3, s3_server
+
+__all__ = ["s3", "s3_server"]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -8,11 +8,12 @@ import torch
 from cache_builder.build import BuildResult, build
 from cache_builder.settings import BuildSettings
 from models.teacher_folder import BUILD_PARTS, find_teacher
+from storage_schemas.folders import Location
 from storage_schemas.progress import Progress, Silent
 
 
 def build_cache(
-    path: Path, teacher: Path | str, prompts: Path, *, progress: Progress | None = None, **flags: Any
+    path: Location, teacher: Path | str, prompts: Path, *, progress: Progress | None = None, **flags: Any
 ) -> BuildResult:
     flags = {"steps": 4, "shard_size": 3, "batch_size": 2, **flags}
     settings = BuildSettings.from_flags(prompts=(prompts,), **flags)

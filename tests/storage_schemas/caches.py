@@ -1,12 +1,12 @@
 """Small caches with made-up numbers, written by the real writer."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from storage_schemas.derivation import derive_latents
 from storage_schemas.fields import DTYPES, Arrays, fields_of
+from storage_schemas.folders import Location
 from storage_schemas.layout import ShardRange
 from storage_schemas.manifest import Generation, Manifest, PromptSet, Sampling, Storage, Teacher
 from storage_schemas.prompts import Prompt, prompt_id
@@ -97,7 +97,7 @@ def some_arrays(manifest: Manifest, shard: ShardRange, kind: Any = "trajectories
     return arrays
 
 
-def write_cache(path: Path, *, count: int = 6, **changes: Any) -> CacheWriter:
+def write_cache(path: Location, *, count: int = 6, **changes: Any) -> CacheWriter:
     prompts = some_prompts(count)
     writer = CacheWriter.create_or_resume(path, some_manifest(prompts, **changes), prompts, {})
     for kind in ("embeddings", "trajectories"):
