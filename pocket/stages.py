@@ -27,7 +27,7 @@ from pocket.world import IMAGE_SIZE, TOKEN, arrangement_tokens, caption, draw, d
 LATENT_SIZE = IMAGE_SIZE // 2
 SIDE = IMAGE_SIZE // TOKEN
 WHIM_DRAWS = 128
-KIND_WEIGHTS = (0.25, 0.45, 0.3)
+KIND_WEIGHTS = (0.22, 0.5, 0.28)
 """Parts of scenes, compositions and signs among what is trained on: counts and letters take longest."""
 
 

@@ -41,7 +41,7 @@ from pocket.world import captions
 AUTOENCODER = StageSettings(name="autoencoder", steps=2000, batch=8, learning_rate=4e-3, averaging=0.995)
 DECODER = StageSettings(name="decoder", steps=1000, batch=8, learning_rate=3e-3, averaging=0.995)
 TEXT = StageSettings(name="text", steps=600, batch=48, learning_rate=1e-3)
-FLOW = StageSettings(name="flow", steps=4500, batch=32, learning_rate=2e-3, averaging=0.998, muon_rate=5e-3)
+FLOW = StageSettings(name="flow", steps=5200, batch=32, learning_rate=2e-3, averaging=0.998, muon_rate=5e-3)
 GUIDANCE = StageSettings(name="guidance", steps=400, batch=32, learning_rate=1e-3, averaging=0.99)
 
 

@@ -1,5 +1,6 @@
 """Small caches with made-up numbers, written by the real writer."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
