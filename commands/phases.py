@@ -123,6 +123,10 @@ def train(
     checkpoint_every: int = 200,
     seed: int = 0,
     verify: Verify = "once",
+    local_copy: Annotated[
+        Path | None, typer.Option(help="Folder here for shard files of a cache that lies on an object store.")
+    ] = None,
+    local_copy_gib: Annotated[float, typer.Option(min=0.001, help="Largest size of it, GiB.")] = 64.0,
     accept_floor: Annotated[bool, typer.Option(help="Train even where the replay floor says: wrong backbone.")] = False,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -143,7 +147,8 @@ def train(
     source = student_source(student)
     from storage_schemas.reader import Cache
 
-    recorded = Cache.open(cache, verify=verify)
+    copy_bytes = int(local_copy_gib * 2**30)
+    recorded = Cache.open(cache, verify=verify, local_copy=local_copy, local_copy_bytes=copy_bytes)
     torch_device = quiet_device(device)
     from models.teacher_folder import REPLAY_PARTS
     from trainer.train import train as run_train

@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 from storage_schemas.commits import CommitRecord, FileRecord, Records
 from storage_schemas.digests import xxh3_128
 from storage_schemas.errors import DamagedCache, NotInCache
-from storage_schemas.folders import Folder
+from storage_schemas.folders import Files
 
 Verify = Literal["off", "once", "always"]
 """Checksums of shard files: never, at the first touch in a process, at every read. Sizes are always compared."""
@@ -34,7 +34,7 @@ class MemoryFiles:
 class CommittedFiles:
     """The committed files of a cache. Safe to read from several threads."""
 
-    def __init__(self, folder: Folder, records: Records, *, verify: Verify) -> None:
+    def __init__(self, folder: Files, records: Records, *, verify: Verify) -> None:
         self._folder, self._records, self._verify = folder, records, verify
         self._touched: set[str] = set()
         self._lock = threading.Lock()
@@ -85,7 +85,7 @@ class CommittedFiles:
             raise damaged(self._folder, file, record, f"cannot be read ({error.strerror})") from error
 
 
-def damaged(folder: Folder, file: FileRecord, record: CommitRecord, what: str) -> DamagedCache:
+def damaged(folder: Files, file: FileRecord, record: CommitRecord, what: str) -> DamagedCache:
     """The error for a file that is not what its record says; it names the shard and both ways to repair it."""
     return DamagedCache(
         f"{folder}/{file.path} {what}: {record.kind} shard {record.shard} is damaged; "

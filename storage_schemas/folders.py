@@ -12,12 +12,8 @@ OBJECT_SCHEMES = ("s3://", "gs://", "az://")
 Location = str | os.PathLike[str]
 
 
-class Folder(Protocol):
-    """Files by their path within the cache; `str(folder)` is the location as a user would give it."""
-
-    def entries(self) -> list[str]:
-        """Names of files and folders at the top, sorted; none where nothing is there yet."""
-        ...
+class Files(Protocol):
+    """Files to read by their path within the cache; `str(files)` is the location as a user would give it."""
 
     def read(self, path: str, begin: int = 0, end: int | None = None) -> bytes:
         """Bytes [begin, end) of a file, fewer where it ends sooner; FileNotFoundError if it is not there."""
@@ -25,6 +21,14 @@ class Folder(Protocol):
 
     def size(self, path: str) -> int | None:
         """Bytes of a file; None if it is not there."""
+        ...
+
+
+class Folder(Files, Protocol):
+    """Where a cache is read and written."""
+
+    def entries(self) -> list[str]:
+        """Names of files and folders at the top, sorted; none where nothing is there yet."""
         ...
 
     def names(self, under: str = "") -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -15,11 +16,13 @@ from storage_schemas.files import CommittedFiles, Verify
 from storage_schemas.folders import Folder, LocalFolder, Location, open_folder
 from storage_schemas.formats import format_of
 from storage_schemas.layout import Layout
+from storage_schemas.local_copy import LocalCopy
 from storage_schemas.manifest import MANIFEST_FILE, Manifest
 from storage_schemas.prompts import OFFSETS_FILE, PromptTable
 from storage_schemas.trajectory import Trajectory, trajectory_key, trajectory_of
 
 TOKENIZER_FOLDER = "tokenizer"
+LOCAL_COPY_BYTES = 64 * 2**30
 
 
 def read_manifest(folder: Folder) -> Manifest:
@@ -42,20 +45,40 @@ class Cache:
     committed raises NotInCache; a file that differs from its commit record raises DamagedCache.
     """
 
-    def __init__(self, folder: Folder, manifest: Manifest, records: Records, *, finished: bool, verify: Verify) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        manifest: Manifest,
+        records: Records,
+        *,
+        finished: bool,
+        verify: Verify,
+        shard_files: LocalCopy | None = None,
+    ) -> None:
         self.folder, self.manifest, self.records, self.finished = folder, manifest, records, finished
         self.layout = Layout(manifest.prompts.generations)
         self.prompts = prompt_table(folder, manifest, verify=verify)
-        self.files = CommittedFiles(folder, records, verify=verify)
+        self.files = CommittedFiles(shard_files or folder, records, verify=verify)
         self._reader = format_of(manifest, metadata=read_metadata(folder, manifest)).reader(self.files)
 
     @classmethod
-    def open(cls, location: Location, *, verify: Verify = "once") -> Self:
-        """Open a cache: manifest, commit records (one read of the index once finished), no prompts."""
+    def open(
+        cls,
+        location: Location,
+        *,
+        verify: Verify = "once",
+        local_copy: Path | None = None,
+        local_copy_bytes: int = LOCAL_COPY_BYTES,
+    ) -> Self:
+        """Open a cache: manifest, commit records (one read of the index once finished), no prompts.
+
+        local_copy: a folder of this machine that keeps shard files which are read, up to local_copy_bytes.
+        """
         folder = open_folder(location)
         manifest = read_manifest(folder)
         records, finished = read_records(folder)
-        return cls(folder, manifest, records, finished=finished, verify=verify)
+        near = LocalCopy(folder, records, local_copy, limit_bytes=local_copy_bytes) if local_copy is not None else None
+        return cls(folder, manifest, records, finished=finished, verify=verify, shard_files=near)
 
     @property
     def location(self) -> str:

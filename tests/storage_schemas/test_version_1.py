@@ -1,0 +1,46 @@
+"""Caches of format version 1, written once and never again: every later reader gives the same records."""
+
+from pathlib import Path
+
+import pytest
+import xxhash
+
+from storage_schemas.progress import Silent
+from storage_schemas.reader import Cache
+from storage_schemas.verification import verify
+
+FOLDER = Path(__file__).parent / "version_1"
+# xxh3_128 over all records, as read when the caches were made. A reader that changes one of them is wrong.
+RECORDS = {
+    "zarr-plain": "",
+    "zarr-compact": "",
+    "webdataset-plain": "",
+    "webdataset-compact": "",
+    "webdataset-int8": "",
+}
+
+
+def digest_of(cache: Cache) -> str:
+    state = xxhash.xxh3_128()
+    for index in range(len(cache)):
+        trajectory = cache.trajectory(index)
+        prompt = cache.prompts[trajectory.prompt]
+        told = (trajectory.key, trajectory.replica, trajectory.guidance, prompt.text, prompt.sources, prompt.token_ids)
+        state.update(repr(told).encode())
+        for array in (trajectory.noise_SC, trajectory.velocity_KSC, trajectory.final_latent_SC):
+            state.update(array.tobytes())
+        state.update(trajectory.hidden_states_KSC.tobytes())
+        state.update(cache.embedding(trajectory.prompt).tobytes())
+    return state.hexdigest()
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_version_1_cache_reads_as_it_did(name):
+    cache = Cache.open(FOLDER / name)
+    assert cache.finished and len(cache) == 6
+    assert digest_of(cache) == RECORDS[name]
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_version_1_cache_is_whole(name):
+    assert verify(FOLDER / name, Silent()).problems == ()
