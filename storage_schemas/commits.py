@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, Literal, Self
 
 from pydantic import ValidationError, field_validator
@@ -9,12 +10,12 @@ from pydantic import ValidationError, field_validator
 from storage_schemas.digests import digest
 from storage_schemas.errors import DamagedCache
 from storage_schemas.folders import Folder
+from storage_schemas.index import Index, index_bytes
 from storage_schemas.manifest import Record, first_problem, sealed, unsealed
 
 COMMITS_FOLDER = "commits"
 INDEX_FILE = "index.json"
 _RECORD_FORMAT = "understudy-commit"
-_INDEX_FORMAT = "understudy-index"
 _READERS = 16
 
 Kind = Literal["trajectories", "embeddings"]
@@ -87,60 +88,71 @@ def content_digest(sampling_digest: str, prompt_ids: list[str], replicas: list[i
 
 
 class Records(Mapping[tuple[Kind, int], CommitRecord]):
-    """Commit records by kind and shard. Those of an index are validated when they are first asked for.
+    """Commit records by kind and shard. Those of an index are parsed when they are first asked for.
 
     A cache of a million trajectories has tens of thousands; opening it must not wait for all of them.
     """
 
-    def __init__(self, entries: Iterable[dict[str, Any] | CommitRecord], where: str) -> None:
-        self._where = where
-        self._entries: dict[tuple[Kind, int], dict[str, Any] | CommitRecord] = {}
-        for entry in entries:
-            self._entries[_key(entry)] = entry
-        self._owners: dict[str, tuple[Kind, int]] | None = None
+    def __init__(self, records: Iterable[CommitRecord], where: str = "", *, index: Index | None = None) -> None:
+        self._records = {(record.kind, record.shard): record for record in records}
+        self._index, self._where = index, where
+        self._owners: dict[str, CommitRecord] | None = None
 
     def __getitem__(self, key: tuple[Kind, int]) -> CommitRecord:
-        entry = self._entries[key]
-        if not isinstance(entry, CommitRecord):
-            entry = self._entries[key] = CommitRecord._validated(entry, self._where)
-        return entry
+        if key not in self._records and self._index is not None:
+            record = CommitRecord._validated(self._index.entry(self._index.lines[key]), self._where)
+            if (record.kind, record.shard) != key:
+                raise DamagedCache(
+                    f"{self._where} has {record.kind} shard {record.shard} where {key[0]} shard {key[1]} should be: "
+                    f"delete it and give the build command again to write it anew"
+                )
+            self._records[key] = record
+        return self._records[key]
 
     def __iter__(self) -> Iterator[tuple[Kind, int]]:
-        return iter(self._entries)
+        return iter(list(self._keys))
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._keys)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._entries
+        return key in self._keys
+
+    @property
+    def _keys(self) -> Mapping[Any, Any]:
+        return self._records if self._index is None else self._index.lines
 
     def rows(self, kind: Kind) -> int:
         """Committed trajectories, or embeddings."""
-        return sum(_get(entry, "rows") for key, entry in self._entries.items() if key[0] == kind)
+        if self._index is not None:
+            return int(self._index.header[kind])
+        return sum(record.rows for record in self._records.values() if record.kind == kind)
 
     @property
     def bytes(self) -> int:
         """Bytes of all committed files."""
-        return sum(_get(file, "bytes") for entry in self._entries.values() for file in _get(entry, "files"))
+        if self._index is not None:
+            return int(self._index.header["bytes"])
+        return sum(file.bytes for record in self._records.values() for file in record.files)
 
     def owner(self, path: str) -> tuple[FileRecord, CommitRecord] | None:
         """The record that names a file, and what it says of it; None if no record does."""
-        if self._owners is None:
-            self._owners = {
-                _get(file, "path"): key for key, entry in self._entries.items() for file in _get(entry, "files")
-            }
-        if path not in self._owners:
+        record = self._owner(path)
+        if record is None:
             return None
-        record = self[self._owners[path]]
         return next(file for file in record.files if file.path == path), record
 
+    def _owner(self, path: str) -> CommitRecord | None:
+        if self._index is not None:
+            line = self._index.line_of(path)
+            return None if line is None else self[self._key_of_line[line]]
+        if self._owners is None:
+            self._owners = {file.path: record for record in self._records.values() for file in record.files}
+        return self._owners.get(path)
 
-def _get(entry: Any, name: str) -> Any:
-    return entry[name] if isinstance(entry, dict) else getattr(entry, name)
-
-
-def _key(entry: dict[str, Any] | CommitRecord) -> tuple[Kind, int]:
-    return _get(entry, "kind"), _get(entry, "shard")
+    @cached_property
+    def _key_of_line(self) -> list[tuple[Kind, int]]:
+        return list(self._keys)
 
 
 def read_records(folder: Folder) -> tuple[Records, bool]:
@@ -149,8 +161,8 @@ def read_records(folder: Folder) -> tuple[Records, bool]:
     try:
         data = folder.read(f"{COMMITS_FOLDER}/{INDEX_FILE}")
     except FileNotFoundError:
-        return Records(read_single_records(folder), where), False
-    return Records(_decode_index(data, where), where), True
+        return Records(read_single_records(folder)), False
+    return Records((), where, index=Index(data, where)), True
 
 
 def read_single_records(folder: Folder, names: list[str] | None = None) -> list[CommitRecord]:
@@ -192,33 +204,7 @@ def publish_index(folder: Folder, records: Records) -> None:
 
 
 def encode_index(records: Records) -> bytes:
-    """The bytes of the index. Provenance is the same for most shards and stands there once."""
-    provenances: dict[str, dict[str, Any]] = {}
-    numbers: dict[str, int] = {}
-    entries = []
-    for key in sorted(records):
-        entry = records[key].json_value()
-        provenance = entry.pop("provenance")
-        identity = digest(provenance)
-        provenances[identity] = provenance
-        entries.append({**entry, "provenance": numbers.setdefault(identity, len(numbers))})
-    body = {
-        "format": _INDEX_FORMAT,
-        "trajectories": records.rows("trajectories"),
-        "embeddings": records.rows("embeddings"),
-        "bytes": records.bytes,
-        "provenances": list(provenances.values()),
-        "records": entries,
-    }
-    return sealed(body, indent=None)
-
-
-def _decode_index(data: bytes, where: str) -> list[dict[str, Any] | CommitRecord]:
-    body = unsealed(data, where, expected_format=_INDEX_FORMAT)
-    try:
-        provenances = body["provenances"]
-        return [{**entry, "provenance": provenances[entry["provenance"]]} for entry in body["records"]]
-    except (KeyError, IndexError, TypeError) as error:
-        raise DamagedCache(
-            f"{where} is not a valid index ({error}): delete it and give the build command again"
-        ) from error
+    """The bytes of the index."""
+    counts: dict[str, int] = {kind: records.rows(kind) for kind in KINDS}
+    entries = [records[key].json_value() for key in sorted(records)]
+    return index_bytes(entries, {**counts, "bytes": records.bytes})

@@ -50,9 +50,13 @@ class CommittedFiles:
         if self._verify == "always":
             return self._whole(file, record)[begin:end]
         if path not in self._touched:
-            self.check(file, record, checksum=self._verify == "once")
+            whole = self._whole(file, record) if self._verify == "once" else None
+            if whole is None:
+                self.check(file, record, checksum=False)
             with self._lock:
                 self._touched.add(path)
+            if whole is not None:
+                return whole[begin:end]
         data = self._read(file, record, begin, end)
         if len(data) != end - begin:
             raise damaged(self._folder, file, record, f"gave {len(data)} bytes of {end - begin} at {begin}")
@@ -60,13 +64,14 @@ class CommittedFiles:
 
     def check(self, file: FileRecord, record: CommitRecord, *, checksum: bool) -> None:
         """Compare a file with its record; DamagedCache names the shard and the way out."""
+        if checksum:
+            self._whole(file, record)
+            return
         size = self._folder.size(file.path)
         if size is None:
             raise damaged(self._folder, file, record, "is missing")
         if size != file.bytes:
             raise damaged(self._folder, file, record, f"has {size} bytes, expected {file.bytes}")
-        if checksum:
-            self._whole(file, record)
 
     def _whole(self, file: FileRecord, record: CommitRecord) -> bytes:
         data = self._read(file, record, 0, None)

@@ -28,6 +28,43 @@ class ShardRange:
     rows: int
 
 
+class Shards(Sequence[ShardRange]):
+    """Shards of one kind, computed when asked for: a large cache has tens of thousands."""
+
+    def __init__(self, parts: Sequence[tuple[int, int]]) -> None:
+        """`parts`: number of items and shard size of each generation; no shard holds items of two."""
+        self._parts = tuple(parts)
+        self._first_shards = [0, *accumulate(-(-count // size) for count, size in parts)]
+        self._first_items = [0, *accumulate(count for count, _ in parts)]
+
+    def __len__(self) -> int:
+        return self._first_shards[-1]
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # one shard or a slice of them
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        part = bisect_right(self._first_shards, index) - 1
+        count, size = self._parts[part]
+        begin = (index - self._first_shards[part]) * size
+        first = self._first_items[part] + begin
+        return ShardRange(shard=index, generation=part, first=first, rows=min(size, count - begin))
+
+    @property
+    def items(self) -> int:
+        """Items in all shards."""
+        return self._first_items[-1]
+
+    def holding(self, item: int) -> ShardRange:
+        """The shard of an item; IndexError outside."""
+        if not 0 <= item < self.items:
+            raise IndexError(item)
+        part = bisect_right(self._first_items, item) - 1
+        return self[self._first_shards[part] + (item - self._first_items[part]) // self._parts[part][1]]
+
+
 class Layout:
     """Shards of a cache: for trajectories, and for embeddings (one per prompt, in prompt order)."""
 
@@ -37,7 +74,7 @@ class Layout:
         shards = [-(-count // g.shard_size) for count, g in zip(counts, generations, strict=True)]
         self._firsts = [0, *accumulate(counts)][:-1]
         self._first_shards = [0, *accumulate(shards)][:-1]
-        self.trajectories = _cut([(count, g.shard_size) for count, g in zip(counts, generations, strict=True)])
+        self.trajectories = Shards([(count, g.shard_size) for count, g in zip(counts, generations, strict=True)])
         # A generation that only adds replicas brings no new prompts, hence no new embeddings.
         known = 0
         new_prompts = []
@@ -45,13 +82,11 @@ class Layout:
             end = generation.first_prompt + generation.prompts
             new_prompts.append((max(0, end - known), generation.shard_size))
             known = max(known, end)
-        self.embeddings = _cut(new_prompts)
-        self._embedding_starts = [shard.first for shard in self.embeddings]
+        self.embeddings = Shards(new_prompts)
 
     def __len__(self) -> int:
         """Number of trajectories asked for: N."""
-        last = self.trajectories[-1]
-        return last.first + last.rows
+        return self.trajectories.items
 
     def place(self, index: int) -> Place:
         """Where trajectory `index` (0 .. N-1) lies; IndexError outside."""
@@ -79,23 +114,10 @@ class Layout:
 
     def embedding_place(self, prompt: int) -> tuple[int, int]:
         """Shard and row of the embedding of prompt number `prompt`; IndexError outside."""
-        shard = self.embeddings[bisect_right(self._embedding_starts, prompt) - 1]
-        if not 0 <= prompt - shard.first < shard.rows:
-            raise IndexError(f"prompt {prompt}")
+        shard = self.embeddings.holding(prompt)
         return shard.shard, prompt - shard.first
 
     @property
     def shard_size(self) -> int:
         """Rows that a shard has room for."""
         return self._generations[0].shard_size
-
-
-def _cut(parts: Sequence[tuple[int, int]]) -> list[ShardRange]:
-    shards: list[ShardRange] = []
-    first = 0
-    for generation, (count, size) in enumerate(parts):
-        for begin in range(0, count, size):
-            rows = min(size, count - begin)
-            shards.append(ShardRange(shard=len(shards), generation=generation, first=first, rows=rows))
-            first += rows
-    return shards

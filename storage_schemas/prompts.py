@@ -4,7 +4,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -67,7 +67,10 @@ def ids_digest(ids: Iterable[str]) -> str:
 
 def encode_prompts(prompts: Sequence[Prompt]) -> tuple[bytes, bytes]:
     """The bytes of prompts.jsonl and of its offset table (count + 1 little-endian uint64)."""
-    lines = [(json.dumps(asdict(prompt), ensure_ascii=False) + "\n").encode() for prompt in prompts]
+    # Not asdict(): it copies deeply, which takes longer than all the rest.
+    names = [field.name for field in fields(Prompt)]
+    records = ({name: getattr(prompt, name) for name in names} for prompt in prompts)
+    lines = [(json.dumps(record, ensure_ascii=False) + "\n").encode() for record in records]
     offsets = np.zeros(len(lines) + 1, dtype="<u8")
     np.cumsum([len(line) for line in lines], out=offsets[1:])
     return b"".join(lines), offsets.tobytes()

@@ -1,5 +1,6 @@
 """Generations: replica before prompt, no shard of two generations, N in all."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,6 +51,20 @@ def test_every_prompt_has_one_embedding(parts):
     count = max(g.first_prompt + g.prompts for g in parts)
     assert sum(s.rows for s in layout.embeddings) == count
     assert len({layout.embedding_place(i) for i in range(count)}) == count
+
+
+@given(generations())
+def test_shards_follow_one_another_and_are_found_by_what_they_hold(parts):
+    layout = Layout(parts)
+    for shards in (layout.trajectories, layout.embeddings):
+        assert shards[:] == list(shards) == [shards[i - len(shards)] for i in range(len(shards))]
+        assert [shard.shard for shard in shards] == list(range(len(shards)))
+        items = [item for shard in shards for item in range(shard.first, shard.first + shard.rows)]
+        assert items == list(range(shards.items))
+        assert all(shards.holding(item).shard == shard.shard for shard in shards for item in (shard.first,))
+        for outside in (-1, shards.items):
+            with pytest.raises(IndexError):
+                shards.holding(outside)
 
 
 def test_trajectories_go_by_replica_then_prompt():
