@@ -99,6 +99,18 @@ def test_a_prefix_with_other_objects_is_left_alone(s3):
     assert open_folder(s3.url).names() == ["a/thesis/1.txt"]
 
 
+def test_opening_takes_a_request_per_file_and_a_record_two_per_file(s3):
+    write_cache(s3.url)
+    s3.reset()
+    cache = Cache.open(s3.url)
+    # Manifest, index, two sizes, seven files of metadata.
+    assert len(s3.proxy.requests) == 11
+    s3.reset()
+    cache.trajectory(1)
+    # The prompt and its place; each of four files whole for its checksum, then one chunk.
+    assert len(s3.proxy.requests) == 10
+
+
 # Two builders.
 
 
