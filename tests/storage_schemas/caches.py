@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from storage_schemas.commits import CommitRecord
 from storage_schemas.derivation import derive_latents
-from storage_schemas.fields import DTYPES, Arrays, fields_of
+from storage_schemas.fields import DTYPES, Array, Arrays, fields_of
 from storage_schemas.folders import Location
 from storage_schemas.layout import ShardRange
 from storage_schemas.manifest import Generation, Manifest, PromptSet, Sampling, Storage, Teacher
@@ -96,6 +97,16 @@ def some_arrays(manifest: Manifest, shard: ShardRange, kind: Any = "trajectories
         else:
             arrays["hidden_states"] = latents[:, :-1]
     return arrays
+
+
+def begin(location: Location, **changes: Any) -> CacheWriter:
+    prompts = some_prompts(6)
+    return CacheWriter.create_or_resume(location, some_manifest(prompts, **changes), prompts, {})
+
+
+def commit(writer: CacheWriter, shard: ShardRange, **changes: Array) -> CommitRecord:
+    arrays = some_arrays(writer.manifest, shard) | changes
+    return writer.commit("trajectories", shard, arrays, seconds=0, provenance={})
 
 
 def write_cache(path: Location, *, count: int = 6, **changes: Any) -> CacheWriter:
