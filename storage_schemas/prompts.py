@@ -115,7 +115,8 @@ class PromptTable(Sequence[Prompt]):
         return offsets
 
     def _check_lines(self) -> None:
-        parts = (self._folder.read(PROMPTS_FILE, i, i + _PIECE_BYTES) for i in range(0, self._bytes, _PIECE_BYTES))
+        begins = range(0, self._bytes, _PIECE_BYTES)
+        parts = (self._folder.read(PROMPTS_FILE, i, min(i + _PIECE_BYTES, self._bytes)) for i in begins)
         if (found := xxh3_128_of_parts(parts)) != self._checksum:
             raise self._damage(PROMPTS_FILE, f"has checksum {found}, expected {self._checksum}")
 

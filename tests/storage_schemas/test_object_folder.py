@@ -90,8 +90,8 @@ def test_opening_takes_a_request_per_file_and_a_record_two_per_file(s3):
     assert len(s3.proxy.requests) == 11
     s3.reset()
     cache.trajectory(1)
-    # The prompt and its place; each of four files whole for its checksum, then one chunk.
-    assert len(s3.proxy.requests) == 10
+    # The prompts whole for their checksum, their offsets, one of them; four files whole likewise, a chunk of each.
+    assert len(s3.proxy.requests) == 11
 
 
 def test_large_objects_go_and_come_in_parts(s3, monkeypatch):

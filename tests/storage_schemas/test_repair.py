@@ -39,11 +39,12 @@ def test_a_whole_cache_has_no_problems(cache, form):
 @BOTH
 def test_each_file_that_is_lost_cut_or_flipped_is_found_and_copied_back(cache, form):
     whole = contents(cache)
-    for file in every_file(cache):
+    for number, file in enumerate(every_file(cache)):
         data = file.read_bytes()
         flipped = bytearray(data)
         flipped[len(data) // 2] ^= 16
-        for bad in (None, data[:-1], b"", bytes(flipped)):
+        # Two of four kinds of damage for each file, in turn: all with all take long.
+        for bad in (None, data[:-1], b"", bytes(flipped))[number % 2 :: 2]:
             file.unlink()
             if bad is not None:
                 file.write_bytes(bad)
