@@ -18,7 +18,7 @@ from storage_schemas.manifest import (
     Record,
     Sampling,
     Storage,
-    first_problem,
+    first_wrong_flag,
     int8_problem,
 )
 from storage_schemas.prompts import Prompt
@@ -63,7 +63,7 @@ class BuildSettings(Record):
         try:
             return cls(**flags)
         except ValidationError as error:
-            raise BadSettings(f"--{first_problem(error).replace('_', '-')}") from error
+            raise BadSettings(first_wrong_flag(error)) from error
 
 
 def build_geometry(settings: BuildSettings, teacher: TeacherFolder) -> Geometry:

@@ -55,12 +55,14 @@ def inspect_show(
     opened = Cache.open(cache, verify=verify)
     if grep is not None:
         found = find_prompts(opened, grep, limit=limit)
+        more, found = len(found) > limit, found[:limit]
         if as_json:
             print(json.dumps([{"index": i, "id": identity, "prompt": text} for i, identity, text in found], indent=1))
             return
         for index, identity, text in found:
             out.print(f"{index:>8}  {identity[:12]}  {text}", markup=False)
-        out.print(f"{len(found)} prompts with {grep!r}", markup=False)
+        first = f"the first {limit}: --limit shows more" if more else f"{len(found)} prompts with {grep!r}"
+        out.print(first, markup=False)
         return
     index = opened.prompts.find(prompt) if prompt is not None else opened.key_index(key or "")
     facts = describe(opened, index)

@@ -220,8 +220,20 @@ def unsealed(data: bytes, where: str, *, expected_format: str) -> dict[str, Any]
 def first_problem(error: ValidationError) -> str:
     """The first problem pydantic found, in one line."""
     problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"]) or "settings"
-    return f"{where}: {problem['msg']} (found {problem['input']!r})"
+    said = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        # Of several fields together: the message names them, the input would be all of them.
+        return f"settings: {said}"
+    return f"{'.'.join(str(part) for part in problem['loc'])}: {said} (found {problem['input']!r})"
+
+
+def first_wrong_flag(error: ValidationError) -> str:
+    """The first problem of a command's flags: a field is named as its flag."""
+    where = str(next(iter(error.errors()[0]["loc"]), ""))
+    problem = first_problem(error)
+    if not where:
+        return problem.removeprefix("settings: ")
+    return f"--{where.replace('_', '-')}{problem[len(where) :]}"
 
 
 _DEPENDS = {
@@ -236,8 +248,15 @@ def check_same_settings(found: Manifest, wanted: Manifest, where: str) -> None:
     for field, was, now in differing_fields(found, wanted):
         raise SettingsDiffer(
             f"{where} was built with {field} = {shortened(was)}, you asked for {shortened(now)}: "
-            f"{_DEPENDS[field.split('.')[0]]} depends on it; give the flags of the first build, or another folder"
+            f"{depends_on(field)} depends on it; give the flags of the first time, or another folder"
         )
+
+
+def depends_on(field: str) -> str:
+    """What depends on a field of the manifest."""
+    if field.startswith("sampling.storage."):
+        return "the bytes of every shard (`understudy convert` writes them another way)"
+    return _DEPENDS[field.split(".")[0]]
 
 
 def check_same_teacher(found: Manifest, teacher: Teacher, where: str) -> None:

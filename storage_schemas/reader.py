@@ -1,5 +1,6 @@
 """Open a cache and read from it: the same records from both formats."""
 
+import hashlib
 from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -33,7 +34,8 @@ def read_manifest(folder: Folder) -> Manifest:
         data = folder.read(MANIFEST_FILE)
     except FileNotFoundError as error:
         raise NotACache(
-            f"{folder} has no {MANIFEST_FILE}: it is not a cache; give the folder that `understudy build` made"
+            f"{folder} has no {MANIFEST_FILE}: it is not a cache; give the folder that `understudy build` made, or, if "
+            f"it is that, take the file from another copy with `understudy repair {folder} --from COPY`"
         ) from error
     return Manifest.decode(data, f"{folder}/{MANIFEST_FILE}")
 
@@ -165,9 +167,21 @@ class Cache:
 
     @cached_property
     def tokenizer_files(self) -> dict[str, bytes]:
-        """The teacher's tokenizer, by file name."""
-        prefix = f"{TOKENIZER_FOLDER}/"
-        return {name[len(prefix) :]: self.folder.read(name) for name in self.folder.names(TOKENIZER_FOLDER)}
+        """The teacher's tokenizer, by file name; DamagedCache if a file is not the manifest's."""
+        return {name: self._tokenizer_file(name, sha256) for name, sha256 in self.manifest.teacher.tokenizer.items()}
+
+    def _tokenizer_file(self, name: str, sha256: str) -> bytes:
+        try:
+            data = self.folder.read(f"{TOKENIZER_FOLDER}/{name}")
+        except FileNotFoundError:
+            data = b""
+        if (found := hashlib.sha256(data).hexdigest()) != sha256:
+            raise DamagedCache(
+                f"{self.folder}/{TOKENIZER_FOLDER}/{name} has sha256 {found[:16]} ({len(data)} bytes), the manifest says "
+                f"{sha256[:16]}: it was changed or lost; `understudy repair {self.folder} --from COPY` takes it from "
+                f"another copy, or give the build command again to write it anew"
+            )
+        return data
 
     def _require(self, kind: Kind, shard: int, what: str) -> None:
         if (kind, shard) not in self.records:

@@ -242,8 +242,9 @@ def _check_free(folder: Folder) -> None:
     foreign = [name for name in folder.entries() if name not in ours]
     if foreign:
         raise NotACache(
-            f"{folder} holds {foreign[0]!r} and {len(foreign) - 1} more, but no {MANIFEST_FILE}: it is not a cache; "
-            f"give a new or empty folder"
+            f"{folder} holds {foreign[0]!r} and {len(folder.entries()) - 1} more, but no {MANIFEST_FILE}: it is not a "
+            f"cache; give a new or empty folder"
+            + (f" (or `understudy repair {folder} --from COPY`)" if COMMITS_FOLDER in foreign else "")
         )
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from storage_schemas.errors import BadSettings
-from storage_schemas.manifest import Record, first_problem
+from storage_schemas.manifest import Record, first_wrong_flag
 
 
 class TrainSettings(Record):
@@ -47,7 +47,7 @@ class TrainSettings(Record):
         try:
             return cls(**flags)
         except ValidationError as error:
-            raise BadSettings(f"--{first_problem(error).replace('_', '-')}") from error
+            raise BadSettings(first_wrong_flag(error)) from error
 
     @property
     def total_steps(self) -> int:

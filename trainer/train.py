@@ -44,6 +44,8 @@ def train(
     backbone = _load_backbone(settings, cache.manifest, teacher, device) if teacher is not None else None
     trainer = Trainer(run, settings, cache, backbone, student, device)
     parameters = sum(parameter.numel() for parameter in trainer.student.parameters())
+    if not cache.finished:
+        progress.say(f"{cache.folder} is not finished: {len(cache)} of its {cache.planned} trajectories are there")
     progress.say(
         f"student of {parameters:,} parameters; {len(trainer.feed)} trajectories to train on, "
         f"{len(trainer.held_out)} held out"
