@@ -48,7 +48,10 @@ def describe(cache: Cache, index: int) -> dict[str, Any]:
 
 
 def find_prompts(cache: Cache, word: str, *, limit: int) -> list[tuple[int, str, str]]:
-    """(index of the first trajectory, id, text) of prompts that contain a word, in prompt order; one more than `limit` if there are more."""
+    """(index of the first trajectory, id, text) of prompts that contain a word, in prompt order.
+
+    One more than `limit` if there are more.
+    """
     wanted = word.casefold()
     found = []
     for index, prompt in enumerate(cache.prompts):
