@@ -178,8 +178,8 @@ class Cache:
         if (found := hashlib.sha256(data).hexdigest()) != sha256:
             raise DamagedCache(
                 f"{self.folder}/{TOKENIZER_FOLDER}/{name} has sha256 {found[:16]} ({len(data)} bytes), the manifest "
-                f"says {sha256[:16]}: it was changed or lost; `understudy repair {self.folder} --from COPY` takes it from "
-                f"another copy, or give the build command again to write it anew"
+                f"says {sha256[:16]}: it was changed or lost; `understudy repair {self.folder} --from COPY` takes it "
+                f"from another copy, the build command given again writes it anew"
             )
         return data
 
