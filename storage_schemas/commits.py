@@ -9,7 +9,7 @@ from pydantic import ValidationError, field_validator
 from storage_schemas.digests import digest
 from storage_schemas.errors import DamagedCache
 from storage_schemas.folders import Folder
-from storage_schemas.manifest import Record, first_problem, sealed, unsealed
+from storage_schemas.manifest import Record, first_problem, sealed, stays_inside, unsealed
 
 COMMITS_FOLDER = "commits"
 INDEX_FILE = "index.json"
@@ -19,6 +19,7 @@ _READERS = 16
 
 Kind = Literal["trajectories", "embeddings"]
 KINDS: tuple[Kind, ...] = ("trajectories", "embeddings")
+_SHARD_FOLDERS = tuple(kind + end for kind in KINDS for end in (".zarr", ""))
 
 
 class FileRecord(Record):
@@ -31,8 +32,10 @@ class FileRecord(Record):
     @field_validator("path")
     @classmethod
     def _stays_inside(cls, path: str) -> str:
-        if path.startswith(("/", "\\")) or ".." in path.split("/"):
+        if not stays_inside(path):
             raise ValueError(f"path {path!r} leads out of the cache")
+        if path.split("/")[0] not in _SHARD_FOLDERS:
+            raise ValueError(f"path {path!r} is in no folder of shards ({', '.join(_SHARD_FOLDERS)})")
         return path
 
 
@@ -217,8 +220,18 @@ def _decode_index(data: bytes, where: str) -> list[dict[str, Any] | CommitRecord
     body = unsealed(data, where, expected_format=_INDEX_FORMAT)
     try:
         provenances = body["provenances"]
-        return [{**entry, "provenance": provenances[entry["provenance"]]} for entry in body["records"]]
-    except (KeyError, IndexError, TypeError) as error:
+        return [{**_checked(entry), "provenance": provenances[entry["provenance"]]} for entry in body["records"]]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise DamagedCache(
             f"{where} is not a valid index ({error}): delete it and give the build command again"
         ) from error
+
+
+def _checked(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry, if what is used before it is validated is what it should be; else KeyError, TypeError, ValueError."""
+    if entry["kind"] not in KINDS or not isinstance(entry["shard"], int) or not isinstance(entry["rows"], int):
+        raise ValueError(f"{entry['kind']!r} shard {entry['shard']!r} of {entry['rows']!r} rows")
+    for file in entry["files"]:
+        if not isinstance(file["path"], str) or not isinstance(file["bytes"], int):
+            raise ValueError(f"{file['path']!r} of {file['bytes']!r} bytes")
+    return entry

@@ -1,5 +1,6 @@
 """Open a cache and read from it: the same records from both formats."""
 
+import hashlib
 from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -142,9 +143,21 @@ class Cache:
 
     @cached_property
     def tokenizer_files(self) -> dict[str, bytes]:
-        """The teacher's tokenizer, by file name."""
-        prefix = f"{TOKENIZER_FOLDER}/"
-        return {name[len(prefix) :]: self.folder.read(name) for name in self.folder.names(TOKENIZER_FOLDER)}
+        """The teacher's tokenizer, by file name: the files that the manifest vouches for, each compared with it."""
+        return {name: self._tokenizer_file(name, sha256) for name, sha256 in self.manifest.teacher.tokenizer.items()}
+
+    def _tokenizer_file(self, name: str, sha256: str) -> bytes:
+        path = f"{TOKENIZER_FOLDER}/{name}"
+        try:
+            data = self.folder.read(path)
+        except FileNotFoundError:
+            data = b""
+        if (found := hashlib.sha256(data).hexdigest()) != sha256:
+            raise DamagedCache(
+                f"{self.folder}/{path} has sha256 {found[:16]} ({len(data)} bytes), the manifest says {sha256[:16]}: "
+                f"it was changed or lost; `understudy repair {self.folder} --from COPY` takes it from another copy"
+            )
+        return data
 
     def _require(self, kind: Kind, shard: int, what: str) -> None:
         if (kind, shard) not in self.records:

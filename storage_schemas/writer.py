@@ -74,6 +74,7 @@ class CacheWriter:
         if folder.size(MANIFEST_FILE) is not None:
             return cls._resume(folder, manifest, prompts, files)
         _check_free(folder)
+        folder.sweep()
         for name, data in files.items():
             folder.replace(name, data)
         # The manifest comes last and is created exclusively: with it the cache exists.
@@ -233,7 +234,8 @@ def _check_free(folder: Folder) -> None:
     # What a builder that was killed before its manifest left behind is ours to overwrite.
     ours = {PROMPTS_FILE, OFFSETS_FILE, TOKENIZER_FOLDER, "trajectories.zarr", "embeddings.zarr"}
     foreign = [name for name in folder.entries() if name not in ours]
-    if foreign:
+    # Looked at again: another builder may have made the cache meanwhile.
+    if foreign and folder.size(MANIFEST_FILE) is None:
         raise NotACache(
             f"{folder} holds {foreign[0]!r} and {len(foreign) - 1} more, but no {MANIFEST_FILE}: it is not a cache; "
             f"give a new or empty folder"
