@@ -1,12 +1,15 @@
 """The commands that check a cache and put it right."""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from commands.resolve import CachePath, Device, Json, Quiet, out, quiet_device, resolve_teacher, terminal
 from storage_schemas.errors import DamagedCache
+
+if TYPE_CHECKING:
+    from storage_schemas.verification import Report
 
 DAMAGED = 1
 
@@ -58,16 +61,18 @@ def repair(
         out.print(f"{path}: put right", markup=False)
     for kind, shard in done.shards:
         out.print(f"{kind} shard {shard}: taken from {copy}", markup=False)
-    left = done.left
+    left, missing = done.left, done.missing
     if teacher is not None and any(problem.shard for problem in left):
-        left = _rebuild(cache, teacher, batch_size, accept_other_bytes, device, quiet)
+        report = _rebuild(cache, teacher, batch_size, accept_other_bytes, device, quiet)
+        left, missing = report.problems, report.missing
     if left:
         ways = "--from COPY" if teacher is not None else "--teacher TEACHER or --from COPY"
         raise DamagedCache(f"{cache} has {len(left)} problems left, the first: {left[0].message}; try {ways}")
-    out.print(f"{cache}: every file is what it should be", markup=False)
+    built = f"; {missing} shards are not built: the build command makes them" if missing else ""
+    out.print(f"{cache}: every file is what it should be{built}", markup=False)
 
 
-def _rebuild(cache: str, teacher: str, batch_size: int | None, accept: bool, device: str, quiet: bool) -> tuple:
+def _rebuild(cache: str, teacher: str, batch_size: int | None, accept: bool, device: str, quiet: bool) -> "Report":
     torch_device = quiet_device(device)
     from cache_builder.rebuild import rebuild
     from models.teacher_folder import BUILD_PARTS
@@ -80,4 +85,4 @@ def _rebuild(cache: str, teacher: str, batch_size: int | None, accept: bool, dev
     )  # fmt: skip
     for kind, shard in rebuilt:
         out.print(f"{kind} shard {shard}: rebuilt", markup=False)
-    return verify(cache, Silent()).problems
+    return verify(cache, Silent())

@@ -11,7 +11,7 @@ from storage_schemas.digests import digest
 from storage_schemas.errors import DamagedCache
 from storage_schemas.folders import Folder
 from storage_schemas.index import Index, index_bytes
-from storage_schemas.manifest import Record, first_problem, sealed, unsealed
+from storage_schemas.manifest import Record, first_problem, sealed, stays_inside, unsealed
 
 COMMITS_FOLDER = "commits"
 INDEX_FILE = "index.json"
@@ -20,6 +20,7 @@ _READERS = 16
 
 Kind = Literal["trajectories", "embeddings"]
 KINDS: tuple[Kind, ...] = ("trajectories", "embeddings")
+_SHARD_FOLDERS = tuple(kind + end for kind in KINDS for end in (".zarr", ""))
 
 
 class FileRecord(Record):
@@ -32,8 +33,10 @@ class FileRecord(Record):
     @field_validator("path")
     @classmethod
     def _stays_inside(cls, path: str) -> str:
-        if path.startswith(("/", "\\")) or ".." in path.split("/"):
+        if not stays_inside(path):
             raise ValueError(f"path {path!r} leads out of the cache")
+        if path.split("/")[0] not in _SHARD_FOLDERS:
+            raise ValueError(f"path {path!r} is in no folder of shards ({', '.join(_SHARD_FOLDERS)})")
         return path
 
 

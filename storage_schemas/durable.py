@@ -8,22 +8,30 @@ import fcntl
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 def _write_temporary(path: Path, data: bytes | memoryview) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        _name(error, path, temporary)
         raise
     return temporary
+
+
+def _name(error: BaseException, path: Path, temporary: Path | None = None) -> None:
+    """Have an error say which file: a full disk does not, and a temporary name tells a user nothing."""
+    if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+        error.filename = str(path)
 
 
 def sync(path: Path) -> None:
@@ -31,6 +39,9 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        _name(error, path)
+        raise
     finally:
         os.close(descriptor)
 

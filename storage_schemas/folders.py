@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from storage_schemas import durable
+from storage_schemas.errors import DamagedCache
 
 OBJECT_SCHEMES = ("s3://", "gs://", "az://")
 Location = str | os.PathLike[str]
@@ -101,15 +102,15 @@ class LocalFolder:
 
     def replace(self, path: str, data: bytes) -> None:
         """See Folder."""
-        durable.replace(self.path / path, data)
+        durable.replace(self._own(path), data)
 
     def publish(self, path: str, data: bytes) -> bool:
         """See Folder."""
-        return durable.publish(self.path / path, data)
+        return durable.publish(self._own(path), data)
 
     def remove(self, path: str) -> None:
         """See Folder."""
-        file = self.path / path
+        file = self._own(path)
         if file.exists():
             file.unlink(missing_ok=True)
             durable.sync(file.parent)
@@ -119,6 +120,16 @@ class LocalFolder:
         """See Folder: one lock for all names, held only while files are put in place."""
         with durable.locked(self.path / Path(name).parent):
             yield lambda: None
+
+    def _own(self, path: str) -> Path:
+        """A file that may be written; DamagedCache where a link would take the write out of the cache."""
+        file = self.path / path
+        if not file.parent.resolve().is_relative_to(self.path.resolve()):
+            raise DamagedCache(
+                f"{file} would be written to {file.parent.resolve()}, outside of the cache: a link leads there; put a "
+                f"folder in the link's place, or make the cache's folder itself the link"
+            )
+        return file
 
     def sweep(self) -> None:
         """See Folder."""

@@ -65,7 +65,7 @@ class Index:
 
     def __init__(self, data: bytes, where: str) -> None:
         """DamagedCache for bytes that are not as they were written, NotACache for another file."""
-        self._data = data
+        self._data, self._where = data, where
         self._first, self._end = data.find(b"\n"), data.rfind(_AFTER_RECORDS)
         stated = found = None
         try:
@@ -81,7 +81,15 @@ class Index:
             )
         if self.header.get("format") != _FORMAT:
             raise NotACache(f"{where} says format {self.header.get('format')!r}, expected {_FORMAT!r}")
-        self.lines: dict[Key, int] = {key: line for line, key in enumerate(self._keys())}
+        try:
+            self.lines: dict[Key, int] = {key: line for line, key in enumerate(self._keys())}
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise self._not_valid(error) from error
+
+    def _not_valid(self, error: Exception) -> DamagedCache:
+        return DamagedCache(
+            f"{self._where} is not a valid index ({error}): delete it and give the build command again to write it anew"
+        )
 
     def _keys(self) -> Iterator[Key]:
         for kind, ranges in self.header["shards"].items():
@@ -97,9 +105,12 @@ class Index:
 
     def entry(self, line: int) -> Entry:
         """The JSON value of a record."""
-        text = self._data[self._starts[line] : self._starts[line + 1] - 1]
-        entry: Entry = json.loads(text.removesuffix(b","))
-        return {**entry, "provenance": self.header["provenances"][entry["provenance"]]}
+        try:
+            text = self._data[self._starts[line] : self._starts[line + 1] - 1]
+            entry: Entry = json.loads(text.removesuffix(b","))
+            return {**entry, "provenance": self.header["provenances"][entry["provenance"]]}
+        except (LookupError, TypeError, ValueError, RecursionError) as error:
+            raise self._not_valid(error) from error
 
     def line_of(self, path: str) -> int | None:
         """The line of the record that names a file."""

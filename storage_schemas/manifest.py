@@ -5,10 +5,12 @@
 """
 
 import json
+import re
 from collections.abc import Iterator
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -40,6 +42,22 @@ class Record(BaseModel):
         return self.model_dump(mode="json")
 
 
+def _inside(files: dict[str, str]) -> dict[str, str]:
+    """The files that a manifest vouches for; ValueError if a path leads out of the cache."""
+    for path in files:
+        if not stays_inside(path):
+            raise ValueError(f"path {path!r} leads out of the cache")
+    return files
+
+
+def stays_inside(path: str) -> bool:
+    """Whether a path that a file of a cache states names something below the cache's folder."""
+    return path.isprintable() and not path.startswith(("/", "\\")) and ".." not in re.split(r"[/\\]", path)
+
+
+PathsInside = Annotated[dict[str, str], AfterValidator(_inside)]
+
+
 class Teacher(Record):
     """Who was recorded. `weights` maps the files that shaped the numbers to their sha256."""
 
@@ -47,7 +65,7 @@ class Teacher(Record):
     weights: dict[str, str]
     backbone_config: dict[str, Any]
     text_encoder_config: dict[str, Any]
-    tokenizer: dict[str, str]
+    tokenizer: PathsInside
     text_length: int = Field(ge=1)
     text_width: int = Field(ge=1)
     pad_token_id: int = Field(ge=0)
@@ -150,7 +168,7 @@ class Manifest(Record):
     teacher: Teacher
     sampling: Sampling
     prompts: PromptSet
-    metadata: dict[str, str]
+    metadata: PathsInside
 
     def digests(self) -> dict[str, str]:
         """The three digests; `sampling` covers the teacher, `prompts` covers both."""
@@ -201,14 +219,16 @@ def unsealed(data: bytes, where: str, *, expected_format: str) -> dict[str, Any]
         body = json.loads(data)
         stated = body.pop("digest", None)
         found_format = body.get("format")
-    except (ValueError, AttributeError) as error:
+        found = digest(body)
+    # Lists, numbers, NaN, halves of surrogate pairs, a million brackets: damage takes every form that JSON has.
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DamagedCache(
             f"{where} is not readable JSON ({len(data)} bytes): it is damaged, or not a file of this program; "
             f"copy it from another copy of the cache"
         ) from error
     if found_format != expected_format:
         raise NotACache(f"{where} says format {found_format!r}, expected {expected_format!r}: not a file of a cache")
-    if stated != (found := digest(body)):
+    if stated != found:
         raise DamagedCache(
             f"{where} has digest {found}, it states {stated}: the file was changed or damaged; "
             f"copy it from another copy of the cache"

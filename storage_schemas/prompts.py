@@ -51,6 +51,8 @@ class Prompt:
     def __post_init__(self) -> None:
         if self.id != prompt_id(self.text):
             raise ValueError(f"prompt id is {self.id}, its text {self.text!r} has {prompt_id(self.text)}")
+        if not all(isinstance(token, int) for token in self.token_ids):
+            raise ValueError(f"prompt {self.id} has token ids that are no whole numbers: {self.token_ids!r}")
         if not self.sources or not self.token_ids:
             raise ValueError(f"prompt {self.id} has {len(self.sources)} sources and {len(self.token_ids)} tokens")
 
@@ -152,7 +154,7 @@ class PromptTable(Sequence[Prompt]):
                 sources=tuple(record["sources"]),
                 token_ids=tuple(record["token_ids"]),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._damage(PROMPTS_FILE, f"has a prompt {index} that cannot be read ({error})") from error
 
     def find(self, text: str) -> int:

@@ -32,11 +32,15 @@ from storage_schemas.verification import INDEX_PATH, Problem, Report, checksum_o
 
 @dataclass(frozen=True, kw_only=True)
 class Repaired:
-    """What a repair did: paths and shards put right, and the problems that are left."""
+    """What a repair did: paths and shards put right, the problems that are left, and planned shards without a record.
+
+    Those are no fault: a build that has not come to its end, or records that were lost together with the index.
+    """
 
     files: tuple[str, ...]
     shards: tuple[tuple[Kind, int], ...]
     left: tuple[Problem, ...]
+    missing: int
 
 
 def bad_shards(report: Report) -> list[tuple[Kind, int]]:
@@ -55,7 +59,7 @@ def mend(location: Location, copy: Location | None, progress: Progress) -> Repai
     manifest = _manifest(folder, source, files)
     report = verify(location, progress)
     if not report.problems:
-        return Repaired(files=tuple(files), shards=(), left=())
+        return Repaired(files=tuple(files), shards=(), left=(), missing=report.missing)
     files += _mend_files(folder, manifest, source, report)
     files += _mend_records(folder)
     shards: list[tuple[Kind, int]] = []
@@ -63,7 +67,8 @@ def mend(location: Location, copy: Location | None, progress: Progress) -> Repai
         shards = _copy_shards(folder, source, verify(location, Silent()), progress)
     if mend_index(folder):
         files.append(INDEX_PATH)
-    return Repaired(files=tuple(files), shards=tuple(shards), left=verify(location, Silent()).problems)
+    report = verify(location, Silent())
+    return Repaired(files=tuple(files), shards=tuple(shards), left=report.problems, missing=report.missing)
 
 
 def _manifest(folder: Folder, source: Folder | None, files: list[str]) -> Manifest:

@@ -26,6 +26,8 @@ from storage_schemas.trajectory import Label
 
 _CODECS_KEY = "understudy.codecs"
 _NAMES = {"BF16": "bfloat16", "F32": "float32"}
+# What bytes that are no index, no safetensors file or no encoded array make their readers raise.
+_NO_SAMPLE = (safetensors.SafetensorError, LookupError, ValueError, TypeError, AttributeError, RecursionError)
 
 
 class WebDatasetFormat:
@@ -81,13 +83,9 @@ class WebDatasetReader:
 
     def row(self, kind: Kind, shard: int, row: int, names: Container[str] | None = None) -> Arrays:
         """One row of a shard; only the fields in `names` if given."""
-        places = self._places.get((kind, shard))
-        if places is None:
-            index = json.loads(self._source.read(_index_path(kind, shard), 0, None))
-            places = self._places[kind, shard] = index["safetensors"]
-        begin, size = places[row]
-        data = self._source.read(_tar_path(kind, shard), begin, begin + size)
         try:
+            begin, size = self._place(kind, shard, row)
+            data = self._source.read(_tar_path(kind, shard), begin, begin + size)
             tensors = dict(safetensors.deserialize(data))
             stated = _stated_codecs(data) if self._codecs else {}
             return {
@@ -95,8 +93,18 @@ class WebDatasetReader:
                 for field in self._fields[kind]
                 if names is None or field.name in names
             }
-        except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+        except _NO_SAMPLE as error:
             raise damaged_shard(kind, shard, f"row {row} is not the sample it should be ({error})") from error
+
+    def _place(self, kind: Kind, shard: int, row: int) -> tuple[int, int]:
+        places = self._places.get((kind, shard))
+        if places is None:
+            index = json.loads(self._source.read(_index_path(kind, shard), 0, None))
+            places = self._places[kind, shard] = index["safetensors"]
+        begin, size = places[row]
+        if not (isinstance(begin, int) and isinstance(size, int) and begin >= 0 and size >= 0):
+            raise ValueError(f"it begins at {begin!r} and has {size!r} bytes")
+        return begin, size
 
 
 def _encode_sample(sample: Arrays, codecs: dict[str, FieldCodec]) -> bytes:

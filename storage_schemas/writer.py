@@ -77,6 +77,7 @@ class CacheWriter:
         # Under a claim, so that of two builders of other settings the loser does not write over the winner's prompts.
         with folder.claimed(MANIFEST_FILE) as confirm:
             if folder.size(MANIFEST_FILE) is None:
+                folder.sweep()
                 for name, data in files.items():
                     confirm()
                     folder.replace(name, data)
@@ -240,7 +241,8 @@ def _check_free(folder: Folder) -> None:
     # What a builder that was killed before its manifest left behind is ours to overwrite.
     ours = {PROMPTS_FILE, OFFSETS_FILE, TOKENIZER_FOLDER, "trajectories.zarr", "embeddings.zarr"}
     foreign = [name for name in folder.entries() if name not in ours]
-    if foreign:
+    # Looked at again: another builder may have made the cache meanwhile.
+    if foreign and folder.size(MANIFEST_FILE) is None:
         raise NotACache(
             f"{folder} holds {foreign[0]!r} and {len(folder.entries()) - 1} more, but no {MANIFEST_FILE}: it is not a "
             f"cache; give a new or empty folder"

@@ -83,6 +83,7 @@ class ZarrStepInt8(_RowCodec):
 _BY_ROW_CODEC: dict[type[FieldCodec], type[_RowCodec]] = {
     codec.row_codec: codec for codec in (ZarrBytePlanes, ZarrStepDelta, ZarrStepInt8)
 }
+NAMES = tuple(codec.row_codec.codec_id for codec in _BY_ROW_CODEC.values())
 
 
 def zarr_codec(codec: FieldCodec) -> ArrayBytesCodec:

@@ -5,6 +5,7 @@ written whole; it is read through a store that knows committed files only and ra
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Container, Iterable
 from typing import Any
 
@@ -18,6 +19,7 @@ from zarr.storage import MemoryStore
 from storage_schemas import zarr_bfloat16, zarr_codecs
 from storage_schemas.codecs import field_codec
 from storage_schemas.commits import KINDS, Kind
+from storage_schemas.errors import DamagedCache
 from storage_schemas.fields import Arrays, Field, fields_of
 from storage_schemas.files import ByteSource, MemoryFiles
 from storage_schemas.formats import damaged_shard
@@ -26,6 +28,8 @@ from storage_schemas.manifest import Manifest
 from storage_schemas.trajectory import Label
 
 _AXES = {"K": "step", "S": "image_token", "C": "channel", "T": "text_token", "D": "text_width"}
+# What a cache's arrays may ask zarr-python to load.
+_CODECS = ("bytes", "crc32c", *zarr_codecs.NAMES)
 _ROW_AXIS = {"trajectories": "trajectory", "embeddings": "prompt"}
 
 zarr_bfloat16.register()
@@ -106,6 +110,52 @@ def _array(group: zarr.Group, name: str) -> Any:
     return array
 
 
+def _check_array_metadata(path: str, metadata: dict[str, bytes], field: Field, shard_size: int) -> None:
+    """Raise DamagedCache unless a zarr.json describes this field, by codecs of ours: before zarr-python acts on it.
+
+    What else it says may be worded otherwise by another version of zarr-python.
+    """
+    try:
+        said = json.loads(metadata[path])
+        chunk = list(field.row_shape)
+        (outer,) = said["codecs"]
+        inner = outer["configuration"]
+        found = {
+            "zarr_format": said["zarr_format"],
+            "node_type": said["node_type"],
+            "data_type": said["data_type"],
+            "row_shape": said["shape"][1:],
+            "shard_shape": said["chunk_grid"]["configuration"]["chunk_shape"],
+            "chunk_shape": inner["chunk_shape"],
+            "chunk_key_encoding": said["chunk_key_encoding"],
+            "storage_transformers": said.get("storage_transformers", []),
+            "codecs": [outer["name"], sorted({codec["name"] for codec in inner["codecs"] + inner["index_codecs"]})],
+        }
+    except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise _bad_metadata(path, f"it is not the description of a sharded array ({error})") from error
+    expected = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "data_type": field.dtype.name,
+        "row_shape": chunk,
+        "shard_shape": [shard_size, *chunk],
+        "chunk_shape": [1, *chunk],
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "storage_transformers": [],
+        "codecs": ["sharding_indexed", [name for name in found["codecs"][1] if name in _CODECS]],
+    }
+    for name, value in expected.items():
+        if found[name] != value:
+            raise _bad_metadata(path, f"its {name} is {found[name]!r}, expected {value!r}")
+
+
+def _bad_metadata(path: str, what: str) -> DamagedCache:
+    return DamagedCache(
+        f"{path} is not one that this program wrote, though the manifest vouches for it: {what}; "
+        f"take another copy of the cache"
+    )
+
+
 def _memory_store(metadata: dict[str, bytes], kind: Kind) -> MemoryStore:
     prefix = f"{kind}.zarr/"
     make = default_buffer_prototype().buffer.from_bytes
@@ -125,8 +175,15 @@ class ZarrReader:
         self._size = shard_size
         self._arrays: dict[Kind, dict[str, Any]] = {}
         for kind in KINDS:
-            group = zarr.open_group(_ReadStore(source, metadata, f"{kind}.zarr"), mode="r")
-            self._arrays[kind] = {field.name: _array(group, field.name) for field in fields[kind]}
+            for field in fields[kind]:
+                _check_array_metadata(f"{kind}.zarr/{field.name}/zarr.json", metadata, field, shard_size)
+            store = _ReadStore(source, metadata, f"{kind}.zarr")
+            try:
+                # Not from what a group may repeat of its arrays: that was not checked.
+                group = zarr.open_group(store, mode="r", use_consolidated=False)
+                self._arrays[kind] = {field.name: _array(group, field.name) for field in fields[kind]}
+            except (LookupError, ValueError, TypeError, OSError, AssertionError) as error:
+                raise _bad_metadata(f"{kind}.zarr", str(error)) from error
 
     def row(self, kind: Kind, shard: int, row: int, names: Container[str] | None = None) -> Arrays:
         """One row of a shard; only the fields in `names` if given."""

@@ -1,5 +1,6 @@
 """Small caches with made-up numbers, written by the real writer."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -157,11 +158,15 @@ def write_keyed_cache(
     **changes: Any,
 ) -> CacheWriter:
     """A cache of keyed arrays; shards in `leave_out` are not committed."""
+    tokenizer = tokenizer or {"spiece.model": b"pieces"}
     manifest = some_manifest(prompts, **changes)
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in tokenizer.items()}
+    teacher = manifest.teacher.model_copy(update={"tokenizer": hashes})
+    manifest = manifest.model_copy(update={"teacher": teacher})
     if generations:
         update = {"prompts": manifest.prompts.model_copy(update={"generations": generations})}
         manifest = manifest.model_copy(update=update)
-    writer = CacheWriter.create_or_resume(path, manifest, prompts, tokenizer or {"spiece.model": b"pieces"})
+    writer = CacheWriter.create_or_resume(path, manifest, prompts, tokenizer)
     for kind in ("embeddings", "trajectories"):
         for shard in writer.missing(kind):
             if (kind, shard.shard) not in leave_out:

@@ -366,9 +366,8 @@ def test_two_halves_of_a_build_are_merged_to_the_whole(tmp_path):
 def test_duplicates_with_other_bits_are_counted_and_the_first_is_kept(tmp_path):
     prompts = some_prompts(6)
     write_keyed_cache(tmp_path / "a", prompts, format="webdataset")
-    writer = CacheWriter.create_or_resume(
-        tmp_path / "b", some_manifest(prompts, format="webdataset"), prompts, {"spiece.model": b"pieces"}
-    )
+    manifest = Cache.open(tmp_path / "a").manifest
+    writer = CacheWriter.create_or_resume(tmp_path / "b", manifest, prompts, {"spiece.model": b"pieces"})
     for kind in ("embeddings", "trajectories"):
         for shard in writer.missing(kind):
             arrays = keyed_arrays(writer, shard, kind)
