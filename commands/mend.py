@@ -9,7 +9,7 @@ from commands.resolve import CachePath, Device, Json, Quiet, out, quiet_device, 
 from storage_schemas.errors import DamagedCache
 
 if TYPE_CHECKING:
-    from storage_schemas.verification import Report
+    from storage_schemas.verification import Problem, Report
 
 DAMAGED = 1
 
@@ -66,10 +66,18 @@ def repair(
         report = _rebuild(cache, teacher, batch_size, accept_other_bytes, device, quiet)
         left, missing = report.problems, report.missing
     if left:
-        ways = "--from COPY" if teacher is not None else "--teacher TEACHER or --from COPY"
-        raise DamagedCache(f"{cache} has {len(left)} problems left, the first: {left[0].message}; try {ways}")
+        raise DamagedCache(f"{cache} has {len(left)} problems left, the first: {left[0].message}{_way_out(left[0])}")
     built = f"; {missing} shards are not built: the build command makes them" if missing else ""
     out.print(f"{cache}: every file is what it should be{built}", markup=False)
+
+
+def _way_out(problem: "Problem") -> str:
+    """What helps, where the problem's own message does not say it."""
+    if "`understudy repair" in problem.message or "delete it" in problem.message or "build command" in problem.message:
+        return ""
+    if problem.shard is not None:
+        return "; try --teacher TEACHER or --from COPY"
+    return "; try --from COPY, or give the build command again: it writes such files anew"
 
 
 def _rebuild(cache: str, teacher: str, batch_size: int | None, accept: bool, device: str, quiet: bool) -> "Report":

@@ -19,11 +19,11 @@ from storage_schemas.commits import (
     record_path,
 )
 from storage_schemas.digests import xxh3_128
-from storage_schemas.errors import DamagedCache, NotACache, UnderstudyError
+from storage_schemas.errors import DamagedCache, NotACache, SettingsDiffer, UnderstudyError
 from storage_schemas.files import CommittedFiles
 from storage_schemas.folders import Folder, Location, open_folder
 from storage_schemas.formats import format_of
-from storage_schemas.manifest import MANIFEST_FILE, Manifest, check_same_settings
+from storage_schemas.manifest import MANIFEST_FILE, Manifest, differing_fields, shortened
 from storage_schemas.progress import Progress, Silent
 from storage_schemas.prompts import OFFSETS_FILE, PROMPTS_FILE, encode_prompts
 from storage_schemas.reader import prompt_table, read_manifest
@@ -58,7 +58,7 @@ def mend(location: Location, copy: Location | None, progress: Progress) -> Repai
     files: list[str] = []
     manifest = _manifest(folder, source, files)
     report = verify(location, progress)
-    if not report.problems:
+    if not (report.problems or (report.missing and source is not None)):
         return Repaired(files=tuple(files), shards=(), left=(), missing=report.missing)
     files += _mend_files(folder, manifest, source, report)
     files += _mend_records(folder)
@@ -81,7 +81,11 @@ def _manifest(folder: Folder, source: Folder | None, files: list[str]) -> Manife
         folder.replace(MANIFEST_FILE, source.read(MANIFEST_FILE))
         files.append(MANIFEST_FILE)
     if source is not None:
-        check_same_settings(read_manifest(source), manifest, str(source))
+        for field, theirs, ours in differing_fields(read_manifest(source), manifest):
+            raise SettingsDiffer(
+                f"{source} is not a copy of {folder}: it has {field} = {shortened(theirs)}, this cache has "
+                f"{shortened(ours)}; give a copy of the same build, or one that `understudy convert` made equal"
+            )
     return manifest
 
 
@@ -139,7 +143,8 @@ def _copy_shards(folder: Folder, source: Folder, report: Report, progress: Progr
     records = good_records(folder)
     theirs = good_records(source)
     from_copy = CommittedFiles(source, theirs, verify="always")
-    bad = bad_shards(report)
+    # Shards without a record too: a copy that was built further has them.
+    bad = sorted({*bad_shards(report), *(set(planned_shards(read_manifest(folder))) - set(records))})
     copied = []
     with progress.bar("repair", total=len(bad), done=0, unit="shards") as bar:
         for key in bad:

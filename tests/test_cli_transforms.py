@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage_schemas.reader import Cache
+from storage_schemas.folders import LocalFolder
+from storage_schemas.reader import Cache, read_manifest
 from storage_schemas.writer import CacheWriter
 from tests.storage_schemas.caches import (
     data_files,
     keyed_arrays,
-    some_manifest,
     some_prompts,
     write_keyed_cache,
 )
@@ -62,7 +62,8 @@ def test_what_is_missing_and_what_differs_is_said(capsys):
         "2 trajectories and 2 embeddings are not copied, because no source holds all rows of their shards yet: finish "
         "its build, then give the same command again"
     )
-    writer = CacheWriter.create_or_resume("c", some_manifest(prompts, format="webdataset"), prompts, {})
+    manifest = read_manifest(LocalFolder(Path("a")))
+    writer = CacheWriter.create_or_resume("c", manifest, prompts, {"spiece.model": b"pieces"})
     for kind in ("embeddings", "trajectories"):
         for shard in writer.missing(kind):
             arrays = keyed_arrays(writer, shard, kind)

@@ -222,7 +222,7 @@ def test_a_record_that_vouches_for_anything_but_shards_is_refused(tmp_path, path
 def test_an_index_of_anything_else_is_an_error(tmp_path, entry):
     write_cache(tmp_path / "c")
     data = (tmp_path / "c" / INDEX).read_bytes()
-    first, second = data.split(b"\n")[:2]
+    second = data.split(b"\n")[1]
     partial = isinstance(entry, dict) and "files" in entry
     line = json.dumps({**json.loads(second.rstrip(b",")), **entry} if partial else entry).encode()
     body = data[: data.rindex(b"\n],")].replace(second, line + b",")

@@ -104,7 +104,7 @@ def test_a_foreign_file_is_named(cache, form):
 def test_a_copy_of_another_cache_is_refused(cache, form, tmp_path):
     write_cache(tmp_path / "other", seed=9)
     (cache / "prompts.offsets").unlink()
-    with pytest.raises(SettingsDiffer, match=r"other was built with sampling.seed = 9, you asked for 0"):
+    with pytest.raises(SettingsDiffer, match=r"other is not a copy of .*c: it has sampling.seed = 9, this cache has 0"):
         mend(cache, tmp_path / "other", Silent())
 
 
@@ -134,3 +134,14 @@ def test_checksums_are_compared_never_once_or_always(cache, form, verify_mode):
     elif form == "webdataset":
         # The changed byte is in the padding behind the last sample.
         opened.trajectory(0)
+
+
+@BOTH
+def test_shards_whose_records_were_lost_with_the_index_come_back_from_a_copy(cache, form):
+    whole = contents(cache)
+    (cache / "commits/index.json").unlink()
+    (cache / "commits/trajectories-000001.json").unlink()
+    assert verify(cache, Silent()).missing == 1
+    done = mend(cache, cache.parent / "copy", Silent())
+    assert done.shards == (("trajectories", 1),) and done.left == () and done.missing == 0
+    assert contents(cache) == whole
