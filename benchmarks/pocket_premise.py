@@ -11,7 +11,8 @@ import torch
 from diffusers import FluxPipeline
 
 from pocket import TEACHER_FOLDER
-from pocket.stages import embed, predict, token_ids
+from pocket.examples import embed, token_ids
+from pocket.stages import predict
 from pocket.world import captions, parse
 
 COUNT = 128

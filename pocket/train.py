@@ -19,22 +19,17 @@ import torch
 
 from pocket import TEACHER_FOLDER
 from pocket.examine import STEPS, mean_scores, sample
+from pocket.examples import Examples, embed, encode_images, make_pool, quiet_direction, token_ids
 from pocket.networks import make_autoencoder, make_text_encoder, make_transformer, save_pipeline
 from pocket.stages import (
-    Examples,
     Stage,
     StageSettings,
     autoencoder_stage,
     decoder_stage,
-    embed,
-    encode_images,
     flow_stage,
     guidance_stage,
-    make_pool,
-    quiet_direction,
     run_stage,
     text_stage,
-    token_ids,
 )
 from pocket.world import captions
 

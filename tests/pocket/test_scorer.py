@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pocket.pictures import render
 from pocket.scorer import DIMENSIONS, score
 from pocket.world import (
     IMAGE_SIZE,
@@ -15,7 +16,6 @@ from pocket.world import (
     caption,
     captions,
     draw_scene,
-    render,
     require_scene,
 )
 

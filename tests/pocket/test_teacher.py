@@ -15,10 +15,11 @@ from transformers import AutoTokenizer
 
 from pocket import TEACHER_FOLDER
 from pocket.examine import mean_scores, sample
+from pocket.examples import Examples, make_pool, quiet_direction
 from pocket.lexicon import PHRASES, PREFIXES, SUFFIXES, WORDS
 from pocket.muon import orthogonalised
 from pocket.networks import TEXT_LENGTH, make_tokenizer
-from pocket.stages import Examples, StageSettings, make_pool, quiet_direction
+from pocket.stages import StageSettings
 from pocket.text import sentence, token_tags
 from pocket.train import Recipe, make_teacher
 from pocket.world import IMAGE_SIZE, captions

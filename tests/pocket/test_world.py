@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pocket.lexicon import PHRASES, PREFIXES, SUFFIXES, WORDS
+from pocket.pictures import arrangement_tokens, arrangements, draw, preferred, render
 from pocket.scorer import score
 from pocket.world import (
     IMAGE_SIZE,
@@ -16,16 +17,11 @@ from pocket.world import (
     Landscape,
     Sign,
     Thing,
-    arrangement_tokens,
-    arrangements,
     caption,
     captions,
-    draw,
     draw_scene,
     is_heldout,
     parse,
-    preferred,
-    render,
     split_of,
 )
 
