@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 from storage_schemas.commits import CommitRecord, FileRecord, Records, encode_index
 from storage_schemas.errors import DamagedCache, NotACache
 from storage_schemas.index import Index
+from storage_schemas.manifest import stays_inside
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=6).filter(lambda name: name not in ("..", "."))
+# A path with an unprintable character is refused, as one that leads out of the cache is.
+FILES = NAMES.filter(lambda name: stays_inside(f"trajectories/{name}"))
 
 
 @st.composite
@@ -23,7 +26,7 @@ def some_records(draw):
             finished_at="now", provenance=draw(st.sampled_from(provenances)),
             files=tuple(
                 FileRecord(path=f"{kind}/{shard}/{name}", bytes=draw(st.integers(0, 2**40)), xxh3_128="x")
-                for name in draw(st.sets(NAMES, max_size=3))
+                for name in draw(st.sets(FILES, max_size=3))
             ),
         )
         for kind, shard in keys
