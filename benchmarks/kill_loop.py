@@ -165,14 +165,18 @@ class Rounds:
                     if process.exitcode != 0:
                         self._fault(name, f"a builder ended with {process.exitcode}")
             before = self._check(name, before)
-        # Once more, as a user would: of two builders the other may have been killed after the end.
+        found = data_files(self.folder / name)
+        self._same(name, {path: data for path, data in found.items() if not path.endswith(".tmp")})
+        # Of two builders the other may have been killed since: its temporary file goes when a build is given again.
         self._start(name, waits=0.0).join(PATIENCE_SECONDS)
         self._check(name, before)
-        found = data_files(self.folder / name)
+        self._same(name, data_files(self.folder / name))
+        self.tally.finished += 1
+
+    def _same(self, name: str, found: dict[str, bytes]) -> None:
         for path in sorted(found.keys() | self.files.keys()):
             if found.get(path) != self.files.get(path):
                 self._fault(name, f"{path} is not as an uninterrupted build has it")
-        self.tally.finished += 1
 
     def _kill(self, process: BaseProcess, two: bool) -> bool:
         """Whether the process had come to its end before."""
