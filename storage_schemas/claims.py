@@ -18,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from storage_schemas.durable import is_alive
 from storage_schemas.errors import ShardTaken, StoreFails
 
 CLAIMS_FOLDER = "claims"
@@ -111,7 +112,7 @@ class _Claim:
             holder = json.loads(content)
             who = f" (process {holder['process']} on {holder['host']})"
             here = all(holder[key] == value for key, value in _this_machine().items())
-            if here and not _is_alive(int(holder["process"])):
+            if here and not is_alive(int(holder["process"])):
                 return who, False
         except (ValueError, KeyError, TypeError):
             who = ""
@@ -150,13 +151,3 @@ def _this_machine() -> dict[str, str]:
 
 def _this_process() -> dict[str, Any]:
     return {**_this_machine(), "process": os.getpid()}
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -90,13 +90,14 @@ def remove_leftovers(folder: Path) -> int:
     removed = 0
     for leftover in folder.rglob(".*.tmp"):
         owner = leftover.name.rsplit(".", 2)[-2].split("-")[0]
-        if owner.isdigit() and not _is_alive(int(owner)):
+        if owner.isdigit() and not is_alive(int(owner)):
             leftover.unlink(missing_ok=True)
             removed += 1
     return removed
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine is there."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

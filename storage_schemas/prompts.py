@@ -73,9 +73,14 @@ def encode_prompts(prompts: Sequence[Prompt]) -> tuple[bytes, bytes]:
     names = [field.name for field in fields(Prompt)]
     records = ({name: getattr(prompt, name) for name in names} for prompt in prompts)
     lines = [(json.dumps(record, ensure_ascii=False) + "\n").encode() for record in records]
+    return b"".join(lines), offset_table(lines)
+
+
+def offset_table(lines: Sequence[bytes]) -> bytes:
+    """The bytes of prompts.offsets, from the lines of prompts.jsonl with their ends."""
     offsets = np.zeros(len(lines) + 1, dtype="<u8")
     np.cumsum([len(line) for line in lines], out=offsets[1:])
-    return b"".join(lines), offsets.tobytes()
+    return offsets.tobytes()
 
 
 class PromptTable(Sequence[Prompt]):

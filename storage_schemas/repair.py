@@ -3,10 +3,9 @@
 Shards that need the teacher are rebuilt by `cache_builder.rebuild`, which hands their files to `put_shard`.
 """
 
+import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
-
-import numpy as np
 
 from storage_schemas.commits import (
     COMMITS_FOLDER,
@@ -25,8 +24,8 @@ from storage_schemas.folders import Folder, Location, open_folder
 from storage_schemas.formats import format_of
 from storage_schemas.manifest import MANIFEST_FILE, Manifest, differing_fields, shortened
 from storage_schemas.progress import Progress, Silent
-from storage_schemas.prompts import OFFSETS_FILE, PROMPTS_FILE, encode_prompts
-from storage_schemas.reader import prompt_table, read_manifest
+from storage_schemas.prompts import OFFSETS_FILE, PROMPTS_FILE, offset_table
+from storage_schemas.reader import TOKENIZER_FOLDER, read_manifest
 from storage_schemas.verification import INDEX_PATH, Problem, Report, checksum_of, planned_shards, verify
 
 
@@ -100,8 +99,8 @@ def _mend_files(folder: Folder, manifest: Manifest, source: Folder | None, repor
             data = source.read(path)
         elif path == OFFSETS_FILE:
             data = _offsets(folder, manifest)
-        elif path.startswith("tokenizer/") and source is not None and source.size(path) is not None:
-            data = source.read(path)
+        elif path.startswith(f"{TOKENIZER_FOLDER}/") and source is not None:
+            data = _tokenizer_file(source, manifest, path)
         if data is not None and (expected is None or xxh3_128(data) == expected):
             folder.replace(path, data)
             mended.append(path)
@@ -109,19 +108,18 @@ def _mend_files(folder: Folder, manifest: Manifest, source: Folder | None, repor
 
 
 def _offsets(folder: Folder, manifest: Manifest) -> bytes | None:
-    # The table is damaged: the lines are walked, not looked up.
-    try:
-        return encode_prompts(list(prompt_table(folder, manifest, verify="off")))[1]
-    except DamagedCache:
-        lines = folder.read(PROMPTS_FILE).split(b"\n")[:-1] if folder.size(PROMPTS_FILE) else []
-        return offsets_of(lines) if len(lines) == manifest.prompts.count else None
+    """The offset table, from the lines as they lie there; None if they are not as many as there are prompts."""
+    if folder.size(PROMPTS_FILE) is None:
+        return None
+    lines = [line + b"\n" for line in folder.read(PROMPTS_FILE).split(b"\n")[:-1]]
+    return offset_table(lines) if len(lines) == manifest.prompts.count else None
 
 
-def offsets_of(lines: list[bytes]) -> bytes:
-    """The offset table of lines without their ends."""
-    offsets = np.zeros(len(lines) + 1, dtype="<u8")
-    np.cumsum([len(line) + 1 for line in lines], out=offsets[1:])
-    return offsets.tobytes()
+def _tokenizer_file(source: Folder, manifest: Manifest, path: str) -> bytes | None:
+    """A tokenizer's file of the copy, if it is the one that the manifest vouches for."""
+    data = source.read(path) if source.size(path) is not None else b""
+    expected = manifest.teacher.tokenizer.get(path.removeprefix(f"{TOKENIZER_FOLDER}/"))
+    return data if hashlib.sha256(data).hexdigest() == expected else None
 
 
 def _mend_records(folder: Folder) -> list[str]:

@@ -9,7 +9,7 @@ from storage_schemas.progress import Silent
 from storage_schemas.reader import Cache
 from storage_schemas.repair import mend
 from storage_schemas.verification import verify
-from tests.storage_schemas.caches import write_cache
+from tests.storage_schemas.caches import some_prompts, write_cache, write_keyed_cache
 
 BOTH = pytest.mark.parametrize("form", ["zarr", "webdataset"])
 
@@ -145,3 +145,15 @@ def test_shards_whose_records_were_lost_with_the_index_come_back_from_a_copy(cac
     done = mend(cache, cache.parent / "copy", Silent())
     assert done.shards == (("trajectories", 1),) and done.left == () and done.missing == 0
     assert contents(cache) == whole
+
+
+def test_a_damaged_tokenizer_of_a_copy_is_not_taken_and_a_whole_one_is(tmp_path):
+    for name in ("c", "copy"):
+        write_keyed_cache(tmp_path / name, some_prompts(4))
+        (tmp_path / name / "tokenizer/spiece.model").write_bytes(f"damaged in {name}".encode())
+    done = mend(tmp_path / "c", tmp_path / "copy", Silent())
+    assert done.files == () and [problem.path for problem in done.left] == ["tokenizer/spiece.model"]
+    assert (tmp_path / "c/tokenizer/spiece.model").read_bytes() == b"damaged in c"
+    (tmp_path / "copy/tokenizer/spiece.model").write_bytes(b"pieces")
+    done = mend(tmp_path / "c", tmp_path / "copy", Silent())
+    assert done.files == ("tokenizer/spiece.model",) and done.left == ()
