@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
+from commands.build import build
 from commands.demo import demo
 from commands.evaluate import evaluate_app
 from commands.look import inspect_app
 from commands.mend import inspect_verify, repair
-from commands.phases import build, export, prompts_app, train
+from commands.prompts import prompts_app
 from commands.resolve import out
+from commands.train import export, train
 from commands.transform import convert, merge, subset
 from storage_schemas.errors import UnderstudyError
 

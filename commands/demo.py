@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from commands.build import build
 from commands.evaluate import compare_picture, print_scores, score_pocket
 from commands.look import write_film_strips
-from commands.phases import build, export, prompts_pocket, train
+from commands.prompts import prompts_pocket
 from commands.resolve import POCKET, Device, out, write_picture, write_text
+from commands.train import export, train
 
 
 def demo(

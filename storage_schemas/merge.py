@@ -1,11 +1,11 @@
 """Several caches of one teacher and one sampling as one; what is in two of them comes once, from the first."""
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 
 from storage_schemas.consequences import consequence
 from storage_schemas.errors import BadSettings, SettingsDiffer
 from storage_schemas.folders import Location
+from storage_schemas.generations import added_generations, replicas_of
 from storage_schemas.manifest import Generation, PromptSet, differing_fields, shortened
 from storage_schemas.progress import Progress
 from storage_schemas.prompts import Prompt
@@ -71,53 +71,19 @@ def merged_prompts(sources: Sequence[Source]) -> list[Prompt]:
 
 
 def merged_generations(sources: Sequence[Source], prompts: Sequence[Prompt]) -> tuple[Generation, ...]:
-    """The first cache's generations, then what each further cache adds, in its shards' size.
-
-    What is added goes by ascending prompt: `Layout` gives embeddings to prompts in the order in which they come.
-    """
+    """The first cache's generations, then what each further cache adds, in its shards' size."""
     numbers = {prompt.id: number for number, prompt in enumerate(prompts)}
     generations = list(sources[0].cache.manifest.prompts.generations)
     size = generations[0].shard_size
     have = _replicas(sources[0], numbers)
     for source in sources[1:]:
-        added = {
-            number: new for number, found in _replicas(source, numbers).items() if (new := found & ~have.get(number, 0))
-        }
-        for number, new in added.items():
-            have[number] = have.get(number, 0) | new
-        for first, count, new in _runs(added):
-            generations += [
-                Generation(first_prompt=first, prompts=count, first_replica=r, replicas=n, shard_size=size)
-                for r, n in _ranges(new)
-            ]
+        found = _replicas(source, numbers)
+        generations += added_generations(have, found, shard_size=size)
+        have = {number: have.get(number, 0) | found.get(number, 0) for number in have | found}
     return tuple(generations)
 
 
 def _replicas(source: Source, numbers: dict[str, int]) -> dict[int, int]:
-    """By the new number of each prompt the replicas that were asked for, as the bits of an integer."""
-    found: dict[int, int] = {}
-    for g in source.cache.manifest.prompts.generations:
-        bits = ((1 << g.replicas) - 1) << g.first_replica
-        for prompt in source.prompts[g.first_prompt : g.first_prompt + g.prompts]:
-            number = numbers[prompt.id]
-            found[number] = found.get(number, 0) | bits
-    return found
-
-
-def _runs(added: dict[int, int]) -> Iterator[tuple[int, int, int]]:
-    """First prompt, number of prompts and replicas of each run of neighbours that add the same replicas."""
-    numbers = sorted(added)
-    for (_, bits), group in groupby(enumerate(numbers), key=lambda pair: (pair[1] - pair[0], added[pair[1]])):
-        run = [number for _, number in group]
-        yield run[0], len(run), bits
-
-
-def _ranges(bits: int) -> Iterator[tuple[int, int]]:
-    """First replica and number of replicas of each run of ones."""
-    first = 0
-    while bits:
-        skipped = (bits & -bits).bit_length() - 1
-        bits >>= skipped
-        ones = (~bits & (bits + 1)).bit_length() - 1
-        yield first + skipped, ones
-        first, bits = first + skipped + ones, bits >> ones
+    """By the new number of each prompt the replicas that were asked for."""
+    found = replicas_of(source.cache.manifest.prompts.generations)
+    return {numbers[source.prompts[number].id]: bits for number, bits in found.items()}

@@ -1,4 +1,4 @@
-"""The commands of the two phases: prompts, build, train, export."""
+"""`understudy train` and `understudy export`: phase 2."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 import typer
 
 from commands.resolve import (
-    CachePath,
     Device,
     Quiet,
     Settings,
@@ -16,86 +15,7 @@ from commands.resolve import (
     resolve_teacher,
     student_source,
     terminal,
-    write_text,
 )
-from storage_schemas.errors import BadSettings
-
-prompts_app = typer.Typer(no_args_is_help=True, help="Make prompt sets.")
-
-
-@prompts_app.command("pocket")
-def prompts_pocket(
-    out_file: Annotated[Path, typer.Argument(metavar="FILE", help="Text file to write, a prompt per line.")],
-    count: Annotated[int, typer.Option(min=1, help="How many distinct captions.")] = 512,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    split: Annotated[
-        Literal["train", "heldout"], typer.Option(help="heldout: compositions never trained on.")
-    ] = "train",
-) -> None:
-    """Captions of the pocket world.
-
-    Example: understudy prompts pocket prompts.txt --count 1024
-    """
-    from pocket.world import captions
-
-    try:
-        texts = captions(count, seed=seed, split=split)
-    except ValueError as error:
-        raise BadSettings(f"--count {count}: {error}") from error
-    write_text(out_file, "".join(f"{text}\n" for text in texts))
-    out.print(f"{len(texts)} captions in {out_file}", markup=False)
-
-
-def build(
-    cache: CachePath,
-    teacher: Annotated[str, typer.Option(help="pocket, a folder in the FluxPipeline layout, or a hub name.")],
-    prompts: Annotated[list[Path], typer.Option(help="Text file (a prompt per line) or JSON list; may be repeated.")],
-    limit: Annotated[int | None, typer.Option(help="Only the first that many distinct prompts.")] = None,
-    resolution: Annotated[int | None, typer.Option(help="Pixels per side; default 512, or the teacher's own.")] = None,
-    steps: Annotated[int, typer.Option(help="Sampler steps per trajectory.")] = 20,
-    replicas: Annotated[int, typer.Option(help="Trajectories per prompt.")] = 1,
-    guidance: Annotated[str, typer.Option(help="One value, a list, or first:last:step.")] = "2.0:5.0:0.5",
-    seed: int = 0,
-    dtype: Literal["bfloat16", "float32"] = "bfloat16",
-    batch_size: Annotated[int, typer.Option(help="May change on resume.")] = 16,
-    shard_size: Annotated[int, typer.Option(help="Trajectories per shard.")] = 64,
-    format: Literal["zarr", "webdataset"] = "zarr",
-    codec: Annotated[
-        Literal["plain", "compact", "int8"],
-        typer.Option(help="compact: lossless; int8: predictions in 8 bits, with --latents stored."),
-    ] = "compact",
-    latents: Annotated[
-        Literal["derived", "stored"], typer.Option(help="Store latents, or derive them exactly.")
-    ] = "derived",
-    embeddings: Annotated[
-        Literal["stored", "none"], typer.Option(help="none: smaller, but no warm-up and no replay floor.")
-    ] = "stored",
-    revision: Annotated[str | None, typer.Option(help="Revision of a hub repository.")] = None,
-    device: Device = "auto",
-    quiet: Quiet = False,
-    settings: Settings = None,
-) -> None:
-    """Record the teacher over every prompt. Given again, it goes on where it stopped.
-
-    Example: understudy build my-cache --teacher pocket --prompts prompts.txt
-    """
-    from cache_builder.settings import BuildSettings, guidance_values
-
-    asked = BuildSettings.from_flags(
-        prompts=tuple(prompts), limit=limit, resolution=resolution, steps=steps, replicas=replicas,
-        guidance=guidance_values(guidance), seed=seed, dtype=dtype, batch_size=batch_size, shard_size=shard_size,
-        format=format, codec=codec, latents=latents, embeddings=embeddings,
-    )  # fmt: skip
-    torch_device = quiet_device(device)
-    from cache_builder.build import build as run_build
-    from inspection.summary import size_text
-    from models.teacher_folder import BUILD_PARTS
-
-    result = run_build(cache, asked, resolve_teacher(teacher, BUILD_PARTS, revision), torch_device, terminal(quiet))
-    out.print(
-        f"{result.location}: {result.trajectories} trajectories of {result.prompts} prompts, {size_text(result.bytes)}",
-        markup=False,
-    )
 
 
 def train(
