@@ -10,15 +10,13 @@ import contextlib
 import json
 import os
 import secrets
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Protocol
 
-from storage_schemas.durable import is_alive
+from storage_schemas.durable import is_alive, this_machine
 from storage_schemas.errors import ShardTaken, StoreFails
 
 CLAIMS_FOLDER = "claims"
@@ -111,7 +109,7 @@ class _Claim:
         try:
             holder = json.loads(content)
             who = f" (process {holder['process']} on {holder['host']})"
-            here = all(holder[key] == value for key, value in _this_machine().items())
+            here = all(holder[key] == value for key, value in this_machine().items())
             if here and not is_alive(int(holder["process"])):
                 return who, False
         except (ValueError, KeyError, TypeError):
@@ -140,14 +138,5 @@ def _now() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-def _this_machine() -> dict[str, str]:
-    """Within which process numbers mean the same: containers may share a host name."""
-    identity = {"host": socket.gethostname(), "boot": "", "processes": ""}
-    with contextlib.suppress(OSError):
-        identity["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        identity["processes"] = str(Path("/proc/self/ns/pid").readlink())
-    return identity
-
-
 def _this_process() -> dict[str, Any]:
-    return {**_this_machine(), "process": os.getpid()}
+    return {**this_machine(), "process": os.getpid()}

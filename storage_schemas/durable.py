@@ -5,15 +5,23 @@ one wins and the other is told.
 """
 
 import fcntl
+import hashlib
 import os
 import secrets
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+
+LEFTOVER_SECONDS = 86_400.0
+"""A temporary file of another machine that is older belongs to a writer that died there."""
 
 
 def _write_temporary(path: Path, data: bytes | memoryview) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    owner = f"{_machine_token()}-{os.getpid()}"
+    temporary = path.with_name(f".{path.name}.{owner}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -85,15 +93,39 @@ def locked(folder: Path) -> Iterator[None]:
 def remove_leftovers(folder: Path) -> int:
     """Delete temporary files that a killed process left in `folder`; the number deleted.
 
-    Only files of processes that are gone are touched: a live writer's name carries its process id.
+    Files of live writers stay: a name carries machine and process. Whether a process of another machine, which shares
+    the disk, is alive cannot be known: its files go after LEFTOVER_SECONDS.
     """
     removed = 0
     for leftover in folder.rglob(".*.tmp"):
-        owner = leftover.name.rsplit(".", 2)[-2].split("-")[0]
-        if owner.isdigit() and not is_alive(int(owner)):
-            leftover.unlink(missing_ok=True)
-            removed += 1
+        with suppress(FileNotFoundError):
+            if _is_left_over(leftover):
+                leftover.unlink()
+                removed += 1
     return removed
+
+
+def _is_left_over(temporary: Path) -> bool:
+    *machine, process, _ = ["", *temporary.name.rsplit(".", 2)[-2].split("-")]
+    if not process.isdigit():
+        return False
+    if machine[-1] in ("", _machine_token()):
+        return not is_alive(int(process))
+    return time.time() - temporary.stat().st_mtime > LEFTOVER_SECONDS
+
+
+def this_machine() -> dict[str, str]:
+    """Within which process numbers mean the same: containers may share a host name."""
+    identity = {"host": socket.gethostname(), "boot": "", "processes": ""}
+    with suppress(OSError):
+        identity["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        identity["processes"] = str(Path("/proc/self/ns/pid").readlink())
+    return identity
+
+
+@cache
+def _machine_token() -> str:
+    return hashlib.blake2b(repr(sorted(this_machine().items())).encode(), digest_size=4).hexdigest()
 
 
 def is_alive(process: int) -> bool:

@@ -11,6 +11,7 @@ import pytest
 
 from storage_schemas import claims
 from storage_schemas.commits import is_published, record_path
+from storage_schemas.durable import this_machine
 from storage_schemas.errors import ShardTaken, StoreFails
 from storage_schemas.folders import open_folder
 from storage_schemas.object_folder import ObjectFolder
@@ -94,7 +95,7 @@ PATH = "claims/commits-trajectories-000001.json"
 
 def leave_claim(s3, **changes):
     process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    claim = claims._this_machine() | {"process": int(process.stdout)} | changes
+    claim = this_machine() | {"process": int(process.stdout)} | changes
     s3.ask("PUT", PATH, json.dumps(claim).encode())
 
 

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,25 @@ def test_of_two_builders_that_begin_at_once_the_later_joins_the_other(tmp_path, 
     prompts = some_prompts(6)
     second = CacheWriter.create_or_resume(tmp_path / "c", some_manifest(prompts), prompts, {})
     assert not second.missing("trajectories") and verify(tmp_path / "c", Silent()).problems == ()
+
+
+def test_a_temporary_file_of_another_machine_goes_when_it_is_a_day_old(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    new, old = (tmp_path / f".file.0badcafe-{dead.pid}-{end}.tmp" for end in ("aa", "bb"))
+    for path in (new, old):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - durable.LEFTOVER_SECONDS - 60,) * 2)
+    assert durable.remove_leftovers(tmp_path) == 1
+    assert new.exists() and not old.exists()
+
+
+def test_a_temporary_file_says_machine_and_process_of_its_writer(tmp_path):
+    code = (
+        "import sys, pathlib; from storage_schemas import durable;"
+        "print(durable._write_temporary(pathlib.Path(sys.argv[1]) / 'file', b'half'))"
+    )
+    made = Path(subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True).stdout.strip())
+    ours = durable._write_temporary(tmp_path / "file", b"half")
+    assert made.exists() and durable.remove_leftovers(tmp_path) == 1
+    assert ours.exists() and not made.exists()
