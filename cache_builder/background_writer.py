@@ -1,6 +1,7 @@
 """Commit shards in a thread, so that encoding, checking and writing cost the GPU no time."""
 
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +18,7 @@ IN_FLIGHT = 2
 class BackgroundWriter:
     """Commits shards one after the other, in the order given, beside the caller; used as a context manager.
 
+    `rows` and `bytes` count what it has committed.
     After an error no later shard is committed; the error is raised by the next call, or at the end of the `with`.
     Where the `with` ends by an exception (Ctrl-C too), the shards already handed over are committed first.
     """
@@ -24,6 +26,7 @@ class BackgroundWriter:
     def __init__(self, writer: CacheWriter, *, in_flight: int = IN_FLIGHT) -> None:
         self._writer, self._in_flight, self._failed = writer, in_flight, False
         self._pending: deque[Future[CommitRecord | None]] = deque()
+        self.rows = self.bytes = 0
         # One thread: of two, one could commit a later shard after the other's had failed.
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="commit")
 
@@ -43,9 +46,18 @@ class BackgroundWriter:
             self.check()
 
     def commit(
-        self, kind: Kind, shard: ShardRange, arrays: Arrays, *, seconds: float, provenance: dict[str, Any]
+        self,
+        kind: Kind,
+        shard: ShardRange,
+        arrays: Arrays | Callable[[], Arrays],
+        *,
+        seconds: float,
+        provenance: dict[str, Any],
     ) -> None:
-        """See CacheWriter.commit; waits while `in_flight` shards are not committed yet."""
+        """See CacheWriter.commit; waits while `in_flight` shards are not committed yet.
+
+        `arrays` may be a function that gives them, called beside the caller too.
+        """
         self.check()
         while len(self._pending) >= self._in_flight:
             self._pending.popleft().result()
@@ -57,12 +69,21 @@ class BackgroundWriter:
             self._pending.popleft().result()
 
     def _commit(
-        self, kind: Kind, shard: ShardRange, arrays: Arrays, seconds: float, provenance: dict[str, Any]
+        self,
+        kind: Kind,
+        shard: ShardRange,
+        arrays: Arrays | Callable[[], Arrays],
+        seconds: float,
+        provenance: dict[str, Any],
     ) -> CommitRecord | None:
         if self._failed:
             return None
         try:
-            return self._writer.commit(kind, shard, arrays, seconds=seconds, provenance=provenance)
+            made = arrays() if callable(arrays) else arrays
+            record = self._writer.commit(kind, shard, made, seconds=seconds, provenance=provenance)
         except BaseException:
             self._failed = True
             raise
+        self.rows += record.rows
+        self.bytes += sum(file.bytes for file in record.files)
+        return record

@@ -1,61 +1,175 @@
 """Phase 1: prompts -> embeddings -> text encoder released -> trajectories -> shards."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from pydantic import Field
 
+from cache_builder.peak_memory import PeakMemory, begin_peak, peak_memory, release_memory
 from cache_builder.prompt_files import read_prompts
 from cache_builder.sample_stage import run_sample_stage
-from cache_builder.settings import BuildSettings, build_geometry, plan_manifest
+from cache_builder.settings import BuildSettings, plan_manifest
 from cache_builder.text_stage import run_text_stage, tokenised_prompts
+from cache_builder.waiting import needed_embeddings, wait_for_embeddings
+from cache_builder.workers import Worker
 from models.backbone import FluxBackbone
+from models.geometry import recorded_geometry
 from models.schedule import DTYPES
 from models.teacher_folder import TeacherFolder
 from storage_schemas.folders import Location
-from storage_schemas.progress import Progress
+from storage_schemas.layout import ShardRange
+from storage_schemas.manifest import Record
+from storage_schemas.progress import Progress, size_text
 from storage_schemas.writer import CacheWriter
+
+Stage = Literal["all", "text", "sample"]
+
+
+class Share(Record):
+    """Which part of a build this process does; it shapes no byte of the cache.
+
+    wait_seconds: how long to wait for embeddings that others make, counted from the last new one.
+    """
+
+    stage: Stage = "all"
+    worker: Worker = Worker()
+    wait_seconds: float = Field(default=0.0, ge=0)
+    batch_size: int = Field(ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildResult:
-    """What a finished build holds."""
+    """What the cache holds now, and the peaks of the stages that ran here."""
 
     location: str
     prompts: int
+    embeddings: int
     trajectories: int
+    planned: int
     bytes: int
+    peaks: dict[str, PeakMemory]
+
+    @property
+    def finished(self) -> bool:
+        """Whether every trajectory is there."""
+        return self.trajectories == self.planned
 
 
 def build(
-    location: Location, settings: BuildSettings, teacher: TeacherFolder, device: torch.device, progress: Progress
+    location: Location,
+    settings: BuildSettings,
+    teacher: TeacherFolder,
+    device: torch.device,
+    progress: Progress,
+    share: Share | None = None,
 ) -> BuildResult:
-    """Build a cache, or go on with it; every committed shard stays, whatever happens."""
-    writer = _open_writer(location, settings, teacher, progress)
-    # Embeddings that are not kept are dropped once every trajectory is there: they are not missing then.
-    if settings.embeddings == "stored" or writer.missing("trajectories"):
-        run_text_stage(writer, teacher, batch_size=settings.batch_size, device=device, progress=progress)
-    if writer.missing("trajectories"):
-        backbone = FluxBackbone.load(
-            teacher.path,
-            build_geometry(settings, teacher),
-            text_length=writer.manifest.teacher.text_length,
-            dtype=DTYPES[settings.dtype],
-            device=device,
+    """Build a cache, or this worker's share of it, or go on with it; every committed shard stays, whatever happens."""
+    writer = open_writer(location, settings, teacher, progress)
+    share = share or Share(batch_size=settings.batch_size)
+    stages = Stages(writer, teacher, share, device, progress)
+    if share.stage != "sample":
+        stages.text()
+    if share.stage != "text":
+        stages.sample()
+    return result_of(writer, stages.peaks)
+
+
+class Stages:
+    """The two stages of a build, for the shards of one worker, in one process."""
+
+    def __init__(
+        self, writer: CacheWriter, teacher: TeacherFolder, share: Share, device: torch.device, progress: Progress
+    ) -> None:
+        self._writer, self._teacher, self._share = writer, teacher, share
+        self._device, self._progress = device, progress
+        self.peaks: dict[str, PeakMemory] = {}
+
+    def text(self) -> None:
+        """Commit this worker's missing embedding shards."""
+        if missing := self._share.worker.owned(missing_embeddings(self._writer)):
+            begin_peak(self._device)
+            run_text_stage(
+                self._writer,
+                self._teacher,
+                missing,
+                batch_size=self._share.batch_size,
+                device=self._device,
+                progress=self._progress,
+            )
+            self._end("text")
+
+    def sample(self) -> None:
+        """Commit this worker's missing trajectory shards, once the embeddings they need are there."""
+        missing = self._share.worker.owned(self._writer.missing("trajectories"))
+        if missing:
+            wait_for_embeddings(
+                self._writer,
+                needed_embeddings(self._writer, missing),
+                self._share.worker,
+                wait_seconds=self._share.wait_seconds,
+                progress=self._progress,
+            )
+            begin_peak(self._device)
+            self._run_sampling(missing)
+            self._end("sample")
+
+    def _run_sampling(self, missing: list[ShardRange]) -> None:
+        run_sample_stage(
+            self._writer,
+            load_backbone(self._writer, self._teacher, self._device),
+            missing,
+            batch_size=self._share.batch_size,
+            progress=self._progress,
         )
-        run_sample_stage(writer, backbone, batch_size=settings.batch_size, progress=progress)
-    writer.finish()
-    records = writer.records().values()
-    return BuildResult(
-        location=str(writer.folder),
-        prompts=len(writer.prompts),
-        trajectories=sum(record.rows for record in records if record.kind == "trajectories"),
-        bytes=sum(file.bytes for record in records for file in record.files),
+
+    def _end(self, stage: str) -> None:
+        self.peaks[stage] = peak = peak_memory(self._device)
+        gpu = f", {size_text(peak.gpu_bytes)} of the GPU" if peak.gpu_bytes is not None else ""
+        self._progress.say(f"{stage}: at most {size_text(peak.host_bytes)} of host memory{gpu}")
+        # The networks of a stage are gone before those of the next one come.
+        release_memory(self._device)
+
+
+def missing_embeddings(writer: CacheWriter) -> list[ShardRange]:
+    """The embedding shards that have to be made, in order."""
+    missing = writer.missing("embeddings")
+    if writer.manifest.sampling.storage.embeddings == "stored":
+        return missing
+    # Embeddings that are not kept are dropped once every trajectory is there: they are not missing then.
+    needed = {shard.shard for shard in needed_embeddings(writer, writer.missing("trajectories"))}
+    return [shard for shard in missing if shard.shard in needed]
+
+
+def load_backbone(writer: CacheWriter, teacher: TeacherFolder, device: torch.device) -> FluxBackbone:
+    """The teacher's transformer, for what the cache's manifest states."""
+    sampling = writer.manifest.sampling
+    return FluxBackbone.load(
+        teacher.path,
+        recorded_geometry(sampling),
+        text_length=writer.manifest.teacher.text_length,
+        dtype=DTYPES[sampling.dtype],
+        device=device,
     )
 
 
-def _open_writer(
-    location: Location, settings: BuildSettings, teacher: TeacherFolder, progress: Progress
-) -> CacheWriter:
+def result_of(writer: CacheWriter, peaks: dict[str, PeakMemory]) -> BuildResult:
+    """Finish the cache if every shard is there, and say what it holds."""
+    writer.finish()
+    records = writer.records()
+    return BuildResult(
+        location=str(writer.folder),
+        prompts=len(writer.prompts),
+        embeddings=records.rows("embeddings"),
+        trajectories=records.rows("trajectories"),
+        planned=len(writer.layout),
+        bytes=records.bytes,
+        peaks=peaks,
+    )
+
+
+def open_writer(location: Location, settings: BuildSettings, teacher: TeacherFolder, progress: Progress) -> CacheWriter:
+    """Create the cache that was asked for, or open it; says N first."""
     read = read_prompts(settings.prompts, limit=settings.limit)
     prompts, cut = tokenised_prompts(read.texts, teacher)
     manifest = plan_manifest(settings, teacher, prompts)

@@ -1,13 +1,17 @@
 """The sample stage: the teacher's trajectories, shard by shard. A batch never crosses a shard."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 
 from cache_builder.background_writer import BackgroundWriter
+from cache_builder.host_copies import HostCopies
 from cache_builder.provenance import provenance
 from models.backbone import FluxBackbone
 from models.noise import draw_guidance, draw_noise
@@ -15,44 +19,93 @@ from models.sampler import sample
 from models.schedule import DTYPES, Schedule
 from storage_schemas.fields import Arrays, fields_of
 from storage_schemas.layout import ShardRange
-from storage_schemas.progress import Bar, Progress
+from storage_schemas.progress import Bar, Progress, size_text
 from storage_schemas.reader import Cache
-from storage_schemas.tensors import from_torch, to_torch
+from storage_schemas.tensors import to_torch
 from storage_schemas.writer import CacheWriter
 
+Tensors = dict[str, torch.Tensor]
 
-def run_sample_stage(writer: CacheWriter, backbone: FluxBackbone, *, batch_size: int, progress: Progress) -> None:
-    """Sample every trajectory shard that is missing and commit it beside; needs all embeddings committed."""
+
+def run_sample_stage(
+    writer: CacheWriter,
+    backbone: FluxBackbone,
+    shards: Sequence[ShardRange],
+    *,
+    batch_size: int,
+    progress: Progress,
+) -> None:
+    """Sample these trajectory shards and commit them; the embeddings of their prompts must be committed.
+
+    While the device samples a batch, threads prepare the next one, copy the last one to the host, encode, check and
+    write; what waits is bounded, and an error of theirs stops the stage.
+    """
     cache = Cache.open(str(writer.folder))
-    missing = writer.missing("trajectories")
-    done = len(writer.layout) - sum(shard.rows for shard in missing)
+    total = sum(shard.rows for shard in shards)
     with (
+        HostCopies(backbone.device) as copies,
         BackgroundWriter(writer) as background,
-        progress.bar("sample", total=len(writer.layout), done=done, unit="trajectories") as bar,
+        _prepared(cache, shards, batch_size) as batches,
+        progress.bar("sample", total=total, done=0, unit="trajectories") as bar,
     ):
-        for shard in missing:
+        for shard in shards:
             started = time.monotonic()
+            parts = []
+            for indices in _batches(shard, batch_size):
+                # An earlier shard that could not be committed stops the build here, not a shard later.
+                background.check()
+                parts.append(copies.copy(_sample_batch(cache, backbone, next(batches))))
+                bar.advance(len(indices), _written(background, total))
             background.commit(
                 "trajectories",
                 shard,
-                sample_shard(cache, backbone, shard, batch_size, bar, background.check),
+                partial(_joined, cache, parts),
                 seconds=time.monotonic() - started,
                 provenance=provenance(device=backbone.device, batch_size=batch_size),
             )
 
 
+def _written(background: BackgroundWriter, total: int) -> str:
+    if not background.rows:
+        return ""
+    to_come = background.bytes * (total - background.rows) // background.rows
+    return f"{size_text(background.bytes)} written, {size_text(to_come)} to come"
+
+
+def _joined(cache: Cache, parts: Iterable[Future[Arrays]]) -> Arrays:
+    arrays = [part.result() for part in parts]
+    names = [field.name for field in fields_of(cache.manifest, "trajectories")]
+    return {name: np.concatenate([array[name] for array in arrays]) for name in names}
+
+
 def sample_shard(
     cache: Cache, backbone: FluxBackbone, shard: ShardRange, batch_size: int, bar: Bar, check: Callable[[], None]
 ) -> Arrays:
-    """The arrays of one shard; `check` is called before each batch and may raise."""
-    parts = []
-    for indices in _batches(shard, batch_size):
-        # An earlier shard that could not be committed stops the build here, not a shard later.
-        check()
-        parts.append(_sample_batch(cache, backbone, indices))
-        bar.advance(len(indices))
-    names = [field.name for field in fields_of(cache.manifest, "trajectories")]
-    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+    """The arrays of one shard, in turn; `check` is called before each batch and may raise."""
+    with HostCopies(backbone.device) as copies:
+        parts = []
+        for indices in _batches(shard, batch_size):
+            check()
+            parts.append(copies.copy(_sample_batch(cache, backbone, prepare_batch(cache, indices))))
+            bar.advance(len(indices))
+        return _joined(cache, parts)
+
+
+@contextmanager
+def _prepared(cache: Cache, shards: Sequence[ShardRange], batch_size: int) -> Iterator[Iterator["Start"]]:
+    """The starts of all batches in turn, the next one prepared beside the caller."""
+    with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
+        yield _one_ahead(pool, cache, (indices for shard in shards for indices in _batches(shard, batch_size)))
+
+
+def _one_ahead(pool: ThreadPoolExecutor, cache: Cache, batches: Iterable[range]) -> Iterator["Start"]:
+    ahead: Future[Start] | None = None
+    for indices in batches:
+        current, ahead = ahead, pool.submit(prepare_batch, cache, indices)
+        if current is not None:
+            yield current.result()
+    if ahead is not None:
+        yield ahead.result()
 
 
 def _batches(shard: ShardRange, batch_size: int) -> Iterator[range]:
@@ -61,33 +114,49 @@ def _batches(shard: ShardRange, batch_size: int) -> Iterator[range]:
         yield range(first, min(first + batch_size, end))
 
 
-def _sample_batch(cache: Cache, backbone: FluxBackbone, indices: range) -> Arrays:
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where the trajectories of a batch begin, on the host: noise in fp32, embeddings, guidance (None: takes none)."""
+
+    noise_BSC: torch.Tensor
+    embedding_BTD: torch.Tensor
+    guidance_B: torch.Tensor | None
+
+
+def prepare_batch(cache: Cache, indices: range) -> Start:
+    """Noise, guidance and embeddings of these trajectories."""
     sampling = cache.manifest.sampling
-    dtype = DTYPES[sampling.dtype]
     places = [cache.layout.place(index) for index in indices]
     draws = [{"seed": sampling.seed, "prompt_id": cache.prompts[p.prompt].id, "replica": p.replica} for p in places]
-    noise = np.stack(
-        [draw_noise(**draw, image_tokens=sampling.image_tokens, channels=sampling.channels) for draw in draws]
-    )
-    noise_BSC = torch.from_numpy(noise).to(device=backbone.device, dtype=dtype)
-    embedding_BTD = to_torch(np.stack([cache.embedding(place.prompt) for place in places])).to(backbone.device)
+    noise = [draw_noise(**draw, image_tokens=sampling.image_tokens, channels=sampling.channels) for draw in draws]
     guidance_B = None
     if sampling.guidance is not None:
         values = [draw_guidance(sampling.guidance, **draw) for draw in draws]
-        guidance_B = torch.tensor(values, dtype=torch.float32, device=backbone.device)
+        guidance_B = torch.tensor(values, dtype=torch.float32)
+    return Start(
+        noise_BSC=torch.from_numpy(np.stack(noise)),
+        embedding_BTD=to_torch(np.stack([cache.embedding(place.prompt) for place in places])),
+        guidance_B=guidance_B,
+    )
+
+
+def _sample_batch(cache: Cache, backbone: FluxBackbone, start: Start) -> Tensors:
+    sampling = cache.manifest.sampling
+    noise_BSC = start.noise_BSC.to(device=backbone.device, dtype=DTYPES[sampling.dtype])
+    guidance_B = None if start.guidance_B is None else start.guidance_B.to(backbone.device)
     walk = sample(
-        partial(_predict, backbone, embedding_BTD, guidance_B),
+        partial(_predict, backbone, start.embedding_BTD.to(backbone.device), guidance_B),
         noise_BSC,
         Schedule(sigmas=sampling.sigmas, timesteps=sampling.timesteps),
     )
-    arrays = {"velocity": from_torch(walk.velocity_BKSC), "final_latent": from_torch(walk.final_latent_BSC)}
+    tensors = {"velocity": walk.velocity_BKSC, "final_latent": walk.final_latent_BSC}
     if sampling.storage.latents == "stored":
-        arrays["hidden_states"] = from_torch(walk.hidden_states_BKSC)
+        tensors["hidden_states"] = walk.hidden_states_BKSC
     else:
-        arrays["noise"] = from_torch(noise_BSC)
+        tensors["noise"] = noise_BSC
     if guidance_B is not None:
-        arrays["guidance"] = from_torch(guidance_B)
-    return arrays
+        tensors["guidance"] = guidance_B
+    return tensors
 
 
 def _predict(

@@ -1,6 +1,5 @@
 """The text stage: token ids and embeddings, once per prompt; then the text encoder is released."""
 
-import gc
 import time
 from collections.abc import Sequence
 
@@ -38,23 +37,25 @@ def tokenised_prompts(texts: Sequence[SourcedText], teacher: TeacherFolder) -> t
 
 
 def run_text_stage(
-    writer: CacheWriter, teacher: TeacherFolder, *, batch_size: int, device: torch.device, progress: Progress
+    writer: CacheWriter,
+    teacher: TeacherFolder,
+    shards: Sequence[ShardRange],
+    *,
+    batch_size: int,
+    device: torch.device,
+    progress: Progress,
 ) -> None:
-    """Encode the prompts of every embedding shard that is missing and commit it.
+    """Encode the prompts of these embedding shards and commit them.
 
     The text encoder lives within this call only: before the transformer is loaded it is gone.
     """
-    missing = writer.missing("embeddings")
-    if not missing:
-        return
-    total = len(writer.prompts)
     encoder = TeacherTextEncoder.load(teacher, dtype=DTYPES[writer.manifest.sampling.dtype], device=device)
-    done = total - sum(shard.rows for shard in missing)
+    total = sum(shard.rows for shard in shards)
     with (
         BackgroundWriter(writer) as background,
-        progress.bar("text", total=total, done=done, unit="prompts") as bar,
+        progress.bar("text", total=total, done=0, unit="prompts") as bar,
     ):
-        for shard in missing:
+        for shard in shards:
             started = time.monotonic()
             background.commit(
                 "embeddings",
@@ -64,10 +65,6 @@ def run_text_stage(
                 provenance=provenance(device=device, batch_size=batch_size),
             )
             bar.advance(shard.rows)
-    del encoder
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def encode_shard(writer: CacheWriter, encoder: TeacherTextEncoder, shard: ShardRange, batch_size: int) -> np.ndarray:

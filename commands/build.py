@@ -50,8 +50,8 @@ def build(
     )  # fmt: skip
     torch_device = quiet_device(device)
     from cache_builder.build import build as run_build
-    from inspection.summary import size_text
     from models.teacher_folder import BUILD_PARTS
+    from storage_schemas.progress import size_text
 
     result = run_build(cache, asked, resolve_teacher(teacher, BUILD_PARTS, revision), torch_device, terminal(quiet))
     out.print(

@@ -19,7 +19,7 @@ def inspect_verify(cache: CachePath, as_json: Json = False, quiet: Quiet = False
 
     Example: understudy inspect verify my-cache
     """
-    from inspection.summary import size_text
+    from storage_schemas.progress import size_text
     from storage_schemas.verification import verify
 
     report = verify(cache, terminal(quiet))

@@ -84,7 +84,7 @@ def merge(
 
 
 def _report(result: "Rewritten") -> None:
-    from inspection.summary import size_text
+    from storage_schemas.progress import size_text
 
     if differing := [f"{count} {kind}" for kind, count in result.differing.items() if count]:
         out.print(

@@ -4,6 +4,7 @@ from typing import Any
 
 from storage_schemas.commits import KINDS
 from storage_schemas.fields import fields_of
+from storage_schemas.progress import size_text
 from storage_schemas.reader import Cache
 
 
@@ -87,13 +88,3 @@ def summary_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("digests", ", ".join(f"{name} {value[:12]}" for name, value in facts["digests"].items())),
     ]
-
-
-def size_text(count: int) -> str:
-    """Bytes for people: 1.5 MiB."""
-    value = float(count)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
-        value /= 1024
-    return f"{value:,.1f} TiB"

@@ -191,6 +191,13 @@ def _is_record(name: str) -> bool:
     return len(parts) == 2 and parts[1].endswith(".json") and parts[1].split("-")[0] in KINDS
 
 
+def committed_shards(folder: Folder, kind: Kind) -> set[int]:
+    """Numbers of the shards of a kind that have a record now: by name, none is read."""
+    prefix, end = f"{COMMITS_FOLDER}/{kind}-", ".json"
+    names = [name for name in folder.names(COMMITS_FOLDER) if name.startswith(prefix) and name.endswith(end)]
+    return {int(number) for name in names if (number := name[len(prefix) : -len(end)]).isdigit()}
+
+
 def is_published(folder: Folder, record: CommitRecord) -> bool:
     """Whether this shard has a record already."""
     return folder.size(record_path(record.kind, record.shard)) is not None

@@ -36,3 +36,13 @@ class Silent:
 
     def say(self, message: str) -> None:
         """See Progress."""
+
+
+def size_text(count: int) -> str:
+    """Bytes for people: 1.5 MiB."""
+    value = float(count)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
+        value /= 1024
+    return f"{value:,.1f} TiB"

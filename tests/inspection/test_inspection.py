@@ -10,9 +10,10 @@ from rich.console import Console
 
 from inspection.images import film_strips
 from inspection.show import describe, find_prompts
-from inspection.summary import size_text, summarise, summary_lines
+from inspection.summary import summarise, summary_lines
 from inspection.terminal import Terminal
 from models.teacher_folder import DECODE_PARTS, find_teacher
+from storage_schemas.progress import size_text
 from storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache
 

@@ -1,0 +1,51 @@
+"""The most memory that a stage held: of the host (resident) and of the GPU (allocated)."""
+
+import contextlib
+import gc
+import re
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_CLEAR_PEAK = "5"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeakMemory:
+    """Bytes; `gpu_bytes` is None on a CPU."""
+
+    host_bytes: int
+    gpu_bytes: int | None
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what nothing refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def begin_peak(device: torch.device) -> None:
+    """Begin a stage: what was held before does not count."""
+    with contextlib.suppress(OSError):
+        _CLEAR.write_text(_CLEAR_PEAK)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> PeakMemory:
+    """The peaks since `begin_peak`. Where the system cannot begin anew, the host's is that of the whole process."""
+    gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return PeakMemory(host_bytes=_host_peak_bytes(), gpu_bytes=gpu)
+
+
+def _host_peak_bytes() -> int:
+    with contextlib.suppress(OSError):
+        if found := re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text()):
+            return int(found[1]) * 1024
+    # macOS counts in bytes, Linux in KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

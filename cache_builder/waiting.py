@@ -1,0 +1,73 @@
+"""Embeddings that other workers, or an earlier text stage, have to make before sampling begins."""
+
+import time
+from collections.abc import Sequence
+
+from cache_builder.workers import Worker
+from storage_schemas.commits import committed_shards
+from storage_schemas.errors import NotInCache
+from storage_schemas.layout import ShardRange
+from storage_schemas.progress import Progress
+from storage_schemas.writer import CacheWriter
+
+POLL_SECONDS = 1.0
+
+
+def needed_embeddings(writer: CacheWriter, shards: Sequence[ShardRange]) -> list[ShardRange]:
+    """The embedding shards with the prompts of some trajectory shards, in order."""
+    layout, embeddings = writer.layout, writer.layout.embeddings
+    numbers: set[int] = set()
+    for shard in shards:
+        generation = writer.manifest.prompts.generations[shard.generation]
+        first, last = layout.place(shard.first), layout.place(shard.first + shard.rows - 1)
+        begin, end = generation.first_prompt, generation.first_prompt + generation.prompts - 1
+        ranges = [(first.prompt, last.prompt)]
+        if last.replica != first.replica:
+            # The rows go on with the first prompts, of the next replica.
+            ranges = [(first.prompt, end), (begin, last.prompt)]
+        if last.replica > first.replica + 1:
+            ranges = [(begin, end)]
+        for low, high in ranges:
+            numbers |= set(range(embeddings.holding(low).shard, embeddings.holding(high).shard + 1))
+    return [embeddings[number] for number in sorted(numbers)]
+
+
+def wait_for_embeddings(
+    writer: CacheWriter, needed: Sequence[ShardRange], worker: Worker, *, wait_seconds: float, progress: Progress
+) -> None:
+    """Return when all `needed` embedding shards are committed; NotInCache after so long without a new one."""
+    absent = _absent(writer, needed)
+    if absent and wait_seconds > 0:
+        progress.say(f"waiting for {len(absent)} embedding shards that are made elsewhere")
+    since = time.monotonic()
+    while absent:
+        if time.monotonic() - since >= wait_seconds:
+            raise NotInCache(_message(writer, needed, absent, worker, wait_seconds))
+        time.sleep(min(POLL_SECONDS, wait_seconds))
+        left = _absent(writer, needed)
+        if len(left) < len(absent):
+            since = time.monotonic()
+        absent = left
+
+
+def _absent(writer: CacheWriter, needed: Sequence[ShardRange]) -> list[ShardRange]:
+    there = committed_shards(writer.folder, "embeddings")
+    return [shard for shard in needed if shard.shard not in there]
+
+
+def _message(
+    writer: CacheWriter, needed: Sequence[ShardRange], absent: list[ShardRange], worker: Worker, wait_seconds: float
+) -> str:
+    what = f"{writer.folder} lacks {len(absent)} of the {len(needed)} embedding shards that this stage samples from"
+    if worker.count == 1:
+        waited = f" after {wait_seconds:.0f} seconds without a new one" if wait_seconds else ""
+        return (
+            f"{what}{waited}: give the command with --stage text first (or --stage all), or --wait SECONDS where "
+            f"another machine is making them"
+        )
+    makers = sorted({shard.shard % worker.count for shard in absent})
+    return (
+        f"{what} after {wait_seconds:.0f} seconds without a new one: they are made by --worker "
+        f"{', '.join(f'{number}/{worker.count}' for number in makers[:8])}; start what is not running, or give the "
+        f"command with --stage text once, then this one again"
+    )
