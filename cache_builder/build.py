@@ -17,6 +17,7 @@ from models.backbone import FluxBackbone
 from models.geometry import recorded_geometry
 from models.schedule import DTYPES
 from models.teacher_folder import TeacherFolder
+from storage_schemas.commits import Kind
 from storage_schemas.folders import Location
 from storage_schemas.layout import ShardRange
 from storage_schemas.manifest import Record
@@ -68,10 +69,7 @@ def build(
     writer = open_writer(location, settings, teacher, progress)
     share = share or Share(batch_size=settings.batch_size)
     stages = Stages(writer, teacher, share, device, progress)
-    if share.stage != "sample":
-        stages.text()
-    if share.stage != "text":
-        stages.sample()
+    stages.run()
     return result_of(writer, stages.peaks)
 
 
@@ -85,6 +83,13 @@ class Stages:
         self._device, self._progress = device, progress
         self.peaks: dict[str, PeakMemory] = {}
 
+    def run(self) -> None:
+        """The stages that this process was given."""
+        if self._share.stage != "sample":
+            self.text()
+        if self._share.stage != "text":
+            self.sample()
+
     def text(self) -> None:
         """Commit this worker's missing embedding shards."""
         if missing := self._share.worker.owned(missing_embeddings(self._writer)):
@@ -93,6 +98,7 @@ class Stages:
                 self._writer,
                 self._teacher,
                 missing,
+                done=self._share_of("embeddings") - sum(shard.rows for shard in missing),
                 batch_size=self._share.batch_size,
                 device=self._device,
                 progress=self._progress,
@@ -119,9 +125,16 @@ class Stages:
             self._writer,
             load_backbone(self._writer, self._teacher, self._device),
             missing,
+            done=self._share_of("trajectories") - sum(shard.rows for shard in missing),
             batch_size=self._share.batch_size,
             progress=self._progress,
         )
+
+    def _share_of(self, kind: Kind) -> int:
+        """Rows of all shards that are this worker's."""
+        layout = self._writer.layout
+        shards = layout.trajectories if kind == "trajectories" else layout.embeddings
+        return sum(shard.rows for shard in self._share.worker.owned(shards))
 
     def _end(self, stage: str) -> None:
         self.peaks[stage] = peak = peak_memory(self._device)

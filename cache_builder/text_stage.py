@@ -41,19 +41,20 @@ def run_text_stage(
     teacher: TeacherFolder,
     shards: Sequence[ShardRange],
     *,
+    done: int,
     batch_size: int,
     device: torch.device,
     progress: Progress,
 ) -> None:
-    """Encode the prompts of these embedding shards and commit them.
+    """Encode the prompts of these embedding shards and commit them; `done` prompts of this share were done before.
 
     The text encoder lives within this call only: before the transformer is loaded it is gone.
     """
     encoder = TeacherTextEncoder.load(teacher, dtype=DTYPES[writer.manifest.sampling.dtype], device=device)
-    total = sum(shard.rows for shard in shards)
+    total = done + sum(shard.rows for shard in shards)
     with (
         BackgroundWriter(writer) as background,
-        progress.bar("text", total=total, done=0, unit="prompts") as bar,
+        progress.bar("text", total=total, done=done, unit="prompts") as bar,
     ):
         for shard in shards:
             started = time.monotonic()

@@ -1,11 +1,16 @@
 """`understudy build`: phase 1."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from commands.resolve import CachePath, Device, Quiet, Settings, out, quiet_device, resolve_teacher, terminal
+from commands.crew import Crew
+from commands.resolve import CachePath, Device, Quiet, Settings, out, resolve_teacher, terminal
+from storage_schemas.progress import size_text
+
+if TYPE_CHECKING:
+    from cache_builder.build import BuildResult
 
 
 def build(
@@ -33,6 +38,21 @@ def build(
         Literal["stored", "none"], typer.Option(help="none: smaller, but no warm-up and no replay floor.")
     ] = "stored",
     revision: Annotated[str | None, typer.Option(help="Revision of a hub repository.")] = None,
+    stage: Annotated[
+        Literal["all", "text", "sample"], typer.Option(help="text: embeddings only; sample: the rest, with them there.")
+    ] = "all",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes on this machine, a GPU each.")] = None,
+    worker: Annotated[
+        str | None, typer.Option(metavar="I/N", help="This process makes the shards I, I + N, ...; I from 0.")
+    ] = None,
+    wait: Annotated[
+        float | None,
+        typer.Option(min=0, help="Seconds to wait for embeddings made elsewhere. Default: 1800 with several workers."),
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Ray cluster to build on: local, auto, host:port.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each worker.")] = None,
     device: Device = "auto",
     quiet: Quiet = False,
     settings: Settings = None,
@@ -48,13 +68,22 @@ def build(
         guidance=guidance_values(guidance), seed=seed, dtype=dtype, batch_size=batch_size, shard_size=shard_size,
         format=format, codec=codec, latents=latents, embeddings=embeddings,
     )  # fmt: skip
-    torch_device = quiet_device(device)
-    from cache_builder.build import build as run_build
+    crew = Crew(stage=stage, workers=workers, worker=worker, wait=wait, ray=ray, threads=threads)
+    torch_device = crew.device(device)
     from models.teacher_folder import BUILD_PARTS
-    from storage_schemas.progress import size_text
 
-    result = run_build(cache, asked, resolve_teacher(teacher, BUILD_PARTS, revision), torch_device, terminal(quiet))
+    found = resolve_teacher(teacher, BUILD_PARTS, revision)
+    result = crew.build(cache, asked, found, torch_device, terminal(quiet), revision)
+    _report(result)
+
+
+def _report(result: "BuildResult") -> None:
+    of_all = "" if result.finished else f" of {result.planned}"
     out.print(
-        f"{result.location}: {result.trajectories} trajectories of {result.prompts} prompts, {size_text(result.bytes)}",
+        f"{result.location}: {result.trajectories}{of_all} trajectories of {result.prompts} prompts, "
+        f"{size_text(result.bytes)}",
         markup=False,
     )
+    if not result.finished:
+        left = f"{result.embeddings} of {result.prompts} embeddings are there"
+        out.print(f"{left}; the build is finished when every worker has made its share", markup=False)

@@ -59,3 +59,7 @@ class StoreFails(UnderstudyError):
 
 class MissingExtra(UnderstudyError):
     """What was asked for needs a package that is not installed."""
+
+
+class WorkerFailed(UnderstudyError):
+    """A worker of a build failed, or died; what it had committed stays."""

@@ -1,0 +1,41 @@
+"""What a worker in another process, or on another machine, is told: a line of JSON. The cache says the rest."""
+
+from pathlib import Path
+
+import torch
+
+from cache_builder.build import Share
+from models.teacher_folder import TeacherFolder, find_teacher
+from storage_schemas.folders import open_folder
+from storage_schemas.manifest import Record
+from storage_schemas.reader import prompt_table, read_manifest
+from storage_schemas.writer import CacheWriter
+
+
+class Job(Record):
+    """A share of a cache that exists. `teacher_path` is looked for first; where it is not, `teacher` is found anew."""
+
+    location: str
+    teacher: str
+    teacher_path: str
+    revision: str | None
+    share: Share
+    threads: int | None
+
+    def writer(self) -> CacheWriter:
+        """A writer of the cache, by its own manifest and prompts."""
+        folder = open_folder(self.location)
+        manifest = read_manifest(folder)
+        return CacheWriter(folder, manifest, list(prompt_table(folder, manifest, verify="once")))
+
+    def find_teacher(self, parts: tuple[str, ...]) -> TeacherFolder:
+        """The teacher's folder on this machine."""
+        path = Path(self.teacher_path)
+        if path.is_dir():
+            return TeacherFolder(path=path, source=self.teacher)
+        return find_teacher(self.teacher, parts, revision=self.revision)
+
+    def begin(self) -> None:
+        """Settings of the process."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)

@@ -1,0 +1,122 @@
+"""Who builds: this process, several on this machine, one of several started elsewhere, or a Ray cluster."""
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from commands.resolve import quiet_device
+from storage_schemas.errors import BadSettings
+
+if TYPE_CHECKING:
+    from cache_builder.build import BuildResult, Share
+    from cache_builder.settings import BuildSettings
+    from cache_builder.workers import Launched
+    from models.teacher_folder import TeacherFolder
+
+WAIT_SECONDS = 1800.0
+"""How long one of several workers waits for the embeddings of the others without seeing a new one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """The flags of `build` that say who does what; none of them shapes a byte of the cache."""
+
+    stage: Literal["all", "text", "sample"]
+    workers: int | None
+    worker: str | None
+    wait: float | None
+    ray: str | None
+    threads: int | None
+
+    def __post_init__(self) -> None:
+        if self.worker is not None and (self.workers is not None or self.ray is not None):
+            other = "--workers" if self.workers is not None else "--ray"
+            raise BadSettings(
+                f"--worker {self.worker} and {other} do not go together: --worker is for processes that you start "
+                f"yourself, {other} starts them; give one of the two"
+            )
+
+    def device(self, name: str) -> Any:
+        """The device of this process: with torchrun or Slurm that of its number within the node."""
+        device = quiet_device(name)
+        import torch
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        local = self._launched().local_number
+        if device.type == "cuda" and name in ("auto", "cuda") and local is not None:
+            return torch.device("cuda", local % torch.cuda.device_count())
+        return device
+
+    def build(
+        self,
+        location: str,
+        settings: "BuildSettings",
+        teacher: "TeacherFolder",
+        device: Any,
+        progress: Any,
+        revision: str | None,
+    ) -> "BuildResult":
+        """Build, or go on."""
+        from cache_builder.build import build
+
+        launched, alone = self._launched(), (self.workers or 1) == 1 and self.ray is None
+        if launched.by:
+            progress.say(f"{launched.worker} (by {launched.by})")
+        if alone:
+            share = self._share(settings.batch_size, launched)
+            return build(location, settings, teacher, device, progress, share)
+        return self._build_by_others(location, settings, teacher, device, progress, revision)
+
+    def _build_by_others(
+        self,
+        location: str,
+        settings: "BuildSettings",
+        teacher: "TeacherFolder",
+        device: Any,
+        progress: Any,
+        revision: str | None,
+    ) -> "BuildResult":
+        from cache_builder.build import open_writer, result_of
+        from cache_builder.job import Job
+        from cache_builder.local_workers import devices_of, run_local_workers
+
+        writer = open_writer(location, settings, teacher, progress)
+        job = Job(
+            location=str(writer.folder),
+            teacher=teacher.source,
+            teacher_path=str(teacher.path.resolve()),
+            revision=revision,
+            share=self._share(settings.batch_size, None),
+            threads=self.threads or self._threads_each(),
+        )
+        if self.ray is not None:
+            from cache_builder.ray_workers import run_on_ray
+
+            peaks = run_on_ray(self.ray, writer, job, workers=self.workers, progress=progress)
+        else:
+            peaks = run_local_workers(writer, job, devices_of(device, self.workers or 1), progress)
+        return result_of(writer, peaks)
+
+    def _threads_each(self) -> int | None:
+        """Threads of each local worker: the CPUs that this process may use, divided among them."""
+        if self.workers is None:
+            return None
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+        return max(1, usable // self.workers)
+
+    def _launched(self) -> "Launched":
+        from cache_builder.workers import Launched, Worker, launched_worker
+
+        if self.workers is not None or self.ray is not None:
+            return Launched(worker=Worker(), by="", local_number=None)
+        return launched_worker(self.worker, os.environ)
+
+    def _share(self, batch_size: int, launched: "Launched | None") -> "Share":
+        from cache_builder.build import Share
+        from cache_builder.workers import Worker
+
+        worker = launched.worker if launched is not None else Worker()
+        several = launched is None or worker.count > 1
+        wait_seconds = self.wait if self.wait is not None else (WAIT_SECONDS if several else 0.0)
+        return Share(stage=self.stage, worker=worker, wait_seconds=wait_seconds, batch_size=batch_size)
