@@ -1,5 +1,6 @@
 """Phase 1: prompts -> embeddings -> text encoder released -> trajectories -> shards."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ from models.backbone import FluxBackbone
 from models.geometry import recorded_geometry
 from models.schedule import DTYPES
 from models.teacher_folder import TeacherFolder
+from models.text_encoder import TeacherTextEncoder
 from storage_schemas.commits import Kind
 from storage_schemas.folders import Location
 from storage_schemas.layout import ShardRange
@@ -74,61 +76,65 @@ def build(
 
 
 class Stages:
-    """The two stages of a build, for the shards of one worker, in one process."""
+    """The two stages of a build in one process. Of their networks only one is ever in memory."""
 
     def __init__(
         self, writer: CacheWriter, teacher: TeacherFolder, share: Share, device: torch.device, progress: Progress
     ) -> None:
         self._writer, self._teacher, self._share = writer, teacher, share
         self._device, self._progress = device, progress
+        self._encoder: TeacherTextEncoder | None = None
+        self._backbone: FluxBackbone | None = None
         self.peaks: dict[str, PeakMemory] = {}
 
     def run(self) -> None:
-        """The stages that this process was given."""
-        if self._share.stage != "sample":
-            self.text()
-        if self._share.stage != "text":
-            self.sample()
-
-    def text(self) -> None:
-        """Commit this worker's missing embedding shards."""
-        if missing := self._share.worker.owned(missing_embeddings(self._writer)):
-            begin_peak(self._device)
-            run_text_stage(
-                self._writer,
-                self._teacher,
-                missing,
-                done=self._share_of("embeddings") - sum(shard.rows for shard in missing),
-                batch_size=self._share.batch_size,
-                device=self._device,
-                progress=self._progress,
-            )
-            self._end("text")
-
-    def sample(self) -> None:
-        """Commit this worker's missing trajectory shards, once the embeddings they need are there."""
-        missing = self._share.worker.owned(self._writer.missing("trajectories"))
-        if missing:
+        """The stages, and of them the shards, that this process was given."""
+        worker = self._share.worker
+        if self._share.stage != "sample" and (shards := worker.owned(missing_embeddings(self._writer))):
+            self.make("embeddings", shards)
+            self._tell_peak("text")
+        if self._share.stage != "text" and (shards := worker.owned(self._writer.missing("trajectories"))):
+            self._release()
             wait_for_embeddings(
                 self._writer,
-                needed_embeddings(self._writer, missing),
-                self._share.worker,
+                needed_embeddings(self._writer, shards),
+                worker,
                 wait_seconds=self._share.wait_seconds,
                 progress=self._progress,
             )
-            begin_peak(self._device)
-            self._run_sampling(missing)
-            self._end("sample")
+            self.make("trajectories", shards)
+            self._tell_peak("sample")
+        self._release()
 
-    def _run_sampling(self, missing: list[ShardRange]) -> None:
-        run_sample_stage(
-            self._writer,
-            load_backbone(self._writer, self._teacher, self._device),
-            missing,
-            done=self._share_of("trajectories") - sum(shard.rows for shard in missing),
-            batch_size=self._share.batch_size,
-            progress=self._progress,
-        )
+    def make(self, kind: Kind, shards: Sequence[ShardRange]) -> None:
+        """Commit these shards, none of which is committed."""
+        done = self._share_of(kind) - sum(shard.rows for shard in shards)
+        size, progress = self._share.batch_size, self._progress
+        if kind == "embeddings":
+            run_text_stage(self._writer, self._text_encoder(), shards, done=done, batch_size=size, progress=progress)
+        else:
+            run_sample_stage(self._writer, self._sampler(), shards, done=done, batch_size=size, progress=progress)
+        self.peaks["text" if kind == "embeddings" else "sample"] = peak_memory(self._device)
+
+    def _text_encoder(self) -> TeacherTextEncoder:
+        if self._encoder is None:
+            self._release()
+            begin_peak(self._device)
+            dtype = DTYPES[self._writer.manifest.sampling.dtype]
+            self._encoder = TeacherTextEncoder.load(self._teacher, dtype=dtype, device=self._device)
+        return self._encoder
+
+    def _sampler(self) -> FluxBackbone:
+        if self._backbone is None:
+            self._release()
+            begin_peak(self._device)
+            self._backbone = load_backbone(self._writer, self._teacher, self._device)
+        return self._backbone
+
+    def _release(self) -> None:
+        """Have the networks gone: those of one stage before those of the other come."""
+        self._encoder = self._backbone = None
+        release_memory(self._device)
 
     def _share_of(self, kind: Kind) -> int:
         """Rows of all shards that are this worker's."""
@@ -136,12 +142,10 @@ class Stages:
         shards = layout.trajectories if kind == "trajectories" else layout.embeddings
         return sum(shard.rows for shard in self._share.worker.owned(shards))
 
-    def _end(self, stage: str) -> None:
-        self.peaks[stage] = peak = peak_memory(self._device)
+    def _tell_peak(self, stage: str) -> None:
+        peak = self.peaks[stage]
         gpu = f", {size_text(peak.gpu_bytes)} of the GPU" if peak.gpu_bytes is not None else ""
         self._progress.say(f"{stage}: at most {size_text(peak.host_bytes)} of host memory{gpu}")
-        # The networks of a stage are gone before those of the next one come.
-        release_memory(self._device)
 
 
 def missing_embeddings(writer: CacheWriter) -> list[ShardRange]:

@@ -13,7 +13,7 @@ import torch
 
 from cache_builder.build import missing_embeddings
 from cache_builder.job import Job
-from cache_builder.peak_memory import PeakMemory
+from cache_builder.peak_memory import PeakMemory, largest_peaks
 from cache_builder.workers import Worker
 from storage_schemas.errors import WorkerFailed
 from storage_schemas.progress import Bar, Progress, Silent
@@ -118,7 +118,7 @@ class _Workers:
 
     def run(self, bars: _Bars) -> dict[str, PeakMemory]:
         """Until all have ended."""
-        peaks: dict[str, PeakMemory] = {}
+        peaks: list[dict[str, PeakMemory]] = []
         said: dict[int, str] = {}
         running = len(self._processes)
         while running:
@@ -133,8 +133,8 @@ class _Workers:
             elif event["event"] == "error":
                 said[number] = event["message"]
             else:
-                _keep_largest(peaks, event)
-        return peaks
+                peaks.append(_peak_of(event))
+        return largest_peaks(peaks)
 
     def _check_end(self, number: int, message: str | None) -> None:
         code = self._processes[number].returncode
@@ -160,10 +160,5 @@ class _Workers:
             raise
 
 
-def _keep_largest(peaks: dict[str, PeakMemory], event: dict[str, Any]) -> None:
-    stage, host, gpu = event["stage"], event["host_bytes"], event["gpu_bytes"]
-    known = peaks.get(stage)
-    peaks[stage] = PeakMemory(
-        host_bytes=max(host, known.host_bytes if known else 0),
-        gpu_bytes=None if gpu is None else max(gpu, (known.gpu_bytes if known else None) or 0),
-    )
+def _peak_of(event: dict[str, Any]) -> dict[str, PeakMemory]:
+    return {event["stage"]: PeakMemory(host_bytes=event["host_bytes"], gpu_bytes=event["gpu_bytes"])}

@@ -5,6 +5,7 @@ import gc
 import re
 import resource
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,3 +50,15 @@ def _host_peak_bytes() -> int:
             return int(found[1]) * 1024
     # macOS counts in bytes, Linux in KiB.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def largest_peaks(peaks: Iterable[Mapping[str, PeakMemory]]) -> dict[str, PeakMemory]:
+    """By stage the largest of several workers."""
+    largest: dict[str, PeakMemory] = {}
+    for stage, peak in (pair for worker in peaks for pair in worker.items()):
+        known = largest.get(stage, peak)
+        gpu_bytes = [value for value in (known.gpu_bytes, peak.gpu_bytes) if value is not None]
+        largest[stage] = PeakMemory(
+            host_bytes=max(known.host_bytes, peak.host_bytes), gpu_bytes=max(gpu_bytes, default=None)
+        )
+    return largest

@@ -9,7 +9,6 @@ import torch
 from cache_builder.background_writer import BackgroundWriter
 from cache_builder.prompt_files import SourcedText
 from cache_builder.provenance import provenance
-from models.schedule import DTYPES
 from models.teacher_folder import TeacherFolder
 from models.text_encoder import TeacherTextEncoder, cut_token_ids, load_tokenizer, token_ids_of
 from storage_schemas.layout import ShardRange
@@ -38,19 +37,14 @@ def tokenised_prompts(texts: Sequence[SourcedText], teacher: TeacherFolder) -> t
 
 def run_text_stage(
     writer: CacheWriter,
-    teacher: TeacherFolder,
+    encoder: TeacherTextEncoder,
     shards: Sequence[ShardRange],
     *,
     done: int,
     batch_size: int,
-    device: torch.device,
     progress: Progress,
 ) -> None:
-    """Encode the prompts of these embedding shards and commit them; `done` prompts of this share were done before.
-
-    The text encoder lives within this call only: before the transformer is loaded it is gone.
-    """
-    encoder = TeacherTextEncoder.load(teacher, dtype=DTYPES[writer.manifest.sampling.dtype], device=device)
+    """Encode the prompts of these embedding shards and commit them; `done` prompts of this share were done before."""
     total = done + sum(shard.rows for shard in shards)
     with (
         BackgroundWriter(writer) as background,
@@ -63,7 +57,7 @@ def run_text_stage(
                 shard,
                 {"encoder_hidden_states": encode_shard(writer, encoder, shard, batch_size)},
                 seconds=time.monotonic() - started,
-                provenance=provenance(device=device, batch_size=batch_size),
+                provenance=provenance(device=encoder.device, batch_size=batch_size),
             )
             bar.advance(shard.rows)
 

@@ -80,10 +80,11 @@ class Crew:
         from cache_builder.build import open_writer, result_of
         from cache_builder.job import Job
         from cache_builder.local_workers import devices_of, run_local_workers
+        from storage_schemas.folders import location_of
 
         writer = open_writer(location, settings, teacher, progress)
         job = Job(
-            location=str(writer.folder),
+            location=location_of(writer.folder),
             teacher=teacher.source,
             teacher_path=str(teacher.path.resolve()),
             revision=revision,

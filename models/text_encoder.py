@@ -33,6 +33,11 @@ class TeacherTextEncoder:
     def __init__(self, model: T5EncoderModel) -> None:
         self.model = model.eval().requires_grad_(False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return torch.device(self.model.device)
+
     @classmethod
     def load(cls, folder: TeacherFolder, *, dtype: torch.dtype, device: torch.device) -> Self:
         """Load `folder`/text_encoder_2 and nothing else."""

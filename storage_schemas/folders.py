@@ -152,3 +152,8 @@ def open_folder(location: Location) -> Folder:
 
         return ObjectFolder(str(location))
     return LocalFolder(Path(location))
+
+
+def location_of(folder: Folder) -> str:
+    """Where a folder lies, for another process: an absolute path, or a URL."""
+    return str(folder.path.resolve()) if isinstance(folder, LocalFolder) else str(folder)

@@ -14,7 +14,7 @@ from storage_schemas.digests import xxh3_128
 from storage_schemas.errors import DamagedCache, NotACache, NotInCache
 from storage_schemas.fields import Array
 from storage_schemas.files import CommittedFiles, Verify
-from storage_schemas.folders import Folder, LocalFolder, Location, open_folder
+from storage_schemas.folders import Folder, LocalFolder, Location, location_of, open_folder
 from storage_schemas.formats import format_of
 from storage_schemas.layout import Layout
 from storage_schemas.local_copy import LocalCopy
@@ -85,7 +85,7 @@ class Cache:
     @property
     def location(self) -> str:
         """Where the cache lies: an absolute path, or a URL."""
-        return str(self.folder.path.resolve()) if isinstance(self.folder, LocalFolder) else str(self.folder)
+        return location_of(self.folder)
 
     @property
     def planned(self) -> int:

@@ -13,7 +13,7 @@ from storage_schemas.derivation import derive_latents
 from storage_schemas.digests import canonical_json
 from storage_schemas.errors import BadSettings, DerivationMismatch
 from storage_schemas.fields import Array, Arrays, fields_of, same_bits
-from storage_schemas.folders import LocalFolder, Location, is_remote, open_folder
+from storage_schemas.folders import Location, is_remote, location_of, open_folder
 from storage_schemas.layout import ShardRange
 from storage_schemas.manifest import Manifest
 from storage_schemas.progress import Progress
@@ -108,8 +108,7 @@ def rewrite(
 
 
 def _check_apart(location: Location, sources: Sequence[Source]) -> None:
-    folder = open_folder(location)
-    target = str(folder.path.resolve()) if isinstance(folder, LocalFolder) else str(folder)
+    target = location_of(open_folder(location))
     for source in sources:
         found = source.cache.location
         if f"{target}/".startswith(f"{found}/") or f"{found}/".startswith(f"{target}/"):

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from cache_builder.build import BuildResult, build
+from cache_builder.build import BuildResult, Share, build
 from cache_builder.settings import BuildSettings
 from models.teacher_folder import BUILD_PARTS, find_teacher
 from storage_schemas.folders import Location
@@ -13,11 +13,18 @@ from storage_schemas.progress import Progress, Silent
 
 
 def build_cache(
-    path: Location, teacher: Path | str, prompts: Path, *, progress: Progress | None = None, **flags: Any
+    path: Location,
+    teacher: Path | str,
+    prompts: Path,
+    *,
+    progress: Progress | None = None,
+    share: Share | None = None,
+    **flags: Any,
 ) -> BuildResult:
     flags = {"steps": 4, "shard_size": 3, "batch_size": 2, **flags}
     settings = BuildSettings.from_flags(prompts=(prompts,), **flags)
-    return build(path, settings, find_teacher(str(teacher), BUILD_PARTS), torch.device("cpu"), progress or Silent())
+    found = find_teacher(str(teacher), BUILD_PARTS)
+    return build(path, settings, found, torch.device("cpu"), progress or Silent(), share)
 
 
 def data_files(path: Path) -> dict[str, bytes]:

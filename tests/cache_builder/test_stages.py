@@ -1,0 +1,164 @@
+"""The text stage and the sample stage, on one machine or on several: per-prompt work once per prompt."""
+
+import threading
+import time
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cache_builder import build as build_module
+from cache_builder import waiting
+from cache_builder.build import Share
+from cache_builder.peak_memory import begin_peak, peak_memory
+from cache_builder.waiting import needed_embeddings, wait_for_embeddings
+from cache_builder.workers import Worker
+from models.text_encoder import TeacherTextEncoder
+from storage_schemas.errors import NotInCache
+from storage_schemas.generations import added_generations
+from storage_schemas.layout import Layout
+from storage_schemas.progress import Silent
+from storage_schemas.reader import Cache
+from storage_schemas.writer import CacheWriter
+from tests.cache_builder.building import build_cache, data_files
+from tests.storage_schemas.caches import some_manifest, some_prompts
+
+
+def share(**values) -> Share:
+    return Share(batch_size=2, **values)
+
+
+@pytest.fixture
+def encoded_rows(monkeypatch) -> list[int]:
+    rows: list[int] = []
+    encode = TeacherTextEncoder.encode
+
+    def counting(self, token_ids_BT, *others):
+        rows.append(len(token_ids_BT))
+        return encode(self, token_ids_BT, *others)
+
+    monkeypatch.setattr(TeacherTextEncoder, "encode", counting)
+    return rows
+
+
+def test_the_text_encoder_runs_once_per_prompt_and_in_batches(tmp_path, dev_teacher, prompt_file, encoded_rows):
+    build_cache(tmp_path / "c", dev_teacher, prompt_file, replicas=3)
+    assert encoded_rows == [2, 1, 2, 1]
+    build_cache(tmp_path / "c", dev_teacher, prompt_file, replicas=3)
+    assert sum(encoded_rows) == 6
+
+
+@pytest.mark.parametrize("form", ["zarr", "webdataset"])
+def test_the_stages_one_by_one_give_the_bytes_of_both_at_once(tmp_path, dev_teacher, prompt_file, form, encoded_rows):
+    text = build_cache(tmp_path / "c", dev_teacher, prompt_file, share=share(stage="text"), format=form)
+    assert (text.embeddings, text.trajectories, text.finished, set(text.peaks)) == (6, 0, False, {"text"})
+    sampled = build_cache(tmp_path / "c", dev_teacher, prompt_file, share=share(stage="sample"), format=form)
+    assert (sampled.trajectories, sampled.finished, set(sampled.peaks)) == (6, True, {"sample"})
+    assert sum(encoded_rows) == 6
+    build_cache(tmp_path / "whole", dev_teacher, prompt_file, format=form)
+    assert data_files(tmp_path / "c") == data_files(tmp_path / "whole")
+
+
+def test_sampling_asks_for_a_text_stage_that_is_not_finished(tmp_path, dev_teacher, prompt_file):
+    build_cache(tmp_path / "c", dev_teacher, prompt_file, share=share(stage="text", worker=Worker(number=0, count=2)))
+    with pytest.raises(NotInCache) as caught:
+        build_cache(tmp_path / "c", dev_teacher, prompt_file, share=share(stage="sample"))
+    assert str(caught.value) == (
+        f"{tmp_path}/c lacks 1 of the 2 embedding shards that this stage samples from: give the command with --stage "
+        f"text first (or --stage all), or --wait SECONDS where another machine is making them"
+    )
+
+
+def test_a_worker_that_waits_in_vain_names_those_who_should_have_come(tmp_path, dev_teacher, prompt_file, monkeypatch):
+    monkeypatch.setattr(waiting, "POLL_SECONDS", 0.01)
+    with pytest.raises(NotInCache) as caught:
+        build_cache(
+            tmp_path / "c",
+            dev_teacher,
+            prompt_file,
+            share=share(worker=Worker(number=0, count=2), wait_seconds=0.05),
+            shard_size=2,
+            replicas=2,
+        )
+    assert str(caught.value) == (
+        f"{tmp_path}/c lacks 1 of the 3 embedding shards that this stage samples from after 0 seconds without a new "
+        f"one: they are made by --worker 1/2; start what is not running, or give the command with --stage text once, "
+        f"then this one again"
+    )
+
+
+def test_a_waiting_worker_goes_on_when_the_last_embedding_is_there(tmp_path, dev_teacher, prompt_file, monkeypatch):
+    monkeypatch.setattr(waiting, "POLL_SECONDS", 0.01)
+    first = share(worker=Worker(number=0, count=2), wait_seconds=30)
+    said: list[str] = []
+
+    class Listening(Silent):
+        def say(self, message):
+            said.append(message)
+
+    results = []
+
+    def wait_and_sample():
+        results.append(
+            build_cache(
+                tmp_path / "c", dev_teacher, prompt_file, share=first, shard_size=2, replicas=2, progress=Listening()
+            )
+        )
+
+    waiter = threading.Thread(target=wait_and_sample)
+    waiter.start()
+    while not any("waiting for 1 embedding shards" in message for message in said):
+        assert waiter.is_alive()
+        time.sleep(0.01)
+    for stage in ("text", "sample"):
+        # Not both at once: transformers cannot load two models in two threads.
+        second = share(worker=Worker(number=1, count=2), stage=stage)
+        build_cache(tmp_path / "c", dev_teacher, prompt_file, share=second, shard_size=2, replicas=2)
+        waiter.join()
+    assert results[0].peaks.keys() == {"text", "sample"}
+    build_cache(tmp_path / "whole", dev_teacher, prompt_file, shard_size=2, replicas=2)
+    assert Cache.open(tmp_path / "c").finished
+    assert data_files(tmp_path / "c") == data_files(tmp_path / "whole")
+
+
+def test_nothing_is_waited_for_where_all_is_there(tmp_path, dev_teacher, prompt_file, monkeypatch):
+    build_cache(tmp_path / "c", dev_teacher, prompt_file)
+    monkeypatch.setattr(build_module, "load_backbone", lambda *unused: pytest.fail("the transformer was loaded"))
+    assert build_cache(tmp_path / "c", dev_teacher, prompt_file).peaks == {}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=12).filter(any), st.integers(1, 5))
+def test_needed_embeddings_are_those_of_the_prompts_of_the_shards(replicas, size):
+    replicas = [bits for bits in replicas if bits]
+    prompts = some_prompts(len(replicas))
+    generations = added_generations({}, dict(enumerate(replicas)), shard_size=size)
+    manifest = some_manifest(prompts)
+    changed = manifest.prompts.model_copy(update={"generations": generations, "count": len(prompts)})
+    writer = CacheWriter(None, manifest.model_copy(update={"prompts": changed}), prompts)
+    layout = Layout(generations)
+    for shard in layout.trajectories:
+        rows = range(shard.first, shard.first + shard.rows)
+        expected = sorted({layout.embedding_place(layout.place(row).prompt)[0] for row in rows})
+        found = [needed.shard for needed in needed_embeddings(writer, [shard])]
+        assert set(expected) <= set(found) and (len(found) - len(expected) <= 0 or shard.rows > 1)
+        assert found == expected
+
+
+def test_the_peak_of_a_stage_is_that_of_the_stage():
+    cpu = torch.device("cpu")
+    begin_peak(cpu)
+    large = torch.ones(64 * 2**20, dtype=torch.uint8)
+    assert peak_memory(cpu).host_bytes > large.numel()
+    large_bytes = large.numel()
+    del large
+    first = peak_memory(cpu)
+    begin_peak(cpu)
+    assert peak_memory(cpu).host_bytes < first.host_bytes - large_bytes // 2 and first.gpu_bytes is None
+
+
+def test_waiting_for_nothing_returns(tmp_path):
+    prompts = some_prompts(3)
+    writer = CacheWriter.create_or_resume(tmp_path / "c", some_manifest(prompts), prompts, {})
+    wait_for_embeddings(writer, [], Worker(), wait_seconds=0, progress=Silent())
