@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +19,7 @@ from cache_builder.job import Job
 from cache_builder.peak_memory import PeakMemory, largest_peaks
 from cache_builder.waiting import needed_embeddings, wait_for_embeddings
 from cache_builder.workers import Worker
-from models.device import usable_device
+from models.device import quiet_libraries, usable_device
 from models.teacher_folder import BUILD_PARTS
 from storage_schemas.commits import Kind, committed_shards
 from storage_schemas.errors import BadSettings, MissingExtra, UnderstudyError, WorkerFailed
@@ -36,30 +37,28 @@ class Builder:
     """One worker: made into an actor by Ray, with a GPU of its own where the cluster has any."""
 
     def __init__(self, job: str) -> None:
-        """`job`: a Job as JSON."""
-        import diffusers
-        import transformers
-
-        for library in (diffusers, transformers):
-            library.utils.logging.set_verbosity_error()
-            library.utils.logging.disable_progress_bar()
-        told = Job.model_validate_json(job)
-        told.begin()
-        teacher = told.find_teacher(BUILD_PARTS)
-        self._writer = told.writer()
-        # Ray shows an actor its own GPU alone, or none.
-        self._stages = Stages(self._writer, teacher, told.share, usable_device("auto"), Silent())
+        """`job`: a Job as JSON. Nothing can fail here: Ray would try it again, and not say why it failed."""
+        self._job = Job.model_validate_json(job)
 
     def make(self, kind: Kind, numbers: list[int]) -> None:
         """Commit those of these shards that are not committed yet."""
-        layout, there = self._writer.layout, committed_shards(self._writer.folder, kind)
+        writer, stages = self._opened
+        layout, there = writer.layout, committed_shards(writer.folder, kind)
         shards = layout.embeddings if kind == "embeddings" else layout.trajectories
         if missing := [shards[number] for number in numbers if number not in there]:
-            self._stages.make(kind, missing)
+            stages.make(kind, missing)
 
     def peaks(self) -> dict[str, PeakMemory]:
         """By stage."""
-        return self._stages.peaks
+        return self._opened[1].peaks
+
+    @cached_property
+    def _opened(self) -> tuple[CacheWriter, Stages]:
+        quiet_libraries()
+        self._job.begin()
+        writer, teacher = self._job.writer(), self._job.find_teacher(BUILD_PARTS)
+        # Ray shows an actor its own GPU alone, or none.
+        return writer, Stages(writer, teacher, self._job.share, usable_device("auto"), Silent())
 
 
 def run_on_ray(

@@ -71,17 +71,12 @@ def main() -> int:
 
 
 def _work(line: str, lines: JsonLines) -> None:
-    import diffusers
-    import transformers
-
     from cache_builder.build import Stages
     from cache_builder.job import Job
-    from models.device import usable_device
+    from models.device import quiet_libraries, usable_device
     from models.teacher_folder import BUILD_PARTS
 
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
+    quiet_libraries()
     told = json.loads(line)
     device = usable_device(told.pop("device"))
     job = Job.model_validate(told)

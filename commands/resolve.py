@@ -57,17 +57,10 @@ def terminal(quiet: bool = False) -> Any:
 
 
 def quiet_device(name: str) -> Any:
-    """A device by name. Also silences the libraries' own bars and remarks: one style of progress."""
-    import diffusers
-    import huggingface_hub
-    import transformers
+    """A device by name. Also silences the libraries' own bars and remarks."""
+    from models.device import quiet_libraries, usable_device
 
-    for library in (diffusers, transformers, huggingface_hub):
-        library.utils.logging.set_verbosity_error()
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
-    from models.device import usable_device
-
+    quiet_libraries()
     return usable_device(name)
 
 

@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""Where to compute, and without whose remarks."""
 
 import torch
 
@@ -16,3 +16,15 @@ def usable_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise BadSettings(f"--device {name!r} cannot be used here ({reason}): take auto, cpu or cuda") from error
     return device
+
+
+def quiet_libraries() -> None:
+    """Silence the libraries' own bars and remarks: there is one style of progress."""
+    import diffusers
+    import huggingface_hub
+    import transformers
+
+    for library in (diffusers, transformers, huggingface_hub):
+        library.utils.logging.set_verbosity_error()
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()

@@ -12,6 +12,10 @@ from storage_schemas.folders import Location
 from storage_schemas.progress import Progress, Silent
 
 
+def build_settings(prompts: Path, **flags: Any) -> BuildSettings:
+    return BuildSettings.from_flags(prompts=(prompts,), **{"steps": 4, "shard_size": 3, "batch_size": 2, **flags})
+
+
 def build_cache(
     path: Location,
     teacher: Path | str,
@@ -21,8 +25,7 @@ def build_cache(
     share: Share | None = None,
     **flags: Any,
 ) -> BuildResult:
-    flags = {"steps": 4, "shard_size": 3, "batch_size": 2, **flags}
-    settings = BuildSettings.from_flags(prompts=(prompts,), **flags)
+    settings = build_settings(prompts, **flags)
     found = find_teacher(str(teacher), BUILD_PARTS)
     return build(path, settings, found, torch.device("cpu"), progress or Silent(), share)
 
