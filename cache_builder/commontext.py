@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from storage_schemas.errors import BadPrompts, MissingExtra
 
 MOST_WORDS = 20_000
-# Not lists: those would be a line per word.
 _BEARERS = (
     "accountant actor apprentice archer baker bear beekeeper bishop blacksmith bricklayer builder butcher "
     "captain carpenter cashier clown coach conductor cowboy crow deer detective diver donkey drummer duck "
@@ -20,11 +19,11 @@ _BEARERS = (
     "mouse neighbor officer otter owl parrot penguin pianist pirate plumber postman prince queen raccoon referee "
     "robot sailor salesman shepherd soldier tailor toddler tortoise tourist turkey violinist waiter witch wizard "
     "wolf"
-).split()  # noqa: SIM905
+)
 _THINGS = (
     "balloon bridge bus cake coat door fence gate house kite lorry mug notebook pillow shop train umbrella van "
     "wall window"
-).split()  # noqa: SIM905
+)
 _SHOWN_BY_BEARERS = (
     "holding up a sign with the word{s} '{text}'",
     "with a cardboard sign that reads '{text}'",
@@ -101,7 +100,10 @@ def frequent_words(count: int) -> list[str]:
 
 
 def _kinds(words: Sequence[str]) -> Iterator[_Kind]:
-    by_things = ((_BEARERS, _SHOWN_BY_BEARERS, 1 - _SHARE_OF_THINGS), (_THINGS, _SHOWN_BY_THINGS, _SHARE_OF_THINGS))
+    by_things = (
+        (_BEARERS.split(), _SHOWN_BY_BEARERS, 1 - _SHARE_OF_THINGS),
+        (_THINGS.split(), _SHOWN_BY_THINGS, _SHARE_OF_THINGS),
+    )
     for length, share in _SHARES_OF_WORDS.items():
         for bearers, phrases, part in by_things:
             yield _Kind(bearers=bearers, phrases=phrases, words=words, length=length, share=share * part)

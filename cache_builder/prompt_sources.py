@@ -52,8 +52,6 @@ class PromptSource(Record):
                 f"{self.path} has column={self.column}, but is read as one prompt per line: columns are in "
                 f"{', '.join(_WITH_COLUMNS)} and hf:NAME"
             )
-        if not self.source_name.isprintable():
-            raise BadPrompts(f"prompt source {self.path!r} has a name that cannot be printed: give one by :name=NAME")
         return self
 
     @classmethod
@@ -80,7 +78,7 @@ class PromptSource(Record):
         if self.name is not None:
             return self.name
         if self.is_dataset:
-            return Path(self.path.removeprefix(HUB)).resolve().name
+            return Path(self.path.removeprefix(HUB)).absolute().name
         return Path(self.path).stem
 
 

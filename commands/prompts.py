@@ -92,7 +92,7 @@ def _print_counts(read: "PromptsRead", facts: dict[str, Any]) -> None:
     if tokens := facts.get("tokens"):
         out.print(
             f"tokens: mean {tokens['mean']:.1f}, longest {tokens['longest']} ({tokens['longest_text'][:80]!r}); "
-            f"{tokens['cut']} prompts are longer than {tokens['text_length']} and would be cut",
+            f"longer than {tokens['text_length']}, and so cut: {tokens['cut']}",
             markup=False,
         )
 
