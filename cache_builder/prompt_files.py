@@ -64,8 +64,8 @@ class PromptsRead:
         parts = [f"{self.empty} empty and {self.repeated} repeated lines skipped"]
         if left_out := sum(count.left_out for count in self.counts):
             parts.append(f"{left_out} lines of other prompts left out by --limit {self.limit}")
-        if ended := [count.source for count in self.counts if count.ended]:
-            parts.append(f"read up to its own limit: {', '.join(ended)}")
+        if ended := [f"{count.source}:limit={count.distinct}" for count in self.counts if count.ended]:
+            parts.append(f"read no further than {', '.join(ended)}")
         return "; ".join(parts)
 
 

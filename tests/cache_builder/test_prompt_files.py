@@ -54,7 +54,7 @@ def test_a_source_ends_with_the_last_prompt_of_its_own_limit(tmp_path):
         (2, 2, 1, 1, True),
     ]
     assert read.skipped_text() == (
-        f"0 empty and 2 repeated lines skipped; read up to its own limit: {tmp_path}/p.txt, {tmp_path}/q.txt"
+        f"0 empty and 2 repeated lines skipped; read no further than {tmp_path}/p.txt:limit=2, {tmp_path}/q.txt:limit=2"
     )
 
 

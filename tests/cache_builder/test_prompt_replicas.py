@@ -113,7 +113,7 @@ def test_equal_repeats_are_told_as_before_and_are_one_generation(record, dev_tea
     build(str(record.folder / "equal"), settings, find_teacher(str(dev_teacher), BUILD_PARTS),
           CPU, heard)  # fmt: skip
     assert heard.messages[0].startswith(
-        "2 distinct prompts x 2 replicas = 4 trajectories (0 empty and 0 repeated lines skipped; read up to its own"
+        "2 distinct prompts x 2 replicas = 4 trajectories (0 empty and 0 repeated lines skipped; read no further than"
     )
     assert len(Cache.open(record.folder / "equal").manifest.prompts.generations) == 1
 
