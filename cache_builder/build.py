@@ -9,6 +9,7 @@ from pydantic import Field
 
 from cache_builder.peak_memory import PeakMemory, begin_peak, peak_memory, release_memory
 from cache_builder.prompt_files import read_prompts
+from cache_builder.prompt_lengths import prompt_lengths
 from cache_builder.sample_stage import run_sample_stage
 from cache_builder.settings import BuildSettings, plan_manifest
 from cache_builder.text_stage import run_text_stage, tokenised_prompts
@@ -189,14 +190,15 @@ def open_writer(location: Location, settings: BuildSettings, teacher: TeacherFol
     """Create the cache that was asked for, or open it; says N first."""
     read = read_prompts(settings.prompts, limit=settings.limit)
     prompts, cut = tokenised_prompts(read.texts, teacher)
-    manifest = plan_manifest(settings, teacher, prompts)
-    progress.say(
-        f"{len(prompts)} distinct prompts x {settings.replicas} replicas = {len(prompts) * settings.replicas} "
-        f"trajectories ({read.empty} empty and {read.repeated} repeated lines skipped)"
-    )
+    replicas = [settings.replicas * text.repeat for text in read.texts]
+    manifest = plan_manifest(settings, teacher, prompts, replicas)
+    progress.say(f"{_counted(replicas)} trajectories ({read.skipped_text()})")
     if cut:
-        progress.say(
-            f"{len(cut)} prompts are longer than {manifest.teacher.text_length} tokens and were cut, "
-            f"the first: {cut[0]!r}"
-        )
+        progress.say(prompt_lengths(cut, teacher).cut_text())
     return CacheWriter.create_or_resume(location, manifest, prompts, teacher.tokenizer_files())
+
+
+def _counted(replicas: Sequence[int]) -> str:
+    if len(set(replicas)) == 1:
+        return f"{len(replicas)} distinct prompts x {replicas[0]} replicas = {sum(replicas)}"
+    return f"{len(replicas)} distinct prompts, {sum(replicas)}"

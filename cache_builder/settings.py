@@ -1,18 +1,19 @@
 """What a build is asked to do, validated, and the manifest that follows from it and the teacher."""
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from cache_builder.prompt_sources import PromptSource
 from models.geometry import Geometry, geometry_of, vae_scale_factor
 from models.schedule import DTYPES, pipeline_schedule
 from models.teacher_folder import TeacherFolder
 from storage_schemas.errors import BadSettings
+from storage_schemas.generations import added_generations
 from storage_schemas.manifest import (
     CodecName,
     Embeddings,
-    Generation,
     Manifest,
     PromptSet,
     Record,
@@ -30,7 +31,7 @@ CREATED_BY = "understudy 0.1.0"
 class BuildSettings(Record):
     """The flags of `understudy build`; None means: as the teacher's folder states."""
 
-    prompts: tuple[Path, ...] = Field(min_length=1)
+    prompts: tuple[PromptSource, ...] = Field(min_length=1)
     limit: int | None = Field(default=None, ge=1)
     resolution: int | None = Field(default=None, ge=1)
     steps: int = Field(default=20, ge=1, le=1000)
@@ -77,8 +78,15 @@ def build_geometry(settings: BuildSettings, teacher: TeacherFolder) -> Geometry:
     )
 
 
-def plan_manifest(settings: BuildSettings, teacher: TeacherFolder, prompts: list[Prompt]) -> Manifest:
-    """The manifest of the cache that was asked for. Hashes the teacher's weights."""
+def plan_manifest(
+    settings: BuildSettings, teacher: TeacherFolder, prompts: list[Prompt], replicas: Sequence[int] | None = None
+) -> Manifest:
+    """The manifest of the cache that was asked for. Hashes the teacher's weights.
+
+    replicas: of each prompt, where they are not those of the settings.
+    """
+    if replicas is None:
+        replicas = [settings.replicas] * len(prompts)
     geometry = build_geometry(settings, teacher)
     schedule = pipeline_schedule(
         teacher.config("scheduler"),
@@ -108,19 +116,15 @@ def plan_manifest(settings: BuildSettings, teacher: TeacherFolder, prompts: list
             embeddings=settings.embeddings,
         ),
     )
-    generation = Generation(
-        first_prompt=0,
-        prompts=len(prompts),
-        first_replica=0,
-        replicas=settings.replicas,
-        shard_size=settings.shard_size,
-    )
+    bits = {count: (1 << count) - 1 for count in set(replicas)}
+    wanted = {number: bits[count] for number, count in enumerate(replicas)}
+    generations = added_generations({}, wanted, shard_size=settings.shard_size)
     return Manifest(
         source=teacher.source,
         created_by=CREATED_BY,
         teacher=teacher.identity(text_length=teacher.text_length),
         sampling=sampling,
-        prompts=PromptSet(generations=(generation,), **prompt_set_fields(prompts)),
+        prompts=PromptSet(generations=generations, **prompt_set_fields(prompts)),
         metadata={},
     )
 

@@ -1,6 +1,5 @@
 """`understudy build`: phase 1."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -16,7 +15,14 @@ if TYPE_CHECKING:
 def build(
     cache: CachePath,
     teacher: Annotated[str, typer.Option(help="pocket, a folder in the FluxPipeline layout, or a hub name.")],
-    prompts: Annotated[list[Path], typer.Option(help="Text file (a prompt per line) or JSON list; may be repeated.")],
+    prompts: Annotated[
+        list[str],
+        typer.Option(
+            metavar="SOURCE",
+            help="File (a prompt per line; .json, .jsonl, .csv, .tsv, .parquet) or hf:NAME, with any of :name= :limit= "
+            ":repeat= (times the replicas) :column= :split= :config= :revision= behind it; may be repeated.",
+        ),
+    ],
     limit: Annotated[int | None, typer.Option(help="Only the first that many distinct prompts.")] = None,
     resolution: Annotated[int | None, typer.Option(help="Pixels per side; default 512, or the teacher's own.")] = None,
     steps: Annotated[int, typer.Option(help="Sampler steps per trajectory.")] = 20,

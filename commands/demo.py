@@ -35,7 +35,7 @@ def demo(
     build(
         str(cache),
         teacher=POCKET,
-        prompts=[folder / "prompts.txt"],
+        prompts=[str(folder / "prompts.txt")],
         dtype="float32",
         batch_size=64,
         device=device,

@@ -1,14 +1,156 @@
-"""`understudy prompts`: make prompt sets."""
+"""`understudy prompts`: look at prompts as a build reads them, and make prompt sets."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
+from rich.table import Column, Table
 
-from commands.resolve import out, write_text
+from commands.resolve import Json, out, resolve_teacher, write_text
 from storage_schemas.errors import BadSettings
 
-prompts_app = typer.Typer(no_args_is_help=True, help="Make prompt sets.")
+if TYPE_CHECKING:
+    from cache_builder.prompt_files import PromptsRead
+
+prompts_app = typer.Typer(no_args_is_help=True, help="Look at prompts, and make prompt sets.")
+
+Sources = Annotated[list[str], typer.Argument(metavar="SOURCE...", help="As after build --prompts.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first that many distinct prompts.")]
+
+
+@prompts_app.command("list")
+def prompts_list(sources: Sources, limit: Limit = None, as_json: Json = False) -> None:
+    """The distinct prompts in the order of a build, one per line.
+
+    Example: understudy prompts list color_train.txt notes.csv:column=caption --limit 20
+    """
+    from cache_builder.prompt_files import read_prompts
+
+    texts = read_prompts(sources, limit=limit).texts
+    if as_json:
+        typer.echo(json.dumps([asdict(text) for text in texts], indent=1, ensure_ascii=False))
+        return
+    typer.echo("\n".join(" ".join(text.text.splitlines()) for text in texts))
+
+
+@prompts_app.command("count")
+def prompts_count(
+    sources: Sources,
+    limit: Limit = None,
+    teacher: Annotated[str | None, typer.Option(help="Count tokens too, by the tokenizer of this teacher.")] = None,
+    as_json: Json = False,
+) -> None:
+    """How many prompts there are, in all and per source; with --teacher how long they are.
+
+    Example: understudy prompts count color_train.txt CommonText_Train.json --teacher pocket
+    """
+    from cache_builder.prompt_files import read_prompts
+
+    read = read_prompts(sources, limit=limit)
+    facts: dict[str, Any] = {
+        "distinct": len(read.texts),
+        "empty": read.empty,
+        "repeated": read.repeated,
+        "sources": [asdict(count) for count in read.counts],
+        "names": _names(read),
+    }
+    if teacher is not None:
+        facts["tokens"] = _token_facts(read, teacher)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+        return
+    _print_counts(read, facts)
+
+
+def _names(read: "PromptsRead") -> dict[str, int]:
+    found: dict[str, int] = {}
+    for text in read.texts:
+        for name in text.sources:
+            found[name] = found.get(name, 0) + 1
+    return found
+
+
+def _token_facts(read: "PromptsRead", teacher: str) -> dict[str, Any]:
+    from cache_builder.prompt_lengths import prompt_lengths
+
+    return asdict(prompt_lengths([text.text for text in read.texts], resolve_teacher(teacher, ("tokenizer_2",))))
+
+
+def _print_counts(read: "PromptsRead", facts: dict[str, Any]) -> None:
+    table = Table(Column("source", overflow="fold"), "lines", "distinct", "new", "empty", "repeated", "left out")
+    for count in read.counts:
+        numbers = (count.lines, count.distinct, count.new, count.empty, count.repeated, count.left_out)
+        table.add_row(escape(count.source), *map(str, numbers))
+    out.print(table)
+    if len(facts["names"]) > len(read.counts):
+        for name, number in facts["names"].items():
+            out.print(f"{number:>10}  {name}", markup=False)
+    out.print(f"{len(read.texts)} distinct prompts ({read.skipped_text()})", markup=False)
+    if tokens := facts.get("tokens"):
+        out.print(
+            f"tokens: mean {tokens['mean']:.1f}, longest {tokens['longest']} ({tokens['longest_text'][:80]!r}); "
+            f"longer than {tokens['text_length']}, and so cut: {tokens['cut']}",
+            markup=False,
+        )
+
+
+@prompts_app.command("compbench")
+def prompts_compbench(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Prompts of T2I-CompBench, *_train.txt.")],
+    out_file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL file to write, for build --prompts.")],
+    categories: Annotated[
+        Literal["paper", "all"], typer.Option(help="all: also 3d_spatial and numeracy, which the paper has not.")
+    ] = "paper",
+) -> None:
+    """The training prompts of T2I-CompBench in one file, each with its category.
+
+    Example: understudy prompts compbench T2I-CompBench compbench.jsonl
+    """
+    from cache_builder.compbench import ALL_CATEGORIES, PAPER_CATEGORIES, compbench_prompts, json_lines
+
+    _check_ending(out_file, (".jsonl",))
+    read = compbench_prompts(folder, PAPER_CATEGORIES if categories == "paper" else ALL_CATEGORIES)
+    write_text(out_file, json_lines(read.texts))
+    lines = sum(count.lines for count in read.counts)
+    out.print(
+        f"{len(read.texts)} distinct prompts of {lines} lines in {len(read.counts)} categories ({read.skipped_text()}) "
+        f"in {out_file}",
+        markup=False,
+    )
+
+
+@prompts_app.command("commontext")
+def prompts_commontext(
+    out_file: Annotated[Path, typer.Argument(metavar="FILE", help=".txt (a prompt per line), .json or .jsonl.")],
+    count: Annotated[int, typer.Option(min=1, help="How many distinct prompts.")] = 50_000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    words: Annotated[int, typer.Option(min=1, max=20_000, help="Only the most frequent English words.")] = 5000,
+) -> None:
+    """Prompts for text rendering: signs with frequent English words on them.
+
+    Example: understudy prompts commontext signs.txt --count 50000
+    """
+    from cache_builder.commontext import frequent_words, text_prompts
+
+    _check_ending(out_file, (".txt", ".json", ".jsonl"))
+    texts = text_prompts(count, seed=seed, words=frequent_words(words))
+    if out_file.suffix == ".json":
+        write_text(out_file, json.dumps(texts, indent=1) + "\n")
+    else:
+        lines = texts if out_file.suffix == ".txt" else [json.dumps(text) for text in texts]
+        write_text(out_file, "".join(f"{line}\n" for line in lines))
+    out.print(f"{len(texts)} prompts in {out_file}", markup=False)
+
+
+def _check_ending(file: Path, endings: tuple[str, ...]) -> None:
+    if file.suffix not in endings:
+        raise BadSettings(
+            f"{file} ends with {file.suffix or 'nothing'!r}, expected {' or '.join(endings)}: a build reads a file by "
+            f"its ending"
+        )
 
 
 @prompts_app.command("pocket")

@@ -92,7 +92,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file; BadSettings if that is not possible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise BadSettings(f"{path} cannot be written ({error.strerror}): give another --out") from error
 

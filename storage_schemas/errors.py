@@ -30,7 +30,7 @@ class DerivationMismatch(UnderstudyError):
 
 
 class BadPrompts(UnderstudyError):
-    """A prompt file is missing, empty, or not text."""
+    """A source of prompts is missing, empty, or cannot be read as what its ending says."""
 
 
 class BadTeacher(UnderstudyError):
