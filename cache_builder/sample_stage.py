@@ -15,7 +15,7 @@ from cache_builder.host_copies import HostCopies
 from cache_builder.provenance import provenance
 from models.backbone import FluxBackbone
 from models.noise import draw_guidance, draw_noise
-from models.sampler import sample
+from models.sampler import Predict, sample
 from models.schedule import DTYPES, Schedule
 from storage_schemas.fields import Arrays, fields_of
 from storage_schemas.layout import ShardRange
@@ -142,31 +142,28 @@ def prepare_batch(cache: Cache, indices: range) -> Start:
     )
 
 
+def predictor(backbone: FluxBackbone, start: Start) -> Predict:
+    """The backbone with text and guidance of a batch bound in."""
+    embedding_BTD = start.embedding_BTD.to(backbone.device)
+    guidance_B = None if start.guidance_B is None else start.guidance_B.to(backbone.device)
+    pooled_BP = backbone.zero_pooled(len(embedding_BTD))
+
+    def predict(x_BSC: torch.Tensor, timestep_B: torch.Tensor) -> torch.Tensor:
+        return backbone.predict(x_BSC, embedding_BTD, pooled_BP, timestep_B, guidance_B)
+
+    return predict
+
+
 def _sample_batch(cache: Cache, backbone: FluxBackbone, start: Start) -> Tensors:
     sampling = cache.manifest.sampling
     noise_BSC = start.noise_BSC.to(device=backbone.device, dtype=DTYPES[sampling.dtype])
-    guidance_B = None if start.guidance_B is None else start.guidance_B.to(backbone.device)
-    walk = sample(
-        partial(_predict, backbone, start.embedding_BTD.to(backbone.device), guidance_B),
-        noise_BSC,
-        Schedule(sigmas=sampling.sigmas, timesteps=sampling.timesteps),
-    )
+    schedule = Schedule(sigmas=sampling.sigmas, timesteps=sampling.timesteps)
+    walk = sample(predictor(backbone, start), noise_BSC, schedule)
     tensors = {"velocity": walk.velocity_BKSC, "final_latent": walk.final_latent_BSC}
     if sampling.storage.latents == "stored":
         tensors["hidden_states"] = walk.hidden_states_BKSC
     else:
         tensors["noise"] = noise_BSC
-    if guidance_B is not None:
-        tensors["guidance"] = guidance_B
+    if start.guidance_B is not None:
+        tensors["guidance"] = start.guidance_B
     return tensors
-
-
-def _predict(
-    backbone: FluxBackbone,
-    embedding_BTD: torch.Tensor,
-    guidance_B: torch.Tensor | None,
-    x_BSC: torch.Tensor,
-    timestep_B: torch.Tensor,
-) -> torch.Tensor:
-    pooled_BP = backbone.zero_pooled(len(x_BSC))
-    return backbone.predict(x_BSC, embedding_BTD, pooled_BP, timestep_B, guidance_B)

@@ -1,0 +1,177 @@
+"""What recording costs beside the bare sampling, and what several workers gain. On the pocket teacher, or another.
+
+python -m benchmarks.build_speed bare [--teacher FOLDER --device cuda --dtype bfloat16 --batch-size 8 ...]
+    the sample stage of `build` (noise, embeddings read, sampling, copies, encoding, checks, writing) against a loop
+    that runs FluxPipeline on the same embeddings and noise and throws the result away; in turn, medians of rounds
+python -m benchmarks.build_speed workers [--workers 1 2 4]
+    trajectories a second of `build --workers N --threads 1`, from the first batch to the last
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from cache_builder.build import Share, Stages, load_backbone, missing_embeddings, open_writer
+from cache_builder.job import Job
+from cache_builder.local_workers import run_local_workers
+from cache_builder.sample_stage import prepare_batch, run_sample_stage
+from cache_builder.settings import BuildSettings
+from models.backbone import FluxBackbone
+from models.device import quiet_libraries
+from models.reference_pipeline import ReferencePipeline
+from models.teacher_folder import BUILD_PARTS, TeacherFolder, find_teacher
+from pocket import TEACHER_FOLDER
+from pocket.world import captions
+from storage_schemas.progress import Silent
+from storage_schemas.reader import Cache
+from storage_schemas.writer import CacheWriter
+
+
+def settings_of(asked: argparse.Namespace, prompts: Path) -> BuildSettings:
+    return BuildSettings.from_flags(
+        prompts=(prompts,),
+        dtype=asked.dtype,
+        batch_size=asked.batch_size,
+        shard_size=asked.shard_size,
+        codec=asked.codec,
+        guidance=(3.5,),
+        resolution=asked.resolution,
+    )
+
+
+class Bare:
+    """FluxPipeline over all batches of a cache whose embeddings are there."""
+
+    def __init__(self, cache: Cache, teacher: TeacherFolder, backbone: FluxBackbone, batch_size: int) -> None:
+        self._sampling, self._backbone = cache.manifest.sampling, backbone
+        self._pipeline = ReferencePipeline(teacher, backbone)
+        self._starts = []
+        for first in range(0, len(cache.layout), batch_size):
+            start = prepare_batch(cache, range(first, min(first + batch_size, len(cache.layout))))
+            noise_BSC = start.noise_BSC.to(device=backbone.device, dtype=backbone.dtype)
+            self._starts.append((noise_BSC, start.embedding_BTD.to(backbone.device)))
+
+    def run(self) -> None:
+        """All batches, once."""
+        sampling, device = self._sampling, self._backbone.device
+        for noise_BSC, embedding_BTD in self._starts:
+            self._pipeline.final_latents(
+                noise_BSC,
+                embedding_BTD,
+                self._backbone.zero_pooled(len(noise_BSC)),
+                guidance=3.5,
+                steps=sampling.steps,
+                height=sampling.height,
+                width=sampling.width,
+            )
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+
+def seconds(run) -> float:
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+def measure_bare(asked: argparse.Namespace, prompts: Path, folder: Path) -> None:
+    teacher, device = find_teacher(asked.teacher, BUILD_PARTS), torch.device(asked.device)
+    settings = settings_of(asked, prompts)
+    rates: dict[str, list[float]] = {"bare": [], "build": []}
+    backbone: FluxBackbone | None = None
+    for turn in range(asked.rounds + 1):
+        writer = open_writer(folder / f"cache-{turn}", settings, teacher, Silent())
+        stages = Stages(writer, teacher, Share(batch_size=asked.batch_size), device, Silent())
+        stages.make("embeddings", missing_embeddings(writer))
+        backbone = backbone or load_backbone(writer, teacher, device)
+        bare = Bare(Cache.open(str(writer.folder)), teacher, backbone, asked.batch_size)
+        found = {"bare": seconds(bare.run), "build": seconds(lambda w=writer, b=backbone: _sample(w, b, asked))}
+        if turn:
+            # The first round warms up.
+            for name, took in found.items():
+                rates[name].append(asked.count / took)
+    bare_rate, build_rate = (statistics.median(rates[name]) for name in ("bare", "build"))
+    ratios = sorted(build / bare for bare, build in zip(rates["bare"], rates["build"], strict=True))
+    print(f"bare FluxPipeline {bare_rate:8.2f} trajectories/s")
+    print(f"build             {build_rate:8.2f} trajectories/s")
+    print(f"build / bare      {statistics.median(ratios):8.3f}  ({ratios[0]:.3f} to {ratios[-1]:.3f})")
+
+
+def _sample(writer: CacheWriter, backbone: FluxBackbone, asked: argparse.Namespace) -> None:
+    shards = writer.missing("trajectories")
+    run_sample_stage(writer, backbone, shards, done=0, batch_size=asked.batch_size, progress=Silent())
+
+
+class Clock(Silent):
+    """When the first and the last batch of the sample stage were shown, and what came between."""
+
+    def __init__(self) -> None:
+        self.times: list[tuple[float, int]] = []
+
+    def bar(self, title, **counts):
+        """See Progress."""
+        self.times = []
+        return super().bar(title, **counts)
+
+    def advance(self, count, note=""):
+        """See Bar."""
+        self.times.append((time.perf_counter(), count))
+
+    def rate(self) -> float:
+        """Trajectories a second after the first batch."""
+        (first, skipped), (last, _) = self.times[0], self.times[-1]
+        return (sum(count for _, count in self.times) - skipped) / (last - first)
+
+
+def measure_workers(asked: argparse.Namespace, prompts: Path, folder: Path) -> None:
+    teacher = find_teacher(asked.teacher, BUILD_PARTS)
+    alone = None
+    for workers in asked.workers:
+        rates = []
+        for turn in range(asked.rounds):
+            writer = open_writer(folder / f"{workers}-{turn}", settings_of(asked, prompts), teacher, Silent())
+            job = Job(
+                location=str(writer.folder),
+                teacher=asked.teacher,
+                teacher_path=str(teacher.path),
+                revision=None,
+                share=Share(batch_size=asked.batch_size, wait_seconds=600),
+                threads=1,
+            )
+            clock = Clock()
+            run_local_workers(writer, job, [asked.device] * workers, clock)
+            rates.append(clock.rate())
+        rate = statistics.median(rates)
+        alone = alone or rate / workers
+        print(f"{workers} workers {rate:8.2f} trajectories/s, {rate / alone / workers:.2f} of linear")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("bare", "workers"))
+    parser.add_argument("--teacher", default=str(TEACHER_FOLDER))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--codec", default="compact")
+    parser.add_argument("--resolution", type=int)
+    parser.add_argument("--count", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--shard-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    quiet_libraries()
+    with tempfile.TemporaryDirectory() as name:
+        prompts = Path(name) / "prompts.txt"
+        prompts.write_text("".join(f"{text}\n" for text in captions(asked.count, seed=0, split="train")))
+        (measure_bare if asked.what == "bare" else measure_workers)(asked, prompts, Path(name))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""FluxPipeline around a transformer that is loaded already: what our sampling has to equal (law 1)."""
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
+
+from models.backbone import FluxBackbone
+from models.teacher_folder import TeacherFolder
+
+
+class ReferencePipeline:
+    """The unmodified FluxPipeline with a backbone's transformer and the teacher's scheduler; no text encoder."""
+
+    def __init__(self, teacher: TeacherFolder, backbone: FluxBackbone) -> None:
+        # The VAE decodes nothing here: the pipeline takes the size of its latents from it. So its weights may be any.
+        with torch.device("meta"):
+            vae = AutoencoderKL.from_config(teacher.config("vae"))
+        self._backbone = backbone
+        self._pipeline: Any = FluxPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler.from_config(teacher.config("scheduler")),
+            vae=vae,
+            text_encoder=None,
+            tokenizer=None,
+            text_encoder_2=None,
+            tokenizer_2=None,
+            transformer=backbone.transformer,
+        )
+        self._pipeline.set_progress_bar_config(disable=True)
+
+    @torch.no_grad()
+    def final_latents(
+        self,
+        noise_BSC: torch.Tensor,
+        embedding_BTD: torch.Tensor,
+        pooled_BP: torch.Tensor,
+        *,
+        guidance: float | None,
+        steps: int,
+        height: int,
+        width: int,
+    ) -> torch.Tensor:
+        """x_K of one guidance for all rows, packed."""
+        latents_BSC: torch.Tensor = self._pipeline(
+            prompt_embeds=embedding_BTD,
+            pooled_prompt_embeds=pooled_BP,
+            latents=noise_BSC.clone(),
+            guidance_scale=0.0 if guidance is None else guidance,
+            num_inference_steps=steps,
+            height=height,
+            width=width,
+            output_type="latent",
+            return_dict=False,
+        )[0]
+        return latents_BSC
