@@ -5,12 +5,15 @@ from dataclasses import dataclass
 import torch
 
 from cache_builder.prompt_files import read_prompts
+from cache_builder.provenance import changed_provenance, provenance
 from cache_builder.sample_stage import run_sample_stage
 from cache_builder.settings import BuildSettings, build_geometry, plan_manifest
 from cache_builder.text_stage import run_text_stage, tokenised_prompts
+from models.attention import check_attention
 from models.backbone import FluxBackbone
 from models.schedule import DTYPES
 from models.teacher_folder import TeacherFolder
+from storage_schemas.commits import Kind
 from storage_schemas.folders import Location
 from storage_schemas.progress import Progress
 from storage_schemas.writer import CacheWriter
@@ -30,7 +33,10 @@ def build(
     location: Location, settings: BuildSettings, teacher: TeacherFolder, device: torch.device, progress: Progress
 ) -> BuildResult:
     """Build a cache, or go on with it; every committed shard stays, whatever happens."""
+    attention, dtype = settings.attention_backend, DTYPES[settings.dtype]
+    check_attention(attention, teacher.config("transformer"), dtype=dtype, device=device)
     writer = _open_writer(location, settings, teacher, progress)
+    _say_what_changed(writer, settings, device, progress)
     # Embeddings that are not kept are dropped once every trajectory is there: they are not missing then.
     if settings.embeddings == "stored" or writer.missing("trajectories"):
         run_text_stage(writer, teacher, batch_size=settings.batch_size, device=device, progress=progress)
@@ -39,10 +45,13 @@ def build(
             teacher.path,
             build_geometry(settings, teacher),
             text_length=writer.manifest.teacher.text_length,
-            dtype=DTYPES[settings.dtype],
+            dtype=dtype,
             device=device,
+            attention_backend=attention,
         )
-        run_sample_stage(writer, backbone, batch_size=settings.batch_size, progress=progress)
+        run_sample_stage(
+            writer, backbone, batch_size=settings.batch_size, progress=progress, attention_backend=attention
+        )
     writer.finish()
     records = writer.records().values()
     return BuildResult(
@@ -53,11 +62,22 @@ def build(
     )
 
 
+def _say_what_changed(writer: CacheWriter, settings: BuildSettings, device: torch.device, progress: Progress) -> None:
+    backends: tuple[tuple[Kind, str | None], ...] = (
+        ("embeddings", None),
+        ("trajectories", settings.attention_backend),
+    )
+    for kind, attention in backends:
+        ours = provenance(device=device, batch_size=settings.batch_size, attention=attention)
+        if changed := changed_provenance(writer, kind, ours):
+            progress.say(changed)
+
+
 def _open_writer(
     location: Location, settings: BuildSettings, teacher: TeacherFolder, progress: Progress
 ) -> CacheWriter:
     read = read_prompts(settings.prompts, limit=settings.limit)
-    prompts, cut = tokenised_prompts(read.texts, teacher)
+    prompts, cut = tokenised_prompts(read.texts, teacher, text_length=settings.text_length)
     manifest = plan_manifest(settings, teacher, prompts)
     progress.say(
         f"{len(prompts)} distinct prompts x {settings.replicas} replicas = {len(prompts) * settings.replicas} "

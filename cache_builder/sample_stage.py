@@ -21,8 +21,18 @@ from storage_schemas.tensors import from_torch, to_torch
 from storage_schemas.writer import CacheWriter
 
 
-def run_sample_stage(writer: CacheWriter, backbone: FluxBackbone, *, batch_size: int, progress: Progress) -> None:
-    """Sample every trajectory shard that is missing and commit it beside; needs all embeddings committed."""
+def run_sample_stage(
+    writer: CacheWriter,
+    backbone: FluxBackbone,
+    *,
+    batch_size: int,
+    progress: Progress,
+    attention_backend: str | None = None,
+) -> None:
+    """Sample every trajectory shard that is missing and commit it beside; needs all embeddings committed.
+
+    attention_backend: that of the backbone, for the record.
+    """
     cache = Cache.open(str(writer.folder))
     missing = writer.missing("trajectories")
     done = len(writer.layout) - sum(shard.rows for shard in missing)
@@ -37,7 +47,7 @@ def run_sample_stage(writer: CacheWriter, backbone: FluxBackbone, *, batch_size:
                 shard,
                 sample_shard(cache, backbone, shard, batch_size, bar, background.check),
                 seconds=time.monotonic() - started,
-                provenance=provenance(device=backbone.device, batch_size=batch_size),
+                provenance=provenance(device=backbone.device, batch_size=batch_size, attention=attention_backend),
             )
 
 
@@ -71,12 +81,13 @@ def _sample_batch(cache: Cache, backbone: FluxBackbone, indices: range) -> Array
     )
     noise_BSC = torch.from_numpy(noise).to(device=backbone.device, dtype=dtype)
     embedding_BTD = to_torch(np.stack([cache.embedding(place.prompt) for place in places])).to(backbone.device)
+    pooled_BP = to_torch(np.stack([cache.pooled(place.prompt) for place in places])).to(backbone.device)
     guidance_B = None
     if sampling.guidance is not None:
         values = [draw_guidance(sampling.guidance, **draw) for draw in draws]
         guidance_B = torch.tensor(values, dtype=torch.float32, device=backbone.device)
     walk = sample(
-        partial(_predict, backbone, embedding_BTD, guidance_B),
+        partial(_predict, backbone, embedding_BTD, pooled_BP, guidance_B),
         noise_BSC,
         Schedule(sigmas=sampling.sigmas, timesteps=sampling.timesteps),
     )
@@ -93,9 +104,9 @@ def _sample_batch(cache: Cache, backbone: FluxBackbone, indices: range) -> Array
 def _predict(
     backbone: FluxBackbone,
     embedding_BTD: torch.Tensor,
+    pooled_BP: torch.Tensor,
     guidance_B: torch.Tensor | None,
     x_BSC: torch.Tensor,
     timestep_B: torch.Tensor,
 ) -> torch.Tensor:
-    pooled_BP = backbone.zero_pooled(len(x_BSC))
     return backbone.predict(x_BSC, embedding_BTD, pooled_BP, timestep_B, guidance_B)

@@ -14,6 +14,15 @@ def build(
     prompts: Annotated[list[Path], typer.Option(help="Text file (a prompt per line) or JSON list; may be repeated.")],
     limit: Annotated[int | None, typer.Option(help="Only the first that many distinct prompts.")] = None,
     resolution: Annotated[int | None, typer.Option(help="Pixels per side; default 512, or the teacher's own.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels; with --width, in place of --resolution.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels; with --height.")] = None,
+    text_length: Annotated[
+        int | None, typer.Option(help="T5 tokens, up to 512; default 77, or the teacher's own.")
+    ] = None,
+    pooled: Annotated[Literal["zero", "clip"], typer.Option(help="FLUX's pooled input; zero: the paper's.")] = "zero",
+    schedule: Annotated[
+        Literal["pipeline", "reference"], typer.Option(help="FluxPipeline's sigmas, or those of the paper's script.")
+    ] = "pipeline",
     steps: Annotated[int, typer.Option(help="Sampler steps per trajectory.")] = 20,
     replicas: Annotated[int, typer.Option(help="Trajectories per prompt.")] = 1,
     guidance: Annotated[str, typer.Option(help="One value, a list, or first:last:step.")] = "2.0:5.0:0.5",
@@ -33,6 +42,9 @@ def build(
         Literal["stored", "none"], typer.Option(help="none: smaller, but no warm-up and no replay floor.")
     ] = "stored",
     revision: Annotated[str | None, typer.Option(help="Revision of a hub repository.")] = None,
+    attention_backend: Annotated[
+        str | None, typer.Option(help="diffusers' attention backend for FLUX; default: torch's own.")
+    ] = None,
     device: Device = "auto",
     quiet: Quiet = False,
     settings: Settings = None,
@@ -47,13 +59,16 @@ def build(
         prompts=tuple(prompts), limit=limit, resolution=resolution, steps=steps, replicas=replicas,
         guidance=guidance_values(guidance), seed=seed, dtype=dtype, batch_size=batch_size, shard_size=shard_size,
         format=format, codec=codec, latents=latents, embeddings=embeddings,
+        height=height, width=width, text_length=text_length, pooled=pooled, schedule=schedule,
+        attention_backend=attention_backend,
     )  # fmt: skip
     torch_device = quiet_device(device)
     from cache_builder.build import build as run_build
     from inspection.summary import size_text
-    from models.teacher_folder import BUILD_PARTS
+    from models.teacher_folder import build_parts
 
-    result = run_build(cache, asked, resolve_teacher(teacher, BUILD_PARTS, revision), torch_device, terminal(quiet))
+    folder = resolve_teacher(teacher, build_parts(asked.pooled), revision)
+    result = run_build(cache, asked, folder, torch_device, terminal(quiet))
     out.print(
         f"{result.location}: {result.trajectories} trajectories of {result.prompts} prompts, {size_text(result.bytes)}",
         markup=False,

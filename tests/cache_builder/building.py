@@ -7,7 +7,7 @@ import torch
 
 from cache_builder.build import BuildResult, build
 from cache_builder.settings import BuildSettings
-from models.teacher_folder import BUILD_PARTS, find_teacher
+from models.teacher_folder import build_parts, find_teacher
 from storage_schemas.folders import Location
 from storage_schemas.progress import Progress, Silent
 
@@ -17,7 +17,13 @@ def build_cache(
 ) -> BuildResult:
     flags = {"steps": 4, "shard_size": 3, "batch_size": 2, **flags}
     settings = BuildSettings.from_flags(prompts=(prompts,), **flags)
-    return build(path, settings, find_teacher(str(teacher), BUILD_PARTS), torch.device("cpu"), progress or Silent())
+    return build(
+        path,
+        settings,
+        find_teacher(str(teacher), build_parts(settings.pooled)),
+        torch.device("cpu"),
+        progress or Silent(),
+    )
 
 
 def data_files(path: Path) -> dict[str, bytes]:
