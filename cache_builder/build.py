@@ -1,6 +1,8 @@
 """Phase 1: prompts -> embeddings -> text encoder released -> trajectories -> shards."""
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -49,9 +51,7 @@ def build(
             device=device,
             attention_backend=attention,
         )
-        run_sample_stage(
-            writer, backbone, batch_size=settings.batch_size, progress=progress, attention_backend=attention
-        )
+        run_sample_stage(writer, backbone, batch_size=settings.batch_size, progress=progress)
     writer.finish()
     records = writer.records().values()
     return BuildResult(
@@ -63,14 +63,13 @@ def build(
 
 
 def _say_what_changed(writer: CacheWriter, settings: BuildSettings, device: torch.device, progress: Progress) -> None:
-    backends: tuple[tuple[Kind, str | None], ...] = (
-        ("embeddings", None),
-        ("trajectories", settings.attention_backend),
-    )
-    for kind, attention in backends:
-        ours = provenance(device=device, batch_size=settings.batch_size, attention=attention)
-        if changed := changed_provenance(writer, kind, ours):
-            progress.say(changed)
+    here = partial(provenance, device=device, batch_size=settings.batch_size)
+    ours: dict[Kind, dict[str, Any]] = {
+        "embeddings": here(),
+        "trajectories": here(attention=settings.attention_backend),
+    }
+    for line in changed_provenance(writer, ours):
+        progress.say(line)
 
 
 def _open_writer(

@@ -25,19 +25,23 @@ def provenance(*, device: torch.device, batch_size: int, attention: str | None =
     }
 
 
-def changed_provenance(writer: CacheWriter, kind: Kind, ours: dict[str, Any]) -> str | None:
-    """What differs between us and whoever committed the newest shard of a kind, in a line; None if nothing does.
+def changed_provenance(writer: CacheWriter, ours: dict[Kind, dict[str, Any]]) -> list[str]:
+    """A line for each kind of shard of which some are there, some are missing, and ours would be made otherwise.
 
-    Also None where no shard of the kind is there, or none is missing.
+    ours: by kind what `provenance` gives here. The newest shard stands for all that are there.
     """
-    records = [record for (found, _), record in sorted(writer.records().items()) if found == kind]
-    if not records or not writer.missing(kind):
-        return None
-    theirs = records[-1].provenance
-    changed = [f"{name} {theirs.get(name)} -> {ours[name]}" for name in _SHAPES_BITS if theirs.get(name) != ours[name]]
-    if not changed:
-        return None
-    return (
-        f"{writer.folder}: the rest of the {kind} is made otherwise than what is there ({', '.join(changed)}): "
-        f"it goes on, but the same bytes are promised only where these agree"
-    )
+    records = writer.records()
+    planned = {"embeddings": len(writer.layout.embeddings), "trajectories": len(writer.layout.trajectories)}
+    lines = []
+    for kind, now in ours.items():
+        there = {shard: record.provenance for (found, shard), record in records.items() if found == kind}
+        if not 0 < len(there) < planned[kind]:
+            continue
+        then = there[max(there)]
+        changed = [f"{name} {then.get(name)} -> {now[name]}" for name in _SHAPES_BITS if then.get(name) != now[name]]
+        if changed:
+            lines.append(
+                f"{writer.folder}: the rest of the {kind} is made otherwise than what is there ({', '.join(changed)}): "
+                f"it goes on, but the same bytes are promised only where these agree"
+            )
+    return lines

@@ -21,18 +21,8 @@ from storage_schemas.tensors import from_torch, to_torch
 from storage_schemas.writer import CacheWriter
 
 
-def run_sample_stage(
-    writer: CacheWriter,
-    backbone: FluxBackbone,
-    *,
-    batch_size: int,
-    progress: Progress,
-    attention_backend: str | None = None,
-) -> None:
-    """Sample every trajectory shard that is missing and commit it beside; needs all embeddings committed.
-
-    attention_backend: that of the backbone, for the record.
-    """
+def run_sample_stage(writer: CacheWriter, backbone: FluxBackbone, *, batch_size: int, progress: Progress) -> None:
+    """Sample every trajectory shard that is missing and commit it beside; needs all embeddings committed."""
     cache = Cache.open(str(writer.folder))
     missing = writer.missing("trajectories")
     done = len(writer.layout) - sum(shard.rows for shard in missing)
@@ -47,7 +37,9 @@ def run_sample_stage(
                 shard,
                 sample_shard(cache, backbone, shard, batch_size, bar, background.check),
                 seconds=time.monotonic() - started,
-                provenance=provenance(device=backbone.device, batch_size=batch_size, attention=attention_backend),
+                provenance=provenance(
+                    device=backbone.device, batch_size=batch_size, attention=backbone.attention_backend
+                ),
             )
 
 

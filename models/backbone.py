@@ -22,6 +22,7 @@ class FluxBackbone:
         self.transformer = transformer.eval().requires_grad_(False)
         self.takes_guidance = bool(transformer.config.guidance_embeds)
         self.dtype, self.device = transformer.dtype, transformer.device
+        self.attention_backend: str | None = None
         self._image_ids_S3 = _image_ids(geometry).to(device=self.device, dtype=self.dtype)
         self._text_ids_T3 = torch.zeros(text_length, 3, device=self.device, dtype=self.dtype)
         self._pooled_width = int(transformer.config.pooled_projection_dim)
@@ -56,6 +57,7 @@ class FluxBackbone:
     def use_attention(self, backend: str | None) -> None:
         """Compute attention by this backend of diffusers from now on; None for its default."""
         set_attention(self.transformer, backend)
+        self.attention_backend = backend
 
     def zero_pooled(self, batch: int) -> torch.Tensor:
         """The pooled vector of the paper's training: zeros, [B, P]."""

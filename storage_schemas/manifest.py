@@ -307,7 +307,7 @@ def depends_on(field: str) -> str:
 
 def check_same_teacher(found: Manifest, teacher: Teacher, where: str) -> None:
     """Raise SettingsDiffer, naming the first field, unless a teacher is the one a cache was recorded with."""
-    for field, was, now in differences(found.teacher.json_value(), teacher.json_value(), "teacher"):
+    for field, was, now in _causes_first(differences(found.teacher.json_value(), teacher.json_value(), "teacher")):
         raise SettingsDiffer(
             f"{where} was recorded with {field} = {shortened(was)}, this teacher has {shortened(now)}: "
             f"{_DEPENDS['teacher']} depends on it; give the teacher of the recording, {found.source!r}"
@@ -318,7 +318,12 @@ def differing_fields(a: Manifest, b: Manifest) -> Iterator[tuple[str, Any, Any]]
     """Path and both values of each field of teacher, sampling and prompts in which two manifests differ."""
     for section in ("teacher", "sampling", "prompts"):
         ours, theirs = (getattr(m, section).model_dump(mode="json", context="all keys") for m in (a, b))
-        yield from differences(ours, theirs, section)
+        yield from _causes_first(differences(ours, theirs, section))
+
+
+def _causes_first(found: Iterator[tuple[str, Any, Any]]) -> list[tuple[str, Any, Any]]:
+    # With CLIP its weights are part of the teacher: the flag is named before them.
+    return sorted(found, key=lambda difference: difference[0] != "teacher.pooled")
 
 
 def differences(a: Any, b: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
