@@ -51,6 +51,7 @@ def check_attention(
 def set_attention(transformer: FluxTransformer2DModel, backend: str | None) -> None:
     """Have a transformer compute attention by this backend; None for diffusers' default. Other models keep theirs."""
     if backend is None:
+        transformer.reset_attention_backend()
         return
     # Inside, so that the default of the process, which diffusers sets along with the model's, is set back.
     with attention_backend(AttentionBackendName(DIFFUSERS_ATTN_BACKEND)):

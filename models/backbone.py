@@ -56,8 +56,9 @@ class FluxBackbone:
 
     def use_attention(self, backend: str | None) -> None:
         """Compute attention by this backend of diffusers from now on; None for its default."""
-        set_attention(self.transformer, backend)
-        self.attention_backend = backend
+        if backend != self.attention_backend:
+            set_attention(self.transformer, backend)
+            self.attention_backend = backend
 
     def zero_pooled(self, batch: int) -> torch.Tensor:
         """The pooled vector of the paper's training: zeros, [B, P]."""

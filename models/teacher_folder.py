@@ -102,7 +102,7 @@ class TeacherFolder:
             tokenizer=_sha256_of(self.tokenizer_files()),
             text_length=text_length,
             text_width=backbone["joint_attention_dim"],
-            pad_token_id=text_encoder.get("pad_token_id", 0),
+            pad_token_id=text_encoder.get("pad_token_id") or 0,
             pooled=pooled,
             pooled_width=backbone["pooled_projection_dim"],
             **(self._pooled_identity(backbone) if pooled == "clip" else {}),
