@@ -97,7 +97,7 @@ def test_every_flag_of_the_teacher_goes_the_whole_road(tmp_path, pocket_prompts,
     code, said, _ = understudy(*words, "--attention-backend", "_native_math", capsys=capsys)
     assert code == 0 and "3 trajectories of 3 prompts" in said
     said = understudy("inspect", "summary", cache, capsys=capsys)[1]
-    assert "pooled clip" in said and "16" in said and "24" in said
+    assert "pooled clip" in said and "reference, 2 steps" in said and "24 x 16 pixels" in said
     (cache / "embeddings.zarr/pooled_projections/c/0/0").unlink()
     code, said, _ = understudy("repair", cache, "--teacher", dev_teacher, capsys=capsys)
     assert code == 0 and "embeddings shard 0: rebuilt" in said

@@ -40,6 +40,13 @@ def loaded_pipeline(folder: Path, dtype: torch.dtype) -> FluxPipeline:
     return pipeline
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_pipelines():
+    # Other tests count the text encoders that are alive.
+    yield
+    loaded_pipeline.cache_clear()
+
+
 class Setting:
     """One teacher, one size, one dtype: the same embedding, noise and guidance for us and for FluxPipeline."""
 
