@@ -23,7 +23,7 @@ from cache_builder.settings import BuildSettings
 from models.backbone import FluxBackbone
 from models.device import quiet_libraries
 from models.reference_pipeline import ReferencePipeline
-from models.teacher_folder import BUILD_PARTS, TeacherFolder, find_teacher
+from models.teacher_folder import TeacherFolder, build_parts, find_teacher
 from pocket import TEACHER_FOLDER
 from pocket.world import captions
 from storage_schemas.progress import Silent
@@ -79,7 +79,7 @@ def seconds(run) -> float:
 
 
 def measure_bare(asked: argparse.Namespace, prompts: Path, folder: Path) -> None:
-    teacher, device = find_teacher(asked.teacher, BUILD_PARTS), torch.device(asked.device)
+    teacher, device = find_teacher(asked.teacher, build_parts("zero")), torch.device(asked.device)
     settings = settings_of(asked, prompts)
     rates: dict[str, list[float]] = {"bare": [], "build": []}
     backbone: FluxBackbone | None = None
@@ -128,7 +128,7 @@ class Clock(Silent):
 
 
 def measure_workers(asked: argparse.Namespace, prompts: Path, folder: Path) -> None:
-    teacher = find_teacher(asked.teacher, BUILD_PARTS)
+    teacher = find_teacher(asked.teacher, build_parts("zero"))
     alone = None
     for workers in asked.workers:
         rates = []
@@ -138,7 +138,6 @@ def measure_workers(asked: argparse.Namespace, prompts: Path, folder: Path) -> N
                 location=str(writer.folder),
                 teacher=asked.teacher,
                 teacher_path=str(teacher.path),
-                revision=None,
                 share=Share(batch_size=asked.batch_size, wait_seconds=600),
                 threads=1,
             )

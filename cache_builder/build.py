@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -10,11 +11,13 @@ from pydantic import Field
 from cache_builder.peak_memory import PeakMemory, begin_peak, peak_memory, release_memory
 from cache_builder.prompt_files import read_prompts
 from cache_builder.prompt_lengths import prompt_lengths
+from cache_builder.provenance import changed_provenance, provenance
 from cache_builder.sample_stage import run_sample_stage
 from cache_builder.settings import BuildSettings, plan_manifest
 from cache_builder.text_stage import run_text_stage, tokenised_prompts
 from cache_builder.waiting import needed_embeddings, wait_for_embeddings
 from cache_builder.workers import Worker
+from models.attention import check_attention
 from models.backbone import FluxBackbone
 from models.geometry import recorded_geometry
 from models.schedule import DTYPES
@@ -40,6 +43,7 @@ class Share(Record):
     worker: Worker = Worker()
     wait_seconds: float = Field(default=0.0, ge=0)
     batch_size: int = Field(ge=1)
+    attention_backend: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +73,10 @@ def build(
     share: Share | None = None,
 ) -> BuildResult:
     """Build a cache, or this worker's share of it, or go on with it; every committed shard stays, whatever happens."""
+    check_device(settings, teacher, device)
     writer = open_writer(location, settings, teacher, progress)
-    share = share or Share(batch_size=settings.batch_size)
+    say_what_changed(writer, settings, device, progress)
+    share = share or Share(batch_size=settings.batch_size, attention_backend=settings.attention_backend)
     stages = Stages(writer, teacher, share, device, progress)
     stages.run()
     return result_of(writer, stages.peaks)
@@ -122,14 +128,17 @@ class Stages:
             self._release()
             begin_peak(self._device)
             dtype = DTYPES[self._writer.manifest.sampling.dtype]
-            self._encoder = TeacherTextEncoder.load(self._teacher, dtype=dtype, device=self._device)
+            pooled = self._writer.manifest.teacher.pooled
+            self._encoder = TeacherTextEncoder.load(self._teacher, dtype=dtype, device=self._device, pooled=pooled)
         return self._encoder
 
     def _sampler(self) -> FluxBackbone:
         if self._backbone is None:
             self._release()
             begin_peak(self._device)
-            self._backbone = load_backbone(self._writer, self._teacher, self._device)
+            self._backbone = load_backbone(
+                self._writer, self._teacher, self._device, attention_backend=self._share.attention_backend
+            )
         return self._backbone
 
     def _release(self) -> None:
@@ -159,7 +168,9 @@ def missing_embeddings(writer: CacheWriter) -> list[ShardRange]:
     return [shard for shard in missing if shard.shard in needed]
 
 
-def load_backbone(writer: CacheWriter, teacher: TeacherFolder, device: torch.device) -> FluxBackbone:
+def load_backbone(
+    writer: CacheWriter, teacher: TeacherFolder, device: torch.device, *, attention_backend: str | None = None
+) -> FluxBackbone:
     """The teacher's transformer, for what the cache's manifest states."""
     sampling = writer.manifest.sampling
     return FluxBackbone.load(
@@ -168,6 +179,7 @@ def load_backbone(writer: CacheWriter, teacher: TeacherFolder, device: torch.dev
         text_length=writer.manifest.teacher.text_length,
         dtype=DTYPES[sampling.dtype],
         device=device,
+        attention_backend=attention_backend,
     )
 
 
@@ -186,10 +198,27 @@ def result_of(writer: CacheWriter, peaks: dict[str, PeakMemory]) -> BuildResult:
     )
 
 
+def check_device(settings: BuildSettings, teacher: TeacherFolder, device: torch.device) -> None:
+    """Raise BadSettings, before weights are read, unless the attention backend that was asked for runs here."""
+    dtype = DTYPES[settings.dtype]
+    check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)
+
+
+def say_what_changed(writer: CacheWriter, settings: BuildSettings, device: torch.device, progress: Progress) -> None:
+    """Say in what the machine and its settings differ from those of the shards that are there."""
+    here = partial(provenance, device=device, batch_size=settings.batch_size)
+    ours: dict[Kind, dict[str, Any]] = {
+        "embeddings": here(),
+        "trajectories": here(attention=settings.attention_backend),
+    }
+    for line in changed_provenance(writer, ours):
+        progress.say(line)
+
+
 def open_writer(location: Location, settings: BuildSettings, teacher: TeacherFolder, progress: Progress) -> CacheWriter:
     """Create the cache that was asked for, or open it; says N first."""
     read = read_prompts(settings.prompts, limit=settings.limit)
-    prompts, cut = tokenised_prompts(read.texts, teacher)
+    prompts, cut = tokenised_prompts(read.texts, teacher, text_length=settings.text_length)
     replicas = [settings.replicas * text.repeat for text in read.texts]
     manifest = plan_manifest(settings, teacher, prompts, replicas)
     progress.say(f"{_counted(replicas)} trajectories ({read.skipped_text()})")

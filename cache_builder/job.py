@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from cache_builder.build import Share
-from models.teacher_folder import TeacherFolder, find_teacher
+from models.teacher_folder import TeacherFolder, build_parts, find_teacher
 from storage_schemas.folders import open_folder
-from storage_schemas.manifest import Record
+from storage_schemas.manifest import Pooled, Record
 from storage_schemas.reader import prompt_table, read_manifest
 from storage_schemas.writer import CacheWriter
 
@@ -18,7 +18,6 @@ class Job(Record):
     location: str
     teacher: str
     teacher_path: str
-    revision: str | None
     share: Share
     threads: int | None
 
@@ -28,12 +27,12 @@ class Job(Record):
         manifest = read_manifest(folder)
         return CacheWriter(folder, manifest, list(prompt_table(folder, manifest, verify="once")))
 
-    def find_teacher(self, parts: tuple[str, ...]) -> TeacherFolder:
+    def find_teacher(self, pooled: Pooled) -> TeacherFolder:
         """The teacher's folder on this machine."""
         path = Path(self.teacher_path)
         if path.is_dir():
             return TeacherFolder(path=path, source=self.teacher)
-        return find_teacher(self.teacher, parts, revision=self.revision)
+        return find_teacher(self.teacher, build_parts(pooled))
 
     def begin(self) -> None:
         """Settings of the process."""

@@ -20,7 +20,6 @@ from cache_builder.peak_memory import PeakMemory, largest_peaks
 from cache_builder.waiting import needed_embeddings, wait_for_embeddings
 from cache_builder.workers import Worker
 from models.device import quiet_libraries, usable_device
-from models.teacher_folder import BUILD_PARTS
 from storage_schemas.commits import Kind, committed_shards
 from storage_schemas.errors import BadSettings, MissingExtra, UnderstudyError, WorkerFailed
 from storage_schemas.layout import ShardRange
@@ -56,7 +55,8 @@ class Builder:
     def _opened(self) -> tuple[CacheWriter, Stages]:
         quiet_libraries()
         self._job.begin()
-        writer, teacher = self._job.writer(), self._job.find_teacher(BUILD_PARTS)
+        writer = self._job.writer()
+        teacher = self._job.find_teacher(writer.manifest.teacher.pooled)
         # Ray shows an actor its own GPU alone, or none.
         return writer, Stages(writer, teacher, self._job.share, usable_device("auto"), Silent())
 

@@ -1,12 +1,14 @@
 """Rebuild the damaged shards of a cache with the teacher: the same bytes, or none."""
 
 import time
+from typing import Any
 
 import torch
 
 from cache_builder.provenance import provenance
 from cache_builder.sample_stage import sample_shard
 from cache_builder.text_stage import encode_shard
+from models.attention import NATIVE, RECORDED_NATIVE, backend_of_record, check_attention
 from models.backbone import FluxBackbone
 from models.geometry import recorded_geometry
 from models.schedule import DTYPES
@@ -14,10 +16,10 @@ from models.teacher_folder import TeacherFolder
 from models.text_encoder import TeacherTextEncoder
 from storage_schemas.commits import CommitRecord, Kind
 from storage_schemas.embeddings import drop_embeddings
-from storage_schemas.errors import DamagedCache
+from storage_schemas.errors import BadSettings, DamagedCache
 from storage_schemas.folders import Location, open_folder
 from storage_schemas.layout import ShardRange
-from storage_schemas.manifest import Manifest, check_same_teacher
+from storage_schemas.manifest import Manifest, Teacher, check_same_teacher
 from storage_schemas.progress import Progress, Silent
 from storage_schemas.reader import Cache, prompt_table, read_manifest
 from storage_schemas.repair import bad_shards, good_records, mend_index, put_shard
@@ -43,7 +45,7 @@ def rebuild(
     """
     folder = open_folder(location)
     manifest = read_manifest(folder)
-    check_same_teacher(manifest, teacher.identity(text_length=manifest.teacher.text_length), str(folder))
+    check_same_teacher(manifest, _identity(teacher, manifest), str(folder))
     bad = bad_shards(verify(location, progress))
     if not bad:
         return []
@@ -58,6 +60,10 @@ def rebuild(
         drop_embeddings(folder)
     mend_index(folder)
     return bad
+
+
+def _identity(teacher: TeacherFolder, manifest: Manifest) -> Teacher:
+    return teacher.identity(text_length=manifest.teacher.text_length, pooled=manifest.teacher.pooled)
 
 
 class _Rebuild:
@@ -82,14 +88,16 @@ class _Rebuild:
         kind, _ = key
         shard, ours = self.planned[key], self.records.get(key)
         started = time.monotonic()
-        size = self.batch_size or int((ours.provenance if ours else {}).get("batch_size", DEFAULT_BATCH_SIZE))
+        made = ours.provenance if ours else {}
+        size = self.batch_size or int(made.get("batch_size", DEFAULT_BATCH_SIZE))
         if kind == "embeddings":
-            encoder = TeacherTextEncoder.load(self.teacher, dtype=self._dtype, device=self.device)
-            arrays = {"encoder_hidden_states": encode_shard(self.writer, encoder, shard, size)}
+            attention = None
+            arrays = encode_shard(self.writer, self._loaded_text_encoder(), shard, size)
         else:
+            attention = self._attention_of(made)
             self._encode_anew(shard, size)
             cache = Cache(self.folder, self.manifest, self.records, finished=True, verify="always")
-            arrays = sample_shard(cache, self._loaded_backbone(), shard, size, Silent(), lambda: None)
+            arrays = sample_shard(cache, self._loaded_backbone(attention), shard, size, Silent(), lambda: None)
         files = self.writer.encode(kind, shard, arrays)
         record = self.writer.record_of(
             kind,
@@ -97,7 +105,7 @@ class _Rebuild:
             files,
             raw_bytes=sum(array.nbytes for array in arrays.values()),
             seconds=time.monotonic() - started,
-            provenance=provenance(device=self.device, batch_size=size),
+            provenance=provenance(device=self.device, batch_size=size, attention=attention),
         )
         if ours is not None and ours.files != record.files and not self.accept:
             raise self._other_bytes(ours, record)
@@ -111,9 +119,8 @@ class _Rebuild:
         items = range(shard.first, shard.first + shard.rows)
         needed = {layout.embedding_place(layout.place(item).prompt)[0] for item in items}
         for number in sorted(needed - {key[1] for key in self.records if key[0] == "embeddings"}):
-            encoder = TeacherTextEncoder.load(self.teacher, dtype=self._dtype, device=self.device)
             place = layout.embeddings[number]
-            arrays = {"encoder_hidden_states": encode_shard(self.writer, encoder, place, batch_size)}
+            arrays = encode_shard(self.writer, self._loaded_text_encoder(), place, batch_size)
             made = provenance(device=self.device, batch_size=batch_size)
             self.writer.commit("embeddings", place, arrays, seconds=0.0, provenance=made)
         self.records = good_records(self.folder)
@@ -122,7 +129,25 @@ class _Rebuild:
     def _dtype(self) -> torch.dtype:
         return DTYPES[self.manifest.sampling.dtype]
 
-    def _loaded_backbone(self) -> FluxBackbone:
+    def _attention_of(self, made: dict[str, Any]) -> str | None:
+        """The attention backend that a shard's record names, or torch's own if other bytes are accepted."""
+        backend = backend_of_record(str(made.get("attention", RECORDED_NATIVE)))
+        try:
+            check_attention(backend, self.manifest.teacher.backbone_config, dtype=self._dtype, device=self.device)
+        except BadSettings as error:
+            if self.accept:
+                return NATIVE
+            raise DamagedCache(
+                f"{self.folder} has shards that were made with attention {backend}, which does not work here: rebuild "
+                f"on the machine that made them, take them from a copy with --from, or give --accept-other-bytes"
+            ) from error
+        return backend
+
+    def _loaded_text_encoder(self) -> TeacherTextEncoder:
+        pooled = self.manifest.teacher.pooled
+        return TeacherTextEncoder.load(self.teacher, dtype=self._dtype, device=self.device, pooled=pooled)
+
+    def _loaded_backbone(self, attention: str | None) -> FluxBackbone:
         if self.backbone is None:
             self.backbone = FluxBackbone.load(
                 self.teacher.path,
@@ -131,6 +156,7 @@ class _Rebuild:
                 dtype=self._dtype,
                 device=self.device,
             )
+        self.backbone.use_attention(attention)
         return self.backbone
 
     def _other_bytes(self, ours: CommitRecord, record: CommitRecord) -> DamagedCache:

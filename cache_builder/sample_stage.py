@@ -63,7 +63,9 @@ def run_sample_stage(
                 shard,
                 partial(_joined, cache, parts),
                 seconds=time.monotonic() - started,
-                provenance=provenance(device=backbone.device, batch_size=batch_size),
+                provenance=provenance(
+                    device=backbone.device, batch_size=batch_size, attention=backbone.attention_backend
+                ),
             )
 
 
@@ -118,10 +120,11 @@ def _batches(shard: ShardRange, batch_size: int) -> Iterator[range]:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where the trajectories of a batch begin, on the host: noise in fp32, embeddings, guidance (None: takes none)."""
+    """Where the trajectories of a batch begin, on the host: noise in fp32, text, guidance (None: takes none)."""
 
     noise_BSC: torch.Tensor
     embedding_BTD: torch.Tensor
+    pooled_BP: torch.Tensor
     guidance_B: torch.Tensor | None
 
 
@@ -138,6 +141,7 @@ def prepare_batch(cache: Cache, indices: range) -> Start:
     return Start(
         noise_BSC=torch.from_numpy(np.stack(noise)),
         embedding_BTD=to_torch(np.stack([cache.embedding(place.prompt) for place in places])),
+        pooled_BP=to_torch(np.stack([cache.pooled(place.prompt) for place in places])),
         guidance_B=guidance_B,
     )
 
@@ -146,7 +150,7 @@ def predictor(backbone: FluxBackbone, start: Start) -> Predict:
     """The backbone with text and guidance of a batch bound in."""
     embedding_BTD = start.embedding_BTD.to(backbone.device)
     guidance_B = None if start.guidance_B is None else start.guidance_B.to(backbone.device)
-    pooled_BP = backbone.zero_pooled(len(embedding_BTD))
+    pooled_BP = start.pooled_BP.to(backbone.device)
 
     def predict(x_BSC: torch.Tensor, timestep_B: torch.Tensor) -> torch.Tensor:
         return backbone.predict(x_BSC, embedding_BTD, pooled_BP, timestep_B, guidance_B)

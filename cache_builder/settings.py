@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cache_builder.prompt_sources import PromptSource
 from models.geometry import Geometry, geometry_of, vae_scale_factor
-from models.schedule import DTYPES, pipeline_schedule
+from models.schedule import DTYPES, schedule_of
 from models.teacher_folder import TeacherFolder
 from storage_schemas.errors import BadSettings
 from storage_schemas.generations import added_generations
@@ -15,17 +15,22 @@ from storage_schemas.manifest import (
     CodecName,
     Embeddings,
     Manifest,
+    Pooled,
     PromptSet,
     Record,
     Sampling,
+    ScheduleName,
     Storage,
     first_wrong_flag,
     int8_problem,
+    pooled_problem,
 )
 from storage_schemas.prompts import Prompt
 from storage_schemas.writer import prompt_set_fields
 
 CREATED_BY = "understudy 0.1.0"
+# FluxPipeline.check_inputs of diffusers.
+LARGEST_TEXT_LENGTH = 512
 
 
 class BuildSettings(Record):
@@ -34,6 +39,12 @@ class BuildSettings(Record):
     prompts: tuple[PromptSource, ...] = Field(min_length=1)
     limit: int | None = Field(default=None, ge=1)
     resolution: int | None = Field(default=None, ge=1)
+    height: int | None = Field(default=None, ge=1)
+    width: int | None = Field(default=None, ge=1)
+    text_length: int | None = Field(default=None, ge=1)
+    pooled: Pooled = "zero"
+    schedule: ScheduleName = "pipeline"
+    attention_backend: str | None = None
     steps: int = Field(default=20, ge=1, le=1000)
     replicas: int = Field(default=1, ge=1)
     guidance: tuple[float, ...] = (2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
@@ -52,10 +63,30 @@ class BuildSettings(Record):
             raise ValueError("guidance has no value, expected at least one, such as 3.5 or 2.0:5.0:0.5")
         return self
 
+    @field_validator("text_length")
+    @classmethod
+    def _text_length_is_the_pipelines(cls, value: int | None) -> int | None:
+        if value is not None and value > LARGEST_TEXT_LENGTH:
+            raise ValueError(
+                f"FluxPipeline refuses a max_sequence_length above {LARGEST_TEXT_LENGTH}, and a student is used in it"
+            )
+        return value
+
     @model_validator(mode="after")
-    def _int8_stores_latents(self) -> Self:
+    def _one_size(self) -> Self:
+        if (self.height is None) != (self.width is None):
+            given, other = ("height", "width") if self.width is None else ("width", "height")
+            raise ValueError(f"--{given} is given without --{other}: give both, or --resolution for a square")
+        if self.height is not None and self.resolution is not None:
+            raise ValueError("--resolution is given beside --height and --width: give one or the other")
+        return self
+
+    @model_validator(mode="after")
+    def _storage_holds_what_replay_needs(self) -> Self:
         if problem := int8_problem(self.codec, self.latents):
             raise ValueError(problem)
+        if problem := pooled_problem(self.pooled, self.embeddings):
+            raise ValueError(f"--pooled clip does not go with --embeddings none: {problem}")
         return self
 
     @classmethod
@@ -68,11 +99,11 @@ class BuildSettings(Record):
 
 
 def build_geometry(settings: BuildSettings, teacher: TeacherFolder) -> Geometry:
-    """The geometry of the images: square, of the asked or the teacher's resolution."""
+    """The geometry of the images: of the asked height and width, else square, of the asked or teacher's resolution."""
     side = settings.resolution or teacher.resolution
     return geometry_of(
-        height=side,
-        width=side,
+        height=settings.height or side,
+        width=settings.width or side,
         scale_factor=vae_scale_factor(teacher.config("vae")),
         channels=int(teacher.config("transformer")["in_channels"]),
     )
@@ -88,7 +119,8 @@ def plan_manifest(
     if replicas is None:
         replicas = [settings.replicas] * len(prompts)
     geometry = build_geometry(settings, teacher)
-    schedule = pipeline_schedule(
+    schedule = schedule_of(
+        settings.schedule,
         teacher.config("scheduler"),
         steps=settings.steps,
         image_tokens=geometry.image_tokens,
@@ -101,7 +133,7 @@ def plan_manifest(
         image_tokens=geometry.image_tokens,
         channels=geometry.channels,
         steps=schedule.steps,
-        schedule="pipeline",
+        schedule=settings.schedule,
         sigmas=schedule.sigmas,
         timesteps=schedule.timesteps,
         guidance=settings.guidance if takes_guidance else None,
@@ -120,9 +152,9 @@ def plan_manifest(
     wanted = {number: bits[count] for number, count in enumerate(replicas)}
     generations = added_generations({}, wanted, shard_size=settings.shard_size)
     return Manifest(
-        source=teacher.source,
+        source=teacher.pinned_source,
         created_by=CREATED_BY,
-        teacher=teacher.identity(text_length=teacher.text_length),
+        teacher=teacher.identity(text_length=settings.text_length or teacher.text_length, pooled=settings.pooled),
         sampling=sampling,
         prompts=PromptSet(generations=generations, **prompt_set_fields(prompts)),
         metadata={},

@@ -11,6 +11,7 @@ from cache_builder.prompt_files import SourcedText
 from cache_builder.provenance import provenance
 from models.teacher_folder import TeacherFolder
 from models.text_encoder import TeacherTextEncoder, cut_token_ids, load_tokenizer, token_ids_of
+from storage_schemas.fields import Arrays
 from storage_schemas.layout import ShardRange
 from storage_schemas.progress import Progress
 from storage_schemas.prompts import Prompt, prompt_id
@@ -18,11 +19,16 @@ from storage_schemas.tensors import from_torch
 from storage_schemas.writer import CacheWriter
 
 
-def tokenised_prompts(texts: Sequence[SourcedText], teacher: TeacherFolder) -> tuple[list[Prompt], list[str]]:
-    """Prompts with the token ids of the teacher's tokenizer, and the texts that had to be cut."""
+def tokenised_prompts(
+    texts: Sequence[SourcedText], teacher: TeacherFolder, *, text_length: int | None = None
+) -> tuple[list[Prompt], list[str]]:
+    """Prompts with the token ids of the teacher's tokenizer, and the texts that had to be cut.
+
+    text_length: None for the teacher's own.
+    """
     tokenizer = load_tokenizer(teacher.part("tokenizer_2"))
     all_ids = token_ids_of(tokenizer, [source.text for source in texts])
-    length = teacher.text_length
+    length = text_length or teacher.text_length
     prompts = [
         Prompt(
             id=prompt_id(source.text),
@@ -55,18 +61,25 @@ def run_text_stage(
             background.commit(
                 "embeddings",
                 shard,
-                {"encoder_hidden_states": encode_shard(writer, encoder, shard, batch_size)},
+                encode_shard(writer, encoder, shard, batch_size),
                 seconds=time.monotonic() - started,
                 provenance=provenance(device=encoder.device, batch_size=batch_size),
             )
             bar.advance(shard.rows)
 
 
-def encode_shard(writer: CacheWriter, encoder: TeacherTextEncoder, shard: ShardRange, batch_size: int) -> np.ndarray:
-    """The embeddings of one shard, [rows, T, D]."""
+def encode_shard(writer: CacheWriter, encoder: TeacherTextEncoder, shard: ShardRange, batch_size: int) -> Arrays:
+    """The arrays of one shard: embeddings [rows, T, D], and pooled vectors [rows, P] if the encoder has CLIP."""
     teacher = writer.manifest.teacher
+    prompts = writer.prompts[shard.first : shard.first + shard.rows]
     ids_NT = torch.full((shard.rows, teacher.text_length), teacher.pad_token_id, dtype=torch.int64)
-    for row, prompt in enumerate(writer.prompts[shard.first : shard.first + shard.rows]):
+    for row, prompt in enumerate(prompts):
         ids_NT[row, : len(prompt.token_ids)] = torch.tensor(prompt.token_ids)
     parts = [from_torch(encoder.encode(ids_BT)) for ids_BT in ids_NT.split(batch_size)]
-    return np.concatenate(parts)
+    arrays = {"encoder_hidden_states": np.concatenate(parts)}
+    if encoder.pooled is not None:
+        texts = [prompt.text for prompt in prompts]
+        batches = [texts[first : first + batch_size] for first in range(0, len(texts), batch_size)]
+        pooled = [from_torch(encoder.pooled.encode(batch)) for batch in batches]
+        arrays["pooled_projections"] = np.concatenate(pooled)
+    return arrays

@@ -74,14 +74,14 @@ def _work(line: str, lines: JsonLines) -> None:
     from cache_builder.build import Stages
     from cache_builder.job import Job
     from models.device import quiet_libraries, usable_device
-    from models.teacher_folder import BUILD_PARTS
 
     quiet_libraries()
     told = json.loads(line)
     device = usable_device(told.pop("device"))
     job = Job.model_validate(told)
     job.begin()
-    stages = Stages(job.writer(), job.find_teacher(BUILD_PARTS), job.share, device, lines)
+    writer = job.writer()
+    stages = Stages(writer, job.find_teacher(writer.manifest.teacher.pooled), job.share, device, lines)
     stages.run()
     for stage, peak in stages.peaks.items():
         lines.send(event="peak", stage=stage, **asdict(peak))

@@ -25,6 +25,15 @@ def build(
     ],
     limit: Annotated[int | None, typer.Option(help="Only the first that many distinct prompts.")] = None,
     resolution: Annotated[int | None, typer.Option(help="Pixels per side; default 512, or the teacher's own.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels; with --width, in place of --resolution.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels; with --height.")] = None,
+    text_length: Annotated[
+        int | None, typer.Option(help="T5 tokens, up to 512; default 77, or the teacher's own.")
+    ] = None,
+    pooled: Annotated[Literal["zero", "clip"], typer.Option(help="FLUX's pooled input; zero: the paper's.")] = "zero",
+    schedule: Annotated[
+        Literal["pipeline", "reference"], typer.Option(help="FluxPipeline's sigmas, or those of the paper's script.")
+    ] = "pipeline",
     steps: Annotated[int, typer.Option(help="Sampler steps per trajectory.")] = 20,
     replicas: Annotated[int, typer.Option(help="Trajectories per prompt.")] = 1,
     guidance: Annotated[str, typer.Option(help="One value, a list, or first:last:step.")] = "2.0:5.0:0.5",
@@ -59,6 +68,9 @@ def build(
         str | None, typer.Option(metavar="ADDRESS", help="Ray cluster to build on: local, auto, host:port.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each worker.")] = None,
+    attention_backend: Annotated[
+        str | None, typer.Option(help="diffusers' attention backend for FLUX; default: torch's own.")
+    ] = None,
     device: Device = "auto",
     quiet: Quiet = False,
     settings: Settings = None,
@@ -73,13 +85,15 @@ def build(
         prompts=tuple(prompts), limit=limit, resolution=resolution, steps=steps, replicas=replicas,
         guidance=guidance_values(guidance), seed=seed, dtype=dtype, batch_size=batch_size, shard_size=shard_size,
         format=format, codec=codec, latents=latents, embeddings=embeddings,
+        height=height, width=width, text_length=text_length, pooled=pooled, schedule=schedule,
+        attention_backend=attention_backend,
     )  # fmt: skip
     crew = Crew(stage=stage, workers=workers, worker=worker, wait=wait, ray=ray, threads=threads)
     torch_device = crew.device(device)
-    from models.teacher_folder import BUILD_PARTS
+    from models.teacher_folder import build_parts
 
-    found = resolve_teacher(teacher, BUILD_PARTS, revision)
-    result = crew.build(cache, asked, found, torch_device, terminal(quiet), revision)
+    found = resolve_teacher(teacher, build_parts(asked.pooled), revision)
+    result = crew.build(cache, asked, found, torch_device, terminal(quiet))
     _report(result)
 
 

@@ -55,7 +55,6 @@ class Crew:
         teacher: "TeacherFolder",
         device: Any,
         progress: Any,
-        revision: str | None,
     ) -> "BuildResult":
         """Build, or go on."""
         from cache_builder.build import build
@@ -64,9 +63,9 @@ class Crew:
         if launched.by:
             progress.say(f"{launched.worker} (by {launched.by})")
         if alone:
-            share = self._share(settings.batch_size, launched)
+            share = self._share(settings, launched)
             return build(location, settings, teacher, device, progress, share)
-        return self._build_by_others(location, settings, teacher, device, progress, revision)
+        return self._build_by_others(location, settings, teacher, device, progress)
 
     def _build_by_others(
         self,
@@ -75,20 +74,22 @@ class Crew:
         teacher: "TeacherFolder",
         device: Any,
         progress: Any,
-        revision: str | None,
     ) -> "BuildResult":
-        from cache_builder.build import open_writer, result_of
+        from cache_builder.build import check_device, open_writer, result_of, say_what_changed
         from cache_builder.job import Job
         from cache_builder.local_workers import devices_of, run_local_workers
         from storage_schemas.folders import location_of
 
+        if self.ray is None:
+            check_device(settings, teacher, device)
         writer = open_writer(location, settings, teacher, progress)
+        if self.ray is None:
+            say_what_changed(writer, settings, device, progress)
         job = Job(
             location=location_of(writer.folder),
             teacher=teacher.source,
             teacher_path=str(teacher.path.resolve()),
-            revision=revision,
-            share=self._share(settings.batch_size, None),
+            share=self._share(settings, None),
             threads=self.threads or self._threads_each(),
         )
         if self.ray is not None:
@@ -113,11 +114,17 @@ class Crew:
             return Launched(worker=Worker(), by="", local_number=None)
         return launched_worker(self.worker, os.environ)
 
-    def _share(self, batch_size: int, launched: "Launched | None") -> "Share":
+    def _share(self, settings: "BuildSettings", launched: "Launched | None") -> "Share":
         from cache_builder.build import Share
         from cache_builder.workers import Worker
 
         worker = launched.worker if launched is not None else Worker()
         several = launched is None or worker.count > 1
         wait_seconds = self.wait if self.wait is not None else (WAIT_SECONDS if several else 0.0)
-        return Share(stage=self.stage, worker=worker, wait_seconds=wait_seconds, batch_size=batch_size)
+        return Share(
+            stage=self.stage,
+            worker=worker,
+            wait_seconds=wait_seconds,
+            batch_size=settings.batch_size,
+            attention_backend=settings.attention_backend,
+        )

@@ -83,11 +83,13 @@ def _way_out(problem: "Problem") -> str:
 def _rebuild(cache: str, teacher: str, batch_size: int | None, accept: bool, device: str, quiet: bool) -> "Report":
     torch_device = quiet_device(device)
     from cache_builder.rebuild import rebuild
-    from models.teacher_folder import BUILD_PARTS
+    from models.teacher_folder import build_parts
+    from storage_schemas.folders import open_folder
     from storage_schemas.progress import Silent
+    from storage_schemas.reader import read_manifest
     from storage_schemas.verification import verify
 
-    folder = resolve_teacher(teacher, BUILD_PARTS)
+    folder = resolve_teacher(teacher, build_parts(read_manifest(open_folder(cache)).teacher.pooled))
     rebuilt = rebuild(
         cache, folder, torch_device, terminal(quiet), batch_size=batch_size, accept_other_bytes=accept
     )  # fmt: skip

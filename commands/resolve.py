@@ -72,7 +72,7 @@ def resolve_teacher(name: str, parts: tuple[str, ...], revision: str | None = No
     from pocket import TEACHER_FOLDER
 
     if name == POCKET:
-        return replace(find_teacher(str(TEACHER_FOLDER), parts), source=POCKET)
+        return replace(find_teacher(str(TEACHER_FOLDER), parts, revision=revision), source=POCKET)
     return find_teacher(name, parts, revision=revision)
 
 

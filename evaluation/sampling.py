@@ -24,7 +24,10 @@ Embed = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Studio:
-    """All that makes a picture of an embedding: frozen backbone, schedule, decoder, tokenizer."""
+    """All that makes a picture of an embedding: frozen backbone, schedule, decoder, tokenizer.
+
+    The pooled vector is zero and the schedule FluxPipeline's, whatever a cache was recorded with.
+    """
 
     backbone: FluxBackbone
     decoder: ImageDecoder

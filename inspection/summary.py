@@ -33,6 +33,7 @@ def summarise(cache: Cache) -> dict[str, Any]:
             "image_tokens": sampling.image_tokens,
             "channels": sampling.channels,
             "steps": sampling.steps,
+            "schedule": sampling.schedule,
             "sigmas": [sampling.sigmas[0], sampling.sigmas[-2]],
             "guidance": list(sampling.guidance) if sampling.guidance else None,
             "seed": sampling.seed,
@@ -72,7 +73,11 @@ def summary_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("prompts", f"{prompts['count']:,} ({sources}); {prompts['held_out']:,} held out"),
         ("trajectories", f"{done:,} of {planned:,} committed"),
         ("images", f"{sampling['size']} pixels, {sampling['image_tokens']} tokens x {sampling['channels']} channels"),
-        ("schedule", f"{sampling['steps']} steps, sigma {sampling['sigmas'][0]:.3f} to {sampling['sigmas'][1]:.3f}"),
+        (
+            "schedule",
+            f"{sampling['schedule']}, {sampling['steps']} steps, sigma {sampling['sigmas'][0]:.3f} to "
+            f"{sampling['sigmas'][1]:.3f}",
+        ),
         ("guidance", "none" if guidance is None else ", ".join(f"{value:g}" for value in guidance)),
         ("seed, dtype", f"{sampling['seed']}, {sampling['dtype']}"),
         (

@@ -5,7 +5,9 @@ from typing import Self
 
 import torch
 from diffusers import FluxTransformer2DModel
+from safetensors import SafetensorError
 
+from models.attention import set_attention
 from models.geometry import Geometry
 from storage_schemas.errors import BadTeacher
 
@@ -20,15 +22,23 @@ class FluxBackbone:
         self.transformer = transformer.eval().requires_grad_(False)
         self.takes_guidance = bool(transformer.config.guidance_embeds)
         self.dtype, self.device = transformer.dtype, transformer.device
+        self.attention_backend: str | None = None
         self._image_ids_S3 = _image_ids(geometry).to(device=self.device, dtype=self.dtype)
         self._text_ids_T3 = torch.zeros(text_length, 3, device=self.device, dtype=self.dtype)
         self._pooled_width = int(transformer.config.pooled_projection_dim)
 
     @classmethod
     def load(
-        cls, folder: Path, geometry: Geometry, *, text_length: int, dtype: torch.dtype, device: torch.device
+        cls,
+        folder: Path,
+        geometry: Geometry,
+        *,
+        text_length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        attention_backend: str | None = None,
     ) -> Self:
-        """Load `folder`/transformer and nothing else."""
+        """Load `folder`/transformer and nothing else. attention_backend: see models/attention.py."""
         try:
             transformer = FluxTransformer2DModel.from_pretrained(
                 folder,
@@ -37,10 +47,18 @@ class FluxBackbone:
                 local_files_only=True,
                 use_safetensors=True,
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise BadTeacher(f"{folder}/transformer cannot be loaded ({reason}): download it again") from error
-        return cls(transformer.to(device), geometry, text_length=text_length)
+        backbone = cls(transformer.to(device), geometry, text_length=text_length)
+        backbone.use_attention(attention_backend)
+        return backbone
+
+    def use_attention(self, backend: str | None) -> None:
+        """Compute attention by this backend of diffusers from now on; None for its default."""
+        if backend != self.attention_backend:
+            set_attention(self.transformer, backend)
+            self.attention_backend = backend
 
     def zero_pooled(self, batch: int) -> torch.Tensor:
         """The pooled vector of the paper's training: zeros, [B, P]."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from storage_schemas.errors import BadTeacher
+from storage_schemas.manifest import ScheduleName
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -28,6 +29,14 @@ class Schedule:
         return len(self.timesteps)
 
 
+def schedule_of(
+    name: ScheduleName, scheduler_config: dict[str, Any], *, steps: int, image_tokens: int, dtype: torch.dtype
+) -> Schedule:
+    """The schedule by its name in the manifest; `dtype` is that of the latents."""
+    make = {"pipeline": pipeline_schedule, "reference": reference_schedule}[name]
+    return make(scheduler_config, steps=steps, image_tokens=image_tokens, dtype=dtype)
+
+
 def pipeline_schedule(
     scheduler_config: dict[str, Any], *, steps: int, image_tokens: int, dtype: torch.dtype
 ) -> Schedule:
@@ -35,6 +44,25 @@ def pipeline_schedule(
 
     Source: FluxPipeline.__call__ and FlowMatchEulerDiscreteScheduler of diffusers, which do the arithmetic here.
     """
+    linear = None if scheduler_config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
+    return _schedule(scheduler_config, linear, steps=steps, image_tokens=image_tokens, dtype=dtype)
+
+
+def reference_schedule(
+    scheduler_config: dict[str, Any], *, steps: int, image_tokens: int, dtype: torch.dtype
+) -> Schedule:
+    """The schedule of the paper's script, `set_timesteps(steps, mu=mu)`: the scheduler's own sigmas, down to its last.
+
+    Assumed: the script gives the transformer its timesteps as FluxPipeline does (rounded to the latents' dtype, then
+    / 1000, rounded again), takes mu from the image tokens likewise, and leaves the steps to the same scheduler.
+    Source: the training script of DistillT5.
+    """
+    return _schedule(scheduler_config, None, steps=steps, image_tokens=image_tokens, dtype=dtype)
+
+
+def _schedule(
+    scheduler_config: dict[str, Any], sigmas: np.ndarray | None, *, steps: int, image_tokens: int, dtype: torch.dtype
+) -> Schedule:
     from diffusers import FlowMatchEulerDiscreteScheduler
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
@@ -49,8 +77,7 @@ def pipeline_schedule(
         scheduler.config.get("base_shift", 0.5),
         scheduler.config.get("max_shift", 1.15),
     )
-    linear = None if scheduler.config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
-    scheduler.set_timesteps(steps, sigmas=linear, mu=shift)
+    scheduler.set_timesteps(steps, sigmas=sigmas, mu=shift)
     # FluxPipeline: t.expand(B).to(latents.dtype), then / 1000, each rounded to the latents' dtype.
     timesteps_K = scheduler.timesteps.to(dtype) / 1000
     return Schedule(sigmas=tuple(scheduler.sigmas.double().tolist()), timesteps=tuple(timesteps_K.double().tolist()))

@@ -1,14 +1,15 @@
 """A teacher as it lies on disk: a folder (or hub repository) in the FluxPipeline layout, read by its own configs."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.teacher_family import check_family, config_name, read_config
+from models.teacher_hub import commit_of, download, split_revision
 from storage_schemas.digests import weight_sha256
 from storage_schemas.errors import BadTeacher
-from storage_schemas.manifest import Teacher
+from storage_schemas.manifest import Pooled, Teacher
 
 # The paper's text length (section 4); a teacher whose tokenizer is shorter states its own.
 PAPER_TEXT_LENGTH = 77
@@ -16,26 +17,35 @@ PAPER_TEXT_LENGTH = 77
 PAPER_RESOLUTION = 512
 
 BUILD_PARTS = ("transformer", "scheduler", "text_encoder_2", "tokenizer_2", "vae")
+# Beside these where CLIP's pooled output is recorded.
+POOLED_PARTS = ("text_encoder", "tokenizer")
 REPLAY_PARTS = ("transformer",)
 DECODE_PARTS = ("vae",)
 TOKENIZER_FILES = ("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+POOLED_TOKENIZER_FILES = ("vocab.json", "merges.txt", *TOKENIZER_FILES[1:])
+
+
+def build_parts(pooled: Pooled) -> tuple[str, ...]:
+    """The parts that a build reads."""
+    return BUILD_PARTS if pooled == "zero" else (*BUILD_PARTS, *POOLED_PARTS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherFolder:
-    """A local folder in the FluxPipeline layout; `source` is the name it was asked for by."""
+    """A local folder in the FluxPipeline layout; `source` is the name it was asked for by, `commit` the hub's."""
 
     path: Path
     source: str
+    commit: str | None = None
+
+    @property
+    def pinned_source(self) -> str:
+        """The name under which the same files are found again: NAME@COMMIT for what came from the hub."""
+        return self.source if self.commit is None else f"{self.source}@{self.commit}"
 
     def config(self, part: str) -> dict[str, Any]:
         """The configuration of a part, without the keys that name where it came from."""
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        file = self.part(part) / name
-        try:
-            config = json.loads(file.read_bytes())
-        except (OSError, ValueError) as error:
-            raise BadTeacher(f"{file} cannot be read ({error}): the teacher's {part} is incomplete") from error
+        config = read_config(self.part(part) / config_name(part), part)
         return {key: value for key, value in config.items() if not key.startswith("_")}
 
     def part(self, part: str) -> Path:
@@ -61,13 +71,16 @@ class TeacherFolder:
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """The files of the T5 tokenizer, for the cache to carry."""
-        folder = self.part("tokenizer_2")
-        return {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+        return self._files("tokenizer_2", TOKENIZER_FILES)
+
+    def _files(self, part: str, names: tuple[str, ...]) -> dict[str, bytes]:
+        folder = self.part(part)
+        return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
     @property
     def text_length(self) -> int:
         """Text tokens: the paper's 77, or what the tokenizer states if that is less."""
-        config = json.loads((self.part("tokenizer_2") / "tokenizer_config.json").read_bytes())
+        config = read_config(self.part("tokenizer_2") / "tokenizer_config.json", "tokenizer_2")
         return min(PAPER_TEXT_LENGTH, int(config.get("model_max_length", PAPER_TEXT_LENGTH)))
 
     @property
@@ -75,68 +88,58 @@ class TeacherFolder:
         """Pixels per side: the paper's 512, or what the VAE states if that is less."""
         return min(PAPER_RESOLUTION, int(self.config("vae").get("sample_size", PAPER_RESOLUTION)))
 
-    def identity(self, *, text_length: int) -> Teacher:
-        """Who this teacher is, weights by hash: reads all weights of transformer and text encoder once."""
+    def identity(self, *, text_length: int, pooled: Pooled = "zero") -> Teacher:
+        """Who this teacher is, weights by hash: reads all weights of transformer and text encoders once."""
         backbone, text_encoder = self.config("transformer"), self.config("text_encoder_2")
-        tokenizer = {name: hashlib.sha256(data).hexdigest() for name, data in self.tokenizer_files().items()}
+        self._check_width("text_encoder_2", "d_model", text_encoder, "joint_attention_dim", backbone)
         return Teacher(
             family="flux",
-            weights=self.weight_hashes("transformer") | self.weight_hashes("text_encoder_2"),
+            weights=self.weight_hashes("transformer")
+            | self.weight_hashes("text_encoder_2")
+            | (self.weight_hashes("text_encoder") if pooled == "clip" else {}),
             backbone_config=backbone,
             text_encoder_config=text_encoder,
-            tokenizer=tokenizer,
+            tokenizer=_sha256_of(self.tokenizer_files()),
             text_length=text_length,
             text_width=backbone["joint_attention_dim"],
-            pad_token_id=text_encoder.get("pad_token_id", 0),
-            pooled="zero",
+            pad_token_id=text_encoder.get("pad_token_id") or 0,
+            pooled=pooled,
             pooled_width=backbone["pooled_projection_dim"],
+            **(self._pooled_identity(backbone) if pooled == "clip" else {}),
         )
+
+    def _pooled_identity(self, backbone: dict[str, Any]) -> dict[str, Any]:
+        config = self.config("text_encoder")
+        self._check_width("text_encoder", "hidden_size", config, "pooled_projection_dim", backbone)
+        tokenizer = _sha256_of(self._files("tokenizer", POOLED_TOKENIZER_FILES))
+        return {"pooled_encoder_config": config, "pooled_tokenizer": tokenizer}
+
+    def _check_width(self, part: str, key: str, config: dict[str, Any], read: str, backbone: dict[str, Any]) -> None:
+        if config[key] != backbone[read]:
+            raise BadTeacher(
+                f"{self.path}/{part} has {key} = {config[key]}, its transformer reads {read} = {backbone[read]}: parts "
+                f"of two models; download the whole repository again"
+            )
+
+
+def _sha256_of(files: dict[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
 
 
 def find_teacher(name: str, parts: tuple[str, ...], *, revision: str | None = None) -> TeacherFolder:
-    """A teacher by folder or hub name, with `parts` at hand; BadTeacher says what is missing and the way out."""
+    """A teacher by folder, hub name or NAME@REVISION, with `parts` at hand; BadTeacher says what is wrong with it."""
     path = Path(name).expanduser()
-    if not path.is_dir():
-        path = _download(name, parts, revision)
-    folder = TeacherFolder(path=path, source=name)
+    if path.is_dir():
+        if revision is not None:
+            raise BadTeacher(f"--revision is {revision!r}, but {name} is a folder: only a hub repository has revisions")
+        folder = TeacherFolder(path=path, source=name)
+    else:
+        source, named = split_revision(name)
+        if revision is not None and named is not None and revision != named:
+            raise BadTeacher(f"--revision is {revision!r}, but {name!r} names another one: give one of the two")
+        path = download(source, parts, revision or named)
+        folder = TeacherFolder(path=path, source=source, commit=commit_of(path))
     for part in parts:
         folder.part(part)
-    if "transformer" in parts and "guidance_embeds" not in folder.config("transformer"):
-        raise BadTeacher(
-            f"{path}/transformer/config.json has no guidance_embeds: not a FLUX transformer; this version records "
-            f"FLUX.1-dev and schnell, and what has their layout"
-        )
+    check_family(folder.path, parts)
     return folder
-
-
-def _download(name: str, parts: tuple[str, ...], revision: str | None) -> Path:
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise BadTeacher(
-            f"no teacher {name!r}: expected 'pocket', an existing folder, or a hub name such as "
-            f"black-forest-labs/FLUX.1-dev"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=["model_index.json", *(f"{part}/*" for part in parts)]
-            )
-        )
-    except GatedRepoError as error:
-        raise BadTeacher(
-            f"{name} is gated: accept its licence on its page, then give `hf auth login` and this command again"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise BadTeacher(
-            f"no teacher {name!r}: neither a folder here nor a repository of the hub (if it is private or gated, "
-            f"give `hf auth login`)"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise BadTeacher(f"{name} has no revision {revision!r}: see its page for branches and commits") from error
-    except Exception as error:
-        raise BadTeacher(
-            f"{name} is no folder here and could not be fetched ({type(error).__name__}): check the name and the "
-            f"network, or give a folder"
-        ) from error

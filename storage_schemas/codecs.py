@@ -16,6 +16,7 @@ _COMPACT: dict[str, Callable[..., FieldCodec]] = {
     "noise": BytePlanes,
     "final_latent": BytePlanes,
     "encoder_hidden_states": BytePlanes,
+    "pooled_projections": BytePlanes,
 }
 _CODECS: dict[CodecName, dict[str, Callable[..., FieldCodec]]] = {
     "plain": {},

@@ -4,7 +4,7 @@ from pydantic import ValidationError
 
 from storage_schemas.errors import BadSettings
 from storage_schemas.folders import Location
-from storage_schemas.manifest import Manifest, Storage, first_problem, int8_problem
+from storage_schemas.manifest import Manifest, Storage, first_problem, int8_problem, pooled_problem
 from storage_schemas.progress import Progress
 from storage_schemas.reader import Cache
 from storage_schemas.rewrite import Rewritten, Source, rewrite
@@ -28,6 +28,8 @@ def _converted(manifest: Manifest, changes: dict[str, str | None]) -> Manifest:
         storage = Storage.model_validate(wanted)
     except ValidationError as error:
         raise BadSettings(f"--{first_problem(error)}") from error
+    if problem := pooled_problem(manifest.teacher.pooled, storage.embeddings):
+        raise BadSettings(f"--embeddings {storage.embeddings}: the source was built with --pooled clip, and {problem}")
     if now.codec == "int8" != storage.codec:
         raise BadSettings(
             f"--codec {storage.codec}: the source has codec int8, which rounded the velocity, and no other codec gives "

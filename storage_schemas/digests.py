@@ -9,6 +9,8 @@ from typing import Any
 
 import xxhash
 
+from storage_schemas.hash_memory import remembered_sha256
+
 # A hub download is a link to a blob that is named by the sha256 of its content.
 _HUB_BLOB = re.compile(r"[0-9a-f]{64}")
 
@@ -38,9 +40,13 @@ def xxh3_128_of_parts(parts: Iterable[bytes]) -> str:
 
 
 def weight_sha256(path: Path) -> str:
-    """sha256 (hex) of a weight file; of a hub download the blob's name already is it."""
+    """sha256 (hex) of a weight file; of a hub download the blob's name already is it, other files are read once."""
     blob = path.resolve().name
     if _HUB_BLOB.fullmatch(blob):
         return blob
+    return remembered_sha256(path, _sha256)
+
+
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,6 @@
 """The arrays of a cache: names as in FLUX's forward where it has one, shape of one row, dtype.
 
-Shape letters: K steps, S image tokens, C packed channels, T text tokens, D text width.
+Shape letters: K steps, S image tokens, C packed channels, T text tokens, D text width, P pooled width.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,13 @@ def fields_of(manifest: Manifest, kind: Kind) -> tuple[Field, ...]:
     dtype = DTYPES[sampling.dtype]
     if kind == "embeddings":
         shape = (teacher.text_length, teacher.text_width)
-        return (Field(name="encoder_hidden_states", row_shape=shape, letters="TD", dtype=dtype),)
+        embedding = Field(name="encoder_hidden_states", row_shape=shape, letters="TD", dtype=dtype)
+        if teacher.pooled == "zero":
+            return (embedding,)
+        return (
+            embedding,
+            Field(name="pooled_projections", row_shape=(teacher.pooled_width,), letters="P", dtype=dtype),
+        )
     latent = (sampling.image_tokens, sampling.channels)
     walk = (sampling.steps, *latent)
     start = (

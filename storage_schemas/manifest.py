@@ -30,6 +30,8 @@ MANIFEST_FILE = "manifest.json"
 
 CodecName = Literal["plain", "compact", "int8"]
 Embeddings = Literal["stored", "none"]
+Pooled = Literal["zero", "clip"]
+ScheduleName = Literal["pipeline", "reference"]
 
 
 class Record(BaseModel):
@@ -59,7 +61,11 @@ PathsInside = Annotated[dict[str, str], AfterValidator(_inside)]
 
 
 class Teacher(Record):
-    """Who was recorded. `weights` maps the files that shaped the numbers to their sha256."""
+    """Who was recorded. `weights` maps the files that shaped the numbers to their sha256.
+
+    `pooled`: the vector beside the embedding is zero, or what the pipeline's CLIP (`text_encoder`) gives; only then
+    are its configuration and the sha256 of its tokenizer's files (which the cache does not carry) part of this.
+    """
 
     family: Literal["flux"]
     weights: dict[str, str]
@@ -69,8 +75,15 @@ class Teacher(Record):
     text_length: int = Field(ge=1)
     text_width: int = Field(ge=1)
     pad_token_id: int = Field(ge=0)
-    pooled: Literal["zero"]
+    pooled: Pooled
     pooled_width: int = Field(ge=1)
+    pooled_encoder_config: dict[str, Any] | None = None
+    pooled_tokenizer: dict[str, str] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_always_so(self, plain: SerializerFunctionWrapHandler) -> Any:
+        # Caches from before there was a choice do not have these keys, and keep their digests.
+        return {key: value for key, value in plain(self).items() if value is not None}
 
 
 class Storage(Record):
@@ -103,6 +116,13 @@ def int8_problem(codec: CodecName, latents: str) -> str | None:
     return "codec int8 rounds the velocity, and latents are derived from the exact one; use --latents stored"
 
 
+def pooled_problem(pooled: Pooled, embeddings: Embeddings) -> str | None:
+    """Why these pooled vectors do not go with a cache of these embeddings, and the way out; None if they do."""
+    if pooled == "zero" or embeddings == "stored":
+        return None
+    return "replay needs the pooled vectors of CLIP, which lie with the embeddings; use --embeddings stored"
+
+
 class Sampling(Record):
     """How the teacher was run. Sigmas: K + 1 values in [0, 1]; timesteps: the K arguments of the backbone.
 
@@ -115,7 +135,7 @@ class Sampling(Record):
     image_tokens: int = Field(ge=1)
     channels: int = Field(ge=1)
     steps: int = Field(ge=1)
-    schedule: Literal["pipeline"]
+    schedule: ScheduleName
     sigmas: tuple[float, ...]
     timesteps: tuple[float, ...]
     guidance: tuple[float, ...] | None
@@ -169,6 +189,12 @@ class Manifest(Record):
     sampling: Sampling
     prompts: PromptSet
     metadata: PathsInside
+
+    @model_validator(mode="after")
+    def _pooled_is_stored(self) -> Self:
+        if problem := pooled_problem(self.teacher.pooled, self.sampling.storage.embeddings):
+            raise ValueError(problem)
+        return self
 
     def digests(self) -> dict[str, str]:
         """The three digests; `sampling` covers the teacher, `prompts` covers both."""
@@ -281,7 +307,7 @@ def depends_on(field: str) -> str:
 
 def check_same_teacher(found: Manifest, teacher: Teacher, where: str) -> None:
     """Raise SettingsDiffer, naming the first field, unless a teacher is the one a cache was recorded with."""
-    for field, was, now in differences(found.teacher.json_value(), teacher.json_value(), "teacher"):
+    for field, was, now in _causes_first(differences(found.teacher.json_value(), teacher.json_value(), "teacher")):
         raise SettingsDiffer(
             f"{where} was recorded with {field} = {shortened(was)}, this teacher has {shortened(now)}: "
             f"{_DEPENDS['teacher']} depends on it; give the teacher of the recording, {found.source!r}"
@@ -292,7 +318,12 @@ def differing_fields(a: Manifest, b: Manifest) -> Iterator[tuple[str, Any, Any]]
     """Path and both values of each field of teacher, sampling and prompts in which two manifests differ."""
     for section in ("teacher", "sampling", "prompts"):
         ours, theirs = (getattr(m, section).model_dump(mode="json", context="all keys") for m in (a, b))
-        yield from differences(ours, theirs, section)
+        yield from _causes_first(differences(ours, theirs, section))
+
+
+def _causes_first(found: Iterator[tuple[str, Any, Any]]) -> list[tuple[str, Any, Any]]:
+    # With CLIP its weights are part of the teacher: the flag is named before them.
+    return sorted(found, key=lambda difference: difference[0] != "teacher.pooled")
 
 
 def differences(a: Any, b: Any, path: str) -> Iterator[tuple[str, Any, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 from storage_schemas.commits import Kind, Records, read_records
 from storage_schemas.digests import xxh3_128
 from storage_schemas.errors import DamagedCache, NotACache, NotInCache
-from storage_schemas.fields import Array
+from storage_schemas.fields import DTYPES, Array, Arrays
 from storage_schemas.files import CommittedFiles, Verify
 from storage_schemas.folders import Folder, LocalFolder, Location, location_of, open_folder
 from storage_schemas.formats import format_of
@@ -128,6 +128,17 @@ class Cache:
 
     def embedding(self, prompt: int) -> Array:
         """The teacher's embedding of prompt number `prompt`, [T, D]."""
+        return self.text_row(prompt, ("encoder_hidden_states",))["encoder_hidden_states"]
+
+    def pooled(self, prompt: int) -> Array:
+        """The pooled vector that FLUX got with prompt number `prompt`, [P]; zeros unless CLIP's were recorded."""
+        teacher = self.manifest.teacher
+        if teacher.pooled == "zero":
+            return np.zeros(teacher.pooled_width, dtype=DTYPES[self.manifest.sampling.dtype])
+        return self.text_row(prompt, ("pooled_projections",))["pooled_projections"]
+
+    def text_row(self, prompt: int, names: Container[str] | None = None) -> Arrays:
+        """All that is stored of prompt number `prompt`: embedding, and CLIP's pooled vector; only `names` if given."""
         shard, row = self.layout.embedding_place(prompt)
         if self.manifest.sampling.storage.embeddings == "none" and ("embeddings", shard) not in self.records:
             raise NotInCache(
@@ -135,8 +146,7 @@ class Cache:
                 f"build another cache with --embeddings stored"
             )
         self._require("embeddings", shard, f"the embedding of prompt {prompt}")
-        names: Container[str] = ("encoder_hidden_states",)
-        return self._reader.row("embeddings", shard, row, names)["encoder_hidden_states"]
+        return self._reader.row("embeddings", shard, row, names)
 
     def padded_token_ids(self, prompt: int) -> Array:
         """Token ids of a prompt padded to the text length, [T] int64."""

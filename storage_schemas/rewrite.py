@@ -170,7 +170,7 @@ def _read(
 
 def _row(origin: Origin, kind: Kind, names: Iterable[str]) -> Arrays:
     if kind == "embeddings":
-        return {"encoder_hidden_states": origin.cache.embedding(origin.index)}
+        return origin.cache.text_row(origin.index)
     trajectory = origin.cache.trajectory(origin.index)
     return {name: _field(origin.cache, trajectory, name) for name in names}
 

@@ -27,7 +27,7 @@ from storage_schemas.layout import Layout
 from storage_schemas.manifest import Manifest
 from storage_schemas.trajectory import Label
 
-_AXES = {"K": "step", "S": "image_token", "C": "channel", "T": "text_token", "D": "text_width"}
+_AXES = {"K": "step", "S": "image_token", "C": "channel", "T": "text_token", "D": "text_width", "P": "pooled_width"}
 # What a cache's arrays may ask zarr-python to load.
 _CODECS = ("bytes", "crc32c", *zarr_codecs.NAMES)
 _ROW_AXIS = {"trajectories": "trajectory", "embeddings": "prompt"}

@@ -1,5 +1,6 @@
 """The command line as a user meets it: one line per error, exit code not 0, no traceback."""
 
+import json
 import os
 import re
 import signal
@@ -89,6 +90,25 @@ def test_the_whole_road_on_the_pocket_teacher(tmp_path, pocket_prompts, capsys):
     assert code == 1 and "was begun with seed = 0, you asked for 1" in heard
 
 
+def test_every_flag_of_the_teacher_goes_the_whole_road(tmp_path, pocket_prompts, dev_teacher, capsys):
+    cache = tmp_path / "cache"
+    words = ["build", cache, "--teacher", dev_teacher, "--prompts", pocket_prompts, "--limit", 3, "--steps", 2]
+    words += ["--text-length", 30, "--pooled", "clip", "--schedule", "reference", "--height", 16, "--width", 24]
+    code, said, _ = understudy(*words, "--attention-backend", "_native_math", capsys=capsys)
+    assert code == 0 and "3 trajectories of 3 prompts" in said
+    said = understudy("inspect", "summary", cache, capsys=capsys)[1]
+    assert "pooled clip" in said and "reference, 2 steps" in said and "24 x 16 pixels" in said
+    (cache / "embeddings.zarr/pooled_projections/c/0/0").unlink()
+    code, said, _ = understudy("repair", cache, "--teacher", dev_teacher, capsys=capsys)
+    assert code == 0 and "embeddings shard 0: rebuilt" in said
+    (tmp_path / "t5").mkdir()
+    config = json.loads((dev_teacher / "text_encoder_2/config.json").read_bytes())
+    (tmp_path / "t5/config.json").write_text(json.dumps(config))
+    train = ["train", tmp_path / "run", "--cache", cache, "--student", tmp_path / "t5", "--steps", 1, "--batch-size", 3]
+    code, _, heard = understudy(*train, capsys=capsys)
+    assert code == 0 and "replay floor" in heard
+
+
 def test_real_prompts_build_a_cache_of_the_pocket(tmp_path, shared_prompts, capsys):
     prompts = shared_prompts / "T2I-CompBench/color_train.txt"
     words = ["build", tmp_path / "c", "--teacher", "pocket", "--prompts", prompts, "--limit", 20, "--steps", 2]
@@ -115,6 +135,17 @@ BUILD = ["build", "c", "--teacher", "pocket", "--prompts", "p.txt"]
         ([*BUILD, "--steps", "many"], 2, r"Invalid value for '--steps': .*"),
         ([*BUILD, "--device", "cuda:9"], 1, r"--device 'cuda:9' cannot"),
         ([*BUILD, "--format", "npz"], 2, r"'npz' is not one of 'zarr'"),
+        ([*BUILD, "--text-length", "600"], 1, r"--text-length: FluxPipeline refuses a max_sequence_length above 512"),
+        (
+            [*BUILD, "--pooled", "clip", "--embeddings", "none"],
+            1,
+            r": --pooled clip does not go with --embeddings none",
+        ),
+        ([*BUILD, "--pooled", "real"], 2, r"'real' is not one of 'zero', 'clip'"),
+        ([*BUILD, "--height", "16"], 1, r"--height is given without --width: give both"),
+        ([*BUILD, "--height", "17", "--width", "16"], 1, r"height is 17, expected a multiple of 4: .*; take 16 or 20"),
+        ([*BUILD, "--attention-backend", "flush"], 1, r"--attention-backend 'flush' is unknown to diffusers, which kn"),
+        ([*BUILD, "--revision", "v1"], 1, r"--revision is 'v1', but .* is a folder: only a hub repository has"),
         (["build", "taken", *BUILD[2:]], 1, r"taken holds 'x' and 0 more, but no manifest"),
         (["build", "p.txt", *BUILD[2:]], 1, r"p.txt is a file, expected a new or empty folder"),
         (["build", "p.txt/x", *BUILD[2:]], 1, r"p.txt/x: Not a directory: what was committed stays; mend that"),

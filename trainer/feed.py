@@ -21,6 +21,8 @@ POOL_BYTES = 2 * 2**30
 AHEAD_PART = 16
 AHEAD = 16
 READERS = 4
+# Pooled vectors are small: this part of the pool's bytes holds those of 80,000 prompts of FLUX.
+POOLED_PART = 16
 
 Rows = Sequence[tuple[int, int]]
 
@@ -40,6 +42,7 @@ class Batch:
     token_ids_BT: torch.Tensor
     hidden_states_BSC: torch.Tensor
     velocity_BSC: torch.Tensor
+    pooled_BP: torch.Tensor
     timestep_B: torch.Tensor
     guidance_B: torch.Tensor | None
 
@@ -58,14 +61,15 @@ AnyBatch = TypeVar("AnyBatch", bound=Batch | EmbeddingBatch)
 class Feed:
     """Reads batches of a cache for one device. `indices`: numbers of the trajectories that positions count.
 
-    All of it may be called from several threads. The pool holds at most `pool_bytes` of decoded trajectories, and as
-    much again of embeddings; a reader thread has one more in hand.
+    All of it may be called from several threads. The pool holds at most `pool_bytes` of decoded trajectories, as
+    much again of embeddings, and a sixteenth of it of pooled vectors; a reader thread has one more in hand.
     """
 
     def __init__(self, cache: Cache, indices: Array, *, device: torch.device, pool_bytes: int = POOL_BYTES) -> None:
         self.cache, self.indices, self._device, self._pool_bytes = cache, indices, device, pool_bytes
         self._trajectories: Pool[Trajectory] = Pool(pool_bytes)
         self._embeddings: Pool[Array] = Pool(pool_bytes)
+        self._pooled: Pool[Array] = Pool(pool_bytes // POOLED_PART)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -121,10 +125,12 @@ class Feed:
             velocity_BSC[row] = trajectory.velocity_KSC[k]
             guidance_B[row] = trajectory.guidance if trajectory.guidance is not None else np.nan
         dtype = to_torch(velocity_BSC).dtype
+        prompts = [self.prompt_of(position) for position, _ in rows]
         return Batch(
-            token_ids_BT=self._token_ids([self.prompt_of(position) for position, _ in rows]),
+            token_ids_BT=self._token_ids(prompts),
             hidden_states_BSC=to_torch(hidden_states_BSC),
             velocity_BSC=to_torch(velocity_BSC),
+            pooled_BP=to_torch(np.stack([self._pooled.get(prompt, self._read_pooled) for prompt in prompts])),
             timestep_B=torch.tensor([sampling.timesteps[k] for _, k in rows], dtype=dtype),
             guidance_B=None if sampling.guidance is None else torch.from_numpy(guidance_B),
         )
@@ -151,6 +157,10 @@ class Feed:
     def _read_embedding(self, prompt: int) -> tuple[Array, int]:
         embedding = self.cache.embedding(prompt)
         return embedding, embedding.nbytes
+
+    def _read_pooled(self, prompt: int) -> tuple[Array, int]:
+        pooled_P = self.cache.pooled(prompt)
+        return pooled_P, pooled_P.nbytes
 
     def _token_ids(self, prompts: Sequence[int]) -> torch.Tensor:
         return torch.from_numpy(np.stack([self.cache.padded_token_ids(prompt) for prompt in prompts]))

@@ -20,7 +20,7 @@ def replay(backbone: FluxBackbone, embedding_BTD: torch.Tensor, batch: Batch) ->
     return backbone.predict(
         batch.hidden_states_BSC.to(backbone.dtype),
         embedding_BTD.to(backbone.dtype),
-        backbone.zero_pooled(len(embedding_BTD)),
+        batch.pooled_BP.to(backbone.dtype),
         batch.timestep_B.to(backbone.dtype),
         batch.guidance_B,
     )

@@ -9,6 +9,7 @@ from models.geometry import recorded_geometry
 from models.schedule import DTYPES
 from models.student import new_student
 from models.teacher_folder import TeacherFolder
+from models.teacher_hub import split_revision
 from storage_schemas.errors import BadSettings, BadTeacher
 from storage_schemas.manifest import Manifest
 from storage_schemas.progress import Progress
@@ -87,7 +88,7 @@ def _run_config(settings: TrainSettings, cache: Cache, teacher: TeacherFolder | 
     return RunConfig(
         settings=settings,
         cache=cache.location,
-        backbone=teacher.source if teacher is not None else cache.manifest.source,
+        backbone=teacher.source if teacher is not None else split_revision(cache.manifest.source)[0],
         teacher_digest=digests["teacher"],
         sampling_digest=digests["sampling"],
         text_length=cache.manifest.teacher.text_length,

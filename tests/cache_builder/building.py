@@ -7,7 +7,7 @@ import torch
 
 from cache_builder.build import BuildResult, Share, build
 from cache_builder.settings import BuildSettings
-from models.teacher_folder import BUILD_PARTS, find_teacher
+from models.teacher_folder import build_parts, find_teacher
 from storage_schemas.folders import Location
 from storage_schemas.progress import Progress, Silent
 
@@ -26,7 +26,7 @@ def build_cache(
     **flags: Any,
 ) -> BuildResult:
     settings = build_settings(prompts, **flags)
-    found = find_teacher(str(teacher), BUILD_PARTS)
+    found = find_teacher(str(teacher), build_parts(settings.pooled))
     return build(path, settings, found, torch.device("cpu"), progress or Silent(), share)
 
 

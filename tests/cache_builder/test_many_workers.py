@@ -15,7 +15,7 @@ from cache_builder import local_workers
 from cache_builder.build import Share, open_writer, result_of
 from cache_builder.job import Job
 from cache_builder.local_workers import devices_of, run_local_workers
-from models.teacher_folder import BUILD_PARTS, find_teacher
+from models.teacher_folder import build_parts, find_teacher
 from storage_schemas.errors import WorkerFailed
 from storage_schemas.progress import Silent
 from storage_schemas.reader import Cache
@@ -47,13 +47,12 @@ class Notes(Silent):
 
 
 def prepare(path: Path, teacher: Path, prompts: Path):
-    found = find_teacher(str(teacher), BUILD_PARTS)
+    found = find_teacher(str(teacher), build_parts("zero"))
     writer = open_writer(path, build_settings(prompts, **LONG), found, Silent())
     job = Job(
         location=str(path),
         teacher=str(teacher),
         teacher_path=str(teacher),
-        revision=None,
         share=Share(batch_size=2, wait_seconds=60),
         threads=1,
     )

@@ -1,20 +1,23 @@
 """Laws 1 and 2: our trajectories are FluxPipeline's, and latents derive from noise and velocity, bit for bit."""
 
+import json
 import warnings
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from models.backbone import FluxBackbone
 from models.geometry import geometry_of, vae_scale_factor
 from models.noise import draw_guidance, draw_noise
 from models.sampler import Walk, sample
-from models.schedule import DTYPES, Schedule, pipeline_schedule
+from models.schedule import DTYPES, Schedule, pipeline_schedule, reference_schedule, schedule_of
 from models.teacher_folder import TeacherFolder
+from models.text_encoder import PooledTextEncoder
 from pocket import TEACHER_FOLDER
 from storage_schemas.derivation import derive_latents
 from storage_schemas.fields import same_bits
@@ -23,14 +26,35 @@ from storage_schemas.tensors import from_torch
 BATCH = 3
 TEACHERS = pytest.mark.parametrize("teacher", ["pocket", "dev_teacher", "schnell_teacher"])
 PRECISIONS = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+POOLED = ("zero", "clip")
+TEXTS = ["a red car", "two dogs and a cat", "a sign that says 'q'"]
+FLUX_DEV_SCHEDULER = Path(__file__).parents[1] / "cache_builder/flux_dev/scheduler/scheduler_config.json"
+
+
+@cache
+def loaded_pipeline(folder: Path, dtype: torch.dtype) -> FluxPipeline:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_pipelines():
+    # Other tests count the text encoders that are alive.
+    yield
+    loaded_pipeline.cache_clear()
 
 
 class Setting:
     """One teacher, one size, one dtype: the same embedding, noise and guidance for us and for FluxPipeline."""
 
-    def __init__(self, folder: Path, dtype: str, height: int, width: int, steps: int = 20) -> None:
+    def __init__(
+        self, folder: Path, dtype: str, height: int, width: int, steps: int = 20, pooled: str = "zero"
+    ) -> None:
         self.folder, self.dtype, self.steps = folder, DTYPES[dtype], steps
-        teacher = TeacherFolder(path=folder, source=str(folder))
+        self.teacher = teacher = TeacherFolder(path=folder, source=str(folder))
         config = teacher.config("transformer")
         self.geometry = geometry_of(
             height=height,
@@ -42,7 +66,7 @@ class Setting:
         self.schedule = pipeline_schedule(
             teacher.config("scheduler"), steps=steps, image_tokens=self.geometry.image_tokens, dtype=self.dtype
         )
-        self.pooled_width = config["pooled_projection_dim"]
+        self.pooled, self.pooled_width = pooled, config["pooled_projection_dim"]
         generator = torch.Generator().manual_seed(0)
         tokens, channels = self.geometry.image_tokens, self.geometry.channels
         self.noise_BSC = torch.randn(BATCH, tokens, channels, generator=generator).to(self.dtype)
@@ -54,18 +78,22 @@ class Setting:
             self.folder, self.geometry, text_length=self.text_length, dtype=self.dtype, device=torch.device("cpu")
         )
 
+        pooled_BP = backbone.zero_pooled(BATCH)
+        if self.pooled == "clip":
+            clip = PooledTextEncoder.load(self.teacher, dtype=self.dtype, device=torch.device("cpu"))
+            pooled_BP = clip.encode(TEXTS)
+
         def predict(x_BSC, timestep_B):
-            return backbone.predict(
-                x_BSC, self.embedding_BTD, backbone.zero_pooled(BATCH), timestep_B, torch.tensor(guidance)
-            )
+            return backbone.predict(x_BSC, self.embedding_BTD, pooled_BP, timestep_B, torch.tensor(guidance))
 
         return sample(predict, self.noise_BSC, self.schedule)
 
     def pipelines(self, guidance: float) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            pipeline = FluxPipeline.from_pretrained(self.folder, torch_dtype=self.dtype, local_files_only=True)
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = loaded_pipeline(self.folder, self.dtype)
+        pooled_BP = torch.zeros(BATCH, self.pooled_width, dtype=self.dtype)
+        if self.pooled == "clip":
+            with torch.no_grad():
+                pooled_BP = pipeline.encode_prompt(TEXTS, None, max_sequence_length=self.text_length)[1]
         latents = []
 
         def watch(pipe, step, timestep, values):
@@ -74,7 +102,7 @@ class Setting:
 
         final = pipeline(
             prompt_embeds=self.embedding_BTD,
-            pooled_prompt_embeds=torch.zeros(BATCH, self.pooled_width, dtype=self.dtype),
+            pooled_prompt_embeds=pooled_BP,
             latents=self.noise_BSC.clone(),
             guidance_scale=guidance,
             num_inference_steps=self.steps,
@@ -90,15 +118,51 @@ def folder_of(name: str, request: pytest.FixtureRequest) -> Path:
     return TEACHER_FOLDER if name == "pocket" else request.getfixturevalue(name)
 
 
-@TEACHERS
 @PRECISIONS
-def test_sampling_equals_flux_pipeline_bit_for_bit(teacher, dtype, request):
-    setting = Setting(folder_of(teacher, request), dtype, 24, 24)
+@pytest.mark.parametrize(
+    ("teacher", "pooled", "height", "width"),
+    [("pocket", "zero", 24, 24)]
+    + [
+        (teacher, pooled, *size)
+        for teacher in ("dev_teacher", "schnell_teacher")
+        for pooled in POOLED
+        for size in ((24, 24), (16, 32))
+    ],
+)
+def test_sampling_equals_flux_pipeline_in_every_latent_bit_for_bit(teacher, dtype, pooled, height, width, request):
+    setting = Setting(folder_of(teacher, request), dtype, height, width, pooled=pooled)
     walk = setting.ours([3.5] * BATCH)
     final, latents = setting.pipelines(3.5)
     assert torch.equal(walk.final_latent_BSC, final)
     for k in range(setting.steps - 1):
         assert torch.equal(walk.hidden_states_BKSC[:, k + 1], latents[k])
+
+
+@pytest.mark.parametrize("teacher", ["dev_teacher", "schnell_teacher"])
+def test_pooled_vectors_of_clip_lead_elsewhere_than_zeros(teacher, request):
+    folder = folder_of(teacher, request)
+    ends = [Setting(folder, "float32", 16, 16, 2, pooled=p).ours([3.5] * BATCH).final_latent_BSC for p in POOLED]
+    assert not torch.equal(*ends)
+
+
+@pytest.mark.parametrize("teacher", ["dev_teacher", "schnell_teacher"])
+@PRECISIONS
+def test_the_reference_schedule_walks_as_the_scheduler_does_without_sigmas(teacher, dtype, request):
+    setting = Setting(folder_of(teacher, request), dtype, 16, 24, pooled="clip")
+    config, tokens = setting.teacher.config("scheduler"), setting.geometry.image_tokens
+    setting.schedule = reference_schedule(config, steps=20, image_tokens=tokens, dtype=setting.dtype)
+    walk = setting.ours([3.5] * BATCH)
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    scheduler.set_timesteps(20, mu=calculate_shift(tokens))
+    x_BSC = setting.noise_BSC
+    for k, t in enumerate(scheduler.timesteps):
+        passed_B = t.expand(BATCH).to(setting.dtype) / 1000
+        assert passed_B.tolist() == [setting.schedule.timesteps[k]] * BATCH
+        assert torch.equal(walk.hidden_states_BKSC[:, k], x_BSC)
+        x_BSC = scheduler.step(walk.velocity_BKSC[:, k], t, x_BSC, return_dict=False)[0]
+    assert torch.equal(walk.final_latent_BSC, x_BSC)
+    derived = derive_latents(from_torch(setting.noise_BSC), from_torch(walk.velocity_BKSC), setting.schedule.sigmas)
+    assert same_bits(derived[:, -1], from_torch(walk.final_latent_BSC))
 
 
 @pytest.mark.parametrize(("height", "width", "steps"), [(8, 40, 4), (32, 16, 7)])
@@ -169,6 +233,20 @@ def test_the_timesteps_of_flux_at_512_pixels_in_bf16_are_as_the_pipeline_passes_
     ]
     assert schedule.sigmas[0] == 1.0 and schedule.sigmas[-1] == 0.0 and len(schedule.sigmas) == 21
     assert isinstance(schedule, Schedule)
+
+
+def test_at_512_pixels_the_reference_schedule_ends_at_1_point_9_and_the_pipelines_at_89_point_9():
+    config = json.loads(FLUX_DEV_SCHEDULER.read_bytes())
+    found = {}
+    for name in ("reference", "pipeline"):
+        schedule = schedule_of(name, config, steps=20, image_tokens=1024, dtype=torch.float32)
+        found[name] = [round(1000 * t, 1) for t in schedule.timesteps]
+        assert schedule.sigmas[-1] == 0.0 and schedule.steps == 20
+    assert found["reference"] == [
+        1000.0, 971.3, 941.1, 909.3, 875.8, 840.4, 802.9, 763.2, 721.2, 676.4,
+        628.7, 577.8, 523.4, 465.1, 402.3, 334.7, 261.6, 182.3, 96.1, 1.9,
+    ]  # fmt: skip
+    assert found["pipeline"][1] == 972.7 and found["pipeline"][-1] == 89.9
 
 
 def test_noise_is_a_function_of_seed_prompt_and_replica_and_pinned():

@@ -17,6 +17,8 @@ from storage_schemas.writer import CacheWriter, prompt_set_fields
 
 STEPS, TOKENS, CHANNELS, TEXT, WIDTH = 3, 4, 2, 5, 6
 
+CLIP = {"pooled_encoder_config": {"hidden_size": 2}, "pooled_tokenizer": {"merges.txt": "00"}}
+
 
 def some_prompts(count: int) -> list[Prompt]:
     texts = [f"prompt number {i}" for i in range(count)]
@@ -27,7 +29,7 @@ def some_prompts(count: int) -> list[Prompt]:
 
 def some_manifest(prompts: list[Prompt], **changes: Any) -> Manifest:
     settings: dict[str, Any] = {"format": "zarr", "latents": "derived", "dtype": "bfloat16", "seed": 0, "replicas": 1}
-    settings |= {"codec": "plain", "embeddings": "stored"}
+    settings |= {"codec": "plain", "embeddings": "stored", "pooled": "zero"}
     settings |= {"shard_size": 4, "guidance": (2.0, 3.5)} | changes
     return Manifest(
         source="made-up",
@@ -41,8 +43,9 @@ def some_manifest(prompts: list[Prompt], **changes: Any) -> Manifest:
             text_length=TEXT,
             text_width=WIDTH,
             pad_token_id=0,
-            pooled="zero",
+            pooled=settings["pooled"],
             pooled_width=2,
+            **(CLIP if settings["pooled"] == "clip" else {}),
         ),
         sampling=Sampling(
             height=8,
@@ -138,7 +141,8 @@ def _row(manifest: Manifest, kind: Any, rng: np.random.Generator) -> Arrays:
 
     dtype = DTYPES[manifest.sampling.dtype]
     if kind == "embeddings":
-        return {"encoder_hidden_states": draw(TEXT, WIDTH).astype(dtype)}
+        arrays = {"encoder_hidden_states": draw(TEXT, WIDTH).astype(dtype), "pooled_projections": draw(2).astype(dtype)}
+        return {field.name: arrays[field.name] for field in fields_of(manifest, kind)}
     noise, velocity = draw(TOKENS, CHANNELS).astype(dtype), draw(STEPS, TOKENS, CHANNELS).astype(dtype)
     latents = derive_latents(noise, velocity, manifest.sampling.sigmas)
     arrays = {"velocity": velocity, "final_latent": latents[:, -1], "guidance": draw()}

@@ -229,7 +229,7 @@ def test_threads_that_want_the_same_value_read_it_once_and_share_its_error():
         pool.get(2, reading)
 
 
-@pytest.mark.parametrize(("device", "expected"), [("cpu", 0), ("cuda", 5)])
+@pytest.mark.parametrize(("device", "expected"), [("cpu", 0), ("cuda", 6)])
 def test_memory_is_pinned_for_a_gpu_alone(folder, monkeypatch, device, expected):
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (pinned.append(1), tensor)[1])

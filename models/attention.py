@@ -1,0 +1,84 @@
+"""By which of diffusers' backends a transformer computes attention: other bits, so it is checked first and recorded."""
+
+from typing import Any
+
+import torch
+from diffusers import FluxTransformer2DModel
+from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
+from diffusers.utils.constants import DIFFUSERS_ATTN_BACKEND
+
+from storage_schemas.errors import BadSettings
+
+# torch's scaled_dot_product_attention: diffusers' default, and the name that records have for it.
+NATIVE = AttentionBackendName.NATIVE.value
+RECORDED_NATIVE = "sdpa"
+
+
+def recorded_attention(backend: str | None) -> str:
+    """The name of a backend in the provenance of a shard; None is diffusers' default."""
+    name = (backend or DIFFUSERS_ATTN_BACKEND).lower()
+    return RECORDED_NATIVE if name == NATIVE else name
+
+
+def backend_of_record(attention: str) -> str | None:
+    """The inverse of `recorded_attention`, for whoever makes a shard again."""
+    return NATIVE if attention == RECORDED_NATIVE else attention
+
+
+def check_attention(
+    backend: str | None, backbone_config: dict[str, Any], *, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Raise BadSettings, naming what diffusers knows, unless this backend computes attention here.
+
+    Tried on two blocks with one head of the backbone's width, before its weights are read.
+    """
+    if backend in (None, NATIVE):
+        return
+    known = sorted(name.value for name in AttentionBackendName)
+    if backend.lower() not in known:
+        raise BadSettings(f"--attention-backend {backend!r} is unknown to diffusers, which knows {', '.join(known)}")
+    try:
+        _try(backend, backbone_config, dtype, device)
+    # A kernel that is not there or does not run here fails in as many ways as there are kernels.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadSettings(
+            f"--attention-backend {backend!r} does not work on {device} in {str(dtype).removeprefix('torch.')} "
+            f"({reason}): install what it needs, or leave the flag out for torch's own"
+        ) from error
+
+
+def set_attention(transformer: FluxTransformer2DModel, backend: str | None) -> None:
+    """Have a transformer compute attention by this backend; None for diffusers' default. Other models keep theirs."""
+    if backend is None:
+        transformer.reset_attention_backend()
+        return
+    # Inside, so that the default of the process, which diffusers sets along with the model's, is set back.
+    with attention_backend(AttentionBackendName(DIFFUSERS_ATTN_BACKEND)):
+        transformer.set_attention_backend(backend)
+
+
+def _try(backend: str, backbone_config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
+    transformer = FluxTransformer2DModel(
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=backbone_config["attention_head_dim"],
+        num_attention_heads=1,
+        joint_attention_dim=4,
+        pooled_projection_dim=4,
+        axes_dims_rope=tuple(backbone_config["axes_dims_rope"]),
+    ).to(device=device, dtype=dtype)
+    set_attention(transformer, backend)
+    with torch.no_grad():
+        velocity_BSC = transformer(
+            hidden_states=torch.zeros(1, 16, 4, device=device, dtype=dtype),
+            timestep=torch.ones(1, device=device, dtype=dtype),
+            pooled_projections=torch.zeros(1, 4, device=device, dtype=dtype),
+            encoder_hidden_states=torch.zeros(1, 8, 4, device=device, dtype=dtype),
+            txt_ids=torch.zeros(8, 3, device=device, dtype=dtype),
+            img_ids=torch.zeros(16, 3, device=device, dtype=dtype),
+            return_dict=False,
+        )[0]
+    # Kernels run beside the host: a fault of theirs shows when their result is asked for.
+    velocity_BSC.float().sum().item()

@@ -1,0 +1,172 @@
+"""Teachers from the hub, against a small hub on this machine: what is fetched, which commit, and errors in one line."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from models.teacher_hub import split_revision
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NAME = "someone/flux"
+# Runs apart: the address of the hub and the place of its downloads are read when huggingface_hub is imported.
+ASK = """
+import json, sys
+from models.teacher_folder import find_teacher
+from storage_schemas.errors import BadTeacher
+for name, parts, revision in json.loads(sys.argv[1]):
+    try:
+        folder = find_teacher(name, parts, revision=revision)
+        print(json.dumps([folder.source, folder.pinned_source, sorted(str(p) for p in folder.path.iterdir())]))
+    except BadTeacher as error:
+        print(json.dumps(str(error)))
+"""
+
+
+class Hub(BaseHTTPRequestHandler):
+    files: dict[str, bytes]
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def answer(self, body: bool) -> None:
+        path = self.path.split("?")[0]
+        if match := re.fullmatch(rf"/api/models/{NAME}/revision/(.+)", path):
+            if match[1] not in ("main", "v1", COMMIT):
+                return self.refuse(404, "RevisionNotFound")
+            names = [{"rfilename": name} for name in self.files]
+            return self.give(json.dumps({"id": NAME, "sha": COMMIT, "siblings": names}).encode(), body)
+        if path == f"/api/models/{NAME}/tree/{COMMIT}":
+            return self.give(json.dumps([entry(name, data) for name, data in self.files.items()]).encode(), body)
+        if match := re.fullmatch(rf"/{NAME}/resolve/{COMMIT}/(.+)", path):
+            return self.give(self.files[match[1]], body)
+        if path.startswith("/api/models/someone/gated"):
+            return self.refuse(403, "GatedRepo")
+        if path.startswith("/api/models/someone/broken"):
+            return self.refuse(400, "")
+        return self.refuse(401, "RepoNotFound")
+
+    def give(self, data: bytes, body: bool) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def refuse(self, status: int, code: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *words):
+        pass
+
+
+def entry(name: str, data: bytes) -> dict:
+    sha256 = hashlib.sha256(data).hexdigest()
+    large = {"lfs": {"oid": sha256, "size": len(data), "pointerSize": 134}} if name.endswith(".safetensors") else {}
+    return {"type": "file", "path": name, "size": len(data), "oid": sha256, **large}
+
+
+@pytest.fixture(scope="module")
+def hub(dev_teacher):
+    handler = type("OfTeacher", (Hub,), {"files": files_of(dev_teacher)})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def files_of(teacher: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(teacher)): path.read_bytes() for path in teacher.rglob("*") if path.is_file()}
+
+
+def ask(questions: list, home: Path, **environment: str) -> list:
+    kept = {key: value for key, value in os.environ.items() if "proxy" not in key.lower() and not key.startswith("HF_")}
+    settings = {"HF_HUB_CACHE": str(home / "hub"), "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environment}
+    command = [sys.executable, "-c", ASK, json.dumps(questions)]
+    done = subprocess.run(command, cwd=ROOT, env={**kept, **settings}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_only_the_parts_asked_for_are_fetched_and_the_commit_is_known(hub, tmp_path):
+    parts = ["transformer", "scheduler"]
+    found = ask([(NAME, parts, None), (f"{NAME}@v1", parts, None), (NAME, parts, COMMIT)], tmp_path, HF_ENDPOINT=hub)
+    for source, pinned, folders in found:
+        assert (source, pinned) == (NAME, f"{NAME}@{COMMIT}")
+        assert [Path(folder).name for folder in folders] == ["model_index.json", "scheduler", "transformer"]
+        assert {Path(folder).parent.name for folder in folders} == {COMMIT}
+    # Offline, what a manifest names is found again.
+    again = ask([(f"{NAME}@{COMMIT}", parts, None)], tmp_path, HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
+    assert again == found[:1]
+
+
+def test_each_failure_is_one_line_with_its_way_out(hub, tmp_path):
+    questions = [
+        ("someone/gated", ["transformer"], None),
+        ("someone/nothing", ["transformer"], None),
+        (NAME, ["transformer"], "v2"),
+        (f"{NAME}@v2", ["transformer"], None),
+        (f"{NAME}@v1", ["transformer"], "main"),
+        (NAME, ["tokenizer_3"], None),
+        ("someone/broken", ["transformer"], None),
+    ]
+    said = ask(questions, tmp_path, HF_ENDPOINT=hub)
+    expected = [
+        "someone/gated is gated: accept its licence on its page, then give `hf auth login` and this command again$",
+        "no teacher 'someone/nothing': neither a folder here nor a repository of the hub \\(if it is private or gated",
+        f"{NAME} has no revision 'v2': see its page for branches and commits$",
+        f"{NAME} has no revision 'v2': see its page for branches and commits$",
+        f"--revision is 'main', but '{NAME}@v1' names another one: give one of the two$",
+        f".*/snapshots/{COMMIT} has no tokenizer_3/: expected a folder in the FluxPipeline layout with tokenizer_3/ in",
+        r"someone/broken is no folder here and could not be fetched \(\w+\): check the name and the network, or give",
+    ]
+    for line, pattern in zip(said, expected, strict=True):
+        assert re.match(pattern, line) and "\n" not in line, line
+
+
+def test_offline_a_hand_made_cache_of_the_hub_is_found_and_what_is_not_there_is_one_line(dev_teacher, tmp_path):
+    repository = tmp_path / "hub/models--someone--flux"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text(COMMIT)
+    (repository / "snapshots").mkdir()
+    (repository / "snapshots" / COMMIT).symlink_to(dev_teacher)
+    other = "f" * 40
+    parts = ["transformer", "vae"]
+    questions = [(NAME, parts, None), (f"{NAME}@{COMMIT}", parts, None), (f"{NAME}@{other}", parts, None)]
+    by_name, by_commit, missing = ask(questions, tmp_path, HF_HUB_OFFLINE="1")
+    assert by_name == by_commit and by_name[1] == f"{NAME}@{COMMIT}"
+    assert missing == (
+        f"{NAME} at revision {other} is no folder here and could not be fetched (LocalEntryNotFoundError): check the "
+        f"name and the network, or give a folder"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("a/b@v1", ("a/b", "v1")),
+        ("a/b@refs/pr/3", ("a/b", "refs/pr/3")),
+        ("a/b", ("a/b", None)),
+        ("pocket", ("pocket", None)),
+        ("/home/me@here/flux", ("/home/me@here/flux", None)),
+        ("a/b@", ("a/b@", None)),
+    ],
+)
+def test_a_revision_is_named_behind_the_repository(source, expected):
+    assert split_revision(source) == expected
