@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cache_builder.disk import check_disk
 from cache_builder.prompt_files import read_prompts
 from cache_builder.sample_stage import run_sample_stage
 from cache_builder.settings import BuildSettings, build_geometry, plan_manifest
@@ -68,4 +69,6 @@ def _open_writer(
             f"{len(cut)} prompts are longer than {manifest.teacher.text_length} tokens and were cut, "
             f"the first: {cut[0]!r}"
         )
+    # Before the cache is created: its settings can still be changed then.
+    check_disk(location, manifest, progress, force=settings.force)
     return CacheWriter.create_or_resume(location, manifest, prompts, teacher.tokenizer_files())

@@ -18,6 +18,7 @@ from storage_schemas.manifest import (
     Record,
     Sampling,
     Storage,
+    Teacher,
     first_wrong_flag,
     int8_problem,
 )
@@ -44,6 +45,7 @@ class BuildSettings(Record):
     codec: CodecName = "compact"
     latents: Literal["derived", "stored"] = "derived"
     embeddings: Embeddings = "stored"
+    force: bool = False
 
     @model_validator(mode="after")
     def _guidance_is_given(self) -> Self:
@@ -66,6 +68,12 @@ class BuildSettings(Record):
             raise BadSettings(first_wrong_flag(error)) from error
 
 
+class PlannedBuild(BuildSettings):
+    """The flags of `understudy plan build`: those of a build, but the prompts may be a number alone."""
+
+    prompts: tuple[Path, ...] = ()
+
+
 def build_geometry(settings: BuildSettings, teacher: TeacherFolder) -> Geometry:
     """The geometry of the images: square, of the asked or the teacher's resolution."""
     side = settings.resolution or teacher.resolution
@@ -79,6 +87,20 @@ def build_geometry(settings: BuildSettings, teacher: TeacherFolder) -> Geometry:
 
 def plan_manifest(settings: BuildSettings, teacher: TeacherFolder, prompts: list[Prompt]) -> Manifest:
     """The manifest of the cache that was asked for. Hashes the teacher's weights."""
+    identity = teacher.identity(text_length=teacher.text_length)
+    return _manifest(settings, teacher, identity, prompt_set_fields(prompts))
+
+
+def outline_manifest(settings: BuildSettings, teacher: TeacherFolder, *, prompt_count: int) -> Manifest:
+    """The shapes and counts of that manifest, for planning: no prompt is read, no weights are there or hashed."""
+    identity = teacher.identity(text_length=teacher.text_length, hashed=False)
+    unknown = {"held_out": 0, "sources": {}, "ids": "", "bytes": 0, "xxh3_128": ""}
+    return _manifest(settings, teacher, identity, {"count": prompt_count, **unknown})
+
+
+def _manifest(
+    settings: BuildSettings, teacher: TeacherFolder, identity: Teacher, prompt_set: dict[str, Any]
+) -> Manifest:
     geometry = build_geometry(settings, teacher)
     schedule = pipeline_schedule(
         teacher.config("scheduler"),
@@ -110,7 +132,7 @@ def plan_manifest(settings: BuildSettings, teacher: TeacherFolder, prompts: list
     )
     generation = Generation(
         first_prompt=0,
-        prompts=len(prompts),
+        prompts=prompt_set["count"],
         first_replica=0,
         replicas=settings.replicas,
         shard_size=settings.shard_size,
@@ -118,9 +140,9 @@ def plan_manifest(settings: BuildSettings, teacher: TeacherFolder, prompts: list
     return Manifest(
         source=teacher.source,
         created_by=CREATED_BY,
-        teacher=teacher.identity(text_length=teacher.text_length),
+        teacher=identity,
         sampling=sampling,
-        prompts=PromptSet(generations=(generation,), **prompt_set_fields(prompts)),
+        prompts=PromptSet(generations=(generation,), **prompt_set),
         metadata={},
     )
 

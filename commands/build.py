@@ -33,6 +33,7 @@ def build(
         Literal["stored", "none"], typer.Option(help="none: smaller, but no warm-up and no replay floor.")
     ] = "stored",
     revision: Annotated[str | None, typer.Option(help="Revision of a hub repository.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Begin even where the disk looks too small.")] = False,
     device: Device = "auto",
     quiet: Quiet = False,
     settings: Settings = None,
@@ -46,7 +47,7 @@ def build(
     asked = BuildSettings.from_flags(
         prompts=tuple(prompts), limit=limit, resolution=resolution, steps=steps, replicas=replicas,
         guidance=guidance_values(guidance), seed=seed, dtype=dtype, batch_size=batch_size, shard_size=shard_size,
-        format=format, codec=codec, latents=latents, embeddings=embeddings,
+        format=format, codec=codec, latents=latents, embeddings=embeddings, force=force,
     )  # fmt: skip
     torch_device = quiet_device(device)
     from cache_builder.build import build as run_build

@@ -75,13 +75,16 @@ class TeacherFolder:
         """Pixels per side: the paper's 512, or what the VAE states if that is less."""
         return min(PAPER_RESOLUTION, int(self.config("vae").get("sample_size", PAPER_RESOLUTION)))
 
-    def identity(self, *, text_length: int) -> Teacher:
-        """Who this teacher is, weights by hash: reads all weights of transformer and text encoder once."""
+    def identity(self, *, text_length: int, hashed: bool = True) -> Teacher:
+        """Who this teacher is, weights by hash: reads all weights of transformer and text encoder once.
+
+        hashed: False leaves the hashes out and needs configurations only, for planning.
+        """
         backbone, text_encoder = self.config("transformer"), self.config("text_encoder_2")
         tokenizer = {name: hashlib.sha256(data).hexdigest() for name, data in self.tokenizer_files().items()}
         return Teacher(
             family="flux",
-            weights=self.weight_hashes("transformer") | self.weight_hashes("text_encoder_2"),
+            weights=self.weight_hashes("transformer") | self.weight_hashes("text_encoder_2") if hashed else {},
             backbone_config=backbone,
             text_encoder_config=text_encoder,
             tokenizer=tokenizer,
