@@ -3,6 +3,7 @@
 The real classes run on the meta device; no weights are read. All figures are of one sample, and linear in the batch.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -122,7 +123,7 @@ def clip_parameters(config: dict[str, Any]) -> int:
 _SMALL_DEPTHS = ((1, 1), (2, 1), (1, 2))
 
 
-def _extrapolated(depth: tuple[int, int], values: dict[tuple[int, int], float]) -> float:
+def _extrapolated(depth: tuple[int, int], values: Mapping[tuple[int, int], float]) -> float:
     base, two_double, two_single = (values[at] for at in _SMALL_DEPTHS)
     return base + (depth[0] - 1) * (two_double - base) + (depth[1] - 1) * (two_single - base)
 

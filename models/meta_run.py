@@ -5,7 +5,7 @@ fused kernels keep: output and log-sum-exp.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,14 +49,14 @@ def count_flops(run: Callable[[], Any]) -> Flops:
     return Flops(linear=linear, attention=attention)
 
 
-def peak_bytes(run: Callable[[], Any], parameters: list[torch.Tensor]) -> int:
+def peak_bytes(run: Callable[[], Any], parameters: Sequence[torch.Tensor]) -> int:
     """Most bytes of tensors, beside `parameters`, that live at one time while `run` computes eagerly."""
     with torch.no_grad(), _FusedAttention(), _LiveBytes(parameters) as live:
         run()
     return live.peak
 
 
-def saved_bytes(run: Callable[[], Any], parameters: list[torch.Tensor]) -> int:
+def saved_bytes(run: Callable[[], Any], parameters: Sequence[torch.Tensor]) -> int:
     """Bytes of tensors that the backward pass of what `run` returns would need; `parameters` do not count."""
     known = {parameter.untyped_storage()._cdata for parameter in parameters}
     found: dict[int, int] = {}
@@ -78,8 +78,8 @@ def saved_bytes(run: Callable[[], Any], parameters: list[torch.Tensor]) -> int:
 class _LiveBytes(TorchDispatchMode):
     """Follows the storages that operations make."""
 
-    def __init__(self, parameters: list[torch.Tensor]) -> None:
-        super().__init__()
+    def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it without types
         self.peak = self._now = 0
         # Views of parameters are results too, and hold nothing new.
         self._live = {parameter.untyped_storage()._cdata for parameter in parameters}
@@ -113,7 +113,7 @@ class _FusedAttention(TorchFunctionMode):
         if func is not torch.nn.functional.scaled_dot_product_attention:
             return func(*args, **named)
         query, key, value = (*args, *(named[name] for name in ("query", "key", "value")[len(args) :]))[:3]
-        return _Fused.apply(query, key, value)
+        return _Fused.apply(query, key, value)  # type: ignore[no-untyped-call]  # as above
 
 
 class _Fused(torch.autograd.Function):

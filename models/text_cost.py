@@ -63,7 +63,10 @@ _LARGE = {"d_model": 1024, "d_ff": 2816, "num_layers": 24, "num_heads": 16}
 _XL = {"d_model": 2048, "d_ff": 5120, "num_layers": 24, "num_heads": 32}
 # The sizes of T5's own repositories, so that planning needs no network.
 STUDENT_SIZES: dict[str, dict[str, Any]] = {
-    **{name: _V1_1 | size for name, size in zip(("small", "base", "large", "xl"), (_SMALL, _BASE, _LARGE, _XL), strict=True)},
+    **{
+        name: _V1_1 | size
+        for name, size in zip(("small", "base", "large", "xl"), (_SMALL, _BASE, _LARGE, _XL), strict=True)
+    },
     "google/t5-v1_1-small": _V1_1 | _SMALL,
     "google/t5-v1_1-base": _V1_1 | _BASE,
     "google/t5-v1_1-large": _V1_1 | _LARGE,

@@ -33,8 +33,8 @@ _RATIOS: dict[str, _Ratios] = {
 _PROMPT_BYTES = 252
 # A commit record by itself and its line in the index.
 _RECORD_BYTES = 2_000
-# Of a Zarr chunk: its entry in the shard's index. Of a sample in a tar: headers, padding, label, entry of the byte index.
-_ROW_BYTES = {"zarr": 24, "webdataset": 3_400}
+# A Zarr chunk's entry in the shard's index; a tar sample's headers, padding, label and entry of the byte index.
+_ROW_BYTES = {"zarr": 24, "webdataset": 2_900}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +75,9 @@ def cache_sizes(manifest: Manifest) -> list[Size]:
     ]
     prompts = manifest.prompts.count
     shards = len(layout.trajectories) + (len(layout.embeddings) if counts["embeddings"] else 0)
-    stored_arrays = 1 if storage.format == "webdataset" else len(fields_of(manifest, "trajectories"))
-    added = shards * _RECORD_BYTES + sum(counts.values()) * _ROW_BYTES[storage.format] * stored_arrays
+    # A tar has a sample per row, Zarr a chunk per row and array.
+    parts = {kind: 1 if storage.format == "webdataset" else len(fields_of(manifest, kind)) for kind in KINDS}
+    added = shards * _RECORD_BYTES + sum(counts[kind] * parts[kind] for kind in KINDS) * _ROW_BYTES[storage.format]
     return [*sizes, _exact("prompts", prompts, prompts * _PROMPT_BYTES), _exact("records", shards, added)]
 
 
