@@ -11,7 +11,7 @@ from storage_schemas.progress import Progress
 from storage_schemas.reader import read_manifest
 from storage_schemas.sizes import remaining_bytes
 
-_GIB = 2**30
+_MIB, _GIB = 2**20, 2**30
 
 
 def free_disk(location: Location) -> tuple[Path, int]:
@@ -42,8 +42,9 @@ def check_disk(
     free = free if free_bytes is None else free_bytes
     if high <= free:
         return
-    need = f"{low / _GIB:,.1f}" if low == high else f"{low / _GIB:,.1f} to {high / _GIB:,.1f}"
-    problem = f"{location} needs {need} GiB more (estimated), the disk of {where} has {free / _GIB:,.1f} GiB free"
+    unit, name = (_GIB, "GiB") if high >= _GIB else (_MIB, "MiB")
+    need = f"{low / unit:,.1f}" if low == high else f"{low / unit:,.1f} to {high / unit:,.1f}"
+    problem = f"{location} needs {need} {name} more (estimated), the disk of {where} has {free / unit:,.1f} {name} free"
     if force:
         progress.say(f"{problem}: going on, as --force says")
         return

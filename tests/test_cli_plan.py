@@ -105,6 +105,20 @@ def test_what_cannot_be_planned_is_one_clear_line(words, message, tmp_path, monk
     assert "Traceback" not in heard
 
 
+def test_a_build_that_no_disk_could_hold_is_refused_before_the_cache_is_there(tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("a red circle\n")
+    words = ["build", tmp_path / "c", "--teacher", "pocket", "--prompts", tmp_path / "p.txt"]
+    code, _, heard = understudy(*words, "--replicas", 10**12, capsys=capsys)
+    assert code == 1 and f"{tmp_path}/c needs " in heard and "GiB free: a build that fills the disk stops" in heard
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_forced_build_begins_all_the_same(tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("a red circle\n")
+    words = ["build", tmp_path / "c", "--teacher", "pocket", "--prompts", tmp_path / "p.txt", "--steps", 2]
+    assert understudy(*words, "--force", capsys=capsys)[0] == 0
+
+
 @pytest.mark.parametrize("words", [["build"], ["train"]])
 def test_help_has_an_example(words, capsys):
     code, said, _ = understudy("plan", *words, "--help", capsys=capsys)

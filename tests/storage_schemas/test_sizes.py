@@ -143,5 +143,5 @@ def test_a_build_that_goes_on_needs_room_for_the_rest_only(tmp_path, dev_teacher
     check_disk(tmp_path / "c", manifest, Silent(), force=False, free_bytes=0)
     (tmp_path / "c/commits/index.json").unlink()
     (tmp_path / "c/commits/trajectories-000001.json").unlink()
-    with pytest.raises(BadSettings, match=r"has 0.0 GiB free"):
+    with pytest.raises(BadSettings, match=r"needs [\d.]+ (to [\d.]+ )?MiB more \(estimated\), .* has 0.0 MiB free"):
         check_disk(tmp_path / "c", manifest, Silent(), force=False, free_bytes=0)
