@@ -10,6 +10,7 @@ from commands.demo import demo
 from commands.evaluate import evaluate_app
 from commands.look import inspect_app
 from commands.mend import inspect_verify, repair
+from commands.plan import plan_app
 from commands.prompts import prompts_app
 from commands.resolve import out
 from commands.train import export, train
@@ -28,6 +29,7 @@ app = typer.Typer(
 for command in (demo, build, train, export, convert, subset, merge, repair):
     app.command()(command)
 inspect_app.command("verify")(inspect_verify)
+app.add_typer(plan_app, name="plan")
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(inspect_app, name="inspect")
 app.add_typer(evaluate_app, name="evaluate")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
+from cache_builder.disk import check_disk
 from cache_builder.peak_memory import PeakMemory, begin_peak, peak_memory, release_memory
 from cache_builder.prompt_files import read_prompts
 from cache_builder.prompt_lengths import prompt_lengths
@@ -223,7 +224,9 @@ def open_writer(location: Location, settings: BuildSettings, teacher: TeacherFol
     manifest = plan_manifest(settings, teacher, prompts, replicas)
     progress.say(f"{_counted(replicas)} trajectories ({read.skipped_text()})")
     if cut:
-        progress.say(prompt_lengths(cut, teacher).cut_text())
+        progress.say(prompt_lengths(cut, teacher, text_length=manifest.teacher.text_length).cut_text())
+    # Before the cache is created: its settings can still be changed then.
+    check_disk(location, manifest, progress, force=settings.force)
     return CacheWriter.create_or_resume(location, manifest, prompts, teacher.tokenizer_files())
 
 

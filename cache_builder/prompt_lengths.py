@@ -29,14 +29,15 @@ class PromptLengths:
         )
 
 
-def prompt_lengths(texts: Sequence[str], teacher: TeacherFolder) -> PromptLengths:
-    """Lengths of at least one text by the teacher's T5 tokenizer."""
+def prompt_lengths(texts: Sequence[str], teacher: TeacherFolder, *, text_length: int | None = None) -> PromptLengths:
+    """Lengths of at least one text by the teacher's T5 tokenizer. text_length: None for the teacher's own."""
+    most = text_length or teacher.text_length
     lengths = [len(ids) for ids in token_ids_of(load_tokenizer(teacher.part("tokenizer_2")), texts)]
     longest = max(range(len(lengths)), key=lengths.__getitem__)
     return PromptLengths(
         mean=sum(lengths) / len(lengths),
         longest=lengths[longest],
         longest_text=texts[longest],
-        cut=sum(length > teacher.text_length for length in lengths),
-        text_length=teacher.text_length,
+        cut=sum(length > most for length in lengths),
+        text_length=most,
     )

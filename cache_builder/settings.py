@@ -14,6 +14,7 @@ from storage_schemas.generations import added_generations
 from storage_schemas.manifest import (
     CodecName,
     Embeddings,
+    Generation,
     Manifest,
     Pooled,
     PromptSet,
@@ -56,6 +57,7 @@ class BuildSettings(Record):
     codec: CodecName = "compact"
     latents: Literal["derived", "stored"] = "derived"
     embeddings: Embeddings = "stored"
+    force: bool = False
 
     @model_validator(mode="after")
     def _guidance_is_given(self) -> Self:
@@ -98,6 +100,12 @@ class BuildSettings(Record):
             raise BadSettings(first_wrong_flag(error)) from error
 
 
+class PlannedBuild(BuildSettings):
+    """The flags of `understudy plan build`: those of a build, but the prompts may be a number alone."""
+
+    prompts: tuple[PromptSource, ...] = ()
+
+
 def build_geometry(settings: BuildSettings, teacher: TeacherFolder) -> Geometry:
     """The geometry of the images: of the asked height and width, else square, of the asked or teacher's resolution."""
     side = settings.resolution or teacher.resolution
@@ -116,8 +124,53 @@ def plan_manifest(
 
     replicas: of each prompt, where they are not those of the settings.
     """
-    if replicas is None:
-        replicas = [settings.replicas] * len(prompts)
+    return _manifest(settings, teacher, prompt_set_fields(prompts), replicas, hashed=True)
+
+
+def outline_manifest(
+    settings: BuildSettings, teacher: TeacherFolder, *, prompt_count: int, replicas: Sequence[int] | None = None
+) -> Manifest:
+    """The shapes and counts of that manifest, for planning: no prompt is read, no weights are there or hashed."""
+    unknown = {"held_out": 0, "sources": {}, "ids": "", "bytes": 0, "xxh3_128": ""}
+    return _manifest(settings, teacher, {"count": prompt_count, **unknown}, replicas, hashed=False)
+
+
+def _generations(settings: BuildSettings, prompt_count: int, replicas: Sequence[int] | None) -> tuple[Generation, ...]:
+    if replicas is not None and len(set(replicas)) > 1:
+        bits = {count: (1 << count) - 1 for count in set(replicas)}
+        wanted = {number: bits[count] for number, count in enumerate(replicas)}
+        return added_generations({}, wanted, shard_size=settings.shard_size)
+    return (
+        Generation(
+            first_prompt=0,
+            prompts=prompt_count,
+            first_replica=0,
+            replicas=replicas[0] if replicas else settings.replicas,
+            shard_size=settings.shard_size,
+        ),
+    )
+
+
+def _manifest(
+    settings: BuildSettings,
+    teacher: TeacherFolder,
+    prompt_set: dict[str, Any],
+    replicas: Sequence[int] | None,
+    *,
+    hashed: bool,
+) -> Manifest:
+    text_length = settings.text_length or teacher.text_length
+    return Manifest(
+        source=teacher.pinned_source,
+        created_by=CREATED_BY,
+        teacher=teacher.identity(text_length=text_length, pooled=settings.pooled, hashed=hashed),
+        sampling=_sampling(settings, teacher),
+        prompts=PromptSet(generations=_generations(settings, prompt_set["count"], replicas), **prompt_set),
+        metadata={},
+    )
+
+
+def _sampling(settings: BuildSettings, teacher: TeacherFolder) -> Sampling:
     geometry = build_geometry(settings, teacher)
     schedule = schedule_of(
         settings.schedule,
@@ -127,7 +180,7 @@ def plan_manifest(
         dtype=DTYPES[settings.dtype],
     )
     takes_guidance = bool(teacher.config("transformer")["guidance_embeds"])
-    sampling = Sampling(
+    return Sampling(
         height=geometry.height,
         width=geometry.width,
         image_tokens=geometry.image_tokens,
@@ -147,17 +200,6 @@ def plan_manifest(
             latents=settings.latents,
             embeddings=settings.embeddings,
         ),
-    )
-    bits = {count: (1 << count) - 1 for count in set(replicas)}
-    wanted = {number: bits[count] for number, count in enumerate(replicas)}
-    generations = added_generations({}, wanted, shard_size=settings.shard_size)
-    return Manifest(
-        source=teacher.pinned_source,
-        created_by=CREATED_BY,
-        teacher=teacher.identity(text_length=settings.text_length or teacher.text_length, pooled=settings.pooled),
-        sampling=sampling,
-        prompts=PromptSet(generations=generations, **prompt_set_fields(prompts)),
-        metadata={},
     )
 
 

@@ -71,6 +71,7 @@ def build(
     attention_backend: Annotated[
         str | None, typer.Option(help="diffusers' attention backend for FLUX; default: torch's own.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Begin even where the disk looks too small.")] = False,
     device: Device = "auto",
     quiet: Quiet = False,
     settings: Settings = None,
@@ -86,7 +87,7 @@ def build(
         guidance=guidance_values(guidance), seed=seed, dtype=dtype, batch_size=batch_size, shard_size=shard_size,
         format=format, codec=codec, latents=latents, embeddings=embeddings,
         height=height, width=width, text_length=text_length, pooled=pooled, schedule=schedule,
-        attention_backend=attention_backend,
+        attention_backend=attention_backend, force=force,
     )  # fmt: skip
     crew = Crew(stage=stage, workers=workers, worker=worker, wait=wait, ray=ray, threads=threads)
     torch_device = crew.device(device)

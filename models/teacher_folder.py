@@ -88,15 +88,16 @@ class TeacherFolder:
         """Pixels per side: the paper's 512, or what the VAE states if that is less."""
         return min(PAPER_RESOLUTION, int(self.config("vae").get("sample_size", PAPER_RESOLUTION)))
 
-    def identity(self, *, text_length: int, pooled: Pooled = "zero") -> Teacher:
-        """Who this teacher is, weights by hash: reads all weights of transformer and text encoders once."""
+    def identity(self, *, text_length: int, pooled: Pooled = "zero", hashed: bool = True) -> Teacher:
+        """Who this teacher is, weights by hash: reads all weights of transformer and text encoders once.
+
+        hashed: False leaves the hashes out and needs configurations only, for planning.
+        """
         backbone, text_encoder = self.config("transformer"), self.config("text_encoder_2")
         self._check_width("text_encoder_2", "d_model", text_encoder, "joint_attention_dim", backbone)
         return Teacher(
             family="flux",
-            weights=self.weight_hashes("transformer")
-            | self.weight_hashes("text_encoder_2")
-            | (self.weight_hashes("text_encoder") if pooled == "clip" else {}),
+            weights=self._weights(pooled) if hashed else {},
             backbone_config=backbone,
             text_encoder_config=text_encoder,
             tokenizer=_sha256_of(self.tokenizer_files()),
@@ -107,6 +108,10 @@ class TeacherFolder:
             pooled_width=backbone["pooled_projection_dim"],
             **(self._pooled_identity(backbone) if pooled == "clip" else {}),
         )
+
+    def _weights(self, pooled: Pooled) -> dict[str, str]:
+        parts = ("transformer", "text_encoder_2", *(("text_encoder",) if pooled == "clip" else ()))
+        return {path: checksum for part in parts for path, checksum in self.weight_hashes(part).items()}
 
     def _pooled_identity(self, backbone: dict[str, Any]) -> dict[str, Any]:
         config = self.config("text_encoder")

@@ -1,0 +1,190 @@
+"""What `understudy plan` prints, as plain JSON types: sizes and costs put together. Every key ends in its unit."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from storage_schemas.layout import Layout
+from storage_schemas.sizes import Size, cache_sizes
+
+if TYPE_CHECKING:
+    from models.cards import Card
+    from models.memory import GpuMemory
+    from models.teacher_folder import TeacherFolder
+    from storage_schemas.manifest import Manifest
+
+# Paper, section 4: 320 thousand iterations of 32, one step of a trajectory each.
+PAPER_STEPS, PAPER_BATCH = 320_000, 32
+_GIB = 2**30
+_DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
+
+
+def build_facts(
+    manifest: "Manifest", teacher: "TeacherFolder", *, batch_size: int, rate_flops: float | None, gpus: int
+) -> dict[str, Any]:
+    """Bytes, FLOPs, memory and hours of a build of the cache that a (planned) manifest describes."""
+    from cache_builder.background_writer import IN_FLIGHT
+    from models.cost import backbone_cost, clip_parameters, vae_parameters
+    from models.memory import build_host_bytes, sample_stage_memory, text_stage_memory
+    from models.text_cost import text_encoder_cost
+
+    sampling, dtype_bytes = manifest.sampling, _DTYPE_BYTES[manifest.sampling.dtype]
+    backbone, text = backbone_cost(manifest), text_encoder_cost(manifest)
+    layout, sizes = Layout(manifest.prompts.generations), cache_sizes(manifest)
+    latent_bytes = sampling.image_tokens * sampling.channels * dtype_bytes
+    walk_bytes = (2 * sampling.steps + 1) * latent_bytes
+    text_flops = text.forward_flops * layout.embeddings.items
+    sample_flops = backbone.forward_flops * sampling.steps * len(layout)
+    arrays = {size.name: size for size in sizes}
+    recorded = sum(arrays[name].row_bytes for name in ("velocity", "noise", "hidden_states") if name in arrays)
+    parameters = {
+        "transformer": backbone.parameters,
+        "transformer_modulation": backbone.modulation_parameters,
+        "text_encoder_2": text.parameters,
+        "vae_not_loaded": vae_parameters(teacher.config("vae")),
+    }
+    if (teacher.path / "text_encoder/config.json").is_file():
+        parameters["clip_not_loaded"] = clip_parameters(teacher.config("text_encoder"))
+    return {
+        "cache": {
+            "prompts": manifest.prompts.count,
+            "trajectories": len(layout),
+            "shards": len(layout.trajectories),
+            "height_px": sampling.height,
+            "steps": sampling.steps,
+            "text_tokens": manifest.teacher.text_length,
+            "dtype": sampling.dtype,
+            **sampling.storage.json_value(),
+        },
+        "parameters": parameters,
+        "arrays": [{**asdict(size), "row_bytes": size.row_bytes} for size in sizes],
+        "disk": disk_facts(sizes),
+        "compute": {
+            "text_flop_per_prompt": text.forward_flops,
+            "backbone_flop_per_step": backbone.forward_flops,
+            "sample_flop_per_trajectory": backbone.forward_flops * sampling.steps,
+            "text_flop": text_flops,
+            "sample_flop": sample_flops,
+            "text_hours": _hours(text_flops, rate_flops, gpus),
+            "sample_hours": _hours(sample_flops, rate_flops, gpus),
+            "write_bytes_per_second": None
+            if rate_flops is None
+            else recorded * gpus * rate_flops / (backbone.forward_flops * sampling.steps),
+        },
+        "gpu_memory": {
+            "text_stage": memory_facts(text_stage_memory(text, dtype_bytes=dtype_bytes, batch_size=batch_size)),
+            "sample_stage": memory_facts(
+                sample_stage_memory(backbone, dtype_bytes=dtype_bytes, batch_size=batch_size, walk_bytes=walk_bytes)
+            ),
+        },
+        "host_memory_bytes": build_host_bytes(
+            weights_bytes=max(backbone.parameters, text.parameters) * dtype_bytes,
+            shard_bytes=int(recorded + latent_bytes) * layout.shard_size,
+            in_flight=IN_FLIGHT,
+        ),
+    }
+
+
+def train_facts(
+    manifest: "Manifest",
+    student_source: str,
+    *,
+    batch_size: int,
+    steps: int,
+    warmup_steps: int,
+    rate_flops: float | None,
+) -> dict[str, Any]:
+    """Memory, hours and read rate of training a student from a (planned) cache."""
+    from models.cost import backbone_cost
+    from models.memory import training_host_bytes, training_memory
+    from models.text_cost import student_cost
+    from trainer.feed import AHEAD_PART, POOL_BYTES
+
+    dtype_bytes = _DTYPE_BYTES[manifest.sampling.dtype]
+    student, backbone = student_cost(student_source, manifest), backbone_cost(manifest)
+    # Forward, and twice as much for the gradients of weights and of activations.
+    student_flops = 3 * student.forward_flops
+    used = backbone if steps else None
+    ways = {}
+    for name, checkpointing in (("this_version", False), ("with_checkpointing", True)):
+        sample_flops = backbone.training_flops(checkpointing=checkpointing) + student_flops
+        memory = training_memory(
+            used, student, dtype_bytes=dtype_bytes, batch_size=batch_size, checkpointing=checkpointing
+        )
+        vision_hours = _hours(sample_flops * batch_size * steps, rate_flops, 1)
+        warmup_hours = _hours(student_flops * batch_size * warmup_steps, rate_flops, 1)
+        ways[name] = {
+            "flop_per_sample": sample_flops,
+            "gpu_memory": memory_facts(memory),
+            "warmup_hours": warmup_hours,
+            "vision_hours": vision_hours,
+            "seconds_per_step": None if rate_flops is None else sample_flops * batch_size / rate_flops,
+            "paper_recipe_hours": _hours(sample_flops * PAPER_BATCH * PAPER_STEPS, rate_flops, 1),
+            **_reading(manifest, batch_size, rate_flops, sample_flops),
+        }
+    return {
+        "student": {"source": student_source, "parameters": student.parameters},
+        "training": {"batch_size": batch_size, "steps": steps, "warmup_steps": warmup_steps},
+        "ways": ways,
+        "host_memory_bytes": training_host_bytes(
+            weights_bytes=backbone.parameters * dtype_bytes if steps else 0,
+            pool_bytes=POOL_BYTES,
+            pinned_bytes=POOL_BYTES // AHEAD_PART,
+        ),
+    }
+
+
+def _reading(manifest: "Manifest", batch_size: int, rate_flops: float | None, flop: float) -> dict[str, Any]:
+    """Bytes per second that a step uses (a latent and a prediction a row), and that are read where nothing is pooled.
+
+    Each row of a shuffled batch is of another trajectory, which is decoded from its first step.
+    """
+    sizes = {size.name: size for size in cache_sizes(manifest)}
+    latent_bytes = sizes["final_latent"].row_bytes
+    whole = [size for name, size in sizes.items() if name in ("velocity", "noise", "hidden_states", "final_latent")]
+    stored = sum(size.stored_high_bytes for size in whole) / max(1, whole[0].rows)
+    per_second = None if rate_flops is None else rate_flops / (flop * batch_size)
+    used, read = 2 * latent_bytes * batch_size, stored * batch_size
+    return {
+        "used_bytes_per_step": used,
+        "used_bytes_per_second": None if per_second is None else used * per_second,
+        "read_bytes_per_step": read,
+        "read_bytes_per_second": None if per_second is None else read * per_second,
+    }
+
+
+def disk_facts(sizes: list[Size]) -> dict[str, Any]:
+    """Sums over arrays and files."""
+    return {
+        "raw_bytes": sum(size.raw_bytes for size in sizes),
+        "stored_low_bytes": sum(size.stored_low_bytes for size in sizes),
+        "stored_high_bytes": sum(size.stored_high_bytes for size in sizes),
+    }
+
+
+def memory_facts(memory: "GpuMemory") -> dict[str, Any]:
+    """A stage's memory."""
+    return {
+        **asdict(memory),
+        "activations_bytes": memory.activations_bytes,
+        "total_bytes": memory.total_bytes,
+    }
+
+
+def gpu_verdict(stage: str, facts: dict[str, Any], card: "Card") -> str:
+    """Whether a stage fits on a card, and what helps."""
+    from models.memory import GpuMemory
+
+    memory = GpuMemory(**{key: facts[key] for key in ("weights_bytes", "student_bytes", "sample_bytes", "batch_size")})
+    needed = f"{stage}: {memory.total_bytes / _GIB:.1f} GiB at batch {memory.batch_size}, {card.name} has "
+    needed += f"{card.memory_gib:.1f} GiB"
+    largest = memory.largest_batch(card.memory_gib * _GIB)
+    if largest >= memory.batch_size:
+        return f"fits: {needed}"
+    if largest:
+        return f"does not fit: {needed}; --batch-size {largest} fits"
+    before = memory.total_bytes - memory.activations_bytes
+    return f"does not fit: {needed}; {before / _GIB:.1f} GiB are needed before the first sample: take a larger card"
+
+
+def _hours(flop: float, rate_flops: float | None, gpus: int) -> float | None:
+    return None if rate_flops is None else flop / (rate_flops * gpus) / 3600

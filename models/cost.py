@@ -1,0 +1,142 @@
+"""What a teacher costs: parameters, FLOPs and bytes of activations, from their configurations alone.
+
+The real classes run on the meta device; no weights are read. All figures are of one sample, and linear in the batch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from models.meta_run import count_flops, parameter_count, peak_bytes, saved_bytes
+from models.schedule import DTYPES
+from storage_schemas.manifest import Manifest
+
+# Linears whose only inputs are timestep, guidance and pooled: no gradient of ours passes through them.
+_MODULATION = ("norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear")
+# A fused kernel's backward pass computes the scores again: 5 products for the forward pass's 2.
+_ATTENTION_BACKWARD = 2.5
+# What a count on the meta device sees of it: 4 products.
+_ATTENTION_BACKWARD_COUNTED = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneCost:
+    """FLUX's transformer. FLOPs and bytes are of one sample; `backward` leads to the text embedding, weights frozen.
+
+    `saved_bytes`: activations kept for the backward pass without checkpointing; `checkpointed_bytes`: with it, one
+    checkpoint per block and the activations of the largest block; `forward_peak_bytes`: live at once without gradients.
+    """
+
+    parameters: int
+    modulation_parameters: int
+    forward_flops: float
+    attention_flops: float
+    backward_flops: float
+    forward_peak_bytes: int
+    saved_bytes: int
+    checkpointed_bytes: int
+
+    def training_flops(self, *, checkpointing: bool) -> float:
+        """One sample, forward and backward; checkpointing computes the forward pass twice."""
+        return self.forward_flops * (2 if checkpointing else 1) + self.backward_flops
+
+
+def backbone_cost(manifest: Manifest) -> BackboneCost:
+    """The backbone of a (planned) cache at its image size and text length, in the cache's dtype."""
+    sampling, config = manifest.sampling, manifest.teacher.backbone_config
+    dtype = DTYPES[sampling.dtype]
+    depth = (int(config["num_layers"]), int(config["num_single_layers"]))
+    runs = {at: _Run(manifest, _transformer(config, *at, dtype)) for at in _SMALL_DEPTHS}
+    forward = {at: count_flops(run.forward) for at, run in runs.items()}
+    attention_flops = _extrapolated(depth, {at: flops.attention for at, flops in forward.items()})
+    forward_flops = _extrapolated(depth, {at: flops.total for at, flops in forward.items()})
+    both_flops = _extrapolated(depth, {at: count_flops(run.both).total for at, run in runs.items()})
+    saved = {at: saved_bytes(run.with_gradient, run.parameters) for at, run in runs.items()}
+    largest_block = max(saved[2, 1], saved[1, 2]) - saved[1, 1]
+    inner = int(config["attention_head_dim"]) * int(config["num_attention_heads"])
+    checkpoint = (sampling.image_tokens + manifest.teacher.text_length) * inner * dtype.itemsize
+    whole = _transformer(config, *depth, dtype)
+    return BackboneCost(
+        parameters=parameter_count(whole),
+        modulation_parameters=_count_named(whole, _MODULATION),
+        forward_flops=forward_flops,
+        attention_flops=attention_flops,
+        backward_flops=both_flops
+        - forward_flops
+        + (_ATTENTION_BACKWARD - _ATTENTION_BACKWARD_COUNTED) * attention_flops,
+        forward_peak_bytes=peak_bytes(runs[1, 1].forward, runs[1, 1].parameters),
+        saved_bytes=int(_extrapolated(depth, saved)),
+        checkpointed_bytes=sum(depth) * checkpoint + largest_block,
+    )
+
+
+class _Run:
+    """A transformer and one sample for it, as FluxBackbone calls it."""
+
+    def __init__(self, manifest: Manifest, model: FluxTransformer2DModel) -> None:
+        self._sampling, self._teacher, self._model = manifest.sampling, manifest.teacher, model
+        self.parameters = list(model.parameters())
+
+    def forward(self) -> torch.Tensor:
+        return self._run(gradient=False)
+
+    def with_gradient(self) -> torch.Tensor:
+        return self._run(gradient=True)
+
+    def both(self) -> None:
+        self._run(gradient=True).sum().backward()
+
+    def _run(self, *, gradient: bool) -> torch.Tensor:
+        sampling, teacher = self._sampling, self._teacher
+        empty = partial(torch.empty, device="meta", dtype=DTYPES[sampling.dtype])
+        velocity_BSC: torch.Tensor = self._model(
+            hidden_states=empty(1, sampling.image_tokens, sampling.channels),
+            timestep=empty(1),
+            guidance=torch.empty(1, device="meta") if sampling.guidance is not None else None,
+            pooled_projections=empty(1, teacher.pooled_width),
+            encoder_hidden_states=empty(1, teacher.text_length, teacher.text_width, requires_grad=gradient),
+            txt_ids=empty(teacher.text_length, 3),
+            img_ids=empty(sampling.image_tokens, 3),
+            return_dict=False,
+        )[0]
+        return velocity_BSC
+
+
+def vae_parameters(config: dict[str, Any]) -> int:
+    """Parameters of the VAE; a build reads its configuration only."""
+    with torch.device("meta"):
+        return parameter_count(AutoencoderKL.from_config(config))
+
+
+def clip_parameters(config: dict[str, Any]) -> int:
+    """Parameters of the CLIP text encoder; it is never loaded here, pooled is zero."""
+    with torch.device("meta"):
+        return parameter_count(CLIPTextModel(CLIPTextConfig.from_dict(config)))
+
+
+# Blocks of a kind are alike: three small depths give the constant part and one block of each kind, exactly.
+_SMALL_DEPTHS = ((1, 1), (2, 1), (1, 2))
+
+
+def _extrapolated(depth: tuple[int, int], values: Mapping[tuple[int, int], float]) -> float:
+    base, two_double, two_single = (values[at] for at in _SMALL_DEPTHS)
+    return base + (depth[0] - 1) * (two_double - base) + (depth[1] - 1) * (two_single - base)
+
+
+def _transformer(config: dict[str, Any], double: int, single: int, dtype: torch.dtype) -> FluxTransformer2DModel:
+    with torch.device("meta"):
+        model = FluxTransformer2DModel.from_config({**config, "num_layers": double, "num_single_layers": single})
+    for parameter in model.parameters():
+        # Not .to(): diffusers remarks on casts, and there is nothing here to lose by one.
+        parameter.data = parameter.data.to(dtype)
+    return model.eval().requires_grad_(False)
+
+
+def _count_named(model: torch.nn.Module, ends: tuple[str, ...]) -> int:
+    modules = (module for name, module in model.named_modules() if name.endswith(ends))
+    return sum(parameter_count(module) for module in modules)

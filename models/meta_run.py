@@ -1,0 +1,129 @@
+"""Run the real networks on the meta device, where tensors have shapes and no numbers: count FLOPs and bytes.
+
+Attention on the meta device is taken apart into matrix products, as no kernel is; for bytes it is replaced by what the
+fused kernels keep: output and log-sum-exp.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+_ATTENTION = ("bmm", "scaled_dot_product")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flops:
+    """Floating-point operations (a multiply-add is two) in linears, convolutions and attention."""
+
+    linear: float
+    attention: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.linear + self.attention
+
+
+def parameter_count(model: torch.nn.Module) -> int:
+    """Parameters of a module, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_flops(run: Callable[[], Any]) -> Flops:
+    """FLOPs of what `run` does on meta tensors."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    linear = attention = 0
+    for operation, count in counter.get_flop_counts().get("Global", {}).items():
+        if any(name in str(operation) for name in _ATTENTION):
+            attention += count
+        else:
+            linear += count
+    return Flops(linear=linear, attention=attention)
+
+
+def peak_bytes(run: Callable[[], Any], parameters: Sequence[torch.Tensor]) -> int:
+    """Most bytes of tensors, beside `parameters`, that live at one time while `run` computes eagerly."""
+    with torch.no_grad(), _FusedAttention(), _LiveBytes(parameters) as live:
+        run()
+    return live.peak
+
+
+def saved_bytes(run: Callable[[], Any], parameters: Sequence[torch.Tensor]) -> int:
+    """Bytes of tensors that the backward pass of what `run` returns would need; `parameters` do not count."""
+    known = {parameter.untyped_storage()._cdata for parameter in parameters}
+    found: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            found[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), _FusedAttention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
+        # Held until the sum is taken: an address that is free may come again.
+        result = run()
+    total = sum(found.values())
+    del result
+    return total
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Follows the storages that operations make."""
+
+    def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it without types
+        self.peak = self._now = 0
+        # Views of parameters are results too, and hold nothing new.
+        self._live = {parameter.untyped_storage()._cdata for parameter in parameters}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._follow(tensor.untyped_storage())
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._live:
+            return
+        self._live.add(key)
+        self._now += size
+        self.peak = max(self.peak, self._now)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._live.discard(key)
+        self._now -= size
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as the fused kernels keep it in memory."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if func is not torch.nn.functional.scaled_dot_product_attention:
+            return func(*args, **named)
+        query, key, value = (*args, *(named[name] for name in ("query", "key", "value")[len(args) :]))[:3]
+        return _Fused.apply(query, key, value)  # type: ignore[no-untyped-call]  # as above
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        output = torch.empty_like(query)
+        logsumexp = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+        ctx.save_for_backward(query, key, value, output, logsumexp)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])

@@ -1,0 +1,120 @@
+"""Bytes of a cache from its manifest alone: raw exactly, stored as an estimate with its range."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from storage_schemas.commits import KINDS, Kind, Records
+from storage_schemas.fields import Field, fields_of
+from storage_schemas.layout import Layout
+from storage_schemas.manifest import CodecName, Manifest
+
+# Measured: stored by raw bytes (docs/benchmarks.md, "Codecs"; synthetic signals of 0.5 to 8 % drift per step and the
+# pocket's predictions; real FLUX predictions: unknown until a pilot). plain is exact. latents: of codec int8's runs.
+_Ratios = Mapping[str, tuple[float, float]]
+_RATIOS: dict[str, _Ratios] = {
+    "bfloat16": {
+        "velocity": (0.34, 0.57),
+        "velocity int8": (0.18, 0.33),
+        "hidden_states": (0.18, 0.29),
+        "noise": (0.68, 0.70),
+        "final_latent": (0.68, 0.70),
+        "encoder_hidden_states": (0.67, 0.70),
+    },
+    "float32": {
+        "velocity": (0.72, 0.74),
+        "velocity int8": (0.13, 0.15),
+        "hidden_states": (0.62, 0.65),
+        "noise": (0.84, 0.86),
+        "final_latent": (0.84, 0.86),
+        "encoder_hidden_states": (0.83, 0.86),
+    },
+}
+# Measured: prompts.jsonl and .offsets of a million prompts have 252 bytes a prompt ("Opening a cache").
+_PROMPT_BYTES = 252
+# A commit record by itself and its line in the index.
+_RECORD_BYTES = 2_000
+# A Zarr chunk's entry in the shard's index; a tar sample's headers, padding, label and entry of the byte index.
+_ROW_BYTES = {"zarr": 24, "webdataset": 2_900}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Bytes of one array (or kind of file) of a finished cache; `rows` trajectories, prompts or shards.
+
+    raw_bytes: uncompressed, exact for arrays. stored_low_bytes, stored_high_bytes: the range of the estimate on disk.
+    """
+
+    name: str
+    rows: int
+    raw_bytes: int
+    stored_low_bytes: int
+    stored_high_bytes: int
+
+    @property
+    def row_bytes(self) -> float:
+        """Raw bytes of one row."""
+        return self.raw_bytes / self.rows if self.rows else 0.0
+
+
+def stored_ratio(field: Field, codec: CodecName) -> tuple[float, float]:
+    """Lowest and highest measured ratio of stored to raw bytes of an array."""
+    if codec == "plain" or field.name == "guidance":
+        return 1.0, 1.0
+    ratios = _RATIOS[field.dtype.name]
+    return ratios[f"{field.name} int8" if codec == "int8" and field.name == "velocity" else field.name]
+
+
+def cache_sizes(manifest: Manifest) -> list[Size]:
+    """All arrays of the cache that a manifest describes, then its prompts, and its records with what formats add."""
+    layout, storage = Layout(manifest.prompts.generations), manifest.sampling.storage
+    counts: dict[Kind, int] = {"trajectories": len(layout), "embeddings": layout.embeddings.items}
+    if storage.embeddings == "none":
+        counts["embeddings"] = 0
+    sizes = [
+        _array_size(field, rows, storage.codec) for kind, rows in counts.items() for field in fields_of(manifest, kind)
+    ]
+    prompts = manifest.prompts.count
+    shards = len(layout.trajectories) + (len(layout.embeddings) if counts["embeddings"] else 0)
+    # A tar has a sample per row, Zarr a chunk per row and array.
+    parts = {kind: 1 if storage.format == "webdataset" else len(fields_of(manifest, kind)) for kind in KINDS}
+    added = shards * _RECORD_BYTES + sum(counts[kind] * parts[kind] for kind in KINDS) * _ROW_BYTES[storage.format]
+    return [*sizes, _exact("prompts", prompts, prompts * _PROMPT_BYTES), _exact("records", shards, added)]
+
+
+def remaining_bytes(manifest: Manifest, records: Records) -> tuple[int, int]:
+    """Range of the bytes that shards without a record will take, their embeddings among them.
+
+    Where shards of a kind are committed, by what their rows took; else by the estimate.
+    """
+    layout, storage = Layout(manifest.prompts.generations), manifest.sampling.storage
+    planned: dict[Kind, int] = {"trajectories": len(layout), "embeddings": layout.embeddings.items}
+    if planned["trajectories"] == records.rows("trajectories") and storage.embeddings == "none":
+        # Embeddings that are not kept are made for the trajectories that are missing only.
+        planned["embeddings"] = records.rows("embeddings")
+    low = high = 0.0
+    for kind in KINDS:
+        done, missing = records.rows(kind), max(0, planned[kind] - records.rows(kind))
+        if done and missing:
+            found = missing * _committed_bytes(records, kind) / done
+            low, high = low + found, high + found
+        elif missing:
+            sizes = [_array_size(field, missing, storage.codec) for field in fields_of(manifest, kind)]
+            low += sum(size.stored_low_bytes for size in sizes)
+            high += sum(size.stored_high_bytes for size in sizes)
+    return int(low), int(high)
+
+
+def _committed_bytes(records: Records, kind: Kind) -> int:
+    return sum(file.bytes for record in records.values() if record.kind == kind for file in record.files)
+
+
+def _array_size(field: Field, rows: int, codec: CodecName) -> Size:
+    raw = rows * field.row_bytes
+    low, high = stored_ratio(field, codec)
+    return Size(
+        name=field.name, rows=rows, raw_bytes=raw, stored_low_bytes=int(raw * low), stored_high_bytes=int(raw * high)
+    )
+
+
+def _exact(name: str, rows: int, count: int) -> Size:
+    return Size(name=name, rows=rows, raw_bytes=count, stored_low_bytes=count, stored_high_bytes=count)
