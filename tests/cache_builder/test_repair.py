@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
-import cache_builder.sample_stage
 import cli
 from cache_builder.rebuild import rebuild
+from models.backbone import FluxBackbone
 from models.teacher_folder import BUILD_PARTS, find_teacher
 from storage_schemas.errors import DamagedCache, SettingsDiffer
 from storage_schemas.progress import Silent
@@ -117,8 +117,8 @@ def test_another_teacher_is_refused_by_the_field(cache, schnell_teacher, form):
 def test_other_bytes_are_refused_and_taken_only_where_that_was_accepted(cache, dev_teacher, form, monkeypatch):
     flip(cache / SHARDS[form]["trajectories"])
     damaged = contents(cache)
-    predict = cache_builder.sample_stage._predict
-    monkeypatch.setattr(cache_builder.sample_stage, "_predict", lambda *inputs: predict(*inputs) * 1.0009765625)
+    predict = FluxBackbone.predict
+    monkeypatch.setattr(FluxBackbone, "predict", lambda *inputs: predict(*inputs) * 1.0009765625)
     says = (
         rf"{cache}: trajectories shard 1 comes out with other bytes than were recorded \(batch_size 2 -> 3\): nothing "
         rf"was written; rebuild on the machine that made it, take it from a copy with --from, or give --accept-other"
