@@ -11,7 +11,8 @@ from cache_builder.text_stage import run_text_stage, tokenised_prompts
 from models.backbone import FluxBackbone
 from models.schedule import DTYPES
 from models.teacher_folder import TeacherFolder
-from storage_schemas.folders import Location
+from storage_schemas.extension import extend
+from storage_schemas.folders import Location, open_folder
 from storage_schemas.progress import Progress
 from storage_schemas.writer import CacheWriter
 
@@ -68,4 +69,6 @@ def _open_writer(
             f"{len(cut)} prompts are longer than {manifest.teacher.text_length} tokens and were cut, "
             f"the first: {cut[0]!r}"
         )
+    if settings.extend:
+        return extend(open_folder(location), manifest, prompts, teacher.tokenizer_files(), progress)
     return CacheWriter.create_or_resume(location, manifest, prompts, teacher.tokenizer_files())

@@ -44,6 +44,7 @@ class BuildSettings(Record):
     codec: CodecName = "compact"
     latents: Literal["derived", "stored"] = "derived"
     embeddings: Embeddings = "stored"
+    extend: bool = False
 
     @model_validator(mode="after")
     def _guidance_is_given(self) -> Self:

@@ -32,6 +32,9 @@ def build(
     embeddings: Annotated[
         Literal["stored", "none"], typer.Option(help="none: smaller, but no warm-up and no replay floor.")
     ] = "stored",
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Add prompts or replicas to this cache; what it holds stays.")
+    ] = False,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub repository.")] = None,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -46,7 +49,7 @@ def build(
     asked = BuildSettings.from_flags(
         prompts=tuple(prompts), limit=limit, resolution=resolution, steps=steps, replicas=replicas,
         guidance=guidance_values(guidance), seed=seed, dtype=dtype, batch_size=batch_size, shard_size=shard_size,
-        format=format, codec=codec, latents=latents, embeddings=embeddings,
+        format=format, codec=codec, latents=latents, embeddings=embeddings, extend=extend,
     )  # fmt: skip
     torch_device = quiet_device(device)
     from cache_builder.build import build as run_build
