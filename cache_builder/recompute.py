@@ -167,7 +167,7 @@ class _Recompute:
         lines = []
         for was in (record.provenance for record in records):
             now = provenance(device=self.device, batch_size=_batch_size(was))
-            lines += [f"{n} {was.get(n)} -> {now.get(n)}" for n in SHAPES_BITS if was.get(n) != now.get(n)]
+            lines += changes(was, now, on_gpu=self.device.type == "cuda")
             if COPIED_FROM in was:
                 lines.append("copied from another cache, where batches may have been others")
         if not self.cache.holds_embedding(recorded.prompt) and len(self._all_batch_sizes) > 1:
@@ -204,6 +204,12 @@ class _Recompute:
 
     def _batch_size(self, index: int) -> int:
         return _batch_size(self.cache.records["trajectories", self._shard(index).shard].provenance)
+
+
+def changes(was: dict[str, Any], now: dict[str, Any], *, on_gpu: bool) -> list[str]:
+    """What of two provenances differs that the last bits depend on; on a GPU the host's threads do not matter."""
+    names = [name for name in SHAPES_BITS if not (on_gpu and name == "threads")]
+    return [f"{name} {was.get(name)} -> {now.get(name)}" for name in names if was.get(name) != now.get(name)]
 
 
 def _batch(item: int, shard: ShardRange, size: int) -> range:

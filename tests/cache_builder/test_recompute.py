@@ -9,7 +9,7 @@ import torch
 
 import cli
 from cache_builder import recompute as module
-from cache_builder.recompute import recompute
+from cache_builder.recompute import changes, recompute
 from models.teacher_folder import BUILD_PARTS, find_teacher
 from storage_schemas.convert import convert
 from storage_schemas.errors import NotInCache, SettingsDiffer
@@ -133,6 +133,12 @@ def test_where_it_was_recorded_otherwise_that_is_said_and_is_no_fault(
     assert (
         "other bits (recorded otherwise: device NVIDIA H100 -> " in lines[2] and "threads 7 -> 1); relati" in lines[2]
     )
+
+
+def test_the_threads_of_the_host_explain_nothing_on_a_gpu():
+    was, now = {"device": "H100", "threads": 8, "torch": "2.12"}, {"device": "H100", "threads": 4, "torch": "2.13"}
+    assert changes(was, now, on_gpu=True) == ["torch 2.12 -> 2.13"]
+    assert changes(was, now, on_gpu=False) == ["torch 2.12 -> 2.13", "threads 8 -> 4"]
 
 
 def test_embeddings_of_unknown_batches_make_no_fault(tmp_path, dev_teacher, prompts):
