@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from storage_schemas import writer as writer_module
 from storage_schemas.convert import convert
 from storage_schemas.errors import NotACache, SettingsDiffer
 from storage_schemas.extension import extend
@@ -141,6 +142,22 @@ def test_a_builder_of_the_unfinished_first_build_goes_on_beside_an_extension(tmp
     assert not commit_all(first) and not (tmp_path / "c/commits/index.json").exists()
     assert commit_all(second) and verify(tmp_path / "c", Silent()).problems == ()
     assert len(rows(Cache.open(tmp_path / "c"))) == 9
+
+
+def test_files_that_are_written_anew_are_not_those_from_before_an_extension(tmp_path, monkeypatch):
+    prompts = some_prompts(9)
+    first = write_keyed_cache(tmp_path / "c", prompts[:6])
+    (tmp_path / "c/trajectories.zarr/velocity/zarr.json").unlink()
+    claim = writer_module.claimed_manifest
+
+    def meanwhile(folder):
+        monkeypatch.setattr(writer_module, "claimed_manifest", claim)
+        extended(tmp_path / "c", prompts)
+        return claim(folder)
+
+    monkeypatch.setattr(writer_module, "claimed_manifest", meanwhile)
+    CacheWriter.create_or_resume(tmp_path / "c", first.manifest, prompts[:6], TOKENIZER)
+    assert Cache.open(tmp_path / "c").planned == 9 and verify(tmp_path / "c", Silent()).problems == ()
 
 
 @BOTH
