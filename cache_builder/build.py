@@ -25,7 +25,8 @@ from models.schedule import DTYPES
 from models.teacher_folder import TeacherFolder
 from models.text_encoder import TeacherTextEncoder
 from storage_schemas.commits import Kind
-from storage_schemas.folders import Location
+from storage_schemas.extension import extend
+from storage_schemas.folders import Location, open_folder
 from storage_schemas.layout import ShardRange
 from storage_schemas.manifest import Record
 from storage_schemas.progress import Progress, size_text
@@ -98,7 +99,7 @@ class Stages:
     def run(self) -> None:
         """The stages, and of them the shards, that this process was given."""
         worker = self._share.worker
-        if self._share.stage != "sample" and (shards := worker.owned(missing_embeddings(self._writer))):
+        if self._share.stage != "sample" and (shards := worker.owned(self._writer.missing("embeddings"))):
             self.make("embeddings", shards)
             self._tell_peak("text")
         if self._share.stage != "text" and (shards := worker.owned(self._writer.missing("trajectories"))):
@@ -159,16 +160,6 @@ class Stages:
         self._progress.say(f"{stage}: at most {size_text(peak.host_bytes)} of host memory{gpu}")
 
 
-def missing_embeddings(writer: CacheWriter) -> list[ShardRange]:
-    """The embedding shards that have to be made, in order."""
-    missing = writer.missing("embeddings")
-    if writer.manifest.sampling.storage.embeddings == "stored":
-        return missing
-    # Embeddings that are not kept are dropped once every trajectory is there: they are not missing then.
-    needed = {shard.shard for shard in needed_embeddings(writer, writer.missing("trajectories"))}
-    return [shard for shard in missing if shard.shard in needed]
-
-
 def load_backbone(
     writer: CacheWriter, teacher: TeacherFolder, device: torch.device, *, attention_backend: str | None = None
 ) -> FluxBackbone:
@@ -225,6 +216,10 @@ def open_writer(location: Location, settings: BuildSettings, teacher: TeacherFol
     progress.say(f"{_counted(replicas)} trajectories ({read.skipped_text()})")
     if cut:
         progress.say(prompt_lengths(cut, teacher, text_length=manifest.teacher.text_length).cut_text())
+    if settings.extend:
+        writer = extend(open_folder(location), manifest, prompts, teacher.tokenizer_files(), progress)
+        check_disk(location, writer.manifest, progress, force=settings.force)
+        return writer
     # Before the cache is created: its settings can still be changed then.
     check_disk(location, manifest, progress, force=settings.force)
     return CacheWriter.create_or_resume(location, manifest, prompts, teacher.tokenizer_files())

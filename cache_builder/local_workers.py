@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import torch
 
-from cache_builder.build import missing_embeddings
 from cache_builder.job import Job
 from cache_builder.peak_memory import PeakMemory, largest_peaks
 from cache_builder.workers import Worker
@@ -55,7 +54,7 @@ class _Bars:
         self._bar: Bar = Silent()
         self._done = [0] * workers
         self._counts: dict[str, dict[str, int]] = {}
-        missing = {"text": missing_embeddings(writer), "sample": writer.missing("trajectories")}
+        missing = {"text": writer.missing("embeddings"), "sample": writer.missing("trajectories")}
         for title, total in (("text", len(writer.prompts)), ("sample", len(writer.layout))):
             left = sum(shard.rows for shard in missing[title])
             self._counts[title] = {"total": total, "done": total - left}

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
-from cache_builder.build import Stages, missing_embeddings
+from cache_builder.build import Stages
 from cache_builder.job import Job
 from cache_builder.peak_memory import PeakMemory, largest_peaks
 from cache_builder.waiting import needed_embeddings, wait_for_embeddings
@@ -110,7 +110,7 @@ class _Crew:
     def run(self, writer: CacheWriter, kind: Kind) -> None:
         """Have every missing shard of a kind committed."""
         title, unit = ("text", "prompts") if kind == "embeddings" else ("sample", "trajectories")
-        shards = missing_embeddings(writer) if kind == "embeddings" else writer.missing(kind)
+        shards = writer.missing(kind)
         if not shards:
             return
         total = len(writer.prompts) if kind == "embeddings" else len(writer.layout)

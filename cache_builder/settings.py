@@ -58,6 +58,7 @@ class BuildSettings(Record):
     latents: Literal["derived", "stored"] = "derived"
     embeddings: Embeddings = "stored"
     force: bool = False
+    extend: bool = False
 
     @model_validator(mode="after")
     def _guidance_is_given(self) -> Self:

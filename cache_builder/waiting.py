@@ -15,21 +15,8 @@ POLL_SECONDS = 1.0
 
 def needed_embeddings(writer: CacheWriter, shards: Sequence[ShardRange]) -> list[ShardRange]:
     """The embedding shards with the prompts of some trajectory shards, in order."""
-    layout, embeddings = writer.layout, writer.layout.embeddings
-    numbers: set[int] = set()
-    for shard in shards:
-        generation = writer.manifest.prompts.generations[shard.generation]
-        first, last = layout.place(shard.first), layout.place(shard.first + shard.rows - 1)
-        begin, end = generation.first_prompt, generation.first_prompt + generation.prompts - 1
-        ranges = [(first.prompt, last.prompt)]
-        if last.replica != first.replica:
-            # The rows go on with the first prompts, of the next replica.
-            ranges = [(first.prompt, end), (begin, last.prompt)]
-        if last.replica > first.replica + 1:
-            ranges = [(begin, end)]
-        for low, high in ranges:
-            numbers |= set(range(embeddings.holding(low).shard, embeddings.holding(high).shard + 1))
-    return [embeddings[number] for number in sorted(numbers)]
+    numbers = {number for shard in shards for number in writer.layout.embedding_shards_of(shard)}
+    return [writer.layout.embeddings[number] for number in sorted(numbers)]
 
 
 def wait_for_embeddings(

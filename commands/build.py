@@ -52,6 +52,9 @@ def build(
     embeddings: Annotated[
         Literal["stored", "none"], typer.Option(help="none: smaller, but no warm-up and no replay floor.")
     ] = "stored",
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Add prompts or replicas to this cache; what it holds stays.")
+    ] = False,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub repository.")] = None,
     stage: Annotated[
         Literal["all", "text", "sample"], typer.Option(help="text: embeddings only; sample: the rest, with them there.")
@@ -87,7 +90,7 @@ def build(
         guidance=guidance_values(guidance), seed=seed, dtype=dtype, batch_size=batch_size, shard_size=shard_size,
         format=format, codec=codec, latents=latents, embeddings=embeddings,
         height=height, width=width, text_length=text_length, pooled=pooled, schedule=schedule,
-        attention_backend=attention_backend, force=force,
+        attention_backend=attention_backend, force=force, extend=extend,
     )  # fmt: skip
     crew = Crew(stage=stage, workers=workers, worker=worker, wait=wait, ray=ray, threads=threads)
     torch_device = crew.device(device)

@@ -1,7 +1,7 @@
 """The commands that check a cache and put it right."""
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,33 +9,78 @@ from commands.resolve import CachePath, Device, Json, Quiet, out, quiet_device, 
 from storage_schemas.errors import DamagedCache
 
 if TYPE_CHECKING:
+    from cache_builder.recompute import Recomputed
     from storage_schemas.verification import Problem, Report
 
 DAMAGED = 1
 
 
-def inspect_verify(cache: CachePath, as_json: Json = False, quiet: Quiet = False) -> None:
+def inspect_verify(
+    cache: CachePath,
+    recompute: Annotated[
+        int | None, typer.Option(min=1, help="Recompute that many random trajectories with the teacher.")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="For --recompute; default: the one that was recorded.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which trajectories --recompute draws.")] = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Compare every file of a cache with its checksum; exit code 1 if one differs.
 
-    Example: understudy inspect verify my-cache
+    With --recompute also some trajectories with the teacher: exit code 1 if their bits differ though device, versions,
+    batch size and threads are those of the recording.
+
+    Example: understudy inspect verify my-cache --recompute 4
     """
     from storage_schemas.progress import size_text
     from storage_schemas.verification import verify
 
     report = verify(cache, terminal(quiet))
+    # What is damaged is found already; the teacher has nothing to add.
+    made = _recompute(cache, teacher, recompute, seed, device, quiet) if recompute and not report.problems else None
     if as_json:
         problems = [{"path": p.path, "shard": p.shard, "problem": p.message} for p in report.problems]
-        print(json.dumps({"shards": report.shards, "bytes": report.bytes, "problems": problems}, indent=1))
+        found: dict[str, Any] = {"shards": report.shards, "bytes": report.bytes, "problems": problems}
+        print(json.dumps(found | ({} if made is None else {"recomputed": [m.json_value() for m in made]}), indent=1))
     else:
-        for problem in report.problems:
-            out.print(problem.message, markup=False)
         what = f"{report.missing} shards not built yet, " if report.missing else ""
-        out.print(
-            f"{cache}: {report.shards} shards, {size_text(report.bytes)}, {what}{len(report.problems)} problems",
-            markup=False,
+        lines = [problem.message for problem in report.problems]
+        lines.append(
+            f"{cache}: {report.shards} shards, {size_text(report.bytes)}, {what}{len(report.problems)} problems"
         )
-    if report.problems:
+        for line in [*lines, *([] if made is None else _recomputed_lines(made))]:
+            out.print(line, markup=False)
+    if report.problems or any(m.is_fault for m in made or ()):
         raise typer.Exit(DAMAGED)
+
+
+def _recompute(cache: str, teacher: str | None, count: int, seed: int, device: str, quiet: bool) -> "list[Recomputed]":
+    torch_device = quiet_device(device)
+    from cache_builder.recompute import recompute
+    from models.teacher_folder import BUILD_PARTS
+    from storage_schemas.folders import open_folder
+    from storage_schemas.reader import read_manifest
+
+    folder = resolve_teacher(teacher or read_manifest(open_folder(cache)).source, BUILD_PARTS)
+    return recompute(cache, folder, torch_device, terminal(quiet), count=count, seed=seed)
+
+
+def _recomputed_lines(made: "list[Recomputed]") -> list[str]:
+    lines = []
+    for m in made:
+        if m.bit_equal:
+            lines.append(f"{m.key}: recomputed bit for bit")
+            continue
+        steps = " ".join(f"{error:.1e}" for error in m.velocity_errors)
+        text = "" if m.embedding_error is None else f"; of the embedding {m.embedding_error:.1e}"
+        why = f"recorded otherwise: {', '.join(m.differs)}" if m.differs else "though it was recorded as it is now"
+        lines.append(f"{m.key}: other bits ({why}); relative error of the velocity by step {steps}{text}")
+    worst = max(max(m.velocity_errors) for m in made)
+    text_errors = [m.embedding_error for m in made if m.embedding_error is not None]
+    text = f", of the embedding {max(text_errors):.1e}" if text_errors else ""
+    equal = sum(m.bit_equal for m in made)
+    return [*lines, f"{equal} of {len(made)} recomputed bit for bit; largest error of the velocity {worst:.1e}{text}"]
 
 
 def repair(

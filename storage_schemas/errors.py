@@ -17,6 +17,10 @@ class DamagedCache(UnderstudyError):
     """A file that the cache vouches for is missing, short, or not the bytes that were committed."""
 
 
+class ExtensionPending(UnderstudyError):
+    """An extension of the cache has begun and is not through; whoever goes on with it finishes it."""
+
+
 class NotInCache(UnderstudyError):
     """A trajectory, prompt or key was asked for that this cache does not hold (yet)."""
 

@@ -117,6 +117,20 @@ class Layout:
         shard = self.embeddings.holding(prompt)
         return shard.shard, prompt - shard.first
 
+    def embedding_shards_of(self, shard: ShardRange) -> set[int]:
+        """Numbers of the embedding shards that hold the prompts of a trajectory shard."""
+        generation, begin = self._generations[shard.generation], self.place(shard.first).prompt
+        end = generation.first_prompt + generation.prompts
+        # A shard may go on with the first prompts, of the next replica.
+        after = generation.first_prompt + min(generation.prompts, max(0, begin + shard.rows - end))
+        parts = ((begin, min(end, begin + shard.rows)), (generation.first_prompt, after))
+        return {
+            number
+            for first, last in parts
+            if first < last
+            for number in range(self.embedding_place(first)[0], self.embedding_place(last - 1)[0] + 1)
+        }
+
     @property
     def shard_size(self) -> int:
         """Rows that a shard has room for."""

@@ -289,12 +289,18 @@ _DEPENDS = {
 }
 
 
-def check_same_settings(found: Manifest, wanted: Manifest, where: str) -> None:
+# Fields come by section: where the first one is of the prompts, all the rest is the same.
+_EXTEND_HINT = "; `understudy build --extend` adds prompts or replicas to a build"
+SECTIONS = ("teacher", "sampling", "prompts")
+
+
+def check_same_settings(found: Manifest, wanted: Manifest, where: str, *, sections: tuple[str, ...] = SECTIONS) -> None:
     """Raise SettingsDiffer, naming the first field, both values, what depends on it, and the way out."""
-    for field, was, now in differing_fields(found, wanted):
+    for field, was, now in differing_fields(found, wanted, sections=sections):
+        hint = _EXTEND_HINT if field.startswith("prompts.") else ""
         raise SettingsDiffer(
             f"{where} was built with {field} = {shortened(was)}, you asked for {shortened(now)}: "
-            f"{depends_on(field)} depends on it; give the flags of the first time, or another folder"
+            f"{depends_on(field)} depends on it; give the flags of the first time, or another folder{hint}"
         )
 
 
@@ -314,9 +320,11 @@ def check_same_teacher(found: Manifest, teacher: Teacher, where: str) -> None:
         )
 
 
-def differing_fields(a: Manifest, b: Manifest) -> Iterator[tuple[str, Any, Any]]:
+def differing_fields(
+    a: Manifest, b: Manifest, *, sections: tuple[str, ...] = SECTIONS
+) -> Iterator[tuple[str, Any, Any]]:
     """Path and both values of each field of teacher, sampling and prompts in which two manifests differ."""
-    for section in ("teacher", "sampling", "prompts"):
+    for section in sections:
         ours, theirs = (getattr(m, section).model_dump(mode="json", context="all keys") for m in (a, b))
         yield from _causes_first(differences(ours, theirs, section))
 

@@ -111,7 +111,8 @@ class PromptTable(Sequence[Prompt]):
 
     @cached_property
     def _offsets(self) -> npt.NDArray[np.uint64]:
-        data = self._folder.read(OFFSETS_FILE)
+        # Not to the end: the files of a cache that was extended since begin with what was there before.
+        data = self._folder.read(OFFSETS_FILE, 0, 8 * (self._count + 1))
         if self._offsets_checksum is not None and (found := xxh3_128(data)) != self._offsets_checksum:
             raise self._damage(OFFSETS_FILE, f"has checksum {found}, expected {self._offsets_checksum}")
         if self._verify:
@@ -137,7 +138,7 @@ class PromptTable(Sequence[Prompt]):
         return self._parse(self._folder.read(PROMPTS_FILE, begin, end), index)
 
     def __iter__(self) -> Iterator[Prompt]:
-        data = self._folder.read(PROMPTS_FILE)
+        data = self._folder.read(PROMPTS_FILE, 0, self._bytes)
         if (found := xxh3_128(data)) != self._checksum:
             raise self._damage(PROMPTS_FILE, f"has checksum {found}, expected {self._checksum}")
         # Not splitlines(): a prompt may hold characters that it takes for line ends.

@@ -16,6 +16,7 @@ from storage_schemas.fields import DTYPES, Array, Arrays
 from storage_schemas.files import CommittedFiles, Verify
 from storage_schemas.folders import Folder, LocalFolder, Location, location_of, open_folder
 from storage_schemas.formats import format_of
+from storage_schemas.journal import is_pending, pending
 from storage_schemas.layout import Layout
 from storage_schemas.local_copy import LocalCopy
 from storage_schemas.manifest import MANIFEST_FILE, Manifest
@@ -78,9 +79,21 @@ class Cache:
         """
         folder = open_folder(location)
         manifest = read_manifest(folder)
-        records, finished = read_records(folder)
-        near = LocalCopy(folder, records, local_copy, limit_bytes=local_copy_bytes) if local_copy is not None else None
-        return cls(folder, manifest, records, finished=finished, verify=verify, shard_files=near)
+        while True:
+            records, finished = read_records(folder)
+            near = None
+            if local_copy is not None:
+                near = LocalCopy(folder, records, local_copy, limit_bytes=local_copy_bytes)
+            try:
+                return cls(folder, manifest, records, finished=finished, verify=verify, shard_files=near)
+            except DamagedCache as error:
+                # Files that are not this manifest's may be those of one that came while they were read.
+                between = is_pending(folder)
+                before, manifest = manifest, read_manifest(folder)
+                if manifest == before:
+                    if between:
+                        raise pending(folder) from error
+                    raise
 
     @property
     def location(self) -> str:

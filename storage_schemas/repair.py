@@ -22,6 +22,7 @@ from storage_schemas.errors import DamagedCache, NotACache, SettingsDiffer, Unde
 from storage_schemas.files import CommittedFiles
 from storage_schemas.folders import Folder, Location, open_folder
 from storage_schemas.formats import format_of
+from storage_schemas.journal import settle
 from storage_schemas.manifest import MANIFEST_FILE, Manifest, differing_fields, shortened
 from storage_schemas.progress import Progress, Silent
 from storage_schemas.prompts import OFFSETS_FILE, PROMPTS_FILE, offset_table
@@ -56,6 +57,9 @@ def mend(location: Location, copy: Location | None, progress: Progress) -> Repai
     source = open_folder(copy) if copy is not None else None
     files: list[str] = []
     manifest = _manifest(folder, source, files)
+    if settled := settle(folder):
+        files += settled
+        manifest = read_manifest(folder)
     report = verify(location, progress)
     if not (report.problems or (report.missing and source is not None)):
         return Repaired(files=tuple(files), shards=(), left=(), missing=report.missing)
@@ -97,6 +101,8 @@ def _mend_files(folder: Folder, manifest: Manifest, source: Folder | None, repor
         data = manifest.encode() if path == MANIFEST_FILE else made.get(path)
         if expected is not None and source is not None and checksum_of(source, path) == expected:
             data = source.read(path)
+        elif path == PROMPTS_FILE:
+            data = _first_prompts(folder, manifest)
         elif path == OFFSETS_FILE:
             data = _offsets(folder, manifest)
         elif path.startswith(f"{TOKENIZER_FOLDER}/") and source is not None:
@@ -105,6 +111,11 @@ def _mend_files(folder: Folder, manifest: Manifest, source: Folder | None, repor
             folder.replace(path, data)
             mended.append(path)
     return mended
+
+
+def _first_prompts(folder: Folder, manifest: Manifest) -> bytes | None:
+    """What an extension that was given up, its staged files deleted, may have left behind the prompts is cut off."""
+    return None if folder.size(PROMPTS_FILE) is None else folder.read(PROMPTS_FILE, 0, manifest.prompts.bytes)
 
 
 def _offsets(folder: Folder, manifest: Manifest) -> bytes | None:

@@ -21,6 +21,7 @@ from storage_schemas.digests import xxh3_128
 from storage_schemas.errors import DamagedCache, NotACache, UnderstudyError
 from storage_schemas.files import CommittedFiles
 from storage_schemas.folders import Folder, Location, open_folder
+from storage_schemas.journal import NEXT_FOLDER, NEXT_MANIFEST, is_pending, pending
 from storage_schemas.layout import Layout, ShardRange
 from storage_schemas.manifest import MANIFEST_FILE, Manifest
 from storage_schemas.progress import Progress
@@ -62,8 +63,14 @@ def _all_shards(manifest: Manifest) -> dict[tuple[Kind, int], ShardRange]:
 
 
 def verify(location: Location, progress: Progress) -> Report:
-    """Compare every file of a cache with its checksum; raises only if there is no readable manifest."""
+    """Compare every file of a cache with its checksum; raises only if there is no readable manifest.
+
+    A cache between two states, in the midst of an extension, is not walked: that is the problem reported.
+    """
     folder = open_folder(location)
+    if is_pending(folder):
+        problem = Problem(path=NEXT_MANIFEST, message=str(pending(folder)))
+        return Report(problems=(problem,), shards=0, bytes=0, missing=0)
     return _Walk(folder, read_manifest(folder)).run(progress)
 
 
@@ -207,7 +214,8 @@ class _Walk:
         for name in self.folder.names():
             hidden = name.rsplit("/", 1)[-1].startswith(".")
             # Before a build is finished, files without a record are what a killed builder left; they are written anew.
-            leftover = not finished and name.startswith(tops)
+            # What one left that was killed before its extension was staged whole is swept away by the next.
+            leftover = (not finished and name.startswith(tops)) or name.startswith(f"{NEXT_FOLDER}/")
             if not (name in known or name in noted or hidden or leftover):
                 self._note(name, "is no file of this cache: delete it")
 

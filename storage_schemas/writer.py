@@ -26,6 +26,7 @@ from storage_schemas.errors import DerivationMismatch, NonFinite, NotACache, Sha
 from storage_schemas.fields import Arrays, check_arrays, fields_of, is_finite, same_bits
 from storage_schemas.folders import Folder, LocalFolder, Location, open_folder
 from storage_schemas.formats import format_of
+from storage_schemas.journal import claimed_manifest, settle
 from storage_schemas.layout import Layout, ShardRange
 from storage_schemas.manifest import MANIFEST_FILE, Manifest, check_same_settings
 from storage_schemas.prompts import OFFSETS_FILE, PROMPTS_FILE, Prompt, encode_prompts, ids_digest
@@ -69,34 +70,49 @@ class CacheWriter:
         vouched = {OFFSETS_FILE: offsets, **metadata}
         manifest = manifest.model_copy(update={"metadata": {n: xxh3_128(data) for n, data in vouched.items()}})
         files = {PROMPTS_FILE: lines, **vouched}
-        files |= {f"{TOKENIZER_FOLDER}/{name}": data for name, data in tokenizer_files.items()}
         folder = open_folder(location)
         if folder.size(MANIFEST_FILE) is not None:
-            return cls._resume(folder, manifest, prompts, files)
+            return cls.resume(folder, manifest, prompts, files, tokenizer_files)
         _check_free(folder)
         # Under a claim, so that of two builders of other settings the loser does not write over the winner's prompts.
-        with folder.claimed(MANIFEST_FILE) as confirm:
+        with claimed_manifest(folder) as confirm:
             if folder.size(MANIFEST_FILE) is None:
                 folder.sweep()
-                for name, data in files.items():
+                for name, data in (files | _tokenizer(tokenizer_files)).items():
                     confirm()
                     folder.replace(name, data)
                 # The manifest comes last and is created exclusively: with it the cache exists.
                 confirm()
                 if folder.publish(MANIFEST_FILE, manifest.encode()):
                     return cls(folder, manifest, prompts)
-        return cls._resume(folder, manifest, prompts, files)
+        return cls.resume(folder, manifest, prompts, files, tokenizer_files)
 
     @classmethod
-    def _resume(cls, folder: Folder, wanted: Manifest, prompts: list[Prompt], files: dict[str, bytes]) -> Self:
+    def resume(
+        cls,
+        folder: Folder,
+        wanted: Manifest,
+        prompts: list[Prompt],
+        files: dict[str, bytes],
+        tokenizer_files: dict[str, bytes],
+    ) -> Self:
+        """Go on with a cache: `files` are those its manifest vouches for; what is lost of them is written anew.
+
+        Raises SettingsDiffer (naming the field) for a cache of other settings.
+        """
+        settle(folder)
         manifest = read_manifest(folder)
         check_same_settings(manifest, wanted, str(folder))
         folder.sweep()
-        for name, data in files.items():
-            # Another version of zarr-python may word its metadata otherwise: what the manifest vouches for stays.
-            foreign = name in manifest.metadata and manifest.metadata[name] != xxh3_128(data)
-            if not foreign and not _holds(folder, name, data):
-                folder.replace(name, data)
+        files = files | _tokenizer(tokenizer_files)
+        # Another version of zarr-python may word its metadata otherwise: what the manifest vouches for stays.
+        own = {name: data for name, data in files.items() if manifest.metadata.get(name) in (None, xxh3_128(data))}
+        if lost := [name for name, data in own.items() if not _holds(folder, name, data)]:
+            with claimed_manifest(folder) as confirm:
+                # A cache that was extended meanwhile has other files.
+                for name in lost if read_manifest(folder) == manifest else ():
+                    confirm()
+                    folder.replace(name, own[name])
         return cls(folder, manifest, prompts)
 
     def records(self) -> Records:
@@ -104,10 +120,15 @@ class CacheWriter:
         return read_records(self.folder)[0]
 
     def missing(self, kind: Kind) -> list[ShardRange]:
-        """Shards that have no commit record, in order."""
+        """Shards that have no commit record, in order; of embeddings that are not kept those that are still needed."""
         records = self.records()
         shards = self.layout.trajectories if kind == "trajectories" else self.layout.embeddings
-        return [shard for shard in shards if (kind, shard.shard) not in records]
+        missing = [shard for shard in shards if (kind, shard.shard) not in records]
+        if kind == "trajectories" or self.manifest.sampling.storage.embeddings == "stored":
+            return missing
+        unsampled = (shard for shard in self.layout.trajectories if ("trajectories", shard.shard) not in records)
+        needed = {number for shard in unsampled for number in self.layout.embedding_shards_of(shard)}
+        return [shard for shard in missing if shard.shard in needed]
 
     def commit(
         self, kind: Kind, shard: ShardRange, arrays: Arrays, *, seconds: float, provenance: dict[str, Any]
@@ -170,15 +191,24 @@ class CacheWriter:
         )
 
     def finish(self) -> bool:
-        """Write the index if every shard is committed (and drop embeddings that are not kept); whether it is."""
-        if self.missing("trajectories"):
+        """Write the index if every shard is committed (and drop embeddings that are not kept); whether it is.
+
+        A cache that was extended since this writer was made is left to the one that extended it.
+        """
+        dropped = self.manifest.sampling.storage.embeddings == "none"
+        if self.missing("trajectories") or (not dropped and self.missing("embeddings")):
             return False
-        if self.manifest.sampling.storage.embeddings == "none":
-            drop_embeddings(self.folder)
-        elif self.missing("embeddings"):
-            return False
-        if self.folder.size(f"{COMMITS_FOLDER}/{INDEX_FILE}") is None:
-            publish_index(self.folder, self.records())
+        index = f"{COMMITS_FOLDER}/{INDEX_FILE}"
+        if self.folder.size(index) is not None and not dropped:
+            return True
+        with claimed_manifest(self.folder) as confirm:
+            if read_manifest(self.folder).digests() != self.manifest.digests():
+                return False
+            if dropped:
+                drop_embeddings(self.folder)
+            if self.folder.size(index) is None:
+                confirm()
+                publish_index(self.folder, self.records())
         return True
 
     def _taken(self, record: CommitRecord) -> ShardTaken:
@@ -233,6 +263,10 @@ def _check_finite(arrays: Arrays, labels: list[Label]) -> None:
                     f"{name} of {label['key']} ({label['prompt']!r}) is not finite: nothing of its shard was "
                     f"written; try --dtype float32, or take the prompt out"
                 )
+
+
+def _tokenizer(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {f"{TOKENIZER_FOLDER}/{name}": data for name, data in files.items()}
 
 
 def _check_free(folder: Folder) -> None:

@@ -1,0 +1,238 @@
+"""Recompute some trajectories of a cache with the teacher, in the batches in which they were recorded."""
+
+import gc
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache_builder.provenance import provenance
+from cache_builder.rebuild import DEFAULT_BATCH_SIZE
+from cache_builder.sample_stage import sample_shard
+from models.backbone import FluxBackbone
+from models.geometry import recorded_geometry
+from models.schedule import DTYPES
+from models.teacher_folder import TeacherFolder
+from models.text_encoder import TeacherTextEncoder
+from storage_schemas.codecs import as_read
+from storage_schemas.errors import NotInCache
+from storage_schemas.fields import Array, Arrays, fields_of, same_bits
+from storage_schemas.folders import Location
+from storage_schemas.layout import ShardRange
+from storage_schemas.manifest import check_same_teacher
+from storage_schemas.progress import Progress
+from storage_schemas.reader import Cache
+from storage_schemas.rewrite import COPIED_FROM
+from storage_schemas.tensors import from_torch
+from storage_schemas.trajectory import Trajectory
+
+SHAPES_BITS = ("device", "torch", "diffusers", "transformers", "attention", "batch_size", "threads")
+"""What of a shard's provenance the last bits depend on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recomputed:
+    """A trajectory made again, against what reading the cache gives; errors are norm of difference / norm.
+
+    velocity_errors: one per step. embedding_error: None where the cache does not hold the embedding. bit_equal: all
+    recorded arrays. differs: what of how it was recorded is otherwise now, "threads 4 -> 1".
+    """
+
+    index: int
+    key: str
+    bit_equal: bool
+    velocity_errors: tuple[float, ...]
+    embedding_error: float | None
+    differs: tuple[str, ...]
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether the bits differ though nothing explains it."""
+        return not (self.bit_equal or self.differs)
+
+    def json_value(self) -> dict[str, Any]:
+        """The record as plain JSON types."""
+        return asdict(self)
+
+
+def recompute(
+    location: Location, teacher: TeacherFolder, device: torch.device, progress: Progress, *, count: int, seed: int
+) -> list[Recomputed]:
+    """Recompute `count` of the committed trajectories (all, if there are fewer), drawn by `seed`; in their order.
+
+    The backbone gets the recorded embeddings, or, where the cache does not keep them, those made anew. Of text encoder
+    and backbone one is loaded at a time.
+    Raises SettingsDiffer for another teacher, NotInCache where nothing is committed yet, DamagedCache.
+    """
+    cache = _EmbeddingCache.open(location)
+    manifest = cache.manifest
+    check_same_teacher(manifest, teacher.identity(text_length=manifest.teacher.text_length), str(cache.folder))
+    indices = cache.indices()
+    if not len(indices):
+        raise NotInCache(f"{cache.folder} holds no trajectory to recompute yet: give the build command to make them")
+    drawn = sorted(np.random.default_rng(seed).choice(indices, size=min(count, len(indices)), replace=False).tolist())
+    work = _Recompute(cache, teacher, device, progress)
+    work.make_embeddings(drawn)
+    return work.trajectories(drawn)
+
+
+class _EmbeddingCache(Cache):
+    """A cache that gives embeddings which were made anew where it does not hold them."""
+
+    made: dict[int, Array]
+
+    def holds_embedding(self, prompt: int) -> bool:
+        return ("embeddings", self.layout.embedding_place(prompt)[0]) in self.records
+
+    def embedding(self, prompt: int) -> Array:
+        return super().embedding(prompt) if self.holds_embedding(prompt) else self.made[prompt]
+
+
+class _Recompute:
+    def __init__(
+        self, cache: _EmbeddingCache, teacher: TeacherFolder, device: torch.device, progress: Progress
+    ) -> None:
+        self.cache, self.teacher, self.device, self.progress = cache, teacher, device, progress
+        self.dtype = DTYPES[cache.manifest.sampling.dtype]
+
+    def make_embeddings(self, drawn: list[int]) -> None:
+        """Those of the trajectories that were drawn, and all that their batches need and the cache does not hold."""
+        batches = self._text_batches(drawn)
+        encoder = TeacherTextEncoder.load(self.teacher, dtype=self.dtype, device=self.device)
+        self.cache.made = {}
+        total = sum(len(batch) for batch in batches)
+        with self.progress.bar("text", total=total, done=0, unit="prompts") as bar:
+            for batch, prompts in batches.items():
+                ids_BT = torch.from_numpy(np.stack([self.cache.padded_token_ids(prompt) for prompt in batch]))
+                embedding_BTD = from_torch(encoder.encode(ids_BT))
+                self.cache.made |= {p: row_TD for p, row_TD in zip(batch, embedding_BTD, strict=True) if p in prompts}
+                bar.advance(len(batch))
+        del encoder
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def trajectories(self, drawn: list[int]) -> list[Recomputed]:
+        """Sample the batches of the trajectories that were drawn and compare."""
+        manifest = self.cache.manifest
+        backbone = FluxBackbone.load(
+            self.teacher.path,
+            recorded_geometry(manifest.sampling),
+            text_length=manifest.teacher.text_length,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        batches = self._batches(drawn)
+        found = []
+        with self.progress.bar("recompute", total=sum(map(len, batches)), done=0, unit="trajectories") as bar:
+            for batch in batches:
+                shard = self._shard(batch[0])
+                part = ShardRange(shard=shard.shard, generation=shard.generation, first=batch[0], rows=len(batch))
+                arrays = sample_shard(self.cache, backbone, part, len(batch), bar, lambda: None)
+                for index in (index for index in drawn if index in batch):
+                    row = {name: array[index - batch[0]][None] for name, array in arrays.items()}
+                    found.append(self._compared(index, row))
+        return found
+
+    def _compared(self, index: int, row: Arrays) -> Recomputed:
+        recorded = self.cache.trajectory(index)
+        there = _arrays_of(recorded)
+        codec = self.cache.manifest.sampling.storage.codec
+        fields = fields_of(self.cache.manifest, "trajectories")
+        made = {field.name: as_read(field, codec, row[field.name])[0] for field in fields}
+        equal = all(same_bits(np.asarray(there[name]), np.asarray(made[name])) for name in made)
+        text_error = None
+        if self.cache.holds_embedding(recorded.prompt):
+            ours, theirs = self.cache.made[recorded.prompt], self.cache.embedding(recorded.prompt)
+            text_error = _relative_error(ours, theirs)
+            equal &= same_bits(ours, theirs)
+        steps = zip(made["velocity"], recorded.velocity_KSC, strict=True)
+        return Recomputed(
+            index=index,
+            key=recorded.key,
+            bit_equal=equal,
+            velocity_errors=tuple(_relative_error(ours, theirs) for ours, theirs in steps),
+            embedding_error=text_error,
+            differs=self._differs(recorded),
+        )
+
+    def _differs(self, recorded: Trajectory) -> tuple[str, ...]:
+        layout = self.cache.layout
+        records = [self.cache.records["trajectories", layout.place(recorded.index).shard]]
+        if self.cache.holds_embedding(recorded.prompt):
+            records.append(self.cache.records["embeddings", layout.embedding_place(recorded.prompt)[0]])
+        lines = []
+        for was in (record.provenance for record in records):
+            now = provenance(device=self.device, batch_size=_batch_size(was))
+            lines += changes(was, now, on_gpu=self.device.type == "cuda")
+            if COPIED_FROM in was:
+                lines.append("copied from another cache, where batches may have been others")
+        if not self.cache.holds_embedding(recorded.prompt) and len(self._all_batch_sizes) > 1:
+            lines.append(f"embeddings not kept and shards of batch sizes {self._all_batch_sizes}: theirs is not known")
+        return tuple(dict.fromkeys(lines))
+
+    @cached_property
+    def _all_batch_sizes(self) -> list[int]:
+        return sorted({_batch_size(record.provenance) for record in self.cache.records.values()})
+
+    def _batches(self, drawn: Iterable[int]) -> list[range]:
+        """The recorded batches that hold these trajectories, each once."""
+        return list(dict.fromkeys(_batch(index, self._shard(index), self._batch_size(index)) for index in drawn))
+
+    def _text_batches(self, drawn: Iterable[int]) -> dict[range, set[int]]:
+        """The recorded batches of the prompts whose embeddings are needed, and which of these each holds."""
+        layout, batches = self.cache.layout, dict[range, set[int]]()
+        for index in drawn:
+            prompts = {layout.place(index).prompt}
+            for other in _batch(index, self._shard(index), self._batch_size(index)):
+                if not self.cache.holds_embedding(prompt := layout.place(other).prompt):
+                    prompts.add(prompt)
+            for prompt in prompts:
+                shard = layout.embeddings[layout.embedding_place(prompt)[0]]
+                record = self.cache.records.get(("embeddings", shard.shard))
+                # Without a record the text batches are taken to have been of the size of the trajectories'.
+                size = self._batch_size(index) if record is None else _batch_size(record.provenance)
+                batches.setdefault(_batch(prompt, shard, size), set()).add(prompt)
+        return batches
+
+    def _shard(self, index: int) -> ShardRange:
+        shard: ShardRange = self.cache.layout.trajectories[self.cache.layout.place(index).shard]
+        return shard
+
+    def _batch_size(self, index: int) -> int:
+        return _batch_size(self.cache.records["trajectories", self._shard(index).shard].provenance)
+
+
+def changes(was: dict[str, Any], now: dict[str, Any], *, on_gpu: bool) -> list[str]:
+    """What of two provenances differs that the last bits depend on; on a GPU the host's threads do not matter."""
+    names = [name for name in SHAPES_BITS if not (on_gpu and name == "threads")]
+    return [f"{name} {was.get(name)} -> {now.get(name)}" for name in names if was.get(name) != now.get(name)]
+
+
+def _batch(item: int, shard: ShardRange, size: int) -> range:
+    first = item - (item - shard.first) % size
+    return range(first, min(first + size, shard.first + shard.rows))
+
+
+def _batch_size(recorded: dict[str, Any]) -> int:
+    return int(recorded.get("batch_size", DEFAULT_BATCH_SIZE))
+
+
+def _arrays_of(recorded: Trajectory) -> dict[str, Any]:
+    """What reading gives, by the names of the recorded fields."""
+    return {
+        "velocity": recorded.velocity_KSC,
+        "hidden_states": recorded.hidden_states_KSC,
+        "noise": recorded.noise_SC,
+        "final_latent": recorded.final_latent_SC,
+        "guidance": np.float32(0.0 if recorded.guidance is None else recorded.guidance),
+    }
+
+
+def _relative_error(ours: Array, theirs: Array) -> float:
+    norm = float(np.linalg.norm(theirs.astype(np.float64)))
+    difference = float(np.linalg.norm(ours.astype(np.float64) - theirs.astype(np.float64)))
+    return difference / norm if norm else difference
