@@ -19,6 +19,13 @@ from storage_schemas.codecs import FieldCodec
 from storage_schemas.step_delta import StepDelta
 from storage_schemas.step_int8 import StepInt8
 
+# Handing a smaller chunk to a thread costs more than coding it.
+_THREAD_BYTES = 512 * 1024
+
+
+def _raw_bytes(chunk_spec: ArraySpec) -> int:
+    return int(np.prod(chunk_spec.shape)) * chunk_spec.dtype.to_native_dtype().itemsize
+
 
 @dataclass(frozen=True, kw_only=True)
 class _RowCodec(ArrayBytesCodec):
@@ -46,11 +53,14 @@ class _RowCodec(ArrayBytesCodec):
 
     async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> Buffer | None:
         array = np.ascontiguousarray(chunk_data.as_numpy_array())
-        encoded = await asyncio.to_thread(self._of(chunk_spec).encode, array)
+        encode = self._of(chunk_spec).encode
+        encoded = encode(array) if array.nbytes < _THREAD_BYTES else await asyncio.to_thread(encode, array)
         return chunk_spec.prototype.buffer.from_bytes(encoded)
 
     async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
-        bits = await asyncio.to_thread(self._of(chunk_spec).decode, chunk_data.as_numpy_array())
+        decode, array_bytes = self._of(chunk_spec).decode, _raw_bytes(chunk_spec)
+        data = chunk_data.as_numpy_array()
+        bits = decode(data) if array_bytes < _THREAD_BYTES else await asyncio.to_thread(decode, data)
         array = bits.view(chunk_spec.dtype.to_native_dtype()).reshape(chunk_spec.shape)
         return chunk_spec.prototype.nd_buffer.from_numpy_array(array)
 

@@ -225,6 +225,8 @@ class _ReadStore(Store):
             data = self._metadata.get(path)
             return None if data is None else make(data)
         begin, end = _bounds(byte_range)
+        if isinstance(self._source, MemoryFiles):
+            return make(self._source.read(path, begin, end))
         return make(await asyncio.to_thread(self._source.read, path, begin, end))
 
     async def get_partial_values(
