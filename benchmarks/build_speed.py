@@ -103,7 +103,9 @@ def measure_bare(asked: argparse.Namespace, prompts: Path, folder: Path) -> None
 
 def _sample(writer: CacheWriter, backbone: FluxBackbone, asked: argparse.Namespace) -> None:
     shards = writer.missing("trajectories")
-    run_sample_stage(writer, backbone, shards, done=0, batch_size=asked.batch_size, progress=Silent())
+    run_sample_stage(
+        writer, backbone, shards, share=asked.count, done=0, batch_size=asked.batch_size, progress=Silent()
+    )
 
 
 class Clock(Silent):

@@ -117,12 +117,18 @@ class Stages:
 
     def make(self, kind: Kind, shards: Sequence[ShardRange]) -> None:
         """Commit these shards, none of which is committed."""
-        done = self._share_of(kind) - sum(shard.rows for shard in shards)
-        size, progress = self._share.batch_size, self._progress
+        left = self._share.worker.owned(self._writer.missing(kind))
+        done = self._share_of(kind) - sum(shard.rows for shard in left)
+        how: dict[str, Any] = {
+            "share": self._share_of(kind),
+            "done": done,
+            "batch_size": self._share.batch_size,
+            "progress": self._progress,
+        }
         if kind == "embeddings":
-            run_text_stage(self._writer, self._text_encoder(), shards, done=done, batch_size=size, progress=progress)
+            run_text_stage(self._writer, self._text_encoder(), shards, **how)
         else:
-            run_sample_stage(self._writer, self._sampler(), shards, done=done, batch_size=size, progress=progress)
+            run_sample_stage(self._writer, self.backbone(), shards, **how)
         self.peaks["text" if kind == "embeddings" else "sample"] = peak_memory(self._device)
 
     def _text_encoder(self) -> TeacherTextEncoder:
@@ -134,7 +140,8 @@ class Stages:
             self._encoder = TeacherTextEncoder.load(self._teacher, dtype=dtype, device=self._device, pooled=pooled)
         return self._encoder
 
-    def _sampler(self) -> FluxBackbone:
+    def backbone(self) -> FluxBackbone:
+        """The transformer, once loaded kept; the text encoder is gone then."""
         if self._backbone is None:
             self._release()
             begin_peak(self._device)

@@ -33,22 +33,22 @@ def run_sample_stage(
     shards: Sequence[ShardRange],
     *,
     done: int,
+    share: int,
     batch_size: int,
     progress: Progress,
 ) -> None:
     """Sample these trajectory shards and commit them; the embeddings of their prompts must be committed.
 
-    `done` trajectories of this share were done before.
+    `done` of a share of so many trajectories are there.
     While the device samples a batch, threads prepare the next one, copy the last one to the host, encode, check and
     write; what waits is bounded, and an error of theirs stops the stage.
     """
     cache = Cache.open(str(writer.folder))
-    total = done + sum(shard.rows for shard in shards)
     with (
         HostCopies(backbone.device) as copies,
         BackgroundWriter(writer) as background,
         _prepared(cache, shards, batch_size) as batches,
-        progress.bar("sample", total=total, done=done, unit="trajectories") as bar,
+        progress.bar("sample", total=share, done=done, unit="trajectories") as bar,
     ):
         for shard in shards:
             started = time.monotonic()
@@ -57,7 +57,7 @@ def run_sample_stage(
                 # An earlier shard that could not be committed stops the build here, not a shard later.
                 background.check()
                 parts.append(copies.copy(_sample_batch(cache, backbone, next(batches))))
-                bar.advance(len(indices), _written(background, total - done))
+                bar.advance(len(indices), _written(background, sum(shard.rows for shard in shards)))
             background.commit(
                 "trajectories",
                 shard,

@@ -47,14 +47,14 @@ def run_text_stage(
     shards: Sequence[ShardRange],
     *,
     done: int,
+    share: int,
     batch_size: int,
     progress: Progress,
 ) -> None:
-    """Encode the prompts of these embedding shards and commit them; `done` prompts of this share were done before."""
-    total = done + sum(shard.rows for shard in shards)
+    """Encode the prompts of these embedding shards and commit them; `done` of a share of so many prompts are there."""
     with (
         BackgroundWriter(writer) as background,
-        progress.bar("text", total=total, done=done, unit="prompts") as bar,
+        progress.bar("text", total=share, done=done, unit="prompts") as bar,
     ):
         for shard in shards:
             started = time.monotonic()

@@ -74,6 +74,10 @@ def build(
     attention_backend: Annotated[
         str | None, typer.Option(help="diffusers' attention backend for FLUX; default: torch's own.")
     ] = None,
+    pilot: Annotated[
+        int | None,
+        typer.Option(min=1, help="Build the first shards with that many trajectories, check them, extrapolate."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Begin even where the disk looks too small.")] = False,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -97,8 +101,14 @@ def build(
     from models.teacher_folder import build_parts
 
     found = resolve_teacher(teacher, build_parts(asked.pooled), revision)
-    result = crew.build(cache, asked, found, torch_device, terminal(quiet))
-    _report(result)
+    if pilot is not None:
+        crew.check_alone("--pilot")
+        from cache_builder.pilot import run_pilot
+        from commands.pilot import print_pilot
+
+        print_pilot(run_pilot(cache, asked, found, torch_device, terminal(quiet), count=pilot))
+        return
+    _report(crew.build(cache, asked, found, torch_device, terminal(quiet)))
 
 
 def _report(result: "BuildResult") -> None:

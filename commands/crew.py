@@ -36,6 +36,14 @@ class Crew:
                 f"yourself, {other} starts them; give one of the two"
             )
 
+    def check_alone(self, flag: str) -> None:
+        """Raise BadSettings unless this process does all stages by itself."""
+        if self.stage != "all" or self.workers is not None or self.ray is not None or self._launched().by:
+            raise BadSettings(
+                f"{flag} measures one process that does both stages: leave out --stage, --workers, --worker and --ray "
+                f"(and run it without torchrun and srun)"
+            )
+
     def device(self, name: str) -> Any:
         """The device of this process: with torchrun or Slurm that of its number within the node."""
         device = quiet_device(name)
