@@ -1,0 +1,88 @@
+"""What README.md and docs/building.md tell a user to type is a command line that the program takes."""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import cli
+from cache_builder.prompt_sources import PromptSource
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs/building.md")
+LINKING = (*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "storage_schemas/README.md")
+FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)|`((?:docs|storage_schemas|pocket|models|benchmarks)/[\w./-]+)`")
+
+
+def command_lines(text: str) -> list[str]:
+    """The command lines of `understudy` in the fenced blocks of a page; what starts several of them left out."""
+    lines = [line for block in FENCE.findall(text) for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
+    shown = [re.sub(r"^(?:srun|torchrun .* --no-python) ", "", line) for line in lines]
+    return [line for line in shown if line.startswith("understudy ")]
+
+
+def parse(line: str) -> dict[str, Any]:
+    """The values of a command line as its command gets them; raises what it would say. Three spaces: a remark."""
+    words = shlex.split(re.split(r"\s{3,}", line)[0], comments=True)[1:]
+    command: Any = typer.main.get_command(cli.app)
+    while hasattr(command, "commands"):
+        name = words.pop(0)
+        assert name in command.commands, f"{line}: no command {name!r}"
+        command = command.commands[name]
+    return command.make_context(command.name, words, resilient_parsing=False).params
+
+
+LINES = [(page, line) for page in PAGES for line in command_lines(page.read_text())]
+
+
+@pytest.fixture
+def _named_settings(tmp_path, monkeypatch):
+    """The settings file of docs/building.md at the name that its commands give it."""
+    monkeypatch.chdir(tmp_path)
+    text = next(block for block in FENCE.findall(PAGES[1].read_text()) if block.startswith("# flux.toml"))
+    assert tomllib.loads(text)["batch-size"]
+    Path("flux.toml").write_text(text)
+
+
+@pytest.mark.usefixtures("_named_settings")
+@pytest.mark.parametrize(("page", "line"), LINES, ids=[f"{page.name}: {line[:60]}" for page, line in LINES])
+def test_a_documented_command_line_is_one_that_the_program_takes(page, line):
+    values = parse(line)
+    for source in values.get("prompts") or ():
+        assert PromptSource.of(source).path
+    worker = re.sub(r"\$\w+", "0", values.get("worker") or "")
+    assert re.fullmatch(r"(\d+/\d+)?", worker), line
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("understudy build c --teacher pocket --prompts p.txt --shards 3", "--shards"),
+        ("understudy build c --teacher pocket --prompts p.txt --codec zip", "'zip' is not one of"),
+        ("understudy build c --teacher pocket", "--prompts"),
+        ("understudy inspect verify", "CACHE"),
+        ("understudy inspect verify a b", "unexpected extra argument"),
+    ],
+)
+def test_a_wrong_command_line_would_be_found(line, message):
+    # typer carries its own copy of click from 0.29 on: the class of its errors is known by what they can do.
+    with pytest.raises(Exception) as caught:  # noqa: B017, PT011
+        parse(line)
+    assert message in caught.value.format_message()
+
+
+def test_there_are_command_lines_of_every_stage_of_a_build():
+    lines = " ".join(line for _, line in LINES)
+    assert all(word in lines for word in ("--pilot", "--workers", "--worker ", "--ray", "--stage text", "--extend"))
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_links_to_is_there(page):
+    for link, path in LINK.findall(page.read_text()):
+        if "://" not in link:
+            assert (page.parent / link if link else ROOT / path).exists(), f"{page.name} names {link or path}"
