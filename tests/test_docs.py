@@ -71,7 +71,7 @@ def test_a_documented_command_line_is_one_that_the_program_takes(page, line):
 )
 def test_a_wrong_command_line_would_be_found(line, message):
     # typer carries its own copy of click from 0.29 on: the class of its errors is known by what they can do.
-    with pytest.raises(Exception) as caught:  # noqa: B017, PT011
+    with pytest.raises(Exception) as caught:
         parse(line)
     assert message in caught.value.format_message()
 
