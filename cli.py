@@ -1,5 +1,7 @@
 """The command line. Each command resolves, calls and prints (commands/); heavy imports stay inside them."""
 
+import contextlib
+import signal
 import sys
 from typing import Annotated
 
@@ -48,7 +50,10 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; errors are one line and exit 1 (2 for wrong flags, 130 for Ctrl-C)."""
+    """Run the command line; errors are one line and exit 1 (2 for wrong flags, 130 for Ctrl-C and SIGTERM)."""
+    with contextlib.suppress(ValueError):
+        # Schedulers of clusters send it some seconds before they kill: what is in hand is committed then.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)
     except UnderstudyError as error:

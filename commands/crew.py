@@ -105,7 +105,10 @@ class Crew:
 
             peaks = run_on_ray(self.ray, writer, job, workers=self.workers, progress=progress)
         else:
-            peaks = run_local_workers(writer, job, devices_of(device, self.workers or 1), progress)
+            devices = devices_of(device, self.workers or 1)
+            if device.type == "cuda" and len(set(devices)) < len(devices):
+                progress.say(f"{len(devices)} workers share {len(set(devices))} GPUs: each holds the whole transformer")
+            peaks = run_local_workers(writer, job, devices, progress)
         return result_of(writer, peaks)
 
     def _threads_each(self) -> int | None:

@@ -14,24 +14,29 @@ _WEIGHT_UNIT = 1 / 512
 
 def fit_weights(values_KN: list[np.ndarray]) -> np.ndarray:
     """Weights of the last steps for each step, [K, HISTORY] float32, by least squares over finite float32 steps."""
-    weights = np.zeros((len(values_KN), HISTORY), dtype=np.float32)
-    samples = [values[::_FIT_STRIDE].astype(np.float64) for values in values_KN]
-    for k in range(1, len(samples)):
-        count = min(k, HISTORY)
-        weights[k, :count] = _least_squares(samples[k], [samples[k - 1 - j] for j in range(count)])
+    steps = len(values_KN)
+    weights = np.zeros((steps, HISTORY), dtype=np.float32)
+    samples_KM = np.stack([values[::_FIT_STRIDE].astype(np.float64) for values in values_KN])
+    # Sums by numpy, not by BLAS: the bytes of a shard do not depend on the number of threads.
+    products = [(samples_KM[lag:] * samples_KM[: steps - lag]).sum(axis=1) for lag in range(min(HISTORY + 1, steps))]
+    # The first steps have fewer before them.
+    for count in range(1, min(HISTORY, steps - 1) + 1):
+        first, end = count, steps if count == HISTORY else count + 1
+        weights[first:end, :count] = _least_squares(products, np.arange(first, end), count)
     return weights
 
 
-def _least_squares(target: np.ndarray, history: list[np.ndarray]) -> np.ndarray:
-    count = len(history)
-    # Sums by numpy, not by BLAS: the bytes of a shard do not depend on the number of threads.
-    products = np.array([[(a * b).sum() for b in history] for a in history])
-    towards = np.array([(a * target).sum() for a in history])
-    ridge = 1e-9 * max(float(np.trace(products)), 1e-30)
+def _least_squares(products: list[np.ndarray], k: np.ndarray, count: int) -> np.ndarray:
+    """Weights of `count` steps before each step in `k`. products[lag][i]: that of the steps i and i + lag."""
+    normal = np.empty((len(k), count, count))
+    for i, j in np.ndindex(count, count):
+        normal[:, i, j] = products[abs(i - j)][k - 1 - max(i, j)]
+    towards = np.stack([products[1 + i][k - 1 - i] for i in range(count)], axis=1)
+    ridge = 1e-9 * np.maximum(np.trace(normal, axis1=1, axis2=2), 1e-30)
     with np.errstate(all="ignore"):
-        solved = np.linalg.solve(products + ridge * np.eye(count), towards)
-    if not np.isfinite(solved).all() or np.abs(solved).max() > 8:
-        solved = np.eye(count)[0]
+        solved = np.linalg.solve(normal + ridge[:, None, None] * np.eye(count), towards[:, :, None])[:, :, 0]
+        useless = ~np.isfinite(solved).all(axis=1) | (np.abs(solved).max(axis=1) > 8)
+    solved[useless] = np.eye(count)[0]
     return np.round(solved / _WEIGHT_UNIT) * _WEIGHT_UNIT
 
 

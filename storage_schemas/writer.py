@@ -12,6 +12,7 @@ from storage_schemas.commits import (
     FileRecord,
     Kind,
     Records,
+    committed_shards,
     content_digest,
     is_published,
     publish_index,
@@ -120,15 +121,22 @@ class CacheWriter:
         return read_records(self.folder)[0]
 
     def missing(self, kind: Kind) -> list[ShardRange]:
-        """Shards that have no commit record, in order; of embeddings that are not kept those that are still needed."""
-        records = self.records()
+        """Shards that have no commit record, in order; of embeddings that are not kept those that are still needed.
+
+        Before a build is finished by the names of the records alone: there may be thousands, far away.
+        """
         shards = self.layout.trajectories if kind == "trajectories" else self.layout.embeddings
-        missing = [shard for shard in shards if (kind, shard.shard) not in records]
+        there = self._committed(kind)
+        missing = [shard for shard in shards if shard.shard not in there]
         if kind == "trajectories" or self.manifest.sampling.storage.embeddings == "stored":
             return missing
-        unsampled = (shard for shard in self.layout.trajectories if ("trajectories", shard.shard) not in records)
-        needed = {number for shard in unsampled for number in self.layout.embedding_shards_of(shard)}
+        needed = {n for shard in self.missing("trajectories") for n in self.layout.embedding_shards_of(shard)}
         return [shard for shard in missing if shard.shard in needed]
+
+    def _committed(self, kind: Kind) -> set[int]:
+        if self.folder.size(f"{COMMITS_FOLDER}/{INDEX_FILE}") is None:
+            return committed_shards(self.folder, kind)
+        return {shard for found, shard in self.records() if found == kind}
 
     def commit(
         self, kind: Kind, shard: ShardRange, arrays: Arrays, *, seconds: float, provenance: dict[str, Any]

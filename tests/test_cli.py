@@ -203,7 +203,8 @@ def test_every_help_text_has_an_example_of_its_own_command(words, capsys):
     assert code == 0 and f"Example: understudy {' '.join(words)}" in " ".join(said.split())
 
 
-def test_ctrl_c_keeps_what_was_committed_and_says_so(tmp_path, dev_teacher):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_keep_what_was_committed_and_say_so(tmp_path, dev_teacher, number):
     prompts = tmp_path / "p.txt"
     prompts.write_text("".join(f"a red dog and {i} cats\n" for i in range(60)))
     words = [
@@ -227,7 +228,7 @@ def test_ctrl_c_keeps_what_was_committed_and_says_so(tmp_path, dev_teacher):
     while not list((tmp_path / "c/commits").glob("trajectories-*.json")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     heard = process.communicate()[1]
     assert process.returncode == 130
     assert heard.strip().splitlines()[-1] == (
