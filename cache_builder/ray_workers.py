@@ -209,7 +209,8 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
         reason = str(error).splitlines()[0].rstrip(".")
         raise BadSettings(
             f"--ray {address}: no cluster answers there ({reason}): start one with `ray start --head`, and give "
-            f"`auto` on one of its machines, host:port, or `local` for this machine alone"
+            f"`auto` on one of its machines, host:port, or `local` for this machine alone; one that asks for a token "
+            f"takes it from RAY_AUTH_TOKEN (with RAY_AUTH_MODE=token)"
         ) from error
     try:
         yield

@@ -69,5 +69,5 @@ def _cells(measured: "Measured", peak: "PeakMemory | None") -> tuple[str, ...]:
 
 def _duration(seconds: float) -> str:
     if seconds < 120:
-        return f"{seconds:.0f} seconds"
+        return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:,.1f} hours"
