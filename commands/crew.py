@@ -130,7 +130,8 @@ class Crew:
         from cache_builder.workers import Worker
 
         worker = launched.worker if launched is not None else Worker()
-        several = launched is None or worker.count > 1
+        # Workers of our own that only sample have nobody to wait for, unless --wait says so.
+        several = self.stage != "sample" if launched is None else worker.count > 1
         wait_seconds = self.wait if self.wait is not None else (WAIT_SECONDS if several else 0.0)
         return Share(
             stage=self.stage,
