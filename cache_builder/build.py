@@ -107,7 +107,8 @@ class Stages:
             wait_for_embeddings(
                 self._writer,
                 needed_embeddings(self._writer, shards),
-                worker,
+                # Who only samples has others that made the text, not one --worker per shard.
+                worker if self._share.stage == "all" else Worker(),
                 wait_seconds=self._share.wait_seconds,
                 progress=self._progress,
             )

@@ -18,6 +18,7 @@ class HostCopies:
     """
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="host-copy")
 
@@ -35,7 +36,9 @@ class HostCopies:
             done: Future[Arrays] = Future()
             done.set_result({name: from_torch(tensor) for name, tensor in tensors.items()})
             return done
-        return self._executor.submit(self._copy, dict(tensors), torch.cuda.current_stream().record_event())
+        # Of this device: without it the current one's, cuda:0, whose stream knows nothing of the computation.
+        computed = torch.cuda.current_stream(self._device).record_event()
+        return self._executor.submit(self._copy, dict(tensors), computed)
 
     def _copy(self, tensors: dict[str, torch.Tensor], computed: torch.cuda.Event) -> Arrays:
         with torch.cuda.stream(self._stream):

@@ -1,12 +1,14 @@
 """Several workers on this machine, each a process: shards by number, one sum of their progress, one end for all."""
 
 import json
+import os
 import queue
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -92,7 +94,9 @@ class _Workers:
 
     def _start(self, job: Job, number: int, devices: Sequence[str]) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
-            [sys.executable, "-m", "cache_builder.worker_process"],
+            # -P: a folder `models` where the command is given is not ours.
+            [sys.executable, "-P", "-m", "cache_builder.worker_process"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -103,17 +107,23 @@ class _Workers:
         share = job.share.model_copy(update={"worker": worker})
         told = job.model_copy(update={"share": share}).json_value() | {"device": devices[number]}
         assert process.stdin is not None
-        process.stdin.write(json.dumps(told) + "\n")
-        process.stdin.flush()
+        # One that has ended already: its exit code says so.
+        with suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(told) + "\n")
+            process.stdin.flush()
         threading.Thread(target=self._listen, args=(number, process), daemon=True).start()
         return process
 
     def _listen(self, number: int, process: "subprocess.Popen[str]") -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            self._events.put((number, json.loads(line)))
-        process.wait()
-        self._events.put((number, None))
+        try:
+            # A worker that is killed in mid-line: its exit code says so.
+            with suppress(ValueError):
+                for line in process.stdout:
+                    self._events.put((number, json.loads(line)))
+        finally:
+            process.wait()
+            self._events.put((number, None))
 
     def run(self, bars: _Bars) -> dict[str, PeakMemory]:
         """Until all have ended."""
@@ -150,7 +160,8 @@ class _Workers:
         try:
             for process in self._processes:
                 assert process.stdin is not None
-                process.stdin.close()
+                with suppress(BrokenPipeError):
+                    process.stdin.close()
             for process in self._processes:
                 process.wait()
         except BaseException:

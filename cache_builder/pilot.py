@@ -10,7 +10,8 @@ from cache_builder.peak_memory import PeakMemory
 from cache_builder.settings import BuildSettings
 from cache_builder.waiting import needed_embeddings
 from models.teacher_folder import TeacherFolder
-from storage_schemas.commits import CommitRecord, Kind, Records
+from storage_schemas.commits import CommitRecord, Kind, Records, committed_shards
+from storage_schemas.errors import NotInCache
 from storage_schemas.folders import Location
 from storage_schemas.layout import ShardRange
 from storage_schemas.progress import Progress
@@ -92,9 +93,11 @@ def run_pilot(
         if missing := [shard for shard in kind_shards if shard.shard in there]:
             stages.make(kind, missing)
     peaks = dict(stages.peaks)
+    _check_embeddings(writer, text_shards)
     laws = _laws(writer, stages, teacher, shards[0])
-    writer.finish()
+    # Before the end, which drops embeddings that are not kept.
     records = writer.records()
+    writer.finish()
     return PilotResult(
         location=str(writer.folder),
         text=_measured(records, "embeddings", text_shards, len(writer.prompts)),
@@ -111,6 +114,15 @@ def _first_shards(writer: CacheWriter, count: int) -> list[ShardRange]:
         if sum(part.rows for part in shards) >= count:
             break
     return shards
+
+
+def _check_embeddings(writer: CacheWriter, shards: list[ShardRange]) -> None:
+    there = committed_shards(writer.folder, "embeddings")
+    if any(shard.shard not in there for shard in shards):
+        raise NotInCache(
+            f"{writer.folder} has its first trajectories already and keeps no embeddings (--embeddings none): a pilot "
+            f"has nothing to check them with; `understudy inspect verify {writer.folder} --recompute N` does it anew"
+        )
 
 
 def _laws(writer: CacheWriter, stages: Stages, teacher: TeacherFolder, shard: ShardRange) -> list[LawCheck]:

@@ -23,6 +23,7 @@ from models.device import quiet_libraries, usable_device
 from storage_schemas.commits import Kind, committed_shards
 from storage_schemas.errors import BadSettings, MissingExtra, UnderstudyError, WorkerFailed
 from storage_schemas.layout import ShardRange
+from storage_schemas.manifest import check_same_teacher
 from storage_schemas.progress import Progress, Silent
 from storage_schemas.writer import CacheWriter
 
@@ -39,24 +40,25 @@ class Builder:
         """`job`: a Job as JSON. Nothing can fail here: Ray would try it again, and not say why it failed."""
         self._job = Job.model_validate_json(job)
 
-    def make(self, kind: Kind, numbers: list[int]) -> None:
-        """Commit those of these shards that are not committed yet."""
+    def make(self, kind: Kind, numbers: list[int]) -> dict[str, PeakMemory]:
+        """Commit those of these shards that are not committed yet; the peaks of this process so far, by stage."""
         writer, stages = self._opened
         layout, there = writer.layout, committed_shards(writer.folder, kind)
         shards = layout.embeddings if kind == "embeddings" else layout.trajectories
         if missing := [shards[number] for number in numbers if number not in there]:
             stages.make(kind, missing)
-
-    def peaks(self) -> dict[str, PeakMemory]:
-        """By stage."""
-        return self._opened[1].peaks
+        return dict(stages.peaks)
 
     @cached_property
     def _opened(self) -> tuple[CacheWriter, Stages]:
         quiet_libraries()
         self._job.begin()
         writer = self._job.writer()
-        teacher = self._job.find_teacher(writer.manifest.teacher.pooled)
+        recorded = writer.manifest.teacher
+        teacher = self._job.find_teacher(recorded.pooled)
+        # On another machine other weights may lie under the same name.
+        found = teacher.identity(text_length=recorded.text_length, pooled=recorded.pooled)
+        check_same_teacher(writer.manifest, found, f"{writer.folder} (on {socket.gethostname()})")
         # Ray shows an actor its own GPU alone, or none.
         return writer, Stages(writer, teacher, self._job.share, usable_device("auto"), Silent())
 
@@ -85,7 +87,7 @@ def run_on_ray(
                     progress=progress,
                 )
                 crew.run(writer, "trajectories")
-            return crew.peaks()
+            return largest_peaks(crew.peaks)
         finally:
             crew.dismiss()
 
@@ -93,6 +95,7 @@ def run_on_ray(
 class _Crew:
     def __init__(self, ray: Any, job: Job, workers: int | None, progress: Progress) -> None:
         self._ray, self._progress = ray, progress
+        self.peaks: list[dict[str, PeakMemory]] = []
         resources = ray.cluster_resources()
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
         threads = job.threads or 1
@@ -130,16 +133,12 @@ class _Crew:
             done, _ = ray.wait(list(working), timeout=_POLL_SECONDS)
             for task in done:
                 actor = working.pop(task)
-                _raise_its_own(ray, task)
+                self.peaks.append(_result_of(ray, task))
                 if (run := next(runs, None)) is not None:
                     working[actor.make.remote(kind, run)] = actor
             there = committed_shards(writer.folder, kind)
             yield (there - seen) & set(numbers)
             seen = there
-
-    def peaks(self) -> dict[str, PeakMemory]:
-        """The largest of all workers, by stage."""
-        return largest_peaks(self._ray.get([actor.peaks.remote() for actor in self._actors]))
 
     def dismiss(self) -> None:
         """End all actors."""
@@ -164,10 +163,10 @@ def _check_room(count: int, options: dict[str, Any], gpus: int, cpus: int) -> No
         )
 
 
-def _raise_its_own(ray: Any, task: Any) -> None:
-    """Raise the error that a task ended with, in its own words."""
+def _result_of(ray: Any, task: Any) -> Any:
+    """What a task gives; or the error that it ended with, in its own words."""
     try:
-        ray.get(task)
+        return ray.get(task)
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         if isinstance(cause, UnderstudyError | OSError):

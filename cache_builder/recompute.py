@@ -69,7 +69,9 @@ def recompute(
     """
     cache = _EmbeddingCache.open(location)
     manifest = cache.manifest
-    check_same_teacher(manifest, teacher.identity(text_length=manifest.teacher.text_length), str(cache.folder))
+    recorded = manifest.teacher
+    found = teacher.identity(text_length=recorded.text_length, pooled=recorded.pooled)
+    check_same_teacher(manifest, found, str(cache.folder))
     indices = cache.indices()
     if not len(indices):
         raise NotInCache(f"{cache.folder} holds no trajectory to recompute yet: give the build command to make them")

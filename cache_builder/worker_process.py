@@ -52,9 +52,10 @@ def main() -> int:
     lines = JsonLines(_own_stdout())
     for number in (signal.SIGINT, signal.SIGTERM):
         # A shell starts what runs in its background with SIGINT ignored.
-        signal.signal(number, signal.default_int_handler)
-    job = sys.stdin.readline()
+        signal.signal(number, _interrupt_once)
     try:
+        if not (job := sys.stdin.readline()):
+            return INTERRUPTED
         threading.Thread(target=_end_with_stdin, daemon=True).start()
         _work(job, lines)
     except KeyboardInterrupt:
@@ -92,6 +93,13 @@ def _own_stdout() -> TextIO:
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return channel
+
+
+def _interrupt_once(*_: object) -> None:
+    # Slurm signals every process, and then the parent ends its workers too: what is in hand is committed all the same.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _end_with_stdin() -> None:

@@ -46,15 +46,15 @@ class Crew:
 
     def device(self, name: str) -> Any:
         """The device of this process: with torchrun or Slurm that of its number within the node."""
-        device = quiet_device(name)
         import torch
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         local = self._launched().local_number
-        if device.type == "cuda" and name in ("auto", "cuda") and local is not None:
-            return torch.device("cuda", local % torch.cuda.device_count())
-        return device
+        if name in ("auto", "cuda") and local is not None and torch.cuda.is_available():
+            # Asked for at once: to try the first GPU would take some of its memory for each process of the node.
+            name = f"cuda:{local % torch.cuda.device_count()}"
+        return quiet_device(name)
 
     def build(
         self,
@@ -95,7 +95,7 @@ class Crew:
             say_what_changed(writer, settings, device, progress)
         job = Job(
             location=location_of(writer.folder),
-            teacher=teacher.source,
+            teacher=teacher.pinned_source,
             teacher_path=str(teacher.path.resolve()),
             share=self._share(settings, None),
             threads=self.threads or self._threads_each(),
@@ -130,7 +130,8 @@ class Crew:
         from cache_builder.workers import Worker
 
         worker = launched.worker if launched is not None else Worker()
-        several = launched is None or worker.count > 1
+        # Workers of our own that only sample have nobody to wait for, unless --wait says so.
+        several = self.stage != "sample" if launched is None else worker.count > 1
         wait_seconds = self.wait if self.wait is not None else (WAIT_SECONDS if several else 0.0)
         return Share(
             stage=self.stage,

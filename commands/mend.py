@@ -58,11 +58,12 @@ def inspect_verify(
 def _recompute(cache: str, teacher: str | None, count: int, seed: int, device: str, quiet: bool) -> "list[Recomputed]":
     torch_device = quiet_device(device)
     from cache_builder.recompute import recompute
-    from models.teacher_folder import BUILD_PARTS
+    from models.teacher_folder import build_parts
     from storage_schemas.folders import open_folder
     from storage_schemas.reader import read_manifest
 
-    folder = resolve_teacher(teacher or read_manifest(open_folder(cache)).source, BUILD_PARTS)
+    manifest = read_manifest(open_folder(cache))
+    folder = resolve_teacher(teacher or manifest.source, build_parts(manifest.teacher.pooled))
     return recompute(cache, folder, torch_device, terminal(quiet), count=count, seed=seed)
 
 

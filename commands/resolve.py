@@ -31,7 +31,10 @@ def read_settings(context: typer.Context, file: Path | None) -> Path | None:
     if unknown := sorted(given.keys() - known):
         flags = ", ".join(sorted(str(name).replace("_", "-") for name in known if name != "settings"))
         raise BadSettings(f"{file} has the unknown key {unknown[0]!r}, expected one of {flags}")
-    context.default_map = given
+    several = {parameter.name for parameter in context.command.params if getattr(parameter, "multiple", False)}
+    context.default_map = {
+        key: [value] if key in several and isinstance(value, str) else value for key, value in given.items()
+    }
     return file
 
 

@@ -12,6 +12,9 @@ def usable_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+        if device.type == "cuda" and device.index is not None:
+            # Kernels outside of torch launch on the current device, whatever their tensors say.
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise BadSettings(f"--device {name!r} cannot be used here ({reason}): take auto, cpu or cuda") from error

@@ -66,9 +66,16 @@ def _is_entry(entry: Any) -> bool:
     return isinstance(entry, dict) and _SHA256.fullmatch(str(entry.get("sha256"))) is not None
 
 
+def _is_there(name: str) -> bool:
+    # In a folder that is closed to us, for one, it cannot be known.
+    with suppress(OSError):
+        return Path(name).exists()
+    return False
+
+
 def _write(entries: dict[str, dict[str, Any]]) -> None:
     file = memory_file()
-    there = {name: entry for name, entry in entries.items() if Path(name).exists()}
+    there = {name: entry for name, entry in entries.items() if _is_there(name)}
     if file is not None:
         with suppress(OSError):
             durable.replace(file, (json.dumps(there, indent=1) + "\n").encode())

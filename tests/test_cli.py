@@ -181,7 +181,7 @@ def test_bad_input_is_one_clear_line(words, code, message, tmp_path, monkeypatch
 
 def test_flags_may_come_from_a_toml_file_and_the_command_line_goes_first(tmp_path, pocket_prompts, capsys):
     settings = tmp_path / "build.toml"
-    settings.write_text(f'teacher = "pocket"\nprompts = ["{pocket_prompts}"]\nlimit = 3\nsteps = 2\nshard-size = 2\n')
+    settings.write_text(f'teacher = "pocket"\nprompts = "{pocket_prompts}"\nlimit = 3\nsteps = 2\nshard-size = 2\n')
     code, said, _ = understudy("build", tmp_path / "c", "--settings", settings, "--limit", "5", capsys=capsys)
     assert code == 0 and "5 trajectories of 5 prompts" in said
     assert "2 steps" in understudy("inspect", "summary", tmp_path / "c", capsys=capsys)[1]

@@ -80,6 +80,10 @@ def test_killed_and_resumed_with_other_workers_the_bytes_are_those_of_one(
 
     killer = threading.Thread(target=kill_one_when_two_shards_are_there)
     killer.start()
+    # What lies where the command is given is not taken for ours.
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").write_text("raise SystemExit('not ours')")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(WorkerFailed) as caught:
         run_local_workers(writer, job, ["cpu"] * 3, Silent())
     killer.join()
@@ -124,6 +128,12 @@ def test_a_worker_says_its_error_in_one_line_and_ends_with_its_stdin(tmp_path, d
     assert lost.wait(30) == 1
     assert [line["event"] for line in lines] == ["error"]
     assert f"{tmp_path}/elsewhere is not a folder" in lines[0]["message"]
+
+
+def test_a_worker_without_a_job_ends_without_a_word():
+    command = [sys.executable, "-m", "cache_builder.worker_process"]
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")
 
 
 def test_a_named_device_is_every_workers_and_threads_are_divided():

@@ -9,6 +9,7 @@ import cli
 from cache_builder.pilot import PilotResult, run_pilot
 from models.backbone import FluxBackbone
 from models.teacher_folder import build_parts, find_teacher
+from storage_schemas.errors import NotInCache
 from storage_schemas.progress import Silent
 from storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache, build_settings, data_files
@@ -72,6 +73,19 @@ def test_what_cannot_be_checked_says_why(tmp_path, dev_teacher, prompt_file):
 def test_a_pilot_of_more_than_there_is_is_the_whole_build(tmp_path, dev_teacher, prompt_file):
     assert pilot(tmp_path / "c", dev_teacher, prompt_file, count=100).sample.rows == 6
     assert Cache.open(tmp_path / "c").finished
+
+
+def test_a_pilot_may_end_a_build_that_keeps_no_embeddings_but_not_follow_it(tmp_path, dev_teacher, prompt_file):
+    found = pilot(tmp_path / "c", dev_teacher, prompt_file, count=100, embeddings="none")
+    assert found.holds and (found.text.rows, found.text.planned_rows) == (6, 6) and found.text.stored_bytes > 0
+    cache = Cache.open(tmp_path / "c")
+    assert cache.finished and cache.records.rows("embeddings") == 0
+    with pytest.raises(NotInCache) as caught:
+        pilot(tmp_path / "c", dev_teacher, prompt_file, embeddings="none")
+    assert str(caught.value) == (
+        f"{tmp_path}/c has its first trajectories already and keeps no embeddings (--embeddings none): a pilot has "
+        f"nothing to check them with; `understudy inspect verify {tmp_path}/c --recompute N` does it anew"
+    )
 
 
 @pytest.mark.parametrize("flags", [["--stage", "text"], ["--workers", "2"], ["--worker", "0/2"], ["--ray", "local"]])

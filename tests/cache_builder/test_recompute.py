@@ -24,6 +24,7 @@ CASES = {
     "zarr": {"format": "zarr", "dtype": "float32"},
     "webdataset": {"format": "webdataset", "dtype": "float32"},
     "none": {"embeddings": "none", "dtype": "float32"},
+    "clip": {"pooled": "clip", "dtype": "float32"},
     "int8": {"codec": "int8", "latents": "stored"},
 }
 

@@ -106,3 +106,11 @@ def test_the_memory_lies_where_the_user_keeps_caches(monkeypatch, tmp_path):
     assert memory_file() == tmp_path / "x/understudy" / MEMORY_FILE
     monkeypatch.setenv("UNDERSTUDY_CACHE_HOME", str(tmp_path / "own"))
     assert memory_file() == tmp_path / "own" / MEMORY_FILE
+
+
+def test_a_remembered_file_that_cannot_be_asked_for_is_forgotten(home, weights):
+    home.mkdir()
+    entry = {"state": [], "sha256": "0" * 64}
+    (home / MEMORY_FILE).write_text(json.dumps({f"/{'x' * 300}": entry}))
+    assert weight_sha256(weights) == sha256(b"one")
+    assert list(json.loads((home / MEMORY_FILE).read_bytes())) == [str(weights)]
