@@ -51,8 +51,10 @@ class Networks:
 
     def release(self) -> None:
         """Have both gone."""
-        self._encoder = self._backbone = None
-        release_memory(self.device)
+        # Collecting garbage walks all objects of the process: not where there is nothing to find.
+        if self._encoder is not None or self._backbone is not None:
+            self._encoder = self._backbone = None
+            release_memory(self.device)
 
     def _begin_stage(self) -> None:
         self.release()

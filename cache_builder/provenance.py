@@ -1,6 +1,7 @@
 """How a shard was made: recorded in each commit, never refused."""
 
 import platform
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -20,12 +21,17 @@ SHAPES_BITS = ("device", "attention", "torch", "diffusers", "transformers", "bat
 def provenance(*, device: torch.device, batch_size: int, attention: str | None = None) -> dict[str, Any]:
     """Library versions, device, attention backend (None: the default), batch size, threads."""
     return {
-        **{name: version(name) for name in ("torch", "diffusers", "transformers", "numpy")},
+        **_versions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "attention": recorded_attention(attention),
         "batch_size": batch_size,
         "threads": torch.get_num_threads(),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "diffusers", "transformers", "numpy")}
 
 
 def recorded_batch_size(made: dict[str, Any]) -> int:

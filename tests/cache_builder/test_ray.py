@@ -5,7 +5,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -38,17 +37,22 @@ def builders() -> list[int]:
 def test_a_worker_killed_in_mid_build_comes_again_and_the_bytes_are_those_of_one(tmp_path, dev_teacher, many_prompts):
     writer, job = prepare(tmp_path / "c", dev_teacher, many_prompts)
     killed: list[int] = []
+    ended = threading.Event()
 
     def kill_one_when_two_shards_are_there():
         while committed(tmp_path / "c") < 2:
-            time.sleep(0.01)
+            if ended.wait(0.01):
+                return
         killed.extend(builders()[:1])
         os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill_one_when_two_shards_are_there)
     killer.start()
-    peaks = run_on_ray("local", writer, job, workers=2, progress=Silent())
-    killer.join()
+    try:
+        peaks = run_on_ray("local", writer, job, workers=2, progress=Silent())
+    finally:
+        ended.set()
+        killer.join()
     assert killed and killed[0] not in builders()
     assert result_of(writer, peaks).finished and verify(tmp_path / "c", Silent()).problems == ()
     build_cache(tmp_path / "one", dev_teacher, many_prompts, **LONG)

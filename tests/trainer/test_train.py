@@ -106,8 +106,7 @@ def test_only_the_students_parameters_move(tmp_path, cache_folder, dev_teacher, 
     assert still == []
 
 
-@pytest.mark.parametrize("order", ["shuffled", "following"])
-@pytest.mark.parametrize("stop", [1, 3, 7])
+@pytest.mark.parametrize(("order", "stop"), [("shuffled", 1), ("following", 3), ("shuffled", 7), ("following", 7)])
 def test_interrupted_and_resumed_the_weights_are_those_of_an_unbroken_run(
     tmp_path, cache_folder, dev_teacher, t5_config, order, stop
 ):
