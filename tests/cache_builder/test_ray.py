@@ -22,12 +22,21 @@ from cache_builder.ray_workers import _check_room, run_on_ray  # after the check
 __all__ = ["many_prompts"]
 
 
+def ancestors(process: Path) -> list[int]:
+    found = []
+    while process.name != "0":
+        # After the name, which is in brackets and may hold anything, come the state and the parent.
+        process = process.parent / (process / "stat").read_text().rpartition(")")[2].split()[1]
+        found.append(int(process.name))
+    return found
+
+
 def builders() -> list[int]:
-    """Process ids of the actors."""
+    """Process ids of the actors of this process's own cluster: others may run on the machine."""
     found = []
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if process.read_bytes().startswith(b"ray::Builder"):
+            if process.read_bytes().startswith(b"ray::Builder") and os.getpid() in ancestors(process.parent):
                 found.append(int(process.parent.name))
         except OSError:
             continue
