@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
-from cache_builder.build import Share, Stages, load_backbone, open_writer
+from cache_builder.build import Share, Stages, open_writer
 from cache_builder.job import Job
 from cache_builder.local_workers import run_local_workers
+from cache_builder.networks import load_backbone
 from cache_builder.sample_stage import prepare_batch, run_sample_stage
 from cache_builder.settings import BuildSettings
 from models.backbone import FluxBackbone
@@ -87,7 +88,7 @@ def measure_bare(asked: argparse.Namespace, prompts: Path, folder: Path) -> None
         writer = open_writer(folder / f"cache-{turn}", settings, teacher, Silent())
         stages = Stages(writer, teacher, Share(batch_size=asked.batch_size), device, Silent())
         stages.make("embeddings", writer.missing("embeddings"))
-        backbone = backbone or load_backbone(writer, teacher, device)
+        backbone = backbone or load_backbone(writer.manifest, teacher, device)
         bare = Bare(Cache.open(str(writer.folder)), teacher, backbone, asked.batch_size)
         found = {"bare": seconds(bare.run), "build": seconds(lambda w=writer, b=backbone: _sample(w, b, asked))}
         if turn:
@@ -103,8 +104,9 @@ def measure_bare(asked: argparse.Namespace, prompts: Path, folder: Path) -> None
 
 def _sample(writer: CacheWriter, backbone: FluxBackbone, asked: argparse.Namespace) -> None:
     shards = writer.missing("trajectories")
+    cache = Cache.open(str(writer.folder))
     run_sample_stage(
-        writer, backbone, shards, share=asked.count, done=0, batch_size=asked.batch_size, progress=Silent()
+        writer, cache, backbone, shards, share=asked.count, done=0, batch_size=asked.batch_size, progress=Silent()
     )
 
 

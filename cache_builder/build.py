@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
 from cache_builder.disk import check_disk
-from cache_builder.peak_memory import PeakMemory, begin_peak, peak_memory, release_memory
+from cache_builder.networks import Networks
+from cache_builder.peak_memory import PeakMemory, peak_memory
 from cache_builder.prompt_files import read_prompts
 from cache_builder.prompt_lengths import prompt_lengths
 from cache_builder.provenance import changed_provenance, provenance
@@ -20,16 +21,15 @@ from cache_builder.waiting import needed_embeddings, wait_for_embeddings
 from cache_builder.workers import Worker
 from models.attention import check_attention
 from models.backbone import FluxBackbone
-from models.geometry import recorded_geometry
 from models.schedule import DTYPES
 from models.teacher_folder import TeacherFolder
-from models.text_encoder import TeacherTextEncoder
 from storage_schemas.commits import Kind
 from storage_schemas.extension import extend
 from storage_schemas.folders import Location, open_folder
 from storage_schemas.layout import ShardRange
 from storage_schemas.manifest import Record
 from storage_schemas.progress import Progress, size_text
+from storage_schemas.reader import Cache
 from storage_schemas.writer import CacheWriter
 
 Stage = Literal["all", "text", "sample"]
@@ -90,10 +90,9 @@ class Stages:
     def __init__(
         self, writer: CacheWriter, teacher: TeacherFolder, share: Share, device: torch.device, progress: Progress
     ) -> None:
-        self._writer, self._teacher, self._share = writer, teacher, share
+        self._writer, self._share = writer, share
         self._device, self._progress = device, progress
-        self._encoder: TeacherTextEncoder | None = None
-        self._backbone: FluxBackbone | None = None
+        self._networks = Networks(writer.manifest, teacher, device)
         self.peaks: dict[str, PeakMemory] = {}
 
     def run(self) -> None:
@@ -103,7 +102,7 @@ class Stages:
             self.make("embeddings", shards)
             self._tell_peak("text")
         if self._share.stage != "text" and (shards := worker.owned(self._writer.missing("trajectories"))):
-            self._release()
+            self._networks.release()
             wait_for_embeddings(
                 self._writer,
                 needed_embeddings(self._writer, shards),
@@ -114,7 +113,7 @@ class Stages:
             )
             self.make("trajectories", shards)
             self._tell_peak("sample")
-        self._release()
+        self._networks.release()
 
     def make(self, kind: Kind, shards: Sequence[ShardRange]) -> None:
         """Commit these shards, none of which is committed."""
@@ -127,34 +126,19 @@ class Stages:
             "progress": self._progress,
         }
         if kind == "embeddings":
-            run_text_stage(self._writer, self._text_encoder(), shards, **how)
+            run_text_stage(self._writer, self._networks.text_encoder(), shards, **how)
         else:
-            run_sample_stage(self._writer, self.backbone(), shards, **how)
+            run_sample_stage(self._writer, self._embeddings, self.backbone(), shards, **how)
         self.peaks["text" if kind == "embeddings" else "sample"] = peak_memory(self._device)
 
-    def _text_encoder(self) -> TeacherTextEncoder:
-        if self._encoder is None:
-            self._release()
-            begin_peak(self._device)
-            dtype = DTYPES[self._writer.manifest.sampling.dtype]
-            pooled = self._writer.manifest.teacher.pooled
-            self._encoder = TeacherTextEncoder.load(self._teacher, dtype=dtype, device=self._device, pooled=pooled)
-        return self._encoder
+    @cached_property
+    def _embeddings(self) -> Cache:
+        """Opened once: that reads all records, of which a large cache on an object store has thousands."""
+        return Cache.open(str(self._writer.folder))
 
     def backbone(self) -> FluxBackbone:
         """The transformer, once loaded kept; the text encoder is gone then."""
-        if self._backbone is None:
-            self._release()
-            begin_peak(self._device)
-            self._backbone = load_backbone(
-                self._writer, self._teacher, self._device, attention_backend=self._share.attention_backend
-            )
-        return self._backbone
-
-    def _release(self) -> None:
-        """Have the networks gone: those of one stage before those of the other come."""
-        self._encoder = self._backbone = None
-        release_memory(self._device)
+        return self._networks.backbone(self._share.attention_backend)
 
     def _share_of(self, kind: Kind) -> int:
         """Rows of all shards that are this worker's."""
@@ -166,21 +150,6 @@ class Stages:
         peak = self.peaks[stage]
         gpu = f", {size_text(peak.gpu_bytes)} of the GPU" if peak.gpu_bytes is not None else ""
         self._progress.say(f"{stage}: at most {size_text(peak.host_bytes)} of host memory{gpu}")
-
-
-def load_backbone(
-    writer: CacheWriter, teacher: TeacherFolder, device: torch.device, *, attention_backend: str | None = None
-) -> FluxBackbone:
-    """The teacher's transformer, for what the cache's manifest states."""
-    sampling = writer.manifest.sampling
-    return FluxBackbone.load(
-        teacher.path,
-        recorded_geometry(sampling),
-        text_length=writer.manifest.teacher.text_length,
-        dtype=DTYPES[sampling.dtype],
-        device=device,
-        attention_backend=attention_backend,
-    )
 
 
 def result_of(writer: CacheWriter, peaks: dict[str, PeakMemory]) -> BuildResult:

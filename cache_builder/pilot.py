@@ -7,6 +7,7 @@ import torch
 from cache_builder.build import Share, Stages, check_device, open_writer, say_what_changed
 from cache_builder.laws import LawCheck, check_laws
 from cache_builder.peak_memory import PeakMemory
+from cache_builder.provenance import recorded_batch_size
 from cache_builder.settings import BuildSettings
 from cache_builder.waiting import needed_embeddings
 from models.teacher_folder import TeacherFolder
@@ -62,6 +63,12 @@ class PilotResult:
     sample: Measured
     peaks: dict[str, PeakMemory]
     laws: tuple[LawCheck, ...]
+    keeps_embeddings: bool
+
+    @property
+    def total_bytes(self) -> int:
+        """Of the finished cache, on disk."""
+        return self.sample.total_bytes + (self.text.total_bytes if self.keeps_embeddings else 0)
 
     @property
     def holds(self) -> bool:
@@ -104,6 +111,7 @@ def run_pilot(
         sample=_measured(records, "trajectories", shards, len(writer.layout)),
         peaks=peaks,
         laws=tuple(laws),
+        keeps_embeddings=settings.embeddings == "stored",
     )
 
 
@@ -128,7 +136,7 @@ def _check_embeddings(writer: CacheWriter, shards: list[ShardRange]) -> None:
 def _laws(writer: CacheWriter, stages: Stages, teacher: TeacherFolder, shard: ShardRange) -> list[LawCheck]:
     cache = Cache.open(str(writer.folder))
     # The batch size of the recording: in another one other bits may be right.
-    size = int(cache.records["trajectories", shard.shard].provenance["batch_size"])
+    size = recorded_batch_size(cache.records["trajectories", shard.shard].provenance)
     indices = range(shard.first, shard.first + min(size, shard.rows))
     return check_laws(cache, stages.backbone(), teacher, indices)
 

@@ -1,6 +1,7 @@
 """How a shard was made: recorded in each commit, never refused."""
 
 import platform
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -10,19 +11,38 @@ from models.attention import recorded_attention
 from storage_schemas.commits import Kind
 from storage_schemas.writer import CacheWriter
 
-# Of what provenance states, that on which bits depend.
-_SHAPES_BITS = ("device", "attention", "torch", "batch_size", "threads")
+# For records from before the batch size was written to them.
+DEFAULT_BATCH_SIZE = 16
+
+SHAPES_BITS = ("device", "attention", "torch", "diffusers", "transformers", "batch_size", "threads")
+"""What of a shard's provenance the last bits depend on."""
 
 
 def provenance(*, device: torch.device, batch_size: int, attention: str | None = None) -> dict[str, Any]:
     """Library versions, device, attention backend (None: the default), batch size, threads."""
     return {
-        **{name: version(name) for name in ("torch", "diffusers", "transformers", "numpy")},
+        **_versions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "attention": recorded_attention(attention),
         "batch_size": batch_size,
         "threads": torch.get_num_threads(),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "diffusers", "transformers", "numpy")}
+
+
+def recorded_batch_size(made: dict[str, Any]) -> int:
+    """The batch size that the provenance of a shard states."""
+    return int(made.get("batch_size", DEFAULT_BATCH_SIZE))
+
+
+def changes(was: dict[str, Any], now: dict[str, Any], *, on_gpu: bool = False) -> list[str]:
+    """What of two provenances differs that the last bits depend on; on a GPU the host's threads do not matter."""
+    names = [name for name in SHAPES_BITS if not (on_gpu and name == "threads")]
+    return [f"{name} {was.get(name)} -> {now.get(name)}" for name in names if was.get(name) != now.get(name)]
 
 
 def changed_provenance(writer: CacheWriter, ours: dict[Kind, dict[str, Any]]) -> list[str]:
@@ -38,8 +58,7 @@ def changed_provenance(writer: CacheWriter, ours: dict[Kind, dict[str, Any]]) ->
         if not 0 < len(there) < planned[kind]:
             continue
         then = there[max(there)]
-        changed = [f"{name} {then.get(name)} -> {now[name]}" for name in _SHAPES_BITS if then.get(name) != now[name]]
-        if changed:
+        if changed := changes(then, now):
             lines.append(
                 f"{writer.folder}: the rest of the {kind} is made otherwise than what is there ({', '.join(changed)}): "
                 f"it goes on, but the same bytes are promised only where these agree"

@@ -31,6 +31,7 @@ _RESTARTS, _RETRIES = 20, 5
 _TASKS_PER_WORKER, _MOST_SHARDS = 4, 8
 _CONNECT_SECONDS = 10.0
 _POLL_SECONDS = 1.0
+_PLACE_SECONDS = 60.0
 
 
 class Builder:
@@ -39,6 +40,9 @@ class Builder:
     def __init__(self, job: str) -> None:
         """`job`: a Job as JSON. Nothing can fail here: Ray would try it again, and not say why it failed."""
         self._job = Job.model_validate_json(job)
+
+    def ready(self) -> None:
+        """Answers once Ray has found a place."""
 
     def make(self, kind: Kind, numbers: list[int]) -> dict[str, PeakMemory]:
         """Commit those of these shards that are not committed yet; the peaks of this process so far, by stage."""
@@ -109,6 +113,11 @@ class _Crew:
         actor = ray.remote(max_restarts=_RESTARTS, max_task_retries=_RETRIES, **options)(Builder)
         self._actors = [actor.remote(job.model_dump_json()) for _ in range(count)]
         progress.say(f"{count} workers on Ray, {'a GPU' if gpus else f'{threads} CPU threads'} each")
+        begun, waiting = ray.wait(
+            [actor.ready.remote() for actor in self._actors], num_returns=count, timeout=_PLACE_SECONDS
+        )
+        if waiting:
+            progress.say(f"{len(begun)} of them have a place on the cluster; the others wait until something else ends")
 
     def run(self, writer: CacheWriter, kind: Kind) -> None:
         """Have every missing shard of a kind committed."""

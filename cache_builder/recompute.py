@@ -1,6 +1,5 @@
 """Recompute some trajectories of a cache with the teacher, in the batches in which they were recorded."""
 
-import gc
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -9,36 +8,30 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache_builder.provenance import provenance
-from cache_builder.rebuild import DEFAULT_BATCH_SIZE
+from cache_builder.networks import Networks, check_recorded_teacher
+from cache_builder.provenance import changes, provenance, recorded_batch_size
 from cache_builder.sample_stage import sample_shard
-from models.backbone import FluxBackbone
-from models.geometry import recorded_geometry
-from models.schedule import DTYPES
+from cache_builder.text_stage import encode_prompts
+from models.attention import NATIVE
 from models.teacher_folder import TeacherFolder
-from models.text_encoder import TeacherTextEncoder
 from storage_schemas.codecs import as_read
-from storage_schemas.errors import NotInCache
+from storage_schemas.errors import BadSettings, NotInCache
 from storage_schemas.fields import Array, Arrays, fields_of, same_bits
 from storage_schemas.folders import Location
 from storage_schemas.layout import ShardRange
-from storage_schemas.manifest import check_same_teacher
 from storage_schemas.progress import Progress
 from storage_schemas.reader import Cache
 from storage_schemas.rewrite import COPIED_FROM
-from storage_schemas.tensors import from_torch
 from storage_schemas.trajectory import Trajectory
-
-SHAPES_BITS = ("device", "torch", "diffusers", "transformers", "attention", "batch_size", "threads")
-"""What of a shard's provenance the last bits depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recomputed:
     """A trajectory made again, against what reading the cache gives; errors are norm of difference / norm.
 
-    velocity_errors: one per step. embedding_error: None where the cache does not hold the embedding. bit_equal: all
-    recorded arrays. differs: what of how it was recorded is otherwise now, "threads 4 -> 1".
+    velocity_errors: one per step. embedding_error, pooled_error: None where the cache does not hold the embedding, or
+    CLIP's pooled vector. bit_equal: all recorded arrays. differs: what of how it was recorded is otherwise now,
+    "threads 4 -> 1".
     """
 
     index: int
@@ -46,6 +39,7 @@ class Recomputed:
     bit_equal: bool
     velocity_errors: tuple[float, ...]
     embedding_error: float | None
+    pooled_error: float | None
     differs: tuple[str, ...]
 
     @property
@@ -63,20 +57,18 @@ def recompute(
 ) -> list[Recomputed]:
     """Recompute `count` of the committed trajectories (all, if there are fewer), drawn by `seed`; in their order.
 
-    The backbone gets the recorded embeddings, or, where the cache does not keep them, those made anew. Of text encoder
-    and backbone one is loaded at a time.
+    The backbone gets the recorded embeddings, or, where the cache does not keep them, those made anew, and computes
+    attention by the recorded backend if that works here. Of text encoder and backbone one is loaded at a time.
     Raises SettingsDiffer for another teacher, NotInCache where nothing is committed yet, DamagedCache.
     """
     cache = _EmbeddingCache.open(location)
     manifest = cache.manifest
-    recorded = manifest.teacher
-    found = teacher.identity(text_length=recorded.text_length, pooled=recorded.pooled)
-    check_same_teacher(manifest, found, str(cache.folder))
+    check_recorded_teacher(manifest, teacher, str(cache.folder))
     indices = cache.indices()
     if not len(indices):
         raise NotInCache(f"{cache.folder} holds no trajectory to recompute yet: give the build command to make them")
     drawn = sorted(np.random.default_rng(seed).choice(indices, size=min(count, len(indices)), replace=False).tolist())
-    work = _Recompute(cache, teacher, device, progress)
+    work = _Recompute(cache, Networks(manifest, teacher, device), progress)
     work.make_embeddings(drawn)
     return work.trajectories(drawn)
 
@@ -84,54 +76,41 @@ def recompute(
 class _EmbeddingCache(Cache):
     """A cache that gives embeddings which were made anew where it does not hold them."""
 
-    made: dict[int, Array]
+    made: dict[int, Arrays]
 
     def holds_embedding(self, prompt: int) -> bool:
         return ("embeddings", self.layout.embedding_place(prompt)[0]) in self.records
 
     def embedding(self, prompt: int) -> Array:
-        return super().embedding(prompt) if self.holds_embedding(prompt) else self.made[prompt]
+        return super().embedding(prompt) if self.holds_embedding(prompt) else self.made[prompt]["encoder_hidden_states"]
 
 
 class _Recompute:
-    def __init__(
-        self, cache: _EmbeddingCache, teacher: TeacherFolder, device: torch.device, progress: Progress
-    ) -> None:
-        self.cache, self.teacher, self.device, self.progress = cache, teacher, device, progress
-        self.dtype = DTYPES[cache.manifest.sampling.dtype]
+    def __init__(self, cache: _EmbeddingCache, networks: Networks, progress: Progress) -> None:
+        self.cache, self.networks, self.progress = cache, networks, progress
 
     def make_embeddings(self, drawn: list[int]) -> None:
         """Those of the trajectories that were drawn, and all that their batches need and the cache does not hold."""
-        batches = self._text_batches(drawn)
-        encoder = TeacherTextEncoder.load(self.teacher, dtype=self.dtype, device=self.device)
+        batches, teacher = self._text_batches(drawn), self.cache.manifest.teacher
+        encoder = self.networks.text_encoder()
         self.cache.made = {}
         total = sum(len(batch) for batch in batches)
         with self.progress.bar("text", total=total, done=0, unit="prompts") as bar:
             for batch, prompts in batches.items():
-                ids_BT = torch.from_numpy(np.stack([self.cache.padded_token_ids(prompt) for prompt in batch]))
-                embedding_BTD = from_torch(encoder.encode(ids_BT))
-                self.cache.made |= {p: row_TD for p, row_TD in zip(batch, embedding_BTD, strict=True) if p in prompts}
+                of_batch = [self.cache.prompts[prompt] for prompt in batch]
+                arrays = encode_prompts(encoder, teacher, of_batch, len(batch))
+                for prompt in prompts:
+                    self.cache.made[prompt] = {name: array[prompt - batch[0]].copy() for name, array in arrays.items()}
                 bar.advance(len(batch))
-        del encoder
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def trajectories(self, drawn: list[int]) -> list[Recomputed]:
         """Sample the batches of the trajectories that were drawn and compare."""
-        manifest = self.cache.manifest
-        backbone = FluxBackbone.load(
-            self.teacher.path,
-            recorded_geometry(manifest.sampling),
-            text_length=manifest.teacher.text_length,
-            dtype=self.dtype,
-            device=self.device,
-        )
         batches = self._batches(drawn)
         found = []
         with self.progress.bar("recompute", total=sum(map(len, batches)), done=0, unit="trajectories") as bar:
             for batch in batches:
                 shard = self._shard(batch[0])
+                backbone = self.networks.backbone(self._attention(batch[0]))
                 part = ShardRange(shard=shard.shard, generation=shard.generation, first=batch[0], rows=len(batch))
                 arrays = sample_shard(self.cache, backbone, part, len(batch), bar, lambda: None)
                 for index in (index for index in drawn if index in batch):
@@ -146,30 +125,33 @@ class _Recompute:
         fields = fields_of(self.cache.manifest, "trajectories")
         made = {field.name: as_read(field, codec, row[field.name])[0] for field in fields}
         equal = all(same_bits(np.asarray(there[name]), np.asarray(made[name])) for name in made)
-        text_error = None
+        text_errors: dict[str, float] = {}
         if self.cache.holds_embedding(recorded.prompt):
-            ours, theirs = self.cache.made[recorded.prompt], self.cache.embedding(recorded.prompt)
-            text_error = _relative_error(ours, theirs)
-            equal &= same_bits(ours, theirs)
+            for name, theirs in self.cache.text_row(recorded.prompt).items():
+                ours = self.cache.made[recorded.prompt][name]
+                text_errors[name] = _relative_error(ours, theirs)
+                equal &= same_bits(ours, theirs)
         steps = zip(made["velocity"], recorded.velocity_KSC, strict=True)
         return Recomputed(
             index=index,
             key=recorded.key,
             bit_equal=equal,
             velocity_errors=tuple(_relative_error(ours, theirs) for ours, theirs in steps),
-            embedding_error=text_error,
+            embedding_error=text_errors.get("encoder_hidden_states"),
+            pooled_error=text_errors.get("pooled_projections"),
             differs=self._differs(recorded),
         )
 
     def _differs(self, recorded: Trajectory) -> tuple[str, ...]:
-        layout = self.cache.layout
-        records = [self.cache.records["trajectories", layout.place(recorded.index).shard]]
+        layout, device = self.cache.layout, self.networks.device
+        records = [(self._made(recorded.index), self._attention(recorded.index))]
         if self.cache.holds_embedding(recorded.prompt):
-            records.append(self.cache.records["embeddings", layout.embedding_place(recorded.prompt)[0]])
+            record = self.cache.records["embeddings", layout.embedding_place(recorded.prompt)[0]]
+            records.append((record.provenance, None))
         lines = []
-        for was in (record.provenance for record in records):
-            now = provenance(device=self.device, batch_size=_batch_size(was))
-            lines += changes(was, now, on_gpu=self.device.type == "cuda")
+        for was, attention in records:
+            now = provenance(device=device, batch_size=recorded_batch_size(was), attention=attention)
+            lines += changes(was, now, on_gpu=device.type == "cuda")
             if COPIED_FROM in was:
                 lines.append("copied from another cache, where batches may have been others")
         if not self.cache.holds_embedding(recorded.prompt) and len(self._all_batch_sizes) > 1:
@@ -178,7 +160,7 @@ class _Recompute:
 
     @cached_property
     def _all_batch_sizes(self) -> list[int]:
-        return sorted({_batch_size(record.provenance) for record in self.cache.records.values()})
+        return sorted({recorded_batch_size(record.provenance) for record in self.cache.records.values()})
 
     def _batches(self, drawn: Iterable[int]) -> list[range]:
         """The recorded batches that hold these trajectories, each once."""
@@ -196,7 +178,7 @@ class _Recompute:
                 shard = layout.embeddings[layout.embedding_place(prompt)[0]]
                 record = self.cache.records.get(("embeddings", shard.shard))
                 # Without a record the text batches are taken to have been of the size of the trajectories'.
-                size = self._batch_size(index) if record is None else _batch_size(record.provenance)
+                size = self._batch_size(index) if record is None else recorded_batch_size(record.provenance)
                 batches.setdefault(_batch(prompt, shard, size), set()).add(prompt)
         return batches
 
@@ -204,23 +186,24 @@ class _Recompute:
         shard: ShardRange = self.cache.layout.trajectories[self.cache.layout.place(index).shard]
         return shard
 
+    def _made(self, index: int) -> dict[str, Any]:
+        """The provenance of a trajectory's shard."""
+        return self.cache.records["trajectories", self._shard(index).shard].provenance
+
+    def _attention(self, index: int) -> str | None:
+        """The backend of a trajectory's record, or, where that does not work, torch's own, which is then said."""
+        try:
+            return self.networks.recorded_backend(self._made(index))
+        except BadSettings:
+            return NATIVE
+
     def _batch_size(self, index: int) -> int:
-        return _batch_size(self.cache.records["trajectories", self._shard(index).shard].provenance)
-
-
-def changes(was: dict[str, Any], now: dict[str, Any], *, on_gpu: bool) -> list[str]:
-    """What of two provenances differs that the last bits depend on; on a GPU the host's threads do not matter."""
-    names = [name for name in SHAPES_BITS if not (on_gpu and name == "threads")]
-    return [f"{name} {was.get(name)} -> {now.get(name)}" for name in names if was.get(name) != now.get(name)]
+        return recorded_batch_size(self._made(index))
 
 
 def _batch(item: int, shard: ShardRange, size: int) -> range:
     first = item - (item - shard.first) % size
     return range(first, min(first + size, shard.first + shard.rows))
-
-
-def _batch_size(recorded: dict[str, Any]) -> int:
-    return int(recorded.get("batch_size", DEFAULT_BATCH_SIZE))
 
 
 def _arrays_of(recorded: Trajectory) -> dict[str, Any]:

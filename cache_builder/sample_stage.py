@@ -29,6 +29,7 @@ Tensors = dict[str, torch.Tensor]
 
 def run_sample_stage(
     writer: CacheWriter,
+    cache: Cache,
     backbone: FluxBackbone,
     shards: Sequence[ShardRange],
     *,
@@ -37,13 +38,12 @@ def run_sample_stage(
     batch_size: int,
     progress: Progress,
 ) -> None:
-    """Sample these trajectory shards and commit them; the embeddings of their prompts must be committed.
+    """Sample these trajectory shards and commit them, with the embeddings that `cache` has of their prompts.
 
     `done` of a share of so many trajectories are there.
     While the device samples a batch, threads prepare the next one, copy the last one to the host, encode, check and
     write; what waits is bounded, and an error of theirs stops the stage.
     """
-    cache = Cache.open(str(writer.folder))
     with (
         HostCopies(backbone.device) as copies,
         BackgroundWriter(writer) as background,

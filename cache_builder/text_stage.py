@@ -13,6 +13,7 @@ from models.teacher_folder import TeacherFolder
 from models.text_encoder import TeacherTextEncoder, cut_token_ids, load_tokenizer, token_ids_of
 from storage_schemas.fields import Arrays
 from storage_schemas.layout import ShardRange
+from storage_schemas.manifest import Teacher
 from storage_schemas.progress import Progress
 from storage_schemas.prompts import Prompt, prompt_id
 from storage_schemas.tensors import from_torch
@@ -69,10 +70,14 @@ def run_text_stage(
 
 
 def encode_shard(writer: CacheWriter, encoder: TeacherTextEncoder, shard: ShardRange, batch_size: int) -> Arrays:
-    """The arrays of one shard: embeddings [rows, T, D], and pooled vectors [rows, P] if the encoder has CLIP."""
-    teacher = writer.manifest.teacher
+    """The arrays of one shard."""
     prompts = writer.prompts[shard.first : shard.first + shard.rows]
-    ids_NT = torch.full((shard.rows, teacher.text_length), teacher.pad_token_id, dtype=torch.int64)
+    return encode_prompts(encoder, writer.manifest.teacher, prompts, batch_size)
+
+
+def encode_prompts(encoder: TeacherTextEncoder, teacher: Teacher, prompts: Sequence[Prompt], batch_size: int) -> Arrays:
+    """Embeddings [rows, T, D] of prompts in batches, and pooled vectors [rows, P] if the encoder has CLIP."""
+    ids_NT = torch.full((len(prompts), teacher.text_length), teacher.pad_token_id, dtype=torch.int64)
     for row, prompt in enumerate(prompts):
         ids_NT[row, : len(prompt.token_ids)] = torch.tensor(prompt.token_ids)
     parts = [from_torch(encoder.encode(ids_BT)) for ids_BT in ids_NT.split(batch_size)]

@@ -48,6 +48,11 @@ class Crew:
         """The device of this process: with torchrun or Slurm that of its number within the node."""
         import torch
 
+        if self.ray is not None and name != "auto":
+            raise BadSettings(
+                f"--device {name} and --ray do not go together: Ray gives each worker a GPU of its own, where its "
+                f"cluster has any; leave --device out"
+            )
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         local = self._launched().local_number

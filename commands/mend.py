@@ -74,14 +74,22 @@ def _recomputed_lines(made: "list[Recomputed]") -> list[str]:
             lines.append(f"{m.key}: recomputed bit for bit")
             continue
         steps = " ".join(f"{error:.1e}" for error in m.velocity_errors)
-        text = "" if m.embedding_error is None else f"; of the embedding {m.embedding_error:.1e}"
+        text = "".join(f"; {said}" for said in _text_errors([m]))
         why = f"recorded otherwise: {', '.join(m.differs)}" if m.differs else "though it was recorded as it is now"
         lines.append(f"{m.key}: other bits ({why}); relative error of the velocity by step {steps}{text}")
     worst = max(max(m.velocity_errors) for m in made)
-    text_errors = [m.embedding_error for m in made if m.embedding_error is not None]
-    text = f", of the embedding {max(text_errors):.1e}" if text_errors else ""
+    text = "".join(f", {said}" for said in _text_errors(made))
     equal = sum(m.bit_equal for m in made)
     return [*lines, f"{equal} of {len(made)} recomputed bit for bit; largest error of the velocity {worst:.1e}{text}"]
+
+
+def _text_errors(made: "list[Recomputed]") -> list[str]:
+    """The largest errors of what the cache holds of the text."""
+    errors = {
+        "embedding": [m.embedding_error for m in made if m.embedding_error is not None],
+        "pooled vector": [m.pooled_error for m in made if m.pooled_error is not None],
+    }
+    return [f"of the {name} {max(found):.1e}" for name, found in errors.items() if found]
 
 
 def repair(

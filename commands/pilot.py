@@ -35,10 +35,9 @@ def print_pilot(result: "PilotResult") -> None:
     for law in result.laws:
         out.print(f"law {law.law} {_VERDICT[law.holds]}: {law.said}", markup=False)
     seconds = result.text.total_seconds + result.sample.total_seconds
-    total_bytes = result.text.total_bytes + result.sample.total_bytes
     out.print(
         f"{result.location}: the whole build takes about {_duration(seconds)} by one worker like this one, and "
-        f"{size_text(total_bytes)}; give the command without --pilot to go on, what is there is kept",
+        f"{size_text(result.total_bytes)}; give the command without --pilot to go on, what is there is kept",
         markup=False,
     )
     if not result.holds:

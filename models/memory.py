@@ -49,12 +49,13 @@ def text_stage_memory(cost: TextEncoderCost, *, dtype_bytes: int, batch_size: in
 def sample_stage_memory(cost: BackboneCost, *, dtype_bytes: int, batch_size: int, walk_bytes: int) -> GpuMemory:
     """The sample stage: the backbone, and latents and predictions of a batch of walks (`walk_bytes` of one).
 
-    They are kept until the walk ends, and once more while they are put together.
+    They are kept until the walk ends, once more while they are put together, and as they are copied to the host beside
+    the next walk.
     """
     return GpuMemory(
         weights_bytes=cost.parameters * dtype_bytes,
         student_bytes=0,
-        sample_bytes=cost.forward_peak_bytes + 2 * walk_bytes,
+        sample_bytes=cost.forward_peak_bytes + 3 * walk_bytes,
         batch_size=batch_size,
     )
 

@@ -4,7 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from storage_schemas.digests import xxh3_128
-from storage_schemas.errors import DamagedCache, NotACache
+from storage_schemas.errors import BadSettings, DamagedCache, NotACache
 from storage_schemas.folders import Folder
 from storage_schemas.formats import format_of
 from storage_schemas.generations import added_generations, replicas_of
@@ -15,6 +15,9 @@ from storage_schemas.progress import Progress
 from storage_schemas.prompts import OFFSETS_FILE, PROMPTS_FILE, Prompt, encode_prompts, offset_table
 from storage_schemas.reader import prompt_table, read_manifest
 from storage_schemas.writer import CacheWriter, prompt_set_fields
+
+MOST_SCATTERED = 4
+"""How many times as many shards as would do an extension may add."""
 
 
 def extend(
@@ -43,6 +46,7 @@ def extend(
             if plan is None or read_manifest(folder) != plan.base:
                 plan = _plan(folder, wanted, prompts)
             if plan.manifest != plan.base:
+                plan.check_shards()
                 replace_together(folder, plan.manifest, plan.files, confirm)
     for line in plan.remarks(wanted):
         progress.say(line)
@@ -61,6 +65,18 @@ class _Plan:
     prompts: list[Prompt]
     files: dict[str, bytes]
     from_elsewhere: list[Prompt]
+
+    def check_shards(self) -> None:
+        """Raise BadSettings where what is added would lie in many small shards: a batch never crosses one."""
+        was, now = (Layout(manifest.prompts.generations) for manifest in (self.base, self.manifest))
+        shards, rows = len(now.trajectories) - len(was.trajectories), len(now) - len(was)
+        fewest = -(-rows // now.shard_size)
+        if shards > MOST_SCATTERED * fewest + MOST_SCATTERED:
+            raise BadSettings(
+                f"the extension would add {rows} trajectories in {shards} shards, where {fewest} could hold them: "
+                f"prompts that get more replicas lie scattered among others, and a batch never crosses a shard; ask "
+                f"for the replicas of all prompts, or build these prompts as a cache of their own"
+            )
 
     def remarks(self, wanted: Manifest) -> list[str]:
         """What a user should know, a line each."""

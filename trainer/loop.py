@@ -10,6 +10,7 @@ import torch
 from models.backbone import FluxBackbone
 from models.student_network import UnderstudyStudent
 from storage_schemas.errors import NonFinite, NotInCache
+from storage_schemas.fields import Array
 from storage_schemas.progress import Progress
 from storage_schemas.reader import Cache
 from trainer.checkpoints import load_checkpoint, mark_best, save_checkpoint
@@ -19,6 +20,7 @@ from trainer.optimizer import make_optimizer, set_learning_rate
 from trainer.order import Order, mix
 from trainer.run_folder import forget_metrics_after, log_metrics
 from trainer.settings import TrainSettings
+from trainer.training_set import TrainingSet
 
 
 class Trainer:
@@ -32,9 +34,10 @@ class Trainer:
         backbone: FluxBackbone | None,
         student: UnderstudyStudent,
         device: torch.device,
+        training_set: TrainingSet,
     ) -> None:
         self.run, self.settings, self.backbone, self.device = run, settings, backbone, device
-        self.feed, self.held_out = _split(cache, device)
+        self.feed, self.held_out = _split(cache, device, training_set.indices())
         self.student = student.to(device)
         self.optimizer = make_optimizer(self.student, settings)
         self.order = Order(
@@ -162,8 +165,7 @@ class Trainer:
         return error / count, (error / norm) ** 0.5
 
 
-def _split(cache: Cache, device: torch.device) -> tuple[Feed, Feed]:
-    indices = cache.indices()
+def _split(cache: Cache, device: torch.device, indices: Array) -> tuple[Feed, Feed]:
     held = [prompt.held_out for prompt in cache.prompts]
     mask = np.array([held[cache.layout.place(int(index)).prompt] for index in indices], dtype=bool)
     if not len(indices) or mask.all():

@@ -4,26 +4,36 @@ import json
 from pathlib import Path
 from typing import Any
 
+from models.student import checkpoints
 from storage_schemas import durable
 from storage_schemas.errors import BadRun
 from trainer.settings import RunConfig
+from trainer.training_set import TrainingSet
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 
 
-def open_run(run: Path, config: RunConfig) -> None:
-    """Begin a run in a new or empty folder, or check that it is the same run; BadRun says what differs."""
+def open_run(run: Path, config: RunConfig, committed: TrainingSet) -> TrainingSet:
+    """Begin a run in a new or empty folder, or check that it is the same run; BadRun says what differs.
+
+    Gives what the run trains on: `committed`, unless it has a checkpoint that was trained on what was there then.
+    """
     file = run / CONFIG_FILE
     if run.exists() and not run.is_dir():
         raise BadRun(f"{run} is a file, expected a new folder or the folder of this run: give another one")
     if file.is_file():
-        _check_same_run(RunConfig.model_validate_json(file.read_bytes()), config, run)
-        return
-    if run.is_dir() and any(run.iterdir()):
+        found = RunConfig.model_validate_json(file.read_bytes())
+        _check_same_run(found, config, run)
+        if found.training_set is not None and checkpoints(run):
+            return found.training_set
+        config = found
+    elif run.is_dir() and any(run.iterdir()):
         raise BadRun(f"{run} holds other files and no {CONFIG_FILE}: it is not a run; give a new folder")
     run.mkdir(parents=True, exist_ok=True)
+    config = config.model_copy(update={"training_set": committed})
     durable.replace(file, (config.model_dump_json(indent=1) + "\n").encode())
+    return committed
 
 
 def _check_same_run(found: RunConfig, wanted: RunConfig, run: Path) -> None:

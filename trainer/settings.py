@@ -6,6 +6,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from storage_schemas.errors import BadSettings
 from storage_schemas.manifest import Record, first_wrong_flag
+from trainer.training_set import TrainingSet
 
 
 class TrainSettings(Record):
@@ -66,7 +67,10 @@ class TrainSettings(Record):
 
 
 class RunConfig(Record):
-    """What RUN/config.json holds: the settings, and which cache they were for."""
+    """What RUN/config.json holds: the settings, and which cache they were for.
+
+    training_set: None in runs from before it was written down, until they go on.
+    """
 
     settings: TrainSettings
     cache: str
@@ -75,3 +79,4 @@ class RunConfig(Record):
     sampling_digest: str
     text_length: int
     text_width: int
+    training_set: TrainingSet | None = None

@@ -17,6 +17,7 @@ from storage_schemas.reader import Cache
 from trainer.loop import Trainer
 from trainer.run_folder import open_run
 from trainer.settings import RunConfig, TrainSettings
+from trainer.training_set import TrainingSet
 
 # Law 3: above this part of the velocity's norm, the replay of the teacher's own embedding means a wrong backbone.
 LARGEST_FLOOR = 0.03
@@ -41,12 +42,18 @@ def train(
     student = new_student(
         student_source, cache.manifest.teacher, init=settings.init, dropout=settings.dropout, seed=settings.seed
     )
-    open_run(run, _run_config(settings, cache, teacher))
+    training_set = open_run(run, _run_config(settings, cache, teacher), TrainingSet.of(cache))
+    training_set.check(cache, run)
     backbone = _load_backbone(settings, cache.manifest, teacher, device) if teacher is not None else None
-    trainer = Trainer(run, settings, cache, backbone, student, device)
+    trainer = Trainer(run, settings, cache, backbone, student, device, training_set)
     parameters = sum(parameter.numel() for parameter in trainer.student.parameters())
     if not cache.finished:
         progress.say(f"{cache.folder} is not finished: {len(cache)} of its {cache.planned} trajectories are there")
+    if (began := len(training_set.indices())) != len(cache):
+        progress.say(
+            f"{run} goes on with the {began} trajectories with which it began, of {len(cache)} that {cache.folder} "
+            f"has now: a new run folder takes all of them"
+        )
     progress.say(
         f"student of {parameters:,} parameters; {len(trainer.feed)} trajectories to train on, "
         f"{len(trainer.held_out)} held out"

@@ -1,15 +1,9 @@
 """Phase 1 and the command line on an object store."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 from storage_schemas.folders import open_folder
 from storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache, data_files
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.test_cli import understudy
 
 
 def test_a_build_on_a_store_has_the_bytes_of_a_local_one(s3, tmp_path, dev_teacher, prompt_file):
@@ -24,21 +18,18 @@ def test_a_build_on_a_store_has_the_bytes_of_a_local_one(s3, tmp_path, dev_teach
     assert {method for method, _ in s3.proxy.requests} <= {"GET", "HEAD"}
 
 
-def test_the_command_line_takes_the_url_of_a_store(s3, tmp_path):
+def test_the_command_line_takes_the_url_of_a_store(s3, tmp_path, capsys):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"a red circle and {word}\n" for word in ("one", "two", "three", "four", "five")))
 
-    def understudy(*words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", "import cli; cli.main()", *words],
-            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    def told(*words: str) -> str:
+        code, said, heard = understudy(*words, capsys=capsys)
+        assert code == 0, heard
+        return said
 
     cache = f"{s3.url}/cache"
     words = ["--teacher", "pocket", "--prompts", str(prompts), "--limit", "4", "--steps", "2"]
-    assert f"{cache}: 4 trajectories of 4 prompts" in understudy("build", cache, *words)
-    summary = understudy("inspect", "summary", cache)
+    assert f"{cache}: 4 trajectories of 4 prompts" in told("build", cache, *words)
+    summary = told("inspect", "summary", cache)
     assert f"{cache} (finished)" in summary and "4 of 4 committed" in summary
-    assert "a red circle and one" in understudy("inspect", "show", cache, "0")
+    assert "a red circle and one" in told("inspect", "show", cache, "0")

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from storage_schemas.reader import Cache
 from storage_schemas.verification import verify
 from tests.cache_builder.building import build_cache, build_settings, data_files
 
-LONG = {"steps": 30, "shard_size": 2, "batch_size": 2, "dtype": "float32"}
+LONG = {"steps": 15, "shard_size": 2, "batch_size": 2, "dtype": "float32"}
 
 
 @pytest.fixture
@@ -73,9 +72,11 @@ def test_killed_and_resumed_with_other_workers_the_bytes_are_those_of_one(
     )
     writer, job = prepare(tmp_path / "c", dev_teacher, many_prompts)
 
+    ended = threading.Event()
+
     def kill_one_when_two_shards_are_there():
-        while committed(tmp_path / "c") < 2:
-            time.sleep(0.01)
+        while committed(tmp_path / "c") < 2 and not ended.wait(0.01):
+            pass
         started[1].send_signal(signal.SIGKILL)
 
     killer = threading.Thread(target=kill_one_when_two_shards_are_there)
@@ -85,16 +86,16 @@ def test_killed_and_resumed_with_other_workers_the_bytes_are_those_of_one(
     (tmp_path / "models" / "__init__.py").write_text("raise SystemExit('not ours')")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WorkerFailed) as caught:
-        run_local_workers(writer, job, ["cpu"] * 3, Silent())
+        run_local_workers(writer, job, ["cpu"] * 2, notes := Notes())
+    ended.set()
     killer.join()
     assert str(caught.value) == (
-        "worker 1 of 3: was killed by signal 9 (out of host memory?): what was committed stays; give the same command "
+        "worker 1 of 2: was killed by signal 9 (out of host memory?): what was committed stays; give the same command "
         "again"
     )
     assert all(process.poll() is not None for process in started)
     assert 2 <= committed(tmp_path / "c") < 12
-    notes = Notes()
-    peaks = run_local_workers(writer, job, ["cpu"] * 2, notes)
+    peaks = run_local_workers(writer, job, ["cpu"], Silent())
     assert result_of(writer, peaks).finished and peaks["sample"].host_bytes > 0
     assert any("by worker 0:" in note and " 1:" in note for note in notes.notes)
     assert verify(tmp_path / "c", Silent()).problems == ()

@@ -88,6 +88,11 @@ def test_a_pilot_may_end_a_build_that_keeps_no_embeddings_but_not_follow_it(tmp_
     )
 
 
+def test_embeddings_that_are_not_kept_do_not_count(tmp_path, dev_teacher, prompt_file):
+    found = pilot(tmp_path / "c", dev_teacher, prompt_file, embeddings="none")
+    assert found.total_bytes == found.sample.total_bytes and found.text.total_bytes > 0
+
+
 @pytest.mark.parametrize("flags", [["--stage", "text"], ["--workers", "2"], ["--worker", "0/2"], ["--ray", "local"]])
 def test_a_pilot_is_for_one_process(tmp_path, dev_teacher, prompt_file, monkeypatch, capsys, flags):
     command = ["build", str(tmp_path / "c"), "--teacher", str(dev_teacher), "--prompts", str(prompt_file)]

@@ -5,12 +5,12 @@ import signal
 import socket
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from cache_builder.build import result_of
+from commands.crew import Crew
 from storage_schemas.errors import BadSettings, MissingExtra, WorkerFailed
 from storage_schemas.progress import Silent
 from storage_schemas.verification import verify
@@ -23,12 +23,21 @@ from cache_builder.ray_workers import _check_room, run_on_ray  # after the check
 __all__ = ["many_prompts"]
 
 
+def ancestors(process: Path) -> list[int]:
+    found = []
+    while process.name != "0":
+        # After the name, which is in brackets and may hold anything, come the state and the parent.
+        process = process.parent / (process / "stat").read_text().rpartition(")")[2].split()[1]
+        found.append(int(process.name))
+    return found
+
+
 def builders() -> list[int]:
-    """Process ids of the actors."""
+    """Process ids of the actors of this process's own cluster: others may run on the machine."""
     found = []
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if process.read_bytes().startswith(b"ray::Builder"):
+            if process.read_bytes().startswith(b"ray::Builder") and os.getpid() in ancestors(process.parent):
                 found.append(int(process.parent.name))
         except OSError:
             continue
@@ -38,17 +47,22 @@ def builders() -> list[int]:
 def test_a_worker_killed_in_mid_build_comes_again_and_the_bytes_are_those_of_one(tmp_path, dev_teacher, many_prompts):
     writer, job = prepare(tmp_path / "c", dev_teacher, many_prompts)
     killed: list[int] = []
+    ended = threading.Event()
 
     def kill_one_when_two_shards_are_there():
         while committed(tmp_path / "c") < 2:
-            time.sleep(0.01)
+            if ended.wait(0.01):
+                return
         killed.extend(builders()[:1])
         os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill_one_when_two_shards_are_there)
     killer.start()
-    peaks = run_on_ray("local", writer, job, workers=2, progress=Silent())
-    killer.join()
+    try:
+        peaks = run_on_ray("local", writer, job, workers=2, progress=Silent())
+    finally:
+        ended.set()
+        killer.join()
     assert killed and killed[0] not in builders()
     assert result_of(writer, peaks).finished and verify(tmp_path / "c", Silent()).problems == ()
     build_cache(tmp_path / "one", dev_teacher, many_prompts, **LONG)
@@ -84,6 +98,12 @@ def test_an_address_without_a_cluster_is_named_at_once(tmp_path, dev_teacher, ma
         for address, reason in ((dead, "Connection refused"), ("nowhere", "expected local, auto, host:port")):
             with pytest.raises(BadSettings, match=f"--ray {address}: no cluster answers there .*{reason}"):
                 run_on_ray(address, writer, job, workers=None, progress=Silent())
+
+
+def test_a_device_is_not_named_beside_ray():
+    crew = Crew(stage="all", workers=None, worker=None, wait=None, ray="local", threads=None)
+    with pytest.raises(BadSettings, match="--device cuda and --ray do not go together: Ray gives each worker a GPU"):
+        crew.device("cuda")
 
 
 def test_without_ray_the_extra_is_named(tmp_path, dev_teacher, many_prompts, monkeypatch):

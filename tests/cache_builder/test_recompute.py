@@ -6,16 +6,18 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import cli
 from cache_builder import recompute as module
 from cache_builder.recompute import changes, recompute
-from models.teacher_folder import BUILD_PARTS, find_teacher
+from models.teacher_folder import build_parts, find_teacher
 from storage_schemas.convert import convert
 from storage_schemas.errors import NotInCache, SettingsDiffer
 from storage_schemas.fields import Arrays
+from storage_schemas.folders import open_folder
 from storage_schemas.progress import Silent
-from storage_schemas.reader import Cache
+from storage_schemas.reader import Cache, read_manifest
 from storage_schemas.writer import CacheWriter
 from tests.cache_builder.building import build_cache
 from tests.cache_builder.test_codec_flags import StopIn
@@ -24,8 +26,8 @@ CASES = {
     "zarr": {"format": "zarr", "dtype": "float32"},
     "webdataset": {"format": "webdataset", "dtype": "float32"},
     "none": {"embeddings": "none", "dtype": "float32"},
-    "clip": {"pooled": "clip", "dtype": "float32"},
     "int8": {"codec": "int8", "latents": "stored"},
+    "clip": {"pooled": "clip", "dtype": "float32", "attention_backend": "_native_math", "resolution": 16},
 }
 
 
@@ -46,7 +48,7 @@ def caches(tmp_path_factory, dev_teacher, prompts):
 
 
 def recomputed(path, teacher, count=14, seed=0):
-    folder = find_teacher(str(teacher), BUILD_PARTS)
+    folder = find_teacher(str(teacher), build_parts(read_manifest(open_folder(path)).teacher.pooled))
     return recompute(path, folder, torch.device("cpu"), Silent(), count=count, seed=seed)
 
 
@@ -65,6 +67,7 @@ def test_every_trajectory_comes_out_bit_for_bit(caches, dev_teacher, name):
     assert all(m.bit_equal and m.differs == () and not m.is_fault for m in made)
     assert all(m.velocity_errors == (0.0, 0.0, 0.0) for m in made)
     assert {m.embedding_error for m in made} == ({None} if name == "none" else {0.0})
+    assert {m.pooled_error for m in made} == ({0.0} if name == "clip" else {None})
 
 
 def test_the_seed_draws_and_no_more_than_whole_batches_are_sampled(caches, dev_teacher, monkeypatch):
@@ -84,20 +87,59 @@ def test_the_seed_draws_and_no_more_than_whole_batches_are_sampled(caches, dev_t
     assert sampled[: len(expected)] == expected and set(sampled) <= set(batches)
 
 
-def commit_otherwise(path, dev_teacher, prompts, monkeypatch, *, provenance):
-    """A cache whose first velocity of trajectory 1 and embedding of prompt 2 are off by one in a thousand."""
+def test_a_backend_that_does_not_work_here_is_replaced_by_torchs_own_and_that_is_said(caches, dev_teacher, monkeypatch):
+    monkeypatch.setattr("cache_builder.networks.backend_of_record", lambda name: "flash")
+    made = recomputed(caches / "clip", dev_teacher, count=4)
+    assert {m.differs for m in made} == {("attention _native_math -> sdpa",)} and not any(m.is_fault for m in made)
+    # Another backend gives other bits: those of the recorded one are what the case above is equal to.
+    assert not all(m.bit_equal for m in made) and max(max(m.velocity_errors) for m in made) < 1e-4
+
+
+def test_other_weights_of_clip_are_refused(tmp_path, caches, dev_teacher):
+    shutil.copytree(dev_teacher, tmp_path / "t")
+    file = tmp_path / "t/text_encoder/model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in sorted(tensors) if name.endswith("final_layer_norm.weight"))
+    save_file(tensors | {name: tensors[name] * 2}, file)
+    with pytest.raises(
+        SettingsDiffer, match=r"with teacher\.weights\.text_encoder/model\.safetensors = .* give the tea"
+    ):
+        recomputed(caches / "clip", tmp_path / "t")
+    assert all(m.bit_equal for m in recomputed(caches / "zarr", tmp_path / "t", count=2))
+
+
+def commit_otherwise(path, dev_teacher, prompts, monkeypatch, *, provenance, **flags):
+    """A cache whose first velocity of trajectory 1 and embedding of prompt 2 are off by one in a thousand.
+
+    With CLIP the pooled vector of prompt 3, too.
+    """
     real = CacheWriter.commit
 
     def off(writer, kind, shard, arrays: Arrays, **how):
         if shard.shard == 0 and kind == "embeddings":
             arrays["encoder_hidden_states"][2] *= 1.001
+            if "pooled_projections" in arrays:
+                arrays["pooled_projections"][3] *= 1.001
         if shard.shard == 0 and kind == "trajectories":
             arrays["velocity"][1, 0] *= 1.001
         return real(writer, kind, shard, arrays, **(how | {"provenance": how["provenance"] | provenance}))
 
     with monkeypatch.context() as patched:
         patched.setattr(CacheWriter, "commit", off)
-        build_cache(path, dev_teacher, prompts, steps=3, shard_size=4, latents="stored", dtype="float32")
+        build_cache(path, dev_teacher, prompts, steps=3, shard_size=4, latents="stored", dtype="float32", **flags)
+
+
+def test_another_pooled_vector_is_a_fault(tmp_path, dev_teacher, prompts, monkeypatch, capsys):
+    commit_otherwise(tmp_path / "c", dev_teacher, prompts, monkeypatch, provenance={}, pooled="clip")
+    made = recomputed(tmp_path / "c", dev_teacher)
+    assert [m.index for m in made if m.is_fault] == [1, 2, 3]
+    assert (made[2].embedding_error, made[2].pooled_error) == (pytest.approx(0.001 / 1.001, rel=1e-3), 0.0)
+    assert (made[3].embedding_error, made[3].pooled_error) == (0.0, pytest.approx(0.001 / 1.001, rel=1e-3))
+    # The teacher is the one that the manifest names.
+    words = ("inspect", "verify", tmp_path / "c", "--recompute", 7, "--device", "cpu", "--quiet")
+    code, lines, _ = understudy(monkeypatch, capsys, *words)
+    assert code == 1 and lines[4].endswith("0.0e+00; of the embedding 0.0e+00; of the pooled vector 1.0e-03")
+    assert lines[-1].endswith("the velocity 1.0e-03, of the embedding 1.0e-03, of the pooled vector 1.0e-03")
 
 
 def test_other_bits_are_a_fault_and_told_step_by_step(tmp_path, dev_teacher, prompts, monkeypatch, capsys):

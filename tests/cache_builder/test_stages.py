@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_builder import build as build_module
-from cache_builder import waiting
+from cache_builder import networks, waiting
 from cache_builder.build import Share
 from cache_builder.peak_memory import begin_peak, peak_memory
 from cache_builder.waiting import needed_embeddings, wait_for_embeddings
@@ -124,7 +123,7 @@ def test_a_waiting_worker_goes_on_when_the_last_embedding_is_there(tmp_path, dev
 
 def test_nothing_is_waited_for_where_all_is_there(tmp_path, dev_teacher, prompt_file, monkeypatch):
     build_cache(tmp_path / "c", dev_teacher, prompt_file)
-    monkeypatch.setattr(build_module, "load_backbone", lambda *unused: pytest.fail("the transformer was loaded"))
+    monkeypatch.setattr(networks, "load_backbone", lambda *unused: pytest.fail("the transformer was loaded"))
     assert build_cache(tmp_path / "c", dev_teacher, prompt_file).peaks == {}
 
 

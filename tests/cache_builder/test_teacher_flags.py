@@ -208,9 +208,9 @@ def test_a_rebuild_where_the_recorded_backend_does_not_run_says_so(tmp_path, dev
     cache = tmp_path / "c"
     build_cache(cache, dev_teacher, prompts, steps=1, attention_backend="_native_math")
     (cache / "trajectories.zarr/velocity/c/1/0/0/0").unlink()
-    monkeypatch.setattr("cache_builder.rebuild.backend_of_record", lambda name: "flash")
+    monkeypatch.setattr("cache_builder.networks.backend_of_record", lambda name: "flash")
     teacher = find_teacher(str(dev_teacher), build_parts("zero"))
-    with pytest.raises(DamagedCache, match="made with attention flash, which does not work here: rebuild on the mach"):
+    with pytest.raises(DamagedCache, match="attention _native_math, which does not work here: rebuild on the mach"):
         rebuild(cache, teacher, CPU, Silent(), batch_size=None, accept_other_bytes=False)
     rebuild(cache, teacher, CPU, Silent(), batch_size=None, accept_other_bytes=True)
     record = json.loads((cache / "commits/trajectories-000001.json").read_bytes())

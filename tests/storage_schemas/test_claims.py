@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from storage_schemas import claims
+from storage_schemas import claims, journal
 from storage_schemas.commits import is_published, record_path
 from storage_schemas.durable import this_machine
 from storage_schemas.errors import ShardTaken, StoreFails
@@ -83,6 +83,7 @@ def test_the_loser_of_a_race_for_the_manifest_writes_over_nothing(s3):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ObjectFolder, "replace", meanwhile)
+        patch.setattr(journal, "PATIENCE_SECONDS", 0.5)
         begin(s3.url)
     assert late and folder.size("prompts.jsonl") == Cache.open(s3.url).manifest.prompts.bytes
     assert len(list(Cache.open(s3.url).prompts)) == 6

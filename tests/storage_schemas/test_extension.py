@@ -8,7 +8,7 @@ import pytest
 
 from storage_schemas import writer as writer_module
 from storage_schemas.convert import convert
-from storage_schemas.errors import NotACache, SettingsDiffer
+from storage_schemas.errors import BadSettings, NotACache, SettingsDiffer
 from storage_schemas.extension import extend
 from storage_schemas.fields import same_bits
 from storage_schemas.folders import LocalFolder
@@ -233,3 +233,17 @@ def test_a_trajectory_shard_knows_the_embedding_shards_it_needs():
     for shard in layout.trajectories:
         items = range(shard.first, shard.first + shard.rows)
         assert layout.embedding_shards_of(shard) == {layout.embedding_place(layout.place(i).prompt)[0] for i in items}
+
+
+def test_an_extension_into_many_tiny_shards_is_refused_before_anything_changes(tmp_path):
+    prompts = some_prompts(60)
+    write_keyed_cache(tmp_path / "c", prompts)
+    before = tree(tmp_path / "c")
+    with pytest.raises(BadSettings) as caught:
+        extended(tmp_path / "c", prompts[::2], replicas=2)
+    assert str(caught.value) == (
+        "the extension would add 30 trajectories in 30 shards, where 8 could hold them: prompts that get more replicas "
+        "lie scattered among others, and a batch never crosses a shard; ask for the replicas of all prompts, or build "
+        "these prompts as a cache of their own"
+    )
+    assert tree(tmp_path / "c") == before

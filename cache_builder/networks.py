@@ -1,0 +1,78 @@
+"""The teacher's networks for a cache, loaded as its manifest states."""
+
+from typing import Any
+
+import torch
+
+from cache_builder.peak_memory import begin_peak, release_memory
+from models.attention import RECORDED_NATIVE, backend_of_record, check_attention
+from models.backbone import FluxBackbone
+from models.geometry import recorded_geometry
+from models.schedule import DTYPES
+from models.teacher_folder import TeacherFolder
+from models.text_encoder import TeacherTextEncoder
+from storage_schemas.manifest import Manifest, check_same_teacher
+
+
+class Networks:
+    """Text encoders and transformer of a teacher. Of the two stages only one's are ever in memory."""
+
+    def __init__(self, manifest: Manifest, teacher: TeacherFolder, device: torch.device) -> None:
+        self.manifest, self.teacher, self.device = manifest, teacher, device
+        self._encoder: TeacherTextEncoder | None = None
+        self._backbone: FluxBackbone | None = None
+        self._usable: set[str] = set()
+
+    def text_encoder(self) -> TeacherTextEncoder:
+        """T5, and CLIP where the cache has its pooled vectors."""
+        if self._encoder is None:
+            self._begin_stage()
+            dtype, pooled = DTYPES[self.manifest.sampling.dtype], self.manifest.teacher.pooled
+            self._encoder = TeacherTextEncoder.load(self.teacher, dtype=dtype, device=self.device, pooled=pooled)
+        return self._encoder
+
+    def backbone(self, attention_backend: str | None) -> FluxBackbone:
+        """The transformer, which computes attention by this backend from now on; None for diffusers' default."""
+        if self._backbone is None:
+            self._begin_stage()
+            self._backbone = load_backbone(self.manifest, self.teacher, self.device)
+        self._backbone.use_attention(attention_backend)
+        return self._backbone
+
+    def recorded_backend(self, made: dict[str, Any]) -> str | None:
+        """The attention backend that the provenance of a shard names; BadSettings where it does not compute here."""
+        name = str(made.get("attention", RECORDED_NATIVE))
+        backend = backend_of_record(name)
+        if name not in self._usable:
+            dtype = DTYPES[self.manifest.sampling.dtype]
+            check_attention(backend, self.manifest.teacher.backbone_config, dtype=dtype, device=self.device)
+            self._usable.add(name)
+        return backend
+
+    def release(self) -> None:
+        """Have both gone."""
+        # Collecting garbage walks all objects of the process: not where there is nothing to find.
+        if self._encoder is not None or self._backbone is not None:
+            self._encoder = self._backbone = None
+            release_memory(self.device)
+
+    def _begin_stage(self) -> None:
+        self.release()
+        begin_peak(self.device)
+
+
+def load_backbone(manifest: Manifest, teacher: TeacherFolder, device: torch.device) -> FluxBackbone:
+    """The teacher's transformer, for what a manifest states."""
+    return FluxBackbone.load(
+        teacher.path,
+        recorded_geometry(manifest.sampling),
+        text_length=manifest.teacher.text_length,
+        dtype=DTYPES[manifest.sampling.dtype],
+        device=device,
+    )
+
+
+def check_recorded_teacher(manifest: Manifest, teacher: TeacherFolder, where: str) -> None:
+    """Raise SettingsDiffer, naming the first field, unless a cache was recorded with this teacher's files."""
+    stated = manifest.teacher
+    check_same_teacher(manifest, teacher.identity(text_length=stated.text_length, pooled=stated.pooled), where)

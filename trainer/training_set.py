@@ -1,0 +1,78 @@
+"""What of a cache a run trains on: the trajectories that were there when it began, however much comes behind them."""
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from storage_schemas.errors import BadRun
+from storage_schemas.fields import Array
+from storage_schemas.layout import Layout
+from storage_schemas.manifest import Generation, Record, shortened
+from storage_schemas.prompts import ids_digest
+from storage_schemas.reader import Cache
+
+
+class TrainingSet(Record):
+    """The committed trajectories of a cache, held-out ones included: the order of training is one of these.
+
+    prompts: how many; prompt_ids: digest of their ids. shards: ranges [first, end) of trajectory shards.
+    """
+
+    prompts: int
+    prompt_ids: str
+    generations: tuple[Generation, ...]
+    shards: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, cache: Cache) -> Self:
+        """All that is committed now."""
+        stated = cache.manifest.prompts
+        return cls(
+            prompts=stated.count,
+            prompt_ids=stated.ids,
+            generations=stated.generations,
+            shards=tuple(_ranges(sorted(shard for kind, shard in cache.records if kind == "trajectories"))),
+        )
+
+    def indices(self) -> Array:
+        """Numbers of the trajectories, ascending, int64; the same in a cache that was extended since."""
+        shards = Layout(self.generations).trajectories
+        # Shards follow one another, so that a range of them holds a range of trajectories.
+        ranges = [
+            np.arange(shards[first].first, shards[end - 1].first + shards[end - 1].rows) for first, end in self.shards
+        ]
+        return np.concatenate([np.empty(0, dtype=np.int64), *ranges])
+
+    def check(self, cache: Cache, run: Path) -> None:
+        """Raise BadRun, saying what changed, unless a cache still holds all of it under the same numbers."""
+        if changed := next(self._changes(cache), None):
+            raise BadRun(
+                f"{run} was begun on {changed}: the order of training depends on it; give the cache of the first "
+                f"time, or a new run folder"
+            )
+
+    def _changes(self, cache: Cache) -> Iterator[str]:
+        there = cache.manifest.prompts
+        was, now = ([g.json_value() for g in made] for made in (self.generations, there.generations))
+        # What an extension adds comes behind.
+        if was != now[: len(was)]:
+            yield f"a cache of generations {shortened(was)}, {cache.folder} has {shortened(now)}"
+            return
+        same_count = self.prompts == there.count
+        ids = there.ids if same_count else ids_digest(cache.prompts[i].id for i in range(self.prompts))
+        if self.prompt_ids != ids:
+            yield f"{self.prompts} prompts of digest {self.prompt_ids}, those of {cache.folder} have {ids}"
+        shards = (shard for first, end in self.shards for shard in range(first, end))
+        lost = next((shard for shard in shards if ("trajectories", shard) not in cache.records), None)
+        if lost is not None:
+            yield f"{len(self.indices())} trajectories, of which {cache.folder} lacks those of shard {lost}"
+
+
+def _ranges(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """The runs of neighbours among ascending numbers, as [first, end)."""
+    for _, group in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in group]
+        yield run[0], run[-1] + 1
