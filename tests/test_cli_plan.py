@@ -24,7 +24,7 @@ def test_a_build_of_flux_dev_is_planned_from_nothing(tmp_path, capsys):
     # 20 steps of 15.07 TFLOP at 165.2 x 310 / 989 TFLOP/s.
     assert facts["compute"]["sample_hours"] == pytest.approx(1000 * 20 * 15.07 / 51.78 / 3600, rel=0.01)
     assert facts["verdicts"][0].startswith("fits: text stage: 10.0 GiB at batch 16, RTX 4090 has 24.0 GiB")
-    assert re.fullmatch(r"does not fit: sample stage: 25\.1 GiB at .*; --batch-size \d+ fits", facts["verdicts"][1])
+    assert re.fullmatch(r"does not fit: sample stage: 25\.2 GiB at .*; --batch-size \d+ fits", facts["verdicts"][1])
     assert facts["verdicts"][2].startswith(f"fits: the cache, 1.4 to 2.0 GiB (estimated), the disk of {tmp_path} has")
 
 

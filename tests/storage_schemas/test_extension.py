@@ -237,12 +237,12 @@ def test_a_trajectory_shard_knows_the_embedding_shards_it_needs():
 
 def test_an_extension_into_many_tiny_shards_is_refused_before_anything_changes(tmp_path):
     prompts = some_prompts(60)
-    write_keyed_cache(tmp_path / "c", prompts)
+    write_keyed_cache(tmp_path / "c", prompts, shard_size=64)
     before = tree(tmp_path / "c")
     with pytest.raises(BadSettings) as caught:
         extended(tmp_path / "c", prompts[::2], replicas=2)
     assert str(caught.value) == (
-        "the extension would add 30 trajectories in 30 shards, where 8 could hold them: prompts that get more replicas "
+        "the extension would add 30 trajectories in 30 shards, where 1 could hold them: prompts that get more replicas "
         "lie scattered among others, and a batch never crosses a shard; ask for the replicas of all prompts, or build "
         "these prompts as a cache of their own"
     )

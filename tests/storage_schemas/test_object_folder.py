@@ -169,9 +169,10 @@ def test_wrong_credentials_are_one_line_at_once(s3):
 def test_a_store_that_goes_away_in_mid_build_is_waited_for_then_named(s3, monkeypatch):
     monkeypatch.setattr(object_folder, "PATIENCE_SECONDS", 0.2)
     writer = begin(s3.url)
+    shard = writer.missing("trajectories")[0]
     s3.proxy.rule = lambda number, method, path: Fault(status=503)
     with pytest.raises(StoreFails) as info:
-        commit(writer, writer.missing("trajectories")[0])
+        commit(writer, shard)
     assert_one_line(info, "SlowDown: Please reduce your request rate")
     s3.proxy.rule = lambda number, method, path: None
     commit(writer, writer.missing("trajectories")[0])
