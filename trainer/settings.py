@@ -75,3 +75,4 @@ class RunConfig(Record):
     sampling_digest: str
     text_length: int
     text_width: int
+    guidance: tuple[float, ...] | None = None
