@@ -28,6 +28,9 @@ def generate(
     text_length: Annotated[
         int | None, typer.Option(min=1, max=512, help="T5 tokens where `teacher` leads; a student has its own.")
     ] = None,
+    pooled: Annotated[
+        Literal["zero", "clip"], typer.Option(help="FLUX's pooled input; zero: as scored; clip: as FluxPipeline.")
+    ] = "zero",
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     revision: Annotated[str | None, typer.Option(help="Revision of a hub repository.")] = None,
     device: Device = "auto",
@@ -49,9 +52,9 @@ def generate(
 
     asked = Asked(
         steps=steps, guidance=guidance, seed=seed, dtype=dtype, resolution=resolution, height=height, width=width,
-        text_length=text_length,
+        text_length=text_length, pooled=pooled,
     )  # fmt: skip
-    found = resolve_teacher(teacher, teacher_parts(student), revision)
+    found = resolve_teacher(teacher, teacher_parts(student, pooled), revision)
     made = run_generate(
         student, found, texts, out, asked, batch_size=batch_size, device=torch_device, progress=terminal(quiet)
     )

@@ -11,7 +11,9 @@ from evaluation.picture_folder import PictureFolder, PictureSettings
 from evaluation.sampling import Studio, picture_geometry
 from models.schedule import DTYPES
 from models.teacher_folder import TeacherFolder
+from models.text_encoder import PooledTextEncoder
 from storage_schemas.digests import digest
+from storage_schemas.manifest import Pooled
 from storage_schemas.progress import Progress
 from storage_schemas.prompts import normalised
 
@@ -28,6 +30,7 @@ class Asked:
     height: int | None = None
     width: int | None = None
     text_length: int | None = None
+    pooled: Pooled = "zero"
 
 
 def generate(
@@ -62,11 +65,13 @@ def generate(
         teacher, resolution=None, height=settings.height, width=settings.width, text_length=settings.text_length,
         steps=asked.steps, guidance=asked.guidance, seed=asked.seed, dtype=dtype, device=device,
     )  # fmt: skip
+    pooled = PooledTextEncoder.load(teacher, dtype=dtype, device=device) if asked.pooled == "clip" else None
     with progress.bar("generate", total=len(texts), done=len(texts) - len(missing), unit="images") as bar:
         for batch in sorted({number // batch_size for number in missing}):
             numbers = range(batch * batch_size, min((batch + 1) * batch_size, len(texts)))
             part = [texts[number] for number in numbers]
-            images_BHWC = studio.pictures(leader.embeddings(part, device), part)
+            pooled_BP = None if pooled is None else pooled.encode(part)
+            images_BHWC = studio.pictures(leader.embeddings(part, device), part, pooled_BP)
             bar.advance(pictures.add(numbers, images_BHWC))
     pictures.finish()
     return len(missing)
@@ -74,15 +79,10 @@ def generate(
 
 def _settings(asked: Asked, teacher: TeacherFolder, *, student: str, text_length: int) -> PictureSettings:
     geometry = picture_geometry(teacher, resolution=asked.resolution, height=asked.height, width=asked.width)
+    parts = ("transformer", "vae", *(("text_encoder",) if asked.pooled == "clip" else ()))
     return PictureSettings.from_flags(
         student=student,
-        teacher=digest(
-            {
-                **teacher.weight_hashes("transformer"),
-                **teacher.weight_hashes("vae"),
-                "scheduler": teacher.config("scheduler"),
-            }
-        ),
+        teacher=digest([*(teacher.weight_hashes(part) for part in parts), teacher.config("scheduler")]),
         text_length=text_length,
         height=geometry.height,
         width=geometry.width,
@@ -91,5 +91,5 @@ def _settings(asked: Asked, teacher: TeacherFolder, *, student: str, text_length
         guidance=asked.guidance if teacher.config("transformer")["guidance_embeds"] else None,
         seed=asked.seed,
         dtype=asked.dtype,
-        pooled="zero",
+        pooled=asked.pooled,
     )

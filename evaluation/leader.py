@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import torch
 
 from evaluation.sampling import Embed
 from models.student import check_fits, load_student, student_folder
-from models.teacher_folder import TeacherFolder
+from models.teacher_folder import POOLED_PARTS, TeacherFolder
 from models.text_encoder import TeacherTextEncoder, cut_token_ids, load_tokenizer, token_ids_of
 from storage_schemas.digests import digest, weight_sha256
 from storage_schemas.errors import BadSettings
+from storage_schemas.manifest import Pooled
 
 TEACHER = "teacher"
 """The name under which the teacher's own text encoder leads; a folder of that name is ./teacher."""
@@ -44,11 +46,12 @@ class Leader:
             return self.embed(ids_BT.to(device))
 
 
-def teacher_parts(student: str) -> tuple[str, ...]:
-    """What of a teacher's folder has to be there: for a student with a tokenizer nothing of any text encoder."""
+def teacher_parts(student: str, pooled: Pooled = "zero") -> tuple[str, ...]:
+    """What of a teacher's folder has to be there: for a student with a tokenizer nothing of T5."""
+    parts = PICTURE_PARTS if pooled == "zero" else (*PICTURE_PARTS, *POOLED_PARTS)
     if student == TEACHER:
-        return (*PICTURE_PARTS, "text_encoder_2", "tokenizer_2")
-    return PICTURE_PARTS if _has_tokenizer(student_folder(Path(student))) else (*PICTURE_PARTS, "tokenizer_2")
+        return (*parts, "text_encoder_2", "tokenizer_2")
+    return parts if _has_tokenizer(student_folder(Path(student))) else (*parts, "tokenizer_2")
 
 
 def open_leader(
@@ -59,13 +62,14 @@ def open_leader(
     text_length: for the teacher; default its own. Raises BadStudent, BadTeacher, BadSettings.
     """
     if student == TEACHER:
-        encoder = TeacherTextEncoder.load(teacher, dtype=dtype, device=device)
+        # Not before it is needed: with all pictures there already, or refused, T5-XXL is not read.
+        loaded = cache(lambda: TeacherTextEncoder.load(teacher, dtype=dtype, device=device))
         return Leader(
             tokenizer=load_tokenizer(teacher.part("tokenizer_2")),
             text_length=text_length or teacher.text_length,
             digest=digest(teacher.weight_hashes("text_encoder_2")),
             trained_guidance=None,
-            embed=encoder.encode,
+            embed=lambda token_ids_BT: loaded().encode(token_ids_BT),
         )
     folder = student_folder(Path(student))
     network = load_student(folder)

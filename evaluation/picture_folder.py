@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from storage_schemas import durable
 from storage_schemas.errors import BadSettings, SettingsDiffer
 from storage_schemas.fields import Array
-from storage_schemas.manifest import Record, first_wrong_flag
+from storage_schemas.manifest import Pooled, Record, first_wrong_flag
 
 SETTINGS_FILE = "generate.json"
 INDEX_FILE = "index.jsonl"
@@ -37,7 +37,7 @@ class PictureSettings(Record):
     guidance: float | None = Field(ge=0)
     seed: int = Field(ge=0, lt=2**63)
     dtype: Literal["bfloat16", "float32"]
-    pooled: Literal["zero"]
+    pooled: Pooled
 
     @classmethod
     def from_flags(cls, **flags: Any) -> Self:
@@ -76,7 +76,9 @@ class PictureFolder:
         if file.is_file():
             opened._check_same_settings(file)
             opened._read_index()
-        elif folder.exists() and (not folder.is_dir() or any(not _is_leftover(name) for name in folder.iterdir())):
+        elif folder.is_file():
+            raise BadSettings(f"{folder} is a file, expected a folder for pictures: give another --out")
+        elif folder.exists() and any(not _is_leftover(file) for file in folder.iterdir()):
             raise BadSettings(f"{folder} holds other files and no {SETTINGS_FILE}: give a new folder with --out")
         else:
             durable.replace(file, (settings.model_dump_json(indent=1) + "\n").encode())

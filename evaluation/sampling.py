@@ -26,7 +26,7 @@ Embed = Callable[[torch.Tensor], torch.Tensor]
 class Studio:
     """All that makes a picture of an embedding: frozen backbone, schedule, decoder, tokenizer.
 
-    The pooled vector is zero and the schedule FluxPipeline's, whatever a cache was recorded with.
+    The pooled vector is zero unless given, and the schedule FluxPipeline's, whatever a cache was recorded with.
     """
 
     backbone: FluxBackbone
@@ -92,8 +92,13 @@ class Studio:
         return np.concatenate(parts)
 
     @torch.no_grad()
-    def pictures(self, embedding_BTD: torch.Tensor, prompts: Sequence[str]) -> Array:
-        """uint8 images [B, H, W, 3] of one batch, from its embeddings; the noise is a function of (seed, prompt)."""
+    def pictures(
+        self, embedding_BTD: torch.Tensor, prompts: Sequence[str], pooled_BP: torch.Tensor | None = None
+    ) -> Array:
+        """uint8 images [B, H, W, 3] of one batch, from its embeddings; the noise is a function of (seed, prompt).
+
+        pooled_BP: default zero.
+        """
         backbone, geometry = self.backbone, self.geometry
         noise = [
             draw_noise(
@@ -107,7 +112,8 @@ class Studio:
         ]
         noise_BSC = torch.from_numpy(np.stack(noise)).to(device=backbone.device, dtype=backbone.dtype)
         guidance_B = torch.full((len(prompts),), self.guidance, dtype=torch.float32, device=backbone.device)
-        text_BTD, pooled_BP = embedding_BTD.to(backbone.dtype), backbone.zero_pooled(len(prompts))
+        text_BTD = embedding_BTD.to(backbone.dtype)
+        pooled_BP = backbone.zero_pooled(len(prompts)) if pooled_BP is None else pooled_BP.to(text_BTD)
         walk = sample(
             lambda x_BSC, timestep_B: backbone.predict(x_BSC, text_BTD, pooled_BP, timestep_B, guidance_B),
             noise_BSC,

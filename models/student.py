@@ -142,6 +142,9 @@ def _continued(source: str, config: StudentConfig, teacher: Teacher, dropout: fl
     student = load_student(Path(source))
     check_fits(student, teacher.text_width, source)
     student.config.dropout_rate = dropout
+    # What it is trained at from now on; an export states the rest anew.
+    student.config.text_length = teacher.text_length
+    vars(student.config).pop("trained_guidance", None)
     for module in student.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout

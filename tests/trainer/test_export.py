@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import linear
 from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
+from evaluation.leader import teacher_parts
 from models.distillt5 import comfyui_differences
 from models.student import load_student, new_student, student_folder
 from models.student_network import StudentConfig, UnderstudyStudent
@@ -123,7 +124,8 @@ IDS_BT = torch.tensor([[5, 3, 9, 1, 0, 0, 0, 0, 0, 0, 0, 0], [4, 4, 7, 12, 20, 3
 def embedding_by_key_names(file: Path, config: dict) -> torch.Tensor:
     """What DistillT5's class and the ComfyUI node make of the keys, built from the names alone."""
     tensors = load_file(file)
-    encoder = T5EncoderModel(T5Config(**config)).eval()
+    # transformers' other ways of computing attention round otherwise.
+    encoder = T5EncoderModel(T5Config(**config, attn_implementation="eager")).eval()
     ours = {name.removeprefix("encoder."): value for name, value in tensors.items() if name.startswith("encoder.")}
     ours["encoder.embed_tokens.weight"] = ours["shared.weight"]
     encoder.load_state_dict(ours)
@@ -198,10 +200,16 @@ def test_an_export_is_exported_again_to_the_same_bytes(exported, tmp_path):
 
 def test_training_goes_on_from_the_distillt5_form_with_its_weights(exported, cache_folder, tmp_path):
     export(exported / "run", tmp_path / "d", to="distillt5")
-    teacher = Cache.open(cache_folder).manifest.teacher
+    teacher = Cache.open(cache_folder).manifest.teacher.model_copy(update={"text_length": 11})
     student = new_student(str(tmp_path / "d"), teacher, init="auto", dropout=0.3, seed=1)
     assert torch.equal(student.encoder.shared.weight, load_student(exported / "student").encoder.shared.weight)
     assert {module.p for module in student.modules() if isinstance(module, torch.nn.Dropout)} == {0.3}
+    assert student.config.text_length == 11 and not hasattr(student.config, "trained_guidance")
+
+
+def test_a_run_and_its_export_lead_the_sampling_with_their_own_tokenizer(exported):
+    for folder in (exported / "run", exported / "student"):
+        assert teacher_parts(str(folder)) == ("transformer", "scheduler", "vae")
 
 
 def test_a_student_without_facts_is_exported_with_a_card_that_says_so(exported, tmp_path):
