@@ -144,7 +144,8 @@ def _continued(source: str, config: StudentConfig, teacher: Teacher, dropout: fl
     student.config.dropout_rate = dropout
     # What it is trained at from now on; an export states the rest anew.
     student.config.text_length = teacher.text_length
-    vars(student.config).pop("trained_guidance", None)
+    if hasattr(student.config, "trained_guidance"):
+        del student.config.trained_guidance
     for module in student.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
