@@ -99,8 +99,8 @@ tags: [text-encoder, flux, distillation, understudy]
 
 # A student of {teacher}
 
-A T5 encoder with projection, {parameters:,} parameters, distilled from the T5 text encoder of `{teacher}` by
-Understudy. It takes the place of `text_encoder_2`.
+A T5 encoder with projection, {parameters:,} parameters, distilled by Understudy from the T5 text encoder of
+{teacher}. It takes the place of `text_encoder_2`.
 
 It was trained at **{text_length} text tokens**: always pass `max_sequence_length={text_length}`. FluxPipeline's own
 default of 512 gives it hundreds of padding tokens that it never saw. {guidance}
@@ -111,9 +111,9 @@ default of 512 gives it hundreds of padding tokens that it never saw. {guidance}
 {recipe}
 ## Licence
 
-The student was trained on what its teacher, `{teacher}`, computes. What that means for the student, and for the
-pictures made with it, is for the teacher's licence to say: see the teacher's licence before you use it or pass it
-on.{non_commercial}
+The student was trained on what its teacher, {teacher}, computes.
+What that means for the student, and for the pictures made with it, is for the teacher's licence to say: see the
+teacher's licence before you use it or pass it on.{non_commercial}
 """
 
 _USE_DIFFUSERS = """```python
@@ -131,7 +131,7 @@ image = pipeline("a red circle", max_sequence_length={text_length}).images[0]
 
 _USE_DISTILLT5 = """The folder has the form of the published DistillT5 checkpoint: its tensor names, its class
 `T5EncoderWithProjection`, its keys `project_in_dim` and `project_out_dim`; `text_length` is added. What loads that
-checkpoint loads this one; `understudy generate` and `understudy export` take it as well.
+checkpoint is meant to load this one; `understudy generate` and `understudy export` take it as well.
 """
 
 _NON_COMMERCIAL = """ FLUX.1-dev comes under a non-commercial licence, which states what
@@ -140,10 +140,10 @@ holds for derivatives and for outputs."""
 
 def card_of(form: Form, facts: ExportFacts | None, *, text_length: int, parameters: int) -> str:
     """README.md of an export."""
-    teacher = facts.teacher if facts else "its teacher"
+    teacher = f"`{facts.teacher}`" if facts else "an unrecorded teacher"
     use = _USE_DIFFUSERS if form == "diffusers" else _USE_DISTILLT5
     return _CARD.format(
-        base_model=f"\nbase_model: {teacher}" if facts and _is_hub_name(teacher) else "",
+        base_model=f"\nbase_model: {facts.teacher}" if facts and _is_hub_name(facts.teacher) else "",
         teacher=teacher,
         parameters=parameters,
         text_length=text_length,

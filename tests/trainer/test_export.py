@@ -102,7 +102,7 @@ def test_the_card_states_recipe_losses_digests_licence_and_how_to_load(exported,
         "| order | shuffled |",
     ):
         assert row in card.splitlines(), row
-    assert "see the teacher's licence" in card and "non-commercial" not in card and "base_model" not in card
+    assert "see the\nteacher's licence" in card and "non-commercial" not in card and "base_model" not in card
 
 
 def test_the_card_of_a_hub_teacher_names_it_as_base_model_and_flux_dev_is_non_commercial(exported):
@@ -215,6 +215,7 @@ def test_a_run_and_its_export_lead_the_sampling_with_their_own_tokenizer(exporte
 def test_a_student_without_facts_is_exported_with_a_card_that_says_so(exported, tmp_path):
     export(student_folder(exported / "run"), tmp_path / "bare")
     card = (tmp_path / "bare/README.md").read_text()
+    assert "# A student of an unrecorded teacher" in card
     assert "Not recorded: this student was not exported from a run folder." in card
     assert not (tmp_path / "bare/understudy.json").exists()
 
