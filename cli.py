@@ -10,12 +10,14 @@ import typer
 from commands.build import build
 from commands.demo import demo
 from commands.evaluate import evaluate_app
+from commands.export import export
+from commands.generate import generate
 from commands.look import inspect_app
 from commands.mend import inspect_verify, repair
 from commands.plan import plan_app
 from commands.prompts import prompts_app
 from commands.resolve import out
-from commands.train import export, train
+from commands.train import train
 from commands.transform import convert, merge, subset
 from storage_schemas.errors import UnderstudyError
 
@@ -28,7 +30,7 @@ app = typer.Typer(
     help="Replace FLUX's T5-XXL by a text encoder some forty times smaller: record the teacher once (build), "
     "train a student from the recording (train), look into it (inspect).",
 )
-for command in (demo, build, train, export, convert, subset, merge, repair):
+for command in (demo, build, train, export, generate, convert, subset, merge, repair):
     app.command()(command)
 inspect_app.command("verify")(inspect_verify)
 app.add_typer(plan_app, name="plan")

@@ -9,10 +9,11 @@ import typer
 
 from commands.build import build
 from commands.evaluate import compare_picture, print_scores, score_pocket
+from commands.export import export
 from commands.look import write_film_strips
 from commands.prompts import prompts_pocket
 from commands.resolve import POCKET, Device, out, write_picture, write_text
-from commands.train import export, train
+from commands.train import train
 
 
 def demo(

@@ -1,4 +1,4 @@
-"""`understudy train` and `understudy export`: phase 2."""
+"""`understudy train`: phase 2."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -78,20 +78,3 @@ def train(
     progress = terminal(quiet)
     run_train(run, asked, recorded, teacher, torch_device, progress, student_source=source, accept_floor=accept_floor)
     out.print(f"{run}: student trained for {asked.total_steps} steps", markup=False)
-
-
-def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
-) -> None:
-    """Write the best student of a run as a folder that FluxPipeline takes as text_encoder_2.
-
-    Example: understudy export my-run my-student
-    """
-    quiet_device("cpu")
-    from trainer.export import export as run_export
-
-    run_export(run, folder)
-    out.print(
-        f"{folder}: give it to FluxPipeline.from_pretrained(..., text_encoder_2=...), see its README.md", markup=False
-    )

@@ -26,7 +26,7 @@ Embed = Callable[[torch.Tensor], torch.Tensor]
 class Studio:
     """All that makes a picture of an embedding: frozen backbone, schedule, decoder, tokenizer.
 
-    The pooled vector is zero and the schedule FluxPipeline's, whatever a cache was recorded with.
+    The pooled vector is zero unless given, and the schedule FluxPipeline's, whatever a cache was recorded with.
     """
 
     backbone: FluxBackbone
@@ -48,19 +48,18 @@ class Studio:
         seed: int,
         dtype: torch.dtype,
         device: torch.device,
+        height: int | None = None,
+        width: int | None = None,
+        text_length: int | None = None,
     ) -> "Studio":
-        """Load transformer, scheduler and VAE of a teacher; its text encoder stays on the disk."""
-        side = resolution or teacher.resolution
-        geometry = geometry_of(
-            height=side,
-            width=side,
-            scale_factor=vae_scale_factor(teacher.config("vae")),
-            channels=int(teacher.config("transformer")["in_channels"]),
-        )
+        """Load transformer, scheduler and VAE of a teacher; its text encoder stays on the disk.
+
+        height and width go before resolution. text_length: default the teacher's, which its tokenizer states.
+        """
+        geometry = picture_geometry(teacher, resolution=resolution, height=height, width=width)
+        tokens = text_length or teacher.text_length
         return cls(
-            backbone=FluxBackbone.load(
-                teacher.path, geometry, text_length=teacher.text_length, dtype=dtype, device=device
-            ),
+            backbone=FluxBackbone.load(teacher.path, geometry, text_length=tokens, dtype=dtype, device=device),
             decoder=ImageDecoder.load(teacher, geometry, device=device),
             schedule=pipeline_schedule(
                 teacher.config("scheduler"), steps=steps, image_tokens=geometry.image_tokens, dtype=dtype
@@ -88,11 +87,18 @@ class Studio:
         parts = []
         for first in range(0, len(prompts), batch_size):
             rows = slice(first, first + batch_size)
-            parts.append(self._batch(embed(ids_NT[rows].to(self.backbone.device)), prompts[rows]))
+            parts.append(self.pictures(embed(ids_NT[rows].to(self.backbone.device)), prompts[rows]))
             bar.advance(len(parts[-1]))
         return np.concatenate(parts)
 
-    def _batch(self, embedding_BTD: torch.Tensor, prompts: Sequence[str]) -> Array:
+    @torch.no_grad()
+    def pictures(
+        self, embedding_BTD: torch.Tensor, prompts: Sequence[str], pooled_BP: torch.Tensor | None = None
+    ) -> Array:
+        """uint8 images [B, H, W, 3] of one batch, from its embeddings; the noise is a function of (seed, prompt).
+
+        pooled_BP: default zero.
+        """
         backbone, geometry = self.backbone, self.geometry
         noise = [
             draw_noise(
@@ -106,10 +112,24 @@ class Studio:
         ]
         noise_BSC = torch.from_numpy(np.stack(noise)).to(device=backbone.device, dtype=backbone.dtype)
         guidance_B = torch.full((len(prompts),), self.guidance, dtype=torch.float32, device=backbone.device)
-        text_BTD, pooled_BP = embedding_BTD.to(backbone.dtype), backbone.zero_pooled(len(prompts))
+        text_BTD = embedding_BTD.to(backbone.dtype)
+        pooled_BP = backbone.zero_pooled(len(prompts)) if pooled_BP is None else pooled_BP.to(text_BTD)
         walk = sample(
             lambda x_BSC, timestep_B: backbone.predict(x_BSC, text_BTD, pooled_BP, timestep_B, guidance_B),
             noise_BSC,
             self.schedule,
         )
         return self.decoder.decode(walk.final_latent_BSC)
+
+
+def picture_geometry(
+    teacher: TeacherFolder, *, resolution: int | None, height: int | None, width: int | None
+) -> Geometry:
+    """The geometry of asked height and width, else of a square: of `resolution`, or of the teacher's own."""
+    side = resolution or teacher.resolution
+    return geometry_of(
+        height=height or side,
+        width=width or side,
+        scale_factor=vae_scale_factor(teacher.config("vae")),
+        channels=int(teacher.config("transformer")["in_channels"]),
+    )

@@ -4,11 +4,14 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import T5Config, T5EncoderModel
 
 from models import student_network
+from models.distillt5 import is_published_form, load_published, student_config
 from models.student_network import StudentConfig, UnderstudyStudent
 from storage_schemas.errors import BadStudent
 from storage_schemas.manifest import Teacher
@@ -69,6 +72,11 @@ def checkpoints(run: Path) -> list[Path]:
 
 def student_folder(path: Path) -> Path:
     """Where the student of a run folder (its best checkpoint, else its last) or of an export lies."""
+    if path.is_file():
+        raise BadStudent(
+            f"{path} is one file, which holds neither a configuration nor a tokenizer: give the run folder, or an "
+            f"export --to diffusers"
+        )
     if not path.is_dir():
         raise BadStudent(f"no student {path}: expected a run folder, or what `understudy export` wrote")
     found = checkpoints(path)
@@ -79,7 +87,7 @@ def student_folder(path: Path) -> Path:
             return best / "student"
     if found:
         return found[-1] / "student"
-    if (path / "metrics.jsonl").exists():
+    if (path / "metrics.jsonl").exists() or "settings" in _config_of(path):
         raise BadStudent(f"{path} has no checkpoint yet: give the `understudy train` command again to go on")
     _check_is_student(path)
     return path
@@ -92,11 +100,13 @@ def untrained_like(student: UnderstudyStudent, *, seed: int) -> UnderstudyStuden
 
 
 def load_student(folder: Path) -> UnderstudyStudent:
-    """A saved student, fp32, in eval mode; BadStudent if the folder holds none."""
+    """A saved student, fp32, in eval mode, ours or in DistillT5's form; BadStudent if the folder holds none."""
     _check_is_student(folder)
     try:
+        if is_published_form(_config_of(folder)):
+            return load_published(folder).eval()
         return UnderstudyStudent.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True).eval()
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise BadStudent(f"{folder} cannot be loaded ({reason}): export the run again") from error
 
@@ -132,6 +142,10 @@ def _continued(source: str, config: StudentConfig, teacher: Teacher, dropout: fl
     student = load_student(Path(source))
     check_fits(student, teacher.text_width, source)
     student.config.dropout_rate = dropout
+    # What it is trained at from now on; an export states the rest anew.
+    student.config.text_length = teacher.text_length
+    if hasattr(student.config, "trained_guidance"):
+        del student.config.trained_guidance
     for module in student.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
@@ -143,9 +157,12 @@ def _t5_config(source: str) -> T5Config:
     if Path(source).is_dir():
         if not file.is_file():
             raise BadStudent(f"{source} has no config.json: expected a T5 encoder, a config of one, or an export")
-        kind = json.loads(file.read_bytes()).get("model_type")
+        found = _config_of(Path(source))
+        kind = found.get("model_type")
         if kind == StudentConfig.model_type:
             return StudentConfig.from_pretrained(source)
+        if is_published_form(found):
+            return student_config(found)
         if kind != "t5":
             raise BadStudent(f"{source} is a {kind!r} model, expected t5: this version trains T5 students")
         return T5Config.from_pretrained(source)
@@ -164,10 +181,18 @@ def _has_weights(source: str) -> bool:
     return not Path(source).is_dir() or any(Path(source).glob("*.safetensors"))
 
 
+def _config_of(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _check_is_student(folder: Path) -> None:
-    file = folder / "config.json"
-    kind = json.loads(file.read_bytes()).get("model_type") if file.is_file() else None
-    if kind != StudentConfig.model_type:
+    config = _config_of(folder)
+    kind = config.get("model_type")
+    if kind != StudentConfig.model_type and not is_published_form(config):
         raise BadStudent(
             f"{folder} holds no student (config.json says {kind!r}, expected {StudentConfig.model_type!r}): "
             f"give a run folder, or what `understudy export` wrote"

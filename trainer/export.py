@@ -1,76 +1,123 @@
-"""Export: the best student of a run as a folder that FluxPipeline takes as text_encoder_2."""
+"""Export: the best student of a run, or an earlier export, in the form that another program takes."""
 
+import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from models.distillt5 import (
+    COMFYUI_TEXT_LENGTH,
+    WEIGHTS_FILE,
+    comfyui_differences,
+    published_config,
+    published_tensors,
+)
 from models.student import load_student, save_student, student_folder
-from storage_schemas.errors import BadSettings, BadStudent
-from trainer.run_folder import CONFIG_FILE
-from trainer.settings import RunConfig
+from models.student_network import UnderstudyStudent
+from storage_schemas import durable
+from storage_schemas.errors import BadSettings
+from trainer.model_card import FACTS_FILE, ExportFacts, Form, card_of, facts_of
 
-_CARD = """# A student of {backbone}
-
-A T5 encoder with projection, {parameters:,} parameters, distilled from the T5 of `{backbone}` by Understudy.
-It takes the place of `text_encoder_2` and was trained at **{text_length} text tokens**: always pass
-`max_sequence_length={text_length}`, or it sees hundreds of padding tokens it never saw in training.
-
-```python
-import torch
-from diffusers import FluxPipeline
-from transformers import AutoModel
-
-student = AutoModel.from_pretrained("PATH_OF_THIS_FOLDER", trust_remote_code=True, torch_dtype=torch.bfloat16)
-pipeline = FluxPipeline.from_pretrained("{backbone}", text_encoder_2=student, torch_dtype=torch.bfloat16)
-image = pipeline("a red circle", max_sequence_length={text_length}).images[0]
-```
-
-`trust_remote_code` runs `student_network.py` of this folder, which needs torch and transformers only.
-
-| | |
-|---|---|
-| steps | {warmup_steps} with the embedding loss, {steps} with the vision loss |
-| batch, learning rate | {batch_size}, {learning_rate:g} |
-| teacher digest | `{teacher_digest}` |
-| sampling digest | `{sampling_digest}` |
-
-The student is derived from the teacher's outputs: the teacher's licence applies to it.
-"""
+_CARD_FILE = "README.md"
+_COMFYUI_ENDING = ".safetensors"
+# Written anew by every export; the rest of a student's folder is its tokenizer.
+_NOT_TOKENIZER = (".safetensors", ".py", ".md", ".tmp")
 
 
-def export(run: Path, folder: Path) -> None:
-    """Write config, safetensors, modelling file, tokenizer and a card into a new folder, whole or not at all."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadSettings(f"{folder} exists and is not empty: give a new folder for the export")
-    source = student_folder(run)
-    if not (run / CONFIG_FILE).is_file() or source == run:
-        raise BadStudent(f"{run} is not a run folder: give the folder that `understudy train` made")
-    config = RunConfig.model_validate_json((run / CONFIG_FILE).read_bytes())
-    student = load_student(source)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+def export(path: Path, out: Path, *, to: Form = "diffusers") -> list[str]:
+    """Write a student whole or not at all; remarks on what will not work where it goes.
+
+    path: a run folder (its best checkpoint) or an export. out: a new folder; for `comfyui` a new .safetensors file.
+    Raises BadStudent for what is no student, BadSettings for an `out` that is taken or cannot be written.
+    """
+    out = out.resolve()
+    _check_is_free(out, to)
+    source = student_folder(path)
+    student, facts = load_student(source), facts_of(path, source)
+    with _staged(out) as temporary:
+        if to == "comfyui":
+            save_file(published_tensors(student), temporary, metadata=_metadata(facts))
+            # safetensors writes files that only their owner can read.
+            temporary.chmod(0o644)
+        else:
+            _write_folder(student, facts, source, temporary, to)
+    return _comfyui_remarks(student) if to == "comfyui" else []
+
+
+def _check_is_free(out: Path, to: Form) -> None:
+    if to == "comfyui":
+        if out.suffix != _COMFYUI_ENDING:
+            raise BadSettings(
+                f"{out} ends with {out.suffix!r}, expected {_COMFYUI_ENDING!r}: --to comfyui writes one file; give "
+                f"OUT a name such as {out.stem}{_COMFYUI_ENDING}"
+            )
+        if out.exists():
+            raise BadSettings(f"{out} exists: give a new file for the export")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadSettings(f"{out} exists and is not empty: give a new folder for the export")
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        save_student(student, temporary, tokenizer=None)
-        for file in source.iterdir():
-            # The checkpoint carries the tokenizer's files beside the student's.
-            if not (temporary / file.name).exists():
-                shutil.copyfile(file, temporary / file.name)
-        settings = config.settings
-        card = _CARD.format(
-            backbone=config.backbone,
-            parameters=student.num_parameters(),
-            text_length=config.text_length,
-            teacher_digest=config.teacher_digest,
-            sampling_digest=config.sampling_digest,
-            warmup_steps=settings.warmup_steps,
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-        )
-        (temporary / "README.md").write_text(card)
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    except OSError as error:
-        raise BadSettings(f"{folder} cannot be written ({error}): give another OUT") from error
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        for file in (temporary, *temporary.rglob("*")):
+            durable.sync(file)
+        if out.is_dir():
+            out.rmdir()
+        temporary.rename(out)
+        durable.sync(out.parent)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise BadSettings(f"{out} cannot be written ({reason}): give another OUT") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _write_folder(
+    student: UnderstudyStudent, facts: ExportFacts | None, source: Path, folder: Path, form: Form
+) -> None:
+    if facts is not None and facts.guidance:
+        student.config.trained_guidance = [min(facts.guidance), max(facts.guidance)]
+    if form == "diffusers":
+        save_student(student, folder, tokenizer=None)
+    else:
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(published_config(student), indent=2) + "\n")
+        save_file(published_tensors(student), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        (folder / WEIGHTS_FILE).chmod(0o644)
+    for file in sorted(source.iterdir()):
+        if file.is_file() and file.suffix not in _NOT_TOKENIZER and file.name not in ("config.json", FACTS_FILE):
+            shutil.copyfile(file, folder / file.name)
+    if facts is not None:
+        (folder / FACTS_FILE).write_text(facts.model_dump_json(indent=1) + "\n")
+    card = card_of(form, facts, text_length=student.config.text_length, parameters=student.num_parameters())
+    (folder / _CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def _metadata(facts: ExportFacts | None) -> dict[str, str]:
+    return {"format": "pt"} | ({} if facts is None else {"understudy": facts.model_dump_json()})
+
+
+def _comfyui_remarks(student: UnderstudyStudent) -> list[str]:
+    remarks = []
+    if different := comfyui_differences(student):
+        remarks.append(
+            f"the DistillT5 node of ComfyUI builds a T5 v1.1 base of its own sizes and will not load this student: it "
+            f"has {', '.join(different)}, the node's values in brackets"
+        )
+    if student.config.text_length != COMFYUI_TEXT_LENGTH:
+        remarks.append(
+            f"the DistillT5 node of ComfyUI pads prompts to {COMFYUI_TEXT_LENGTH} tokens, this student was trained at "
+            f"{student.config.text_length}: expect worse images there than in FluxPipeline"
+        )
+    return remarks

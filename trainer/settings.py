@@ -80,3 +80,4 @@ class RunConfig(Record):
     text_length: int
     text_width: int
     training_set: TrainingSet | None = None
+    guidance: tuple[float, ...] | None = None

@@ -15,7 +15,7 @@ from storage_schemas.manifest import Manifest
 from storage_schemas.progress import Progress
 from storage_schemas.reader import Cache
 from trainer.loop import Trainer
-from trainer.run_folder import open_run
+from trainer.run_folder import log_metrics, open_run
 from trainer.settings import RunConfig, TrainSettings
 from trainer.training_set import TrainingSet
 
@@ -79,6 +79,8 @@ def _check_warm_up(settings: TrainSettings, cache: Cache) -> None:
 
 def _check_floor(trainer: Trainer, progress: Progress, *, accept_floor: bool) -> None:
     error, relative = trainer.replay_floor()
+    # Before step 0: no resume forgets it.
+    log_metrics(trainer.run, step=-1, replay_floor=error)
     progress.say(
         f"replay floor {error:.3g} ({100 * relative:.2f} % of the velocity's norm): no student's loss can be lower"
     )
@@ -100,6 +102,7 @@ def _run_config(settings: TrainSettings, cache: Cache, teacher: TeacherFolder | 
         sampling_digest=digests["sampling"],
         text_length=cache.manifest.teacher.text_length,
         text_width=cache.manifest.teacher.text_width,
+        guidance=cache.manifest.sampling.guidance,
     )
 
 

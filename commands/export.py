@@ -1,0 +1,35 @@
+"""`understudy export`: a student in the form that another program takes."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from commands.resolve import Quiet, out, quiet_device, terminal
+
+_NEXT = {
+    "diffusers": "give it to FluxPipeline.from_pretrained(..., text_encoder_2=...), see its README.md",
+    "distillt5": "the form of the published DistillT5 checkpoint, see its README.md",
+    "comfyui": "put it into ComfyUI/models/clip for the DistillT5 node",
+}
+
+
+def export(
+    student: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder (its best checkpoint), or an export.")],
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder; for comfyui a new .safetensors file.")],
+    to: Annotated[
+        Literal["diffusers", "distillt5", "comfyui"],
+        typer.Option(help="For FluxPipeline; as the published DistillT5 checkpoint; for the DistillT5 node."),
+    ] = "diffusers",
+    quiet: Quiet = False,
+) -> None:
+    """Write the best student of a run as a folder that FluxPipeline takes as text_encoder_2, or for other programs.
+
+    Example: understudy export my-run my-student
+    """
+    quiet_device("cpu")
+    from trainer.export import export as run_export
+
+    for remark in run_export(student, folder, to=to):
+        terminal(quiet).say(remark)
+    out.print(f"{folder}: {_NEXT[to]}", markup=False)

@@ -1,0 +1,95 @@
+"""Pictures by a text encoder in T5-XXL's place, from the same noise whoever leads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from evaluation.leader import open_leader
+from evaluation.picture_folder import PictureFolder, PictureSettings
+from evaluation.sampling import Studio, picture_geometry
+from models.schedule import DTYPES
+from models.teacher_folder import TeacherFolder
+from models.text_encoder import PooledTextEncoder
+from storage_schemas.digests import digest
+from storage_schemas.manifest import Pooled
+from storage_schemas.progress import Progress
+from storage_schemas.prompts import normalised
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The flags of `understudy generate` that shape pictures; None: the teacher's or the student's own."""
+
+    steps: int
+    guidance: float
+    seed: int
+    dtype: str
+    resolution: int | None = None
+    height: int | None = None
+    width: int | None = None
+    text_length: int | None = None
+    pooled: Pooled = "zero"
+
+
+def generate(
+    student: str,
+    teacher: TeacherFolder,
+    prompts: Sequence[str],
+    folder: Path,
+    asked: Asked,
+    *,
+    batch_size: int,
+    device: torch.device,
+    progress: Progress,
+) -> int:
+    """Write a PNG per prompt and an index; how many were missing before. Given again, it goes on.
+
+    student: a run folder, an export, or `teacher`. Batches are cut by the number of a prompt, so that what was
+    interrupted ends with the pictures of an unbroken run.
+    """
+    dtype = DTYPES[asked.dtype]
+    leader = open_leader(student, teacher, text_length=asked.text_length, dtype=dtype, device=device)
+    settings = _settings(asked, teacher, student=leader.digest, text_length=leader.text_length)
+    texts = [normalised(text) for text in prompts]
+    pictures = PictureFolder.open(folder, settings, texts)
+    if settings.guidance is not None and (trained := leader.trained_guidance) is not None:
+        low, high = trained
+        if not low <= settings.guidance <= high:
+            progress.say(f"guidance {settings.guidance:g}: the student was trained for {low:g} to {high:g}")
+    missing = pictures.missing
+    if not missing:
+        return 0
+    studio = Studio.open(
+        teacher, resolution=None, height=settings.height, width=settings.width, text_length=settings.text_length,
+        steps=asked.steps, guidance=asked.guidance, seed=asked.seed, dtype=dtype, device=device,
+    )  # fmt: skip
+    pooled = PooledTextEncoder.load(teacher, dtype=dtype, device=device) if asked.pooled == "clip" else None
+    with progress.bar("generate", total=len(texts), done=len(texts) - len(missing), unit="images") as bar:
+        for batch in sorted({number // batch_size for number in missing}):
+            numbers = range(batch * batch_size, min((batch + 1) * batch_size, len(texts)))
+            part = [texts[number] for number in numbers]
+            pooled_BP = None if pooled is None else pooled.encode(part)
+            images_BHWC = studio.pictures(leader.embeddings(part, device), part, pooled_BP)
+            bar.advance(pictures.add(numbers, images_BHWC))
+    pictures.finish()
+    return len(missing)
+
+
+def _settings(asked: Asked, teacher: TeacherFolder, *, student: str, text_length: int) -> PictureSettings:
+    geometry = picture_geometry(teacher, resolution=asked.resolution, height=asked.height, width=asked.width)
+    parts = ("transformer", "vae", *(("text_encoder",) if asked.pooled == "clip" else ()))
+    return PictureSettings.from_flags(
+        student=student,
+        teacher=digest([*(teacher.weight_hashes(part) for part in parts), teacher.config("scheduler")]),
+        text_length=text_length,
+        height=geometry.height,
+        width=geometry.width,
+        steps=asked.steps,
+        schedule="pipeline",
+        guidance=asked.guidance if teacher.config("transformer")["guidance_embeds"] else None,
+        seed=asked.seed,
+        dtype=asked.dtype,
+        pooled=asked.pooled,
+    )

@@ -1,0 +1,95 @@
+"""The text encoder that leads a sampling: a student, or the teacher's own T5."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evaluation.sampling import Embed
+from models.student import check_fits, load_student, student_folder
+from models.teacher_folder import POOLED_PARTS, TeacherFolder
+from models.text_encoder import TeacherTextEncoder, cut_token_ids, load_tokenizer, token_ids_of
+from storage_schemas.digests import digest, weight_sha256
+from storage_schemas.errors import BadSettings
+from storage_schemas.manifest import Pooled
+
+TEACHER = "teacher"
+"""The name under which the teacher's own text encoder leads; a folder of that name is ./teacher."""
+
+PICTURE_PARTS = ("transformer", "scheduler", "vae")
+_TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leader:
+    """A text encoder with its tokenizer and the number of tokens it is fed; `digest` is of its weights.
+
+    trained_guidance: lowest and highest guidance it was trained for, None where it does not say.
+    """
+
+    tokenizer: Any
+    text_length: int
+    digest: str
+    trained_guidance: tuple[float, float] | None
+    embed: Embed
+
+    def embeddings(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
+        """encoder_hidden_states_BTD of texts, padded to the text length."""
+        rows = [cut_token_ids(ids, self.text_length) for ids in token_ids_of(self.tokenizer, texts)]
+        ids_BT = torch.full((len(rows), self.text_length), self.tokenizer.pad_token_id, dtype=torch.int64)
+        for row, ids in zip(ids_BT, rows, strict=True):
+            row[: len(ids)] = torch.tensor(ids)
+        with torch.no_grad():
+            return self.embed(ids_BT.to(device))
+
+
+def teacher_parts(student: str, pooled: Pooled = "zero") -> tuple[str, ...]:
+    """What of a teacher's folder has to be there: for a student with a tokenizer nothing of T5."""
+    parts = PICTURE_PARTS if pooled == "zero" else (*PICTURE_PARTS, *POOLED_PARTS)
+    if student == TEACHER:
+        return (*parts, "text_encoder_2", "tokenizer_2")
+    return parts if _has_tokenizer(student_folder(Path(student))) else (*parts, "tokenizer_2")
+
+
+def open_leader(
+    student: str, teacher: TeacherFolder, *, text_length: int | None, dtype: torch.dtype, device: torch.device
+) -> Leader:
+    """The student of a run folder or an export at the text length it was trained at, or `teacher`.
+
+    text_length: for the teacher; default its own. Raises BadStudent, BadTeacher, BadSettings.
+    """
+    if student == TEACHER:
+        # Not before it is needed: with all pictures there already, or refused, T5-XXL is not read.
+        loaded = cache(lambda: TeacherTextEncoder.load(teacher, dtype=dtype, device=device))
+        return Leader(
+            tokenizer=load_tokenizer(teacher.part("tokenizer_2")),
+            text_length=text_length or teacher.text_length,
+            digest=digest(teacher.weight_hashes("text_encoder_2")),
+            trained_guidance=None,
+            embed=lambda token_ids_BT: loaded().encode(token_ids_BT),
+        )
+    folder = student_folder(Path(student))
+    network = load_student(folder)
+    check_fits(network, int(teacher.config("transformer")["joint_attention_dim"]), student)
+    trained_length = int(network.config.text_length)
+    if text_length not in (None, trained_length):
+        raise BadSettings(
+            f"--text-length is {text_length}, but {student} was trained at {trained_length} text tokens: a student is "
+            f"used at its own length; leave the flag away"
+        )
+    network.to(device)
+    guidance = getattr(network.config, "trained_guidance", None)
+    return Leader(
+        tokenizer=load_tokenizer(folder if _has_tokenizer(folder) else teacher.part("tokenizer_2")),
+        text_length=trained_length,
+        digest=digest({file.name: weight_sha256(file) for file in sorted(folder.glob("*.safetensors"))}),
+        trained_guidance=None if guidance is None else (float(guidance[0]), float(guidance[1])),
+        embed=lambda token_ids_BT: network(token_ids_BT)[0],
+    )
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
