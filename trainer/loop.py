@@ -130,11 +130,11 @@ class Trainer:
         torch.manual_seed(mix(self.settings.seed, step))
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
-        parts = self.requests(step)
-        value = sum(self._gradients(step, request.rows, next(batches)) for request in parts) / len(parts)
+        parts = self.settings.accumulate
+        value = sum(self._gradients(step, part, next(batches)) for part in range(parts)) / parts
         norm = float(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip))
         if not math.isfinite(norm):
-            self._stop(step, "norm of the gradient", norm, [row for request in parts for row in request.rows])
+            self._stop(step, "norm of the gradient", norm, [row for part in self.requests(step) for row in part.rows])
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.student, step)
@@ -149,11 +149,11 @@ class Trainer:
         )
         return value
 
-    def _gradients(self, step: int, rows: Rows, batch: Batch | EmbeddingBatch) -> float:
+    def _gradients(self, step: int, part: int, batch: Batch | EmbeddingBatch) -> float:
         loss = self.objective.training_loss(step, self.embed(self.student, batch.token_ids_BT), batch)
         value = float(loss.detach())
         if not math.isfinite(value):
-            self._stop(step, "loss", value, rows)
+            self._stop(step, "loss", value, self.requests(step)[part].rows)
         (loss / self.settings.accumulate).backward()
         return value
 

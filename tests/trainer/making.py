@@ -27,7 +27,7 @@ def make_trainer(run: Path, cache_folder: Path, teacher: Path, student: Path, **
 def gradient(trainer: Trainer, step: int) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one optimizer step, no step taken."""
     trainer.student.train().zero_grad()
+    parts = trainer.settings.accumulate
     with trainer.feed.prefetch(trainer.requests(step)) as batches:
-        parts = trainer.requests(step)
-        loss = sum(trainer._gradients(step, request.rows, next(batches)) for request in parts) / len(parts)
+        loss = sum(trainer._gradients(step, part, next(batches)) for part in range(parts)) / parts
     return loss, {name: value.grad.clone() for name, value in trainer.student.named_parameters()}
