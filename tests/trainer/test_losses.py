@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -25,6 +25,7 @@ from trainer.losses import context_loss, difference, embedding_loss, step_weight
 FLOATS = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=20)
 
 
+@settings(max_examples=40)
 @given(values=FLOATS, huber=st.floats(0.01, 50))
 def test_huber_is_the_square_inside_and_its_tangent_outside(values, huber):
     found = torch.tensor(values)
@@ -33,6 +34,7 @@ def test_huber_is_the_square_inside_and_its_tangent_outside(values, huber):
     assert float(difference(found, torch.zeros_like(found), huber)) == pytest.approx(mean, rel=1e-4, abs=1e-6)
 
 
+@settings(max_examples=40)
 @given(values=FLOATS)
 def test_a_huber_above_every_difference_is_the_squared_loss(values):
     found = torch.tensor(values)
@@ -40,6 +42,7 @@ def test_a_huber_above_every_difference_is_the_squared_loss(values):
     assert torch.allclose(difference(found, torch.zeros_like(found), 1000.0), squared, rtol=1e-5)
 
 
+@settings(max_examples=40)
 @given(sigmas=st.lists(st.floats(0.01, 1), min_size=2, max_size=20, unique=True))
 def test_weights_of_steps_are_what_they_are_named_for_with_mean_one(sigmas):
     falling = sorted(sigmas, reverse=True)
