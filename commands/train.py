@@ -26,21 +26,54 @@ def train(
     init: Annotated[
         Literal["auto", "pretrained", "random"], typer.Option(help="auto: pretrained where there are weights.")
     ] = "auto",
-    steps: Annotated[int, typer.Option(help="Optimizer steps with the vision loss.")] = 1000,
-    warmup_steps: Annotated[int, typer.Option(help="Steps with the embedding loss before them.")] = 0,
-    batch_size: int = 32,
+    steps: Annotated[int, typer.Option(help="Optimizer steps with --loss.")] = 1000,
+    warmup_steps: Annotated[int, typer.Option(help="Steps with --warmup-loss before them.")] = 0,
+    loss: Annotated[
+        Literal["vision", "embedding", "context"],
+        typer.Option(
+            help="vision: the paper's, replay through the transformer. embedding: its naive distillation. context: "
+            "the embedding error after the transformer's text projection; of it only that linear is read."
+        ),
+    ] = "vision",
+    warmup_loss: Literal["embedding", "context"] = "embedding",
+    huber: Annotated[
+        float | None, typer.Option(help="--loss grows as a line, not a square, where a difference is above this.")
+    ] = None,
+    step_weights: Annotated[
+        Literal["uniform", "sigma", "interval"],
+        typer.Option(help="Weight of a step in the vision loss: uniform is the paper's; sigma; its distance in sigma."),
+    ] = "uniform",
+    embedding_term: Annotated[float, typer.Option(help="Weight of the embedding loss beside the vision loss.")] = 0.0,
+    batch_size: Annotated[int, typer.Option(help="Rows of an optimizer step.")] = 32,
+    accumulate: Annotated[int, typer.Option(help="Equal parts of the batch, computed one by one: less memory.")] = 1,
     order: Annotated[Literal["shuffled", "following"], typer.Option(help="following: the paper's.")] = "shuffled",
+    steps_per_trajectory: Annotated[
+        int, typer.Option(help="Rows of the batch that are steps of one trajectory and share the student's forward.")
+    ] = 1,
     learning_rate: float = 1e-4,
     warmup_learning_rate: Annotated[float | None, typer.Option(help="Default: the same.")] = None,
-    decay: Literal["constant", "cosine"] = "constant",
+    decay: Annotated[
+        Literal["constant", "cosine", "linear"], typer.Option(help="Of the learning rate, over each stage.")
+    ] = "constant",
+    lr_warmup_steps: Annotated[
+        int | None, typer.Option(help="Steps over which it rises; default: 20 where it decays, else none.")
+    ] = None,
     weight_decay: float = 1e-3,
     clip: Annotated[float, typer.Option(help="Largest norm of the student's gradient.")] = 1.0,
     dropout: float = 0.1,
     position_bias_factor: Annotated[float, typer.Option(help="Learning rate of T5's position bias, times this.")] = 1.0,
+    ema: Annotated[
+        float | None, typer.Option(help="Decay of an average of the weights, which is validated and exported.")
+    ] = None,
+    student_dtype: Annotated[
+        Literal["auto", "float32", "bfloat16-autocast"],
+        typer.Option(help="Arithmetic of the student (weights stay float32); auto: autocast on a GPU in bfloat16."),
+    ] = "auto",
     backbone_dtype: Annotated[
         Literal["cache", "bfloat16", "float32"], typer.Option(help="cache: as recorded.")
     ] = "cache",
     checkpoint_every: int = 200,
+    keep: Annotated[int, typer.Option(help="Last checkpoints kept, besides the best.")] = 2,
     seed: int = 0,
     verify: Verify = "once",
     local_copy: Annotated[
@@ -59,10 +92,13 @@ def train(
     from trainer.settings import TrainSettings
 
     asked = TrainSettings.from_flags(
-        student=student, init=init, steps=steps, warmup_steps=warmup_steps, batch_size=batch_size,
-        order=order, learning_rate=learning_rate, warmup_learning_rate=warmup_learning_rate, decay=decay,
-        weight_decay=weight_decay, clip=clip, dropout=dropout, position_bias_factor=position_bias_factor,
-        backbone_dtype=backbone_dtype, checkpoint_every=checkpoint_every, seed=seed,
+        student=student, init=init, steps=steps, warmup_steps=warmup_steps, loss=loss, warmup_loss=warmup_loss,
+        huber=huber, step_weights=step_weights, embedding_term=embedding_term, batch_size=batch_size,
+        accumulate=accumulate, order=order, steps_per_trajectory=steps_per_trajectory, learning_rate=learning_rate,
+        warmup_learning_rate=warmup_learning_rate, decay=decay, lr_warmup_steps=lr_warmup_steps,
+        weight_decay=weight_decay, clip=clip, dropout=dropout, position_bias_factor=position_bias_factor, ema=ema,
+        student_dtype=student_dtype, backbone_dtype=backbone_dtype, checkpoint_every=checkpoint_every, keep=keep,
+        seed=seed,
     )  # fmt: skip
     source = student_source(student)
     from storage_schemas.reader import Cache
@@ -73,8 +109,9 @@ def train(
     from models.teacher_folder import REPLAY_PARTS
     from trainer.train import train as run_train
 
-    # A warm-up alone compares embeddings: it needs no transformer.
-    teacher = resolve_teacher(backbone or recorded.manifest.source, REPLAY_PARTS) if steps else None
+    # Where embeddings alone are compared no transformer is needed.
+    needed = asked.teacher_use != "none"
+    teacher = resolve_teacher(backbone or recorded.manifest.source, REPLAY_PARTS) if needed else None
     progress = terminal(quiet)
     run_train(run, asked, recorded, teacher, torch_device, progress, student_source=source, accept_floor=accept_floor)
     out.print(f"{run}: student trained for {asked.total_steps} steps", markup=False)

@@ -12,7 +12,7 @@ import torch
 from storage_schemas.fields import DTYPES, Array
 from storage_schemas.reader import Cache
 from storage_schemas.tensors import to_torch
-from storage_schemas.trajectory import Trajectory
+from storage_schemas.trajectory import Trajectory, trajectory_key
 from trainer.pool import Pool
 from trainer.prefetch import Prefetch, Task
 
@@ -29,15 +29,23 @@ Rows = Sequence[tuple[int, int]]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A batch to read: rows (position, k), for the replay loss or for the embedding loss (which takes no k)."""
+    """A batch to read: rows (position, k), for the replay loss or for a loss of embeddings (which takes no k).
 
-    loss: Literal["embedding", "vision"]
+    share: so many rows that follow one another are steps of one trajectory. embeddings: a replay takes the teacher's.
+    """
+
+    loss: Literal["embedding", "context", "vision"]
     rows: Rows
+    share: int = 1
+    embeddings: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Rows of replay: latent, target, conditions, and the text that belongs to them."""
+    """Rows of replay: latent, target, conditions, step number k, and the text that belongs to them.
+
+    Of text there is one row for every `share` rows of the rest; encoder_hidden_states_BTD is None unless asked for.
+    """
 
     token_ids_BT: torch.Tensor
     hidden_states_BSC: torch.Tensor
@@ -45,6 +53,9 @@ class Batch:
     pooled_BP: torch.Tensor
     timestep_B: torch.Tensor
     guidance_B: torch.Tensor | None
+    step_B: torch.Tensor
+    share: int = 1
+    encoder_hidden_states_BTD: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,20 +111,25 @@ class Feed:
         """encoder_hidden_states_BTD of prompts, as cached."""
         return to_torch(self._embeddings_of(prompts)).to(self._device)
 
+    def name_of(self, position: int) -> str:
+        """Key of a trajectory."""
+        place = self.cache.layout.place(int(self.indices[position]))
+        return trajectory_key(self.cache.prompts[place.prompt].id, place.replica)
+
     def prompt_of(self, position: int) -> int:
         """Number of the prompt of a trajectory."""
         return self.cache.layout.place(int(self.indices[position])).prompt
 
     def _read(self, request: Request, turn: int) -> Batch | EmbeddingBatch:
         batch: Batch | EmbeddingBatch
-        if request.loss == "embedding":
-            batch = self._read_embeddings([position for position, _ in request.rows], turn)
+        if request.loss == "vision":
+            batch = self._read_replay(request.rows, turn, share=request.share, embeddings=request.embeddings)
         else:
-            batch = self._read_replay(request.rows, turn)
+            batch = self._read_embeddings([position for position, _ in request.rows], turn)
         # From pinned memory the copy to the GPU runs beside the computation; elsewhere pinning costs a copy.
         return _each_tensor(batch, torch.Tensor.pin_memory) if self._device.type == "cuda" else batch
 
-    def _read_replay(self, rows: Rows, turn: int = 0) -> Batch:
+    def _read_replay(self, rows: Rows, turn: int = 0, *, share: int = 1, embeddings: bool = False) -> Batch:
         sampling = self.cache.manifest.sampling
         shape = (len(rows), sampling.image_tokens, sampling.channels)
         hidden_states_BSC, velocity_BSC = (np.empty(shape, dtype=DTYPES[sampling.dtype]) for _ in range(2))
@@ -127,12 +143,15 @@ class Feed:
         dtype = to_torch(velocity_BSC).dtype
         prompts = [self.prompt_of(position) for position, _ in rows]
         return Batch(
-            token_ids_BT=self._token_ids(prompts),
+            token_ids_BT=self._token_ids(prompts[::share]),
             hidden_states_BSC=to_torch(hidden_states_BSC),
             velocity_BSC=to_torch(velocity_BSC),
             pooled_BP=to_torch(np.stack([self._pooled.get(prompt, self._read_pooled) for prompt in prompts])),
             timestep_B=torch.tensor([sampling.timesteps[k] for _, k in rows], dtype=dtype),
             guidance_B=None if sampling.guidance is None else torch.from_numpy(guidance_B),
+            step_B=torch.tensor([k for _, k in rows]),
+            share=share,
+            encoder_hidden_states_BTD=to_torch(self._embeddings_of(prompts[::share], turn)) if embeddings else None,
         )
 
     def _read_embeddings(self, positions: Sequence[int], turn: int = 0) -> EmbeddingBatch:
@@ -168,8 +187,10 @@ class Feed:
     def _size_bytes(self, request: Request) -> int:
         sampling, teacher = self.cache.manifest.sampling, self.cache.manifest.teacher
         embedding, latent = teacher.text_length * teacher.text_width, sampling.image_tokens * sampling.channels
-        elements = embedding if request.loss == "embedding" else 2 * latent
-        return len(request.rows) * elements * DTYPES[sampling.dtype].itemsize
+        rows = len(request.rows)
+        elements = rows * 2 * latent if request.loss == "vision" else rows * embedding
+        elements += rows // request.share * embedding if request.embeddings else 0
+        return elements * DTYPES[sampling.dtype].itemsize
 
     def _on_device(self, batch: AnyBatch) -> AnyBatch:
         beside = self._device.type == "cuda"
@@ -177,8 +198,8 @@ class Feed:
 
 
 def _each_tensor(batch: AnyBatch, change: Callable[[torch.Tensor], torch.Tensor]) -> AnyBatch:
-    tensors: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items() if tensor is not None}
+    values: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
     return replace(batch, **changed)
 
 

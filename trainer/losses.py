@@ -1,18 +1,15 @@
-"""The losses: the paper's (replay through the frozen backbone), and the embedding error of its warm-up."""
+"""The losses: the paper's (replay through the frozen backbone), and the embedding errors of its warm-up."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch.nn.functional import mse_loss
+from torch.nn.functional import huber_loss, linear, mse_loss
 
 from models.backbone import FluxBackbone
-from trainer.feed import Batch
-
-
-def vision_loss(backbone: FluxBackbone, embedding_BTD: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Mean squared difference, in fp32, of the backbone's prediction and the cached one (paper, equation 3).
-
-    embedding_BTD: the student's, any float dtype; it is rounded to the backbone's.
-    """
-    return mse_loss(replay(backbone, embedding_BTD, batch).float(), batch.velocity_BSC.float())
+from trainer.feed import Batch, EmbeddingBatch
+from trainer.settings import Loss, TrainSettings
 
 
 def replay(backbone: FluxBackbone, embedding_BTD: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -26,6 +23,106 @@ def replay(backbone: FluxBackbone, embedding_BTD: torch.Tensor, batch: Batch) ->
     )
 
 
-def embedding_loss(embedding_BTD: torch.Tensor, teacher_BTD: torch.Tensor) -> torch.Tensor:
+def difference(found: torch.Tensor, wanted: torch.Tensor, huber: float | None = None) -> torch.Tensor:
+    """Mean squared difference in fp32; 2 huber |x| - huber^2 in place of x^2 where |x| is above `huber`."""
+    return mse_loss(found.float(), wanted.float()) if huber is None else _differences(found, wanted, huber).mean()
+
+
+def _differences(found: torch.Tensor, wanted: torch.Tensor, huber: float | None) -> torch.Tensor:
+    if huber is None:
+        return mse_loss(found.float(), wanted.float(), reduction="none")
+    # torch's has half a square: twice it equals the squared difference where the difference is small.
+    return 2 * huber_loss(found.float(), wanted.float(), delta=huber, reduction="none")
+
+
+def vision_loss(
+    backbone: FluxBackbone,
+    embedding_BTD: torch.Tensor,
+    batch: Batch,
+    *,
+    huber: float | None = None,
+    weights_K: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Mean squared difference, in fp32, of the backbone's prediction and the cached one (paper, equation 3).
+
+    embedding_BTD: the student's, any float dtype, a row for every batch.share rows; it is rounded to the backbone's.
+    weights_K: fp32, multiplies the mean of a row by its step; None leaves the rows alike.
+    """
+    if batch.share > 1:
+        embedding_BTD = embedding_BTD.repeat_interleave(batch.share, dim=0)
+    found_BSC = replay(backbone, embedding_BTD, batch)
+    if weights_K is None:
+        return difference(found_BSC, batch.velocity_BSC, huber)
+    errors_BSC = _differences(found_BSC, batch.velocity_BSC, huber)
+    return (weights_K[batch.step_B] * errors_BSC.flatten(1).mean(1)).mean()
+
+
+def embedding_loss(
+    embedding_BTD: torch.Tensor, teacher_BTD: torch.Tensor, *, huber: float | None = None
+) -> torch.Tensor:
     """Mean squared difference of embeddings, in fp32: the paper's "naive" distillation; needs no backbone."""
-    return mse_loss(embedding_BTD.float(), teacher_BTD.float())
+    return difference(embedding_BTD, teacher_BTD, huber)
+
+
+def context_loss(
+    embedding_BTD: torch.Tensor, teacher_BTD: torch.Tensor, weight_ID: torch.Tensor, *, huber: float | None = None
+) -> torch.Tensor:
+    """The embedding error as the backbone sees it: after its text projection, weight_ID in fp32 (I its inner width).
+
+    What the projection maps to zero costs nothing. Its bias falls out of the difference.
+    """
+    return difference(linear(embedding_BTD.float(), weight_ID), linear(teacher_BTD.float(), weight_ID), huber)
+
+
+def step_weights(name: Literal["uniform", "sigma", "interval"], sigmas: Sequence[float]) -> torch.Tensor | None:
+    """Weight of step k, [K] fp32 with mean 1; None for uniform, where every step counts alike as in the paper.
+
+    sigma: sigma_k, more for the noisy steps, in which the composition is decided. interval: sigma_k - sigma_{k+1},
+    how far the prediction moves the latent: the loss is then a mean over sigma and not over steps.
+    """
+    if name == "uniform":
+        return None
+    sigmas_K1 = torch.tensor(sigmas, dtype=torch.float64)
+    weights_K = sigmas_K1[:-1] if name == "sigma" else sigmas_K1[:-1] - sigmas_K1[1:]
+    return (weights_K / weights_K.mean()).float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What a run minimises: the losses of its stages, with their options.
+
+    backbone: None where no stage replays. context_ID: the backbone's text projection, fp32, where a stage needs it.
+    """
+
+    settings: TrainSettings
+    backbone: FluxBackbone | None
+    context_ID: torch.Tensor | None
+    weights_K: torch.Tensor | None
+
+    def training_loss(self, step: int, student_BTD: torch.Tensor, batch: Batch | EmbeddingBatch) -> torch.Tensor:
+        """The loss of optimizer step `step`. `huber` is in the units of the stage after the warm-up, and its alone."""
+        kind = self.settings.loss_at(step)
+        huber = self.settings.huber if step >= self.settings.warmup_steps else None
+        if isinstance(batch, EmbeddingBatch):
+            return self._text_loss(kind, student_BTD, batch, huber)
+        assert self.backbone is not None
+        loss = vision_loss(self.backbone, student_BTD, batch, huber=huber, weights_K=self.weights_K)
+        if batch.encoder_hidden_states_BTD is not None:
+            term = embedding_loss(student_BTD, batch.encoder_hidden_states_BTD)
+            loss = loss + self.settings.embedding_term * term
+        return loss
+
+    def plain_loss(self, student_BTD: torch.Tensor, batch: Batch | EmbeddingBatch) -> torch.Tensor:
+        """The loss by which runs are compared: no weights, no Huber, no term; vision where there is a backbone."""
+        if isinstance(batch, EmbeddingBatch):
+            return self._text_loss("embedding" if self.context_ID is None else "context", student_BTD, batch, None)
+        assert self.backbone is not None
+        return vision_loss(self.backbone, student_BTD, batch)
+
+    def _text_loss(
+        self, kind: Loss, student_BTD: torch.Tensor, batch: EmbeddingBatch, huber: float | None
+    ) -> torch.Tensor:
+        if kind == "embedding":
+            return embedding_loss(student_BTD, batch.encoder_hidden_states_BTD, huber=huber)
+        assert self.context_ID is not None
+        return context_loss(student_BTD, batch.encoder_hidden_states_BTD, self.context_ID, huber=huber)

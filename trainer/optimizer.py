@@ -33,12 +33,17 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainSettings,
 
 
 def learning_rate_at(settings: TrainSettings, step: int) -> float:
-    """Each stage rises over its first 20 steps where it decays, then stays or falls along a cosine to zero."""
+    """Each stage rises over its first steps, then stays, or falls along a cosine or a line to zero at its end."""
     base = settings.learning_rate
-    if settings.loss_at(step) == "embedding" and settings.warmup_learning_rate is not None:
+    if step < settings.warmup_steps and settings.warmup_learning_rate is not None:
         base = settings.warmup_learning_rate
-    if settings.decay == "constant":
-        return base
     position, length = settings.stage_position(step)
-    rise = min(1.0, (position + 1) / _SHORT_RISE)
+    rise_steps = settings.lr_warmup_steps
+    if rise_steps is None:
+        rise_steps = 0 if settings.decay == "constant" else _SHORT_RISE
+    rise = min(1.0, (position + 1) / rise_steps) if rise_steps else 1.0
+    if settings.decay == "constant":
+        return base * rise
+    if settings.decay == "linear":
+        return base * rise * (1 - position / length)
     return base * rise * 0.5 * (1 + math.cos(math.pi * position / length))

@@ -42,8 +42,9 @@ def shuffled_position(position: int, *, count: int, seed: int, epoch: int) -> in
 class Order:
     """Which trajectories and which of their steps an optimizer step sees.
 
-    kind "shuffled": steps drawn at random over trajectories. "following": the paper's: one batch of trajectories
-    walked from the first step to the last, one optimizer step each. `count` trajectories, `steps` = K.
+    kind "shuffled": steps drawn at random over trajectories; `share` rows in a row are different steps of one of
+    them. "following": the paper's: one batch of trajectories walked from the first step to the last, one optimizer
+    step each. `count` trajectories, `steps` = K.
     """
 
     kind: str
@@ -51,17 +52,24 @@ class Order:
     steps: int
     batch_size: int
     seed: int
+    share: int = 1
+
+    def __post_init__(self) -> None:
+        if self.share > 1 and self.kind != "shuffled":
+            raise ValueError(f"share is {self.share} in the order {self.kind!r}, expected 1: only shuffled shares")
+        if self.batch_size % self.share or self.share > self.steps:
+            raise ValueError(
+                f"share is {self.share}, expected a divisor of the batch size {self.batch_size}, at most {self.steps}"
+            )
 
     def batch(self, optimizer_step: int) -> list[tuple[int, int]]:
         """(position of the trajectory in 0 .. count-1, k) for each row of the batch."""
         if self.kind == "following":
             walk, k = divmod(optimizer_step, self.steps)
             return [(self._trajectory(walk * self.batch_size + row), k) for row in range(self.batch_size)]
-        first = optimizer_step * self.batch_size
-        return [
-            (self._trajectory(item), mix(self.seed, item, self.steps) % self.steps)
-            for item in range(first, first + self.batch_size)
-        ]
+        items = self.batch_size // self.share
+        first = optimizer_step * items
+        return [(self._trajectory(item), k) for item in range(first, first + items) for k in self._steps(item)]
 
     def rank_batch(self, optimizer_step: int, *, rank: int, ranks: int) -> list[tuple[int, int]]:
         """Rows of process `rank` of `ranks`: an equal part of the batch; in rank order the parts are the batch.
@@ -73,7 +81,17 @@ class Order:
         if not 0 <= rank < ranks:
             raise ValueError(f"rank is {rank}, expected 0 to {ranks - 1}")
         rows = self.batch_size // ranks
+        if rows % self.share:
+            raise ValueError(f"{rows} rows of a process, expected a multiple of the {self.share} steps that share one")
         return self.batch(optimizer_step)[rank * rows : (rank + 1) * rows]
+
+    def _steps(self, item: int) -> list[int]:
+        if self.share == 1:
+            return [mix(self.seed, item, self.steps) % self.steps]
+        return [
+            shuffled_position(turn, count=self.steps, seed=self.seed, epoch=mix(item, self.steps))
+            for turn in range(self.share)
+        ]
 
     def _trajectory(self, item: int) -> int:
         epoch, position = divmod(item, self.count)

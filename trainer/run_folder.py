@@ -12,6 +12,8 @@ from trainer.training_set import TrainingSet
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
+# Neither the weights nor what is best depend on these.
+_FREE = ("keep",)
 
 
 def open_run(run: Path, config: RunConfig, committed: TrainingSet) -> TrainingSet:
@@ -40,7 +42,7 @@ def _check_same_run(found: RunConfig, wanted: RunConfig, run: Path) -> None:
     was = {**found.settings.json_value(), "cache": found.sampling_digest}
     now = {**wanted.settings.json_value(), "cache": wanted.sampling_digest}
     for key in was:
-        if was[key] != now[key]:
+        if was[key] != now[key] and key not in _FREE:
             raise BadRun(
                 f"{run} was begun with {key.replace('_', '-')} = {was[key]}, you asked for {now[key]}: the weights "
                 f"depend on it; give the flags of the first time, or another folder"

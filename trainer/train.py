@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from models.backbone import FluxBackbone
+from models.context_projection import load_context_projection
 from models.geometry import recorded_geometry
 from models.schedule import DTYPES
 from models.student import new_student
@@ -15,6 +16,7 @@ from storage_schemas.manifest import Manifest
 from storage_schemas.progress import Progress
 from storage_schemas.reader import Cache
 from trainer.loop import Trainer
+from trainer.losses import Objective, step_weights
 from trainer.run_folder import log_metrics, open_run
 from trainer.settings import RunConfig, TrainSettings
 from trainer.training_set import TrainingSet
@@ -36,16 +38,18 @@ def train(
 ) -> Path:
     """Train a student, or go on with one.
 
-    teacher: where the transformer lies (None for a warm-up alone). student_source: where settings.student lies.
+    teacher: where the transformer lies (None where settings.teacher_use is "none"). student_source: where
+    settings.student lies.
     """
-    _check_warm_up(settings, cache)
+    _check_fits(settings, cache)
     student = new_student(
         student_source, cache.manifest.teacher, init=settings.init, dropout=settings.dropout, seed=settings.seed
     )
     training_set = open_run(run, _run_config(settings, cache, teacher), TrainingSet.of(cache))
     training_set.check(cache, run)
-    backbone = _load_backbone(settings, cache.manifest, teacher, device) if teacher is not None else None
-    trainer = Trainer(run, settings, cache, backbone, student, device, training_set)
+    objective = _objective(settings, cache.manifest, teacher, device)
+    autocast = _autocast(settings, cache.manifest, device)
+    trainer = Trainer(run, settings, cache, objective, student, device, training_set, autocast=autocast)
     parameters = sum(parameter.numel() for parameter in trainer.student.parameters())
     if not cache.finished:
         progress.say(f"{cache.folder} is not finished: {len(cache)} of its {cache.planned} trajectories are there")
@@ -55,26 +59,62 @@ def train(
             f"has now: a new run folder takes all of them"
         )
     progress.say(
-        f"student of {parameters:,} parameters; {len(trainer.feed)} trajectories to train on, "
-        f"{len(trainer.held_out)} held out"
+        f"student of {parameters:,} parameters in float32{', bfloat16 autocast' * autocast}; {len(trainer.feed)} "
+        f"trajectories to train on, {len(trainer.held_out)} held out"
     )
     if cache.manifest.sampling.storage.embeddings == "none":
         progress.say(
             f"no replay floor: {cache.folder} was built with --embeddings none; "
             f"a cache with --embeddings stored has one"
         )
-    elif backbone is not None:
+    elif objective.backbone is not None:
         _check_floor(trainer, progress, accept_floor=accept_floor)
     trainer.train(progress)
     return run
 
 
-def _check_warm_up(settings: TrainSettings, cache: Cache) -> None:
-    if settings.warmup_steps and cache.manifest.sampling.storage.embeddings == "none":
+def _check_fits(settings: TrainSettings, cache: Cache) -> None:
+    steps = cache.manifest.sampling.steps
+    if settings.steps_per_trajectory > steps:
         raise BadSettings(
-            f"--warmup-steps is {settings.warmup_steps}, but {cache.folder} was built with --embeddings none: the "
-            f"warm-up compares with the teacher's embeddings; give --warmup-steps 0, or build with --embeddings stored"
+            f"--steps-per-trajectory is {settings.steps_per_trajectory}, the trajectories of {cache.folder} have "
+            f"{steps} steps: as many different ones there are not; give at most {steps}"
         )
+    if cache.manifest.sampling.storage.embeddings == "stored" or not settings.needs_embeddings:
+        return
+    if settings.warmup_steps:
+        asked, what, way = f"--warmup-steps is {settings.warmup_steps}", "the warm-up", "--warmup-steps 0"
+    elif settings.loss != "vision":
+        asked, what, way = f"--loss is {settings.loss}", "this loss", "--loss vision"
+    else:
+        asked, what, way = f"--embedding-term is {settings.embedding_term:g}", "the term", "--embedding-term 0"
+    raise BadSettings(
+        f"{asked}, but {cache.folder} was built with --embeddings none: {what} compares with the teacher's "
+        f"embeddings; give {way}, or build with --embeddings stored"
+    )
+
+
+def _objective(
+    settings: TrainSettings, manifest: Manifest, teacher: TeacherFolder | None, device: torch.device
+) -> Objective:
+    backbone = context_ID = None
+    if teacher is not None and "context" in settings.losses:
+        context_ID = load_context_projection(teacher, manifest.teacher, device)
+    if teacher is not None and settings.teacher_use == "transformer":
+        backbone = _load_backbone(settings, manifest, teacher, device)
+    weights_K = step_weights(settings.step_weights, manifest.sampling.sigmas)
+    weights_K = weights_K.to(device) if weights_K is not None else None
+    return Objective(settings=settings, backbone=backbone, context_ID=context_ID, weights_K=weights_K)
+
+
+def _autocast(settings: TrainSettings, manifest: Manifest, device: torch.device) -> bool:
+    if settings.student_dtype == "auto":
+        return device.type == "cuda" and _backbone_dtype(settings, manifest) == "bfloat16"
+    return settings.student_dtype == "bfloat16-autocast"
+
+
+def _backbone_dtype(settings: TrainSettings, manifest: Manifest) -> str:
+    return manifest.sampling.dtype if settings.backbone_dtype == "cache" else settings.backbone_dtype
 
 
 def _check_floor(trainer: Trainer, progress: Progress, *, accept_floor: bool) -> None:
@@ -117,9 +157,8 @@ def _load_backbone(
             f"{teacher.path}/{name} has sha256 {str(found.get(name))[:16]}, the cache was recorded with "
             f"{str(expected.get(name))[:16]}: another model; give the recorded one with --backbone"
         )
-    sampling = manifest.sampling
-    geometry = recorded_geometry(sampling)
-    name = sampling.dtype if settings.backbone_dtype == "cache" else settings.backbone_dtype
+    geometry = recorded_geometry(manifest.sampling)
+    dtype = DTYPES[_backbone_dtype(settings, manifest)]
     return FluxBackbone.load(
-        teacher.path, geometry, text_length=manifest.teacher.text_length, dtype=DTYPES[name], device=device
+        teacher.path, geometry, text_length=manifest.teacher.text_length, dtype=dtype, device=device
     )

@@ -54,7 +54,9 @@ def one_by_one(feed: Feed, requests: list[Request]) -> list[Batch | EmbeddingBat
 
 def same_batches(a: list, b: list) -> bool:
     def same(x, y) -> bool:
-        return (x is None and y is None) or (x.dtype == y.dtype and torch.equal(x, y))
+        if not isinstance(x, torch.Tensor):
+            return x == y
+        return x.dtype == y.dtype and torch.equal(x, y)
 
     return len(a) == len(b) and all(
         type(x) is type(y) and all(same(vars(x)[name], vars(y)[name]) for name in vars(x))
@@ -74,6 +76,24 @@ def test_batches_read_ahead_are_those_read_one_by_one(folder, kind, pool_bytes):
         found = list(batches)
     assert same_batches(found, one_by_one(feed_of(folder), requests))
     assert {type(batch) for batch in found} == {Batch, EmbeddingBatch}
+
+
+def test_rows_that_share_a_trajectory_read_its_text_once_and_the_teachers_if_asked(folder):
+    order = Order(kind="shuffled", count=COUNT, steps=STEPS, batch_size=4, seed=3, share=2)
+    requests = [Request(loss="vision", rows=order.batch(n), share=2, embeddings=bool(n % 2)) for n in range(6)]
+    feed = feed_of(folder)
+    with feed.prefetch(requests) as batches:
+        found = list(batches)
+    for request, batch in zip(requests, found, strict=True):
+        alone = feed.replay_batch(request.rows)
+        assert torch.equal(batch.token_ids_BT, alone.token_ids_BT[::2]) and batch.share == 2
+        assert torch.equal(batch.hidden_states_BSC, alone.hidden_states_BSC)
+        assert batch.step_B.tolist() == [k for _, k in request.rows]
+        prompts = [feed.prompt_of(position) for position, _ in request.rows[::2]]
+        if request.embeddings:
+            assert torch.equal(batch.encoder_hidden_states_BTD, feed.teacher_embeddings(prompts))
+        else:
+            assert batch.encoder_hidden_states_BTD is None
 
 
 @pytest.mark.parametrize("readers", [1, 2, 7])
@@ -229,7 +249,7 @@ def test_threads_that_want_the_same_value_read_it_once_and_share_its_error():
         pool.get(2, reading)
 
 
-@pytest.mark.parametrize(("device", "expected"), [("cpu", 0), ("cuda", 6)])
+@pytest.mark.parametrize(("device", "expected"), [("cpu", 0), ("cuda", 7)])
 def test_memory_is_pinned_for_a_gpu_alone(folder, monkeypatch, device, expected):
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (pinned.append(1), tensor)[1])

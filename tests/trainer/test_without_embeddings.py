@@ -23,6 +23,24 @@ def test_a_warm_up_is_refused_with_the_way_out(tmp_path, bare_cache, dev_teacher
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            {"loss": "context"},
+            r"--loss is context, but .* was built with --embeddings none: .*; give --loss vision, or",
+        ),
+        (
+            {"embedding_term": 0.5},
+            r"--embedding-term is 0.5, but .*: the term compares .*; give --embedding-term 0, or",
+        ),
+    ],
+)
+def test_losses_that_need_embeddings_are_refused(tmp_path, bare_cache, dev_teacher, t5_config, flags, message):
+    with pytest.raises(BadSettings, match=message):
+        run_training(tmp_path / "run", bare_cache, dev_teacher, t5_config, **flags)
+
+
 def test_it_trains_by_replay_and_says_that_there_is_no_floor(tmp_path, bare_cache, dev_teacher, t5_config):
     progress = Listening()
     run_training(tmp_path / "run", bare_cache, dev_teacher, t5_config, progress=progress, steps=2)

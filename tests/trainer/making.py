@@ -1,0 +1,33 @@
+"""Trainers for tests, made as `understudy train` makes them, with all in reach."""
+
+from pathlib import Path
+
+import torch
+
+from models.student import new_student
+from models.teacher_folder import REPLAY_PARTS, find_teacher
+from storage_schemas.reader import Cache
+from trainer.loop import Trainer
+from trainer.settings import TrainSettings
+from trainer.train import _autocast, _objective
+
+CPU = torch.device("cpu")
+
+
+def make_trainer(run: Path, cache_folder: Path, teacher: Path, student: Path, **flags) -> Trainer:
+    flags = {"steps": 8, "batch_size": 8, "learning_rate": 1e-3, "dropout": 0.0, **flags}
+    settings = TrainSettings.from_flags(student=str(student), **flags)
+    cache = Cache.open(cache_folder)
+    run.mkdir(parents=True, exist_ok=True)
+    objective = _objective(settings, cache.manifest, find_teacher(str(teacher), REPLAY_PARTS), CPU)
+    made = new_student(str(student), cache.manifest.teacher, init="auto", dropout=settings.dropout, seed=0)
+    return Trainer(run, settings, cache, objective, made, CPU, autocast=_autocast(settings, cache.manifest, CPU))
+
+
+def gradient(trainer: Trainer, step: int) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of one optimizer step, no step taken."""
+    trainer.student.train().zero_grad()
+    parts = trainer.settings.accumulate
+    with trainer.feed.prefetch(trainer.requests(step)) as batches:
+        loss = sum(trainer._gradients(step, part, next(batches)) for part in range(parts)) / parts
+    return loss, {name: value.grad.clone() for name, value in trainer.student.named_parameters()}

@@ -1,0 +1,151 @@
+"""How it is minimised: parts, shared forwards, averages, schedules and arithmetic of the student alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.student import checkpoints, load_student, student_folder
+from tests.cache_builder.building import build_cache
+from tests.trainer.making import gradient, make_trainer
+from tests.trainer.test_train import run_training, weights
+from trainer.feed import Request
+from trainer.optimizer import learning_rate_at
+from trainer.settings import TrainSettings
+from trainer.train import _autocast
+
+
+@pytest.fixture(scope="module")
+def exact_cache(tmp_path_factory: pytest.TempPathFactory, dev_teacher: Path) -> Path:
+    """In fp32, where a rounding error is one: bf16 would hide what is compared."""
+    folder = tmp_path_factory.mktemp("exact")
+    things = [f"a {c} {t}\n" for c in ("red", "green", "blue") for t in ("dog", "cat", "car")]
+    (folder / "p.txt").write_text("".join(things))
+    build_cache(folder / "cache", dev_teacher, folder / "p.txt", shard_size=8, batch_size=8, dtype="float32")
+    return folder / "cache"
+
+
+def nearly_the_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    assert one.keys() == other.keys()
+    return all(float((one[n] - other[n]).norm()) <= 1e-4 * float(one[n].norm()) + 1e-9 for n in one)
+
+
+@pytest.mark.parametrize("flags", [{}, {"steps_per_trajectory": 2}, {"loss": "embedding"}, {"step_weights": "sigma"}])
+def test_a_batch_in_parts_is_the_large_batch_to_rounding(tmp_path, exact_cache, dev_teacher, t5_config, flags):
+    whole = make_trainer(tmp_path, exact_cache, dev_teacher, t5_config, **flags)
+    parts = make_trainer(tmp_path, exact_cache, dev_teacher, t5_config, accumulate=4, **flags)
+    assert [len(request.rows) for request in parts.requests(3)] == [2] * 4
+    assert [row for request in parts.requests(3) for row in request.rows] == list(whole.requests(3)[0].rows)
+    (loss, gradients), (loss_of_parts, of_parts) = gradient(whole, 3), gradient(parts, 3)
+    assert loss_of_parts == pytest.approx(loss, rel=1e-5)
+    assert nearly_the_same(gradients, of_parts)
+    assert not nearly_the_same(gradients, gradient(whole, 4)[1])
+
+
+def test_a_shared_forward_is_the_unshared_one_to_rounding(tmp_path, exact_cache, dev_teacher, t5_config):
+    trainer = make_trainer(tmp_path, exact_cache, dev_teacher, t5_config, steps_per_trajectory=4)
+    (request,) = trainer.requests(0)
+    seen: list[int] = []
+    trainer.student.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    loss, shared = gradient(trainer, 0)
+    trainer.requests = lambda step: [Request(loss="vision", rows=request.rows)]
+    alone_loss, alone = gradient(trainer, 0)
+    assert seen == [2, 8]
+    assert alone_loss == pytest.approx(loss, rel=1e-5) and nearly_the_same(shared, alone)
+
+
+def test_the_warm_up_shares_nothing_its_batch_is_of_as_many_prompts(tmp_path, exact_cache, dev_teacher, t5_config):
+    trainer = make_trainer(tmp_path, exact_cache, dev_teacher, t5_config, steps_per_trajectory=4, warmup_steps=1)
+    assert len({position for position, _ in trainer.requests(0)[0].rows}) == 8
+    assert len({position for position, _ in trainer.requests(1)[0].rows}) == 2
+
+
+def test_the_average_is_the_formula_and_is_what_is_exported(tmp_path, exact_cache, dev_teacher, t5_config):
+    flags = {"steps": 3, "checkpoint_every": 1, "keep": 9, "dropout": 0.0}
+    run_training(tmp_path / "plain", exact_cache, dev_teacher, t5_config, **flags)
+    run_training(tmp_path / "run", exact_cache, dev_teacher, t5_config, ema=0.15, **flags)
+    first = make_trainer(tmp_path / "x", exact_cache, dev_teacher, t5_config)
+    average = {name: value.detach().clone() for name, value in first.student.named_parameters()}
+    pairs = zip(checkpoints(tmp_path / "plain"), checkpoints(tmp_path / "run"), strict=True)
+    for step, (plain, averaged) in enumerate(pairs):
+        trained = load_file(averaged / "trained.safetensors")
+        saved = load_student(averaged / "student").state_dict()
+        decay = min(0.15, (1 + step) / (10 + step))
+        for name in trained:
+            # The average changes nothing of the training.
+            assert torch.equal(trained[name], load_file(plain / "student/model.safetensors")[name])
+            average[name] = decay * average[name] + (1 - decay) * trained[name]
+            assert torch.allclose(saved[name], average[name], rtol=1e-5, atol=1e-7)
+            assert saved[name].dtype == torch.float32
+    assert (student_folder(tmp_path / "run") / "model.safetensors").is_file()
+    assert not (checkpoints(tmp_path / "plain")[0] / "trained.safetensors").exists()
+
+
+def test_validation_judges_the_average(tmp_path, cache_folder, dev_teacher, t5_config):
+    trainer = make_trainer(tmp_path, cache_folder, dev_teacher, t5_config, ema=0.9)
+    before = trainer.validate(0)
+    with torch.no_grad():
+        for value in trainer.student.parameters():
+            value.mul_(2)
+    assert trainer.validate(0) == before
+    trainer.average.update(trainer.student, 0)
+    assert trainer.validate(0) != before
+
+
+@pytest.mark.parametrize(
+    ("flags", "rates"),
+    [
+        ({}, [1, 1, 1, 1, 1, 1]),
+        ({"lr_warmup_steps": 4}, [0.25, 0.5, 0.25, 0.5, 0.75, 1]),
+        ({"decay": "linear", "lr_warmup_steps": 0}, [1, 0.5, 1, 0.75, 0.5, 0.25]),
+        ({"decay": "linear"}, [1 / 20, 0.5 * 2 / 20, 1 / 20, 0.75 * 2 / 20, 0.5 * 3 / 20, 0.25 * 4 / 20]),
+        ({"decay": "cosine", "lr_warmup_steps": 0}, [1, 0.5, 1, 0.853553, 0.5, 0.146447]),
+        ({"decay": "linear", "lr_warmup_steps": 2, "warmup_learning_rate": 4.0}, [2, 2, 0.5, 0.75, 0.5, 0.25]),
+    ],
+)
+def test_the_learning_rate_of_each_stage(flags, rates):
+    settings = TrainSettings.from_flags(student="x", warmup_steps=2, steps=4, learning_rate=1.0, **flags)
+    assert [learning_rate_at(settings, step) for step in range(6)] == pytest.approx(rates, rel=1e-5)
+
+
+def test_autocast_is_around_the_student_alone_and_its_parameters_stay_fp32(
+    tmp_path, cache_folder, dev_teacher, t5_config
+):
+    flags = {"student_dtype": "bfloat16-autocast", "steps": 2}
+    trainer = make_trainer(tmp_path, cache_folder, dev_teacher, t5_config, **flags)
+    seen = []
+
+    def watch(_module, arguments, named):
+        seen.append((torch.is_autocast_enabled("cpu"), named["encoder_hidden_states"].dtype))
+
+    trainer.objective.backbone.transformer.register_forward_pre_hook(watch, with_kwargs=True)
+    hidden = []
+    trainer.student.register_forward_hook(lambda *_: hidden.append(torch.is_autocast_enabled("cpu")))
+    loss, gradients = gradient(trainer, 0)
+    assert seen == [(False, torch.bfloat16)] and hidden == [True]
+    assert {value.dtype for value in gradients.values()} == {torch.float32}
+    plain_loss, plain = gradient(make_trainer(tmp_path / "f", cache_folder, dev_teacher, t5_config), 0)
+    assert loss == pytest.approx(plain_loss, rel=0.05) and not nearly_the_same(plain, gradients)
+    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, **flags)
+    assert {value.dtype for value in weights(tmp_path / "run").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("flags", "device", "dtype", "expected"),
+    [
+        ({}, "cuda", "bfloat16", True),
+        ({}, "cuda", "float32", False),
+        ({"backbone_dtype": "float32"}, "cuda", "bfloat16", False),
+        ({}, "cpu", "bfloat16", False),
+        ({"student_dtype": "float32"}, "cuda", "bfloat16", False),
+        ({"student_dtype": "bfloat16-autocast"}, "cpu", "float32", True),
+    ],
+)
+def test_auto_is_autocast_on_a_gpu_where_the_backbone_is_bf16(
+    cache_folder, exact_cache, flags, device, dtype, expected
+):
+    from storage_schemas.reader import Cache
+
+    manifest = Cache.open(cache_folder if dtype == "bfloat16" else exact_cache).manifest
+    assert _autocast(TrainSettings.from_flags(student="x", **flags), manifest, torch.device(device)) == expected
