@@ -122,7 +122,13 @@ SHARING = {
 }  # fmt: skip
 
 
-CUTS = [({"order": "shuffled"}, 1), ({"order": "following"}, 3), ({"order": "following"}, 7), (SHARING, 3), (SHARING, 7)]
+CUTS = [
+    ({"order": "shuffled"}, 1),
+    ({"order": "following"}, 3),
+    ({"order": "following"}, 7),
+    (SHARING, 3),
+    (SHARING, 7),
+]
     ({"order": "shuffled"}, 1),
     ({"order": "following"}, 3),
     (SHARING, 3),
