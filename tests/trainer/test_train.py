@@ -129,12 +129,6 @@ CUTS = [
     (SHARING, 3),
     (SHARING, 7),
 ]
-    ({"order": "shuffled"}, 1),
-    ({"order": "following"}, 3),
-    (SHARING, 3),
-    (SHARING, 7),
-    ({"order": "following"}, 7),
-]
 
 
 @pytest.mark.parametrize(("options", "stop"), CUTS)
