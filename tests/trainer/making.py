@@ -10,6 +10,7 @@ from storage_schemas.reader import Cache
 from trainer.loop import Trainer
 from trainer.settings import TrainSettings
 from trainer.train import _autocast, _objective
+from trainer.training_set import TrainingSet
 
 CPU = torch.device("cpu")
 
@@ -21,7 +22,8 @@ def make_trainer(run: Path, cache_folder: Path, teacher: Path, student: Path, **
     run.mkdir(parents=True, exist_ok=True)
     objective = _objective(settings, cache.manifest, find_teacher(str(teacher), REPLAY_PARTS), CPU)
     made = new_student(str(student), cache.manifest.teacher, init="auto", dropout=settings.dropout, seed=0)
-    return Trainer(run, settings, cache, objective, made, CPU, autocast=_autocast(settings, cache.manifest, CPU))
+    autocast = _autocast(settings, cache.manifest, CPU)
+    return Trainer(run, settings, cache, objective, made, CPU, TrainingSet.of(cache), autocast=autocast)
 
 
 def gradient(trainer: Trainer, step: int) -> tuple[float, dict[str, torch.Tensor]]:
