@@ -9,7 +9,7 @@ from typing import Any, Self
 from storage_schemas.commits import CommitRecord, Kind
 from storage_schemas.fields import Arrays
 from storage_schemas.layout import ShardRange
-from storage_schemas.writer import CacheWriter
+from storage_schemas.writer import CacheWriter, Encode
 
 # Whole shards in host memory beside the one that is being made: one is written, one waits.
 IN_FLIGHT = 2
@@ -23,7 +23,9 @@ class BackgroundWriter:
     Where the `with` ends by an exception (Ctrl-C too), the shards already handed over are committed first.
     """
 
-    def __init__(self, writer: CacheWriter, *, in_flight: int = IN_FLIGHT) -> None:
+    def __init__(self, writer: CacheWriter, *, in_flight: int = IN_FLIGHT, encode: Encode | None = None) -> None:
+        """`encode`: see CacheWriter.commit."""
+        self._encoding: dict[str, Encode] = {} if encode is None else {"encode": encode}
         self._writer, self._in_flight, self._failed = writer, in_flight, False
         self._pending: deque[Future[CommitRecord | None]] = deque()
         self.rows = self.bytes = 0
@@ -80,7 +82,7 @@ class BackgroundWriter:
             return None
         try:
             made = arrays() if callable(arrays) else arrays
-            record = self._writer.commit(kind, shard, made, seconds=seconds, provenance=provenance)
+            record = self._writer.commit(kind, shard, made, seconds=seconds, provenance=provenance, **self._encoding)
         except BaseException:
             self._failed = True
             raise

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from cache_builder.background_writer import BackgroundWriter
+from cache_builder.encoding import WORTH_BYTES, EncodingProcess
 from cache_builder.host_copies import HostCopies
 from cache_builder.provenance import provenance
 from models.backbone import FluxBackbone
@@ -22,7 +23,7 @@ from storage_schemas.layout import ShardRange
 from storage_schemas.progress import Bar, Progress, size_text
 from storage_schemas.reader import Cache
 from storage_schemas.tensors import to_torch
-from storage_schemas.writer import CacheWriter
+from storage_schemas.writer import CacheWriter, Encode
 
 Tensors = dict[str, torch.Tensor]
 
@@ -46,7 +47,8 @@ def run_sample_stage(
     """
     with (
         HostCopies(backbone.device) as copies,
-        BackgroundWriter(writer) as background,
+        _encoding(writer, shards) as encode,
+        BackgroundWriter(writer, encode=encode) as background,
         _prepared(cache, shards, batch_size) as batches,
         progress.bar("sample", total=share, done=done, unit="trajectories") as bar,
     ):
@@ -67,6 +69,17 @@ def run_sample_stage(
                     device=backbone.device, batch_size=batch_size, attention=backbone.attention_backend
                 ),
             )
+
+
+@contextmanager
+def _encoding(writer: CacheWriter, shards: Sequence[ShardRange]) -> Iterator[Encode | None]:
+    """A process to encode in, where there is enough to encode."""
+    row_bytes = sum(field.row_bytes for field in fields_of(writer.manifest, "trajectories"))
+    if row_bytes * sum(shard.rows for shard in shards) < WORTH_BYTES:
+        yield None
+        return
+    with EncodingProcess(writer) as process:
+        yield process.encode
 
 
 def _written(background: BackgroundWriter, total: int) -> str:

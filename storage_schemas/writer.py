@@ -1,6 +1,7 @@
 """Create a cache, or go on with one, and commit shards to it: data first, record last, whole or not at all."""
 
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -33,6 +34,8 @@ from storage_schemas.manifest import MANIFEST_FILE, Manifest, check_same_setting
 from storage_schemas.prompts import OFFSETS_FILE, PROMPTS_FILE, Prompt, encode_prompts, ids_digest
 from storage_schemas.reader import TOKENIZER_FOLDER, read_manifest
 from storage_schemas.trajectory import Label, trajectory_key
+
+Encode = Callable[[Kind, ShardRange, Arrays], dict[str, bytes]]
 
 
 def prompt_set_fields(prompts: list[Prompt]) -> dict[str, Any]:
@@ -139,13 +142,20 @@ class CacheWriter:
         return {shard for found, shard in self.records() if found == kind}
 
     def commit(
-        self, kind: Kind, shard: ShardRange, arrays: Arrays, *, seconds: float, provenance: dict[str, Any]
+        self,
+        kind: Kind,
+        shard: ShardRange,
+        arrays: Arrays,
+        *,
+        seconds: float,
+        provenance: dict[str, Any],
+        encode: Encode | None = None,
     ) -> CommitRecord:
-        """Check, encode and write one whole shard, then publish its record.
+        """Check, encode and write one whole shard, then publish its record; `encode` in place of our own.
 
         Raises NonFinite, DerivationMismatch (nothing is written), ShardTaken (another builder was first).
         """
-        files = self.encode(kind, shard, arrays)
+        files = (encode or self.encode)(kind, shard, arrays)
         raw_bytes = sum(array.nbytes for array in arrays.values())
         record = self.record_of(kind, shard, files, raw_bytes=raw_bytes, seconds=seconds, provenance=provenance)
         # Under a lock, so that the slower of two builders never writes over what the other has committed.
