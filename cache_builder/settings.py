@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cache_builder.prompt_sources import PromptSource
 from models.geometry import Geometry, geometry_of, vae_scale_factor
@@ -14,15 +14,14 @@ from storage_schemas.generations import added_generations
 from storage_schemas.manifest import (
     CodecName,
     Embeddings,
+    Flags,
     Generation,
     Manifest,
     Pooled,
     PromptSet,
-    Record,
     Sampling,
     ScheduleName,
     Storage,
-    first_wrong_flag,
     int8_problem,
     pooled_problem,
 )
@@ -34,7 +33,7 @@ CREATED_BY = "understudy 0.1.0"
 LARGEST_TEXT_LENGTH = 512
 
 
-class BuildSettings(Record):
+class BuildSettings(Flags):
     """The flags of `understudy build`; None means: as the teacher's folder states."""
 
     prompts: tuple[PromptSource, ...] = Field(min_length=1)
@@ -91,14 +90,6 @@ class BuildSettings(Record):
         if problem := pooled_problem(self.pooled, self.embeddings):
             raise ValueError(f"--pooled clip does not go with --embeddings none: {problem}")
         return self
-
-    @classmethod
-    def from_flags(cls, **flags: Any) -> Self:
-        """Validate flags; BadSettings names the first one that is wrong."""
-        try:
-            return cls(**flags)
-        except ValidationError as error:
-            raise BadSettings(first_wrong_flag(error)) from error
 
 
 class PlannedBuild(BuildSettings):

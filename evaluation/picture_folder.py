@@ -6,22 +6,22 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from PIL import Image
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from storage_schemas import durable
 from storage_schemas.errors import BadSettings, SettingsDiffer
 from storage_schemas.fields import Array
-from storage_schemas.manifest import Pooled, Record, first_wrong_flag
+from storage_schemas.manifest import Flags, Pooled, Record
 
 SETTINGS_FILE = "generate.json"
 INDEX_FILE = "index.jsonl"
 _LONGEST_SLUG = 60
 
 
-class PictureSettings(Record):
+class PictureSettings(Flags):
     """All that shapes the pictures of a folder. student, teacher: digests of weights.
 
     guidance: None where the backbone takes none. pooled: what FLUX gets beside the embedding.
@@ -38,14 +38,6 @@ class PictureSettings(Record):
     seed: int = Field(ge=0, lt=2**63)
     dtype: Literal["bfloat16", "float32"]
     pooled: Pooled
-
-    @classmethod
-    def from_flags(cls, **flags: Any) -> Self:
-        """Validate flags; BadSettings names the first one that is wrong."""
-        try:
-            return cls(**flags)
-        except ValidationError as error:
-            raise BadSettings(first_wrong_flag(error)) from error
 
 
 class IndexEntry(Record):

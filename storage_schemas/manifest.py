@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from storage_schemas.digests import canonical_json, digest
-from storage_schemas.errors import DamagedCache, NotACache, SettingsDiffer
+from storage_schemas.errors import BadSettings, DamagedCache, NotACache, SettingsDiffer
 
 FORMAT_NAME = "understudy-cache"
 FORMAT_VERSION = 1
@@ -280,6 +280,18 @@ def first_wrong_flag(error: ValidationError) -> str:
     if not where:
         return problem.removeprefix("settings: ")
     return f"--{where.replace('_', '-')}{problem[len(where) :]}"
+
+
+class Flags(Record):
+    """A record that the flags of a command make."""
+
+    @classmethod
+    def from_flags(cls, **flags: Any) -> Self:
+        """Validate flags; BadSettings names the first one that is wrong."""
+        try:
+            return cls(**flags)
+        except ValidationError as error:
+            raise BadSettings(first_wrong_flag(error)) from error
 
 
 _DEPENDS = {

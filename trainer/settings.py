@@ -1,17 +1,16 @@
 """What a training run is asked to do, validated."""
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from storage_schemas.errors import BadSettings
-from storage_schemas.manifest import Record, first_wrong_flag
+from storage_schemas.manifest import Flags, Record
 from trainer.training_set import TrainingSet
 
 Loss = Literal["vision", "embedding", "context"]
 
 
-class TrainSettings(Record):
+class TrainSettings(Flags):
     """The flags of `understudy train`. Defaults are the paper's (section 4) where it states one.
 
     student: its name as given, for the record; where it lies on this machine is told apart from it.
@@ -95,14 +94,6 @@ class TrainSettings(Record):
                     f"vision loss, which alone replays steps; leave it out, or take loss vision"
                 )
         return self
-
-    @classmethod
-    def from_flags(cls, **flags: Any) -> Self:
-        """Validate flags; BadSettings names the first one that is wrong."""
-        try:
-            return cls(**flags)
-        except ValidationError as error:
-            raise BadSettings(first_wrong_flag(error)) from error
 
     @property
     def total_steps(self) -> int:
