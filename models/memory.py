@@ -84,10 +84,10 @@ def training_memory(
 def build_host_bytes(*, weights_bytes: int, shard_bytes: int, in_flight: int) -> int:
     """Peak of host memory of a build: weights pass through it once; then shards are made, wait and are checked.
 
-    Of the shard that is made there are its batches and their concatenation, of the one that is written its encoded and
-    its decoded bytes.
+    Of the shard that is made there are its batches and their concatenation; of the one that is written, in the process
+    that encodes, its arrays, encoded and decoded bytes, and the encoded ones here again.
     """
-    return PROCESS_BYTES + max(weights_bytes, (2 + in_flight + 2) * shard_bytes)
+    return PROCESS_BYTES + max(weights_bytes, (2 + in_flight + 4) * shard_bytes)
 
 
 def training_host_bytes(*, weights_bytes: int, pool_bytes: int, pinned_bytes: int) -> int:
