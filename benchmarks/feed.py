@@ -22,8 +22,8 @@ from storage_schemas.manifest import Generation, Manifest, PromptSet, Sampling, 
 from storage_schemas.prompts import Prompt, prompt_id
 from storage_schemas.reader import Cache
 from storage_schemas.writer import CacheWriter, prompt_set_fields
-from trainer.feed import Feed, Request
-from trainer.order import Order
+from trainer.feed import Feed, Request, Source
+from trainer.order import Order, Part
 
 STEPS, IMAGE_TOKENS, CHANNELS, TEXT_LENGTH, TEXT_WIDTH = 20, 1024, 64, 77, 4096
 FORMATS: tuple[Literal["zarr", "webdataset"], ...] = ("zarr", "webdataset")
@@ -101,8 +101,8 @@ def measure_reading(
     cache = Cache.open(path)
     for shard in cache.layout.trajectories:
         cache.trajectory(shard.first)
-    feed = Feed(cache, cache.indices(), device=torch.device("cpu"), pool_bytes=pool_bytes)
-    order = Order(kind="shuffled", count=len(feed), steps=STEPS, batch_size=flags.batch_size, seed=0)
+    feed = Feed([Source(cache=cache, indices=cache.indices())], device=torch.device("cpu"), pool_bytes=pool_bytes)
+    order = Order(kind="shuffled", parts=(Part(count=len(feed)),), steps=STEPS, batch_size=flags.batch_size, seed=0)
     requests = [Request(loss="vision", rows=order.batch(n)) for n in range(flags.batches)]
     if ahead:
         with feed.prefetch(requests) as batches:

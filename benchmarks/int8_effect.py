@@ -17,7 +17,7 @@ from pocket import TEACHER_FOLDER
 from storage_schemas.codecs import as_read
 from storage_schemas.fields import fields_of
 from storage_schemas.reader import Cache
-from trainer.feed import Feed
+from trainer.feed import Feed, Source
 from trainer.losses import replay
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     manifest = cache.manifest
     held = np.array([cache.prompts[cache.layout.place(int(i)).prompt].held_out for i in cache.indices()])
     indices = np.concatenate([cache.indices()[held], cache.indices()[~held]])[: flags.limit]
-    feed = Feed(cache, indices, device=torch.device("cpu"))
+    feed = Feed([Source(cache=cache, indices=indices)], device=torch.device("cpu"))
     student = load_student(student_folder(Path(flags.student)))
     backbone = FluxBackbone.load(
         TEACHER_FOLDER,

@@ -13,7 +13,7 @@ from commands.export import export
 from commands.look import write_film_strips
 from commands.prompts import prompts_pocket
 from commands.resolve import POCKET, Device, out, write_picture, write_text
-from commands.train import train
+from commands.train import train_run
 
 
 def demo(
@@ -45,9 +45,9 @@ def demo(
 
     write_film_strips(Cache.open(cache), [0, 1, 2, 3], 8, None, device, folder / "film-strips.png")
     _title(3, "train a student from the recording; the teacher's text encoder is not loaded")
-    train(
-        run,
-        cache=str(cache),
+    from trainer.settings import TrainFlags
+
+    asked = TrainFlags.from_flags(
         student="pocket-small",
         warmup_steps=warmup_steps,
         steps=steps,
@@ -58,8 +58,8 @@ def demo(
         dropout=0.0,
         position_bias_factor=20.0,
         checkpoint_every=500,
-        device=device,
-    )
+    ).settings()
+    train_run(run, asked, {"cache": str(cache)}, device=device)
     if not student.exists():
         export(run, student)
     _title(4, "score teacher, student and an untrained student on compositions nobody trained on")

@@ -1,7 +1,8 @@
 """`understudy train`: phase 2."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,12 +17,29 @@ from commands.resolve import (
     student_source,
     terminal,
 )
+from storage_schemas.errors import BadSettings
+
+if TYPE_CHECKING:
+    from trainer.settings import TrainSettings
 
 
 def train(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
-    cache: Annotated[str, typer.Option(help="Folder of the cache, or s3://bucket/prefix.")],
-    student: Annotated[str, typer.Option(help="T5 folder or hub name, a config alone, an export; pocket-small.")],
+    cache: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]CACHE", help="Folder, or s3://bucket/prefix; several are mixed. NAME: for recipes."
+        ),
+    ] = None,
+    student: Annotated[
+        str | None, typer.Option(help="T5 folder or hub name, a config alone, an export; pocket-small.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="Stages, in place of the flags from --steps to --decay.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="What a recipe's stages with a budget-share share, as in 72h.")
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="Where transformer/ lies here; default: as recorded.")] = None,
     init: Annotated[
         Literal["auto", "pretrained", "random"], typer.Option(help="auto: pretrained where there are weights.")
@@ -74,6 +92,9 @@ def train(
     ] = "cache",
     checkpoint_every: int = 200,
     keep: Annotated[int, typer.Option(help="Last checkpoints kept, besides the best.")] = 2,
+    floor: Annotated[
+        int, typer.Option(help="Records of which the replay floor is measured at the start; 0: none.")
+    ] = 64,
     seed: int = 0,
     verify: Verify = "once",
     local_copy: Annotated[
@@ -89,29 +110,109 @@ def train(
 
     Example: understudy train my-run --cache my-cache --student pocket-small --warmup-steps 2000 --steps 300
     """
-    from trainer.settings import TrainSettings
-
-    asked = TrainSettings.from_flags(
-        student=student, init=init, steps=steps, warmup_steps=warmup_steps, loss=loss, warmup_loss=warmup_loss,
+    flags = dict(
+        init=init, steps=steps, warmup_steps=warmup_steps, loss=loss, warmup_loss=warmup_loss,
         huber=huber, step_weights=step_weights, embedding_term=embedding_term, batch_size=batch_size,
         accumulate=accumulate, order=order, steps_per_trajectory=steps_per_trajectory, learning_rate=learning_rate,
         warmup_learning_rate=warmup_learning_rate, decay=decay, lr_warmup_steps=lr_warmup_steps,
         weight_decay=weight_decay, clip=clip, dropout=dropout, position_bias_factor=position_bias_factor, ema=ema,
         student_dtype=student_dtype, backbone_dtype=backbone_dtype, checkpoint_every=checkpoint_every, keep=keep,
-        seed=seed,
+        floor=floor, seed=seed,
     )  # fmt: skip
-    source = student_source(student)
+    places = _places(cache or [])
+    if recipe is not None:
+        asked, stated = _of_recipe(recipe, student, budget, flags)
+        places = stated | places
+    else:
+        asked = _of_flags(student, budget, flags)
+    if not places:
+        raise BadSettings("no cache is given: give --cache, the folder that `understudy build` made")
+    train_run(
+        run, asked, places, backbone=backbone, device=device, quiet=quiet, verify=verify, local_copy=local_copy,
+        local_copy_bytes=int(local_copy_gib * 2**30), accept_floor=accept_floor,
+    )  # fmt: skip
+
+
+def train_run(
+    run: Path,
+    asked: "TrainSettings",
+    places: Mapping[str, str],
+    *,
+    backbone: str | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+    verify: Literal["off", "once", "always"] = "once",
+    local_copy: Path | None = None,
+    local_copy_bytes: int = 64 * 2**30,
+    accept_floor: bool = False,
+) -> None:
+    """Train as asked on the caches at these places, by name."""
+    source = student_source(asked.student)
     from storage_schemas.reader import Cache
 
-    copy_bytes = int(local_copy_gib * 2**30)
-    recorded = Cache.open(cache, verify=verify, local_copy=local_copy, local_copy_bytes=copy_bytes)
+    caches = {
+        name: Cache.open(place, verify=verify, local_copy=local_copy, local_copy_bytes=local_copy_bytes)
+        for name, place in places.items()
+    }
     torch_device = quiet_device(device)
     from models.teacher_folder import REPLAY_PARTS
     from trainer.train import train as run_train
 
     # Where embeddings alone are compared no transformer is needed.
     needed = asked.teacher_use != "none"
-    teacher = resolve_teacher(backbone or recorded.manifest.source, REPLAY_PARTS) if needed else None
+    recorded = next(iter(caches.values())).manifest.source
+    teacher = resolve_teacher(backbone or recorded, REPLAY_PARTS) if needed else None
     progress = terminal(quiet)
-    run_train(run, asked, recorded, teacher, torch_device, progress, student_source=source, accept_floor=accept_floor)
-    out.print(f"{run}: student trained for {asked.total_steps} steps", markup=False)
+    trained = run_train(
+        run, asked, caches, teacher, torch_device, progress, student_source=source, accept_floor=accept_floor
+    )
+    out.print(f"{run}: student trained for {trained:,} steps", markup=False)
+
+
+def _of_flags(student: str | None, budget: str | None, flags: dict[str, Any]) -> "TrainSettings":
+    from trainer.settings import TrainFlags
+
+    if student is None:
+        raise BadSettings("no student is given: give --student, such as google-t5/t5-base or pocket-small")
+    if budget is not None:
+        raise BadSettings(f"--budget is {budget} without --recipe: the stages of a recipe share it; give --steps")
+    return TrainFlags.from_flags(student=student, **flags).settings()
+
+
+def _of_recipe(
+    file: Path, student: str | None, budget: str | None, flags: dict[str, Any]
+) -> tuple["TrainSettings", dict[str, str]]:
+    from trainer.budget import seconds_of
+    from trainer.recipe import read_recipe
+    from trainer.settings import TrainFlags, TrainSettings
+
+    fields = TrainFlags.model_fields
+    changed = {name: value for name, value in flags.items() if value != fields[name].default}
+    if stages := [name for name in changed if name not in TrainSettings.model_fields]:
+        raise BadSettings(
+            f"--{stages[0].replace('_', '-')} is given beside --recipe {file}: it is for a stage to say; change the "
+            f"recipe, or leave one of them away"
+        )
+    if student is not None:
+        changed["student"] = student
+    if budget is not None:
+        changed["budget_seconds"] = seconds_of(budget)
+    found = read_recipe(file, **changed)
+    return found.settings, found.caches
+
+
+def _places(given: Sequence[str]) -> dict[str, str]:
+    """Caches by name; a cache without one is named as its folder is."""
+    places: dict[str, str] = {}
+    for text in given:
+        name, sign, place = text.partition("=")
+        # A folder may have a sign of equality in its name, a name has no slash.
+        if not sign or "/" in name or Path(text).exists():
+            place = text
+            name = Path(text).resolve().name if "://" not in text else text.rstrip("/").rsplit("/", 1)[-1]
+        if name in places:
+            raise BadSettings(
+                f"two caches are named {name!r}, {places[name]} and {place}: name them, as in --cache {name}-2={place}"
+            )
+        places[name] = place
+    return places

@@ -13,7 +13,7 @@ from storage_schemas.errors import BadTeacher
 
 
 class FluxBackbone:
-    """FLUX's transformer (dev and schnell), frozen, in eval mode, for one geometry and text length.
+    """FLUX's transformer (dev and schnell), frozen, in eval mode, for one geometry.
 
     Calls it exactly as FluxPipeline does: no attention mask, all text positions 0.
     """
@@ -60,6 +60,12 @@ class FluxBackbone:
             set_attention(self.transformer, backend)
             self.attention_backend = backend
 
+    def at(self, geometry: Geometry) -> Self:
+        """The same transformer, not a copy of it, for another geometry."""
+        other = type(self)(self.transformer, geometry, text_length=len(self._text_ids_T3))
+        other.attention_backend = self.attention_backend
+        return other
+
     def zero_pooled(self, batch: int) -> torch.Tensor:
         """The pooled vector of the paper's training: zeros, [B, P]."""
         return torch.zeros(batch, self._pooled_width, device=self.device, dtype=self.dtype)
@@ -74,7 +80,8 @@ class FluxBackbone:
     ) -> torch.Tensor:
         """velocity_BSC. timestep in [0, 1], of the backbone's dtype; guidance fp32, as FluxPipeline passes it.
 
-        Gradients flow to `encoder_hidden_states_BTD`; the weights are frozen.
+        Of any number of text tokens: a student may have another tokenizer. Gradients flow to
+        `encoder_hidden_states_BTD`; the weights are frozen.
         """
         velocity_BSC: torch.Tensor = self.transformer(
             hidden_states=hidden_states_BSC,
@@ -82,11 +89,16 @@ class FluxBackbone:
             guidance=guidance_B if self.takes_guidance else None,
             pooled_projections=pooled_projections_BP,
             encoder_hidden_states=encoder_hidden_states_BTD,
-            txt_ids=self._text_ids_T3,
+            txt_ids=self._text_ids(encoder_hidden_states_BTD.shape[1]),
             img_ids=self._image_ids_S3,
             return_dict=False,
         )[0]
         return velocity_BSC
+
+    def _text_ids(self, text_length: int) -> torch.Tensor:
+        if text_length != len(self._text_ids_T3):
+            self._text_ids_T3 = self._text_ids_T3.new_zeros(text_length, 3)
+        return self._text_ids_T3
 
 
 def _image_ids(geometry: Geometry) -> torch.Tensor:

@@ -1,20 +1,25 @@
-"""From a cache to batches: chosen steps of chosen trajectories, with a bounded pool of decoded ones, read ahead."""
+"""From caches to batches: chosen steps of chosen trajectories, with a bounded pool of decoded ones, read ahead."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, Literal, TypeVar
+from itertools import accumulate
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from storage_schemas.fields import DTYPES, Array
+from storage_schemas.manifest import Manifest
 from storage_schemas.reader import Cache
 from storage_schemas.tensors import to_torch
 from storage_schemas.trajectory import Trajectory, trajectory_key
+from trainer.order import Row
 from trainer.pool import Pool
 from trainer.prefetch import Prefetch, Task
+from trainer.stage import Loss
 
 POOL_BYTES = 2 * 2**30
 # Batches begun before they are asked for: a sixteenth as many bytes as the pool may hold, so pinned memory stays small.
@@ -24,7 +29,11 @@ READERS = 4
 # Pooled vectors are small: this part of the pool's bytes holds those of 80,000 prompts of FLUX.
 POOLED_PART = 16
 
-Rows = Sequence[tuple[int, int]]
+Rows = Sequence[Row]
+Tokens = Callable[[Cache, int], Array]
+"""Padded token ids [T] of a prompt of a cache, for the student."""
+Key = tuple[int, int]
+"""Number of a source, and of a trajectory or a prompt in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +43,7 @@ class Request:
     share: so many rows that follow one another are steps of one trajectory. embeddings: a replay takes the teacher's.
     """
 
-    loss: Literal["embedding", "context", "vision"]
+    loss: Loss
     rows: Rows
     share: int = 1
     embeddings: bool = False
@@ -44,9 +53,11 @@ class Request:
 class Batch:
     """Rows of replay: latent, target, conditions, step number k, and the text that belongs to them.
 
-    Of text there is one row for every `share` rows of the rest; encoder_hidden_states_BTD is None unless asked for.
+    source: a cache that they are from; all of them are sampled as it is. Of text there is one row for every `share`
+    rows of the rest; encoder_hidden_states_BTD is None unless asked for.
     """
 
+    source: int
     token_ids_BT: torch.Tensor
     hidden_states_BSC: torch.Tensor
     velocity_BSC: torch.Tensor
@@ -69,21 +80,52 @@ class EmbeddingBatch:
 AnyBatch = TypeVar("AnyBatch", bound=Batch | EmbeddingBatch)
 
 
-class Feed:
-    """Reads batches of a cache for one device. `indices`: numbers of the trajectories that positions count.
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A cache and the numbers of those of its trajectories that positions count."""
 
-    All of it may be called from several threads. The pool holds at most `pool_bytes` of decoded trajectories, as
-    much again of embeddings, and a sixteenth of it of pooled vectors; a reader thread has one more in hand.
+    cache: Cache
+    indices: Array
+
+
+class Feed:
+    """Reads batches of caches for one device. Positions count the trajectories of all sources, one after the other.
+
+    The rows of a batch of replay are from sources that are sampled alike. All of it may be called from several
+    threads. The pool holds at most `pool_bytes` of decoded trajectories, as much again of embeddings, and a sixteenth
+    of it of pooled vectors; a reader thread has one more in hand.
     """
 
-    def __init__(self, cache: Cache, indices: Array, *, device: torch.device, pool_bytes: int = POOL_BYTES) -> None:
-        self.cache, self.indices, self._device, self._pool_bytes = cache, indices, device, pool_bytes
-        self._trajectories: Pool[Trajectory] = Pool(pool_bytes)
-        self._embeddings: Pool[Array] = Pool(pool_bytes)
-        self._pooled: Pool[Array] = Pool(pool_bytes // POOLED_PART)
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        device: torch.device,
+        pool_bytes: int = POOL_BYTES,
+        tokens: Tokens = Cache.padded_token_ids,
+    ) -> None:
+        self.sources, self._device, self._pool_bytes, self._tokens = sources, device, pool_bytes, tokens
+        self._ends = list(accumulate(len(source.indices) for source in sources))
+        self._trajectories: Pool[Key, Trajectory] = Pool(pool_bytes)
+        self._embeddings: Pool[Key, Array] = Pool(pool_bytes)
+        self._pooled: Pool[Key, Array] = Pool(pool_bytes // POOLED_PART)
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return self._ends[-1]
+
+    def first_of(self, source: int) -> int:
+        """The first position of a source."""
+        return self._ends[source] - len(self.sources[source].indices)
+
+    def trajectory_of(self, position: int) -> Key:
+        """Number of the source, and of the trajectory in its cache."""
+        source = bisect_right(self._ends, position)
+        return source, int(self.sources[source].indices[position - self.first_of(source)])
+
+    def prompt_of(self, position: int) -> Key:
+        """Number of the source, and of the trajectory's prompt in its cache."""
+        source, index = self.trajectory_of(position)
+        return source, self.sources[source].cache.layout.place(index).prompt
 
     @contextmanager
     def prefetch(self, requests: Iterable[Request]) -> Iterator[Iterator[Batch | EmbeddingBatch]]:
@@ -107,18 +149,16 @@ class Feed:
         """Token ids and the teacher's embeddings of the prompts of trajectories, on the device."""
         return self._on_device(self._read_embeddings(positions))
 
-    def teacher_embeddings(self, prompts: Sequence[int]) -> torch.Tensor:
+    def teacher_embeddings(self, prompts: Sequence[Key]) -> torch.Tensor:
         """encoder_hidden_states_BTD of prompts, as cached."""
         return to_torch(self._embeddings_of(prompts)).to(self._device)
 
     def name_of(self, position: int) -> str:
         """Key of a trajectory."""
-        place = self.cache.layout.place(int(self.indices[position]))
-        return trajectory_key(self.cache.prompts[place.prompt].id, place.replica)
-
-    def prompt_of(self, position: int) -> int:
-        """Number of the prompt of a trajectory."""
-        return self.cache.layout.place(int(self.indices[position])).prompt
+        source, index = self.trajectory_of(position)
+        cache = self.sources[source].cache
+        place = cache.layout.place(index)
+        return trajectory_key(cache.prompts[place.prompt].id, place.replica)
 
     def _read(self, request: Request, turn: int) -> Batch | EmbeddingBatch:
         batch: Batch | EmbeddingBatch
@@ -130,19 +170,21 @@ class Feed:
         return _each_tensor(batch, torch.Tensor.pin_memory) if self._device.type == "cuda" else batch
 
     def _read_replay(self, rows: Rows, turn: int = 0, *, share: int = 1, embeddings: bool = False) -> Batch:
-        sampling = self.cache.manifest.sampling
+        source = self.trajectory_of(rows[0][0])[0]
+        sampling = self._manifest(source).sampling
         shape = (len(rows), sampling.image_tokens, sampling.channels)
         hidden_states_BSC, velocity_BSC = (np.empty(shape, dtype=DTYPES[sampling.dtype]) for _ in range(2))
         guidance_B = np.empty(len(rows), dtype=np.float32)
         for row in _visiting_order(len(rows), turn):
             position, k = rows[row]
-            trajectory = self._trajectories.get(int(self.indices[position]), self._read_trajectory)
+            trajectory = self._trajectories.get(self.trajectory_of(position), self._read_trajectory)
             hidden_states_BSC[row] = trajectory.hidden_states_KSC[k]
             velocity_BSC[row] = trajectory.velocity_KSC[k]
             guidance_B[row] = trajectory.guidance if trajectory.guidance is not None else np.nan
         dtype = to_torch(velocity_BSC).dtype
         prompts = [self.prompt_of(position) for position, _ in rows]
         return Batch(
+            source=source,
             token_ids_BT=self._token_ids(prompts[::share]),
             hidden_states_BSC=to_torch(hidden_states_BSC),
             velocity_BSC=to_torch(velocity_BSC),
@@ -161,31 +203,39 @@ class Feed:
             encoder_hidden_states_BTD=to_torch(self._embeddings_of(prompts, turn)),
         )
 
-    def _embeddings_of(self, prompts: Sequence[int], turn: int = 0) -> Array:
-        manifest = self.cache.manifest
+    def _embeddings_of(self, prompts: Sequence[Key], turn: int = 0) -> Array:
+        manifest = self._manifest(prompts[0][0])
         shape = (len(prompts), manifest.teacher.text_length, manifest.teacher.text_width)
         embeddings_BTD = np.empty(shape, dtype=DTYPES[manifest.sampling.dtype])
         for row in _visiting_order(len(prompts), turn):
             embeddings_BTD[row] = self._embeddings.get(prompts[row], self._read_embedding)
         return embeddings_BTD
 
-    def _read_trajectory(self, index: int) -> tuple[Trajectory, int]:
-        trajectory = self.cache.trajectory(index)
+    def _manifest(self, source: int) -> Manifest:
+        return self.sources[source].cache.manifest
+
+    def _read_trajectory(self, key: Key) -> tuple[Trajectory, int]:
+        source, index = key
+        trajectory = self.sources[source].cache.trajectory(index)
         return trajectory, trajectory.hidden_states_KSC.nbytes + trajectory.velocity_KSC.nbytes
 
-    def _read_embedding(self, prompt: int) -> tuple[Array, int]:
-        embedding = self.cache.embedding(prompt)
+    def _read_embedding(self, key: Key) -> tuple[Array, int]:
+        source, prompt = key
+        embedding = self.sources[source].cache.embedding(prompt)
         return embedding, embedding.nbytes
 
-    def _read_pooled(self, prompt: int) -> tuple[Array, int]:
-        pooled_P = self.cache.pooled(prompt)
+    def _read_pooled(self, key: Key) -> tuple[Array, int]:
+        source, prompt = key
+        pooled_P = self.sources[source].cache.pooled(prompt)
         return pooled_P, pooled_P.nbytes
 
-    def _token_ids(self, prompts: Sequence[int]) -> torch.Tensor:
-        return torch.from_numpy(np.stack([self.cache.padded_token_ids(prompt) for prompt in prompts]))
+    def _token_ids(self, prompts: Sequence[Key]) -> torch.Tensor:
+        rows = [self._tokens(self.sources[source].cache, prompt) for source, prompt in prompts]
+        return torch.from_numpy(np.stack(rows))
 
     def _size_bytes(self, request: Request) -> int:
-        sampling, teacher = self.cache.manifest.sampling, self.cache.manifest.teacher
+        manifest = self._manifest(self.trajectory_of(request.rows[0][0])[0])
+        sampling, teacher = manifest.sampling, manifest.teacher
         embedding, latent = teacher.text_length * teacher.text_width, sampling.image_tokens * sampling.channels
         rows = len(request.rows)
         elements = rows * 2 * latent if request.loss == "vision" else rows * embedding

@@ -2,31 +2,32 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
 import torch
 
 from models.student_network import UnderstudyStudent
-from storage_schemas.errors import NonFinite, NotInCache
-from storage_schemas.fields import Array
+from storage_schemas.errors import NonFinite
 from storage_schemas.progress import Progress
 from storage_schemas.reader import Cache
 from trainer.average import Average
 from trainer.checkpoints import forget_old, load_checkpoint, mark_best, save_checkpoint
-from trainer.feed import Batch, EmbeddingBatch, Feed, Request, Rows
+from trainer.dropout import DropoutOfRows
+from trainer.feed import Batch, EmbeddingBatch, Request, Rows, Tokens
 from trainer.losses import Objective
+from trainer.mixture import Lesson, split, stage_orders
 from trainer.optimizer import make_optimizer, set_learning_rate
-from trainer.order import Order, mix
+from trainer.order import mix
 from trainer.run_folder import forget_metrics_after, log_metrics
 from trainer.settings import TrainSettings
-from trainer.training_set import TrainingSet
-from trainer.validation import replay_floor, validation_loss
+from trainer.validation import Floor, replay_floor, validation_loss
 
 # As many records of a batch are named in an error; metrics.jsonl has them all.
 _NAMED = 4
+# A validation loss below so many floors is said to have come as low as it can.
+_NEAR_FLOOR = 1.1
 
 
 class Trainer:
@@ -39,23 +40,25 @@ class Trainer:
         self,
         run: Path,
         settings: TrainSettings,
-        cache: Cache,
+        lessons: Sequence[Lesson],
         objective: Objective,
         student: UnderstudyStudent,
         device: torch.device,
-        training_set: TrainingSet,
         *,
         autocast: bool,
+        tokens: Tokens = Cache.padded_token_ids,
+        tokenizer: dict[str, bytes] | None = None,
     ) -> None:
         self.run, self.settings, self.objective, self.device = run, settings, objective, device
-        self.feed, self.held_out = _split(cache, device, training_set.indices())
+        self.feed, self.held_out = split(lessons, device, tokens)
         self.student = student.to(device)
         self.average = Average(self.student, settings.ema) if settings.ema is not None else None
         self.optimizer = make_optimizer(self.student, settings)
-        self.warmup_order, self.order = _orders(settings, count=len(self.feed), steps=cache.manifest.sampling.steps)
+        self.orders = stage_orders(settings, lessons, self.feed)
         self.best: float | None = None
-        self._autocast = autocast
-        self._tokenizer = cache.tokenizer_files
+        self.floor: Floor | None = None
+        self.autocast = autocast
+        self._tokenizer = lessons[0].cache.tokenizer_files if tokenizer is None else tokenizer
 
     def train(self, progress: Progress) -> float | None:
         """Run to the last step from the newest checkpoint; the best validation loss."""
@@ -68,28 +71,44 @@ class Trainer:
         ):
             for step in range(first, total):
                 loss = self._optimizer_step(step, batches)
-                bar.advance(1, f"{self.settings.loss_at(step)} loss {loss:.4g}")
+                bar.advance(1, self._note(step, loss))
                 done = step + 1
-                if done % self.settings.checkpoint_every == 0 or done in (self.settings.warmup_steps, total):
-                    self._checkpoint(done)
+                if done % self.settings.checkpoint_every == 0 or done in self.settings.ends:
+                    self._checkpoint(done, progress)
         return self.best
 
+    def timed_steps(self) -> list[float]:
+        """Take all steps without a checkpoint; the seconds that each took, its wait for the batch included."""
+        seconds = []
+        steps = range(self.settings.total_steps)
+        with self.feed.prefetch(request for step in steps for request in self.requests(step)) as batches:
+            for step in steps:
+                began = time.monotonic()
+                self._optimizer_step(step, batches)
+                seconds.append(time.monotonic() - began)
+        return seconds
+
     def requests(self, step: int) -> list[Request]:
-        """What optimizer step `step` reads: `accumulate` equal parts of its batch."""
-        loss = self.settings.loss_at(step)
-        order = self.warmup_order if step < self.settings.warmup_steps else self.order
-        rows = order.batch(step)
-        size = len(rows) // self.settings.accumulate
-        term = loss == "vision" and self.settings.embedding_term > 0
+        """What optimizer step `step` reads: equal parts of its batch."""
+        number, step_of_stage = self.settings.place(step)
+        stage = self.settings.stages[number]
+        rows = self.orders[number].batch(step_of_stage)
+        size = len(rows) // stage.accumulate
+        vision = stage.loss == "vision"
         return [
-            Request(loss=loss, rows=rows[first : first + size], share=order.share, embeddings=term)
+            Request(
+                loss=stage.loss,
+                rows=rows[first : first + size],
+                share=stage.steps_per_trajectory if vision else 1,
+                embeddings=vision and stage.embedding_term > 0,
+            )
             for first in range(0, len(rows), size)
         ]
 
     def embed(self, student: UnderstudyStudent, token_ids_BT: torch.Tensor) -> torch.Tensor:
         """encoder_hidden_states_BTD of the student, in the run's arithmetic."""
         # bf16 autocast around the student alone: around the backbone it would change the target's arithmetic.
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             return student(token_ids_BT)[0]
 
     @property
@@ -100,13 +119,22 @@ class Trainer:
     def validate(self, done: int) -> float:
         """Loss on held-out trajectories, at steps spread evenly: vision if there is a backbone, else of embeddings."""
         student = self.judged.eval()
-        value = validation_loss(self.objective, self.held_out, lambda token_ids_BT: self.embed(student, token_ids_BT))
-        log_metrics(self.run, step=done, validation_loss=value)
-        return value
+        errors = validation_loss(
+            self.objective,
+            self.held_out,
+            lambda token_ids_BT: self.embed(student, token_ids_BT),
+            rows=self.settings.validate_rows,
+        )
+        by_step = {"validation_loss_by_step": errors.means_by_step} if errors.by_step else {}
+        log_metrics(self.run, step=done, validation_loss=errors.mean, **by_step)
+        return errors.mean
 
-    def replay_floor(self) -> tuple[float, float]:
-        """See validation.replay_floor."""
-        return replay_floor(self.objective, self.feed)
+    def measure_floor(self) -> Floor:
+        """The replay floor under the loss, see validation.replay_floor; from then on it is shown beside the loss."""
+        self.floor = replay_floor(self.objective, self.feed, rows=self.settings.floor)
+        # Before step 0: no resume forgets it.
+        log_metrics(self.run, step=-1, replay_floor=self.floor.error, replay_floor_by_step=self.floor.by_step)
+        return self.floor
 
     def _resume(self, progress: Progress) -> int:
         averaged = self.average.student if self.average is not None else None
@@ -123,21 +151,26 @@ class Trainer:
         progress.say(f"going on from step {state['step']}")
         return int(state["step"])
 
+    def _note(self, step: int, loss: float) -> str:
+        stage = self.settings.stage_at(step)
+        beside = f" (floor {self.floor.error:.3g})" if self.floor is not None and stage.loss == "vision" else ""
+        named = f"{stage.name}: " if len(self.settings.stages) > 1 else ""
+        return f"{named}{stage.loss} loss {loss:.4g}{beside}"
+
     def _optimizer_step(self, step: int, batches: Iterator[Batch | EmbeddingBatch]) -> float:
         started = time.monotonic()
-        if step == self.settings.warmup_steps:
-            # The moments of the warm-up are of another loss: with them the first vision steps are far too long.
+        number, step_of_stage = self.settings.place(step)
+        if number and not step_of_stage:
+            # The moments of a warm-up are of another loss: with them the first vision steps are far too long.
             self.optimizer = make_optimizer(self.student, self.settings)
         rate = set_learning_rate(self.optimizer, self.settings, step)
-        # Dropout masks are a function of (seed, step), so that a resumed run draws the same ones.
-        torch.manual_seed(mix(self.settings.seed, step))
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
-        parts = self.settings.accumulate
-        value = sum(self._gradients(step, part, next(batches)) for part in range(parts)) / parts
+        parts = self.requests(step)
+        value = sum(self._gradients(step, part, next(batches)) for part in range(len(parts))) / len(parts)
         norm = float(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip))
         if not math.isfinite(norm):
-            self._stop(step, "norm of the gradient", norm, [row for part in self.requests(step) for row in part.rows])
+            self._stop(step, "norm of the gradient", norm, [row for part in parts for row in part.rows])
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.student, step)
@@ -145,7 +178,8 @@ class Trainer:
             self.run,
             step=step,
             loss=value,
-            kind=self.settings.loss_at(step),
+            kind=self.settings.stages[number].loss,
+            stage=self.settings.stages[number].name,
             learning_rate=rate,
             gradient_norm=norm,
             seconds=round(time.monotonic() - started, 4),
@@ -153,15 +187,20 @@ class Trainer:
         return value
 
     def _gradients(self, step: int, part: int, batch: Batch | EmbeddingBatch) -> float:
-        loss = self.objective.training_loss(step, self.embed(self.student, batch.token_ids_BT), batch)
+        parts, rows = self.settings.stage_at(step).accumulate, len(batch.token_ids_BT)
+        # Dropout masks are a function of (seed, step, row of the batch): a resumed run draws the same ones.
+        torch.manual_seed(mix(self.settings.seed, step))
+        with DropoutOfRows(first=part * rows, rows=parts * rows):
+            student_BTD = self.embed(self.student, batch.token_ids_BT)
+        loss = self.objective.training_loss(step, student_BTD, batch)
         value = float(loss.detach())
         if not math.isfinite(value):
             self._stop(step, "loss", value, self.requests(step)[part].rows)
-        (loss / self.settings.accumulate).backward()
+        (loss / parts).backward()
         return value
 
     def _stop(self, step: int, what: str, value: float, rows: Rows) -> NoReturn:
-        kind = self.settings.loss_at(step)
+        kind = self.settings.stage_at(step).loss
         records = [self.feed.name_of(at) + (f" step {k}" if kind == "vision" else "") for at, k in rows]
         log_metrics(self.run, step=step, stopped=f"{what} is {value}", records=records)
         more = f" and {len(records) - _NAMED} more (metrics.jsonl names them)" if len(records) > _NAMED else ""
@@ -170,7 +209,7 @@ class Trainer:
             f"the last checkpoint is intact; lower --learning-rate and give the command again in a new run folder"
         )
 
-    def _checkpoint(self, done: int) -> None:
+    def _checkpoint(self, done: int, progress: Progress) -> None:
         loss = self.validate(done) if len(self.held_out) else None
         is_best = loss is not None and (self.best is None or loss < self.best)
         # A warm-up's vision loss and a vision stage's are compared alike: both are measured by replay.
@@ -186,24 +225,12 @@ class Trainer:
         )
         if is_best and loss is not None:
             mark_best(self.run, folder, loss)
+            self._warn_near_floor(loss, progress)
         forget_old(folder, self.settings.keep)
 
-
-def _orders(settings: TrainSettings, *, count: int, steps: int) -> tuple[Order, Order]:
-    def order(share: int) -> Order:
-        batch_size, seed = settings.batch_size, settings.seed
-        return Order(kind=settings.order, count=count, steps=steps, batch_size=batch_size, seed=seed, share=share)
-
-    # The losses of embeddings know no steps: nothing is shared there.
-    return order(1), order(settings.steps_per_trajectory)
-
-
-def _split(cache: Cache, device: torch.device, indices: Array) -> tuple[Feed, Feed]:
-    held = [prompt.held_out for prompt in cache.prompts]
-    mask = np.array([held[cache.layout.place(int(index)).prompt] for index in indices], dtype=bool)
-    if not len(indices) or mask.all():
-        raise NotInCache(
-            f"{cache.folder} has {len(indices)} committed trajectories, {int(mask.sum())} of them held out: nothing to "
-            f"train on; build more prompts"
-        )
-    return Feed(cache, indices[~mask], device=device), Feed(cache, indices[mask], device=device)
+    def _warn_near_floor(self, loss: float, progress: Progress) -> None:
+        if self.floor is not None and self.floor.error > 0 and loss < _NEAR_FLOOR * self.floor.error:
+            progress.say(
+                f"validation loss {loss:.4g} has reached the replay floor {self.floor.error:.4g}: what is left is what "
+                f"this backbone computes otherwise than the recorded one, and no student can learn it"
+            )

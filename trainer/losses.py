@@ -9,7 +9,8 @@ from torch.nn.functional import huber_loss, linear, mse_loss
 
 from models.backbone import FluxBackbone
 from trainer.feed import Batch, EmbeddingBatch
-from trainer.settings import Loss, TrainSettings
+from trainer.settings import TrainSettings
+from trainer.stage import Loss, Stage
 
 
 def replay(backbone: FluxBackbone, embedding_BTD: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -87,37 +88,46 @@ def step_weights(name: Literal["uniform", "sigma", "interval"], sigmas: Sequence
     return (weights_K / weights_K.mean()).float()
 
 
+def row_errors(backbone: FluxBackbone, embedding_BTD: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Mean squared difference, in fp32, of each row of a batch (whose share is 1): [B]."""
+    found_BSC = replay(backbone, embedding_BTD, batch)
+    return _differences(found_BSC, batch.velocity_BSC, None).flatten(1).mean(1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What a run minimises: the losses of its stages, with their options.
+    """What a run minimises: the losses of its stages, with their options, on its caches.
 
-    backbone: None where no stage replays. context_ID: the backbone's text projection, fp32, where a stage needs it.
+    backbones: one for each cache, for its resolution; empty where no stage replays. context_ID: the backbone's text
+    projection, fp32, where a stage needs it. sigmas: of each cache.
     """
 
     settings: TrainSettings
-    backbone: FluxBackbone | None
+    backbones: Sequence[FluxBackbone]
     context_ID: torch.Tensor | None
-    weights_K: torch.Tensor | None
+    sigmas: Sequence[Sequence[float]]
 
     def training_loss(self, step: int, student_BTD: torch.Tensor, batch: Batch | EmbeddingBatch) -> torch.Tensor:
-        """The loss of optimizer step `step`. `huber` is in the units of the stage after the warm-up, and its alone."""
-        kind = self.settings.loss_at(step)
-        huber = self.settings.huber if step >= self.settings.warmup_steps else None
+        """The loss of optimizer step `step`."""
+        stage = self.settings.stage_at(step)
         if isinstance(batch, EmbeddingBatch):
-            return self._text_loss(kind, student_BTD, batch, huber)
-        assert self.backbone is not None
-        loss = vision_loss(self.backbone, student_BTD, batch, huber=huber, weights_K=self.weights_K)
+            return self._text_loss(stage.loss, student_BTD, batch, stage.huber)
+        weights_K = self.weights(stage, batch.source)
+        weights_K = weights_K.to(student_BTD.device) if weights_K is not None else None
+        backbone = self.backbones[batch.source]
+        loss = vision_loss(backbone, student_BTD, batch, huber=stage.huber, weights_K=weights_K)
         if batch.encoder_hidden_states_BTD is not None:
             term = embedding_loss(student_BTD, batch.encoder_hidden_states_BTD)
-            loss = loss + self.settings.embedding_term * term
+            loss = loss + stage.embedding_term * term
         return loss
 
-    def plain_loss(self, student_BTD: torch.Tensor, batch: Batch | EmbeddingBatch) -> torch.Tensor:
-        """The loss by which runs are compared: no weights, no Huber, no term; vision where there is a backbone."""
-        if isinstance(batch, EmbeddingBatch):
-            return self._text_loss("embedding" if self.context_ID is None else "context", student_BTD, batch, None)
-        assert self.backbone is not None
-        return vision_loss(self.backbone, student_BTD, batch)
+    def weights(self, stage: Stage, source: int) -> torch.Tensor | None:
+        """weights_K of a stage on a cache; see step_weights."""
+        return step_weights(stage.step_weights, self.sigmas[source])
+
+    def text_loss(self, student_BTD: torch.Tensor, batch: EmbeddingBatch) -> torch.Tensor:
+        """The loss by which runs without a backbone are compared: of embeddings, through the projection if there is."""
+        return self._text_loss("embedding" if self.context_ID is None else "context", student_BTD, batch, None)
 
     def _text_loss(
         self, kind: Loss, student_BTD: torch.Tensor, batch: EmbeddingBatch, huber: float | None

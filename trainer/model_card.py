@@ -63,10 +63,10 @@ def _facts_of_run(run: Path, checkpoint: str) -> ExportFacts:
     return ExportFacts(
         teacher=config.backbone,
         teacher_digest=config.teacher_digest,
-        sampling_digest=config.sampling_digest,
+        sampling_digest=", ".join(sorted({trained_on.sampling_digest for trained_on in config.caches.values()})),
         text_length=config.text_length,
         guidance=config.guidance,
-        settings=config.settings.json_value(),
+        settings=config.settings.flat(),
         checkpoint=checkpoint,
         validation_loss=_best_loss(run, checkpoint) if not losses else losses[-1],
         replay_floor=floors[-1] if floors else None,

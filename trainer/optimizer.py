@@ -20,7 +20,8 @@ def make_optimizer(student: UnderstudyStudent, settings: TrainSettings) -> torch
         groups.setdefault((factor, decay), []).append(parameter)
     return torch.optim.AdamW(
         [{"params": p, "weight_decay": decay, "factor": factor} for (factor, decay), p in groups.items()],
-        lr=settings.learning_rate,
+        # Set before every step, see set_learning_rate.
+        lr=settings.stages[0].learning_rate,
     )
 
 
@@ -34,16 +35,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainSettings,
 
 def learning_rate_at(settings: TrainSettings, step: int) -> float:
     """Each stage rises over its first steps, then stays, or falls along a cosine or a line to zero at its end."""
-    base = settings.learning_rate
-    if step < settings.warmup_steps and settings.warmup_learning_rate is not None:
-        base = settings.warmup_learning_rate
-    position, length = settings.stage_position(step)
-    rise_steps = settings.lr_warmup_steps
+    number, position = settings.place(step)
+    stage = settings.stages[number]
+    rise_steps = stage.lr_warmup_steps
     if rise_steps is None:
-        rise_steps = 0 if settings.decay == "constant" else _SHORT_RISE
+        rise_steps = 0 if stage.decay == "constant" else _SHORT_RISE
     rise = min(1.0, (position + 1) / rise_steps) if rise_steps else 1.0
-    if settings.decay == "constant":
-        return base * rise
-    if settings.decay == "linear":
-        return base * rise * (1 - position / length)
-    return base * rise * 0.5 * (1 + math.cos(math.pi * position / length))
+    if stage.decay == "constant":
+        return stage.learning_rate * rise
+    if stage.decay == "linear":
+        return stage.learning_rate * rise * (1 - position / stage.length)
+    return stage.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * position / stage.length))

@@ -4,7 +4,16 @@ A Feistel network over the positions of an epoch, walked until it lands inside (
 permutation that gives any element without the others: resume and random access are arithmetic.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
+
+from storage_schemas.errors import BadSettings
+from trainer.stage import OrderKind
+
+Row = tuple[int, int]
+"""Position of a trajectory among all that a feed reads, and the step k of it."""
 
 _ROUNDS = 6
 _WORD = (1 << 64) - 1
@@ -38,17 +47,40 @@ def shuffled_position(position: int, *, count: int, seed: int, epoch: int) -> in
             return value
 
 
+def dealt(turn: int, shares: Sequence[Fraction]) -> tuple[int, int]:
+    """Who gets turn `turn` when turns are dealt in proportion to shares, and how many turns they had before.
+
+    After any number of turns nobody is more than one turn per share before them off their due.
+    """
+    left = sum(shares, start=Fraction(0))
+    for who, share in enumerate(shares[:-1]):
+        before = floor(turn * share / left)
+        if floor((turn + 1) * share / left) > before:
+            return who, before
+        turn, left = turn - before, left - share
+    return len(shares) - 1, turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The trajectories of one cache: positions first .. first+count-1, and how many rows they get beside others'."""
+
+    count: int
+    first: int = 0
+    share: Fraction = Fraction(1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Order:
     """Which trajectories and which of their steps an optimizer step sees.
 
     kind "shuffled": steps drawn at random over trajectories; `share` rows in a row are different steps of one of
     them. "following": the paper's: one batch of trajectories walked from the first step to the last, one optimizer
-    step each. `count` trajectories, `steps` = K.
+    step each. parts: caches that a batch may mix, `steps` = K of each of them.
     """
 
-    kind: str
-    count: int
+    kind: OrderKind
+    parts: tuple[Part, ...]
     steps: int
     batch_size: int
     seed: int
@@ -62,28 +94,14 @@ class Order:
                 f"share is {self.share}, expected a divisor of the batch size {self.batch_size}, at most {self.steps}"
             )
 
-    def batch(self, optimizer_step: int) -> list[tuple[int, int]]:
-        """(position of the trajectory in 0 .. count-1, k) for each row of the batch."""
+    def batch(self, optimizer_step: int) -> list[Row]:
+        """(position of the trajectory, k) for each row of the batch."""
         if self.kind == "following":
             walk, k = divmod(optimizer_step, self.steps)
             return [(self._trajectory(walk * self.batch_size + row), k) for row in range(self.batch_size)]
         items = self.batch_size // self.share
         first = optimizer_step * items
         return [(self._trajectory(item), k) for item in range(first, first + items) for k in self._steps(item)]
-
-    def rank_batch(self, optimizer_step: int, *, rank: int, ranks: int) -> list[tuple[int, int]]:
-        """Rows of process `rank` of `ranks`: an equal part of the batch; in rank order the parts are the batch.
-
-        ValueError unless the batch divides by `ranks`: then which rows a step sees would depend on their number.
-        """
-        if self.batch_size % ranks:
-            raise ValueError(f"batch size is {self.batch_size}, expected a multiple of the {ranks} processes")
-        if not 0 <= rank < ranks:
-            raise ValueError(f"rank is {rank}, expected 0 to {ranks - 1}")
-        rows = self.batch_size // ranks
-        if rows % self.share:
-            raise ValueError(f"{rows} rows of a process, expected a multiple of the {self.share} steps that share one")
-        return self.batch(optimizer_step)[rank * rows : (rank + 1) * rows]
 
     def _steps(self, item: int) -> list[int]:
         if self.share == 1:
@@ -94,5 +112,49 @@ class Order:
         ]
 
     def _trajectory(self, item: int) -> int:
-        epoch, position = divmod(item, self.count)
-        return shuffled_position(position, count=self.count, seed=self.seed, epoch=epoch)
+        which, item = dealt(item, [part.share for part in self.parts])
+        part = self.parts[which]
+        epoch, position = divmod(item, part.count)
+        # The first part alone has the order that it would have without the others.
+        seed = mix(self.seed, which) if which else self.seed
+        return part.first + shuffled_position(position, count=part.count, seed=seed, epoch=epoch)
+
+
+class Alternation:
+    """Batches of several orders in turns, in proportion to their shares: caches that no batch can mix.
+
+    Where they follow trajectories, the turns are whole walks; BadSettings unless these are of one length.
+    """
+
+    def __init__(self, orders: Sequence[Order]) -> None:
+        self._orders = orders
+        self._shares = [sum((part.share for part in order.parts), start=Fraction(0)) for order in orders]
+        self._walk = orders[0].steps if orders[0].kind == "following" else 1
+        lengths = sorted({order.steps for order in orders})
+        if self._walk > 1 and len(lengths) > 1:
+            raise BadSettings(
+                f"order is following on caches whose trajectories have {' and '.join(map(str, lengths))} steps, "
+                f"expected one number: their walks would not end together; give them stages of their own, or take "
+                f"order shuffled"
+            )
+
+    def batch(self, optimizer_step: int) -> list[Row]:
+        """(position of the trajectory, k) for each row of the batch."""
+        walk, k = divmod(optimizer_step, self._walk)
+        who, before = dealt(walk, self._shares)
+        return self._orders[who].batch(before * self._walk + k)
+
+
+def part_of(rows: Sequence[Row], *, rank: int, ranks: int, share: int) -> Sequence[Row]:
+    """Rows of process `rank` of `ranks`: an equal part of the batch; in rank order the parts are the batch.
+
+    ValueError unless the batch divides by `ranks`: then which rows a step sees would depend on their number.
+    """
+    if len(rows) % (ranks * share):
+        raise ValueError(
+            f"batch of {len(rows)} rows, expected a multiple of {ranks} processes x {share} rows a forward"
+        )
+    if not 0 <= rank < ranks:
+        raise ValueError(f"rank is {rank}, expected 0 to {ranks - 1}")
+    size = len(rows) // ranks
+    return rows[rank * size : (rank + 1) * size]

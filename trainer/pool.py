@@ -1,15 +1,16 @@
 """A pool of decoded values that several threads read through."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from threading import Lock
 from typing import Generic, TypeVar
 
+Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
-class Pool(Generic[Value]):
+class Pool(Generic[Key, Value]):
     """The most recently used values, up to a number of bytes (one value is kept whatever its size).
 
     Of several threads that want the same value, one reads it and the others wait for that one's value or error.
@@ -18,10 +19,10 @@ class Pool(Generic[Value]):
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes, self.held_bytes = limit_bytes, 0
         self._lock = Lock()
-        self._values: OrderedDict[int, tuple[Value, int]] = OrderedDict()
-        self._reading: dict[int, Future[Value]] = {}
+        self._values: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
+        self._reading: dict[Key, Future[Value]] = {}
 
-    def get(self, key: int, read: Callable[[int], tuple[Value, int]]) -> Value:
+    def get(self, key: Key, read: Callable[[Key], tuple[Value, int]]) -> Value:
         """The value of a key, read (with its size in bytes) if it is not held; raises what `read` raises."""
         with self._lock:
             if key in self._values:

@@ -4,49 +4,68 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from models.student import checkpoints
 from storage_schemas import durable
 from storage_schemas.errors import BadRun
-from trainer.settings import RunConfig
-from trainer.training_set import TrainingSet
+from storage_schemas.manifest import first_problem
+from trainer.settings import MAIN, RunConfig
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 # Neither the weights nor what is best depend on these.
-_FREE = ("keep",)
+_FREE = ("keep", "floor")
 
 
-def open_run(run: Path, config: RunConfig, committed: TrainingSet) -> TrainingSet:
-    """Begin a run in a new or empty folder, or check that it is the same run; BadRun says what differs.
-
-    Gives what the run trains on: `committed`, unless it has a checkpoint that was trained on what was there then.
-    """
+def begun_run(run: Path, wanted: RunConfig) -> RunConfig | None:
+    """How a run was begun that has a checkpoint, None for a new one; BadRun, saying what differs, for another run."""
     file = run / CONFIG_FILE
     if run.exists() and not run.is_dir():
         raise BadRun(f"{run} is a file, expected a new folder or the folder of this run: give another one")
     if file.is_file():
-        found = RunConfig.model_validate_json(file.read_bytes())
-        _check_same_run(found, config, run)
-        if found.training_set is not None and checkpoints(run):
-            return found.training_set
-        config = found
-    elif run.is_dir() and any(run.iterdir()):
+        found = _read(file)
+        _check_same_run(found, wanted, run)
+        return found if checkpoints(run) else None
+    if run.is_dir() and any(run.iterdir()):
         raise BadRun(f"{run} holds other files and no {CONFIG_FILE}: it is not a run; give a new folder")
+    return None
+
+
+def begin_run(run: Path, config: RunConfig) -> None:
+    """Make the folder of a run, or go on with one that has no checkpoint yet."""
     run.mkdir(parents=True, exist_ok=True)
-    config = config.model_copy(update={"training_set": committed})
-    durable.replace(file, (config.model_dump_json(indent=1) + "\n").encode())
-    return committed
+    durable.replace(run / CONFIG_FILE, (config.model_dump_json(indent=1) + "\n").encode())
+
+
+def _read(file: Path) -> RunConfig:
+    try:
+        return RunConfig.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = first_problem(error) if isinstance(error, ValidationError) else str(error)
+        raise BadRun(
+            f"{file} cannot be read ({reason}): damaged, or of another version of this program; give a new run folder"
+        ) from error
 
 
 def _check_same_run(found: RunConfig, wanted: RunConfig, run: Path) -> None:
-    was = {**found.settings.json_value(), "cache": found.sampling_digest}
-    now = {**wanted.settings.json_value(), "cache": wanted.sampling_digest}
-    for key in was:
-        if was[key] != now[key] and key not in _FREE:
+    was, now = _flat(found), _flat(wanted)
+    for key in [*was, *(key for key in now if key not in was)]:
+        if was.get(key) != now.get(key) and key not in _FREE:
             raise BadRun(
-                f"{run} was begun with {key.replace('_', '-')} = {was[key]}, you asked for {now[key]}: the weights "
-                f"depend on it; give the flags of the first time, or another folder"
+                f"{run} was begun with {key.replace('_', '-')} = {was.get(key)}, you asked for {now.get(key)}: the "
+                f"weights depend on it; give the flags of the first time, or another folder"
             )
+
+
+def _flat(config: RunConfig) -> dict[str, Any]:
+    """All that the weights depend on, by the names that people gave."""
+    values = config.settings.flat()
+    for stage in config.settings.stages:
+        if stage.budget_share is not None:
+            # What a share of a budget came to follows from the rest.
+            values.pop("steps" if stage.name == MAIN else f"{stage.name} steps")
+    return values | {f"cache {name}": trained_on.sampling_digest for name, trained_on in config.caches.items()}
 
 
 def log_metrics(run: Path, **entry: Any) -> None:

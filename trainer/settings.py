@@ -1,51 +1,31 @@
 """What a training run is asked to do, validated."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from storage_schemas.manifest import Flags, Record
+from trainer.stage import Loss, OrderKind, Stage
 from trainer.training_set import TrainingSet
 
-Loss = Literal["vision", "embedding", "context"]
+WARM_UP = "warm-up"
+MAIN = "main"
 
 
-class TrainSettings(Flags):
-    """The flags of `understudy train`. Defaults are the paper's (section 4) where it states one.
+class _OfTheRun(Flags):
+    """What holds for all stages of a run. Defaults are the paper's (section 4) where it states one.
 
     student: its name as given, for the record; where it lies on this machine is told apart from it.
-    warmup_steps: optimizer steps with `warmup_loss` before the `steps` with `loss`.
-    huber: where `loss` turns from a square into a line, in the units of what it compares; None: a square everywhere.
-    step_weights: what the errors of the vision loss at step k are multiplied by, mean 1: see losses.step_weights.
-    embedding_term: weight of the embedding loss beside the vision loss.
-    batch_size: rows of one optimizer step; accumulate: equal parts of it that go through the networks one by one.
-    steps_per_trajectory: rows of the vision loss that share one forward pass of the student.
-    lr_warmup_steps: steps over which each stage's learning rate rises; None: 20 where it decays, else none.
     clip: largest norm of the gradient of all student parameters. position_bias_factor: multiplies the learning rate
     of T5's relative position bias, which carries the order of the words and learns slowly from a random start.
     ema: decay of the average of the student's parameters that is validated and exported; None: none.
     student_dtype: "auto" is bfloat16-autocast on a GPU where the cache's (or the backbone's) dtype is bfloat16.
-    keep: last checkpoints that are kept besides the best.
+    keep: last checkpoints that are kept besides the best. floor: records of which the replay floor is measured.
     """
 
     student: str
     init: Literal["auto", "pretrained", "random"] = "auto"
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    steps: int = Field(default=1000, ge=0)
-    warmup_steps: int = Field(default=0, ge=0)
-    loss: Loss = "vision"
-    warmup_loss: Literal["embedding", "context"] = "embedding"
-    huber: float | None = Field(default=None, gt=0)
-    step_weights: Literal["uniform", "sigma", "interval"] = "uniform"
-    embedding_term: float = Field(default=0.0, ge=0)
-    batch_size: int = Field(default=32, ge=1)
-    accumulate: int = Field(default=1, ge=1)
-    order: Literal["shuffled", "following"] = "shuffled"
-    steps_per_trajectory: int = Field(default=1, ge=1)
-    learning_rate: float = Field(default=1e-4, gt=0)
-    warmup_learning_rate: float | None = Field(default=None, gt=0)
-    decay: Literal["constant", "cosine", "linear"] = "constant"
-    lr_warmup_steps: int | None = Field(default=None, ge=0)
     weight_decay: float = Field(default=1e-3, ge=0)
     clip: float = Field(default=1.0, gt=0)
     position_bias_factor: float = Field(default=1.0, gt=0)
@@ -55,65 +35,64 @@ class TrainSettings(Flags):
     checkpoint_every: int = Field(default=200, ge=1)
     keep: int = Field(default=2, ge=1)
     validate_rows: int = Field(default=64, ge=1)
+    floor: int = Field(default=64, ge=0)
     seed: int = Field(default=0, ge=0, lt=2**63)
 
+
+class TrainSettings(_OfTheRun):
+    """A run: what holds for all of it, and its stages one after the other. What a recipe states.
+
+    budget_seconds: what stages with a budget_share share; None where there is none.
+    """
+
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    budget_seconds: float | None = Field(default=None, gt=0)
+
     @model_validator(mode="after")
-    def _has_steps(self) -> Self:
-        if self.steps + self.warmup_steps == 0:
-            raise ValueError("steps and warmup-steps are both 0, expected at least one of them above")
+    def _stages_have_names_of_their_own(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two stages are named {twice!r}, expected a name for each")
         return self
 
     @model_validator(mode="after")
-    def _parts_are_equal(self) -> Self:
-        unit = self.accumulate * self.steps_per_trajectory
-        if self.batch_size % unit:
+    def _the_budget_is_shared(self) -> Self:
+        shares = {stage.name: stage.budget_share for stage in self.stages if stage.budget_share is not None}
+        if shares and self.budget_seconds is None:
             raise ValueError(
-                f"batch-size is {self.batch_size}, expected a multiple of accumulate x steps-per-trajectory = "
-                f"{self.accumulate} x {self.steps_per_trajectory}: the parts of a batch are equal; "
-                f"take {max(1, self.batch_size // unit) * unit}"
+                f"stage {min(shares)} takes a share of a budget that is not given: give --budget, as in 72h"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _order_can_share(self) -> Self:
-        if self.order == "following" and self.steps_per_trajectory > 1:
-            raise ValueError(
-                f"steps-per-trajectory is {self.steps_per_trajectory} with order following, expected 1: it walks each "
-                f"trajectory step by step, one of them in a batch; take order shuffled"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _vision_options_have_a_vision_loss(self) -> Self:
-        if self.loss == "vision":
-            return self
-        for name in ("step_weights", "embedding_term", "steps_per_trajectory"):
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(
-                    f"{name.replace('_', '-')} is {getattr(self, name)} with loss {self.loss}: it is an option of the "
-                    f"vision loss, which alone replays steps; leave it out, or take loss vision"
-                )
+        if not shares and self.budget_seconds is not None:
+            raise ValueError("--budget is given, but no stage has a budget-share: state one in a recipe")
+        if sum(shares.values()) > 1 + 1e-9:
+            raise ValueError(f"the stages share {sum(shares.values()):g} of the budget, expected at most 1")
         return self
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return self.warmup_steps + self.steps
+        return sum(stage.length for stage in self.stages)
 
-    def loss_at(self, step: int) -> Loss:
-        """Which loss optimizer step `step` minimises."""
-        return self.warmup_loss if step < self.warmup_steps else self.loss
+    @property
+    def ends(self) -> list[int]:
+        """How many optimizer steps are done at the end of each stage."""
+        return [sum(stage.length for stage in self.stages[: n + 1]) for n in range(len(self.stages))]
+
+    def place(self, step: int) -> tuple[int, int]:
+        """Number of the stage of optimizer step `step`, and the step's number within it."""
+        for number, (stage, end) in enumerate(zip(self.stages, self.ends, strict=True)):
+            if step < end:
+                return number, step - end + stage.length
+        raise ValueError(f"step is {step}, expected 0 to {self.total_steps - 1}")
+
+    def stage_at(self, step: int) -> Stage:
+        """The stage of an optimizer step."""
+        return self.stages[self.place(step)[0]]
 
     @property
     def losses(self) -> set[Loss]:
         """The losses of the run's stages."""
-        stages: list[tuple[int, Loss]] = [(self.warmup_steps, self.warmup_loss), (self.steps, self.loss)]
-        return {loss for steps, loss in stages if steps}
-
-    @property
-    def needs_embeddings(self) -> bool:
-        """Whether some step compares with the teacher's embeddings."""
-        return self.losses != {"vision"} or self.embedding_term > 0
+        return {stage.loss for stage in self.stages}
 
     @property
     def teacher_use(self) -> Literal["transformer", "context_embedder", "none"]:
@@ -122,25 +101,92 @@ class TrainSettings(Flags):
             return "transformer"
         return "context_embedder" if "context" in self.losses else "none"
 
-    def stage_position(self, step: int) -> tuple[int, int]:
-        """Number of the step within its stage, and the stage's length."""
-        if step < self.warmup_steps:
-            return step, self.warmup_steps
-        return step - self.warmup_steps, self.steps
+    def flat(self) -> dict[str, Any]:
+        """All values by the names that people give them: `learning_rate`, or `warm-up learning_rate` of a stage."""
+        values = self.json_value()
+        stages = values.pop("stages")
+        values["stages"] = ", ".join(stage["name"] for stage in stages)
+        for stage in stages:
+            spoken = "" if stage["name"] == MAIN else f"{stage['name']} "
+            values |= {f"{spoken}{key}": value for key, value in stage.items() if key != "name"}
+        return values
+
+    @property
+    def batch_rows(self) -> int:
+        """Most rows that go through the networks at once in training."""
+        return max(stage.batch_size // stage.accumulate for stage in self.stages)
+
+
+class TrainFlags(_OfTheRun):
+    """The flags of `understudy train`: a warm-up, if asked for, and the stage after it. See Stage for theirs.
+
+    warmup_steps: optimizer steps with `warmup_loss` before the `steps` with `loss`.
+    """
+
+    steps: int = Field(default=1000, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    loss: Loss = "vision"
+    warmup_loss: Literal["embedding", "context"] = "embedding"
+    huber: float | None = Field(default=None, gt=0)
+    step_weights: Literal["uniform", "sigma", "interval"] = "uniform"
+    embedding_term: float = Field(default=0.0, ge=0)
+    batch_size: int = Field(default=32, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    order: OrderKind = "shuffled"
+    steps_per_trajectory: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    warmup_learning_rate: float | None = Field(default=None, gt=0)
+    decay: Literal["constant", "cosine", "linear"] = "constant"
+    lr_warmup_steps: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _has_steps(self) -> Self:
+        if self.steps + self.warmup_steps == 0:
+            raise ValueError("steps and warmup-steps are both 0, expected at least one of them above")
+        return self
+
+    @model_validator(mode="after")
+    def _options_go_together(self) -> Self:
+        # As a stage checks it, though no step is asked for.
+        Stage(name=MAIN, **self._of_the_stage() | {"steps": 1})
+        return self
+
+    def settings(self) -> TrainSettings:
+        """The same run as stages."""
+        main = self._of_the_stage()
+        shared = {name: main[name] for name in ("batch_size", "accumulate", "decay", "lr_warmup_steps")}
+        rate = self.warmup_learning_rate or self.learning_rate
+        stages = []
+        if self.warmup_steps:
+            warm_up = {"steps": self.warmup_steps, "loss": self.warmup_loss, "learning_rate": rate}
+            stages.append(Stage(name=WARM_UP, **shared | warm_up))
+        if self.steps:
+            stages.append(Stage(name=MAIN, **main))
+        run = {name: getattr(self, name) for name in _OfTheRun.model_fields}
+        return TrainSettings(**run, stages=tuple(stages))
+
+    def _of_the_stage(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in type(self).model_fields if name in Stage.model_fields}
+
+
+class TrainedOn(Record):
+    """A cache of a run: where it lay, what it is by its digest, and the trajectories of it that are trained on."""
+
+    location: str
+    sampling_digest: str
+    training_set: TrainingSet
 
 
 class RunConfig(Record):
-    """What RUN/config.json holds: the settings, and which cache they were for.
+    """What RUN/config.json holds: the settings, and which caches they were for.
 
-    training_set: None in runs from before it was written down, until they go on.
+    guidance: all values that the caches were recorded with, ascending; None where the teacher takes none.
     """
 
     settings: TrainSettings
-    cache: str
+    caches: dict[str, TrainedOn]
     backbone: str
     teacher_digest: str
-    sampling_digest: str
     text_length: int
     text_width: int
-    training_set: TrainingSet | None = None
     guidance: tuple[float, ...] | None = None

@@ -1,5 +1,9 @@
-"""Phase 2: cache -> replay through the frozen backbone -> student -> checkpoints."""
+"""Phase 2: caches -> replay through the frozen backbone -> student -> checkpoints."""
 
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,16 +13,20 @@ from models.context_projection import load_context_projection
 from models.geometry import recorded_geometry
 from models.schedule import DTYPES
 from models.student import new_student
+from models.student_network import UnderstudyStudent
 from models.teacher_folder import TeacherFolder
 from models.teacher_hub import split_revision
 from storage_schemas.errors import BadSettings, BadTeacher
 from storage_schemas.manifest import Manifest
 from storage_schemas.progress import Progress
 from storage_schemas.reader import Cache
+from trainer.budget import measured_seconds, shared_out
 from trainer.loop import Trainer
-from trainer.losses import Objective, step_weights
-from trainer.run_folder import log_metrics, open_run
-from trainer.settings import RunConfig, TrainSettings
+from trainer.losses import Objective
+from trainer.mixture import Lesson, check_names, check_one_teacher
+from trainer.run_folder import begin_run, begun_run
+from trainer.settings import MAIN, RunConfig, TrainedOn, TrainSettings
+from trainer.stage import Stage
 from trainer.training_set import TrainingSet
 
 # Law 3: above this part of the velocity's norm, the replay of the teacher's own embedding means a wrong backbone.
@@ -28,66 +36,114 @@ LARGEST_FLOOR = 0.03
 def train(
     run: Path,
     settings: TrainSettings,
-    cache: Cache,
+    caches: Mapping[str, Cache],
     teacher: TeacherFolder | None,
     device: torch.device,
     progress: Progress,
     *,
     student_source: str,
     accept_floor: bool,
-) -> Path:
-    """Train a student, or go on with one.
+) -> int:
+    """Train a student, or go on with one; how many optimizer steps it has then been trained for.
 
-    teacher: where the transformer lies (None where settings.teacher_use is "none"). student_source: where
-    settings.student lies.
+    caches: by the names that stages give them; the first one's tokenizer goes with the student. teacher: where the
+    transformer lies (None where settings.teacher_use is "none"). student_source: where settings.student lies.
     """
-    _check_fits(settings, cache)
-    student = new_student(
-        student_source, cache.manifest.teacher, init=settings.init, dropout=settings.dropout, seed=settings.seed
-    )
-    training_set = open_run(run, _run_config(settings, cache, teacher), TrainingSet.of(cache))
-    training_set.check(cache, run)
-    objective = _objective(settings, cache.manifest, teacher, device)
-    autocast = _autocast(settings, cache.manifest, device)
-    trainer = Trainer(run, settings, cache, objective, student, device, training_set, autocast=autocast)
-    parameters = sum(parameter.numel() for parameter in trainer.student.parameters())
-    if not cache.finished:
-        progress.say(f"{cache.folder} is not finished: {len(cache)} of its {cache.planned} trajectories are there")
-    if (began := len(training_set.indices())) != len(cache):
-        progress.say(
-            f"{run} goes on with the {began} trajectories with which it began, of {len(cache)} that {cache.folder} "
-            f"has now: a new run folder takes all of them"
-        )
-    progress.say(
-        f"student of {parameters:,} parameters in float32{', bfloat16 autocast' * autocast}; {len(trainer.feed)} "
-        f"trajectories to train on, {len(trainer.held_out)} held out"
-    )
-    if cache.manifest.sampling.storage.embeddings == "none":
-        progress.say(
-            f"no replay floor: {cache.folder} was built with --embeddings none; "
-            f"a cache with --embeddings stored has one"
-        )
-    elif objective.backbone is not None:
-        _check_floor(trainer, progress, accept_floor=accept_floor)
+    check_one_teacher(caches)
+    check_names(settings, list(caches))
+    for stage in settings.stages:
+        for name in stage.caches or caches:
+            _check_fits(stage, caches[name])
+    recorded = next(iter(caches.values())).manifest.teacher
+    student = new_student(student_source, recorded, init=settings.init, dropout=settings.dropout, seed=settings.seed)
+    wanted = _run_config(settings, caches, teacher)
+    begun = begun_run(run, wanted)
+    lessons = [
+        Lesson(name=name, cache=cache, training_set=(begun or wanted).caches[name].training_set)
+        for name, cache in caches.items()
+    ]
+    for lesson in lessons:
+        lesson.training_set.check(lesson.cache, run)
+    objective = _objective(settings, lessons, teacher, device)
+    make = partial(_trainer, lessons=lessons, objective=objective, student=student, device=device)
+    if begun is None:
+        settings = _with_steps(settings, make, progress)
+        begin_run(run, wanted.model_copy(update={"settings": settings}))
+    else:
+        settings = begun.settings.model_copy(update={"keep": settings.keep, "floor": settings.floor})
+    trainer = make(run, settings)
+    _say_what_is_trained(trainer, lessons, progress)
+    _measure_floor(trainer, lessons, progress, accept_floor=accept_floor)
     trainer.train(progress)
-    return run
+    return settings.total_steps
 
 
-def _check_fits(settings: TrainSettings, cache: Cache) -> None:
+def _trainer(
+    run: Path,
+    settings: TrainSettings,
+    *,
+    lessons: list[Lesson],
+    objective: Objective,
+    student: UnderstudyStudent,
+    device: torch.device,
+) -> Trainer:
+    autocast = _autocast(settings, lessons[0].cache.manifest, device)
+    objective = replace(objective, settings=settings)
+    return Trainer(run, settings, lessons, objective, student, device, autocast=autocast)
+
+
+def _with_steps(settings: TrainSettings, make: "partial[Trainer]", progress: Progress) -> TrainSettings:
+    """The settings with steps in place of shares of a budget."""
+    if (budget_seconds := settings.budget_seconds) is None:
+        return settings
+    # The steps that are timed move a copy.
+    student = make.keywords["student"]
+    seconds = measured_seconds(settings, lambda run, probe: make(run, probe, student=copy.deepcopy(student)))
+    settings = shared_out(settings, seconds)
+    left = iter(seconds)
+    for stage in settings.stages:
+        if stage.budget_share is not None:
+            hours = budget_seconds * stage.budget_share / 3600
+            progress.say(
+                f"stage {stage.name}: {stage.length:,} steps in {hours:.3g} h, {next(left):.3g} s each as measured here"
+            )
+    return settings
+
+
+def _say_what_is_trained(trainer: Trainer, lessons: list[Lesson], progress: Progress) -> None:
+    for lesson in lessons:
+        cache, began = lesson.cache, len(lesson.training_set.indices())
+        if not cache.finished:
+            progress.say(f"{cache.folder} is not finished: {len(cache)} of its {cache.planned} trajectories are there")
+        if began != len(cache):
+            progress.say(
+                f"{trainer.run} goes on with the {began} trajectories with which it began, of {len(cache)} that "
+                f"{cache.folder} has now: a new run folder takes all of them"
+            )
+    parameters = sum(parameter.numel() for parameter in trainer.student.parameters())
+    autocast = ", bfloat16 autocast" if trainer.autocast else ""
+    several = f" of {len(lessons)} caches" if len(lessons) > 1 else ""
+    progress.say(
+        f"student of {parameters:,} parameters in float32{autocast}; {len(trainer.feed)} trajectories{several} to "
+        f"train on, {len(trainer.held_out)} held out"
+    )
+
+
+def _check_fits(stage: Stage, cache: Cache) -> None:
     steps = cache.manifest.sampling.steps
-    if settings.steps_per_trajectory > steps:
+    if stage.steps_per_trajectory > steps:
         raise BadSettings(
-            f"--steps-per-trajectory is {settings.steps_per_trajectory}, the trajectories of {cache.folder} have "
+            f"--steps-per-trajectory is {stage.steps_per_trajectory}, the trajectories of {cache.folder} have "
             f"{steps} steps: as many different ones there are not; give at most {steps}"
         )
-    if cache.manifest.sampling.storage.embeddings == "stored" or not settings.needs_embeddings:
+    if cache.manifest.sampling.storage.embeddings == "stored" or not stage.needs_embeddings:
         return
-    if settings.warmup_steps:
-        asked, what, way = f"--warmup-steps is {settings.warmup_steps}", "the warm-up", "--warmup-steps 0"
-    elif settings.loss != "vision":
-        asked, what, way = f"--loss is {settings.loss}", "this loss", "--loss vision"
+    if stage.name != MAIN:
+        asked, what, way = f"stage {stage.name} has the loss {stage.loss}", "it", "stages of --loss vision alone"
+    elif stage.loss != "vision":
+        asked, what, way = f"--loss is {stage.loss}", "this loss", "--loss vision"
     else:
-        asked, what, way = f"--embedding-term is {settings.embedding_term:g}", "the term", "--embedding-term 0"
+        asked, what, way = f"--embedding-term is {stage.embedding_term:g}", "the term", "--embedding-term 0"
     raise BadSettings(
         f"{asked}, but {cache.folder} was built with --embeddings none: {what} compares with the teacher's "
         f"embeddings; give {way}, or build with --embeddings stored"
@@ -95,16 +151,17 @@ def _check_fits(settings: TrainSettings, cache: Cache) -> None:
 
 
 def _objective(
-    settings: TrainSettings, manifest: Manifest, teacher: TeacherFolder | None, device: torch.device
+    settings: TrainSettings, lessons: list[Lesson], teacher: TeacherFolder | None, device: torch.device
 ) -> Objective:
-    backbone = context_ID = None
+    manifests = [lesson.cache.manifest for lesson in lessons]
+    context_ID, backbones = None, []
     if teacher is not None and "context" in settings.losses:
-        context_ID = load_context_projection(teacher, manifest.teacher, device)
+        context_ID = load_context_projection(teacher, manifests[0].teacher, device)
     if teacher is not None and settings.teacher_use == "transformer":
-        backbone = _load_backbone(settings, manifest, teacher, device)
-    weights_K = step_weights(settings.step_weights, manifest.sampling.sigmas)
-    weights_K = weights_K.to(device) if weights_K is not None else None
-    return Objective(settings=settings, backbone=backbone, context_ID=context_ID, weights_K=weights_K)
+        loaded = _load_backbone(settings, manifests[0], teacher, device)
+        backbones = [loaded.at(recorded_geometry(manifest.sampling)) for manifest in manifests]
+    sigmas = [manifest.sampling.sigmas for manifest in manifests]
+    return Objective(settings=settings, backbones=backbones, context_ID=context_ID, sigmas=sigmas)
 
 
 def _autocast(settings: TrainSettings, manifest: Manifest, device: torch.device) -> bool:
@@ -117,32 +174,48 @@ def _backbone_dtype(settings: TrainSettings, manifest: Manifest) -> str:
     return manifest.sampling.dtype if settings.backbone_dtype == "cache" else settings.backbone_dtype
 
 
-def _check_floor(trainer: Trainer, progress: Progress, *, accept_floor: bool) -> None:
-    error, relative = trainer.replay_floor()
-    # Before step 0: no resume forgets it.
-    log_metrics(trainer.run, step=-1, replay_floor=error)
+def _measure_floor(trainer: Trainer, lessons: list[Lesson], progress: Progress, *, accept_floor: bool) -> None:
+    for lesson in lessons:
+        if lesson.cache.manifest.sampling.storage.embeddings == "none":
+            progress.say(
+                f"no replay floor: {lesson.cache.folder} was built with --embeddings none; "
+                f"a cache with --embeddings stored has one"
+            )
+            return
+    if not trainer.objective.backbones or not trainer.settings.floor:
+        return
+    floor = trainer.measure_floor()
     progress.say(
-        f"replay floor {error:.3g} ({100 * relative:.2f} % of the velocity's norm): no student's loss can be lower"
+        f"replay floor {floor.error:.3g} ({100 * floor.relative:.2f} % of the velocity's norm): no student's loss can "
+        f"be lower"
     )
-    if relative > LARGEST_FLOOR and not accept_floor:
+    if floor.relative > LARGEST_FLOOR and not accept_floor:
         raise BadTeacher(
-            f"the cached embeddings replay with an error of {100 * relative:.1f} % of the velocity's norm, expected at "
-            f"most {100 * LARGEST_FLOOR:.0f} %: other weights, another dtype or a faulty device; check --backbone, or "
-            f"give --accept-floor"
+            f"the cached embeddings replay with an error of {100 * floor.relative:.1f} % of the velocity's norm, "
+            f"expected at most {100 * LARGEST_FLOOR:.0f} %: other weights, another dtype or a faulty device; check "
+            f"--backbone, or give --accept-floor"
         )
 
 
-def _run_config(settings: TrainSettings, cache: Cache, teacher: TeacherFolder | None) -> RunConfig:
-    digests = cache.manifest.digests()
+def _run_config(settings: TrainSettings, caches: Mapping[str, Cache], teacher: TeacherFolder | None) -> RunConfig:
+    manifests = [cache.manifest for cache in caches.values()]
+    guidance = {value for manifest in manifests for value in manifest.sampling.guidance or ()}
+    first = manifests[0]
     return RunConfig(
         settings=settings,
-        cache=cache.location,
-        backbone=teacher.source if teacher is not None else split_revision(cache.manifest.source)[0],
-        teacher_digest=digests["teacher"],
-        sampling_digest=digests["sampling"],
-        text_length=cache.manifest.teacher.text_length,
-        text_width=cache.manifest.teacher.text_width,
-        guidance=cache.manifest.sampling.guidance,
+        caches={
+            name: TrainedOn(
+                location=cache.location,
+                sampling_digest=cache.manifest.digests()["sampling"],
+                training_set=TrainingSet.of(cache),
+            )
+            for name, cache in caches.items()
+        },
+        backbone=teacher.source if teacher is not None else split_revision(first.source)[0],
+        teacher_digest=first.digests()["teacher"],
+        text_length=first.teacher.text_length,
+        text_width=first.teacher.text_width,
+        guidance=tuple(sorted(guidance)) or None,
     )
 
 

@@ -8,7 +8,8 @@ from models.student import new_student
 from models.teacher_folder import REPLAY_PARTS, find_teacher
 from storage_schemas.reader import Cache
 from trainer.loop import Trainer
-from trainer.settings import TrainSettings
+from trainer.mixture import Lesson
+from trainer.settings import TrainFlags
 from trainer.train import _autocast, _objective
 from trainer.training_set import TrainingSet
 
@@ -17,19 +18,20 @@ CPU = torch.device("cpu")
 
 def make_trainer(run: Path, cache_folder: Path, teacher: Path, student: Path, **flags) -> Trainer:
     flags = {"steps": 8, "batch_size": 8, "learning_rate": 1e-3, "dropout": 0.0, **flags}
-    settings = TrainSettings.from_flags(student=str(student), **flags)
+    settings = TrainFlags.from_flags(student=str(student), **flags).settings()
     cache = Cache.open(cache_folder)
     run.mkdir(parents=True, exist_ok=True)
-    objective = _objective(settings, cache.manifest, find_teacher(str(teacher), REPLAY_PARTS), CPU)
+    lessons = [Lesson(name="cache", cache=cache, training_set=TrainingSet.of(cache))]
+    objective = _objective(settings, lessons, find_teacher(str(teacher), REPLAY_PARTS), CPU)
     made = new_student(str(student), cache.manifest.teacher, init="auto", dropout=settings.dropout, seed=0)
     autocast = _autocast(settings, cache.manifest, CPU)
-    return Trainer(run, settings, cache, objective, made, CPU, TrainingSet.of(cache), autocast=autocast)
+    return Trainer(run, settings, lessons, objective, made, CPU, autocast=autocast)
 
 
 def gradient(trainer: Trainer, step: int) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one optimizer step, no step taken."""
     trainer.student.train().zero_grad()
-    parts = trainer.settings.accumulate
+    parts = trainer.settings.stage_at(step).accumulate
     with trainer.feed.prefetch(trainer.requests(step)) as batches:
         loss = sum(trainer._gradients(step, part, next(batches)) for part in range(parts)) / parts
     return loss, {name: value.grad.clone() for name, value in trainer.student.named_parameters()}

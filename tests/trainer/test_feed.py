@@ -14,8 +14,8 @@ from storage_schemas.errors import DamagedCache, NotInCache
 from storage_schemas.reader import Cache
 from tests.storage_schemas.caches import STEPS, write_cache
 from trainer import feed as feed_module
-from trainer.feed import Batch, EmbeddingBatch, Feed, Request
-from trainer.order import Order
+from trainer.feed import Batch, EmbeddingBatch, Feed, Request, Source
+from trainer.order import Order, Part, part_of
 from trainer.pool import Pool
 from trainer.prefetch import Prefetch, Task
 
@@ -32,7 +32,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def feed_of(folder: Path, **settings) -> Feed:
     cache = Cache.open(folder)
-    return Feed(cache, cache.indices(), device=CPU, **settings)
+    return Feed([Source(cache=cache, indices=cache.indices())], device=CPU, **settings)
 
 
 def requests_of(order: Order, first: int, last: int, warmup_steps: int = 0) -> list[Request]:
@@ -42,7 +42,7 @@ def requests_of(order: Order, first: int, last: int, warmup_steps: int = 0) -> l
 
 
 def an_order(kind: str = "shuffled") -> Order:
-    return Order(kind=kind, count=COUNT, steps=STEPS, batch_size=4, seed=3)
+    return Order(kind=kind, parts=(Part(count=COUNT),), steps=STEPS, batch_size=4, seed=3)
 
 
 def one_by_one(feed: Feed, requests: list[Request]) -> list[Batch | EmbeddingBatch]:
@@ -79,7 +79,7 @@ def test_batches_read_ahead_are_those_read_one_by_one(folder, kind, pool_bytes):
 
 
 def test_rows_that_share_a_trajectory_read_its_text_once_and_the_teachers_if_asked(folder):
-    order = Order(kind="shuffled", count=COUNT, steps=STEPS, batch_size=4, seed=3, share=2)
+    order = Order(kind="shuffled", parts=(Part(count=COUNT),), steps=STEPS, batch_size=4, seed=3, share=2)
     requests = [Request(loss="vision", rows=order.batch(n), share=2, embeddings=bool(n % 2)) for n in range(6)]
     feed = feed_of(folder)
     with feed.prefetch(requests) as batches:
@@ -121,17 +121,18 @@ def test_reading_from_a_later_step_on_is_the_rest_of_the_whole(folder, first):
     seed=st.integers(0, 2**63 - 1),
 )
 def test_the_parts_of_all_ranks_in_order_are_the_global_batch(parts, ranks, kind, count, step, seed):
-    order = Order(kind=kind, count=count, steps=5, batch_size=parts * ranks, seed=seed)
-    together = [row for rank in range(ranks) for row in order.rank_batch(step, rank=rank, ranks=ranks)]
-    assert together == order.batch(step)
-    assert all(len(order.rank_batch(step, rank=rank, ranks=ranks)) == parts for rank in range(ranks))
+    order = Order(kind=kind, parts=(Part(count=count),), steps=5, batch_size=parts * ranks, seed=seed)
+    batch = order.batch(step)
+    of_ranks = [part_of(batch, rank=rank, ranks=ranks, share=1) for rank in range(ranks)]
+    assert [row for rows in of_ranks for row in rows] == batch
+    assert all(len(rows) == parts for rows in of_ranks)
 
 
 def test_ranks_that_do_not_divide_the_batch_are_refused():
-    with pytest.raises(ValueError, match="batch size is 4, expected a multiple of the 3 processes"):
-        an_order().rank_batch(0, rank=0, ranks=3)
+    with pytest.raises(ValueError, match="batch of 4 rows, expected a multiple of 3 processes x 1 rows a forward"):
+        part_of(an_order().batch(0), rank=0, ranks=3, share=1)
     with pytest.raises(ValueError, match="rank is 2, expected 0 to 1"):
-        an_order().rank_batch(0, rank=2, ranks=2)
+        part_of(an_order().batch(0), rank=2, ranks=2, share=1)
 
 
 def test_damage_is_raised_as_itself_where_its_batch_is_asked_for(tmp_path):
@@ -154,7 +155,7 @@ def test_what_is_not_in_the_cache_is_said_as_without_threads(folder):
     whole = Cache.open(folder)
     records = Records([record for key, record in whole.records.items() if key != ("trajectories", 2)], "here")
     cache = Cache(whole.folder, whole.manifest, records, finished=False, verify="once")
-    feed = Feed(cache, whole.indices(), device=CPU)
+    feed = Feed([Source(cache=cache, indices=whole.indices())], device=CPU)
     requests = [Request(loss="vision", rows=[(9, 0), (8, 0)])] * 6
     with feed.prefetch(requests) as batches, pytest.raises(NotInCache, match="trajectory 9 is not in .* yet"):
         next(batches)
@@ -254,7 +255,7 @@ def test_memory_is_pinned_for_a_gpu_alone(folder, monkeypatch, device, expected)
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (pinned.append(1), tensor)[1])
     cache = Cache.open(folder)
-    feed = Feed(cache, cache.indices(), device=torch.device(device))
+    feed = Feed([Source(cache=cache, indices=cache.indices())], device=torch.device(device))
     monkeypatch.setattr(feed, "_on_device", lambda batch: batch)
     with feed.prefetch([Request(loss="vision", rows=[(0, 1)])]) as batches:
         next(batches)

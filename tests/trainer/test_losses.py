@@ -20,7 +20,7 @@ from tests.cache_builder.building import build_cache
 from tests.random_teacher import make_teacher
 from tests.trainer.making import CPU, make_trainer
 from tests.trainer.test_train import run_training
-from trainer.losses import context_loss, difference, embedding_loss, step_weights, vision_loss
+from trainer.losses import context_loss, difference, embedding_loss, row_errors, step_weights, vision_loss
 
 FLOATS = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=20)
 
@@ -58,7 +58,7 @@ def test_weights_of_steps_are_what_they_are_named_for_with_mean_one(sigmas):
 
 def test_weighted_rows_are_weighted_by_their_own_step(tmp_path, cache_folder, dev_teacher, t5_config):
     trainer = make_trainer(tmp_path, cache_folder, dev_teacher, t5_config, step_weights="sigma")
-    backbone, weights_K = trainer.objective.backbone, trainer.objective.weights_K
+    backbone, weights_K = trainer.objective.backbones[0], trainer.objective.weights(trainer.settings.stages[0], 0)
     rows = [(0, 0), (1, 0), (2, 1)]
     batch = trainer.feed.replay_batch(rows)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_weighted_rows_are_weighted_by_their_own_step(tmp_path, cache_folder, de
             for i, row in enumerate(rows)
         ]
         weighted = trainer.objective.training_loss(0, student_BTD, batch)
-        plain = trainer.objective.plain_loss(student_BTD, batch)
+        plain = row_errors(backbone, student_BTD, batch).mean()
     by_hand = sum(float(weights_K[k]) * float(loss) for (_, k), loss in zip(rows, alone, strict=True)) / 3
     assert float(weighted) == pytest.approx(by_hand, rel=0.01)
     assert float(plain) == pytest.approx(sum(map(float, alone)) / 3, rel=0.01)
@@ -83,7 +83,7 @@ def test_an_embedding_term_is_added_with_its_weight(tmp_path, cache_folder, dev_
         student_BTD = trainer.embed(trainer.student.eval(), batch.token_ids_BT)
         assert len(student_BTD) == 4
         found = trainer.objective.training_loss(0, student_BTD, batch)
-        vision = vision_loss(trainer.objective.backbone, student_BTD, batch)
+        vision = vision_loss(trainer.objective.backbones[0], student_BTD, batch)
         term = embedding_loss(student_BTD, batch.encoder_hidden_states_BTD)
     assert torch.equal(found, vision + 0.5 * term) and float(term) > 0
 
@@ -112,7 +112,7 @@ def test_the_context_loss_is_the_difference_after_the_transformers_own_projectio
     tmp_path, cache_folder, dev_teacher, t5_config
 ):
     trainer = make_trainer(tmp_path, cache_folder, dev_teacher, t5_config, loss="context")
-    assert trainer.objective.backbone is None
+    assert not trainer.objective.backbones
     transformer = FluxTransformer2DModel.from_pretrained(dev_teacher / "transformer", torch_dtype=torch.float32)
     batch = trainer.feed.embedding_batch([0, 3, 5])
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_the_context_loss_is_the_difference_after_the_transformers_own_projectio
         found = trainer.objective.training_loss(0, student_BTD, batch)
         projected = [transformer.context_embedder(x.float()) for x in (student_BTD, batch.encoder_hidden_states_BTD)]
     assert torch.allclose(found, torch.nn.functional.mse_loss(*projected), rtol=1e-5)
-    assert torch.equal(trainer.objective.plain_loss(student_BTD, batch), found)
+    assert torch.equal(trainer.objective.text_loss(student_BTD, batch), found)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from models.student_network import UnderstudyStudent
 from storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache
 from tests.trainer.test_train import run_training, weights
-from trainer.order import Order, mix
+from trainer.order import Order, Part, mix
 
 BATCH, STEPS, UPDATES = 4, 10, 20
 RATE, WEIGHT_DECAY, CLIP, DROPOUT, SEED = 1e-3, 1e-2, 1.0, 0.1, 5
@@ -99,7 +99,7 @@ def test_twenty_steps_offline_end_with_the_weights_of_twenty_online(
 ):
     cache = Cache.open(recording)
     assert len(cache) == BATCH and cache.manifest.prompts.held_out == 0
-    order = Order(kind="following", count=BATCH, steps=STEPS, batch_size=BATCH, seed=SEED)
+    order = Order(kind="following", parts=(Part(count=BATCH),), steps=STEPS, batch_size=BATCH, seed=SEED)
     walks = [[position for position, _ in order.batch(update)] for update in range(0, UPDATES, STEPS)]
     assert walks[0] != walks[1]
     student = new_student(str(t5_config), cache.manifest.teacher, init="random", dropout=dropout, seed=SEED)

@@ -12,7 +12,7 @@ from tests.trainer.making import gradient, make_trainer
 from tests.trainer.test_train import run_training, weights
 from trainer.feed import Request
 from trainer.optimizer import learning_rate_at
-from trainer.settings import TrainSettings
+from trainer.settings import TrainFlags
 from trainer.train import _autocast
 
 
@@ -105,7 +105,7 @@ def test_validation_judges_the_average(tmp_path, cache_folder, dev_teacher, t5_c
     ],
 )
 def test_the_learning_rate_of_each_stage(flags, rates):
-    settings = TrainSettings.from_flags(student="x", warmup_steps=2, steps=4, learning_rate=1.0, **flags)
+    settings = TrainFlags.from_flags(student="x", warmup_steps=2, steps=4, learning_rate=1.0, **flags).settings()
     assert [learning_rate_at(settings, step) for step in range(6)] == pytest.approx(rates, rel=1e-5)
 
 
@@ -119,7 +119,7 @@ def test_autocast_is_around_the_student_alone_and_its_parameters_stay_fp32(
     def watch(_module, arguments, named):
         seen.append((torch.is_autocast_enabled("cpu"), named["encoder_hidden_states"].dtype))
 
-    trainer.objective.backbone.transformer.register_forward_pre_hook(watch, with_kwargs=True)
+    trainer.objective.backbones[0].transformer.register_forward_pre_hook(watch, with_kwargs=True)
     hidden = []
     trainer.student.register_forward_hook(lambda *_: hidden.append(torch.is_autocast_enabled("cpu")))
     loss, gradients = gradient(trainer, 0)
@@ -148,4 +148,4 @@ def test_auto_is_autocast_on_a_gpu_where_the_backbone_is_bf16(
     from storage_schemas.reader import Cache
 
     manifest = Cache.open(cache_folder if dtype == "bfloat16" else exact_cache).manifest
-    assert _autocast(TrainSettings.from_flags(student="x", **flags), manifest, torch.device(device)) == expected
+    assert _autocast(TrainFlags.from_flags(student="x", **flags).settings(), manifest, torch.device(device)) == expected

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.order import Order, shuffled_position
+from trainer.order import Order, Part, part_of, shuffled_position
 
 
 @given(count=st.integers(1, 300), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 1000))
@@ -34,7 +34,7 @@ def test_a_position_outside_is_refused():
 
 
 def test_following_walks_one_batch_from_the_first_step_to_the_last():
-    order = Order(kind="following", count=10, steps=4, batch_size=3, seed=0)
+    order = Order(kind="following", parts=(Part(count=10),), steps=4, batch_size=3, seed=0)
     walk = [order.batch(n) for n in range(4)]
     assert [{k for _, k in batch} for batch in walk] == [{0}, {1}, {2}, {3}]
     assert len({tuple(position for position, _ in batch) for batch in walk}) == 1
@@ -42,7 +42,7 @@ def test_following_walks_one_batch_from_the_first_step_to_the_last():
 
 
 def test_shuffled_draws_every_trajectory_once_an_epoch_and_all_steps_alike():
-    order = Order(kind="shuffled", count=40, steps=5, batch_size=8, seed=0)
+    order = Order(kind="shuffled", parts=(Part(count=40),), steps=5, batch_size=8, seed=0)
     epoch = [row for n in range(5) for row in order.batch(n)]
     assert sorted(position for position, _ in epoch) == list(range(40))
     steps = Counter(k for n in range(500) for _, k in order.batch(n))
@@ -50,7 +50,7 @@ def test_shuffled_draws_every_trajectory_once_an_epoch_and_all_steps_alike():
 
 
 def test_batches_go_on_across_the_end_of_an_epoch():
-    order = Order(kind="shuffled", count=5, steps=2, batch_size=4, seed=0)
+    order = Order(kind="shuffled", parts=(Part(count=5),), steps=2, batch_size=4, seed=0)
     rows = [position for n in range(5) for position, _ in order.batch(n)]
     for epoch in range(4):
         assert sorted(rows[5 * epoch : 5 * epoch + 5]) == list(range(5))
@@ -65,7 +65,10 @@ def test_batches_go_on_across_the_end_of_an_epoch():
     seed=st.integers(0, 2**63 - 1),
 )
 def test_rows_that_share_a_forward_are_different_steps_of_one_trajectory(share, groups, spare, count, step, seed):
-    order = Order(kind="shuffled", count=count, steps=share + spare, batch_size=share * groups, seed=seed, share=share)
+    order = Order(
+        kind="shuffled", parts=(Part(count=count),), steps=share + spare, batch_size=share * groups, seed=seed,
+        share=share,
+    )  # fmt: skip
     rows = order.batch(step)
     assert rows == order.batch(step) and len(rows) == share * groups
     for first in range(0, len(rows), share):
@@ -75,7 +78,7 @@ def test_rows_that_share_a_forward_are_different_steps_of_one_trajectory(share, 
 
 
 def test_shared_batches_draw_every_trajectory_once_an_epoch_and_all_steps_alike():
-    order = Order(kind="shuffled", count=40, steps=5, batch_size=8, seed=0, share=4)
+    order = Order(kind="shuffled", parts=(Part(count=40),), steps=5, batch_size=8, seed=0, share=4)
     epoch = [row for n in range(20) for row in order.batch(n)]
     assert set(Counter(position for position, _ in epoch).values()) == {4}
     steps = Counter(k for n in range(500) for _, k in order.batch(n))
@@ -84,7 +87,7 @@ def test_shared_batches_draw_every_trajectory_once_an_epoch_and_all_steps_alike(
 
 def test_the_order_of_shared_batches_is_pinned():
     # A resumed run of any version depends on it: do not edit.
-    order = Order(kind="shuffled", count=10, steps=5, batch_size=4, seed=1, share=2)
+    order = Order(kind="shuffled", parts=(Part(count=10),), steps=5, batch_size=4, seed=1, share=2)
     assert [order.batch(n) for n in (0, 7)] == [[(7, 2), (7, 0), (3, 0), (3, 1)], [(3, 3), (3, 2), (6, 3), (6, 4)]]
 
 
@@ -98,11 +101,12 @@ def test_the_order_of_shared_batches_is_pinned():
 )
 def test_what_cannot_share_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        Order(**{"kind": "shuffled", "count": 9, "steps": 4, "batch_size": 6, "seed": 0, "share": 2, **changes})
+        usual = {"kind": "shuffled", "parts": (Part(count=9),), "steps": 4, "batch_size": 6, "seed": 0, "share": 2}
+        Order(**usual | changes)
 
 
 def test_a_process_takes_whole_groups_of_rows_that_share():
-    order = Order(kind="shuffled", count=9, steps=4, batch_size=8, seed=0, share=4)
-    assert order.rank_batch(3, rank=1, ranks=2) == order.batch(3)[4:]
-    with pytest.raises(ValueError, match="2 rows of a process, expected a multiple of the 4 steps that share one"):
-        order.rank_batch(0, rank=0, ranks=4)
+    order = Order(kind="shuffled", parts=(Part(count=9),), steps=4, batch_size=8, seed=0, share=4)
+    assert part_of(order.batch(3), rank=1, ranks=2, share=4) == order.batch(3)[4:]
+    with pytest.raises(ValueError, match="batch of 8 rows, expected a multiple of 4 processes x 4 rows a forward"):
+        part_of(order.batch(0), rank=0, ranks=4, share=4)

@@ -12,9 +12,9 @@ from models.teacher_folder import REPLAY_PARTS, find_teacher
 from storage_schemas.progress import Silent
 from storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache
-from trainer.feed import Feed, Request
+from trainer.feed import Feed, Request, Source
 from trainer.losses import replay
-from trainer.settings import TrainSettings
+from trainer.settings import TrainFlags
 from trainer.train import train
 
 CPU = torch.device("cpu")
@@ -44,12 +44,12 @@ def test_replay_of_a_non_square_cache_is_the_recording_bit_for_bit(
     backbone = FluxBackbone.load(
         folder, recorded_geometry(cache.manifest.sampling), text_length=15, dtype=DTYPES[dtype], device=CPU
     )
-    feed = Feed(cache, cache.indices(), device=CPU)
+    feed = Feed([Source(cache=cache, indices=cache.indices())], device=CPU)
     for first in (0, 3):
         for k in range(4):
             batch = feed.replay_batch([(position, k) for position in range(first, first + 3)])
             assert bool(batch.pooled_BP.any()) == (pooled == "clip") and batch.pooled_BP.dtype == DTYPES[dtype]
-            teacher_BTD = feed.teacher_embeddings(range(first, first + 3))
+            teacher_BTD = feed.teacher_embeddings([(0, prompt) for prompt in range(first, first + 3)])
             with torch.no_grad():
                 assert torch.equal(replay(backbone, teacher_BTD, batch), batch.velocity_BSC)
 
@@ -57,7 +57,7 @@ def test_replay_of_a_non_square_cache_is_the_recording_bit_for_bit(
 def test_pooled_vectors_read_ahead_are_those_of_each_rows_prompt(tmp_path, dev_teacher, prompt_file):
     build_cache(tmp_path / "c", dev_teacher, prompt_file, pooled="clip", steps=1)
     cache = Cache.open(tmp_path / "c")
-    feed = Feed(cache, cache.indices(), device=CPU)
+    feed = Feed([Source(cache=cache, indices=cache.indices())], device=CPU)
     rows = [(4, 0), (1, 0), (4, 0), (2, 0)]
     with feed.prefetch([Request(loss="vision", rows=rows)] * 3) as batches:
         found = [batch.pooled_BP for batch in batches]
@@ -68,24 +68,26 @@ def test_pooled_vectors_read_ahead_are_those_of_each_rows_prompt(tmp_path, dev_t
 def test_other_pooled_vectors_would_not_replay(tmp_path, dev_teacher, prompt_file):
     build_cache(tmp_path / "c", dev_teacher, prompt_file, pooled="clip", steps=1, dtype="float32", batch_size=3)
     cache = Cache.open(tmp_path / "c")
-    feed = Feed(cache, cache.indices(), device=CPU)
+    feed = Feed([Source(cache=cache, indices=cache.indices())], device=CPU)
     batch = feed.replay_batch([(0, 0), (1, 0), (2, 0)])
     backbone = FluxBackbone.load(
         dev_teacher, recorded_geometry(cache.manifest.sampling), text_length=12, dtype=torch.float32, device=CPU
     )
     batch.pooled_BP.zero_()
     with torch.no_grad():
-        assert not torch.equal(replay(backbone, feed.teacher_embeddings([0, 1, 2]), batch), batch.velocity_BSC)
+        assert not torch.equal(
+            replay(backbone, feed.teacher_embeddings([(0, prompt) for prompt in range(3)]), batch), batch.velocity_BSC
+        )
 
 
 def test_a_student_trains_on_a_schnell_cache_and_its_floor_is_zero(tmp_path, schnell_teacher, prompt_file, t5_config):
     build_cache(tmp_path / "c", schnell_teacher, prompt_file, pooled="clip", steps=2, batch_size=4, dtype="float32")
     heard = Heard()
     flags = {"steps": 2, "warmup_steps": 1, "batch_size": 4, "checkpoint_every": 2}
-    settings = TrainSettings.from_flags(student=str(t5_config), **flags)
+    settings = TrainFlags.from_flags(student=str(t5_config), **flags).settings()
     teacher = find_teacher(str(schnell_teacher), REPLAY_PARTS)
     cache, source = Cache.open(tmp_path / "c"), str(t5_config)
-    train(tmp_path / "r", settings, cache, teacher, CPU, heard, student_source=source, accept_floor=False)
+    train(tmp_path / "r", settings, {"c": cache}, teacher, CPU, heard, student_source=source, accept_floor=False)
     assert any(line.startswith("replay floor ") and "(0.00 % of the velocity's norm)" in line for line in heard.lines)
     assert (tmp_path / "r/checkpoint-00000003").is_dir()
 

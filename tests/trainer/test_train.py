@@ -15,10 +15,11 @@ from models.teacher_folder import REPLAY_PARTS, TeacherFolder, find_teacher
 from storage_schemas.errors import BadRun, BadSettings, BadStudent, BadTeacher, NonFinite, NotInCache
 from storage_schemas.progress import Silent
 from storage_schemas.reader import Cache
-from trainer import loop
 from trainer import train as train_module
-from trainer.settings import TrainSettings
+from trainer.mixture import Lesson, split
+from trainer.settings import TrainFlags
 from trainer.train import train
+from trainer.training_set import TrainingSet
 
 CPU = torch.device("cpu")
 
@@ -34,18 +35,19 @@ def run_training(
     **flags,
 ) -> Path:
     flags = {"steps": 6, "batch_size": 4, "checkpoint_every": 2, "learning_rate": 1e-3, **flags}
-    settings = TrainSettings.from_flags(student=str(student), **flags)
+    settings = TrainFlags.from_flags(student=str(student), **flags).settings()
     folder: TeacherFolder | None = find_teacher(str(teacher), REPLAY_PARTS) if teacher else None
-    return train(
+    train(
         run,
         settings,
-        Cache.open(cache),
+        {"cache": Cache.open(cache)},
         folder,
         CPU,
         progress or Silent(),
         student_source=str(student),
         accept_floor=accept_floor,
     )
+    return run
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -174,9 +176,10 @@ def test_a_warm_up_alone_needs_no_transformer(tmp_path, cache_folder, t5_config)
 
 def test_held_out_prompts_are_never_trained_on(cache_folder):
     cache = Cache.open(cache_folder)
-    training, held_out = loop._split(cache, CPU, cache.indices())
-    assert all(not cache.prompts[training.prompt_of(i)].held_out for i in range(len(training)))
-    assert all(cache.prompts[held_out.prompt_of(i)].held_out for i in range(len(held_out)))
+    lesson = Lesson(name="cache", cache=cache, training_set=TrainingSet.of(cache))
+    training, held_out = split([lesson], CPU, Cache.padded_token_ids)
+    assert all(not cache.prompts[training.prompt_of(i)[1]].held_out for i in range(len(training)))
+    assert all(cache.prompts[held_out.prompt_of(i)[1]].held_out for i in range(len(held_out)))
     assert len(training) + len(held_out) == len(cache)
     assert len(held_out) == cache.manifest.prompts.held_out > 0
 
@@ -296,4 +299,4 @@ def test_more_steps_of_a_trajectory_than_it_has_are_refused(tmp_path, cache_fold
 )
 def test_settings_out_of_range_are_refused_by_name(flags, message):
     with pytest.raises(BadSettings, match=message):
-        TrainSettings.from_flags(student="x", **flags)
+        TrainFlags.from_flags(student="x", **flags)

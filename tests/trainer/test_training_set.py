@@ -1,6 +1,5 @@
 """A run keeps the trajectories with which it began: a cache that grows meanwhile does not change its order."""
 
-import json
 import shutil
 from itertools import pairwise
 
@@ -13,7 +12,7 @@ from storage_schemas.errors import BadRun
 from storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache
 from tests.cache_builder.test_codec_flags import StopIn
-from tests.trainer.test_train import Listening, StopAfter, run_training, same_weights, weights
+from tests.trainer.test_train import Listening, StopAfter, run_training, same_weights
 from trainer.training_set import TrainingSet, _ranges
 
 FLAGS = {"dtype": "float32", "steps": 2, "shard_size": 2, "batch_size": 2}
@@ -84,20 +83,6 @@ def test_a_run_without_a_checkpoint_begins_with_what_is_there_now(tmp_path, grow
     run_training(tmp_path / "run", grown / "more", dev_teacher, t5_config)
     run_training(tmp_path / "whole", grown / "more", dev_teacher, t5_config)
     assert same_weights(tmp_path / "run", tmp_path / "whole")
-
-
-def test_a_run_from_before_this_was_written_down_goes_on_and_has_it_from_then_on(
-    tmp_path, grown, dev_teacher, t5_config
-):
-    with pytest.raises(KeyboardInterrupt):
-        run_training(tmp_path / "run", grown / "first", dev_teacher, t5_config, progress=StopAfter(3))
-    file = tmp_path / "run/config.json"
-    config = json.loads(file.read_bytes())
-    pinned = config.pop("training_set")
-    file.write_text(json.dumps(config))
-    run_training(tmp_path / "run", grown / "first", dev_teacher, t5_config)
-    assert json.loads(file.read_bytes())["training_set"] == pinned
-    assert len(weights(tmp_path / "run")) > 0
 
 
 def test_the_indices_are_those_of_the_cache_as_it_was(grown):

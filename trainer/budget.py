@@ -1,0 +1,62 @@
+"""A run that is to take so many hours: the steps of its stages, from what a step takes here."""
+
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+from storage_schemas.errors import BadSettings
+from trainer.loop import Trainer
+from trainer.settings import TrainSettings
+
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+# The first steps of a stage allocate, and wait for the first batch.
+_PROBES, _FIRST = 8, 3
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of a time such as 72h, 90m, 1.5d; BadSettings for another text."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    if found is None or float(found[1]) == 0:
+        raise BadSettings(f"--budget is {text!r}, expected a time such as 72h, 90m or 3d")
+    return float(found[1]) * _UNIT_SECONDS[found[2]]
+
+
+def probe_settings(settings: TrainSettings) -> TrainSettings:
+    """Some steps of each stage that has a share of the budget, without more."""
+    stages = [stage for stage in settings.stages if stage.budget_share is not None]
+    probes = tuple(stage.model_copy(update={"steps": _PROBES}) for stage in stages)
+    return settings.model_copy(update={"stages": probes})
+
+
+def measured_seconds(settings: TrainSettings, make_trainer: Callable[[Path, TrainSettings], Trainer]) -> list[float]:
+    """Seconds of an optimizer step, its share of the validations included, of each stage with a budget_share.
+
+    Takes some steps with a trainer that is thrown away: make_trainer(run, settings) gives one with its own student.
+    """
+    probe = probe_settings(settings)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(Path(folder), probe)
+        taken = trainer.timed_steps()
+        began = time.monotonic()
+        validation = 0.0
+        if len(trainer.held_out):
+            trainer.validate(probe.total_steps)
+            validation = time.monotonic() - began
+    ends = probe.ends
+    return [median(taken[end - _PROBES + _FIRST : end]) + validation / settings.checkpoint_every for end in ends]
+
+
+def shared_out(settings: TrainSettings, seconds: list[float]) -> TrainSettings:
+    """The settings with the steps that each share of the budget pays; `seconds` as measured_seconds gives them."""
+    assert settings.budget_seconds is not None
+    left = iter(seconds)
+    stages = []
+    for stage in settings.stages:
+        if stage.budget_share is not None:
+            steps = int(settings.budget_seconds * stage.budget_share / next(left))
+            stage = stage.model_copy(update={"steps": max(1, steps)})
+        stages.append(stage)
+    return settings.model_copy(update={"stages": tuple(stages)})
