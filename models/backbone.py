@@ -82,7 +82,8 @@ class FluxBackbone:
             guidance=guidance_B if self.takes_guidance else None,
             pooled_projections=pooled_projections_BP,
             encoder_hidden_states=encoder_hidden_states_BTD,
-            txt_ids=self._text_ids_T3,
+            # A student with positions for fewer tokens than the teacher gives so many.
+            txt_ids=self._text_ids_T3[: encoder_hidden_states_BTD.shape[1]],
             img_ids=self._image_ids_S3,
             return_dict=False,
         )[0]
