@@ -16,6 +16,8 @@ from models.encoder_student_network import EncoderStudent, EncoderStudentConfig
 from storage_schemas.errors import BadStudent
 from storage_schemas.fields import Array
 
+_CONFIG_FILE = "tokenizer_config.json"
+
 
 class StudentTokens:
     """A tokenizer that cuts and pads to `text_length`, and its `files` by name, from which it is loaded again.
@@ -65,9 +67,10 @@ def own_tokens(source: str | Path, student: Any) -> StudentTokens | None:
 
 def read_tokens(source: str, *, text_length: int) -> StudentTokens:
     """The tokenizer of a folder or hub name, as AutoTokenizer finds it; BadStudent if it cannot be had."""
-    files = Path(source) / "tokenizer_config.json", Path(source) / "tokenizer.json"
-    # AutoTokenizer makes one with an empty vocabulary of a folder that has none.
-    tokenizer = _load(source, source) if not Path(source).is_dir() or any(map(Path.is_file, files)) else None
+    files = [Path(source) / name for name in (_CONFIG_FILE, "tokenizer.json")]
+    there = not Path(source).is_dir() or any(file.is_file() for file in files)
+    tokenizer = _load(source, source) if there else None
+    # For want of files AutoTokenizer makes one with an empty vocabulary.
     if tokenizer is None or not len(tokenizer):
         raise BadStudent(
             f"{source} has no tokenizer: a student that is not T5 reads prompts with its own; put tokenizer.json and "
@@ -84,7 +87,14 @@ def read_tokens(source: str, *, text_length: int) -> StudentTokens:
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         saved = {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir()) if file.is_file()}
+    saved[_CONFIG_FILE] = _without_place(saved[_CONFIG_FILE])
     return StudentTokens(saved, text_length, where=source)
+
+
+def _without_place(data: bytes) -> bytes:
+    """tokenizer_config.json without what says from where it was loaded, so that the bytes do not depend on it."""
+    config = {key: value for key, value in json.loads(data).items() if key not in ("is_local", "local_files_only")}
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def has_own_tokens(folder: Path) -> bool:

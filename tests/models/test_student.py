@@ -92,7 +92,7 @@ def test_a_student_of_another_width_is_refused(config_folder, teacher, tmp_path)
     ("config", "message"),
     [
         ({**CONFIG, "model_type": "t5", "vocab_size": 9}, "has a vocabulary of 9, the cache's token ids go up to 9"),
-        ({"model_type": "bert"}, "is a 'bert' model, expected t5"),
+        ({"model_type": "bert"}, "x has no tokenizer: a student that is not T5 reads prompts with its own; put tok"),
     ],
 )
 def test_other_models_are_refused(config, message, tmp_path, teacher):
