@@ -64,7 +64,8 @@ def make_encoder(encoder_config: dict[str, Any]) -> Any:
     """A text encoder with random weights, by its configuration."""
     config = AutoConfig.for_model(**encoder_config)
     # As T5 students: all kinds of attention round differently, and dropout falls on its weights in this one alone.
-    return encoder_within(auto_class(config).from_config(config, attn_implementation="eager"))
+    model = auto_class(config).from_config(config, attn_implementation="eager", trust_remote_code=False)
+    return encoder_within(model)
 
 
 class EncoderStudent(PreTrainedModel):

@@ -75,8 +75,12 @@ def _t5_student(
         )
     )
     if pretrained:
-        encoder = T5EncoderModel.from_pretrained(source, torch_dtype=torch.float32)
-        student.encoder.load_state_dict(encoder.state_dict())
+        try:
+            encoder = T5EncoderModel.from_pretrained(source, torch_dtype=torch.float32)
+            student.encoder.load_state_dict(encoder.state_dict())
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BadStudent(f"{source} cannot be loaded ({reason}): download it again, or --init random") from error
     return student.float()
 
 

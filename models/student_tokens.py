@@ -15,6 +15,7 @@ from transformers.configuration_utils import PretrainedConfig
 from models.encoder_student_network import EncoderStudent, EncoderStudentConfig
 from storage_schemas.errors import BadStudent
 from storage_schemas.fields import Array
+from storage_schemas.manifest import Teacher
 
 _CONFIG_FILE = "tokenizer_config.json"
 
@@ -63,6 +64,17 @@ def own_tokens(source: str | Path, student: Any) -> StudentTokens | None:
     if not isinstance(student, EncoderStudent):
         return None
     return read_tokens(str(source), text_length=int(student.config.text_length))
+
+
+def text_length_remark(student: Any, teacher: Teacher) -> str | None:
+    """What to say of a student that reads fewer tokens than its teacher's text length; None where it reads as many."""
+    own = int(student.config.text_length)
+    if own >= teacher.text_length:
+        return None
+    return (
+        f"the student has positions for {own} text tokens, the cache's embeddings have {teacher.text_length}: longer "
+        f"prompts are cut, and it is used with max_sequence_length={own}"
+    )
 
 
 def read_tokens(source: str, *, text_length: int) -> StudentTokens:

@@ -12,7 +12,7 @@ from models.encoder_student import longest_text, with_dropout
 from models.encoder_student_network import EncoderStudent, EncoderStudentConfig
 from models.student import check_fits, load_student, new_student, save_student, student_folder, untrained_like
 from models.student_network import UnderstudyStudent
-from models.student_tokens import own_tokens
+from models.student_tokens import own_tokens, text_length_remark
 from storage_schemas.errors import BadStudent
 from tests.models.encoders import FAMILIES, SIZE, make_encoder_folder, rewrite_config
 from tests.storage_schemas.caches import some_manifest, some_prompts
@@ -120,7 +120,12 @@ def test_the_text_length_is_the_teachers_or_what_the_positions_reach_to(sources,
         "bert": 20, "distilbert": 512, "roberta": 10, "clip_text_model": 16, "bart": 20, "modernbert": 8192,
         "mt5": None, "gpt2": 20,
     }  # fmt: skip
+    assert text_length_remark(make(sources["bart"], teacher), teacher) is None
     student = make(sources["roberta"], teacher)
+    assert text_length_remark(student, teacher) == (
+        "the student has positions for 10 text tokens, the cache's embeddings have 12: longer prompts are cut, and it "
+        "is used with max_sequence_length=10"
+    )
     assert student.config.text_length == 10 == longest_text(student.encoder)
     with pytest.raises(
         ValueError, match=r"positions for 10 text tokens and is used at 12: pass max_sequence_length=10$"
