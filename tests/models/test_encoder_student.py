@@ -6,7 +6,16 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, ViTConfig, WhisperConfig
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    ViTConfig,
+    WhisperConfig,
+)
 
 from models.encoder_student import longest_text, with_dropout
 from models.encoder_student_network import EncoderStudent, EncoderStudentConfig
@@ -148,6 +157,15 @@ def test_of_a_model_of_text_and_images_it_is_the_text_model(sources, teacher, tm
     mask_BT = student.mask_of(ids_BT)
     expected_BTD = whole.eval().text_model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
     assert torch.allclose(student.encoder(ids_BT, attention_mask=mask_BT).last_hidden_state, expected_BTD, atol=1e-6)
+
+
+def test_of_a_checkpoint_with_a_head_and_without_a_pooler_the_encoder_is_taken(sources, teacher, tmp_path):
+    shutil.copytree(sources["bert"], tmp_path / "bert")
+    torch.manual_seed(4)
+    masked = BertForMaskedLM(BertConfig.from_pretrained(tmp_path / "bert"))
+    masked.save_pretrained(tmp_path / "bert")
+    weights = make(tmp_path / "bert", teacher).encoder.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in masked.bert.state_dict().items())
 
 
 def test_a_t5_of_the_teachers_vocabulary_reads_the_caches_tokens_and_a_smaller_one_its_own(sources, teacher, tmp_path):
