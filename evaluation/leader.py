@@ -1,15 +1,15 @@
 """The text encoder that leads a sampling: a student, or the teacher's own T5."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from evaluation.sampling import Embed
 from models.student import check_fits, load_student, student_folder
+from models.student_tokens import has_own_tokens, own_tokens
 from models.teacher_folder import POOLED_PARTS, TeacherFolder
 from models.text_encoder import TeacherTextEncoder, cut_token_ids, load_tokenizer, token_ids_of
 from storage_schemas.digests import digest, weight_sha256
@@ -25,12 +25,13 @@ _TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 
 @dataclass(frozen=True, kw_only=True)
 class Leader:
-    """A text encoder with its tokenizer and the number of tokens it is fed; `digest` is of its weights.
+    """A text encoder and the number of tokens it is fed; `digest` is of its weights.
 
+    token_ids: texts -> token_ids_BT, cut and padded to the text length.
     trained_guidance: lowest and highest guidance it was trained for, None where it does not say.
     """
 
-    tokenizer: Any
+    token_ids: Callable[[Sequence[str]], torch.Tensor]
     text_length: int
     digest: str
     trained_guidance: tuple[float, float] | None
@@ -38,12 +39,8 @@ class Leader:
 
     def embeddings(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
         """encoder_hidden_states_BTD of texts, padded to the text length."""
-        rows = [cut_token_ids(ids, self.text_length) for ids in token_ids_of(self.tokenizer, texts)]
-        ids_BT = torch.full((len(rows), self.text_length), self.tokenizer.pad_token_id, dtype=torch.int64)
-        for row, ids in zip(ids_BT, rows, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
         with torch.no_grad():
-            return self.embed(ids_BT.to(device))
+            return self.embed(self.token_ids(texts).to(device))
 
 
 def teacher_parts(student: str, pooled: Pooled = "zero") -> tuple[str, ...]:
@@ -64,9 +61,10 @@ def open_leader(
     if student == TEACHER:
         # Not before it is needed: with all pictures there already, or refused, T5-XXL is not read.
         loaded = cache(lambda: TeacherTextEncoder.load(teacher, dtype=dtype, device=device))
+        length = text_length or teacher.text_length
         return Leader(
-            tokenizer=load_tokenizer(teacher.part("tokenizer_2")),
-            text_length=text_length or teacher.text_length,
+            token_ids=_t5_token_ids(teacher.part("tokenizer_2"), length),
+            text_length=length,
             digest=digest(teacher.weight_hashes("text_encoder_2")),
             trained_guidance=None,
             embed=lambda token_ids_BT: loaded().encode(token_ids_BT),
@@ -81,9 +79,11 @@ def open_leader(
             f"used at its own length; leave the flag away"
         )
     network.to(device)
+    tokens = own_tokens(folder, network)
+    t5_folder = folder if tokens is not None or _has_tokenizer(folder) else teacher.part("tokenizer_2")
     guidance = getattr(network.config, "trained_guidance", None)
     return Leader(
-        tokenizer=load_tokenizer(folder if _has_tokenizer(folder) else teacher.part("tokenizer_2")),
+        token_ids=_t5_token_ids(t5_folder, trained_length) if tokens is None else tokens.batch,
         text_length=trained_length,
         digest=digest({file.name: weight_sha256(file) for file in sorted(folder.glob("*.safetensors"))}),
         trained_guidance=None if guidance is None else (float(guidance[0]), float(guidance[1])),
@@ -91,5 +91,18 @@ def open_leader(
     )
 
 
+def _t5_token_ids(folder: Path, text_length: int) -> Callable[[Sequence[str]], torch.Tensor]:
+    tokenizer = load_tokenizer(folder)
+
+    def token_ids(texts: Sequence[str]) -> torch.Tensor:
+        rows = [cut_token_ids(ids, text_length) for ids in token_ids_of(tokenizer, texts)]
+        ids_BT = torch.full((len(rows), text_length), tokenizer.pad_token_id, dtype=torch.int64)
+        for row, ids in zip(ids_BT, rows, strict=True):
+            row[: len(ids)] = torch.tensor(ids)
+        return ids_BT
+
+    return token_ids
+
+
 def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    return has_own_tokens(folder) or any((folder / name).is_file() for name in _TOKENIZER_FILES)

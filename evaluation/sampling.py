@@ -23,6 +23,18 @@ Embed = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnTokensEmbed:
+    """An Embed that reads token ids of its own: `token_ids` makes them of texts."""
+
+    embed: Embed
+    token_ids: Callable[[Sequence[str]], torch.Tensor]
+
+    def __call__(self, token_ids_BT: torch.Tensor) -> torch.Tensor:
+        """encoder_hidden_states_BTD."""
+        return self.embed(token_ids_BT)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Studio:
     """All that makes a picture of an embedding: frozen backbone, schedule, decoder, tokenizer.
 
@@ -83,7 +95,10 @@ class Studio:
     @torch.no_grad()
     def images(self, embed: Embed, prompts: Sequence[str], *, batch_size: int, bar: Bar) -> Array:
         """uint8 images [N, H, W, 3]. The noise is a function of (seed, prompt): the same for every encoder."""
-        ids_NT = self.token_ids(prompts)
+        if isinstance(embed, OwnTokensEmbed):
+            ids_NT = embed.token_ids([normalised(text) for text in prompts])
+        else:
+            ids_NT = self.token_ids(prompts)
         parts = []
         for first in range(0, len(prompts), batch_size):
             rows = slice(first, first + batch_size)

@@ -9,34 +9,59 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import T5Config, T5EncoderModel
+from transformers.configuration_utils import PretrainedConfig
 
-from models import student_network
+from models import encoder_student_network, student_network
 from models.distillt5 import is_published_form, load_published, student_config
+from models.encoder_student import new_encoder_student, rebuilt
+from models.encoder_student_network import EncoderStudent, EncoderStudentConfig
 from models.student_network import StudentConfig, UnderstudyStudent
 from storage_schemas.errors import BadStudent
 from storage_schemas.manifest import Teacher
 
 CHECKPOINT_PREFIX = "checkpoint-"
 BEST_FILE = "best.json"
-_MODELLING_FILE = Path(student_network.__file__)
+Student = UnderstudyStudent | EncoderStudent
+"""Either takes T5-XXL's place: token ids [B, T] in, embeddings [B, T, project_out_dim] out."""
+
+_MODELLING_FILES: dict[type, tuple[Path, type]] = {
+    UnderstudyStudent: (Path(student_network.__file__), StudentConfig),
+    EncoderStudent: (Path(encoder_student_network.__file__), EncoderStudentConfig),
+}
 
 
-def new_student(source: str, teacher: Teacher, *, init: str, dropout: float, seed: int) -> UnderstudyStudent:
+def new_student(source: str, teacher: Teacher, *, init: str, dropout: float, seed: int) -> Student:
     """A student that fits a teacher, fp32.
 
-    source: folder (or hub name) of a T5 encoder, of its config.json alone, or of an earlier export.
-    init: "pretrained", "random" or "auto" (pretrained where there are weights). dropout: in T5 and projection.
-    Raises BadStudent for a width or vocabulary that does not fit the cache's teacher.
+    source: folder (or hub name) of a text encoder, of its config.json (and tokenizer) alone, or of an earlier export.
+    T5 reads the cache's token ids; any other kind, and a T5 of a smaller vocabulary, is an EncoderStudent, which has
+    a tokenizer of its own (see student_tokens.own_tokens).
+    init: "pretrained", "random" or "auto" (pretrained where there are weights). dropout: in encoder and projection.
+    Raises BadStudent for a width or vocabulary that does not fit the cache's teacher, and for what is no text encoder.
     """
-    config = _t5_config(source)
+    found = _source_config(source)
     pretrained = init == "pretrained" or (init == "auto" and _has_weights(source))
+    kind = found.get("model_type")
+    if kind == EncoderStudentConfig.model_type:
+        return _again(source, teacher, pretrained=pretrained, dropout=dropout, seed=seed)
+    ours = kind == StudentConfig.model_type or is_published_form(found)
+    if not ours and (kind != "t5" or _has_another_tokenizer(source, found, teacher)):
+        return new_encoder_student(source, teacher, pretrained=pretrained, dropout=dropout, seed=seed)
+    config = _t5_config(source)
     if isinstance(config, StudentConfig) and pretrained:
         return _continued(source, config, teacher, dropout)
     if config.vocab_size < teacher.text_encoder_config["vocab_size"]:
         raise BadStudent(
             f"{source} has a vocabulary of {config.vocab_size}, the cache's token ids go up to "
-            f"{teacher.text_encoder_config['vocab_size'] - 1}: take a student of the teacher's tokenizer"
+            f"{teacher.text_encoder_config['vocab_size'] - 1}: take a student of the teacher's tokenizer, or one that "
+            f"has its own beside its config.json"
         )
+    return _t5_student(source, config, teacher, pretrained=pretrained, dropout=dropout, seed=seed)
+
+
+def _t5_student(
+    source: str, config: T5Config, teacher: Teacher, *, pretrained: bool, dropout: float, seed: int
+) -> UnderstudyStudent:
     torch.manual_seed(seed)
     settings = {key: value for key, value in config.to_dict().items() if key not in _OWN_KEYS}
     settings |= {"dropout_rate": dropout, "architectures": None}
@@ -50,11 +75,16 @@ def new_student(source: str, teacher: Teacher, *, init: str, dropout: float, see
         )
     )
     if pretrained:
-        encoder = T5EncoderModel.from_pretrained(source, torch_dtype=torch.float32)
-        student.encoder.load_state_dict(encoder.state_dict())
+        try:
+            encoder = T5EncoderModel.from_pretrained(source, torch_dtype=torch.float32)
+            student.encoder.load_state_dict(encoder.state_dict())
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BadStudent(f"{source} cannot be loaded ({reason}): download it again, or --init random") from error
     return student.float()
 
 
+_KINDS = (StudentConfig.model_type, EncoderStudentConfig.model_type)
 _OWN_KEYS = (
     "project_in_dim",
     "project_out_dim",
@@ -93,53 +123,72 @@ def student_folder(path: Path) -> Path:
     return path
 
 
-def untrained_like(student: UnderstudyStudent, *, seed: int) -> UnderstudyStudent:
+def untrained_like(student: Student, *, seed: int) -> Student:
     """A student of the same shape with random weights, in eval mode: what training began with, or might have."""
     torch.manual_seed(seed)
-    return UnderstudyStudent(copy.deepcopy(student.config)).float().eval()
+    made: Student = type(student)(copy.deepcopy(student.config)).float().eval()
+    return made
 
 
-def load_student(folder: Path) -> UnderstudyStudent:
-    """A saved student, fp32, in eval mode, ours or in DistillT5's form; BadStudent if the folder holds none."""
+def load_student(folder: Path) -> Student:
+    """A saved student, fp32, in eval mode, ours of either kind or in DistillT5's form; BadStudent if there is none."""
     _check_is_student(folder)
     try:
-        if is_published_form(_config_of(folder)):
+        config = _config_of(folder)
+        if is_published_form(config):
             return load_published(folder).eval()
-        return UnderstudyStudent.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True).eval()
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        if config["model_type"] == StudentConfig.model_type:
+            return UnderstudyStudent.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True).eval()
+        return EncoderStudent.from_pretrained(
+            folder, torch_dtype=torch.float32, local_files_only=True, use_safetensors=True
+        ).eval()
+    # What stands in the configuration of an encoder goes to its class, which may raise anything.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
         raise BadStudent(f"{folder} cannot be loaded ({reason}): export the run again") from error
 
 
-def save_student(student: UnderstudyStudent, folder: Path, *, tokenizer: dict[str, bytes] | None) -> None:
+def save_student(student: Student, folder: Path, *, tokenizer: dict[str, bytes] | None) -> None:
     """Write what FluxPipeline takes as text_encoder_2: config, safetensors, modelling file, tokenizer files."""
     student.save_pretrained(folder, safe_serialization=True)
     config = json.loads((folder / "config.json").read_text())
-    name = _MODELLING_FILE.stem
+    file, config_class = _MODELLING_FILES[type(student)]
     config["auto_map"] = {
-        "AutoConfig": f"{name}.StudentConfig",
-        "AutoModel": f"{name}.UnderstudyStudent",
+        "AutoConfig": f"{file.stem}.{config_class.__name__}",
+        "AutoModel": f"{file.stem}.{type(student).__name__}",
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    shutil.copyfile(_MODELLING_FILE, folder / _MODELLING_FILE.name)
+    shutil.copyfile(file, folder / file.name)
     for file_name, data in sorted((tokenizer or {}).items()):
         (folder / file_name).write_bytes(data)
-    for file in folder.iterdir():
+    for written in folder.iterdir():
         # safetensors writes files that only their owner can read.
-        file.chmod(0o644)
+        written.chmod(0o644)
 
 
-def check_fits(student: UnderstudyStudent, text_width: int, where: str) -> None:
+def check_fits(student: Student, text_width: int, where: str) -> None:
     """Raise BadStudent unless a student's embeddings are as wide as the backbone reads them."""
-    if student.config.project_out_dim != text_width:
+    _check_width(student.config.project_out_dim, text_width, where)
+
+
+def _check_width(width: int, text_width: int, where: str) -> None:
+    if width != text_width:
         raise BadStudent(
-            f"{where} gives embeddings {student.config.project_out_dim} wide, this teacher reads {text_width}: "
+            f"{where} gives embeddings {width} wide, this teacher reads {text_width}: "
             f"a student fits the teacher it was trained for; train one from this cache"
         )
 
 
+def _again(source: str, teacher: Teacher, *, pretrained: bool, dropout: float, seed: int) -> EncoderStudent:
+    config = EncoderStudentConfig.from_pretrained(source)
+    _check_width(config.project_out_dim, teacher.text_width, source)
+    weights = load_student(Path(source)).state_dict() if pretrained else None
+    return rebuilt(config, weights, teacher, dropout=dropout, seed=seed)
+
+
 def _continued(source: str, config: StudentConfig, teacher: Teacher, dropout: float) -> UnderstudyStudent:
     student = load_student(Path(source))
+    assert isinstance(student, UnderstudyStudent)
     check_fits(student, teacher.text_width, source)
     student.config.dropout_rate = dropout
     # What it is trained at from now on; an export states the rest anew.
@@ -152,33 +201,55 @@ def _continued(source: str, config: StudentConfig, teacher: Teacher, dropout: fl
     return student
 
 
-def _t5_config(source: str) -> T5Config:
-    file = Path(source) / "config.json"
+def _has_another_tokenizer(source: str, config: dict[str, Any], teacher: Teacher) -> bool:
+    """Whether a T5 cannot take the cache's token ids but brings a tokenizer of its own, as ByT5 does."""
+    if config.get("vocab_size", T5Config().vocab_size) >= teacher.text_encoder_config["vocab_size"]:
+        return False
+    return not Path(source).is_dir() or (Path(source) / "tokenizer_config.json").is_file()
+
+
+def _source_config(source: str) -> dict[str, Any]:
+    """config.json of a folder or hub name; BadStudent if there is none that names its kind."""
     if Path(source).is_dir():
-        if not file.is_file():
-            raise BadStudent(f"{source} has no config.json: expected a T5 encoder, a config of one, or an export")
+        if not (Path(source) / "config.json").is_file():
+            raise BadStudent(f"{source} has no config.json: expected a text encoder, a config of one, or an export")
         found = _config_of(Path(source))
-        kind = found.get("model_type")
-        if kind == StudentConfig.model_type:
-            return StudentConfig.from_pretrained(source)
-        if is_published_form(found):
-            return student_config(found)
-        if kind != "t5":
-            raise BadStudent(f"{source} is a {kind!r} model, expected t5: this version trains T5 students")
-        return T5Config.from_pretrained(source)
+        if not isinstance(found.get("model_type"), str):
+            raise BadStudent(
+                f"{source}/config.json names no model_type: expected the configuration of a text encoder as "
+                f"transformers writes it, such as google-t5/t5-base has"
+            )
+        return found
     if source.count("/") > 1 or source.startswith((".", "/", "~")):
         raise BadStudent(f"no student {source!r}: expected a folder, or a hub name such as google-t5/t5-base")
     try:
-        return T5Config.from_pretrained(source)
+        settings: dict[str, Any] = PretrainedConfig.get_config_dict(source)[0]
     except Exception as error:
         raise BadStudent(
             f"no student {source!r}: neither a folder here nor fetched from the hub ({type(error).__name__}); "
             f"give a folder, or a hub name such as google-t5/t5-base"
         ) from error
+    return settings
+
+
+def _t5_config(source: str) -> T5Config:
+    """The configuration of a student that reads the cache's token ids; BadStudent for any other."""
+    found = _source_config(source)
+    kind = found.get("model_type")
+    if kind == StudentConfig.model_type:
+        return StudentConfig.from_pretrained(source)
+    if is_published_form(found):
+        return student_config(found)
+    if kind != "t5":
+        raise BadStudent(f"{source} is a {kind!r} model, expected t5: only T5 students are planned and counted")
+    return T5Config.from_pretrained(source)
 
 
 def _has_weights(source: str) -> bool:
-    return not Path(source).is_dir() or any(Path(source).glob("*.safetensors"))
+    if not Path(source).is_dir():
+        return True
+    # Weights in another form are an error, not a random start.
+    return any(file for ending in ("*.safetensors", "pytorch_model*.bin") for file in Path(source).glob(ending))
 
 
 def _config_of(folder: Path) -> dict[str, Any]:
@@ -192,7 +263,7 @@ def _config_of(folder: Path) -> dict[str, Any]:
 def _check_is_student(folder: Path) -> None:
     config = _config_of(folder)
     kind = config.get("model_type")
-    if kind != StudentConfig.model_type and not is_published_form(config):
+    if kind not in _KINDS and not is_published_form(config):
         raise BadStudent(
             f"{folder} holds no student (config.json says {kind!r}, expected {StudentConfig.model_type!r}): "
             f"give a run folder, or what `understudy export` wrote"

@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from models.student_network import UnderstudyStudent
+from models.student import Student
 
 
 class Average:
@@ -14,12 +14,12 @@ class Average:
     run does not average the student it began with.
     """
 
-    def __init__(self, student: UnderstudyStudent, decay: float) -> None:
+    def __init__(self, student: Student, decay: float) -> None:
         self.student = copy.deepcopy(student).eval().requires_grad_(False)
         self._decay = decay
 
     @torch.no_grad()
-    def update(self, student: UnderstudyStudent, step: int) -> None:
+    def update(self, student: Student, step: int) -> None:
         """Take in the parameters after optimizer step `step` (from 0): average += (1 - d) (parameters - average)."""
         decay = min(self._decay, (1 + step) / (10 + step))
         averages, values = list(self.student.parameters()), list(student.parameters())

@@ -11,8 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from models.student import BEST_FILE, CHECKPOINT_PREFIX, checkpoints, load_student, save_student
-from models.student_network import UnderstudyStudent
+from models.student import BEST_FILE, CHECKPOINT_PREFIX, Student, checkpoints, load_student, save_student
 from storage_schemas import durable
 from storage_schemas.digests import xxh3_128_of_parts
 from storage_schemas.errors import BadRun, BadStudent
@@ -27,12 +26,12 @@ _TRAINED_FILE = "trained.safetensors"
 def save_checkpoint(
     run: Path,
     step: int,
-    student: UnderstudyStudent,
+    student: Student,
     optimizer: torch.optim.Optimizer,
     tokenizer: dict[str, bytes],
     state: dict[str, Any],
     *,
-    averaged: UnderstudyStudent | None,
+    averaged: Student | None,
 ) -> Path:
     """Write RUN/checkpoint-<step>, whole or not at all; `step` steps are done.
 
@@ -66,11 +65,11 @@ def save_checkpoint(
 
 def load_checkpoint(
     run: Path,
-    student: UnderstudyStudent,
+    student: Student,
     optimizer: torch.optim.Optimizer,
     say: Callable[[str], None],
     *,
-    averaged: UnderstudyStudent | None,
+    averaged: Student | None,
 ) -> tuple[Path, dict[str, Any]] | None:
     """Restore all from the newest checkpoint that is whole; its folder and state, or None if there is none."""
     for leftover in run.glob(f".{CHECKPOINT_PREFIX}*.tmp"):
@@ -133,7 +132,7 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _optimizer_tensors(student: UnderstudyStudent, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _optimizer_tensors(student: Student, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     tensors = {}
     for name, parameter in student.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -141,9 +140,7 @@ def _optimizer_tensors(student: UnderstudyStudent, optimizer: torch.optim.Optimi
     return tensors
 
 
-def _restore_optimizer(
-    student: UnderstudyStudent, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
-) -> None:
+def _restore_optimizer(student: Student, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     parameters = dict(student.named_parameters())
     for entry, value in tensors.items():
         key, name = entry.split("/", 1)

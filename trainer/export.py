@@ -17,7 +17,8 @@ from models.distillt5 import (
     published_config,
     published_tensors,
 )
-from models.student import load_student, save_student, student_folder
+from models.encoder_student_network import EncoderStudent
+from models.student import Student, load_student, save_student, student_folder
 from models.student_network import UnderstudyStudent
 from storage_schemas import durable
 from storage_schemas.errors import BadSettings
@@ -33,12 +34,14 @@ def export(path: Path, out: Path, *, to: Form = "diffusers") -> list[str]:
     """Write a student whole or not at all; remarks on what will not work where it goes.
 
     path: a run folder (its best checkpoint) or an export. out: a new folder; for `comfyui` a new .safetensors file.
-    Raises BadStudent for what is no student, BadSettings for an `out` that is taken or cannot be written.
+    Raises BadStudent for what is no student, BadSettings for an `out` that is taken or cannot be written, and for a
+    form that does not hold this kind of student.
     """
     out = out.resolve()
     _check_is_free(out, to)
     source = student_folder(path)
     student, facts = load_student(source), facts_of(path, source)
+    _check_is_held(student, path, to)
     with _staged(out) as temporary:
         if to == "comfyui":
             save_file(published_tensors(student), temporary, metadata=_metadata(facts))
@@ -47,6 +50,14 @@ def export(path: Path, out: Path, *, to: Form = "diffusers") -> list[str]:
         else:
             _write_folder(student, facts, source, temporary, to)
     return _comfyui_remarks(student) if to == "comfyui" else []
+
+
+def _check_is_held(student: Student, path: Path, to: Form) -> None:
+    if isinstance(student, EncoderStudent) and to != "diffusers":
+        raise BadSettings(
+            f"{path} is a student of {student.config.encoder_config['model_type']!r} with a tokenizer of its own, --to "
+            f"{to} holds T5 students that read the teacher's tokens: give --to diffusers"
+        )
 
 
 def _check_is_free(out: Path, to: Form) -> None:
@@ -83,9 +94,7 @@ def _staged(out: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _write_folder(
-    student: UnderstudyStudent, facts: ExportFacts | None, source: Path, folder: Path, form: Form
-) -> None:
+def _write_folder(student: Student, facts: ExportFacts | None, source: Path, folder: Path, form: Form) -> None:
     if facts is not None and facts.guidance:
         student.config.trained_guidance = [min(facts.guidance), max(facts.guidance)]
     if form == "diffusers":
@@ -100,7 +109,13 @@ def _write_folder(
             shutil.copyfile(file, folder / file.name)
     if facts is not None:
         (folder / FACTS_FILE).write_text(facts.model_dump_json(indent=1) + "\n")
-    card = card_of(form, facts, text_length=student.config.text_length, parameters=student.num_parameters())
+    card = card_of(
+        form,
+        facts,
+        text_length=student.config.text_length,
+        parameters=student.num_parameters(),
+        encoder=student.config.encoder_config["model_type"] if isinstance(student, EncoderStudent) else None,
+    )
     (folder / _CARD_FILE).write_text(card, encoding="utf-8")
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from models.student_tokens import StudentTokens
 from storage_schemas.fields import DTYPES, Array
 from storage_schemas.manifest import Manifest
 from storage_schemas.reader import Cache
@@ -30,8 +31,6 @@ READERS = 4
 POOLED_PART = 16
 
 Rows = Sequence[Row]
-Tokens = Callable[[Cache, int], Array]
-"""Padded token ids [T] of a prompt of a cache, for the student."""
 Key = tuple[int, int]
 """Number of a source, and of a trajectory or a prompt in it."""
 
@@ -93,7 +92,7 @@ class Feed:
 
     The rows of a batch of replay are from sources that are sampled alike. All of it may be called from several
     threads. The pool holds at most `pool_bytes` of decoded trajectories, as much again of embeddings, and a sixteenth
-    of it of pooled vectors; a reader thread has one more in hand.
+    of it of pooled vectors; a reader thread has one more in hand. tokens: of a student that does not read the caches'.
     """
 
     def __init__(
@@ -102,7 +101,7 @@ class Feed:
         *,
         device: torch.device,
         pool_bytes: int = POOL_BYTES,
-        tokens: Tokens = Cache.padded_token_ids,
+        tokens: StudentTokens | None = None,
     ) -> None:
         self.sources, self._device, self._pool_bytes, self._tokens = sources, device, pool_bytes, tokens
         self._ends = list(accumulate(len(source.indices) for source in sources))
@@ -229,9 +228,11 @@ class Feed:
         pooled_P = self.sources[source].cache.pooled(prompt)
         return pooled_P, pooled_P.nbytes
 
-    def _token_ids(self, prompts: Sequence[Key]) -> torch.Tensor:
-        rows = [self._tokens(self.sources[source].cache, prompt) for source, prompt in prompts]
-        return torch.from_numpy(np.stack(rows))
+    def _token_ids(self, keys: Sequence[Key]) -> torch.Tensor:
+        prompts = [(self.sources[source].cache, prompt) for source, prompt in keys]
+        if self._tokens is not None:
+            return self._tokens.batch([cache.prompts[prompt].text for cache, prompt in prompts])
+        return torch.from_numpy(np.stack([cache.padded_token_ids(prompt) for cache, prompt in prompts]))
 
     def _size_bytes(self, request: Request) -> int:
         manifest = self._manifest(self.trajectory_of(request.rows[0][0])[0])

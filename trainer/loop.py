@@ -8,14 +8,14 @@ from typing import NoReturn
 
 import torch
 
-from models.student_network import UnderstudyStudent
+from models.student import Student
+from models.student_tokens import StudentTokens
 from storage_schemas.errors import NonFinite
 from storage_schemas.progress import Progress
-from storage_schemas.reader import Cache
 from trainer.average import Average
 from trainer.checkpoints import forget_old, load_checkpoint, mark_best, save_checkpoint
 from trainer.dropout import DropoutOfRows
-from trainer.feed import Batch, EmbeddingBatch, Request, Rows, Tokens
+from trainer.feed import Batch, EmbeddingBatch, Request, Rows
 from trainer.losses import Objective
 from trainer.mixture import Lesson, split, stage_orders
 from trainer.optimizer import make_optimizer, set_learning_rate
@@ -42,12 +42,11 @@ class Trainer:
         settings: TrainSettings,
         lessons: Sequence[Lesson],
         objective: Objective,
-        student: UnderstudyStudent,
+        student: Student,
         device: torch.device,
         *,
         autocast: bool,
-        tokens: Tokens = Cache.padded_token_ids,
-        tokenizer: dict[str, bytes] | None = None,
+        tokens: StudentTokens | None = None,
     ) -> None:
         self.run, self.settings, self.objective, self.device = run, settings, objective, device
         self.feed, self.held_out = split(lessons, device, tokens)
@@ -58,7 +57,7 @@ class Trainer:
         self.best: float | None = None
         self.floor: Floor | None = None
         self.autocast = autocast
-        self._tokenizer = lessons[0].cache.tokenizer_files if tokenizer is None else tokenizer
+        self._tokenizer = lessons[0].cache.tokenizer_files if tokens is None else tokens.files
 
     def train(self, progress: Progress) -> float | None:
         """Run to the last step from the newest checkpoint; the best validation loss."""
@@ -105,14 +104,14 @@ class Trainer:
             for first in range(0, len(rows), size)
         ]
 
-    def embed(self, student: UnderstudyStudent, token_ids_BT: torch.Tensor) -> torch.Tensor:
+    def embed(self, student: Student, token_ids_BT: torch.Tensor) -> torch.Tensor:
         """encoder_hidden_states_BTD of the student, in the run's arithmetic."""
         # bf16 autocast around the student alone: around the backbone it would change the target's arithmetic.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             return student(token_ids_BT)[0]
 
     @property
-    def judged(self) -> UnderstudyStudent:
+    def judged(self) -> Student:
         """The student that is validated and exported: the average where there is one."""
         return self.student if self.average is None else self.average.student
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from models.student_tokens import StudentTokens
 from storage_schemas.errors import BadSettings, BadTeacher, NotInCache
 from storage_schemas.fields import Array
 from storage_schemas.manifest import Manifest, Teacher, shortened
 from storage_schemas.reader import Cache
-from trainer.feed import Feed, Source, Tokens
+from trainer.feed import Feed, Source
 from trainer.order import Alternation, Order, Part, mix
 from trainer.settings import TrainSettings
 from trainer.stage import Stage
@@ -55,8 +56,11 @@ def check_names(settings: TrainSettings, names: Sequence[str]) -> None:
             raise BadSettings(f"cache {idle[0]!r} is given, but no stage takes it: name it in one, or leave it away")
 
 
-def split(lessons: Sequence[Lesson], device: torch.device, tokens: Tokens) -> tuple[Feed, Feed]:
-    """What is trained on, and what is held out; NotInCache for a cache of which nothing can be trained on."""
+def split(lessons: Sequence[Lesson], device: torch.device, tokens: StudentTokens | None = None) -> tuple[Feed, Feed]:
+    """What is trained on, and what is held out; NotInCache for a cache of which nothing can be trained on.
+
+    tokens: of a student that does not read the cache's token ids.
+    """
     parts = [_split(lesson) for lesson in lessons]
     training, held_out = (
         [Source(cache=lesson.cache, indices=part[side]) for lesson, part in zip(lessons, parts, strict=True)]

@@ -4,14 +4,14 @@ import math
 
 import torch
 
-from models.student_network import UnderstudyStudent
+from models.student import Student
 from trainer.settings import TrainSettings
 
 _POSITION_BIAS = "relative_attention_bias"
 _SHORT_RISE = 20
 
 
-def make_optimizer(student: UnderstudyStudent, settings: TrainSettings) -> torch.optim.AdamW:
+def make_optimizer(student: Student, settings: TrainSettings) -> torch.optim.AdamW:
     """AdamW over the student alone; weight decay on the encoder, none on the projection (paper, section 4)."""
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in student.named_parameters():

@@ -12,8 +12,8 @@ from models.backbone import FluxBackbone
 from models.context_projection import load_context_projection
 from models.geometry import recorded_geometry
 from models.schedule import DTYPES
-from models.student import new_student
-from models.student_network import UnderstudyStudent
+from models.student import Student, new_student
+from models.student_tokens import StudentTokens, own_tokens, text_length_remark
 from models.teacher_folder import TeacherFolder
 from models.teacher_hub import split_revision
 from storage_schemas.errors import BadSettings, BadTeacher
@@ -57,6 +57,7 @@ def train(
     recorded = next(iter(caches.values())).manifest.teacher
     student = new_student(student_source, recorded, init=settings.init, dropout=settings.dropout, seed=settings.seed)
     wanted = _run_config(settings, caches, teacher)
+    tokens = _own_tokens(settings, student_source, student)
     begun = begun_run(run, wanted)
     lessons = [
         Lesson(name=name, cache=cache, training_set=(begun or wanted).caches[name].training_set)
@@ -65,7 +66,7 @@ def train(
     for lesson in lessons:
         lesson.training_set.check(lesson.cache, run)
     objective = _objective(settings, lessons, teacher, device)
-    make = partial(_trainer, lessons=lessons, objective=objective, student=student, device=device)
+    make = partial(_trainer, lessons=lessons, objective=objective, student=student, device=device, tokens=tokens)
     if begun is None:
         settings = _with_steps(settings, make, progress)
         begin_run(run, wanted.model_copy(update={"settings": settings}))
@@ -73,6 +74,8 @@ def train(
         settings = begun.settings.model_copy(update={"keep": settings.keep, "floor": settings.floor})
     trainer = make(run, settings)
     _say_what_is_trained(trainer, lessons, progress)
+    if remark := text_length_remark(student, recorded):
+        progress.say(remark)
     _measure_floor(trainer, lessons, progress, accept_floor=accept_floor)
     trainer.train(progress)
     return settings.total_steps
@@ -84,12 +87,24 @@ def _trainer(
     *,
     lessons: list[Lesson],
     objective: Objective,
-    student: UnderstudyStudent,
+    student: Student,
     device: torch.device,
+    tokens: StudentTokens | None,
 ) -> Trainer:
     autocast = _autocast(settings, lessons[0].cache.manifest, device)
     objective = replace(objective, settings=settings)
-    return Trainer(run, settings, lessons, objective, student, device, autocast=autocast)
+    return Trainer(run, settings, lessons, objective, student, device, autocast=autocast, tokens=tokens)
+
+
+def _own_tokens(settings: TrainSettings, source: str, student: Student) -> StudentTokens | None:
+    tokens = own_tokens(source, student)
+    if tokens is not None and (stage := next((stage for stage in settings.stages if stage.needs_embeddings), None)):
+        what = f"loss is {stage.loss}" if stage.loss != "vision" else f"embedding-term is {stage.embedding_term:g}"
+        raise BadSettings(
+            f"{what}, but {source} reads prompts with its own tokenizer: its embeddings are not those of T5-XXL's "
+            f"tokens, position by position; start with --loss vision, which does not compare them"
+        )
+    return tokens
 
 
 def _with_steps(settings: TrainSettings, make: "partial[Trainer]", progress: Progress) -> TrainSettings:

@@ -71,6 +71,12 @@ def test_pretrained_weights_are_taken_and_random_ones_are_not(tmp_path, teacher)
     assert not torch.equal(make(tmp_path / "t5", teacher, init="random").encoder.shared.weight, saved)
 
 
+def test_weights_that_cannot_be_read_are_refused(config_folder, teacher):
+    (config_folder / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(BadStudent, match=r"t5 cannot be loaded \(.*\): download it again, or --init random$"):
+        make(config_folder, teacher)
+
+
 def test_an_earlier_export_can_be_trained_on(config_folder, teacher, tmp_path):
     student = make(config_folder, teacher)
     save_student(student, tmp_path / "s", tokenizer=None)
@@ -92,7 +98,7 @@ def test_a_student_of_another_width_is_refused(config_folder, teacher, tmp_path)
     ("config", "message"),
     [
         ({**CONFIG, "model_type": "t5", "vocab_size": 9}, "has a vocabulary of 9, the cache's token ids go up to 9"),
-        ({"model_type": "bert"}, "is a 'bert' model, expected t5"),
+        ({"model_type": "bert"}, "x has no tokenizer: a student that is not T5 reads prompts with its own; put tok"),
     ],
 )
 def test_other_models_are_refused(config, message, tmp_path, teacher):

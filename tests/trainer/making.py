@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from models.student import new_student
+from models.student_tokens import own_tokens
 from models.teacher_folder import REPLAY_PARTS, find_teacher
 from storage_schemas.reader import Cache
 from trainer.loop import Trainer
@@ -25,7 +26,8 @@ def make_trainer(run: Path, cache_folder: Path, teacher: Path, student: Path, **
     objective = _objective(settings, lessons, find_teacher(str(teacher), REPLAY_PARTS), CPU)
     made = new_student(str(student), cache.manifest.teacher, init="auto", dropout=settings.dropout, seed=0)
     autocast = _autocast(settings, cache.manifest, CPU)
-    return Trainer(run, settings, lessons, objective, made, CPU, autocast=autocast)
+    tokens = own_tokens(str(student), made)
+    return Trainer(run, settings, lessons, objective, made, CPU, autocast=autocast, tokens=tokens)
 
 
 def gradient(trainer: Trainer, step: int) -> tuple[float, dict[str, torch.Tensor]]:

@@ -177,7 +177,7 @@ def test_a_warm_up_alone_needs_no_transformer(tmp_path, cache_folder, t5_config)
 def test_held_out_prompts_are_never_trained_on(cache_folder):
     cache = Cache.open(cache_folder)
     lesson = Lesson(name="cache", cache=cache, training_set=TrainingSet.of(cache))
-    training, held_out = split([lesson], CPU, Cache.padded_token_ids)
+    training, held_out = split([lesson], CPU)
     assert all(not cache.prompts[training.prompt_of(i)[1]].held_out for i in range(len(training)))
     assert all(cache.prompts[held_out.prompt_of(i)[1]].held_out for i in range(len(held_out)))
     assert len(training) + len(held_out) == len(cache)
