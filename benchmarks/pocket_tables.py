@@ -29,7 +29,9 @@ QUESTIONS = {
 
 
 def print_tables(budget: Budget, arms: Sequence[Arm], chosen: Sequence[Arm], results: Results) -> None:
-    seeds = {result["seed"] for result in results}
+    # Where the finals are not through, the seeds that all finalists have.
+    seeds = set.intersection(*({result["seed"] for result in _of(arm, results)} for arm in chosen))
+    results = [result for result in results if result["seed"] in seeds]
     print(f"Seconds a step, one core: {', '.join(f'{k} {v:.4f}' for k, v in budget.step_seconds.items())}.\n")
     references = [[result] for result in results if "arm" not in result]
     lines = [_row(found[0]["name"], "", found) for found in references]

@@ -9,6 +9,8 @@ what is missing. --scale shortens all arms alike: below about 0.5 it only shows 
 """
 
 import argparse
+import contextlib
+import io
 import json
 import math
 import multiprocessing
@@ -95,7 +97,8 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def train(run: Path, cache: Path, flags: Mapping[str, Any]) -> None:
-    command("train", run, "--cache", cache, "--device", "cpu", "--quiet", *as_flags(flags))
+    with contextlib.redirect_stdout(io.StringIO()):
+        command("train", run, "--cache", cache, "--device", "cpu", "--quiet", *as_flags(flags))
 
 
 def calibrate(folder: Path, asked: Mapping[str, Any]) -> dict[str, float]:
@@ -251,11 +254,17 @@ class Experiment:
             for arm, seed in todo:
                 future = pool.submit(run_arm, self.folder, arm, seed, self.asked)
                 futures[future] = (f"{arm.name} seed {seed}", self._seconds([arm]))
+            failed = []
             for number, future in enumerate(as_completed(futures), 1):
                 name, planned = futures[future]
                 left -= planned
-                took, minutes = future.result(), math.ceil(left / self.jobs / 60)
-                print(f"{number}/{len(futures)} {name}: {took:.0f} s; about {minutes} minutes left here", flush=True)
+                minutes = math.ceil(left / self.jobs / 60)
+                if error := future.exception():
+                    failed.append(f"{name}: {error}")
+                said = error or f"{future.result():.0f} s"
+                print(f"{number}/{len(futures)} {name}: {said}; about {minutes} minutes left here", flush=True)
+        if failed:
+            raise SystemExit("\n".join(["failed, the rest is done; the same command tries again:", *failed]))
 
     def table(self) -> None:
         """Print Markdown."""
