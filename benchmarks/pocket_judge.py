@@ -1,0 +1,81 @@
+"""What `benchmarks.pocket_training` measures: the scores of `understudy evaluate score`, and errors."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from commands.resolve import POCKET, resolve_teacher, student_source
+from evaluation.pocket_scores import score_images
+from evaluation.sampling import Studio
+from models.context_projection import load_context_projection
+from models.student import checkpoints, load_student, new_student
+from models.teacher_folder import BUILD_PARTS
+from models.text_encoder import TeacherTextEncoder
+from pocket.world import captions
+from storage_schemas.progress import Silent
+from storage_schemas.reader import Cache
+from trainer.feed import Feed
+from trainer.losses import Objective, context_loss, embedding_loss
+from trainer.settings import TrainSettings
+from trainer.validation import validation_loss
+
+Embed = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Judge:
+    """Scores on held-out captions, embedding errors on the same, vision loss on the cache's held-out trajectories."""
+
+    def __init__(self, cache_folder: Path, count: int) -> None:
+        cpu = torch.device("cpu")
+        cache = Cache.open(str(cache_folder))
+        teacher = resolve_teacher(POCKET, BUILD_PARTS)
+        # The settings of `understudy evaluate score`.
+        self._studio = Studio.open(
+            teacher, resolution=None, steps=20, guidance=3.5, seed=0, dtype=torch.float32, device=cpu
+        )
+        self._captions = captions(count, seed=0, split="heldout")
+        self._teacher = TeacherTextEncoder.load(teacher, dtype=torch.float32, device=cpu)
+        self._recorded = cache.manifest.teacher
+        self._context_ID = load_context_projection(teacher, self._recorded, cpu)
+        held_out = [at for at in range(len(cache)) if cache.prompts[cache.layout.place(at).prompt].held_out]
+        self._feed = Feed(cache, np.array(held_out), device=cpu)
+        rows = len(held_out) * cache.manifest.sampling.steps
+        settings = TrainSettings(student="", batch_size=40, validate_rows=rows)
+        self._objective = Objective(
+            settings=settings, backbone=self._studio.backbone, context_ID=self._context_ID, weights_K=None
+        )
+
+    def student(self, run: Path) -> dict[str, Any]:
+        """Of a run's last checkpoint, whichever was best: all arms are judged at their last step."""
+        student = load_student(checkpoints(run)[-1] / "student")
+        return {"parameters": sum(p.numel() for p in student.parameters())} | self._measure(lambda ids: student(ids)[0])
+
+    def reference(self, name: str, student: str) -> dict[str, Any]:
+        """Of the teacher's own encoder, or of a student with random weights."""
+        if name == "teacher":
+            return self._measure(self._teacher.encode)
+        made = new_student(student_source(student), self._recorded, init="random", dropout=0.0, seed=0).eval()
+        return self._measure(lambda ids: made(ids)[0])
+
+    @torch.no_grad()
+    def _measure(self, embed: Embed) -> dict[str, Any]:
+        with Silent().bar("", total=0, done=0, unit="") as bar:
+            images_NHWC = self._studio.images(embed, self._captions, batch_size=64, bar=bar)
+        scores = score_images(images_NHWC, self._captions)
+        ids_NT = self._studio.token_ids(self._captions)
+        found_NTD, wanted_NTD = embed(ids_NT), self._teacher.encode(ids_NT)
+        return {
+            "scores": {name: {"mean": score.mean, "count": score.count} for name, score in scores.items()},
+            "mean": mean_score({name: score.mean for name, score in scores.items()}),
+            "vision_loss": validation_loss(self._objective, self._feed, embed),
+            "embedding_error": float(embedding_loss(found_NTD, wanted_NTD)),
+            "context_error": float(context_loss(found_NTD, wanted_NTD, self._context_ID)),
+        }
+
+
+def mean_score(means: Mapping[str, float]) -> float:
+    """The dimensions alike, however many captions each has."""
+    return float(np.mean(list(means.values())))
