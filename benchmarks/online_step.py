@@ -1,6 +1,6 @@
 """What does an optimizer step cost offline, beside the same step in the loop of the paper? On the pocket teacher, fp32.
 
-taskset -c 3 python -m benchmarks.online_step [--students small base --batch-sizes 16 64 --rounds 3 --steps 7]
+taskset -c 3 python -m benchmarks.online_step [--students small base --batch-sizes 16 64 --rounds 3 --steps 7 --clock cpu]
 
 online: the loop of the paper (section 3), written here: teacher's text encoder, teacher's prediction, student, the
     transformer with the student's embedding, backward, AdamW, Euler step. Its reference script encodes the text at
@@ -17,9 +17,10 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,31 @@ PARTS = ("text", "teacher", "data", "student", "backbone", "backward", "optimize
 class Clock:
     """Seconds of the named parts of each step."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, list[float]] = defaultdict(list)
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self.now, self.seconds = now, defaultdict[str, list[float]](list)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Time what is done within."""
-        begun = time.perf_counter()
+        begun = self.now()
         yield
-        self.seconds[name].append(time.perf_counter() - begun)
+        self.seconds[name].append(self.now() - begun)
+
+
+class Ticks(Silent):
+    """CPU seconds of the training thread from one optimizer step to the next."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def bar(self, title, **counts):
+        """See Progress."""
+        self.times.append(time.thread_time())
+        return super().bar(title, **counts)
+
+    def advance(self, count, note=""):
+        """See Bar."""
+        self.times.append(time.thread_time())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,29 +133,31 @@ class Replay:
                 x_BSC = scheduler.step(target_BSC, t, x_BSC, return_dict=False)[0]
         return losses
 
-    def offline(self, steps: int, run: Path) -> tuple[list[float], list[float]]:
+    def offline(self, steps: int, run: Path, *, cpu: bool) -> tuple[list[float], list[float]]:
         """Seconds and losses of the steps of `understudy train`."""
         settings = TrainSettings.from_flags(
             student=self.source, init="random", order="following", steps=steps, batch_size=self.batch, dropout=DROPOUT,
             learning_rate=RATE, weight_decay=WEIGHT_DECAY, clip=CLIP, seed=SEED, checkpoint_every=steps,
         )  # fmt: skip
         teacher = find_teacher(str(TEACHER_FOLDER), REPLAY_PARTS)
-        train(run, settings, self.cache, teacher, CPU, Silent(), student_source=self.source, accept_floor=False)
+        ticks = Ticks()
+        train(run, settings, self.cache, teacher, CPU, ticks, student_source=self.source, accept_floor=False)
         entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         made = [entry for entry in entries if "kind" in entry]
-        return [entry["seconds"] for entry in made], [entry["loss"] for entry in made]
+        seconds = [b - a for a, b in pairwise(ticks.times)] if cpu else [entry["seconds"] for entry in made]
+        return seconds, [entry["loss"] for entry in made]
 
     def offline_parts(self, steps: int, clock: Clock) -> None:
         """The same steps from the cache in a plain loop. "data" is its reading, spread over the steps of the walk."""
         student, optimizer = self._student()
-        begun = time.perf_counter()
+        begun = clock.now()
         trajectories = [self.cache.trajectory(index) for index in range(self.batch)]
         latents, velocities = ([getattr(t, n) for t in trajectories] for n in ("hidden_states_KSC", "velocity_KSC"))
-        reading = (time.perf_counter() - begun) / len(self.scheduler.timesteps)
+        reading = (clock.now() - begun) / len(self.scheduler.timesteps)
         for k, t in enumerate(self.scheduler.timesteps[:steps]):
-            begun = time.perf_counter()
+            begun = clock.now()
             x_BSC, target_BSC = (torch.stack([torch.from_numpy(a[k]) for a in kind]) for kind in (latents, velocities))
-            clock.seconds["data"].append(reading + time.perf_counter() - begun)
+            clock.seconds["data"].append(reading + clock.now() - begun)
             self._student_step(student, optimizer, x_BSC, target_BSC, t, clock)
 
     def _student_step(
@@ -207,7 +226,7 @@ class Result:
         """Totals and ratios, as Markdown; a ratio is the median of those of the rounds."""
         data = statistics.median(self.parts["offline"].seconds["data"])
         read = [[total + data for total in turn] for turn in self.offline]
-        cells = [milliseconds(sum(rounds, [])) for rounds in (self.every, self.once, self.offline)]
+        cells = [milliseconds([*chain.from_iterable(rounds)]) for rounds in (self.every, self.once, self.offline)]
         cells += [ratio(self.every, self.offline), ratio(self.once, self.offline)]
         cells += [ratio(self.every, read), ratio(self.once, read), *(f"{value:.2f}" for value in self.expected)]
         return f"| {self.student} | {self.batch} | {' | '.join(cells)} |"
@@ -271,9 +290,11 @@ def measure(replay: Replay, student: str, asked: argparse.Namespace, folder: Pat
     # Encoded once and kept, a trajectory pays for one of its steps' encodings.
     saved = 1 - 1 / replay.cache.manifest.sampling.steps
     for turn in range(asked.rounds):
-        online, parts = Clock(), Clock()
+        now = time.thread_time if asked.clock == "cpu" else time.perf_counter
+        online, parts = Clock(now), Clock(now)
         online_losses = replay.online(asked.steps, online)
-        seconds, losses = replay.offline(asked.steps, folder / f"run-{student}-{replay.batch}-{turn}")
+        run = folder / f"run-{student}-{replay.batch}-{turn}"
+        seconds, losses = replay.offline(asked.steps, run, cpu=asked.clock == "cpu")
         replay.offline_parts(min(asked.steps, WARM_STEPS + 3), parts)
         every = [sum(step) for step in zip(*online.seconds.values(), strict=True)]
         once = [total - saved * text for total, text in zip(every, online.seconds["text"], strict=True)]
@@ -295,10 +316,15 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=7, help=f"of a round, the first {WARM_STEPS} not counted; up to 20"
     )
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: of the computing thread, for a busy machine"
+    )
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     if not WARM_STEPS < asked.steps <= 20:
         parser.error(f"--steps is {asked.steps}, expected {WARM_STEPS + 1} to 20, the steps of a trajectory")
+    if asked.clock == "cpu" and asked.threads > 1:
+        parser.error(f"--clock cpu counts one thread, --threads is {asked.threads}")
     torch.set_num_threads(asked.threads)
     quiet_libraries()
     networks = Networks.load()
