@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,23 +14,30 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save, save_file
 
+from models.context_projection import find_context_projection
 from models.hub_tensor import read_tensor
 from models.teacher_folder import find_teacher
 from storage_schemas.errors import BadTeacher
-from tests.models.small_hub import COMMIT, NAME, run_apart, serve
+from storage_schemas.manifest import Teacher
+from tests.models.small_hub import COMMIT, NAME, Repository, run_apart, serve
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 ASK = """
 import json, sys
+from huggingface_hub.cli.hf import main
 from models.context_projection import find_context_projection
 from storage_schemas.errors import BadTeacher
 from storage_schemas.manifest import Teacher
 recorded = Teacher.model_validate_json(open(sys.argv[1]).read())
-try:
-    found = find_context_projection(sys.argv[2], recorded)
-    print(json.dumps([found.source, str(found.context_ID.dtype), found.context_ID.tolist()]))
-except BadTeacher as error:
-    print(json.dumps(str(error)))
+for name in json.loads(sys.argv[2]):
+    try:
+        found = find_context_projection(name, recorded)
+        print(json.dumps([found.source, str(found.context_ID.dtype), found.context_ID.tolist()]))
+    except BadTeacher as error:
+        print(json.dumps(str(error)))
+if sys.argv[3:]:
+    sys.argv[1:] = sys.argv[3:]
+    main()
 """
 
 
@@ -59,9 +67,9 @@ def file(teacher) -> str:
 
 
 @pytest.fixture(scope="module")
-def expected(teacher, file) -> list:
+def context_ID(teacher, file) -> list:
     with safe_open(teacher / file, framework="pt") as tensors:
-        return [NAME, "torch.float32", tensors.get_tensor("context_embedder.weight").float().tolist()]
+        return tensors.get_tensor("context_embedder.weight").float().tolist()
 
 
 @pytest.fixture(scope="module")
@@ -72,73 +80,96 @@ def recorded(teacher, tmp_path_factory) -> Path:
     return path
 
 
-def ask(recorded: Path, name: str, home: Path, **environment: str) -> str | list:
-    return json.loads(run_apart(ASK, str(recorded), name, home=home, **environment))
+def of_another_model(teacher: Path, file: str, to: Path) -> Path:
+    shutil.copytree(teacher, to)
+    tensors = load_file(to / file)
+    tensors["context_embedder.weight"] += 1
+    save_file(tensors, to / file)
+    return to
 
 
-def test_of_the_transformer_one_tensor_is_fetched(tmp_path, teacher, file, recorded, expected):
-    with serve(teacher) as (hub, sent):
-        assert ask(recorded, f"{NAME}@v1", tmp_path, HF_ENDPOINT=hub) == expected
+def without(teacher: Path, file: str, to: Path) -> Path:
+    shutil.copytree(teacher, to)
+    (to / file).unlink()
+    return to
+
+
+@dataclass(kw_only=True)
+class Asked:
+    """What was answered, by name, with the hub and then without it, and what was sent before the way out was taken."""
+
+    online: dict[str, list | str]
+    offline: dict[str, list | str]
+    sent: dict[str, list[tuple[str, int]]]
+
+
+@pytest.fixture(scope="module")
+def asked(teacher, file, recorded, tmp_path_factory) -> Asked:
+    home = tmp_path_factory.mktemp("home")
+    repositories = {
+        NAME: Repository(folder=teacher),
+        "someone/second": Repository(folder=teacher),
+        "someone/plain": Repository(folder=teacher, large=".nothing"),
+        "someone/rangeless": Repository(folder=teacher, knows_ranges=False),
+        "someone/other": Repository(folder=of_another_model(teacher, file, home / "other")),
+        "someone/less": Repository(folder=without(teacher, file, home / "less")),
+    }
+
+    def ask(names: list[str], *then: str, **environment: str) -> dict:
+        lines = run_apart(ASK, str(recorded), json.dumps(names), *then, home=home, **environment).splitlines()
+        return {name: json.loads(line) for name, line in zip(names, lines, strict=False)}
+
+    way_out = ["download", "someone/second", file, "--revision", COMMIT]
+    with serve(repositories) as hub:
+        online = ask([f"{name}@v1" for name in repositories], *way_out, HF_ENDPOINT=hub)
+    offline = ask([f"{name}@{COMMIT}" for name in (NAME, "someone/second")], HF_HUB_OFFLINE="1")
+    return Asked(online=online, offline=offline, sent={name: found.sent for name, found in repositories.items()})
+
+
+def test_of_the_transformer_one_tensor_is_fetched(asked, teacher, file, context_ID):
+    assert asked.online[f"{NAME}@v1"] == [NAME, "torch.float32", context_ID]
     data = (teacher / file).read_bytes()
     length = int.from_bytes(data[:8], "little")
     tensor = load_file(teacher / file)["context_embedder.weight"]
-    reads = [count for name, count in sent if name == file]
+    reads = [count for name, count in asked.sent[NAME] if name == file]
     assert reads == [8, length, tensor.numel() * tensor.element_size()] and sum(reads) < len(data) / 4
-    others = {name for name, _ in sent if name}
-    assert others == {file, "model_index.json", "transformer/config.json", f"transformer/{INDEX}"}
+    fetched = {name for name, _ in asked.sent[NAME]}
+    assert fetched == {file, "model_index.json", "transformer/config.json", f"transformer/{INDEX}"}
 
 
-def test_a_file_that_was_downloaded_before_is_read_without_the_hub(tmp_path, teacher, file, recorded, expected):
-    with serve(teacher) as (hub, sent):
-        assert ask(recorded, NAME, tmp_path, HF_ENDPOINT=hub) == expected
-        said = ask(recorded, f"{NAME}@{COMMIT}", tmp_path, HF_HUB_OFFLINE="1")
-        way_out = f"hf download {NAME} {file} --revision {COMMIT}"
-        assert said == (
-            f"context_embedder.weight could not be read from {file} of {NAME}@{COMMIT} (OfflineModeIsEnabled): check "
-            f"the network, or fetch the file with `{way_out}`"
-        )
-        _, *arguments = way_out.split()
-        command = f"from huggingface_hub.cli.hf import main; import sys; sys.argv[1:] = {arguments}; main()"
-        run_apart(command, home=tmp_path, HF_ENDPOINT=hub)
-    assert sent[-1] == (file, (teacher / file).stat().st_size)
-    assert ask(recorded, f"{NAME}@{COMMIT}", tmp_path, HF_HUB_OFFLINE="1") == expected
+def test_without_the_hub_the_way_out_is_named_and_leads_out(asked, teacher, file, context_ID):
+    assert asked.offline[f"{NAME}@{COMMIT}"] == (
+        f"context_embedder.weight could not be read from {file} of {NAME}@{COMMIT} (OfflineModeIsEnabled): check "
+        f"the network, or fetch the file with `hf download {NAME} {file} --revision {COMMIT}`"
+    )
+    # Of the second repository that was done.
+    assert asked.sent["someone/second"][-1] == (file, (teacher / file).stat().st_size)
+    assert asked.offline[f"someone/second@{COMMIT}"] == ["someone/second", "torch.float32", context_ID]
 
 
-def test_a_file_of_which_the_hub_states_no_sha256_is_fetched_whole(tmp_path, teacher, file, recorded, expected):
-    with serve(teacher, large=".nothing") as (hub, sent):
-        assert ask(recorded, NAME, tmp_path, HF_ENDPOINT=hub) == expected
-    assert [count for name, count in sent if name == file] == [(teacher / file).stat().st_size]
-    assert not [name for name, _ in sent if name.endswith(".safetensors") and name != file]
+def test_a_file_of_which_the_hub_states_no_sha256_is_fetched_whole(asked, teacher, file, context_ID):
+    assert asked.online["someone/plain@v1"] == ["someone/plain", "torch.float32", context_ID]
+    weights = [(name, count) for name, count in asked.sent["someone/plain"] if name.endswith(".safetensors")]
+    assert weights == [(file, (teacher / file).stat().st_size)]
 
 
-def test_of_another_model_nothing_is_read(tmp_path, teacher, file, recorded):
-    shutil.copytree(teacher, tmp_path / "other")
-    tensors = load_file(tmp_path / "other" / file)
-    tensors["context_embedder.weight"] += 1
-    save_file(tensors, tmp_path / "other" / file)
+def test_of_another_model_nothing_is_read(asked, file, recorded):
+    assert file not in {name for name, _ in asked.sent["someone/other"]}
     was = json.loads(recorded.read_text())["weights"][file][:16]
-    with serve(tmp_path / "other") as (hub, sent):
-        said = ask(recorded, NAME, tmp_path, HF_ENDPOINT=hub)
-    assert file not in {name for name, _ in sent}
     assert re.fullmatch(
-        rf"{file} of {NAME}@{COMMIT} has sha256 \w{{16}}, the cache was recorded with {was}: another model; give the "
-        rf"recorded one with --backbone",
-        said,
+        rf"{file} of someone/other@{COMMIT} has sha256 \w{{16}}, the cache was recorded with {was}: another model; "
+        rf"give the recorded one with --backbone",
+        asked.online["someone/other@v1"],
     )
 
 
-def test_a_server_that_knows_no_ranges_is_one_line(tmp_path, teacher, file, recorded):
-    with serve(teacher, knows_ranges=False) as (hub, _):
-        said = ask(recorded, NAME, tmp_path, HF_ENDPOINT=hub)
-    assert said.startswith(f"context_embedder.weight could not be read from {file} of {NAME}@{COMMIT} (ValueError): ")
-
-
-def test_a_file_that_the_index_names_and_the_hub_has_not_is_one_line(tmp_path, teacher, file, recorded):
-    shutil.copytree(teacher, tmp_path / "less")
-    (tmp_path / "less" / file).unlink()
-    with serve(tmp_path / "less") as (hub, _):
-        said = ask(recorded, NAME, tmp_path, HF_ENDPOINT=hub)
-    assert said.startswith(f"context_embedder.weight could not be read from {file} of {NAME}@{COMMIT} (FileNotFound")
+@pytest.mark.parametrize(
+    ("name", "error"), [("someone/rangeless", "ValueError"), ("someone/less", "FileNotFoundError")]
+)
+def test_a_hub_that_cannot_give_it_is_one_line(asked, file, name, error):
+    said = asked.online[f"{name}@v1"]
+    assert said.startswith(f"context_embedder.weight could not be read from {file} of {name}@{COMMIT} ({error}): ")
+    assert "\n" not in said
 
 
 TENSORS = {
@@ -165,12 +196,11 @@ def test_a_damaged_file_is_an_error_that_is_caught_or_the_tensor(at, damage, cut
         assert damaged != data
 
 
-def test_a_local_folder_is_read_as_before(teacher, recorded, file, expected):
-    from models.context_projection import find_context_projection
-    from storage_schemas.manifest import Teacher
-
+def test_a_local_folder_is_read_as_before(teacher, recorded, file, context_ID):
     identity = Teacher.model_validate_json(recorded.read_text())
     found = find_context_projection(str(teacher), identity)
-    assert (found.source, found.context_ID.tolist()) == (str(teacher), expected[2])
-    with pytest.raises(BadTeacher, match=rf"{teacher}/{file} has sha256 \w{{16}}, the cache was recorded with None: an"):
+    assert (found.source, found.context_ID.tolist()) == (str(teacher), context_ID)
+    with pytest.raises(
+        BadTeacher, match=rf"{teacher}/{file} has sha256 \w{{16}}, the cache was recorded with None: an"
+    ):
         find_context_projection(str(teacher), identity.model_copy(update={"weights": {}}))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models.teacher_hub import split_revision
-from tests.models.small_hub import COMMIT, NAME, run_apart, serve
+from tests.models.small_hub import COMMIT, NAME, Repository, run_apart, serve
 
 ASK = """
 import json, sys
@@ -24,7 +24,7 @@ for name, parts, revision in json.loads(sys.argv[1]):
 
 @pytest.fixture(scope="module")
 def hub(dev_teacher):
-    with serve(dev_teacher) as (address, _):
+    with serve({NAME: Repository(folder=dev_teacher)}) as address:
         yield address
 
 
