@@ -59,6 +59,8 @@ class Hub(BaseHTTPRequestHandler):
     def answer(self, body: bool) -> None:
         path = self.path.split("?")[0]
         match = re.fullmatch(r"(/api/models)?/(\w+/\w+)/(revision|tree|resolve)/([^/]+)/?(.*)", path)
+        if match is None:
+            return self.refuse(404, "EntryNotFound")
         name, kind, revision, rest = match.groups()[1:]
         if name == "someone/gated":
             return self.refuse(403, "GatedRepo")

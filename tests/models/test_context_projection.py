@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save, save_file
 
+from commands.resolve import resolve_context_projection, resolve_teacher
 from models.context_projection import find_context_projection
 from models.hub_tensor import read_tensor
 from models.teacher_folder import find_teacher
@@ -25,6 +26,7 @@ INDEX = "diffusion_pytorch_model.safetensors.index.json"
 ASK = """
 import json, sys
 from huggingface_hub.cli.hf import main
+from commands.resolve import resolve_context_projection, resolve_teacher
 from models.context_projection import find_context_projection
 from storage_schemas.errors import BadTeacher
 from storage_schemas.manifest import Teacher
@@ -204,3 +206,9 @@ def test_a_local_folder_is_read_as_before(teacher, recorded, file, context_ID):
         BadTeacher, match=rf"{teacher}/{file} has sha256 \w{{16}}, the cache was recorded with None: an"
     ):
         find_context_projection(str(teacher), identity.model_copy(update={"weights": {}}))
+
+
+def test_the_embedded_teacher_goes_by_its_name():
+    identity = resolve_teacher("pocket", ("transformer",)).identity(text_length=12)
+    found = resolve_context_projection("pocket", identity)
+    assert found.source == "pocket" and found.context_ID.shape[1] == identity.text_width
