@@ -9,7 +9,9 @@ from rich.console import Console
 from storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
+    from models.context_projection import ContextProjection
     from models.teacher_folder import TeacherFolder
+    from storage_schemas.manifest import Teacher
 
 POCKET = "pocket"
 
@@ -77,6 +79,18 @@ def resolve_teacher(name: str, parts: tuple[str, ...], revision: str | None = No
     if name == POCKET:
         return replace(find_teacher(str(TEACHER_FOLDER), parts, revision=revision), source=POCKET)
     return find_teacher(name, parts, revision=revision)
+
+
+def resolve_context_projection(name: str, recorded: "Teacher") -> "ContextProjection":
+    """The text projection of a teacher by name; of a hub's transformer that tensor alone is fetched."""
+    from dataclasses import replace
+
+    from models.context_projection import find_context_projection
+    from pocket import TEACHER_FOLDER
+
+    if name == POCKET:
+        return replace(find_context_projection(str(TEACHER_FOLDER), recorded), source=POCKET)
+    return find_context_projection(name, recorded)
 
 
 def student_source(name: str) -> str:

@@ -1,6 +1,7 @@
 """A teacher as it lies on disk: a folder (or hub repository) in the FluxPipeline layout, read by its own configs."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,8 +132,13 @@ def _sha256_of(files: dict[str, bytes]) -> dict[str, str]:
     return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
 
 
-def find_teacher(name: str, parts: tuple[str, ...], *, revision: str | None = None) -> TeacherFolder:
-    """A teacher by folder, hub name or NAME@REVISION, with `parts` at hand; BadTeacher says what is wrong with it."""
+def find_teacher(
+    name: str, parts: tuple[str, ...], *, revision: str | None = None, files: Sequence[str] = ("*",)
+) -> TeacherFolder:
+    """A teacher by folder, hub name or NAME@REVISION, with `parts` at hand; BadTeacher says what is wrong with it.
+
+    files: what of each part is fetched from the hub, as patterns.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         if revision is not None:
@@ -142,7 +148,7 @@ def find_teacher(name: str, parts: tuple[str, ...], *, revision: str | None = No
         source, named = split_revision(name)
         if revision is not None and named is not None and revision != named:
             raise BadTeacher(f"--revision is {revision!r}, but {name!r} names another one: give one of the two")
-        path = download(source, parts, revision or named)
+        path = download(source, [f"{part}/{file}" for part in parts for file in files], revision or named)
         folder = TeacherFolder(path=path, source=source, commit=commit_of(path))
     for part in parts:
         folder.part(part)

@@ -1,6 +1,7 @@
 """Teachers from the hub: only the parts that are needed, and which commit they are of."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from storage_schemas.errors import BadTeacher
@@ -20,8 +21,8 @@ def commit_of(path: Path) -> str | None:
     return path.name if _COMMIT.fullmatch(path.name) else None
 
 
-def download(name: str, parts: tuple[str, ...], revision: str | None) -> Path:
-    """The folder of a hub repository, with these parts of it; BadTeacher says why it could not be had."""
+def download(name: str, patterns: Sequence[str], revision: str | None) -> Path:
+    """The folder of a hub repository, with what matches of it; BadTeacher says why it could not be had."""
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise BadTeacher(
             f"no teacher {name!r}: expected 'pocket', an existing folder, or a hub name such as "
@@ -30,9 +31,8 @@ def download(name: str, parts: tuple[str, ...], revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    patterns = ["model_index.json", *(f"{part}/*" for part in parts)]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["model_index.json", *patterns]))
     except GatedRepoError as error:
         raise BadTeacher(
             f"{name} is gated: accept its licence on its page, then give `hf auth login` and this command again"

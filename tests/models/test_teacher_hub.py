@@ -1,23 +1,14 @@
 """Teachers from the hub, against a small hub on this machine: what is fetched, which commit, and errors in one line."""
 
-import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from models.teacher_hub import split_revision
+from tests.models.small_hub import COMMIT, NAME, Repository, run_apart, serve
 
-ROOT = Path(__file__).resolve().parents[2]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-NAME = "someone/flux"
-# Runs apart: the address of the hub and the place of its downloads are read when huggingface_hub is imported.
 ASK = """
 import json, sys
 from models.teacher_folder import find_teacher
@@ -31,77 +22,14 @@ for name, parts, revision in json.loads(sys.argv[1]):
 """
 
 
-class Hub(BaseHTTPRequestHandler):
-    files: dict[str, bytes]
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def answer(self, body: bool) -> None:
-        path = self.path.split("?")[0]
-        if match := re.fullmatch(rf"/api/models/{NAME}/revision/(.+)", path):
-            if match[1] not in ("main", "v1", COMMIT):
-                return self.refuse(404, "RevisionNotFound")
-            names = [{"rfilename": name} for name in self.files]
-            return self.give(json.dumps({"id": NAME, "sha": COMMIT, "siblings": names}).encode(), body)
-        if path == f"/api/models/{NAME}/tree/{COMMIT}":
-            return self.give(json.dumps([entry(name, data) for name, data in self.files.items()]).encode(), body)
-        if match := re.fullmatch(rf"/{NAME}/resolve/{COMMIT}/(.+)", path):
-            return self.give(self.files[match[1]], body)
-        if path.startswith("/api/models/someone/gated"):
-            return self.refuse(403, "GatedRepo")
-        if path.startswith("/api/models/someone/broken"):
-            return self.refuse(400, "")
-        return self.refuse(401, "RepoNotFound")
-
-    def give(self, data: bytes, body: bool) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-    def refuse(self, status: int, code: str) -> None:
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *words):
-        pass
-
-
-def entry(name: str, data: bytes) -> dict:
-    sha256 = hashlib.sha256(data).hexdigest()
-    large = {"lfs": {"oid": sha256, "size": len(data), "pointerSize": 134}} if name.endswith(".safetensors") else {}
-    return {"type": "file", "path": name, "size": len(data), "oid": sha256, **large}
-
-
 @pytest.fixture(scope="module")
 def hub(dev_teacher):
-    handler = type("OfTeacher", (Hub,), {"files": files_of(dev_teacher)})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-
-
-def files_of(teacher: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(teacher)): path.read_bytes() for path in teacher.rglob("*") if path.is_file()}
+    with serve({NAME: Repository(folder=dev_teacher)}) as address:
+        yield address
 
 
 def ask(questions: list, home: Path, **environment: str) -> list:
-    kept = {key: value for key, value in os.environ.items() if "proxy" not in key.lower() and not key.startswith("HF_")}
-    settings = {"HF_HUB_CACHE": str(home / "hub"), "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environment}
-    command = [sys.executable, "-c", ASK, json.dumps(questions)]
-    done = subprocess.run(command, cwd=ROOT, env={**kept, **settings}, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in run_apart(ASK, json.dumps(questions), home=home, **environment).splitlines()]
 
 
 def test_only_the_parts_asked_for_are_fetched_and_the_commit_is_known(hub, tmp_path):
