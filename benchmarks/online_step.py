@@ -42,7 +42,7 @@ from pocket.world import captions
 from storage_schemas.progress import Silent
 from storage_schemas.prompts import is_held_out, prompt_id
 from storage_schemas.reader import Cache
-from trainer.settings import TrainSettings
+from trainer.settings import TrainFlags
 from trainer.train import train
 
 CPU = torch.device("cpu")
@@ -135,13 +135,13 @@ class Replay:
 
     def offline(self, steps: int, run: Path, *, cpu: bool) -> tuple[list[float], list[float]]:
         """Seconds and losses of the steps of `understudy train`."""
-        settings = TrainSettings.from_flags(
+        settings = TrainFlags.from_flags(
             student=self.source, init="random", order="following", steps=steps, batch_size=self.batch, dropout=DROPOUT,
             learning_rate=RATE, weight_decay=WEIGHT_DECAY, clip=CLIP, seed=SEED, checkpoint_every=steps,
-        )  # fmt: skip
+        ).settings()  # fmt: skip
         teacher = find_teacher(str(TEACHER_FOLDER), REPLAY_PARTS)
         ticks = Ticks()
-        train(run, settings, self.cache, teacher, CPU, ticks, student_source=self.source, accept_floor=False)
+        train(run, settings, {"cache": self.cache}, teacher, CPU, ticks, student_source=self.source, accept_floor=False)
         entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         made = [entry for entry in entries if "kind" in entry]
         seconds = [b - a for a, b in pairwise(ticks.times)] if cpu else [entry["seconds"] for entry in made]

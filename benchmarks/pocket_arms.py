@@ -61,7 +61,7 @@ class Arm:
         return before + self.steps * step_seconds[self.kind]
 
     def flags(self, student: str, seed: int) -> dict[str, Any]:
-        """What `understudy train` is given, by the names of TrainSettings."""
+        """What `understudy train` is given, by the names of TrainFlags."""
         flags: dict[str, Any] = {
             "student": student,
             "loss": self.loss,

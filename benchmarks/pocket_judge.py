@@ -17,9 +17,9 @@ from models.text_encoder import TeacherTextEncoder
 from pocket.world import captions
 from storage_schemas.progress import Silent
 from storage_schemas.reader import Cache
-from trainer.feed import Feed
+from trainer.feed import Feed, Source
 from trainer.losses import Objective, context_loss, embedding_loss
-from trainer.settings import TrainSettings
+from trainer.settings import TrainFlags
 from trainer.validation import validation_loss
 
 Embed = Callable[[torch.Tensor], torch.Tensor]
@@ -41,11 +41,13 @@ class Judge:
         self._recorded = cache.manifest.teacher
         self._context_ID = load_context_projection(teacher, self._recorded, cpu)
         held_out = [at for at in range(len(cache)) if cache.prompts[cache.layout.place(at).prompt].held_out]
-        self._feed = Feed(cache, np.array(held_out), device=cpu)
-        rows = len(held_out) * cache.manifest.sampling.steps
-        settings = TrainSettings(student="", batch_size=40, validate_rows=rows)
+        self._feed = Feed([Source(cache=cache, indices=np.array(held_out))], device=cpu)
+        self._rows = len(held_out) * cache.manifest.sampling.steps
         self._objective = Objective(
-            settings=settings, backbone=self._studio.backbone, context_ID=self._context_ID, weights_K=None
+            settings=TrainFlags(student="", batch_size=40).settings(),
+            backbones=[self._studio.backbone],
+            context_ID=self._context_ID,
+            sigmas=[cache.manifest.sampling.sigmas],
         )
 
     def student(self, run: Path) -> dict[str, Any]:
@@ -70,7 +72,7 @@ class Judge:
         return {
             "scores": {name: {"mean": score.mean, "count": score.count} for name, score in scores.items()},
             "mean": mean_score({name: score.mean for name, score in scores.items()}),
-            "vision_loss": validation_loss(self._objective, self._feed, embed),
+            "vision_loss": validation_loss(self._objective, self._feed, embed, rows=self._rows).mean,
             "embedding_error": float(embedding_loss(found_NTD, wanted_NTD)),
             "context_error": float(context_loss(found_NTD, wanted_NTD, self._context_ID)),
         }

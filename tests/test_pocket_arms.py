@@ -7,7 +7,7 @@ from benchmarks.pocket_tables import QUESTIONS, print_tables
 from benchmarks.pocket_training import as_flags
 from pocket.scorer import DIMENSIONS
 from tests.test_docs import parse
-from trainer.settings import TrainSettings
+from trainer.settings import TrainFlags
 
 BUDGET = Budget(
     steps=500,
@@ -28,8 +28,9 @@ def arms_of(budget: str) -> list[Arm]:
 def test_every_arm_is_a_command_line_that_trains_what_it_says(warmup):
     for arm in every_arm(warmup):
         flags = arm.flags("pocket-small", seed=1)
-        settings = TrainSettings.from_flags(**flags)
-        assert settings.loss_at(0) == (arm.warmup or arm.loss) and settings.loss_at(settings.total_steps) == arm.loss
+        settings = TrainFlags.from_flags(**flags).settings()
+        assert settings.stages[0].loss == (arm.warmup or arm.loss) and settings.stages[-1].loss == arm.loss
+        assert settings.total_steps == arm.steps + arm.warmup_steps
         taken = parse(f"understudy train r --cache c {' '.join(as_flags(flags))}")
         assert {key: taken[key] for key in flags} == flags
 
