@@ -1,6 +1,6 @@
 """What does an optimizer step cost offline, beside the same step in the loop of the paper? On the pocket teacher, fp32.
 
-taskset -c 3 python -m benchmarks.online_step [--students small base --batch-sizes 16 64 --rounds 3 --steps 7 --clock cpu]
+taskset -c 3 python -m benchmarks.online_step [--students small base] [--batch-sizes 16 64] [--rounds 3] [--clock cpu]
 
 online: the loop of the paper (section 3), written here: teacher's text encoder, teacher's prediction, student, the
     transformer with the student's embedding, backward, AdamW, Euler step. Its reference script encodes the text at

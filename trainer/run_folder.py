@@ -27,7 +27,7 @@ def begun_run(run: Path, wanted: RunConfig) -> RunConfig | None:
         found = _read(file)
         _check_same_run(found, wanted, run)
         return found if checkpoints(run) else None
-    if run.is_dir() and any(run.iterdir()):
+    if run.is_dir() and any(not _is_temporary(path) for path in run.iterdir()):
         raise BadRun(f"{run} holds other files and no {CONFIG_FILE}: it is not a run; give a new folder")
     return None
 
@@ -35,7 +35,15 @@ def begun_run(run: Path, wanted: RunConfig) -> RunConfig | None:
 def begin_run(run: Path, config: RunConfig) -> None:
     """Make the folder of a run, or go on with one that has no checkpoint yet."""
     run.mkdir(parents=True, exist_ok=True)
+    for leftover in run.iterdir():
+        if _is_temporary(leftover) and leftover.is_file():
+            leftover.unlink()
     durable.replace(run / CONFIG_FILE, (config.model_dump_json(indent=1) + "\n").encode())
+
+
+def _is_temporary(path: Path) -> bool:
+    # What a process left that was killed while it wrote.
+    return path.name.startswith(".") and path.suffix == ".tmp"
 
 
 def _read(file: Path) -> RunConfig:
