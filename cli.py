@@ -27,6 +27,8 @@ _INTERRUPTED_MESSAGE = "interrupted: all that was committed stays; give the same
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # The boxes of rich cut the names of long flags at 80 columns.
+    rich_markup_mode=None,
     help="Replace FLUX's T5-XXL by a text encoder some forty times smaller: record the teacher once (build), "
     "train a student from the recording (train), look into it (inspect).",
 )
