@@ -156,9 +156,10 @@ def joined(
 
 def _meet(rank: int, ranks: int, device: torch.device, backend: str) -> None:
     if missing := [name for name in _ADDRESS if name not in os.environ]:
+        what = f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not set"
         raise BadSettings(
-            f"{ranks} processes train together, but {' and '.join(missing)} is not set: they do not know where to "
-            f"meet; start them with torchrun or accelerate launch, or set both (the first node's name, a free port)"
+            f"{ranks} processes train together, but {what}: they do not know where to meet; start them with torchrun "
+            f"or accelerate launch, or set both (the first node's name, a free port)"
         )
     place = ":".join(os.environ[name] for name in _ADDRESS)
     try:

@@ -1,8 +1,11 @@
 """Several processes train the student that one would: whatever their number, however it is divided among them."""
 
 import json
+import math
 import multiprocessing
 import os
+import re
+import shutil
 import socket
 import traceback
 from collections.abc import Callable
@@ -12,18 +15,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.student import checkpoints
+from models.student import checkpoints, new_student
 from models.teacher_folder import REPLAY_PARTS, find_teacher
-from storage_schemas.errors import BadSettings, NonFinite, UnderstudyError, WorkerFailed
+from storage_schemas.errors import BadSettings, UnderstudyError
 from storage_schemas.progress import Silent
 from storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache
-from trainer.feed import Feed
+from trainer import loop
+from trainer.dropout import DropoutOfRows
+from trainer.losses import Objective
 from trainer.processes import Processes, joined
 from trainer.settings import TrainFlags
 from trainer.train import train
 
 CPU = torch.device("cpu")
+WELL = {0: "", 1: ""}
 FLAGS = {
     "warmup_steps": 4, "steps": 6, "batch_size": 8, "accumulate": 2, "steps_per_trajectory": 2, "dropout": 0.1,
     "ema": 0.9, "clip": 0.3, "learning_rate": 1e-3, "checkpoint_every": 5, "keep": 9, "validate_rows": 7, "floor": 9,
@@ -35,7 +41,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, dev_teacher: Path, t5_config:
     """Trains on a cache in fp32: what rounding changes is small there."""
     folder = tmp_path_factory.mktemp("exact")
     things = [f"a {c} {t} {s}\n" for c in ("red", "green") for t in ("dog", "cat", "car") for s in ("up", "down")]
-    (folder / "p.txt").write_text("".join(things) + "two dogs 18\n")
+    (folder / "p.txt").write_text("".join(things) + "two dogs 31\ntwo dogs 42\n")
     build_cache(folder / "cache", dev_teacher, folder / "p.txt", shard_size=8, batch_size=8, dtype="float32")
 
     def trained(run: Path, processes: Processes, **changes) -> None:
@@ -46,11 +52,14 @@ def work(tmp_path_factory: pytest.TempPathFactory, dev_teacher: Path, t5_config:
             processes=processes,
         )  # fmt: skip
 
+    trained.cache = lambda: Cache.open(folder / "cache")
     return trained
 
 
-def in_two(target: Callable[[Processes], None], *, sharded: bool = False) -> list[str]:
-    """What ends each of two processes that run `target`: "" or the error, as a message (a traceback for a bug)."""
+def in_two(target: Callable[[Processes], None], *, sharded: bool = False, ended: int = 2) -> dict[int, str]:
+    """What the `ended` of two processes that run `target` end with: "", or an error (a traceback for a bug)."""
+    if torch.cuda.is_available():
+        pytest.skip("autograd's threads for GPUs outlive no fork: run with CUDA_VISIBLE_DEVICES= to hide them")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -73,10 +82,10 @@ def in_two(target: Callable[[Processes], None], *, sharded: bool = False) -> lis
     started = [context.Process(target=one, args=(rank,)) for rank in range(2)]
     for process in started:
         process.start()
-    ended = dict(said.get() for _ in started)
+    found = dict(said.get() for _ in range(ended))
     for process in started:
         process.join()
-    return [ended[rank] for rank in range(2)]
+    return found
 
 
 def furthest(one: Path, other: Path) -> float:
@@ -93,3 +102,167 @@ def furthest(one: Path, other: Path) -> float:
 
 def metrics(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def one(work, tmp_path_factory) -> Path:
+    """What a single process trains."""
+    run = tmp_path_factory.mktemp("one") / "run"
+    work(run, Processes())
+    return run
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["each holds the student", "the student is divided"])
+def test_two_processes_train_what_one_does(tmp_path, work, one, sharded):
+    assert in_two(lambda processes: work(tmp_path / "two", processes), sharded=sharded) == WELL
+    whole, halves = checkpoints(one), checkpoints(tmp_path / "two")
+    assert [folder.name for folder in whole] == [folder.name for folder in halves]
+    for folder, other in zip(whole, halves, strict=True):
+        assert furthest(folder, other) < 1e-4
+    assert furthest(whole[0], whole[-1]) > 1e-2
+    for entry, other in zip(metrics(one), metrics(tmp_path / "two"), strict=True):
+        assert flat(other) == pytest.approx(flat(entry), rel=1e-4, abs=1e-12)
+    assert [entry["step"] for entry in metrics(one) if "validation_loss" in entry] == [4, 5, 10]
+    assert json.loads((one / "best.json").read_bytes())["checkpoint"] == "checkpoint-00000010"
+
+
+def flat(entry: dict) -> dict[str, float]:
+    steps = {f"{key} {k}": v for key, value in entry.items() if isinstance(value, dict) for k, v in value.items()}
+    numbers = {key: value for key, value in entry.items() if isinstance(value, int | float) and key != "seconds"}
+    return numbers | steps
+
+
+def test_masks_that_depend_on_how_a_batch_is_divided_would_train_another_student(tmp_path, work, one, monkeypatch):
+    class OfThePart(DropoutOfRows):
+        def __init__(self, *, first: int, rows: int) -> None:
+            super().__init__(first=0, rows=rows)
+
+    monkeypatch.setattr(loop, "DropoutOfRows", OfThePart)
+    assert in_two(lambda processes: work(tmp_path / "two", processes)) == WELL
+    assert furthest(checkpoints(one)[-1], checkpoints(tmp_path / "two")[-1]) > 1e-2
+
+
+@pytest.mark.parametrize(("begun_by", "sharded"), [(1, False), (1, True), (2, True)])
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path, work, one, begun_by, sharded):
+    run = tmp_path / "run"
+
+    def alone() -> dict[int, str]:
+        work(run, Processes())
+        return WELL
+
+    def together() -> dict[int, str]:
+        return in_two(lambda processes: work(run, processes), sharded=sharded)
+
+    # What is on disk of the two is the same: one of them shows the way back.
+    first, second = (alone, together) if begun_by == 1 else (together, alone)
+    assert first() == WELL
+    for folder in checkpoints(run)[2:]:
+        shutil.rmtree(folder)
+    assert second() == WELL
+    assert furthest(checkpoints(one)[-1], checkpoints(run)[-1]) < 1e-4
+    assert [entry["step"] for entry in metrics(run) if "loss" in entry] == list(range(10))
+
+
+def test_a_divided_student_lies_in_parts(work, tmp_path, t5_config):
+    def look(processes: Processes) -> None:
+        teacher = work.cache().manifest.teacher
+        student = new_student(str(t5_config), teacher, init="auto", dropout=0.0, seed=0)
+        count = sum(value.numel() for value in student.parameters())
+        placed = processes.placed(student, CPU)
+        held = sum(value.to_local().numel() for value in placed.parameters())
+        assert processes.gathered([float(held)]) == pytest.approx([count / 2] * 2, rel=0.1)
+
+    assert in_two(look, sharded=True) == WELL
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_all_and_names_its_records(tmp_path, work, monkeypatch):
+    real, seen = Objective.training_loss, []
+
+    def broken(self: Objective, step: int, student_BTD: torch.Tensor, batch) -> torch.Tensor:
+        seen.append(step)
+        # The second part of step 5 in the second process.
+        wrong = seen.count(5) == 2 and rank == 1
+        return real(self, step, student_BTD, batch) * (float("nan") if wrong else 1.0)
+
+    def together(processes: Processes) -> None:
+        nonlocal rank
+        rank = processes.rank
+        monkeypatch.setattr(Objective, "training_loss", broken)
+        work(tmp_path / "run", processes)
+
+    rank = 0
+    said = in_two(together)
+    assert said[0] == said[1] and said[0].startswith("NonFinite: vision loss is nan at step 5, in the batch of ")
+    (entry,) = [entry for entry in metrics(tmp_path / "run") if "stopped" in entry]
+    assert len(entry["records"]) == 2 and all(record in said[0] for record in entry["records"])
+    assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["checkpoint-00000004", "checkpoint-00000005"]
+
+
+def test_all_go_back_to_the_checkpoint_that_the_first_can_read(tmp_path, work, one):
+    shutil.copytree(one, tmp_path / "run")
+    (checkpoints(tmp_path / "run")[-1] / "optimizer.safetensors").write_bytes(b"torn")
+    assert in_two(lambda processes: work(tmp_path / "run", processes)) == WELL
+    assert furthest(checkpoints(one)[-1], checkpoints(tmp_path / "run")[-1]) < 1e-4
+
+
+def test_all_stop_where_the_first_cannot_write(tmp_path, work):
+    (tmp_path / "run").write_text("")
+    said = in_two(lambda processes: work(tmp_path / "run", processes))
+    reason = f"{tmp_path}/run is a file, expected a new folder or the folder of this run: give another one"
+    assert said == {0: f"BadRun: {reason}", 1: f"WorkerFailed: process 1 of 2 stopped with process 0: {reason}"}
+
+
+def test_who_loses_the_others_says_so_in_one_line():
+    def one_leaves(processes: Processes) -> None:
+        if processes.is_first:
+            os._exit(1)
+        processes.summed([1.0])
+
+    said = in_two(one_leaves, ended=1)
+    assert re.fullmatch(
+        r"WorkerFailed: process 1 of 2 lost the others \(.*\): one of them ended, its own message says why; mend that "
+        r"and give the same command again, it goes on from the last checkpoint",
+        said[1],
+    )
+
+
+def test_numbers_of_all_come_in_the_order_of_the_processes():
+    def together(processes: Processes) -> None:
+        rank = processes.rank
+        assert processes.gathered([rank + 0.25, float("nan") if rank else 7.0])[:3] == [0.25, 7.0, 1.25]
+        assert math.isnan(processes.gathered([float("nan") if rank else 7.0])[1])
+        assert processes.summed([1.0, float(rank)]) == [2.0, 1.0]
+        assert processes.largest([float(rank), -float(rank)]) == [1.0, 0.0]
+        assert processes.from_first(lambda: {"a": [rank, None, "\u00e9"]}) == {"a": [0, None, "\u00e9"]}
+
+    assert in_two(together) == WELL
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path, work):
+    with pytest.raises(BadSettings) as refused:
+        work(tmp_path / "run", Processes(rank=0, ranks=3), warmup_steps=0)
+    assert str(refused.value) == (
+        "batch-size is 8 on 3 processes, expected a multiple of processes x accumulate x steps-per-trajectory = "
+        "3 x 2 x 2: each computes an equal part of a batch; take 12, or another number of processes"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_cannot_meet_say_why(monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(BadSettings) as refused, joined(0, 2, CPU):
+        pass
+    assert str(refused.value) == (
+        "2 processes train together, but MASTER_ADDR and MASTER_PORT are not set: they do not know where to meet; "
+        "start them with torchrun or accelerate launch, or set both (the first node's name, a free port)"
+    )
+
+
+def test_a_single_process_has_nobody_to_share_a_student_with():
+    with pytest.raises(BadSettings) as refused, joined(0, 1, CPU, sharded=True):
+        pass
+    assert str(refused.value) == (
+        "--shard-student divides the student among processes, and this is the only one: start several, as in torchrun "
+        "--nproc-per-node 2 --no-python understudy train ..., or leave it out"
+    )
