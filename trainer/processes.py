@@ -6,6 +6,7 @@ its prepare() also takes charge of device, autocast and optimizer, which this tr
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ class Processes:
             return student
         ids = [self.device.index] if self.device.type == "cuda" else None
         # Parameters are the same everywhere: made of one seed, or read from one checkpoint.
-        return DistributedDataParallel(student, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(student, device_ids=ids, gradient_as_bucket_view=True)
 
     def part(self, student: torch.nn.Module, *, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of a part of the batch: gradients travel once, with the last one."""
@@ -148,9 +149,10 @@ def joined(
         if not _is_of_the_group(error):
             raise
         raise WorkerFailed(
-            f"process {rank} of {ranks} lost the others ({str(error).splitlines()[0]}): one of them ended, its own "
+            f"process {rank} of {ranks} lost the others ({_reason(error)}): one of them ended, its own "
             f"message says why; mend that and give the same command again, it goes on from the last checkpoint"
         ) from error
+    # Only where all went well: NCCL would wait for those that are gone.
     dist.destroy_process_group()
 
 
@@ -174,7 +176,7 @@ def _meet(rank: int, ranks: int, device: torch.device, backend: str) -> None:
         dist.barrier()
     except (RuntimeError, ValueError) as error:
         raise BadSettings(
-            f"process {rank} of {ranks} cannot meet the others at {place} ({str(error).splitlines()[0]}): it takes a "
+            f"process {rank} of {ranks} cannot meet the others at {place} ({_reason(error)}): it takes a "
             f"GPU of its own for each process, or --device cpu, and a free port"
         ) from error
 
@@ -182,3 +184,8 @@ def _meet(rank: int, ranks: int, device: torch.device, backend: str) -> None:
 def _is_of_the_group(error: RuntimeError) -> bool:
     text = str(error).lower()
     return isinstance(error, dist.DistError) or any(name in text for name in ("gloo", "nccl", "connection"))
+
+
+def _reason(error: Exception) -> str:
+    # Before the first sentence of gloo's and NCCL's errors stands a place in their source, after it advice.
+    return re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0]

@@ -18,7 +18,8 @@ def shard(student: UnderstudyStudent, device: torch.device, ranks: int) -> Under
 
     All processes hold the same student before.
     """
-    layers = [module for module in student.modules() if type(module).__name__ in student._no_split_modules]
+    names = {name for module in student.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    layers = [module for module in student.modules() if type(module).__name__ in names]
     if not layers:
         raise BadStudent(
             f"--shard-student divides a student layer by layer, and a {type(student).__name__} names none of its "

@@ -1,35 +1,38 @@
 """Several processes train the student that one would: whatever their number, however it is divided among them."""
 
+import io
 import json
 import math
-import multiprocessing
 import os
 import re
 import shutil
-import socket
-import traceback
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.student import checkpoints, new_student
+import cli
+from models.student import checkpoints, new_student, student_folder
 from models.teacher_folder import REPLAY_PARTS, find_teacher
-from storage_schemas.errors import BadSettings, UnderstudyError
+from storage_schemas.errors import BadSettings
 from storage_schemas.progress import Silent
 from storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache
+from tests.trainer.making import make_trainer
+from tests.trainer.worlds import CPU, WELL, forked, in_two
 from trainer import loop
 from trainer.dropout import DropoutOfRows
+from trainer.loop import Trainer
 from trainer.losses import Objective
 from trainer.processes import Processes, joined
 from trainer.settings import TrainFlags
 from trainer.train import train
+from trainer.validation import replay_floor
 
-CPU = torch.device("cpu")
-WELL = {0: "", 1: ""}
 FLAGS = {
     "warmup_steps": 4, "steps": 6, "batch_size": 8, "accumulate": 2, "steps_per_trajectory": 2, "dropout": 0.1,
     "ema": 0.9, "clip": 0.3, "learning_rate": 1e-3, "checkpoint_every": 5, "keep": 9, "validate_rows": 7, "floor": 9,
@@ -37,55 +40,32 @@ FLAGS = {
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory, dev_teacher: Path, t5_config: Path) -> Callable[..., None]:
-    """Trains on a cache in fp32: what rounding changes is small there."""
+def exact_cache(tmp_path_factory: pytest.TempPathFactory, dev_teacher: Path) -> Path:
+    """In fp32: what rounding changes is small there."""
     folder = tmp_path_factory.mktemp("exact")
     things = [f"a {c} {t} {s}\n" for c in ("red", "green") for t in ("dog", "cat", "car") for s in ("up", "down")]
+    # The last two are held out.
     (folder / "p.txt").write_text("".join(things) + "two dogs 31\ntwo dogs 42\n")
     build_cache(folder / "cache", dev_teacher, folder / "p.txt", shard_size=8, batch_size=8, dtype="float32")
+    return folder / "cache"
 
-    def trained(run: Path, processes: Processes, **changes) -> None:
+
+@pytest.fixture(scope="module")
+def work(exact_cache: Path, dev_teacher: Path, t5_config: Path) -> Callable[..., None]:
+    """Trains as one of some processes, as `understudy train` does."""
+
+    def trained(run: Path, processes: Processes, budget_seconds: float | None = None, **changes) -> None:
         settings = TrainFlags.from_flags(student=str(t5_config), **FLAGS | changes).settings()
-        caches, teacher = {"cache": Cache.open(folder / "cache")}, find_teacher(str(dev_teacher), REPLAY_PARTS)
+        if budget_seconds is not None:
+            main = settings.stages[-1].model_copy(update={"steps": None, "budget_share": 1.0})
+            settings = settings.model_copy(update={"stages": (main,), "budget_seconds": budget_seconds})
+        caches, teacher = {"cache": Cache.open(exact_cache)}, find_teacher(str(dev_teacher), REPLAY_PARTS)
         train(
             run, settings, caches, teacher, CPU, Silent(), student_source=str(t5_config), accept_floor=False,
             processes=processes,
         )  # fmt: skip
 
-    trained.cache = lambda: Cache.open(folder / "cache")
     return trained
-
-
-def in_two(target: Callable[[Processes], None], *, sharded: bool = False, ended: int = 2) -> dict[int, str]:
-    """What the `ended` of two processes that run `target` end with: "", or an error (a traceback for a bug)."""
-    if torch.cuda.is_available():
-        pytest.skip("autograd's threads for GPUs outlive no fork: run with CUDA_VISIBLE_DEVICES= to hide them")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # They inherit the modules of this one: to import torch and transformers takes longer than what is tested.
-    context = multiprocessing.get_context("fork")
-    said = context.SimpleQueue()
-
-    def one(rank: int) -> None:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        try:
-            with joined(rank, 2, CPU, sharded=sharded) as processes:
-                target(processes)
-            said.put((rank, ""))
-        except UnderstudyError as error:
-            said.put((rank, f"{type(error).__name__}: {error}"))
-        except BaseException:
-            said.put((rank, traceback.format_exc()))
-        os._exit(0)
-
-    started = [context.Process(target=one, args=(rank,)) for rank in range(2)]
-    for process in started:
-        process.start()
-    found = dict(said.get() for _ in range(ended))
-    for process in started:
-        process.join()
-    return found
 
 
 def furthest(one: Path, other: Path) -> float:
@@ -112,18 +92,33 @@ def one(work, tmp_path_factory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("sharded", [False, True], ids=["each holds the student", "the student is divided"])
-def test_two_processes_train_what_one_does(tmp_path, work, one, sharded):
-    assert in_two(lambda processes: work(tmp_path / "two", processes), sharded=sharded) == WELL
-    whole, halves = checkpoints(one), checkpoints(tmp_path / "two")
-    assert [folder.name for folder in whole] == [folder.name for folder in halves]
-    for folder, other in zip(whole, halves, strict=True):
-        assert furthest(folder, other) < 1e-4
-    assert furthest(whole[0], whole[-1]) > 1e-2
-    for entry, other in zip(metrics(one), metrics(tmp_path / "two"), strict=True):
-        assert flat(other) == pytest.approx(flat(entry), rel=1e-4, abs=1e-12)
+@pytest.fixture(scope="module")
+def halves(work, tmp_path_factory) -> Path:
+    """What two processes train of which each holds a half of the student."""
+    run = tmp_path_factory.mktemp("halves") / "run"
+    assert in_two(lambda processes: work(run, processes), sharded=True) == WELL
+    return run
+
+
+def same_run(one: Path, other: Path) -> bool:
+    assert [folder.name for folder in checkpoints(one)] == [folder.name for folder in checkpoints(other)]
+    # Step -1 is the floor, which who goes on measures again.
+    steps = [[entry for entry in metrics(run) if entry["step"] >= 0] for run in (one, other)]
+    for entry, found in zip(*steps, strict=True):
+        assert flat(found) == pytest.approx(flat(entry), rel=1e-4, abs=1e-12)
+    return max(furthest(a, b) for a, b in zip(checkpoints(one), checkpoints(other), strict=True)) < 1e-4
+
+
+def test_two_processes_train_what_one_does(tmp_path, work, one):
+    assert in_two(lambda processes: work(tmp_path / "two", processes)) == WELL
+    assert same_run(one, tmp_path / "two")
+    assert furthest(checkpoints(one)[0], checkpoints(one)[-1]) > 1e-2
     assert [entry["step"] for entry in metrics(one) if "validation_loss" in entry] == [4, 5, 10]
-    assert json.loads((one / "best.json").read_bytes())["checkpoint"] == "checkpoint-00000010"
+    assert (one / "best.json").read_bytes().startswith(b'{"checkpoint": "checkpoint-00000010"')
+
+
+def test_two_processes_train_halves_of_what_one_does(one, halves):
+    assert same_run(one, halves)
 
 
 def flat(entry: dict) -> dict[str, float]:
@@ -138,34 +133,29 @@ def test_masks_that_depend_on_how_a_batch_is_divided_would_train_another_student
             super().__init__(first=0, rows=rows)
 
     monkeypatch.setattr(loop, "DropoutOfRows", OfThePart)
-    assert in_two(lambda processes: work(tmp_path / "two", processes)) == WELL
-    assert furthest(checkpoints(one)[-1], checkpoints(tmp_path / "two")[-1]) > 1e-2
+    assert in_two(lambda processes: work(tmp_path / "two", processes, steps=0)) == WELL
+    assert furthest(checkpoints(one)[0], checkpoints(tmp_path / "two")[0]) > 1e-2
 
 
-@pytest.mark.parametrize(("begun_by", "sharded"), [(1, False), (1, True), (2, True)])
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path, work, one, begun_by, sharded):
-    run = tmp_path / "run"
-
-    def alone() -> dict[int, str]:
-        work(run, Processes())
-        return WELL
-
-    def together() -> dict[int, str]:
-        return in_two(lambda processes: work(run, processes), sharded=sharded)
-
-    # What is on disk of the two is the same: one of them shows the way back.
-    first, second = (alone, together) if begun_by == 1 else (together, alone)
-    assert first() == WELL
-    for folder in checkpoints(run)[2:]:
-        shutil.rmtree(folder)
-    assert second() == WELL
-    assert furthest(checkpoints(one)[-1], checkpoints(run)[-1]) < 1e-4
-    assert [entry["step"] for entry in metrics(run) if "loss" in entry] == list(range(10))
+@pytest.mark.parametrize("sharded", [False, True], ids=["each holds the student", "the student is divided"])
+def test_two_processes_go_on_where_one_stopped(tmp_path, work, one, sharded):
+    run = shutil.copytree(one, tmp_path / "run")
+    # Both go back to the checkpoint that the first one can read.
+    (checkpoints(run)[-1] / "optimizer.safetensors").write_bytes(b"torn")
+    assert in_two(lambda processes: work(run, processes), sharded=sharded) == WELL
+    assert same_run(one, run)
 
 
-def test_a_divided_student_lies_in_parts(work, tmp_path, t5_config):
+def test_one_process_goes_on_where_two_stopped(tmp_path, work, one, halves):
+    run = shutil.copytree(halves, tmp_path / "run")
+    shutil.rmtree(checkpoints(run)[-1])
+    work(run, Processes())
+    assert same_run(one, run)
+
+
+def test_a_divided_student_lies_in_parts(exact_cache, t5_config):
     def look(processes: Processes) -> None:
-        teacher = work.cache().manifest.teacher
+        teacher = Cache.open(exact_cache).manifest.teacher
         student = new_student(str(t5_config), teacher, init="auto", dropout=0.0, seed=0)
         count = sum(value.numel() for value in student.parameters())
         placed = processes.placed(student, CPU)
@@ -173,6 +163,20 @@ def test_a_divided_student_lies_in_parts(work, tmp_path, t5_config):
         assert processes.gathered([float(held)]) == pytest.approx([count / 2] * 2, rel=0.1)
 
     assert in_two(look, sharded=True) == WELL
+
+
+def test_two_processes_measure_the_floor_that_one_does(tmp_path, exact_cache, dev_teacher, t5_config):
+    trainer = make_trainer(tmp_path, exact_cache, dev_teacher, t5_config, backbone_dtype="bfloat16")
+    # Three parts of four, four and three rows: one process has nothing to do in its second turn.
+    alone = replay_floor(trainer.objective, trainer.feed, rows=11, processes=Processes())
+
+    def together(processes: Processes) -> None:
+        floor = replay_floor(trainer.objective, trainer.feed, rows=11, processes=processes)
+        assert floor.error == pytest.approx(alone.error, rel=0.01) and floor.error > 1e-9
+        assert floor.relative == pytest.approx(alone.relative, rel=0.01)
+        assert floor.by_step == pytest.approx(alone.by_step, rel=0.01)
+
+    assert in_two(together) == WELL
 
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_all_and_names_its_records(tmp_path, work, monkeypatch):
@@ -196,13 +200,6 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_and_names_its_record
     (entry,) = [entry for entry in metrics(tmp_path / "run") if "stopped" in entry]
     assert len(entry["records"]) == 2 and all(record in said[0] for record in entry["records"])
     assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["checkpoint-00000004", "checkpoint-00000005"]
-
-
-def test_all_go_back_to_the_checkpoint_that_the_first_can_read(tmp_path, work, one):
-    shutil.copytree(one, tmp_path / "run")
-    (checkpoints(tmp_path / "run")[-1] / "optimizer.safetensors").write_bytes(b"torn")
-    assert in_two(lambda processes: work(tmp_path / "run", processes)) == WELL
-    assert furthest(checkpoints(one)[-1], checkpoints(tmp_path / "run")[-1]) < 1e-4
 
 
 def test_all_stop_where_the_first_cannot_write(tmp_path, work):
@@ -266,3 +263,34 @@ def test_a_single_process_has_nobody_to_share_a_student_with():
         "--shard-student divides the student among processes, and this is the only one: start several, as in torchrun "
         "--nproc-per-node 2 --no-python understudy train ..., or leave it out"
     )
+
+
+def test_a_budget_is_shared_out_alike_in_all(tmp_path, work):
+    def together(processes: Processes) -> None:
+        # The second one is slower: its time counts.
+        pause = 0.05 * processes.rank
+        real = Trainer.timed_steps
+        Trainer.timed_steps = lambda trainer: [seconds + pause for seconds in real(trainer)]
+        work(tmp_path / "run", processes, budget_seconds=0.5, floor=0, ema=None)
+
+    assert in_two(together) == WELL
+    assert 1 <= len([entry for entry in metrics(tmp_path / "run") if "loss" in entry]) <= 0.5 / 0.05
+
+
+def test_the_command_joins_the_processes_that_torchrun_started(tmp_path, exact_cache, t5_config, dev_teacher):
+    words = ["train", tmp_path / "run", "--cache", exact_cache, "--student", t5_config, "--backbone"]
+    words += [dev_teacher, "--device", "cpu", "--shard-student", "--steps", 2, "--batch-size", 4]
+
+    def body(rank: int) -> str:
+        os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
+        sys.argv = ["understudy", *map(str, words)]
+        said = io.StringIO()
+        with redirect_stdout(said), redirect_stderr(said), pytest.raises(SystemExit) as ended:
+            cli.main()
+        return f"{ended.value.code}: {said.getvalue()}"
+
+    said = forked(body)
+    assert said[1] == "0: "
+    assert said[0].startswith("0: 2 processes (by torchrun) divide each batch\nstudent of ")
+    assert said[0].endswith(f"{tmp_path}/run: student trained for 2 steps\n")
+    assert student_folder(tmp_path / "run").is_dir()
