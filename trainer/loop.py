@@ -221,11 +221,11 @@ class Trainer:
         return float(loss.detach())
 
     def _check_finite(self, step: int, losses: Sequence[float]) -> None:
-        # Of all processes: they stop together.
-        rows = self._rows(step)
-        size = len(rows) // len(losses)
+        # Of all parts in all processes: they stop together.
         for part, loss in enumerate(losses):
             if not math.isfinite(loss):
+                rows = self._rows(step)
+                size = len(rows) // len(losses)
                 self._stop(step, "loss", loss, rows[part * size : (part + 1) * size])
 
     def _stop(self, step: int, what: str, value: float, rows: Rows) -> NoReturn:

@@ -62,9 +62,7 @@ class Processes:
         """What to call in training in a student's place, so that its gradients are the mean over the processes."""
         if self.ranks == 1 or self.sharded:
             return student
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        # Parameters are the same everywhere: made of one seed, or read from one checkpoint.
-        return DistributedDataParallel(student, device_ids=ids, gradient_as_bucket_view=True)
+        return DistributedDataParallel(student, gradient_as_bucket_view=True)
 
     def part(self, student: torch.nn.Module, *, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of a part of the batch: gradients travel once, with the last one."""
@@ -171,7 +169,7 @@ def _meet(rank: int, ranks: int, device: torch.device, backend: str) -> None:
             rank=rank,
             world_size=ranks,
             timeout=_TIMEOUT,
-            device_id=device if backend == "nccl" else None,
+            device_id=device if device.index is not None else None,
         )
         dist.barrier()
     except (RuntimeError, ValueError) as error:
