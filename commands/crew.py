@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from commands.resolve import quiet_device
+from commands.resolve import launched_device
 from storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
@@ -55,11 +55,7 @@ class Crew:
             )
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        local = self._launched().local_number
-        if name in ("auto", "cuda") and local is not None and torch.cuda.is_available():
-            # Asked for at once: to try the first GPU would take some of its memory for each process of the node.
-            name = f"cuda:{local % torch.cuda.device_count()}"
-        return quiet_device(name)
+        return launched_device(name, self._launched().local_number)
 
     def build(
         self,

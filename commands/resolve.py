@@ -69,6 +69,16 @@ def quiet_device(name: str) -> Any:
     return usable_device(name)
 
 
+def launched_device(name: str, local_number: int | None) -> Any:
+    """The device of one of several launched processes, by its number within the node (None: not launched)."""
+    import torch
+
+    if name in ("auto", "cuda") and local_number is not None and torch.cuda.is_available():
+        # Asked for at once: to try the first GPU would take some of its memory for each process of the node.
+        name = f"cuda:{local_number % torch.cuda.device_count()}"
+    return quiet_device(name)
+
+
 def resolve_teacher(name: str, parts: tuple[str, ...], revision: str | None = None) -> "TeacherFolder":
     """A teacher by name; `pocket` is the embedded one, before any path of that name."""
     from dataclasses import replace

@@ -1,5 +1,6 @@
 """`understudy train`: phase 2."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,8 +12,8 @@ from commands.resolve import (
     Quiet,
     Settings,
     Verify,
+    launched_device,
     out,
-    quiet_device,
     resolve_teacher,
     student_source,
     terminal,
@@ -102,6 +103,9 @@ def train(
     ] = None,
     local_copy_gib: Annotated[float, typer.Option(min=0.001, help="Largest size of it, GiB.")] = 64.0,
     accept_floor: Annotated[bool, typer.Option(help="Train even where the replay floor says: wrong backbone.")] = False,
+    shard_student: Annotated[
+        bool, typer.Option(help="Divide a large student among the processes (FSDP2); each holds a part of it.")
+    ] = False,
     device: Device = "auto",
     quiet: Quiet = False,
     settings: Settings = None,
@@ -109,6 +113,9 @@ def train(
     """Train a student by replaying a cache through the frozen transformer. Given again, it goes on.
 
     Example: understudy train my-run --cache my-cache --student pocket-small --warmup-steps 2000 --steps 300
+
+    Started by torchrun, accelerate launch or srun, the processes divide each batch among them, and train what one
+    process would.
     """
     flags = dict(
         init=init, steps=steps, warmup_steps=warmup_steps, loss=loss, warmup_loss=warmup_loss,
@@ -129,7 +136,7 @@ def train(
         raise BadSettings("no cache is given: give --cache, the folder that `understudy build` made")
     train_run(
         run, asked, places, backbone=backbone, device=device, quiet=quiet, verify=verify, local_copy=local_copy,
-        local_copy_bytes=int(local_copy_gib * 2**30), accept_floor=accept_floor,
+        local_copy_bytes=int(local_copy_gib * 2**30), accept_floor=accept_floor, shard_student=shard_student,
     )  # fmt: skip
 
 
@@ -145,8 +152,12 @@ def train_run(
     local_copy: Path | None = None,
     local_copy_bytes: int = 64 * 2**30,
     accept_floor: bool = False,
+    shard_student: bool = False,
 ) -> None:
-    """Train as asked on the caches at these places, by name."""
+    """Train as asked on the caches at these places, by name; with the other processes that were launched, if any."""
+    from cache_builder.workers import launched_worker
+
+    launched = launched_worker(None, os.environ)
     source = student_source(asked.student)
     from storage_schemas.reader import Cache
 
@@ -154,8 +165,9 @@ def train_run(
         name: Cache.open(place, verify=verify, local_copy=local_copy, local_copy_bytes=local_copy_bytes)
         for name, place in places.items()
     }
-    torch_device = quiet_device(device)
+    torch_device = launched_device(device, launched.local_number)
     from models.teacher_folder import REPLAY_PARTS
+    from trainer.processes import joined
     from trainer.train import train as run_train
 
     # Where embeddings alone are compared no transformer is needed.
@@ -163,10 +175,15 @@ def train_run(
     recorded = next(iter(caches.values())).manifest.source
     teacher = resolve_teacher(backbone or recorded, REPLAY_PARTS) if needed else None
     progress = terminal(quiet)
-    trained = run_train(
-        run, asked, caches, teacher, torch_device, progress, student_source=source, accept_floor=accept_floor
-    )
-    out.print(f"{run}: student trained for {trained:,} steps", markup=False)
+    with joined(launched.worker.number, launched.worker.count, torch_device, sharded=shard_student) as processes:
+        if launched.by and processes.is_first:
+            progress.say(f"{processes.ranks} processes (by {launched.by}) divide each batch")
+        trained = run_train(
+            run, asked, caches, teacher, torch_device, progress, student_source=source, accept_floor=accept_floor,
+            processes=processes,
+        )  # fmt: skip
+    if processes.is_first:
+        out.print(f"{run}: student trained for {trained:,} steps", markup=False)
 
 
 def _of_flags(student: str | None, budget: str | None, flags: dict[str, Any]) -> "TrainSettings":

@@ -66,4 +66,4 @@ class MissingExtra(UnderstudyError):
 
 
 class WorkerFailed(UnderstudyError):
-    """A worker of a build failed, or died; what it had committed stays."""
+    """A worker of a build, or another process of a training run, failed or died; what was committed stays."""

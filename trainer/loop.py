@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -19,9 +19,11 @@ from trainer.feed import Batch, EmbeddingBatch, Request, Rows
 from trainer.losses import Objective
 from trainer.mixture import Lesson, split, stage_orders
 from trainer.optimizer import make_optimizer, set_learning_rate
-from trainer.order import mix
+from trainer.order import mix, part_of
+from trainer.processes import ALONE, Processes
 from trainer.run_folder import forget_metrics_after, log_metrics
 from trainer.settings import TrainSettings
+from trainer.sharding import shell_of, whole_norm
 from trainer.validation import Floor, replay_floor, validation_loss
 
 # As many records of a batch are named in an error; metrics.jsonl has them all.
@@ -47,11 +49,17 @@ class Trainer:
         *,
         autocast: bool,
         tokens: StudentTokens | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.run, self.settings, self.objective, self.device = run, settings, objective, device
         self.feed, self.held_out = split(lessons, device, tokens)
-        self.student = student.to(device)
-        self.average = Average(self.student, settings.ema) if settings.ema is not None else None
+        self.processes = processes
+        self._shell = shell_of(student) if processes.sharded and processes.is_first else None
+        self.average = Average(student, settings.ema) if settings.ema is not None else None
+        self.student = processes.placed(student, device)
+        if self.average is not None:
+            self.average.student = processes.placed(self.average.student, device)
+        self._in_training = processes.synchronized(self.student)
         self.optimizer = make_optimizer(self.student, settings)
         self.orders = stage_orders(settings, lessons, self.feed)
         self.best: float | None = None
@@ -88,12 +96,13 @@ class Trainer:
         return seconds
 
     def requests(self, step: int) -> list[Request]:
-        """What optimizer step `step` reads: equal parts of its batch."""
-        number, step_of_stage = self.settings.place(step)
-        stage = self.settings.stages[number]
-        rows = self.orders[number].batch(step_of_stage)
-        size = len(rows) // stage.accumulate
+        """What optimizer step `step` reads: equal parts of its batch, or of this process's part of it."""
+        stage = self.settings.stage_at(step)
         vision = stage.loss == "vision"
+        rank, ranks = self.processes.rank, self.processes.ranks
+        share = stage.accumulate * (stage.steps_per_trajectory if vision else 1)
+        rows = part_of(self._rows(step), rank=rank, ranks=ranks, share=share)
+        size = len(rows) // stage.accumulate
         return [
             Request(
                 loss=stage.loss,
@@ -104,11 +113,17 @@ class Trainer:
             for first in range(0, len(rows), size)
         ]
 
-    def embed(self, student: Student, token_ids_BT: torch.Tensor) -> torch.Tensor:
+    def _rows(self, step: int) -> Rows:
+        """The batch of optimizer step `step`, all processes together."""
+        number, step_of_stage = self.settings.place(step)
+        return self.orders[number].batch(step_of_stage)
+
+    def embed(self, student: torch.nn.Module, token_ids_BT: torch.Tensor) -> torch.Tensor:
         """encoder_hidden_states_BTD of the student, in the run's arithmetic."""
         # bf16 autocast around the student alone: around the backbone it would change the target's arithmetic.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            return student(token_ids_BT)[0]
+            embedding_BTD: torch.Tensor = student(token_ids_BT)[0]
+            return embedding_BTD
 
     @property
     def judged(self) -> Student:
@@ -123,32 +138,38 @@ class Trainer:
             self.held_out,
             lambda token_ids_BT: self.embed(student, token_ids_BT),
             rows=self.settings.validate_rows,
+            processes=self.processes,
         )
-        by_step = {"validation_loss_by_step": errors.means_by_step} if errors.by_step else {}
-        log_metrics(self.run, step=done, validation_loss=errors.mean, **by_step)
+        by_step = {"validation_loss_by_step": errors.means_by_step} if self.objective.backbones else {}
+        self._log(step=done, validation_loss=errors.mean, **by_step)
         return errors.mean
 
     def measure_floor(self) -> Floor:
         """The replay floor under the loss, see validation.replay_floor; from then on it is shown beside the loss."""
-        self.floor = replay_floor(self.objective, self.feed, rows=self.settings.floor)
+        self.floor = replay_floor(self.objective, self.feed, rows=self.settings.floor, processes=self.processes)
         # Before step 0: no resume forgets it.
-        log_metrics(self.run, step=-1, replay_floor=self.floor.error, replay_floor_by_step=self.floor.by_step)
+        self._log(step=-1, replay_floor=self.floor.error, replay_floor_by_step=self.floor.by_step)
         return self.floor
 
     def _resume(self, progress: Progress) -> int:
         averaged = self.average.student if self.average is not None else None
-        found = load_checkpoint(self.run, self.student, self.optimizer, progress.say, averaged=averaged)
-        if found is None:
-            forget_metrics_after(self.run, 0)
-            return 0
-        folder, state = found
+        found = load_checkpoint(
+            self.run, self.student, self.optimizer, progress.say, averaged=averaged, processes=self.processes
+        )
+        folder, state = found or (None, {"step": 0, "best": None})
         self.best = state["best"]
-        if self.best is not None and state.get("is_best"):
-            # A run that was killed between the two has the checkpoint and not the mark.
-            mark_best(self.run, folder, self.best)
-        forget_metrics_after(self.run, state["step"])
-        progress.say(f"going on from step {state['step']}")
+        if self.processes.is_first:
+            if folder is not None and self.best is not None and state.get("is_best"):
+                # A run that was killed between the two has the checkpoint and not the mark.
+                mark_best(self.run, folder, self.best)
+            forget_metrics_after(self.run, state["step"])
+        if folder is not None:
+            progress.say(f"going on from step {state['step']}")
         return int(state["step"])
+
+    def _log(self, **entry: Any) -> None:
+        if self.processes.is_first:
+            log_metrics(self.run, **entry)
 
     def _note(self, step: int, loss: float) -> str:
         stage = self.settings.stage_at(step)
@@ -165,16 +186,17 @@ class Trainer:
         rate = set_learning_rate(self.optimizer, self.settings, step)
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
-        parts = self.requests(step)
-        value = sum(self._gradients(step, part, next(batches)) for part in range(len(parts))) / len(parts)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip))
+        parts = self.settings.stages[number].accumulate
+        losses = self.processes.gathered([self._gradients(step, part, next(batches)) for part in range(parts)])
+        self._check_finite(step, losses)
+        value = sum(losses) / len(losses)
+        norm = whole_norm(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip))
         if not math.isfinite(norm):
-            self._stop(step, "norm of the gradient", norm, [row for part in parts for row in part.rows])
+            self._stop(step, "norm of the gradient", norm, self._rows(step))
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.student, step)
-        log_metrics(
-            self.run,
+        self._log(
             step=step,
             loss=value,
             kind=self.settings.stages[number].loss,
@@ -189,19 +211,26 @@ class Trainer:
         parts, rows = self.settings.stage_at(step).accumulate, len(batch.token_ids_BT)
         # Dropout masks are a function of (seed, step, row of the batch): a resumed run draws the same ones.
         torch.manual_seed(mix(self.settings.seed, step))
-        with DropoutOfRows(first=part * rows, rows=parts * rows):
-            student_BTD = self.embed(self.student, batch.token_ids_BT)
-        loss = self.objective.training_loss(step, student_BTD, batch)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            self._stop(step, "loss", value, self.requests(step)[part].rows)
-        (loss / parts).backward()
-        return value
+        first = (self.processes.rank * parts + part) * rows
+        with self.processes.part(self._in_training, last=part == parts - 1):
+            with DropoutOfRows(first=first, rows=self.processes.ranks * parts * rows):
+                student_BTD = self.embed(self._in_training, batch.token_ids_BT)
+            loss = self.objective.training_loss(step, student_BTD, batch)
+            (loss / parts).backward()
+        return float(loss.detach())
+
+    def _check_finite(self, step: int, losses: Sequence[float]) -> None:
+        # Of all parts in all processes: they stop together.
+        for part, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                rows = self._rows(step)
+                size = len(rows) // len(losses)
+                self._stop(step, "loss", loss, rows[part * size : (part + 1) * size])
 
     def _stop(self, step: int, what: str, value: float, rows: Rows) -> NoReturn:
         kind = self.settings.stage_at(step).loss
         records = [self.feed.name_of(at) + (f" step {k}" if kind == "vision" else "") for at, k in rows]
-        log_metrics(self.run, step=step, stopped=f"{what} is {value}", records=records)
+        self._log(step=step, stopped=f"{what} is {value}", records=records)
         more = f" and {len(records) - _NAMED} more (metrics.jsonl names them)" if len(records) > _NAMED else ""
         raise NonFinite(
             f"{kind} {what} is {value} at step {step}, in the batch of {', '.join(records[:_NAMED])}{more}: stopped, "
@@ -221,7 +250,11 @@ class Trainer:
             self._tokenizer,
             {"best": self.best, "is_best": is_best},
             averaged=self.average.student if self.average is not None else None,
+            processes=self.processes,
+            shell=self._shell,
         )
+        if not self.processes.is_first:
+            return
         if is_best and loss is not None:
             mark_best(self.run, folder, loss)
             self._warn_near_floor(loss, progress)

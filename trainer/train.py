@@ -18,12 +18,13 @@ from models.teacher_folder import TeacherFolder
 from models.teacher_hub import split_revision
 from storage_schemas.errors import BadSettings, BadTeacher
 from storage_schemas.manifest import Manifest
-from storage_schemas.progress import Progress
+from storage_schemas.progress import Progress, Silent
 from storage_schemas.reader import Cache
 from trainer.budget import measured_seconds, shared_out
 from trainer.loop import Trainer
 from trainer.losses import Objective
 from trainer.mixture import Lesson, check_names, check_one_teacher
+from trainer.processes import ALONE, Processes
 from trainer.run_folder import begin_run, begun_run
 from trainer.settings import MAIN, RunConfig, TrainedOn, TrainSettings
 from trainer.stage import Stage
@@ -43,22 +44,26 @@ def train(
     *,
     student_source: str,
     accept_floor: bool,
+    processes: Processes = ALONE,
 ) -> int:
     """Train a student, or go on with one; how many optimizer steps it has then been trained for.
 
     caches: by the names that stages give them; the first one's tokenizer goes with the student. teacher: where the
     transformer lies (None where settings.teacher_use is "none"). student_source: where settings.student lies.
+    processes: all call it with the same arguments but for the device; the first one writes and speaks.
     """
+    progress = progress if processes.is_first else Silent()
     check_one_teacher(caches)
     check_names(settings, list(caches))
     for stage in settings.stages:
+        _check_divides(stage, processes.ranks)
         for name in stage.caches or caches:
             _check_fits(stage, caches[name])
     recorded = next(iter(caches.values())).manifest.teacher
     student = new_student(student_source, recorded, init=settings.init, dropout=settings.dropout, seed=settings.seed)
     wanted = _run_config(settings, caches, teacher)
     tokens = _own_tokens(settings, student_source, student)
-    begun = begun_run(run, wanted)
+    begun = _begun(run, wanted, processes)
     lessons = [
         Lesson(name=name, cache=cache, training_set=(begun or wanted).caches[name].training_set)
         for name, cache in caches.items()
@@ -66,10 +71,19 @@ def train(
     for lesson in lessons:
         lesson.training_set.check(lesson.cache, run)
     objective = _objective(settings, lessons, teacher, device)
-    make = partial(_trainer, lessons=lessons, objective=objective, student=student, device=device, tokens=tokens)
+    make = partial(
+        _trainer,
+        lessons=lessons,
+        objective=objective,
+        student=student,
+        device=device,
+        tokens=tokens,
+        processes=processes,
+    )
     if begun is None:
         settings = _with_steps(settings, make, progress)
-        begin_run(run, wanted.model_copy(update={"settings": settings}))
+        config = wanted.model_copy(update={"settings": settings})
+        processes.from_first(lambda: begin_run(run, config))
     else:
         settings = begun.settings.model_copy(update={"keep": settings.keep, "floor": settings.floor})
     trainer = make(run, settings)
@@ -90,10 +104,13 @@ def _trainer(
     student: Student,
     device: torch.device,
     tokens: StudentTokens | None,
+    processes: Processes,
 ) -> Trainer:
     autocast = _autocast(settings, lessons[0].cache.manifest, device)
     objective = replace(objective, settings=settings)
-    return Trainer(run, settings, lessons, objective, student, device, autocast=autocast, tokens=tokens)
+    return Trainer(
+        run, settings, lessons, objective, student, device, autocast=autocast, tokens=tokens, processes=processes
+    )
 
 
 def _own_tokens(settings: TrainSettings, source: str, student: Student) -> StudentTokens | None:
@@ -114,6 +131,8 @@ def _with_steps(settings: TrainSettings, make: "partial[Trainer]", progress: Pro
     # The steps that are timed move a copy.
     student = make.keywords["student"]
     seconds = measured_seconds(settings, lambda run, probe: make(run, probe, student=copy.deepcopy(student)))
+    # All agree on the slowest: they wait for each other in every step.
+    seconds = make.keywords["processes"].largest(seconds)
     settings = shared_out(settings, seconds)
     left = iter(seconds)
     for stage in settings.stages:
@@ -142,6 +161,26 @@ def _say_what_is_trained(trainer: Trainer, lessons: list[Lesson], progress: Prog
         f"student of {parameters:,} parameters in float32{autocast}; {len(trainer.feed)} trajectories{several} to "
         f"train on, {len(trainer.held_out)} held out"
     )
+
+
+def _begun(run: Path, wanted: RunConfig, processes: Processes) -> RunConfig | None:
+    # The others would look while the first one makes the folder.
+    def look() -> str | None:
+        found = begun_run(run, wanted)
+        return None if found is None else found.model_dump_json()
+
+    found = processes.from_first(look)
+    return None if found is None else RunConfig.model_validate_json(found)
+
+
+def _check_divides(stage: Stage, ranks: int) -> None:
+    unit = ranks * stage.accumulate * stage.steps_per_trajectory
+    if stage.batch_size % unit:
+        raise BadSettings(
+            f"batch-size is {stage.batch_size} on {ranks} processes, expected a multiple of processes x accumulate x "
+            f"steps-per-trajectory = {ranks} x {stage.accumulate} x {stage.steps_per_trajectory}: each computes an "
+            f"equal part of a batch; take {max(1, stage.batch_size // unit) * unit}, or another number of processes"
+        )
 
 
 def _check_fits(stage: Stage, cache: Cache) -> None:

@@ -1,7 +1,7 @@
 """How good a student is without training on it: the loss on held-out trajectories, and the floor under it."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -9,49 +9,54 @@ import torch
 from trainer.feed import Feed
 from trainer.losses import Objective, replay, row_errors
 from trainer.order import Row
+from trainer.processes import ALONE, Processes
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Errors:
-    """Mean squared errors of records, all together and by the step of their trajectory."""
+    """Mean squared errors of records (position, k), all together and by the step of their trajectory."""
 
-    total: float = 0.0
-    count: int = 0
-    by_step: dict[int, list[float]] = field(default_factory=dict)
+    rows: Sequence[Row]
+    values: Sequence[float]
 
     @property
     def mean(self) -> float:
         """Of all records alike."""
-        return self.total / self.count
+        return sum(self.values) / len(self.values)
 
     @property
     def means_by_step(self) -> dict[str, float]:
         """Of the records of each step k that has some; keys as JSON has them."""
-        return {str(k): sum(values) / len(values) for k, values in sorted(self.by_step.items())}
+        by_step: dict[int, list[float]] = {}
+        for (_, k), value in zip(self.rows, self.values, strict=True):
+            by_step.setdefault(k, []).append(value)
+        return {str(k): sum(values) / len(values) for k, values in sorted(by_step.items())}
 
 
 @torch.no_grad()
 def validation_loss(
-    objective: Objective, feed: Feed, embed: Callable[[torch.Tensor], torch.Tensor], *, rows: int
+    objective: Objective,
+    feed: Feed,
+    embed: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    rows: int,
+    processes: Processes = ALONE,
 ) -> Errors:
     """Loss on `rows` records of a feed, spread evenly: vision if there is a backbone, else of embeddings.
 
-    embed: token_ids_BT -> encoder_hidden_states_BTD.
+    embed: token_ids_BT -> encoder_hidden_states_BTD. Processes divide the records and all get the same numbers.
     """
-    errors = Errors()
-    for part in _parts(objective, feed, rows):
+
+    def measure(part: Sequence[Row]) -> torch.Tensor:
         if objective.backbones:
             batch = feed.replay_batch(part)
-            student_BTD = embed(batch.token_ids_BT)
-            values = row_errors(objective.backbones[batch.source], student_BTD, batch).tolist()
-            for (_, k), value in zip(part, values, strict=True):
-                errors.by_step.setdefault(k, []).append(value)
-            errors.total += sum(values)
-        else:
-            text = feed.embedding_batch([position for position, _ in part])
-            errors.total += float(objective.text_loss(embed(text.token_ids_BT), text)) * len(part)
-        errors.count += len(part)
-    return errors
+            return row_errors(objective.backbones[batch.source], embed(batch.token_ids_BT), batch)[:, None]
+        text = feed.embedding_batch([position for position, _ in part])
+        return objective.text_loss(embed(text.token_ids_BT), text).expand(len(part), 1)
+
+    parts = _parts(objective, feed, validation_rows(feed, rows), processes)
+    (values,) = _measured(measure, parts, processes)
+    return Errors(rows=[row for part in parts for row in part], values=values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,31 +69,46 @@ class Floor:
 
 
 @torch.no_grad()
-def replay_floor(objective: Objective, feed: Feed, *, rows: int) -> Floor:
+def replay_floor(objective: Objective, feed: Feed, *, rows: int, processes: Processes = ALONE) -> Floor:
     """Replay `rows` records of a feed, spread evenly, with the teacher's own embeddings."""
-    errors, error, norm = Errors(), 0.0, 0.0
-    for part in _parts(objective, feed, rows):
+
+    def measure(part: Sequence[Row]) -> torch.Tensor:
         batch = feed.replay_batch(part)
         teacher_BTD = feed.teacher_embeddings([feed.prompt_of(position) for position, _ in part])
         target_BSC = batch.velocity_BSC.float()
-        difference_BSC = replay(objective.backbones[batch.source], teacher_BTD, batch).float() - target_BSC
-        values = difference_BSC.square().flatten(1).mean(1).tolist()
-        for (_, k), value in zip(part, values, strict=True):
-            errors.by_step.setdefault(k, []).append(value)
-        errors.total += sum(values)
-        errors.count += len(part)
-        error += float(difference_BSC.square().sum())
-        norm += float(target_BSC.square().sum())
-    return Floor(error=errors.mean, by_step=errors.means_by_step, relative=(error / norm) ** 0.5)
+        error_BSC = (replay(objective.backbones[batch.source], teacher_BTD, batch).float() - target_BSC).square()
+        sums = [error_BSC.flatten(1).mean(1), error_BSC.flatten(1).sum(1), target_BSC.square().flatten(1).sum(1)]
+        return torch.stack(sums, dim=1)
+
+    parts = _parts(objective, feed, validation_rows(feed, rows), processes)
+    means, sums, norms = _measured(measure, parts, processes)
+    errors = Errors(rows=[row for part in parts for row in part], values=means)
+    return Floor(error=errors.mean, by_step=errors.means_by_step, relative=(sum(sums) / sum(norms)) ** 0.5)
 
 
-def _parts(objective: Objective, feed: Feed, wanted: int) -> Iterator[list[Row]]:
+def _parts(objective: Objective, feed: Feed, rows: Sequence[Row], processes: Processes) -> list[list[Row]]:
     # What goes through the networks at once is what training was given memory for.
-    size = objective.settings.batch_rows
-    for _, rows in groupby(validation_rows(feed, wanted), key=lambda row: feed.trajectory_of(row[0])[0]):
-        of_one_cache = list(rows)
-        for first in range(0, len(of_one_cache), size):
-            yield of_one_cache[first : first + size]
+    size = objective.settings.batch_rows // processes.ranks
+    parts = []
+    for _, of_one_cache in groupby(rows, key=lambda row: feed.trajectory_of(row[0])[0]):
+        together = list(of_one_cache)
+        parts += [together[first : first + size] for first in range(0, len(together), size)]
+    return parts
+
+
+def _measured(
+    measure: Callable[[Sequence[Row]], torch.Tensor], parts: Sequence[Sequence[Row]], processes: Processes
+) -> list[list[float]]:
+    """The columns of what `measure` says of each row; every process measures some of the parts and gets all."""
+    found: dict[int, torch.Tensor] = {}
+    # All call a divided student equally often: where parts are left over, the first one again, which counts nothing.
+    for turn in range(processes.rank, -(-len(parts) // processes.ranks) * processes.ranks, processes.ranks):
+        found[turn] = measure(parts[turn if turn < len(parts) else 0]).double().cpu()
+    width = next(iter(found.values())).shape[1]
+    nothing = [torch.zeros(len(part), width, dtype=torch.float64) for part in parts]
+    values = torch.cat([found.get(turn, zeros) for turn, zeros in enumerate(nothing)])
+    summed = processes.summed(values.flatten().tolist())
+    return [summed[column::width] for column in range(width)]
 
 
 def validation_rows(feed: Feed, wanted: int) -> list[Row]:
