@@ -14,6 +14,7 @@ from commands.resolve import (
     Verify,
     launched_device,
     out,
+    resolve_context_projection,
     resolve_teacher,
     student_source,
     terminal,
@@ -21,6 +22,8 @@ from commands.resolve import (
 from storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
+    from models.context_projection import ContextProjection
+    from models.teacher_folder import TeacherFolder
     from trainer.settings import TrainSettings
 
 
@@ -102,6 +105,10 @@ def train(
         Path | None, typer.Option(help="Folder here for shard files of a cache that lies on an object store.")
     ] = None,
     local_copy_gib: Annotated[float, typer.Option(min=0.001, help="Largest size of it, GiB.")] = 64.0,
+    log_to: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PLACE", help="Show the metrics there too: tensorboard, wandb; may be repeated."),
+    ] = None,
     accept_floor: Annotated[bool, typer.Option(help="Train even where the replay floor says: wrong backbone.")] = False,
     shard_student: Annotated[
         bool, typer.Option(help="Divide a large student among the processes (FSDP2); each holds a part of it.")
@@ -137,6 +144,7 @@ def train(
     train_run(
         run, asked, places, backbone=backbone, device=device, quiet=quiet, verify=verify, local_copy=local_copy,
         local_copy_bytes=int(local_copy_gib * 2**30), accept_floor=accept_floor, shard_student=shard_student,
+        log_to=log_to or (),
     )  # fmt: skip
 
 
@@ -153,12 +161,15 @@ def train_run(
     local_copy_bytes: int = 64 * 2**30,
     accept_floor: bool = False,
     shard_student: bool = False,
+    log_to: Sequence[str] = (),
 ) -> None:
     """Train as asked on the caches at these places, by name; with the other processes that were launched, if any."""
     from cache_builder.workers import launched_worker
 
     launched = launched_worker(None, os.environ)
-    source = student_source(asked.student)
+    from trainer.metric_mirrors import mirror_names
+
+    mirrors, source = mirror_names(log_to), student_source(asked.student)
     from storage_schemas.reader import Cache
 
     caches = {
@@ -170,17 +181,21 @@ def train_run(
     from trainer.processes import joined
     from trainer.train import train as run_train
 
+    recorded = next(iter(caches.values())).manifest
+    name = backbone or recorded.source
     # Where embeddings alone are compared no transformer is needed.
-    needed = asked.teacher_use != "none"
-    recorded = next(iter(caches.values())).manifest.source
-    teacher = resolve_teacher(backbone or recorded, REPLAY_PARTS) if needed else None
+    teacher: TeacherFolder | ContextProjection | None = None
+    if asked.teacher_use == "transformer":
+        teacher = resolve_teacher(name, REPLAY_PARTS)
+    elif asked.teacher_use == "context_embedder":
+        teacher = resolve_context_projection(name, recorded.teacher)
     progress = terminal(quiet)
     with joined(launched.worker.number, launched.worker.count, torch_device, sharded=shard_student) as processes:
         if launched.by and processes.is_first:
             progress.say(f"{processes.ranks} processes (by {launched.by}) divide each batch")
         trained = run_train(
             run, asked, caches, teacher, torch_device, progress, student_source=source, accept_floor=accept_floor,
-            processes=processes,
+            processes=processes, log_to=mirrors,
         )  # fmt: skip
     if processes.is_first:
         out.print(f"{run}: student trained for {trained:,} steps", markup=False)

@@ -70,3 +70,21 @@ def test_options_that_do_not_go_together_are_one_line(words, capsys):
     code, _, heard = understudy(*words, "--order", "following", "--steps-per-trajectory", 2, capsys=capsys)
     assert code == 1 and heard.count("\n") == 1
     assert "steps-per-trajectory is 2 with order following, expected 1: it walks each trajectory step by step" in heard
+
+
+def test_metrics_are_shown_in_tensorboard_too(tmp_path, words, capsys):
+    code, _, heard = understudy(*words, "--steps", 1, "--batch-size", 2, "--log-to", "tensorbord", capsys=capsys)
+    assert (code, heard) == (1, "understudy: --log-to is 'tensorbord', expected tensorboard or wandb\n")
+    code, _, _ = understudy(*words, "--steps", 1, "--batch-size", 2, "--log-to", "tensorboard", capsys=capsys)
+    assert code == 0 and list((tmp_path / "run/tensorboard").glob("events.*"))
+    assert "log_to" not in json.loads((tmp_path / "run" / CONFIG_FILE).read_bytes())["settings"]
+
+
+def test_a_training_without_cache_or_student_is_one_line(words, capsys):
+    code, _, heard = understudy("train", words[1], "--student", "x", capsys=capsys)
+    assert (code, heard) == (
+        1,
+        "understudy: no cache is given: give --cache, the folder that `understudy build` made\n",
+    )
+    code, _, heard = understudy("train", words[1], "--cache", words[3], capsys=capsys)
+    assert code == 1 and heard.startswith("understudy: no student is given: give --student, such as google-t5/t5-base")

@@ -17,11 +17,11 @@ from trainer.checkpoints import forget_old, load_checkpoint, mark_best, save_che
 from trainer.dropout import DropoutOfRows
 from trainer.feed import Batch, EmbeddingBatch, Request, Rows
 from trainer.losses import Objective
+from trainer.metrics import Metrics
 from trainer.mixture import Lesson, split, stage_orders
 from trainer.optimizer import make_optimizer, set_learning_rate
 from trainer.order import mix, part_of
 from trainer.processes import ALONE, Processes
-from trainer.run_folder import forget_metrics_after, log_metrics
 from trainer.settings import TrainSettings
 from trainer.sharding import shell_of, whole_norm
 from trainer.validation import Floor, replay_floor, validation_loss
@@ -35,7 +35,8 @@ _NEAR_FLOOR = 1.1
 class Trainer:
     """One run: the student, its optimizer, the feed and what it minimises.
 
-    autocast: the student (never the backbone) computes in bf16; its parameters stay fp32.
+    autocast: the student (never the backbone) computes in bf16; its parameters stay fp32. tokens: of a student that
+    does not read the caches'. metrics: where losses go; those of all processes go to the first one's.
     """
 
     def __init__(
@@ -50,10 +51,12 @@ class Trainer:
         autocast: bool,
         tokens: StudentTokens | None = None,
         processes: Processes = ALONE,
+        metrics: Metrics | None = None,
     ) -> None:
         self.run, self.settings, self.objective, self.device = run, settings, objective, device
         self.feed, self.held_out = split(lessons, device, tokens)
-        self.processes = processes
+        self.processes, self._metrics = processes, metrics
+        self.done = 0
         self._shell = shell_of(student) if processes.sharded and processes.is_first else None
         self.average = Average(student, settings.ema) if settings.ema is not None else None
         self.student = processes.placed(student, device)
@@ -68,9 +71,8 @@ class Trainer:
         self._tokenizer = lessons[0].cache.tokenizer_files if tokens is None else tokens.files
 
     def train(self, progress: Progress) -> float | None:
-        """Run to the last step from the newest checkpoint; the best validation loss."""
-        first = self._resume(progress)
-        total = self.settings.total_steps
+        """Run from where it stands (see resume) to the last step; the best validation loss."""
+        first, total = self.done, self.settings.total_steps
         requests = (request for step in range(first, total) for request in self.requests(step))
         with (
             self.feed.prefetch(requests) as batches,
@@ -79,9 +81,9 @@ class Trainer:
             for step in range(first, total):
                 loss = self._optimizer_step(step, batches)
                 bar.advance(1, self._note(step, loss))
-                done = step + 1
-                if done % self.settings.checkpoint_every == 0 or done in self.settings.ends:
-                    self._checkpoint(done, progress)
+                self.done = step + 1
+                if self.done % self.settings.checkpoint_every == 0 or self.done in self.settings.ends:
+                    self._checkpoint(self.done, progress)
         return self.best
 
     def timed_steps(self) -> list[float]:
@@ -147,29 +149,29 @@ class Trainer:
     def measure_floor(self) -> Floor:
         """The replay floor under the loss, see validation.replay_floor; from then on it is shown beside the loss."""
         self.floor = replay_floor(self.objective, self.feed, rows=self.settings.floor, processes=self.processes)
-        # Before step 0: no resume forgets it.
-        self._log(step=-1, replay_floor=self.floor.error, replay_floor_by_step=self.floor.by_step)
+        self._log(step=self.done, replay_floor=self.floor.error, replay_floor_by_step=self.floor.by_step)
         return self.floor
 
-    def _resume(self, progress: Progress) -> int:
+    def resume(self, progress: Progress) -> None:
+        """Take up the newest checkpoint that is whole, if there is one."""
         averaged = self.average.student if self.average is not None else None
         found = load_checkpoint(
             self.run, self.student, self.optimizer, progress.say, averaged=averaged, processes=self.processes
         )
         folder, state = found or (None, {"step": 0, "best": None})
         self.best = state["best"]
-        if self.processes.is_first:
-            if folder is not None and self.best is not None and state.get("is_best"):
-                # A run that was killed between the two has the checkpoint and not the mark.
-                mark_best(self.run, folder, self.best)
-            forget_metrics_after(self.run, state["step"])
+        if self.processes.is_first and folder is not None and self.best is not None and state.get("is_best"):
+            # A run that was killed between the two has the checkpoint and not the mark.
+            mark_best(self.run, folder, self.best)
+        self.done = int(state["step"])
+        if self._metrics is not None:
+            self._metrics.forget_after(self.done)
         if folder is not None:
-            progress.say(f"going on from step {state['step']}")
-        return int(state["step"])
+            progress.say(f"going on from step {self.done}")
 
     def _log(self, **entry: Any) -> None:
-        if self.processes.is_first:
-            log_metrics(self.run, **entry)
+        if self._metrics is not None:
+            self._metrics.log(**entry)
 
     def _note(self, step: int, loss: float) -> str:
         stage = self.settings.stage_at(step)

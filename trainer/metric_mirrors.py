@@ -3,12 +3,12 @@
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from storage_schemas import durable
-from storage_schemas.errors import MissingExtra
+from storage_schemas.errors import BadSettings, MissingExtra
 
 MirrorName = Literal["tensorboard", "wandb"]
 
@@ -131,3 +131,10 @@ def _missing(name: MirrorName) -> MissingExtra:
 
 
 MIRRORS: dict[MirrorName, Callable[[Path], Mirror]] = {"tensorboard": TensorBoard, "wandb": Wandb}
+
+
+def mirror_names(given: Sequence[str]) -> list[MirrorName]:
+    """Names of mirrors, each once; BadSettings for an unknown one."""
+    if unknown := [name for name in given if name not in MIRRORS]:
+        raise BadSettings(f"--log-to is {unknown[0]!r}, expected {' or '.join(MIRRORS)}")
+    return [name for name in MIRRORS if name in given]

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from models.student import BEST_FILE
 from storage_schemas.errors import BadStudent
 from storage_schemas.manifest import Record
-from trainer.run_folder import CONFIG_FILE, METRICS_FILE
+from trainer.metrics import METRICS_FILE
+from trainer.run_folder import CONFIG_FILE
 from trainer.settings import MAIN, RunConfig
 
 FACTS_FILE = "understudy.json"

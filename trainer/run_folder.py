@@ -1,6 +1,8 @@
 """A run folder: config.json, metrics.jsonl, checkpoints. Opening one with other settings is refused."""
 
-import json
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from storage_schemas.manifest import first_problem
 from trainer.settings import MAIN, RunConfig
 
 CONFIG_FILE = "config.json"
-METRICS_FILE = "metrics.jsonl"
+_LOCK_FILE = "lock"
 # Neither the weights nor what is best depend on these.
 _FREE = ("keep", "floor")
 
@@ -76,25 +78,15 @@ def _flat(config: RunConfig) -> dict[str, Any]:
     return values | {f"cache {name}": trained_on.sampling_digest for name, trained_on in config.caches.items()}
 
 
-def log_metrics(run: Path, **entry: Any) -> None:
-    """Append one line to RUN/metrics.jsonl."""
-    with (run / METRICS_FILE).open("a") as file:
-        file.write(json.dumps(entry) + "\n")
-
-
-def forget_metrics_after(run: Path, step: int) -> None:
-    """Drop what a killed run logged beyond its last checkpoint, so that no step stands there twice."""
-    file = run / METRICS_FILE
-    if not file.is_file():
-        return
-    lines = file.read_text().splitlines()
-    kept = [line for line in lines if _logged_before(line, step)]
-    durable.replace(file, "".join(f"{line}\n" for line in kept).encode())
-
-
-def _logged_before(line: str, step: int) -> bool:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return False
-    return int(entry["step"]) < step or ("validation_loss" in entry and int(entry["step"]) == step)
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Be the one who trains in a run folder; BadRun where another process does. A lock of the machine's own disk."""
+    with (run / _LOCK_FILE).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadRun(
+                f"another process trains in {run}: two would write over each other's checkpoints; wait for it, or give "
+                f"another folder"
+            ) from error
+        yield

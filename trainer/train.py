@@ -1,7 +1,8 @@
 """Phase 2: caches -> replay through the frozen backbone -> student -> checkpoints."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 
 from models.backbone import FluxBackbone
-from models.context_projection import load_context_projection
+from models.context_projection import ContextProjection, load_context_projection
 from models.geometry import recorded_geometry
 from models.schedule import DTYPES
 from models.student import Student, new_student
@@ -23,9 +24,11 @@ from storage_schemas.reader import Cache
 from trainer.budget import measured_seconds, shared_out
 from trainer.loop import Trainer
 from trainer.losses import Objective
+from trainer.metric_mirrors import MirrorName
+from trainer.metrics import Metrics
 from trainer.mixture import Lesson, check_names, check_one_teacher
 from trainer.processes import ALONE, Processes
-from trainer.run_folder import begin_run, begun_run
+from trainer.run_folder import begin_run, begun_run, held
 from trainer.settings import MAIN, RunConfig, TrainedOn, TrainSettings
 from trainer.stage import Stage
 from trainer.training_set import TrainingSet
@@ -38,21 +41,24 @@ def train(
     run: Path,
     settings: TrainSettings,
     caches: Mapping[str, Cache],
-    teacher: TeacherFolder | None,
+    teacher: TeacherFolder | ContextProjection | None,
     device: torch.device,
     progress: Progress,
     *,
     student_source: str,
     accept_floor: bool,
     processes: Processes = ALONE,
+    log_to: Sequence[MirrorName] = (),
 ) -> int:
     """Train a student, or go on with one; how many optimizer steps it has then been trained for.
 
     caches: by the names that stages give them; the first one's tokenizer goes with the student. teacher: where the
-    transformer lies (None where settings.teacher_use is "none"). student_source: where settings.student lies.
-    processes: all call it with the same arguments but for the device; the first one writes and speaks.
+    transformer lies, or its text projection (None where settings.teacher_use is "none"). student_source: where
+    settings.student lies. processes: all call it with the same arguments but for the device; the first one writes and
+    speaks. log_to: where metrics are shown besides RUN/metrics.jsonl.
     """
     progress = progress if processes.is_first else Silent()
+    metrics = Metrics(run, mirrors=log_to, say=progress.say) if processes.is_first else None
     check_one_teacher(caches)
     check_names(settings, list(caches))
     for stage in settings.stages:
@@ -86,12 +92,15 @@ def train(
         processes.from_first(lambda: begin_run(run, config))
     else:
         settings = begun.settings.model_copy(update={"keep": settings.keep, "floor": settings.floor})
-    trainer = make(run, settings)
-    _say_what_is_trained(trainer, lessons, progress)
-    if remark := text_length_remark(student, recorded):
-        progress.say(remark)
-    _measure_floor(trainer, lessons, progress, accept_floor=accept_floor)
-    trainer.train(progress)
+    with ExitStack() as stack:
+        processes.from_first(lambda: stack.enter_context(held(run)))
+        trainer = make(run, settings, metrics=stack.enter_context(metrics) if metrics is not None else None)
+        trainer.resume(progress)
+        _say_what_is_trained(trainer, lessons, progress)
+        if remark := text_length_remark(student, recorded):
+            progress.say(remark)
+        _measure_floor(trainer, lessons, progress, accept_floor=accept_floor)
+        trainer.train(progress)
     return settings.total_steps
 
 
@@ -105,11 +114,21 @@ def _trainer(
     device: torch.device,
     tokens: StudentTokens | None,
     processes: Processes,
+    metrics: Metrics | None = None,
 ) -> Trainer:
     autocast = _autocast(settings, lessons[0].cache.manifest, device)
     objective = replace(objective, settings=settings)
     return Trainer(
-        run, settings, lessons, objective, student, device, autocast=autocast, tokens=tokens, processes=processes
+        run,
+        settings,
+        lessons,
+        objective,
+        student,
+        device,
+        autocast=autocast,
+        tokens=tokens,
+        processes=processes,
+        metrics=metrics,
     )
 
 
@@ -126,7 +145,7 @@ def _own_tokens(settings: TrainSettings, source: str, student: Student) -> Stude
 
 def _with_steps(settings: TrainSettings, make: "partial[Trainer]", progress: Progress) -> TrainSettings:
     """The settings with steps in place of shares of a budget."""
-    if (budget_seconds := settings.budget_seconds) is None:
+    if settings.budget_seconds is None:
         return settings
     # The steps that are timed move a copy.
     student = make.keywords["student"]
@@ -137,9 +156,10 @@ def _with_steps(settings: TrainSettings, make: "partial[Trainer]", progress: Pro
     left = iter(seconds)
     for stage in settings.stages:
         if stage.budget_share is not None:
-            hours = budget_seconds * stage.budget_share / 3600
+            each = next(left)
             progress.say(
-                f"stage {stage.name}: {stage.length:,} steps in {hours:.3g} h, {next(left):.3g} s each as measured here"
+                f"stage {stage.name}: {stage.length:,} steps of {each:.3g} s as measured here, "
+                f"{stage.length * each / 3600:,.2f} h"
             )
     return settings
 
@@ -205,13 +225,18 @@ def _check_fits(stage: Stage, cache: Cache) -> None:
 
 
 def _objective(
-    settings: TrainSettings, lessons: list[Lesson], teacher: TeacherFolder | None, device: torch.device
+    settings: TrainSettings,
+    lessons: list[Lesson],
+    teacher: TeacherFolder | ContextProjection | None,
+    device: torch.device,
 ) -> Objective:
     manifests = [lesson.cache.manifest for lesson in lessons]
     context_ID, backbones = None, []
-    if teacher is not None and "context" in settings.losses:
+    if isinstance(teacher, ContextProjection):
+        context_ID = teacher.context_ID.to(device)
+    elif teacher is not None and "context" in settings.losses:
         context_ID = load_context_projection(teacher, manifests[0].teacher, device)
-    if teacher is not None and settings.teacher_use == "transformer":
+    if isinstance(teacher, TeacherFolder) and settings.teacher_use == "transformer":
         loaded = _load_backbone(settings, manifests[0], teacher, device)
         backbones = [loaded.at(recorded_geometry(manifest.sampling)) for manifest in manifests]
     sigmas = [manifest.sampling.sigmas for manifest in manifests]
@@ -251,7 +276,9 @@ def _measure_floor(trainer: Trainer, lessons: list[Lesson], progress: Progress, 
         )
 
 
-def _run_config(settings: TrainSettings, caches: Mapping[str, Cache], teacher: TeacherFolder | None) -> RunConfig:
+def _run_config(
+    settings: TrainSettings, caches: Mapping[str, Cache], teacher: TeacherFolder | ContextProjection | None
+) -> RunConfig:
     manifests = [cache.manifest for cache in caches.values()]
     guidance = {value for manifest in manifests for value in manifest.sampling.guidance or ()}
     first = manifests[0]
