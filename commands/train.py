@@ -1,5 +1,6 @@
 """`understudy train`: phase 2."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 
 def train(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
     cache: Annotated[
         list[str] | None,
@@ -119,9 +121,10 @@ def train(
         student_dtype=student_dtype, backbone_dtype=backbone_dtype, checkpoint_every=checkpoint_every, keep=keep,
         floor=floor, seed=seed,
     )  # fmt: skip
-    places = _places(cache or [])
+    places = named_places(cache or [])
     if recipe is not None:
-        asked, stated = _of_recipe(recipe, student, budget, flags)
+        given = {name: value for name, value in flags.items() if _is_given(context, name)}
+        asked, stated = _of_recipe(recipe, student, budget, given)
         places = stated | places
     else:
         asked = _of_flags(student, budget, flags)
@@ -146,13 +149,17 @@ def train_run(
     local_copy_bytes: int = 64 * 2**30,
     accept_floor: bool = False,
 ) -> None:
-    """Train as asked on the caches at these places, by name."""
+    """Train as asked on the caches at these places, by name.
+
+    They are taken by the order of their names: positions count the trajectories of one behind those of the other, and
+    the flags may come in another order when a run goes on.
+    """
     source = student_source(asked.student)
     from storage_schemas.reader import Cache
 
     caches = {
         name: Cache.open(place, verify=verify, local_copy=local_copy, local_copy_bytes=local_copy_bytes)
-        for name, place in places.items()
+        for name, place in sorted(places.items())
     }
     torch_device = quiet_device(device)
     from models.teacher_folder import REPLAY_PARTS
@@ -179,20 +186,25 @@ def _of_flags(student: str | None, budget: str | None, flags: dict[str, Any]) ->
     return TrainFlags.from_flags(student=student, **flags).settings()
 
 
+def _is_given(context: typer.Context, name: str) -> bool:
+    # typer carries its own copy of click from 0.29 on: the source of a value is known by its name.
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
 def _of_recipe(
-    file: Path, student: str | None, budget: str | None, flags: dict[str, Any]
+    file: Path, student: str | None, budget: str | None, given: dict[str, Any]
 ) -> tuple["TrainSettings", dict[str, str]]:
     from trainer.budget import seconds_of
     from trainer.recipe import read_recipe
-    from trainer.settings import TrainFlags, TrainSettings
+    from trainer.settings import TrainSettings
 
-    fields = TrainFlags.model_fields
-    changed = {name: value for name, value in flags.items() if value != fields[name].default}
-    if stages := [name for name in changed if name not in TrainSettings.model_fields]:
+    if stages := [name for name in given if name not in TrainSettings.model_fields]:
         raise BadSettings(
             f"--{stages[0].replace('_', '-')} is given beside --recipe {file}: it is for a stage to say; change the "
             f"recipe, or leave one of them away"
         )
+    changed = dict(given)
     if student is not None:
         changed["student"] = student
     if budget is not None:
@@ -201,15 +213,17 @@ def _of_recipe(
     return found.settings, found.caches
 
 
-def _places(given: Sequence[str]) -> dict[str, str]:
-    """Caches by name; a cache without one is named as its folder is."""
+def named_places(given: Sequence[str]) -> dict[str, str]:
+    """Caches by name, from --cache [NAME=]CACHE; a cache without a name is named as its folder is."""
     places: dict[str, str] = {}
     for text in given:
         name, sign, place = text.partition("=")
         # A folder may have a sign of equality in its name, a name has no slash.
-        if not sign or "/" in name or Path(text).exists():
+        if not sign or not name or "/" in name or os.path.exists(text):
             place = text
             name = Path(text).resolve().name if "://" not in text else text.rstrip("/").rsplit("/", 1)[-1]
+        if not place:
+            raise BadSettings(f"--cache {text!r} names no place, expected [NAME=]CACHE, as in --cache {text}FOLDER")
         if name in places:
             raise BadSettings(
                 f"two caches are named {name!r}, {places[name]} and {place}: name them, as in --cache {name}-2={place}"
