@@ -1,6 +1,5 @@
 """`understudy train`: phase 2."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -123,11 +122,11 @@ def train(
     )  # fmt: skip
     places = named_places(cache or [])
     if recipe is not None:
-        given = {name: value for name, value in flags.items() if _is_given(context, name)}
-        asked, stated = _of_recipe(recipe, student, budget, given)
+        given = {name: value for name, value in flags.items() if is_given(context, name)}
+        asked, stated = asked_of_recipe(recipe, student, budget, given)
         places = stated | places
     else:
-        asked = _of_flags(student, budget, flags)
+        asked = asked_of_flags(student, budget, flags)
     if not places:
         raise BadSettings("no cache is given: give --cache, the folder that `understudy build` made")
     train_run(
@@ -176,7 +175,8 @@ def train_run(
     out.print(f"{run}: student trained for {trained:,} steps", markup=False)
 
 
-def _of_flags(student: str | None, budget: str | None, flags: dict[str, Any]) -> "TrainSettings":
+def asked_of_flags(student: str | None, budget: str | None, flags: dict[str, Any]) -> "TrainSettings":
+    """The run that flags ask for: a warm-up, and the stage after it."""
     from trainer.settings import TrainFlags
 
     if student is None:
@@ -186,15 +186,17 @@ def _of_flags(student: str | None, budget: str | None, flags: dict[str, Any]) ->
     return TrainFlags.from_flags(student=student, **flags).settings()
 
 
-def _is_given(context: typer.Context, name: str) -> bool:
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether a flag stands on the command line or in the file of --settings."""
     # typer carries its own copy of click from 0.29 on: the source of a value is known by its name.
     source = context.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
 
 
-def _of_recipe(
+def asked_of_recipe(
     file: Path, student: str | None, budget: str | None, given: dict[str, Any]
 ) -> tuple["TrainSettings", dict[str, str]]:
+    """The run that a recipe states, and its caches; `given` are the flags beside it, student and budget apart."""
     from trainer.budget import seconds_of
     from trainer.recipe import read_recipe
     from trainer.settings import TrainSettings
@@ -219,7 +221,7 @@ def named_places(given: Sequence[str]) -> dict[str, str]:
     for text in given:
         name, sign, place = text.partition("=")
         # A folder may have a sign of equality in its name, a name has no slash.
-        if not sign or not name or "/" in name or os.path.exists(text):
+        if not sign or not name or "/" in name or Path(text).exists():
             place = text
             name = Path(text).resolve().name if "://" not in text else text.rstrip("/").rsplit("/", 1)[-1]
         if not place:
