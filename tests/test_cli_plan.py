@@ -112,6 +112,7 @@ def test_a_budget_is_told_in_steps_of_each_stage_that_shares_it(capsys):
 
 def test_without_a_card_a_share_of_the_budget_is_hours_and_no_steps(dev_teacher, capsys):
     words = ["plan", "train", "--recipe", RECIPES / "flux-one-gpu.toml", "--teacher", dev_teacher, "--budget", "72h"]
+    words += ["--student", dev_teacher / "text_encoder_2"]
     facts = json.loads(understudy(*words, "--json", capsys=capsys)[1])
     stages = facts["ways"]["this_version"]["stages"]
     assert [(stage["steps"], stage["seconds_per_step"]) for stage in stages] == [(None, None)] * 2
@@ -120,7 +121,7 @@ def test_without_a_card_a_share_of_the_budget_is_hours_and_no_steps(dev_teacher,
 
 def test_what_is_divided_or_shared_takes_less(dev_teacher, capsys):
     def planned(*more):
-        words = ["plan", "train", "--teacher", dev_teacher, "--student", "small", "--json"]
+        words = ["plan", "train", "--teacher", dev_teacher, "--student", dev_teacher / "text_encoder_2", "--json"]
         return json.loads(understudy(*words, *more, capsys=capsys)[1])
 
     whole, divided = (planned("--batch-size", 8, *more) for more in ([], ["--accumulate", 4]))
@@ -151,6 +152,7 @@ def test_caches_that_are_there_and_caches_to_come_are_planned_together(tmp_path,
     build_cache(tmp_path / "c", dev_teacher, prompt_file)
     (tmp_path / "r.toml").write_text(RECIPE)
     words = ["plan", "train", "--recipe", tmp_path / "r.toml", "--cache", f"here={tmp_path}/c"]
+    words += ["--student", dev_teacher / "text_encoder_2"]
     code, said, _ = understudy(*words, "--teacher", dev_teacher, "--resolution", 24, "--json", capsys=capsys)
     facts = json.loads(said)
     (stage,) = facts["ways"]["this_version"]["stages"]
