@@ -83,18 +83,11 @@ class Costs:
 
 
 def costs_of(manifests: "Mapping[str, Manifest]", student_source: str) -> Costs:
-    """The costs of a run on (planned) caches; caches of one size are counted once."""
+    """The costs of a run on (planned) caches."""
     from models.cost import backbone_cost
     from models.text_cost import student_cost
 
-    by_size: dict[tuple[int, int, str], BackboneCost] = {}
-    backbones = {}
-    for name, manifest in manifests.items():
-        sampling = manifest.sampling
-        size = (sampling.height, sampling.width, sampling.dtype)
-        if size not in by_size:
-            by_size[size] = backbone_cost(manifest)
-        backbones[name] = by_size[size]
+    backbones = {name: backbone_cost(manifest) for name, manifest in manifests.items()}
     student = student_cost(student_source, next(iter(manifests.values())))
     return Costs(manifests=manifests, backbones=backbones, student=student)
 
