@@ -1,4 +1,4 @@
-"""What `understudy plan` prints, as plain JSON types: sizes and costs put together. Every key ends in its unit."""
+"""What `understudy plan build` prints, as plain JSON types: sizes and costs put together. Keys end in their unit."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,8 @@ if TYPE_CHECKING:
     from models.teacher_folder import TeacherFolder
     from storage_schemas.manifest import Manifest
 
-# Paper, section 4: 320 thousand iterations of 32, one step of a trajectory each.
-PAPER_STEPS, PAPER_BATCH = 320_000, 32
 _GIB = 2**30
-_DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
+DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 
 
 def build_facts(
@@ -27,7 +25,7 @@ def build_facts(
     from models.memory import build_host_bytes, sample_stage_memory, text_stage_memory
     from models.text_cost import text_encoder_cost
 
-    sampling, dtype_bytes = manifest.sampling, _DTYPE_BYTES[manifest.sampling.dtype]
+    sampling, dtype_bytes = manifest.sampling, DTYPE_BYTES[manifest.sampling.dtype]
     backbone, text = backbone_cost(manifest), text_encoder_cost(manifest)
     layout, sizes = Layout(manifest.prompts.generations), cache_sizes(manifest)
     latent_bytes = sampling.image_tokens * sampling.channels * dtype_bytes
@@ -64,8 +62,8 @@ def build_facts(
             "sample_flop_per_trajectory": backbone.forward_flops * sampling.steps,
             "text_flop": text_flops,
             "sample_flop": sample_flops,
-            "text_hours": _hours(text_flops, rate_flops, gpus),
-            "sample_hours": _hours(sample_flops, rate_flops, gpus),
+            "text_hours": hours_of(text_flops, rate_flops, gpus),
+            "sample_hours": hours_of(sample_flops, rate_flops, gpus),
             "write_bytes_per_second": None
             if rate_flops is None
             else recorded * gpus * rate_flops / (backbone.forward_flops * sampling.steps),
@@ -81,74 +79,6 @@ def build_facts(
             shard_bytes=int(recorded + latent_bytes) * layout.shard_size,
             in_flight=IN_FLIGHT,
         ),
-    }
-
-
-def train_facts(
-    manifest: "Manifest",
-    student_source: str,
-    *,
-    batch_size: int,
-    steps: int,
-    warmup_steps: int,
-    rate_flops: float | None,
-) -> dict[str, Any]:
-    """Memory, hours and read rate of training a student from a (planned) cache."""
-    from models.cost import backbone_cost
-    from models.memory import training_host_bytes, training_memory
-    from models.text_cost import student_cost
-    from trainer.feed import AHEAD_PART, POOL_BYTES
-
-    dtype_bytes = _DTYPE_BYTES[manifest.sampling.dtype]
-    student, backbone = student_cost(student_source, manifest), backbone_cost(manifest)
-    # Forward, and twice as much for the gradients of weights and of activations.
-    student_flops = 3 * student.forward_flops
-    used = backbone if steps else None
-    ways = {}
-    for name, checkpointing in (("this_version", False), ("with_checkpointing", True)):
-        sample_flops = backbone.training_flops(checkpointing=checkpointing) + student_flops
-        memory = training_memory(
-            used, student, dtype_bytes=dtype_bytes, batch_size=batch_size, checkpointing=checkpointing
-        )
-        vision_hours = _hours(sample_flops * batch_size * steps, rate_flops, 1)
-        warmup_hours = _hours(student_flops * batch_size * warmup_steps, rate_flops, 1)
-        ways[name] = {
-            "flop_per_sample": sample_flops,
-            "gpu_memory": memory_facts(memory),
-            "warmup_hours": warmup_hours,
-            "vision_hours": vision_hours,
-            "seconds_per_step": None if rate_flops is None else sample_flops * batch_size / rate_flops,
-            "paper_recipe_hours": _hours(sample_flops * PAPER_BATCH * PAPER_STEPS, rate_flops, 1),
-            **_reading(manifest, batch_size, rate_flops, sample_flops),
-        }
-    return {
-        "student": {"source": student_source, "parameters": student.parameters},
-        "training": {"batch_size": batch_size, "steps": steps, "warmup_steps": warmup_steps},
-        "ways": ways,
-        "host_memory_bytes": training_host_bytes(
-            weights_bytes=backbone.parameters * dtype_bytes if steps else 0,
-            pool_bytes=POOL_BYTES,
-            pinned_bytes=POOL_BYTES // AHEAD_PART,
-        ),
-    }
-
-
-def _reading(manifest: "Manifest", batch_size: int, rate_flops: float | None, flop: float) -> dict[str, Any]:
-    """Bytes per second that a step uses (a latent and a prediction a row), and that are read where nothing is pooled.
-
-    Each row of a shuffled batch is of another trajectory, which is decoded from its first step.
-    """
-    sizes = {size.name: size for size in cache_sizes(manifest)}
-    latent_bytes = sizes["final_latent"].row_bytes
-    whole = [size for name, size in sizes.items() if name in ("velocity", "noise", "hidden_states", "final_latent")]
-    stored = sum(size.stored_high_bytes for size in whole) / max(1, whole[0].rows)
-    per_second = None if rate_flops is None else rate_flops / (flop * batch_size)
-    used, read = 2 * latent_bytes * batch_size, stored * batch_size
-    return {
-        "used_bytes_per_step": used,
-        "used_bytes_per_second": None if per_second is None else used * per_second,
-        "read_bytes_per_step": read,
-        "read_bytes_per_second": None if per_second is None else read * per_second,
     }
 
 
@@ -170,8 +100,8 @@ def memory_facts(memory: "GpuMemory") -> dict[str, Any]:
     }
 
 
-def gpu_verdict(stage: str, facts: dict[str, Any], card: "Card") -> str:
-    """Whether a stage fits on a card, and what helps."""
+def gpu_verdict(stage: str, facts: dict[str, Any], card: "Card", way_out: str = "--batch-size {} fits") -> str:
+    """Whether a stage fits on a card, and what helps: `way_out` with the rows that fit."""
     from models.memory import GpuMemory
 
     memory = GpuMemory(**{key: facts[key] for key in ("weights_bytes", "student_bytes", "sample_bytes", "batch_size")})
@@ -181,10 +111,11 @@ def gpu_verdict(stage: str, facts: dict[str, Any], card: "Card") -> str:
     if largest >= memory.batch_size:
         return f"fits: {needed}"
     if largest:
-        return f"does not fit: {needed}; --batch-size {largest} fits"
+        return f"does not fit: {needed}; {way_out.format(largest)}"
     before = memory.total_bytes - memory.activations_bytes
     return f"does not fit: {needed}; {before / _GIB:.1f} GiB are needed before the first sample: take a larger card"
 
 
-def _hours(flop: float, rate_flops: float | None, gpus: int) -> float | None:
+def hours_of(flop: float, rate_flops: float | None, gpus: int) -> float | None:
+    """Hours of so many FLOPs; None where the rate is not known."""
     return None if rate_flops is None else flop / (rate_flops * gpus) / 3600

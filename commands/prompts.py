@@ -161,15 +161,18 @@ def prompts_pocket(
     split: Annotated[
         Literal["train", "heldout"], typer.Option(help="heldout: compositions never trained on.")
     ] = "train",
+    kind: Annotated[
+        Literal["scene", "composition", "sign"] | None, typer.Option(help="Of this kind alone; default: all three.")
+    ] = None,
 ) -> None:
     """Captions of the pocket world.
 
     Example: understudy prompts pocket prompts.txt --count 1024
     """
-    from pocket.world import captions
+    from pocket.world import KINDS, captions
 
     try:
-        texts = captions(count, seed=seed, split=split)
+        texts = captions(count, seed=seed, split=split, kinds=KINDS if kind is None else (kind,))
     except ValueError as error:
         raise BadSettings(f"--count {count}: {error}") from error
     write_text(out_file, "".join(f"{text}\n" for text in texts))

@@ -35,7 +35,7 @@ def read_settings(context: typer.Context, file: Path | None) -> Path | None:
         raise BadSettings(f"{file} has the unknown key {unknown[0]!r}, expected one of {flags}")
     several = {parameter.name for parameter in context.command.params if getattr(parameter, "multiple", False)}
     context.default_map = {
-        key: [value] if key in several and isinstance(value, str) else value for key, value in given.items()
+        key: [value] if key in several and not isinstance(value, list) else value for key, value in given.items()
     }
     return file
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 def train(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
     cache: Annotated[
         list[str] | None,
@@ -133,12 +134,13 @@ def train(
         student_dtype=student_dtype, backbone_dtype=backbone_dtype, checkpoint_every=checkpoint_every, keep=keep,
         floor=floor, seed=seed,
     )  # fmt: skip
-    places = _places(cache or [])
+    places = named_places(cache or [])
     if recipe is not None:
-        asked, stated = _of_recipe(recipe, student, budget, flags)
+        given = {name: value for name, value in flags.items() if is_given(context, name)}
+        asked, stated = asked_of_recipe(recipe, student, budget, given)
         places = stated | places
     else:
-        asked = _of_flags(student, budget, flags)
+        asked = asked_of_flags(student, budget, flags)
     if not places:
         raise BadSettings("no cache is given: give --cache, the folder that `understudy build` made")
     train_run(
@@ -201,7 +203,8 @@ def train_run(
         out.print(f"{run}: student trained for {trained:,} steps", markup=False)
 
 
-def _of_flags(student: str | None, budget: str | None, flags: dict[str, Any]) -> "TrainSettings":
+def asked_of_flags(student: str | None, budget: str | None, flags: dict[str, Any]) -> "TrainSettings":
+    """The run that flags ask for: a warm-up, and the stage after it."""
     from trainer.settings import TrainFlags
 
     if student is None:
@@ -211,20 +214,27 @@ def _of_flags(student: str | None, budget: str | None, flags: dict[str, Any]) ->
     return TrainFlags.from_flags(student=student, **flags).settings()
 
 
-def _of_recipe(
-    file: Path, student: str | None, budget: str | None, flags: dict[str, Any]
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether a flag stands on the command line or in the file of --settings."""
+    # typer carries its own copy of click from 0.29 on: the source of a value is known by its name.
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def asked_of_recipe(
+    file: Path, student: str | None, budget: str | None, given: dict[str, Any]
 ) -> tuple["TrainSettings", dict[str, str]]:
+    """The run that a recipe states, and its caches; `given` are the flags beside it, student and budget apart."""
     from trainer.budget import seconds_of
     from trainer.recipe import read_recipe
-    from trainer.settings import TrainFlags, TrainSettings
+    from trainer.settings import TrainSettings
 
-    fields = TrainFlags.model_fields
-    changed = {name: value for name, value in flags.items() if value != fields[name].default}
-    if stages := [name for name in changed if name not in TrainSettings.model_fields]:
+    if stages := [name for name in given if name not in TrainSettings.model_fields]:
         raise BadSettings(
             f"--{stages[0].replace('_', '-')} is given beside --recipe {file}: it is for a stage to say; change the "
             f"recipe, or leave one of them away"
         )
+    changed = dict(given)
     if student is not None:
         changed["student"] = student
     if budget is not None:
@@ -233,15 +243,17 @@ def _of_recipe(
     return found.settings, found.caches
 
 
-def _places(given: Sequence[str]) -> dict[str, str]:
-    """Caches by name; a cache without one is named as its folder is."""
+def named_places(given: Sequence[str]) -> dict[str, str]:
+    """Caches by name, from --cache [NAME=]CACHE; a cache without a name is named as its folder is."""
     places: dict[str, str] = {}
     for text in given:
         name, sign, place = text.partition("=")
         # A folder may have a sign of equality in its name, a name has no slash.
-        if not sign or "/" in name or Path(text).exists():
+        if not sign or not name or "/" in name or Path(text).exists():
             place = text
             name = Path(text).resolve().name if "://" not in text else text.rstrip("/").rsplit("/", 1)[-1]
+        if not place:
+            raise BadSettings(f"--cache {text!r} names no place, expected [NAME=]CACHE, as in --cache {text}FOLDER")
         if name in places:
             raise BadSettings(
                 f"two caches are named {name!r}, {places[name]} and {place}: name them, as in --cache {name}-2={place}"

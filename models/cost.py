@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from models.meta_run import count_flops, parameter_count, peak_bytes, saved_bytes
 from models.schedule import DTYPES
+from storage_schemas.digests import canonical_json
 from storage_schemas.manifest import Manifest
 
 # Linears whose only inputs are timestep, guidance and pooled: no gradient of ours passes through them.
@@ -48,6 +49,24 @@ class BackboneCost:
 
 def backbone_cost(manifest: Manifest) -> BackboneCost:
     """The backbone of a (planned) cache at its image size and text length, in the cache's dtype."""
+    # Counting takes seconds, and a run may have several caches of one size.
+    key = _shapes(manifest)
+    if key not in _COUNTED:
+        _COUNTED[key] = _counted(manifest)
+    return _COUNTED[key]
+
+
+_COUNTED: dict[bytes, BackboneCost] = {}
+
+
+def _shapes(manifest: Manifest) -> bytes:
+    sampling, teacher = manifest.sampling, manifest.teacher
+    sizes = [sampling.image_tokens, sampling.channels, sampling.guidance is None, sampling.dtype]
+    widths = [teacher.text_length, teacher.text_width, teacher.pooled_width]
+    return canonical_json([teacher.backbone_config, *sizes, *widths])
+
+
+def _counted(manifest: Manifest) -> BackboneCost:
     sampling, config = manifest.sampling, manifest.teacher.backbone_config
     dtype = DTYPES[sampling.dtype]
     depth = (int(config["num_layers"]), int(config["num_single_layers"]))

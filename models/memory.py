@@ -67,8 +67,12 @@ def training_memory(
     dtype_bytes: int,
     batch_size: int,
     checkpointing: bool,
+    share: int = 1,
 ) -> GpuMemory:
-    """Training: frozen backbone (None in a warm-up alone), student in fp32 with AdamW, activations of both."""
+    """Training: frozen backbone (None in a warm-up alone), student in fp32 with AdamW, activations of both.
+
+    batch_size: rows that go through the networks at once; share: rows that share one pass of the student.
+    """
     weights = sample = 0
     if backbone is not None:
         weights = backbone.parameters * dtype_bytes
@@ -76,7 +80,7 @@ def training_memory(
     return GpuMemory(
         weights_bytes=weights,
         student_bytes=student.parameters * _STUDENT_BYTES_PER_PARAMETER,
-        sample_bytes=sample + student.saved_bytes,
+        sample_bytes=sample + -(-student.saved_bytes // share),
         batch_size=batch_size,
     )
 

@@ -65,6 +65,112 @@ def test_training_is_planned_beside_the_papers_recipe(capsys):
     assert "of the vision loss at batch 4" in said and "GPU memory" in said
 
 
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+# What FLUX reaches on a 4090, by the table of cards; TFLOP of a row at 512 px and at 1024 px, student apart.
+REACHED, ROW_512, ROW_1024 = 165.2 * 310 / 989, 31.36, 150.3
+
+
+def test_the_papers_recipe_is_planned_by_the_sizes_of_its_caches(capsys):
+    words = ["plan", "train", "--recipe", RECIPES / "paper.toml", *DEV, "--gpu", "4090"]
+    sizes = ["--resolution", 512, "--resolution", "commontext=1024"]
+    code, said, _ = understudy(*words, *sizes, "--json", capsys=capsys)
+    facts = json.loads(said)
+    stages = facts["ways"]["this_version"]["stages"]
+    assert code == 0 and [stage["caches"] for stage in stages] == [
+        {"compbench": 512}, {"commontext": 1024}, {"compbench": 512, "commontext": 1024, "laion": 512},
+    ]  # fmt: skip
+    # Caches to come are equally large: ten, one and one of twelve rows.
+    for stage, row in zip(stages, (ROW_512, ROW_1024, (11 * ROW_512 + ROW_1024) / 12), strict=True):
+        assert stage["flop_per_step"] == pytest.approx(32 * row * 1e12, rel=0.01)
+        assert stage["seconds_per_step"] == pytest.approx(32 * row / REACHED, rel=0.01)
+        assert stage["hours"] == pytest.approx(stage["steps"] * stage["seconds_per_step"] / 3600)
+    assert facts["ways"]["this_version"]["hours"] == pytest.approx(sum(stage["hours"] for stage in stages))
+    # All at 512 px: 72 days.
+    assert facts["ways"]["this_version"]["paper_recipe_hours"] / 24 == pytest.approx(72, abs=1)
+    assert facts["student"]["source"] == "google-t5/t5-base"
+
+
+def test_a_budget_is_told_in_steps_of_each_stage_that_shares_it(capsys):
+    words = ["plan", "train", "--recipe", RECIPES / "flux-one-gpu.toml", *DEV, "--budget", "72h"]
+    facts = json.loads(understudy(*words, "--gpu", "4090", "--json", capsys=capsys)[1])
+    for way in facts["ways"].values():
+        warm_up, vision = way["stages"]
+        assert [warm_up["hours"], vision["hours"], way["hours"]] == pytest.approx([21.6, 50.4, 72])
+        for stage in (warm_up, vision):
+            assert stage["steps"] == int(stage["hours"] * 3600 / stage["seconds_per_step"])
+        # No transformer, and forward and backward of 130 million parameters over 77 tokens.
+        assert warm_up["flop_per_step"] < 64 * 6 * 140e6 * 77
+    # Of 32 rows, 4 at once, the student's pass shared by four.
+    assert facts["ways"]["this_version"]["gpu_memory"]["batch_size"] == 4
+    code, said, _ = understudy(*words, "--gpu", "4090", capsys=capsys)
+    text = " ".join(said.split())
+    assert code == 0 and f"70 % of 72 h, about {facts['ways']['this_version']['stages'][1]['steps']:,} steps" in text
+    assert "steps of stages that share the budget of 72 h are estimates: train measures what a step takes" in text
+    assert "a step without the transformer is too small for a card's whole rate: it takes longer" in text
+    assert "1,725 (72 days)" in said
+
+
+def test_without_a_card_a_share_of_the_budget_is_hours_and_no_steps(dev_teacher, capsys):
+    words = ["plan", "train", "--recipe", RECIPES / "flux-one-gpu.toml", "--teacher", dev_teacher, "--budget", "72h"]
+    words += ["--student", dev_teacher / "text_encoder_2"]
+    facts = json.loads(understudy(*words, "--json", capsys=capsys)[1])
+    stages = facts["ways"]["this_version"]["stages"]
+    assert [(stage["steps"], stage["seconds_per_step"]) for stage in stages] == [(None, None)] * 2
+    assert [stage["hours"] for stage in stages] == pytest.approx([21.6, 50.4])
+
+
+def test_what_is_divided_or_shared_takes_less(dev_teacher, capsys):
+    def planned(*more):
+        words = ["plan", "train", "--teacher", dev_teacher, "--student", dev_teacher / "text_encoder_2", "--json"]
+        return json.loads(understudy(*words, *more, capsys=capsys)[1])
+
+    whole, divided = (planned("--batch-size", 8, *more) for more in ([], ["--accumulate", 4]))
+    one, other = (facts["ways"]["this_version"] for facts in (whole, divided))
+    assert one["stages"][0]["flop_per_step"] == other["stages"][0]["flop_per_step"]
+    assert one["gpu_memory"]["activations_bytes"] == 4 * other["gpu_memory"]["activations_bytes"]
+    shared = planned("--batch-size", 8, "--steps-per-trajectory", 4)["ways"]["this_version"]
+    assert shared["stages"][0]["flop_per_step"] < one["stages"][0]["flop_per_step"]
+    assert shared["read_bytes_per_step"] == one["read_bytes_per_step"] / 4
+    warm_ups = planned("--warmup-steps", 5, "--warmup-loss", "context")["ways"]["this_version"]["stages"]
+    assert [(stage["loss"], stage["steps"]) for stage in warm_ups] == [("context", 5), ("vision", 1000)]
+    embedding = planned("--loss", "embedding", "--batch-size", 32)
+    assert embedding["ways"]["this_version"]["gpu_memory"]["weights_bytes"] == 0
+    # The linear on both embeddings, and its gradient: three products of 12 x 24 x 32.
+    added = warm_ups[0]["flop_per_step"] - embedding["ways"]["this_version"]["stages"][0]["flop_per_step"]
+    assert added == pytest.approx(32 * 3 * 2 * 12 * 24 * 32, rel=1e-3)
+
+
+RECIPE = """
+student = "small"
+[[stage]]
+steps = 3
+caches = {here = 1, signs = 1}
+"""
+
+
+def test_caches_that_are_there_and_caches_to_come_are_planned_together(tmp_path, dev_teacher, prompt_file, capsys):
+    build_cache(tmp_path / "c", dev_teacher, prompt_file)
+    (tmp_path / "r.toml").write_text(RECIPE)
+    words = ["plan", "train", "--recipe", tmp_path / "r.toml", "--cache", f"here={tmp_path}/c"]
+    words += ["--student", dev_teacher / "text_encoder_2"]
+    code, said, _ = understudy(*words, "--teacher", dev_teacher, "--resolution", 24, "--json", capsys=capsys)
+    facts = json.loads(said)
+    (stage,) = facts["ways"]["this_version"]["stages"]
+    assert code == 0 and stage["caches"] == {"here": 16, "signs": 24} and stage["hours"] is None
+    code, _, heard = understudy(*words, capsys=capsys)
+    assert code == 1 and heard == (
+        "understudy: the recipe takes the cache 'signs', which is not given: give --cache signs=FOLDER, or --teacher "
+        "for one to come\n"
+    )
+    code, _, heard = understudy(*words, "--cache", f"signs={tmp_path}/c", "--teacher", dev_teacher, capsys=capsys)
+    assert code == 1 and heard == (
+        f"understudy: --teacher is {dev_teacher}, but all caches of the run are given, here, signs: plan train needs "
+        f"--cache (a cache that is there) or --teacher (for one to come)\n"
+    )
+    code, _, heard = understudy(*words, "--teacher", dev_teacher, "--resolution", "here=24", capsys=capsys)
+    assert code == 1 and heard == ("understudy: --resolution here=24 names the cache 'here', those to come are signs\n")
+
+
 def test_a_warm_up_alone_needs_no_room_for_the_backbone(capsys):
     words = ["plan", "train", *DEV, "--student", "small", "--steps", 0, "--warmup-steps", 9, "--gpu", "3060", "--json"]
     facts = json.loads(understudy(*words, capsys=capsys)[1])
@@ -92,6 +198,12 @@ def test_training_from_a_cache_goes_by_its_manifest(tmp_path, dev_teacher, promp
         (["build", "--teacher", "a/b", "--count", "5"], r"no teacher 'a/b' to plan for: expected a folder"),
         (["train", "--student", "small"], r"plan train needs one of --cache .* and --teacher"),
         (["train", *DEV, "--student", "small", "--steps", "0"], r"--steps 0 and --warmup-steps 0: nothing would be"),
+        (["train", *DEV], r"no student is given: give --student, such as google-t5/t5-base or pocket-small$"),
+        (["train", *DEV, "--student", "base", "--budget", "5h"], r"--budget is 5h without --recipe: the stages of a"),
+        (["train", *DEV, "--student", "base", "--resolution", "x=y"], r"--resolution is 'x=y', expected pixels, or"),
+        (["train", *DEV, "--recipe", "r.toml"], r"r\.toml cannot be read as TOML \(.*\): expected a recipe"),
+        (["train", *DEV, "--recipe", str(RECIPES / "flux-one-gpu.toml")], r"toml: stage vision takes a share of a"),
+        (["train", *DEV, "--recipe", str(RECIPES / "pocket.toml"), "--steps", "9"], r"--steps is given beside --rec"),
         (["train", *DEV, "--student", "./nix"], r"no student './nix': expected a folder"),
         (["train", "--cache", "nix", "--student", "small"], r"nix is not a folder"),
     ],

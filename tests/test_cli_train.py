@@ -88,3 +88,92 @@ def test_a_training_without_cache_or_student_is_one_line(words, capsys):
     )
     code, _, heard = understudy("train", words[1], "--cache", words[3], capsys=capsys)
     assert code == 1 and heard.startswith("understudy: no student is given: give --student, such as google-t5/t5-base")
+
+
+RECIPE = """
+student = "nobody"
+seed = 3
+floor = 2
+[[stage]]
+steps = 1
+batch-size = 2
+"""
+
+
+@pytest.fixture
+def recipe_words(tmp_path, cache_folder, dev_teacher):
+    (tmp_path / "r.toml").write_text(RECIPE)
+    words = ["train", tmp_path / "run", "--recipe", tmp_path / "r.toml"]
+    return [*words, "--cache", cache_folder, "--backbone", dev_teacher]
+
+
+def test_a_flag_beside_a_recipe_counts_even_where_it_is_the_default(tmp_path, recipe_words, t5_config, capsys):
+    code, said, _ = understudy(*recipe_words, "--student", t5_config, "--seed", 0, capsys=capsys)
+    assert code == 0 and "trained for 1 steps" in said
+    settings = json.loads((tmp_path / "run" / CONFIG_FILE).read_bytes())["settings"]
+    assert (settings["student"], settings["seed"], settings["floor"]) == (str(t5_config), 0, 2)
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--steps", 1000), ("--loss", "vision"), ("--warmup-learning-rate", 1)])
+def test_what_a_stage_says_is_no_flag_beside_a_recipe(tmp_path, recipe_words, flag, value, capsys):
+    code, _, heard = understudy(*recipe_words, flag, value, capsys=capsys)
+    assert code == 1 and heard == (
+        f"understudy: {flag} is given beside --recipe {tmp_path}/r.toml: it is for a stage to say; change the recipe, "
+        f"or leave one of them away\n"
+    )
+
+
+def test_places_that_a_recipe_states_are_below_the_current_directory(
+    tmp_path, recipe_words, cache_folder, t5_config, monkeypatch, capsys
+):
+    (tmp_path / "r.toml").write_text(f'{RECIPE}[caches]\nc = "{cache_folder.name}"\n')
+    monkeypatch.chdir(cache_folder.parent)
+    code, said, _ = understudy(*recipe_words[:4], *recipe_words[6:], "--student", t5_config, capsys=capsys)
+    assert code == 0 and "trained for 1 steps" in said
+    assert list(json.loads((tmp_path / "run" / CONFIG_FILE).read_bytes())["caches"]) == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["x/a", "b=x/c"], {"a": "x/a", "b": "x/c"}),
+        (["s3://bucket/some/a/", "n=s3://bucket/a=b"], {"a": "s3://bucket/some/a/", "n": "s3://bucket/a=b"}),
+        (["x=1/a=2"], {"x": "1/a=2"}),
+        (["./x=1/a=2"], {"a=2": "./x=1/a=2"}),
+        (["there=now"], {"there=now": "there=now"}),
+        (["=x"], {"=x": "=x"}),
+    ],
+)
+def test_a_cache_is_named_as_asked_or_as_its_folder(given, named, tmp_path, monkeypatch):
+    from commands.train import named_places
+
+    (tmp_path / "there=now").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert named_places(given) == named
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--cache", "x/cache"], "two caches are named 'cache', {cache} and x/cache: name them, as in --cache "
+         "cache-2=x/cache"),
+        (["--cache", "a="], "--cache 'a=' names no place, expected [NAME=]CACHE, as in --cache a=FOLDER"),
+        (["--cache", "b=nowhere"], "nowhere is not a folder"),
+    ],
+)  # fmt: skip
+def test_caches_that_cannot_be_told_apart_or_found_are_one_line(words, cache_folder, more, message, capsys):
+    code, _, heard = understudy(*words, *more, capsys=capsys)
+    assert (
+        code == 1 and heard.startswith(f"understudy: {message.format(cache=cache_folder)}") and heard.count("\n") == 1
+    )
+
+
+def test_neither_cache_nor_student_is_guessed(tmp_path, words, recipe_words, capsys):
+    code, _, heard = understudy(*words[:2], *words[4:], capsys=capsys)
+    assert code == 1 and heard == (
+        "understudy: no cache is given: give --cache, the folder that `understudy build` made\n"
+    )
+    code, _, heard = understudy(*words[:4], *words[6:], capsys=capsys)
+    assert code == 1 and heard == (
+        "understudy: no student is given: give --student, such as google-t5/t5-base or pocket-small\n"
+    )

@@ -6,10 +6,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from storage_schemas.errors import BadSettings
-from trainer.loop import Trainer
 from trainer.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from trainer.loop import Trainer
 
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # The first steps of a stage allocate, and wait for the first batch.
@@ -18,7 +21,7 @@ _PROBES, _FIRST = 8, 3
 
 def seconds_of(text: str) -> float:
     """Seconds of a time such as 72h, 90m, 1.5d; BadSettings for another text."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd])", text.strip())
     if found is None or float(found[1]) == 0:
         raise BadSettings(f"--budget is {text!r}, expected a time such as 72h, 90m or 3d")
     return float(found[1]) * _UNIT_SECONDS[found[2]]
@@ -31,7 +34,7 @@ def probe_settings(settings: TrainSettings) -> TrainSettings:
     return settings.model_copy(update={"stages": probes})
 
 
-def measured_seconds(settings: TrainSettings, make_trainer: Callable[[Path, TrainSettings], Trainer]) -> list[float]:
+def measured_seconds(settings: TrainSettings, make_trainer: "Callable[[Path, TrainSettings], Trainer]") -> list[float]:
     """Seconds of an optimizer step, its share of the validations included, of each stage with a budget_share.
 
     Takes some steps with a trainer that is thrown away: make_trainer(run, settings) gives one with its own student.

@@ -84,13 +84,12 @@ def _split(lesson: Lesson) -> tuple[Array, Array]:
 def stage_orders(settings: TrainSettings, lessons: Sequence[Lesson], feed: Feed) -> list[Alternation]:
     """The order of each stage: batches mix caches that are sampled alike, other ones take turns."""
     return [
-        # A stage draws from the caches anew: the same batches would come in the same order otherwise.
-        Alternation(list(_orders(stage, lessons, feed, mix(settings.seed, number) if number else settings.seed)))
+        Alternation(list(_orders(settings.seed, number, stage, lessons, feed)))
         for number, stage in enumerate(settings.stages)
     ]
 
 
-def _orders(stage: Stage, lessons: Sequence[Lesson], feed: Feed, seed: int) -> Iterator[Order]:
+def _orders(seed: int, stage_number: int, stage: Stage, lessons: Sequence[Lesson], feed: Feed) -> Iterator[Order]:
     alike: dict[object, list[int]] = {}
     for source, lesson in enumerate(lessons):
         if stage.caches is None or lesson.name in stage.caches:
@@ -108,7 +107,8 @@ def _orders(stage: Stage, lessons: Sequence[Lesson], feed: Feed, seed: int) -> I
             parts=tuple(parts),
             steps=lessons[sources[0]].cache.manifest.sampling.steps,
             batch_size=stage.batch_size,
-            seed=mix(seed, number) if number else seed,
+            # Each stage draws from each of its caches anew: the same rows would come in the same order otherwise.
+            seed=mix(seed, stage_number, number) if stage_number or number else seed,
             share=stage.steps_per_trajectory if vision else 1,
         )
 

@@ -131,7 +131,7 @@ class Alternation:
         self._shares = [sum((part.share for part in order.parts), start=Fraction(0)) for order in orders]
         self._walk = orders[0].steps if orders[0].kind == "following" else 1
         lengths = sorted({order.steps for order in orders})
-        if self._walk > 1 and len(lengths) > 1:
+        if orders[0].kind == "following" and len(lengths) > 1:
             raise BadSettings(
                 f"order is following on caches whose trajectories have {' and '.join(map(str, lengths))} steps, "
                 f"expected one number: their walks would not end together; give them stages of their own, or take "

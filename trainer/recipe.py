@@ -5,14 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from storage_schemas.errors import BadSettings
+from storage_schemas.manifest import first_wrong_flag
+from trainer.budget import seconds_of
 from trainer.settings import TrainSettings
 from trainer.stage import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a recipe states: the run, and where its caches lie as far as it says so."""
+    """What a recipe states: the run, and where its caches lie as far as it says so.
+
+    caches: places by name, as after --cache: a relative one is below the current directory, not the recipe's.
+    """
 
     settings: TrainSettings
     caches: dict[str, str]
@@ -24,7 +31,7 @@ def read_recipe(file: Path, **changes: Any) -> Recipe:
     Raises BadSettings, naming file, stage and key, for what cannot be read, is unknown, or out of range.
     """
     try:
-        stated: dict[str, Any] = tomllib.loads(file.read_text())
+        stated: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadSettings(
             f"{file} cannot be read as TOML ({error}): expected a recipe, see those in recipes/"
@@ -37,35 +44,67 @@ def read_recipe(file: Path, **changes: Any) -> Recipe:
     stages = stated.pop("stage", [])
     if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
         raise BadSettings(f"{file} has stage = {stages!r}, expected a [[stage]] for each stage")
-    if "stages" in stated:
-        raise BadSettings(f"{file} has the unknown key 'stages', expected a [[stage]] for each stage")
-    run = _names(stated) | changes
+    if not stages:
+        raise BadSettings(f"{file} has no stage, expected a [[stage]] for each, see the recipes in recipes/")
+    run = _of_the_run(file, stated) | changes
     if "student" not in run:
         raise BadSettings(f"{file} names no student: give --student, or a line such as student = 'google-t5/t5-base'")
     made = tuple(_stage(file, number, stage) for number, stage in enumerate(stages, start=1))
     return Recipe(settings=_checked(str(file), TrainSettings, run | {"stages": made}), caches=caches)
 
 
+# Keys whose values stand elsewhere in a recipe, or are said in other words: field of TrainSettings -> key.
+_SAID_OTHERWISE = {"stages": "stage", "budget_seconds": "budget"}
+
+
+def _of_the_run(file: Path, stated: dict[str, Any]) -> dict[str, Any]:
+    values = _names(str(file), stated)
+    known = {_SAID_OTHERWISE.get(name, name) for name in TrainSettings.model_fields} | {"caches"}
+    _check_known(str(file), values, known)
+    if (budget := values.pop("budget", None)) is None:
+        return values
+    if not isinstance(budget, str):
+        raise BadSettings(f"{file}: budget is {budget!r}, expected a time such as '72h', '90m' or '3d'")
+    try:
+        return values | {"budget_seconds": seconds_of(budget)}
+    except BadSettings as error:
+        raise BadSettings(f"{file}: {str(error).removeprefix('--')}") from error
+
+
 def _stage(file: Path, number: int, stated: dict[str, Any]) -> Stage:
-    values = _names(stated)
-    name = values.setdefault("name", str(number))
+    where = f"{file}, stage {stated.get('name', number)}"
+    values = {"name": str(number), **_names(where, stated)}
+    _check_known(where, values, set(Stage.model_fields))
     if "steps" in values and "budget_share" in values:
-        raise BadSettings(f"{file}, stage {name}: both steps and budget-share are given, expected one of them")
+        raise BadSettings(f"{where}: both steps and budget-share are given, expected one of them")
     if isinstance(listed := values.get("caches"), list):
-        values["caches"] = {cache: 1.0 for cache in listed}
-    stage: Stage = _checked(f"{file}, stage {name}", Stage, values)
+        if not all(isinstance(cache, str) for cache in listed) or len(set(listed)) < len(listed):
+            raise BadSettings(
+                f"{where} has caches = {listed!r}, expected names, each once, or their weights as in {{a = 10, b = 1}}"
+            )
+        values["caches"] = dict.fromkeys(listed, 1.0)
+    stage: Stage = _checked(where, Stage, values)
     return stage
 
 
-def _names(stated: dict[str, Any]) -> dict[str, Any]:
-    return {key.replace("-", "_"): value for key, value in stated.items()}
+def _names(where: str, stated: dict[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in stated.items():
+        if (name := key.replace("-", "_")) in values:
+            raise BadSettings(f"{where} has {name.replace('_', '-')} twice, with - and with _: leave one of them away")
+        values[name] = value
+    return values
+
+
+def _check_known(where: str, values: dict[str, Any], known: set[str]) -> None:
+    if unknown := sorted(values.keys() - known):
+        listed = ", ".join(sorted(name.replace("_", "-") for name in known))
+        raise BadSettings(f"{where} has the unknown key {unknown[0].replace('_', '-')!r}, expected one of {listed}")
 
 
 def _checked(where: str, kind: type[Stage] | type[TrainSettings], values: dict[str, Any]) -> Any:
-    if unknown := sorted(values.keys() - kind.model_fields.keys()):
-        known = ", ".join(sorted(name.replace("_", "-") for name in kind.model_fields))
-        raise BadSettings(f"{where} has the unknown key {unknown[0].replace('_', '-')!r}, expected one of {known}")
     try:
-        return kind.from_flags(**values)
-    except BadSettings as error:
-        raise BadSettings(f"{where}: {str(error).removeprefix('--')}") from error
+        # TOML has types: a text for a number, or true, is a slip.
+        return kind.model_validate(values, strict=True)
+    except ValidationError as error:
+        raise BadSettings(f"{where}: {first_wrong_flag(error).removeprefix('--')}") from error

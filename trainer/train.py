@@ -52,13 +52,15 @@ def train(
 ) -> int:
     """Train a student, or go on with one; how many optimizer steps it has then been trained for.
 
-    caches: by the names that stages give them; the first one's tokenizer goes with the student. teacher: where the
+    caches: by the names that stages give them; the tokenizer of one goes with the student. teacher: where the
     transformer lies, or its text projection (None where settings.teacher_use is "none"). student_source: where
     settings.student lies. processes: all call it with the same arguments but for the device; the first one writes and
     speaks. log_to: where metrics are shown besides RUN/metrics.jsonl.
     """
     progress = progress if processes.is_first else Silent()
     metrics = Metrics(run, mirrors=log_to, say=progress.say) if processes.is_first else None
+    # Positions count the trajectories of one cache behind those of another: the flags may come in any order.
+    caches = dict(sorted(caches.items()))
     check_one_teacher(caches)
     check_names(settings, list(caches))
     for stage in settings.stages:

@@ -125,6 +125,6 @@ def validation_rows(feed: Feed, wanted: int) -> list[Row]:
 
 
 def spread_rows(count: int, steps: int, wanted: int) -> list[Row]:
-    """(position, k) of `wanted` records of `count` trajectories, spread over both."""
+    """(position, k) of `wanted` different records of `count` trajectories, all if there are fewer, spread over both."""
     rows = min(wanted, count * steps)
-    return [(row % count, (row * steps // rows + row // count) % steps) for row in range(rows)]
+    return [(row % count, row * steps // rows) for row in range(rows)]

@@ -1,12 +1,14 @@
 """The order of training is arithmetic."""
 
 from collections import Counter
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.order import Order, Part, part_of, shuffled_position
+from storage_schemas.errors import BadSettings
+from trainer.order import Alternation, Order, Part, dealt, part_of, shuffled_position
 
 
 @given(count=st.integers(1, 300), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 1000))
@@ -110,3 +112,95 @@ def test_a_process_takes_whole_groups_of_rows_that_share():
     assert part_of(order.batch(3), rank=1, ranks=2, share=4) == order.batch(3)[4:]
     with pytest.raises(ValueError, match="batch of 8 rows, expected a multiple of 4 processes x 4 rows a forward"):
         part_of(order.batch(0), rank=0, ranks=4, share=4)
+
+
+SHARES = st.lists(st.fractions(min_value=Fraction(1, 1000), max_value=1000, max_denominator=1000), min_size=1)
+
+
+@given(shares=SHARES.filter(lambda shares: len(shares) <= 6), turns=st.integers(1, 40))
+def test_every_turn_goes_to_one_who_is_told_how_many_they_had(shares, turns):
+    had = [0] * len(shares)
+    for turn in range(turns):
+        who, before = dealt(turn, shares)
+        assert before == had[who]
+        had[who] += 1
+        for place, (count, share) in enumerate(zip(had, shares, strict=True)):
+            assert abs(count - (turn + 1) * share / sum(shares)) < place + 1
+
+
+@given(shares=SHARES.filter(lambda shares: len(shares) == 2), turn=st.integers(0, 10**12))
+def test_of_two_nobody_is_a_whole_turn_off_their_due_however_late(shares, turn):
+    who, before = dealt(turn, shares)
+    assert abs(before - turn * shares[who] / sum(shares)) < 1
+
+
+def test_whole_numbers_are_met_exactly_in_every_round():
+    who = [dealt(turn, [Fraction(10), Fraction(1), Fraction(1)])[0] for turn in range(120)]
+    assert all(Counter(who[first : first + 12]) == {0: 10, 1: 1, 2: 1} for first in range(0, 120, 12))
+
+
+def mixed(**changes):
+    parts = (Part(count=6, share=Fraction(3)), Part(count=4, first=6, share=Fraction(1)))
+    return Order(**{"kind": "shuffled", "parts": parts, "steps": 5, "batch_size": 8, "seed": 3} | changes)
+
+
+def test_a_batch_mixes_caches_by_their_shares_and_each_has_epochs_of_its_own():
+    order = mixed()
+    for step in range(20):
+        assert sum(position < 6 for position, _ in order.batch(step)) == 6
+    rows = [position for step in range(20) for position, _ in order.batch(step)]
+    first, second = ([p for p in rows if (p >= 6) == other] for other in (False, True))
+    assert all(sorted(first[at : at + 6]) == list(range(6)) for at in range(0, len(first), 6))
+    assert all(sorted(second[at : at + 4]) == list(range(6, 10)) for at in range(0, len(second), 4))
+
+
+def test_a_walk_over_several_caches_is_of_the_same_trajectories_to_its_end():
+    order = mixed(kind="following")
+    for walk in range(3):
+        batches = [order.batch(5 * walk + k) for k in range(5)]
+        assert len({tuple(position for position, _ in batch) for batch in batches}) == 1
+        assert [{k for _, k in batch} for batch in batches] == [{0}, {1}, {2}, {3}, {4}]
+
+
+def test_the_first_of_several_caches_is_seen_in_the_order_it_has_alone():
+    alone = mixed(parts=(Part(count=6),), batch_size=6)
+    rows = [position for step in range(3) for position, _ in mixed().batch(step) if position < 6]
+    assert rows == [position for step in range(3) for position, _ in alone.batch(step)]
+
+
+def test_the_order_of_mixed_batches_is_pinned():
+    # A resumed run of any version depends on it: do not edit.
+    assert [mixed(batch_size=4).batch(n) for n in (0, 9)] == [
+        [(8, 2), (2, 4), (3, 3), (1, 0)],
+        [(8, 0), (2, 2), (1, 1), (5, 4)],
+    ]
+
+
+def test_orders_that_no_batch_can_mix_take_turns_by_their_shares():
+    first = mixed(parts=(Part(count=6, share=Fraction(3)),))
+    second = mixed(parts=(Part(count=4, first=6, share=Fraction(1)),), steps=7)
+    turns = Alternation([first, second])
+    batches = [turns.batch(step) for step in range(40)]
+    own = [[batch for batch in batches if (batch[0][0] >= 6) == other] for other in (False, True)]
+    assert [len(batches) for batches in own] == [30, 10]
+    assert own == [[order.batch(step) for step in range(count)] for order, count in ((first, 30), (second, 10))]
+
+
+def test_the_turns_of_walks_are_whole_walks():
+    first = mixed(kind="following", parts=(Part(count=6, share=Fraction(1)),))
+    second = mixed(kind="following", parts=(Part(count=4, first=6, share=Fraction(1)),))
+    turns = Alternation([first, second])
+    for walk in range(6):
+        batches = [turns.batch(5 * walk + k) for k in range(5)]
+        assert [{k for _, k in batch} for batch in batches] == [{0}, {1}, {2}, {3}, {4}]
+        assert len({tuple(position for position, _ in batch) for batch in batches}) == 1
+        assert all((position >= 6) == (batches[0][0][0] >= 6) for position, _ in batches[0])
+    assert sum(turns.batch(5 * walk)[0][0] >= 6 for walk in range(6)) == 3
+
+
+@pytest.mark.parametrize(("steps", "told"), [((5, 7), "5 and 7"), ((1, 4), "1 and 4")])
+def test_walks_of_other_lengths_do_not_take_turns(steps, told):
+    orders = [mixed(kind="following", steps=length) for length in steps]
+    with pytest.raises(BadSettings, match=f"caches whose trajectories have {told} steps, expected one number: their"):
+        Alternation(orders)
+    assert Alternation([mixed(steps=length) for length in steps]).batch(0)

@@ -1,0 +1,215 @@
+"""A recipe is a run as a TOML file: what is wrong with it is one line that names file, stage and key."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage_schemas.errors import BadSettings
+from trainer.recipe import read_recipe
+from trainer.settings import TrainSettings
+from trainer.stage import Stage
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.toml"))
+
+RUN = 'student = "s"\n'
+STAGE = "[[stage]]\nsteps = 5\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def written(text: str) -> Path:
+        (tmp_path / "r.toml").write_text(text)
+        return tmp_path / "r.toml"
+
+    return written
+
+
+def test_what_is_not_stated_is_the_papers(write):
+    settings = read_recipe(write(RUN + STAGE)).settings
+    assert settings == TrainSettings(student="s", stages=(Stage(name="1", steps=5),))
+    assert (settings.dropout, settings.weight_decay, settings.stages[0].learning_rate) == (0.1, 1e-3, 1e-4)
+
+
+def test_caches_of_a_stage_are_names_or_names_with_weights(write):
+    text = RUN + '[[stage]]\nsteps = 1\ncaches = ["a", "b"]\n[[stage]]\nsteps = 1\ncaches = {a = 10, b = 1}\n'
+    first, second = read_recipe(write(text)).settings.stages
+    assert (first.caches, second.caches) == ({"a": 1.0, "b": 1.0}, {"a": 10.0, "b": 1.0})
+
+
+def test_a_recipe_can_say_where_its_caches_lie(write):
+    assert read_recipe(write(RUN + STAGE + '[caches]\na = "x/a"\nb = "s3://b/b"\n')).caches == {
+        "a": "x/a",
+        "b": "s3://b/b",
+    }
+
+
+def test_a_budget_is_a_time(write):
+    text = RUN + 'budget = "3d"\n[[stage]]\nbudget-share = 0.5\n'
+    assert read_recipe(write(text)).settings.budget_seconds == 259_200
+    assert read_recipe(write(text), budget_seconds=60.0).settings.budget_seconds == 60
+
+
+def test_what_is_given_beside_a_recipe_goes_before_it(write):
+    found = read_recipe(write('student = "s"\nseed = 3\n' + STAGE), student="t", seed=0).settings
+    assert (found.student, found.seed) == ("t", 0)
+
+
+WRONG = [
+    ("x = [", r"cannot be read as TOML \(.*\): expected a recipe, see those in recipes/"),
+    (STAGE, "names no student: give --student, or a line such as student = 'google-t5/t5-base'"),
+    (RUN, r"has no stage, expected a \[\[stage\]\] for each, see the recipes in recipes/"),
+    (RUN + "stage = 3", r"has stage = 3, expected a \[\[stage\]\] for each stage"),
+    (RUN + "stage = [3]", r"has stage = \[3\], expected a \[\[stage\]\] for each stage"),
+    (RUN + "stages = []\n" + STAGE, "has the unknown key 'stages', expected one of backbone-dtype, budget, .*"),
+    (RUN + "budget-seconds = 5\n" + STAGE, "has the unknown key 'budget-seconds', expected one of .*budget, .*"),
+    (RUN + "droput = 0.1\n" + STAGE, "has the unknown key 'droput', expected one of .*, dropout, .*, stage, .*"),
+    (RUN + "batch-size = 8\n" + STAGE, "has the unknown key 'batch-size', expected one of .*"),
+    (RUN + "weight-decay = 1\nweight_decay = 2\n" + STAGE,
+     "has weight-decay twice, with - and with _: leave one of them away"),
+    (RUN + "keep = true\n" + STAGE, r": keep: Input should be a valid integer \(found True\)"),
+    (RUN + 'dropout = "0.1"\n' + STAGE, r": dropout: Input should be a valid number \(found '0.1'\)"),
+    (RUN + "dropout = 1.0\n" + STAGE, r": dropout: Input should be less than 1 \(found 1.0\)"),
+    (RUN + "init = 3\n" + STAGE, r": init: Input should be 'auto', 'pretrained' or 'random' \(found 3\)"),
+    ("student = 3\n" + STAGE, r": student: Input should be a valid string \(found 3\)"),
+    (RUN + "caches = 3\n" + STAGE, r'has caches = 3, expected lines such as signs = "signs-cache" under \[caches\]'),
+    (RUN + STAGE + "[caches]\na = 3\n", r"has caches = \{'a': 3\}, expected lines such as .*"),
+    (RUN + "budget = 72\n" + STAGE, r": budget is 72, expected a time such as '72h', '90m' or '3d'"),
+    (RUN + "budget = '72'\n" + STAGE, r": budget is '72', expected a time such as 72h, 90m or 3d"),
+    (RUN + STAGE + "lr = 1\n", ", stage 1 has the unknown key 'lr', expected one of accumulate, batch-size, .*"),
+    (RUN + STAGE + "student = 's'\n", ", stage 1 has the unknown key 'student', expected one of .*"),
+    (RUN + STAGE + "budget-share = 0.5\n",
+     ", stage 1: both steps and budget-share are given, expected one of them"),
+    (RUN + "[[stage]]\nname = 'a'\n",
+     ", stage a: stage a has neither steps nor budget-share, expected one of them"),
+    (RUN + "[[stage]]\nsteps = '5'\n", r", stage 1: steps: Input should be a valid integer \(found '5'\)"),
+    (RUN + "[[stage]]\nsteps = 0\n", r", stage 1: steps: Input should be greater than or equal to 1 \(found 0\)"),
+    (RUN + "[[stage]]\nname = 7\nsteps = 1\n", r", stage 7: name: Input should be a valid string \(found 7\)"),
+    (RUN + STAGE + "loss = 'naive'\n",
+     r", stage 1: loss: Input should be 'vision', 'embedding' or 'context' \(found 'naive'\)"),
+    (RUN + STAGE + "caches = 'a'\n", r", stage 1: caches: Input should be a valid dictionary \(found 'a'\)"),
+    (RUN + STAGE + "caches = []\n", r", stage 1: caches: Dictionary should have at least 1 item .*"),
+    (RUN + STAGE + "caches = [['a']]\n", r", stage 1 has caches = \[\['a'\]\], expected names, each once, or .*"),
+    (RUN + STAGE + "caches = ['a', 'a']\n", r", stage 1 has caches = \['a', 'a'\], expected names, each once, or .*"),
+    (RUN + STAGE + "caches = {a = 0}\n",
+     ", stage 1: cache a has the weight 0, expected more than 0; leave it out"),
+    (RUN + STAGE + "batch-size = 6\naccumulate = 4\n",
+     r", stage 1: batch-size is 6, expected a multiple of accumulate x steps-per-trajectory = 4 x 1: .*; take 4"),
+    (RUN + 2 * (STAGE + "name = 'a'\n"), ": two stages are named 'a', expected a name for each"),
+    (RUN + "[[stage]]\nbudget-share = 0.5\n",
+     ": stage 1 takes a share of a budget that is not given: give --budget, as in 72h"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG)
+def test_what_is_wrong_with_a_recipe_is_one_line(write, text, message):
+    file = write(text)
+    with pytest.raises(BadSettings) as raised:
+        read_recipe(file)
+    said = str(raised.value)
+    sign = "" if message[0] in ":," else " "
+    assert re.fullmatch(f"{re.escape(str(file))}{sign}{message}", said), said
+
+
+def test_a_file_that_is_not_there_or_no_text_is_told(tmp_path):
+    with pytest.raises(BadSettings, match=r"nix\.toml cannot be read as TOML \(.*No such file.*\): expected a recipe"):
+        read_recipe(tmp_path / "nix.toml")
+    (tmp_path / "b.toml").write_bytes(b"student = '\xff'")
+    with pytest.raises(BadSettings, match=r"b\.toml cannot be read as TOML \(.*can't decode byte 0xff.*"):
+        read_recipe(tmp_path / "b.toml")
+
+
+def toml_of(settings: TrainSettings) -> str:
+    """A recipe with every key of a run."""
+    run = settings.json_value()
+    stages, seconds = run.pop("stages"), run.pop("budget_seconds")
+    lines = _lines(run) + ([] if seconds is None else [f'budget = "{seconds:g}s"'])
+    for stage in stages:
+        lines += ["[[stage]]", *_lines(stage)]
+    return "\n".join(lines)
+
+
+def _lines(values: dict[str, Any]) -> list[str]:
+    return [f"{key.replace('_', '-')} = {_value(value)}" for key, value in values.items() if value is not None]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_value(key)} = {_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, str):
+        return '"' + "".join(f"\\U{ord(letter):08x}" for letter in value) + '"'
+    return repr(value)
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+PARTS = st.floats(1e-9, 1e9)
+
+
+@st.composite
+def stages(draw: st.DrawFn, name: str) -> Stage:
+    vision = draw(st.booleans())
+    accumulate, share = draw(st.integers(1, 4)), draw(st.integers(1, 4)) if vision else 1
+    length = draw(st.sampled_from([{"steps": 7}, {"budget_share": 0.25}]))
+    return Stage(
+        name=name,
+        **length,
+        caches=draw(st.none() | st.dictionaries(NAMES, PARTS, min_size=1, max_size=3)),
+        weight=draw(st.sampled_from(["trajectory", "rows"])),
+        loss="vision" if vision else draw(st.sampled_from(["embedding", "context"])),
+        huber=draw(st.none() | PARTS),
+        step_weights=draw(st.sampled_from(["uniform", "sigma", "interval"])) if vision else "uniform",
+        embedding_term=draw(PARTS) if vision else 0.0,
+        batch_size=accumulate * share * draw(st.integers(1, 9)),
+        accumulate=accumulate,
+        steps_per_trajectory=share,
+        order=draw(st.sampled_from(["shuffled", "following"])) if share == 1 else "shuffled",
+        learning_rate=draw(PARTS),
+        decay=draw(st.sampled_from(["constant", "cosine", "linear"])),
+        lr_warmup_steps=draw(st.none() | st.integers(0, 9)),
+    )
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> TrainSettings:
+    names = draw(st.lists(NAMES, min_size=1, max_size=3, unique=True))
+    made = tuple(draw(stages(name)) for name in names)
+    shared = any(stage.budget_share is not None for stage in made)
+    return TrainSettings(
+        student=draw(NAMES),
+        stages=made,
+        budget_seconds=draw(st.integers(1, 10**5)) if shared else None,
+        dropout=draw(st.floats(0, 0.99)),
+        ema=draw(st.none() | st.floats(0.01, 0.99)),
+        seed=draw(st.integers(0, 2**63 - 1)),
+        student_dtype=draw(st.sampled_from(["auto", "float32", "bfloat16-autocast"])),
+        floor=draw(st.integers(0, 100)),
+    )
+
+
+@given(settings=runs())
+def test_a_run_that_is_written_as_a_recipe_reads_back_equal(tmp_path_factory, settings):
+    file = tmp_path_factory.getbasetemp() / "any.toml"
+    file.write_text(toml_of(settings), encoding="utf-8")
+    assert read_recipe(file).settings == settings
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.name)
+def test_the_recipes_that_come_along_are_recipes(file):
+    budget = {"budget_seconds": 3600.0} if "budget-share" in file.read_text() else {}
+    assert read_recipe(file, **budget).settings.stages
+
+
+def test_the_papers_recipe_has_the_papers_numbers():
+    file = next(file for file in RECIPES if file.name == "paper.toml")
+    settings = read_recipe(file).settings
+    assert (settings.student, settings.init) == ("google-t5/t5-base", "random")
+    assert (settings.dropout, settings.weight_decay, settings.clip) == (0.1, 1e-3, 1.0)
+    assert [stage.steps for stage in settings.stages] == [50_000, 70_000, 200_000] and settings.total_steps == 320_000
+    assert [set(stage.caches or ()) for stage in settings.stages[:2]] == [{"compbench"}, {"commontext"}]
+    assert settings.stages[2].caches == {"compbench": 10, "commontext": 1, "laion": 1}
+    for stage in settings.stages:
+        assert (stage.batch_size, stage.order, stage.learning_rate, stage.decay) == (32, "following", 1e-4, "constant")
+        assert (stage.loss, stage.weight, stage.accumulate) == ("vision", "trajectory", 1)
