@@ -9,6 +9,7 @@ import pytest
 from pocket import world
 from tests.test_cli import understudy
 from tests.test_docs import parse
+from trainer.recipe import read_recipe
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.toml"))
 
@@ -39,3 +40,12 @@ def test_captions_of_one_kind_make_a_cache_of_one_kind(tmp_path, capsys):
     code, said, _ = understudy("prompts", "pocket", tmp_path / "s.txt", "--kind", "sign", "--count", 40, capsys=capsys)
     assert code == 0 and said == f"40 captions in {tmp_path}/s.txt\n"
     assert all(isinstance(world.parse(line), world.Sign) for line in (tmp_path / "s.txt").read_text().splitlines())
+
+
+def test_the_recipe_in_the_documentation_is_one(tmp_path):
+    page = (RECIPES[0].parents[1] / "docs/training.md").read_text()
+    (block,) = re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "my-recipe.toml").write_text(block)
+    recipe = read_recipe(tmp_path / "my-recipe.toml")
+    assert recipe.caches == {"scenes": "scenes-cache", "signs": "signs-cache"}
+    assert [stage.name for stage in recipe.settings.stages] == ["warm-up", "replay"]
