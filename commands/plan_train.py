@@ -59,7 +59,7 @@ def plan_train(
     steps: Annotated[int, typer.Option(min=0, help="Optimizer steps with --loss.")] = 1000,
     loss: Annotated[Literal["vision", "embedding", "context"], typer.Option(help="As for train.")] = "vision",
     warmup_steps: Annotated[int, typer.Option(min=0, help="Steps with --warmup-loss before them.")] = 0,
-    warmup_loss: Literal["embedding", "context"] = "embedding",
+    warmup_loss: Literal["embedding", "context"] = "context",
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Judge by per-block checkpointing (not in this version yet).")
     ] = False,

@@ -58,7 +58,9 @@ def train(
             "the embedding error after the transformer's text projection; of it only that linear is read."
         ),
     ] = "vision",
-    warmup_loss: Literal["embedding", "context"] = "embedding",
+    warmup_loss: Annotated[
+        Literal["embedding", "context"], typer.Option(help="context did better on the pocket (docs/benchmarks.md).")
+    ] = "context",
     huber: Annotated[
         float | None, typer.Option(help="--loss grows as a line, not a square, where a difference is above this.")
     ] = None,

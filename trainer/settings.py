@@ -126,7 +126,7 @@ class TrainFlags(_OfTheRun):
     steps: int = Field(default=1000, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
     loss: Loss = "vision"
-    warmup_loss: Literal["embedding", "context"] = "embedding"
+    warmup_loss: Literal["embedding", "context"] = "context"
     huber: float | None = Field(default=None, gt=0)
     step_weights: Literal["uniform", "sigma", "interval"] = "uniform"
     embedding_term: float = Field(default=0.0, ge=0)

@@ -168,7 +168,8 @@ def test_the_vision_loss_falls(tmp_path, cache_folder, dev_teacher, t5_config):
 
 
 def test_a_warm_up_alone_needs_no_transformer(tmp_path, cache_folder, t5_config):
-    run_training(tmp_path / "run", cache_folder, None, t5_config, steps=0, warmup_steps=40, dropout=0.0)
+    flags = {"steps": 0, "warmup_steps": 40, "warmup_loss": "embedding", "dropout": 0.0}
+    run_training(tmp_path / "run", cache_folder, None, t5_config, **flags)
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines if "kind" in line]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])

@@ -19,7 +19,7 @@ def bare_cache(tmp_path_factory, dev_teacher):
 
 def test_a_warm_up_is_refused_with_the_way_out(tmp_path, bare_cache, dev_teacher, t5_config):
     with pytest.raises(
-        BadSettings, match=r"stage warm-up has the loss embedding, but .* was built with --embeddings none: "
+        BadSettings, match=r"stage warm-up has the loss context, but .* was built with --embeddings none: "
     ):
         run_training(tmp_path / "run", bare_cache, dev_teacher, t5_config, warmup_steps=3)
     assert not (tmp_path / "run").exists()
