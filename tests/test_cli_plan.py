@@ -95,7 +95,7 @@ def test_a_budget_is_told_in_steps_of_each_stage_that_shares_it(capsys):
     facts = json.loads(understudy(*words, "--gpu", "4090", "--json", capsys=capsys)[1])
     for way in facts["ways"].values():
         warm_up, vision = way["stages"]
-        assert [warm_up["hours"], vision["hours"], way["hours"]] == pytest.approx([21.6, 50.4, 72])
+        assert [warm_up["hours"], vision["hours"], way["hours"]] == pytest.approx([7.2, 64.8, 72])
         for stage in (warm_up, vision):
             assert stage["steps"] == int(stage["hours"] * 3600 / stage["seconds_per_step"])
         # No transformer, and forward and backward of 130 million parameters over 77 tokens.
@@ -116,7 +116,7 @@ def test_without_a_card_a_share_of_the_budget_is_hours_and_no_steps(dev_teacher,
     facts = json.loads(understudy(*words, "--json", capsys=capsys)[1])
     stages = facts["ways"]["this_version"]["stages"]
     assert [(stage["steps"], stage["seconds_per_step"]) for stage in stages] == [(None, None)] * 2
-    assert [stage["hours"] for stage in stages] == pytest.approx([21.6, 50.4])
+    assert [stage["hours"] for stage in stages] == pytest.approx([7.2, 64.8])
 
 
 def test_what_is_divided_or_shared_takes_less(dev_teacher, capsys):
