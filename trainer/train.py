@@ -1,7 +1,7 @@
 """Phase 2: caches -> replay through the frozen backbone -> student -> checkpoints."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from models.backbone import FluxBackbone
 from models.context_projection import load_context_projection
 from models.geometry import recorded_geometry
+from models.modulation_table import recorded_conditions
 from models.schedule import DTYPES
 from models.student import Student, new_student
 from models.student_tokens import StudentTokens, own_tokens, text_length_remark
@@ -24,7 +25,7 @@ from trainer.budget import measured_seconds, shared_out
 from trainer.loop import Trainer
 from trainer.losses import Objective
 from trainer.mixture import Lesson, check_names, check_one_teacher
-from trainer.run_folder import begin_run, begun_run
+from trainer.run_folder import FREE, begin_run, begun_run
 from trainer.settings import MAIN, RunConfig, TrainedOn, TrainSettings
 from trainer.stage import Stage
 from trainer.training_set import TrainingSet
@@ -71,7 +72,7 @@ def train(
         settings = _with_steps(settings, make, progress)
         begin_run(run, wanted.model_copy(update={"settings": settings}))
     else:
-        settings = begun.settings.model_copy(update={"keep": settings.keep, "floor": settings.floor})
+        settings = begun.settings.model_copy(update={name: getattr(settings, name) for name in FREE})
     trainer = make(run, settings)
     _say_what_is_trained(trainer, lessons, progress)
     if remark := text_length_remark(student, recorded):
@@ -173,7 +174,7 @@ def _objective(
     if teacher is not None and "context" in settings.losses:
         context_ID = load_context_projection(teacher, manifests[0].teacher, device)
     if teacher is not None and settings.teacher_use == "transformer":
-        loaded = _load_backbone(settings, manifests[0], teacher, device)
+        loaded = _load_backbone(settings, manifests, teacher, device)
         backbones = [loaded.at(recorded_geometry(manifest.sampling)) for manifest in manifests]
     sigmas = [manifest.sampling.sigmas for manifest in manifests]
     return Objective(settings=settings, backbones=backbones, context_ID=context_ID, sigmas=sigmas)
@@ -235,8 +236,9 @@ def _run_config(settings: TrainSettings, caches: Mapping[str, Cache], teacher: T
 
 
 def _load_backbone(
-    settings: TrainSettings, manifest: Manifest, teacher: TeacherFolder, device: torch.device
+    settings: TrainSettings, manifests: Sequence[Manifest], teacher: TeacherFolder, device: torch.device
 ) -> FluxBackbone:
+    manifest = manifests[0]
     expected = {name: value for name, value in manifest.teacher.weights.items() if name.startswith("transformer/")}
     found = teacher.weight_hashes("transformer")
     if found != expected:
@@ -248,5 +250,11 @@ def _load_backbone(
     geometry = recorded_geometry(manifest.sampling)
     dtype = DTYPES[_backbone_dtype(settings, manifest)]
     return FluxBackbone.load(
-        teacher.path, geometry, text_length=manifest.teacher.text_length, dtype=dtype, device=device
+        teacher.path,
+        geometry,
+        text_length=manifest.teacher.text_length,
+        dtype=dtype,
+        device=device,
+        options=settings.memory,
+        conditions=recorded_conditions(manifests, batch_rows=settings.replay_rows),
     )
