@@ -69,7 +69,7 @@ def test_a_live_call_of_all_rows_equals_the_table_made_in_one_call(teacher, guid
 def test_at_another_batch_size_the_difference_is_rounding(wide, dtype, rounding):
     live = load(wide[True], dtype)
     asked = list(pairs(guidance=True))[5:8]
-    for made_in in (1, 2, 20):
+    for made_in in (1, 20):
         table = load(wide[True], dtype, batch_rows=made_in)
         for found, expected in zip(call(table, asked), call(live, asked), strict=True):
             assert (found - expected).float().norm() <= rounding * expected.float().norm()
@@ -101,7 +101,7 @@ def test_of_flux_dev_as_many_parameters_go_as_were_counted():
     before, conditioning = parameter_count(transformer), parameter_count(transformer.time_text_embed)
     # 2.11 MB a row in bfloat16.
     assert modulation_width(transformer) * 2 == 2_113_536
-    recorded = recorded_conditions([outline()], batch_rows=4)
+    recorded = recorded_conditions([outline()], batch_rows=140)
     assert len(recorded.pairs) == 20 * 7 and worthwhile(transformer, recorded)
     many = Conditions(pairs=tuple((step / 4000, 3.5) for step in range(4000)), batch_rows=4)
     assert not worthwhile(transformer, many)
