@@ -136,6 +136,12 @@ def _say_what_is_trained(trainer: Trainer, lessons: list[Lesson], progress: Prog
                 f"{trainer.run} goes on with the {began} trajectories with which it began, of {len(cache)} that "
                 f"{cache.folder} has now: a new run folder takes all of them"
             )
+    if trainer.settings.modulation == "auto" and any(
+        backbone.table is None for backbone in trainer.objective.backbones
+    ):
+        clip = any(lesson.cache.manifest.teacher.pooled == "clip" for lesson in lessons)
+        why = "the pooled vectors of CLIP are part of them" if clip else "a table of these caches would be larger"
+        progress.say(f"no modulation table: {why}; the weights that it would stand for stay in memory")
     parameters = sum(parameter.numel() for parameter in trainer.student.parameters())
     autocast = ", bfloat16 autocast" if trainer.autocast else ""
     several = f" of {len(lessons)} caches" if len(lessons) > 1 else ""

@@ -50,6 +50,7 @@ def test_the_table_is_on_by_default_and_its_floor_is_zero(tmp_path, exact_cache,
     heard = Listening()
     run_training(tmp_path / "of-1", exact_cache, dev_teacher, t5_config, progress=heard, **FLAGS | {"floor": 5})
     assert any(line.startswith("replay floor 0 (0.00 %") for line in heard.heard)
+    assert not any("modulation" in line for line in heard.heard)
 
 
 def test_a_run_goes_on_with_other_checkpointing_and_not_with_other_modulation(
@@ -68,7 +69,12 @@ def test_a_run_goes_on_with_other_checkpointing_and_not_with_other_modulation(
 
 def test_caches_with_pooled_vectors_are_trained_on_with_the_weights(tmp_path, dev_teacher, prompt_file, t5_config):
     build_cache(tmp_path / "c", dev_teacher, prompt_file, pooled="clip", steps=2)
-    run_training(tmp_path / "run", tmp_path / "c", dev_teacher, t5_config, steps=2)
+    heard = Listening()
+    run_training(tmp_path / "run", tmp_path / "c", dev_teacher, t5_config, progress=heard, steps=2)
+    assert (
+        "no modulation table: the pooled vectors of CLIP are part of them; the weights that it would stand for stay "
+        "in memory"
+    ) in heard.heard
     with pytest.raises(BadSettings, match=r"--modulation is table, but the cache has the pooled vectors of CLIP: "):
         run_training(tmp_path / "other", tmp_path / "c", dev_teacher, t5_config, steps=2, modulation="table")
 
