@@ -97,6 +97,14 @@ def train(
     backbone_dtype: Annotated[
         Literal["cache", "bfloat16", "float32"], typer.Option(help="cache: as recorded.")
     ] = "cache",
+    modulation: Annotated[
+        Literal["auto", "table", "live"],
+        typer.Option(help="table: 27 % of FLUX's weights give way to their results; auto: wherever pooled is zero."),
+    ] = "auto",
+    checkpoint_blocks: Annotated[
+        int,
+        typer.Option(metavar="N", help="Compute every N-th block of the transformer twice, for less memory; 0: none."),
+    ] = 0,
     checkpoint_every: int = 200,
     keep: Annotated[int, typer.Option(help="Last checkpoints kept, besides the best.")] = 2,
     floor: Annotated[
@@ -133,8 +141,8 @@ def train(
         accumulate=accumulate, order=order, steps_per_trajectory=steps_per_trajectory, learning_rate=learning_rate,
         warmup_learning_rate=warmup_learning_rate, decay=decay, lr_warmup_steps=lr_warmup_steps,
         weight_decay=weight_decay, clip=clip, dropout=dropout, position_bias_factor=position_bias_factor, ema=ema,
-        student_dtype=student_dtype, backbone_dtype=backbone_dtype, checkpoint_every=checkpoint_every, keep=keep,
-        floor=floor, seed=seed,
+        student_dtype=student_dtype, backbone_dtype=backbone_dtype, modulation=modulation,
+        checkpoint_blocks=checkpoint_blocks, checkpoint_every=checkpoint_every, keep=keep, floor=floor, seed=seed,
     )  # fmt: skip
     places = named_places(cache or [])
     if recipe is not None:

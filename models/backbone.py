@@ -8,8 +8,13 @@ from diffusers import FluxTransformer2DModel
 from safetensors import SafetensorError
 
 from models.attention import set_attention
+from models.checkpointing import checkpoint_blocks
 from models.geometry import Geometry
-from storage_schemas.errors import BadTeacher
+from models.memory_options import MemoryOptions
+from models.modulation_table import Conditions, ModulationTable, make_table, worthwhile
+from storage_schemas.errors import BadSettings, BadTeacher
+
+_AUTO = MemoryOptions()
 
 
 class FluxBackbone:
@@ -18,8 +23,16 @@ class FluxBackbone:
     Calls it exactly as FluxPipeline does: no attention mask, all text positions 0.
     """
 
-    def __init__(self, transformer: FluxTransformer2DModel, geometry: Geometry, *, text_length: int) -> None:
+    def __init__(
+        self,
+        transformer: FluxTransformer2DModel,
+        geometry: Geometry,
+        *,
+        text_length: int,
+        table: ModulationTable | None = None,
+    ) -> None:
         self.transformer = transformer.eval().requires_grad_(False)
+        self.table = table
         self.takes_guidance = bool(transformer.config.guidance_embeds)
         self.dtype, self.device = transformer.dtype, transformer.device
         self.attention_backend: str | None = None
@@ -37,8 +50,15 @@ class FluxBackbone:
         dtype: torch.dtype,
         device: torch.device,
         attention_backend: str | None = None,
+        options: MemoryOptions = _AUTO,
+        conditions: Conditions | None = None,
     ) -> Self:
-        """Load `folder`/transformer and nothing else. attention_backend: see models/attention.py."""
+        """Load `folder`/transformer and nothing else. attention_backend: see models/attention.py.
+
+        conditions: all that predict will be asked for, None where they are not known or pooled is not zero; there is
+        no modulation table then. Weights that a table stands for are on the device one linear at a time only; the host
+        holds the whole transformer once.
+        """
         try:
             transformer = FluxTransformer2DModel.from_pretrained(
                 folder,
@@ -50,8 +70,13 @@ class FluxBackbone:
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise BadTeacher(f"{folder}/transformer cannot be loaded ({reason}): download it again") from error
-        backbone = cls(transformer.to(device), geometry, text_length=text_length)
+        table = None
+        if _takes_table(transformer, options, conditions):
+            assert conditions is not None
+            table = make_table(transformer, conditions, device)
+        backbone = cls(transformer.to(device), geometry, text_length=text_length, table=table)
         backbone.use_attention(attention_backend)
+        checkpoint_blocks(transformer, options.checkpoint_blocks)
         return backbone
 
     def use_attention(self, backend: str | None) -> None:
@@ -62,7 +87,7 @@ class FluxBackbone:
 
     def at(self, geometry: Geometry) -> Self:
         """The same transformer, not a copy of it, for another geometry."""
-        other = type(self)(self.transformer, geometry, text_length=len(self._text_ids_T3))
+        other = type(self)(self.transformer, geometry, text_length=len(self._text_ids_T3), table=self.table)
         other.attention_backend = self.attention_backend
         return other
 
@@ -81,8 +106,10 @@ class FluxBackbone:
         """velocity_BSC. timestep in [0, 1], of the backbone's dtype; guidance fp32, as FluxPipeline passes it.
 
         Of any number of text tokens: a student may have another tokenizer. Gradients flow to
-        `encoder_hidden_states_BTD`; the weights are frozen.
+        `encoder_hidden_states_BTD`; the weights are frozen. BadSettings for conditions that a table does not hold.
         """
+        if self.table is not None:
+            pooled_projections_BP = self.table.select(timestep_B, guidance_B, pooled_projections_BP)
         velocity_BSC: torch.Tensor = self.transformer(
             hidden_states=hidden_states_BSC,
             timestep=timestep_B,
@@ -99,6 +126,19 @@ class FluxBackbone:
         if text_length != len(self._text_ids_T3):
             self._text_ids_T3 = self._text_ids_T3.new_zeros(text_length, 3)
         return self._text_ids_T3
+
+
+def _takes_table(transformer: FluxTransformer2DModel, options: MemoryOptions, conditions: Conditions | None) -> bool:
+    if options.modulation == "live":
+        return False
+    if conditions is not None:
+        return options.modulation == "table" or worthwhile(transformer, conditions)
+    if options.modulation == "table":
+        raise BadSettings(
+            "--modulation is table, but the cache has the pooled vectors of CLIP: with them every prompt has "
+            "modulation vectors of its own; give --modulation auto, or a cache built with --pooled zero"
+        )
+    return False
 
 
 def _image_ids(geometry: Geometry) -> torch.Tensor:

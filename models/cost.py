@@ -12,13 +12,13 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from models.checkpointing import checkpoint_blocks, checkpointed_blocks
 from models.meta_run import count_flops, parameter_count, peak_bytes, saved_bytes
+from models.modulation_table import modulation_parameters, modulation_width
 from models.schedule import DTYPES
 from storage_schemas.digests import canonical_json
 from storage_schemas.manifest import Manifest
 
-# Linears whose only inputs are timestep, guidance and pooled: no gradient of ours passes through them.
-_MODULATION = ("norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear")
 # A fused kernel's backward pass computes the scores again: 5 products for the forward pass's 2.
 _ATTENTION_BACKWARD = 2.5
 # What a count on the meta device sees of it: 4 products.
@@ -26,25 +26,65 @@ _ATTENTION_BACKWARD_COUNTED = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlockCost:
+    """One of `count` blocks of a kind: its forward pass, and what of it is kept for the backward pass."""
+
+    count: int
+    forward_flops: float
+    saved_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class BackboneCost:
     """FLUX's transformer. FLOPs and bytes are of one sample; `backward` leads to the text embedding, weights frozen.
 
-    `saved_bytes`: activations kept for the backward pass without checkpointing; `checkpointed_bytes`: with it, one
-    checkpoint per block and the activations of the largest block; `forward_peak_bytes`: live at once without gradients.
+    `conditioning_parameters`: what makes the modulation linears' input; a modulation table stands for both.
+    `modulation_width`: values of a row of that table. `saved_bytes`: activations kept for the backward pass without
+    checkpointing; `checkpoint_bytes`: what is kept of a block with it, `outer_bytes` then outside of the blocks;
+    `forward_peak_bytes`: live at once without gradients.
     """
 
     parameters: int
     modulation_parameters: int
+    conditioning_parameters: int
+    modulation_width: int
     forward_flops: float
     attention_flops: float
     backward_flops: float
     forward_peak_bytes: int
     saved_bytes: int
-    checkpointed_bytes: int
+    checkpoint_bytes: int
+    outer_bytes: int
+    double_blocks: BlockCost
+    single_blocks: BlockCost
 
-    def training_flops(self, *, checkpointing: bool) -> float:
-        """One sample, forward and backward; checkpointing computes the forward pass twice."""
-        return self.forward_flops * (2 if checkpointing else 1) + self.backward_flops
+    def training_flops(self, *, checkpointing: int) -> float:
+        """One sample, forward and backward; checkpointing (0 none, n every n-th block) computes blocks twice."""
+        again = sum(number * kind.forward_flops for kind, number in self._checkpointed(checkpointing))
+        return self.forward_flops + again + self.backward_flops
+
+    def training_bytes(self, *, checkpointing: int) -> int:
+        """Activations of one sample: all that is kept, and the largest block that is computed again."""
+        if not checkpointing:
+            return self.saved_bytes
+        kept, again = self.outer_bytes, 0
+        for kind, number in self._checkpointed(checkpointing):
+            kept += number * self.checkpoint_bytes + (kind.count - number) * kind.saved_bytes
+            again = max(again, kind.saved_bytes if number else 0)
+        return kept + again
+
+    def weights_bytes(self, *, dtype_bytes: int, table_rows: int | None = None) -> int:
+        """All weights; with a modulation table of so many rows, that and what it leaves of them."""
+        if table_rows is None:
+            return self.parameters * dtype_bytes
+        left = self.parameters - self.modulation_parameters - self.conditioning_parameters
+        return (left + table_rows * self.modulation_width) * dtype_bytes
+
+    def _checkpointed(self, every: int) -> list[tuple[BlockCost, int]]:
+        double, single = self.double_blocks, self.single_blocks
+        chosen = checkpointed_blocks(double.count + single.count, every)
+        of_double = sum(number < double.count for number in chosen)
+        return [(double, of_double), (single, len(chosen) - of_double)]
 
 
 def backbone_cost(manifest: Manifest) -> BackboneCost:
@@ -76,13 +116,22 @@ def _counted(manifest: Manifest) -> BackboneCost:
     forward_flops = _extrapolated(depth, {at: flops.total for at, flops in forward.items()})
     both_flops = _extrapolated(depth, {at: count_flops(run.both).total for at, run in runs.items()})
     saved = {at: saved_bytes(run.with_gradient, run.parameters) for at, run in runs.items()}
-    largest_block = max(saved[2, 1], saved[1, 2]) - saved[1, 1]
     inner = int(config["attention_head_dim"]) * int(config["num_attention_heads"])
     checkpoint = (sampling.image_tokens + manifest.teacher.text_length) * inner * dtype.itemsize
     whole = _transformer(config, *depth, dtype)
+    double, single = (
+        BlockCost(
+            count=count,
+            forward_flops=forward[at].total - forward[1, 1].total,
+            saved_bytes=saved[at] - saved[1, 1],
+        )
+        for count, at in zip(depth, ((2, 1), (1, 2)), strict=True)
+    )
     return BackboneCost(
         parameters=parameter_count(whole),
-        modulation_parameters=_count_named(whole, _MODULATION),
+        modulation_parameters=modulation_parameters(whole),
+        conditioning_parameters=parameter_count(whole.time_text_embed),
+        modulation_width=modulation_width(whole),
         forward_flops=forward_flops,
         attention_flops=attention_flops,
         backward_flops=both_flops
@@ -90,7 +139,10 @@ def _counted(manifest: Manifest) -> BackboneCost:
         + (_ATTENTION_BACKWARD - _ATTENTION_BACKWARD_COUNTED) * attention_flops,
         forward_peak_bytes=peak_bytes(runs[1, 1].forward, runs[1, 1].parameters),
         saved_bytes=int(_extrapolated(depth, saved)),
-        checkpointed_bytes=sum(depth) * checkpoint + largest_block,
+        checkpoint_bytes=checkpoint,
+        outer_bytes=runs[1, 1].checkpointed_bytes() - 2 * checkpoint,
+        double_blocks=double,
+        single_blocks=single,
     )
 
 
@@ -109,6 +161,12 @@ class _Run:
 
     def both(self) -> None:
         self._run(gradient=True).sum().backward()
+
+    def checkpointed_bytes(self) -> int:
+        checkpoint_blocks(self._model, 1)
+        kept = saved_bytes(self.with_gradient, self.parameters)
+        checkpoint_blocks(self._model, 0)
+        return kept
 
     def _run(self, *, gradient: bool) -> torch.Tensor:
         sampling, teacher = self._sampling, self._teacher
@@ -154,8 +212,3 @@ def _transformer(config: dict[str, Any], double: int, single: int, dtype: torch.
         # Not .to(): diffusers remarks on casts, and there is nothing here to lose by one.
         parameter.data = parameter.data.to(dtype)
     return model.eval().requires_grad_(False)
-
-
-def _count_named(model: torch.nn.Module, ends: tuple[str, ...]) -> int:
-    modules = (module for name, module in model.named_modules() if name.endswith(ends))
-    return sum(parameter_count(module) for module in modules)

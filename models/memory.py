@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 from models.cost import BackboneCost
+from models.modulation_table import recorded_conditions
 from models.text_cost import TextEncoderCost
+from storage_schemas.manifest import Manifest
 
 # CUDA context, libraries' workspaces, fragmentation of the allocator: assumed.
 CUDA_BYTES = 2**30
@@ -66,23 +68,53 @@ def training_memory(
     *,
     dtype_bytes: int,
     batch_size: int,
-    checkpointing: bool,
+    checkpointing: int = 0,
+    table_rows: int | None = None,
     share: int = 1,
 ) -> GpuMemory:
     """Training: frozen backbone (None in a warm-up alone), student in fp32 with AdamW, activations of both.
 
     batch_size: rows that go through the networks at once; share: rows that share one pass of the student.
+    checkpointing: 0 none, n every n-th block of the backbone. table_rows: of a modulation table (see table_rows);
+    None: there is none.
     """
     weights = sample = 0
     if backbone is not None:
-        weights = backbone.parameters * dtype_bytes
-        sample = backbone.checkpointed_bytes if checkpointing else backbone.saved_bytes
+        weights = backbone.weights_bytes(dtype_bytes=dtype_bytes, table_rows=table_rows)
+        sample = backbone.training_bytes(checkpointing=checkpointing)
     return GpuMemory(
         weights_bytes=weights,
         student_bytes=student.parameters * _STUDENT_BYTES_PER_PARAMETER,
         sample_bytes=sample + -(-student.saved_bytes // share),
         batch_size=batch_size,
     )
+
+
+def table_rows(manifest: Manifest) -> int | None:
+    """Rows of the modulation table with which such a cache is trained on; None where it has none (pooled of CLIP)."""
+    conditions = recorded_conditions([manifest], batch_rows=1)
+    return len(conditions.pairs) if conditions is not None else None
+
+
+def fitting_checkpoints(
+    backbone: BackboneCost,
+    student: TextEncoderCost,
+    *,
+    dtype_bytes: int,
+    batch_size: int,
+    table_rows: int | None,
+    memory_bytes: float,
+) -> int | None:
+    """The value of --checkpoint-blocks that computes the fewest blocks again and fits; None if none fits."""
+    blocks = backbone.double_blocks.count + backbone.single_blocks.count
+    for every in (0, *range(blocks, 0, -1)):
+        memory = training_memory(
+            backbone, student, dtype_bytes=dtype_bytes, batch_size=batch_size, checkpointing=every,
+            table_rows=table_rows,
+        )  # fmt: skip
+        if memory.total_bytes <= memory_bytes:
+            return every
+    return None
 
 
 def build_host_bytes(*, weights_bytes: int, shard_bytes: int, in_flight: int) -> int:

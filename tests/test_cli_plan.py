@@ -61,7 +61,7 @@ def test_training_is_planned_beside_the_papers_recipe(capsys):
         "fits: training (this version): 44.9 GiB at batch 4, H100 SXM has 79.2 GiB",
     ]
     code, said, _ = understudy(*words, "--checkpointing", capsys=capsys)
-    assert code == 0 and "fits: training (with checkpointing, not in this version yet): 27.5 GiB at batch 4" in said
+    assert code == 0 and "fits: training (with checkpointing, not in this version yet): 27.6 GiB at batch 4" in said
     assert "of the vision loss at batch 4" in said and "GPU memory" in said
 
 

@@ -14,7 +14,8 @@ __all__ = ["cache_folder", "t5_config"]
 OPTIONS = {
     "warmup_loss": "context", "loss": "vision", "huber": 0.5, "step_weights": "interval", "embedding_term": 0.25,
     "accumulate": 2, "order": "shuffled", "steps_per_trajectory": 2, "decay": "linear", "lr_warmup_steps": 1,
-    "ema": 0.9, "student_dtype": "bfloat16-autocast", "keep": 3, "batch_size": 4, "steps": 2, "warmup_steps": 1,
+    "ema": 0.9, "student_dtype": "bfloat16-autocast", "modulation": "table", "checkpoint_blocks": 2,
+    "keep": 3, "batch_size": 4, "steps": 2, "warmup_steps": 1,
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from trainer.settings import MAIN, RunConfig
 CONFIG_FILE = "config.json"
 _LOCK_FILE = "lock"
 # Neither the weights nor what is best depend on these.
-_FREE = ("keep", "floor")
+FREE = ("keep", "floor", "checkpoint_blocks")
 
 
 def begun_run(run: Path, wanted: RunConfig) -> RunConfig | None:
@@ -61,7 +61,7 @@ def _read(file: Path) -> RunConfig:
 def _check_same_run(found: RunConfig, wanted: RunConfig, run: Path) -> None:
     was, now = _flat(found), _flat(wanted)
     for key in [*was, *(key for key in now if key not in was)]:
-        if was.get(key) != now.get(key) and key not in _FREE:
+        if was.get(key) != now.get(key) and key not in FREE:
             raise BadRun(
                 f"{run} was begun with {key.replace('_', '-')} = {was.get(key)}, you asked for {now.get(key)}: the "
                 f"weights depend on it; give the flags of the first time, or another folder"

@@ -4,6 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from models.memory_options import MemoryOptions
 from storage_schemas.manifest import Flags, Record
 from trainer.stage import Loss, OrderKind, Stage
 from trainer.training_set import TrainingSet
@@ -20,6 +21,7 @@ class _OfTheRun(Flags):
     of T5's relative position bias, which carries the order of the words and learns slowly from a random start.
     ema: decay of the average of the student's parameters that is validated and exported; None: none.
     student_dtype: "auto" is bfloat16-autocast on a GPU where the cache's (or the backbone's) dtype is bfloat16.
+    modulation, checkpoint_blocks: see MemoryOptions.
     keep: last checkpoints that are kept besides the best. floor: records of which the replay floor is measured.
     """
 
@@ -32,6 +34,8 @@ class _OfTheRun(Flags):
     ema: float | None = Field(default=None, gt=0, lt=1)
     student_dtype: Literal["auto", "float32", "bfloat16-autocast"] = "auto"
     backbone_dtype: Literal["cache", "bfloat16", "float32"] = "cache"
+    modulation: Literal["auto", "table", "live"] = "auto"
+    checkpoint_blocks: int = Field(default=0, ge=0)
     checkpoint_every: int = Field(default=200, ge=1)
     keep: int = Field(default=2, ge=1)
     validate_rows: int = Field(default=64, ge=1)
@@ -115,6 +119,16 @@ class TrainSettings(_OfTheRun):
     def batch_rows(self) -> int:
         """Most rows that go through the networks at once in training."""
         return max(stage.batch_size // stage.accumulate for stage in self.stages)
+
+    @property
+    def replay_rows(self) -> int:
+        """Most rows that go through the backbone at once in training."""
+        return max(stage.batch_size // stage.accumulate for stage in self.stages if stage.loss == "vision")
+
+    @property
+    def memory(self) -> MemoryOptions:
+        """How the backbone saves memory."""
+        return MemoryOptions(modulation=self.modulation, checkpoint_blocks=self.checkpoint_blocks)
 
 
 class TrainFlags(_OfTheRun):

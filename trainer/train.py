@@ -12,6 +12,7 @@ import torch
 from models.backbone import FluxBackbone
 from models.context_projection import ContextProjection, load_context_projection
 from models.geometry import recorded_geometry
+from models.modulation_table import recorded_conditions
 from models.schedule import DTYPES
 from models.student import Student, new_student
 from models.student_tokens import StudentTokens, own_tokens, text_length_remark
@@ -28,7 +29,7 @@ from trainer.metric_mirrors import MirrorName
 from trainer.metrics import Metrics
 from trainer.mixture import Lesson, check_names, check_one_teacher
 from trainer.processes import ALONE, Processes
-from trainer.run_folder import begin_run, begun_run, held
+from trainer.run_folder import FREE, begin_run, begun_run, held
 from trainer.settings import MAIN, RunConfig, TrainedOn, TrainSettings
 from trainer.stage import Stage
 from trainer.training_set import TrainingSet
@@ -93,7 +94,7 @@ def train(
         config = wanted.model_copy(update={"settings": settings})
         processes.from_first(lambda: begin_run(run, config))
     else:
-        settings = begun.settings.model_copy(update={"keep": settings.keep, "floor": settings.floor})
+        settings = begun.settings.model_copy(update={name: getattr(settings, name) for name in FREE})
     with ExitStack() as stack:
         processes.from_first(lambda: stack.enter_context(held(run)))
         trainer = make(run, settings, metrics=stack.enter_context(metrics) if metrics is not None else None)
@@ -176,6 +177,12 @@ def _say_what_is_trained(trainer: Trainer, lessons: list[Lesson], progress: Prog
                 f"{trainer.run} goes on with the {began} trajectories with which it began, of {len(cache)} that "
                 f"{cache.folder} has now: a new run folder takes all of them"
             )
+    if trainer.settings.modulation == "auto" and any(
+        backbone.table is None for backbone in trainer.objective.backbones
+    ):
+        clip = any(lesson.cache.manifest.teacher.pooled == "clip" for lesson in lessons)
+        why = "the pooled vectors of CLIP are part of them" if clip else "a table of these caches would be larger"
+        progress.say(f"no modulation table: {why}; the weights that it would stand for stay in memory")
     parameters = sum(parameter.numel() for parameter in trainer.student.parameters())
     autocast = ", bfloat16 autocast" if trainer.autocast else ""
     several = f" of {len(lessons)} caches" if len(lessons) > 1 else ""
@@ -239,7 +246,7 @@ def _objective(
     elif teacher is not None and "context" in settings.losses:
         context_ID = load_context_projection(teacher, manifests[0].teacher, device)
     if isinstance(teacher, TeacherFolder) and settings.teacher_use == "transformer":
-        loaded = _load_backbone(settings, manifests[0], teacher, device)
+        loaded = _load_backbone(settings, manifests, teacher, device)
         backbones = [loaded.at(recorded_geometry(manifest.sampling)) for manifest in manifests]
     sigmas = [manifest.sampling.sigmas for manifest in manifests]
     return Objective(settings=settings, backbones=backbones, context_ID=context_ID, sigmas=sigmas)
@@ -303,8 +310,9 @@ def _run_config(
 
 
 def _load_backbone(
-    settings: TrainSettings, manifest: Manifest, teacher: TeacherFolder, device: torch.device
+    settings: TrainSettings, manifests: Sequence[Manifest], teacher: TeacherFolder, device: torch.device
 ) -> FluxBackbone:
+    manifest = manifests[0]
     expected = {name: value for name, value in manifest.teacher.weights.items() if name.startswith("transformer/")}
     found = teacher.weight_hashes("transformer")
     if found != expected:
@@ -316,5 +324,11 @@ def _load_backbone(
     geometry = recorded_geometry(manifest.sampling)
     dtype = DTYPES[_backbone_dtype(settings, manifest)]
     return FluxBackbone.load(
-        teacher.path, geometry, text_length=manifest.teacher.text_length, dtype=dtype, device=device
+        teacher.path,
+        geometry,
+        text_length=manifest.teacher.text_length,
+        dtype=dtype,
+        device=device,
+        options=settings.memory,
+        conditions=recorded_conditions(manifests, batch_rows=settings.replay_rows),
     )

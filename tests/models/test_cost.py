@@ -10,7 +10,14 @@ from diffusers import FluxTransformer2DModel
 from cache_builder.settings import PlannedBuild, outline_manifest
 from models.cards import CARDS, find_card
 from models.cost import BackboneCost, backbone_cost, clip_parameters, vae_parameters
-from models.memory import CUDA_BYTES, GpuMemory, sample_stage_memory, training_memory
+from models.memory import (
+    CUDA_BYTES,
+    GpuMemory,
+    fitting_checkpoints,
+    sample_stage_memory,
+    table_rows,
+    training_memory,
+)
 from models.meta_run import count_flops, peak_bytes, saved_bytes
 from models.planned_teacher import planned_teacher
 from models.teacher_folder import BUILD_PARTS, find_teacher
@@ -65,7 +72,8 @@ def test_flops_and_activations_of_flux_dev_agree_with_other_calculations(
     # Measured with real tensors on a CPU, where norms keep a little more.
     assert cost.saved_bytes == pytest.approx(saved_gb * 1e9, rel=0.04)
     # The checkpoints, and the largest block that is computed again: at most a thirtieth of all that is saved.
-    assert checkpointed_gb * 0.98e9 < cost.checkpointed_bytes < checkpointed_gb * 1.02e9 + cost.saved_bytes / 30
+    checkpointed_bytes = cost.training_bytes(checkpointing=1)
+    assert checkpointed_gb * 0.98e9 < checkpointed_bytes < checkpointed_gb * 1.02e9 + cost.saved_bytes / 30
     assert cost.forward_peak_bytes < cost.saved_bytes / 20
 
 
@@ -184,6 +192,35 @@ def test_memory_of_training_is_that_of_the_fit_plan(at_512_px):
     assert memory.total_bytes / 2**30 == pytest.approx(45, rel=0.02)
     alone = training_memory(None, student, dtype_bytes=2, batch_size=4, checkpointing=False)
     assert alone.total_bytes == CUDA_BYTES + 18 * student.parameters + 4 * student.saved_bytes
+
+
+def test_table_and_checkpointing_fit_a_24_gb_card(at_512_px):
+    manifest, student = outline(), student_cost("base", outline())
+    rows = table_rows(manifest)
+    clip = manifest.model_copy(update={"teacher": manifest.teacher.model_copy(update={"pooled": "clip"})})
+    assert rows == 20 * 7 and table_rows(clip) is None
+    assert at_512_px.weights_bytes(dtype_bytes=2, table_rows=rows) == 2 * 8_621_698_112 + 140 * 2_113_536
+    memory = training_memory(
+        at_512_px, student, dtype_bytes=2, batch_size=4, checkpointing=1, table_rows=rows
+    )  # fmt: skip
+    assert memory.total_bytes / 2**30 == pytest.approx(20.8, rel=0.05)
+
+
+def test_as_few_blocks_as_fit_are_computed_again(at_512_px):
+    student, rows = student_cost("base", outline()), table_rows(outline())
+    given = {"dtype_bytes": 2, "batch_size": 4, "table_rows": rows}
+    fitting = {
+        gib: fitting_checkpoints(at_512_px, student, memory_bytes=gib * 2**30, **given) for gib in (16, 24, 32, 80)
+    }
+    assert fitting[16] is None and fitting[80] == 0
+    for gib in (24, 32):
+        used = [
+            training_memory(at_512_px, student, checkpointing=every, **given).total_bytes / 2**30
+            for every in (fitting[gib], fitting[gib] + 1)
+        ]
+        assert used[0] <= gib < used[1]
+    flops = [at_512_px.training_flops(checkpointing=every) for every in (0, 40, 2, 1)]
+    assert flops == sorted(flops) and flops[-1] > 1.4 * flops[0]
 
 
 def test_the_largest_batch_fits_and_one_more_does_not(at_512_px):
