@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trainer.settings import TrainSettings
 
 _GIB = 2**30
-_WAYS = {"this_version": "this version", "with_checkpointing": "with checkpointing, not in this version yet"}
+_WAYS = {"as_asked": "as asked", "checkpoint_blocks_1": "--checkpoint-blocks 1"}
 _ONLY = "cache"
 
 
@@ -60,9 +60,8 @@ def plan_train(
     loss: Annotated[Literal["vision", "embedding", "context"], typer.Option(help="As for train.")] = "vision",
     warmup_steps: Annotated[int, typer.Option(min=0, help="Steps with --warmup-loss before them.")] = 0,
     warmup_loss: Literal["embedding", "context"] = "context",
-    checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="Judge by per-block checkpointing (not in this version yet).")
-    ] = False,
+    modulation: Annotated[Literal["auto", "table", "live"], typer.Option(help="As for train.")] = "auto",
+    checkpoint_blocks: Annotated[int, typer.Option(min=0, help="As for train.")] = 0,
     gpu: Gpu = None,
     tflops: Tflops = None,
     as_json: Json = False,
@@ -75,7 +74,8 @@ def plan_train(
     """
     flags = dict(
         batch_size=batch_size, accumulate=accumulate, steps_per_trajectory=steps_per_trajectory, steps=steps,
-        loss=loss, warmup_steps=warmup_steps, warmup_loss=warmup_loss,
+        loss=loss, warmup_steps=warmup_steps, warmup_loss=warmup_loss, modulation=modulation,
+        checkpoint_blocks=checkpoint_blocks,
     )  # fmt: skip
     if recipe is not None:
         given = {name: value for name, value in flags.items() if is_given(context, name)}
@@ -93,21 +93,24 @@ def plan_train(
     first = next(iter(manifests.values()))
     rate = rate_of(card, tflops, first.sampling.dtype)
     from commands.planning import gpu_verdict
-    from commands.planning_train import train_facts
+    from commands.planning_train import AS_ASKED, costs_of, fitting_flag, train_facts
 
-    facts = train_facts(asked, manifests, student_source(asked.student), rate_flops=rate)
-    way = "with_checkpointing" if checkpointing else "this_version"
+    costs = costs_of(manifests, student_source(asked.student))
+    facts = train_facts(asked, costs, rate_flops=rate)
     # What a batch is divided into goes through the networks one by one.
     plain = recipe is None and accumulate == 1
     fits = "--batch-size {} fits" if plain else "{} rows at once fit: a larger accumulate, or a smaller batch-size"
-    memory = facts["ways"][way]["gpu_memory"]
-    verdicts = [gpu_verdict(f"training ({_WAYS[way]})", memory, card, fits)] if card else []
+    memory = facts["ways"][AS_ASKED]["gpu_memory"]
+    verdicts = [gpu_verdict("training", memory, card, fits)] if card else []
+    if card and verdicts[0].startswith("does not fit") and "vision" in asked.losses:
+        flag = fitting_flag(asked, costs, card.memory_gib * _GIB)
+        verdicts.append(f"fits with {flag}" if flag else "does not fit with --checkpoint-blocks 1 either")
     facts = {"teacher": {"source": first.source, "configs": configs}, **facts}
     facts |= {"gpu": gpu_facts(card, rate, 1), "verdicts": verdicts}
     if as_json:
         print(json.dumps(facts, indent=1))
         return
-    _print_train(facts, way)
+    _print_train(facts, AS_ASKED)
 
 
 def _manifests(

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 # Paper, section 4: 320 thousand iterations of 32, one step of a trajectory each.
 PAPER_STEPS, PAPER_BATCH = 320_000, 32
-WAYS = {"this_version": False, "with_checkpointing": True}
-"""Ways to train, and whether they compute the forward pass of each block twice."""
+AS_ASKED, EVERY_BLOCK = "as_asked", "checkpoint_blocks_1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ class Costs:
         """The caches that a stage takes."""
         return list(stage.caches or self.manifests)
 
-    def step_flops(self, stage: "Stage", *, checkpointing: bool) -> float:
+    def step_flops(self, stage: "Stage", *, checkpointing: int) -> float:
         """An optimizer step of a stage, over its caches by their shares."""
         # Forward, and twice as much for the gradients of weights and of activations.
         texts = 3 * self.student.forward_flops * stage.batch_size
@@ -44,7 +43,7 @@ class Costs:
             return rows + texts / stage.steps_per_trajectory
         return texts + (stage.batch_size * self._context_flops() if stage.loss == "context" else 0)
 
-    def _mean_flops(self, stage: "Stage", *, checkpointing: bool) -> float:
+    def _mean_flops(self, stage: "Stage", *, checkpointing: int) -> float:
         shares = {name: stage.share_of(name, self._trajectories(name)) for name in self.names(stage)}
         whole = sum(shares.values(), start=Fraction(0))
         return sum(
@@ -62,7 +61,7 @@ class Costs:
         # The linear on the student's and on the teacher's embedding, and the gradient towards the student's.
         return 3 * 2.0 * teacher.text_length * teacher.text_width * inner
 
-    def memory(self, settings: "TrainSettings", *, checkpointing: bool) -> "GpuMemory":
+    def memory(self, settings: "TrainSettings", *, checkpointing: int) -> "GpuMemory":
         """Of the stage and the cache that need most: the weights are there throughout."""
         from models.memory import training_memory
 
@@ -76,10 +75,16 @@ class Costs:
                     training_memory(
                         used, self.student, dtype_bytes=DTYPE_BYTES[first.sampling.dtype],
                         batch_size=stage.batch_size // stage.accumulate, checkpointing=checkpointing,
-                        share=stage.steps_per_trajectory,
+                        share=stage.steps_per_trajectory, table_rows=self.table_rows(settings, name),
                     )
                 )  # fmt: skip
         return max(found, key=lambda memory: memory.total_bytes)
+
+    def table_rows(self, settings: "TrainSettings", name: str) -> int | None:
+        """Rows of the modulation table that a run on a cache has; None for live weights."""
+        from models.memory import table_rows
+
+        return None if settings.modulation == "live" else table_rows(self.manifests[name])
 
 
 def costs_of(manifests: "Mapping[str, Manifest]", student_source: str) -> Costs:
@@ -92,30 +97,44 @@ def costs_of(manifests: "Mapping[str, Manifest]", student_source: str) -> Costs:
     return Costs(manifests=manifests, backbones=backbones, student=student)
 
 
-def train_facts(
-    settings: "TrainSettings", manifests: "Mapping[str, Manifest]", student_source: str, *, rate_flops: float | None
-) -> dict[str, Any]:
+def train_facts(settings: "TrainSettings", costs: Costs, *, rate_flops: float | None) -> dict[str, Any]:
     """Memory, hours and read rate of a run on (planned) caches, beside the paper's recipe."""
     from models.memory import training_host_bytes
     from trainer.feed import AHEAD_PART, POOL_BYTES
 
-    costs = costs_of(manifests, student_source)
     weights = next(iter(costs.backbones.values())).parameters if "vision" in settings.losses else 0
-    dtype_bytes = DTYPE_BYTES[next(iter(manifests.values())).sampling.dtype]
+    dtype_bytes = DTYPE_BYTES[next(iter(costs.manifests.values())).sampling.dtype]
     return {
         "student": {"source": settings.student, "parameters": costs.student.parameters},
         "training": {
             "budget_hours": None if settings.budget_seconds is None else settings.budget_seconds / 3600,
             "checkpoint_every_steps": settings.checkpoint_every,
         },
-        "ways": {name: _way(settings, costs, checkpointing, rate_flops) for name, checkpointing in WAYS.items()},
+        "ways": {name: _way(settings, costs, every, rate_flops) for name, every in _ways(settings).items()},
         "host_memory_bytes": training_host_bytes(
             weights_bytes=weights * dtype_bytes, pool_bytes=POOL_BYTES, pinned_bytes=POOL_BYTES // AHEAD_PART
         ),
     }
 
 
-def _way(settings: "TrainSettings", costs: Costs, checkpointing: bool, rate_flops: float | None) -> dict[str, Any]:
+def _ways(settings: "TrainSettings") -> dict[str, int]:
+    """Ways to train, and every how many blocks one is computed twice (0: none)."""
+    asked = {AS_ASKED: settings.checkpoint_blocks}
+    alone = "vision" not in settings.losses or settings.checkpoint_blocks == 1
+    return asked if alone else asked | {EVERY_BLOCK: 1}
+
+
+def fitting_flag(settings: "TrainSettings", costs: Costs, memory_bytes: float) -> str | None:
+    """The --checkpoint-blocks that computes the fewest blocks twice and fits; None if none does."""
+    blocks = next(iter(costs.backbones.values()))
+    count = blocks.double_blocks.count + blocks.single_blocks.count
+    for every in range(count, 0, -1):
+        if costs.memory(settings, checkpointing=every).total_bytes <= memory_bytes:
+            return f"--checkpoint-blocks {every}"
+    return None
+
+
+def _way(settings: "TrainSettings", costs: Costs, checkpointing: int, rate_flops: float | None) -> dict[str, Any]:
     stages = [_stage(settings, stage, costs, checkpointing, rate_flops) for stage in settings.stages]
     main = next((stage for stage in settings.stages if stage.loss == "vision"), settings.stages[-1])
     name = costs.names(main)[0]
@@ -136,14 +155,14 @@ def _way(settings: "TrainSettings", costs: Costs, checkpointing: bool, rate_flop
     }
 
 
-def _step(stage: "Stage", costs: Costs, checkpointing: bool) -> float:
+def _step(stage: "Stage", costs: Costs, checkpointing: int) -> float:
     # What a step of the vision loss would take is told even where none is asked for.
     vision = stage if stage.loss == "vision" else stage.model_copy(update={"loss": "vision"})
     return costs.step_flops(vision, checkpointing=checkpointing)
 
 
 def _stage(
-    settings: "TrainSettings", stage: "Stage", costs: Costs, checkpointing: bool, rate_flops: float | None
+    settings: "TrainSettings", stage: "Stage", costs: Costs, checkpointing: int, rate_flops: float | None
 ) -> dict[str, Any]:
     flop = costs.step_flops(stage, checkpointing=checkpointing)
     seconds = None if rate_flops is None else flop / rate_flops
