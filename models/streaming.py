@@ -1,8 +1,8 @@
 """Train through a frozen transformer that does not fit: exact weights of its blocks come from host memory in turn.
 
-Nothing goes back, for nothing of them changes. A streamed block has a flat pinned buffer on the host; a ring of slots on
-the device holds the blocks whose turn it is or will be next, forwards in the forward pass and backwards in the backward
-pass, where a block computes its forward pass again. What the ring holds at the turn is not copied a second time.
+Nothing goes back, for nothing of them changes. A streamed block has a flat pinned buffer on the host; a ring of slots
+on the device holds the blocks whose turn it is or will be next, forwards in the forward pass and backwards in the
+backward pass, where a block computes its forward pass again. What the ring holds at the turn is not copied once more.
 Source of the plan: the host-to-device block swap of musubi-tuner (Apache-2.0); no code of it is here.
 """
 
@@ -181,11 +181,12 @@ def stream_blocks(
 ) -> Streaming:
     """Prepare a frozen transformer, loaded on the CPU, in place: `resident` blocks and what is no block go to `device`.
 
-    The streamed blocks are spread evenly among the resident ones, which give their copies time. slots: blocks of weights
-    on the device beside the resident ones; 2 copy one while another computes. checkpoint_resident: they too keep only
-    their inputs for the backward pass, as the streamed ones must. Outputs and gradients are those of the plain model,
-    bit for bit; gradients flow to the inputs alone. The model stays whole: state_dict works, `.to()` would undo it.
-    Call it after what changes modules (quantisation, compiling blocks). Raises BadSettings.
+    The streamed blocks are spread evenly among the resident ones, which give their copies time. slots: blocks of
+    weights on the device beside the resident ones; 2 copy one while another computes. checkpoint_resident: they too
+    keep their inputs alone for the backward pass, as the streamed ones must.
+    Outputs and gradients are the plain model's, bit for bit; gradients flow to the inputs alone. The model stays whole
+    (`state_dict` works), but `.to()` would undo this. To be called after what changes modules (quantisation, compiling
+    blocks), and outside of autocast. Raises BadSettings.
     """
     blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
     if not 0 <= resident <= len(blocks):
@@ -304,6 +305,11 @@ def _pinned(size_bytes: int) -> torch.Tensor:
             f"{size_bytes / 2**30:.2f} GiB of host memory for a streamed block cannot be pinned (CUDA error {error}): "
             f"streamed blocks lie there whole; raise the limit of locked memory (ulimit -l), or --resident-blocks"
         )
-    # While a view of it is alive the memory is, pinned or not.
-    weakref.finalize(flat, runtime.cudaHostUnregister, flat.data_ptr()).atexit = False
+    weakref.finalize(flat, _unpin, runtime, flat.data_ptr()).atexit = False
     return flat
+
+
+def _unpin(runtime: Any, address: int) -> None:
+    # A copy from it may still be under way.
+    torch.cuda.synchronize()
+    runtime.cudaHostUnregister(address)

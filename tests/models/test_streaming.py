@@ -1,7 +1,7 @@
 """Streamed blocks compute what resident ones do, and each weight is copied when it has to be. On a CPU.
 
-There the slots are plain host tensors and a copy is done at once, the earliest that a GPU could do it; `Late` does it at
-the latest moment that is allowed.
+There the slots are plain host tensors and a copy is done at once, the earliest that a GPU could begin it; `Late` spoils
+the slot then, and copies at the latest moment that is allowed.
 """
 
 import copy
@@ -13,7 +13,7 @@ from diffusers import FluxTransformer2DModel
 
 from models.backbone import FluxBackbone
 from models.geometry import geometry_of
-from models.streaming import Slot, Streaming, Transfers, stream_blocks
+from models.streaming import Slot, Streaming, Transfers, _pinned, stream_blocks
 from storage_schemas.errors import BadSettings
 
 CPU = torch.device("cpu")
@@ -108,17 +108,14 @@ def plain(request) -> tuple[FluxTransformer2DModel, list[tuple[torch.Tensor, tor
     return model, [replay.step(step) for step in range(2)]
 
 
-@pytest.mark.parametrize("transfers", [Recorder, Late])
 @pytest.mark.parametrize(
     ("resident", "slots", "checkpoint_resident"),
     [(0, 1, True), (0, 2, True), (0, 9, True), (3, 1, False), (3, 2, True), (6, 2, False), (7, 2, True)],
 )
-def test_outputs_and_gradients_are_the_plain_model_s_bit_for_bit(
-    plain, transfers, resident, slots, checkpoint_resident
-):
+def test_outputs_and_gradients_are_the_plain_model_s_bit_for_bit(plain, resident, slots, checkpoint_resident):
     model, wanted = plain
     options = {"resident": resident, "slots": slots, "checkpoint_resident": checkpoint_resident}
-    ours = Replay(streamed(model, transfers(), **options).transformer)
+    ours = Replay(streamed(model, Late(), **options).transformer)
     for step, expected in enumerate(wanted):
         assert_same(ours.step(step), expected)
 
@@ -148,6 +145,23 @@ def test_a_block_is_copied_while_the_one_before_it_computes():
     seen.clear()
     found_BSC.sum().backward()
     assert seen == [(2, 1), (1, 0), (0, 0)]
+
+
+def test_a_streamed_block_computes_with_the_weights_in_a_slot():
+    streaming = streamed(transformer(), Recorder(), resident=3)
+    assert streaming.ring is not None
+    slots = {slot.buffer.data_ptr(): slot for slot in streaming.ring.slots}
+    model = streaming.transformer
+    seen = []
+
+    def note(block, *_):
+        seen.append({parameter.untyped_storage().data_ptr() for parameter in block.parameters()} <= slots.keys())
+
+    for block in (*model.transformer_blocks, *model.single_transformer_blocks):
+        next(block.children()).register_forward_hook(note)
+    Replay(model).step(0)
+    forward = [False, True, False, True, False, True, True]
+    assert seen == forward + forward[::-1]
 
 
 def test_passes_without_gradients_begin_where_the_last_one_led_to():
@@ -267,3 +281,45 @@ def test_a_number_of_blocks_that_the_model_does_not_have_is_refused():
     assert str(error.value).endswith("; take 0")
     with pytest.raises(BadSettings, match="slots is 0, expected at least 1"):
         stream_blocks(transformer(), device=CPU, resident=0, slots=0)
+
+
+class Runtime:
+    """The two calls of CUDA's runtime that pin memory, with its rule that a page is registered once."""
+
+    def __init__(self, answer: int = 0) -> None:
+        self.answer, self.pinned = answer, {}
+
+    def cudaHostRegister(self, address: int, size_bytes: int, flags: int) -> int:  # noqa: N802
+        pages = range(address // 4096, -(-(address + size_bytes) // 4096))
+        assert address % 4096 == 0 and not any(page in other for other in self.pinned.values() for page in pages)
+        self.pinned[address] = pages
+        return self.answer
+
+    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
+        del self.pinned[address]
+        return 0
+
+
+def test_pinned_buffers_have_pages_of_their_own_and_are_unpinned_when_they_go(monkeypatch):
+    runtime = Runtime()
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    sizes = (512, 4096, 4608, 100_352)
+    buffers = [_pinned(size) for size in sizes]
+    assert [len(buffer) for buffer in buffers] == list(sizes)
+    for size, pages in zip(sizes, runtime.pinned.values(), strict=True):
+        assert len(pages) == -(-size // 4096)
+    # Every dtype can be viewed in it.
+    assert buffers[0][512 - 16 :].view(torch.float64).shape == (2,)
+    del buffers[1:]
+    assert list(runtime.pinned) == [buffers[0].data_ptr()]
+
+
+def test_host_memory_that_cannot_be_pinned_is_said_in_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: Runtime(answer=2))
+    with pytest.raises(BadSettings) as error:
+        _pinned(2**29)
+    assert str(error.value) == (
+        "0.50 GiB of host memory for a streamed block cannot be pinned (CUDA error 2): streamed blocks lie there "
+        "whole; raise the limit of locked memory (ulimit -l), or --resident-blocks"
+    )
