@@ -83,6 +83,9 @@ class Bench:
 
     def of_mode(self, mode: str, caps: Sequence[float]) -> None:
         """Rows without a cap, of a streamed model with no block resident; then with each cap."""
+        if self.over:
+            self.left_out += 1
+            return
         streams = OFFLINE[mode].streams
         resident = 0 if streams else None
         model = self.prepare(mode, resident)
@@ -226,12 +229,14 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         print(f", {copy_rate(device) / 1e9:.3g} GB/s from pinned memory; caps emulated on", end=" ")
         print(torch.cuda.get_device_name(device), end="")
     print(f"\n\n{HEADER}")
-    with process_group(device):
-        bench.run(asked.modes, asked.caps if on_gpu else ())
+    try:
+        with process_group(device):
+            bench.run(asked.modes, asked.caps if on_gpu else ())
+    finally:
+        if asked.json:
+            asked.json.write_text("".join(json.dumps(asdict(row)) + "\n" for row in bench.rows))
     if bench.left_out:
         print(f"\nleft out, for {asked.minutes:g} minutes were over: {bench.left_out} rows or more")
-    if asked.json:
-        asked.json.write_text("".join(json.dumps(asdict(row)) + "\n" for row in bench.rows))
     return bench.rows
 
 

@@ -289,13 +289,13 @@ class Runtime:
     def __init__(self, answer: int = 0) -> None:
         self.answer, self.pinned = answer, {}
 
-    def cudaHostRegister(self, address: int, size_bytes: int, flags: int) -> int:  # noqa: N802
+    def cudaHostRegister(self, address: int, size_bytes: int, flags: int) -> int:
         pages = range(address // 4096, -(-(address + size_bytes) // 4096))
         assert address % 4096 == 0 and not any(page in other for other in self.pinned.values() for page in pages)
         self.pinned[address] = pages
         return self.answer
 
-    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
+    def cudaHostUnregister(self, address: int) -> int:
         del self.pinned[address]
         return 0
 
