@@ -25,6 +25,7 @@ Pass = Literal["alone", "forward", "backward"]
 # Of an address within a buffer: kernels choose by it, and the caching allocator's addresses have it too.
 _ALIGNMENT = 512
 _PAGE = 4096
+_PORTABLE = 1
 
 
 class HostBlock:
@@ -185,8 +186,9 @@ def stream_blocks(
     weights on the device beside the resident ones; 2 copy one while another computes. checkpoint_resident: they too
     keep their inputs alone for the backward pass, as the streamed ones must.
     Outputs and gradients are the plain model's, bit for bit; gradients flow to the inputs alone. The model stays whole
-    (`state_dict` works), but `.to()` would undo this. To be called after what changes modules (quantisation, compiling
-    blocks), and outside of autocast. Raises BadSettings.
+    (`state_dict` works), but `.to()` would undo this. To be called after what changes modules or their forwards (a
+    compiled one as block.forward, not by block.compile(), which would compile what is put around it here), and to be
+    used outside of autocast. Raises BadSettings.
     """
     blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
     if not 0 <= resident <= len(blocks):
@@ -299,7 +301,7 @@ def _pinned(size_bytes: int) -> torch.Tensor:
     memory = torch.empty(whole_bytes + _PAGE, dtype=torch.uint8)
     start = -memory.data_ptr() % _PAGE
     flat = memory[start : start + size_bytes]
-    error = int(runtime.cudaHostRegister(flat.data_ptr(), whole_bytes, 0))
+    error = int(runtime.cudaHostRegister(flat.data_ptr(), whole_bytes, _PORTABLE))
     if error:
         raise BadSettings(
             f"{size_bytes / 2**30:.2f} GiB of host memory for a streamed block cannot be pinned (CUDA error {error}): "

@@ -173,6 +173,9 @@ def test_passes_without_gradients_begin_where_the_last_one_led_to():
         assert recorder.take() == [0, 1, 2, 3, 4, 0, 1]
         assert torch.equal(ours.predict(0)[1], wanted)
         assert recorder.take() == [2, 3, 4, 0, 1]
+    with torch.inference_mode():
+        assert torch.equal(ours.predict(0)[1], wanted)
+        assert recorder.take() == [2, 3, 4, 0, 1]
     # Nothing that requires a gradient: no backward pass follows either.
     assert torch.equal(ours.predict(0, gradient=False)[1], wanted)
     assert recorder.take() == [2, 3, 4, 0, 1]
