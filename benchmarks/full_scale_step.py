@@ -1,0 +1,116 @@
+"""Optimizer steps, timed: the loop of the paper, and the same steps from a cache."""
+
+import time
+from dataclasses import dataclass, field, replace
+
+import torch
+from diffusers import FluxTransformer2DModel
+
+from benchmarks.random_teacher import Scale, random_student
+from models.backbone import FluxBackbone
+from models.geometry import recorded_geometry
+from models.sampler import euler_step
+from models.text_encoder import TeacherTextEncoder
+from storage_schemas.reader import Cache
+from trainer.feed import Batch, Feed, Request, Source
+from trainer.losses import replay, vision_loss
+
+RATE, WEIGHT_DECAY, CLIP = 1e-4, 1e-3, 1.0
+
+
+@dataclass
+class Measured:
+    """Of each step: seconds, of them those of waiting for data, and the loss."""
+
+    seconds: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+    def add(self, began: float, waited: float, loss: torch.Tensor) -> None:
+        """A step that is over once its loss and the new weights are there."""
+        self.losses.append(float(loss.detach()))
+        if loss.device.type == "cuda":
+            torch.cuda.synchronize(loss.device)
+        self.seconds.append(time.perf_counter() - began)
+        self.waits.append(waited)
+
+
+class Training:
+    """A student, its optimizer, a backbone and a cache of which a batch is followed from step to step."""
+
+    def __init__(
+        self, scale: Scale, model: FluxTransformer2DModel, cache: Cache, batch_size: int, device: torch.device
+    ) -> None:
+        self.device, self.manifest, self.batch_size = device, cache.manifest, batch_size
+        geometry, text_length = recorded_geometry(self.manifest.sampling), self.manifest.teacher.text_length
+        self.backbone = FluxBackbone(model, geometry, text_length=text_length)
+        # Parameters that FSDP2 holds lie elsewhere than where they compute.
+        for name in ("_image_ids_S3", "_text_ids_T3"):
+            setattr(self.backbone, name, getattr(self.backbone, name).to(device))
+        self.feed = Feed([Source(cache=cache, indices=cache.indices()[:batch_size])], device=device)
+        self.student = random_student(scale, self.manifest, device)
+        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
+
+    @property
+    def steps(self) -> int:
+        """Those of the recorded walks."""
+        return self.manifest.sampling.steps
+
+    def rows(self, step: int) -> list[tuple[int, int]]:
+        """The batch at one step."""
+        return [(position, step) for position in range(self.batch_size)]
+
+    def step(self, number: int, batch: Batch) -> torch.Tensor:
+        """One optimizer step; its loss."""
+        # The same dropout masks however the backbone is held.
+        torch.manual_seed(number)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            student_BTD = self.student(batch.token_ids_BT)[0]
+        loss = vision_loss(self.backbone, student_BTD, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss
+
+
+def offline_steps(
+    scale: Scale, model: FluxTransformer2DModel, cache: Cache, batch_size: int, device: torch.device
+) -> Measured:
+    """From the cache, read ahead as `understudy train` does."""
+    training, found = Training(scale, model, cache, batch_size, device), Measured()
+    requests = (Request(loss="vision", rows=training.rows(step)) for step in range(training.steps))
+    with training.feed.prefetch(requests) as batches:
+        for step in range(training.steps):
+            began = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - began
+            assert isinstance(batch, Batch)
+            found.add(began, waited, training.step(step, batch))
+    return found
+
+
+def online_steps(
+    scale: Scale,
+    model: FluxTransformer2DModel,
+    text_encoder: TeacherTextEncoder,
+    cache: Cache,
+    batch_size: int,
+    device: torch.device,
+) -> Measured:
+    """The loop of the paper, with the text encoded at every step as in its script, from the cache's noise."""
+    training, found = Training(scale, model, cache, batch_size, device), Measured()
+    sampling = training.manifest.sampling
+    given = training.feed.replay_batch(training.rows(0))
+    sigmas = torch.tensor(sampling.sigmas, dtype=torch.float32)
+    dt_K = (sigmas[1:] - sigmas[:-1]).to(device=device, dtype=training.backbone.dtype)
+    x_BSC = given.hidden_states_BSC
+    for step, timestep in enumerate(sampling.timesteps):
+        began = time.perf_counter()
+        batch = replace(given, hidden_states_BSC=x_BSC, timestep_B=torch.full_like(given.timestep_B, timestep))
+        with torch.no_grad():
+            target_BSC = replay(training.backbone, text_encoder.encode(batch.token_ids_BT), batch)
+        loss = training.step(step, replace(batch, velocity_BSC=target_BSC))
+        x_BSC = euler_step(x_BSC, target_BSC, dt_K[step])
+        found.add(began, 0.0, loss)
+    return found
