@@ -105,6 +105,10 @@ def train(
         int,
         typer.Option(metavar="N", help="Compute every N-th block of the transformer twice, for less memory; 0: none."),
     ] = 0,
+    resident_blocks: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Keep N of its blocks on the GPU, stream the others from pinned host memory."),
+    ] = None,
     checkpoint_every: int = 200,
     keep: Annotated[int, typer.Option(help="Last checkpoints kept, besides the best.")] = 2,
     floor: Annotated[
@@ -142,7 +146,8 @@ def train(
         warmup_learning_rate=warmup_learning_rate, decay=decay, lr_warmup_steps=lr_warmup_steps,
         weight_decay=weight_decay, clip=clip, dropout=dropout, position_bias_factor=position_bias_factor, ema=ema,
         student_dtype=student_dtype, backbone_dtype=backbone_dtype, modulation=modulation,
-        checkpoint_blocks=checkpoint_blocks, checkpoint_every=checkpoint_every, keep=keep, floor=floor, seed=seed,
+        checkpoint_blocks=checkpoint_blocks, resident_blocks=resident_blocks, checkpoint_every=checkpoint_every,
+        keep=keep, floor=floor, seed=seed,
     )  # fmt: skip
     places = named_places(cache or [])
     if recipe is not None:

@@ -12,6 +12,7 @@ from models.checkpointing import checkpoint_blocks
 from models.geometry import Geometry
 from models.memory_options import MemoryOptions
 from models.modulation_table import Conditions, ModulationTable, make_table, worthwhile
+from models.streaming import stream_blocks
 from storage_schemas.errors import BadSettings, BadTeacher
 
 _AUTO = MemoryOptions()
@@ -30,11 +31,13 @@ class FluxBackbone:
         *,
         text_length: int,
         table: ModulationTable | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.transformer = transformer.eval().requires_grad_(False)
         self.table = table
         self.takes_guidance = bool(transformer.config.guidance_embeds)
-        self.dtype, self.device = transformer.dtype, transformer.device
+        # Streamed weights lie on the host.
+        self.dtype, self.device = transformer.dtype, device or transformer.device
         self.attention_backend: str | None = None
         self._image_ids_S3 = _image_ids(geometry).to(device=self.device, dtype=self.dtype)
         self._text_ids_T3 = torch.zeros(text_length, 3, device=self.device, dtype=self.dtype)
@@ -74,9 +77,13 @@ class FluxBackbone:
         if _takes_table(transformer, options, conditions):
             assert conditions is not None
             table = make_table(transformer, conditions, device)
-        backbone = cls(transformer.to(device), geometry, text_length=text_length, table=table)
+        if options.resident_blocks is None:
+            checkpoint_blocks(transformer.to(device), options.checkpoint_blocks)
+        backbone = cls(transformer, geometry, text_length=text_length, table=table, device=device)
         backbone.use_attention(attention_backend)
-        checkpoint_blocks(transformer, options.checkpoint_blocks)
+        if options.resident_blocks is not None:
+            again = options.checkpoint_blocks > 0
+            stream_blocks(transformer, device=device, resident=options.resident_blocks, checkpoint_resident=again)
         return backbone
 
     def use_attention(self, backend: str | None) -> None:
@@ -87,7 +94,9 @@ class FluxBackbone:
 
     def at(self, geometry: Geometry) -> Self:
         """The same transformer, not a copy of it, for another geometry."""
-        other = type(self)(self.transformer, geometry, text_length=len(self._text_ids_T3), table=self.table)
+        other = type(self)(
+            self.transformer, geometry, text_length=len(self._text_ids_T3), table=self.table, device=self.device
+        )
         other.attention_backend = self.attention_backend
         return other
 

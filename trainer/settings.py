@@ -21,7 +21,7 @@ class _OfTheRun(Flags):
     of T5's relative position bias, which carries the order of the words and learns slowly from a random start.
     ema: decay of the average of the student's parameters that is validated and exported; None: none.
     student_dtype: "auto" is bfloat16-autocast on a GPU where the cache's (or the backbone's) dtype is bfloat16.
-    modulation, checkpoint_blocks: see MemoryOptions.
+    modulation, checkpoint_blocks, resident_blocks: see MemoryOptions.
     keep: last checkpoints that are kept besides the best. floor: records of which the replay floor is measured.
     """
 
@@ -36,11 +36,26 @@ class _OfTheRun(Flags):
     backbone_dtype: Literal["cache", "bfloat16", "float32"] = "cache"
     modulation: Literal["auto", "table", "live"] = "auto"
     checkpoint_blocks: int = Field(default=0, ge=0)
+    resident_blocks: int | None = Field(default=None, ge=0)
     checkpoint_every: int = Field(default=200, ge=1)
     keep: int = Field(default=2, ge=1)
     validate_rows: int = Field(default=64, ge=1)
     floor: int = Field(default=64, ge=0)
     seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @property
+    def memory(self) -> MemoryOptions:
+        """How the backbone saves memory."""
+        return MemoryOptions(
+            modulation=self.modulation,
+            checkpoint_blocks=self.checkpoint_blocks,
+            resident_blocks=self.resident_blocks,
+        )
+
+    @model_validator(mode="after")
+    def _memory_options_go_together(self) -> Self:
+        _ = self.memory
+        return self
 
 
 class TrainSettings(_OfTheRun):
@@ -124,11 +139,6 @@ class TrainSettings(_OfTheRun):
     def replay_rows(self) -> int:
         """Most rows that go through the backbone at once in training."""
         return max(stage.batch_size // stage.accumulate for stage in self.stages if stage.loss == "vision")
-
-    @property
-    def memory(self) -> MemoryOptions:
-        """How the backbone saves memory."""
-        return MemoryOptions(modulation=self.modulation, checkpoint_blocks=self.checkpoint_blocks)
 
 
 class TrainFlags(_OfTheRun):

@@ -37,7 +37,16 @@ def plain(tmp_path_factory, exact_cache, dev_teacher, t5_config) -> Path:
     return run_training(run, exact_cache, dev_teacher, t5_config, modulation="live", **FLAGS)
 
 
-@pytest.mark.parametrize("options", [{"modulation": "table"}, {"checkpoint_blocks": 1}, {"checkpoint_blocks": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"modulation": "table"},
+        {"checkpoint_blocks": 1},
+        {"checkpoint_blocks": 2},
+        {"resident_blocks": 0},
+        {"resident_blocks": 1, "checkpoint_blocks": 1, "modulation": "live"},
+    ],
+)
 def test_the_students_weights_keep_their_bits(tmp_path, exact_cache, dev_teacher, t5_config, plain, options):
     run_training(tmp_path / "run", exact_cache, dev_teacher, t5_config, **FLAGS | options)
     assert same_weights(tmp_path / "run", plain)
@@ -90,3 +99,10 @@ def test_caches_of_other_schedules_share_a_table(tmp_path, dev_teacher, prompt_f
         accept_floor=False,
     )  # fmt: skip
     assert (tmp_path / "run/checkpoint-00000004").is_dir()
+
+
+def test_streaming_is_refused_where_it_cannot_be(tmp_path, exact_cache, dev_teacher, t5_config):
+    with pytest.raises(BadSettings, match="checkpoint-blocks is 2 with resident-blocks, expected 0 or 1: streamed"):
+        TrainFlags.from_flags(student="x", checkpoint_blocks=2, resident_blocks=0)
+    with pytest.raises(BadSettings, match="--resident-blocks is 9, expected 0 to 2: this transformer has so many"):
+        run_training(tmp_path / "run", exact_cache, dev_teacher, t5_config, **FLAGS | {"resident_blocks": 9})
