@@ -142,13 +142,22 @@ class Trainer:
             rows=self.settings.validate_rows,
             processes=self.processes,
         )
+        if not math.isfinite(errors.mean):
+            # A checkpoint of such a student would be gone on from.
+            self._log(step=done, stopped=f"validation loss is {errors.mean}")
+            raise NonFinite(
+                f"validation loss is {errors.mean} after {done} steps: stopped, the last checkpoint is intact; lower "
+                f"--learning-rate and give the command again in a new run folder"
+            )
         by_step = {"validation_loss_by_step": errors.means_by_step} if self.objective.backbones else {}
         self._log(step=done, validation_loss=errors.mean, **by_step)
         return errors.mean
 
-    def measure_floor(self) -> Floor:
+    def measure_floor(self, sources: Sequence[int] | None = None) -> Floor:
         """The replay floor under the loss, see validation.replay_floor; from then on it is shown beside the loss."""
-        self.floor = replay_floor(self.objective, self.feed, rows=self.settings.floor, processes=self.processes)
+        self.floor = replay_floor(
+            self.objective, self.feed, sources, rows=self.settings.floor, processes=self.processes
+        )
         self._log(step=self.done, replay_floor=self.floor.error, replay_floor_by_step=self.floor.by_step)
         return self.floor
 

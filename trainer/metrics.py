@@ -23,8 +23,14 @@ class Metrics:
 
     def log(self, *, step: int, **entry: Any) -> None:
         """Append one line; mirrors take its numbers."""
-        with (self._run / METRICS_FILE).open("a") as file:
-            file.write(json.dumps({"step": step, **entry}) + "\n")
+        path = self._run / METRICS_FILE
+        try:
+            with path.open("a") as file:
+                file.write(json.dumps({"step": step, **entry}) + "\n")
+        except OSError as error:
+            # A full disk does not say which file.
+            error.filename = str(path)
+            raise
         if values := scalars(entry):
             self._mirror(lambda mirror: mirror.log(step, values))
 

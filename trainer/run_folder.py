@@ -29,14 +29,13 @@ def begun_run(run: Path, wanted: RunConfig) -> RunConfig | None:
         found = _read(file)
         _check_same_run(found, wanted, run)
         return found if checkpoints(run) else None
-    if run.is_dir() and any(not _is_temporary(path) for path in run.iterdir()):
+    if run.is_dir() and any(not _is_temporary(path) and path.name != _LOCK_FILE for path in run.iterdir()):
         raise BadRun(f"{run} holds other files and no {CONFIG_FILE}: it is not a run; give a new folder")
     return None
 
 
 def begin_run(run: Path, config: RunConfig) -> None:
-    """Make the folder of a run, or go on with one that has no checkpoint yet."""
-    run.mkdir(parents=True, exist_ok=True)
+    """Write down what a run is, or what it is now that it has no checkpoint yet; inside `held`."""
     for leftover in run.iterdir():
         if _is_temporary(leftover) and leftover.is_file():
             leftover.unlink()
@@ -59,12 +58,24 @@ def _read(file: Path) -> RunConfig:
 
 
 def _check_same_run(found: RunConfig, wanted: RunConfig, run: Path) -> None:
+    _check_same_names(found, wanted, run)
     was, now = _flat(found), _flat(wanted)
     for key in [*was, *(key for key in now if key not in was)]:
         if was.get(key) != now.get(key) and key not in FREE:
             raise BadRun(
                 f"{run} was begun with {key.replace('_', '-')} = {was.get(key)}, you asked for {now.get(key)}: the "
                 f"weights depend on it; give the flags of the first time, or another folder"
+            )
+
+
+def _check_same_names(found: RunConfig, wanted: RunConfig, run: Path) -> None:
+    lost = {name: cache for name, cache in found.caches.items() if name not in wanted.caches}
+    for other, now in wanted.caches.items():
+        name = next((name for name, was in lost.items() if was.sampling_digest == now.sampling_digest), None)
+        if other not in found.caches and name is not None:
+            raise BadRun(
+                f"{run} was begun with a cache named {name!r}, which {other!r} may be: the order of training goes by "
+                f"the names; give --cache {name}={now.location}"
             )
 
 
@@ -80,7 +91,11 @@ def _flat(config: RunConfig) -> dict[str, Any]:
 
 @contextmanager
 def held(run: Path) -> Iterator[None]:
-    """Be the one who trains in a run folder; BadRun where another process does. A lock of the machine's own disk."""
+    """Make a run folder and be the one who trains in it; BadRun where another process does.
+
+    A lock of the machine's own disk.
+    """
+    run.mkdir(parents=True, exist_ok=True)
     with (run / _LOCK_FILE).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

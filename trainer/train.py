@@ -18,7 +18,7 @@ from models.student import Student, new_student
 from models.student_tokens import StudentTokens, own_tokens, text_length_remark
 from models.teacher_folder import TeacherFolder
 from models.teacher_hub import split_revision
-from storage_schemas.errors import BadSettings, BadTeacher
+from storage_schemas.errors import BadRun, BadSettings, BadTeacher
 from storage_schemas.manifest import Manifest
 from storage_schemas.progress import Progress, Silent
 from storage_schemas.reader import Cache
@@ -30,8 +30,8 @@ from trainer.metrics import Metrics
 from trainer.mixture import Lesson, check_names, check_one_teacher
 from trainer.processes import ALONE, Processes
 from trainer.run_folder import FREE, begin_run, begun_run, held
-from trainer.settings import MAIN, RunConfig, TrainedOn, TrainSettings
-from trainer.stage import Stage
+from trainer.settings import RunConfig, TrainedOn, TrainSettings
+from trainer.stage_checks import check_stages
 from trainer.training_set import TrainingSet
 
 # Law 3: above this part of the velocity's norm, the replay of the teacher's own embedding means a wrong backbone.
@@ -64,10 +64,7 @@ def train(
     caches = dict(sorted(caches.items()))
     check_one_teacher(caches)
     check_names(settings, list(caches))
-    for stage in settings.stages:
-        _check_divides(stage, processes.ranks)
-        for name in stage.caches or caches:
-            _check_fits(stage, caches[name])
+    check_stages(settings, caches, processes.ranks)
     recorded = next(iter(caches.values())).manifest.teacher
     student = new_student(student_source, recorded, init=settings.init, dropout=settings.dropout, seed=settings.seed)
     wanted = _run_config(settings, caches, teacher)
@@ -89,14 +86,16 @@ def train(
         tokens=tokens,
         processes=processes,
     )
-    if begun is None:
-        settings = _with_steps(settings, make, progress)
-        config = wanted.model_copy(update={"settings": settings})
-        processes.from_first(lambda: begin_run(run, config))
-    else:
-        settings = begun.settings.model_copy(update={name: getattr(settings, name) for name in FREE})
     with ExitStack() as stack:
+        # Before anything is written: config.json may be that of another process that trains.
         processes.from_first(lambda: stack.enter_context(held(run)))
+        if begun is None:
+            _check_not_begun(run, wanted, processes)
+            settings = _with_steps(settings, make, progress)
+            config = wanted.model_copy(update={"settings": settings})
+            processes.from_first(lambda: begin_run(run, config))
+        else:
+            settings = begun.settings.model_copy(update={name: getattr(settings, name) for name in FREE})
         trainer = make(run, settings, metrics=stack.enter_context(metrics) if metrics is not None else None)
         trainer.resume(progress)
         _say_what_is_trained(trainer, lessons, progress)
@@ -202,35 +201,9 @@ def _begun(run: Path, wanted: RunConfig, processes: Processes) -> RunConfig | No
     return None if found is None else RunConfig.model_validate_json(found)
 
 
-def _check_divides(stage: Stage, ranks: int) -> None:
-    unit = ranks * stage.accumulate * stage.steps_per_trajectory
-    if stage.batch_size % unit:
-        raise BadSettings(
-            f"batch-size is {stage.batch_size} on {ranks} processes, expected a multiple of processes x accumulate x "
-            f"steps-per-trajectory = {ranks} x {stage.accumulate} x {stage.steps_per_trajectory}: each computes an "
-            f"equal part of a batch; take {max(1, stage.batch_size // unit) * unit}, or another number of processes"
-        )
-
-
-def _check_fits(stage: Stage, cache: Cache) -> None:
-    steps = cache.manifest.sampling.steps
-    if stage.steps_per_trajectory > steps:
-        raise BadSettings(
-            f"--steps-per-trajectory is {stage.steps_per_trajectory}, the trajectories of {cache.folder} have "
-            f"{steps} steps: as many different ones there are not; give at most {steps}"
-        )
-    if cache.manifest.sampling.storage.embeddings == "stored" or not stage.needs_embeddings:
-        return
-    if stage.name != MAIN:
-        asked, what, way = f"stage {stage.name} has the loss {stage.loss}", "it", "stages of --loss vision alone"
-    elif stage.loss != "vision":
-        asked, what, way = f"--loss is {stage.loss}", "this loss", "--loss vision"
-    else:
-        asked, what, way = f"--embedding-term is {stage.embedding_term:g}", "the term", "--embedding-term 0"
-    raise BadSettings(
-        f"{asked}, but {cache.folder} was built with --embeddings none: {what} compares with the teacher's "
-        f"embeddings; give {way}, or build with --embeddings stored"
-    )
+def _check_not_begun(run: Path, wanted: RunConfig, processes: Processes) -> None:
+    if _begun(run, wanted, processes) is not None:
+        raise BadRun(f"another process began to train in {run} meanwhile: give the same command again to go on with it")
 
 
 def _objective(
@@ -263,21 +236,23 @@ def _backbone_dtype(settings: TrainSettings, manifest: Manifest) -> str:
 
 
 def _measure_floor(trainer: Trainer, lessons: list[Lesson], progress: Progress, *, accept_floor: bool) -> None:
-    for lesson in lessons:
-        if lesson.cache.manifest.sampling.storage.embeddings == "none":
-            progress.say(
-                f"no replay floor: {lesson.cache.folder} was built with --embeddings none; "
-                f"a cache with --embeddings stored has one"
-            )
-            return
     if not trainer.objective.backbones or not trainer.settings.floor:
         return
-    floor = trainer.measure_floor()
+    stored = [lesson.cache.manifest.sampling.storage.embeddings == "stored" for lesson in lessons]
+    for lesson in (lesson for lesson, has_one in zip(lessons, stored, strict=True) if not has_one):
+        progress.say(
+            f"no replay floor: {lesson.cache.folder} was built with --embeddings none; "
+            f"a cache with --embeddings stored has one"
+        )
+    if not any(stored):
+        return
+    floor = trainer.measure_floor([number for number, has_one in enumerate(stored) if has_one])
     progress.say(
         f"replay floor {floor.error:.3g} ({100 * floor.relative:.2f} % of the velocity's norm): no student's loss can "
         f"be lower"
     )
-    if floor.relative > LARGEST_FLOOR and not accept_floor:
+    # Not a number is above it too.
+    if not floor.relative <= LARGEST_FLOOR and not accept_floor:
         raise BadTeacher(
             f"the cached embeddings replay with an error of {100 * floor.relative:.1f} % of the velocity's norm, "
             f"expected at most {100 * LARGEST_FLOOR:.0f} %: other weights, another dtype or a faulty device; check "

@@ -69,8 +69,15 @@ class Floor:
 
 
 @torch.no_grad()
-def replay_floor(objective: Objective, feed: Feed, *, rows: int, processes: Processes = ALONE) -> Floor:
-    """Replay `rows` records of a feed, spread evenly, with the teacher's own embeddings."""
+def replay_floor(
+    objective: Objective,
+    feed: Feed,
+    sources: Sequence[int] | None = None,
+    *,
+    rows: int,
+    processes: Processes = ALONE,
+) -> Floor:
+    """Replay `rows` records of a feed (or of some of its sources), spread evenly, with the teacher's own embeddings."""
 
     def measure(part: Sequence[Row]) -> torch.Tensor:
         batch = feed.replay_batch(part)
@@ -80,7 +87,7 @@ def replay_floor(objective: Objective, feed: Feed, *, rows: int, processes: Proc
         sums = [error_BSC.flatten(1).mean(1), error_BSC.flatten(1).sum(1), target_BSC.square().flatten(1).sum(1)]
         return torch.stack(sums, dim=1)
 
-    parts = _parts(objective, feed, validation_rows(feed, rows), processes)
+    parts = _parts(objective, feed, validation_rows(feed, rows, sources), processes)
     means, sums, norms = _measured(measure, parts, processes)
     errors = Errors(rows=[row for part in parts for row in part], values=means)
     return Floor(error=errors.mean, by_step=errors.means_by_step, relative=(sum(sums) / sum(norms)) ** 0.5)
@@ -111,16 +118,18 @@ def _measured(
     return [summed[column::width] for column in range(width)]
 
 
-def validation_rows(feed: Feed, wanted: int) -> list[Row]:
-    """(position, k) of `wanted` records of a feed, spread over its trajectories and their steps; a cache's together."""
+def validation_rows(feed: Feed, wanted: int, sources: Sequence[int] | None = None) -> list[Row]:
+    """(position, k) of `wanted` records of a feed, spread over its trajectories and their steps; a cache's together.
+
+    sources: of these alone.
+    """
     rows = []
-    for number, source in enumerate(feed.sources):
-        count = len(source.indices)
-        due = -(-wanted * count // len(feed))
-        rows += [
-            (feed.first_of(number) + position, k)
-            for position, k in spread_rows(count, source.cache.manifest.sampling.steps, due)
-        ]
+    numbers = range(len(feed.sources)) if sources is None else sources
+    counts = {number: len(feed.sources[number].indices) for number in numbers}
+    for number, count in counts.items():
+        due = -(-wanted * count // sum(counts.values()))
+        steps = feed.sources[number].cache.manifest.sampling.steps
+        rows += [(feed.first_of(number) + position, k) for position, k in spread_rows(count, steps, due)]
     return rows
 
 

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.student import checkpoints
+from storage_schemas.errors import BadTeacher, NonFinite
 from tests.trainer.conftest import cache_folder, t5_config
 from tests.trainer.making import make_trainer
 from tests.trainer.test_train import Listening, run_training
 from trainer import loop
-from trainer.validation import spread_rows
+from trainer.validation import Errors, Floor, spread_rows
 
 __all__ = ["cache_folder", "t5_config"]
 
@@ -132,3 +133,28 @@ def test_records_that_are_judged_are_different_and_spread_over_trajectories_and_
     for part, parts in ((0, count), (1, steps)):
         times = Counter(row[part] for row in rows)
         assert max(times.values()) - min(times.get(n, 0) for n in range(parts)) <= 1
+
+
+def test_a_student_whose_validation_is_no_number_gets_no_checkpoint(
+    tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch
+):
+    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, steps=2)
+    monkeypatch.setattr(loop, "validation_loss", lambda *_, **__: Errors(rows=[(0, 0)], values=[float("nan")]))
+    message = (
+        "validation loss is nan after 2 steps: stopped, the last checkpoint is intact; lower --learning-rate and give "
+        "the command again in a new run folder"
+    )
+    with pytest.raises(NonFinite, match=f"^{re.escape(message)}$"):
+        run_training(tmp_path / "other", cache_folder, dev_teacher, t5_config, steps=2)
+    assert checkpoints(tmp_path / "run") and not checkpoints(tmp_path / "other")
+    assert json.loads((tmp_path / "other/metrics.jsonl").read_text().splitlines()[-1]) == {
+        "step": 2,
+        "stopped": "validation loss is nan",
+    }
+
+
+def test_a_floor_that_is_no_number_is_refused(tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch):
+    nothing = Floor(error=float("nan"), by_step={}, relative=float("nan"))
+    monkeypatch.setattr(loop, "replay_floor", lambda *_, **__: nothing)
+    with pytest.raises(BadTeacher, match="the cached embeddings replay with an error of nan %"):
+        run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)

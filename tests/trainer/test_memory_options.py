@@ -104,5 +104,5 @@ def test_caches_of_other_schedules_share_a_table(tmp_path, dev_teacher, prompt_f
 def test_streaming_is_refused_where_it_cannot_be(tmp_path, exact_cache, dev_teacher, t5_config):
     with pytest.raises(BadSettings, match="checkpoint-blocks is 2 with resident-blocks, expected 0 or 1: streamed"):
         TrainFlags.from_flags(student="x", checkpoint_blocks=2, resident_blocks=0)
-    with pytest.raises(BadSettings, match="--resident-blocks is 9, expected 0 to 2: this transformer has so many"):
+    with pytest.raises(BadSettings, match="--resident-blocks is 9, expected 0 to 3: this transformer has so many"):
         run_training(tmp_path / "run", exact_cache, dev_teacher, t5_config, **FLAGS | {"resident_blocks": 9})

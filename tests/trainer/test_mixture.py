@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from models.backbone import FluxBackbone
 from models.geometry import recorded_geometry
-from storage_schemas.errors import BadSettings, BadTeacher
+from storage_schemas.errors import BadRun, BadSettings, BadTeacher
 from storage_schemas.manifest import shortened
 from storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache
@@ -168,7 +169,7 @@ def test_a_run_goes_on_with_the_trajectories_with_which_it_began(tmp_path, place
     listening = Listening()
     train_mixed(tmp_path / "cut", settings, grown, dev_teacher, t5_config, listening)
     assert same_weights(tmp_path / "cut", tmp_path / "whole")
-    assert listening.heard[0] == (
+    assert listening.heard[1] == (
         f"{tmp_path}/cut goes on with the 6 trajectories with which it began, of 7 that {tmp_path}/cars has now: a "
         f"new run folder takes all of them"
     )
@@ -203,6 +204,51 @@ def test_caches_of_different_teachers_are_refused_by_the_field(tmp_path, places,
 def test_caches_and_stages_name_each_other(tmp_path, places, dev_teacher, t5_config, stages, message):
     with pytest.raises(BadSettings, match=f"^{re.escape(message)}$"):
         train_mixed(tmp_path / "run", run_settings(*stages), of(places, "cats", "signs"), dev_teacher, t5_config)
+
+
+def test_a_cache_of_another_name_is_told_the_name_it_had(tmp_path, places, dev_teacher, t5_config):
+    train_mixed(tmp_path / "run", run_settings({}), of(places, "cats", "signs"), dev_teacher, t5_config)
+    moved = shutil.copytree(places["cats"], tmp_path / "moved")
+    message = (
+        f"{tmp_path / 'run'} was begun with a cache named 'cats', which 'moved' may be: the order of training goes by "
+        f"the names; give --cache cats={moved}"
+    )
+    with pytest.raises(BadRun, match=f"^{re.escape(message)}$"):
+        again = {"moved": moved, "signs": places["signs"]}
+        train_mixed(tmp_path / "run", run_settings({}), again, dev_teacher, t5_config)
+    again = {"cats": moved, "signs": places["signs"]}
+    train_mixed(tmp_path / "run", run_settings({}), again, dev_teacher, t5_config)
+
+
+def test_caches_of_two_dtypes_are_replayed_in_the_one_that_is_named(tmp_path, places, dev_teacher, t5_config):
+    exact = small_cache(tmp_path / "exact", dev_teacher, texts_of("car", 3), dtype="float32")
+    both = {"cats": places["cats"], "exact": exact}
+    message = (
+        "cache cats was recorded in bfloat16 and exact in float32: the transformer that replays both computes in one "
+        "of them; give --backbone-dtype bfloat16 or float32"
+    )
+    with pytest.raises(BadSettings, match=f"^{re.escape(message)}$"):
+        train_mixed(tmp_path / "run", run_settings({}), both, dev_teacher, t5_config)
+    assert not (tmp_path / "run").exists()
+    settings = run_settings({}, backbone_dtype="bfloat16", floor=0)
+    train_mixed(tmp_path / "run", settings, both, dev_teacher, t5_config)
+
+
+def test_the_floor_is_that_of_the_caches_that_keep_embeddings(tmp_path, places, dev_teacher, t5_config):
+    bare = small_cache(tmp_path / "bare", dev_teacher, texts_of("car", 3), embeddings="none")
+    listening = Listening()
+    run = train_mixed(
+        tmp_path / "run", run_settings({}), {"bare": bare, "cats": places["cats"]}, dev_teacher, t5_config, listening
+    )
+    assert [line for line in listening.heard if line.startswith("no replay floor")] == [
+        f"no replay floor: {bare} was built with --embeddings none; a cache with --embeddings stored has one"
+    ]
+    alone = train_mixed(tmp_path / "alone", run_settings({}), of(places, "cats"), dev_teacher, t5_config)
+    measured, wanted = (
+        next(line for line in map(json.loads, (folder / "metrics.jsonl").open()) if "replay_floor" in line)
+        for folder in (run, alone)
+    )
+    assert measured == wanted
 
 
 def test_walks_of_other_lengths_are_refused_before_a_step(tmp_path, places, dev_teacher, t5_config):

@@ -301,25 +301,3 @@ def test_more_steps_of_a_trajectory_than_it_has_are_refused(tmp_path, cache_fold
 def test_settings_out_of_range_are_refused_by_name(flags, message):
     with pytest.raises(BadSettings, match=message):
         TrainFlags.from_flags(student="x", **flags)
-
-
-def test_the_second_of_two_trainings_in_one_folder_is_refused(tmp_path, cache_folder, dev_teacher, t5_config):
-    class Meddling(Silent):
-        """Begins the same run again while it runs."""
-
-        refused = ""
-
-        def bar(self, title, **counts):
-            with pytest.raises(BadRun) as caught:
-                run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
-            self.refused = str(caught.value)
-            return nullcontext(self)
-
-    meddling = Meddling()
-    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, progress=meddling)
-    assert meddling.refused == (
-        f"another process trains in {tmp_path / 'run'}: two would write over each other's checkpoints; wait for it, or "
-        f"give another folder"
-    )
-    run_training(tmp_path / "whole", cache_folder, dev_teacher, t5_config)
-    assert same_weights(tmp_path / "run", tmp_path / "whole")

@@ -1,11 +1,14 @@
 """Training from a cache that does not keep the teacher's embeddings."""
 
+import re
+
 import pytest
 
 from inspection.summary import summarise, summary_lines
 from storage_schemas.errors import BadSettings
 from storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache
+from tests.trainer.mixing import run_settings, train_mixed
 from tests.trainer.test_train import Listening, run_training
 
 
@@ -41,6 +44,17 @@ def test_a_warm_up_is_refused_with_the_way_out(tmp_path, bare_cache, dev_teacher
 def test_losses_that_need_embeddings_are_refused(tmp_path, bare_cache, dev_teacher, t5_config, flags, message):
     with pytest.raises(BadSettings, match=message):
         run_training(tmp_path / "run", bare_cache, dev_teacher, t5_config, **flags)
+
+
+def test_the_term_of_a_stage_is_named(tmp_path, bare_cache, dev_teacher, t5_config):
+    message = (
+        f"stage 0 has embedding-term 0.5, but {bare_cache} was built with --embeddings none: the term compares with "
+        f"the teacher's embeddings; give it none, or build with --embeddings stored"
+    )
+    with pytest.raises(BadSettings, match=f"^{re.escape(message)}$"):
+        train_mixed(
+            tmp_path / "run", run_settings({"embedding_term": 0.5}), {"bare": bare_cache}, dev_teacher, t5_config
+        )
 
 
 def test_it_trains_by_replay_and_says_that_there_is_no_floor(tmp_path, bare_cache, dev_teacher, t5_config):
