@@ -47,7 +47,7 @@ def test_loss_and_floor_stand_side_by_side_and_by_step(tmp_path, cache_folder, d
     )
     measured = next(line for line in metrics(tmp_path / "run") if "replay_floor" in line)
     floor, by_step = measured["replay_floor"], measured["replay_floor_by_step"]
-    assert measured["step"] == -1 and floor > 0 and list(by_step) == ["0", "1", "2", "3"]
+    assert measured["step"] == 0 and floor > 0 and list(by_step) == ["0", "1", "2", "3"]
     assert floor == pytest.approx(sum(by_step.values()) / 4, rel=1e-6)
     told = next(line for line in noting.heard if line.startswith("replay floor"))
     assert re.fullmatch(
@@ -55,8 +55,8 @@ def test_loss_and_floor_stand_side_by_side_and_by_step(tmp_path, cache_folder, d
     )
     losses = [line["loss"] for line in metrics(tmp_path / "run") if "kind" in line]
     beside = f" (floor {floor:.3g})"
-    assert noting.notes == [f"warm-up: embedding loss {losses[0]:.4g}"] + [
-        f"main: vision loss {loss:.4g}{beside}" for loss in losses[1:]
+    assert noting.notes == [f"embedding loss {losses[0]:.4g}, stage warm-up"] + [
+        f"vision loss {loss:.4g}{beside}, stage main" for loss in losses[1:]
     ]
 
 
