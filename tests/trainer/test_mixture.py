@@ -168,7 +168,7 @@ def test_a_run_goes_on_with_the_trajectories_with_which_it_began(tmp_path, place
     listening = Listening()
     train_mixed(tmp_path / "cut", settings, grown, dev_teacher, t5_config, listening)
     assert same_weights(tmp_path / "cut", tmp_path / "whole")
-    assert listening.heard[0] == (
+    assert listening.heard[1] == (
         f"{tmp_path}/cut goes on with the 6 trajectories with which it began, of 7 that {tmp_path}/cars has now: a "
         f"new run folder takes all of them"
     )
