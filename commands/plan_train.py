@@ -24,6 +24,7 @@ from commands.plan_cards import (
 from commands.resolve import Json, Settings, out, quiet_device, student_source
 from commands.train import asked_of_flags, asked_of_recipe, is_given, named_places
 from storage_schemas.errors import BadSettings
+from storage_schemas.progress import duration_text
 
 if TYPE_CHECKING:
     from storage_schemas.manifest import Manifest
@@ -222,7 +223,8 @@ def _print_stages(facts: dict[str, Any], way: str) -> None:
     budget = facts["training"]["budget_hours"]
     if budget is not None:
         out.print(
-            f"steps of stages that share the budget of {budget:g} h are estimates: train measures what a step takes",
+            f"steps of stages that share the budget of {duration_text(3600 * budget)} are estimates: train measures "
+            f"what a step takes",
             markup=False,
         )
     if any(stage["loss"] != "vision" for stage in facts["ways"][way]["stages"]):
@@ -232,7 +234,7 @@ def _print_stages(facts: dict[str, Any], way: str) -> None:
 def _steps_text(stage: dict[str, Any], training: dict[str, Any]) -> str:
     if stage["budget_share"] is None:
         return f"{stage['steps']:,} steps"
-    part = f"{stage['budget_share'] * 100:g} % of {training['budget_hours']:g} h"
+    part = f"{stage['budget_share'] * 100:g} % of {duration_text(3600 * training['budget_hours'])}"
     return part if stage["steps"] is None else f"{part}, about {stage['steps']:,} steps,"
 
 

@@ -26,6 +26,8 @@ def read_settings(context: typer.Context, file: Path | None) -> Path | None:
 
     try:
         values = tomllib.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise BadSettings(f"no file {file} for --settings: expected lines such as batch-size = 32") from error
     except (OSError, ValueError) as error:
         raise BadSettings(f"{file} cannot be read as TOML ({error}): expected lines such as batch-size = 32") from error
     known = {parameter.name for parameter in context.command.params}

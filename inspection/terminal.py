@@ -9,14 +9,20 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
+from rich.text import Text
 
-from storage_schemas.progress import Bar
+from storage_schemas.progress import Bar, duration_text
 
 _SECONDS_BETWEEN_LINES = 10.0
+# A terminal below so many columns gets a short bar, and no time so far.
+_WIDE = 110
 
 
 class Terminal:
@@ -39,18 +45,30 @@ class Terminal:
             yield lines
             lines.close()
             return
-        columns = (
-            TextColumn("{task.description:>8}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(f"{unit}  " + "{task.fields[rate]}  {task.fields[note]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self._console) as progress:
+        with Progress(*_columns(unit, wide=self._console.width >= _WIDE), console=self._console) as progress:
             task = progress.add_task(title, total=total, completed=done, rate="", note="")
             yield _RichBar(progress, task)
+
+
+class _Note(ProgressColumn):
+    """The note beside a bar: what does not fit of it is cut, so that the numbers stay whole."""
+
+    def render(self, task: Task) -> Text:
+        return Text(str(task.fields["note"]), no_wrap=True, overflow="ellipsis")
+
+
+def _columns(unit: str, *, wide: bool) -> list[ProgressColumn]:
+    elapsed: list[ProgressColumn] = [TimeElapsedColumn(table_column=Column(no_wrap=True))] if wide else []
+    return [
+        TextColumn("{task.description:>8}"),
+        BarColumn(bar_width=30 if wide else 6, table_column=Column(no_wrap=True)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TextColumn(f"{unit}  " + "{task.fields[rate]}"),
+        *elapsed,
+        TextColumn("left"),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        _Note(),
+    ]
 
 
 class _RichBar:
@@ -85,8 +103,9 @@ class _Lines:
         self._shown_done = self._done
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = (self._done - self._first) / seconds
-        left = f", {(self._total - self._done) / rate:.0f} s left" if rate and self._done < self._total else ""
+        left = f", {duration_text((self._total - self._done) / rate)} left" if rate and self._done < self._total else ""
         note = f", {self._note}" if self._note else ""
         self._terminal.say(
-            f"{self._title}: {self._done} of {self._total} {self._unit}, {rate:.2f}/s, {seconds:.0f} s{left}{note}"
+            f"{self._title}: {self._done} of {self._total} {self._unit}, {rate:.2f}/s, {duration_text(seconds)}"
+            f"{left}{note}"
         )

@@ -16,7 +16,8 @@ def usable_device(name: str) -> torch.device:
             # Kernels outside of torch launch on the current device, whatever their tensors say.
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        # For an unknown name torch lists every backend that was ever registered.
+        reason = str(error).splitlines()[0].split("Expected one of ")[0] or "no such device"
         raise BadSettings(f"--device {name!r} cannot be used here ({reason}): take auto, cpu or cuda") from error
     return device
 

@@ -38,6 +38,13 @@ class Silent:
         """See Progress."""
 
 
+def duration_text(seconds: float) -> str:
+    """A time for people, in one unit: 46 s, 12 min, 12.6 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f}".removesuffix(".0") + " h"
+
+
 def size_text(count: int) -> str:
     """Bytes for people: 1.5 MiB."""
     value = float(count)

@@ -70,6 +70,7 @@ def test_the_whole_road_on_the_pocket_teacher(tmp_path, pocket_prompts, capsys):
     ]
     code, said, heard = understudy(*train, capsys=capsys)
     assert code == 0 and "trained for 6 steps" in said and "replay floor" in heard
+    assert re.search(r"lowest validation loss \d\S*, of the checkpoint named in best\.json", heard)
     assert understudy("export", run, out, capsys=capsys)[0] == 0
     code, said, _ = understudy(
         "evaluate",

@@ -185,8 +185,8 @@ class Trainer:
     def _note(self, step: int, loss: float) -> str:
         stage = self.settings.stage_at(step)
         beside = f" (floor {self.floor.error:.3g})" if self.floor is not None and stage.loss == "vision" else ""
-        named = f"{stage.name}: " if len(self.settings.stages) > 1 else ""
-        return f"{named}{stage.loss} loss {loss:.4g}{beside}"
+        named = f", stage {stage.name}" if len(self.settings.stages) > 1 else ""
+        return f"{stage.loss} loss {loss:.4g}{beside}{named}"
 
     def _optimizer_step(self, step: int, batches: Iterator[Batch | EmbeddingBatch]) -> float:
         started = time.monotonic()

@@ -32,6 +32,8 @@ def read_recipe(file: Path, **changes: Any) -> Recipe:
     """
     try:
         stated: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BadSettings(f"no recipe {file}: expected a TOML file, see those in recipes/") from error
     except (OSError, ValueError) as error:
         raise BadSettings(
             f"{file} cannot be read as TOML ({error}): expected a recipe, see those in recipes/"

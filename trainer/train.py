@@ -20,7 +20,7 @@ from models.teacher_folder import TeacherFolder
 from models.teacher_hub import split_revision
 from storage_schemas.errors import BadRun, BadSettings, BadTeacher
 from storage_schemas.manifest import Manifest
-from storage_schemas.progress import Progress, Silent
+from storage_schemas.progress import Progress, Silent, duration_text
 from storage_schemas.reader import Cache
 from trainer.budget import measured_seconds, shared_out
 from trainer.loop import Trainer
@@ -102,7 +102,9 @@ def train(
         if remark := text_length_remark(student, recorded):
             progress.say(remark)
         _measure_floor(trainer, lessons, progress, accept_floor=accept_floor)
-        trainer.train(progress)
+        best = trainer.train(progress)
+        if best is not None:
+            progress.say(f"lowest validation loss {best:.4g}, of the checkpoint named in best.json")
     return settings.total_steps
 
 
@@ -161,7 +163,7 @@ def _with_steps(settings: TrainSettings, make: "partial[Trainer]", progress: Pro
             each = next(left)
             progress.say(
                 f"stage {stage.name}: {stage.length:,} steps of {each:.3g} s as measured here, "
-                f"{stage.length * each / 3600:,.2f} h"
+                f"{duration_text(stage.length * each)}"
             )
     return settings
 

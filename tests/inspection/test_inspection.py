@@ -13,7 +13,7 @@ from inspection.show import describe, find_prompts
 from inspection.summary import summarise, summary_lines
 from inspection.terminal import Terminal
 from models.teacher_folder import DECODE_PARTS, find_teacher
-from storage_schemas.progress import size_text
+from storage_schemas.progress import duration_text, size_text
 from storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache
 
@@ -107,6 +107,28 @@ def test_a_terminal_gets_a_bar_with_rate_and_time_left():
     with terminal.bar("sample", total=4, done=1, unit="trajectories") as bar:
         bar.advance(2)
     assert "3/4" in stream.getvalue() and "/s" in stream.getvalue() and "left" in stream.getvalue()
+
+
+def test_a_terminal_of_80_columns_shows_all_numbers_of_a_bar_and_cuts_the_note():
+    stream = io.StringIO()
+    terminal = Terminal(Console(file=stream, force_terminal=True, color_system=None, width=80))
+    with terminal.bar("train", total=120_000, done=50_000, unit="steps") as bar:
+        bar.advance(1, "vision loss 1.493 (floor 0.00123), stage text-rendering of a long name")
+    last = [line for line in stream.getvalue().replace("\r", "\n").splitlines() if "vision loss" in line][-1]
+    assert " 50001/120000 steps " in last
+    assert "vision loss" in last and "…" in last and last.index("left") < last.index("vision loss")
+
+
+def test_times_for_people():
+    assert [duration_text(n) for n in (0.4, 46, 119, 120, 7199, 45_519, 72 * 3600)] == [
+        "0 s",
+        "46 s",
+        "119 s",
+        "2 min",
+        "120 min",
+        "12.6 h",
+        "72 h",
+    ]
 
 
 def test_sizes_for_people():
