@@ -73,6 +73,8 @@ class Trainer:
     def train(self, progress: Progress) -> float | None:
         """Run from where it stands (see resume) to the last step; the best validation loss."""
         first, total = self.done, self.settings.total_steps
+        if first == total:
+            return self.best
         requests = (request for step in range(first, total) for request in self.requests(step))
         with (
             self.feed.prefetch(requests) as batches,

@@ -101,7 +101,10 @@ def train(
         _say_what_is_trained(trainer, lessons, progress)
         if remark := text_length_remark(student, recorded):
             progress.say(remark)
-        _measure_floor(trainer, lessons, progress, accept_floor=accept_floor)
+        if trainer.done == settings.total_steps:
+            progress.say(f"all {trainer.done:,} steps are done: nothing is left to do")
+        else:
+            _measure_floor(trainer, lessons, progress, accept_floor=accept_floor)
         best = trainer.train(progress)
         if best is not None:
             progress.say(f"lowest validation loss {best:.4g}, of the checkpoint named in best.json")

@@ -301,3 +301,12 @@ def test_more_steps_of_a_trajectory_than_it_has_are_refused(tmp_path, cache_fold
 def test_settings_out_of_range_are_refused_by_name(flags, message):
     with pytest.raises(BadSettings, match=message):
         TrainFlags.from_flags(student="x", **flags)
+
+
+def test_a_run_that_is_through_says_so_and_stays_as_it_is(tmp_path, cache_folder, dev_teacher, t5_config):
+    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    heard = Listening()
+    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, progress=heard)
+    assert "all 6 steps are done: nothing is left to do" in heard.heard
+    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
