@@ -100,14 +100,14 @@ def test_a_budget_is_told_in_steps_of_each_stage_that_shares_it(capsys):
             assert stage["steps"] == int(stage["hours"] * 3600 / stage["seconds_per_step"])
         # No transformer, and forward and backward of 130 million parameters over 77 tokens.
         assert warm_up["flop_per_step"] < 64 * 6 * 140e6 * 77
-    # Of 32 rows, 4 at once, the student's pass shared by four.
+    # Of 32 rows, 4 at once.
     assert facts["ways"]["as_asked"]["gpu_memory"]["batch_size"] == 4
     code, said, _ = understudy(*words, "--gpu", "4090", capsys=capsys)
     text = " ".join(said.split())
     assert code == 0 and f"90 % of 72 h, about {facts['ways']['as_asked']['stages'][1]['steps']:,} steps" in text
     assert "steps of stages that share the budget of 72 h are estimates: train measures what a step takes" in text
     assert "a step without the transformer is too small for a card's whole rate: it takes longer" in text
-    assert "2,553 (106 days)" in said and "fits: training: 21.4 GiB at batch 4, RTX 4090 has 24.0 GiB" in said
+    assert "2,553 (106 days)" in said and "fits: training: 21.6 GiB at batch 4, RTX 4090 has 24.0 GiB" in said
 
 
 def test_without_a_card_a_share_of_the_budget_is_hours_and_no_steps(dev_teacher, capsys):
