@@ -13,7 +13,7 @@ from models.student import checkpoints
 from storage_schemas.errors import BadTeacher, NonFinite
 from tests.trainer.conftest import cache_folder, t5_config
 from tests.trainer.making import make_trainer
-from tests.trainer.test_train import Listening, run_training
+from tests.trainer.test_train import Listening, StopAfter, run_training
 from trainer import loop
 from trainer.validation import Errors, Floor, spread_rows
 
@@ -84,7 +84,9 @@ def test_no_floor_is_measured_where_none_is_asked_for(tmp_path, cache_folder, de
     assert not any("replay_floor" in line for line in metrics(tmp_path / "run"))
     assert not any("floor" in text for text in noting.heard + noting.notes)
     # It changes no weight: another number may be given when the run goes on.
-    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, progress=noting, floor=4, **ABOVE)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(tmp_path / "cut", cache_folder, dev_teacher, t5_config, progress=StopAfter(3), floor=0, **ABOVE)
+    run_training(tmp_path / "cut", cache_folder, dev_teacher, t5_config, progress=noting, floor=4, **ABOVE)
     assert any(text.startswith("replay floor") for text in noting.heard)
 
 

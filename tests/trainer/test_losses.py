@@ -89,7 +89,8 @@ def test_an_embedding_term_is_added_with_its_weight(tmp_path, cache_folder, dev_
 
 
 def test_huber_is_for_the_stage_after_the_warm_up_alone(tmp_path, cache_folder, dev_teacher, t5_config):
-    trainer = make_trainer(tmp_path, cache_folder, dev_teacher, t5_config, warmup_steps=1, loss="embedding", huber=0.01)
+    flags = {"warmup_steps": 1, "warmup_loss": "embedding", "loss": "embedding", "huber": 0.01}
+    trainer = make_trainer(tmp_path, cache_folder, dev_teacher, t5_config, **flags)
     batch = trainer.feed.embedding_batch([0, 1])
     student_BTD = torch.zeros_like(batch.encoder_hidden_states_BTD)
     wanted_BTD = batch.encoder_hidden_states_BTD
