@@ -86,7 +86,7 @@ def step_lines(run: Path) -> list[str]:
     return [line for line in lines if '"kind"' in line and line.endswith("}")]
 
 
-class Session:
+class Attempt:
     """One start of the command on a run, and what it has done since."""
 
     def __init__(self, run: Path, arguments: list[str]) -> None:
@@ -167,26 +167,26 @@ class KilledRun:
             self._one_run(self.folder / f"{self.tally.order}-{self.tally.runs}", kills)
         return self.tally
 
-    def _start(self, run: Path) -> Session:
+    def _start(self, run: Path) -> Attempt:
         cache = str(self.folder / "cache")
-        return Session(run, ["train", str(run), "--cache", cache, *FLAGS, *ORDERS[self.tally.order]])
+        return Attempt(run, ["train", str(run), "--cache", cache, *FLAGS, *ORDERS[self.tally.order]])
 
-    def _finish(self, session: Session) -> None:
-        said, _ = session.process.communicate(timeout=PATIENCE_SECONDS)
-        if session.process.returncode:
-            self.tally.faults.append(f"{session.run.name}: ended with {session.process.returncode}: {said.strip()}")
+    def _finish(self, attempt: Attempt) -> None:
+        said, _ = attempt.process.communicate(timeout=PATIENCE_SECONDS)
+        if attempt.process.returncode:
+            self.tally.faults.append(f"{attempt.run.name}: ended with {attempt.process.returncode}: {said.strip()}")
 
     def _one_run(self, run: Path, kills: int) -> None:
         while self.tally.kills < kills and not self.tally.faults:
             moment = self.rng.choices(list(_MOMENTS), weights=list(_MOMENTS.values()))[0]
-            session = self._start(run)
-            if not session.wait(moment, self.rng, self.tally) or not session.kill():
+            attempt = self._start(run)
+            if not attempt.wait(moment, self.rng, self.tally) or not attempt.kill():
                 # Came to its end, before this kill.
                 break
-            self._count(session)
+            self._count(attempt)
         else:
-            session = self._start(run)
-        self._finish(session)
+            attempt = self._start(run)
+        self._finish(attempt)
         self.tally.runs += 1
         if not self.tally.faults:
             found, wanted = files_of(run), files_of(self.truth)
@@ -194,17 +194,17 @@ class KilledRun:
             self.tally.faults += [f"{run.name}: {name} is not that of the unkilled run" for name in wrong]
             self.tally.left_behind += [f"{run.name}/{name}" for name in sorted(found.keys() - wanted.keys())]
 
-    def _count(self, session: Session) -> None:
-        new = session.new_lines()
-        writing, marking = session.writing(), not session.writing() and session.marking()
+    def _count(self, attempt: Attempt) -> None:
+        new = attempt.new_lines()
+        writing, marking = attempt.writing(), not attempt.writing() and attempt.marking()
         self.tally.kills += 1
         self.tally.in_training += bool(new)
         self.tally.in_a_write += writing
         self.tally.after_the_rename += marking
         where = f"at step {json.loads(new[-1])['step'] + 1}, {len(new)} steps made" if new else "before its first step"
         where += ", a checkpoint half written" * writing + ", its last checkpoint named and not yet settled" * marking
-        seconds = time.monotonic() - session.started
-        print(f"{session.run.name} kill {self.tally.kills}: {seconds:.1f} s after the start, {where}", flush=True)
+        seconds = time.monotonic() - attempt.started
+        print(f"{attempt.run.name} kill {self.tally.kills}: {seconds:.1f} s after the start, {where}", flush=True)
 
 
 def files_of(run: Path) -> dict[str, object]:
