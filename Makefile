@@ -3,12 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test check clean
+.PHONY: demo test test-all check clean
 
 demo: .venv/.ready
 	$(BIN)/understudy demo
 
 test: .venv/.ready-dev
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: .venv/.ready-dev
 	$(BIN)/python -m pytest -n 2
 
 check: .venv/.ready-dev

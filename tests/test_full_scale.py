@@ -10,6 +10,7 @@ from benchmarks.full_scale_modes import OFFLINE, ONLINE
 from benchmarks.random_teacher import SCALES
 
 
+@pytest.mark.slow
 def test_each_mode_has_the_losses_of_the_online_loop_to_rounding(tmp_path, capsys):
     rows = main(["--scale", "tiny", "--steps", "3", "--device", "cpu", "--json", str(tmp_path / "rows")])
     batch_sizes = SCALES["tiny"].batch_sizes

@@ -88,6 +88,7 @@ def test_less_is_kept_the_more_blocks_are_checkpointed(wide):
     assert kept(1) < kept(0) / 8
 
 
+@pytest.mark.slow
 def test_the_calculated_bytes_are_those_that_are_kept(dev_teacher):
     flags = {"dtype": "float32", "text_length": 5, "guidance": (2.0,)}
     manifest = outline_manifest(PlannedBuild(**flags), find_teacher(str(dev_teacher), BUILD_PARTS), prompt_count=9)

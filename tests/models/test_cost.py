@@ -89,6 +89,7 @@ def test_text_flops_are_two_per_weight_and_token_and_attention():
     assert flops == pytest.approx(2 * weights * 77, rel=0.01)
 
 
+@pytest.mark.slow
 def test_extrapolated_depths_equal_the_whole_network(tmp_path, dev_teacher):
     deeper = json.loads((dev_teacher / "transformer/config.json").read_bytes()) | {
         "num_layers": 3,

@@ -57,6 +57,7 @@ def exported(tmp_path_factory, dev_teacher):
     return folder
 
 
+@pytest.mark.slow
 def test_flux_pipeline_takes_student_and_tokenizer_and_embeds_to_the_bit(exported, dev_teacher, tmp_path):
     (tmp_path / "outsider.py").write_text(OUTSIDER)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}

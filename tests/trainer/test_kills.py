@@ -91,6 +91,7 @@ def test_killed_in_each_step_of_a_checkpoint_a_run_ends_as_one_that_was_not(
     assert_same_run(tmp_path / "run", unkilled)
 
 
+@pytest.mark.slow
 def test_killed_between_optimizer_steps_a_run_ends_as_one_that_was_not(
     tmp_path, cache_folder, dev_teacher, t5_config, unkilled
 ):

@@ -139,6 +139,7 @@ def test_held_out_prompts_of_all_caches_are_never_trained_on(tmp_path, places, d
 SHARED = {"steps": 2, "batch_size": 8, "accumulate": 2, "steps_per_trajectory": 2, "embedding_term": 0.1}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_on_several_caches_ends_with_the_same_bits(tmp_path, places, dev_teacher, t5_config):
     stages = (
         {"steps": 2, "loss": "context", "caches": {"cats": 10, "signs": 1}},

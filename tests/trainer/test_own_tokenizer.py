@@ -47,6 +47,7 @@ def test_it_learns_on_prompts_that_it_never_saw(tmp_path, cache_folder, dev_teac
     assert any("has positions for 10 text tokens, the cache's embeddings have 12" in line for line in heard.heard)
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_it_ends_the_same(tmp_path, cache_folder, dev_teacher, roberta):
     run_training(tmp_path / "whole", cache_folder, dev_teacher, roberta, **FLAGS)
     with pytest.raises(KeyboardInterrupt):
