@@ -59,7 +59,7 @@ def train(
         ),
     ] = "vision",
     warmup_loss: Annotated[
-        Literal["embedding", "context"], typer.Option(help="context did better on the pocket (docs/benchmarks.md).")
+        Literal["embedding", "context"], typer.Option(help="docs/benchmarks.md compares them.")
     ] = "context",
     huber: Annotated[
         float | None, typer.Option(help="--loss grows as a line, not a square, where a difference is above this.")
