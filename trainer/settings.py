@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from models.memory_options import MemoryOptions
 from storage_schemas.manifest import Flags, Record
-from trainer.stage import Loss, OrderKind, Stage
+from trainer.stage import Loss, Stage, StageOptions
 from trainer.training_set import TrainingSet
 
 WARM_UP = "warm-up"
@@ -141,27 +141,16 @@ class TrainSettings(_OfTheRun):
         return max(stage.batch_size // stage.accumulate for stage in self.stages if stage.loss == "vision")
 
 
-class TrainFlags(_OfTheRun):
-    """The flags of `understudy train`: a warm-up, if asked for, and the stage after it. See Stage for theirs.
+class TrainFlags(_OfTheRun, StageOptions):
+    """The flags of `understudy train`: a warm-up, if asked for, and the stage after it.
 
     warmup_steps: optimizer steps with `warmup_loss` before the `steps` with `loss`.
     """
 
     steps: int = Field(default=1000, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
-    loss: Loss = "vision"
     warmup_loss: Literal["embedding", "context"] = "context"
-    huber: float | None = Field(default=None, gt=0)
-    step_weights: Literal["uniform", "sigma", "interval"] = "uniform"
-    embedding_term: float = Field(default=0.0, ge=0)
-    batch_size: int = Field(default=32, ge=1)
-    accumulate: int = Field(default=1, ge=1)
-    order: OrderKind = "shuffled"
-    steps_per_trajectory: int = Field(default=1, ge=1)
-    learning_rate: float = Field(default=1e-4, gt=0)
     warmup_learning_rate: float | None = Field(default=None, gt=0)
-    decay: Literal["constant", "cosine", "linear"] = "constant"
-    lr_warmup_steps: int | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
     def _has_steps(self) -> Self:
@@ -169,15 +158,9 @@ class TrainFlags(_OfTheRun):
             raise ValueError("steps and warmup-steps are both 0, expected at least one of them above")
         return self
 
-    @model_validator(mode="after")
-    def _options_go_together(self) -> Self:
-        # As a stage checks it, though no step is asked for.
-        Stage(name=MAIN, **self._of_the_stage() | {"steps": 1})
-        return self
-
     def settings(self) -> TrainSettings:
         """The same run as stages."""
-        main = self._of_the_stage()
+        main = {name: getattr(self, name) for name in StageOptions.model_fields}
         shared = {name: main[name] for name in ("batch_size", "accumulate", "decay", "lr_warmup_steps")}
         rate = self.warmup_learning_rate or self.learning_rate
         stages = []
@@ -185,12 +168,9 @@ class TrainFlags(_OfTheRun):
             warm_up = {"steps": self.warmup_steps, "loss": self.warmup_loss, "learning_rate": rate}
             stages.append(Stage(name=WARM_UP, **shared | warm_up))
         if self.steps:
-            stages.append(Stage(name=MAIN, **main))
+            stages.append(Stage(name=MAIN, steps=self.steps, **main))
         run = {name: getattr(self, name) for name in _OfTheRun.model_fields}
         return TrainSettings(**run, stages=tuple(stages))
-
-    def _of_the_stage(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in type(self).model_fields if name in Stage.model_fields}
 
 
 class TrainedOn(Record):

@@ -11,14 +11,9 @@ Loss = Literal["vision", "embedding", "context"]
 OrderKind = Literal["shuffled", "following"]
 
 
-class Stage(Flags):
-    """What optimizer steps of a run that follow one another have in common; an entry of a recipe.
+class StageOptions(Flags):
+    """How a stage trains.
 
-    steps: how many. budget_share: the part of `--budget` that goes to this stage; `steps` is then None until the time
-    of a step was measured.
-    caches: names of caches and how much of each is seen; None: all of the run, each trajectory as often as any other.
-    weight: "trajectory": a trajectory of one with 10 is seen ten times as often as one of one with 1 (the paper
-    repeats T2I-CompBench ten times in its mix); "rows": they are parts of the rows, however large the caches are.
     huber: where `loss` turns from a square into a line, in the units of what it compares; None: a square everywhere.
     step_weights: what the errors of the vision loss at step k are multiplied by, mean 1: see losses.step_weights.
     embedding_term: weight of the embedding loss beside the vision loss.
@@ -27,11 +22,6 @@ class Stage(Flags):
     lr_warmup_steps: steps over which the learning rate rises; None: 20 where it decays, else none.
     """
 
-    name: str = Field(min_length=1)
-    steps: int | None = Field(default=None, ge=1)
-    budget_share: float | None = Field(default=None, gt=0, le=1)
-    caches: dict[str, float] | None = Field(default=None, min_length=1)
-    weight: Literal["trajectory", "rows"] = "trajectory"
     loss: Loss = "vision"
     huber: float | None = Field(default=None, gt=0)
     step_weights: Literal["uniform", "sigma", "interval"] = "uniform"
@@ -43,19 +33,6 @@ class Stage(Flags):
     learning_rate: float = Field(default=1e-4, gt=0)
     decay: Literal["constant", "cosine", "linear"] = "constant"
     lr_warmup_steps: int | None = Field(default=None, ge=0)
-
-    @model_validator(mode="after")
-    def _is_of_some_length(self) -> Self:
-        if self.steps is None and self.budget_share is None:
-            raise ValueError(f"stage {self.name} has neither steps nor budget-share, expected one of them")
-        return self
-
-    @model_validator(mode="after")
-    def _weights_are_positive(self) -> Self:
-        for name, weight in (self.caches or {}).items():
-            if weight <= 0:
-                raise ValueError(f"cache {name} has the weight {weight:g}, expected more than 0; leave it out")
-        return self
 
     @model_validator(mode="after")
     def _parts_are_equal(self) -> Self:
@@ -87,6 +64,36 @@ class Stage(Flags):
                     f"{name.replace('_', '-')} is {getattr(self, name)} with loss {self.loss}: it is an option of the "
                     f"vision loss, which alone replays steps; leave it out, or take loss vision"
                 )
+        return self
+
+
+class Stage(StageOptions):
+    """What optimizer steps of a run that follow one another have in common; an entry of a recipe.
+
+    steps: how many. budget_share: the part of `--budget` that goes to this stage; `steps` is then None until the time
+    of a step was measured.
+    caches: names of caches and how much of each is seen; None: all of the run, each trajectory as often as any other.
+    weight: "trajectory": a trajectory of one with 10 is seen ten times as often as one of one with 1 (the paper
+    repeats T2I-CompBench ten times in its mix); "rows": they are parts of the rows, however large the caches are.
+    """
+
+    name: str = Field(min_length=1)
+    steps: int | None = Field(default=None, ge=1)
+    budget_share: float | None = Field(default=None, gt=0, le=1)
+    caches: dict[str, float] | None = Field(default=None, min_length=1)
+    weight: Literal["trajectory", "rows"] = "trajectory"
+
+    @model_validator(mode="after")
+    def _is_of_some_length(self) -> Self:
+        if self.steps is None and self.budget_share is None:
+            raise ValueError(f"stage {self.name} has neither steps nor budget-share, expected one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_positive(self) -> Self:
+        for name, weight in (self.caches or {}).items():
+            if weight <= 0:
+                raise ValueError(f"cache {name} has the weight {weight:g}, expected more than 0; leave it out")
         return self
 
     @property
