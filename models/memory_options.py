@@ -1,4 +1,4 @@
-"""What the frozen backbone may do to need less GPU memory while it is trained through."""
+"""How the frozen backbone is held and computed while it is trained through: less GPU memory, or less time."""
 
 from typing import Literal, Self
 
@@ -6,20 +6,25 @@ from pydantic import Field, model_validator
 
 from storage_schemas.manifest import Flags
 
+Quantization = Literal["none", "int8", "fp8", "nf4"]
+
 
 class MemoryOptions(Flags):
-    """Neither changes what is trained.
+    """All but `quantize` and `compile` leave what is trained as it is, bit for bit.
 
     modulation: "table" keeps the modulation vectors of the recorded conditions and drops the weights that make them
     (models/modulation_table.py); "live" keeps the weights; "auto" is the table wherever there can be one and it is
     the smaller. checkpoint_blocks: blocks whose activations are computed again in the backward pass: 0 none, 1 every
     block, n every n-th (models/checkpointing.py). resident_blocks: so many blocks stay on the device, the others come
-    from the host's memory for each use, and are computed twice (models/streaming.py); None: all stay.
+    from the host's memory for each use, and are computed twice (models/streaming.py); None: all stay. quantize: the
+    weights of the blocks' linears in 8 or 4 bits. compile: blocks are compiled, which rounds otherwise.
     """
 
     modulation: Literal["auto", "table", "live"] = "auto"
     checkpoint_blocks: int = Field(default=0, ge=0)
     resident_blocks: int | None = Field(default=None, ge=0)
+    quantize: Quantization = "none"
+    compile: bool = False
 
     @model_validator(mode="after")
     def _streaming_computes_every_block_twice(self) -> Self:
@@ -27,5 +32,24 @@ class MemoryOptions(Flags):
             raise ValueError(
                 f"checkpoint-blocks is {self.checkpoint_blocks} with resident-blocks, expected 0 or 1: streamed blocks "
                 f"are computed twice anyway, 1 says so of the resident ones"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _quantized_blocks_stay_on_the_device(self) -> Self:
+        if self.quantize != "none" and self.resident_blocks is not None:
+            raise ValueError(
+                f"quantize is {self.quantize} with resident-blocks {self.resident_blocks}, expected one of the two: "
+                f"streaming is for the exact weights, quantized ones are small enough to stay; leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _eight_bit_weights_are_checkpointed(self) -> Self:
+        if self.quantize in ("int8", "fp8") and self.checkpoint_blocks != 1:
+            raise ValueError(
+                f"quantize is {self.quantize} with checkpoint-blocks {self.checkpoint_blocks}, expected 1: each linear "
+                f"keeps an unquantized copy of its weight until its backward pass, and all blocks at once would keep "
+                f"more than is saved; give --checkpoint-blocks 1, or --quantize nf4"
             )
         return self

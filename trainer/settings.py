@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from models.memory_options import MemoryOptions
-from storage_schemas.manifest import Flags, Record
+from storage_schemas.manifest import Record
 from trainer.stage import Loss, Stage, StageOptions
 from trainer.training_set import TrainingSet
 
@@ -13,7 +13,7 @@ WARM_UP = "warm-up"
 MAIN = "main"
 
 
-class _OfTheRun(Flags):
+class _OfTheRun(MemoryOptions):
     """What holds for all stages of a run. Defaults are the paper's (section 4) where it states one.
 
     student: its name as given, for the record; where it lies on this machine is told apart from it.
@@ -21,7 +21,6 @@ class _OfTheRun(Flags):
     of T5's relative position bias, which carries the order of the words and learns slowly from a random start.
     ema: decay of the average of the student's parameters that is validated and exported; None: none.
     student_dtype: "auto" is bfloat16-autocast on a GPU where the cache's (or the backbone's) dtype is bfloat16.
-    modulation, checkpoint_blocks, resident_blocks: see MemoryOptions.
     keep: last checkpoints that are kept besides the best. floor: records of which the replay floor is measured.
     """
 
@@ -34,9 +33,6 @@ class _OfTheRun(Flags):
     ema: float | None = Field(default=None, gt=0, lt=1)
     student_dtype: Literal["auto", "float32", "bfloat16-autocast"] = "auto"
     backbone_dtype: Literal["cache", "bfloat16", "float32"] = "cache"
-    modulation: Literal["auto", "table", "live"] = "auto"
-    checkpoint_blocks: int = Field(default=0, ge=0)
-    resident_blocks: int | None = Field(default=None, ge=0)
     checkpoint_every: int = Field(default=200, ge=1)
     keep: int = Field(default=2, ge=1)
     validate_rows: int = Field(default=64, ge=1)
@@ -45,17 +41,8 @@ class _OfTheRun(Flags):
 
     @property
     def memory(self) -> MemoryOptions:
-        """How the backbone saves memory."""
-        return MemoryOptions(
-            modulation=self.modulation,
-            checkpoint_blocks=self.checkpoint_blocks,
-            resident_blocks=self.resident_blocks,
-        )
-
-    @model_validator(mode="after")
-    def _memory_options_go_together(self) -> Self:
-        _ = self.memory
-        return self
+        """How the backbone is held and computed."""
+        return MemoryOptions(**{name: getattr(self, name) for name in MemoryOptions.model_fields})
 
 
 class TrainSettings(_OfTheRun):

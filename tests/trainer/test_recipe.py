@@ -141,7 +141,7 @@ def _value(value: Any) -> str:
         return "{" + ", ".join(f"{_value(key)} = {_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, str):
         return '"' + "".join(f"\\U{ord(letter):08x}" for letter in value) + '"'
-    return repr(value)
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
@@ -186,6 +186,7 @@ def runs(draw: st.DrawFn) -> TrainSettings:
         seed=draw(st.integers(0, 2**63 - 1)),
         student_dtype=draw(st.sampled_from(["auto", "float32", "bfloat16-autocast"])),
         floor=draw(st.integers(0, 100)),
+        compile=draw(st.booleans()),
     )
 
 
