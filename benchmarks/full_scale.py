@@ -42,6 +42,7 @@ from benchmarks.full_scale_step import Measured, offline_steps, online_steps
 from benchmarks.random_teacher import SCALES, Scale, Shape, random_text_encoder, record
 from models.cost import BackboneCost, backbone_cost
 from models.device import quiet_libraries, usable_device
+from models.memory_options import MemoryOptions
 from models.text_cost import student_cost, text_encoder_cost
 from models.text_encoder import TeacherTextEncoder
 from storage_schemas.manifest import Manifest
@@ -198,7 +199,8 @@ def _costs(scale: Scale, manifest_json: str) -> tuple[BackboneCost, float, float
 def step_flops(scale: Scale, manifest: Manifest, mode: str) -> float:
     """Of one sample in one optimizer step."""
     backbone, text, student = _costs(scale, manifest.model_dump_json())
-    offline = backbone.training_flops(checkpointing=(OFFLINE | ONLINE)[mode].recomputes) + 3 * student
+    options = MemoryOptions(checkpoint_blocks=int((OFFLINE | ONLINE)[mode].recomputes))
+    offline = backbone.training_flops(options) + 3 * student
     return offline + (backbone.forward_flops + text if mode in ONLINE else 0)
 
 

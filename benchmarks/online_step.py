@@ -267,7 +267,7 @@ PART_HEADER = (
 def expected_ratios(cache: Cache, source: str) -> tuple[float, float]:
     """FLOPs of an online step by those of an offline one: the text encoded at each step, and once."""
     backbone, text = backbone_cost(cache.manifest), text_encoder_cost(cache.manifest).forward_flops
-    offline = backbone.training_flops(checkpointing=False) + 3 * student_cost(source, cache.manifest).forward_flops
+    offline = backbone.training_flops() + 3 * student_cost(source, cache.manifest).forward_flops
     online = backbone.forward_flops + offline
     return (online + text) / offline, (online + text / cache.manifest.sampling.steps) / offline
 

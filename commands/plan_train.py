@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from trainer.settings import TrainSettings
 
 _GIB = 2**30
-_WAYS = {"as_asked": "as asked", "checkpoint_blocks_1": "--checkpoint-blocks 1"}
+_WAYS = {"as_asked": "as asked", "fitted": "as --fit has it", "checkpoint_blocks_1": "--checkpoint-blocks 1"}
 _ONLY = "cache"
 
 
@@ -63,6 +63,11 @@ def plan_train(
     warmup_loss: Literal["embedding", "context"] = "context",
     modulation: Annotated[Literal["auto", "table", "live"], typer.Option(help="As for train.")] = "auto",
     checkpoint_blocks: Annotated[int, typer.Option(min=0, help="As for train.")] = 0,
+    resident_blocks: Annotated[int | None, typer.Option(min=0, help="As for train.")] = None,
+    quantize: Annotated[Literal["none", "int8", "fp8", "nf4"], typer.Option(help="As for train.")] = "none",
+    fit: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="As for train, as in 16GiB; default: the memory of --gpu.")
+    ] = None,
     gpu: Gpu = None,
     tflops: Tflops = None,
     as_json: Json = False,
@@ -76,10 +81,10 @@ def plan_train(
     flags = dict(
         batch_size=batch_size, accumulate=accumulate, steps_per_trajectory=steps_per_trajectory, steps=steps,
         loss=loss, warmup_steps=warmup_steps, warmup_loss=warmup_loss, modulation=modulation,
-        checkpoint_blocks=checkpoint_blocks,
+        checkpoint_blocks=checkpoint_blocks, resident_blocks=resident_blocks, quantize=quantize,
     )  # fmt: skip
+    given = {name: value for name, value in flags.items() if is_given(context, name)}
     if recipe is not None:
-        given = {name: value for name, value in flags.items() if is_given(context, name)}
         asked, stated = asked_of_recipe(recipe, student, budget, given)
     else:
         if batch_size < 1 or steps + warmup_steps == 0:
@@ -93,19 +98,15 @@ def plan_train(
     manifests, configs = _manifests(asked, stated, cache or [], teacher, resolution or [], cache_flags)
     first = next(iter(manifests.values()))
     rate = rate_of(card, tflops, first.sampling.dtype)
-    from commands.planning import gpu_verdict
-    from commands.planning_train import AS_ASKED, costs_of, fitting_flag, train_facts
+    from commands.fitting import size_bytes, stated_options
+    from commands.planning_train import AS_ASKED, fit_verdicts, train_facts, ways_of
+    from trainer.costs import costs_of
 
     costs = costs_of(manifests, student_source(asked.student))
-    facts = train_facts(asked, costs, rate_flops=rate)
-    # What a batch is divided into goes through the networks one by one.
-    plain = recipe is None and accumulate == 1
-    fits = "--batch-size {} fits" if plain else "{} rows at once fit: a larger accumulate, or a smaller batch-size"
-    memory = facts["ways"][AS_ASKED]["gpu_memory"]
-    verdicts = [gpu_verdict("training", memory, card, fits)] if card else []
-    if card and verdicts[0].startswith("does not fit") and "vision" in asked.losses:
-        flag = fitting_flag(asked, costs, card.memory_gib * _GIB)
-        verdicts.append(f"fits with {flag}" if flag else "does not fit with --checkpoint-blocks 1 either")
+    memory_bytes = size_bytes(fit) if fit is not None else card.memory_gib * _GIB if card else None
+    held = stated_options(asked, None if recipe is not None else given)
+    verdicts, fitted = fit_verdicts(asked, costs, memory_bytes, card if fit is None else None, held)
+    facts = train_facts(ways_of(asked, fitted, named=memory_bytes is not None), costs, rate_flops=rate)
     facts = {"teacher": {"source": first.source, "configs": configs}, **facts}
     facts |= {"gpu": gpu_facts(card, rate, 1), "verdicts": verdicts}
     if as_json:
@@ -195,6 +196,8 @@ def _print_train(facts: dict[str, Any], way: str) -> None:
         ("  weights", [f"{one['gpu_memory']['weights_bytes'] / _GIB:.1f}" for one in ways]),
         ("  student and AdamW", [f"{one['gpu_memory']['student_bytes'] / _GIB:.1f}" for one in ways]),
         ("  activations", [f"{one['gpu_memory']['activations_bytes'] / _GIB:.1f}" for one in ways]),
+        ("host memory, GiB (calculated)", [f"{one['host_memory_bytes'] / _GIB:.1f}" for one in ways]),
+        ("  pinned, for streamed blocks", [f"{one['pinned_bytes'] / _GIB:.1f}" for one in ways]),
         ("TFLOP per sample of the vision loss", [f"{one['flop_per_sample'] / 1e12:.1f}" for one in ways]),
         ("hours of all stages", [hours_text(one["hours"]) for one in ways]),
         ("hours of the paper's 320,000 steps of 32", [_with_days(one["paper_recipe_hours"]) for one in ways]),
@@ -204,7 +207,6 @@ def _print_train(facts: dict[str, Any], way: str) -> None:
     for name, values in rows:
         table.add_row(name, *values)
     out.print(table)
-    out.print(f"host memory: {facts['host_memory_bytes'] / _GIB:.1f} GiB (calculated)", markup=False)
     print_gpu(facts)
 
 

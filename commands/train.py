@@ -1,12 +1,14 @@
 """`understudy train`: phase 2."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from commands.fitting import Fit, fit_run, out_of_memory, stated_options
 from commands.resolve import (
     Device,
     Quiet,
@@ -109,6 +111,7 @@ def train(
         int | None,
         typer.Option(metavar="N", help="Keep N of its blocks on the GPU, stream the others from pinned host memory."),
     ] = None,
+    fit: Fit = None,
     checkpoint_every: int = 200,
     keep: Annotated[int, typer.Option(help="Last checkpoints kept, besides the best.")] = 2,
     floor: Annotated[
@@ -150,8 +153,11 @@ def train(
         keep=keep, floor=floor, seed=seed,
     )  # fmt: skip
     places = named_places(cache or [])
+    given = {name: value for name, value in flags.items() if is_given(context, name)}
+    if fit is not None and "quantize" in given and "checkpoint_blocks" not in given:
+        # Eight bits need it, and it is --fit that chooses.
+        flags["checkpoint_blocks"] = 1
     if recipe is not None:
-        given = {name: value for name, value in flags.items() if is_given(context, name)}
         asked, stated = asked_of_recipe(recipe, student, budget, given)
         places = stated | places
     else:
@@ -161,7 +167,7 @@ def train(
     train_run(
         run, asked, places, backbone=backbone, device=device, quiet=quiet, verify=verify, local_copy=local_copy,
         local_copy_bytes=int(local_copy_gib * 2**30), accept_floor=accept_floor, shard_student=shard_student,
-        log_to=log_to or (),
+        log_to=log_to or (), fit=fit, held=stated_options(asked, None if recipe is not None else given),
     )  # fmt: skip
 
 
@@ -179,8 +185,13 @@ def train_run(
     accept_floor: bool = False,
     shard_student: bool = False,
     log_to: Sequence[str] = (),
+    fit: str | None = None,
+    held: Collection[str] = (),
 ) -> None:
-    """Train as asked on the caches at these places, by name; with the other processes that were launched, if any."""
+    """Train as asked on the caches at these places, by name; with the other processes that were launched, if any.
+
+    fit: GPU memory to fit into, by options that are not among those `held`.
+    """
     from cache_builder.workers import launched_worker
 
     launched = launched_worker(None, os.environ)
@@ -194,11 +205,16 @@ def train_run(
         for name, place in places.items()
     }
     torch_device = launched_device(device, launched.local_number)
+    from torch import OutOfMemoryError
+
     from models.teacher_folder import REPLAY_PARTS
+    from trainer.costs import costs_of
     from trainer.processes import joined
+    from trainer.settings import TrainSettings
     from trainer.train import train as run_train
 
-    recorded = next(iter(caches.values())).manifest
+    manifests = {name: cache.manifest for name, cache in caches.items()}
+    recorded = next(iter(manifests.values()))
     name = backbone or recorded.source
     # Where embeddings alone are compared no transformer is needed.
     teacher: TeacherFolder | ContextProjection | None = None
@@ -210,10 +226,18 @@ def train_run(
     with joined(launched.worker.number, launched.worker.count, torch_device, sharded=shard_student) as processes:
         if launched.by and processes.is_first:
             progress.say(f"{processes.ranks} processes (by {launched.by}) divide each batch")
-        trained = run_train(
-            run, asked, caches, teacher, torch_device, progress, student_source=source, accept_floor=accept_floor,
-            processes=processes, log_to=mirrors,
-        )  # fmt: skip
+        make_costs = partial(costs_of, manifests, source, ranks=processes.ranks)
+        if fit is not None:
+            fitting = partial(fit_run, fit=fit, run=run, device=torch_device, held=held, say=progress.say)
+            chosen = processes.from_first(lambda: fitting(asked, make_costs()).model_dump_json())
+            asked = TrainSettings.model_validate_json(chosen)
+        try:
+            trained = run_train(
+                run, asked, caches, teacher, torch_device, progress, student_source=source,
+                accept_floor=accept_floor, processes=processes, log_to=mirrors,
+            )  # fmt: skip
+        except OutOfMemoryError as error:
+            raise out_of_memory(error, asked, make_costs, run) from error
     if processes.is_first:
         out.print(f"{run}: student trained for {trained:,} steps", markup=False)
 

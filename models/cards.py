@@ -10,6 +10,9 @@ from storage_schemas.errors import BadSettings
 UTILISATION = 310 / 989
 UTILISATION_SOURCE = "310 of 989 TFLOP/s, published for FLUX.1-dev, eager, 1024 px, H100 SXM"
 
+# From pinned host memory over PCIe 4.0 x16: assumed, of 31.5 by the standard. Cards with 8 lanes reach half of it.
+COPY_BYTES_PER_SECOND = 25e9
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -47,7 +50,10 @@ _AMPERE = "tensor cores x boost clock, by NVIDIA's GA102 whitepaper (2021)"
 CARDS = (
     _card("RTX 3060 12GB", 12.0, 25.5, 360, _AMPERE, False),
     _card("RTX 3090", 24.0, 71.2, 936, "NVIDIA Ampere GA102 whitepaper (2021)", True),
+    _card("RTX 4060", 8.0, 30.2, 272, _ADA, False),
     _card("RTX 4060 Ti 16GB", 16.0, 44.1, 288, _ADA, False),
+    _card("RTX 4070", 12.0, 58.3, 504, _ADA, False),
+    _card("RTX 4070 Super", 12.0, 71.0, 504, _ADA, False),
     _card("RTX 4070 Ti Super", 16.0, 88.2, 672, _ADA, False),
     _card("RTX 4080", 16.0, 97.5, 717, "NVIDIA Ada whitepaper (2022)", False),
     _card("RTX 4090", 24.0, 165.2, 1008, "NVIDIA Ada whitepaper (2022)", True),

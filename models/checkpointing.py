@@ -6,10 +6,20 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch.utils.checkpoint import checkpoint
 
+from models.memory_options import MemoryOptions
+from models.streaming import streamed_blocks
+
 
 def checkpointed_blocks(blocks: int, every: int) -> range:
     """Which of so many blocks are checkpointed: none for 0, else each `every`-th from the first."""
     return range(0, blocks, every) if every else range(0)
+
+
+def recomputed_blocks(options: MemoryOptions, blocks: int) -> set[int]:
+    """Which of so many blocks are computed again in the backward pass: those checkpointed, and those streamed."""
+    if options.resident_blocks is None:
+        return set(checkpointed_blocks(blocks, options.checkpoint_blocks))
+    return set(range(blocks) if options.checkpoint_blocks else streamed_blocks(options.resident_blocks, blocks))
 
 
 def checkpoint_blocks(transformer: FluxTransformer2DModel, every: int) -> None:

@@ -12,7 +12,8 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from models.checkpointing import checkpoint_blocks, checkpointed_blocks
+from models.checkpointing import checkpoint_blocks, recomputed_blocks
+from models.memory_options import PLAIN, MemoryOptions
 from models.meta_run import count_flops, parameter_count, peak_bytes, saved_bytes
 from models.modulation_table import modulation_parameters, modulation_width
 from models.schedule import DTYPES
@@ -27,9 +28,15 @@ _ATTENTION_BACKWARD_COUNTED = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class BlockCost:
-    """One of `count` blocks of a kind: its forward pass, and what of it is kept for the backward pass."""
+    """One of `count` blocks of a kind: its weights, its forward pass, and what of it is kept for the backward pass.
+
+    Of its `parameters` `modulation_parameters` make `modulation_width` values of a row of a modulation table.
+    """
 
     count: int
+    parameters: int
+    modulation_parameters: int
+    modulation_width: int
     forward_flops: float
     saved_bytes: int
 
@@ -39,15 +46,16 @@ class BackboneCost:
     """FLUX's transformer. FLOPs and bytes are of one sample; `backward` leads to the text embedding, weights frozen.
 
     `conditioning_parameters`: what makes the modulation linears' input; a modulation table stands for both.
-    `modulation_width`: values of a row of that table. `saved_bytes`: activations kept for the backward pass without
-    checkpointing; `checkpoint_bytes`: what is kept of a block with it, `outer_bytes` then outside of the blocks;
-    `forward_peak_bytes`: live at once without gradients.
+    `modulation_width`: values of a row of that table. `largest_linear`: its parameters. `saved_bytes`: activations kept
+    for the backward pass without checkpointing; `checkpoint_bytes`: what is kept of a block with it, `outer_bytes` then
+    outside of the blocks; `forward_peak_bytes`: live at once without gradients.
     """
 
     parameters: int
     modulation_parameters: int
     conditioning_parameters: int
     modulation_width: int
+    largest_linear: int
     forward_flops: float
     attention_flops: float
     backward_flops: float
@@ -58,33 +66,28 @@ class BackboneCost:
     double_blocks: BlockCost
     single_blocks: BlockCost
 
-    def training_flops(self, *, checkpointing: int) -> float:
-        """One sample, forward and backward; checkpointing (0 none, n every n-th block) computes blocks twice."""
-        again = sum(number * kind.forward_flops for kind, number in self._checkpointed(checkpointing))
+    @property
+    def blocks(self) -> int:
+        """All blocks, double ones first."""
+        return self.double_blocks.count + self.single_blocks.count
+
+    def kind_of(self, block: int) -> BlockCost:
+        """Of a block by its number."""
+        return self.double_blocks if block < self.double_blocks.count else self.single_blocks
+
+    def training_flops(self, options: MemoryOptions = PLAIN) -> float:
+        """One sample, forward and backward, with the blocks that are computed again."""
+        again = sum(self.kind_of(block).forward_flops for block in recomputed_blocks(options, self.blocks))
         return self.forward_flops + again + self.backward_flops
 
-    def training_bytes(self, *, checkpointing: int) -> int:
+    def training_bytes(self, options: MemoryOptions = PLAIN) -> int:
         """Activations of one sample: all that is kept, and the largest block that is computed again."""
-        if not checkpointing:
+        recomputed = recomputed_blocks(options, self.blocks)
+        if not recomputed:
             return self.saved_bytes
-        kept, again = self.outer_bytes, 0
-        for kind, number in self._checkpointed(checkpointing):
-            kept += number * self.checkpoint_bytes + (kind.count - number) * kind.saved_bytes
-            again = max(again, kind.saved_bytes if number else 0)
-        return kept + again
-
-    def weights_bytes(self, *, dtype_bytes: int, table_rows: int | None = None) -> int:
-        """All weights; with a modulation table of so many rows, that and what it leaves of them."""
-        if table_rows is None:
-            return self.parameters * dtype_bytes
-        left = self.parameters - self.modulation_parameters - self.conditioning_parameters
-        return (left + table_rows * self.modulation_width) * dtype_bytes
-
-    def _checkpointed(self, every: int) -> list[tuple[BlockCost, int]]:
-        double, single = self.double_blocks, self.single_blocks
-        chosen = checkpointed_blocks(double.count + single.count, every)
-        of_double = sum(number < double.count for number in chosen)
-        return [(double, of_double), (single, len(chosen) - of_double)]
+        kept = self.outer_bytes + self.checkpoint_bytes * len(recomputed)
+        kept += sum(self.kind_of(block).saved_bytes for block in set(range(self.blocks)) - recomputed)
+        return kept + max(self.kind_of(block).saved_bytes for block in recomputed)
 
 
 def backbone_cost(manifest: Manifest) -> BackboneCost:
@@ -118,20 +121,29 @@ def _counted(manifest: Manifest) -> BackboneCost:
     saved = {at: saved_bytes(run.with_gradient, run.parameters) for at, run in runs.items()}
     inner = int(config["attention_head_dim"]) * int(config["num_attention_heads"])
     checkpoint = (sampling.image_tokens + manifest.teacher.text_length) * inner * dtype.itemsize
-    whole = _transformer(config, *depth, dtype)
+    whole, small = _transformer(config, *depth, dtype), _transformer(config, 1, 1, dtype)
     double, single = (
         BlockCost(
             count=count,
+            parameters=parameter_count(block),
+            modulation_parameters=modulation_parameters(block),
+            modulation_width=modulation_width(block),
             forward_flops=forward[at].total - forward[1, 1].total,
             saved_bytes=saved[at] - saved[1, 1],
         )
-        for count, at in zip(depth, ((2, 1), (1, 2)), strict=True)
+        for count, at, block in zip(
+            depth,
+            ((2, 1), (1, 2)),
+            (small.transformer_blocks[0], small.single_transformer_blocks[0]),
+            strict=True,
+        )
     )
     return BackboneCost(
         parameters=parameter_count(whole),
         modulation_parameters=modulation_parameters(whole),
         conditioning_parameters=parameter_count(whole.time_text_embed),
         modulation_width=modulation_width(whole),
+        largest_linear=max(m.weight.numel() for m in whole.modules() if isinstance(m, torch.nn.Linear)),
         forward_flops=forward_flops,
         attention_flops=attention_flops,
         backward_flops=both_flops

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
-from models.cost import BackboneCost
+from models.cost import BackboneCost, BlockCost
+from models.memory_options import PLAIN, MemoryOptions
 from models.modulation_table import recorded_conditions
+from models.streaming import SLOTS, streamed_blocks
 from models.text_cost import TextEncoderCost
 from storage_schemas.manifest import Manifest
 
@@ -13,6 +15,8 @@ CUDA_BYTES = 2**30
 PROCESS_BYTES = 2 * 2**30
 # fp32 weights, gradients and AdamW's two moments, and the bf16 copies that autocast keeps within a step.
 _STUDENT_BYTES_PER_PARAMETER = 4 + 4 + 8 + 2
+# torchao: a scale for a row of thousands. bitsandbytes: a float32 for 64 weights.
+_BYTES_PER_WEIGHT = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5 + 4 / 64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,11 @@ class GpuMemory:
     def activations_bytes(self) -> int:
         """Of the whole batch."""
         return self.sample_bytes * self.batch_size
+
+    @property
+    def cuda_bytes(self) -> int:
+        """CUDA's own."""
+        return CUDA_BYTES
 
     @property
     def total_bytes(self) -> int:
@@ -62,26 +71,70 @@ def sample_stage_memory(cost: BackboneCost, *, dtype_bytes: int, batch_size: int
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeldWeights:
+    """Bytes of a frozen backbone on the device, and pinned on the host; the former with what is unpacked at once."""
+
+    device_bytes: int
+    pinned_bytes: int
+
+
+def held_weights(
+    backbone: BackboneCost, options: MemoryOptions, *, dtype_bytes: int, table_rows: int | None
+) -> HeldWeights:
+    """A backbone with these options. table_rows: of its modulation table (see table_rows); None: there can be none."""
+    rows = modulation_rows(backbone, options, table_rows)
+
+    def modulation_bytes(parameters: int, width: int) -> int:
+        return dtype_bytes * (parameters if rows is None else rows * width)
+
+    def block_bytes(kind: BlockCost) -> int:
+        linears = kind.parameters - kind.modulation_parameters
+        held = linears * _BYTES_PER_WEIGHT.get(options.quantize, dtype_bytes)
+        return int(held) + modulation_bytes(kind.modulation_parameters, kind.modulation_width)
+
+    kinds = [backbone.kind_of(block) for block in range(backbone.blocks)]
+    last_parameters = backbone.modulation_parameters - sum(kind.modulation_parameters for kind in kinds)
+    last_width = backbone.modulation_width - sum(kind.modulation_width for kind in kinds)
+    outer = backbone.parameters - sum(kind.parameters for kind in kinds) - last_parameters
+    if rows is not None:
+        outer -= backbone.conditioning_parameters
+    resident = backbone.blocks if options.resident_blocks is None else min(options.resident_blocks, backbone.blocks)
+    streamed = [block_bytes(kinds[block]) for block in streamed_blocks(resident, backbone.blocks)]
+    on_device = sum(block_bytes(kind) for kind in kinds) - sum(streamed)
+    ring = max(streamed, default=0) * min(SLOTS, len(streamed))
+    outer_bytes = dtype_bytes * outer + modulation_bytes(last_parameters, last_width)
+    unpacked = _unpacked_weights(backbone, options) * dtype_bytes
+    return HeldWeights(device_bytes=outer_bytes + on_device + ring + unpacked, pinned_bytes=sum(streamed))
+
+
+def modulation_rows(backbone: BackboneCost, options: MemoryOptions, table_rows: int | None) -> int | None:
+    """Rows of the modulation table that a backbone has with these options; None where its weights are live."""
+    if options.modulation == "live" or table_rows is None:
+        return None
+    smaller = table_rows * backbone.modulation_width <= backbone.modulation_parameters
+    return table_rows if options.modulation == "table" or smaller else None
+
+
 def training_memory(
     backbone: BackboneCost | None,
     student: TextEncoderCost,
     *,
+    options: MemoryOptions = PLAIN,
     dtype_bytes: int,
     batch_size: int,
-    checkpointing: int = 0,
     table_rows: int | None = None,
     share: int = 1,
 ) -> GpuMemory:
     """Training: frozen backbone (None in a warm-up alone), student in fp32 with AdamW, activations of both.
 
-    batch_size: rows that go through the networks at once; share: rows that share one pass of the student.
-    checkpointing: 0 none, n every n-th block of the backbone. table_rows: of a modulation table (see table_rows);
-    None: there is none.
+    batch_size: rows that go through the networks at once; share: rows that share one pass of the student. options: how
+    the backbone is held; table_rows as for held_weights.
     """
     weights = sample = 0
     if backbone is not None:
-        weights = backbone.weights_bytes(dtype_bytes=dtype_bytes, table_rows=table_rows)
-        sample = backbone.training_bytes(checkpointing=checkpointing)
+        held = held_weights(backbone, options, dtype_bytes=dtype_bytes, table_rows=table_rows)
+        weights, sample = held.device_bytes, backbone.training_bytes(options)
     return GpuMemory(
         weights_bytes=weights,
         student_bytes=student.parameters * _STUDENT_BYTES_PER_PARAMETER,
@@ -90,31 +143,20 @@ def training_memory(
     )
 
 
-def table_rows(manifest: Manifest) -> int | None:
-    """Rows of the modulation table with which such a cache is trained on; None where it has none (pooled of CLIP)."""
-    conditions = recorded_conditions([manifest], batch_rows=1)
+def table_rows(*manifests: Manifest) -> int | None:
+    """Rows of the modulation table with which such caches are trained on; None where there is none (pooled of CLIP)."""
+    conditions = recorded_conditions(manifests, batch_rows=1)
     return len(conditions.pairs) if conditions is not None else None
 
 
-def fitting_checkpoints(
-    backbone: BackboneCost,
-    student: TextEncoderCost,
-    *,
-    dtype_bytes: int,
-    batch_size: int,
-    table_rows: int | None,
-    memory_bytes: float,
-) -> int | None:
-    """The value of --checkpoint-blocks that computes the fewest blocks again and fits; None if none fits."""
-    blocks = backbone.double_blocks.count + backbone.single_blocks.count
-    for every in (0, *range(blocks, 0, -1)):
-        memory = training_memory(
-            backbone, student, dtype_bytes=dtype_bytes, batch_size=batch_size, checkpointing=every,
-            table_rows=table_rows,
-        )  # fmt: skip
-        if memory.total_bytes <= memory_bytes:
-            return every
-    return None
+def _unpacked_weights(backbone: BackboneCost, options: MemoryOptions) -> int:
+    """Quantized weights that are unpacked at one time, at the most: torchao's of a block, until its backward pass."""
+    if options.quantize == "none":
+        return 0
+    if options.quantize == "nf4":
+        return backbone.largest_linear
+    kinds = (backbone.double_blocks, backbone.single_blocks)
+    return max(kind.parameters - kind.modulation_parameters for kind in kinds if kind.count)
 
 
 def build_host_bytes(*, weights_bytes: int, shard_bytes: int, in_flight: int) -> int:
@@ -126,9 +168,10 @@ def build_host_bytes(*, weights_bytes: int, shard_bytes: int, in_flight: int) ->
     return PROCESS_BYTES + max(weights_bytes, (2 + in_flight + 4) * shard_bytes)
 
 
-def training_host_bytes(*, weights_bytes: int, pool_bytes: int, pinned_bytes: int) -> int:
-    """Peak of host memory of training: weights once while loading; pools of trajectories and of embeddings.
+def training_host_bytes(*, pool_bytes: int, pinned_bytes: int) -> int:
+    """Peak of host memory of training: pools of trajectories and of embeddings, and what is pinned.
 
-    The feed of the held-out prompts has pools of its own.
+    The feed of the held-out prompts has pools of its own. Weights on their way to the device are pages of their files
+    (docs/small-gpus.md): they do not count, for the system takes them back where there is need.
     """
-    return PROCESS_BYTES + max(weights_bytes, 4 * pool_bytes + pinned_bytes)
+    return PROCESS_BYTES + 4 * pool_bytes + pinned_bytes

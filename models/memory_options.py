@@ -53,3 +53,6 @@ class MemoryOptions(Flags):
                 f"more than is saved; give --checkpoint-blocks 1, or --quantize nf4"
             )
         return self
+
+
+PLAIN = MemoryOptions()

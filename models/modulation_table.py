@@ -47,13 +47,16 @@ def recorded_conditions(manifests: Iterable[Manifest], *, batch_rows: int) -> Co
     return Conditions(pairs=tuple(pairs), batch_rows=batch_rows)
 
 
-def modulation_parameters(transformer: FluxTransformer2DModel) -> int:
-    """How many parameters a table stands for (the small embeddings of timestep, guidance and pooled not counted)."""
+def modulation_parameters(transformer: torch.nn.Module) -> int:
+    """How many parameters of a transformer, or of a block of one, a table stands for.
+
+    The small embeddings of timestep, guidance and pooled are not counted.
+    """
     return sum(parameter_count(norm.linear) for norm in _norms(transformer))
 
 
-def modulation_width(transformer: FluxTransformer2DModel) -> int:
-    """M: values of a row of the table, of all blocks together."""
+def modulation_width(transformer: torch.nn.Module) -> int:
+    """M: values of a row of the table, of all blocks together; or of one, where one is given."""
     return sum(norm.linear.out_features for norm in _norms(transformer))
 
 
@@ -172,7 +175,7 @@ class _Table(torch.nn.Module):
         return self.table_RM.index_select(0, selection_BR.argmax(1))
 
 
-def _norms(transformer: FluxTransformer2DModel) -> Iterator[Any]:
+def _norms(transformer: torch.nn.Module) -> Iterator[Any]:
     """The norms with modulation; none of their linears is held on to."""
     for name in [name for name, _ in transformer.named_modules() if name.endswith(MODULATION)]:
         yield transformer.get_submodule(name.rpartition(".")[0])

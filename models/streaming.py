@@ -25,6 +25,7 @@ Pass = Literal["alone", "forward", "backward"]
 # Of an address within a buffer: kernels choose by it, and the caching allocator's addresses have it too.
 _ALIGNMENT = 512
 _PAGE = 4096
+SLOTS = 2
 _PORTABLE = 1
 
 
@@ -172,19 +173,24 @@ class Streaming:
         return sum(there) + (sum(slot.buffer.nbytes for slot in self.ring.slots) if self.ring else 0)
 
 
+def streamed_blocks(resident: int, total: int) -> list[int]:
+    """Which of `total` blocks are streamed where so many are resident: spread evenly, so that copies have time."""
+    count = total - resident
+    return [index for index in range(total) if (index + 1) * count // total > index * count // total]
+
+
 def stream_blocks(
     transformer: FluxTransformer2DModel,
     *,
     device: torch.device,
     resident: int,
-    slots: int = 2,
+    slots: int = SLOTS,
     checkpoint_resident: bool = True,
 ) -> Streaming:
     """Prepare a frozen transformer, loaded on the CPU, in place: `resident` blocks and what is no block go to `device`.
 
-    The streamed blocks are spread evenly among the resident ones, which give their copies time. slots: blocks of
-    weights on the device beside the resident ones; 2 copy one while another computes. checkpoint_resident: they too
-    keep their inputs alone for the backward pass, as the streamed ones must.
+    slots: blocks of weights on the device beside the resident ones; 2 copy one while another computes.
+    checkpoint_resident: they too keep their inputs alone for the backward pass, as the streamed ones must.
     Outputs and gradients are the plain model's, bit for bit; gradients flow to the inputs alone. The model stays whole
     (`state_dict` works), but `.to()` would undo this. To be called after what changes modules or their forwards (a
     compiled one as block.forward, not by block.compile(), which would compile what is put around it here), and to be
@@ -201,7 +207,7 @@ def stream_blocks(
     transformer.eval().requires_grad_(False)
     # Blocks compute their forward pass again by themselves here.
     transformer.disable_gradient_checkpointing()
-    streamed = _spread(len(blocks) - resident, len(blocks))
+    streamed = streamed_blocks(resident, len(blocks))
     hosts = [HostBlock(blocks[index], device) for index in streamed]
     for module in _all_but(transformer, [blocks[index] for index in streamed]):
         module.to(device)
@@ -281,10 +287,6 @@ class _Block(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
         inputs = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, needed, strict=True)]
         return None, None, *ctx.block.gradients(inputs, ctx.rest, gradients)
-
-
-def _spread(count: int, total: int) -> list[int]:
-    return [index for index in range(total) if (index + 1) * count // total > index * count // total]
 
 
 def _all_but(transformer: torch.nn.Module, streamed: list[torch.nn.Module]) -> Iterator[torch.nn.Module]:

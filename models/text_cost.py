@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from transformers import T5Config, T5EncoderModel
 
+from models.distillt5 import is_published_form
 from models.meta_run import count_flops, parameter_count, peak_bytes, saved_bytes
 from models.schedule import DTYPES
-from models.student import _OWN_KEYS, _t5_config
+from models.student import _OWN_KEYS, _source_config, _t5_config, new_student
 from models.student_network import StudentConfig, UnderstudyStudent
 from storage_schemas.errors import BadStudent
 from storage_schemas.manifest import Manifest
@@ -17,7 +18,7 @@ from storage_schemas.manifest import Manifest
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderCost:
-    """A T5 encoder, or a student: parameters; FLOPs and bytes of one text."""
+    """A text encoder, or a student: parameters; FLOPs and bytes of one text."""
 
     parameters: int
     forward_flops: float
@@ -34,7 +35,14 @@ def text_encoder_cost(manifest: Manifest) -> TextEncoderCost:
 
 
 def student_cost(source: str, manifest: Manifest) -> TextEncoderCost:
-    """A student with its projection, fp32; `source` as in `student_config`. BadStudent if it does not fit."""
+    """A student with its projection, fp32; `source` as in `student_config`, or of another encoder with its tokenizer.
+
+    BadStudent if it does not fit.
+    """
+    if _is_of_another_kind(source):
+        with torch.device("meta"):
+            student = new_student(source, manifest.teacher, init="random", dropout=0.0, seed=0)
+        return _text_cost(student.train(), student.config.text_length, saved=True)
     config = student_config(source)
     needed = int(manifest.teacher.text_encoder_config["vocab_size"])
     if config.vocab_size < needed:
@@ -83,6 +91,13 @@ def student_config(source: str) -> T5Config:
         return T5Config(is_encoder_decoder=False, use_cache=False, **STUDENT_SIZES[source])
     path = Path(source)
     return _t5_config(str(path.parent) if path.is_file() and path.name == "config.json" else source)
+
+
+def _is_of_another_kind(source: str) -> bool:
+    if source in STUDENT_SIZES or Path(source).name == "config.json":
+        return False
+    found = _source_config(source)
+    return found.get("model_type") not in ("t5", StudentConfig.model_type) and not is_published_form(found)
 
 
 def _text_cost(model: torch.nn.Module, length: int, *, saved: bool) -> TextEncoderCost:

@@ -53,6 +53,10 @@ class BadRun(UnderstudyError):
     """A run folder holds something else, other settings, or no readable checkpoint."""
 
 
+class OutOfMemory(UnderstudyError):
+    """The GPU has too little memory for what was asked."""
+
+
 class NonFinite(UnderstudyError):
     """A prediction, a loss or a gradient is not finite; nothing of it was stored."""
 

@@ -12,7 +12,7 @@ from models.student import checkpoints
 from storage_schemas import durable
 from storage_schemas.errors import BadRun
 from storage_schemas.manifest import first_problem
-from trainer.settings import MAIN, RunConfig
+from trainer.settings import MAIN, RunConfig, TrainSettings
 
 CONFIG_FILE = "config.json"
 _LOCK_FILE = "lock"
@@ -32,6 +32,11 @@ def begun_run(run: Path, wanted: RunConfig) -> RunConfig | None:
     if run.is_dir() and any(not _is_temporary(path) and path.name != _LOCK_FILE for path in run.iterdir()):
         raise BadRun(f"{run} holds other files and no {CONFIG_FILE}: it is not a run; give a new folder")
     return None
+
+
+def recorded_settings(run: Path) -> TrainSettings | None:
+    """The settings of a run that has a checkpoint; None for any other folder."""
+    return _read(run / CONFIG_FILE).settings if (run / CONFIG_FILE).is_file() and checkpoints(run) else None
 
 
 def begin_run(run: Path, config: RunConfig) -> None:

@@ -11,6 +11,7 @@ from cache_builder.settings import PlannedBuild, outline_manifest
 from models.backbone import FluxBackbone
 from models.checkpointing import checkpoint_blocks, checkpointed_blocks
 from models.cost import backbone_cost
+from models.memory_options import MemoryOptions
 from models.meta_run import saved_bytes
 from models.teacher_folder import BUILD_PARTS, find_teacher
 from tests.models.flux_calls import call, load, pairs, wide_flux
@@ -107,6 +108,6 @@ def test_the_calculated_bytes_are_those_that_are_kept(dev_teacher):
     for every in (1, 2, 3):
         checkpoint_blocks(transformer, every)
         found = saved_bytes(lambda: transformer(**given, return_dict=False)[0], list(transformer.parameters()))
-        calculated = cost.training_bytes(checkpointing=every) - largest
+        calculated = cost.training_bytes(MemoryOptions(checkpoint_blocks=every)) - largest
         # Where plain and checkpointed blocks meet, they keep other tensors than among their like.
         assert found == calculated or (every > 1 and found == pytest.approx(calculated, rel=0.03))

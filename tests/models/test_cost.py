@@ -13,11 +13,13 @@ from models.cost import BackboneCost, backbone_cost, clip_parameters, vae_parame
 from models.memory import (
     CUDA_BYTES,
     GpuMemory,
-    fitting_checkpoints,
+    HeldWeights,
+    held_weights,
     sample_stage_memory,
     table_rows,
     training_memory,
 )
+from models.memory_options import PLAIN, MemoryOptions
 from models.meta_run import count_flops, peak_bytes, saved_bytes
 from models.planned_teacher import planned_teacher
 from models.teacher_folder import BUILD_PARTS, find_teacher
@@ -27,6 +29,7 @@ from storage_schemas.manifest import Manifest
 
 REAL_CONFIGS = Path(__file__).parents[1] / "cache_builder/flux_dev"
 T = 1e12
+CHECKPOINTED = MemoryOptions(checkpoint_blocks=1)
 
 
 def outline(name: str | Path = "FLUX.1-dev", *, text_length: int | None = None, **flags) -> Manifest:
@@ -67,12 +70,12 @@ def test_flops_and_activations_of_flux_dev_agree_with_other_calculations(
 ):
     cost = backbone_cost(outline(resolution=size, text_length=text_length))
     assert cost.forward_flops == pytest.approx(forward * T, rel=0.02)
-    assert cost.training_flops(checkpointing=False) == pytest.approx(plain * T, rel=0.02)
-    assert cost.training_flops(checkpointing=True) == pytest.approx(checkpointed * T, rel=0.02)
+    assert cost.training_flops() == pytest.approx(plain * T, rel=0.02)
+    assert cost.training_flops(CHECKPOINTED) == pytest.approx(checkpointed * T, rel=0.02)
     # Measured with real tensors on a CPU, where norms keep a little more.
     assert cost.saved_bytes == pytest.approx(saved_gb * 1e9, rel=0.04)
     # The checkpoints, and the largest block that is computed again: at most a thirtieth of all that is saved.
-    checkpointed_bytes = cost.training_bytes(checkpointing=1)
+    checkpointed_bytes = cost.training_bytes(CHECKPOINTED)
     assert checkpointed_gb * 0.98e9 < checkpointed_bytes < checkpointed_gb * 1.02e9 + cost.saved_bytes / 30
     assert cost.forward_peak_bytes < cost.saved_bytes / 20
 
@@ -189,9 +192,9 @@ def test_an_h100_reaches_the_published_rate_and_a_v100_has_no_bf16():
 
 def test_memory_of_training_is_that_of_the_fit_plan(at_512_px):
     student = student_cost("base", outline())
-    memory = training_memory(at_512_px, student, dtype_bytes=2, batch_size=4, checkpointing=False)
+    memory = training_memory(at_512_px, student, dtype_bytes=2, batch_size=4)
     assert memory.total_bytes / 2**30 == pytest.approx(45, rel=0.02)
-    alone = training_memory(None, student, dtype_bytes=2, batch_size=4, checkpointing=False)
+    alone = training_memory(None, student, dtype_bytes=2, batch_size=4)
     assert alone.total_bytes == CUDA_BYTES + 18 * student.parameters + 4 * student.saved_bytes
 
 
@@ -200,28 +203,37 @@ def test_table_and_checkpointing_fit_a_24_gb_card(at_512_px):
     rows = table_rows(manifest)
     clip = manifest.model_copy(update={"teacher": manifest.teacher.model_copy(update={"pooled": "clip"})})
     assert rows == 20 * 7 and table_rows(clip) is None
-    assert at_512_px.weights_bytes(dtype_bytes=2, table_rows=rows) == 2 * 8_621_698_112 + 140 * 2_113_536
+    held = held_weights(at_512_px, PLAIN, dtype_bytes=2, table_rows=rows)
+    assert held == HeldWeights(device_bytes=2 * 8_621_698_112 + 140 * 2_113_536, pinned_bytes=0)
     memory = training_memory(
-        at_512_px, student, dtype_bytes=2, batch_size=4, checkpointing=1, table_rows=rows
+        at_512_px, student, dtype_bytes=2, batch_size=4, options=CHECKPOINTED, table_rows=rows
     )  # fmt: skip
     assert memory.total_bytes / 2**30 == pytest.approx(20.8, rel=0.05)
 
 
-def test_as_few_blocks_as_fit_are_computed_again(at_512_px):
-    student, rows = student_cost("base", outline()), table_rows(outline())
-    given = {"dtype_bytes": 2, "batch_size": 4, "table_rows": rows}
-    fitting = {
-        gib: fitting_checkpoints(at_512_px, student, memory_bytes=gib * 2**30, **given) for gib in (16, 24, 32, 80)
-    }
-    assert fitting[16] is None and fitting[80] == 0
-    for gib in (24, 32):
-        used = [
-            training_memory(at_512_px, student, checkpointing=every, **given).total_bytes / 2**30
-            for every in (fitting[gib], fitting[gib] + 1)
-        ]
-        assert used[0] <= gib < used[1]
-    flops = [at_512_px.training_flops(checkpointing=every) for every in (0, 40, 2, 1)]
-    assert flops == sorted(flops) and flops[-1] > 1.4 * flops[0]
+@pytest.mark.parametrize(
+    ("options", "device_gib", "pinned_gib"),
+    [
+        ({"modulation": "live"}, 22.17, 0),
+        ({}, 16.33, 0),
+        ({"quantize": "int8", "checkpoint_blocks": 1}, 8.03 + 0.28 + 0.42 + 0.03, 0),
+        ({"quantize": "nf4"}, 4.52 + 0.28 + 0.09 + 0.03, 0),
+        ({"resident_blocks": 0}, 0.05 + 2 * 0.43, 16.28),
+        ({"resident_blocks": 57}, 16.33, 0),
+    ],
+)
+def test_weights_of_flux_take_what_the_options_leave_of_them(at_512_px, options, device_gib, pinned_gib):
+    held = held_weights(at_512_px, MemoryOptions(**options), dtype_bytes=2, table_rows=140)
+    assert held.device_bytes / 2**30 == pytest.approx(device_gib, abs=0.03)
+    assert held.pinned_bytes / 2**30 == pytest.approx(pinned_gib, abs=0.03)
+
+
+def test_a_table_that_is_larger_than_its_weights_is_none_unless_asked_for(at_512_px):
+    def of(modulation: str) -> int:
+        options = MemoryOptions(modulation=modulation)
+        return held_weights(at_512_px, options, dtype_bytes=2, table_rows=5000).device_bytes
+
+    assert of("auto") == of("live") < of("table")
 
 
 def test_the_largest_batch_fits_and_one_more_does_not(at_512_px):

@@ -12,8 +12,13 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from models.backbone import FluxBackbone
+from models.cost import BackboneCost, BlockCost
 from models.geometry import geometry_of
-from models.streaming import Slot, Streaming, Transfers, _pinned, stream_blocks
+from models.memory import held_weights
+from models.memory_options import MemoryOptions
+from models.meta_run import parameter_count
+from models.modulation_table import modulation_parameters, modulation_width
+from models.streaming import Slot, Streaming, Transfers, _pinned, stream_blocks, streamed_blocks
 from storage_schemas.errors import BadSettings
 
 CPU = torch.device("cpu")
@@ -326,3 +331,36 @@ def test_host_memory_that_cannot_be_pinned_is_said_in_one_line(monkeypatch):
         "0.50 GiB of host memory for a streamed block cannot be pinned (CUDA error 2): streamed blocks lie there "
         "whole; raise the limit of locked memory (ulimit -l), or --resident-blocks"
     )
+
+
+@pytest.mark.parametrize("resident", [0, 3, BLOCKS])
+def test_streamed_weights_lie_where_planning_says(resident):
+    model = transformer()
+    kinds = [model.transformer_blocks[0], model.single_transformer_blocks[0]]
+    blocks = [
+        BlockCost(
+            count=count, parameters=parameter_count(block), modulation_parameters=modulation_parameters(block),
+            modulation_width=modulation_width(block), forward_flops=0, saved_bytes=0,
+        )
+        for count, block in zip((DOUBLE, SINGLE), kinds, strict=True)
+    ]  # fmt: skip
+    cost = BackboneCost(
+        parameters=parameter_count(model), modulation_parameters=modulation_parameters(model),
+        conditioning_parameters=parameter_count(model.time_text_embed), modulation_width=modulation_width(model),
+        largest_linear=0, forward_flops=0, attention_flops=0, backward_flops=0, forward_peak_bytes=0, saved_bytes=0,
+        checkpoint_bytes=0, outer_bytes=0, double_blocks=blocks[0], single_blocks=blocks[1],
+    )  # fmt: skip
+    options = MemoryOptions(modulation="live", resident_blocks=resident)
+    held = held_weights(cost, options, dtype_bytes=4, table_rows=None)
+    streaming = stream_blocks(model, device=CPU, resident=resident)
+    # Tensors begin at multiples of 512 bytes.
+    assert held.pinned_bytes <= streaming.host_bytes < 1.2 * held.pinned_bytes + 1
+    rings = sum(slot.buffer.nbytes for slot in streaming.ring.slots) if streaming.ring else 0
+    assert streaming.device_bytes - rings == held.device_bytes - held_ring(cost, resident)
+
+
+def held_ring(cost, resident):
+    if resident == BLOCKS:
+        return 0
+    streamed = [cost.kind_of(block).parameters for block in streamed_blocks(resident, BLOCKS)]
+    return 2 * 4 * max(streamed)

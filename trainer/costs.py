@@ -1,0 +1,127 @@
+"""What a run costs by calculation: FLOPs of a step, memory on the GPU and on the host, copies of streamed blocks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from models.cards import COPY_BYTES_PER_SECOND
+from models.cost import BackboneCost, backbone_cost
+from models.memory import GpuMemory, held_weights, table_rows, training_host_bytes, training_memory
+from models.schedule import DTYPES
+from models.text_cost import TextEncoderCost, student_cost
+from storage_schemas.layout import Layout
+from storage_schemas.manifest import Manifest
+from trainer.feed import AHEAD_PART, POOL_BYTES
+from trainer.settings import TrainSettings
+from trainer.stage import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What a run is made of: its caches by name, the backbone at each one's size, the student.
+
+    ranks: processes that divide each batch; bytes are of one of them.
+    """
+
+    manifests: Mapping[str, Manifest]
+    backbones: Mapping[str, BackboneCost]
+    student: TextEncoderCost
+    ranks: int = 1
+
+    def names(self, stage: Stage) -> list[str]:
+        """The caches that a stage takes."""
+        return list(stage.caches or self.manifests)
+
+    @property
+    def blocks(self) -> int:
+        """Of the backbone."""
+        return next(iter(self.backbones.values())).blocks
+
+    def step_flops(self, settings: TrainSettings, stage: Stage) -> float:
+        """An optimizer step of a stage, over its caches by their shares."""
+        # Forward, and twice as much for the gradients of weights and of activations.
+        texts = 3 * self.student.forward_flops * stage.batch_size
+        if stage.loss == "vision":
+            rows = stage.batch_size * self._mean_flops(settings, stage)
+            return rows + texts / stage.steps_per_trajectory
+        return texts + (stage.batch_size * self._context_flops() if stage.loss == "context" else 0)
+
+    def step_copy_seconds(self, settings: TrainSettings, stage: Stage) -> float:
+        """How long an optimizer step's copies of streamed blocks take, at the assumed rate; beside the computation."""
+        if stage.loss != "vision":
+            return 0.0
+        # For the forward and for the backward pass of each part of the batch.
+        return 2 * stage.accumulate * self.pinned_bytes(settings) / COPY_BYTES_PER_SECOND
+
+    def memory(self, settings: TrainSettings) -> GpuMemory:
+        """Of the stage that needs most: the weights are there throughout."""
+        found = [self.stage_memory(settings, stage) for stage in settings.stages]
+        return max(found, key=lambda memory: memory.total_bytes)
+
+    def stage_memory(self, settings: TrainSettings, stage: Stage) -> GpuMemory:
+        """Of a stage, with the cache that needs most."""
+        vision = stage.loss == "vision"
+        found = [
+            training_memory(
+                self.backbones[name] if vision else None,
+                self.student,
+                options=settings.memory,
+                dtype_bytes=self._dtype_bytes(settings),
+                batch_size=self.rows(stage),
+                share=stage.steps_per_trajectory,
+                table_rows=self.table_rows,
+            )
+            for name in (self.names(stage) if vision else self.names(stage)[:1])
+        ]
+        return max(found, key=lambda memory: memory.total_bytes)
+
+    def rows(self, stage: Stage) -> int:
+        """Rows of a stage that go through the networks at once, in each process."""
+        return max(1, stage.batch_size // (stage.accumulate * self.ranks))
+
+    @property
+    def table_rows(self) -> int | None:
+        """Rows of the modulation table of all caches; None where there can be none."""
+        return table_rows(*self.manifests.values())
+
+    def pinned_bytes(self, settings: TrainSettings) -> int:
+        """Host memory of streamed blocks."""
+        if "vision" not in settings.losses:
+            return 0
+        backbone = next(iter(self.backbones.values()))
+        dtype_bytes = self._dtype_bytes(settings)
+        return held_weights(backbone, settings.memory, dtype_bytes=dtype_bytes, table_rows=self.table_rows).pinned_bytes
+
+    def host_bytes(self, settings: TrainSettings) -> int:
+        """Host memory of one process."""
+        pinned = POOL_BYTES // AHEAD_PART + self.pinned_bytes(settings)
+        return training_host_bytes(pool_bytes=POOL_BYTES, pinned_bytes=pinned)
+
+    def _mean_flops(self, settings: TrainSettings, stage: Stage) -> float:
+        shares = {name: stage.share_of(name, self._trajectories(name)) for name in self.names(stage)}
+        whole = sum(shares.values(), start=Fraction(0))
+        return sum(
+            float(share / whole) * self.backbones[name].training_flops(settings.memory)
+            for name, share in shares.items()
+        )
+
+    def _trajectories(self, name: str) -> int:
+        return len(Layout(self.manifests[name].prompts.generations))
+
+    def _context_flops(self) -> float:
+        teacher = next(iter(self.manifests.values())).teacher
+        config = teacher.backbone_config
+        inner = int(config["attention_head_dim"]) * int(config["num_attention_heads"])
+        # The linear on the student's and on the teacher's embedding, and the gradient towards the student's.
+        return 3 * 2.0 * teacher.text_length * teacher.text_width * inner
+
+    def _dtype_bytes(self, settings: TrainSettings) -> int:
+        recorded = next(iter(self.manifests.values())).sampling.dtype
+        return DTYPES[recorded if settings.backbone_dtype == "cache" else settings.backbone_dtype].itemsize
+
+
+def costs_of(manifests: Mapping[str, Manifest], student_source: str, *, ranks: int = 1) -> Costs:
+    """The costs of a run on (planned) caches, from configurations alone."""
+    backbones = {name: backbone_cost(manifest) for name, manifest in manifests.items()}
+    student = student_cost(student_source, next(iter(manifests.values())))
+    return Costs(manifests=manifests, backbones=backbones, student=student, ranks=ranks)
