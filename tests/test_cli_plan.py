@@ -51,17 +51,20 @@ def test_training_is_planned_beside_the_papers_recipe(capsys):
     words = ["plan", "train", *DEV, "--student", "base", "--batch-size", 4, "--steps", 50_000, "--gpu", "h100"]
     code, said, _ = understudy(*words, "--json", capsys=capsys)
     facts = json.loads(said)
-    now, later = facts["ways"]["as_asked"], facts["ways"]["checkpoint_blocks_1"]
+    now = facts["ways"]["as_asked"]
+    unnamed = json.loads(understudy(*words[:-2], "--tflops", 310, "--json", capsys=capsys)[1])
+    later = unnamed["ways"]["checkpoint_blocks_1"]
+    assert set(facts["ways"]) == {"as_asked"} and unnamed["verdicts"] == []
     assert code == 0 and now["vision_hours"] == pytest.approx(4 * 50_000 * 31.4 / 310 / 3600, rel=0.02)
     assert now["paper_recipe_hours"] == pytest.approx(32 * 320_000 * 31.4 / 310 / 3600, rel=0.02)
     assert later["vision_hours"] / now["vision_hours"] == pytest.approx(46.5 / 31.4, rel=0.01)
     # 2-4 MB/s on an H100 at batch 4.
     assert 2e6 < now["used_bytes_per_second"] < 4e6 < now["read_bytes_per_second"]
     assert facts["verdicts"] == [
-        "fits: training: 39.1 GiB at batch 4, H100 SXM has 79.2 GiB",
+        "fits: training: 39.1 GiB at 4 rows at once, H100 SXM has 79.2 GiB",
     ]
     code, said, _ = understudy(*words, "--checkpoint-blocks", 1, capsys=capsys)
-    assert code == 0 and "fits: training: 21.7 GiB at batch 4" in said
+    assert code == 0 and "fits: training: 21.7 GiB at 4 rows at once" in said
     assert "of the vision loss at batch 4" in said and "GPU memory" in said
 
 
@@ -107,7 +110,7 @@ def test_a_budget_is_told_in_steps_of_each_stage_that_shares_it(capsys):
     assert code == 0 and f"90 % of 72 h, about {facts['ways']['as_asked']['stages'][1]['steps']:,} steps" in text
     assert "steps of stages that share the budget of 72 h are estimates: train measures what a step takes" in text
     assert "a step without the transformer is too small for a card's whole rate: it takes longer" in text
-    assert "2,553 (106 days)" in said and "fits: training: 21.6 GiB at batch 4, RTX 4090 has 24.0 GiB" in said
+    assert "2,553 (106 days)" in said and "fits: training: 21.6 GiB at 4 rows at once, RTX 4090 has 24.0 GiB" in said
 
 
 def test_without_a_card_a_share_of_the_budget_is_hours_and_no_steps(dev_teacher, capsys):
