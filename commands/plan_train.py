@@ -61,7 +61,7 @@ def plan_train(
     loss: Annotated[Literal["vision", "embedding", "context"], typer.Option(help="As for train.")] = "vision",
     warmup_steps: Annotated[int, typer.Option(min=0, help="Steps with --warmup-loss before them.")] = 0,
     warmup_loss: Literal["embedding", "context"] = "context",
-    modulation: Annotated[Literal["auto", "table", "live"], typer.Option(help="As for train.")] = "auto",
+    modulation: Annotated[Literal["auto", "table", "host", "live"], typer.Option(help="As for train.")] = "auto",
     checkpoint_blocks: Annotated[int, typer.Option(min=0, help="As for train.")] = 0,
     gpu: Gpu = None,
     tflops: Tflops = None,

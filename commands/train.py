@@ -98,8 +98,11 @@ def train(
         Literal["cache", "bfloat16", "float32"], typer.Option(help="cache: as recorded.")
     ] = "cache",
     modulation: Annotated[
-        Literal["auto", "table", "live"],
-        typer.Option(help="table: 27 % of FLUX's weights give way to their results; auto: wherever pooled is zero."),
+        Literal["auto", "table", "host", "live"],
+        typer.Option(
+            help="table: 27 % of FLUX's weights give way to their results; host: they stay in its memory, and it "
+            "computes; auto: table wherever pooled is zero, else host where the GPU is small."
+        ),
     ] = "auto",
     checkpoint_blocks: Annotated[
         int,

@@ -41,6 +41,7 @@ def plain(tmp_path_factory, exact_cache, dev_teacher, t5_config) -> Path:
     "options",
     [
         {"modulation": "table"},
+        {"modulation": "host"},
         {"checkpoint_blocks": 1},
         {"checkpoint_blocks": 2},
         {"resident_blocks": 0},
