@@ -61,7 +61,7 @@ def plan_train(
     loss: Annotated[Literal["vision", "embedding", "context"], typer.Option(help="As for train.")] = "vision",
     warmup_steps: Annotated[int, typer.Option(min=0, help="Steps with --warmup-loss before them.")] = 0,
     warmup_loss: Literal["embedding", "context"] = "context",
-    modulation: Annotated[Literal["auto", "table", "live"], typer.Option(help="As for train.")] = "auto",
+    modulation: Annotated[Literal["auto", "table", "host", "live"], typer.Option(help="As for train.")] = "auto",
     checkpoint_blocks: Annotated[int, typer.Option(min=0, help="As for train.")] = 0,
     resident_blocks: Annotated[int | None, typer.Option(min=0, help="As for train.")] = None,
     quantize: Annotated[Literal["none", "int8", "fp8", "nf4"], typer.Option(help="As for train.")] = "none",
@@ -102,8 +102,9 @@ def plan_train(
     from commands.planning_train import AS_ASKED, fit_verdicts, train_facts, ways_of
     from trainer.costs import costs_of
 
-    costs = costs_of(manifests, student_source(asked.student))
-    memory_bytes = size_bytes(fit) if fit is not None else card.memory_gib * _GIB if card else None
+    gpu_bytes = card.memory_gib * _GIB if card else None
+    costs = costs_of(manifests, student_source(asked.student), gpu_bytes=gpu_bytes)
+    memory_bytes = size_bytes(fit) if fit is not None else gpu_bytes
     held = stated_options(asked, None if recipe is not None else given)
     verdicts, fitted = fit_verdicts(asked, costs, memory_bytes, card if fit is None else None, held)
     facts = train_facts(ways_of(asked, fitted, named=memory_bytes is not None), costs, rate_flops=rate)

@@ -100,8 +100,11 @@ def train(
         Literal["cache", "bfloat16", "float32"], typer.Option(help="cache: as recorded.")
     ] = "cache",
     modulation: Annotated[
-        Literal["auto", "table", "live"],
-        typer.Option(help="table: 27 % of FLUX's weights give way to their results; auto: wherever pooled is zero."),
+        Literal["auto", "table", "host", "live"],
+        typer.Option(
+            help="table: 27 % of FLUX's weights give way to their results; host: they stay in its memory, and it "
+            "computes; auto: table wherever pooled is zero, else host where the GPU is small."
+        ),
     ] = "auto",
     checkpoint_blocks: Annotated[
         int,
@@ -207,6 +210,7 @@ def train_run(
     torch_device = launched_device(device, launched.local_number)
     from torch import OutOfMemoryError
 
+    from models.device import total_bytes
     from models.teacher_folder import REPLAY_PARTS
     from trainer.costs import costs_of
     from trainer.processes import joined
@@ -226,7 +230,8 @@ def train_run(
     with joined(launched.worker.number, launched.worker.count, torch_device, sharded=shard_student) as processes:
         if launched.by and processes.is_first:
             progress.say(f"{processes.ranks} processes (by {launched.by}) divide each batch")
-        make_costs = partial(costs_of, manifests, source, ranks=processes.ranks)
+        gpu_bytes = total_bytes(torch_device)
+        make_costs = partial(costs_of, manifests, source, ranks=processes.ranks, gpu_bytes=gpu_bytes)
         if fit is not None:
             fitting = partial(fit_run, fit=fit, run=run, device=torch_device, held=held, say=progress.say)
             chosen = processes.from_first(lambda: fitting(asked, make_costs()).model_dump_json())

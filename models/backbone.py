@@ -9,8 +9,11 @@ from safetensors import SafetensorError
 
 from models.attention import set_attention
 from models.checkpointing import checkpoint_blocks
+from models.device import total_bytes
 from models.geometry import Geometry
+from models.host_modulation import HostModulation, take_to_host, takes_host
 from models.memory_options import MemoryOptions
+from models.meta_run import parameter_count
 from models.modulation_table import Conditions, ModulationTable, make_table, worthwhile
 from models.streaming import stream_blocks
 from storage_schemas.errors import BadSettings, BadTeacher
@@ -31,10 +34,11 @@ class FluxBackbone:
         *,
         text_length: int,
         table: ModulationTable | None = None,
+        host_modulation: HostModulation | None = None,
         device: torch.device | None = None,
     ) -> None:
         self.transformer = transformer.eval().requires_grad_(False)
-        self.table = table
+        self.table, self.host_modulation = table, host_modulation
         self.takes_guidance = bool(transformer.config.guidance_embeds)
         # Streamed weights lie on the host.
         self.dtype, self.device = transformer.dtype, device or transformer.device
@@ -55,12 +59,14 @@ class FluxBackbone:
         attention_backend: str | None = None,
         options: MemoryOptions = _AUTO,
         conditions: Conditions | None = None,
+        pooled_varies: bool = False,
     ) -> Self:
         """Load `folder`/transformer and nothing else. attention_backend: see models/attention.py.
 
         conditions: all that predict will be asked for, None where they are not known or pooled is not zero; there is
         no modulation table then. Weights that a table stands for are on the device one linear at a time only; the host
-        holds the whole transformer once.
+        holds the whole transformer once. pooled_varies: prompts have pooled vectors of their own, of which the host may
+        compute the modulation vectors (see takes_host).
         """
         try:
             transformer = FluxTransformer2DModel.from_pretrained(
@@ -73,13 +79,22 @@ class FluxBackbone:
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise BadTeacher(f"{folder}/transformer cannot be loaded ({reason}): download it again") from error
-        table = None
-        if _takes_table(transformer, options, conditions):
+        table = host_modulation = None
+        if _takes_host(transformer, options, device, pooled_varies=pooled_varies):
+            host_modulation = take_to_host(transformer)
+        elif _takes_table(transformer, options, conditions):
             assert conditions is not None
             table = make_table(transformer, conditions, device)
         if options.resident_blocks is None:
             checkpoint_blocks(transformer.to(device), options.checkpoint_blocks)
-        backbone = cls(transformer, geometry, text_length=text_length, table=table, device=device)
+        backbone = cls(
+            transformer,
+            geometry,
+            text_length=text_length,
+            table=table,
+            host_modulation=host_modulation,
+            device=device,
+        )
         backbone.use_attention(attention_backend)
         if options.resident_blocks is not None:
             again = options.checkpoint_blocks > 0
@@ -95,7 +110,12 @@ class FluxBackbone:
     def at(self, geometry: Geometry) -> Self:
         """The same transformer, not a copy of it, for another geometry."""
         other = type(self)(
-            self.transformer, geometry, text_length=len(self._text_ids_T3), table=self.table, device=self.device
+            self.transformer,
+            geometry,
+            text_length=len(self._text_ids_T3),
+            table=self.table,
+            host_modulation=self.host_modulation,
+            device=self.device,
         )
         other.attention_backend = self.attention_backend
         return other
@@ -111,13 +131,20 @@ class FluxBackbone:
         pooled_projections_BP: torch.Tensor,
         timestep_B: torch.Tensor,
         guidance_B: torch.Tensor | None,
+        *,
+        modulation_BM: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """velocity_BSC. timestep in [0, 1], of the backbone's dtype; guidance fp32, as FluxPipeline passes it.
 
         Of any number of text tokens: a student may have another tokenizer. Gradients flow to
         `encoder_hidden_states_BTD`; the weights are frozen. BadSettings for conditions that a table does not hold.
+        modulation_BM: what host_modulation gives for these rows; None has it computed now, and waited for.
         """
-        if self.table is not None:
+        if self.host_modulation is not None:
+            if modulation_BM is None:
+                modulation_BM = self.host_modulation.rows(timestep_B, guidance_B, pooled_projections_BP)
+            pooled_projections_BP = modulation_BM.to(self.device)
+        elif self.table is not None:
             pooled_projections_BP = self.table.select(timestep_B, guidance_B, pooled_projections_BP)
         velocity_BSC: torch.Tensor = self.transformer(
             hidden_states=hidden_states_BSC,
@@ -145,9 +172,17 @@ def _takes_table(transformer: FluxTransformer2DModel, options: MemoryOptions, co
     if options.modulation == "table":
         raise BadSettings(
             "--modulation is table, but the cache has the pooled vectors of CLIP: with them every prompt has "
-            "modulation vectors of its own; give --modulation auto, or a cache built with --pooled zero"
+            "modulation vectors of its own; give --modulation host, which computes them a batch ahead, or auto, or a "
+            "cache built with --pooled zero"
         )
     return False
+
+
+def _takes_host(
+    transformer: FluxTransformer2DModel, options: MemoryOptions, device: torch.device, *, pooled_varies: bool
+) -> bool:
+    whole_bytes = parameter_count(transformer) * transformer.dtype.itemsize
+    return takes_host(options, pooled_varies=pooled_varies, weights_bytes=whole_bytes, gpu_bytes=total_bytes(device))
 
 
 def _image_ids(geometry: Geometry) -> torch.Tensor:

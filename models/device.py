@@ -24,6 +24,11 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
+def total_bytes(device: torch.device) -> int | None:
+    """Memory of a GPU in all, free or not; None for another device."""
+    return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
+
+
 def free_host_bytes() -> int | None:
     """Host memory that this process may still take: of the machine, or of its control group; None where none says."""
     try:

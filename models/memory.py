@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from models.cost import BackboneCost, BlockCost
+from models.host_modulation import takes_host
 from models.memory_options import PLAIN, MemoryOptions
 from models.modulation_table import recorded_conditions
 from models.streaming import SLOTS, streamed_blocks
@@ -73,17 +74,29 @@ def sample_stage_memory(cost: BackboneCost, *, dtype_bytes: int, batch_size: int
 
 @dataclass(frozen=True, kw_only=True)
 class HeldWeights:
-    """Bytes of a frozen backbone on the device, and pinned on the host; the former with what is unpacked at once."""
+    """Bytes of a frozen backbone: on the device, with what is unpacked at one time; pinned; else on the host."""
 
     device_bytes: int
     pinned_bytes: int
+    host_bytes: int
 
 
 def held_weights(
-    backbone: BackboneCost, options: MemoryOptions, *, dtype_bytes: int, table_rows: int | None
+    backbone: BackboneCost,
+    options: MemoryOptions,
+    *,
+    dtype_bytes: int,
+    table_rows: int | None,
+    gpu_bytes: float | None = None,
 ) -> HeldWeights:
-    """A backbone with these options. table_rows: of its modulation table (see table_rows); None: there can be none."""
-    rows = modulation_rows(backbone, options, table_rows)
+    """A backbone with these options.
+
+    table_rows: of its modulation table (see table_rows); None: there can be none. gpu_bytes: memory of the GPU in all,
+    None where there is none (see takes_host).
+    """
+    whole_bytes = backbone.parameters * dtype_bytes
+    on_host = takes_host(options, pooled_varies=table_rows is None, weights_bytes=whole_bytes, gpu_bytes=gpu_bytes)
+    rows = 0 if on_host else modulation_rows(backbone, options, table_rows)
 
     def modulation_bytes(parameters: int, width: int) -> int:
         return dtype_bytes * (parameters if rows is None else rows * width)
@@ -105,11 +118,16 @@ def held_weights(
     ring = max(streamed, default=0) * min(SLOTS, len(streamed))
     outer_bytes = dtype_bytes * outer + modulation_bytes(last_parameters, last_width)
     unpacked = _unpacked_weights(backbone, options) * dtype_bytes
-    return HeldWeights(device_bytes=outer_bytes + on_device + ring + unpacked, pinned_bytes=sum(streamed))
+    made = (backbone.modulation_parameters + backbone.conditioning_parameters) * dtype_bytes
+    return HeldWeights(
+        device_bytes=outer_bytes + on_device + ring + unpacked,
+        pinned_bytes=sum(streamed),
+        host_bytes=made if on_host else 0,
+    )
 
 
 def modulation_rows(backbone: BackboneCost, options: MemoryOptions, table_rows: int | None) -> int | None:
-    """Rows of the modulation table that a backbone has with these options; None where its weights are live."""
+    """Rows of the modulation table that a backbone has on the device; None where its weights are live there."""
     if options.modulation == "live" or table_rows is None:
         return None
     smaller = table_rows * backbone.modulation_width <= backbone.modulation_parameters
@@ -125,16 +143,19 @@ def training_memory(
     batch_size: int,
     table_rows: int | None = None,
     share: int = 1,
+    gpu_bytes: float | None = None,
 ) -> GpuMemory:
     """Training: frozen backbone (None in a warm-up alone), student in fp32 with AdamW, activations of both.
 
     batch_size: rows that go through the networks at once; share: rows that share one pass of the student. options: how
-    the backbone is held; table_rows as for held_weights.
+    the backbone is held; table_rows and gpu_bytes as for held_weights.
     """
     weights = sample = 0
     if backbone is not None:
-        held = held_weights(backbone, options, dtype_bytes=dtype_bytes, table_rows=table_rows)
+        held = held_weights(backbone, options, dtype_bytes=dtype_bytes, table_rows=table_rows, gpu_bytes=gpu_bytes)
         weights, sample = held.device_bytes, backbone.training_bytes(options)
+        if held.host_bytes:
+            sample += dtype_bytes * backbone.modulation_width
     return GpuMemory(
         weights_bytes=weights,
         student_bytes=student.parameters * _STUDENT_BYTES_PER_PARAMETER,
@@ -168,10 +189,10 @@ def build_host_bytes(*, weights_bytes: int, shard_bytes: int, in_flight: int) ->
     return PROCESS_BYTES + max(weights_bytes, (2 + in_flight + 4) * shard_bytes)
 
 
-def training_host_bytes(*, pool_bytes: int, pinned_bytes: int) -> int:
-    """Peak of host memory of training: pools of trajectories and of embeddings, and what is pinned.
+def training_host_bytes(*, pool_bytes: int, pinned_bytes: int, weights_bytes: int = 0) -> int:
+    """Peak of host memory of training: pools of trajectories and of embeddings, what is pinned, weights that stay.
 
     The feed of the held-out prompts has pools of its own. Weights on their way to the device are pages of their files
     (docs/small-gpus.md): they do not count, for the system takes them back where there is need.
     """
-    return PROCESS_BYTES + 4 * pool_bytes + pinned_bytes
+    return PROCESS_BYTES + 4 * pool_bytes + pinned_bytes + weights_bytes

@@ -10,17 +10,20 @@ Quantization = Literal["none", "int8", "fp8", "nf4"]
 
 
 class MemoryOptions(Flags):
-    """All but `quantize` and `compile` leave what is trained as it is, bit for bit.
+    """All but `quantize`, `compile` and, on a GPU, modulation "host" leave what is trained as it is, bit for bit.
 
     modulation: "table" keeps the modulation vectors of the recorded conditions and drops the weights that make them
-    (models/modulation_table.py); "live" keeps the weights; "auto" is the table wherever there can be one and it is
-    the smaller. checkpoint_blocks: blocks whose activations are computed again in the backward pass: 0 none, 1 every
-    block, n every n-th (models/checkpointing.py). resident_blocks: so many blocks stay on the device, the others come
-    from the host's memory for each use, and are computed twice (models/streaming.py); None: all stay. quantize: the
-    weights of the blocks' linears in 8 or 4 bits. compile: blocks are compiled, which rounds otherwise.
+    (models/modulation_table.py); "host" keeps those weights in the host's memory, which computes the vectors a batch
+    ahead (models/host_modulation.py); "live" keeps the weights where the others are; "auto" is the table wherever there
+    can be one and it is the smaller, and the host where pooled vectors are CLIP's and the weights would fill more than
+    half of the GPU, or are streamed. checkpoint_blocks: blocks whose activations are computed again in the backward
+    pass: 0 none, 1 every block, n every n-th (models/checkpointing.py). resident_blocks: so many blocks stay on the
+    device, the others come from the host's memory for each use, and are computed twice (models/streaming.py); None: all
+    stay. quantize: the weights of the blocks' linears in 8 or 4 bits. compile: blocks are compiled, which rounds
+    otherwise.
     """
 
-    modulation: Literal["auto", "table", "live"] = "auto"
+    modulation: Literal["auto", "table", "host", "live"] = "auto"
     checkpoint_blocks: int = Field(default=0, ge=0)
     resident_blocks: int | None = Field(default=None, ge=0)
     quantize: Quantization = "none"

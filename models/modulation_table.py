@@ -52,12 +52,12 @@ def modulation_parameters(transformer: torch.nn.Module) -> int:
 
     The small embeddings of timestep, guidance and pooled are not counted.
     """
-    return sum(parameter_count(norm.linear) for norm in _norms(transformer))
+    return sum(parameter_count(norm.linear) for norm in modulated_norms(transformer))
 
 
 def modulation_width(transformer: torch.nn.Module) -> int:
     """M: values of a row of the table, of all blocks together; or of one, where one is given."""
-    return sum(norm.linear.out_features for norm in _norms(transformer))
+    return sum(norm.linear.out_features for norm in modulated_norms(transformer))
 
 
 def worthwhile(transformer: FluxTransformer2DModel, conditions: Conditions) -> bool:
@@ -136,29 +136,50 @@ def make_table(transformer: FluxTransformer2DModel, conditions: Conditions, devi
     pooled_BP = torch.zeros(
         conditions.batch_rows, int(transformer.config.pooled_projection_dim), dtype=dtype, device=device
     )
-    # As FluxTransformer2DModel.forward has it: a thousandfold, in its dtype.
     embedded_BD = [
-        embed(*(1000 * values_R[rows_B] for values_R in (timestep_R, guidance_R) if values_R is not None), pooled_BP)
+        embedded_conditions(
+            embed, timestep_R[rows_B], guidance_R[rows_B] if guidance_R is not None else None, pooled_BP
+        )
         for rows_B in calls
     ]
-    for norm in _norms(transformer):
+    for norm in modulated_norms(transformer):
         norm.linear.to(device)
         table_RM = torch.empty(len(pairs), norm.linear.out_features, dtype=dtype, device=device)
         for rows_B, one_BD in zip(calls, embedded_BD, strict=True):
             # Rows that fill up the last call are computed once more, to the same bits.
             table_RM[rows_B] = norm.linear(norm.silu(one_BD))
         norm.silu, norm.linear = torch.nn.Identity(), _Table(table_RM)
-    transformer.time_text_embed = _Selection()
+    transformer.time_text_embed = HandsOn()
     return ModulationTable(timestep_R, guidance_R)
 
 
-class _Selection(torch.nn.Module):
-    """Stands for time_text_embed: what goes to the blocks as `temb` says which rows a batch has.
+def modulated_norms(transformer: torch.nn.Module) -> Iterator[Any]:
+    """The norms with modulation, in the order of the modules; none of their linears is held on to."""
+    for name in [name for name, _ in transformer.named_modules() if name.endswith(MODULATION)]:
+        yield transformer.get_submodule(name.rpartition(".")[0])
+
+
+def embedded_conditions(
+    embed: torch.nn.Module,
+    timestep_B: torch.Tensor,
+    guidance_B: torch.Tensor | None,
+    pooled_projections_BP: torch.Tensor,
+) -> torch.Tensor:
+    """embedded_BD, of which the SiLU is the modulation linears' input. All of the transformer's dtype."""
+    # As FluxTransformer2DModel.forward has it: a thousandfold, in its dtype.
+    conditions = [1000 * value_B for value_B in (timestep_B, guidance_B) if value_B is not None]
+    embedded_BD: torch.Tensor = embed(*conditions, pooled_projections_BP)
+    return embedded_BD
+
+
+class HandsOn(torch.nn.Module):
+    """Stands for time_text_embed: what goes to the blocks as `temb` is what came in place of pooled, of each row.
 
     As a tensor that each block is given, a block that is computed again in the backward pass reads the same rows.
     """
 
     def forward(self, *conditions: torch.Tensor) -> torch.Tensor:
+        """The last one."""
         return conditions[-1]
 
 
@@ -173,12 +194,6 @@ class _Table(torch.nn.Module):
 
     def forward(self, selection_BR: torch.Tensor) -> torch.Tensor:
         return self.table_RM.index_select(0, selection_BR.argmax(1))
-
-
-def _norms(transformer: torch.nn.Module) -> Iterator[Any]:
-    """The norms with modulation; none of their linears is held on to."""
-    for name in [name for name, _ in transformer.named_modules() if name.endswith(MODULATION)]:
-        yield transformer.get_submodule(name.rpartition(".")[0])
 
 
 def _rounded(pairs: Iterable[Condition], dtype: torch.dtype, *, takes_guidance: bool) -> list[tuple[float, float]]:

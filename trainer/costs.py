@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from models.cards import COPY_BYTES_PER_SECOND
 from models.cost import BackboneCost, backbone_cost
-from models.memory import GpuMemory, held_weights, table_rows, training_host_bytes, training_memory
+from models.memory import GpuMemory, HeldWeights, held_weights, table_rows, training_host_bytes, training_memory
 from models.schedule import DTYPES
 from models.text_cost import TextEncoderCost, student_cost
 from storage_schemas.layout import Layout
@@ -20,13 +20,14 @@ from trainer.stage import Stage
 class Costs:
     """What a run is made of: its caches by name, the backbone at each one's size, the student.
 
-    ranks: processes that divide each batch; bytes are of one of them.
+    ranks: processes that divide each batch; bytes are of one of them. gpu_bytes: memory of a GPU in all, None for none.
     """
 
     manifests: Mapping[str, Manifest]
     backbones: Mapping[str, BackboneCost]
     student: TextEncoderCost
     ranks: int = 1
+    gpu_bytes: float | None = None
 
     def names(self, stage: Stage) -> list[str]:
         """The caches that a stage takes."""
@@ -70,6 +71,7 @@ class Costs:
                 batch_size=self.rows(stage),
                 share=stage.steps_per_trajectory,
                 table_rows=self.table_rows,
+                gpu_bytes=self.gpu_bytes,
             )
             for name in (self.names(stage) if vision else self.names(stage)[:1])
         ]
@@ -86,16 +88,24 @@ class Costs:
 
     def pinned_bytes(self, settings: TrainSettings) -> int:
         """Host memory of streamed blocks."""
-        if "vision" not in settings.losses:
-            return 0
-        backbone = next(iter(self.backbones.values()))
-        dtype_bytes = self._dtype_bytes(settings)
-        return held_weights(backbone, settings.memory, dtype_bytes=dtype_bytes, table_rows=self.table_rows).pinned_bytes
+        return self._held(settings).pinned_bytes
 
     def host_bytes(self, settings: TrainSettings) -> int:
         """Host memory of one process."""
         pinned = POOL_BYTES // AHEAD_PART + self.pinned_bytes(settings)
-        return training_host_bytes(pool_bytes=POOL_BYTES, pinned_bytes=pinned)
+        kept = self._held(settings).host_bytes
+        return training_host_bytes(pool_bytes=POOL_BYTES, pinned_bytes=pinned, weights_bytes=kept)
+
+    def _held(self, settings: TrainSettings) -> HeldWeights:
+        if "vision" not in settings.losses:
+            return HeldWeights(device_bytes=0, pinned_bytes=0, host_bytes=0)
+        return held_weights(
+            next(iter(self.backbones.values())),
+            settings.memory,
+            dtype_bytes=self._dtype_bytes(settings),
+            table_rows=self.table_rows,
+            gpu_bytes=self.gpu_bytes,
+        )
 
     def _mean_flops(self, settings: TrainSettings, stage: Stage) -> float:
         shares = {name: stage.share_of(name, self._trajectories(name)) for name in self.names(stage)}
@@ -120,8 +130,10 @@ class Costs:
         return DTYPES[recorded if settings.backbone_dtype == "cache" else settings.backbone_dtype].itemsize
 
 
-def costs_of(manifests: Mapping[str, Manifest], student_source: str, *, ranks: int = 1) -> Costs:
-    """The costs of a run on (planned) caches, from configurations alone."""
+def costs_of(
+    manifests: Mapping[str, Manifest], student_source: str, *, ranks: int = 1, gpu_bytes: float | None = None
+) -> Costs:
+    """The costs of a run on (planned) caches, from configurations alone; ranks and gpu_bytes as for Costs."""
     backbones = {name: backbone_cost(manifest) for name, manifest in manifests.items()}
     student = student_cost(student_source, next(iter(manifests.values())))
-    return Costs(manifests=manifests, backbones=backbones, student=student, ranks=ranks)
+    return Costs(manifests=manifests, backbones=backbones, student=student, ranks=ranks, gpu_bytes=gpu_bytes)

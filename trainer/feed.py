@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from models.host_modulation import HostModulation
 from models.student_tokens import StudentTokens
 from storage_schemas.fields import DTYPES, Array
 from storage_schemas.manifest import Manifest
@@ -53,7 +54,8 @@ class Batch:
     """Rows of replay: latent, target, conditions, step number k, and the text that belongs to them.
 
     source: a cache that they are from; all of them are sampled as it is. Of text there is one row for every `share`
-    rows of the rest; encoder_hidden_states_BTD is None unless asked for.
+    rows of the rest; encoder_hidden_states_BTD is None unless asked for. modulation_BM (M modulation values, of the
+    backbone's dtype) follows from pooled_BP, timestep_B and guidance_B; None where the backbone has its own.
     """
 
     source: int
@@ -66,6 +68,7 @@ class Batch:
     step_B: torch.Tensor
     share: int = 1
     encoder_hidden_states_BTD: torch.Tensor | None = None
+    modulation_BM: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,7 @@ class Feed:
     The rows of a batch of replay are from sources that are sampled alike. All of it may be called from several
     threads. The pool holds at most `pool_bytes` of decoded trajectories, as much again of embeddings, and a sixteenth
     of it of pooled vectors; a reader thread has one more in hand. tokens: of a student that does not read the caches'.
+    host_modulation: batches of replay take what it computes, as they are read.
     """
 
     def __init__(
@@ -102,7 +106,9 @@ class Feed:
         device: torch.device,
         pool_bytes: int = POOL_BYTES,
         tokens: StudentTokens | None = None,
+        host_modulation: HostModulation | None = None,
     ) -> None:
+        self._host_modulation = host_modulation
         self.sources, self._device, self._pool_bytes, self._tokens = sources, device, pool_bytes, tokens
         self._ends = list(accumulate(len(source.indices) for source in sources))
         self._trajectories: Pool[Key, Trajectory] = Pool(pool_bytes)
@@ -182,7 +188,7 @@ class Feed:
             guidance_B[row] = trajectory.guidance if trajectory.guidance is not None else np.nan
         dtype = to_torch(velocity_BSC).dtype
         prompts = [self.prompt_of(position) for position, _ in rows]
-        return Batch(
+        batch = Batch(
             source=source,
             token_ids_BT=self._token_ids(prompts[::share]),
             hidden_states_BSC=to_torch(hidden_states_BSC),
@@ -194,6 +200,13 @@ class Feed:
             share=share,
             encoder_hidden_states_BTD=to_torch(self._embeddings_of(prompts[::share], turn)) if embeddings else None,
         )
+        return self._with_modulation(batch)
+
+    def _with_modulation(self, batch: Batch) -> Batch:
+        if self._host_modulation is None:
+            return batch
+        modulation_BM = self._host_modulation.rows(batch.timestep_B, batch.guidance_B, batch.pooled_BP)
+        return replace(batch, modulation_BM=modulation_BM)
 
     def _read_embeddings(self, positions: Sequence[int], turn: int = 0) -> EmbeddingBatch:
         prompts = [self.prompt_of(position) for position in positions]
@@ -241,7 +254,10 @@ class Feed:
         rows = len(request.rows)
         elements = rows * 2 * latent if request.loss == "vision" else rows * embedding
         elements += rows // request.share * embedding if request.embeddings else 0
-        return elements * DTYPES[sampling.dtype].itemsize
+        size_bytes = elements * DTYPES[sampling.dtype].itemsize
+        if request.loss == "vision" and self._host_modulation is not None:
+            size_bytes += rows * self._host_modulation.row_bytes
+        return size_bytes
 
     def _on_device(self, batch: AnyBatch) -> AnyBatch:
         beside = self._device.type == "cuda"

@@ -54,7 +54,7 @@ class Trainer:
         metrics: Metrics | None = None,
     ) -> None:
         self.run, self.settings, self.objective, self.device = run, settings, objective, device
-        self.feed, self.held_out = split(lessons, device, tokens)
+        self.feed, self.held_out = split(lessons, device, tokens, objective.host_modulation)
         self.processes, self._metrics = processes, metrics
         self.done = 0
         self._shell = shell_of(student) if processes.sharded and processes.is_first else None

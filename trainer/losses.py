@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import huber_loss, linear, mse_loss
 
 from models.backbone import FluxBackbone
+from models.host_modulation import HostModulation
 from trainer.feed import Batch, EmbeddingBatch
 from trainer.settings import TrainSettings
 from trainer.stage import Loss, Stage
@@ -21,6 +22,7 @@ def replay(backbone: FluxBackbone, embedding_BTD: torch.Tensor, batch: Batch) ->
         batch.pooled_BP.to(backbone.dtype),
         batch.timestep_B.to(backbone.dtype),
         batch.guidance_B,
+        modulation_BM=batch.modulation_BM,
     )
 
 
@@ -106,6 +108,11 @@ class Objective:
     backbones: Sequence[FluxBackbone]
     context_ID: torch.Tensor | None
     sigmas: Sequence[Sequence[float]]
+
+    @property
+    def host_modulation(self) -> HostModulation | None:
+        """What computes the modulation vectors for the batches, where the host does."""
+        return self.backbones[0].host_modulation if self.backbones else None
 
     def training_loss(self, step: int, student_BTD: torch.Tensor, batch: Batch | EmbeddingBatch) -> torch.Tensor:
         """The loss of optimizer step `step`."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from models.host_modulation import HostModulation
 from models.student_tokens import StudentTokens
 from storage_schemas.errors import BadSettings, BadTeacher, NotInCache
 from storage_schemas.fields import Array
@@ -56,17 +57,25 @@ def check_names(settings: TrainSettings, names: Sequence[str]) -> None:
             raise BadSettings(f"cache {idle[0]!r} is given, but no stage takes it: name it in one, or leave it away")
 
 
-def split(lessons: Sequence[Lesson], device: torch.device, tokens: StudentTokens | None = None) -> tuple[Feed, Feed]:
+def split(
+    lessons: Sequence[Lesson],
+    device: torch.device,
+    tokens: StudentTokens | None = None,
+    host_modulation: HostModulation | None = None,
+) -> tuple[Feed, Feed]:
     """What is trained on, and what is held out; NotInCache for a cache of which nothing can be trained on.
 
-    tokens: of a student that does not read the cache's token ids.
+    tokens: of a student that does not read the cache's token ids. host_modulation: where batches take what it computes.
     """
     parts = [_split(lesson) for lesson in lessons]
     training, held_out = (
         [Source(cache=lesson.cache, indices=part[side]) for lesson, part in zip(lessons, parts, strict=True)]
         for side in (0, 1)
     )
-    return Feed(training, device=device, tokens=tokens), Feed(held_out, device=device, tokens=tokens)
+    first, second = (
+        Feed(sources, device=device, tokens=tokens, host_modulation=host_modulation) for sources in (training, held_out)
+    )
+    return first, second
 
 
 def _split(lesson: Lesson) -> tuple[Array, Array]:

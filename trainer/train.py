@@ -181,7 +181,13 @@ def _say_what_is_trained(trainer: Trainer, lessons: list[Lesson], progress: Prog
                 f"{trainer.run} goes on with the {began} trajectories with which it began, of {len(cache)} that "
                 f"{cache.folder} has now: a new run folder takes all of them"
             )
-    if trainer.settings.modulation == "auto" and any(
+    if (on_host := trainer.objective.host_modulation) is not None:
+        progress.say(
+            f"modulation vectors are computed on the host, a batch ahead, with {on_host.weights_bytes / 1e9:.3g} GB of "
+            f"weights in its memory: it rounds otherwise than a GPU, which the replay floor measures; --modulation "
+            f"live keeps them on the GPU"
+        )
+    elif trainer.settings.modulation == "auto" and any(
         backbone.table is None for backbone in trainer.objective.backbones
     ):
         clip = any(lesson.cache.manifest.teacher.pooled == "clip" for lesson in lessons)
@@ -302,6 +308,7 @@ def _load_backbone(
             f"{str(expected.get(name))[:16]}: another model; give the recorded one with --backbone"
         )
     geometry = recorded_geometry(manifest.sampling)
+    conditions = recorded_conditions(manifests, batch_rows=settings.replay_rows)
     dtype = DTYPES[_backbone_dtype(settings, manifest)]
     return FluxBackbone.load(
         teacher.path,
@@ -310,5 +317,6 @@ def _load_backbone(
         dtype=dtype,
         device=device,
         options=settings.memory,
-        conditions=recorded_conditions(manifests, batch_rows=settings.replay_rows),
+        conditions=conditions,
+        pooled_varies=conditions is None,
     )

@@ -45,17 +45,23 @@ def load(folder: Path, dtype: torch.dtype, *, batch_rows: int | None = None, **o
 
 
 def call(
-    backbone: FluxBackbone, conditions: list[tuple[float, float | None]], geometry: Geometry = GEOMETRY, seed: int = 0
+    backbone: FluxBackbone,
+    conditions: list[tuple[float, float | None]],
+    geometry: Geometry = GEOMETRY,
+    seed: int = 0,
+    *,
+    pooled_BP: torch.Tensor | None = None,
+    modulation_BM: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """velocity_BSC, and the gradient of its weighted sum with respect to the embedding."""
+    """velocity_BSC, and the gradient of its weighted sum with respect to the embedding; pooled is zero unless given."""
     random, rows, dtype = torch.Generator().manual_seed(seed), len(conditions), backbone.dtype
     x_BSC = torch.randn(rows, geometry.image_tokens, geometry.channels, generator=random).to(dtype)
     text_BTD = torch.randn(rows, 5, 24, generator=random).to(dtype).requires_grad_()
     weight_BSC = torch.randn(x_BSC.shape, generator=random)
     timestep_B = torch.tensor([t for t, _ in conditions], dtype=dtype)
     guidance = [g for _, g in conditions if g is not None]
-    velocity_BSC = backbone.predict(
-        x_BSC, text_BTD, backbone.zero_pooled(rows), timestep_B, torch.tensor(guidance) if guidance else None
-    )
+    pooled_BP = backbone.zero_pooled(rows) if pooled_BP is None else pooled_BP.to(dtype)
+    guidance_B = torch.tensor(guidance) if guidance else None
+    velocity_BSC = backbone.predict(x_BSC, text_BTD, pooled_BP, timestep_B, guidance_B, modulation_BM=modulation_BM)
     (velocity_BSC.float() * weight_BSC).sum().backward()
     return velocity_BSC.detach(), text_BTD.grad

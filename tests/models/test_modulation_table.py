@@ -181,7 +181,9 @@ def test_the_table_is_the_default_where_there_can_be_one_and_live_where_asked(wi
     assert load(wide[True], torch.float32, batch_rows=2).table is not None
     assert load(wide[True], torch.float32, batch_rows=2, modulation="live").table is None
     assert load(wide[True], torch.float32).table is None
-    with pytest.raises(BadSettings, match=r"--modulation is table, but .* of CLIP: .*; give --modulation auto"):
+    with pytest.raises(
+        BadSettings, match=r"--modulation is table, but .* of CLIP: .*; give --modulation host, .*, or auto, "
+    ):
         load(wide[True], torch.float32, modulation="table")
-    with pytest.raises(BadSettings, match=r"--modulation: .*'auto', 'table' or 'live'"):
+    with pytest.raises(BadSettings, match=r"--modulation: .*'auto', 'table', 'host' or 'live'"):
         MemoryOptions.from_flags(modulation="tables")

@@ -41,6 +41,7 @@ def plain(tmp_path_factory, exact_cache, dev_teacher, t5_config) -> Path:
     "options",
     [
         {"modulation": "table"},
+        {"modulation": "host"},
         {"checkpoint_blocks": 1},
         {"checkpoint_blocks": 2},
         {"resident_blocks": 0},
@@ -88,11 +89,15 @@ def test_caches_with_pooled_vectors_are_trained_on_with_the_weights(tmp_path, de
         run_training(tmp_path / "other", tmp_path / "c", dev_teacher, t5_config, steps=2, modulation="table")
 
 
-def test_caches_of_other_schedules_share_a_table(tmp_path, dev_teacher, prompt_file, t5_config):
+@pytest.mark.parametrize(("modulation", "pooled"), [("table", "zero"), ("host", "clip")])
+def test_caches_of_other_schedules_share_what_gives_their_modulation(
+    tmp_path, dev_teacher, prompt_file, t5_config, modulation, pooled
+):
     for steps in (2, 3):
-        build_cache(tmp_path / f"{steps}", dev_teacher, prompt_file, steps=steps, guidance=(float(steps),))
+        flags = {"steps": steps, "guidance": (float(steps),), "pooled": pooled}
+        build_cache(tmp_path / f"{steps}", dev_teacher, prompt_file, **flags)
     caches = {str(steps): Cache.open(tmp_path / f"{steps}") for steps in (2, 3)}
-    settings = TrainFlags.from_flags(student=str(t5_config), steps=4, batch_size=4, modulation="table").settings()
+    settings = TrainFlags.from_flags(student=str(t5_config), steps=4, batch_size=4, modulation=modulation).settings()
     teacher = find_teacher(str(dev_teacher), REPLAY_PARTS)
     train(
         tmp_path / "run", settings, caches, teacher, torch.device("cpu"), Silent(), student_source=str(t5_config),

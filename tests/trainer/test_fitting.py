@@ -1,0 +1,155 @@
+"""Which options make a run fit: by the arithmetic of costs, in the stated order."""
+
+import pytest
+
+from models.cost import BackboneCost, BlockCost
+from models.text_cost import TextEncoderCost
+from storage_schemas.errors import BadSettings
+from tests.models.test_cost import outline
+from trainer.costs import Costs
+from trainer.fitting import fit, helping_flag
+from trainer.settings import TrainFlags, TrainSettings
+
+GIB = 2**30
+PER_BLOCK = 10**9
+# Ten blocks of a billion weights, of which a fourth is modulation; a row keeps 1 GiB of each, or 0.01 as a checkpoint.
+BLOCK = BlockCost(
+    count=5, parameters=PER_BLOCK, modulation_parameters=PER_BLOCK // 4, modulation_width=100, forward_flops=1e12,
+    saved_bytes=GIB,
+)  # fmt: skip
+BACKBONE = BackboneCost(
+    parameters=10 * PER_BLOCK, modulation_parameters=10 * PER_BLOCK // 4, conditioning_parameters=0,
+    modulation_width=1000, largest_linear=PER_BLOCK // 10, forward_flops=1e13, attention_flops=1e12,
+    backward_flops=1e13, forward_peak_bytes=GIB, saved_bytes=10 * GIB, checkpoint_bytes=GIB // 100, outer_bytes=0,
+    double_blocks=BLOCK, single_blocks=BLOCK,
+)  # fmt: skip
+STUDENT = TextEncoderCost(parameters=10**8, forward_flops=1e9, forward_peak_bytes=0, saved_bytes=GIB // 100)
+
+
+def costs(*, ranks: int = 1, **teacher) -> Costs:
+    manifest = outline()
+    manifest = manifest.model_copy(update={"teacher": manifest.teacher.model_copy(update=teacher)})
+    return Costs(manifests={"c": manifest}, backbones={"c": BACKBONE}, student=STUDENT, ranks=ranks)
+
+
+def asked(**flags) -> TrainSettings:
+    return TrainFlags.from_flags(student="any", **{"batch_size": 4} | flags).settings()
+
+
+def chosen(settings: TrainSettings) -> tuple:
+    stage = settings.stages[-1]
+    return settings.checkpoint_blocks, stage.accumulate, settings.resident_blocks, settings.quantize
+
+
+def fitted(gib: float, *, ranks: int = 1, flags=(), **more):
+    return fit(asked(**dict(flags)), costs(ranks=ranks), memory_bytes=gib * GIB, **more)
+
+
+# Weights 14.0 GiB (1.4 of a block), student and AdamW 1.7, CUDA 1.0; a checkpointed row 1.11.
+@pytest.mark.parametrize(
+    ("gib", "expected"),
+    [
+        (80, (0, 1, None, "none")),
+        (50, (3, 1, None, "none")),
+        (24, (1, 1, None, "none")),
+        (19, (1, 2, None, "none")),
+        (18, (1, 4, None, "none")),
+        (17, (1, 1, 4, "none")),
+        (10.5, (1, 1, 0, "none")),
+        (9, (1, 2, 0, "none")),
+        (6.8, (1, 4, 0, "none")),
+    ],
+)
+def test_exact_weights_whole_then_fewer_rows_then_streamed_blocks(gib, expected):
+    found = fitted(gib)
+    assert chosen(found.settings) == expected
+    assert found.memory.total_bytes <= gib * GIB
+    assert found.memory == costs().memory(found.settings)
+
+
+def test_no_fewer_blocks_computed_twice_and_no_more_resident_ones_would_fit():
+    every = fitted(50).settings
+    fewer = every.model_copy(update={"checkpoint_blocks": every.checkpoint_blocks + 1})
+    assert costs().memory(fewer).total_bytes > 0.97 * 50 * GIB > costs().memory(every).total_bytes
+    streamed = fitted(17).settings
+    more = streamed.model_copy(update={"resident_blocks": streamed.resident_blocks + 1})
+    assert costs().memory(more).total_bytes > 0.97 * 17 * GIB
+
+
+def test_without_host_memory_for_streamed_blocks_weights_are_quantized():
+    found = fitted(13, host_bytes=12 * GIB)
+    assert chosen(found.settings) == (1, 4, None, "int8")
+    assert found.flags == "--checkpoint-blocks 1 --quantize int8 --accumulate 4"
+    need = costs().host_bytes(fitted(13).settings) / GIB
+    assert found.reasons == (
+        "the exact weights need 17.8 GiB or more",
+        f"streamed blocks need {need:.1f} GiB of host memory, 12.0 are free",
+    )
+    assert chosen(fitted(13, host_bytes=12 * GIB, quantizers=("nf4",)).settings) == (1, 1, None, "nf4")
+
+
+def test_what_was_asked_for_stays():
+    assert chosen(fitted(24, held={"accumulate"}).settings) == (1, 1, None, "none")
+    assert chosen(fitted(19, held={"accumulate"}).settings) == (1, 1, 6, "none")
+    assert chosen(fitted(30, held={"checkpoint_blocks"}).settings) == (0, 4, None, "none")
+    assert chosen(fitted(30, flags={"resident_blocks": 3}, held={"resident_blocks"}).settings) == (1, 1, 3, "none")
+    eight = {"quantize": "int8", "checkpoint_blocks": 1}
+    assert chosen(fitted(17, flags=eight, held={"quantize"}).settings) == (1, 1, None, "int8")
+    # Exact weights were asked for: no other ones, not even where there is no host memory.
+    with pytest.raises(BadSettings, match="streamed blocks need"):
+        fitted(13, held={"quantize"}, host_bytes=8 * GIB)
+
+
+def test_each_of_several_processes_has_its_part_of_the_rows():
+    assert chosen(fitted(19).settings)[1] == 2
+    assert chosen(fitted(19, ranks=2).settings)[1] == 1
+
+
+def test_the_stage_that_needs_most_is_divided_and_no_other():
+    settings = asked(batch_size=8, warmup_steps=5, steps=5, warmup_loss="embedding")
+    found = fit(settings, costs(), memory_bytes=19 * GIB)
+    assert [stage.accumulate for stage in found.settings.stages] == [1, 4]
+    assert found.flags == "--checkpoint-blocks 1 --accumulate 4 in stage main"
+
+
+def test_a_run_without_the_transformer_is_divided_alone():
+    settings = asked(loss="embedding", batch_size=512)
+    found = fit(settings, costs(), memory_bytes=4 * GIB)
+    assert found.settings.stages[0].accumulate > 1 and found.settings.checkpoint_blocks == 0
+
+
+def test_what_nothing_makes_fit_is_told_with_the_least_there_is():
+    with pytest.raises(BadSettings) as raised:
+        fitted(5)
+    text = str(raised.value)
+    assert text.startswith(
+        "nothing fits into 5.0 GiB: the exact weights need 17.8 GiB or more; streamed blocks need 6.6 GiB or more; "
+        "int8 weights need 12.2 GiB or more; nf4 weights need "
+    )
+    assert text.endswith(
+        "Of it the student and AdamW take 1.7 GiB and a row 1.11: take a smaller student, a cache of fewer pixels or "
+        "text tokens, or a larger card"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "held", "expected"),
+    [
+        ({"modulation": "live"}, (), "--modulation auto"),
+        ({"modulation": "live"}, ("modulation",), "--checkpoint-blocks 1"),
+        ({}, (), "--checkpoint-blocks 1"),
+        ({"checkpoint_blocks": 3}, (), "--checkpoint-blocks 1"),
+        ({"checkpoint_blocks": 1}, (), "--accumulate 2"),
+        ({"checkpoint_blocks": 1, "accumulate": 2}, (), "--accumulate 4"),
+        ({"checkpoint_blocks": 1}, ("accumulate",), "--resident-blocks 5"),
+        ({"checkpoint_blocks": 1, "accumulate": 4}, (), "--resident-blocks 5"),
+        ({"accumulate": 4, "resident_blocks": 5}, (), "--resident-blocks 2"),
+        ({"accumulate": 4, "resident_blocks": 0}, (), None),
+        ({"checkpoint_blocks": 1, "accumulate": 4, "quantize": "int8"}, (), "--quantize nf4"),
+        ({"checkpoint_blocks": 1, "accumulate": 4, "quantize": "nf4"}, (), None),
+        ({"loss": "embedding"}, (), "--accumulate 2"),
+        ({"loss": "embedding", "batch_size": 1}, (), None),
+    ],
+)
+def test_the_flag_that_helps_next_is_the_least_harmful_that_is_left(flags, held, expected):
+    assert helping_flag(asked(**flags), costs(), held=held) == expected
