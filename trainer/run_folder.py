@@ -26,9 +26,12 @@ def begun_run(run: Path, wanted: RunConfig) -> RunConfig | None:
     if run.exists() and not run.is_dir():
         raise BadRun(f"{run} is a file, expected a new folder or the folder of this run: give another one")
     if file.is_file():
+        # Without a checkpoint there is nothing to go on with: other settings begin it anew.
+        if not checkpoints(run):
+            return None
         found = _read(file)
         _check_same_run(found, wanted, run)
-        return found if checkpoints(run) else None
+        return found
     if run.is_dir() and any(not _is_temporary(path) and path.name != _LOCK_FILE for path in run.iterdir()):
         raise BadRun(f"{run} holds other files and no {CONFIG_FILE}: it is not a run; give a new folder")
     return None

@@ -1,0 +1,187 @@
+"""`--fit`: what is said, what is trained, and which flag helps a run that ran out of GPU memory."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from commands.fitting import size_bytes
+from models.memory import CUDA_BYTES
+from storage_schemas.errors import BadSettings
+from storage_schemas.reader import Cache
+from tests.test_cli import understudy
+from tests.trainer.conftest import cache_folder, t5_config
+from trainer.costs import Costs, costs_of
+from trainer.run_folder import CONFIG_FILE
+from trainer.settings import TrainFlags, TrainSettings
+
+__all__ = ["cache_folder", "t5_config"]
+
+DEV = ["plan", "train", "--teacher", "FLUX.1-dev", "--student", "base", "--batch-size", 4]
+
+
+@pytest.fixture
+def words(tmp_path, cache_folder, dev_teacher, t5_config):
+    more = ["--student", t5_config, "--backbone", dev_teacher, "--steps", 2, "--batch-size", 4]
+    return ["train", tmp_path / "run", "--cache", cache_folder, *more]
+
+
+@pytest.fixture
+def costs(cache_folder, t5_config) -> Costs:
+    cache = Cache.open(cache_folder)
+    return costs_of({cache_folder.name: cache.manifest}, str(t5_config))
+
+
+def asked(**options) -> TrainSettings:
+    return TrainFlags.from_flags(student="any", steps=2, batch_size=4, **options).settings()
+
+
+def size(value: float) -> str:
+    return f"{value / 2**20:.3f}MiB"
+
+
+def recorded(run) -> dict:
+    return json.loads((run / CONFIG_FILE).read_bytes())["settings"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("16GiB", 2**34), ("11.5 GiB", 11.5 * 2**30), ("16GB", 16e9), ("8g", 2**33), ("512MiB", 2**29)],
+)
+def test_sizes_are_read_in_the_units_that_they_name(text, expected):
+    assert size_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["16", "0GiB", "a lot", "-3GiB", "16TiB", ""])
+def test_another_size_is_refused(text):
+    with pytest.raises(BadSettings) as raised:
+        size_bytes(text)
+    assert str(raised.value) == (
+        f"--fit is {text!r}, expected a size such as 16GiB or 11.5GiB, or auto for what is free here"
+    )
+
+
+def test_a_run_is_made_to_fit_and_says_by_what_and_why(tmp_path, words, costs, capsys):
+    least = costs.memory(asked(checkpoint_blocks=1)).total_bytes
+    room = least + 0.1 * (least - CUDA_BYTES)
+    code, _, heard = understudy(*words, "--fit", size(room), capsys=capsys)
+    heard = " ".join(heard.split())
+    assert code == 0 and re.search(r"to fit into 1\.0 GiB: --checkpoint-blocks \d+, 1\.0 GiB by calculation \(w", heard)
+    every = recorded(tmp_path / "run")["checkpoint_blocks"]
+    assert every > 0 and costs.memory(asked(checkpoint_blocks=every)).total_bytes <= room
+    # Given again, with other memory too: the parts of a batch are those that it began with.
+    small = costs.memory(asked(checkpoint_blocks=1, accumulate=4)).total_bytes
+    code, _, heard = understudy(*words, "--fit", size(small + 2**12), capsys=capsys)
+    assert code == 1 and "nothing fits into" in heard or "--accumulate" not in heard
+    code, _, heard = understudy(*words, "--fit", "80GiB", capsys=capsys)
+    assert code == 0 and "to fit into 80.0 GiB: as asked, 1.0 GiB by calculation" in " ".join(heard.split())
+
+
+def test_what_was_given_beside_fit_stays(tmp_path, words, costs, capsys):
+    code, _, heard = understudy(*words, "--fit", "80GiB", "--checkpoint-blocks", 1, capsys=capsys)
+    assert code == 0 and recorded(tmp_path / "run")["checkpoint_blocks"] == 1
+    least = costs.memory(asked(checkpoint_blocks=1)).total_bytes
+    words[1] = tmp_path / "other"
+    held = ["--checkpoint-blocks", 0, "--accumulate", 1, "--quantize", "none"]
+    code, _, heard = understudy(*words, *held, "--fit", size(least - 2**12), capsys=capsys)
+    text = " ".join(heard.split())
+    assert code == 0 or "nothing fits into 1.0 GiB: the exact weights need 1.0 GiB or more; streamed blocks" in text
+
+
+def test_what_is_free_of_a_gpu_is_not_asked_of_a_cpu(words, capsys):
+    code, _, heard = understudy(*words, "--fit", "auto", "--device", "cpu", capsys=capsys)
+    assert code == 1 and heard.strip().splitlines()[-1] == (
+        "understudy: --fit auto asks how much memory of a GPU is free, and this run is on cpu: give a size, as in 16GiB"
+    )
+
+
+@pytest.mark.parametrize(
+    ("gpu", "lines"),
+    [
+        (
+            "4070",
+            [
+                r"does not fit: training: 39\.1 GiB at 4 rows at once, RTX 4070 has 12\.0 GiB",
+                r"to fit into 12\.0 GiB: --checkpoint-blocks 1 --resident-blocks \d+, 1[12]\.\d GiB by calculation \(.*",
+                r"why: the exact weights need 20\.1 GiB or more",
+                r"streamed blocks take \d+\.\d GiB of pinned host memory; the arithmetic stays exact",
+                r"train --fit 12GiB chooses so",
+            ],
+        ),
+        (
+            "4090",
+            [
+                r"does not fit: training: 39\.1 GiB at 4 rows at once, RTX 4090 has 24\.0 GiB",
+                r"to fit into 24\.0 GiB: --checkpoint-blocks \d, 2[123]\.\d GiB by calculation \(.*",
+                r"train --fit 24GiB chooses so",
+            ],
+        ),
+        ("h100", [r"fits: training: 39\.1 GiB at 4 rows at once, H100 SXM has 79\.2 GiB"]),
+    ],
+)
+def test_plan_says_beforehand_what_fit_will_choose(gpu, lines, capsys):
+    facts = json.loads(understudy(*DEV, "--gpu", gpu, "--json", capsys=capsys)[1])
+    assert len(facts["verdicts"]) == len(lines)
+    for verdict, line in zip(facts["verdicts"], lines, strict=True):
+        assert re.fullmatch(line, verdict), verdict
+    ways = facts["ways"]
+    assert set(ways) == ({"as_asked"} if gpu == "h100" else {"as_asked", "fitted"})
+    if gpu != "h100":
+        assert ways["fitted"]["gpu_memory"]["total_bytes"] < facts["gpu"]["memory_gib"] * 2**30
+        assert ways["fitted"]["hours"] > ways["as_asked"]["hours"]
+        pinned = ways["fitted"]["pinned_bytes"]
+        assert (pinned > 0) == (gpu == "4070")
+        assert ways["fitted"]["host_memory_bytes"] - ways["as_asked"]["host_memory_bytes"] == pinned
+
+
+def test_a_size_goes_before_the_memory_of_the_card(capsys):
+    facts = json.loads(understudy(*DEV, "--gpu", "4090", "--fit", "16GiB", "--json", capsys=capsys)[1])
+    assert facts["verdicts"][0] == "does not fit: training: 39.1 GiB at 4 rows at once, asked for are 16.0 GiB"
+    assert facts["verdicts"][-1] == "train --fit 16GiB chooses so"
+
+
+def test_what_no_option_makes_fit_is_said(capsys):
+    facts = json.loads(understudy(*DEV, "--fit", "3GiB", "--json", capsys=capsys)[1])
+    assert set(facts["ways"]) == {"as_asked"}
+    assert facts["verdicts"][1].startswith("nothing fits into 3.0 GiB: the exact weights need 20.1 GiB or more; str")
+
+
+def out_of_memory(*arguments, **named):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+@pytest.mark.parametrize(
+    ("given", "flag"),
+    [
+        ([], "--checkpoint-blocks 1"),
+        (["--checkpoint-blocks", 1], "--accumulate 2"),
+        (["--checkpoint-blocks", 1, "--accumulate", 4], "--resident-blocks 1"),
+    ],
+)
+def test_a_run_out_of_gpu_memory_names_the_flag_that_helps_next(words, given, flag, monkeypatch, capsys):
+    monkeypatch.setattr("models.backbone.FluxBackbone.predict", out_of_memory)
+    code, _, heard = understudy(*words, *given, capsys=capsys)
+    last = heard.strip().splitlines()[-1]
+    assert code == 1 and last == (
+        f"understudy: the GPU is out of memory (the run needs 1.0 GiB by calculation): give {flag} too, or --fit auto, "
+        f"which chooses"
+    )
+
+
+def test_the_advice_can_be_followed_in_the_same_folder(tmp_path, words, monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        patched.setattr("models.backbone.FluxBackbone.predict", out_of_memory)
+        assert understudy(*words, "--checkpoint-blocks", 1, capsys=capsys)[0] == 1
+    code, _, heard = understudy(*words, "--checkpoint-blocks", 1, "--accumulate", 2, capsys=capsys)
+    assert code == 0, heard
+    assert recorded(tmp_path / "run")["stages"][0]["accumulate"] == 2
+
+
+def test_a_run_with_checkpoints_is_told_what_it_may_change(words, monkeypatch, capsys):
+    assert understudy(*words, "--checkpoint-blocks", 1, "--checkpoint-every", 1, capsys=capsys)[0] == 0
+    monkeypatch.setattr("trainer.train.train", out_of_memory)
+    code, _, heard = understudy(*words, "--checkpoint-blocks", 1, "--checkpoint-every", 1, capsys=capsys)
+    assert code == 1 and heard.strip().endswith(
+        "give --resident-blocks 1 too, or --fit auto, which chooses; checkpoints stay"
+    )
