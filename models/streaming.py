@@ -172,6 +172,12 @@ class Streaming:
         return sum(there) + (sum(slot.buffer.nbytes for slot in self.ring.slots) if self.ring else 0)
 
 
+def streamed_blocks(blocks: int, resident: int) -> list[int]:
+    """Which of so many blocks are streamed where `resident` are not: spread evenly among those."""
+    count = blocks - resident
+    return [index for index in range(blocks) if (index + 1) * count // blocks > index * count // blocks]
+
+
 def stream_blocks(
     transformer: FluxTransformer2DModel,
     *,
@@ -201,7 +207,7 @@ def stream_blocks(
     transformer.eval().requires_grad_(False)
     # Blocks compute their forward pass again by themselves here.
     transformer.disable_gradient_checkpointing()
-    streamed = _spread(len(blocks) - resident, len(blocks))
+    streamed = streamed_blocks(len(blocks), resident)
     hosts = [HostBlock(blocks[index], device) for index in streamed]
     for module in _all_but(transformer, [blocks[index] for index in streamed]):
         module.to(device)
@@ -281,10 +287,6 @@ class _Block(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
         inputs = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, needed, strict=True)]
         return None, None, *ctx.block.gradients(inputs, ctx.rest, gradients)
-
-
-def _spread(count: int, total: int) -> list[int]:
-    return [index for index in range(total) if (index + 1) * count // total > index * count // total]
 
 
 def _all_but(transformer: torch.nn.Module, streamed: list[torch.nn.Module]) -> Iterator[torch.nn.Module]:

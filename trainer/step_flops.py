@@ -1,0 +1,90 @@
+"""FLOPs of optimizer steps, counted from shapes: what is computed, and what is computed again."""
+
+from collections.abc import Mapping
+from fractions import Fraction
+
+import torch
+
+from models.checkpointing import checkpointed_blocks
+from models.cost import BackboneCost, backbone_cost
+from models.memory_options import MemoryOptions
+from models.meta_run import count_flops
+from models.streaming import streamed_blocks
+from models.student import Student
+from storage_schemas.manifest import Manifest
+from trainer.stage import Stage
+
+# Forward, and twice as much for the gradients of weights and of activations.
+_TRAINED = 3
+
+
+def student_forward_flops(student: Student) -> float | None:
+    """FLOPs of a student's forward pass of one text of its length; None for an encoder that needs numbers to run."""
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model = type(student)(student.config).eval()
+            tokens_BT = torch.zeros(1, student.config.text_length, dtype=torch.int64)
+            return count_flops(lambda: model(tokens_BT)).total
+    except (RuntimeError, NotImplementedError, ValueError, TypeError):
+        # Code of transformers for each kind of encoder, some of which look at values.
+        return None
+
+
+def training_flops(cost: BackboneCost, memory: MemoryOptions) -> float:
+    """One sample through the backbone and back, with the blocks that are computed again.
+
+    The linears of the modulation count also where a table stands for them: of FLUX.1-dev 0.04 % of a forward pass.
+    """
+    blocks = cost.double_blocks.count + cost.single_blocks.count
+    if memory.resident_blocks is None:
+        again = list(checkpointed_blocks(blocks, memory.checkpoint_blocks))
+    else:
+        again = streamed_blocks(blocks, 0 if memory.checkpoint_blocks else memory.resident_blocks)
+    of_double = sum(number < cost.double_blocks.count for number in again)
+    twice = of_double * cost.double_blocks.forward_flops
+    twice += (len(again) - of_double) * cost.single_blocks.forward_flops
+    return cost.forward_flops + twice + cost.backward_flops
+
+
+def step_flops(
+    stage: Stage,
+    memory: MemoryOptions,
+    caches: Mapping[str, tuple[Manifest, int]],
+    *,
+    student_flops: float,
+    text_length: int,
+) -> float:
+    """An optimizer step of a stage, of all processes together, over its caches by their shares.
+
+    caches: by name, with the number of trajectories that are trained on. student_flops: of a forward pass of one text;
+    text_length: of the student.
+    """
+    texts = _TRAINED * student_flops * stage.batch_size
+    if stage.loss == "vision":
+        of_row = _mean_of_row(stage, memory, caches, text_length)
+        return stage.batch_size * of_row + texts / stage.steps_per_trajectory
+    return texts + (stage.batch_size * _context_flops(caches, text_length) if stage.loss == "context" else 0.0)
+
+
+def _mean_of_row(
+    stage: Stage, memory: MemoryOptions, caches: Mapping[str, tuple[Manifest, int]], text_length: int
+) -> float:
+    names = list(stage.caches or caches)
+    shares = {name: stage.share_of(name, caches[name][1]) for name in names}
+    whole = sum(shares.values(), start=Fraction(0))
+    return sum(
+        float(share / whole) * training_flops(backbone_cost(_at_length(caches[name][0], text_length)), memory)
+        for name, share in shares.items()
+    )
+
+
+def _at_length(manifest: Manifest, text_length: int) -> Manifest:
+    # A student with its own tokenizer may read fewer tokens than the teacher did.
+    return manifest.model_copy(update={"teacher": manifest.teacher.model_copy(update={"text_length": text_length})})
+
+
+def _context_flops(caches: Mapping[str, tuple[Manifest, int]], text_length: int) -> float:
+    teacher = next(iter(caches.values()))[0].teacher
+    inner = int(teacher.backbone_config["attention_head_dim"]) * int(teacher.backbone_config["num_attention_heads"])
+    # The linear on the student's and on the teacher's embedding, and the gradient towards the student's.
+    return 3 * 2.0 * text_length * teacher.text_width * inner
