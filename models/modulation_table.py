@@ -107,7 +107,8 @@ class ModulationTable:
 
         What was computed with such a row is not to be used. To be left where the device was waited for anyway.
         """
-        self._unchecked = unchecked = []
+        unchecked: list[_Asked] = []
+        self._unchecked = unchecked
         try:
             yield
         finally:
@@ -117,9 +118,9 @@ class ModulationTable:
 
     def _check(self, asked: _Asked) -> None:
         # A device is waited for: without it an unknown row would silently be another one.
-        all_found, found_B, *conditions = asked
+        all_found, found_B, timestep_B, guidance_B, pooled_projections_BP = asked
         if not bool(all_found):
-            self._refuse(int(found_B.int().argmin()), *conditions)
+            self._refuse(int(found_B.int().argmin()), timestep_B, guidance_B, pooled_projections_BP)
 
     def _refuse(
         self,

@@ -188,10 +188,6 @@ class Trainer:
         if folder is not None:
             progress.say(f"going on from step {self.done}")
 
-    def log_summary(self, summary: dict[str, Any]) -> None:
-        """What is to be kept of the run's times; given the last step made, so that going on from here keeps it."""
-        self._log(step=self.done - 1, summary=summary)
-
     def _log(self, **entry: Any) -> None:
         if self._metrics is not None:
             self._metrics.log(**entry)

@@ -81,9 +81,8 @@ def scalars(entry: dict[str, Any]) -> dict[str, float]:
     A list is a tag for each place (validation/loss_step_07), a mapping one for each key (validation/loss/NAME). What is
     no number is left out, and so is the summary at the end of a run, which is no point of a curve.
     """
-    found = {
-        tag: value for key, given in entry.items() if key not in _NO_CURVE for tag, value in _flat(_tag(key), given)
-    }
+    curves = {key: given for key, given in entry.items() if key not in _NO_CURVE}
+    found = {tag: value for key, given in curves.items() for tag, value in _flat(_tag(key), given)}
     if "train/loss" in found and isinstance(entry.get("kind"), str):
         found[f"train/{entry['kind']}_loss"] = found["train/loss"]
     return found

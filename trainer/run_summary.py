@@ -1,6 +1,7 @@
 """What a run says at its end: where its time went, the most memory that it held, and how much it computed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +11,19 @@ from models.host_memory import host_peak_bytes
 from models.matrix_rate import matrix_rate
 from storage_schemas.progress import Progress, duration_text, size_text
 from trainer.loop import Trainer
+from trainer.metrics import Metrics
 from trainer.mixture import Lesson
 from trainer.settings import TrainSettings
 from trainer.stage import Stage
 from trainer.step_flops import step_flops, student_forward_flops
 from trainer.timing import StageTimes
 
+_PREFIXES = {12: "T", 9: "G", 6: "M", 3: "k", 0: ""}
+
 
 @dataclass(frozen=True, kw_only=True)
 class PeakMemory:
-    """Bytes of this process: resident on the host; of the GPU (None on a CPU) what tensors held, and what was reserved."""
+    """Bytes of this process: resident on the host; of the GPU (None on a CPU) those of tensors, and those reserved."""
 
     host_bytes: int
     gpu_bytes: int | None
@@ -40,7 +44,8 @@ class PeakMemory:
         host = f"{size_text(self.host_bytes)} of the host"
         if self.gpu_bytes is None or self.gpu_reserved_bytes is None:
             return f"peak memory {host}"
-        return f"peak memory {size_text(self.gpu_bytes)} of the GPU ({size_text(self.gpu_reserved_bytes)} reserved), {host}"
+        reserved = size_text(self.gpu_reserved_bytes)
+        return f"peak memory {size_text(self.gpu_bytes)} of the GPU ({reserved} reserved), {host}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,36 +71,46 @@ class Work:
         part = self.part_of_rate(seconds)
         if part is None or self.matrix_flops is None:
             return said
-        return (
-            f"{said}: {100 * part:.0f} % of the {flops_text(self.matrix_flops)}/s that products of {self.dtype} matrices "
-            f"reach here"
-        )
+        reached = f"{flops_text(self.matrix_flops)}/s that products of {self.dtype} matrices reach here"
+        return f"{said}: {100 * part:.0f} % of the {reached}"
 
 
-def say_times(trainer: Trainer, progress: Progress) -> None:
-    """Where the time of the steps went, and the peak of memory: what costs nothing to say."""
-    for name, times in trainer.clock.times().items():
-        progress.say(times_line(_stage(trainer.settings, name), times, trainer.processes.ranks))
-    if trainer.clock.beside_seconds:
-        progress.say(f"validation and checkpoints {duration_text(trainer.clock.beside_seconds)}")
-    progress.say(PeakMemory.of(trainer.device).line())
+@contextmanager
+def summarized(
+    trainer: Trainer, lessons: Sequence[Lesson], metrics: Metrics | None, progress: Progress
+) -> Iterator[None]:
+    """Around the steps of a run: says all of it at their end, and gives it to the metrics; counts for some seconds.
 
-
-def conclude(trainer: Trainer, lessons: Sequence[Lesson], progress: Progress) -> None:
-    """Say all of it at the end of a run, and give it to its metrics; counts and measures for some seconds.
-
-    Times and memory are those of the first process. Says nothing where no step was made.
+    Interrupted, it says what costs nothing: times and memory. They are those of the first process, which has the
+    metrics. Nothing where no step was made.
     """
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say_times(trainer, PeakMemory.of(trainer.device), progress)
+        raise
     times = trainer.clock.times()
-    if not trainer.processes.is_first or not times:
+    if metrics is None or not times:
         return
     # What is measured from here on needs memory of its own.
     peak = PeakMemory.of(trainer.device)
-    say_times(trainer, progress)
+    _say_times(trainer, peak, progress)
     works = _works(trainer, lessons, times)
     for name, work in works.items():
         progress.say(f"stage {name}: {work.text(times[name].step_seconds)}")
-    trainer.log_summary(summary(trainer.settings, times, works, peak, trainer.clock.beside_seconds))
+    # As of the last step made: going on from here keeps it.
+    facts = summary(trainer.settings, times, works, peak, trainer.clock.beside_seconds)
+    metrics.log(step=trainer.done - 1, summary=facts)
+
+
+def _say_times(trainer: Trainer, peak: PeakMemory, progress: Progress) -> None:
+    times = trainer.clock.times()
+    for name, of_stage in times.items():
+        progress.say(times_line(_stage(trainer.settings, name), of_stage, trainer.processes.ranks))
+    if trainer.clock.beside_seconds:
+        progress.say(f"validation and checkpoints {duration_text(trainer.clock.beside_seconds)}")
+    if times:
+        progress.say(peak.line())
 
 
 def times_line(stage: Stage, times: StageTimes, ranks: int = 1) -> str:
@@ -180,8 +195,6 @@ def _ms(seconds: float) -> str:
 
 def flops_text(flops: float) -> str:
     """FLOPs for people: 31.4 TFLOP."""
-    for unit in ("", "k", "M", "G", "T"):
-        if flops < 1000:
-            break
-        flops /= 1000
-    return f"{flops:.3g} {unit}FLOP" if flops < 1000 else f"{flops:,.0f} {unit}FLOP"
+    power = next(power for power in _PREFIXES if flops >= 10**power or not power)
+    value = flops / 10**power
+    return f"{value:,.0f} {_PREFIXES[power]}FLOP" if value >= 1000 else f"{value:.3g} {_PREFIXES[power]}FLOP"

@@ -30,7 +30,7 @@ from trainer.metrics import Metrics
 from trainer.mixture import Lesson, check_names, check_one_teacher
 from trainer.processes import ALONE, Processes
 from trainer.run_folder import FREE, begin_run, begun_run, held
-from trainer.run_summary import conclude, say_times
+from trainer.run_summary import summarized
 from trainer.settings import RunConfig, TrainedOn, TrainSettings
 from trainer.stage_checks import check_stages
 from trainer.training_set import TrainingSet
@@ -106,12 +106,8 @@ def train(
             progress.say(f"all {trainer.done:,} steps are done: nothing is left to do")
         else:
             _measure_floor(trainer, lessons, progress, accept_floor=accept_floor)
-        try:
+        with summarized(trainer, lessons, metrics, progress):
             best = trainer.train(progress)
-        except KeyboardInterrupt:
-            say_times(trainer, progress)
-            raise
-        conclude(trainer, lessons, progress)
         if best is not None:
             progress.say(f"lowest validation loss {best:.4g}, of the checkpoint named in best.json")
     return settings.total_steps
