@@ -50,13 +50,12 @@ class PeakMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a process computes in an optimizer step of a stage. with_student: whether the student's part was counted.
+    """What a process computes in an optimizer step of a stage.
 
     matrix_flops: FLOP/s of products of matrices of `dtype` on this machine; None where it was not measured.
     """
 
     flops: float
-    with_student: bool
     matrix_flops: float | None = None
     dtype: str | None = None
 
@@ -66,8 +65,7 @@ class Work:
 
     def text(self, seconds: float) -> str:
         """For people."""
-        without = "" if self.with_student else " (the backbone's alone: this student's cannot be counted)"
-        said = f"{flops_text(self.flops)} a step{without}, {flops_text(self.flops / seconds)}/s"
+        said = f"{flops_text(self.flops)} a step, {flops_text(self.flops / seconds)}/s"
         part = self.part_of_rate(seconds)
         if part is None or self.matrix_flops is None:
             return said
@@ -77,12 +75,17 @@ class Work:
 
 @contextmanager
 def summarized(
-    trainer: Trainer, lessons: Sequence[Lesson], metrics: Metrics | None, progress: Progress
+    trainer: Trainer,
+    lessons: Sequence[Lesson],
+    metrics: Metrics | None,
+    progress: Progress,
+    *,
+    counted_from_seconds: float = 10.0,
 ) -> Iterator[None]:
-    """Around the steps of a run: says all of it at their end, and gives it to the metrics; counts for some seconds.
+    """Around the steps of a run: says all of it at their end, and gives it to the metrics.
 
-    Interrupted, it says what costs nothing: times and memory. They are those of the first process, which has the
-    metrics. Nothing where no step was made.
+    FLOPs take seconds to count: those of steps that took less than counted_from_seconds together are not. Interrupted,
+    it says times and memory alone. All is of the first process, which has the metrics. Nothing where no step was made.
     """
     try:
         yield
@@ -95,7 +98,8 @@ def summarized(
     # What is measured from here on needs memory of its own.
     peak = PeakMemory.of(trainer.device)
     _say_times(trainer, peak, progress)
-    works = _works(trainer, lessons, times)
+    lasted = sum(of_stage.steps * of_stage.step_seconds for of_stage in times.values())
+    works = _works(trainer, lessons, times) if lasted >= counted_from_seconds else {}
     for name, work in works.items():
         progress.say(f"stage {name}: {work.text(times[name].step_seconds)}")
     # As of the last step made: going on from here keeps it.
@@ -108,7 +112,7 @@ def _say_times(trainer: Trainer, peak: PeakMemory, progress: Progress) -> None:
     for name, of_stage in times.items():
         progress.say(times_line(_stage(trainer.settings, name), of_stage, trainer.processes.ranks))
     if trainer.clock.beside_seconds:
-        progress.say(f"validation and checkpoints {duration_text(trainer.clock.beside_seconds)}")
+        progress.say(f"validation and checkpoints {_seconds_text(trainer.clock.beside_seconds)}")
     if times:
         progress.say(peak.line())
 
@@ -153,7 +157,6 @@ def _stage_facts(stage: Stage, times: StageTimes, work: Work | None) -> dict[str
         **{f"{part}_seconds": round(seconds, 6) for part, seconds in times.seconds.items()},
         "samples_per_second": stage.batch_size / times.step_seconds,
         "step_flop": None if work is None else work.flops,
-        "student_flop_counted": None if work is None else work.with_student,
         "matrix_flop_per_second": None if work is None else work.matrix_flops,
         "part_of_matrix_rate": None if work is None else work.part_of_rate(times.step_seconds),
     }
@@ -166,13 +169,11 @@ def _works(trainer: Trainer, lessons: Sequence[Lesson], times: Mapping[str, Stag
     caches = {lesson.name: (lesson.cache.manifest, count) for lesson, count in zip(lessons, counts, strict=True)}
     works = {}
     for stage in (_stage(trainer.settings, name) for name in times):
-        if of_student is None and stage.loss != "vision":
-            continue
         flops = step_flops(
             stage,
             trainer.settings.memory,
             caches,
-            student_flops=of_student or 0.0,
+            student_flops=of_student,
             text_length=student.config.text_length,
         )
         flops /= trainer.processes.ranks
@@ -180,12 +181,16 @@ def _works(trainer: Trainer, lessons: Sequence[Lesson], times: Mapping[str, Stag
         if stage.loss == "vision":
             dtype = trainer.objective.backbones[0].dtype
             rate = {"matrix_flops": matrix_rate(trainer.device, dtype) or None, "dtype": str(dtype).split(".")[-1]}
-        works[stage.name] = Work(flops=flops, with_student=of_student is not None, **rate)
+        works[stage.name] = Work(flops=flops, **rate)
     return works
 
 
 def _stage(settings: TrainSettings, name: str) -> Stage:
     return next(stage for stage in settings.stages if stage.name == name)
+
+
+def _seconds_text(seconds: float) -> str:
+    return duration_text(seconds) if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def _ms(seconds: float) -> str:
