@@ -37,11 +37,12 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from benchmarks.full_scale_modes import OFFLINE, ONLINE, process_group
-from benchmarks.full_scale_rows import GIB, HEADER, Row, copy_rate, impose, matrix_rate
+from benchmarks.full_scale_rows import GIB, HEADER, Row, copy_rate, impose
 from benchmarks.full_scale_step import Measured, offline_steps, online_steps
 from benchmarks.random_teacher import SCALES, Scale, Shape, random_text_encoder, record
 from models.cost import BackboneCost, backbone_cost
 from models.device import quiet_libraries, usable_device
+from models.matrix_rate import matrix_rate
 from models.memory_options import MemoryOptions
 from models.text_cost import student_cost, text_encoder_cost
 from models.text_encoder import TeacherTextEncoder
@@ -60,7 +61,8 @@ class Bench:
 
     def __init__(self, scale: Scale, device: torch.device, *, steps: int, deadline: float) -> None:
         self.scale, self.device, self.steps, self.deadline = scale, device, steps, deadline
-        self.rate = matrix_rate(scale, device)
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.rate = matrix_rate(device, dtype, sides=(scale.matmul,), limit_seconds=2.0)
         self.caches: dict[Shape, Cache] = {}
         self.rows: list[Row] = []
         self.left_out = 0

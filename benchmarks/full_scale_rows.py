@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.random_teacher import Scale
-
 GIB = 2**30
 
 
@@ -50,21 +48,6 @@ HEADER = (
     "matrix rate | peak of the GPU, GiB | host, GiB | difference of losses |\n"
     "|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
-
-
-def matrix_rate(scale: Scale, device: torch.device) -> float:
-    """FLOP/s of a large product of matrices: the best of some."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    a, b = (torch.randn(scale.matmul, scale.matmul, device=device).to(dtype) for _ in range(2))
-    seconds = []
-    for _ in range(12):
-        synchronize(device)
-        began = time.perf_counter()
-        for _ in range(8):
-            a @ b
-        synchronize(device)
-        seconds.append((time.perf_counter() - began) / 8)
-    return 2 * scale.matmul**3 / min(seconds)
 
 
 def copy_rate(device: torch.device) -> float:

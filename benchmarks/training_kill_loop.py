@@ -208,14 +208,14 @@ class KilledRun:
 
 
 def files_of(run: Path) -> dict[str, object]:
-    """All files, as bytes; the metrics without their seconds."""
+    """All files, as bytes; the metrics without what was timed."""
     files: dict[str, object] = {
         str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()
     }
     entries = [json.loads(line) for line in files["metrics.jsonl"].decode().splitlines()]
     # Each start measures the floor anew and logs it before step 0.
     floors = {entry["replay_floor"] for entry in entries if "replay_floor" in entry}
-    steps = [{**entry, "seconds": 0} for entry in entries if "replay_floor" not in entry]
+    steps = [{**entry, "seconds": 0} for entry in entries if not {"replay_floor", "summary"} & entry.keys()]
     return {**files, "metrics.jsonl": (floors, steps)}
 
 

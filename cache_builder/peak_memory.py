@@ -2,16 +2,15 @@
 
 import contextlib
 import gc
-import re
-import resource
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from models.host_memory import host_peak_bytes
+
+_CLEAR = Path("/proc/self/clear_refs")
 _CLEAR_PEAK = "5"
 
 
@@ -41,15 +40,7 @@ def begin_peak(device: torch.device) -> None:
 def peak_memory(device: torch.device) -> PeakMemory:
     """The peaks since `begin_peak`. Where the system cannot begin anew, the host's is that of the whole process."""
     gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return PeakMemory(host_bytes=_host_peak_bytes(), gpu_bytes=gpu)
-
-
-def _host_peak_bytes() -> int:
-    with contextlib.suppress(OSError):
-        if found := re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text()):
-            return int(found[1]) * 1024
-    # macOS counts in bytes, Linux in KiB.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return PeakMemory(host_bytes=host_peak_bytes(), gpu_bytes=gpu)
 
 
 def largest_peaks(peaks: Iterable[Mapping[str, PeakMemory]]) -> dict[str, PeakMemory]:

@@ -68,7 +68,7 @@ def fit_run(
     say: Callable[[str], None],
 ) -> "TrainSettings":
     """The run with the options that fit, told and why. A run that has begun keeps what its weights depend on."""
-    from models.device import free_host_bytes
+    from models.host_memory import free_host_bytes
     from trainer.fitting import fit as fitting
 
     memory_bytes = free_bytes(fit, device)

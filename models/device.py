@@ -1,7 +1,5 @@
 """Where to compute, and without whose remarks."""
 
-from pathlib import Path
-
 import torch
 
 from storage_schemas.errors import BadSettings
@@ -27,24 +25,6 @@ def usable_device(name: str) -> torch.device:
 def total_bytes(device: torch.device) -> int | None:
     """Memory of a GPU in all, free or not; None for another device."""
     return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
-
-
-def free_host_bytes() -> int | None:
-    """Host memory that this process may still take: of the machine, or of its control group; None where none says."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return None
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text())
-        lines = (group / "memory.stat").read_text().splitlines()
-        used = next(int(line.split()[1]) for line in lines if line.startswith("anon "))
-    # "max" is no number: there is no limit.
-    except (OSError, ValueError, StopIteration):
-        return free
-    return max(0, min(free, limit - used))
 
 
 def quiet_libraries() -> None:

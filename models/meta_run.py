@@ -37,7 +37,7 @@ def parameter_count(model: torch.nn.Module) -> int:
 
 
 def count_flops(run: Callable[[], Any]) -> Flops:
-    """FLOPs of what `run` does on meta tensors."""
+    """FLOPs of what `run` does, on meta tensors or others."""
     with FlopCounterMode(display=False) as counter:
         run()
     linear = attention = 0

@@ -5,6 +5,7 @@ has pairs of a timestep and a guidance value. Further letters here: R rows of th
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,9 @@ _SMALL_BYTES = 64 * 2**20
 
 Condition = tuple[float, float | None]
 """Timestep in [0, 1] as the backbone receives it, and guidance; None where it takes none."""
+
+_Asked = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]
+"""Of a call: whether all its rows were found, found_B, timestep_B, guidance_B, pooled_projections_BP."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,7 @@ class ModulationTable:
 
     def __init__(self, timestep_R: torch.Tensor, guidance_R: torch.Tensor | None) -> None:
         self._timestep_R, self._guidance_R = timestep_R, guidance_R
+        self._unchecked: list[_Asked] | None = None
 
     def __len__(self) -> int:
         return len(self._timestep_R)
@@ -84,7 +89,7 @@ class ModulationTable:
     ) -> torch.Tensor:
         """selection_BR, 1 where a row of a batch has a row of the table: what predict gives in place of pooled.
 
-        BadSettings for a row that the table does not have.
+        BadSettings for a row that the table does not have, here or at the end of `checked_at_the_end`.
         """
         dtype = self._timestep_R.dtype
         match_BR = timestep_B.to(dtype)[:, None] == self._timestep_R
@@ -92,10 +97,33 @@ class ModulationTable:
             assert guidance_B is not None
             match_BR &= guidance_B.to(dtype)[:, None] == self._guidance_R
         found_B = match_BR.any(1) & ~pooled_projections_BP.any(1)
-        # The one place where a device is waited for: without it an unknown row would silently be another one.
-        if not bool(found_B.all()):
-            self._refuse(int(found_B.int().argmin()), timestep_B, guidance_B, pooled_projections_BP)
+        asked = (found_B.all(), found_B, timestep_B, guidance_B, pooled_projections_BP)
+        if self._unchecked is None:
+            self._check(asked)
+        else:
+            self._unchecked.append(asked)
         return match_BR.to(dtype)
+
+    @contextmanager
+    def checked_at_the_end(self) -> Iterator[None]:
+        """Within it `select` does not wait for the device; a row that the table does not have is refused at its end.
+
+        What was computed with such a row is not to be used. To be left where the device was waited for anyway.
+        """
+        unchecked: list[_Asked] = []
+        self._unchecked = unchecked
+        try:
+            yield
+        finally:
+            self._unchecked = None
+        for asked in unchecked:
+            self._check(asked)
+
+    def _check(self, asked: _Asked) -> None:
+        # A device is waited for: without it an unknown row would silently be another one.
+        all_found, found_B, timestep_B, guidance_B, pooled_projections_BP = asked
+        if not bool(all_found):
+            self._refuse(int(found_B.int().argmin()), timestep_B, guidance_B, pooled_projections_BP)
 
     def _refuse(
         self,

@@ -37,7 +37,14 @@ def test_every_option_of_training_is_a_flag_and_a_key(tmp_path, words, capsys):
         key: value for key, value in OPTIONS.items() if not key.startswith("warmup")
     }
     assert (warm_up["loss"], warm_up["steps"], warm_up["batch_size"], warm_up["huber"]) == ("context", 1, 4, None)
-    kinds = [json.loads(line).get("kind") for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    for told in (
+        "stage warm-up (context), mean of 1 step: ", "stage main (vision), mean of 2 steps: ", " samples/s; data wait ",
+        "backbone forward ", "validation and checkpoints ", "peak memory ",
+    ):  # fmt: skip
+        assert told in heard
+    entries = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert entries[-1]["step"] == 2 and list(entries[-1]["summary"]["stages"]) == ["warm-up", "main"]
+    kinds = [entry.get("kind") for entry in entries]
     assert [kind for kind in kinds if kind] == ["context", "vision", "vision"]
     lines = [f"{key.replace('_', '-')} = {json.dumps(value)}" for key, value in OPTIONS.items()]
     (tmp_path / "train.toml").write_text("\n".join(lines))

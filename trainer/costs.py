@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 
 from models.cards import COPY_BYTES_PER_SECOND
 from models.cost import BackboneCost, backbone_cost
@@ -14,6 +13,7 @@ from storage_schemas.manifest import Manifest
 from trainer.feed import AHEAD_PART, POOL_BYTES
 from trainer.settings import TrainSettings
 from trainer.stage import Stage
+from trainer.step_flops import step_flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +40,14 @@ class Costs:
 
     def step_flops(self, settings: TrainSettings, stage: Stage) -> float:
         """An optimizer step of a stage, over its caches by their shares."""
-        # Forward, and twice as much for the gradients of weights and of activations.
-        texts = 3 * self.student.forward_flops * stage.batch_size
-        if stage.loss == "vision":
-            rows = stage.batch_size * self._mean_flops(settings, stage)
-            return rows + texts / stage.steps_per_trajectory
-        return texts + (stage.batch_size * self._context_flops() if stage.loss == "context" else 0)
+        caches = {name: (one, len(Layout(one.prompts.generations))) for name, one in self.manifests.items()}
+        return step_flops(
+            stage,
+            settings.memory,
+            caches,
+            student_flops=self.student.forward_flops,
+            text_length=next(iter(self.manifests.values())).teacher.text_length,
+        )
 
     def step_copy_seconds(self, settings: TrainSettings, stage: Stage) -> float:
         """How long an optimizer step's copies of streamed blocks take, at the assumed rate; beside the computation."""
@@ -106,24 +108,6 @@ class Costs:
             table_rows=self.table_rows,
             gpu_bytes=self.gpu_bytes,
         )
-
-    def _mean_flops(self, settings: TrainSettings, stage: Stage) -> float:
-        shares = {name: stage.share_of(name, self._trajectories(name)) for name in self.names(stage)}
-        whole = sum(shares.values(), start=Fraction(0))
-        return sum(
-            float(share / whole) * self.backbones[name].training_flops(settings.memory)
-            for name, share in shares.items()
-        )
-
-    def _trajectories(self, name: str) -> int:
-        return len(Layout(self.manifests[name].prompts.generations))
-
-    def _context_flops(self) -> float:
-        teacher = next(iter(self.manifests.values())).teacher
-        config = teacher.backbone_config
-        inner = int(config["attention_head_dim"]) * int(config["num_attention_heads"])
-        # The linear on the student's and on the teacher's embedding, and the gradient towards the student's.
-        return 3 * 2.0 * teacher.text_length * teacher.text_width * inner
 
     def _dtype_bytes(self, settings: TrainSettings) -> int:
         recorded = next(iter(self.manifests.values())).sampling.dtype

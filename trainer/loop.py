@@ -24,6 +24,7 @@ from trainer.order import mix, part_of
 from trainer.processes import ALONE, Processes
 from trainer.settings import TrainSettings
 from trainer.sharding import shell_of, whole_norm
+from trainer.timing import StepClock
 from trainer.validation import Floor, replay_floor, validation_loss
 
 # As many records of a batch are named in an error; metrics.jsonl has them all.
@@ -57,6 +58,7 @@ class Trainer:
         self.feed, self.held_out = split(lessons, device, tokens, objective.host_modulation)
         self.processes, self._metrics = processes, metrics
         self.done = 0
+        self.clock = StepClock.of(device)
         self._shell = shell_of(student) if processes.sharded and processes.is_first else None
         self.average = Average(student, settings.ema) if settings.ema is not None else None
         self.student = processes.placed(student, device)
@@ -85,7 +87,8 @@ class Trainer:
                 bar.advance(1, self._note(step, loss))
                 self.done = step + 1
                 if self.done % self.settings.checkpoint_every == 0 or self.done in self.settings.ends:
-                    self._checkpoint(self.done, progress)
+                    with self.clock.beside():
+                        self._checkpoint(self.done, progress)
         return self.best
 
     def timed_steps(self) -> list[float]:
@@ -133,6 +136,11 @@ class Trainer:
     def judged(self) -> Student:
         """The student that is validated and exported: the average where there is one."""
         return self.student if self.average is None else self.average.student
+
+    @property
+    def plain_student(self) -> Student:
+        """A student whose class and configuration are those of an undivided one; in the first process."""
+        return self.student if self._shell is None else self._shell
 
     def validate(self, done: int) -> float:
         """Loss on held-out trajectories, at steps spread evenly: vision if there is a backbone, else of embeddings."""
@@ -192,18 +200,19 @@ class Trainer:
 
     def _optimizer_step(self, step: int, batches: Iterator[Batch | EmbeddingBatch]) -> float:
         started = time.monotonic()
+        self.clock.begin()
         number, step_of_stage = self.settings.place(step)
+        stage = self.settings.stages[number]
         if number and not step_of_stage:
             # The moments of a warm-up are of another loss: with them the first vision steps are far too long.
             self.optimizer = make_optimizer(self.student, self.settings)
         rate = set_learning_rate(self.optimizer, self.settings, step)
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
-        parts = self.settings.stages[number].accumulate
-        losses = self.processes.gathered([self._gradients(step, part, next(batches)) for part in range(parts)])
+        self.clock.mark("optimizer")
+        losses, norm = self._all_gradients(step, stage.accumulate, batches)
         self._check_finite(step, losses)
         value = sum(losses) / len(losses)
-        norm = whole_norm(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip))
         if not math.isfinite(norm):
             self._stop(step, "norm of the gradient", norm, self._rows(step))
         self.optimizer.step()
@@ -212,15 +221,33 @@ class Trainer:
         self._log(
             step=step,
             loss=value,
-            kind=self.settings.stages[number].loss,
-            stage=self.settings.stages[number].name,
+            kind=stage.loss,
+            stage=stage.name,
             learning_rate=rate,
             gradient_norm=norm,
             seconds=round(time.monotonic() - started, 4),
         )
+        self.clock.mark("optimizer")
+        self.clock.end(stage.name)
         return value
 
-    def _gradients(self, step: int, part: int, batch: Batch | EmbeddingBatch) -> float:
+    def _all_gradients(
+        self, step: int, parts: int, batches: Iterator[Batch | EmbeddingBatch]
+    ) -> tuple[list[float], float]:
+        """The gradients of a step, clipped: losses of all parts of all processes, and the norm before clipping."""
+        with self.objective.conditions_checked_at_the_end():
+            losses = [self._gradients(step, part, self._next(batches)) for part in range(parts)]
+            norm = whole_norm(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip))
+            # The one place of a step where the device is waited for.
+            *values, whole = torch.stack([*losses, norm]).tolist()
+        return self.processes.gathered(values), whole
+
+    def _next(self, batches: Iterator[Batch | EmbeddingBatch]) -> Batch | EmbeddingBatch:
+        batch = next(batches)
+        self.clock.mark("data_wait")
+        return batch
+
+    def _gradients(self, step: int, part: int, batch: Batch | EmbeddingBatch) -> torch.Tensor:
         parts, rows = self.settings.stage_at(step).accumulate, len(batch.token_ids_BT)
         # Dropout masks are a function of (seed, step, row of the batch): a resumed run draws the same ones.
         torch.manual_seed(mix(self.settings.seed, step))
@@ -228,9 +255,12 @@ class Trainer:
         with self.processes.part(self._in_training, last=part == parts - 1):
             with DropoutOfRows(first=first, rows=self.processes.ranks * parts * rows):
                 student_BTD = self.embed(self._in_training, batch.token_ids_BT)
+            self.clock.mark("student_forward")
             loss = self.objective.training_loss(step, student_BTD, batch)
+            self.clock.mark("backbone_forward" if isinstance(batch, Batch) else "loss")
             (loss / parts).backward()
-        return float(loss.detach())
+            self.clock.mark("backward")
+        return loss.detach()
 
     def _check_finite(self, step: int, losses: Sequence[float]) -> None:
         # Of all parts in all processes: they stop together.

@@ -1,7 +1,9 @@
 """The losses: the paper's (replay through the frozen backbone), and the embedding errors of its warm-up."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -90,6 +92,15 @@ def step_weights(name: Literal["uniform", "sigma", "interval"], sigmas: Sequence
     return (weights_K / weights_K.mean()).float()
 
 
+@cache
+def _weights_on(
+    name: Literal["uniform", "sigma", "interval"], sigmas: tuple[float, ...], device: torch.device
+) -> torch.Tensor | None:
+    # Copied once: a copy from memory that is not pinned waits for the device.
+    weights_K = step_weights(name, sigmas)
+    return None if weights_K is None else weights_K.to(device)
+
+
 def row_errors(backbone: FluxBackbone, embedding_BTD: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Mean squared difference, in fp32, of each row of a batch (whose share is 1): [B]."""
     found_BSC = replay(backbone, embedding_BTD, batch)
@@ -119,8 +130,7 @@ class Objective:
         stage = self.settings.stage_at(step)
         if isinstance(batch, EmbeddingBatch):
             return self._text_loss(stage.loss, student_BTD, batch, stage.huber)
-        weights_K = self.weights(stage, batch.source)
-        weights_K = weights_K.to(student_BTD.device) if weights_K is not None else None
+        weights_K = self.weights(stage, batch.source, student_BTD.device)
         backbone = self.backbones[batch.source]
         loss = vision_loss(backbone, student_BTD, batch, huber=stage.huber, weights_K=weights_K)
         if batch.encoder_hidden_states_BTD is not None:
@@ -128,9 +138,19 @@ class Objective:
             loss = loss + stage.embedding_term * term
         return loss
 
-    def weights(self, stage: Stage, source: int) -> torch.Tensor | None:
+    def weights(self, stage: Stage, source: int, device: torch.device) -> torch.Tensor | None:
         """weights_K of a stage on a cache; see step_weights."""
-        return step_weights(stage.step_weights, self.sigmas[source])
+        return _weights_on(stage.step_weights, tuple(self.sigmas[source]), device)
+
+    @contextmanager
+    def conditions_checked_at_the_end(self) -> Iterator[None]:
+        """See ModulationTable.checked_at_the_end."""
+        tables = {id(backbone.table): backbone.table for backbone in self.backbones}
+        with ExitStack() as stack:
+            for table in tables.values():
+                if table is not None:
+                    stack.enter_context(table.checked_at_the_end())
+            yield
 
     def text_loss(self, student_BTD: torch.Tensor, batch: EmbeddingBatch) -> torch.Tensor:
         """The loss by which runs without a backbone are compared: of embeddings, through the projection if there is."""

@@ -11,6 +11,7 @@ from storage_schemas import durable
 from trainer.metric_mirrors import MIRRORS, Mirror, MirrorName
 
 METRICS_FILE = "metrics.jsonl"
+_NO_CURVE = ("step", "summary")
 
 
 class Metrics:
@@ -78,9 +79,10 @@ def scalars(entry: dict[str, Any]) -> dict[str, float]:
     """The numbers of an entry by tag: train/loss and train/KIND_loss, validation/loss, replay_floor.
 
     A list is a tag for each place (validation/loss_step_07), a mapping one for each key (validation/loss/NAME). What is
-    no number is left out.
+    no number is left out, and so is the summary at the end of a run, which is no point of a curve.
     """
-    found = {tag: value for key, given in entry.items() if key != "step" for tag, value in _flat(_tag(key), given)}
+    curves = {key: given for key, given in entry.items() if key not in _NO_CURVE}
+    found = {tag: value for key, given in curves.items() for tag, value in _flat(_tag(key), given)}
     if "train/loss" in found and isinstance(entry.get("kind"), str):
         found[f"train/{entry['kind']}_loss"] = found["train/loss"]
     return found

@@ -60,9 +60,9 @@ def load_tensors(student: Student, tensors: Mapping[str, torch.Tensor], *, stric
     student.load_state_dict(placed, strict=strict)
 
 
-def whole_norm(norm: torch.Tensor) -> float:
-    """A norm over all processes."""
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+def whole_norm(norm: torch.Tensor) -> torch.Tensor:
+    """A norm over all processes, on the device still."""
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def shell_of(student: Student) -> Student:

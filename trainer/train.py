@@ -30,6 +30,7 @@ from trainer.metrics import Metrics
 from trainer.mixture import Lesson, check_names, check_one_teacher
 from trainer.processes import ALONE, Processes
 from trainer.run_folder import FREE, begin_run, begun_run, held
+from trainer.run_summary import summarized
 from trainer.settings import RunConfig, TrainedOn, TrainSettings
 from trainer.stage_checks import check_stages
 from trainer.training_set import TrainingSet
@@ -105,7 +106,8 @@ def train(
             progress.say(f"all {trainer.done:,} steps are done: nothing is left to do")
         else:
             _measure_floor(trainer, lessons, progress, accept_floor=accept_floor)
-        best = trainer.train(progress)
+        with summarized(trainer, lessons, metrics, progress):
+            best = trainer.train(progress)
         if best is not None:
             progress.say(f"lowest validation loss {best:.4g}, of the checkpoint named in best.json")
     return settings.total_steps

@@ -177,6 +177,26 @@ def test_a_pooled_vector_beside_the_table_is_refused(wide):
         backbone.table.select(torch.ones(2), torch.full((2,), 2.0), pooled_BP)
 
 
+def test_rows_that_are_checked_at_the_end_are_refused_there_in_the_same_words(wide):
+    backbone = load(wide[True], torch.float32, batch_rows=1)
+    known, other = (torch.full((1,), value) for value in (1.0, 0.123))
+    guidance_B, pooled_BP = torch.full((1,), 2.0), backbone.zero_pooled(1)
+    with pytest.raises(BadSettings) as at_once:
+        backbone.table.select(other, guidance_B, pooled_BP)
+    reached = False
+    with pytest.raises(BadSettings) as at_the_end, backbone.table.checked_at_the_end():
+        for timestep_B in (known, other, known):
+            backbone.table.select(timestep_B, guidance_B, pooled_BP)
+        reached = True
+    assert reached and str(at_the_end.value) == str(at_once.value)
+    with pytest.raises(KeyError), backbone.table.checked_at_the_end():
+        backbone.table.select(other, guidance_B, pooled_BP)
+        raise KeyError
+    # Outside of it each call is checked again.
+    with pytest.raises(BadSettings):
+        backbone.table.select(other, guidance_B, pooled_BP)
+
+
 def test_the_table_is_the_default_where_there_can_be_one_and_live_where_asked(wide):
     assert load(wide[True], torch.float32, batch_rows=2).table is not None
     assert load(wide[True], torch.float32, batch_rows=2, modulation="live").table is None

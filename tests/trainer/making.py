@@ -35,5 +35,5 @@ def gradient(trainer: Trainer, step: int) -> tuple[float, dict[str, torch.Tensor
     trainer.student.train().zero_grad()
     parts = trainer.settings.stage_at(step).accumulate
     with trainer.feed.prefetch(trainer.requests(step)) as batches:
-        loss = sum(trainer._gradients(step, part, next(batches)) for part in range(parts)) / parts
+        loss = sum(float(trainer._gradients(step, part, next(batches))) for part in range(parts)) / parts
     return loss, {name: value.grad.clone() for name, value in trainer.student.named_parameters()}

@@ -58,7 +58,7 @@ def test_weights_of_steps_are_what_they_are_named_for_with_mean_one(sigmas):
 
 def test_weighted_rows_are_weighted_by_their_own_step(tmp_path, cache_folder, dev_teacher, t5_config):
     trainer = make_trainer(tmp_path, cache_folder, dev_teacher, t5_config, step_weights="sigma")
-    backbone, weights_K = trainer.objective.backbones[0], trainer.objective.weights(trainer.settings.stages[0], 0)
+    backbone, weights_K = trainer.objective.backbones[0], trainer.objective.weights(trainer.settings.stages[0], 0, CPU)
     rows = [(0, 0), (1, 0), (2, 1)]
     batch = trainer.feed.replay_batch(rows)
     with torch.no_grad():

@@ -1,0 +1,36 @@
+"""Memory of this process on the host."""
+
+import contextlib
+import re
+import resource
+import sys
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+
+
+def host_peak_bytes() -> int:
+    """Most resident bytes so far; where the system can begin anew (see peak_memory in a build), since then."""
+    with contextlib.suppress(OSError):
+        if found := re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text()):
+            return int(found[1]) * 1024
+    # macOS counts in bytes, Linux in KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def free_host_bytes() -> int | None:
+    """Host memory that this process may still take: of the machine, or of its control group; None where none says."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        lines = (group / "memory.stat").read_text().splitlines()
+        used = next(int(line.split()[1]) for line in lines if line.startswith("anon "))
+    # "max" is no number: there is no limit.
+    except (OSError, ValueError, StopIteration):
+        return free
+    return max(0, min(free, limit - used))
