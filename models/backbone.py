@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 
 from models.attention import set_attention
 from models.checkpointing import checkpoint_blocks
+from models.compiling import compile_blocks
 from models.geometry import Geometry
 from models.memory_options import MemoryOptions
 from models.modulation_table import Conditions, ModulationTable, make_table, worthwhile
@@ -81,6 +82,9 @@ class FluxBackbone:
             checkpoint_blocks(transformer.to(device), options.checkpoint_blocks)
         backbone = cls(transformer, geometry, text_length=text_length, table=table, device=device)
         backbone.use_attention(attention_backend)
+        if options.compile:
+            # Before streaming, which puts its own forward around that of a block.
+            compile_blocks(transformer)
         if options.resident_blocks is not None:
             again = options.checkpoint_blocks > 0
             stream_blocks(transformer, device=device, resident=options.resident_blocks, checkpoint_resident=again)
