@@ -36,9 +36,7 @@ def test_an_attention_backend_is_used_said_and_recorded(tmp_path, small_cache, d
     assert any(line.endswith("held out; transformer with attention _native_math") for line in heard.heard)
     config = RunConfig.model_validate_json((run / CONFIG_FILE).read_bytes())
     assert config.settings.attention_backend == "_native_math"
-    with pytest.raises(
-        BadRun, match="was begun with attention-backend = _native_math, you asked for None: "
-    ):
+    with pytest.raises(BadRun, match="was begun with attention-backend = _native_math, you asked for None: "):
         run_training(run, small_cache, dev_teacher, t5_config, steps=2)
 
 
