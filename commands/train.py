@@ -114,6 +114,12 @@ def train(
         int | None,
         typer.Option(metavar="N", help="Keep N of its blocks on the GPU, stream the others from pinned host memory."),
     ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile its blocks, once per shape: faster steps, another rounding.")
+    ] = False,
+    attention_backend: Annotated[
+        str | None, typer.Option(help="diffusers' attention backend for it; default: torch's own.")
+    ] = None,
     fit: Fit = None,
     checkpoint_every: int = 200,
     keep: Annotated[int, typer.Option(help="Last checkpoints kept, besides the best.")] = 2,
@@ -152,8 +158,8 @@ def train(
         warmup_learning_rate=warmup_learning_rate, decay=decay, lr_warmup_steps=lr_warmup_steps,
         weight_decay=weight_decay, clip=clip, dropout=dropout, position_bias_factor=position_bias_factor, ema=ema,
         student_dtype=student_dtype, backbone_dtype=backbone_dtype, modulation=modulation,
-        checkpoint_blocks=checkpoint_blocks, resident_blocks=resident_blocks, checkpoint_every=checkpoint_every,
-        keep=keep, floor=floor, seed=seed,
+        checkpoint_blocks=checkpoint_blocks, resident_blocks=resident_blocks, compile=compile,
+        attention_backend=attention_backend, checkpoint_every=checkpoint_every, keep=keep, floor=floor, seed=seed,
     )  # fmt: skip
     places = named_places(cache or [])
     given = {name: value for name, value in flags.items() if is_given(context, name)}

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 
 from models.attention import set_attention
 from models.checkpointing import checkpoint_blocks
+from models.compiling import compile_blocks
 from models.device import total_bytes
 from models.geometry import Geometry
 from models.host_modulation import HostModulation, take_to_host, takes_host
@@ -96,6 +97,9 @@ class FluxBackbone:
             device=device,
         )
         backbone.use_attention(attention_backend)
+        if options.compile:
+            # Before streaming, which puts its own forward around that of a block.
+            compile_blocks(transformer)
         if options.resident_blocks is not None:
             again = options.checkpoint_blocks > 0
             stream_blocks(transformer, device=device, resident=options.resident_blocks, checkpoint_resident=again)

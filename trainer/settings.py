@@ -20,6 +20,7 @@ class _OfTheRun(MemoryOptions):
     clip: largest norm of the gradient of all student parameters. position_bias_factor: multiplies the learning rate
     of T5's relative position bias, which carries the order of the words and learns slowly from a random start.
     ema: decay of the average of the student's parameters that is validated and exported; None: none.
+    attention_backend: diffusers' name of how the transformer computes attention; None: its default.
     student_dtype: "auto" is bfloat16-autocast on a GPU where the cache's (or the backbone's) dtype is bfloat16.
     keep: last checkpoints that are kept besides the best. floor: records of which the replay floor is measured.
     """
@@ -33,6 +34,7 @@ class _OfTheRun(MemoryOptions):
     ema: float | None = Field(default=None, gt=0, lt=1)
     student_dtype: Literal["auto", "float32", "bfloat16-autocast"] = "auto"
     backbone_dtype: Literal["cache", "bfloat16", "float32"] = "cache"
+    attention_backend: str | None = None
     checkpoint_every: int = Field(default=200, ge=1)
     keep: int = Field(default=2, ge=1)
     validate_rows: int = Field(default=64, ge=1)

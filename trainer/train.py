@@ -29,6 +29,7 @@ from trainer.metric_mirrors import MirrorName
 from trainer.metrics import Metrics
 from trainer.mixture import Lesson, check_names, check_one_teacher
 from trainer.processes import ALONE, Processes
+from trainer.replay_backend import check_backend, how_replayed, remarks
 from trainer.run_folder import FREE, begin_run, begun_run, held
 from trainer.run_summary import summarized
 from trainer.settings import RunConfig, TrainedOn, TrainSettings
@@ -78,6 +79,8 @@ def train(
     for lesson in lessons:
         lesson.training_set.check(lesson.cache, run)
     objective = _objective(settings, lessons, teacher, device)
+    for line in remarks(settings, lessons) if objective.backbones else ():
+        progress.say(line)
     make = partial(
         _trainer,
         lessons=lessons,
@@ -198,9 +201,10 @@ def _say_what_is_trained(trainer: Trainer, lessons: list[Lesson], progress: Prog
     parameters = sum(parameter.numel() for parameter in trainer.student.parameters())
     autocast = ", bfloat16 autocast" if trainer.autocast else ""
     several = f" of {len(lessons)} caches" if len(lessons) > 1 else ""
+    replayed = f"; {how_replayed(trainer.settings)}" if trainer.objective.backbones else ""
     progress.say(
         f"student of {parameters:,} parameters in float32{autocast}; {len(trainer.feed)} trajectories{several} to "
-        f"train on, {len(trainer.held_out)} held out"
+        f"train on, {len(trainer.held_out)} held out{replayed}"
     )
 
 
@@ -312,12 +316,14 @@ def _load_backbone(
     geometry = recorded_geometry(manifest.sampling)
     conditions = recorded_conditions(manifests, batch_rows=settings.replay_rows)
     dtype = DTYPES[_backbone_dtype(settings, manifest)]
+    check_backend(settings, teacher, dtype, device)
     return FluxBackbone.load(
         teacher.path,
         geometry,
         text_length=manifest.teacher.text_length,
         dtype=dtype,
         device=device,
+        attention_backend=settings.attention_backend,
         options=settings.memory,
         conditions=conditions,
         pooled_varies=conditions is None,
