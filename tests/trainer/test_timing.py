@@ -186,14 +186,14 @@ def test_a_run_says_and_records_where_its_time_went(tmp_path, cache_folder, dev_
     assert progress.lines[2].startswith("validation and checkpoints ")
     assert progress.lines[3].startswith("peak memory ") and progress.lines[3].endswith(" of the host")
     assert progress.lines[4].startswith(
-        f"stage warm-up: {flops_text(costs.step_flops(warm_up, checkpointing=0))} a step"
+        f"stage warm-up: {flops_text(costs.step_flops(trainer.settings, warm_up))} a step"
     )
-    assert progress.lines[5].startswith(f"stage main: {flops_text(costs.step_flops(main, checkpointing=0))} a step")
+    assert progress.lines[5].startswith(f"stage main: {flops_text(costs.step_flops(trainer.settings, main))} a step")
     assert progress.lines[5].endswith("matrices reach here") and len(progress.lines) == 6
     last = json.loads(file.read_text().splitlines()[-1])
     of_main = last["summary"]["stages"]["main"]
     assert last["step"] == 3 and (of_main["loss"], of_main["timed_steps"]) == ("vision", 1)
-    assert of_main["step_flop"] == costs.step_flops(main, checkpointing=0)
+    assert of_main["step_flop"] == costs.step_flops(trainer.settings, main)
     assert of_main["part_of_matrix_rate"] == pytest.approx(
         of_main["step_flop"] / of_main["step_seconds"] / of_main["matrix_flop_per_second"], rel=1e-2
     )
