@@ -109,6 +109,10 @@ def train(
         int | None,
         typer.Option(metavar="N", help="Keep N of its blocks on the GPU, stream the others from pinned host memory."),
     ] = None,
+    quantize: Annotated[
+        Literal["none", "int8", "fp8", "nf4"],
+        typer.Option(help="Its blocks' weights in 8 or 4 bits: a biased teacher; the replay floor says how much."),
+    ] = "none",
     checkpoint_every: int = 200,
     keep: Annotated[int, typer.Option(help="Last checkpoints kept, besides the best.")] = 2,
     floor: Annotated[
@@ -147,7 +151,7 @@ def train(
         weight_decay=weight_decay, clip=clip, dropout=dropout, position_bias_factor=position_bias_factor, ema=ema,
         student_dtype=student_dtype, backbone_dtype=backbone_dtype, modulation=modulation,
         checkpoint_blocks=checkpoint_blocks, resident_blocks=resident_blocks, checkpoint_every=checkpoint_every,
-        keep=keep, floor=floor, seed=seed,
+        keep=keep, floor=floor, seed=seed, quantize=quantize,
     )  # fmt: skip
     places = named_places(cache or [])
     if recipe is not None:

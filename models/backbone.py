@@ -12,6 +12,7 @@ from models.checkpointing import checkpoint_blocks
 from models.geometry import Geometry
 from models.memory_options import MemoryOptions
 from models.modulation_table import Conditions, ModulationTable, make_table, worthwhile
+from models.quantized import check_quantizer, quantize_blocks
 from models.streaming import stream_blocks
 from storage_schemas.errors import BadSettings, BadTeacher
 
@@ -36,8 +37,8 @@ class FluxBackbone:
         self.transformer = transformer.eval().requires_grad_(False)
         self.table = table
         self.takes_guidance = bool(transformer.config.guidance_embeds)
-        # Streamed weights lie on the host.
-        self.dtype, self.device = transformer.dtype, device or transformer.device
+        # Streamed weights lie on the host. Of quantized ones the transformer's own dtype may be that of their storage.
+        self.dtype, self.device = transformer.x_embedder.weight.dtype, device or transformer.device
         self.attention_backend: str | None = None
         self._image_ids_S3 = _image_ids(geometry).to(device=self.device, dtype=self.dtype)
         self._text_ids_T3 = torch.zeros(text_length, 3, device=self.device, dtype=self.dtype)
@@ -62,6 +63,7 @@ class FluxBackbone:
         no modulation table then. Weights that a table stands for are on the device one linear at a time only; the host
         holds the whole transformer once.
         """
+        check_quantizer(options.quantize)
         try:
             transformer = FluxTransformer2DModel.from_pretrained(
                 folder,
@@ -77,6 +79,7 @@ class FluxBackbone:
         if _takes_table(transformer, options, conditions):
             assert conditions is not None
             table = make_table(transformer, conditions, device)
+        quantize_blocks(transformer, options.quantize, device)
         if options.resident_blocks is None:
             checkpoint_blocks(transformer.to(device), options.checkpoint_blocks)
         backbone = cls(transformer, geometry, text_length=text_length, table=table, device=device)
