@@ -16,7 +16,7 @@ from models.schedule import DTYPES
 from pocket import TEACHER_FOLDER
 from storage_schemas.manifest import Manifest, Quantization
 from storage_schemas.reader import Cache
-from trainer.feed import Feed, Batch, Source
+from trainer.feed import Batch, Feed, Source
 from trainer.losses import replay
 from trainer.validation import spread_rows
 
