@@ -21,6 +21,7 @@ from cache_builder.waiting import needed_embeddings, wait_for_embeddings
 from cache_builder.workers import Worker
 from models.attention import check_attention
 from models.backbone import FluxBackbone
+from models.quantized import check_quantizer
 from models.schedule import DTYPES
 from models.teacher_folder import TeacherFolder
 from storage_schemas.commits import Kind
@@ -168,7 +169,8 @@ def result_of(writer: CacheWriter, peaks: dict[str, PeakMemory]) -> BuildResult:
 
 
 def check_device(settings: BuildSettings, teacher: TeacherFolder, device: torch.device) -> None:
-    """Raise BadSettings, before weights are read, unless the attention backend that was asked for runs here."""
+    """Raise BadSettings or MissingExtra, before weights are read, unless attention and weights can be as asked for."""
+    check_quantizer(settings.quantize)
     dtype = DTYPES[settings.dtype]
     check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)
 
@@ -178,7 +180,7 @@ def say_what_changed(writer: CacheWriter, settings: BuildSettings, device: torch
     here = partial(provenance, device=device, batch_size=settings.batch_size)
     ours: dict[Kind, dict[str, Any]] = {
         "embeddings": here(),
-        "trajectories": here(attention=settings.attention_backend),
+        "trajectories": here(attention=settings.attention_backend, quantize=settings.quantize),
     }
     for line in changed_provenance(writer, ours):
         progress.say(line)

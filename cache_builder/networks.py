@@ -8,6 +8,8 @@ from cache_builder.peak_memory import begin_peak, release_memory
 from models.attention import RECORDED_NATIVE, backend_of_record, check_attention
 from models.backbone import FluxBackbone
 from models.geometry import recorded_geometry
+from models.memory_options import MemoryOptions
+from models.quantized import check_quantizer
 from models.schedule import DTYPES
 from models.teacher_folder import TeacherFolder
 from models.text_encoder import TeacherTextEncoder
@@ -18,6 +20,8 @@ class Networks:
     """Text encoders and transformer of a teacher. Of the two stages only one's are ever in memory."""
 
     def __init__(self, manifest: Manifest, teacher: TeacherFolder, device: torch.device) -> None:
+        """MissingExtra where a cache was sampled with quantized weights and nothing here makes them."""
+        check_quantizer(manifest.sampling.quantize)
         self.manifest, self.teacher, self.device = manifest, teacher, device
         self._encoder: TeacherTextEncoder | None = None
         self._backbone: FluxBackbone | None = None
@@ -69,6 +73,8 @@ def load_backbone(manifest: Manifest, teacher: TeacherFolder, device: torch.devi
         text_length=manifest.teacher.text_length,
         dtype=DTYPES[manifest.sampling.dtype],
         device=device,
+        # Without a gradient nothing is checkpointed: it is what 8 bits are refused without.
+        options=MemoryOptions(quantize=manifest.sampling.quantize, checkpoint_blocks=1),
     )
 
 

@@ -8,24 +8,33 @@ from typing import Any
 import torch
 
 from models.attention import recorded_attention
+from models.quantized import quantizer
 from storage_schemas.commits import Kind
+from storage_schemas.manifest import Quantization
 from storage_schemas.writer import CacheWriter
 
 # For records from before the batch size was written to them.
 DEFAULT_BATCH_SIZE = 16
 
-SHAPES_BITS = ("device", "attention", "torch", "diffusers", "transformers", "batch_size", "threads")
+SHAPES_BITS = ("device", "attention", "torch", "diffusers", "transformers", "quantizer", "batch_size", "threads")
 """What of a shard's provenance the last bits depend on."""
 
 
-def provenance(*, device: torch.device, batch_size: int, attention: str | None = None) -> dict[str, Any]:
-    """Library versions, device, attention backend (None: the default), batch size, threads."""
+def provenance(
+    *, device: torch.device, batch_size: int, attention: str | None = None, quantize: Quantization = "none"
+) -> dict[str, Any]:
+    """Library versions, device, attention backend (None: the default), what quantized the weights, batch size, threads.
+
+    quantizer is there only where weights were quantized.
+    """
+    made_by = quantizer(quantize)
     return {
         **_versions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "attention": recorded_attention(attention),
         "batch_size": batch_size,
         "threads": torch.get_num_threads(),
+        **({} if made_by is None else {"quantizer": made_by}),
     }
 
 

@@ -75,10 +75,11 @@ class _Rebuild:
         made = ours.provenance if ours else {}
         size = self.batch_size or recorded_batch_size(made)
         if kind == "embeddings":
-            attention = None
+            how: dict[str, Any] = {}
             arrays = encode_shard(self.writer, self.networks.text_encoder(), shard, size)
         else:
             attention = self._attention_of(made)
+            how = {"attention": attention, "quantize": self.manifest.sampling.quantize}
             cache = Cache(self.folder, self.manifest, self.records, finished=True, verify="always")
             arrays = sample_shard(cache, self.networks.backbone(attention), shard, size, Silent(), lambda: None)
         files = self.writer.encode(kind, shard, arrays)
@@ -88,7 +89,7 @@ class _Rebuild:
             files,
             raw_bytes=sum(array.nbytes for array in arrays.values()),
             seconds=time.monotonic() - started,
-            provenance=provenance(device=self.networks.device, batch_size=size, attention=attention),
+            provenance=provenance(device=self.networks.device, batch_size=size, **how),
         )
         if ours is not None and ours.files != record.files and not self.accept:
             raise self._other_bytes(ours, record)

@@ -144,13 +144,17 @@ class _Recompute:
 
     def _differs(self, recorded: Trajectory) -> tuple[str, ...]:
         layout, device = self.cache.layout, self.networks.device
-        records = [(self._made(recorded.index), self._attention(recorded.index))]
+        how: dict[str, Any] = {
+            "attention": self._attention(recorded.index),
+            "quantize": self.cache.manifest.sampling.quantize,
+        }
+        records = [(self._made(recorded.index), how)]
         if self.cache.holds_embedding(recorded.prompt):
             record = self.cache.records["embeddings", layout.embedding_place(recorded.prompt)[0]]
-            records.append((record.provenance, None))
+            records.append((record.provenance, {}))
         lines = []
-        for was, attention in records:
-            now = provenance(device=device, batch_size=recorded_batch_size(was), attention=attention)
+        for was, how in records:
+            now = provenance(device=device, batch_size=recorded_batch_size(was), **how)
             lines += changes(was, now, on_gpu=device.type == "cuda")
             if COPIED_FROM in was:
                 lines.append("copied from another cache, where batches may have been others")

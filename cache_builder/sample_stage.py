@@ -66,7 +66,10 @@ def run_sample_stage(
                 partial(_joined, cache, parts),
                 seconds=time.monotonic() - started,
                 provenance=provenance(
-                    device=backbone.device, batch_size=batch_size, attention=backbone.attention_backend
+                    device=backbone.device,
+                    batch_size=batch_size,
+                    attention=backbone.attention_backend,
+                    quantize=writer.manifest.sampling.quantize,
                 ),
             )
 

@@ -19,6 +19,7 @@ from storage_schemas.manifest import (
     Manifest,
     Pooled,
     PromptSet,
+    Quantization,
     Sampling,
     ScheduleName,
     Storage,
@@ -50,6 +51,7 @@ class BuildSettings(Flags):
     guidance: tuple[float, ...] = (2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
     seed: int = Field(default=0, ge=0, lt=2**63)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    quantize: Quantization = "none"
     batch_size: int = Field(default=16, ge=1)
     shard_size: int = Field(default=64, ge=1)
     format: Literal["zarr", "webdataset"] = "zarr"
@@ -186,6 +188,7 @@ def _sampling(settings: BuildSettings, teacher: TeacherFolder) -> Sampling:
         noise="philox-float32",
         dtype=settings.dtype,
         latent_rule="flow-match-euler",
+        quantize=settings.quantize,
         storage=Storage(
             format=settings.format,
             codec=settings.codec,

@@ -39,6 +39,10 @@ def build(
     guidance: Annotated[str, typer.Option(help="One value, a list, or first:last:step.")] = "2.0:5.0:0.5",
     seed: int = 0,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    quantize: Annotated[
+        Literal["none", "int8", "fp8", "nf4"],
+        typer.Option(help="Sample with the transformer's weights in 8 or 4 bits, for training with the same."),
+    ] = "none",
     batch_size: Annotated[int, typer.Option(help="May change on resume.")] = 16,
     shard_size: Annotated[int, typer.Option(help="Trajectories per shard.")] = 64,
     format: Literal["zarr", "webdataset"] = "zarr",
@@ -94,7 +98,7 @@ def build(
         guidance=guidance_values(guidance), seed=seed, dtype=dtype, batch_size=batch_size, shard_size=shard_size,
         format=format, codec=codec, latents=latents, embeddings=embeddings,
         height=height, width=width, text_length=text_length, pooled=pooled, schedule=schedule,
-        attention_backend=attention_backend, force=force, extend=extend,
+        attention_backend=attention_backend, force=force, extend=extend, quantize=quantize,
     )  # fmt: skip
     crew = Crew(stage=stage, workers=workers, worker=worker, wait=wait, ray=ray, threads=threads)
     torch_device = crew.device(device)

@@ -114,6 +114,10 @@ def train(
         int | None,
         typer.Option(metavar="N", help="Keep N of its blocks on the GPU, stream the others from pinned host memory."),
     ] = None,
+    quantize: Annotated[
+        Literal["none", "int8", "fp8", "nf4"],
+        typer.Option(help="Its blocks' weights in 8 or 4 bits: a biased teacher; the replay floor says how much."),
+    ] = "none",
     compile: Annotated[
         bool, typer.Option("--compile", help="Compile its blocks, once per shape: faster steps, another rounding.")
     ] = False,
@@ -158,7 +162,7 @@ def train(
         warmup_learning_rate=warmup_learning_rate, decay=decay, lr_warmup_steps=lr_warmup_steps,
         weight_decay=weight_decay, clip=clip, dropout=dropout, position_bias_factor=position_bias_factor, ema=ema,
         student_dtype=student_dtype, backbone_dtype=backbone_dtype, modulation=modulation,
-        checkpoint_blocks=checkpoint_blocks, resident_blocks=resident_blocks, compile=compile,
+        checkpoint_blocks=checkpoint_blocks, resident_blocks=resident_blocks, quantize=quantize, compile=compile,
         attention_backend=attention_backend, checkpoint_every=checkpoint_every, keep=keep, floor=floor, seed=seed,
     )  # fmt: skip
     places = named_places(cache or [])

@@ -38,6 +38,7 @@ def summarise(cache: Cache) -> dict[str, Any]:
             "guidance": list(sampling.guidance) if sampling.guidance else None,
             "seed": sampling.seed,
             "dtype": sampling.dtype,
+            "quantize": sampling.quantize,
         },
         "storage": {
             **sampling.storage.json_value(),
@@ -79,7 +80,11 @@ def summary_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
             f"{sampling['sigmas'][1]:.3f}",
         ),
         ("guidance", "none" if guidance is None else ", ".join(f"{value:g}" for value in guidance)),
-        ("seed, dtype", f"{sampling['seed']}, {sampling['dtype']}"),
+        (
+            "seed, dtype",
+            f"{sampling['seed']}, {sampling['dtype']}"
+            + (f", {sampling['quantize']} weights" if sampling["quantize"] != "none" else ""),
+        ),
         (
             "on disk",
             f"{size_text(storage['bytes'])} ({storage['format']}, {storage['codec']}, latents "

@@ -16,6 +16,7 @@ from models.host_modulation import HostModulation, take_to_host, takes_host
 from models.memory_options import MemoryOptions
 from models.meta_run import parameter_count
 from models.modulation_table import Conditions, ModulationTable, make_table, worthwhile
+from models.quantized import check_quantizer, quantize_blocks
 from models.streaming import stream_blocks
 from storage_schemas.errors import BadSettings, BadTeacher
 
@@ -41,8 +42,8 @@ class FluxBackbone:
         self.transformer = transformer.eval().requires_grad_(False)
         self.table, self.host_modulation = table, host_modulation
         self.takes_guidance = bool(transformer.config.guidance_embeds)
-        # Streamed weights lie on the host.
-        self.dtype, self.device = transformer.dtype, device or transformer.device
+        # Streamed weights lie on the host. Of quantized ones the transformer's own dtype may be that of their storage.
+        self.dtype, self.device = transformer.x_embedder.weight.dtype, device or transformer.device
         self.attention_backend: str | None = None
         self._image_ids_S3 = _image_ids(geometry).to(device=self.device, dtype=self.dtype)
         self._text_ids_T3 = torch.zeros(text_length, 3, device=self.device, dtype=self.dtype)
@@ -69,23 +70,15 @@ class FluxBackbone:
         holds the whole transformer once. pooled_varies: prompts have pooled vectors of their own, of which the host may
         compute the modulation vectors (see takes_host).
         """
-        try:
-            transformer = FluxTransformer2DModel.from_pretrained(
-                folder,
-                subfolder="transformer",
-                torch_dtype=dtype,
-                local_files_only=True,
-                use_safetensors=True,
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise BadTeacher(f"{folder}/transformer cannot be loaded ({reason}): download it again") from error
+        check_quantizer(options.quantize)
+        transformer = _read(folder, dtype)
         table = host_modulation = None
         if _takes_host(transformer, options, device, pooled_varies=pooled_varies):
             host_modulation = take_to_host(transformer)
         elif _takes_table(transformer, options, conditions):
             assert conditions is not None
             table = make_table(transformer, conditions, device)
+        quantize_blocks(transformer, options.quantize, device)
         if options.resident_blocks is None:
             checkpoint_blocks(transformer.to(device), options.checkpoint_blocks)
         backbone = cls(
@@ -166,6 +159,17 @@ class FluxBackbone:
         if text_length != len(self._text_ids_T3):
             self._text_ids_T3 = self._text_ids_T3.new_zeros(text_length, 3)
         return self._text_ids_T3
+
+
+def _read(folder: Path, dtype: torch.dtype) -> FluxTransformer2DModel:
+    """On the host, where its weights are pages of their files until something changes them."""
+    try:
+        return FluxTransformer2DModel.from_pretrained(
+            folder, subfolder="transformer", torch_dtype=dtype, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadTeacher(f"{folder}/transformer cannot be loaded ({reason}): download it again") from error
 
 
 def _takes_table(transformer: FluxTransformer2DModel, options: MemoryOptions, conditions: Conditions | None) -> bool:

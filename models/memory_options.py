@@ -4,9 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from storage_schemas.manifest import Flags
-
-Quantization = Literal["none", "int8", "fp8", "nf4"]
+from storage_schemas.manifest import Flags, Quantization
 
 
 class MemoryOptions(Flags):
@@ -19,8 +17,8 @@ class MemoryOptions(Flags):
     half of the GPU, or are streamed. checkpoint_blocks: blocks whose activations are computed again in the backward
     pass: 0 none, 1 every block, n every n-th (models/checkpointing.py). resident_blocks: so many blocks stay on the
     device, the others come from the host's memory for each use, and are computed twice (models/streaming.py); None: all
-    stay. quantize: the weights of the blocks' linears in 8 or 4 bits. compile: blocks are compiled, which rounds
-    otherwise.
+    stay. quantize: the weights of the blocks' linears in 8 or 4 bits (models/quantized.py). compile: blocks are
+    compiled, which rounds otherwise (models/compiling.py).
     """
 
     modulation: Literal["auto", "table", "host", "live"] = "auto"

@@ -8,6 +8,7 @@ _FOLLOWS = (
     ),
     ("sampling.storage.embeddings", "one keeps no embeddings: `understudy convert --embeddings none` makes them equal"),
     ("sampling.storage", "the same recording in other files: `understudy convert` makes them equal"),
+    ("sampling.quantize", "other weights of the teacher: the two can neither train one student together nor be merged"),
     ("sampling.seed", "other noise: the two can train one student together, but not be merged"),
     ("sampling", "other trajectories: the two can train one student together, but not be merged"),
     ("prompts", "other prompts, or another order or cut of them: the two can be merged"),

@@ -31,6 +31,7 @@ MANIFEST_FILE = "manifest.json"
 CodecName = Literal["plain", "compact", "int8"]
 Embeddings = Literal["stored", "none"]
 Pooled = Literal["zero", "clip"]
+Quantization = Literal["none", "int8", "fp8", "nf4"]
 ScheduleName = Literal["pipeline", "reference"]
 
 
@@ -127,7 +128,8 @@ class Sampling(Record):
     """How the teacher was run. Sigmas: K + 1 values in [0, 1]; timesteps: the K arguments of the backbone.
 
     `timesteps` are as the backbone received them, rounded to `dtype` (0.972.., not 972). `guidance` is the
-    list of values one of which is drawn per trajectory; None where the backbone takes no guidance.
+    list of values one of which is drawn per trajectory; None where the backbone takes no guidance. `quantize`: what the
+    weights of the backbone's blocks were rounded to before it was run.
     """
 
     height: int = Field(ge=1)
@@ -143,6 +145,7 @@ class Sampling(Record):
     noise: Literal["philox-float32"]
     dtype: Literal["bfloat16", "float32"]
     latent_rule: Literal["flow-match-euler"]
+    quantize: Quantization = "none"
     storage: Storage
 
     @model_validator(mode="after")
@@ -153,6 +156,14 @@ class Sampling(Record):
                 f"found {len(self.sigmas)} and {len(self.timesteps)}"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_always_so(self, plain: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
+        # Caches from before there was a choice do not have this key, and keep their digests.
+        value = plain(self)
+        if self.quantize == "none" and info.context != "all keys":
+            del value["quantize"]
+        return value
 
 
 class Generation(Record):

@@ -43,6 +43,19 @@ def check_one_teacher(caches: Mapping[str, Cache]) -> None:
         )
 
 
+def check_one_quantization(caches: Mapping[str, Cache]) -> None:
+    """Raise BadTeacher unless all caches were sampled with weights of the same kind."""
+    (first, one), *others = caches.items()
+    was = one.manifest.sampling.quantize
+    for name, other in others:
+        if (now := other.manifest.sampling.quantize) != was:
+            raise BadTeacher(
+                f"caches {first} and {name} were sampled with other weights of one teacher: quantize is {was} in "
+                f"{one.folder} and {now} in {other.folder}; replayed by one backbone, at least one of them would pull "
+                f"the student off by what was rounded: train with one of them, or build both with the same --quantize"
+            )
+
+
 def check_names(settings: TrainSettings, names: Sequence[str]) -> None:
     """Raise BadSettings for a cache that a stage wants and the run has not, or has and no stage wants."""
     for stage in settings.stages:

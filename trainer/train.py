@@ -23,11 +23,12 @@ from storage_schemas.manifest import Manifest
 from storage_schemas.progress import Progress, Silent, duration_text
 from storage_schemas.reader import Cache
 from trainer.budget import measured_seconds, shared_out
+from trainer.floor import bias_text, check_floor, floor_text
 from trainer.loop import Trainer
 from trainer.losses import Objective
 from trainer.metric_mirrors import MirrorName
 from trainer.metrics import Metrics
-from trainer.mixture import Lesson, check_names, check_one_teacher
+from trainer.mixture import Lesson, check_names, check_one_quantization, check_one_teacher
 from trainer.processes import ALONE, Processes
 from trainer.replay_backend import check_backend, how_replayed, remarks
 from trainer.run_folder import FREE, begin_run, begun_run, held
@@ -35,9 +36,6 @@ from trainer.run_summary import summarized
 from trainer.settings import RunConfig, TrainedOn, TrainSettings
 from trainer.stage_checks import check_stages
 from trainer.training_set import TrainingSet
-
-# Law 3: above this part of the velocity's norm, the replay of the teacher's own embedding means a wrong backbone.
-LARGEST_FLOOR = 0.03
 
 
 def train(
@@ -65,6 +63,7 @@ def train(
     # Positions count the trajectories of one cache behind those of another: the flags may come in any order.
     caches = dict(sorted(caches.items()))
     check_one_teacher(caches)
+    check_one_quantization(caches)
     check_names(settings, list(caches))
     check_stages(settings, caches, processes.ranks)
     recorded = next(iter(caches.values())).manifest.teacher
@@ -264,17 +263,12 @@ def _measure_floor(trainer: Trainer, lessons: list[Lesson], progress: Progress, 
     if not any(stored):
         return
     floor = trainer.measure_floor([number for number, has_one in enumerate(stored) if has_one])
-    progress.say(
-        f"replay floor {floor.error:.3g} ({100 * floor.relative:.2f} % of the velocity's norm): no student's loss can "
-        f"be lower"
-    )
-    # Not a number is above it too.
-    if not floor.relative <= LARGEST_FLOOR and not accept_floor:
-        raise BadTeacher(
-            f"the cached embeddings replay with an error of {100 * floor.relative:.1f} % of the velocity's norm, "
-            f"expected at most {100 * LARGEST_FLOOR:.0f} %: other weights, another dtype or a faulty device; check "
-            f"--backbone, or give --accept-floor"
-        )
+    recorded, here = lessons[0].cache.manifest.sampling.quantize, trainer.settings.quantize
+    progress.say(floor_text(floor, recorded, here))
+    if not accept_floor:
+        check_floor(floor, recorded, here)
+    if remark := bias_text(floor, recorded, here):
+        progress.say(remark)
 
 
 def _run_config(

@@ -15,6 +15,7 @@ from models.teacher_folder import REPLAY_PARTS, TeacherFolder, find_teacher
 from storage_schemas.errors import BadRun, BadSettings, BadStudent, BadTeacher, NonFinite, NotInCache
 from storage_schemas.progress import Silent
 from storage_schemas.reader import Cache
+from trainer import floor as floor_module
 from trainer import train as train_module
 from trainer.mixture import Lesson, split
 from trainer.settings import TrainFlags
@@ -206,7 +207,7 @@ def test_other_weights_are_refused_by_the_file(tmp_path, cache_folder, dev_teach
 
 
 def test_a_floor_above_the_limit_stops_unless_accepted(tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch):
-    monkeypatch.setattr(train_module, "LARGEST_FLOOR", 1e-6)
+    monkeypatch.setattr(floor_module, "LARGEST_FLOOR", 1e-6)
     flags = {"backbone_dtype": "float32"}
     with pytest.raises(
         BadTeacher, match=r"replay with an error of \d\.\d % of the velocity's norm, expected at most 0 %"
