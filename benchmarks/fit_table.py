@@ -18,8 +18,7 @@ from trainer.fitting import fit
 from trainer.settings import TrainFlags, TrainSettings
 
 GIB = 2**30
-NAMED = ("RTX 4060", "RTX 3060 12GB", "RTX 4070", "RTX 4060 Ti 16GB", "RTX 4080", "RTX 3090", "RTX 4090", "RTX 5090")
-WORKSTATION = ("RTX A6000", "H100 SXM")
+NAMED = ("RTX 4060", "RTX 3060 12GB", "RTX 4070", "RTX 4060 Ti 16GB", "RTX 4090", "RTX 5090", "H100 SXM")
 # Student, pixels, text tokens, rows of an optimizer step.
 SHAPES = (("base", 512, 77, 4), ("base", 1024, 77, 4), ("base", 512, 512, 4), ("small", 512, 77, 1))
 OPTIONS = (
@@ -58,15 +57,16 @@ def options_rows() -> Iterator[str]:
 
 
 def card_rows() -> Iterator[str]:
-    """What --fit chooses on each card."""
-    yield "| card | GiB | student | px | text tokens | batch | flags | peak, GiB | s per step | host, GiB |"
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    """What --fit chooses on each card; the last column is for who has it."""
+    head = "| card | GiB | student | px | text tokens | batch | flags | peak, GiB | s per step | host, GiB "
+    yield head + "| measured or emulated |"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
     for student, pixels, text_length, batch_size in SHAPES:
         for card in CARDS:
-            if card.name in NAMED + WORKSTATION:
+            if card.name in NAMED:
                 costs = costs_at(student, pixels, text_length, card.memory_gib * GIB)
                 head = f"| {card.name} | {card.memory_gib:.0f} | {student} | {pixels} | {text_length} | {batch_size} |"
-                yield f"{head} {_chosen(costs, card, asked(batch_size))} |"
+                yield f"{head} {_chosen(costs, card, asked(batch_size))} | - |"
 
 
 def _chosen(costs: Costs, card: Card, settings: TrainSettings) -> str:
