@@ -3,7 +3,7 @@
 python -m benchmarks.fit_table            # no GPU, no weights, no network; half a minute
 
 What `understudy train --fit` chooses and `understudy plan train --gpu CARD` says, for many cards at once. Seconds are
-the larger one of FLOPs at 31 % of the card's dense bf16 rate and of copies at 25 GB/s: assumptions, see models/cards.py.
+the larger one of FLOPs at 31 % of the card's dense bf16 rate and of copies at 25 GB/s: assumed, see models/cards.py.
 """
 
 from collections.abc import Iterator

@@ -42,6 +42,7 @@ def plan_build(
     codec: Literal["plain", "compact", "int8"] = "compact",
     latents: Literal["derived", "stored"] = "derived",
     embeddings: Literal["stored", "none"] = "stored",
+    quantize: Annotated[Literal["none", "int8", "fp8", "nf4"], typer.Option(help="As for build.")] = "none",
     gpu: Gpu = None,
     tflops: Tflops = None,
     gpus: Annotated[int, typer.Option(min=1, help="Number of such cards.")] = 1,
@@ -59,7 +60,7 @@ def plan_build(
         prompts=tuple(prompts or ()), limit=limit, resolution=resolution, steps=steps, replicas=replicas,
         guidance=guidance_values(guidance), seed=seed, dtype=dtype, batch_size=batch_size, shard_size=shard_size,
         format=format, codec=codec, latents=latents, embeddings=embeddings, height=height, width=width,
-        text_length=text_length, pooled=pooled, schedule=schedule,
+        text_length=text_length, pooled=pooled, schedule=schedule, quantize=quantize,
     )  # fmt: skip
     card = named_card(gpu, tflops)
     manifest, folder, configs = outline(teacher, count, flags)

@@ -71,7 +71,13 @@ def build_facts(
         "gpu_memory": {
             "text_stage": memory_facts(text_stage_memory(text, dtype_bytes=dtype_bytes, batch_size=batch_size)),
             "sample_stage": memory_facts(
-                sample_stage_memory(backbone, dtype_bytes=dtype_bytes, batch_size=batch_size, walk_bytes=walk_bytes)
+                sample_stage_memory(
+                    backbone,
+                    dtype_bytes=dtype_bytes,
+                    batch_size=batch_size,
+                    walk_bytes=walk_bytes,
+                    quantize=sampling.quantize,
+                )
             ),
         },
         "host_memory_bytes": build_host_bytes(

@@ -8,7 +8,7 @@ from models.memory_options import PLAIN, MemoryOptions
 from models.modulation_table import recorded_conditions
 from models.streaming import SLOTS, streamed_blocks
 from models.text_cost import TextEncoderCost
-from storage_schemas.manifest import Manifest
+from storage_schemas.manifest import Manifest, Quantization
 
 # CUDA context, libraries' workspaces, fragmentation of the allocator: assumed.
 CUDA_BYTES = 2**30
@@ -58,14 +58,17 @@ def text_stage_memory(cost: TextEncoderCost, *, dtype_bytes: int, batch_size: in
     )
 
 
-def sample_stage_memory(cost: BackboneCost, *, dtype_bytes: int, batch_size: int, walk_bytes: int) -> GpuMemory:
+def sample_stage_memory(
+    cost: BackboneCost, *, dtype_bytes: int, batch_size: int, walk_bytes: int, quantize: Quantization = "none"
+) -> GpuMemory:
     """The sample stage: the backbone, and latents and predictions of a batch of walks (`walk_bytes` of one).
 
     They are kept until the walk ends, once more while they are put together, and as they are copied to the host beside
     the next walk.
     """
+    options = MemoryOptions(modulation="live", quantize=quantize, checkpoint_blocks=1)
     return GpuMemory(
-        weights_bytes=cost.parameters * dtype_bytes,
+        weights_bytes=held_weights(cost, options, dtype_bytes=dtype_bytes, table_rows=None).device_bytes,
         student_bytes=0,
         sample_bytes=cost.forward_peak_bytes + 3 * walk_bytes,
         batch_size=batch_size,

@@ -28,6 +28,18 @@ def test_a_build_of_flux_dev_is_planned_from_nothing(tmp_path, capsys):
     assert facts["verdicts"][2].startswith(f"fits: the cache, 1.4 to 2.0 GiB (estimated), the disk of {tmp_path} has")
 
 
+def test_a_build_with_quantized_weights_needs_less(capsys):
+    words = ["plan", "build", *DEV, "--count", 5, "--batch-size", 1, "--json"]
+    exact, eight, four = (
+        json.loads(understudy(*words, "--quantize", kind, capsys=capsys)[1])["gpu_memory"]["sample_stage"]
+        for kind in ("none", "int8", "nf4")
+    )
+    assert exact["weights_bytes"] == 2 * 11_901_408_320
+    # A block's linears unpacked; the modulation's stay as they are.
+    assert eight["weights_bytes"] / 2**30 == pytest.approx(8.03 + 6.05 + 0.42, abs=0.1)
+    assert four["weights_bytes"] / 2**30 == pytest.approx(4.52 + 6.05 + 0.09, abs=0.1)
+
+
 def test_the_table_of_a_build_says_whose_figures_these_are(capsys):
     code, said, _ = understudy("plan", "build", *DEV, "--count", 5, "--gpu", "rtx3060", capsys=capsys)
     assert code == 0 and "1 x RTX 3060 12GB, of 25.5 dense bf16" in said and "(not checked)" in said
