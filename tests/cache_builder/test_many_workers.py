@@ -62,6 +62,7 @@ def committed(path: Path) -> int:
     return len(list((path / "commits").glob("trajectories-*.json")))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_with_other_workers_the_bytes_are_those_of_one(
     tmp_path, dev_teacher, many_prompts, monkeypatch
 ):
@@ -117,6 +118,7 @@ def start_worker(job: dict) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.slow
 def test_a_worker_says_its_error_in_one_line_and_ends_with_its_stdin(tmp_path, dev_teacher, many_prompts):
     _, job = prepare(tmp_path / "c", dev_teacher, many_prompts)
     told = job.json_value() | {"device": "cpu"}

@@ -44,6 +44,7 @@ def builders() -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_mid_build_comes_again_and_the_bytes_are_those_of_one(tmp_path, dev_teacher, many_prompts):
     writer, job = prepare(tmp_path / "c", dev_teacher, many_prompts)
     killed: list[int] = []
@@ -69,6 +70,7 @@ def test_a_worker_killed_in_mid_build_comes_again_and_the_bytes_are_those_of_one
     assert data_files(tmp_path / "c") == data_files(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_a_workers_error_ends_the_build_in_its_own_words(tmp_path, dev_teacher, many_prompts):
     writer, job = prepare(tmp_path / "c", dev_teacher, many_prompts)
     (tmp_path / "c" / "prompts.offsets").write_bytes(b"")

@@ -122,6 +122,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["decoder: step 2", "text: step 4", "flow: step 2", "guidance: step 2"])
 def test_a_killed_run_goes_on_to_the_same_bytes(moment: str, whole: dict[str, str], tmp_path: Path) -> None:
     def say(line: str) -> None:
