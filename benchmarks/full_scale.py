@@ -15,7 +15,8 @@ online: the loop of the paper: T5-XXL encodes, the teacher predicts, the student
     student's embedding, backward, AdamW, Euler step; every step. +checkpointed, +compiled: held so.
 plain, checkpointed, streamed, table (models/modulation_table.py), +compiled: the same steps from a cache, the backbone
     held as `understudy train` holds it with these options (FluxBackbone.holding).
-int8, fp8, nf4: quantized (models/quantized.py), with a table, checkpointed.
+int8, fp8, nf4: quantized (models/quantized.py), with a table, checkpointed. None of them compiled: torch 2.13 refuses
+    the compiled single block with torchao 0.18's weights.
 fsdp2: PyTorch's fully_shard of each block with CPUOffloadPolicy, checkpointed, to compare with streamed.
 
 "online : this" compares a step with that of the online loop with the same checkpointing and compilation, which is
@@ -228,8 +229,8 @@ def empty_row(group: Group, place: Place, calculated: Calculated) -> Row:
 
 
 def _forget(device: torch.device) -> None:
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -277,7 +278,7 @@ def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
     parser.add_argument("--shapes", nargs="+", help="pixels and text tokens, as 512-77; default all of the scale")
     parser.add_argument("--caps", nargs="*", type=float, default=list(CAPS_GIB), help="GiB")
-    parser.add_argument("--steps", type=int, default=7, help=f"of each row; the first {WARM_STEPS} are not counted")
+    parser.add_argument("--steps", type=int, default=6, help=f"of each row; the first {WARM_STEPS} are not counted")
     parser.add_argument("--minutes", type=float, default=9.0, help="no row begins that would not end within these")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, help="write the rows there too")

@@ -78,7 +78,6 @@ OFFLINE = {
     "int8": _table(_CHECKPOINTED, quantize="int8"),
     "fp8": _table(_CHECKPOINTED, quantize="fp8"),
     "nf4": _table(_CHECKPOINTED, quantize="nf4"),
-    "int8+compiled": _table(_COMPILED, quantize="int8", compiled=True),
 }
 MODES = ONLINE | OFFLINE
 

@@ -65,9 +65,9 @@ class Row:
             wait += f" ({self.wait_ms / self.step_ms:.1%})"
         figures = [
             _figure(self.step_ms, ".0f"), ratio, _figure(self.rate_part, ".0%"), wait,
-            f"{_figure(self.peak_gib, '.2f')} / {_figure(self.reserved_gib, '.2f')}",
+            _pair(self.peak_gib, self.reserved_gib, ".2f"),
             _figure(self.calculated_gib, ".1f"),
-            f"{_figure(self.host_gib, '.1f')} / {_figure(self.pinned_gib, '.1f')}",
+            _pair(self.host_gib, self.pinned_gib, ".1f"),
             _figure(self.loss_difference, ".1e"), _figure(self.gradient_difference, ".1e"),
         ]  # fmt: skip
         return f"{head} {' | '.join(figures)} |"
@@ -75,6 +75,10 @@ class Row:
 
 def _figure(value: float, form: str) -> str:
     return "-" if math.isnan(value) else format(value, form)
+
+
+def _pair(first: float, second: float, form: str) -> str:
+    return "-" if math.isnan(first) else f"{_figure(first, form)} / {_figure(second, form)}"
 
 
 HEADER = (
