@@ -15,8 +15,8 @@ online: the loop of the paper: T5-XXL encodes, the teacher predicts, the student
     student's embedding, backward, AdamW, Euler step; every step. +checkpointed, +compiled: held so.
 plain, checkpointed, streamed, table (models/modulation_table.py), +compiled: the same steps from a cache, the backbone
     held as `understudy train` holds it with these options (FluxBackbone.holding).
-int8, fp8, nf4: quantized (models/quantized.py), with a table, checkpointed. None of them compiled: torch 2.13 refuses
-    the compiled single block with torchao 0.18's weights.
+int8, fp8, nf4: quantized (models/quantized.py), with a table, checkpointed. None of them compiled: torch 2.13
+    refuses the single block, of which two outputs share memory, with torchao 0.18's weights.
 fsdp2: PyTorch's fully_shard of each block with CPUOffloadPolicy, checkpointed, to compare with streamed.
 
 "online : this" compares a step with that of the online loop with the same checkpointing and compilation, which is
@@ -26,7 +26,7 @@ are put on the device, from the host, so "fits" is a run that did, loading among
 names, with CUDA's context (about 0.5 GiB) outside of it. A streamed model under a cap has as many resident blocks as
 --fit would leave on such a card. "calculated" is models/memory.py's, to compare with what was allocated. "of the matrix
 rate": FLOPs that were computed, recomputing among them, per second, as part of what a large product of matrices reaches
-here. The most important rows come first; what would not end in time is left out. The last thing printed is the table.
+here. Half a GB of the host's memory is the benchmark's own for each size and batch: the gradient to compare with. The most important rows come first; what would not end in time is left out. The last thing printed is the table.
 """
 
 import argparse
@@ -46,8 +46,15 @@ import torch
 from benchmarks.full_scale_modes import MODES, ONLINE, prepare, process_group, why_not
 from benchmarks.full_scale_plan import Calculated, Group, Place, estimated_seconds, plan
 from benchmarks.full_scale_rows import (
-    GIB, HEADER, Row, host_bytes, impose, largest_difference, machine, pinned_bytes,
-)  # fmt: skip
+    GIB,
+    HEADER,
+    Row,
+    impose,
+    largest_difference,
+    machine,
+    pinned_bytes,
+    resident_bytes,
+)
 from benchmarks.full_scale_step import Measured, Training, offline_steps, online_steps
 from benchmarks.random_teacher import SCALES, Scale, Shape, random_text_encoder, random_transformer, record
 from models.backbone import FluxBackbone
@@ -103,10 +110,10 @@ class Bench:
         impose(self.device, group.cap_gib)
         backbone = text_encoder = None
         try:
-            if problem is None:
-                backbone = self._prepare(group, calculated)
             if problem is None and group.mode in ONLINE:
                 text_encoder = random_text_encoder(self.scale, self.device)
+            if problem is None:
+                backbone = self._prepare(group, calculated)
         except torch.OutOfMemoryError:
             problem = "out of memory, while loading"
         except UnderstudyError as error:
@@ -188,7 +195,7 @@ class Bench:
             step_ms=1000 * seconds,
             wait_ms=1000 * statistics.median(found.waits[WARM_STEPS:]),
             rate_part=step_flops / seconds / self.rate,
-            host_gib=host_bytes() / GIB,
+            host_gib=resident_bytes() / GIB,
             losses=tuple(found.losses),
         )
 

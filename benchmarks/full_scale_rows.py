@@ -143,8 +143,8 @@ def pinned_bytes(model: torch.nn.Module) -> int:
     return sum(tensor.nbytes for tensor in local if tensor.device.type == "cpu" and tensor.is_pinned())
 
 
-def host_bytes() -> int:
-    """Memory of this process now, pinned memory among it."""
+def resident_bytes() -> int:
+    """Memory of this process on the host now, pinned memory among it."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
 
