@@ -26,7 +26,8 @@ are put on the device, from the host, so "fits" is a run that did, loading among
 names, with CUDA's context (about 0.5 GiB) outside of it. A streamed model under a cap has as many resident blocks as
 --fit would leave on such a card. "calculated" is models/memory.py's, to compare with what was allocated. "of the matrix
 rate": FLOPs that were computed, recomputing among them, per second, as part of what a large product of matrices reaches
-here. Half a GB of the host's memory is the benchmark's own for each size and batch: the gradient to compare with. The most important rows come first; what would not end in time is left out. The last thing printed is the table.
+here. Half a GB of the host's memory is the benchmark's own for each size and batch: the gradient to compare with. The
+most important rows come first; what would not end in time is left out. The last thing printed is the table.
 """
 
 import argparse
@@ -43,18 +44,10 @@ from typing import Any
 
 import torch
 
+from benchmarks import full_scale_rows as figures
 from benchmarks.full_scale_modes import MODES, ONLINE, prepare, process_group, why_not
 from benchmarks.full_scale_plan import Calculated, Group, Place, estimated_seconds, plan
-from benchmarks.full_scale_rows import (
-    GIB,
-    HEADER,
-    Row,
-    impose,
-    largest_difference,
-    machine,
-    pinned_bytes,
-    resident_bytes,
-)
+from benchmarks.full_scale_rows import GIB, HEADER, Row, impose, machine
 from benchmarks.full_scale_step import Measured, Training, offline_steps, online_steps
 from benchmarks.random_teacher import SCALES, Scale, Shape, random_text_encoder, random_transformer, record
 from models.backbone import FluxBackbone
@@ -185,7 +178,7 @@ class Bench:
             row,
             peak_gib=torch.cuda.max_memory_allocated(self.device) / GIB,
             reserved_gib=torch.cuda.max_memory_reserved(self.device) / GIB,
-            pinned_gib=pinned_bytes(backbone.transformer) / GIB,
+            pinned_gib=figures.pinned_bytes(backbone.transformer) / GIB,
         )
 
     def _figures(self, row: Row, found: Measured, step_flops: float) -> Row:
@@ -195,7 +188,7 @@ class Bench:
             step_ms=1000 * seconds,
             wait_ms=1000 * statistics.median(found.waits[WARM_STEPS:]),
             rate_part=step_flops / seconds / self.rate,
-            host_gib=resident_bytes() / GIB,
+            host_gib=figures.resident_bytes() / GIB,
             losses=tuple(found.losses),
         )
 
@@ -211,7 +204,7 @@ class Bench:
         return replace(
             row,
             online_ratio=alike.step_ms / row.step_ms if alike else math.nan,
-            loss_difference=largest_difference(row.losses, online[0].losses),
+            loss_difference=figures.largest_difference(row.losses, online[0].losses),
             gradient_difference=float((gradient - expected).norm() / expected.norm()),
         )
 
