@@ -1,55 +1,138 @@
 """The ways to hold the frozen transformer that full_scale.py compares: what is added here is measured there."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from diffusers import FluxTransformer2DModel
 
 from benchmarks.random_teacher import Scale, random_transformer
-from models.streaming import stream_blocks
+from models.backbone import FluxBackbone
+from models.checkpointing import checkpoint_blocks
+from models.compiling import check_compiler
+from models.geometry import recorded_geometry
+from models.memory_options import MemoryOptions
+from models.modulation_table import recorded_conditions
+from models.quantized import check_quantizer
+from storage_schemas.errors import UnderstudyError
+from storage_schemas.manifest import Manifest, Quantization
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mode:
-    """A way to hold the transformer: prepare(scale, device, resident blocks).
+    """A way to hold the transformer: what FluxBackbone.load would do with these options.
 
-    recomputes: the forward pass of each block once more in the backward pass. streams: as many blocks as there is room
-    for are resident.
+    like: the online mode that a step's time is compared with. streams: as many blocks are resident as there is room
+    for. fsdp2: the blocks are given to PyTorch's FSDP2 instead, which has no option of ours; `options` count its FLOPs.
     """
 
-    prepare: Callable[[Scale, torch.device, int], FluxTransformer2DModel]
-    recomputes: bool
+    options: MemoryOptions
+    like: str
     streams: bool = False
+    fsdp2: bool = False
+
+    def with_resident(self, resident: int | None) -> MemoryOptions:
+        """The options with so many resident blocks; None where all are."""
+        if not self.streams:
+            return self.options
+        return MemoryOptions(**self.options.model_dump() | {"resident_blocks": resident or 0})
 
 
-def plain(scale: Scale, device: torch.device, resident: int) -> FluxTransformer2DModel:
-    return random_transformer(scale, device)
+def _table(like: str, streams: bool = False, quantize: Quantization = "none", compiled: bool = False) -> Mode:
+    """With a modulation table; checkpointed where the online mode is."""
+    return Mode(
+        options=MemoryOptions(
+            modulation="table",
+            checkpoint_blocks=int(like != "online"),
+            quantize=quantize,
+            compile=compiled,
+        ),
+        like=like,
+        streams=streams,
+    )
 
 
-def checkpointed(scale: Scale, device: torch.device, resident: int) -> FluxTransformer2DModel:
-    model = random_transformer(scale, device)
-    model.enable_gradient_checkpointing()
-    return model
+_CHECKPOINTED, _COMPILED = "online+checkpointed", "online+checkpointed+compiled"
+_EXACT = {
+    "": Mode(options=MemoryOptions(modulation="live"), like="online"),
+    "checkpointed": Mode(options=MemoryOptions(modulation="live", checkpoint_blocks=1), like=_CHECKPOINTED),
+}
+ONLINE = {
+    "online": _EXACT[""],
+    _CHECKPOINTED: _EXACT["checkpointed"],
+    _COMPILED: Mode(options=MemoryOptions(modulation="live", checkpoint_blocks=1, compile=True), like=_COMPILED),
+}
+OFFLINE = {
+    "plain": _EXACT[""],
+    "checkpointed": _EXACT["checkpointed"],
+    "streamed": Mode(options=_EXACT["checkpointed"].options, like=_CHECKPOINTED, streams=True),
+    "fsdp2": Mode(options=_EXACT["checkpointed"].options, like=_CHECKPOINTED, fsdp2=True),
+    "table": _table("online"),
+    "table+checkpointed": _table(_CHECKPOINTED),
+    "table+streamed": _table(_CHECKPOINTED, streams=True),
+    "table+checkpointed+compiled": _table(_COMPILED, compiled=True),
+    "table+streamed+compiled": _table(_COMPILED, streams=True, compiled=True),
+    "int8": _table(_CHECKPOINTED, quantize="int8"),
+    "fp8": _table(_CHECKPOINTED, quantize="fp8"),
+    "nf4": _table(_CHECKPOINTED, quantize="nf4"),
+}
+MODES = ONLINE | OFFLINE
 
 
-def streamed(scale: Scale, device: torch.device, resident: int) -> FluxTransformer2DModel:
-    model = random_transformer(scale, device, home=torch.device("cpu"))
-    return stream_blocks(model, device=device, resident=resident).transformer
+def why_not(mode: Mode, scale: Scale, device: torch.device) -> str | None:
+    """Why a mode cannot be run here: a package or a compiler is missing. None where it can."""
+    try:
+        check_quantizer(mode.options.quantize)
+        # The other backends of torch.compile need no compiler.
+        if mode.options.compile and scale.compiler == "inductor":
+            check_compiler(device)
+    except UnderstudyError as error:
+        return f"not run: {error}"
+    return None
 
 
-def fsdp2(scale: Scale, device: torch.device, resident: int) -> FluxTransformer2DModel:
+def prepare(
+    mode: Mode,
+    scale: Scale,
+    device: torch.device,
+    manifests: Iterable[Manifest],
+    *,
+    batch_rows: int,
+    resident: int | None,
+    home: torch.device,
+) -> FluxBackbone:
+    """The random transformer, held in this way, for these caches; its geometry is that of the first one.
+
+    home: where its weights lie before, as those lie on the host that `load` reads.
+    """
+    manifests = list(manifests)
+    geometry, text_length = recorded_geometry(manifests[0].sampling), manifests[0].teacher.text_length
+    transformer = random_transformer(scale, device, home=home)
+    if mode.fsdp2:
+        checkpoint_blocks(transformer, mode.options.checkpoint_blocks)
+        _shard(transformer, device)
+        # Parameters that FSDP2 holds lie elsewhere than where they compute.
+        return FluxBackbone(transformer, geometry, text_length=text_length, device=device)
+    return FluxBackbone.holding(
+        transformer,
+        geometry,
+        text_length=text_length,
+        device=device,
+        options=mode.with_resident(resident),
+        conditions=recorded_conditions(manifests, batch_rows=batch_rows),
+        compiler=scale.compiler,
+    )
+
+
+def _shard(transformer: Any, device: torch.device) -> None:
     from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 
-    model = checkpointed(scale, device, resident)
     mesh = dist.device_mesh.init_device_mesh(device.type, (1,))
-    for module in (*model.transformer_blocks, *model.single_transformer_blocks, model):
+    for module in (*transformer.transformer_blocks, *transformer.single_transformer_blocks, transformer):
         fully_shard(module, mesh=mesh, offload_policy=CPUOffloadPolicy(pin_memory=device.type == "cuda"))
-    return model
 
 
 @contextmanager
@@ -64,16 +147,3 @@ def process_group(device: torch.device) -> Iterator[Any]:
             yield
     finally:
         dist.destroy_process_group()
-
-
-# A modulation table, quantised weights and compiled blocks are further entries, alone and with one another.
-OFFLINE = {
-    "plain": Mode(prepare=plain, recomputes=False),
-    "checkpointed": Mode(prepare=checkpointed, recomputes=True),
-    "streamed": Mode(prepare=streamed, recomputes=True, streams=True),
-    "fsdp2": Mode(prepare=fsdp2, recomputes=True),
-}
-ONLINE = {
-    "online": OFFLINE["plain"],
-    "online, checkpointed": OFFLINE["checkpointed"],
-}

@@ -4,9 +4,8 @@ import time
 from dataclasses import dataclass, field, replace
 
 import torch
-from diffusers import FluxTransformer2DModel
 
-from benchmarks.random_teacher import Scale, random_student
+from benchmarks.random_teacher import random_student
 from models.backbone import FluxBackbone
 from models.geometry import recorded_geometry
 from models.sampler import euler_step
@@ -36,20 +35,18 @@ class Measured:
 
 
 class Training:
-    """A student, its optimizer, a backbone and a cache of which a batch is followed from step to step."""
+    """A student, its optimizer, a backbone and a cache of which a batch is followed from step to step.
 
-    def __init__(
-        self, scale: Scale, model: FluxTransformer2DModel, cache: Cache, batch_size: int, device: torch.device
-    ) -> None:
-        self.device, self.manifest, self.batch_size = device, cache.manifest, batch_size
-        geometry, text_length = recorded_geometry(self.manifest.sampling), self.manifest.teacher.text_length
-        self.backbone = FluxBackbone(model, geometry, text_length=text_length)
-        # Parameters that FSDP2 holds lie elsewhere than where they compute.
-        for name in ("_image_ids_S3", "_text_ids_T3"):
-            setattr(self.backbone, name, getattr(self.backbone, name).to(device))
-        self.feed = Feed([Source(cache=cache, indices=cache.indices()[:batch_size])], device=device)
-        self.student = random_student(scale, self.manifest, device)
+    student: source of its configuration. `first_gradient`: of its parameters, flat, fp32, on the host.
+    """
+
+    def __init__(self, student: str, backbone: FluxBackbone, cache: Cache, batch_size: int) -> None:
+        self.device, self.manifest, self.batch_size = backbone.device, cache.manifest, batch_size
+        self.backbone = backbone.at(recorded_geometry(self.manifest.sampling))
+        self.feed = Feed([Source(cache=cache, indices=cache.indices()[:batch_size])], device=self.device)
+        self.student = random_student(student, self.manifest, self.device)
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
+        self.first_gradient: torch.Tensor | None = None
 
     @property
     def steps(self) -> int:
@@ -68,17 +65,19 @@ class Training:
             student_BTD = self.student(batch.token_ids_BT)[0]
         loss = vision_loss(self.backbone, student_BTD, batch)
         loss.backward()
+        if self.first_gradient is None:
+            # One by one: together they would be a part of the GPU's peak.
+            gradients = [p.grad.flatten().cpu() for p in self.student.parameters() if p.grad is not None]
+            self.first_gradient = torch.cat(gradients)
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss
 
 
-def offline_steps(
-    scale: Scale, model: FluxTransformer2DModel, cache: Cache, batch_size: int, device: torch.device
-) -> Measured:
+def offline_steps(training: Training) -> Measured:
     """From the cache, read ahead as `understudy train` does."""
-    training, found = Training(scale, model, cache, batch_size, device), Measured()
+    found = Measured()
     requests = (Request(loss="vision", rows=training.rows(step)) for step in range(training.steps))
     with training.feed.prefetch(requests) as batches:
         for step in range(training.steps):
@@ -90,20 +89,12 @@ def offline_steps(
     return found
 
 
-def online_steps(
-    scale: Scale,
-    model: FluxTransformer2DModel,
-    text_encoder: TeacherTextEncoder,
-    cache: Cache,
-    batch_size: int,
-    device: torch.device,
-) -> Measured:
+def online_steps(training: Training, text_encoder: TeacherTextEncoder) -> Measured:
     """The loop of the paper, with the text encoded at every step as in its script, from the cache's noise."""
-    training, found = Training(scale, model, cache, batch_size, device), Measured()
-    sampling = training.manifest.sampling
+    found, sampling = Measured(), training.manifest.sampling
     given = training.feed.replay_batch(training.rows(0))
     sigmas = torch.tensor(sampling.sigmas, dtype=torch.float32)
-    dt_K = (sigmas[1:] - sigmas[:-1]).to(device=device, dtype=training.backbone.dtype)
+    dt_K = (sigmas[1:] - sigmas[:-1]).to(device=training.device, dtype=training.backbone.dtype)
     x_BSC = given.hidden_states_BSC
     for step, timestep in enumerate(sampling.timesteps):
         began = time.perf_counter()

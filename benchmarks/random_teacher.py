@@ -33,19 +33,29 @@ PROMPT_TOKENS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Image size in pixels and text length in tokens; None: the teacher's own."""
+    """Image size in pixels and text length in tokens; None: the teacher's own size."""
 
     resolution: int | None = None
-    text_length: int | None = None
+    text_length: int
+
+    @property
+    def name(self) -> str:
+        """512-77: pixels, then tokens."""
+        return f"{self.resolution or 'own'}-{self.text_length}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large everything is. matmul: side of the square matrices whose product gives the matrix rate."""
+    """How large everything is. matmul: side of the square matrices whose product gives the matrix rate.
+
+    small_student: for the smallest cards. compiler: torch.compile's backend for compiled blocks.
+    """
 
     teacher: str
     student: str
+    small_student: str
     dtype: str
+    compiler: str
     shapes: tuple[Shape, ...]
     batch_sizes: tuple[int, ...]
     matmul: int
@@ -62,7 +72,9 @@ SCALES = {
     "full": Scale(
         teacher="FLUX.1-dev",
         student="google-t5/t5-base",
+        small_student="google-t5/t5-small",
         dtype="bfloat16",
+        compiler="inductor",
         shapes=(
             Shape(resolution=512, text_length=77),
             Shape(resolution=512, text_length=512),
@@ -71,11 +83,13 @@ SCALES = {
         batch_sizes=(1, 4),
         matmul=8192,
     ),
-    # In fp32, so that losses of different ways can be compared closely.
+    # In fp32, so that losses of different ways can be compared closely; compiled code is traced and run uncompiled.
     "tiny": Scale(
         teacher=str(TEACHER_FOLDER),
         student=str(STUDENTS_FOLDER / "small"),
+        small_student=str(STUDENTS_FOLDER / "tiny"),
         dtype="float32",
+        compiler="aot_eager",
         shapes=(Shape(text_length=24),),
         batch_sizes=(1, 2),
         matmul=256,
@@ -104,20 +118,22 @@ def random_text_encoder(scale: Scale, device: torch.device) -> TeacherTextEncode
     return TeacherTextEncoder(model)
 
 
-def random_student(scale: Scale, manifest: Manifest, device: torch.device) -> UnderstudyStudent:
-    """An fp32 student to train, the same weights each time."""
+def random_student(source: str, manifest: Manifest, device: torch.device) -> UnderstudyStudent:
+    """An fp32 student to train, the same weights each time; source: of its configuration."""
     torch.manual_seed(SEED)
-    config = student_config(scale.student).to_dict()
+    config = student_config(source).to_dict()
     config.pop("model_type", None)
     teacher = manifest.teacher
-    student = UnderstudyStudent(
-        StudentConfig(
-            project_in_dim=config["d_model"],
-            project_out_dim=teacher.text_width,
-            text_length=teacher.text_length,
-            **config,
+    # Made where it will be: a CPU takes seconds for a large one.
+    with device:
+        student = UnderstudyStudent(
+            StudentConfig(
+                project_in_dim=config["d_model"],
+                project_out_dim=teacher.text_width,
+                text_length=teacher.text_length,
+                **config,
+            )
         )
-    )
     return student.float().to(device).train()
 
 

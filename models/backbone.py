@@ -71,7 +71,36 @@ class FluxBackbone:
         compute the modulation vectors (see takes_host).
         """
         check_quantizer(options.quantize)
-        transformer = _read(folder, dtype)
+        return cls.holding(
+            _read(folder, dtype),
+            geometry,
+            text_length=text_length,
+            device=device,
+            attention_backend=attention_backend,
+            options=options,
+            conditions=conditions,
+            pooled_varies=pooled_varies,
+        )
+
+    @classmethod
+    def holding(
+        cls,
+        transformer: FluxTransformer2DModel,
+        geometry: Geometry,
+        *,
+        text_length: int,
+        device: torch.device,
+        attention_backend: str | None = None,
+        options: MemoryOptions = _AUTO,
+        conditions: Conditions | None = None,
+        pooled_varies: bool = False,
+        compiler: str = "inductor",
+    ) -> Self:
+        """Hold a transformer, changed in place, as `load` does one that it has read.
+
+        It may lie on the host or on `device`; what the options leave there has to fit. compiler: torch.compile's
+        backend where options.compile is set. MissingExtra, BadSettings.
+        """
         table = host_modulation = None
         if _takes_host(transformer, options, device, pooled_varies=pooled_varies):
             host_modulation = take_to_host(transformer)
@@ -92,7 +121,7 @@ class FluxBackbone:
         backbone.use_attention(attention_backend)
         if options.compile:
             # Before streaming, which puts its own forward around that of a block.
-            compile_blocks(transformer)
+            compile_blocks(transformer, backend=compiler)
         if options.resident_blocks is not None:
             again = options.checkpoint_blocks > 0
             stream_blocks(transformer, device=device, resident=options.resident_blocks, checkpoint_resident=again)
