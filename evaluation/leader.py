@@ -28,6 +28,7 @@ class Leader:
     """A text encoder and the number of tokens it is fed; `digest` is of its weights.
 
     token_ids: texts -> token_ids_BT, cut and padded to the text length.
+    parameters: of a student; None for the teacher, which is not loaded before it is needed.
     trained_guidance: lowest and highest guidance it was trained for, None where it does not say.
     """
 
@@ -36,6 +37,7 @@ class Leader:
     digest: str
     trained_guidance: tuple[float, float] | None
     embed: Embed
+    parameters: int | None = None
 
     def embeddings(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
         """encoder_hidden_states_BTD of texts, padded to the text length."""
@@ -88,6 +90,7 @@ def open_leader(
         digest=digest({file.name: weight_sha256(file) for file in sorted(folder.glob("*.safetensors"))}),
         trained_guidance=None if guidance is None else (float(guidance[0]), float(guidance[1])),
         embed=lambda token_ids_BT: network(token_ids_BT)[0],
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
     )
 
 

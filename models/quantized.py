@@ -6,7 +6,7 @@ the same numbers, so that a cache that was sampled without one replays with one.
 dtype that it had.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
@@ -29,7 +29,7 @@ def check_quantizer(kind: Quantization) -> None:
         import_module(_PACKAGES[kind])
     except ImportError as error:
         raise MissingExtra(
-            f"--quantize is {kind} and {_PACKAGES[kind]} is not installed: pip install 'understudy[quant]'"
+            f"weights of {kind} need {_PACKAGES[kind]}, which is not installed: pip install 'understudy[quant]'"
         ) from error
 
 
@@ -55,7 +55,14 @@ def quantize_blocks(transformer: FluxTransformer2DModel, kind: Quantization, dev
             for name, linear in _linears(block):
                 block.set_submodule(name, _in_four_bits(linear))
         else:
-            _to_eight_bits(block, kind)
+            _to_eight_bits(block, kind, {linear for _, linear in _linears(block)})
+
+
+@torch.no_grad()
+def quantize_text_encoder(model: torch.nn.Module) -> None:
+    """Put the weights of all linears of a text encoder in 8 bits, where it lies; its embeddings stay. MissingExtra."""
+    check_quantizer("int8")
+    _to_eight_bits(model, "int8", {module for module in model.modules() if isinstance(module, torch.nn.Linear)})
 
 
 def _linears(block: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Linear]]:
@@ -64,13 +71,12 @@ def _linears(block: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Linear]]:
             yield name, module
 
 
-def _to_eight_bits(block: torch.nn.Module, kind: Quantization) -> None:
+def _to_eight_bits(model: torch.nn.Module, kind: Quantization, chosen: Collection[torch.nn.Module]) -> None:
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
     make = Int8WeightOnlyConfig if kind == "int8" else Float8WeightOnlyConfig
-    chosen = {linear for _, linear in _linears(block)}
     # The settings it would make for torch's compiler hold for the whole process, the student's part of it too.
-    quantize_(block, make(set_inductor_config=False), filter_fn=lambda module, _: module in chosen)
+    quantize_(model, make(set_inductor_config=False), filter_fn=lambda module, _: module in chosen)
 
 
 def _in_four_bits(linear: torch.nn.Linear) -> Any:

@@ -151,7 +151,9 @@ def test_without_its_package_the_extra_is_named_before_weights_are_read(tmp_path
             tmp_path, GEOMETRY, text_length=5, dtype=torch.bfloat16, device=CPU,
             options=MemoryOptions(quantize=kind, checkpoint_blocks=1),
         )  # fmt: skip
-    assert str(caught.value) == f"--quantize is {kind} and {package} is not installed: pip install 'understudy[quant]'"
+    assert str(caught.value) == (
+        f"weights of {kind} need {package}, which is not installed: pip install 'understudy[quant]'"
+    )
 
 
 def test_settings_of_torchs_compiler_stay_as_they_are(wide):

@@ -1,0 +1,212 @@
+"""`understudy evaluate table`: the paper's table shape, and its plots."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from commands.resolve import POCKET, Device, Quiet, out, quiet_device, resolve_teacher, terminal
+from storage_schemas.errors import BadSettings, MissingExtra
+
+if TYPE_CHECKING:
+    from evaluation.scored_rows import ScoredRun
+    from evaluation.table import Table
+
+_FORMATS = ("text", "markdown", "json")
+
+
+def evaluate_table(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="[NAME=]RUN...", help="Runs or exports; those of one NAME are seeds of one student."),
+    ],
+    pocket: Annotated[bool, typer.Option("--pocket", help="Exact scores on the pocket world.")] = False,
+    count: Annotated[int, typer.Option(min=1, help="Held-out captions.")] = 192,
+    steps: Annotated[int, typer.Option(min=1)] = 20,
+    guidance: float = 3.5,
+    seed: int = 0,
+    eight_bits: Annotated[
+        bool, typer.Option("--eight-bits/--no-eight-bits", help="A row for the teacher's T5 in int8.")
+    ] = True,
+    format: Annotated[str, typer.Option(help="text, markdown, json.")] = "text",
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Table and plots go there; what is scored is kept there too."),
+    ] = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Students as rows, dimensions as columns, the teacher first, with 95 % intervals. Given again, it goes on.
+
+    Example: understudy evaluate table small=run-1 small=run-2 base=run-3 --pocket --out results
+    """
+    if not pocket:
+        raise BadSettings("evaluate table needs --pocket: this version scores on the pocket world only")
+    if format not in _FORMATS:
+        raise BadSettings(f"--format is {format!r}, expected one of {', '.join(_FORMATS)}")
+    quiet_device(device)
+    if folder is not None:
+        from evaluation.plots import check_plotting
+
+        check_plotting()
+    table = pocket_table(
+        grouped(runs), count=count, steps=steps, guidance=guidance, seed=seed, eight_bits=eight_bits, folder=folder,
+        device=device, quiet=quiet,
+    )  # fmt: skip
+    if folder is not None:
+        write_results(table, grouped(runs), folder, device)
+    print_table(table, format)
+
+
+def grouped(given: Sequence[str]) -> dict[str, list[Path]]:
+    """Runs by name: [NAME=]RUN, of which several may have one name."""
+    groups: dict[str, list[Path]] = {}
+    unnamed: dict[str, str] = {}
+    for text in given:
+        name, sign, place = text.partition("=")
+        # A folder may have a sign of equality in its name, a name has no slash.
+        if not sign or "/" in name or Path(text).exists():
+            name, place = Path(text).resolve().name, text
+            if name in groups:
+                raise BadSettings(
+                    f"two runs are named {name!r}, {unnamed.get(name, groups[name][0])} and {text}: name them, as in "
+                    f"{name}-2={text}, or both alike, if they are seeds of one student"
+                )
+            unnamed[name] = text
+        if not name or not place:
+            raise BadSettings(f"{text!r} names no run, expected [NAME=]RUN, as in small=my-run")
+        groups.setdefault(name, []).append(Path(place))
+    return groups
+
+
+def pocket_table(
+    groups: Mapping[str, Sequence[Path]],
+    *,
+    count: int,
+    steps: int,
+    guidance: float,
+    seed: int,
+    eight_bits: bool,
+    folder: Path | None,
+    device: str,
+    quiet: bool,
+) -> "Table":
+    """Score teacher and students on the same held-out captions and noise."""
+    torch_device = quiet_device(device)
+    import torch
+
+    from evaluation.sampling import Studio
+    from evaluation.table import Table, row_of
+    from models.teacher_folder import BUILD_PARTS
+    from pocket.world import captions
+
+    teacher, progress = resolve_teacher(POCKET, BUILD_PARTS), terminal(quiet)
+    studio = Studio.open(
+        teacher, resolution=None, steps=steps, guidance=guidance, seed=seed, dtype=torch.float32, device=torch_device
+    )
+    texts = captions(count, seed=seed, split="heldout")
+    asked = {"teacher": str(teacher.weight_hashes("transformer")), "count": str(count), "steps": str(steps)}
+    asked |= {"guidance": f"{guidance:g}", "seed": str(seed), "device": torch_device.type}
+    rows = []
+    for name, encoders in _encoders(groups, teacher, torch_device, eight_bits, progress.say):
+        found = [
+            _scored(studio, encoder, texts, f"{name} {number}" if len(encoders) > 1 else name, asked, folder, progress)
+            for number, encoder in enumerate(encoders, start=1)
+        ]
+        rows.append(row_of(name, found[0].parameters, [one.by_dimension() for one in found]))
+    return Table(captions=count, steps=steps, guidance=guidance, seed=seed, rows=tuple(rows))
+
+
+def _encoders(
+    groups: Mapping[str, Sequence[Path]], teacher: Any, device: Any, eight_bits: bool, say: Any
+) -> Iterator[tuple[str, list[Any]]]:
+    """Names of rows and their text encoders, loaded when it is their turn."""
+    import torch
+
+    from evaluation.encoder_rows import EIGHT_BITS, student_row, teacher_row
+    from evaluation.leader import TEACHER
+
+    yield TEACHER, [teacher_row(teacher, eight_bits=False, dtype=torch.float32, device=device)]
+    if eight_bits:
+        try:
+            yield EIGHT_BITS, [teacher_row(teacher, eight_bits=True, dtype=torch.float32, device=device)]
+        except MissingExtra as error:
+            say(f"no row {EIGHT_BITS!r}: {error}")
+    for name, places in groups.items():
+        yield name, [student_row(name, place, teacher, device=device) for place in places]
+
+
+def _scored(
+    studio: Any, encoder: Any, texts: list[str], name: str, asked: dict[str, str], folder: Path | None, progress: Any
+) -> "ScoredRun":
+    from evaluation.pocket_scores import score_images
+    from evaluation.scored_rows import ScoredRun, scored
+
+    own = asked | {"encoder": encoder.digest}
+
+    def score() -> ScoredRun:
+        with progress.bar(name, total=len(texts), done=0, unit="images") as bar:
+            images_NHWC = studio.images(encoder.embed, texts, batch_size=64, bar=bar)
+        cells = {name: (s.mean, s.count, s.low, s.high) for name, s in score_images(images_NHWC, texts).items()}
+        return ScoredRun(asked=own, parameters=encoder.parameters, scores=cells)
+
+    return scored(None if folder is None else folder / "scored", own, score)
+
+
+def write_results(table: "Table", groups: Mapping[str, Sequence[Path]], folder: Path, device: str) -> None:
+    """table.md, table.json, scaling.png, embeddings.png."""
+    from evaluation.encoder_rows import EIGHT_BITS
+    from evaluation.leader import TEACHER
+    from evaluation.plots import plot_embeddings, plot_scaling
+    from evaluation.table import markdown
+    from storage_schemas import durable
+
+    folder.mkdir(parents=True, exist_ok=True)
+    durable.replace(folder / "table.md", markdown(table).encode())
+    durable.replace(folder / "table.json", (table.model_dump_json(indent=1) + "\n").encode())
+    plot_scaling(table, folder / "scaling.png", baselines=(TEACHER, EIGHT_BITS))
+    plot_embeddings(_embeddings(groups, table, device), folder / "embeddings.png")
+
+
+def _embeddings(groups: Mapping[str, Sequence[Path]], table: "Table", device: str) -> dict[str, Any]:
+    torch_device = quiet_device(device)
+    import torch
+
+    from evaluation.encoder_rows import student_row, teacher_row
+    from evaluation.leader import TEACHER
+    from models.teacher_folder import BUILD_PARTS
+    from pocket.world import captions
+
+    teacher = resolve_teacher(POCKET, BUILD_PARTS)
+    texts = captions(min(table.captions, 192), seed=table.seed, split="heldout")
+    encoders = {TEACHER: teacher_row(teacher, eight_bits=False, dtype=torch.float32, device=torch_device)}
+    encoders |= {name: student_row(name, places[0], teacher, device=torch_device) for name, places in groups.items()}
+    return {name: encoder.embeddings(texts, torch_device) for name, encoder in encoders.items()}
+
+
+def print_table(table: "Table", format: str) -> None:
+    """As text, Markdown or JSON."""
+    from evaluation.table import lines_of, markdown
+
+    if format == "json":
+        print(table.model_dump_json(indent=1))
+        return
+    if format == "markdown":
+        print(markdown(table), end="")
+        return
+    (_, _, _, *dimensions), *rows = lines_of(table)
+    shown = RichTable(title=f"{table.captions} held-out captions, 95 % intervals", box=SIMPLE_HEAD, pad_edge=False,
+                      padding=(0, 1, 0, 0))  # fmt: skip
+    for heading in ("", *dimensions):
+        shown.add_column(heading, overflow="fold")
+    for name, parameters, runs, *cells in rows:
+        several = f", {runs} runs" if runs != "1" else ""
+        # An interval below its mean: nine columns fit a terminal of 80.
+        shown.add_row(
+            f"{escape(name)}\n{parameters}{several}", *(cell.replace(" (", "\n").rstrip(")") for cell in cells)
+        )
+    out.print(shown)

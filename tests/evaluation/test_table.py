@@ -1,0 +1,125 @@
+"""Tables of text encoders: pooling, intervals, forms; and the command on the pocket."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from commands.evaluate_table import grouped
+from evaluation.intervals import wilson
+from evaluation.pocket_scores import Score
+from evaluation.scored_rows import ScoredRun, scored
+from evaluation.table import Table, cell_text, lines_of, markdown, row_of
+from models.student import new_student, save_student
+from models.teacher_folder import BUILD_PARTS, find_teacher
+from pocket import STUDENTS_FOLDER, TEACHER_FOLDER
+from storage_schemas.errors import BadSettings
+from tests.test_cli import understudy
+
+
+@pytest.fixture
+def pocket_export(tmp_path) -> Path:
+    teacher = find_teacher(str(TEACHER_FOLDER), BUILD_PARTS)
+    recorded = teacher.identity(text_length=teacher.text_length)
+    student = new_student(str(STUDENTS_FOLDER / "tiny"), recorded, init="auto", dropout=0.0, seed=0)
+    save_student(student, tmp_path / "student", tokenizer=None)
+    return tmp_path / "student"
+
+
+def score(mean: float, count: int = 10) -> Score:
+    low, high = wilson(mean, count)
+    return Score(mean=mean, count=count, low=low, high=high)
+
+
+def table() -> Table:
+    rows = (
+        row_of("teacher", 4_762_310_656, [{"colour": score(1.0)}]),
+        row_of("a|b", 129_900_000, [{"colour": score(0.5)}, {"colour": score(0.7)}]),
+    )
+    return Table(captions=10, steps=20, guidance=3.5, seed=0, rows=rows)
+
+
+def test_runs_of_one_student_are_pooled_with_the_interval_of_all_their_captions():
+    (cell,) = table().rows[1].cells.values()
+    assert (cell.mean, cell.count) == (pytest.approx(0.6), 20)
+    assert (cell.low, cell.high) == pytest.approx(wilson(0.6, 20))
+    assert cell.high - cell.low < score(0.6).high - score(0.6).low
+    assert cell_text(cell) == f".60 ({cell.low:.2f}-{cell.high:.2f})".replace("0.", ".")
+
+
+def test_a_table_is_text_markdown_and_json():
+    head, teacher, student = lines_of(table())
+    assert head == ["text encoder", "parameters", "runs", "colour"]
+    assert teacher[:3] == ["teacher", "4.76 B", "1"] and student[:3] == ["a|b", "130 M", "2"]
+    lines = markdown(table()).splitlines()
+    assert lines[0] == "10 held-out captions, 20 sampler steps, guidance 3.5, seed 0; 95 % Wilson intervals."
+    assert lines[2:4] == ["| text encoder | parameters | runs | colour |", "| --- | --- | --- | --- |"]
+    # A bar in a name would begin a column.
+    assert lines[5].startswith(r"| a\|b | 130 M | 2 | .60 (")
+    assert Table.model_validate_json(table().model_dump_json()) == table()
+
+
+def test_runs_are_grouped_by_their_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x=y").mkdir()
+    found = grouped(["small=a/1", "small=a/2", "b/run", "x=y", "large=c"])
+    assert {name: [str(place) for place in places] for name, places in found.items()} == {
+        "small": ["a/1", "a/2"], "run": ["b/run"], "x=y": ["x=y"], "large": ["c"],
+    }  # fmt: skip
+    with pytest.raises(BadSettings) as raised:
+        grouped(["a/run", "b/run"])
+    assert str(raised.value) == (
+        "two runs are named 'run', a/run and b/run: name them, as in run-2=b/run, or both alike, if they are seeds of "
+        "one student"
+    )
+    with pytest.raises(BadSettings, match=r"^'small=' names no run, expected \[NAME=\]RUN, as in small=my-run$"):
+        grouped(["small="])
+
+
+def test_what_was_scored_before_is_not_scored_again(tmp_path):
+    made = ScoredRun(asked={"encoder": "x"}, parameters=3, scores={"colour": (0.5, 10, 0.2, 0.8)})
+    calls = []
+
+    def slow() -> ScoredRun:
+        calls.append(1)
+        return made
+
+    assert [scored(tmp_path, made.asked, slow) for _ in range(3)] == [made] * 3 and len(calls) == 1
+    assert scored(None, made.asked, slow) == made and len(calls) == 2
+    # Torn: scored again, and whole afterwards.
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:20])
+    assert scored(tmp_path, made.asked, slow) == made and len(calls) == 3
+    assert ScoredRun.model_validate_json(file.read_bytes()) == made
+
+
+def test_teacher_and_students_come_as_a_table_with_plots_and_stay_scored(tmp_path, pocket_export, capsys):
+    pytest.importorskip("torchao")
+    words = ["evaluate", "table", f"tiny={pocket_export}", f"tiny={pocket_export}", "--pocket", "--count", 12]
+    words += ["--steps", 2, "--out", tmp_path / "r", "--quiet"]
+    code, said, heard = understudy(*words, "--format", "json", capsys=capsys)
+    found = Table.model_validate(json.loads(said))
+    assert code == 0 and heard == ""
+    assert [(row.name, row.runs) for row in found.rows] == [("teacher", 1), ("teacher, 8 bit", 1), ("tiny", 2)]
+    assert found.rows[0].parameters == found.rows[1].parameters > found.rows[2].parameters
+    assert found.rows[2].cells["colour"].count == 2 * found.rows[0].cells["colour"].count
+    assert (tmp_path / "r/table.json").read_text() == found.model_dump_json(indent=1) + "\n"
+    for name in ("scaling.png", "embeddings.png"):
+        assert (tmp_path / "r" / name).read_bytes().startswith(b"\x89PNG")
+    # Three text encoders, of which one has two names.
+    assert len(list((tmp_path / "r/scored").iterdir())) == 3
+    code, said, _ = understudy(*words, "--format", "markdown", capsys=capsys)
+    assert code == 0 and said == (tmp_path / "r/table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["r"], "evaluate table needs --pocket: this version scores on the pocket world only"),
+        (["r", "--pocket", "--format", "pdf"], "--format is 'pdf', expected one of text, markdown, json"),
+        (["nowhere", "--pocket"], "no student nowhere: expected a run folder, or what `understudy export` wrote"),
+    ],
+)
+def test_what_cannot_be_tabled_is_one_line(words, message, capsys):
+    code, _, heard = understudy("evaluate", "table", *words, "--count", 2, "--steps", 1, capsys=capsys)
+    assert code == 1 and heard.strip().splitlines()[-1] == f"understudy: {message}"
