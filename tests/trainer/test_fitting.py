@@ -153,3 +153,20 @@ def test_what_nothing_makes_fit_is_told_with_the_least_there_is():
 )
 def test_the_flag_that_helps_next_is_the_least_harmful_that_is_left(flags, held, expected):
     assert helping_flag(asked(**flags), costs(), held=held) == expected
+
+
+def test_a_warm_up_before_the_transformers_steps_has_its_weights_beside_it():
+    settings = asked(batch_size=256, warmup_steps=5, steps=5, warmup_loss="embedding", checkpoint_blocks=1)
+    warm_up, main = (costs().stage_memory(settings, stage) for stage in settings.stages)
+    assert warm_up.weights_bytes == main.weights_bytes > 10 * GIB
+    alone = asked(loss="embedding", batch_size=256)
+    assert costs().memory(alone).weights_bytes == 0
+    # Its own rows are what is too much here, once the others are few.
+    found = fit(settings, costs(), memory_bytes=17.9 * GIB, held={"resident_blocks", "quantize"})
+    assert found.settings.stages[0].accumulate > 1
+    assert all(costs().stage_memory(found.settings, s).total_bytes < 17.9 * GIB for s in found.settings.stages)
+
+
+def test_an_average_of_the_student_takes_memory_of_its_own():
+    with_one, without = (costs().memory(asked(ema=ema)) for ema in (0.99, None))
+    assert with_one.student_bytes - without.student_bytes == 4 * STUDENT.parameters
