@@ -103,8 +103,8 @@ def plan_train(
     from trainer.costs import costs_of
 
     gpu_bytes = card.memory_gib * _GIB if card else None
-    costs = costs_of(manifests, student_source(asked.student), gpu_bytes=gpu_bytes)
     memory_bytes = size_bytes(fit) if fit is not None else gpu_bytes
+    costs = costs_of(manifests, student_source(asked.student), gpu_bytes=gpu_bytes or memory_bytes)
     held = stated_options(asked, None if recipe is not None else given)
     verdicts, fitted = fit_verdicts(asked, costs, memory_bytes, card if fit is None else None, held)
     facts = train_facts(ways_of(asked, fitted, named=memory_bytes is not None), costs, rate_flops=rate)
