@@ -84,6 +84,9 @@ def plan_train(
         checkpoint_blocks=checkpoint_blocks, resident_blocks=resident_blocks, quantize=quantize,
     )  # fmt: skip
     given = {name: value for name, value in flags.items() if is_given(context, name)}
+    if fit is not None and "quantize" in given and "checkpoint_blocks" not in given:
+        # As train has it.
+        flags["checkpoint_blocks"] = 1
     if recipe is not None:
         asked, stated = asked_of_recipe(recipe, student, budget, given)
     else:

@@ -142,6 +142,21 @@ def test_a_size_goes_before_the_memory_of_the_card(capsys):
     assert facts["verdicts"][-1] == "train --fit 16GiB chooses so"
 
 
+def test_eight_bits_are_planned_for_a_size_as_they_are_trained(capsys):
+    facts = json.loads(understudy(*DEV, "--quantize", "int8", "--fit", "16GiB", "--json", capsys=capsys)[1])
+    assert facts["verdicts"][0].startswith("fits: training: 14.")
+
+
+def test_a_size_alone_is_taken_for_the_whole_gpu_whose_host_makes_modulation_vectors(capsys):
+    planned = []
+    for more in (["--fit", "12GiB"], ["--gpu", "4070", "--fit", "12GiB"]):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("trainer.costs.table_rows", lambda *manifests: None)
+            planned.append(json.loads(understudy(*DEV, *more, "--json", capsys=capsys)[1]))
+    sizes = [plan["ways"]["as_asked"]["gpu_memory"]["weights_bytes"] for plan in planned]
+    assert sizes[0] == sizes[1] < 17 * 2**30
+
+
 def test_what_no_option_makes_fit_is_said(capsys):
     facts = json.loads(understudy(*DEV, "--fit", "3GiB", "--json", capsys=capsys)[1])
     assert set(facts["ways"]) == {"as_asked"}

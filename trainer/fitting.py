@@ -18,6 +18,8 @@ from trainer.settings import TrainSettings
 _GIB = 2**30
 # Real blocks keep up to this part more than is counted on the meta device (tests/models/test_cost.py).
 _UNSEEN = 0.04
+# In the order in which they are tried: the more exact first.
+_QUANTIZED = ("int8", "nf4")
 # Options that fit() chooses; what is held among them stays as it was asked for.
 CHOSEN = ("checkpoint_blocks", "accumulate", "resident_blocks", "quantize")
 
@@ -39,7 +41,7 @@ def fit(
     memory_bytes: float,
     host_bytes: float | None = None,
     held: Collection[str] = (),
-    quantizers: Collection[str] = ("int8", "nf4"),
+    quantizers: Collection[str] = _QUANTIZED,
 ) -> Fitted:
     """The first of the ways that fits into so much GPU memory and, where blocks are streamed, so much host memory.
 
@@ -68,8 +70,19 @@ def fit(
         elif smallest is not None:
             reasons.append(f"{why} need {_needed(smallest) / _GIB:.1f} GiB or more")
             least = min(least or smallest, smallest, key=_needed)
-    least = least or costs.memory(settings)
-    raise BadSettings(
+    untried = _untried(settings, held, quantizers)
+    raise _nothing_fits(memory_bytes, [*reasons, *untried], least or costs.memory(settings))
+
+
+def _untried(settings: TrainSettings, held: Collection[str], quantizers: Collection[str]) -> list[str]:
+    missing = [kind for kind in _QUANTIZED if kind not in quantizers]
+    if not missing or "vision" not in settings.losses or {"quantize", "resident_blocks"} & set(held):
+        return []
+    return [f"{' and '.join(missing)} weights were not tried: pip install 'understudy[quant]'"]
+
+
+def _nothing_fits(memory_bytes: float, reasons: Sequence[str], least: GpuMemory) -> BadSettings:
+    return BadSettings(
         f"nothing fits into {memory_bytes / _GIB:.1f} GiB: {'; '.join(reasons)}. Of it the student and AdamW take "
         f"{least.student_bytes / _GIB:.1f} GiB and a row {least.sample_bytes / _GIB:.2f}: take a smaller student, a "
         f"cache of fewer pixels or text tokens, or a larger card"

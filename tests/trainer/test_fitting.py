@@ -221,3 +221,13 @@ def test_a_stage_that_states_its_parts_keeps_them_and_the_others_are_divided():
     assert chosen(fit(settings, costs(), memory_bytes=19 * GIB, held={"accumulate warm-up"}).settings)[1] == 4
     kept = fit(settings, costs(), memory_bytes=19 * GIB, held={"accumulate main"}).settings
     assert chosen(kept)[1] == 1 and kept.resident_blocks is not None
+
+
+def test_weights_that_no_package_here_quantizes_are_named_where_nothing_fits():
+    with pytest.raises(
+        BadSettings, match=r"; int8 and nf4 weights were not tried: pip install 'understudy\[quant\]'\. Of"
+    ):
+        fitted(5, quantizers=())
+    with pytest.raises(BadSettings) as raised:
+        fitted(5, quantizers=(), held={"quantize"})
+    assert "not tried" not in str(raised.value)
