@@ -13,6 +13,7 @@ from storage_schemas.errors import BadSettings, OutOfMemory, UnderstudyError
 if TYPE_CHECKING:
     from trainer.costs import Costs
     from trainer.fitting import Fitted
+    from trainer.processes import Processes
     from trainer.settings import TrainSettings
 
 GIB = 2**30
@@ -59,20 +60,42 @@ def installed_quantizers() -> tuple[str, ...]:
 
 def fit_run(
     asked: "TrainSettings",
-    costs: "Costs",
+    make_costs: "Callable[..., Costs]",
     *,
     fit: str,
     run: Path,
-    device: Any,
+    processes: "Processes",
     held: Collection[str],
     say: Callable[[str], None],
 ) -> "TrainSettings":
-    """The run with the options that fit, told and why. A run that has begun keeps what its weights depend on."""
+    """The run with the options that fit the GPU of every process, told and why; all processes call it.
+
+    A run that has begun keeps what its weights depend on. make_costs takes local_ranks, as costs_of does.
+    """
+    from trainer.settings import TrainSettings
+
+    memory_bytes = -processes.largest([-free_bytes(fit, processes.device)])[0]
+    local_ranks = processes.on_this_machine()
+
+    def choose() -> str:
+        costs = make_costs(local_ranks=local_ranks)
+        return _fitted(asked, costs, run, memory_bytes, held, say).model_dump_json()
+
+    return TrainSettings.model_validate_json(processes.from_first(choose))
+
+
+def _fitted(
+    asked: "TrainSettings",
+    costs: "Costs",
+    run: Path,
+    memory_bytes: float,
+    held: Collection[str],
+    say: Callable[[str], None],
+) -> "TrainSettings":
     from models.host_memory import free_host_bytes
     from trainer.fitting import fit as fitting
 
-    memory_bytes = free_bytes(fit, device)
-    begun = _begun(run, asked)
+    begun = _begun(run, asked, held)
     if begun is not None:
         asked, held = begun, {*held, *_OF_A_BEGUN_RUN}
     fitted = fitting(
@@ -125,23 +148,28 @@ def out_of_memory(
     return OutOfMemory(f"the GPU is out of memory (the run needs {needed.removeprefix(', ') or 'more'}): {way}{stays}")
 
 
-def _begun(run: Path, asked: "TrainSettings") -> "TrainSettings | None":
-    """What was asked for, with the parts of batches and the weights of a run that has checkpoints; None for others."""
+def _begun(run: Path, asked: "TrainSettings", held: Collection[str]) -> "TrainSettings | None":
+    """What was asked for, else the parts of batches and the weights of a run that has checkpoints; None for others."""
     from trainer.run_folder import recorded_settings
 
     recorded = recorded_settings(run)
     if recorded is None or len(recorded.stages) != len(asked.stages):
         return None
     stages = tuple(
-        stage.model_copy(update={"accumulate": before.accumulate})
+        stage
+        if {"accumulate", f"accumulate {stage.name}"} & set(held)
+        else stage.model_copy(update={"accumulate": before.accumulate})
         for stage, before in zip(asked.stages, recorded.stages, strict=True)
     )
-    return asked.model_copy(update={"stages": stages, "quantize": recorded.quantize})
+    quantize = asked.quantize if {"quantize", "resident_blocks"} & set(held) else recorded.quantize
+    return asked.model_copy(update={"stages": stages, "quantize": quantize})
 
 
 def stated_options(settings: "TrainSettings", given: Mapping[str, Any] | None) -> set[str]:
     """Options that fit() is not to choose: those among the flags given, or for a recipe those that it states."""
     from trainer.fitting import CHOSEN
 
-    stated = settings.model_fields_set if given is None else set(given)
-    return stated & set(CHOSEN)
+    if given is not None:
+        return set(given) & set(CHOSEN)
+    of_stages = {f"accumulate {stage.name}" for stage in settings.stages if "accumulate" in stage.model_fields_set}
+    return settings.model_fields_set & set(CHOSEN) | of_stages

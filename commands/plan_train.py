@@ -84,6 +84,9 @@ def plan_train(
         checkpoint_blocks=checkpoint_blocks, resident_blocks=resident_blocks, quantize=quantize,
     )  # fmt: skip
     given = {name: value for name, value in flags.items() if is_given(context, name)}
+    if fit is not None and "quantize" in given and "checkpoint_blocks" not in given:
+        # As train has it.
+        flags["checkpoint_blocks"] = 1
     if recipe is not None:
         asked, stated = asked_of_recipe(recipe, student, budget, given)
     else:
@@ -103,8 +106,8 @@ def plan_train(
     from trainer.costs import costs_of
 
     gpu_bytes = card.memory_gib * _GIB if card else None
-    costs = costs_of(manifests, student_source(asked.student), gpu_bytes=gpu_bytes)
     memory_bytes = size_bytes(fit) if fit is not None else gpu_bytes
+    costs = costs_of(manifests, student_source(asked.student), gpu_bytes=gpu_bytes or memory_bytes)
     held = stated_options(asked, None if recipe is not None else given)
     verdicts, fitted = fit_verdicts(asked, costs, memory_bytes, card if fit is None else None, held)
     facts = train_facts(ways_of(asked, fitted, named=memory_bytes is not None), costs, rate_flops=rate)

@@ -224,7 +224,6 @@ def train_run(
     from models.teacher_folder import REPLAY_PARTS
     from trainer.costs import costs_of
     from trainer.processes import joined
-    from trainer.settings import TrainSettings
     from trainer.train import train as run_train
 
     manifests = {name: cache.manifest for name, cache in caches.items()}
@@ -243,9 +242,7 @@ def train_run(
         gpu_bytes = total_bytes(torch_device)
         make_costs = partial(costs_of, manifests, source, ranks=processes.ranks, gpu_bytes=gpu_bytes)
         if fit is not None:
-            fitting = partial(fit_run, fit=fit, run=run, device=torch_device, held=held, say=progress.say)
-            chosen = processes.from_first(lambda: fitting(asked, make_costs()).model_dump_json())
-            asked = TrainSettings.model_validate_json(chosen)
+            asked = fit_run(asked, make_costs, fit=fit, run=run, processes=processes, held=held, say=progress.say)
         try:
             trained = run_train(
                 run, asked, caches, teacher, torch_device, progress, student_source=source,

@@ -16,6 +16,7 @@ CUDA_BYTES = 2**30
 PROCESS_BYTES = 2 * 2**30
 # fp32 weights, gradients and AdamW's two moments, and the bf16 copies that autocast keeps within a step.
 _STUDENT_BYTES_PER_PARAMETER = 4 + 4 + 8 + 2
+_AVERAGE_BYTES_PER_PARAMETER = 4
 # torchao: a scale for a row of thousands. bitsandbytes: a float32 for 64 weights.
 _BYTES_PER_WEIGHT = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5 + 4 / 64}
 
@@ -147,13 +148,16 @@ def training_memory(
     table_rows: int | None = None,
     share: int = 1,
     gpu_bytes: float | None = None,
+    averaged: bool = False,
 ) -> GpuMemory:
     """Training: frozen backbone (None in a warm-up alone), student in fp32 with AdamW, activations of both.
 
     batch_size: rows that go through the networks at once; share: rows that share one pass of the student. options: how
-    the backbone is held; table_rows and gpu_bytes as for held_weights.
+    the backbone is held; table_rows and gpu_bytes as for held_weights. averaged: an average of the student's weights is
+    kept beside them.
     """
     weights = sample = 0
+    per_parameter = _STUDENT_BYTES_PER_PARAMETER + (_AVERAGE_BYTES_PER_PARAMETER if averaged else 0)
     if backbone is not None:
         held = held_weights(backbone, options, dtype_bytes=dtype_bytes, table_rows=table_rows, gpu_bytes=gpu_bytes)
         weights, sample = held.device_bytes, backbone.training_bytes(options)
@@ -161,7 +165,7 @@ def training_memory(
             sample += dtype_bytes * backbone.modulation_width
     return GpuMemory(
         weights_bytes=weights,
-        student_bytes=student.parameters * _STUDENT_BYTES_PER_PARAMETER,
+        student_bytes=student.parameters * per_parameter,
         sample_bytes=sample + -(-student.saved_bytes // share),
         batch_size=batch_size,
     )

@@ -6,13 +6,14 @@ import re
 import pytest
 import torch
 
-from commands.fitting import size_bytes
+from commands.fitting import size_bytes, stated_options
 from models.memory import CUDA_BYTES
 from storage_schemas.errors import BadSettings
 from storage_schemas.reader import Cache
 from tests.test_cli import understudy
 from tests.trainer.conftest import cache_folder, t5_config
 from trainer.costs import Costs, costs_of
+from trainer.recipe import read_recipe
 from trainer.run_folder import CONFIG_FILE
 from trainer.settings import TrainFlags, TrainSettings
 
@@ -141,6 +142,21 @@ def test_a_size_goes_before_the_memory_of_the_card(capsys):
     assert facts["verdicts"][-1] == "train --fit 16GiB chooses so"
 
 
+def test_eight_bits_are_planned_for_a_size_as_they_are_trained(capsys):
+    facts = json.loads(understudy(*DEV, "--quantize", "int8", "--fit", "16GiB", "--json", capsys=capsys)[1])
+    assert facts["verdicts"][0].startswith("fits: training: 14.")
+
+
+def test_a_size_alone_is_taken_for_the_whole_gpu_whose_host_makes_modulation_vectors(capsys):
+    planned = []
+    for more in (["--fit", "12GiB"], ["--gpu", "4070", "--fit", "12GiB"]):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("trainer.costs.table_rows", lambda *manifests: None)
+            planned.append(json.loads(understudy(*DEV, *more, "--json", capsys=capsys)[1]))
+    sizes = [plan["ways"]["as_asked"]["gpu_memory"]["weights_bytes"] for plan in planned]
+    assert sizes[0] == sizes[1] < 17 * 2**30
+
+
 def test_what_no_option_makes_fit_is_said(capsys):
     facts = json.loads(understudy(*DEV, "--fit", "3GiB", "--json", capsys=capsys)[1])
     assert set(facts["ways"]) == {"as_asked"}
@@ -185,3 +201,24 @@ def test_a_run_with_checkpoints_is_told_what_it_may_change(words, monkeypatch, c
     assert code == 1 and heard.strip().endswith(
         "give --resident-blocks 1 too, or --fit auto, which chooses; checkpoints stay"
     )
+
+
+def test_a_begun_run_of_eight_bits_goes_on_and_other_parts_than_it_has_are_refused(tmp_path, words, capsys):
+    pytest.importorskip("torchao")
+    eight = ["--quantize", "int8", "--checkpoint-blocks", 1, "--accumulate", 2, "--accept-floor"]
+    assert understudy(*words, *eight, capsys=capsys)[0] == 0
+    # What fit chose is not to be said again.
+    code, _, heard = understudy(*words, "--fit", "80GiB", "--accept-floor", capsys=capsys)
+    assert code == 0 and recorded(tmp_path / "run")["quantize"] == "int8", heard
+    code, _, heard = understudy(*words, "--fit", "80GiB", "--accumulate", 4, capsys=capsys)
+    text = " ".join(heard.split())
+    assert code == 1 and "was begun with accumulate = 2, you asked for 4: the weights depend on it" in text
+
+
+def test_the_parts_that_a_stage_of_a_recipe_states_are_not_for_fit_to_choose(tmp_path):
+    (tmp_path / "r.toml").write_text(
+        "student = 'any'\nquantize = 'nf4'\n[[stage]]\nname = 'one'\nsteps = 2\naccumulate = 4\n"
+        "[[stage]]\nname = 'two'\nsteps = 2\n"
+    )
+    settings = read_recipe(tmp_path / "r.toml").settings
+    assert stated_options(settings, None) == {"quantize", "accumulate one"}

@@ -1,7 +1,7 @@
 """What a run costs by calculation: FLOPs of a step, memory on the GPU and on the host, copies of streamed blocks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from models.cards import COPY_BYTES_PER_SECOND
 from models.cost import BackboneCost, backbone_cost
@@ -20,13 +20,15 @@ from trainer.step_flops import step_flops
 class Costs:
     """What a run is made of: its caches by name, the backbone at each one's size, the student.
 
-    ranks: processes that divide each batch; bytes are of one of them. gpu_bytes: memory of a GPU in all, None for none.
+    ranks: processes that divide each batch; bytes are of one of them. local_ranks: those of them on one machine.
+    gpu_bytes: memory of a GPU in all, None for none.
     """
 
     manifests: Mapping[str, Manifest]
     backbones: Mapping[str, BackboneCost]
     student: TextEncoderCost
     ranks: int = 1
+    local_ranks: int = 1
     gpu_bytes: float | None = None
 
     def names(self, stage: Stage) -> list[str]:
@@ -62,7 +64,7 @@ class Costs:
         return max(found, key=lambda memory: memory.total_bytes)
 
     def stage_memory(self, settings: TrainSettings, stage: Stage) -> GpuMemory:
-        """Of a stage, with the cache that needs most."""
+        """Of a stage, with the cache that needs most; a warm-up has the backbone beside it that comes after it."""
         vision = stage.loss == "vision"
         found = [
             training_memory(
@@ -74,10 +76,12 @@ class Costs:
                 share=stage.steps_per_trajectory,
                 table_rows=self.table_rows,
                 gpu_bytes=self.gpu_bytes,
+                averaged=settings.ema is not None,
             )
             for name in (self.names(stage) if vision else self.names(stage)[:1])
         ]
-        return max(found, key=lambda memory: memory.total_bytes)
+        largest = max(found, key=lambda memory: memory.total_bytes)
+        return replace(largest, weights_bytes=self._held(settings).device_bytes)
 
     def rows(self, stage: Stage) -> int:
         """Rows of a stage that go through the networks at once, in each process."""
@@ -115,9 +119,21 @@ class Costs:
 
 
 def costs_of(
-    manifests: Mapping[str, Manifest], student_source: str, *, ranks: int = 1, gpu_bytes: float | None = None
+    manifests: Mapping[str, Manifest],
+    student_source: str,
+    *,
+    ranks: int = 1,
+    local_ranks: int = 1,
+    gpu_bytes: float | None = None,
 ) -> Costs:
-    """The costs of a run on (planned) caches, from configurations alone; ranks and gpu_bytes as for Costs."""
+    """The costs of a run on (planned) caches, from configurations alone; keywords as for Costs."""
     backbones = {name: backbone_cost(manifest) for name, manifest in manifests.items()}
     student = student_cost(student_source, next(iter(manifests.values())))
-    return Costs(manifests=manifests, backbones=backbones, student=student, ranks=ranks, gpu_bytes=gpu_bytes)
+    return Costs(
+        manifests=manifests,
+        backbones=backbones,
+        student=student,
+        ranks=ranks,
+        local_ranks=local_ranks,
+        gpu_bytes=gpu_bytes,
+    )

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from models.memory import GpuMemory
+from models.memory_options import MemoryOptions
 from storage_schemas.errors import BadSettings
 from trainer.costs import Costs
 from trainer.settings import TrainSettings
@@ -17,6 +18,8 @@ from trainer.settings import TrainSettings
 _GIB = 2**30
 # Real blocks keep up to this part more than is counted on the meta device (tests/models/test_cost.py).
 _UNSEEN = 0.04
+# In the order in which they are tried: the more exact first.
+_QUANTIZED = ("int8", "nf4")
 # Options that fit() chooses; what is held among them stays as it was asked for.
 CHOSEN = ("checkpoint_blocks", "accumulate", "resident_blocks", "quantize")
 
@@ -38,33 +41,48 @@ def fit(
     memory_bytes: float,
     host_bytes: float | None = None,
     held: Collection[str] = (),
-    quantizers: Collection[str] = ("int8", "nf4"),
+    quantizers: Collection[str] = _QUANTIZED,
 ) -> Fitted:
-    """The first of the ways that fits into so much GPU memory and, where it is known, so much host memory.
+    """The first of the ways that fits into so much GPU memory and, where blocks are streamed, so much host memory.
 
-    held: options of CHOSEN that were asked for as they are. quantizers: kinds that are installed. BadSettings, with the
-    least that was found, where nothing fits.
+    held: options of CHOSEN that were asked for as they are; "accumulate NAME": of a stage. host_bytes: of the machine,
+    None where it is not known. quantizers: kinds that are installed. Weights are as the caches were sampled with, if
+    these are quantized: no other ones replay them. BadSettings, with the least that was found, where nothing fits.
     """
-    reasons: list[str] = []
+    asked, reasons = settings, list[str]()
+    settings, held = _as_sampled(settings, costs, held)
     least: GpuMemory | None = None
     for why, ways in _families(settings, costs, held, quantizers):
-        smallest, lacks_host = None, None
+        smallest, least_host = None, None
         for way in ways:
             memory = costs.memory(way)
-            smallest = min(smallest or memory, memory, key=lambda one: one.total_bytes)
-            if memory.total_bytes + _UNSEEN * memory.activations_bytes > memory_bytes:
+            smallest = min(smallest or memory, memory, key=_needed)
+            if _needed(memory) > memory_bytes:
                 continue
-            lacks_host = host_bytes is not None and costs.host_bytes(way) > host_bytes
-            if host_bytes is None or not lacks_host:
-                return Fitted(settings=way, memory=memory, flags=flags_of(settings, way), reasons=tuple(reasons))
-            needed = costs.host_bytes(way) / _GIB
-            reasons.append(f"{why} need {needed:.1f} GiB of host memory, {host_bytes / _GIB:.1f} are free")
-            break
-        if smallest is not None and not lacks_host:
-            reasons.append(f"{why} need {smallest.total_bytes / _GIB:.1f} GiB or more")
-            least = min(least or smallest, smallest, key=lambda one: one.total_bytes)
-    least = least or costs.memory(settings)
-    raise BadSettings(
+            # What is not pinned the system takes back, or the options here do not change.
+            needs_host = costs.local_ranks * costs.host_bytes(way) if costs.pinned_bytes(way) else 0
+            if host_bytes is None or needs_host <= host_bytes:
+                return Fitted(settings=way, memory=memory, flags=flags_of(asked, way), reasons=tuple(reasons))
+            least_host = min(least_host or needs_host, needs_host)
+        if least_host is not None and host_bytes is not None:
+            free = f"{host_bytes / _GIB:.1f} are free"
+            reasons.append(f"{why} need {least_host / _GIB:.1f} GiB of host memory, {free}")
+        elif smallest is not None:
+            reasons.append(f"{why} need {_needed(smallest) / _GIB:.1f} GiB or more")
+            least = min(least or smallest, smallest, key=_needed)
+    untried = _untried(settings, held, quantizers)
+    raise _nothing_fits(memory_bytes, [*reasons, *untried], least or costs.memory(settings))
+
+
+def _untried(settings: TrainSettings, held: Collection[str], quantizers: Collection[str]) -> list[str]:
+    missing = [kind for kind in _QUANTIZED if kind not in quantizers]
+    if not missing or "vision" not in settings.losses or {"quantize", "resident_blocks"} & set(held):
+        return []
+    return [f"{' and '.join(missing)} weights were not tried: pip install 'understudy[quant]'"]
+
+
+def _nothing_fits(memory_bytes: float, reasons: Sequence[str], least: GpuMemory) -> BadSettings:
+    return BadSettings(
         f"nothing fits into {memory_bytes / _GIB:.1f} GiB: {'; '.join(reasons)}. Of it the student and AdamW take "
         f"{least.student_bytes / _GIB:.1f} GiB and a row {least.sample_bytes / _GIB:.2f}: take a smaller student, a "
         f"cache of fewer pixels or text tokens, or a larger card"
@@ -89,13 +107,13 @@ def helping_flag(settings: TrainSettings, costs: Costs, *, held: Collection[str]
 
     held: options that a begun run cannot change.
     """
-    larger = _divided(settings, costs, 2)
+    larger = _divided(settings, costs, 2, held)
     replays = "vision" in settings.losses
     if replays and settings.modulation == "live" and costs.table_rows is not None and "modulation" not in held:
         return "--modulation auto"
     if replays and settings.checkpoint_blocks != 1 and settings.resident_blocks is None:
         return "--checkpoint-blocks 1"
-    if larger is not None and "accumulate" not in held:
+    if larger is not None:
         return flags_of(settings, larger)
     if replays and settings.quantize == "none" and settings.resident_blocks != 0:
         resident = costs.blocks if settings.resident_blocks is None else settings.resident_blocks
@@ -105,19 +123,35 @@ def helping_flag(settings: TrainSettings, costs: Costs, *, held: Collection[str]
     return None
 
 
+def _needed(memory: GpuMemory) -> float:
+    return memory.total_bytes + _UNSEEN * memory.activations_bytes
+
+
+def _as_sampled(settings: TrainSettings, costs: Costs, held: Collection[str]) -> tuple[TrainSettings, Collection[str]]:
+    """The settings with the weights that the caches were sampled with, where those are quantized; options that hold."""
+    kind = next(iter(costs.manifests.values())).sampling.quantize
+    if kind != "none" and not {"quantize", "resident_blocks"} & set(held) and "vision" in settings.losses:
+        settings, held = settings.model_copy(update={"quantize": kind}), {*held, "quantize"}
+    if settings.quantize in ("int8", "fp8") and "checkpoint_blocks" not in held:
+        settings = settings.model_copy(update={"checkpoint_blocks": 1})
+    # What was asked for may not go with the weights of the caches, or of a begun run.
+    MemoryOptions.from_flags(**{name: getattr(settings, name) for name in MemoryOptions.model_fields})
+    return settings, held
+
+
 def _families(
     settings: TrainSettings, costs: Costs, held: Collection[str], quantizers: Collection[str]
 ) -> Iterator[tuple[str, Iterator[TrainSettings]]]:
     """Ways to hold the backbone, from the best on: what they are called, and settings, from the fastest on."""
     if "vision" not in settings.losses:
-        yield "the student's steps", _by_rows(settings, costs, held, (0,))
+        yield "the student's steps", _by_rows(settings, costs, held, (settings.checkpoint_blocks,))
         return
     if "resident_blocks" in held or "quantize" in held:
         named = f"weights with --quantize {settings.quantize}" if settings.quantize != "none" else "the exact weights"
         streams = settings.resident_blocks is not None
         yield (
             f"{named}, {settings.resident_blocks} blocks resident," if streams else named,
-            _by_rows(settings, costs, held, (1,) if streams else _fewest_first(settings, costs, held)),
+            _by_rows(settings, costs, held, _fewest_first(settings, costs, held)),
         )
         if settings.quantize != "none" or "resident_blocks" in held:
             return
@@ -138,6 +172,8 @@ def _fewest_first(settings: TrainSettings, costs: Costs, held: Collection[str]) 
     """Values of --checkpoint-blocks, from the one that computes the fewest blocks twice on."""
     if "checkpoint_blocks" in held or settings.quantize in ("int8", "fp8"):
         return (settings.checkpoint_blocks,)
+    if settings.resident_blocks is not None:
+        return (1,)
     return (0, *range(costs.blocks, 0, -1))
 
 
@@ -160,12 +196,14 @@ def _ever_fewer_rows(settings: TrainSettings, costs: Costs, held: Collection[str
     divided: TrainSettings | None = settings
     while divided is not None:
         yield divided
-        divided = None if "accumulate" in held else _divided(divided, costs, 1)
+        divided = _divided(divided, costs, 1, held)
 
 
-def _divided(settings: TrainSettings, costs: Costs, by: int) -> TrainSettings | None:
+def _divided(settings: TrainSettings, costs: Costs, by: int, held: Collection[str]) -> TrainSettings | None:
     """The stage that needs most in at least `by` times as many parts, or one more for 1; None where it cannot be."""
     largest = max(settings.stages, key=lambda stage: costs.stage_memory(settings, stage).total_bytes)
+    if {"accumulate", f"accumulate {largest.name}"} & set(held):
+        return None
     whole = largest.batch_size // (costs.ranks * largest.steps_per_trajectory)
     for parts in range(max(largest.accumulate + 1, by * largest.accumulate), whole + 1):
         if whole % parts == 0:

@@ -6,7 +6,9 @@ its prepare() also takes charge of device, autocast and optimizer, which this tr
 
 import json
 import os
+import platform
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -90,6 +92,11 @@ class Processes:
         """Of each number the largest that a process has."""
         found = self.gathered(values)
         return [max(found[place :: len(values)]) for place in range(len(values))]
+
+    def on_this_machine(self) -> int:
+        """How many of the processes are on the machine of this one, itself among them."""
+        name = float(zlib.crc32(platform.node().encode()))
+        return self.gathered([name]).count(name)
 
     def from_first(self, make: Callable[[], Any]) -> Any:
         """What `make` gives in the first process (a JSON value); if it fails there, all fail."""

@@ -95,7 +95,9 @@ def replay_floor(
 
 def _parts(objective: Objective, feed: Feed, rows: Sequence[Row], processes: Processes) -> list[list[Row]]:
     # What goes through the networks at once is what training was given memory for.
-    size = objective.settings.batch_rows // processes.ranks
+    settings = objective.settings
+    replays = bool(objective.backbones) and "vision" in settings.losses
+    size = (settings.replay_rows if replays else settings.batch_rows) // processes.ranks
     parts = []
     for _, of_one_cache in groupby(rows, key=lambda row: feed.trajectory_of(row[0])[0]):
         together = list(of_one_cache)

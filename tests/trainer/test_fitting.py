@@ -26,10 +26,14 @@ BACKBONE = BackboneCost(
 STUDENT = TextEncoderCost(parameters=10**8, forward_flops=1e9, forward_peak_bytes=0, saved_bytes=GIB // 100)
 
 
-def costs(*, ranks: int = 1, **teacher) -> Costs:
+def costs(*, ranks: int = 1, local_ranks: int = 1, quantize: str = "none", **teacher) -> Costs:
     manifest = outline()
-    manifest = manifest.model_copy(update={"teacher": manifest.teacher.model_copy(update=teacher)})
-    return Costs(manifests={"c": manifest}, backbones={"c": BACKBONE}, student=STUDENT, ranks=ranks)
+    parts = {"teacher": teacher, "sampling": {"quantize": quantize}}
+    changed = {name: getattr(manifest, name).model_copy(update=update) for name, update in parts.items()}
+    manifest = manifest.model_copy(update=changed)
+    return Costs(
+        manifests={"c": manifest}, backbones={"c": BACKBONE}, student=STUDENT, ranks=ranks, local_ranks=local_ranks
+    )  # fmt: skip
 
 
 def asked(**flags) -> TrainSettings:
@@ -80,7 +84,7 @@ def test_without_host_memory_for_streamed_blocks_weights_are_quantized():
     found = fitted(13, host_bytes=12 * GIB)
     assert chosen(found.settings) == (1, 4, None, "int8")
     assert found.flags == "--checkpoint-blocks 1 --quantize int8 --accumulate 4"
-    need = costs().host_bytes(fitted(13).settings) / GIB
+    need = costs().host_bytes(fitted(13, flags={"accumulate": 4}).settings) / GIB
     assert found.reasons == (
         "the exact weights need 17.8 GiB or more",
         f"streamed blocks need {need:.1f} GiB of host memory, 12.0 are free",
@@ -153,3 +157,77 @@ def test_what_nothing_makes_fit_is_told_with_the_least_there_is():
 )
 def test_the_flag_that_helps_next_is_the_least_harmful_that_is_left(flags, held, expected):
     assert helping_flag(asked(**flags), costs(), held=held) == expected
+
+
+def test_a_warm_up_before_the_transformers_steps_has_its_weights_beside_it():
+    settings = asked(batch_size=256, warmup_steps=5, steps=5, warmup_loss="embedding", checkpoint_blocks=1)
+    warm_up, main = (costs().stage_memory(settings, stage) for stage in settings.stages)
+    assert warm_up.weights_bytes == main.weights_bytes > 10 * GIB
+    alone = asked(loss="embedding", batch_size=256)
+    assert costs().memory(alone).weights_bytes == 0
+    # Its own rows are what is too much here, once the others are few.
+    found = fit(settings, costs(), memory_bytes=17.9 * GIB, held={"resident_blocks", "quantize"})
+    assert found.settings.stages[0].accumulate > 1
+    assert all(costs().stage_memory(found.settings, s).total_bytes < 17.9 * GIB for s in found.settings.stages)
+
+
+def test_an_average_of_the_student_takes_memory_of_its_own():
+    with_one, without = (costs().memory(asked(ema=ema)) for ema in (0.99, None))
+    assert with_one.student_bytes - without.student_bytes == 4 * STUDENT.parameters
+
+
+def test_fewer_rows_are_tried_before_blocks_are_not_streamed_for_want_of_host_memory():
+    needs = [costs().host_bytes(fitted(13, held=held).settings) for held in ({"accumulate"}, ())]
+    divided = asked(accumulate=4)
+    least = costs().host_bytes(fit(divided, costs(), memory_bytes=13 * GIB).settings)
+    assert least < min(needs)
+    found = fitted(13, host_bytes=least)
+    assert found.settings.resident_blocks is not None and found.settings.stages[0].accumulate == 4
+    assert costs().host_bytes(found.settings) <= least
+    # Of all the processes of a machine.
+    both = fit(asked(), costs(local_ranks=2), memory_bytes=13 * GIB, host_bytes=2 * least - 1)
+    assert chosen(both.settings)[2:] == (None, "int8")
+    assert f"streamed blocks need {2 * least / GIB:.1f} GiB of host memory, " in both.reasons[-1]
+
+
+def test_host_memory_is_asked_for_only_where_blocks_are_pinned_in_it():
+    assert chosen(fitted(24, host_bytes=GIB).settings) == (1, 1, None, "none")
+
+
+@pytest.mark.parametrize(("kind", "checkpoint_blocks"), [("int8", 1), ("fp8", 1), ("nf4", 0)])
+def test_quantized_caches_are_replayed_with_the_weights_they_were_sampled_with(kind, checkpoint_blocks):
+    found = fit(asked(), costs(quantize=kind), memory_bytes=80 * GIB)
+    assert chosen(found.settings) == (checkpoint_blocks, 1, None, kind)
+    assert f"--quantize {kind}" in found.flags
+    exact = fit(asked(), costs(quantize=kind), memory_bytes=80 * GIB, held={"quantize"})
+    assert exact.settings.quantize == "none"
+    # Without the transformer it does not matter.
+    assert fit(asked(loss="embedding"), costs(quantize=kind), memory_bytes=80 * GIB).settings.quantize == "none"
+
+
+def test_weights_that_do_not_go_with_what_was_asked_for_are_refused_in_one_line():
+    with pytest.raises(BadSettings) as raised:
+        fit(asked(checkpoint_blocks=2), costs(quantize="int8"), memory_bytes=80 * GIB, held={"checkpoint_blocks"})
+    assert str(raised.value).startswith("quantize is int8 with checkpoint-blocks 2, expected 1: each linear keeps")
+
+
+def test_resident_blocks_stay_as_they_were_asked_to_be_checkpointed():
+    flags, held = {"resident_blocks": 3}, {"resident_blocks", "checkpoint_blocks"}
+    assert chosen(fitted(60, flags=flags, held=held).settings) == (0, 1, 3, "none")
+
+
+def test_a_stage_that_states_its_parts_keeps_them_and_the_others_are_divided():
+    settings = asked(batch_size=8, warmup_steps=5, steps=5, warmup_loss="embedding")
+    assert chosen(fit(settings, costs(), memory_bytes=19 * GIB, held={"accumulate warm-up"}).settings)[1] == 4
+    kept = fit(settings, costs(), memory_bytes=19 * GIB, held={"accumulate main"}).settings
+    assert chosen(kept)[1] == 1 and kept.resident_blocks is not None
+
+
+def test_weights_that_no_package_here_quantizes_are_named_where_nothing_fits():
+    with pytest.raises(
+        BadSettings, match=r"; int8 and nf4 weights were not tried: pip install 'understudy\[quant\]'\. Of"
+    ):
+        fitted(5, quantizers=())
+    with pytest.raises(BadSettings) as raised:
+        fitted(5, quantizers=(), held={"quantize"})
+    assert "not tried" not in str(raised.value)

@@ -4,11 +4,13 @@ import json
 import re
 from collections import Counter
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.backbone import FluxBackbone
 from models.student import checkpoints
 from storage_schemas.errors import BadTeacher, NonFinite
 from tests.trainer.conftest import cache_folder, t5_config
@@ -160,3 +162,22 @@ def test_a_floor_that_is_no_number_is_refused(tmp_path, cache_folder, dev_teache
     monkeypatch.setattr(loop, "replay_floor", lambda *_, **__: nothing)
     with pytest.raises(BadTeacher, match="the cached embeddings replay with an error of nan %"):
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
+
+
+def test_no_more_rows_at_once_are_validated_by_replay_than_the_replay_trains_with(
+    tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch
+):
+    made = make_trainer(tmp_path, cache_folder, dev_teacher, t5_config, warmup_steps=2, warmup_loss="embedding")
+    warm_up, main = made.settings.stages
+    divided = made.settings.model_copy(update={"stages": (warm_up, main.model_copy(update={"accumulate": 4}))})
+    made.objective, rows = replace(made.objective, settings=divided), []
+    predict = FluxBackbone.predict
+
+    def counted(self, hidden_states_BSC, *given, **named):
+        rows.append(len(hidden_states_BSC))
+        return predict(self, hidden_states_BSC, *given, **named)
+
+    monkeypatch.setattr(FluxBackbone, "predict", counted)
+    made.validate(0)
+    made.measure_floor()
+    assert max(rows) == 2 < warm_up.batch_size

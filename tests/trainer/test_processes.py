@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import cli
+from commands import fitting
 from models.student import checkpoints, new_student, student_folder
 from models.teacher_folder import REPLAY_PARTS, find_teacher
 from storage_schemas.errors import BadSettings
@@ -25,6 +26,7 @@ from tests.cache_builder.building import build_cache
 from tests.trainer.making import make_trainer
 from tests.trainer.worlds import CPU, WELL, forked, in_two
 from trainer import loop
+from trainer.costs import costs_of
 from trainer.dropout import DropoutOfRows
 from trainer.loop import Trainer
 from trainer.losses import Objective
@@ -296,3 +298,26 @@ def test_the_command_joins_the_processes_that_torchrun_started(tmp_path, exact_c
     assert said[0].startswith("0: 2 processes (by torchrun) divide each batch\nstudent of ")
     assert said[0].endswith(f"{tmp_path}/run: student trained for 2 steps\n")
     assert student_folder(tmp_path / "run").is_dir()
+
+
+def test_processes_fit_into_the_least_memory_that_one_of_them_has(tmp_path, exact_cache, t5_config, monkeypatch):
+    settings = TrainFlags.from_flags(student=str(t5_config), **FLAGS).settings()
+    manifests = {"cache": Cache.open(exact_cache).manifest}
+
+    def fits(processes: Processes) -> None:
+        # Of their own GPUs, were there any.
+        monkeypatch.setattr(fitting, "free_bytes", lambda fit, device: (80 - 72 * processes.rank) * fitting.GIB)
+        made, said = [], []
+
+        def make_costs(**given):
+            made.append(given)
+            return costs_of(manifests, str(t5_config), ranks=processes.ranks, **given)
+
+        chosen = fitting.fit_run(
+            settings, make_costs, fit="auto", run=tmp_path / "run", processes=processes, held=(), say=said.append
+        )
+        assert chosen == settings
+        assert made == ([{"local_ranks": 2}] if processes.is_first else [])
+        assert [line[:35] for line in said] == (["to fit into 8.0 GiB: as asked, 1.0 "] if processes.is_first else [])
+
+    assert in_two(fits) == WELL
