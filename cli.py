@@ -22,7 +22,7 @@ from commands.transform import convert, merge, subset
 from storage_schemas.errors import UnderstudyError
 
 INTERRUPTED = 130
-_INTERRUPTED_MESSAGE = "interrupted: all that was committed stays; give the same command again to go on"
+_INTERRUPTED_MESSAGE = "interrupted: what was finished stays; the same command goes on from there"
 
 app = typer.Typer(
     no_args_is_help=True,

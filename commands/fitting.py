@@ -26,8 +26,8 @@ Fit = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="GPU memory to fit into, as in 16GiB; auto: what is free. Chooses --checkpoint-blocks, --accumulate, "
-        "--resident-blocks and --quantize as far as they are not given.",
+        help="GPU memory to fit into, as in 16GiB (16GB is 14.9 of them); auto: what is free. Chooses "
+        "--checkpoint-blocks, --accumulate, --resident-blocks and --quantize as far as they are not given.",
     ),
 ]
 
@@ -38,6 +38,15 @@ def size_bytes(text: str) -> float:
     if found is None or found[2].lower() not in _UNIT_BYTES or float(found[1]) == 0:
         raise BadSettings(f"--fit is {text!r}, expected a size such as 16GiB or 11.5GiB, or auto for what is free here")
     return float(found[1]) * _UNIT_BYTES[found[2].lower()]
+
+
+def named_bytes(fit: str | None) -> float | None:
+    """Bytes of --fit of a plan, which knows no machine; None where it is not given."""
+    if fit is not None and fit.strip().lower() == "auto":
+        raise BadSettings(
+            "--fit is 'auto', but a plan knows no GPU of this machine: give --gpu, or a size, as in 16GiB"
+        )
+    return None if fit is None else size_bytes(fit)
 
 
 def free_bytes(fit: str, device: Any) -> float:
@@ -98,10 +107,18 @@ def _fitted(
     begun = _begun(run, asked, held)
     if begun is not None:
         asked, held = begun, {*held, *_OF_A_BEGUN_RUN}
-    fitted = fitting(
-        asked, costs, memory_bytes=memory_bytes, host_bytes=free_host_bytes(), held=held,
-        quantizers=installed_quantizers(),
-    )  # fmt: skip
+    try:
+        fitted = fitting(
+            asked, costs, memory_bytes=memory_bytes, host_bytes=free_host_bytes(), held=held,
+            quantizers=installed_quantizers(),
+        )  # fmt: skip
+    except BadSettings as error:
+        if begun is None:
+            raise
+        raise BadSettings(
+            f"{run} has begun, and keeps the parts of its batches and the kind of its weights; with these {error}; or "
+            f"a new run folder"
+        ) from error
     for line in fit_lines(fitted, costs, memory_bytes):
         say(line)
     return fitted.settings

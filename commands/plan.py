@@ -1,7 +1,7 @@
 """`understudy plan build`: bytes, hours and memory before they are spent."""
 
 import json
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -9,6 +9,11 @@ from rich.table import Table
 from commands.plan_cards import Gpu, Tflops, count_text, gpu_facts, hours_text, named_card, outline, print_gpu, rate_of
 from commands.plan_train import plan_train
 from commands.resolve import Json, Settings, out
+
+if TYPE_CHECKING:
+    from models.cards import Card
+    from models.teacher_folder import TeacherFolder
+    from storage_schemas.manifest import Manifest
 
 plan_app = typer.Typer(no_args_is_help=True, help="Bytes, hours and memory, before they are spent.")
 
@@ -68,7 +73,12 @@ def plan_build(
     from commands.planning import build_facts, gpu_verdict
 
     facts = build_facts(manifest, folder, batch_size=batch_size, rate_flops=rate, gpus=gpus)
-    verdicts = [gpu_verdict(stage.replace("_", " "), facts["gpu_memory"][stage], card) for stage in _STAGES if card]
+    verdicts = []
+    if card is not None:
+        memory = facts["gpu_memory"]
+        verdicts = [gpu_verdict("text stage", memory["text_stage"], card, larger=_ON_A_CPU)]
+        way_out = _quantized_way(manifest, folder, card, batch_size)
+        verdicts.append(gpu_verdict("sample stage", memory["sample_stage"], card, larger=way_out))
     if disk is not None:
         verdicts.append(_disk_verdict(disk, facts["disk"]))
     facts = {"teacher": {"source": folder.source, "configs": configs}, **facts}
@@ -79,7 +89,26 @@ def plan_build(
     _print_build(facts)
 
 
-_STAGES = ("text_stage", "sample_stage")
+_ON_A_CPU = "take a larger card, or a CPU for this stage (--stage text --device cpu)"
+
+
+def _quantized_way(manifest: "Manifest", folder: "TeacherFolder", card: "Card", batch_size: int) -> str:
+    """What helps where the exact weights do not fit: quantized ones, if they do."""
+    from commands.planning import LARGER_CARD, build_facts
+
+    for kind in ("int8", "nf4"):
+        sampling = manifest.sampling.model_copy(update={"quantize": kind})
+        quantized = manifest.model_copy(update={"sampling": sampling})
+        facts = build_facts(quantized, folder, batch_size=batch_size, rate_flops=None, gpus=1)
+        memory = facts["gpu_memory"]["sample_stage"]
+        rows = int((card.memory_gib * _GIB - memory["total_bytes"]) // memory["sample_bytes"]) + memory["batch_size"]
+        if rows >= 1:
+            needed = (memory["total_bytes"] - (memory["batch_size"] - 1) * memory["sample_bytes"]) / _GIB
+            return (
+                f"{LARGER_CARD}, or --quantize {kind} ({needed:.1f} GiB at batch 1, {rows} fit): train with the same "
+                f"then, for it is another teacher"
+            )
+    return LARGER_CARD
 
 
 def _disk_verdict(where: str, facts: dict[str, Any]) -> str:

@@ -66,7 +66,7 @@ def plan_train(
     resident_blocks: Annotated[int | None, typer.Option(min=0, help="As for train.")] = None,
     quantize: Annotated[Literal["none", "int8", "fp8", "nf4"], typer.Option(help="As for train.")] = "none",
     fit: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="As for train, as in 16GiB; default: the memory of --gpu.")
+        str | None, typer.Option(metavar="SIZE", help="As for train, as in 16GiB (not auto); default: all of --gpu.")
     ] = None,
     gpu: Gpu = None,
     tflops: Tflops = None,
@@ -78,6 +78,9 @@ def plan_train(
     Caches to come count as equally large. Example: understudy plan train --teacher FLUX.1-dev --student base
     --batch-size 4 --steps 50000 --gpu 4090
     """
+    from commands.fitting import named_bytes, stated_options
+
+    fit_bytes = named_bytes(fit)
     flags = dict(
         batch_size=batch_size, accumulate=accumulate, steps_per_trajectory=steps_per_trajectory, steps=steps,
         loss=loss, warmup_steps=warmup_steps, warmup_loss=warmup_loss, modulation=modulation,
@@ -101,12 +104,11 @@ def plan_train(
     manifests, configs = _manifests(asked, stated, cache or [], teacher, resolution or [], cache_flags)
     first = next(iter(manifests.values()))
     rate = rate_of(card, tflops, first.sampling.dtype)
-    from commands.fitting import size_bytes, stated_options
-    from commands.planning_train import AS_ASKED, fit_verdicts, train_facts, ways_of
+    from commands.planning_train import AS_ASKED, FITTED, fit_verdicts, train_facts, ways_of
     from trainer.costs import costs_of
 
     gpu_bytes = card.memory_gib * _GIB if card else None
-    memory_bytes = size_bytes(fit) if fit is not None else gpu_bytes
+    memory_bytes = gpu_bytes if fit_bytes is None else fit_bytes
     costs = costs_of(manifests, student_source(asked.student), gpu_bytes=gpu_bytes or memory_bytes)
     held = stated_options(asked, None if recipe is not None else given)
     verdicts, fitted = fit_verdicts(asked, costs, memory_bytes, card if fit is None else None, held)
@@ -116,7 +118,7 @@ def plan_train(
     if as_json:
         print(json.dumps(facts, indent=1))
         return
-    _print_train(facts, AS_ASKED)
+    _print_train(facts, FITTED if FITTED in facts["ways"] else AS_ASKED)
 
 
 def _manifests(
@@ -215,7 +217,10 @@ def _print_train(facts: dict[str, Any], way: str) -> None:
 
 
 def _print_stages(facts: dict[str, Any], way: str) -> None:
-    table = Table("stage", "loss", "px", "steps", "batch", "TFLOP/step", "s/step", "hours")
+    from commands.planning_train import FITTED
+
+    told = "as it fits" if way == FITTED else None
+    table = Table("stage", "loss", "px", "steps", "batch", "TFLOP/step", "s/step", "hours", title=told)
     for stage in facts["ways"][way]["stages"]:
         divided = f" in {stage['accumulate']}" if stage["accumulate"] > 1 else ""
         tflop, steps = stage["flop_per_step"] / 1e12, stage["steps"]

@@ -106,8 +106,11 @@ def memory_facts(memory: "GpuMemory") -> dict[str, Any]:
     }
 
 
-def gpu_verdict(stage: str, facts: dict[str, Any], card: "Card", way_out: str = "--batch-size {} fits") -> str:
-    """Whether a stage fits on a card, and what helps: `way_out` with the rows that fit."""
+LARGER_CARD = "take a larger card"
+
+
+def gpu_verdict(stage: str, facts: dict[str, Any], card: "Card", *, larger: str = LARGER_CARD) -> str:
+    """Whether a stage of a build fits on a card, and what helps; `larger`: where not even one row fits."""
     from models.memory import GpuMemory
 
     memory = GpuMemory(**{key: facts[key] for key in ("weights_bytes", "student_bytes", "sample_bytes", "batch_size")})
@@ -117,9 +120,9 @@ def gpu_verdict(stage: str, facts: dict[str, Any], card: "Card", way_out: str = 
     if largest >= memory.batch_size:
         return f"fits: {needed}"
     if largest:
-        return f"does not fit: {needed}; {way_out.format(largest)}"
+        return f"does not fit: {needed}; --batch-size {largest} fits"
     before = memory.total_bytes - memory.activations_bytes
-    return f"does not fit: {needed}; {before / _GIB:.1f} GiB are needed before the first sample: take a larger card"
+    return f"does not fit: {needed}; {before / _GIB:.1f} GiB are needed before the first sample: {larger}"
 
 
 def hours_of(flop: float, rate_flops: float | None, gpus: int) -> float | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from commands.fitting import Fit, fit_run, out_of_memory, stated_options
+from commands.fitting import Fit, fit_run, out_of_memory, size_bytes, stated_options
 from commands.resolve import (
     Device,
     Quiet,
@@ -165,6 +165,9 @@ def train(
         checkpoint_blocks=checkpoint_blocks, resident_blocks=resident_blocks, quantize=quantize, compile=compile,
         attention_backend=attention_backend, checkpoint_every=checkpoint_every, keep=keep, floor=floor, seed=seed,
     )  # fmt: skip
+    if fit is not None and fit.strip().lower() != "auto":
+        # Before anything is opened.
+        size_bytes(fit)
     places = named_places(cache or [])
     given = {name: value for name, value in flags.items() if is_given(context, name)}
     if fit is not None and "quantize" in given and "checkpoint_blocks" not in given:

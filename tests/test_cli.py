@@ -233,7 +233,7 @@ def test_ctrl_c_and_sigterm_keep_what_was_committed_and_say_so(tmp_path, dev_tea
     heard = process.communicate()[1]
     assert process.returncode == 130
     assert heard.strip().splitlines()[-1] == (
-        "understudy: interrupted: all that was committed stays; give the same command again to go on"
+        "understudy: interrupted: what was finished stays; the same command goes on from there"
     )
     assert "Traceback" not in heard
     assert list((tmp_path / "c/commits").glob("trajectories-*.json"))

@@ -101,7 +101,11 @@ def _names(where: str, stated: dict[str, Any]) -> dict[str, Any]:
 def _check_known(where: str, values: dict[str, Any], known: set[str]) -> None:
     if unknown := sorted(values.keys() - known):
         listed = ", ".join(sorted(name.replace("_", "-") for name in known))
-        raise BadSettings(f"{where} has the unknown key {unknown[0].replace('_', '-')!r}, expected one of {listed}")
+        key = unknown[0].replace("_", "-")
+        if key == "fit":
+            # What fits is of a machine, and is written down as the options that it came to.
+            raise BadSettings(f"{where} has the key 'fit', which is no part of a recipe: give --fit beside --recipe")
+        raise BadSettings(f"{where} has the unknown key {key!r}, expected one of {listed}")
 
 
 def _checked(where: str, kind: type[Stage] | type[TrainSettings], values: dict[str, Any]) -> Any:

@@ -9,6 +9,7 @@ import torch
 
 from models.host_memory import host_peak_bytes
 from models.matrix_rate import matrix_rate
+from models.student import CHECKPOINT_PREFIX, checkpoints
 from storage_schemas.progress import Progress, duration_text, size_text
 from trainer.loop import Trainer
 from trainer.metrics import Metrics
@@ -91,6 +92,9 @@ def summarized(
         yield
     except KeyboardInterrupt:
         _say_times(trainer, PeakMemory.of(trainer.device), progress)
+        kept = [folder.name.removeprefix(CHECKPOINT_PREFIX).lstrip("0") for folder in checkpoints(trainer.run)]
+        from_there = f"the last checkpoint is of step {kept[-1]}" if kept else "there is no checkpoint yet"
+        progress.say(f"stopped after step {trainer.done} of {trainer.settings.total_steps}; {from_there}")
         raise
     times = trainer.clock.times()
     if metrics is None or not times:
