@@ -235,7 +235,7 @@ def _torchmetrics_absent() -> str | None:
     try:
         import torchmetrics.image.fid  # noqa: F401
     except ModuleNotFoundError as error:
-        return f"fid needs {error.name}, which is not installed: {_EXTRA}"
+        return f"fid needs {(error.name or 'torchmetrics').split('.')[0]}, which is not installed: {_EXTRA}"
     except Exception as error:
         # With torch-fidelity installed and torchvision absent or of another torch, the import itself fails.
         reason = " ".join(str(error).split())[:200]

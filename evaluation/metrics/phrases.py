@@ -2,8 +2,8 @@
 
 The text in quotes is dropped. The rest is split at punctuation, "and", prepositions, forms of "be" and of some verbs of
 place, and before articles, possessives and numerals. Dropped are pieces after a verb that begin with none of these
-("was hung", "is walking"), pronouns and sides ("the left"), an "-ing" word alone, and one that an article follows ("a man
-holding a sign").
+("was hung", "is walking"), pronouns and sides ("the left"), an "-ing" word alone, and one that an article follows ("a
+man holding a sign").
 """
 
 import re

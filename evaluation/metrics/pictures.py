@@ -151,9 +151,7 @@ def _by_file(folder: Path, texts: Sequence[PictureText]) -> list[Picture]:
     pictures = []
     for text in texts:
         if text.file is None:
-            raise BadPrompts(
-                f"--prompts names no file for {text.prompt!r}, but for others: expected one for all or none"
-            )
+            raise BadPrompts(f"--prompts has no `file` for {text.prompt!r}, but for others: expected all or none")
         if not stays_inside(text.file) or not (folder / text.file).is_file():
             raise BadPictures(f"{folder} has no {text.file}, which --prompts names: expected a picture of this folder")
         pictures.append(_described(Picture(file=folder / text.file), text))

@@ -49,9 +49,8 @@ class AttributeBinding:
         phrases = [p.phrases if p.phrases is not None else noun_phrases(prompt) for p, prompt in prompts]
         asked = [(picture, texts) for (picture, _), texts in zip(prompts, phrases, strict=True) if texts]
         if not asked:
-            raise BadPrompts(
-                f"vqa: no prompt of {pictures[0].file.parent} names a thing: give `phrases` with --prompts"
-            )
+            folder = pictures[0].file.parent
+            raise BadPrompts(f"vqa: no prompt of {folder} names a thing: give --prompts JSONL with `phrases`")
         if len(asked) < len(pictures):
             progress.say(f"vqa: {len(pictures) - len(asked)} pictures are left out: their prompts have no phrases")
         values: dict[str, float] = {}

@@ -12,7 +12,8 @@ PROMPTS = ["a red book and a blue cup", "a blue book", "a sign that says 'open'"
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory) -> Path:
-    return make_clip(tmp_path_factory.mktemp("networks") / "clip")
+    # This one puts some pictures near their prompts and others opposite.
+    return make_clip(tmp_path_factory.mktemp("networks") / "clip", seed=1)
 
 
 @pytest.fixture(scope="session")
