@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from commands.resolve import Device, Json, Quiet, out, quiet_device, terminal
+from evaluation.metrics.published import CLIP_MODEL, OCR_MODEL, VQA_MODEL
 from storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ def evaluate_images(
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Prompts of the pictures; JSONL also file, text, phrases.")
     ] = None,
-    clip_model: Annotated[str, typer.Option(help="Folder or hub name.")] = "openai/clip-vit-large-patch14",
-    vqa_model: Annotated[str, typer.Option(help="Folder or hub name.")] = "Salesforce/blip-vqa-base",
+    clip_model: Annotated[str, typer.Option(help="Folder or hub name.")] = CLIP_MODEL,
+    vqa_model: Annotated[str, typer.Option(help="Folder or hub name.")] = VQA_MODEL,
     ocr: Annotated[Literal["trocr", "tesseract"], typer.Option(help="Who reads text off pictures.")] = "trocr",
-    ocr_model: Annotated[str, typer.Option(help="Of trocr: folder or hub name.")] = "microsoft/trocr-base-printed",
+    ocr_model: Annotated[str, typer.Option(help="Of trocr: folder or hub name.")] = OCR_MODEL,
     fid_features: Annotated[
         Literal["inception", "clip"], typer.Option(help="clip: FID-CLIP, without torchvision.")
     ] = "inception",

@@ -12,9 +12,6 @@ from evaluation.metrics.weights import Weights
 from storage_schemas.errors import MissingWeights
 from storage_schemas.progress import Progress
 
-# The one that torchmetrics takes, too.
-CLIP_MODEL = "openai/clip-vit-large-patch14"
-
 
 class ClipScore:
     """100 * max(cos, 0) of CLIP's embeddings of picture and prompt.

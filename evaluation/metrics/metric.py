@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 from PIL import Image
 
-from storage_schemas.errors import BadPictures
+from storage_schemas.errors import BadPictures, BadPrompts
 from storage_schemas.progress import Progress
 
 MetricName = Literal["clip-score", "fid", "vqa", "text"]
@@ -132,8 +132,6 @@ def batches(items: Sequence[_Item], size: int) -> list[Sequence[_Item]]:
 
 def with_prompts(metric: str, pictures: Sequence[Picture]) -> list[tuple[Picture, str]]:
     """Pictures with their prompts; BadPrompts where they have none."""
-    from storage_schemas.errors import BadPrompts
-
     found = [(picture, picture.prompt) for picture in pictures if picture.prompt is not None]
     if not found:
         raise BadPrompts(

@@ -14,7 +14,6 @@ from evaluation.metrics.weights import Weights
 from storage_schemas.errors import MissingExtra, MissingWeights
 
 OcrName = Literal["trocr", "tesseract"]
-OCR_MODEL = "microsoft/trocr-base-printed"
 _MOST_NEW_TOKENS = 64
 # Text anywhere in the picture, in no order of a page.
 _SPARSE_TEXT = "11"

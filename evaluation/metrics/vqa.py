@@ -14,7 +14,6 @@ from evaluation.metrics.weights import Weights
 from storage_schemas.errors import BadPrompts, MissingWeights
 from storage_schemas.progress import Progress
 
-VQA_MODEL = "Salesforce/blip-vqa-base"
 # As T2I-CompBench cuts them.
 _MOST_TOKENS = 35
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoTokenizer, BlipForQuestionAnswering, CLIPModel
 
 from evaluation.metrics import fid as fid_module
@@ -164,6 +166,17 @@ def test_text_is_right_where_the_recogniser_reads_what_was_asked_for(trocr, pict
     assert progress.said == ["text: 3 pictures are left out: their prompts quote no text"]
     with pytest.raises(BadPrompts, match="^text: no prompt of .*pictures quotes one such as 'open': give --prompts JS"):
         metric.score(found[:2], Silent())
+
+
+def test_trocr_reads_without_the_pooler_that_published_checkpoints_lack(trocr, pictures, tmp_path):
+    folder = tmp_path / "published"
+    shutil.copytree(trocr, folder)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("encoder.pooler.")}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    found = read_pictures(pictures)
+    assert TrOcr(str(folder), device=CPU).read(found) == TrOcr(str(trocr), device=CPU).read(found)
 
 
 def test_each_metric_names_what_it_needs(clip, blip, trocr):
