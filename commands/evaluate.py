@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from commands.evaluate_images import evaluate_images
 from commands.evaluate_table import evaluate_table
 from commands.resolve import POCKET, Device, Json, Quiet, out, quiet_device, resolve_teacher, terminal, write_picture
 from storage_schemas.errors import BadSettings
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from evaluation.pocket_scores import Scored
 
 evaluate_app = typer.Typer(no_args_is_help=True, help="Students against the teacher.")
+evaluate_app.command("images")(evaluate_images)
 evaluate_app.command("table")(evaluate_table)
 
 

@@ -69,5 +69,13 @@ class MissingExtra(UnderstudyError):
     """What was asked for needs a package that is not installed."""
 
 
+class MissingWeights(UnderstudyError):
+    """A metric's weights are not here, cannot be had, or are not what the metric reads."""
+
+
+class BadPictures(UnderstudyError):
+    """A folder of pictures is missing or empty, holds a broken picture, or lacks what a metric needs of it."""
+
+
 class WorkerFailed(UnderstudyError):
     """A worker of a build, or another process of a training run, failed or died; what was committed stays."""

@@ -214,11 +214,12 @@ def test_a_run_that_is_stopped_says_its_times_and_a_short_one_counts_nothing(
         trainer.timed_steps()
         raise KeyboardInterrupt
     told = [line.split(",")[0] for line in progress.lines]
-    assert told[0] == "stage warm-up (context)" and told[1].startswith("peak memory") and len(told) == 2
+    assert told[0] == "stage warm-up (context)" and told[1].startswith("peak memory") and len(told) == 3
+    assert told[2] == "stopped after step 0 of 1; there is no checkpoint yet"
     progress.lines.clear()
     with summarized(trainer, [], metrics, progress):
         pass
-    assert [line.split(",")[0] for line in progress.lines] == told
+    assert [line.split(",")[0] for line in progress.lines] == told[:2]
 
 
 def test_of_another_encoder_the_flops_are_counted_too(tmp_path, cache_folder):

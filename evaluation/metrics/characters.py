@@ -1,0 +1,49 @@
+"""Which text a picture should show, and how much of it was read off: pure functions of strings."""
+
+import re
+import unicodedata
+
+# An apostrophe between letters ends nothing: "the dog's sign says 'i don't know'".
+_QUOTED = re.compile(
+    r"(?<!\w)'((?:[^']|(?<=\w)'(?=\w))+)'(?!\w)"
+    r'|"([^"]+)"'
+    r"|“([^”]+)”"
+    r"|(?<!\w)‘((?:[^’]|(?<=\w)’(?=\w))+)’(?!\w)"
+)
+
+
+def quoted_text(prompt: str) -> str | None:
+    """What a prompt has in quotes, several parts joined by a space; None where nothing is."""
+    parts = [next(part for part in match.groups() if part is not None) for match in _QUOTED.finditer(prompt)]
+    return " ".join(parts).strip() or None
+
+
+def without_quoted(prompt: str) -> str:
+    """A prompt with a comma in place of each quoted text."""
+    return _QUOTED.sub(",", prompt)
+
+
+def comparable(text: str) -> str:
+    """A text as it is compared: Unicode NFC, case folded, a space for each run of white space."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+
+
+def characters_right(expected: str, read: str) -> float:
+    """Share of characters right: 1 - edit distance / length of the longer, of comparable texts, from 0 to 1.
+
+    1 - NED of the ICDAR 2019 robust reading challenges (arXiv 1909.07145), case ignored.
+    """
+    one, other = comparable(expected), comparable(read)
+    longest = max(len(one), len(other))
+    return 1 - edit_distance(one, other) / longest if longest else 1.0
+
+
+def edit_distance(one: str, other: str) -> int:
+    """Least number of characters put in, taken out or exchanged (Levenshtein 1966)."""
+    above = list(range(len(other) + 1))
+    for i, a in enumerate(one, start=1):
+        row = [i]
+        for j, b in enumerate(other, start=1):
+            row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (a != b)))
+        above = row
+    return above[-1]

@@ -1,0 +1,7 @@
+"""Published networks that score where no other is named, on the hub."""
+
+# What torchmetrics takes, too; Hessel et al. took ViT-B/32, whose values are not comparable.
+CLIP_MODEL = "openai/clip-vit-large-patch14"
+# T2I-CompBench's weights, as converted for transformers.
+VQA_MODEL = "Salesforce/blip-vqa-base"
+OCR_MODEL = "microsoft/trocr-base-printed"
