@@ -143,10 +143,17 @@ def fit_lines(fitted: "Fitted", costs: "Costs", memory_bytes: float) -> list[str
     return lines
 
 
-def out_of_memory(
-    error: Exception, asked: "TrainSettings", make_costs: "Callable[[], Costs]", run: Path
-) -> OutOfMemory:
-    """The error of a run that ran out of GPU memory: it names the flag that would help next."""
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU had too little memory: of torch's allocator, or of what the libraries take for themselves."""
+    names = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+    return type(error).__name__ == "OutOfMemoryError" or any(name in str(error) for name in names)
+
+
+def out_of_memory(asked: "TrainSettings", make_costs: "Callable[[], Costs]", run: Path, *, recipe: bool) -> OutOfMemory:
+    """The error of a run that ran out of GPU memory: it names the flag that would help next.
+
+    recipe: the stages stand in one, and so does what is a stage's to say.
+    """
     from models.student import checkpoints
     from trainer.fitting import helping_flag
 
@@ -160,6 +167,10 @@ def out_of_memory(
         flag, needed = ("--checkpoint-blocks 1" if asked.checkpoint_blocks != 1 else None), ""
     if flag is None:
         way = "take a smaller student, a cache of fewer pixels or text tokens, or a larger card"
+    elif recipe and flag.startswith("--accumulate"):
+        way = (
+            f"write {flag.removeprefix('--').replace(' ', ' = ', 1)} into the recipe, or give --fit auto, which chooses"
+        )
     else:
         way = f"give {flag} too, or --fit auto, which chooses"
     return OutOfMemory(f"the GPU is out of memory (the run needs {needed.removeprefix(', ') or 'more'}): {way}{stays}")

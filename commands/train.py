@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from commands.fitting import Fit, fit_run, out_of_memory, size_bytes, stated_options
+from commands.fitting import Fit, fit_run, is_out_of_memory, out_of_memory, size_bytes, stated_options
 from commands.resolve import (
     Device,
     Quiet,
@@ -184,6 +184,7 @@ def train(
         run, asked, places, backbone=backbone, device=device, quiet=quiet, verify=verify, local_copy=local_copy,
         local_copy_bytes=int(local_copy_gib * 2**30), accept_floor=accept_floor, shard_student=shard_student,
         log_to=log_to or (), fit=fit, held=stated_options(asked, None if recipe is not None else given),
+        recipe=recipe is not None,
     )  # fmt: skip
 
 
@@ -203,10 +204,11 @@ def train_run(
     log_to: Sequence[str] = (),
     fit: str | None = None,
     held: Collection[str] = (),
+    recipe: bool = False,
 ) -> None:
     """Train as asked on the caches at these places, by name; with the other processes that were launched, if any.
 
-    fit: GPU memory to fit into, by options that are not among those `held`.
+    fit: GPU memory to fit into, by options that are not among those `held`. recipe: whether that is where stages stand.
     """
     from cache_builder.workers import launched_worker
 
@@ -221,8 +223,6 @@ def train_run(
         for name, place in places.items()
     }
     torch_device = launched_device(device, launched.local_number)
-    from torch import OutOfMemoryError
-
     from models.device import total_bytes
     from models.teacher_folder import REPLAY_PARTS
     from trainer.costs import costs_of
@@ -251,8 +251,10 @@ def train_run(
                 run, asked, caches, teacher, torch_device, progress, student_source=source,
                 accept_floor=accept_floor, processes=processes, log_to=mirrors,
             )  # fmt: skip
-        except OutOfMemoryError as error:
-            raise out_of_memory(error, asked, make_costs, run) from error
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory(asked, make_costs, run, recipe=recipe) from error
     if processes.is_first:
         out.print(f"{run}: student trained for {trained:,} steps", markup=False)
 

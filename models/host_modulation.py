@@ -85,13 +85,14 @@ def takes_host(options: MemoryOptions, *, pooled_varies: bool, weights_bytes: in
 
     pooled_varies: prompts have pooled vectors of their own. weights_bytes: of the whole transformer; gpu_bytes: memory
     of the GPU in all, None where there is none. "auto" is the host where the weights would fill more than half of the
-    GPU, or some of them are streamed to it: elsewhere nothing is gained that is worth another device's rounding.
+    GPU: elsewhere nothing is gained that is worth another device's rounding. It does not depend on the options that a
+    resumed run may change.
     """
     if options.modulation != "auto":
         return options.modulation == "host"
     if not pooled_varies or gpu_bytes is None:
         return False
-    return options.resident_blocks is not None or 2 * weights_bytes > gpu_bytes
+    return 2 * weights_bytes > gpu_bytes
 
 
 class _Columns(torch.nn.Module):

@@ -14,7 +14,7 @@ class MemoryOptions(Flags):
     (models/modulation_table.py); "host" keeps those weights in the host's memory, which computes the vectors a batch
     ahead (models/host_modulation.py); "live" keeps the weights where the others are; "auto" is the table wherever there
     can be one and it is the smaller, and the host where pooled vectors are CLIP's and the weights would fill more than
-    half of the GPU, or are streamed. checkpoint_blocks: blocks whose activations are computed again in the backward
+    half of the GPU. checkpoint_blocks: blocks whose activations are computed again in the backward
     pass: 0 none, 1 every block, n every n-th (models/checkpointing.py). resident_blocks: so many blocks stay on the
     device, the others come from the host's memory for each use, and are computed twice (models/streaming.py); None: all
     stay. quantize: the weights of the blocks' linears in 8 or 4 bits (models/quantized.py). compile: blocks are

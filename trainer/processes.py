@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from models.student import Student
-from storage_schemas.errors import BadSettings, UnderstudyError, WorkerFailed
+from storage_schemas.errors import BadSettings, WorkerFailed
 from trainer.sharding import shard
 
 # The longest that one process waits for another before it gives up.
@@ -106,7 +106,8 @@ class Processes:
         if self.is_first:
             try:
                 told = json.dumps({"value": make()}).encode()
-            except (UnderstudyError, OSError) as error:
+            # Whatever it is: the others wait for what it says.
+            except Exception as error:
                 failed, told = error, json.dumps({"error": str(error)}).encode()
         found = json.loads(self._broadcast(told))
         if failed is not None:

@@ -77,7 +77,7 @@ def train(
     ]
     for lesson in lessons:
         lesson.training_set.check(lesson.cache, run)
-    objective = _objective(settings, lessons, teacher, device)
+    objective = _objective(settings, lessons, teacher, device, ranks=processes.ranks)
     for line in remarks(settings, lessons) if objective.backbones else ():
         progress.say(line)
     make = partial(
@@ -227,6 +227,8 @@ def _objective(
     lessons: list[Lesson],
     teacher: TeacherFolder | ContextProjection | None,
     device: torch.device,
+    *,
+    ranks: int = 1,
 ) -> Objective:
     manifests = [lesson.cache.manifest for lesson in lessons]
     context_ID, backbones = None, []
@@ -235,7 +237,7 @@ def _objective(
     elif teacher is not None and "context" in settings.losses:
         context_ID = load_context_projection(teacher, manifests[0].teacher, device)
     if isinstance(teacher, TeacherFolder) and settings.teacher_use == "transformer":
-        loaded = _load_backbone(settings, manifests, teacher, device)
+        loaded = _load_backbone(settings, manifests, teacher, device, ranks)
         backbones = [loaded.at(recorded_geometry(manifest.sampling)) for manifest in manifests]
     sigmas = [manifest.sampling.sigmas for manifest in manifests]
     return Objective(settings=settings, backbones=backbones, context_ID=context_ID, sigmas=sigmas)
@@ -296,7 +298,7 @@ def _run_config(
 
 
 def _load_backbone(
-    settings: TrainSettings, manifests: Sequence[Manifest], teacher: TeacherFolder, device: torch.device
+    settings: TrainSettings, manifests: Sequence[Manifest], teacher: TeacherFolder, device: torch.device, ranks: int
 ) -> FluxBackbone:
     manifest = manifests[0]
     expected = {name: value for name, value in manifest.teacher.weights.items() if name.startswith("transformer/")}
@@ -308,7 +310,7 @@ def _load_backbone(
             f"{str(expected.get(name))[:16]}: another model; give the recorded one with --backbone"
         )
     geometry = recorded_geometry(manifest.sampling)
-    conditions = recorded_conditions(manifests, batch_rows=settings.replay_rows)
+    conditions = recorded_conditions(manifests, batch_rows=max(1, settings.replay_rows // ranks))
     dtype = DTYPES[_backbone_dtype(settings, manifest)]
     check_backend(settings, teacher, dtype, device)
     return FluxBackbone.load(

@@ -126,7 +126,8 @@ def test_of_flux_dev_as_many_bytes_go_as_were_counted():
     [
         ("auto", True, 24 * GB, None, True),
         ("auto", True, 80 * GB, None, False),
-        ("auto", True, 80 * GB, 10, True),
+        # A resumed run may stream other blocks, and rounds as before.
+        ("auto", True, 80 * GB, 10, False),
         ("auto", False, 24 * GB, None, False),
         ("auto", True, None, 10, False),
         ("live", True, 24 * GB, None, False),
