@@ -2,41 +2,130 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
-from commands.resolve import POCKET, Device, Json, Quiet, out, quiet_device, resolve_teacher, terminal, write_picture
-from storage_schemas.errors import BadSettings
+from commands.evaluate_cache import (
+    CACHE_FLAGS,
+    POCKET_FLAGS,
+    check_flags,
+    print_evaluation,
+    score_on_cache,
+    steps_of_text,
+)
+from commands.resolve import (
+    POCKET,
+    Device,
+    Json,
+    Quiet,
+    Verify,
+    out,
+    quiet_device,
+    resolve_teacher,
+    terminal,
+    write_picture,
+)
+from commands.train import is_given
 
 if TYPE_CHECKING:
     from evaluation.pocket_scores import Scored
+
+CACHE_COUNT = 64
+POCKET_COUNT = 192
 
 evaluate_app = typer.Typer(no_args_is_help=True, help="Students against the teacher.")
 
 
 @evaluate_app.command("score")
 def evaluate_score(
+    context: typer.Context,
     student: Annotated[Path, typer.Argument(metavar="STUDENT", help="A run folder or an export.")],
+    cache: Annotated[
+        str | None,
+        typer.Option(help="Errors on the held-out trajectories of this cache: a folder, s3://bucket/prefix."),
+    ] = None,
     pocket: Annotated[bool, typer.Option("--pocket", help="Exact scores on the pocket world.")] = False,
-    count: Annotated[int, typer.Option(min=1, help="Held-out captions.")] = 192,
-    steps: Annotated[int, typer.Option(min=1)] = 20,
-    guidance: float = 3.5,
-    seed: int = 0,
-    picture: Annotated[Path | None, typer.Option(help="Also write a dozen captions side by side, a PNG.")] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Held-out trajectories (default 64), spread over sources and guidance; captions (192)."
+        ),
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Where transformer/ and vae/ lie; default: as recorded.")] = None,
+    steps_of: Annotated[
+        str | None, typer.Option(metavar="0,5,10", help="Steps of the trajectories; default: all.")
+    ] = None,
+    closed_loop: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Of these, sample N with the student leading, and decode; 0: none.")
+    ] = 16,
+    untrained: Annotated[bool, typer.Option("--untrained", help="Have an untrained student lead as well.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of each call of the transformer.")] = 8,
+    backbone_dtype: Annotated[
+        Literal["cache", "bfloat16", "float32"], typer.Option(help="cache: as recorded.")
+    ] = "cache",
+    quantize: Annotated[
+        Literal["cache", "none", "int8", "fp8", "nf4"], typer.Option(help="Its weights; cache: as recorded.")
+    ] = "cache",
+    modulation: Annotated[
+        Literal["auto", "table", "host", "live"], typer.Option(help="As in `understudy train`.")
+    ] = "auto",
+    resident_blocks: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Keep N of its blocks on the GPU, stream the others from pinned host memory."),
+    ] = None,
+    attention_backend: Annotated[
+        str | None, typer.Option(help="diffusers' attention backend; default: torch's own.")
+    ] = None,
+    verify: Verify = "once",
+    out_file: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.json", help="Write every number, by trajectory and step.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Sampler steps of --pocket.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Of --pocket.")] = 3.5,
+    seed: Annotated[int, typer.Option(min=0, help="Of --pocket's captions and noise, and of untrained weights.")] = 0,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also write a dozen captions of --pocket side by side, a PNG.")
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score teacher, trained and untrained student on captions that no training saw.
+    """Compare a student with its teacher on prompts that no training saw: on a cache, on the pocket world, or both.
+
+    Example: understudy evaluate score my-run --cache my-cache --out my-run.json
 
     Example: understudy evaluate score my-run --pocket --picture side-by-side.png
     """
+    given = [name for name in (*CACHE_FLAGS, *POCKET_FLAGS) if is_given(context, name)]
+    check_flags(given, cache=cache is not None, pocket=pocket)
+    facts: dict[str, Any] = {}
+    if cache is not None:
+        flags = dict(
+            count=count or CACHE_COUNT, steps_of=steps_of_text(steps_of), closed_loop=closed_loop,
+            untrained=untrained, batch_size=batch_size, backbone_dtype=backbone_dtype, quantize=quantize,
+            modulation=modulation, resident_blocks=resident_blocks, attention_backend=attention_backend, seed=seed,
+        )  # fmt: skip
+        found = score_on_cache(
+            student, cache, flags, backbone=backbone, verify=verify, out_file=out_file, device=device, quiet=quiet
+        )
+        from evaluation.aggregates import summary
+
+        facts = summary(found)
+        if not as_json:
+            print_evaluation(facts)
     if not pocket:
-        raise BadSettings("evaluate score needs --pocket: this version scores on the pocket world only")
-    results, captions = score_pocket(student, count, steps, guidance, seed, device, quiet)
-    print_scores(results, as_json)
+        if as_json:
+            print(json.dumps({"cache": facts}, indent=1, ensure_ascii=False))
+        return
+    results, captions = score_pocket(student, count or POCKET_COUNT, steps, guidance, seed, device, quiet)
+    if as_json and cache is not None:
+        from evaluation.pocket_scores import table_rows
+
+        print(json.dumps({"cache": facts, "pocket": table_rows(results)}, indent=1, ensure_ascii=False))
+    else:
+        print_scores(results, as_json)
     if picture is not None:
         write_picture(compare_picture(results, captions), picture)
 
