@@ -20,6 +20,7 @@ from commands.resolve import (
     Device,
     Json,
     Quiet,
+    Settings,
     Verify,
     out,
     quiet_device,
@@ -91,6 +92,7 @@ def evaluate_score(
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
+    settings: Settings = None,
 ) -> None:
     """Compare a student with its teacher on prompts that no training saw: on a cache, on the pocket world, or both.
 
@@ -112,22 +114,18 @@ def evaluate_score(
         )
         from evaluation.aggregates import summary
 
-        facts = summary(found)
+        facts["cache"] = summary(found)
         if not as_json:
-            print_evaluation(facts)
-    if not pocket:
-        if as_json:
-            print(json.dumps({"cache": facts}, indent=1, ensure_ascii=False))
-        return
-    results, captions = score_pocket(student, count or POCKET_COUNT, steps, guidance, seed, device, quiet)
-    if as_json and cache is not None:
-        from evaluation.pocket_scores import table_rows
-
-        print(json.dumps({"cache": facts, "pocket": table_rows(results)}, indent=1, ensure_ascii=False))
-    else:
-        print_scores(results, as_json)
-    if picture is not None:
-        write_picture(compare_picture(results, captions), picture)
+            print_evaluation(facts["cache"])
+    if pocket:
+        results, captions = score_pocket(student, count or POCKET_COUNT, steps, guidance, seed, device, quiet)
+        facts["pocket"] = score_rows(results)
+        if cache is None or not as_json:
+            print_scores(results, as_json)
+        if picture is not None:
+            write_picture(compare_picture(results, captions), picture)
+    if cache is not None and as_json:
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
 
 
 def score_pocket(
@@ -163,11 +161,16 @@ def compare_picture(results: list["Scored"], captions: list[str]) -> Any:
     )
 
 
-def print_scores(results: list["Scored"], as_json: bool) -> None:
-    """Print the table of scores, or JSON."""
+def score_rows(results: list["Scored"]) -> list[dict[str, Any]]:
+    """Rows of the table of scores."""
     from evaluation.pocket_scores import table_rows
 
-    rows = table_rows(results)
+    return table_rows(results)
+
+
+def print_scores(results: list["Scored"], as_json: bool) -> None:
+    """Print the table of scores, or JSON."""
+    rows = score_rows(results)
     if as_json:
         print(json.dumps(rows, indent=1))
         return

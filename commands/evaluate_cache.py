@@ -45,8 +45,11 @@ def score_on_cache(
     quiet: bool,
 ) -> "Evaluation":
     """Evaluate on a cache, and write the record to out_file where there is one."""
+    from evaluation.results import check_writable
     from storage_schemas.reader import Cache
 
+    if out_file is not None:
+        check_writable(out_file)
     cache = Cache.open(location, verify=verify)
     torch_device = quiet_device(device)
     from evaluation.on_cache import CacheScoring, evaluate_on_cache

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -85,6 +85,7 @@ class _Task:
     cache: Cache
     settings: CacheScoring
     student: CacheStudent
+    held_out: int
     chosen: Sequence[HeldOut]
     steps: tuple[int, ...]
     device: torch.device
@@ -110,50 +111,65 @@ def evaluate_on_cache(
 
     What does not fit is refused before weights are loaded: NotInCache, BadStudent, BadTeacher, BadSettings.
     """
-    manifest = cache.manifest
-    task, held_out = _checked(student, cache, settings, device, progress)
-    dtype = DTYPES[settings.dtype_of(manifest)]
-    options = settings.memory_of(manifest)
-    check_quantizer(options.quantize)
-    check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)
-    backbone = load_recorded_backbone(
-        manifest, teacher, dtype=dtype, batch_size=settings.batch_size, options=options,
-        attention_backend=settings.attention_backend, device=device,
-    )  # fmt: skip
+    task = _checked(student, cache, settings, device, progress)
+    options = settings.memory_of(cache.manifest)
+    backbone = _backbone(task, teacher, options)
     encoders = {"student": task.student.embeddings} | ({} if task.taught is None else {"floor": task.taught})
     found = open_loop(
         cache, backbone, encoders, task.chosen, task.steps, batch_size=settings.batch_size, progress=progress
     )
-    digests = manifest.digests()
+    closed = _closed(task, backbone, teacher) if settings.closed_loop else None
     evaluation = Evaluation(
-        created_by=f"understudy {version('understudy')}",
         student=str(student),
-        student_digest=task.student.digest,
-        cache=cache.location,
-        sampling_digest=digests["sampling"],
-        teacher_digest=digests["teacher"],
         backbone=teacher.source,
         computed=_computed(task, options),
-        committed=len(cache),
-        held_out=held_out,
-        steps=task.steps,
-        sigmas=tuple(manifest.sampling.sigmas[k] for k in task.steps),
-        trajectories=tuple(
-            Evaluated(key=one.key, prompt=one.text, sources=one.sources, guidance=cache.guidance(one.index))
-            for one in task.chosen
-        ),
         errors=found["student"],
         floor=found.get("floor"),
-        closed_loop=_closed(task, backbone, teacher) if settings.closed_loop else None,
+        closed_loop=closed,
+        **_of_task(task),
     )
     _remark_on_floor(evaluation, progress)
     return evaluation
 
 
-def _checked(
-    student: Path, cache: Cache, settings: CacheScoring, device: torch.device, progress: Progress
-) -> tuple[_Task, int]:
-    """The task, and how many trajectories are held out."""
+def _of_task(task: _Task) -> dict[str, Any]:
+    """The fields of an evaluation that are known before anything is computed."""
+    cache = task.cache
+    digests, sigmas = cache.manifest.digests(), cache.manifest.sampling.sigmas
+    return {
+        "created_by": f"understudy {version('understudy')}",
+        "student_digest": task.student.digest,
+        "cache": cache.location,
+        "sampling_digest": digests["sampling"],
+        "teacher_digest": digests["teacher"],
+        "committed": len(cache),
+        "held_out": task.held_out,
+        "steps": task.steps,
+        "sigmas": tuple(sigmas[k] for k in task.steps),
+        "trajectories": tuple(
+            Evaluated(key=one.key, prompt=one.text, sources=one.sources, guidance=cache.guidance(one.index))
+            for one in task.chosen
+        ),
+    }
+
+
+def _backbone(task: _Task, teacher: TeacherFolder, options: MemoryOptions) -> FluxBackbone:
+    settings, manifest = task.settings, task.cache.manifest
+    dtype = DTYPES[settings.dtype_of(manifest)]
+    check_quantizer(options.quantize)
+    check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=task.device)
+    return load_recorded_backbone(
+        manifest,
+        teacher,
+        dtype=dtype,
+        batch_size=settings.batch_size,
+        options=options,
+        attention_backend=settings.attention_backend,
+        device=task.device,
+    )
+
+
+def _checked(student: Path, cache: Cache, settings: CacheScoring, device: torch.device, progress: Progress) -> _Task:
     manifest = cache.manifest
     if settings.closed_loop:
         check_measurable(manifest.sampling.height, manifest.sampling.width)
@@ -173,10 +189,16 @@ def _checked(
             f"one"
         )
     chosen = [everything[place] for place in spread(everything, settings.count)]
-    task = _Task(
-        cache=cache, settings=settings, student=opened, chosen=chosen, steps=steps, device=device, progress=progress
+    return _Task(
+        cache=cache,
+        settings=settings,
+        student=opened,
+        held_out=len(everything),
+        chosen=chosen,
+        steps=steps,
+        device=device,
+        progress=progress,
     )
-    return task, len(everything)
 
 
 def _closed(task: _Task, backbone: FluxBackbone, teacher: TeacherFolder) -> ClosedLoop:

@@ -1,7 +1,11 @@
 """The record of an evaluation against a cache: every number by trajectory and step, for tables, heat maps, reports."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EISDIR
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -12,6 +16,24 @@ from storage_schemas.manifest import Quantization, Record, first_problem
 
 Rows = tuple[tuple[float, ...], ...]
 """[N][K]: a value of each trajectory and step."""
+
+
+def check_writable(path: Path) -> None:
+    """Raise BadSettings unless a record can be written here: told before hours of work, not after them."""
+    with _writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, "Is a directory")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BadSettings(f"{path} cannot be written ({error.strerror}): give another --out") from error
 
 
 class Evaluated(Record):
@@ -118,10 +140,8 @@ class Evaluation(Record):
 
     def write(self, path: Path) -> None:
         """Write it as JSON, whole or not at all; BadSettings if that is not possible."""
-        try:
+        with _writing(path):
             durable.replace(path, (self.model_dump_json(indent=1) + "\n").encode())
-        except OSError as error:
-            raise BadSettings(f"{path} cannot be written ({error.strerror}): give another --out") from error
 
     @classmethod
     def read(cls, path: Path) -> Self:

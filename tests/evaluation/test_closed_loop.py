@@ -91,7 +91,7 @@ def test_teacher_and_untrained_student_lead_beside_the_student(student, recorded
     found = evaluate_on_cache(student, Cache.open(recorded), replayed(dev_teacher), chosen, device=CPU, progress=heard)
     closed = found.closed_loop
     assert list(closed.leaders) == ["student", "teacher", "untrained"] and len(closed.trajectories) == 2
-    assert {found.trajectories[place].sources for place in closed.trajectories} == {("cache-few",), ("cache-many",)}
+    assert {found.trajectories[place].sources for place in closed.trajectories} == {("few",), ("many",)}
     assert closed.leaders["teacher"].latent_fraction == (0.0, 0.0)
     ends = {closed.leaders[name].latent_fraction for name in ("student", "untrained")}
     assert len(ends) == 2 and all(min(end) > 0 for end in ends)

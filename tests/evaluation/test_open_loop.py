@@ -74,9 +74,27 @@ def test_fewer_steps_and_trajectories_are_a_part_of_all_bit_for_bit(student, rec
     whole = evaluated(student, recorded, dev_teacher)
     part = evaluated(student, recorded, dev_teacher, count=3, steps_of=(1,))
     keys = [one.key for one in whole.trajectories]
-    assert {one.sources for one in part.trajectories} == {("cache-few",), ("cache-many",)}
+    assert {one.sources for one in part.trajectories} == {("few",), ("many",)}
     for one, row in zip(part.trajectories, part.errors.mean_square, strict=True):
         assert row == (whole.errors.mean_square[keys.index(one.key)][1],)
+
+
+@pytest.mark.parametrize("flags", [{"modulation": "live"}, {"resident_blocks": 1}])
+def test_options_of_memory_change_no_bit(student, recorded, dev_teacher, flags):
+    few = {"count": 2, "steps_of": (0, 1)}
+    plain, other = (evaluated(student, recorded, dev_teacher, **few | more) for more in ({}, flags))
+    assert (plain.errors, plain.floor) == (other.errors, other.floor)
+
+
+def test_pooled_vectors_are_those_that_were_recorded(tmp_path, student, dev_teacher):
+    cache = build_recorded(tmp_path / "c", dev_teacher, pooled="clip", held_out=4, trained=0)
+    assert not np.any(evaluated(student, cache, dev_teacher, count=2).floor.error_fraction)
+
+
+@pytest.mark.slow
+def test_a_cache_on_an_object_store_is_evaluated_as_one_here(tmp_path, s3, student, recorded, dev_teacher):
+    where = build_recorded(f"{s3.url}/c", dev_teacher, prompts=tmp_path)
+    assert evaluated(student, where, dev_teacher).errors == evaluated(student, recorded, dev_teacher).errors
 
 
 def test_a_prediction_that_is_no_number_is_refused_by_name(student, recorded, dev_teacher, monkeypatch):
