@@ -82,13 +82,14 @@ def print_evaluation(facts: dict[str, Any]) -> None:
         f"{facts['cache']}; errors are parts of the velocity's norm",
         markup=False,
     )
-    _print_means("step", [{"name": f"{row['step']} (sigma {row['sigma']:.3f})", **row} for row in opened["by_step"]])
+    _print_means("step, sigma", [{"name": f"{row['step']:>4}  {row['sigma']:.3f}", **row} for row in opened["by_step"]])
     _print_means("source", [{"name": row["source"], **row} for row in opened["by_source"]])
     if opened["by_guidance"][0]["guidance"] is not None:
         _print_means("guidance", [{"name": f"{row['guidance']:g}", **row} for row in opened["by_guidance"]])
-    _print_means("hardest prompts", [{"name": row["prompt"], **row} for row in opened["hardest_prompts"]])
-    overall = opened["overall"]
-    _print_means("overall", [{"name": "all", **overall}])
+    _print_means("overall", [{"name": "all", **opened["overall"]}])
+    out.print(f"the {len(opened['hardest_prompts'])} prompts with the largest errors:", markup=False)
+    for row in opened["hardest_prompts"]:
+        out.print(f"  {_percent(row['error_fraction']):>9}  {row['prompt']}", markup=False)
     for row in facts["closed_loop"]:
         out.print(_closed_line(row), markup=False)
 
@@ -96,14 +97,13 @@ def print_evaluation(facts: dict[str, Any]) -> None:
 def _print_means(title: str, rows: Sequence[dict[str, Any]]) -> None:
     from rich.text import Text
 
-    table = Table(title, "records", "student", "floor", "ratio", "student mse", "floor mse")
+    table = Table(title, "records", "student", "floor", "ratio", "mean square")
     for row in rows:
         ratio = row["error_per_floor_ratio"]
-        # Prompts may hold what rich takes for markup.
+        # Names of sources may hold what rich takes for markup.
         table.add_row(
             Text(row["name"]), str(row["records"]), _percent(row["error_fraction"]), _percent(row["floor_fraction"]),
-            "" if ratio is None else f"{ratio:.3g}", _short(row["error_mean_square"]),
-            _short(row["floor_mean_square"]),
+            "" if ratio is None else f"{ratio:.3g}", f"{row['error_mean_square']:.3g}",
         )  # fmt: skip
     out.print(table)
 
@@ -121,7 +121,3 @@ def _closed_line(row: dict[str, Any]) -> str:
 
 def _percent(fraction: float | None) -> str:
     return "" if fraction is None else f"{100 * fraction:.2f} %"
-
-
-def _short(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
