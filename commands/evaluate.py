@@ -2,18 +2,41 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
+from commands.evaluate_cache import (
+    CACHE_FLAGS,
+    POCKET_FLAGS,
+    check_flags,
+    print_evaluation,
+    score_on_cache,
+    steps_of_text,
+)
 from commands.evaluate_images import evaluate_images
 from commands.evaluate_table import evaluate_table
-from commands.resolve import POCKET, Device, Json, Quiet, out, quiet_device, resolve_teacher, terminal, write_picture
-from storage_schemas.errors import BadSettings
+from commands.resolve import (
+    POCKET,
+    Device,
+    Json,
+    Quiet,
+    Settings,
+    Verify,
+    out,
+    quiet_device,
+    resolve_teacher,
+    terminal,
+    write_picture,
+)
+from commands.train import is_given
 
 if TYPE_CHECKING:
     from evaluation.pocket_scores import Scored
+
+CACHE_COUNT = 64
+POCKET_COUNT = 192
 
 evaluate_app = typer.Typer(no_args_is_help=True, help="Students against the teacher.")
 evaluate_app.command("images")(evaluate_images)
@@ -22,27 +45,91 @@ evaluate_app.command("table")(evaluate_table)
 
 @evaluate_app.command("score")
 def evaluate_score(
+    context: typer.Context,
     student: Annotated[Path, typer.Argument(metavar="STUDENT", help="A run folder or an export.")],
+    cache: Annotated[
+        str | None,
+        typer.Option(help="Errors on the held-out trajectories of this cache: a folder, s3://bucket/prefix."),
+    ] = None,
     pocket: Annotated[bool, typer.Option("--pocket", help="Exact scores on the pocket world.")] = False,
-    count: Annotated[int, typer.Option(min=1, help="Held-out captions.")] = 192,
-    steps: Annotated[int, typer.Option(min=1)] = 20,
-    guidance: float = 3.5,
-    seed: int = 0,
-    picture: Annotated[Path | None, typer.Option(help="Also write a dozen captions side by side, a PNG.")] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Held-out trajectories (default 64), spread over sources and guidance; captions (192)."
+        ),
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Where transformer/ and vae/ lie; default: as recorded.")] = None,
+    steps_of: Annotated[
+        str | None, typer.Option(metavar="0,5,10", help="Steps of the trajectories; default: all.")
+    ] = None,
+    closed_loop: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Of these, sample N with the student leading, and decode; 0: none.")
+    ] = 16,
+    untrained: Annotated[bool, typer.Option("--untrained", help="Have an untrained student lead as well.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of each call of the transformer.")] = 8,
+    backbone_dtype: Annotated[
+        Literal["cache", "bfloat16", "float32"], typer.Option(help="cache: as recorded.")
+    ] = "cache",
+    quantize: Annotated[
+        Literal["cache", "none", "int8", "fp8", "nf4"], typer.Option(help="Its weights; cache: as recorded.")
+    ] = "cache",
+    modulation: Annotated[
+        Literal["auto", "table", "host", "live"], typer.Option(help="As in `understudy train`.")
+    ] = "auto",
+    resident_blocks: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Keep N of its blocks on the GPU, stream the others from pinned host memory."),
+    ] = None,
+    attention_backend: Annotated[
+        str | None, typer.Option(help="diffusers' attention backend; default: torch's own.")
+    ] = None,
+    verify: Verify = "once",
+    out_file: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.json", help="Write every number, by trajectory and step.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Sampler steps of --pocket.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Of --pocket.")] = 3.5,
+    seed: Annotated[int, typer.Option(min=0, help="Of --pocket's captions and noise, and of untrained weights.")] = 0,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also write a dozen captions of --pocket side by side, a PNG.")
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
+    settings: Settings = None,
 ) -> None:
-    """Score teacher, trained and untrained student on captions that no training saw.
+    """Compare a student with its teacher on prompts that no training saw: on a cache, on the pocket world, or both.
+
+    Example: understudy evaluate score my-run --cache my-cache --out my-run.json
 
     Example: understudy evaluate score my-run --pocket --picture side-by-side.png
     """
-    if not pocket:
-        raise BadSettings("evaluate score needs --pocket: this version scores on the pocket world only")
-    results, captions = score_pocket(student, count, steps, guidance, seed, device, quiet)
-    print_scores(results, as_json)
-    if picture is not None:
-        write_picture(compare_picture(results, captions), picture)
+    given = [name for name in (*CACHE_FLAGS, *POCKET_FLAGS) if is_given(context, name)]
+    check_flags(given, cache=cache is not None, pocket=pocket)
+    facts: dict[str, Any] = {}
+    if cache is not None:
+        flags = dict(
+            count=count or CACHE_COUNT, steps_of=steps_of_text(steps_of), closed_loop=closed_loop,
+            untrained=untrained, batch_size=batch_size, backbone_dtype=backbone_dtype, quantize=quantize,
+            modulation=modulation, resident_blocks=resident_blocks, attention_backend=attention_backend, seed=seed,
+        )  # fmt: skip
+        found = score_on_cache(
+            student, cache, flags, backbone=backbone, verify=verify, out_file=out_file, device=device, quiet=quiet
+        )
+        from evaluation.aggregates import summary
+
+        facts["cache"] = summary(found)
+        if not as_json:
+            print_evaluation(facts["cache"])
+    if pocket:
+        results, captions = score_pocket(student, count or POCKET_COUNT, steps, guidance, seed, device, quiet)
+        facts["pocket"] = score_rows(results)
+        if cache is None or not as_json:
+            print_scores(results, as_json)
+        if picture is not None:
+            write_picture(compare_picture(results, captions), picture)
+    if cache is not None and as_json:
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
 
 
 def score_pocket(
@@ -78,11 +165,16 @@ def compare_picture(results: list["Scored"], captions: list[str]) -> Any:
     )
 
 
-def print_scores(results: list["Scored"], as_json: bool) -> None:
-    """Print the table of scores, or JSON."""
+def score_rows(results: list["Scored"]) -> list[dict[str, Any]]:
+    """Rows of the table of scores."""
     from evaluation.pocket_scores import table_rows
 
-    rows = table_rows(results)
+    return table_rows(results)
+
+
+def print_scores(results: list["Scored"], as_json: bool) -> None:
+    """Print the table of scores, or JSON."""
+    rows = score_rows(results)
     if as_json:
         print(json.dumps(rows, indent=1))
         return

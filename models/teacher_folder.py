@@ -132,6 +132,18 @@ def _sha256_of(files: dict[str, bytes]) -> dict[str, str]:
     return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
 
 
+def check_recorded_transformer(teacher: TeacherFolder, recorded: Teacher) -> None:
+    """Raise BadTeacher, naming the first file, unless a cache was recorded with this transformer's weights."""
+    expected = {name: value for name, value in recorded.weights.items() if name.startswith("transformer/")}
+    found = teacher.weight_hashes("transformer")
+    if found != expected:
+        name = next(name for name in sorted(expected | found) if expected.get(name) != found.get(name))
+        raise BadTeacher(
+            f"{teacher.path}/{name} has sha256 {str(found.get(name))[:16]}, the cache was recorded with "
+            f"{str(expected.get(name))[:16]}: another model; give the recorded one with --backbone"
+        )
+
+
 def find_teacher(
     name: str, parts: tuple[str, ...], *, revision: str | None = None, files: Sequence[str] = ("*",)
 ) -> TeacherFolder:

@@ -16,9 +16,9 @@ from models.modulation_table import recorded_conditions
 from models.schedule import DTYPES
 from models.student import Student, new_student
 from models.student_tokens import StudentTokens, own_tokens, text_length_remark
-from models.teacher_folder import TeacherFolder
+from models.teacher_folder import TeacherFolder, check_recorded_transformer
 from models.teacher_hub import split_revision
-from storage_schemas.errors import BadRun, BadSettings, BadTeacher
+from storage_schemas.errors import BadRun, BadSettings
 from storage_schemas.manifest import Manifest
 from storage_schemas.progress import Progress, Silent, duration_text
 from storage_schemas.reader import Cache
@@ -301,14 +301,7 @@ def _load_backbone(
     settings: TrainSettings, manifests: Sequence[Manifest], teacher: TeacherFolder, device: torch.device, ranks: int
 ) -> FluxBackbone:
     manifest = manifests[0]
-    expected = {name: value for name, value in manifest.teacher.weights.items() if name.startswith("transformer/")}
-    found = teacher.weight_hashes("transformer")
-    if found != expected:
-        name = next(name for name in sorted(expected | found) if expected.get(name) != found.get(name))
-        raise BadTeacher(
-            f"{teacher.path}/{name} has sha256 {str(found.get(name))[:16]}, the cache was recorded with "
-            f"{str(expected.get(name))[:16]}: another model; give the recorded one with --backbone"
-        )
+    check_recorded_transformer(teacher, manifest.teacher)
     geometry = recorded_geometry(manifest.sampling)
     conditions = recorded_conditions(manifests, batch_rows=max(1, settings.replay_rows // ranks))
     dtype = DTYPES[_backbone_dtype(settings, manifest)]

@@ -1,0 +1,74 @@
+"""Held-out trajectories of a cache: which there are, and a choice of them that is the same every time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from models.noise import draw_guidance
+from storage_schemas.errors import NotInCache
+from storage_schemas.prompts import HELD_OUT_EVERY
+from storage_schemas.reader import Cache
+from storage_schemas.trajectory import trajectory_key
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """A trajectory whose prompt no training saw: its number, its prompt's number, and what it is told apart by.
+
+    guidance: None where the backbone takes none.
+    """
+
+    index: int
+    key: str
+    prompt: int
+    text: str
+    sources: tuple[str, ...]
+    guidance: float | None
+
+
+def held_out_trajectories(cache: Cache) -> list[HeldOut]:
+    """All that are committed, by number; NotInCache if there are none."""
+    prompts = {number: prompt for number, prompt in enumerate(cache.prompts) if prompt.held_out}
+    sampling, found = cache.manifest.sampling, []
+    committed = cache.indices()
+    for index in committed:
+        place = cache.layout.place(int(index))
+        prompt = prompts.get(place.prompt)
+        if prompt is None:
+            continue
+        guidance = None
+        if sampling.guidance is not None:
+            # Drawn again and not read: for a choice among thousands no shard is opened.
+            guidance = draw_guidance(sampling.guidance, seed=sampling.seed, prompt_id=prompt.id, replica=place.replica)
+        found.append(
+            HeldOut(
+                index=int(index),
+                key=trajectory_key(prompt.id, place.replica),
+                prompt=place.prompt,
+                text=prompt.text,
+                sources=prompt.sources,
+                guidance=guidance,
+            )
+        )
+    if not found:
+        raise NotInCache(
+            f"{cache.folder} has {len(committed)} committed trajectories, none of them of the {len(prompts)} held-out "
+            f"prompts among its {len(cache.prompts)}: one prompt in {HELD_OUT_EVERY} is held out, by a hash of its "
+            f"text, and training saw all others; build more prompts, or give another cache of this teacher"
+        )
+    return found
+
+
+def spread(trajectories: Sequence[HeldOut], count: int) -> list[int]:
+    """Places of `count` of these trajectories, ascending; all of them if there are fewer.
+
+    They are put in the order of sources, guidance and key (which begins with a hash of the text), and every
+    len / count-th is taken: sources and values of guidance are in the choice in proportion.
+    """
+
+    def order(place: int) -> tuple[tuple[str, ...], float, str]:
+        found = trajectories[place]
+        return found.sources, found.guidance or 0.0, found.key
+
+    places = sorted(range(len(trajectories)), key=order)
+    taken = min(count, len(places))
+    return sorted(places[(2 * number + 1) * len(places) // (2 * taken)] for number in range(taken))

@@ -1,0 +1,90 @@
+"""How far two pictures are apart: PSNR, SSIM and, where its network is at hand, LPIPS."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from storage_schemas.errors import BadSettings, MissingExtra
+from storage_schemas.fields import Array
+
+# The window of Wang et al. 2004 is 11 pixels wide.
+_WINDOW = 11
+# Of smaller pictures AlexNet's poolings leave nothing.
+_SMALLEST_FOR_ALEXNET = 31
+
+
+def check_measurable(height: int, width: int) -> None:
+    """Raise MissingExtra without scikit-image, BadSettings for pictures that SSIM's window does not fit into."""
+    if find_spec("skimage") is None:
+        raise MissingExtra(
+            "PSNR and SSIM of the closed loop need scikit-image, which is not installed: pip install "
+            "'understudy[metrics]', or give --closed-loop 0"
+        )
+    if min(height, width) < _WINDOW:
+        raise BadSettings(
+            f"the pictures of the cache are {height} x {width} pixels, SSIM looks at {_WINDOW} x {_WINDOW}: give "
+            f"--closed-loop 0"
+        )
+
+
+def psnr_db(picture_HWC: Array, wanted_HWC: Array) -> float | None:
+    """Peak signal to noise ratio of uint8 pictures in decibels; None where they are identical: it is infinite."""
+    from skimage.metrics import peak_signal_noise_ratio
+
+    if np.array_equal(picture_HWC, wanted_HWC):
+        return None
+    return float(peak_signal_noise_ratio(wanted_HWC, picture_HWC, data_range=255))
+
+
+def ssim(picture_HWC: Array, wanted_HWC: Array) -> float:
+    """Structural similarity of uint8 pictures, mean over colours; 1 where they are identical.
+
+    Source: Wang et al. 2004, with their Gaussian window (sigma 1.5, 11 pixels) and population covariances.
+    """
+    from skimage.metrics import structural_similarity
+
+    return float(
+        structural_similarity(
+            picture_HWC, wanted_HWC, channel_axis=2, data_range=255, gaussian_weights=True, sigma=1.5,
+            use_sample_covariance=False,
+        )
+    )  # fmt: skip
+
+
+class Lpips:
+    """Learned perceptual distance (Zhang et al. 2018) with AlexNet; nothing is downloaded."""
+
+    def __init__(self, device: torch.device) -> None:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        self._metric: Any = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True).to(device)
+        self._device = device
+
+    @torch.no_grad()
+    def __call__(self, picture_HWC: Array, wanted_HWC: Array) -> float:
+        """The distance of two uint8 pictures."""
+        both = [
+            torch.from_numpy(array).to(self._device).permute(2, 0, 1)[None].float() / 255
+            for array in (picture_HWC, wanted_HWC)
+        ]
+        value = float(self._metric(*both))
+        self._metric.reset()
+        return value
+
+
+def lpips_missing(height: int, width: int) -> str | None:
+    """What LPIPS wants for pictures of this size that is not here, in one line; None where all is at hand."""
+    if (side := min(height, width)) < _SMALLEST_FOR_ALEXNET:
+        return f"no LPIPS: AlexNet takes pictures from {_SMALLEST_FOR_ALEXNET} pixels on, these have {side}"
+    packages = [name for name in ("torchvision", "torchmetrics") if find_spec(name) is None]
+    if packages:
+        return f"no LPIPS: it needs {' and '.join(packages)}; pip install {' '.join(packages)}"
+    from torchvision.models import AlexNet_Weights
+
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / Path(AlexNet_Weights.DEFAULT.url).name
+    if not weights.is_file():
+        return f"no LPIPS: it needs AlexNet's weights in {weights}; fetch them from {AlexNet_Weights.DEFAULT.url}"
+    return None

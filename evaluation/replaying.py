@@ -1,0 +1,157 @@
+"""What replaying a cache needs: its backbone, embeddings by prompt number, and batches of its conditions."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import torch
+
+from models.backbone import FluxBackbone
+from models.geometry import recorded_geometry
+from models.memory_options import MemoryOptions
+from models.modulation_table import recorded_conditions
+from models.student import Student, check_fits, load_student, student_folder, untrained_like
+from models.student_tokens import StudentTokens, own_tokens
+from models.teacher_folder import TeacherFolder, check_recorded_transformer
+from storage_schemas.digests import digest, weight_sha256
+from storage_schemas.errors import BadStudent
+from storage_schemas.manifest import Manifest
+from storage_schemas.reader import Cache
+from storage_schemas.tensors import to_torch
+from storage_schemas.trajectory import Trajectory
+
+EmbedPrompts = Callable[[Sequence[int]], torch.Tensor]
+"""Numbers of prompts of a cache -> encoder_hidden_states_BTD."""
+
+# Rows that follow one another are steps of one trajectory: few prompts are asked for at a time.
+_REMEMBERED_PROMPTS = 16
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheStudent:
+    """A student that reads the prompts of a cache by their numbers, in fp32; `digest` is of its weights."""
+
+    network: Student
+    tokens: StudentTokens | None
+    cache: Cache
+    digest: str
+
+    @classmethod
+    def open(cls, student: Path, cache: Cache, device: torch.device) -> Self:
+        """The student of a run folder or an export; BadStudent unless it fits the cache."""
+        folder = student_folder(student)
+        network = load_student(folder)
+        tokens = own_tokens(folder, network)
+        _check_fits(network, tokens, cache, str(student))
+        return cls(
+            network=network.to(device),
+            tokens=tokens,
+            cache=cache,
+            digest=digest({file.name: weight_sha256(file) for file in sorted(folder.glob("*.safetensors"))}),
+        )
+
+    def untrained(self, *, seed: int) -> Self:
+        """The same shape with random weights."""
+        device = next(self.network.parameters()).device
+        network = untrained_like(self.network, seed=seed).to(device)
+        return type(self)(network=network, tokens=self.tokens, cache=self.cache, digest="")
+
+    @torch.no_grad()
+    def embeddings(self, prompts: Sequence[int]) -> torch.Tensor:
+        """encoder_hidden_states_BTD of prompts."""
+        if self.tokens is not None:
+            ids_BT = self.tokens.batch([self.cache.prompts[prompt].text for prompt in prompts])
+        else:
+            ids_BT = torch.from_numpy(np.stack([self.cache.padded_token_ids(prompt) for prompt in prompts]))
+        embedding_BTD: torch.Tensor = self.network(ids_BT.to(next(self.network.parameters()).device))[0]
+        return embedding_BTD
+
+
+def _check_fits(network: Student, tokens: StudentTokens | None, cache: Cache, where: str) -> None:
+    teacher = cache.manifest.teacher
+    check_fits(network, teacher.text_width, where)
+    own, taught = int(network.config.text_length), teacher.text_length
+    # A student with a tokenizer of its own may have positions for fewer tokens than the teacher.
+    if own > taught or (own < taught and tokens is None):
+        raise BadStudent(
+            f"{where} was trained at {own} text tokens, the prompts of {cache.folder} have {taught}: evaluate it on a "
+            f"cache of its length, such as the one it was trained from"
+        )
+    vocabulary = teacher.text_encoder_config["vocab_size"]
+    if tokens is None and network.config.vocab_size < vocabulary:
+        raise BadStudent(
+            f"{where} has a vocabulary of {network.config.vocab_size}, the token ids of {cache.folder} go up to "
+            f"{vocabulary - 1}: it was trained with another tokenizer; evaluate it on a cache of its own teacher"
+        )
+
+
+def load_recorded_backbone(
+    manifest: Manifest,
+    teacher: TeacherFolder,
+    *,
+    dtype: torch.dtype,
+    batch_size: int,
+    options: MemoryOptions,
+    attention_backend: str | None,
+    device: torch.device,
+) -> FluxBackbone:
+    """The transformer that a cache was recorded with, and its modulation as a table where it may be one.
+
+    batch_size: rows of every call. BadTeacher, before its weights are loaded, for another transformer.
+    """
+    check_recorded_transformer(teacher, manifest.teacher)
+    conditions = recorded_conditions([manifest], batch_rows=batch_size)
+    return FluxBackbone.load(
+        teacher.path,
+        recorded_geometry(manifest.sampling),
+        text_length=manifest.teacher.text_length,
+        dtype=dtype,
+        device=device,
+        attention_backend=attention_backend,
+        options=options,
+        conditions=conditions,
+        pooled_varies=conditions is None,
+    )
+
+
+def cached_embeddings(cache: Cache, device: torch.device) -> EmbedPrompts:
+    """The teacher's own, as the cache holds them."""
+    read = lru_cache(_REMEMBERED_PROMPTS)(cache.embedding)
+    return lambda prompts: to_torch(np.stack([read(prompt) for prompt in prompts])).to(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What the backbone is given beside latent, text and timestep: pooled_BP of its dtype, guidance_B in fp32."""
+
+    pooled_BP: torch.Tensor
+    guidance_B: torch.Tensor | None
+
+    @classmethod
+    def of(cls, cache: Cache, trajectories: Sequence[Trajectory], backbone: FluxBackbone) -> Self:
+        """As recorded with these trajectories, on the backbone's device."""
+        pooled_BP = to_torch(np.stack([cache.pooled(trajectory.prompt) for trajectory in trajectories]))
+        guidance_B = None
+        if cache.manifest.sampling.guidance is not None:
+            values = [trajectory.guidance for trajectory in trajectories]
+            guidance_B = torch.tensor(values, dtype=torch.float32, device=backbone.device)
+        return cls(pooled_BP=pooled_BP.to(device=backbone.device, dtype=backbone.dtype), guidance_B=guidance_B)
+
+
+def on_device(arrays: Sequence[Any], device: torch.device) -> torch.Tensor:
+    """A batch of arrays of a cache as a tensor of its dtype."""
+    return to_torch(np.stack(arrays)).to(device)
+
+
+def filled_batches(items: Sequence[Item], size: int) -> Iterator[tuple[list[Item], int]]:
+    """Batches of exactly `size` items, the last one filled up with its own again; how many of each are to be kept.
+
+    On a CPU the last bits of a row depend on how many rows it is computed with: all are computed with as many.
+    """
+    for first in range(0, len(items), size):
+        batch = list(items[first : first + size])
+        yield (batch * -(-size // len(batch)))[:size], len(batch)

@@ -1,0 +1,163 @@
+"""The record of an evaluation against a cache: every number by trajectory and step, for tables, heat maps, reports."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EISDIR
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from storage_schemas import durable
+from storage_schemas.errors import BadSettings
+from storage_schemas.manifest import Quantization, Record, first_problem
+
+Rows = tuple[tuple[float, ...], ...]
+"""[N][K]: a value of each trajectory and step."""
+
+
+def check_writable(path: Path) -> None:
+    """Raise BadSettings unless a record can be written here: told before hours of work, not after them."""
+    with _writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, "Is a directory")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BadSettings(f"{path} cannot be written ({error.strerror}): give another --out") from error
+
+
+class Evaluated(Record):
+    """A held-out trajectory; guidance is None where the backbone takes none."""
+
+    key: str
+    prompt: str
+    sources: tuple[str, ...] = Field(min_length=1)
+    guidance: float | None
+
+
+class StepErrors(Record):
+    """Errors of predictions against the cached velocity, [N][K].
+
+    error_fraction: norm of the difference per norm of the velocity. mean_square: mean squared difference, the loss of
+    training.
+    """
+
+    error_fraction: Rows
+    mean_square: Rows
+
+
+class Led(Record):
+    """Where sampling ends that a text encoder led, against where the teacher's ended, one value per trajectory.
+
+    latent_fraction: norm of the difference of the final latents per norm of the teacher's. psnr_db: None where the
+    pictures are identical (PSNR is infinite). lpips: None where it was not measured.
+    """
+
+    latent_fraction: tuple[float, ...]
+    psnr_db: tuple[float | None, ...]
+    ssim: tuple[float, ...]
+    lpips: tuple[float, ...] | None
+
+
+class ClosedLoop(Record):
+    """Sampling led from the cached noise. trajectories: places in `Evaluation.trajectories`.
+
+    leaders: "student"; "teacher", its cached embedding (the floor); "untrained".
+    """
+
+    trajectories: tuple[int, ...] = Field(min_length=1)
+    leaders: dict[str, Led]
+
+
+class Computed(Record):
+    """By what an evaluation was computed; values depend on it in their last digits."""
+
+    dtype: Literal["bfloat16", "float32"]
+    quantize: Quantization
+    attention: str
+    device: str
+    batch_size: int = Field(ge=1)
+    torch: str
+
+
+class Evaluation(Record):
+    """A student against held-out trajectories of a cache.
+
+    student_digest: of its weights. sampling_digest, teacher_digest: the cache's. committed, held_out: trajectories of
+    the cache then. steps: which of its K, with the sigma of each. floor: the errors of the teacher's cached
+    embedding; None where the cache has none.
+    """
+
+    format: Literal["understudy-evaluation"] = "understudy-evaluation"
+    format_version: Literal[1] = 1
+    created_by: str
+    student: str
+    student_digest: str
+    cache: str
+    sampling_digest: str
+    teacher_digest: str
+    backbone: str
+    computed: Computed
+    committed: int = Field(ge=1)
+    held_out: int = Field(ge=1)
+    steps: tuple[int, ...] = Field(min_length=1)
+    sigmas: tuple[float, ...]
+    trajectories: tuple[Evaluated, ...] = Field(min_length=1)
+    errors: StepErrors
+    floor: StepErrors | None
+    closed_loop: ClosedLoop | None
+
+    @model_validator(mode="after")
+    def _shapes_agree(self) -> Self:
+        rows, steps = len(self.trajectories), len(self.steps)
+        if len(self.sigmas) != steps:
+            raise ValueError(f"{steps} steps have {len(self.sigmas)} sigmas")
+        for errors in (self.errors, self.floor):
+            for values in () if errors is None else (errors.error_fraction, errors.mean_square):
+                if len(values) != rows or {len(row) for row in values} != {steps}:
+                    raise ValueError(f"errors are not of {rows} trajectories times {steps} steps")
+        if self.closed_loop is not None:
+            self._check_closed_loop(self.closed_loop)
+        return self
+
+    def _check_closed_loop(self, closed: ClosedLoop) -> None:
+        if not all(0 <= place < len(self.trajectories) for place in closed.trajectories):
+            raise ValueError(f"the closed loop names trajectories beyond the {len(self.trajectories)} there are")
+        for name, led in closed.leaders.items():
+            columns = (led.latent_fraction, led.psnr_db, led.ssim, *(() if led.lpips is None else (led.lpips,)))
+            if {len(column) for column in columns} != {len(closed.trajectories)}:
+                raise ValueError(f"what {name} led has not one value per trajectory of {len(closed.trajectories)}")
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON, whole or not at all; BadSettings if that is not possible."""
+        with _writing(path):
+            durable.replace(path, (self.model_dump_json(indent=1) + "\n").encode())
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """What `write` wrote; BadSettings for a file that is something else."""
+        try:
+            body = json.loads(path.read_bytes())
+        except FileNotFoundError as error:
+            raise BadSettings(f"no file {path}: expected what `understudy evaluate score --out` wrote") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise BadSettings(
+                f"{path} is not readable JSON: expected what `understudy evaluate score --out` wrote"
+            ) from error
+        try:
+            return cls.model_validate(body)
+        except ValidationError as error:
+            raise BadSettings(
+                f"{path} is no evaluation that this version reads ({first_problem(error)}): expected what "
+                f"`understudy evaluate score --out` wrote; evaluate again"
+            ) from error

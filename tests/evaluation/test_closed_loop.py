@@ -1,0 +1,141 @@
+"""Sampling led from the cached noise ends where the teacher's ended, or as far from it as is measured."""
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluation import picture_distances
+from evaluation.closed_loop import closed_loop
+from evaluation.held_out import held_out_trajectories
+from evaluation.on_cache import CacheScoring, evaluate_on_cache
+from evaluation.picture_distances import check_measurable, lpips_missing, psnr_db, ssim
+from evaluation.replaying import CacheStudent, cached_embeddings, load_recorded_backbone
+from models.geometry import recorded_geometry
+from models.image_decoder import ImageDecoder
+from models.memory_options import MemoryOptions
+from models.text_encoder import TeacherTextEncoder
+from storage_schemas.errors import BadSettings, MissingExtra
+from storage_schemas.progress import Silent
+from storage_schemas.reader import Cache
+from tests.evaluation.recorded import CPU, ROWS, build_recorded, replayed
+from tests.trainer.test_train import Listening
+
+pytest.importorskip("skimage")
+
+
+def led(cache: Cache, teacher, leaders, count: int, lpips=None):
+    backbone = load_recorded_backbone(
+        cache.manifest, replayed(teacher), dtype=torch.float32, batch_size=ROWS, options=MemoryOptions(),
+        attention_backend=None, device=CPU,
+    )  # fmt: skip
+    decoder = ImageDecoder.load(replayed(teacher), recorded_geometry(cache.manifest.sampling), device=CPU)
+    chosen = held_out_trajectories(cache)[:count]
+    return closed_loop(
+        cache, backbone, decoder, leaders, chosen, lpips=lpips, batch_size=ROWS, progress=Silent()
+    )  # fmt: skip
+
+
+def test_a_student_that_is_the_teacher_ends_where_it_ended_bit_for_bit(recorded, dev_teacher):
+    cache = Cache.open(recorded)
+    encoder = TeacherTextEncoder.load(replayed(dev_teacher), dtype=torch.float32, device=CPU)
+
+    def taught(prompts):
+        return encoder.encode(torch.from_numpy(np.stack([cache.padded_token_ids(prompt) for prompt in prompts])))
+
+    leaders = {"student": taught, "teacher": cached_embeddings(cache, CPU)}
+    # Five: the second batch is filled up.
+    for found in led(cache, dev_teacher, leaders, 5).values():
+        assert found.latent_fraction == (0.0,) * 5 and found.psnr_db == (None,) * 5 and found.ssim == (1.0,) * 5
+        assert found.lpips is None
+
+
+def test_a_student_ends_where_flux_pipeline_ends_with_its_embedding(tmp_path, student, dev_teacher):
+    cache = Cache.open(build_recorded(tmp_path / "c", dev_teacher, guidance=(3.5,), held_out=ROWS, trained=0))
+    opened = CacheStudent.open(student, cache, CPU)
+    seen = []
+
+    def distance(ours, theirs):
+        seen.append((ours, theirs))
+        return 0.25
+
+    found = led(cache, dev_teacher, {"student": opened.embeddings}, ROWS, distance)["student"]
+    recorded = [cache.trajectory(one.index) for one in held_out_trajectories(cache)]
+    pipeline = FluxPipeline.from_pretrained(dev_teacher, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    text_BTD = opened.embeddings([trajectory.prompt for trajectory in recorded])
+    noise_BSC = torch.from_numpy(np.stack([trajectory.noise_SC for trajectory in recorded]))
+    final_BSC = pipeline(
+        prompt_embeds=text_BTD, pooled_prompt_embeds=torch.zeros(ROWS, 8), height=16, width=16,
+        num_inference_steps=3, guidance_scale=3.5, latents=noise_BSC, output_type="latent",
+    ).images  # fmt: skip
+    wanted = np.stack([trajectory.final_latent_SC for trajectory in recorded]).astype(np.float64)
+    away = np.linalg.norm((final_BSC.numpy() - wanted).reshape(ROWS, -1), axis=1)
+    assert found.latent_fraction == pytest.approx(away / np.linalg.norm(wanted.reshape(ROWS, -1), axis=1), rel=1e-12)
+    assert min(found.latent_fraction) > 0
+    decoder = ImageDecoder.load(replayed(dev_teacher), recorded_geometry(cache.manifest.sampling), device=CPU)
+    for row, (ours, theirs) in enumerate(seen):
+        assert np.array_equal(ours, decoder.decode(final_BSC[row : row + 1])[0])
+        assert np.array_equal(theirs, decoder.decode(torch.from_numpy(recorded[row].final_latent_SC)[None])[0])
+        assert found.psnr_db[row] == psnr_db(ours, theirs) and found.ssim[row] == ssim(ours, theirs)
+    assert found.lpips == (0.25,) * ROWS
+
+
+def test_teacher_and_untrained_student_lead_beside_the_student(student, recorded, dev_teacher):
+    heard = Listening()
+    chosen = CacheScoring.from_flags(closed_loop=2, count=4, untrained=True, batch_size=ROWS, steps_of=(0,), seed=5)
+    found = evaluate_on_cache(student, Cache.open(recorded), replayed(dev_teacher), chosen, device=CPU, progress=heard)
+    closed = found.closed_loop
+    assert list(closed.leaders) == ["student", "teacher", "untrained"] and len(closed.trajectories) == 2
+    assert {found.trajectories[place].sources for place in closed.trajectories} == {("few",), ("many",)}
+    assert closed.leaders["teacher"].latent_fraction == (0.0, 0.0)
+    ends = {closed.leaders[name].latent_fraction for name in ("student", "untrained")}
+    assert len(ends) == 2 and all(min(end) > 0 for end in ends)
+    assert "no LPIPS: AlexNet takes pictures from 31 pixels on, these have 16" in heard.heard
+
+
+def test_a_cache_without_embeddings_has_no_floor_and_no_teacher_that_leads(tmp_path, student, dev_teacher):
+    cache = build_recorded(tmp_path / "c", dev_teacher, trained=0, held_out=ROWS, embeddings="none")
+    heard = Listening()
+    chosen = CacheScoring.from_flags(closed_loop=1, count=1, batch_size=ROWS, steps_of=(0,))
+    found = evaluate_on_cache(student, Cache.open(cache), replayed(dev_teacher), chosen, device=CPU, progress=heard)
+    assert found.floor is None and list(found.closed_loop.leaders) == ["student"]
+    assert (
+        f"no replay floor: {cache} was built with --embeddings none; a cache with --embeddings stored has one"
+    ) in heard.heard
+
+
+PICTURES = st.integers(0, 255).flatmap(lambda a: st.tuples(st.just(a), st.integers(0, 255)))
+
+
+@given(PICTURES)
+def test_psnr_and_ssim_of_even_pictures_are_those_of_their_formulas(values):
+    one, other = (np.full((16, 16, 3), value, dtype=np.uint8) for value in values)
+    a, b = map(float, values)
+    # Wang et al. 2004, equation 13: where nothing varies the term of luminance alone is left.
+    constant = (0.01 * 255) ** 2
+    assert ssim(one, other) == pytest.approx((2 * a * b + constant) / (a * a + b * b + constant), abs=1e-6)
+    found = psnr_db(one, other)
+    assert (found is None) == (a == b)
+    if found is not None:
+        assert found == pytest.approx(20 * np.log10(255 / abs(a - b)))
+
+
+def test_what_lpips_wants_is_told_in_one_line():
+    said = lpips_missing(64, 64)
+    if find_spec("torchvision") is None:
+        assert said == "no LPIPS: it needs torchvision; pip install torchvision"
+    elif said is not None:
+        assert "it needs AlexNet's weights in" in said
+
+
+def test_what_pictures_cannot_be_measured_is_told_before_any_weight_is_read(monkeypatch):
+    with pytest.raises(BadSettings, match=r"are 8 x 16 pixels, SSIM looks at 11 x 11: give --closed-loop 0"):
+        check_measurable(8, 16)
+    monkeypatch.setattr(picture_distances, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"pip install 'understudy\[metrics\]', or give --closed-loop 0"):
+        check_measurable(64, 64)
