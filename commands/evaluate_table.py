@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from commands.evaluate_table_cache import cache_table, write_error_results
 from commands.resolve import POCKET, Device, Quiet, out, quiet_device, resolve_teacher, terminal
 from storage_schemas.errors import BadSettings, MissingExtra
 
@@ -25,7 +26,13 @@ def evaluate_table(
         typer.Argument(metavar="[NAME=]RUN...", help="Runs or exports; those of one NAME are seeds of one student."),
     ],
     pocket: Annotated[bool, typer.Option("--pocket", help="Exact scores on the pocket world.")] = False,
-    count: Annotated[int, typer.Option(min=1, help="Held-out captions.")] = 192,
+    cache: Annotated[
+        str | None, typer.Option(help="Distances from the teacher on the held-out trajectories of this cache.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Where transformer/ and vae/ lie; default: as recorded.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Held-out captions of --pocket.")] = 192,
+    trajectories: Annotated[int, typer.Option(min=1, help="Held-out trajectories of --cache.")] = 64,
+    closed_loop: Annotated[int, typer.Option(min=0, help="Of these sampled anew, the student leading.")] = 16,
     steps: Annotated[int, typer.Option(min=1)] = 20,
     guidance: float = 3.5,
     seed: int = 0,
@@ -40,26 +47,39 @@ def evaluate_table(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Students as rows, dimensions as columns, the teacher first, with 95 % intervals. Given again, it goes on.
+    """Students as rows, the teacher first: scores by dimension, distances on a cache. Given again, it goes on.
 
     Example: understudy evaluate table small=run-1 small=run-2 base=run-3 --pocket --out results
     """
-    if not pocket:
-        raise BadSettings("evaluate table needs --pocket: this version scores on the pocket world only")
+    if not pocket and cache is None:
+        raise BadSettings("evaluate table needs --pocket (exact scores) or --cache CACHE (distances from the teacher)")
     if format not in _FORMATS:
         raise BadSettings(f"--format is {format!r}, expected one of {', '.join(_FORMATS)}")
+    groups = grouped(runs)
     quiet_device(device)
     if folder is not None:
         from evaluation.plots import check_plotting
 
         check_plotting()
-    table = pocket_table(
-        grouped(runs), count=count, steps=steps, guidance=guidance, seed=seed, eight_bits=eight_bits, folder=folder,
-        device=device, quiet=quiet,
-    )  # fmt: skip
-    if folder is not None:
-        write_results(table, grouped(runs), folder, device)
-    print_table(table, format)
+    if pocket:
+        scores = pocket_table(
+            groups, count=count, steps=steps, guidance=guidance, seed=seed, eight_bits=eight_bits, folder=folder,
+            device=device, quiet=quiet,
+        )  # fmt: skip
+        if folder is not None:
+            write_results(scores, groups, folder, device)
+        print_table(scores, format)
+    if cache is not None:
+        from evaluation.error_table import error_lines, error_markdown
+
+        errors = cache_table(
+            groups, cache, count=trajectories, closed_loop=closed_loop, backbone=backbone, folder=folder,
+            device=device, quiet=quiet,
+        )  # fmt: skip
+        if folder is not None:
+            write_error_results(errors, folder)
+        title = f"{errors.trajectories} held-out trajectories"
+        print_lines(error_lines(errors), error_markdown(errors), errors, format, title)
 
 
 def grouped(given: Sequence[str]) -> dict[str, list[Path]]:
@@ -189,24 +209,30 @@ def _embeddings(groups: Mapping[str, Sequence[Path]], table: "Table", device: st
 
 
 def print_table(table: "Table", format: str) -> None:
-    """As text, Markdown or JSON."""
+    """Scores as text, Markdown or JSON."""
     from evaluation.table import lines_of, markdown
 
-    if format == "json":
-        print(table.model_dump_json(indent=1))
-        return
-    if format == "markdown":
-        print(markdown(table), end="")
-        return
     (_, _, _, *dimensions), *rows = lines_of(table)
-    shown = RichTable(title=f"{table.captions} held-out captions, 95 % intervals", box=SIMPLE_HEAD, pad_edge=False,
-                      padding=(0, 1, 0, 0))  # fmt: skip
-    for heading in ("", *dimensions):
-        shown.add_column(heading, overflow="fold")
+    lines = [["", *dimensions]]
     for name, parameters, runs, *cells in rows:
         several = f", {runs} runs" if runs != "1" else ""
-        # An interval below its mean: nine columns fit a terminal of 80.
-        shown.add_row(
-            f"{escape(name)}\n{parameters}{several}", *(cell.replace(" (", "\n").rstrip(")") for cell in cells)
-        )
+        # An interval below its mean: eight columns fit a terminal of 80.
+        lines.append([f"{name}\n{parameters}{several}", *(cell.replace(" (", "\n").rstrip(")") for cell in cells)])
+    print_lines(lines, markdown(table), table, format, f"{table.captions} held-out captions, 95 % intervals")
+
+
+def print_lines(lines: list[list[str]], markdown: str, record: Any, format: str, title: str) -> None:
+    """A table in the form that is asked for; `record` is what JSON has."""
+    if format == "json":
+        print(record.model_dump_json(indent=1))
+        return
+    if format == "markdown":
+        print(markdown, end="")
+        return
+    shown = RichTable(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    head, *rows = lines
+    for heading in head:
+        shown.add_column(heading, overflow="fold")
+    for row in rows:
+        shown.add_row(*(escape(cell) for cell in row))
     out.print(shown)

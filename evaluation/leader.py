@@ -45,6 +45,11 @@ class Leader:
             return self.embed(self.token_ids(texts).to(device))
 
 
+def weights_digest(folder: Path) -> str:
+    """Of the weight files of a saved student."""
+    return digest({file.name: weight_sha256(file) for file in sorted(folder.glob("*.safetensors"))})
+
+
 def teacher_parts(student: str, pooled: Pooled = "zero") -> tuple[str, ...]:
     """What of a teacher's folder has to be there: for a student with a tokenizer nothing of T5."""
     parts = PICTURE_PARTS if pooled == "zero" else (*PICTURE_PARTS, *POOLED_PARTS)
@@ -87,7 +92,7 @@ def open_leader(
     return Leader(
         token_ids=_t5_token_ids(t5_folder, trained_length) if tokens is None else tokens.batch,
         text_length=trained_length,
-        digest=digest({file.name: weight_sha256(file) for file in sorted(folder.glob("*.safetensors"))}),
+        digest=weights_digest(folder),
         trained_guidance=None if guidance is None else (float(guidance[0]), float(guidance[1])),
         embed=lambda token_ids_BT: network(token_ids_BT)[0],
         parameters=sum(parameter.numel() for parameter in network.parameters()),

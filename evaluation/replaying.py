@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import torch
 
+from evaluation.leader import weights_digest
 from models.backbone import FluxBackbone
 from models.geometry import recorded_geometry
 from models.memory_options import MemoryOptions
@@ -16,7 +17,6 @@ from models.modulation_table import recorded_conditions
 from models.student import Student, check_fits, load_student, student_folder, untrained_like
 from models.student_tokens import StudentTokens, own_tokens
 from models.teacher_folder import TeacherFolder, check_recorded_transformer
-from storage_schemas.digests import digest, weight_sha256
 from storage_schemas.errors import BadStudent
 from storage_schemas.manifest import Manifest
 from storage_schemas.reader import Cache
@@ -51,7 +51,7 @@ class CacheStudent:
             network=network.to(device),
             tokens=tokens,
             cache=cache,
-            digest=digest({file.name: weight_sha256(file) for file in sorted(folder.glob("*.safetensors"))}),
+            digest=weights_digest(folder),
         )
 
     def untrained(self, *, seed: int) -> Self:

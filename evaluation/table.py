@@ -75,13 +75,17 @@ def lines_of(table: Table) -> list[list[str]]:
 
 def markdown(table: Table) -> str:
     """For a document."""
-    head, *rows = ([_escaped(text) for text in line] for line in lines_of(table))
-    lines = [head, ["---"] * len(head), *rows]
     caption = (
         f"{table.captions} held-out captions, {table.steps} sampler steps, guidance {table.guidance:g}, "
         f"seed {table.seed}; 95 % Wilson intervals."
     )
-    return "\n".join([caption, "", *(f"| {' | '.join(line)} |" for line in lines)]) + "\n"
+    return "\n".join([caption, "", *markdown_lines(lines_of(table))]) + "\n"
+
+
+def markdown_lines(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table, of which the first is its head, as Markdown."""
+    head, *rows = ([_escaped(text) for text in line] for line in lines)
+    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
 
 
 def _millions(parameters: int) -> str:

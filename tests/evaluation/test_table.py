@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from commands.evaluate_table import grouped
+from evaluation.error_table import ErrorTable
 from evaluation.intervals import wilson
 from evaluation.pocket_scores import Score
 from evaluation.scored_rows import ScoredRun, scored
@@ -13,6 +14,7 @@ from evaluation.table import Table, cell_text, lines_of, markdown, row_of
 from models.student import new_student, save_student
 from models.teacher_folder import BUILD_PARTS, find_teacher
 from pocket import STUDENTS_FOLDER, TEACHER_FOLDER
+from pocket.world import captions
 from storage_schemas.errors import BadSettings
 from tests.test_cli import understudy
 
@@ -112,10 +114,34 @@ def test_teacher_and_students_come_as_a_table_with_plots_and_stay_scored(tmp_pat
     assert code == 0 and said == (tmp_path / "r/table.md").read_text()
 
 
+def test_on_a_cache_students_are_rows_of_distances_and_stay_evaluated(tmp_path, capsys):
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    (tmp_path / "p.txt").write_text("".join(f"{text}\n" for text in captions(64, seed=0, split="train")))
+    words = ["--teacher", "pocket", "--prompts", tmp_path / "p.txt", "--steps", 2, "--batch-size", 64, "--quiet"]
+    assert understudy("build", cache, *words, capsys=capsys)[0] == 0
+    words = ["--cache", cache, "--student", "pocket-tiny", "--steps", 0, "--warmup-steps", 1, "--quiet"]
+    assert understudy("train", run, *words, capsys=capsys)[0] == 0
+    words = ["evaluate", "table", f"tiny={run}", f"tiny={run}", f"other={run}", "--cache", cache, "--quiet"]
+    words += ["--trajectories", 2, "--closed-loop", 1, "--out", tmp_path / "r"]
+    code, said, _ = understudy(*words, "--format", "json", capsys=capsys)
+    found = ErrorTable.model_validate(json.loads(said))
+    two, one = found.rows
+    assert code == 0 and (two.name, two.runs, one.name, one.runs) == ("tiny", 2, "other", 1)
+    assert two.error_fraction == one.error_fraction == pytest.approx(sum(one.by_step) / 2) and one.error_fraction > 0
+    assert one.floor_fraction == 0 and two.records == 2 * one.records
+    assert one.latent_fraction > 0 and one.ssim < 1
+    (file,) = (tmp_path / "r/evaluated").iterdir()
+    before = file.stat().st_mtime_ns
+    code, said, _ = understudy(*words, "--format", "markdown", capsys=capsys)
+    assert code == 0 and said == (tmp_path / "r/errors.md").read_text() and file.stat().st_mtime_ns == before
+    assert f"| tiny | 2 | {100 * one.error_fraction:.2f} % | 0.00 % |" in said
+    assert (tmp_path / "r/errors.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["r"], "evaluate table needs --pocket: this version scores on the pocket world only"),
+        (["r"], "evaluate table needs --pocket (exact scores) or --cache CACHE (distances from the teacher)"),
         (["r", "--pocket", "--format", "pdf"], "--format is 'pdf', expected one of text, markdown, json"),
         (["nowhere", "--pocket"], "no student nowhere: expected a run folder, or what `understudy export` wrote"),
     ],
