@@ -13,7 +13,13 @@ import cli
 from cache_builder.prompt_sources import PromptSource
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs/building.md", ROOT / "docs/training.md", ROOT / "docs/small-gpus.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs/building.md",
+    ROOT / "docs/training.md",
+    ROOT / "docs/small-gpus.md",
+    ROOT / "docs/evaluation.md",
+)
 LINKING = (*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "storage_schemas/README.md")
 FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)|`((?:docs|storage_schemas|pocket|models|benchmarks)/[\w./-]+)`")
