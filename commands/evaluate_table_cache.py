@@ -51,13 +51,15 @@ def _evaluated(
         )
     from evaluation.leader import weights_digest
     from evaluation.results import Evaluation
+    from evaluation.scored_rows import computed_by
     from models.student import student_folder
     from storage_schemas.digests import digest
     from storage_schemas.reader import Cache
 
     cache = Cache.open(location)
-    asked = {"student": weights_digest(student_folder(run)), "committed": len(cache), **flags}
-    asked |= {"sampling": cache.manifest.digests()["sampling"], "device": device}
+    asked = {"student": weights_digest(student_folder(run)), "committed": len(cache), **flags, **computed_by(device)}
+    # The digest of the prompts covers teacher and sampling.
+    asked |= {"cache": cache.manifest.digests()["prompts"], "backbone": backbone or cache.manifest.source}
     file = folder / "evaluated" / f"{digest(asked)[:24]}.json"
     if file.is_file():
         return Evaluation.read(file)
