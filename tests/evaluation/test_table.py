@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from commands.evaluate_table import check_one_size, grouped
+from commands.evaluate_table_cache import kept_evaluation
 from evaluation.error_table import ErrorTable
 from evaluation.intervals import wilson
 from evaluation.plots import plot_embeddings
@@ -165,8 +166,13 @@ def test_on_a_cache_students_are_rows_of_distances_and_stay_evaluated(tmp_path, 
     build = ["--teacher", "pocket", "--prompts", tmp_path / "p.txt", "--steps", 2, "--batch-size", 64, "--quiet"]
     assert understudy("build", tmp_path / "other", *build, capsys=capsys)[0] == 0
     words[words.index(cache)] = tmp_path / "other"
+    assert kept_evaluation(file) is not None
+    file.write_text("{}")
+    assert kept_evaluation(file) is None and kept_evaluation(tmp_path / "none") is None
+    words += ["--pocket", "--count", 2, "--steps", 1, "--no-eight-bits"]
     code, said, _ = understudy(*words, "--format", "json", capsys=capsys)
-    assert code == 0 and json.loads(said)["cache"] == str(tmp_path / "other")
+    both = json.loads(said)
+    assert code == 0 and both["cache"]["cache"] == str(tmp_path / "other") and both["pocket"]["captions"] == 2
     assert len(list((tmp_path / "r/evaluated").iterdir())) == 2
 
 
