@@ -27,10 +27,15 @@ def check_flags(given: Sequence[str], *, cache: bool, pocket: bool) -> None:
             "evaluate score needs --cache or --pocket: held-out trajectories of a cache, or captions of the pocket "
             "world, which are scored exactly"
         )
-    for there, flags, needed in ((cache, CACHE_FLAGS, "--cache"), (pocket, POCKET_FLAGS, "--pocket")):
-        if not there and (idle := [name for name in flags if name in given]):
-            name = _NAMES.get(idle[0], idle[0]).replace("_", "-")
-            raise BadSettings(f"--{name} is given without {needed}: it does nothing there; leave it out, or give both")
+    refuse_idle(given, CACHE_FLAGS, "--cache", there=cache)
+    refuse_idle(given, POCKET_FLAGS, "--pocket", there=pocket)
+
+
+def refuse_idle(given: Sequence[str], flags: Sequence[str], needed: str, *, there: bool) -> None:
+    """Raise BadSettings for one of the flags that do nothing without `needed`, unless that is there."""
+    if not there and (idle := [name for name in flags if name in given]):
+        name = _NAMES.get(idle[0], idle[0]).replace("_", "-")
+        raise BadSettings(f"--{name} is given without {needed}: it does nothing there; leave it out, or give both")
 
 
 def score_on_cache(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from commands.resolve import Device, Json, Quiet, out, quiet_device, terminal
@@ -89,7 +90,7 @@ def _print_report(report: "Report", as_json: bool) -> None:
         table.add_column(name, no_wrap=True)
     for folder, count in report.pictures.items():
         scores = {score.name: score for score in report.scored[folder]}
-        table.add_row(folder, str(count), *(_cell(scores.get(name), count) for name in report.names))
+        table.add_row(escape(folder), str(count), *(_cell(scores.get(name), count) for name in report.names))
     out.print(table)
     every = [score for scores in report.scored.values() for score in scores]
     for line in dict.fromkeys(f"{score.name}: {score.model} at {score.revision}" for score in every):

@@ -1,5 +1,6 @@
 """`understudy evaluate table`: the paper's table shape, and its plots."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,18 +10,25 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from commands.evaluate_cache import refuse_idle
 from commands.evaluate_table_cache import cache_table, write_error_results
 from commands.resolve import POCKET, Device, Quiet, out, quiet_device, resolve_teacher, terminal
+from commands.train import is_given
 from storage_schemas.errors import BadSettings, MissingExtra
 
 if TYPE_CHECKING:
     from evaluation.scored_rows import ScoredRun
     from evaluation.table import Table
 
+# What the teacher, its int8 form and the floor are called in tables and plots.
+_OWN_NAMES = ("teacher", "teacher, 8 bit", "floor")
 _FORMATS = ("text", "markdown", "json")
+_CACHE_FLAGS = ("backbone", "trajectories", "closed_loop")
+_POCKET_FLAGS = ("count", "steps", "guidance", "seed", "eight_bits")
 
 
 def evaluate_table(
+    context: typer.Context,
     runs: Annotated[
         list[str],
         typer.Argument(metavar="[NAME=]RUN...", help="Runs or exports; those of one NAME are seeds of one student."),
@@ -35,7 +43,7 @@ def evaluate_table(
     closed_loop: Annotated[int, typer.Option(min=0, help="Of these sampled anew, the student leading.")] = 16,
     steps: Annotated[int, typer.Option(min=1)] = 20,
     guidance: float = 3.5,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
     eight_bits: Annotated[
         bool, typer.Option("--eight-bits/--no-eight-bits", help="A row for the teacher's T5 in int8.")
     ] = True,
@@ -53,6 +61,9 @@ def evaluate_table(
     """
     if not pocket and cache is None:
         raise BadSettings("evaluate table needs --pocket (exact scores) or --cache CACHE (distances from the teacher)")
+    given = [name for name in (*_CACHE_FLAGS, *_POCKET_FLAGS) if is_given(context, name)]
+    refuse_idle(given, _CACHE_FLAGS, "--cache", there=cache is not None)
+    refuse_idle(given, _POCKET_FLAGS, "--pocket", there=pocket)
     if format not in _FORMATS:
         raise BadSettings(f"--format is {format!r}, expected one of {', '.join(_FORMATS)}")
     groups = grouped(runs)
@@ -68,7 +79,9 @@ def evaluate_table(
         )  # fmt: skip
         if folder is not None:
             write_results(scores, groups, folder, device)
-        print_table(scores, format)
+        # Two tables are one JSON document.
+        if cache is None or format != "json":
+            print_table(scores, format)
     if cache is not None:
         from evaluation.error_table import error_lines, error_markdown
 
@@ -79,6 +92,9 @@ def evaluate_table(
         if folder is not None:
             write_error_results(errors, folder)
         title = f"{errors.trajectories} held-out trajectories"
+        if pocket and format == "json":
+            print(json.dumps({"pocket": scores.json_value(), "cache": errors.json_value()}, indent=1))
+            return
         print_lines(error_lines(errors), error_markdown(errors), errors, format, title)
 
 
@@ -99,6 +115,13 @@ def grouped(given: Sequence[str]) -> dict[str, list[Path]]:
             unnamed[name] = text
         if not name or not place:
             raise BadSettings(f"{text!r} names no run, expected [NAME=]RUN, as in small=my-run")
+        if name in _OWN_NAMES:
+            raise BadSettings(f"{text} would be named {name!r}, as a line of ours is: name it, as in student={place}")
+        if Path(place).resolve() in [one.resolve() for one in groups.get(name, ())]:
+            raise BadSettings(
+                f"{place} is given twice as {name!r}: runs of one name are seeds of one student, and a run counted "
+                f"twice narrows the interval; give it once, or another run"
+            )
         groups.setdefault(name, []).append(Path(place))
     return groups
 
@@ -120,25 +143,38 @@ def pocket_table(
     import torch
 
     from evaluation.sampling import Studio
+    from evaluation.scored_rows import computed_by
     from evaluation.table import Table, row_of
     from models.teacher_folder import BUILD_PARTS
     from pocket.world import captions
+    from storage_schemas.digests import digest
 
     teacher, progress = resolve_teacher(POCKET, BUILD_PARTS), terminal(quiet)
     studio = Studio.open(
         teacher, resolution=None, steps=steps, guidance=guidance, seed=seed, dtype=torch.float32, device=torch_device
     )
     texts = captions(count, seed=seed, split="heldout")
-    asked = {"teacher": str(teacher.weight_hashes("transformer")), "count": str(count), "steps": str(steps)}
-    asked |= {"guidance": f"{guidance:g}", "seed": str(seed), "device": torch_device.type}
+    weights = [*(teacher.weight_hashes(part) for part in ("transformer", "vae")), teacher.config("scheduler")]
+    asked = {"teacher": digest(weights), "count": str(count), "steps": str(steps), "guidance": repr(guidance)}
+    asked |= {"seed": str(seed), **computed_by(device)}
     rows = []
     for name, encoders in _encoders(groups, teacher, torch_device, eight_bits, progress.say):
         found = [
             _scored(studio, encoder, texts, f"{name} {number}" if len(encoders) > 1 else name, asked, folder, progress)
             for number, encoder in enumerate(encoders, start=1)
         ]
+        check_one_size(name, [one.parameters for one in found])
         rows.append(row_of(name, found[0].parameters, [one.by_dimension() for one in found]))
     return Table(captions=count, steps=steps, guidance=guidance, seed=seed, rows=tuple(rows))
+
+
+def check_one_size(name: str, parameters: Sequence[int]) -> None:
+    """Raise BadSettings unless the runs of one name are of one size."""
+    if len(set(parameters)) > 1:
+        raise BadSettings(
+            f"the runs named {name!r} have {' and '.join(map(str, sorted(set(parameters))))} parameters: runs of one "
+            f"name are seeds of one student; give another name to each size"
+        )
 
 
 def _encoders(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from commands.evaluate_cache import score_on_cache
+from storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
     from evaluation.error_table import ErrorTable
@@ -50,21 +51,32 @@ def _evaluated(
             run, location, flags, backbone=backbone, verify="once", out_file=None, device=device, quiet=quiet
         )
     from evaluation.leader import weights_digest
-    from evaluation.results import Evaluation
+    from evaluation.scored_rows import computed_by
     from models.student import student_folder
     from storage_schemas.digests import digest
     from storage_schemas.reader import Cache
 
     cache = Cache.open(location)
-    asked = {"student": weights_digest(student_folder(run)), "committed": len(cache), **flags}
-    asked |= {"sampling": cache.manifest.digests()["sampling"], "device": device}
+    asked = {"student": weights_digest(student_folder(run)), "committed": len(cache), **flags, **computed_by(device)}
+    # The digest of the prompts covers teacher and sampling.
+    asked |= {"cache": cache.manifest.digests()["prompts"], "backbone": backbone or cache.manifest.source}
     file = folder / "evaluated" / f"{digest(asked)[:24]}.json"
-    if file.is_file():
-        return Evaluation.read(file)
+    if (found := kept_evaluation(file)) is not None:
+        return found
     file.parent.mkdir(parents=True, exist_ok=True)
     return score_on_cache(
         run, location, flags, backbone=backbone, verify="once", out_file=file, device=device, quiet=quiet
     )
+
+
+def kept_evaluation(file: Path) -> "Evaluation | None":
+    """What was evaluated before; None where nothing is, or a file that is damaged or of another version."""
+    from evaluation.results import Evaluation
+
+    try:
+        return Evaluation.read(file)
+    except BadSettings:
+        return None
 
 
 def write_error_results(table: "ErrorTable", folder: Path) -> None:

@@ -92,7 +92,7 @@ def _means(evaluation: Evaluation, numbers: Sequence[int], step: int | None = No
     steps = slice(None) if step is None else slice(step, step + 1)
 
     def part(rows: Any) -> Array:
-        return np.array(rows)[list(numbers), steps]
+        return np.array([rows[number][steps] for number in numbers])
 
     errors, floor = evaluation.errors, evaluation.floor
     error = _mean(part(errors.error_fraction))

@@ -54,7 +54,9 @@ def teacher_row(teacher: TeacherFolder, *, eight_bits: bool, dtype: torch.dtype,
 
 def student_row(name: str, student: Path, teacher: TeacherFolder, *, device: torch.device) -> EncoderRow:
     """The student of a run or an export, at the text length that it was trained at. BadStudent if it does not fit."""
-    leader = open_leader(str(student), teacher, text_length=None, dtype=torch.float32, device=device)
+    # A folder named `teacher` is a student here, and Path drops the "./" that says so.
+    where = f"./{student}" if str(student) == TEACHER else str(student)
+    leader = open_leader(where, teacher, text_length=None, dtype=torch.float32, device=device)
     assert leader.parameters is not None
     return EncoderRow(
         name=name,

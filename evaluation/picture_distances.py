@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from evaluation.restricted_pickles import restricted_pickles
 from storage_schemas.errors import BadSettings, MissingExtra
 from storage_schemas.fields import Array
 
@@ -60,7 +61,9 @@ class Lpips:
     def __init__(self, device: torch.device) -> None:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-        self._metric: Any = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True).to(device)
+        with restricted_pickles():
+            metric = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
+        self._metric: Any = metric.to(device)
         self._device = device
 
     @torch.no_grad()
@@ -82,7 +85,12 @@ def lpips_missing(height: int, width: int) -> str | None:
     packages = [name for name in ("torchvision", "torchmetrics") if find_spec(name) is None]
     if packages:
         return f"no LPIPS: it needs {' and '.join(packages)}; pip install {' '.join(packages)}"
-    from torchvision.models import AlexNet_Weights
+    try:
+        from torchvision.models import AlexNet_Weights
+    except Exception as error:
+        # A torchvision of another torch fails at its import; the errors by step are computed by then.
+        reason = " ".join(str(error).split())[:200]
+        return f"no LPIPS: torchvision cannot be imported ({type(error).__name__}: {reason}); install torch's own"
 
     weights = Path(torch.hub.get_dir()) / "checkpoints" / Path(AlexNet_Weights.DEFAULT.url).name
     if not weights.is_file():

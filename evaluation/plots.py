@@ -72,7 +72,7 @@ def plot_embeddings(embeddings: Mapping[str, Array], file: Path, *, seed: int = 
 
     names = list(embeddings)
     points = np.concatenate([embeddings[name] for name in names])
-    perplexity = min(30.0, max(2.0, (len(points) - 1) / 4))
+    perplexity = min(30.0, max(1.0, (len(points) - 1) / 4))
     map_N2 = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)
     figure, (panel,) = _figure(1, 1, scale=1.8)
     first = 0

@@ -1,6 +1,7 @@
 """Rows of a table that were scored before stay: a file for each text encoder, by all that its scores depend on."""
 
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -24,6 +25,28 @@ class ScoredRun(Record):
             name: Score(mean=mean, count=count, low=low, high=high)
             for name, (mean, count, low, high) in self.scores.items()
         }
+
+
+def computed_by(device: str) -> dict[str, str]:
+    """Part of what is asked: this program, torch and the device, by which values differ.
+
+    device: a name that torch takes, or "auto".
+    """
+    import torch
+
+    from models.device import usable_device
+
+    found = usable_device(device)
+    name = torch.cuda.get_device_name(found) if found.type == "cuda" else found.type
+    packages = {package: _version(package) for package in ("understudy", "torch", "diffusers", "torchao")}
+    return {"device": name, **packages}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 def scored(folder: Path | None, asked: dict[str, str], score: Callable[[], ScoredRun]) -> ScoredRun:

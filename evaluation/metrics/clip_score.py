@@ -59,7 +59,7 @@ class ClipScore:
                 # Both are of length one already.
                 cosine_B = (found.image_embeds * found.text_embeds).sum(dim=-1)
                 scores_B = (100 * cosine_B.clamp(min=0)).tolist()
-                values.update({picture.file.name: x for (picture, _), x in zip(batch, scores_B, strict=True)})
+                values.update({picture.name: x for (picture, _), x in zip(batch, scores_B, strict=True)})
                 bar.advance(len(batch))
         return [mean_of(self.name, values, model=self._model, revision=self._weights.revision)]
 

@@ -13,6 +13,7 @@ from PIL import Image
 from evaluation.metrics.clip_score import clip_pixels
 from evaluation.metrics.metric import MetricName, Needs, Picture, Scored, batches
 from evaluation.metrics.weights import Weights
+from evaluation.restricted_pickles import restricted_pickles
 from storage_schemas.digests import weight_sha256
 from storage_schemas.errors import BadSettings, MissingWeights
 from storage_schemas.progress import Progress
@@ -149,7 +150,8 @@ class InceptionFeatures:
 
         given = {} if self._file is None else {"feature_extractor_weights_path": str(self._file)}
         try:
-            metric = FrechetInceptionDistance(feature=self.width, reset_real_features=False, **given)
+            with restricted_pickles():
+                metric = FrechetInceptionDistance(feature=self.width, reset_real_features=False, **given)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise MissingWeights(

@@ -23,9 +23,13 @@ _PERCENTILES = (2.5, 97.5)
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture to score. text: what should be written in it; phrases: the things it should show; None: not stated."""
+    """A picture to score. text: what should be written in it; phrases: the things it should show; None: not stated.
+
+    name: its path within the folder, by which values are kept: files of several subfolders may have one file name.
+    """
 
     file: Path
+    name: str
     prompt: str | None = None
     text: str | None = None
     phrases: tuple[str, ...] | None = None
@@ -54,7 +58,7 @@ class Needs:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """One number of a folder. values: by file name, where single pictures have one.
+    """One number of a folder. values: by Picture.name, where single pictures have one.
 
     low, high: 95 %, by what `interval` names; None where there is none. model: name or folder of the network, or of a
     program; revision: commit on the hub, sha256 of the weights of a folder, or version.

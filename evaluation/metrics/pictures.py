@@ -42,13 +42,15 @@ def read_pictures(folder: Path, texts: Sequence[PictureText] | None = None) -> l
             f"no folder {folder}: expected one that `understudy generate` wrote, or one of pictures with --prompts FILE"
         )
     index = folder / INDEX_FILE
-    pictures = _indexed(folder, index) if index.is_file() else _listed(folder)
+    if index.is_file():
+        pictures = _indexed(folder, index)
+        return pictures if texts is None else _with_more(folder, pictures, texts)
+    # Files that are named may all lie in subfolders.
+    if texts is not None and any(text.file is not None for text in texts):
+        return _by_file(folder, texts)
+    pictures = _listed(folder)
     if texts is None:
         return pictures
-    if index.is_file():
-        return _with_more(folder, pictures, texts)
-    if any(text.file is not None for text in texts):
-        return _by_file(folder, texts)
     if len(texts) != len(pictures):
         raise BadPrompts(
             f"{folder} has {len(pictures)} pictures and --prompts {len(texts)} prompts: expected as many, in the order "
@@ -116,9 +118,10 @@ def _indexed(folder: Path, index: Path) -> list[Picture]:
                 f"{index} line {number} names {entry.file}, which is not there: give the command of "
                 f"`understudy generate` again, which makes what is missing"
             )
-        pictures.append(Picture(file=folder / entry.file, prompt=entry.prompt))
+        pictures.append(Picture(file=folder / entry.file, name=entry.file, prompt=entry.prompt))
     if not pictures:
         raise BadPictures(f"{index} names no picture: give the command of `understudy generate` again")
+    _check_once(pictures, str(index))
     return pictures
 
 
@@ -126,7 +129,7 @@ def _listed(folder: Path) -> list[Picture]:
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _ENDINGS and not _hidden(file))
     if not files:
         raise BadPictures(f"{folder} holds no picture: expected files such as 000000.png ({', '.join(_ENDINGS)})")
-    return [Picture(file=file) for file in files]
+    return [Picture(file=file, name=file.name) for file in files]
 
 
 def _hidden(file: Path) -> bool:
@@ -154,5 +157,17 @@ def _by_file(folder: Path, texts: Sequence[PictureText]) -> list[Picture]:
             raise BadPrompts(f"--prompts has no `file` for {text.prompt!r}, but for others: expected all or none")
         if not stays_inside(text.file) or not (folder / text.file).is_file():
             raise BadPictures(f"{folder} has no {text.file}, which --prompts names: expected a picture of this folder")
-        pictures.append(_described(Picture(file=folder / text.file), text))
+        pictures.append(_described(Picture(file=folder / text.file, name=text.file), text))
+    _check_once(pictures, "--prompts")
     return pictures
+
+
+def _check_once(pictures: Sequence[Picture], where: str) -> None:
+    seen: set[Path] = set()
+    for picture in pictures:
+        if picture.file in seen:
+            raise BadPrompts(
+                f"{where} names {picture.name} more than once: expected each picture with one prompt, for it has one "
+                f"value; name it once"
+            )
+        seen.add(picture.file)

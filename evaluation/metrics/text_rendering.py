@@ -37,7 +37,7 @@ class TextRendering:
             for batch in batches(asked, self._batch_size):
                 found = self._recogniser.read([picture for picture, _ in batch])
                 for (picture, text), reading in zip(batch, found, strict=True):
-                    read[picture.file.name] = (text, reading)
+                    read[picture.name] = (text, reading)
                 bar.advance(len(batch))
         return self._scored(read)
 

@@ -57,7 +57,7 @@ class AttributeBinding:
             for batch in batches(asked, self._batch_size):
                 found = self._answers([picture for picture, _ in batch], [texts for _, texts in batch])
                 for (picture, _), answers in zip(batch, found, strict=True):
-                    values[picture.file.name] = math.prod(answers)
+                    values[picture.name] = math.prod(answers)
                 bar.advance(len(batch))
         return [mean_of(self.name, values, model=self._model, revision=self._weights.revision)]
 

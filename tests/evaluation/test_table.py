@@ -1,13 +1,17 @@
 """Tables of text encoders: pooling, intervals, forms; and the command on the pocket."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from commands.evaluate_table import grouped
+from commands.evaluate_table import check_one_size, grouped
+from commands.evaluate_table_cache import kept_evaluation
 from evaluation.error_table import ErrorTable
 from evaluation.intervals import wilson
+from evaluation.plots import plot_embeddings
 from evaluation.pocket_scores import Score
 from evaluation.scored_rows import ScoredRun, scored
 from evaluation.table import Table, cell_text, lines_of, markdown, row_of
@@ -16,6 +20,7 @@ from models.teacher_folder import BUILD_PARTS, find_teacher
 from pocket import STUDENTS_FOLDER, TEACHER_FOLDER
 from pocket.world import captions
 from storage_schemas.errors import BadSettings
+from storage_schemas.prompts import is_held_out, prompt_id
 from tests.test_cli import understudy
 
 
@@ -74,6 +79,19 @@ def test_runs_are_grouped_by_their_names(tmp_path, monkeypatch):
         "two runs are named 'run', a/run and b/run: name them, as in run-2=b/run, or both alike, if they are seeds of "
         "one student"
     )
+    with pytest.raises(BadSettings) as raised:
+        grouped(["small=a/1", "small=a/../a/1"])
+    assert str(raised.value) == (
+        "a/../a/1 is given twice as 'small': runs of one name are seeds of one student, and a run counted twice "
+        "narrows the interval; give it once, or another run"
+    )
+    for text, name in (("a/teacher", "teacher"), ("floor=a", "floor")):
+        with pytest.raises(BadSettings) as raised:
+            grouped([text])
+        place = text.removeprefix("floor=")
+        assert str(raised.value) == (
+            f"{text} would be named {name!r}, as a line of ours is: name it, as in student={place}"
+        )
     with pytest.raises(BadSettings, match=r"^'small=' names no run, expected \[NAME=\]RUN, as in small=my-run$"):
         grouped(["small="])
 
@@ -95,9 +113,12 @@ def test_what_was_scored_before_is_not_scored_again(tmp_path):
     assert ScoredRun.model_validate_json(file.read_bytes()) == made
 
 
-def test_teacher_and_students_come_as_a_table_with_plots_and_stay_scored(tmp_path, pocket_export, capsys):
+def test_teacher_and_students_come_as_a_table_with_plots_and_stay_scored(tmp_path, pocket_export, monkeypatch, capsys):
     pytest.importorskip("torchao")
-    words = ["evaluate", "table", f"tiny={pocket_export}", f"tiny={pocket_export}", "--pocket", "--count", 12]
+    # A folder named as the teacher is a student still.
+    shutil.copytree(pocket_export, tmp_path / "teacher")
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", "table", f"tiny={pocket_export}", "tiny=./teacher", "--pocket", "--count", 12]
     words += ["--steps", 2, "--out", tmp_path / "r", "--quiet"]
     code, said, heard = understudy(*words, "--format", "json", capsys=capsys)
     found = Table.model_validate(json.loads(said))
@@ -121,7 +142,9 @@ def test_on_a_cache_students_are_rows_of_distances_and_stay_evaluated(tmp_path, 
     assert understudy("build", cache, *words, capsys=capsys)[0] == 0
     words = ["--cache", cache, "--student", "pocket-tiny", "--steps", 0, "--warmup-steps", 1, "--quiet"]
     assert understudy("train", run, *words, capsys=capsys)[0] == 0
-    words = ["evaluate", "table", f"tiny={run}", f"tiny={run}", f"other={run}", "--cache", cache, "--quiet"]
+    shutil.copytree(run, tmp_path / "again")
+    words = ["evaluate", "table", f"tiny={run}", f"tiny={tmp_path / 'again'}", f"other={run}", "--cache", cache]
+    words += ["--quiet"]
     words += ["--trajectories", 2, "--closed-loop", 1, "--out", tmp_path / "r"]
     code, said, _ = understudy(*words, "--format", "json", capsys=capsys)
     found = ErrorTable.model_validate(json.loads(said))
@@ -136,6 +159,21 @@ def test_on_a_cache_students_are_rows_of_distances_and_stay_evaluated(tmp_path, 
     assert code == 0 and said == (tmp_path / "r/errors.md").read_text() and file.stat().st_mtime_ns == before
     assert f"| tiny | 2 | {100 * one.error_fraction:.2f} % | 0.00 % |" in said
     assert (tmp_path / "r/errors.png").read_bytes().startswith(b"\x89PNG")
+    # Another cache of the same sampling and as many trajectories has other prompts: nothing is taken over.
+    others = captions(200, seed=1, split="train")
+    others.sort(key=lambda text: not is_held_out(prompt_id(text)))
+    (tmp_path / "p.txt").write_text("".join(f"{text}\n" for text in others[:64]))
+    build = ["--teacher", "pocket", "--prompts", tmp_path / "p.txt", "--steps", 2, "--batch-size", 64, "--quiet"]
+    assert understudy("build", tmp_path / "other", *build, capsys=capsys)[0] == 0
+    words[words.index(cache)] = tmp_path / "other"
+    assert kept_evaluation(file) is not None
+    file.write_text("{}")
+    assert kept_evaluation(file) is None and kept_evaluation(tmp_path / "none") is None
+    words += ["--pocket", "--count", 2, "--steps", 1, "--no-eight-bits"]
+    code, said, _ = understudy(*words, "--format", "json", capsys=capsys)
+    both = json.loads(said)
+    assert code == 0 and both["cache"]["cache"] == str(tmp_path / "other") and both["pocket"]["captions"] == 2
+    assert len(list((tmp_path / "r/evaluated").iterdir())) == 2
 
 
 @pytest.mark.parametrize(
@@ -143,9 +181,28 @@ def test_on_a_cache_students_are_rows_of_distances_and_stay_evaluated(tmp_path, 
     [
         (["r"], "evaluate table needs --pocket (exact scores) or --cache CACHE (distances from the teacher)"),
         (["r", "--pocket", "--format", "pdf"], "--format is 'pdf', expected one of text, markdown, json"),
+        (
+            ["r", "--pocket", "--closed-loop", 2],
+            "--closed-loop is given without --cache: it does nothing there; leave it out, or give both",
+        ),
         (["nowhere", "--pocket"], "no student nowhere: expected a run folder, or what `understudy export` wrote"),
     ],
 )
 def test_what_cannot_be_tabled_is_one_line(words, message, capsys):
     code, _, heard = understudy("evaluate", "table", *words, "--count", 2, "--steps", 1, capsys=capsys)
     assert code == 1 and heard.strip().splitlines()[-1] == f"understudy: {message}"
+
+
+def test_runs_of_one_name_are_of_one_size():
+    check_one_size("tiny", [3, 3])
+    with pytest.raises(BadSettings) as raised:
+        check_one_size("tiny", [4, 3, 4])
+    assert str(raised.value) == (
+        "the runs named 'tiny' have 3 and 4 parameters: runs of one name are seeds of one student; give another name "
+        "to each size"
+    )
+
+
+def test_two_texts_by_one_encoder_have_a_map(tmp_path):
+    plot_embeddings({"teacher": np.eye(1, 3), "student": np.ones((1, 3))}, tmp_path / "map.png")
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")

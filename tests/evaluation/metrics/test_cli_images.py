@@ -161,6 +161,21 @@ def test_any_folder_of_pictures_can_be_scored_with_its_prompts(clip, trocr, tmp_
     assert list(found["folders"][0]["scores"][0]["values"]) == ["000003.png"]
 
 
+def test_pictures_of_one_file_name_in_several_subfolders_each_have_a_value(clip, tmp_path, capsys):
+    # Its name holds what rich takes for markup.
+    folder = tmp_path / "of[/b]"
+    lines = []
+    for seed, prompt in enumerate(PROMPTS[:2]):
+        make_pictures(folder / str(seed), seed=seed, count=1, index=False)
+        lines.append(json.dumps({"prompt": prompt, "file": f"{seed}/000000.png"}))
+    named = tmp_path / "named.jsonl"
+    named.write_text("\n".join(lines))
+    words = [folder, "--prompts", named, "--metrics", "clip-score", "--clip-model", clip]
+    (score,) = json.loads(images(*words, "--json", capsys=capsys)[1])["folders"][0]["scores"]
+    assert score["count"] == 2 and list(score["values"]) == ["0/000000.png", "1/000000.png"]
+    assert images(*words, capsys=capsys)[0] == 0
+
+
 def test_a_prompts_file_adds_phrases_to_the_prompts_of_an_index(blip, pictures, tmp_path, capsys):
     words = [pictures, "--metrics", "vqa", "--vqa-model", blip, "--json"]
     more = tmp_path / "more.jsonl"
@@ -198,6 +213,11 @@ def test_a_prompts_file_adds_phrases_to_the_prompts_of_an_index(blip, pictures, 
             "p.jsonl",
             '{"prompt": "a", "file": "000001.png"}\n{"prompt": "b"}',
             "--prompts has no `file` for 'b'",
+        ),
+        (
+            "p.jsonl",
+            '{"prompt": "a", "file": "000001.png"}\n{"prompt": "b", "file": "000001.png"}',
+            "--prompts names 000001.png more than once: expected each picture with one prompt, for it has one value",
         ),
     ],
 )
