@@ -114,6 +114,7 @@ def test_interrupted_and_resumed_it_is_byte_identical(tmp_path, dev_teacher, pro
     assert data_files(tmp_path / "cut") == data_files(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_killed_by_the_system_in_mid_build_it_goes_on_and_is_byte_identical(tmp_path, dev_teacher):
     file = tmp_path / "p.txt"
     file.write_text("".join(f"a red dog and {i} cats\n" for i in range(30)))

@@ -34,6 +34,7 @@ def write_reduced(folder: Path) -> None:
     T5EncoderModel(text_config).to(torch.bfloat16).save_pretrained(folder / "text_encoder_2")
 
 
+@pytest.mark.slow
 def test_flux_devs_configurations_build_a_cache_of_flux_devs_shapes(tmp_path):
     write_reduced(tmp_path / "flux")
     (tmp_path / "p.txt").write_text("a red car\n" + "a dog and a cat " * 40 + "\n")
