@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import T5Config, T5EncoderModel
