@@ -139,21 +139,28 @@ class Answers:
 
 def mean_of(values_SND: np.ndarray) -> float:
     """Mean of seeds and captions in each dimension, then of the dimensions that occur."""
-    means_D = [np.nanmean(column) for column in np.moveaxis(values_SND, -1, 0) if not np.isnan(column).all()]
-    return float(np.mean(means_D))
+    return float(_means(values_SND, np.ones((1, values_SND.shape[1])))[0])
+
+
+def _means(values_SND: np.ndarray, drawn_RN: np.ndarray) -> np.ndarray:
+    """mean_of, [R], where each caption occurs as often as it was drawn."""
+    # A caption has the same dimensions for every seed.
+    known_ND = ~np.isnan(values_SND[0])
+    sums_RD = drawn_RN @ np.nan_to_num(values_SND).mean(0)
+    counts_RD = drawn_RN @ known_ND.astype(np.float64)
+    occurs_RD = counts_RD > 0
+    means: np.ndarray = np.where(occurs_RD, sums_RD / np.maximum(counts_RD, 1), 0.0).sum(1) / occurs_RD.sum(1)
+    return means
 
 
 def interval(terms: Sequence[tuple[float, np.ndarray]]) -> tuple[float, float, float]:
     """Of a weighted sum of means over the same captions: its value, and 95 % by resampling the captions."""
-
-    def total(rows: Any) -> float:
-        return sum(weight * mean_of(values[:, rows]) for weight, values in terms)
-
     count = terms[0][1].shape[1]
     rng = np.random.default_rng(0)
-    drawn = [total(rng.integers(count, size=count)) for _ in range(RESAMPLED)]
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return total(slice(None)), float(low), float(high)
+    drawn_RN = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLED).astype(np.float64)
+    totals = sum(weight * _means(values, drawn_RN) for weight, values in terms)
+    low, high = np.quantile(totals, (0.025, 0.975))
+    return sum(weight * mean_of(values) for weight, values in terms), float(low), float(high)
 
 
 def _signed(terms: Sequence[tuple[float, np.ndarray]]) -> str:
