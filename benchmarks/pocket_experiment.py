@@ -13,6 +13,7 @@ import argparse
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="Multiplies the seconds and the LoRA's steps.")
     asked = vars(parser.parse_args())
+    if find_spec("peft") is None:
+        raise SystemExit("peft is not installed, by which diffusers fine-tunes with a LoRA: pip install peft")
     folder, part, jobs = (asked.pop(key) for key in ("folder", "part", "jobs"))
     experiment = Experiment(folder.absolute(), asked, jobs)
     for name in PARTS if part == "all" else (part,):
