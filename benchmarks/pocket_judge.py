@@ -1,6 +1,6 @@
 """What `benchmarks.pocket_training` measures: the scores of `understudy evaluate score`, and errors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,19 +8,23 @@ import numpy as np
 import torch
 
 from commands.resolve import POCKET, resolve_teacher, student_source
-from evaluation.pocket_scores import score_images
-from evaluation.sampling import Studio
+from evaluation.pocket_scores import Score, score_images
+from evaluation.sampling import OwnTokensEmbed, Studio
 from models.context_projection import load_context_projection
 from models.student import checkpoints, load_student, new_student
+from models.student_tokens import own_tokens
 from models.teacher_folder import BUILD_PARTS
 from models.text_encoder import TeacherTextEncoder
-from pocket.world import captions
+from pocket.world import Composition, Landscape, Sign, captions, require_scene
+from storage_schemas.fields import Array
 from storage_schemas.progress import Silent
 from storage_schemas.reader import Cache
 from trainer.feed import Feed, Source
 from trainer.losses import Objective, context_loss, embedding_loss
 from trainer.settings import TrainFlags
 from trainer.validation import validation_loss
+
+KIND_NAMES = {Landscape: "scene", Composition: "composition", Sign: "sign"}
 
 Embed = Callable[[torch.Tensor], torch.Tensor]
 
@@ -52,8 +56,14 @@ class Judge:
 
     def student(self, run: Path) -> dict[str, Any]:
         """Of a run's last checkpoint, whichever was best: all arms are judged at their last step."""
-        student = load_student(checkpoints(run)[-1] / "student")
-        return {"parameters": sum(p.numel() for p in student.parameters())} | self._measure(lambda ids: student(ids)[0])
+        folder = checkpoints(run)[-1] / "student"
+        student = load_student(folder)
+        found = {"parameters": sum(p.numel() for p in student.parameters())}
+        tokens = own_tokens(folder, student)
+        if tokens is None:
+            return found | self._measure(lambda ids: student(ids)[0])
+        # Its tokens are not the teacher's: nothing to compare one by one, and the cache holds other ids.
+        return found | self._score(OwnTokensEmbed(embed=lambda ids: student(ids)[0], token_ids=tokens.batch))
 
     def reference(self, name: str, student: str) -> dict[str, Any]:
         """Of the teacher's own encoder, or of a student with random weights."""
@@ -63,15 +73,35 @@ class Judge:
         return self._measure(lambda ids: made(ids)[0])
 
     @torch.no_grad()
-    def _measure(self, embed: Embed) -> dict[str, Any]:
+    def _score(self, embed: Embed) -> dict[str, Any]:
         with Silent().bar("", total=0, done=0, unit="") as bar:
             images_NHWC = self._studio.images(embed, self._captions, batch_size=64, bar=bar)
         scores = score_images(images_NHWC, self._captions)
-        ids_NT = self._studio.token_ids(self._captions)
-        found_NTD, wanted_NTD = embed(ids_NT), self._teacher.encode(ids_NT)
         return {
             "scores": {name: {"mean": score.mean, "count": score.count} for name, score in scores.items()},
             "mean": mean_score({name: score.mean for name, score in scores.items()}),
+            "kinds": self._by_kind(images_NHWC),
+        }
+
+    def _by_kind(self, images_NHWC: Array) -> dict[str, float]:
+        """Mean score of the captions of each kind, of the dimensions that they have."""
+        rows: dict[str, list[int]] = {}
+        for row, text in enumerate(self._captions):
+            rows.setdefault(KIND_NAMES[type(require_scene(text))], []).append(row)
+        return {
+            kind: mean_score({k: v.mean for k, v in self._scores_of(images_NHWC, own).items()})
+            for kind, own in sorted(rows.items())
+        }
+
+    def _scores_of(self, images_NHWC: Array, rows: Sequence[int]) -> Mapping[str, Score]:
+        return score_images(images_NHWC[rows], [self._captions[row] for row in rows])
+
+    @torch.no_grad()
+    def _measure(self, embed: Embed) -> dict[str, Any]:
+        ids_NT = self._studio.token_ids(self._captions)
+        found_NTD, wanted_NTD = embed(ids_NT), self._teacher.encode(ids_NT)
+        return {
+            **self._score(embed),
             "vision_loss": validation_loss(self._objective, self._feed, embed, rows=self._rows).mean,
             "embedding_error": float(embedding_loss(found_NTD, wanted_NTD)),
             "context_error": float(context_loss(found_NTD, wanted_NTD, self._context_ID)),

@@ -35,16 +35,16 @@ def print_tables(budget: Budget, arms: Sequence[Arm], chosen: Sequence[Arm], res
     print(f"Seconds a step, one core: {', '.join(f'{k} {v:.4f}' for k, v in budget.step_seconds.items())}.\n")
     references = [[result] for result in results if "arm" not in result]
     lines = [_row(found[0]["name"], "", found) for found in references]
-    _print("References", ("text encoder", "", *_COLUMNS), lines)
+    print_table("References", ("text encoder", "", *_COLUMNS), lines)
     for question, families in QUESTIONS.items():
         for kind in BUDGETS:
             length = f"{budget.steps} steps" if kind == "steps" else f"{budget.seconds:g} s"
             own = [arm for arm in chosen if arm.budget == kind and arm.family in families]
             lines = [_row(_title(arm), _steps(arm), _of(arm, results)) for arm in own]
-            _print(f"{question}, equal {kind}: {length}, {len(seeds)} seeds", ("arm", "steps", *_COLUMNS), lines)
+            print_table(f"{question}, equal {kind}: {length}, {len(seeds)} seeds", ("arm", "steps", *_COLUMNS), lines)
     screened = sorted(arms, key=lambda arm: (arm.budget, arm.family))
     lines = [_screened_row(arm, [r for r in _of(arm, results) if r["seed"] == 0]) for arm in screened]
-    _print("Screening, one seed", ("budget", "arm", "steps", *_SUMMARY), lines)
+    print_table("Screening, one seed", ("budget", "arm", "steps", *_SUMMARY), lines)
 
 
 _SCORES = tuple(DIMENSIONS)
@@ -66,35 +66,35 @@ def _of(arm: Arm, results: Results) -> list[dict[str, Any]]:
 
 
 def _row(title: str, steps: str, found: Results) -> list[str]:
-    return [title, steps, *(_score(name, found) for name in _SCORES), *_summary(found)]
+    return [title, steps, *(score_cell(name, found) for name in _SCORES), *_summary(found)]
 
 
 def _screened_row(arm: Arm, found: Results) -> list[str]:
     return [arm.budget, _title(arm), _steps(arm), *_summary(found)]
 
 
-def _score(name: str, found: Results) -> str:
+def score_cell(name: str, found: Results) -> str:
     scores = [result["scores"][name] for result in found if name in result["scores"]]
     if not scores:
         return ""
     # The captions are the same for every seed: the mean of the seeds' means is that of all of them.
     mean = statistics.fmean(score["mean"] for score in scores)
     low, high = wilson(mean, sum(score["count"] for score in scores))
-    return f"{_short(mean)} ({_short(low)}-{_short(high)})"
+    return f"{short(mean)} ({short(low)}-{short(high)})"
 
 
 def _summary(found: Results) -> list[str]:
     return [
-        _spread([result["mean"] for result in found], _short),
+        spread([result["mean"] for result in found], short),
         *(
-            _spread([result[key] for result in found], "{:.3g}".format)
+            spread([result[key] for result in found], "{:.3g}".format)
             for key in ("vision_loss", "embedding_error", "context_error")
         ),
-        _spread([result["training_seconds"] for result in found if "arm" in result], "{:.0f}".format),
+        spread([result["training_seconds"] for result in found if "arm" in result], "{:.0f}".format),
     ]
 
 
-def _spread(values: Sequence[float], form: Callable[[float], str]) -> str:
+def spread(values: Sequence[float], form: Callable[[float], str]) -> str:
     """Mean, and the lowest and highest of the seeds."""
     if not values:
         return ""
@@ -102,11 +102,11 @@ def _spread(values: Sequence[float], form: Callable[[float], str]) -> str:
     return middle if len(values) == 1 else f"{middle} [{form(min(values))}, {form(max(values))}]"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     return f"{value:.2f}".removeprefix("0")
 
 
-def _print(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+def print_table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     print(f"### {title}\n")
     for line in (heads, ["---"] * len(heads), *lines):
         print(f"| {' | '.join(line)} |")

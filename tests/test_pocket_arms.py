@@ -3,8 +3,8 @@
 import pytest
 
 from benchmarks.pocket_arms import BATCH_SIZE, STEP_KINDS, Arm, Budget, best_warmups, finalists, main_arms, replay_arms
+from benchmarks.pocket_harness import as_flags
 from benchmarks.pocket_tables import QUESTIONS, print_tables
-from benchmarks.pocket_training import as_flags
 from pocket.scorer import DIMENSIONS
 from tests.test_docs import parse
 from trainer.settings import TrainFlags
