@@ -24,6 +24,7 @@ from commands.resolve import (
     Quiet,
     Settings,
     Verify,
+    check_guidance,
     out,
     quiet_device,
     resolve_teacher,
@@ -85,7 +86,7 @@ def evaluate_score(
     ] = None,
     verify: Verify = "once",
     out_file: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE.json", help="Write every number, by trajectory and step.")
+        Path | None, typer.Option("--out", metavar="FILE.json", help="Every number of --cache, by trajectory and step.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Sampler steps of --pocket.")] = 20,
     guidance: Annotated[float, typer.Option(help="Of --pocket.")] = 3.5,
@@ -136,6 +137,7 @@ def score_pocket(
     student: Path, count: int, steps: int, guidance: float, seed: int, device: str, quiet: bool
 ) -> tuple[list["Scored"], list[str]]:
     """Score teacher, student and untrained student on held-out captions; the results and the captions."""
+    check_guidance(guidance)
     torch_device = quiet_device(device)
     import torch
 

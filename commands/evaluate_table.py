@@ -12,7 +12,17 @@ from rich.table import Table as RichTable
 
 from commands.evaluate_cache import refuse_idle
 from commands.evaluate_table_cache import cache_table, write_error_results
-from commands.resolve import POCKET, Device, Quiet, out, quiet_device, resolve_teacher, terminal
+from commands.resolve import (
+    POCKET,
+    Device,
+    Quiet,
+    check_folder,
+    check_guidance,
+    out,
+    quiet_device,
+    resolve_teacher,
+    terminal,
+)
 from commands.train import is_given
 from storage_schemas.errors import BadSettings, MissingExtra
 
@@ -67,11 +77,18 @@ def evaluate_table(
     if format not in _FORMATS:
         raise BadSettings(f"--format is {format!r}, expected one of {', '.join(_FORMATS)}")
     groups = grouped(runs)
+    check_guidance(guidance)
     quiet_device(device)
+    from models.student import student_folder
+
+    # Before hours of scoring: the last run may be the one that is not there.
+    for place in [place for places in groups.values() for place in places]:
+        student_folder(place)
     if folder is not None:
         from evaluation.plots import check_plotting
 
         check_plotting()
+        check_folder(folder)
     if pocket:
         scores = pocket_table(
             groups, count=count, steps=steps, guidance=guidance, seed=seed, eight_bits=eight_bits, folder=folder,

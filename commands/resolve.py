@@ -126,6 +126,22 @@ def write_text(path: Path, text: str) -> None:
         raise BadSettings(f"{path} cannot be written ({error.strerror}): give another --out") from error
 
 
+def check_guidance(guidance: float) -> None:
+    """Raise BadSettings for a guidance that is no number from 0 on."""
+    if not 0 <= guidance < float("inf"):
+        raise BadSettings(f"--guidance is {guidance}, expected a number from 0 on, such as 3.5")
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder of --out; BadSettings where there is a file, or none can be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadSettings(
+            f"--out {folder} cannot be a folder ({error.strerror}): give a new one, or another"
+        ) from error
+
+
 def write_picture(picture: Any, path: Path) -> None:
     """Write a picture; BadSettings if that is not possible."""
     try:

@@ -185,6 +185,7 @@ def test_on_a_cache_students_are_rows_of_distances_and_stay_evaluated(tmp_path, 
             ["r", "--pocket", "--closed-loop", 2],
             "--closed-loop is given without --cache: it does nothing there; leave it out, or give both",
         ),
+        (["r", "--pocket", "--guidance", "nan"], "--guidance is nan, expected a number from 0 on, such as 3.5"),
         (["nowhere", "--pocket"], "no student nowhere: expected a run folder, or what `understudy export` wrote"),
     ],
 )
