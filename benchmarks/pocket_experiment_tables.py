@@ -198,10 +198,17 @@ def _question(question: str, told: Answers) -> None:
 def _lora(told: Answers, made: Mapping[str, Any]) -> None:
     before, after = (s for s in settings() if s.question == LORA)
     half = told.teacher(before).shape[1] // 2
+    every = list(range(len(DIMENSIONS)))
+    colour, binding = ([DIMENSIONS.index(name)] for name in ("colour", "binding"))
     lines = []
-    for name, rows in (("with the word", slice(0, half)), ("without it", slice(half, None))):
+    for name, rows, dimensions in (
+        ("with the word", slice(0, half), every),
+        ("with the word, colour", slice(0, half), colour),
+        ("with the word, binding", slice(0, half), binding),
+        ("without it", slice(half, None), every),
+    ):
         parts = [told.teacher(before), told.teacher(after), told.students(before), told.students(after)]
-        old_t, new_t, old_s, new_s = (values[:, rows] for values in parts)
+        old_t, new_t, old_s, new_s = (values[:, rows][..., dimensions] for values in parts)
         lines.append(
             [
                 name,
@@ -210,9 +217,8 @@ def _lora(told: Answers, made: Mapping[str, Any]) -> None:
                 _signed([(1, new_t), (-1, old_t)]),
                 _signed([(1, new_s), (-1, old_s)]),
                 _signed([(1, new_s), (-1, old_s), (-1, new_t), (1, old_t)]),
-                *(_pair(dimension, new_t, new_s) for dimension in DIMENSIONS),
             ]
         )
     heads = ("captions", "teacher before, after", "student before, after", "teacher's change", "student's change")
-    title = f"LoRA: {made['steps']} steps, {made['parameters']:,} parameters; by dimension after it: teacher, student"
-    print_table(title, (*heads, "student's - teacher's", *DIMENSIONS), lines)
+    title = f"LoRA: {made['steps']} steps, {made['parameters']:,} parameters"
+    print_table(title, (*heads, "student's - teacher's"), lines)

@@ -13,7 +13,7 @@ SIZES = ("tiny", "small", "base")
 LOSSES = ("embedding", "context", "vision")
 KINDS = ("scene", "composition", "sign")
 ALL = "all"
-# `context` and `embedding` learn at these; small's was screened by `benchmarks.pocket_training`.
+# `context` and `embedding` learn at these; small's is what `benchmarks.pocket_training` found best of 1e-3 and 3e-3.
 RATES = {"tiny": (3e-3, 1e-2), "small": (WARMUP_RATE,), "base": (1e-3, 3e-3)}
 # After a warm-up, likewise.
 VISION_RATE = 3e-4
