@@ -53,6 +53,7 @@ def test_a_process_that_was_killed_is_named(writer):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["zarr", "webdataset"])
 def test_a_large_build_encodes_there_and_has_the_same_bytes(tmp_path, dev_teacher, prompt_file, monkeypatch, form):
     build_cache(tmp_path / "here", dev_teacher, prompt_file, format=form, dtype="float32")

@@ -113,6 +113,7 @@ def test_what_was_scored_before_is_not_scored_again(tmp_path):
     assert ScoredRun.model_validate_json(file.read_bytes()) == made
 
 
+@pytest.mark.slow
 def test_teacher_and_students_come_as_a_table_with_plots_and_stay_scored(tmp_path, pocket_export, monkeypatch, capsys):
     pytest.importorskip("torchao")
     # A folder named as the teacher is a student still.

@@ -43,6 +43,7 @@ def graphs() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
+@pytest.mark.slow
 def test_blocks_share_their_graphs_whatever_is_around_them():
     plain = transformer().eval().requires_grad_(False)
     model, streamed = copy.deepcopy(plain), copy.deepcopy(plain)

@@ -56,6 +56,7 @@ def test_parameters_of_flux_dev_are_exact(at_512_px):
     assert round(clip_parameters(folder.config("text_encoder")) / 1e6) == 123
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "text_length", "forward", "checkpointed", "plain", "saved_gb", "checkpointed_gb"),
     [

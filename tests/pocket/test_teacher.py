@@ -109,6 +109,7 @@ def test_some_words_of_the_sentences_are_several_tokens() -> None:
     assert max(lengths) < TEXT_LENGTH
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_heldout_captions_are_drawn_right(dtype: torch.dtype) -> None:
     texts = captions(36, seed=1, split="heldout")

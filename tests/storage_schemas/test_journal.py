@@ -59,6 +59,7 @@ class MortalObjects(Mortal, ObjectFolder):
     pass
 
 
+@pytest.mark.slow
 @BOTH
 def test_killed_at_any_step_it_is_the_old_cache_or_one_that_whoever_comes_finishes(tmp_path, form):
     prompts = some_prompts(9)
@@ -116,6 +117,7 @@ def opens(path: Path) -> str:
     return "old" if cache.planned == 6 else "new"
 
 
+@pytest.mark.slow
 def test_on_a_store_too_it_is_finished_by_whoever_comes(s3, tmp_path):
     prompts = some_prompts(9)
     local = write_keyed_cache(tmp_path / "c", prompts[:6], format="webdataset")

@@ -37,6 +37,7 @@ def test_its_batches_hold_its_own_tokens_of_the_prompts_of_the_rows(tmp_path, ca
     assert batch.token_ids_BT.shape == (4, 10)
 
 
+@pytest.mark.slow
 def test_it_learns_on_prompts_that_it_never_saw(tmp_path, cache_folder, dev_teacher, roberta):
     heard = Listening()
     run_training(
