@@ -204,6 +204,7 @@ def test_every_help_text_has_an_example_of_its_own_command(words, capsys):
     assert code == 0 and f"Example: understudy {' '.join(words)}" in " ".join(said.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_keep_what_was_committed_and_say_so(tmp_path, dev_teacher, number):
     prompts = tmp_path / "p.txt"

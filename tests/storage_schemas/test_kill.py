@@ -20,6 +20,7 @@ from tests.storage_schemas.caches import data_files, some_arrays, some_manifest,
 BOTH = pytest.mark.parametrize("form", ["zarr", "webdataset"])
 
 
+@pytest.mark.slow
 @BOTH
 def test_killed_anywhere_nothing_committed_is_lost_or_torn_and_the_end_is_the_same(tmp_path, form):
     tally = Rounds(write_slowly, form, tmp_path, 7, Tally(builder=form), 0.004).run(3, pairs=0.5)
