@@ -13,7 +13,7 @@ from evaluation.closed_loop import closed_loop
 from evaluation.held_out import HeldOut, held_out_trajectories, spread
 from evaluation.open_loop import open_loop
 from evaluation.picture_distances import Lpips, check_measurable, lpips_missing
-from evaluation.replaying import CacheStudent, EmbedPrompts, cached_embeddings, load_recorded_backbone
+from evaluation.replaying import CacheStudent, EmbedPrompts, cached_embeddings
 from evaluation.results import ClosedLoop, Computed, Evaluated, Evaluation
 from models.attention import check_attention, recorded_attention
 from models.backbone import FluxBackbone
@@ -21,6 +21,7 @@ from models.geometry import recorded_geometry
 from models.image_decoder import ImageDecoder
 from models.memory_options import MemoryOptions
 from models.quantized import check_quantizer
+from models.recorded_backbone import load_recorded_backbone
 from models.schedule import DTYPES
 from models.student_tokens import text_length_remark
 from models.teacher_folder import TeacherFolder
@@ -159,10 +160,10 @@ def _backbone(task: _Task, teacher: TeacherFolder, options: MemoryOptions) -> Fl
     check_quantizer(options.quantize)
     check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=task.device)
     return load_recorded_backbone(
-        manifest,
+        [manifest],
         teacher,
         dtype=dtype,
-        batch_size=settings.batch_size,
+        batch_rows=settings.batch_size,
         options=options,
         attention_backend=settings.attention_backend,
         device=task.device,

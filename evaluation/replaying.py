@@ -11,14 +11,9 @@ import torch
 
 from evaluation.leader import weights_digest
 from models.backbone import FluxBackbone
-from models.geometry import recorded_geometry
-from models.memory_options import MemoryOptions
-from models.modulation_table import recorded_conditions
 from models.student import Student, check_fits, load_student, student_folder, untrained_like
 from models.student_tokens import StudentTokens, own_tokens
-from models.teacher_folder import TeacherFolder, check_recorded_transformer
 from storage_schemas.errors import BadStudent
-from storage_schemas.manifest import Manifest
 from storage_schemas.reader import Cache
 from storage_schemas.tensors import to_torch
 from storage_schemas.trajectory import Trajectory
@@ -87,35 +82,6 @@ def _check_fits(network: Student, tokens: StudentTokens | None, cache: Cache, wh
             f"{where} has a vocabulary of {network.config.vocab_size}, the token ids of {cache.folder} go up to "
             f"{vocabulary - 1}: it was trained with another tokenizer; evaluate it on a cache of its own teacher"
         )
-
-
-def load_recorded_backbone(
-    manifest: Manifest,
-    teacher: TeacherFolder,
-    *,
-    dtype: torch.dtype,
-    batch_size: int,
-    options: MemoryOptions,
-    attention_backend: str | None,
-    device: torch.device,
-) -> FluxBackbone:
-    """The transformer that a cache was recorded with, and its modulation as a table where it may be one.
-
-    batch_size: rows of every call. BadTeacher, before its weights are loaded, for another transformer.
-    """
-    check_recorded_transformer(teacher, manifest.teacher)
-    conditions = recorded_conditions([manifest], batch_rows=batch_size)
-    return FluxBackbone.load(
-        teacher.path,
-        recorded_geometry(manifest.sampling),
-        text_length=manifest.teacher.text_length,
-        dtype=dtype,
-        device=device,
-        attention_backend=attention_backend,
-        options=options,
-        conditions=conditions,
-        pooled_varies=conditions is None,
-    )
 
 
 def cached_embeddings(cache: Cache, device: torch.device) -> EmbedPrompts:

@@ -13,14 +13,12 @@ from models.compiling import compile_blocks
 from models.device import total_bytes
 from models.geometry import Geometry
 from models.host_modulation import HostModulation, take_to_host, takes_host
-from models.memory_options import MemoryOptions
+from models.memory_options import PLAIN, MemoryOptions
 from models.meta_run import parameter_count
 from models.modulation_table import Conditions, ModulationTable, make_table, worthwhile
 from models.quantized import check_quantizer, quantize_blocks
 from models.streaming import stream_blocks
 from storage_schemas.errors import BadSettings, BadTeacher
-
-_AUTO = MemoryOptions()
 
 
 class FluxBackbone:
@@ -59,7 +57,7 @@ class FluxBackbone:
         dtype: torch.dtype,
         device: torch.device,
         attention_backend: str | None = None,
-        options: MemoryOptions = _AUTO,
+        options: MemoryOptions = PLAIN,
         conditions: Conditions | None = None,
         pooled_varies: bool = False,
     ) -> Self:
@@ -91,7 +89,7 @@ class FluxBackbone:
         text_length: int,
         device: torch.device,
         attention_backend: str | None = None,
-        options: MemoryOptions = _AUTO,
+        options: MemoryOptions = PLAIN,
         conditions: Conditions | None = None,
         pooled_varies: bool = False,
         compiler: str = "inductor",

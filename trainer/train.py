@@ -12,11 +12,11 @@ import torch
 from models.backbone import FluxBackbone
 from models.context_projection import ContextProjection, load_context_projection
 from models.geometry import recorded_geometry
-from models.modulation_table import recorded_conditions
+from models.recorded_backbone import load_recorded_backbone
 from models.schedule import DTYPES
 from models.student import Student, new_student
 from models.student_tokens import StudentTokens, own_tokens, text_length_remark
-from models.teacher_folder import TeacherFolder, check_recorded_transformer
+from models.teacher_folder import TeacherFolder
 from models.teacher_hub import split_revision
 from storage_schemas.errors import BadRun, BadSettings
 from storage_schemas.manifest import Manifest
@@ -300,20 +300,14 @@ def _run_config(
 def _load_backbone(
     settings: TrainSettings, manifests: Sequence[Manifest], teacher: TeacherFolder, device: torch.device, ranks: int
 ) -> FluxBackbone:
-    manifest = manifests[0]
-    check_recorded_transformer(teacher, manifest.teacher)
-    geometry = recorded_geometry(manifest.sampling)
-    conditions = recorded_conditions(manifests, batch_rows=max(1, settings.replay_rows // ranks))
-    dtype = DTYPES[_backbone_dtype(settings, manifest)]
+    dtype = DTYPES[_backbone_dtype(settings, manifests[0])]
     check_backend(settings, teacher, dtype, device)
-    return FluxBackbone.load(
-        teacher.path,
-        geometry,
-        text_length=manifest.teacher.text_length,
+    return load_recorded_backbone(
+        manifests,
+        teacher,
         dtype=dtype,
-        device=device,
-        attention_backend=settings.attention_backend,
+        batch_rows=max(1, settings.replay_rows // ranks),
         options=settings.memory,
-        conditions=conditions,
-        pooled_varies=conditions is None,
+        attention_backend=settings.attention_backend,
+        device=device,
     )

@@ -14,10 +14,11 @@ from evaluation.closed_loop import closed_loop
 from evaluation.held_out import held_out_trajectories
 from evaluation.on_cache import CacheScoring, evaluate_on_cache
 from evaluation.picture_distances import check_measurable, lpips_missing, psnr_db, ssim
-from evaluation.replaying import CacheStudent, cached_embeddings, load_recorded_backbone
+from evaluation.replaying import CacheStudent, cached_embeddings
 from models.geometry import recorded_geometry
 from models.image_decoder import ImageDecoder
 from models.memory_options import MemoryOptions
+from models.recorded_backbone import load_recorded_backbone
 from models.text_encoder import TeacherTextEncoder
 from storage_schemas.errors import BadSettings, MissingExtra
 from storage_schemas.progress import Silent
@@ -30,7 +31,7 @@ pytest.importorskip("skimage")
 
 def led(cache: Cache, teacher, leaders, count: int, lpips=None):
     backbone = load_recorded_backbone(
-        cache.manifest, replayed(teacher), dtype=torch.float32, batch_size=ROWS, options=MemoryOptions(),
+        [cache.manifest], replayed(teacher), dtype=torch.float32, batch_rows=ROWS, options=MemoryOptions(),
         attention_backend=None, device=CPU,
     )  # fmt: skip
     decoder = ImageDecoder.load(replayed(teacher), recorded_geometry(cache.manifest.sampling), device=CPU)

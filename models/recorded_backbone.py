@@ -1,0 +1,42 @@
+"""The transformer that caches were recorded with, for whoever replays them."""
+
+from collections.abc import Sequence
+
+import torch
+
+from models.backbone import FluxBackbone
+from models.geometry import recorded_geometry
+from models.memory_options import MemoryOptions
+from models.modulation_table import recorded_conditions
+from models.teacher_folder import TeacherFolder, check_recorded_transformer
+from storage_schemas.manifest import Manifest
+
+
+def load_recorded_backbone(
+    manifests: Sequence[Manifest],
+    teacher: TeacherFolder,
+    *,
+    dtype: torch.dtype,
+    batch_rows: int,
+    options: MemoryOptions,
+    attention_backend: str | None,
+    device: torch.device,
+) -> FluxBackbone:
+    """The transformer of these caches, for the first one's geometry, with their modulation table where there is one.
+
+    batch_rows: of every call, mostly. BadTeacher, before its weights are loaded, for another transformer.
+    """
+    first = manifests[0]
+    check_recorded_transformer(teacher, first.teacher)
+    conditions = recorded_conditions(manifests, batch_rows=batch_rows)
+    return FluxBackbone.load(
+        teacher.path,
+        recorded_geometry(first.sampling),
+        text_length=first.teacher.text_length,
+        dtype=dtype,
+        device=device,
+        attention_backend=attention_backend,
+        options=options,
+        conditions=conditions,
+        pooled_varies=conditions is None,
+    )
