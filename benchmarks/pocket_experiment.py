@@ -2,11 +2,11 @@
 
 python -m benchmarks.pocket_experiment DIR [--jobs 2] [--part record|calibrate|screen|finals|questions|table|all]
 
-Three sizes of student by two methods at equal time; scenes, compositions or signs alone against all three; the paper's
-three stages against one; a student with a tokenizer of its own; then the small students of all seeds at other sampler
-steps, guidance and text lengths, and on a backbone with a LoRA. A job has one core and one torch thread. Given again
-it goes on with what is missing. --scale shortens all training alike: below about 0.5 it only shows that everything
-runs.
+Three sizes of student by four methods at equal time, and at equal steps; scenes, compositions or signs alone against
+all three; the paper's three stages against one; a student with a tokenizer of its own; then the small students of all
+seeds at other sampler steps, guidance and text lengths, and on a backbone with a LoRA. A job has one core and one torch
+thread. Given again it goes on with what is missing. --scale shortens all training alike: below about 0.5 it only shows
+that everything runs.
 """
 
 import argparse
@@ -30,7 +30,18 @@ from benchmarks.pocket_harness import (
     work_off,
 )
 from benchmarks.pocket_questions import LORA, TEACHER, Setting, ask, settings
-from benchmarks.pocket_trials import ALL, BERT, KINDS, LOSSES, SIZES, Plan, Trial, best_rows, recipe_text
+from benchmarks.pocket_trials import (
+    ALL,
+    BERT,
+    KINDS,
+    LOSSES,
+    SIZES,
+    Plan,
+    Trial,
+    best_rows,
+    recipe_text,
+    small_vision,
+)
 
 PARTS = ("record", "calibrate", "screen", "finals", "questions", "table")
 REFERENCES = ("teacher", "untrained")
@@ -133,12 +144,9 @@ class Experiment:
         return float(self.asked["scale"])
 
     def screen(self) -> None:
-        """What is tuned, with seed 0; what is not, with all seeds; one student with a tokenizer; the LoRA."""
-        plan, seeds = self.plan(), range(self.asked["seeds"])
-        tuned = plan.screened()
-        settled = [trial for trial in (*plan.scaling(), *plan.ablation(), *plan.stages()) if trial not in tuned]
-        jobs = [self._trial(trial, 0) for trial in (*tuned, plan.bert())]
-        jobs += [self._trial(trial, seed) for trial in settled for seed in seeds]
+        """What is tuned, with seed 0; one student with a tokenizer of its own; the LoRA."""
+        plan = self.plan()
+        jobs = [self._trial(trial, 0) for trial in (*plan.scaling(), plan.bert())]
         jobs += [
             self._job("references", name, run_reference, self.folder, name, self.asked["captions"], seconds=20.0)
             for name in REFERENCES
@@ -158,16 +166,18 @@ class Experiment:
         return best_rows(tuned, means)
 
     def finals(self) -> None:
-        """The rows of the scaling table with all seeds."""
-        seeds = range(self.asked["seeds"])
-        work_off([self._trial(trial, seed) for trial in self.chosen() for seed in seeds], self.jobs)
+        """The rows of the scaling table, and what depends on its rates, with all seeds."""
+        plan, chosen, seeds = self.plan(), self.chosen(), range(self.asked["seeds"])
+        rival = small_vision(chosen)
+        rows = [*chosen, *plan.equal_steps(chosen), *plan.ablation(rival), *plan.stages(rival)]
+        work_off([self._trial(trial, seed) for trial in rows for seed in seeds], self.jobs)
 
     def questions(self) -> None:
         """The small students that were trained by vision, beside the teacher."""
         work_off([self._ask(setting, who) for setting in settings() for who in self._asked_ones()], self.jobs)
 
     def _asked_ones(self) -> list[str]:
-        (trial,) = (trial for trial in self.chosen() if trial.row == "small-vision")
+        trial = small_vision(self.chosen())
         return [TEACHER, *(self._place(trial, seed).name for seed in range(self.asked["seeds"]))]
 
     def _ask(self, setting: Setting, who: str) -> Job:
@@ -193,14 +203,18 @@ class Experiment:
     def _estimate(self) -> None:
         """Before anything is measured: training takes what it is given, the rest what it took once."""
         plan = self._plan({size: dict.fromkeys(LOSSES, 0.1) for size in SIZES})
-        seeds, tuned = self.asked["seeds"], len(plan.screened())
-        rows = len(best_rows(plan.scaling(), {})) + len(plan.ablation()) + len(plan.stages())
-        # Of each tuned row the best rate of seed 0 is there already.
-        trials = rows * seeds + tuned - len({trial.row for trial in plan.screened()})
+        seeds, tuned = self.asked["seeds"], plan.scaling()
+        chosen = best_rows(tuned, {})
+        # Of each row the best rate of seed 0 is there already.
+        rivals = [*plan.ablation(small_vision(chosen)), *plan.stages(small_vision(chosen))]
+        trials = len(tuned) + len(chosen) * (seeds - 1) + len(rivals) * seeds
+        shorter = plan.equal_steps(chosen)
+        training = trials * plan.seconds + seeds * sum(trial.seconds(plan.step_seconds) for trial in shorter)
+        trials += len(shorter) * seeds
         asked = sum(ASK_SECONDS * setting.work for setting in settings()) * (1 + seeds)
         parts = {
             "recording": PROMPT_SECONDS * self.asked["count"] * len(_CACHES),
-            f"training {trials} students": trials * (plan.seconds + ASIDE_SECONDS) + plan.own_seconds + ASIDE_SECONDS,
+            f"training {trials} students": training + trials * ASIDE_SECONDS + plan.own_seconds + ASIDE_SECONDS,
             "questions": asked * self.asked["question_captions"] / 256,
             "LoRA": LORA_SECONDS * self.asked["lora_steps"] * self._scale,
         }

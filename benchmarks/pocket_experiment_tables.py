@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.pocket_questions import LORA, TEACHER, Setting, settings
 from benchmarks.pocket_tables import print_table, score_cell, short, spread
-from benchmarks.pocket_trials import BERT, KINDS, Plan, Trial
+from benchmarks.pocket_trials import BERT, KINDS, SIZES, Plan, Trial, small_vision
 from pocket.scorer import DIMENSIONS
 
 Results = Sequence[Mapping[str, Any]]
@@ -38,9 +38,10 @@ def print_all(plan: Plan, chosen: Sequence[Trial], results: Mapping[str, Results
         print(f"Seconds a step, {size}: {', '.join(f'{k} {v:.4f}' for k, v in found.items())}.")
     print()
     _scaling(chosen, runs, results["references"])
+    _equal_steps(plan, chosen, runs)
     _screening(plan, chosen, runs)
     _ablation(plan, chosen, runs)
-    _stages(plan, runs)
+    _stages(plan, chosen, runs)
     _tokenizer(plan, chosen, runs)
     told = Answers(results["questions"])
     for question in ("steps", "guidance", "text-length"):
@@ -65,25 +66,30 @@ def _steps(trial: Trial) -> str:
     return f"{trial.warmup_steps} + {trial.steps}" if trial.warmup_steps else str(trial.steps)
 
 
-def _rate(trial: Trial) -> str:
-    return f"{trial.warmup_rate or trial.learning_rate:g}"
+def _row(trial: Trial, runs: Results) -> list[str]:
+    found = _of(trial, runs)
+    return [trial.row, f"{found[0]['parameters']:,}", _steps(trial), f"{trial.rate:g}", *_cells(found)]
 
 
 def _scaling(chosen: Sequence[Trial], runs: Results, references: Results) -> None:
     lines = [[one["name"], "", "", "", *_cells([one])] for one in references]
-    for trial in chosen:
-        found = _of(trial, runs)
-        lines.append([trial.row, f"{found[0]['parameters']:,}", _steps(trial), _rate(trial), *_cells(found)])
+    lines += [_row(trial, runs) for trial in chosen]
     seeds = len(_of(chosen[0], runs))
     print_table(f"Sizes, {seeds} seeds", ("student", "parameters", "steps", "rate", *_COLUMNS), lines)
     print_table("Sizes, the paper", PAPER_HEADS, [[name, *row] for name, row in PAPER_SIZES.items()])
 
 
+def _equal_steps(plan: Plan, chosen: Sequence[Trial], runs: Results) -> None:
+    rows = [*plan.equal_steps(chosen), *(trial for trial in chosen if trial.size == SIZES[-1])]
+    lines = [_row(trial, runs) for trial in rows]
+    print_table("Sizes at the steps of the largest", ("student", "parameters", "steps", "rate", *_COLUMNS), lines)
+
+
 def _screening(plan: Plan, chosen: Sequence[Trial], runs: Results) -> None:
     lines = []
-    for trial in plan.screened():
+    for trial in plan.scaling():
         found = [result for result in _of(trial, runs) if result["seed"] == 0]
-        lines.append([trial.row, _rate(trial), short(found[0]["mean"]), "x" if trial in chosen else ""])
+        lines.append([trial.row, f"{trial.rate:g}", short(found[0]["mean"]), "x" if trial in chosen else ""])
     print_table("Screened rates, seed 0", ("student", "rate", "mean", "went on"), lines)
 
 
@@ -92,7 +98,7 @@ def _small(chosen: Sequence[Trial], method: str) -> Trial:
 
 
 def _ablation(plan: Plan, chosen: Sequence[Trial], runs: Results) -> None:
-    rows = [(f"{trial.row}s only, vision", trial) for trial in plan.ablation()]
+    rows = [(f"{trial.row}s only, vision", trial) for trial in plan.ablation(small_vision(chosen))]
     rows += [(f"all, {method}", _small(chosen, method)) for method in ("naive", "vision")]
     heads = ("trained on", "steps", *DIMENSIONS, "mean", *(f"{kind} captions" for kind in KINDS), "vision loss")
     lines = []
@@ -106,8 +112,9 @@ def _ablation(plan: Plan, chosen: Sequence[Trial], runs: Results) -> None:
     print_table("Data of one kind, the paper", PAPER_HEADS, [[name, *row] for name, row in PAPER_DATA.items()])
 
 
-def _stages(plan: Plan, runs: Results) -> None:
-    lines = [[trial.row, _steps(trial), *_cells(_of(trial, runs))] for trial in plan.stages()]
+def _stages(plan: Plan, chosen: Sequence[Trial], runs: Results) -> None:
+    trials = plan.stages(small_vision(chosen))
+    lines = [[trial.row, _steps(trial), *_cells(_of(trial, runs))] for trial in trials]
     print_table("Stages", ("order", "steps", *_COLUMNS), lines)
 
 

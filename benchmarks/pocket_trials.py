@@ -2,24 +2,30 @@
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache as remembered
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pocket_arms import BATCH_SIZE, WARMUP_RATE, WARMUPS
+from benchmarks.pocket_arms import BATCH_SIZE, WARMUPS
 
 SIZES = ("tiny", "small", "base")
 LOSSES = ("embedding", "context", "vision")
 KINDS = ("scene", "composition", "sign")
 ALL = "all"
-# `context` and `embedding` learn at these; small's is what `benchmarks.pocket_training` found best of 1e-3 and 3e-3.
-RATES = {"tiny": (3e-3, 1e-2), "small": (WARMUP_RATE,), "base": (1e-3, 3e-3)}
+# `context` and `embedding` learn at these. Wide: a method whose best rate lies at an edge has not been tuned.
+RATES = {"tiny": (3e-3, 1e-2, 3e-2), "small": (3e-3, 1e-2, 3e-2), "base": (1e-3, 3e-3, 1e-2)}
 # After a warm-up, likewise.
 VISION_RATE = 3e-4
 # From a random start.
 OWN_RATE = 1e-3
-METHODS = ("naive", "vision")
+# Loss of the warm-up (None: none), and of what follows. The fourth is what `understudy train` does by default.
+METHODS: Mapping[str, tuple[str | None, str]] = {
+    "naive": (None, "embedding"),
+    "context": (None, "context"),
+    "naive-vision": ("embedding", "vision"),
+    "vision": ("context", "vision"),
+}
 ORDERS = ("staged", "single")
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "pocket.toml"
 # Of the seconds of both orders, what is warm-up.
@@ -33,7 +39,7 @@ StepSeconds = Mapping[str, Mapping[str, float]]
 class Trial:
     """One student trained one way. Trials of one `row` of a table differ in what is tuned.
 
-    size: of SIZES, or BERT. caches: names of caches. steps: of the last loss, after warmup_steps of the context loss.
+    size: of SIZES, or BERT. caches: names of caches. steps: of the last loss, after warmup_steps of the loss `warmup`.
     order: of ORDERS where it is trained by a recipe with stages.
     """
 
@@ -44,6 +50,7 @@ class Trial:
     loss: str
     steps: int
     learning_rate: float
+    warmup: str | None = None
     warmup_steps: int = 0
     warmup_rate: float | None = None
     order: str | None = None
@@ -51,13 +58,19 @@ class Trial:
     @property
     def name(self) -> str:
         """A folder's name."""
-        rate = f"-{self.warmup_rate or self.learning_rate:g}" if self.table == "scaling" else ""
+        rate = f"-{self.rate:g}" if self.table == "scaling" else ""
         return f"{self.table}-{self.row}{rate}"
+
+    @property
+    def rate(self) -> float:
+        """What is tuned: that of the warm-up where there is one."""
+        return self.warmup_rate or self.learning_rate
 
     def seconds(self, step_seconds: StepSeconds) -> float:
         """Seconds of training by calibration."""
         each = step_seconds["small" if self.size == BERT else self.size]
-        return self.warmup_steps * each["context"] + self.steps * each[self.loss]
+        before = self.warmup_steps * each[self.warmup] if self.warmup else 0.0
+        return before + self.steps * each[self.loss]
 
     def flags(self, seed: int, bert: Path) -> dict[str, Any]:
         """What `understudy train` is given without a recipe, by the names of TrainFlags."""
@@ -73,8 +86,8 @@ class Trial:
             "checkpoint_every": 1_000_000,
             "seed": seed,
         }
-        if self.warmup_steps:
-            flags |= {"warmup_loss": "context", "warmup_steps": self.warmup_steps}
+        if self.warmup:
+            flags |= {"warmup_loss": self.warmup, "warmup_steps": self.warmup_steps}
             flags["warmup_learning_rate"] = self.warmup_rate
         return flags
 
@@ -91,55 +104,48 @@ class Plan:
     step_seconds: StepSeconds
 
     def scaling(self) -> list[Trial]:
-        """Each size by both methods, at equal time, with the rates that are to be tuned."""
+        """Each size by each method, at equal time, with the rates that are to be tuned."""
         return [self._scaled(size, method, rate) for size in SIZES for method in METHODS for rate in RATES[size]]
 
     def _scaled(self, size: str, method: str, rate: float) -> Trial:
-        row = f"{size}-{method}"
-        if method == "naive":
-            steps = max(1, round(self.seconds / self.step_seconds[size]["embedding"]))
-            return Trial(
-                table="scaling", row=row, size=size, caches=(ALL,), loss="embedding", steps=steps, learning_rate=rate
-            )
-        warmup_steps, steps = self._split(size, WARMUPS["long"])
-        return Trial(
-            table="scaling",
-            row=row,
-            size=size,
-            caches=(ALL,),
-            loss="vision",
-            steps=steps,
-            learning_rate=VISION_RATE,
-            warmup_steps=warmup_steps,
-            warmup_rate=rate,
-        )
+        warmup, loss = METHODS[method]
+        common: dict[str, Any] = {
+            "table": "scaling", "row": f"{size}-{method}", "size": size, "caches": (ALL,), "loss": loss,
+        }  # fmt: skip
+        if warmup is None:
+            steps = max(1, round(self.seconds / self.step_seconds[size][loss]))
+            return Trial(**common, steps=steps, learning_rate=rate)
+        warmup_steps, steps = self._split(size, WARMUPS["long"], warmup)
+        before = {"warmup": warmup, "warmup_steps": warmup_steps, "warmup_rate": rate}
+        return Trial(**common, **before, steps=steps, learning_rate=VISION_RATE)
 
-    def _split(self, size: str, part: float) -> tuple[int, int]:
+    def _split(self, size: str, part: float, warmup: str) -> tuple[int, int]:
         each = self.step_seconds[size]
         steps = max(1, round((1 - part) * self.seconds / each["vision"]))
-        return max(1, round((self.seconds - steps * each["vision"]) / each["context"])), steps
+        return max(1, round((self.seconds - steps * each["vision"]) / each[warmup])), steps
 
-    def ablation(self) -> list[Trial]:
-        """One kind of data each, with the steps that small has in the scaling table on all of them."""
-        warmup_steps, steps = self._split("small", WARMUPS["long"])
+    def equal_steps(self, chosen: Sequence[Trial]) -> list[Trial]:
+        """The smaller sizes, as they were chosen, with the steps of the largest."""
+        largest = {_method(trial): trial for trial in chosen if trial.size == SIZES[-1]}
         return [
-            Trial(
-                table="ablation",
-                row=kind,
-                size="small",
-                caches=(kind,),
-                loss="vision",
-                steps=steps,
-                learning_rate=VISION_RATE,
-                warmup_steps=warmup_steps,
-                warmup_rate=WARMUP_RATE,
+            replace(
+                trial, table="equal", steps=largest[_method(trial)].steps,
+                warmup_steps=largest[_method(trial)].warmup_steps,
             )
-            for kind in KINDS
-        ]
+            for trial in chosen
+            if trial.size != SIZES[-1]
+        ]  # fmt: skip
 
-    def stages(self) -> list[Trial]:
-        """The paper's three stages against one, after the same warm-up, equal steps, the three caches of one kind."""
-        warmup_steps, steps = self._split("small", STAGES_WARMUP)
+    def ablation(self, rival: Trial) -> list[Trial]:
+        """One kind of data each, trained as the rival was on all of them."""
+        return [replace(rival, table="ablation", row=kind, caches=(kind,)) for kind in KINDS]
+
+    def stages(self, rival: Trial) -> list[Trial]:
+        """The paper's three stages against one, after the same warm-up, equal steps, the three caches of one kind.
+
+        The warm-up's rate is the rival's.
+        """
+        warmup_steps, steps = self._split("small", STAGES_WARMUP, "context")
         return [
             Trial(
                 table="stages",
@@ -149,8 +155,9 @@ class Plan:
                 loss="vision",
                 steps=steps,
                 learning_rate=_recipe()["stage"][-1]["learning-rate"],
+                warmup="context",
                 warmup_steps=warmup_steps,
-                warmup_rate=WARMUP_RATE,
+                warmup_rate=rival.rate,
                 order=order,
             )
             for order in ORDERS
@@ -163,9 +170,14 @@ class Plan:
             table="tokenizer", row=BERT, size=BERT, caches=(ALL,), loss="vision", steps=steps, learning_rate=OWN_RATE
         )
 
-    def screened(self) -> list[Trial]:
-        """What is tuned, which seed 0 settles."""
-        return [trial for trial in self.scaling() if len(RATES[trial.size]) > 1]
+
+def _method(trial: Trial) -> str:
+    return trial.row.removeprefix(f"{trial.size}-")
+
+
+def small_vision(chosen: Iterable[Trial]) -> Trial:
+    """What the questions are asked of, and what the ablation and the stages are compared with."""
+    return next(trial for trial in chosen if trial.row == "small-vision")
 
 
 def best_rows(trials: Sequence[Trial], means: Mapping[str, float]) -> list[Trial]:

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.pocket_experiment_tables import Answers, interval, mean_of, print_all
 from benchmarks.pocket_harness import Job, as_flags, do, keep_asked, result_of, results_below, work_off
 from benchmarks.pocket_questions import LORA, TEACHER, lora_captions, settings
-from benchmarks.pocket_trials import KINDS, LOSSES, RATES, SIZES, Plan, best_rows, recipe_text
+from benchmarks.pocket_trials import KINDS, LOSSES, METHODS, RATES, SIZES, Plan, best_rows, recipe_text, small_vision
 from pocket.scorer import DIMENSIONS, score
 from pocket.world import captions, parse
 from tests.test_docs import parse as parse_command
@@ -17,7 +17,10 @@ from trainer.settings import TrainFlags
 
 EACH = {size: dict(zip(LOSSES, (0.03, 0.04, 0.25 + 0.05 * at), strict=True)) for at, size in enumerate(SIZES)}
 PLAN = Plan(seconds=60.0, own_seconds=600.0, step_seconds=EACH)
-EVERY = [*PLAN.scaling(), *PLAN.ablation(), *PLAN.stages(), PLAN.bert()]
+CHOSEN = best_rows(PLAN.scaling(), {})
+RIVAL = small_vision(CHOSEN)
+STAGES = PLAN.stages(RIVAL)
+EVERY = [*PLAN.scaling(), *PLAN.equal_steps(CHOSEN), *PLAN.ablation(RIVAL), *STAGES, PLAN.bert()]
 
 
 def test_every_trial_is_a_command_line_that_trains_what_it_says(tmp_path):
@@ -35,21 +38,32 @@ def test_trials_have_names_of_their_own():
 
 
 def test_sizes_and_stages_have_equal_calibrated_time():
-    for trial in (*PLAN.scaling(), *PLAN.stages()):
+    for trial in (*PLAN.scaling(), *STAGES):
         assert trial.seconds(EACH) == pytest.approx(60.0, rel=0.01), trial.name
     assert PLAN.bert().seconds(EACH) == pytest.approx(600.0, rel=0.01)
 
 
 def test_data_of_one_kind_gets_the_steps_that_all_of_it_gets():
-    (rival,) = (trial for trial in PLAN.scaling() if trial.row == "small-vision")
-    for trial, kind in zip(PLAN.ablation(), KINDS, strict=True):
-        assert trial.caches == (kind,)
+    for rival in (trial for trial in PLAN.scaling() if trial.row == "small-vision"):
+        for trial, kind in zip(PLAN.ablation(rival), KINDS, strict=True):
+            assert trial.caches == (kind,)
+            assert (trial.warmup_steps, trial.steps) == (rival.warmup_steps, rival.steps)
+            assert (trial.warmup_rate, trial.learning_rate) == (rival.warmup_rate, rival.learning_rate)
+        assert {trial.warmup_rate for trial in PLAN.stages(rival)} == {rival.warmup_rate}
+
+
+def test_sizes_at_equal_steps_have_those_of_the_largest_and_rates_of_their_own():
+    largest = {trial.row.removeprefix("base-"): trial for trial in CHOSEN if trial.size == "base"}
+    shorter = PLAN.equal_steps(CHOSEN)
+    assert [trial.row for trial in shorter] == [f"{size}-{method}" for size in SIZES[:-1] for method in METHODS]
+    for trial in shorter:
+        rival = largest[trial.row.removeprefix(f"{trial.size}-")]
         assert (trial.warmup_steps, trial.steps) == (rival.warmup_steps, rival.steps)
-        assert (trial.warmup_rate, trial.learning_rate) == (rival.warmup_rate, rival.learning_rate)
+        assert trial.rate == next(one.rate for one in CHOSEN if one.row == trial.row)
 
 
 def test_the_stages_are_the_papers_and_the_single_one_is_as_long(tmp_path):
-    staged, single = (_recipe(tmp_path, trial) for trial in PLAN.stages())
+    staged, single = (_recipe(tmp_path, trial) for trial in STAGES)
     warmup, first, second, third = staged.stages
     assert (list(first.caches), list(second.caches)) == (["composition"], ["sign"])
     assert [stage.loss for stage in staged.stages] == ["context", "vision", "vision", "vision"]
@@ -69,8 +83,8 @@ def _recipe(folder, trial):
 def test_the_best_rate_of_each_row_goes_on():
     means = {trial.name: 0.5 + 0.1 * (trial.size == "base" and "0.001" in trial.name) for trial in PLAN.scaling()}
     chosen = best_rows(PLAN.scaling(), means)
-    assert [trial.row for trial in chosen] == [f"{size}-{method}" for size in SIZES for method in ("naive", "vision")]
-    assert {trial.warmup_rate or trial.learning_rate for trial in chosen if trial.size == "base"} == {RATES["base"][0]}
+    assert [trial.row for trial in chosen] == [f"{size}-{method}" for size in SIZES for method in METHODS]
+    assert {trial.rate for trial in chosen if trial.size == "base"} == {RATES["base"][0]}
 
 
 def test_each_setting_changes_one_thing():
@@ -161,12 +175,11 @@ def test_equal_scores_differ_by_nothing_and_worse_ones_by_what_they_lack():
 
 
 def test_the_tables_come_from_results(capsys):
-    chosen = best_rows(PLAN.scaling(), {})
     runs = [_result(trial.name, seed) for trial in EVERY for seed in range(3)]
     questions = [_answer(setting, who) for setting in settings() for who in (TEACHER, "s0", "s1", "s2")]
     references = [{key: value for key, value in _result("teacher", 0).items() if key != "training_seconds"}]
     results = {"runs": runs, "references": references, "questions": questions}
-    print_all(PLAN, chosen, results, lora={"steps": 450, "parameters": 192512})
+    print_all(PLAN, CHOSEN, results, lora={"steps": 450, "parameters": 192512})
     lines = capsys.readouterr().out.splitlines()
     assert "### Sizes, 3 seeds" in lines
     base = next(line for line in lines if line.startswith("| base-naive | 1,000 | 2000 | 0.001 |"))
