@@ -13,7 +13,8 @@ from models.backbone import FluxBackbone
 from models.host_modulation import HostModulation
 from trainer.feed import Batch, EmbeddingBatch
 from trainer.settings import TrainSettings
-from trainer.stage import Loss, Stage
+from trainer.stage import Stage
+from trainer.surrogate import Surrogate, sensitivity_loss
 
 
 def replay(backbone: FluxBackbone, embedding_BTD: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -112,13 +113,14 @@ class Objective:
     """What a run minimises: the losses of its stages, with their options, on its caches.
 
     backbones: one for each cache, for its resolution; empty where no stage replays. context_ID: the backbone's text
-    projection, fp32, where a stage needs it. sigmas: of each cache.
+    projection, fp32, where a stage needs it. surrogate: where a stage has the sensitivity loss. sigmas: of each cache.
     """
 
     settings: TrainSettings
     backbones: Sequence[FluxBackbone]
     context_ID: torch.Tensor | None
     sigmas: Sequence[Sequence[float]]
+    surrogate: Surrogate | None = None
 
     @property
     def host_modulation(self) -> HostModulation | None:
@@ -129,7 +131,7 @@ class Objective:
         """The loss of optimizer step `step`."""
         stage = self.settings.stage_at(step)
         if isinstance(batch, EmbeddingBatch):
-            return self._text_loss(stage.loss, student_BTD, batch, stage.huber)
+            return self._text_loss(stage, student_BTD, batch)
         weights_K = self.weights(stage, batch.source, student_BTD.device)
         backbone = self.backbones[batch.source]
         loss = vision_loss(backbone, student_BTD, batch, huber=stage.huber, weights_K=weights_K)
@@ -153,13 +155,25 @@ class Objective:
             yield
 
     def text_loss(self, student_BTD: torch.Tensor, batch: EmbeddingBatch) -> torch.Tensor:
-        """The loss by which runs without a backbone are compared: of embeddings, through the projection if there is."""
-        return self._text_loss("embedding" if self.context_ID is None else "context", student_BTD, batch, None)
+        """The loss by which runs without a backbone are compared: the nearest to the vision loss that there is.
 
-    def _text_loss(
-        self, kind: Loss, student_BTD: torch.Tensor, batch: EmbeddingBatch, huber: float | None
-    ) -> torch.Tensor:
-        if kind == "embedding":
-            return embedding_loss(student_BTD, batch.encoder_hidden_states_BTD, huber=huber)
+        Of embeddings by what was measured, else through the projection, else plain.
+        """
+        sensitive = next((stage for stage in self.settings.stages if stage.loss == "sensitivity"), None)
+        if sensitive is not None:
+            return self._text_loss(sensitive, student_BTD, batch)
+        teacher_BTD = batch.encoder_hidden_states_BTD
+        if self.context_ID is None:
+            return embedding_loss(student_BTD, teacher_BTD)
+        return context_loss(student_BTD, teacher_BTD, self.context_ID)
+
+    def _text_loss(self, stage: Stage, student_BTD: torch.Tensor, batch: EmbeddingBatch) -> torch.Tensor:
+        teacher_BTD = batch.encoder_hidden_states_BTD
+        if stage.loss == "sensitivity":
+            assert self.surrogate is not None and batch.weights_BT is not None
+            root_DD = self.surrogate.root_on(stage.metric_floor, student_BTD.device)
+            return sensitivity_loss(student_BTD, teacher_BTD, root_DD, batch.weights_BT, floor=stage.weight_floor)
+        if stage.loss == "embedding":
+            return embedding_loss(student_BTD, teacher_BTD, huber=stage.huber)
         assert self.context_ID is not None
-        return context_loss(student_BTD, batch.encoder_hidden_states_BTD, self.context_ID, huber=huber)
+        return context_loss(student_BTD, teacher_BTD, self.context_ID, huber=stage.huber)

@@ -138,7 +138,7 @@ class TrainFlags(_OfTheRun, StageOptions):
 
     steps: int = Field(default=1000, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
-    warmup_loss: Literal["embedding", "context"] = "context"
+    warmup_loss: Literal["embedding", "context", "sensitivity"] = "context"
     warmup_learning_rate: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
@@ -155,7 +155,8 @@ class TrainFlags(_OfTheRun, StageOptions):
         stages = []
         if self.warmup_steps:
             warm_up = {"steps": self.warmup_steps, "loss": self.warmup_loss, "learning_rate": rate}
-            stages.append(Stage(name=WARM_UP, **shared | warm_up))
+            floors = {name: main[name] for name in ("metric_floor", "weight_floor")}
+            stages.append(Stage(name=WARM_UP, **shared | warm_up | floors))
         if self.steps:
             stages.append(Stage(name=MAIN, steps=self.steps, **main))
         run = {name: getattr(self, name) for name in _OfTheRun.model_fields}
@@ -163,11 +164,15 @@ class TrainFlags(_OfTheRun, StageOptions):
 
 
 class TrainedOn(Record):
-    """A cache of a run: where it lay, what it is by its digest, and the trajectories of it that are trained on."""
+    """A cache of a run: where it lay, what it is by its digest, and the trajectories of it that are trained on.
+
+    sensitivity: checksum of what was measured on it, where a stage has that loss.
+    """
 
     location: str
     sampling_digest: str
     training_set: TrainingSet
+    sensitivity: str | None = None
 
 
 class RunConfig(Record):

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from storage_schemas.manifest import Flags
 
-Loss = Literal["vision", "embedding", "context"]
+Loss = Literal["vision", "embedding", "context", "sensitivity"]
 OrderKind = Literal["shuffled", "following"]
 
 
@@ -17,6 +17,8 @@ class StageOptions(Flags):
     huber: where `loss` turns from a square into a line, in the units of what it compares; None: a square everywhere.
     step_weights: what the errors of the vision loss at step k are multiplied by, mean 1: see losses.step_weights.
     embedding_term: weight of the embedding loss beside the vision loss.
+    metric_floor, weight_floor: of the sensitivity loss: parts of the metric's mean eigenvalue, and of the mean token
+    weight, that every direction and every token have besides what was measured.
     batch_size: rows of one optimizer step; accumulate: equal parts of it that go through the networks one by one.
     steps_per_trajectory: rows of the vision loss that share one forward pass of the student.
     lr_warmup_steps: steps over which the learning rate rises; None: 20 where it decays, else none.
@@ -26,6 +28,8 @@ class StageOptions(Flags):
     huber: float | None = Field(default=None, gt=0)
     step_weights: Literal["uniform", "sigma", "interval"] = "uniform"
     embedding_term: float = Field(default=0.0, ge=0)
+    metric_floor: float = Field(default=0.01, ge=0)
+    weight_floor: float = Field(default=0.05, ge=0)
     batch_size: int = Field(default=32, ge=1)
     accumulate: int = Field(default=1, ge=1)
     order: OrderKind = "shuffled"
@@ -51,6 +55,15 @@ class StageOptions(Flags):
             raise ValueError(
                 f"steps-per-trajectory is {self.steps_per_trajectory} with order following, expected 1: it walks each "
                 f"trajectory step by step, one of them in a batch; take order shuffled"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_quadratic_form_has_no_huber(self) -> Self:
+        if self.loss == "sensitivity" and self.huber is not None:
+            raise ValueError(
+                f"huber is {self.huber} with loss sensitivity, expected none: that is a quadratic form, not a sum of "
+                f"differences; leave it out"
             )
         return self
 

@@ -1,0 +1,295 @@
+"""Measure what the transformer reads in text embeddings: products on chosen trajectories, part by part, then the sums.
+
+With r standard normal and J_k the derivative of the prediction at step k by the embedding, the mean over r of s s^T,
+s = sum over k of J_k^T r_k / sqrt(K S C), is the matrix H of the vision loss's second order: loss = d^T H d.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from cache_builder.provenance import provenance
+from cache_builder.weight_predictor import fit_predictor
+from cache_builder.workers import Worker
+from models.attention import check_attention
+from models.backbone import FluxBackbone
+from models.memory_options import MemoryOptions
+from models.noise import draw_order, draw_product
+from models.quantized import check_quantizer
+from models.recorded_backbone import load_recorded_backbone
+from models.schedule import DTYPES
+from models.teacher_folder import TeacherFolder
+from models.text_products import text_products
+from storage_schemas import sensitivity
+from storage_schemas.digests import canonical_json
+from storage_schemas.errors import BadSettings, NonFinite, NotInCache
+from storage_schemas.fields import Array
+from storage_schemas.manifest import Manifest
+from storage_schemas.progress import Bar, Progress
+from storage_schemas.reader import Cache
+from storage_schemas.sensitivity import Part, Plan, Sensitivity, SensitivityRecord
+from storage_schemas.tensors import to_torch
+from storage_schemas.trajectory import Trajectory
+
+
+class SensitivitySettings(MemoryOptions):
+    """The flags of a measurement.
+
+    products: vector-Jacobian products per prompt; prompts: how many are drawn of those that training sees; steps: how
+    many of the trajectory's, spread evenly; None: all. batch_size: rows (steps of prompts) that go through the
+    transformer at once. part_size: prompts that are put on disk together: what a kill loses at most. The rest: see
+    MemoryOptions; "cache": as recorded.
+    """
+
+    products: int = Field(default=4, ge=1)
+    prompts: int = Field(default=1024, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=8, ge=1)
+    part_size: int = Field(default=32, ge=1)
+    backbone_dtype: Literal["cache", "bfloat16", "float32"] = "cache"
+    attention_backend: str | None = None
+    seed: int = Field(default=0, ge=0)
+
+    def plan(self, cache: Cache) -> Plan:
+        """What is measured on a cache; NotInCache where it has nothing to measure on."""
+        manifest = cache.manifest
+        dtype = manifest.sampling.dtype if self.backbone_dtype == "cache" else self.backbone_dtype
+        digests = manifest.digests()
+        return Plan(
+            teacher_digest=digests["teacher"],
+            sampling_digest=digests["sampling"],
+            products=self.products,
+            seed=self.seed,
+            steps=_spread_steps(self.steps, manifest.sampling.steps, cache),
+            dtype=dtype,
+            quantize=self.quantize,
+            part_size=self.part_size,
+            prompt_ids=tuple(_drawn(cache, self.prompts, self.seed)),
+        )
+
+
+def measure(
+    cache: Cache,
+    teacher: TeacherFolder,
+    settings: SensitivitySettings,
+    *,
+    device: torch.device,
+    progress: Progress,
+    worker: Worker,
+    anew: bool = False,
+) -> Sensitivity | None:
+    """Measure what is missing, and put all parts together; None where other workers are not through yet.
+
+    SettingsDiffer where it was begun with other flags, NonFinite for a product that is no number.
+    """
+    if anew:
+        sensitivity.forget(cache.folder)
+    plan = settings.plan(cache)
+    if (found := sensitivity.read(cache.folder)) is not None:
+        sensitivity.check_same_plan(cache.folder, found.record.plan, plan)
+        progress.say(f"all {len(plan.prompt_ids):,} prompts were measured before: nothing is left to do")
+        return found
+    sensitivity.begin(cache.folder, plan)
+    _make_parts(cache, teacher, settings, plan, worker, device, progress)
+    return _finish(cache, plan, progress)
+
+
+def _spread_steps(count: int | None, steps: int, cache: Cache) -> tuple[int, ...]:
+    if count is not None and count > steps:
+        raise BadSettings(f"--steps is {count}, the trajectories of {cache.folder} have {steps}: give at most {steps}")
+    return tuple(sorted({round(at) for at in np.linspace(0, steps - 1, steps if count is None else count)}))
+
+
+def _drawn(cache: Cache, count: int, seed: int) -> list[str]:
+    """Ids of prompts that training sees, of which a trajectory is there, in an order drawn by the seed."""
+    if cache.manifest.sampling.storage.embeddings == "none":
+        raise BadSettings(
+            f"{cache.folder} was built with --embeddings none: sensitivity is the derivative at the teacher's "
+            f"embeddings; build with --embeddings stored"
+        )
+    firsts = _first_trajectories(cache)
+    if not firsts:
+        raise NotInCache(
+            f"{cache.folder} has no committed trajectory of a prompt that training sees: give the build command again"
+        )
+    ids = sorted(firsts)
+    return [ids[place] for place in draw_order(ids, seed=seed)[:count]]
+
+
+def _first_trajectories(cache: Cache) -> dict[str, int]:
+    """Of each prompt that training sees, by its id, the first trajectory that is committed."""
+    prompts = list(cache.prompts)
+    found: dict[str, int] = {}
+    for index in cache.indices():
+        prompt = prompts[cache.layout.place(int(index)).prompt]
+        if not prompt.held_out:
+            found.setdefault(prompt.id, int(index))
+    return found
+
+
+def _make_parts(
+    cache: Cache,
+    teacher: TeacherFolder,
+    settings: SensitivitySettings,
+    plan: Plan,
+    worker: Worker,
+    device: torch.device,
+    progress: Progress,
+) -> None:
+    own = [number for number in range(len(plan.parts)) if number % worker.count == worker.number]
+    todo = [number for number in own if sensitivity.read_part(cache.folder, plan, number) is None]
+    if not todo:
+        return
+    total = sum(len(plan.parts[number]) for number in own)
+    left = sum(len(plan.parts[number]) for number in todo)
+    firsts = _first_trajectories(cache)
+    backbone = _backbone(cache.manifest, teacher, settings, device)
+    made = provenance(
+        device=device, batch_size=settings.batch_size, attention=settings.attention_backend, quantize=settings.quantize
+    )
+    with progress.bar("products", total=total, done=total - left, unit="prompts") as bar:
+        for number in todo:
+            began = time.monotonic()
+            work = _Measurement(
+                cache=cache, backbone=backbone, plan=plan, batch_size=settings.batch_size, firsts=firsts
+            )
+            outer_DD, squares_NT = work.of_prompts(plan.parts[number], bar)
+            seconds = time.monotonic() - began
+            part = Part(outer_DD=outer_DD, squares_NT=squares_NT, made=made, seconds=seconds)
+            sensitivity.write_part(cache.folder, plan, number, part)
+
+
+def _backbone(
+    manifest: Manifest, teacher: TeacherFolder, settings: SensitivitySettings, device: torch.device
+) -> FluxBackbone:
+    dtype = DTYPES[manifest.sampling.dtype if settings.backbone_dtype == "cache" else settings.backbone_dtype]
+    check_quantizer(settings.quantize)
+    check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)
+    options = MemoryOptions(**{name: getattr(settings, name) for name in MemoryOptions.model_fields})
+    return load_recorded_backbone(
+        [manifest],
+        teacher,
+        dtype=dtype,
+        batch_rows=settings.batch_size,
+        options=options,
+        attention_backend=settings.attention_backend,
+        device=device,
+    )
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    cache: Cache
+    backbone: FluxBackbone
+    plan: Plan
+    batch_size: int
+    firsts: Mapping[str, int]
+
+    def of_prompts(self, ids: Sequence[str], bar: Bar) -> tuple[Array, Array]:
+        """outer_DD and squares_NT of a part."""
+        trajectories = [self.cache.trajectory(self.firsts[identity]) for identity in ids]
+        products_NPTD = self._products(trajectories, bar)
+        wrong_N = ~products_NPTD.isfinite().flatten(1).all(1)
+        if wrong_N.any():
+            wrong = trajectories[int(wrong_N.nonzero()[0])]
+            raise NonFinite(
+                f"a product of trajectory {wrong.key} is not finite: the backward pass overflowed, or what was "
+                f"recorded is not finite; try --backbone-dtype float32, and look with `understudy inspect show`"
+            )
+        width = products_NPTD.shape[-1]
+        outer_DD = torch.zeros(width, width, dtype=torch.float64, device=products_NPTD.device)
+        for products_PTD in products_NPTD:
+            rows_RD = products_PTD.flatten(0, 1).double()
+            outer_DD += rows_RD.T @ rows_RD
+        squares_NT = products_NPTD.double().square().mean((1, 3))
+        return outer_DD.cpu().numpy(), squares_NT.cpu().numpy()
+
+    def _products(self, trajectories: Sequence[Trajectory], bar: Bar) -> torch.Tensor:
+        """The s of each prompt and product, [N, P, T, D] fp32 on the device."""
+        teacher, sampling = self.cache.manifest.teacher, self.cache.manifest.sampling
+        shape = (len(trajectories), self.plan.products, teacher.text_length, teacher.text_width)
+        sums_NPTD = torch.zeros(shape, device=self.backbone.device)
+        rows = [(at, k) for at in range(len(trajectories)) for k in self.plan.steps]
+        scale = (len(self.plan.steps) * sampling.image_tokens * sampling.channels) ** -0.5
+        for first in range(0, len(rows), self.batch_size):
+            batch = rows[first : first + self.batch_size]
+            for product, found_BTD in enumerate(self._batch([(trajectories[at], k) for at, k in batch])):
+                for (at, _), found_TD in zip(batch, found_BTD, strict=True):
+                    sums_NPTD[at, product] += scale * found_TD.float()
+            bar.advance(sum(k == self.plan.steps[-1] for _, k in batch))
+        return sums_NPTD
+
+    def _batch(self, rows: Sequence[tuple[Trajectory, int]]) -> list[torch.Tensor]:
+        """J^T r of rows, [B, T, D], one for each product."""
+        backbone, sampling = self.backbone, self.cache.manifest.sampling
+        trajectories = [trajectory for trajectory, _ in rows]
+
+        def stacked(arrays: Iterator[Array]) -> torch.Tensor:
+            return to_torch(np.stack(list(arrays))).to(backbone.device, backbone.dtype)
+
+        latents_BSC = stacked(trajectory.hidden_states_KSC[k] for trajectory, k in rows)
+        pooled_BP = stacked(self.cache.pooled(trajectory.prompt) for trajectory in trajectories)
+        timestep_B = torch.tensor([sampling.timesteps[k] for _, k in rows]).to(backbone.device, backbone.dtype)
+        guidance_B = None
+        if sampling.guidance is not None:
+            values = [trajectory.guidance for trajectory in trajectories]
+            guidance_B = torch.tensor(values, dtype=torch.float32, device=backbone.device)
+        embedding_BTD = stacked(self.cache.embedding(trajectory.prompt) for trajectory in trajectories)
+        normals = [stacked(self._normals(rows, product)) for product in range(self.plan.products)]
+        return text_products(
+            lambda text_BTD: backbone.predict(latents_BSC, text_BTD, pooled_BP, timestep_B, guidance_B),
+            embedding_BTD,
+            normals,
+        )
+
+    def _normals(self, rows: Sequence[tuple[Trajectory, int]], product: int) -> Iterator[Array]:
+        sampling = self.cache.manifest.sampling
+        for trajectory, k in rows:
+            yield draw_product(
+                seed=self.plan.seed,
+                prompt_id=self.cache.prompts[trajectory.prompt].id,
+                replica=trajectory.replica,
+                step=k,
+                product=product,
+                image_tokens=sampling.image_tokens,
+                channels=sampling.channels,
+            )
+
+
+def _finish(cache: Cache, plan: Plan, progress: Progress) -> Sensitivity | None:
+    """The sums of all parts, in their order, so that it does not matter who made which."""
+    parts = []
+    for number, ids in enumerate(plan.parts):
+        part = sensitivity.read_part(cache.folder, plan, number)
+        if part is None:
+            missing = sum(sensitivity.read_part(cache.folder, plan, at) is None for at in range(len(plan.parts)))
+            progress.say(f"{missing} of {len(plan.parts)} parts are not there yet: other workers make them")
+            return None
+        assert len(part.squares_NT) == len(ids)
+        parts.append(part)
+    rows = len(plan.prompt_ids) * plan.products * cache.manifest.teacher.text_length
+    metric_DD = sum(part.outer_DD for part in parts) / rows
+    squares_NT = np.concatenate([part.squares_NT for part in parts])
+    weights_NT = squares_NT / squares_NT.mean()
+    predictor_D1, correlation = fit_predictor(cache, plan.prompt_ids, weights_NT)
+    arrays = {"metric": metric_DD, "weights": weights_NT}
+    if predictor_D1 is not None:
+        arrays["predictor"] = predictor_D1
+    ways = {canonical_json(part.made): part.made for part in parts}
+    record = SensitivityRecord(
+        created_by=f"understudy {version('understudy')}",
+        plan=plan,
+        provenance=tuple(ways[key] for key in sorted(ways)),
+        seconds=sum(part.seconds for part in parts),
+        predicted_correlation=correlation,
+        arrays_bytes=0,
+        arrays_xxh3_128="",
+    )
+    sensitivity.write(cache.folder, record, arrays)
+    return sensitivity.read(cache.folder)
