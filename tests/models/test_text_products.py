@@ -70,6 +70,11 @@ class World:
 
 
 @pytest.fixture(scope="module")
+def products(world):
+    return world.products(2048)
+
+
+@pytest.fixture(scope="module")
 def world(tmp_path_factory):
     return World(make_teacher(tmp_path_factory.mktemp("tiny") / "teacher", seed=3))
 
@@ -91,10 +96,10 @@ def test_a_product_is_the_jacobian_transposed_times_the_vector(world):
         assert torch.allclose(product[0], wanted, rtol=0, atol=1e-6)
 
 
-def test_the_mean_square_along_a_direction_converges_as_one_over_the_root_of_the_products(world):
+def test_the_mean_square_along_a_direction_converges_as_one_over_the_root_of_the_products(world, products):
     direction = torch.randn(world.embedding_TD.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     form = float(direction.flatten() @ world.second_order @ direction.flatten())
-    along = (world.products(2048) * direction).sum((1, 2)).square()
+    along = (products * direction).sum((1, 2)).square()
     # s . d is normal: its square has twice the squared variance.
     for count in (32, 128, 512, 2048):
         means = along.reshape(-1, count).mean(1)
@@ -103,11 +108,10 @@ def test_the_mean_square_along_a_direction_converges_as_one_over_the_root_of_the
     assert abs(float(along.mean()) / form - 1) < 4 * (2 / 2048) ** 0.5
 
 
-def test_the_metric_converges_to_the_mean_block_of_a_token(world):
+def test_the_metric_converges_to_the_mean_block_of_a_token(world, products):
     width = world.embedding_TD.shape[1]
     blocks = world.second_order.reshape(TEXT, width, TEXT, width)
     wanted = sum(blocks[t, :, t] for t in range(TEXT)) / TEXT
-    products = world.products(2048)
 
     def off(count):
         rows = products[:count].reshape(-1, width)

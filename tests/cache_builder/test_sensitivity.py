@@ -1,0 +1,182 @@
+"""What was measured on a cache does not depend on who measured it, in how many goes; it is guarded as shards are."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from cache_builder import sensitivity as measuring
+from cache_builder.sensitivity import SensitivitySettings, measure
+from cache_builder.weight_predictor import FEWEST_PROMPTS
+from cache_builder.workers import Worker
+from models.teacher_folder import REPLAY_PARTS, find_teacher
+from storage_schemas import sensitivity
+from storage_schemas.errors import BadSettings, DamagedCache, NonFinite, SettingsDiffer
+from storage_schemas.progress import Silent
+from storage_schemas.reader import Cache
+from storage_schemas.sensitivity import ARRAYS_FILE, RECORD_FILE, predicted_weights
+from storage_schemas.verification import verify
+from tests.cache_builder.building import build_cache
+
+CPU = torch.device("cpu")
+COUNT = 26
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory, dev_teacher):
+    folder = tmp_path_factory.mktemp("measured")
+    words = [(c, t, s) for c in ("red", "green", "blue") for t in ("dog", "cat", "car") for s in ("left", "right", "")]
+    (folder / "p.txt").write_text("".join(f"a {c} {t} on the {s}\n" for c, t, s in words))
+    build_cache(folder / "cache", dev_teacher, folder / "p.txt", shard_size=9, batch_size=9, dtype="float32")
+    return folder / "cache"
+
+
+@pytest.fixture
+def cache_folder(tmp_path, recorded):
+    return shutil.copytree(recorded, tmp_path / "cache")
+
+
+def run(folder, teacher, *, worker=None, anew=False, **flags):
+    settings = SensitivitySettings.from_flags(**{"products": 2, "part_size": 8, "batch_size": 5, **flags})
+    return measure(
+        Cache.open(folder), find_teacher(str(teacher), REPLAY_PARTS), settings,
+        device=CPU, progress=Silent(), worker=worker or Worker(), anew=anew,
+    )  # fmt: skip
+
+
+def arrays(folder):
+    return (folder / ARRAYS_FILE).read_bytes()
+
+
+def test_two_workers_measure_what_one_does_bit_for_bit(tmp_path, cache_folder, recorded, dev_teacher):
+    other = shutil.copytree(recorded, tmp_path / "other")
+    assert run(cache_folder, dev_teacher) is not None
+    assert run(other, dev_teacher, worker=Worker(number=1, count=2)) is None
+    assert run(other, dev_teacher, worker=Worker(number=0, count=2)) is not None
+    assert arrays(cache_folder) == arrays(other)
+    assert not list((other / "sensitivity/parts").iterdir())
+
+
+def test_what_was_measured_before_a_kill_is_not_measured_again(cache_folder, dev_teacher, monkeypatch):
+    write, made = sensitivity.write_part, []
+
+    def killed(*given):
+        if made:
+            raise KeyboardInterrupt
+        made.append(given[2])
+        write(*given)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(sensitivity, "write_part", killed)
+        run(cache_folder, dev_teacher)
+    assert [part.name for part in (cache_folder / "sensitivity/parts").iterdir()] == ["000000.safetensors"]
+    with monkeypatch.context() as patched:
+        patched.setattr(sensitivity, "write_part", lambda *given: (made.append(given[2]), write(*given)))
+        assert run(cache_folder, dev_teacher) is not None
+    assert len(made) > 2 and made == list(range(len(made)))
+
+
+def test_the_metric_is_the_mean_over_products_prompts_and_tokens(cache_folder, dev_teacher):
+    whole = run(cache_folder, dev_teacher)
+    count, _ = whole.weights_NT.shape
+    assert count == len(whole.record.plan.prompt_ids) >= FEWEST_PROMPTS
+    assert whole.weights_NT.mean() == pytest.approx(1, rel=1e-5)
+    # The trace of s s^T of a token is what its weight is made of.
+    parts = [run_part(cache_folder, dev_teacher, whole, at) for at in (0, 3)]
+    for at, products_PTD in zip((0, 3), parts, strict=True):
+        squares_T = products_PTD.square().mean((0, 2)).numpy()
+        scale = float(np.trace(whole.metric_DD)) / len(whole.metric_DD)
+        assert whole.weights_NT[at] == pytest.approx(squares_T / scale, rel=1e-3)
+    assert np.array_equal(whole.metric_DD, whole.metric_DD.T)
+    assert 1 < whole.effective_rank < len(whole.metric_DD)
+    assert whole.eigenvalues_D.sum() == pytest.approx(float(np.trace(whole.metric_DD)), rel=1e-4)
+
+
+def run_part(folder, teacher, whole, at):
+    """The products of one prompt by themselves."""
+    cache, plan = Cache.open(folder), whole.record.plan
+    settings = SensitivitySettings(products=2)
+    backbone = measuring._backbone(cache.manifest, find_teacher(str(teacher), REPLAY_PARTS), settings, CPU)
+    work = measuring._Measurement(cache, backbone, plan, 3, measuring._first_trajectories(cache))
+    with Silent().bar("", total=1, done=0, unit="") as bar:
+        return work._products([cache.trajectory(work.firsts[plan.prompt_ids[at]])], bar)[0]
+
+
+def test_weights_of_other_prompts_are_predicted_from_their_embeddings(cache_folder, dev_teacher):
+    whole = run(cache_folder, dev_teacher)
+    assert whole.predictor_D1 is not None and -1 <= whole.record.predicted_correlation <= 1
+    cache = Cache.open(cache_folder)
+    numbers = {prompt.id: number for number, prompt in enumerate(cache.prompts)}
+    told = [
+        predicted_weights(whole.predictor_D1, cache.embedding(numbers[one])) for one in whole.record.plan.prompt_ids
+    ]
+    assert np.mean(told) == pytest.approx(1, rel=1e-4)
+    # Better than saying 1 of every token.
+    off = np.log(np.stack(told)) - np.log(whole.weights_NT)
+    assert np.square(off).mean() < np.square(np.log(whole.weights_NT)).mean()
+    few = run(cache_folder, dev_teacher, anew=True, prompts=FEWEST_PROMPTS - 1)
+    assert few.predictor_D1 is None and few.record.predicted_correlation is None
+
+
+def test_other_flags_are_refused_and_anew_begins_again(cache_folder, dev_teacher):
+    run(cache_folder, dev_teacher, prompts=8)
+    with pytest.raises(SettingsDiffer) as refused:
+        run(cache_folder, dev_teacher, prompts=8, products=3)
+    assert str(refused.value) == (
+        f"{cache_folder}/sensitivity was begun with products 2, this is 3: sums of both would mean neither; give the "
+        f"flags of the first time, or --anew, which deletes what was measured"
+    )
+    found = run(cache_folder, dev_teacher, prompts=8, products=3, anew=True)
+    assert found.record.plan.products == 3 and len(found.weights_NT) == 8
+
+
+@pytest.mark.parametrize("path", [ARRAYS_FILE, RECORD_FILE])
+def test_a_flipped_byte_is_told_by_reading_and_by_verify(cache_folder, dev_teacher, path):
+    run(cache_folder, dev_teacher, prompts=8)
+    assert verify(cache_folder, Silent()).problems == ()
+    data = bytearray((cache_folder / path).read_bytes())
+    data[len(data) // 2] ^= 0x40
+    (cache_folder / path).write_bytes(bytes(data))
+    with pytest.raises(DamagedCache) as told:
+        sensitivity.read(Cache.open(cache_folder).folder)
+    assert str(told.value).startswith(f"{cache_folder}/{path} is not as it was written")
+    assert "--anew" in str(told.value)
+    (problem,) = verify(cache_folder, Silent()).problems
+    assert problem.message == str(told.value)
+
+
+def test_a_changed_part_is_told(cache_folder, dev_teacher):
+    run(cache_folder, dev_teacher, worker=Worker(number=1, count=2))
+    part = next(iter((cache_folder / "sensitivity/parts").iterdir()))
+    data = bytearray(part.read_bytes())
+    data[-3] ^= 1
+    part.write_bytes(bytes(data))
+    with pytest.raises(DamagedCache) as told:
+        run(cache_folder, dev_teacher)
+    assert str(told.value) == (
+        f"{part} is not as it was written: delete it, and give the same command again, which makes it anew"
+    )
+
+
+def test_a_product_that_is_no_number_stops_the_measurement(cache_folder, dev_teacher, monkeypatch):
+    monkeypatch.setattr(measuring, "text_products", lambda predict, e, normals: [torch.full_like(e, torch.nan)] * 2)
+    with pytest.raises(NonFinite, match=r"a product of trajectory [0-9a-f]+-0000 is not finite"):
+        run(cache_folder, dev_teacher, prompts=8)
+    assert sensitivity.read(Cache.open(cache_folder).folder) is None
+
+
+def test_more_steps_than_there_are_is_refused(cache_folder, dev_teacher):
+    with pytest.raises(BadSettings) as refused:
+        run(cache_folder, dev_teacher, steps=5)
+    assert str(refused.value) == f"--steps is 5, the trajectories of {cache_folder} have 4: give at most 4"
+
+
+def test_a_cache_without_embeddings_cannot_be_measured(tmp_path, dev_teacher, prompt_file):
+    build_cache(tmp_path / "cache", dev_teacher, prompt_file, embeddings="none")
+    with pytest.raises(BadSettings) as refused:
+        run(tmp_path / "cache", dev_teacher)
+    assert str(refused.value) == (
+        f"{tmp_path}/cache was built with --embeddings none: sensitivity is the derivative at the teacher's "
+        f"embeddings; build with --embeddings stored"
+    )

@@ -1,0 +1,104 @@
+"""`--loss sensitivity`: the quadratic form that was measured, and no transformer to compute it."""
+
+import shutil
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from cache_builder.sensitivity import SensitivitySettings, measure
+from cache_builder.workers import Worker
+from models.teacher_folder import REPLAY_PARTS, find_teacher
+from storage_schemas.errors import BadRun, BadSettings
+from storage_schemas.progress import Silent
+from storage_schemas.reader import Cache
+from tests.trainer.making import CPU
+from tests.trainer.test_train import run_training
+from trainer.surrogate import Surrogate, TokenWeights, sensitivity_loss
+
+
+def measured(folder, teacher, **flags):
+    settings = SensitivitySettings.from_flags(**{"products": 1, "prompts": 6, "steps": 2, **flags})
+    return measure(
+        Cache.open(folder), find_teacher(str(teacher), REPLAY_PARTS), settings,
+        device=CPU, progress=Silent(), worker=Worker(), anew=True,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def cache(tmp_path, cache_folder, dev_teacher):
+    folder = shutil.copytree(cache_folder, tmp_path / "cache")
+    measured(folder, dev_teacher)
+    return folder
+
+
+def test_the_loss_is_the_quadratic_form_token_by_token():
+    generator = torch.Generator().manual_seed(0)
+    factor = torch.randn(6, 6, generator=generator)
+    metric_DD, weights_BT = factor @ factor.T, torch.rand(2, 3, generator=generator)
+    surrogate = Surrogate(metric_DD=metric_DD.numpy(), weights={}, digests={})
+    root_DD = surrogate.root_DD(0.01, CPU)
+    d_BTD = torch.randn(2, 3, 6, generator=generator)
+    found = sensitivity_loss(d_BTD, torch.zeros_like(d_BTD), root_DD, weights_BT, floor=0.05)
+    floored_DD = metric_DD + 0.01 * metric_DD.diagonal().mean() * torch.eye(6)
+    of_token = torch.einsum("btd,de,bte->bt", d_BTD, floored_DD, d_BTD) * (weights_BT + 0.05) / 1.05
+    assert float(found) == pytest.approx(float(of_token.sum(1).mean()), rel=1e-5)
+
+
+def test_training_by_it_constructs_no_transformer(tmp_path, cache, t5_config, monkeypatch):
+    def refused(*given, **named):
+        raise AssertionError("a transformer was constructed")
+
+    monkeypatch.setattr(diffusers.FluxTransformer2DModel, "__init__", refused)
+    run = run_training(tmp_path / "run", cache, None, t5_config, loss="sensitivity")
+    assert (run / "checkpoint-000006").is_dir() or list(run.glob("checkpoint*"))
+
+
+def test_it_may_be_the_warm_up_of_the_vision_loss(tmp_path, cache, t5_config, dev_teacher):
+    import json
+
+    run = run_training(
+        tmp_path / "run", cache, dev_teacher, t5_config, steps=2, warmup_steps=2, warmup_loss="sensitivity"
+    )
+    kinds = [entry["kind"] for line in (run / "metrics.jsonl").open() if "kind" in (entry := json.loads(line))]
+    assert kinds == ["sensitivity"] * 2 + ["vision"] * 2
+
+
+def test_a_cache_that_was_not_measured_says_what_does_it(tmp_path, cache_folder, t5_config):
+    with pytest.raises(BadSettings) as refused:
+        run_training(tmp_path / "run", cache_folder, None, t5_config, loss="sensitivity")
+    assert str(refused.value) == (
+        f"--loss is sensitivity, but none was measured on {cache_folder}: `understudy sensitivity {cache_folder}` "
+        f"does, once, with the transformer"
+    )
+
+
+def test_a_run_does_not_go_on_with_another_measurement(tmp_path, cache, t5_config, dev_teacher):
+    run_training(tmp_path / "run", cache, None, t5_config, loss="sensitivity", steps=2)
+    measured(cache, dev_teacher, seed=1)
+    with pytest.raises(BadRun, match=r"begun with sensitivity of cache = [0-9a-f]{32}, you asked for [0-9a-f]{32}"):
+        run_training(tmp_path / "run", cache, None, t5_config, loss="sensitivity", steps=2)
+
+
+def test_prompts_that_were_not_sampled_have_predicted_weights_or_one(cache):
+    one = Surrogate.read({"cache": Cache.open(cache)}).weights["cache"]
+    embedding_TD = np.ones((12, 24), dtype=np.float32)
+    assert one.of(one.measured.record.plan.prompt_ids[2], embedding_TD) is not None
+    assert np.array_equal(one.of(one.measured.record.plan.prompt_ids[2], embedding_TD), one.measured.weights_NT[2])
+    assert np.array_equal(one.of("another", embedding_TD), np.ones(12))
+    predictor_D1 = np.append(np.zeros(24), np.log(3)).astype(np.float32)
+    told = TokenWeights(measured=None, predictor_D1=predictor_D1).of("another", embedding_TD)
+    assert told == pytest.approx(np.full(12, 3.0))
+
+
+def test_caches_without_a_measurement_of_their_own_take_that_of_another(tmp_path, cache, cache_folder):
+    found = Surrogate.read({"a": Cache.open(cache_folder), "b": Cache.open(cache)})
+    alone = Surrogate.read({"b": Cache.open(cache)})
+    assert np.array_equal(found.metric_DD, alone.metric_DD)
+    assert found.weights["a"].measured is None and list(found.digests) == ["b"]
+
+
+def test_huber_is_refused_beside_it(tmp_path, cache, t5_config):
+    with pytest.raises(BadSettings, match="huber is 0.5 with loss sensitivity, expected none"):
+        run_training(tmp_path / "run", cache, None, t5_config, loss="sensitivity", huber=0.5)
