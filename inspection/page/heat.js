@@ -29,7 +29,7 @@ class HeatMap {
     this.top = heatTop();
     this.legend = element("canvas", { class: "scale", width: 256, height: 1, "aria-hidden": "true" });
     const legend = element("p", { class: "row quiet" }, "0 %", this.legend, `${percentText(this.top)} and more`);
-    container.append(legend, this.plot, this.readout);
+    container.append(legend, this.readout, this.plot);
     this.cursor = null;
     this.listen();
     this.redraw = responsive(this.plot, (width) => this.draw(width));

@@ -32,7 +32,7 @@ def visit(tab: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     asked, said, visited = [], [], []
     listeners = {
         "request": lambda request: asked.append(request.url),
-        "console": lambda message: said.append(message.text),
+        "console": lambda message: said.append(message.text) if message.type == "error" else None,
         "pageerror": lambda error: said.append(str(error)),
     }
 

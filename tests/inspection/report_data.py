@@ -15,6 +15,7 @@ EVALUATED = (2, 7, 11, 25)
 # Of row 11 the mean is highest, of row 2 the worst step.
 ERRORS = {2: [0.9, *[0.05] * 7], 7: [0.1] * 8, 11: [0.4] * 8, 25: [0.0] * 8}
 SHAPES = ("square", "circle", "triangle")
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & &amp; {{style}} \u2028 🦊 \ud83e"
 COLOURS = ("red", "green", "blue", "cyan", "yellow")
 
 
@@ -106,3 +107,9 @@ def report_data(**changes: Any) -> dict[str, Any]:
         "students": [student()],
         **changes,
     }
+
+
+def hostile_data() -> dict[str, Any]:
+    data = report_data(title="<b>mine</b>")
+    data["trajectories"]["prompt"][0] = HOSTILE
+    return data
