@@ -144,7 +144,7 @@ def test_the_heat_map_has_the_hardest_prompt_first_and_opens_it(visit, html):
     assert readout.inner_text() == f"prompt {FIRST + 2}, step 6: 5 % (floor 1 %). a blue triangle of 2"
     page.keyboard.press("Enter")
     assert page.inner_text("#detail-title") == f"Trajectory {FIRST + 2}" and shown(page, 2, 6) == frame_colour(2, 6, 0)
-    # The first cell of the second line, by mouse, is the worst of all.
+    # The last cell of all, by mouse.
     box = page.locator("canvas.heat").bounding_box()
     page.locator("canvas.heat").click(position={"x": box["width"] - 4, "y": box["height"] - 4})
     assert page.inner_text("#detail-title") == f"Trajectory {FIRST + 25}"
