@@ -18,13 +18,15 @@ from storage_schemas.progress import Progress
 class Score:
     """Mean of one dimension over the captions it applies to, with its 95 % Wilson interval.
 
-    For characters the interval counts captions, not letters, which is on the safe side.
+    For characters the interval counts captions, not letters, which is on the safe side. values: of the captions it
+    applies to, in their order; None where earlier versions kept the mean alone.
     """
 
     mean: float
     count: int
     low: float
     high: float
+    values: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ def score_images(images_NHWC: Array, captions: Sequence[str]) -> dict[str, Score
 def _score(column: list[float]) -> Score:
     mean = float(np.mean(column))
     low, high = wilson(mean, len(column))
-    return Score(mean=mean, count=len(column), low=low, high=high)
+    return Score(mean=mean, count=len(column), low=low, high=high, values=tuple(column))
 
 
 def table_rows(results: Sequence[Scored]) -> list[dict[str, Any]]:

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from commands.evaluate_table import check_one_size, grouped
+from commands.evaluate_table import grouped
 from commands.evaluate_table_cache import kept_evaluation
+from commands.evaluate_table_pocket import check_one_size
 from evaluation.error_table import ErrorTable
 from evaluation.intervals import wilson
 from evaluation.plots import plot_embeddings
