@@ -109,7 +109,7 @@ def evaluate_score(
 
     Example: understudy evaluate score my-run --pocket --picture side-by-side.png
     """
-    given = [name for name in (*CACHE_FLAGS, *POCKET_FLAGS) if is_given(context, name)]
+    given = [name for name in (*CACHE_FLAGS, *POCKET_FLAGS, "seed") if is_given(context, name)]
     check_flags(given, cache=cache is not None, pocket=pocket, closed_loop=closed_loop, untrained=untrained)
     check_guidance(guidance)
     facts: dict[str, Any] = {}
