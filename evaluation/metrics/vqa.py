@@ -111,7 +111,7 @@ class AttributeBinding:
         return yes, no
 
 
-def _asked(pictures: Sequence[Picture]) -> list[tuple[Picture, Sequence[str]]]:
+def _asked(pictures: Sequence[Picture]) -> list[tuple[Picture, tuple[str, ...]]]:
     prompts = with_prompts("vqa", pictures)
     phrases = [p.phrases if p.phrases is not None else noun_phrases(prompt) for p, prompt in prompts]
     asked = [(picture, texts) for (picture, _), texts in zip(prompts, phrases, strict=True) if texts]
