@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.table import Table
+from evaluation.table import Table, millions
 from storage_schemas.errors import MissingExtra
 from storage_schemas.fields import Array
 
@@ -39,7 +39,8 @@ def plot_scaling(table: Table, file: Path, *, baselines: Sequence[str] = ()) -> 
     dimensions = table.dimensions
     rows = -(-len(dimensions) // _COLUMNS)
     figure, panels = _figure(rows, min(_COLUMNS, len(dimensions)))
-    places = beside([row.parameters for row in table.rows if row.name not in baselines])
+    sizes = [row.parameters for row in table.rows if row.name not in baselines]
+    places, ticks = beside(sizes), sorted(set(sizes))
     for panel, dimension in zip(panels, dimensions, strict=False):
         place = iter(places)
         for number, row in enumerate(table.rows):
@@ -54,7 +55,9 @@ def plot_scaling(table: Table, file: Path, *, baselines: Sequence[str] = ()) -> 
                 next(place), cell.mean, yerr=[[below], [above]], fmt=_MARKS[number % len(_MARKS)], color=colour,
                 alpha=_ALPHA, capsize=3, label=row.name,
             )  # fmt: skip
-        panel.set(title=dimension, xscale="log", ylim=(-0.05, 1.05))
+        panel.set(title=dimension, xscale="log", ylim=(-0.05, 1.05), xlim=(ticks[0] / 1.5, ticks[-1] * 1.5))
+        panel.minorticks_off()
+        panel.set_xticks(ticks, labels=[millions(size) for size in ticks], fontsize=7)
     for panel in panels[len(dimensions) :]:
         panel.set_axis_off()
     panels[0].legend(fontsize=6)

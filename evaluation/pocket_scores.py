@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evaluation.intervals import wilson
-from evaluation.sampling import Embed, Studio
 from pocket.scorer import DIMENSIONS, score
 from storage_schemas.errors import BadPrompts
 from storage_schemas.fields import Array
 from storage_schemas.progress import Progress
+
+if TYPE_CHECKING:
+    from evaluation.sampling import Embed, Studio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class Scored:
 
 
 def score_encoders(
-    studio: Studio, encoders: Mapping[str, Embed], captions: Sequence[str], *, batch_size: int, progress: Progress
+    studio: "Studio", encoders: "Mapping[str, Embed]", captions: Sequence[str], *, batch_size: int, progress: Progress
 ) -> list[Scored]:
     """Score every text encoder; BadPrompts for a caption that is not of the pocket world."""
     results = []

@@ -77,7 +77,7 @@ def lines_of(table: Table) -> list[list[str]]:
     return [
         head,
         *(
-            [row.name, _millions(row.parameters), str(row.runs), *(cell_text(cell) for cell in row.cells.values())]
+            [row.name, millions(row.parameters), str(row.runs), *(cell_text(cell) for cell in row.cells.values())]
             for row in table.rows
         ),
     ]
@@ -111,7 +111,8 @@ _INTERVALS: dict[Interval, str] = {
 }
 
 
-def _millions(parameters: int) -> str:
+def millions(parameters: int) -> str:
+    """As in 130 M, 4.76 B."""
     return f"{parameters / 1e6:.3g} M" if parameters < 1e9 else f"{parameters / 1e9:.2f} B"
 
 

@@ -145,7 +145,7 @@ def test_flags_that_do_nothing_beside_others_are_one_line(words, student, capsys
 
 WITHOUT_TORCH = """
 import contextlib, json, sys
-import cli
+import cli, evaluation.error_table, evaluation.plots
 for words in json.loads(sys.argv[1]):
     sys.argv = ["understudy", *words]
     with contextlib.suppress(SystemExit):
