@@ -2,12 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from commands.resolve import CachePath, Device, Json, Verify, out, quiet_device, resolve_teacher, write_picture
+from commands.resolve import (CachePath, Device, Json, Verify, out, print_lines, quiet_device, resolve_teacher, terminal_width, write_picture)
 from storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
@@ -22,15 +21,15 @@ def inspect_summary(cache: CachePath, as_json: Json = False) -> None:
 
     Example: understudy inspect summary my-cache
     """
-    from inspection.summary import summarise, summary_lines
+    from inspection.summary import summarise
+    from inspection.summary_text import screen_lines
     from storage_schemas.reader import Cache
 
     facts = summarise(Cache.open(cache))
     if as_json:
         print(json.dumps(facts, indent=1, ensure_ascii=False))
         return
-    for name, value in summary_lines(facts):
-        out.print(f"{name:>12}  {value}", markup=False)
+    print_lines(screen_lines(facts, width=terminal_width()))
 
 
 @inspect_app.command("show")
@@ -47,44 +46,38 @@ def inspect_show(
 
     Example: understudy inspect show my-cache 12
     """
-    from inspection.show import describe, find_prompts
+    from inspection.show import describe, find_prompts, first_trajectory, trajectory_lines
     from storage_schemas.reader import Cache
 
     if sum(given is not None for given in (key, prompt, grep)) != 1:
         raise BadSettings("inspect show needs one of KEY, --prompt TEXT and --grep WORD")
     opened = Cache.open(cache, verify=verify)
     if grep is not None:
-        found = find_prompts(opened, grep, limit=limit)
-        more, found = len(found) > limit, found[:limit]
-        if as_json:
-            print(json.dumps([{"index": i, "id": identity, "prompt": text} for i, identity, text in found], indent=1))
-            return
-        for index, identity, text in found:
-            out.print(f"{index:>8}  {identity[:12]}  {text}", markup=False)
-        first = f"the first {limit}: --limit shows more" if more else f"{len(found)} prompts with {grep!r}"
-        out.print(first, markup=False)
+        _print_prompts(find_prompts(opened, grep, limit=limit), grep, limit, as_json)
         return
-    index = opened.prompts.find(prompt) if prompt is not None else opened.key_index(key or "")
+    if prompt is not None:
+        index = first_trajectory(opened, opened.prompts.find(prompt))
+    else:
+        index = opened.key_index(key or "")
     facts = describe(opened, index)
     if as_json:
         print(json.dumps(facts, indent=1, ensure_ascii=False))
         return
-    _print_trajectory(facts)
+    print_lines(trajectory_lines(facts, cache, width=terminal_width()))
 
 
-def _print_trajectory(facts: dict[str, Any]) -> None:
-    for name in ("index", "key", "prompt", "sources", "held_out", "replica", "seed", "guidance", "tokens"):
-        value = facts[name]
-        out.print(f"{name:>10}  {' '.join(value) if isinstance(value, list) else value}", markup=False)
-    table = Table("step", "sigma", "timestep", "latent rms", "velocity rms", "clean latent moved", "non-finite")
-    for step in facts["steps"]:
-        moved = step["clean_latent_moved"]
-        table.add_row(
-            str(step["step"]), f"{step['sigma']:.4f}", f"{step['timestep']:.4f}", f"{step['latent_rms']:.4f}",
-            f"{step['velocity_rms']:.4f}", "" if moved is None else f"{moved:.4f}", str(step["non_finite"]),
-        )  # fmt: skip
-    out.print(table)
-    out.print(f"final latent rms {facts['final_latent_rms']:.4f}", markup=False)
+def _print_prompts(found: list[tuple[int, str, str]], word: str, limit: int, as_json: bool) -> None:
+    from inspection.text_layout import wrapped
+
+    more, found = len(found) > limit, found[:limit]
+    if as_json:
+        print(json.dumps([{"index": i, "id": identity, "prompt": text} for i, identity, text in found], indent=1))
+        return
+    width = terminal_width()
+    for index, identity, text in found:
+        first, *others = wrapped(text, width=None if width is None else width - 24)
+        print_lines([f"{index:>8}  {identity[:12]}  {first}", *(" " * 24 + line for line in others)])
+    print_lines([f"the first {limit}: --limit shows more" if more else f"{len(found)} prompts with {word!r}"])
 
 
 @inspect_app.command("diff")

@@ -15,7 +15,7 @@ from storage_schemas.errors import DamagedCache, NotACache, NotInCache
 from storage_schemas.fields import DTYPES, Array, Arrays
 from storage_schemas.files import CommittedFiles, Verify
 from storage_schemas.folders import Folder, LocalFolder, Location, location_of, open_folder
-from storage_schemas.formats import format_of
+from storage_schemas.formats import ShardReader, format_of
 from storage_schemas.journal import is_pending, pending
 from storage_schemas.layout import Layout
 from storage_schemas.local_copy import LocalCopy
@@ -62,7 +62,12 @@ class Cache:
         self.layout = Layout(manifest.prompts.generations)
         self.prompts = prompt_table(folder, manifest, verify=verify)
         self.files = CommittedFiles(shard_files or folder, records, verify=verify)
-        self._reader = format_of(manifest, metadata=read_metadata(folder, manifest)).reader(self.files)
+        self._metadata = read_metadata(folder, manifest)
+
+    @cached_property
+    def _reader(self) -> ShardReader:
+        # When a row is first asked for: who looks at manifest and records alone does not wait for zarr's import.
+        return format_of(self.manifest, metadata=self._metadata).reader(self.files)
 
     @classmethod
     def open(
