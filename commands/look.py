@@ -1,18 +1,27 @@
 """The commands that look into a cache."""
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from commands.resolve import (CachePath, Device, Json, Verify, out, print_lines, quiet_device, resolve_teacher, terminal_width, write_picture)
+from commands.look_pictures import inspect_compare, inspect_images
+from commands.resolve import (
+    CachePath,
+    Json,
+    Verify,
+    out,
+    print_lines,
+    terminal_width,
+)
 from storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
-    from storage_schemas.reader import Cache
+    pass
 
 inspect_app = typer.Typer(no_args_is_help=True, help="Look into a cache.")
+inspect_app.command("images")(inspect_images)
+inspect_app.command("compare")(inspect_compare)
 
 
 @inspect_app.command("summary")
@@ -55,10 +64,8 @@ def inspect_show(
     if grep is not None:
         _print_prompts(find_prompts(opened, grep, limit=limit), grep, limit, as_json)
         return
-    if prompt is not None:
-        index = first_trajectory(opened, opened.prompts.find(prompt))
-    else:
-        index = opened.key_index(key or "")
+    found = None if prompt is None else opened.prompts.find(prompt)
+    index = opened.key_index(key or "") if found is None else first_trajectory(opened, found)
     facts = describe(opened, index)
     if as_json:
         print(json.dumps(facts, indent=1, ensure_ascii=False))
@@ -99,37 +106,3 @@ def inspect_diff(
         return
     for line in diff_lines(facts):
         out.print(line, markup=False)
-
-
-@inspect_app.command("images")
-def inspect_images(
-    cache: CachePath,
-    keys: Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", help="Default: the first four.")] = None,
-    out_file: Annotated[Path, typer.Option("--out", help="PNG to write.")] = Path("film-strips.png"),
-    frames: Annotated[int, typer.Option(min=1, help="Steps shown per trajectory.")] = 8,
-    teacher: Annotated[str | None, typer.Option(help="Where vae/ lies here; default: as recorded.")] = None,
-    verify: Verify = "once",
-    device: Device = "auto",
-) -> None:
-    """Film strips of trajectories: latents and predicted clean images, decoded by the teacher's VAE.
-
-    Example: understudy inspect images my-cache 0 7 --out strips.png
-    """
-    from storage_schemas.reader import Cache
-
-    opened = Cache.open(cache, verify=verify)
-    indices = [opened.key_index(key) for key in keys] if keys else [int(i) for i in opened.indices()[:4]]
-    write_film_strips(opened, indices, frames, teacher, device, out_file)
-    out.print(f"{len(indices)} film strips in {out_file}", markup=False)
-
-
-def write_film_strips(
-    cache: "Cache", indices: list[int], frames: int, teacher: str | None, device: str, path: Path
-) -> None:
-    """Write film strips of trajectories to a PNG."""
-    torch_device = quiet_device(device)
-    from inspection.images import film_strips
-    from models.teacher_folder import DECODE_PARTS
-
-    folder = resolve_teacher(teacher or cache.manifest.source, DECODE_PARTS)
-    write_picture(film_strips(cache, folder, indices, frames=frames, device=torch_device), path)

@@ -27,11 +27,11 @@ def describe(cache: Cache, index: int) -> dict[str, Any]:
     sampling = cache.manifest.sampling
     hidden_states = trajectory.hidden_states_KSC
     steps = []
-    before = None
+    before: Array | None = None
     for k, (sigma, timestep) in enumerate(zip(sampling.sigmas[:-1], sampling.timesteps, strict=True)):
         velocity, latent = (array[k].astype(np.float32) for array in (trajectory.velocity_KSC, hidden_states))
         with np.errstate(invalid="ignore", over="ignore"):
-            clean = predicted_clean_latent(hidden_states[k], trajectory.velocity_KSC[k], sigma)
+            clean: Array = predicted_clean_latent(hidden_states[k], trajectory.velocity_KSC[k], sigma)
             moved = None if before is None else _rms(clean - before)
         steps.append(
             {
@@ -109,8 +109,9 @@ def _replica_text(facts: dict[str, Any], cache: str) -> str:
         return f"{facts['replica']}, the only one of this prompt"
     told = ", ".join(_other(replica) for replica in others[:_REPLICAS_SHOWN])
     more = f" and {len(others) - _REPLICAS_SHOWN} more" if len(others) > _REPLICAS_SHOWN else ""
+    which = "the other is trajectory" if len(others) == 1 else "the others are trajectories"
     return (
-        f"{facts['replica']}, one of {len(replicas)} of this prompt; the others are trajectories {told}{more}: "
+        f"{facts['replica']}, one of {len(replicas)} of this prompt; {which} {told}{more}: "
         f"`understudy inspect show {cache} {others[0]['index']}`"
     )
 

@@ -1,4 +1,4 @@
-"""Bytes on disk of each array of a cache: from the commit records, of tars from the headers of some samples. No torch."""
+"""Bytes on disk of each array of a cache: from the commit records; of tars from the headers of some samples."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -80,7 +80,9 @@ def _of_tars(cache: Cache, records: Sequence[CommitRecord], fields: Sequence[Fie
     return found
 
 
-def _stored(field: Field, records: Sequence[CommitRecord], stored_bytes: int | None, *, sampled: int = 0) -> StoredArray:
+def _stored(
+    field: Field, records: Sequence[CommitRecord], stored_bytes: int | None, *, sampled: int = 0
+) -> StoredArray:
     rows = sum(record.rows for record in records)
     return StoredArray(
         name=field.name,
