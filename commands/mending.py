@@ -81,7 +81,7 @@ def problem_lines(cache: str, report: "Report", teacher: str | None, *, width: i
         lines = table_lines(head, rows, text_columns=(0, 1, 2))
     else:
         # Checksums alone are longer than a line: the problem stands below its file.
-        shards = max(len(head[0]), *(len(row[0]) for row in rows))
+        shards = max(len(row[0]) for row in (head, *rows))
         margin = " " * (shards + 2)
         lines = [f"{head[0]:<{shards}}  file, and below it the problem"]
         for shard, path, text in rows:
