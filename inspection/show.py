@@ -8,8 +8,9 @@ import numpy as np
 from inspection.text_layout import entry_lines, table_lines
 from storage_schemas.derivation import predicted_clean_latent
 from storage_schemas.fields import Array
+from storage_schemas.manifest import Sampling
 from storage_schemas.reader import Cache
-from storage_schemas.trajectory import trajectory_key
+from storage_schemas.trajectory import Trajectory, trajectory_key
 
 # More replicas than fit a line are counted; --json has all.
 _REPLICAS_SHOWN = 8
@@ -25,8 +26,28 @@ def describe(cache: Cache, index: int) -> dict[str, Any]:
     trajectory = cache.trajectory(index)
     prompt = cache.prompts[trajectory.prompt]
     sampling = cache.manifest.sampling
-    hidden_states = trajectory.hidden_states_KSC
-    steps = []
+    final = trajectory.final_latent_SC.astype(np.float32)
+    return {
+        "index": index,
+        "key": trajectory.key,
+        "prompt": prompt.text,
+        "prompt_index": trajectory.prompt,
+        "sources": list(prompt.sources),
+        "held_out": prompt.held_out,
+        "replica": trajectory.replica,
+        "replicas": replicas_of(cache, trajectory.prompt),
+        "seed": sampling.seed,
+        "guidance": trajectory.guidance,
+        "tokens": _pieces(cache, prompt.token_ids),
+        "final_latent_norm": _norm(final),
+        "final_latent_rms": _rms(final),
+        "final_latent_non_finite": _non_finite(final),
+        "steps": _steps(trajectory, sampling),
+    }
+
+
+def _steps(trajectory: Trajectory, sampling: Sampling) -> list[dict[str, Any]]:
+    hidden_states, steps = trajectory.hidden_states_KSC, []
     before: Array | None = None
     for k, (sigma, timestep) in enumerate(zip(sampling.sigmas[:-1], sampling.timesteps, strict=True)):
         velocity, latent = (array[k].astype(np.float32) for array in (trajectory.velocity_KSC, hidden_states))
@@ -48,24 +69,7 @@ def describe(cache: Cache, index: int) -> dict[str, Any]:
             }
         )
         before = clean
-    final = trajectory.final_latent_SC.astype(np.float32)
-    return {
-        "index": index,
-        "key": trajectory.key,
-        "prompt": prompt.text,
-        "prompt_index": trajectory.prompt,
-        "sources": list(prompt.sources),
-        "held_out": prompt.held_out,
-        "replica": trajectory.replica,
-        "replicas": replicas_of(cache, trajectory.prompt),
-        "seed": sampling.seed,
-        "guidance": trajectory.guidance,
-        "tokens": _pieces(cache, prompt.token_ids),
-        "final_latent_norm": _norm(final),
-        "final_latent_rms": _rms(final),
-        "final_latent_non_finite": _non_finite(final),
-        "steps": steps,
-    }
+    return steps
 
 
 def trajectory_lines(facts: dict[str, Any], cache: str, *, width: int | None = None) -> list[str]:

@@ -1,20 +1,22 @@
 """Film strips and sheets: what is asked for is on them; what cannot be is told before anything is loaded."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from evaluation.held_out import held_out_trajectories, spread
+from evaluation.picture import enlarged
 from evaluation.results import Evaluation
 from inspection.compare import names_of
+from inspection.compare_sheet import difference_factor, picture_side
 from inspection.sheet import amplified_difference, font, lines_of
 from storage_schemas.errors import BadSettings
 from storage_schemas.reader import Cache
 from tests.evaluation.recorded import ROWS, build_recorded, make_student
 from tests.test_cli import understudy
-from tests.trainer.conftest import t5_config as t5_config
 
 
 def told(*words, capsys) -> str:
@@ -71,6 +73,7 @@ def test_a_comparison_has_the_numbers_of_an_evaluation(tmp_path, recorded, stude
     assert [(row["psnr_db"], row["ssim"]) for row in rows] == list(zip(led.psnr_db, led.ssim, strict=True))
     assert facts["floor_fraction_by_step"] == [0.0] * 3
     sheet = Image.open(tmp_path / "sheet.png")
+    # Pictures of 16 pixels, eight times as large.
     assert sheet.width == 24 + 5 * 134 + 180
     code, said, _ = understudy("inspect", *words, capsys=capsys)
     assert code == 0 and "8 trajectories" in said and "all held out" in said
@@ -96,6 +99,23 @@ def test_students_are_named_by_their_folders_unless_two_are_called_the_same(tmp_
     assert names_of([a, b, c]) == {str(a): a, str(b): b, str(c): c}
     with pytest.raises(BadSettings, match=f"--student {a} is given twice: give each student once"):
         names_of([a, a])
+
+
+def test_small_pictures_keep_square_pixels_and_no_picture_is_distorted():
+    assert [picture_side(pixels) for pixels in (16, 24, 128, 200, 1024)] == [128, 120, 128, 200, 256]
+    wide = np.full((8, 16, 3), 7, dtype=np.uint8)
+    shown = np.asarray(enlarged(wide, 32))
+    assert shown.shape == (32, 32, 3) and (shown[8:24] == 7).all() and (shown[:8] == 255).all()
+
+
+def test_differences_are_amplified_as_far_as_nine_in_ten_values_stay_below_white():
+    def factor(*values):
+        recorded, led = np.zeros((10, 1, 3), dtype=np.uint8), np.zeros((10, 1, 3), dtype=np.uint8)
+        led[: len(values), 0] = np.array(values)[:, None]
+        compared = SimpleNamespace(led=["s"], pictures={"s": [led], "recorded": [recorded]})
+        return difference_factor(compared)
+
+    assert [factor(200), factor(200, 200), factor(60, 60), factor(1)] == [32, 1, 4, 32]
 
 
 def test_titles_are_wrapped_and_nothing_of_them_is_cut():
