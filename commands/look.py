@@ -74,16 +74,14 @@ def inspect_show(
 
 
 def _print_prompts(found: list[tuple[int, str, str]], word: str, limit: int, as_json: bool) -> None:
-    from inspection.text_layout import wrapped
+    from inspection.text_layout import table_lines
 
     more, found = len(found) > limit, found[:limit]
     if as_json:
         print(json.dumps([{"index": i, "id": identity, "prompt": text} for i, identity, text in found], indent=1))
         return
-    width = terminal_width()
-    for index, identity, text in found:
-        first, *others = wrapped(text, width=None if width is None else width - 24)
-        print_lines([f"{index:>8}  {identity[:12]}  {first}", *(" " * 24 + line for line in others)])
+    rows = [[str(index), identity[:12], text] for index, identity, text in found]
+    print_lines(table_lines(["trajectory", "prompt id", "prompt"], rows, text_columns=(1, 2), width=terminal_width()))
     print_lines([f"the first {limit}: --limit shows more" if more else f"{len(found)} prompts with {word!r}"])
 
 

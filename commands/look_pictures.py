@@ -20,6 +20,7 @@ from commands.resolve import (
     quiet_device,
     resolve_teacher,
     terminal,
+    terminal_width,
     write_picture,
 )
 from storage_schemas.errors import BadSettings
@@ -185,4 +186,4 @@ def inspect_compare(
     if as_json:
         print(json.dumps(facts | {"picture": str(out_file)}, indent=1, ensure_ascii=False))
         return
-    print_lines([*compare_lines(facts), "", f"side by side in {out_file}"])
+    print_lines([*compare_lines(facts, width=terminal_width()), "", f"side by side in {out_file}"])

@@ -6,8 +6,8 @@ from typing import Any
 from inspection.text_layout import table_lines
 
 
-def compare_lines(facts: dict[str, Any]) -> list[str]:
-    """Errors by step, then distances of the final pictures by trajectory."""
+def compare_lines(facts: dict[str, Any], *, width: int | None = None) -> list[str]:
+    """Errors by step, then distances of the final pictures by trajectory; width: of the terminal, None for a pipe."""
     names = [student["name"] for student in facts["students"]]
     trajectories = facts["trajectories"]
     trained = sum(not row["held_out"] for row in trajectories)
@@ -19,7 +19,7 @@ def compare_lines(facts: dict[str, Any]) -> list[str]:
         *_by_step(facts, names),
         "",
         "closed loop from the cached noise: PSNR in dB / SSIM against the teacher's picture",
-        *_by_trajectory(trajectories, names),
+        *_by_trajectory(trajectories, names, width),
     ]
 
 
@@ -35,12 +35,12 @@ def _by_step(facts: dict[str, Any], names: Sequence[str]) -> list[str]:
     return table_lines(["step", "sigma", *names], [*rows, mean], text_columns=())
 
 
-def _by_trajectory(trajectories: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
+def _by_trajectory(trajectories: Sequence[dict[str, Any]], names: Sequence[str], width: int | None) -> list[str]:
     rows = [
         [str(row["index"]), *(distance_text(row["students"][name]) for name in names), row["prompt"]]
         for row in trajectories
     ]
-    return table_lines(["trajectory", *names, "prompt"], rows, text_columns=(len(names) + 1,))
+    return table_lines(["trajectory", *names, "prompt"], rows, text_columns=(len(names) + 1,), width=width)
 
 
 def distance_text(found: dict[str, Any]) -> str:

@@ -69,7 +69,9 @@ def _integrity(facts: dict[str, Any]) -> str:
 
 def _files(files: dict[str, Any]) -> str:
     looked_at, recorded = files["looked_at"], files["recorded"]
-    if recorded and not looked_at:
+    if not recorded:
+        return "no files yet"
+    if not looked_at:
         return f"their {recorded:,} files not looked at"
     which = f"all {recorded:,} files" if looked_at == recorded else f"{looked_at:,} of {recorded:,} files looked at,"
     wrong = [f"{files[key]:,} {text}" for key, text in (("missing", "missing"), ("other_size", "of another size")) if

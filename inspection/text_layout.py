@@ -4,11 +4,29 @@ import textwrap
 from collections.abc import Sequence
 
 
-def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: Sequence[int] = (0,)) -> list[str]:
-    """A head and rows with columns as wide as their widest cell; numbers to the right, text_columns to the left."""
-    lines = [list(head), *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(_cells(line, widths, text_columns)).rstrip() for line in lines]
+def table_lines(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    text_columns: Sequence[int] = (0,),
+    width: int | None = None,
+) -> list[str]:
+    """A head and rows with columns as wide as their widest cell; numbers to the right, text_columns to the left.
+
+    width: of a terminal, where the last column goes on below its beginning.
+    """
+    table = [list(head), *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    margin = sum(widths[:-1]) + 2 * (len(widths) - 1)
+    lines = []
+    for row in table:
+        *cells, last = _cells(row, widths, text_columns)
+        if width is None or margin + len(last.rstrip()) <= width:
+            lines.append("  ".join([*cells, last]).rstrip())
+            continue
+        first, *more = wrapped(last.strip(), width=width - margin)
+        lines += ["  ".join([*cells, first]), *(" " * margin + line for line in more)]
+    return lines
 
 
 def _cells(line: Sequence[str], widths: Sequence[int], text_columns: Sequence[int]) -> list[str]:

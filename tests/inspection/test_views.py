@@ -207,6 +207,13 @@ def test_tables_and_entries_lose_nothing_whatever_the_width():
     long = "word " * 40 + "x" * 100
     rows = [["a", long], ["bb", "1"]]
     assert table_lines(["name", "value"], rows)[1].split(None, 1)[1] == long
+    narrow = table_lines(["name", "value"], [["a", "word " * 30], ["bb", "1"]], text_columns=(0, 1), width=40)
+    assert (
+        max(map(len, narrow)) <= 40
+        and narrow[1].startswith("a     word word")
+        and narrow[2].startswith(" " * 6 + "word")
+    )
+    assert " ".join(narrow).split().count("word") == 30
     for width in (30, 80, None):
         lines = entry_lines([("name", long), ("other", "1")], width=width)
         assert " ".join(" ".join(lines[:-1]).split()).removeprefix("name ") == long
