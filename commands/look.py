@@ -34,7 +34,7 @@ def inspect_summary(cache: CachePath, as_json: Json = False) -> None:
     from inspection.summary_text import screen_lines
     from storage_schemas.reader import Cache
 
-    facts = summarise(Cache.open(cache))
+    facts = summarise(Cache.open(cache, open_arrays=False))
     if as_json:
         print(json.dumps(facts, indent=1, ensure_ascii=False))
         return
