@@ -19,17 +19,19 @@ _WINDOW = 11
 _SMALLEST_FOR_ALEXNET = 31
 
 
-def check_measurable(height: int, width: int) -> None:
-    """Raise MissingExtra without scikit-image, BadSettings for pictures that SSIM's window does not fit into."""
+def check_measurable(height: int, width: int, *, instead: str = "give --closed-loop 0") -> None:
+    """Raise MissingExtra without scikit-image, BadSettings for pictures that SSIM's window does not fit into.
+
+    instead: what a user may do who wants neither.
+    """
     if find_spec("skimage") is None:
         raise MissingExtra(
             "PSNR and SSIM of the closed loop need scikit-image, which is not installed: pip install "
-            "'understudy[metrics]', or give --closed-loop 0"
+            f"'understudy[metrics]', or {instead}"
         )
     if min(height, width) < _WINDOW:
         raise BadSettings(
-            f"the pictures of the cache are {height} x {width} pixels, SSIM looks at {_WINDOW} x {_WINDOW}: give "
-            f"--closed-loop 0"
+            f"the pictures of the cache are {height} x {width} pixels, SSIM looks at {_WINDOW} x {_WINDOW}: {instead}"
         )
 
 
