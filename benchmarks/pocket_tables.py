@@ -77,9 +77,9 @@ def score_cell(name: str, found: Results) -> str:
     scores = [result["scores"][name] for result in found if name in result["scores"]]
     if not scores:
         return ""
-    # The captions are the same for every seed: the mean of the seeds' means is that of all of them.
     mean = statistics.fmean(score["mean"] for score in scores)
-    low, high = wilson(mean, sum(score["count"] for score in scores))
+    # The captions are the same ones for every seed: more seeds are not more captions.
+    low, high = wilson(mean, max(score["count"] for score in scores))
     return f"{short(mean)} ({short(low)}-{short(high)})"
 
 

@@ -10,7 +10,7 @@ import typer
 from commands.build import build
 from commands.evaluate import compare_picture, print_scores, score_pocket
 from commands.export import export
-from commands.look import write_film_strips
+from commands.look_pictures import write_film_strips
 from commands.prompts import prompts_pocket
 from commands.resolve import POCKET, Device, out, write_picture, write_text
 from commands.train import train_run

@@ -11,9 +11,12 @@ from commands.evaluate_cache import (
     CACHE_FLAGS,
     POCKET_FLAGS,
     check_flags,
-    print_evaluation,
+    check_students,
+    print_closed_loop,
+    print_open_loop,
     score_on_cache,
     steps_of_text,
+    told_when_interrupted,
 )
 from commands.evaluate_images import evaluate_images
 from commands.evaluate_table import evaluate_table
@@ -35,6 +38,7 @@ from commands.train import is_given
 
 if TYPE_CHECKING:
     from evaluation.pocket_scores import Scored
+    from evaluation.results import Evaluation
 
 CACHE_COUNT = 64
 POCKET_COUNT = 192
@@ -105,8 +109,9 @@ def evaluate_score(
 
     Example: understudy evaluate score my-run --pocket --picture side-by-side.png
     """
-    given = [name for name in (*CACHE_FLAGS, *POCKET_FLAGS) if is_given(context, name)]
-    check_flags(given, cache=cache is not None, pocket=pocket)
+    given = [name for name in (*CACHE_FLAGS, *POCKET_FLAGS, "seed") if is_given(context, name)]
+    check_flags(given, cache=cache is not None, pocket=pocket, closed_loop=closed_loop, untrained=untrained)
+    check_guidance(guidance)
     facts: dict[str, Any] = {}
     if cache is not None:
         flags = dict(
@@ -114,16 +119,25 @@ def evaluate_score(
             untrained=untrained, batch_size=batch_size, backbone_dtype=backbone_dtype, quantize=quantize,
             modulation=modulation, resident_blocks=resident_blocks, attention_backend=attention_backend, seed=seed,
         )  # fmt: skip
+
+        def opened(evaluation: "Evaluation") -> None:
+            from evaluation.aggregates import summary
+
+            if not as_json:
+                print_open_loop(summary(evaluation))
+
         found = score_on_cache(
-            student, cache, flags, backbone=backbone, verify=verify, out_file=out_file, device=device, quiet=quiet
-        )
+            student, cache, flags, backbone=backbone, verify=verify, out_file=out_file, device=device, quiet=quiet,
+            opened=opened,
+        )  # fmt: skip
         from evaluation.aggregates import summary
 
         facts["cache"] = summary(found)
         if not as_json:
-            print_evaluation(facts["cache"])
+            print_closed_loop(facts["cache"])
     if pocket:
-        results, captions = score_pocket(student, count or POCKET_COUNT, steps, guidance, seed, device, quiet)
+        with told_when_interrupted(lambda: "nothing of --pocket is kept; the same command begins anew"):
+            results, captions = score_pocket(student, count or POCKET_COUNT, steps, guidance, seed, device, quiet)
         facts["pocket"] = score_rows(results)
         if cache is None or not as_json:
             print_scores(results, as_json)
@@ -138,6 +152,7 @@ def score_pocket(
 ) -> tuple[list["Scored"], list[str]]:
     """Score teacher, student and untrained student on held-out captions; the results and the captions."""
     check_guidance(guidance)
+    check_students([student])
     torch_device = quiet_device(device)
     import torch
 

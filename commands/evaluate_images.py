@@ -1,6 +1,7 @@
 """`understudy evaluate images`: the field's metrics on folders of pictures."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -8,7 +9,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from commands.resolve import Device, Json, Quiet, out, quiet_device, terminal
+from commands.evaluate_cache import refuse_idle, told_when_interrupted
+from commands.resolve import Device, Json, Quiet, Settings, out, quiet_device, terminal
+from commands.train import is_given
 from evaluation.metrics.published import CLIP_MODEL, OCR_MODEL, VQA_MODEL
 from storage_schemas.errors import BadSettings
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_images(
+    context: typer.Context,
     folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="From generate, or any of pictures.")],
     metrics: Annotated[
         str | None, typer.Option(help="Of clip-score,fid,vqa,text; default all, fid with --reference.")
@@ -38,12 +42,17 @@ def evaluate_images(
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
+    settings: Settings = None,
 ) -> None:
     """Score pictures by CLIP-Score, FID, BLIP-VQA and OCR. What cannot run says what it needs; the others go on.
 
     Example: understudy evaluate images student-pictures teacher-pictures --reference teacher-pictures
     """
     names = _metric_names(metrics, reference)
+    given = [name for name in _OF_METRICS if is_given(context, name)]
+    for flag, wanted in _OF_METRICS.items():
+        refuse_idle(given, (flag,), f"{' or '.join(wanted)} in --metrics", there=any(name in names for name in wanted))
+    _refuse_other_networks(given, names, ocr, fid_features)
     from evaluation.metrics.pictures import read_picture_texts, read_pictures
 
     texts = None if prompts is None else read_picture_texts(prompts)
@@ -58,10 +67,29 @@ def evaluate_images(
         fid_weights=fid_weights,
     )  # fmt: skip
     chosen = (metric_of(name, networks, compared, batch_size=batch_size, device=torch_device) for name in names)
-    report = score_folders(chosen, pictures, terminal(quiet))
+    with told_when_interrupted(lambda: "nothing is kept, and the same command begins anew"):
+        report = score_folders(chosen, pictures, terminal(quiet))
     _print_report(report, as_json)
     if not report.names:
         raise typer.Exit(1)
+
+
+_OF_METRICS: "dict[str, tuple[MetricName, ...]]" = {
+    "reference": ("fid",),
+    "clip_model": ("clip-score", "fid"),
+    "vqa_model": ("vqa",),
+    "ocr": ("text",),
+    "ocr_model": ("text",),
+    "fid_features": ("fid",),
+    "fid_weights": ("fid",),
+}
+
+
+def _refuse_other_networks(given: Sequence[str], names: "Sequence[MetricName]", ocr: str, fid_features: str) -> None:
+    by_clip = "clip-score" in names or fid_features == "clip"
+    refuse_idle(given, ("clip_model",), "clip-score in --metrics or --fid-features clip", there=by_clip)
+    refuse_idle(given, ("ocr_model",), "--ocr trocr", there=ocr == "trocr")
+    refuse_idle(given, ("fid_weights",), "--fid-features inception", there=fid_features == "inception")
 
 
 def _metric_names(asked: str | None, reference: Path | None) -> "list[MetricName]":

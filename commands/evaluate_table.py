@@ -1,7 +1,7 @@
 """`understudy evaluate table`: the paper's table shape, and its plots."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,24 +10,15 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from commands.evaluate_cache import refuse_idle
+from commands.evaluate_cache import check_students, checked_cache, refuse_idle, told_when_interrupted
 from commands.evaluate_table_cache import cache_table, write_error_results
-from commands.resolve import (
-    POCKET,
-    Device,
-    Quiet,
-    check_folder,
-    check_guidance,
-    out,
-    quiet_device,
-    resolve_teacher,
-    terminal,
-)
+from commands.evaluate_table_pocket import pocket_table, write_results
+from commands.resolve import Device, Quiet, Settings, check_folder, check_guidance, out
 from commands.train import is_given
-from storage_schemas.errors import BadSettings, MissingExtra
+from storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
-    from evaluation.scored_rows import ScoredRun
+    from evaluation.error_table import ErrorTable
     from evaluation.table import Table
 
 # What the teacher, its int8 form and the floor are called in tables and plots.
@@ -64,6 +55,7 @@ def evaluate_table(
     ] = None,
     device: Device = "auto",
     quiet: Quiet = False,
+    settings: Settings = None,
 ) -> None:
     """Students as rows, the teacher first: scores by dimension, distances on a cache. Given again, it goes on.
 
@@ -78,41 +70,41 @@ def evaluate_table(
         raise BadSettings(f"--format is {format!r}, expected one of {', '.join(_FORMATS)}")
     groups = grouped(runs)
     check_guidance(guidance)
-    quiet_device(device)
-    from models.student import student_folder
+    from evaluation.cache_scoring import CacheScoring
 
-    # Before hours of scoring: the last run may be the one that is not there.
-    for place in [place for places in groups.values() for place in places]:
-        student_folder(place)
+    scoring = CacheScoring.from_flags(count=trajectories, closed_loop=closed_loop)
+    places = [place for group in groups.values() for place in group]
+    # Before hours of scoring, and before torch: the last run may be the one that is not there.
+    check_students(places)
+    opened = None if cache is None else checked_cache(places, cache, scoring, "once")
     if folder is not None:
         from evaluation.plots import check_plotting
 
         check_plotting()
         check_folder(folder)
-    if pocket:
-        scores = pocket_table(
-            groups, count=count, steps=steps, guidance=guidance, seed=seed, eight_bits=eight_bits, folder=folder,
-            device=device, quiet=quiet,
-        )  # fmt: skip
-        if folder is not None:
-            write_results(scores, groups, folder, device)
-        # Two tables are one JSON document.
-        if cache is None or format != "json":
-            print_table(scores, format)
-    if cache is not None:
-        from evaluation.error_table import error_lines, error_markdown
+    with told_when_interrupted(lambda: _what_is_left(folder)):
+        scores = None
+        if pocket:
+            scores = pocket_table(
+                groups, count=count, steps=steps, guidance=guidance, seed=seed, eight_bits=eight_bits, folder=folder,
+                device=device, quiet=quiet,
+            )  # fmt: skip
+            if folder is not None:
+                write_results(scores, groups, folder, device)
+            # Two tables are one JSON document.
+            if opened is None or format != "json":
+                print_table(scores, format)
+        if opened is not None:
+            errors = cache_table(groups, opened, scoring, backbone=backbone, folder=folder, device=device, quiet=quiet)
+            if folder is not None:
+                write_error_results(errors, folder)
+            print_errors(errors, scores, format)
 
-        errors = cache_table(
-            groups, cache, count=trajectories, closed_loop=closed_loop, backbone=backbone, folder=folder,
-            device=device, quiet=quiet,
-        )  # fmt: skip
-        if folder is not None:
-            write_error_results(errors, folder)
-        title = f"{errors.trajectories} held-out trajectories"
-        if pocket and format == "json":
-            print(json.dumps({"pocket": scores.json_value(), "cache": errors.json_value()}, indent=1))
-            return
-        print_lines(error_lines(errors), error_markdown(errors), errors, format, title)
+
+def _what_is_left(folder: Path | None) -> str:
+    if folder is None:
+        return "nothing is kept, and the same command begins anew; --out DIR keeps what is scored"
+    return f"what was scored is kept in {folder}; the same command goes on from there"
 
 
 def grouped(given: Sequence[str]) -> dict[str, list[Path]]:
@@ -143,127 +135,9 @@ def grouped(given: Sequence[str]) -> dict[str, list[Path]]:
     return groups
 
 
-def pocket_table(
-    groups: Mapping[str, Sequence[Path]],
-    *,
-    count: int,
-    steps: int,
-    guidance: float,
-    seed: int,
-    eight_bits: bool,
-    folder: Path | None,
-    device: str,
-    quiet: bool,
-) -> "Table":
-    """Score teacher and students on the same held-out captions and noise."""
-    torch_device = quiet_device(device)
-    import torch
-
-    from evaluation.sampling import Studio
-    from evaluation.scored_rows import computed_by
-    from evaluation.table import Table, row_of
-    from models.teacher_folder import BUILD_PARTS
-    from pocket.world import captions
-    from storage_schemas.digests import digest
-
-    teacher, progress = resolve_teacher(POCKET, BUILD_PARTS), terminal(quiet)
-    studio = Studio.open(
-        teacher, resolution=None, steps=steps, guidance=guidance, seed=seed, dtype=torch.float32, device=torch_device
-    )
-    texts = captions(count, seed=seed, split="heldout")
-    weights = [*(teacher.weight_hashes(part) for part in ("transformer", "vae")), teacher.config("scheduler")]
-    asked = {"teacher": digest(weights), "count": str(count), "steps": str(steps), "guidance": repr(guidance)}
-    asked |= {"seed": str(seed), **computed_by(device)}
-    rows = []
-    for name, encoders in _encoders(groups, teacher, torch_device, eight_bits, progress.say):
-        found = [
-            _scored(studio, encoder, texts, f"{name} {number}" if len(encoders) > 1 else name, asked, folder, progress)
-            for number, encoder in enumerate(encoders, start=1)
-        ]
-        check_one_size(name, [one.parameters for one in found])
-        rows.append(row_of(name, found[0].parameters, [one.by_dimension() for one in found]))
-    return Table(captions=count, steps=steps, guidance=guidance, seed=seed, rows=tuple(rows))
-
-
-def check_one_size(name: str, parameters: Sequence[int]) -> None:
-    """Raise BadSettings unless the runs of one name are of one size."""
-    if len(set(parameters)) > 1:
-        raise BadSettings(
-            f"the runs named {name!r} have {' and '.join(map(str, sorted(set(parameters))))} parameters: runs of one "
-            f"name are seeds of one student; give another name to each size"
-        )
-
-
-def _encoders(
-    groups: Mapping[str, Sequence[Path]], teacher: Any, device: Any, eight_bits: bool, say: Any
-) -> Iterator[tuple[str, list[Any]]]:
-    """Names of rows and their text encoders, loaded when it is their turn."""
-    import torch
-
-    from evaluation.encoder_rows import EIGHT_BITS, student_row, teacher_row
-    from evaluation.leader import TEACHER
-
-    yield TEACHER, [teacher_row(teacher, eight_bits=False, dtype=torch.float32, device=device)]
-    if eight_bits:
-        try:
-            yield EIGHT_BITS, [teacher_row(teacher, eight_bits=True, dtype=torch.float32, device=device)]
-        except MissingExtra as error:
-            say(f"no row {EIGHT_BITS!r}: {error}")
-    for name, places in groups.items():
-        yield name, [student_row(name, place, teacher, device=device) for place in places]
-
-
-def _scored(
-    studio: Any, encoder: Any, texts: list[str], name: str, asked: dict[str, str], folder: Path | None, progress: Any
-) -> "ScoredRun":
-    from evaluation.pocket_scores import score_images
-    from evaluation.scored_rows import ScoredRun, scored
-
-    own = asked | {"encoder": encoder.digest}
-
-    def score() -> ScoredRun:
-        with progress.bar(name, total=len(texts), done=0, unit="images") as bar:
-            images_NHWC = studio.images(encoder.embed, texts, batch_size=64, bar=bar)
-        cells = {name: (s.mean, s.count, s.low, s.high) for name, s in score_images(images_NHWC, texts).items()}
-        return ScoredRun(asked=own, parameters=encoder.parameters, scores=cells)
-
-    return scored(None if folder is None else folder / "scored", own, score)
-
-
-def write_results(table: "Table", groups: Mapping[str, Sequence[Path]], folder: Path, device: str) -> None:
-    """table.md, table.json, scaling.png, embeddings.png."""
-    from evaluation.encoder_rows import EIGHT_BITS
-    from evaluation.leader import TEACHER
-    from evaluation.plots import plot_embeddings, plot_scaling
-    from evaluation.table import markdown
-    from storage_schemas import durable
-
-    folder.mkdir(parents=True, exist_ok=True)
-    durable.replace(folder / "table.md", markdown(table).encode())
-    durable.replace(folder / "table.json", (table.model_dump_json(indent=1) + "\n").encode())
-    plot_scaling(table, folder / "scaling.png", baselines=(TEACHER, EIGHT_BITS))
-    plot_embeddings(_embeddings(groups, table, device), folder / "embeddings.png")
-
-
-def _embeddings(groups: Mapping[str, Sequence[Path]], table: "Table", device: str) -> dict[str, Any]:
-    torch_device = quiet_device(device)
-    import torch
-
-    from evaluation.encoder_rows import student_row, teacher_row
-    from evaluation.leader import TEACHER
-    from models.teacher_folder import BUILD_PARTS
-    from pocket.world import captions
-
-    teacher = resolve_teacher(POCKET, BUILD_PARTS)
-    texts = captions(min(table.captions, 192), seed=table.seed, split="heldout")
-    encoders = {TEACHER: teacher_row(teacher, eight_bits=False, dtype=torch.float32, device=torch_device)}
-    encoders |= {name: student_row(name, places[0], teacher, device=torch_device) for name, places in groups.items()}
-    return {name: encoder.embeddings(texts, torch_device) for name, encoder in encoders.items()}
-
-
 def print_table(table: "Table", format: str) -> None:
     """Scores as text, Markdown or JSON."""
-    from evaluation.table import lines_of, markdown
+    from evaluation.table import caption, lines_of, markdown
 
     (_, _, _, *dimensions), *rows = lines_of(table)
     lines = [["", *dimensions]]
@@ -271,10 +145,20 @@ def print_table(table: "Table", format: str) -> None:
         several = f", {runs} runs" if runs != "1" else ""
         # An interval below its mean: eight columns fit a terminal of 80.
         lines.append([f"{name}\n{parameters}{several}", *(cell.replace(" (", "\n").rstrip(")") for cell in cells)])
-    print_lines(lines, markdown(table), table, format, f"{table.captions} held-out captions, 95 % intervals")
+    print_lines(lines, markdown(table), table, format, caption(table))
 
 
-def print_lines(lines: list[list[str]], markdown: str, record: Any, format: str, title: str) -> None:
+def print_errors(table: "ErrorTable", scores: "Table | None", format: str) -> None:
+    """Distances as text, Markdown or JSON; of the latter one document together with the scores, where there are."""
+    from evaluation.error_table import error_caption, error_lines, error_markdown
+
+    if scores is not None and format == "json":
+        print(json.dumps({"pocket": scores.json_value(), "cache": table.json_value()}, indent=1))
+        return
+    print_lines(error_lines(table), error_markdown(table), table, format, error_caption(table))
+
+
+def print_lines(lines: list[list[str]], markdown: str, record: Any, format: str, caption: str) -> None:
     """A table in the form that is asked for; `record` is what JSON has."""
     if format == "json":
         print(record.model_dump_json(indent=1))
@@ -282,10 +166,11 @@ def print_lines(lines: list[list[str]], markdown: str, record: Any, format: str,
     if format == "markdown":
         print(markdown, end="")
         return
-    shown = RichTable(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    shown = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     head, *rows = lines
     for heading in head:
         shown.add_column(heading, overflow="fold")
     for row in rows:
         shown.add_row(*(escape(cell) for cell in row))
+    out.print(caption, markup=False)
     out.print(shown)

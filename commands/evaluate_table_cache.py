@@ -2,71 +2,89 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from commands.evaluate_cache import score_on_cache
+from commands.evaluate_cache import open_bench
+from commands.evaluate_reuse import Reused
+from commands.resolve import quiet_device, terminal
 from storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
+    from evaluation.cache_scoring import CacheScoring
     from evaluation.error_table import ErrorTable
     from evaluation.results import Evaluation
+    from storage_schemas.reader import Cache
+
+_KEPT = "evaluated"
 
 
 def cache_table(
     groups: Mapping[str, Sequence[Path]],
-    location: str,
+    cache: "Cache",
+    settings: "CacheScoring",
     *,
-    count: int,
-    closed_loop: int,
     backbone: str | None,
     folder: Path | None,
     device: str,
     quiet: bool,
 ) -> "ErrorTable":
-    """Evaluate all runs on the same trajectories; those that a folder has evaluations of are not evaluated again."""
-    flags = {"count": count, "closed_loop": closed_loop}
-    rows = [
-        (
-            name,
-            [_evaluated(place, location, flags, folder, backbone, device, quiet) for place in places],
-        )
-        for name, places in groups.items()
-    ]
+    """Evaluate all runs on one bench; those that a folder has evaluations of are not evaluated again."""
     from evaluation.error_table import error_table
 
-    return error_table(rows)
+    files = _files(groups, cache, settings, backbone, folder, device)
+    found, reused = {}, Reused()
+    for place, file in files.items():
+        if (before := None if folder is None else kept_evaluation(file)) is not None:
+            found[place] = before
+        reused.note(str(place), reused=before is not None)
+    reused.say(terminal(quiet), None if folder is None else folder / _KEPT)
+    missing = [place for place in files if place not in found]
+    if missing:
+        bench = open_bench(cache, settings, backbone, device, quiet)
+        if len(missing) > 1:
+            # The last may be the one that does not fit: told before hours of the others.
+            for place in missing:
+                bench.student(place)
+        for place in missing:
+            # Runs of one student under several names are one evaluation.
+            same = next((found[one] for one in found if files[one] == files[place]), None)
+            found[place] = same or bench.evaluate(place)
+            if folder is not None and same is None:
+                files[place].parent.mkdir(parents=True, exist_ok=True)
+                found[place].write(files[place])
+    return error_table([(name, [found[place] for place in places]) for name, places in groups.items()])
 
 
-def _evaluated(
-    run: Path,
-    location: str,
-    flags: dict[str, Any],
-    folder: Path | None,
+def _files(
+    groups: Mapping[str, Sequence[Path]],
+    cache: "Cache",
+    settings: "CacheScoring",
     backbone: str | None,
+    folder: Path | None,
     device: str,
-    quiet: bool,
-) -> "Evaluation":
-    if folder is None:
-        return score_on_cache(
-            run, location, flags, backbone=backbone, verify="once", out_file=None, device=device, quiet=quiet
-        )
-    from evaluation.leader import weights_digest
+) -> dict[Path, Path]:
+    """Where the evaluation of each run is kept: by all that it depends on. Nothing is there without a folder."""
+    quiet_device(device)
+    from evaluation.leader import student_digest
     from evaluation.scored_rows import computed_by
-    from models.student import student_folder
+    from models.student_folder import student_folder
     from storage_schemas.digests import digest
-    from storage_schemas.reader import Cache
 
-    cache = Cache.open(location)
-    asked = {"student": weights_digest(student_folder(run)), "committed": len(cache), **flags, **computed_by(device)}
-    # The digest of the prompts covers teacher and sampling.
-    asked |= {"cache": cache.manifest.digests()["prompts"], "backbone": backbone or cache.manifest.source}
-    file = folder / "evaluated" / f"{digest(asked)[:24]}.json"
-    if (found := kept_evaluation(file)) is not None:
-        return found
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return score_on_cache(
-        run, location, flags, backbone=backbone, verify="once", out_file=file, device=device, quiet=quiet
-    )
+    asked = {
+        "count": settings.count,
+        "closed_loop": settings.closed_loop,
+        "committed": len(cache),
+        # The digest of the prompts covers teacher and sampling.
+        "cache": cache.manifest.digests()["prompts"],
+        "backbone": backbone or cache.manifest.source,
+        **computed_by(device),
+    }
+    kept_in = (folder or Path()) / _KEPT
+    files = {}
+    for place in [place for places in groups.values() for place in places]:
+        own = asked | {"student": student_digest(student_folder(place))}
+        files[place] = kept_in / f"{digest(own)[:24]}.json"
+    return files
 
 
 def kept_evaluation(file: Path) -> "Evaluation | None":

@@ -1,19 +1,27 @@
 """The commands that look into a cache."""
 
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from commands.resolve import CachePath, Device, Json, Verify, out, quiet_device, resolve_teacher, write_picture
+from commands.look_pictures import inspect_compare, inspect_images
+from commands.resolve import (
+    CachePath,
+    Json,
+    Verify,
+    out,
+    print_lines,
+    terminal_width,
+)
 from storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
-    from storage_schemas.reader import Cache
+    pass
 
 inspect_app = typer.Typer(no_args_is_help=True, help="Look into a cache.")
+inspect_app.command("images")(inspect_images)
+inspect_app.command("compare")(inspect_compare)
 
 
 @inspect_app.command("summary")
@@ -22,15 +30,15 @@ def inspect_summary(cache: CachePath, as_json: Json = False) -> None:
 
     Example: understudy inspect summary my-cache
     """
-    from inspection.summary import summarise, summary_lines
+    from inspection.summary import summarise
+    from inspection.summary_text import screen_lines
     from storage_schemas.reader import Cache
 
-    facts = summarise(Cache.open(cache))
+    facts = summarise(Cache.open(cache, open_arrays=False))
     if as_json:
         print(json.dumps(facts, indent=1, ensure_ascii=False))
         return
-    for name, value in summary_lines(facts):
-        out.print(f"{name:>12}  {value}", markup=False)
+    print_lines(screen_lines(facts, width=terminal_width()))
 
 
 @inspect_app.command("show")
@@ -47,44 +55,34 @@ def inspect_show(
 
     Example: understudy inspect show my-cache 12
     """
-    from inspection.show import describe, find_prompts
+    from inspection.show import describe, find_prompts, first_trajectory, trajectory_lines
     from storage_schemas.reader import Cache
 
     if sum(given is not None for given in (key, prompt, grep)) != 1:
         raise BadSettings("inspect show needs one of KEY, --prompt TEXT and --grep WORD")
     opened = Cache.open(cache, verify=verify)
     if grep is not None:
-        found = find_prompts(opened, grep, limit=limit)
-        more, found = len(found) > limit, found[:limit]
-        if as_json:
-            print(json.dumps([{"index": i, "id": identity, "prompt": text} for i, identity, text in found], indent=1))
-            return
-        for index, identity, text in found:
-            out.print(f"{index:>8}  {identity[:12]}  {text}", markup=False)
-        first = f"the first {limit}: --limit shows more" if more else f"{len(found)} prompts with {grep!r}"
-        out.print(first, markup=False)
+        _print_prompts(find_prompts(opened, grep, limit=limit), grep, limit, as_json)
         return
-    index = opened.prompts.find(prompt) if prompt is not None else opened.key_index(key or "")
+    found = None if prompt is None else opened.prompts.find(prompt)
+    index = opened.key_index(key or "") if found is None else first_trajectory(opened, found)
     facts = describe(opened, index)
     if as_json:
         print(json.dumps(facts, indent=1, ensure_ascii=False))
         return
-    _print_trajectory(facts)
+    print_lines(trajectory_lines(facts, cache, width=terminal_width()))
 
 
-def _print_trajectory(facts: dict[str, Any]) -> None:
-    for name in ("index", "key", "prompt", "sources", "held_out", "replica", "seed", "guidance", "tokens"):
-        value = facts[name]
-        out.print(f"{name:>10}  {' '.join(value) if isinstance(value, list) else value}", markup=False)
-    table = Table("step", "sigma", "timestep", "latent rms", "velocity rms", "clean latent moved", "non-finite")
-    for step in facts["steps"]:
-        moved = step["clean_latent_moved"]
-        table.add_row(
-            str(step["step"]), f"{step['sigma']:.4f}", f"{step['timestep']:.4f}", f"{step['latent_rms']:.4f}",
-            f"{step['velocity_rms']:.4f}", "" if moved is None else f"{moved:.4f}", str(step["non_finite"]),
-        )  # fmt: skip
-    out.print(table)
-    out.print(f"final latent rms {facts['final_latent_rms']:.4f}", markup=False)
+def _print_prompts(found: list[tuple[int, str, str]], word: str, limit: int, as_json: bool) -> None:
+    from inspection.text_layout import table_lines
+
+    more, found = len(found) > limit, found[:limit]
+    if as_json:
+        print(json.dumps([{"index": i, "id": identity, "prompt": text} for i, identity, text in found], indent=1))
+        return
+    rows = [[str(index), identity[:12], text] for index, identity, text in found]
+    print_lines(table_lines(["trajectory", "prompt id", "prompt"], rows, text_columns=(1, 2), width=terminal_width()))
+    print_lines([f"the first {limit}: --limit shows more" if more else f"{len(found)} prompts with {word!r}"])
 
 
 @inspect_app.command("diff")
@@ -106,37 +104,3 @@ def inspect_diff(
         return
     for line in diff_lines(facts):
         out.print(line, markup=False)
-
-
-@inspect_app.command("images")
-def inspect_images(
-    cache: CachePath,
-    keys: Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", help="Default: the first four.")] = None,
-    out_file: Annotated[Path, typer.Option("--out", help="PNG to write.")] = Path("film-strips.png"),
-    frames: Annotated[int, typer.Option(min=1, help="Steps shown per trajectory.")] = 8,
-    teacher: Annotated[str | None, typer.Option(help="Where vae/ lies here; default: as recorded.")] = None,
-    verify: Verify = "once",
-    device: Device = "auto",
-) -> None:
-    """Film strips of trajectories: latents and predicted clean images, decoded by the teacher's VAE.
-
-    Example: understudy inspect images my-cache 0 7 --out strips.png
-    """
-    from storage_schemas.reader import Cache
-
-    opened = Cache.open(cache, verify=verify)
-    indices = [opened.key_index(key) for key in keys] if keys else [int(i) for i in opened.indices()[:4]]
-    write_film_strips(opened, indices, frames, teacher, device, out_file)
-    out.print(f"{len(indices)} film strips in {out_file}", markup=False)
-
-
-def write_film_strips(
-    cache: "Cache", indices: list[int], frames: int, teacher: str | None, device: str, path: Path
-) -> None:
-    """Write film strips of trajectories to a PNG."""
-    torch_device = quiet_device(device)
-    from inspection.images import film_strips
-    from models.teacher_folder import DECODE_PARTS
-
-    folder = resolve_teacher(teacher or cache.manifest.source, DECODE_PARTS)
-    write_picture(film_strips(cache, folder, indices, frames=frames, device=torch_device), path)

@@ -5,12 +5,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from commands.resolve import CachePath, Device, Json, Quiet, out, quiet_device, resolve_teacher, terminal
+from commands.mending import mend_value, need_of, problem_lines, way_out
+from commands.resolve import (
+    CachePath,
+    Device,
+    Json,
+    Quiet,
+    out,
+    print_lines,
+    quiet_device,
+    resolve_teacher,
+    terminal,
+    terminal_width,
+)
 from storage_schemas.errors import DamagedCache
 
 if TYPE_CHECKING:
     from cache_builder.recompute import Recomputed
-    from storage_schemas.verification import Problem, Report
+    from storage_schemas.verification import Report
 
 DAMAGED = 1
 
@@ -39,20 +51,30 @@ def inspect_verify(
     report = verify(cache, terminal(quiet))
     # What is damaged is found already; the teacher has nothing to add.
     made = _recompute(cache, teacher, recompute, seed, device, quiet) if recompute and not report.problems else None
+    source = _recorded_source(cache) if report.problems else None
     if as_json:
-        problems = [{"path": p.path, "shard": p.shard, "problem": p.message} for p in report.problems]
+        problems = [
+            {"path": p.path, "shard": p.shard, "problem": p.message, "needs": need_of(p, report)}
+            for p in report.problems
+        ]
         found: dict[str, Any] = {"shards": report.shards, "bytes": report.bytes, "problems": problems}
+        found["mend"] = mend_value(cache, report, source) if report.problems else None
         print(json.dumps(found | ({} if made is None else {"recomputed": [m.json_value() for m in made]}), indent=1))
     else:
         what = f"{report.missing} shards not built yet, " if report.missing else ""
-        lines = [problem.message for problem in report.problems]
-        lines.append(
-            f"{cache}: {report.shards} shards, {size_text(report.bytes)}, {what}{len(report.problems)} problems"
-        )
-        for line in [*lines, *([] if made is None else _recomputed_lines(made))]:
-            out.print(line, markup=False)
+        lines = [f"{cache}: {report.shards} shards, {size_text(report.bytes)}, {what}{len(report.problems)} problems"]
+        if report.problems:
+            lines += problem_lines(cache, report, source, width=terminal_width())
+        print_lines([*lines, *([] if made is None else _recomputed_lines(made))])
     if report.problems or any(m.is_fault for m in made or ()):
         raise typer.Exit(DAMAGED)
+
+
+def _recorded_source(cache: str) -> str | None:
+    from storage_schemas.folders import open_folder
+    from storage_schemas.reader import read_manifest
+
+    return read_manifest(open_folder(cache)).source
 
 
 def _recompute(cache: str, teacher: str | None, count: int, seed: int, device: str, quiet: bool) -> "list[Recomputed]":
@@ -120,18 +142,9 @@ def repair(
         report = _rebuild(cache, teacher, batch_size, accept_other_bytes, device, quiet)
         left, missing = report.problems, report.missing
     if left:
-        raise DamagedCache(f"{cache} has {len(left)} problems left, the first: {left[0].message}{_way_out(left[0])}")
+        raise DamagedCache(f"{cache} has {len(left)} problems left, the first: {left[0].message}{way_out(left[0])}")
     built = f"; {missing} shards are not built: the build command makes them" if missing else ""
     out.print(f"{cache}: every file is what it should be{built}", markup=False)
-
-
-def _way_out(problem: "Problem") -> str:
-    """What helps, where the problem's own message does not say it."""
-    if "`understudy repair" in problem.message or "delete it" in problem.message or "build command" in problem.message:
-        return ""
-    if problem.shard is not None:
-        return "; try --teacher TEACHER or --from COPY"
-    return "; try --from COPY, or give the build command again: it writes such files anew"
 
 
 def _rebuild(cache: str, teacher: str, batch_size: int | None, accept: bool, device: str, quiet: bool) -> "Report":

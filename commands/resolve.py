@@ -9,6 +9,8 @@ from rich.console import Console
 from storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from models.context_projection import ContextProjection
     from models.teacher_folder import TeacherFolder
     from storage_schemas.manifest import Teacher
@@ -54,6 +56,17 @@ Settings = Annotated[
     Path | None,
     typer.Option(is_eager=True, callback=read_settings, help="TOML file with any of these flags as keys."),
 ]
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that is written to; None for a file or a pipe, which gets whole lines."""
+    return out.width if out.is_terminal else None
+
+
+def print_lines(lines: "Iterable[str]") -> None:
+    """Print lines as they are."""
+    for line in lines:
+        out.print(line, markup=False)
 
 
 def terminal(quiet: bool = False) -> Any:

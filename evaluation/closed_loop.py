@@ -19,6 +19,9 @@ from storage_schemas.progress import Progress
 from storage_schemas.reader import Cache
 
 Lpips = Callable[[Array, Array], float]
+Keep = Callable[[str, HeldOut, Array], None]
+"""Name of who led (RECORDED: the recording itself), trajectory, uint8 picture HWC."""
+RECORDED = "recorded"
 
 
 @torch.no_grad()
@@ -32,10 +35,12 @@ def closed_loop(
     lpips: Lpips | None,
     batch_size: int,
     progress: Progress,
+    keep: Keep | None = None,
 ) -> dict[str, Led]:
     """Where each text encoder leads, by its name, against where these trajectories ended.
 
     Schedule, guidance and pooled vectors are the recorded ones; every call of the backbone is of batch_size rows.
+    keep: is given each picture once, the recorded one of a trajectory before those of the leaders.
     """
     found: dict[str, list[_Distances]] = {name: [] for name in leaders}
     sampling = cache.manifest.sampling
@@ -49,14 +54,24 @@ def closed_loop(
             wanted_BSC = on_device([trajectory.final_latent_SC for trajectory in recorded], backbone.device)
             conditions = Conditions.of(cache, recorded, backbone)
             pictures = _decoded(decoder, wanted_BSC[:kept])
+            _hand_on(keep, RECORDED, batch, pictures)
             for name, embed in leaders.items():
                 text_BTD = embed([chosen.prompt for chosen in batch]).to(backbone.dtype)
                 final_BSC = _led(backbone, schedule, noise_BSC, text_BTD, conditions)[:kept]
                 fractions = _latent_fractions(final_BSC, wanted_BSC[:kept], name, batch)
-                for fraction, ours, theirs in zip(fractions, _decoded(decoder, final_BSC), pictures, strict=True):
+                led = _decoded(decoder, final_BSC)
+                _hand_on(keep, name, batch, led)
+                for fraction, ours, theirs in zip(fractions, led, pictures, strict=True):
                     found[name].append(_distances(fraction, ours, theirs, lpips))
                 bar.advance(kept)
     return {name: _columns(rows, measured=lpips is not None) for name, rows in found.items()}
+
+
+def _hand_on(keep: Keep | None, name: str, batch: Sequence[HeldOut], pictures: Sequence[Array]) -> None:
+    """Only as many as there are pictures: a batch is filled up with its own again."""
+    if keep is not None:
+        for chosen, picture_HWC in zip(batch, pictures, strict=False):
+            keep(name, chosen, picture_HWC)
 
 
 def _led(

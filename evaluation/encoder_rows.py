@@ -19,7 +19,7 @@ EIGHT_BITS = "teacher, 8 bit"
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderRow:
-    """A text encoder under the name that tables print; `digest` is of its weights, and of how they are held."""
+    """A text encoder under the name that tables print; `digest` is of all that its embeddings depend on."""
 
     name: str
     parameters: int

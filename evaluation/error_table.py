@@ -75,14 +75,18 @@ def error_lines(table: ErrorTable) -> list[list[str]]:
     return [head, *([row.name, str(row.runs), *_cells(row)] for row in table.rows)]
 
 
-def error_markdown(table: ErrorTable) -> str:
-    """For a document."""
-    caption = (
+def error_caption(table: ErrorTable) -> str:
+    """What the rows have in common, and what the columns are."""
+    return (
         f"{table.trajectories} held-out trajectories of {table.cache}, {len(table.steps)} steps of each. error: of the "
         f"prediction, as a part of the velocity's norm; floor: the same with the teacher's embedding; latent: of the "
         f"final latent with the student leading."
     )
-    return "\n".join([caption, "", *markdown_lines(error_lines(table))]) + "\n"
+
+
+def error_markdown(table: ErrorTable) -> str:
+    """For a document."""
+    return "\n".join([error_caption(table), "", *markdown_lines(error_lines(table))]) + "\n"
 
 
 def curves(table: ErrorTable) -> dict[str, Sequence[float]]:

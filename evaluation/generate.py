@@ -53,7 +53,7 @@ def generate(
     leader = open_leader(student, teacher, text_length=asked.text_length, dtype=dtype, device=device)
     settings = _settings(asked, teacher, student=leader.digest, text_length=leader.text_length)
     texts = [normalised(text) for text in prompts]
-    pictures = PictureFolder.open(folder, settings, texts)
+    pictures = PictureFolder.open(folder, settings, texts, earlier_digest=leader.weights_digest)
     if settings.guidance is not None and (trained := leader.trained_guidance) is not None:
         low, high = trained
         if not low <= settings.guidance <= high:

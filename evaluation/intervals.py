@@ -1,9 +1,15 @@
-"""Intervals for rates."""
+"""Intervals for rates and means."""
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
 
 # Two-sided 95 %.
 _Z = 1.959963984540054
+_PERCENTILES = (2.5, 97.5)
+_RESAMPLES = 2000
+_CHUNK = 50
 
 
 def wilson(rate: float, count: int) -> tuple[float, float]:
@@ -14,3 +20,29 @@ def wilson(rate: float, count: int) -> tuple[float, float]:
     middle = (rate + square / (2 * count)) / (1 + square / count)
     half = _Z / (1 + square / count) * math.sqrt(rate * (1 - rate) / count + square / (4 * count * count))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def bootstrap(values: Sequence[float], *, seed: int = 0) -> tuple[float, float] | None:
+    """The 95 % percentile bootstrap interval of a mean, 2,000 resamples (Efron 1979); None of fewer than two."""
+    if len(values) < 2:
+        return None
+    array = np.asarray(values, dtype=np.float64)
+    generator = np.random.Generator(np.random.Philox(seed))
+    parts = [
+        array[generator.integers(0, len(array), size=(_CHUNK, len(array)))].mean(axis=1)
+        for _ in range(_RESAMPLES // _CHUNK)
+    ]
+    low, high = np.percentile(np.concatenate(parts), _PERCENTILES)
+    return float(low), float(high)
+
+
+def clustered(values_RN: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The 95 % interval of the mean of R runs on the same N captions, each value in [0, 1].
+
+    Runs answer the same captions, and mostly alike: a caption's values are averaged over the runs, and captions are
+    resampled. It is of these runs on other captions, not of other runs. Where all captions have one mean, resampling
+    shows nothing: Wilson's interval of N trials.
+    """
+    mean_N = np.mean(np.asarray(values_RN, dtype=np.float64), axis=0)
+    found = None if np.ptp(mean_N) == 0 else bootstrap(mean_N.tolist())
+    return found or wilson(min(1.0, float(mean_N.mean())), len(mean_N))

@@ -1,5 +1,6 @@
 """The text encoder that leads a sampling: a student, or the teacher's own T5."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -8,7 +9,8 @@ from pathlib import Path
 import torch
 
 from evaluation.sampling import Embed
-from models.student import check_fits, load_student, student_folder
+from models.student import check_fits, load_student
+from models.student_folder import config_of, student_folder
 from models.student_tokens import has_own_tokens, own_tokens
 from models.teacher_folder import POOLED_PARTS, TeacherFolder
 from models.text_encoder import TeacherTextEncoder, cut_token_ids, load_tokenizer, token_ids_of
@@ -21,13 +23,18 @@ TEACHER = "teacher"
 
 PICTURE_PARTS = ("transformer", "scheduler", "vae")
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+# Which files a tokenizer has depends on its kind: all that may be one's, and is nothing else.
+_TOKENIZER_ENDINGS = (".json", ".model", ".txt")
+_NO_TOKENIZER = ("config.json", "generation_config.json", "model.safetensors.index.json", "understudy.json")
+_WRITTEN_BY = ("transformers_version", "_name_or_path")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leader:
-    """A text encoder and the number of tokens it is fed; `digest` is of its weights.
+    """A text encoder and the number of tokens it is fed; `digest` is of all that its embeddings depend on.
 
     token_ids: texts -> token_ids_BT, cut and padded to the text length.
+    weights_digest: of its weights alone, as earlier versions noted it.
     parameters: of a student; None for the teacher, which is not loaded before it is needed.
     trained_guidance: lowest and highest guidance it was trained for, None where it does not say.
     """
@@ -35,6 +42,7 @@ class Leader:
     token_ids: Callable[[Sequence[str]], torch.Tensor]
     text_length: int
     digest: str
+    weights_digest: str
     trained_guidance: tuple[float, float] | None
     embed: Embed
     parameters: int | None = None
@@ -48,6 +56,20 @@ class Leader:
 def weights_digest(folder: Path) -> str:
     """Of the weight files of a saved student."""
     return digest({file.name: weight_sha256(file) for file in sorted(folder.glob("*.safetensors"))})
+
+
+def student_digest(folder: Path) -> str:
+    """Of the weight files, the configuration and the tokenizer files of a saved student.
+
+    What config.json says of the program that wrote it does not count, nor how its JSON is laid out.
+    """
+    config = {key: value for key, value in config_of(folder).items() if key not in _WRITTEN_BY}
+    others = {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.iterdir())
+        if file.suffix in _TOKENIZER_ENDINGS and file.name not in _NO_TOKENIZER
+    }
+    return digest({"weights": weights_digest(folder), "config": config, "tokenizer": others})
 
 
 def teacher_parts(student: str, pooled: Pooled = "zero") -> tuple[str, ...]:
@@ -69,10 +91,12 @@ def open_leader(
         # Not before it is needed: with all pictures there already, or refused, T5-XXL is not read.
         loaded = cache(lambda: TeacherTextEncoder.load(teacher, dtype=dtype, device=device))
         length = text_length or teacher.text_length
+        weights = digest(teacher.weight_hashes("text_encoder_2"))
         return Leader(
             token_ids=_t5_token_ids(teacher.part("tokenizer_2"), length),
             text_length=length,
-            digest=digest(teacher.weight_hashes("text_encoder_2")),
+            digest=weights,
+            weights_digest=weights,
             trained_guidance=None,
             embed=lambda token_ids_BT: loaded().encode(token_ids_BT),
         )
@@ -92,7 +116,8 @@ def open_leader(
     return Leader(
         token_ids=_t5_token_ids(t5_folder, trained_length) if tokens is None else tokens.batch,
         text_length=trained_length,
-        digest=weights_digest(folder),
+        digest=student_digest(folder),
+        weights_digest=weights_digest(folder),
         trained_guidance=None if guidance is None else (float(guidance[0]), float(guidance[1])),
         embed=lambda token_ids_BT: network(token_ids_BT)[0],
         parameters=sum(parameter.numel() for parameter in network.parameters()),

@@ -1,20 +1,21 @@
-"""A student against held-out trajectories of a cache, on its backbone: open loop, and closed loop where asked."""
+"""Students against held-out trajectories of a cache, on its backbone: open loop, and closed loop where asked."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Self
 
 import torch
-from pydantic import Field
 
+from evaluation.cache_scoring import CacheScoring as CacheScoring
 from evaluation.closed_loop import closed_loop
 from evaluation.held_out import HeldOut, held_out_trajectories, spread
 from evaluation.open_loop import open_loop
-from evaluation.picture_distances import Lpips, check_measurable, lpips_missing
+from evaluation.picture_distances import Lpips, lpips_missing
 from evaluation.replaying import CacheStudent, EmbedPrompts, cached_embeddings
-from evaluation.results import ClosedLoop, Computed, Evaluated, Evaluation
+from evaluation.results import ClosedLoop, Computed, Evaluated, Evaluation, Led, StepErrors
 from models.attention import check_attention, recorded_attention
 from models.backbone import FluxBackbone
 from models.geometry import recorded_geometry
@@ -25,8 +26,6 @@ from models.recorded_backbone import load_recorded_backbone
 from models.schedule import DTYPES
 from models.student_tokens import text_length_remark
 from models.teacher_folder import TeacherFolder
-from storage_schemas.errors import BadSettings
-from storage_schemas.manifest import Flags, Manifest, Quantization
 from storage_schemas.progress import Progress
 from storage_schemas.reader import Cache
 
@@ -34,69 +33,192 @@ from storage_schemas.reader import Cache
 _LARGEST_FLOOR = 0.03
 
 
-class CacheScoring(Flags):
-    """The flags of an evaluation on a cache.
+@dataclass(kw_only=True, eq=False)
+class CacheBench:
+    """Where students are set against one cache, one after another: a choice of its trajectories, and its backbone.
 
-    count: trajectories of the open loop; closed_loop: how many of these are sampled anew. steps_of: None: all.
-    "cache": as the cache was recorded. seed: of the untrained student's weights. The rest: see MemoryOptions.
+    What does not depend on the student is had once, when it is first needed: transformer and VAE, the replay floor,
+    where the teacher's embedding leads. Students on one bench are on the same trajectories, steps and batch size.
+    held_out: trajectories of the cache there are; chosen: those that are evaluated; steps: of each, ascending.
     """
 
-    count: int = Field(default=64, ge=1)
-    steps_of: tuple[int, ...] | None = Field(default=None, min_length=1)
-    closed_loop: int = Field(default=16, ge=0)
-    untrained: bool = False
-    batch_size: int = Field(default=8, ge=1)
-    backbone_dtype: Literal["cache", "bfloat16", "float32"] = "cache"
-    quantize: Literal["cache"] | Quantization = "cache"
-    modulation: Literal["auto", "table", "host", "live"] = "auto"
-    resident_blocks: int | None = Field(default=None, ge=0)
-    attention_backend: str | None = None
-    seed: int = Field(default=0, ge=0)
-
-    def dtype_of(self, manifest: Manifest) -> Literal["bfloat16", "float32"]:
-        """Of the backbone, on a cache."""
-        return manifest.sampling.dtype if self.backbone_dtype == "cache" else self.backbone_dtype
-
-    def memory_of(self, manifest: Manifest) -> MemoryOptions:
-        """How the backbone is held, on a cache."""
-        quantize = manifest.sampling.quantize if self.quantize == "cache" else self.quantize
-        return MemoryOptions.from_flags(
-            modulation=self.modulation,
-            resident_blocks=self.resident_blocks,
-            quantize=quantize,
-            # Without a gradient nothing is checkpointed: it is what 8 bits are refused without.
-            checkpoint_blocks=1 if quantize in ("int8", "fp8") else 0,
-        )
-
-    def steps_on(self, cache: Cache) -> tuple[int, ...]:
-        """Ascending numbers of steps; BadSettings for one that the cache has not."""
-        steps = cache.manifest.sampling.steps
-        chosen = tuple(range(steps)) if self.steps_of is None else tuple(sorted(set(self.steps_of)))
-        if beyond := [step for step in chosen if not 0 <= step < steps]:
-            raise BadSettings(
-                f"--steps-of names step {beyond[0]}, the trajectories of {cache.folder} have the steps 0 to {steps - 1}"
-            )
-        return chosen
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Task:
-    """What is evaluated, once all of it is known to fit together."""
-
     cache: Cache
+    teacher: TeacherFolder
     settings: CacheScoring
-    student: CacheStudent
+    options: MemoryOptions
     held_out: int
     chosen: Sequence[HeldOut]
     steps: tuple[int, ...]
     device: torch.device
     progress: Progress
+    _floor: StepErrors | None = None
+    _taught_led: Led | None = None
 
-    @property
-    def taught(self) -> EmbedPrompts | None:
-        """The teacher's embeddings, where the cache has them."""
+    @classmethod
+    def open(
+        cls, cache: Cache, teacher: TeacherFolder, settings: CacheScoring, *, device: torch.device, progress: Progress
+    ) -> Self:
+        """Choose the trajectories; no weights are loaded yet. NotInCache, BadSettings, MissingExtra.
+
+        teacher: its transformer, and VAE for a closed loop.
+        """
+        settings.check_on(cache)
+        everything = held_out_trajectories(cache)
+        if not cache.finished:
+            progress.say(
+                f"{cache.folder} is not finished: {len(cache)} of its {cache.planned} trajectories are there, and "
+                f"{len(everything)} of these are held out: only they are evaluated"
+            )
+        if cache.manifest.sampling.storage.embeddings == "none":
+            progress.say(
+                f"no replay floor: {cache.folder} was built with --embeddings none; a cache with --embeddings stored "
+                f"has one"
+            )
+        return cls(
+            cache=cache,
+            teacher=teacher,
+            settings=settings,
+            options=settings.memory_of(cache.manifest),
+            held_out=len(everything),
+            chosen=[everything[place] for place in spread(everything, settings.count)],
+            steps=settings.steps_on(cache),
+            device=device,
+            progress=progress,
+        )
+
+    def student(self, place: Path) -> CacheStudent:
+        """The student of a run folder or an export; BadStudent unless it fits the cache."""
+        return CacheStudent.open(place, self.cache, self.device)
+
+    def evaluate(self, place: Path, *, opened: Callable[[Evaluation], None] | None = None) -> Evaluation:
+        """Evaluate the student of a run folder or an export.
+
+        opened: gets the evaluation when its open loop is through, before the closed loop begins. What does not fit is
+        refused before weights of the backbone are loaded: BadStudent, BadTeacher, BadSettings; NonFinite.
+        """
+        student = self.student(place)
+        if remark := text_length_remark(student.network, self.cache.manifest.teacher):
+            self.progress.say(remark)
+        errors = self.open_loop(student)
+        evaluation = Evaluation(
+            student=str(place),
+            student_digest=student.digest,
+            errors=errors,
+            floor=self._floor,
+            closed_loop=None,
+            **self._stated(),
+        )
+        if opened is not None:
+            opened(evaluation)
+        if not self.settings.closed_loop:
+            return evaluation
+        return Evaluation(**{**dict(evaluation), "closed_loop": self.closed_loop(student)})
+
+    def open_loop(self, student: CacheStudent) -> StepErrors:
+        """The student's errors; those of the teacher's embedding are computed beside the first student's."""
+        encoders: dict[str, EmbedPrompts] = {"student": student.embeddings}
+        if self._taught is not None and self._floor is None:
+            encoders["floor"] = self._taught
+        found = open_loop(
+            self.cache,
+            self.backbone,
+            encoders,
+            self.chosen,
+            self.steps,
+            batch_size=self.settings.batch_size,
+            progress=self.progress,
+        )
+        if "floor" in found:
+            self._floor = found["floor"]
+            _remark_on_floor(self._floor, self.progress)
+        return found["student"]
+
+    def closed_loop(self, student: CacheStudent) -> ClosedLoop:
+        """Where the student leads, and the teacher's embedding; of the latter once for all students."""
+        leaders: dict[str, EmbedPrompts] = {"student": student.embeddings}
+        if self._taught is not None and self._taught_led is None:
+            leaders["teacher"] = self._taught
+        if self.settings.untrained:
+            leaders["untrained"] = student.untrained(seed=self.settings.seed).embeddings
+        places = spread(self.chosen, self.settings.closed_loop)
+        led = closed_loop(
+            self.cache,
+            self.backbone,
+            self._decoder,
+            leaders,
+            [self.chosen[place] for place in places],
+            lpips=self._lpips,
+            batch_size=self.settings.batch_size,
+            progress=self.progress,
+        )
+        self._taught_led = led.get("teacher", self._taught_led)
+        teacher = {} if self._taught_led is None else {"teacher": self._taught_led}
+        return ClosedLoop(trajectories=tuple(places), leaders={"student": led["student"]} | teacher | led)
+
+    @cached_property
+    def backbone(self) -> FluxBackbone:
+        """The transformer that the cache was recorded with; BadTeacher for another, BadSettings, MissingExtra."""
+        settings, manifest = self.settings, self.cache.manifest
+        dtype = DTYPES[settings.dtype_of(manifest)]
+        check_quantizer(self.options.quantize)
+        check_attention(settings.attention_backend, self.teacher.config("transformer"), dtype=dtype, device=self.device)
+        return load_recorded_backbone(
+            [manifest],
+            self.teacher,
+            dtype=dtype,
+            batch_rows=settings.batch_size,
+            options=self.options,
+            attention_backend=settings.attention_backend,
+            device=self.device,
+        )
+
+    @cached_property
+    def _decoder(self) -> ImageDecoder:
+        return ImageDecoder.load(self.teacher, recorded_geometry(self.cache.manifest.sampling), device=self.device)
+
+    @cached_property
+    def _lpips(self) -> Lpips | None:
+        sampling = self.cache.manifest.sampling
+        if missing := lpips_missing(sampling.height, sampling.width):
+            self.progress.say(missing)
+            return None
+        return Lpips(self.device)
+
+    @cached_property
+    def _taught(self) -> EmbedPrompts | None:
         stored = self.cache.manifest.sampling.storage.embeddings == "stored"
         return cached_embeddings(self.cache, self.device) if stored else None
+
+    def _stated(self) -> dict[str, Any]:
+        cache = self.cache
+        digests, sigmas = cache.manifest.digests(), cache.manifest.sampling.sigmas
+        return {
+            "created_by": f"understudy {version('understudy')}",
+            "cache": cache.location,
+            "sampling_digest": digests["sampling"],
+            "teacher_digest": digests["teacher"],
+            "backbone": self.teacher.source,
+            "computed": self._computed(),
+            "committed": len(cache),
+            "held_out": self.held_out,
+            "steps": self.steps,
+            "sigmas": tuple(sigmas[k] for k in self.steps),
+            "trajectories": tuple(
+                Evaluated(key=one.key, prompt=one.text, sources=one.sources, guidance=cache.guidance(one.index))
+                for one in self.chosen
+            ),
+        }
+
+    def _computed(self) -> Computed:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return Computed(
+            dtype=self.settings.dtype_of(self.cache.manifest),
+            quantize=self.options.quantize,
+            attention=recorded_attention(self.settings.attention_backend),
+            device=name,
+            batch_size=self.settings.batch_size,
+            torch=torch.__version__,
+        )
 
 
 def evaluate_on_cache(
@@ -108,139 +230,12 @@ def evaluate_on_cache(
     device: torch.device,
     progress: Progress,
 ) -> Evaluation:
-    """Evaluate the student of a run folder or an export. teacher: its transformer, and VAE for a closed loop.
-
-    What does not fit is refused before weights are loaded: NotInCache, BadStudent, BadTeacher, BadSettings.
-    """
-    task = _checked(student, cache, settings, device, progress)
-    options = settings.memory_of(cache.manifest)
-    backbone = _backbone(task, teacher, options)
-    encoders = {"student": task.student.embeddings} | ({} if task.taught is None else {"floor": task.taught})
-    found = open_loop(
-        cache, backbone, encoders, task.chosen, task.steps, batch_size=settings.batch_size, progress=progress
-    )
-    closed = _closed(task, backbone, teacher) if settings.closed_loop else None
-    evaluation = Evaluation(
-        student=str(student),
-        backbone=teacher.source,
-        computed=_computed(task, options),
-        errors=found["student"],
-        floor=found.get("floor"),
-        closed_loop=closed,
-        **_of_task(task),
-    )
-    _remark_on_floor(evaluation, progress)
-    return evaluation
+    """Evaluate one student on a bench of its own; see CacheBench."""
+    return CacheBench.open(cache, teacher, settings, device=device, progress=progress).evaluate(student)
 
 
-def _of_task(task: _Task) -> dict[str, Any]:
-    """The fields of an evaluation that are known before anything is computed."""
-    cache = task.cache
-    digests, sigmas = cache.manifest.digests(), cache.manifest.sampling.sigmas
-    return {
-        "created_by": f"understudy {version('understudy')}",
-        "student_digest": task.student.digest,
-        "cache": cache.location,
-        "sampling_digest": digests["sampling"],
-        "teacher_digest": digests["teacher"],
-        "committed": len(cache),
-        "held_out": task.held_out,
-        "steps": task.steps,
-        "sigmas": tuple(sigmas[k] for k in task.steps),
-        "trajectories": tuple(
-            Evaluated(key=one.key, prompt=one.text, sources=one.sources, guidance=cache.guidance(one.index))
-            for one in task.chosen
-        ),
-    }
-
-
-def _backbone(task: _Task, teacher: TeacherFolder, options: MemoryOptions) -> FluxBackbone:
-    settings, manifest = task.settings, task.cache.manifest
-    dtype = DTYPES[settings.dtype_of(manifest)]
-    check_quantizer(options.quantize)
-    check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=task.device)
-    return load_recorded_backbone(
-        [manifest],
-        teacher,
-        dtype=dtype,
-        batch_rows=settings.batch_size,
-        options=options,
-        attention_backend=settings.attention_backend,
-        device=task.device,
-    )
-
-
-def _checked(student: Path, cache: Cache, settings: CacheScoring, device: torch.device, progress: Progress) -> _Task:
-    manifest = cache.manifest
-    if settings.closed_loop:
-        check_measurable(manifest.sampling.height, manifest.sampling.width)
-    steps = settings.steps_on(cache)
-    opened = CacheStudent.open(student, cache, device)
-    everything = held_out_trajectories(cache)
-    if not cache.finished:
-        progress.say(
-            f"{cache.folder} is not finished: {len(cache)} of its {cache.planned} trajectories are there, and "
-            f"{len(everything)} of these are held out: only they are evaluated"
-        )
-    if remark := text_length_remark(opened.network, manifest.teacher):
-        progress.say(remark)
-    if manifest.sampling.storage.embeddings == "none":
-        progress.say(
-            f"no replay floor: {cache.folder} was built with --embeddings none; a cache with --embeddings stored has "
-            f"one"
-        )
-    chosen = [everything[place] for place in spread(everything, settings.count)]
-    return _Task(
-        cache=cache,
-        settings=settings,
-        student=opened,
-        held_out=len(everything),
-        chosen=chosen,
-        steps=steps,
-        device=device,
-        progress=progress,
-    )
-
-
-def _closed(task: _Task, backbone: FluxBackbone, teacher: TeacherFolder) -> ClosedLoop:
-    leaders: dict[str, EmbedPrompts] = {"student": task.student.embeddings}
-    if task.taught is not None:
-        leaders["teacher"] = task.taught
-    if task.settings.untrained:
-        leaders["untrained"] = task.student.untrained(seed=task.settings.seed).embeddings
-    sampling = task.cache.manifest.sampling
-    if missing := lpips_missing(sampling.height, sampling.width):
-        task.progress.say(missing)
-    places = spread(task.chosen, task.settings.closed_loop)
-    led = closed_loop(
-        task.cache,
-        backbone,
-        ImageDecoder.load(teacher, recorded_geometry(sampling), device=task.device),
-        leaders,
-        [task.chosen[place] for place in places],
-        lpips=None if missing else Lpips(task.device),
-        batch_size=task.settings.batch_size,
-        progress=task.progress,
-    )
-    return ClosedLoop(trajectories=tuple(places), leaders=led)
-
-
-def _computed(task: _Task, options: MemoryOptions) -> Computed:
-    name = torch.cuda.get_device_name(task.device) if task.device.type == "cuda" else task.device.type
-    return Computed(
-        dtype=task.settings.dtype_of(task.cache.manifest),
-        quantize=options.quantize,
-        attention=recorded_attention(task.settings.attention_backend),
-        device=name,
-        batch_size=task.settings.batch_size,
-        torch=torch.__version__,
-    )
-
-
-def _remark_on_floor(evaluation: Evaluation, progress: Progress) -> None:
-    if evaluation.floor is None:
-        return
-    values = [value for row in evaluation.floor.error_fraction for value in row]
+def _remark_on_floor(floor: StepErrors, progress: Progress) -> None:
+    values = [value for row in floor.error_fraction for value in row]
     mean = sum(values) / len(values)
     if mean > _LARGEST_FLOOR:
         progress.say(

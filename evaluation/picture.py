@@ -39,7 +39,13 @@ def side_by_side(names: Sequence[str], images: Sequence[Array], captions: Sequen
 
 
 def enlarged(image_HWC: Array, side: int) -> Image.Image:
-    """An image at a given size; small ones keep their pixels as squares."""
+    """An image in a square of a given side, white around it if it is none; small ones keep their pixels as squares."""
     picture = Image.fromarray(image_HWC)
-    small = max(picture.size) < side
-    return picture.resize((side, side), Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
+    scale = side / max(picture.size)
+    width, height = (max(1, round(pixels * scale)) for pixels in picture.size)
+    resized = picture.resize((width, height), Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    if width == height:
+        return resized
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(resized, ((side - width) // 2, (side - height) // 2))
+    return square

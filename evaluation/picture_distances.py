@@ -2,14 +2,16 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from evaluation.restricted_pickles import restricted_pickles
 from storage_schemas.errors import BadSettings, MissingExtra
 from storage_schemas.fields import Array
+
+if TYPE_CHECKING:
+    import torch
 
 # The window of Wang et al. 2004 is 11 pixels wide.
 _WINDOW = 11
@@ -17,17 +19,19 @@ _WINDOW = 11
 _SMALLEST_FOR_ALEXNET = 31
 
 
-def check_measurable(height: int, width: int) -> None:
-    """Raise MissingExtra without scikit-image, BadSettings for pictures that SSIM's window does not fit into."""
+def check_measurable(height: int, width: int, *, instead: str = "give --closed-loop 0") -> None:
+    """Raise MissingExtra without scikit-image, BadSettings for pictures that SSIM's window does not fit into.
+
+    instead: what a user may do who wants neither.
+    """
     if find_spec("skimage") is None:
         raise MissingExtra(
             "PSNR and SSIM of the closed loop need scikit-image, which is not installed: pip install "
-            "'understudy[metrics]', or give --closed-loop 0"
+            f"'understudy[metrics]', or {instead}"
         )
     if min(height, width) < _WINDOW:
         raise BadSettings(
-            f"the pictures of the cache are {height} x {width} pixels, SSIM looks at {_WINDOW} x {_WINDOW}: give "
-            f"--closed-loop 0"
+            f"the pictures of the cache are {height} x {width} pixels, SSIM looks at {_WINDOW} x {_WINDOW}: {instead}"
         )
 
 
@@ -58,7 +62,7 @@ def ssim(picture_HWC: Array, wanted_HWC: Array) -> float:
 class Lpips:
     """Learned perceptual distance (Zhang et al. 2018) with AlexNet; nothing is downloaded."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: "torch.device") -> None:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
         with restricted_pickles():
@@ -66,14 +70,16 @@ class Lpips:
         self._metric: Any = metric.to(device)
         self._device = device
 
-    @torch.no_grad()
     def __call__(self, picture_HWC: Array, wanted_HWC: Array) -> float:
         """The distance of two uint8 pictures."""
+        import torch
+
         both = [
             torch.from_numpy(array).to(self._device).permute(2, 0, 1)[None].float() / 255
             for array in (picture_HWC, wanted_HWC)
         ]
-        value = float(self._metric(*both))
+        with torch.no_grad():
+            value = float(self._metric(*both))
         self._metric.reset()
         return value
 
@@ -91,6 +97,8 @@ def lpips_missing(height: int, width: int) -> str | None:
         # A torchvision of another torch fails at its import; the errors by step are computed by then.
         reason = " ".join(str(error).split())[:200]
         return f"no LPIPS: torchvision cannot be imported ({type(error).__name__}: {reason}); install torch's own"
+
+    import torch
 
     weights = Path(torch.hub.get_dir()) / "checkpoints" / Path(AlexNet_Weights.DEFAULT.url).name
     if not weights.is_file():

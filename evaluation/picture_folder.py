@@ -22,7 +22,7 @@ _LONGEST_SLUG = 60
 
 
 class PictureSettings(Flags):
-    """All that shapes the pictures of a folder. student, teacher: digests of weights.
+    """All that shapes the pictures of a folder. student, teacher: digests of weights, a student's of all its files.
 
     guidance: None where the backbone takes none. pooled: what FLUX gets beside the embedding.
     """
@@ -58,15 +58,19 @@ class PictureFolder:
         self._entries: dict[int, IndexEntry] = {}
 
     @classmethod
-    def open(cls, folder: Path, settings: PictureSettings, prompts: Sequence[str]) -> Self:
+    def open(
+        cls, folder: Path, settings: PictureSettings, prompts: Sequence[str], *, earlier_digest: str | None = None
+    ) -> Self:
         """Begin a new or empty folder, or go on with one.
+
+        earlier_digest: what earlier versions noted for the same student; taken for it.
 
         Raises SettingsDiffer for pictures made with other settings or of other prompts, BadSettings for other files.
         """
         opened = cls(folder, settings, prompts)
         file = folder / SETTINGS_FILE
         if file.is_file():
-            opened._check_same_settings(file)
+            opened._check_same_settings(file, earlier_digest)
             opened._read_index()
         elif folder.is_file():
             raise BadSettings(f"{folder} is a file, expected a folder for pictures: give another --out")
@@ -113,12 +117,14 @@ class PictureFolder:
             guidance=self.settings.guidance,
         )
 
-    def _check_same_settings(self, file: Path) -> None:
+    def _check_same_settings(self, file: Path, earlier_digest: str | None) -> None:
         try:
             was = PictureSettings.model_validate_json(file.read_bytes()).json_value()
         except ValueError as error:
             raise BadSettings(f"{file} cannot be read: not what this version wrote; give another --out") from error
         now = self.settings.json_value()
+        if was["student"] == earlier_digest:
+            was["student"] = now["student"]
         for key in was:
             if was[key] != now[key]:
                 raise SettingsDiffer(

@@ -6,12 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.table import Table
+from evaluation.table import Table, millions
 from storage_schemas.errors import MissingExtra
 from storage_schemas.fields import Array
 
 _WIDTH, _HEIGHT = 3.2, 2.6
 _COLUMNS = 4
+# Rows that lie on one another are told apart by dashes, marks, and what shines through.
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+_MARKS = ("o", "s", "^", "D", "v", "P", "X")
+_ALPHA = 0.7
+# Between points of one size on the logarithmic axis.
+_APART = 1.06
 
 
 def check_plotting() -> None:
@@ -33,17 +39,25 @@ def plot_scaling(table: Table, file: Path, *, baselines: Sequence[str] = ()) -> 
     dimensions = table.dimensions
     rows = -(-len(dimensions) // _COLUMNS)
     figure, panels = _figure(rows, min(_COLUMNS, len(dimensions)))
+    sizes = [row.parameters for row in table.rows if row.name not in baselines]
+    places, ticks = beside(sizes), sorted(set(sizes))
     for panel, dimension in zip(panels, dimensions, strict=False):
+        place = iter(places)
         for number, row in enumerate(table.rows):
             cell, colour = row.cells[dimension], f"C{number}"
             if row.name in baselines:
-                panel.axhline(cell.mean, color=colour, linestyle="--", linewidth=1, label=row.name)
+                # The first is thicker: of lines on one another both are seen.
+                dashes, width = _DASHES[(number + 1) % len(_DASHES)], 2.5 if number == 0 else 1
+                panel.axhline(cell.mean, color=colour, linestyle=dashes, linewidth=width, alpha=_ALPHA, label=row.name)
                 continue
             below, above = max(0.0, cell.mean - cell.low), max(0.0, cell.high - cell.mean)
             panel.errorbar(
-                row.parameters, cell.mean, yerr=[[below], [above]], fmt="o", color=colour, capsize=3, label=row.name
-            )
-        panel.set(title=dimension, xscale="log", ylim=(-0.05, 1.05))
+                next(place), cell.mean, yerr=[[below], [above]], fmt=_MARKS[number % len(_MARKS)], color=colour,
+                alpha=_ALPHA, capsize=3, label=row.name,
+            )  # fmt: skip
+        panel.set(title=dimension, xscale="log", ylim=(-0.05, 1.05), xlim=(ticks[0] / 1.5, ticks[-1] * 1.5))
+        panel.minorticks_off()
+        panel.set_xticks(ticks, labels=[millions(size) for size in ticks], fontsize=7)
     for panel in panels[len(dimensions) :]:
         panel.set_axis_off()
     panels[0].legend(fontsize=6)
@@ -52,11 +66,24 @@ def plot_scaling(table: Table, file: Path, *, baselines: Sequence[str] = ()) -> 
     _save(figure, file)
 
 
+def beside(parameters: list[int]) -> list[float]:
+    """Places on the logarithmic axis: those of one size lie beside one another, around their own."""
+    seen: dict[int, int] = {}
+    places = []
+    for size in parameters:
+        number = seen[size] = seen.get(size, -1) + 1
+        places.append(size * _APART ** (number - (parameters.count(size) - 1) / 2))
+    return places
+
+
 def plot_step_errors(curves: Mapping[str, Sequence[float]], file: Path, *, sigmas: Sequence[float]) -> None:
     """Relative error of the prediction at each step, a curve for each name, over sigma: noise at the left."""
     figure, (panel,) = _figure(1, 1, scale=1.6)
-    for name, errors in curves.items():
-        panel.plot(sigmas[: len(errors)], errors, marker=".", label=name)
+    for number, (name, errors) in enumerate(curves.items()):
+        panel.plot(
+            sigmas[: len(errors)], errors, marker=_MARKS[number % len(_MARKS)], markersize=4, alpha=_ALPHA,
+            linestyle=_DASHES[number % len(_DASHES)], label=name,
+        )  # fmt: skip
     panel.set(xlabel="sigma", ylabel="error / norm of the velocity", yscale="log")
     panel.invert_xaxis()
     panel.legend(fontsize=7)
@@ -76,9 +103,11 @@ def plot_embeddings(embeddings: Mapping[str, Array], file: Path, *, seed: int = 
     map_N2 = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)
     figure, (panel,) = _figure(1, 1, scale=1.8)
     first = 0
-    for name in names:
+    for number, name in enumerate(names):
         own = map_N2[first : first + len(embeddings[name])]
-        panel.scatter(own[:, 0], own[:, 1], s=6, label=name)
+        mark = _MARKS[number % len(_MARKS)]
+        # Of students that learned the teacher's embedding one would hide all others.
+        panel.scatter(own[:, 0], own[:, 1], s=14, marker=mark, alpha=_ALPHA / 2, linewidths=0, label=name)
         first += len(own)
     panel.set(xticks=[], yticks=[])
     panel.legend(fontsize=7)

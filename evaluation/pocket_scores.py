@@ -2,29 +2,33 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evaluation.intervals import wilson
-from evaluation.sampling import Embed, Studio
 from pocket.scorer import DIMENSIONS, score
 from storage_schemas.errors import BadPrompts
 from storage_schemas.fields import Array
 from storage_schemas.progress import Progress
+
+if TYPE_CHECKING:
+    from evaluation.sampling import Embed, Studio
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """Mean of one dimension over the captions it applies to, with its 95 % Wilson interval.
 
-    For characters the interval counts captions, not letters, which is on the safe side.
+    For characters the interval counts captions, not letters, which is on the safe side. values: of the captions it
+    applies to, in their order; None where earlier versions kept the mean alone.
     """
 
     mean: float
     count: int
     low: float
     high: float
+    values: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +41,7 @@ class Scored:
 
 
 def score_encoders(
-    studio: Studio, encoders: Mapping[str, Embed], captions: Sequence[str], *, batch_size: int, progress: Progress
+    studio: "Studio", encoders: "Mapping[str, Embed]", captions: Sequence[str], *, batch_size: int, progress: Progress
 ) -> list[Scored]:
     """Score every text encoder; BadPrompts for a caption that is not of the pocket world."""
     results = []
@@ -64,7 +68,7 @@ def score_images(images_NHWC: Array, captions: Sequence[str]) -> dict[str, Score
 def _score(column: list[float]) -> Score:
     mean = float(np.mean(column))
     low, high = wilson(mean, len(column))
-    return Score(mean=mean, count=len(column), low=low, high=high)
+    return Score(mean=mean, count=len(column), low=low, high=high, values=tuple(column))
 
 
 def table_rows(results: Sequence[Scored]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import torch
 
-from evaluation.leader import weights_digest
+from evaluation.leader import student_digest
 from models.backbone import FluxBackbone
 from models.student import Student, check_fits, load_student, student_folder, untrained_like
 from models.student_tokens import StudentTokens, own_tokens
@@ -28,7 +28,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class CacheStudent:
-    """A student that reads the prompts of a cache by their numbers, in fp32; `digest` is of its weights."""
+    """A student that reads the prompts of a cache by their numbers, in fp32; `digest`: see student_digest."""
 
     network: Student
     tokens: StudentTokens | None
@@ -46,7 +46,7 @@ class CacheStudent:
             network=network.to(device),
             tokens=tokens,
             cache=cache,
-            digest=weights_digest(folder),
+            digest=student_digest(folder),
         )
 
     def untrained(self, *, seed: int) -> Self:

@@ -93,9 +93,10 @@ class Computed(Record):
 class Evaluation(Record):
     """A student against held-out trajectories of a cache.
 
-    student_digest: of its weights. sampling_digest, teacher_digest: the cache's. committed, held_out: trajectories of
-    the cache then. steps: which of its K, with the sigma of each. floor: the errors of the teacher's cached
-    embedding; None where the cache has none.
+    student_digest: of weights, configuration and tokenizer; earlier versions noted one of its weights alone.
+    sampling_digest, teacher_digest: the cache's. committed, held_out: trajectories of the cache then. steps: which of
+    its K, with the sigma of each. floor: the errors of the teacher's cached embedding; None where the cache has none.
+    closed_loop: None where none was asked for, or it has not been through.
     """
 
     format: Literal["understudy-evaluation"] = "understudy-evaluation"

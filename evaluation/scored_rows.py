@@ -1,8 +1,9 @@
 """Rows of a table that were scored before stay: a file for each text encoder, by all that its scores depend on."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Self
 
 from pydantic import ValidationError
 
@@ -13,16 +14,31 @@ from storage_schemas.manifest import Record
 
 
 class ScoredRun(Record):
-    """Scores of one text encoder, and what they are of."""
+    """Scores of one text encoder, and what they are of.
+
+    scores: mean, count, low and high of each dimension. values: of its captions; earlier versions did not keep them.
+    """
 
     asked: dict[str, str]
     parameters: int
     scores: dict[str, tuple[float, int, float, float]]
+    values: dict[str, tuple[float, ...]] | None = None
+
+    @classmethod
+    def of(cls, asked: dict[str, str], parameters: int, scores: Mapping[str, Score]) -> Self:
+        """What score_images gave."""
+        return cls(
+            asked=asked,
+            parameters=parameters,
+            scores={name: (found.mean, found.count, found.low, found.high) for name, found in scores.items()},
+            values={name: found.values for name, found in scores.items() if found.values is not None},
+        )
 
     def by_dimension(self) -> dict[str, Score]:
         """As score_images gives them."""
+        values = self.values or {}
         return {
-            name: Score(mean=mean, count=count, low=low, high=high)
+            name: Score(mean=mean, count=count, low=low, high=high, values=values.get(name))
             for name, (mean, count, low, high) in self.scores.items()
         }
 
@@ -49,20 +65,23 @@ def _version(package: str) -> str:
         return "none"
 
 
-def scored(folder: Path | None, asked: dict[str, str], score: Callable[[], ScoredRun]) -> ScoredRun:
-    """What `score` gives; from the folder where it has been asked the same before, and into it."""
+def kept(folder: Path | None, asked: dict[str, str]) -> ScoredRun | None:
+    """What was scored before when the same was asked; None where nothing is, or a file that is damaged."""
     if folder is None:
-        return score()
-    file = folder / f"{digest(asked)[:24]}.json"
-    if file.is_file():
-        try:
-            found = ScoredRun.model_validate_json(file.read_bytes())
-        except ValidationError:
-            # Torn, or of another version: scored again.
-            found = None
-        if found is not None and found.asked == asked:
-            return found
-    made = score()
-    folder.mkdir(parents=True, exist_ok=True)
-    durable.replace(file, (made.model_dump_json(indent=1) + "\n").encode())
-    return made
+        return None
+    try:
+        found = ScoredRun.model_validate_json(_file(folder, asked).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    return found if found.asked == asked else None
+
+
+def keep(folder: Path | None, run: ScoredRun) -> None:
+    """Write what was scored, for whoever asks the same again."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        durable.replace(_file(folder, run.asked), (run.model_dump_json(indent=1) + "\n").encode())
+
+
+def _file(folder: Path, asked: dict[str, str]) -> Path:
+    return folder / f"{digest(asked)[:24]}.json"

@@ -3,18 +3,25 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from evaluation.intervals import wilson
+from evaluation.intervals import clustered, wilson
 from evaluation.pocket_scores import Score
 from storage_schemas.manifest import Record
 
+Interval = Literal["wilson", "bootstrap", "pooled"]
+
 
 class Cell(Record):
-    """A rate with its 95 % Wilson interval, over so many captions (of all runs of a row)."""
+    """A rate with its 95 % interval, over so many captions (of all runs of a row).
+
+    interval: Wilson's of one run; bootstrap over the captions that several runs share; pooled: Wilson's of all
+    captions of all runs, which is too narrow: their values by caption were not kept.
+    """
 
     mean: float
     low: float
     high: float
     count: int
+    interval: Interval = "wilson"
 
 
 class Row(Record):
@@ -42,18 +49,21 @@ class Table(Record):
 
 
 def row_of(name: str, parameters: int, scores: Sequence[Mapping[str, Score]]) -> Row:
-    """The row of a text encoder, from the scores of its runs on the same captions.
-
-    Runs are pooled as if their captions were different ones: where one run's images resemble another's, the interval
-    is somewhat narrow.
-    """
-    cells = {}
-    for dimension, first in scores[0].items():
-        mean = sum(one[dimension].mean for one in scores) / len(scores)
-        count = first.count * len(scores)
-        low, high = wilson(min(1.0, mean), count)
-        cells[dimension] = Cell(mean=mean, low=low, high=high, count=count)
+    """The row of a text encoder, from the scores of its runs on the same captions."""
+    cells = {dimension: _cell([one[dimension] for one in scores]) for dimension in scores[0]}
     return Row(name=name, parameters=parameters, runs=len(scores), cells=cells)
+
+
+def _cell(scores: Sequence[Score]) -> Cell:
+    mean = sum(score.mean for score in scores) / len(scores)
+    count = sum(score.count for score in scores)
+    values = [score.values for score in scores if score.values is not None]
+    interval: Interval
+    if len(scores) > 1 and len(values) == len(scores):
+        (low, high), interval = clustered(values), "bootstrap"
+    else:
+        (low, high), interval = wilson(min(1.0, mean), count), "wilson" if len(scores) == 1 else "pooled"
+    return Cell(mean=mean, low=low, high=high, count=count, interval=interval)
 
 
 def cell_text(cell: Cell) -> str:
@@ -67,19 +77,25 @@ def lines_of(table: Table) -> list[list[str]]:
     return [
         head,
         *(
-            [row.name, _millions(row.parameters), str(row.runs), *(cell_text(cell) for cell in row.cells.values())]
+            [row.name, millions(row.parameters), str(row.runs), *(cell_text(cell) for cell in row.cells.values())]
             for row in table.rows
         ),
     ]
 
 
+def caption(table: Table) -> str:
+    """What the rows have in common, and of what kind the intervals are."""
+    kinds = {cell.interval for row in table.rows for cell in row.cells.values()}
+    said = [text for kind, text in _INTERVALS.items() if kind in kinds]
+    return (
+        f"{table.captions} held-out captions, {table.steps} sampler steps, guidance {table.guidance:g}, "
+        f"seed {table.seed}; 95 % intervals: {'; '.join(said)}."
+    )
+
+
 def markdown(table: Table) -> str:
     """For a document."""
-    caption = (
-        f"{table.captions} held-out captions, {table.steps} sampler steps, guidance {table.guidance:g}, "
-        f"seed {table.seed}; 95 % Wilson intervals."
-    )
-    return "\n".join([caption, "", *markdown_lines(lines_of(table))]) + "\n"
+    return "\n".join([caption(table), "", *markdown_lines(lines_of(table))]) + "\n"
 
 
 def markdown_lines(lines: Sequence[Sequence[str]]) -> list[str]:
@@ -88,7 +104,15 @@ def markdown_lines(lines: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
 
 
-def _millions(parameters: int) -> str:
+_INTERVALS: dict[Interval, str] = {
+    "wilson": "Wilson, of one run",
+    "bootstrap": "bootstrap over captions, of several runs",
+    "pooled": "Wilson over the captions of all runs, too narrow, where values by caption were not kept",
+}
+
+
+def millions(parameters: int) -> str:
+    """As in 130 M, 4.76 B."""
     return f"{parameters / 1e6:.3g} M" if parameters < 1e9 else f"{parameters / 1e9:.2f} B"
 
 

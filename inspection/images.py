@@ -1,72 +1,110 @@
 """`inspect images`: film strips of trajectories, decoded by the teacher's VAE, loaded alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from evaluation.picture import enlarged
+from inspection.sheet import GREY, LINE, font, lines_of, stacked
 from models.geometry import recorded_geometry
 from models.image_decoder import ImageDecoder
 from models.teacher_folder import TeacherFolder
 from storage_schemas.derivation import predicted_clean_latent
+from storage_schemas.fields import Array
 from storage_schemas.reader import Cache
+from storage_schemas.trajectory import Trajectory
 
-_SIDE = 96
+SIDE = 96
 _GAP = 4
 _LEFT = 90
 _TITLE = 22
+_TITLE_FONT, _SMALL_FONT = 13, 11
 
 
 def film_strips(
-    cache: Cache, teacher: TeacherFolder, indices: Sequence[int], *, frames: int, device: torch.device
+    cache: Cache,
+    teacher: TeacherFolder,
+    indices: Sequence[int],
+    *,
+    frames: int,
+    device: torch.device,
+    steps: Sequence[int] | None = None,
+    side: int = SIDE,
 ) -> Image.Image:
-    """A contact sheet: per trajectory a row of latents x_k and one of predicted clean latents, decoded.
+    """A contact sheet: the strips of `each_film_strip`, one below the other.
 
-    frames: how many steps are shown, spread evenly from the first to the last; then the final latent.
+    frames: how many steps are shown, spread evenly from the first to the last. steps: these ones instead.
+    """
+    shown = shown_steps(cache.manifest.sampling.steps, frames) if steps is None else steps
+    return stacked([strip for _, strip in each_film_strip(cache, teacher, indices, shown, device=device, side=side)])
+
+
+def each_film_strip(
+    cache: Cache,
+    teacher: TeacherFolder,
+    indices: Sequence[int],
+    steps: Sequence[int],
+    *,
+    device: torch.device,
+    side: int = SIDE,
+) -> Iterator[tuple[Trajectory, Image.Image]]:
+    """Per trajectory a row of latents x_k and one of predicted clean latents at these steps, then the final latent.
+
+    side: pixels of a frame.
     """
     decoder = ImageDecoder.load(teacher, recorded_geometry(cache.manifest.sampling), device=device)
-    shown = _shown_steps(cache.manifest.sampling.steps, frames)
-    strips = [_strip(cache, decoder, index, shown) for index in indices]
-    sheet = Image.new("RGB", (strips[0].width, sum(strip.height for strip in strips)), "white")
-    top = 0
-    for strip in strips:
-        sheet.paste(strip, (0, top))
-        top += strip.height
-    return sheet
+    for index in indices:
+        trajectory = cache.trajectory(index)
+        yield trajectory, _strip(cache, decoder, trajectory, steps, side)
 
 
-def _shown_steps(steps: int, frames: int) -> list[int]:
+def shown_steps(steps: int, frames: int) -> list[int]:
+    """So many of the steps, spread evenly from the first to the last."""
     return sorted({round(position) for position in np.linspace(0, steps - 1, min(frames, steps))})
 
 
-def _strip(cache: Cache, decoder: ImageDecoder, index: int, shown: list[int]) -> Image.Image:
-    trajectory = cache.trajectory(index)
-    sampling = cache.manifest.sampling
+def _strip(cache: Cache, decoder: ImageDecoder, trajectory: Trajectory, shown: Sequence[int], side: int) -> Image.Image:
+    count = len(shown) + 1
+    width = _LEFT + count * (side + _GAP)
+    guidance = "" if trajectory.guidance is None else f", guidance {trajectory.guidance:g}"
+    replica = f", replica {trajectory.replica}" if trajectory.replica else ""
+    title = f"{trajectory.index}: {cache.prompts[trajectory.prompt].text}{guidance}{replica}"
+    titles = lines_of(title, width - 8, _TITLE_FONT)
+    top = _TITLE + LINE * (len(titles) - 1)
+    strip = Image.new("RGB", (width, top + 16 + 2 * (side + _GAP) + 8), "white")
+    draw = ImageDraw.Draw(strip)
+    for number, line in enumerate(titles):
+        draw.text((4, 3 + LINE * number), line, fill="black", font=font(_TITLE_FONT))
+    sigmas = cache.manifest.sampling.sigmas
+    names = [*(f"{k}: sigma {sigmas[k]:.2f}" for k in shown), "final"]
+    for column, name in enumerate(names):
+        draw.text((_LEFT + column * (side + _GAP), top), name, fill=GREY, font=font(_SMALL_FONT))
+    for row, images in enumerate(_frames(decoder, trajectory, shown, sigmas)):
+        for column, image_HWC in enumerate(images):
+            strip.paste(enlarged(image_HWC, side), (_LEFT + column * (side + _GAP), top + 16 + row * (side + _GAP)))
+    for row, name in enumerate(("latent", "predicted\nclean")):
+        place = (4, top + 16 + row * (side + _GAP) + side // 2 - 14)
+        draw.multiline_text(place, name, fill=GREY, font=font(_SMALL_FONT))
+    return strip
+
+
+def _frames(
+    decoder: ImageDecoder, trajectory: Trajectory, shown: Sequence[int], sigmas: Sequence[float]
+) -> tuple[list[Array], list[Array]]:
     latents = [trajectory.hidden_states_KSC[k].astype(np.float32) for k in shown]
     clean = [
-        predicted_clean_latent(trajectory.hidden_states_KSC[k], trajectory.velocity_KSC[k], sampling.sigmas[k])
-        for k in shown
+        predicted_clean_latent(trajectory.hidden_states_KSC[k], trajectory.velocity_KSC[k], sigmas[k]) for k in shown
     ]
-    final = trajectory.final_latent_SC.astype(np.float32)
-    stack = np.stack([*latents, final, *clean, final])
-    images = decoder.decode(torch.from_numpy(stack))
-    count = len(shown) + 1
-    width = _LEFT + count * (_SIDE + _GAP)
-    strip = Image.new("RGB", (width, _TITLE + 16 + 2 * (_SIDE + _GAP) + 8), "white")
-    draw = ImageDraw.Draw(strip)
-    font, small = ImageFont.load_default(size=13), ImageFont.load_default(size=11)
-    guidance = "" if trajectory.guidance is None else f"  guidance {trajectory.guidance:g}"
-    title = f"{index}: {cache.prompts[trajectory.prompt].text}{guidance}"
-    draw.text((4, 3), title, fill="black", font=font)
-    for column in range(count):
-        x = _LEFT + column * (_SIDE + _GAP)
-        name = f"step {shown[column]}, {sampling.sigmas[shown[column]]:.2f}" if column < len(shown) else "final"
-        draw.text((x, _TITLE), name, fill="#555555", font=small)
-        for row in range(2):
-            picture = enlarged(images[row * count + column], _SIDE)
-            strip.paste(picture, (x, _TITLE + 16 + row * (_SIDE + _GAP)))
-    for row, name in enumerate(("latent", "predicted\nclean")):
-        draw.multiline_text((4, _TITLE + 50 + row * (_SIDE + _GAP)), name, fill="#555555", font=small)
-    return strip
+    final = _decoded(decoder, trajectory.final_latent_SC.astype(np.float32))
+    return (
+        [*(_decoded(decoder, latent) for latent in latents), final],
+        [*(_decoded(decoder, latent) for latent in clean), final],
+    )
+
+
+def _decoded(decoder: ImageDecoder, latent_SC: Array) -> Array:
+    # One by one: a VAE in fp32 takes gigabytes for each large picture.
+    image_HWC: Array = decoder.decode(torch.from_numpy(latent_SC)[None])[0]
+    return image_HWC

@@ -1,36 +1,32 @@
 """`inspect show`: one trajectory in numbers. No torch."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from inspection.text_layout import entry_lines, table_lines
 from storage_schemas.derivation import predicted_clean_latent
+from storage_schemas.fields import Array
+from storage_schemas.manifest import Sampling
 from storage_schemas.reader import Cache
+from storage_schemas.trajectory import Trajectory, trajectory_key
+
+# More replicas than fit a line are counted; --json has all.
+_REPLICAS_SHOWN = 8
 
 
 def describe(cache: Cache, index: int) -> dict[str, Any]:
-    """The facts of one trajectory, as plain JSON types."""
+    """The facts of one trajectory, as plain JSON types.
+
+    Norms are Euclidean over all S x C values, rms the root of their mean square. clean_latent_moved: rms of the
+    difference of the predicted clean latent from that of the step before. Numbers that are not finite are counted for
+    velocity and latent; a norm over one is None.
+    """
     trajectory = cache.trajectory(index)
     prompt = cache.prompts[trajectory.prompt]
     sampling = cache.manifest.sampling
-    hidden_states = trajectory.hidden_states_KSC
-    steps = []
-    before = None
-    for k, (sigma, timestep) in enumerate(zip(sampling.sigmas[:-1], sampling.timesteps, strict=True)):
-        velocity = trajectory.velocity_KSC[k].astype(np.float32)
-        clean = predicted_clean_latent(hidden_states[k], trajectory.velocity_KSC[k], sigma)
-        steps.append(
-            {
-                "step": k,
-                "sigma": sigma,
-                "timestep": timestep,
-                "latent_rms": _rms(hidden_states[k].astype(np.float32)),
-                "velocity_rms": _rms(velocity),
-                "clean_latent_moved": None if before is None else _rms(clean - before),
-                "non_finite": int((~np.isfinite(velocity)).sum()),
-            }
-        )
-        before = clean
+    final = trajectory.final_latent_SC.astype(np.float32)
     return {
         "index": index,
         "key": trajectory.key,
@@ -39,12 +35,125 @@ def describe(cache: Cache, index: int) -> dict[str, Any]:
         "sources": list(prompt.sources),
         "held_out": prompt.held_out,
         "replica": trajectory.replica,
+        "replicas": replicas_of(cache, trajectory.prompt),
         "seed": sampling.seed,
         "guidance": trajectory.guidance,
         "tokens": _pieces(cache, prompt.token_ids),
-        "final_latent_rms": _rms(trajectory.final_latent_SC.astype(np.float32)),
-        "steps": steps,
+        "final_latent_norm": _norm(final),
+        "final_latent_rms": _rms(final),
+        "final_latent_non_finite": _non_finite(final),
+        "steps": _steps(trajectory, sampling),
     }
+
+
+def _steps(trajectory: Trajectory, sampling: Sampling) -> list[dict[str, Any]]:
+    hidden_states, steps = trajectory.hidden_states_KSC, []
+    before: Array | None = None
+    for k, (sigma, timestep) in enumerate(zip(sampling.sigmas[:-1], sampling.timesteps, strict=True)):
+        velocity, latent = (array[k].astype(np.float32) for array in (trajectory.velocity_KSC, hidden_states))
+        with np.errstate(invalid="ignore", over="ignore"):
+            clean: Array = predicted_clean_latent(hidden_states[k], trajectory.velocity_KSC[k], sigma)
+            moved = None if before is None else _rms(clean - before)
+        steps.append(
+            {
+                "step": k,
+                "sigma": sigma,
+                "timestep": timestep,
+                "latent_norm": _norm(latent),
+                "latent_rms": _rms(latent),
+                "velocity_norm": _norm(velocity),
+                "velocity_rms": _rms(velocity),
+                "clean_latent_moved": moved,
+                "non_finite": _non_finite(velocity),
+                "latent_non_finite": _non_finite(latent),
+            }
+        )
+        before = clean
+    return steps
+
+
+def trajectory_lines(facts: dict[str, Any], cache: str, *, width: int | None = None) -> list[str]:
+    """What is printed of the facts; width: of the terminal, None for a file or a pipe."""
+    pieces = facts["tokens"]
+    entries = [
+        ("trajectory", f"{facts['index']}, key {facts['key']}"),
+        ("prompt", f"{facts['prompt_index']}: {facts['prompt']}"),
+        ("sources", ", ".join(facts["sources"]) + (" (held out)" if facts["held_out"] else "")),
+        ("replica", _replica_text(facts, cache)),
+        ("seed", str(facts["seed"])),
+        ("guidance", "none" if facts["guidance"] is None else f"{facts['guidance']:g}"),
+        ("tokens", f"{len(pieces)}: {' '.join(pieces)}"),
+    ]
+    head = ["step", "sigma", "timestep", "latent norm", "velocity norm", "clean moved", "not finite"]
+    rows = [
+        [
+            str(step["step"]),
+            f"{step['sigma']:.4f}",
+            f"{step['timestep']:.4f}",
+            _number(step["latent_norm"]),
+            _number(step["velocity_norm"]),
+            "" if step["step"] == 0 else _number(step["clean_latent_moved"]),
+            _counts(step["latent_non_finite"], step["non_finite"]),
+        ]
+        for step in facts["steps"]
+    ]
+    final = ["final", "0.0000", "", _number(facts["final_latent_norm"]), "", "", str(facts["final_latent_non_finite"])]
+    return [
+        *entry_lines(entries, width=width),
+        "",
+        *table_lines(head, [*rows, final], text_columns=()),
+        "clean moved: rms change of the predicted clean latent; not finite: latent + velocity",
+    ]
+
+
+def _replica_text(facts: dict[str, Any], cache: str) -> str:
+    replicas = facts["replicas"]
+    others = [replica for replica in replicas if replica["index"] != facts["index"]]
+    if not others:
+        return f"{facts['replica']}, the only one of this prompt"
+    told = ", ".join(_other(replica) for replica in others[:_REPLICAS_SHOWN])
+    more = f" and {len(others) - _REPLICAS_SHOWN} more" if len(others) > _REPLICAS_SHOWN else ""
+    which = "the other is trajectory" if len(others) == 1 else "the others are trajectories"
+    return (
+        f"{facts['replica']}, one of {len(replicas)} of this prompt; {which} {told}{more}: "
+        f"`understudy inspect show {cache} {others[0]['index']}`"
+    )
+
+
+def _other(replica: dict[str, Any]) -> str:
+    return f"{replica['index']}" + ("" if replica["committed"] else " (not built yet)")
+
+
+def replicas_of(cache: Cache, prompt: int) -> list[dict[str, Any]]:
+    """All trajectories of a prompt that were asked for, by replica, and whether each is committed."""
+    numbers = {
+        generation.first_replica + replica
+        for generation in cache.manifest.prompts.generations
+        if 0 <= prompt - generation.first_prompt < generation.prompts
+        for replica in range(generation.replicas)
+    }
+    identity = cache.prompts[prompt].id
+    found = []
+    for replica in sorted(numbers):
+        index = cache.layout.find(prompt, replica)
+        assert index is not None
+        committed = ("trajectories", cache.layout.place(index).shard) in cache.records
+        found.append(
+            {
+                "index": index,
+                "key": trajectory_key(identity, replica),
+                "replica": replica,
+                "committed": committed,
+            }
+        )
+    return found
+
+
+def first_trajectory(cache: Cache, prompt: int) -> int:
+    """Number of a prompt's first trajectory: the first that is committed, or of all where none is."""
+    replicas = replicas_of(cache, prompt)
+    found = next((replica for replica in replicas if replica["committed"]), replicas[0])
+    return int(found["index"])
 
 
 def find_prompts(cache: Cache, word: str, *, limit: int) -> list[tuple[int, str, str]]:
@@ -54,19 +163,38 @@ def find_prompts(cache: Cache, word: str, *, limit: int) -> list[tuple[int, str,
     """
     wanted = word.casefold()
     found = []
-    for index, prompt in enumerate(cache.prompts):
+    for number, prompt in enumerate(cache.prompts):
         if wanted in prompt.text.casefold():
-            found.append((index, prompt.id, prompt.text))
+            found.append((first_trajectory(cache, number), prompt.id, prompt.text))
             if len(found) > limit:
                 break
     return found
 
 
-def _rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+def _norm(values: Array) -> float | None:
+    """None where it is not finite: JSON has no such number."""
+    norm = float(np.sqrt(np.sum(np.square(values, dtype=np.float64))))
+    return norm if np.isfinite(norm) else None
 
 
-def _pieces(cache: Cache, token_ids: tuple[int, ...]) -> list[str]:
+def _rms(values: Array) -> float | None:
+    norm = _norm(values)
+    return None if norm is None else norm / float(np.sqrt(values.size))
+
+
+def _non_finite(values: Array) -> int:
+    return int((~np.isfinite(values)).sum())
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
+
+
+def _counts(latent: int, velocity: int) -> str:
+    return f"{latent} + {velocity}" if latent or velocity else "0"
+
+
+def _pieces(cache: Cache, token_ids: Sequence[int]) -> list[str]:
     from tokenizers import Tokenizer
 
     file = cache.tokenizer_files.get("tokenizer.json")

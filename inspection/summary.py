@@ -1,21 +1,39 @@
 """`inspect summary`: what a cache is, on one screen. Reads manifest and commit records; no torch."""
 
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
-from storage_schemas.commits import KINDS
+from inspection.summary_text import summary_lines
+from storage_schemas.commits import KINDS, CommitRecord
+from storage_schemas.digests import canonical_json
 from storage_schemas.fields import fields_of
-from storage_schemas.progress import size_text
+from storage_schemas.folders import LocalFolder
+from storage_schemas.journal import is_pending
 from storage_schemas.reader import Cache
+from storage_schemas.rewrite import COPIED_FROM, ways_made
+from storage_schemas.stored_bytes import StoredArray, stored_arrays
+
+__all__ = ["summarise", "summary_lines"]
+
+# A disk of a network may take longer than a screen is worth: what was not looked at is told.
+_FILES_SECONDS = 0.4
+_FILES_BETWEEN_LOOKS_AT_THE_CLOCK = 64
+# Of shorter builds a time in whole seconds tells nothing of how many worked at once.
+_SECONDS_THAT_TELL_WORKERS = 30
 
 
 def summarise(cache: Cache) -> dict[str, Any]:
     """The facts of a cache, as plain JSON types."""
     manifest, sampling = cache.manifest, cache.manifest.sampling
     records = list(cache.records.values())
-    seconds = sum(record.seconds for record in records)
+    arrays = stored_arrays(cache)
     return {
         "path": str(cache.folder),
-        "state": "finished" if cache.finished else "being built",
+        "state": _state(cache),
         "trajectories": {"committed": len(cache), "planned": cache.planned},
         "prompts": {
             "count": manifest.prompts.count,
@@ -44,57 +62,115 @@ def summarise(cache: Cache) -> dict[str, Any]:
             **sampling.storage.json_value(),
             "embeddings": sampling.storage.embeddings,
             "bytes": cache.records.bytes,
-            "raw_bytes": sum(record.raw_bytes for record in records),
+            "raw_bytes": sum(array.raw_bytes for array in arrays),
             "row_bytes": {field.name: field.row_bytes for kind in KINDS for field in fields_of(manifest, kind)},
+            "arrays": [_array(array) for array in arrays],
         },
-        "build": {
-            "created_by": manifest.created_by,
-            "seconds": round(seconds, 1),
-            "last_commit": max((record.finished_at for record in records), default=None),
-            "provenance": records[-1].provenance if records else {},
-        },
+        "integrity": {"shards": _shards(cache), "files": _files(cache, records), "checksums": "not compared"},
+        "build": {"created_by": manifest.created_by, **_build(records)},
         "digests": manifest.digests(),
     }
 
 
-def summary_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """Name and value of each line of the screen."""
-    done, planned = facts["trajectories"]["committed"], facts["trajectories"]["planned"]
-    prompts, sampling, storage = facts["prompts"], facts["sampling"], facts["storage"]
-    guidance = sampling["guidance"]
-    sources = ", ".join(f"{name} {count:,}" for name, count in prompts["sources"].items())
-    seconds = facts["build"]["seconds"]
-    return [
-        ("cache", f"{facts['path']} ({facts['state']})"),
-        (
-            "teacher",
-            f"{facts['teacher']['source']}, {facts['teacher']['text_length']} text tokens of width "
-            f"{facts['teacher']['text_width']}, pooled {facts['teacher']['pooled']}",
-        ),
-        ("prompts", f"{prompts['count']:,} ({sources}); {prompts['held_out']:,} held out"),
-        ("trajectories", f"{done:,} of {planned:,} committed"),
-        ("images", f"{sampling['size']} pixels, {sampling['image_tokens']} tokens x {sampling['channels']} channels"),
-        (
-            "schedule",
-            f"{sampling['schedule']}, {sampling['steps']} steps, sigma {sampling['sigmas'][0]:.3f} to "
-            f"{sampling['sigmas'][1]:.3f}",
-        ),
-        ("guidance", "none" if guidance is None else ", ".join(f"{value:g}" for value in guidance)),
-        (
-            "seed, dtype",
-            f"{sampling['seed']}, {sampling['dtype']}"
-            + (f", {sampling['quantize']} weights" if sampling["quantize"] != "none" else ""),
-        ),
-        (
-            "on disk",
-            f"{size_text(storage['bytes'])} ({storage['format']}, {storage['codec']}, latents "
-            f"{storage['latents']}, embeddings {storage['embeddings']}); arrays raw {size_text(storage['raw_bytes'])}",
-        ),
-        (
-            "built",
-            f"in {seconds:.0f} s of work"
-            + (f", {done / seconds:.2f} trajectories/s" if seconds else "")
-            + f", last commit {facts['build']['last_commit']}, by {facts['build']['created_by']}",
-        ),
-        ("digests", ", ".join(f"{name} {value[:12]}" for name, value in facts["digests"].items())),
-    ]
+def _state(cache: Cache) -> str:
+    if is_pending(cache.folder):
+        return "being extended"
+    return "finished" if cache.finished else "being built"
+
+
+def _array(array: StoredArray) -> dict[str, Any]:
+    ratio = None if array.stored_bytes is None else array.stored_bytes / array.raw_bytes
+    return {
+        "name": array.name,
+        "rows": array.rows,
+        "stored_bytes": array.stored_bytes,
+        "raw_bytes": array.raw_bytes,
+        "stored_per_raw_ratio": ratio,
+        "sampled": array.sampled,
+    }
+
+
+def _shards(cache: Cache) -> dict[str, int]:
+    # Embeddings that are not kept are there while a cache is built, and are no shards of it.
+    embeddings = cache.manifest.sampling.storage.embeddings == "stored"
+    layout, kinds = cache.layout, KINDS if embeddings else ("trajectories",)
+    planned = len(layout.trajectories) + (len(layout.embeddings) if embeddings else 0)
+    return {"committed": sum(kind in kinds for kind, _ in cache.records), "planned": planned}
+
+
+def _files(cache: Cache, records: Sequence[CommitRecord]) -> dict[str, Any]:
+    """Whether committed files are there with their recorded sizes, of as many as a glance allows."""
+    named = sum(len(record.files) for record in records)
+    found: dict[str, Any] = {"recorded": named, "looked_at": 0, "missing": 0, "other_size": 0, "first_wrong": None}
+    if not isinstance(cache.folder, LocalFolder):
+        return found
+    end = time.monotonic() + _FILES_SECONDS
+    for file in (file for record in records for file in record.files):
+        if found["looked_at"] % _FILES_BETWEEN_LOOKS_AT_THE_CLOCK == 0 and time.monotonic() > end:
+            break
+        found["looked_at"] += 1
+        try:
+            # Not by Path: of a hundred thousand files that takes a second by itself.
+            right = os.stat(f"{cache.folder.path}/{file.path}").st_size == file.bytes  # noqa: PTH116
+        except OSError:
+            right = False
+            found["missing"] += 1
+        else:
+            found["other_size"] += not right
+        if not right and found["first_wrong"] is None:
+            found["first_wrong"] = file.path
+    return found
+
+
+def _build(records: Sequence[CommitRecord]) -> dict[str, Any]:
+    """How and how fast the shards were made; workers and rates are None where the records do not tell.
+
+    seconds: of all workers together. busy_seconds: in which at least one shard of trajectories was in the making.
+    """
+    made = [record for record in records if record.kind == "trajectories"]
+    copied = sorted({place for record in records for place in record.provenance.get(COPIED_FROM, [])})
+    seconds, busy = sum(record.seconds for record in made), _busy_seconds(made)
+    rows = sum(record.rows for record in made)
+    rate = round(3600 * rows / busy, 1) if busy and not copied else None
+    return {
+        "seconds": round(sum(record.seconds for record in records), 1),
+        "busy_seconds": round(busy, 1),
+        "trajectories_per_hour": rate,
+        "workers": round(seconds / busy) if busy > _SECONDS_THAT_TELL_WORKERS and not copied else None,
+        "last_commit": max((record.finished_at for record in records), default=None),
+        "copied_from": copied,
+        "ways": _ways(made or records),
+        "provenance": records[-1].provenance if records else {},
+    }
+
+
+def _busy_seconds(records: Sequence[CommitRecord]) -> float:
+    """Seconds in the union of the times in which shards were made; pauses of an interrupted build are not in it."""
+    total, reached = 0.0, float("-inf")
+    for begin, end in sorted(span for record in records if (span := _span(record))):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
+
+
+def _span(record: CommitRecord) -> tuple[float, float] | None:
+    """When a shard was in the making, in seconds since 1970; None where its record says no time."""
+    try:
+        end = datetime.fromisoformat(record.finished_at).timestamp()
+    except ValueError:
+        return None
+    return end - record.seconds, end
+
+
+def _ways(records: Sequence[CommitRecord]) -> list[dict[str, Any]]:
+    """Each distinct provenance with its number of shards, the most frequent first."""
+    # By their text first: thousands of shards have one provenance, and the canonical form takes its time.
+    texts = Counter(repr(record.provenance) for record in records)
+    one_of = {repr(record.provenance): record.provenance for record in records}
+    counts: Counter[bytes] = Counter()
+    values: dict[bytes, dict[str, Any]] = {}
+    for text, count in texts.items():
+        for way in ways_made(one_of[text]):
+            counts[canonical_json(way)] += count
+            values[canonical_json(way)] = way
+    return [{"shards": count, **values[text]} for text, count in counts.most_common()]

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from models.student_folder import PUBLISHED_CLASS as PUBLISHED_CLASS
+from models.student_folder import is_published_form as is_published_form
 from models.student_network import StudentConfig, UnderstudyStudent
 
-PUBLISHED_CLASS = "T5EncoderWithProjection"
 WEIGHTS_FILE = "model.safetensors"
 # What the ComfyUI node builds, whatever the file holds, and to how many tokens it pads at least.
 COMFYUI_EXPECTS = {
@@ -32,11 +33,6 @@ COMFYUI_TEXT_LENGTH = 256
 _TIED = "encoder.encoder.embed_tokens.weight"
 _NOT_PUBLISHED = ("auto_map", "projection_dropout")
 _NOT_OURS = ("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "task_specific_params")
-
-
-def is_published_form(config: dict[str, Any]) -> bool:
-    """Whether config.json is of the published class."""
-    return PUBLISHED_CLASS in (config.get("architectures") or ())
 
 
 def published_config(student: UnderstudyStudent) -> dict[str, Any]:

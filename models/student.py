@@ -12,15 +12,18 @@ from transformers import T5Config, T5EncoderModel
 from transformers.configuration_utils import PretrainedConfig
 
 from models import encoder_student_network, student_network
-from models.distillt5 import is_published_form, load_published, student_config
+from models.distillt5 import load_published, student_config
 from models.encoder_student import new_encoder_student, rebuilt
 from models.encoder_student_network import EncoderStudent, EncoderStudentConfig
+from models.student_folder import BEST_FILE as BEST_FILE
+from models.student_folder import CHECKPOINT_PREFIX as CHECKPOINT_PREFIX
+from models.student_folder import check_is_student, config_of, is_published_form
+from models.student_folder import checkpoints as checkpoints
+from models.student_folder import student_folder as student_folder
 from models.student_network import StudentConfig, UnderstudyStudent
 from storage_schemas.errors import BadStudent
 from storage_schemas.manifest import Teacher
 
-CHECKPOINT_PREFIX = "checkpoint-"
-BEST_FILE = "best.json"
 Student = UnderstudyStudent | EncoderStudent
 """Either takes T5-XXL's place: token ids [B, T] in, embeddings [B, T, project_out_dim] out."""
 
@@ -84,7 +87,6 @@ def _t5_student(
     return student.float()
 
 
-_KINDS = (StudentConfig.model_type, EncoderStudentConfig.model_type)
 _OWN_KEYS = (
     "project_in_dim",
     "project_out_dim",
@@ -93,34 +95,6 @@ _OWN_KEYS = (
     "model_type",
     "auto_map",
 )
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """Checkpoint folders of a run, oldest first."""
-    return sorted(run.glob(f"{CHECKPOINT_PREFIX}*"))
-
-
-def student_folder(path: Path) -> Path:
-    """Where the student of a run folder (its best checkpoint, else its last) or of an export lies."""
-    if path.is_file():
-        raise BadStudent(
-            f"{path} is one file, which holds neither a configuration nor a tokenizer: give the run folder, or an "
-            f"export --to diffusers"
-        )
-    if not path.is_dir():
-        raise BadStudent(f"no student {path}: expected a run folder, or what `understudy export` wrote")
-    found = checkpoints(path)
-    marker = path / BEST_FILE
-    if marker.is_file():
-        best = path / json.loads(marker.read_bytes())["checkpoint"]
-        if best.is_dir():
-            return best / "student"
-    if found:
-        return found[-1] / "student"
-    if (path / "metrics.jsonl").exists() or "settings" in _config_of(path):
-        raise BadStudent(f"{path} has no checkpoint yet: give the `understudy train` command again to go on")
-    _check_is_student(path)
-    return path
 
 
 def untrained_like(student: Student, *, seed: int) -> Student:
@@ -132,9 +106,9 @@ def untrained_like(student: Student, *, seed: int) -> Student:
 
 def load_student(folder: Path) -> Student:
     """A saved student, fp32, in eval mode, ours of either kind or in DistillT5's form; BadStudent if there is none."""
-    _check_is_student(folder)
+    check_is_student(folder)
     try:
-        config = _config_of(folder)
+        config = config_of(folder)
         if is_published_form(config):
             return load_published(folder).eval()
         if config["model_type"] == StudentConfig.model_type:
@@ -213,7 +187,7 @@ def _source_config(source: str) -> dict[str, Any]:
     if Path(source).is_dir():
         if not (Path(source) / "config.json").is_file():
             raise BadStudent(f"{source} has no config.json: expected a text encoder, a config of one, or an export")
-        found = _config_of(Path(source))
+        found = config_of(Path(source))
         if not isinstance(found.get("model_type"), str):
             raise BadStudent(
                 f"{source}/config.json names no model_type: expected the configuration of a text encoder as "
@@ -250,21 +224,3 @@ def _has_weights(source: str) -> bool:
         return True
     # Weights in another form are an error, not a random start.
     return any(file for ending in ("*.safetensors", "pytorch_model*.bin") for file in Path(source).glob(ending))
-
-
-def _config_of(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _check_is_student(folder: Path) -> None:
-    config = _config_of(folder)
-    kind = config.get("model_type")
-    if kind not in _KINDS and not is_published_form(config):
-        raise BadStudent(
-            f"{folder} holds no student (config.json says {kind!r}, expected {StudentConfig.model_type!r}): "
-            f"give a run folder, or what `understudy export` wrote"
-        )

@@ -5,7 +5,6 @@
 """
 
 import json
-import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
@@ -55,7 +54,7 @@ def _inside(files: dict[str, str]) -> dict[str, str]:
 
 def stays_inside(path: str) -> bool:
     """Whether a path that a file of a cache states names something below the cache's folder."""
-    return path.isprintable() and not path.startswith(("/", "\\")) and ".." not in re.split(r"[/\\]", path)
+    return path.isprintable() and not path.startswith(("/", "\\")) and ".." not in path.replace("\\", "/").split("/")
 
 
 PathsInside = Annotated[dict[str, str], AfterValidator(_inside)]

@@ -15,7 +15,7 @@ from storage_schemas.errors import DamagedCache, NotACache, NotInCache
 from storage_schemas.fields import DTYPES, Array, Arrays
 from storage_schemas.files import CommittedFiles, Verify
 from storage_schemas.folders import Folder, LocalFolder, Location, location_of, open_folder
-from storage_schemas.formats import format_of
+from storage_schemas.formats import ShardReader, format_of
 from storage_schemas.journal import is_pending, pending
 from storage_schemas.layout import Layout
 from storage_schemas.local_copy import LocalCopy
@@ -57,12 +57,19 @@ class Cache:
         finished: bool,
         verify: Verify,
         shard_files: LocalCopy | None = None,
+        open_arrays: bool = True,
     ) -> None:
         self.folder, self.manifest, self.records, self.finished = folder, manifest, records, finished
         self.layout = Layout(manifest.prompts.generations)
         self.prompts = prompt_table(folder, manifest, verify=verify)
         self.files = CommittedFiles(shard_files or folder, records, verify=verify)
-        self._reader = format_of(manifest, metadata=read_metadata(folder, manifest)).reader(self.files)
+        self._metadata = read_metadata(folder, manifest)
+        if open_arrays:
+            _ = self._reader
+
+    @cached_property
+    def _reader(self) -> ShardReader:
+        return format_of(self.manifest, metadata=self._metadata).reader(self.files)
 
     @classmethod
     def open(
@@ -72,10 +79,12 @@ class Cache:
         verify: Verify = "once",
         local_copy: Path | None = None,
         local_copy_bytes: int = LOCAL_COPY_BYTES,
+        open_arrays: bool = True,
     ) -> Self:
         """Open a cache: manifest, commit records (one read of the index once finished), no prompts.
 
         local_copy: a folder of this machine that keeps shard files which are read, up to local_copy_bytes.
+        open_arrays: False: when a row is first read; who looks at records alone does not wait for zarr's import.
         """
         folder = open_folder(location)
         manifest = read_manifest(folder)
@@ -85,7 +94,10 @@ class Cache:
             if local_copy is not None:
                 near = LocalCopy(folder, records, local_copy, limit_bytes=local_copy_bytes)
             try:
-                return cls(folder, manifest, records, finished=finished, verify=verify, shard_files=near)
+                return cls(
+                    folder, manifest, records, finished=finished, verify=verify, shard_files=near,
+                    open_arrays=open_arrays,
+                )  # fmt: skip
             except DamagedCache as error:
                 # Files that are not this manifest's may be those of one that came while they were read.
                 between = is_pending(folder)

@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 from evaluation.metrics.metric import MetricName, Needs, Picture, Scored, batches, mean_of, with_prompts
-from evaluation.metrics.weights import Weights
-from storage_schemas.errors import MissingWeights
+from evaluation.metrics.weights import WantedWeights
 from storage_schemas.progress import Progress
 
 
@@ -22,20 +21,17 @@ class ClipScore:
     name: MetricName = "clip-score"
 
     def __init__(self, model: str, *, batch_size: int, device: torch.device) -> None:
-        self._model, self._batch_size, self._device = model, batch_size, device
-        self.needs = Needs(packages=("transformers",), weights=model, how=f"`hf download {model}`, or --clip-model")
+        self._wanted = WantedWeights(model, flag="--clip-model", model_type="clip")
+        self._batch_size, self._device = batch_size, device
+        self.needs = Needs(packages=("transformers",), weights=model, how=self._wanted.how)
 
-    @cached_property
-    def _weights(self) -> Weights:
-        return Weights.find(self._model, flag="--clip-model", model_type="clip")
+    def check(self, pictures: Sequence[Picture]) -> None:
+        """See Metric."""
+        with_prompts(self.name, pictures)
 
     def available(self) -> str | None:
         """See Metric."""
-        try:
-            _ = self._weights
-        except MissingWeights as error:
-            return str(error)
-        return None
+        return self._wanted.absent()
 
     def score(self, pictures: Sequence[Picture], progress: Progress) -> list[Scored]:
         """See Metric. Prompts are cut to CLIP's text length."""
@@ -61,13 +57,13 @@ class ClipScore:
                 scores_B = (100 * cosine_B.clamp(min=0)).tolist()
                 values.update({picture.name: x for (picture, _), x in zip(batch, scores_B, strict=True)})
                 bar.advance(len(batch))
-        return [mean_of(self.name, values, model=self._model, revision=self._weights.revision)]
+        return [mean_of(self.name, values, model=self._wanted.source, revision=self._wanted.found.revision)]
 
     @cached_property
     def _parts(self) -> tuple[Any, Any, Any]:
         from transformers import CLIPModel
 
-        weights = self._weights
+        weights = self._wanted.found
         return weights.network(CLIPModel, device=self._device), weights.tokenizer(), weights.image_processor()
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from evaluation.metrics.clip_score import clip_pixels
 from evaluation.metrics.metric import MetricName, Needs, Picture, Scored, batches
-from evaluation.metrics.weights import Weights
+from evaluation.metrics.weights import WantedWeights
 from evaluation.restricted_pickles import restricted_pickles
 from storage_schemas.digests import weight_sha256
 from storage_schemas.errors import BadSettings, MissingWeights
@@ -67,17 +67,22 @@ class Fid:
         self._features, self._reference, self._batch_size = features, reference, batch_size
         self.needs = features.needs
 
+    def check(self, pictures: Sequence[Picture]) -> None:
+        """See Metric. Without a reference it is `available` that says so, once for all folders."""
+        count, reference_count = len(pictures), len(self._reference)
+        if reference_count and min(count, reference_count) < 2:
+            raise BadSettings(f"fid of {count} pictures against {reference_count}: expected at least two on each side")
+
     def available(self) -> str | None:
         """See Metric."""
         if not self._reference:
-            return "fid needs pictures to compare with: give --reference FOLDER, such as the teacher's from generate"
+            return _NO_REFERENCE
         return self._features.absent()
 
     def score(self, pictures: Sequence[Picture], progress: Progress) -> list[Scored]:
         """See Metric. There is no interval: FID is no mean over pictures, and its bias depends on their number."""
         count, reference_count = len(pictures), len(self._reference)
-        if min(count, reference_count) < 2:
-            raise BadSettings(f"fid of {count} pictures against {reference_count}: expected at least two on each side")
+        self.check(pictures)
         metric = self._metric_of_reference(progress)
         metric.reset()
         self._update(metric, pictures, progress, real=False)
@@ -171,20 +176,16 @@ class ClipFeatures:
     name: str = "clip"
 
     def __init__(self, model: str, *, device: torch.device) -> None:
+        self._wanted = WantedWeights(model, flag="--clip-model", model_type="clip")
         self.model, self._device = model, device
-        self.needs = Needs(
-            packages=("torchmetrics", "transformers"), weights=model, how=f"`hf download {model}`, or --clip-model"
-        )
-
-    @cached_property
-    def _weights(self) -> Weights:
-        return Weights.find(self.model, flag="--clip-model", model_type="clip")
+        self.needs = Needs(packages=("torchmetrics", "transformers"), weights=model, how=self._wanted.how)
 
     @cached_property
     def _parts(self) -> tuple[Any, Any]:
         from transformers import CLIPModel
 
-        return self._weights.network(CLIPModel, device=self._device), self._weights.image_processor()
+        weights = self._wanted.found
+        return weights.network(CLIPModel, device=self._device), weights.image_processor()
 
     @property
     def width(self) -> int:
@@ -194,15 +195,11 @@ class ClipFeatures:
     @property
     def revision(self) -> str:
         """See Features."""
-        return self._weights.revision
+        return self._wanted.found.revision
 
     def absent(self) -> str | None:
         """See Features."""
-        try:
-            _ = self._weights
-        except MissingWeights as error:
-            return str(error)
-        return _torchmetrics_absent()
+        return self._wanted.absent() or _torchmetrics_absent()
 
     def metric(self) -> Any:
         """See Features."""
@@ -227,6 +224,7 @@ class _PictureEmbedding(torch.nn.Module):
         return self.projection(self.vision(pixel_values=pixels_BCHW).pooler_output)
 
 
+_NO_REFERENCE = "fid needs pictures to compare with: give --reference FOLDER, such as the teacher's from generate"
 _HOW = (
     "fetched from github.com/toshas/torch-fidelity/releases by itself where there is a network, else give the file "
     "with --fid-weights"

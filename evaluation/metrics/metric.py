@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 from PIL import Image
 
+from evaluation.intervals import bootstrap
 from storage_schemas.errors import BadPictures, BadPrompts
 from storage_schemas.progress import Progress
 
@@ -15,10 +16,6 @@ MetricName = Literal["clip-score", "fid", "vqa", "text"]
 Interval = Literal["bootstrap", "wilson", "none"]
 
 _Item = TypeVar("_Item")
-_RESAMPLES = 2000
-_CHUNK = 50
-# Two-sided 95 %.
-_PERCENTILES = (2.5, 97.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +82,10 @@ class Metric(Protocol):
     name: MetricName
     needs: Needs
 
+    def check(self, pictures: Sequence[Picture]) -> None:
+        """Raise what `score` would for pictures it cannot score, as far as prompts and numbers tell; no weights yet."""
+        ...
+
     def available(self) -> str | None:
         """Why it cannot run here, in one line with the way out; None if it can. May fetch weights."""
         ...
@@ -95,20 +96,6 @@ class Metric(Protocol):
         Raises BadPictures for a broken picture, another UnderstudyError where these pictures cannot be scored.
         """
         ...
-
-
-def bootstrap(values: Sequence[float], *, seed: int = 0) -> tuple[float, float] | None:
-    """The 95 % percentile bootstrap interval of a mean, 2,000 resamples (Efron 1979); None of fewer than two."""
-    if len(values) < 2:
-        return None
-    array = np.asarray(values, dtype=np.float64)
-    generator = np.random.Generator(np.random.Philox(seed))
-    parts = [
-        array[generator.integers(0, len(array), size=(_CHUNK, len(array)))].mean(axis=1)
-        for _ in range(_RESAMPLES // _CHUNK)
-    ]
-    low, high = np.percentile(np.concatenate(parts), _PERCENTILES)
-    return float(low), float(high)
 
 
 def mean_of(name: str, values: Mapping[str, float], *, model: str, revision: str) -> Scored:

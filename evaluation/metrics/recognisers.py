@@ -10,8 +10,8 @@ import torch
 
 from evaluation.metrics.clip_score import clip_pixels
 from evaluation.metrics.metric import Needs, Picture
-from evaluation.metrics.weights import Weights
-from storage_schemas.errors import MissingExtra, MissingWeights
+from evaluation.metrics.weights import WantedWeights
+from storage_schemas.errors import MissingExtra
 
 OcrName = Literal["trocr", "tesseract"]
 _MOST_NEW_TOKENS = 64
@@ -50,25 +50,18 @@ class TrOcr:
     name: OcrName = "trocr"
 
     def __init__(self, model: str, *, device: torch.device) -> None:
+        self._wanted = WantedWeights(model, flag="--ocr-model", model_type="vision-encoder-decoder")
         self.model, self._device = model, device
-        self.needs = Needs(packages=("transformers",), weights=model, how=f"`hf download {model}`, or --ocr-model")
-
-    @cached_property
-    def _weights(self) -> Weights:
-        return Weights.find(self.model, flag="--ocr-model", model_type="vision-encoder-decoder")
+        self.needs = Needs(packages=("transformers",), weights=model, how=self._wanted.how)
 
     @property
     def revision(self) -> str:
         """See Recogniser."""
-        return self._weights.revision
+        return self._wanted.found.revision
 
     def absent(self) -> str | None:
         """See Recogniser."""
-        try:
-            _ = self._weights
-        except MissingWeights as error:
-            return str(error)
-        return None
+        return self._wanted.absent()
 
     def read(self, pictures: Sequence[Picture]) -> list[str]:
         """See Recogniser."""
@@ -82,7 +75,7 @@ class TrOcr:
     def _parts(self) -> tuple[Any, Any, Any]:
         from transformers import VisionEncoderDecoderModel
 
-        weights = self._weights
+        weights = self._wanted.found
         # Published checkpoints have no pooler, and nothing reads it.
         network = weights.network(VisionEncoderDecoderModel, device=self._device, unused=("encoder.pooler.",))
         return network, weights.tokenizer(), weights.image_processor()

@@ -48,12 +48,22 @@ def score_folders(metrics: Iterable[Metric], folders: Mapping[str, Sequence[Pict
     scored: dict[str, list[Scored]] = {name: [] for name in folders}
     skipped = []
     for metric in metrics:
+        possible = []
+        for name, pictures in folders.items():
+            try:
+                metric.check(pictures)
+                possible.append(name)
+            except UnderstudyError as error:
+                skipped.append(Skipped(metric=metric.name, folder=name, why=str(error)))
+        # Weights are fetched for what they can score, and for nothing else.
+        if not possible:
+            continue
         if (why := metric.available()) is not None:
             skipped.append(Skipped(metric=metric.name, folder=None, why=why))
             continue
-        for name, pictures in folders.items():
+        for name in possible:
             try:
-                scored[name] += metric.score(pictures, progress)
+                scored[name] += metric.score(folders[name], progress)
             except BadPictures:
                 raise
             except UnderstudyError as error:

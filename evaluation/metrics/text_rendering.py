@@ -19,17 +19,17 @@ class TextRendering:
         self._recogniser, self._batch_size = recogniser, batch_size
         self.needs = recogniser.needs
 
+    def check(self, pictures: Sequence[Picture]) -> None:
+        """See Metric."""
+        _asked(pictures)
+
     def available(self) -> str | None:
         """See Metric."""
         return self._recogniser.absent()
 
     def score(self, pictures: Sequence[Picture], progress: Progress) -> list[Scored]:
         """See Metric. The text is the one stated with a picture, else what its prompt has in quotes."""
-        texts = [picture.text or quoted_text(picture.prompt or "") for picture in pictures]
-        asked = [(picture, text) for picture, text in zip(pictures, texts, strict=True) if text]
-        if not asked:
-            folder = pictures[0].file.parent
-            raise BadPrompts(f"text: no prompt of {folder} quotes one such as 'open': give --prompts JSONL with `text`")
+        asked = _asked(pictures)
         if len(asked) < len(pictures):
             progress.say(f"text: {len(pictures) - len(asked)} pictures are left out: their prompts quote no text")
         read: dict[str, tuple[str, str]] = {}
@@ -54,3 +54,12 @@ class TextRendering:
                 revision=revision, values=exact,
             ),
         ]  # fmt: skip
+
+
+def _asked(pictures: Sequence[Picture]) -> list[tuple[Picture, str]]:
+    texts = [picture.text or quoted_text(picture.prompt or "") for picture in pictures]
+    asked = [(picture, text) for picture, text in zip(pictures, texts, strict=True) if text]
+    if not asked:
+        folder = pictures[0].file.parent
+        raise BadPrompts(f"text: no prompt of {folder} quotes one such as 'open': give --prompts JSONL with `text`")
+    return asked

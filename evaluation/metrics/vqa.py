@@ -10,7 +10,7 @@ import torch
 from evaluation.metrics.clip_score import clip_pixels
 from evaluation.metrics.metric import MetricName, Needs, Picture, Scored, batches, mean_of, with_prompts
 from evaluation.metrics.phrases import noun_phrases
-from evaluation.metrics.weights import Weights
+from evaluation.metrics.weights import WantedWeights
 from storage_schemas.errors import BadPrompts, MissingWeights
 from storage_schemas.progress import Progress
 
@@ -27,29 +27,21 @@ class AttributeBinding:
     name: MetricName = "vqa"
 
     def __init__(self, model: str, *, batch_size: int, device: torch.device) -> None:
-        self._model, self._batch_size, self._device = model, batch_size, device
-        self.needs = Needs(packages=("transformers",), weights=model, how=f"`hf download {model}`, or --vqa-model")
+        self._wanted = WantedWeights(model, flag="--vqa-model", model_type="blip")
+        self._batch_size, self._device = batch_size, device
+        self.needs = Needs(packages=("transformers",), weights=model, how=self._wanted.how)
 
-    @cached_property
-    def _weights(self) -> Weights:
-        return Weights.find(self._model, flag="--vqa-model", model_type="blip")
+    def check(self, pictures: Sequence[Picture]) -> None:
+        """See Metric."""
+        _asked(pictures)
 
     def available(self) -> str | None:
         """See Metric."""
-        try:
-            _ = self._weights
-        except MissingWeights as error:
-            return str(error)
-        return None
+        return self._wanted.absent()
 
     def score(self, pictures: Sequence[Picture], progress: Progress) -> list[Scored]:
         """See Metric. Phrases are those stated with a picture, else noun_phrases of its prompt."""
-        prompts = with_prompts(self.name, pictures)
-        phrases = [p.phrases if p.phrases is not None else noun_phrases(prompt) for p, prompt in prompts]
-        asked = [(picture, texts) for (picture, _), texts in zip(prompts, phrases, strict=True) if texts]
-        if not asked:
-            folder = pictures[0].file.parent
-            raise BadPrompts(f"vqa: no prompt of {folder} names a thing: give --prompts JSONL with `phrases`")
+        asked = _asked(pictures)
         if len(asked) < len(pictures):
             progress.say(f"vqa: {len(pictures) - len(asked)} pictures are left out: their prompts have no phrases")
         values: dict[str, float] = {}
@@ -59,7 +51,7 @@ class AttributeBinding:
                 for (picture, _), answers in zip(batch, found, strict=True):
                     values[picture.name] = math.prod(answers)
                 bar.advance(len(batch))
-        return [mean_of(self.name, values, model=self._model, revision=self._weights.revision)]
+        return [mean_of(self.name, values, model=self._wanted.source, revision=self._wanted.found.revision)]
 
     @torch.inference_mode()
     def _answers(self, pictures: Sequence[Picture], phrases: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -103,7 +95,7 @@ class AttributeBinding:
     def _parts(self) -> tuple[Any, Any, Any]:
         from transformers import BlipForQuestionAnswering
 
-        weights = self._weights
+        weights = self._wanted.found
         network = weights.network(BlipForQuestionAnswering, device=self._device)
         return network, weights.tokenizer(), weights.image_processor()
 
@@ -113,6 +105,17 @@ class AttributeBinding:
         yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
         if tokenizer.unk_token_id in (yes, no):
             raise MissingWeights(
-                f"the tokenizer of {self._model} does not have 'yes' and 'no' as words: give another --vqa-model"
+                f"the tokenizer of {self._wanted.source} does not have 'yes' and 'no' as words: give another "
+                f"--vqa-model"
             )
         return yes, no
+
+
+def _asked(pictures: Sequence[Picture]) -> list[tuple[Picture, tuple[str, ...]]]:
+    prompts = with_prompts("vqa", pictures)
+    phrases = [p.phrases if p.phrases is not None else noun_phrases(prompt) for p, prompt in prompts]
+    asked = [(picture, texts) for (picture, _), texts in zip(prompts, phrases, strict=True) if texts]
+    if not asked:
+        folder = pictures[0].file.parent
+        raise BadPrompts(f"vqa: no prompt of {folder} names a thing: give --prompts JSONL with `phrases`")
+    return asked

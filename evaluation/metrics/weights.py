@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -89,6 +90,31 @@ class Weights:
             f"{self.source} cannot be read as {what} ({type(error).__name__}: {reason}): fetch it again, or give "
             f"another {self.flag}"
         )
+
+
+class WantedWeights:
+    """Weights that a metric wants, looked for when they are first needed."""
+
+    def __init__(self, source: str, *, flag: str, model_type: str) -> None:
+        self.source, self._flag, self._model_type = source, flag, model_type
+
+    @property
+    def how(self) -> str:
+        """How to get them, for Needs."""
+        return f"`hf download {self.source}`, or {self._flag}"
+
+    @cached_property
+    def found(self) -> Weights:
+        """See Weights.find."""
+        return Weights.find(self.source, flag=self._flag, model_type=self._model_type)
+
+    def absent(self) -> str | None:
+        """Why they cannot be had, in one line with the way out; None if they can. May fetch them."""
+        try:
+            _ = self.found
+        except MissingWeights as error:
+            return str(error)
+        return None
 
 
 def _check(path: Path, source: str, flag: str, model_type: str) -> None:

@@ -29,7 +29,7 @@ from tests.trainer.test_train import Listening
 pytest.importorskip("skimage")
 
 
-def led(cache: Cache, teacher, leaders, count: int, lpips=None):
+def led(cache: Cache, teacher, leaders, count: int, lpips=None, keep=None):
     backbone = load_recorded_backbone(
         [cache.manifest], replayed(teacher), dtype=torch.float32, batch_rows=ROWS, options=MemoryOptions(),
         attention_backend=None, device=CPU,
@@ -37,7 +37,7 @@ def led(cache: Cache, teacher, leaders, count: int, lpips=None):
     decoder = ImageDecoder.load(replayed(teacher), recorded_geometry(cache.manifest.sampling), device=CPU)
     chosen = held_out_trajectories(cache)[:count]
     return closed_loop(
-        cache, backbone, decoder, leaders, chosen, lpips=lpips, batch_size=ROWS, progress=Silent()
+        cache, backbone, decoder, leaders, chosen, lpips=lpips, batch_size=ROWS, progress=Silent(), keep=keep
     )  # fmt: skip
 
 
@@ -84,6 +84,25 @@ def test_a_student_ends_where_flux_pipeline_ends_with_its_embedding(tmp_path, st
         assert np.array_equal(theirs, decoder.decode(torch.from_numpy(recorded[row].final_latent_SC)[None])[0])
         assert found.psnr_db[row] == psnr_db(ours, theirs) and found.ssim[row] == ssim(ours, theirs)
     assert found.lpips == (0.25,) * ROWS
+
+
+def test_each_picture_is_handed_on_once_the_recorded_one_first(student, recorded, dev_teacher):
+    cache = Cache.open(recorded)
+    leaders = {"student": CacheStudent.open(student, cache, CPU).embeddings, "teacher": cached_embeddings(cache, CPU)}
+    kept = []
+    # Five: the second batch is filled up.
+    led(cache, dev_teacher, leaders, 5, keep=lambda name, chosen, picture: kept.append((name, chosen.index, picture)))
+    indices = [one.index for one in held_out_trajectories(cache)][:5]
+    assert [(name, index) for name, index, _ in kept] == [
+        (name, index)
+        for batch in (indices[:ROWS], indices[ROWS:])
+        for name in ("recorded", "student", "teacher")
+        for index in batch
+    ]
+    pictures = {(name, index): picture for name, index, picture in kept}
+    for index in indices:
+        assert pictures["recorded", index].dtype == np.uint8 and pictures["recorded", index].shape == (16, 16, 3)
+        assert np.array_equal(pictures["recorded", index], pictures["teacher", index])
 
 
 def test_teacher_and_untrained_student_lead_beside_the_student(student, recorded, dev_teacher):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from evaluation.metrics.weights import Weights
 from evaluation.picture_folder import PictureFolder, PictureSettings
 from tests.evaluation.metrics.conftest import PROMPTS, make_pictures
 from tests.evaluation.metrics.tiny_networks import make_clip
@@ -35,6 +36,7 @@ def test_all_metrics_on_two_folders(clip, blip, trocr, pictures, tmp_path, capsy
         assert 0 <= scores["vqa"]["low"] <= scores["vqa"]["mean"] <= scores["vqa"]["high"] <= 1
     far, near = (folder["scores"][1]["mean"] for folder in found["folders"])
     assert near < 1e-3 * far
+    words = [pictures, other, "--vqa-model", blip, "--ocr-model", trocr]
     code, said, _ = images(*words, "--metrics", "vqa,text", "--quiet", capsys=capsys)
     assert code == 0 and "vqa" in said and "text-exact" in said and "clip-score" not in said
     assert f"vqa: {blip} at sha256:" in said and "of 1" in said
@@ -143,21 +145,22 @@ def test_what_generate_writes_is_scored_by_its_index(clip, tmp_path, capsys):
 
 def test_any_folder_of_pictures_can_be_scored_with_its_prompts(clip, trocr, tmp_path, capsys):
     folder = make_pictures(tmp_path / "plain", index=False)
-    words = ["--clip-model", clip, "--ocr-model", trocr, "--json"]
-    code, _, heard = images(folder, *words, "--metrics", "clip-score", capsys=capsys)
+    words = ["--metrics", "clip-score", "--clip-model", clip, "--json"]
+    code, _, heard = images(folder, *words, capsys=capsys)
     assert code == 1 and heard.splitlines()[-1] == (
         f"no clip-score for {folder}: clip-score needs the prompts of the pictures and {folder} has no index.jsonl: "
         f"give them with --prompts FILE"
     )
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS) + "\n")
-    by_name = json.loads(images(folder, *words, "--prompts", prompts, "--metrics", "clip-score", capsys=capsys)[1])
+    by_name = json.loads(images(folder, *words, "--prompts", prompts, capsys=capsys)[1])
     indexed = make_pictures(tmp_path / "indexed")
-    by_index = json.loads(images(indexed, *words, "--metrics", "clip-score", capsys=capsys)[1])
+    by_index = json.loads(images(indexed, *words, capsys=capsys)[1])
     assert by_name["folders"][0]["scores"] == by_index["folders"][0]["scores"]
     named = tmp_path / "named.jsonl"
     named.write_text('{"prompt": "a sign", "text": "go", "file": "000003.png"}\n')
-    found = json.loads(images(folder, *words, "--prompts", named, "--metrics", "text", capsys=capsys)[1])
+    words = ["--metrics", "text", "--ocr-model", trocr, "--json"]
+    found = json.loads(images(folder, *words, "--prompts", named, capsys=capsys)[1])
     assert list(found["folders"][0]["scores"][0]["values"]) == ["000003.png"]
 
 
@@ -258,6 +261,61 @@ def test_folders_and_pictures_that_cannot_be_read_are_one_line(clip, pictures, t
     assert heard(pictures).startswith(f"understudy: {pictures}/index.jsonl line 1 is not what `understudy generate` wr")
     (pictures / "index.jsonl").write_text("")
     assert heard(pictures).startswith(f"understudy: {pictures}/index.jsonl names no picture: give the command of")
+
+
+def test_prompts_that_a_metric_cannot_use_are_told_before_weights_are_looked_for(tmp_path, monkeypatch, capsys):
+    looked_for, find = [], Weights.find
+    monkeypatch.setattr(Weights, "find", lambda *given, **named: looked_for.append(given) or find(*given, **named))
+    folder = make_pictures(tmp_path / "plain", index=False)
+    code, said, heard = images(folder, "--clip-model", "none", capsys=capsys)
+    assert code == 1 and said == "" and not looked_for
+    assert heard.splitlines() == [
+        f"no clip-score for {folder}: clip-score needs the prompts of the pictures and {folder} has no index.jsonl: "
+        f"give them with --prompts FILE",
+        f"no vqa for {folder}: vqa needs the prompts of the pictures and {folder} has no index.jsonl: give them with "
+        f"--prompts FILE",
+        f"no text for {folder}: text: no prompt of {folder} quotes one such as 'open': give --prompts JSONL with "
+        f"`text`",
+    ]
+    # Where one folder can be scored they are.
+    code, _, heard = images(
+        folder, make_pictures(tmp_path / "i"), "--metrics", "vqa", "--vqa-model", "n", capsys=capsys
+    )
+    assert code == 1 and len(looked_for) == 1 and "no vqa: no weights 'n'" in heard
+
+
+@pytest.mark.parametrize(
+    ("words", "flag", "needed"),
+    [
+        (["--metrics", "text", "--reference", "r"], "reference", "fid in --metrics"),
+        (["--metrics", "clip-score", "--vqa-model", "m"], "vqa-model", "vqa in --metrics"),
+        (["--metrics", "vqa", "--clip-model", "m"], "clip-model", "clip-score or fid in --metrics"),
+        (
+            ["--metrics", "fid", "--reference", "r", "--clip-model", "m"],
+            "clip-model",
+            "clip-score in --metrics or --fid-features clip",
+        ),
+        (["--fid-features", "clip"], "fid-features", "fid in --metrics"),
+        (
+            ["--reference", "r", "--fid-features", "clip", "--fid-weights", "w"],
+            "fid-weights",
+            "--fid-features inception",
+        ),
+        (["--ocr", "tesseract", "--ocr-model", "m"], "ocr-model", "--ocr trocr"),
+        (["--metrics", "vqa", "--ocr", "tesseract"], "ocr", "text in --metrics"),
+    ],
+)
+def test_flags_of_what_is_not_asked_for_are_refused(words, flag, needed, capsys):
+    code, _, heard = images("folder", *words, capsys=capsys)
+    assert code == 1 and heard == (
+        f"understudy: --{flag} is given without {needed}: it does nothing there; leave it out, or give both\n"
+    )
+
+
+def test_flags_can_stand_in_a_file(pictures, tmp_path, capsys):
+    (tmp_path / "i.toml").write_text('metrics = "vqa"\nocr = "tesseract"\n')
+    code, _, heard = images(pictures, "--settings", tmp_path / "i.toml", capsys=capsys)
+    assert code == 1 and heard.startswith("understudy: --ocr is given without text in --metrics: ")
 
 
 def test_unknown_metrics_are_refused(pictures, capsys):

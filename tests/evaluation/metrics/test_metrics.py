@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoTokenizer, BlipForQuestionAnswering, CLIPModel
 
+from evaluation.intervals import bootstrap
 from evaluation.metrics import fid as fid_module
 from evaluation.metrics.clip_score import ClipScore
 from evaluation.metrics.fid import ClipFeatures, Fid, InceptionFeatures
-from evaluation.metrics.metric import bootstrap
 from evaluation.metrics.pictures import read_pictures
 from evaluation.metrics.recognisers import TrOcr
 from evaluation.metrics.text_rendering import TextRendering

@@ -1,0 +1,202 @@
+"""`inspect compare`: where several students lead from the cached noise, beside where the teacher went."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evaluation.closed_loop import RECORDED, closed_loop
+from evaluation.held_out import HeldOut, held_out_trajectories, spread
+from evaluation.on_cache import CacheScoring
+from evaluation.open_loop import open_loop
+from evaluation.picture_distances import check_measurable
+from evaluation.replaying import CacheStudent, EmbedPrompts, cached_embeddings
+from evaluation.results import Led, StepErrors
+from models.attention import check_attention
+from models.backbone import FluxBackbone
+from models.geometry import recorded_geometry
+from models.image_decoder import ImageDecoder
+from models.quantized import check_quantizer
+from models.recorded_backbone import load_recorded_backbone
+from models.schedule import DTYPES
+from models.student_tokens import text_length_remark
+from models.teacher_folder import TeacherFolder
+from storage_schemas.errors import BadSettings, NotInCache
+from storage_schemas.fields import Array
+from storage_schemas.progress import Progress
+from storage_schemas.reader import Cache
+
+DEFAULT_COUNT = 8
+FLOOR = "floor"
+_INSTEAD = "`understudy evaluate score --closed-loop 0` gives the errors by step without pictures"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """Students against the teacher on the same trajectories, in their order.
+
+    errors: open loop, by name, with FLOOR where the cache has the teacher's embeddings. led: closed loop, by student.
+    pictures: uint8 HWC by name, RECORDED among them.
+    """
+
+    cache: Cache
+    students: Mapping[str, CacheStudent]
+    folders: Mapping[str, Path]
+    backbone: str
+    trajectories: Sequence[HeldOut]
+    errors: Mapping[str, StepErrors]
+    led: Mapping[str, Led]
+    pictures: Mapping[str, Sequence[Array]]
+
+
+def names_of(students: Sequence[Path]) -> dict[str, Path]:
+    """Students by the names of their folders, by their whole paths where two are called the same.
+
+    BadSettings for a student that is given twice.
+    """
+    if twice := next((student for student in students if students.count(student) > 1), None):
+        raise BadSettings(f"--student {twice} is given twice: give each student once")
+    short = [student.resolve().name for student in students]
+    return {
+        str(student) if short.count(name) > 1 or name in (RECORDED, FLOOR, "") else name: student
+        for student, name in zip(students, short, strict=True)
+    }
+
+
+def chosen_trajectories(cache: Cache, keys: Sequence[str]) -> list[HeldOut]:
+    """The trajectories of these keys, or some held-out ones, spread as an evaluation spreads them; NotInCache."""
+    if keys:
+        return [_named(cache, cache.key_index(key)) for key in dict.fromkeys(keys)]
+    try:
+        everything = held_out_trajectories(cache)
+    except NotInCache as error:
+        raise NotInCache(f"{error}; or name trajectories to compare on: `inspect compare CACHE KEY...`") from error
+    return [everything[place] for place in spread(everything, DEFAULT_COUNT)]
+
+
+def _named(cache: Cache, index: int) -> HeldOut:
+    trajectory = cache.trajectory(index)
+    prompt = cache.prompts[trajectory.prompt]
+    return HeldOut(
+        index=index,
+        key=trajectory.key,
+        prompt=trajectory.prompt,
+        text=prompt.text,
+        sources=prompt.sources,
+        guidance=trajectory.guidance,
+    )
+
+
+def compare_students(
+    cache: Cache,
+    folders: Mapping[str, Path],
+    trajectories: Sequence[HeldOut],
+    teacher: TeacherFolder,
+    settings: CacheScoring,
+    *,
+    device: torch.device,
+    progress: Progress,
+) -> Compared:
+    """Replay and sample with each student on one backbone. teacher: its transformer and VAE.
+
+    What does not fit is refused before weights of the backbone are loaded: BadStudent, BadTeacher, BadSettings.
+    """
+    sampling = cache.manifest.sampling
+    check_measurable(sampling.height, sampling.width, instead=_INSTEAD)
+    students = {name: CacheStudent.open(folder, cache, device) for name, folder in folders.items()}
+    for name, student in students.items():
+        if remark := text_length_remark(student.network, cache.manifest.teacher):
+            progress.say(f"{name}: {remark}")
+    leaders: dict[str, EmbedPrompts] = {name: student.embeddings for name, student in students.items()}
+    floor = {FLOOR: cached_embeddings(cache, device)} if sampling.storage.embeddings == "stored" else {}
+    backbone = _backbone(cache, teacher, settings, device)
+    pictures: dict[str, list[Array]] = {RECORDED: [], **{name: [] for name in leaders}}
+    errors = open_loop(
+        cache, backbone, leaders | floor, trajectories, settings.steps_on(cache), batch_size=settings.batch_size,
+        progress=progress,
+    )  # fmt: skip
+    led = closed_loop(
+        cache,
+        backbone,
+        ImageDecoder.load(teacher, recorded_geometry(sampling), device=device),
+        leaders,
+        trajectories,
+        lpips=None,
+        batch_size=settings.batch_size,
+        progress=progress,
+        keep=lambda name, _, picture_HWC: pictures[name].append(picture_HWC),
+    )
+    return Compared(
+        cache=cache,
+        students=students,
+        folders=folders,
+        backbone=teacher.source,
+        trajectories=trajectories,
+        errors=errors,
+        led=led,
+        pictures=pictures,
+    )
+
+
+def _backbone(cache: Cache, teacher: TeacherFolder, settings: CacheScoring, device: torch.device) -> FluxBackbone:
+    options = settings.memory_of(cache.manifest)
+    dtype = DTYPES[settings.dtype_of(cache.manifest)]
+    check_quantizer(options.quantize)
+    check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)
+    return load_recorded_backbone(
+        [cache.manifest],
+        teacher,
+        dtype=dtype,
+        batch_rows=settings.batch_size,
+        options=options,
+        attention_backend=settings.attention_backend,
+        device=device,
+    )
+
+
+def compared_facts(compared: Compared) -> dict[str, Any]:
+    """All numbers as plain JSON types; psnr_db is None where a picture is the recorded one."""
+    sampling = compared.cache.manifest.sampling
+    names = list(compared.led)
+    return {
+        "cache": compared.cache.location,
+        "backbone": compared.backbone,
+        "sigmas": list(sampling.sigmas[:-1]),
+        "students": [
+            {
+                "name": name,
+                "student": str(compared.folders[name]),
+                "student_digest": compared.students[name].digest,
+                "error_fraction_by_step": _means(compared.errors[name]),
+            }
+            for name in names
+        ],
+        "floor_fraction_by_step": _means(compared.errors[FLOOR]) if FLOOR in compared.errors else None,
+        "trajectories": [
+            {
+                "index": chosen.index,
+                "key": chosen.key,
+                "prompt": chosen.text,
+                "guidance": chosen.guidance,
+                "held_out": compared.cache.prompts[chosen.prompt].held_out,
+                "students": {name: _on(compared, name, row) for name in names},
+            }
+            for row, chosen in enumerate(compared.trajectories)
+        ],
+    }
+
+
+def _on(compared: Compared, name: str, row: int) -> dict[str, Any]:
+    led = compared.led[name]
+    return {
+        "latent_fraction": led.latent_fraction[row],
+        "psnr_db": led.psnr_db[row],
+        "ssim": led.ssim[row],
+        "error_fraction_by_step": list(compared.errors[name].error_fraction[row]),
+    }
+
+
+def _means(errors: StepErrors) -> list[float]:
+    return [sum(column) / len(column) for column in zip(*errors.error_fraction, strict=True)]

@@ -1,0 +1,69 @@
+"""Sheets of pictures: text that is wrapped and not cut, strips one below the other, curves by step."""
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from storage_schemas.fields import Array
+
+GREY = "#555555"
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
+LINE = 16
+
+
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font."""
+    return ImageFont.load_default(size=size)
+
+
+def lines_of(text: str, width: int, size: int) -> list[str]:
+    """A text in lines of at most `width` pixels; a word that is longer is divided."""
+    measure = font(size).getlength
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if measure(longer) <= width:
+            lines[-1] = longer
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word:
+            if lines[-1] and measure(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines
+
+
+def stacked(strips: Sequence[Image.Image]) -> Image.Image:
+    """Pictures one below the other on white."""
+    sheet = Image.new("RGB", (max(strip.width for strip in strips), sum(strip.height for strip in strips)), "white")
+    top = 0
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height
+    return sheet
+
+
+def plot_curves(
+    draw: ImageDraw.ImageDraw, curves: Sequence[Sequence[float]], box: tuple[int, int, int, int], *, top: float
+) -> None:
+    """Curves over the steps in a box (left, upper, right, lower), from 0 at its foot to `top`; colours in turn."""
+    left, upper, right, lower = box
+    draw.rectangle(box, outline="#cccccc")
+    for number, values in enumerate(curves):
+        across = (right - left) / max(1, len(values) - 1)
+        points = [
+            (left + place * across, lower - min(1.0, value / top if top else 0.0) * (lower - upper))
+            for place, value in enumerate(values)
+        ]
+        colour = COLOURS[number % len(COLOURS)]
+        if len(points) == 1:
+            points.append((right, points[0][1]))
+        draw.line(points, fill=colour, width=2)
+
+
+def amplified_difference(a_HWC: Array, b_HWC: Array, factor: int) -> Array:
+    """uint8 absolute difference of two uint8 pictures, times a factor, cut at 255."""
+    difference = abs(a_HWC.astype("int32") - b_HWC.astype("int32"))
+    picture: Array = (difference * factor).clip(0, 255).astype("uint8")
+    return picture

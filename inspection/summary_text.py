@@ -1,0 +1,147 @@
+"""The screen of `inspect summary`, from its facts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from inspection.text_layout import entry_lines, table_lines
+from storage_schemas.progress import duration_text, size_text
+
+# More ways than fit a screen are counted; --json has all.
+_WAYS_SHOWN = 3
+_NAMED_BEFORE = ("device", "attention", "batch_size", "threads", "quantizer", "shards")
+
+
+def screen_lines(facts: dict[str, Any], *, width: int | None = None) -> list[str]:
+    """The whole screen; width: of the terminal, None for a file or a pipe."""
+    arrays = facts["storage"]["arrays"]
+    table = ["", *(f"  {line}" for line in _array_lines(arrays))] if arrays else []
+    return [*entry_lines(summary_lines(facts), width=width), *table]
+
+
+def summary_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Name and value of each entry of the screen."""
+    done, planned = facts["trajectories"]["committed"], facts["trajectories"]["planned"]
+    prompts, sampling, storage, build = facts["prompts"], facts["sampling"], facts["storage"], facts["build"]
+    guidance = sampling["guidance"]
+    sources = ", ".join(f"{name} {count:,}" for name, count in prompts["sources"].items())
+    share = "" if done == planned else f" ({100 * done / planned:.1f} %)"
+    return [
+        ("cache", f"{facts['path']} ({facts['state']})"),
+        (
+            "teacher",
+            f"{facts['teacher']['source']}, {facts['teacher']['text_length']} text tokens of width "
+            f"{facts['teacher']['text_width']}, pooled {facts['teacher']['pooled']}",
+        ),
+        ("prompts", f"{prompts['count']:,} ({sources}); {prompts['held_out']:,} held out"),
+        ("trajectories", f"{done:,} of {planned:,} committed{share}"),
+        ("images", f"{sampling['size']} pixels, {sampling['image_tokens']} tokens x {sampling['channels']} channels"),
+        (
+            "schedule",
+            f"{sampling['schedule']}, {sampling['steps']} steps, sigma {sampling['sigmas'][0]:.3f} to "
+            f"{sampling['sigmas'][1]:.3f}",
+        ),
+        ("guidance", "none" if guidance is None else ", ".join(f"{value:g}" for value in guidance)),
+        (
+            "seed, dtype",
+            f"{sampling['seed']}, {sampling['dtype']}"
+            + (f", {sampling['quantize']} weights" if sampling["quantize"] != "none" else ""),
+        ),
+        (
+            "on disk",
+            f"{size_text(storage['bytes'])} ({storage['format']}, {storage['codec']}, latents "
+            f"{storage['latents']}, embeddings {storage['embeddings']}); arrays raw {size_text(storage['raw_bytes'])}",
+        ),
+        ("integrity", _integrity(facts)),
+        ("built", _built(build)),
+        ("speed", _speed(build)),
+        ("digests", ", ".join(f"{name} {value}" for name, value in facts["digests"].items())),
+    ]
+
+
+def _integrity(facts: dict[str, Any]) -> str:
+    shards, files = facts["integrity"]["shards"], facts["integrity"]["files"]
+    verify = f"`understudy inspect verify {facts['path']}` does"
+    return (
+        f"{shards['committed']:,} of {shards['planned']:,} shards have a record; {_files(files)}; checksums not "
+        f"compared, {verify}"
+    )
+
+
+def _files(files: dict[str, Any]) -> str:
+    looked_at, recorded = files["looked_at"], files["recorded"]
+    if not recorded:
+        return "no files yet"
+    if not looked_at:
+        return f"their {recorded:,} files not looked at"
+    which = f"all {recorded:,} files" if looked_at == recorded else f"{looked_at:,} of {recorded:,} files looked at,"
+    wrong = [f"{files[key]:,} {text}" for key, text in (("missing", "missing"), ("other_size", "of another size")) if
+             files[key]]  # fmt: skip
+    if not wrong:
+        return f"{which} there with their recorded sizes"
+    return f"of {looked_at:,} files looked at {' and '.join(wrong)}, the first {files['first_wrong']}"
+
+
+def _built(build: dict[str, Any]) -> str:
+    last = "" if build["last_commit"] is None else f", last commit {build['last_commit']}"
+    ways = [_way(way, counted=len(build["ways"]) > 1) for way in build["ways"]]
+    more = [f"{len(ways) - _WAYS_SHOWN} further ways"] if len(ways) > _WAYS_SHOWN else []
+    return "; ".join([f"by {build['created_by']}{last}", *ways[:_WAYS_SHOWN], *more])
+
+
+def _way(way: dict[str, Any], *, counted: bool) -> str:
+    """Where and with what shards were made."""
+    told = []
+    for key, text in (("attention", "attention {}"), ("batch_size", "batch size {}"), ("threads", "threads {}"),
+                      ("quantizer", "{}")):  # fmt: skip
+        if key in way:
+            told.append(text.format(way[key]))
+    told += [f"{key} {value}" for key, value in _flat(way) if key not in _NAMED_BEFORE]
+    shards = f"{way['shards']:,} shards " if counted else ""
+    return f"{shards}on {way.get('device', 'an unnamed device')}" + (f" ({', '.join(told)})" if told else "")
+
+
+def _flat(way: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [
+        pair for key, value in way.items() for pair in (value.items() if isinstance(value, dict) else ((key, value),))
+    ]
+
+
+def _speed(build: dict[str, Any]) -> str:
+    if build["copied_from"]:
+        places = ", ".join(build["copied_from"])
+        return f"copied in {duration_text(build['seconds'])} from {places}; how fast it was recorded stands there"
+    if build["trajectories_per_hour"] is None:
+        return "nothing is recorded yet" if build["last_commit"] is None else "the records do not tell"
+    workers = {None: "", 1: " by one worker at a time"}.get(
+        build["workers"], f" by {build['workers']} workers at a time on average"
+    )
+    return (
+        f"{build['trajectories_per_hour']:,.0f} trajectories per hour over {duration_text(build['busy_seconds'])}"
+        f"{workers}; {duration_text(build['seconds'])} of work, text included"
+    )
+
+
+def _array_lines(arrays: Sequence[dict[str, Any]]) -> list[str]:
+    sampled = max(array["sampled"] for array in arrays)
+    rows = [
+        [
+            array["name"],
+            f"{array['rows']:,}",
+            _stored(array),
+            size_text(array["raw_bytes"]),
+            "?" if array["stored_per_raw_ratio"] is None else f"{array['stored_per_raw_ratio']:.3f}",
+        ]
+        for array in arrays
+    ]
+    lines = table_lines(["array", "rows", "stored", "raw", "stored / raw"], rows)
+    if sampled:
+        lines.append(f"~: extrapolated from the headers of {sampled} samples; a tar's record has one size for all")
+    if any(array["stored_bytes"] is None for array in arrays):
+        lines.append("?: the headers of the samples cannot be read")
+    return lines
+
+
+def _stored(array: dict[str, Any]) -> str:
+    if array["stored_bytes"] is None:
+        return "?"
+    return ("~ " if array["sampled"] else "") + size_text(array["stored_bytes"])

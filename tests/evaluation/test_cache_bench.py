@@ -1,0 +1,180 @@
+"""Students on one bench share its backbone and its floor; what the open loop found outlives the closed loop."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import evaluation.on_cache as on_cache
+from commands.evaluate_cache import steps_of_text
+from evaluation.on_cache import CacheBench, CacheScoring, evaluate_on_cache
+from evaluation.results import Evaluation
+from models.student import load_student, save_student, untrained_like
+from storage_schemas.errors import BadSettings, BadStudent, NonFinite
+from storage_schemas.progress import Silent
+from storage_schemas.reader import Cache
+from tests.evaluation.recorded import CPU, ROWS, replayed
+from tests.test_cli import understudy
+from tests.trainer.test_train import Listening
+
+pytest.importorskip("skimage")
+ROOT = Path(__file__).resolve().parents[2]
+FEW = CacheScoring.from_flags(count=2, closed_loop=1, batch_size=ROWS, steps_of=(0, 2))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory, student):
+    folder = tmp_path_factory.mktemp("other") / "s"
+    save_student(untrained_like(load_student(student), seed=1), folder, tokenizer=None)
+    return folder
+
+
+@pytest.fixture
+def words(student, recorded, dev_teacher):
+    flags = ["--count", 2, "--closed-loop", 1, "--batch-size", ROWS, "--device", "cpu"]
+    return ["evaluate", "score", student, "--cache", recorded, "--backbone", dev_teacher, *flags]
+
+
+def counting(monkeypatch, name: str, owner=on_cache) -> list:
+    calls, real = [], getattr(owner, name)
+
+    def counted(*given, **named):
+        calls.append(given)
+        return real(*given, **named)
+
+    monkeypatch.setattr(owner, name, counted)
+    return calls
+
+
+def test_students_on_one_bench_load_the_backbone_once_and_replay_the_teacher_once(
+    student, other, recorded, dev_teacher, monkeypatch
+):
+    def alone(place) -> Evaluation:
+        return evaluate_on_cache(place, Cache.open(recorded), replayed(dev_teacher), FEW, device=CPU, progress=Silent())
+
+    expected = [alone(place) for place in (student, other)]
+    loads = counting(monkeypatch, "load_recorded_backbone")
+    decoders = counting(monkeypatch, "load", owner=on_cache.ImageDecoder)
+    opened, led = counting(monkeypatch, "open_loop"), counting(monkeypatch, "closed_loop")
+    heard = Listening()
+    bench = CacheBench.open(Cache.open(recorded), replayed(dev_teacher), FEW, device=CPU, progress=heard)
+    assert not loads
+    assert [bench.evaluate(place) for place in (student, other)] == expected
+    assert expected[0].errors != expected[1].errors and expected[0].floor == expected[1].floor
+    assert len(loads) == 1 and len(decoders) == 1
+    assert [list(call[2]) for call in opened] == [["student", "floor"], ["student"]]
+    assert [list(call[3]) for call in led] == [["student", "teacher"], ["student"]]
+    assert len([line for line in heard.heard if line.startswith("no LPIPS")]) == 1
+
+
+def test_a_student_that_does_not_fit_is_refused_before_the_backbone_is_loaded(
+    tmp_path, recorded, dev_teacher, monkeypatch
+):
+    loads = counting(monkeypatch, "load_recorded_backbone")
+    bench = CacheBench.open(Cache.open(recorded), replayed(dev_teacher), FEW, device=CPU, progress=Silent())
+    with pytest.raises(BadStudent, match=r"^no student .*/none: "):
+        bench.evaluate(tmp_path / "none")
+    assert not loads
+
+
+def overflows(*given, **named):
+    raise NonFinite("the final latent is not finite")
+
+
+def interrupts(*given, **named):
+    raise KeyboardInterrupt
+
+
+def test_the_open_loop_is_written_and_printed_before_the_closed_loop_fails(tmp_path, words, monkeypatch, capsys):
+    monkeypatch.setattr(on_cache, "closed_loop", overflows)
+    file = tmp_path / "r.json"
+    code, said, heard = understudy(*words, "--out", file, capsys=capsys)
+    found = Evaluation.read(file)
+    assert code == 1 and heard.strip().splitlines()[-1] == "understudy: the final latent is not finite"
+    assert found.closed_loop is None and len(found.errors.mean_square) == 2
+    assert "the 2 prompts with the largest errors:" in said and "closed loop" not in said
+
+
+def test_an_interruption_says_what_of_the_evaluation_stays(tmp_path, words, monkeypatch, capsys):
+    file = tmp_path / "r.json"
+
+    def last(*more) -> str:
+        code, _, heard = understudy(*words, *more, capsys=capsys)
+        assert code == 130
+        return heard.strip().splitlines()[-1]
+
+    monkeypatch.setattr(on_cache, "closed_loop", interrupts)
+    assert last("--out", file) == (
+        f"understudy: interrupted: {file} has the errors by step and no closed loop; the same command begins anew"
+    )
+    assert Evaluation.read(file).closed_loop is None
+    assert last("--json") == (
+        "understudy: interrupted: nothing is kept, and the same command begins anew; --out FILE.json keeps the errors "
+        "by step"
+    )
+    monkeypatch.setattr(on_cache, "open_loop", interrupts)
+    assert last("--out", tmp_path / "s.json") == (
+        f"understudy: interrupted: nothing was written to {tmp_path}/s.json yet, and the same command begins anew"
+    )
+
+
+def test_a_step_that_is_named_twice_is_refused():
+    assert steps_of_text("7,0") == (7, 0)
+    with pytest.raises(BadSettings) as raised:
+        steps_of_text("0,0,7")
+    assert str(raised.value) == "--steps-of is '0,0,7', which names step 0 twice: each counts once; name it once"
+
+
+def test_flags_that_do_nothing_beside_others_are_one_line(words, student, capsys):
+    for more, said in (
+        (
+            ["--untrained", "--closed-loop", 0],
+            "--untrained is given with --closed-loop 0: an untrained student leads closed loops, and there is none; "
+            "leave one of them out",
+        ),
+        (
+            ["--seed", 3],
+            "--seed is given without --pocket or --untrained: it does nothing there; leave it out, or give both",
+        ),
+    ):
+        code, _, heard = understudy(*words, *more, capsys=capsys)
+        assert code == 1 and heard == f"understudy: {said}\n"
+
+
+WITHOUT_TORCH = """
+import contextlib, json, sys
+import cli, evaluation.error_table, evaluation.plots
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["understudy", *words]
+    with contextlib.suppress(SystemExit):
+        cli.main()
+    loaded = {"torch", "transformers", "diffusers"} & sys.modules.keys()
+    assert not loaded, (words, loaded)
+"""
+
+
+def test_what_files_and_flags_tell_is_told_without_torch(student, recorded, tmp_path):
+    score, table = ["evaluate", "score"], ["evaluate", "table"]
+    on = ["--cache", str(recorded)]
+    lines = {
+        "--steps-of names step 9, ": [*score, str(student), *on, "--steps-of", "9"],
+        "no student nowhere: ": [*score, "nowhere", *on],
+        "no student gone: ": [*table, f"a={student}", "b=gone", *on],
+        "no student away: ": [*score, "away", "--pocket"],
+        "no-cache is not a folder": [*score, str(student), "--cache", "no-cache"],
+        "x-cache is not a folder": [*table, str(student), "--cache", "x-cache"],
+        "quantize is int8 with resident-blocks 0": [
+            *score, str(student), *on, "--quantize", "int8", "--resident-blocks", "0",
+        ],
+        "no folder none: ": ["evaluate", "images", "none"],
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, json.dumps(list(lines.values()))],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    heard = done.stderr.splitlines()
+    assert len(heard) == len(lines)
+    for said, line in zip(lines, heard, strict=True):
+        assert said in line
