@@ -129,7 +129,7 @@ def measure(place: Path, folder: Path, name: str) -> dict[str, object]:
     command("sensitivity", cache, "--device", "cpu", "--batch-size", 20, "--quiet", *as_flags(asked))
     found = sensitivity.read(LocalFolder(cache))
     assert found is not None
-    return {"name": name, "effective_rank": found.effective_rank, "seconds": found.record.seconds} | {
+    return {"name": name, "effective_rank": found.record.effective_rank, "seconds": found.record.seconds} | {
         "correlation": found.record.predicted_correlation
     }
 

@@ -281,6 +281,7 @@ def _finish(cache: Cache, plan: Plan, progress: Progress) -> Sensitivity | None:
     arrays = {"metric": metric_DD, "weights": weights_NT}
     if predictor_D1 is not None:
         arrays["predictor"] = predictor_D1
+    effective_rank, spectrum = sensitivity.spectrum_of(metric_DD)
     ways = {canonical_json(part.made): part.made for part in parts}
     record = SensitivityRecord(
         created_by=f"understudy {version('understudy')}",
@@ -288,6 +289,8 @@ def _finish(cache: Cache, plan: Plan, progress: Progress) -> Sensitivity | None:
         provenance=tuple(ways[key] for key in sorted(ways)),
         seconds=sum(part.seconds for part in parts),
         predicted_correlation=correlation,
+        effective_rank=effective_rank,
+        spectrum=spectrum,
         arrays_bytes=0,
         arrays_xxh3_128="",
     )

@@ -72,7 +72,7 @@ def sensitivity(
         told = found.record.predicted_correlation
         rest = "" if told is None else f"; weights of other prompts are predicted with a correlation of {told:.2f}"
         out.print(
-            f"{cache}: of {len(found.metric_DD)} directions of an embedding {found.effective_rank:.1f} matter "
+            f"{cache}: of {len(found.metric_DD)} directions of an embedding {found.record.effective_rank:.1f} matter "
             f"(effective rank), by {len(found.record.plan.prompt_ids):,} prompts{rest}",
             markup=False,
         )

@@ -25,6 +25,7 @@ PLAN_FILE = f"{SENSITIVITY_FOLDER}/plan.json"
 RECORD_FILE = f"{SENSITIVITY_FOLDER}/record.json"
 ARRAYS_FILE = f"{SENSITIVITY_FOLDER}/arrays.safetensors"
 PARTS_FOLDER = f"{SENSITIVITY_FOLDER}/parts"
+SPECTRUM_SHOWN = 32
 _PART = re.compile(rf"{PARTS_FOLDER}/\d{{6}}\.safetensors")
 # An embedding of zeros stays one.
 _NO_SCALE = 1e-6
@@ -64,7 +65,8 @@ class SensitivityRecord(Record):
     """Where a sensitivity comes from. provenance: how each distinct way of making its parts was.
 
     predicted_correlation: of measured and predicted logarithms of token weights, on a fifth of the prompts that the
-    prediction had not seen; None where there were too few. arrays_bytes, arrays_xxh3_128: of ARRAYS_FILE.
+    prediction had not seen; None where there were too few. effective_rank: squared sum of the metric's eigenvalues per
+    sum of their squares: how many directions matter. spectrum: its largest eigenvalues as parts of their sum. arrays_bytes, arrays_xxh3_128: of ARRAYS_FILE.
     """
 
     format: Literal["understudy-sensitivity"] = "understudy-sensitivity"
@@ -74,6 +76,8 @@ class SensitivityRecord(Record):
     provenance: tuple[dict[str, Any], ...]
     seconds: float
     predicted_correlation: float | None
+    effective_rank: float
+    spectrum: tuple[float, ...]
     arrays_bytes: int
     arrays_xxh3_128: str
 
@@ -113,18 +117,6 @@ class Sensitivity:
     @cached_property
     def _rows(self) -> dict[str, int]:
         return {one: row for row, one in enumerate(self.record.plan.prompt_ids)}
-
-    @property
-    def eigenvalues_D(self) -> Array:
-        """Of the metric, descending, float64, none below zero."""
-        found: Array = np.linalg.eigvalsh(self.metric_DD.astype(np.float64))[::-1]
-        return found.clip(min=0)
-
-    @property
-    def effective_rank(self) -> float:
-        """Squared sum of the eigenvalues per sum of their squares: how many directions matter."""
-        metric_DD = self.metric_DD.astype(np.float64)
-        return float(np.trace(metric_DD) ** 2 / np.square(metric_DD).sum())
 
 
 def predicted_weights(predictor_D1: Array, embedding_TD: Array) -> Array:
@@ -209,6 +201,13 @@ def read_part(folder: Folder, plan: Plan, number: int) -> Part | None:
             f"{folder}/{path} is not as it was written: delete it, and give the same command again, which makes it anew"
         )
     return Part(outer_DD=arrays["outer"], squares_NT=arrays["squares"], made=made, seconds=seconds)
+
+
+def spectrum_of(metric_DD: Array) -> tuple[float, tuple[float, ...]]:
+    """effective_rank and spectrum of a record."""
+    values_D = np.linalg.eigvalsh(metric_DD.astype(np.float64))[::-1].clip(min=0)
+    shares = values_D / values_D.sum()
+    return float(1 / np.square(shares).sum()), tuple(float(share) for share in shares[:SPECTRUM_SHOWN])
 
 
 def write(folder: Folder, record: SensitivityRecord, arrays: dict[str, Array]) -> None:

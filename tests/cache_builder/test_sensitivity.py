@@ -89,8 +89,11 @@ def test_the_metric_is_the_mean_over_products_prompts_and_tokens(cache_folder, d
         scale = float(np.trace(whole.metric_DD)) / len(whole.metric_DD)
         assert whole.weights_NT[at] == pytest.approx(squares_T / scale, rel=1e-3)
     assert np.array_equal(whole.metric_DD, whole.metric_DD.T)
-    assert 1 < whole.effective_rank < len(whole.metric_DD)
-    assert whole.eigenvalues_D.sum() == pytest.approx(float(np.trace(whole.metric_DD)), rel=1e-4)
+    metric_DD = whole.metric_DD.astype(np.float64)
+    rank = np.trace(metric_DD) ** 2 / np.square(metric_DD).sum()
+    assert 1 < whole.record.effective_rank == pytest.approx(rank, rel=1e-4)
+    largest = np.linalg.eigvalsh(metric_DD)[-1] / np.trace(metric_DD)
+    assert whole.record.spectrum[0] == pytest.approx(largest, rel=1e-4) and len(whole.record.spectrum) <= 32
 
 
 def run_part(folder, teacher, whole, at):
