@@ -21,7 +21,7 @@ from commands.plan_cards import (
     rate_of,
 )
 from commands.plan_train import plan_train
-from commands.resolve import Json, Settings, out, print_table
+from commands.resolve import Json, Settings, out, print_table, teacher_names
 
 if TYPE_CHECKING:
     from models.cards import Card
@@ -34,7 +34,12 @@ plan_app.command("train")(plan_train)
 
 _GIB = 2**30
 _STAGES = ("text", "sample")
-Teacher = Annotated[str, typer.Option(help="pocket, a folder with the configurations, FLUX.1-dev, FLUX.1-schnell.")]
+Teacher = Annotated[
+    str,
+    typer.Option(
+        autocompletion=teacher_names, help="pocket, a folder with the configurations, FLUX.1-dev, FLUX.1-schnell."
+    ),
+]
 Count = Annotated[int | None, typer.Option(min=1, help="Number of prompts, in place of --prompts.")]
 
 
@@ -151,7 +156,7 @@ def _print_build(facts: dict[str, Any]) -> None:
     })  # fmt: skip
     print_table(_array_table(facts))
     table = figure_table(
-        "stage", "TFLOP each", "hours", "weights GiB", "activations GiB", "GPU memory GiB, calculated"
+        "stage", "TFLOP each", "hours", "weights GiB", "activations GiB", "all GiB, calculated"
     )  # fmt: skip
     for stage, each in (("text", "text_flop_per_prompt"), ("sample", "sample_flop_per_trajectory")):
         memory = facts["gpu_memory"][f"{stage}_stage"]

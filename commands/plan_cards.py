@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from models.teacher_folder import TeacherFolder
     from storage_schemas.manifest import Manifest
 
-Gpu = Annotated[str | None, typer.Option(help="A card by name, such as 4090 or h100.")]
+
+def card_names(incomplete: str) -> list[str]:
+    """Completion of --gpu: names as short as find_card takes them."""
+    from models.cards import CARDS
+
+    names = ["-".join(card.name.lower().removeprefix("rtx ").split()) for card in CARDS]
+    return [name for name in names if name.startswith(incomplete.lower())]
+
+
+Gpu = Annotated[str | None, typer.Option(autocompletion=card_names, help="A card by name, such as 4090 or h100.")]
 Tflops = Annotated[float | None, typer.Option(help="TFLOP/s that are reached, in place of the estimate.")]
 
 

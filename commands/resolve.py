@@ -64,6 +64,26 @@ def read_settings(context: typer.Context, file: Path | None) -> Path | None:
     return file
 
 
+def teacher_names(incomplete: str) -> list[str]:
+    """Completion of --teacher; a shell completes folders where none of these begins so."""
+    names = (POCKET, "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell")
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def student_names(incomplete: str) -> list[str]:
+    """Completion of --student."""
+    from pocket import STUDENTS_FOLDER
+
+    names = [*(f"{POCKET}-{folder.name}" for folder in sorted(STUDENTS_FOLDER.iterdir())), *_T5_NAMES]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+TeacherName = Annotated[
+    str,
+    typer.Option(autocompletion=teacher_names, help="pocket, a folder in the FluxPipeline layout, or a hub name."),
+]
+_T5_NAMES = tuple(f"google-t5/t5-{size}" for size in ("small", "base", "large"))
+
 CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the cache, or s3://bucket/prefix.")]
 Verify = Annotated[
     Literal["off", "once", "always"],
