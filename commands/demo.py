@@ -12,16 +12,17 @@ from commands.evaluate import compare_picture, print_scores, score_pocket
 from commands.export import export
 from commands.look_pictures import write_film_strips
 from commands.prompts import prompts_pocket
-from commands.resolve import POCKET, Device, out, write_picture, write_text
+from commands.resolve import POCKET, Device, Quiet, out, write_picture, write_text
 from commands.train import train_run
 
 
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything goes.")] = Path("demo"),
     count: Annotated[int, typer.Option(min=64, help="Prompts to record.")] = 1024,
-    warmup_steps: Annotated[int, typer.Option(min=0)] = 2500,
-    steps: Annotated[int, typer.Option(min=1)] = 300,
+    warmup_steps: Annotated[int, typer.Option(min=0, help="Steps with the embedding loss.")] = 2500,
+    steps: Annotated[int, typer.Option(min=1, help="Steps with the vision loss after them.")] = 300,
     device: Device = "auto",
+    quiet: Quiet = False,
 ) -> None:
     """Record the pocket teacher, train a student from the recording, score and show both.
 
@@ -40,6 +41,7 @@ def demo(
         dtype="float32",
         batch_size=64,
         device=device,
+        quiet=quiet,
     )
     from storage_schemas.reader import Cache
 
@@ -61,11 +63,11 @@ def demo(
         position_bias_factor=20.0,
         checkpoint_every=500,
     ).settings()
-    train_run(run, asked, {"cache": str(cache)}, device=device)
+    train_run(run, asked, {"cache": str(cache)}, device=device, quiet=quiet)
     if not student.exists():
-        export(run, student)
+        export(run, student, quiet=quiet)
     _title(4, "score teacher, student and an untrained student on compositions nobody trained on")
-    results, captions = score_pocket(student, 192, 20, 3.5, 0, device, False)
+    results, captions = score_pocket(student, 192, 20, 3.5, 0, device, quiet)
     write_picture(compare_picture(results, captions), folder / "side-by-side.png")
     from evaluation.pocket_scores import table_rows
 
