@@ -19,6 +19,8 @@ from storage_schemas.progress import Progress
 from storage_schemas.reader import Cache
 
 Lpips = Callable[[Array, Array], float]
+TakePicture = Callable[[str, HeldOut, Array], None]
+"""Who leads, where, and the uint8 picture [H, W, 3] that the sampling ended in."""
 
 
 @torch.no_grad()
@@ -32,10 +34,12 @@ def closed_loop(
     lpips: Lpips | None,
     batch_size: int,
     progress: Progress,
+    take_picture: TakePicture | None = None,
 ) -> dict[str, Led]:
     """Where each text encoder leads, by its name, against where these trajectories ended.
 
     Schedule, guidance and pooled vectors are the recorded ones; every call of the backbone is of batch_size rows.
+    take_picture is given each picture of each leader.
     """
     found: dict[str, list[_Distances]] = {name: [] for name in leaders}
     sampling = cache.manifest.sampling
@@ -53,8 +57,12 @@ def closed_loop(
                 text_BTD = embed([chosen.prompt for chosen in batch]).to(backbone.dtype)
                 final_BSC = _led(backbone, schedule, noise_BSC, text_BTD, conditions)[:kept]
                 fractions = _latent_fractions(final_BSC, wanted_BSC[:kept], name, batch)
-                for fraction, ours, theirs in zip(fractions, _decoded(decoder, final_BSC), pictures, strict=True):
+                led = _decoded(decoder, final_BSC)
+                for fraction, ours, theirs in zip(fractions, led, pictures, strict=True):
                     found[name].append(_distances(fraction, ours, theirs, lpips))
+                if take_picture is not None:
+                    for chosen, picture_HWC in zip(batch[:kept], led, strict=True):
+                        take_picture(name, chosen, picture_HWC)
                 bar.advance(kept)
     return {name: _columns(rows, measured=lpips is not None) for name, rows in found.items()}
 
