@@ -1,0 +1,102 @@
+// All that is known about the chosen trajectory.
+
+function startDetail() {
+  const errors = byId("detail-errors");
+  const chart = element("div");
+  errors.append(element("h3", {}, "Error by step"), chart);
+  const lines = new LineChart(chart);
+  byId("viewer").before(...[stripButtons()].filter(Boolean));
+  byId("jump").addEventListener("submit", jump);
+  byId("detail").addEventListener("keydown", leaveDetail);
+  const draw = () => {
+    drawDetail();
+    drawDetailErrors(errors, lines);
+    drawClosed();
+  };
+  watch(["row"], draw);
+  draw();
+}
+
+function jump(event) {
+  event.preventDefault();
+  const typed = byId("number").value;
+  const row = rowOfNumber.get(Number.parseInt(typed.replace(/\D/g, ""), 10));
+  const ends = table.index.length ? `: ${table.index[0]} to ${table.index.at(-1)}` : "";
+  byId("jump-error").textContent = row === undefined ? `No trajectory ${typed.trim() || "without a number"} here${ends}` : "";
+  if (row === undefined) return;
+  change({ row });
+  showRow(row);
+}
+
+function drawDetail() {
+  const { row } = view;
+  if (row === null) {
+    byId("detail-title").textContent = "No trajectories";
+    return;
+  }
+  byId("detail-title").textContent = `Trajectory ${table.index[row]}`;
+  byId("detail-prompt").textContent = table.prompt[row];
+  byId("jump-error").textContent = "";
+  const norm = (name, label) => (table[name] ? [[label, numberText(table[name][row])]] : []);
+  const read = isNumber(table.velocity_rms[row]) || isNumber(table.non_finite[row]);
+  facts(byId("detail-facts"), [
+    ["key", table.key[row]],
+    ["source", sourcesOf(row)],
+    ["held out", table.held_out[row] ? "yes: no training saw it" : "no"],
+    ["replica", String(table.replica[row])],
+    ["guidance", numberText(table.guidance[row])],
+    ["tokens", numberText(table.tokens[row])],
+    ...(read ? [
+      ...norm("noise_rms", "noise rms"),
+      ...norm("velocity_rms", "velocity rms"),
+      ...norm("final_rms", "final latent rms"),
+      ["not finite", numberText(table.non_finite[row])],
+    ] : [["norms", "not read for this report"]]),
+  ]);
+}
+
+function drawDetailErrors(node, chart) {
+  const series = evaluations.flatMap(({ student, places }, colour) => errorLines(student, places.get(view.row), colour));
+  node.hidden = !series.length;
+  if (!series.length) return;
+  chart.show({
+    label: `Errors by step of trajectory ${table.index[view.row]}`, xLabel: "step", xName: "step",
+    yLabel: "error", yText: percentText, fromZero: true, height: 190, series,
+  });
+}
+
+function errorLines(student, place, colour) {
+  if (place === undefined) return [];
+  const line = (name, values, dashed) => ({ name, x: student.steps, y: values[place], colour, dashed });
+  return [
+    line(student.name, student.errors, false),
+    ...(student.floor ? [line(`${student.name}, floor`, student.floor, true)] : []),
+  ];
+}
+
+function drawClosed() {
+  const found = data.students.flatMap((student) => {
+    const place = student.closed ? student.closed.rows.indexOf(view.row) : -1;
+    return place < 0 ? [] : [closedFigure(student, place)];
+  });
+  const strip = stripOfRow.get(view.row);
+  if (found.length && strip) found.unshift(teacherFigure(strip));
+  byId("closed").replaceChildren(...(found.length
+    ? [element("h3", {}, "Where the student leads the whole sampling"), element("div", { class: "frames many" }, ...found)]
+    : []));
+}
+
+function teacherFigure(strip) {
+  const canvas = frameCanvas("the teacher's final picture");
+  drawFrame(canvas, strip, data.strips.steps.length, 1);
+  return element("figure", {}, canvas, element("figcaption", {}, "Teacher"));
+}
+
+function closedFigure({ name, closed }, place) {
+  const image = element("img", {
+    src: closed.final[place], alt: `final picture of ${name}`, class: isPixelated() ? "frame pixelated" : "frame",
+  });
+  const psnr = closed.psnr_db[place] === null ? "identical pictures" : `PSNR ${numberText(closed.psnr_db[place])} dB`;
+  const measured = `latent off by ${percentText(closed.latent_fraction[place])}, ${psnr}, SSIM ${numberText(closed.ssim[place])}`;
+  return element("figure", {}, image, element("figcaption", {}, name, element("span", { class: "quiet" }, measured)));
+}

@@ -1,0 +1,101 @@
+// Puts the page together.
+
+const BADGES = { intact: ["intact", "✓"], damaged: ["damaged", "✕"], "not checked": ["unchecked", "?"] };
+const MOST_PROBLEMS = 100;
+
+// Where a note is shown: beside the first section it speaks of.
+const NOTE_PLACES = [
+  ["strips", /film strip|\bVAE\b|picture|sheet/i],
+  ["students", /student|error|evaluat|closed loop|curve|floor|\bloss/i],
+  ["distributions", /norm|\brms\b|histogram/i],
+  ["trajectories", /trajector|prompt|row/i],
+];
+
+function startHead() {
+  byId("title").textContent = data.title;
+  byId("made").textContent = `Report of ${timeText(data.created_at)}, by ${data.created_by}`;
+  facts(byId("summary-facts"), data.summary);
+  for (const text of data.notes) {
+    const place = NOTE_PLACES.find(([, words]) => words.test(text))?.[0] ?? "summary";
+    document.querySelector(`[data-notes="${place}"]`).append(note(text));
+  }
+}
+
+function timeText(text) {
+  const time = new Date(text);
+  if (Number.isNaN(time.getTime())) return text;
+  return `${time.toLocaleString("en-GB", { dateStyle: "long", timeStyle: "short", timeZone: "UTC" })} UTC`;
+}
+
+function startIntegrity() {
+  const { state, text, problems } = data.integrity;
+  const [name, sign] = BADGES[state] ?? BADGES["not checked"];
+  const badge = byId("badge");
+  badge.classList.add(name);
+  badge.append(element("span", { "aria-hidden": "true" }, sign), ` ${state}`);
+  byId("integrity").classList.add(name);
+  byId("integrity-text").textContent = text;
+  if (!problems.length) return;
+  const more = problems.length - MOST_PROBLEMS;
+  byId("problems").append(
+    element("ul", { class: "problems" }, ...problems.slice(0, MOST_PROBLEMS).map(problemItem)),
+    ...(more > 0 ? [element("p", {}, `and ${plural(more, "more problem")}: understudy inspect verify lists them`)] : []),
+  );
+}
+
+function problemItem({ path, problem, mend }) {
+  return element("li", {}, element("p", {}, element("code", {}, path), " ", problem), mend ? command(mend) : null);
+}
+
+function startFilters() {
+  const [query, source, show] = [byId("query"), byId("source"), byId("show")];
+  source.append(element("option", { value: "" }, "all"), ...table.source_names.map((name) => element("option", { value: name }, name)));
+  const kinds = Object.entries(SHOWN).filter(([kind, { has }]) => kind === "all" || table.index.some((_, row) => has(row)));
+  show.append(...kinds.map(([kind, { label }]) => element("option", { value: kind }, label)));
+  query.addEventListener("input", () => change({ query: query.value }));
+  source.addEventListener("change", () => change({ source: source.value }));
+  show.addEventListener("change", () => change({ show: show.value }));
+  byId("filters").addEventListener("submit", (event) => event.preventDefault());
+  const take = () => {
+    if (query.value !== view.query) query.value = view.query;
+    source.value = view.source;
+    show.value = kinds.some(([kind]) => kind === view.show) ? view.show : "all";
+  };
+  watch(["query", "source", "show"], take);
+  take();
+}
+
+// Links within the page leave the hash alone: it holds the view.
+function startJumps() {
+  for (const link of document.querySelectorAll("[data-jump]")) {
+    link.addEventListener("click", (event) => {
+      event.preventDefault();
+      const target = byId(link.dataset.jump);
+      target.scrollIntoView();
+      target.focus({ preventScroll: true });
+    });
+  }
+}
+
+function start() {
+  const shared = location.hash.includes("row=");
+  takeHash();
+  startHead();
+  startIntegrity();
+  startFilters();
+  startJumps();
+  startTable();
+  startViewer();
+  startDetail();
+  startGallery();
+  startHistograms();
+  startStudents();
+  addEventListener("hashchange", () => {
+    takeHash();
+    showRow(view.row);
+  });
+  document.documentElement.dataset.ready = "true";
+  if (shared) reveal();
+}
+
+start();

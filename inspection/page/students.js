@@ -1,0 +1,85 @@
+// Where the students fail, and how they were trained.
+
+function startStudents() {
+  const { students } = data;
+  byId("student-choice").hidden = students.length < 2;
+  if (!students.length) {
+    byId("errors").append(element("p", {}, "No student in this report."));
+    return;
+  }
+  const choice = byId("student");
+  choice.append(...students.map(({ name }, place) => element("option", { value: place }, name)));
+  choice.addEventListener("change", () => change({ student: Number(choice.value) }));
+  startErrors(byId("errors"));
+  startCurves(byId("curves"));
+  const show = () => { choice.value = view.student; };
+  watch(["student"], show);
+  show();
+}
+
+function startErrors(container) {
+  const heading = element("h3");
+  const said = element("p", { class: "quiet" });
+  const map = element("div");
+  const means = element("div");
+  container.append(heading, said, map, element("h3", {}, "Mean error by step"), means);
+  const heat = new HeatMap(map);
+  const chart = new LineChart(means);
+  chart.show(meansByStep());
+  const draw = () => {
+    const chosen = evaluations[view.student];
+    const { name, parameters } = chosen.student;
+    heading.textContent = `Errors of ${name}, hardest prompts first`;
+    said.textContent = `${numberText(parameters)} parameters. Errors are parts of the norm of the teacher's velocity.`;
+    heat.show(chosen);
+  };
+  watch(["student"], draw);
+  draw();
+}
+
+function meansByStep() {
+  const means = (student, values) => student.steps.map((_, step) => mean(values.map((row) => row[step])));
+  const series = data.students.flatMap((student, colour) => [
+    { name: student.name, x: student.steps, y: means(student, student.errors), colour, dashed: false },
+    ...(student.floor
+      ? [{ name: `floor of ${student.name}`, x: student.steps, y: means(student, student.floor), colour, dashed: true }]
+      : []),
+  ]);
+  const overall = data.students.map(({ name, errors }) => `${name} ${percentText(mean(errors.flat()))}`);
+  return {
+    label: `Mean error by step, with the floor of replay as a dashed line; over all steps ${overall.join(", ")}`,
+    xLabel: "step", xName: "step", yLabel: "error", yText: percentText, fromZero: true, series,
+  };
+}
+
+// Losses share one chart, for they are compared; whatever else was written down has one of its own.
+function startCurves(container) {
+  const draw = () => {
+    const { name, curves } = data.students[view.student];
+    const losses = curves.filter((curve) => isLoss(curve));
+    const others = curves.filter((curve) => !isLoss(curve));
+    container.replaceChildren();
+    if (!curves.length) return;
+    const figures = element("div", { class: "charts" });
+    container.append(element("h3", {}, `Training of ${name}`), figures);
+    if (losses.length) drawCurves(figures, "loss", losses, true);
+    for (const curve of others) drawCurves(figures, curve.name, [curve], false);
+  };
+  watch(["student"], draw);
+  draw();
+}
+
+function isLoss({ name }) {
+  return name.endsWith("loss");
+}
+
+function drawCurves(container, title, curves, log) {
+  const figure = element("figure", {}, element("h4", {}, title));
+  container.append(figure);
+  const series = curves.map(({ name, x, y }, colour) => ({ name, x, y, colour, dashed: false }));
+  const last = series.map(({ name, y }) => `${name} ends at ${numberText(y.at(-1))}`).join(", ");
+  new LineChart(figure).show({
+    label: `${title} by optimizer step${log ? ", logarithmic" : ""}: ${last}`, xLabel: "optimizer step",
+    xName: "step", yLabel: log ? `${title}, log scale` : title, log, fromZero: !log, series,
+  });
+}

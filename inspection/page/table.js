@@ -1,0 +1,121 @@
+// The table of all trajectories. Only the rows in sight are in the document, so that 100,000 stay quick.
+
+// As in report.css.
+const ROW_PX = 32;
+const BEYOND = 8;
+
+const tableColumns = columns();
+const grid = { matches: [], rows: [], placeOf: new Map(), body: null, node: null, scroller: byId("scroller") };
+
+function startTable() {
+  grid.body = element("tbody");
+  grid.node = element(
+    "table",
+    { role: "grid", tabindex: "0", "aria-label": "Trajectories; arrow keys choose one, Enter goes to it", keydown: moveInTable },
+    element("colgroup", {}, ...tableColumns.map(({ id }) => element("col", { class: `col-${id.split(" ")[0]}` }))),
+    element("thead", {}, element("tr", { "aria-rowindex": "1" }, ...tableColumns.map(headCell))),
+    grid.body,
+  );
+  grid.scroller.append(grid.node);
+  grid.scroller.addEventListener("scroll", drawRows, { passive: true });
+  grid.body.addEventListener("click", clickInTable);
+  new ResizeObserver(drawRows).observe(grid.scroller);
+  watch(["query", "source", "show"], filterRows);
+  watch(["sort", "descending"], orderRows);
+  watch(["row"], drawRows);
+  filterRows();
+  showRow(view.row);
+}
+
+function headCell(column) {
+  const sort = () => change({ sort: column.id, descending: view.sort === column.id ? !view.descending : firstWay(column) });
+  const button = element("button", { type: "button", tabindex: "0", click: sort }, column.label);
+  return element("th", { scope: "col", class: column.numeric ? "numeric" : null, "data-column": column.id }, button);
+}
+
+// Of errors one wants to see the largest.
+function firstWay(column) {
+  return column.id.startsWith("mean ") || column.id.startsWith("worst ") || column.id === "non_finite";
+}
+
+function filterRows() {
+  grid.matches = matchingRows(view);
+  const of = grid.matches.length === lowered.length ? "" : ` of ${numberText(lowered.length)}`;
+  byId("count").textContent = `${numberText(grid.matches.length)}${of} ${lowered.length === 1 ? "trajectory" : "trajectories"}`;
+  orderRows();
+  tell(["matches"]);
+}
+
+function orderRows() {
+  const column = tableColumns.find(({ id }) => id === view.sort) ?? tableColumns[0];
+  grid.rows = column.id === "number" && !view.descending ? grid.matches : sortedRows(grid.matches, column, view.descending);
+  grid.placeOf = new Map(grid.rows.map((row, place) => [row, place]));
+  for (const cell of grid.node.tHead.rows[0].cells) {
+    const way = view.descending ? "descending" : "ascending";
+    if (cell.dataset.column === column.id) cell.setAttribute("aria-sort", way);
+    else cell.removeAttribute("aria-sort");
+  }
+  grid.node.setAttribute("aria-rowcount", grid.rows.length + 1);
+  grid.scroller.scrollTop = 0;
+  drawRows();
+}
+
+function drawRows() {
+  const first = Math.max(Math.floor(grid.scroller.scrollTop / ROW_PX) - BEYOND, 0);
+  const count = Math.ceil(grid.scroller.clientHeight / ROW_PX) + 2 * BEYOND;
+  const shown = grid.rows.slice(first, first + count);
+  const below = grid.rows.length - first - shown.length;
+  grid.body.replaceChildren(spacer(first), ...shown.map((row, place) => tableRow(row, first + place)), spacer(below));
+  const active = shown.includes(view.row) ? `row-${view.row}` : "";
+  if (active) grid.node.setAttribute("aria-activedescendant", active);
+  else grid.node.removeAttribute("aria-activedescendant");
+}
+
+function spacer(rows) {
+  const row = element("tr", { "aria-hidden": "true", class: "spacer" });
+  row.style.height = `${rows * ROW_PX}px`;
+  return row;
+}
+
+function tableRow(row, place) {
+  const cells = tableColumns.map((column) => {
+    const text = column.text(column.value(row));
+    const attributes = { class: column.numeric ? "numeric" : null };
+    if (column.id === "prompt") Object.assign(attributes, { dir: "auto", title: text });
+    const strip = column.id === "number" && stripOfRow.has(row) ? element("span", { class: "has-strip", title: "has a film strip" }) : null;
+    return element("td", attributes, strip, text);
+  });
+  const chosen = row === view.row ? "true" : "false";
+  return element("tr", { id: `row-${row}`, "data-row": row, "aria-rowindex": place + 2, "aria-selected": chosen }, ...cells);
+}
+
+function clickInTable(event) {
+  const row = event.target.closest("tr[data-row]");
+  if (row) open(Number(row.dataset.row));
+}
+
+function moveInTable(event) {
+  if (event.target !== grid.node || !grid.rows.length) return;
+  const last = grid.rows.length - 1;
+  const page = Math.max(Math.floor(grid.scroller.clientHeight / ROW_PX) - 2, 1);
+  const place = grid.placeOf.get(view.row) ?? -1;
+  const wanted = {
+    ArrowDown: place + 1, ArrowUp: place - 1, PageDown: place + page, PageUp: place - page, Home: 0, End: last,
+  }[event.key];
+  if (event.key === "Enter") enterDetail();
+  if (wanted === undefined) return;
+  event.preventDefault();
+  change({ row: grid.rows[clamp(wanted, 0, last)] });
+  showRow(view.row);
+}
+
+function showRow(row) {
+  const place = grid.placeOf.get(row);
+  if (place === undefined) return;
+  const head = grid.node.tHead.offsetHeight;
+  const top = place * ROW_PX;
+  const height = grid.scroller.clientHeight - head;
+  if (top < grid.scroller.scrollTop) grid.scroller.scrollTop = top;
+  else if (top + ROW_PX > grid.scroller.scrollTop + height) grid.scroller.scrollTop = top + ROW_PX - height;
+  drawRows();
+}

@@ -1,0 +1,104 @@
+// The data, and the view on it: which row, step, search, order and student. The view is kept in the address's hash.
+
+const data = JSON.parse(byId("data").textContent);
+const table = data.trajectories;
+const rowOfNumber = new Map(table.index.map((number, row) => [number, row]));
+const stripOfRow = new Map(data.strips.rows.map((strip) => [strip.row, strip]));
+const lastStep = data.schedule.timesteps.length;
+
+// step: the number of a step, or lastStep for the final latent.
+const START = {
+  row: null, step: lastStep, query: "", source: "", show: "all", sort: "number", descending: false, student: 0,
+};
+const view = { ...START };
+const watchers = [];
+
+// watch(["row", "step"], draw): draw is called after one of these changed.
+function watch(names, draw) {
+  watchers.push({ names, draw });
+}
+
+function change(wanted) {
+  const changed = Object.keys(wanted).filter((name) => view[name] !== wanted[name]);
+  if (!changed.length) return;
+  Object.assign(view, wanted);
+  writeHash();
+  tell(changed);
+}
+
+function tell(changed) {
+  for (const { names, draw } of watchers) {
+    if (names.some((name) => changed.includes(name))) draw();
+  }
+}
+
+function writeHash() {
+  const words = new URLSearchParams();
+  if (view.row !== null) words.set("row", table.index[view.row]);
+  if (view.step !== START.step) words.set("step", view.step);
+  if (view.query) words.set("q", view.query);
+  if (view.source) words.set("source", view.source);
+  if (view.show !== START.show) words.set("show", view.show);
+  if (view.sort !== START.sort || view.descending) words.set("sort", (view.descending ? "-" : "") + view.sort);
+  if (view.student) words.set("student", data.students[view.student].name);
+  try {
+    history.replaceState(null, "", `#${words}`);
+  } catch {
+    // A page without an address of its own (a preview, a frame) has no hash to keep.
+  }
+}
+
+function hashView() {
+  const words = new URLSearchParams(location.hash.slice(1));
+  const sort = words.get("sort") ?? START.sort;
+  const student = data.students.findIndex(({ name }) => name === words.get("student"));
+  const step = words.has("step") ? Number.parseInt(words.get("step"), 10) : START.step;
+  return {
+    row: rowOfNumber.get(Number.parseInt(words.get("row"), 10)) ?? firstRow(),
+    step: Number.isInteger(step) ? clamp(step, 0, lastStep) : START.step,
+    query: words.get("q") ?? "",
+    source: table.source_names.includes(words.get("source")) ? words.get("source") : "",
+    show: words.get("show") ?? START.show,
+    sort: sort.replace(/^-/, ""),
+    descending: sort.startsWith("-"),
+    student: Math.max(student, 0),
+  };
+}
+
+function firstRow() {
+  if (data.strips.rows.length) return data.strips.rows[0].row;
+  return table.index.length ? 0 : null;
+}
+
+function takeHash() {
+  const wanted = hashView();
+  const changed = Object.keys(wanted).filter((name) => view[name] !== wanted[name]);
+  Object.assign(view, wanted);
+  tell(changed);
+}
+
+// Choose a row from another part of the page; on a narrow screen its detail is elsewhere and is scrolled to.
+function open(row, step = view.step) {
+  change({ row, step });
+  reveal();
+}
+
+let cameFrom = null;
+
+// By keyboard one goes into the detail, where the arrow keys move the step, and with Escape back.
+function enterDetail() {
+  cameFrom = document.activeElement;
+  reveal();
+  (byId("step") ?? byId("detail")).focus({ preventScroll: true });
+}
+
+function leaveDetail(event) {
+  if (event.key !== "Escape" || !cameFrom) return;
+  cameFrom.focus();
+  cameFrom = null;
+}
+
+function reveal() {
+  const detail = byId("detail");
+  if (getComputedStyle(detail).position !== "sticky") detail.scrollIntoView({ block: "start" });
+}
