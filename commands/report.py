@@ -72,9 +72,8 @@ def write_report(cache: str, path: Path, flags: dict[str, Any], *, device: str, 
 
     check_writable(path)
     torch_device = quiet_device(device)
-    from inspection.report_page import render
-
     from inspection.report import ReportSettings, report_data
+    from inspection.report_page import render
     from storage_schemas import durable
     from storage_schemas.progress import size_text
 

@@ -71,11 +71,11 @@ def load_decoder(folder: TeacherFolder, sampling: Sampling, device: torch.device
 def chosen_rows(rows: int, count: int | None, hardness: Mapping[int, float], seed: int) -> list[tuple[int, Why]]:
     """Rows of the table whose strips are shown, ascending; None: all.
 
-    Up to half of them those with the largest hardness, the rest drawn at random among all others.
+    Up to half of them are the harder half of those whose hardness is known, the rest drawn at random among all others.
     """
     if count is None or count >= rows:
         return [(row, "all") for row in range(rows)]
-    hardest = sorted(hardness, key=lambda row: -hardness[row])[: count // 2]
+    hardest = sorted(hardness, key=lambda row: -hardness[row])[: min(count, len(hardness) + 1) // 2]
     others = np.setdiff1d(np.arange(rows), np.array(hardest, dtype=np.int64))
     drawn = np.random.default_rng(seed).choice(others, count - len(hardest), replace=False)
     chosen: dict[int, Why] = {row: "hardest" for row in hardest}

@@ -126,8 +126,8 @@ def _read_norms(readable: Readable, indices: Sequence[int], progress: Progress) 
         if trajectory is None:
             return None
         velocity, final = trajectory.velocity_KSC, trajectory.final_latent_SC
-        velocity_rms, velocity_wrong = _finite_rms(velocity)
-        final_rms, final_wrong = _finite_rms(final)
+        velocity_rms, velocity_wrong = finite_rms(velocity)
+        final_rms, final_wrong = finite_rms(final)
         return Norms(velocity_rms=velocity_rms, final_rms=final_rms, non_finite=velocity_wrong + final_wrong)
 
     local = isinstance(readable.cache.folder, LocalFolder)
@@ -143,7 +143,8 @@ def _read_norms(readable: Readable, indices: Sequence[int], progress: Progress) 
     return found
 
 
-def _finite_rms(array: Array) -> tuple[float | None, int]:
+def finite_rms(array: Array) -> tuple[float | None, int]:
+    """Root mean square of the finite values of an array, None without any; and how many are not finite."""
     values = array.astype(np.float32, copy=False).ravel()
     finite = np.isfinite(values)
     wrong = int(values.size - np.count_nonzero(finite))
