@@ -73,8 +73,8 @@ def demo(
     write_text(folder / "scores.json", json.dumps(table_rows(results), indent=1) + "\n")
     print_scores(results, False)
     _title(5, "the recording and the student as one page")
-    # Eight steps of twenty: with all, decoding takes as long as the recording did.
-    shown = {"students": (run,), "strips": None, "frames": 8, "closed_loop": 8, "batch_size": 20}
+    # Five steps of twenty: with all, decoding takes as long as the recording did.
+    shown = {"students": (run,), "strips": None, "frames": 5, "closed_loop": 8, "batch_size": 20}
     write_report(str(cache), folder / "report.html", shown, device=device, quiet=False)
     _where(folder, time.monotonic() - began)
 

@@ -1,11 +1,13 @@
 """What a report says of a cache's files: each against its checksum, and for each problem the command that mends."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from shlex import quote
 from typing import Any
 
 from storage_schemas.commits import Kind
 from storage_schemas.errors import DamagedCache
+from storage_schemas.fields import fields_of
 from storage_schemas.folders import open_folder
 from storage_schemas.journal import NEXT_MANIFEST
 from storage_schemas.manifest import MANIFEST_FILE
@@ -14,6 +16,9 @@ from storage_schemas.prompts import OFFSETS_FILE, PROMPTS_FILE
 from storage_schemas.reader import TOKENIZER_FOLDER, Cache, read_manifest
 from storage_schemas.trajectory import Trajectory
 from storage_schemas.verification import Problem, verify
+
+# Norms and film strips of all trajectories of a demo are made from one reading.
+_REMEMBERED_BYTES = 256 * 2**20
 
 NOT_CHECKED: dict[str, Any] = {
     "state": "not checked",
@@ -28,9 +33,22 @@ class Readable:
 
     cache: Cache
     damaged: frozenset[tuple[Kind, int]]
+    _remembered: dict[int, Trajectory | None] = field(default_factory=dict)
 
     def trajectory(self, index: int) -> Trajectory | None:
-        """Trajectory number `index`; None where its shard is damaged."""
+        """Trajectory number `index`; None where its shard is damaged. Of a small cache each is read once."""
+        if index in self._remembered:
+            return self._remembered[index]
+        found = self._read(index)
+        if self._row_bytes * (len(self._remembered) + 1) <= _REMEMBERED_BYTES:
+            self._remembered[index] = found
+        return found
+
+    @cached_property
+    def _row_bytes(self) -> int:
+        return sum(stored.row_bytes for stored in fields_of(self.cache.manifest, "trajectories"))
+
+    def _read(self, index: int) -> Trajectory | None:
         if ("trajectories", self.cache.layout.place(index).shard) in self.damaged:
             return None
         try:
