@@ -341,7 +341,7 @@ def test_a_schnell_like_cache_without_embeddings_and_held_out_prompts_gives_a_re
 ):
     (tmp_path / "p.txt").write_text("a red dog\ntwo cats\n")
     build_cache(
-        tmp_path / "c", schnell_teacher, tmp_path / "p.txt", guidance=None, embeddings="none", format="webdataset"
+        tmp_path / "c", schnell_teacher, tmp_path / "p.txt", embeddings="none", format="webdataset"
     )  # fmt: skip
     student = make_student(tmp_path / "s", t5_config, tmp_path / "c")
     found = data_of(tmp_path / "c", students=[student])
