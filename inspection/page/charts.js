@@ -20,7 +20,8 @@ function logTicks(low, high) {
   for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
     found.push(...factors.map((factor) => Number((factor * 10 ** power).toPrecision(6))));
   }
-  return found.filter((value) => value >= low * 0.999 && value <= high * 1.001);
+  const inside = found.filter((value) => value >= low * 0.999 && value <= high * 1.001);
+  return inside.length > 1 ? inside : ticks(low, high, 4);
 }
 
 // domain and range: two numbers each; with log: positive ones.

@@ -1,6 +1,6 @@
 // The heat map of a student's errors: prompts down, hardest first, steps across.
 
-const HEAT = { top: 22, tallest: 18, lowest: 2, longest: 16000, labelled: 12 };
+const HEAT = { top: 22, tallest: 18, lowest: 2, longest: 16000, labelled: 12, kept: 48 };
 // Magma, eight stops from low to high; on a light page from high to low, so that more ink is always more error.
 const MAGMA = [[0, 0, 4], [36, 18, 88], [91, 23, 126], [146, 43, 129], [203, 62, 113], [245, 106, 92], [254, 170, 116], [252, 253, 191]];
 
@@ -29,7 +29,7 @@ class HeatMap {
     this.top = heatTop();
     this.legend = element("canvas", { class: "scale", width: 256, height: 1, "aria-hidden": "true" });
     const legend = element("p", { class: "row quiet" }, "0 %", this.legend, `${percentText(this.top)} and more`);
-    container.append(legend, this.plot, this.readout);
+    container.append(legend, this.readout, this.plot);
     this.cursor = null;
     this.listen();
     this.redraw = responsive(this.plot, (width) => this.draw(width));
@@ -151,6 +151,15 @@ class HeatMap {
     this.point({
       line: clamp(wanted[0], 0, this.order.length - 1), column: clamp(wanted[1], 0, this.student.steps.length - 1),
     });
+    this.follow();
+  }
+
+  // The page scrolls with the keyboard's cursor where the map is taller than the window.
+  follow() {
+    const top = this.canvas.getBoundingClientRect().top + HEAT.top + this.cursor.line * this.cellHeight;
+    const bottom = top + this.cellHeight;
+    if (top < HEAT.kept) scrollBy(0, top - HEAT.kept);
+    else if (bottom > innerHeight) scrollBy(0, bottom - innerHeight + HEAT.tallest);
   }
 
   point(cell) {

@@ -15,7 +15,7 @@ const DISTRIBUTIONS = [
 
 function startHistograms() {
   const only = byId("only-matches");
-  const drawn = DISTRIBUTIONS.filter(([name]) => table[name]).map(([name, title]) => new Histogram(name, title));
+  const drawn = DISTRIBUTIONS.filter(([name]) => hasValues(name)).map(([name, title]) => new Histogram(name, title));
   byId("histograms").append(...drawn.map(({ figure }) => figure));
   const update = () => {
     for (const histogram of drawn) histogram.count(only.checked ? grid.matches : null);
@@ -28,7 +28,6 @@ function startHistograms() {
 // Bins of all values: one per value where there are few, else of equal width, whole where the values are.
 function binsOf(values) {
   const found = values.filter(isNumber);
-  if (!found.length) return [];
   const distinct = new Set();
   for (const value of found) {
     distinct.add(value);
@@ -45,7 +44,6 @@ function binsOf(values) {
 
 function countsIn(bins, values, rows) {
   const counts = bins.map(() => 0);
-  if (!bins.length) return counts;
   const exact = new Map(bins.map(({ low }, place) => [low, place]));
   const single = bins.every(({ low, high }) => low === high);
   const width = single ? 1 : bins[1].low - bins[0].low;
@@ -99,7 +97,6 @@ class Histogram {
 
   draw(width) {
     const { bins, counts } = this;
-    if (!bins.length) return this.plot.replaceChildren();
     const height = HISTOGRAM_PX;
     const top = Math.max(...counts, 1);
     const step = (width - MARGIN.left - MARGIN.right) / bins.length;

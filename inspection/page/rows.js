@@ -21,8 +21,12 @@ function sourcesOf(row) {
   return table.sources[row].map((source) => table.source_names[source]).join(", ");
 }
 
+function hasValues(name) {
+  return Boolean(table[name]?.some(isNumber));
+}
+
 function columns() {
-  const number = (id, label, values) => ({ id, label, numeric: true, value: (row) => values[row], text: numberText });
+  const number = (id, label) => ({ id, label, numeric: true, value: (row) => table[id][row], text: numberText });
   // Noise last: its norm is one, but for what is wrong.
   const norms = [["velocity_rms", "Velocity"], ["final_rms", "Final"], ["noise_rms", "Noise"]];
   return [
@@ -30,10 +34,10 @@ function columns() {
     { id: "prompt", label: "Prompt", value: (row) => table.prompt[row], text: String },
     ...evaluations.flatMap(errorColumns),
     { id: "source", label: "Source", value: sourcesOf, text: String },
-    number("guidance", "Guidance", table.guidance),
-    number("tokens", "Tokens", table.tokens),
-    ...norms.filter(([id]) => table[id]).map(([id, label]) => number(id, `${label} rms`, table[id])),
-    ...(table.non_finite.some((count) => count > 0) ? [number("non_finite", "Not finite", table.non_finite)] : []),
+    ...(hasValues("guidance") ? [number("guidance", "Guidance")] : []),
+    number("tokens", "Tokens"),
+    ...norms.filter(([id]) => hasValues(id)).map(([id, label]) => number(id, `${label} rms`)),
+    ...(table.non_finite.some((count) => count > 0) ? [number("non_finite", "Not finite")] : []),
   ];
 }
 

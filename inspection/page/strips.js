@@ -55,6 +55,31 @@ async function drawFrame(canvas, strip, place, half) {
   canvas.dataset.shown = canvas.dataset.wanted;
 }
 
+const PLAY_MS = 160;
+
+function playButton() {
+  const button = element("button", { type: "button", click: () => (viewer.playing ? stopPlaying() : startPlaying()) }, "Play");
+  viewer.playButton = button;
+  return button;
+}
+
+function startPlaying() {
+  viewer.playButton.textContent = "Stop";
+  const frames = data.strips.steps.length;
+  if (framePlace(view.step) === frames) change({ step: stepAt(0) });
+  viewer.playing = setInterval(() => {
+    const next = framePlace(view.step) + 1;
+    change({ step: stepAt(next) });
+    if (next >= frames) stopPlaying();
+  }, PLAY_MS);
+}
+
+function stopPlaying() {
+  clearInterval(viewer.playing);
+  viewer.playing = null;
+  viewer.playButton.textContent = "Play";
+}
+
 function startViewer() {
   const { strips } = data;
   viewer.latent = frameCanvas("latent");
@@ -74,7 +99,7 @@ function startViewer() {
     element("div", { class: "frames" },
       element("figure", {}, viewer.latent, element("figcaption", {}, "Latent x", element("sub", {}, "k"))),
       element("figure", {}, viewer.clean, element("figcaption", {}, "Predicted clean image"))),
-    viewer.text, viewer.slider, viewer.film,
+    viewer.text, element("div", { class: "slider" }, viewer.slider, playButton()), viewer.film,
   ];
   viewer.sheet.addEventListener("load", followMark);
   watch(["row"], drawViewer);
@@ -114,6 +139,7 @@ function stripButtons() {
 
 function drawViewer() {
   const strip = stripOfRow.get(view.row);
+  stopPlaying();
   if (!strip) {
     viewer.node.replaceChildren(...withoutStrip());
     return;
@@ -139,8 +165,10 @@ function drawStep() {
   viewer.slider.value = place;
   viewer.slider.setAttribute("aria-valuetext", stepText(place));
   viewer.text.textContent = stepText(place);
-  drawFrame(viewer.latent, strip, place, 0);
-  drawFrame(viewer.clean, strip, place, 1);
+  for (const [half, name, canvas] of [[0, "latent", viewer.latent], [1, "predicted clean image", viewer.clean]]) {
+    canvas.setAttribute("aria-label", `${name}, ${stepText(place)}`);
+    drawFrame(canvas, strip, place, half);
+  }
   [...viewer.marks.children].forEach((button, at) => button.classList.toggle("present", at === place));
   followMark();
 }

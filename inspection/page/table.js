@@ -17,6 +17,7 @@ function startTable() {
     grid.body,
   );
   grid.scroller.append(grid.node);
+  byId("strip-sign").hidden = !data.strips.rows.length;
   grid.scroller.addEventListener("scroll", drawRows, { passive: true });
   grid.body.addEventListener("click", clickInTable);
   new ResizeObserver(drawRows).observe(grid.scroller);
