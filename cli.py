@@ -18,6 +18,7 @@ from commands.look import inspect_app
 from commands.mend import inspect_verify, repair
 from commands.plan import plan_app
 from commands.prompts import prompts_app
+from commands.report import inspect_report
 from commands.resolve import out
 from commands.train import train
 from commands.transform import convert, merge, subset
@@ -36,6 +37,7 @@ app = typer.Typer(
 for command in (demo, build, train, export, generate, convert, subset, merge, repair):
     app.command()(command)
 inspect_app.command("verify")(inspect_verify)
+inspect_app.command("report")(inspect_report)
 app.add_typer(plan_app, name="plan")
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(inspect_app, name="inspect")

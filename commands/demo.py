@@ -12,6 +12,7 @@ from commands.evaluate import compare_picture, print_scores, score_pocket
 from commands.export import export
 from commands.look_pictures import write_film_strips
 from commands.prompts import prompts_pocket
+from commands.report import write_report
 from commands.resolve import POCKET, Device, Quiet, out, write_picture, write_text
 from commands.train import train_run
 
@@ -73,16 +74,21 @@ def demo(
 
     write_text(folder / "scores.json", json.dumps(table_rows(results), indent=1) + "\n")
     print_scores(results, False)
+    _title(5, "the recording and the student as one page")
+    # Five steps of twenty: with all, decoding takes as long as the recording did.
+    shown = {"students": (run,), "strips": None, "frames": 5, "closed_loop": 8, "batch_size": 20}
+    write_report(str(cache), folder / "report.html", shown, device=device, quiet=quiet)
     _where(folder, time.monotonic() - began)
 
 
 def _title(number: int, text: str) -> None:
-    out.print(f"\n[{number}/4] {text}", markup=False, style="bold")
+    out.print(f"\n[{number}/5] {text}", markup=False, style="bold")
 
 
 def _where(folder: Path, seconds: float) -> None:
     out.print(f"\nDone in {seconds:.0f} s. Look at", markup=False)
     for name, what in (
+        ("report.html", "every trajectory with its film strip, and the student's errors; open it in a browser"),
         ("side-by-side.png", "teacher, student and untrained student on the same captions and noise"),
         ("film-strips.png", "four recorded trajectories, decoded step by step"),
         ("scores.json", "the table above"),
