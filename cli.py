@@ -1,6 +1,8 @@
 """The command line. Each command resolves, calls and prints (commands/); heavy imports stay inside them."""
 
+import atexit
 import contextlib
+import gc
 import re
 import signal
 import sys
@@ -61,6 +63,8 @@ def main() -> None:
     with contextlib.suppress(ValueError):
         # Schedulers of clusters send it some seconds before they kill: what is in hand is committed then.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Without it the interpreter walks the half million objects of torch and transformers once more before it ends.
+    atexit.register(gc.freeze)
     try:
         code = app(prog_name="understudy", standalone_mode=False)
     except UnderstudyError as error:
