@@ -1,9 +1,12 @@
 """The command line. Each command resolves, calls and prints (commands/); heavy imports stay inside them."""
 
+import atexit
 import contextlib
+import gc
+import re
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,10 +15,12 @@ from commands.demo import demo
 from commands.evaluate import evaluate_app
 from commands.export import export
 from commands.generate import generate
+from commands.going_on import failed_text, goes_on, interrupted_text, out_of_memory_text
 from commands.look import inspect_app
 from commands.mend import inspect_verify, repair
 from commands.plan import plan_app
 from commands.prompts import prompts_app
+from commands.report import inspect_report
 from commands.resolve import out
 from commands.sensitivity import sensitivity
 from commands.train import train
@@ -23,7 +28,6 @@ from commands.transform import convert, merge, subset
 from storage_schemas.errors import UnderstudyError
 
 INTERRUPTED = 130
-_INTERRUPTED_MESSAGE = "interrupted: what was finished stays; the same command goes on from there"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,6 +40,7 @@ app = typer.Typer(
 for command in (demo, build, train, export, generate, sensitivity, convert, subset, merge, repair):
     app.command()(command)
 inspect_app.command("verify")(inspect_verify)
+inspect_app.command("report")(inspect_report)
 app.add_typer(plan_app, name="plan")
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(inspect_app, name="inspect")
@@ -44,13 +49,13 @@ app.add_typer(evaluate_app, name="evaluate")
 
 @app.callback(invoke_without_command=True)
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print versions.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print versions, of libraries too.")] = False,
 ) -> None:
     if version:
-        from importlib.metadata import version as version_of
+        from commands.versions import version_lines
 
-        names = ("understudy", "torch", "diffusers", "transformers", "zarr", "webdataset")
-        out.print(", ".join(f"{name} {version_of(name)}" for name in names), markup=False)
+        for line in version_lines():
+            out.print(line, markup=False)
         raise typer.Exit
 
 
@@ -59,26 +64,54 @@ def main() -> None:
     with contextlib.suppress(ValueError):
         # Schedulers of clusters send it some seconds before they kill: what is in hand is committed then.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Without it the interpreter walks the half million objects of torch and transformers once more before it ends.
+    atexit.register(gc.freeze)
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="understudy", standalone_mode=False)
     except UnderstudyError as error:
         sys.exit(_fail(str(error), 1))
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(_fail(_INTERRUPTED_MESSAGE, INTERRUPTED))
-    except OSError as error:
-        what = f"{error.filename or 'a file'}: {error.strerror or error}"
-        sys.exit(_fail(f"{what}: what was committed stays; mend that and give the same command again", 1))
+        code = INTERRUPTED
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":
-            sys.exit(_fail("the GPU is out of memory: lower --batch-size; what was committed stays", 1))
-        # Wrong flags. typer carries its own copy of click from 0.29 on, so the class is known by what it can do.
-        if not hasattr(error, "format_message"):
-            raise
-        sys.exit(_fail(f"{error.format_message()} (--help lists what there is)", 2))
+        sys.exit(_failed(error))
     if code == INTERRUPTED:
         # Newer versions of typer turn Ctrl-C into this code themselves.
-        _fail(_INTERRUPTED_MESSAGE, INTERRUPTED)
+        _fail(interrupted_text(_goes_on()), INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _failed(error: Exception) -> int:
+    """Say what is no bug of ours and give the exit code; raise what is one."""
+    if isinstance(error, OSError):
+        return _fail(failed_text(f"{error.filename or 'a file'}: {error.strerror or error}", _goes_on()), 1)
+    if type(error).__name__ == "OutOfMemoryError":
+        flags = [flag for parameter in _given_command()[1].params for flag in parameter.opts]
+        return _fail(out_of_memory_text(_goes_on(), flags), 1)
+    # Wrong flags. typer carries its own copy of click from 0.29 on, so the class is known by what it can do.
+    if not hasattr(error, "format_message"):
+        raise error
+    message, context = error.format_message(), getattr(error, "ctx", None)
+    if "\n" in message:
+        # A group without a command: its help.
+        print(message, file=sys.stderr)
+        return 2
+    message = re.sub(r" \(Possible options?: (.+)\)$", r". Did you mean \1?", message).replace(": Value error, ", ": ")
+    return _fail(f"{message} ({context.command_path if context else 'understudy'} --help lists what there is)", 2)
+
+
+def _given_command() -> tuple[str, Any]:
+    """The command that the words of this process name, as "evaluate score", and as it is known to typer."""
+    names, command = [], typer.main.get_command(app)
+    for word in sys.argv[1:3]:
+        if word not in getattr(command, "commands", {}):
+            break
+        names.append(word)
+        command = command.commands[word]  # type: ignore[attr-defined]  # typer's groups have them
+    return " ".join(names), command
+
+
+def _goes_on() -> bool:
+    return goes_on(_given_command()[0], sys.argv)
 
 
 def _fail(message: str, code: int) -> int:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from commands.crew import Crew
-from commands.resolve import CachePath, Device, Quiet, Settings, out, resolve_teacher, terminal
+from commands.resolve import CachePath, Device, Quiet, Settings, TeacherName, out, resolve_teacher, terminal
 from storage_schemas.progress import size_text
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def build(
     cache: CachePath,
-    teacher: Annotated[str, typer.Option(help="pocket, a folder in the FluxPipeline layout, or a hub name.")],
+    teacher: TeacherName,
     prompts: Annotated[
         list[str],
         typer.Option(
@@ -37,15 +37,19 @@ def build(
     steps: Annotated[int, typer.Option(help="Sampler steps per trajectory.")] = 20,
     replicas: Annotated[int, typer.Option(help="Trajectories per prompt.")] = 1,
     guidance: Annotated[str, typer.Option(help="One value, a list, or first:last:step.")] = "2.0:5.0:0.5",
-    seed: int = 0,
-    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    seed: Annotated[int, typer.Option(help="The noise is a function of seed, prompt and replica.")] = 0,
+    dtype: Annotated[
+        Literal["bfloat16", "float32"], typer.Option(help="Of the teacher's arithmetic and of what is stored.")
+    ] = "bfloat16",
     quantize: Annotated[
         Literal["none", "int8", "fp8", "nf4"],
         typer.Option(help="Sample with the transformer's weights in 8 or 4 bits, for training with the same."),
     ] = "none",
     batch_size: Annotated[int, typer.Option(help="May change on resume.")] = 16,
     shard_size: Annotated[int, typer.Option(help="Trajectories per shard.")] = 64,
-    format: Literal["zarr", "webdataset"] = "zarr",
+    format: Annotated[
+        Literal["zarr", "webdataset"], typer.Option(help="zarr: sharded arrays; webdataset: tar files.")
+    ] = "zarr",
     codec: Annotated[
         Literal["plain", "compact", "int8"],
         typer.Option(help="compact: lossless; int8: predictions in 8 bits, with --latents stored."),

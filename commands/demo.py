@@ -12,16 +12,18 @@ from commands.evaluate import compare_picture, print_scores, score_pocket
 from commands.export import export
 from commands.look_pictures import write_film_strips
 from commands.prompts import prompts_pocket
-from commands.resolve import POCKET, Device, out, write_picture, write_text
+from commands.report import write_report
+from commands.resolve import POCKET, Device, Quiet, out, write_picture, write_text
 from commands.train import train_run
 
 
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything goes.")] = Path("demo"),
     count: Annotated[int, typer.Option(min=64, help="Prompts to record.")] = 1024,
-    warmup_steps: Annotated[int, typer.Option(min=0)] = 2500,
-    steps: Annotated[int, typer.Option(min=1)] = 300,
+    warmup_steps: Annotated[int, typer.Option(min=0, help="Steps with the embedding loss.")] = 2500,
+    steps: Annotated[int, typer.Option(min=1, help="Steps with the vision loss after them.")] = 300,
     device: Device = "auto",
+    quiet: Quiet = False,
 ) -> None:
     """Record the pocket teacher, train a student from the recording, score and show both.
 
@@ -40,6 +42,7 @@ def demo(
         dtype="float32",
         batch_size=64,
         device=device,
+        quiet=quiet,
     )
     from storage_schemas.reader import Cache
 
@@ -61,26 +64,31 @@ def demo(
         position_bias_factor=20.0,
         checkpoint_every=500,
     ).settings()
-    train_run(run, asked, {"cache": str(cache)}, device=device)
+    train_run(run, asked, {"cache": str(cache)}, device=device, quiet=quiet)
     if not student.exists():
-        export(run, student)
+        export(run, student, quiet=quiet)
     _title(4, "score teacher, student and an untrained student on compositions nobody trained on")
-    results, captions = score_pocket(student, 192, 20, 3.5, 0, device, False)
+    results, captions = score_pocket(student, 192, 20, 3.5, 0, device, quiet)
     write_picture(compare_picture(results, captions), folder / "side-by-side.png")
     from evaluation.pocket_scores import table_rows
 
     write_text(folder / "scores.json", json.dumps(table_rows(results), indent=1) + "\n")
     print_scores(results, False)
+    _title(5, "the recording and the student as one page")
+    # Five steps of twenty: with all, decoding takes as long as the recording did.
+    shown = {"students": (run,), "strips": None, "frames": 5, "closed_loop": 8, "batch_size": 20}
+    write_report(str(cache), folder / "report.html", shown, device=device, quiet=quiet)
     _where(folder, time.monotonic() - began)
 
 
 def _title(number: int, text: str) -> None:
-    out.print(f"\n[{number}/4] {text}", markup=False, style="bold")
+    out.print(f"\n[{number}/5] {text}", markup=False, style="bold")
 
 
 def _where(folder: Path, seconds: float) -> None:
     out.print(f"\nDone in {seconds:.0f} s. Look at", markup=False)
     for name, what in (
+        ("report.html", "every trajectory with its film strip, and the student's errors; open it in a browser"),
         ("side-by-side.png", "teacher, student and untrained student on the same captions and noise"),
         ("film-strips.png", "four recorded trajectories, decoded step by step"),
         ("scores.json", "the table above"),

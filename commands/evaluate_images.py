@@ -38,7 +38,7 @@ def evaluate_images(
         Literal["inception", "clip"], typer.Option(help="clip: FID-CLIP, without torchvision.")
     ] = "inception",
     fid_weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Inception's weights, if at hand.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 16,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,

@@ -42,9 +42,9 @@ def evaluate_table(
     count: Annotated[int, typer.Option(min=1, help="Held-out captions of --pocket.")] = 192,
     trajectories: Annotated[int, typer.Option(min=1, help="Held-out trajectories of --cache.")] = 64,
     closed_loop: Annotated[int, typer.Option(min=0, help="Of these sampled anew, the student leading.")] = 16,
-    steps: Annotated[int, typer.Option(min=1)] = 20,
-    guidance: float = 3.5,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Sampler steps of --pocket.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Of --pocket.")] = 3.5,
+    seed: Annotated[int, typer.Option(min=0, help="Of --pocket's captions and noise.")] = 0,
     eight_bits: Annotated[
         bool, typer.Option("--eight-bits/--no-eight-bits", help="A row for the teacher's T5 in int8.")
     ] = True,

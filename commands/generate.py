@@ -5,21 +5,21 @@ from typing import Annotated, Literal
 
 import typer
 
-from commands.resolve import Device, Quiet, Settings, quiet_device, resolve_teacher, terminal
+from commands.resolve import Device, Quiet, Settings, TeacherName, quiet_device, resolve_teacher, terminal
 from commands.resolve import out as console
 from storage_schemas.errors import BadSettings
 
 
 def generate(
     student: Annotated[str, typer.Argument(metavar="STUDENT", help="A run folder, an export, or `teacher`.")],
-    teacher: Annotated[str, typer.Option(help="pocket, a folder in the FluxPipeline layout, or a hub name.")],
+    teacher: TeacherName,
     prompts: Annotated[list[str], typer.Option(metavar="SOURCE", help="As after build --prompts; may be repeated.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the pictures and of index.jsonl.")],
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first that many distinct prompts.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Sampler steps.")] = 20,
-    guidance: Annotated[float, typer.Option(min=0)] = 3.5,
+    guidance: Annotated[float, typer.Option(min=0, help="FLUX's guidance scale.")] = 3.5,
     seed: Annotated[int, typer.Option(min=0, help="The noise is a function of seed and prompt.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1)] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 4,
     resolution: Annotated[
         int | None, typer.Option(min=1, help="Pixels per side; default 512, or the teacher's own.")
     ] = None,
@@ -31,7 +31,7 @@ def generate(
     pooled: Annotated[
         Literal["zero", "clip"], typer.Option(help="FLUX's pooled input; zero: as scored; clip: as FluxPipeline.")
     ] = "zero",
-    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Of all arithmetic.")] = "bfloat16",
     revision: Annotated[str | None, typer.Option(help="Revision of a hub repository.")] = None,
     device: Device = "auto",
     quiet: Quiet = False,

@@ -3,8 +3,11 @@
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
 
-from commands.resolve import POCKET, out, quiet_device, resolve_teacher
+from commands.resolve import POCKET, out, print_table, quiet_device, resolve_teacher
 from storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
@@ -12,7 +15,16 @@ if TYPE_CHECKING:
     from models.teacher_folder import TeacherFolder
     from storage_schemas.manifest import Manifest
 
-Gpu = Annotated[str | None, typer.Option(help="A card by name, such as 4090 or h100.")]
+
+def card_names(incomplete: str) -> list[str]:
+    """Completion of --gpu: names as short as find_card takes them."""
+    from models.cards import CARDS
+
+    names = ["-".join(card.name.lower().removeprefix("rtx ").split()) for card in CARDS]
+    return [name for name in names if name.startswith(incomplete.lower())]
+
+
+Gpu = Annotated[str | None, typer.Option(autocompletion=card_names, help="A card by name, such as 4090 or h100.")]
 Tflops = Annotated[float | None, typer.Option(help="TFLOP/s that are reached, in place of the estimate.")]
 
 
@@ -75,6 +87,31 @@ def gpu_facts(card: "Card | None", rate: float | None, gpus: int) -> dict[str, A
     }
 
 
+def fit_facts(what: str, needed_bytes: float, there_bytes: float) -> dict[str, Any]:
+    """A verdict in numbers."""
+    fits = needed_bytes <= there_bytes
+    return {"what": what, "fits": fits, "needed_bytes": int(needed_bytes), "available_bytes": int(there_bytes)}
+
+
+def print_facts(rows: dict[str, str]) -> None:
+    """Names and what is to be said of them; long lines go on below themselves."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, style="bold")
+    grid.add_column()
+    for name, value in rows.items():
+        grid.add_row(name, escape(value))
+    print_table(grid)
+
+
+def figure_table(first: str, *figures: str, title: str | None = None) -> Table:
+    """A table of a name and its figures; those stand to the right, to be compared."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(first)
+    for name in figures:
+        table.add_column(name, justify="right")
+    return table
+
+
 def print_gpu(facts: dict[str, Any]) -> None:
     """At which rate the hours are, and the verdicts."""
     gpu = facts["gpu"]
@@ -88,7 +125,8 @@ def print_gpu(facts: dict[str, Any]) -> None:
         how = f"; {gpu['utilisation_source']}" if expected else "; as --tflops says"
         out.print(f"hours: at {rate} on each of {gpu['count']} x {gpu['name'] or 'GPU'}{known}{how}", markup=False)
     for verdict in facts["verdicts"]:
-        out.print(verdict, markup=False)
+        fits = {"fits": "green", "does not fit": "bold red"}.get(verdict.split(":")[0])
+        out.print(verdict, style=fits, markup=False)
 
 
 def _why_no_rate(gpu: dict[str, Any]) -> str:

@@ -7,21 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from commands.plan_cards import (
     Gpu,
     Tflops,
     count_text,
+    figure_table,
+    fit_facts,
     gpu_facts,
     hours_text,
     named_card,
     number_text,
     outline,
+    print_facts,
     print_gpu,
     rate_of,
 )
-from commands.resolve import Json, Settings, out, quiet_device, student_source
+from commands.resolve import Json, Settings, out, print_table, quiet_device, student_source
 from commands.train import asked_of_flags, asked_of_recipe, is_given, named_places
 from storage_schemas.errors import BadSettings
 from storage_schemas.progress import duration_text
@@ -54,7 +56,7 @@ def plan_train(
     dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Of the caches to come.")] = "bfloat16",
     codec: Annotated[Literal["plain", "compact", "int8"], typer.Option(help="Of the caches to come.")] = "compact",
     latents: Annotated[Literal["derived", "stored"], typer.Option(help="Of the caches to come.")] = "derived",
-    batch_size: int = 32,
+    batch_size: Annotated[int, typer.Option(help="Rows of an optimizer step.")] = 32,
     accumulate: Annotated[int, typer.Option(min=1, help="As for train: parts of the batch.")] = 1,
     steps_per_trajectory: Annotated[int, typer.Option(min=1, help="As for train.")] = 1,
     steps: Annotated[int, typer.Option(min=0, help="Optimizer steps with --loss.")] = 1000,
@@ -62,7 +64,9 @@ def plan_train(
         Literal["vision", "embedding", "context", "sensitivity"], typer.Option(help="As for train.")
     ] = "vision",
     warmup_steps: Annotated[int, typer.Option(min=0, help="Steps with --warmup-loss before them.")] = 0,
-    warmup_loss: Literal["embedding", "context", "sensitivity"] = "context",
+    warmup_loss: Annotated[
+        Literal["embedding", "context", "sensitivity"], typer.Option(help="As for train.")
+    ] = "context",
     modulation: Annotated[Literal["auto", "table", "host", "live"], typer.Option(help="As for train.")] = "auto",
     checkpoint_blocks: Annotated[int, typer.Option(min=0, help="As for train.")] = 0,
     resident_blocks: Annotated[int | None, typer.Option(min=0, help="As for train.")] = None,
@@ -77,8 +81,9 @@ def plan_train(
 ) -> None:
     """What training a student will take, beside the paper's recipe. Loads and downloads nothing.
 
-    Caches to come count as equally large. Example: understudy plan train --teacher FLUX.1-dev --student base
-    --batch-size 4 --steps 50000 --gpu 4090
+    Caches to come count as equally large.
+
+    Example: understudy plan train --teacher FLUX.1-dev --student base --batch-size 4 --steps 50000 --gpu 4090
     """
     from commands.fitting import named_bytes, stated_options
 
@@ -116,7 +121,8 @@ def plan_train(
     verdicts, fitted = fit_verdicts(asked, costs, memory_bytes, card if fit is None else None, held)
     facts = train_facts(ways_of(asked, fitted, named=memory_bytes is not None), costs, rate_flops=rate)
     facts = {"teacher": {"source": first.source, "configs": configs}, **facts}
-    facts |= {"gpu": gpu_facts(card, rate, 1), "verdicts": verdicts}
+    fits = [] if memory_bytes is None else [fit_facts("training", costs.memory(asked).total_bytes, memory_bytes)]
+    facts |= {"gpu": gpu_facts(card, rate, 1), "fits": fits, "verdicts": verdicts}
     if as_json:
         print(json.dumps(facts, indent=1))
         return
@@ -186,18 +192,17 @@ def _recorded(place: str) -> "Manifest":
 
 def _print_train(facts: dict[str, Any], way: str) -> None:
     stages = facts["ways"][way]["stages"]
-    out.print(f"teacher: {facts['teacher']['source']}; {facts['teacher']['configs']}", markup=False)
     told = [
         f"{_steps_text(stage, facts['training'])} of the {stage['loss']} loss at batch {stage['batch_size']}"
         for stage in stages
     ]
-    out.print(
-        f"student: {facts['student']['source']}, {count_text(facts['student']['parameters'])} parameters with its "
+    print_facts({
+        "teacher": f"{facts['teacher']['source']}; {facts['teacher']['configs']}",
+        "student": f"{facts['student']['source']}, {count_text(facts['student']['parameters'])} parameters with its "
         f"projection; {', then '.join(told)}",
-        markup=False,
-    )
+    })  # fmt: skip
     _print_stages(facts, way)
-    table = Table("", *(_WAYS[name] for name in facts["ways"]))
+    table = figure_table("", *(_WAYS[name] for name in facts["ways"]))
     ways = list(facts["ways"].values())
     rows = (
         ("GPU memory, GiB (calculated)", [f"{one['gpu_memory']['total_bytes'] / _GIB:.1f}" for one in ways]),
@@ -214,7 +219,7 @@ def _print_train(facts: dict[str, Any], way: str) -> None:
     )
     for name, values in rows:
         table.add_row(name, *values)
-    out.print(table)
+    print_table(table)
     print_gpu(facts)
 
 
@@ -222,7 +227,7 @@ def _print_stages(facts: dict[str, Any], way: str) -> None:
     from commands.planning_train import FITTED
 
     told = "as it fits" if way == FITTED else None
-    table = Table("stage", "loss", "px", "steps", "batch", "TFLOP/step", "s/step", "hours", title=told)
+    table = figure_table("stage", "loss", "px", "steps", "batch", "TFLOP/step", "s/step", "hours", title=told)
     for stage in facts["ways"][way]["stages"]:
         divided = f" in {stage['accumulate']}" if stage["accumulate"] > 1 else ""
         tflop, steps = stage["flop_per_step"] / 1e12, stage["steps"]
@@ -232,7 +237,7 @@ def _print_stages(facts: dict[str, Any], way: str) -> None:
             f"{tflop:,.0f}" if tflop >= 100 else f"{tflop:.3g}", number_text(stage["seconds_per_step"], ".3g"),
             hours_text(stage["hours"]),
         )  # fmt: skip
-    out.print(table)
+    print_table(table)
     budget = facts["training"]["budget_hours"]
     if budget is not None:
         out.print(

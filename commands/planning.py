@@ -48,6 +48,7 @@ def build_facts(
             "trajectories": len(layout),
             "shards": len(layout.trajectories),
             "height_px": sampling.height,
+            "width_px": sampling.width,
             "steps": sampling.steps,
             "text_tokens": manifest.teacher.text_length,
             "dtype": sampling.dtype,

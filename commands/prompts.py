@@ -126,7 +126,7 @@ def prompts_compbench(
 def prompts_commontext(
     out_file: Annotated[Path, typer.Argument(metavar="FILE", help=".txt (a prompt per line), .json or .jsonl.")],
     count: Annotated[int, typer.Option(min=1, help="How many distinct prompts.")] = 50_000,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other prompts.")] = 0,
     words: Annotated[int, typer.Option(min=1, max=20_000, help="Only the most frequent English words.")] = 5000,
 ) -> None:
     """Prompts for text rendering: signs with frequent English words on them.
@@ -157,7 +157,7 @@ def _check_ending(file: Path, endings: tuple[str, ...]) -> None:
 def prompts_pocket(
     out_file: Annotated[Path, typer.Argument(metavar="FILE", help="Text file to write, a prompt per line.")],
     count: Annotated[int, typer.Option(min=1, help="How many distinct captions.")] = 512,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other prompts.")] = 0,
     split: Annotated[
         Literal["train", "heldout"], typer.Option(help="heldout: compositions never trained on.")
     ] = "train",

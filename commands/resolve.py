@@ -1,5 +1,6 @@
 """What commands share: flags, names to folders, devices, files to write."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,6 +12,8 @@ from storage_schemas.errors import BadSettings
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from rich.table import Table
+
     from models.context_projection import ContextProjection
     from models.teacher_folder import TeacherFolder
     from storage_schemas.manifest import Teacher
@@ -18,6 +21,25 @@ if TYPE_CHECKING:
 POCKET = "pocket"
 
 out = Console(highlight=False, soft_wrap=True)
+# Of a table in a pipe or a file, where nothing has to fit.
+_ANY_WIDTH = 1000
+
+
+def print_table(table: "Table") -> None:
+    """Print a table: as wide as the terminal, or as it needs where there is none; what is long goes on below itself."""
+    for column in table.columns:
+        column.overflow = "fold"
+    if out.is_terminal:
+        out.print(table)
+    else:
+        Console(file=out.file, highlight=False, width=_ANY_WIDTH).print(table)
+
+
+def silence_downloads(quiet: bool) -> bool:
+    """Callback of --quiet: no bars of huggingface_hub either, which reads this when it is imported."""
+    if quiet:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    return quiet
 
 
 def read_settings(context: typer.Context, file: Path | None) -> Path | None:
@@ -44,13 +66,33 @@ def read_settings(context: typer.Context, file: Path | None) -> Path | None:
     return file
 
 
+def teacher_names(incomplete: str) -> list[str]:
+    """Completion of --teacher; a shell completes folders where none of these begins so."""
+    names = (POCKET, "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell")
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def student_names(incomplete: str) -> list[str]:
+    """Completion of --student."""
+    from pocket import STUDENTS_FOLDER
+
+    names = [*(f"{POCKET}-{folder.name}" for folder in sorted(STUDENTS_FOLDER.iterdir())), *_T5_NAMES]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+TeacherName = Annotated[
+    str,
+    typer.Option(autocompletion=teacher_names, help="pocket, a folder in the FluxPipeline layout, or a hub name."),
+]
+_T5_NAMES = tuple(f"google-t5/t5-{size}" for size in ("small", "base", "large"))
+
 CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the cache, or s3://bucket/prefix.")]
 Verify = Annotated[
     Literal["off", "once", "always"],
     typer.Option(help="Compare checksums of shard files never, once per file, or at every read."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no remarks.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=silence_downloads, help="No progress, no remarks.")]
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1.")]
 Settings = Annotated[
     Path | None,

@@ -18,6 +18,7 @@ from commands.resolve import (
     out,
     resolve_context_projection,
     resolve_teacher,
+    student_names,
     student_source,
     terminal,
 )
@@ -39,7 +40,10 @@ def train(
         ),
     ] = None,
     student: Annotated[
-        str | None, typer.Option(help="T5 folder or hub name, a config alone, an export; pocket-small.")
+        str | None,
+        typer.Option(
+            autocompletion=student_names, help="T5 folder or hub name, a config alone, an export; pocket-small."
+        ),
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="Stages, in place of the flags from --steps to --decay.")
@@ -82,17 +86,17 @@ def train(
     steps_per_trajectory: Annotated[
         int, typer.Option(help="Rows of the batch that are steps of one trajectory and share the student's forward.")
     ] = 1,
-    learning_rate: float = 1e-4,
-    warmup_learning_rate: Annotated[float | None, typer.Option(help="Default: the same.")] = None,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW, with --loss.")] = 1e-4,
+    warmup_learning_rate: Annotated[float | None, typer.Option(help="Of the warm-up; default: the same.")] = None,
     decay: Annotated[
         Literal["constant", "cosine", "linear"], typer.Option(help="Of the learning rate, over each stage.")
     ] = "constant",
     lr_warmup_steps: Annotated[
         int | None, typer.Option(help="Steps over which it rises; default: 20 where it decays, else none.")
     ] = None,
-    weight_decay: float = 1e-3,
+    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-3,
     clip: Annotated[float, typer.Option(help="Largest norm of the student's gradient.")] = 1.0,
-    dropout: float = 0.1,
+    dropout: Annotated[float, typer.Option(help="Of the student, while it trains.")] = 0.1,
     position_bias_factor: Annotated[float, typer.Option(help="Learning rate of T5's position bias, times this.")] = 1.0,
     ema: Annotated[
         float | None, typer.Option(help="Decay of an average of the weights, which is validated and exported.")
@@ -130,12 +134,12 @@ def train(
         str | None, typer.Option(help="diffusers' attention backend for it; default: torch's own.")
     ] = None,
     fit: Fit = None,
-    checkpoint_every: int = 200,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints, each with a validation.")] = 200,
     keep: Annotated[int, typer.Option(help="Last checkpoints kept, besides the best.")] = 2,
     floor: Annotated[
         int, typer.Option(help="Records of which the replay floor is measured at the start; 0: none.")
     ] = 64,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Of the order of the records, of dropout and of random weights.")] = 0,
     verify: Verify = "once",
     local_copy: Annotated[
         Path | None, typer.Option(help="Folder here for shard files of a cache that lies on an object store.")

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from inspection.reading import SHADES, reading, shaded
 from inspection.text_layout import entry_lines, table_lines
+from storage_schemas import sensitivity
 from storage_schemas.derivation import predicted_clean_latent
 from storage_schemas.fields import Array
 from storage_schemas.manifest import Sampling
@@ -27,6 +29,8 @@ def describe(cache: Cache, index: int) -> dict[str, Any]:
     prompt = cache.prompts[trajectory.prompt]
     sampling = cache.manifest.sampling
     final = trajectory.final_latent_SC.astype(np.float32)
+    pieces = token_pieces(cache, prompt.token_ids)
+    measured = sensitivity.read(cache.folder)
     return {
         "index": index,
         "key": trajectory.key,
@@ -38,7 +42,8 @@ def describe(cache: Cache, index: int) -> dict[str, Any]:
         "replicas": replicas_of(cache, trajectory.prompt),
         "seed": sampling.seed,
         "guidance": trajectory.guidance,
-        "tokens": _pieces(cache, prompt.token_ids),
+        "tokens": pieces,
+        "reading": None if measured is None else reading(cache, measured, trajectory.prompt, pieces),
         "final_latent_norm": _norm(final),
         "final_latent_rms": _rms(final),
         "final_latent_non_finite": _non_finite(final),
@@ -83,6 +88,7 @@ def trajectory_lines(facts: dict[str, Any], cache: str, *, width: int | None = N
         ("seed", str(facts["seed"])),
         ("guidance", "none" if facts["guidance"] is None else f"{facts['guidance']:g}"),
         ("tokens", f"{len(pieces)}: {' '.join(pieces)}"),
+        *_reading(facts),
     ]
     head = ["step", "sigma", "timestep", "latent norm", "velocity norm", "clean moved", "not finite"]
     rows = [
@@ -104,6 +110,15 @@ def trajectory_lines(facts: dict[str, Any], cache: str, *, width: int | None = N
         *table_lines(head, [*rows, final], text_columns=()),
         "clean moved: rms change of the predicted clean latent; not finite: latent + velocity",
     ]
+
+
+def _reading(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    found = facts["reading"]
+    if found is None:
+        return []
+    how = "measured on this prompt" if found["sampled"] else "predicted from its embedding"
+    scale = f"{SHADES[0]} under a third of the mean, {SHADES[-1]} nine times and more"
+    return [("read", f"{shaded(facts['tokens'], found['weights'])} ({scale}; {how})")]
 
 
 def _replica_text(facts: dict[str, Any], cache: str) -> str:
@@ -194,7 +209,8 @@ def _counts(latent: int, velocity: int) -> str:
     return f"{latent} + {velocity}" if latent or velocity else "0"
 
 
-def _pieces(cache: Cache, token_ids: Sequence[int]) -> list[str]:
+def token_pieces(cache: Cache, token_ids: Sequence[int]) -> list[str]:
+    """Token ids as the texts of the cache's tokenizer."""
     from tokenizers import Tokenizer
 
     file = cache.tokenizer_files.get("tokenizer.json")

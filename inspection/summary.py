@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from inspection.reading import sensitivity_facts
 from inspection.summary_text import summary_lines
 from storage_schemas.commits import KINDS, CommitRecord
 from storage_schemas.digests import canonical_json
@@ -68,6 +69,7 @@ def summarise(cache: Cache) -> dict[str, Any]:
         },
         "integrity": {"shards": _shards(cache), "files": _files(cache, records), "checksums": "not compared"},
         "build": {"created_by": manifest.created_by, **_build(records)},
+        "sensitivity": sensitivity_facts(cache),
         "digests": manifest.digests(),
     }
 

@@ -191,19 +191,6 @@ def test_flags_may_come_from_a_toml_file_and_the_command_line_goes_first(tmp_pat
     assert code == 1 and "has the unknown key 'step', expected one of " in heard
 
 
-def test_the_version_names_the_libraries(capsys):
-    code, said, _ = understudy("--version", capsys=capsys)
-    assert code == 0 and "understudy 0.1.0, torch 2." in said and "webdataset" in said
-
-
-@pytest.mark.parametrize(
-    "words", [["build"], ["train"], ["export"], ["demo"], ["inspect", "show"], ["evaluate", "score"]]
-)
-def test_every_help_text_has_an_example_of_its_own_command(words, capsys):
-    code, said, _ = understudy(*words, "--help", capsys=capsys)
-    assert code == 0 and f"Example: understudy {' '.join(words)}" in " ".join(said.split())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_keep_what_was_committed_and_say_so(tmp_path, dev_teacher, number):

@@ -244,9 +244,3 @@ def test_a_forced_build_begins_all_the_same(tmp_path, capsys):
     (tmp_path / "p.txt").write_text("a red circle\n")
     words = ["build", tmp_path / "c", "--teacher", "pocket", "--prompts", tmp_path / "p.txt", "--steps", 2]
     assert understudy(*words, "--force", capsys=capsys)[0] == 0
-
-
-@pytest.mark.parametrize("words", [["build"], ["train"]])
-def test_help_has_an_example(words, capsys):
-    code, said, _ = understudy("plan", *words, "--help", capsys=capsys)
-    assert code == 0 and f"Example: understudy plan {words[0]}" in " ".join(said.split())

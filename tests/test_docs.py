@@ -18,6 +18,7 @@ PAGES = (
     ROOT / "docs/building.md",
     ROOT / "docs/training.md",
     ROOT / "docs/small-gpus.md",
+    ROOT / "docs/looking.md",
     ROOT / "docs/evaluation.md",
 )
 LINKING = (*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "storage_schemas/README.md")

@@ -93,10 +93,11 @@ function teacherFigure(strip) {
 }
 
 function closedFigure({ name, closed }, place) {
-  const image = element("img", {
-    src: closed.final[place], alt: `final picture of ${name}`, class: isPixelated() ? "frame pixelated" : "frame",
-  });
+  // An evaluation that was made before kept no pictures.
+  const pictures = closed.final.slice(place, place + 1).map((src) => element("img", {
+    src, alt: `final picture of ${name}`, class: isPixelated() ? "frame pixelated" : "frame",
+  }));
   const psnr = closed.psnr_db[place] === null ? "identical pictures" : `PSNR ${numberText(closed.psnr_db[place])} dB`;
   const measured = `latent off by ${percentText(closed.latent_fraction[place])}, ${psnr}, SSIM ${numberText(closed.ssim[place])}`;
-  return element("figure", {}, image, element("figcaption", {}, name, element("span", { class: "quiet" }, measured)));
+  return element("figure", {}, ...pictures, element("figcaption", {}, name, element("span", { class: "quiet" }, measured)));
 }

@@ -1,0 +1,67 @@
+"""What the transformer reads in a prompt, and in how many directions: from a cache's sensitivity. No torch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from storage_schemas import sensitivity
+from storage_schemas.reader import Cache
+from storage_schemas.sensitivity import Sensitivity, predicted_weights
+
+# From little to much: by the logarithm of the weight, each three times the one before.
+SHADES = "·░▒▓█"
+_LEAST, _STEP = 1 / 3, 3.0
+
+
+def sensitivity_facts(cache: Cache) -> dict[str, Any] | None:
+    """The record without its plan's prompts; None where none was measured, or it is not finished."""
+    record = sensitivity.read_record(cache.folder)
+    if record is None:
+        return None
+    return {
+        "prompts": len(record.plan.prompt_ids),
+        "products": record.plan.products,
+        "steps": len(record.plan.steps),
+        "seconds": record.seconds,
+        "effective_rank": record.effective_rank,
+        "spectrum": list(record.spectrum),
+        "predicted_correlation": record.predicted_correlation,
+    }
+
+
+def sensitivity_text(facts: dict[str, Any], width: int) -> str:
+    """One entry of a screen. width: of the embedding."""
+    largest = ", ".join(f"{100 * share:.0f}" for share in facts["spectrum"][:6])
+    told = facts["predicted_correlation"]
+    predicted = "" if told is None else f"; token weights of other prompts predicted with correlation {told:.2f}"
+    return (
+        f"measured on {facts['prompts']:,} prompts x {facts['products']} products x {facts['steps']} steps; "
+        f"{facts['effective_rank']:.1f} of {width} directions matter (effective rank; largest {largest} %){predicted}"
+    )
+
+
+def reading(cache: Cache, measured: Sensitivity, prompt: int, pieces: Sequence[str]) -> dict[str, Any] | None:
+    """Weights of a prompt's tokens, padding left out: mean 1 over all tokens of all prompts; None where unknown.
+
+    sampled: whether they were measured on this prompt; else they are predicted from its embedding.
+    """
+    found = measured.weights_of(cache.prompts[prompt].id)
+    sampled = found is not None
+    if found is None:
+        place = cache.layout.embedding_place(prompt)[0]
+        if measured.predictor_D1 is None or ("embeddings", place) not in cache.records:
+            return None
+        found = predicted_weights(measured.predictor_D1, cache.embedding(prompt))
+    return {"weights": [float(f"{value:.4g}") for value in found[: len(pieces)]], "sampled": sampled}
+
+
+def shaded(pieces: Sequence[str], weights: Sequence[float]) -> str:
+    """Each token behind a shade of its weight."""
+    return " ".join(f"{shade(weight)}{piece}" for piece, weight in zip(pieces, weights, strict=True))
+
+
+def shade(weight: float) -> str:
+    """Of SHADES: the middle one for 1 to 3 times the mean."""
+    level = 1 + np.floor(np.log(max(weight, 1e-9) / _LEAST) / np.log(_STEP))
+    return SHADES[int(np.clip(level, 0, len(SHADES) - 1))]

@@ -1,0 +1,106 @@
+"""What a report says of a cache's files: each against its checksum, and for each problem the command that mends."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from shlex import quote
+from typing import Any
+
+from storage_schemas.commits import Kind
+from storage_schemas.errors import DamagedCache
+from storage_schemas.fields import fields_of
+from storage_schemas.folders import open_folder
+from storage_schemas.journal import NEXT_MANIFEST
+from storage_schemas.manifest import MANIFEST_FILE
+from storage_schemas.progress import Progress, size_text
+from storage_schemas.prompts import OFFSETS_FILE, PROMPTS_FILE
+from storage_schemas.reader import TOKENIZER_FOLDER, Cache, read_manifest
+from storage_schemas.trajectory import Trajectory
+from storage_schemas.verification import Problem, verify
+
+# Norms and film strips of all trajectories of a demo are made from one reading.
+_REMEMBERED_BYTES = 256 * 2**20
+
+NOT_CHECKED: dict[str, Any] = {
+    "state": "not checked",
+    "text": "no file was compared with its checksum: --no-verify",
+    "problems": [],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readable:
+    """A cache of which some shards may be damaged: they are not read."""
+
+    cache: Cache
+    damaged: frozenset[tuple[Kind, int]]
+    _remembered: dict[int, Trajectory | None] = field(default_factory=dict)
+
+    def trajectory(self, index: int) -> Trajectory | None:
+        """Trajectory number `index`; None where its shard is damaged. Of a small cache each is read once."""
+        if index in self._remembered:
+            return self._remembered[index]
+        found = self._read(index)
+        if self._row_bytes * (len(self._remembered) + 1) <= _REMEMBERED_BYTES:
+            self._remembered[index] = found
+        return found
+
+    @cached_property
+    def _row_bytes(self) -> int:
+        return sum(stored.row_bytes for stored in fields_of(self.cache.manifest, "trajectories"))
+
+    def _read(self, index: int) -> Trajectory | None:
+        if ("trajectories", self.cache.layout.place(index).shard) in self.damaged:
+            return None
+        try:
+            return self.cache.trajectory(index)
+        except DamagedCache:
+            return None
+
+    def has_embedding(self, prompt: int) -> bool:
+        """Whether the embedding of a prompt is there and can be read."""
+        if self.cache.manifest.sampling.storage.embeddings == "none":
+            return False
+        key: tuple[Kind, int] = ("embeddings", self.cache.layout.embedding_place(prompt)[0])
+        if key in self.damaged or key not in self.cache.records:
+            return False
+        try:
+            self.cache.embedding(prompt)
+        except DamagedCache:
+            return False
+        return True
+
+
+def check_files(location: str, progress: Progress) -> tuple[dict[str, Any], frozenset[tuple[Kind, int]]]:
+    """State, text and problems of a cache's files, and the shards that are damaged."""
+    found = verify(location, progress)
+    source = read_manifest(open_folder(location)).source
+    said = f"{found.shards:,} shards, {size_text(found.bytes)}"
+    said += f", {found.missing:,} not built yet" if found.missing else ""
+    count = len(found.problems)
+    state = "damaged" if count else "intact"
+    text = f"{said}: {count:,} problem{'s' if count > 1 else ''}" if count else f"{said}: every file has its checksum"
+    problems = [
+        {"path": problem.path, "problem": problem.message, "mend": mending_command(problem, location, source)}
+        for problem in found.problems
+    ]
+    damaged = frozenset(problem.shard for problem in found.problems if problem.shard is not None)
+    return {"state": state, "text": text, "problems": problems}, damaged
+
+
+def mending_command(problem: Problem, location: str, teacher: str) -> str:
+    """The command that puts a problem right, or is tried first.
+
+    Shards are rebuilt by the teacher; what follows from the rest of the cache needs nothing; what does not (prompts,
+    the tokenizer) is taken from a copy.
+    """
+    if problem.message.endswith("delete it"):
+        path = f"{location}/{problem.path}"
+        return f"aws s3 rm {quote(path)}" if location.startswith("s3://") else f"rm {quote(path)}"
+    repair = f"understudy repair {quote(location)}"
+    if problem.shard is not None:
+        return f"{repair} --teacher {quote(teacher)}"
+    if problem.path in (MANIFEST_FILE, OFFSETS_FILE, NEXT_MANIFEST) or problem.path.endswith("zarr.json"):
+        return repair
+    if problem.path == PROMPTS_FILE or problem.path.startswith(f"{TOKENIZER_FOLDER}/"):
+        return f"{repair} --from COPY"
+    return repair
