@@ -264,30 +264,31 @@ class _Measurement:
 
 def _finish(cache: Cache, plan: Plan, progress: Progress) -> Sensitivity | None:
     """The sums of all parts, in their order, so that it does not matter who made which."""
-    parts = []
-    for number, ids in enumerate(plan.parts):
+    width = cache.manifest.teacher.text_width
+    outer_DD, squares, ways, seconds = np.zeros((width, width)), [], {}, 0.0
+    for number in range(len(plan.parts)):
         part = sensitivity.read_part(cache.folder, plan, number)
         if part is None:
-            missing = sum(sensitivity.read_part(cache.folder, plan, at) is None for at in range(len(plan.parts)))
-            progress.say(f"{missing} of {len(plan.parts)} parts are not there yet: other workers make them")
+            sizes = [cache.folder.size(sensitivity.part_path(at)) for at in range(len(plan.parts))]
+            progress.say(f"{sizes.count(None)} of {len(sizes)} parts are not there yet: other workers make them")
             return None
-        assert len(part.squares_NT) == len(ids)
-        parts.append(part)
-    rows = len(plan.prompt_ids) * plan.products * cache.manifest.teacher.text_length
-    metric_DD = sum(part.outer_DD for part in parts) / rows
-    squares_NT = np.concatenate([part.squares_NT for part in parts])
+        outer_DD += part.outer_DD
+        squares.append(part.squares_NT)
+        ways[canonical_json(part.made)] = part.made
+        seconds += part.seconds
+    squares_NT = np.concatenate(squares)
+    metric_DD = outer_DD / (squares_NT.size * plan.products)
     weights_NT = squares_NT / squares_NT.mean()
     predictor_D1, correlation = fit_predictor(cache, plan.prompt_ids, weights_NT)
     arrays = {"metric": metric_DD, "weights": weights_NT}
     if predictor_D1 is not None:
         arrays["predictor"] = predictor_D1
     effective_rank, spectrum = sensitivity.spectrum_of(metric_DD)
-    ways = {canonical_json(part.made): part.made for part in parts}
     record = SensitivityRecord(
         created_by=f"understudy {version('understudy')}",
         plan=plan,
         provenance=tuple(ways[key] for key in sorted(ways)),
-        seconds=sum(part.seconds for part in parts),
+        seconds=seconds,
         predicted_correlation=correlation,
         effective_rank=effective_rank,
         spectrum=spectrum,

@@ -66,7 +66,8 @@ class SensitivityRecord(Record):
 
     predicted_correlation: of measured and predicted logarithms of token weights, on a fifth of the prompts that the
     prediction had not seen; None where there were too few. effective_rank: squared sum of the metric's eigenvalues per
-    sum of their squares: how many directions matter. spectrum: its largest eigenvalues as parts of their sum. arrays_bytes, arrays_xxh3_128: of ARRAYS_FILE.
+    sum of their squares: how many directions matter. spectrum: its largest eigenvalues as parts of their sum.
+    arrays_bytes, arrays_xxh3_128: of ARRAYS_FILE.
     """
 
     format: Literal["understudy-sensitivity"] = "understudy-sensitivity"
