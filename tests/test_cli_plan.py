@@ -28,6 +28,7 @@ def test_a_build_of_flux_dev_is_planned_from_nothing(tmp_path, capsys):
     assert facts["verdicts"][2].startswith(f"fits: the cache, 1.4 to 2.0 GiB (estimated), the disk of {tmp_path} has")
 
 
+@pytest.mark.slow
 def test_a_build_with_quantized_weights_needs_less(capsys):
     words = ["plan", "build", *DEV, "--count", 5, "--batch-size", 1, "--json"]
     exact, eight, four = (
@@ -40,6 +41,7 @@ def test_a_build_with_quantized_weights_needs_less(capsys):
     assert four["weights_bytes"] / 2**30 == pytest.approx(4.52 + 6.05 + 0.09, abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_table_of_a_build_says_whose_figures_these_are(capsys):
     code, said, _ = understudy("plan", "build", *DEV, "--count", 5, "--gpu", "rtx3060", capsys=capsys)
     assert code == 0 and "1 x RTX 3060 12GB, of 25.5 dense bf16" in said and "(not checked)" in said
@@ -59,6 +61,7 @@ def test_a_folder_of_configurations_without_weights_suffices(tmp_path, prompt_fi
     assert facts["teacher"]["configs"] == f"configuration files in {tmp_path}/flux"
 
 
+@pytest.mark.slow
 def test_training_is_planned_beside_the_papers_recipe(capsys):
     words = ["plan", "train", *DEV, "--student", "base", "--batch-size", 4, "--steps", 50_000, "--gpu", "h100"]
     code, said, _ = understudy(*words, "--json", capsys=capsys)
@@ -85,6 +88,7 @@ RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 REACHED, ROW_512, ROW_1024 = 165.2 * 310 / 989, 31.36, 150.3
 
 
+@pytest.mark.slow
 def test_the_papers_recipe_is_planned_by_the_sizes_of_its_caches(capsys):
     words = ["plan", "train", "--recipe", RECIPES / "paper.toml", *DEV, "--gpu", "4090"]
     sizes = ["--resolution", 512, "--resolution", "commontext=1024"]
@@ -125,6 +129,7 @@ def test_a_budget_is_told_in_steps_of_each_stage_that_shares_it(capsys):
     assert "2,553 (106 days)" in said and "fits: training: 21.6 GiB at 4 rows at once, RTX 4090 has 24.0 GiB" in said
 
 
+@pytest.mark.slow
 def test_without_a_card_a_share_of_the_budget_is_hours_and_no_steps(dev_teacher, capsys):
     words = ["plan", "train", "--recipe", RECIPES / "flux-one-gpu.toml", "--teacher", dev_teacher, "--budget", "72h"]
     words += ["--student", dev_teacher / "text_encoder_2"]
@@ -163,6 +168,7 @@ caches = {here = 1, signs = 1}
 """
 
 
+@pytest.mark.slow
 def test_caches_that_are_there_and_caches_to_come_are_planned_together(tmp_path, dev_teacher, prompt_file, capsys):
     build_cache(tmp_path / "c", dev_teacher, prompt_file)
     (tmp_path / "r.toml").write_text(RECIPE)
@@ -193,6 +199,7 @@ def test_a_warm_up_alone_needs_no_room_for_the_backbone(capsys):
     assert memory["weights_bytes"] == 0 and facts["verdicts"][0].startswith("fits: ")
 
 
+@pytest.mark.slow
 def test_training_from_a_cache_goes_by_its_manifest(tmp_path, dev_teacher, prompt_file, capsys):
     build_cache(tmp_path / "c", dev_teacher, prompt_file, dtype="float32")
     words = ["plan", "train", "--cache", tmp_path / "c", "--student", "small", "--gpu", "a100"]

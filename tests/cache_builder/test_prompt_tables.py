@@ -79,6 +79,7 @@ def test_wrong_columns_and_damage_are_named(tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("blocked", "source", "message"),
     [

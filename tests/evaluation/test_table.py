@@ -168,6 +168,7 @@ def test_teacher_and_students_come_as_a_table_with_plots_and_stay_scored(tmp_pat
     assert f"reused 4 of 4: teacher, teacher, 8 bit, tiny 1, tiny 2 (in {tmp_path}/r/scored)" in heard
 
 
+@pytest.mark.slow
 def test_on_a_cache_students_are_rows_of_distances_and_stay_evaluated(tmp_path, monkeypatch, capsys):
     cache, run = tmp_path / "cache", tmp_path / "run"
     (tmp_path / "p.txt").write_text("".join(f"{text}\n" for text in captions(64, seed=0, split="train")))

@@ -249,6 +249,7 @@ def test_everything_on_the_way_to_a_frame_is_reached_by_keyboard(visit, html):
     assert page.locator(f"#{active}[aria-selected=true]").inner_text().split()[0] == str(FIRST + 29)
 
 
+@pytest.mark.slow
 def test_text_and_lines_stand_out_in_light_and_dark(visit):
     problem = {"path": "a", "problem": "is missing", "mend": "understudy repair"}
     integrity = {"state": "damaged", "text": "so", "problems": [problem]}

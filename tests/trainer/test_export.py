@@ -52,6 +52,7 @@ def exported(tmp_path_factory, cache_folder, dev_teacher, t5_config):
     return folder
 
 
+@pytest.mark.slow
 def test_flux_pipeline_takes_it_without_understudy_and_embeds_to_the_bit(exported, dev_teacher, tmp_path):
     (tmp_path / "outsider.py").write_text(OUTSIDER)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}

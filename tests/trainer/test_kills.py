@@ -78,6 +78,7 @@ def unkilled(tmp_path_factory, cache_folder, dev_teacher, t5_config) -> Path:
     return run_training(tmp_path_factory.mktemp("unkilled") / "run", cache_folder, dev_teacher, t5_config, **FLAGS)
 
 
+@pytest.mark.slow
 def test_killed_in_each_step_of_a_checkpoint_a_run_ends_as_one_that_was_not(
     tmp_path, cache_folder, dev_teacher, t5_config, unkilled
 ):
