@@ -19,6 +19,7 @@ PAGES = (
     ROOT / "docs/training.md",
     ROOT / "docs/small-gpus.md",
     ROOT / "docs/looking.md",
+    ROOT / "docs/sensitivity.md",
     ROOT / "docs/evaluation.md",
 )
 LINKING = (*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "storage_schemas/README.md")
