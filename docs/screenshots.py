@@ -54,6 +54,8 @@ def terminal_svg(words: list[str]) -> str:
     console = Console(record=True, width=COLUMNS, file=io.StringIO())
     console.print(Text(f"$ understudy {' '.join(words)}", style="bold"))
     console.print(Text.from_ansi(text))
+    # The last line's descenders are cut otherwise.
+    console.print()
     return console.export_svg(title="understudy")
 
 
