@@ -71,7 +71,10 @@ def shoot_report(page: Any, report: Path, scheme: str) -> None:
     page.wait_for_selector("html[data-ready]")
     page.screenshot(path=DOCS / f"report-{scheme}.png")
     if scheme == "light":
+        # As tall as the page: nothing is scrolled under what sticks to the top.
+        page.set_viewport_size({"width": 1440, "height": 4000})
         page.locator("#students").screenshot(path=DOCS / "report-students.png")
+        page.set_viewport_size({"width": 1440, "height": 900})
 
 
 def main() -> None:
