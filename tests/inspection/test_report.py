@@ -267,8 +267,10 @@ def test_curves_are_those_of_the_run_and_thinned_out(tmp_path):
     assert curves["validation loss"] == {"name": "validation loss", "x": [999], "y": [0.5]}
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write("\n" + json.dumps({"step": 1001, "loss": 2.0, "kind": "vision"}) + "\n")
+        # During a warm-up too: it is measured by replay wherever there is the transformer.
+        file.write(json.dumps({"step": 1002, "validation_loss": 1.0, "validation_loss_by_step": {"0": 1.0}}) + "\n")
     assert [curve["name"] for curve in run_curves(tmp_path)] == [
-        "embedding loss", "vision loss", "validation embedding loss", "learning rate"
+        "embedding loss", "vision loss", "validation loss", "validation vision loss", "learning rate"
     ]  # fmt: skip
     assert run_curves(tmp_path / "no run") == []
 
