@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from commands.resolve import CachePath, Device, Quiet, out, quiet_device, resolve_teacher, terminal
+from commands.resolve import CachePath, Device, Quiet, check_outside, out, quiet_device, resolve_teacher, terminal
 from storage_schemas.errors import BadSettings
 
 
@@ -70,6 +70,7 @@ def write_report(cache: str, path: Path, flags: dict[str, Any], *, device: str, 
     """Gather, render and write a report, whole or not at all; a line on what it holds."""
     from evaluation.results import check_writable
 
+    check_outside(path, cache)
     check_writable(path)
     torch_device = quiet_device(device)
     from inspection.report import ReportSettings, report_data

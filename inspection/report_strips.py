@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from inspection.images import frame_latents, shown_steps
 from inspection.report_integrity import Readable
 from models.geometry import recorded_geometry, vae_scale_factor
 from models.image_decoder import ImageDecoder
 from models.teacher_folder import TeacherFolder
-from storage_schemas.derivation import predicted_clean_latent
 from storage_schemas.errors import BadSettings, BadTeacher
 from storage_schemas.fields import Array
 from storage_schemas.manifest import Sampling
@@ -32,11 +32,6 @@ _LEVELS = 32
 _QUALITY = 75
 _NEAREST_LEVEL = [round(round(value * (_LEVELS - 1) / 255) * 255 / (_LEVELS - 1)) for value in range(256)]
 _LARGEST_WEBP_PX = 16_383
-
-
-def shown_steps(steps: int, frames: int | None) -> list[int]:
-    """Numbers of the steps that are shown, spread evenly from the first to the last; None: all."""
-    return sorted({round(step) for step in np.linspace(0, steps - 1, min(frames or steps, steps)).tolist()})
 
 
 def frame_px(sampling: Sampling, side: int) -> int:
@@ -94,13 +89,9 @@ class StripMaker:
 
     def sheet(self, trajectory: Trajectory) -> str:
         """A data URI: two rows of frames, latents above and predicted clean latents below; the final one in both."""
-        latents_KSC = trajectory.hidden_states_KSC
-        clean = [
-            predicted_clean_latent(latents_KSC[k], trajectory.velocity_KSC[k], self.sampling.sigmas[k])
-            for k in self.steps
-        ]
+        latents, clean = frame_latents(trajectory, self.steps, self.sampling.sigmas)
         final = trajectory.final_latent_SC.astype(np.float32)
-        pictures = self._decoded(np.stack([*(latents_KSC[k].astype(np.float32) for k in self.steps), final, *clean]))
+        pictures = self._decoded(np.stack([*latents, final, *clean]))
         columns, px = len(self.steps) + 1, frame_px(self.sampling, self.side)
         sheet = Image.new("RGB", (columns * px, 2 * px))
         for number, picture_HWC in enumerate([*pictures, pictures[columns - 1]]):

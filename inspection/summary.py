@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from inspection.summary_text import summary_lines
 from storage_schemas.commits import KINDS, CommitRecord
 from storage_schemas.digests import canonical_json
 from storage_schemas.fields import fields_of
@@ -16,8 +15,6 @@ from storage_schemas.journal import is_pending
 from storage_schemas.reader import Cache
 from storage_schemas.rewrite import COPIED_FROM, ways_made
 from storage_schemas.stored_bytes import StoredArray, stored_arrays
-
-__all__ = ["summarise", "summary_lines"]
 
 # A disk of a network may take longer than a screen is worth: what was not looked at is told.
 _FILES_SECONDS = 0.4

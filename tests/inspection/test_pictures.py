@@ -137,4 +137,4 @@ def test_the_default_choice_is_that_of_an_evaluation(recorded):
     cache = Cache.open(recorded)
     everything = held_out_trajectories(cache)
     assert chosen_trajectories(cache, []) == [everything[place] for place in spread(everything, 8)]
-    assert [one.index for one in chosen_trajectories(cache, ["3", everything[0].key])] == [3, everything[0].index]
+    assert [one.index for one in chosen_trajectories(cache, ["3", everything[0].key, "3"])] == [3, everything[0].index]
