@@ -10,7 +10,6 @@ from commands.resolve import (
     CachePath,
     Json,
     Verify,
-    out,
     print_lines,
     terminal_width,
 )
@@ -100,5 +99,4 @@ def inspect_diff(
     if as_json:
         print(json.dumps(facts, indent=1, ensure_ascii=False))
         return
-    for line in diff_lines(facts):
-        out.print(line, markup=False)
+    print_lines(diff_lines(facts))

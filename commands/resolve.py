@@ -203,8 +203,11 @@ def check_folder(folder: Path) -> None:
 def check_outside(path: Path, cache: str) -> None:
     """Raise BadSettings for an --out among the files of a cache."""
     from storage_schemas.folders import is_remote
+    from storage_schemas.manifest import MANIFEST_FILE
 
-    if not is_remote(cache) and path.resolve().is_relative_to(Path(cache).resolve()):
+    if is_remote(cache) or not (Path(cache) / MANIFEST_FILE).is_file():
+        return
+    if path.resolve().is_relative_to(Path(cache).resolve()):
         raise BadSettings(
             f"--out {path} lies in the cache {cache}, where `understudy inspect verify` would call it foreign: give a "
             f"place outside it"

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import torch
 
-from evaluation.cache_scoring import CacheScoring as CacheScoring
+from evaluation.cache_scoring import CacheScoring
 from evaluation.closed_loop import closed_loop
 from evaluation.held_out import HeldOut, held_out_trajectories, spread
 from evaluation.open_loop import open_loop

@@ -43,7 +43,9 @@ class Readable:
 
     @cached_property
     def _row_bytes(self) -> int:
-        return sum(stored.row_bytes for stored in fields_of(self.cache.manifest, "trajectories"))
+        sizes = {stored.name: stored.row_bytes for stored in fields_of(self.cache.manifest, "trajectories")}
+        # Derived latents stay with the trajectory, and are as large as its velocities.
+        return sum(sizes.values()) + (0 if "hidden_states" in sizes else sizes["velocity"])
 
     def _read(self, index: int) -> Trajectory | None:
         if ("trajectories", self.cache.layout.place(index).shard) in self.damaged:

@@ -12,6 +12,7 @@ from storage_schemas.digests import canonical_json
 from storage_schemas.fields import fields_of
 from storage_schemas.folders import LocalFolder
 from storage_schemas.journal import is_pending
+from storage_schemas.manifest import Sampling
 from storage_schemas.reader import Cache
 from storage_schemas.rewrite import COPIED_FROM, ways_made
 from storage_schemas.stored_bytes import StoredArray, stored_arrays
@@ -43,18 +44,7 @@ def summarise(cache: Cache) -> dict[str, Any]:
             "text_width": manifest.teacher.text_width,
             "pooled": manifest.teacher.pooled,
         },
-        "sampling": {
-            "size": f"{sampling.width} x {sampling.height}",
-            "image_tokens": sampling.image_tokens,
-            "channels": sampling.channels,
-            "steps": sampling.steps,
-            "schedule": sampling.schedule,
-            "sigmas": [sampling.sigmas[0], sampling.sigmas[-2]],
-            "guidance": list(sampling.guidance) if sampling.guidance else None,
-            "seed": sampling.seed,
-            "dtype": sampling.dtype,
-            "quantize": sampling.quantize,
-        },
+        "sampling": _sampling(sampling),
         "storage": {
             **sampling.storage.json_value(),
             "embeddings": sampling.storage.embeddings,
@@ -66,6 +56,21 @@ def summarise(cache: Cache) -> dict[str, Any]:
         "integrity": {"shards": _shards(cache), "files": _files(cache, records), "checksums": "not compared"},
         "build": {"created_by": manifest.created_by, **_build(records)},
         "digests": manifest.digests(),
+    }
+
+
+def _sampling(sampling: Sampling) -> dict[str, Any]:
+    return {
+        "size": f"{sampling.width} x {sampling.height}",
+        "image_tokens": sampling.image_tokens,
+        "channels": sampling.channels,
+        "steps": sampling.steps,
+        "schedule": sampling.schedule,
+        "sigmas": [sampling.sigmas[0], sampling.sigmas[-2]],
+        "guidance": list(sampling.guidance) if sampling.guidance else None,
+        "seed": sampling.seed,
+        "dtype": sampling.dtype,
+        "quantize": sampling.quantize,
     }
 
 

@@ -17,8 +17,11 @@ from inspection.terminal import Terminal
 from models.teacher_folder import DECODE_PARTS, find_teacher
 from storage_schemas.errors import NotInCache
 from storage_schemas.progress import duration_text, size_text
+from storage_schemas.prompts import Prompt, prompt_id
 from storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache
+from tests.storage_schemas.caches import write_keyed_cache
+from tests.test_cli import understudy
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.on_cache import CacheScoring, evaluate_on_cache
+from evaluation.cache_scoring import CacheScoring
+from evaluation.on_cache import evaluate_on_cache
 from inspection import report
 from inspection.images import shown_steps
 from inspection.report import ReportSettings, report_data
@@ -372,7 +373,6 @@ def test_damaged_held_out_trajectories_and_embeddings_are_left_out_of_an_evaluat
     assert 0 < len(one["rows"]) < 8 and all(row >= ROWS for row in one["rows"]) and one["floor"] is None
     left_out = f"{8 - len(one['rows'])} held-out trajectories are left out: damaged, not finite, or without the pooled"
     assert f"{left_out} vector" in found["notes"]
-    )
     assert "no replay floor: the cache has not the teacher's embedding of every prompt" in found["notes"]
 
 
