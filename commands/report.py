@@ -34,10 +34,14 @@ def inspect_report(
         int, typer.Option(min=0, metavar="N", help="Of these, sample N with the student leading; 0: none.")
     ] = 16,
     norms: Annotated[int, typer.Option(min=0, metavar="N", help="Read the norms of at most N trajectories.")] = 5000,
-    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare every file with its checksum.")] = True,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare every file with its checksum: reads the whole cache.")
+    ] = True,
     seed: Annotated[int, typer.Option(min=0, help="Of the strips at random.")] = 0,
     teacher: Annotated[str | None, typer.Option(help="Where vae/ lies here; default: as recorded.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Where transformer/ lies; default: --teacher.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Where transformer/ lies; default: --teacher, or as recorded.")
+    ] = None,
     backbone_dtype: Annotated[
         Literal["cache", "bfloat16", "float32"], typer.Option(help="cache: as recorded.")
     ] = "cache",

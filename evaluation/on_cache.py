@@ -18,8 +18,7 @@ from evaluation.replaying import CacheStudent, EmbedPrompts, cached_embeddings
 from evaluation.results import ClosedLoop, Computed, Evaluated, Evaluation, Led, StepErrors
 from models.attention import check_attention, recorded_attention
 from models.backbone import FluxBackbone
-from models.geometry import recorded_geometry
-from models.image_decoder import ImageDecoder
+from models.image_decoder import ImageDecoder, load_recorded_decoder
 from models.quantized import check_quantizer
 from models.recorded_backbone import load_recorded_backbone
 from models.schedule import DTYPES
@@ -159,7 +158,7 @@ class CacheBench:
 
     @cached_property
     def _decoder(self) -> ImageDecoder:
-        return ImageDecoder.load(self.teacher, recorded_geometry(self.cache.manifest.sampling), device=self.device)
+        return load_recorded_decoder(self.teacher, self.cache.manifest.sampling, self.device)
 
     @cached_property
     def _lpips(self) -> Lpips | None:

@@ -15,8 +15,7 @@ from evaluation.open_loop import open_loop
 from evaluation.picture_distances import check_measurable
 from evaluation.replaying import CacheStudent, EmbedPrompts, cached_embeddings
 from evaluation.results import Led, StepErrors
-from models.geometry import recorded_geometry
-from models.image_decoder import ImageDecoder
+from models.image_decoder import load_recorded_decoder
 from models.student_tokens import text_length_remark
 from models.teacher_folder import TeacherFolder
 from storage_schemas.errors import BadSettings, NotInCache
@@ -108,6 +107,7 @@ def compare_students(
             progress.say(f"{name}: {remark}")
     leaders: dict[str, EmbedPrompts] = {name: student.embeddings for name, student in students.items()}
     floor = {FLOOR: cached_embeddings(cache, device)} if sampling.storage.embeddings == "stored" else {}
+    decoder = load_recorded_decoder(teacher, sampling, device)
     backbone = backbone_of(cache, teacher, settings, device)
     pictures: dict[str, list[Array]] = {RECORDED: [], **{name: [] for name in leaders}}
     errors = open_loop(
@@ -117,7 +117,7 @@ def compare_students(
     led = closed_loop(
         cache,
         backbone,
-        ImageDecoder.load(teacher, recorded_geometry(sampling), device=device),
+        decoder,
         leaders,
         trajectories,
         lpips=None,

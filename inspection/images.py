@@ -8,8 +8,7 @@ from PIL import Image, ImageDraw
 
 from evaluation.picture import enlarged
 from inspection.sheet import GREY, LINE, font, lines_of
-from models.geometry import recorded_geometry
-from models.image_decoder import ImageDecoder
+from models.image_decoder import ImageDecoder, load_recorded_decoder
 from models.teacher_folder import TeacherFolder
 from storage_schemas.derivation import predicted_clean_latent
 from storage_schemas.fields import Array
@@ -36,7 +35,7 @@ def each_film_strip(
 
     side: pixels of a frame.
     """
-    decoder = ImageDecoder.load(teacher, recorded_geometry(cache.manifest.sampling), device=device)
+    decoder = load_recorded_decoder(teacher, cache.manifest.sampling, device)
     for index in indices:
         trajectory = cache.trajectory(index)
         yield trajectory, _strip(cache, decoder, trajectory, steps, side)

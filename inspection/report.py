@@ -19,7 +19,6 @@ from inspection.report_strips import (
     check_sheet,
     chosen_rows,
     frame_px,
-    load_decoder,
     strip_rows,
 )
 from inspection.report_students import (
@@ -32,6 +31,7 @@ from inspection.report_students import (
 from inspection.report_table import committed_columns, norm_columns, rounded
 from inspection.summary import summarise
 from inspection.summary_text import summary_lines
+from models.image_decoder import load_recorded_decoder
 from models.teacher_folder import DECODE_PARTS, REPLAY_PARTS, TeacherFolder, check_recorded_transformer
 from storage_schemas.errors import BadTeacher, DamagedCache
 from storage_schemas.folders import open_folder
@@ -192,7 +192,7 @@ def _strip_maker(
     sampling = cache.manifest.sampling
     try:
         folder = resolve(settings.teacher or settings.backbone or cache.manifest.source, DECODE_PARTS)
-        decoder = load_decoder(folder, sampling, device)
+        decoder = load_recorded_decoder(folder, sampling, device)
     except BadTeacher as error:
         if settings.teacher is not None:
             raise

@@ -12,10 +12,8 @@ from PIL import Image
 
 from inspection.images import frame_latents, shown_steps
 from inspection.report_integrity import Readable
-from models.geometry import recorded_geometry, vae_scale_factor
 from models.image_decoder import ImageDecoder
-from models.teacher_folder import TeacherFolder
-from storage_schemas.errors import BadSettings, BadTeacher
+from storage_schemas.errors import BadSettings
 from storage_schemas.fields import Array
 from storage_schemas.manifest import Sampling
 from storage_schemas.progress import Progress
@@ -47,20 +45,6 @@ def check_sheet(sampling: Sampling, *, side: int, frames: int | None) -> None:
             f"{count} frames of {width} pixels are {count * width} pixels wide, WebP holds {_LARGEST_WEBP_PX}: give "
             f"--side {_LARGEST_WEBP_PX // count}, or --frames {_LARGEST_WEBP_PX // width - 1}"
         )
-
-
-def load_decoder(folder: TeacherFolder, sampling: Sampling, device: torch.device) -> ImageDecoder:
-    """The VAE's decoder; BadTeacher for a VAE of latents that are not the cache's."""
-    config = folder.config("vae")
-    token_px = 2 * vae_scale_factor(config)
-    found = (4 * config["latent_channels"], sampling.height * sampling.width // token_px**2)
-    if found != (sampling.channels, sampling.image_tokens):
-        raise BadTeacher(
-            f"{folder.path}/vae decodes {found[1]} tokens of {found[0]} channels into {sampling.width} x "
-            f"{sampling.height} pixels, the cache has {sampling.image_tokens} of {sampling.channels}: the VAE of "
-            f"another teacher; give the recorded one with --teacher"
-        )
-    return ImageDecoder.load(folder, recorded_geometry(sampling), device=device)
 
 
 def chosen_rows(rows: int, count: int | None, hardness: Mapping[int, float], seed: int) -> list[tuple[int, Why]]:

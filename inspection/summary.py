@@ -54,7 +54,7 @@ def summarise(cache: Cache) -> dict[str, Any]:
             "arrays": [_array(array) for array in arrays],
         },
         "integrity": {"shards": _shards(cache), "files": _files(cache, records), "checksums": "not compared"},
-        "build": {"created_by": manifest.created_by, **_build(records)},
+        "build": {"created_by": manifest.created_by, **built_facts(records)},
         "digests": manifest.digests(),
     }
 
@@ -124,7 +124,7 @@ def _files(cache: Cache, records: Sequence[CommitRecord]) -> dict[str, Any]:
     return found
 
 
-def _build(records: Sequence[CommitRecord]) -> dict[str, Any]:
+def built_facts(records: Sequence[CommitRecord]) -> dict[str, Any]:
     """How and how fast the shards were made; workers and rates are None where the records do not tell.
 
     seconds: of all workers together. busy_seconds: in which at least one shard of trajectories was in the making.

@@ -16,8 +16,9 @@ from inspection.images import shown_steps
 from inspection.report import ReportSettings, report_data
 from inspection.report_curves import run_curves
 from inspection.report_page import render
-from inspection.report_strips import check_sheet, chosen_rows, data_uri, load_decoder
+from inspection.report_strips import check_sheet, chosen_rows, data_uri
 from inspection.report_table import UNREADABLE, evenly, finite_rms
+from models.image_decoder import load_recorded_decoder
 from models.student import load_student
 from models.teacher_folder import DECODE_PARTS, find_teacher
 from storage_schemas.errors import BadSettings, BadTeacher, NotACache
@@ -217,7 +218,7 @@ def test_a_strip_shows_the_decoded_latents_above_and_the_clean_ones_below(record
         "film strips of 4 of 12 trajectories: the 0 hardest and 4 at random (seed 0); --strips all shows every one"
     ) in found["notes"]
     cache = Cache.open(recorded)
-    decoder = load_decoder(find_teacher(str(dev_teacher), DECODE_PARTS), cache.manifest.sampling, CPU)
+    decoder = load_recorded_decoder(find_teacher(str(dev_teacher), DECODE_PARTS), cache.manifest.sampling, CPU)
     import torch
 
     for one in strips["rows"]:
