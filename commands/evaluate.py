@@ -28,7 +28,7 @@ from commands.resolve import (
     Settings,
     Verify,
     check_guidance,
-    out,
+    print_table,
     quiet_device,
     resolve_teacher,
     terminal,
@@ -199,4 +199,4 @@ def print_scores(results: list["Scored"], as_json: bool) -> None:
     for row in rows:
         cells = [f"{c['mean']:.2f} ({c['low']:.2f}-{c['high']:.2f})" for c in (row[r.name] for r in results)]
         table.add_row(row["dimension"], str(row["captions"]), *cells)
-    out.print(table)
+    print_table(table)

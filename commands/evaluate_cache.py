@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from commands.resolve import out, quiet_device, resolve_teacher, terminal
+from commands.resolve import out, print_lines, print_table, quiet_device, resolve_teacher, terminal
 from storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
@@ -166,8 +166,7 @@ def print_open_loop(facts: dict[str, Any]) -> None:
         _print_means("guidance", [{"name": f"{row['guidance']:g}", **row} for row in opened["by_guidance"]])
     _print_means("overall", [{"name": "all", **opened["overall"]}])
     out.print(f"the {len(opened['hardest_prompts'])} prompts with the largest errors:", markup=False)
-    for row in opened["hardest_prompts"]:
-        out.print(f"  {_percent(row['error_fraction']):>9}  {row['prompt']}", markup=False)
+    print_lines(f"  {_percent(row['error_fraction']):>9}  {row['prompt']}" for row in opened["hardest_prompts"])
 
 
 def print_closed_loop(facts: dict[str, Any]) -> None:
@@ -187,7 +186,7 @@ def _print_means(title: str, rows: Sequence[dict[str, Any]]) -> None:
             Text(row["name"]), str(row["records"]), _percent(row["error_fraction"]), _percent(row["floor_fraction"]),
             "" if ratio is None else f"{ratio:.3g}", f"{row['error_mean_square']:.3g}",
         )  # fmt: skip
-    out.print(table)
+    print_table(table)
 
 
 def _closed_line(row: dict[str, Any]) -> str:

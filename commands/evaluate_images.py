@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from commands.evaluate_cache import refuse_idle, told_when_interrupted
-from commands.resolve import Device, Json, Quiet, Settings, out, quiet_device, terminal
+from commands.resolve import Device, Json, Quiet, Settings, out, print_table, quiet_device, terminal
 from commands.train import is_given
 from evaluation.metrics.published import CLIP_MODEL, OCR_MODEL, VQA_MODEL
 from storage_schemas.errors import BadSettings
@@ -119,7 +119,7 @@ def _print_report(report: "Report", as_json: bool) -> None:
     for folder, count in report.pictures.items():
         scores = {score.name: score for score in report.scored[folder]}
         table.add_row(escape(folder), str(count), *(_cell(scores.get(name), count) for name in report.names))
-    out.print(table)
+    print_table(table)
     every = [score for scores in report.scored.values() for score in scores]
     for line in dict.fromkeys(f"{score.name}: {score.model} at {score.revision}" for score in every):
         out.print(line, markup=False)

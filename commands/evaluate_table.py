@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 from commands.evaluate_cache import check_students, checked_cache, refuse_idle, told_when_interrupted
 from commands.evaluate_table_cache import cache_table, write_error_results
 from commands.evaluate_table_pocket import pocket_table, write_results
-from commands.resolve import Device, Quiet, Settings, check_folder, check_guidance, out
+from commands.resolve import Device, Quiet, Settings, check_folder, check_guidance, out, print_table
 from commands.train import is_given
 from storage_schemas.errors import BadSettings
 
@@ -93,7 +93,7 @@ def evaluate_table(
                 write_results(scores, groups, folder, device)
             # Two tables are one JSON document.
             if opened is None or format != "json":
-                print_table(scores, format)
+                print_scores(scores, format)
         if opened is not None:
             errors = cache_table(groups, opened, scoring, backbone=backbone, folder=folder, device=device, quiet=quiet)
             if folder is not None:
@@ -135,7 +135,7 @@ def grouped(given: Sequence[str]) -> dict[str, list[Path]]:
     return groups
 
 
-def print_table(table: "Table", format: str) -> None:
+def print_scores(table: "Table", format: str) -> None:
     """Scores as text, Markdown or JSON."""
     from evaluation.table import caption, lines_of, markdown
 
@@ -145,7 +145,7 @@ def print_table(table: "Table", format: str) -> None:
         several = f", {runs} runs" if runs != "1" else ""
         # An interval below its mean: eight columns fit a terminal of 80.
         lines.append([f"{name}\n{parameters}{several}", *(cell.replace(" (", "\n").rstrip(")") for cell in cells)])
-    print_lines(lines, markdown(table), table, format, caption(table))
+    _print_form(lines, markdown(table), table, format, caption(table))
 
 
 def print_errors(table: "ErrorTable", scores: "Table | None", format: str) -> None:
@@ -155,10 +155,10 @@ def print_errors(table: "ErrorTable", scores: "Table | None", format: str) -> No
     if scores is not None and format == "json":
         print(json.dumps({"pocket": scores.json_value(), "cache": table.json_value()}, indent=1))
         return
-    print_lines(error_lines(table), error_markdown(table), table, format, error_caption(table))
+    _print_form(error_lines(table), error_markdown(table), table, format, error_caption(table))
 
 
-def print_lines(lines: list[list[str]], markdown: str, record: Any, format: str, caption: str) -> None:
+def _print_form(lines: list[list[str]], markdown: str, record: Any, format: str, caption: str) -> None:
     """A table in the form that is asked for; `record` is what JSON has."""
     if format == "json":
         print(record.model_dump_json(indent=1))
@@ -173,4 +173,4 @@ def print_lines(lines: list[list[str]], markdown: str, record: Any, format: str,
     for row in rows:
         shown.add_row(*(escape(cell) for cell in row))
     out.print(caption, markup=False)
-    out.print(shown)
+    print_table(shown)

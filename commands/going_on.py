@@ -28,6 +28,6 @@ def failed_text(what: str, goes_on: bool) -> str:
 
 def out_of_memory_text(goes_on: bool, flags: Sequence[str]) -> str:
     """After one of the GPU; `flags` are those that the command has."""
-    ways = ["lower --batch-size" if "--batch-size" in flags else "", "--device cpu" if "--device" in flags else ""]
-    way_out = " or take ".join(filter(None, ways)) or "take a larger one"
+    ways = ["lower --batch-size" if "--batch-size" in flags else "", "take --device cpu" if "--device" in flags else ""]
+    way_out = " or ".join(filter(None, ways)) or "take a larger one"
     return f"the GPU is out of memory: {way_out}{'; what was committed stays' if goes_on else ''}"

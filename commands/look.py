@@ -1,7 +1,7 @@
 """The commands that look into a cache."""
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -10,14 +10,10 @@ from commands.resolve import (
     CachePath,
     Json,
     Verify,
-    out,
     print_lines,
     terminal_width,
 )
 from storage_schemas.errors import BadSettings
-
-if TYPE_CHECKING:
-    pass
 
 inspect_app = typer.Typer(no_args_is_help=True, help="Look into a cache.")
 inspect_app.command("images")(inspect_images)
@@ -78,7 +74,8 @@ def _print_prompts(found: list[tuple[int, str, str]], word: str, limit: int, as_
 
     more, found = len(found) > limit, found[:limit]
     if as_json:
-        print(json.dumps([{"index": i, "id": identity, "prompt": text} for i, identity, text in found], indent=1))
+        facts = [{"index": index, "id": identity, "prompt": text} for index, identity, text in found]
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
         return
     rows = [[str(index), identity[:12], text] for index, identity, text in found]
     print_lines(table_lines(["trajectory", "prompt id", "prompt"], rows, text_columns=(1, 2), width=terminal_width()))
@@ -102,5 +99,4 @@ def inspect_diff(
     if as_json:
         print(json.dumps(facts, indent=1, ensure_ascii=False))
         return
-    for line in diff_lines(facts):
-        out.print(line, markup=False)
+    print_lines(diff_lines(facts))

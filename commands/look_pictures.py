@@ -15,6 +15,7 @@ from commands.resolve import (
     Quiet,
     Verify,
     check_folder,
+    check_outside,
     out,
     print_lines,
     quiet_device,
@@ -54,13 +55,15 @@ def inspect_images(
 
     Example: understudy inspect images my-cache 0 7 --steps-of 0,1,2,19 --out strips
     """
+    from evaluation.cache_scoring import CacheScoring
     from storage_schemas.reader import Cache
 
     steps = steps_of_text(steps_of)
     if steps is not None and frames is not None:
         raise BadSettings("--frames and --steps-of both say which steps are shown: give one of them")
     opened = Cache.open(cache, verify=verify)
-    _check_steps(opened, steps)
+    CacheScoring.from_flags(steps_of=steps).steps_on(opened)
+    check_outside(out_path, cache)
     _check_picture_or_folder(out_path)
     indices = [opened.key_index(key) for key in keys] if keys else [int(i) for i in opened.indices()[:4]]
     if not indices:
@@ -111,14 +114,6 @@ def _write_strips(
     write_picture(stacked(strips), sheet)
 
 
-def _check_steps(cache: "Cache", steps: Sequence[int] | None) -> None:
-    count = cache.manifest.sampling.steps
-    if beyond := [step for step in steps or () if not 0 <= step < count]:
-        raise BadSettings(
-            f"--steps-of names step {beyond[0]}, the trajectories of {cache.folder} have the steps 0 to {count - 1}"
-        )
-
-
 def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in _PICTURES and not path.is_dir()
 
@@ -166,10 +161,11 @@ def inspect_compare(
         raise BadSettings("inspect compare needs --student RUN: a run folder or an export, once for each student")
     if out_file.suffix.lower() not in _PICTURES:
         raise BadSettings(f"--out is {out_file}, expected a picture such as compare.png")
+    check_outside(out_file, cache)
     _check_writable(out_file)
     opened = Cache.open(cache, verify=verify)
     torch_device = quiet_device(device)
-    from evaluation.on_cache import CacheScoring
+    from evaluation.cache_scoring import CacheScoring
     from inspection.compare import chosen_trajectories, compare_students, compared_facts, names_of
     from inspection.compare_sheet import comparison_sheet
     from inspection.compare_text import compare_lines

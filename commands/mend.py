@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from commands.mending import mend_value, need_of, problem_lines, way_out
 from commands.resolve import (
     CachePath,
     Device,
@@ -18,6 +17,7 @@ from commands.resolve import (
     terminal,
     terminal_width,
 )
+from inspection.mending import mend_value, need_of, problem_lines, way_out
 from storage_schemas.errors import DamagedCache
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.table import Table
 
-from commands.resolve import out
+from commands.resolve import out, print_table
 from storage_schemas.progress import size_text
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def print_pilot(result: "PilotResult") -> None:
     cells = [_cells(measured, result.peaks.get(stage)) for stage, measured in _stages(result)]
     for name, *values in zip(_ROWS, *cells, strict=True):
         table.add_row(name, *values)
-    out.print(table)
+    print_table(table)
     for law in result.laws:
         out.print(f"law {law.law} {_VERDICT[law.holds]}: {law.said}", markup=False)
     seconds = result.text.total_seconds + result.sample.total_seconds

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from commands.resolve import Json, out, resolve_teacher, write_text
+from commands.resolve import Json, out, print_table, resolve_teacher, write_text
 from storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _print_counts(read: "PromptsRead", facts: dict[str, Any]) -> None:
     for count in read.counts:
         numbers = (count.lines, count.distinct, count.new, count.empty, count.repeated, count.left_out)
         table.add_row(escape(count.source), *map(str, numbers))
-    out.print(table)
+    print_table(table)
     if len(facts["names"]) > len(read.counts):
         for name, number in facts["names"].items():
             out.print(f"{number:>10}  {name}", markup=False)

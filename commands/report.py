@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from commands.resolve import CachePath, Device, Quiet, out, quiet_device, resolve_teacher, terminal
+from commands.resolve import CachePath, Device, Quiet, check_outside, out, quiet_device, resolve_teacher, terminal
 from storage_schemas.errors import BadSettings
 
 
@@ -34,10 +34,14 @@ def inspect_report(
         int, typer.Option(min=0, metavar="N", help="Of these, sample N with the student leading; 0: none.")
     ] = 16,
     norms: Annotated[int, typer.Option(min=0, metavar="N", help="Read the norms of at most N trajectories.")] = 5000,
-    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare every file with its checksum.")] = True,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare every file with its checksum: reads the whole cache.")
+    ] = True,
     seed: Annotated[int, typer.Option(min=0, help="Of the strips at random.")] = 0,
     teacher: Annotated[str | None, typer.Option(help="Where vae/ lies here; default: as recorded.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Where transformer/ lies; default: --teacher.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Where transformer/ lies; default: --teacher, or as recorded.")
+    ] = None,
     backbone_dtype: Annotated[
         Literal["cache", "bfloat16", "float32"], typer.Option(help="cache: as recorded.")
     ] = "cache",
@@ -70,6 +74,7 @@ def write_report(cache: str, path: Path, flags: dict[str, Any], *, device: str, 
     """Gather, render and write a report, whole or not at all; a line on what it holds."""
     from evaluation.results import check_writable
 
+    check_outside(path, cache)
     check_writable(path)
     torch_device = quiet_device(device)
     from inspection.report import ReportSettings, report_data

@@ -1,6 +1,7 @@
 """What commands share: flags, names to folders, devices, files to write."""
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
 
 POCKET = "pocket"
 
-out = Console(highlight=False, soft_wrap=True)
+# Without emoji: of a prompt, `:dog:` is four letters and two colons.
+out = Console(highlight=False, soft_wrap=True, emoji=False)
 # Of a table in a pipe or a file, where nothing has to fit.
 _ANY_WIDTH = 1000
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def print_table(table: "Table") -> None:
@@ -32,7 +35,7 @@ def print_table(table: "Table") -> None:
     if out.is_terminal:
         out.print(table)
     else:
-        Console(file=out.file, highlight=False, width=_ANY_WIDTH).print(table)
+        Console(file=out.file, highlight=False, emoji=False, width=_ANY_WIDTH).print(table)
 
 
 def silence_downloads(quiet: bool) -> bool:
@@ -106,9 +109,9 @@ def terminal_width() -> int | None:
 
 
 def print_lines(lines: "Iterable[str]") -> None:
-    """Print lines as they are."""
+    """Print lines as they are; what a terminal would obey, a prompt's escape sequence too, is written out."""
     for line in lines:
-        out.print(line, markup=False)
+        out.print(_CONTROL.sub(lambda found: repr(found[0])[1:-1], line), markup=False)
 
 
 def terminal(quiet: bool = False) -> Any:
@@ -195,6 +198,20 @@ def check_folder(folder: Path) -> None:
         raise BadSettings(
             f"--out {folder} cannot be a folder ({error.strerror}): give a new one, or another"
         ) from error
+
+
+def check_outside(path: Path, cache: str) -> None:
+    """Raise BadSettings for an --out among the files of a cache."""
+    from storage_schemas.folders import is_remote
+    from storage_schemas.manifest import MANIFEST_FILE
+
+    if is_remote(cache) or not (Path(cache) / MANIFEST_FILE).is_file():
+        return
+    if path.resolve().is_relative_to(Path(cache).resolve()):
+        raise BadSettings(
+            f"--out {path} lies in the cache {cache}, where `understudy inspect verify` would call it foreign: give a "
+            f"place outside it"
+        )
 
 
 def write_picture(picture: Any, path: Path) -> None:

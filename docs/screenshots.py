@@ -54,6 +54,8 @@ def terminal_svg(words: list[str]) -> str:
     console = Console(record=True, width=COLUMNS, file=io.StringIO())
     console.print(Text(f"$ understudy {' '.join(words)}", style="bold"))
     console.print(Text.from_ansi(text))
+    # The last line's descenders are cut otherwise.
+    console.print()
     return console.export_svg(title="understudy")
 
 
@@ -69,7 +71,10 @@ def shoot_report(page: Any, report: Path, scheme: str) -> None:
     page.wait_for_selector("html[data-ready]")
     page.screenshot(path=DOCS / f"report-{scheme}.png")
     if scheme == "light":
+        # As tall as the page: nothing is scrolled under what sticks to the top.
+        page.set_viewport_size({"width": 1440, "height": 4000})
         page.locator("#students").screenshot(path=DOCS / "report-students.png")
+        page.set_viewport_size({"width": 1440, "height": 900})
 
 
 def main() -> None:

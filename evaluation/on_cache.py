@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import torch
 
-from evaluation.cache_scoring import CacheScoring as CacheScoring
+from evaluation.cache_scoring import CacheScoring
 from evaluation.closed_loop import closed_loop
 from evaluation.held_out import HeldOut, held_out_trajectories, spread
 from evaluation.open_loop import open_loop
@@ -18,9 +18,7 @@ from evaluation.replaying import CacheStudent, EmbedPrompts, cached_embeddings
 from evaluation.results import ClosedLoop, Computed, Evaluated, Evaluation, Led, StepErrors
 from models.attention import check_attention, recorded_attention
 from models.backbone import FluxBackbone
-from models.geometry import recorded_geometry
-from models.image_decoder import ImageDecoder
-from models.memory_options import MemoryOptions
+from models.image_decoder import ImageDecoder, load_recorded_decoder
 from models.quantized import check_quantizer
 from models.recorded_backbone import load_recorded_backbone
 from models.schedule import DTYPES
@@ -45,7 +43,6 @@ class CacheBench:
     cache: Cache
     teacher: TeacherFolder
     settings: CacheScoring
-    options: MemoryOptions
     held_out: int
     chosen: Sequence[HeldOut]
     steps: tuple[int, ...]
@@ -78,7 +75,6 @@ class CacheBench:
             cache=cache,
             teacher=teacher,
             settings=settings,
-            options=settings.memory_of(cache.manifest),
             held_out=len(everything),
             chosen=[everything[place] for place in spread(everything, settings.count)],
             steps=settings.steps_on(cache),
@@ -157,24 +153,12 @@ class CacheBench:
 
     @cached_property
     def backbone(self) -> FluxBackbone:
-        """The transformer that the cache was recorded with; BadTeacher for another, BadSettings, MissingExtra."""
-        settings, manifest = self.settings, self.cache.manifest
-        dtype = DTYPES[settings.dtype_of(manifest)]
-        check_quantizer(self.options.quantize)
-        check_attention(settings.attention_backend, self.teacher.config("transformer"), dtype=dtype, device=self.device)
-        return load_recorded_backbone(
-            [manifest],
-            self.teacher,
-            dtype=dtype,
-            batch_rows=settings.batch_size,
-            options=self.options,
-            attention_backend=settings.attention_backend,
-            device=self.device,
-        )
+        """The transformer that the cache was recorded with; see backbone_of."""
+        return backbone_of(self.cache, self.teacher, self.settings, self.device)
 
     @cached_property
     def _decoder(self) -> ImageDecoder:
-        return ImageDecoder.load(self.teacher, recorded_geometry(self.cache.manifest.sampling), device=self.device)
+        return load_recorded_decoder(self.teacher, self.cache.manifest.sampling, self.device)
 
     @cached_property
     def _lpips(self) -> Lpips | None:
@@ -213,12 +197,28 @@ class CacheBench:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return Computed(
             dtype=self.settings.dtype_of(self.cache.manifest),
-            quantize=self.options.quantize,
+            quantize=self.settings.memory_of(self.cache.manifest).quantize,
             attention=recorded_attention(self.settings.attention_backend),
             device=name,
             batch_size=self.settings.batch_size,
             torch=torch.__version__,
         )
+
+
+def backbone_of(cache: Cache, teacher: TeacherFolder, settings: CacheScoring, device: torch.device) -> FluxBackbone:
+    """The transformer that a cache was recorded with; BadTeacher for another, BadSettings, MissingExtra."""
+    options, dtype = settings.memory_of(cache.manifest), DTYPES[settings.dtype_of(cache.manifest)]
+    check_quantizer(options.quantize)
+    check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)
+    return load_recorded_backbone(
+        [cache.manifest],
+        teacher,
+        dtype=dtype,
+        batch_rows=settings.batch_size,
+        options=options,
+        attention_backend=settings.attention_backend,
+        device=device,
+    )
 
 
 def evaluate_on_cache(

@@ -7,20 +7,15 @@ from typing import Any
 
 import torch
 
+from evaluation.cache_scoring import CacheScoring
 from evaluation.closed_loop import RECORDED, closed_loop
 from evaluation.held_out import HeldOut, held_out_trajectories, spread
-from evaluation.on_cache import CacheScoring
+from evaluation.on_cache import backbone_of
 from evaluation.open_loop import open_loop
 from evaluation.picture_distances import check_measurable
 from evaluation.replaying import CacheStudent, EmbedPrompts, cached_embeddings
 from evaluation.results import Led, StepErrors
-from models.attention import check_attention
-from models.backbone import FluxBackbone
-from models.geometry import recorded_geometry
-from models.image_decoder import ImageDecoder
-from models.quantized import check_quantizer
-from models.recorded_backbone import load_recorded_backbone
-from models.schedule import DTYPES
+from models.image_decoder import load_recorded_decoder
 from models.student_tokens import text_length_remark
 from models.teacher_folder import TeacherFolder
 from storage_schemas.errors import BadSettings, NotInCache
@@ -68,7 +63,8 @@ def names_of(students: Sequence[Path]) -> dict[str, Path]:
 def chosen_trajectories(cache: Cache, keys: Sequence[str]) -> list[HeldOut]:
     """The trajectories of these keys, or some held-out ones, spread as an evaluation spreads them; NotInCache."""
     if keys:
-        return [_named(cache, cache.key_index(key)) for key in dict.fromkeys(keys)]
+        # A number and a key may name the same one.
+        return [_named(cache, index) for index in dict.fromkeys(map(cache.key_index, keys))]
     try:
         everything = held_out_trajectories(cache)
     except NotInCache as error:
@@ -111,7 +107,8 @@ def compare_students(
             progress.say(f"{name}: {remark}")
     leaders: dict[str, EmbedPrompts] = {name: student.embeddings for name, student in students.items()}
     floor = {FLOOR: cached_embeddings(cache, device)} if sampling.storage.embeddings == "stored" else {}
-    backbone = _backbone(cache, teacher, settings, device)
+    decoder = load_recorded_decoder(teacher, sampling, device)
+    backbone = backbone_of(cache, teacher, settings, device)
     pictures: dict[str, list[Array]] = {RECORDED: [], **{name: [] for name in leaders}}
     errors = open_loop(
         cache, backbone, leaders | floor, trajectories, settings.steps_on(cache), batch_size=settings.batch_size,
@@ -120,7 +117,7 @@ def compare_students(
     led = closed_loop(
         cache,
         backbone,
-        ImageDecoder.load(teacher, recorded_geometry(sampling), device=device),
+        decoder,
         leaders,
         trajectories,
         lpips=None,
@@ -137,22 +134,6 @@ def compare_students(
         errors=errors,
         led=led,
         pictures=pictures,
-    )
-
-
-def _backbone(cache: Cache, teacher: TeacherFolder, settings: CacheScoring, device: torch.device) -> FluxBackbone:
-    options = settings.memory_of(cache.manifest)
-    dtype = DTYPES[settings.dtype_of(cache.manifest)]
-    check_quantizer(options.quantize)
-    check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)
-    return load_recorded_backbone(
-        [cache.manifest],
-        teacher,
-        dtype=dtype,
-        batch_rows=settings.batch_size,
-        options=options,
-        attention_backend=settings.attention_backend,
-        device=device,
     )
 
 

@@ -7,9 +7,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from evaluation.picture import enlarged
-from inspection.sheet import GREY, LINE, font, lines_of, stacked
-from models.geometry import recorded_geometry
-from models.image_decoder import ImageDecoder
+from inspection.sheet import GREY, LINE, font, lines_of
+from models.image_decoder import ImageDecoder, load_recorded_decoder
 from models.teacher_folder import TeacherFolder
 from storage_schemas.derivation import predicted_clean_latent
 from storage_schemas.fields import Array
@@ -21,24 +20,6 @@ _GAP = 4
 _LEFT = 90
 _TITLE = 22
 _TITLE_FONT, _SMALL_FONT = 13, 11
-
-
-def film_strips(
-    cache: Cache,
-    teacher: TeacherFolder,
-    indices: Sequence[int],
-    *,
-    frames: int,
-    device: torch.device,
-    steps: Sequence[int] | None = None,
-    side: int = SIDE,
-) -> Image.Image:
-    """A contact sheet: the strips of `each_film_strip`, one below the other.
-
-    frames: how many steps are shown, spread evenly from the first to the last. steps: these ones instead.
-    """
-    shown = shown_steps(cache.manifest.sampling.steps, frames) if steps is None else steps
-    return stacked([strip for _, strip in each_film_strip(cache, teacher, indices, shown, device=device, side=side)])
 
 
 def each_film_strip(
@@ -54,15 +35,26 @@ def each_film_strip(
 
     side: pixels of a frame.
     """
-    decoder = ImageDecoder.load(teacher, recorded_geometry(cache.manifest.sampling), device=device)
+    decoder = load_recorded_decoder(teacher, cache.manifest.sampling, device)
     for index in indices:
         trajectory = cache.trajectory(index)
         yield trajectory, _strip(cache, decoder, trajectory, steps, side)
 
 
-def shown_steps(steps: int, frames: int) -> list[int]:
-    """So many of the steps, spread evenly from the first to the last."""
-    return sorted({round(position) for position in np.linspace(0, steps - 1, min(frames, steps))})
+def shown_steps(steps: int, frames: int | None) -> list[int]:
+    """So many of the steps, spread evenly from the first to the last; None: all."""
+    return sorted({round(step) for step in np.linspace(0, steps - 1, min(frames or steps, steps)).tolist()})
+
+
+def frame_latents(
+    trajectory: Trajectory, steps: Sequence[int], sigmas: Sequence[float]
+) -> tuple[list[Array], list[Array]]:
+    """Latents x_k and predicted clean latents of these steps, [S, C] in fp32 each."""
+    latents_KSC, velocity_KSC = trajectory.hidden_states_KSC, trajectory.velocity_KSC
+    # What is not finite is told by the counts of `inspect show` and of a report.
+    with np.errstate(invalid="ignore", over="ignore"):
+        clean = [predicted_clean_latent(latents_KSC[k], velocity_KSC[k], sigmas[k]) for k in steps]
+    return [latents_KSC[k].astype(np.float32) for k in steps], clean
 
 
 def _strip(cache: Cache, decoder: ImageDecoder, trajectory: Trajectory, shown: Sequence[int], side: int) -> Image.Image:
@@ -93,10 +85,7 @@ def _strip(cache: Cache, decoder: ImageDecoder, trajectory: Trajectory, shown: S
 def _frames(
     decoder: ImageDecoder, trajectory: Trajectory, shown: Sequence[int], sigmas: Sequence[float]
 ) -> tuple[list[Array], list[Array]]:
-    latents = [trajectory.hidden_states_KSC[k].astype(np.float32) for k in shown]
-    clean = [
-        predicted_clean_latent(trajectory.hidden_states_KSC[k], trajectory.velocity_KSC[k], sigmas[k]) for k in shown
-    ]
+    latents, clean = frame_latents(trajectory, shown, sigmas)
     final = _decoded(decoder, trajectory.final_latent_SC.astype(np.float32))
     return (
         [*(_decoded(decoder, latent) for latent in latents), final],

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from storage_schemas import sensitivity
+from storage_schemas.errors import DamagedCache
 from storage_schemas.reader import Cache
 from storage_schemas.sensitivity import Sensitivity, predicted_weights
 
@@ -15,8 +16,14 @@ _LEAST, _STEP = 1 / 3, 3.0
 
 
 def sensitivity_facts(cache: Cache) -> dict[str, Any] | None:
-    """The record without its plan's prompts; None where none was measured, or it is not finished."""
-    record = sensitivity.read_record(cache.folder)
+    """The record without its plan's prompts; None where none was measured, or it is not finished.
+
+    Of a damaged one `problem` alone: it hides nothing else of a cache.
+    """
+    try:
+        record = sensitivity.read_record(cache.folder)
+    except DamagedCache as error:
+        return {"problem": str(error)}
     if record is None:
         return None
     return {
@@ -32,6 +39,8 @@ def sensitivity_facts(cache: Cache) -> dict[str, Any] | None:
 
 def sensitivity_text(facts: dict[str, Any], width: int) -> str:
     """One entry of a screen. width: of the embedding."""
+    if "problem" in facts:
+        return str(facts["problem"])
     largest = ", ".join(f"{100 * share:.0f}" for share in facts["spectrum"][:6])
     told = facts["predicted_correlation"]
     predicted = "" if told is None else f"; token weights of other prompts predicted with correlation {told:.2f}"
@@ -41,11 +50,21 @@ def sensitivity_text(facts: dict[str, Any], width: int) -> str:
     )
 
 
-def reading(cache: Cache, measured: Sensitivity, prompt: int, pieces: Sequence[str]) -> dict[str, Any] | None:
+def measured_on(cache: Cache) -> Sensitivity | None:
+    """What was measured; None where nothing was, or where it cannot be read (`inspect verify` and summary say why)."""
+    try:
+        return sensitivity.read(cache.folder)
+    except DamagedCache:
+        return None
+
+
+def reading(cache: Cache, measured: Sensitivity | None, prompt: int, pieces: Sequence[str]) -> dict[str, Any] | None:
     """Weights of a prompt's tokens, padding left out: mean 1 over all tokens of all prompts; None where unknown.
 
     sampled: whether they were measured on this prompt; else they are predicted from its embedding.
     """
+    if measured is None:
+        return None
     found = measured.weights_of(cache.prompts[prompt].id)
     sampled = found is not None
     if found is None:

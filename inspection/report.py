@@ -10,29 +10,29 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from evaluation.on_cache import CacheScoring
+from evaluation.cache_scoring import CacheScoring
+from inspection.images import shown_steps
+from inspection.report_evaluating import Evaluating
 from inspection.report_integrity import NOT_CHECKED, Readable, check_files
 from inspection.report_strips import (
     StripMaker,
     check_sheet,
     chosen_rows,
     frame_px,
-    load_decoder,
-    shown_steps,
     strip_rows,
 )
 from inspection.report_students import (
     Asked,
-    Evaluating,
     Students,
-    load_backbone,
     of_records,
     open_students,
     without_errors,
 )
 from inspection.report_table import committed_columns, norm_columns, rounded
-from inspection.summary import summarise, summary_lines
-from models.teacher_folder import DECODE_PARTS, REPLAY_PARTS, TeacherFolder
+from inspection.summary import summarise
+from inspection.summary_text import summary_lines
+from models.image_decoder import load_recorded_decoder
+from models.teacher_folder import DECODE_PARTS, REPLAY_PARTS, TeacherFolder, check_recorded_transformer
 from storage_schemas.errors import BadTeacher, DamagedCache
 from storage_schemas.folders import open_folder
 from storage_schemas.manifest import Flags, Manifest
@@ -115,6 +115,8 @@ class _Report:
         evaluated = bool(settings.students and settings.evaluate)
         named = settings.backbone or settings.teacher or cache.manifest.source
         backbone = resolve(named, REPLAY_PARTS) if evaluated else None
+        if backbone is not None:
+            check_recorded_transformer(backbone, cache.manifest.teacher)
         notes: list[str] = []
         if not cache.finished:
             notes.append(f"the cache is being built: {len(cache):,} of its {cache.planned:,} trajectories are there")
@@ -126,14 +128,16 @@ class _Report:
         )  # fmt: skip
 
     def made(self, location: str) -> dict[str, Any]:
+        columns, notes = committed_columns(self.cache)
+        row_of = {key: row for row, key in enumerate(columns["key"])}
+        # First: it refuses what is of other trajectories.
+        before = of_records([one for one in self.asked if one.record is not None], row_of)
         integrity, damaged = (
             check_files(location, self.progress) if self.settings.verify else (NOT_CHECKED, frozenset())
         )
         readable = Readable(cache=self.cache, damaged=damaged)
-        columns, notes = committed_columns(self.cache)
         norms, more = norm_columns(readable, self.settings.norms, self.progress)
-        row_of = {key: row for row, key in enumerate(columns["key"])}
-        students = self._students(readable, row_of)
+        students = self._students(readable, row_of, before)
         strips = self._strips(readable, students.hardness, more)
         return {
             **_head(location, self.cache.manifest, self.settings),
@@ -145,21 +149,20 @@ class _Report:
             "students": students.facts,
         }
 
-    def _students(self, readable: Readable, row_of: dict[str, int]) -> Students:
+    def _students(self, readable: Readable, row_of: dict[str, int], before: Students) -> Students:
         live = [one for one in self.asked if one.network is not None]
         if self.backbone is None:
             found = without_errors(live)
         else:
             evaluating = Evaluating(
                 readable=readable,
-                backbone=load_backbone(self.cache, self.backbone, self.settings.scoring(), self.device),
+                teacher=self.backbone,
                 scoring=self.settings.scoring(),
                 device=self.device,
                 maker=self.maker,
                 progress=self.progress,
             )
             found = evaluating.run(live, row_of)
-        before = of_records([one for one in self.asked if one.record is not None], row_of)
         return Students(
             facts=[*found.facts, *before.facts],
             notes=[*found.notes, *before.notes],
@@ -189,7 +192,7 @@ def _strip_maker(
     sampling = cache.manifest.sampling
     try:
         folder = resolve(settings.teacher or settings.backbone or cache.manifest.source, DECODE_PARTS)
-        decoder = load_decoder(folder, sampling, device)
+        decoder = load_recorded_decoder(folder, sampling, device)
     except BadTeacher as error:
         if settings.teacher is not None:
             raise
@@ -202,6 +205,7 @@ def _strip_maker(
 
 def _head(location: str, manifest: Manifest, settings: ReportSettings) -> dict[str, Any]:
     return {
+        "cache": location,
         "title": location.rstrip("/").rsplit("/", 1)[-1],
         "created_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "created_by": f"understudy {version('understudy')}",

@@ -10,6 +10,7 @@ import numpy as np
 from inspection.report_table import rounded
 
 METRICS_FILE = "metrics.jsonl"
+REPLAYED = "validation_loss_by_step"
 # Of a run of 70,000 steps a page shows fewer pixels than that.
 _MOST_POINTS = 400
 
@@ -30,16 +31,15 @@ def run_curves(run: Path) -> list[dict[str, Any]]:
             kinds[kind] = None
         for key, name in (
             ("loss", f"{kind} loss"),
-            ("validation_loss", f"validation {kind} loss"),
+            # One measure for all stages: by replay wherever the run has the transformer.
+            ("validation_loss", "validation vision loss" if REPLAYED in entry else "validation loss"),
             ("learning_rate", "learning rate"),
         ):
             value = entry.get(key)
             if isinstance(value, int | float) and np.isfinite(value):
                 curves.setdefault(name, []).append((entry["step"], float(value)))
     if len(kinds) <= 1:
-        curves = {
-            " ".join(part for part in name.split(" ") if part and part not in kinds): curves[name] for name in curves
-        }
+        curves = {name.removeprefix(f"{kind} ").strip(): points for name, points in curves.items()}
     return [_curve(name, curves[name]) for name in sorted(curves, key=_order)]
 
 

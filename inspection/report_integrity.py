@@ -2,20 +2,17 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from shlex import quote
 from typing import Any
 
+from inspection.mending import mending_command
 from storage_schemas.commits import Kind
 from storage_schemas.errors import DamagedCache
 from storage_schemas.fields import fields_of
 from storage_schemas.folders import open_folder
-from storage_schemas.journal import NEXT_MANIFEST
-from storage_schemas.manifest import MANIFEST_FILE
 from storage_schemas.progress import Progress, size_text
-from storage_schemas.prompts import OFFSETS_FILE, PROMPTS_FILE
-from storage_schemas.reader import TOKENIZER_FOLDER, Cache, read_manifest
+from storage_schemas.reader import Cache, read_manifest
 from storage_schemas.trajectory import Trajectory
-from storage_schemas.verification import Problem, verify
+from storage_schemas.verification import verify
 
 # Norms and film strips of all trajectories of a demo are made from one reading.
 _REMEMBERED_BYTES = 256 * 2**20
@@ -46,7 +43,9 @@ class Readable:
 
     @cached_property
     def _row_bytes(self) -> int:
-        return sum(stored.row_bytes for stored in fields_of(self.cache.manifest, "trajectories"))
+        sizes = {stored.name: stored.row_bytes for stored in fields_of(self.cache.manifest, "trajectories")}
+        # Derived latents stay with the trajectory, and are as large as its velocities.
+        return sum(sizes.values()) + (0 if "hidden_states" in sizes else sizes["velocity"])
 
     def _read(self, index: int) -> Trajectory | None:
         if ("trajectories", self.cache.layout.place(index).shard) in self.damaged:
@@ -80,27 +79,8 @@ def check_files(location: str, progress: Progress) -> tuple[dict[str, Any], froz
     state = "damaged" if count else "intact"
     text = f"{said}: {count:,} problem{'s' if count > 1 else ''}" if count else f"{said}: every file has its checksum"
     problems = [
-        {"path": problem.path, "problem": problem.message, "mend": mending_command(problem, location, source)}
+        {"path": problem.path, "problem": problem.message, "mend": mending_command(location, problem, found, source)}
         for problem in found.problems
     ]
     damaged = frozenset(problem.shard for problem in found.problems if problem.shard is not None)
     return {"state": state, "text": text, "problems": problems}, damaged
-
-
-def mending_command(problem: Problem, location: str, teacher: str) -> str:
-    """The command that puts a problem right, or is tried first.
-
-    Shards are rebuilt by the teacher; what follows from the rest of the cache needs nothing; what does not (prompts,
-    the tokenizer) is taken from a copy.
-    """
-    if problem.message.endswith("delete it"):
-        path = f"{location}/{problem.path}"
-        return f"aws s3 rm {quote(path)}" if location.startswith("s3://") else f"rm {quote(path)}"
-    repair = f"understudy repair {quote(location)}"
-    if problem.shard is not None:
-        return f"{repair} --teacher {quote(teacher)}"
-    if problem.path in (MANIFEST_FILE, OFFSETS_FILE, NEXT_MANIFEST) or problem.path.endswith("zarr.json"):
-        return repair
-    if problem.path == PROMPTS_FILE or problem.path.startswith(f"{TOKENIZER_FOLDER}/"):
-        return f"{repair} --from COPY"
-    return repair

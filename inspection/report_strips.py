@@ -10,12 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from inspection.images import frame_latents, shown_steps
 from inspection.report_integrity import Readable
-from models.geometry import recorded_geometry, vae_scale_factor
 from models.image_decoder import ImageDecoder
-from models.teacher_folder import TeacherFolder
-from storage_schemas.derivation import predicted_clean_latent
-from storage_schemas.errors import BadSettings, BadTeacher
+from storage_schemas.errors import BadSettings
 from storage_schemas.fields import Array
 from storage_schemas.manifest import Sampling
 from storage_schemas.progress import Progress
@@ -34,11 +32,6 @@ _NEAREST_LEVEL = [round(round(value * (_LEVELS - 1) / 255) * 255 / (_LEVELS - 1)
 _LARGEST_WEBP_PX = 16_383
 
 
-def shown_steps(steps: int, frames: int | None) -> list[int]:
-    """Numbers of the steps that are shown, spread evenly from the first to the last; None: all."""
-    return sorted({round(step) for step in np.linspace(0, steps - 1, min(frames or steps, steps)).tolist()})
-
-
 def frame_px(sampling: Sampling, side: int) -> int:
     """Width and height of a frame: small pictures are not enlarged."""
     return min(side, max(sampling.height, sampling.width))
@@ -52,20 +45,6 @@ def check_sheet(sampling: Sampling, *, side: int, frames: int | None) -> None:
             f"{count} frames of {width} pixels are {count * width} pixels wide, WebP holds {_LARGEST_WEBP_PX}: give "
             f"--side {_LARGEST_WEBP_PX // count}, or --frames {_LARGEST_WEBP_PX // width - 1}"
         )
-
-
-def load_decoder(folder: TeacherFolder, sampling: Sampling, device: torch.device) -> ImageDecoder:
-    """The VAE's decoder; BadTeacher for a VAE of latents that are not the cache's."""
-    config = folder.config("vae")
-    token_px = 2 * vae_scale_factor(config)
-    found = (4 * config["latent_channels"], sampling.height * sampling.width // token_px**2)
-    if found != (sampling.channels, sampling.image_tokens):
-        raise BadTeacher(
-            f"{folder.path}/vae decodes {found[1]} tokens of {found[0]} channels into {sampling.width} x "
-            f"{sampling.height} pixels, the cache has {sampling.image_tokens} of {sampling.channels}: the VAE of "
-            f"another teacher; give the recorded one with --teacher"
-        )
-    return ImageDecoder.load(folder, recorded_geometry(sampling), device=device)
 
 
 def chosen_rows(rows: int, count: int | None, hardness: Mapping[int, float], seed: int) -> list[tuple[int, Why]]:
@@ -94,13 +73,9 @@ class StripMaker:
 
     def sheet(self, trajectory: Trajectory) -> str:
         """A data URI: two rows of frames, latents above and predicted clean latents below; the final one in both."""
-        latents_KSC = trajectory.hidden_states_KSC
-        clean = [
-            predicted_clean_latent(latents_KSC[k], trajectory.velocity_KSC[k], self.sampling.sigmas[k])
-            for k in self.steps
-        ]
+        latents, clean = frame_latents(trajectory, self.steps, self.sampling.sigmas)
         final = trajectory.final_latent_SC.astype(np.float32)
-        pictures = self._decoded(np.stack([*(latents_KSC[k].astype(np.float32) for k in self.steps), final, *clean]))
+        pictures = self._decoded(np.stack([*latents, final, *clean]))
         columns, px = len(self.steps) + 1, frame_px(self.sampling, self.side)
         sheet = Image.new("RGB", (columns * px, 2 * px))
         for number, picture_HWC in enumerate([*pictures, pictures[columns - 1]]):

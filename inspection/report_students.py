@@ -1,4 +1,4 @@
-"""Students in a report: evaluated on held-out trajectories of the cache, or taken from records of evaluations."""
+"""Students in a report: opened and checked, taken from records of evaluations, and as the page takes them."""
 
 import json
 import math
@@ -10,26 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation.closed_loop import RECORDED, closed_loop
-from evaluation.held_out import HeldOut, held_out_trajectories, spread
-from evaluation.on_cache import CacheScoring
-from evaluation.open_loop import open_loop
-from evaluation.picture_distances import check_measurable
-from evaluation.replaying import CacheStudent, cached_embeddings
+from evaluation.replaying import CacheStudent
 from evaluation.results import Evaluation, Led, StepErrors
 from inspection.report_curves import run_curves
-from inspection.report_integrity import Readable
-from inspection.report_strips import StripMaker
 from inspection.report_table import rounded
-from models.backbone import FluxBackbone
-from models.quantized import check_quantizer
-from models.recorded_backbone import load_recorded_backbone
-from models.schedule import DTYPES
 from models.student import student_folder
-from models.teacher_folder import TeacherFolder
-from storage_schemas.errors import BadSettings, BadStudent, DamagedCache, MissingExtra, NonFinite, NotInCache
-from storage_schemas.fields import Array
-from storage_schemas.progress import Progress
+from storage_schemas.errors import BadSettings, BadStudent
 from storage_schemas.reader import Cache
 
 
@@ -83,138 +69,6 @@ def _distinct(name: str, before: Sequence[str], place: str) -> str:
     return f"{place} ({before.count(name) + 1})" if name in before else place
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluating:
-    """What students are evaluated with: the recorded backbone, loaded once; maker: None without a VAE."""
-
-    readable: Readable
-    backbone: FluxBackbone
-    scoring: CacheScoring
-    device: torch.device
-    maker: StripMaker | None
-    progress: Progress
-
-    def run(self, asked: Sequence[Asked], row_of: Mapping[str, int]) -> Students:
-        """Open loop of each student on the same trajectories, closed loop on some of them.
-
-        row_of: rows of the table by key.
-        """
-        notes: list[str] = []
-        chosen = self._chosen(notes)
-        facts = []
-        led = self._closed(asked, chosen, row_of, notes) if chosen and self.scoring.closed_loop else {}
-        floor = self._floor(chosen, notes) if chosen else None
-        rows = [row_of[one.key] for one in chosen]
-        for one in asked:
-            assert one.network is not None
-            errors = self._errors(one.name, one.network, chosen, notes) if chosen else None
-            facts.append(_facts(one, rows, self._steps, errors, floor, led.get(one.name)))
-        return Students(facts=facts, notes=notes, hardness=_hardness(facts))
-
-    @property
-    def _steps(self) -> tuple[int, ...]:
-        return tuple(range(self.readable.cache.manifest.sampling.steps))
-
-    def _chosen(self, notes: list[str]) -> list[HeldOut]:
-        try:
-            everything = held_out_trajectories(self.readable.cache)
-        except (NotInCache, DamagedCache) as error:
-            notes.append(f"students were not evaluated: {error}")
-            return []
-        wanted = [everything[place] for place in spread(everything, self.scoring.count)]
-        chosen = [one for one in wanted if self._is_whole(one)]
-        notes.append(f"students on {len(chosen):,} of {len(everything):,} held-out trajectories, spread over sources")
-        if len(chosen) < len(wanted):
-            notes.append(
-                f"{len(wanted) - len(chosen):,} held-out trajectories are left out: damaged, or not finite"
-            )  # fmt: skip
-        return chosen
-
-    def _is_whole(self, one: HeldOut) -> bool:
-        trajectory = self.readable.trajectory(one.index)
-        if trajectory is None:
-            return False
-        arrays = (trajectory.noise_SC, trajectory.velocity_KSC, trajectory.final_latent_SC)
-        return all(np.isfinite(array.astype(np.float32)).all() for array in arrays) and self._has_pooled(one)
-
-    def _has_pooled(self, one: HeldOut) -> bool:
-        return self.readable.cache.manifest.teacher.pooled == "zero" or self.readable.has_embedding(one.prompt)
-
-    def _floor(self, chosen: Sequence[HeldOut], notes: list[str]) -> StepErrors | None:
-        if not all(self.readable.has_embedding(one.prompt) for one in chosen):
-            notes.append("no replay floor: the cache has not the teacher's embedding of every prompt")
-            return None
-        return self._open_loop("floor", cached_embeddings(self.readable.cache, self.device), chosen, notes)
-
-    def _errors(
-        self, name: str, network: CacheStudent, chosen: Sequence[HeldOut], notes: list[str]
-    ) -> StepErrors | None:
-        return self._open_loop(name, network.embeddings, chosen, notes)
-
-    def _open_loop(self, name: str, embed: Any, chosen: Sequence[HeldOut], notes: list[str]) -> StepErrors | None:
-        try:
-            return open_loop(
-                self.readable.cache, self.backbone, {name: embed}, chosen, self._steps,
-                batch_size=self.scoring.batch_size, progress=self.progress,
-            )[name]  # fmt: skip
-        except NonFinite as error:
-            notes.append(f"{name} has no errors here: {error}")
-            return None
-
-    def _closed(
-        self, asked: Sequence[Asked], chosen: Sequence[HeldOut], row_of: Mapping[str, int], notes: list[str]
-    ) -> dict[str, dict[str, Any]]:
-        sampling = self.readable.cache.manifest.sampling
-        if self.maker is None:
-            notes.append("no closed loop: it needs the VAE")
-            return {}
-        try:
-            check_measurable(sampling.height, sampling.width)
-        except (MissingExtra, BadSettings) as error:
-            notes.append(f"no closed loop: {error}")
-            return {}
-        wanted = [chosen[place] for place in spread(chosen, self.scoring.closed_loop)]
-        found = {}
-        for one in asked:
-            assert one.network is not None
-            pictures: dict[str, str] = {}
-
-            def keep(leader: str, led: HeldOut, picture_HWC: Array, pictures: dict[str, str] = pictures) -> None:
-                assert self.maker is not None
-                if leader != RECORDED:
-                    pictures[led.key] = self.maker.picture(picture_HWC)
-
-            try:
-                led = closed_loop(
-                    self.readable.cache, self.backbone, self.maker.decoder, {one.name: one.network.embeddings}, wanted,
-                    lpips=None, batch_size=self.scoring.batch_size, progress=self.progress, keep=keep,
-                )[one.name]  # fmt: skip
-            except NonFinite as error:
-                notes.append(f"{one.name} leads no sampling: {error}")
-                continue
-            found[one.name] = _led_facts(
-                led, [row_of[chosen.key] for chosen in wanted], [pictures[chosen.key] for chosen in wanted]
-            )
-        return found
-
-
-def load_backbone(
-    cache: Cache, teacher: TeacherFolder, scoring: CacheScoring, device: torch.device
-) -> FluxBackbone:  # fmt: skip
-    """The recorded transformer, in the dtype that is asked for."""
-    options = scoring.memory_of(cache.manifest)
-    check_quantizer(options.quantize)
-    return load_recorded_backbone(
-        [cache.manifest],
-        teacher,
-        dtype=DTYPES[scoring.dtype_of(cache.manifest)],
-        batch_rows=scoring.batch_size,
-        options=options,
-        attention_backend=None,
-        device=device,
-    )
-
-
 def of_records(asked: Sequence[Asked], row_of: Mapping[str, int]) -> Students:
     """Students that were evaluated before; BadSettings for one of other trajectories alone."""
     facts, notes = [], []
@@ -233,13 +87,13 @@ def of_records(asked: Sequence[Asked], row_of: Mapping[str, int]) -> Students:
         rows = [row_of[record.trajectories[place].key] for place in kept]
         errors = _part(record.errors, kept)
         floor = None if record.floor is None else _part(record.floor, kept)
-        facts.append(_facts(one, rows, record.steps, errors, floor, _recorded_led(record, row_of)))
-    return Students(facts=facts, notes=notes, hardness=_hardness(facts))
+        facts.append(student_facts(one, rows, record.steps, errors, floor, _recorded_led(record, row_of)))
+    return Students(facts=facts, notes=notes, hardness=hardness_of(facts))
 
 
 def without_errors(asked: Sequence[Asked]) -> Students:
     """Students that are not evaluated: what their folders say."""
-    return Students(facts=[_facts(one, [], (), None, None, None) for one in asked])
+    return Students(facts=[student_facts(one, [], (), None, None, None) for one in asked])
 
 
 def _part(errors: StepErrors, places: Sequence[int]) -> StepErrors:
@@ -255,12 +109,13 @@ def _recorded_led(record: Evaluation, row_of: Mapping[str, int]) -> dict[str, An
         return None
     keys = [record.trajectories[place].key for place in closed.trajectories]
     kept = [number for number, key in enumerate(keys) if key in row_of]
-    facts = _led_facts(closed.leaders["student"], [row_of.get(key, -1) for key in keys], [])
+    facts = led_facts(closed.leaders["student"], [row_of.get(key, -1) for key in keys], [])
     # An evaluation keeps no pictures.
     return {name: [column[number] for number in kept] if column else [] for name, column in facts.items()}
 
 
-def _led_facts(led: Led, rows: list[int], pictures: list[str]) -> dict[str, Any]:
+def led_facts(led: Led, rows: list[int], pictures: list[str]) -> dict[str, Any]:
+    """Where a student leads, by trajectory; pictures: none where they were not kept."""
     return {
         "rows": rows,
         "latent_fraction": [rounded(value) for value in led.latent_fraction],
@@ -270,7 +125,7 @@ def _led_facts(led: Led, rows: list[int], pictures: list[str]) -> dict[str, Any]
     }
 
 
-def _facts(
+def student_facts(
     one: Asked,
     rows: list[int],
     steps: Sequence[int],
@@ -278,6 +133,7 @@ def _facts(
     floor: StepErrors | None,
     closed: dict[str, Any] | None,
 ) -> dict[str, Any]:
+    """A student as the page takes it; errors: None where it has none here."""
     return {
         "name": one.name,
         "parameters": _parameters(one),
@@ -311,8 +167,8 @@ def _stored_values(file: Path) -> int:
     return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
-def _hardness(facts: Sequence[dict[str, Any]]) -> dict[int, float]:
-    """Mean error by row, over steps and students."""
+def hardness_of(facts: Sequence[dict[str, Any]]) -> dict[int, float]:
+    """Mean error by row of the table, over steps and students."""
     found: dict[int, list[float]] = {}
     for one in facts:
         for row, errors in zip(one["rows"], one["errors"], strict=True):

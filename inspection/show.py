@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from inspection.reading import SHADES, reading, shaded
+from inspection.reading import SHADES, measured_on, reading, shaded
 from inspection.text_layout import entry_lines, table_lines
-from storage_schemas import sensitivity
 from storage_schemas.derivation import predicted_clean_latent
 from storage_schemas.fields import Array
 from storage_schemas.manifest import Sampling
@@ -30,7 +29,6 @@ def describe(cache: Cache, index: int) -> dict[str, Any]:
     sampling = cache.manifest.sampling
     final = trajectory.final_latent_SC.astype(np.float32)
     pieces = token_pieces(cache, prompt.token_ids)
-    measured = sensitivity.read(cache.folder)
     return {
         "index": index,
         "key": trajectory.key,
@@ -43,7 +41,7 @@ def describe(cache: Cache, index: int) -> dict[str, Any]:
         "seed": sampling.seed,
         "guidance": trajectory.guidance,
         "tokens": pieces,
-        "reading": None if measured is None else reading(cache, measured, trajectory.prompt, pieces),
+        "reading": reading(cache, measured_on(cache), trajectory.prompt, pieces),
         "final_latent_norm": _norm(final),
         "final_latent_rms": _rms(final),
         "final_latent_non_finite": _non_finite(final),

@@ -8,17 +8,15 @@ from datetime import datetime
 from typing import Any
 
 from inspection.reading import sensitivity_facts
-from inspection.summary_text import summary_lines
 from storage_schemas.commits import KINDS, CommitRecord
 from storage_schemas.digests import canonical_json
 from storage_schemas.fields import fields_of
 from storage_schemas.folders import LocalFolder
 from storage_schemas.journal import is_pending
+from storage_schemas.manifest import Sampling
 from storage_schemas.reader import Cache
 from storage_schemas.rewrite import COPIED_FROM, ways_made
 from storage_schemas.stored_bytes import StoredArray, stored_arrays
-
-__all__ = ["summarise", "summary_lines"]
 
 # A disk of a network may take longer than a screen is worth: what was not looked at is told.
 _FILES_SECONDS = 0.4
@@ -47,18 +45,7 @@ def summarise(cache: Cache) -> dict[str, Any]:
             "text_width": manifest.teacher.text_width,
             "pooled": manifest.teacher.pooled,
         },
-        "sampling": {
-            "size": f"{sampling.width} x {sampling.height}",
-            "image_tokens": sampling.image_tokens,
-            "channels": sampling.channels,
-            "steps": sampling.steps,
-            "schedule": sampling.schedule,
-            "sigmas": [sampling.sigmas[0], sampling.sigmas[-2]],
-            "guidance": list(sampling.guidance) if sampling.guidance else None,
-            "seed": sampling.seed,
-            "dtype": sampling.dtype,
-            "quantize": sampling.quantize,
-        },
+        "sampling": _sampling(sampling),
         "storage": {
             **sampling.storage.json_value(),
             "embeddings": sampling.storage.embeddings,
@@ -68,9 +55,24 @@ def summarise(cache: Cache) -> dict[str, Any]:
             "arrays": [_array(array) for array in arrays],
         },
         "integrity": {"shards": _shards(cache), "files": _files(cache, records), "checksums": "not compared"},
-        "build": {"created_by": manifest.created_by, **_build(records)},
+        "build": {"created_by": manifest.created_by, **built_facts(records)},
         "sensitivity": sensitivity_facts(cache),
         "digests": manifest.digests(),
+    }
+
+
+def _sampling(sampling: Sampling) -> dict[str, Any]:
+    return {
+        "size": f"{sampling.width} x {sampling.height}",
+        "image_tokens": sampling.image_tokens,
+        "channels": sampling.channels,
+        "steps": sampling.steps,
+        "schedule": sampling.schedule,
+        "sigmas": [sampling.sigmas[0], sampling.sigmas[-2]],
+        "guidance": list(sampling.guidance) if sampling.guidance else None,
+        "seed": sampling.seed,
+        "dtype": sampling.dtype,
+        "quantize": sampling.quantize,
     }
 
 
@@ -124,7 +126,7 @@ def _files(cache: Cache, records: Sequence[CommitRecord]) -> dict[str, Any]:
     return found
 
 
-def _build(records: Sequence[CommitRecord]) -> dict[str, Any]:
+def built_facts(records: Sequence[CommitRecord]) -> dict[str, Any]:
     """How and how fast the shards were made; workers and rates are None where the records do not tell.
 
     seconds: of all workers together. busy_seconds: in which at least one shard of trajectories was in the making.

@@ -37,7 +37,9 @@ class Terminal:
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         # FORCE_COLOR, which makes rich take anything for a terminal, is set where continuous integration keeps logs.
-        self._console = console or Console(stderr=True, highlight=False, force_terminal=sys.stderr.isatty())
+        self._console = console or Console(
+            stderr=True, highlight=False, emoji=False, force_terminal=sys.stderr.isatty()
+        )
         self._quiet = quiet
 
     def say(self, message: str) -> None:

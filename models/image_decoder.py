@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, FluxPipeline
 
-from models.geometry import Geometry, vae_scale_factor
+from models.geometry import Geometry, recorded_geometry, vae_scale_factor
 from models.teacher_folder import TeacherFolder
+from storage_schemas.errors import BadTeacher
 from storage_schemas.fields import Array
+from storage_schemas.manifest import Sampling
 
 
 class ImageDecoder:
@@ -38,3 +40,17 @@ class ImageDecoder:
         images = self._vae.decode(latents, return_dict=False)[0]
         images_BHWC = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
         return np.asarray((images_BHWC * 255).round().astype("uint8"))
+
+
+def load_recorded_decoder(folder: TeacherFolder, sampling: Sampling, device: torch.device) -> ImageDecoder:
+    """The decoder of a cache's latents; BadTeacher for a VAE of others."""
+    config = folder.config("vae")
+    token_px = 2 * vae_scale_factor(config)
+    found = (4 * config["latent_channels"], sampling.height * sampling.width // token_px**2)
+    if found != (sampling.channels, sampling.image_tokens):
+        raise BadTeacher(
+            f"{folder.path}/vae decodes {found[1]} tokens of {found[0]} channels into {sampling.width} x "
+            f"{sampling.height} pixels, the cache has {sampling.image_tokens} of {sampling.channels}: the VAE of "
+            f"another teacher; give the folder of the recorded one"
+        )
+    return ImageDecoder.load(folder, recorded_geometry(sampling), device=device)

@@ -28,17 +28,29 @@ def student_folder(path: Path) -> Path:
     if not path.is_dir():
         raise BadStudent(f"no student {path}: expected a run folder, or what `understudy export` wrote")
     found = checkpoints(path)
-    marker = path / BEST_FILE
-    if marker.is_file():
-        best = path / json.loads(marker.read_bytes())["checkpoint"]
-        if best.is_dir():
-            return best / "student"
+    if (best := _best(path)) is not None:
+        return best / "student"
     if found:
         return found[-1] / "student"
     if (path / "metrics.jsonl").exists() or "settings" in config_of(path):
         raise BadStudent(f"{path} has no checkpoint yet: give the `understudy train` command again to go on")
     check_is_student(path)
     return path
+
+
+def _best(run: Path) -> Path | None:
+    """The best checkpoint that a run has noted; None where it notes none that is still there."""
+    marker = run / BEST_FILE
+    if not marker.is_file():
+        return None
+    try:
+        best = run / str(json.loads(marker.read_bytes())["checkpoint"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise BadStudent(
+            f"{marker} is not what `understudy train` wrote, so the best checkpoint is not known: delete it for the "
+            f"last one, or give a checkpoint's student/ folder"
+        ) from error
+    return best if best.is_dir() else None
 
 
 def is_published_form(config: dict[str, Any]) -> bool:

@@ -183,7 +183,7 @@ class Cache:
 
     def key_index(self, key: str) -> int:
         """Number of the trajectory with this key (an unambiguous beginning will do) or this number."""
-        if key.isdigit() and len(key) < 12:
+        if key.isascii() and key.isdigit() and len(key) < 12:
             if int(key) >= self.planned:
                 raise NotInCache(f"trajectory {key} is not in {self.folder}: it has 0 to {self.planned - 1}")
             return int(key)

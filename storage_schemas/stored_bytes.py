@@ -56,7 +56,7 @@ def _of_zarr(records: Sequence[CommitRecord], fields: Sequence[Field]) -> list[S
     stored = dict.fromkeys((field.name for field in fields), 0)
     for record in records:
         for file in record.files:
-            name = file.path.split("/")[1]
+            name = file.path.partition("/")[2].split("/")[0]
             stored[name] = stored.get(name, 0) + file.bytes
     return [_stored(field, records, stored[field.name]) for field in fields]
 
@@ -105,7 +105,7 @@ def _headers(folder: Folder, records: Sequence[CommitRecord]) -> list[Mapping[st
 
 def _header(folder: Folder, record: CommitRecord, row: int) -> Mapping[str, int] | None:
     try:
-        tar = next(file.path for file in record.files if file.path.endswith(".tar"))
+        (tar,) = (file.path for file in record.files if file.path.endswith(".tar"))
         begin, size = json.loads(folder.read(f"{tar.removesuffix('.tar')}.index.json"))["safetensors"][row]
         data = folder.read(tar, begin, begin + min(size, _HEADER_BYTES))
         length = int.from_bytes(data[:8], "little")

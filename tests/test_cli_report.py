@@ -64,9 +64,22 @@ def test_what_does_not_fit_is_one_line_and_leaves_the_report_of_before(tmp_path,
 
 
 def test_a_place_where_no_file_can_be_is_told_before_the_work(tmp_path, cache, capsys):
-    for out in (tmp_path, cache / "manifest.json/r.html"):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path, tmp_path / "file/r.html"):
         code, _, heard = understudy("inspect", "report", cache, "--out", out, capsys=capsys)
         assert code == 1 and re.fullmatch(rf"understudy: {out} cannot be written \(.*\): give another --out\n", heard)
+
+
+def test_nothing_is_written_among_the_files_of_the_cache(tmp_path, cache, monkeypatch, capsys):
+    monkeypatch.chdir(cache)
+    for command in ("report", "images", "compare"):
+        more = ["--student", "any"] if command == "compare" else []
+        code, _, heard = understudy("inspect", command, ".", "--out", "r.png", *more, capsys=capsys)
+        assert code == 1 and heard == (
+            "understudy: --out r.png lies in the cache ., where `understudy inspect verify` would call it foreign: "
+            "give a place outside it\n"
+        )
+    assert not (cache / "r.png").exists()
 
 
 def test_a_folder_that_is_no_cache_is_one_line(tmp_path, capsys):

@@ -123,7 +123,7 @@ class HeatMap {
       this.point(this.cellAt(event));
       this.open();
     });
-    this.canvas.addEventListener("focus", () => { if (!this.cursor) this.point({ line: 0, column: 0 }); });
+    this.canvas.addEventListener("focus", () => { if (!this.cursor && this.order.length) this.point({ line: 0, column: 0 }); });
     this.canvas.addEventListener("keydown", (event) => this.move(event));
   }
 

@@ -18,7 +18,7 @@ function picture(address) {
 }
 
 function isPixelated() {
-  return data.strips.pixelated ?? data.strips.frame_px <= SMALL_FRAME_PX;
+  return data.strips.frame_px <= SMALL_FRAME_PX;
 }
 
 function framePlace(step) {
@@ -151,7 +151,7 @@ function drawViewer() {
 
 function withoutStrip() {
   if (view.row === null) return [];
-  const cache = shellWord(data.cache ?? data.title);
+  const cache = shellWord(data.cache);
   return [
     note("This trajectory was not among those sampled for film strips. This command shows it:"),
     command(`understudy inspect images ${cache} ${table.index[view.row]}`),

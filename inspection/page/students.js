@@ -29,8 +29,11 @@ function startErrors(container) {
   const draw = () => {
     const chosen = evaluations[view.student];
     const { name, parameters } = chosen.student;
-    heading.textContent = `Errors of ${name}, hardest prompts first`;
-    said.textContent = `${numberText(parameters)} parameters. Errors are parts of the norm of the teacher's velocity.`;
+    const evaluated = chosen.student.rows.length > 0;
+    heading.textContent = evaluated ? `Errors of ${name}, hardest prompts first` : name;
+    const errors = evaluated ? "Errors are parts of the norm of the teacher's velocity." : "It was not evaluated here.";
+    said.textContent = `${isNumber(parameters) ? `${numberText(parameters)} parameters. ` : ""}${errors}`;
+    map.hidden = !evaluated;
     heat.show(chosen);
   };
   watch(["student"], draw);

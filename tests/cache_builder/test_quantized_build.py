@@ -9,7 +9,8 @@ from diffusers import FluxPipeline
 from cache_builder.rebuild import rebuild
 from cache_builder.recompute import recompute
 from inspection.diff import compare, diff_lines
-from inspection.summary import summarise, summary_lines
+from inspection.summary import summarise
+from inspection.summary_text import summary_lines
 from models.quantized import quantize_blocks
 from models.teacher_folder import BUILD_PARTS, find_teacher
 from storage_schemas.convert import convert

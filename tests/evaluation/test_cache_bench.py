@@ -9,7 +9,8 @@ import pytest
 
 import evaluation.on_cache as on_cache
 from commands.evaluate_cache import steps_of_text
-from evaluation.on_cache import CacheBench, CacheScoring, evaluate_on_cache
+from evaluation.cache_scoring import CacheScoring
+from evaluation.on_cache import CacheBench, evaluate_on_cache
 from evaluation.results import Evaluation
 from models.student import load_student, save_student, untrained_like
 from storage_schemas.errors import BadSettings, BadStudent, NonFinite

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation import picture_distances
+from evaluation.cache_scoring import CacheScoring
 from evaluation.closed_loop import closed_loop
 from evaluation.held_out import held_out_trajectories
-from evaluation.on_cache import CacheScoring, evaluate_on_cache
+from evaluation.on_cache import evaluate_on_cache
 from evaluation.picture_distances import check_measurable, lpips_missing, psnr_db, ssim
 from evaluation.replaying import CacheStudent, cached_embeddings
 from models.geometry import recorded_geometry

@@ -9,7 +9,7 @@ import pytest
 
 from commands.evaluate_cache import CACHE_FLAGS, POCKET_FLAGS
 from evaluation.aggregates import summary
-from evaluation.on_cache import CacheScoring
+from evaluation.cache_scoring import CacheScoring
 from evaluation.results import Evaluation
 from models.student import load_student
 from pocket import STUDENTS_FOLDER, TEACHER_FOLDER

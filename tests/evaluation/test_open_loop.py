@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.aggregates import open_loop_summary
+from evaluation.cache_scoring import CacheScoring
 from evaluation.held_out import HeldOut, held_out_trajectories, spread
-from evaluation.on_cache import CacheScoring, evaluate_on_cache
+from evaluation.on_cache import evaluate_on_cache
 from evaluation.replaying import filled_batches
 from evaluation.results import Computed, Evaluated, Evaluation, StepErrors
 from models.student import load_student

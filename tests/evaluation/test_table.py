@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import evaluation.on_cache as on_cache
-from commands.evaluate_table import grouped, print_table
+from commands.evaluate_table import grouped, print_scores
 from commands.evaluate_table_cache import kept_evaluation
 from commands.evaluate_table_pocket import check_one_size
 from evaluation.error_table import ErrorTable
@@ -92,7 +92,7 @@ def test_a_table_is_text_markdown_and_json():
 
 
 def test_text_says_what_markdown_says(capsys):
-    print_table(table(), "text")
+    print_scores(table(), "text")
     said = capsys.readouterr().out
     assert said.splitlines()[0] == markdown(table()).splitlines()[0]
     for line in lines_of(table())[1:]:

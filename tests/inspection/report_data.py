@@ -83,6 +83,7 @@ def trajectories(count: int = ROWS) -> dict[str, Any]:
 
 def report_data(**changes: Any) -> dict[str, Any]:
     return {
+        "cache": "/data/my cache",
         "title": "my cache",
         "created_at": "2026-11-21T16:40:00Z",
         "created_by": "understudy 0.1.0",

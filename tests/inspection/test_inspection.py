@@ -8,14 +8,20 @@ import pytest
 import torch
 from rich.console import Console
 
-from inspection.images import film_strips
+from inspection.images import each_film_strip, shown_steps
+from inspection.sheet import stacked
 from inspection.show import describe, find_prompts
-from inspection.summary import summarise, summary_lines
+from inspection.summary import summarise
+from inspection.summary_text import summary_lines
 from inspection.terminal import Terminal
 from models.teacher_folder import DECODE_PARTS, find_teacher
+from storage_schemas.errors import NotInCache
 from storage_schemas.progress import duration_text, size_text
+from storage_schemas.prompts import Prompt, prompt_id
 from storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache
+from tests.storage_schemas.caches import write_keyed_cache
+from tests.test_cli import understudy
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +80,19 @@ def test_prompts_are_found_by_a_word_whatever_its_case(cache):
     assert len(find_prompts(cache, "a", limit=1)) == 2
 
 
+def test_a_prompt_is_printed_as_its_letters_whatever_a_terminal_would_make_of_them(tmp_path, capsys):
+    text = "a :dog: sign [bold] \x1b[31mred\nnext"
+    write_keyed_cache(tmp_path / "c", [Prompt(id=prompt_id(text), text=text, sources=("s",), token_ids=(5, 1))])
+    code, said, heard = understudy("inspect", "show", tmp_path / "c", "--grep", "sign", capsys=capsys)
+    assert code == 0, heard
+    assert said.splitlines()[1].endswith(r"a :dog: sign [bold] \x1b[31mred\nnext")
+
+
 def test_keys_numbers_and_beginnings_of_keys_lead_to_a_trajectory(cache):
     key = cache.trajectory(5).key
     assert cache.key_index("5") == cache.key_index(key) == 5
+    with pytest.raises(NotInCache, match="begin with '²'"):
+        cache.key_index("²")
 
 
 def test_film_strips_need_the_vae_alone_and_show_the_steps(cache, dev_teacher, tmp_path):
@@ -84,7 +100,9 @@ def test_film_strips_need_the_vae_alone_and_show_the_steps(cache, dev_teacher, t
 
     shutil.copytree(dev_teacher / "vae", tmp_path / "t/vae")
     teacher = find_teacher(str(tmp_path / "t"), DECODE_PARTS)
-    sheet = film_strips(cache, teacher, [0, 3], frames=3, device=torch.device("cpu"))
+    steps = shown_steps(cache.manifest.sampling.steps, 3)
+    strips = each_film_strip(cache, teacher, [0, 3], steps, device=torch.device("cpu"))
+    sheet = stacked([strip for _, strip in strips])
     assert sheet.width == 90 + 4 * 100 and sheet.height == 2 * (22 + 16 + 200 + 8)
     assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 50
 

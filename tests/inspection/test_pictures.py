@@ -16,6 +16,7 @@ from inspection.sheet import amplified_difference, font, lines_of
 from storage_schemas.errors import BadSettings
 from storage_schemas.reader import Cache
 from tests.evaluation.recorded import ROWS, build_recorded, make_student
+from tests.random_teacher import make_teacher
 from tests.test_cli import understudy
 
 
@@ -45,6 +46,10 @@ def test_what_cannot_be_shown_is_told_in_one_line(tmp_path, recorded, student, c
     )
     assert told(*asked, "--steps-of", "9", capsys=capsys) == (
         f"--steps-of names step 9, the trajectories of {recorded} have the steps 0 to 2"
+    )
+    other = make_teacher(tmp_path / "t", seed=2, in_channels=32)
+    assert told(*asked, "--teacher", other, capsys=capsys).startswith(
+        f"{other}/vae decodes 16 tokens of 32 channels into 16 x 16 pixels, the cache has 16 of 16: the VAE of another"
     )
     (tmp_path / "file").write_text("")
     assert told("images", recorded, "--out", tmp_path / "file", capsys=capsys).startswith(
@@ -137,4 +142,4 @@ def test_the_default_choice_is_that_of_an_evaluation(recorded):
     cache = Cache.open(recorded)
     everything = held_out_trajectories(cache)
     assert chosen_trajectories(cache, []) == [everything[place] for place in spread(everything, 8)]
-    assert [one.index for one in chosen_trajectories(cache, ["3", everything[0].key])] == [3, everything[0].index]
+    assert [one.index for one in chosen_trajectories(cache, ["3", everything[0].key, "3"])] == [3, everything[0].index]

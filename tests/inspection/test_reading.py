@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from cache_builder.sensitivity import SensitivitySettings, measure
 from cache_builder.workers import Worker
 from inspection.reading import SHADES, sensitivity_facts, shade, shaded
 from inspection.show import describe, trajectory_lines
-from inspection.summary import summarise, summary_lines
+from inspection.summary import summarise
+from inspection.summary_text import summary_lines
 from models.teacher_folder import REPLAY_PARTS, find_teacher
 from storage_schemas.progress import Silent
 from storage_schemas.reader import Cache
@@ -77,3 +79,12 @@ def test_a_cache_that_was_not_measured_says_nothing_of_it(tmp_path, dev_teacher,
     assert sensitivity_facts(cache) is None and describe(cache, 0)["reading"] is None
     assert "sensitivity" not in dict(summary_lines(summarise(cache)))
     assert not any(line.strip().startswith("read ") for line in trajectory_lines(describe(cache, 0), "cache"))
+
+
+def test_a_damaged_measurement_hides_nothing_else(tmp_path, cache):
+    folder = shutil.copytree(cache.folder.path, tmp_path / "cache")
+    (folder / "sensitivity/record.json").write_text("{")
+    opened = Cache.open(folder)
+    assert describe(opened, 0)["reading"] is None and describe(opened, 0)["steps"]
+    line = dict(summary_lines(summarise(opened)))["sensitivity"]
+    assert line.startswith(f"{folder}/sensitivity/record.json is not as it was written (")

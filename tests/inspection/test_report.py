@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.on_cache import CacheScoring, evaluate_on_cache
+from evaluation.cache_scoring import CacheScoring
+from evaluation.on_cache import evaluate_on_cache
+from inspection import report
+from inspection.images import shown_steps
 from inspection.report import ReportSettings, report_data
 from inspection.report_curves import run_curves
 from inspection.report_page import render
-from inspection.report_strips import check_sheet, chosen_rows, data_uri, load_decoder, shown_steps
+from inspection.report_strips import check_sheet, chosen_rows, data_uri
 from inspection.report_table import UNREADABLE, evenly, finite_rms
+from models.image_decoder import load_recorded_decoder
 from models.student import load_student
 from models.teacher_folder import DECODE_PARTS, find_teacher
 from storage_schemas.errors import BadSettings, BadTeacher, NotACache
@@ -23,6 +27,7 @@ from storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache
 from tests.evaluation.conftest import recorded, student, t5_config
 from tests.evaluation.recorded import CPU, ROWS, STEPS, make_student, replayed
+from tests.inspection.report_data import report_data as made_up_data
 from tests.random_teacher import make_teacher
 from tests.storage_schemas.caches import begin, commit, write_cache
 
@@ -70,6 +75,16 @@ def test_every_committed_trajectory_has_a_row_with_the_numbers_of_its_record(tmp
     assert [name for name, _ in found["summary"]][:2] == ["cache", "teacher"]
 
 
+def test_the_page_is_given_what_the_tests_of_the_page_make_up(recorded, student, dev_teacher):
+    found = data_of(recorded, students=[student], evaluate=0, teacher=str(dev_teacher), strips=1, frames=1)
+    made_up = made_up_data()
+    assert found.keys() == made_up.keys() and found["cache"] == str(recorded)
+    for part in ("trajectories", "strips", "integrity", "schedule"):
+        assert found[part].keys() == made_up[part].keys()
+    assert found["students"][0].keys() == made_up["students"][0].keys()
+    assert found["strips"]["rows"][0].keys() == made_up["strips"]["rows"][0].keys()
+
+
 def test_guidance_is_that_of_the_recording_without_reading_it(recorded):
     cache, found = Cache.open(recorded), data_of(recorded, norms=0, strips=0)
     assert found["trajectories"]["guidance"] == [cache.guidance(index) for index in range(12)]
@@ -88,6 +103,13 @@ def test_norms_of_a_few_are_spread_evenly_and_said(tmp_path):
     read = [row for row, value in enumerate(found["trajectories"]["velocity_rms"]) if value is not None]
     assert read == [1, 4, 7, 10, 13, 16, 19, 22, 25, 28] == evenly(30, 10)
     assert "norms of 10 of 30 trajectories, spread evenly: --norms 30 reads all" in found["notes"]
+
+
+def test_a_record_that_the_index_repeats_is_mended_without_the_teacher(tmp_path):
+    write_cache(tmp_path / "c")
+    (tmp_path / "c/commits/trajectories-000001.json").write_bytes(b"{}")
+    (problem,) = data_of(tmp_path / "c", norms=0)["integrity"]["problems"]
+    assert problem["mend"] == f"understudy repair {tmp_path}/c"
 
 
 @pytest.mark.parametrize("form", ["zarr", "webdataset"])
@@ -196,7 +218,7 @@ def test_a_strip_shows_the_decoded_latents_above_and_the_clean_ones_below(record
         "film strips of 4 of 12 trajectories: the 0 hardest and 4 at random (seed 0); --strips all shows every one"
     ) in found["notes"]
     cache = Cache.open(recorded)
-    decoder = load_decoder(find_teacher(str(dev_teacher), DECODE_PARTS), cache.manifest.sampling, CPU)
+    decoder = load_recorded_decoder(find_teacher(str(dev_teacher), DECODE_PARTS), cache.manifest.sampling, CPU)
     import torch
 
     for one in strips["rows"]:
@@ -267,8 +289,10 @@ def test_curves_are_those_of_the_run_and_thinned_out(tmp_path):
     assert curves["validation loss"] == {"name": "validation loss", "x": [999], "y": [0.5]}
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write("\n" + json.dumps({"step": 1001, "loss": 2.0, "kind": "vision"}) + "\n")
+        # During a warm-up too: it is measured by replay wherever there is the transformer.
+        file.write(json.dumps({"step": 1002, "validation_loss": 1.0, "validation_loss_by_step": {"0": 1.0}}) + "\n")
     assert [curve["name"] for curve in run_curves(tmp_path)] == [
-        "embedding loss", "vision loss", "validation embedding loss", "learning rate"
+        "embedding loss", "vision loss", "validation loss", "validation vision loss", "learning rate"
     ]  # fmt: skip
     assert run_curves(tmp_path / "no run") == []
 
@@ -298,6 +322,24 @@ def test_students_are_evaluated_on_one_backbone_with_pictures_of_where_they_lead
     hardest = {one["row"] for one in found["strips"]["rows"] if one["why"] == "hardest"}
     assert hardest == set(sorted(means, key=lambda row: -means[row])[:2])
     assert "students on 5 of 8 held-out trajectories, spread over sources" in found["notes"]
+
+
+def test_a_student_may_be_called_as_the_recording_is(recorded, student, dev_teacher, tmp_path):
+    pytest.importorskip("skimage")
+    shutil.copytree(student, tmp_path / "recorded")
+    flags = {"evaluate": 1, "closed_loop": 1, "strips": 0, "norms": 0, "batch_size": ROWS, "teacher": str(dev_teacher)}
+    (one,) = data_of(recorded, students=[tmp_path / "recorded"], **flags)["students"]
+    assert one["name"] == "recorded" and len(one["closed"]["final"]) == 1
+
+
+def test_what_does_not_fit_is_refused_before_files_are_read(recorded, student, tmp_path, monkeypatch):
+    def read(*given):
+        raise AssertionError("files were compared with their checksums")
+
+    monkeypatch.setattr(report, "check_files", read)
+    other = make_teacher(tmp_path / "t", seed=2)
+    with pytest.raises(BadTeacher, match=r"another model; give the recorded one with --backbone"):
+        data_of(recorded, students=[student], teacher=str(other))
 
 
 def test_a_recorded_evaluation_is_taken_as_it_is(recorded, student, dev_teacher, tmp_path):
@@ -332,7 +374,8 @@ def test_damaged_held_out_trajectories_and_embeddings_are_left_out_of_an_evaluat
     found = data_of(tmp_path / "c", students=[student], **flags)
     (one,) = found["students"]
     assert 0 < len(one["rows"]) < 8 and all(row >= ROWS for row in one["rows"]) and one["floor"] is None
-    assert f"{8 - len(one['rows'])} held-out trajectories are left out: damaged, or not finite" in found["notes"]
+    left_out = f"{8 - len(one['rows'])} held-out trajectories are left out: damaged, not finite, or without the pooled"
+    assert f"{left_out} vector" in found["notes"]
     assert "no replay floor: the cache has not the teacher's embedding of every prompt" in found["notes"]
 
 

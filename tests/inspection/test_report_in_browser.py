@@ -280,6 +280,22 @@ def test_a_column_without_any_value_is_left_out(visit):
     assert page.locator("#histograms h3").all_inner_texts() == ["Tokens of the prompt"]
 
 
+def test_a_student_that_was_not_evaluated_has_no_heat_map_and_its_curves(visit):
+    idle = student("idle") | {"rows": [], "steps": [], "errors": [], "floor": None, "closed": None, "parameters": None}
+    page = visit(render(report_data(students=[idle, student()])))
+    assert page.inner_text("#errors h3 >> nth=0") == "idle" and page.locator("canvas.heat").is_hidden()
+    assert page.inner_text("#errors p >> nth=0") == "It was not evaluated here."
+    assert "Training of idle" in page.inner_text("#curves")
+    page.select_option("#student", label="run")
+    assert page.locator("canvas.heat").is_visible()
+
+
+def test_a_note_stands_beside_what_it_speaks_of(visit):
+    page = visit(render(report_data(notes=["no closed loop: it needs the VAE", "no film strips: no student needs it"])))
+    assert page.inner_text("[data-notes=students]") == "no closed loop: it needs the VAE"
+    assert page.inner_text("[data-notes=strips]") == "no film strips: no student needs it"
+
+
 def test_a_report_of_an_empty_cache_says_so(visit):
     strips = {"frame_px": 12, "steps": [], "rows": []}
     page = visit(render(report_data(trajectories=trajectories(0), strips=strips, students=[], notes=[])))

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from commands.mending import mending_commands, need_of, problem_lines
+from inspection.mending import mending_commands, need_of, problem_lines
 from storage_schemas.progress import Silent
 from storage_schemas.repair import mend
 from storage_schemas.verification import Problem, Report, verify

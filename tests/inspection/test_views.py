@@ -144,7 +144,7 @@ def test_the_summary_says_on_what_and_how_fast_a_cache_was_built(tmp_path, recor
 
 
 def test_time_in_which_several_worked_counts_once_and_pauses_do_not(tmp_path):
-    from inspection.summary import _build
+    from inspection.summary import built_facts
 
     write_cache(tmp_path / "c", count=16)
     times = ["00:01:40", "00:01:40", "00:03:20", "09:00:00"]
@@ -153,12 +153,12 @@ def test_time_in_which_several_worked_counts_once_and_pauses_do_not(tmp_path):
         record.model_copy(update={"seconds": 100.0, "finished_at": f"2026-01-01T{time}+00:00"})
         for record, time in zip(made, times, strict=True)
     ]
-    built = _build(records)
+    built = built_facts(records)
     assert built["busy_seconds"] == 300.0 and built["seconds"] == 400.0 and built["workers"] == 1
     assert built["trajectories_per_hour"] == 16 / 300 * 3600
-    together = _build([record.model_copy(update={"finished_at": records[0].finished_at}) for record in records])
+    together = built_facts([record.model_copy(update={"finished_at": records[0].finished_at}) for record in records])
     assert together["workers"] == 4 and together["busy_seconds"] == 100.0
-    unknown = _build([record.model_copy(update={"finished_at": "at noon"}) for record in records])
+    unknown = built_facts([record.model_copy(update={"finished_at": "at noon"}) for record in records])
     assert unknown["trajectories_per_hour"] is None and unknown["workers"] is None
 
 

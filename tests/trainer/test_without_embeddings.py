@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from inspection.summary import summarise, summary_lines
+from inspection.summary import summarise
+from inspection.summary_text import summary_lines
 from storage_schemas.errors import BadSettings
 from storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache

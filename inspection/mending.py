@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from inspection.text_layout import table_lines, wrapped
 from storage_schemas.commits import COMMITS_FOLDER
 from storage_schemas.folders import is_remote
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 Need = Literal["delete", "itself", "shard", "copy"]
 """Deleted by hand; from the rest of the cache; from a copy or the teacher; from a copy or the build command."""
 
+# A repair that does the first also does what the others need.
+_HARDEST_FIRST: tuple[Need, ...] = ("copy", "shard", "itself")
 _OF_A_COPY = ("prompts.jsonl", "tokenizer/")
 _NOT_OF_THE_INDEX = ("this shard is planned", "the manifest does not plan", "than the manifest's")
 _DELETE = {"s3": "aws s3 rm", "gs": "gsutil rm"}
@@ -45,12 +48,21 @@ def mending_commands(cache: str, report: "Report", teacher: str | None) -> list[
     """
     needs = {need_of(problem, report) for problem in report.problems}
     deleted = [_deletion(cache, p.path) for p in report.problems if need_of(p, report) == "delete"]
-    repair = f"understudy repair {shlex.quote(cache)}"
-    if "copy" in needs:
-        return [*deleted, f"{repair} --from COPY"]
-    if "shard" in needs:
-        return [*deleted, f"{repair} --teacher {shlex.quote(teacher) if teacher else 'TEACHER'}"]
-    return [*deleted, *([repair] if "itself" in needs else [])]
+    hardest = next((need for need in _HARDEST_FIRST if need in needs), None)
+    return [*deleted, *([] if hardest is None else [_repair(cache, hardest, teacher)])]
+
+
+def mending_command(cache: str, problem: "Problem", report: "Report", teacher: str | None) -> str:
+    """The command that puts one problem of a report right by itself."""
+    need = need_of(problem, report)
+    return _deletion(cache, problem.path) if need == "delete" else _repair(cache, need, teacher)
+
+
+def _repair(cache: str, need: Need, teacher: str | None) -> str:
+    named = shlex.quote(teacher) if teacher else "TEACHER"
+    return f"understudy repair {shlex.quote(cache)}" + {"copy": " --from COPY", "shard": f" --teacher {named}"}.get(
+        need, ""
+    )
 
 
 def _deletion(cache: str, path: str) -> str:
@@ -73,8 +85,6 @@ def other_way(report: "Report") -> str | None:
 
 def problem_lines(cache: str, report: "Report", teacher: str | None, *, width: int | None) -> list[str]:
     """A table of what is wrong, and the commands that put it right. width: see entry_lines."""
-    from inspection.text_layout import table_lines, wrapped
-
     rows = [[_shard(problem), problem.path, short_message(cache, problem)] for problem in report.problems]
     head = ["shard", "file", "problem"]
     if width is None:
