@@ -84,3 +84,29 @@ def shade(weight: float) -> str:
     """Of SHADES: the middle one for 1 to 3 times the mean."""
     level = 1 + np.floor(np.log(max(weight, 1e-9) / _LEAST) / np.log(_STEP))
     return SHADES[int(np.clip(level, 0, len(SHADES) - 1))]
+
+
+def add_readings(cache: Cache, strips: Sequence[dict[str, Any]], indices: Sequence[int]) -> None:
+    """Give each film strip of a report `reads`, [token, weight] of its prompt, where that is known.
+
+    indices: number of the trajectory of each row of the table.
+    """
+    measured = measured_on(cache)
+    if measured is None:
+        return
+    for strip in strips:
+        prompt = cache.layout.place(indices[strip["row"]]).prompt
+        pieces = token_pieces(cache, cache.prompts[prompt].token_ids)
+        if (found := reading(cache, measured, prompt, pieces)) is not None:
+            strip["reads"] = [list(pair) for pair in zip(pieces, found["weights"], strict=True)]
+
+
+def token_pieces(cache: Cache, token_ids: Sequence[int]) -> list[str]:
+    """Token ids as the texts of the cache's tokenizer."""
+    from tokenizers import Tokenizer
+
+    file = cache.tokenizer_files.get("tokenizer.json")
+    if file is None:
+        return [str(token) for token in token_ids]
+    tokenizer = Tokenizer.from_buffer(file)
+    return [tokenizer.id_to_token(token) or str(token) for token in token_ids]

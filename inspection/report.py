@@ -13,6 +13,7 @@ from pydantic import Field
 from evaluation.cache_scoring import CacheScoring
 from inspection.images import shown_steps
 from inspection.report_evaluating import Evaluating
+from inspection.reading import add_readings
 from inspection.report_integrity import NOT_CHECKED, Readable, check_files
 from inspection.report_strips import (
     StripMaker,
@@ -183,6 +184,7 @@ class _Report:
             )
         if len(made) < len(chosen):
             notes.append(f"{len(chosen) - len(made):,} film strips are missing: their shards are damaged")
+        add_readings(self.cache, made, indices)
         return made
 
 

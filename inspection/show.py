@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from inspection.reading import SHADES, measured_on, reading, shaded
+from inspection.reading import SHADES, measured_on, reading, shaded, token_pieces
 from inspection.text_layout import entry_lines, table_lines
 from storage_schemas.derivation import predicted_clean_latent
 from storage_schemas.fields import Array
@@ -205,14 +205,3 @@ def _number(value: float | None) -> str:
 
 def _counts(latent: int, velocity: int) -> str:
     return f"{latent} + {velocity}" if latent or velocity else "0"
-
-
-def token_pieces(cache: Cache, token_ids: Sequence[int]) -> list[str]:
-    """Token ids as the texts of the cache's tokenizer."""
-    from tokenizers import Tokenizer
-
-    file = cache.tokenizer_files.get("tokenizer.json")
-    if file is None:
-        return [str(token) for token in token_ids]
-    tokenizer = Tokenizer.from_buffer(file)
-    return [tokenizer.id_to_token(token) or str(token) for token in token_ids]
