@@ -12,8 +12,8 @@ from pydantic import Field
 
 from evaluation.cache_scoring import CacheScoring
 from inspection.images import shown_steps
-from inspection.report_evaluating import Evaluating
 from inspection.reading import add_readings
+from inspection.report_evaluating import Evaluating
 from inspection.report_integrity import NOT_CHECKED, Readable, check_files
 from inspection.report_strips import (
     StripMaker,

@@ -1,6 +1,5 @@
 """`inspect show`: one trajectory in numbers. No torch."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
