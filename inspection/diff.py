@@ -49,7 +49,10 @@ def diff_lines(facts: dict[str, Any]) -> list[str]:
         for found in facts["differences"]
     ]
     if facts["identical"]:
-        lines.append("identical: the same manifest, and every shard has the same checksums")
+        lines.append(
+            "identical by their records: the same manifest, and the same checksums of every shard; the files were not "
+            "read, `understudy inspect verify` does"
+        )
     elif (shards := facts["shards"]) is not None:
         lines.append(
             f"shards: {shards['equal']} equal, {shards['other_bytes']} with other bytes, "

@@ -50,6 +50,14 @@ def sensitivity_text(facts: dict[str, Any], width: int) -> str:
     )
 
 
+def reading_or_problem(cache: Cache, prompt: int, pieces: Sequence[str]) -> dict[str, Any] | None:
+    """See reading; `problem` alone where what was measured cannot be read."""
+    try:
+        return reading(cache, sensitivity.read(cache.folder), prompt, pieces)
+    except DamagedCache as error:
+        return {"problem": str(error)}
+
+
 def measured_on(cache: Cache) -> Sensitivity | None:
     """What was measured; None where nothing was, or where it cannot be read (`inspect verify` and summary say why)."""
     try:

@@ -14,7 +14,7 @@ from evaluation.cache_scoring import CacheScoring
 from inspection.images import shown_steps
 from inspection.reading import add_readings
 from inspection.report_evaluating import Evaluating
-from inspection.report_integrity import NOT_CHECKED, Readable, check_files
+from inspection.report_integrity import NOT_CHECKED, Readable, check_files, damaged_places
 from inspection.report_strips import (
     StripMaker,
     check_sheet,
@@ -143,12 +143,19 @@ class _Report:
         return {
             **_head(location, self.cache.manifest, self.settings),
             "notes": [*self.notes, *notes, *more, *students.notes],
-            "summary": [list(line) for line in summary_lines(summarise(self.cache))],
+            "summary": self._summary(integrity),
             "integrity": integrity,
-            "trajectories": {**columns, **norms},
+            "trajectories": {**columns, **norms, "damaged": damaged_places(self.cache, damaged, columns["index"])},
             "strips": {**_strips_head(self.cache.manifest, self.settings), "rows": strips},
             "students": students.facts,
         }
+
+    def _summary(self, integrity: dict[str, Any]) -> list[list[str]]:
+        lines = dict(summary_lines(summarise(self.cache)))
+        if self.settings.verify:
+            # The summary's own compares no checksums.
+            lines["integrity"] = integrity["text"]
+        return [list(line) for line in lines.items()]
 
     def _students(self, readable: Readable, row_of: dict[str, int], before: Students) -> Students:
         live = [one for one in self.asked if one.network is not None]
@@ -182,6 +189,11 @@ class _Report:
                 f"film strips of {len(made):,} of {len(indices):,} trajectories: the {hardest:,} hardest and "
                 f"{len(made) - hardest:,} at random (seed {self.settings.seed}); --strips all shows every one"
             )
+        steps = self.cache.manifest.sampling.steps
+        shown = shown_steps(steps, self.settings.frames)
+        if len(shown) < steps:
+            named = ", ".join(map(str, shown))
+            notes.append(f"film strips show the steps {named} of 0 to {steps - 1}: --frames {steps} shows all")
         if len(made) < len(chosen):
             notes.append(f"{len(chosen) - len(made):,} film strips are missing: their shards are damaged")
         add_readings(self.cache, made, indices)

@@ -1,5 +1,6 @@
 """What a report says of a cache's files: each against its checksum, and for each problem the command that mends."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -69,6 +70,11 @@ class Readable:
         return True
 
 
+def damaged_places(cache: Cache, damaged: frozenset[tuple[Kind, int]], indices: Sequence[int]) -> list[int]:
+    """Rows of the table whose shard is damaged; indices: number of the trajectory of each row."""
+    return [row for row, at in enumerate(indices) if ("trajectories", cache.layout.place(at).shard) in damaged]
+
+
 def check_files(location: str, progress: Progress) -> tuple[dict[str, Any], frozenset[tuple[Kind, int]]]:
     """State, text and problems of a cache's files, and the shards that are damaged."""
     found = verify(location, progress)
@@ -77,7 +83,9 @@ def check_files(location: str, progress: Progress) -> tuple[dict[str, Any], froz
     said += f", {found.missing:,} not built yet" if found.missing else ""
     count = len(found.problems)
     state = "damaged" if count else "intact"
-    text = f"{said}: {count:,} problem{'s' if count > 1 else ''}" if count else f"{said}: every file has its checksum"
+    text = (
+        f"{said}: {count:,} problem{'s' if count > 1 else ''}" if count else f"{said}: every file matches its checksum"
+    )
     problems = [
         {"path": problem.path, "problem": problem.message, "mend": mending_command(location, problem, found, source)}
         for problem in found.problems

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from inspection.reading import SHADES, measured_on, reading, shaded, token_pieces
+from inspection.reading import SHADES, reading_or_problem, shaded, token_pieces
 from inspection.text_layout import entry_lines, table_lines
 from storage_schemas.derivation import predicted_clean_latent
 from storage_schemas.fields import Array
@@ -40,7 +40,7 @@ def describe(cache: Cache, index: int) -> dict[str, Any]:
         "seed": sampling.seed,
         "guidance": trajectory.guidance,
         "tokens": pieces,
-        "reading": reading(cache, measured_on(cache), trajectory.prompt, pieces),
+        "reading": reading_or_problem(cache, trajectory.prompt, pieces),
         "final_latent_norm": _norm(final),
         "final_latent_rms": _rms(final),
         "final_latent_non_finite": _non_finite(final),
@@ -113,6 +113,8 @@ def _reading(facts: dict[str, Any]) -> list[tuple[str, str]]:
     found = facts["reading"]
     if found is None:
         return []
+    if "problem" in found:
+        return [("read", found["problem"])]
     how = "measured on this prompt" if found["sampled"] else "predicted from its embedding"
     scale = f"{SHADES[0]} under a third of the mean, {SHADES[-1]} nine times and more"
     return [("read", f"{shaded(facts['tokens'], found['weights'])} ({scale}; {how})")]

@@ -11,7 +11,7 @@ _FOLLOWS = (
     ("sampling.quantize", "other weights of the teacher: the two can neither train one student together nor be merged"),
     ("sampling.seed", "other noise: the two can train one student together, but not be merged"),
     ("sampling", "other trajectories: the two can train one student together, but not be merged"),
-    ("prompts", "other prompts, or another order or cut of them: the two can be merged"),
+    ("prompts", "other prompts, or another order or cut of them: no hindrance to a merge"),
     ("metadata", "another version of zarr-python worded it: nothing follows for the numbers"),
     ("provenance", "made by other versions or on another machine: equal bytes are not promised"),
 )

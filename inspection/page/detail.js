@@ -21,11 +21,14 @@ function startDetail() {
 function jump(event) {
   event.preventDefault();
   const typed = byId("number").value;
-  const row = rowOfNumber.get(Number.parseInt(typed.replace(/\D/g, ""), 10));
+  // "12", "prompt 12", "step 5 of prompt 12": a number behind "step" is one.
+  const step = /step\s*(\d+)/i.exec(typed)?.[1];
+  const number = /\d+/.exec(typed.replace(/step\s*\d+/i, ""))?.[0];
+  const row = rowOfNumber.get(Number.parseInt(number ?? "", 10));
   const ends = table.index.length ? `: ${table.index[0]} to ${table.index.at(-1)}` : "";
   byId("jump-error").textContent = row === undefined ? `No trajectory ${typed.trim() || "without a number"} here${ends}` : "";
   if (row === undefined) return;
-  change({ row });
+  change(step === undefined ? { row } : { row, step: stepAt(framePlace(Number(step))) });
   showRow(row);
 }
 

@@ -130,11 +130,16 @@ function stripButtons() {
   const place = element("span", { class: "quiet", id: "strip-place" });
   const say = () => {
     const here = rows.indexOf(view.row);
-    place.textContent = here < 0 ? plural(rows.length, "film strip") : `film strip ${here + 1} of ${rows.length}: ${data.strips.rows[here].why}`;
+    place.textContent = here < 0 ? plural(rows.length, "film strip") : `film strip ${here + 1} of ${rows.length}${whyText(data.strips.rows[here], ": ")}`;
   };
   watch(["row"], say);
   say();
   return element("div", { class: "row strip-buttons" }, button(-1, "← Previous strip"), place, button(1, "Next strip →"));
+}
+
+// Where all were asked for there is no reason to tell.
+function whyText({ why }, before = "") {
+  return why === "all" ? "" : before + why;
 }
 
 function drawViewer() {
@@ -152,6 +157,7 @@ function drawViewer() {
 function withoutStrip() {
   if (view.row === null) return [];
   const cache = shellWord(data.cache);
+  if (table.damaged?.includes(view.row)) return [note("This trajectory cannot be read: its shard is damaged. Integrity, at the top, says what mends it.")];
   return [
     note("This trajectory was not among those sampled for film strips. This command shows it:"),
     command(`understudy inspect images ${cache} ${table.index[view.row]}`),
@@ -210,6 +216,6 @@ function galleryItem(strip, canvas) {
   const prompt = table.prompt[strip.row];
   return element("li", {}, element("button", { type: "button", title: prompt, click: () => open(strip.row) },
     canvas,
-    element("span", { class: "number" }, String(table.index[strip.row]), element("span", { class: "why" }, strip.why)),
+    element("span", { class: "number" }, String(table.index[strip.row]), element("span", { class: "why" }, whyText(strip))),
     element("span", { class: "words", dir: "auto" }, prompt)));
 }

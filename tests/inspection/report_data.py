@@ -79,6 +79,7 @@ def trajectories(count: int = ROWS) -> dict[str, Any]:
         "velocity_rms": [None if row == 4 else round(1 + row * 37 % 101 / 100, 4) for row in rows],
         "final_rms": [None if row == 4 else 0.9 for row in rows],
         "non_finite": [None if row == 4 else 0 for row in rows],
+        "damaged": [6],
     }
 
 
@@ -95,7 +96,7 @@ def report_data(**changes: Any) -> dict[str, Any]:
             "so",
         ],
         "summary": [["cache", "my cache (finished)"], ["teacher", "pocket"]],
-        "integrity": {"state": "intact", "text": "2 shards: every file has its checksum", "problems": []},
+        "integrity": {"state": "intact", "text": "2 shards: every file matches its checksum", "problems": []},
         "schedule": {
             "sigmas": [1 - step / STEPS for step in range(STEPS + 1)],
             "timesteps": [1 - step / STEPS for step in range(STEPS)],

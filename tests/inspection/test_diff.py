@@ -43,7 +43,7 @@ def other(tmp_path, prompts=6, **changes):
         ),
         (
             {"prompts": 5},
-            "prompts.count: 6 | 5: other prompts, or another order or cut of them: the two can be merged",
+            "prompts.count: 6 | 5: other prompts, or another order or cut of them: no hindrance to a merge",
             "can resume: no, merge: yes, train together: yes",
         ),
         (
@@ -78,7 +78,8 @@ def test_identical_caches_say_so(tmp_path, a):
     convert(a, tmp_path / "b", Silent())
     facts = compare(a, Cache.open(tmp_path / "b"))
     assert facts["identical"] and diff_lines(facts) == [
-        "identical: the same manifest, and every shard has the same checksums",
+        "identical by their records: the same manifest, and the same checksums of every shard; the files were not "
+        "read, `understudy inspect verify` does",
         "can resume: yes, merge: yes, train together: yes",
     ]
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cache_builder.sensitivity import SensitivitySettings, measure
 from cache_builder.workers import Worker
+from inspection.mending import mending_command, mending_commands
 from inspection.reading import SHADES, sensitivity_facts, shade, shaded
 from inspection.show import describe, trajectory_lines
 from inspection.summary import summarise
@@ -18,6 +19,7 @@ from inspection.summary_text import summary_lines
 from models.teacher_folder import REPLAY_PARTS, find_teacher
 from storage_schemas.progress import Silent
 from storage_schemas.reader import Cache
+from storage_schemas.verification import verify
 from tests.cache_builder.building import build_cache
 
 
@@ -85,6 +87,14 @@ def test_a_damaged_measurement_hides_nothing_else(tmp_path, cache):
     folder = shutil.copytree(cache.folder.path, tmp_path / "cache")
     (folder / "sensitivity/record.json").write_text("{")
     opened = Cache.open(folder)
-    assert describe(opened, 0)["reading"] is None and describe(opened, 0)["steps"]
+    facts = describe(opened, 0)
+    assert facts["reading"].keys() == {"problem"} and facts["steps"]
+    (said,) = [line for line in trajectory_lines(facts, "cache") if line.strip().startswith("read")]
+    assert "sensitivity/record.json is not as it was written" in said
+    (problem,) = (report := verify(folder, Silent())).problems
+    again = f"understudy sensitivity {folder} --anew"
+    assert (
+        mending_commands(str(folder), report, None) == [again] == [mending_command(str(folder), problem, report, None)]
+    )
     line = dict(summary_lines(summarise(opened)))["sensitivity"]
     assert line.startswith(f"{folder}/sensitivity/record.json is not as it was written (")

@@ -104,6 +104,11 @@ def test_a_chosen_row_shows_the_frames_of_the_step_on_the_slider(visit, html):
     assert "latent off by 25 %, PSNR 21.5 dB, SSIM 0.75" in page.inner_text("#closed")
 
 
+def test_a_damaged_trajectory_says_that_it_is(visit, html):
+    page = visit(html, f"#row={FIRST + 6}")
+    assert "its shard is damaged" in page.inner_text("#viewer") and "inspect images" not in page.inner_text("#viewer")
+
+
 def test_what_is_read_in_a_prompt_is_shaded_where_it_is_known(visit, html):
     page = visit(html, f"#row={FIRST + STRIPS[0]}")
     tokens = page.locator("#detail-reads span[title]")
@@ -125,11 +130,14 @@ def test_strips_follow_each_other_and_a_number_typed_is_gone_to(visit, html):
     page.fill("#number", "prompt 12")
     page.press("#number", "Enter")
     assert page.inner_text("#detail-title") == "Trajectory 12"
+    page.fill("#number", "step 5 of prompt 25")
+    page.press("#number", "Enter")
+    assert page.inner_text("#detail-title") == "Trajectory 25" and page.url.endswith("#row=25&step=5")
     page.fill("#number", "99")
     page.press("#number", "Enter")
     assert page.inner_text("#jump-error") == "No trajectory 99 here: 5 to 34"
     page.click("#gallery button >> nth=1")
-    assert shown(page, STRIPS[1], STEPS) == frame_colour(STRIPS[1], STEPS, 0)
+    assert shown(page, STRIPS[1], 5) == frame_colour(STRIPS[1], 5, 0)
 
 
 def test_a_row_without_a_strip_says_which_command_shows_it(visit):
