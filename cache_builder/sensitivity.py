@@ -88,6 +88,11 @@ def measure(
 
     SettingsDiffer where it was begun with other flags, NonFinite for a product that is no number.
     """
+    if anew and worker.count > 1:
+        raise BadSettings(
+            f"--anew is given to {worker}: it would delete what the others measure meanwhile; give it once without "
+            f"--worker, interrupt that, and start the workers without --anew"
+        )
     if anew:
         sensitivity.forget(cache.folder)
     plan = settings.plan(cache)

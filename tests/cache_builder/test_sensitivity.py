@@ -134,6 +134,17 @@ def test_other_flags_are_refused_and_anew_begins_again(cache_folder, dev_teacher
     assert found.record.plan.products == 3 and len(found.weights_NT) == 8
 
 
+def test_one_of_several_workers_does_not_delete_what_the_others_measured(cache_folder, dev_teacher):
+    run(cache_folder, dev_teacher, worker=Worker(number=1, count=2))
+    with pytest.raises(BadSettings) as refused:
+        run(cache_folder, dev_teacher, worker=Worker(number=0, count=2), anew=True)
+    assert str(refused.value) == (
+        "--anew is given to worker 0/2: it would delete what the others measure meanwhile; give it once without "
+        "--worker, interrupt that, and start the workers without --anew"
+    )
+    assert list((cache_folder / "sensitivity/parts").iterdir())
+
+
 @pytest.mark.parametrize("path", [ARRAYS_FILE, RECORD_FILE])
 def test_a_flipped_byte_is_told_by_reading_and_by_verify(cache_folder, dev_teacher, path):
     run(cache_folder, dev_teacher, prompts=8)
