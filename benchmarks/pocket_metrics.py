@@ -75,6 +75,20 @@ def _of_scenes(cache: Cache, found: sensitivity.Sensitivity, arrays: Arrays) -> 
     return {"metric": scenes.metric_DD, "weights": arrays["weights"][:1], "predictor": scenes.predictor_D1}
 
 
+def _projected(cache: Cache, found: sensitivity.Sensitivity, arrays: Arrays) -> Arrays:
+    """The metric of the context loss in place of the measured one, with its trace; the weights stay."""
+    import torch
+
+    from commands.resolve import POCKET, resolve_teacher
+    from models.context_projection import load_context_projection
+    from models.teacher_folder import REPLAY_PARTS
+
+    teacher = resolve_teacher(POCKET, REPLAY_PARTS)
+    weight_ID = load_context_projection(teacher, cache.manifest.teacher, torch.device("cpu")).numpy()
+    metric_DD = weight_ID.T.astype(np.float64) @ weight_ID
+    return arrays | {"metric": metric_DD * np.trace(arrays["metric"]) / np.trace(metric_DD)}
+
+
 CHANGES: Mapping[str, Change] = {
     "metric only": _metric_only,
     "weights only": _weights_only,
@@ -82,6 +96,7 @@ CHANGES: Mapping[str, Change] = {
     f"weights of {FEW} prompts, others 1": _few(False),
     f"rank {RANK} and a diagonal": _low_rank,
     "measured on scenes": _of_scenes,
+    "metric of the context loss": _projected,
 }
 
 
