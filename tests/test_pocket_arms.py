@@ -24,6 +24,7 @@ def arms_of(budget: str) -> list[Arm]:
     return [arm for arm in every_arm() if arm.budget == budget]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warmup", ["embedding", "context"])
 def test_every_arm_is_a_command_line_that_trains_what_it_says(warmup):
     for arm in every_arm(warmup):

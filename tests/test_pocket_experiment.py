@@ -23,6 +23,7 @@ STAGES = PLAN.stages(RIVAL)
 EVERY = [*PLAN.scaling(), *PLAN.equal_steps(CHOSEN), *PLAN.ablation(RIVAL), *STAGES, PLAN.bert()]
 
 
+@pytest.mark.slow
 def test_every_trial_is_a_command_line_that_trains_what_it_says(tmp_path):
     for trial in (trial for trial in EVERY if trial.order is None):
         flags = trial.flags(2, tmp_path / "bert")

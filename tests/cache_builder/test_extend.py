@@ -43,6 +43,7 @@ def shard_files(path: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 @BOTH
 def test_more_prompts_then_more_replicas_give_the_shards_of_a_build_of_everything_at_once(
     tmp_path, dev_teacher, texts, form
@@ -64,6 +65,7 @@ def test_more_prompts_then_more_replicas_give_the_shards_of_a_build_of_everythin
     assert Cache.open(tmp_path / "c").finished and verify(tmp_path / "c", Silent()).problems == ()
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize(("stage", "count"), [("text", 1), ("sample", 2)])
 def test_an_interrupted_extension_goes_on_by_the_same_command(tmp_path, dev_teacher, texts, form, stage, count):

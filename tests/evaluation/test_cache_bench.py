@@ -156,6 +156,7 @@ for words in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_what_files_and_flags_tell_is_told_without_torch(student, recorded, tmp_path):
     score, table = ["evaluate", "score"], ["evaluate", "table"]
     on = ["--cache", str(recorded)]

@@ -68,6 +68,7 @@ def test_the_images_are_flux_pipelines_for_the_same_noise(studio, teacher):
     assert np.array_equal(ours, (images * 255).round().astype("uint8"))
 
 
+@pytest.mark.slow
 def test_the_teacher_scores_and_a_random_student_does_not(studio, teacher, student_of_the_pocket):
     texts = captions(24, seed=1, split="heldout")
     encoders = teacher_and_students(student_of_the_pocket, teacher, dtype=torch.float32, device=CPU, seed=1)

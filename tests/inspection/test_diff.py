@@ -96,6 +96,7 @@ def test_equal_settings_on_another_machine_are_compared_shard_by_shard(tmp_path,
     ]
 
 
+@pytest.mark.slow
 def test_diff_and_zarr_conversion_need_neither_torch_nor_webdataset(tmp_path, a):
     other(tmp_path, format="webdataset")
     code = (

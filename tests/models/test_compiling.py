@@ -109,6 +109,7 @@ def test_a_machine_without_a_compiler_is_told_so_before_weights_are_read():
         check_compiler(CPU)
 
 
+@pytest.mark.slow
 def test_a_block_that_cannot_be_compiled_is_refused_in_one_line():
     def fails(graph, inputs):
         raise RuntimeError("no such kernel")

@@ -128,6 +128,7 @@ def asked(teacher, file, recorded, tmp_path_factory) -> Asked:
     return Asked(online=online, offline=offline, sent={name: found.sent for name, found in repositories.items()})
 
 
+@pytest.mark.slow
 def test_of_the_transformer_one_tensor_is_fetched(asked, teacher, file, context_ID):
     assert asked.online[f"{NAME}@v1"] == [NAME, "torch.float32", context_ID]
     data = (teacher / file).read_bytes()

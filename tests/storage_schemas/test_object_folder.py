@@ -42,6 +42,7 @@ def test_a_cache_on_a_store_has_the_files_and_records_of_a_local_one(s3, tmp_pat
     assert_same_records(cache, Cache.open(tmp_path / "c"))
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_build_on_a_store_goes_on_where_it_stopped(s3, tmp_path, form):
     writer = begin(s3.url, format=form)
@@ -94,6 +95,7 @@ def test_opening_takes_a_request_per_file_and_a_record_two_per_file(s3):
     assert len(s3.proxy.requests) == 11
 
 
+@pytest.mark.slow
 def test_large_objects_go_and_come_in_parts(s3, monkeypatch):
     data = np.random.default_rng(0).bytes(3 * 6 * 2**20 + 17)
     monkeypatch.setattr(object_folder, "PART_BYTES", 6 * 2**20)

@@ -36,6 +36,7 @@ def test_a_whole_cache_has_no_problems(cache, form):
     assert report.bytes == Cache.open(cache).records.bytes
 
 
+@pytest.mark.slow
 @BOTH
 def test_each_file_that_is_lost_cut_or_flipped_is_found_and_copied_back(cache, form):
     whole = contents(cache)

@@ -330,6 +330,7 @@ def test_a_damaged_source_stops_and_nothing_of_its_shard_is_written(tmp_path):
     assert [p.name for p in (tmp_path / "b/commits").glob("traj*")] == ["trajectories-000000.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["zarr", "webdataset"])
 def test_a_merge_holds_every_trajectory_once(tmp_path, form):
     prompts = sourced(12)

@@ -89,6 +89,7 @@ def test_caches_with_pooled_vectors_are_trained_on_with_the_weights(tmp_path, de
         run_training(tmp_path / "other", tmp_path / "c", dev_teacher, t5_config, steps=2, modulation="table")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("modulation", "pooled"), [("table", "zero"), ("host", "clip")])
 def test_caches_of_other_schedules_share_what_gives_their_modulation(
     tmp_path, dev_teacher, prompt_file, t5_config, modulation, pooled

@@ -156,6 +156,7 @@ def test_a_resumed_run_on_several_caches_ends_with_the_same_bits(tmp_path, place
         assert same_weights(cut, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_trajectories_with_which_it_began(tmp_path, places, dev_teacher, t5_config):
     texts = texts_of("car", 5)
     grown = {"cats": places["cats"], "cars": small_cache(tmp_path / "cars", dev_teacher, texts)}

@@ -93,6 +93,7 @@ def _conditions(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, DROPOUT])
 def test_twenty_steps_offline_end_with_the_weights_of_twenty_online(
     tmp_path, recording, dev_teacher, t5_config, dropout

@@ -121,6 +121,7 @@ def test_two_processes_train_what_one_does(tmp_path, work, one):
     assert (one / "best.json").read_bytes().startswith(b'{"checkpoint": "checkpoint-00000010"')
 
 
+@pytest.mark.slow
 def test_two_processes_train_halves_of_what_one_does(one, halves):
     assert same_run(one, halves)
 
@@ -141,6 +142,7 @@ def test_masks_that_depend_on_how_a_batch_is_divided_would_train_another_student
     assert furthest(checkpoints(one)[0], checkpoints(tmp_path / "two")[0]) > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True], ids=["each holds the student", "the student is divided"])
 def test_two_processes_go_on_where_one_stopped(tmp_path, work, one, sharded):
     run = shutil.copytree(one, tmp_path / "run")
@@ -150,6 +152,7 @@ def test_two_processes_go_on_where_one_stopped(tmp_path, work, one, sharded):
     assert same_run(one, run)
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_where_two_stopped(tmp_path, work, one, halves):
     run = shutil.copytree(halves, tmp_path / "run")
     shutil.rmtree(checkpoints(run)[-1])
@@ -281,6 +284,7 @@ def test_a_budget_is_shared_out_alike_in_all(tmp_path, work):
     assert 1 <= len([entry for entry in metrics(tmp_path / "run") if "loss" in entry]) <= 0.5 / 0.05
 
 
+@pytest.mark.slow
 def test_the_command_joins_the_processes_that_torchrun_started(tmp_path, exact_cache, t5_config, dev_teacher):
     words = ["train", tmp_path / "run", "--cache", exact_cache, "--student", t5_config, "--backbone"]
     words += [dev_teacher, "--device", "cpu", "--shard-student", "--steps", 2, "--batch-size", 4]

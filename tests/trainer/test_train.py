@@ -152,6 +152,7 @@ def test_interrupted_and_resumed_the_weights_are_those_of_an_unbroken_run(
     assert steps == list(range(8))
 
 
+@pytest.mark.slow
 def test_the_vision_loss_falls(tmp_path, cache_folder, dev_teacher, t5_config):
     run_training(
         tmp_path / "run",

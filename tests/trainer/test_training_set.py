@@ -43,6 +43,7 @@ def cut_and_resumed(tmp_path, before, after, teacher, student, **flags):
     return listening.heard
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["first", "cut"])
 def test_resumed_after_the_cache_grew_the_weights_are_those_of_an_unbroken_run(
     tmp_path, grown, dev_teacher, t5_config, before
