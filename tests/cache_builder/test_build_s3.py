@@ -6,6 +6,7 @@ from tests.cache_builder.building import build_cache, data_files
 from tests.test_cli import understudy
 
 
+@pytest.mark.slow
 def test_a_build_on_a_store_has_the_bytes_of_a_local_one(s3, tmp_path, dev_teacher, prompt_file):
     result = build_cache(f"{s3.url}/c", dev_teacher, prompt_file)
     build_cache(tmp_path / "c", dev_teacher, prompt_file)

@@ -64,6 +64,7 @@ def contents(cache):
     return {str(path.relative_to(cache)): path.read_bytes() for path in cache.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @KINDS
 @pytest.mark.parametrize("damage", ["flipped", "short", "lost"])
 def test_a_damaged_shard_comes_back_with_the_same_bytes(cache, dev_teacher, form, embeddings, damage):

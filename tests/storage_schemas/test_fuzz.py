@@ -26,6 +26,7 @@ from tests.storage_schemas.caches import some_prompts, write_cache, write_keyed_
 INDEX = Path("commits") / INDEX_FILE
 
 
+@pytest.mark.slow
 def test_no_accident_gives_other_records_or_a_traceback_or_a_clean_report(tmp_path):
     table = corruption_fuzz.run(tmp_path, 152, 1)
     assert table.failures == [] and table.counts

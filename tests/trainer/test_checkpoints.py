@@ -143,6 +143,7 @@ def test_a_configuration_that_cannot_be_read_is_one_line(tmp_path, cache_folder,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_checkpoints_without_checksums_are_read(tmp_path, cache_folder, dev_teacher, t5_config):
     flags = {"warmup_steps": 2, "steps": 6, "decay": "cosine"}
     run_training(tmp_path / "whole", cache_folder, dev_teacher, t5_config, **flags)

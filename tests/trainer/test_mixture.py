@@ -236,6 +236,7 @@ def test_caches_of_two_dtypes_are_replayed_in_the_one_that_is_named(tmp_path, pl
     train_mixed(tmp_path / "run", settings, both, dev_teacher, t5_config)
 
 
+@pytest.mark.slow
 def test_the_floor_is_that_of_the_caches_that_keep_embeddings(tmp_path, places, dev_teacher, t5_config):
     bare = small_cache(tmp_path / "bare", dev_teacher, texts_of("car", 3), embeddings="none")
     listening = Listening()

@@ -113,6 +113,7 @@ def same_run(one: Path, other: Path) -> bool:
     return max(furthest(a, b) for a, b in zip(checkpoints(one), checkpoints(other), strict=True)) < 1e-4
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path, work, one):
     assert in_two(lambda processes: work(tmp_path / "two", processes)) == WELL
     assert same_run(one, tmp_path / "two")

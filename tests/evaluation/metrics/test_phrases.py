@@ -30,6 +30,7 @@ def test_the_phrases_of_a_prompt(prompt, phrases):
     assert noun_phrases(prompt) == phrases
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(st.lists(st.sampled_from(MIXED)).map(" ".join) | st.text(max_size=60))
 def test_any_prompt_gives_at_most_eight_phrases_of_its_own_words(prompt):
