@@ -1,5 +1,7 @@
 """Phase 1 and the command line on an object store."""
 
+import pytest
+
 from storage_schemas.folders import open_folder
 from storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache, data_files
