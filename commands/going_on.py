@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-GO_ON = frozenset({"build", "convert", "demo", "generate", "merge", "repair", "subset", "train"})
+GO_ON = frozenset({"build", "convert", "demo", "generate", "merge", "repair", "sensitivity", "subset", "train"})
 """Commands that keep what they finished and go on from there when they are given again."""
 GO_ON_WITH_OUT = frozenset({"evaluate table"})
 """Those that do so where --out says where to keep it."""
