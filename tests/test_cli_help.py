@@ -227,6 +227,7 @@ def test_commands_that_go_on_are_told_from_those_that_begin_anew():
     assert goes_on("evaluate table", [*table, "--out=results"]) and not goes_on("evaluate table", table)
     assert not goes_on("evaluate score", ["understudy", "evaluate", "score", "run", "--out", "x.json"])
     assert goes_on("train", []) and goes_on("sensitivity", []) and not goes_on("plan build", []) and not goes_on("", [])
+    assert not goes_on("sensitivity", ["understudy", "sensitivity", "c", "--anew"])
     assert out_of_memory_text(False, ["--device"]) == "the GPU is out of memory: take --device cpu"
     assert out_of_memory_text(True, ["--device", "--batch-size"]) == (
         "the GPU is out of memory: lower --batch-size or take --device cpu; what was committed stays"
