@@ -18,6 +18,34 @@ STEP_KINDS = (*CHEAP, "vision", "vision-following", *(f"vision-{share}" for shar
 BUDGETS = ("steps", "time")
 
 
+def training_flags(
+    student: str,
+    loss: str,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    warmup: str | None = None,
+    warmup_steps: int = 0,
+    warmup_rate: float | None = None,
+) -> dict[str, Any]:
+    """What every student of these experiments is trained with, by the names of TrainFlags."""
+    flags: dict[str, Any] = {
+        "student": student,
+        "loss": loss,
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "batch_size": BATCH_SIZE,
+        "decay": "cosine",
+        "dropout": 0.0,
+        "position_bias_factor": 20.0,
+        "checkpoint_every": 1_000_000,
+        "seed": seed,
+    }
+    if warmup:
+        flags |= {"warmup_loss": warmup, "warmup_steps": warmup_steps, "warmup_learning_rate": warmup_rate}
+    return flags
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """Optimizer steps of every arm at equal steps, seconds of training of every arm at equal time.
@@ -62,25 +90,10 @@ class Arm:
 
     def flags(self, student: str, seed: int) -> dict[str, Any]:
         """What `understudy train` is given, by the names of TrainFlags."""
-        flags: dict[str, Any] = {
-            "student": student,
-            "loss": self.loss,
-            "steps": self.steps,
-            "learning_rate": self.learning_rate,
-            "order": self.order,
-            "batch_size": BATCH_SIZE,
-            "decay": "cosine",
-            "dropout": 0.0,
-            "position_bias_factor": 20.0,
-            "checkpoint_every": 1_000_000,
-            "seed": seed,
-        }
-        if self.share > 1:
-            flags["steps_per_trajectory"] = self.share
-        if self.warmup:
-            flags |= {"warmup_loss": self.warmup, "warmup_steps": self.warmup_steps}
-            flags["warmup_learning_rate"] = WARMUP_RATE
-        return flags
+        flags = training_flags(
+            student, self.loss, self.steps, self.learning_rate, seed, self.warmup, self.warmup_steps, WARMUP_RATE
+        )
+        return flags | {"order": self.order} | ({"steps_per_trajectory": self.share} if self.share > 1 else {})
 
 
 def main_arms(budget: Budget) -> list[Arm]:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pocket_arms import BATCH_SIZE
+from benchmarks.pocket_arms import training_flags
 from benchmarks.pocket_harness import (
     Job,
     judge,
@@ -76,23 +76,11 @@ class Trial:
 
     def flags(self, seed: int) -> dict[str, Any]:
         """What `understudy train` is given, by the names of TrainFlags."""
-        flags: dict[str, Any] = {
-            "student": f"pocket-{self.size}",
-            "loss": self.loss,
-            "steps": self.steps,
-            "learning_rate": VISION_RATE if self.warmup else self.learning_rate,
-            "batch_size": BATCH_SIZE,
-            "decay": "cosine",
-            "dropout": 0.0,
-            "position_bias_factor": 20.0,
-            "checkpoint_every": 1_000_000,
-            "seed": seed,
-            **(self.floors or {}),
-        }
-        if self.warmup:
-            flags |= {"warmup_loss": self.warmup, "warmup_steps": self.warmup_steps}
-            flags["warmup_learning_rate"] = self.learning_rate
-        return flags
+        rate = VISION_RATE if self.warmup else self.learning_rate
+        flags = training_flags(
+            f"pocket-{self.size}", self.loss, self.steps, rate, seed, self.warmup, self.warmup_steps, self.learning_rate
+        )
+        return flags | dict(self.floors or {})
 
 
 def record(place: Path, count: int) -> dict[str, Any]:

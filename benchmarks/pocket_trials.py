@@ -7,7 +7,7 @@ from functools import cache as remembered
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pocket_arms import BATCH_SIZE, WARMUPS
+from benchmarks.pocket_arms import BATCH_SIZE, WARMUPS, training_flags
 
 SIZES = ("tiny", "small", "base")
 LOSSES = ("embedding", "context", "vision")
@@ -74,22 +74,10 @@ class Trial:
 
     def flags(self, seed: int, bert: Path) -> dict[str, Any]:
         """What `understudy train` is given without a recipe, by the names of TrainFlags."""
-        flags: dict[str, Any] = {
-            "student": str(bert) if self.size == BERT else f"pocket-{self.size}",
-            "loss": self.loss,
-            "steps": self.steps,
-            "learning_rate": self.learning_rate,
-            "batch_size": BATCH_SIZE,
-            "decay": "cosine",
-            "dropout": 0.0,
-            "position_bias_factor": 20.0,
-            "checkpoint_every": 1_000_000,
-            "seed": seed,
-        }
-        if self.warmup:
-            flags |= {"warmup_loss": self.warmup, "warmup_steps": self.warmup_steps}
-            flags["warmup_learning_rate"] = self.warmup_rate
-        return flags
+        student = str(bert) if self.size == BERT else f"pocket-{self.size}"
+        return training_flags(
+            student, self.loss, self.steps, self.learning_rate, seed, self.warmup, self.warmup_steps, self.warmup_rate
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """What the transformer reads in a prompt, and in how many directions: from a cache's sensitivity. No torch."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ def shade(weight: float) -> str:
 
 
 def add_readings(cache: Cache, strips: Sequence[dict[str, Any]], indices: Sequence[int]) -> None:
-    """Give each film strip of a report `reads`, [token, weight] of its prompt, where that is known.
+    """Give each film strip of a report `reads`, [token, weight] of its prompt, where that is known and can be read.
 
     indices: number of the trajectory of each row of the table.
     """
@@ -103,18 +104,29 @@ def add_readings(cache: Cache, strips: Sequence[dict[str, Any]], indices: Sequen
     if measured is None:
         return
     for strip in strips:
-        prompt = cache.layout.place(indices[strip["row"]]).prompt
-        pieces = token_pieces(cache, cache.prompts[prompt].token_ids)
-        if (found := reading(cache, measured, prompt, pieces)) is not None:
+        try:
+            prompt = cache.layout.place(indices[strip["row"]]).prompt
+            pieces = token_pieces(cache, cache.prompts[prompt].token_ids)
+            found = reading(cache, measured, prompt, pieces)
+        except DamagedCache:
+            # What is damaged stands among the report's problems.
+            continue
+        if found is not None:
             strip["reads"] = [list(pair) for pair in zip(pieces, found["weights"], strict=True)]
 
 
 def token_pieces(cache: Cache, token_ids: Sequence[int]) -> list[str]:
     """Token ids as the texts of the cache's tokenizer."""
-    from tokenizers import Tokenizer
-
     file = cache.tokenizer_files.get("tokenizer.json")
     if file is None:
         return [str(token) for token in token_ids]
-    tokenizer = Tokenizer.from_buffer(file)
+    tokenizer = _tokenizer(file)
     return [tokenizer.id_to_token(token) or str(token) for token in token_ids]
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(file: bytes) -> Any:
+    # Read once, not for each prompt of a report.
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_buffer(file)

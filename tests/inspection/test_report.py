@@ -101,6 +101,10 @@ def test_film_strips_tell_what_is_read_in_their_prompts_where_that_was_measured(
     for identity, reads in told.items():
         weights = measured.weights_of(identity)
         assert [weight for _, weight in reads] == pytest.approx(list(weights[: len(reads)]), rel=1e-3)
+    (folder / "tokenizer/tokenizer.json").write_text("{}")
+    damaged = data_of(folder, teacher=str(dev_teacher), strips=None, frames=1)
+    assert damaged["integrity"]["state"] == "damaged" and len(damaged["strips"]["rows"]) == len(strips)
+    assert not any("reads" in strip for strip in damaged["strips"]["rows"])
 
 
 def test_guidance_is_that_of_the_recording_without_reading_it(recorded):
