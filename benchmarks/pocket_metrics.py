@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.pocket_harness import as_flags, command, make_cache
+from cache_builder.sensitivity import SensitivitySettings
 from cache_builder.weight_predictor import fit_predictor
 from storage_schemas import sensitivity
 from storage_schemas.fields import Array
@@ -24,6 +25,9 @@ MEASUREMENTS: Mapping[str, Mapping[str, int]] = {
     "4 steps of 20": {"prompts": 256, "products": 4, "steps": 4},
     "1 step of 20": {"prompts": 256, "products": 4, "steps": 1},
 }
+# Each on five steps in a row, by the number of its first: from noise at the first to nearly the image at the last.
+QUARTER = 5
+QUARTERS: Mapping[str, int] = {f"steps {at + 1} to {at + QUARTER}": at for at in range(0, 20, QUARTER)}
 FULL = "full"
 # Other recordings of the same teacher, measured by themselves: how they are built, and of which captions.
 OTHERS: Mapping[str, Mapping[str, object]] = {
@@ -34,6 +38,7 @@ OTHERS: Mapping[str, Mapping[str, object]] = {
 }
 OTHERS_PROMPTS = 128
 FEW = 51
+CONTEXT_METRIC = "metric of the context loss"
 RANK = 16
 
 Arrays = dict[str, Array]
@@ -89,6 +94,21 @@ def _projected(cache: Cache, found: sensitivity.Sensitivity, arrays: Arrays) -> 
     return arrays | {"metric": metric_DD * np.trace(arrays["metric"]) / np.trace(metric_DD)}
 
 
+def _quarters_alike(cache: Cache, found: sensitivity.Sensitivity, arrays: Arrays) -> Arrays:
+    """Each quarter of the steps counts the same, whatever its share of the vision loss is: metrics of equal trace."""
+    places = Places(folder=cache.folder.path.parent)
+    quarters = [sensitivity.read(LocalFolder(places.cache(name))) for name in QUARTERS]
+    metrics = [one.metric_DD / np.trace(one.metric_DD) for one in quarters if one is not None]
+    weights_QNT = np.stack([one.weights_NT for one in quarters if one is not None])
+    assert len(metrics) == len(QUARTERS)
+    sampled = quarters[0].record.plan.prompt_ids if quarters[0] is not None else ()
+    assert sampled == found.record.plan.prompt_ids[: len(sampled)]
+    predictor_D1, _ = fit_predictor(cache, sampled, weights_QNT.mean(0))
+    assert predictor_D1 is not None
+    metric_DD = np.mean(metrics, axis=0) * np.trace(arrays["metric"])
+    return {"metric": metric_DD, "weights": weights_QNT.mean(0), "predictor": predictor_D1}
+
+
 CHANGES: Mapping[str, Change] = {
     "metric only": _metric_only,
     "weights only": _weights_only,
@@ -96,7 +116,8 @@ CHANGES: Mapping[str, Change] = {
     f"weights of {FEW} prompts, others 1": _few(False),
     f"rank {RANK} and a diagonal": _low_rank,
     "measured on scenes": _of_scenes,
-    "metric of the context loss": _projected,
+    CONTEXT_METRIC: _projected,
+    "quarters of the steps alike": _quarters_alike,
 }
 
 
@@ -133,15 +154,44 @@ def _folder_of(name: str) -> str:
     return name.replace(" ", "-")
 
 
+class QuarterSettings(SensitivitySettings):
+    """Of steps in a row, where the command spreads them evenly. first_step: from 0."""
+
+    first_step: int
+
+    def plan(self, cache: Cache) -> sensitivity.Plan:
+        """As the command's, on QUARTER steps."""
+        steps = tuple(range(self.first_step, self.first_step + QUARTER))
+        return super().plan(cache).model_copy(update={"steps": steps})
+
+
+def measure_quarter(cache: Path, first_step: int, *, products: int = 4) -> None:
+    """By what the command calls."""
+    import torch
+
+    from cache_builder.sensitivity import measure as take
+    from cache_builder.workers import Worker
+    from commands.resolve import POCKET, resolve_teacher
+    from models.teacher_folder import REPLAY_PARTS
+    from storage_schemas.progress import Silent
+
+    teacher = resolve_teacher(POCKET, REPLAY_PARTS)
+    asked = QuarterSettings(prompts=256, products=products, batch_size=20, first_step=first_step)
+    opened, cpu = Cache.open(str(cache)), torch.device("cpu")
+    take(opened, teacher, asked, device=cpu, progress=Silent(), worker=Worker())
+
+
 def measure(place: Path, folder: Path, name: str) -> dict[str, object]:
-    """By the command; done already it takes a second."""
+    """By the command, but for QUARTERS; done already it takes a second."""
     places = Places(folder=folder)
+    cache = places.other(name) if name in OTHERS else places.link(name)
+    asked = MEASUREMENTS.get(name, {"prompts": OTHERS_PROMPTS, "products": 4})
     if name in OTHERS:
-        cache, asked = places.other(name), {"prompts": OTHERS_PROMPTS, "products": 4}
         make_cache(cache, OTHERS_PROMPTS + 8, **OTHERS[name])
+    if name in QUARTERS:
+        measure_quarter(cache, QUARTERS[name])
     else:
-        cache, asked = places.link(name), dict(MEASUREMENTS[name])
-    command("sensitivity", cache, "--device", "cpu", "--batch-size", 20, "--quiet", *as_flags(asked))
+        command("sensitivity", cache, "--device", "cpu", "--batch-size", 20, "--quiet", *as_flags(asked))
     found = sensitivity.read(LocalFolder(cache))
     assert found is not None
     return {"name": name, "effective_rank": found.record.effective_rank, "seconds": found.record.seconds} | {

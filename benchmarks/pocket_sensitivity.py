@@ -1,6 +1,6 @@
 """Training by what the transformer reads, on the pocket teacher: what is worth measuring, and what it brings.
 
-python -m benchmarks.pocket_sensitivity DIR [--jobs 2] [--part record|measure|screen|rates|finals|table|all]
+python -m benchmarks.pocket_sensitivity DIR [--jobs 2] [--part PART]
 
 `measure` takes the products, many and few, on one recording and on others. `screen` trains the small student for a
 short time by each measurement and variation of it, one seed. `rates` and `finals` compare naive, context and
@@ -28,22 +28,36 @@ from benchmarks.pocket_harness import (
     train,
     work_off,
 )
-from benchmarks.pocket_metrics import CHANGES, FULL, MEASUREMENTS, OTHERS, Places, change, measure
+from benchmarks.pocket_metrics import (
+    CHANGES,
+    CONTEXT_METRIC,
+    FULL,
+    MEASUREMENTS,
+    OTHERS,
+    QUARTERS,
+    Places,
+    change,
+    measure,
+)
 
-PARTS = ("record", "measure", "calibrate", "screen", "rates", "finals", "table")
+PARTS = ("record", "measure", "calibrate", "screen", "rates", "finals", "table", "picture")
 SIZES = ("tiny", "small", "base")
 LOSSES = ("embedding", "context", "sensitivity", "vision")
 RATES = {"tiny": (3e-3, 1e-2), "small": (3e-3, 1e-2), "base": (3e-3, 1e-2)}
 VISION_RATE = 3e-4
+VISION_ALONE_RATES = (1e-3, 3e-3)
 # Warm-up, and what follows it.
 METHODS: Mapping[str, tuple[str | None, str]] = {
     "naive": (None, "embedding"),
     "context": (None, "context"),
     "sensitivity": (None, "sensitivity"),
+    "weights on context": (None, "sensitivity"),
     "context, vision": ("context", "vision"),
     "sensitivity, vision": ("sensitivity", "vision"),
 }
 CHEAP = ("naive", "context", "sensitivity")
+# Methods that are not trained with what was measured as it is.
+CHANGED = {"weights on context": CONTEXT_METRIC}
 WARMUP_PART = 0.75
 FLOORS = {
     "metric floor 0.0001": {"metric_floor": 1e-4},
@@ -125,7 +139,7 @@ class Experiment:
 
     def measure(self) -> None:
         """The largest first; variations of it are made where they are trained with."""
-        names = [*MEASUREMENTS, *OTHERS]
+        names = [*MEASUREMENTS, *QUARTERS, *OTHERS]
         jobs = [
             Job(
                 place=self.folder / "measurements" / name.replace(" ", "-"),
@@ -161,7 +175,7 @@ class Experiment:
         return min(one["step_seconds"] for one in found if one is not None)
 
     def screened(self) -> list[Trial]:
-        """The small student for a short time: the three losses by their rates, and every variation of the third."""
+        """The small student for a short time: the losses by their rates, and every variation of the third."""
         steps = self.asked["short_steps"]
 
         def trial(row: str, loss: str, rate: float, measured: str = FULL, **rest: Any) -> Trial:
@@ -172,7 +186,8 @@ class Experiment:
 
         found = [trial(row, METHODS[row][1], rate) for row in CHEAP for rate in RATES["small"]]
         rate = self._best_rate([one for one in found if one.row == "sensitivity"])
-        others = [name for name in (*MEASUREMENTS, *CHANGES) if name != FULL]
+        found += [trial("vision", "vision", vision_rate) for vision_rate in VISION_ALONE_RATES]
+        others = [name for name in (*MEASUREMENTS, *QUARTERS, *CHANGES) if name != FULL]
         found += [trial(name, "sensitivity", rate, name) for name in others]
         return found + [trial(name, "sensitivity", rate, floors=floors) for name, floors in FLOORS.items()]
 
@@ -191,6 +206,7 @@ class Experiment:
         warmup, loss = METHODS[method]
         seconds, each = self.asked["seconds"], self.step_seconds(size, loss)
         common: dict[str, Any] = {"table": "finals", "row": method, "size": size, "loss": loss, "learning_rate": rate}
+        common["measured"] = CHANGED.get(method, FULL)
         if warmup is None:
             return Trial(**common, steps=max(1, round(seconds / each)))
         steps = max(1, round((1 - WARMUP_PART) * seconds / each))
@@ -237,6 +253,12 @@ class Experiment:
 
         measured = [read_json(file) for file in sorted((self.folder / "measurements").glob("*/result.json"))]
         print_all(self.folder, self.screened(), self.chosen(), results_below(self.folder / "runs"), measured)
+
+    def picture(self) -> None:
+        """That of docs/sensitivity.md."""
+        from benchmarks.pocket_sensitivity_picture import draw
+
+        print(draw(self.folder, results_below(self.folder / "runs")))
 
 
 def main() -> None:

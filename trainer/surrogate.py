@@ -85,6 +85,10 @@ class Surrogate:
         metric_DD = torch.from_numpy(self.metric_DD).to(device, torch.float64)
         small = max(floor * float(metric_DD.diagonal().mean()), torch.finfo(torch.float64).tiny)
         metric_DD.diagonal().add_(small)
+        factor_DD, failed = torch.linalg.cholesky_ex(metric_DD)
+        if not failed:
+            return factor_DD.float()
+        # With hardly a floor, a metric of few products has no Cholesky factor; eigenvectors take twenty times as long.
         values_D, vectors_DD = torch.linalg.eigh(metric_DD)
         return (vectors_DD * values_D.clamp(min=0).sqrt()).float()
 

@@ -33,15 +33,16 @@ def cache(tmp_path, cache_folder, dev_teacher):
     return folder
 
 
-def test_the_loss_is_the_quadratic_form_token_by_token():
+@pytest.mark.parametrize(("rank", "metric_floor"), [(6, 0.01), (6, 0.0), (2, 0.01), (2, 0.0)])
+def test_the_loss_is_the_quadratic_form_token_by_token(rank, metric_floor):
     generator = torch.Generator().manual_seed(0)
-    factor = torch.randn(6, 6, generator=generator)
+    factor = torch.randn(6, rank, generator=generator)
     metric_DD, weights_BT = factor @ factor.T, torch.rand(2, 3, generator=generator)
     surrogate = Surrogate(metric_DD=metric_DD.numpy(), weights={}, digests={})
-    root_DD = surrogate.root_DD(0.01, CPU)
+    root_DD = surrogate.root_DD(metric_floor, CPU)
     d_BTD = torch.randn(2, 3, 6, generator=generator)
     found = sensitivity_loss(d_BTD, torch.zeros_like(d_BTD), root_DD, weights_BT, floor=0.05)
-    floored_DD = metric_DD + 0.01 * metric_DD.diagonal().mean() * torch.eye(6)
+    floored_DD = metric_DD + metric_floor * metric_DD.diagonal().mean() * torch.eye(6)
     of_token = torch.einsum("btd,de,bte->bt", d_BTD, floored_DD, d_BTD) * (weights_BT + 0.05) / 1.05
     assert float(found) == pytest.approx(float(of_token.sum(1).mean()), rel=1e-5)
 
