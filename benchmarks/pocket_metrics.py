@@ -94,6 +94,26 @@ def _projected(cache: Cache, found: sensitivity.Sensitivity, arrays: Arrays) -> 
     return arrays | {"metric": metric_DD * np.trace(arrays["metric"]) / np.trace(metric_DD)}
 
 
+def _rooted_metric(cache: Cache, found: sensitivity.Sensitivity, arrays: Arrays) -> Arrays:
+    """Half way to all directions alike: the metric's root, with its trace."""
+    values_D, vectors_DD = np.linalg.eigh(arrays["metric"].astype(np.float64))
+    root_DD = (vectors_DD * values_D.clip(min=0) ** 0.5) @ vectors_DD.T
+    return arrays | {"metric": root_DD * np.trace(arrays["metric"]) / np.trace(root_DD)}
+
+
+def _rooted_weights(cache: Cache, found: sensitivity.Sensitivity, arrays: Arrays) -> Arrays:
+    """Half way to all tokens alike."""
+    weights_NT = arrays["weights"] ** 0.5
+    weights_NT /= weights_NT.mean()
+    predictor_D1, _ = fit_predictor(cache, found.record.plan.prompt_ids, weights_NT)
+    assert predictor_D1 is not None
+    return {"metric": arrays["metric"], "weights": weights_NT, "predictor": predictor_D1}
+
+
+def _rooted(cache: Cache, found: sensitivity.Sensitivity, arrays: Arrays) -> Arrays:
+    return _rooted_weights(cache, found, _rooted_metric(cache, found, arrays))
+
+
 def _quarters_alike(cache: Cache, found: sensitivity.Sensitivity, arrays: Arrays) -> Arrays:
     """Each quarter of the steps counts the same, whatever its share of the vision loss is: metrics of equal trace."""
     places = Places(folder=cache.folder.path.parent)
@@ -117,6 +137,9 @@ CHANGES: Mapping[str, Change] = {
     f"rank {RANK} and a diagonal": _low_rank,
     "measured on scenes": _of_scenes,
     CONTEXT_METRIC: _projected,
+    "root of the metric": _rooted_metric,
+    "root of the weights": _rooted_weights,
+    "roots of both": _rooted,
     "quarters of the steps alike": _quarters_alike,
 }
 
