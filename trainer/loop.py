@@ -24,13 +24,12 @@ from trainer.order import mix, part_of
 from trainer.processes import ALONE, Processes
 from trainer.settings import TrainSettings
 from trainer.sharding import shell_of, whole_norm
+from trainer.stopping import Stopping
 from trainer.timing import StepClock
 from trainer.validation import Floor, replay_floor, validation_loss
 
 # As many records of a batch are named in an error; metrics.jsonl has them all.
 _NAMED = 4
-# A validation loss below so many floors is said to have come as low as it can.
-_NEAR_FLOOR = 1.1
 
 
 class Trainer:
@@ -58,6 +57,7 @@ class Trainer:
         self.feed, self.held_out = split(lessons, device, tokens, objective.host_modulation)
         self.processes, self._metrics = processes, metrics
         self.done = 0
+        self._stopping, self._asked_to_stop = Stopping(), False
         self.clock = StepClock.of(device)
         self._shell = shell_of(student) if processes.sharded and processes.is_first else None
         self.average = Average(student, settings.ema) if settings.ema is not None else None
@@ -73,12 +73,16 @@ class Trainer:
         self._tokenizer = lessons[0].cache.tokenizer_files if tokens is None else tokens.files
 
     def train(self, progress: Progress) -> float | None:
-        """Run from where it stands (see resume) to the last step; the best validation loss."""
+        """Run from where it stands (see resume) to the last step; the best validation loss.
+
+        KeyboardInterrupt after Ctrl-C or SIGTERM to any of the processes, behind a checkpoint of the step in hand.
+        """
         first, total = self.done, self.settings.total_steps
         if first == total:
             return self.best
         requests = (request for step in range(first, total) for request in self.requests(step))
         with (
+            self._stopping.listening(progress.say),
             self.feed.prefetch(requests) as batches,
             progress.bar("train", total=total, done=first, unit="steps") as bar,
         ):
@@ -86,10 +90,22 @@ class Trainer:
                 loss = self._optimizer_step(step, batches)
                 bar.advance(1, self._note(step, loss))
                 self.done = step + 1
-                if self.done % self.settings.checkpoint_every == 0 or self.done in self.settings.ends:
+                due = self.done % self.settings.checkpoint_every == 0 or self.done in self.settings.ends
+                # Once: it may be asked at any moment.
+                stops = self._stops
+                if due or stops:
                     with self.clock.beside():
-                        self._checkpoint(self.done, progress)
+                        self._checkpoint(self.done, progress, judged=due)
+                if stops:
+                    break
+        if self._stops:
+            raise KeyboardInterrupt
         return self.best
+
+    @property
+    def _stops(self) -> bool:
+        # Processes stop after the same step: what each was asked travels with the losses.
+        return self._asked_to_stop if self.processes.ranks > 1 else self._stopping.asked
 
     def timed_steps(self) -> list[float]:
         """Take all steps without a checkpoint; the seconds that each took, its wait for the batch included."""
@@ -240,7 +256,9 @@ class Trainer:
             norm = whole_norm(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip))
             # The one place of a step where the device is waited for.
             *values, whole = torch.stack([*losses, norm]).tolist()
-        return self.processes.gathered(values), whole
+        told = self.processes.gathered([*values, float(self._stopping.asked)])
+        self._asked_to_stop = any(told[parts :: parts + 1])
+        return [value for place, value in enumerate(told) if place % (parts + 1) != parts], whole
 
     def _next(self, batches: Iterator[Batch | EmbeddingBatch]) -> Batch | EmbeddingBatch:
         batch = next(batches)
@@ -280,8 +298,9 @@ class Trainer:
             f"the last checkpoint is intact; lower --learning-rate and give the command again in a new run folder"
         )
 
-    def _checkpoint(self, done: int, progress: Progress) -> None:
-        loss = self.validate(done) if len(self.held_out) else None
+    def _checkpoint(self, done: int, progress: Progress, *, judged: bool) -> None:
+        """judged: by the validation loss; where a run is stopped there may be no time for it."""
+        loss = self.validate(done) if judged and len(self.held_out) else None
         is_best = loss is not None and (self.best is None or loss < self.best)
         # A warm-up's vision loss and a vision stage's are compared alike: both are measured by replay.
         self.best = loss if is_best else self.best
@@ -300,12 +319,6 @@ class Trainer:
             return
         if is_best and loss is not None:
             mark_best(self.run, folder, loss)
-            self._warn_near_floor(loss, progress)
+            if self.floor is not None and (said := self.floor.reached_text(loss)):
+                progress.say(said)
         forget_old(folder, self.settings.keep)
-
-    def _warn_near_floor(self, loss: float, progress: Progress) -> None:
-        if self.floor is not None and self.floor.error > 0 and loss < _NEAR_FLOOR * self.floor.error:
-            progress.say(
-                f"validation loss {loss:.4g} has reached the replay floor {self.floor.error:.4g}: what is left is what "
-                f"this backbone computes otherwise than the recorded one, and no student can learn it"
-            )

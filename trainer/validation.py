@@ -11,6 +11,9 @@ from trainer.losses import Objective, replay, row_errors
 from trainer.order import Row
 from trainer.processes import ALONE, Processes
 
+# A validation loss below so many floors is said to have come as low as it can.
+_NEAR_FLOOR = 1.1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Errors:
@@ -66,6 +69,15 @@ class Floor:
     error: float
     by_step: dict[str, float]
     relative: float
+
+    def reached_text(self, loss: float) -> str | None:
+        """What a validation loss near the floor means; None for one above it, and where replay is exact."""
+        if self.error == 0 or loss >= _NEAR_FLOOR * self.error:
+            return None
+        return (
+            f"validation loss {loss:.4g} has reached the replay floor {self.error:.4g}: what is left is what "
+            f"this backbone computes otherwise than the recorded one, and no student can learn it"
+        )
 
 
 @torch.no_grad()

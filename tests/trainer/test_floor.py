@@ -16,7 +16,7 @@ from storage_schemas.errors import BadTeacher, NonFinite
 from tests.trainer.conftest import cache_folder, t5_config
 from tests.trainer.making import make_trainer
 from tests.trainer.test_train import Listening, StopAfter, run_training
-from trainer import loop
+from trainer import loop, validation
 from trainer.validation import Errors, Floor, spread_rows
 
 __all__ = ["cache_folder", "t5_config"]
@@ -115,7 +115,7 @@ def test_a_loss_that_has_come_to_the_floor_is_told(tmp_path, cache_folder, dev_t
     run_training(tmp_path / "far", cache_folder, dev_teacher, t5_config, progress=noting, floor=8, **ABOVE)
     assert not any("has reached the replay floor" in text for text in noting.heard)
     # No student of this size comes so near in four steps.
-    monkeypatch.setattr(loop, "_NEAR_FLOOR", 1e9)
+    monkeypatch.setattr(validation, "_NEAR_FLOOR", 1e9)
     run_training(tmp_path / "near", cache_folder, dev_teacher, t5_config, progress=noting, floor=8, **ABOVE)
     lines = metrics(tmp_path / "near")
     floor = next(line["replay_floor"] for line in lines if "replay_floor" in line)
