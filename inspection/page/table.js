@@ -5,10 +5,11 @@ const ROW_PX = 32;
 const BEYOND = 8;
 
 const tableColumns = columns();
-const grid = { matches: [], rows: [], placeOf: new Map(), body: null, node: null, scroller: byId("scroller") };
+const grid = { matches: [], rows: [], placeOf: new Map(), body: null, above: null, below: null, node: null, scroller: byId("scroller") };
 
 function startTable() {
-  grid.body = element("tbody");
+  [grid.above, grid.below] = [spacer(), spacer()];
+  grid.body = element("tbody", {}, grid.above, grid.below);
   grid.node = element(
     "table",
     { role: "grid", tabindex: "0", "aria-label": "Trajectories; arrow keys choose one, Enter goes to it", keydown: moveInTable },
@@ -65,20 +66,34 @@ function drawRows() {
   const first = Math.max(Math.floor(grid.scroller.scrollTop / ROW_PX) - BEYOND, 0);
   const count = Math.ceil(grid.scroller.clientHeight / ROW_PX) + 2 * BEYOND;
   const shown = grid.rows.slice(first, first + count);
-  const below = grid.rows.length - first - shown.length;
-  grid.body.replaceChildren(spacer(first), ...shown.map((row, place) => tableRow(row, first + place)), spacer(below));
+  grid.above.style.height = `${first * ROW_PX}px`;
+  grid.below.style.height = `${(grid.rows.length - first - shown.length) * ROW_PX}px`;
+  placeRows(shown, first);
   const active = shown.includes(view.row) ? `row-${view.row}` : "";
   if (active) grid.node.setAttribute("aria-activedescendant", active);
   else grid.node.removeAttribute("aria-activedescendant");
 }
 
-function spacer(rows) {
-  const row = element("tr", { "aria-hidden": "true", class: "spacer" });
-  row.style.height = `${rows * ROW_PX}px`;
-  return row;
+// Rows that stay in sight stay in the document: a press of the mouse that began on one ends on it, also while it scrolls.
+function placeRows(shown, first) {
+  const there = new Map(Array.from(grid.body.querySelectorAll("tr[data-row]"), (node) => [Number(node.dataset.row), node]));
+  const wanted = new Set(shown);
+  for (const [row, node] of there) if (!wanted.has(row)) node.remove();
+  let before = grid.above;
+  shown.forEach((row, place) => {
+    const node = there.get(row) ?? tableRow(row);
+    node.setAttribute("aria-rowindex", first + place + 2);
+    node.setAttribute("aria-selected", row === view.row ? "true" : "false");
+    if (before.nextSibling !== node) before.after(node);
+    before = node;
+  });
 }
 
-function tableRow(row, place) {
+function spacer() {
+  return element("tr", { "aria-hidden": "true", class: "spacer" });
+}
+
+function tableRow(row) {
   const cells = tableColumns.map((column) => {
     const text = column.text(column.value(row));
     const attributes = { class: column.numeric ? "numeric" : null };
@@ -86,8 +101,7 @@ function tableRow(row, place) {
     const strip = column.id === "number" && stripOfRow.has(row) ? element("span", { class: "has-strip", title: "has a film strip" }) : null;
     return element("td", attributes, strip, text);
   });
-  const chosen = row === view.row ? "true" : "false";
-  return element("tr", { id: `row-${row}`, "data-row": row, "aria-rowindex": place + 2, "aria-selected": chosen }, ...cells);
+  return element("tr", { id: `row-${row}`, "data-row": row }, ...cells);
 }
 
 function clickInTable(event) {

@@ -77,6 +77,20 @@ def test_columns_sort_both_ways_with_missing_values_last(visit, html):
     assert numbers(page)[:4] == [FIRST + row for row in (11, 2, 7, 25)]
 
 
+def test_a_press_on_a_row_is_a_click_also_while_the_table_scrolls(visit, html):
+    page = visit(html)
+    box = page.locator("#row-5").bounding_box()
+    page.mouse.move(box["x"] + 40, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.locator("#scroller").evaluate(
+        "node => new Promise((done) => { node.scrollTop += 9; requestAnimationFrame(() => requestAnimationFrame(done)); })"
+    )
+    page.mouse.up()
+    page.wait_for_selector(f"#detail-title:has-text('Trajectory {FIRST + 5}')")
+    assert page.get_attribute("#row-5", "aria-selected") == "true"
+    assert page.get_attribute("#row-5", "aria-rowindex") == "7"
+
+
 def shown(page, row, place, *, label="latent"):
     canvas = page.locator(f"#viewer canvas[aria-label^='{label}'][data-shown='{row}/{place}']")
     canvas.wait_for()
@@ -85,12 +99,8 @@ def shown(page, row, place, *, label="latent"):
 
 def test_a_chosen_row_shows_the_frames_of_the_step_on_the_slider(visit, html):
     page = visit(html)
-    # Found by its text: a row that must be scrolled to first may be drawn anew under the pointer.
-    page.fill("#query", f"triangle of {12 - FIRST + 10}")
-    page.wait_for_function("document.querySelectorAll('#scroller tr[data-row]').length === 1")
-    page.click("#scroller tr[data-row]")
+    page.click(f"#row-{12 - FIRST + 10}")
     page.wait_for_selector("#viewer >> text=not among those sampled")
-    page.fill("#query", "")
     page.click("#row-7")
     page.wait_for_selector("#detail-title:has-text('Trajectory 12')")
     assert page.inner_text("#detail-title") == "Trajectory 12"
