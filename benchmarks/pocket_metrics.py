@@ -39,6 +39,7 @@ OTHERS: Mapping[str, Mapping[str, object]] = {
 OTHERS_PROMPTS = 128
 FEW = 51
 CONTEXT_METRIC = "metric of the context loss"
+ROOTED_WEIGHTS = "root of the weights"
 RANK = 16
 
 Arrays = dict[str, Array]
@@ -138,7 +139,7 @@ CHANGES: Mapping[str, Change] = {
     "measured on scenes": _of_scenes,
     CONTEXT_METRIC: _projected,
     "root of the metric": _rooted_metric,
-    "root of the weights": _rooted_weights,
+    ROOTED_WEIGHTS: _rooted_weights,
     "roots of both": _rooted,
     "quarters of the steps alike": _quarters_alike,
 }

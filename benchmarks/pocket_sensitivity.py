@@ -35,6 +35,7 @@ from benchmarks.pocket_metrics import (
     MEASUREMENTS,
     OTHERS,
     QUARTERS,
+    ROOTED_WEIGHTS,
     Places,
     change,
     measure,
@@ -52,12 +53,13 @@ METHODS: Mapping[str, tuple[str | None, str]] = {
     "context": (None, "context"),
     "sensitivity": (None, "sensitivity"),
     "weights on context": (None, "sensitivity"),
+    "root of the weights": (None, "sensitivity"),
     "context, vision": ("context", "vision"),
     "sensitivity, vision": ("sensitivity", "vision"),
 }
 CHEAP = ("naive", "context", "sensitivity")
 # Methods that are not trained with what was measured as it is.
-CHANGED = {"weights on context": CONTEXT_METRIC}
+CHANGED = {"weights on context": CONTEXT_METRIC, "root of the weights": ROOTED_WEIGHTS}
 WARMUP_PART = 0.75
 FLOORS = {
     "metric floor 0.0001": {"metric_floor": 1e-4},

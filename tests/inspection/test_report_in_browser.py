@@ -83,7 +83,7 @@ def test_a_press_on_a_row_is_a_click_also_while_the_table_scrolls(visit, html):
     page.mouse.move(box["x"] + 40, box["y"] + box["height"] / 2)
     page.mouse.down()
     page.locator("#scroller").evaluate(
-        "node => new Promise((done) => { node.scrollTop += 9; requestAnimationFrame(() => requestAnimationFrame(done)); })"
+        "node => new Promise((d) => { node.scrollTop += 9; requestAnimationFrame(() => requestAnimationFrame(d)); })"
     )
     page.mouse.up()
     page.wait_for_selector(f"#detail-title:has-text('Trajectory {FIRST + 5}')")
