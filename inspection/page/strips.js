@@ -204,12 +204,36 @@ function startGallery() {
     sight.observe(canvas);
     return galleryItem(strip, canvas);
   });
-  gallery.append(element("ul", { class: "gallery" }, ...items));
-  const markChosen = () => items.forEach((item, place) => {
-    item.firstChild.setAttribute("aria-current", rows[place].row === view.row ? "true" : "false");
-  });
+  const label = "Film strips; arrow keys go from one to the next";
+  gallery.append(element("ul", { class: "gallery", "aria-label": label, keydown: moveInGallery }, ...items));
+  const buttons = items.map((item) => item.firstChild);
+  const markChosen = () => {
+    const chosen = rows.findIndex(({ row }) => row === view.row);
+    buttons.forEach((button, place) => button.setAttribute("aria-current", place === chosen ? "true" : "false"));
+    stopAt(buttons, buttons[Math.max(chosen, 0)]);
+  };
   watch(["row"], markChosen);
   markChosen();
+}
+
+// Of all strips one is a stop of Tab: a hundred of them would only be in the way.
+function stopAt(buttons, stop) {
+  for (const button of buttons) button.tabIndex = button === stop ? 0 : -1;
+}
+
+function moveInGallery(event) {
+  const buttons = [...event.currentTarget.querySelectorAll("button")];
+  const place = buttons.indexOf(event.target);
+  const across = buttons.filter((button) => button.offsetTop === buttons[0].offsetTop).length;
+  const last = buttons.length - 1;
+  const wanted = {
+    ArrowRight: place + 1, ArrowLeft: place - 1, ArrowDown: place + across, ArrowUp: place - across, Home: 0, End: last,
+  }[event.key];
+  if (wanted === undefined) return;
+  event.preventDefault();
+  const stop = buttons[clamp(wanted, 0, last)];
+  stopAt(buttons, stop);
+  stop.focus();
 }
 
 function galleryItem(strip, canvas) {

@@ -282,6 +282,23 @@ def test_everything_on_the_way_to_a_frame_is_reached_by_keyboard(visit, html):
     assert page.locator(f"#{active}[aria-selected=true]").inner_text().split()[0] == str(FIRST + 29)
 
 
+def test_the_gallery_is_one_stop_of_tab_and_arrow_keys_go_through_it(visit, html):
+    page = visit(html, "#row=12")
+    stops = page.locator("#gallery button[tabindex='0']")
+    numbers = page.locator("#gallery .number").all_inner_texts()
+    assert stops.count() == 1 and stops.get_attribute("aria-current") == "true" and len(numbers) > 2
+    stops.focus()
+    last = len(numbers) - 1
+    # All of them lie in one row.
+    for key, place in (("Home", 0), ("ArrowRight", 1), ("ArrowDown", last), ("ArrowUp", 0), ("End", last)):
+        page.keyboard.press(key)
+        assert page.evaluate("document.activeElement.querySelector('.number').innerText") == numbers[place]
+        assert stops.count() == 1
+    page.keyboard.press("Enter")
+    number = int("".join(filter(str.isdigit, numbers[-1].split()[0])))
+    page.wait_for_selector(f"#detail-title:has-text('Trajectory {number}')")
+
+
 @pytest.mark.slow
 def test_text_and_lines_stand_out_in_light_and_dark(visit):
     problem = {"path": "a", "problem": "is missing", "mend": "understudy repair"}
