@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.pocket_harness import as_flags, command, make_cache
-from cache_builder.sensitivity import SensitivitySettings
+from cache_builder.sensitivity_plan import SensitivitySettings
 from cache_builder.weight_predictor import fit_predictor
 from storage_schemas import sensitivity
 from storage_schemas.fields import Array

@@ -8,19 +8,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from cache_builder.provenance import provenance
+from cache_builder.sensitivity_plan import SensitivitySettings, first_trajectories
 from cache_builder.weight_predictor import fit_predictor
 from cache_builder.workers import Worker
 from models.attention import check_attention
 from models.backbone import FluxBackbone
 from models.memory_options import MemoryOptions
-from models.noise import draw_order, draw_product
+from models.noise import draw_product
 from models.quantized import check_quantizer
 from models.recorded_backbone import load_recorded_backbone
 from models.schedule import DTYPES
@@ -28,7 +27,7 @@ from models.teacher_folder import TeacherFolder
 from models.text_products import text_products
 from storage_schemas import sensitivity
 from storage_schemas.digests import canonical_json
-from storage_schemas.errors import BadSettings, NonFinite, NotInCache
+from storage_schemas.errors import BadSettings, NonFinite
 from storage_schemas.fields import Array
 from storage_schemas.manifest import Manifest
 from storage_schemas.progress import Bar, Progress
@@ -36,42 +35,6 @@ from storage_schemas.reader import Cache
 from storage_schemas.sensitivity import Part, Plan, Sensitivity, SensitivityRecord
 from storage_schemas.tensors import to_torch
 from storage_schemas.trajectory import Trajectory
-
-
-class SensitivitySettings(MemoryOptions):
-    """The flags of a measurement.
-
-    products: vector-Jacobian products per prompt; prompts: how many are drawn of those that training sees; steps: how
-    many of the trajectory's, spread evenly; None: all. batch_size: rows (steps of prompts) that go through the
-    transformer at once. part_size: prompts that are put on disk together: what a kill loses at most. The rest: see
-    MemoryOptions; "cache": as recorded.
-    """
-
-    products: int = Field(default=4, ge=1)
-    prompts: int = Field(default=1024, ge=1)
-    steps: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=8, ge=1)
-    part_size: int = Field(default=32, ge=1)
-    backbone_dtype: Literal["cache", "bfloat16", "float32"] = "cache"
-    attention_backend: str | None = None
-    seed: int = Field(default=0, ge=0)
-
-    def plan(self, cache: Cache) -> Plan:
-        """What is measured on a cache; NotInCache where it has nothing to measure on."""
-        manifest = cache.manifest
-        dtype = manifest.sampling.dtype if self.backbone_dtype == "cache" else self.backbone_dtype
-        digests = manifest.digests()
-        return Plan(
-            teacher_digest=digests["teacher"],
-            sampling_digest=digests["sampling"],
-            products=self.products,
-            seed=self.seed,
-            steps=_spread_steps(self.steps, manifest.sampling.steps, cache),
-            dtype=dtype,
-            quantize=self.quantize,
-            part_size=self.part_size,
-            prompt_ids=tuple(_drawn(cache, self.prompts, self.seed)),
-        )
 
 
 def measure(
@@ -105,39 +68,6 @@ def measure(
     return _finish(cache, plan, progress)
 
 
-def _spread_steps(count: int | None, steps: int, cache: Cache) -> tuple[int, ...]:
-    if count is not None and count > steps:
-        raise BadSettings(f"--steps is {count}, the trajectories of {cache.folder} have {steps}: give at most {steps}")
-    return tuple(sorted({round(at) for at in np.linspace(0, steps - 1, steps if count is None else count)}))
-
-
-def _drawn(cache: Cache, count: int, seed: int) -> list[str]:
-    """Ids of prompts that training sees, of which a trajectory is there, in an order drawn by the seed."""
-    if cache.manifest.sampling.storage.embeddings == "none":
-        raise BadSettings(
-            f"{cache.folder} was built with --embeddings none: sensitivity is the derivative at the teacher's "
-            f"embeddings; build with --embeddings stored"
-        )
-    firsts = _first_trajectories(cache)
-    if not firsts:
-        raise NotInCache(
-            f"{cache.folder} has no committed trajectory of a prompt that training sees: give the build command again"
-        )
-    ids = sorted(firsts)
-    return [ids[place] for place in draw_order(ids, seed=seed)[:count]]
-
-
-def _first_trajectories(cache: Cache) -> dict[str, int]:
-    """Of each prompt that training sees, by its id, the first trajectory that is committed."""
-    prompts = list(cache.prompts)
-    found: dict[str, int] = {}
-    for index in cache.indices():
-        prompt = prompts[cache.layout.place(int(index)).prompt]
-        if not prompt.held_out:
-            found.setdefault(prompt.id, int(index))
-    return found
-
-
 def _make_parts(
     cache: Cache,
     teacher: TeacherFolder,
@@ -153,7 +83,7 @@ def _make_parts(
         return
     total = sum(len(plan.parts[number]) for number in own)
     left = sum(len(plan.parts[number]) for number in todo)
-    firsts = _first_trajectories(cache)
+    firsts = first_trajectories(cache)
     backbone = _backbone(cache.manifest, teacher, settings, device)
     made = provenance(
         device=device, batch_size=settings.batch_size, attention=settings.attention_backend, quantize=settings.quantize

@@ -46,7 +46,7 @@ def plan_sensitivity(
     flags: dict[str, Any] = {"steps": trajectory_steps, "resolution": resolution, "text_length": text_length}
     card = named_card(gpu, tflops)
     manifest, folder, configs = outline(teacher, prompts, flags)
-    from cache_builder.sensitivity import SensitivitySettings
+    from cache_builder.sensitivity_plan import SensitivitySettings
     from commands.planning import gpu_verdict
     from commands.planning_sensitivity import sensitivity_facts
 

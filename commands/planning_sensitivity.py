@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from commands.planning import DTYPE_BYTES, hours_of, memory_facts
 
 if TYPE_CHECKING:
-    from cache_builder.sensitivity import SensitivitySettings
+    from cache_builder.sensitivity_plan import SensitivitySettings
     from storage_schemas.manifest import Manifest
 
 _FLOAT32, _FLOAT64 = 4, 8

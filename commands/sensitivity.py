@@ -54,16 +54,18 @@ def sensitivity(
         backbone_dtype=backbone_dtype, modulation=modulation, checkpoint_blocks=checkpoint_blocks,
         resident_blocks=resident_blocks, quantize=quantize, attention_backend=attention_backend, seed=seed,
     )  # fmt: skip
+    from cache_builder.sensitivity_plan import SensitivitySettings
     from cache_builder.workers import Worker
     from storage_schemas.reader import Cache
 
+    # Before torch is loaded: a wrong flag is told at once.
+    asked = SensitivitySettings.from_flags(**flags)
     owner = Worker() if worker is None else Worker.parse(worker)
     opened = Cache.open(cache, verify=verify)
     torch_device = quiet_device(device)
-    from cache_builder.sensitivity import SensitivitySettings, measure
+    from cache_builder.sensitivity import measure
     from models.teacher_folder import REPLAY_PARTS
 
-    asked = SensitivitySettings.from_flags(**flags)
     teacher = resolve_teacher(backbone or opened.manifest.source, REPLAY_PARTS)
     found = measure(
         opened, teacher, asked, device=torch_device, progress=terminal(quiet), worker=owner, anew=anew

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from cache_builder import sensitivity as measuring
-from cache_builder.sensitivity import SensitivitySettings, measure
+from cache_builder.sensitivity import measure
+from cache_builder.sensitivity_plan import SensitivitySettings
 from cache_builder.weight_predictor import FEWEST_PROMPTS
 from cache_builder.workers import Worker
 from models.teacher_folder import REPLAY_PARTS, find_teacher

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_builder.sensitivity import SensitivitySettings, measure
+from cache_builder.sensitivity import measure
+from cache_builder.sensitivity_plan import SensitivitySettings
 from cache_builder.workers import Worker
 from inspection.mending import mending_command, mending_commands
 from inspection.reading import SHADES, sensitivity_facts, shade, shaded

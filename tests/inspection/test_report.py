@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cache_builder.sensitivity import SensitivitySettings, measure
+from cache_builder.sensitivity import measure
+from cache_builder.sensitivity_plan import SensitivitySettings
 from cache_builder.workers import Worker
 from evaluation.cache_scoring import CacheScoring
 from evaluation.on_cache import evaluate_on_cache

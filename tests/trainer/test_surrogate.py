@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from cache_builder.sensitivity import SensitivitySettings, measure
+from cache_builder.sensitivity import measure
+from cache_builder.sensitivity_plan import SensitivitySettings
 from cache_builder.workers import Worker
 from models.teacher_folder import REPLAY_PARTS, find_teacher
 from storage_schemas.errors import BadRun, BadSettings
