@@ -39,7 +39,6 @@ OTHERS: Mapping[str, Mapping[str, object]] = {
 OTHERS_PROMPTS = 128
 FEW = 51
 CONTEXT_METRIC = "metric of the context loss"
-ROOTED_WEIGHTS = "root of the weights"
 RANK = 16
 
 Arrays = dict[str, Array]
@@ -102,19 +101,6 @@ def _rooted_metric(cache: Cache, found: sensitivity.Sensitivity, arrays: Arrays)
     return arrays | {"metric": root_DD * np.trace(arrays["metric"]) / np.trace(root_DD)}
 
 
-def _rooted_weights(cache: Cache, found: sensitivity.Sensitivity, arrays: Arrays) -> Arrays:
-    """Half way to all tokens alike."""
-    weights_NT = arrays["weights"] ** 0.5
-    weights_NT /= weights_NT.mean()
-    predictor_D1, _ = fit_predictor(cache, found.record.plan.prompt_ids, weights_NT)
-    assert predictor_D1 is not None
-    return {"metric": arrays["metric"], "weights": weights_NT, "predictor": predictor_D1}
-
-
-def _rooted(cache: Cache, found: sensitivity.Sensitivity, arrays: Arrays) -> Arrays:
-    return _rooted_weights(cache, found, _rooted_metric(cache, found, arrays))
-
-
 def _quarters_alike(cache: Cache, found: sensitivity.Sensitivity, arrays: Arrays) -> Arrays:
     """Each quarter of the steps counts the same, whatever its share of the vision loss is: metrics of equal trace."""
     places = Places(folder=cache.folder.path.parent)
@@ -139,8 +125,6 @@ CHANGES: Mapping[str, Change] = {
     "measured on scenes": _of_scenes,
     CONTEXT_METRIC: _projected,
     "root of the metric": _rooted_metric,
-    ROOTED_WEIGHTS: _rooted_weights,
-    "roots of both": _rooted,
     "quarters of the steps alike": _quarters_alike,
 }
 

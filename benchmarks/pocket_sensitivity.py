@@ -35,7 +35,6 @@ from benchmarks.pocket_metrics import (
     MEASUREMENTS,
     OTHERS,
     QUARTERS,
-    ROOTED_WEIGHTS,
     Places,
     change,
     measure,
@@ -47,21 +46,28 @@ LOSSES = ("embedding", "context", "sensitivity", "vision")
 RATES = {"tiny": (3e-3, 1e-2), "small": (3e-3, 1e-2), "base": (3e-3, 1e-2)}
 VISION_RATE = 3e-4
 VISION_ALONE_RATES = (1e-3, 3e-3)
+ROOTED = "root of the weights"
+THEN_VISION = ", vision"
 # Warm-up, and what follows it.
 METHODS: Mapping[str, tuple[str | None, str]] = {
     "naive": (None, "embedding"),
     "context": (None, "context"),
     "sensitivity": (None, "sensitivity"),
     "weights on context": (None, "sensitivity"),
-    "root of the weights": (None, "sensitivity"),
+    ROOTED: (None, "sensitivity"),
     "context, vision": ("context", "vision"),
     "sensitivity, vision": ("sensitivity", "vision"),
+    ROOTED + THEN_VISION: ("sensitivity", "vision"),
 }
 CHEAP = ("naive", "context", "sensitivity")
 # Methods that are not trained with what was measured as it is.
-CHANGED = {"weights on context": CONTEXT_METRIC, "root of the weights": ROOTED_WEIGHTS}
+CHANGED = {"weights on context": CONTEXT_METRIC}
 WARMUP_PART = 0.75
-FLOORS = {
+# Of the sensitivity loss: the weights as measured, where nothing else is said.
+AS_MEASURED = {"weight_power": 1.0}
+SETTINGS = {
+    ROOTED: {"weight_power": 0.5},
+    "quarter power of the weights": {"weight_power": 0.25},
     "metric floor 0.0001": {"metric_floor": 1e-4},
     "metric floor 0.1": {"metric_floor": 0.1},
     "weight floor 0": {"weight_floor": 0.0},
@@ -82,7 +88,7 @@ class Trial:
     measured: str = FULL
     warmup: str | None = None
     warmup_steps: int = 0
-    floors: Mapping[str, float] | None = None
+    settings: Mapping[str, float] | None = None
 
     @property
     def name(self) -> str:
@@ -96,7 +102,7 @@ class Trial:
         flags = training_flags(
             f"pocket-{self.size}", self.loss, self.steps, rate, seed, self.warmup, self.warmup_steps, self.learning_rate
         )
-        return flags | dict(self.floors or {})
+        return flags | AS_MEASURED | dict(self.settings or {})
 
 
 def record(place: Path, count: int) -> dict[str, Any]:
@@ -191,7 +197,7 @@ class Experiment:
         found += [trial("vision", "vision", vision_rate) for vision_rate in VISION_ALONE_RATES]
         others = [name for name in (*MEASUREMENTS, *QUARTERS, *CHANGES) if name != FULL]
         found += [trial(name, "sensitivity", rate, name) for name in others]
-        return found + [trial(name, "sensitivity", rate, floors=floors) for name, floors in FLOORS.items()]
+        return found + [trial(name, "sensitivity", rate, settings=settings) for name, settings in SETTINGS.items()]
 
     def _best_rate(self, trials: Sequence[Trial]) -> float:
         def mean(trial: Trial) -> float:
@@ -208,7 +214,7 @@ class Experiment:
         warmup, loss = METHODS[method]
         seconds, each = self.asked["seconds"], self.step_seconds(size, loss)
         common: dict[str, Any] = {"table": "finals", "row": method, "size": size, "loss": loss, "learning_rate": rate}
-        common["measured"] = CHANGED.get(method, FULL)
+        common |= {"measured": CHANGED.get(method, FULL), "settings": SETTINGS.get(method.removesuffix(THEN_VISION))}
         if warmup is None:
             return Trial(**common, steps=max(1, round(seconds / each)))
         steps = max(1, round((1 - WARMUP_PART) * seconds / each))

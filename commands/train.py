@@ -80,6 +80,9 @@ def train(
         float, typer.Option(help="Of the sensitivity loss: part of the mean eigenvalue that every direction has.")
     ] = 0.01,
     weight_floor: Annotated[float, typer.Option(help="Likewise: part of the mean weight that every token has.")] = 0.05,
+    weight_power: Annotated[
+        float, typer.Option(help="Likewise: of the token weights; 1: as measured, 0: all tokens alike.")
+    ] = 0.5,
     batch_size: Annotated[int, typer.Option(help="Rows of an optimizer step.")] = 32,
     accumulate: Annotated[int, typer.Option(help="Equal parts of the batch, computed one by one: less memory.")] = 1,
     order: Annotated[Literal["shuffled", "following"], typer.Option(help="following: the paper's.")] = "shuffled",
@@ -167,7 +170,7 @@ def train(
     flags = dict(
         init=init, steps=steps, warmup_steps=warmup_steps, loss=loss, warmup_loss=warmup_loss,
         huber=huber, step_weights=step_weights, embedding_term=embedding_term, metric_floor=metric_floor,
-        weight_floor=weight_floor, batch_size=batch_size,
+        weight_floor=weight_floor, weight_power=weight_power, batch_size=batch_size,
         accumulate=accumulate, order=order, steps_per_trajectory=steps_per_trajectory, learning_rate=learning_rate,
         warmup_learning_rate=warmup_learning_rate, decay=decay, lr_warmup_steps=lr_warmup_steps,
         weight_decay=weight_decay, clip=clip, dropout=dropout, position_bias_factor=position_bias_factor, ema=ema,

@@ -161,18 +161,23 @@ class Objective:
         """
         sensitive = next((stage for stage in self.settings.stages if stage.loss == "sensitivity"), None)
         if sensitive is not None:
-            return self._text_loss(sensitive, student_BTD, batch)
+            # Of its powers the first ranks students best, whichever trains best.
+            return self._text_loss(sensitive, student_BTD, batch, weight_power=1.0)
         teacher_BTD = batch.encoder_hidden_states_BTD
         if self.context_ID is None:
             return embedding_loss(student_BTD, teacher_BTD)
         return context_loss(student_BTD, teacher_BTD, self.context_ID)
 
-    def _text_loss(self, stage: Stage, student_BTD: torch.Tensor, batch: EmbeddingBatch) -> torch.Tensor:
+    def _text_loss(
+        self, stage: Stage, student_BTD: torch.Tensor, batch: EmbeddingBatch, *, weight_power: float | None = None
+    ) -> torch.Tensor:
         teacher_BTD = batch.encoder_hidden_states_BTD
         if stage.loss == "sensitivity":
             assert self.surrogate is not None and batch.weights_BT is not None
             root_DD = self.surrogate.root_on(stage.metric_floor, student_BTD.device)
-            return sensitivity_loss(student_BTD, teacher_BTD, root_DD, batch.weights_BT, floor=stage.weight_floor)
+            power = stage.weight_power if weight_power is None else weight_power
+            weights_BT = batch.weights_BT**power
+            return sensitivity_loss(student_BTD, teacher_BTD, root_DD, weights_BT, floor=stage.weight_floor)
         if stage.loss == "embedding":
             return embedding_loss(student_BTD, teacher_BTD, huber=stage.huber)
         assert self.context_ID is not None

@@ -155,8 +155,8 @@ class TrainFlags(_OfTheRun, StageOptions):
         stages = []
         if self.warmup_steps:
             warm_up = {"steps": self.warmup_steps, "loss": self.warmup_loss, "learning_rate": rate}
-            floors = {name: main[name] for name in ("metric_floor", "weight_floor")}
-            stages.append(Stage(name=WARM_UP, **shared | warm_up | floors))
+            reading = {name: main[name] for name in ("metric_floor", "weight_floor", "weight_power")}
+            stages.append(Stage(name=WARM_UP, **shared | warm_up | reading))
         if self.steps:
             stages.append(Stage(name=MAIN, steps=self.steps, **main))
         run = {name: getattr(self, name) for name in _OfTheRun.model_fields}

@@ -18,7 +18,8 @@ class StageOptions(Flags):
     step_weights: what the errors of the vision loss at step k are multiplied by, mean 1: see losses.step_weights.
     embedding_term: weight of the embedding loss beside the vision loss.
     metric_floor, weight_floor: of the sensitivity loss: parts of the metric's mean eigenvalue, and of the mean token
-    weight, that every direction and every token have besides what was measured.
+    weight, that every direction and every token have besides what was measured. weight_power: of the token weights in
+    training; 1 is the estimate of the vision loss, 0 knows no tokens.
     batch_size: rows of one optimizer step; accumulate: equal parts of it that go through the networks one by one.
     steps_per_trajectory: rows of the vision loss that share one forward pass of the student.
     lr_warmup_steps: steps over which the learning rate rises; None: 20 where it decays, else none.
@@ -30,6 +31,7 @@ class StageOptions(Flags):
     embedding_term: float = Field(default=0.0, ge=0)
     metric_floor: float = Field(default=0.01, ge=0)
     weight_floor: float = Field(default=0.05, ge=0)
+    weight_power: float = Field(default=0.5, ge=0)
     batch_size: int = Field(default=32, ge=1)
     accumulate: int = Field(default=1, ge=1)
     order: OrderKind = "shuffled"

@@ -102,7 +102,7 @@ def run_part(folder, teacher, whole, at):
     cache, plan = Cache.open(folder), whole.record.plan
     settings = SensitivitySettings(products=2)
     backbone = measuring._backbone(cache.manifest, find_teacher(str(teacher), REPLAY_PARTS), settings, CPU)
-    work = measuring._Measurement(cache, backbone, plan, 3, measuring._first_trajectories(cache))
+    work = measuring._Measurement(cache, backbone, plan, 3, measuring.first_trajectories(cache))
     with Silent().bar("", total=1, done=0, unit="") as bar:
         return work._products([cache.trajectory(work.firsts[plan.prompt_ids[at]])], bar)[0]
 
