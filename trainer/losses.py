@@ -161,7 +161,7 @@ class Objective:
         """
         sensitive = next((stage for stage in self.settings.stages if stage.loss == "sensitivity"), None)
         if sensitive is not None:
-            # Of its powers the first ranks students best, whichever trains best.
+            # To the first power it is the estimate of the vision loss; of the powers none ranks students much better.
             return self._text_loss(sensitive, student_BTD, batch, weight_power=1.0)
         teacher_BTD = batch.encoder_hidden_states_BTD
         if self.context_ID is None:

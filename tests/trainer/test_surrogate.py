@@ -16,6 +16,9 @@ from storage_schemas.progress import Silent
 from storage_schemas.reader import Cache
 from tests.trainer.making import CPU
 from tests.trainer.test_train import run_training
+from trainer.feed import EmbeddingBatch
+from trainer.losses import Objective
+from trainer.settings import TrainFlags
 from trainer.surrogate import Surrogate, TokenWeights, sensitivity_loss
 
 
@@ -46,6 +49,31 @@ def test_the_loss_is_the_quadratic_form_token_by_token(rank, metric_floor):
     floored_DD = metric_DD + metric_floor * metric_DD.diagonal().mean() * torch.eye(6)
     of_token = torch.einsum("btd,de,bte->bt", d_BTD, floored_DD, d_BTD) * (weights_BT + 0.05) / 1.05
     assert float(found) == pytest.approx(float(of_token.sum(1).mean()), rel=1e-5)
+
+
+def test_it_trains_by_weights_to_a_power_and_judges_by_those_that_were_measured():
+    generator = torch.Generator().manual_seed(0)
+    student_BTD, teacher_BTD = (torch.randn(2, 3, 6, generator=generator) for _ in range(2))
+    weights_BT = torch.tensor([[0.04, 1.0, 25.0], [0.25, 4.0, 9.0]])
+    surrogate = Surrogate(metric_DD=np.diag(np.arange(1.0, 7)).astype(np.float32), weights={}, digests={})
+    batch = EmbeddingBatch(
+        token_ids_BT=torch.zeros(2, 3, dtype=torch.int64),
+        encoder_hidden_states_BTD=teacher_BTD,
+        weights_BT=weights_BT,
+    )
+    root_DD = surrogate.root_DD(0.01, CPU)
+    for power in (0.0, 0.5, 1.0):
+        flags = {"loss": "sensitivity", "weight_power": power, "weight_floor": 0.1}
+        objective = Objective(
+            settings=TrainFlags.from_flags(student="any", **flags).settings(),
+            backbones=[], context_ID=None, sigmas=[], surrogate=surrogate,
+        )  # fmt: skip
+        trained, judged = (
+            sensitivity_loss(student_BTD, teacher_BTD, root_DD, weights_BT**at, floor=0.1) for at in (power, 1.0)
+        )
+        assert torch.equal(objective.training_loss(0, student_BTD, batch), trained)
+        assert torch.equal(objective.text_loss(student_BTD, batch), judged)
+        assert (power == 1.0) == torch.equal(trained, judged)
 
 
 def test_training_by_it_constructs_no_transformer(tmp_path, cache, t5_config, monkeypatch):
