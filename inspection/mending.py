@@ -18,20 +18,19 @@ Need = Literal["delete", "itself", "shard", "copy", "measured"]
 # A repair that does the first also does what the others need.
 _HARDEST_FIRST: tuple[Need, ...] = ("copy", "shard", "itself")
 _OF_A_COPY = ("prompts.jsonl", "tokenizer/")
-_NOT_OF_THE_INDEX = ("this shard is planned", "the manifest does not plan", "than the manifest's")
 _DELETE = {"s3": "aws s3 rm", "gs": "gsutil rm"}
 
 
 def need_of(problem: "Problem", report: "Report") -> Need:
     """What a problem takes to be put right."""
     if problem.shard is None:
-        if problem.message.endswith("delete it"):
+        if problem.foreign:
             return "delete"
         if problem.path.startswith(f"{SENSITIVITY_FOLDER}/"):
             return "measured"
         return "copy" if problem.path.startswith(_OF_A_COPY) else "itself"
     # Only the index of a finished build repeats records, and not those that it lacks or that say what is not planned.
-    repeated = report.missing == 0 and not problem.message.endswith(_NOT_OF_THE_INDEX)
+    repeated = report.missing == 0 and problem.repeated
     return "itself" if problem.path.startswith(f"{COMMITS_FOLDER}/") and repeated else "shard"
 
 
@@ -128,7 +127,7 @@ def short_message(cache: str, problem: "Problem") -> str:
     text = problem.message
     for where in (f"{_location(cache)}/{problem.path} ", f"{_location(cache)} "):
         text = text.removeprefix(where)
-    return text if text.endswith("delete it") else text.split(": ")[0]
+    return text if problem.foreign else text.split(": ")[0]
 
 
 def _shard(problem: "Problem") -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import ValidationError, field_validator
 
 from storage_schemas.digests import digest
-from storage_schemas.errors import DamagedCache
+from storage_schemas.errors import DamagedCache, MisplacedFile
 from storage_schemas.folders import Folder
 from storage_schemas.index import Index, index_bytes
 from storage_schemas.manifest import Record, first_problem, sealed, stays_inside, unsealed
@@ -176,7 +176,7 @@ def read_single_records(folder: Folder, names: list[str] | None = None) -> list[
     def read(name: str) -> CommitRecord:
         record = CommitRecord.decode(folder.read(name), f"{folder}/{name}")
         if name != record_path(record.kind, record.shard):
-            raise DamagedCache(
+            raise MisplacedFile(
                 f"{folder}/{name} is the record of {record.kind} shard {record.shard}: it was moved or copied; "
                 f"delete it"
             )

@@ -17,6 +17,10 @@ class DamagedCache(UnderstudyError):
     """A file that the cache vouches for is missing, short, or not the bytes that were committed."""
 
 
+class MisplacedFile(DamagedCache):
+    """A file that a cache does not have at this place: to be deleted, nothing is lost with it."""
+
+
 class ExtensionPending(UnderstudyError):
     """An extension of the cache has begun and is not through; whoever goes on with it finishes it."""
 

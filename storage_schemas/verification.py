@@ -18,7 +18,7 @@ from storage_schemas.commits import (
     record_path,
 )
 from storage_schemas.digests import xxh3_128
-from storage_schemas.errors import DamagedCache, NotACache, UnderstudyError
+from storage_schemas.errors import DamagedCache, MisplacedFile, NotACache, UnderstudyError
 from storage_schemas.files import CommittedFiles
 from storage_schemas.folders import Folder, Location, open_folder
 from storage_schemas.journal import NEXT_FOLDER, NEXT_MANIFEST, is_pending, pending
@@ -35,11 +35,17 @@ INDEX_PATH = f"{COMMITS_FOLDER}/{INDEX_FILE}"
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A file that is not what it should be; `shard` if it belongs to one."""
+    """A file that is not what it should be; `shard` if it belongs to one.
+
+    foreign: it is none of the cache's, and to be deleted. repeated: of a record, whether the index of a finished build
+    says what it should say.
+    """
 
     path: str
     message: str
     shard: tuple[Kind, int] | None = None
+    foreign: bool = False
+    repeated: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +109,7 @@ class _Walk:
         missing = [key for key in self.planned if key not in records]
         if finished:
             for kind, shard in missing:
-                self._note(record_path(kind, shard), "is missing: this shard is planned", (kind, shard))
+                self._note(record_path(kind, shard), "is missing: this shard is planned", (kind, shard), repeated=False)
         if not (finished or missing or any(problem.path == INDEX_PATH for problem in self.problems)):
             self._note(INDEX_PATH, "is missing though every shard is committed")
         self._try(RECORD_FILE, lambda: read_sensitivity(self.folder))
@@ -115,8 +121,8 @@ class _Walk:
             missing=0 if finished else len(missing),
         )
 
-    def _note(self, path: str, what: str, shard: tuple[Kind, int] | None = None) -> None:
-        self.problems.append(Problem(path=path, message=f"{self.folder}/{path} {what}", shard=shard))
+    def _note(self, path: str, what: str, shard: tuple[Kind, int] | None = None, **facts: bool) -> None:
+        self.problems.append(Problem(path=path, message=f"{self.folder}/{path} {what}", shard=shard, **facts))
 
     def _try(self, path: str, check: Callable[[], object], shard: tuple[Kind, int] | None = None) -> bool:
         try:
@@ -187,7 +193,8 @@ class _Walk:
             try:
                 record = read_single_records(self.folder, [name])[0]
             except (DamagedCache, NotACache) as error:
-                self.problems.append(Problem(path=name, message=str(error), shard=_key_of(name)))
+                foreign = isinstance(error, MisplacedFile)
+                self.problems.append(Problem(path=name, message=str(error), shard=_key_of(name), foreign=foreign))
                 continue
             if self.folder.read(name) != record.encode():
                 self._note(name, "is not as it was written", _key_of(name))
@@ -199,10 +206,10 @@ class _Walk:
     ) -> None:
         planned = self.shards.get(key)
         if planned is None or (planned.rows, planned.generation) != (record.rows, record.generation):
-            self._note(record_path(*key), "is of a shard that the manifest does not plan", key)
+            self._note(record_path(*key), "is of a shard that the manifest does not plan", key, repeated=False)
             return
         if ids is not None and record.content != shard_content(self.manifest, key[0], planned, ids):
-            self._note(record_path(*key), "is of other prompts or settings than the manifest's", key)
+            self._note(record_path(*key), "is of other prompts or settings than the manifest's", key, repeated=False)
         for file in record.files:
             self._try(file.path, lambda file=file: files.check(file, record, checksum=True), key)  # type: ignore[misc]
             self.bytes += file.bytes
@@ -221,7 +228,7 @@ class _Walk:
             # What one left that was killed before its extension was staged whole is swept away by the next.
             leftover = (not finished and name.startswith(tops)) or name.startswith(f"{NEXT_FOLDER}/")
             if not (name in known or name in noted or hidden or leftover):
-                self._note(name, "is no file of this cache: delete it")
+                self._note(name, "is no file of this cache: delete it", foreign=True)
 
 
 def shard_content(manifest: Manifest, kind: Kind, shard: ShardRange, ids: list[str]) -> str:

@@ -84,7 +84,7 @@ def test_what_a_repair_can_do_alone_is_told_so_and_it_can(cache, building):
 
 
 def test_a_file_of_an_object_store_is_deleted_by_its_stores_command():
-    problem = Problem(path="foo", message="s3://b/c/foo is no file of this cache: delete it")
+    problem = Problem(path="foo", message="s3://b/c/foo is no file of this cache: delete it", foreign=True)
     report = Report(problems=(problem,), shards=0, bytes=0, missing=0)
     assert need_of(problem, report) == "delete"
     assert mending_commands("s3://b/c/", report, None) == ["aws s3 rm s3://b/c/foo"]
