@@ -46,7 +46,8 @@ def demo(
     )
     from storage_schemas.reader import Cache
 
-    write_film_strips(Cache.open(cache), [0, 1, 2, 3], 8, None, device, folder / "film-strips.png")
+    strips = folder / "film-strips.png"
+    write_film_strips(Cache.open(cache), [0, 1, 2, 3], 8, None, device, strips, quiet=quiet)
     _title(3, "train a student from the recording; the teacher's text encoder is not loaded")
     from trainer.settings import TrainFlags
 

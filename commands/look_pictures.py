@@ -48,6 +48,7 @@ def inspect_images(
     teacher: Annotated[str | None, typer.Option(help="Where vae/ lies here; default: as recorded.")] = None,
     verify: Verify = "once",
     device: Device = "auto",
+    quiet: Quiet = False,
 ) -> None:
     """Film strips of trajectories: latents and predicted clean images, decoded by the teacher's VAE.
 
@@ -71,19 +72,19 @@ def inspect_images(
     folder = None if _is_picture(out_path) else out_path
     _write_strips(
         opened, indices, steps, frames or _FRAMES, frame_pixels, teacher, device, folder=folder,
-        sheet=out_path if folder is None else folder / SHEET_FILE,
+        sheet=out_path if folder is None else folder / SHEET_FILE, quiet=quiet,
     )  # fmt: skip
     each = "" if folder is None else f", each by itself and all in {SHEET_FILE}"
     out.print(f"{len(indices)} film strips in {out_path}{each}", markup=False)
 
 
 def write_film_strips(
-    cache: "Cache", indices: list[int], frames: int, teacher: str | None, device: str, path: Path
+    cache: "Cache", indices: list[int], frames: int, teacher: str | None, device: str, path: Path, *, quiet: bool
 ) -> None:
     """Write film strips of trajectories to a PNG."""
     from inspection.images import SIDE
 
-    _write_strips(cache, indices, None, frames, SIDE, teacher, device, folder=None, sheet=path)
+    _write_strips(cache, indices, None, frames, SIDE, teacher, device, folder=None, sheet=path, quiet=quiet)
 
 
 def _write_strips(
@@ -97,6 +98,7 @@ def _write_strips(
     *,
     folder: Path | None,
     sheet: Path,
+    quiet: bool,
 ) -> None:
     torch_device = quiet_device(device)
     from inspection.images import each_film_strip, shown_steps
@@ -107,10 +109,12 @@ def _write_strips(
     if steps is None:
         steps = shown_steps(cache.manifest.sampling.steps, frames)
     strips = []
-    for trajectory, strip in each_film_strip(cache, found, indices, steps, device=torch_device, side=side):
-        if folder is not None:
-            write_picture(strip, folder / f"{trajectory.key}.png")
-        strips.append(strip)
+    with terminal(quiet).bar("film strips", total=len(indices), done=0, unit="trajectories") as bar:
+        for trajectory, strip in each_film_strip(cache, found, indices, steps, device=torch_device, side=side):
+            if folder is not None:
+                write_picture(strip, folder / f"{trajectory.key}.png")
+            strips.append(strip)
+            bar.advance(1)
     write_picture(stacked(strips), sheet)
 
 

@@ -27,7 +27,7 @@ RUN = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'understudy
 # Seconds whatever they are given, or nothing to show while they read one file.
 SHORT = {
     "plan build", "plan train", "plan sensitivity", "prompts list", "prompts count", "prompts compbench",
-    "prompts commontext", "prompts pocket", "inspect summary", "inspect show", "inspect diff", "inspect images",
+    "prompts commontext", "prompts pocket", "inspect summary", "inspect show", "inspect diff",
 }  # fmt: skip
 
 
