@@ -138,6 +138,9 @@ def train(
     ] = None,
     fit: Fit = None,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints, each with a validation.")] = 200,
+    checkpoint_minutes: Annotated[
+        float, typer.Option(help="After so long without a checkpoint there is one, without a validation.")
+    ] = 30.0,
     keep: Annotated[int, typer.Option(help="Last checkpoints kept, besides the best.")] = 2,
     floor: Annotated[
         int, typer.Option(help="Records of which the replay floor is measured at the start; 0: none.")
@@ -176,7 +179,8 @@ def train(
         weight_decay=weight_decay, clip=clip, dropout=dropout, position_bias_factor=position_bias_factor, ema=ema,
         student_dtype=student_dtype, backbone_dtype=backbone_dtype, modulation=modulation,
         checkpoint_blocks=checkpoint_blocks, resident_blocks=resident_blocks, quantize=quantize, compile=compile,
-        attention_backend=attention_backend, checkpoint_every=checkpoint_every, keep=keep, floor=floor, seed=seed,
+        attention_backend=attention_backend, checkpoint_every=checkpoint_every,
+        checkpoint_minutes=checkpoint_minutes, keep=keep, floor=floor, seed=seed,
     )  # fmt: skip
     if fit is not None and fit.strip().lower() != "auto":
         # Before anything is opened.

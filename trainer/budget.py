@@ -51,8 +51,10 @@ def measured_seconds(settings: TrainSettings, make_trainer: "Callable[[Path, Tra
             began = time.monotonic()
             trainer.validate(probe.total_steps)
             validation = time.monotonic() - began
-    ends = probe.ends
-    return [median(taken[end - _PROBES + _FIRST : end]) + validation / settings.checkpoint_every for end in ends]
+    return [
+        median(taken[end - _PROBES + _FIRST : end]) + validation / settings.checkpoint_steps(stage)
+        for stage, end in zip(probe.stages, probe.ends, strict=True)
+    ]
 
 
 def shared_out(settings: TrainSettings, seconds: list[float]) -> TrainSettings:

@@ -24,7 +24,7 @@ from trainer.order import mix, part_of
 from trainer.processes import ALONE, Processes
 from trainer.settings import TrainSettings
 from trainer.sharding import shell_of, whole_norm
-from trainer.stopping import Stopping
+from trainer.stopping import Pauses
 from trainer.timing import StepClock
 from trainer.validation import Floor, replay_floor, validation_loss
 
@@ -57,7 +57,7 @@ class Trainer:
         self.feed, self.held_out = split(lessons, device, tokens, objective.host_modulation)
         self.processes, self._metrics = processes, metrics
         self.done = 0
-        self._stopping, self._asked_to_stop = Stopping(), False
+        self._pauses = Pauses(processes, minutes=settings.checkpoint_minutes)
         self.clock = StepClock.of(device)
         self._shell = shell_of(student) if processes.sharded and processes.is_first else None
         self.average = Average(student, settings.ema) if settings.ema is not None else None
@@ -82,7 +82,7 @@ class Trainer:
             return self.best
         requests = (request for step in range(first, total) for request in self.requests(step))
         with (
-            self._stopping.listening(progress.say),
+            self._pauses.listening(progress.say),
             self.feed.prefetch(requests) as batches,
             progress.bar("train", total=total, done=first, unit="steps") as bar,
         ):
@@ -90,22 +90,18 @@ class Trainer:
                 loss = self._optimizer_step(step, batches)
                 bar.advance(1, self._note(step, loss))
                 self.done = step + 1
-                due = self.done % self.settings.checkpoint_every == 0 or self.done in self.settings.ends
+                due = self.settings.is_checkpoint(self.done)
                 # Once: it may be asked at any moment.
-                stops = self._stops
-                if due or stops:
+                wish = self._pauses.wish
+                if due or wish.keep:
                     with self.clock.beside():
                         self._checkpoint(self.done, progress, judged=due)
-                if stops:
+                    self._pauses.kept()
+                if wish.stop:
                     break
-        if self._stops:
+        if self._pauses.wish.stop:
             raise KeyboardInterrupt
         return self.best
-
-    @property
-    def _stops(self) -> bool:
-        # Processes stop after the same step: what each was asked travels with the losses.
-        return self._asked_to_stop if self.processes.ranks > 1 else self._stopping.asked
 
     def timed_steps(self) -> list[float]:
         """Take all steps without a checkpoint; the seconds that each took, its wait for the batch included."""
@@ -256,9 +252,7 @@ class Trainer:
             norm = whole_norm(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip))
             # The one place of a step where the device is waited for.
             *values, whole = torch.stack([*losses, norm]).tolist()
-        told = self.processes.gathered([*values, float(self._stopping.asked)])
-        self._asked_to_stop = any(told[parts :: parts + 1])
-        return [value for place, value in enumerate(told) if place % (parts + 1) != parts], whole
+        return self._pauses.gathered(values), whole
 
     def _next(self, batches: Iterator[Batch | EmbeddingBatch]) -> Batch | EmbeddingBatch:
         batch = next(batches)

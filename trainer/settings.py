@@ -22,7 +22,9 @@ class _OfTheRun(MemoryOptions):
     ema: decay of the average of the student's parameters that is validated and exported; None: none.
     attention_backend: diffusers' name of how the transformer computes attention; None: its default.
     student_dtype: "auto" is bfloat16-autocast on a GPU where the cache's (or the backbone's) dtype is bfloat16.
-    keep: last checkpoints that are kept besides the best. floor: records of which the replay floor is measured.
+    checkpoint_every: steps between checkpoints with a validation. checkpoint_minutes: after so long without any there
+    is one without. keep: last checkpoints that are kept besides the best. floor: records of which the replay floor is
+    measured.
     """
 
     student: str
@@ -36,6 +38,7 @@ class _OfTheRun(MemoryOptions):
     backbone_dtype: Literal["cache", "bfloat16", "float32"] = "cache"
     attention_backend: str | None = None
     checkpoint_every: int = Field(default=200, ge=1)
+    checkpoint_minutes: float = Field(default=30.0, gt=0)
     keep: int = Field(default=2, ge=1)
     validate_rows: int = Field(default=64, ge=1)
     floor: int = Field(default=64, ge=0)
@@ -108,6 +111,18 @@ class TrainSettings(_OfTheRun):
         if "vision" in self.losses:
             return "transformer"
         return "context_embedder" if "context" in self.losses else "none"
+
+    def checkpoint_steps(self, stage: Stage) -> int:
+        """Steps of a stage between two checkpoints with a validation."""
+        return stage.checkpoint_every or self.checkpoint_every
+
+    def is_checkpoint(self, done: int) -> bool:
+        """Whether a checkpoint with a validation stands behind the first `done` steps."""
+        number, step_of_stage = self.place(done - 1)
+        stage = self.stages[number]
+        # Those of a stage's own are counted from its beginning, the others from that of the run.
+        counted = done if stage.checkpoint_every is None else step_of_stage + 1
+        return done in self.ends or counted % self.checkpoint_steps(stage) == 0
 
     def flat(self) -> dict[str, Any]:
         """All values by the names that people give them: `learning_rate`, or `warm-up learning_rate` of a stage."""

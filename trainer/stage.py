@@ -87,6 +87,7 @@ class Stage(StageOptions):
 
     steps: how many. budget_share: the part of `--budget` that goes to this stage; `steps` is then None until the time
     of a step was measured.
+    checkpoint_every: as the run's, for this stage; None: the run's.
     caches: names of caches and how much of each is seen; None: all of the run, each trajectory as often as any other.
     weight: "trajectory": a trajectory of one with 10 is seen ten times as often as one of one with 1 (the paper
     repeats T2I-CompBench ten times in its mix); "rows": they are parts of the rows, however large the caches are.
@@ -95,6 +96,7 @@ class Stage(StageOptions):
     name: str = Field(min_length=1)
     steps: int | None = Field(default=None, ge=1)
     budget_share: float | None = Field(default=None, gt=0, le=1)
+    checkpoint_every: int | None = Field(default=None, ge=1)
     caches: dict[str, float] | None = Field(default=None, min_length=1)
     weight: Literal["trajectory", "rows"] = "trajectory"
 

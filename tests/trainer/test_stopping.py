@@ -13,6 +13,7 @@ from models.student import checkpoints
 from models.teacher_folder import REPLAY_PARTS, find_teacher
 from storage_schemas.progress import Silent
 from storage_schemas.reader import Cache
+from tests.trainer.mixing import run_settings
 from tests.trainer.test_train import run_training, same_weights
 from tests.trainer.worlds import CPU, in_two
 from trainer import stopping
@@ -65,6 +66,25 @@ def test_a_signal_leaves_a_checkpoint_of_its_step_and_the_run_goes_on_bit_for_bi
     assert judged == [step for step in (3,) if step < after]
     run_training(tmp_path / "cut", cache_folder, dev_teacher, t5_config, **FLAGS)
     assert same_weights(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_after_some_time_without_a_checkpoint_there_is_one_without_a_validation(tmp_path, cache_folder, t5_config):
+    flags = {"loss": "embedding", "steps": 3, "checkpoint_every": 100, "keep": 9, "checkpoint_minutes": 1e-9}
+    run_training(tmp_path / "often", cache_folder, None, t5_config, **flags)
+    run_training(tmp_path / "never", cache_folder, None, t5_config, **flags | {"checkpoint_minutes": 1e9})
+    steps = [folder.name[-1] for folder in checkpoints(tmp_path / "often")]
+    assert steps == ["1", "2", "3"] and [folder.name[-1] for folder in checkpoints(tmp_path / "never")] == ["3"]
+    judged = [line for line in (tmp_path / "often/metrics.jsonl").open() if "validation_loss" in line]
+    assert len(judged) == 1 and same_weights(tmp_path / "often", tmp_path / "never")
+    # A run may be given another time when it goes on.
+    run_training(tmp_path / "never", cache_folder, None, t5_config, **flags)
+
+
+def test_stages_have_checkpoints_of_their_own_counted_from_their_beginning():
+    stages = ({"name": "a", "steps": 5, "checkpoint_every": 2}, {"name": "b", "steps": 6, "checkpoint_every": 4})
+    made = run_settings(*stages, {"name": "c", "steps": 5}, checkpoint_every=7)
+    assert [done for done in range(1, 17) if made.is_checkpoint(done)] == [2, 4, 5, 9, 11, 14, 16]
+    assert [made.checkpoint_steps(stage) for stage in made.stages] == [2, 4, 7]
 
 
 def test_a_signal_at_the_last_step_does_not_go_unheard(tmp_path, cache_folder, t5_config):
