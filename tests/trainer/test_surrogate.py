@@ -132,3 +132,19 @@ def test_caches_without_a_measurement_of_their_own_take_that_of_another(tmp_path
 def test_huber_is_refused_beside_it(tmp_path, cache, t5_config):
     with pytest.raises(BadSettings, match="huber is 0.5 with loss sensitivity, expected none"):
         run_training(tmp_path / "run", cache, None, t5_config, loss="sensitivity", huber=0.5)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "what"),
+    [
+        ("weight_power", 1000.0, "less than or equal to 4"),
+        ("weight_floor", 1e300, "less than or equal to 1000000"),
+        ("metric_floor", 1e300, "less than or equal to 1000000"),
+        ("weight_power", float("nan"), "a finite number"),
+        ("metric_floor", -1.0, "greater than or equal to 0"),
+    ],
+)
+def test_a_power_or_floor_that_no_float_holds_is_refused_as_a_flag(flag, value, what):
+    with pytest.raises(BadSettings) as refused:
+        TrainFlags.from_flags(student="pocket-tiny", loss="sensitivity", **{flag: value})
+    assert str(refused.value).startswith(f"--{flag.replace('_', '-')}: Input should be {what}")
