@@ -1,6 +1,7 @@
 """`--loss sensitivity`: the quadratic form that was measured, and no transformer to compute it."""
 
 import shutil
+from dataclasses import replace
 
 import diffusers
 import numpy as np
@@ -11,6 +12,7 @@ from cache_builder.sensitivity import measure
 from cache_builder.sensitivity_plan import SensitivitySettings
 from cache_builder.workers import Worker
 from models.teacher_folder import REPLAY_PARTS, find_teacher
+from storage_schemas import sensitivity
 from storage_schemas.errors import BadRun, BadSettings
 from storage_schemas.progress import Silent
 from storage_schemas.reader import Cache
@@ -19,7 +21,7 @@ from tests.trainer.test_train import run_training
 from trainer.feed import EmbeddingBatch
 from trainer.losses import Objective
 from trainer.settings import TrainFlags
-from trainer.surrogate import Surrogate, TokenWeights, sensitivity_loss
+from trainer.surrogate import Surrogate, TokenWeights, _predictor_of, sensitivity_loss
 
 
 def measured(folder, teacher, **flags):
@@ -127,6 +129,17 @@ def test_caches_without_a_measurement_of_their_own_take_that_of_another(tmp_path
     alone = Surrogate.read({"b": Cache.open(cache)})
     assert np.array_equal(found.metric_DD, alone.metric_DD)
     assert found.weights["a"].measured is None and list(found.digests) == ["b"]
+
+
+def test_a_measurement_of_too_few_prompts_to_predict_by_takes_the_predictor_of_the_largest(cache):
+    few = sensitivity.read(Cache.open(cache).folder)
+    largest = replace(few, predictor_D1=np.zeros(25, dtype=np.float32))
+    own = replace(few, predictor_D1=np.ones(25, dtype=np.float32))
+    assert few.predictor_D1 is None
+    found = [_predictor_of(one, largest) for one in (few, None, own)]
+    assert [one is expected.predictor_D1 for one, expected in zip(found, (largest, largest, own), strict=True)] == [
+        True
+    ] * 3
 
 
 def test_huber_is_refused_beside_it(tmp_path, cache, t5_config):
