@@ -75,9 +75,18 @@ def main() -> None:
     except Exception as error:
         sys.exit(_failed(error))
     if code == INTERRUPTED:
+        # torchrun sends it again when another process has ended: what is said is said whole, then it may end at once.
+        _on_signals(signal.SIG_IGN)
         # Newer versions of typer turn Ctrl-C into this code themselves.
         _fail(interrupted_text(_goes_on()), INTERRUPTED)
+        _on_signals(signal.SIG_DFL)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _on_signals(handler: signal.Handlers) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(ValueError):
+            signal.signal(number, handler)
 
 
 def _failed(error: Exception) -> int:

@@ -56,16 +56,30 @@ def measure(
             f"--anew is given to {worker}: it would delete what the others measure meanwhile; give it once without "
             f"--worker, interrupt that, and start the workers without --anew"
         )
-    if anew:
-        sensitivity.forget(cache.folder)
     plan = settings.plan(cache)
-    if (found := sensitivity.read(cache.folder)) is not None:
+    if anew:
+        # Not before what is asked for is known to be possible: what is deleted took hours.
+        _check(cache.manifest, teacher, settings, device)
+        sensitivity.forget(cache.folder)
+    found = sensitivity.read(cache.folder)
+    plan = _as_begun(cache, found.record.plan if found is not None else sensitivity.read_plan(cache.folder), plan)
+    if found is not None:
         sensitivity.check_same_plan(cache.folder, found.record.plan, plan)
         progress.say(f"all {len(plan.prompt_ids):,} prompts were measured before: nothing is left to do")
+        # What one left that was killed behind the record.
+        sensitivity.forget_parts(cache.folder)
         return found
     sensitivity.begin(cache.folder, plan)
     _make_parts(cache, teacher, settings, plan, worker, device, progress)
     return _finish(cache, plan, progress)
+
+
+def _as_begun(cache: Cache, was: Plan | None, plan: Plan) -> Plan:
+    """The plan of the first time where it differs only because the cache has grown: its prompts are still there."""
+    if was is None or was == plan or was.model_copy(update={"prompt_ids": plan.prompt_ids}) != plan:
+        return plan
+    as_many = len(was.prompt_ids) == len(plan.prompt_ids)
+    return was if as_many and first_trajectories(cache).keys() >= set(was.prompt_ids) else plan
 
 
 def _make_parts(
@@ -100,17 +114,25 @@ def _make_parts(
             sensitivity.write_part(cache.folder, plan, number, part)
 
 
+def _dtype(manifest: Manifest, settings: SensitivitySettings) -> torch.dtype:
+    return DTYPES[manifest.sampling.dtype if settings.backbone_dtype == "cache" else settings.backbone_dtype]
+
+
+def _check(manifest: Manifest, teacher: TeacherFolder, settings: SensitivitySettings, device: torch.device) -> None:
+    check_quantizer(settings.quantize)
+    dtype = _dtype(manifest, settings)
+    check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)
+
+
 def _backbone(
     manifest: Manifest, teacher: TeacherFolder, settings: SensitivitySettings, device: torch.device
 ) -> FluxBackbone:
-    dtype = DTYPES[manifest.sampling.dtype if settings.backbone_dtype == "cache" else settings.backbone_dtype]
-    check_quantizer(settings.quantize)
-    check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)
+    _check(manifest, teacher, settings, device)
     options = MemoryOptions(**{name: getattr(settings, name) for name in MemoryOptions.model_fields})
     return load_recorded_backbone(
         [manifest],
         teacher,
-        dtype=dtype,
+        dtype=_dtype(manifest, settings),
         batch_rows=settings.batch_size,
         options=options,
         attention_backend=settings.attention_backend,
@@ -204,6 +226,9 @@ def _finish(cache: Cache, plan: Plan, progress: Progress) -> Sensitivity | None:
     for number in range(len(plan.parts)):
         part = sensitivity.read_part(cache.folder, plan, number)
         if part is None:
+            if (found := sensitivity.read(cache.folder)) is not None:
+                # Another worker was through first, and has put them together.
+                return found
             sizes = [cache.folder.size(sensitivity.part_path(at)) for at in range(len(plan.parts))]
             progress.say(f"{sizes.count(None)} of {len(sizes)} parts are not there yet: other workers make them")
             return None

@@ -19,6 +19,7 @@ from commands.plan_cards import (
     rate_of,
 )
 from commands.resolve import Json, TeacherName, print_table
+from storage_schemas.errors import BadSettings
 
 _GIB = 2**30
 
@@ -54,6 +55,11 @@ def plan_sensitivity(
         products=products, prompts=prompts, steps=steps, batch_size=batch_size, checkpoint_blocks=checkpoint_blocks,
         resident_blocks=resident_blocks,
     )  # fmt: skip
+    if asked.steps is not None and asked.steps > trajectory_steps:
+        raise BadSettings(
+            f"--steps is {asked.steps}, the trajectories have {trajectory_steps} (--trajectory-steps): give at most "
+            f"{trajectory_steps}"
+        )
     rate = rate_of(card, tflops, manifest.sampling.dtype)
     facts = sensitivity_facts(manifest, asked, rate_flops=rate, gpus=gpus)
     memory, verdicts, fits = facts["gpu_memory"], [], []

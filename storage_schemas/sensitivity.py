@@ -151,16 +151,22 @@ def begin(folder: Folder, plan: Plan) -> None:
     """Write the plan down; SettingsDiffer where another one was begun."""
     if folder.publish(PLAN_FILE, _encode(plan)):
         return
-    was = _read_record(folder, PLAN_FILE, Plan)
+    was = read_plan(folder)
     assert was is not None
     check_same_plan(folder, was, plan)
+
+
+def read_plan(folder: Folder) -> Plan | None:
+    """What was begun; None where nothing was. DamagedCache."""
+    plan: Plan | None = _read_record(folder, PLAN_FILE, Plan)
+    return plan
 
 
 def check_same_plan(folder: Folder, was: Plan, plan: Plan) -> None:
     """Raise SettingsDiffer, naming the first field, unless two plans are the same."""
     if was == plan:
         return
-    before, now = was.json_value(), plan.json_value()
+    before, now = ({"prompts": len(one.prompt_ids)} | one.json_value() for one in (was, plan))
     field = next(name for name in before if before[name] != now[name])
     raise SettingsDiffer(
         f"{folder}/{SENSITIVITY_FOLDER} was begun with {field} {shortened(before[field])}, this is "
@@ -219,8 +225,13 @@ def write(folder: Folder, record: SensitivityRecord, arrays: dict[str, Array]) -
     folder.replace(ARRAYS_FILE, data)
     record = record.model_copy(update={"arrays_bytes": len(data), "arrays_xxh3_128": xxh3_128(data)})
     folder.replace(RECORD_FILE, _encode(record))
-    for number in range(len(record.plan.parts)):
-        folder.remove(part_path(number))
+    forget_parts(folder)
+
+
+def forget_parts(folder: Folder) -> None:
+    """Delete the parts of what was put together."""
+    for path in filter(is_known, folder.names(PARTS_FOLDER)):
+        folder.remove(path)
 
 
 def read(folder: Folder) -> Sensitivity | None:
@@ -256,8 +267,9 @@ def read_record(folder: Folder) -> SensitivityRecord | None:
 
 def forget(folder: Folder) -> None:
     """Delete all of it."""
-    # The record first: without it nothing else counts.
-    for path in (RECORD_FILE, PLAN_FILE, *folder.names(SENSITIVITY_FOLDER)):
+    # The record first: without it nothing else counts. The plan last: parts without theirs would be taken for damaged.
+    others = (path for path in folder.names(SENSITIVITY_FOLDER) if path != PLAN_FILE)
+    for path in (RECORD_FILE, *others, PLAN_FILE):
         folder.remove(path)
 
 

@@ -256,6 +256,29 @@ def test_ctrl_c_says_of_a_command_that_keeps_nothing_that_it_begins_anew(tmp_pat
     assert code == 130 and last == f"understudy: {interrupted_text(False)}"
 
 
+def test_a_signal_while_it_is_said_that_a_command_was_interrupted_makes_no_traceback(monkeypatch, capsys):
+    def again(goes_on: bool) -> str:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        return interrupted_text(goes_on)
+
+    def ctrl_c(**options: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(cli, "app", ctrl_c)
+    monkeypatch.setattr(cli, "_goes_on", lambda: True)
+    monkeypatch.setattr(cli, "interrupted_text", again)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == f"understudy: {interrupted_text(True)}\n"
+
+
 BARS = """
 import sys, time
 sys.path.insert(0, {root!r})

@@ -263,3 +263,10 @@ def test_measuring_the_sensitivity_of_flux_is_planned(capsys):
     assert facts["flop_per_prompt"] / 4 == pytest.approx(702e12, rel=0.02)
     assert 2 < facts["hours"] < 3 and facts["fits"][0]["fits"]
     assert facts["parts_bytes"] == 32 * 4096**2 * 8
+
+
+def test_more_steps_than_a_trajectory_has_are_not_planned_to_be_measured(capsys):
+    code, _, said = understudy("plan", "sensitivity", *DEV, "--steps", 50, capsys=capsys)
+    assert (code, said) == (
+        1, "understudy: --steps is 50, the trajectories have 20 (--trajectory-steps): give at most 20\n"
+    )  # fmt: skip

@@ -29,9 +29,9 @@ class StageOptions(Flags):
     huber: float | None = Field(default=None, gt=0)
     step_weights: Literal["uniform", "sigma", "interval"] = "uniform"
     embedding_term: float = Field(default=0.0, ge=0)
-    metric_floor: float = Field(default=0.01, ge=0)
-    weight_floor: float = Field(default=0.05, ge=0)
-    weight_power: float = Field(default=0.5, ge=0)
+    metric_floor: float = Field(default=0.01, ge=0, le=1e6)
+    weight_floor: float = Field(default=0.05, ge=0, le=1e6)
+    weight_power: float = Field(default=0.5, ge=0, le=4)
     batch_size: int = Field(default=32, ge=1)
     accumulate: int = Field(default=1, ge=1)
     order: OrderKind = "shuffled"

@@ -47,7 +47,8 @@ class Surrogate:
     def read(cls, caches: Mapping[str, Cache]) -> Self:
         """What was measured on these caches; BadSettings where it was on none of them.
 
-        A cache without a measurement of its own has the predictor of the one that sampled most prompts.
+        A cache without a measurement of its own, or with one of too few prompts to predict by, has the predictor of
+        the one that sampled most.
         """
         found = {name: sensitivity.read(cache.folder) for name, cache in caches.items()}
         measured = {name: one for name, one in found.items() if one is not None}
@@ -63,7 +64,7 @@ class Surrogate:
         return cls(
             metric_DD=combined(list(measured.values())),
             weights={
-                name: TokenWeights(measured=one, predictor_D1=(one or largest).predictor_D1)
+                name: TokenWeights(measured=one, predictor_D1=_predictor_of(one, largest))
                 for name, one in found.items()
             },
             digests={name: one.record.arrays_xxh3_128 for name, one in measured.items()},
@@ -91,6 +92,10 @@ class Surrogate:
         # With hardly a floor, a metric of few products has no Cholesky factor; eigenvectors take twenty times as long.
         values_D, vectors_DD = torch.linalg.eigh(metric_DD)
         return (vectors_DD * values_D.clamp(min=0).sqrt()).float()
+
+
+def _predictor_of(own: Sensitivity | None, largest: Sensitivity) -> Array | None:
+    return largest.predictor_D1 if own is None or own.predictor_D1 is None else own.predictor_D1
 
 
 def _check_teacher(measured: Sensitivity, cache: Cache) -> None:

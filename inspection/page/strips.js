@@ -222,6 +222,8 @@ function stopAt(buttons, stop) {
 }
 
 function moveInGallery(event) {
+  // With them the keys are the browser's: Alt and an arrow go back.
+  if (event.altKey || event.ctrlKey || event.metaKey) return;
   const buttons = [...event.currentTarget.querySelectorAll("button")];
   const place = buttons.indexOf(event.target);
   const across = buttons.filter((button) => button.offsetTop === buttons[0].offsetTop).length;

@@ -195,3 +195,72 @@ def test_a_cache_without_embeddings_cannot_be_measured(tmp_path, dev_teacher, pr
         f"{tmp_path}/cache was built with --embeddings none: sensitivity is the derivative at the teacher's "
         f"embeddings; build with --embeddings stored"
     )
+
+
+def test_wrong_flags_with_anew_delete_nothing(cache_folder, dev_teacher):
+    whole = run(cache_folder, dev_teacher, prompts=8)
+    for wrong in ({"steps": 5}, {"attention_backend": "nonsense"}):
+        with pytest.raises(BadSettings):
+            run(cache_folder, dev_teacher, prompts=8, anew=True, **wrong)
+    assert sensitivity.read(Cache.open(cache_folder).folder).record == whole.record
+
+
+def test_anew_that_is_killed_leaves_no_part_without_its_plan(cache_folder, dev_teacher, monkeypatch):
+    run(cache_folder, dev_teacher, worker=Worker(number=1, count=2))
+    folder = Cache.open(cache_folder).folder
+    remove, removed = folder.remove, []
+
+    def killed(path):
+        if len(removed) == 2:
+            raise KeyboardInterrupt
+        removed.append(path)
+        remove(path)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(folder, "remove", killed)
+        sensitivity.forget(folder)
+    assert run(cache_folder, dev_teacher) is not None
+    sensitivity.forget(folder)
+    assert not folder.names("sensitivity")
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_measurement_goes_on_with_its_prompts_when_its_cache_has_grown(tmp_path, cache_folder, dev_teacher, finished):
+    commits = cache_folder / "commits"
+    later = [*commits.glob("*-000001.json"), *commits.glob("index*")]
+    assert len(later) == 3
+    for file in later:
+        shutil.move(file, tmp_path / file.name)
+    worker = None if finished else Worker(number=1, count=2)
+    begun = run(cache_folder, dev_teacher, prompts=12, part_size=4, worker=worker)
+    plan = sensitivity.read_plan(Cache.open(cache_folder).folder)
+    for file in later:
+        shutil.move(tmp_path / file.name, file)
+    settings = SensitivitySettings.from_flags(products=2, prompts=12, part_size=4)
+    assert settings.plan(Cache.open(cache_folder)).prompt_ids != plan.prompt_ids
+    whole = run(cache_folder, dev_teacher, prompts=12, part_size=4)
+    assert whole.record.plan == plan and (not finished or begun.record == whole.record)
+    with pytest.raises(SettingsDiffer, match="was begun with prompts 12, this is 13: "):
+        run(cache_folder, dev_teacher, prompts=13, part_size=4)
+
+
+def test_a_worker_that_comes_last_gives_what_another_put_together(cache_folder, dev_teacher, monkeypatch):
+    finish, given = measuring._finish, []
+
+    def both(*words):
+        # The other worker is through between this one's last part and its sums.
+        given.append(finish(*words))
+        return finish(*words)
+
+    monkeypatch.setattr(measuring, "_finish", both)
+    found = run(cache_folder, dev_teacher, prompts=8)
+    assert found is not None and found.record == given[0].record
+
+
+def test_parts_that_a_kill_left_behind_the_record_are_deleted(cache_folder, dev_teacher, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(sensitivity, "forget_parts", lambda folder: None)
+        run(cache_folder, dev_teacher, prompts=8)
+    assert list((cache_folder / "sensitivity/parts").iterdir())
+    run(cache_folder, dev_teacher, prompts=8)
+    assert not list((cache_folder / "sensitivity/parts").iterdir())

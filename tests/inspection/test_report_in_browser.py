@@ -294,6 +294,9 @@ def test_the_gallery_is_one_stop_of_tab_and_arrow_keys_go_through_it(visit, html
         page.keyboard.press(key)
         assert page.evaluate("document.activeElement.querySelector('.number').innerText") == numbers[place]
         assert stops.count() == 1
+    # What a browser does with these keys, such as going back, stays its own.
+    page.keyboard.press("Control+Home")
+    assert page.evaluate("document.activeElement.querySelector('.number').innerText") == numbers[last]
     page.keyboard.press("Enter")
     number = int("".join(filter(str.isdigit, numbers[-1].split()[0])))
     page.wait_for_selector(f"#detail-title:has-text('Trajectory {number}')")

@@ -1,6 +1,7 @@
 """`--loss sensitivity`: the quadratic form that was measured, and no transformer to compute it."""
 
 import shutil
+from dataclasses import replace
 
 import diffusers
 import numpy as np
@@ -11,6 +12,7 @@ from cache_builder.sensitivity import measure
 from cache_builder.sensitivity_plan import SensitivitySettings
 from cache_builder.workers import Worker
 from models.teacher_folder import REPLAY_PARTS, find_teacher
+from storage_schemas import sensitivity
 from storage_schemas.errors import BadRun, BadSettings
 from storage_schemas.progress import Silent
 from storage_schemas.reader import Cache
@@ -19,7 +21,7 @@ from tests.trainer.test_train import run_training
 from trainer.feed import EmbeddingBatch
 from trainer.losses import Objective
 from trainer.settings import TrainFlags
-from trainer.surrogate import Surrogate, TokenWeights, sensitivity_loss
+from trainer.surrogate import Surrogate, TokenWeights, _predictor_of, sensitivity_loss
 
 
 def measured(folder, teacher, **flags):
@@ -129,6 +131,33 @@ def test_caches_without_a_measurement_of_their_own_take_that_of_another(tmp_path
     assert found.weights["a"].measured is None and list(found.digests) == ["b"]
 
 
+def test_a_measurement_of_too_few_prompts_to_predict_by_takes_the_predictor_of_the_largest(cache):
+    few = sensitivity.read(Cache.open(cache).folder)
+    largest = replace(few, predictor_D1=np.zeros(25, dtype=np.float32))
+    own = replace(few, predictor_D1=np.ones(25, dtype=np.float32))
+    assert few.predictor_D1 is None
+    found = [_predictor_of(one, largest) for one in (few, None, own)]
+    assert [one is expected.predictor_D1 for one, expected in zip(found, (largest, largest, own), strict=True)] == [
+        True
+    ] * 3
+
+
 def test_huber_is_refused_beside_it(tmp_path, cache, t5_config):
     with pytest.raises(BadSettings, match="huber is 0.5 with loss sensitivity, expected none"):
         run_training(tmp_path / "run", cache, None, t5_config, loss="sensitivity", huber=0.5)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "what"),
+    [
+        ("weight_power", 1000.0, "less than or equal to 4"),
+        ("weight_floor", 1e300, "less than or equal to 1000000"),
+        ("metric_floor", 1e300, "less than or equal to 1000000"),
+        ("weight_power", float("nan"), "a finite number"),
+        ("metric_floor", -1.0, "greater than or equal to 0"),
+    ],
+)
+def test_a_power_or_floor_that_no_float_holds_is_refused_as_a_flag(flag, value, what):
+    with pytest.raises(BadSettings) as refused:
+        TrainFlags.from_flags(student="pocket-tiny", loss="sensitivity", **{flag: value})
+    assert str(refused.value).startswith(f"--{flag.replace('_', '-')}: Input should be {what}")
