@@ -8,6 +8,12 @@ import signal
 import sys
 from typing import Annotated, Any
 
+# Ctrl-C while the commands are imported ends the process without a word, not with the place of an import.
+_BEFORE = signal.getsignal(signal.SIGINT)
+if _BEFORE is signal.default_int_handler:
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import typer
 
 from commands.build import build
@@ -26,6 +32,10 @@ from commands.sensitivity import sensitivity
 from commands.train import train
 from commands.transform import convert, merge, subset
 from storage_schemas.errors import UnderstudyError
+
+if _BEFORE is signal.default_int_handler:
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, _BEFORE)
 
 INTERRUPTED = 130
 

@@ -62,6 +62,9 @@ def measure(
         _check(cache.manifest, teacher, settings, device)
         sensitivity.forget(cache.folder)
     found = sensitivity.read(cache.folder)
+    if found is not None:
+        # There are no parts any more.
+        plan = plan.model_copy(update={"part_size": found.record.plan.part_size})
     plan = _as_begun(cache, found.record.plan if found is not None else sensitivity.read_plan(cache.folder), plan)
     if found is not None:
         sensitivity.check_same_plan(cache.folder, found.record.plan, plan)

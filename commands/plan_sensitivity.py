@@ -75,8 +75,8 @@ def plan_sensitivity(
     print_facts({
         "teacher": f"{folder.source}; {configs}",
         "measured": f"{facts['prompts']:,} prompts x {facts['products']} products x {facts['steps']} steps",
-        "on disk": f"{facts['parts']} parts of {facts['parts_bytes'] / facts['parts'] / 1e6:,.0f} MB while it is "
-        f"measured, {facts['kept_bytes'] / 1e6:,.0f} MB in the end",
+        "on disk": f"{facts['parts']} parts of {_mb_text(facts['parts_bytes'] / facts['parts'])} while it is "
+        f"measured, {_mb_text(facts['kept_bytes'])} in the end",
     })  # fmt: skip
     table = figure_table("", "TFLOP per prompt", "hours", "activations GiB", "all GiB, calculated")
     table.add_row(
@@ -86,3 +86,7 @@ def plan_sensitivity(
     )  # fmt: skip
     print_table(table)
     print_gpu(facts)
+
+
+def _mb_text(size_bytes: float) -> str:
+    return f"{size_bytes / 1e6:,.0f} MB" if size_bytes >= 1e7 else f"{size_bytes / 1e6:.2g} MB"

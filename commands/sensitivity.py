@@ -72,7 +72,11 @@ def sensitivity(
     )  # fmt: skip
     if found is not None:
         told = found.record.predicted_correlation
-        rest = "" if told is None else f"; weights of other prompts are predicted with a correlation of {told:.2f}"
+        rest = (
+            "; of so few prompts the token weights of others cannot be predicted: they count as 1"
+            if told is None
+            else f"; weights of other prompts are predicted with a correlation of {told:.2f}"
+        )
         out.print(
             f"{cache}: of {len(found.metric_DD)} directions of an embedding {found.record.effective_rank:.1f} matter "
             f"(effective rank), by {len(found.record.plan.prompt_ids):,} prompts{rest}",

@@ -17,14 +17,18 @@ _LEAST, _STEP = 1 / 3, 3.0
 
 
 def sensitivity_facts(cache: Cache) -> dict[str, Any] | None:
-    """The record without its plan's prompts; None where none was measured, or it is not finished.
+    """The record without its plan's prompts; None where none was measured.
 
-    Of a damaged one `problem` alone: it hides nothing else of a cache.
+    Of a damaged one `problem` alone: it hides nothing else of a cache. Of one that is not finished `parts` that are
+    there, `of_parts`.
     """
     try:
         record = sensitivity.read_record(cache.folder)
+        begun = sensitivity.unfinished(cache.folder) if record is None else None
     except DamagedCache as error:
         return {"problem": str(error)}
+    if begun is not None:
+        return {"parts": begun[0], "of_parts": begun[1]}
     if record is None:
         return None
     return {
@@ -42,9 +46,15 @@ def sensitivity_text(facts: dict[str, Any], width: int) -> str:
     """One entry of a screen. width: of the embedding."""
     if "problem" in facts:
         return str(facts["problem"])
+    if "parts" in facts:
+        return f"not finished, {facts['parts']} of {facts['of_parts']} parts: the same `understudy sensitivity` goes on"
     largest = ", ".join(f"{100 * share:.0f}" for share in facts["spectrum"][:6])
     told = facts["predicted_correlation"]
-    predicted = "" if told is None else f"; token weights of other prompts predicted with correlation {told:.2f}"
+    predicted = (
+        "; too few prompts to predict the token weights of others"
+        if told is None
+        else f"; token weights of other prompts predicted with correlation {told:.2f}"
+    )
     return (
         f"measured on {facts['prompts']:,} prompts x {facts['products']} products x {facts['steps']} steps; "
         f"{facts['effective_rank']:.1f} of {width} directions matter (effective rank; largest {largest} %){predicted}"

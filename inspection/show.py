@@ -116,7 +116,7 @@ def _reading(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if "problem" in found:
         return [("read", found["problem"])]
     how = "measured on this prompt" if found["sampled"] else "predicted from its embedding"
-    scale = f"{SHADES[0]} under a third of the mean, {SHADES[-1]} nine times and more"
+    scale = f"{SHADES[0]} under a third of the mean, then {' '.join(SHADES[1:])} in threes up to nine times and more"
     return [("read", f"{shaded(facts['tokens'], found['weights'])} ({scale}; {how})")]
 
 

@@ -169,7 +169,7 @@ def check_same_plan(folder: Folder, was: Plan, plan: Plan) -> None:
     before, now = ({"prompts": len(one.prompt_ids)} | one.json_value() for one in (was, plan))
     field = next(name for name in before if before[name] != now[name])
     raise SettingsDiffer(
-        f"{folder}/{SENSITIVITY_FOLDER} was begun with {field} {shortened(before[field])}, this is "
+        f"{folder}/{SENSITIVITY_FOLDER} was begun with {field.replace('_', '-')} {shortened(before[field])}, this is "
         f"{shortened(now[field])}: sums of both would mean neither; give the flags of the first time, or --anew, which "
         f"deletes what was measured"
     )
@@ -258,6 +258,21 @@ def read(folder: Folder) -> Sensitivity | None:
         weights_NT=arrays["weights"],
         predictor_D1=arrays.get("predictor"),
     )
+
+
+def unfinished(folder: Folder) -> tuple[int, int] | None:
+    """Parts that are there of a measurement that was begun and is not finished, and how many it has; else None."""
+    names = folder.names(SENSITIVITY_FOLDER)
+    if PLAN_FILE not in names or RECORD_FILE in names or (plan := read_plan(folder)) is None:
+        return None
+    return sum(_PART.fullmatch(name) is not None for name in names), len(plan.parts)
+
+
+def lacks_record(folder: Folder) -> bool:
+    """Whether what was measured lies there without the record that says so."""
+    names = folder.names(SENSITIVITY_FOLDER)
+    # The parts go last: with them the record has not been written yet.
+    return ARRAYS_FILE in names and RECORD_FILE not in names and not any(_PART.fullmatch(name) for name in names)
 
 
 def read_record(folder: Folder) -> SensitivityRecord | None:

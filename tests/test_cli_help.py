@@ -279,6 +279,16 @@ def test_a_signal_while_it_is_said_that_a_command_was_interrupted_makes_no_trace
     assert capsys.readouterr().err == f"understudy: {interrupted_text(True)}\n"
 
 
+def test_ctrl_c_while_the_commands_are_imported_ends_without_a_word(tmp_path):
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport nothing\n")
+    run = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import cli"
+    process = subprocess.Popen(
+        [sys.executable, "-c", run], stderr=subprocess.PIPE, env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert process.communicate()[1] == b"" and process.returncode == -signal.SIGINT
+
+
 BARS = """
 import sys, time
 sys.path.insert(0, {root!r})

@@ -18,7 +18,7 @@ from models.distillt5 import (
     published_tensors,
 )
 from models.encoder_student_network import EncoderStudent
-from models.student import Student, load_student, save_student, student_folder
+from models.student import BEST_FILE, Student, checkpoints, load_student, save_student, student_folder
 from models.student_network import UnderstudyStudent
 from storage_schemas import durable
 from storage_schemas.errors import BadSettings
@@ -49,7 +49,13 @@ def export(path: Path, out: Path, *, to: Form = "diffusers") -> list[str]:
             temporary.chmod(0o644)
         else:
             _write_folder(student, facts, source, temporary, to)
-    return _comfyui_remarks(student) if to == "comfyui" else []
+    return [*_unjudged_remarks(path, source), *(_comfyui_remarks(student) if to == "comfyui" else [])]
+
+
+def _unjudged_remarks(path: Path, source: Path) -> list[str]:
+    if source.parent not in checkpoints(path) or (path / BEST_FILE).is_file():
+        return []
+    return [f"of {path} no checkpoint was validated yet: this is {source.parent.name}, the last one"]
 
 
 def _check_is_held(student: Student, path: Path, to: Form) -> None:

@@ -77,16 +77,26 @@ class Trainer:
 
         KeyboardInterrupt after Ctrl-C or SIGTERM to any of the processes, behind a checkpoint of the step in hand.
         """
-        first, total = self.done, self.settings.total_steps
-        if first == total:
+        steps = range(self.done, self.settings.total_steps)
+        if not steps:
             return self.best
-        requests = (request for step in range(first, total) for request in self.requests(step))
-        with (
-            self._pauses.listening(progress.say),
-            self.feed.prefetch(requests) as batches,
-            progress.bar("train", total=total, done=first, unit="steps") as bar,
-        ):
-            for step in range(first, total):
+        requests = (request for step in steps for request in self.requests(step))
+        with self._pauses.listening(progress.say), self.feed.prefetch(requests) as batches:
+            for number, end in enumerate(self.settings.ends):
+                if self.done < end and self._train_stage(number, batches, progress):
+                    break
+        if self._pauses.wish.stop:
+            raise KeyboardInterrupt
+        return self.best
+
+    def _train_stage(self, number: int, batches: Iterator[Batch | EmbeddingBatch], progress: Progress) -> bool:
+        """The steps that are left of a stage; whether a stop was asked for meanwhile."""
+        stage, end = self.settings.stages[number], self.settings.ends[number]
+        # A bar for each: the time that is left is guessed from steps of one kind.
+        title = "train" if len(self.settings.stages) == 1 else f"train {stage.name}"
+        done = self.done - (end - stage.length)
+        with progress.bar(title, total=stage.length, done=done, unit="steps") as bar:
+            for step in range(self.done, end):
                 loss = self._optimizer_step(step, batches)
                 bar.advance(1, self._note(step, loss))
                 self.done = step + 1
@@ -98,10 +108,8 @@ class Trainer:
                         self._checkpoint(self.done, progress, judged=due)
                     self._pauses.kept()
                 if wish.stop:
-                    break
-        if self._pauses.wish.stop:
-            raise KeyboardInterrupt
-        return self.best
+                    return True
+        return False
 
     def timed_steps(self) -> list[float]:
         """Take all steps without a checkpoint; the seconds that each took, its wait for the batch included."""
@@ -207,8 +215,7 @@ class Trainer:
     def _note(self, step: int, loss: float) -> str:
         stage = self.settings.stage_at(step)
         beside = f" (floor {self.floor.error:.3g})" if self.floor is not None and stage.loss == "vision" else ""
-        named = f", stage {stage.name}" if len(self.settings.stages) > 1 else ""
-        return f"{stage.loss} loss {loss:.4g}{beside}{named}"
+        return f"{stage.loss} loss {loss:.4g}{beside}"
 
     def _optimizer_step(self, step: int, batches: Iterator[Batch | EmbeddingBatch]) -> float:
         started = time.monotonic()

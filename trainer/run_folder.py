@@ -17,7 +17,7 @@ from trainer.settings import MAIN, RunConfig, TrainSettings
 CONFIG_FILE = "config.json"
 _LOCK_FILE = "lock"
 # Neither the weights nor what is best depend on these.
-FREE = ("keep", "floor", "checkpoint_minutes", "checkpoint_blocks", "resident_blocks")
+FREE = ("keep", "floor", "checkpoint_every", "checkpoint_minutes", "checkpoint_blocks", "resident_blocks")
 
 
 def begun_run(run: Path, wanted: RunConfig) -> RunConfig | None:

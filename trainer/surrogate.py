@@ -1,6 +1,6 @@
 """The first-order stand-in for the vision loss: which directions and tokens of an embedding the transformer reads."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -53,10 +53,12 @@ class Surrogate:
         found = {name: sensitivity.read(cache.folder) for name, cache in caches.items()}
         measured = {name: one for name, one in found.items() if one is not None}
         if not measured:
-            name, cache = next(iter(caches.items()))
+            folder = next(iter(caches.values())).folder
+            begun = sensitivity.unfinished(folder)
+            found_there = "none was measured on" if begun is None else f"only {begun[0]} of {begun[1]} parts are on"
             raise BadSettings(
-                f"--loss is sensitivity, but none was measured on {cache.folder}: `understudy sensitivity "
-                f"{cache.folder}` does, once, with the transformer"
+                f"--loss is sensitivity, but {found_there} {folder}: `understudy sensitivity "
+                f"{folder}` does, once, with the transformer"
             )
         for name, one in measured.items():
             _check_teacher(one, caches[name])
@@ -69,6 +71,13 @@ class Surrogate:
             },
             digests={name: one.record.arrays_xxh3_128 for name, one in measured.items()},
         )
+
+    def remarks(self) -> Iterator[str]:
+        """What is worth saying before training by it."""
+        for name, weights in self.weights.items():
+            if weights.measured is None:
+                how = "are 1" if weights.predictor_D1 is None else "are predicted by what was measured on another"
+                yield f"no sensitivity was measured on {name}: the weights of its tokens {how}"
 
     @cached_property
     def _roots(self) -> dict[tuple[float, torch.device], torch.Tensor]:

@@ -87,6 +87,8 @@ def train(
     objective = replace(_objective(settings, lessons, teacher, device, ranks=processes.ranks), surrogate=surrogate)
     for line in remarks(settings, lessons) if objective.backbones else ():
         progress.say(line)
+    for line in () if surrogate is None else surrogate.remarks():
+        progress.say(line)
     make = partial(
         _trainer,
         lessons=lessons,

@@ -11,9 +11,12 @@ from cache_builder.sensitivity import measure
 from cache_builder.sensitivity_plan import SensitivitySettings
 from cache_builder.weight_predictor import FEWEST_PROMPTS
 from cache_builder.workers import Worker
+from inspection.summary import summarise
+from inspection.summary_text import summary_lines
 from models.teacher_folder import REPLAY_PARTS, find_teacher
 from storage_schemas import sensitivity
 from storage_schemas.errors import BadSettings, DamagedCache, NonFinite, SettingsDiffer
+from storage_schemas.folders import LocalFolder
 from storage_schemas.progress import Silent
 from storage_schemas.reader import Cache
 from storage_schemas.sensitivity import ARRAYS_FILE, RECORD_FILE, predicted_weights
@@ -72,10 +75,24 @@ def test_what_was_measured_before_a_kill_is_not_measured_again(cache_folder, dev
         patched.setattr(sensitivity, "write_part", killed)
         run(cache_folder, dev_teacher)
     assert [part.name for part in (cache_folder / "sensitivity/parts").iterdir()] == ["000000.safetensors"]
+    assert sensitivity.unfinished(LocalFolder(cache_folder)) == (1, 4)
+    line = dict(summary_lines(summarise(Cache.open(cache_folder))))["sensitivity"]
+    assert line == "not finished, 1 of 4 parts: the same `understudy sensitivity` goes on"
+    assert verify(cache_folder, Silent()).problems == ()
     with monkeypatch.context() as patched:
         patched.setattr(sensitivity, "write_part", lambda *given: (made.append(given[2]), write(*given)))
         assert run(cache_folder, dev_teacher) is not None
     assert len(made) > 2 and made == list(range(len(made)))
+    assert sensitivity.unfinished(LocalFolder(cache_folder)) is None
+
+
+def test_a_record_that_was_lost_is_told_by_verify(cache_folder, dev_teacher):
+    run(cache_folder, dev_teacher, prompts=8)
+    (cache_folder / RECORD_FILE).unlink()
+    (problem,) = verify(cache_folder, Silent()).problems
+    assert problem.message == f"{cache_folder}/{RECORD_FILE} is missing though what was measured is there"
+    run(cache_folder, dev_teacher, prompts=8)
+    assert verify(cache_folder, Silent()).problems == ()
 
 
 def test_the_metric_is_the_mean_over_products_prompts_and_tokens(cache_folder, dev_teacher):
@@ -125,6 +142,7 @@ def test_weights_of_other_prompts_are_predicted_from_their_embeddings(cache_fold
 
 def test_other_flags_are_refused_and_anew_begins_again(cache_folder, dev_teacher):
     run(cache_folder, dev_teacher, prompts=8)
+    assert run(cache_folder, dev_teacher, prompts=8, part_size=3) is not None
     with pytest.raises(SettingsDiffer) as refused:
         run(cache_folder, dev_teacher, prompts=8, products=3)
     assert str(refused.value) == (

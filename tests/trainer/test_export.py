@@ -86,6 +86,15 @@ def test_it_holds_the_best_checkpoint(exported):
     assert {"config.json", "model.safetensors", "student_network.py", "tokenizer.json", "README.md"} <= names
 
 
+def test_a_run_that_was_never_validated_gives_its_last_checkpoint_and_says_so(exported, tmp_path):
+    run = shutil.copytree(exported / "run", tmp_path / "run")
+    assert export(run, tmp_path / "a") == []
+    (run / "best.json").unlink()
+    assert export(run, tmp_path / "b") == [
+        f"of {run} no checkpoint was validated yet: this is checkpoint-00000006, the last one"
+    ]
+
+
 def test_the_card_states_recipe_losses_digests_licence_and_how_to_load(exported, cache_folder, dev_teacher):
     card = (exported / "student/README.md").read_text()
     digests = Cache.open(cache_folder).manifest.digests()

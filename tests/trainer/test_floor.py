@@ -58,8 +58,8 @@ def test_loss_and_floor_stand_side_by_side_and_by_step(tmp_path, cache_folder, d
     )
     losses = [line["loss"] for line in metrics(tmp_path / "run") if "kind" in line]
     beside = f" (floor {floor:.3g})"
-    assert noting.notes == [f"context loss {losses[0]:.4g}, stage warm-up"] + [
-        f"vision loss {loss:.4g}{beside}, stage main" for loss in losses[1:]
+    assert noting.notes == [f"context loss {losses[0]:.4g}"] + [
+        f"vision loss {loss:.4g}{beside}" for loss in losses[1:]
     ]
 
 

@@ -37,10 +37,11 @@ class Interrupting(Silent):
     """Sends a signal to this process behind a step, and keeps what is said."""
 
     def __init__(self, after: int) -> None:
-        self.left, self.heard = after, []
+        self.left, self.heard, self.bars = after, [], []
 
     def bar(self, title, **counts):
-        return nullcontext(self) if title == "train" else Silent().bar(title, **counts)
+        self.bars.append((title, counts["done"], counts["total"]))
+        return nullcontext(self) if title.startswith("train") else Silent().bar(title, **counts)
 
     def advance(self, count, note=""):
         self.left -= 1
@@ -66,6 +67,15 @@ def test_a_signal_leaves_a_checkpoint_of_its_step_and_the_run_goes_on_bit_for_bi
     assert judged == [step for step in (3,) if step < after]
     run_training(tmp_path / "cut", cache_folder, dev_teacher, t5_config, **FLAGS)
     assert same_weights(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_each_stage_has_a_bar_of_its_own_that_goes_on_where_it_was(tmp_path, cache_folder, dev_teacher, t5_config):
+    first, second = Interrupting(5), Interrupting(9)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, progress=first, **FLAGS)
+    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, progress=second, **FLAGS)
+    assert [bar for bar in first.bars if "train" in bar[0]] == [("train warm-up", 0, 3), ("train main", 0, 4)]
+    assert [bar for bar in second.bars if "train" in bar[0]] == [("train main", 2, 4)]
 
 
 def test_after_some_time_without_a_checkpoint_there_is_one_without_a_validation(tmp_path, cache_folder, t5_config):

@@ -129,6 +129,18 @@ def test_caches_without_a_measurement_of_their_own_take_that_of_another(tmp_path
     alone = Surrogate.read({"b": Cache.open(cache)})
     assert np.array_equal(found.metric_DD, alone.metric_DD)
     assert found.weights["a"].measured is None and list(found.digests) == ["b"]
+    assert list(found.remarks()) == ["no sensitivity was measured on a: the weights of its tokens are 1"]
+    predicting = replace(found.weights["a"], predictor_D1=np.zeros(25, dtype=np.float32))
+    (said,) = replace(found, weights={"a": predicting, "b": found.weights["b"]}).remarks()
+    assert said == (
+        "no sensitivity was measured on a: the weights of its tokens are predicted by what was measured on another"
+    )
+
+
+def test_a_measurement_that_is_not_finished_says_how_far_it_came(tmp_path, cache, t5_config):
+    (cache / "sensitivity/record.json").unlink()
+    with pytest.raises(BadSettings, match=r"--loss is sensitivity, but only 0 of 1 parts are on .*cache: `understudy"):
+        run_training(tmp_path / "run", cache, None, t5_config, loss="sensitivity")
 
 
 def test_a_measurement_of_too_few_prompts_to_predict_by_takes_the_predictor_of_the_largest(cache):
