@@ -46,7 +46,7 @@ class Judge:
         self._context_ID = load_context_projection(teacher, self._recorded, cpu)
         held_out = [at for at in range(len(cache)) if cache.prompts[cache.layout.place(at).prompt].held_out]
         if not held_out:
-            raise ValueError(f"of the {len(cache)} trajectories of {cache_folder} none is held out: record more prompts")
+            raise ValueError(f"of {len(cache)} trajectories of {cache_folder} none is held out: record more prompts")
         self._feed = Feed([Source(cache=cache, indices=np.array(held_out))], device=cpu)
         self._rows = len(held_out) * cache.manifest.sampling.steps
         self._objective = Objective(
