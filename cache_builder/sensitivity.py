@@ -240,6 +240,11 @@ def _finish(cache: Cache, plan: Plan, progress: Progress) -> Sensitivity | None:
         ways[canonical_json(part.made)] = part.made
         seconds += part.seconds
     squares_NT = np.concatenate(squares)
+    if not squares_NT.any():
+        raise NonFinite(
+            f"all {squares_NT.size * plan.products:,} products of tokens of {cache.folder} are 0: this transformer "
+            f"does not read text embeddings, or they vanished in {plan.dtype}; try --backbone-dtype float32 --anew"
+        )
     metric_DD = outer_DD / (squares_NT.size * plan.products)
     weights_NT = squares_NT / squares_NT.mean()
     predictor_D1, correlation = fit_predictor(cache, plan.prompt_ids, weights_NT)

@@ -199,6 +199,13 @@ def test_a_product_that_is_no_number_stops_the_measurement(cache_folder, dev_tea
     assert sensitivity.read(Cache.open(cache_folder).folder) is None
 
 
+def test_a_transformer_that_reads_nothing_is_told_and_leaves_no_record(cache_folder, dev_teacher, monkeypatch):
+    monkeypatch.setattr(measuring, "text_products", lambda predict, e, normals: [torch.zeros_like(e)] * 2)
+    with pytest.raises(NonFinite, match=r"all 192 products of tokens of .*cache are 0: this transformer does not read"):
+        run(cache_folder, dev_teacher, prompts=8)
+    assert sensitivity.read(Cache.open(cache_folder).folder) is None
+
+
 def test_more_steps_than_there_are_is_refused(cache_folder, dev_teacher):
     with pytest.raises(BadSettings) as refused:
         run(cache_folder, dev_teacher, steps=5)
