@@ -102,7 +102,8 @@ class Trial:
         flags = training_flags(
             f"pocket-{self.size}", self.loss, self.steps, rate, seed, self.warmup, self.warmup_steps, self.learning_rate
         )
-        return flags | AS_MEASURED | dict(self.settings or {})
+        reads = "sensitivity" in (self.loss, self.warmup)
+        return flags | (AS_MEASURED | dict(self.settings or {}) if reads else {})
 
 
 def record(place: Path, count: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from models.memory_options import MemoryOptions
 from storage_schemas.manifest import Record
-from trainer.stage import Loss, Stage, StageOptions
+from trainer.stage import READING, Loss, Stage, StageOptions
 from trainer.training_set import TrainingSet
 
 WARM_UP = "warm-up"
@@ -162,16 +162,28 @@ class TrainFlags(_OfTheRun, StageOptions):
             raise ValueError("steps and warmup-steps are both 0, expected at least one of them above")
         return self
 
+    @model_validator(mode="after")
+    def _reading_is_of_the_sensitivity_loss(self) -> Self:
+        losses = [self.warmup_loss] * bool(self.warmup_steps) + [self.loss] * bool(self.steps)
+        if "sensitivity" not in losses and (name := self.changed_reading()):
+            raise ValueError(
+                f"{name.replace('_', '-')} is {getattr(self, name):g} with loss {' after '.join(reversed(losses))}: it "
+                f"is an option of the sensitivity loss; leave it out, or take loss or warmup-loss sensitivity"
+            )
+        return self
+
     def settings(self) -> TrainSettings:
         """The same run as stages."""
-        main = {name: getattr(self, name) for name in StageOptions.model_fields}
+        options = {name: getattr(self, name) for name in StageOptions.model_fields}
+        reading = {name: options.pop(name) for name in READING}
+        main = options | (reading if self.loss == "sensitivity" else {})
         shared = {name: main[name] for name in ("batch_size", "accumulate", "decay", "lr_warmup_steps")}
         rate = self.warmup_learning_rate or self.learning_rate
         stages = []
         if self.warmup_steps:
             warm_up = {"steps": self.warmup_steps, "loss": self.warmup_loss, "learning_rate": rate}
-            reading = {name: main[name] for name in ("metric_floor", "weight_floor", "weight_power")}
-            stages.append(Stage(name=WARM_UP, **shared | warm_up | reading))
+            read = reading if self.warmup_loss == "sensitivity" else {}
+            stages.append(Stage(name=WARM_UP, **shared | warm_up | read))
         if self.steps:
             stages.append(Stage(name=MAIN, steps=self.steps, **main))
         run = {name: getattr(self, name) for name in _OfTheRun.model_fields}

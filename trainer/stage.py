@@ -11,6 +11,10 @@ Loss = Literal["vision", "embedding", "context", "sensitivity"]
 OrderKind = Literal["shuffled", "following"]
 
 
+# Options of the sensitivity loss alone.
+READING = ("metric_floor", "weight_floor", "weight_power")
+
+
 class StageOptions(Flags):
     """How a stage trains.
 
@@ -69,6 +73,11 @@ class StageOptions(Flags):
             )
         return self
 
+    def changed_reading(self) -> str | None:
+        """The first option of the sensitivity loss that is not at its default; None if all are."""
+        fields = type(self).model_fields
+        return next((name for name in READING if getattr(self, name) != fields[name].default), None)
+
     @model_validator(mode="after")
     def _vision_options_have_a_vision_loss(self) -> Self:
         if self.loss == "vision":
@@ -104,6 +113,15 @@ class Stage(StageOptions):
     def _is_of_some_length(self) -> Self:
         if self.steps is None and self.budget_share is None:
             raise ValueError(f"stage {self.name} has neither steps nor budget-share, expected one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _reading_is_of_the_sensitivity_loss(self) -> Self:
+        if self.loss != "sensitivity" and (name := self.changed_reading()):
+            raise ValueError(
+                f"{name.replace('_', '-')} is {getattr(self, name):g} with loss {self.loss}: it is an option of the "
+                f"sensitivity loss; leave it out, or take loss sensitivity"
+            )
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from cache_builder.sensitivity import measure
 from cache_builder.sensitivity_plan import SensitivitySettings
@@ -21,6 +22,7 @@ from tests.trainer.test_train import run_training
 from trainer.feed import EmbeddingBatch
 from trainer.losses import Objective
 from trainer.settings import TrainFlags
+from trainer.stage import Stage
 from trainer.surrogate import Surrogate, TokenWeights, _predictor_of, sensitivity_loss
 
 
@@ -173,3 +175,20 @@ def test_a_power_or_floor_that_no_float_holds_is_refused_as_a_flag(flag, value, 
     with pytest.raises(BadSettings) as refused:
         TrainFlags.from_flags(student="pocket-tiny", loss="sensitivity", **{flag: value})
     assert str(refused.value).startswith(f"--{flag.replace('_', '-')}: Input should be {what}")
+
+
+def test_its_options_are_refused_where_nothing_is_trained_by_it_and_reach_its_stage_alone():
+    with pytest.raises(BadSettings) as refused:
+        TrainFlags.from_flags(student="s", warmup_steps=2, metric_floor=0.3)
+    assert str(refused.value) == (
+        "metric-floor is 0.3 with loss vision after context: it is an option of the sensitivity loss; leave it out, or "
+        "take loss or warmup-loss sensitivity"
+    )
+    with pytest.raises(ValidationError, match=r"weight-power is 1 with loss embedding: it is an option of the sensit"):
+        Stage(name="a", steps=2, loss="embedding", weight_power=1.0)
+    # A warm-up that is not taken reads nothing.
+    with pytest.raises(BadSettings, match="weight-floor is 0 with loss vision: it is an option"):
+        TrainFlags.from_flags(student="s", warmup_loss="sensitivity", weight_floor=0.0)
+    flags = {"warmup_steps": 2, "warmup_loss": "sensitivity", "weight_power": 0.75}
+    before, after = TrainFlags.from_flags(student="s", **flags).settings().stages
+    assert (before.weight_power, after.weight_power) == (0.75, Stage(name="a", steps=1).weight_power)
