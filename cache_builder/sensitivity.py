@@ -61,17 +61,16 @@ def measure(
         # Not before what is asked for is known to be possible: what is deleted took hours.
         _check(cache.manifest, teacher, settings, device)
         sensitivity.forget(cache.folder)
-    found = sensitivity.read(cache.folder)
-    if found is not None:
-        # There are no parts any more.
-        plan = plan.model_copy(update={"part_size": found.record.plan.part_size})
-    plan = _as_begun(cache, found.record.plan if found is not None else sensitivity.read_plan(cache.folder), plan)
-    if found is not None:
-        sensitivity.check_same_plan(cache.folder, found.record.plan, plan)
+    if (found := sensitivity.read(cache.folder)) is not None:
+        was = found.record.plan
+        # There are no parts any more: how many prompts one had is no matter.
+        plan = _as_begun(cache, was, plan.model_copy(update={"part_size": was.part_size}))
+        sensitivity.check_same_plan(cache.folder, was, plan)
         progress.say(f"all {len(plan.prompt_ids):,} prompts were measured before: nothing is left to do")
         # What one left that was killed behind the record.
         sensitivity.forget_parts(cache.folder)
         return found
+    plan = _as_begun(cache, sensitivity.read_plan(cache.folder), plan)
     sensitivity.begin(cache.folder, plan)
     _make_parts(cache, teacher, settings, plan, worker, device, progress)
     return _finish(cache, plan, progress)
