@@ -28,7 +28,6 @@ from commands.plan import plan_app
 from commands.prompts import prompts_app
 from commands.report import inspect_report
 from commands.resolve import out
-from commands.sensitivity import sensitivity
 from commands.train import train
 from commands.transform import convert, merge, subset
 from storage_schemas.errors import UnderstudyError
@@ -47,7 +46,7 @@ app = typer.Typer(
     help="Replace FLUX's T5-XXL by a text encoder some forty times smaller: record the teacher once (build), "
     "train a student from the recording (train), look into it (inspect).",
 )
-for command in (demo, build, train, export, generate, sensitivity, convert, subset, merge, repair):
+for command in (demo, build, train, export, generate, convert, subset, merge, repair):
     app.command()(command)
 inspect_app.command("verify")(inspect_verify)
 inspect_app.command("report")(inspect_report)

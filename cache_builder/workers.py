@@ -44,7 +44,7 @@ class Worker(Record):
         except (ValueError, ValidationError) as error:
             raise BadSettings(
                 f"--worker is {text!r}, expected i/n with i from 0 to n - 1, such as 0/4, 1/4, 2/4 and 3/4 for four "
-                f"workers: worker i makes the shards, or parts, i, i + n, ..."
+                f"workers: worker i makes the shards i, i + n, ..."
             ) from error
 
     def owned(self, shards: Sequence[ShardRange]) -> list[ShardRange]:

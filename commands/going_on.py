@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-GO_ON = frozenset({"build", "convert", "demo", "generate", "merge", "repair", "sensitivity", "subset", "train"})
+GO_ON = frozenset({"build", "convert", "demo", "generate", "merge", "repair", "subset", "train"})
 """Commands that keep what they finished and go on from there when they are given again."""
 GO_ON_WITH_OUT = frozenset({"evaluate table"})
 """Those that do so where --out says where to keep it."""
@@ -11,9 +11,6 @@ GO_ON_WITH_OUT = frozenset({"evaluate table"})
 def goes_on(command: str, words: Sequence[str]) -> bool:
     """Whether a command, given by its name ("evaluate table") and all words of its line, goes on when given again."""
     with_out = any(word == "--out" or word.startswith("--out=") for word in words)
-    if "--anew" in words:
-        # It would delete what was finished.
-        return False
     return command in GO_ON or (command in GO_ON_WITH_OUT and with_out)
 
 

@@ -20,7 +20,6 @@ from commands.plan_cards import (
     print_gpu,
     rate_of,
 )
-from commands.plan_sensitivity import plan_sensitivity
 from commands.plan_train import plan_train
 from commands.resolve import Json, Settings, out, print_table, teacher_names
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 plan_app = typer.Typer(no_args_is_help=True, help="Bytes, hours and memory, before they are spent.")
 
 plan_app.command("train")(plan_train)
-plan_app.command("sensitivity")(plan_sensitivity)
 
 _GIB = 2**30
 _STAGES = ("text", "sample")

@@ -60,13 +60,9 @@ def plan_train(
     accumulate: Annotated[int, typer.Option(min=1, help="As for train: parts of the batch.")] = 1,
     steps_per_trajectory: Annotated[int, typer.Option(min=1, help="As for train.")] = 1,
     steps: Annotated[int, typer.Option(min=0, help="Optimizer steps with --loss.")] = 1000,
-    loss: Annotated[
-        Literal["vision", "embedding", "context", "sensitivity"], typer.Option(help="As for train.")
-    ] = "vision",
+    loss: Annotated[Literal["vision", "embedding", "context"], typer.Option(help="As for train.")] = "vision",
     warmup_steps: Annotated[int, typer.Option(min=0, help="Steps with --warmup-loss before them.")] = 0,
-    warmup_loss: Annotated[
-        Literal["embedding", "context", "sensitivity"], typer.Option(help="As for train.")
-    ] = "context",
+    warmup_loss: Annotated[Literal["embedding", "context"], typer.Option(help="As for train.")] = "context",
     modulation: Annotated[Literal["auto", "table", "host", "live"], typer.Option(help="As for train.")] = "auto",
     checkpoint_blocks: Annotated[int, typer.Option(min=0, help="As for train.")] = 0,
     resident_blocks: Annotated[int | None, typer.Option(min=0, help="As for train.")] = None,

@@ -58,15 +58,14 @@ def train(
     steps: Annotated[int, typer.Option(help="Optimizer steps with --loss.")] = 1000,
     warmup_steps: Annotated[int, typer.Option(help="Steps with --warmup-loss before them.")] = 0,
     loss: Annotated[
-        Literal["vision", "embedding", "context", "sensitivity"],
+        Literal["vision", "embedding", "context"],
         typer.Option(
             help="vision: the paper's, replay through the transformer. embedding: its naive distillation. context: "
-            "the embedding error after the transformer's text projection; of it only that linear is read. sensitivity: "
-            "weighted by what `understudy sensitivity` measured on the cache; nothing of the transformer is read."
+            "the embedding error after the transformer's text projection; of it only that linear is read."
         ),
     ] = "vision",
     warmup_loss: Annotated[
-        Literal["embedding", "context", "sensitivity"], typer.Option(help="docs/benchmarks.md compares them.")
+        Literal["embedding", "context"], typer.Option(help="docs/benchmarks.md compares them.")
     ] = "context",
     huber: Annotated[
         float | None, typer.Option(help="--loss grows as a line, not a square, where a difference is above this.")
@@ -76,13 +75,6 @@ def train(
         typer.Option(help="Weight of a step in the vision loss: uniform is the paper's; sigma; its distance in sigma."),
     ] = "uniform",
     embedding_term: Annotated[float, typer.Option(help="Weight of the embedding loss beside the vision loss.")] = 0.0,
-    metric_floor: Annotated[
-        float, typer.Option(help="Of the sensitivity loss: part of the mean eigenvalue that every direction has.")
-    ] = 0.01,
-    weight_floor: Annotated[float, typer.Option(help="Likewise: part of the mean weight that every token has.")] = 0.05,
-    weight_power: Annotated[
-        float, typer.Option(help="Likewise: of the token weights; 1: as measured, 0: all tokens alike.")
-    ] = 0.5,
     batch_size: Annotated[int, typer.Option(help="Rows of an optimizer step.")] = 32,
     accumulate: Annotated[int, typer.Option(help="Equal parts of the batch, computed one by one: less memory.")] = 1,
     order: Annotated[Literal["shuffled", "following"], typer.Option(help="following: the paper's.")] = "shuffled",
@@ -172,8 +164,7 @@ def train(
     """
     flags = dict(
         init=init, steps=steps, warmup_steps=warmup_steps, loss=loss, warmup_loss=warmup_loss,
-        huber=huber, step_weights=step_weights, embedding_term=embedding_term, metric_floor=metric_floor,
-        weight_floor=weight_floor, weight_power=weight_power, batch_size=batch_size,
+        huber=huber, step_weights=step_weights, embedding_term=embedding_term, batch_size=batch_size,
         accumulate=accumulate, order=order, steps_per_trajectory=steps_per_trajectory, learning_rate=learning_rate,
         warmup_learning_rate=warmup_learning_rate, decay=decay, lr_warmup_steps=lr_warmup_steps,
         weight_decay=weight_decay, clip=clip, dropout=dropout, position_bias_factor=position_bias_factor, ema=ema,

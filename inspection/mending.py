@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from inspection.text_layout import table_lines, wrapped
 from storage_schemas.commits import COMMITS_FOLDER
 from storage_schemas.folders import is_remote
-from storage_schemas.sensitivity import SENSITIVITY_FOLDER
 
 if TYPE_CHECKING:
     from storage_schemas.verification import Problem, Report
 
-Need = Literal["delete", "itself", "shard", "copy", "measured"]
-"""Deleted by hand; from the rest of the cache; from a copy or the teacher; from a copy or the build command; anew."""
+Need = Literal["delete", "itself", "shard", "copy"]
+"""Deleted by hand; from the rest of the cache; from a copy or the teacher; from a copy or the build command."""
 
 # A repair that does the first also does what the others need.
 _HARDEST_FIRST: tuple[Need, ...] = ("copy", "shard", "itself")
@@ -26,8 +25,6 @@ def need_of(problem: "Problem", report: "Report") -> Need:
     if problem.shard is None:
         if problem.foreign:
             return "delete"
-        if problem.path.startswith(f"{SENSITIVITY_FOLDER}/"):
-            return "measured"
         return "copy" if problem.path.startswith(_OF_A_COPY) else "itself"
     # Only the index of a finished build repeats records, and not those that it lacks or that say what is not planned.
     repeated = report.missing == 0 and problem.repeated
@@ -36,7 +33,7 @@ def need_of(problem: "Problem", report: "Report") -> Need:
 
 def way_out(problem: "Problem") -> str:
     """What helps, as the end of a sentence, where the problem's own message does not say it."""
-    said = ("`understudy repair", "`understudy sensitivity", "delete it", "build command")
+    said = ("`understudy repair", "delete it", "build command")
     if any(way in problem.message for way in said):
         return ""
     if problem.shard is not None:
@@ -52,20 +49,13 @@ def mending_commands(cache: str, report: "Report", teacher: str | None) -> list[
     needs = {need_of(problem, report) for problem in report.problems}
     deleted = [_deletion(cache, p.path) for p in report.problems if need_of(p, report) == "delete"]
     hardest = next((need for need in _HARDEST_FIRST if need in needs), None)
-    again = [_measurement(cache)] if "measured" in needs else []
-    return [*deleted, *([] if hardest is None else [_repair(cache, hardest, teacher)]), *again]
+    return [*deleted, *([] if hardest is None else [_repair(cache, hardest, teacher)])]
 
 
 def mending_command(cache: str, problem: "Problem", report: "Report", teacher: str | None) -> str:
     """The command that puts one problem of a report right by itself."""
     need = need_of(problem, report)
-    if need == "measured":
-        return _measurement(cache)
     return _deletion(cache, problem.path) if need == "delete" else _repair(cache, need, teacher)
-
-
-def _measurement(cache: str) -> str:
-    return f"understudy sensitivity {shlex.quote(cache)} --anew"
 
 
 def _repair(cache: str, need: Need, teacher: str | None) -> str:

@@ -12,7 +12,6 @@ from pydantic import Field
 
 from evaluation.cache_scoring import CacheScoring
 from inspection.images import shown_steps
-from inspection.reading import add_readings
 from inspection.report_evaluating import Evaluating
 from inspection.report_integrity import NOT_CHECKED, Readable, check_files, damaged_places
 from inspection.report_strips import (
@@ -196,7 +195,6 @@ class _Report:
             notes.append(f"film strips show the steps {named} of 0 to {steps - 1}: --frames {steps} shows all")
         if len(made) < len(chosen):
             notes.append(f"{len(chosen) - len(made):,} film strips are missing: their shards are damaged")
-        add_readings(self.cache, made, indices)
         return made
 
 

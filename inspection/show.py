@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from inspection.reading import SHADES, reading_or_problem, shaded, token_pieces
 from inspection.text_layout import entry_lines, table_lines
+from inspection.token_pieces import token_pieces
 from storage_schemas.derivation import predicted_clean_latent
 from storage_schemas.fields import Array
 from storage_schemas.manifest import Sampling
@@ -27,7 +27,6 @@ def describe(cache: Cache, index: int) -> dict[str, Any]:
     prompt = cache.prompts[trajectory.prompt]
     sampling = cache.manifest.sampling
     final = trajectory.final_latent_SC.astype(np.float32)
-    pieces = token_pieces(cache, prompt.token_ids)
     return {
         "index": index,
         "key": trajectory.key,
@@ -39,8 +38,7 @@ def describe(cache: Cache, index: int) -> dict[str, Any]:
         "replicas": replicas_of(cache, trajectory.prompt),
         "seed": sampling.seed,
         "guidance": trajectory.guidance,
-        "tokens": pieces,
-        "reading": reading_or_problem(cache, trajectory.prompt, pieces),
+        "tokens": token_pieces(cache, prompt.token_ids),
         "final_latent_norm": _norm(final),
         "final_latent_rms": _rms(final),
         "final_latent_non_finite": _non_finite(final),
@@ -85,7 +83,6 @@ def trajectory_lines(facts: dict[str, Any], cache: str, *, width: int | None = N
         ("seed", str(facts["seed"])),
         ("guidance", "none" if facts["guidance"] is None else f"{facts['guidance']:g}"),
         ("tokens", f"{len(pieces)}: {' '.join(pieces)}"),
-        *_reading(facts),
     ]
     head = ["step", "sigma", "timestep", "latent norm", "velocity norm", "clean moved", "not finite"]
     rows = [
@@ -107,17 +104,6 @@ def trajectory_lines(facts: dict[str, Any], cache: str, *, width: int | None = N
         *table_lines(head, [*rows, final], text_columns=()),
         "clean moved: rms change of the predicted clean latent; not finite: latent + velocity",
     ]
-
-
-def _reading(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    found = facts["reading"]
-    if found is None:
-        return []
-    if "problem" in found:
-        return [("read", found["problem"])]
-    how = "measured on this prompt" if found["sampled"] else "predicted from its embedding"
-    scale = f"{SHADES[0]} under a third of the mean, then {' '.join(SHADES[1:])} in threes up to nine times and more"
-    return [("read", f"{shaded(facts['tokens'], found['weights'])} ({scale}; {how})")]
 
 
 def _replica_text(facts: dict[str, Any], cache: str) -> str:

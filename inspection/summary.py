@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from inspection.reading import sensitivity_facts
 from storage_schemas.commits import KINDS, CommitRecord
 from storage_schemas.digests import canonical_json
 from storage_schemas.fields import fields_of
@@ -56,7 +55,6 @@ def summarise(cache: Cache) -> dict[str, Any]:
         },
         "integrity": {"shards": _shards(cache), "files": _files(cache, records), "checksums": "not compared"},
         "build": {"created_by": manifest.created_by, **built_facts(records)},
-        "sensitivity": sensitivity_facts(cache),
         "digests": manifest.digests(),
     }
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from inspection.reading import sensitivity_text
 from inspection.text_layout import entry_lines, table_lines
 from storage_schemas.progress import duration_text, size_text
 
@@ -55,14 +54,8 @@ def summary_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("integrity", _integrity(facts)),
         ("built", _built(build)),
         ("speed", _speed(build)),
-        *_sensitivity(facts),
         ("digests", ", ".join(f"{name} {value}" for name, value in facts["digests"].items())),
     ]
-
-
-def _sensitivity(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    found = facts["sensitivity"]
-    return [] if found is None else [("sensitivity", sensitivity_text(found, facts["teacher"]["text_width"]))]
 
 
 def _integrity(facts: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Noise and guidance of a trajectory, and other draws: functions of (seed, prompt id, replica), everywhere the same.
+"""Noise and guidance of a trajectory: functions of (seed, prompt id, replica), the same on every machine.
 
 torch's generators differ between CPUs; Philox is counter-based, so that no order of drawing matters.
 """
@@ -26,17 +26,3 @@ def draw_noise(*, seed: int, prompt_id: str, replica: int, image_tokens: int, ch
 def draw_guidance(values: Sequence[float], *, seed: int, prompt_id: str, replica: int) -> float:
     """One of the guidance values, each as likely."""
     return float(values[int(_generator("guidance", seed, prompt_id, replica).integers(len(values)))])
-
-
-def draw_product(
-    *, seed: int, prompt_id: str, replica: int, step: int, product: int, image_tokens: int, channels: int
-) -> Array:
-    """The r of a vector-Jacobian product (models/text_products.py), [S, C] float32, standard normal."""
-    generator = _generator(f"product-{step}-{product}", seed, prompt_id, replica)
-    return generator.standard_normal((image_tokens, channels), dtype=np.float32)
-
-
-def draw_order(ids: Sequence[str], *, seed: int) -> list[int]:
-    """Places of prompt ids in an order that is drawn by the seed, whatever else is among them."""
-    keys = [hashlib.blake2b(f"order/{seed}/{identity}".encode(), digest_size=16).digest() for identity in ids]
-    return sorted(range(len(ids)), key=keys.__getitem__)

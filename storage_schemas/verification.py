@@ -27,8 +27,6 @@ from storage_schemas.manifest import MANIFEST_FILE, Manifest
 from storage_schemas.progress import Progress
 from storage_schemas.prompts import OFFSETS_FILE, PROMPTS_FILE, encode_prompts, ids_digest
 from storage_schemas.reader import TOKENIZER_FOLDER, prompt_table, read_manifest, read_metadata_file
-from storage_schemas.sensitivity import RECORD_FILE, SENSITIVITY_FOLDER, is_known, lacks_record
-from storage_schemas.sensitivity import read as read_sensitivity
 
 INDEX_PATH = f"{COMMITS_FOLDER}/{INDEX_FILE}"
 
@@ -112,9 +110,6 @@ class _Walk:
                 self._note(record_path(kind, shard), "is missing: this shard is planned", (kind, shard), repeated=False)
         if not (finished or missing or any(problem.path == INDEX_PATH for problem in self.problems)):
             self._note(INDEX_PATH, "is missing though every shard is committed")
-        self._try(RECORD_FILE, lambda: read_sensitivity(self.folder))
-        if lacks_record(self.folder):
-            self._note(RECORD_FILE, "is missing though what was measured is there")
         self._check_foreign(records, finished)
         return Report(
             problems=tuple(self.problems),
@@ -218,7 +213,6 @@ class _Walk:
 
     def _check_foreign(self, records: Records, finished: bool) -> None:
         known = {MANIFEST_FILE, PROMPTS_FILE, OFFSETS_FILE, INDEX_PATH, *self.manifest.metadata}
-        known |= {name for name in self.folder.names(SENSITIVITY_FOLDER) if is_known(name)}
         known |= {f"{TOKENIZER_FOLDER}/{name}" for name in self.manifest.teacher.tokenizer}
         known |= {record_path(*key) for key in self.shards}
         known |= {file.path for record in records.values() for file in record.files}

@@ -26,8 +26,8 @@ from tests.test_docs import parse
 RUN = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'understudy'; import cli; cli.main()"
 # Seconds whatever they are given, or nothing to show while they read one file.
 SHORT = {
-    "plan build", "plan train", "plan sensitivity", "prompts list", "prompts count", "prompts compbench",
-    "prompts commontext", "prompts pocket", "inspect summary", "inspect show", "inspect diff",
+    "plan build", "plan train", "prompts list", "prompts count", "prompts compbench", "prompts commontext",
+    "prompts pocket", "inspect summary", "inspect show", "inspect diff",
 }  # fmt: skip
 
 
@@ -226,8 +226,7 @@ def test_commands_that_go_on_are_told_from_those_that_begin_anew():
     table = ["understudy", "evaluate", "table", "a=run", "--pocket"]
     assert goes_on("evaluate table", [*table, "--out=results"]) and not goes_on("evaluate table", table)
     assert not goes_on("evaluate score", ["understudy", "evaluate", "score", "run", "--out", "x.json"])
-    assert goes_on("train", []) and goes_on("sensitivity", []) and not goes_on("plan build", []) and not goes_on("", [])
-    assert not goes_on("sensitivity", ["understudy", "sensitivity", "c", "--anew"])
+    assert goes_on("train", []) and not goes_on("plan build", []) and not goes_on("", [])
     assert out_of_memory_text(False, ["--device"]) == "the GPU is out of memory: take --device cpu"
     assert out_of_memory_text(True, ["--device", "--batch-size"]) == (
         "the GPU is out of memory: lower --batch-size or take --device cpu; what was committed stays"

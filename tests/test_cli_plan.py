@@ -251,22 +251,3 @@ def test_a_forced_build_begins_all_the_same(tmp_path, capsys):
     (tmp_path / "p.txt").write_text("a red circle\n")
     words = ["build", tmp_path / "c", "--teacher", "pocket", "--prompts", tmp_path / "p.txt", "--steps", 2]
     assert understudy(*words, "--force", capsys=capsys)[0] == 0
-
-
-@pytest.mark.slow
-def test_measuring_the_sensitivity_of_flux_is_planned(capsys):
-    words = ["plan", "sensitivity", *DEV, "--checkpoint-blocks", 1, "--gpu", "h100", "--json"]
-    code, said, _ = understudy(*words, capsys=capsys)
-    facts = json.loads(said)
-    assert code == 0 and (facts["prompts"], facts["products"], facts["steps"]) == (1024, 4, 20)
-    # A product with every block computed twice and a forward pass of its own would be 930 TFLOP; four share one here.
-    assert facts["flop_per_prompt"] / 4 == pytest.approx(702e12, rel=0.02)
-    assert 2 < facts["hours"] < 3 and facts["fits"][0]["fits"]
-    assert facts["parts_bytes"] == 32 * 4096**2 * 8
-
-
-def test_more_steps_than_a_trajectory_has_are_not_planned_to_be_measured(capsys):
-    code, _, said = understudy("plan", "sensitivity", *DEV, "--steps", 50, capsys=capsys)
-    assert (code, said) == (
-        1, "understudy: --steps is 50, the trajectories have 20 (--trajectory-steps): give at most 20\n"
-    )  # fmt: skip

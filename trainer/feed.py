@@ -22,7 +22,6 @@ from trainer.order import Row
 from trainer.pool import Pool
 from trainer.prefetch import Prefetch, Task
 from trainer.stage import Loss
-from trainer.surrogate import TokenWeights
 
 POOL_BYTES = 2 * 2**30
 # Batches begun before they are asked for: a sixteenth as many bytes as the pool may hold, so pinned memory stays small.
@@ -74,11 +73,10 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingBatch:
-    """Prompts and what the teacher made of them; weights_BT of their tokens, fp32, where the loss asks for them."""
+    """Prompts and what the teacher made of them."""
 
     token_ids_BT: torch.Tensor
     encoder_hidden_states_BTD: torch.Tensor
-    weights_BT: torch.Tensor | None = None
 
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch | EmbeddingBatch)
@@ -86,11 +84,10 @@ AnyBatch = TypeVar("AnyBatch", bound=Batch | EmbeddingBatch)
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A cache and the numbers of those of its trajectories that positions count; weights of its prompts' tokens."""
+    """A cache and the numbers of those of its trajectories that positions count."""
 
     cache: Cache
     indices: Array
-    weights: TokenWeights | None = None
 
 
 class Feed:
@@ -213,21 +210,10 @@ class Feed:
 
     def _read_embeddings(self, positions: Sequence[int], turn: int = 0) -> EmbeddingBatch:
         prompts = [self.prompt_of(position) for position in positions]
-        embeddings_BTD = self._embeddings_of(prompts, turn)
         return EmbeddingBatch(
             token_ids_BT=self._token_ids(prompts),
-            encoder_hidden_states_BTD=to_torch(embeddings_BTD),
-            weights_BT=self._weights(prompts, embeddings_BTD),
+            encoder_hidden_states_BTD=to_torch(self._embeddings_of(prompts, turn)),
         )
-
-    def _weights(self, prompts: Sequence[Key], embeddings_BTD: Array) -> torch.Tensor | None:
-        found = []
-        for (source, prompt), embedding_TD in zip(prompts, embeddings_BTD, strict=True):
-            weights = self.sources[source].weights
-            if weights is None:
-                return None
-            found.append(weights.of(self.sources[source].cache.prompts[prompt].id, embedding_TD))
-        return torch.from_numpy(np.stack(found))
 
     def _embeddings_of(self, prompts: Sequence[Key], turn: int = 0) -> Array:
         manifest = self._manifest(prompts[0][0])

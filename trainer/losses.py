@@ -14,7 +14,6 @@ from models.host_modulation import HostModulation
 from trainer.feed import Batch, EmbeddingBatch
 from trainer.settings import TrainSettings
 from trainer.stage import Stage
-from trainer.surrogate import Surrogate, sensitivity_loss
 
 
 def replay(backbone: FluxBackbone, embedding_BTD: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -113,14 +112,13 @@ class Objective:
     """What a run minimises: the losses of its stages, with their options, on its caches.
 
     backbones: one for each cache, for its resolution; empty where no stage replays. context_ID: the backbone's text
-    projection, fp32, where a stage needs it. surrogate: where a stage has the sensitivity loss. sigmas: of each cache.
+    projection, fp32, where a stage needs it. sigmas: of each cache.
     """
 
     settings: TrainSettings
     backbones: Sequence[FluxBackbone]
     context_ID: torch.Tensor | None
     sigmas: Sequence[Sequence[float]]
-    surrogate: Surrogate | None = None
 
     @property
     def host_modulation(self) -> HostModulation | None:
@@ -155,29 +153,14 @@ class Objective:
             yield
 
     def text_loss(self, student_BTD: torch.Tensor, batch: EmbeddingBatch) -> torch.Tensor:
-        """The loss by which runs without a backbone are compared: the nearest to the vision loss that there is.
-
-        Of embeddings by what was measured, else through the projection, else plain.
-        """
-        sensitive = next((stage for stage in self.settings.stages if stage.loss == "sensitivity"), None)
-        if sensitive is not None:
-            # To the first power it is the estimate of the vision loss; of the powers none ranks students much better.
-            return self._text_loss(sensitive, student_BTD, batch, weight_power=1.0)
+        """The loss by which runs without a backbone are compared: of embeddings, through the projection if there is."""
         teacher_BTD = batch.encoder_hidden_states_BTD
         if self.context_ID is None:
             return embedding_loss(student_BTD, teacher_BTD)
         return context_loss(student_BTD, teacher_BTD, self.context_ID)
 
-    def _text_loss(
-        self, stage: Stage, student_BTD: torch.Tensor, batch: EmbeddingBatch, *, weight_power: float | None = None
-    ) -> torch.Tensor:
+    def _text_loss(self, stage: Stage, student_BTD: torch.Tensor, batch: EmbeddingBatch) -> torch.Tensor:
         teacher_BTD = batch.encoder_hidden_states_BTD
-        if stage.loss == "sensitivity":
-            assert self.surrogate is not None and batch.weights_BT is not None
-            root_DD = self.surrogate.root_on(stage.metric_floor, student_BTD.device)
-            power = stage.weight_power if weight_power is None else weight_power
-            weights_BT = batch.weights_BT**power
-            return sensitivity_loss(student_BTD, teacher_BTD, root_DD, weights_BT, floor=stage.weight_floor)
         if stage.loss == "embedding":
             return embedding_loss(student_BTD, teacher_BTD, huber=stage.huber)
         assert self.context_ID is not None

@@ -16,21 +16,16 @@ from trainer.feed import Feed, Source
 from trainer.order import Alternation, Order, Part, mix
 from trainer.settings import TrainSettings
 from trainer.stage import Stage
-from trainer.surrogate import TokenWeights
 from trainer.training_set import TrainingSet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """A cache of a run, and which of its trajectories the run trains on; `name` is how stages speak of it.
-
-    weights: of its prompts' tokens, where a stage has the sensitivity loss.
-    """
+    """A cache of a run, and which of its trajectories the run trains on; `name` is how stages speak of it."""
 
     name: str
     cache: Cache
     training_set: TrainingSet
-    weights: TokenWeights | None = None
 
 
 def check_one_teacher(caches: Mapping[str, Cache]) -> None:
@@ -87,10 +82,7 @@ def split(
     """
     parts = [_split(lesson) for lesson in lessons]
     training, held_out = (
-        [
-            Source(cache=lesson.cache, indices=part[side], weights=lesson.weights)
-            for lesson, part in zip(lessons, parts, strict=True)
-        ]
+        [Source(cache=lesson.cache, indices=part[side]) for lesson, part in zip(lessons, parts, strict=True)]
         for side in (0, 1)
     )
     first, second = (

@@ -167,8 +167,6 @@ _LOSSES = {
     "embedding": "embeddings: mean squared difference between the student's embedding and T5-XXL's",
     "context": "projected embeddings: mean squared difference between the student's embedding and T5-XXL's, both "
     "after FLUX's own text projection",
-    "sensitivity": "embeddings by what FLUX reads in them: the squared difference between the student's embedding and "
-    "T5-XXL's, each direction and token as much as it was measured to move FLUX's prediction",
 }
 _NO_VISION = """No stage compared what FLUX predicts: the student imitates embeddings, and expect less of its pictures
 than of a student trained with the vision loss.
@@ -214,7 +212,7 @@ def stages_of(settings: dict[str, Any]) -> list[dict[str, Any]]:
 def losses_text(stages: Sequence[dict[str, Any]]) -> str:
     """A numbered list of stages in plain words; keys that a stage does not have, or that are None, are left out."""
     lines = [f"{number}. {_stage_text(stage)}\n" for number, stage in enumerate(stages, 1)]
-    imitates = stages and all(stage.get("loss") in ("embedding", "context", "sensitivity") for stage in stages)
+    imitates = stages and all(stage.get("loss") in ("embedding", "context") for stage in stages)
     return "".join(lines) + ("\n" if lines else "") + (_NO_VISION + "\n" if imitates else "")
 
 

@@ -94,8 +94,7 @@ def _flat(config: RunConfig) -> dict[str, Any]:
         if stage.budget_share is not None:
             # What a share of a budget came to follows from the rest.
             values.pop("steps" if stage.name == MAIN else f"{stage.name} steps")
-    values |= {f"cache {name}": trained_on.sampling_digest for name, trained_on in config.caches.items()}
-    return values | {f"sensitivity of {name}": trained_on.sensitivity for name, trained_on in config.caches.items()}
+    return values | {f"cache {name}": trained_on.sampling_digest for name, trained_on in config.caches.items()}
 
 
 @contextmanager

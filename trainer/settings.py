@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from models.memory_options import MemoryOptions
 from storage_schemas.manifest import Record
-from trainer.stage import READING, Loss, Stage, StageOptions
+from trainer.stage import Loss, Stage, StageOptions
 from trainer.training_set import TrainingSet
 
 WARM_UP = "warm-up"
@@ -153,7 +153,7 @@ class TrainFlags(_OfTheRun, StageOptions):
 
     steps: int = Field(default=1000, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
-    warmup_loss: Literal["embedding", "context", "sensitivity"] = "context"
+    warmup_loss: Literal["embedding", "context"] = "context"
     warmup_learning_rate: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
@@ -162,44 +162,27 @@ class TrainFlags(_OfTheRun, StageOptions):
             raise ValueError("steps and warmup-steps are both 0, expected at least one of them above")
         return self
 
-    @model_validator(mode="after")
-    def _reading_is_of_the_sensitivity_loss(self) -> Self:
-        losses = [self.warmup_loss] * bool(self.warmup_steps) + [self.loss] * bool(self.steps)
-        if "sensitivity" not in losses and (name := self.changed_reading()):
-            raise ValueError(
-                f"{name.replace('_', '-')} is {getattr(self, name):g} with loss {' after '.join(reversed(losses))}: it "
-                f"is an option of the sensitivity loss; leave it out, or take loss or warmup-loss sensitivity"
-            )
-        return self
-
     def settings(self) -> TrainSettings:
         """The same run as stages."""
         options = {name: getattr(self, name) for name in StageOptions.model_fields}
-        reading = {name: options.pop(name) for name in READING}
-        main = options | (reading if self.loss == "sensitivity" else {})
-        shared = {name: main[name] for name in ("batch_size", "accumulate", "decay", "lr_warmup_steps")}
+        shared = {name: options[name] for name in ("batch_size", "accumulate", "decay", "lr_warmup_steps")}
         rate = self.warmup_learning_rate or self.learning_rate
         stages = []
         if self.warmup_steps:
             warm_up = {"steps": self.warmup_steps, "loss": self.warmup_loss, "learning_rate": rate}
-            read = reading if self.warmup_loss == "sensitivity" else {}
-            stages.append(Stage(name=WARM_UP, **shared | warm_up | read))
+            stages.append(Stage(name=WARM_UP, **shared | warm_up))
         if self.steps:
-            stages.append(Stage(name=MAIN, steps=self.steps, **main))
+            stages.append(Stage(name=MAIN, steps=self.steps, **options))
         run = {name: getattr(self, name) for name in _OfTheRun.model_fields}
         return TrainSettings(**run, stages=tuple(stages))
 
 
 class TrainedOn(Record):
-    """A cache of a run: where it lay, what it is by its digest, and the trajectories of it that are trained on.
-
-    sensitivity: checksum of what was measured on it, where a stage has that loss.
-    """
+    """A cache of a run: where it lay, what it is by its digest, and the trajectories of it that are trained on."""
 
     location: str
     sampling_digest: str
     training_set: TrainingSet
-    sensitivity: str | None = None
 
 
 class RunConfig(Record):

@@ -7,12 +7,8 @@ from pydantic import Field, model_validator
 
 from storage_schemas.manifest import Flags
 
-Loss = Literal["vision", "embedding", "context", "sensitivity"]
+Loss = Literal["vision", "embedding", "context"]
 OrderKind = Literal["shuffled", "following"]
-
-
-# Options of the sensitivity loss alone.
-READING = ("metric_floor", "weight_floor", "weight_power")
 
 
 class StageOptions(Flags):
@@ -21,9 +17,6 @@ class StageOptions(Flags):
     huber: where `loss` turns from a square into a line, in the units of what it compares; None: a square everywhere.
     step_weights: what the errors of the vision loss at step k are multiplied by, mean 1: see losses.step_weights.
     embedding_term: weight of the embedding loss beside the vision loss.
-    metric_floor, weight_floor: of the sensitivity loss: parts of the metric's mean eigenvalue, and of the mean token
-    weight, that every direction and every token have besides what was measured. weight_power: of the token weights in
-    training; 1 is the estimate of the vision loss, 0 knows no tokens.
     batch_size: rows of one optimizer step; accumulate: equal parts of it that go through the networks one by one.
     steps_per_trajectory: rows of the vision loss that share one forward pass of the student.
     lr_warmup_steps: steps over which the learning rate rises; None: 20 where it decays, else none.
@@ -33,9 +26,6 @@ class StageOptions(Flags):
     huber: float | None = Field(default=None, gt=0)
     step_weights: Literal["uniform", "sigma", "interval"] = "uniform"
     embedding_term: float = Field(default=0.0, ge=0)
-    metric_floor: float = Field(default=0.01, ge=0, le=1e6)
-    weight_floor: float = Field(default=0.05, ge=0, le=1e6)
-    weight_power: float = Field(default=0.5, ge=0, le=4)
     batch_size: int = Field(default=32, ge=1)
     accumulate: int = Field(default=1, ge=1)
     order: OrderKind = "shuffled"
@@ -63,20 +53,6 @@ class StageOptions(Flags):
                 f"trajectory step by step, one of them in a batch; take order shuffled"
             )
         return self
-
-    @model_validator(mode="after")
-    def _a_quadratic_form_has_no_huber(self) -> Self:
-        if self.loss == "sensitivity" and self.huber is not None:
-            raise ValueError(
-                f"huber is {self.huber} with loss sensitivity, expected none: that is a quadratic form, not a sum of "
-                f"differences; leave it out"
-            )
-        return self
-
-    def changed_reading(self) -> str | None:
-        """The first option of the sensitivity loss that is not at its default; None if all are."""
-        fields = type(self).model_fields
-        return next((name for name in READING if getattr(self, name) != fields[name].default), None)
 
     @model_validator(mode="after")
     def _vision_options_have_a_vision_loss(self) -> Self:
@@ -113,15 +89,6 @@ class Stage(StageOptions):
     def _is_of_some_length(self) -> Self:
         if self.steps is None and self.budget_share is None:
             raise ValueError(f"stage {self.name} has neither steps nor budget-share, expected one of them")
-        return self
-
-    @model_validator(mode="after")
-    def _reading_is_of_the_sensitivity_loss(self) -> Self:
-        if self.loss != "sensitivity" and (name := self.changed_reading()):
-            raise ValueError(
-                f"{name.replace('_', '-')} is {getattr(self, name):g} with loss {self.loss}: it is an option of the "
-                f"sensitivity loss; leave it out, or take loss sensitivity"
-            )
         return self
 
     @model_validator(mode="after")

@@ -42,8 +42,7 @@ def step_flops(
     if stage.loss == "vision":
         of_row = _mean_of_row(stage, memory, caches, text_length)
         return stage.batch_size * of_row + texts / stage.steps_per_trajectory
-    compared = {"context": _context_flops, "sensitivity": _sensitivity_flops}.get(stage.loss)
-    return texts + (stage.batch_size * compared(caches, text_length) if compared else 0.0)
+    return texts + (stage.batch_size * _context_flops(caches, text_length) if stage.loss == "context" else 0.0)
 
 
 def _mean_of_row(
@@ -68,9 +67,3 @@ def _context_flops(caches: Mapping[str, tuple[Manifest, int]], text_length: int)
     inner = int(teacher.backbone_config["attention_head_dim"]) * int(teacher.backbone_config["num_attention_heads"])
     # The linear on the student's and on the teacher's embedding, and the gradient towards the student's.
     return 3 * 2.0 * text_length * teacher.text_width * inner
-
-
-def _sensitivity_flops(caches: Mapping[str, tuple[Manifest, int]], text_length: int) -> float:
-    width = next(iter(caches.values()))[0].teacher.text_width
-    # The root on the difference, and the gradient towards it.
-    return 2 * 2.0 * text_length * width * width

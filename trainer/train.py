@@ -35,7 +35,6 @@ from trainer.run_folder import FREE, begin_run, begun_run, held
 from trainer.run_summary import summarized
 from trainer.settings import RunConfig, TrainedOn, TrainSettings
 from trainer.stage_checks import check_stages
-from trainer.surrogate import Surrogate
 from trainer.training_set import TrainingSet
 
 
@@ -69,25 +68,17 @@ def train(
     check_stages(settings, caches, processes.ranks)
     recorded = next(iter(caches.values())).manifest.teacher
     student = new_student(student_source, recorded, init=settings.init, dropout=settings.dropout, seed=settings.seed)
-    surrogate = Surrogate.read(caches) if "sensitivity" in settings.losses else None
-    wanted = _run_config(settings, caches, teacher, surrogate)
+    wanted = _run_config(settings, caches, teacher)
     tokens = _own_tokens(settings, student_source, student)
     begun = _begun(run, wanted, processes)
     lessons = [
-        Lesson(
-            name=name,
-            cache=cache,
-            training_set=(begun or wanted).caches[name].training_set,
-            weights=None if surrogate is None else surrogate.weights[name],
-        )
+        Lesson(name=name, cache=cache, training_set=(begun or wanted).caches[name].training_set)
         for name, cache in caches.items()
     ]
     for lesson in lessons:
         lesson.training_set.check(lesson.cache, run)
-    objective = replace(_objective(settings, lessons, teacher, device, ranks=processes.ranks), surrogate=surrogate)
+    objective = _objective(settings, lessons, teacher, device, ranks=processes.ranks)
     for line in remarks(settings, lessons) if objective.backbones else ():
-        progress.say(line)
-    for line in () if surrogate is None else surrogate.remarks():
         progress.say(line)
     make = partial(
         _trainer,
@@ -283,10 +274,7 @@ def _measure_floor(trainer: Trainer, lessons: list[Lesson], progress: Progress, 
 
 
 def _run_config(
-    settings: TrainSettings,
-    caches: Mapping[str, Cache],
-    teacher: TeacherFolder | ContextProjection | None,
-    surrogate: Surrogate | None,
+    settings: TrainSettings, caches: Mapping[str, Cache], teacher: TeacherFolder | ContextProjection | None
 ) -> RunConfig:
     manifests = [cache.manifest for cache in caches.values()]
     guidance = {value for manifest in manifests for value in manifest.sampling.guidance or ()}
@@ -298,7 +286,6 @@ def _run_config(
                 location=cache.location,
                 sampling_digest=cache.manifest.digests()["sampling"],
                 training_set=TrainingSet.of(cache),
-                sensitivity=None if surrogate is None else surrogate.digests.get(name),
             )
             for name, cache in caches.items()
         },

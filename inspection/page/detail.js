@@ -10,7 +10,6 @@ function startDetail() {
   byId("detail").addEventListener("keydown", leaveDetail);
   const draw = () => {
     drawDetail();
-    drawReads();
     drawDetailErrors(errors, lines);
     drawClosed();
   };
@@ -57,20 +56,6 @@ function drawDetail() {
       ["not finite", numberText(table.non_finite[row])],
     ] : [["norms", "not read for this report"]]),
   ]);
-}
-
-// What the transformer reads in the prompt: a token's ground is the stronger, the more the prediction moves with it.
-function drawReads() {
-  const node = byId("detail-reads");
-  const reads = stripOfRow.get(view.row)?.reads;
-  node.hidden = !reads;
-  if (!reads) return;
-  const tokens = reads.map(([token, weight]) => {
-    const level = clamp(2 + Math.floor(Math.log(Math.max(weight, 1e-9)) / Math.log(3)), 0, 4);
-    const text = token.replace(/^\u2581/, "") || token;
-    return element("span", { class: `read-${level}`, title: `${numberText(weight)} of the mean token` }, text);
-  });
-  node.replaceChildren(element("span", { class: "quiet" }, "read: "), ...tokens.flatMap((token) => [token, " "]));
 }
 
 function drawDetailErrors(node, chart) {

@@ -16,7 +16,6 @@ EVALUATED = (2, 7, 11, 25)
 ERRORS = {2: [0.9, *[0.05] * 7], 7: [0.1] * 8, 11: [0.4] * 8, 25: [0.0] * 8}
 SHAPES = ("square", "circle", "triangle")
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & &amp; {{style}} \u2028 🦊 \ud83e"
-READS = [["\u2581a", 0.1], ["\u2581red", 12.0], ["<b>", 0.5], ["\u2581dog", 2.0], ["\u2581on", 0.0]]
 COLOURS = ("red", "green", "blue", "cyan", "yellow")
 
 
@@ -105,10 +104,7 @@ def report_data(**changes: Any) -> dict[str, Any]:
         "strips": {
             "frame_px": 12,
             "steps": list(range(STEPS)),
-            "rows": [
-                {"row": row, "why": "random", "sheet": sheet(row, 12)} | ({"reads": READS} if row == STRIPS[0] else {})
-                for row in STRIPS
-            ],
+            "rows": [{"row": row, "why": "random", "sheet": sheet(row, 12)} for row in STRIPS],
         },
         "students": [student()],
         **changes,

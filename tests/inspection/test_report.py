@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cache_builder.sensitivity import measure
-from cache_builder.sensitivity_plan import SensitivitySettings
-from cache_builder.workers import Worker
 from evaluation.cache_scoring import CacheScoring
 from evaluation.on_cache import evaluate_on_cache
 from inspection import report
@@ -23,7 +20,7 @@ from inspection.report_strips import check_sheet, chosen_rows, data_uri
 from inspection.report_table import UNREADABLE, evenly, finite_rms
 from models.image_decoder import load_recorded_decoder
 from models.student import load_student
-from models.teacher_folder import DECODE_PARTS, REPLAY_PARTS, find_teacher
+from models.teacher_folder import DECODE_PARTS, find_teacher
 from storage_schemas.errors import BadSettings, BadTeacher, NotACache
 from storage_schemas.progress import Silent
 from storage_schemas.reader import Cache
@@ -85,27 +82,7 @@ def test_the_page_is_given_what_the_tests_of_the_page_make_up(recorded, student,
     for part in ("trajectories", "strips", "integrity", "schedule"):
         assert found[part].keys() == made_up[part].keys()
     assert found["students"][0].keys() == made_up["students"][0].keys()
-    assert found["strips"]["rows"][0].keys() == made_up["strips"]["rows"][0].keys() - {"reads"}
-
-
-def test_film_strips_tell_what_is_read_in_their_prompts_where_that_was_measured(tmp_path, recorded, dev_teacher):
-    folder = shutil.copytree(recorded, tmp_path / "cache")
-    asked = SensitivitySettings(products=1, prompts=3, steps=1)
-    cache = Cache.open(folder)
-    measured = measure(
-        cache, find_teacher(str(dev_teacher), REPLAY_PARTS), asked, device=CPU, progress=Silent(), worker=Worker()
-    )
-    strips = data_of(folder, teacher=str(dev_teacher), strips=None, frames=1)["strips"]["rows"]
-    # With so few nothing is predicted.
-    told = {cache.prompts[cache.layout.place(one["row"]).prompt].id: one["reads"] for one in strips if "reads" in one}
-    assert told.keys() == set(measured.record.plan.prompt_ids)
-    for identity, reads in told.items():
-        weights = measured.weights_of(identity)
-        assert [weight for _, weight in reads] == pytest.approx(list(weights[: len(reads)]), rel=1e-3)
-    (folder / "tokenizer/tokenizer.json").write_text("{}")
-    damaged = data_of(folder, teacher=str(dev_teacher), strips=None, frames=1)
-    assert damaged["integrity"]["state"] == "damaged" and len(damaged["strips"]["rows"]) == len(strips)
-    assert not any("reads" in strip for strip in damaged["strips"]["rows"])
+    assert found["strips"]["rows"][0].keys() == made_up["strips"]["rows"][0].keys()
 
 
 def test_guidance_is_that_of_the_recording_without_reading_it(recorded):

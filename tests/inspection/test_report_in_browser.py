@@ -124,16 +124,6 @@ def test_a_damaged_trajectory_says_that_it_is(visit, html):
     assert "its shard is damaged" in page.inner_text("#viewer") and "inspect images" not in page.inner_text("#viewer")
 
 
-def test_what_is_read_in_a_prompt_is_shaded_where_it_is_known(visit, html):
-    page = visit(html, f"#row={FIRST + STRIPS[0]}")
-    tokens = page.locator("#detail-reads span[title]")
-    assert tokens.all_inner_texts() == ["a", "red", "<b>", "dog", "on"]
-    assert [node.get_attribute("class") for node in tokens.all()] == ["read-0", "read-4", "read-1", "read-2", "read-0"]
-    assert tokens.nth(1).get_attribute("title") == "12 of the mean token"
-    page.click("text=Next strip")
-    assert page.locator("#detail-reads").is_hidden()
-
-
 def test_strips_follow_each_other_and_a_number_typed_is_gone_to(visit, html):
     page = visit(html)
     assert page.inner_text("#strip-place") == "film strip 1 of 3: random"

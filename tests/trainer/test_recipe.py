@@ -89,7 +89,7 @@ WRONG = [
     (RUN + "[[stage]]\nsteps = 0\n", r", stage 1: steps: Input should be greater than or equal to 1 \(found 0\)"),
     (RUN + "[[stage]]\nname = 7\nsteps = 1\n", r", stage 7: name: Input should be a valid string \(found 7\)"),
     (RUN + STAGE + "loss = 'naive'\n",
-     r", stage 1: loss: Input should be 'vision', 'embedding', 'context' or 'sensitivity' \(found 'naive'\)"),
+     r", stage 1: loss: Input should be 'vision', 'embedding' or 'context' \(found 'naive'\)"),
     (RUN + STAGE + "caches = 'a'\n", r", stage 1: caches: Input should be a valid dictionary \(found 'a'\)"),
     (RUN + STAGE + "caches = []\n", r", stage 1: caches: Dictionary should have at least 1 item .*"),
     (RUN + STAGE + "caches = [['a']]\n", r", stage 1 has caches = \[\['a'\]\], expected names, each once, or .*"),

@@ -292,7 +292,7 @@ def test_more_steps_of_a_trajectory_than_it_has_are_refused(tmp_path, cache_fold
         ({"loss": "context", "step_weights": "sigma"}, "step-weights is sigma with loss context: it is an option of"),
         ({"loss": "embedding", "embedding_term": 0.5}, "embedding-term is 0.5 with loss embedding"),
         ({"loss": "embedding", "steps_per_trajectory": 2}, "steps-per-trajectory is 2 with loss embedding"),
-        ({"loss": "naive"}, "--loss: Input should be 'vision', 'embedding', 'context' or 'sensitivity'"),
+        ({"loss": "naive"}, "--loss: Input should be 'vision', 'embedding' or 'context'"),
         ({"huber": 0}, r"--huber: .*greater than 0 \(found 0\)"),
         ({"ema": 1.0}, r"--ema: .*less than 1 \(found 1.0\)"),
         ({"accumulate": 0}, r"--accumulate: .*greater than or equal to 1 \(found 0\)"),

@@ -1,0 +1,16 @@
+"""The tokens of a prompt as texts. No torch."""
+
+from collections.abc import Sequence
+
+from storage_schemas.reader import Cache
+
+
+def token_pieces(cache: Cache, token_ids: Sequence[int]) -> list[str]:
+    """Token ids as the texts of the cache's tokenizer."""
+    from tokenizers import Tokenizer
+
+    file = cache.tokenizer_files.get("tokenizer.json")
+    if file is None:
+        return [str(token) for token in token_ids]
+    tokenizer = Tokenizer.from_buffer(file)
+    return [tokenizer.id_to_token(token) or str(token) for token in token_ids]
