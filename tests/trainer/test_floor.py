@@ -7,17 +7,19 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models.backbone import FluxBackbone
-from models.student import checkpoints
+from models.student import checkpoints, load_student
 from storage_schemas.errors import BadTeacher, NonFinite
 from tests.trainer.conftest import cache_folder, t5_config
 from tests.trainer.making import make_trainer
 from tests.trainer.test_train import Listening, StopAfter, run_training
 from trainer import loop, validation
-from trainer.validation import Errors, Floor, spread_rows
+from trainer.losses import row_errors
+from trainer.validation import Errors, Floor, spread_rows, validation_rows
 
 __all__ = ["cache_folder", "t5_config"]
 
@@ -101,6 +103,27 @@ def test_the_loss_on_held_out_prompts_is_told_by_step(tmp_path, cache_folder, de
         # One trajectory is held out: as many records of each step.
         assert list(by_step) == ["0", "1", "2", "3"]
         assert line["validation_loss"] == pytest.approx(sum(by_step.values()) / 4, rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["context", "embedding"])
+def test_a_warm_up_before_a_vision_stage_is_judged_by_recorded_predictions(
+    tmp_path, cache_folder, dev_teacher, t5_config, loss
+):
+    flags = {"warmup_loss": loss, "warmup_steps": 2, "steps": 1, "checkpoint_every": 1, "keep": 3, "floor": 0}
+    run = run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, **flags)
+    kinds = [line["kind"] for line in metrics(run) if "kind" in line]
+    validated = [line["validation_loss"] for line in metrics(run) if "validation_loss" in line]
+    assert kinds == [loss, loss, "vision"] and len(validated) == 3
+    trainer = make_trainer(tmp_path / "probe", cache_folder, dev_teacher, t5_config, validate_rows=16)
+    batch = trainer.held_out.replay_batch(validation_rows(trainer.held_out, 16))
+    for checkpoint, told in zip(checkpoints(run), validated, strict=True):
+        student = load_student(checkpoint / "student")
+        with torch.no_grad():
+            embedding_BTD = trainer.embed(student, batch.token_ids_BT)
+            vision = float(row_errors(trainer.objective.backbones[0], embedding_BTD, batch).mean())
+        assert told == pytest.approx(vision, rel=1e-4)
+    # The best is chosen among all of them: they are of one kind.
+    assert json.loads((run / "best.json").read_text())["loss"] == min(validated)
 
 
 def test_a_loss_without_steps_has_none_by_step(tmp_path, cache_folder, t5_config):
