@@ -16,21 +16,21 @@ if _BEFORE is signal.default_int_handler:
 
 import typer
 
-from commands.build import build
-from commands.demo import demo
-from commands.evaluate import evaluate_app
-from commands.export import export
-from commands.generate import generate
-from commands.going_on import failed_text, goes_on, interrupted_text, out_of_memory_text
-from commands.look import inspect_app
-from commands.mend import inspect_verify, repair
-from commands.plan import plan_app
-from commands.prompts import prompts_app
-from commands.report import inspect_report
-from commands.resolve import out
-from commands.train import train
-from commands.transform import convert, merge, subset
-from storage_schemas.errors import UnderstudyError
+from secondcast.commands.build.build import build
+from secondcast.commands.demo import demo
+from secondcast.commands.evaluate.evaluate import evaluate_app
+from secondcast.commands.export import export
+from secondcast.commands.generate import generate
+from secondcast.commands.inspect.look import inspect_app
+from secondcast.commands.inspect.report import inspect_report
+from secondcast.commands.plan.plan import plan_app
+from secondcast.commands.prompts import prompts_app
+from secondcast.commands.repair import inspect_verify, repair
+from secondcast.commands.resolve import out
+from secondcast.commands.resuming import failed_text, goes_on, interrupted_text, out_of_memory_text
+from secondcast.commands.train.train import train
+from secondcast.commands.transform import convert, merge, subset
+from secondcast.storage_schemas.errors import SecondcastError
 
 if _BEFORE is signal.default_int_handler:
     with contextlib.suppress(ValueError):
@@ -61,7 +61,7 @@ def _options(
     version: Annotated[bool, typer.Option("--version", help="Print versions, of libraries too.")] = False,
 ) -> None:
     if version:
-        from commands.versions import version_lines
+        from secondcast.commands.versions import version_lines
 
         for line in version_lines():
             out.print(line, markup=False)
@@ -76,8 +76,8 @@ def main() -> None:
     # Without it the interpreter walks the half million objects of torch and transformers once more before it ends.
     atexit.register(gc.freeze)
     try:
-        code = app(prog_name="understudy", standalone_mode=False)
-    except UnderstudyError as error:
+        code = app(prog_name="secondcast", standalone_mode=False)
+    except SecondcastError as error:
         sys.exit(_fail(str(error), 1))
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
@@ -114,7 +114,7 @@ def _failed(error: Exception) -> int:
         print(message, file=sys.stderr)
         return 2
     message = re.sub(r" \(Possible options?: (.+)\)$", r". Did you mean \1?", message).replace(": Value error, ", ": ")
-    return _fail(f"{message} ({context.command_path if context else 'understudy'} --help lists what there is)", 2)
+    return _fail(f"{message} ({context.command_path if context else 'secondcast'} --help lists what there is)", 2)
 
 
 def _given_command() -> tuple[str, Any]:
@@ -133,7 +133,7 @@ def _goes_on() -> bool:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"understudy: {' '.join(message.split())}", file=sys.stderr)
+    print(f"secondcast: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 

@@ -15,21 +15,21 @@ from pathlib import Path
 
 import torch
 
-from cache_builder.build import Share, Stages, open_writer
-from cache_builder.job import Job
-from cache_builder.local_workers import run_local_workers
-from cache_builder.networks import load_backbone
-from cache_builder.sample_stage import prepare_batch, run_sample_stage
-from cache_builder.settings import BuildSettings
-from models.backbone import FluxBackbone
-from models.device import quiet_libraries
-from models.reference_pipeline import ReferencePipeline
-from models.teacher_folder import TeacherFolder, build_parts, find_teacher
-from pocket import TEACHER_FOLDER
-from pocket.world import captions
-from storage_schemas.progress import Silent
-from storage_schemas.reader import Cache
-from storage_schemas.writer import CacheWriter
+from secondcast.cache_builder.build import Share, Stages, open_writer
+from secondcast.cache_builder.networks import load_backbone
+from secondcast.cache_builder.sample_stage import prepare_batch, run_sample_stage
+from secondcast.cache_builder.settings import BuildSettings
+from secondcast.cache_builder.workers.job import Job
+from secondcast.cache_builder.workers.local import run_local_workers
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.device import quiet_libraries
+from secondcast.models.reference_pipeline import ReferencePipeline
+from secondcast.models.teacher.folder import TeacherFolder, build_parts, find_teacher
+from secondcast.pocket import TEACHER_FOLDER
+from secondcast.pocket.world import captions
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.writer import CacheWriter
 
 
 def settings_of(asked: argparse.Namespace, prompts: Path) -> BuildSettings:

@@ -21,15 +21,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from numcodecs.zstd import Zstd
 
-from storage_schemas.byte_planes import BITS, BytePlanes, compress, decompress, from_planes, planes_of
-from storage_schemas.derivation import derive_latents, euler_step, step_sizes
-from storage_schemas.fields import DTYPES, Arrays, fields_of
-from storage_schemas.manifest import Generation, Manifest, PromptSet, Sampling, Storage, Teacher
-from storage_schemas.prompts import Prompt, prompt_id
-from storage_schemas.reader import Cache
-from storage_schemas.step_delta import StepDelta, _ordered, _unzigzag, _zigzag
-from storage_schemas.step_int8 import StepInt8
-from storage_schemas.writer import CacheWriter, prompt_set_fields
+from secondcast.storage_schemas.codecs.byte_planes import BITS, BytePlanes, compress, decompress, from_planes, planes_of
+from secondcast.storage_schemas.codecs.step_delta import StepDelta, _ordered, _unzigzag, _zigzag
+from secondcast.storage_schemas.codecs.step_int8 import StepInt8
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.derivation import derive_latents, euler_step, step_sizes
+from secondcast.storage_schemas.schema.fields import DTYPES, Arrays, fields_of
+from secondcast.storage_schemas.schema.manifest import Generation, Manifest, PromptSet, Sampling, Storage, Teacher
+from secondcast.storage_schemas.schema.prompts import Prompt, prompt_id
+from secondcast.storage_schemas.writer import CacheWriter, prompt_set_fields
 
 STEPS, SIDE, CHANNELS, MU, FLOOR = 20, 32, 64, 0.63, 0.1
 TEXT, WIDTH = 77, 4096
@@ -238,7 +238,7 @@ def read_speed(folder: Path, samples: list[Arrays], form: str, codec: str, tries
 
 
 def pocket(folder: Path, dtype: str, count: int) -> tuple[list[Arrays], np.ndarray]:
-    """Predictions of the embedded pocket teacher, recorded by `understudy build`, and one embedding."""
+    """Predictions of the embedded pocket teacher, recorded by `secondcast build`, and one embedding."""
     command = [sys.executable, str(ROOT / "cli.py")]
     prompts, path = folder / f"{dtype}.txt", folder / dtype
     flags = ["--teacher", "pocket", "--prompts", prompts, "--dtype", dtype, "--codec", "plain", "--device", "cpu"]

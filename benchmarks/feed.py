@@ -14,16 +14,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from cache_builder.background_writer import BackgroundWriter
-from storage_schemas.derivation import derive_latents
-from storage_schemas.fields import DTYPES, Arrays, fields_of
-from storage_schemas.layout import ShardRange
-from storage_schemas.manifest import Generation, Manifest, PromptSet, Sampling, Storage, Teacher
-from storage_schemas.prompts import Prompt, prompt_id
-from storage_schemas.reader import Cache
-from storage_schemas.writer import CacheWriter, prompt_set_fields
-from trainer.feed import Feed, Request, Source
-from trainer.order import Order, Part
+from secondcast.cache_builder.pipeline.background_writer import BackgroundWriter
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.derivation import derive_latents
+from secondcast.storage_schemas.schema.fields import DTYPES, Arrays, fields_of
+from secondcast.storage_schemas.schema.layout import ShardRange
+from secondcast.storage_schemas.schema.manifest import Generation, Manifest, PromptSet, Sampling, Storage, Teacher
+from secondcast.storage_schemas.schema.prompts import Prompt, prompt_id
+from secondcast.storage_schemas.writer import CacheWriter, prompt_set_fields
+from secondcast.trainer.data.feed import Feed, Request, Source
+from secondcast.trainer.data.order import Order, Part
 
 STEPS, IMAGE_TOKENS, CHANNELS, TEXT_LENGTH, TEXT_WIDTH = 20, 1024, 64, 77, 4096
 FORMATS: tuple[Literal["zarr", "webdataset"], ...] = ("zarr", "webdataset")

@@ -2,20 +2,20 @@
 
 python -m benchmarks.fit_table            # no GPU, no weights, no network; half a minute
 
-What `understudy train --fit` chooses and `understudy plan train --gpu CARD` says, for many cards at once. Seconds are
-the larger one of FLOPs at 31 % of the card's dense bf16 rate and of copies at 25 GB/s: assumed, see models/cards.py.
+What `secondcast train --fit` chooses and `secondcast plan train --gpu CARD` says, for many cards at once. Seconds are
+the larger one of FLOPs at 31 % of the card's dense bf16 rate and of copies at 25 GB/s: assumed (models/cost/cards.py).
 """
 
 from collections.abc import Iterator
 
-from commands.plan_cards import outline
-from models.cards import CARDS, Card
-from models.device import quiet_libraries
-from storage_schemas.errors import BadSettings
-from storage_schemas.manifest import Manifest
-from trainer.costs import Costs, costs_of
-from trainer.fitting import fit
-from trainer.settings import TrainFlags, TrainSettings
+from secondcast.commands.plan.cards import outline
+from secondcast.models.cost.cards import CARDS, Card
+from secondcast.models.device import quiet_libraries
+from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.schema.manifest import Manifest
+from secondcast.trainer.cost.fitting import fit
+from secondcast.trainer.cost.stage_cost import Costs, costs_of
+from secondcast.trainer.settings import TrainFlags, TrainSettings
 
 GIB = 2**30
 NAMED = ("RTX 4060", "RTX 3060 12GB", "RTX 4070", "RTX 4060 Ti 16GB", "RTX 4090", "RTX 5090", "H100 SXM")

@@ -8,14 +8,14 @@ FLUX.1-dev's configuration with random bf16 weights made on the device, a T5-bas
 caches of the random teacher's own walks, read as training reads them. Nothing is downloaded. Needs 80 GB of GPU memory
 (34 of them for the teacher), 64 GB of the host's, and the wheels of the project's own dependencies: torch, diffusers,
 transformers, accelerate, safetensors, sentencepiece, protobuf, zarr, numcodecs, ml_dtypes, webdataset, xxhash,
-pydantic, numpy. Rows of int8 and fp8 need torchao besides, those of nf4 bitsandbytes (both: understudy[quant]);
+pydantic, numpy. Rows of int8 and fp8 need torchao besides, those of nf4 bitsandbytes (both: secondcast[quant]);
 compiled ones triton, which comes with torch's wheels for CUDA, and a C compiler. Rows without theirs say "not run".
 
 online: the loop of the paper: T5-XXL encodes, the teacher predicts, the student encodes, the backbone with the
     student's embedding, backward, AdamW, Euler step; every step. +checkpointed, +compiled: held so.
-plain, checkpointed, streamed, table (models/modulation_table.py), +compiled: the same steps from a cache, the backbone
-    held as `understudy train` holds it with these options (FluxBackbone.holding).
-int8, fp8, nf4: quantized (models/quantized.py), with a table, checkpointed. None of them compiled: torch 2.13
+plain, checkpointed, streamed, table (models/memory/modulation_table.py), +compiled: the same steps from a cache, the
+    backbone held as `secondcast train` holds it with these options (FluxBackbone.holding).
+int8, fp8, nf4: quantized (models/memory/quantized.py), with a table, checkpointed. None of them compiled: torch 2.13
     refuses the single block, of which two outputs share memory, with torchao 0.18's weights.
 fsdp2: PyTorch's fully_shard of each block with CPUOffloadPolicy, checkpointed, to compare with streamed.
 
@@ -24,10 +24,11 @@ named. Losses and the first gradient of all ways are those of online but for rou
 columns have the relative differences. A cap is imposed by torch.cuda.set_per_process_memory_fraction before the weights
 are put on the device, from the host, so "fits" is a run that did, loading among it: emulated on the card that the head
 names, with CUDA's context (about 0.5 GiB) outside of it. A streamed model under a cap has as many resident blocks as
---fit would leave on such a card. "calculated" is models/memory.py's, to compare with what was allocated. "of the matrix
-rate": FLOPs that were computed, recomputing among them, per second, as part of what a large product of matrices reaches
-here. Half a GB of the host's memory is the benchmark's own for each size and batch: the gradient to compare with. The
-most important rows come first; what would not end in time is left out. The last thing printed is the table.
+--fit would leave on such a card. "calculated" is models/cost/gpu_memory.py's, to compare with what was allocated. "of
+the matrix rate": FLOPs that were computed, recomputing among them, per second, as part of what a large product of
+matrices reaches here. Half a GB of the host's memory is the benchmark's own for each size and batch: the gradient to
+compare with. The most important rows come first; what would not end in time is left out. The last thing printed is the
+table.
 """
 
 import argparse
@@ -50,12 +51,12 @@ from benchmarks.full_scale_plan import Calculated, Group, Place, estimated_secon
 from benchmarks.full_scale_rows import GIB, HEADER, Row, impose, machine
 from benchmarks.full_scale_step import Measured, Training, offline_steps, online_steps
 from benchmarks.random_teacher import SCALES, Scale, Shape, random_text_encoder, random_transformer, record
-from models.backbone import FluxBackbone
-from models.device import quiet_libraries, usable_device
-from models.matrix_rate import matrix_rate
-from models.text_encoder import TeacherTextEncoder
-from storage_schemas.errors import UnderstudyError
-from storage_schemas.reader import Cache
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.cost.matrix_rate import matrix_rate
+from secondcast.models.device import quiet_libraries, usable_device
+from secondcast.models.teacher.text_encoder import TeacherTextEncoder
+from secondcast.storage_schemas.errors import SecondcastError
+from secondcast.storage_schemas.reader import Cache
 
 CAPS_GIB = (23.0, 15.0, 11.0, 7.5)
 # Steps that are not counted: the first allocates, compiles, and waits for its trajectories.
@@ -109,7 +110,7 @@ class Bench:
                 backbone = self._prepare(group, calculated)
         except torch.OutOfMemoryError:
             problem = "out of memory, while loading"
-        except UnderstudyError as error:
+        except SecondcastError as error:
             problem = f"not run: {error}"
         try:
             for place in group.places:
@@ -167,7 +168,7 @@ class Bench:
             found = offline_steps(training) if text_encoder is None else online_steps(training, text_encoder)
         except torch.OutOfMemoryError:
             return replace(row, problem="out of memory")
-        except UnderstudyError as error:
+        except SecondcastError as error:
             return replace(row, problem=f"not run: {error}")
         row = self._figures(row, found, calculated.step_flops(place))
         assert training.first_gradient is not None

@@ -10,15 +10,15 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.random_teacher import Scale, random_transformer
-from models.backbone import FluxBackbone
-from models.checkpointing import checkpoint_blocks
-from models.compiling import check_compiler
-from models.geometry import recorded_geometry
-from models.memory_options import MemoryOptions
-from models.modulation_table import recorded_conditions
-from models.quantized import check_quantizer
-from storage_schemas.errors import UnderstudyError
-from storage_schemas.manifest import Manifest, Quantization
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.geometry import recorded_geometry
+from secondcast.models.memory.checkpointing import checkpoint_blocks
+from secondcast.models.memory.compiling import check_compiler
+from secondcast.models.memory.modulation_table import recorded_conditions
+from secondcast.models.memory.options import MemoryOptions
+from secondcast.models.memory.quantized import check_quantizer
+from secondcast.storage_schemas.errors import SecondcastError
+from secondcast.storage_schemas.schema.manifest import Manifest, Quantization
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def why_not(mode: Mode, scale: Scale, device: torch.device) -> str | None:
         # The other backends of torch.compile need no compiler.
         if mode.options.compile and scale.compiler == "inductor":
             check_compiler(device)
-    except UnderstudyError as error:
+    except SecondcastError as error:
         return f"not run: {error}"
     return None
 

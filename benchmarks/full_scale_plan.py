@@ -9,12 +9,12 @@ from typing import NamedTuple
 from benchmarks.full_scale_modes import MODES, ONLINE
 from benchmarks.full_scale_rows import GIB
 from benchmarks.random_teacher import SCALES, Scale, Shape
-from models.cards import COPY_BYTES_PER_SECOND
-from models.cost import BackboneCost, backbone_cost
-from models.memory import CUDA_BYTES, GpuMemory, held_weights, table_rows, training_memory
-from models.schedule import DTYPES
-from models.text_cost import TextEncoderCost, student_cost, text_encoder_cost
-from storage_schemas.manifest import Manifest
+from secondcast.models.cost.cards import COPY_BYTES_PER_SECOND
+from secondcast.models.cost.gpu_memory import CUDA_BYTES, GpuMemory, held_weights, table_rows, training_memory
+from secondcast.models.cost.text import TextEncoderCost, student_cost, text_encoder_cost
+from secondcast.models.cost.transformer import BackboneCost, backbone_cost
+from secondcast.models.schedule import DTYPES
+from secondcast.storage_schemas.schema.manifest import Manifest
 
 # Of the matrix rate, for the estimate alone: 310 TFLOP/s were published for eager FLUX on an H100.
 _STEP_PART = 0.4
@@ -24,7 +24,7 @@ _ROW_SECONDS, _START_SECONDS = 2.0, 45.0
 # Three graphs with a backward pass. Online two more without one, for the teacher. Streamed the first three are there,
 # from the mode before, and two of the forward pass alone are not.
 _COMPILING_SECONDS = {"online": 60.0, "streamed": 30.0, "": 45.0}
-# As --fit has it (trainer/fitting.py): activations that are not counted on the meta device.
+# As --fit has it (trainer/cost/fitting.py): activations that are not counted on the meta device.
 _UNSEEN = 0.04
 
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from benchmarks.random_teacher import random_student
-from models.backbone import FluxBackbone
-from models.geometry import recorded_geometry
-from models.sampler import euler_step
-from models.text_encoder import TeacherTextEncoder
-from storage_schemas.reader import Cache
-from trainer.feed import Batch, Feed, Request, Source
-from trainer.losses import replay, vision_loss
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.geometry import recorded_geometry
+from secondcast.models.sampler import euler_step
+from secondcast.models.teacher.text_encoder import TeacherTextEncoder
+from secondcast.storage_schemas.reader import Cache
+from secondcast.trainer.data.feed import Batch, Feed, Request, Source
+from secondcast.trainer.losses import replay, vision_loss
 
 RATE, WEIGHT_DECAY, CLIP = 1e-4, 1e-3, 1.0
 
@@ -76,7 +76,7 @@ class Training:
 
 
 def offline_steps(training: Training) -> Measured:
-    """From the cache, read ahead as `understudy train` does."""
+    """From the cache, read ahead as `secondcast train` does."""
     found = Measured()
     requests = (Request(loss="vision", rows=training.rows(step)) for step in range(training.steps))
     with training.feed.prefetch(requests) as batches:

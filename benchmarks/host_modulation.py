@@ -10,9 +10,9 @@ import time
 import torch
 from diffusers import FluxTransformer2DModel
 
-from models.host_modulation import HostModulation, take_to_host
-from models.modulation_table import modulated_norms
-from models.planned_teacher import planned_teacher
+from secondcast.models.memory.host_modulation import HostModulation, take_to_host
+from secondcast.models.memory.modulation_table import modulated_norms
+from secondcast.models.teacher.planned import planned_teacher
 
 FLUX_DEV_PARAMETERS = 3_247_448_064
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.backbone import FluxBackbone
-from models.geometry import recorded_geometry
-from models.schedule import DTYPES
-from models.student import load_student, student_folder
-from pocket import TEACHER_FOLDER
-from storage_schemas.codecs import as_read
-from storage_schemas.fields import fields_of
-from storage_schemas.reader import Cache
-from trainer.feed import Feed, Source
-from trainer.losses import replay
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.geometry import recorded_geometry
+from secondcast.models.schedule import DTYPES
+from secondcast.models.student.student import load_student, student_folder
+from secondcast.pocket import TEACHER_FOLDER
+from secondcast.storage_schemas.codecs.by_field import as_read
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.fields import fields_of
+from secondcast.trainer.data.feed import Feed, Source
+from secondcast.trainer.losses import replay
 
 
 @torch.no_grad()

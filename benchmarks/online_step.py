@@ -5,9 +5,9 @@ taskset -c 3 python -m benchmarks.online_step [--students small base] [--batch-s
 online: the loop of the paper (section 3), written here: teacher's text encoder, teacher's prediction, student, the
     transformer with the student's embedding, backward, AdamW, Euler step. Its reference script encodes the text at
     every step; once per trajectory is what is left when it is encoded once and kept.
-offline: `seconds` in metrics.jsonl of trainer.train on a recording of the same batch, order `following`: all that a
-    step does, waiting for data included; and its parts in a plain loop. A walk's trajectories are decoded once: "and
-    reading" adds that, spread over the walk, which a run on a CPU does beside its steps, on the same core.
+offline: `seconds` in metrics.jsonl of secondcast.trainer.train on a recording of the same batch, order `following`: all
+    that a step does, waiting for data included; and its parts in a plain loop. A walk's trajectories are decoded once:
+    "and reading" adds that, spread over the walk, which a run on a CPU does beside its steps, on the same core.
 Both in turn, so that drift of the machine meets both; both begin with the same student and end with the same losses.
 """
 
@@ -29,21 +29,21 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline, calculate_shift
 from transformers import T5EncoderModel
 
-from cache_builder.build import Share, build
-from cache_builder.settings import BuildSettings
-from models.cost import backbone_cost
-from models.device import quiet_libraries
-from models.student import new_student
-from models.student_network import UnderstudyStudent
-from models.teacher_folder import REPLAY_PARTS, build_parts, find_teacher
-from models.text_cost import student_cost, text_encoder_cost
-from pocket import STUDENTS_FOLDER, TEACHER_FOLDER
-from pocket.world import captions
-from storage_schemas.progress import Silent
-from storage_schemas.prompts import is_held_out, prompt_id
-from storage_schemas.reader import Cache
-from trainer.settings import TrainFlags
-from trainer.train import train
+from secondcast.cache_builder.build import Share, build
+from secondcast.cache_builder.settings import BuildSettings
+from secondcast.models.cost.text import student_cost, text_encoder_cost
+from secondcast.models.cost.transformer import backbone_cost
+from secondcast.models.device import quiet_libraries
+from secondcast.models.student.student import new_student
+from secondcast.models.student.student_network import SecondcastStudent
+from secondcast.models.teacher.folder import REPLAY_PARTS, build_parts, find_teacher
+from secondcast.pocket import STUDENTS_FOLDER, TEACHER_FOLDER
+from secondcast.pocket.world import captions
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.prompts import is_held_out, prompt_id
+from secondcast.trainer.settings import TrainFlags
+from secondcast.trainer.train import train
 
 CPU = torch.device("cpu")
 RATE, WEIGHT_DECAY, CLIP, DROPOUT, SEED = 1e-4, 1e-3, 1.0, 0.0, 0
@@ -134,7 +134,7 @@ class Replay:
         return losses
 
     def offline(self, steps: int, run: Path, *, cpu: bool) -> tuple[list[float], list[float]]:
-        """Seconds and losses of the steps of `understudy train`."""
+        """Seconds and losses of the steps of `secondcast train`."""
         settings = TrainFlags.from_flags(
             student=self.source, init="random", order="following", steps=steps, batch_size=self.batch, dropout=DROPOUT,
             learning_rate=RATE, weight_decay=WEIGHT_DECAY, clip=CLIP, seed=SEED, checkpoint_every=steps,
@@ -162,7 +162,7 @@ class Replay:
 
     def _student_step(
         self,
-        student: UnderstudyStudent,
+        student: SecondcastStudent,
         optimizer: torch.optim.Optimizer,
         x_BSC: torch.Tensor,
         target_BSC: torch.Tensor,
@@ -185,7 +185,7 @@ class Replay:
     def _predict(self, x_BSC: torch.Tensor, embedding_BTD: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return self.networks.transformer(x_BSC, embedding_BTD, timestep=t.expand(self.batch) / 1000, **self._given)[0]
 
-    def _student(self) -> tuple[UnderstudyStudent, torch.optim.Optimizer]:
+    def _student(self) -> tuple[SecondcastStudent, torch.optim.Optimizer]:
         teacher = self.cache.manifest.teacher
         student = new_student(self.source, teacher, init="random", dropout=DROPOUT, seed=SEED).train()
         groups: list[dict[str, Any]] = [

@@ -15,14 +15,22 @@ from pathlib import Path
 
 import numpy as np
 
-from storage_schemas.commits import INDEX_FILE, KINDS, CommitRecord, FileRecord, Kind, Records, encode_index
-from storage_schemas.digests import xxh3_128
-from storage_schemas.fields import fields_of
-from storage_schemas.folders import Location, open_folder
-from storage_schemas.formats import format_of
-from storage_schemas.layout import Layout, ShardRange
-from storage_schemas.manifest import MANIFEST_FILE, Manifest
-from storage_schemas.prompts import Prompt, encode_prompts, prompt_id
+from secondcast.storage_schemas.formats.by_manifest import format_of
+from secondcast.storage_schemas.io.digests import xxh3_128
+from secondcast.storage_schemas.io.folders import Location, open_folder
+from secondcast.storage_schemas.schema.commits import (
+    INDEX_FILE,
+    KINDS,
+    CommitRecord,
+    FileRecord,
+    Kind,
+    Records,
+    encode_index,
+)
+from secondcast.storage_schemas.schema.fields import fields_of
+from secondcast.storage_schemas.schema.layout import Layout, ShardRange
+from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest
+from secondcast.storage_schemas.schema.prompts import Prompt, encode_prompts, prompt_id
 from tests.storage_schemas.caches import some_arrays, some_manifest
 
 SHARD_SIZE = 64
@@ -36,7 +44,7 @@ MEASURE = """
 import json, sys, time
 from pathlib import Path
 begun = time.perf_counter()
-from storage_schemas.reader import Cache
+from secondcast.storage_schemas.reader import Cache
 imported = time.perf_counter()
 cache = Cache.open(sys.argv[1])
 opened = time.perf_counter()
@@ -120,7 +128,7 @@ def show(title: str, rounds: list[dict[str, float]]) -> None:
 
 
 def measure_on_s3(files: dict[str, bytes], rounds: int) -> None:
-    from tests.storage_schemas.s3_server import running_s3
+    from tests.storage_schemas.io.s3_server import running_s3
 
     with running_s3() as s3:
         s3.fresh()

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import torch
 
-from models.backbone import FluxBackbone
-from models.geometry import recorded_geometry
-from models.memory_options import MemoryOptions
-from models.modulation_table import recorded_conditions
-from models.schedule import DTYPES
-from pocket import TEACHER_FOLDER
-from storage_schemas.manifest import Manifest, Quantization
-from storage_schemas.reader import Cache
-from trainer.feed import Batch, Feed, Source
-from trainer.losses import replay
-from trainer.validation import spread_rows
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.geometry import recorded_geometry
+from secondcast.models.memory.modulation_table import recorded_conditions
+from secondcast.models.memory.options import MemoryOptions
+from secondcast.models.schedule import DTYPES
+from secondcast.pocket import TEACHER_FOLDER
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.manifest import Manifest, Quantization
+from secondcast.trainer.data.feed import Batch, Feed, Source
+from secondcast.trainer.losses import replay
+from secondcast.trainer.validation import spread_rows
 
 KINDS: tuple[Quantization, ...] = ("int8", "fp8", "nf4")
 

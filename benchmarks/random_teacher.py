@@ -9,22 +9,22 @@ import torch
 from diffusers import FluxTransformer2DModel
 from transformers import T5Config, T5EncoderModel
 
-from cache_builder.sample_stage import run_sample_stage
-from cache_builder.settings import PlannedBuild, outline_manifest
-from cache_builder.text_stage import run_text_stage
-from models.backbone import FluxBackbone
-from models.geometry import recorded_geometry
-from models.planned_teacher import planned_teacher
-from models.schedule import DTYPES
-from models.student_network import StudentConfig, UnderstudyStudent
-from models.text_cost import student_config
-from models.text_encoder import TeacherTextEncoder
-from pocket import STUDENTS_FOLDER, TEACHER_FOLDER
-from storage_schemas.manifest import Manifest
-from storage_schemas.progress import Silent
-from storage_schemas.prompts import Prompt, prompt_id
-from storage_schemas.reader import Cache
-from storage_schemas.writer import CacheWriter, prompt_set_fields
+from secondcast.cache_builder.sample_stage import run_sample_stage
+from secondcast.cache_builder.settings import PlannedBuild, outline_manifest
+from secondcast.cache_builder.text_stage import run_text_stage
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.cost.text import student_config
+from secondcast.models.geometry import recorded_geometry
+from secondcast.models.schedule import DTYPES
+from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
+from secondcast.models.teacher.planned import planned_teacher
+from secondcast.models.teacher.text_encoder import TeacherTextEncoder
+from secondcast.pocket import STUDENTS_FOLDER, TEACHER_FOLDER
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.manifest import Manifest
+from secondcast.storage_schemas.schema.prompts import Prompt, prompt_id
+from secondcast.storage_schemas.writer import CacheWriter, prompt_set_fields
 
 SEED = 0
 # Words of a prompt, in tokens; the rest of the text is padding.
@@ -118,7 +118,7 @@ def random_text_encoder(scale: Scale, device: torch.device) -> TeacherTextEncode
     return TeacherTextEncoder(model)
 
 
-def random_student(source: str, manifest: Manifest, device: torch.device) -> UnderstudyStudent:
+def random_student(source: str, manifest: Manifest, device: torch.device) -> SecondcastStudent:
     """An fp32 student to train, the same weights each time; source: of its configuration."""
     torch.manual_seed(SEED)
     config = student_config(source).to_dict()
@@ -126,7 +126,7 @@ def random_student(source: str, manifest: Manifest, device: torch.device) -> Und
     teacher = manifest.teacher
     # Made where it will be: a CPU takes seconds for a large one.
     with device:
-        student = UnderstudyStudent(
+        student = SecondcastStudent(
             StudentConfig(
                 project_in_dim=config["d_model"],
                 project_out_dim=teacher.text_width,

@@ -8,30 +8,30 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from cache_builder.disk import check_disk
-from cache_builder.networks import Networks
-from cache_builder.peak_memory import PeakMemory, peak_memory
-from cache_builder.prompt_files import read_prompts
-from cache_builder.prompt_lengths import prompt_lengths
-from cache_builder.provenance import changed_provenance, provenance
-from cache_builder.sample_stage import run_sample_stage
-from cache_builder.settings import BuildSettings, plan_manifest
-from cache_builder.text_stage import run_text_stage, tokenised_prompts
-from cache_builder.waiting import needed_embeddings, wait_for_embeddings
-from cache_builder.workers import Worker
-from models.attention import check_attention
-from models.backbone import FluxBackbone
-from models.quantized import check_quantizer
-from models.schedule import DTYPES
-from models.teacher_folder import TeacherFolder
-from storage_schemas.commits import Kind
-from storage_schemas.extension import extend
-from storage_schemas.folders import Location, open_folder
-from storage_schemas.layout import ShardRange
-from storage_schemas.manifest import Record
-from storage_schemas.progress import Progress, size_text
-from storage_schemas.reader import Cache
-from storage_schemas.writer import CacheWriter
+from secondcast.cache_builder.disk import check_disk
+from secondcast.cache_builder.networks import Networks
+from secondcast.cache_builder.prompts.files import read_prompts
+from secondcast.cache_builder.prompts.lengths import prompt_lengths
+from secondcast.cache_builder.provenance import changed_provenance, provenance
+from secondcast.cache_builder.sample_stage import run_sample_stage
+from secondcast.cache_builder.settings import BuildSettings, plan_manifest
+from secondcast.cache_builder.share import Worker
+from secondcast.cache_builder.text_stage import run_text_stage, tokenised_prompts
+from secondcast.cache_builder.waiting import needed_embeddings, wait_for_embeddings
+from secondcast.models.attention import check_attention
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.memory.peak import PeakMemory, peak_memory
+from secondcast.models.memory.quantized import check_quantizer
+from secondcast.models.schedule import DTYPES
+from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.storage_schemas.io.folders import Location, open_folder
+from secondcast.storage_schemas.maintenance.extend import extend
+from secondcast.storage_schemas.progress import Progress, size_text
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.commits import Kind
+from secondcast.storage_schemas.schema.layout import ShardRange
+from secondcast.storage_schemas.schema.manifest import Record
+from secondcast.storage_schemas.writer import CacheWriter
 
 Stage = Literal["all", "text", "sample"]
 

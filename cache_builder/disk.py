@@ -3,13 +3,13 @@
 import shutil
 from pathlib import Path
 
-from storage_schemas.commits import Records, read_records
-from storage_schemas.errors import BadSettings
-from storage_schemas.folders import Location, is_remote, open_folder
-from storage_schemas.manifest import MANIFEST_FILE, Manifest
-from storage_schemas.progress import Progress
-from storage_schemas.reader import read_manifest
-from storage_schemas.sizes import remaining_bytes
+from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.io.folders import Location, is_remote, open_folder
+from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.reader import read_manifest
+from secondcast.storage_schemas.schema.commits import Records, read_records
+from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest
+from secondcast.storage_schemas.sizes import remaining_bytes
 
 _MIB, _GIB = 2**20, 2**30
 

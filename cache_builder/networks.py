@@ -4,16 +4,16 @@ from typing import Any
 
 import torch
 
-from cache_builder.peak_memory import begin_peak, release_memory
-from models.attention import RECORDED_NATIVE, backend_of_record, check_attention
-from models.backbone import FluxBackbone
-from models.geometry import recorded_geometry
-from models.memory_options import MemoryOptions
-from models.quantized import check_quantizer
-from models.schedule import DTYPES
-from models.teacher_folder import TeacherFolder
-from models.text_encoder import TeacherTextEncoder
-from storage_schemas.manifest import Manifest, check_same_teacher
+from secondcast.models.attention import RECORDED_NATIVE, backend_of_record, check_attention
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.geometry import recorded_geometry
+from secondcast.models.memory.options import MemoryOptions
+from secondcast.models.memory.peak import begin_peak, release_memory
+from secondcast.models.memory.quantized import check_quantizer
+from secondcast.models.schedule import DTYPES
+from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.models.teacher.text_encoder import TeacherTextEncoder
+from secondcast.storage_schemas.schema.manifest import Manifest, check_same_teacher
 
 
 class Networks:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from models.attention import recorded_attention
-from models.quantized import quantizer
-from storage_schemas.commits import Kind
-from storage_schemas.manifest import Quantization
-from storage_schemas.writer import CacheWriter
+from secondcast.models.attention import recorded_attention
+from secondcast.models.memory.quantized import quantizer
+from secondcast.storage_schemas.schema.commits import Kind
+from secondcast.storage_schemas.schema.manifest import Quantization
+from secondcast.storage_schemas.writer import CacheWriter
 
 # For records from before the batch size was written to them.
 DEFAULT_BATCH_SIZE = 16

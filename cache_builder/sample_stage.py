@@ -10,20 +10,20 @@ from functools import partial
 import numpy as np
 import torch
 
-from cache_builder.background_writer import BackgroundWriter
-from cache_builder.encoding import WORTH_BYTES, EncodingProcess
-from cache_builder.host_copies import HostCopies
-from cache_builder.provenance import provenance
-from models.backbone import FluxBackbone
-from models.noise import draw_guidance, draw_noise
-from models.sampler import Predict, sample
-from models.schedule import DTYPES, Schedule
-from storage_schemas.fields import Arrays, fields_of
-from storage_schemas.layout import ShardRange
-from storage_schemas.progress import Bar, Progress, size_text
-from storage_schemas.reader import Cache
-from storage_schemas.tensors import to_torch
-from storage_schemas.writer import CacheWriter, Encode
+from secondcast.cache_builder.pipeline.background_writer import BackgroundWriter
+from secondcast.cache_builder.pipeline.encoding import WORTH_BYTES, EncodingProcess
+from secondcast.cache_builder.pipeline.host_copies import HostCopies
+from secondcast.cache_builder.provenance import provenance
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.noise import draw_guidance, draw_noise
+from secondcast.models.sampler import Predict, sample
+from secondcast.models.schedule import DTYPES, Schedule
+from secondcast.storage_schemas.progress import Bar, Progress, size_text
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.fields import Arrays, fields_of
+from secondcast.storage_schemas.schema.layout import ShardRange
+from secondcast.storage_schemas.tensors import to_torch
+from secondcast.storage_schemas.writer import CacheWriter, Encode
 
 Tensors = dict[str, torch.Tensor]
 

@@ -5,13 +5,14 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cache_builder.prompt_sources import PromptSource
-from models.geometry import Geometry, geometry_of, vae_scale_factor
-from models.schedule import DTYPES, schedule_of
-from models.teacher_folder import TeacherFolder
-from storage_schemas.errors import BadSettings
-from storage_schemas.generations import added_generations
-from storage_schemas.manifest import (
+import secondcast
+from secondcast.cache_builder.prompts.sources import PromptSource
+from secondcast.models.geometry import Geometry, geometry_of, vae_scale_factor
+from secondcast.models.schedule import DTYPES, schedule_of
+from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.schema.generations import added_generations
+from secondcast.storage_schemas.schema.manifest import (
     CodecName,
     Embeddings,
     Flags,
@@ -26,16 +27,16 @@ from storage_schemas.manifest import (
     int8_problem,
     pooled_problem,
 )
-from storage_schemas.prompts import Prompt
-from storage_schemas.writer import prompt_set_fields
+from secondcast.storage_schemas.schema.prompts import Prompt
+from secondcast.storage_schemas.writer import prompt_set_fields
 
-CREATED_BY = "understudy 0.1.0"
+CREATED_BY = f"secondcast {secondcast.__version__}"
 # FluxPipeline.check_inputs of diffusers.
 LARGEST_TEXT_LENGTH = 512
 
 
 class BuildSettings(Flags):
-    """The flags of `understudy build`; None means: as the teacher's folder states."""
+    """The flags of `secondcast build`; None means: as the teacher's folder states."""
 
     prompts: tuple[PromptSource, ...] = Field(min_length=1)
     limit: int | None = Field(default=None, ge=1)
@@ -95,7 +96,7 @@ class BuildSettings(Flags):
 
 
 class PlannedBuild(BuildSettings):
-    """The flags of `understudy plan build`: those of a build, but the prompts may be a number alone."""
+    """The flags of `secondcast plan build`: those of a build, but the prompts may be a number alone."""
 
     prompts: tuple[PromptSource, ...] = ()
 

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from cache_builder.background_writer import BackgroundWriter
-from cache_builder.prompt_files import SourcedText
-from cache_builder.provenance import provenance
-from models.teacher_folder import TeacherFolder
-from models.text_encoder import TeacherTextEncoder, cut_token_ids, load_tokenizer, token_ids_of
-from storage_schemas.fields import Arrays
-from storage_schemas.layout import ShardRange
-from storage_schemas.manifest import Teacher
-from storage_schemas.progress import Progress
-from storage_schemas.prompts import Prompt, prompt_id
-from storage_schemas.tensors import from_torch
-from storage_schemas.writer import CacheWriter
+from secondcast.cache_builder.pipeline.background_writer import BackgroundWriter
+from secondcast.cache_builder.prompts.files import SourcedText
+from secondcast.cache_builder.provenance import provenance
+from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.models.teacher.text_encoder import TeacherTextEncoder, cut_token_ids, load_tokenizer, token_ids_of
+from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.schema.fields import Arrays
+from secondcast.storage_schemas.schema.layout import ShardRange
+from secondcast.storage_schemas.schema.manifest import Teacher
+from secondcast.storage_schemas.schema.prompts import Prompt, prompt_id
+from secondcast.storage_schemas.tensors import from_torch
+from secondcast.storage_schemas.writer import CacheWriter
 
 
 def tokenised_prompts(

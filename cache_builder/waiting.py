@@ -3,12 +3,12 @@
 import time
 from collections.abc import Sequence
 
-from cache_builder.workers import Worker
-from storage_schemas.commits import committed_shards
-from storage_schemas.errors import NotInCache
-from storage_schemas.layout import ShardRange
-from storage_schemas.progress import Progress
-from storage_schemas.writer import CacheWriter
+from secondcast.cache_builder.share import Worker
+from secondcast.storage_schemas.errors import NotInCache
+from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.schema.commits import committed_shards
+from secondcast.storage_schemas.schema.layout import ShardRange
+from secondcast.storage_schemas.writer import CacheWriter
 
 POLL_SECONDS = 1.0
 

@@ -1,4 +1,4 @@
-"""`understudy demo`: the whole road on the pocket teacher, by the same code as the commands it names."""
+"""`secondcast demo`: the whole road on the pocket teacher, by the same code as the commands it names."""
 
 import json
 import time
@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from commands.build import build
-from commands.evaluate import compare_picture, print_scores, score_pocket
-from commands.export import export
-from commands.look_pictures import write_film_strips
-from commands.prompts import prompts_pocket
-from commands.report import write_report
-from commands.resolve import POCKET, Device, Quiet, out, write_picture, write_text
-from commands.train import train_run
+from secondcast.commands.build.build import build
+from secondcast.commands.evaluate.evaluate import compare_picture, print_scores, score_pocket
+from secondcast.commands.export import export
+from secondcast.commands.inspect.pictures import write_film_strips
+from secondcast.commands.inspect.report import write_report
+from secondcast.commands.prompts import prompts_pocket
+from secondcast.commands.resolve import POCKET, Device, Quiet, out, write_picture, write_text
+from secondcast.commands.train.train import train_run
 
 
 def demo(
@@ -27,7 +27,7 @@ def demo(
 ) -> None:
     """Record the pocket teacher, train a student from the recording, score and show both.
 
-    Example: understudy demo
+    Example: secondcast demo
     """
     began = time.monotonic()
     cache, run, student = folder / "cache", folder / "run", folder / "student"
@@ -44,12 +44,12 @@ def demo(
         device=device,
         quiet=quiet,
     )
-    from storage_schemas.reader import Cache
+    from secondcast.storage_schemas.reader import Cache
 
     strips = folder / "film-strips.png"
     write_film_strips(Cache.open(cache), [0, 1, 2, 3], 8, None, device, strips, quiet=quiet)
     _title(3, "train a student from the recording; the teacher's text encoder is not loaded")
-    from trainer.settings import TrainFlags
+    from secondcast.trainer.settings import TrainFlags
 
     asked = TrainFlags.from_flags(
         student="pocket-small",
@@ -71,7 +71,7 @@ def demo(
     _title(4, "score teacher, student and an untrained student on compositions nobody trained on")
     results, captions = score_pocket(student, 192, 20, 3.5, 0, device, quiet)
     write_picture(compare_picture(results, captions), folder / "side-by-side.png")
-    from evaluation.pocket_scores import table_rows
+    from secondcast.evaluation.pocket_scores import table_rows
 
     write_text(folder / "scores.json", json.dumps(table_rows(results), indent=1) + "\n")
     print_scores(results, False)
@@ -100,9 +100,9 @@ def _where(folder: Path, seconds: float) -> None:
         out.print(f"  {folder / name!s:<28} {what}", markup=False)
     out.print("and try", markup=False)
     for command in (
-        f"understudy inspect summary {folder / 'cache'}",
-        f"understudy inspect show {folder / 'cache'} --grep red",
-        f"understudy inspect images {folder / 'cache'} 5 6 7 --out strips.png",
-        f"understudy evaluate score {folder / 'student'} --pocket --count 500",
+        f"secondcast inspect summary {folder / 'cache'}",
+        f"secondcast inspect show {folder / 'cache'} --grep red",
+        f"secondcast inspect images {folder / 'cache'} 5 6 7 --out strips.png",
+        f"secondcast evaluate score {folder / 'student'} --pocket --count 500",
     ):
         out.print(f"  .venv/bin/{command}", markup=False)

@@ -1,11 +1,11 @@
-"""`understudy export`: a student in the form that another program takes."""
+"""`secondcast export`: a student in the form that another program takes."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from commands.resolve import Quiet, out, quiet_device, terminal
+from secondcast.commands.resolve import Quiet, out, quiet_device, terminal
 
 _NEXT = {
     "diffusers": "give it to FluxPipeline.from_pretrained(..., text_encoder_2=...), see its README.md",
@@ -25,10 +25,10 @@ def export(
 ) -> None:
     """Write the best student of a run as a folder that FluxPipeline takes as text_encoder_2, or for other programs.
 
-    Example: understudy export my-run my-student
+    Example: secondcast export my-run my-student
     """
     quiet_device("cpu")
-    from trainer.export import export as run_export
+    from secondcast.trainer.run.export import export as run_export
 
     for remark in run_export(student, folder, to=to):
         terminal(quiet).say(remark)

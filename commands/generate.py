@@ -1,13 +1,13 @@
-"""`understudy generate`: pictures with a student in T5-XXL's place."""
+"""`secondcast generate`: pictures with a student in T5-XXL's place."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from commands.resolve import Device, Quiet, Settings, TeacherName, quiet_device, resolve_teacher, terminal
-from commands.resolve import out as console
-from storage_schemas.errors import BadSettings
+from secondcast.commands.resolve import Device, Quiet, Settings, TeacherName, quiet_device, resolve_teacher, terminal
+from secondcast.commands.resolve import out as console
+from secondcast.storage_schemas.errors import BadSettings
 
 
 def generate(
@@ -39,16 +39,16 @@ def generate(
 ) -> None:
     """Write a picture per prompt and an index of them; T5-XXL is not loaded for a student. Given again, it goes on.
 
-    Example: understudy generate my-student --teacher pocket --prompts prompts.txt --out pictures
+    Example: secondcast generate my-student --teacher pocket --prompts prompts.txt --out pictures
     """
     _check_size(resolution, height, width)
-    from cache_builder.prompt_files import read_prompts
+    from secondcast.cache_builder.prompts.files import read_prompts
 
     texts = [text.text for text in read_prompts(prompts, limit=limit).texts]
     torch_device = quiet_device(device)
-    from evaluation.generate import Asked
-    from evaluation.generate import generate as run_generate
-    from evaluation.leader import teacher_parts
+    from secondcast.evaluation.generate import Asked
+    from secondcast.evaluation.generate import generate as run_generate
+    from secondcast.evaluation.leader import teacher_parts
 
     asked = Asked(
         steps=steps, guidance=guidance, seed=seed, dtype=dtype, resolution=resolution, height=height, width=width,

@@ -1,4 +1,4 @@
-"""`understudy prompts`: look at prompts as a build reads them, and make prompt sets."""
+"""`secondcast prompts`: look at prompts as a build reads them, and make prompt sets."""
 
 import json
 from dataclasses import asdict
@@ -9,11 +9,11 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from commands.resolve import Json, out, print_table, resolve_teacher, write_text
-from storage_schemas.errors import BadSettings
+from secondcast.commands.resolve import Json, out, print_table, resolve_teacher, write_text
+from secondcast.storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
-    from cache_builder.prompt_files import PromptsRead
+    from secondcast.cache_builder.prompts.files import PromptsRead
 
 prompts_app = typer.Typer(no_args_is_help=True, help="Look at prompts, and make prompt sets.")
 
@@ -25,9 +25,9 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Only the first that many
 def prompts_list(sources: Sources, limit: Limit = None, as_json: Json = False) -> None:
     """The distinct prompts in the order of a build, one per line.
 
-    Example: understudy prompts list color_train.txt notes.csv:column=caption --limit 20
+    Example: secondcast prompts list color_train.txt notes.csv:column=caption --limit 20
     """
-    from cache_builder.prompt_files import read_prompts
+    from secondcast.cache_builder.prompts.files import read_prompts
 
     texts = read_prompts(sources, limit=limit).texts
     if as_json:
@@ -45,9 +45,9 @@ def prompts_count(
 ) -> None:
     """How many prompts there are, in all and per source; with --teacher how long they are.
 
-    Example: understudy prompts count color_train.txt CommonText_Train.json --teacher pocket
+    Example: secondcast prompts count color_train.txt CommonText_Train.json --teacher pocket
     """
-    from cache_builder.prompt_files import read_prompts
+    from secondcast.cache_builder.prompts.files import read_prompts
 
     read = read_prompts(sources, limit=limit)
     facts: dict[str, Any] = {
@@ -74,7 +74,7 @@ def _names(read: "PromptsRead") -> dict[str, int]:
 
 
 def _token_facts(read: "PromptsRead", teacher: str) -> dict[str, Any]:
-    from cache_builder.prompt_lengths import prompt_lengths
+    from secondcast.cache_builder.prompts.lengths import prompt_lengths
 
     return asdict(prompt_lengths([text.text for text in read.texts], resolve_teacher(teacher, ("tokenizer_2",))))
 
@@ -107,9 +107,14 @@ def prompts_compbench(
 ) -> None:
     """The training prompts of T2I-CompBench in one file, each with its category.
 
-    Example: understudy prompts compbench T2I-CompBench compbench.jsonl
+    Example: secondcast prompts compbench T2I-CompBench compbench.jsonl
     """
-    from cache_builder.compbench import ALL_CATEGORIES, PAPER_CATEGORIES, compbench_prompts, json_lines
+    from secondcast.cache_builder.prompts.compbench import (
+        ALL_CATEGORIES,
+        PAPER_CATEGORIES,
+        compbench_prompts,
+        json_lines,
+    )
 
     _check_ending(out_file, (".jsonl",))
     read = compbench_prompts(folder, PAPER_CATEGORIES if categories == "paper" else ALL_CATEGORIES)
@@ -131,9 +136,9 @@ def prompts_commontext(
 ) -> None:
     """Prompts for text rendering: signs with frequent English words on them.
 
-    Example: understudy prompts commontext signs.txt --count 50000
+    Example: secondcast prompts commontext signs.txt --count 50000
     """
-    from cache_builder.commontext import frequent_words, text_prompts
+    from secondcast.cache_builder.prompts.commontext import frequent_words, text_prompts
 
     _check_ending(out_file, (".txt", ".json", ".jsonl"))
     texts = text_prompts(count, seed=seed, words=frequent_words(words))
@@ -167,9 +172,9 @@ def prompts_pocket(
 ) -> None:
     """Captions of the pocket world.
 
-    Example: understudy prompts pocket prompts.txt --count 1024
+    Example: secondcast prompts pocket prompts.txt --count 1024
     """
-    from pocket.world import KINDS, captions
+    from secondcast.pocket.world import KINDS, captions
 
     try:
         texts = captions(count, seed=seed, split=split, kinds=KINDS if kind is None else (kind,))

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from rich.table import Table
 
-    from models.context_projection import ContextProjection
-    from models.teacher_folder import TeacherFolder
-    from storage_schemas.manifest import Teacher
+    from secondcast.models.teacher.context_projection import ContextProjection
+    from secondcast.models.teacher.folder import TeacherFolder
+    from secondcast.storage_schemas.schema.manifest import Teacher
 
 POCKET = "pocket"
 
@@ -77,7 +77,7 @@ def teacher_names(incomplete: str) -> list[str]:
 
 def student_names(incomplete: str) -> list[str]:
     """Completion of --student."""
-    from pocket import STUDENTS_FOLDER
+    from secondcast.pocket import STUDENTS_FOLDER
 
     names = [*(f"{POCKET}-{folder.name}" for folder in sorted(STUDENTS_FOLDER.iterdir())), *_T5_NAMES]
     return [name for name in names if name.startswith(incomplete)]
@@ -116,14 +116,14 @@ def print_lines(lines: "Iterable[str]") -> None:
 
 def terminal(quiet: bool = False) -> Any:
     """How progress is shown."""
-    from inspection.terminal import Terminal
+    from secondcast.commands.console import Terminal
 
     return Terminal(quiet=quiet)
 
 
 def quiet_device(name: str) -> Any:
     """A device by name. Also silences the libraries' own bars and remarks."""
-    from models.device import quiet_libraries, usable_device
+    from secondcast.models.device import quiet_libraries, usable_device
 
     quiet_libraries()
     return usable_device(name)
@@ -143,8 +143,8 @@ def resolve_teacher(name: str, parts: tuple[str, ...], revision: str | None = No
     """A teacher by name; `pocket` is the embedded one, before any path of that name."""
     from dataclasses import replace
 
-    from models.teacher_folder import find_teacher
-    from pocket import TEACHER_FOLDER
+    from secondcast.models.teacher.folder import find_teacher
+    from secondcast.pocket import TEACHER_FOLDER
 
     if name == POCKET:
         return replace(find_teacher(str(TEACHER_FOLDER), parts, revision=revision), source=POCKET)
@@ -155,8 +155,8 @@ def resolve_context_projection(name: str, recorded: "Teacher") -> "ContextProjec
     """The text projection of a teacher by name; of a hub's transformer that tensor alone is fetched."""
     from dataclasses import replace
 
-    from models.context_projection import find_context_projection
-    from pocket import TEACHER_FOLDER
+    from secondcast.models.teacher.context_projection import find_context_projection
+    from secondcast.pocket import TEACHER_FOLDER
 
     if name == POCKET:
         return replace(find_context_projection(str(TEACHER_FOLDER), recorded), source=POCKET)
@@ -165,7 +165,7 @@ def resolve_context_projection(name: str, recorded: "Teacher") -> "ContextProjec
 
 def student_source(name: str) -> str:
     """A student to begin with; `pocket-small` and its like are the embedded configurations."""
-    from pocket import STUDENTS_FOLDER
+    from secondcast.pocket import STUDENTS_FOLDER
 
     if not name.startswith(f"{POCKET}-") or Path(name).is_dir():
         return name
@@ -202,14 +202,14 @@ def check_folder(folder: Path) -> None:
 
 def check_outside(path: Path, cache: str) -> None:
     """Raise BadSettings for an --out among the files of a cache."""
-    from storage_schemas.folders import is_remote
-    from storage_schemas.manifest import MANIFEST_FILE
+    from secondcast.storage_schemas.io.folders import is_remote
+    from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE
 
     if is_remote(cache) or not (Path(cache) / MANIFEST_FILE).is_file():
         return
     if path.resolve().is_relative_to(Path(cache).resolve()):
         raise BadSettings(
-            f"--out {path} lies in the cache {cache}, where `understudy inspect verify` would call it foreign: give a "
+            f"--out {path} lies in the cache {cache}, where `secondcast inspect verify` would call it foreign: give a "
             f"place outside it"
         )
 

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
-from commands.resolve import Quiet, out, terminal
-from storage_schemas.errors import BadSettings
+from secondcast.commands.resolve import Quiet, out, terminal
+from secondcast.storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
-    from storage_schemas.rewrite import Rewritten
+    from secondcast.storage_schemas.maintenance.rewrite import Rewritten
 
 Target = Annotated[str, typer.Argument(metavar="DST", help="New folder, or s3://bucket/prefix.")]
 SourceCache = Annotated[str, typer.Argument(metavar="SRC", help="Folder of a cache, or s3://bucket/prefix.")]
@@ -17,7 +17,7 @@ SourceCache = Annotated[str, typer.Argument(metavar="SRC", help="Folder of a cac
 
 def known_codec(name: str | None) -> str | None:
     """A codec that a manifest can name."""
-    from storage_schemas.manifest import Storage
+    from secondcast.storage_schemas.schema.manifest import Storage
 
     known = get_args(Storage.model_fields["codec"].annotation)
     if name is not None and name not in known:
@@ -36,10 +36,10 @@ def convert(
 ) -> None:
     """A cache in another format; there and back gives the same bytes. Given again, it goes on where it stopped.
 
-    Example: understudy convert my-cache my-tars --format webdataset
+    Example: secondcast convert my-cache my-tars --format webdataset
     """
-    from storage_schemas.convert import convert as run_convert
-    from storage_schemas.reader import Cache
+    from secondcast.storage_schemas.maintenance.convert import convert as run_convert
+    from secondcast.storage_schemas.reader import Cache
 
     cache = Cache.open(source)
     storage = {"format": format, "codec": codec, "latents": latents, "embeddings": embeddings}
@@ -56,10 +56,10 @@ def subset(
 ) -> None:
     """Some prompts of a cache, with all their replicas: as if built of just those. Given again, it goes on.
 
-    Example: understudy subset my-cache my-small-cache --source color_train --count 1000
+    Example: secondcast subset my-cache my-small-cache --source color_train --count 1000
     """
-    from storage_schemas.reader import Cache
-    from storage_schemas.subset import subset as run_subset
+    from secondcast.storage_schemas.maintenance.subset import subset as run_subset
+    from secondcast.storage_schemas.reader import Cache
 
     if not names and ids is None and count is None:
         raise BadSettings("subset needs one of --source NAME, --ids FILE and --count N; a whole copy is `convert`")
@@ -75,16 +75,16 @@ def merge(
 ) -> None:
     """Caches of one teacher and the same flags as one; duplicates come once. Given again, it goes on.
 
-    Example: understudy merge my-cache other-cache both
+    Example: secondcast merge my-cache other-cache both
     """
-    from storage_schemas.merge import merge as run_merge
-    from storage_schemas.reader import Cache
+    from secondcast.storage_schemas.maintenance.merge import merge as run_merge
+    from secondcast.storage_schemas.reader import Cache
 
     _report(run_merge([Cache.open(source) for source in sources], target, terminal(quiet)))
 
 
 def _report(result: "Rewritten") -> None:
-    from storage_schemas.progress import size_text
+    from secondcast.storage_schemas.progress import size_text
 
     if differing := [f"{count} {kind}" for kind, count in result.differing.items() if count]:
         out.print(

@@ -1,10 +1,10 @@
-"""`understudy --version`: what a report of an error should say of the installation."""
+"""`secondcast --version`: what a report of an error should say of the installation."""
 
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-REQUIRED = ("understudy", "torch", "diffusers", "transformers", "zarr", "numcodecs", "webdataset")
+REQUIRED = ("secondcast", "torch", "diffusers", "transformers", "zarr", "numcodecs", "webdataset")
 OPTIONAL = (
     "bitsandbytes", "datasets", "matplotlib", "obstore", "peft", "pyarrow", "ray", "scikit-image", "scikit-learn",
     "tensorboard", "torchao", "torchmetrics", "torchvision", "wandb", "wordfreq",

@@ -31,7 +31,7 @@ def terminal_text(words: list[str]) -> str:
     """What a command prints in a terminal, colours included."""
     master, slave = pty.openpty()
     environment = os.environ | {"COLUMNS": str(COLUMNS), "LINES": "60", "TERM": "xterm-256color"}
-    command = [str(Path(sys.executable).parent / "understudy"), *words]
+    command = [str(Path(sys.executable).parent / "secondcast"), *words]
     process = subprocess.Popen(command, stdout=slave, stderr=slave, env=environment)
     os.close(slave)
     parts = []
@@ -45,18 +45,18 @@ def terminal_text(words: list[str]) -> str:
             break
         parts.append(part)
     if process.wait():
-        raise SystemExit(f"`understudy {' '.join(words)}` ended with {process.returncode}")
+        raise SystemExit(f"`secondcast {' '.join(words)}` ended with {process.returncode}")
     return b"".join(parts).decode().replace("\r\n", "\n").rstrip()
 
 
 def terminal_svg(words: list[str]) -> str:
     text = terminal_text(words)
     console = Console(record=True, width=COLUMNS, file=io.StringIO())
-    console.print(Text(f"$ understudy {' '.join(words)}", style="bold"))
+    console.print(Text(f"$ secondcast {' '.join(words)}", style="bold"))
     console.print(Text.from_ansi(text))
     # The last line's descenders are cut otherwise.
     console.print()
-    return console.export_svg(title="understudy")
+    return console.export_svg(title="secondcast")
 
 
 def shoot_terminal(page: Any, name: str, words: list[str]) -> None:

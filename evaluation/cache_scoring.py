@@ -4,11 +4,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from evaluation.picture_distances import check_measurable
-from models.memory_options import MemoryOptions
-from storage_schemas.errors import BadSettings
-from storage_schemas.manifest import Flags, Manifest, Quantization
-from storage_schemas.reader import Cache
+from secondcast.evaluation.pictures.distances import check_measurable
+from secondcast.models.memory.options import MemoryOptions
+from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.manifest import Flags, Manifest, Quantization
 
 
 class CacheScoring(Flags):

@@ -5,18 +5,18 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from evaluation.held_out import HeldOut
-from evaluation.picture_distances import psnr_db, ssim
-from evaluation.replaying import Conditions, EmbedPrompts, filled_batches, on_device
-from evaluation.results import Led
-from models.backbone import FluxBackbone
-from models.image_decoder import ImageDecoder
-from models.sampler import sample
-from models.schedule import Schedule
-from storage_schemas.errors import NonFinite
-from storage_schemas.fields import Array
-from storage_schemas.progress import Progress
-from storage_schemas.reader import Cache
+from secondcast.evaluation.held_out import HeldOut
+from secondcast.evaluation.pictures.distances import psnr_db, ssim
+from secondcast.evaluation.replaying import Conditions, EmbedPrompts, filled_batches, on_device
+from secondcast.evaluation.results import Led
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.sampler import sample
+from secondcast.models.schedule import Schedule
+from secondcast.models.teacher.image_decoder import ImageDecoder
+from secondcast.storage_schemas.errors import NonFinite
+from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.fields import Array
 
 Lpips = Callable[[Array, Array], float]
 Keep = Callable[[str, HeldOut, Array], None]

@@ -6,21 +6,21 @@ from pathlib import Path
 
 import torch
 
-from evaluation.leader import open_leader
-from evaluation.picture_folder import PictureFolder, PictureSettings
-from evaluation.sampling import Studio, picture_geometry
-from models.schedule import DTYPES
-from models.teacher_folder import TeacherFolder
-from models.text_encoder import PooledTextEncoder
-from storage_schemas.digests import digest
-from storage_schemas.manifest import Pooled
-from storage_schemas.progress import Progress
-from storage_schemas.prompts import normalised
+from secondcast.evaluation.leader import open_leader
+from secondcast.evaluation.pictures.folder import PictureFolder, PictureSettings
+from secondcast.evaluation.sampling import Studio, picture_geometry
+from secondcast.models.schedule import DTYPES
+from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.models.teacher.text_encoder import PooledTextEncoder
+from secondcast.storage_schemas.io.digests import digest
+from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.schema.manifest import Pooled
+from secondcast.storage_schemas.schema.prompts import normalised
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """The flags of `understudy generate` that shape pictures; None: the teacher's or the student's own."""
+    """The flags of `secondcast generate` that shape pictures; None: the teacher's or the student's own."""
 
     steps: int
     guidance: float

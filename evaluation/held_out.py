@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from models.noise import draw_guidance
-from storage_schemas.errors import NotInCache
-from storage_schemas.prompts import HELD_OUT_EVERY
-from storage_schemas.reader import Cache
-from storage_schemas.trajectory import trajectory_key
+from secondcast.models.noise import draw_guidance
+from secondcast.storage_schemas.errors import NotInCache
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.record import trajectory_key
+from secondcast.storage_schemas.schema.prompts import HELD_OUT_EVERY
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 
-from evaluation.sampling import Embed
-from models.student import check_fits, load_student
-from models.student_folder import config_of, student_folder
-from models.student_tokens import has_own_tokens, own_tokens
-from models.teacher_folder import POOLED_PARTS, TeacherFolder
-from models.text_encoder import TeacherTextEncoder, cut_token_ids, load_tokenizer, token_ids_of
-from storage_schemas.digests import digest, weight_sha256
-from storage_schemas.errors import BadSettings
-from storage_schemas.manifest import Pooled
+from secondcast.evaluation.sampling import Embed, OwnTokensEmbed
+from secondcast.models.student.folder import config_of
+from secondcast.models.student.student import Student, check_fits, load_student, student_folder, untrained_like
+from secondcast.models.student.tokens import StudentTokens, has_own_tokens, own_tokens
+from secondcast.models.teacher.folder import POOLED_PARTS, TeacherFolder
+from secondcast.models.teacher.text_encoder import TeacherTextEncoder, cut_token_ids, load_tokenizer, token_ids_of
+from secondcast.storage_schemas.errors import BadSettings, BadStudent
+from secondcast.storage_schemas.io.digests import digest, weight_sha256
+from secondcast.storage_schemas.schema.manifest import Pooled
 
 TEACHER = "teacher"
 """The name under which the teacher's own text encoder leads; a folder of that name is ./teacher."""
@@ -25,7 +25,7 @@ PICTURE_PARTS = ("transformer", "scheduler", "vae")
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 # Which files a tokenizer has depends on its kind: all that may be one's, and is nothing else.
 _TOKENIZER_ENDINGS = (".json", ".model", ".txt")
-_NO_TOKENIZER = ("config.json", "generation_config.json", "model.safetensors.index.json", "understudy.json")
+_NO_TOKENIZER = ("config.json", "generation_config.json", "model.safetensors.index.json", "secondcast.json")
 _WRITTEN_BY = ("transformers_version", "_name_or_path")
 
 
@@ -139,3 +139,32 @@ def _t5_token_ids(folder: Path, text_length: int) -> Callable[[Sequence[str]], t
 
 def _has_tokenizer(folder: Path) -> bool:
     return has_own_tokens(folder) or any((folder / name).is_file() for name in _TOKENIZER_FILES)
+
+
+def teacher_and_students(
+    student: Path, teacher: TeacherFolder, *, dtype: torch.dtype, device: torch.device, seed: int
+) -> dict[str, Embed]:
+    """teacher, student, and untrained: the student's shape with random weights. BadStudent if it does not fit."""
+    folder = student_folder(student)
+    trained = load_student(folder).to(device)
+    tokens = own_tokens(folder, trained)
+    width = int(teacher.config("transformer")["joint_attention_dim"])
+    check_fits(trained, width, str(student))
+    # A student with a tokenizer of its own may have positions for fewer tokens than the teacher.
+    own, taught = trained.config.text_length, teacher.text_length
+    if own > taught or (own < taught and tokens is None):
+        raise BadStudent(
+            f"{student} was trained at {trained.config.text_length} text tokens, this teacher has "
+            f"{teacher.text_length}: score it on the teacher it was trained for"
+        )
+    untrained = untrained_like(trained, seed=seed).to(device)
+    encoder = TeacherTextEncoder.load(teacher, dtype=dtype, device=device)
+    return {"teacher": encoder.encode, "student": _embed(trained, tokens), "untrained": _embed(untrained, tokens)}
+
+
+def _embed(student: Student, tokens: StudentTokens | None) -> Embed:
+    def embed(token_ids_BT: torch.Tensor) -> torch.Tensor:
+        embedding_BTD: torch.Tensor = student(token_ids_BT)[0]
+        return embedding_BTD
+
+    return embed if tokens is None else OwnTokensEmbed(embed=embed, token_ids=tokens.batch)

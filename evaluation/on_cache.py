@@ -9,23 +9,23 @@ from typing import Any, Self
 
 import torch
 
-from evaluation.cache_scoring import CacheScoring
-from evaluation.closed_loop import closed_loop
-from evaluation.held_out import HeldOut, held_out_trajectories, spread
-from evaluation.open_loop import open_loop
-from evaluation.picture_distances import Lpips, lpips_missing
-from evaluation.replaying import CacheStudent, EmbedPrompts, cached_embeddings
-from evaluation.results import ClosedLoop, Computed, Evaluated, Evaluation, Led, StepErrors
-from models.attention import check_attention, recorded_attention
-from models.backbone import FluxBackbone
-from models.image_decoder import ImageDecoder, load_recorded_decoder
-from models.quantized import check_quantizer
-from models.recorded_backbone import load_recorded_backbone
-from models.schedule import DTYPES
-from models.student_tokens import text_length_remark
-from models.teacher_folder import TeacherFolder
-from storage_schemas.progress import Progress
-from storage_schemas.reader import Cache
+from secondcast.evaluation.cache_scoring import CacheScoring
+from secondcast.evaluation.closed_loop import closed_loop
+from secondcast.evaluation.held_out import HeldOut, held_out_trajectories, spread
+from secondcast.evaluation.open_loop import open_loop
+from secondcast.evaluation.pictures.distances import Lpips, lpips_missing
+from secondcast.evaluation.replaying import CacheStudent, EmbedPrompts, cached_embeddings
+from secondcast.evaluation.results import ClosedLoop, Computed, Evaluated, Evaluation, Led, StepErrors
+from secondcast.models.attention import check_attention, recorded_attention
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.memory.quantized import check_quantizer
+from secondcast.models.recorded_backbone import load_recorded_backbone
+from secondcast.models.schedule import DTYPES
+from secondcast.models.student.tokens import text_length_remark
+from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.models.teacher.image_decoder import ImageDecoder, load_recorded_decoder
+from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.reader import Cache
 
 # Law 3: replayed exactly, the teacher's own embedding is never off by more than this part of the velocity's norm.
 _LARGEST_FLOOR = 0.03
@@ -177,7 +177,7 @@ class CacheBench:
         cache = self.cache
         digests, sigmas = cache.manifest.digests(), cache.manifest.sampling.sigmas
         return {
-            "created_by": f"understudy {version('understudy')}",
+            "created_by": f"secondcast {version('secondcast')}",
             "cache": cache.location,
             "sampling_digest": digests["sampling"],
             "teacher_digest": digests["teacher"],

@@ -7,15 +7,15 @@ from typing import Self
 import numpy as np
 import torch
 
-from evaluation.held_out import HeldOut
-from evaluation.replaying import Conditions, EmbedPrompts, filled_batches, on_device
-from evaluation.results import StepErrors
-from models.backbone import FluxBackbone
-from storage_schemas.errors import NonFinite
-from storage_schemas.fields import Array
-from storage_schemas.progress import Progress
-from storage_schemas.reader import Cache
-from storage_schemas.trajectory import Trajectory
+from secondcast.evaluation.held_out import HeldOut
+from secondcast.evaluation.replaying import Conditions, EmbedPrompts, filled_batches, on_device
+from secondcast.evaluation.results import StepErrors
+from secondcast.models.backbone import FluxBackbone
+from secondcast.storage_schemas.errors import NonFinite
+from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.record import Trajectory
+from secondcast.storage_schemas.schema.fields import Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +115,6 @@ def _step_errors(values_NK2: Array, name: str, trajectories: Sequence[HeldOut], 
         raise NonFinite(
             f"the error of {name} at step {steps[step]} of trajectory {trajectories[number].key} is not finite "
             f"({len(wrong)} of {values_NK2[..., 0].size} are not): embedding, prediction or recording overflowed; try "
-            f"--backbone-dtype float32, and look with `understudy inspect show`"
+            f"--backbone-dtype float32, and look with `secondcast inspect show`"
         )
     return StepErrors(error_fraction=values_NK2[..., 0].tolist(), mean_square=values_NK2[..., 1].tolist())

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluation.intervals import wilson
-from pocket.scorer import DIMENSIONS, score
-from storage_schemas.errors import BadPrompts
-from storage_schemas.fields import Array
-from storage_schemas.progress import Progress
+from secondcast.evaluation.intervals import wilson
+from secondcast.pocket.scorer import DIMENSIONS, score
+from secondcast.storage_schemas.errors import BadPrompts
+from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.schema.fields import Array
 
 if TYPE_CHECKING:
-    from evaluation.sampling import Embed, Studio
+    from secondcast.evaluation.sampling import Embed, Studio
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,14 +9,14 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import torch
 
-from evaluation.leader import student_digest
-from models.backbone import FluxBackbone
-from models.student import Student, check_fits, load_student, student_folder, untrained_like
-from models.student_tokens import StudentTokens, own_tokens
-from storage_schemas.errors import BadStudent
-from storage_schemas.reader import Cache
-from storage_schemas.tensors import to_torch
-from storage_schemas.trajectory import Trajectory
+from secondcast.evaluation.leader import student_digest
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.student.student import Student, check_fits, load_student, student_folder, untrained_like
+from secondcast.models.student.tokens import StudentTokens, own_tokens
+from secondcast.storage_schemas.errors import BadStudent
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.record import Trajectory
+from secondcast.storage_schemas.tensors import to_torch
 
 EmbedPrompts = Callable[[Sequence[int]], torch.Tensor]
 """Numbers of prompts of a cache -> encoder_hidden_states_BTD."""

@@ -10,9 +10,9 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from storage_schemas import durable
-from storage_schemas.errors import BadSettings
-from storage_schemas.manifest import Quantization, Record, first_problem
+from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.io import durable
+from secondcast.storage_schemas.schema.manifest import Quantization, Record, first_problem
 
 Rows = tuple[tuple[float, ...], ...]
 """[N][K]: a value of each trajectory and step."""
@@ -99,7 +99,7 @@ class Evaluation(Record):
     closed_loop: None where none was asked for, or it has not been through.
     """
 
-    format: Literal["understudy-evaluation"] = "understudy-evaluation"
+    format: Literal["secondcast-evaluation"] = "secondcast-evaluation"
     format_version: Literal[1] = 1
     created_by: str
     student: str
@@ -150,15 +150,15 @@ class Evaluation(Record):
         try:
             body = json.loads(path.read_bytes())
         except FileNotFoundError as error:
-            raise BadSettings(f"no file {path}: expected what `understudy evaluate score --out` wrote") from error
+            raise BadSettings(f"no file {path}: expected what `secondcast evaluate score --out` wrote") from error
         except (OSError, ValueError, RecursionError) as error:
             raise BadSettings(
-                f"{path} is not readable JSON: expected what `understudy evaluate score --out` wrote"
+                f"{path} is not readable JSON: expected what `secondcast evaluate score --out` wrote"
             ) from error
         try:
             return cls.model_validate(body)
         except ValidationError as error:
             raise BadSettings(
                 f"{path} is no evaluation that this version reads ({first_problem(error)}): expected what "
-                f"`understudy evaluate score --out` wrote; evaluate again"
+                f"`secondcast evaluate score --out` wrote; evaluate again"
             ) from error

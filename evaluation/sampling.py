@@ -6,17 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from models.backbone import FluxBackbone
-from models.geometry import Geometry, geometry_of, vae_scale_factor
-from models.image_decoder import ImageDecoder
-from models.noise import draw_noise
-from models.sampler import sample
-from models.schedule import Schedule, pipeline_schedule
-from models.teacher_folder import TeacherFolder
-from models.text_encoder import cut_token_ids, load_tokenizer, token_ids_of
-from storage_schemas.fields import Array
-from storage_schemas.progress import Bar
-from storage_schemas.prompts import normalised, prompt_id
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.geometry import Geometry, geometry_of, vae_scale_factor
+from secondcast.models.noise import draw_noise
+from secondcast.models.sampler import sample
+from secondcast.models.schedule import Schedule, pipeline_schedule
+from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.models.teacher.image_decoder import ImageDecoder
+from secondcast.models.teacher.text_encoder import cut_token_ids, load_tokenizer, token_ids_of
+from secondcast.storage_schemas.progress import Bar
+from secondcast.storage_schemas.schema.fields import Array
+from secondcast.storage_schemas.schema.prompts import normalised, prompt_id
 
 # token_ids_BT -> encoder_hidden_states_BTD
 Embed = Callable[[torch.Tensor], torch.Tensor]

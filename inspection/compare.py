@@ -7,25 +7,25 @@ from typing import Any
 
 import torch
 
-from evaluation.cache_scoring import CacheScoring
-from evaluation.closed_loop import RECORDED, closed_loop
-from evaluation.held_out import HeldOut, held_out_trajectories, spread
-from evaluation.on_cache import backbone_of
-from evaluation.open_loop import open_loop
-from evaluation.picture_distances import check_measurable
-from evaluation.replaying import CacheStudent, EmbedPrompts, cached_embeddings
-from evaluation.results import Led, StepErrors
-from models.image_decoder import load_recorded_decoder
-from models.student_tokens import text_length_remark
-from models.teacher_folder import TeacherFolder
-from storage_schemas.errors import BadSettings, NotInCache
-from storage_schemas.fields import Array
-from storage_schemas.progress import Progress
-from storage_schemas.reader import Cache
+from secondcast.evaluation.cache_scoring import CacheScoring
+from secondcast.evaluation.closed_loop import RECORDED, closed_loop
+from secondcast.evaluation.held_out import HeldOut, held_out_trajectories, spread
+from secondcast.evaluation.on_cache import backbone_of
+from secondcast.evaluation.open_loop import open_loop
+from secondcast.evaluation.pictures.distances import check_measurable
+from secondcast.evaluation.replaying import CacheStudent, EmbedPrompts, cached_embeddings
+from secondcast.evaluation.results import Led, StepErrors
+from secondcast.models.student.tokens import text_length_remark
+from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.models.teacher.image_decoder import load_recorded_decoder
+from secondcast.storage_schemas.errors import BadSettings, NotInCache
+from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.fields import Array
 
 DEFAULT_COUNT = 8
 FLOOR = "floor"
-_INSTEAD = "`understudy evaluate score --closed-loop 0` gives the errors by step without pictures"
+_INSTEAD = "`secondcast evaluate score --closed-loop 0` gives the errors by step without pictures"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from evaluation.closed_loop import RECORDED
-from evaluation.picture import enlarged
-from inspection.compare import Compared
-from inspection.sheet import COLOURS, GREY, LINE, amplified_difference, font, lines_of, plot_curves, stacked
-from storage_schemas.fields import Array
+from secondcast.evaluation.closed_loop import RECORDED
+from secondcast.evaluation.pictures.picture import enlarged
+from secondcast.inspection.compare import Compared
+from secondcast.inspection.sheet import COLOURS, GREY, LINE, amplified_difference, font, lines_of, plot_curves, stacked
+from secondcast.storage_schemas.schema.fields import Array
 
 _SMALLEST_SIDE, _LARGEST_SIDE, _GAP, _MARGIN, _PLOT_WIDTH = 128, 256, 6, 12, 180
 _TITLE_FONT, _SMALL_FONT = 13, 11

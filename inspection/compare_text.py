@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from inspection.text_layout import table_lines
+from secondcast.inspection.text_layout import table_lines
 
 
 def compare_lines(facts: dict[str, Any], *, width: int | None = None) -> list[str]:

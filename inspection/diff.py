@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from storage_schemas.commits import CommitRecord, Records
-from storage_schemas.consequences import consequence
-from storage_schemas.digests import canonical_json
-from storage_schemas.manifest import differences, differing_fields, shortened
-from storage_schemas.reader import Cache
-from storage_schemas.rewrite import ways_made
+from secondcast.storage_schemas.io.digests import canonical_json
+from secondcast.storage_schemas.maintenance.rewrite import ways_made
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.commits import CommitRecord, Records
+from secondcast.storage_schemas.schema.consequences import consequence
+from secondcast.storage_schemas.schema.manifest import differences, differing_fields, shortened
 
 _DIGEST_OF_VERDICT = {"resume": "prompts", "merge": "sampling", "train_together": "teacher"}
 
@@ -51,7 +51,7 @@ def diff_lines(facts: dict[str, Any]) -> list[str]:
     if facts["identical"]:
         lines.append(
             "identical by their records: the same manifest, and the same checksums of every shard; the files were not "
-            "read, `understudy inspect verify` does"
+            "read, `secondcast inspect verify` does"
         )
     elif (shards := facts["shards"]) is not None:
         lines.append(

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from evaluation.picture import enlarged
-from inspection.sheet import GREY, LINE, font, lines_of
-from models.image_decoder import ImageDecoder, load_recorded_decoder
-from models.teacher_folder import TeacherFolder
-from storage_schemas.derivation import predicted_clean_latent
-from storage_schemas.fields import Array
-from storage_schemas.reader import Cache
-from storage_schemas.trajectory import Trajectory
+from secondcast.evaluation.pictures.picture import enlarged
+from secondcast.inspection.sheet import GREY, LINE, font, lines_of
+from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.models.teacher.image_decoder import ImageDecoder, load_recorded_decoder
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.record import Trajectory
+from secondcast.storage_schemas.schema.derivation import predicted_clean_latent
+from secondcast.storage_schemas.schema.fields import Array
 
 SIDE = 96
 _GAP = 4

@@ -4,12 +4,12 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from inspection.text_layout import table_lines, wrapped
-from storage_schemas.commits import COMMITS_FOLDER
-from storage_schemas.folders import is_remote
+from secondcast.inspection.text_layout import table_lines, wrapped
+from secondcast.storage_schemas.io.folders import is_remote
+from secondcast.storage_schemas.schema.commits import COMMITS_FOLDER
 
 if TYPE_CHECKING:
-    from storage_schemas.verification import Problem, Report
+    from secondcast.storage_schemas.maintenance.verify import Problem, Report
 
 Need = Literal["delete", "itself", "shard", "copy"]
 """Deleted by hand; from the rest of the cache; from a copy or the teacher; from a copy or the build command."""
@@ -33,7 +33,7 @@ def need_of(problem: "Problem", report: "Report") -> Need:
 
 def way_out(problem: "Problem") -> str:
     """What helps, as the end of a sentence, where the problem's own message does not say it."""
-    said = ("`understudy repair", "delete it", "build command")
+    said = ("`secondcast repair", "delete it", "build command")
     if any(way in problem.message for way in said):
         return ""
     if problem.shard is not None:
@@ -60,7 +60,7 @@ def mending_command(cache: str, problem: "Problem", report: "Report", teacher: s
 
 def _repair(cache: str, need: Need, teacher: str | None) -> str:
     named = shlex.quote(teacher) if teacher else "TEACHER"
-    return f"understudy repair {shlex.quote(cache)}" + {"copy": " --from COPY", "shard": f" --teacher {named}"}.get(
+    return f"secondcast repair {shlex.quote(cache)}" + {"copy": " --from COPY", "shard": f" --teacher {named}"}.get(
         need, ""
     )
 

@@ -4,13 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from inspection.text_layout import entry_lines, table_lines
-from inspection.token_pieces import token_pieces
-from storage_schemas.derivation import predicted_clean_latent
-from storage_schemas.fields import Array
-from storage_schemas.manifest import Sampling
-from storage_schemas.reader import Cache
-from storage_schemas.trajectory import Trajectory, trajectory_key
+from secondcast.inspection.text_layout import entry_lines, table_lines
+from secondcast.inspection.token_pieces import token_pieces
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.record import Trajectory, trajectory_key
+from secondcast.storage_schemas.schema.derivation import predicted_clean_latent
+from secondcast.storage_schemas.schema.fields import Array
+from secondcast.storage_schemas.schema.manifest import Sampling
 
 # More replicas than fit a line are counted; --json has all.
 _REPLICAS_SHOWN = 8
@@ -116,7 +116,7 @@ def _replica_text(facts: dict[str, Any], cache: str) -> str:
     which = "the other is trajectory" if len(others) == 1 else "the others are trajectories"
     return (
         f"{facts['replica']}, one of {len(replicas)} of this prompt; {which} {told}{more}: "
-        f"`understudy inspect show {cache} {others[0]['index']}`"
+        f"`secondcast inspect show {cache} {others[0]['index']}`"
     )
 
 

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from storage_schemas.commits import KINDS, CommitRecord
-from storage_schemas.digests import canonical_json
-from storage_schemas.fields import fields_of
-from storage_schemas.folders import LocalFolder
-from storage_schemas.journal import is_pending
-from storage_schemas.manifest import Sampling
-from storage_schemas.reader import Cache
-from storage_schemas.rewrite import COPIED_FROM, ways_made
-from storage_schemas.stored_bytes import StoredArray, stored_arrays
+from secondcast.storage_schemas.io.digests import canonical_json
+from secondcast.storage_schemas.io.folders import LocalFolder
+from secondcast.storage_schemas.maintenance.rewrite import COPIED_FROM, ways_made
+from secondcast.storage_schemas.maintenance.stored_bytes import StoredArray, stored_arrays
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.commits import KINDS, CommitRecord
+from secondcast.storage_schemas.schema.fields import fields_of
+from secondcast.storage_schemas.schema.journal import is_pending
+from secondcast.storage_schemas.schema.manifest import Sampling
 
 # A disk of a network may take longer than a screen is worth: what was not looked at is told.
 _FILES_SECONDS = 0.4

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from inspection.text_layout import entry_lines, table_lines
-from storage_schemas.progress import duration_text, size_text
+from secondcast.inspection.text_layout import entry_lines, table_lines
+from secondcast.storage_schemas.progress import duration_text, size_text
 
 # More ways than fit a screen are counted; --json has all.
 _WAYS_SHOWN = 3
@@ -60,7 +60,7 @@ def summary_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _integrity(facts: dict[str, Any]) -> str:
     shards, files = facts["integrity"]["shards"], facts["integrity"]["files"]
-    verify = f"`understudy inspect verify {facts['path']}` does"
+    verify = f"`secondcast inspect verify {facts['path']}` does"
     return (
         f"{shards['committed']:,} of {shards['planned']:,} shards have a record; {_files(files)}; checksums not "
         f"compared, {verify}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from storage_schemas.reader import Cache
+from secondcast.storage_schemas.reader import Cache
 
 
 def token_pieces(cache: Cache, token_ids: Sequence[int]) -> list[str]:

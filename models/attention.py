@@ -7,7 +7,7 @@ from diffusers import FluxTransformer2DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 from diffusers.utils.constants import DIFFUSERS_ATTN_BACKEND
 
-from storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import BadSettings
 
 # torch's scaled_dot_product_attention: diffusers' default, and the name that records have for it.
 NATIVE = AttentionBackendName.NATIVE.value

@@ -7,18 +7,18 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors import SafetensorError
 
-from models.attention import set_attention
-from models.checkpointing import checkpoint_blocks
-from models.compiling import compile_blocks
-from models.device import total_bytes
-from models.geometry import Geometry
-from models.host_modulation import HostModulation, take_to_host, takes_host
-from models.memory_options import PLAIN, MemoryOptions
-from models.meta_run import parameter_count
-from models.modulation_table import Conditions, ModulationTable, make_table, worthwhile
-from models.quantized import check_quantizer, quantize_blocks
-from models.streaming import stream_blocks
-from storage_schemas.errors import BadSettings, BadTeacher
+from secondcast.models.attention import set_attention
+from secondcast.models.device import total_bytes
+from secondcast.models.geometry import Geometry
+from secondcast.models.memory.checkpointing import checkpoint_blocks
+from secondcast.models.memory.compiling import compile_blocks
+from secondcast.models.memory.host_modulation import HostModulation, take_to_host, takes_host
+from secondcast.models.memory.meta_run import parameter_count
+from secondcast.models.memory.modulation_table import Conditions, ModulationTable, make_table, worthwhile
+from secondcast.models.memory.options import PLAIN, MemoryOptions
+from secondcast.models.memory.quantized import check_quantizer, quantize_blocks
+from secondcast.models.memory.streaming import stream_blocks
+from secondcast.storage_schemas.errors import BadSettings, BadTeacher
 
 
 class FluxBackbone:

@@ -2,7 +2,7 @@
 
 import torch
 
-from storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import BadSettings
 
 
 def usable_device(name: str) -> torch.device:

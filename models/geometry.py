@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from storage_schemas.errors import BadSettings
-from storage_schemas.manifest import Sampling
+from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.schema.manifest import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)

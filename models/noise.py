@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from storage_schemas.fields import Array
+from secondcast.storage_schemas.schema.fields import Array
 
 
 def _generator(purpose: str, seed: int, prompt_id: str, replica: int) -> np.random.Generator:

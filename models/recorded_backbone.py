@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import torch
 
-from models.backbone import FluxBackbone
-from models.geometry import recorded_geometry
-from models.memory_options import MemoryOptions
-from models.modulation_table import recorded_conditions
-from models.teacher_folder import TeacherFolder, check_recorded_transformer
-from storage_schemas.manifest import Manifest
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.geometry import recorded_geometry
+from secondcast.models.memory.modulation_table import recorded_conditions
+from secondcast.models.memory.options import MemoryOptions
+from secondcast.models.teacher.folder import TeacherFolder, check_recorded_transformer
+from secondcast.storage_schemas.schema.manifest import Manifest
 
 
 def load_recorded_backbone(

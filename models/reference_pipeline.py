@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
 
-from models.backbone import FluxBackbone
-from models.teacher_folder import TeacherFolder
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.teacher.folder import TeacherFolder
 
 
 class ReferencePipeline:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from models.schedule import Schedule
+from secondcast.models.schedule import Schedule
 
 # predict(x_BSC, timestep_B) -> velocity_BSC, with text, pooled and guidance bound in.
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from storage_schemas.errors import BadTeacher
-from storage_schemas.manifest import ScheduleName
+from secondcast.storage_schemas.errors import BadTeacher
+from secondcast.storage_schemas.schema.manifest import ScheduleName
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

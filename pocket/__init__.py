@@ -1,6 +1,6 @@
 """The embedded miniature: a procedural world, its exact scorer, a trained FLUX-architecture teacher over it.
 
-Importing `pocket`, `pocket.world` or `pocket.scorer` does not import torch; `pocket.train` does.
+Importing this package, its `world` or its `scorer` does not import torch; `training` does.
 """
 
 from pathlib import Path

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pocket.lexicon import (
+from secondcast.pocket.lexicon import (
     COLOURS,
     GLYPHS,
     GROUNDS,
@@ -23,7 +23,7 @@ from pocket.lexicon import (
     SHAPES,
     SKIES,
 )
-from pocket.world import IMAGE_SIZE, Composition, Landscape, Sign, Thing, bitmap, require_scene
+from secondcast.pocket.world import IMAGE_SIZE, Composition, Landscape, Sign, Thing, bitmap, require_scene
 
 DIMENSIONS: tuple[str, ...] = ("colour", "shape", "binding", "count", "spatial", "characters", "words")
 """colour, shape, binding, count, spatial, words: 0.0 or 1.0; characters: fraction of letters right in order."""

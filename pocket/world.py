@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pocket.lexicon import (
+from secondcast.pocket.lexicon import (
     COLOURS,
     GLYPHS,
     GROUNDS,
@@ -284,7 +284,7 @@ def require_scene(caption: str) -> Scene:
     if scene is None:
         raise ValueError(
             f"caption: found {caption!r}, expected a text of the pocket world (it is scored by its meaning); "
-            "make some with pocket.world.captions"
+            "make some with secondcast.pocket.world.captions"
         )
     return scene
 

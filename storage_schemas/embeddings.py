@@ -1,7 +1,7 @@
 """Embedding shards of a cache that does not keep them: there while it is built, gone before it is finished."""
 
-from storage_schemas.commits import COMMITS_FOLDER
-from storage_schemas.folders import Folder
+from secondcast.storage_schemas.io.folders import Folder
+from secondcast.storage_schemas.schema.commits import COMMITS_FOLDER
 
 
 def drop_embeddings(folder: Folder) -> None:

@@ -1,19 +1,19 @@
 """Every error a user can cause or meet. Each message is one line: what, found and expected, why, the way out."""
 
 
-class UnderstudyError(Exception):
+class SecondcastError(Exception):
     """Base of all errors that the command line prints as one line instead of a traceback."""
 
 
-class NotACache(UnderstudyError):
+class NotACache(SecondcastError):
     """The folder given as a cache holds something else, or nothing."""
 
 
-class SettingsDiffer(UnderstudyError):
+class SettingsDiffer(SecondcastError):
     """A cache exists already and was built with other settings than the ones asked for."""
 
 
-class DamagedCache(UnderstudyError):
+class DamagedCache(SecondcastError):
     """A file that the cache vouches for is missing, short, or not the bytes that were committed."""
 
 
@@ -21,65 +21,65 @@ class MisplacedFile(DamagedCache):
     """A file that a cache does not have at this place: to be deleted, nothing is lost with it."""
 
 
-class ExtensionPending(UnderstudyError):
+class ExtensionPending(SecondcastError):
     """An extension of the cache has begun and is not through; whoever goes on with it finishes it."""
 
 
-class NotInCache(UnderstudyError):
+class NotInCache(SecondcastError):
     """A trajectory, prompt or key was asked for that this cache does not hold (yet)."""
 
 
-class ShardTaken(UnderstudyError):
+class ShardTaken(SecondcastError):
     """Another builder committed this shard first; nothing is damaged."""
 
 
-class DerivationMismatch(UnderstudyError):
+class DerivationMismatch(SecondcastError):
     """The stored noise and velocities do not lead to the latent that was sampled."""
 
 
-class BadPrompts(UnderstudyError):
+class BadPrompts(SecondcastError):
     """A source of prompts is missing, empty, or cannot be read as what its ending says."""
 
 
-class BadTeacher(UnderstudyError):
+class BadTeacher(SecondcastError):
     """A teacher (or a part of one) cannot be found, read, or used for what was asked."""
 
 
-class BadStudent(UnderstudyError):
+class BadStudent(SecondcastError):
     """A student cannot be found, read, or does not fit the cache."""
 
 
-class BadSettings(UnderstudyError):
+class BadSettings(SecondcastError):
     """A flag or a key of a settings file is unknown, out of range, or does not go with another."""
 
 
-class BadRun(UnderstudyError):
+class BadRun(SecondcastError):
     """A run folder holds something else, other settings, or no readable checkpoint."""
 
 
-class OutOfMemory(UnderstudyError):
+class OutOfMemory(SecondcastError):
     """The GPU has too little memory for what was asked."""
 
 
-class NonFinite(UnderstudyError):
+class NonFinite(SecondcastError):
     """A prediction, a loss or a gradient is not finite; nothing of it was stored."""
 
 
-class StoreFails(UnderstudyError):
+class StoreFails(SecondcastError):
     """An object store cannot be reached, refuses, or gives up."""
 
 
-class MissingExtra(UnderstudyError):
+class MissingExtra(SecondcastError):
     """What was asked for needs a package that is not installed."""
 
 
-class MissingWeights(UnderstudyError):
+class MissingWeights(SecondcastError):
     """A metric's weights are not here, cannot be had, or are not what the metric reads."""
 
 
-class BadPictures(UnderstudyError):
+class BadPictures(SecondcastError):
     """A folder of pictures is missing or empty, holds a broken picture, or lacks what a metric needs of it."""
 
 
-class WorkerFailed(UnderstudyError):
+class WorkerFailed(SecondcastError):
     """A worker of a build, or another process of a training run, failed or died; what was committed stays."""

@@ -9,19 +9,20 @@ from typing import Self
 
 import numpy as np
 
-from storage_schemas.commits import Kind, Records, read_records
-from storage_schemas.digests import xxh3_128
-from storage_schemas.errors import DamagedCache, NotACache, NotInCache
-from storage_schemas.fields import DTYPES, Array, Arrays
-from storage_schemas.files import CommittedFiles, Verify
-from storage_schemas.folders import Folder, LocalFolder, Location, location_of, open_folder
-from storage_schemas.formats import ShardReader, format_of
-from storage_schemas.journal import is_pending, pending
-from storage_schemas.layout import Layout
-from storage_schemas.local_copy import LocalCopy
-from storage_schemas.manifest import MANIFEST_FILE, Manifest
-from storage_schemas.prompts import OFFSETS_FILE, PromptTable
-from storage_schemas.trajectory import Trajectory, trajectory_key, trajectory_of
+from secondcast.storage_schemas.errors import DamagedCache, NotACache, NotInCache
+from secondcast.storage_schemas.formats.by_manifest import format_of
+from secondcast.storage_schemas.formats.files import CommittedFiles, Verify
+from secondcast.storage_schemas.formats.local_copy import LocalCopy
+from secondcast.storage_schemas.formats.shard_format import ShardReader
+from secondcast.storage_schemas.io.digests import xxh3_128
+from secondcast.storage_schemas.io.folders import Folder, LocalFolder, Location, location_of, open_folder
+from secondcast.storage_schemas.record import Trajectory, trajectory_key, trajectory_of
+from secondcast.storage_schemas.schema.commits import Kind, Records, read_records
+from secondcast.storage_schemas.schema.fields import DTYPES, Array, Arrays
+from secondcast.storage_schemas.schema.journal import is_pending, pending
+from secondcast.storage_schemas.schema.layout import Layout
+from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest
+from secondcast.storage_schemas.schema.prompts import OFFSETS_FILE, PromptTable
 
 TOKENIZER_FOLDER = "tokenizer"
 LOCAL_COPY_BYTES = 64 * 2**30
@@ -30,13 +31,13 @@ LOCAL_COPY_BYTES = 64 * 2**30
 def read_manifest(folder: Folder) -> Manifest:
     """The manifest of a cache; NotACache if there is none."""
     if isinstance(folder, LocalFolder) and not folder.path.is_dir():
-        raise NotACache(f"{folder} is not a folder: give the folder that `understudy build` made")
+        raise NotACache(f"{folder} is not a folder: give the folder that `secondcast build` made")
     try:
         data = folder.read(MANIFEST_FILE)
     except FileNotFoundError as error:
         raise NotACache(
-            f"{folder} has no {MANIFEST_FILE}: it is not a cache; give the folder that `understudy build` made, or, if "
-            f"it is that, take the file from another copy with `understudy repair {folder} --from COPY`"
+            f"{folder} has no {MANIFEST_FILE}: it is not a cache; give the folder that `secondcast build` made, or, if "
+            f"it is that, take the file from another copy with `secondcast repair {folder} --from COPY`"
         ) from error
     return Manifest.decode(data, f"{folder}/{MANIFEST_FILE}")
 
@@ -213,7 +214,7 @@ class Cache:
         if (found := hashlib.sha256(data).hexdigest()) != sha256:
             raise DamagedCache(
                 f"{self.folder}/{TOKENIZER_FOLDER}/{name} has sha256 {found[:16]} ({len(data)} bytes), the manifest "
-                f"says {sha256[:16]}: it was changed or lost; `understudy repair {self.folder} --from COPY` takes it "
+                f"says {sha256[:16]}: it was changed or lost; `secondcast repair {self.folder} --from COPY` takes it "
                 f"from another copy, the build command given again writes it anew"
             )
         return data
@@ -254,6 +255,6 @@ def read_metadata_file(folder: Folder, manifest: Manifest, name: str) -> bytes:
     if (found := xxh3_128(data)) != manifest.metadata[name]:
         raise DamagedCache(
             f"{folder}/{name} has checksum {found} ({len(data)} bytes), the manifest says {manifest.metadata[name]}: "
-            f"it was changed or lost; `understudy repair {folder}` writes it anew"
+            f"it was changed or lost; `secondcast repair {folder}` writes it anew"
         )
     return data

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from storage_schemas.commits import KINDS, Kind, Records
-from storage_schemas.fields import Field, fields_of
-from storage_schemas.layout import Layout
-from storage_schemas.manifest import CodecName, Manifest
+from secondcast.storage_schemas.schema.commits import KINDS, Kind, Records
+from secondcast.storage_schemas.schema.fields import Field, fields_of
+from secondcast.storage_schemas.schema.layout import Layout
+from secondcast.storage_schemas.schema.manifest import CodecName, Manifest
 
 # Measured: stored by raw bytes (docs/benchmarks.md, "Codecs"; synthetic signals of 0.5 to 8 % drift per step and the
 # pocket's predictions; real FLUX predictions: unknown until a pilot). plain is exact. latents: of codec int8's runs.

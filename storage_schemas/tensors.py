@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from storage_schemas.fields import DTYPES, Array
+from secondcast.storage_schemas.schema.fields import DTYPES, Array
 
 if TYPE_CHECKING:
     import torch

@@ -5,8 +5,15 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from storage_schemas.codecs import as_read
-from storage_schemas.commits import (
+from secondcast.storage_schemas.codecs.by_field import as_read
+from secondcast.storage_schemas.embeddings import drop_embeddings
+from secondcast.storage_schemas.errors import DerivationMismatch, NonFinite, NotACache, ShardTaken
+from secondcast.storage_schemas.formats.by_manifest import format_of
+from secondcast.storage_schemas.io.digests import xxh3_128
+from secondcast.storage_schemas.io.folders import Folder, LocalFolder, Location, open_folder
+from secondcast.storage_schemas.reader import TOKENIZER_FOLDER, read_manifest
+from secondcast.storage_schemas.record import Label, trajectory_key
+from secondcast.storage_schemas.schema.commits import (
     COMMITS_FOLDER,
     INDEX_FILE,
     CommitRecord,
@@ -21,19 +28,12 @@ from storage_schemas.commits import (
     read_records,
     record_path,
 )
-from storage_schemas.derivation import derive_latents
-from storage_schemas.digests import xxh3_128
-from storage_schemas.embeddings import drop_embeddings
-from storage_schemas.errors import DerivationMismatch, NonFinite, NotACache, ShardTaken
-from storage_schemas.fields import Arrays, check_arrays, fields_of, is_finite, same_bits
-from storage_schemas.folders import Folder, LocalFolder, Location, open_folder
-from storage_schemas.formats import format_of
-from storage_schemas.journal import claimed_manifest, settle
-from storage_schemas.layout import Layout, ShardRange
-from storage_schemas.manifest import MANIFEST_FILE, Manifest, check_same_settings
-from storage_schemas.prompts import OFFSETS_FILE, PROMPTS_FILE, Prompt, encode_prompts, ids_digest
-from storage_schemas.reader import TOKENIZER_FOLDER, read_manifest
-from storage_schemas.trajectory import Label, trajectory_key
+from secondcast.storage_schemas.schema.derivation import derive_latents
+from secondcast.storage_schemas.schema.fields import Arrays, check_arrays, fields_of, is_finite, same_bits
+from secondcast.storage_schemas.schema.journal import claimed_manifest, settle
+from secondcast.storage_schemas.schema.layout import Layout, ShardRange
+from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest, check_same_settings
+from secondcast.storage_schemas.schema.prompts import OFFSETS_FILE, PROMPTS_FILE, Prompt, encode_prompts, ids_digest
 
 Encode = Callable[[Kind, ShardRange, Arrays], dict[str, bytes]]
 
@@ -298,7 +298,7 @@ def _check_free(folder: Folder) -> None:
         raise NotACache(
             f"{folder} holds {foreign[0]!r} and {len(folder.entries()) - 1} more, but no {MANIFEST_FILE}: it is not a "
             f"cache; give a new or empty folder"
-            + (f" (or `understudy repair {folder} --from COPY`)" if COMMITS_FOLDER in foreign else "")
+            + (f" (or `secondcast repair {folder} --from COPY`)" if COMMITS_FOLDER in foreign else "")
         )
 
 

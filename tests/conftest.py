@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.random_teacher import make_teacher
-from tests.storage_schemas.s3_server import s3, s3_server
+from tests.storage_schemas.io.s3_server import s3, s3_server
 
 __all__ = ["s3", "s3_server"]
 
@@ -30,7 +30,7 @@ def _no_garbage_among_modules():
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache_home(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("UNDERSTUDY_CACHE_HOME", str(tmp_path_factory.mktemp("cache-home")))
+        patched.setenv("SECONDCAST_CACHE_HOME", str(tmp_path_factory.mktemp("cache-home")))
         yield
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import typer
 
-import cli
-from cache_builder.prompt_sources import PromptSource
+from secondcast import cli
+from secondcast.cache_builder.prompts.sources import PromptSource
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
@@ -29,10 +29,10 @@ LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)|`((?:docs|storage_schemas|pocket|model
 
 
 def command_lines(text: str) -> list[str]:
-    """The command lines of `understudy` in the fenced blocks of a page; what starts several of them left out."""
+    """The command lines of `secondcast` in the fenced blocks of a page; what starts several of them left out."""
     lines = [line for block in FENCE.findall(text) for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
     shown = [re.sub(r"^(?:srun|torchrun .* --no-python) ", "", line) for line in lines]
-    return [line for line in shown if line.startswith("understudy ")]
+    return [line for line in shown if line.startswith("secondcast ")]
 
 
 def parse(line: str) -> dict[str, Any]:
@@ -71,11 +71,11 @@ def test_a_documented_command_line_is_one_that_the_program_takes(page, line):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("understudy build c --teacher pocket --prompts p.txt --shards 3", "--shards"),
-        ("understudy build c --teacher pocket --prompts p.txt --codec zip", "'zip' is not one of"),
-        ("understudy build c --teacher pocket", "--prompts"),
-        ("understudy inspect verify", "CACHE"),
-        ("understudy inspect verify a b", "unexpected extra argument"),
+        ("secondcast build c --teacher pocket --prompts p.txt --shards 3", "--shards"),
+        ("secondcast build c --teacher pocket --prompts p.txt --codec zip", "'zip' is not one of"),
+        ("secondcast build c --teacher pocket", "--prompts"),
+        ("secondcast inspect verify", "CACHE"),
+        ("secondcast inspect verify a b", "unexpected extra argument"),
     ],
 )
 def test_a_wrong_command_line_would_be_found(line, message):

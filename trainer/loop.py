@@ -8,25 +8,24 @@ from typing import Any, NoReturn
 
 import torch
 
-from models.student import Student
-from models.student_tokens import StudentTokens
-from storage_schemas.errors import NonFinite
-from storage_schemas.progress import Progress
-from trainer.average import Average
-from trainer.checkpoints import forget_old, load_checkpoint, mark_best, save_checkpoint
-from trainer.dropout import DropoutOfRows
-from trainer.feed import Batch, EmbeddingBatch, Request, Rows
-from trainer.losses import Objective
-from trainer.metrics import Metrics
-from trainer.mixture import Lesson, split, stage_orders
-from trainer.optimizer import make_optimizer, set_learning_rate
-from trainer.order import mix, part_of
-from trainer.processes import ALONE, Processes
-from trainer.settings import TrainSettings
-from trainer.sharding import shell_of, whole_norm
-from trainer.stopping import Pauses
-from trainer.timing import StepClock
-from trainer.validation import Floor, replay_floor, validation_loss
+from secondcast.models.student.student import Student
+from secondcast.models.student.tokens import StudentTokens
+from secondcast.storage_schemas.errors import NonFinite
+from secondcast.storage_schemas.progress import Progress
+from secondcast.trainer.data.feed import Batch, EmbeddingBatch, Request, Rows
+from secondcast.trainer.data.mixture import Lesson, split, stage_orders
+from secondcast.trainer.data.order import mix, part_of
+from secondcast.trainer.distributed.processes import ALONE, Processes
+from secondcast.trainer.distributed.sharding import shell_of, whole_norm
+from secondcast.trainer.dropout import DropoutOfRows
+from secondcast.trainer.losses import Objective
+from secondcast.trainer.optimizer import Average, make_optimizer, set_learning_rate
+from secondcast.trainer.run.checkpoints import forget_old, load_checkpoint, mark_best, save_checkpoint
+from secondcast.trainer.run.metrics import Metrics
+from secondcast.trainer.run.stopping import Pauses
+from secondcast.trainer.run.timing import StepClock
+from secondcast.trainer.settings import TrainSettings
+from secondcast.trainer.validation import Floor, replay_floor, validation_loss
 
 # As many records of a batch are named in an error; metrics.jsonl has them all.
 _NAMED = 4

@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch.nn.functional import huber_loss, linear, mse_loss
 
-from models.backbone import FluxBackbone
-from models.host_modulation import HostModulation
-from trainer.feed import Batch, EmbeddingBatch
-from trainer.settings import TrainSettings
-from trainer.stage import Stage
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.memory.host_modulation import HostModulation
+from secondcast.trainer.data.feed import Batch, EmbeddingBatch
+from secondcast.trainer.settings import TrainSettings
+from secondcast.trainer.stage import Stage
 
 
 def replay(backbone: FluxBackbone, embedding_BTD: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -1,11 +1,12 @@
-"""AdamW on the student's fp32 parameters, and its learning rate as a function of the step."""
+"""AdamW on the student's fp32 parameters, its learning rate by step, and the moving average of the weights."""
 
+import copy
 import math
 
 import torch
 
-from models.student import Student
-from trainer.settings import TrainSettings
+from secondcast.models.student.student import Student
+from secondcast.trainer.settings import TrainSettings
 
 _POSITION_BIAS = "relative_attention_bias"
 _SHORT_RISE = 20
@@ -46,3 +47,22 @@ def learning_rate_at(settings: TrainSettings, step: int) -> float:
     if stage.decay == "linear":
         return stage.learning_rate * rise * (1 - position / stage.length)
     return stage.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * position / stage.length))
+
+
+class Average:
+    """A second student, fp32, in eval mode, that follows the first.
+
+    The decay of optimizer step n (from 0) is (1 + n) / (10 + n) as long as that is less than `decay`, so that a short
+    run does not average the student it began with.
+    """
+
+    def __init__(self, student: Student, decay: float) -> None:
+        self.student = copy.deepcopy(student).eval().requires_grad_(False)
+        self._decay = decay
+
+    @torch.no_grad()
+    def update(self, student: Student, step: int) -> None:
+        """Take in the parameters after optimizer step `step` (from 0): average += (1 - d) (parameters - average)."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        averages, values = list(self.student.parameters()), list(student.parameters())
+        torch._foreach_lerp_(averages, values, 1 - decay)

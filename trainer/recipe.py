@@ -1,5 +1,6 @@
 """A recipe: a run as a TOML file, what holds for all of it at the top and a [[stage]] for each of its stages."""
 
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,11 +8,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from storage_schemas.errors import BadSettings
-from storage_schemas.manifest import first_wrong_flag
-from trainer.budget import seconds_of
-from trainer.settings import TrainSettings
-from trainer.stage import Stage
+from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.schema.manifest import first_wrong_flag
+from secondcast.trainer.settings import TrainSettings
+from secondcast.trainer.stage import Stage
+
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,3 +116,11 @@ def _checked(where: str, kind: type[Stage] | type[TrainSettings], values: dict[s
         return kind.model_validate(values, strict=True)
     except ValidationError as error:
         raise BadSettings(f"{where}: {first_wrong_flag(error).removeprefix('--')}") from error
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of a time such as 72h, 90m, 1.5d; BadSettings for another text."""
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd])", text.strip())
+    if found is None or float(found[1]) == 0:
+        raise BadSettings(f"--budget is {text!r}, expected a time such as 72h, 90m or 3d")
+    return float(found[1]) * _UNIT_SECONDS[found[2]]

@@ -4,10 +4,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from models.memory_options import MemoryOptions
-from storage_schemas.manifest import Record
-from trainer.stage import Loss, Stage, StageOptions
-from trainer.training_set import TrainingSet
+from secondcast.models.memory.options import MemoryOptions
+from secondcast.storage_schemas.schema.manifest import Record
+from secondcast.trainer.stage import Loss, Stage, StageOptions
+from secondcast.trainer.training_set import TrainingSet
 
 WARM_UP = "warm-up"
 MAIN = "main"
@@ -146,7 +146,7 @@ class TrainSettings(_OfTheRun):
 
 
 class TrainFlags(_OfTheRun, StageOptions):
-    """The flags of `understudy train`: a warm-up, if asked for, and the stage after it.
+    """The flags of `secondcast train`: a warm-up, if asked for, and the stage after it.
 
     warmup_steps: optimizer steps with `warmup_loss` before the `steps` with `loss`.
     """

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from storage_schemas.manifest import Flags
+from secondcast.storage_schemas.schema.manifest import Flags
 
 Loss = Literal["vision", "embedding", "context"]
 OrderKind = Literal["shuffled", "following"]

@@ -9,33 +9,32 @@ from pathlib import Path
 
 import torch
 
-from models.backbone import FluxBackbone
-from models.context_projection import ContextProjection, load_context_projection
-from models.geometry import recorded_geometry
-from models.recorded_backbone import load_recorded_backbone
-from models.schedule import DTYPES
-from models.student import Student, new_student
-from models.student_tokens import StudentTokens, own_tokens, text_length_remark
-from models.teacher_folder import TeacherFolder
-from models.teacher_hub import split_revision
-from storage_schemas.errors import BadRun, BadSettings
-from storage_schemas.manifest import Manifest
-from storage_schemas.progress import Progress, Silent, duration_text
-from storage_schemas.reader import Cache
-from trainer.budget import measured_seconds, shared_out
-from trainer.floor import bias_text, check_floor, floor_text
-from trainer.loop import Trainer
-from trainer.losses import Objective
-from trainer.metric_mirrors import MirrorName
-from trainer.metrics import Metrics
-from trainer.mixture import Lesson, check_names, check_one_quantization, check_one_teacher
-from trainer.processes import ALONE, Processes
-from trainer.replay_backend import check_backend, how_replayed, remarks
-from trainer.run_folder import FREE, begin_run, begun_run, held
-from trainer.run_summary import summarized
-from trainer.settings import RunConfig, TrainedOn, TrainSettings
-from trainer.stage_checks import check_stages
-from trainer.training_set import TrainingSet
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.geometry import recorded_geometry
+from secondcast.models.recorded_backbone import load_recorded_backbone
+from secondcast.models.schedule import DTYPES
+from secondcast.models.student.student import Student, new_student
+from secondcast.models.student.tokens import StudentTokens, own_tokens, text_length_remark
+from secondcast.models.teacher.context_projection import ContextProjection, load_context_projection
+from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.models.teacher.hub import split_revision
+from secondcast.storage_schemas.errors import BadRun, BadSettings
+from secondcast.storage_schemas.progress import Progress, Silent, duration_text
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.manifest import Manifest
+from secondcast.trainer.checks import check_backend, check_stages, how_replayed, remarks
+from secondcast.trainer.cost.budget import measured_seconds, shared_out
+from secondcast.trainer.cost.summary import summarized
+from secondcast.trainer.data.mixture import Lesson, check_names, check_one_quantization, check_one_teacher
+from secondcast.trainer.distributed.processes import ALONE, Processes
+from secondcast.trainer.loop import Trainer
+from secondcast.trainer.losses import Objective
+from secondcast.trainer.run.folder import FREE, begin_run, begun_run, held
+from secondcast.trainer.run.metric_mirrors import MirrorName
+from secondcast.trainer.run.metrics import Metrics
+from secondcast.trainer.settings import RunConfig, TrainedOn, TrainSettings
+from secondcast.trainer.training_set import TrainingSet
+from secondcast.trainer.validation import bias_text, check_floor, floor_text
 
 
 def train(

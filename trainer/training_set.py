@@ -7,12 +7,12 @@ from typing import Self
 
 import numpy as np
 
-from storage_schemas.errors import BadRun
-from storage_schemas.fields import Array
-from storage_schemas.layout import Layout
-from storage_schemas.manifest import Generation, Record, shortened
-from storage_schemas.prompts import ids_digest
-from storage_schemas.reader import Cache
+from secondcast.storage_schemas.errors import BadRun
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.fields import Array
+from secondcast.storage_schemas.schema.layout import Layout
+from secondcast.storage_schemas.schema.manifest import Generation, Record, shortened
+from secondcast.storage_schemas.schema.prompts import ids_digest
 
 
 class TrainingSet(Record):

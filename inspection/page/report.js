@@ -39,7 +39,7 @@ function startIntegrity() {
   const more = problems.length - MOST_PROBLEMS;
   byId("problems").append(
     element("ul", { class: "problems" }, ...problems.slice(0, MOST_PROBLEMS).map(problemItem)),
-    ...(more > 0 ? [element("p", {}, `and ${plural(more, "more problem")}: understudy inspect verify lists them`)] : []),
+    ...(more > 0 ? [element("p", {}, `and ${plural(more, "more problem")}: secondcast inspect verify lists them`)] : []),
   );
 }
 

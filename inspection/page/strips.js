@@ -160,7 +160,7 @@ function withoutStrip() {
   if (table.damaged?.includes(view.row)) return [note("This trajectory cannot be read: its shard is damaged. Integrity, at the top, says what mends it.")];
   return [
     note("This trajectory was not among those sampled for film strips. This command shows it:"),
-    command(`understudy inspect images ${cache} ${table.index[view.row]}`),
+    command(`secondcast inspect images ${cache} ${table.index[view.row]}`),
   ];
 }
 

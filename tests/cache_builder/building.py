@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from cache_builder.build import BuildResult, Share, build
-from cache_builder.settings import BuildSettings
-from models.teacher_folder import build_parts, find_teacher
-from storage_schemas.folders import Location
-from storage_schemas.progress import Progress, Silent
+from secondcast.cache_builder.build import BuildResult, Share, build
+from secondcast.cache_builder.settings import BuildSettings
+from secondcast.models.teacher.folder import build_parts, find_teacher
+from secondcast.storage_schemas.io.folders import Location
+from secondcast.storage_schemas.progress import Progress, Silent
 
 
 def build_settings(prompts: Path, **flags: Any) -> BuildSettings:

@@ -15,15 +15,15 @@ import pytest
 import torch
 from transformers import T5EncoderModel
 
-from cache_builder import sample_stage
-from models.backbone import FluxBackbone
-from models.geometry import recorded_geometry
-from models.schedule import DTYPES
-from storage_schemas.errors import BadSettings, BadTeacher, NonFinite, SettingsDiffer
-from storage_schemas.fields import same_bits
-from storage_schemas.progress import Silent
-from storage_schemas.reader import Cache
-from storage_schemas.tensors import from_torch, to_torch
+from secondcast.cache_builder import sample_stage
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.geometry import recorded_geometry
+from secondcast.models.schedule import DTYPES
+from secondcast.storage_schemas.errors import BadSettings, BadTeacher, NonFinite, SettingsDiffer
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.fields import same_bits
+from secondcast.storage_schemas.tensors import from_torch, to_torch
 from tests.cache_builder.building import build_cache, data_files
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,10 +2,10 @@
 
 import pytest
 
-from storage_schemas.folders import open_folder
-from storage_schemas.reader import Cache
+from secondcast.storage_schemas.io.folders import open_folder
+from secondcast.storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache, data_files
-from tests.test_cli import understudy
+from tests.commands.test_cli import secondcast
 
 
 @pytest.mark.slow
@@ -26,7 +26,7 @@ def test_the_command_line_takes_the_url_of_a_store(s3, tmp_path, capsys):
     prompts.write_text("".join(f"a red circle and {word}\n" for word in ("one", "two", "three", "four", "five")))
 
     def told(*words: str) -> str:
-        code, said, heard = understudy(*words, capsys=capsys)
+        code, said, heard = secondcast(*words, capsys=capsys)
         assert code == 0, heard
         return said
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from storage_schemas.errors import BadSettings, NotInCache
-from storage_schemas.fields import same_bits
-from storage_schemas.progress import Silent
-from storage_schemas.reader import Cache
-from storage_schemas.writer import CacheWriter
+from secondcast.storage_schemas.errors import BadSettings, NotInCache
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.fields import same_bits
+from secondcast.storage_schemas.writer import CacheWriter
 from tests.cache_builder.building import build_cache, data_files
 
 BOTH = pytest.mark.parametrize("form", ["zarr", "webdataset"])

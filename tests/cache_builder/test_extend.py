@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-import cli
-from storage_schemas.errors import SettingsDiffer
-from storage_schemas.progress import Silent
-from storage_schemas.reader import Cache
-from storage_schemas.verification import verify
+from secondcast import cli
+from secondcast.storage_schemas.errors import SettingsDiffer
+from secondcast.storage_schemas.maintenance.verify import verify
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache, data_files
 from tests.cache_builder.test_codec_flags import StopIn, holds_embeddings
 from tests.trainer.conftest import t5_config
@@ -128,33 +128,33 @@ def test_other_settings_are_refused_before_anything_changes(tmp_path, dev_teache
         build_cache(tmp_path / "c", dev_teacher, texts["all"], extend=True, seed=4, **FP32)
     with pytest.raises(SettingsDiffer, match=r"c was built with teacher\.\S+ = "):
         build_cache(tmp_path / "c", schnell_teacher, texts["all"], extend=True, **FP32)
-    with pytest.raises(SettingsDiffer, match=r"prompts.count = 6, .* 9: .*; `understudy build --extend` adds prompts "):
+    with pytest.raises(SettingsDiffer, match=r"prompts.count = 6, .* 9: .*; `secondcast build --extend` adds prompts "):
         build_cache(tmp_path / "c", dev_teacher, texts["all"], **FP32)
     with pytest.raises(
-        SettingsDiffer, match=r"prompts.generations = .*; `understudy build --extend` adds prompts or r"
+        SettingsDiffer, match=r"prompts.generations = .*; `secondcast build --extend` adds prompts or r"
     ):
         build_cache(tmp_path / "c", dev_teacher, texts["first"], replicas=2, **FP32)
     assert touched(tmp_path / "c") == before
 
 
 def test_the_command_line_extends_and_says_by_what(tmp_path, texts, dev_teacher, monkeypatch, capsys):
-    def understudy(*words):
-        monkeypatch.setattr(sys, "argv", ["understudy", *map(str, words)])
+    def secondcast(*words):
+        monkeypatch.setattr(sys, "argv", ["secondcast", *map(str, words)])
         with pytest.raises(SystemExit) as stop:
             cli.main()
         captured = capsys.readouterr()
         return stop.value.code, captured.out, captured.err
 
     words = ("build", tmp_path / "c", "--teacher", dev_teacher, "--steps", 2, "--shard-size", 4, "--prompts")
-    assert understudy(*words, texts["first"])[0] == 0
-    code, said, heard = understudy(*words, texts["all"], "--extend", "--replicas", 2)
+    assert secondcast(*words, texts["first"])[0] == 0
+    code, said, heard = secondcast(*words, texts["all"], "--extend", "--replicas", 2)
     assert code == 0 and "18 trajectories of 9 prompts" in said
     assert "extended by 12 trajectories and 3 prompts, to 18 trajectories of 9 prompts" in " ".join(heard.split())
     generations = json.loads((tmp_path / "c/manifest.json").read_bytes())["prompts"]["generations"]
     assert [(g["first_prompt"], g["prompts"], g["first_replica"], g["replicas"]) for g in generations] == [
         (0, 6, 0, 1), (0, 6, 1, 1), (6, 3, 0, 2),
     ]  # fmt: skip
-    code, said, heard = understudy(*words, texts["two"], "--extend")
+    code, said, heard = secondcast(*words, texts["two"], "--extend")
     assert code == 0 and "nothing to add: all of it is among the 18 trajectories of 9 prompts" in " ".join(
         heard.split()
     )

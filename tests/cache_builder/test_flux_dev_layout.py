@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import T5Config, T5EncoderModel
 
-from storage_schemas.reader import Cache
+from secondcast.storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache
 from tests.random_teacher import _t5_tokenizer
 

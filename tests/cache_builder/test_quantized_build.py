@@ -6,22 +6,22 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from cache_builder.rebuild import rebuild
-from cache_builder.recompute import recompute
-from inspection.diff import compare, diff_lines
-from inspection.summary import summarise
-from inspection.summary_text import summary_lines
-from models.quantized import quantize_blocks
-from models.teacher_folder import BUILD_PARTS, find_teacher
-from storage_schemas.convert import convert
-from storage_schemas.errors import MissingExtra, SettingsDiffer
-from storage_schemas.fields import same_bits
-from storage_schemas.merge import merge
-from storage_schemas.progress import Silent
-from storage_schemas.reader import Cache
-from storage_schemas.tensors import from_torch, to_torch
+from secondcast.cache_builder.repair.rebuild import rebuild
+from secondcast.cache_builder.repair.recompute import recompute
+from secondcast.inspection.diff import compare, diff_lines
+from secondcast.inspection.summary import summarise
+from secondcast.inspection.summary_text import summary_lines
+from secondcast.models.memory.quantized import quantize_blocks
+from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
+from secondcast.storage_schemas.errors import MissingExtra, SettingsDiffer
+from secondcast.storage_schemas.maintenance.convert import convert
+from secondcast.storage_schemas.maintenance.merge import merge
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.fields import same_bits
+from secondcast.storage_schemas.tensors import from_torch, to_torch
 from tests.cache_builder.building import build_cache, data_files
-from tests.test_cli import understudy
+from tests.commands.test_cli import secondcast
 
 pytest.importorskip("torchao")
 pytest.importorskip("bitsandbytes")
@@ -135,7 +135,7 @@ def test_it_is_recomputed_and_rebuilt_with_the_same_weights_bit_for_bit(tmp_path
 def test_a_pilot_holds_the_laws_with_quantized_weights(tmp_path, capsys, dev_teacher, prompts):
     words = ["build", tmp_path / "c", "--teacher", dev_teacher, "--prompts", prompts, "--quantize", "nf4", "--quiet"]
     more = ["--pilot", "2", "--steps", "3", "--batch-size", "2", "--device", "cpu"]
-    code, out, err = understudy(*words, *more, capsys=capsys)
+    code, out, err = secondcast(*words, *more, capsys=capsys)
     assert code == 0, err
     assert "not so:" not in out and "FluxPipeline's, bit for bit (" in out
 
@@ -143,7 +143,7 @@ def test_a_pilot_holds_the_laws_with_quantized_weights(tmp_path, capsys, dev_tea
 @pytest.mark.parametrize(("kind", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes")])
 def test_without_its_package_nothing_is_begun(tmp_path, monkeypatch, caches, dev_teacher, prompts, kind, package):
     monkeypatch.setitem(sys.modules, package, None)
-    message = rf"^weights of {kind} need {package}, which is not installed: pip install 'understudy\[quant\]'$"
+    message = rf"^weights of {kind} need {package}, which is not installed: pip install 'secondcast\[quant\]'$"
     with pytest.raises(MissingExtra, match=message):
         build_cache(tmp_path / "c", dev_teacher, prompts, quantize=kind)
     assert not (tmp_path / "c").exists()

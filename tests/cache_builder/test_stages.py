@@ -8,18 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_builder import networks, waiting
-from cache_builder.build import Share
-from cache_builder.peak_memory import begin_peak, peak_memory
-from cache_builder.waiting import needed_embeddings, wait_for_embeddings
-from cache_builder.workers import Worker
-from models.text_encoder import TeacherTextEncoder
-from storage_schemas.errors import NotInCache
-from storage_schemas.generations import added_generations
-from storage_schemas.layout import Layout
-from storage_schemas.progress import Silent
-from storage_schemas.reader import Cache
-from storage_schemas.writer import CacheWriter
+from secondcast.cache_builder import networks, waiting
+from secondcast.cache_builder.build import Share
+from secondcast.cache_builder.share import Worker
+from secondcast.cache_builder.waiting import needed_embeddings, wait_for_embeddings
+from secondcast.models.memory.peak import begin_peak, peak_memory
+from secondcast.models.teacher.text_encoder import TeacherTextEncoder
+from secondcast.storage_schemas.errors import NotInCache
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.generations import added_generations
+from secondcast.storage_schemas.schema.layout import Layout
+from secondcast.storage_schemas.writer import CacheWriter
 from tests.cache_builder.building import build_cache, data_files
 from tests.storage_schemas.caches import some_manifest, some_prompts
 

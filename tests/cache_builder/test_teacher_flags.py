@@ -12,15 +12,15 @@ from diffusers import FluxPipeline
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from transformers import CLIPTextModel, T5EncoderModel
 
-from cache_builder import sample_stage
-from cache_builder.rebuild import rebuild
-from models.schedule import DTYPES
-from models.teacher_folder import build_parts, find_teacher
-from storage_schemas.errors import BadSettings, DamagedCache, SettingsDiffer
-from storage_schemas.progress import Silent
-from storage_schemas.reader import Cache
-from storage_schemas.tensors import to_torch
-from storage_schemas.verification import verify
+from secondcast.cache_builder import sample_stage
+from secondcast.cache_builder.repair.rebuild import rebuild
+from secondcast.models.schedule import DTYPES
+from secondcast.models.teacher.folder import build_parts, find_teacher
+from secondcast.storage_schemas.errors import BadSettings, DamagedCache, SettingsDiffer
+from secondcast.storage_schemas.maintenance.verify import verify
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.tensors import to_torch
 from tests.cache_builder.building import build_cache, data_files
 
 CPU = torch.device("cpu")
@@ -208,7 +208,7 @@ def test_a_rebuild_where_the_recorded_backend_does_not_run_says_so(tmp_path, dev
     cache = tmp_path / "c"
     build_cache(cache, dev_teacher, prompts, steps=1, attention_backend="_native_math")
     (cache / "trajectories.zarr/velocity/c/1/0/0/0").unlink()
-    monkeypatch.setattr("cache_builder.networks.backend_of_record", lambda name: "flash")
+    monkeypatch.setattr("secondcast.cache_builder.networks.backend_of_record", lambda name: "flash")
     teacher = find_teacher(str(dev_teacher), build_parts("zero"))
     with pytest.raises(DamagedCache, match="attention _native_math, which does not work here: rebuild on the mach"):
         rebuild(cache, teacher, CPU, Silent(), batch_size=None, accept_other_bytes=False)

@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
-from cache_builder.build import build
-from cache_builder.settings import BuildSettings
-from models.student import new_student, save_student
-from models.student_tokens import own_tokens
-from models.teacher_folder import REPLAY_PARTS, TeacherFolder, build_parts, find_teacher
-from storage_schemas.progress import Silent
-from storage_schemas.prompts import is_held_out, prompt_id
-from storage_schemas.reader import Cache
+from secondcast.cache_builder.build import build
+from secondcast.cache_builder.settings import BuildSettings
+from secondcast.models.student.student import new_student, save_student
+from secondcast.models.student.tokens import own_tokens
+from secondcast.models.teacher.folder import REPLAY_PARTS, TeacherFolder, build_parts, find_teacher
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.prompts import is_held_out, prompt_id
 
 CPU = torch.device("cpu")
 ROWS = 4

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-import evaluation.on_cache as on_cache
-from commands.evaluate_cache import steps_of_text
-from evaluation.cache_scoring import CacheScoring
-from evaluation.on_cache import CacheBench, evaluate_on_cache
-from evaluation.results import Evaluation
-from models.student import load_student, save_student, untrained_like
-from storage_schemas.errors import BadSettings, BadStudent, NonFinite
-from storage_schemas.progress import Silent
-from storage_schemas.reader import Cache
+import secondcast.evaluation.on_cache as on_cache
+from secondcast.commands.evaluate.cache import steps_of_text
+from secondcast.evaluation.cache_scoring import CacheScoring
+from secondcast.evaluation.on_cache import CacheBench, evaluate_on_cache
+from secondcast.evaluation.results import Evaluation
+from secondcast.models.student.student import load_student, save_student, untrained_like
+from secondcast.storage_schemas.errors import BadSettings, BadStudent, NonFinite
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.reader import Cache
+from tests.commands.test_cli import secondcast
 from tests.evaluation.recorded import CPU, ROWS, replayed
-from tests.test_cli import understudy
 from tests.trainer.test_train import Listening
 
 pytest.importorskip("skimage")
@@ -91,9 +91,9 @@ def interrupts(*given, **named):
 def test_the_open_loop_is_written_and_printed_before_the_closed_loop_fails(tmp_path, words, monkeypatch, capsys):
     monkeypatch.setattr(on_cache, "closed_loop", overflows)
     file = tmp_path / "r.json"
-    code, said, heard = understudy(*words, "--out", file, capsys=capsys)
+    code, said, heard = secondcast(*words, "--out", file, capsys=capsys)
     found = Evaluation.read(file)
-    assert code == 1 and heard.strip().splitlines()[-1] == "understudy: the final latent is not finite"
+    assert code == 1 and heard.strip().splitlines()[-1] == "secondcast: the final latent is not finite"
     assert found.closed_loop is None and len(found.errors.mean_square) == 2
     assert "the 2 prompts with the largest errors:" in said and "closed loop" not in said
 
@@ -102,22 +102,22 @@ def test_an_interruption_says_what_of_the_evaluation_stays(tmp_path, words, monk
     file = tmp_path / "r.json"
 
     def last(*more) -> str:
-        code, _, heard = understudy(*words, *more, capsys=capsys)
+        code, _, heard = secondcast(*words, *more, capsys=capsys)
         assert code == 130
         return heard.strip().splitlines()[-1]
 
     monkeypatch.setattr(on_cache, "closed_loop", interrupts)
     assert last("--out", file) == (
-        f"understudy: interrupted: {file} has the errors by step and no closed loop; the same command begins anew"
+        f"secondcast: interrupted: {file} has the errors by step and no closed loop; the same command begins anew"
     )
     assert Evaluation.read(file).closed_loop is None
     assert last("--json") == (
-        "understudy: interrupted: nothing is kept, and the same command begins anew; --out FILE.json keeps the errors "
+        "secondcast: interrupted: nothing is kept, and the same command begins anew; --out FILE.json keeps the errors "
         "by step"
     )
     monkeypatch.setattr(on_cache, "open_loop", interrupts)
     assert last("--out", tmp_path / "s.json") == (
-        f"understudy: interrupted: nothing was written to {tmp_path}/s.json yet, and the same command begins anew"
+        f"secondcast: interrupted: nothing was written to {tmp_path}/s.json yet, and the same command begins anew"
     )
 
 
@@ -140,15 +140,15 @@ def test_flags_that_do_nothing_beside_others_are_one_line(words, student, capsys
             "--seed is given without --pocket or --untrained: it does nothing there; leave it out, or give both",
         ),
     ):
-        code, _, heard = understudy(*words, *more, capsys=capsys)
-        assert code == 1 and heard == f"understudy: {said}\n"
+        code, _, heard = secondcast(*words, *more, capsys=capsys)
+        assert code == 1 and heard == f"secondcast: {said}\n"
 
 
 WITHOUT_TORCH = """
 import contextlib, json, sys
-import cli, evaluation.error_table, evaluation.plots
+import cli, secondcast.evaluation.tables.error_table, secondcast.evaluation.tables.plots
 for words in json.loads(sys.argv[1]):
-    sys.argv = ["understudy", *words]
+    sys.argv = ["secondcast", *words]
     with contextlib.suppress(SystemExit):
         cli.main()
     loaded = {"torch", "transformers", "diffusers"} & sys.modules.keys()

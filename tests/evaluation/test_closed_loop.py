@@ -9,21 +9,21 @@ from diffusers import FluxPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation import picture_distances
-from evaluation.cache_scoring import CacheScoring
-from evaluation.closed_loop import closed_loop
-from evaluation.held_out import held_out_trajectories
-from evaluation.on_cache import evaluate_on_cache
-from evaluation.picture_distances import check_measurable, lpips_missing, psnr_db, ssim
-from evaluation.replaying import CacheStudent, cached_embeddings
-from models.geometry import recorded_geometry
-from models.image_decoder import ImageDecoder
-from models.memory_options import MemoryOptions
-from models.recorded_backbone import load_recorded_backbone
-from models.text_encoder import TeacherTextEncoder
-from storage_schemas.errors import BadSettings, MissingExtra
-from storage_schemas.progress import Silent
-from storage_schemas.reader import Cache
+from secondcast.evaluation.cache_scoring import CacheScoring
+from secondcast.evaluation.closed_loop import closed_loop
+from secondcast.evaluation.held_out import held_out_trajectories
+from secondcast.evaluation.on_cache import evaluate_on_cache
+from secondcast.evaluation.pictures import distances as picture_distances
+from secondcast.evaluation.pictures.distances import check_measurable, lpips_missing, psnr_db, ssim
+from secondcast.evaluation.replaying import CacheStudent, cached_embeddings
+from secondcast.models.geometry import recorded_geometry
+from secondcast.models.memory.options import MemoryOptions
+from secondcast.models.recorded_backbone import load_recorded_backbone
+from secondcast.models.teacher.image_decoder import ImageDecoder
+from secondcast.models.teacher.text_encoder import TeacherTextEncoder
+from secondcast.storage_schemas.errors import BadSettings, MissingExtra
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.reader import Cache
 from tests.evaluation.recorded import CPU, ROWS, build_recorded, replayed
 from tests.trainer.test_train import Listening
 
@@ -158,5 +158,5 @@ def test_what_pictures_cannot_be_measured_is_told_before_any_weight_is_read(monk
     with pytest.raises(BadSettings, match=r"are 8 x 16 pixels, SSIM looks at 11 x 11: give --closed-loop 0"):
         check_measurable(8, 16)
     monkeypatch.setattr(picture_distances, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match=r"pip install 'understudy\[metrics\]', or give --closed-loop 0"):
+    with pytest.raises(MissingExtra, match=r"pip install 'secondcast\[metrics\]', or give --closed-loop 0"):
         check_measurable(64, 64)

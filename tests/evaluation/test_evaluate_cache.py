@@ -1,4 +1,4 @@
-"""`understudy evaluate score --cache`: tables, JSON and a file of the same numbers; each error is one line."""
+"""`secondcast evaluate score --cache`: tables, JSON and a file of the same numbers; each error is one line."""
 
 import json
 import re
@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from commands.evaluate_cache import CACHE_FLAGS, POCKET_FLAGS
-from evaluation.aggregates import summary
-from evaluation.cache_scoring import CacheScoring
-from evaluation.results import Evaluation
-from models.student import load_student
-from pocket import STUDENTS_FOLDER, TEACHER_FOLDER
-from storage_schemas.errors import BadSettings
-from storage_schemas.reader import Cache
+from secondcast.commands.evaluate.cache import CACHE_FLAGS, POCKET_FLAGS
+from secondcast.evaluation.cache_scoring import CacheScoring
+from secondcast.evaluation.results import Evaluation
+from secondcast.evaluation.tables.aggregates import summary
+from secondcast.models.student.student import load_student
+from secondcast.pocket import STUDENTS_FOLDER, TEACHER_FOLDER
+from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.reader import Cache
+from tests.commands.test_cli import secondcast
 from tests.evaluation.recorded import ROWS, STEPS, build_recorded, make_student
-from tests.models.encoders import make_encoder_folder, rewrite_config
+from tests.models.student.encoders import make_encoder_folder, rewrite_config
 from tests.random_teacher import make_teacher
-from tests.test_cli import understudy
 
 pytest.importorskip("skimage")
 
@@ -32,14 +32,14 @@ def words(student, recorded, dev_teacher):
 def one_line(said: tuple[int, str, str]) -> str:
     code, out, heard = said
     last = heard.strip().splitlines()[-1]
-    assert code == 1 and not out and last.startswith("understudy: ") and "Traceback" not in heard
-    return last.removeprefix("understudy: ")
+    assert code == 1 and not out and last.startswith("secondcast: ") and "Traceback" not in heard
+    return last.removeprefix("secondcast: ")
 
 
 def test_tables_json_and_file_hold_the_same_numbers(tmp_path, words, student, recorded, capsys):
     file = tmp_path / "results/student.json"
     asked = [*words, "--count", 4, "--closed-loop", 2, "--untrained", "--quiet", "--out", file]
-    code, said, _ = understudy(*asked, "--json", capsys=capsys)
+    code, said, _ = secondcast(*asked, "--json", capsys=capsys)
     found = Evaluation.read(file)
     facts = json.loads(said)["cache"]
     assert code == 0 and facts == summary(found)
@@ -47,7 +47,7 @@ def test_tables_json_and_file_hold_the_same_numbers(tmp_path, words, student, re
     assert (found.committed, found.held_out, len(found.trajectories)) == (12, 8, 4)
     assert facts["open_loop"]["overall"]["records"] == 4 * STEPS and len(facts["open_loop"]["hardest_prompts"]) == 4
     assert [row["leader"] for row in facts["closed_loop"]] == ["student", "teacher", "untrained"]
-    code, said, heard = understudy(*asked, capsys=capsys)
+    code, said, heard = secondcast(*asked, capsys=capsys)
     assert code == 0 and heard.count("no LPIPS") == 0
     overall = facts["open_loop"]["overall"]
     for told in (f"{100 * overall['error_fraction']:.2f} %", f"{overall['error_mean_square']:.3g}", "0.00 %"):
@@ -63,7 +63,7 @@ def test_tables_json_and_file_hold_the_same_numbers(tmp_path, words, student, re
 
 def test_the_record_survives_a_round_trip_and_other_files_are_refused(tmp_path, words, capsys):
     file = tmp_path / "a.json"
-    assert understudy(*words, "--count", 1, "--closed-loop", 1, "--out", file, capsys=capsys)[0] == 0
+    assert secondcast(*words, "--count", 1, "--closed-loop", 1, "--out", file, capsys=capsys)[0] == 0
     found = Evaluation.read(file)
     found.write(tmp_path / "b.json")
     assert Evaluation.read(tmp_path / "b.json") == found and (tmp_path / "b.json").read_bytes() == file.read_bytes()
@@ -79,7 +79,7 @@ def test_the_record_survives_a_round_trip_and_other_files_are_refused(tmp_path, 
         (tmp_path / "c.json").write_text(json.dumps(body | change))
         with pytest.raises(BadSettings, match=rf"c.json is no evaluation that this version reads .*{said}.*again"):
             Evaluation.read(tmp_path / "c.json")
-    with pytest.raises(BadSettings, match=r"no file .*/nix.json: expected what `understudy evaluate score --out`"):
+    with pytest.raises(BadSettings, match=r"no file .*/nix.json: expected what `secondcast evaluate score --out`"):
         Evaluation.read(tmp_path / "nix.json")
     (tmp_path / "c.json").write_text("[")
     with pytest.raises(BadSettings, match=r"c.json is not readable JSON"):
@@ -90,7 +90,7 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_opened(tmp_pat
     (tmp_path / "there").write_text("")
     for place, reason in ((tmp_path / "there/x.json", "File exists"), (tmp_path, "Is a directory")):
         words = ["evaluate", "score", "no-student", "--cache", "no-cache", "--out", place]
-        assert one_line(understudy(*words, capsys=capsys)) == (
+        assert one_line(secondcast(*words, capsys=capsys)) == (
             f"{place} cannot be written ({reason}): give another --out"
         )
 
@@ -102,7 +102,7 @@ def test_a_cache_that_is_still_being_built_is_evaluated_as_far_as_it_goes(tmp_pa
     words[words.index(recorded)] = tmp_path / "c"
     left = [Cache.open(tmp_path / "c").layout.place(int(i)).prompt for i in Cache.open(tmp_path / "c").indices()]
     held_out = sum(Cache.open(tmp_path / "c").prompts[prompt].held_out for prompt in left)
-    code, said, heard = understudy(*words, "--closed-loop", 0, capsys=capsys)
+    code, said, heard = secondcast(*words, "--closed-loop", 0, capsys=capsys)
     assert code == 0 and f"on {held_out} of {held_out} held-out trajectories" in said
     assert (
         f"{tmp_path}/c is not finished: 8 of its 12 trajectories are there, and {held_out} of these are held out: "
@@ -115,7 +115,7 @@ def test_a_student_with_its_own_tokenizer_is_evaluated_on_its_own_tokens(tmp_pat
     own = make_student(tmp_path / "own", source, recorded)
     length = load_student(own).config.text_length
     words[words.index(student)] = own
-    code, said, heard = understudy(*words, "--count", 2, "--closed-loop", 1, "--json", capsys=capsys)
+    code, said, heard = secondcast(*words, "--count", 2, "--closed-loop", 1, "--json", capsys=capsys)
     facts = json.loads(said)["cache"]
     assert code == 0 and length == 10
     assert "the student has positions for 10 text tokens, the cache's embeddings have 12" in heard
@@ -126,7 +126,7 @@ def test_a_student_with_its_own_tokenizer_is_evaluated_on_its_own_tokens(tmp_pat
 def test_what_does_not_fit_together_is_one_line(tmp_path, words, student, recorded, dev_teacher, capsys):
     def said(*more, **instead) -> str:
         swapped = [instead.get(str(word), word) for word in words]
-        return one_line(understudy(*swapped, *more, capsys=capsys))
+        return one_line(secondcast(*swapped, *more, capsys=capsys))
 
     other = make_teacher(tmp_path / "other", seed=5)
     found = said(**{str(dev_teacher): other})
@@ -150,7 +150,7 @@ def test_what_does_not_fit_together_is_one_line(tmp_path, words, student, record
     bare = shutil.copytree(dev_teacher, tmp_path / "bare")
     shutil.rmtree(Path(bare) / "vae")
     assert f"{bare} has no vae/" in said(**{str(dev_teacher): bare})
-    assert understudy(
+    assert secondcast(
         *[bare if word == dev_teacher else word for word in words], "--closed-loop", 0, "--count", 1, capsys=capsys
     )[0] == 0  # fmt: skip
 
@@ -160,7 +160,7 @@ def test_a_student_of_another_width_is_refused(tmp_path, words, student, t5_conf
         tmp_path / "wide", make_teacher(tmp_path / "t", joint_attention_dim=32, d_model=32), held_out=1, trained=1
     )
     words[words.index(student)] = make_student(tmp_path / "s", t5_config, wide)
-    assert one_line(understudy(*words, capsys=capsys)) == (
+    assert one_line(secondcast(*words, capsys=capsys)) == (
         f"{tmp_path}/s gives embeddings 32 wide, this teacher reads 24: a student fits the teacher it was trained for; "
         f"train one from this cache"
     )
@@ -168,7 +168,7 @@ def test_a_student_of_another_width_is_refused(tmp_path, words, student, t5_conf
 
 def test_a_cache_without_held_out_prompts_is_told_so(tmp_path, words, recorded, dev_teacher, capsys):
     words[words.index(recorded)] = build_recorded(tmp_path / "c", dev_teacher, held_out=0, trained=3)
-    assert one_line(understudy(*words, capsys=capsys)) == (
+    assert one_line(secondcast(*words, capsys=capsys)) == (
         f"{tmp_path}/c has 3 committed trajectories, none of them of the 0 held-out prompts among its 3: one prompt in "
         f"50 is held out, by a hash of its text, and training saw all others; build more prompts, or give another "
         f"cache of this teacher"
@@ -176,19 +176,19 @@ def test_a_cache_without_held_out_prompts_is_told_so(tmp_path, words, recorded, 
 
 
 def test_flags_that_do_nothing_are_refused_and_nothing_is_too(words, student, capsys):
-    assert one_line(understudy("evaluate", "score", student, capsys=capsys)).startswith(
+    assert one_line(secondcast("evaluate", "score", student, capsys=capsys)).startswith(
         "evaluate score needs --cache or --pocket: "
     )
-    found = one_line(understudy("evaluate", "score", student, "--pocket", "--out", "x.json", capsys=capsys))
+    found = one_line(secondcast("evaluate", "score", student, "--pocket", "--out", "x.json", capsys=capsys))
     assert found == "--out is given without --cache: it does nothing there; leave it out, or give both"
-    found = one_line(understudy(*words, "--steps", 4, capsys=capsys))
+    found = one_line(secondcast(*words, "--steps", 4, capsys=capsys))
     assert found == "--steps is given without --pocket: it does nothing there; leave it out, or give both"
 
 
 def test_every_setting_is_a_flag_with_the_same_default():
     import inspect
 
-    from commands.evaluate import CACHE_COUNT, evaluate_score
+    from secondcast.commands.evaluate.evaluate import CACHE_COUNT, evaluate_score
 
     given = {name: parameter.default for name, parameter in inspect.signature(evaluate_score).parameters.items()}
     assert {*CACHE_FLAGS, *POCKET_FLAGS} <= given.keys()
@@ -201,7 +201,7 @@ def test_the_pocket_world_and_a_cache_of_its_teacher_together(tmp_path, capsys):
     cache = build_recorded(tmp_path / "c", TEACHER_FOLDER, held_out=2, trained=0, steps=2)
     student = make_student(tmp_path / "s", STUDENTS_FOLDER / "tiny", cache)
     flags = ["--count", 1, "--closed-loop", 1, "--steps", 1, "--batch-size", 1, "--device", "cpu", "--json"]
-    code, said, _ = understudy("evaluate", "score", student, "--cache", cache, "--pocket", *flags, capsys=capsys)
+    code, said, _ = secondcast("evaluate", "score", student, "--cache", cache, "--pocket", *flags, capsys=capsys)
     facts = json.loads(said)
     assert code == 0 and list(facts) == ["cache", "pocket"]
     assert facts["cache"]["trajectories"] == 1 and {"teacher", "student", "untrained"} <= facts["pocket"][0].keys()

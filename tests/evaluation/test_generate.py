@@ -12,16 +12,16 @@ import torch
 from diffusers import FluxPipeline
 from PIL import Image
 
-from evaluation import leader as leader_module
-from evaluation.generate import Asked, generate
-from evaluation.leader import teacher_parts
-from evaluation.picture_folder import picture_name
-from models.noise import draw_noise
-from models.student import load_student, new_student, save_student
-from models.teacher_folder import find_teacher
-from storage_schemas.errors import BadSettings, BadStudent, BadTeacher, SettingsDiffer
-from storage_schemas.progress import Silent
-from storage_schemas.prompts import prompt_id
+from secondcast.evaluation import leader as leader_module
+from secondcast.evaluation.generate import Asked, generate
+from secondcast.evaluation.leader import teacher_parts
+from secondcast.evaluation.pictures.folder import picture_name
+from secondcast.models.noise import draw_noise
+from secondcast.models.student.student import load_student, new_student, save_student
+from secondcast.models.teacher.folder import find_teacher
+from secondcast.storage_schemas.errors import BadSettings, BadStudent, BadTeacher, SettingsDiffer
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.schema.prompts import prompt_id
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red dog on the left", "two cats", "a blue car", "a sign that says no", "three dogs"]
@@ -186,7 +186,7 @@ def test_the_teacher_starts_from_the_same_noise_and_ends_elsewhere(whole, dev_te
         drawn.append(what)
         return draw_noise(**what)
 
-    monkeypatch.setattr("evaluation.sampling.draw_noise", watching)
+    monkeypatch.setattr("secondcast.evaluation.sampling.draw_noise", watching)
     run("teacher", dev_teacher, tmp_path / "out", PROMPTS[:2])
     assert [(what["seed"], what["prompt_id"]) for what in drawn] == [(7, prompt_id(text)) for text in PROMPTS[:2]]
     theirs, ours = pictures(tmp_path / "out"), pictures(whole)
@@ -217,7 +217,7 @@ def test_given_again_nothing_is_made_and_more_prompts_are_added(student, dev_tea
     out = tmp_path / "out"
     assert run(student, dev_teacher, out, PROMPTS[:2]) == 2
     assert run(student, dev_teacher, out, PROMPTS[:3]) == 1
-    monkeypatch.setattr("evaluation.generate.Studio", None)
+    monkeypatch.setattr("secondcast.evaluation.generate.Studio", None)
     assert run(student, dev_teacher, out, PROMPTS[:3]) == 0
     assert run(student, dev_teacher, out, PROMPTS[:1]) == 0
     assert [entry["number"] for entry in index_of(out)] == [0, 1, 2]
@@ -287,7 +287,7 @@ def test_guidance_beyond_what_it_was_trained_for_is_remarked_and_schnell_takes_n
 
 
 def test_a_full_disk_leaves_no_torn_picture(student, dev_teacher, tmp_path, monkeypatch):
-    from storage_schemas import durable
+    from secondcast.storage_schemas.io import durable
 
     real = durable.replace
 

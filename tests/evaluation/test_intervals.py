@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.intervals import bootstrap, clustered, wilson
+from secondcast.evaluation.intervals import bootstrap, clustered, wilson
 
 
 def test_known_intervals():

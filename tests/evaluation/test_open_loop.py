@@ -5,19 +5,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.aggregates import open_loop_summary
-from evaluation.cache_scoring import CacheScoring
-from evaluation.held_out import HeldOut, held_out_trajectories, spread
-from evaluation.on_cache import evaluate_on_cache
-from evaluation.replaying import filled_batches
-from evaluation.results import Computed, Evaluated, Evaluation, StepErrors
-from models.student import load_student
-from storage_schemas.errors import NonFinite
-from storage_schemas.progress import Silent
-from storage_schemas.reader import Cache
+from secondcast.evaluation.cache_scoring import CacheScoring
+from secondcast.evaluation.held_out import HeldOut, held_out_trajectories, spread
+from secondcast.evaluation.on_cache import evaluate_on_cache
+from secondcast.evaluation.replaying import filled_batches
+from secondcast.evaluation.results import Computed, Evaluated, Evaluation, StepErrors
+from secondcast.evaluation.tables.aggregates import open_loop_summary
+from secondcast.models.student.student import load_student
+from secondcast.storage_schemas.errors import NonFinite
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.reader import Cache
+from secondcast.trainer.validation import replay_floor, validation_loss
 from tests.evaluation.recorded import CPU, ROWS, STEPS, build_recorded, replayed
 from tests.trainer.making import make_trainer
-from trainer.validation import replay_floor, validation_loss
 
 OPEN = {"closed_loop": 0, "batch_size": ROWS}
 

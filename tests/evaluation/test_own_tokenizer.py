@@ -10,21 +10,20 @@ from diffusers import FluxPipeline
 from PIL import Image
 from transformers import AutoTokenizer
 
-from evaluation.generate import Asked, generate
-from evaluation.leader import open_leader, teacher_parts
-from evaluation.pocket_scores import score_encoders
-from evaluation.sampling import Studio
-from evaluation.text_encoders import teacher_and_students
-from models.noise import draw_noise
-from models.student import load_student, new_student, save_student
-from models.student_tokens import own_tokens
-from models.teacher_folder import BUILD_PARTS, find_teacher
-from pocket import TEACHER_FOLDER
-from pocket.world import captions
-from storage_schemas.errors import BadSettings, BadStudent
-from storage_schemas.progress import Silent
-from storage_schemas.prompts import prompt_id
-from tests.models.encoders import make_encoder_folder, rewrite_config
+from secondcast.evaluation.generate import Asked, generate
+from secondcast.evaluation.leader import open_leader, teacher_and_students, teacher_parts
+from secondcast.evaluation.pocket_scores import score_encoders
+from secondcast.evaluation.sampling import Studio
+from secondcast.models.noise import draw_noise
+from secondcast.models.student.student import load_student, new_student, save_student
+from secondcast.models.student.tokens import own_tokens
+from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
+from secondcast.pocket import TEACHER_FOLDER
+from secondcast.pocket.world import captions
+from secondcast.storage_schemas.errors import BadSettings, BadStudent
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.schema.prompts import prompt_id
+from tests.models.student.encoders import make_encoder_folder, rewrite_config
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red dog on the left", "two cats"]

@@ -7,18 +7,18 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from evaluation.picture import enlarged, side_by_side
-from evaluation.pocket_scores import score_encoders, score_images, table_rows
-from evaluation.sampling import Studio
-from evaluation.text_encoders import teacher_and_students
-from models.student import new_student, save_student
-from models.teacher_folder import BUILD_PARTS, TeacherFolder, find_teacher
-from models.text_encoder import TeacherTextEncoder
-from pocket import STUDENTS_FOLDER, TEACHER_FOLDER
-from pocket.lexicon import PAPER
-from pocket.world import IMAGE_SIZE, captions
-from storage_schemas.errors import BadPrompts, BadStudent
-from storage_schemas.progress import Silent
+from secondcast.evaluation.leader import teacher_and_students
+from secondcast.evaluation.pictures.picture import enlarged, side_by_side
+from secondcast.evaluation.pocket_scores import score_encoders, score_images, table_rows
+from secondcast.evaluation.sampling import Studio
+from secondcast.models.student.student import new_student, save_student
+from secondcast.models.teacher.folder import BUILD_PARTS, TeacherFolder, find_teacher
+from secondcast.models.teacher.text_encoder import TeacherTextEncoder
+from secondcast.pocket import STUDENTS_FOLDER, TEACHER_FOLDER
+from secondcast.pocket.lexicon import PAPER
+from secondcast.pocket.world import IMAGE_SIZE, captions
+from secondcast.storage_schemas.errors import BadPrompts, BadStudent
+from secondcast.storage_schemas.progress import Silent
 
 CPU = torch.device("cpu")
 
@@ -46,8 +46,8 @@ def test_the_images_are_flux_pipelines_for_the_same_noise(studio, teacher):
     texts = captions(3, seed=5, split="heldout")
     encoder = TeacherTextEncoder.load(teacher, dtype=torch.float32, device=CPU)
     ours = studio.images(encoder.encode, texts, batch_size=3, bar=Silent())
-    from models.noise import draw_noise
-    from storage_schemas.prompts import prompt_id
+    from secondcast.models.noise import draw_noise
+    from secondcast.storage_schemas.schema.prompts import prompt_id
 
     size = {"image_tokens": studio.geometry.image_tokens, "channels": studio.geometry.channels}
     noise = [draw_noise(seed=0, prompt_id=prompt_id(t), replica=0, **size) for t in texts]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from inspection.diff import compare, diff_lines
-from storage_schemas.convert import convert
-from storage_schemas.progress import Silent
-from storage_schemas.reader import Cache
+from secondcast.inspection.diff import compare, diff_lines
+from secondcast.storage_schemas.maintenance.convert import convert
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.reader import Cache
 from tests.storage_schemas.caches import some_prompts, write_keyed_cache
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ def other(tmp_path, prompts=6, **changes):
         (
             {"format": "webdataset"},
             'sampling.storage.format: "zarr" | "webdataset": the same recording in other files: '
-            "`understudy convert` makes them equal",
+            "`secondcast convert` makes them equal",
             "can resume: no, merge: no, train together: yes",
         ),
         (
@@ -79,7 +79,7 @@ def test_identical_caches_say_so(tmp_path, a):
     facts = compare(a, Cache.open(tmp_path / "b"))
     assert facts["identical"] and diff_lines(facts) == [
         "identical by their records: the same manifest, and the same checksums of every shard; the files were not "
-        "read, `understudy inspect verify` does",
+        "read, `secondcast inspect verify` does",
         "can resume: yes, merge: yes, train together: yes",
     ]
 
@@ -101,7 +101,7 @@ def test_diff_and_zarr_conversion_need_neither_torch_nor_webdataset(tmp_path, a)
     other(tmp_path, format="webdataset")
     code = (
         "import sys; sys.modules['torch'] = sys.modules['webdataset'] = None; import cli; "
-        "sys.argv = ['understudy', *sys.argv[1:]]; cli.main()"
+        "sys.argv = ['secondcast', *sys.argv[1:]]; cli.main()"
     )
 
     def run(*words):

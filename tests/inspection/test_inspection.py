@@ -8,20 +8,20 @@ import pytest
 import torch
 from rich.console import Console
 
-from inspection.images import each_film_strip, shown_steps
-from inspection.sheet import stacked
-from inspection.show import describe, find_prompts
-from inspection.summary import summarise
-from inspection.summary_text import summary_lines
-from inspection.terminal import Terminal
-from models.teacher_folder import DECODE_PARTS, find_teacher
-from storage_schemas.errors import NotInCache
-from storage_schemas.progress import duration_text, size_text
-from storage_schemas.prompts import Prompt, prompt_id
-from storage_schemas.reader import Cache
+from secondcast.commands.console import Terminal
+from secondcast.inspection.images import each_film_strip, shown_steps
+from secondcast.inspection.sheet import stacked
+from secondcast.inspection.show import describe, find_prompts
+from secondcast.inspection.summary import summarise
+from secondcast.inspection.summary_text import summary_lines
+from secondcast.models.teacher.folder import DECODE_PARTS, find_teacher
+from secondcast.storage_schemas.errors import NotInCache
+from secondcast.storage_schemas.progress import duration_text, size_text
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.prompts import Prompt, prompt_id
 from tests.cache_builder.building import build_cache
+from tests.commands.test_cli import secondcast
 from tests.storage_schemas.caches import write_keyed_cache
-from tests.test_cli import understudy
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_prompts_are_found_by_a_word_whatever_its_case(cache):
 def test_a_prompt_is_printed_as_its_letters_whatever_a_terminal_would_make_of_them(tmp_path, capsys):
     text = "a :dog: sign [bold] \x1b[31mred\nnext"
     write_keyed_cache(tmp_path / "c", [Prompt(id=prompt_id(text), text=text, sources=("s",), token_ids=(5, 1))])
-    code, said, heard = understudy("inspect", "show", tmp_path / "c", "--grep", "sign", capsys=capsys)
+    code, said, heard = secondcast("inspect", "show", tmp_path / "c", "--grep", "sign", capsys=capsys)
     assert code == 0, heard
     assert said.splitlines()[1].endswith(r"a :dog: sign [bold] \x1b[31mred\nnext")
 

@@ -7,28 +7,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.held_out import held_out_trajectories, spread
-from evaluation.picture import enlarged
-from evaluation.results import Evaluation
-from inspection.compare import names_of
-from inspection.compare_sheet import difference_factor, picture_side
-from inspection.sheet import amplified_difference, font, lines_of
-from storage_schemas.errors import BadSettings
-from storage_schemas.reader import Cache
+from secondcast.evaluation.held_out import held_out_trajectories, spread
+from secondcast.evaluation.pictures.picture import enlarged
+from secondcast.evaluation.results import Evaluation
+from secondcast.inspection.compare import names_of
+from secondcast.inspection.compare_sheet import difference_factor, picture_side
+from secondcast.inspection.sheet import amplified_difference, font, lines_of
+from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.reader import Cache
+from tests.commands.test_cli import secondcast
 from tests.evaluation.recorded import ROWS, build_recorded, make_student
 from tests.random_teacher import make_teacher
-from tests.test_cli import understudy
 
 
 def told(*words, capsys) -> str:
-    code, out, heard = understudy("inspect", *words, capsys=capsys)
-    assert code == 1 and not out and heard.startswith("understudy: ") and heard.count("\n") == 1
-    return heard.removeprefix("understudy: ").strip()
+    code, out, heard = secondcast("inspect", *words, capsys=capsys)
+    assert code == 1 and not out and heard.startswith("secondcast: ") and heard.count("\n") == 1
+    return heard.removeprefix("secondcast: ").strip()
 
 
 def test_a_folder_gets_a_strip_of_each_trajectory_and_the_sheet(tmp_path, recorded, dev_teacher, capsys):
     words = ["images", recorded, "0", "7", "--teacher", dev_teacher, "--steps-of", "2,0", "--frame-pixels", 32]
-    code, said, _ = understudy("inspect", *words, "--out", tmp_path / "strips", capsys=capsys)
+    code, said, _ = secondcast("inspect", *words, "--out", tmp_path / "strips", capsys=capsys)
     keys = [Cache.open(recorded).trajectory(index).key for index in (0, 7)]
     assert code == 0 and said == f"2 film strips in {tmp_path}/strips, each by itself and all in sheet.png\n"
     assert sorted(f.name for f in (tmp_path / "strips").iterdir()) == sorted(
@@ -65,11 +65,11 @@ def test_a_comparison_has_the_numbers_of_an_evaluation(tmp_path, recorded, stude
     other = make_student(tmp_path / "other", t5_config, recorded)
     batch = ["--backbone", dev_teacher, "--batch-size", ROWS, "--device", "cpu", "--quiet"]
     words = ["compare", recorded, "--student", student, "--student", other, "--out", tmp_path / "sheet.png", *batch]
-    code, said, _ = understudy("inspect", *words, "--json", capsys=capsys)
+    code, said, _ = secondcast("inspect", *words, "--json", capsys=capsys)
     facts = json.loads(said)
     assert code == 0 and [one["name"] for one in facts["students"]] == ["s", "other"]
     score = ["evaluate", "score", student, "--cache", recorded, "--count", 8, "--closed-loop", 8, *batch]
-    assert understudy(*score, "--out", tmp_path / "e.json", capsys=capsys)[0] == 0
+    assert secondcast(*score, "--out", tmp_path / "e.json", capsys=capsys)[0] == 0
     found = Evaluation.read(tmp_path / "e.json")
     rows = [row["students"]["s"] for row in facts["trajectories"]]
     assert [row["key"] for row in facts["trajectories"]] == [one.key for one in found.trajectories]
@@ -80,7 +80,7 @@ def test_a_comparison_has_the_numbers_of_an_evaluation(tmp_path, recorded, stude
     sheet = Image.open(tmp_path / "sheet.png")
     # Pictures of 16 pixels, eight times as large.
     assert sheet.width == 24 + 5 * 134 + 180
-    code, said, _ = understudy("inspect", *words, capsys=capsys)
+    code, said, _ = secondcast("inspect", *words, capsys=capsys)
     assert code == 0 and "8 trajectories" in said and "all held out" in said
     for row in facts["trajectories"]:
         assert row["prompt"] in said and f"{row['students']['other']['psnr_db']:.2f} / " in said
@@ -93,7 +93,7 @@ def test_named_trajectories_are_compared_and_trained_ones_are_called_so(tmp_path
     words = ["compare", cache, "--student", student, "--backbone", dev_teacher, "--batch-size", ROWS, "--quiet"]
     words += ["--out", tmp_path / "sheet.png"]
     assert told(*words, capsys=capsys).endswith("; or name trajectories to compare on: `inspect compare CACHE KEY...`")
-    code, said, _ = understudy("inspect", *words, "2", "0", "2", capsys=capsys)
+    code, said, _ = secondcast("inspect", *words, "2", "0", "2", capsys=capsys)
     assert code == 0 and f"2 trajectories of {cache}, 2 of them of prompts that training may have seen" in said
     assert "floor" not in said
 
@@ -137,7 +137,7 @@ def test_a_difference_is_amplified_and_cut_at_white():
 
 
 def test_the_default_choice_is_that_of_an_evaluation(recorded):
-    from inspection.compare import chosen_trajectories
+    from secondcast.inspection.compare import chosen_trajectories
 
     cache = Cache.open(recorded)
     everything = held_out_trajectories(cache)

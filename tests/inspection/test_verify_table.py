@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 
-from inspection.mending import mending_commands, need_of, problem_lines
-from storage_schemas.progress import Silent
-from storage_schemas.repair import mend
-from storage_schemas.verification import Problem, Report, verify
+from secondcast.inspection.mending import mending_commands, need_of, problem_lines
+from secondcast.storage_schemas.maintenance.repair import mend
+from secondcast.storage_schemas.maintenance.verify import Problem, Report, verify
+from secondcast.storage_schemas.progress import Silent
+from tests.commands.test_cli import secondcast
 from tests.storage_schemas.caches import write_cache
-from tests.test_cli import understudy
 
 FILE = "trajectories.zarr/noise/c/1/0/0"
 
@@ -23,16 +23,16 @@ def cache(tmp_path):
 
 
 def test_a_whole_cache_is_one_line(cache, capsys):
-    code, said, _ = understudy("inspect", "verify", cache, "--quiet", capsys=capsys)
+    code, said, _ = secondcast("inspect", "verify", cache, "--quiet", capsys=capsys)
     assert code == 0 and said.count("\n") == 1 and said.endswith(", 0 problems\n")
-    code, said, _ = understudy("inspect", "verify", cache, "--quiet", "--json", capsys=capsys)
+    code, said, _ = secondcast("inspect", "verify", cache, "--quiet", "--json", capsys=capsys)
     assert code == 0 and json.loads(said)["mend"] is None
 
 
 def test_each_problem_is_a_row_and_the_commands_stand_below(cache, capsys):
     (cache / FILE).unlink()
     (cache / "foreign file").write_text("")
-    code, said, _ = understudy("inspect", "verify", cache, "--quiet", capsys=capsys)
+    code, said, _ = secondcast("inspect", "verify", cache, "--quiet", capsys=capsys)
     assert code == 1 and said.splitlines()[0].endswith(", 2 problems")
     assert said.splitlines()[1:] == [
         "shard           file                             problem",
@@ -40,14 +40,14 @@ def test_each_problem_is_a_row_and_the_commands_stand_below(cache, capsys):
         "-               foreign file                     is no file of this cache: delete it",
         "to put it right:",
         f"  rm '{cache}/foreign file'",
-        f"  understudy repair {cache} --teacher made-up",
+        f"  secondcast repair {cache} --teacher made-up",
         "  (with another copy of the cache: --from COPY in place of --teacher)",
     ]
-    code, said, _ = understudy("inspect", "verify", cache, "--quiet", "--json", capsys=capsys)
+    code, said, _ = secondcast("inspect", "verify", cache, "--quiet", "--json", capsys=capsys)
     facts = json.loads(said)
     assert code == 1 and [problem["needs"] for problem in facts["problems"]] == ["shard", "delete"]
     assert facts["mend"] == {
-        "commands": [f"rm '{cache}/foreign file'", f"understudy repair {cache} --teacher made-up"],
+        "commands": [f"rm '{cache}/foreign file'", f"secondcast repair {cache} --teacher made-up"],
         "otherwise": "with another copy of the cache: --from COPY in place of --teacher",
     }
 
@@ -60,7 +60,7 @@ def test_a_narrow_terminal_gets_the_problem_below_its_file_and_loses_nothing(cac
     assert narrow[1] == f"trajectories 1  {FILE}" and narrow[2].startswith(" " * 18 + "has checksum")
     assert all(len(line) <= 60 for line in narrow[:4])
     assert " ".join(" ".join(narrow[1 : narrow.index("to put it right:")]).split()) == " ".join(wide[1].split())
-    assert f"  understudy repair {cache} --teacher TEACHER" in narrow
+    assert f"  secondcast repair {cache} --teacher TEACHER" in narrow
 
 
 @pytest.mark.parametrize("building", [False, True])
@@ -78,7 +78,7 @@ def test_what_a_repair_can_do_alone_is_told_so_and_it_can(cache, building):
         (cache / name).write_bytes(whole[:-2])
         commands = mending_commands(str(cache), verify(cache, Silent()), "made-up")
         left = mend(cache, None, Silent()).left
-        assert (commands == [f"understudy repair {cache}"]) == (left == ()), name
+        assert (commands == [f"secondcast repair {cache}"]) == (left == ()), name
         assert left == () or commands[-1].split()[3] in ("--teacher", "--from")
         (cache / name).write_bytes(whole)
 

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inspection.show import describe, first_trajectory, replicas_of, trajectory_lines
-from inspection.summary import summarise
-from inspection.summary_text import screen_lines, summary_lines
-from inspection.text_layout import entry_lines, table_lines
-from storage_schemas.convert import convert
-from storage_schemas.folders import open_folder
-from storage_schemas.manifest import Generation
-from storage_schemas.progress import Silent
-from storage_schemas.reader import Cache
+from secondcast.inspection.show import describe, first_trajectory, replicas_of, trajectory_lines
+from secondcast.inspection.summary import summarise
+from secondcast.inspection.summary_text import screen_lines, summary_lines
+from secondcast.inspection.text_layout import entry_lines, table_lines
+from secondcast.storage_schemas.io.folders import open_folder
+from secondcast.storage_schemas.maintenance.convert import convert
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.manifest import Generation
+from tests.commands.test_cli import secondcast
 from tests.evaluation.recorded import ROWS
 from tests.storage_schemas.caches import some_prompts, write_cache, write_keyed_cache
-from tests.test_cli import understudy
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,14 +64,14 @@ def test_every_view_works_on_both_formats_while_building_and_from_an_object_stor
     cache, count = put(place, by_format[form], tmp_path, request)
 
     def ask(*words) -> str:
-        code, said, heard = understudy("inspect", *words, capsys=capsys)
+        code, said, heard = secondcast("inspect", *words, capsys=capsys)
         assert code == 0, heard
         return said
 
     said = ask("summary", cache)
     assert f"{count} of 12 committed" in said and f"({form}, compact" in said
     looked_at = "not looked at" if place == "s3" else "there with their recorded sizes"
-    assert looked_at in said and f"`understudy inspect verify {cache}` does" in said
+    assert looked_at in said and f"`secondcast inspect verify {cache}` does" in said
     assert ("(finished)" in said) == (place != "being built")
     facts = json.loads(ask("summary", cache, "--json"))
     assert [array["name"] for array in facts["storage"]["arrays"]] == [
@@ -129,7 +129,7 @@ def test_a_file_that_is_lost_or_cut_shows_in_the_summary(tmp_path):
     said = dict(summary_lines(summarise(Cache.open(tmp_path / "c"))))["integrity"]
     assert said == (
         f"4 of 4 shards have a record; of 10 files looked at 1 missing and 1 of another size, the first "
-        f"trajectories.zarr/noise/c/0/0/0; checksums not compared, `understudy inspect verify {tmp_path}/c` does"
+        f"trajectories.zarr/noise/c/0/0/0; checksums not compared, `secondcast inspect verify {tmp_path}/c` does"
     )
 
 
@@ -144,7 +144,7 @@ def test_the_summary_says_on_what_and_how_fast_a_cache_was_built(tmp_path, recor
 
 
 def test_time_in_which_several_worked_counts_once_and_pauses_do_not(tmp_path):
-    from inspection.summary import built_facts
+    from secondcast.inspection.summary import built_facts
 
     write_cache(tmp_path / "c", count=16)
     times = ["00:01:40", "00:01:40", "00:03:20", "09:00:00"]
@@ -179,7 +179,7 @@ def test_a_prompt_leads_to_its_own_trajectory_whatever_the_generations(tmp_path)
     ]  # fmt: skip
     said = dict(line.strip().split("  ", 1) for line in trajectory_lines(describe(cache, 3), "c")[:7])
     assert said["replica"] == (
-        "1, one of 3 of this prompt; the others are trajectories 1, 5 (not built yet): `understudy inspect show c 1`"
+        "1, one of 3 of this prompt; the others are trajectories 1, 5 (not built yet): `secondcast inspect show c 1`"
     )
     assert "the only one of this prompt" in "\n".join(trajectory_lines(describe(cache, 7), "c"))
 

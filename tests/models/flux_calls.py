@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from diffusers import FluxTransformer2DModel
 
-from models.backbone import FluxBackbone
-from models.geometry import Geometry
-from models.memory_options import MemoryOptions
-from models.modulation_table import Conditions
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.geometry import Geometry
+from secondcast.models.memory.modulation_table import Conditions
+from secondcast.models.memory.options import MemoryOptions
 
 CPU = torch.device("cpu")
 GEOMETRY = Geometry(height=16, width=16, rows=4, columns=4, channels=16)

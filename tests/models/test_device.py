@@ -2,8 +2,8 @@
 
 import pytest
 
-from models.device import usable_device
-from storage_schemas.errors import BadSettings
+from secondcast.models.device import usable_device
+from secondcast.storage_schemas.errors import BadSettings
 
 
 @pytest.mark.parametrize(

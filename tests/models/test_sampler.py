@@ -11,17 +11,17 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-from models.backbone import FluxBackbone
-from models.geometry import geometry_of, vae_scale_factor
-from models.noise import draw_guidance, draw_noise
-from models.sampler import Walk, sample
-from models.schedule import DTYPES, Schedule, pipeline_schedule, reference_schedule, schedule_of
-from models.teacher_folder import TeacherFolder
-from models.text_encoder import PooledTextEncoder
-from pocket import TEACHER_FOLDER
-from storage_schemas.derivation import derive_latents
-from storage_schemas.fields import same_bits
-from storage_schemas.tensors import from_torch
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.geometry import geometry_of, vae_scale_factor
+from secondcast.models.noise import draw_guidance, draw_noise
+from secondcast.models.sampler import Walk, sample
+from secondcast.models.schedule import DTYPES, Schedule, pipeline_schedule, reference_schedule, schedule_of
+from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.models.teacher.text_encoder import PooledTextEncoder
+from secondcast.pocket import TEACHER_FOLDER
+from secondcast.storage_schemas.schema.derivation import derive_latents
+from secondcast.storage_schemas.schema.fields import same_bits
+from secondcast.storage_schemas.tensors import from_torch
 
 BATCH = 3
 TEACHERS = pytest.mark.parametrize("teacher", ["pocket", "dev_teacher", "schnell_teacher"])

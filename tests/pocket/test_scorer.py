@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pocket.pictures import render
-from pocket.scorer import DIMENSIONS, score
-from pocket.world import (
+from secondcast.pocket.scorer import DIMENSIONS, score
+from secondcast.pocket.training.pictures import render
+from secondcast.pocket.world import (
     IMAGE_SIZE,
     KINDS,
     Composition,

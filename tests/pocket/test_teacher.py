@@ -13,16 +13,16 @@ import torch
 from diffusers import FluxPipeline
 from transformers import AutoTokenizer
 
-from pocket import TEACHER_FOLDER
-from pocket.examine import mean_scores, sample
-from pocket.examples import Examples, make_pool, quiet_direction
-from pocket.lexicon import PHRASES, PREFIXES, SUFFIXES, WORDS
-from pocket.muon import orthogonalised
-from pocket.networks import TEXT_LENGTH, make_tokenizer
-from pocket.stages import StageSettings
-from pocket.text import sentence, token_tags
-from pocket.train import Recipe, make_teacher
-from pocket.world import IMAGE_SIZE, captions
+from secondcast.pocket import TEACHER_FOLDER
+from secondcast.pocket.lexicon import PHRASES, PREFIXES, SUFFIXES, WORDS
+from secondcast.pocket.training.examine import mean_scores, sample
+from secondcast.pocket.training.examples import Examples, make_pool, quiet_direction
+from secondcast.pocket.training.muon import orthogonalised
+from secondcast.pocket.training.networks import TEXT_LENGTH, make_tokenizer
+from secondcast.pocket.training.stages import StageSettings
+from secondcast.pocket.training.text import sentence, token_tags
+from secondcast.pocket.training.train import Recipe, make_teacher
+from secondcast.pocket.world import IMAGE_SIZE, captions
 
 TINY = Recipe(
     captions=32,

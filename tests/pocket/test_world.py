@@ -7,10 +7,10 @@ from itertools import product
 import numpy as np
 import pytest
 
-from pocket.lexicon import PHRASES, PREFIXES, SUFFIXES, WORDS
-from pocket.pictures import arrangement_tokens, arrangements, draw, preferred, render
-from pocket.scorer import score
-from pocket.world import (
+from secondcast.pocket.lexicon import PHRASES, PREFIXES, SUFFIXES, WORDS
+from secondcast.pocket.scorer import score
+from secondcast.pocket.training.pictures import arrangement_tokens, arrangements, draw, preferred, render
+from secondcast.pocket.world import (
     IMAGE_SIZE,
     KINDS,
     Composition,
@@ -106,7 +106,7 @@ def test_the_split_ignores_phrasing_order_and_relation() -> None:
 
 
 def test_too_many_captions_are_an_error_that_says_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pocket.world.caption", lambda scene, rng: "a red circle")
+    monkeypatch.setattr("secondcast.pocket.world.caption", lambda scene, rng: "a red circle")
     with pytest.raises(ValueError, match=r"found 1 distinct ones, expected 5 \(split 'train'.*ask for fewer"):
         captions(5, seed=0, split="train")
 
@@ -163,5 +163,5 @@ def test_whims_choose_each_arrangement_about_as_often() -> None:
 
 
 def test_importing_world_and_scorer_leaves_torch_out() -> None:
-    code = "import sys, pocket, pocket.world, pocket.scorer; sys.exit('torch' in sys.modules)"
+    code = "import sys, pocket, secondcast.pocket.world, secondcast.pocket.scorer; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from storage_schemas.commits import CommitRecord
-from storage_schemas.derivation import derive_latents
-from storage_schemas.fields import DTYPES, Array, Arrays, fields_of
-from storage_schemas.folders import Location
-from storage_schemas.layout import ShardRange
-from storage_schemas.manifest import Generation, Manifest, PromptSet, Sampling, Storage, Teacher
-from storage_schemas.prompts import Prompt, prompt_id
-from storage_schemas.writer import CacheWriter, prompt_set_fields
+from secondcast.storage_schemas.io.folders import Location
+from secondcast.storage_schemas.schema.commits import CommitRecord
+from secondcast.storage_schemas.schema.derivation import derive_latents
+from secondcast.storage_schemas.schema.fields import DTYPES, Array, Arrays, fields_of
+from secondcast.storage_schemas.schema.layout import ShardRange
+from secondcast.storage_schemas.schema.manifest import Generation, Manifest, PromptSet, Sampling, Storage, Teacher
+from secondcast.storage_schemas.schema.prompts import Prompt, prompt_id
+from secondcast.storage_schemas.writer import CacheWriter, prompt_set_fields
 
 STEPS, TOKENS, CHANNELS, TEXT, WIDTH = 3, 4, 2, 5, 6
 

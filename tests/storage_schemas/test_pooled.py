@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage_schemas.convert import convert
-from storage_schemas.errors import BadSettings, DamagedCache, SettingsDiffer
-from storage_schemas.fields import same_bits
-from storage_schemas.manifest import Manifest, sealed
-from storage_schemas.merge import merge
-from storage_schemas.progress import Silent
-from storage_schemas.reader import Cache
-from storage_schemas.repair import mend
-from storage_schemas.subset import subset
-from storage_schemas.verification import verify
+from secondcast.storage_schemas.errors import BadSettings, DamagedCache, SettingsDiffer
+from secondcast.storage_schemas.maintenance.convert import convert
+from secondcast.storage_schemas.maintenance.merge import merge
+from secondcast.storage_schemas.maintenance.repair import mend
+from secondcast.storage_schemas.maintenance.subset import subset
+from secondcast.storage_schemas.maintenance.verify import verify
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.fields import same_bits
+from secondcast.storage_schemas.schema.manifest import Manifest, sealed
 from tests.storage_schemas.caches import data_files, some_manifest, some_prompts, write_cache, write_keyed_cache
 
 FORMATS = pytest.mark.parametrize("form", ["zarr", "webdataset"])

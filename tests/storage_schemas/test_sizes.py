@@ -5,18 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache_builder.disk import check_disk
-from cache_builder.settings import PlannedBuild, outline_manifest
-from models.planned_teacher import planned_teacher
-from models.teacher_folder import BUILD_PARTS, find_teacher
-from storage_schemas.codecs import field_codec
-from storage_schemas.commits import CommitRecord, FileRecord, Records
-from storage_schemas.errors import BadSettings
-from storage_schemas.fields import DTYPES, fields_of
-from storage_schemas.manifest import Manifest
-from storage_schemas.progress import Silent
-from storage_schemas.reader import Cache
-from storage_schemas.sizes import cache_sizes, remaining_bytes, stored_ratio
+from secondcast.cache_builder.disk import check_disk
+from secondcast.cache_builder.settings import PlannedBuild, outline_manifest
+from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
+from secondcast.models.teacher.planned import planned_teacher
+from secondcast.storage_schemas.codecs.by_field import field_codec
+from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.commits import CommitRecord, FileRecord, Records
+from secondcast.storage_schemas.schema.fields import DTYPES, fields_of
+from secondcast.storage_schemas.schema.manifest import Manifest
+from secondcast.storage_schemas.sizes import cache_sizes, remaining_bytes, stored_ratio
 from tests.cache_builder.building import build_cache
 
 KIB, GIB = 2**10, 2**30

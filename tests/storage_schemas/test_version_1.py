@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from storage_schemas.progress import Silent
-from storage_schemas.reader import Cache
-from storage_schemas.verification import verify
+from secondcast.storage_schemas.maintenance.verify import verify
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.reader import Cache
 
 FOLDER = Path(__file__).parent / "version_1"
 # xxh3_128 over all records, as read when the caches were made. A reader that changes one of them is wrong.

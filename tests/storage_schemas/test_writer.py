@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from storage_schemas.digests import xxh3_128
-from storage_schemas.errors import DerivationMismatch, NonFinite, NotACache, SettingsDiffer, ShardTaken
-from storage_schemas.folders import LocalFolder
-from storage_schemas.reader import Cache, read_manifest
-from storage_schemas.writer import CacheWriter
+from secondcast.storage_schemas.errors import DerivationMismatch, NonFinite, NotACache, SettingsDiffer, ShardTaken
+from secondcast.storage_schemas.io.digests import xxh3_128
+from secondcast.storage_schemas.io.folders import LocalFolder
+from secondcast.storage_schemas.reader import Cache, read_manifest
+from secondcast.storage_schemas.writer import CacheWriter
 from tests.storage_schemas.caches import some_arrays, some_manifest, some_prompts, write_cache
 
 

@@ -1,18 +1,18 @@
-"""Trainers for tests, made as `understudy train` makes them, with all in reach."""
+"""Trainers for tests, made as `secondcast train` makes them, with all in reach."""
 
 from pathlib import Path
 
 import torch
 
-from models.student import new_student
-from models.student_tokens import own_tokens
-from models.teacher_folder import REPLAY_PARTS, find_teacher
-from storage_schemas.reader import Cache
-from trainer.loop import Trainer
-from trainer.mixture import Lesson
-from trainer.settings import TrainFlags
-from trainer.train import _autocast, _objective
-from trainer.training_set import TrainingSet
+from secondcast.models.student.student import new_student
+from secondcast.models.student.tokens import own_tokens
+from secondcast.models.teacher.folder import REPLAY_PARTS, find_teacher
+from secondcast.storage_schemas.reader import Cache
+from secondcast.trainer.data.mixture import Lesson
+from secondcast.trainer.loop import Trainer
+from secondcast.trainer.settings import TrainFlags
+from secondcast.trainer.train import _autocast, _objective
+from secondcast.trainer.training_set import TrainingSet
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel, T5Config, T5EncoderModel
 
-from trainer.dropout import DropoutOfRows
+from secondcast.trainer.dropout import DropoutOfRows
 
 SIZES = {"dropout_rate": 0.3, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "vocab_size": 40}
 BERT = {

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from models.context_projection import load_context_projection
-from models.teacher_folder import REPLAY_PARTS, find_teacher
-from storage_schemas.errors import BadTeacher
-from storage_schemas.reader import Cache
+from secondcast.models.teacher.context_projection import load_context_projection
+from secondcast.models.teacher.folder import REPLAY_PARTS, find_teacher
+from secondcast.storage_schemas.errors import BadTeacher
+from secondcast.storage_schemas.reader import Cache
+from secondcast.trainer.losses import context_loss, difference, embedding_loss, row_errors, step_weights, vision_loss
 from tests.cache_builder.building import build_cache
 from tests.random_teacher import make_teacher
 from tests.trainer.making import CPU, make_trainer
 from tests.trainer.test_train import run_training
-from trainer.losses import context_loss, difference, embedding_loss, row_errors, step_weights, vision_loss
 
 FLOATS = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=20)
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.student import checkpoints, load_student, student_folder
+from secondcast.models.student.student import checkpoints, load_student, student_folder
+from secondcast.trainer.data.feed import Request
+from secondcast.trainer.optimizer import learning_rate_at
+from secondcast.trainer.settings import TrainFlags
+from secondcast.trainer.train import _autocast
 from tests.cache_builder.building import build_cache
 from tests.trainer.making import gradient, make_trainer
 from tests.trainer.test_train import run_training, weights
-from trainer.feed import Request
-from trainer.optimizer import learning_rate_at
-from trainer.settings import TrainFlags
-from trainer.train import _autocast
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_autocast_is_around_the_student_alone_and_its_parameters_stay_fp32(
 def test_auto_is_autocast_on_a_gpu_where_the_backbone_is_bf16(
     cache_folder, exact_cache, flags, device, dtype, expected
 ):
-    from storage_schemas.reader import Cache
+    from secondcast.storage_schemas.reader import Cache
 
     manifest = Cache.open(cache_folder if dtype == "bfloat16" else exact_cache).manifest
     assert _autocast(TrainFlags.from_flags(student="x", **flags).settings(), manifest, torch.device(device)) == expected

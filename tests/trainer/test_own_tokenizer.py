@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from models.student_tokens import read_tokens
-from storage_schemas.errors import BadSettings
-from storage_schemas.reader import Cache
-from tests.models.encoders import make_encoder_folder
+from secondcast.models.student.tokens import read_tokens
+from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.reader import Cache
+from tests.models.student.encoders import make_encoder_folder
 from tests.trainer.making import make_trainer
 from tests.trainer.test_train import Listening, StopAfter, run_training, same_weights
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage_schemas.errors import BadSettings
-from trainer.recipe import read_recipe
-from trainer.settings import TrainSettings
-from trainer.stage import Stage
+from secondcast.storage_schemas.errors import BadSettings
+from secondcast.trainer.recipe import read_recipe
+from secondcast.trainer.settings import TrainSettings
+from secondcast.trainer.stage import Stage
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.toml"))
 

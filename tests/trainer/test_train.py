@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.student import checkpoints, new_student, student_folder
-from models.teacher_folder import REPLAY_PARTS, TeacherFolder, find_teacher
-from storage_schemas.errors import BadRun, BadSettings, BadStudent, BadTeacher, NonFinite, NotInCache
-from storage_schemas.progress import Silent
-from storage_schemas.reader import Cache
-from trainer import floor as floor_module
-from trainer import train as train_module
-from trainer.mixture import Lesson, split
-from trainer.settings import TrainFlags
-from trainer.train import train
-from trainer.training_set import TrainingSet
+from secondcast.models.student.student import checkpoints, new_student, student_folder
+from secondcast.models.teacher.folder import REPLAY_PARTS, TeacherFolder, find_teacher
+from secondcast.storage_schemas.errors import BadRun, BadSettings, BadStudent, BadTeacher, NonFinite, NotInCache
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.reader import Cache
+from secondcast.trainer import train as train_module
+from secondcast.trainer import validation as floor_module
+from secondcast.trainer.data.mixture import Lesson, split
+from secondcast.trainer.settings import TrainFlags
+from secondcast.trainer.train import train
+from secondcast.trainer.training_set import TrainingSet
 
 CPU = torch.device("cpu")
 

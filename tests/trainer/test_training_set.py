@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage_schemas.errors import BadRun
-from storage_schemas.reader import Cache
+from secondcast.storage_schemas.errors import BadRun
+from secondcast.storage_schemas.reader import Cache
+from secondcast.trainer.training_set import TrainingSet, _ranges
 from tests.cache_builder.building import build_cache
 from tests.cache_builder.test_codec_flags import StopIn
 from tests.trainer.test_train import Listening, StopAfter, run_training, same_weights
-from trainer.training_set import TrainingSet, _ranges
 
 FLAGS = {"dtype": "float32", "steps": 2, "shard_size": 2, "batch_size": 2}
 

@@ -1,0 +1,95 @@
+"""Laws 1 to 3 on the device at hand: is what was recorded FluxPipeline's, does it derive, does it replay."""
+
+from dataclasses import dataclass
+
+import torch
+
+from secondcast.cache_builder.sample_stage import predictor, prepare_batch
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.reference_pipeline import ReferencePipeline
+from secondcast.models.schedule import DTYPES
+from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.record import Trajectory
+from secondcast.storage_schemas.schema.fields import Array, same_bits
+from secondcast.storage_schemas.tensors import from_torch, to_torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawCheck:
+    """What a check found: `holds` is None where it was not made; `said` is one line."""
+
+    law: int
+    holds: bool | None
+    said: str
+
+
+def check_laws(cache: Cache, backbone: FluxBackbone, teacher: TeacherFolder, indices: range) -> list[LawCheck]:
+    """Check a batch of committed trajectories, as it was recorded: these indices are one batch of its shard."""
+    recorded = [cache.trajectory(index) for index in indices]
+    return [
+        _equals_pipeline(cache, backbone, teacher, indices, recorded),
+        _derives(cache, recorded),
+        _replays(cache, backbone, indices, recorded),
+    ]
+
+
+def _equals_pipeline(
+    cache: Cache, backbone: FluxBackbone, teacher: TeacherFolder, indices: range, recorded: list[Trajectory]
+) -> LawCheck:
+    sampling = cache.manifest.sampling
+    if sampling.schedule != "pipeline":
+        return LawCheck(law=1, holds=None, said=f"not checked: FluxPipeline has no schedule {sampling.schedule!r}")
+    # A call of the pipeline has one guidance: the rows of the first one are compared, in a batch of the same size.
+    guidance = recorded[0].guidance
+    start = prepare_batch(cache, indices)
+    latents_BSC = ReferencePipeline(teacher, backbone).final_latents(
+        start.noise_BSC.to(device=backbone.device, dtype=DTYPES[sampling.dtype]),
+        start.embedding_BTD.to(backbone.device),
+        start.pooled_BP.to(backbone.device),
+        guidance=guidance,
+        steps=sampling.steps,
+        height=sampling.height,
+        width=sampling.width,
+    )
+    rows = [row for row, trajectory in enumerate(recorded) if trajectory.guidance == guidance]
+    pairs = [(recorded[row].final_latent_SC, from_torch(latents_BSC[row])) for row in rows]
+    return _check(1, "final latents are FluxPipeline's, bit for bit", pairs)
+
+
+def _derives(cache: Cache, recorded: list[Trajectory]) -> LawCheck:
+    if cache.manifest.sampling.storage.latents == "stored":
+        return LawCheck(law=2, holds=None, said="not checked: latents are stored")
+    # The writer compares every trajectory before it commits a shard, from the encoded bytes.
+    said = "latents derive from noise and velocity bit for bit in every trajectory that was committed"
+    return LawCheck(law=2, holds=True, said=said)
+
+
+def _replays(cache: Cache, backbone: FluxBackbone, indices: range, recorded: list[Trajectory]) -> LawCheck:
+    sampling = cache.manifest.sampling
+    if sampling.storage.codec == "int8":
+        return LawCheck(law=3, holds=None, said="not checked: codec int8 rounds the velocity")
+    predict, pairs = predictor(backbone, prepare_batch(cache, indices)), []
+    with torch.no_grad():
+        for k, timestep in enumerate(sampling.timesteps):
+            x_BSC = torch.stack([to_torch(t.hidden_states_KSC[k]) for t in recorded]).to(backbone.device)
+            timestep_B = torch.full((len(recorded),), timestep, device=backbone.device, dtype=backbone.dtype)
+            velocity_BSC = from_torch(predict(x_BSC, timestep_B))
+            pairs += [(t.velocity_KSC[k], velocity_BSC[row]) for row, t in enumerate(recorded)]
+    return _check(3, "the recorded embeddings replay to the recorded velocity, bit for bit", pairs)
+
+
+def _check(law: int, said: str, pairs: list[tuple[Array, Array]]) -> LawCheck:
+    """Compare pairs of recorded and made arrays."""
+    equal = sum(same_bits(recorded, made) for recorded, made in pairs)
+    if equal == len(pairs):
+        return LawCheck(law=law, holds=True, said=f"{said} ({equal} of {equal})")
+    worst = max(_relative_error(recorded, made) for recorded, made in pairs)
+    return LawCheck(
+        law=law, holds=False, said=f"not so: {said} in {equal} of {len(pairs)}; largest relative error {worst:.1e}"
+    )
+
+
+def _relative_error(recorded: Array, made: Array) -> float:
+    a, b = (to_torch(array).double() for array in (recorded, made))
+    return float((a - b).norm() / a.norm())

@@ -1,0 +1,108 @@
+"""Where prompts come from, as a user says it: PATH, or hf:NAME, with `:key=value` behind it."""
+
+import re
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from secondcast.storage_schemas.errors import BadPrompts
+from secondcast.storage_schemas.schema.manifest import Record, first_problem
+
+HUB = "hf:"
+KEYS = ("name", "limit", "repeat", "column", "split", "config", "revision")
+# A repeat is a replica: the paper has ten, and replicas are kept as the bits of an integer.
+MOST_REPEATS = 10_000
+_SUFFIX = re.compile(rf"(.+):({'|'.join(KEYS)})=([^:]*)", re.DOTALL)
+_WITH_COLUMNS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+_MOST_DIGITS = 15
+
+
+class PromptSource(Record):
+    """A source of prompts; also made of a string such as "a.csv:column=caption:limit=100", or of a Path taken as it is.
+
+    path: of a file, or hf: with a folder or hub name behind it. name: None stands for the stem of the file, or the
+    last part of a data set's name. limit: the source ends with its first that many distinct prompts. repeat: times the
+    replicas. split, config and revision: of Hugging Face data sets only. Raises BadPrompts for other strings.
+    """
+
+    path: str = Field(min_length=1)
+    name: str | None = Field(default=None, min_length=1)
+    limit: int | None = Field(default=None, ge=1)
+    repeat: int = Field(default=1, ge=1, le=MOST_REPEATS)
+    column: str | None = Field(default=None, min_length=1)
+    split: str | None = Field(default=None, min_length=1)
+    config: str | None = Field(default=None, min_length=1)
+    revision: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_string_or_path(cls, value: Any) -> Any:
+        if isinstance(value, Path):
+            return {"path": str(value)}
+        return _fields(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _keys_go_with_the_kind(self) -> Self:
+        for key in ("split", "config", "revision"):
+            if getattr(self, key) is not None and not self.is_dataset:
+                raise BadPrompts(f"{self.path} has {key}={getattr(self, key)}, which only hf:NAME takes: leave it out")
+        if self.column is not None and not self.is_dataset and self.ending not in _WITH_COLUMNS:
+            raise BadPrompts(
+                f"{self.path} has column={self.column}, but is read as one prompt per line: columns are in "
+                f"{', '.join(_WITH_COLUMNS)} and hf:NAME"
+            )
+        return self
+
+    @classmethod
+    def of(cls, given: "PromptSource | Path | str") -> "PromptSource":
+        """A source as it was given; BadPrompts says what is wrong with it."""
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            raise BadPrompts(f"prompt source {str(given)!r}: {first_problem(error)}") from error
+
+    @property
+    def is_dataset(self) -> bool:
+        """Whether Hugging Face `datasets` reads it."""
+        return self.path.startswith(HUB)
+
+    @property
+    def ending(self) -> str:
+        """The ending of the file, in small letters."""
+        return Path(self.path).suffix.lower()
+
+    @property
+    def source_name(self) -> str:
+        """The name that its prompts carry."""
+        if self.name is not None:
+            return self.name
+        if self.is_dataset:
+            return Path(self.path.removeprefix(HUB)).absolute().name
+        return Path(self.path).stem
+
+
+def unknown_key(path: str) -> str:
+    """What to add to the message that a path is not there: its last `:key=value` may be misspelt."""
+    found = re.search(r":([A-Za-z_-]+)=[^:]*$", path)
+    return f"; {found[1]!r} is no key of a source, which are {', '.join(KEYS)}" if found else ""
+
+
+def _fields(text: str) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    rest = text
+    while found := _SUFFIX.fullmatch(rest):
+        rest, key, value = found.groups()
+        if key in given:
+            raise BadPrompts(f"prompt source {text!r} has {key}= twice: leave one out")
+        given[key] = _number(text, key, value) if key in ("limit", "repeat") else value
+        if not value:
+            raise BadPrompts(f"prompt source {text!r} has an empty {key}=: give a value, or leave it out")
+    return {"path": rest, **given}
+
+
+def _number(text: str, key: str, value: str) -> int:
+    most = MOST_REPEATS if key == "repeat" else 10**_MOST_DIGITS
+    if value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS and 1 <= int(value) <= most:
+        return int(value)
+    raise BadPrompts(f"prompt source {text!r} has {key}={value}, expected a whole number from 1 to {most}")

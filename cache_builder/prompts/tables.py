@@ -1,0 +1,93 @@
+"""The rows of Parquet files and Hugging Face data sets. pyarrow and datasets are optional: the extra `datasets`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from secondcast.cache_builder.prompts.rows import Row, chosen_column, text_of
+from secondcast.cache_builder.prompts.sources import HUB, PromptSource
+from secondcast.storage_schemas.errors import BadPrompts, MissingExtra
+
+_WAY_OUT = "pip install 'secondcast[datasets]'"
+_ROWS_AT_ONCE = 1024
+_LONGEST_REASON = 200
+
+
+def parquet_rows(source: PromptSource, file: Path) -> Iterator[Row]:
+    """The rows of one column of a Parquet file; no other column is read."""
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise MissingExtra(f"{file} is Parquet and pyarrow is not installed: {_WAY_OUT}") from error
+    try:
+        table = ParquetFile(file)
+        column = chosen_column(str(file), table.schema_arrow.names, source.column)
+        first = 1
+        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[column]):
+            yield from _texts(batch.column(0).to_pylist(), column, str(file), first)
+            first += batch.num_rows
+    except (ArrowException, OSError) as error:
+        raise BadPrompts(f"{file} cannot be read as Parquet ({_reason(error)}): expected a whole file") from error
+
+
+def dataset_rows(source: PromptSource) -> Iterator[Row]:
+    """The rows of one column of a data set: of the hub, saved by save_to_disk, or a folder of data files."""
+    try:
+        import datasets
+        import huggingface_hub
+    except ImportError as error:
+        raise MissingExtra(f"{source.path} is a data set and datasets is not installed: {_WAY_OUT}") from error
+    datasets.disable_progress_bars()
+    for library in (datasets, huggingface_hub):
+        library.utils.logging.set_verbosity_error()
+    dataset = _split(source, _loaded(source, datasets))
+    column = chosen_column(source.path, dataset.column_names, source.column)
+    first = 1
+    for batch in dataset.select_columns([column]).iter(batch_size=_ROWS_AT_ONCE):
+        yield from _texts(batch[column], column, source.path, first)
+        first += len(batch[column])
+
+
+def _loaded(source: PromptSource, datasets: Any) -> Any:
+    name = source.path.removeprefix(HUB)
+    folder = Path(name).expanduser()
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            return datasets.load_from_disk(str(folder))
+        where = str(folder) if folder.is_dir() else name
+        return datasets.load_dataset(where, source.config, revision=source.revision)
+    # It raises what its parts raise: of the hub, of fsspec, of pyarrow, of the reader of a format.
+    except Exception as error:
+        way_out = (
+            "expected what save_to_disk wrote, or a folder of .parquet, .jsonl or .csv files"
+            if folder.is_dir()
+            else "no folder of that name is here; check the name, config= and revision=, and the network"
+        )
+        raise BadPrompts(
+            f"{source.path} cannot be loaded ({type(error).__name__}: {_reason(error)}): {way_out}"
+        ) from error
+
+
+def _split(source: PromptSource, loaded: Any) -> Any:
+    if not isinstance(loaded, dict):
+        if source.split is not None:
+            raise BadPrompts(f"{source.path} has no split {source.split!r}: it has none at all; leave split= out")
+        return loaded
+    there = ", ".join(loaded)
+    if source.split is None:
+        if len(loaded) != 1:
+            raise BadPrompts(f"{source.path} has the splits {there}: name one by :split=NAME")
+        return next(iter(loaded.values()))
+    if source.split not in loaded:
+        raise BadPrompts(f"{source.path} has no split {source.split!r}: found {there}")
+    return loaded[source.split]
+
+
+def _texts(values: list[Any], column: str, where: str, first: int) -> Iterator[Row]:
+    for number, value in enumerate(values, start=first):
+        yield Row(text_of(value, f"{column!r} of {where} row {number}"))
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "no reason given")[:_LONGEST_REASON].rstrip(".")

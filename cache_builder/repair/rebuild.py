@@ -1,0 +1,139 @@
+"""Rebuild the damaged shards of a cache with the teacher: the same bytes, or none."""
+
+import time
+from typing import Any
+
+import torch
+
+from secondcast.cache_builder.networks import Networks, check_recorded_teacher
+from secondcast.cache_builder.provenance import changes, provenance, recorded_batch_size
+from secondcast.cache_builder.sample_stage import sample_shard
+from secondcast.cache_builder.text_stage import encode_shard
+from secondcast.models.attention import NATIVE
+from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.storage_schemas.embeddings import drop_embeddings
+from secondcast.storage_schemas.errors import BadSettings, DamagedCache
+from secondcast.storage_schemas.io.folders import Location, open_folder
+from secondcast.storage_schemas.maintenance.repair import bad_shards, good_records, mend_index, put_shard
+from secondcast.storage_schemas.maintenance.verify import planned_shards, verify
+from secondcast.storage_schemas.progress import Progress, Silent
+from secondcast.storage_schemas.reader import Cache, prompt_table, read_manifest
+from secondcast.storage_schemas.schema.commits import CommitRecord, Kind, Records, committed_shards
+from secondcast.storage_schemas.schema.layout import ShardRange
+from secondcast.storage_schemas.writer import CacheWriter
+
+
+def rebuild(
+    location: Location,
+    teacher: TeacherFolder,
+    device: torch.device,
+    progress: Progress,
+    *,
+    batch_size: int | None,
+    accept_other_bytes: bool,
+) -> list[tuple[Kind, int]]:
+    """Sample every bad shard again and put it back; the shards that were rebuilt.
+
+    batch_size: None for that of each shard's record. Raises DamagedCache, and leaves the shard as it is, where the
+    new bytes are not those of the record (another device, batch size or library) and that was not accepted.
+    """
+    folder = open_folder(location)
+    manifest = read_manifest(folder)
+    check_recorded_teacher(manifest, teacher, str(folder))
+    bad = bad_shards(verify(location, progress))
+    if not bad:
+        return []
+    if manifest.sampling.storage.embeddings == "none":
+        drop_embeddings(folder)
+    work = _Rebuild(location, Networks(manifest, teacher, device), batch_size, accept_other_bytes)
+    work.encode_anew(bad)
+    with progress.bar("rebuild", total=len(bad), done=0, unit="shards") as bar:
+        for key in bad:
+            work.rebuild(key)
+            bar.advance(1)
+    if manifest.sampling.storage.embeddings == "none":
+        drop_embeddings(folder)
+    mend_index(folder)
+    return bad
+
+
+class _Rebuild:
+    def __init__(
+        self, location: Location, networks: Networks, batch_size: int | None, accept_other_bytes: bool
+    ) -> None:
+        self.location, self.folder, self.manifest = location, open_folder(location), networks.manifest
+        self.networks, self.batch_size, self.accept = networks, batch_size, accept_other_bytes
+        self.records = good_records(self.folder)
+        self.planned = planned_shards(self.manifest)
+        prompts = list(prompt_table(self.folder, self.manifest, verify="once"))
+        self.writer = CacheWriter(self.folder, self.manifest, prompts)
+
+    def rebuild(self, key: tuple[Kind, int]) -> None:
+        kind, _ = key
+        shard, ours = self.planned[key], self.records.get(key)
+        started = time.monotonic()
+        made = ours.provenance if ours else {}
+        size = self.batch_size or recorded_batch_size(made)
+        if kind == "embeddings":
+            how: dict[str, Any] = {}
+            arrays = encode_shard(self.writer, self.networks.text_encoder(), shard, size)
+        else:
+            attention = self._attention_of(made)
+            how = {"attention": attention, "quantize": self.manifest.sampling.quantize}
+            cache = Cache(self.folder, self.manifest, self.records, finished=True, verify="always")
+            arrays = sample_shard(cache, self.networks.backbone(attention), shard, size, Silent(), lambda: None)
+        files = self.writer.encode(kind, shard, arrays)
+        record = self.writer.record_of(
+            kind,
+            shard,
+            files,
+            raw_bytes=sum(array.nbytes for array in arrays.values()),
+            seconds=time.monotonic() - started,
+            provenance=provenance(device=self.networks.device, batch_size=size, **how),
+        )
+        if ours is not None and ours.files != record.files and not self.accept:
+            raise self._other_bytes(ours, record)
+        if not put_shard(self.folder, ours, record, files):
+            # A trajectory shard that comes after reads the embeddings that were just put there.
+            self.records = Records({**self.records, key: record}.values(), str(self.folder))
+
+    def encode_anew(self, bad: list[tuple[Kind, int]]) -> None:
+        """Put the embeddings of bad shards' prompts where a build has them, in a cache that does not keep them."""
+        if self.manifest.sampling.storage.embeddings == "stored":
+            return
+        for key in bad:
+            if key[0] == "trajectories":
+                ours = self.records.get(key)
+                size = self.batch_size or recorded_batch_size(ours.provenance if ours else {})
+                self._encode_prompts_of(self.planned[key], size)
+        self.records = good_records(self.folder)
+
+    def _encode_prompts_of(self, shard: ShardRange, batch_size: int) -> None:
+        layout = self.writer.layout
+        there = committed_shards(self.folder, "embeddings")
+        for number in sorted(layout.embedding_shards_of(shard) - there):
+            place = layout.embeddings[number]
+            arrays = encode_shard(self.writer, self.networks.text_encoder(), place, batch_size)
+            made = provenance(device=self.networks.device, batch_size=batch_size)
+            self.writer.commit("embeddings", place, arrays, seconds=0.0, provenance=made)
+
+    def _attention_of(self, made: dict[str, Any]) -> str | None:
+        """The attention backend that a shard's record names, or torch's own if other bytes are accepted."""
+        try:
+            return self.networks.recorded_backend(made)
+        except BadSettings as error:
+            if self.accept:
+                return NATIVE
+            raise DamagedCache(
+                f"{self.folder} has shards that were made with attention {made['attention']}, which does not work "
+                f"here: rebuild on the machine that made them, take them from a copy with --from, or give "
+                f"--accept-other-bytes"
+            ) from error
+
+    def _other_bytes(self, ours: CommitRecord, record: CommitRecord) -> DamagedCache:
+        changed = changes(ours.provenance, record.provenance, on_gpu=self.networks.device.type == "cuda")
+        return DamagedCache(
+            f"{self.folder}: {ours.kind} shard {ours.shard} comes out with other bytes than were recorded "
+            f"({', '.join(changed) or 'the same settings'}): nothing was written; rebuild on the machine that made it, "
+            f"take it from a copy with --from, or give --accept-other-bytes to record the new ones"
+        )

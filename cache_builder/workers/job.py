@@ -1,0 +1,40 @@
+"""What a worker in another process, or on another machine, is told: a line of JSON. The cache says the rest."""
+
+from pathlib import Path
+
+import torch
+
+from secondcast.cache_builder.build import Share
+from secondcast.models.teacher.folder import TeacherFolder, build_parts, find_teacher
+from secondcast.storage_schemas.io.folders import open_folder
+from secondcast.storage_schemas.reader import prompt_table, read_manifest
+from secondcast.storage_schemas.schema.manifest import Pooled, Record
+from secondcast.storage_schemas.writer import CacheWriter
+
+
+class Job(Record):
+    """A share of a cache that exists. `teacher_path` is looked for first; where it is not, `teacher` is found anew."""
+
+    location: str
+    teacher: str
+    teacher_path: str
+    share: Share
+    threads: int | None
+
+    def writer(self) -> CacheWriter:
+        """A writer of the cache, by its own manifest and prompts."""
+        folder = open_folder(self.location)
+        manifest = read_manifest(folder)
+        return CacheWriter(folder, manifest, list(prompt_table(folder, manifest, verify="once")))
+
+    def find_teacher(self, pooled: Pooled) -> TeacherFolder:
+        """The teacher's folder on this machine."""
+        path = Path(self.teacher_path)
+        if path.is_dir():
+            return TeacherFolder(path=path, source=self.teacher)
+        return find_teacher(self.teacher, build_parts(pooled))
+
+    def begin(self) -> None:
+        """Settings of the process."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)

@@ -1,0 +1,174 @@
+"""Several workers on this machine, each a process: shards by number, one sum of their progress, one end for all."""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from secondcast.cache_builder.share import Worker
+from secondcast.cache_builder.workers.job import Job
+from secondcast.models.memory.peak import PeakMemory, largest_peaks
+from secondcast.storage_schemas.errors import WorkerFailed
+from secondcast.storage_schemas.progress import Bar, Progress, Silent
+from secondcast.storage_schemas.writer import CacheWriter
+
+_Event = tuple[int, dict[str, Any] | None]
+
+
+def devices_of(device: torch.device, workers: int) -> list[str]:
+    """The device of each worker: the GPUs in turn, unless one was named."""
+    if device.type != "cuda" or device.index is not None:
+        return [str(device)] * workers
+    return [f"cuda:{number % torch.cuda.device_count()}" for number in range(workers)]
+
+
+def run_local_workers(
+    writer: CacheWriter, job: Job, devices: Sequence[str], progress: Progress
+) -> dict[str, PeakMemory]:
+    """Run one worker per device; the largest peaks of one of them, by stage.
+
+    Raises WorkerFailed with the first failure's own message, after the others have committed what they had in hand.
+    """
+    workers = _Workers(job, devices)
+    try:
+        with _Bars(writer, progress, len(devices)) as bars:
+            peaks = workers.run(bars)
+    except BaseException:
+        workers.stop()
+        raise
+    return peaks
+
+
+class _Bars:
+    """One bar per stage for all workers; behind it what each of them has done."""
+
+    def __init__(self, writer: CacheWriter, progress: Progress, workers: int) -> None:
+        self._progress, self._stack = progress, ExitStack()
+        self._title = ""
+        self._bar: Bar = Silent()
+        self._done = [0] * workers
+        self._counts: dict[str, dict[str, int]] = {}
+        missing = {"text": writer.missing("embeddings"), "sample": writer.missing("trajectories")}
+        for title, total in (("text", len(writer.prompts)), ("sample", len(writer.layout))):
+            left = sum(shard.rows for shard in missing[title])
+            self._counts[title] = {"total": total, "done": total - left}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def say(self, worker: int, message: str) -> None:
+        self._progress.say(f"worker {worker}: {message}")
+
+    def advance(self, worker: int, title: str, count: int, note: str) -> None:
+        if title == "text" and self._title == "sample":
+            # Some workers sample already while others still encode; two bars at once would be a flicker.
+            return
+        if title != self._title:
+            self._begin(title)
+        self._done[worker] += count
+        each = " ".join(f"{number}:{done}" for number, done in enumerate(self._done))
+        self._bar.advance(count, f"by worker {each}" + (f", worker {worker}: {note}" if note else ""))
+
+    def _begin(self, title: str) -> None:
+        self._stack.close()
+        self._title, self._done = title, [0] * len(self._done)
+        unit = "prompts" if title == "text" else "trajectories"
+        self._bar = self._stack.enter_context(self._progress.bar(title, unit=unit, **self._counts[title]))
+
+
+class _Workers:
+    def __init__(self, job: Job, devices: Sequence[str]) -> None:
+        self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
+        self._processes = [self._start(job, number, devices) for number in range(len(devices))]
+
+    def _start(self, job: Job, number: int, devices: Sequence[str]) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            # -P: a folder `models` where the command is given is not ours.
+            [sys.executable, "-P", "-m", "secondcast.cache_builder.workers.process"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            # Ctrl-C reaches the workers through the end of their stdin, once, and not also from the terminal.
+            start_new_session=True,
+        )
+        worker = Worker(number=number, count=len(devices))
+        share = job.share.model_copy(update={"worker": worker})
+        told = job.model_copy(update={"share": share}).json_value() | {"device": devices[number]}
+        assert process.stdin is not None
+        # One that has ended already: its exit code says so.
+        with suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(told) + "\n")
+            process.stdin.flush()
+        threading.Thread(target=self._listen, args=(number, process), daemon=True).start()
+        return process
+
+    def _listen(self, number: int, process: "subprocess.Popen[str]") -> None:
+        assert process.stdout is not None
+        try:
+            # A worker that is killed in mid-line: its exit code says so.
+            with suppress(ValueError):
+                for line in process.stdout:
+                    self._events.put((number, json.loads(line)))
+        finally:
+            process.wait()
+            self._events.put((number, None))
+
+    def run(self, bars: _Bars) -> dict[str, PeakMemory]:
+        """Until all have ended."""
+        peaks: list[dict[str, PeakMemory]] = []
+        said: dict[int, str] = {}
+        running = len(self._processes)
+        while running:
+            number, event = self._events.get()
+            if event is None:
+                running -= 1
+                self._check_end(number, said.get(number))
+            elif event["event"] == "advance":
+                bars.advance(number, event["title"], event["count"], event["note"])
+            elif event["event"] == "say":
+                bars.say(number, event["message"])
+            elif event["event"] == "error":
+                said[number] = event["message"]
+            else:
+                peaks.append(_peak_of(event))
+        return largest_peaks(peaks)
+
+    def _check_end(self, number: int, message: str | None) -> None:
+        code = self._processes[number].returncode
+        if code == 0:
+            return
+        if message is None:
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            hint = " (out of host memory?)" if code == -9 else ""
+            message = f"{how}{hint}: what was committed stays; give the same command again"
+        raise WorkerFailed(f"worker {number} of {len(self._processes)}: {message}")
+
+    def stop(self) -> None:
+        """Have all end: each commits what it has in hand. A second Ctrl-C ends them at once."""
+        try:
+            for process in self._processes:
+                assert process.stdin is not None
+                with suppress(BrokenPipeError):
+                    process.stdin.close()
+            for process in self._processes:
+                process.wait()
+        except BaseException:
+            for process in self._processes:
+                process.kill()
+            raise
+
+
+def _peak_of(event: dict[str, Any]) -> dict[str, PeakMemory]:
+    return {event["stage"]: PeakMemory(host_bytes=event["host_bytes"], gpu_bytes=event["gpu_bytes"])}

@@ -1,0 +1,143 @@
+"""Who builds: this process, several on this machine, one of several started elsewhere, or a Ray cluster."""
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from secondcast.commands.resolve import launched_device
+from secondcast.storage_schemas.errors import BadSettings
+
+if TYPE_CHECKING:
+    from secondcast.cache_builder.build import BuildResult, Share
+    from secondcast.cache_builder.settings import BuildSettings
+    from secondcast.cache_builder.share import Launched
+    from secondcast.models.teacher.folder import TeacherFolder
+
+WAIT_SECONDS = 1800.0
+"""How long one of several workers waits for the embeddings of the others without seeing a new one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """The flags of `build` that say who does what; none of them shapes a byte of the cache."""
+
+    stage: Literal["all", "text", "sample"]
+    workers: int | None
+    worker: str | None
+    wait: float | None
+    ray: str | None
+    threads: int | None
+
+    def __post_init__(self) -> None:
+        if self.worker is not None and (self.workers is not None or self.ray is not None):
+            other = "--workers" if self.workers is not None else "--ray"
+            raise BadSettings(
+                f"--worker {self.worker} and {other} do not go together: --worker is for processes that you start "
+                f"yourself, {other} starts them; give one of the two"
+            )
+
+    def check_alone(self, flag: str) -> None:
+        """Raise BadSettings unless this process does all stages by itself."""
+        if self.stage != "all" or self.workers is not None or self.ray is not None or self._launched().by:
+            raise BadSettings(
+                f"{flag} measures one process that does both stages: leave out --stage, --workers, --worker and --ray "
+                f"(and run it without torchrun and srun)"
+            )
+
+    def device(self, name: str) -> Any:
+        """The device of this process: with torchrun or Slurm that of its number within the node."""
+        import torch
+
+        if self.ray is not None and name != "auto":
+            raise BadSettings(
+                f"--device {name} and --ray do not go together: Ray gives each worker a GPU of its own, where its "
+                f"cluster has any; leave --device out"
+            )
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        return launched_device(name, self._launched().local_number)
+
+    def build(
+        self,
+        location: str,
+        settings: "BuildSettings",
+        teacher: "TeacherFolder",
+        device: Any,
+        progress: Any,
+    ) -> "BuildResult":
+        """Build, or go on."""
+        from secondcast.cache_builder.build import build
+
+        launched, alone = self._launched(), (self.workers or 1) == 1 and self.ray is None
+        if launched.by:
+            progress.say(f"{launched.worker} (by {launched.by})")
+        if alone:
+            share = self._share(settings, launched)
+            return build(location, settings, teacher, device, progress, share)
+        return self._build_by_others(location, settings, teacher, device, progress)
+
+    def _build_by_others(
+        self,
+        location: str,
+        settings: "BuildSettings",
+        teacher: "TeacherFolder",
+        device: Any,
+        progress: Any,
+    ) -> "BuildResult":
+        from secondcast.cache_builder.build import check_device, open_writer, result_of, say_what_changed
+        from secondcast.cache_builder.workers.job import Job
+        from secondcast.cache_builder.workers.local import devices_of, run_local_workers
+        from secondcast.storage_schemas.io.folders import location_of
+
+        if self.ray is None:
+            check_device(settings, teacher, device)
+        writer = open_writer(location, settings, teacher, progress)
+        if self.ray is None:
+            say_what_changed(writer, settings, device, progress)
+        job = Job(
+            location=location_of(writer.folder),
+            teacher=teacher.pinned_source,
+            teacher_path=str(teacher.path.resolve()),
+            share=self._share(settings, None),
+            threads=self.threads or self._threads_each(),
+        )
+        if self.ray is not None:
+            from secondcast.cache_builder.workers.ray import run_on_ray
+
+            peaks = run_on_ray(self.ray, writer, job, workers=self.workers, progress=progress)
+        else:
+            devices = devices_of(device, self.workers or 1)
+            if device.type == "cuda" and len(set(devices)) < len(devices):
+                progress.say(f"{len(devices)} workers share {len(set(devices))} GPUs: each holds the whole transformer")
+            peaks = run_local_workers(writer, job, devices, progress)
+        return result_of(writer, peaks)
+
+    def _threads_each(self) -> int | None:
+        """Threads of each local worker: the CPUs that this process may use, divided among them."""
+        if self.workers is None:
+            return None
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+        return max(1, usable // self.workers)
+
+    def _launched(self) -> "Launched":
+        from secondcast.cache_builder.share import Launched, Worker, launched_worker
+
+        if self.workers is not None or self.ray is not None:
+            return Launched(worker=Worker(), by="", local_number=None)
+        return launched_worker(self.worker, os.environ)
+
+    def _share(self, settings: "BuildSettings", launched: "Launched | None") -> "Share":
+        from secondcast.cache_builder.build import Share
+        from secondcast.cache_builder.share import Worker
+
+        worker = launched.worker if launched is not None else Worker()
+        # Workers of our own that only sample have nobody to wait for, unless --wait says so.
+        several = self.stage != "sample" if launched is None else worker.count > 1
+        wait_seconds = self.wait if self.wait is not None else (WAIT_SECONDS if several else 0.0)
+        return Share(
+            stage=self.stage,
+            worker=worker,
+            wait_seconds=wait_seconds,
+            batch_size=settings.batch_size,
+            attention_backend=settings.attention_backend,
+        )

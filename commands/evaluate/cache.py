@@ -1,0 +1,204 @@
+"""`secondcast evaluate score --cache`: a student against held-out trajectories of a cache."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from secondcast.commands.resolve import out, print_lines, print_table, quiet_device, resolve_teacher, terminal
+from secondcast.storage_schemas.errors import BadSettings
+
+if TYPE_CHECKING:
+    from secondcast.evaluation.cache_scoring import CacheScoring
+    from secondcast.evaluation.on_cache import CacheBench
+    from secondcast.evaluation.results import Evaluation
+    from secondcast.storage_schemas.formats.files import Verify
+    from secondcast.storage_schemas.reader import Cache
+
+CACHE_FLAGS = (
+    "backbone", "steps_of", "closed_loop", "untrained", "batch_size", "backbone_dtype", "quantize", "modulation",
+    "resident_blocks", "attention_backend", "verify", "out_file",
+)  # fmt: skip
+POCKET_FLAGS = ("steps", "guidance", "picture")
+_NAMES = {"out_file": "out"}
+# As `secondcast` ends on Ctrl-C.
+_INTERRUPTED = 130
+
+
+def check_flags(given: Sequence[str], *, cache: bool, pocket: bool, closed_loop: int, untrained: bool) -> None:
+    """Raise BadSettings for a flag that does nothing with what is asked for, and where nothing is."""
+    if not cache and not pocket:
+        raise BadSettings(
+            "evaluate score needs --cache or --pocket: held-out trajectories of a cache, or captions of the pocket "
+            "world, which are scored exactly"
+        )
+    refuse_idle(given, CACHE_FLAGS, "--cache", there=cache)
+    refuse_idle(given, POCKET_FLAGS, "--pocket", there=pocket)
+    if untrained and not closed_loop:
+        raise BadSettings(
+            "--untrained is given with --closed-loop 0: an untrained student leads closed loops, and there is none; "
+            "leave one of them out"
+        )
+    refuse_idle(given, ("seed",), "--pocket or --untrained", there=pocket or untrained)
+
+
+def refuse_idle(given: Sequence[str], flags: Sequence[str], needed: str, *, there: bool) -> None:
+    """Raise BadSettings for one of the flags that do nothing without `needed`, unless that is there."""
+    if not there and (idle := [name for name in flags if name in given]):
+        name = _NAMES.get(idle[0], idle[0]).replace("_", "-")
+        raise BadSettings(f"--{name} is given without {needed}: it does nothing there; leave it out, or give both")
+
+
+@contextmanager
+def told_when_interrupted(what_is_left: Callable[[], str]) -> Iterator[None]:
+    """Say on Ctrl-C and SIGTERM what of this command stays, in place of what is true of commands that go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"secondcast: interrupted: {what_is_left()}", file=sys.stderr)
+        raise SystemExit(_INTERRUPTED) from None
+
+
+def check_students(students: Sequence[Path]) -> None:
+    """Raise BadStudent for a folder that holds no student."""
+    from secondcast.models.student.folder import student_folder
+
+    for student in students:
+        student_folder(student)
+
+
+def checked_cache(students: Sequence[Path], location: str, settings: "CacheScoring", verify: "Verify") -> "Cache":
+    """The cache, once all is checked that files alone tell: torch takes seconds to import."""
+    from secondcast.storage_schemas.reader import Cache
+
+    check_students(students)
+    cache = Cache.open(location, verify=verify)
+    settings.check_on(cache)
+    return cache
+
+
+def open_bench(
+    cache: "Cache", settings: "CacheScoring", backbone: str | None, device: str, quiet: bool
+) -> "CacheBench":
+    """The bench of a cache with the backbone that it names, or another place of it."""
+    torch_device = quiet_device(device)
+    from secondcast.evaluation.on_cache import CacheBench
+    from secondcast.models.teacher.folder import DECODE_PARTS, REPLAY_PARTS
+
+    parts = (*REPLAY_PARTS, *DECODE_PARTS) if settings.closed_loop else REPLAY_PARTS
+    teacher = resolve_teacher(backbone or cache.manifest.source, parts)
+    return CacheBench.open(cache, teacher, settings, device=torch_device, progress=terminal(quiet))
+
+
+def score_on_cache(
+    student: Path,
+    location: str,
+    flags: dict[str, Any],
+    *,
+    backbone: str | None,
+    verify: "Verify",
+    out_file: Path | None,
+    device: str,
+    quiet: bool,
+    opened: "Callable[[Evaluation], None]",
+) -> "Evaluation":
+    """Evaluate on a cache, and write the record to out_file where there is one.
+
+    When the open loop is through, the record is written so far, and given to `opened`.
+    """
+    from secondcast.evaluation.cache_scoring import CacheScoring
+    from secondcast.evaluation.results import check_writable
+
+    if out_file is not None:
+        check_writable(out_file)
+    settings = CacheScoring.from_flags(**flags)
+    cache = checked_cache([student], location, settings, verify)
+    kept: list[Evaluation] = []
+
+    def keep(evaluation: "Evaluation") -> None:
+        if out_file is not None:
+            evaluation.write(out_file)
+        opened(evaluation)
+        kept.append(evaluation)
+
+    with told_when_interrupted(lambda: _what_is_left(out_file, opened=bool(kept))):
+        found = open_bench(cache, settings, backbone, device, quiet).evaluate(student, opened=keep)
+        if out_file is not None:
+            found.write(out_file)
+    return found
+
+
+def _what_is_left(out_file: Path | None, *, opened: bool) -> str:
+    if out_file is None:
+        return "nothing is kept, and the same command begins anew; --out FILE.json keeps the errors by step"
+    if not opened:
+        return f"nothing was written to {out_file} yet, and the same command begins anew"
+    return f"{out_file} has the errors by step and no closed loop; the same command begins anew"
+
+
+def steps_of_text(text: str | None) -> tuple[int, ...] | None:
+    """Numbers of steps from "0,5,10"; BadSettings if it is something else, or names one twice."""
+    if text is None:
+        return None
+    try:
+        steps = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise BadSettings(f"--steps-of is {text!r}, expected numbers of steps such as 0,5,10") from error
+    if twice := [step for step in steps if steps.count(step) > 1]:
+        raise BadSettings(f"--steps-of is {text!r}, which names step {twice[0]} twice: each counts once; name it once")
+    return steps
+
+
+def print_open_loop(facts: dict[str, Any]) -> None:
+    """Print the part of secondcast.evaluation.tables.aggregates.summary that is of the open loop."""
+    opened = facts["open_loop"]
+    out.print(
+        f"{facts['student']} on {facts['trajectories']} of {facts['held_out']} held-out trajectories of "
+        f"{facts['cache']}; errors are parts of the velocity's norm",
+        markup=False,
+    )
+    _print_means("step, sigma", [{"name": f"{row['step']:>4}  {row['sigma']:.3f}", **row} for row in opened["by_step"]])
+    _print_means("source", [{"name": row["source"], **row} for row in opened["by_source"]])
+    if opened["by_guidance"][0]["guidance"] is not None:
+        _print_means("guidance", [{"name": f"{row['guidance']:g}", **row} for row in opened["by_guidance"]])
+    _print_means("overall", [{"name": "all", **opened["overall"]}])
+    out.print(f"the {len(opened['hardest_prompts'])} prompts with the largest errors:", markup=False)
+    print_lines(f"  {_percent(row['error_fraction']):>9}  {row['prompt']}" for row in opened["hardest_prompts"])
+
+
+def print_closed_loop(facts: dict[str, Any]) -> None:
+    """Print the part that is of the closed loop."""
+    for row in facts["closed_loop"]:
+        out.print(_closed_line(row), markup=False)
+
+
+def _print_means(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    from rich.text import Text
+
+    table = Table(title, "records", "student", "floor", "ratio", "mean square")
+    for row in rows:
+        ratio = row["error_per_floor_ratio"]
+        # Names of sources may hold what rich takes for markup.
+        table.add_row(
+            Text(row["name"]), str(row["records"]), _percent(row["error_fraction"]), _percent(row["floor_fraction"]),
+            "" if ratio is None else f"{ratio:.3g}", f"{row['error_mean_square']:.3g}",
+        )  # fmt: skip
+    print_table(table)
+
+
+def _closed_line(row: dict[str, Any]) -> str:
+    psnr = "all pictures identical" if row["psnr_db"] is None else f"PSNR {row['psnr_db']:.2f} dB"
+    if row["psnr_db"] is not None and row["identical_images"]:
+        psnr += f" ({row['identical_images']} identical ones left out)"
+    lpips = "" if row["lpips"] is None else f", LPIPS {row['lpips']:.4f}"
+    return (
+        f"closed loop, {row['leader']} leading {row['trajectories']} trajectories: final latent off by "
+        f"{_percent(row['latent_fraction'])}, {psnr}, SSIM {row['ssim']:.4f}{lpips}"
+    )
+
+
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{100 * fraction:.2f} %"

@@ -1,0 +1,202 @@
+"""The commands that set students against the teacher."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from secondcast.commands.evaluate.cache import (
+    CACHE_FLAGS,
+    POCKET_FLAGS,
+    check_flags,
+    check_students,
+    print_closed_loop,
+    print_open_loop,
+    score_on_cache,
+    steps_of_text,
+    told_when_interrupted,
+)
+from secondcast.commands.evaluate.images import evaluate_images
+from secondcast.commands.evaluate.table import evaluate_table
+from secondcast.commands.resolve import (
+    POCKET,
+    Device,
+    Json,
+    Quiet,
+    Settings,
+    Verify,
+    check_guidance,
+    print_table,
+    quiet_device,
+    resolve_teacher,
+    terminal,
+    write_picture,
+)
+from secondcast.commands.train.train import is_given
+
+if TYPE_CHECKING:
+    from secondcast.evaluation.pocket_scores import Scored
+    from secondcast.evaluation.results import Evaluation
+
+CACHE_COUNT = 64
+POCKET_COUNT = 192
+
+evaluate_app = typer.Typer(no_args_is_help=True, help="Students against the teacher.")
+evaluate_app.command("images")(evaluate_images)
+evaluate_app.command("table")(evaluate_table)
+
+
+@evaluate_app.command("score")
+def evaluate_score(
+    context: typer.Context,
+    student: Annotated[Path, typer.Argument(metavar="STUDENT", help="A run folder or an export.")],
+    cache: Annotated[
+        str | None,
+        typer.Option(help="Errors on the held-out trajectories of this cache: a folder, s3://bucket/prefix."),
+    ] = None,
+    pocket: Annotated[bool, typer.Option("--pocket", help="Exact scores on the pocket world.")] = False,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Held-out trajectories (default 64), spread over sources and guidance; captions (192)."
+        ),
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Where transformer/ and vae/ lie; default: as recorded.")] = None,
+    steps_of: Annotated[
+        str | None, typer.Option(metavar="0,5,10", help="Steps of the trajectories; default: all.")
+    ] = None,
+    closed_loop: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Of these, sample N with the student leading, and decode; 0: none.")
+    ] = 16,
+    untrained: Annotated[bool, typer.Option("--untrained", help="Have an untrained student lead as well.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of each call of the transformer.")] = 8,
+    backbone_dtype: Annotated[
+        Literal["cache", "bfloat16", "float32"], typer.Option(help="cache: as recorded.")
+    ] = "cache",
+    quantize: Annotated[
+        Literal["cache", "none", "int8", "fp8", "nf4"], typer.Option(help="Its weights; cache: as recorded.")
+    ] = "cache",
+    modulation: Annotated[
+        Literal["auto", "table", "host", "live"], typer.Option(help="As in `secondcast train`.")
+    ] = "auto",
+    resident_blocks: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Keep N of its blocks on the GPU, stream the others from pinned host memory."),
+    ] = None,
+    attention_backend: Annotated[
+        str | None, typer.Option(help="diffusers' attention backend; default: torch's own.")
+    ] = None,
+    verify: Verify = "once",
+    out_file: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.json", help="Every number of --cache, by trajectory and step.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Sampler steps of --pocket.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Of --pocket.")] = 3.5,
+    seed: Annotated[int, typer.Option(min=0, help="Of --pocket's captions and noise, and of untrained weights.")] = 0,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also write a dozen captions of --pocket side by side, a PNG.")
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    settings: Settings = None,
+) -> None:
+    """Compare a student with its teacher on prompts that no training saw: on a cache, on the pocket world, or both.
+
+    Example: secondcast evaluate score my-run --cache my-cache --out my-run.json
+
+    Example: secondcast evaluate score my-run --pocket --picture side-by-side.png
+    """
+    given = [name for name in (*CACHE_FLAGS, *POCKET_FLAGS, "seed") if is_given(context, name)]
+    check_flags(given, cache=cache is not None, pocket=pocket, closed_loop=closed_loop, untrained=untrained)
+    check_guidance(guidance)
+    facts: dict[str, Any] = {}
+    if cache is not None:
+        flags = dict(
+            count=count or CACHE_COUNT, steps_of=steps_of_text(steps_of), closed_loop=closed_loop,
+            untrained=untrained, batch_size=batch_size, backbone_dtype=backbone_dtype, quantize=quantize,
+            modulation=modulation, resident_blocks=resident_blocks, attention_backend=attention_backend, seed=seed,
+        )  # fmt: skip
+
+        def opened(evaluation: "Evaluation") -> None:
+            from secondcast.evaluation.tables.aggregates import summary
+
+            if not as_json:
+                print_open_loop(summary(evaluation))
+
+        found = score_on_cache(
+            student, cache, flags, backbone=backbone, verify=verify, out_file=out_file, device=device, quiet=quiet,
+            opened=opened,
+        )  # fmt: skip
+        from secondcast.evaluation.tables.aggregates import summary
+
+        facts["cache"] = summary(found)
+        if not as_json:
+            print_closed_loop(facts["cache"])
+    if pocket:
+        with told_when_interrupted(lambda: "nothing of --pocket is kept; the same command begins anew"):
+            results, captions = score_pocket(student, count or POCKET_COUNT, steps, guidance, seed, device, quiet)
+        facts["pocket"] = score_rows(results)
+        if cache is None or not as_json:
+            print_scores(results, as_json)
+        if picture is not None:
+            write_picture(compare_picture(results, captions), picture)
+    if cache is not None and as_json:
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+
+
+def score_pocket(
+    student: Path, count: int, steps: int, guidance: float, seed: int, device: str, quiet: bool
+) -> tuple[list["Scored"], list[str]]:
+    """Score teacher, student and untrained student on held-out captions; the results and the captions."""
+    check_guidance(guidance)
+    check_students([student])
+    torch_device = quiet_device(device)
+    import torch
+
+    from secondcast.evaluation.leader import teacher_and_students
+    from secondcast.evaluation.pocket_scores import score_encoders
+    from secondcast.evaluation.sampling import Studio
+    from secondcast.models.teacher.folder import BUILD_PARTS
+    from secondcast.pocket.world import captions
+
+    teacher = resolve_teacher(POCKET, BUILD_PARTS)
+    studio = Studio.open(
+        teacher, resolution=None, steps=steps, guidance=guidance, seed=seed, dtype=torch.float32, device=torch_device
+    )
+    encoders = teacher_and_students(student, teacher, dtype=torch.float32, device=torch_device, seed=seed)
+    texts = captions(count, seed=seed, split="heldout")
+    results = score_encoders(studio, encoders, texts, batch_size=64, progress=terminal(quiet))
+    return results, texts
+
+
+def compare_picture(results: list["Scored"], captions: list[str]) -> Any:
+    """The first dozen captions side by side."""
+    from secondcast.evaluation.pictures.picture import side_by_side
+
+    shown = slice(0, 12)
+    return side_by_side(
+        [result.name for result in results], [result.images_NHWC[shown] for result in results], captions[shown]
+    )
+
+
+def score_rows(results: list["Scored"]) -> list[dict[str, Any]]:
+    """Rows of the table of scores."""
+    from secondcast.evaluation.pocket_scores import table_rows
+
+    return table_rows(results)
+
+
+def print_scores(results: list["Scored"], as_json: bool) -> None:
+    """Print the table of scores, or JSON."""
+    rows = score_rows(results)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table("score", "captions", *(result.name for result in results), title="held-out captions, 95 % intervals")
+    for row in rows:
+        cells = [f"{c['mean']:.2f} ({c['low']:.2f}-{c['high']:.2f})" for c in (row[r.name] for r in results)]
+        table.add_row(row["dimension"], str(row["captions"]), *cells)
+    print_table(table)

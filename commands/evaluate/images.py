@@ -1,0 +1,133 @@
+"""`secondcast evaluate images`: the field's metrics on folders of pictures."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from secondcast.commands.evaluate.cache import refuse_idle, told_when_interrupted
+from secondcast.commands.resolve import Device, Json, Quiet, Settings, out, print_table, quiet_device, terminal
+from secondcast.commands.train.train import is_given
+from secondcast.evaluation.image_metrics.published import CLIP_MODEL, OCR_MODEL, VQA_MODEL
+from secondcast.storage_schemas.errors import BadSettings
+
+if TYPE_CHECKING:
+    from secondcast.evaluation.image_metrics.metric import MetricName, Scored
+    from secondcast.evaluation.image_metrics.scoring import Report
+
+
+def evaluate_images(
+    context: typer.Context,
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="From generate, or any of pictures.")],
+    metrics: Annotated[
+        str | None, typer.Option(help="Of clip-score,fid,vqa,text; default all, fid with --reference.")
+    ] = None,
+    reference: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Pictures that fid compares with.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Prompts of the pictures; JSONL also file, text, phrases.")
+    ] = None,
+    clip_model: Annotated[str, typer.Option(help="Folder or hub name.")] = CLIP_MODEL,
+    vqa_model: Annotated[str, typer.Option(help="Folder or hub name.")] = VQA_MODEL,
+    ocr: Annotated[Literal["trocr", "tesseract"], typer.Option(help="Who reads text off pictures.")] = "trocr",
+    ocr_model: Annotated[str, typer.Option(help="Of trocr: folder or hub name.")] = OCR_MODEL,
+    fid_features: Annotated[
+        Literal["inception", "clip"], typer.Option(help="clip: FID-CLIP, without torchvision.")
+    ] = "inception",
+    fid_weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Inception's weights, if at hand.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 16,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    settings: Settings = None,
+) -> None:
+    """Score pictures by CLIP-Score, FID, BLIP-VQA and OCR. What cannot run says what it needs; the others go on.
+
+    Example: secondcast evaluate images student-pictures teacher-pictures --reference teacher-pictures
+    """
+    names = _metric_names(metrics, reference)
+    given = [name for name in _OF_METRICS if is_given(context, name)]
+    for flag, wanted in _OF_METRICS.items():
+        refuse_idle(given, (flag,), f"{' or '.join(wanted)} in --metrics", there=any(name in names for name in wanted))
+    _refuse_other_networks(given, names, ocr, fid_features)
+    from secondcast.evaluation.image_metrics.pictures import read_picture_texts, read_pictures
+
+    texts = None if prompts is None else read_picture_texts(prompts)
+    pictures = {str(folder): read_pictures(folder, texts) for folder in folders}
+    compared = [] if reference is None else read_pictures(reference)
+    torch_device = quiet_device(device)
+    from secondcast.evaluation.image_metrics.chosen import Networks, metric_of
+    from secondcast.evaluation.image_metrics.scoring import score_folders
+
+    networks = Networks(
+        clip_model=clip_model, vqa_model=vqa_model, ocr=ocr, ocr_model=ocr_model, fid_features=fid_features,
+        fid_weights=fid_weights,
+    )  # fmt: skip
+    chosen = (metric_of(name, networks, compared, batch_size=batch_size, device=torch_device) for name in names)
+    with told_when_interrupted(lambda: "nothing is kept, and the same command begins anew"):
+        report = score_folders(chosen, pictures, terminal(quiet))
+    _print_report(report, as_json)
+    if not report.names:
+        raise typer.Exit(1)
+
+
+_OF_METRICS: "dict[str, tuple[MetricName, ...]]" = {
+    "reference": ("fid",),
+    "clip_model": ("clip-score", "fid"),
+    "vqa_model": ("vqa",),
+    "ocr": ("text",),
+    "ocr_model": ("text",),
+    "fid_features": ("fid",),
+    "fid_weights": ("fid",),
+}
+
+
+def _refuse_other_networks(given: Sequence[str], names: "Sequence[MetricName]", ocr: str, fid_features: str) -> None:
+    by_clip = "clip-score" in names or fid_features == "clip"
+    refuse_idle(given, ("clip_model",), "clip-score in --metrics or --fid-features clip", there=by_clip)
+    refuse_idle(given, ("ocr_model",), "--ocr trocr", there=ocr == "trocr")
+    refuse_idle(given, ("fid_weights",), "--fid-features inception", there=fid_features == "inception")
+
+
+def _metric_names(asked: str | None, reference: Path | None) -> "list[MetricName]":
+    known: tuple[MetricName, ...] = ("clip-score", "fid", "vqa", "text")
+    if asked is None:
+        return [name for name in known if name != "fid" or reference is not None]
+    words = {word.strip() for word in asked.split(",")} - {""}
+    if unknown := sorted(words - set(known)):
+        raise BadSettings(f"--metrics has {unknown[0]!r}, expected some of {','.join(known)}")
+    if not words:
+        raise BadSettings(f"--metrics is empty, expected some of {','.join(known)}")
+    return [name for name in known if name in words]
+
+
+def _print_report(report: "Report", as_json: bool) -> None:
+    for skipped in report.skipped:
+        where = "" if skipped.folder is None else f" for {skipped.folder}"
+        typer.echo(f"no {skipped.metric}{where}: {skipped.why}", err=True)
+    if as_json:
+        print(json.dumps(report.json_value(), indent=1, ensure_ascii=False))
+        return
+    if not report.names:
+        return
+    table = Table("folder", "pictures", title="means and 95 % intervals")
+    for name in report.names:
+        table.add_column(name, no_wrap=True)
+    for folder, count in report.pictures.items():
+        scores = {score.name: score for score in report.scored[folder]}
+        table.add_row(escape(folder), str(count), *(_cell(scores.get(name), count) for name in report.names))
+    print_table(table)
+    every = [score for scores in report.scored.values() for score in scores]
+    for line in dict.fromkeys(f"{score.name}: {score.model} at {score.revision}" for score in every):
+        out.print(line, markup=False)
+
+
+def _cell(score: "Scored | None", pictures: int) -> str:
+    if score is None:
+        return "-"
+    digits = 2 if score.name.startswith(("clip-score", "fid")) else 3
+    interval = "" if score.low is None else f"\n{score.low:.{digits}f}-{score.high:.{digits}f}"
+    return f"{score.mean:.{digits}f}{interval}" + ("" if score.count == pictures else f"\nof {score.count}")

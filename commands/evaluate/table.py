@@ -1,0 +1,176 @@
+"""`secondcast evaluate table`: the paper's table shape, and its plots."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from secondcast.commands.evaluate.cache import check_students, checked_cache, refuse_idle, told_when_interrupted
+from secondcast.commands.evaluate.table_cache import cache_table, write_error_results
+from secondcast.commands.evaluate.table_pocket import pocket_table, write_results
+from secondcast.commands.resolve import Device, Quiet, Settings, check_folder, check_guidance, out, print_table
+from secondcast.commands.train.train import is_given
+from secondcast.storage_schemas.errors import BadSettings
+
+if TYPE_CHECKING:
+    from secondcast.evaluation.tables.error_table import ErrorTable
+    from secondcast.evaluation.tables.table import Table
+
+# What the teacher, its int8 form and the floor are called in tables and plots.
+_OWN_NAMES = ("teacher", "teacher, 8 bit", "floor")
+_FORMATS = ("text", "markdown", "json")
+_CACHE_FLAGS = ("backbone", "trajectories", "closed_loop")
+_POCKET_FLAGS = ("count", "steps", "guidance", "seed", "eight_bits")
+
+
+def evaluate_table(
+    context: typer.Context,
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="[NAME=]RUN...", help="Runs or exports; those of one NAME are seeds of one student."),
+    ],
+    pocket: Annotated[bool, typer.Option("--pocket", help="Exact scores on the pocket world.")] = False,
+    cache: Annotated[
+        str | None, typer.Option(help="Distances from the teacher on the held-out trajectories of this cache.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Where transformer/ and vae/ lie; default: as recorded.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Held-out captions of --pocket.")] = 192,
+    trajectories: Annotated[int, typer.Option(min=1, help="Held-out trajectories of --cache.")] = 64,
+    closed_loop: Annotated[int, typer.Option(min=0, help="Of these sampled anew, the student leading.")] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="Sampler steps of --pocket.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Of --pocket.")] = 3.5,
+    seed: Annotated[int, typer.Option(min=0, help="Of --pocket's captions and noise.")] = 0,
+    eight_bits: Annotated[
+        bool, typer.Option("--eight-bits/--no-eight-bits", help="A row for the teacher's T5 in int8.")
+    ] = True,
+    format: Annotated[str, typer.Option(help="text, markdown, json.")] = "text",
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Table and plots go there; what is scored is kept there too."),
+    ] = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    settings: Settings = None,
+) -> None:
+    """Students as rows, the teacher first: scores by dimension, distances on a cache. Given again, it goes on.
+
+    Example: secondcast evaluate table small=run-1 small=run-2 base=run-3 --pocket --out results
+    """
+    if not pocket and cache is None:
+        raise BadSettings("evaluate table needs --pocket (exact scores) or --cache CACHE (distances from the teacher)")
+    given = [name for name in (*_CACHE_FLAGS, *_POCKET_FLAGS) if is_given(context, name)]
+    refuse_idle(given, _CACHE_FLAGS, "--cache", there=cache is not None)
+    refuse_idle(given, _POCKET_FLAGS, "--pocket", there=pocket)
+    if format not in _FORMATS:
+        raise BadSettings(f"--format is {format!r}, expected one of {', '.join(_FORMATS)}")
+    groups = grouped(runs)
+    check_guidance(guidance)
+    from secondcast.evaluation.cache_scoring import CacheScoring
+
+    scoring = CacheScoring.from_flags(count=trajectories, closed_loop=closed_loop)
+    places = [place for group in groups.values() for place in group]
+    # Before hours of scoring, and before torch: the last run may be the one that is not there.
+    check_students(places)
+    opened = None if cache is None else checked_cache(places, cache, scoring, "once")
+    if folder is not None:
+        from secondcast.evaluation.tables.plots import check_plotting
+
+        check_plotting()
+        check_folder(folder)
+    with told_when_interrupted(lambda: _what_is_left(folder)):
+        scores = None
+        if pocket:
+            scores = pocket_table(
+                groups, count=count, steps=steps, guidance=guidance, seed=seed, eight_bits=eight_bits, folder=folder,
+                device=device, quiet=quiet,
+            )  # fmt: skip
+            if folder is not None:
+                write_results(scores, groups, folder, device)
+            # Two tables are one JSON document.
+            if opened is None or format != "json":
+                print_scores(scores, format)
+        if opened is not None:
+            errors = cache_table(groups, opened, scoring, backbone=backbone, folder=folder, device=device, quiet=quiet)
+            if folder is not None:
+                write_error_results(errors, folder)
+            print_errors(errors, scores, format)
+
+
+def _what_is_left(folder: Path | None) -> str:
+    if folder is None:
+        return "nothing is kept, and the same command begins anew; --out DIR keeps what is scored"
+    return f"what was scored is kept in {folder}; the same command goes on from there"
+
+
+def grouped(given: Sequence[str]) -> dict[str, list[Path]]:
+    """Runs by name: [NAME=]RUN, of which several may have one name."""
+    groups: dict[str, list[Path]] = {}
+    unnamed: dict[str, str] = {}
+    for text in given:
+        name, sign, place = text.partition("=")
+        # A folder may have a sign of equality in its name, a name has no slash.
+        if not sign or "/" in name or Path(text).exists():
+            name, place = Path(text).resolve().name, text
+            if name in groups:
+                raise BadSettings(
+                    f"two runs are named {name!r}, {unnamed.get(name, groups[name][0])} and {text}: name them, as in "
+                    f"{name}-2={text}, or both alike, if they are seeds of one student"
+                )
+            unnamed[name] = text
+        if not name or not place:
+            raise BadSettings(f"{text!r} names no run, expected [NAME=]RUN, as in small=my-run")
+        if name in _OWN_NAMES:
+            raise BadSettings(f"{text} would be named {name!r}, as a line of ours is: name it, as in student={place}")
+        if Path(place).resolve() in [one.resolve() for one in groups.get(name, ())]:
+            raise BadSettings(
+                f"{place} is given twice as {name!r}: runs of one name are seeds of one student, and a run counted "
+                f"twice narrows the interval; give it once, or another run"
+            )
+        groups.setdefault(name, []).append(Path(place))
+    return groups
+
+
+def print_scores(table: "Table", format: str) -> None:
+    """Scores as text, Markdown or JSON."""
+    from secondcast.evaluation.tables.table import caption, lines_of, markdown
+
+    (_, _, _, *dimensions), *rows = lines_of(table)
+    lines = [["", *dimensions]]
+    for name, parameters, runs, *cells in rows:
+        several = f", {runs} runs" if runs != "1" else ""
+        # An interval below its mean: eight columns fit a terminal of 80.
+        lines.append([f"{name}\n{parameters}{several}", *(cell.replace(" (", "\n").rstrip(")") for cell in cells)])
+    _print_form(lines, markdown(table), table, format, caption(table))
+
+
+def print_errors(table: "ErrorTable", scores: "Table | None", format: str) -> None:
+    """Distances as text, Markdown or JSON; of the latter one document together with the scores, where there are."""
+    from secondcast.evaluation.tables.error_table import error_caption, error_lines, error_markdown
+
+    if scores is not None and format == "json":
+        print(json.dumps({"pocket": scores.json_value(), "cache": table.json_value()}, indent=1))
+        return
+    _print_form(error_lines(table), error_markdown(table), table, format, error_caption(table))
+
+
+def _print_form(lines: list[list[str]], markdown: str, record: Any, format: str, caption: str) -> None:
+    """A table in the form that is asked for; `record` is what JSON has."""
+    if format == "json":
+        print(record.model_dump_json(indent=1))
+        return
+    if format == "markdown":
+        print(markdown, end="")
+        return
+    shown = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    head, *rows = lines
+    for heading in head:
+        shown.add_column(heading, overflow="fold")
+    for row in rows:
+        shown.add_row(*(escape(cell) for cell in row))
+    out.print(caption, markup=False)
+    print_table(shown)

@@ -1,0 +1,109 @@
+"""`secondcast evaluate table --cache`: students by their distances from the teacher on a cache."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from secondcast.commands.evaluate.cache import open_bench
+from secondcast.commands.evaluate.reuse import Reused
+from secondcast.commands.resolve import quiet_device, terminal
+from secondcast.storage_schemas.errors import BadSettings
+
+if TYPE_CHECKING:
+    from secondcast.evaluation.cache_scoring import CacheScoring
+    from secondcast.evaluation.results import Evaluation
+    from secondcast.evaluation.tables.error_table import ErrorTable
+    from secondcast.storage_schemas.reader import Cache
+
+_KEPT = "evaluated"
+
+
+def cache_table(
+    groups: Mapping[str, Sequence[Path]],
+    cache: "Cache",
+    settings: "CacheScoring",
+    *,
+    backbone: str | None,
+    folder: Path | None,
+    device: str,
+    quiet: bool,
+) -> "ErrorTable":
+    """Evaluate all runs on one bench; those that a folder has evaluations of are not evaluated again."""
+    from secondcast.evaluation.tables.error_table import error_table
+
+    files = _files(groups, cache, settings, backbone, folder, device)
+    found, reused = {}, Reused()
+    for place, file in files.items():
+        if (before := None if folder is None else kept_evaluation(file)) is not None:
+            found[place] = before
+        reused.note(str(place), reused=before is not None)
+    reused.say(terminal(quiet), None if folder is None else folder / _KEPT)
+    missing = [place for place in files if place not in found]
+    if missing:
+        bench = open_bench(cache, settings, backbone, device, quiet)
+        if len(missing) > 1:
+            # The last may be the one that does not fit: told before hours of the others.
+            for place in missing:
+                bench.student(place)
+        for place in missing:
+            # Runs of one student under several names are one evaluation.
+            same = next((found[one] for one in found if files[one] == files[place]), None)
+            found[place] = same or bench.evaluate(place)
+            if folder is not None and same is None:
+                files[place].parent.mkdir(parents=True, exist_ok=True)
+                found[place].write(files[place])
+    return error_table([(name, [found[place] for place in places]) for name, places in groups.items()])
+
+
+def _files(
+    groups: Mapping[str, Sequence[Path]],
+    cache: "Cache",
+    settings: "CacheScoring",
+    backbone: str | None,
+    folder: Path | None,
+    device: str,
+) -> dict[Path, Path]:
+    """Where the evaluation of each run is kept: by all that it depends on. Nothing is there without a folder."""
+    quiet_device(device)
+    from secondcast.evaluation.leader import student_digest
+    from secondcast.evaluation.tables.scored_rows import computed_by
+    from secondcast.models.student.folder import student_folder
+    from secondcast.storage_schemas.io.digests import digest
+
+    asked = {
+        "count": settings.count,
+        "closed_loop": settings.closed_loop,
+        "committed": len(cache),
+        # The digest of the prompts covers teacher and sampling.
+        "cache": cache.manifest.digests()["prompts"],
+        "backbone": backbone or cache.manifest.source,
+        **computed_by(device),
+    }
+    kept_in = (folder or Path()) / _KEPT
+    files = {}
+    for place in [place for places in groups.values() for place in places]:
+        own = asked | {"student": student_digest(student_folder(place))}
+        files[place] = kept_in / f"{digest(own)[:24]}.json"
+    return files
+
+
+def kept_evaluation(file: Path) -> "Evaluation | None":
+    """What was evaluated before; None where nothing is, or a file that is damaged or of another version."""
+    from secondcast.evaluation.results import Evaluation
+
+    try:
+        return Evaluation.read(file)
+    except BadSettings:
+        return None
+
+
+def write_error_results(table: "ErrorTable", folder: Path) -> None:
+    """errors.md, errors.json, errors.png."""
+    from secondcast.evaluation.tables.error_table import curves, error_markdown
+    from secondcast.evaluation.tables.plots import plot_step_errors
+    from secondcast.storage_schemas.io import durable
+
+    folder.mkdir(parents=True, exist_ok=True)
+    durable.replace(folder / "errors.md", error_markdown(table).encode())
+    durable.replace(folder / "errors.json", (table.model_dump_json(indent=1) + "\n").encode())
+    plot_step_errors(curves(table), folder / "errors.png", sigmas=table.sigmas)

@@ -1,0 +1,130 @@
+"""`secondcast evaluate table --pocket`: text encoders by exact scores on the pocket world."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secondcast.commands.evaluate.reuse import Reused
+from secondcast.commands.resolve import POCKET, quiet_device, resolve_teacher, terminal
+from secondcast.storage_schemas.errors import BadSettings, MissingExtra
+
+if TYPE_CHECKING:
+    from secondcast.evaluation.tables.scored_rows import ScoredRun
+    from secondcast.evaluation.tables.table import Table
+
+
+def pocket_table(
+    groups: Mapping[str, Sequence[Path]],
+    *,
+    count: int,
+    steps: int,
+    guidance: float,
+    seed: int,
+    eight_bits: bool,
+    folder: Path | None,
+    device: str,
+    quiet: bool,
+) -> "Table":
+    """Score teacher and students on the same held-out captions and noise."""
+    torch_device = quiet_device(device)
+    import torch
+
+    from secondcast.evaluation.sampling import Studio
+    from secondcast.evaluation.tables.scored_rows import computed_by, kept
+    from secondcast.evaluation.tables.table import Table, row_of
+    from secondcast.models.teacher.folder import BUILD_PARTS
+    from secondcast.pocket.world import captions
+    from secondcast.storage_schemas.io.digests import digest
+
+    teacher, progress = resolve_teacher(POCKET, BUILD_PARTS), terminal(quiet)
+    studio = Studio.open(
+        teacher, resolution=None, steps=steps, guidance=guidance, seed=seed, dtype=torch.float32, device=torch_device
+    )
+    texts = captions(count, seed=seed, split="heldout")
+    weights = [*(teacher.weight_hashes(part) for part in ("transformer", "vae")), teacher.config("scheduler")]
+    asked = {"teacher": digest(weights), "count": str(count), "steps": str(steps), "guidance": repr(guidance)}
+    asked |= {"seed": str(seed), **computed_by(device)}
+    kept_in, reused, rows = None if folder is None else folder / "scored", Reused(), []
+    for name, encoders in _encoders(groups, teacher, torch_device, eight_bits, progress.say):
+        found = []
+        for number, encoder in enumerate(encoders, start=1):
+            title, own = f"{name} {number}" if len(encoders) > 1 else name, asked | {"encoder": encoder.digest}
+            before = kept(kept_in, own)
+            reused.note(title, reused=before is not None)
+            found.append(before or _scored(studio, encoder, texts, title, own, kept_in, progress))
+        check_one_size(name, [one.parameters for one in found])
+        rows.append(row_of(name, found[0].parameters, [one.by_dimension() for one in found]))
+    reused.say(progress, kept_in)
+    return Table(captions=count, steps=steps, guidance=guidance, seed=seed, rows=tuple(rows))
+
+
+def check_one_size(name: str, parameters: Sequence[int]) -> None:
+    """Raise BadSettings unless the runs of one name are of one size."""
+    if len(set(parameters)) > 1:
+        raise BadSettings(
+            f"the runs named {name!r} have {' and '.join(map(str, sorted(set(parameters))))} parameters: runs of one "
+            f"name are seeds of one student; give another name to each size"
+        )
+
+
+def _encoders(
+    groups: Mapping[str, Sequence[Path]], teacher: Any, device: Any, eight_bits: bool, say: Any
+) -> Iterator[tuple[str, list[Any]]]:
+    """Names of rows and their text encoders, loaded when it is their turn."""
+    import torch
+
+    from secondcast.evaluation.leader import TEACHER
+    from secondcast.evaluation.tables.encoder_rows import EIGHT_BITS, student_row, teacher_row
+
+    yield TEACHER, [teacher_row(teacher, eight_bits=False, dtype=torch.float32, device=device)]
+    if eight_bits:
+        try:
+            yield EIGHT_BITS, [teacher_row(teacher, eight_bits=True, dtype=torch.float32, device=device)]
+        except MissingExtra as error:
+            say(f"no row {EIGHT_BITS!r}: {error}")
+    for name, places in groups.items():
+        yield name, [student_row(name, place, teacher, device=device) for place in places]
+
+
+def _scored(
+    studio: Any, encoder: Any, texts: list[str], name: str, asked: dict[str, str], folder: Path | None, progress: Any
+) -> "ScoredRun":
+    from secondcast.evaluation.pocket_scores import score_images
+    from secondcast.evaluation.tables.scored_rows import ScoredRun, keep
+
+    with progress.bar(name, total=len(texts), done=0, unit="images") as bar:
+        images_NHWC = studio.images(encoder.embed, texts, batch_size=64, bar=bar)
+    run = ScoredRun.of(asked, encoder.parameters, score_images(images_NHWC, texts))
+    keep(folder, run)
+    return run
+
+
+def write_results(table: "Table", groups: Mapping[str, Sequence[Path]], folder: Path, device: str) -> None:
+    """table.md, table.json, scaling.png, embeddings.png."""
+    from secondcast.evaluation.leader import TEACHER
+    from secondcast.evaluation.tables.encoder_rows import EIGHT_BITS
+    from secondcast.evaluation.tables.plots import plot_embeddings, plot_scaling
+    from secondcast.evaluation.tables.table import markdown
+    from secondcast.storage_schemas.io import durable
+
+    folder.mkdir(parents=True, exist_ok=True)
+    durable.replace(folder / "table.md", markdown(table).encode())
+    durable.replace(folder / "table.json", (table.model_dump_json(indent=1) + "\n").encode())
+    plot_scaling(table, folder / "scaling.png", baselines=(TEACHER, EIGHT_BITS))
+    plot_embeddings(_embeddings(groups, table, device), folder / "embeddings.png")
+
+
+def _embeddings(groups: Mapping[str, Sequence[Path]], table: "Table", device: str) -> dict[str, Any]:
+    torch_device = quiet_device(device)
+    import torch
+
+    from secondcast.evaluation.leader import TEACHER
+    from secondcast.evaluation.tables.encoder_rows import student_row, teacher_row
+    from secondcast.models.teacher.folder import BUILD_PARTS
+    from secondcast.pocket.world import captions
+
+    teacher = resolve_teacher(POCKET, BUILD_PARTS)
+    texts = captions(min(table.captions, 192), seed=table.seed, split="heldout")
+    encoders = {TEACHER: teacher_row(teacher, eight_bits=False, dtype=torch.float32, device=torch_device)}
+    encoders |= {name: student_row(name, places[0], teacher, device=torch_device) for name, places in groups.items()}
+    return {name: encoder.embeddings(texts, torch_device) for name, encoder in encoders.items()}

@@ -1,0 +1,96 @@
+"""The commands that look into a cache."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from secondcast.commands.inspect.pictures import inspect_compare, inspect_images
+from secondcast.commands.resolve import CachePath, Json, Verify, print_lines, terminal_width
+from secondcast.storage_schemas.errors import BadSettings
+
+inspect_app = typer.Typer(no_args_is_help=True, help="Look into a cache.")
+inspect_app.command("images")(inspect_images)
+inspect_app.command("compare")(inspect_compare)
+
+
+@inspect_app.command("summary")
+def inspect_summary(cache: CachePath, as_json: Json = False) -> None:
+    """What a cache is, on one screen.
+
+    Example: secondcast inspect summary my-cache
+    """
+    from secondcast.inspection.summary import summarise
+    from secondcast.inspection.summary_text import screen_lines
+    from secondcast.storage_schemas.reader import Cache
+
+    facts = summarise(Cache.open(cache, open_arrays=False))
+    if as_json:
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        return
+    print_lines(screen_lines(facts, width=terminal_width()))
+
+
+@inspect_app.command("show")
+def inspect_show(
+    cache: CachePath,
+    key: Annotated[str | None, typer.Argument(metavar="KEY", help="Number or key of a trajectory.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The trajectory of this text.")] = None,
+    grep: Annotated[str | None, typer.Option(help="List the prompts with this word.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Longest list.")] = 50,
+    verify: Verify = "once",
+    as_json: Json = False,
+) -> None:
+    """One trajectory in numbers, or the prompts with a word.
+
+    Example: secondcast inspect show my-cache 12
+    """
+    from secondcast.inspection.show import describe, find_prompts, first_trajectory, trajectory_lines
+    from secondcast.storage_schemas.reader import Cache
+
+    if sum(given is not None for given in (key, prompt, grep)) != 1:
+        raise BadSettings("inspect show needs one of KEY, --prompt TEXT and --grep WORD")
+    opened = Cache.open(cache, verify=verify)
+    if grep is not None:
+        _print_prompts(find_prompts(opened, grep, limit=limit), grep, limit, as_json)
+        return
+    found = None if prompt is None else opened.prompts.find(prompt)
+    index = opened.key_index(key or "") if found is None else first_trajectory(opened, found)
+    facts = describe(opened, index)
+    if as_json:
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        return
+    print_lines(trajectory_lines(facts, cache, width=terminal_width()))
+
+
+def _print_prompts(found: list[tuple[int, str, str]], word: str, limit: int, as_json: bool) -> None:
+    from secondcast.inspection.text_layout import table_lines
+
+    more, found = len(found) > limit, found[:limit]
+    if as_json:
+        facts = [{"index": index, "id": identity, "prompt": text} for index, identity, text in found]
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        return
+    rows = [[str(index), identity[:12], text] for index, identity, text in found]
+    print_lines(table_lines(["trajectory", "prompt id", "prompt"], rows, text_columns=(1, 2), width=terminal_width()))
+    print_lines([f"the first {limit}: --limit shows more" if more else f"{len(found)} prompts with {word!r}"])
+
+
+@inspect_app.command("diff")
+def inspect_diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="Folder of a cache, or s3://bucket/prefix.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    as_json: Json = False,
+) -> None:
+    """In which fields two caches differ, what follows, and whether they can be merged or train together.
+
+    Example: secondcast inspect diff my-cache other-cache
+    """
+    from secondcast.inspection.diff import compare, diff_lines
+    from secondcast.storage_schemas.reader import Cache
+
+    facts = compare(Cache.open(a), Cache.open(b))
+    if as_json:
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        return
+    print_lines(diff_lines(facts))

@@ -1,0 +1,189 @@
+"""The commands that make pictures of a cache: film strips, and students beside the teacher."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from secondcast.commands.evaluate.cache import steps_of_text
+from secondcast.commands.resolve import (
+    CachePath,
+    Device,
+    Json,
+    Quiet,
+    Verify,
+    check_folder,
+    check_outside,
+    out,
+    print_lines,
+    quiet_device,
+    resolve_teacher,
+    terminal,
+    terminal_width,
+    write_picture,
+)
+from secondcast.storage_schemas.errors import BadSettings
+
+if TYPE_CHECKING:
+    from secondcast.storage_schemas.reader import Cache
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_FRAMES = 8
+SHEET_FILE = "sheet.png"
+
+
+def inspect_images(
+    cache: CachePath,
+    keys: Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", help="Default: the first four.")] = None,
+    out_path: Annotated[
+        Path, typer.Option("--out", help="A PNG for all, or a folder: one for each trajectory, and for all.")
+    ] = Path("film-strips.png"),
+    frames: Annotated[
+        int | None, typer.Option(min=1, help=f"So many steps of each, spread evenly; default {_FRAMES}.")
+    ] = None,
+    steps_of: Annotated[str | None, typer.Option(metavar="0,5,10", help="These steps instead.")] = None,
+    frame_pixels: Annotated[int, typer.Option(min=16, help="Side of each picture in the strips.")] = 96,
+    teacher: Annotated[str | None, typer.Option(help="Where vae/ lies here; default: as recorded.")] = None,
+    verify: Verify = "once",
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Film strips of trajectories: latents and predicted clean images, decoded by the teacher's VAE.
+
+    Example: secondcast inspect images my-cache 0 7 --out strips.png
+
+    Example: secondcast inspect images my-cache 0 7 --steps-of 0,1,2,19 --out strips
+    """
+    from secondcast.evaluation.cache_scoring import CacheScoring
+    from secondcast.storage_schemas.reader import Cache
+
+    steps = steps_of_text(steps_of)
+    if steps is not None and frames is not None:
+        raise BadSettings("--frames and --steps-of both say which steps are shown: give one of them")
+    opened = Cache.open(cache, verify=verify)
+    CacheScoring.from_flags(steps_of=steps).steps_on(opened)
+    check_outside(out_path, cache)
+    _check_picture_or_folder(out_path)
+    indices = [opened.key_index(key) for key in keys] if keys else [int(i) for i in opened.indices()[:4]]
+    if not indices:
+        raise BadSettings(f"{opened.folder} has no committed trajectory yet: give the build command again")
+    folder = None if _is_picture(out_path) else out_path
+    _write_strips(
+        opened, indices, steps, frames or _FRAMES, frame_pixels, teacher, device, folder=folder,
+        sheet=out_path if folder is None else folder / SHEET_FILE, quiet=quiet,
+    )  # fmt: skip
+    each = "" if folder is None else f", each by itself and all in {SHEET_FILE}"
+    out.print(f"{len(indices)} film strips in {out_path}{each}", markup=False)
+
+
+def write_film_strips(
+    cache: "Cache", indices: list[int], frames: int, teacher: str | None, device: str, path: Path, *, quiet: bool
+) -> None:
+    """Write film strips of trajectories to a PNG."""
+    from secondcast.inspection.images import SIDE
+
+    _write_strips(cache, indices, None, frames, SIDE, teacher, device, folder=None, sheet=path, quiet=quiet)
+
+
+def _write_strips(
+    cache: "Cache",
+    indices: list[int],
+    steps: Sequence[int] | None,
+    frames: int,
+    side: int,
+    teacher: str | None,
+    device: str,
+    *,
+    folder: Path | None,
+    sheet: Path,
+    quiet: bool,
+) -> None:
+    torch_device = quiet_device(device)
+    from secondcast.inspection.images import each_film_strip, shown_steps
+    from secondcast.inspection.sheet import stacked
+    from secondcast.models.teacher.folder import DECODE_PARTS
+
+    found = resolve_teacher(teacher or cache.manifest.source, DECODE_PARTS)
+    if steps is None:
+        steps = shown_steps(cache.manifest.sampling.steps, frames)
+    strips = []
+    with terminal(quiet).bar("film strips", total=len(indices), done=0, unit="trajectories") as bar:
+        for trajectory, strip in each_film_strip(cache, found, indices, steps, device=torch_device, side=side):
+            if folder is not None:
+                write_picture(strip, folder / f"{trajectory.key}.png")
+            strips.append(strip)
+            bar.advance(1)
+    write_picture(stacked(strips), sheet)
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in _PICTURES and not path.is_dir()
+
+
+def _check_picture_or_folder(path: Path) -> None:
+    """Before anything is loaded: a folder can be made, or the file can be written."""
+    if _is_picture(path):
+        _check_writable(path)
+    else:
+        check_folder(path)
+
+
+def _check_writable(path: Path) -> None:
+    from secondcast.evaluation.results import check_writable
+
+    check_writable(path)
+
+
+def inspect_compare(
+    cache: CachePath,
+    keys: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY]...", help="Default: eight held-out ones, spread.")
+    ] = None,
+    student: Annotated[
+        list[Path], typer.Option(metavar="RUN", help="A run folder or an export; may be repeated.")
+    ] = [],  # noqa: B006
+    out_file: Annotated[Path, typer.Option("--out", help="PNG to write.")] = Path("compare.png"),
+    backbone: Annotated[str | None, typer.Option(help="Where transformer/ and vae/ lie; default: as recorded.")] = None,
+    backbone_dtype: Annotated[
+        Literal["cache", "bfloat16", "float32"], typer.Option(help="cache: as recorded.")
+    ] = "cache",
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of each call of the transformer.")] = 8,
+    verify: Verify = "once",
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Teacher and students side by side from the same cached noise, their differences, and their errors by step.
+
+    Example: secondcast inspect compare my-cache --student my-run --student other-run --out compare.png
+    """
+    from secondcast.storage_schemas.reader import Cache
+
+    if not student:
+        raise BadSettings("inspect compare needs --student RUN: a run folder or an export, once for each student")
+    if out_file.suffix.lower() not in _PICTURES:
+        raise BadSettings(f"--out is {out_file}, expected a picture such as compare.png")
+    check_outside(out_file, cache)
+    _check_writable(out_file)
+    opened = Cache.open(cache, verify=verify)
+    torch_device = quiet_device(device)
+    from secondcast.evaluation.cache_scoring import CacheScoring
+    from secondcast.inspection.compare import chosen_trajectories, compare_students, compared_facts, names_of
+    from secondcast.inspection.compare_sheet import comparison_sheet
+    from secondcast.inspection.compare_text import compare_lines
+    from secondcast.models.teacher.folder import DECODE_PARTS, REPLAY_PARTS
+
+    settings = CacheScoring.from_flags(batch_size=batch_size, backbone_dtype=backbone_dtype)
+    names, chosen = names_of(student), chosen_trajectories(opened, keys or [])
+    teacher = resolve_teacher(backbone or opened.manifest.source, (*REPLAY_PARTS, *DECODE_PARTS))
+    compared = compare_students(
+        opened, names, chosen, teacher, settings, device=torch_device, progress=terminal(quiet)
+    )  # fmt: skip
+    facts = compared_facts(compared)
+    write_picture(comparison_sheet(compared, facts), out_file)
+    if as_json:
+        print(json.dumps(facts | {"picture": str(out_file)}, indent=1, ensure_ascii=False))
+        return
+    print_lines([*compare_lines(facts, width=terminal_width()), "", f"side by side in {out_file}"])

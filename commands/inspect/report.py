@@ -1,0 +1,115 @@
+"""`secondcast inspect report`: a cache, and students on it, in one HTML file."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from secondcast.commands.resolve import (
+    CachePath,
+    Device,
+    Quiet,
+    check_outside,
+    out,
+    quiet_device,
+    resolve_teacher,
+    terminal,
+)
+from secondcast.storage_schemas.errors import BadSettings
+
+
+def inspect_report(
+    cache: CachePath,
+    students: Annotated[
+        list[Path] | None,
+        typer.Option("--student", metavar="RUN_OR_EXPORT", help="Evaluate it on held-out trajectories; repeatable."),
+    ] = None,
+    out_file: Annotated[Path, typer.Option("--out", metavar="FILE.html", help="HTML to write.")] = Path("report.html"),
+    evaluations: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--evaluation", metavar="FILE.json", help="A student as `evaluate score --out` recorded it; repeatable."
+        ),
+    ] = None,
+    strips: Annotated[
+        str, typer.Option(metavar="N", help="Film strips, half of the hardest, half at random; 0: none; all.")
+    ] = "64",
+    frames: Annotated[int | None, typer.Option(min=1, metavar="N", help="Steps of a strip; default: all.")] = None,
+    side: Annotated[int, typer.Option(min=16, max=1024, metavar="PX", help="Largest side of a frame.")] = 96,
+    evaluate: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Held-out trajectories that students are evaluated on; 0: none.")
+    ] = 64,
+    closed_loop: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Of these, sample N with the student leading; 0: none.")
+    ] = 16,
+    norms: Annotated[int, typer.Option(min=0, metavar="N", help="Read the norms of at most N trajectories.")] = 5000,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare every file with its checksum: reads the whole cache.")
+    ] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Of the strips at random.")] = 0,
+    teacher: Annotated[str | None, typer.Option(help="Where vae/ lies here; default: as recorded.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Where transformer/ lies; default: --teacher, or as recorded.")
+    ] = None,
+    backbone_dtype: Annotated[
+        Literal["cache", "bfloat16", "float32"], typer.Option(help="cache: as recorded.")
+    ] = "cache",
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of each call of the transformer.")] = 8,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Write one HTML file about a cache: its prompts and norms, film strips, students by step, and what is damaged.
+
+    Example: secondcast inspect report my-cache --student my-run --out report.html
+    """
+    flags = dict(
+        students=tuple(students or ()), evaluations=tuple(evaluations or ()), strips=count_of_strips(strips),
+        frames=frames, side=side, evaluate=evaluate, closed_loop=closed_loop, norms=norms, verify=verify, seed=seed,
+        teacher=teacher, backbone=backbone, backbone_dtype=backbone_dtype, batch_size=batch_size,
+    )  # fmt: skip
+    out.print(write_report(cache, out_file, flags, device=device, quiet=quiet), markup=False)
+
+
+def count_of_strips(text: str) -> int | None:
+    """A number from 0 on; None for "all". BadSettings for something else."""
+    if text == "all":
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise BadSettings(f"--strips is {text!r}, expected a number of trajectories such as 64, 0 for none, or all")
+    return int(text)
+
+
+def write_report(cache: str, path: Path, flags: dict[str, Any], *, device: str, quiet: bool) -> str:
+    """Gather, render and write a report, whole or not at all; a line on what it holds."""
+    from secondcast.evaluation.results import check_writable
+
+    check_outside(path, cache)
+    check_writable(path)
+    torch_device = quiet_device(device)
+    from secondcast.inspection.report.page import render
+    from secondcast.inspection.report.report import ReportSettings, report_data
+    from secondcast.storage_schemas.io import durable
+    from secondcast.storage_schemas.progress import size_text
+
+    progress = terminal(quiet)
+    data = report_data(
+        cache, ReportSettings.from_flags(**flags), resolve=resolve_teacher, device=torch_device, progress=progress
+    )
+    for note in data["notes"]:
+        progress.say(note)
+    page = render(data).encode()
+    durable.replace(path, page)
+    return f"{path}: {size_text(len(page))}, {_contents(data)}"
+
+
+def _contents(data: dict[str, Any]) -> str:
+    table = data["trajectories"]
+    read = sum(value is not None for value in table["non_finite"])
+    parts = [
+        f"{len(table['index']):,} trajectories",
+        f"norms of {read:,}",
+        f"{len(data['strips']['rows']):,} film strips",
+        f"files {data['integrity']['state']}",
+    ]
+    parts += [f"{one['name']} on {len(one['rows']):,} held-out trajectories" for one in data["students"]]
+    return ", ".join(parts)

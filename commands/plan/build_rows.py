@@ -1,0 +1,131 @@
+"""What `secondcast plan build` prints, as plain JSON types: sizes and costs put together. Keys end in their unit."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from secondcast.storage_schemas.schema.layout import Layout
+from secondcast.storage_schemas.sizes import Size, cache_sizes
+
+if TYPE_CHECKING:
+    from secondcast.models.cost.cards import Card
+    from secondcast.models.cost.gpu_memory import GpuMemory
+    from secondcast.models.teacher.folder import TeacherFolder
+    from secondcast.storage_schemas.schema.manifest import Manifest
+
+_GIB = 2**30
+DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
+
+
+def build_facts(
+    manifest: "Manifest", teacher: "TeacherFolder", *, batch_size: int, rate_flops: float | None, gpus: int
+) -> dict[str, Any]:
+    """Bytes, FLOPs, memory and hours of a build of the cache that a (planned) manifest describes."""
+    from secondcast.cache_builder.pipeline.background_writer import IN_FLIGHT
+    from secondcast.models.cost.gpu_memory import build_host_bytes, sample_stage_memory, text_stage_memory
+    from secondcast.models.cost.text import text_encoder_cost
+    from secondcast.models.cost.transformer import backbone_cost, clip_parameters, vae_parameters
+
+    sampling, dtype_bytes = manifest.sampling, DTYPE_BYTES[manifest.sampling.dtype]
+    backbone, text = backbone_cost(manifest), text_encoder_cost(manifest)
+    layout, sizes = Layout(manifest.prompts.generations), cache_sizes(manifest)
+    latent_bytes = sampling.image_tokens * sampling.channels * dtype_bytes
+    walk_bytes = (2 * sampling.steps + 1) * latent_bytes
+    text_flops = text.forward_flops * layout.embeddings.items
+    sample_flops = backbone.forward_flops * sampling.steps * len(layout)
+    arrays = {size.name: size for size in sizes}
+    recorded = sum(arrays[name].row_bytes for name in ("velocity", "noise", "hidden_states") if name in arrays)
+    parameters = {
+        "transformer": backbone.parameters,
+        "transformer_modulation": backbone.modulation_parameters,
+        "text_encoder_2": text.parameters,
+        "vae_not_loaded": vae_parameters(teacher.config("vae")),
+    }
+    if (teacher.path / "text_encoder/config.json").is_file():
+        parameters["clip_not_loaded"] = clip_parameters(teacher.config("text_encoder"))
+    return {
+        "cache": {
+            "prompts": manifest.prompts.count,
+            "trajectories": len(layout),
+            "shards": len(layout.trajectories),
+            "height_px": sampling.height,
+            "width_px": sampling.width,
+            "steps": sampling.steps,
+            "text_tokens": manifest.teacher.text_length,
+            "dtype": sampling.dtype,
+            **sampling.storage.json_value(),
+        },
+        "parameters": parameters,
+        "arrays": [{**asdict(size), "row_bytes": size.row_bytes} for size in sizes],
+        "disk": disk_facts(sizes),
+        "compute": {
+            "text_flop_per_prompt": text.forward_flops,
+            "backbone_flop_per_step": backbone.forward_flops,
+            "sample_flop_per_trajectory": backbone.forward_flops * sampling.steps,
+            "text_flop": text_flops,
+            "sample_flop": sample_flops,
+            "text_hours": hours_of(text_flops, rate_flops, gpus),
+            "sample_hours": hours_of(sample_flops, rate_flops, gpus),
+            "write_bytes_per_second": None
+            if rate_flops is None
+            else recorded * gpus * rate_flops / (backbone.forward_flops * sampling.steps),
+        },
+        "gpu_memory": {
+            "text_stage": memory_facts(text_stage_memory(text, dtype_bytes=dtype_bytes, batch_size=batch_size)),
+            "sample_stage": memory_facts(
+                sample_stage_memory(
+                    backbone,
+                    dtype_bytes=dtype_bytes,
+                    batch_size=batch_size,
+                    walk_bytes=walk_bytes,
+                    quantize=sampling.quantize,
+                )
+            ),
+        },
+        "host_memory_bytes": build_host_bytes(
+            weights_bytes=max(backbone.parameters, text.parameters) * dtype_bytes,
+            shard_bytes=int(recorded + latent_bytes) * layout.shard_size,
+            in_flight=IN_FLIGHT,
+        ),
+    }
+
+
+def disk_facts(sizes: list[Size]) -> dict[str, Any]:
+    """Sums over arrays and files."""
+    return {
+        "raw_bytes": sum(size.raw_bytes for size in sizes),
+        "stored_low_bytes": sum(size.stored_low_bytes for size in sizes),
+        "stored_high_bytes": sum(size.stored_high_bytes for size in sizes),
+    }
+
+
+def memory_facts(memory: "GpuMemory") -> dict[str, Any]:
+    """A stage's memory."""
+    return {
+        **asdict(memory),
+        "activations_bytes": memory.activations_bytes,
+        "total_bytes": memory.total_bytes,
+    }
+
+
+LARGER_CARD = "take a larger card"
+
+
+def gpu_verdict(stage: str, facts: dict[str, Any], card: "Card", *, larger: str = LARGER_CARD) -> str:
+    """Whether a stage of a build fits on a card, and what helps; `larger`: where not even one row fits."""
+    from secondcast.models.cost.gpu_memory import GpuMemory
+
+    memory = GpuMemory(**{key: facts[key] for key in ("weights_bytes", "student_bytes", "sample_bytes", "batch_size")})
+    needed = f"{stage}: {memory.total_bytes / _GIB:.1f} GiB at batch {memory.batch_size}, {card.name} has "
+    needed += f"{card.memory_gib:.1f} GiB"
+    largest = memory.largest_batch(card.memory_gib * _GIB)
+    if largest >= memory.batch_size:
+        return f"fits: {needed}"
+    if largest:
+        return f"does not fit: {needed}; --batch-size {largest} fits"
+    before = memory.total_bytes - memory.activations_bytes
+    return f"does not fit: {needed}; {before / _GIB:.1f} GiB are needed before the first sample: {larger}"
+
+
+def hours_of(flop: float, rate_flops: float | None, gpus: int) -> float | None:
+    """Hours of so many FLOPs; None where the rate is not known."""
+    return None if rate_flops is None else flop / (rate_flops * gpus) / 3600

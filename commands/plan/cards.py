@@ -1,0 +1,152 @@
+"""What both plans share: the card, its rate, the teacher by its configurations, and how figures are told."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from secondcast.commands.resolve import POCKET, out, print_table, quiet_device, resolve_teacher
+from secondcast.storage_schemas.errors import BadSettings
+
+if TYPE_CHECKING:
+    from secondcast.models.cost.cards import Card
+    from secondcast.models.teacher.folder import TeacherFolder
+    from secondcast.storage_schemas.schema.manifest import Manifest
+
+
+def card_names(incomplete: str) -> list[str]:
+    """Completion of --gpu: names as short as find_card takes them."""
+    from secondcast.models.cost.cards import CARDS
+
+    names = ["-".join(card.name.lower().removeprefix("rtx ").split()) for card in CARDS]
+    return [name for name in names if name.startswith(incomplete.lower())]
+
+
+Gpu = Annotated[str | None, typer.Option(autocompletion=card_names, help="A card by name, such as 4090 or h100.")]
+Tflops = Annotated[float | None, typer.Option(help="TFLOP/s that are reached, in place of the estimate.")]
+
+
+def outline(name: str, count: int | None, flags: dict[str, Any]) -> tuple["Manifest", "TeacherFolder", str]:
+    """The cache that flags of `plan build` describe, its teacher, and whose configurations these are."""
+    from secondcast.cache_builder.settings import PlannedBuild, outline_manifest
+
+    asked = PlannedBuild.from_flags(**flags)
+    if (count is None) == (not asked.prompts):
+        raise BadSettings("plan build needs one of --prompts FILE and --count N")
+    replicas = None
+    if count is None:
+        from secondcast.cache_builder.prompts.files import read_prompts
+
+        texts = read_prompts(asked.prompts, limit=asked.limit).texts
+        count, replicas = len(texts), [asked.replicas * text.repeat for text in texts]
+    quiet_device("cpu")
+    from secondcast.models.teacher.folder import BUILD_PARTS
+    from secondcast.models.teacher.planned import planned_teacher
+
+    if name == POCKET:
+        folder, configs = resolve_teacher(name, BUILD_PARTS), "configuration files of the embedded pocket"
+    else:
+        folder, configs = planned_teacher(name)
+    count = min(count, asked.limit or count)
+    return outline_manifest(asked, folder, prompt_count=count, replicas=replicas), folder, configs
+
+
+def named_card(gpu: str | None, tflops: float | None) -> "Card | None":
+    """The card of --gpu."""
+    from secondcast.models.cost.cards import find_card
+
+    if tflops is not None and tflops <= 0:
+        raise BadSettings(f"--tflops is {tflops}, expected the TFLOP/s that are reached, above 0")
+    return None if gpu is None else find_card(gpu)
+
+
+def rate_of(card: "Card | None", tflops: float | None, dtype: str) -> float | None:
+    """FLOP/s that are reached; None where nothing is known of it."""
+    if tflops is not None:
+        return tflops * 1e12
+    # The table is of bf16: float32 is slower by a factor that depends on the card.
+    return card.achieved_flops_per_s if card is not None and dtype == "bfloat16" else None
+
+
+def gpu_facts(card: "Card | None", rate: float | None, gpus: int) -> dict[str, Any]:
+    """The card as JSON types."""
+    from secondcast.models.cost.cards import UTILISATION, UTILISATION_SOURCE
+
+    return {
+        "name": card.name if card else None,
+        "count": gpus,
+        "memory_gib": card.memory_gib if card else None,
+        "peak_bf16_flop_per_second": card.bf16_tflops * 1e12 if card and card.bf16_tflops else None,
+        "peak_source": card.source + ("" if card.checked else " (not checked)") if card else None,
+        "bandwidth_gb_per_second": card.bandwidth_gb_per_s if card else None,
+        "achieved_flop_per_second": rate,
+        "utilisation_ratio": UTILISATION,
+        "utilisation_source": UTILISATION_SOURCE,
+    }
+
+
+def fit_facts(what: str, needed_bytes: float, there_bytes: float) -> dict[str, Any]:
+    """A verdict in numbers."""
+    fits = needed_bytes <= there_bytes
+    return {"what": what, "fits": fits, "needed_bytes": int(needed_bytes), "available_bytes": int(there_bytes)}
+
+
+def print_facts(rows: dict[str, str]) -> None:
+    """Names and what is to be said of them; long lines go on below themselves."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, style="bold")
+    grid.add_column()
+    for name, value in rows.items():
+        grid.add_row(name, escape(value))
+    print_table(grid)
+
+
+def figure_table(first: str, *figures: str, title: str | None = None) -> Table:
+    """A table of a name and its figures; those stand to the right, to be compared."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(first)
+    for name in figures:
+        table.add_column(name, justify="right")
+    return table
+
+
+def print_gpu(facts: dict[str, Any]) -> None:
+    """At which rate the hours are, and the verdicts."""
+    gpu = facts["gpu"]
+    if gpu["achieved_flop_per_second"] is None:
+        out.print(f"hours: not known, {_why_no_rate(gpu)}", markup=False)
+    else:
+        rate = f"{gpu['achieved_flop_per_second'] / 1e12:.1f} TFLOP/s"
+        peak = gpu["peak_bf16_flop_per_second"]
+        known = f", of {peak / 1e12:.1f} dense bf16 ({gpu['peak_source']})" if peak else ""
+        expected = peak and abs(gpu["achieved_flop_per_second"] / peak - gpu["utilisation_ratio"]) < 1e-9
+        how = f"; {gpu['utilisation_source']}" if expected else "; as --tflops says"
+        out.print(f"hours: at {rate} on each of {gpu['count']} x {gpu['name'] or 'GPU'}{known}{how}", markup=False)
+    for verdict in facts["verdicts"]:
+        fits = {"fits": "green", "does not fit": "bold red"}.get(verdict.split(":")[0])
+        out.print(verdict, style=fits, markup=False)
+
+
+def _why_no_rate(gpu: dict[str, Any]) -> str:
+    if gpu["name"] is None:
+        return "no card is named; give --gpu NAME or --tflops X"
+    if gpu["peak_bf16_flop_per_second"] is None:
+        return f"{gpu['name']} has no bf16 tensor cores; give --tflops X"
+    return f"the rate of {gpu['name']} is that of bfloat16; give --tflops X for float32"
+
+
+def count_text(count: int) -> str:
+    """Parameters, short."""
+    return f"{count / 1e9:.3f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
+
+
+def hours_text(hours: float | None) -> str:
+    """Hours, or a dash."""
+    return "-" if hours is None else f"{hours:,.2f}" if hours < 100 else f"{hours:,.0f}"
+
+
+def number_text(value: float | None, form: str, unit: float = 1.0) -> str:
+    """A number, or a dash."""
+    return "-" if value is None else f"{value / unit:{form}}"

@@ -1,0 +1,188 @@
+"""`secondcast plan build`: bytes, hours and memory before they are spent."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from secondcast.commands.plan.cards import (
+    Gpu,
+    Tflops,
+    count_text,
+    figure_table,
+    fit_facts,
+    gpu_facts,
+    hours_text,
+    named_card,
+    outline,
+    print_facts,
+    print_gpu,
+    rate_of,
+)
+from secondcast.commands.plan.train import plan_train
+from secondcast.commands.resolve import Json, Settings, out, print_table, teacher_names
+
+if TYPE_CHECKING:
+    from secondcast.models.cost.cards import Card
+    from secondcast.models.teacher.folder import TeacherFolder
+    from secondcast.storage_schemas.schema.manifest import Manifest
+
+plan_app = typer.Typer(no_args_is_help=True, help="Bytes, hours and memory, before they are spent.")
+
+plan_app.command("train")(plan_train)
+
+_GIB = 2**30
+_STAGES = ("text", "sample")
+Teacher = Annotated[
+    str,
+    typer.Option(
+        autocompletion=teacher_names, help="pocket, a folder with the configurations, FLUX.1-dev, FLUX.1-schnell."
+    ),
+]
+Count = Annotated[int | None, typer.Option(min=1, help="Number of prompts, in place of --prompts.")]
+
+
+@plan_app.command("build")
+def plan_build(
+    teacher: Teacher,
+    prompts: Annotated[list[str] | None, typer.Option(metavar="SOURCE", help="As for build.")] = None,
+    count: Count = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first that many distinct prompts.")] = None,
+    resolution: Annotated[int | None, typer.Option(help="Pixels per side; default 512, or the teacher's own.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels; with --width, in place of --resolution.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels; with --height.")] = None,
+    text_length: Annotated[int | None, typer.Option(help="T5 tokens; default 77, or the teacher's own.")] = None,
+    pooled: Annotated[Literal["zero", "clip"], typer.Option(help="As for build.")] = "zero",
+    schedule: Annotated[Literal["pipeline", "reference"], typer.Option(help="As for build.")] = "pipeline",
+    steps: Annotated[int, typer.Option(help="Sampler steps per trajectory.")] = 20,
+    replicas: Annotated[int, typer.Option(help="Trajectories per prompt.")] = 1,
+    guidance: Annotated[str, typer.Option(help="One value, a list, or first:last:step.")] = "2.0:5.0:0.5",
+    seed: Annotated[int, typer.Option(help="As for build.")] = 0,
+    dtype: Annotated[
+        Literal["bfloat16", "float32"], typer.Option(help="Of the teacher and of what is stored.")
+    ] = "bfloat16",
+    batch_size: Annotated[int, typer.Option(help="Rows of each call: what memory is reckoned for.")] = 16,
+    shard_size: Annotated[int, typer.Option(help="Trajectories per shard.")] = 64,
+    format: Annotated[Literal["zarr", "webdataset"], typer.Option(help="As for build.")] = "zarr",
+    codec: Annotated[Literal["plain", "compact", "int8"], typer.Option(help="As for build.")] = "compact",
+    latents: Annotated[Literal["derived", "stored"], typer.Option(help="As for build.")] = "derived",
+    embeddings: Annotated[Literal["stored", "none"], typer.Option(help="As for build.")] = "stored",
+    quantize: Annotated[Literal["none", "int8", "fp8", "nf4"], typer.Option(help="As for build.")] = "none",
+    gpu: Gpu = None,
+    tflops: Tflops = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Number of such cards.")] = 1,
+    disk: Annotated[str | None, typer.Option(help="Where the cache shall lie: is there room?")] = None,
+    as_json: Json = False,
+    settings: Settings = None,
+) -> None:
+    """What a build will take. Needs configuration files only; loads and downloads nothing.
+
+    Example: secondcast plan build --teacher FLUX.1-dev --count 50000 --gpu h100
+    """
+    from secondcast.cache_builder.disk import free_disk
+    from secondcast.cache_builder.settings import guidance_values
+
+    flags = dict(
+        prompts=tuple(prompts or ()), limit=limit, resolution=resolution, steps=steps, replicas=replicas,
+        guidance=guidance_values(guidance), seed=seed, dtype=dtype, batch_size=batch_size, shard_size=shard_size,
+        format=format, codec=codec, latents=latents, embeddings=embeddings, height=height, width=width,
+        text_length=text_length, pooled=pooled, schedule=schedule, quantize=quantize,
+    )  # fmt: skip
+    card = named_card(gpu, tflops)
+    manifest, folder, configs = outline(teacher, count, flags)
+    rate = rate_of(card, tflops, dtype)
+    from secondcast.commands.plan.build_rows import build_facts, gpu_verdict
+
+    facts = build_facts(manifest, folder, batch_size=batch_size, rate_flops=rate, gpus=gpus)
+    verdicts, fits = [], []
+    if card is not None:
+        memory, card_bytes = facts["gpu_memory"], card.memory_gib * _GIB
+        fits = [fit_facts(f"{name} stage", memory[f"{name}_stage"]["total_bytes"], card_bytes) for name in _STAGES]
+        verdicts = [gpu_verdict("text stage", memory["text_stage"], card, larger=_ON_A_CPU)]
+        way_out = _quantized_way(manifest, folder, card, batch_size)
+        verdicts.append(gpu_verdict("sample stage", memory["sample_stage"], card, larger=way_out))
+    if disk is not None:
+        folder_there, free_bytes = free_disk(disk)
+        fits.append(fit_facts("cache on disk", facts["disk"]["stored_high_bytes"], free_bytes))
+        verdicts.append(_disk_verdict(folder_there, free_bytes, facts["disk"]))
+    facts = {"teacher": {"source": folder.source, "configs": configs}, **facts}
+    facts |= {"gpu": gpu_facts(card, rate, gpus), "fits": fits, "verdicts": verdicts}
+    if as_json:
+        print(json.dumps(facts, indent=1))
+    else:
+        _print_build(facts)
+
+
+_ON_A_CPU = "take a larger card, or a CPU for this stage (--stage text --device cpu)"
+
+
+def _quantized_way(manifest: "Manifest", folder: "TeacherFolder", card: "Card", batch_size: int) -> str:
+    """What helps where the exact weights do not fit: quantized ones, if they do."""
+    from secondcast.commands.plan.build_rows import LARGER_CARD, build_facts
+
+    for kind in ("int8", "nf4"):
+        sampling = manifest.sampling.model_copy(update={"quantize": kind})
+        quantized = manifest.model_copy(update={"sampling": sampling})
+        facts = build_facts(quantized, folder, batch_size=batch_size, rate_flops=None, gpus=1)
+        memory = facts["gpu_memory"]["sample_stage"]
+        rows = int((card.memory_gib * _GIB - memory["total_bytes"]) // memory["sample_bytes"]) + memory["batch_size"]
+        if rows >= 1:
+            needed = (memory["total_bytes"] - (memory["batch_size"] - 1) * memory["sample_bytes"]) / _GIB
+            return (
+                f"{LARGER_CARD}, or --quantize {kind} ({needed:.1f} GiB at batch 1, {rows} fit): train with the same "
+                f"then, for it is another teacher"
+            )
+    return LARGER_CARD
+
+
+def _disk_verdict(folder: Any, free: float, facts: dict[str, Any]) -> str:
+    low, high = facts["stored_low_bytes"] / _GIB, facts["stored_high_bytes"] / _GIB
+    room = f"{low:,.1f} to {high:,.1f} GiB (estimated), the disk of {folder} has {free / _GIB:,.1f} GiB free"
+    if high * _GIB <= free:
+        return f"fits: the cache, {room}"
+    return f"does not fit: the cache, {room}; give a smaller --limit, another --codec, another disk"
+
+
+def _print_build(facts: dict[str, Any]) -> None:
+    cache, compute = facts["cache"], facts["compute"]
+    pixels = f"{cache['width_px']} x {cache['height_px']} px"
+    print_facts({
+        "teacher": f"{facts['teacher']['source']}; {facts['teacher']['configs']}",
+        "cache": f"{cache['prompts']:,} prompts, {cache['trajectories']:,} trajectories of {cache['steps']} steps in "
+        f"{cache['shards']:,} shards, {pixels}, {cache['text_tokens']} text tokens, {cache['dtype']}, "
+        f"{cache['format']}, codec {cache['codec']}, latents {cache['latents']}",
+        "parameters": ", ".join(f"{name.replace('_', ' ')} {count_text(n)}" for name, n in facts["parameters"].items()),
+    })  # fmt: skip
+    print_table(_array_table(facts))
+    table = figure_table(
+        "stage", "TFLOP each", "hours", "weights GiB", "activations GiB", "all GiB, calculated"
+    )  # fmt: skip
+    for stage, each in (("text", "text_flop_per_prompt"), ("sample", "sample_flop_per_trajectory")):
+        memory = facts["gpu_memory"][f"{stage}_stage"]
+        table.add_row(
+            f"{stage}, batch {memory['batch_size']}", f"{compute[each] / 1e12:,.2f}",
+            hours_text(compute[f"{stage}_hours"]), f"{memory['weights_bytes'] / _GIB:.2f}",
+            f"{memory['activations_bytes'] / _GIB:.2f}", f"{memory['total_bytes'] / _GIB:.2f}",
+        )  # fmt: skip
+    print_table(table)
+    out.print(f"host memory: {facts['host_memory_bytes'] / _GIB:.1f} GiB (calculated)", markup=False)
+    if compute["write_bytes_per_second"] is not None:
+        out.print(f"writing: {compute['write_bytes_per_second'] / 1e6:.2f} MB/s raw", markup=False)
+    print_gpu(facts)
+
+
+def _array_table(facts: dict[str, Any]) -> Table:
+    table, disk = figure_table("array", "rows", "KiB per row", "raw GiB", "on disk GiB, estimated"), facts["disk"]
+    for size in facts["arrays"]:
+        table.add_row(
+            size["name"], f"{size['rows']:,}", f"{size['row_bytes'] / 1024:,.1f}", f"{size['raw_bytes'] / _GIB:,.2f}",
+            _range(size["stored_low_bytes"], size["stored_high_bytes"]), end_section=size is facts["arrays"][-1],
+        )  # fmt: skip
+    table.add_row("all", "", "", f"{disk['raw_bytes'] / _GIB:,.2f}",
+                  _range(disk["stored_low_bytes"], disk["stored_high_bytes"]), style="bold")  # fmt: skip
+    return table
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low / _GIB:,.2f}" if low == high else f"{low / _GIB:,.2f} to {high / _GIB:,.2f}"

@@ -1,0 +1,256 @@
+"""`secondcast plan train`: hours and memory of a run, by flags or by a recipe, before they are spent."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.markup import escape
+
+from secondcast.commands.plan.cards import (
+    Gpu,
+    Tflops,
+    count_text,
+    figure_table,
+    fit_facts,
+    gpu_facts,
+    hours_text,
+    named_card,
+    number_text,
+    outline,
+    print_facts,
+    print_gpu,
+    rate_of,
+)
+from secondcast.commands.resolve import Json, Settings, out, print_table, quiet_device, student_source
+from secondcast.commands.train.train import asked_of_flags, asked_of_recipe, is_given, named_places
+from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.progress import duration_text
+
+if TYPE_CHECKING:
+    from secondcast.storage_schemas.schema.manifest import Manifest
+    from secondcast.trainer.settings import TrainSettings
+
+_GIB = 2**30
+_WAYS = {"as_asked": "as asked", "fitted": "as --fit has it", "checkpoint_blocks_1": "--checkpoint-blocks 1"}
+_ONLY = "cache"
+
+
+def plan_train(
+    context: typer.Context,
+    student: Annotated[
+        str | None, typer.Option(help="small, base, large, xl, a T5 hub name, a config, pocket-small.")
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="As for train, in place of flags.")] = None,
+    budget: Annotated[str | None, typer.Option(metavar="TIME", help="As for train, such as 72h.")] = None,
+    cache: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]CACHE", help="A cache that is there; or --teacher for those that are not."),
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="Of caches to come, as for plan build.")] = None,
+    resolution: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]PIXELS", help="Of the caches to come; with a name of one of them."),
+    ] = None,
+    dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Of the caches to come.")] = "bfloat16",
+    codec: Annotated[Literal["plain", "compact", "int8"], typer.Option(help="Of the caches to come.")] = "compact",
+    latents: Annotated[Literal["derived", "stored"], typer.Option(help="Of the caches to come.")] = "derived",
+    batch_size: Annotated[int, typer.Option(help="Rows of an optimizer step.")] = 32,
+    accumulate: Annotated[int, typer.Option(min=1, help="As for train: parts of the batch.")] = 1,
+    steps_per_trajectory: Annotated[int, typer.Option(min=1, help="As for train.")] = 1,
+    steps: Annotated[int, typer.Option(min=0, help="Optimizer steps with --loss.")] = 1000,
+    loss: Annotated[Literal["vision", "embedding", "context"], typer.Option(help="As for train.")] = "vision",
+    warmup_steps: Annotated[int, typer.Option(min=0, help="Steps with --warmup-loss before them.")] = 0,
+    warmup_loss: Annotated[Literal["embedding", "context"], typer.Option(help="As for train.")] = "context",
+    modulation: Annotated[Literal["auto", "table", "host", "live"], typer.Option(help="As for train.")] = "auto",
+    checkpoint_blocks: Annotated[int, typer.Option(min=0, help="As for train.")] = 0,
+    resident_blocks: Annotated[int | None, typer.Option(min=0, help="As for train.")] = None,
+    quantize: Annotated[Literal["none", "int8", "fp8", "nf4"], typer.Option(help="As for train.")] = "none",
+    fit: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="As for train, as in 16GiB (not auto); default: all of --gpu.")
+    ] = None,
+    gpu: Gpu = None,
+    tflops: Tflops = None,
+    as_json: Json = False,
+    settings: Settings = None,
+) -> None:
+    """What training a student will take, beside the paper's recipe. Loads and downloads nothing.
+
+    Caches to come count as equally large.
+
+    Example: secondcast plan train --teacher FLUX.1-dev --student base --batch-size 4 --steps 50000 --gpu 4090
+    """
+    from secondcast.commands.train.fitting import named_bytes, stated_options
+
+    fit_bytes = named_bytes(fit)
+    flags = dict(
+        batch_size=batch_size, accumulate=accumulate, steps_per_trajectory=steps_per_trajectory, steps=steps,
+        loss=loss, warmup_steps=warmup_steps, warmup_loss=warmup_loss, modulation=modulation,
+        checkpoint_blocks=checkpoint_blocks, resident_blocks=resident_blocks, quantize=quantize,
+    )  # fmt: skip
+    given = {name: value for name, value in flags.items() if is_given(context, name)}
+    if fit is not None and "quantize" in given and "checkpoint_blocks" not in given:
+        # As train has it.
+        flags["checkpoint_blocks"] = 1
+    if recipe is not None:
+        asked, stated = asked_of_recipe(recipe, student, budget, given)
+    else:
+        if batch_size < 1 or steps + warmup_steps == 0:
+            raise BadSettings(
+                f"--batch-size is {batch_size}, --steps {steps} and --warmup-steps {warmup_steps}: nothing would be "
+                f"trained"
+            )
+        asked, stated = asked_of_flags(student, budget, flags), {}
+    card = named_card(gpu, tflops)
+    cache_flags = {"dtype": dtype, "codec": codec, "latents": latents}
+    manifests, configs = _manifests(asked, stated, cache or [], teacher, resolution or [], cache_flags)
+    first = next(iter(manifests.values()))
+    rate = rate_of(card, tflops, first.sampling.dtype)
+    from secondcast.commands.plan.train_rows import AS_ASKED, FITTED, fit_verdicts, train_facts, ways_of
+    from secondcast.trainer.cost.stage_cost import costs_of
+
+    gpu_bytes = card.memory_gib * _GIB if card else None
+    memory_bytes = gpu_bytes if fit_bytes is None else fit_bytes
+    costs = costs_of(manifests, student_source(asked.student), gpu_bytes=gpu_bytes or memory_bytes)
+    held = stated_options(asked, None if recipe is not None else given)
+    verdicts, fitted = fit_verdicts(asked, costs, memory_bytes, card if fit is None else None, held)
+    facts = train_facts(ways_of(asked, fitted, named=memory_bytes is not None), costs, rate_flops=rate)
+    facts = {"teacher": {"source": first.source, "configs": configs}, **facts}
+    fits = [] if memory_bytes is None else [fit_facts("training", costs.memory(asked).total_bytes, memory_bytes)]
+    facts |= {"gpu": gpu_facts(card, rate, 1), "fits": fits, "verdicts": verdicts}
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    _print_train(facts, FITTED if FITTED in facts["ways"] else AS_ASKED)
+
+
+def _manifests(
+    asked: "TrainSettings",
+    stated: Mapping[str, str],
+    given: Sequence[str],
+    teacher: str | None,
+    resolutions: Sequence[str],
+    flags: dict[str, Any],
+) -> tuple[dict[str, "Manifest"], str]:
+    """The caches of the run by name, those that are there and those to come, and whose configurations these are."""
+    there = named_places(given)
+    if teacher is None:
+        there = {**stated, **there}
+    named = list(dict.fromkeys(name for stage in asked.stages for name in stage.caches or ()))
+    to_come = [name for name in named if name not in there]
+    if not there and not named:
+        to_come = [_ONLY]
+    if to_come and teacher is None:
+        if not named:
+            raise BadSettings("plan train needs one of --cache (a cache that is there) and --teacher (for one to come)")
+        raise BadSettings(
+            f"the recipe takes the cache {to_come[0]!r}, which is not given: give --cache {to_come[0]}=FOLDER, or "
+            f"--teacher for one to come"
+        )
+    if teacher is not None and not to_come:
+        raise BadSettings(
+            f"--teacher is {teacher}, but all caches of the run are given, {', '.join(there)}: plan train needs "
+            f"--cache (a cache that is there) or --teacher (for one to come)"
+        )
+    pixels = _pixels(resolutions, to_come)
+    quiet_device("cpu")
+    manifests = {name: _recorded(place) for name, place in there.items()}
+    configs = f"the manifest of {', '.join(there.values())}" if there else ""
+    for name in to_come:
+        manifests[name], _, found = outline(str(teacher), 1, flags | {"resolution": pixels.get(name)})
+        configs = configs or found
+    from secondcast.trainer.data.mixture import check_names
+
+    check_names(asked, list(manifests))
+    return manifests, configs
+
+
+def _pixels(given: Sequence[str], to_come: Sequence[str]) -> dict[str, int]:
+    pixels: dict[str, int] = {}
+    for text in sorted(given, key=lambda text: "=" in text):
+        name, _, number = text.rpartition("=")
+        if not number.isdecimal():
+            raise BadSettings(f"--resolution is {text!r}, expected pixels, or NAME=PIXELS for one cache to come")
+        if name and name not in to_come:
+            known = ", ".join(to_come) or "none"
+            raise BadSettings(f"--resolution {text} names the cache {name!r}, those to come are {known}")
+        pixels |= dict.fromkeys([name] if name else to_come, int(number))
+    return pixels
+
+
+def _recorded(place: str) -> "Manifest":
+    from secondcast.storage_schemas.io.folders import open_folder
+    from secondcast.storage_schemas.reader import read_manifest
+
+    return read_manifest(open_folder(place))
+
+
+def _print_train(facts: dict[str, Any], way: str) -> None:
+    stages = facts["ways"][way]["stages"]
+    told = [
+        f"{_steps_text(stage, facts['training'])} of the {stage['loss']} loss at batch {stage['batch_size']}"
+        for stage in stages
+    ]
+    print_facts({
+        "teacher": f"{facts['teacher']['source']}; {facts['teacher']['configs']}",
+        "student": f"{facts['student']['source']}, {count_text(facts['student']['parameters'])} parameters with its "
+        f"projection; {', then '.join(told)}",
+    })  # fmt: skip
+    _print_stages(facts, way)
+    table = figure_table("", *(_WAYS[name] for name in facts["ways"]))
+    ways = list(facts["ways"].values())
+    rows = (
+        ("GPU memory, GiB (calculated)", [f"{one['gpu_memory']['total_bytes'] / _GIB:.1f}" for one in ways]),
+        ("  weights", [f"{one['gpu_memory']['weights_bytes'] / _GIB:.1f}" for one in ways]),
+        ("  student and AdamW", [f"{one['gpu_memory']['student_bytes'] / _GIB:.1f}" for one in ways]),
+        ("  activations", [f"{one['gpu_memory']['activations_bytes'] / _GIB:.1f}" for one in ways]),
+        ("host memory, GiB (calculated)", [f"{one['host_memory_bytes'] / _GIB:.1f}" for one in ways]),
+        ("  pinned, for streamed blocks", [f"{one['pinned_bytes'] / _GIB:.1f}" for one in ways]),
+        ("TFLOP per sample of the vision loss", [f"{one['flop_per_sample'] / 1e12:.1f}" for one in ways]),
+        ("hours of all stages", [hours_text(one["hours"]) for one in ways]),
+        ("hours of the paper's 320,000 steps of 32", [_with_days(one["paper_recipe_hours"]) for one in ways]),
+        ("used of the cache, MB/s", [number_text(one["used_bytes_per_second"], ".1f", 1e6) for one in ways]),
+        ("read if nothing is pooled, MB/s", [number_text(one["read_bytes_per_second"], ".1f", 1e6) for one in ways]),
+    )
+    for name, values in rows:
+        table.add_row(name, *values)
+    print_table(table)
+    print_gpu(facts)
+
+
+def _print_stages(facts: dict[str, Any], way: str) -> None:
+    from secondcast.commands.plan.train_rows import FITTED
+
+    told = "as it fits" if way == FITTED else None
+    table = figure_table("stage", "loss", "px", "steps", "batch", "TFLOP/step", "s/step", "hours", title=told)
+    for stage in facts["ways"][way]["stages"]:
+        divided = f" in {stage['accumulate']}" if stage["accumulate"] > 1 else ""
+        tflop, steps = stage["flop_per_step"] / 1e12, stage["steps"]
+        table.add_row(
+            escape(stage["name"]), stage["loss"], ", ".join(map(str, sorted(set(stage["caches"].values())))),
+            "-" if steps is None else f"{steps:,}", f"{stage['batch_size']}{divided}",
+            f"{tflop:,.0f}" if tflop >= 100 else f"{tflop:.3g}", number_text(stage["seconds_per_step"], ".3g"),
+            hours_text(stage["hours"]),
+        )  # fmt: skip
+    print_table(table)
+    budget = facts["training"]["budget_hours"]
+    if budget is not None:
+        out.print(
+            f"steps of stages that share the budget of {duration_text(3600 * budget)} are estimates: train measures "
+            f"what a step takes",
+            markup=False,
+        )
+    if any(stage["loss"] != "vision" for stage in facts["ways"][way]["stages"]):
+        out.print("a step without the transformer is too small for a card's whole rate: it takes longer", markup=False)
+
+
+def _steps_text(stage: dict[str, Any], training: dict[str, Any]) -> str:
+    if stage["budget_share"] is None:
+        return f"{stage['steps']:,} steps"
+    part = f"{stage['budget_share'] * 100:g} % of {duration_text(3600 * training['budget_hours'])}"
+    return part if stage["steps"] is None else f"{part}, about {stage['steps']:,} steps,"
+
+
+def _with_days(hours: float | None) -> str:
+    return hours_text(hours) if hours is None or hours < 48 else f"{hours_text(hours)} ({hours / 24:,.0f} days)"

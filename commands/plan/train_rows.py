@@ -1,0 +1,150 @@
+"""What `secondcast plan train` prints, as plain JSON types: stages, costs, memory. Keys end in their unit."""
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from secondcast.commands.plan.build_rows import hours_of, memory_facts
+from secondcast.commands.train.fitting import GIB, fit_lines
+from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.sizes import cache_sizes
+
+if TYPE_CHECKING:
+    from secondcast.models.cost.cards import Card
+    from secondcast.storage_schemas.schema.manifest import Manifest
+    from secondcast.trainer.cost.stage_cost import Costs
+    from secondcast.trainer.settings import TrainSettings
+    from secondcast.trainer.stage import Stage
+
+# Paper, section 4: 320 thousand iterations of 32, one step of a trajectory each.
+PAPER_STEPS, PAPER_BATCH = 320_000, 32
+AS_ASKED, FITTED, EVERY_BLOCK = "as_asked", "fitted", "checkpoint_blocks_1"
+
+
+def train_facts(ways: "Mapping[str, TrainSettings]", costs: "Costs", *, rate_flops: float | None) -> dict[str, Any]:
+    """Memory, hours and read rate of ways to do a run on (planned) caches, beside the paper's recipe."""
+    settings = ways[AS_ASKED]
+    return {
+        "student": {"source": settings.student, "parameters": costs.student.parameters},
+        "training": {
+            "budget_hours": None if settings.budget_seconds is None else settings.budget_seconds / 3600,
+            "checkpoint_every_steps": settings.checkpoint_every,
+        },
+        "ways": {name: _way(way, costs, rate_flops) for name, way in ways.items()},
+    }
+
+
+def ways_of(settings: "TrainSettings", fitted: "TrainSettings | None", *, named: bool) -> "dict[str, TrainSettings]":
+    """The run as it is asked for; what fits, where that does not; with no memory named, every block computed twice."""
+    ways = {AS_ASKED: settings}
+    if named:
+        return ways if fitted in (None, settings) else ways | {FITTED: fitted}
+    memory = settings.memory
+    if "vision" not in settings.losses or memory.checkpoint_blocks == 1 or memory.resident_blocks is not None:
+        return ways
+    return ways | {EVERY_BLOCK: settings.model_copy(update={"checkpoint_blocks": 1})}
+
+
+def fit_verdicts(
+    settings: "TrainSettings",
+    costs: "Costs",
+    memory_bytes: float | None,
+    card: "Card | None",
+    held: Collection[str],
+) -> "tuple[list[str], TrainSettings | None]":
+    """Whether a run fits as asked, what `train --fit` would choose, and why; and those settings, if there are any."""
+    if memory_bytes is None:
+        return [], None
+    from secondcast.trainer.cost.fitting import fit
+
+    memory = costs.memory(settings)
+    room = f"{card.name} has {memory_bytes / GIB:.1f} GiB" if card else f"asked for are {memory_bytes / GIB:.1f} GiB"
+    needed = f"training: {memory.total_bytes / GIB:.1f} GiB at {memory.batch_size} rows at once, {room}"
+    try:
+        fitted = fit(settings, costs, memory_bytes=memory_bytes, held=held)
+        if fitted.settings == settings:
+            return [f"fits: {needed}"], settings
+    except BadSettings as error:
+        return [f"does not fit: {needed}", str(error)], None
+    lines = fit_lines(fitted, costs, memory_bytes)
+    return [f"does not fit: {needed}", *lines, f"train --fit {memory_bytes / GIB:.4g}GiB chooses so"], fitted.settings
+
+
+def _way(settings: "TrainSettings", costs: "Costs", rate_flops: float | None) -> dict[str, Any]:
+    stages = [_stage(settings, stage, costs, rate_flops) for stage in settings.stages]
+    main = next((stage for stage in settings.stages if stage.loss == "vision"), settings.stages[-1])
+    name = costs.names(main)[0]
+    # What a step of the vision loss would take is told even where none is asked for.
+    vision = main if main.loss == "vision" else main.model_copy(update={"loss": "vision"})
+    step, seconds = costs.step_flops(settings, vision), _seconds(settings, vision, costs, rate_flops)
+    student = 3 * costs.student.forward_flops
+    first = next(iter(costs.backbones.values()))
+    paper = (first.training_flops(settings.memory) + student) * PAPER_BATCH * PAPER_STEPS
+    copies = costs.step_copy_seconds(settings, vision) * PAPER_BATCH / main.batch_size * PAPER_STEPS / 3600
+    return {
+        "flop_per_sample": step / main.batch_size,
+        "gpu_memory": memory_facts(costs.memory(settings)),
+        "host_memory_bytes": costs.host_bytes(settings),
+        "pinned_bytes": costs.pinned_bytes(settings),
+        "stages": stages,
+        "hours": _sum([stage["hours"] for stage in stages]),
+        "warmup_hours": _sum([stage["hours"] for stage in stages if stage["loss"] != "vision"], rate_flops),
+        "vision_hours": _sum([stage["hours"] for stage in stages if stage["loss"] == "vision"], rate_flops),
+        "seconds_per_step": seconds,
+        "paper_recipe_hours": None if rate_flops is None else max(hours_of(paper, rate_flops, 1) or 0.0, copies),
+        **_reading(costs.manifests[name], main, seconds),
+    }
+
+
+def _seconds(settings: "TrainSettings", stage: "Stage", costs: "Costs", rate_flops: float | None) -> float | None:
+    """Of an optimizer step; streamed blocks are copied beside the computation."""
+    if rate_flops is None:
+        return None
+    return max(costs.step_flops(settings, stage) / rate_flops, costs.step_copy_seconds(settings, stage))
+
+
+def _stage(settings: "TrainSettings", stage: "Stage", costs: "Costs", rate_flops: float | None) -> dict[str, Any]:
+    seconds = _seconds(settings, stage, costs, rate_flops)
+    steps, hours = stage.steps, None
+    if stage.budget_share is not None and settings.budget_seconds is not None:
+        share_seconds = settings.budget_seconds * stage.budget_share
+        hours = share_seconds / 3600
+        steps = None if seconds is None else max(1, int(share_seconds / seconds))
+    elif steps is not None and seconds is not None:
+        hours = steps * seconds / 3600
+    return {
+        "name": stage.name,
+        "loss": stage.loss,
+        "caches": {name: costs.manifests[name].sampling.height for name in costs.names(stage)},
+        "steps": steps,
+        "budget_share": stage.budget_share,
+        "batch_size": stage.batch_size,
+        "accumulate": stage.accumulate,
+        "steps_per_trajectory": stage.steps_per_trajectory,
+        "flop_per_step": costs.step_flops(settings, stage),
+        "seconds_per_step": seconds,
+        "hours": hours,
+    }
+
+
+def _sum(hours: list[float | None], rate_flops: float | None = 1.0) -> float | None:
+    known = [value for value in hours if value is not None]
+    return sum(known) if len(known) == len(hours) and rate_flops is not None else None
+
+
+def _reading(manifest: "Manifest", stage: "Stage", seconds: float | None) -> dict[str, Any]:
+    """Bytes per second that a step uses (a latent and a prediction a row), and that are read where nothing is pooled.
+
+    Rows that do not share the student's pass are of other trajectories; each of these is decoded from its first step.
+    """
+    sizes = {size.name: size for size in cache_sizes(manifest)}
+    latent_bytes = sizes["final_latent"].row_bytes
+    whole = [size for name, size in sizes.items() if name in ("velocity", "noise", "hidden_states", "final_latent")]
+    stored = sum(size.stored_high_bytes for size in whole) / max(1, whole[0].rows)
+    per_second = None if seconds is None else 1 / seconds
+    used, read = 2 * latent_bytes * stage.batch_size, stored * stage.batch_size / stage.steps_per_trajectory
+    return {
+        "used_bytes_per_step": used,
+        "used_bytes_per_second": None if per_second is None else used * per_second,
+        "read_bytes_per_step": read,
+        "read_bytes_per_second": None if per_second is None else read * per_second,
+    }

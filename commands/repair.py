@@ -1,0 +1,165 @@
+"""The commands that check a cache and put it right."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from secondcast.commands.resolve import (
+    CachePath,
+    Device,
+    Json,
+    Quiet,
+    out,
+    print_lines,
+    quiet_device,
+    resolve_teacher,
+    terminal,
+    terminal_width,
+)
+from secondcast.inspection.mending import mend_value, need_of, problem_lines, way_out
+from secondcast.storage_schemas.errors import DamagedCache
+
+if TYPE_CHECKING:
+    from secondcast.cache_builder.repair.recompute import Recomputed
+    from secondcast.storage_schemas.maintenance.verify import Report
+
+DAMAGED = 1
+
+
+def inspect_verify(
+    cache: CachePath,
+    recompute: Annotated[
+        int | None, typer.Option(min=1, help="Recompute that many random trajectories with the teacher.")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="For --recompute; default: the one that was recorded.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which trajectories --recompute draws.")] = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare every file of a cache with its checksum; exit code 1 if one differs.
+
+    With --recompute also some trajectories with the teacher: exit code 1 if their bits differ though device, versions,
+    batch size and threads are those of the recording.
+
+    Example: secondcast inspect verify my-cache --recompute 4
+    """
+    from secondcast.storage_schemas.maintenance.verify import verify
+    from secondcast.storage_schemas.progress import size_text
+
+    report = verify(cache, terminal(quiet))
+    # What is damaged is found already; the teacher has nothing to add.
+    made = _recompute(cache, teacher, recompute, seed, device, quiet) if recompute and not report.problems else None
+    source = _recorded_source(cache) if report.problems else None
+    if as_json:
+        problems = [
+            {"path": p.path, "shard": p.shard, "problem": p.message, "needs": need_of(p, report)}
+            for p in report.problems
+        ]
+        found: dict[str, Any] = {"shards": report.shards, "bytes": report.bytes, "problems": problems}
+        found["mend"] = mend_value(cache, report, source) if report.problems else None
+        print(json.dumps(found | ({} if made is None else {"recomputed": [m.json_value() for m in made]}), indent=1))
+    else:
+        what = f"{report.missing} shards not built yet, " if report.missing else ""
+        lines = [f"{cache}: {report.shards} shards, {size_text(report.bytes)}, {what}{len(report.problems)} problems"]
+        if report.problems:
+            lines += problem_lines(cache, report, source, width=terminal_width())
+        print_lines([*lines, *([] if made is None else _recomputed_lines(made))])
+    if report.problems or any(m.is_fault for m in made or ()):
+        raise typer.Exit(DAMAGED)
+
+
+def _recorded_source(cache: str) -> str | None:
+    from secondcast.storage_schemas.io.folders import open_folder
+    from secondcast.storage_schemas.reader import read_manifest
+
+    return read_manifest(open_folder(cache)).source
+
+
+def _recompute(cache: str, teacher: str | None, count: int, seed: int, device: str, quiet: bool) -> "list[Recomputed]":
+    torch_device = quiet_device(device)
+    from secondcast.cache_builder.repair.recompute import recompute
+    from secondcast.models.teacher.folder import build_parts
+    from secondcast.storage_schemas.io.folders import open_folder
+    from secondcast.storage_schemas.reader import read_manifest
+
+    manifest = read_manifest(open_folder(cache))
+    folder = resolve_teacher(teacher or manifest.source, build_parts(manifest.teacher.pooled))
+    return recompute(cache, folder, torch_device, terminal(quiet), count=count, seed=seed)
+
+
+def _recomputed_lines(made: "list[Recomputed]") -> list[str]:
+    lines = []
+    for m in made:
+        if m.bit_equal:
+            lines.append(f"{m.key}: recomputed bit for bit")
+            continue
+        steps = " ".join(f"{error:.1e}" for error in m.velocity_errors)
+        text = "".join(f"; {said}" for said in _text_errors([m]))
+        why = f"recorded otherwise: {', '.join(m.differs)}" if m.differs else "though it was recorded as it is now"
+        lines.append(f"{m.key}: other bits ({why}); relative error of the velocity by step {steps}{text}")
+    worst = max(max(m.velocity_errors) for m in made)
+    text = "".join(f", {said}" for said in _text_errors(made))
+    equal = sum(m.bit_equal for m in made)
+    return [*lines, f"{equal} of {len(made)} recomputed bit for bit; largest error of the velocity {worst:.1e}{text}"]
+
+
+def _text_errors(made: "list[Recomputed]") -> list[str]:
+    """The largest errors of what the cache holds of the text."""
+    errors = {
+        "embedding": [m.embedding_error for m in made if m.embedding_error is not None],
+        "pooled vector": [m.pooled_error for m in made if m.pooled_error is not None],
+    }
+    return [f"of the {name} {max(found):.1e}" for name, found in errors.items() if found]
+
+
+def repair(
+    cache: CachePath,
+    copy: Annotated[str | None, typer.Option("--from", help="Another copy of this cache.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Rebuild what is left with the teacher of the recording.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: as recorded with each shard.")] = None,
+    accept_other_bytes: Annotated[
+        bool, typer.Option("--accept-other-bytes", help="Record rebuilt shards that differ in their last bits.")
+    ] = False,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Put a damaged cache right: from itself, from another copy, then with the teacher. Whole shards, or none.
+
+    Example: secondcast repair my-cache --from /backup/my-cache
+    """
+    from secondcast.storage_schemas.maintenance.repair import mend
+
+    progress = terminal(quiet)
+    done = mend(cache, copy, progress)
+    for path in done.files:
+        out.print(f"{path}: put right", markup=False)
+    for kind, shard in done.shards:
+        out.print(f"{kind} shard {shard}: taken from {copy}", markup=False)
+    left, missing = done.left, done.missing
+    if teacher is not None and any(problem.shard for problem in left):
+        report = _rebuild(cache, teacher, batch_size, accept_other_bytes, device, quiet)
+        left, missing = report.problems, report.missing
+    if left:
+        raise DamagedCache(f"{cache} has {len(left)} problems left, the first: {left[0].message}{way_out(left[0])}")
+    built = f"; {missing} shards are not built: the build command makes them" if missing else ""
+    out.print(f"{cache}: every file is what it should be{built}", markup=False)
+
+
+def _rebuild(cache: str, teacher: str, batch_size: int | None, accept: bool, device: str, quiet: bool) -> "Report":
+    torch_device = quiet_device(device)
+    from secondcast.cache_builder.repair.rebuild import rebuild
+    from secondcast.models.teacher.folder import build_parts
+    from secondcast.storage_schemas.io.folders import open_folder
+    from secondcast.storage_schemas.maintenance.verify import verify
+    from secondcast.storage_schemas.progress import Silent
+    from secondcast.storage_schemas.reader import read_manifest
+
+    folder = resolve_teacher(teacher, build_parts(read_manifest(open_folder(cache)).teacher.pooled))
+    rebuilt = rebuild(
+        cache, folder, torch_device, terminal(quiet), batch_size=batch_size, accept_other_bytes=accept
+    )  # fmt: skip
+    for kind, shard in rebuilt:
+        out.print(f"{kind} shard {shard}: rebuilt", markup=False)
+    return verify(cache, Silent())

@@ -1,0 +1,203 @@
+"""`--fit`: options that make a run fit into so much GPU memory; and what helps a run that did not fit."""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from secondcast.storage_schemas.errors import BadSettings, OutOfMemory, SecondcastError
+
+if TYPE_CHECKING:
+    from secondcast.trainer.cost.fitting import Fitted
+    from secondcast.trainer.cost.stage_cost import Costs
+    from secondcast.trainer.distributed.processes import Processes
+    from secondcast.trainer.settings import TrainSettings
+
+GIB = 2**30
+_UNIT_BYTES = {"gib": 2**30, "g": 2**30, "gb": 10**9, "mib": 2**20, "m": 2**20, "mb": 10**6}
+_QUANTIZERS = {"int8": "torchao", "nf4": "bitsandbytes"}
+# A begun run keeps these: its weights depend on them.
+_OF_A_BEGUN_RUN = ("accumulate", "quantize", "modulation", "compile")
+
+Fit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="GPU memory to fit into, as in 16GiB (16GB is 14.9 of them); auto: what is free. Chooses "
+        "--checkpoint-blocks, --accumulate, --resident-blocks and --quantize as far as they are not given.",
+    ),
+]
+
+
+def size_bytes(text: str) -> float:
+    """Bytes of a size such as 16GiB, 15.5G or 16GB; BadSettings for another text."""
+    found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)\s*([A-Za-z]+)", text.strip())
+    if found is None or found[2].lower() not in _UNIT_BYTES or float(found[1]) == 0:
+        raise BadSettings(f"--fit is {text!r}, expected a size such as 16GiB or 11.5GiB, or auto for what is free here")
+    return float(found[1]) * _UNIT_BYTES[found[2].lower()]
+
+
+def named_bytes(fit: str | None) -> float | None:
+    """Bytes of --fit of a plan, which knows no machine; None where it is not given."""
+    if fit is not None and fit.strip().lower() == "auto":
+        raise BadSettings(
+            "--fit is 'auto', but a plan knows no GPU of this machine: give --gpu, or a size, as in 16GiB"
+        )
+    return None if fit is None else size_bytes(fit)
+
+
+def free_bytes(fit: str, device: Any) -> float:
+    """What --fit asks for: a size, or what is free on this GPU now."""
+    if fit.strip().lower() != "auto":
+        return size_bytes(fit)
+    if device.type != "cuda":
+        raise BadSettings(
+            f"--fit auto asks how much memory of a GPU is free, and this run is on {device}: give a size, as in 16GiB"
+        )
+    import torch
+
+    return float(torch.cuda.mem_get_info(device)[0])
+
+
+def installed_quantizers() -> tuple[str, ...]:
+    """Kinds of quantized weights that the packages here can make, the more exact first."""
+    return tuple(kind for kind, package in _QUANTIZERS.items() if find_spec(package) is not None)
+
+
+def fit_run(
+    asked: "TrainSettings",
+    make_costs: "Callable[..., Costs]",
+    *,
+    fit: str,
+    run: Path,
+    processes: "Processes",
+    held: Collection[str],
+    say: Callable[[str], None],
+) -> "TrainSettings":
+    """The run with the options that fit the GPU of every process, told and why; all processes call it.
+
+    A run that has begun keeps what its weights depend on. make_costs takes local_ranks, as costs_of does.
+    """
+    from secondcast.trainer.settings import TrainSettings
+
+    memory_bytes = -processes.largest([-free_bytes(fit, processes.device)])[0]
+    local_ranks = processes.on_this_machine()
+
+    def choose() -> str:
+        costs = make_costs(local_ranks=local_ranks)
+        return _fitted(asked, costs, run, memory_bytes, held, say).model_dump_json()
+
+    return TrainSettings.model_validate_json(processes.from_first(choose))
+
+
+def _fitted(
+    asked: "TrainSettings",
+    costs: "Costs",
+    run: Path,
+    memory_bytes: float,
+    held: Collection[str],
+    say: Callable[[str], None],
+) -> "TrainSettings":
+    from secondcast.models.memory.host_memory import free_host_bytes
+    from secondcast.trainer.cost.fitting import fit as fitting
+
+    begun = _begun(run, asked, held)
+    if begun is not None:
+        asked, held = begun, {*held, *_OF_A_BEGUN_RUN}
+    try:
+        fitted = fitting(
+            asked, costs, memory_bytes=memory_bytes, host_bytes=free_host_bytes(), held=held,
+            quantizers=installed_quantizers(),
+        )  # fmt: skip
+    except BadSettings as error:
+        if begun is None:
+            raise
+        raise BadSettings(
+            f"{run} has begun, and keeps the parts of its batches and the kind of its weights; with these {error}; or "
+            f"a new run folder"
+        ) from error
+    for line in fit_lines(fitted, costs, memory_bytes):
+        say(line)
+    return fitted.settings
+
+
+def fit_lines(fitted: "Fitted", costs: "Costs", memory_bytes: float) -> list[str]:
+    """What was chosen, what it needs, and why not what is better."""
+    memory = fitted.memory
+    parts = (
+        f"weights {memory.weights_bytes / GIB:.1f}, student and AdamW {memory.student_bytes / GIB:.1f}, activations of "
+        f"{memory.batch_size} rows {memory.activations_bytes / GIB:.1f}, CUDA {memory.cuda_bytes / GIB:.1f}"
+    )
+    room, needed = f"{memory_bytes / GIB:.1f} GiB", f"{memory.total_bytes / GIB:.1f} GiB by calculation"
+    lines = [f"to fit into {room}: {fitted.flags}, {needed} ({parts})"]
+    if fitted.reasons:
+        lines.append(f"why: {'; '.join(fitted.reasons)}")
+    pinned = costs.pinned_bytes(fitted.settings)
+    if pinned:
+        lines.append(f"streamed blocks take {pinned / GIB:.1f} GiB of pinned host memory; the arithmetic stays exact")
+    if fitted.settings.quantize != "none":
+        lines.append("quantized weights are a biased target: the replay floor says by how much")
+    return lines
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU had too little memory: of torch's allocator, or of what the libraries take for themselves."""
+    names = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+    return type(error).__name__ == "OutOfMemoryError" or any(name in str(error) for name in names)
+
+
+def out_of_memory(asked: "TrainSettings", make_costs: "Callable[[], Costs]", run: Path, *, recipe: bool) -> OutOfMemory:
+    """The error of a run that ran out of GPU memory: it names the flag that would help next.
+
+    recipe: the stages stand in one, and so does what is a stage's to say.
+    """
+    from secondcast.models.student.student import checkpoints
+    from secondcast.trainer.cost.fitting import helping_flag
+
+    begun = bool(checkpoints(run))
+    stays = "; checkpoints stay" if begun else ""
+    try:
+        costs = make_costs()
+        flag = helping_flag(asked, costs, held=_OF_A_BEGUN_RUN if begun else ())
+        needed = f", {costs.memory(asked).total_bytes / GIB:.1f} GiB by calculation"
+    except SecondcastError:
+        flag, needed = ("--checkpoint-blocks 1" if asked.checkpoint_blocks != 1 else None), ""
+    if flag is None:
+        way = "take a smaller student, a cache of fewer pixels or text tokens, or a larger card"
+    elif recipe and flag.startswith("--accumulate"):
+        way = (
+            f"write {flag.removeprefix('--').replace(' ', ' = ', 1)} into the recipe, or give --fit auto, which chooses"
+        )
+    else:
+        way = f"give {flag} too, or --fit auto, which chooses"
+    return OutOfMemory(f"the GPU is out of memory (the run needs {needed.removeprefix(', ') or 'more'}): {way}{stays}")
+
+
+def _begun(run: Path, asked: "TrainSettings", held: Collection[str]) -> "TrainSettings | None":
+    """What was asked for, else the parts of batches and the weights of a run that has checkpoints; None for others."""
+    from secondcast.trainer.run.folder import recorded_settings
+
+    recorded = recorded_settings(run)
+    if recorded is None or len(recorded.stages) != len(asked.stages):
+        return None
+    stages = tuple(
+        stage
+        if {"accumulate", f"accumulate {stage.name}"} & set(held)
+        else stage.model_copy(update={"accumulate": before.accumulate})
+        for stage, before in zip(asked.stages, recorded.stages, strict=True)
+    )
+    quantize = asked.quantize if {"quantize", "resident_blocks"} & set(held) else recorded.quantize
+    return asked.model_copy(update={"stages": stages, "quantize": quantize})
+
+
+def stated_options(settings: "TrainSettings", given: Mapping[str, Any] | None) -> set[str]:
+    """Options that fit() is not to choose: those among the flags given, or for a recipe those that it states."""
+    from secondcast.trainer.cost.fitting import CHOSEN
+
+    if given is not None:
+        return set(given) & set(CHOSEN)
+    of_stages = {f"accumulate {stage.name}" for stage in settings.stages if "accumulate" in stage.model_fields_set}
+    return settings.model_fields_set & set(CHOSEN) | of_stages

@@ -1,0 +1,47 @@
+"""The metrics by name, with the networks that were chosen for them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from secondcast.evaluation.image_metrics.clip_score import ClipScore
+from secondcast.evaluation.image_metrics.fid import ClipFeatures, FeaturesName, Fid, InceptionFeatures
+from secondcast.evaluation.image_metrics.metric import Metric, MetricName, Picture
+from secondcast.evaluation.image_metrics.recognisers import OcrName, Tesseract, TrOcr
+from secondcast.evaluation.image_metrics.text_rendering import TextRendering
+from secondcast.evaluation.image_metrics.vqa import AttributeBinding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """Who scores: folders or hub names. fid_weights: Inception's file, None: torch-fidelity fetches it."""
+
+    clip_model: str
+    vqa_model: str
+    ocr: OcrName
+    ocr_model: str
+    fid_features: FeaturesName
+    fid_weights: Path | None
+
+
+def metric_of(
+    name: MetricName, networks: Networks, reference: Sequence[Picture], *, batch_size: int, device: torch.device
+) -> Metric:
+    """A metric by name; nothing is loaded yet. reference: what FID compares with, may be empty."""
+    match name:
+        case "clip-score":
+            return ClipScore(networks.clip_model, batch_size=batch_size, device=device)
+        case "vqa":
+            return AttributeBinding(networks.vqa_model, batch_size=batch_size, device=device)
+        case "text":
+            reader = Tesseract() if networks.ocr == "tesseract" else TrOcr(networks.ocr_model, device=device)
+            return TextRendering(reader, batch_size=batch_size)
+        case "fid":
+            features = (
+                ClipFeatures(networks.clip_model, device=device)
+                if networks.fid_features == "clip"
+                else InceptionFeatures(networks.fid_weights, device=device)
+            )
+            return Fid(features, reference, batch_size=batch_size)

@@ -1,0 +1,243 @@
+"""FID: how far the features of the pictures lie from those of a reference set."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from secondcast.evaluation.image_metrics.clip_score import clip_pixels
+from secondcast.evaluation.image_metrics.metric import MetricName, Needs, Picture, Scored, batches
+from secondcast.evaluation.image_metrics.weights import WantedWeights
+from secondcast.evaluation.pictures.restricted_pickles import restricted_pickles
+from secondcast.storage_schemas.errors import BadSettings, MissingWeights
+from secondcast.storage_schemas.io.digests import weight_sha256
+from secondcast.storage_schemas.progress import Progress
+
+FeaturesName = Literal["inception", "clip"]
+_EXTRA = "pip install 'secondcast[metrics]'"
+_INCEPTION_WIDTH = 2048
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+
+
+class Features(Protocol):
+    """What FID compares pictures by."""
+
+    name: str
+    needs: Needs
+
+    def absent(self) -> str | None:
+        """Why they cannot be had here, in one line with the way out; None if they can."""
+        ...
+
+    def metric(self) -> Any:
+        """A FrechetInceptionDistance that keeps its reference, on the device."""
+        ...
+
+    def tensor(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Pictures of one size as the metric takes them."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Numbers per picture."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """Name of the network."""
+        ...
+
+    @property
+    def revision(self) -> str:
+        """Commit, or digest of weights."""
+        ...
+
+
+class Fid:
+    """Frechet distance of two Gaussians over features (Heusel et al. 2017, arXiv 1706.08500), by torchmetrics."""
+
+    name: MetricName = "fid"
+
+    def __init__(self, features: Features, reference: Sequence[Picture], *, batch_size: int) -> None:
+        self._features, self._reference, self._batch_size = features, reference, batch_size
+        self.needs = features.needs
+
+    def check(self, pictures: Sequence[Picture]) -> None:
+        """See Metric. Without a reference it is `available` that says so, once for all folders."""
+        count, reference_count = len(pictures), len(self._reference)
+        if reference_count and min(count, reference_count) < 2:
+            raise BadSettings(f"fid of {count} pictures against {reference_count}: expected at least two on each side")
+
+    def available(self) -> str | None:
+        """See Metric."""
+        if not self._reference:
+            return _NO_REFERENCE
+        return self._features.absent()
+
+    def score(self, pictures: Sequence[Picture], progress: Progress) -> list[Scored]:
+        """See Metric. There is no interval: FID is no mean over pictures, and its bias depends on their number."""
+        count, reference_count = len(pictures), len(self._reference)
+        self.check(pictures)
+        metric = self._metric_of_reference(progress)
+        metric.reset()
+        self._update(metric, pictures, progress, real=False)
+        if min(count, reference_count) <= self._features.width:
+            progress.say(
+                f"fid of {count} pictures against {reference_count}: {self._features.width} features need more "
+                f"pictures than that on both sides; compare only with values from the same numbers of pictures"
+            )
+        value = max(0.0, float(metric.compute()))
+        name = "fid" if self._features.name == "inception" else f"fid-{self._features.name}"
+        model, revision = self._features.model, self._features.revision
+        return [
+            Scored(
+                name=name, mean=value, count=count, low=None, high=None, interval="none", model=model, revision=revision
+            )
+        ]
+
+    def _metric_of_reference(self, progress: Progress) -> Any:
+        if not hasattr(self, "_filled"):
+            metric = self._features.metric()
+            self._update(metric, self._reference, progress, real=True)
+            self._filled = metric
+        return self._filled
+
+    def _update(self, metric: Any, pictures: Sequence[Picture], progress: Progress, *, real: bool) -> None:
+        title = "fid, reference" if real else self.name
+        with progress.bar(title, total=len(pictures), done=0, unit="images") as bar:
+            for batch in batches(pictures, self._batch_size):
+                images = [picture.pixels() for picture in batch]
+                # Pictures of several sizes are no tensor: one at a time then.
+                size = len(images) if len({image.size for image in images}) == 1 else 1
+                with torch.inference_mode():
+                    for part in batches(images, size):
+                        metric.update(self._features.tensor(part), real=real)
+                bar.advance(len(batch))
+
+
+class InceptionFeatures:
+    """InceptionV3's last pool, 2,048 numbers, as torch-fidelity has it: FID as it is reported."""
+
+    name: str = "inception"
+    width = _INCEPTION_WIDTH
+    model = "inception-v3-compat"
+
+    def __init__(self, weights: Path | None, *, device: torch.device) -> None:
+        self._file, self._device = weights, device
+        self.needs = Needs(packages=("torchmetrics", "torch-fidelity", "torchvision"), weights=INCEPTION_FILE, how=_HOW)
+
+    def absent(self) -> str | None:
+        """See Features."""
+        for package in ("torch_fidelity", "torchvision"):
+            if find_spec(package) is None:
+                return (
+                    f"fid with Inception's features needs {package.replace('_', '-')}, which is not installed: "
+                    f"{_EXTRA}, or --fid-features clip"
+                )
+        if self._file is not None and not self._file.is_file():
+            return f"no file {self._file} for --fid-weights: expected {INCEPTION_FILE}, {_HOW}"
+        return _torchmetrics_absent()
+
+    @property
+    def revision(self) -> str:
+        """See Features."""
+        file = self._file or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+        return f"sha256:{weight_sha256(file)}" if file.is_file() else INCEPTION_FILE
+
+    def metric(self) -> Any:
+        """See Features."""
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        given = {} if self._file is None else {"feature_extractor_weights_path": str(self._file)}
+        try:
+            with restricted_pickles():
+                metric = FrechetInceptionDistance(feature=self.width, reset_real_features=False, **given)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise MissingWeights(
+                f"Inception's weights could not be had ({type(error).__name__}: {reason}): {_HOW}"
+            ) from error
+        return metric.to(self._device)
+
+    def tensor(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """uint8 [B, 3, H, W]; resized to 299 px by torchmetrics, as TensorFlow 1 did."""
+        pixels_BHWC = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+        return pixels_BHWC.permute(0, 3, 1, 2).to(self._device)
+
+
+class ClipFeatures:
+    """CLIP's picture embedding: FID-CLIP (Kynkäänniemi et al. 2023, arXiv 2203.06026). It needs no torchvision."""
+
+    name: str = "clip"
+
+    def __init__(self, model: str, *, device: torch.device) -> None:
+        self._wanted = WantedWeights(model, flag="--clip-model", model_type="clip")
+        self.model, self._device = model, device
+        self.needs = Needs(packages=("torchmetrics", "transformers"), weights=model, how=self._wanted.how)
+
+    @cached_property
+    def _parts(self) -> tuple[Any, Any]:
+        from transformers import CLIPModel
+
+        weights = self._wanted.found
+        return weights.network(CLIPModel, device=self._device), weights.image_processor()
+
+    @property
+    def width(self) -> int:
+        """See Features."""
+        return int(self._parts[0].config.projection_dim)
+
+    @property
+    def revision(self) -> str:
+        """See Features."""
+        return self._wanted.found.revision
+
+    def absent(self) -> str | None:
+        """See Features."""
+        return self._wanted.absent() or _torchmetrics_absent()
+
+    def metric(self) -> Any:
+        """See Features."""
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        network = _PictureEmbedding(self._parts[0], self.width)
+        return FrechetInceptionDistance(feature=network, reset_real_features=False).to(self._device)
+
+    def tensor(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """See Features."""
+        return clip_pixels(self._parts[1], images, self._device)
+
+
+class _PictureEmbedding(torch.nn.Module):
+    """CLIP's picture embedding, [B, width], not normalised."""
+
+    def __init__(self, clip: Any, width: int) -> None:
+        super().__init__()
+        self.vision, self.projection, self.num_features = clip.vision_model, clip.visual_projection, width
+
+    def forward(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.projection(self.vision(pixel_values=pixels_BCHW).pooler_output)
+
+
+_NO_REFERENCE = "fid needs pictures to compare with: give --reference FOLDER, such as the teacher's from generate"
+_HOW = (
+    "fetched from github.com/toshas/torch-fidelity/releases by itself where there is a network, else give the file "
+    "with --fid-weights"
+)
+
+
+def _torchmetrics_absent() -> str | None:
+    try:
+        import torchmetrics.image.fid  # noqa: F401
+    except ModuleNotFoundError as error:
+        return f"fid needs {(error.name or 'torchmetrics').split('.')[0]}, which is not installed: {_EXTRA}"
+    except Exception as error:
+        # With torch-fidelity installed and torchvision absent or of another torch, the import itself fails.
+        reason = " ".join(str(error).split())[:200]
+        return f"fid: torchmetrics cannot be imported ({type(error).__name__}: {reason}): {_EXTRA}"
+    return None

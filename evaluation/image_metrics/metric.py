@@ -1,0 +1,132 @@
+"""What a metric on pictures is: what it needs, whether it can run, and scores with how sure they are."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from secondcast.evaluation.intervals import bootstrap
+from secondcast.storage_schemas.errors import BadPictures, BadPrompts
+from secondcast.storage_schemas.progress import Progress
+
+MetricName = Literal["clip-score", "fid", "vqa", "text"]
+Interval = Literal["bootstrap", "wilson", "none"]
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture to score. text: what should be written in it; phrases: the things it should show; None: not stated.
+
+    name: its path within the folder, by which values are kept: files of several subfolders may have one file name.
+    """
+
+    file: Path
+    name: str
+    prompt: str | None = None
+    text: str | None = None
+    phrases: tuple[str, ...] | None = None
+
+    def pixels(self) -> Image.Image:
+        """The picture in RGB; BadPictures if it cannot be decoded."""
+        try:
+            with Image.open(self.file) as image:
+                return image.convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            reason = " ".join(str(error).split()).replace(str(self.file), "it")
+            raise BadPictures(
+                f"{self.file} cannot be read as a picture ({reason}): make it anew, or take it out of the folder and "
+                f"of its index"
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a metric needs beside the pictures, and how to get it, in one line."""
+
+    packages: tuple[str, ...]
+    weights: str
+    how: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """One number of a folder. values: by Picture.name, where single pictures have one.
+
+    low, high: 95 %, by what `interval` names; None where there is none. model: name or folder of the network, or of a
+    program; revision: commit on the hub, sha256 of the weights of a folder, or version.
+    """
+
+    name: str
+    mean: float
+    count: int
+    low: float | None
+    high: float | None
+    interval: Interval
+    model: str
+    revision: str
+    values: Mapping[str, float] = field(default_factory=dict)
+
+    def json_value(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {**vars(self), "values": dict(self.values)}
+
+
+class Metric(Protocol):
+    """A number for a folder of pictures."""
+
+    name: MetricName
+    needs: Needs
+
+    def check(self, pictures: Sequence[Picture]) -> None:
+        """Raise what `score` would for pictures it cannot score, as far as prompts and numbers tell; no weights yet."""
+        ...
+
+    def available(self) -> str | None:
+        """Why it cannot run here, in one line with the way out; None if it can. May fetch weights."""
+        ...
+
+    def score(self, pictures: Sequence[Picture], progress: Progress) -> list[Scored]:
+        """Score pictures: one number, or several of the same reading.
+
+        Raises BadPictures for a broken picture, another SecondcastError where these pictures cannot be scored.
+        """
+        ...
+
+
+def mean_of(name: str, values: Mapping[str, float], *, model: str, revision: str) -> Scored:
+    """The mean of values of single pictures, with its bootstrap interval."""
+    numbers = list(values.values())
+    interval = bootstrap(numbers)
+    low, high = interval or (None, None)
+    return Scored(
+        name=name,
+        mean=float(np.mean(numbers)),
+        count=len(numbers),
+        low=low,
+        high=high,
+        interval="none" if interval is None else "bootstrap",
+        model=model,
+        revision=revision,
+        values=values,
+    )
+
+
+def batches(items: Sequence[_Item], size: int) -> list[Sequence[_Item]]:
+    """Items in pieces of `size`; the last may be shorter."""
+    return [items[begin : begin + size] for begin in range(0, len(items), size)]
+
+
+def with_prompts(metric: str, pictures: Sequence[Picture]) -> list[tuple[Picture, str]]:
+    """Pictures with their prompts; BadPrompts where they have none."""
+    found = [(picture, picture.prompt) for picture in pictures if picture.prompt is not None]
+    if not found:
+        raise BadPrompts(
+            f"{metric} needs the prompts of the pictures and {pictures[0].file.parent} has no index.jsonl: give them "
+            f"with --prompts FILE"
+        )
+    return found

@@ -1,0 +1,69 @@
+"""The things that a prompt names, by a rule of words: where T2I-CompBench takes spaCy's noun chunks.
+
+The text in quotes is dropped. The rest is split at punctuation, "and", prepositions, forms of "be" and of some verbs of
+place, and before articles, possessives and numerals. Dropped are pieces after a verb that begin with none of these
+("was hung", "is walking"), pronouns and sides ("the left"), an "-ing" word alone, and one that an article follows ("a
+man holding a sign").
+"""
+
+import re
+
+from secondcast.evaluation.image_metrics.characters import without_quoted
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+# T2I-CompBench asks at most so many questions, too.
+MOST_PHRASES = 8
+_BEGINNINGS = _set(
+    "a an the this that these those my your his her its our their some several many no each every another one two "
+    "three four five six seven eight nine ten"
+)
+_LINKS = _set(
+    "and or of on in at by with without to from into onto over under above below beneath behind beside besides near "
+    "between among across through around against inside outside along toward towards for as while next about beyond "
+    "underneath atop upon off up down"
+)
+_VERBS = _set(
+    "is are was were be being been has have had sits sat lies lay lays stands stood hangs hung stay stays rests "
+    "rested holds held hidden wears wore shows showed says said"
+)
+_NO_THINGS = _set("top bottom left right side sides front back middle center centre side-by-side")
+_PRONOUNS = _set("it they them he she him we us you i which who whose itself themselves there")
+_WORDS = re.compile(r"[\w'’-]+|[^\w\s]")
+
+
+def noun_phrases(prompt: str) -> tuple[str, ...]:
+    """The phrases of a prompt, in order, at most eight; none where it names nothing by this rule."""
+    pieces: list[list[str]] = [[]]
+    after_verb = [False]
+    words = _WORDS.findall(without_quoted(prompt))
+    for word in words:
+        lower = word.lower()
+        if lower in _BEGINNINGS and (pieces[-1] and pieces[-1][-1].lower() not in _BEGINNINGS):
+            _drop_participle(pieces[-1])
+            pieces.append([word])
+            after_verb.append(False)
+        elif lower in _LINKS or lower in _VERBS or not (word[0].isalnum() or word[0] == "_"):
+            pieces.append([])
+            after_verb.append(lower in _VERBS)
+        else:
+            pieces[-1].append(word)
+    kept = (" ".join(p) for p, verb in zip(pieces, after_verb, strict=True) if _is_thing(p, after_verb=verb))
+    return tuple(kept)[:MOST_PHRASES]
+
+
+def _drop_participle(piece: list[str]) -> None:
+    if len(piece) > 1 and piece[-1].lower().endswith("ing") and piece[-2].lower() not in _BEGINNINGS:
+        piece.pop()
+
+
+def _is_thing(piece: list[str], *, after_verb: bool) -> bool:
+    begins = bool(piece) and piece[0].lower() in _BEGINNINGS
+    rest = [word.lower() for word in piece[begins:]]
+    is_participle = not begins and len(rest) == 1 and rest[0].endswith("ing")
+    if not rest or is_participle or (after_verb and not begins):
+        return False
+    return not set(rest) <= _NO_THINGS | _PRONOUNS | _BEGINNINGS

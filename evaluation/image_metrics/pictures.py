@@ -1,0 +1,173 @@
+"""Pictures of a folder with what is known of them: from its index, or from a file of prompts."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from secondcast.evaluation.image_metrics.metric import Picture
+from secondcast.evaluation.pictures.folder import INDEX_FILE, IndexEntry
+from secondcast.storage_schemas.errors import BadPictures, BadPrompts
+from secondcast.storage_schemas.schema.manifest import Record, stays_inside
+from secondcast.storage_schemas.schema.prompts import normalised
+
+_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+class PictureText(Record):
+    """A line of a prompts file: file names the picture, text is what should be written in it, phrases its things."""
+
+    prompt: str
+    file: str | None = None
+    text: str | None = None
+    phrases: tuple[str, ...] | None = None
+    # What prompt files and indexes of ours have besides.
+    source: str | None = None
+    number: int | None = None
+    seed: int | None = None
+    guidance: float | None = None
+
+
+def read_pictures(folder: Path, texts: Sequence[PictureText] | None = None) -> list[Picture]:
+    """The pictures of a folder, in the order of its index, else of their names.
+
+    texts: for a folder with an index they add `text` and `phrases` to the same prompts; for another they are its
+    prompts, by `file`, else in the order of the names. Raises BadPictures or BadPrompts.
+    """
+    if not folder.is_dir():
+        raise BadPictures(
+            f"no folder {folder}: expected one that `secondcast generate` wrote, or one of pictures with --prompts FILE"
+        )
+    index = folder / INDEX_FILE
+    if index.is_file():
+        pictures = _indexed(folder, index)
+        return pictures if texts is None else _with_more(folder, pictures, texts)
+    # Files that are named may all lie in subfolders.
+    if texts is not None and any(text.file is not None for text in texts):
+        return _by_file(folder, texts)
+    pictures = _listed(folder)
+    if texts is None:
+        return pictures
+    if len(texts) != len(pictures):
+        raise BadPrompts(
+            f"{folder} has {len(pictures)} pictures and --prompts {len(texts)} prompts: expected as many, in the order "
+            f"of the names, or JSON lines whose `file` names the picture"
+        )
+    return [_described(picture, text) for picture, text in zip(pictures, texts, strict=True)]
+
+
+def read_picture_texts(file: Path) -> list[PictureText]:
+    """Prompts of pictures: a text file (a prompt per line), a JSON list of strings, or JSONL; BadPrompts if not."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise BadPrompts(
+            f"--prompts {file} cannot be read ({reason}): expected a text file, .json or .jsonl"
+        ) from error
+    filled = [(f"{file} line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if file.suffix == ".json":
+        values = _json("\n".join(lines), str(file))
+        if not isinstance(values, list):
+            raise BadPrompts(f"{file} holds {type(values).__name__}, expected a list of strings or of objects")
+        found = [_text(value, f"{file} item {number}") for number, value in enumerate(values, start=1)]
+    elif file.suffix == ".jsonl":
+        found = [_text(_json(line, where), where) for where, line in filled]
+    else:
+        found = [PictureText(prompt=normalised(line)) for _, line in filled]
+    if not found:
+        raise BadPrompts(f"{file} holds no prompt: expected one per picture")
+    return found
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadPrompts(f"{where} is not JSON ({error}): expected an object or a string") from error
+
+
+def _text(value: Any, where: str) -> PictureText:
+    try:
+        return PictureText.model_validate({"prompt": value} if isinstance(value, str) else value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "it"
+        raise BadPrompts(
+            f"{where}: {key}: {first['msg']}: expected prompt, and beside it file, text, phrases (a list) at most"
+        ) from error
+
+
+def _indexed(folder: Path, index: Path) -> list[Picture]:
+    pictures = []
+    for number, line in enumerate(index.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = IndexEntry.model_validate_json(line)
+        except ValueError as error:
+            raise BadPictures(
+                f"{index} line {number} is not what `secondcast generate` writes: give its command again, or remove "
+                f"{INDEX_FILE} and give --prompts FILE"
+            ) from error
+        if not stays_inside(entry.file) or not (folder / entry.file).is_file():
+            raise BadPictures(
+                f"{index} line {number} names {entry.file}, which is not there: give the command of "
+                f"`secondcast generate` again, which makes what is missing"
+            )
+        pictures.append(Picture(file=folder / entry.file, name=entry.file, prompt=entry.prompt))
+    if not pictures:
+        raise BadPictures(f"{index} names no picture: give the command of `secondcast generate` again")
+    _check_once(pictures, str(index))
+    return pictures
+
+
+def _listed(folder: Path) -> list[Picture]:
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _ENDINGS and not _hidden(file))
+    if not files:
+        raise BadPictures(f"{folder} holds no picture: expected files such as 000000.png ({', '.join(_ENDINGS)})")
+    return [Picture(file=file, name=file.name) for file in files]
+
+
+def _hidden(file: Path) -> bool:
+    return file.name.startswith(".")
+
+
+def _described(picture: Picture, text: PictureText) -> Picture:
+    return replace(picture, prompt=normalised(text.prompt), text=text.text, phrases=text.phrases)
+
+
+def _with_more(folder: Path, pictures: Sequence[Picture], texts: Sequence[PictureText]) -> list[Picture]:
+    by_prompt = {normalised(text.prompt): text for text in texts}
+    if not any(picture.prompt in by_prompt for picture in pictures):
+        raise BadPrompts(f"--prompts has none of the prompts in {folder / INDEX_FILE}: give those of these pictures")
+    return [
+        _described(picture, by_prompt[picture.prompt]) if picture.prompt in by_prompt else picture
+        for picture in pictures
+    ]
+
+
+def _by_file(folder: Path, texts: Sequence[PictureText]) -> list[Picture]:
+    pictures = []
+    for text in texts:
+        if text.file is None:
+            raise BadPrompts(f"--prompts has no `file` for {text.prompt!r}, but for others: expected all or none")
+        if not stays_inside(text.file) or not (folder / text.file).is_file():
+            raise BadPictures(f"{folder} has no {text.file}, which --prompts names: expected a picture of this folder")
+        pictures.append(_described(Picture(file=folder / text.file, name=text.file), text))
+    _check_once(pictures, "--prompts")
+    return pictures
+
+
+def _check_once(pictures: Sequence[Picture], where: str) -> None:
+    seen: set[Path] = set()
+    for picture in pictures:
+        if picture.file in seen:
+            raise BadPrompts(
+                f"{where} names {picture.name} more than once: expected each picture with one prompt, for it has one "
+                f"value; name it once"
+            )
+        seen.add(picture.file)

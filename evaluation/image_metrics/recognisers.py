@@ -1,0 +1,124 @@
+"""Programs that read text off pictures: TrOCR by transformers, and tesseract where it is installed."""
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import torch
+
+from secondcast.evaluation.image_metrics.clip_score import clip_pixels
+from secondcast.evaluation.image_metrics.metric import Needs, Picture
+from secondcast.evaluation.image_metrics.weights import WantedWeights
+from secondcast.storage_schemas.errors import MissingExtra
+
+OcrName = Literal["trocr", "tesseract"]
+_MOST_NEW_TOKENS = 64
+# Text anywhere in the picture, in no order of a page.
+_SPARSE_TEXT = "11"
+
+
+class Recogniser(Protocol):
+    """Reads the text of pictures."""
+
+    name: OcrName
+    needs: Needs
+
+    def absent(self) -> str | None:
+        """Why it cannot run here, in one line with the way out; None if it can."""
+        ...
+
+    def read(self, pictures: Sequence[Picture]) -> list[str]:
+        """The text of each picture, empty where none was found."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """Name of the network or the program."""
+        ...
+
+    @property
+    def revision(self) -> str:
+        """Commit, digest of weights, or version."""
+        ...
+
+
+class TrOcr:
+    """TrOCR (Li et al. 2021, arXiv 2109.10282), greedy. It reads one line of text, and takes a picture as one."""
+
+    name: OcrName = "trocr"
+
+    def __init__(self, model: str, *, device: torch.device) -> None:
+        self._wanted = WantedWeights(model, flag="--ocr-model", model_type="vision-encoder-decoder")
+        self.model, self._device = model, device
+        self.needs = Needs(packages=("transformers",), weights=model, how=self._wanted.how)
+
+    @property
+    def revision(self) -> str:
+        """See Recogniser."""
+        return self._wanted.found.revision
+
+    def absent(self) -> str | None:
+        """See Recogniser."""
+        return self._wanted.absent()
+
+    def read(self, pictures: Sequence[Picture]) -> list[str]:
+        """See Recogniser."""
+        network, tokenizer, processor = self._parts
+        pixels_BCHW = clip_pixels(processor, [picture.pixels() for picture in pictures], self._device)
+        with torch.inference_mode():
+            ids_BT = network.generate(pixels_BCHW, max_new_tokens=_MOST_NEW_TOKENS, num_beams=1, do_sample=False)
+        return list(tokenizer.batch_decode(ids_BT, skip_special_tokens=True))
+
+    @cached_property
+    def _parts(self) -> tuple[Any, Any, Any]:
+        from transformers import VisionEncoderDecoderModel
+
+        weights = self._wanted.found
+        # Published checkpoints have no pooler, and nothing reads it.
+        network = weights.network(VisionEncoderDecoderModel, device=self._device, unused=("encoder.pooler.",))
+        return network, weights.tokenizer(), weights.image_processor()
+
+
+class Tesseract:
+    """The program `tesseract` with its English data, set to find text anywhere in a picture (--psm 11)."""
+
+    name: OcrName = "tesseract"
+    model = "tesseract"
+
+    def __init__(self) -> None:
+        self.needs = Needs(
+            packages=("tesseract",), weights="its data for English", how="install tesseract-ocr with its English data"
+        )
+
+    @cached_property
+    def revision(self) -> str:
+        """See Recogniser."""
+        said = self._run("--version").split()
+        return said[1] if len(said) > 1 else "unknown"
+
+    def absent(self) -> str | None:
+        """See Recogniser."""
+        if shutil.which("tesseract") is None:
+            return "--ocr tesseract needs the program tesseract on the PATH: install tesseract-ocr, or give --ocr trocr"
+        return None
+
+    def read(self, pictures: Sequence[Picture]) -> list[str]:
+        """See Recogniser."""
+        texts = []
+        for picture in pictures:
+            # A broken picture is to be named as one.
+            picture.pixels()
+            texts.append(self._run(str(picture.file), "stdout", "-l", "eng", "--psm", _SPARSE_TEXT))
+        return texts
+
+    def _run(self, *words: str) -> str:
+        done = subprocess.run(["tesseract", *words], capture_output=True, check=False)
+        if done.returncode:
+            said = " ".join(done.stderr.decode(errors="replace").split())[:200]
+            raise MissingExtra(
+                f"tesseract ended with code {done.returncode} ({said}): install tesseract-ocr with its English data, "
+                f"or give --ocr trocr"
+            )
+        return done.stdout.decode(errors="replace")

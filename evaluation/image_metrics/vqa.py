@@ -1,0 +1,129 @@
+"""T2I-CompBench's attribute binding: a visual question for each thing of a prompt, their probabilities multiplied."""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from secondcast.evaluation.image_metrics.clip_score import clip_pixels
+from secondcast.evaluation.image_metrics.metric import (
+    MetricName,
+    Needs,
+    Picture,
+    Scored,
+    batches,
+    mean_of,
+    with_prompts,
+)
+from secondcast.evaluation.image_metrics.phrases import noun_phrases
+from secondcast.evaluation.image_metrics.weights import WantedWeights
+from secondcast.storage_schemas.errors import BadPrompts, MissingWeights
+from secondcast.storage_schemas.progress import Progress
+
+# As T2I-CompBench cuts them.
+_MOST_TOKENS = 35
+
+
+class AttributeBinding:
+    """Disentangled BLIP-VQA (Huang et al. 2023, arXiv 2307.06350): a product over the phrases of a prompt.
+
+    A factor is P(yes) / (P(yes) + P(no)) for the first word of BLIP's answer to a question such as "a red book?".
+    """
+
+    name: MetricName = "vqa"
+
+    def __init__(self, model: str, *, batch_size: int, device: torch.device) -> None:
+        self._wanted = WantedWeights(model, flag="--vqa-model", model_type="blip")
+        self._batch_size, self._device = batch_size, device
+        self.needs = Needs(packages=("transformers",), weights=model, how=self._wanted.how)
+
+    def check(self, pictures: Sequence[Picture]) -> None:
+        """See Metric."""
+        _asked(pictures)
+
+    def available(self) -> str | None:
+        """See Metric."""
+        return self._wanted.absent()
+
+    def score(self, pictures: Sequence[Picture], progress: Progress) -> list[Scored]:
+        """See Metric. Phrases are those stated with a picture, else noun_phrases of its prompt."""
+        asked = _asked(pictures)
+        if len(asked) < len(pictures):
+            progress.say(f"vqa: {len(pictures) - len(asked)} pictures are left out: their prompts have no phrases")
+        values: dict[str, float] = {}
+        with progress.bar(self.name, total=len(asked), done=0, unit="images") as bar:
+            for batch in batches(asked, self._batch_size):
+                found = self._answers([picture for picture, _ in batch], [texts for _, texts in batch])
+                for (picture, _), answers in zip(batch, found, strict=True):
+                    values[picture.name] = math.prod(answers)
+                bar.advance(len(batch))
+        return [mean_of(self.name, values, model=self._wanted.source, revision=self._wanted.found.revision)]
+
+    @torch.inference_mode()
+    def _answers(self, pictures: Sequence[Picture], phrases: Sequence[Sequence[str]]) -> list[list[float]]:
+        network, _, processor = self._parts
+        images = [picture.pixels() for picture in pictures]
+        seen_BSD = network.vision_model(pixel_values=clip_pixels(processor, images, self._device))[0]
+        pairs = [(row, phrase) for row, texts in enumerate(phrases) for phrase in texts]
+        answers: list[list[float]] = [[] for _ in pictures]
+        for part in batches(pairs, self._batch_size):
+            rows = torch.tensor([row for row, _ in part], device=self._device)
+            yes_N = self._yes(seen_BSD[rows], [f"{phrase.lower()}?" for _, phrase in part])
+            for (row, _), yes in zip(part, yes_N.tolist(), strict=True):
+                answers[row].append(yes)
+        return answers
+
+    def _yes(self, seen_NSD: torch.Tensor, questions: Sequence[str]) -> torch.Tensor:
+        # The parts of BlipForQuestionAnswering.forward, which makes a mask on the CPU wherever the network is.
+        network, tokenizer, _ = self._parts
+        tokens = tokenizer(
+            list(questions), padding=True, truncation=True, max_length=_MOST_TOKENS, return_tensors="pt"
+        ).to(self._device)
+        text = network.config.text_config
+        if text.bos_token_id + 1 < text.vocab_size:
+            # BLIP was trained with [ENC] in the place of [CLS]; the published tokenizer does not know it.
+            tokens.input_ids[:, 0] = text.bos_token_id + 1
+        question_NTD = network.text_encoder(
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            encoder_hidden_states=seen_NSD,
+            encoder_attention_mask=torch.ones(seen_NSD.shape[:2], dtype=torch.long, device=self._device),
+        )[0]
+        start_N1 = torch.full((len(questions), 1), text.bos_token_id, device=self._device)
+        logits_NV = network.text_decoder(
+            input_ids=start_N1, encoder_hidden_states=question_NTD, encoder_attention_mask=tokens.attention_mask
+        ).logits[:, 0]
+        yes, no = self._yes_and_no
+        # Of two alternatives the softmax is the logistic function of the difference.
+        return torch.sigmoid(logits_NV[:, yes] - logits_NV[:, no])
+
+    @cached_property
+    def _parts(self) -> tuple[Any, Any, Any]:
+        from transformers import BlipForQuestionAnswering
+
+        weights = self._wanted.found
+        network = weights.network(BlipForQuestionAnswering, device=self._device)
+        return network, weights.tokenizer(), weights.image_processor()
+
+    @cached_property
+    def _yes_and_no(self) -> tuple[int, int]:
+        tokenizer = self._parts[1]
+        yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
+        if tokenizer.unk_token_id in (yes, no):
+            raise MissingWeights(
+                f"the tokenizer of {self._wanted.source} does not have 'yes' and 'no' as words: give another "
+                f"--vqa-model"
+            )
+        return yes, no
+
+
+def _asked(pictures: Sequence[Picture]) -> list[tuple[Picture, tuple[str, ...]]]:
+    prompts = with_prompts("vqa", pictures)
+    phrases = [p.phrases if p.phrases is not None else noun_phrases(prompt) for p, prompt in prompts]
+    asked = [(picture, texts) for (picture, _), texts in zip(prompts, phrases, strict=True) if texts]
+    if not asked:
+        folder = pictures[0].file.parent
+        raise BadPrompts(f"vqa: no prompt of {folder} names a thing: give --prompts JSONL with `phrases`")
+    return asked

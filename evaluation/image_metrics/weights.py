@@ -1,0 +1,161 @@
+"""Weights of the networks that score: from a folder or the hub, safetensors only, and known by a revision."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from secondcast.models.teacher.hub import commit_of, split_revision
+from secondcast.storage_schemas.errors import MissingWeights
+from secondcast.storage_schemas.io.digests import digest, weight_sha256
+
+# What networks and tokenizers are read from. No pickles, no code, and nothing of the subfolders for other programs.
+_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model")
+_SUBFOLDERS = ("*/*",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A folder in the layout of transformers; `flag` is the one that names it, `source` what it was given.
+
+    revision: the hub's commit; of a folder the sha256 of its weights, or a digest over those of several files.
+    """
+
+    path: Path
+    source: str
+    flag: str
+    revision: str
+
+    @classmethod
+    def find(cls, source: str, *, flag: str, model_type: str) -> Self:
+        """Weights by folder, hub name or NAME@REVISION; MissingWeights says what is wrong with them.
+
+        model_type: as config.json states it. Without a network, what was fetched before is taken.
+        """
+        folder = Path(source).expanduser()
+        if folder.is_dir():
+            path, revision = folder, _files_digest(folder)
+        else:
+            path = _download(source, flag)
+            revision = commit_of(path) or split_revision(source)[1] or "unknown"
+        _check(path, source, flag, model_type)
+        return cls(path=path, source=source, flag=flag, revision=revision)
+
+    def network(self, kind: Any, *, device: torch.device, unused: tuple[str, ...] = ()) -> Any:
+        """The network in float32, for evaluation. unused: beginnings of names that the checkpoint may lack.
+
+        transformers fills what a checkpoint lacks with random numbers: MissingWeights here.
+        """
+        try:
+            network, found = kind.from_pretrained(
+                self.path, torch_dtype=torch.float32, local_files_only=True, use_safetensors=True,
+                output_loading_info=True,
+            )  # fmt: skip
+        except Exception as error:
+            raise self._unreadable(kind.__name__, error) from error
+        missing = sorted(name for name in found["missing_keys"] if not name.startswith(unused or ("\0",)))
+        if missing:
+            raise MissingWeights(
+                f"{self.source} lacks {len(missing)} weights of {kind.__name__} (first {missing[0]}): it is another "
+                f"model, and they would be random; give another {self.flag}"
+            )
+        return network.to(device).eval()
+
+    def tokenizer(self) -> Any:
+        """The tokenizer beside the weights."""
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+        except Exception as error:
+            raise self._unreadable("tokenizer", error) from error
+
+    def image_processor(self) -> Any:
+        """The image processor beside the weights: PIL's resampling, whether torchvision is installed or not."""
+        from transformers import AutoImageProcessor
+
+        try:
+            return AutoImageProcessor.from_pretrained(
+                self.path, local_files_only=True, trust_remote_code=False, backend="pil"
+            )
+        except Exception as error:
+            raise self._unreadable("image processor", error) from error
+
+    def _unreadable(self, what: str, error: Exception) -> MissingWeights:
+        reason = " ".join(str(error).split())[:200]
+        return MissingWeights(
+            f"{self.source} cannot be read as {what} ({type(error).__name__}: {reason}): fetch it again, or give "
+            f"another {self.flag}"
+        )
+
+
+class WantedWeights:
+    """Weights that a metric wants, looked for when they are first needed."""
+
+    def __init__(self, source: str, *, flag: str, model_type: str) -> None:
+        self.source, self._flag, self._model_type = source, flag, model_type
+
+    @property
+    def how(self) -> str:
+        """How to get them, for Needs."""
+        return f"`hf download {self.source}`, or {self._flag}"
+
+    @cached_property
+    def found(self) -> Weights:
+        """See Weights.find."""
+        return Weights.find(self.source, flag=self._flag, model_type=self._model_type)
+
+    def absent(self) -> str | None:
+        """Why they cannot be had, in one line with the way out; None if they can. May fetch them."""
+        try:
+            _ = self.found
+        except MissingWeights as error:
+            return str(error)
+        return None
+
+
+def _check(path: Path, source: str, flag: str, model_type: str) -> None:
+    try:
+        found = json.loads((path / "config.json").read_bytes()).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise MissingWeights(
+            f"{source} has no config.json that can be read: expected a model of transformers; give another {flag}"
+        ) from error
+    if found != model_type:
+        raise MissingWeights(
+            f"{source} has model_type {found!r}, expected {model_type!r}: it is another model; give another {flag}"
+        )
+    if not list(path.glob("*.safetensors")):
+        pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
+        raise MissingWeights(
+            f"{source} has no *.safetensors" + (f", only {', '.join(pickles)}" if pickles else "") + ": pickled "
+            f"weights can run code and are never read; load them where you trust them, save_pretrained(FOLDER) writes "
+            f"safetensors, and give {flag} FOLDER"
+        )
+
+
+def _files_digest(folder: Path) -> str:
+    checksums = {file.name: weight_sha256(file) for file in sorted(folder.glob("*.safetensors"))}
+    return f"sha256:{next(iter(checksums.values()))}" if len(checksums) == 1 else f"digest:{digest(checksums)}"
+
+
+def _download(source: str, flag: str) -> Path:
+    name, revision = split_revision(source)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise MissingWeights(
+            f"no weights {source!r}: neither a folder here nor a hub name such as openai/clip-vit-large-patch14; "
+            f"give another {flag}"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS, ignore_patterns=_SUBFOLDERS))
+    except Exception as error:
+        # Gated, misspelt, no network, nothing fetched before: the way out is the same.
+        raise MissingWeights(
+            f"the weights {source} are not here and could not be fetched ({type(error).__name__}): give `hf download "
+            f"{name}` where there is a network, or {flag} FOLDER"
+        ) from error

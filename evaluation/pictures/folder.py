@@ -1,0 +1,169 @@
+"""A folder of generated pictures: how they were made, a PNG per prompt, and an index for whoever scores them."""
+
+import io
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+from PIL import Image
+from pydantic import Field
+
+from secondcast.storage_schemas.errors import BadSettings, SettingsDiffer
+from secondcast.storage_schemas.io import durable
+from secondcast.storage_schemas.schema.fields import Array
+from secondcast.storage_schemas.schema.manifest import Flags, Pooled, Record
+
+SETTINGS_FILE = "generate.json"
+INDEX_FILE = "index.jsonl"
+_LONGEST_SLUG = 60
+
+
+class PictureSettings(Flags):
+    """All that shapes the pictures of a folder. student, teacher: digests of weights, a student's of all its files.
+
+    guidance: None where the backbone takes none. pooled: what FLUX gets beside the embedding.
+    """
+
+    student: str
+    teacher: str
+    text_length: int = Field(ge=1)
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    steps: int = Field(ge=1)
+    schedule: Literal["pipeline"]
+    guidance: float | None = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**63)
+    dtype: Literal["bfloat16", "float32"]
+    pooled: Pooled
+
+
+class IndexEntry(Record):
+    """One line of the index; `file` is relative to the folder."""
+
+    number: int
+    prompt: str
+    file: str
+    seed: int
+    guidance: float | None
+
+
+class PictureFolder:
+    """The pictures of a list of prompts; those that are there already stay."""
+
+    def __init__(self, folder: Path, settings: PictureSettings, prompts: Sequence[str]) -> None:
+        self.folder, self.settings, self.prompts = folder, settings, prompts
+        self._entries: dict[int, IndexEntry] = {}
+
+    @classmethod
+    def open(
+        cls, folder: Path, settings: PictureSettings, prompts: Sequence[str], *, earlier_digest: str | None = None
+    ) -> Self:
+        """Begin a new or empty folder, or go on with one.
+
+        earlier_digest: what earlier versions noted for the same student; taken for it.
+
+        Raises SettingsDiffer for pictures made with other settings or of other prompts, BadSettings for other files.
+        """
+        opened = cls(folder, settings, prompts)
+        file = folder / SETTINGS_FILE
+        if file.is_file():
+            opened._check_same_settings(file, earlier_digest)
+            opened._read_index()
+        elif folder.is_file():
+            raise BadSettings(f"{folder} is a file, expected a folder for pictures: give another --out")
+        elif folder.exists() and any(not _is_leftover(file) for file in folder.iterdir()):
+            raise BadSettings(f"{folder} holds other files and no {SETTINGS_FILE}: give a new folder with --out")
+        else:
+            durable.replace(file, (settings.model_dump_json(indent=1) + "\n").encode())
+        durable.remove_leftovers(folder)
+        opened._write_index()
+        return opened
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the prompts that have no picture yet."""
+        return [number for number in range(len(self.prompts)) if number not in self._entries]
+
+    def add(self, numbers: Iterable[int], images_BHWC: Array) -> int:
+        """Write the pictures that are missing among these, each whole or not at all; how many those were."""
+        lines = []
+        for number, image_HWC in zip(numbers, images_BHWC, strict=True):
+            if number in self._entries:
+                continue
+            entry = self._entry(number)
+            data = io.BytesIO()
+            Image.fromarray(image_HWC).save(data, format="PNG")
+            durable.replace(self.folder / entry.file, data.getbuffer())
+            self._entries[number] = entry
+            lines.append(_line(entry))
+        with (self.folder / INDEX_FILE).open("a", encoding="utf-8") as file:
+            file.write("".join(lines))
+        return len(lines)
+
+    def finish(self) -> None:
+        """Put the index into the order of the prompts."""
+        self._write_index()
+
+    def _entry(self, number: int) -> IndexEntry:
+        prompt = self.prompts[number]
+        return IndexEntry(
+            number=number,
+            prompt=prompt,
+            file=picture_name(number, prompt),
+            seed=self.settings.seed,
+            guidance=self.settings.guidance,
+        )
+
+    def _check_same_settings(self, file: Path, earlier_digest: str | None) -> None:
+        try:
+            was = PictureSettings.model_validate_json(file.read_bytes()).json_value()
+        except ValueError as error:
+            raise BadSettings(f"{file} cannot be read: not what this version wrote; give another --out") from error
+        now = self.settings.json_value()
+        if was["student"] == earlier_digest:
+            was["student"] = now["student"]
+        for key in was:
+            if was[key] != now[key]:
+                raise SettingsDiffer(
+                    f"{self.folder} holds pictures made with {key.replace('_', '-')} = {was[key]}, you asked for "
+                    f"{now[key]}: pictures of both would be compared as if they were alike; give another --out"
+                )
+
+    def _read_index(self) -> None:
+        index = self.folder / INDEX_FILE
+        for line in index.read_bytes().split(b"\n") if index.is_file() else ():
+            try:
+                entry = IndexEntry.model_validate_json(line)
+            except ValueError:
+                # The end of an index that was being written when it was killed.
+                continue
+            number = entry.number
+            if number < len(self.prompts) and entry.prompt != self.prompts[number]:
+                raise SettingsDiffer(
+                    f"{self.folder} has prompt {number} = {entry.prompt!r}, you gave {self.prompts[number]!r}: a "
+                    f"picture keeps its number; give the prompts in the same order, or another --out"
+                )
+            if entry.file == picture_name(number, entry.prompt) and (self.folder / entry.file).is_file():
+                self._entries[number] = entry
+
+    def _write_index(self) -> None:
+        text = "".join(_line(self._entries[number]) for number in sorted(self._entries))
+        durable.replace(self.folder / INDEX_FILE, text.encode())
+
+
+def picture_name(number: int, prompt: str) -> str:
+    """File name of a picture: number, and what of the prompt is letters and digits of ASCII, shortened."""
+    plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
+    slug = "-".join(re.findall(r"[a-z0-9]+", plain))[:_LONGEST_SLUG].strip("-")
+    return f"{number:06d}-{slug}.png" if slug else f"{number:06d}.png"
+
+
+def _is_leftover(file: Path) -> bool:
+    return file.name.startswith(".") and file.suffix == ".tmp"
+
+
+def _line(entry: IndexEntry) -> str:
+    return json.dumps(entry.json_value(), ensure_ascii=False) + "\n"

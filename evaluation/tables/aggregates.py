@@ -1,0 +1,111 @@
+"""Means of an evaluation's errors: together, by step, by prompt source, by guidance, by prompt; and its closed loop."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from secondcast.evaluation.results import Evaluation, Led
+from secondcast.storage_schemas.schema.fields import Array
+
+
+def open_loop_summary(evaluation: Evaluation, *, hardest: int) -> dict[str, Any]:
+    """Means over records (a step of a trajectory) with their counts, for printing or JSON.
+
+    A prompt of several sources counts in each: only where prompts have one are the sources a partition. hardest: so
+    many prompts with the largest mean errors, worst first.
+    """
+    every = range(len(evaluation.trajectories))
+    by_prompt = _grouped(every, lambda number: [evaluation.trajectories[number].prompt])
+    prompts = [
+        {
+            "prompt": text,
+            "sources": list(evaluation.trajectories[numbers[0]].sources),
+            **_means(evaluation, numbers),
+        }
+        for text, numbers in by_prompt.items()
+    ]
+    return {
+        "overall": _means(evaluation, every),
+        "by_step": [
+            {"step": step, "sigma": evaluation.sigmas[place], **_means(evaluation, every, place)}
+            for place, step in enumerate(evaluation.steps)
+        ],
+        "by_source": _groups(evaluation, "source", lambda number: evaluation.trajectories[number].sources),
+        "by_guidance": _groups(evaluation, "guidance", lambda number: [evaluation.trajectories[number].guidance]),
+        "hardest_prompts": sorted(prompts, key=lambda found: -found["error_fraction"])[:hardest],
+    }
+
+
+def closed_loop_summary(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Means over trajectories of each leader; PSNR over those whose pictures differ, None where all are identical."""
+    if evaluation.closed_loop is None:
+        return []
+    return [
+        {"leader": name, "trajectories": len(led.latent_fraction), **_of_led(led)}
+        for name, led in evaluation.closed_loop.leaders.items()
+    ]
+
+
+def summary(evaluation: Evaluation, *, hardest: int = 10) -> dict[str, Any]:
+    """All that is printed, as plain JSON types."""
+    stated = {
+        name: getattr(evaluation, name)
+        for name in ("student", "student_digest", "cache", "sampling_digest", "backbone", "committed", "held_out")
+    }
+    return {
+        **stated,
+        "computed": evaluation.computed.json_value(),
+        "trajectories": len(evaluation.trajectories),
+        "open_loop": open_loop_summary(evaluation, hardest=hardest),
+        "closed_loop": closed_loop_summary(evaluation),
+    }
+
+
+def _of_led(led: Led) -> dict[str, Any]:
+    different = [value for value in led.psnr_db if value is not None]
+    return {
+        "identical_images": len(led.psnr_db) - len(different),
+        "latent_fraction": _mean(led.latent_fraction),
+        "psnr_db": _mean(different) if different else None,
+        "ssim": _mean(led.ssim),
+        "lpips": None if led.lpips is None else _mean(led.lpips),
+    }
+
+
+def _groups(evaluation: Evaluation, name: str, names_of: Any) -> list[dict[str, Any]]:
+    found = _grouped(range(len(evaluation.trajectories)), names_of)
+    ordered = sorted(found.items(), key=lambda group: (group[0] is not None, group[0]))
+    return [{name: value, **_means(evaluation, numbers)} for value, numbers in ordered]
+
+
+def _grouped(numbers: Iterable[int], names_of: Any) -> Mapping[Any, list[int]]:
+    groups: dict[Any, list[int]] = {}
+    for number in numbers:
+        for name in names_of(number):
+            groups.setdefault(name, []).append(number)
+    return groups
+
+
+def _means(evaluation: Evaluation, numbers: Sequence[int], step: int | None = None) -> dict[str, Any]:
+    """Of these trajectories, at one place of the steps or at all."""
+    steps = slice(None) if step is None else slice(step, step + 1)
+
+    def part(rows: Any) -> Array:
+        return np.array([rows[number][steps] for number in numbers])
+
+    errors, floor = evaluation.errors, evaluation.floor
+    error = _mean(part(errors.error_fraction))
+    under = None if floor is None else _mean(part(floor.error_fraction))
+    return {
+        "records": int(part(errors.error_fraction).size),
+        "error_fraction": error,
+        "floor_fraction": under,
+        "error_per_floor_ratio": error / under if under else None,
+        "error_mean_square": _mean(part(errors.mean_square)),
+        "floor_mean_square": None if floor is None else _mean(part(floor.mean_square)),
+    }
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(values))

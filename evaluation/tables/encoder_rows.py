@@ -1,0 +1,66 @@
+"""The text encoders that a table compares: the teacher's own, the same in 8 bits, and students."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from secondcast.evaluation.leader import TEACHER, open_leader
+from secondcast.evaluation.sampling import OwnTokensEmbed
+from secondcast.models.memory.quantized import quantize_text_encoder
+from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.models.teacher.text_encoder import TeacherTextEncoder
+from secondcast.storage_schemas.io.digests import digest
+from secondcast.storage_schemas.schema.fields import Array
+
+EIGHT_BITS = "teacher, 8 bit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderRow:
+    """A text encoder under the name that tables print; `digest` is of all that its embeddings depend on."""
+
+    name: str
+    parameters: int
+    digest: str
+    embed: OwnTokensEmbed
+
+    @torch.no_grad()
+    def embeddings(self, texts: Sequence[str], device: torch.device) -> Array:
+        """Mean over the tokens of each text's embedding, fp32 [N, D]: encoders of different lengths compare."""
+        parts = [self.embed(self.embed.token_ids([text]).to(device)).float().mean(1) for text in texts]
+        found: Array = torch.cat(parts).cpu().numpy()
+        return found
+
+
+def teacher_row(teacher: TeacherFolder, *, eight_bits: bool, dtype: torch.dtype, device: torch.device) -> EncoderRow:
+    """T5 of a teacher's folder; eight_bits: its linears in int8, as memory could be saved without a student.
+
+    The paper discusses it as the alternative to a small encoder. MissingExtra without torchao.
+    """
+    leader = open_leader(TEACHER, teacher, text_length=None, dtype=dtype, device=device)
+    encoder = TeacherTextEncoder.load(teacher, dtype=dtype, device=device)
+    parameters = sum(parameter.numel() for parameter in encoder.model.parameters())
+    if eight_bits:
+        quantize_text_encoder(encoder.model)
+    return EncoderRow(
+        name=EIGHT_BITS if eight_bits else TEACHER,
+        parameters=parameters,
+        digest=digest({"weights": leader.digest, "int8": eight_bits}),
+        embed=OwnTokensEmbed(embed=encoder.encode, token_ids=leader.token_ids),
+    )
+
+
+def student_row(name: str, student: Path, teacher: TeacherFolder, *, device: torch.device) -> EncoderRow:
+    """The student of a run or an export, at the text length that it was trained at. BadStudent if it does not fit."""
+    # A folder named `teacher` is a student here, and Path drops the "./" that says so.
+    where = f"./{student}" if str(student) == TEACHER else str(student)
+    leader = open_leader(where, teacher, text_length=None, dtype=torch.float32, device=device)
+    assert leader.parameters is not None
+    return EncoderRow(
+        name=name,
+        parameters=leader.parameters,
+        digest=leader.digest,
+        embed=OwnTokensEmbed(embed=leader.embed, token_ids=leader.token_ids),
+    )

@@ -1,0 +1,116 @@
+"""Students as rows, distances from the teacher as columns, on the held-out trajectories of a cache."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from secondcast.evaluation.results import Evaluation
+from secondcast.evaluation.tables.aggregates import closed_loop_summary, open_loop_summary
+from secondcast.evaluation.tables.table import markdown_lines
+from secondcast.storage_schemas.schema.manifest import Record
+
+
+class ErrorRow(Record):
+    """Means over the runs of a student (seeds); parts of the velocity's norm and of the final latent's.
+
+    psnr_db is None where no picture differs; the fields of the closed loop are where none was asked for.
+    """
+
+    name: str
+    runs: int
+    records: int
+    error_fraction: float
+    floor_fraction: float | None
+    latent_fraction: float | None
+    psnr_db: float | None
+    ssim: float | None
+    by_step: tuple[float, ...]
+    floor_by_step: tuple[float, ...] | None
+
+
+class ErrorTable(Record):
+    """Rows on the same trajectories and steps."""
+
+    cache: str
+    trajectories: int
+    steps: tuple[int, ...]
+    sigmas: tuple[float, ...]
+    rows: tuple[ErrorRow, ...]
+
+
+def error_row(name: str, evaluations: Sequence[Evaluation]) -> ErrorRow:
+    """The row of a student, from the evaluations of its runs."""
+    opened = [open_loop_summary(one, hardest=0) for one in evaluations]
+    student = [row for one in evaluations for row in closed_loop_summary(one) if row["leader"] == "student"]
+    psnr = [row["psnr_db"] for row in student if row["psnr_db"] is not None]
+    floors = [row["floor_fraction"] for row in opened[0]["by_step"]]
+    return ErrorRow(
+        name=name,
+        runs=len(evaluations),
+        records=sum(one["overall"]["records"] for one in opened),
+        error_fraction=fmean(one["overall"]["error_fraction"] for one in opened),
+        floor_fraction=opened[0]["overall"]["floor_fraction"],
+        latent_fraction=fmean(row["latent_fraction"] for row in student) if student else None,
+        psnr_db=fmean(psnr) if psnr else None,
+        ssim=fmean(row["ssim"] for row in student) if student else None,
+        by_step=tuple(fmean(values) for values in zip(*map(_by_step, opened), strict=True)),
+        floor_by_step=None if None in floors else tuple(floors),
+    )
+
+
+def error_table(rows: Sequence[tuple[str, Sequence[Evaluation]]]) -> ErrorTable:
+    """The table of students by name, each with its runs."""
+    first = rows[0][1][0]
+    return ErrorTable(
+        cache=first.cache,
+        trajectories=len(first.trajectories),
+        steps=first.steps,
+        sigmas=first.sigmas,
+        rows=tuple(error_row(name, evaluations) for name, evaluations in rows),
+    )
+
+
+def error_lines(table: ErrorTable) -> list[list[str]]:
+    """The table as text: a head and a line for each row."""
+    head = ["text encoder", "runs", "error", "floor", "latent", "PSNR, dB", "SSIM"]
+    return [head, *([row.name, str(row.runs), *_cells(row)] for row in table.rows)]
+
+
+def error_caption(table: ErrorTable) -> str:
+    """What the rows have in common, and what the columns are."""
+    return (
+        f"{table.trajectories} held-out trajectories of {table.cache}, {len(table.steps)} steps of each. error: of the "
+        f"prediction, as a part of the velocity's norm; floor: the same with the teacher's embedding; latent: of the "
+        f"final latent with the student leading."
+    )
+
+
+def error_markdown(table: ErrorTable) -> str:
+    """For a document."""
+    return "\n".join([error_caption(table), "", *markdown_lines(error_lines(table))]) + "\n"
+
+
+def curves(table: ErrorTable) -> dict[str, Sequence[float]]:
+    """Errors by step, by name, with the floor where it is no exact zero."""
+    found: dict[str, Sequence[float]] = {row.name: row.by_step for row in table.rows}
+    floor = table.rows[0].floor_by_step
+    return found | ({"floor": floor} if floor is not None and any(floor) else {})
+
+
+def _cells(row: ErrorRow) -> list[str]:
+    return [
+        _percent(row.error_fraction),
+        _percent(row.floor_fraction),
+        _percent(row.latent_fraction),
+        "-" if row.psnr_db is None else f"{row.psnr_db:.2f}",
+        "-" if row.ssim is None else f"{row.ssim:.4f}",
+    ]
+
+
+def _by_step(opened: dict[str, object]) -> list[float]:
+    rows = opened["by_step"]
+    assert isinstance(rows, list)
+    return [row["error_fraction"] for row in rows]
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.2f} %"

@@ -1,0 +1,127 @@
+"""The paper's table shape: text encoders as rows, dimensions as columns, the teacher first."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from secondcast.evaluation.intervals import clustered, wilson
+from secondcast.evaluation.pocket_scores import Score
+from secondcast.storage_schemas.schema.manifest import Record
+
+Interval = Literal["wilson", "bootstrap", "pooled"]
+
+
+class Cell(Record):
+    """A rate with its 95 % interval, over so many captions (of all runs of a row).
+
+    interval: Wilson's of one run; bootstrap over the captions that several runs share; pooled: Wilson's of all
+    captions of all runs, which is too narrow: their values by caption were not kept.
+    """
+
+    mean: float
+    low: float
+    high: float
+    count: int
+    interval: Interval = "wilson"
+
+
+class Row(Record):
+    """A text encoder: its parameters, how many runs are pooled (seeds of one student), and a cell by dimension."""
+
+    name: str
+    parameters: int
+    runs: int = 1
+    cells: dict[str, Cell]
+
+
+class Table(Record):
+    """Rows scored alike: the same captions, noise, guidance and sampler steps."""
+
+    captions: int
+    steps: int
+    guidance: float
+    seed: int
+    rows: tuple[Row, ...]
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """Columns, in the scorer's order."""
+        return tuple(self.rows[0].cells)
+
+
+def row_of(name: str, parameters: int, scores: Sequence[Mapping[str, Score]]) -> Row:
+    """The row of a text encoder, from the scores of its runs on the same captions."""
+    cells = {dimension: _cell([one[dimension] for one in scores]) for dimension in scores[0]}
+    return Row(name=name, parameters=parameters, runs=len(scores), cells=cells)
+
+
+def _cell(scores: Sequence[Score]) -> Cell:
+    mean = sum(score.mean for score in scores) / len(scores)
+    count = sum(score.count for score in scores)
+    values = [score.values for score in scores if score.values is not None]
+    interval: Interval
+    if len(scores) > 1 and len(values) == len(scores):
+        (low, high), interval = clustered(values), "bootstrap"
+    else:
+        (low, high), interval = wilson(min(1.0, mean), count), "wilson" if len(scores) == 1 else "pooled"
+    return Cell(mean=mean, low=low, high=high, count=count, interval=interval)
+
+
+def cell_text(cell: Cell) -> str:
+    """As in .93 (.91-.95)."""
+    return f"{_short(cell.mean)} ({_short(cell.low)}-{_short(cell.high)})"
+
+
+def lines_of(table: Table) -> list[list[str]]:
+    """The table as text: a head and a line for each row; parameters in millions."""
+    head = ["text encoder", "parameters", "runs", *table.dimensions]
+    return [
+        head,
+        *(
+            [row.name, millions(row.parameters), str(row.runs), *(cell_text(cell) for cell in row.cells.values())]
+            for row in table.rows
+        ),
+    ]
+
+
+def caption(table: Table) -> str:
+    """What the rows have in common, and of what kind the intervals are."""
+    kinds = {cell.interval for row in table.rows for cell in row.cells.values()}
+    said = [text for kind, text in _INTERVALS.items() if kind in kinds]
+    return (
+        f"{table.captions} held-out captions, {table.steps} sampler steps, guidance {table.guidance:g}, "
+        f"seed {table.seed}; 95 % intervals: {'; '.join(said)}."
+    )
+
+
+def markdown(table: Table) -> str:
+    """For a document."""
+    return "\n".join([caption(table), "", *markdown_lines(lines_of(table))]) + "\n"
+
+
+def markdown_lines(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table, of which the first is its head, as Markdown."""
+    head, *rows = ([_escaped(text) for text in line] for line in lines)
+    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
+
+
+_INTERVALS: dict[Interval, str] = {
+    "wilson": "Wilson, of one run",
+    "bootstrap": "bootstrap over captions, of several runs",
+    "pooled": "Wilson over the captions of all runs, too narrow, where values by caption were not kept",
+}
+
+
+def millions(parameters: int) -> str:
+    """As in 130 M, 4.76 B."""
+    return f"{parameters / 1e6:.3g} M" if parameters < 1e9 else f"{parameters / 1e9:.2f} B"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}".removeprefix("0")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+Format = Literal["text", "markdown", "json"]

@@ -1,0 +1,70 @@
+"""Curves of a run, from the metrics.jsonl of its folder: a JSON object a line, with `step` and what was logged then."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secondcast.inspection.report.table import rounded
+
+METRICS_FILE = "metrics.jsonl"
+REPLAYED = "validation_loss_by_step"
+# Of a run of 70,000 steps a page shows fewer pixels than that.
+_MOST_POINTS = 400
+
+Point = tuple[int, float]
+
+
+def run_curves(run: Path) -> list[dict[str, Any]]:
+    """Loss, validation loss and learning rate by optimizer step; none for what is no run folder.
+
+    Losses of several kinds are a curve each, by the kind's name. Longer ones are means over equal stretches of points.
+    """
+    curves: dict[str, list[Point]] = {}
+    kinds: dict[str, None] = {}
+    kind = ""
+    for entry in _entries(run / METRICS_FILE):
+        if isinstance(entry.get("kind"), str):
+            kind = entry["kind"]
+            kinds[kind] = None
+        for key, name in (
+            ("loss", f"{kind} loss"),
+            # One measure for all stages: by replay wherever the run has the transformer.
+            ("validation_loss", "validation vision loss" if REPLAYED in entry else "validation loss"),
+            ("learning_rate", "learning rate"),
+        ):
+            value = entry.get(key)
+            if isinstance(value, int | float) and np.isfinite(value):
+                curves.setdefault(name, []).append((entry["step"], float(value)))
+    if len(kinds) <= 1:
+        curves = {name.removeprefix(f"{kind} ").strip(): points for name, points in curves.items()}
+    return [_curve(name, curves[name]) for name in sorted(curves, key=_order)]
+
+
+def _order(name: str) -> tuple[int, str]:
+    return (2 if name == "learning rate" else 1 if name.startswith("validation") else 0), name
+
+
+def _entries(file: Path) -> Iterator[dict[str, Any]]:
+    if not file.is_file():
+        return
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                # The last line of a killed run may be torn.
+                continue
+            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+                yield entry
+
+
+def _curve(name: str, points: Sequence[Point]) -> dict[str, Any]:
+    parts = np.array_split(np.array(points, dtype=np.float64), min(len(points), _MOST_POINTS))
+    return {
+        "name": name,
+        "x": [round(float(part[-1, 0])) for part in parts],
+        "y": [rounded(float(part[:, 1].mean())) for part in parts],
+    }

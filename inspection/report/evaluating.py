@@ -1,0 +1,150 @@
+"""Students of a report on held-out trajectories of its cache: open loop, and closed loop with its pictures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from secondcast.evaluation.cache_scoring import CacheScoring
+from secondcast.evaluation.closed_loop import closed_loop
+from secondcast.evaluation.held_out import HeldOut, held_out_trajectories, spread
+from secondcast.evaluation.on_cache import backbone_of
+from secondcast.evaluation.open_loop import open_loop
+from secondcast.evaluation.pictures.distances import check_measurable
+from secondcast.evaluation.replaying import EmbedPrompts, cached_embeddings
+from secondcast.evaluation.results import Led, StepErrors
+from secondcast.inspection.report.integrity import Readable
+from secondcast.inspection.report.strips import StripMaker
+from secondcast.inspection.report.students import Asked, Students, hardness_of, led_facts, student_facts
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.student.tokens import text_length_remark
+from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.storage_schemas.errors import BadSettings, DamagedCache, MissingExtra, NonFinite, NotInCache
+from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.schema.fields import Array
+
+# Not a student's name: a folder may be called as the recording is.
+_LEADER = "student"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluating:
+    """What students are evaluated with. teacher: the recorded transformer's folder; maker: None without a VAE."""
+
+    readable: Readable
+    teacher: TeacherFolder
+    scoring: CacheScoring
+    device: torch.device
+    maker: StripMaker | None
+    progress: Progress
+
+    def run(self, asked: Sequence[Asked], row_of: Mapping[str, int]) -> Students:
+        """Open loop of each student on the same trajectories, closed loop on some of them.
+
+        row_of: rows of the table by key.
+        """
+        notes: list[str] = []
+        chosen = self._chosen(notes)
+        facts = []
+        led = self._closed(asked, chosen, row_of, notes) if chosen and self.scoring.closed_loop else {}
+        floor = self._floor(chosen, notes) if chosen else None
+        rows = [row_of[one.key] for one in chosen]
+        for one in asked:
+            assert one.network is not None
+            if remark := text_length_remark(one.network.network, self.readable.cache.manifest.teacher):
+                notes.append(f"{one.name}: {remark}")
+            errors = self._errors(one.name, one.network.embeddings, chosen, notes) if chosen else None
+            facts.append(student_facts(one, rows, self._steps, errors, floor, led.get(one.name)))
+        return Students(facts=facts, notes=notes, hardness=hardness_of(facts))
+
+    @cached_property
+    def _backbone(self) -> FluxBackbone:
+        # Not before there is something to evaluate: it takes minutes, and most of a GPU.
+        return backbone_of(self.readable.cache, self.teacher, self.scoring, self.device)
+
+    @property
+    def _steps(self) -> tuple[int, ...]:
+        return tuple(range(self.readable.cache.manifest.sampling.steps))
+
+    def _chosen(self, notes: list[str]) -> list[HeldOut]:
+        try:
+            everything = held_out_trajectories(self.readable.cache)
+        except (NotInCache, DamagedCache) as error:
+            notes.append(f"students were not evaluated: {error}")
+            return []
+        wanted = [everything[place] for place in spread(everything, self.scoring.count)]
+        chosen = [one for one in wanted if self._is_whole(one)]
+        notes.append(f"students on {len(chosen):,} of {len(everything):,} held-out trajectories, spread over sources")
+        if len(chosen) < len(wanted):
+            notes.append(
+                f"{len(wanted) - len(chosen):,} held-out trajectories are left out: damaged, not finite, or without "
+                f"the pooled vector"
+            )
+        return chosen
+
+    def _is_whole(self, one: HeldOut) -> bool:
+        trajectory = self.readable.trajectory(one.index)
+        if trajectory is None:
+            return False
+        arrays = (trajectory.noise_SC, trajectory.velocity_KSC, trajectory.final_latent_SC)
+        return all(np.isfinite(array.astype(np.float32)).all() for array in arrays) and self._has_pooled(one)
+
+    def _has_pooled(self, one: HeldOut) -> bool:
+        return self.readable.cache.manifest.teacher.pooled == "zero" or self.readable.has_embedding(one.prompt)
+
+    def _floor(self, chosen: Sequence[HeldOut], notes: list[str]) -> StepErrors | None:
+        if not all(self.readable.has_embedding(one.prompt) for one in chosen):
+            notes.append("no replay floor: the cache has not the teacher's embedding of every prompt")
+            return None
+        return self._errors("floor", cached_embeddings(self.readable.cache, self.device), chosen, notes)
+
+    def _errors(self, name: str, embed: EmbedPrompts, chosen: Sequence[HeldOut], notes: list[str]) -> StepErrors | None:
+        try:
+            return open_loop(
+                self.readable.cache, self._backbone, {name: embed}, chosen, self._steps,
+                batch_size=self.scoring.batch_size, progress=self.progress,
+            )[name]  # fmt: skip
+        except NonFinite as error:
+            notes.append(f"{name} has no errors here: {error}")
+            return None
+
+    def _closed(
+        self, asked: Sequence[Asked], chosen: Sequence[HeldOut], row_of: Mapping[str, int], notes: list[str]
+    ) -> dict[str, dict[str, Any]]:
+        sampling = self.readable.cache.manifest.sampling
+        if self.maker is None:
+            notes.append("no closed loop: it needs the VAE")
+            return {}
+        try:
+            check_measurable(sampling.height, sampling.width)
+        except (MissingExtra, BadSettings) as error:
+            notes.append(f"no closed loop: {error}")
+            return {}
+        wanted = [chosen[place] for place in spread(chosen, self.scoring.closed_loop)]
+        rows, found = [row_of[one.key] for one in wanted], {}
+        for one in asked:
+            try:
+                led, pictures = self._led(one, wanted, self.maker)
+            except NonFinite as error:
+                notes.append(f"{one.name} leads no sampling: {error}")
+                continue
+            found[one.name] = led_facts(led, rows, pictures)
+        return found
+
+    def _led(self, one: Asked, wanted: Sequence[HeldOut], maker: StripMaker) -> tuple[Led, list[str]]:
+        """Where a student leads, and the final pictures, in the order of the trajectories."""
+        assert one.network is not None
+        pictures: list[str] = []
+
+        def keep(leader: str, _: HeldOut, picture_HWC: Array) -> None:
+            if leader == _LEADER:
+                pictures.append(maker.picture(picture_HWC))
+
+        led = closed_loop(
+            self.readable.cache, self._backbone, maker.decoder, {_LEADER: one.network.embeddings}, wanted,
+            lpips=None, batch_size=self.scoring.batch_size, progress=self.progress, keep=keep,
+        )[_LEADER]  # fmt: skip
+        return led, pictures

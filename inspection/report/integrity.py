@@ -1,0 +1,94 @@
+"""What a report says of a cache's files: each against its checksum, and for each problem the command that mends."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from secondcast.inspection.mending import mending_command
+from secondcast.storage_schemas.errors import DamagedCache
+from secondcast.storage_schemas.io.folders import open_folder
+from secondcast.storage_schemas.maintenance.verify import verify
+from secondcast.storage_schemas.progress import Progress, size_text
+from secondcast.storage_schemas.reader import Cache, read_manifest
+from secondcast.storage_schemas.record import Trajectory
+from secondcast.storage_schemas.schema.commits import Kind
+from secondcast.storage_schemas.schema.fields import fields_of
+
+# Norms and film strips of all trajectories of a demo are made from one reading.
+_REMEMBERED_BYTES = 256 * 2**20
+
+NOT_CHECKED: dict[str, Any] = {
+    "state": "not checked",
+    "text": "no file was compared with its checksum: --no-verify",
+    "problems": [],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readable:
+    """A cache of which some shards may be damaged: they are not read."""
+
+    cache: Cache
+    damaged: frozenset[tuple[Kind, int]]
+    _remembered: dict[int, Trajectory | None] = field(default_factory=dict)
+
+    def trajectory(self, index: int) -> Trajectory | None:
+        """Trajectory number `index`; None where its shard is damaged. Of a small cache each is read once."""
+        if index in self._remembered:
+            return self._remembered[index]
+        found = self._read(index)
+        if self._row_bytes * (len(self._remembered) + 1) <= _REMEMBERED_BYTES:
+            self._remembered[index] = found
+        return found
+
+    @cached_property
+    def _row_bytes(self) -> int:
+        sizes = {stored.name: stored.row_bytes for stored in fields_of(self.cache.manifest, "trajectories")}
+        # Derived latents stay with the trajectory, and are as large as its velocities.
+        return sum(sizes.values()) + (0 if "hidden_states" in sizes else sizes["velocity"])
+
+    def _read(self, index: int) -> Trajectory | None:
+        if ("trajectories", self.cache.layout.place(index).shard) in self.damaged:
+            return None
+        try:
+            return self.cache.trajectory(index)
+        except DamagedCache:
+            return None
+
+    def has_embedding(self, prompt: int) -> bool:
+        """Whether the embedding of a prompt is there and can be read."""
+        if self.cache.manifest.sampling.storage.embeddings == "none":
+            return False
+        key: tuple[Kind, int] = ("embeddings", self.cache.layout.embedding_place(prompt)[0])
+        if key in self.damaged or key not in self.cache.records:
+            return False
+        try:
+            self.cache.embedding(prompt)
+        except DamagedCache:
+            return False
+        return True
+
+
+def damaged_places(cache: Cache, damaged: frozenset[tuple[Kind, int]], indices: Sequence[int]) -> list[int]:
+    """Rows of the table whose shard is damaged; indices: number of the trajectory of each row."""
+    return [row for row, at in enumerate(indices) if ("trajectories", cache.layout.place(at).shard) in damaged]
+
+
+def check_files(location: str, progress: Progress) -> tuple[dict[str, Any], frozenset[tuple[Kind, int]]]:
+    """State, text and problems of a cache's files, and the shards that are damaged."""
+    found = verify(location, progress)
+    source = read_manifest(open_folder(location)).source
+    said = f"{found.shards:,} shards, {size_text(found.bytes)}"
+    said += f", {found.missing:,} not built yet" if found.missing else ""
+    count = len(found.problems)
+    state = "damaged" if count else "intact"
+    text = (
+        f"{said}: {count:,} problem{'s' if count > 1 else ''}" if count else f"{said}: every file matches its checksum"
+    )
+    problems = [
+        {"path": problem.path, "problem": problem.message, "mend": mending_command(location, problem, found, source)}
+        for problem in found.problems
+    ]
+    damaged = frozenset(problem.shard for problem in found.problems if problem.shard is not None)
+    return {"state": state, "text": text, "problems": problems}, damaged

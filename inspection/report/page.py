@@ -1,0 +1,69 @@
+"""The page of `inspect report`: one HTML text that holds everything and fetches nothing. No torch."""
+
+import hashlib
+import html
+import json
+import math
+import re
+from base64 import b64encode
+from pathlib import Path
+from typing import Any
+
+_PAGE = Path(__file__).parents[2] / "page"
+# One script in this order: what comes first is used by what comes later.
+SCRIPTS = (
+    "elements.js", "view.js", "rows.js", "charts.js", "histograms.js", "table.js", "strips.js", "detail.js",
+    "heat.js", "students.js", "report.js",
+)  # fmt: skip
+
+
+def render(data: dict[str, Any]) -> str:
+    """The report as one self-contained HTML text, to be written as UTF-8.
+
+    data: plain JSON types; numbers that are not finite become null. The page may run its own script and style, by their
+    hashes, and show pictures that are in it, and nothing else.
+    """
+    style = (_PAGE / "report.css").read_text(encoding="utf-8")
+    script = "\n".join((_PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    parts = {
+        "policy": _policy(style, script),
+        "title": html.escape(str(data["title"])),
+        "style": style,
+        "script": script,
+        "data": json_in_html(data),
+    }
+    template = (_PAGE / "report.html").read_text(encoding="utf-8")
+    # In one pass: what stands for a part in the data is text.
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+
+
+def json_in_html(value: Any) -> str:
+    """JSON that no HTML parser ends early: without "<", and without halves of surrogate pairs, which UTF-8 lacks."""
+    try:
+        text = _dumped(value)
+    except ValueError:
+        text = _dumped(_finite(value))
+    return re.sub("[<\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _policy(style: str, script: str) -> str:
+    return (
+        f"default-src 'none'; img-src data:; style-src {_source(style)}; script-src {_source(script)}; "
+        f"base-uri 'none'; form-action 'none'"
+    )
+
+
+def _source(text: str) -> str:
+    return f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,0 +1,176 @@
+"""Students in a report: opened and checked, taken from records of evaluations, and as the page takes them."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from secondcast.evaluation.replaying import CacheStudent
+from secondcast.evaluation.results import Evaluation, Led, StepErrors
+from secondcast.inspection.report.curves import run_curves
+from secondcast.inspection.report.table import rounded
+from secondcast.models.student.student import student_folder
+from secondcast.storage_schemas.errors import BadSettings, BadStudent
+from secondcast.storage_schemas.reader import Cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A student by the name that the report shows; `network` where it is evaluated, `record` where it was before."""
+
+    name: str
+    place: Path
+    network: CacheStudent | None = None
+    record: Evaluation | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Students:
+    """Students as the page takes them, notes, and the mean error of each row of the table that has one."""
+
+    facts: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    hardness: dict[int, float] = field(default_factory=dict)
+
+
+def open_students(
+    cache: Cache, students: Sequence[Path], evaluations: Sequence[Path], device: torch.device
+) -> list[Asked]:
+    """All that were asked for, checked against the cache: BadStudent, BadSettings."""
+    opened = [Asked(name="", place=place, network=CacheStudent.open(place, cache, device)) for place in students]
+    digest = cache.manifest.digests()["sampling"]
+    for file in evaluations:
+        record = Evaluation.read(file)
+        if record.sampling_digest != digest:
+            raise BadSettings(
+                f"{file} was evaluated on a cache with sampling {record.sampling_digest[:12]} ({record.cache}), "
+                f"{cache.folder} has {digest[:12]}: its numbers are of other trajectories; evaluate the student "
+                f"on this cache, with --student"
+            )
+        opened.append(Asked(name="", place=Path(record.student), record=record))
+    names = [asked.place.resolve().name for asked in opened]
+    return [
+        Asked(
+            name=name if names.count(name) == 1 else _distinct(name, names[:number], str(asked.place)),
+            place=asked.place,
+            network=asked.network,
+            record=asked.record,
+        )
+        for number, (name, asked) in enumerate(zip(names, opened, strict=True))
+    ]
+
+
+def _distinct(name: str, before: Sequence[str], place: str) -> str:
+    return f"{place} ({before.count(name) + 1})" if name in before else place
+
+
+def of_records(asked: Sequence[Asked], row_of: Mapping[str, int]) -> Students:
+    """Students that were evaluated before; BadSettings for one of other trajectories alone."""
+    facts, notes = [], []
+    for one in asked:
+        record = one.record
+        assert record is not None
+        kept = [place for place, found in enumerate(record.trajectories) if found.key in row_of]
+        if not kept:
+            raise BadSettings(
+                f"the evaluation of {record.student} has {len(record.trajectories)} trajectories of {record.cache}, "
+                f"none of which is in this cache: evaluate the student on it, with --student"
+            )
+        notes.append(f"{one.name}: an evaluation of {len(record.trajectories):,} held-out trajectories made before")
+        if len(kept) < len(record.trajectories):
+            notes.append(f"{one.name}: {len(record.trajectories) - len(kept):,} of them are not in this cache")
+        rows = [row_of[record.trajectories[place].key] for place in kept]
+        errors = _part(record.errors, kept)
+        floor = None if record.floor is None else _part(record.floor, kept)
+        facts.append(student_facts(one, rows, record.steps, errors, floor, _recorded_led(record, row_of)))
+    return Students(facts=facts, notes=notes, hardness=hardness_of(facts))
+
+
+def without_errors(asked: Sequence[Asked]) -> Students:
+    """Students that are not evaluated: what their folders say."""
+    return Students(facts=[student_facts(one, [], (), None, None, None) for one in asked])
+
+
+def _part(errors: StepErrors, places: Sequence[int]) -> StepErrors:
+    return StepErrors(
+        error_fraction=tuple(errors.error_fraction[place] for place in places),
+        mean_square=tuple(errors.mean_square[place] for place in places),
+    )
+
+
+def _recorded_led(record: Evaluation, row_of: Mapping[str, int]) -> dict[str, Any] | None:
+    closed = record.closed_loop
+    if closed is None or "student" not in closed.leaders:
+        return None
+    keys = [record.trajectories[place].key for place in closed.trajectories]
+    kept = [number for number, key in enumerate(keys) if key in row_of]
+    facts = led_facts(closed.leaders["student"], [row_of.get(key, -1) for key in keys], [])
+    # An evaluation keeps no pictures.
+    return {name: [column[number] for number in kept] if column else [] for name, column in facts.items()}
+
+
+def led_facts(led: Led, rows: list[int], pictures: list[str]) -> dict[str, Any]:
+    """Where a student leads, by trajectory; pictures: none where they were not kept."""
+    return {
+        "rows": rows,
+        "latent_fraction": [rounded(value) for value in led.latent_fraction],
+        "psnr_db": [rounded(value) for value in led.psnr_db],
+        "ssim": [rounded(value) for value in led.ssim],
+        "final": pictures,
+    }
+
+
+def student_facts(
+    one: Asked,
+    rows: list[int],
+    steps: Sequence[int],
+    errors: StepErrors | None,
+    floor: StepErrors | None,
+    closed: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """A student as the page takes it; errors: None where it has none here."""
+    return {
+        "name": one.name,
+        "parameters": _parameters(one),
+        "rows": rows if errors is not None else [],
+        "steps": list(steps) if errors is not None else [],
+        "errors": [] if errors is None else _numbers(errors),
+        "floor": None if floor is None or errors is None else _numbers(floor),
+        "closed": closed,
+        "curves": run_curves(one.place),
+    }
+
+
+def _numbers(errors: StepErrors) -> list[list[float | None]]:
+    return [[rounded(value) for value in row] for row in errors.error_fraction]
+
+
+def _parameters(one: Asked) -> int | None:
+    """Of the network, or of the weight files where an evaluated student still lies; None where it does not."""
+    if one.network is not None:
+        return sum(parameter.numel() for parameter in one.network.network.parameters())
+    try:
+        files = sorted(student_folder(one.place).glob("*.safetensors"))
+        return sum(_stored_values(file) for file in files) or None
+    except (BadStudent, OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _stored_values(file: Path) -> int:
+    with file.open("rb") as data:
+        header = json.loads(data.read(int.from_bytes(data.read(8), "little")))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def hardness_of(facts: Sequence[dict[str, Any]]) -> dict[int, float]:
+    """Mean error by row of the table, over steps and students."""
+    found: dict[int, list[float]] = {}
+    for one in facts:
+        for row, errors in zip(one["rows"], one["errors"], strict=True):
+            found.setdefault(row, []).append(float(np.mean([value for value in errors if value is not None] or [0.0])))
+    return {row: float(np.mean(means)) for row, means in found.items()}

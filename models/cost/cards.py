@@ -1,0 +1,108 @@
+"""GPUs by name: memory, dense bf16 rate, bandwidth; and how much of the rate FLUX reaches."""
+
+import re
+from dataclasses import dataclass
+
+from secondcast.storage_schemas.errors import BadSettings
+
+# FLUX.1-dev at 1024 px on an H100 SXM: 28 steps in 6.71 s eager, 310 of 989 TFLOP/s (published by its authors);
+# compiled 485. Taken for every card, in want of figures of the others.
+UTILISATION = 310 / 989
+UTILISATION_SOURCE = "310 of 989 TFLOP/s, published for FLUX.1-dev, eager, 1024 px, H100 SXM"
+
+# From pinned host memory over PCIe 4.0 x16: assumed, of 31.5 by the standard. Cards with 8 lanes reach half of it.
+COPY_BYTES_PER_SECOND = 25e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A GPU. `memory_gib` as drivers report it; `bf16_tflops` dense, fp32 accumulation, None without bf16 tensor cores.
+
+    `checked`: the rate was found in a second place; otherwise it is from memory of the source that is named.
+    """
+
+    name: str
+    memory_gib: float
+    bf16_tflops: float | None
+    bandwidth_gb_per_s: float
+    source: str
+    checked: bool
+
+    @property
+    def achieved_flops_per_s(self) -> float | None:
+        """What FLUX is expected to reach, eager."""
+        return None if self.bf16_tflops is None else self.bf16_tflops * 1e12 * UTILISATION
+
+
+def _card(name: str, gib: float, tflops: float | None, bandwidth: float, source: str, checked: bool) -> Card:
+    return Card(
+        name=name,
+        memory_gib=gib,
+        bf16_tflops=tflops,
+        bandwidth_gb_per_s=bandwidth,
+        source=source,
+        checked=checked,
+    )
+
+
+_ADA = "tensor cores x boost clock, by NVIDIA's Ada whitepaper (2022)"
+_AMPERE = "tensor cores x boost clock, by NVIDIA's GA102 whitepaper (2021)"
+CARDS = (
+    _card("RTX 3060 12GB", 12.0, 25.5, 360, _AMPERE, False),
+    _card("RTX 3090", 24.0, 71.2, 936, "NVIDIA Ampere GA102 whitepaper (2021)", True),
+    _card("RTX 4060", 8.0, 30.2, 272, _ADA, False),
+    _card("RTX 4060 Ti 16GB", 16.0, 44.1, 288, _ADA, False),
+    _card("RTX 4070", 12.0, 58.3, 504, _ADA, False),
+    _card("RTX 4070 Super", 12.0, 71.0, 504, _ADA, False),
+    _card("RTX 4070 Ti Super", 16.0, 88.2, 672, _ADA, False),
+    _card("RTX 4080", 16.0, 97.5, 717, "NVIDIA Ada whitepaper (2022)", False),
+    _card("RTX 4090", 24.0, 165.2, 1008, "NVIDIA Ada whitepaper (2022)", True),
+    _card("RTX 5090", 31.8, 209.5, 1792, "NVIDIA RTX Blackwell whitepaper (2025)", True),
+    _card("A10G", 22.5, 70.0, 600, "NVIDIA A10G datasheet (2021)", False),
+    _card("L4", 22.5, 121.0, 300, "NVIDIA L4 datasheet (2023)", True),
+    _card("L40S", 45.0, 362.0, 864, "NVIDIA L40S datasheet (2023)", True),
+    _card("RTX A6000", 48.0, 154.8, 768, "NVIDIA Ampere GA102 whitepaper (2021)", False),
+    _card("RTX 6000 Ada", 48.0, 364.2, 960, "NVIDIA RTX 6000 Ada datasheet (2022)", False),
+    _card("V100 32GB", 32.0, None, 900, "NVIDIA V100 datasheet (2020): fp16 only", True),
+    _card("A100 40GB", 39.6, 312.0, 1555, "NVIDIA A100 datasheet (2021)", True),
+    _card("A100 80GB", 79.2, 312.0, 2039, "NVIDIA A100 datasheet (2021), SXM", True),
+    _card("H100 PCIe", 79.2, 756.0, 2000, "NVIDIA H100 datasheet (2022)", True),
+    _card("H100 SXM", 79.2, 989.0, 3350, "NVIDIA H100 datasheet (2022)", True),
+    _card("H200", 139.8, 989.0, 4800, "NVIDIA H200 datasheet (2023)", True),
+    _card("B200", 178.0, 2250.0, 7700, "NVIDIA HGX B200 datasheet (2024)", True),
+)
+# What people say, and which of several cards they mean.
+_ALSO = {
+    "h100": "H100 SXM",
+    "h100sxm5": "H100 SXM",
+    "h100sxm80gb": "H100 SXM",
+    "h100pcie80gb": "H100 PCIe",
+    "a100": "A100 80GB",
+    "a100sxm80gb": "A100 80GB",
+    "a100sxm40gb": "A100 40GB",
+    "a6000": "RTX A6000",
+    "6000ada": "RTX 6000 Ada",
+    "3060": "RTX 3060 12GB",
+    "4060ti": "RTX 4060 Ti 16GB",
+    "v100": "V100 32GB",
+    "h200sxm": "H200",
+}
+
+
+def find_card(name: str) -> Card:
+    """A card by a name such as 4090, rtx4090, "NVIDIA GeForce RTX 4090" or h100; BadSettings lists the known ones."""
+    wanted = _key(name)
+    by_key = {_key(card.name): card for card in CARDS} | {
+        key: card for key, known in _ALSO.items() for card in CARDS if card.name == known
+    }
+    if wanted in by_key:
+        return by_key[wanted]
+    raise BadSettings(
+        f"--gpu {name!r} is not known, expected one of {', '.join(card.name for card in CARDS)}; or give the rate it "
+        f"reaches with --tflops, and to plan train its memory with --fit"
+    )
+
+
+def _key(name: str) -> str:
+    letters = re.sub(r"[^a-z0-9]", "", name.lower())
+    return re.sub(r"^(nvidia)?(geforce|tesla)?(rtx)?", "", letters)

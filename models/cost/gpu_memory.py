@@ -1,0 +1,205 @@
+"""GPU and host memory of the stages, calculated from costs; nothing here was measured on a GPU."""
+
+from dataclasses import dataclass
+
+from secondcast.models.cost.text import TextEncoderCost
+from secondcast.models.cost.transformer import BackboneCost, BlockCost
+from secondcast.models.memory.host_modulation import takes_host
+from secondcast.models.memory.modulation_table import recorded_conditions
+from secondcast.models.memory.options import PLAIN, MemoryOptions
+from secondcast.models.memory.streaming import SLOTS, streamed_blocks
+from secondcast.storage_schemas.schema.manifest import Manifest, Quantization
+
+# CUDA context, libraries' workspaces, fragmentation of the allocator: assumed.
+CUDA_BYTES = 2**30
+# Python with torch, diffusers and transformers imported: assumed.
+PROCESS_BYTES = 2 * 2**30
+# fp32 weights, gradients and AdamW's two moments, and the bf16 copies that autocast keeps within a step.
+_STUDENT_BYTES_PER_PARAMETER = 4 + 4 + 8 + 2
+_AVERAGE_BYTES_PER_PARAMETER = 4
+# torchao: a scale for a row of thousands. bitsandbytes: a float32 for 64 weights.
+_BYTES_PER_WEIGHT = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5 + 4 / 64}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuMemory:
+    """Bytes on the GPU in one stage: what does not grow with the batch, and what each sample adds."""
+
+    weights_bytes: int
+    student_bytes: int
+    sample_bytes: int
+    batch_size: int
+
+    @property
+    def activations_bytes(self) -> int:
+        """Of the whole batch."""
+        return self.sample_bytes * self.batch_size
+
+    @property
+    def cuda_bytes(self) -> int:
+        """CUDA's own."""
+        return CUDA_BYTES
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it, CUDA's own among it."""
+        return self.weights_bytes + self.student_bytes + self.activations_bytes + CUDA_BYTES
+
+    def largest_batch(self, memory_bytes: float) -> int:
+        """The largest batch that fits; 0 if none does."""
+        free = memory_bytes - (self.total_bytes - self.activations_bytes)
+        return max(0, int(free // max(1, self.sample_bytes)))
+
+
+def text_stage_memory(cost: TextEncoderCost, *, dtype_bytes: int, batch_size: int) -> GpuMemory:
+    """The text stage of a build: T5 alone."""
+    weights = cost.parameters * dtype_bytes
+    return GpuMemory(
+        weights_bytes=weights, student_bytes=0, sample_bytes=cost.forward_peak_bytes, batch_size=batch_size
+    )
+
+
+def sample_stage_memory(
+    cost: BackboneCost, *, dtype_bytes: int, batch_size: int, walk_bytes: int, quantize: Quantization = "none"
+) -> GpuMemory:
+    """The sample stage: the backbone, and latents and predictions of a batch of walks (`walk_bytes` of one).
+
+    They are kept until the walk ends, once more while they are put together, and as they are copied to the host beside
+    the next walk.
+    """
+    options = MemoryOptions(modulation="live", quantize=quantize, checkpoint_blocks=1)
+    return GpuMemory(
+        weights_bytes=held_weights(cost, options, dtype_bytes=dtype_bytes, table_rows=None).device_bytes,
+        student_bytes=0,
+        sample_bytes=cost.forward_peak_bytes + 3 * walk_bytes,
+        batch_size=batch_size,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldWeights:
+    """Bytes of a frozen backbone: on the device, with what is unpacked at one time; pinned; else on the host."""
+
+    device_bytes: int
+    pinned_bytes: int
+    host_bytes: int
+
+
+def held_weights(
+    backbone: BackboneCost,
+    options: MemoryOptions,
+    *,
+    dtype_bytes: int,
+    table_rows: int | None,
+    gpu_bytes: float | None = None,
+) -> HeldWeights:
+    """A backbone with these options.
+
+    table_rows: of its modulation table (see table_rows); None: there can be none. gpu_bytes: memory of the GPU in all,
+    None where there is none (see takes_host).
+    """
+    whole_bytes = backbone.parameters * dtype_bytes
+    on_host = takes_host(options, pooled_varies=table_rows is None, weights_bytes=whole_bytes, gpu_bytes=gpu_bytes)
+    rows = 0 if on_host else modulation_rows(backbone, options, table_rows)
+
+    def modulation_bytes(parameters: int, width: int) -> int:
+        return dtype_bytes * (parameters if rows is None else rows * width)
+
+    def block_bytes(kind: BlockCost) -> int:
+        linears = kind.parameters - kind.modulation_parameters
+        held = linears * _BYTES_PER_WEIGHT.get(options.quantize, dtype_bytes)
+        return int(held) + modulation_bytes(kind.modulation_parameters, kind.modulation_width)
+
+    kinds = [backbone.kind_of(block) for block in range(backbone.blocks)]
+    last_parameters = backbone.modulation_parameters - sum(kind.modulation_parameters for kind in kinds)
+    last_width = backbone.modulation_width - sum(kind.modulation_width for kind in kinds)
+    outer = backbone.parameters - sum(kind.parameters for kind in kinds) - last_parameters
+    if rows is not None:
+        outer -= backbone.conditioning_parameters
+    resident = backbone.blocks if options.resident_blocks is None else min(options.resident_blocks, backbone.blocks)
+    streamed = [block_bytes(kinds[block]) for block in streamed_blocks(resident, backbone.blocks)]
+    on_device = sum(block_bytes(kind) for kind in kinds) - sum(streamed)
+    ring = max(streamed, default=0) * min(SLOTS, len(streamed))
+    outer_bytes = dtype_bytes * outer + modulation_bytes(last_parameters, last_width)
+    unpacked = _unpacked_weights(backbone, options) * dtype_bytes
+    made = (backbone.modulation_parameters + backbone.conditioning_parameters) * dtype_bytes
+    return HeldWeights(
+        device_bytes=outer_bytes + on_device + ring + unpacked,
+        pinned_bytes=sum(streamed),
+        host_bytes=made if on_host else 0,
+    )
+
+
+def modulation_rows(backbone: BackboneCost, options: MemoryOptions, table_rows: int | None) -> int | None:
+    """Rows of the modulation table that a backbone has on the device; None where its weights are live there."""
+    if options.modulation == "live" or table_rows is None:
+        return None
+    smaller = table_rows * backbone.modulation_width <= backbone.modulation_parameters
+    return table_rows if options.modulation == "table" or smaller else None
+
+
+def training_memory(
+    backbone: BackboneCost | None,
+    student: TextEncoderCost,
+    *,
+    options: MemoryOptions = PLAIN,
+    dtype_bytes: int,
+    batch_size: int,
+    table_rows: int | None = None,
+    share: int = 1,
+    gpu_bytes: float | None = None,
+    averaged: bool = False,
+) -> GpuMemory:
+    """Training: frozen backbone (None in a warm-up alone), student in fp32 with AdamW, activations of both.
+
+    batch_size: rows that go through the networks at once; share: rows that share one pass of the student. options: how
+    the backbone is held; table_rows and gpu_bytes as for held_weights. averaged: an average of the student's weights is
+    kept beside them.
+    """
+    weights = sample = 0
+    per_parameter = _STUDENT_BYTES_PER_PARAMETER + (_AVERAGE_BYTES_PER_PARAMETER if averaged else 0)
+    if backbone is not None:
+        held = held_weights(backbone, options, dtype_bytes=dtype_bytes, table_rows=table_rows, gpu_bytes=gpu_bytes)
+        weights, sample = held.device_bytes, backbone.training_bytes(options)
+        if held.host_bytes:
+            sample += dtype_bytes * backbone.modulation_width
+    return GpuMemory(
+        weights_bytes=weights,
+        student_bytes=student.parameters * per_parameter,
+        sample_bytes=sample + -(-student.saved_bytes // share),
+        batch_size=batch_size,
+    )
+
+
+def table_rows(*manifests: Manifest) -> int | None:
+    """Rows of the modulation table with which such caches are trained on; None where there is none (pooled of CLIP)."""
+    conditions = recorded_conditions(manifests, batch_rows=1)
+    return len(conditions.pairs) if conditions is not None else None
+
+
+def _unpacked_weights(backbone: BackboneCost, options: MemoryOptions) -> int:
+    """Quantized weights that are unpacked at one time, at the most: torchao's of a block, until its backward pass."""
+    if options.quantize == "none":
+        return 0
+    if options.quantize == "nf4":
+        return backbone.largest_linear
+    kinds = (backbone.double_blocks, backbone.single_blocks)
+    return max(kind.parameters - kind.modulation_parameters for kind in kinds if kind.count)
+
+
+def build_host_bytes(*, weights_bytes: int, shard_bytes: int, in_flight: int) -> int:
+    """Peak of host memory of a build: weights pass through it once; then shards are made, wait and are checked.
+
+    Of the shard that is made there are its batches and their concatenation; of the one that is written, in the process
+    that encodes, its arrays, encoded and decoded bytes, and the encoded ones here again.
+    """
+    return PROCESS_BYTES + max(weights_bytes, (2 + in_flight + 4) * shard_bytes)
+
+
+def training_host_bytes(*, pool_bytes: int, pinned_bytes: int, weights_bytes: int = 0) -> int:
+    """Peak of host memory of training: pools of trajectories and of embeddings, what is pinned, weights that stay.
+
+    The feed of the held-out prompts has pools of its own. Weights on their way to the device are pages of their files
+    (docs/small-gpus.md): they do not count, for the system takes them back where there is need.
+    """
+    return PROCESS_BYTES + 4 * pool_bytes + pinned_bytes + weights_bytes

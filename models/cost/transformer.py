@@ -1,0 +1,226 @@
+"""What a teacher costs: parameters, FLOPs and bytes of activations, from their configurations alone.
+
+The real classes run on the meta device; no weights are read. All figures are of one sample, and linear in the batch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from secondcast.models.memory.checkpointing import checkpoint_blocks, recomputed_blocks
+from secondcast.models.memory.meta_run import count_flops, parameter_count, peak_bytes, saved_bytes
+from secondcast.models.memory.modulation_table import modulation_parameters, modulation_width
+from secondcast.models.memory.options import PLAIN, MemoryOptions
+from secondcast.models.schedule import DTYPES
+from secondcast.storage_schemas.io.digests import canonical_json
+from secondcast.storage_schemas.schema.manifest import Manifest
+
+# A fused kernel's backward pass computes the scores again: 5 products for the forward pass's 2.
+_ATTENTION_BACKWARD = 2.5
+# What a count on the meta device sees of it: 4 products.
+_ATTENTION_BACKWARD_COUNTED = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockCost:
+    """One of `count` blocks of a kind: its weights, its forward pass, and what of it is kept for the backward pass.
+
+    Of its `parameters` `modulation_parameters` make `modulation_width` values of a row of a modulation table.
+    """
+
+    count: int
+    parameters: int
+    modulation_parameters: int
+    modulation_width: int
+    forward_flops: float
+    saved_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneCost:
+    """FLUX's transformer. FLOPs and bytes are of one sample; `backward` leads to the text embedding, weights frozen.
+
+    `conditioning_parameters`: what makes the modulation linears' input; a modulation table stands for both.
+    `modulation_width`: values of a row of that table. `largest_linear`: its parameters. `saved_bytes`: activations kept
+    for the backward pass without checkpointing; `checkpoint_bytes`: what is kept of a block with it, `outer_bytes` then
+    outside of the blocks; `forward_peak_bytes`: live at once without gradients.
+    """
+
+    parameters: int
+    modulation_parameters: int
+    conditioning_parameters: int
+    modulation_width: int
+    largest_linear: int
+    forward_flops: float
+    attention_flops: float
+    backward_flops: float
+    forward_peak_bytes: int
+    saved_bytes: int
+    checkpoint_bytes: int
+    outer_bytes: int
+    double_blocks: BlockCost
+    single_blocks: BlockCost
+
+    @property
+    def blocks(self) -> int:
+        """All blocks, double ones first."""
+        return self.double_blocks.count + self.single_blocks.count
+
+    def kind_of(self, block: int) -> BlockCost:
+        """Of a block by its number."""
+        return self.double_blocks if block < self.double_blocks.count else self.single_blocks
+
+    def training_flops(self, options: MemoryOptions = PLAIN) -> float:
+        """One sample, forward and backward, with the blocks that are computed again."""
+        again = sum(self.kind_of(block).forward_flops for block in recomputed_blocks(options, self.blocks))
+        return self.forward_flops + again + self.backward_flops
+
+    def training_bytes(self, options: MemoryOptions = PLAIN) -> int:
+        """Activations of one sample: all that is kept, and the largest block that is computed again."""
+        recomputed = recomputed_blocks(options, self.blocks)
+        if not recomputed:
+            return self.saved_bytes
+        kept = self.outer_bytes + self.checkpoint_bytes * len(recomputed)
+        kept += sum(self.kind_of(block).saved_bytes for block in set(range(self.blocks)) - recomputed)
+        return kept + max(self.kind_of(block).saved_bytes for block in recomputed)
+
+
+def backbone_cost(manifest: Manifest) -> BackboneCost:
+    """The backbone of a (planned) cache at its image size and text length, in the cache's dtype."""
+    # Counting takes seconds, and a run may have several caches of one size.
+    key = _shapes(manifest)
+    if key not in _COUNTED:
+        _COUNTED[key] = _counted(manifest)
+    return _COUNTED[key]
+
+
+_COUNTED: dict[bytes, BackboneCost] = {}
+
+
+def _shapes(manifest: Manifest) -> bytes:
+    sampling, teacher = manifest.sampling, manifest.teacher
+    sizes = [sampling.image_tokens, sampling.channels, sampling.guidance is None, sampling.dtype]
+    widths = [teacher.text_length, teacher.text_width, teacher.pooled_width]
+    return canonical_json([teacher.backbone_config, *sizes, *widths])
+
+
+def _counted(manifest: Manifest) -> BackboneCost:
+    sampling, config = manifest.sampling, manifest.teacher.backbone_config
+    dtype = DTYPES[sampling.dtype]
+    depth = (int(config["num_layers"]), int(config["num_single_layers"]))
+    runs = {at: _Run(manifest, _transformer(config, *at, dtype)) for at in _SMALL_DEPTHS}
+    forward = {at: count_flops(run.forward) for at, run in runs.items()}
+    attention_flops = _extrapolated(depth, {at: flops.attention for at, flops in forward.items()})
+    forward_flops = _extrapolated(depth, {at: flops.total for at, flops in forward.items()})
+    both_flops = _extrapolated(depth, {at: count_flops(run.both).total for at, run in runs.items()})
+    saved = {at: saved_bytes(run.with_gradient, run.parameters) for at, run in runs.items()}
+    inner = int(config["attention_head_dim"]) * int(config["num_attention_heads"])
+    checkpoint = (sampling.image_tokens + manifest.teacher.text_length) * inner * dtype.itemsize
+    whole, small = _transformer(config, *depth, dtype), _transformer(config, 1, 1, dtype)
+    double, single = (
+        BlockCost(
+            count=count,
+            parameters=parameter_count(block),
+            modulation_parameters=modulation_parameters(block),
+            modulation_width=modulation_width(block),
+            forward_flops=forward[at].total - forward[1, 1].total,
+            saved_bytes=saved[at] - saved[1, 1],
+        )
+        for count, at, block in zip(
+            depth,
+            ((2, 1), (1, 2)),
+            (small.transformer_blocks[0], small.single_transformer_blocks[0]),
+            strict=True,
+        )
+    )
+    return BackboneCost(
+        parameters=parameter_count(whole),
+        modulation_parameters=modulation_parameters(whole),
+        conditioning_parameters=parameter_count(whole.time_text_embed),
+        modulation_width=modulation_width(whole),
+        largest_linear=max(m.weight.numel() for m in whole.modules() if isinstance(m, torch.nn.Linear)),
+        forward_flops=forward_flops,
+        attention_flops=attention_flops,
+        backward_flops=both_flops
+        - forward_flops
+        + (_ATTENTION_BACKWARD - _ATTENTION_BACKWARD_COUNTED) * attention_flops,
+        forward_peak_bytes=peak_bytes(runs[1, 1].forward, runs[1, 1].parameters),
+        saved_bytes=int(_extrapolated(depth, saved)),
+        checkpoint_bytes=checkpoint,
+        outer_bytes=runs[1, 1].checkpointed_bytes() - 2 * checkpoint,
+        double_blocks=double,
+        single_blocks=single,
+    )
+
+
+class _Run:
+    """A transformer and one sample for it, as FluxBackbone calls it."""
+
+    def __init__(self, manifest: Manifest, model: FluxTransformer2DModel) -> None:
+        self._sampling, self._teacher, self._model = manifest.sampling, manifest.teacher, model
+        self.parameters = list(model.parameters())
+
+    def forward(self) -> torch.Tensor:
+        return self._run(gradient=False)
+
+    def with_gradient(self) -> torch.Tensor:
+        return self._run(gradient=True)
+
+    def both(self) -> None:
+        self._run(gradient=True).sum().backward()
+
+    def checkpointed_bytes(self) -> int:
+        checkpoint_blocks(self._model, 1)
+        kept = saved_bytes(self.with_gradient, self.parameters)
+        checkpoint_blocks(self._model, 0)
+        return kept
+
+    def _run(self, *, gradient: bool) -> torch.Tensor:
+        sampling, teacher = self._sampling, self._teacher
+        empty = partial(torch.empty, device="meta", dtype=DTYPES[sampling.dtype])
+        velocity_BSC: torch.Tensor = self._model(
+            hidden_states=empty(1, sampling.image_tokens, sampling.channels),
+            timestep=empty(1),
+            guidance=torch.empty(1, device="meta") if sampling.guidance is not None else None,
+            pooled_projections=empty(1, teacher.pooled_width),
+            encoder_hidden_states=empty(1, teacher.text_length, teacher.text_width, requires_grad=gradient),
+            txt_ids=empty(teacher.text_length, 3),
+            img_ids=empty(sampling.image_tokens, 3),
+            return_dict=False,
+        )[0]
+        return velocity_BSC
+
+
+def vae_parameters(config: dict[str, Any]) -> int:
+    """Parameters of the VAE; a build reads its configuration only."""
+    with torch.device("meta"):
+        return parameter_count(AutoencoderKL.from_config(config))
+
+
+def clip_parameters(config: dict[str, Any]) -> int:
+    """Parameters of the CLIP text encoder; it is never loaded here, pooled is zero."""
+    with torch.device("meta"):
+        return parameter_count(CLIPTextModel(CLIPTextConfig.from_dict(config)))
+
+
+# Blocks of a kind are alike: three small depths give the constant part and one block of each kind, exactly.
+_SMALL_DEPTHS = ((1, 1), (2, 1), (1, 2))
+
+
+def _extrapolated(depth: tuple[int, int], values: Mapping[tuple[int, int], float]) -> float:
+    base, two_double, two_single = (values[at] for at in _SMALL_DEPTHS)
+    return base + (depth[0] - 1) * (two_double - base) + (depth[1] - 1) * (two_single - base)
+
+
+def _transformer(config: dict[str, Any], double: int, single: int, dtype: torch.dtype) -> FluxTransformer2DModel:
+    with torch.device("meta"):
+        model = FluxTransformer2DModel.from_config({**config, "num_layers": double, "num_single_layers": single})
+    for parameter in model.parameters():
+        # Not .to(): diffusers remarks on casts, and there is nothing here to lose by one.
+        parameter.data = parameter.data.to(dtype)
+    return model.eval().requires_grad_(False)

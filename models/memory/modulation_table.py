@@ -1,0 +1,240 @@
+"""FLUX's modulation vectors as a table in place of the weights that make them: 3.25 of FLUX.1-dev's 11.9 billion.
+
+They follow from timestep, guidance and the pooled vector alone. Where pooled is zero a cache has as many of them as it
+has pairs of a timestep and a guidance value. Further letters here: R rows of the table, M modulation values.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import FluxTransformer2DModel
+
+from secondcast.models.memory.meta_run import parameter_count
+from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.schema.manifest import Manifest
+
+# Linears whose only inputs are timestep, guidance and pooled: no gradient of ours passes through them.
+MODULATION = ("norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear")
+# A table that is larger than the weights it stands for is no saving; below this size that does not matter.
+_SMALL_BYTES = 64 * 2**20
+
+Condition = tuple[float, float | None]
+"""Timestep in [0, 1] as the backbone receives it, and guidance; None where it takes none."""
+
+_Asked = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]
+"""Of a call: whether all its rows were found, found_B, timestep_B, guidance_B, pooled_projections_BP."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """All that a backbone will be asked for. batch_rows: how many rows at a time, mostly.
+
+    On a CPU a row of a linear's result depends on the number of rows it is computed with, not on their order or
+    place: a table made in calls of batch_rows rows holds the very bits of live calls of that size.
+    """
+
+    pairs: tuple[Condition, ...]
+    batch_rows: int
+
+
+def recorded_conditions(manifests: Iterable[Manifest], *, batch_rows: int) -> Conditions | None:
+    """The conditions of these caches; None where pooled is not zero, for then every prompt has its own."""
+    pairs: set[Condition] = set()
+    for manifest in manifests:
+        if manifest.teacher.pooled != "zero":
+            return None
+        values: tuple[float | None, ...] = manifest.sampling.guidance or (None,)
+        pairs |= {(timestep, guidance) for timestep in manifest.sampling.timesteps for guidance in values}
+    return Conditions(pairs=tuple(pairs), batch_rows=batch_rows)
+
+
+def modulation_parameters(transformer: torch.nn.Module) -> int:
+    """How many parameters of a transformer, or of a block of one, a table stands for.
+
+    The small embeddings of timestep, guidance and pooled are not counted.
+    """
+    return sum(parameter_count(norm.linear) for norm in modulated_norms(transformer))
+
+
+def modulation_width(transformer: torch.nn.Module) -> int:
+    """M: values of a row of the table, of all blocks together; or of one, where one is given."""
+    return sum(norm.linear.out_features for norm in modulated_norms(transformer))
+
+
+def worthwhile(transformer: FluxTransformer2DModel, conditions: Conditions) -> bool:
+    """Whether a table of these conditions is smaller than the weights it stands for, or small at all."""
+    values = len(conditions.pairs) * modulation_width(transformer)
+    small = values * transformer.dtype.itemsize <= _SMALL_BYTES
+    return small or values <= modulation_parameters(transformer)
+
+
+class ModulationTable:
+    """Which row of the table belongs to which timestep and guidance; the rows themselves are in the transformer.
+
+    timestep_R, guidance_R: of the transformer's dtype, to which it rounds them; guidance_R is None where it takes none.
+    """
+
+    def __init__(self, timestep_R: torch.Tensor, guidance_R: torch.Tensor | None) -> None:
+        self._timestep_R, self._guidance_R = timestep_R, guidance_R
+        self._unchecked: list[_Asked] | None = None
+
+    def __len__(self) -> int:
+        return len(self._timestep_R)
+
+    def select(
+        self, timestep_B: torch.Tensor, guidance_B: torch.Tensor | None, pooled_projections_BP: torch.Tensor
+    ) -> torch.Tensor:
+        """selection_BR, 1 where a row of a batch has a row of the table: what predict gives in place of pooled.
+
+        BadSettings for a row that the table does not have, here or at the end of `checked_at_the_end`.
+        """
+        dtype = self._timestep_R.dtype
+        match_BR = timestep_B.to(dtype)[:, None] == self._timestep_R
+        if self._guidance_R is not None:
+            assert guidance_B is not None
+            match_BR &= guidance_B.to(dtype)[:, None] == self._guidance_R
+        found_B = match_BR.any(1) & ~pooled_projections_BP.any(1)
+        asked = (found_B.all(), found_B, timestep_B, guidance_B, pooled_projections_BP)
+        if self._unchecked is None:
+            self._check(asked)
+        else:
+            self._unchecked.append(asked)
+        return match_BR.to(dtype)
+
+    @contextmanager
+    def checked_at_the_end(self) -> Iterator[None]:
+        """Within it `select` does not wait for the device; a row that the table does not have is refused at its end.
+
+        What was computed with such a row is not to be used. To be left where the device was waited for anyway.
+        """
+        unchecked: list[_Asked] = []
+        self._unchecked = unchecked
+        try:
+            yield
+        finally:
+            self._unchecked = None
+        for asked in unchecked:
+            self._check(asked)
+
+    def _check(self, asked: _Asked) -> None:
+        # A device is waited for: without it an unknown row would silently be another one.
+        all_found, found_B, timestep_B, guidance_B, pooled_projections_BP = asked
+        if not bool(all_found):
+            self._refuse(int(found_B.int().argmin()), timestep_B, guidance_B, pooled_projections_BP)
+
+    def _refuse(
+        self,
+        row: int,
+        timestep_B: torch.Tensor,
+        guidance_B: torch.Tensor | None,
+        pooled_projections_BP: torch.Tensor,
+    ) -> None:
+        if pooled_projections_BP[row].any():
+            raise BadSettings(
+                f"row {row} of a batch has a pooled vector, expected zeros: the modulation table was made without one; "
+                f"give --modulation live"
+            )
+        asked, held = f"timestep {float(timestep_B[row]):.6g}", f"timesteps {_listed(self._timestep_R)}"
+        if self._guidance_R is not None and guidance_B is not None:
+            asked += f" and guidance {float(guidance_B[row]):.6g}"
+            held += f" with guidance {_listed(self._guidance_R)}"
+        raise BadSettings(
+            f"row {row} of a batch has {asked}, the modulation table holds {held}: it was made for other caches, and "
+            f"the weights it stands for are gone; give --modulation live"
+        )
+
+
+@torch.no_grad()
+def make_table(transformer: FluxTransformer2DModel, conditions: Conditions, device: torch.device) -> ModulationTable:
+    """Take the modulation weights out of a transformer, and put their table into it.
+
+    The table is computed and stays on `device`, one linear at a time: there is never more than one of them there. All
+    else stays where it is. The transformer then takes selection_BR where it took pooled_projections_BP.
+    """
+    dtype, takes_guidance = transformer.dtype, bool(transformer.config.guidance_embeds)
+    pairs = _rounded(conditions.pairs, dtype, takes_guidance=takes_guidance)
+    timestep_R = torch.tensor([timestep for timestep, _ in pairs], dtype=dtype, device=device)
+    guidance_R = torch.tensor([value for _, value in pairs], dtype=dtype, device=device) if takes_guidance else None
+    calls = [rows_B.to(device) for rows_B in torch.arange(len(pairs)).split(conditions.batch_rows)]
+    calls[-1] = _filled_up(calls[-1], conditions.batch_rows)
+    embed = transformer.time_text_embed.to(device)
+    pooled_BP = torch.zeros(
+        conditions.batch_rows, int(transformer.config.pooled_projection_dim), dtype=dtype, device=device
+    )
+    embedded_BD = [
+        embedded_conditions(
+            embed, timestep_R[rows_B], guidance_R[rows_B] if guidance_R is not None else None, pooled_BP
+        )
+        for rows_B in calls
+    ]
+    for norm in modulated_norms(transformer):
+        norm.linear.to(device)
+        table_RM = torch.empty(len(pairs), norm.linear.out_features, dtype=dtype, device=device)
+        for rows_B, one_BD in zip(calls, embedded_BD, strict=True):
+            # Rows that fill up the last call are computed once more, to the same bits.
+            table_RM[rows_B] = norm.linear(norm.silu(one_BD))
+        norm.silu, norm.linear = torch.nn.Identity(), _Table(table_RM)
+    transformer.time_text_embed = HandsOn()
+    return ModulationTable(timestep_R, guidance_R)
+
+
+def modulated_norms(transformer: torch.nn.Module) -> Iterator[Any]:
+    """The norms with modulation, in the order of the modules; none of their linears is held on to."""
+    for name in [name for name, _ in transformer.named_modules() if name.endswith(MODULATION)]:
+        yield transformer.get_submodule(name.rpartition(".")[0])
+
+
+def embedded_conditions(
+    embed: torch.nn.Module,
+    timestep_B: torch.Tensor,
+    guidance_B: torch.Tensor | None,
+    pooled_projections_BP: torch.Tensor,
+) -> torch.Tensor:
+    """embedded_BD, of which the SiLU is the modulation linears' input. All of the transformer's dtype."""
+    # As FluxTransformer2DModel.forward has it: a thousandfold, in its dtype.
+    conditions = [1000 * value_B for value_B in (timestep_B, guidance_B) if value_B is not None]
+    embedded_BD: torch.Tensor = embed(*conditions, pooled_projections_BP)
+    return embedded_BD
+
+
+class HandsOn(torch.nn.Module):
+    """Stands for time_text_embed: what goes to the blocks as `temb` is what came in place of pooled, of each row.
+
+    As a tensor that each block is given, a block that is computed again in the backward pass reads the same rows.
+    """
+
+    def forward(self, *conditions: torch.Tensor) -> torch.Tensor:
+        """The last one."""
+        return conditions[-1]
+
+
+class _Table(torch.nn.Module):
+    """Stands for a linear of a norm: the results it would give."""
+
+    table_RM: torch.Tensor
+
+    def __init__(self, table_RM: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("table_RM", table_RM, persistent=False)
+
+    def forward(self, selection_BR: torch.Tensor) -> torch.Tensor:
+        return self.table_RM.index_select(0, selection_BR.argmax(1))
+
+
+def _rounded(pairs: Iterable[Condition], dtype: torch.dtype, *, takes_guidance: bool) -> list[tuple[float, float]]:
+    """The pairs as the transformer tells them apart, the noisiest first; guidance 0 where it takes none."""
+    values = torch.tensor([(t, g if takes_guidance and g is not None else 0.0) for t, g in pairs])
+    return sorted({(t, g) for t, g in values.to(dtype).tolist()}, key=lambda pair: (-pair[0], pair[1]))
+
+
+def _filled_up(rows_B: torch.Tensor, batch_rows: int) -> torch.Tensor:
+    return rows_B.repeat(-(-batch_rows // len(rows_B)))[:batch_rows]
+
+
+def _listed(values_R: torch.Tensor) -> str:
+    values = sorted(set(values_R.tolist()))
+    shown = [f"{value:.6g}" for value in values]
+    return ", ".join(shown) if len(shown) <= 8 else f"{', '.join(shown[:3])} .. {shown[-1]}"

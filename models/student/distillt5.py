@@ -1,0 +1,72 @@
+"""The published DistillT5 checkpoint's form of a student: the same tensor names, another class in config.json.
+
+Source: the checkpoint and configuration published with "Scaling Down Text Encoders of Text-to-Image Diffusion
+Models" (CVPR 2025), and the ComfyUI node of its authors. Its class does not say at how many text tokens it was
+trained; what we write does, under `text_length`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from secondcast.models.student.folder import PUBLISHED_CLASS as PUBLISHED_CLASS
+from secondcast.models.student.folder import is_published_form as is_published_form
+from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
+
+WEIGHTS_FILE = "model.safetensors"
+# What the ComfyUI node builds, whatever the file holds, and to how many tokens it pads at least.
+COMFYUI_EXPECTS = {
+    "d_model": 768,
+    "num_layers": 12,
+    "num_heads": 12,
+    "d_kv": 64,
+    "d_ff": 2048,
+    "feed_forward_proj": "gated-gelu",
+    "vocab_size": 32128,
+    "project_out_dim": 4096,
+}
+COMFYUI_TEXT_LENGTH = 256
+
+_TIED = "encoder.encoder.embed_tokens.weight"
+_NOT_PUBLISHED = ("auto_map", "projection_dropout")
+_NOT_OURS = ("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "task_specific_params")
+
+
+def published_config(student: SecondcastStudent) -> dict[str, Any]:
+    """The entries of config.json under which the published class loads a student."""
+    config: dict[str, Any] = json.loads(student.config.to_json_string(use_diff=False))
+    config = {key: value for key, value in config.items() if key not in _NOT_PUBLISHED}
+    return config | {"architectures": [PUBLISHED_CLASS], "model_type": "t5"}
+
+
+def published_tensors(student: SecondcastStudent) -> dict[str, torch.Tensor]:
+    """The tensors under their published names, on the host: the token embedding once, as `encoder.shared.weight`."""
+    return {name: value.contiguous().cpu() for name, value in student.state_dict().items() if name != _TIED}
+
+
+def student_config(config: dict[str, Any]) -> StudentConfig:
+    """Our configuration of a student in the published form."""
+    kept = {key: value for key, value in config.items() if key not in _NOT_OURS}
+    return StudentConfig(**kept | {"is_encoder_decoder": False})
+
+
+def load_published(folder: Path) -> SecondcastStudent:
+    """A student from a folder in the published form, fp32; OSError, ValueError, RuntimeError or SafetensorError."""
+    student = SecondcastStudent(student_config(json.loads((folder / "config.json").read_bytes()))).float()
+    tensors = {name: value.float() for name, value in load_file(folder / WEIGHTS_FILE).items()}
+    tensors.setdefault(_TIED, tensors.get("encoder.shared.weight", torch.empty(0)))
+    student.load_state_dict(tensors)
+    return student
+
+
+def comfyui_differences(student: SecondcastStudent) -> list[str]:
+    """In what a student is not what the ComfyUI node builds: "d_ff = 3072 (2048)" and its like."""
+    config = student.config
+    return [
+        f"{name} = {getattr(config, name)} ({expected})"
+        for name, expected in COMFYUI_EXPECTS.items()
+        if getattr(config, name) != expected
+    ]

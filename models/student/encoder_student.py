@@ -1,0 +1,205 @@
+"""Make students of any text encoder of transformers, with its own tokenizer; what is none is refused in one line."""
+
+import copy
+import json
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig
+
+from secondcast.models.student.encoder_student_network import (
+    EncoderStudent,
+    EncoderStudentConfig,
+    auto_class,
+    encoder_within,
+    make_encoder,
+)
+from secondcast.models.student.tokens import StudentTokens, read_tokens
+from secondcast.storage_schemas.errors import BadStudent
+from secondcast.storage_schemas.schema.manifest import Teacher
+
+# Of the encoder's configuration, what says where it came from, or what students decide themselves.
+_NOT_KEPT = (
+    *("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"),
+    *("id2label", "label2id", "task_specific_params"),
+)
+_LOADING_FAILS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
+
+
+def new_encoder_student(
+    source: str, teacher: Teacher, *, pretrained: bool, dropout: float, seed: int
+) -> EncoderStudent:
+    """A student of the text encoder in a folder or hub repository, fp32. BadStudent for what holds none.
+
+    Of an encoder-decoder it is the encoder, of a model of text and images the text model; a causal model is taken
+    as it is. Its text length is the teacher's, or what its positions reach to if that is less.
+    """
+    config = _text_part(_config_of(source))
+    tokens = read_tokens(source, text_length=teacher.text_length)
+    settings = with_dropout(_settings_of(config), dropout)
+    encoder = _pretrained(source, settings) if pretrained else _random(source, settings)
+    width, longest = _width(encoder, source), longest_text(encoder)
+    text_length = teacher.text_length if longest is None else min(teacher.text_length, longest)
+    _check_vocabulary(encoder, tokens, source)
+    torch.manual_seed(seed)
+    student = EncoderStudent(
+        EncoderStudentConfig(
+            encoder_config=settings,
+            project_in_dim=width,
+            project_out_dim=teacher.text_width,
+            projection_dropout=dropout,
+            text_length=text_length,
+            longest_text=longest,
+            pad_token_id=tokens.pad_token_id,
+            pad_is_end=tokens.pad_is_end,
+        )
+    )
+    if pretrained:
+        student.encoder.load_state_dict(encoder.state_dict())
+    _set_dropout(student, dropout)
+    return student.float()
+
+
+def rebuilt(
+    config: EncoderStudentConfig, weights: dict[str, Any] | None, teacher: Teacher, *, dropout: float, seed: int
+) -> EncoderStudent:
+    """A student for this teacher of the shape of an earlier one, with its weights or random ones, fp32."""
+    config = copy.deepcopy(config)
+    config.encoder_config = with_dropout(config.encoder_config, dropout)
+    config.projection_dropout = dropout
+    longest = config.longest_text
+    config.text_length = teacher.text_length if longest is None else min(teacher.text_length, longest)
+    if hasattr(config, "trained_guidance"):
+        del config.trained_guidance
+    torch.manual_seed(seed)
+    again = EncoderStudent(config).float()
+    if weights is not None:
+        again.load_state_dict(weights)
+    _set_dropout(again, dropout)
+    return again
+
+
+def with_dropout(settings: dict[str, Any], dropout: float) -> dict[str, Any]:
+    """An encoder's configuration with all its dropout probabilities replaced, those of nested ones too."""
+    return {key: _replaced(key, value, dropout) for key, value in settings.items()}
+
+
+def _replaced(key: str, value: Any, dropout: float) -> Any:
+    if isinstance(value, dict):
+        return with_dropout(value, dropout)
+    named = "dropout" in key or key.endswith("_pdrop")
+    # A null is a choice of the encoder's class, and a switch no probability.
+    return dropout if named and isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _set_dropout(student: EncoderStudent, dropout: float) -> None:
+    for module in student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+
+
+def longest_text(encoder: Any) -> int | None:
+    """Tokens that an encoder's positions reach to; None where its positions are relative and reach anywhere."""
+    reach = getattr(encoder.config, "max_position_embeddings", None)
+    if not isinstance(reach, int) or reach < 1:
+        return None
+    for name, module in encoder.named_modules():
+        # RoBERTa and its like count positions from behind the one that stands for padding.
+        if "position" in name and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return reach - module.padding_idx - 1
+    return reach
+
+
+def _config_of(source: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except _LOADING_FAILS as error:
+        raise BadStudent(
+            f"{source} has no configuration that transformers can read ({_reason(error)}): give a text encoder that "
+            f"AutoModel loads"
+        ) from error
+
+
+def _text_part(config: Any) -> Any:
+    if "text_config" in type(config).sub_configs:
+        return config.text_config
+    return config
+
+
+def _settings_of(config: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    settings = {key: value for key, value in settings.items() if key not in _NOT_KEPT}
+    if "use_cache" in settings:
+        settings["use_cache"] = False
+    if auto_class(config).__name__ == "AutoModelForTextEncoding":
+        settings["is_encoder_decoder"] = False
+    return settings
+
+
+def _random(source: str, settings: dict[str, Any]) -> Any:
+    try:
+        return make_encoder(settings)
+    except _LOADING_FAILS as error:
+        raise _no_text_encoder(source, settings, _reason(error)) from error
+
+
+def _pretrained(source: str, settings: dict[str, Any]) -> Any:
+    try:
+        config = AutoConfig.for_model(**settings)
+        model, info = auto_class(config).from_pretrained(
+            source,
+            config=config,
+            torch_dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            attn_implementation="eager",
+        )
+        encoder = encoder_within(model)
+    except _LOADING_FAILS as error:
+        raise BadStudent(
+            f"{source} cannot be loaded ({_reason(error)}): give a text encoder that AutoModel loads from safetensors, "
+            f"or --init random"
+        ) from error
+    prefix = next((f"{name}." for name, module in model.named_modules() if name and module is encoder), "")
+    missing = sorted({f"{prefix}{name}" for name in encoder.state_dict()} & set(info["missing_keys"]))
+    if missing:
+        raise BadStudent(
+            f"{source} lacks {len(missing)} weights of its text encoder, among them {missing[0]}: download it again, "
+            f"or give --init random"
+        )
+    return encoder
+
+
+def _width(encoder: Any, source: str) -> int:
+    """Of the last hidden state of two tokens, which only a text encoder gives."""
+    try:
+        with torch.no_grad():
+            ids_BT = torch.zeros(1, 2, dtype=torch.int64)
+            hidden_BTD = encoder.eval()(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).last_hidden_state
+    except Exception as error:
+        raise _no_text_encoder(source, encoder.config.to_dict(), _reason(error)) from error
+    if hidden_BTD.shape[:2] != (1, 2):
+        raise _no_text_encoder(source, encoder.config.to_dict(), f"of 2 tokens it makes {tuple(hidden_BTD.shape)}")
+    return int(hidden_BTD.shape[2])
+
+
+def _check_vocabulary(encoder: Any, tokens: StudentTokens, source: str) -> None:
+    rows = int(encoder.get_input_embeddings().num_embeddings)
+    if tokens.vocabulary > rows:
+        raise BadStudent(
+            f"the tokenizer of {source} gives token ids up to {tokens.vocabulary - 1}, its encoder has a vocabulary of "
+            f"{rows}: files of two models; give a folder whose tokenizer and config.json belong together"
+        )
+
+
+def _no_text_encoder(source: str, settings: dict[str, Any], reason: str) -> BadStudent:
+    return BadStudent(
+        f"{source} is a {settings.get('model_type')!r} model, which gives no last hidden state of token ids "
+        f"({reason}): a student is a text encoder, such as google-t5/t5-base or FacebookAI/roberta-base"
+    )
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

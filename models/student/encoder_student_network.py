@@ -1,0 +1,132 @@
+"""A student that is not T5: any text encoder of transformers, and the paper's projection to the teacher's text width.
+
+It reads prompts with its own tokenizer. FluxPipeline passes no attention mask, which such encoders need: it is told
+from the padding. This file imports torch and transformers only: an export carries a copy of it.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoConfig, AutoModel, AutoModelForTextEncoding
+from transformers.configuration_utils import PretrainedConfig
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import PreTrainedModel
+
+
+class EncoderStudentConfig(PretrainedConfig):
+    """The encoder's own configuration (a dictionary with its model_type) and the projection's.
+
+    text_length: tokens it was trained at. longest_text: tokens that its positions reach to; None: any number.
+    pad_is_end: the tokenizer pads with its end token, the first of which is text.
+    """
+
+    model_type = "secondcast_encoder_student"
+
+    def __init__(
+        self,
+        encoder_config: dict[str, Any] | None = None,
+        project_in_dim: int = 768,
+        project_out_dim: int = 4096,
+        projection_dropout: float = 0.1,
+        text_length: int = 77,
+        longest_text: int | None = None,
+        pad_token_id: int = 0,
+        pad_is_end: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.encoder_config = encoder_config or {"model_type": "bert"}
+        self.project_in_dim = project_in_dim
+        self.project_out_dim = project_out_dim
+        self.projection_dropout = projection_dropout
+        self.text_length = text_length
+        self.longest_text = longest_text
+        self.pad_token_id = pad_token_id
+        self.pad_is_end = pad_is_end
+
+
+def auto_class(config: Any) -> Any:
+    """What of transformers makes the smallest model that holds a configuration's text encoder."""
+    return AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
+
+
+def encoder_within(model: Any) -> Any:
+    """The text encoder of a model that `auto_class` made: without decoder, and without what pools its output."""
+    encoder = model.get_encoder() if model.config.is_encoder_decoder else model
+    if isinstance(getattr(encoder, "pooler", None), nn.Module):
+        encoder.pooler = None
+    return encoder
+
+
+def make_encoder(encoder_config: dict[str, Any]) -> Any:
+    """A text encoder with random weights, by its configuration."""
+    config = AutoConfig.for_model(**encoder_config)
+    # As T5 students: all kinds of attention round differently, and dropout falls on its weights in this one alone.
+    model = auto_class(config).from_config(config, attn_implementation="eager", trust_remote_code=False)
+    return encoder_within(model)
+
+
+class EncoderStudent(PreTrainedModel):
+    """Text encoder, then Linear - ReLU - Dropout - Linear (no biases). Takes T5-XXL's place as text_encoder_2."""
+
+    config_class = EncoderStudentConfig
+    base_model_prefix = "secondcast"
+    main_input_name = "input_ids"
+
+    def __init__(self, config: EncoderStudentConfig) -> None:
+        super().__init__(config)
+        self.encoder = make_encoder(config.encoder_config)
+        self.final_projection = nn.Sequential(
+            nn.Linear(config.project_in_dim, config.project_out_dim, bias=False),
+            nn.ReLU(),
+            nn.Dropout(config.projection_dropout),
+            nn.Linear(config.project_out_dim, config.project_out_dim, bias=False),
+        )
+        self._warned = False
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # The encoder's own parts are initialised by its class; here only the projection.
+        if isinstance(module, nn.Linear) and any(module is part for part in self.final_projection):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding."""
+        return self.encoder.get_input_embeddings()
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutput:
+        """last_hidden_state [B, T, project_out_dim] of token ids [B, T], as FluxPipeline calls T5.
+
+        attention_mask: default all but the padding at the end. ValueError for more tokens than it has positions.
+        """
+        self._check_length(input_ids.shape[1])
+        if attention_mask is None:
+            attention_mask = self.mask_of(input_ids)
+        hidden_BTD = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return BaseModelOutput(last_hidden_state=self.final_projection(hidden_BTD))
+
+    def mask_of(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """[B, T] int64: 1 for text, 0 for the padding behind it; the first token is always text."""
+        number_T = torch.arange(input_ids.shape[1], device=input_ids.device)
+        text_BT = input_ids != self.config.pad_token_id
+        length_B1 = ((number_T + 1) * text_BT).amax(dim=1, keepdim=True) + int(self.config.pad_is_end)
+        return (number_T < length_B1.clamp(min=1)).long()
+
+    def _check_length(self, length: int) -> None:
+        trained, longest = self.config.text_length, self.config.longest_text
+        if longest is not None and length > longest:
+            raise ValueError(
+                f"this student has positions for {longest} text tokens and is used at {length}: pass "
+                f"max_sequence_length={trained}"
+            )
+        if length != trained and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"this student was trained at {trained} text tokens and is used at {length}: pass "
+                f"max_sequence_length={trained}",
+                stacklevel=3,
+            )

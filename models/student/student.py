@@ -1,0 +1,226 @@
+"""Make, load and save students."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import T5Config, T5EncoderModel
+from transformers.configuration_utils import PretrainedConfig
+
+from secondcast.models.student import encoder_student_network, student_network
+from secondcast.models.student.distillt5 import load_published, student_config
+from secondcast.models.student.encoder_student import new_encoder_student, rebuilt
+from secondcast.models.student.encoder_student_network import EncoderStudent, EncoderStudentConfig
+from secondcast.models.student.folder import BEST_FILE as BEST_FILE
+from secondcast.models.student.folder import CHECKPOINT_PREFIX as CHECKPOINT_PREFIX
+from secondcast.models.student.folder import check_is_student, config_of, is_published_form
+from secondcast.models.student.folder import checkpoints as checkpoints
+from secondcast.models.student.folder import student_folder as student_folder
+from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
+from secondcast.storage_schemas.errors import BadStudent
+from secondcast.storage_schemas.schema.manifest import Teacher
+
+Student = SecondcastStudent | EncoderStudent
+"""Either takes T5-XXL's place: token ids [B, T] in, embeddings [B, T, project_out_dim] out."""
+
+_MODELLING_FILES: dict[type, tuple[Path, type]] = {
+    SecondcastStudent: (Path(student_network.__file__), StudentConfig),
+    EncoderStudent: (Path(encoder_student_network.__file__), EncoderStudentConfig),
+}
+
+
+def new_student(source: str, teacher: Teacher, *, init: str, dropout: float, seed: int) -> Student:
+    """A student that fits a teacher, fp32.
+
+    source: folder (or hub name) of a text encoder, of its config.json (and tokenizer) alone, or of an earlier export.
+    T5 reads the cache's token ids; any other kind, and a T5 of a smaller vocabulary, is an EncoderStudent, which has
+    a tokenizer of its own (see student_tokens.own_tokens).
+    init: "pretrained", "random" or "auto" (pretrained where there are weights). dropout: in encoder and projection.
+    Raises BadStudent for a width or vocabulary that does not fit the cache's teacher, and for what is no text encoder.
+    """
+    found = _source_config(source)
+    pretrained = init == "pretrained" or (init == "auto" and _has_weights(source))
+    kind = found.get("model_type")
+    if kind == EncoderStudentConfig.model_type:
+        return _again(source, teacher, pretrained=pretrained, dropout=dropout, seed=seed)
+    ours = kind == StudentConfig.model_type or is_published_form(found)
+    if not ours and (kind != "t5" or _has_another_tokenizer(source, found, teacher)):
+        return new_encoder_student(source, teacher, pretrained=pretrained, dropout=dropout, seed=seed)
+    config = _t5_config(source)
+    if isinstance(config, StudentConfig) and pretrained:
+        return _continued(source, config, teacher, dropout)
+    if config.vocab_size < teacher.text_encoder_config["vocab_size"]:
+        raise BadStudent(
+            f"{source} has a vocabulary of {config.vocab_size}, the cache's token ids go up to "
+            f"{teacher.text_encoder_config['vocab_size'] - 1}: take a student of the teacher's tokenizer, or one that "
+            f"has its own beside its config.json"
+        )
+    return _t5_student(source, config, teacher, pretrained=pretrained, dropout=dropout, seed=seed)
+
+
+def _t5_student(
+    source: str, config: T5Config, teacher: Teacher, *, pretrained: bool, dropout: float, seed: int
+) -> SecondcastStudent:
+    torch.manual_seed(seed)
+    settings = {key: value for key, value in config.to_dict().items() if key not in _OWN_KEYS}
+    settings |= {"dropout_rate": dropout, "architectures": None}
+    student = SecondcastStudent(
+        StudentConfig(
+            project_in_dim=config.d_model,
+            project_out_dim=teacher.text_width,
+            projection_dropout=dropout,
+            text_length=teacher.text_length,
+            **settings,
+        )
+    )
+    if pretrained:
+        try:
+            encoder = T5EncoderModel.from_pretrained(source, torch_dtype=torch.float32)
+            student.encoder.load_state_dict(encoder.state_dict())
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BadStudent(f"{source} cannot be loaded ({reason}): download it again, or --init random") from error
+    return student.float()
+
+
+_OWN_KEYS = (
+    "project_in_dim",
+    "project_out_dim",
+    "projection_dropout",
+    "text_length",
+    "model_type",
+    "auto_map",
+)
+
+
+def untrained_like(student: Student, *, seed: int) -> Student:
+    """A student of the same shape with random weights, in eval mode: what training began with, or might have."""
+    torch.manual_seed(seed)
+    made: Student = type(student)(copy.deepcopy(student.config)).float().eval()
+    return made
+
+
+def load_student(folder: Path) -> Student:
+    """A saved student, fp32, in eval mode, ours of either kind or in DistillT5's form; BadStudent if there is none."""
+    check_is_student(folder)
+    try:
+        config = config_of(folder)
+        if is_published_form(config):
+            return load_published(folder).eval()
+        if config["model_type"] == StudentConfig.model_type:
+            return SecondcastStudent.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True).eval()
+        return EncoderStudent.from_pretrained(
+            folder, torch_dtype=torch.float32, local_files_only=True, use_safetensors=True
+        ).eval()
+    # What stands in the configuration of an encoder goes to its class, which may raise anything.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadStudent(f"{folder} cannot be loaded ({reason}): export the run again") from error
+
+
+def save_student(student: Student, folder: Path, *, tokenizer: dict[str, bytes] | None) -> None:
+    """Write what FluxPipeline takes as text_encoder_2: config, safetensors, modelling file, tokenizer files."""
+    student.save_pretrained(folder, safe_serialization=True)
+    config = json.loads((folder / "config.json").read_text())
+    file, config_class = _MODELLING_FILES[type(student)]
+    config["auto_map"] = {
+        "AutoConfig": f"{file.stem}.{config_class.__name__}",
+        "AutoModel": f"{file.stem}.{type(student).__name__}",
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    shutil.copyfile(file, folder / file.name)
+    for file_name, data in sorted((tokenizer or {}).items()):
+        (folder / file_name).write_bytes(data)
+    for written in folder.iterdir():
+        # safetensors writes files that only their owner can read.
+        written.chmod(0o644)
+
+
+def check_fits(student: Student, text_width: int, where: str) -> None:
+    """Raise BadStudent unless a student's embeddings are as wide as the backbone reads them."""
+    _check_width(student.config.project_out_dim, text_width, where)
+
+
+def _check_width(width: int, text_width: int, where: str) -> None:
+    if width != text_width:
+        raise BadStudent(
+            f"{where} gives embeddings {width} wide, this teacher reads {text_width}: "
+            f"a student fits the teacher it was trained for; train one from this cache"
+        )
+
+
+def _again(source: str, teacher: Teacher, *, pretrained: bool, dropout: float, seed: int) -> EncoderStudent:
+    config = EncoderStudentConfig.from_pretrained(source)
+    _check_width(config.project_out_dim, teacher.text_width, source)
+    weights = load_student(Path(source)).state_dict() if pretrained else None
+    return rebuilt(config, weights, teacher, dropout=dropout, seed=seed)
+
+
+def _continued(source: str, config: StudentConfig, teacher: Teacher, dropout: float) -> SecondcastStudent:
+    student = load_student(Path(source))
+    assert isinstance(student, SecondcastStudent)
+    check_fits(student, teacher.text_width, source)
+    student.config.dropout_rate = dropout
+    # What it is trained at from now on; an export states the rest anew.
+    student.config.text_length = teacher.text_length
+    if hasattr(student.config, "trained_guidance"):
+        del student.config.trained_guidance
+    for module in student.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+    return student
+
+
+def _has_another_tokenizer(source: str, config: dict[str, Any], teacher: Teacher) -> bool:
+    """Whether a T5 cannot take the cache's token ids but brings a tokenizer of its own, as ByT5 does."""
+    if config.get("vocab_size", T5Config().vocab_size) >= teacher.text_encoder_config["vocab_size"]:
+        return False
+    return not Path(source).is_dir() or (Path(source) / "tokenizer_config.json").is_file()
+
+
+def _source_config(source: str) -> dict[str, Any]:
+    """config.json of a folder or hub name; BadStudent if there is none that names its kind."""
+    if Path(source).is_dir():
+        if not (Path(source) / "config.json").is_file():
+            raise BadStudent(f"{source} has no config.json: expected a text encoder, a config of one, or an export")
+        found = config_of(Path(source))
+        if not isinstance(found.get("model_type"), str):
+            raise BadStudent(
+                f"{source}/config.json names no model_type: expected the configuration of a text encoder as "
+                f"transformers writes it, such as google-t5/t5-base has"
+            )
+        return found
+    if source.count("/") > 1 or source.startswith((".", "/", "~")):
+        raise BadStudent(f"no student {source!r}: expected a folder, or a hub name such as google-t5/t5-base")
+    try:
+        settings: dict[str, Any] = PretrainedConfig.get_config_dict(source)[0]
+    except Exception as error:
+        raise BadStudent(
+            f"no student {source!r}: neither a folder here nor fetched from the hub ({type(error).__name__}); "
+            f"give a folder, or a hub name such as google-t5/t5-base"
+        ) from error
+    return settings
+
+
+def _t5_config(source: str) -> T5Config:
+    """The configuration of a student that reads the cache's token ids; BadStudent for any other."""
+    found = _source_config(source)
+    kind = found.get("model_type")
+    if kind == StudentConfig.model_type:
+        return StudentConfig.from_pretrained(source)
+    if is_published_form(found):
+        return student_config(found)
+    if kind != "t5":
+        raise BadStudent(f"{source} is a {kind!r} model, expected t5: only T5 students are planned and counted")
+    return T5Config.from_pretrained(source)
+
+
+def _has_weights(source: str) -> bool:
+    if not Path(source).is_dir():
+        return True
+    # Weights in another form are an error, not a random start.
+    return any(file for ending in ("*.safetensors", "pytorch_model*.bin") for file in Path(source).glob(ending))

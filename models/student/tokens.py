@@ -1,0 +1,133 @@
+"""The tokenizer of a student that is not T5: what its network reads in place of the cache's token ids."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+from transformers.configuration_utils import PretrainedConfig
+
+from secondcast.models.student.encoder_student_network import EncoderStudent, EncoderStudentConfig
+from secondcast.storage_schemas.errors import BadStudent
+from secondcast.storage_schemas.schema.fields import Array
+from secondcast.storage_schemas.schema.manifest import Teacher
+
+_CONFIG_FILE = "tokenizer_config.json"
+
+
+class StudentTokens:
+    """A tokenizer that cuts and pads to `text_length`, and its `files` by name, from which it is loaded again.
+
+    pad_is_end: it pads with its end token. Every method may be called from several threads.
+    """
+
+    def __init__(self, files: dict[str, bytes], text_length: int, *, where: str) -> None:
+        self.files, self.text_length, self._where = files, text_length, where
+        with TemporaryDirectory() as folder:
+            for name, data in files.items():
+                (Path(folder) / name).write_bytes(data)
+            self._tokenizer = _load(folder, where, alone=True)
+        self.pad_token_id = int(self._tokenizer.pad_token_id)
+        self.pad_is_end = self._tokenizer.pad_token_id == self._tokenizer.eos_token_id
+        # The tokenizers package keeps length and padding in the tokenizer, and fails where two threads set them.
+        self._lock = Lock()
+
+    @property
+    def vocabulary(self) -> int:
+        """One more than the largest token id."""
+        return 1 + max(self._tokenizer.get_vocab().values())
+
+    def ids(self, text: str) -> Array:
+        """Token ids of a text, int64 [T]: cut with its end token kept, padded on the right."""
+        return self.batch([text])[0].numpy()
+
+    def batch(self, texts: Sequence[str]) -> torch.Tensor:
+        """Token ids of texts, int64 [B, T]; they are FluxPipeline's with this tokenizer as tokenizer_2."""
+        with self._lock:
+            rows = self._tokenizer(
+                list(texts), padding="max_length", max_length=self.text_length, truncation=True, verbose=False
+            ).input_ids
+        return torch.from_numpy(np.array(rows, dtype=np.int64))
+
+
+def own_tokens(source: str | Path, student: Any) -> StudentTokens | None:
+    """The tokens of a student's own tokenizer; None for a student that reads the cache's token ids.
+
+    source: where the student came from: what `new_student` was given, or the folder of a saved student.
+    Raises BadStudent for a tokenizer that cannot be read.
+    """
+    if not isinstance(student, EncoderStudent):
+        return None
+    return read_tokens(str(source), text_length=int(student.config.text_length))
+
+
+def text_length_remark(student: Any, teacher: Teacher) -> str | None:
+    """What to say of a student that reads fewer tokens than its teacher's text length; None where it reads as many."""
+    own = int(student.config.text_length)
+    if own >= teacher.text_length:
+        return None
+    return (
+        f"the student has positions for {own} text tokens, the cache's embeddings have {teacher.text_length}: longer "
+        f"prompts are cut, and it is used with max_sequence_length={own}"
+    )
+
+
+def read_tokens(source: str, *, text_length: int) -> StudentTokens:
+    """The tokenizer of a folder or hub name, as AutoTokenizer finds it; BadStudent if it cannot be had."""
+    files = [Path(source) / name for name in (_CONFIG_FILE, "tokenizer.json")]
+    there = not Path(source).is_dir() or any(file.is_file() for file in files)
+    tokenizer = _load(source, source) if there else None
+    # For want of files AutoTokenizer makes one with an empty vocabulary.
+    if tokenizer is None or not len(tokenizer):
+        raise BadStudent(
+            f"{source} has no tokenizer: a student that is not T5 reads prompts with its own; put tokenizer.json and "
+            f"tokenizer_config.json beside its config.json"
+        )
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise BadStudent(
+                f"the tokenizer of {source} has neither a pad token nor an end token to pad with: name a pad_token in "
+                f"its tokenizer_config.json"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        saved = {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir()) if file.is_file()}
+    saved[_CONFIG_FILE] = _without_place(saved[_CONFIG_FILE])
+    return StudentTokens(saved, text_length, where=source)
+
+
+def _without_place(data: bytes) -> bytes:
+    """tokenizer_config.json without what says from where it was loaded, so that the bytes do not depend on it."""
+    config = {key: value for key, value in json.loads(data).items() if key not in ("is_local", "local_files_only")}
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def has_own_tokens(folder: Path) -> bool:
+    """Whether a folder is that of a saved student with a tokenizer of its own."""
+    try:
+        found = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("model_type") == EncoderStudentConfig.model_type
+
+
+def _load(source: str, where: str, *, alone: bool = False) -> Any:
+    local = Path(source).is_dir()
+    # transformers does not know a saved student's kind; its tokenizer says itself what it is.
+    known = {"config": PretrainedConfig()} if alone or has_own_tokens(Path(source)) else {}
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=local, **known)
+    # The tokenizers package raises bare Exception for a file that is none of its own.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadStudent(
+            f"the tokenizer of {where} cannot be read ({reason}): a student that is not T5 reads prompts with its own; "
+            f"give a folder or hub name that has one"
+        ) from error

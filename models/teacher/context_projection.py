@@ -1,0 +1,97 @@
+"""The backbone's own text projection: the one linear through which FLUX sees a text embedding."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from secondcast.models.teacher.folder import REPLAY_PARTS, TeacherFolder, find_teacher
+from secondcast.models.teacher.hub import download
+from secondcast.models.teacher.hub_tensor import HubFile
+from secondcast.storage_schemas.errors import BadTeacher
+from secondcast.storage_schemas.io.digests import weight_sha256
+from secondcast.storage_schemas.schema.manifest import Teacher
+
+WEIGHT = "context_embedder.weight"
+_WHOLE_FILE = "diffusion_pytorch_model.safetensors"
+_INDEX_FILE = f"{_WHOLE_FILE}.index.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextProjection:
+    """context_ID of a teacher, fp32, on the CPU; `source` is the name it was asked for by (as of a TeacherFolder)."""
+
+    context_ID: torch.Tensor
+    source: str
+
+
+def find_context_projection(name: str, recorded: Teacher, *, revision: str | None = None) -> ContextProjection:
+    """The text projection of a teacher by folder, hub name or NAME@REVISION.
+
+    From the hub that tensor alone is read, at one commit, unless its file was downloaded before: what the hub states
+    as the file's sha256 is compared with the recorded one first, which is what names a download too. BadTeacher says
+    what is wrong.
+    """
+    folder = find_teacher(name, REPLAY_PARTS, revision=revision, files=("config.json", _INDEX_FILE))
+    file = _file_of(folder, WEIGHT)
+    if folder.commit is None or file.is_file():
+        context_ID = load_context_projection(folder, recorded, torch.device("cpu"))
+    else:
+        context_ID = _fetch(folder, folder.commit, f"transformer/{file.name}", recorded)
+    return ContextProjection(context_ID=context_ID, source=folder.source)
+
+
+def load_context_projection(folder: TeacherFolder, recorded: Teacher, device: torch.device) -> torch.Tensor:
+    """context_ID, fp32: the weight of `context_embedder`, from text width D to the transformer's inner width I.
+
+    Reads that tensor alone. BadTeacher if its file is not the one that the cache was recorded with (by sha256).
+    """
+    file = _file_of(folder, WEIGHT)
+    try:
+        _check_recorded(str(file), weight_sha256(file), recorded.weights.get(f"transformer/{file.name}"))
+        with safe_open(file, framework="pt") as tensors:
+            weight_ID: torch.Tensor = tensors.get_tensor(WEIGHT)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadTeacher(f"{WEIGHT} cannot be read from {file} ({reason}): download transformer/ again") from error
+    return weight_ID.to(device=device, dtype=torch.float32)
+
+
+def _fetch(folder: TeacherFolder, commit: str, path: str, recorded: Teacher) -> torch.Tensor:
+    try:
+        file = HubFile.find(folder.source, path, commit)
+        if file.sha256 is not None:
+            _check_recorded(f"{path} of {folder.pinned_source}", file.sha256, recorded.weights.get(path))
+            return file.tensor(WEIGHT).float()
+    except BadTeacher:
+        raise
+    except Exception as error:
+        raise BadTeacher(
+            f"{WEIGHT} could not be read from {path} of {folder.pinned_source} ({type(error).__name__}): check the "
+            f"network, or fetch the file with `hf download {folder.source} {path} --revision {commit}`"
+        ) from error
+    download(folder.source, [path], commit)
+    return load_context_projection(folder, recorded, torch.device("cpu"))
+
+
+def _check_recorded(file: str, found: str, expected: str | None) -> None:
+    if found != expected:
+        raise BadTeacher(
+            f"{file} has sha256 {found[:16]}, the cache was recorded with {str(expected)[:16]}: another model; "
+            f"give the recorded one with --backbone"
+        )
+
+
+def _file_of(folder: TeacherFolder, key: str) -> Path:
+    part = folder.part("transformer")
+    index = part / _INDEX_FILE
+    if not index.is_file():
+        return part / _WHOLE_FILE
+    try:
+        return part / str(json.loads(index.read_bytes())["weight_map"][key])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadTeacher(
+            f"{index} does not say where {key} lies, expected the index of a FLUX transformer: download it again"
+        ) from error

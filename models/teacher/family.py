@@ -1,0 +1,80 @@
+"""Which teachers this version records: what the configurations of a folder must say, checked before anything loads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from secondcast.storage_schemas.errors import BadTeacher
+
+# By part: the key of its configuration that names its class, the class that is recorded exactly, keys that are needed.
+_PARTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "transformer": (
+        "_class_name",
+        "FluxTransformer2DModel",
+        (
+            "in_channels",
+            "guidance_embeds",
+            "joint_attention_dim",
+            "pooled_projection_dim",
+            "attention_head_dim",
+            "axes_dims_rope",
+        ),
+    ),
+    "scheduler": ("_class_name", "FlowMatchEulerDiscreteScheduler", ()),
+    "text_encoder_2": ("model_type", "t5", ("d_model", "vocab_size")),
+    "text_encoder": ("model_type", "clip_text_model", ("hidden_size",)),
+    "vae": ("_class_name", "AutoencoderKL", ("block_out_channels",)),
+}
+_PIPELINE = "FluxPipeline"
+_RECORDED = "this version records FLUX.1-dev and schnell, and what has their layout"
+
+
+def config_name(part: str) -> str:
+    """The file of a part's configuration."""
+    return "scheduler_config.json" if part == "scheduler" else "config.json"
+
+
+def read_config(file: Path, part: str) -> dict[str, Any]:
+    """A JSON object; BadTeacher if there is none."""
+    try:
+        config = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadTeacher(f"{file} cannot be read ({error}): the teacher's {part} is incomplete") from error
+    if not isinstance(config, dict):
+        raise BadTeacher(f"{file} holds {type(config).__name__}, expected an object: the teacher's {part} is damaged")
+    return config
+
+
+def check_family(path: Path, parts: tuple[str, ...]) -> None:
+    """Raise BadTeacher unless pipeline, and these parts, are of the classes that are recorded exactly.
+
+    A configuration that names no class passes.
+    """
+    index = path / "model_index.json"
+    if index.is_file():
+        _check_class(index, read_config(index, "model index"), "_class_name", _PIPELINE)
+    for part in parts:
+        if part in _PARTS:
+            key, expected, needed = _PARTS[part]
+            file = path / part / config_name(part)
+            config = read_config(file, part)
+            _check_class(file, config, key, expected)
+            if missing := [name for name in needed if name not in config]:
+                raise BadTeacher(f"{file} has no {missing[0]}: not the {part} of a FLUX teacher; {_RECORDED}")
+    if "transformer" in parts:
+        _check_channels(path / "transformer" / "config.json")
+
+
+def _check_class(file: Path, config: dict[str, Any], key: str, expected: str) -> None:
+    if (found := config.get(key)) not in (None, expected):
+        raise BadTeacher(f"{file} says {key} = {found!r}, expected {expected!r}: {_RECORDED}")
+
+
+def _check_channels(file: Path) -> None:
+    config = read_config(file, "transformer")
+    taken, given = config["in_channels"], config.get("out_channels")
+    if given not in (None, taken):
+        raise BadTeacher(
+            f"{file} has in_channels = {taken} and out_channels = {given}, expected as many: it reads an image "
+            f"besides the latent (Fill, Canny, Depth); {_RECORDED}"
+        )

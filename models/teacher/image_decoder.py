@@ -1,0 +1,56 @@
+"""Packed latents to pictures by the teacher's VAE, loaded alone, as FluxPipeline does it."""
+
+from typing import Self
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FluxPipeline
+
+from secondcast.models.geometry import Geometry, recorded_geometry, vae_scale_factor
+from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.storage_schemas.errors import BadTeacher
+from secondcast.storage_schemas.schema.fields import Array
+from secondcast.storage_schemas.schema.manifest import Sampling
+
+
+class ImageDecoder:
+    """The VAE's decoder for one geometry, in fp32."""
+
+    def __init__(self, vae: AutoencoderKL, geometry: Geometry) -> None:
+        self._vae = vae.eval().requires_grad_(False)
+        self._geometry = geometry
+        self._scale_factor = vae_scale_factor(dict(vae.config))
+
+    @classmethod
+    def load(cls, folder: TeacherFolder, geometry: Geometry, *, device: torch.device) -> Self:
+        """Load `folder`/vae and nothing else."""
+        vae = AutoencoderKL.from_pretrained(folder.part("vae"), torch_dtype=torch.float32, local_files_only=True)
+        return cls(vae.to(device), geometry)
+
+    @torch.no_grad()
+    def decode(self, latent_BSC: torch.Tensor) -> Array:
+        """uint8 images, [B, H, W, 3], of packed latents of any float dtype."""
+        latents = FluxPipeline._unpack_latents(
+            latent_BSC.to(device=self._vae.device, dtype=torch.float32),
+            self._geometry.height,
+            self._geometry.width,
+            self._scale_factor,
+        )
+        latents = latents / self._vae.config.scaling_factor + self._vae.config.shift_factor
+        images = self._vae.decode(latents, return_dict=False)[0]
+        images_BHWC = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        return np.asarray((images_BHWC * 255).round().astype("uint8"))
+
+
+def load_recorded_decoder(folder: TeacherFolder, sampling: Sampling, device: torch.device) -> ImageDecoder:
+    """The decoder of a cache's latents; BadTeacher for a VAE of others."""
+    config = folder.config("vae")
+    token_px = 2 * vae_scale_factor(config)
+    found = (4 * config["latent_channels"], sampling.height * sampling.width // token_px**2)
+    if found != (sampling.channels, sampling.image_tokens):
+        raise BadTeacher(
+            f"{folder.path}/vae decodes {found[1]} tokens of {found[0]} channels into {sampling.width} x "
+            f"{sampling.height} pixels, the cache has {sampling.image_tokens} of {sampling.channels}: the VAE of "
+            f"another teacher; give the folder of the recorded one"
+        )
+    return ImageDecoder.load(folder, recorded_geometry(sampling), device=device)

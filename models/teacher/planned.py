@@ -1,0 +1,30 @@
+"""Teachers to plan for: by their configuration files alone; those of FLUX.1 come along, for who has nothing yet."""
+
+from pathlib import Path
+
+from secondcast.models.teacher.folder import BUILD_PARTS, TeacherFolder, find_teacher
+from secondcast.storage_schemas.errors import BadTeacher
+
+_CONFIGS = Path(__file__).parents[2] / "configs"
+_OWNER = "black-forest-labs"
+
+
+def planned_teacher(name: str) -> tuple[TeacherFolder, str]:
+    """A teacher's configurations, and in words which ones; nothing is downloaded and no weights are looked for.
+
+    name: a folder in the FluxPipeline layout (configurations suffice), or FLUX.1-dev or FLUX.1-schnell with or without
+    the owner's name. Raises BadTeacher.
+    """
+    if Path(name).expanduser().is_dir():
+        folder = find_teacher(name, BUILD_PARTS)
+        return folder, f"configuration files in {folder.path}"
+    known = {folder.name.lower(): folder for folder in sorted(_CONFIGS.iterdir())}
+    found = known.get(name.lower().removeprefix(f"{_OWNER}/"))
+    if found is None:
+        raise BadTeacher(
+            f"no teacher {name!r} to plan for: expected a folder with the configuration files of a FluxPipeline, or "
+            f"one of {', '.join(folder.name for folder in known.values())}, whose configurations come along (plan "
+            f"downloads nothing)"
+        )
+    source = f"{_OWNER}/{found.name}"
+    return TeacherFolder(path=found, source=source), f"configurations of {source} that come with secondcast"

@@ -1,0 +1,97 @@
+"""The teacher's T5 and CLIP: what they make of a prompt is exactly FluxPipeline's (padded, no attention mask)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.storage_schemas.errors import BadTeacher
+from secondcast.storage_schemas.schema.manifest import Pooled
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The T5 tokenizer of a folder; only the class named here is ever constructed."""
+    return _tokenizer(T5TokenizerFast, folder)
+
+
+def _tokenizer(kind: Any, folder: Path) -> Any:
+    try:
+        return kind.from_pretrained(folder, local_files_only=True)
+    # The tokenizers package raises bare Exception for a file that is none of its own.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadTeacher(f"{folder} cannot be loaded ({reason}): download it again") from error
+
+
+def token_ids_of(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, end token included, neither cut nor padded."""
+    ids: list[list[int]] = tokenizer(list(texts), padding=False, truncation=False, verbose=False).input_ids
+    return ids
+
+
+def cut_token_ids(ids: Sequence[int], text_length: int) -> tuple[int, ...]:
+    """Token ids cut to the text length as the tokenizer cuts them: the end token is kept."""
+    return tuple(ids) if len(ids) <= text_length else (*ids[: text_length - 1], ids[-1])
+
+
+class PooledTextEncoder:
+    """The pipeline's CLIP, frozen, of which FLUX reads the pooled output."""
+
+    def __init__(self, model: CLIPTextModel, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
+
+    @classmethod
+    def load(cls, folder: TeacherFolder, *, dtype: torch.dtype, device: torch.device) -> Self:
+        """Load `folder`/text_encoder and `folder`/tokenizer, nothing else."""
+        tokenizer = _tokenizer(CLIPTokenizer, folder.part("tokenizer"))
+        return cls(_load_model(CLIPTextModel, folder.part("text_encoder"), dtype).to(device), tokenizer)
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> torch.Tensor:
+        """pooled_projections_BP of texts. Source: FluxPipeline._get_clip_prompt_embeds of diffusers."""
+        ids_BT = self.tokenizer(
+            list(texts),
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        pooled_BP: torch.Tensor = self.model(ids_BT.to(self.model.device), output_hidden_states=False).pooler_output
+        return pooled_BP
+
+
+class TeacherTextEncoder:
+    """T5-XXL's encoder (or the pocket's), frozen, and CLIP beside it where its pooled output is asked for."""
+
+    def __init__(self, model: T5EncoderModel, pooled: PooledTextEncoder | None = None) -> None:
+        self.model, self.pooled = model.eval().requires_grad_(False), pooled
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return torch.device(self.model.device)
+
+    @classmethod
+    def load(cls, folder: TeacherFolder, *, dtype: torch.dtype, device: torch.device, pooled: Pooled = "zero") -> Self:
+        """Load `folder`/text_encoder_2, and CLIP if `pooled` is "clip"; nothing else."""
+        model = _load_model(T5EncoderModel, folder.part("text_encoder_2"), dtype)
+        clip = PooledTextEncoder.load(folder, dtype=dtype, device=device) if pooled == "clip" else None
+        return cls(model.to(device), clip)
+
+    @torch.no_grad()
+    def encode(self, token_ids_BT: torch.Tensor) -> torch.Tensor:
+        """encoder_hidden_states_BTD of padded token ids."""
+        embedding_BTD: torch.Tensor = self.model(token_ids_BT.to(self.model.device), output_hidden_states=False)[0]
+        return embedding_BTD
+
+
+def _load_model(kind: Any, path: Path, dtype: torch.dtype) -> Any:
+    try:
+        return kind.from_pretrained(path, torch_dtype=dtype, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadTeacher(f"{path} cannot be loaded ({reason}): download it again") from error

@@ -1,0 +1,37 @@
+"""Which codec keeps which field: `plain` none, `compact` lossless ones, `int8` the velocity in eight bits besides."""
+
+from collections.abc import Callable
+
+from secondcast.storage_schemas.codecs.byte_planes import BytePlanes
+from secondcast.storage_schemas.codecs.step_delta import StepDelta
+from secondcast.storage_schemas.codecs.step_int8 import StepInt8
+from secondcast.storage_schemas.schema.fields import Array, Field
+from secondcast.storage_schemas.schema.manifest import CodecName
+
+FieldCodec = BytePlanes | StepDelta | StepInt8
+
+_COMPACT: dict[str, Callable[..., FieldCodec]] = {
+    "velocity": StepDelta,
+    "hidden_states": StepDelta,
+    "noise": BytePlanes,
+    "final_latent": BytePlanes,
+    "encoder_hidden_states": BytePlanes,
+    "pooled_projections": BytePlanes,
+}
+_CODECS: dict[CodecName, dict[str, Callable[..., FieldCodec]]] = {
+    "plain": {},
+    "compact": _COMPACT,
+    "int8": _COMPACT | {"velocity": StepInt8},
+}
+
+
+def field_codec(field: Field, name: CodecName) -> FieldCodec | None:
+    """The codec of one row of a field; None where its bytes are stored as they are."""
+    make = _CODECS[name].get(field.name)
+    return None if make is None else make(shape=field.row_shape, dtype=field.dtype.name)
+
+
+def as_read(field: Field, name: CodecName, values: Array) -> Array:
+    """What reading gives for rows of a field, [rows, ...]: themselves, or as a lossy codec rounds them."""
+    codec = field_codec(field, name)
+    return codec.rounded(values) if isinstance(codec, StepInt8) else values

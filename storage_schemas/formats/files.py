@@ -1,0 +1,99 @@
+"""Reading only what a commit record vouches for: size at first touch, checksum once per file and process."""
+
+import threading
+from typing import Literal, Protocol
+
+from secondcast.storage_schemas.errors import DamagedCache, NotInCache
+from secondcast.storage_schemas.io.digests import xxh3_128
+from secondcast.storage_schemas.io.folders import Files
+from secondcast.storage_schemas.schema.commits import CommitRecord, FileRecord, Records
+
+Verify = Literal["off", "once", "always"]
+"""Checksums of shard files: never, at the first touch in a process, at every read. Sizes are always compared."""
+
+
+class ByteSource(Protocol):
+    """Where the bytes of shards come from: a folder, or the memory of a builder before it commits."""
+
+    def read(self, path: str, begin: int, end: int | None) -> bytes:
+        """Bytes [begin, end) of a file; a negative `begin` counts from its end. Never short, never made up."""
+        ...
+
+
+class MemoryFiles:
+    """Encoded files that are not on disk yet."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self._files = files
+
+    def read(self, path: str, begin: int, end: int | None) -> bytes:
+        """See ByteSource; KeyError for an unknown file."""
+        return self._files[path][begin:end]
+
+
+class CommittedFiles:
+    """The committed files of a cache. Safe to read from several threads."""
+
+    def __init__(self, folder: Files, records: Records, *, verify: Verify) -> None:
+        self._folder, self._records, self._verify = folder, records, verify
+        self._touched: set[str] = set()
+        self._lock = threading.Lock()
+
+    def read(self, path: str, begin: int, end: int | None) -> bytes:
+        """See ByteSource; NotInCache for a file no record names, DamagedCache where disk and record differ."""
+        owner = self._records.owner(path)
+        if owner is None:
+            raise NotInCache(f"{self._folder}/{path} is in no commit record: give the build command again to make it")
+        file, record = owner
+        begin = begin if begin >= 0 else file.bytes + begin
+        end = file.bytes if end is None else min(end, file.bytes)
+        if self._verify == "always":
+            return self._whole(file, record)[begin:end]
+        if path not in self._touched:
+            whole = self._whole(file, record) if self._verify == "once" else None
+            if whole is None:
+                self.check(file, record, checksum=False)
+            with self._lock:
+                self._touched.add(path)
+            if whole is not None:
+                return whole[begin:end]
+        data = self._read(file, record, begin, end)
+        if len(data) != end - begin:
+            raise damaged(self._folder, file, record, f"gave {len(data)} bytes of {end - begin} at {begin}")
+        return data
+
+    def check(self, file: FileRecord, record: CommitRecord, *, checksum: bool) -> None:
+        """Compare a file with its record; DamagedCache names the shard and the way out."""
+        if checksum:
+            self._whole(file, record)
+            return
+        size = self._folder.size(file.path)
+        if size is None:
+            raise damaged(self._folder, file, record, "is missing")
+        if size != file.bytes:
+            raise damaged(self._folder, file, record, f"has {size} bytes, expected {file.bytes}")
+
+    def _whole(self, file: FileRecord, record: CommitRecord) -> bytes:
+        data = self._read(file, record, 0, None)
+        if len(data) != file.bytes:
+            raise damaged(self._folder, file, record, f"has {len(data)} bytes, expected {file.bytes}")
+        if (found := xxh3_128(data)) != file.xxh3_128:
+            raise damaged(self._folder, file, record, f"has checksum {found}, expected {file.xxh3_128}")
+        return data
+
+    def _read(self, file: FileRecord, record: CommitRecord, begin: int, end: int | None) -> bytes:
+        try:
+            return self._folder.read(file.path, begin, end)
+        except FileNotFoundError as error:
+            raise damaged(self._folder, file, record, "is missing") from error
+        except OSError as error:
+            raise damaged(self._folder, file, record, f"cannot be read ({error.strerror})") from error
+
+
+def damaged(folder: Files, file: FileRecord, record: CommitRecord, what: str) -> DamagedCache:
+    """The error for a file that is not what its record says; it names the shard and both ways to repair it."""
+    return DamagedCache(
+        f"{folder}/{file.path} {what}: {record.kind} shard {record.shard} is damaged; "
+        f"`secondcast repair {folder} --teacher TEACHER` rebuilds it, "
+        f"`secondcast repair {folder} --from COPY` takes it from another copy of the cache"
+    )

@@ -1,0 +1,142 @@
+"""Who may write a shard on an object store: an object per shard being written, made by conditional PUT.
+
+A file system has locks that end with their owner. Here a claim outlives a killed builder, so it can be taken over: at
+once if its process is known to be dead, else when it is older than CLAIM_SECONDS by the clock of the store. Taking over
+is a conditional PUT on that very version of the claim, so that of several one wins; a builder that is slow but alive
+renews its claim the same way, and is told if it came too late.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Protocol
+
+from secondcast.storage_schemas.errors import ShardTaken, StoreFails
+from secondcast.storage_schemas.io.durable import is_alive, this_machine
+
+CLAIMS_FOLDER = "claims"
+CLAIM_SECONDS = 900.0
+"""A claim that was not renewed for so long belongs to a builder that died elsewhere."""
+_ROUNDS = 5
+
+
+class ClaimStore(Protocol):
+    """What claims need of an object store. See ObjectFolder."""
+
+    def publish(self, path: str, data: bytes) -> bool:
+        """Create an object; False if one is there."""
+        ...
+
+    def exchange(self, path: str, data: bytes, version: dict[str, Any]) -> bool:
+        """Replace that version of an object; False if it is another one by now."""
+        ...
+
+    def read_version(self, path: str) -> tuple[bytes, dict[str, Any], datetime] | None:
+        """An object, its version, when the store took it."""
+        ...
+
+    def remove(self, path: str) -> None:
+        """Delete an object."""
+        ...
+
+
+@contextmanager
+def claimed(store: ClaimStore, name: str) -> Iterator[Callable[[], None]]:
+    """Hold the claim on `name`; ShardTaken if another builder holds it. See Folder.claimed."""
+    claim = _Claim(store, name)
+    claim.take()
+    try:
+        yield claim.confirm
+    finally:
+        claim.release()
+
+
+class _Claim:
+    def __init__(self, store: ClaimStore, name: str) -> None:
+        self._store, self._name = store, name
+        self._path = f"{CLAIMS_FOLDER}/{name.replace('/', '-')}"
+        self._stamp = secrets.token_hex(8)
+        self._data = b""
+        self._since = 0.0
+
+    def take(self) -> None:
+        """Create the claim, or take over one that is not in force any more."""
+        who = ""
+        for _ in range(_ROUNDS):
+            data = self._renewed()
+            if self._store.publish(self._path, data):
+                return
+            found = self._store.read_version(self._path)
+            if found is None:
+                continue
+            content, version, taken_at = found
+            who, in_force = self._judge(content, taken_at)
+            if in_force:
+                break
+            if self._store.exchange(self._path, data, version):
+                return
+        raise self._taken(who)
+
+    def confirm(self) -> None:
+        """Renew the claim where it grows old; ShardTaken if another builder has taken it over."""
+        if _now() - self._since < CLAIM_SECONDS / 3:
+            return
+        found = self._store.read_version(self._path)
+        if found is None or found[0] != self._data or not self._store.exchange(self._path, self._renewed(), found[1]):
+            self._data = b""
+            raise self._taken(" that took over since this one was too slow")
+
+    def release(self) -> None:
+        """Give the claim up, unless it may be another's by now. A failure costs nothing but a wait."""
+        if self._data and _now() - self._since < CLAIM_SECONDS:
+            with contextlib.suppress(StoreFails):
+                self._store.remove(self._path)
+
+    def _renewed(self) -> bytes:
+        # The time from which the claim counts is taken before the store sees it: never too late.
+        self._since = _now()
+        body = {**_this_process(), "stamp": self._stamp, "renewal": secrets.token_hex(8)}
+        self._data = json.dumps(body).encode()
+        return self._data
+
+    def _judge(self, content: bytes, taken_at: datetime) -> tuple[str, bool]:
+        """Who holds a claim, in words, and whether it is in force."""
+        try:
+            holder = json.loads(content)
+            who = f" (process {holder['process']} on {holder['host']})"
+            here = all(holder[key] == value for key, value in this_machine().items())
+            if here and not is_alive(int(holder["process"])):
+                return who, False
+        except (ValueError, KeyError, TypeError):
+            who = ""
+        return who, (self._store_time() - taken_at).total_seconds() < CLAIM_SECONDS
+
+    def _store_time(self) -> datetime:
+        """The store's clock: those of two machines may be far apart."""
+        path = f"{self._path}.clock-{self._stamp}"
+        self._store.publish(path, self._stamp.encode())
+        found = self._store.read_version(path)
+        self._store.remove(path)
+        if found is None:
+            raise self._taken("")
+        return found[2]
+
+    def _taken(self, who: str) -> ShardTaken:
+        return ShardTaken(
+            f"{self._store}/{self._name} is being written by another builder{who}: nothing is lost; stop one of the "
+            f"two, or wait {CLAIM_SECONDS:.0f} seconds if that one is dead"
+        )
+
+
+def _now() -> float:
+    """Seconds that go on while the machine sleeps, where it has such a clock."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def _this_process() -> dict[str, Any]:
+    return {**this_machine(), "process": os.getpid()}

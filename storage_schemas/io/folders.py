@@ -1,0 +1,159 @@
+"""Where a cache lies: a folder of this machine, or a prefix of an object store. The same few operations on both."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from secondcast.storage_schemas.errors import DamagedCache
+from secondcast.storage_schemas.io import durable
+
+OBJECT_SCHEMES = ("s3://", "gs://", "az://")
+Location = str | os.PathLike[str]
+
+
+class Files(Protocol):
+    """Files to read by their path within the cache; `str(files)` is the location as a user would give it."""
+
+    def read(self, path: str, begin: int = 0, end: int | None = None) -> bytes:
+        """Bytes [begin, end) of a file, fewer where it ends sooner; FileNotFoundError if it is not there."""
+        ...
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file; None if it is not there."""
+        ...
+
+
+class Folder(Files, Protocol):
+    """Where a cache is read and written."""
+
+    def entries(self) -> list[str]:
+        """Names of files and folders at the top, sorted; none where nothing is there yet."""
+        ...
+
+    def names(self, under: str = "") -> list[str]:
+        """Paths of all files below `under`, sorted; temporary files are none."""
+        ...
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Put `data` under `path`, whole or not at all, replacing what was there."""
+        ...
+
+    def publish(self, path: str, data: bytes) -> bool:
+        """Put `data` under `path` if nothing is there; False, and nothing changed, if something is."""
+        ...
+
+    def remove(self, path: str) -> None:
+        """Delete a file; nothing happens if it is not there."""
+        ...
+
+    def claimed(self, name: str) -> AbstractContextManager[Callable[[], None]]:
+        """Hold the right to write what `name` stands for against other builders; ShardTaken if another holds it.
+
+        Gives a function to call before each file: ShardTaken if the right was lost meanwhile.
+        """
+        ...
+
+    def sweep(self) -> None:
+        """Delete what killed writers left behind."""
+        ...
+
+
+class LocalFolder:
+    """A folder of this machine, written by the protocol of `durable`, read by position.
+
+    Not by mmap: on network disks that can kill a process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def entries(self) -> list[str]:
+        """See Folder."""
+        names = (entry.name for entry in self.path.iterdir()) if self.path.is_dir() else ()
+        return sorted(name for name in names if not _is_temporary(name))
+
+    def read(self, path: str, begin: int = 0, end: int | None = None) -> bytes:
+        """See Folder."""
+        descriptor = os.open(self.path / path, os.O_RDONLY)
+        try:
+            length = (os.fstat(descriptor).st_size if end is None else end) - begin
+            data = os.pread(descriptor, max(0, length), begin)
+            # One call gives at most 2 GiB.
+            while 0 < len(data) < length and (more := os.pread(descriptor, length - len(data), begin + len(data))):
+                data += more
+            return data
+        finally:
+            os.close(descriptor)
+
+    def size(self, path: str) -> int | None:
+        """See Folder."""
+        file = self.path / path
+        return file.stat().st_size if file.is_file() else None
+
+    def names(self, under: str = "") -> list[str]:
+        """See Folder."""
+        files = (file for file in (self.path / under).rglob("*") if file.is_file())
+        return sorted(file.relative_to(self.path).as_posix() for file in files if not _is_temporary(file.name))
+
+    def replace(self, path: str, data: bytes) -> None:
+        """See Folder."""
+        durable.replace(self._own(path), data)
+
+    def publish(self, path: str, data: bytes) -> bool:
+        """See Folder."""
+        return durable.publish(self._own(path), data)
+
+    def remove(self, path: str) -> None:
+        """See Folder."""
+        file = self._own(path)
+        if file.exists():
+            file.unlink(missing_ok=True)
+            durable.sync(file.parent)
+
+    @contextmanager
+    def claimed(self, name: str) -> Iterator[Callable[[], None]]:
+        """See Folder: one lock for all names, held only while files are put in place."""
+        with durable.locked(self.path / Path(name).parent):
+            yield lambda: None
+
+    def _own(self, path: str) -> Path:
+        """A file that may be written; DamagedCache where a link would take the write out of the cache."""
+        file = self.path / path
+        if not file.parent.resolve().is_relative_to(self.path.resolve()):
+            raise DamagedCache(
+                f"{file} would be written to {file.parent.resolve()}, outside of the cache: a link leads there; put a "
+                f"folder in the link's place, or make the cache's folder itself the link"
+            )
+        return file
+
+    def sweep(self) -> None:
+        """See Folder."""
+        durable.remove_leftovers(self.path)
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def is_remote(location: Location) -> bool:
+    """Whether a location names an object store."""
+    return str(location).startswith(OBJECT_SCHEMES)
+
+
+def open_folder(location: Location) -> Folder:
+    """The folder at a path of this machine or at a URL such as s3://bucket/prefix."""
+    if is_remote(location):
+        from secondcast.storage_schemas.io.object_folder import ObjectFolder
+
+        return ObjectFolder(str(location))
+    return LocalFolder(Path(location))
+
+
+def location_of(folder: Folder) -> str:
+    """Where a folder lies, for another process: an absolute path, or a URL."""
+    return str(folder.path.resolve()) if isinstance(folder, LocalFolder) else str(folder)

@@ -1,0 +1,134 @@
+"""More prompts or more replicas for a cache that is there: what it holds stays as it is, new shards come behind."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from secondcast.storage_schemas.errors import BadSettings, DamagedCache, NotACache
+from secondcast.storage_schemas.formats.by_manifest import format_of
+from secondcast.storage_schemas.io.digests import xxh3_128
+from secondcast.storage_schemas.io.folders import Folder
+from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.reader import prompt_table, read_manifest
+from secondcast.storage_schemas.schema.generations import added_generations, replicas_of
+from secondcast.storage_schemas.schema.journal import claimed_manifest, replace_together, settle_claimed
+from secondcast.storage_schemas.schema.layout import Layout
+from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest, PromptSet, check_same_settings
+from secondcast.storage_schemas.schema.prompts import OFFSETS_FILE, PROMPTS_FILE, Prompt, encode_prompts, offset_table
+from secondcast.storage_schemas.writer import CacheWriter, prompt_set_fields
+
+MOST_SCATTERED = 4
+"""How many times as many shards as would do an extension may add."""
+
+
+def extend(
+    folder: Folder, wanted: Manifest, prompts: list[Prompt], tokenizer_files: dict[str, bytes], progress: Progress
+) -> CacheWriter:
+    """Have a cache ask for the replicas that `wanted` asks for, of these prompts; the writer of what it then is.
+
+    Where all of it is asked for already, nothing changes: so the same call goes on after an interruption. Prompts that
+    are there keep their number and their line of prompts.jsonl, byte for byte: names of further sources that they come
+    from now are not added. Shards get the size of the first generation's.
+    Raises NotACache where there is no cache, SettingsDiffer for another teacher or sampling, ShardTaken where another
+    builder extends the cache just now.
+    """
+    if folder.size(MANIFEST_FILE) is None:
+        raise NotACache(
+            f"{folder} has no {MANIFEST_FILE}: there is no cache to extend; give its folder, or leave out --extend to "
+            f"begin one"
+        )
+    plan = None
+    # Another builder may just be putting an extension in place, and then files differ for a moment.
+    with suppress(DamagedCache):
+        plan = _plan(folder, wanted, prompts)
+    if plan is None or plan.manifest != plan.base:
+        with claimed_manifest(folder) as confirm:
+            settle_claimed(folder, confirm)
+            if plan is None or read_manifest(folder) != plan.base:
+                plan = _plan(folder, wanted, prompts)
+            if plan.manifest != plan.base:
+                plan.check_shards()
+                replace_together(folder, plan.manifest, plan.files, confirm)
+    for line in plan.remarks(wanted):
+        progress.say(line)
+    return CacheWriter.resume(folder, plan.manifest, plan.prompts, plan.files, tokenizer_files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """`base`: the manifest in place; `manifest`: what shall replace it; `files`: those that it vouches for.
+
+    `from_elsewhere`: prompts that were there and come from another source now.
+    """
+
+    base: Manifest
+    manifest: Manifest
+    prompts: list[Prompt]
+    files: dict[str, bytes]
+    from_elsewhere: list[Prompt]
+
+    def check_shards(self) -> None:
+        """Raise BadSettings where what is added would lie in many small shards: a batch never crosses one."""
+        was, now = (Layout(manifest.prompts.generations) for manifest in (self.base, self.manifest))
+        shards, rows = len(now.trajectories) - len(was.trajectories), len(now) - len(was)
+        fewest = -(-rows // now.shard_size)
+        if shards > MOST_SCATTERED * fewest + MOST_SCATTERED:
+            raise BadSettings(
+                f"the extension would add {rows} trajectories in {shards} shards, where {fewest} could hold them: "
+                f"prompts that get more replicas lie scattered among others, and a batch never crosses a shard; ask "
+                f"for the replicas of all prompts, or build these prompts as a cache of their own"
+            )
+
+    def remarks(self, wanted: Manifest) -> list[str]:
+        """What a user should know, a line each."""
+        was, now = (Layout(manifest.prompts.generations) for manifest in (self.base, self.manifest))
+        if len(now) == len(was):
+            lines = [f"nothing to add: all of it is among the {len(was)} trajectories of {len(self.prompts)} prompts"]
+        else:
+            lines = [
+                f"extended by {len(now) - len(was)} trajectories and {len(self.prompts) - self.base.prompts.count} "
+                f"prompts, to {len(now)} trajectories of {len(self.prompts)} prompts"
+            ]
+        asked = wanted.prompts.generations[0].shard_size
+        if asked != now.shard_size:
+            lines.append(f"shards keep the size of the first ones, {now.shard_size} rows (--shard-size is {asked})")
+        if self.from_elsewhere:
+            first = self.from_elsewhere[0]
+            lines.append(
+                f"{len(self.from_elsewhere)} prompts were there already from other sources, which stay as they are "
+                f"recorded, the first: {first.text!r} from {', '.join(first.sources)}"
+            )
+        return lines
+
+
+def _plan(folder: Folder, wanted: Manifest, prompts: list[Prompt]) -> _Plan:
+    base = read_manifest(folder)
+    check_same_settings(base, wanted, str(folder), sections=("teacher", "sampling"))
+    there = list(prompt_table(folder, base, verify="once"))
+    lines = folder.read(PROMPTS_FILE, 0, base.prompts.bytes)
+    known = {prompt.id: number for number, prompt in enumerate(there)}
+    new = [prompt for prompt in prompts if prompt.id not in known]
+    numbers = known | {prompt.id: number for number, prompt in enumerate(new, start=len(there))}
+    asked = {numbers[prompts[i].id]: bits for i, bits in replicas_of(wanted.prompts.generations).items()}
+    generations = base.prompts.generations
+    size = generations[0].shard_size
+    generations += added_generations(replicas_of(generations), asked, shard_size=size)
+    manifest, files = base, _files(base, lines)
+    if generations != base.prompts.generations:
+        lines += encode_prompts(new)[0]
+        stated = prompt_set_fields([*there, *new]) | {"bytes": len(lines), "xxh3_128": xxh3_128(lines)}
+        manifest = base.model_copy(update={"prompts": PromptSet(**{**stated, "generations": generations})})
+        files = _files(manifest, lines)
+        vouched = {name: xxh3_128(data) for name, data in files.items() if name != PROMPTS_FILE}
+        manifest = manifest.model_copy(update={"metadata": vouched})
+    elsewhere = [
+        there[known[prompt.id]]
+        for prompt in prompts
+        if prompt.id in known and not set(prompt.sources) <= set(there[known[prompt.id]].sources)
+    ]
+    return _Plan(base=base, manifest=manifest, prompts=[*there, *new], files=files, from_elsewhere=elsewhere)
+
+
+def _files(manifest: Manifest, lines: bytes) -> dict[str, bytes]:
+    """The files that a manifest vouches for: prompts, their offsets, metadata of the format."""
+    offsets = offset_table([line + b"\n" for line in lines.split(b"\n")[:-1]])
+    return {PROMPTS_FILE: lines, OFFSETS_FILE: offsets, **format_of(manifest).metadata()}

@@ -1,0 +1,89 @@
+"""Several caches of one teacher and one sampling as one; what is in two of them comes once, from the first."""
+
+from collections.abc import Sequence
+
+from secondcast.storage_schemas.errors import BadSettings, SettingsDiffer
+from secondcast.storage_schemas.io.folders import Location
+from secondcast.storage_schemas.maintenance.rewrite import Rewritten, Source, rewrite
+from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.consequences import consequence
+from secondcast.storage_schemas.schema.generations import added_generations, replicas_of
+from secondcast.storage_schemas.schema.manifest import Generation, PromptSet, differing_fields, shortened
+from secondcast.storage_schemas.schema.prompts import Prompt
+from secondcast.storage_schemas.writer import prompt_set_fields
+
+
+def merge(caches: Sequence[Cache], location: Location, progress: Progress) -> Rewritten:
+    """Write the trajectories of all caches at `location`; says N, and how many are duplicates, before it starts.
+
+    Raises what `rewrite` does, BadSettings for fewer than two caches, SettingsDiffer for other teachers or sampling.
+    """
+    if len(caches) < 2:
+        raise BadSettings(f"merge was given {len(caches)} cache, expected two or more and the target: A B ... TARGET")
+    for other in caches[1:]:
+        check_can_merge(caches[0], other)
+    sources = [Source(cache) for cache in caches]
+    prompts = merged_prompts(sources)
+    generations = merged_generations(sources, prompts)
+    planned = sum(generation.prompts * generation.replicas for generation in generations)
+    dropped = sum(cache.planned for cache in caches) - planned
+    progress.say(
+        f"{planned} trajectories of {len(prompts)} prompts out of {len(caches)} caches ({dropped} duplicates dropped)"
+    )
+    manifest = caches[0].manifest.model_copy(
+        update={"prompts": PromptSet(generations=generations, **prompt_set_fields(prompts))}
+    )
+    return rewrite(location, manifest, prompts, sources, progress, title="merge")
+
+
+def check_can_merge(first: Cache, other: Cache) -> None:
+    """Raise SettingsDiffer, naming the first field in which teacher or sampling differ, both values and the way out."""
+    for field, was, now in differing_fields(first.manifest, other.manifest):
+        if not field.startswith("prompts"):
+            raise SettingsDiffer(
+                f"{first.folder} has {field} = {shortened(was)}, {other.folder} has {shortened(now)}: "
+                f"{consequence(field)}; {_way_out(field, first, other, was, now)}"
+            )
+
+
+def _way_out(field: str, first: Cache, other: Cache, was: str, now: str) -> str:
+    if not field.startswith("sampling.storage."):
+        return "give caches of one teacher that were built with the same flags"
+    # What was rounded or left out cannot be had back: then the first one follows the other.
+    cache, value = (first, now) if now in ("int8", "none") else (other, was)
+    latents = " --latents stored" if value == "int8" else ""
+    return f"`secondcast convert {cache.folder} NEW --{field.split('.')[-1]} {value}{latents}`, then merge NEW"
+
+
+def merged_prompts(sources: Sequence[Source]) -> list[Prompt]:
+    """The first cache's prompts in their order, then the new ones of each further cache; names of sources united."""
+    merged: dict[str, Prompt] = {}
+    for source in sources:
+        for prompt in source.prompts:
+            known = merged.get(prompt.id)
+            if known is None:
+                merged[prompt.id] = prompt
+                continue
+            names = tuple(dict.fromkeys((*known.sources, *prompt.sources)))
+            merged[prompt.id] = Prompt(id=known.id, text=known.text, sources=names, token_ids=known.token_ids)
+    return list(merged.values())
+
+
+def merged_generations(sources: Sequence[Source], prompts: Sequence[Prompt]) -> tuple[Generation, ...]:
+    """The first cache's generations, then what each further cache adds, in its shards' size."""
+    numbers = {prompt.id: number for number, prompt in enumerate(prompts)}
+    generations = list(sources[0].cache.manifest.prompts.generations)
+    size = generations[0].shard_size
+    have = _replicas(sources[0], numbers)
+    for source in sources[1:]:
+        found = _replicas(source, numbers)
+        generations += added_generations(have, found, shard_size=size)
+        have = {number: have.get(number, 0) | found.get(number, 0) for number in have | found}
+    return tuple(generations)
+
+
+def _replicas(source: Source, numbers: dict[str, int]) -> dict[int, int]:
+    """By the new number of each prompt the replicas that were asked for."""
+    found = replicas_of(source.cache.manifest.prompts.generations)
+    return {numbers[source.prompts[number].id]: bits for number, bits in found.items()}

@@ -1,0 +1,84 @@
+"""Some of the prompts of a cache with all their replicas: the bytes of a cache that was built of just those."""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+
+from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.io.folders import Location
+from secondcast.storage_schemas.maintenance.rewrite import Rewritten, Source, rewrite
+from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.manifest import Generation, PromptSet, shortened
+from secondcast.storage_schemas.schema.prompts import prompt_id
+from secondcast.storage_schemas.writer import prompt_set_fields
+
+
+def subset(
+    cache: Cache,
+    location: Location,
+    progress: Progress,
+    *,
+    sources: Sequence[str] = (),
+    listed: Sequence[str] | None = None,
+    count: int | None = None,
+) -> Rewritten:
+    """Write the prompts of any of these sources, that are listed (by id or text), and of these the first `count`.
+
+    Raises what `rewrite` does, and BadSettings where a source is unknown or nothing is left.
+    """
+    whole = Source(cache)
+    numbers = _selected(whole, sources, listed, progress)[:count]
+    prompts = [whole.prompts[number] for number in numbers]
+    generations = _cut_down(cache.manifest.prompts.generations, numbers)
+    planned = sum(generation.prompts * generation.replicas for generation in generations)
+    progress.say(f"{len(prompts)} of {len(whole.prompts)} prompts, {planned} of {cache.planned} trajectories")
+    manifest = cache.manifest.model_copy(
+        update={"prompts": PromptSet(generations=generations, **prompt_set_fields(prompts))}
+    )
+    return rewrite(location, manifest, prompts, [whole], progress, title="subset")
+
+
+def _selected(whole: Source, sources: Sequence[str], listed: Sequence[str] | None, progress: Progress) -> list[int]:
+    there = whole.cache.manifest.prompts.sources
+    folder = whole.cache.folder
+    for name in sources:
+        if name not in there:
+            raise BadSettings(f"--source {name!r} is not in {folder}: its sources are {_counts(there)}")
+    wanted = None if listed is None else _numbers(whole, listed, progress)
+    numbers = [
+        number
+        for number, prompt in enumerate(whole.prompts)
+        if (not sources or not set(sources).isdisjoint(prompt.sources)) and (wanted is None or number in wanted)
+    ]
+    if not numbers:
+        raise BadSettings(
+            f"nothing of {folder} is selected: it has {len(whole.prompts)} prompts ({_counts(there)}), the first is "
+            f"{whole.prompts[0].id} {shortened(whole.prompts[0].text)}; give other --source or --ids"
+        )
+    return numbers
+
+
+def _numbers(whole: Source, listed: Iterable[str], progress: Progress) -> set[int]:
+    lines = [line for line in listed if line.strip()]
+    found = {line: whole.numbers.get(line.strip(), whole.numbers.get(prompt_id(line))) for line in lines}
+    unknown = [line for line in lines if found[line] is None]
+    if unknown:
+        progress.say(
+            f"{len(unknown)} of {len(lines)} lines name no prompt of {whole.cache.folder}, the first: {unknown[0]!r}"
+        )
+    return {number for number in found.values() if number is not None}
+
+
+def _cut_down(generations: Iterable[Generation], numbers: list[int]) -> tuple[Generation, ...]:
+    """Of each generation the selected prompts, which stay side by side; one that has none is left out."""
+    kept = []
+    for generation in generations:
+        begin = bisect_left(numbers, generation.first_prompt)
+        end = bisect_left(numbers, generation.first_prompt + generation.prompts)
+        if end > begin:
+            kept.append(generation.model_copy(update={"first_prompt": begin, "prompts": end - begin}))
+    return tuple(kept)
+
+
+def _counts(sources: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sources.items())

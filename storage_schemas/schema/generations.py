@@ -1,0 +1,51 @@
+"""From replicas that are wanted to generations: what is there stays, what is added comes behind it.
+
+Replicas of a prompt are the bits of an integer: bit r stands for replica r.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+
+from secondcast.storage_schemas.schema.manifest import Generation
+
+
+def replicas_of(generations: Iterable[Generation]) -> dict[int, int]:
+    """By number of prompt the replicas that generations ask for."""
+    found: dict[int, int] = {}
+    for g in generations:
+        bits = ((1 << g.replicas) - 1) << g.first_replica
+        for number in range(g.first_prompt, g.first_prompt + g.prompts):
+            found[number] = found.get(number, 0) | bits
+    return found
+
+
+def added_generations(have: Mapping[int, int], wanted: Mapping[int, int], *, shard_size: int) -> tuple[Generation, ...]:
+    """What `wanted` adds to `have`, both by number of prompt; nothing where nothing is added.
+
+    Goes by ascending prompt: `Layout` gives embeddings to prompts in the order in which they come.
+    """
+    added = {number: new for number, bits in wanted.items() if (new := bits & ~have.get(number, 0))}
+    return tuple(
+        Generation(first_prompt=first, prompts=count, first_replica=r, replicas=n, shard_size=shard_size)
+        for first, count, new in _runs(added)
+        for r, n in _ranges(new)
+    )
+
+
+def _runs(added: Mapping[int, int]) -> Iterator[tuple[int, int, int]]:
+    """First prompt, number of prompts and replicas of each run of neighbours that add the same replicas."""
+    numbers = sorted(added)
+    for (_, bits), group in groupby(enumerate(numbers), key=lambda pair: (pair[1] - pair[0], added[pair[1]])):
+        run = [number for _, number in group]
+        yield run[0], len(run), bits
+
+
+def _ranges(bits: int) -> Iterator[tuple[int, int]]:
+    """First replica and number of replicas of each run of ones."""
+    first = 0
+    while bits:
+        skipped = (bits & -bits).bit_length() - 1
+        bits >>= skipped
+        ones = (~bits & (bits + 1)).bit_length() - 1
+        yield first + skipped, ones
+        first, bits = first + skipped + ones, bits >> ones

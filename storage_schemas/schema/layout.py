@@ -1,0 +1,137 @@
+"""Which trajectory lies where: arithmetic over the generations of a manifest, nothing is stored."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from secondcast.storage_schemas.schema.manifest import Generation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where trajectory i comes from and lies: `row` counts within the shard."""
+
+    prompt: int
+    replica: int
+    shard: int
+    row: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRange:
+    """The items (trajectories, or prompts) that a shard holds: [first, first + rows)."""
+
+    shard: int
+    generation: int
+    first: int
+    rows: int
+
+
+class Shards(Sequence[ShardRange]):
+    """Shards of one kind, computed when asked for: a large cache has tens of thousands."""
+
+    def __init__(self, parts: Sequence[tuple[int, int]]) -> None:
+        """`parts`: number of items and shard size of each generation; no shard holds items of two."""
+        self._parts = tuple(parts)
+        self._first_shards = [0, *accumulate(-(-count // size) for count, size in parts)]
+        self._first_items = [0, *accumulate(count for count, _ in parts)]
+
+    def __len__(self) -> int:
+        return self._first_shards[-1]
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # one shard or a slice of them
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        part = bisect_right(self._first_shards, index) - 1
+        count, size = self._parts[part]
+        begin = (index - self._first_shards[part]) * size
+        first = self._first_items[part] + begin
+        return ShardRange(shard=index, generation=part, first=first, rows=min(size, count - begin))
+
+    @property
+    def items(self) -> int:
+        """Items in all shards."""
+        return self._first_items[-1]
+
+    def holding(self, item: int) -> ShardRange:
+        """The shard of an item; IndexError outside."""
+        if not 0 <= item < self.items:
+            raise IndexError(item)
+        part = bisect_right(self._first_items, item) - 1
+        return self[self._first_shards[part] + (item - self._first_items[part]) // self._parts[part][1]]
+
+
+class Layout:
+    """Shards of a cache: for trajectories, and for embeddings (one per prompt, in prompt order)."""
+
+    def __init__(self, generations: Sequence[Generation]) -> None:
+        self._generations = tuple(generations)
+        counts = [g.prompts * g.replicas for g in generations]
+        shards = [-(-count // g.shard_size) for count, g in zip(counts, generations, strict=True)]
+        self._firsts = [0, *accumulate(counts)][:-1]
+        self._first_shards = [0, *accumulate(shards)][:-1]
+        self.trajectories = Shards([(count, g.shard_size) for count, g in zip(counts, generations, strict=True)])
+        # A generation that only adds replicas brings no new prompts, hence no new embeddings.
+        known = 0
+        new_prompts = []
+        for generation in generations:
+            end = generation.first_prompt + generation.prompts
+            new_prompts.append((max(0, end - known), generation.shard_size))
+            known = max(known, end)
+        self.embeddings = Shards(new_prompts)
+
+    def __len__(self) -> int:
+        """Number of trajectories asked for: N."""
+        return self.trajectories.items
+
+    def place(self, index: int) -> Place:
+        """Where trajectory `index` (0 .. N-1) lies; IndexError outside."""
+        if 0 <= index < len(self):
+            number = bisect_right(self._firsts, index) - 1
+            generation = self._generations[number]
+            local = index - self._firsts[number]
+            replica, prompt = divmod(local, generation.prompts)
+            shard, row = divmod(local, generation.shard_size)
+            return Place(
+                prompt=generation.first_prompt + prompt,
+                replica=generation.first_replica + replica,
+                shard=self._first_shards[number] + shard,
+                row=row,
+            )
+        raise IndexError(f"trajectory {index} of {len(self)}")
+
+    def find(self, prompt: int, replica: int) -> int | None:
+        """Number of the trajectory of a prompt and replica, the inverse of `place`; None if it was not asked for."""
+        for first, generation in zip(self._firsts, self._generations, strict=True):
+            row, column = replica - generation.first_replica, prompt - generation.first_prompt
+            if 0 <= row < generation.replicas and 0 <= column < generation.prompts:
+                return first + row * generation.prompts + column
+        return None
+
+    def embedding_place(self, prompt: int) -> tuple[int, int]:
+        """Shard and row of the embedding of prompt number `prompt`; IndexError outside."""
+        shard = self.embeddings.holding(prompt)
+        return shard.shard, prompt - shard.first
+
+    def embedding_shards_of(self, shard: ShardRange) -> set[int]:
+        """Numbers of the embedding shards that hold the prompts of a trajectory shard."""
+        generation, begin = self._generations[shard.generation], self.place(shard.first).prompt
+        end = generation.first_prompt + generation.prompts
+        # A shard may go on with the first prompts, of the next replica.
+        after = generation.first_prompt + min(generation.prompts, max(0, begin + shard.rows - end))
+        parts = ((begin, min(end, begin + shard.rows)), (generation.first_prompt, after))
+        return {
+            number
+            for first, last in parts
+            if first < last
+            for number in range(self.embedding_place(first)[0], self.embedding_place(last - 1)[0] + 1)
+        }
+
+    @property
+    def shard_size(self) -> int:
+        """Rows that a shard has room for."""
+        return self._generations[0].shard_size

@@ -1,0 +1,372 @@
+"""The manifest: what a cache is, with three digests and all that they cover written out.
+
+`teacher` must agree when several caches train one student; `sampling` for resume, merge and extension;
+`prompts` for resume. Nothing that shapes a number is implied by a default in code.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from secondcast.storage_schemas.errors import BadSettings, DamagedCache, NotACache, SettingsDiffer
+from secondcast.storage_schemas.io.digests import canonical_json, digest
+
+FORMAT_NAME = "secondcast-cache"
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+
+CodecName = Literal["plain", "compact", "int8"]
+Embeddings = Literal["stored", "none"]
+Pooled = Literal["zero", "clip"]
+Quantization = Literal["none", "int8", "fp8", "nf4"]
+ScheduleName = Literal["pipeline", "reference"]
+
+
+class Record(BaseModel):
+    """A frozen record that refuses unknown keys; the base of all that is written as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def json_value(self) -> dict[str, Any]:
+        """The record as plain JSON types."""
+        return self.model_dump(mode="json")
+
+
+def _inside(files: dict[str, str]) -> dict[str, str]:
+    """The files that a manifest vouches for; ValueError if a path leads out of the cache."""
+    for path in files:
+        if not stays_inside(path):
+            raise ValueError(f"path {path!r} leads out of the cache")
+    return files
+
+
+def stays_inside(path: str) -> bool:
+    """Whether a path that a file of a cache states names something below the cache's folder."""
+    return path.isprintable() and not path.startswith(("/", "\\")) and ".." not in path.replace("\\", "/").split("/")
+
+
+PathsInside = Annotated[dict[str, str], AfterValidator(_inside)]
+
+
+class Teacher(Record):
+    """Who was recorded. `weights` maps the files that shaped the numbers to their sha256.
+
+    `pooled`: the vector beside the embedding is zero, or what the pipeline's CLIP (`text_encoder`) gives; only then
+    are its configuration and the sha256 of its tokenizer's files (which the cache does not carry) part of this.
+    """
+
+    family: Literal["flux"]
+    weights: dict[str, str]
+    backbone_config: dict[str, Any]
+    text_encoder_config: dict[str, Any]
+    tokenizer: PathsInside
+    text_length: int = Field(ge=1)
+    text_width: int = Field(ge=1)
+    pad_token_id: int = Field(ge=0)
+    pooled: Pooled
+    pooled_width: int = Field(ge=1)
+    pooled_encoder_config: dict[str, Any] | None = None
+    pooled_tokenizer: dict[str, str] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_always_so(self, plain: SerializerFunctionWrapHandler) -> Any:
+        # Caches from before there was a choice do not have these keys, and keep their digests.
+        return {key: value for key, value in plain(self).items() if value is not None}
+
+
+class Storage(Record):
+    """How a cache is laid out on disk. `embeddings` "none": a finished cache does not hold the teacher's."""
+
+    format: Literal["zarr", "webdataset"]
+    codec: CodecName
+    latents: Literal["derived", "stored"]
+    embeddings: Embeddings = "stored"
+
+    @model_validator(mode="after")
+    def _int8_stores_latents(self) -> Self:
+        if problem := int8_problem(self.codec, self.latents):
+            raise ValueError(problem)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_always_so(self, plain: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
+        # Caches from before there was a choice do not have this key, and keep their digests.
+        value = plain(self)
+        if self.embeddings == "stored" and info.context != "all keys":
+            del value["embeddings"]
+        return value
+
+
+def int8_problem(codec: CodecName, latents: str) -> str | None:
+    """Why this codec does not go with these latents, and the way out; None if it does."""
+    if codec != "int8" or latents == "stored":
+        return None
+    return "codec int8 rounds the velocity, and latents are derived from the exact one; use --latents stored"
+
+
+def pooled_problem(pooled: Pooled, embeddings: Embeddings) -> str | None:
+    """Why these pooled vectors do not go with a cache of these embeddings, and the way out; None if they do."""
+    if pooled == "zero" or embeddings == "stored":
+        return None
+    return "replay needs the pooled vectors of CLIP, which lie with the embeddings; use --embeddings stored"
+
+
+class Sampling(Record):
+    """How the teacher was run. Sigmas: K + 1 values in [0, 1]; timesteps: the K arguments of the backbone.
+
+    `timesteps` are as the backbone received them, rounded to `dtype` (0.972.., not 972). `guidance` is the
+    list of values one of which is drawn per trajectory; None where the backbone takes no guidance. `quantize`: what the
+    weights of the backbone's blocks were rounded to before it was run.
+    """
+
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    image_tokens: int = Field(ge=1)
+    channels: int = Field(ge=1)
+    steps: int = Field(ge=1)
+    schedule: ScheduleName
+    sigmas: tuple[float, ...]
+    timesteps: tuple[float, ...]
+    guidance: tuple[float, ...] | None
+    seed: int = Field(ge=0, lt=2**63)
+    noise: Literal["philox-float32"]
+    dtype: Literal["bfloat16", "float32"]
+    latent_rule: Literal["flow-match-euler"]
+    quantize: Quantization = "none"
+    storage: Storage
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Self:
+        if len(self.sigmas) != self.steps + 1 or len(self.timesteps) != self.steps:
+            raise ValueError(
+                f"{self.steps} steps need {self.steps + 1} sigmas and {self.steps} timesteps, "
+                f"found {len(self.sigmas)} and {len(self.timesteps)}"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_always_so(self, plain: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
+        # Caches from before there was a choice do not have this key, and keep their digests.
+        value = plain(self)
+        if self.quantize == "none" and info.context != "all keys":
+            del value["quantize"]
+        return value
+
+
+class Generation(Record):
+    """One build or extension: a range of prompts times a range of replicas, cut into shards of fixed size.
+
+    Its trajectories are ordered by replica, then prompt. A shard never holds two generations.
+    """
+
+    first_prompt: int = Field(ge=0)
+    prompts: int = Field(ge=1)
+    first_replica: int = Field(ge=0)
+    replicas: int = Field(ge=1)
+    shard_size: int = Field(ge=1)
+
+
+class PromptSet(Record):
+    """Which prompts, in which order, cut into which shards. `held_out` of them no training step may see."""
+
+    count: int = Field(ge=1)
+    held_out: int = Field(ge=0)
+    sources: dict[str, int]
+    ids: str
+    bytes: int
+    xxh3_128: str
+    generations: tuple[Generation, ...] = Field(min_length=1)
+
+
+class Manifest(Record):
+    """What a cache is. `source` and `created_by` are for people and part of no digest."""
+
+    source: str
+    created_by: str
+    teacher: Teacher
+    sampling: Sampling
+    prompts: PromptSet
+    metadata: PathsInside
+
+    @model_validator(mode="after")
+    def _pooled_is_stored(self) -> Self:
+        if problem := pooled_problem(self.teacher.pooled, self.sampling.storage.embeddings):
+            raise ValueError(problem)
+        return self
+
+    def digests(self) -> dict[str, str]:
+        """The three digests; `sampling` covers the teacher, `prompts` covers both."""
+        teacher = self.teacher.json_value()
+        sampling = {"teacher": teacher, "sampling": self.sampling.json_value()}
+        prompts = {**sampling, "prompts": self.prompts.json_value()}
+        return {"teacher": digest(teacher), "sampling": digest(sampling), "prompts": digest(prompts)}
+
+    def encode(self) -> bytes:
+        """The bytes of manifest.json."""
+        body = {
+            "format": FORMAT_NAME,
+            "format_version": FORMAT_VERSION,
+            **self.json_value(),
+            "digests": self.digests(),
+        }
+        return sealed(body)
+
+    @classmethod
+    def decode(cls, data: bytes, where: str) -> Self:
+        """Read manifest.json; NotACache for another file or a newer version, DamagedCache for changed bytes."""
+        body = unsealed(data, where, expected_format=FORMAT_NAME)
+        if (version := body.pop("format_version", None)) != FORMAT_VERSION:
+            raise NotACache(
+                f"{where} has format version {version}, this program reads {FORMAT_VERSION}: "
+                f"it was built by another version; install the one named in created_by, {body.get('created_by')!r}"
+            )
+        body.pop("format")
+        stated = body.pop("digests", None)
+        try:
+            manifest = cls.model_validate(body)
+        except ValidationError as error:
+            raise DamagedCache(f"{where} is not a valid manifest: {first_problem(error)}") from error
+        if stated != manifest.digests():
+            raise DamagedCache(f"{where} states digests {stated}, its content has {manifest.digests()}")
+        return manifest
+
+
+def sealed(body: dict[str, Any], *, indent: int | None = 1) -> bytes:
+    """Readable JSON that carries the digest of the rest of itself under `digest`."""
+    text = json.dumps({**body, "digest": digest(body)}, indent=indent, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def unsealed(data: bytes, where: str, *, expected_format: str) -> dict[str, Any]:
+    """The inverse of `sealed`, checked; raises NotACache for foreign files, DamagedCache for changed ones."""
+    try:
+        body = json.loads(data)
+        stated = body.pop("digest", None)
+        found_format = body.get("format")
+        found = digest(body)
+    # Lists, numbers, NaN, halves of surrogate pairs, a million brackets: damage takes every form that JSON has.
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise DamagedCache(
+            f"{where} is not readable JSON ({len(data)} bytes): it is damaged, or not a file of this program; "
+            f"copy it from another copy of the cache"
+        ) from error
+    if found_format != expected_format:
+        raise NotACache(f"{where} says format {found_format!r}, expected {expected_format!r}: not a file of a cache")
+    if stated != found:
+        raise DamagedCache(
+            f"{where} has digest {found}, it states {stated}: the file was changed or damaged; "
+            f"copy it from another copy of the cache"
+        )
+    checked: dict[str, Any] = body
+    return checked
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem pydantic found, in one line."""
+    problem = error.errors()[0]
+    said = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        # Of several fields together: the message names them, the input would be all of them.
+        return f"settings: {said}"
+    return f"{'.'.join(str(part) for part in problem['loc'])}: {said} (found {problem['input']!r})"
+
+
+def first_wrong_flag(error: ValidationError) -> str:
+    """The first problem of a command's flags: a field is named as its flag."""
+    where = str(next(iter(error.errors()[0]["loc"]), ""))
+    problem = first_problem(error)
+    if not where:
+        return problem.removeprefix("settings: ")
+    return f"--{where.replace('_', '-')}{problem[len(where) :]}"
+
+
+class Flags(Record):
+    """A record that the flags of a command make."""
+
+    @classmethod
+    def from_flags(cls, **flags: Any) -> Self:
+        """Validate flags; BadSettings names the first one that is wrong."""
+        try:
+            return cls(**flags)
+        except ValidationError as error:
+            raise BadSettings(first_wrong_flag(error)) from error
+
+
+_DEPENDS = {
+    "teacher": "every recorded number",
+    "sampling": "every recorded trajectory",
+    "prompts": "the order of all trajectories",
+}
+
+
+# Fields come by section: where the first one is of the prompts, all the rest is the same.
+_EXTEND_HINT = "; `secondcast build --extend` adds prompts or replicas to a build"
+SECTIONS = ("teacher", "sampling", "prompts")
+
+
+def check_same_settings(found: Manifest, wanted: Manifest, where: str, *, sections: tuple[str, ...] = SECTIONS) -> None:
+    """Raise SettingsDiffer, naming the first field, both values, what depends on it, and the way out."""
+    for field, was, now in differing_fields(found, wanted, sections=sections):
+        hint = _EXTEND_HINT if field.startswith("prompts.") else ""
+        raise SettingsDiffer(
+            f"{where} was built with {field} = {shortened(was)}, you asked for {shortened(now)}: "
+            f"{depends_on(field)} depends on it; give the flags of the first time, or another folder{hint}"
+        )
+
+
+def depends_on(field: str) -> str:
+    """What depends on a field of the manifest."""
+    if field.startswith("sampling.storage."):
+        return "the bytes of every shard (`secondcast convert` writes them another way)"
+    return _DEPENDS[field.split(".")[0]]
+
+
+def check_same_teacher(found: Manifest, teacher: Teacher, where: str) -> None:
+    """Raise SettingsDiffer, naming the first field, unless a teacher is the one a cache was recorded with."""
+    for field, was, now in _causes_first(differences(found.teacher.json_value(), teacher.json_value(), "teacher")):
+        raise SettingsDiffer(
+            f"{where} was recorded with {field} = {shortened(was)}, this teacher has {shortened(now)}: "
+            f"{_DEPENDS['teacher']} depends on it; give the teacher of the recording, {found.source!r}"
+        )
+
+
+def differing_fields(
+    a: Manifest, b: Manifest, *, sections: tuple[str, ...] = SECTIONS
+) -> Iterator[tuple[str, Any, Any]]:
+    """Path and both values of each field of teacher, sampling and prompts in which two manifests differ."""
+    for section in sections:
+        ours, theirs = (getattr(m, section).model_dump(mode="json", context="all keys") for m in (a, b))
+        yield from _causes_first(differences(ours, theirs, section))
+
+
+def _causes_first(found: Iterator[tuple[str, Any, Any]]) -> list[tuple[str, Any, Any]]:
+    # With CLIP its weights are part of the teacher: the flag is named before them.
+    return sorted(found, key=lambda difference: difference[0] != "teacher.pooled")
+
+
+def differences(a: Any, b: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """Path and both values of each field in which two JSON values differ; what is not there counts as None."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        # In the order of the record: `steps` is named before the sigmas that follow from it.
+        for key in [*a, *(key for key in b if key not in a)]:
+            yield from differences(a.get(key), b.get(key), f"{path}.{key}")
+    elif canonical_json(a) != canonical_json(b):
+        yield path, a, b
+
+
+def shortened(value: Any) -> str:
+    """A JSON value in at most 60 characters."""
+    text = canonical_json(value).decode()
+    return text if len(text) <= 60 else f"{text[:57]}..."

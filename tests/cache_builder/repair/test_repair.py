@@ -1,0 +1,202 @@
+"""`repair` with the teacher gives back the recorded bytes, or says what differs; and so through the command line."""
+
+import errno
+import os
+import shutil
+import sys
+
+import pytest
+import torch
+
+from secondcast import cli
+from secondcast.cache_builder.repair.rebuild import rebuild
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
+from secondcast.storage_schemas.errors import DamagedCache, SettingsDiffer
+from secondcast.storage_schemas.maintenance.repair import mend
+from secondcast.storage_schemas.maintenance.verify import verify
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.reader import Cache
+from tests.cache_builder.building import build_cache, data_files
+
+KINDS = pytest.mark.parametrize(
+    ("form", "embeddings"), [("zarr", "stored"), ("webdataset", "stored"), ("zarr", "none"), ("webdataset", "none")]
+)
+BOTH = pytest.mark.parametrize("form", ["zarr", "webdataset"])
+SHARDS = {
+    "zarr": {
+        "trajectories": "trajectories.zarr/velocity/c/1/0/0/0",
+        "embeddings": "embeddings.zarr/encoder_hidden_states/c/0/0/0",
+    },
+    "webdataset": {"trajectories": "trajectories/000001.tar", "embeddings": "embeddings/000000.tar"},
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, dev_teacher):
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "animals.txt").write_text("".join(f"a red dog {i}\n" for i in range(6)))
+    for form in ("zarr", "webdataset"):
+        for embeddings in ("stored", "none"):
+            flags = {"format": form, "embeddings": embeddings, "dtype": "float32"}
+            build_cache(folder / f"{form}-{embeddings}", dev_teacher, folder / "animals.txt", **flags)
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path, whole, form, request):
+    embeddings = request.node.callspec.params.get("embeddings", "stored")
+    return shutil.copytree(whole / f"{form}-{embeddings}", tmp_path / "c")
+
+
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data)
+
+
+def rebuilt(cache, teacher, **how):
+    how = {"batch_size": None, "accept_other_bytes": False, **how}
+    return rebuild(cache, find_teacher(str(teacher), BUILD_PARTS), torch.device("cpu"), Silent(), **how)
+
+
+def contents(cache):
+    return {str(path.relative_to(cache)): path.read_bytes() for path in cache.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+@KINDS
+@pytest.mark.parametrize("damage", ["flipped", "short", "lost"])
+def test_a_damaged_shard_comes_back_with_the_same_bytes(cache, dev_teacher, form, embeddings, damage):
+    before = contents(cache)
+    for path in SHARDS[form].values() if embeddings == "stored" else [SHARDS[form]["trajectories"]]:
+        if damage == "lost":
+            (cache / path).unlink()
+        elif damage == "short":
+            (cache / path).write_bytes(before[path][:7])
+        else:
+            flip(cache / path)
+    bad = [("embeddings", 0), ("trajectories", 1)][embeddings == "none" :]
+    assert rebuilt(cache, dev_teacher) == bad
+    # The records vouch for the same files, so that not even a time changes.
+    assert contents(cache) == before and verify(cache, Silent()).problems == ()
+
+
+@KINDS
+def test_a_lost_record_comes_back_from_the_index_or_by_the_build_command(
+    cache, dev_teacher, whole, form, embeddings, monkeypatch, capsys
+):
+    before = contents(cache)
+    (cache / "commits/trajectories-000001.json").unlink()
+    assert mend(cache, None, Silent()).left == () and contents(cache) == before
+
+    # Without the index too, this is a cache that is not finished: what has no record does not exist.
+    lost = ["trajectories-000001", *(["embeddings-000001"] if embeddings == "stored" else [])]
+    for name in (*lost, "index"):
+        (cache / f"commits/{name}.json").unlink()
+    code, lines, _ = secondcast(monkeypatch, capsys, "repair", cache, "--teacher", dev_teacher, "--quiet")
+    says = f"{cache}: every file is what it should be; {len(lost)} shards are not built: the build command makes them"
+    assert (code, lines) == (0, [says])
+    flags = {"format": form, "embeddings": embeddings, "dtype": "float32"}
+    build_cache(cache, dev_teacher, whole / "animals.txt", **flags)
+    assert data_files(cache) == {name: data for name, data in before.items() if not name.startswith("commits/")}
+    assert verify(cache, Silent()).problems == () and Cache.open(cache).finished
+
+
+@BOTH
+def test_another_teacher_is_refused_by_the_field(cache, schnell_teacher, form):
+    flip(cache / SHARDS[form]["trajectories"])
+    damaged = contents(cache)
+    with pytest.raises(
+        SettingsDiffer, match=r"c was recorded with teacher\.\S+ = .*, this teacher has .*: every recorded"
+    ):
+        rebuilt(cache, schnell_teacher)
+    assert contents(cache) == damaged
+
+
+@BOTH
+def test_other_bytes_are_refused_and_taken_only_where_that_was_accepted(cache, dev_teacher, form, monkeypatch):
+    flip(cache / SHARDS[form]["trajectories"])
+    damaged = contents(cache)
+    predict = FluxBackbone.predict
+    monkeypatch.setattr(FluxBackbone, "predict", lambda *inputs: predict(*inputs) * 1.0009765625)
+    says = (
+        rf"{cache}: trajectories shard 1 comes out with other bytes than were recorded \(batch_size 2 -> 3\): nothing "
+        rf"was written; rebuild on the machine that made it, take it from a copy with --from, or give --accept-other"
+    )
+    with pytest.raises(DamagedCache, match=says):
+        rebuilt(cache, dev_teacher, batch_size=3)
+    assert contents(cache) == damaged
+    with pytest.raises(DamagedCache, match=r"than were recorded \(the same settings\): nothing was written"):
+        rebuilt(cache, dev_teacher)
+    assert rebuilt(cache, dev_teacher, batch_size=3, accept_other_bytes=True) == [("trajectories", 1)]
+    assert verify(cache, Silent()).problems == ()
+    opened = Cache.open(cache)
+    assert opened.finished and opened.records["trajectories", 1].provenance["batch_size"] == 3
+    assert opened.trajectory(3).velocity_KSC.shape == opened.trajectory(0).velocity_KSC.shape
+
+
+def secondcast(monkeypatch, capsys, *words):
+    """Exit code, lines of stdout and lines of stderr of a command."""
+    monkeypatch.setattr(sys, "argv", ["secondcast", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr()
+    return end.value.code, said.out.splitlines(), said.err.splitlines()
+
+
+@BOTH
+def test_the_commands_name_each_problem_both_ways_out_and_what_was_done(cache, dev_teacher, form, monkeypatch, capsys):
+    before = contents(cache)
+    for path in SHARDS[form].values():
+        flip(cache / path)
+    (cache / "prompts.offsets").unlink()
+    code, lines, _ = secondcast(monkeypatch, capsys, "inspect", "verify", cache, "--quiet")
+    assert code == 1 and lines[0].endswith(", 3 problems")
+    rows = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines[2:5]]
+    for path in [*SHARDS[form].values(), "prompts.offsets"]:
+        assert any(path in row and row[-1].startswith("has ") for row in rows), path
+    assert lines[5:7] == ["to put it right:", f"  secondcast repair {cache} --teacher {dev_teacher}"]
+
+    code, lines, errors = secondcast(monkeypatch, capsys, "repair", cache, "--quiet")
+    assert code == 1 and lines == ["prompts.offsets: put right"] and len(errors) == 1
+    assert errors[0].startswith(f"secondcast: {cache} has 2 problems left, the first: {cache}/")
+    assert "--teacher TEACHER` rebuilds it" in errors[0] and "--from COPY` takes it from another copy" in errors[0]
+
+    words = ("repair", cache, "--teacher", dev_teacher, "--device", "cpu", "--quiet")
+    code, lines, errors = secondcast(monkeypatch, capsys, *words)
+    assert (code, errors) == (0, [])
+    done = ["embeddings shard 0: rebuilt", "trajectories shard 1: rebuilt", f"{cache}: every file is what it should be"]
+    assert lines == done and contents(cache) == before
+    code, lines, _ = secondcast(monkeypatch, capsys, "inspect", "verify", cache, "--quiet")
+    assert code == 0 and lines[-1].endswith(", 0 problems") and len(lines) == 1
+
+
+@BOTH
+def test_a_full_disk_ends_a_build_with_one_line_and_the_build_goes_on(
+    tmp_path, dev_teacher, whole, form, monkeypatch, capsys
+):
+    flags = ("--dtype", "float32", "--steps", 4, "--shard-size", 3, "--batch-size", 2, "--format", form)
+    words = ("build", tmp_path / "c", "--teacher", dev_teacher, "--prompts", whole / "animals.txt", *flags)
+    words = (*words, "--device", "cpu", "--quiet")
+    fsync, calls = os.fsync, []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        # The text stage has its two shards then.
+        if len(list((tmp_path / "c").glob("commits/embeddings-*.json"))) == 2 and len(calls) % 5 == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        code, _, errors = secondcast(monkeypatch, capsys, *words)
+    assert code == 1 and len(errors) == 1
+    assert errors[0].startswith(f"secondcast: {tmp_path}/c/")
+    assert errors[0].endswith(
+        ": No space left on device: what was committed stays; mend that and give the same command again"
+    )
+    assert verify(tmp_path / "c", Silent()).problems == ()
+    assert len(list((tmp_path / "c").glob("commits/embeddings-*.json"))) == 2
+    assert secondcast(monkeypatch, capsys, *words)[0] == 0
+    assert data_files(tmp_path / "c") == data_files(whole / f"{form}-stored")

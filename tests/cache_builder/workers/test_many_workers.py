@@ -1,0 +1,144 @@
+"""Several workers, killed and resumed, make the bytes of one process; an end of one is the end of all, in its words."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from secondcast.cache_builder.build import Share, open_writer, result_of
+from secondcast.cache_builder.workers import local as local_workers
+from secondcast.cache_builder.workers.job import Job
+from secondcast.cache_builder.workers.local import devices_of, run_local_workers
+from secondcast.models.teacher.folder import build_parts, find_teacher
+from secondcast.storage_schemas.errors import WorkerFailed
+from secondcast.storage_schemas.maintenance.verify import verify
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.reader import Cache
+from tests.cache_builder.building import build_cache, build_settings, data_files
+
+LONG = {"steps": 15, "shard_size": 2, "batch_size": 2, "dtype": "float32"}
+
+
+@pytest.fixture
+def many_prompts(tmp_path: Path) -> Path:
+    file = tmp_path / "many.txt"
+    file.write_text("".join(f"a red car on the left of {number} dogs\n" for number in range(24)))
+    return file
+
+
+class Notes(Silent):
+    """Keeps what is said and shown."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.notes: list[str] = []
+
+    def say(self, message):
+        self.said.append(message)
+
+    def advance(self, count, note=""):
+        self.notes.append(note)
+
+
+def prepare(path: Path, teacher: Path, prompts: Path):
+    found = find_teacher(str(teacher), build_parts("zero"))
+    writer = open_writer(path, build_settings(prompts, **LONG), found, Silent())
+    job = Job(
+        location=str(path),
+        teacher=str(teacher),
+        teacher_path=str(teacher),
+        share=Share(batch_size=2, wait_seconds=60),
+        threads=1,
+    )
+    return writer, job
+
+
+def committed(path: Path) -> int:
+    return len(list((path / "commits").glob("trajectories-*.json")))
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_with_other_workers_the_bytes_are_those_of_one(
+    tmp_path, dev_teacher, many_prompts, monkeypatch
+):
+    started: list[subprocess.Popen] = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        local_workers.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1]
+    )
+    writer, job = prepare(tmp_path / "c", dev_teacher, many_prompts)
+
+    ended = threading.Event()
+
+    def kill_one_when_two_shards_are_there():
+        while committed(tmp_path / "c") < 2 and not ended.wait(0.01):
+            pass
+        started[1].send_signal(signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one_when_two_shards_are_there)
+    killer.start()
+    # What lies where the command is given is not taken for ours.
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").write_text("raise SystemExit('not ours')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WorkerFailed) as caught:
+        run_local_workers(writer, job, ["cpu"] * 2, notes := Notes())
+    ended.set()
+    killer.join()
+    assert str(caught.value) == (
+        "worker 1 of 2: was killed by signal 9 (out of host memory?): what was committed stays; give the same command "
+        "again"
+    )
+    assert all(process.poll() is not None for process in started)
+    assert 2 <= committed(tmp_path / "c") < 12
+    peaks = run_local_workers(writer, job, ["cpu"], Silent())
+    assert result_of(writer, peaks).finished and peaks["sample"].host_bytes > 0
+    assert any("by worker 0:" in note and " 1:" in note for note in notes.notes)
+    assert verify(tmp_path / "c", Silent()).problems == ()
+    build_cache(tmp_path / "one", dev_teacher, many_prompts, **LONG)
+    assert data_files(tmp_path / "c") == data_files(tmp_path / "one")
+    assert len(Cache.open(tmp_path / "c")) == 24
+
+
+def start_worker(job: dict) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "secondcast.cache_builder.workers.process"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdin.write(json.dumps(job) + "\n")
+    process.stdin.flush()
+    return process
+
+
+@pytest.mark.slow
+def test_a_worker_says_its_error_in_one_line_and_ends_with_its_stdin(tmp_path, dev_teacher, many_prompts):
+    _, job = prepare(tmp_path / "c", dev_teacher, many_prompts)
+    told = job.json_value() | {"device": "cpu"}
+    lost = start_worker(told | {"location": str(tmp_path / "elsewhere")})
+    waiting = start_worker(told | {"share": told["share"] | {"stage": "sample"}})
+    assert "waiting for 12 embedding shards" in json.loads(waiting.stdout.readline())["message"]
+    waiting.stdin.close()
+    assert waiting.wait(30) == 130
+    lines = [json.loads(line) for line in lost.stdout]
+    assert lost.wait(30) == 1
+    assert [line["event"] for line in lines] == ["error"]
+    assert f"{tmp_path}/elsewhere is not a folder" in lines[0]["message"]
+
+
+def test_a_worker_without_a_job_ends_without_a_word():
+    command = [sys.executable, "-m", "secondcast.cache_builder.workers.process"]
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")
+
+
+def test_a_named_device_is_every_workers_and_threads_are_divided():
+    assert devices_of(torch.device("cpu"), 3) == ["cpu"] * 3
+    assert devices_of(torch.device("cuda", 1), 2) == ["cuda:1"] * 2

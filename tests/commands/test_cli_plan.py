@@ -1,0 +1,253 @@
+"""`secondcast plan`: figures from configurations alone, one line where something is wrong."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cache_builder.building import build_cache
+from tests.commands.test_cli import secondcast
+
+CONFIGS = Path(__file__).parent / "cache_builder/flux_dev"
+DEV = ["--teacher", "FLUX.1-dev"]
+
+
+def test_a_build_of_flux_dev_is_planned_from_nothing(tmp_path, capsys):
+    words = ["plan", "build", *DEV, "--count", 1000, "--gpu", "4090", "--disk", tmp_path, "--json"]
+    code, said, _ = secondcast(*words, capsys=capsys)
+    facts = json.loads(said)
+    assert code == 0 and facts["teacher"]["configs"].startswith("configurations of black-forest-labs/FLUX.1-dev that")
+    assert facts["parameters"]["transformer"] == 11_901_408_320
+    assert facts["disk"]["raw_bytes"] == pytest.approx(1000 * (22 * 128 + 616) * 1024, rel=0.01)
+    # 20 steps of 15.07 TFLOP at 165.2 x 310 / 989 TFLOP/s.
+    assert facts["compute"]["sample_hours"] == pytest.approx(1000 * 20 * 15.07 / 51.78 / 3600, rel=0.01)
+    assert facts["verdicts"][0].startswith("fits: text stage: 10.0 GiB at batch 16, RTX 4090 has 24.0 GiB")
+    assert re.fullmatch(r"does not fit: sample stage: 25\.2 GiB at .*; --batch-size \d+ fits", facts["verdicts"][1])
+    assert facts["verdicts"][2].startswith(f"fits: the cache, 1.4 to 2.0 GiB (estimated), the disk of {tmp_path} has")
+
+
+@pytest.mark.slow
+def test_a_build_with_quantized_weights_needs_less(capsys):
+    words = ["plan", "build", *DEV, "--count", 5, "--batch-size", 1, "--json"]
+    exact, eight, four = (
+        json.loads(secondcast(*words, "--quantize", kind, capsys=capsys)[1])["gpu_memory"]["sample_stage"]
+        for kind in ("none", "int8", "nf4")
+    )
+    assert exact["weights_bytes"] == 2 * 11_901_408_320
+    # A block's linears unpacked; the modulation's stay as they are.
+    assert eight["weights_bytes"] / 2**30 == pytest.approx(8.03 + 6.05 + 0.42, abs=0.1)
+    assert four["weights_bytes"] / 2**30 == pytest.approx(4.52 + 6.05 + 0.09, abs=0.1)
+
+
+@pytest.mark.slow
+def test_the_table_of_a_build_says_whose_figures_these_are(capsys):
+    code, said, _ = secondcast("plan", "build", *DEV, "--count", 5, "--gpu", "rtx3060", capsys=capsys)
+    assert code == 0 and "1 x RTX 3060 12GB, of 25.5 dense bf16" in said and "(not checked)" in said
+    assert "estimated" in said and "calculated" in said and "11.901 B" in said
+    assert "before the first sample: take a larger card" in said
+
+
+def test_a_folder_of_configurations_without_weights_suffices(tmp_path, prompt_file, capsys):
+    shutil.copytree(CONFIGS, tmp_path / "flux")
+    (tmp_path / "flux/tokenizer_2").mkdir()
+    (tmp_path / "flux/tokenizer_2/tokenizer_config.json").write_text('{"model_max_length": 512}')
+    words = ["plan", "build", "--teacher", tmp_path / "flux", "--prompts", prompt_file, "--limit", 4, "--replicas", 3]
+    code, said, _ = secondcast(*words, "--tflops", 100, "--gpus", 2, "--json", capsys=capsys)
+    facts = json.loads(said)
+    assert code == 0 and facts["cache"]["trajectories"] == 12 and facts["cache"]["prompts"] == 4
+    assert facts["compute"]["sample_hours"] == pytest.approx(12 * 20 * 15.07 / 200 / 3600, rel=0.01)
+    assert facts["teacher"]["configs"] == f"configuration files in {tmp_path}/flux"
+
+
+@pytest.mark.slow
+def test_training_is_planned_beside_the_papers_recipe(capsys):
+    words = ["plan", "train", *DEV, "--student", "base", "--batch-size", 4, "--steps", 50_000, "--gpu", "h100"]
+    code, said, _ = secondcast(*words, "--json", capsys=capsys)
+    facts = json.loads(said)
+    now = facts["ways"]["as_asked"]
+    unnamed = json.loads(secondcast(*words[:-2], "--tflops", 310, "--json", capsys=capsys)[1])
+    later = unnamed["ways"]["checkpoint_blocks_1"]
+    assert set(facts["ways"]) == {"as_asked"} and unnamed["verdicts"] == []
+    assert code == 0 and now["vision_hours"] == pytest.approx(4 * 50_000 * 31.4 / 310 / 3600, rel=0.02)
+    assert now["paper_recipe_hours"] == pytest.approx(32 * 320_000 * 31.4 / 310 / 3600, rel=0.02)
+    assert later["vision_hours"] / now["vision_hours"] == pytest.approx(46.5 / 31.4, rel=0.01)
+    # 2-4 MB/s on an H100 at batch 4.
+    assert 2e6 < now["used_bytes_per_second"] < 4e6 < now["read_bytes_per_second"]
+    assert facts["verdicts"] == [
+        "fits: training: 39.1 GiB at 4 rows at once, H100 SXM has 79.2 GiB",
+    ]
+    code, said, _ = secondcast(*words, "--checkpoint-blocks", 1, capsys=capsys)
+    assert code == 0 and "fits: training: 21.7 GiB at 4 rows at once" in said
+    assert "of the vision loss at batch 4" in said and "GPU memory" in said
+
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+# What FLUX reaches on a 4090, by the table of cards; TFLOP of a row at 512 px and at 1024 px, student apart.
+REACHED, ROW_512, ROW_1024 = 165.2 * 310 / 989, 31.36, 150.3
+
+
+@pytest.mark.slow
+def test_the_papers_recipe_is_planned_by_the_sizes_of_its_caches(capsys):
+    words = ["plan", "train", "--recipe", RECIPES / "paper.toml", *DEV, "--gpu", "4090"]
+    sizes = ["--resolution", 512, "--resolution", "commontext=1024"]
+    code, said, _ = secondcast(*words, *sizes, "--json", capsys=capsys)
+    facts = json.loads(said)
+    stages = facts["ways"]["as_asked"]["stages"]
+    assert code == 0 and [stage["caches"] for stage in stages] == [
+        {"compbench": 512}, {"commontext": 1024}, {"compbench": 512, "commontext": 1024, "laion": 512},
+    ]  # fmt: skip
+    # Caches to come are equally large: ten, one and one of twelve rows.
+    for stage, row in zip(stages, (ROW_512, ROW_1024, (11 * ROW_512 + ROW_1024) / 12), strict=True):
+        assert stage["flop_per_step"] == pytest.approx(32 * row * 1e12, rel=0.01)
+        assert stage["seconds_per_step"] == pytest.approx(32 * row / REACHED, rel=0.01)
+        assert stage["hours"] == pytest.approx(stage["steps"] * stage["seconds_per_step"] / 3600)
+    assert facts["ways"]["as_asked"]["hours"] == pytest.approx(sum(stage["hours"] for stage in stages))
+    # All at 512 px: 72 days.
+    assert facts["ways"]["as_asked"]["paper_recipe_hours"] / 24 == pytest.approx(72, abs=1)
+    assert facts["student"]["source"] == "google-t5/t5-base"
+
+
+def test_a_budget_is_told_in_steps_of_each_stage_that_shares_it(capsys):
+    words = ["plan", "train", "--recipe", RECIPES / "flux-one-gpu.toml", *DEV, "--budget", "72h"]
+    facts = json.loads(secondcast(*words, "--gpu", "4090", "--json", capsys=capsys)[1])
+    for way in facts["ways"].values():
+        warm_up, vision = way["stages"]
+        assert [warm_up["hours"], vision["hours"], way["hours"]] == pytest.approx([7.2, 64.8, 72])
+        for stage in (warm_up, vision):
+            assert stage["steps"] == int(stage["hours"] * 3600 / stage["seconds_per_step"])
+        # No transformer, and forward and backward of 130 million parameters over 77 tokens.
+        assert warm_up["flop_per_step"] < 64 * 6 * 140e6 * 77
+    # Of 32 rows, 4 at once.
+    assert facts["ways"]["as_asked"]["gpu_memory"]["batch_size"] == 4
+    code, said, _ = secondcast(*words, "--gpu", "4090", capsys=capsys)
+    text = " ".join(said.split())
+    assert code == 0 and f"90 % of 72 h, about {facts['ways']['as_asked']['stages'][1]['steps']:,} steps" in text
+    assert "steps of stages that share the budget of 72 h are estimates: train measures what a step takes" in text
+    assert "a step without the transformer is too small for a card's whole rate: it takes longer" in text
+    assert "2,553 (106 days)" in said and "fits: training: 21.6 GiB at 4 rows at once, RTX 4090 has 24.0 GiB" in said
+
+
+@pytest.mark.slow
+def test_without_a_card_a_share_of_the_budget_is_hours_and_no_steps(dev_teacher, capsys):
+    words = ["plan", "train", "--recipe", RECIPES / "flux-one-gpu.toml", "--teacher", dev_teacher, "--budget", "72h"]
+    words += ["--student", dev_teacher / "text_encoder_2"]
+    facts = json.loads(secondcast(*words, "--json", capsys=capsys)[1])
+    stages = facts["ways"]["as_asked"]["stages"]
+    assert [(stage["steps"], stage["seconds_per_step"]) for stage in stages] == [(None, None)] * 2
+    assert [stage["hours"] for stage in stages] == pytest.approx([7.2, 64.8])
+
+
+def test_what_is_divided_or_shared_takes_less(dev_teacher, capsys):
+    def planned(*more):
+        words = ["plan", "train", "--teacher", dev_teacher, "--student", dev_teacher / "text_encoder_2", "--json"]
+        return json.loads(secondcast(*words, *more, capsys=capsys)[1])
+
+    whole, divided = (planned("--batch-size", 8, *more) for more in ([], ["--accumulate", 4]))
+    one, other = (facts["ways"]["as_asked"] for facts in (whole, divided))
+    assert one["stages"][0]["flop_per_step"] == other["stages"][0]["flop_per_step"]
+    assert one["gpu_memory"]["activations_bytes"] == 4 * other["gpu_memory"]["activations_bytes"]
+    shared = planned("--batch-size", 8, "--steps-per-trajectory", 4)["ways"]["as_asked"]
+    assert shared["stages"][0]["flop_per_step"] < one["stages"][0]["flop_per_step"]
+    assert shared["read_bytes_per_step"] == one["read_bytes_per_step"] / 4
+    warm_ups = planned("--warmup-steps", 5, "--warmup-loss", "context")["ways"]["as_asked"]["stages"]
+    assert [(stage["loss"], stage["steps"]) for stage in warm_ups] == [("context", 5), ("vision", 1000)]
+    embedding = planned("--loss", "embedding", "--batch-size", 32)
+    assert embedding["ways"]["as_asked"]["gpu_memory"]["weights_bytes"] == 0
+    # The linear on both embeddings, and its gradient: three products of 12 x 24 x 32.
+    added = warm_ups[0]["flop_per_step"] - embedding["ways"]["as_asked"]["stages"][0]["flop_per_step"]
+    assert added == pytest.approx(32 * 3 * 2 * 12 * 24 * 32, rel=1e-3)
+
+
+RECIPE = """
+student = "small"
+[[stage]]
+steps = 3
+caches = {here = 1, signs = 1}
+"""
+
+
+@pytest.mark.slow
+def test_caches_that_are_there_and_caches_to_come_are_planned_together(tmp_path, dev_teacher, prompt_file, capsys):
+    build_cache(tmp_path / "c", dev_teacher, prompt_file)
+    (tmp_path / "r.toml").write_text(RECIPE)
+    words = ["plan", "train", "--recipe", tmp_path / "r.toml", "--cache", f"here={tmp_path}/c"]
+    words += ["--student", dev_teacher / "text_encoder_2"]
+    code, said, _ = secondcast(*words, "--teacher", dev_teacher, "--resolution", 24, "--json", capsys=capsys)
+    facts = json.loads(said)
+    (stage,) = facts["ways"]["as_asked"]["stages"]
+    assert code == 0 and stage["caches"] == {"here": 16, "signs": 24} and stage["hours"] is None
+    code, _, heard = secondcast(*words, capsys=capsys)
+    assert code == 1 and heard == (
+        "secondcast: the recipe takes the cache 'signs', which is not given: give --cache signs=FOLDER, or --teacher "
+        "for one to come\n"
+    )
+    code, _, heard = secondcast(*words, "--cache", f"signs={tmp_path}/c", "--teacher", dev_teacher, capsys=capsys)
+    assert code == 1 and heard == (
+        f"secondcast: --teacher is {dev_teacher}, but all caches of the run are given, here, signs: plan train needs "
+        f"--cache (a cache that is there) or --teacher (for one to come)\n"
+    )
+    code, _, heard = secondcast(*words, "--teacher", dev_teacher, "--resolution", "here=24", capsys=capsys)
+    assert code == 1 and heard == ("secondcast: --resolution here=24 names the cache 'here', those to come are signs\n")
+
+
+def test_a_warm_up_alone_needs_no_room_for_the_backbone(capsys):
+    words = ["plan", "train", *DEV, "--student", "small", "--steps", 0, "--warmup-steps", 9, "--gpu", "3060", "--json"]
+    facts = json.loads(secondcast(*words, capsys=capsys)[1])
+    memory = facts["ways"]["as_asked"]["gpu_memory"]
+    assert memory["weights_bytes"] == 0 and facts["verdicts"][0].startswith("fits: ")
+
+
+@pytest.mark.slow
+def test_training_from_a_cache_goes_by_its_manifest(tmp_path, dev_teacher, prompt_file, capsys):
+    build_cache(tmp_path / "c", dev_teacher, prompt_file, dtype="float32")
+    words = ["plan", "train", "--cache", tmp_path / "c", "--student", "small", "--gpu", "a100"]
+    code, said, _ = secondcast(*words, capsys=capsys)
+    assert code == 0 and f"the manifest of {tmp_path}/c" in " ".join(said.split())
+    assert "the rate of A100 80GB is that of bfloat16; give --tflops X for float32" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["build", *DEV], r"plan build needs one of --prompts FILE and --count N$"),
+        (["build", *DEV, "--count", "5", "--prompts", "p.txt"], r"plan build needs one of --prompts FILE and"),
+        (["build", *DEV, "--count", "5", "--gpu", "voodoo"], r"--gpu 'voodoo' is not known, expected one of RTX 3060"),
+        (["build", *DEV, "--count", "5", "--tflops", "0"], r"--tflops is 0.0, expected the TFLOP/s that are reached"),
+        (["build", *DEV, "--count", "5", "--resolution", "500"], r"height is 500, expected a multiple of 16"),
+        (["build", *DEV, "--count", "5", "--steps", "0"], r"--steps: "),
+        (["build", "--teacher", "a/b", "--count", "5"], r"no teacher 'a/b' to plan for: expected a folder"),
+        (["train", "--student", "small"], r"plan train needs one of --cache .* and --teacher"),
+        (["train", *DEV, "--student", "small", "--steps", "0"], r"--steps 0 and --warmup-steps 0: nothing would be"),
+        (["train", *DEV], r"no student is given: give --student, such as google-t5/t5-base or pocket-small$"),
+        (["train", *DEV, "--student", "base", "--budget", "5h"], r"--budget is 5h without --recipe: the stages of a"),
+        (["train", *DEV, "--student", "base", "--resolution", "x=y"], r"--resolution is 'x=y', expected pixels, or"),
+        (["train", *DEV, "--recipe", "r.toml"], r"no recipe r\.toml: expected a TOML file, see those in"),
+        (["train", *DEV, "--recipe", str(RECIPES / "flux-one-gpu.toml")], r"toml: stage vision takes a share of a"),
+        (["train", *DEV, "--recipe", str(RECIPES / "pocket.toml"), "--steps", "9"], r"--steps is given beside --rec"),
+        (["train", *DEV, "--student", "./nix"], r"no student './nix': expected a folder"),
+        (["train", "--cache", "nix", "--student", "small"], r"nix is not a folder"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_clear_line(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("a red circle\n")
+    code, _, heard = secondcast("plan", *words, capsys=capsys)
+    last = heard.strip().splitlines()[-1]
+    assert code == 1 and last.startswith("secondcast: ") and re.search(message, last), last
+    assert "Traceback" not in heard
+
+
+def test_a_build_that_no_disk_could_hold_is_refused_before_the_cache_is_there(tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("a red circle\n")
+    words = ["build", tmp_path / "c", "--teacher", "pocket", "--prompts", tmp_path / "p.txt"]
+    code, _, heard = secondcast(*words, "--replicas", 10**12, capsys=capsys)
+    assert code == 1 and f"{tmp_path}/c needs " in heard and "GiB free: a build that fills the disk stops" in heard
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_forced_build_begins_all_the_same(tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("a red circle\n")
+    words = ["build", tmp_path / "c", "--teacher", "pocket", "--prompts", tmp_path / "p.txt", "--steps", 2]
+    assert secondcast(*words, "--force", capsys=capsys)[0] == 0

@@ -1,0 +1,149 @@
+"""`secondcast prompts` and `build --prompts` as a user meets them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from secondcast.storage_schemas.reader import Cache
+from tests.commands.test_cli import secondcast
+
+ROOT = Path(__file__).resolve().parents[2]
+CATEGORIES = ("color", "complex", "non_spatial", "shape", "spatial", "texture")
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("a red circle\n\na blue square\na red circle\n")
+    Path("b.csv").write_text("id,caption\n1,a blue square\n2,a green cross\n")
+
+
+@pytest.fixture
+def bench():
+    Path("bench").mkdir()
+    for category in (*CATEGORIES, "3d_spatial", "numeracy", "complex_train_action"):
+        name = category if category.startswith("complex_train") else f"{category}_train"
+        Path(f"bench/{name}.txt").write_text(f"{category} one\nshared\n{category} one")
+
+
+def test_list_prints_the_prompts_in_the_order_of_a_build(capsys):
+    code, said, _ = secondcast("prompts", "list", "a.txt", "b.csv:repeat=2", capsys=capsys)
+    assert (code, said) == (0, "a blue square\na green cross\na red circle\n")
+    said = secondcast("prompts", "list", "a.txt", "b.csv", "--limit", 2, "--json", capsys=capsys)[1]
+    assert json.loads(said) == [
+        {"text": "a red circle", "sources": ["a"], "repeat": 1},
+        {"text": "a blue square", "sources": ["a", "b"], "repeat": 1},
+    ]
+
+
+def test_count_says_what_each_source_gives(capsys):
+    code, said, _ = secondcast("prompts", "count", "a.txt", "b.csv", capsys=capsys)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if line.startswith("│")]
+    assert code == 0 and rows == [
+        ["a.txt", "4", "2", "2", "1", "1", "0"],
+        ["b.csv", "2", "2", "1", "0", "1", "0"],
+    ]
+    assert said.splitlines()[-1] == "3 distinct prompts (1 empty and 2 repeated lines skipped)"
+
+
+def test_count_with_a_teacher_says_how_many_tokens_there_are_and_what_is_cut(capsys, dev_teacher):
+    Path("long.txt").write_text(f"a dog\n{'a red car ' * 40}\n")
+    words = ["prompts", "count", "long.txt", "--teacher", dev_teacher]
+    tokens = json.loads(secondcast(*words, "--json", capsys=capsys)[1])["tokens"]
+    assert (tokens["cut"], tokens["text_length"]) == (1, 12) and tokens["longest"] > 100
+    assert tokens["longest_text"].startswith("a red car a red car")
+    said = secondcast(*words, capsys=capsys)[1]
+    assert f"tokens: mean {tokens['mean']:.1f}, longest {tokens['longest']} ('a red car" in said
+    assert said.endswith("; longer than 12, and so cut: 1\n")
+
+
+@pytest.mark.parametrize(("categories", "count"), [("paper", 6), ("all", 8)])
+def test_compbench_takes_whole_categories_and_keeps_their_names(bench, categories, count, capsys):
+    words = ["prompts", "compbench", "bench", "out.jsonl", "--categories", categories]
+    code, said, _ = secondcast(*words, capsys=capsys)
+    assert code == 0 and f"{count + 1} distinct prompts of {3 * count} lines in {count} categories" in said
+    facts = json.loads(secondcast("prompts", "count", "out.jsonl", "--json", capsys=capsys)[1])
+    assert facts["distinct"] == count + 1
+    assert facts["names"] == dict.fromkeys(facts["names"], 2) and len(facts["names"]) == count
+    assert {"color_train", "complex_train"} <= facts["names"].keys() and "complex_train_action" not in facts["names"]
+
+
+def test_the_papers_compbench_has_4200_lines_and_4159_distinct_prompts(shared_prompts, capsys):
+    code, said, _ = secondcast("prompts", "compbench", shared_prompts / "T2I-CompBench", "out.jsonl", capsys=capsys)
+    assert code == 0 and "4159 distinct prompts of 4200 lines in 6 categories" in said
+    said = secondcast("prompts", "count", "out.jsonl", "--json", capsys=capsys)[1]
+    assert json.loads(said)["names"] == {
+        "color_train": 679, "complex_train": 700, "non_spatial_train": 700, "shape_train": 685, "spatial_train": 700,
+        "texture_train": 695,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["signs.txt", "signs.json", "signs.jsonl"])
+def test_signs_are_read_back_from_every_ending(name, capsys):
+    assert secondcast("prompts", "commontext", name, "--count", 50, capsys=capsys)[1] == f"50 prompts in {name}\n"
+    facts = json.loads(secondcast("prompts", "count", name, "--json", capsys=capsys)[1])
+    assert (facts["distinct"], facts["repeated"], facts["names"]) == (50, 0, {"signs": 50})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["count", "nix.txt"], "no prompt file nix.txt: expected a text file"),
+        (["count", "a.txt:limit=x"], "prompt source 'a.txt:limit=x' has limit=x, expected a whole number"),
+        (["list", "b.csv:column=text"], "b.csv line 1 has no column 'text': found id, caption"),
+        (["count", "bench"], "bench is a folder, expected a file: `secondcast prompts compbench bench FILE.jsonl`"),
+        (["compbench", "nix", "out.jsonl"], "nix has no color_train.txt, complex_train.txt, non_spatial_train.txt"),
+        (["compbench", "bench", "out.csv"], "out.csv ends with '.csv', expected .jsonl: a build reads a file by its"),
+        (["commontext", "out"], "out ends with 'nothing', expected .txt or .json or .jsonl"),
+        (["commontext", "o.txt", "--words", "1", "--count", "9999"], "--count 9999: at most 1614 distinct prompts can"),
+        (["count", "a.txt", "--teacher", "nobody"], "no teacher 'nobody': expected 'pocket'"),
+    ],
+)
+def test_bad_input_is_one_clear_line(words, message, bench, capsys):
+    code, said, heard = secondcast("prompts", *words, capsys=capsys)
+    assert (code, said, heard.count("\n")) == (1, "", 1)
+    assert heard.startswith(f"secondcast: {message}"), heard
+
+
+def test_without_wordfreq_the_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wordfreq", None)
+    code, _, heard = secondcast("prompts", "commontext", "o.txt", capsys=capsys)
+    assert code == 1 and heard == (
+        "secondcast: words for signs come from wordfreq, which is not installed: pip install 'secondcast[prompts]'\n"
+    )
+
+
+def test_these_commands_start_without_torch(bench):
+    lines = ("list a.txt", "count b.csv", "compbench bench o.jsonl", "commontext o.txt --count 9")
+    commands = [line.split() for line in lines]
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "for name in ('torch', 'transformers', 'diffusers', 'datasets', 'pyarrow'): sys.modules[name] = None\n"
+        "import cli\n"
+        f"for words in {commands!r}: cli.app(['prompts', *words], standalone_mode=False)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert "9 prompts in o.txt" in done.stdout
+
+
+@pytest.mark.parametrize("words", [["list"], ["count"], ["compbench"], ["commontext"], ["pocket"]])
+def test_every_help_text_has_an_example_of_its_own_command(words, capsys):
+    code, said, _ = secondcast("prompts", *words, "--help", capsys=capsys)
+    assert code == 0 and f"Example: secondcast prompts {words[0]}" in " ".join(said.split())
+
+
+def test_a_build_takes_sources_with_keys_from_flags_and_from_a_settings_file(capsys):
+    Path("build.toml").write_text(
+        'teacher = "pocket"\nprompts = ["a.txt:limit=1", "b.csv:repeat=2:name=notes"]\nsteps = 1\nquiet = true\n'
+    )
+    code, said, _ = secondcast("build", "c", "--settings", "build.toml", capsys=capsys)
+    assert code == 0 and "5 trajectories of 3 prompts" in said
+    assert Cache.open("c").manifest.prompts.sources == {"a": 1, "notes": 2}
+    code, _, heard = secondcast("build", "d", "--teacher", "pocket", "--prompts", "a.txt:limit=x", capsys=capsys)
+    assert code == 1 and heard.startswith("secondcast: prompt source 'a.txt:limit=x' has limit=x, expected a whole")
+    code, said, _ = secondcast("build", "--help", capsys=capsys)
+    assert code == 0 and ":limit= :repeat= (times the replicas) :column=" in " ".join(said.replace("│", " ").split())

@@ -1,0 +1,40 @@
+"""What of the memory options does not go together is refused in one line."""
+
+import re
+
+import pytest
+
+from secondcast.models.memory.options import MemoryOptions
+from secondcast.storage_schemas.errors import BadSettings
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8", "nf4"])
+def test_quantized_blocks_are_not_streamed(kind):
+    message = (
+        f"quantize is {kind} with resident-blocks 4, expected one of the two: streaming is for the exact weights, "
+        f"quantized ones are small enough to stay; leave one of them out"
+    )
+    with pytest.raises(BadSettings, match=f"^{re.escape(message)}$"):
+        MemoryOptions.from_flags(quantize=kind, resident_blocks=4, checkpoint_blocks=1)
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+@pytest.mark.parametrize("every", [0, 2])
+def test_eight_bits_want_every_block_checkpointed(kind, every):
+    message = (
+        f"quantize is {kind} with checkpoint-blocks {every}, expected 1: each linear keeps an unquantized copy of its "
+        f"weight until its backward pass, and all blocks at once would keep more than is saved; give "
+        f"--checkpoint-blocks 1, or --quantize nf4"
+    )
+    with pytest.raises(BadSettings, match=f"^{re.escape(message)}$"):
+        MemoryOptions.from_flags(quantize=kind, checkpoint_blocks=every)
+
+
+@pytest.mark.parametrize("every", [0, 1, 3])
+def test_four_bits_go_with_any_checkpointing(every):
+    assert MemoryOptions.from_flags(quantize="nf4", checkpoint_blocks=every).quantize == "nf4"
+
+
+def test_an_unknown_kind_is_refused_with_those_there_are():
+    with pytest.raises(BadSettings, match=r"^--quantize: Input should be 'none', 'int8', 'fp8' or 'nf4' \(found 'q4'"):
+        MemoryOptions.from_flags(quantize="q4")

@@ -1,0 +1,135 @@
+"""A folder that is no FLUX teacher, or not a whole one, is refused in one line that names the file and what it says."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from secondcast.models.teacher.folder import BUILD_PARTS, POOLED_PARTS, TeacherFolder, find_teacher
+from secondcast.models.teacher.text_encoder import PooledTextEncoder, TeacherTextEncoder, load_tokenizer
+from secondcast.storage_schemas.errors import BadTeacher
+
+ALL = (*BUILD_PARTS, *POOLED_PARTS)
+RECORDED = "this version records FLUX.1-dev and schnell, and what has their layout"
+
+
+@pytest.fixture
+def teacher(tmp_path, dev_teacher) -> Path:
+    return shutil.copytree(dev_teacher, tmp_path / "t")
+
+
+def refused(teacher: Path, message: str) -> None:
+    with pytest.raises(BadTeacher, match=f"^{message}") as caught:
+        find_teacher(str(teacher), ALL)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "says"),
+    [
+        ("model_index.json", {"_class_name": "FluxFillPipeline"}, "_class_name = 'FluxFillPipeline', expected 'FluxPi"),
+        ("model_index.json", {"_class_name": "StableDiffusion3Pipeline"}, "_class_name = 'StableDiffusion3Pipeline', "),
+        ("transformer/config.json", {"_class_name": "ChromaTransformer2DModel"}, "_class_name = 'ChromaTransformer2D"),
+        ("scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "_class_name = 'DDIMScheduler', expec"),
+        ("text_encoder_2/config.json", {"model_type": "umt5"}, "model_type = 'umt5', expected 't5'"),
+        ("text_encoder/config.json", {"model_type": "clip"}, "model_type = 'clip', expected 'clip_text_model'"),
+        ("vae/config.json", {"_class_name": "AutoencoderTiny"}, "_class_name = 'AutoencoderTiny', expected 'Autoen"),
+    ],
+)
+def test_a_part_of_another_class_is_refused_by_its_name(teacher, file, changes, says):
+    change(teacher / file, changes)
+    refused(teacher, f"{re.escape(str(teacher / file))} says {says}.*: {RECORDED}$")
+
+
+def change(file: Path, changes: dict[str, Any]) -> None:
+    config = json.loads(file.read_bytes()) | changes
+    file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [
+        ("transformer/config.json", "guidance_embeds"),
+        ("transformer/config.json", "joint_attention_dim"),
+        ("vae/config.json", "block_out_channels"),
+        ("text_encoder_2/config.json", "d_model"),
+        ("text_encoder/config.json", "hidden_size"),
+    ],
+)
+def test_a_configuration_without_a_key_that_is_needed_is_refused(teacher, file, key):
+    change(teacher / file, {key: None})
+    refused(teacher, f"{re.escape(str(teacher / file))} has no {key}: not the {file.split('/')[0]} of a FLUX teacher")
+
+
+def test_a_transformer_that_reads_an_image_besides_is_refused(teacher):
+    change(teacher / "transformer/config.json", {"in_channels": 96, "out_channels": 16})
+    refused(teacher, ".* has in_channels = 96 and out_channels = 16, expected as many: it reads an image besides the l")
+
+
+@pytest.mark.parametrize("part", ALL)
+def test_a_folder_without_a_part_says_which(teacher, part):
+    shutil.rmtree(teacher / part)
+    refused(teacher, f"{re.escape(str(teacher))} has no {part}/: expected a folder in the FluxPipeline layout")
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])
+def test_a_configuration_that_is_no_object_is_refused(teacher, data):
+    (teacher / "scheduler/scheduler_config.json").write_bytes(data)
+    refused(teacher, r".*scheduler_config.json (cannot be read|holds list, expected an object)")
+
+
+@pytest.mark.parametrize("missing", ["config.json", "*.safetensors"])
+def test_a_part_without_its_file_is_refused_by_name(teacher, missing):
+    for file in (teacher / "text_encoder_2").glob(missing):
+        file.unlink()
+    with pytest.raises(BadTeacher, match="text_encoder_2(/config.json cannot be read| has no .*: weights are missing)"):
+        find_teacher(str(teacher), ALL).identity(text_length=12)
+
+
+def test_parts_of_two_models_are_refused(teacher):
+    change(teacher / "text_encoder_2/config.json", {"d_model": 32})
+    with pytest.raises(
+        BadTeacher, match="t/text_encoder_2 has d_model = 32, its transformer reads joint_attention_dim"
+    ):
+        find_teacher(str(teacher), ALL).identity(text_length=12)
+    change(teacher / "text_encoder_2/config.json", {"d_model": 24})
+    change(teacher / "text_encoder/config.json", {"hidden_size": 9})
+    assert find_teacher(str(teacher), ALL).identity(text_length=12).pooled == "zero"
+    with pytest.raises(
+        BadTeacher, match="t/text_encoder has hidden_size = 9, its transformer reads pooled_projection_"
+    ):
+        find_teacher(str(teacher), ALL).identity(text_length=12, pooled="clip")
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
+@pytest.mark.parametrize("data", [b"", b"no safetensors file"])
+def test_damaged_weights_of_a_text_encoder_are_one_line(teacher, part, data):
+    (teacher / part / "model.safetensors").write_bytes(data)
+    load = PooledTextEncoder.load if part == "text_encoder" else TeacherTextEncoder.load
+    with pytest.raises(BadTeacher, match=f"t/{part} cannot be loaded .*: download it again$") as caught:
+        load(TeacherFolder(path=teacher, source="t"), dtype=torch.float32, device=torch.device("cpu"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_tokenizer_is_one_line(teacher):
+    (teacher / "tokenizer_2/tokenizer.json").write_text("{")
+    with pytest.raises(BadTeacher, match="t/tokenizer_2 cannot be loaded .*: download it again$"):
+        load_tokenizer(teacher / "tokenizer_2")
+    (teacher / "tokenizer_2/tokenizer_config.json").unlink()
+    with pytest.raises(BadTeacher, match="tokenizer_config.json cannot be read .*: the teacher's tokenizer_2 is incom"):
+        _ = find_teacher(str(teacher), ALL).text_length
+
+
+def test_a_revision_of_a_folder_is_refused(teacher):
+    with pytest.raises(BadTeacher, match="--revision is 'main', but .*/t is a folder: only a hub repository has revis"):
+        find_teacher(str(teacher), ALL, revision="main")
+
+
+def test_a_part_that_was_not_asked_for_may_be_anything(teacher):
+    change(teacher / "text_encoder/config.json", {"model_type": "clip"})
+    (teacher / "vae/config.json").write_text("{")
+    assert find_teacher(str(teacher), ("transformer",)).path == teacher

@@ -1,0 +1,183 @@
+"""Two formats, one behaviour: the same bits out as went in."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from secondcast.storage_schemas.codecs import zarr_bfloat16
+from secondcast.storage_schemas.formats.by_manifest import format_of
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.fields import same_bits
+from secondcast.storage_schemas.schema.layout import Layout
+from tests.storage_schemas.caches import some_arrays, some_manifest, some_prompts, write_cache
+
+BOTH = pytest.mark.parametrize("form", ["zarr", "webdataset"])
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("latents", ["derived", "stored"])
+@pytest.mark.parametrize("codec", ["plain", "compact"])
+def test_a_cache_gives_back_the_bits_that_were_committed(tmp_path, form, dtype, latents, codec):
+    writer = write_cache(tmp_path / "c", format=form, dtype=dtype, latents=latents, codec=codec, replicas=2)
+    cache = Cache.open(tmp_path / "c")
+    assert len(cache) == cache.planned == 12
+    for shard in writer.layout.trajectories:
+        arrays = some_arrays(cache.manifest, shard)
+        for row in range(shard.rows):
+            trajectory = cache.trajectory(shard.first + row)
+            assert same_bits(trajectory.velocity_KSC, arrays["velocity"][row])
+            assert same_bits(trajectory.final_latent_SC, arrays["final_latent"][row])
+            assert trajectory.guidance == float(arrays["guidance"][row])
+    for shard in writer.layout.embeddings:
+        arrays = some_arrays(cache.manifest, shard, "embeddings")
+        assert same_bits(cache.embedding(shard.first), arrays["encoder_hidden_states"][0])
+
+
+@BOTH
+@settings(max_examples=40, deadline=None)
+@given(bits=st.lists(st.integers(0, 2**16 - 1), min_size=8, max_size=8), codec=st.sampled_from(["plain", "compact"]))
+@example(bits=[0x8000] * 8, codec="compact")  # -0.0
+@example(bits=[0x7FC0] * 8, codec="compact")  # the NaN that fills what is not there
+@example(bits=[0xFFA5] * 8, codec="compact")  # a NaN with a payload
+def test_every_bit_pattern_of_bfloat16_survives_encoding(form, bits, codec):
+    prompts = some_prompts(1)
+    manifest = some_manifest(prompts, format=form, codec=codec)
+    shard = Layout(manifest.prompts.generations).trajectories[0]
+    arrays = some_arrays(manifest, shard)
+    # -0.0, infinities and NaNs with payloads among them: the format must not look at the values.
+    arrays["noise"] = np.array(bits, dtype=np.uint16).view(ml_dtypes.bfloat16).reshape(1, 4, 2)
+    arrays["velocity"] = np.tile(arrays["noise"], (1, 3, 1, 1))
+    shards = format_of(manifest)
+    files = shards.encode("trajectories", 0, arrays, [{"key": "k", "prompt": "p", "prompt_id": "i"}])
+    decoded = shards.decode("trajectories", 0, files, 1)
+    assert all(same_bits(decoded[name], array) for name, array in arrays.items())
+
+
+@BOTH
+@pytest.mark.parametrize("codec", ["plain", "compact"])
+def test_equal_input_gives_equal_bytes(form, codec):
+    prompts = some_prompts(4)
+    manifest = some_manifest(prompts, format=form, codec=codec)
+    shard = Layout(manifest.prompts.generations).trajectories[0]
+    labels = [{"key": p.id, "prompt": p.text, "prompt_id": p.id} for p in prompts]
+    arrays = some_arrays(manifest, shard)
+    assert format_of(manifest).encode("trajectories", 0, arrays, labels) == format_of(manifest).encode(
+        "trajectories", 0, arrays, labels
+    )
+
+
+def test_both_formats_give_the_same_trajectories(tmp_path):
+    write_cache(tmp_path / "z", format="zarr", codec="compact")
+    write_cache(tmp_path / "w", format="webdataset")
+    a, b = Cache.open(tmp_path / "z"), Cache.open(tmp_path / "w")
+    for i in range(a.planned):
+        one, other = a.trajectory(i), b.trajectory(i)
+        assert one.key == other.key and one.guidance == other.guidance
+        assert same_bits(one.hidden_states_KSC, other.hidden_states_KSC)
+        assert same_bits(one.velocity_KSC, other.velocity_KSC)
+
+
+# What stands for the rooms in a reader's own program: importing any of them there is an error.
+ALONE = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("storage_schemas", "models", "cache_builder", "trainer", "pocket", "inspection"):
+            raise ImportError(f"{name} is not to be had here")
+sys.meta_path.insert(0, Refuse())
+sys.path = [entry for entry in sys.path if entry]
+"""
+
+
+def read_alone(code, folder):
+    done = subprocess.run([sys.executable, "-I", "-c", ALONE + code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_tensorstore_reads_plain_arrays_without_us(tmp_path, dtype):
+    write_cache(tmp_path / "c", format="zarr", codec="plain", dtype=dtype)
+    velocity = np.stack([Cache.open(tmp_path / "c").trajectory(i).velocity_KSC for i in range(6)])
+    np.save(tmp_path / "bits.npy", np.frombuffer(velocity.tobytes(), dtype=np.uint8))
+    code = f"""
+import numpy, tensorstore
+store = {{"driver": "file", "path": "c/trajectories.zarr/velocity"}}
+found = tensorstore.open({{"driver": "zarr3", "kvstore": store}}).result()
+assert found.dtype.name == {dtype!r}, found.dtype
+bits = numpy.asarray(found[:6].read().result()).tobytes()
+assert bits == numpy.load("bits.npy").tobytes()
+"""
+    read_alone(code, tmp_path)
+
+
+def test_zarr_python_reads_plain_arrays_with_the_data_type_plug_in_alone(tmp_path):
+    write_cache(tmp_path / "c", format="zarr", codec="plain")
+    velocity = np.stack([Cache.open(tmp_path / "c").trajectory(i).velocity_KSC for i in range(6)])
+    np.save(tmp_path / "bits.npy", np.frombuffer(velocity.tobytes(), dtype=np.uint8))
+    shutil.copy(Path(zarr_bfloat16.__file__), tmp_path / "bfloat16_for_zarr.py")
+    code = """
+sys.path.append(".")
+import numpy, zarr, bfloat16_for_zarr
+bfloat16_for_zarr.register()
+found = zarr.open_array("c/trajectories.zarr/velocity", mode="r")
+assert str(found.dtype) == "bfloat16"
+assert found[:6].tobytes() == numpy.load("bits.npy").tobytes()
+"""
+    read_alone(code, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_tarfile_and_safetensors_read_plain_tars_without_us(tmp_path, dtype):
+    write_cache(tmp_path / "c", format="webdataset", codec="plain", dtype=dtype)
+    velocity = np.stack([Cache.open(tmp_path / "c").trajectory(i).velocity_KSC for i in range(4)])
+    np.save(tmp_path / "bits.npy", np.frombuffer(velocity.tobytes(), dtype=np.uint8))
+    code = f"""
+import json, tarfile, numpy, torch
+from safetensors.torch import load
+with tarfile.open("c/trajectories/000000.tar") as tar:
+    names = [name for name in tar.getnames() if name.endswith(".safetensors")]
+    samples = [load(tar.extractfile(name).read()) for name in names]
+    labels = [json.loads(tar.extractfile(name.replace(".safetensors", ".json")).read()) for name in names]
+assert [label["prompt"] for label in labels] == [f"prompt number {{i}}" for i in range(4)]
+velocity = torch.stack([sample["velocity"] for sample in samples])
+assert velocity.dtype == torch.{dtype}
+assert velocity.view(torch.uint8).numpy().tobytes() == numpy.load("bits.npy").tobytes()
+"""
+    read_alone(code, tmp_path)
+
+
+def test_a_tar_holds_one_plain_sample_per_trajectory(tmp_path):
+    write_cache(tmp_path / "c", format="webdataset")
+    with tarfile.open(tmp_path / "c/trajectories/000000.tar") as tar:
+        names = tar.getnames()
+        label = json.loads(tar.extractfile(names[0]).read())
+    assert len(names) == 8 and names[:2] == [f"{label['key']}.json", f"{label['key']}.safetensors"]
+    assert label["prompt"] == "prompt number 0" and label["replica"] == 0
+
+
+def test_reading_needs_neither_torch_nor_webdataset(tmp_path):
+    for form in ("zarr", "webdataset"):
+        write_cache(tmp_path / form, format=form, codec="compact")
+    root = Path(__file__).resolve().parents[3]
+    code = f"""
+import sys
+sys.modules["torch"] = sys.modules["webdataset"] = None
+sys.path.insert(0, {str(root)!r})
+import cli
+for form in ("zarr", "webdataset"):
+    cache = {str(tmp_path)!r} + "/" + form
+    for words in (["--help"], ["inspect", "summary", cache], ["inspect", "show", cache, "1"]):
+        cli.app(words, standalone_mode=False)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "prompt number 1" in done.stdout and "6 of 6 committed" in done.stdout

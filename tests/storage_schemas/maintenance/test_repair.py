@@ -1,0 +1,160 @@
+"""`verify` finds what is wrong, `mend` puts right what it can, from the cache itself and from another copy."""
+
+import shutil
+
+import pytest
+
+from secondcast.storage_schemas.errors import DamagedCache, NotACache, SettingsDiffer
+from secondcast.storage_schemas.maintenance.repair import mend
+from secondcast.storage_schemas.maintenance.verify import verify
+from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.reader import Cache
+from tests.storage_schemas.caches import some_prompts, write_cache, write_keyed_cache
+
+BOTH = pytest.mark.parametrize("form", ["zarr", "webdataset"])
+
+
+@pytest.fixture
+def cache(tmp_path, form):
+    write_cache(tmp_path / "c", format=form)
+    shutil.copytree(tmp_path / "c", tmp_path / "copy")
+    return tmp_path / "c"
+
+
+def every_file(cache):
+    return sorted(p for p in cache.rglob("*") if p.is_file())
+
+
+def contents(cache):
+    return {p.relative_to(cache): p.read_bytes() for p in every_file(cache)}
+
+
+@BOTH
+def test_a_whole_cache_has_no_problems(cache, form):
+    report = verify(cache, Silent())
+    assert report.problems == () and report.shards == 4 and report.missing == 0
+    assert report.bytes == Cache.open(cache).records.bytes
+
+
+@pytest.mark.slow
+@BOTH
+def test_each_file_that_is_lost_cut_or_flipped_is_found_and_copied_back(cache, form):
+    whole = contents(cache)
+    for number, file in enumerate(every_file(cache)):
+        data = file.read_bytes()
+        flipped = bytearray(data)
+        flipped[len(data) // 2] ^= 16
+        # Two of four kinds of damage for each file, in turn: all with all take long.
+        for bad in (None, data[:-1], b"", bytes(flipped))[number % 2 :: 2]:
+            file.unlink()
+            if bad is not None:
+                file.write_bytes(bad)
+            try:
+                assert verify(cache, Silent()).problems, (file, bad)
+            except (DamagedCache, NotACache) as error:
+                assert file.name == "manifest.json" and "manifest.json" in str(error)
+            assert mend(cache, cache.parent / "copy", Silent()).left == ()
+            assert contents(cache) == whole, (file, bad)
+
+
+@pytest.mark.parametrize("form", ["zarr"])
+@pytest.mark.parametrize(
+    "name",
+    ["commits/index.json", "commits/trajectories-000001.json", "prompts.offsets", "trajectories.zarr/noise/zarr.json"],
+)
+def test_what_follows_from_the_rest_of_a_cache_is_made_anew_without_a_copy(cache, form, name):
+    whole = contents(cache)
+    (cache / name).write_bytes(b"{}")
+    done = mend(cache, None, Silent())
+    assert done.left == () and done.files == (name,) and contents(cache) == whole
+
+
+@BOTH
+def test_without_a_copy_a_bad_shard_is_left_and_named(cache, form):
+    path = {"zarr": "trajectories.zarr/noise/c/1/0/0", "webdataset": "trajectories/000001.tar"}[form]
+    (cache / path).unlink()
+    done = mend(cache, None, Silent())
+    assert [problem.shard for problem in done.left] == [("trajectories", 1)]
+    assert f"{cache}/{path} is missing" in done.left[0].message
+
+
+@BOTH
+def test_swapped_shards_and_records_are_found(cache, form):
+    pairs = {
+        "zarr": ("trajectories.zarr/velocity/c/0/0/0/0", "trajectories.zarr/velocity/c/1/0/0/0"),
+        "webdataset": ("trajectories/000000.tar", "trajectories/000001.tar"),
+    }
+    for one, two in (pairs[form], ("commits/trajectories-000000.json", "commits/trajectories-000001.json")):
+        a, b = (cache / one).read_bytes(), (cache / two).read_bytes()
+        (cache / one).write_bytes(b)
+        (cache / two).write_bytes(a)
+        found = {problem.path for problem in verify(cache, Silent()).problems}
+        assert {one, two} <= found
+        mend(cache, cache.parent / "copy", Silent())
+
+
+@BOTH
+def test_a_foreign_file_is_named(cache, form):
+    (cache / "trajectories").mkdir(exist_ok=True)
+    (cache / "trajectories/000002.tar").write_bytes(b"x")
+    (problem,) = verify(cache, Silent()).problems
+    assert problem.message == f"{cache}/trajectories/000002.tar is no file of this cache: delete it"
+
+
+@pytest.mark.parametrize("form", ["zarr"])
+def test_a_copy_of_another_cache_is_refused(cache, form, tmp_path):
+    write_cache(tmp_path / "other", seed=9)
+    (cache / "prompts.offsets").unlink()
+    with pytest.raises(SettingsDiffer, match=r"other is not a copy of .*c: it has sampling.seed = 9, this cache has 0"):
+        mend(cache, tmp_path / "other", Silent())
+
+
+@BOTH
+def test_a_damaged_copy_gives_nothing_away(cache, form):
+    path = {"zarr": "trajectories.zarr/noise/c/1/0/0", "webdataset": "trajectories/000001.tar"}[form]
+    for folder in (cache, cache.parent / "copy"):
+        data = bytearray((folder / path).read_bytes())
+        data[-1] ^= 1
+        (folder / path).write_bytes(data)
+    done = mend(cache, cache.parent / "copy", Silent())
+    assert done.shards == () and [problem.shard for problem in done.left] == [("trajectories", 1)]
+
+
+@BOTH
+@pytest.mark.parametrize("verify_mode", ["off", "once", "always"])
+def test_checksums_are_compared_never_once_or_always(cache, form, verify_mode):
+    opened = Cache.open(cache, verify=verify_mode)
+    opened.trajectory(0)
+    path = {"zarr": "trajectories.zarr/guidance/c/0", "webdataset": "trajectories/000000.tar"}[form]
+    data = bytearray((cache / path).read_bytes())
+    data[-1] ^= 1
+    (cache / path).write_bytes(data)
+    if verify_mode == "always":
+        with pytest.raises(DamagedCache, match="has checksum"):
+            opened.trajectory(0)
+    elif form == "webdataset":
+        # The changed byte is in the padding behind the last sample.
+        opened.trajectory(0)
+
+
+@BOTH
+def test_shards_whose_records_were_lost_with_the_index_come_back_from_a_copy(cache, form):
+    whole = contents(cache)
+    (cache / "commits/index.json").unlink()
+    (cache / "commits/trajectories-000001.json").unlink()
+    assert verify(cache, Silent()).missing == 1
+    done = mend(cache, cache.parent / "copy", Silent())
+    assert done.shards == (("trajectories", 1),) and done.left == () and done.missing == 0
+    assert contents(cache) == whole
+
+
+def test_a_damaged_tokenizer_of_a_copy_is_not_taken_and_a_whole_one_is(tmp_path):
+    for name in ("c", "copy"):
+        write_keyed_cache(tmp_path / name, some_prompts(4))
+        (tmp_path / name / "tokenizer/spiece.model").write_bytes(f"damaged in {name}".encode())
+    done = mend(tmp_path / "c", tmp_path / "copy", Silent())
+    assert done.files == () and [problem.path for problem in done.left] == ["tokenizer/spiece.model"]
+    assert (tmp_path / "c/tokenizer/spiece.model").read_bytes() == b"damaged in c"
+    (tmp_path / "copy/tokenizer/spiece.model").write_bytes(b"pieces")
+    done = mend(tmp_path / "c", tmp_path / "copy", Silent())
+    assert done.files == ("tokenizer/spiece.model",) and done.left == ()

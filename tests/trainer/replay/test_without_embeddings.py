@@ -1,0 +1,71 @@
+"""Training from a cache that does not keep the teacher's embeddings."""
+
+import re
+
+import pytest
+
+from secondcast.inspection.summary import summarise
+from secondcast.inspection.summary_text import summary_lines
+from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.reader import Cache
+from tests.cache_builder.building import build_cache
+from tests.trainer.data.mixing import run_settings, train_mixed
+from tests.trainer.test_train import Listening, run_training
+
+
+@pytest.fixture(scope="module")
+def bare_cache(tmp_path_factory, dev_teacher):
+    folder = tmp_path_factory.mktemp("bare")
+    (folder / "p.txt").write_text("".join(f"a red dog {i}\n" for i in range(8)))
+    build_cache(folder / "c", dev_teacher, folder / "p.txt", shard_size=8, batch_size=8, embeddings="none")
+    return folder / "c"
+
+
+def test_a_warm_up_is_refused_with_the_way_out(tmp_path, bare_cache, dev_teacher, t5_config):
+    with pytest.raises(
+        BadSettings, match=r"stage warm-up has the loss context, but .* was built with --embeddings none: "
+    ):
+        run_training(tmp_path / "run", bare_cache, dev_teacher, t5_config, warmup_steps=3)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            {"loss": "context"},
+            r"--loss is context, but .* was built with --embeddings none: .*; give --loss vision, or",
+        ),
+        (
+            {"embedding_term": 0.5},
+            r"--embedding-term is 0.5, but .*: the term compares .*; give --embedding-term 0, or",
+        ),
+    ],
+)
+def test_losses_that_need_embeddings_are_refused(tmp_path, bare_cache, dev_teacher, t5_config, flags, message):
+    with pytest.raises(BadSettings, match=message):
+        run_training(tmp_path / "run", bare_cache, dev_teacher, t5_config, **flags)
+
+
+def test_the_term_of_a_stage_is_named(tmp_path, bare_cache, dev_teacher, t5_config):
+    message = (
+        f"stage 0 has embedding-term 0.5, but {bare_cache} was built with --embeddings none: the term compares with "
+        f"the teacher's embeddings; give it none, or build with --embeddings stored"
+    )
+    with pytest.raises(BadSettings, match=f"^{re.escape(message)}$"):
+        train_mixed(
+            tmp_path / "run", run_settings({"embedding_term": 0.5}), {"bare": bare_cache}, dev_teacher, t5_config
+        )
+
+
+def test_it_trains_by_replay_and_says_that_there_is_no_floor(tmp_path, bare_cache, dev_teacher, t5_config):
+    progress = Listening()
+    run_training(tmp_path / "run", bare_cache, dev_teacher, t5_config, progress=progress, steps=2)
+    assert any(line.startswith("no replay floor: ") and "--embeddings none" in line for line in progress.heard)
+    assert not any("velocity's norm" in line for line in progress.heard)
+
+
+def test_the_summary_names_codec_and_embeddings(bare_cache):
+    facts = summarise(Cache.open(bare_cache))
+    assert (facts["storage"]["codec"], facts["storage"]["embeddings"]) == ("compact", "none")
+    assert "(zarr, compact, latents derived, embeddings none)" in dict(summary_lines(facts))["on disk"]

@@ -1,0 +1,266 @@
+"""An export takes text_encoder_2's place in FluxPipeline, where Secondcast is not installed."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch.nn.functional import linear
+from transformers import T5Config, T5EncoderModel, T5TokenizerFast
+
+from secondcast.evaluation.leader import teacher_parts
+from secondcast.models.student.distillt5 import comfyui_differences
+from secondcast.models.student.student import load_student, new_student, student_folder
+from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
+from secondcast.storage_schemas.errors import BadSettings, BadStudent
+from secondcast.storage_schemas.reader import Cache
+from secondcast.trainer.run.export import export
+from secondcast.trainer.run.model_card import ExportFacts, card_of, facts_of
+from tests.trainer.test_train import run_training
+
+OUTSIDER = """
+import importlib.util, sys, warnings
+warnings.simplefilter("ignore")
+assert not any(importlib.util.find_spec(room) for room in ("trainer", "storage_schemas", "cache_builder"))
+import torch
+from diffusers import FluxPipeline
+from transformers import AutoModel
+from safetensors.torch import save_file
+torch.set_num_threads(1)
+student = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+pipeline = FluxPipeline.from_pretrained(sys.argv[2], text_encoder_2=student, torch_dtype=torch.float32)
+with torch.no_grad():
+    embedding = pipeline.encode_prompt(["a red dog", "two cats"], None, max_sequence_length=12)[0]
+image = pipeline("a red dog", height=16, width=16, num_inference_steps=2, max_sequence_length=12).images[0]
+assert image.size == (16, 16)
+save_file({"embedding": embedding}, sys.argv[3])
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, cache_folder, dev_teacher, t5_config):
+    folder = tmp_path_factory.mktemp("export")
+    run_training(folder / "run", cache_folder, dev_teacher, t5_config)
+    export(folder / "run", folder / "student")
+    return folder
+
+
+@pytest.mark.slow
+def test_flux_pipeline_takes_it_without_secondcast_and_embeds_to_the_bit(exported, dev_teacher, tmp_path):
+    (tmp_path / "outsider.py").write_text(OUTSIDER)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    # -S and the packages folder by hand: an editable installation of ours must not be found.
+    site = next(path for path in sys.path if path.endswith("site-packages"))
+    code = f"import sys; sys.path.append({site!r}); sys.argv = sys.argv[1:]; exec(open(sys.argv[0]).read())"
+    words = [
+        str(tmp_path / "outsider.py"),
+        str(exported / "student"),
+        str(dev_teacher),
+        str(tmp_path / "e.safetensors"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    student = load_student(exported / "student")
+    import transformers
+
+    tokenizer = transformers.T5TokenizerFast.from_pretrained(exported / "student")
+    ids_BT = tokenizer(["a red dog", "two cats"], padding="max_length", max_length=12, return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.equal(load_file(tmp_path / "e.safetensors")["embedding"], student(ids_BT)[0])
+
+
+def test_it_holds_the_best_checkpoint(exported):
+    best = load_file(student_folder(exported / "run") / "model.safetensors")
+    ours = load_file(exported / "student/model.safetensors")
+    assert all(torch.equal(best[name], ours[name]) for name in best)
+    names = {file.name for file in (exported / "student").iterdir()}
+    assert {"config.json", "model.safetensors", "student_network.py", "tokenizer.json", "README.md"} <= names
+
+
+def test_a_run_that_was_never_validated_gives_its_last_checkpoint_and_says_so(exported, tmp_path):
+    run = shutil.copytree(exported / "run", tmp_path / "run")
+    assert export(run, tmp_path / "a") == []
+    (run / "best.json").unlink()
+    assert export(run, tmp_path / "b") == [
+        f"of {run} no checkpoint was validated yet: this is checkpoint-00000006, the last one"
+    ]
+
+
+def test_the_card_states_recipe_losses_digests_licence_and_how_to_load(exported, cache_folder, dev_teacher):
+    card = (exported / "student/README.md").read_text()
+    digests = Cache.open(cache_folder).manifest.digests()
+    best = json.loads((exported / "run/best.json").read_text())
+    assert "max_sequence_length=12).images" in card and f'from_pretrained("{dev_teacher}"' in card
+    assert "guidance of **2 to 5**" in card and f"{load_student(exported / 'student').num_parameters():,} par" in card
+    for row in (
+        f"| teacher digest | `{digests['teacher']}` |",
+        f"| sampling digest | `{digests['sampling']}` |",
+        f"| validation loss at this checkpoint | {best['loss']:.6g} |",
+        "| replay floor (loss of a perfect student) | 0 |",
+        f"| checkpoint | {best['checkpoint']} |",
+        "| steps | 6 |",
+        "| learning-rate | 0.001 |",
+        "| order | shuffled |",
+    ):
+        assert row in card.splitlines(), row
+    assert "see the\nteacher's licence" in card and "non-commercial" not in card and "base_model" not in card
+
+
+def test_the_card_of_a_hub_teacher_names_it_as_base_model_and_flux_dev_is_non_commercial(exported):
+    facts = facts_of(exported / "student", exported / "student")
+    flux = facts.model_copy(update={"teacher": "black-forest-labs/FLUX.1-dev", "guidance": None, "replay_floor": None})
+    card = card_of("diffusers", flux, text_length=77, parameters=1)
+    assert "\nbase_model: black-forest-labs/FLUX.1-dev\n" in card and "non-commercial licence" in card
+    assert "No guidance was recorded." in card and "| replay floor (loss of a perfect student) | not measured |" in card
+
+
+def test_the_config_carries_text_length_and_guidance_range(exported):
+    config = json.loads((exported / "student/config.json").read_text())
+    assert (config["text_length"], config["trained_guidance"]) == (12, [2.0, 5.0])
+
+
+IDS_BT = torch.tensor([[5, 3, 9, 1, 0, 0, 0, 0, 0, 0, 0, 0], [4, 4, 7, 12, 20, 33, 1, 0, 0, 0, 0, 0]])
+
+
+def embedding_by_key_names(file: Path, config: dict) -> torch.Tensor:
+    """What DistillT5's class and the ComfyUI node make of the keys, built from the names alone."""
+    tensors = load_file(file)
+    # transformers' other ways of computing attention round otherwise.
+    encoder = T5EncoderModel(T5Config(**config, attn_implementation="eager")).eval()
+    ours = {name.removeprefix("encoder."): value for name, value in tensors.items() if name.startswith("encoder.")}
+    ours["encoder.embed_tokens.weight"] = ours["shared.weight"]
+    encoder.load_state_dict(ours)
+    first, second = tensors["final_projection.0.weight"], tensors["final_projection.3.weight"]
+    assert len(tensors) == len(ours) - 1 + 2
+    with torch.no_grad():
+        return linear(torch.relu(linear(encoder(IDS_BT)[0], first)), second)
+
+
+def test_distillt5_has_the_published_keys_and_embeds_to_the_bit(exported, tmp_path):
+    assert export(exported / "run", tmp_path / "d", to="distillt5") == []
+    config = json.loads((tmp_path / "d/config.json").read_text())
+    assert config["architectures"] == ["T5EncoderWithProjection"] and config["model_type"] == "t5"
+    assert (config["project_in_dim"], config["project_out_dim"], config["text_length"]) == (16, 24, 12)
+    assert "auto_map" not in config
+    names = load_file(tmp_path / "d/model.safetensors").keys()
+    assert "encoder.shared.weight" in names and "final_projection.3.weight" in names
+    assert "encoder.encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight" in names
+    student = load_student(exported / "student")
+    with torch.no_grad():
+        expected = student(IDS_BT)[0]
+        assert torch.equal(embedding_by_key_names(tmp_path / "d/model.safetensors", config), expected)
+        assert torch.equal(load_student(tmp_path / "d")(IDS_BT)[0], expected)
+    tokenizer = T5TokenizerFast.from_pretrained(tmp_path / "d")
+    assert tokenizer("a red dog").input_ids[-1] == 1
+    card = (tmp_path / "d/README.md").read_text()
+    assert "T5EncoderWithProjection" in card and "| steps | 6 |" in card and "trust_remote_code" not in card
+
+
+def test_comfyui_is_one_file_with_those_keys_and_the_node_is_warned_of(exported, tmp_path):
+    remarks = export(exported / "run", tmp_path / "s.safetensors", to="comfyui")
+    config = json.loads((exported / "student/config.json").read_text()) | {"model_type": "t5"}
+    student = load_student(exported / "student")
+    with torch.no_grad():
+        assert torch.equal(embedding_by_key_names(tmp_path / "s.safetensors", config), student(IDS_BT)[0])
+    with safe_open(tmp_path / "s.safetensors", "pt") as file:
+        assert "text_model.encoder.layers.1.mlp.fc1.weight" not in file.keys()  # noqa: SIM118
+        facts = ExportFacts.model_validate_json(file.metadata()["secondcast"])
+    assert facts == facts_of(exported / "student", exported / "student")
+    assert (tmp_path / "s.safetensors").stat().st_mode & 0o777 == 0o644
+    assert re.search(
+        r"it has d_model = 16 \(768\), num_layers = 1 \(12\), .*the node's values in brackets$", remarks[0]
+    )
+    assert "pads prompts to 256 tokens, this student was trained at 12" in remarks[1] and len(remarks) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, []),
+        ({"feed_forward_proj": "relu", "d_ff": 3072}, ["d_ff = 3072 (2048)", "feed_forward_proj = relu (gated-gelu)"]),
+    ],
+)
+def test_t5_v1_1_base_fits_the_node_and_t5_base_does_not(changes, expected):
+    base = {"d_model": 768, "num_layers": 12, "num_heads": 12, "d_kv": 64, "d_ff": 2048, "vocab_size": 32128}
+    widths = {"project_in_dim": 768, "project_out_dim": 4096}
+    with torch.device("meta"):
+        student = SecondcastStudent(StudentConfig(**{"feed_forward_proj": "gated-gelu", **base, **widths, **changes}))
+    assert comfyui_differences(student) == expected
+
+
+def test_an_export_is_exported_again_to_the_same_bytes(exported, tmp_path):
+    export(exported / "student", tmp_path / "again")
+    for name in ("model.safetensors", "config.json", "README.md", "tokenizer.json", "secondcast.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (exported / "student" / name).read_bytes(), name
+    export(exported / "run", tmp_path / "d", to="distillt5")
+    export(tmp_path / "d", tmp_path / "back")
+    assert (
+        load_file(tmp_path / "back/model.safetensors").keys() == load_file(tmp_path / "again/model.safetensors").keys()
+    )
+
+
+def test_training_goes_on_from_the_distillt5_form_with_its_weights(exported, cache_folder, tmp_path):
+    export(exported / "run", tmp_path / "d", to="distillt5")
+    teacher = Cache.open(cache_folder).manifest.teacher.model_copy(update={"text_length": 11})
+    student = new_student(str(tmp_path / "d"), teacher, init="auto", dropout=0.3, seed=1)
+    assert torch.equal(student.encoder.shared.weight, load_student(exported / "student").encoder.shared.weight)
+    assert {module.p for module in student.modules() if isinstance(module, torch.nn.Dropout)} == {0.3}
+    assert student.config.text_length == 11 and not hasattr(student.config, "trained_guidance")
+
+
+def test_a_run_and_its_export_lead_the_sampling_with_their_own_tokenizer(exported):
+    for folder in (exported / "run", exported / "student"):
+        assert teacher_parts(str(folder)) == ("transformer", "scheduler", "vae")
+
+
+def test_a_student_without_facts_is_exported_with_a_card_that_says_so(exported, tmp_path):
+    export(student_folder(exported / "run"), tmp_path / "bare")
+    card = (tmp_path / "bare/README.md").read_text()
+    assert "# A student of an unrecorded teacher" in card
+    assert "Not recorded: this student was not exported from a run folder." in card
+    assert not (tmp_path / "bare/secondcast.json").exists()
+
+
+def test_a_place_that_is_taken_or_cannot_be_written_is_refused_and_nothing_is_left(exported, tmp_path):
+    with pytest.raises(BadSettings, match="student exists and is not empty: give a new folder"):
+        export(exported / "run", exported / "student")
+    with pytest.raises(BadSettings, match=r"x ends with '', expected '.safetensors': --to comfyui writes .* x.safe"):
+        export(exported / "run", tmp_path / "x", to="comfyui")
+    (tmp_path / "f.safetensors").write_text("mine")
+    with pytest.raises(BadSettings, match=r"f.safetensors exists: give a new file for the export"):
+        export(exported / "run", tmp_path / "f.safetensors", to="comfyui")
+    for form, name in (("diffusers", "o"), ("distillt5", "o"), ("comfyui", "o.safetensors")):
+        with pytest.raises(BadSettings, match=r"o\S* cannot be written \(Not a directory\): give another OUT"):
+            export(exported / "run", tmp_path / "f.safetensors/x" / name, to=form)
+    (tmp_path / "empty").mkdir()
+    export(exported / "run", tmp_path / "empty")
+    assert {file.name for file in tmp_path.iterdir()} == {"f.safetensors", "empty"}
+
+
+def test_what_holds_no_student_is_refused(exported, tmp_path):
+    with pytest.raises(BadStudent, match="no student .*nix"):
+        export(tmp_path / "nix", tmp_path / "out")
+    (tmp_path / "run").mkdir()
+    shutil.copyfile(exported / "run/config.json", tmp_path / "run/config.json")
+    with pytest.raises(BadStudent, match="run has no checkpoint yet: give the `secondcast train` command again"):
+        export(tmp_path / "run", tmp_path / "out")
+    export(exported / "run", tmp_path / "s.safetensors", to="comfyui")
+    with pytest.raises(BadStudent, match="s.safetensors is one file, which holds neither a configuration nor a tok"):
+        export(tmp_path / "s.safetensors", tmp_path / "out")
+    shutil.copytree(exported / "student", tmp_path / "damaged")
+    (tmp_path / "damaged/secondcast.json").write_text("{}")
+    with pytest.raises(BadStudent, match=r"damaged/secondcast.json cannot be read \(Field required\): export from an"):
+        export(tmp_path / "damaged", tmp_path / "out")
+    (tmp_path / "damaged/model.safetensors").write_bytes(b"short")
+    with pytest.raises(BadStudent, match=r"damaged cannot be loaded \(.*\): export the run again"):
+        export(tmp_path / "damaged", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

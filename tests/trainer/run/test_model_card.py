@@ -1,0 +1,69 @@
+"""The card says in plain words what a student was trained with, for runs of every shape of settings."""
+
+import pytest
+
+from secondcast.trainer.run.model_card import ExportFacts, card_of, losses_text, stages_of
+
+FACTS = ExportFacts(
+    teacher="t",
+    teacher_digest="a",
+    sampling_digest="b",
+    text_length=12,
+    guidance=(2.0, 3.5),
+    settings={},
+    checkpoint="checkpoint-3",
+    validation_loss=0.5,
+    replay_floor=None,
+    created_by="u",
+)
+STAGE = {"name": "main", "loss": "vision", "steps": 50000, "batch_size": 4, "learning_rate": 1e-4, "order": "shuffled"}
+WARM_UP = STAGE | {"name": "warm-up", "loss": "embedding", "steps": 20000, "learning_rate": 1e-3, "huber": None}
+VISION = (
+    "FLUX's prediction: mean squared difference between what the frozen FLUX predicts with the student's embedding "
+    "and what it predicted with T5-XXL's, on recorded latents (the paper's loss)"
+)
+EMBEDDING = "embeddings: mean squared difference between the student's embedding and T5-XXL's"
+NO_VISION = "No stage compared what FLUX predicts"
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected", "imitates"),
+    [
+        ([STAGE], [f"1. {VISION} (50,000 steps, batch 4, learning rate 0.0001, order shuffled)"], False),
+        (
+            [WARM_UP, STAGE],
+            [
+                f"1. {EMBEDDING} (20,000 steps, batch 4, learning rate 0.001, order shuffled)",
+                f"2. {VISION} (50,000 steps, batch 4, learning rate 0.0001, order shuffled)",
+            ],
+            False,
+        ),
+        ([WARM_UP], [f"1. {EMBEDDING} (20,000 steps, batch 4, learning rate 0.001, order shuffled)"], True),
+        (
+            [{"loss": "context", "steps": 9, "caches": ["a", "b"]}, {"loss": "new", "order": None}],
+            [
+                f'1. projected {EMBEDDING}, both after FLUX\'s own text projection (9 steps, caches ["a", "b"])',
+                "2. new loss",
+            ],
+            False,
+        ),
+    ],
+)
+def test_stages_are_told_in_plain_words(stages, expected, imitates):
+    text = losses_text(stages_of({"stages": stages}))
+    assert [line for line in text.splitlines() if line[:1].isdigit()] == expected
+    assert (NO_VISION in text) == imitates
+
+
+def test_a_card_tells_stages_in_words_and_all_settings_in_the_table():
+    stage = {"name": "main", "loss": "embedding", "steps": 3, "huber": 0.5}
+    facts = FACTS.model_copy(update={"settings": {"stages": [stage], "seed": 4}})
+    card = card_of("diffusers", facts, text_length=12, parameters=5)
+    assert f"## What it was trained with\n\n1. {EMBEDDING} (3 steps)\n\n{NO_VISION}" in card
+    assert "\n| seed | 4 |\n" in card and "\n| huber | 0.5 |\n" in card and "| stages |" not in card
+    assert "A T5 encoder with projection, 5 par" in card
+
+
+def test_settings_that_say_nothing_of_losses_still_make_a_card():
+    assert losses_text([]) == "" == losses_text(stages_of({"steps": 3})) == losses_text(stages_of({"stages": ["odd"]}))
+    assert "| checkpoint | checkpoint-3 |" in card_of("distillt5", FACTS, text_length=12, parameters=5)

@@ -1,0 +1,63 @@
+"""One training in a run folder at a time: what it wrote down stays."""
+
+import re
+from contextlib import nullcontext
+
+import pytest
+
+from secondcast.models.student.student import checkpoints
+from secondcast.storage_schemas.errors import BadRun
+from secondcast.storage_schemas.progress import Silent
+from secondcast.trainer import train as train_module
+from secondcast.trainer.run.folder import held
+from tests.trainer.conftest import cache_folder, t5_config
+from tests.trainer.test_train import run_training, same_weights
+
+__all__ = ["cache_folder", "t5_config"]
+
+
+def test_the_second_of_two_trainings_in_one_folder_is_refused(tmp_path, cache_folder, dev_teacher, t5_config):
+    class Meddling(Silent):
+        """Begins the same run again while it runs."""
+
+        refused = ""
+
+        def bar(self, title, **counts):
+            with pytest.raises(BadRun) as caught:
+                run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
+            self.refused = str(caught.value)
+            return nullcontext(self)
+
+    meddling = Meddling()
+    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, progress=meddling)
+    assert meddling.refused == (
+        f"another process trains in {tmp_path / 'run'}: two would write over each other's checkpoints; wait for it, or "
+        f"give another folder"
+    )
+    run_training(tmp_path / "whole", cache_folder, dev_teacher, t5_config)
+    assert same_weights(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_run_that_another_one_begins_keeps_what_it_wrote_down(tmp_path, cache_folder, dev_teacher, t5_config):
+    run = tmp_path / "run"
+    with held(run), pytest.raises(BadRun, match="another process trains in"):
+        run_training(run, cache_folder, dev_teacher, t5_config)
+    assert [path.name for path in run.iterdir()] == ["lock"]
+    run_training(run, cache_folder, dev_teacher, t5_config)
+    assert checkpoints(run)
+
+
+def test_a_run_that_began_while_another_one_loaded_is_not_begun_again(
+    tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch
+):
+    real = train_module._load_backbone
+
+    def slow(*arguments):
+        monkeypatch.setattr(train_module, "_load_backbone", real)
+        run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
+        return real(*arguments)
+
+    monkeypatch.setattr(train_module, "_load_backbone", slow)
+    message = f"another process began to train in {tmp_path / 'run'} meanwhile: give the same command again to go on"
+    with pytest.raises(BadRun, match=re.escape(message)):
+        run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)

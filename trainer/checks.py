@@ -1,0 +1,104 @@
+"""What a run asks of its caches, processes and transformer: refused before anything is loaded."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from secondcast.models.attention import RECORDED_NATIVE, check_attention, recorded_attention
+from secondcast.models.memory.compiling import check_compiler
+from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.maintenance.rewrite import ways_made
+from secondcast.storage_schemas.reader import Cache
+from secondcast.trainer.data.mixture import Lesson
+from secondcast.trainer.settings import MAIN, TrainSettings
+from secondcast.trainer.stage import Stage
+
+
+def check_stages(settings: TrainSettings, caches: Mapping[str, Cache], ranks: int) -> None:
+    """Raise BadSettings, naming flag or stage, for what so many processes or these caches (by name) cannot give."""
+    for stage in settings.stages:
+        _check_divides(stage, ranks)
+        for name in stage.caches or caches:
+            _check_fits(stage, caches[name])
+    if settings.teacher_use == "transformer" and settings.backbone_dtype == "cache":
+        _check_one_dtype(caches)
+
+
+def _check_one_dtype(caches: Mapping[str, Cache]) -> None:
+    (first, one), *others = caches.items()
+    for name, other in others:
+        if (was := one.manifest.sampling.dtype) != (now := other.manifest.sampling.dtype):
+            raise BadSettings(
+                f"cache {first} was recorded in {was} and {name} in {now}: the transformer that replays both computes "
+                f"in one of them; give --backbone-dtype {was} or {now}"
+            )
+
+
+def _check_divides(stage: Stage, ranks: int) -> None:
+    unit = ranks * stage.accumulate * stage.steps_per_trajectory
+    if stage.batch_size % unit:
+        raise BadSettings(
+            f"batch-size is {stage.batch_size} on {ranks} processes, expected a multiple of processes x accumulate x "
+            f"steps-per-trajectory = {ranks} x {stage.accumulate} x {stage.steps_per_trajectory}: each computes an "
+            f"equal part of a batch; take {max(1, stage.batch_size // unit) * unit}, or another number of processes"
+        )
+
+
+def _check_fits(stage: Stage, cache: Cache) -> None:
+    steps = cache.manifest.sampling.steps
+    if stage.steps_per_trajectory > steps:
+        raise BadSettings(
+            f"--steps-per-trajectory is {stage.steps_per_trajectory}, the trajectories of {cache.folder} have "
+            f"{steps} steps: as many different ones there are not; give at most {steps}"
+        )
+    if cache.manifest.sampling.storage.embeddings == "stored" or not stage.needs_embeddings:
+        return
+    if stage.name != MAIN and stage.loss == "vision":
+        asked, what, way = f"stage {stage.name} has embedding-term {stage.embedding_term:g}", "the term", "it none"
+    elif stage.name != MAIN:
+        asked, what, way = f"stage {stage.name} has the loss {stage.loss}", "it", "stages of --loss vision alone"
+    elif stage.loss != "vision":
+        asked, what, way = f"--loss is {stage.loss}", "this loss", "--loss vision"
+    else:
+        asked, what, way = f"--embedding-term is {stage.embedding_term:g}", "the term", "--embedding-term 0"
+    raise BadSettings(
+        f"{asked}, but {cache.folder} was built with --embeddings none: {what} compares with the teacher's "
+        f"embeddings; give {way}, or build with --embeddings stored"
+    )
+
+
+def check_backend(settings: TrainSettings, teacher: TeacherFolder, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise BadSettings, before weights are read, unless the attention backend and the compiler run here."""
+    check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)
+    if settings.compile:
+        check_compiler(device)
+
+
+def how_replayed(settings: TrainSettings) -> str:
+    """As in "transformer with attention sdpa, compiled"."""
+    compiled = ", compiled" if settings.compile else ""
+    return f"transformer with attention {recorded_attention(settings.attention_backend)}{compiled}"
+
+
+def remarks(settings: TrainSettings, lessons: Sequence[Lesson]) -> Iterator[str]:
+    """What the caches were recorded by and this run does not compute by; and that compiling takes its time."""
+    now = recorded_attention(settings.attention_backend)
+    for lesson in lessons:
+        was = _recorded(lesson.cache)
+        if was - {now}:
+            yield (
+                f"{lesson.cache.folder} was recorded with attention {', '.join(sorted(was))}, this run has {now}: the "
+                f"replay floor tells what the other rounding comes to"
+            )
+    if settings.compile:
+        yield "the blocks of the transformer are compiled when a shape comes for the first time: about a minute each"
+
+
+def _recorded(cache: Cache) -> set[str]:
+    """The backends of the newest trajectories, which stand for all: a large cache is not read for this."""
+    newest = max((shard for kind, shard in cache.records if kind == "trajectories"), default=None)
+    if newest is None:
+        return set()
+    ways = ways_made(cache.records["trajectories", newest].provenance)
+    return {str(way.get("attention", RECORDED_NATIVE)) for way in ways}

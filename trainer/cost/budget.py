@@ -1,0 +1,59 @@
+"""A run that is to take so many hours: the steps of its stages, from what a step takes here."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from secondcast.trainer.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from secondcast.trainer.loop import Trainer
+
+# The first steps of a stage allocate, and wait for the first batch.
+_PROBES, _FIRST = 8, 3
+
+
+def probe_settings(settings: TrainSettings) -> TrainSettings:
+    """Some steps of each stage that has a share of the budget, without more."""
+    stages = [stage for stage in settings.stages if stage.budget_share is not None]
+    probes = tuple(stage.model_copy(update={"steps": _PROBES}) for stage in stages)
+    return settings.model_copy(update={"stages": probes})
+
+
+def measured_seconds(settings: TrainSettings, make_trainer: "Callable[[Path, TrainSettings], Trainer]") -> list[float]:
+    """Seconds of an optimizer step, its share of the validations included, of each stage with a budget_share.
+
+    Takes some steps with a trainer that is thrown away: make_trainer(run, settings) gives one with its own student.
+    """
+    probe = probe_settings(settings)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(Path(folder), probe)
+        taken = trainer.timed_steps()
+        validation = 0.0
+        if len(trainer.held_out):
+            if settings.compile:
+                # The first validation compiles what no gradient is asked of.
+                trainer.validate(probe.total_steps)
+            began = time.monotonic()
+            trainer.validate(probe.total_steps)
+            validation = time.monotonic() - began
+    return [
+        median(taken[end - _PROBES + _FIRST : end]) + validation / settings.checkpoint_steps(stage)
+        for stage, end in zip(probe.stages, probe.ends, strict=True)
+    ]
+
+
+def shared_out(settings: TrainSettings, seconds: list[float]) -> TrainSettings:
+    """The settings with the steps that each share of the budget pays; `seconds` as measured_seconds gives them."""
+    assert settings.budget_seconds is not None
+    left = iter(seconds)
+    stages = []
+    for stage in settings.stages:
+        if stage.budget_share is not None:
+            steps = int(settings.budget_seconds * stage.budget_share / next(left))
+            stage = stage.model_copy(update={"steps": max(1, steps)})
+        stages.append(stage)
+    return settings.model_copy(update={"stages": tuple(stages)})

@@ -1,0 +1,146 @@
+"""What a run costs by calculation: FLOPs of a step, memory on the GPU and on the host, copies of streamed blocks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from secondcast.models.cost.cards import COPY_BYTES_PER_SECOND
+from secondcast.models.cost.gpu_memory import (
+    GpuMemory,
+    HeldWeights,
+    held_weights,
+    table_rows,
+    training_host_bytes,
+    training_memory,
+)
+from secondcast.models.cost.text import TextEncoderCost, student_cost
+from secondcast.models.cost.transformer import BackboneCost, backbone_cost
+from secondcast.models.schedule import DTYPES
+from secondcast.storage_schemas.schema.layout import Layout
+from secondcast.storage_schemas.schema.manifest import Manifest
+from secondcast.trainer.cost.step_flops import step_flops
+from secondcast.trainer.data.feed import AHEAD_PART, POOL_BYTES
+from secondcast.trainer.settings import TrainSettings
+from secondcast.trainer.stage import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What a run is made of: its caches by name, the backbone at each one's size, the student.
+
+    ranks: processes that divide each batch; bytes are of one of them. local_ranks: those of them on one machine.
+    gpu_bytes: memory of a GPU in all, None for none.
+    """
+
+    manifests: Mapping[str, Manifest]
+    backbones: Mapping[str, BackboneCost]
+    student: TextEncoderCost
+    ranks: int = 1
+    local_ranks: int = 1
+    gpu_bytes: float | None = None
+
+    def names(self, stage: Stage) -> list[str]:
+        """The caches that a stage takes."""
+        return list(stage.caches or self.manifests)
+
+    @property
+    def blocks(self) -> int:
+        """Of the backbone."""
+        return next(iter(self.backbones.values())).blocks
+
+    def step_flops(self, settings: TrainSettings, stage: Stage) -> float:
+        """An optimizer step of a stage, over its caches by their shares."""
+        caches = {name: (one, len(Layout(one.prompts.generations))) for name, one in self.manifests.items()}
+        return step_flops(
+            stage,
+            settings.memory,
+            caches,
+            student_flops=self.student.forward_flops,
+            text_length=next(iter(self.manifests.values())).teacher.text_length,
+        )
+
+    def step_copy_seconds(self, settings: TrainSettings, stage: Stage) -> float:
+        """How long an optimizer step's copies of streamed blocks take, at the assumed rate; beside the computation."""
+        if stage.loss != "vision":
+            return 0.0
+        # For the forward and for the backward pass of each part of the batch.
+        return 2 * stage.accumulate * self.pinned_bytes(settings) / COPY_BYTES_PER_SECOND
+
+    def memory(self, settings: TrainSettings) -> GpuMemory:
+        """Of the stage that needs most: the weights are there throughout."""
+        found = [self.stage_memory(settings, stage) for stage in settings.stages]
+        return max(found, key=lambda memory: memory.total_bytes)
+
+    def stage_memory(self, settings: TrainSettings, stage: Stage) -> GpuMemory:
+        """Of a stage, with the cache that needs most; a warm-up has the backbone beside it that comes after it."""
+        vision = stage.loss == "vision"
+        found = [
+            training_memory(
+                self.backbones[name] if vision else None,
+                self.student,
+                options=settings.memory,
+                dtype_bytes=self._dtype_bytes(settings),
+                batch_size=self.rows(stage),
+                share=stage.steps_per_trajectory,
+                table_rows=self.table_rows,
+                gpu_bytes=self.gpu_bytes,
+                averaged=settings.ema is not None,
+            )
+            for name in (self.names(stage) if vision else self.names(stage)[:1])
+        ]
+        largest = max(found, key=lambda memory: memory.total_bytes)
+        return replace(largest, weights_bytes=self._held(settings).device_bytes)
+
+    def rows(self, stage: Stage) -> int:
+        """Rows of a stage that go through the networks at once, in each process."""
+        return max(1, stage.batch_size // (stage.accumulate * self.ranks))
+
+    @property
+    def table_rows(self) -> int | None:
+        """Rows of the modulation table of all caches; None where there can be none."""
+        return table_rows(*self.manifests.values())
+
+    def pinned_bytes(self, settings: TrainSettings) -> int:
+        """Host memory of streamed blocks."""
+        return self._held(settings).pinned_bytes
+
+    def host_bytes(self, settings: TrainSettings) -> int:
+        """Host memory of one process."""
+        pinned = POOL_BYTES // AHEAD_PART + self.pinned_bytes(settings)
+        kept = self._held(settings).host_bytes
+        return training_host_bytes(pool_bytes=POOL_BYTES, pinned_bytes=pinned, weights_bytes=kept)
+
+    def _held(self, settings: TrainSettings) -> HeldWeights:
+        if "vision" not in settings.losses:
+            return HeldWeights(device_bytes=0, pinned_bytes=0, host_bytes=0)
+        return held_weights(
+            next(iter(self.backbones.values())),
+            settings.memory,
+            dtype_bytes=self._dtype_bytes(settings),
+            table_rows=self.table_rows,
+            gpu_bytes=self.gpu_bytes,
+        )
+
+    def _dtype_bytes(self, settings: TrainSettings) -> int:
+        recorded = next(iter(self.manifests.values())).sampling.dtype
+        return DTYPES[recorded if settings.backbone_dtype == "cache" else settings.backbone_dtype].itemsize
+
+
+def costs_of(
+    manifests: Mapping[str, Manifest],
+    student_source: str,
+    *,
+    ranks: int = 1,
+    local_ranks: int = 1,
+    gpu_bytes: float | None = None,
+) -> Costs:
+    """The costs of a run on (planned) caches, from configurations alone; keywords as for Costs."""
+    backbones = {name: backbone_cost(manifest) for name, manifest in manifests.items()}
+    student = student_cost(student_source, next(iter(manifests.values())))
+    return Costs(
+        manifests=manifests,
+        backbones=backbones,
+        student=student,
+        ranks=ranks,
+        local_ranks=local_ranks,
+        gpu_bytes=gpu_bytes,
+    )

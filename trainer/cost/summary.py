@@ -1,0 +1,209 @@
+"""What a run says at its end: where its time went, the most memory that it held, and how much it computed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from secondcast.models.cost.matrix_rate import matrix_rate
+from secondcast.models.memory.host_memory import host_peak_bytes
+from secondcast.models.student.student import CHECKPOINT_PREFIX, checkpoints
+from secondcast.storage_schemas.progress import Progress, duration_text, size_text
+from secondcast.trainer.cost.step_flops import step_flops, student_forward_flops
+from secondcast.trainer.data.mixture import Lesson
+from secondcast.trainer.loop import Trainer
+from secondcast.trainer.run.metrics import Metrics
+from secondcast.trainer.run.timing import StageTimes
+from secondcast.trainer.settings import TrainSettings
+from secondcast.trainer.stage import Stage
+
+_PREFIXES = {12: "T", 9: "G", 6: "M", 3: "k", 0: ""}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeakMemory:
+    """Bytes of this process: resident on the host; of the GPU (None on a CPU) those of tensors, and those reserved."""
+
+    host_bytes: int
+    gpu_bytes: int | None
+    gpu_reserved_bytes: int | None
+
+    @classmethod
+    def of(cls, device: torch.device) -> "PeakMemory":
+        """So far."""
+        on_gpu = device.type == "cuda"
+        return cls(
+            host_bytes=host_peak_bytes(),
+            gpu_bytes=torch.cuda.max_memory_allocated(device) if on_gpu else None,
+            gpu_reserved_bytes=torch.cuda.max_memory_reserved(device) if on_gpu else None,
+        )
+
+    def line(self) -> str:
+        """For people."""
+        host = f"{size_text(self.host_bytes)} of the host"
+        if self.gpu_bytes is None or self.gpu_reserved_bytes is None:
+            return f"peak memory {host}"
+        reserved = size_text(self.gpu_reserved_bytes)
+        return f"peak memory {size_text(self.gpu_bytes)} of the GPU ({reserved} reserved), {host}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a process computes in an optimizer step of a stage.
+
+    matrix_flops: FLOP/s of products of matrices of `dtype` on this machine; None where it was not measured.
+    """
+
+    flops: float
+    matrix_flops: float | None = None
+    dtype: str | None = None
+
+    def part_of_rate(self, seconds: float) -> float | None:
+        """The part of the matrix rate that a step of so many seconds reaches."""
+        return self.flops / seconds / self.matrix_flops if self.matrix_flops else None
+
+    def text(self, seconds: float) -> str:
+        """For people."""
+        said = f"{flops_text(self.flops)} a step, {flops_text(self.flops / seconds)}/s"
+        part = self.part_of_rate(seconds)
+        if part is None or self.matrix_flops is None:
+            return said
+        reached = f"{flops_text(self.matrix_flops)}/s that products of {self.dtype} matrices reach here"
+        return f"{said}: {100 * part:.0f} % of the {reached}"
+
+
+@contextmanager
+def summarized(
+    trainer: Trainer,
+    lessons: Sequence[Lesson],
+    metrics: Metrics | None,
+    progress: Progress,
+    *,
+    counted_from_seconds: float = 10.0,
+) -> Iterator[None]:
+    """Around the steps of a run: says all of it at their end, and gives it to the metrics.
+
+    FLOPs take seconds to count: those of steps that took less than counted_from_seconds together are not. Interrupted,
+    it says times and memory alone. All is of the first process, which has the metrics. Nothing where no step was made.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say_times(trainer, PeakMemory.of(trainer.device), progress)
+        kept = [folder.name.removeprefix(CHECKPOINT_PREFIX).lstrip("0") for folder in checkpoints(trainer.run)]
+        from_there = f"the last checkpoint is of step {kept[-1]}" if kept else "there is no checkpoint yet"
+        progress.say(f"stopped after step {trainer.done} of {trainer.settings.total_steps}; {from_there}")
+        raise
+    times = trainer.clock.times()
+    if metrics is None or not times:
+        return
+    # What is measured from here on needs memory of its own.
+    peak = PeakMemory.of(trainer.device)
+    _say_times(trainer, peak, progress)
+    lasted = sum(of_stage.steps * of_stage.step_seconds for of_stage in times.values())
+    works = _works(trainer, lessons, times) if lasted >= counted_from_seconds else {}
+    for name, work in works.items():
+        progress.say(f"stage {name}: {work.text(times[name].step_seconds)}")
+    # As of the last step made: going on from here keeps it.
+    facts = summary(trainer.settings, times, works, peak, trainer.clock.beside_seconds)
+    metrics.log(step=trainer.done - 1, summary=facts)
+
+
+def _say_times(trainer: Trainer, peak: PeakMemory, progress: Progress) -> None:
+    times = trainer.clock.times()
+    for name, of_stage in times.items():
+        progress.say(times_line(_stage(trainer.settings, name), of_stage, trainer.processes.ranks))
+    if trainer.clock.beside_seconds:
+        progress.say(f"validation and checkpoints {_seconds_text(trainer.clock.beside_seconds)}")
+    if times:
+        progress.say(peak.line())
+
+
+def times_line(stage: Stage, times: StageTimes, ranks: int = 1) -> str:
+    """For people: stage main (vision), mean of 98 steps: 812 ms, 4.9 samples/s; data wait 3.1 ms (0 %), ..."""
+    whole = times.step_seconds
+    parts = [
+        f"{part.replace('_', ' ')} {_ms(seconds)} ({100 * seconds / whole:.0f} %)"
+        for part, seconds in times.seconds.items()
+    ]
+    steps = "1 step" if times.steps == 1 else f"{times.steps:,} steps"
+    where = f" in the first of {ranks} processes" if ranks > 1 else ""
+    return (
+        f"stage {stage.name} ({stage.loss}), mean of {steps}{where}: {_ms(whole)}, "
+        f"{stage.batch_size / whole:.3g} samples/s; {', '.join(parts)}"
+    )
+
+
+def summary(
+    settings: TrainSettings,
+    times: Mapping[str, StageTimes],
+    works: Mapping[str, Work],
+    peak: PeakMemory,
+    beside_seconds: float,
+) -> dict[str, Any]:
+    """The same as plain JSON types; keys end in their unit."""
+    return {
+        "stages": {name: _stage_facts(_stage(settings, name), one, works.get(name)) for name, one in times.items()},
+        "validation_and_checkpoints_seconds": round(beside_seconds, 3),
+        "peak_host_bytes": peak.host_bytes,
+        "peak_gpu_bytes": peak.gpu_bytes,
+        "peak_gpu_reserved_bytes": peak.gpu_reserved_bytes,
+    }
+
+
+def _stage_facts(stage: Stage, times: StageTimes, work: Work | None) -> dict[str, Any]:
+    return {
+        "loss": stage.loss,
+        "timed_steps": times.steps,
+        "step_seconds": round(times.step_seconds, 6),
+        **{f"{part}_seconds": round(seconds, 6) for part, seconds in times.seconds.items()},
+        "samples_per_second": stage.batch_size / times.step_seconds,
+        "step_flop": None if work is None else work.flops,
+        "matrix_flop_per_second": None if work is None else work.matrix_flops,
+        "part_of_matrix_rate": None if work is None else work.part_of_rate(times.step_seconds),
+    }
+
+
+def _works(trainer: Trainer, lessons: Sequence[Lesson], times: Mapping[str, StageTimes]) -> dict[str, Work]:
+    student = trainer.plain_student
+    of_student = student_forward_flops(student)
+    counts = [len(source.indices) for source in trainer.feed.sources]
+    caches = {lesson.name: (lesson.cache.manifest, count) for lesson, count in zip(lessons, counts, strict=True)}
+    works = {}
+    for stage in (_stage(trainer.settings, name) for name in times):
+        flops = step_flops(
+            stage,
+            trainer.settings.memory,
+            caches,
+            student_flops=of_student,
+            text_length=student.config.text_length,
+        )
+        flops /= trainer.processes.ranks
+        rate: dict[str, Any] = {}
+        if stage.loss == "vision":
+            dtype = trainer.objective.backbones[0].dtype
+            rate = {"matrix_flops": matrix_rate(trainer.device, dtype) or None, "dtype": str(dtype).split(".")[-1]}
+        works[stage.name] = Work(flops=flops, **rate)
+    return works
+
+
+def _stage(settings: TrainSettings, name: str) -> Stage:
+    return next(stage for stage in settings.stages if stage.name == name)
+
+
+def _seconds_text(seconds: float) -> str:
+    return duration_text(seconds) if seconds >= 10 else f"{seconds:.2g} s"
+
+
+def _ms(seconds: float) -> str:
+    milliseconds = 1000 * seconds
+    return f"{milliseconds:,.0f} ms" if milliseconds >= 100 else f"{milliseconds:.3g} ms"
+
+
+def flops_text(flops: float) -> str:
+    """FLOPs for people: 31.4 TFLOP."""
+    power = next(power for power in _PREFIXES if flops >= 10**power or not power)
+    value = flops / 10**power
+    return f"{value:,.0f} {_PREFIXES[power]}FLOP" if value >= 1000 else f"{value:.3g} {_PREFIXES[power]}FLOP"

@@ -1,0 +1,276 @@
+"""From caches to batches: chosen steps of chosen trajectories, with a bounded pool of decoded ones, read ahead."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from itertools import accumulate
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from secondcast.models.memory.host_modulation import HostModulation
+from secondcast.models.student.tokens import StudentTokens
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.record import Trajectory, trajectory_key
+from secondcast.storage_schemas.schema.fields import DTYPES, Array
+from secondcast.storage_schemas.schema.manifest import Manifest
+from secondcast.storage_schemas.tensors import to_torch
+from secondcast.trainer.data.order import Row
+from secondcast.trainer.data.pool import Pool
+from secondcast.trainer.data.prefetch import Prefetch, Task
+from secondcast.trainer.stage import Loss
+
+POOL_BYTES = 2 * 2**30
+# Batches begun before they are asked for: a sixteenth as many bytes as the pool may hold, so pinned memory stays small.
+AHEAD_PART = 16
+AHEAD = 16
+READERS = 4
+# Pooled vectors are small: this part of the pool's bytes holds those of 80,000 prompts of FLUX.
+POOLED_PART = 16
+
+Rows = Sequence[Row]
+Key = tuple[int, int]
+"""Number of a source, and of a trajectory or a prompt in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A batch to read: rows (position, k), for the replay loss or for a loss of embeddings (which takes no k).
+
+    share: so many rows that follow one another are steps of one trajectory. embeddings: a replay takes the teacher's.
+    """
+
+    loss: Loss
+    rows: Rows
+    share: int = 1
+    embeddings: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Rows of replay: latent, target, conditions, step number k, and the text that belongs to them.
+
+    source: a cache that they are from; all of them are sampled as it is. Of text there is one row for every `share`
+    rows of the rest; encoder_hidden_states_BTD is None unless asked for. modulation_BM (M modulation values, of the
+    backbone's dtype) follows from pooled_BP, timestep_B and guidance_B; None where the backbone has its own.
+    """
+
+    source: int
+    token_ids_BT: torch.Tensor
+    hidden_states_BSC: torch.Tensor
+    velocity_BSC: torch.Tensor
+    pooled_BP: torch.Tensor
+    timestep_B: torch.Tensor
+    guidance_B: torch.Tensor | None
+    step_B: torch.Tensor
+    share: int = 1
+    encoder_hidden_states_BTD: torch.Tensor | None = None
+    modulation_BM: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingBatch:
+    """Prompts and what the teacher made of them."""
+
+    token_ids_BT: torch.Tensor
+    encoder_hidden_states_BTD: torch.Tensor
+
+
+AnyBatch = TypeVar("AnyBatch", bound=Batch | EmbeddingBatch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A cache and the numbers of those of its trajectories that positions count."""
+
+    cache: Cache
+    indices: Array
+
+
+class Feed:
+    """Reads batches of caches for one device. Positions count the trajectories of all sources, one after the other.
+
+    The rows of a batch of replay are from sources that are sampled alike. All of it may be called from several
+    threads. The pool holds at most `pool_bytes` of decoded trajectories, as much again of embeddings, and a sixteenth
+    of it of pooled vectors; a reader thread has one more in hand. tokens: of a student that does not read the caches'.
+    host_modulation: batches of replay take what it computes, as they are read.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        device: torch.device,
+        pool_bytes: int = POOL_BYTES,
+        tokens: StudentTokens | None = None,
+        host_modulation: HostModulation | None = None,
+    ) -> None:
+        self._host_modulation = host_modulation
+        self.sources, self._device, self._pool_bytes, self._tokens = sources, device, pool_bytes, tokens
+        self._ends = list(accumulate(len(source.indices) for source in sources))
+        self._trajectories: Pool[Key, Trajectory] = Pool(pool_bytes)
+        self._embeddings: Pool[Key, Array] = Pool(pool_bytes)
+        self._pooled: Pool[Key, Array] = Pool(pool_bytes // POOLED_PART)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def first_of(self, source: int) -> int:
+        """The first position of a source."""
+        return self._ends[source] - len(self.sources[source].indices)
+
+    def trajectory_of(self, position: int) -> Key:
+        """Number of the source, and of the trajectory in its cache."""
+        source = bisect_right(self._ends, position)
+        return source, int(self.sources[source].indices[position - self.first_of(source)])
+
+    def prompt_of(self, position: int) -> Key:
+        """Number of the source, and of the trajectory's prompt in its cache."""
+        source, index = self.trajectory_of(position)
+        return source, self.sources[source].cache.layout.place(index).prompt
+
+    @contextmanager
+    def prefetch(self, requests: Iterable[Request]) -> Iterator[Iterator[Batch | EmbeddingBatch]]:
+        """The batches of `requests`, in their order, bit for bit those of `replay_batch` and `embedding_batch`.
+
+        Threads read them ahead. An error (DamagedCache, NotInCache) comes where its batch is asked for.
+        """
+        tasks = (
+            Task(run=partial(self._read, request, turn), size_bytes=self._size_bytes(request))
+            for turn, request in enumerate(requests)
+        )
+        ahead_bytes = self._pool_bytes // AHEAD_PART
+        with Prefetch(tasks, readers=READERS, ahead=AHEAD, ahead_bytes=ahead_bytes) as batches:
+            yield (self._on_device(batch) for batch in batches)
+
+    def replay_batch(self, rows: Rows) -> Batch:
+        """Rows (position, k) as tensors of the cache's dtype on the device."""
+        return self._on_device(self._read_replay(rows))
+
+    def embedding_batch(self, positions: Sequence[int]) -> EmbeddingBatch:
+        """Token ids and the teacher's embeddings of the prompts of trajectories, on the device."""
+        return self._on_device(self._read_embeddings(positions))
+
+    def teacher_embeddings(self, prompts: Sequence[Key]) -> torch.Tensor:
+        """encoder_hidden_states_BTD of prompts, as cached."""
+        return to_torch(self._embeddings_of(prompts)).to(self._device)
+
+    def name_of(self, position: int) -> str:
+        """Key of a trajectory."""
+        source, index = self.trajectory_of(position)
+        cache = self.sources[source].cache
+        place = cache.layout.place(index)
+        return trajectory_key(cache.prompts[place.prompt].id, place.replica)
+
+    def _read(self, request: Request, turn: int) -> Batch | EmbeddingBatch:
+        batch: Batch | EmbeddingBatch
+        if request.loss == "vision":
+            batch = self._read_replay(request.rows, turn, share=request.share, embeddings=request.embeddings)
+        else:
+            batch = self._read_embeddings([position for position, _ in request.rows], turn)
+        # From pinned memory the copy to the GPU runs beside the computation; elsewhere pinning costs a copy.
+        return _each_tensor(batch, torch.Tensor.pin_memory) if self._device.type == "cuda" else batch
+
+    def _read_replay(self, rows: Rows, turn: int = 0, *, share: int = 1, embeddings: bool = False) -> Batch:
+        source = self.trajectory_of(rows[0][0])[0]
+        sampling = self._manifest(source).sampling
+        shape = (len(rows), sampling.image_tokens, sampling.channels)
+        hidden_states_BSC, velocity_BSC = (np.empty(shape, dtype=DTYPES[sampling.dtype]) for _ in range(2))
+        guidance_B = np.empty(len(rows), dtype=np.float32)
+        for row in _visiting_order(len(rows), turn):
+            position, k = rows[row]
+            trajectory = self._trajectories.get(self.trajectory_of(position), self._read_trajectory)
+            hidden_states_BSC[row] = trajectory.hidden_states_KSC[k]
+            velocity_BSC[row] = trajectory.velocity_KSC[k]
+            guidance_B[row] = trajectory.guidance if trajectory.guidance is not None else np.nan
+        dtype = to_torch(velocity_BSC).dtype
+        prompts = [self.prompt_of(position) for position, _ in rows]
+        batch = Batch(
+            source=source,
+            token_ids_BT=self._token_ids(prompts[::share]),
+            hidden_states_BSC=to_torch(hidden_states_BSC),
+            velocity_BSC=to_torch(velocity_BSC),
+            pooled_BP=to_torch(np.stack([self._pooled.get(prompt, self._read_pooled) for prompt in prompts])),
+            timestep_B=torch.tensor([sampling.timesteps[k] for _, k in rows], dtype=dtype),
+            guidance_B=None if sampling.guidance is None else torch.from_numpy(guidance_B),
+            step_B=torch.tensor([k for _, k in rows]),
+            share=share,
+            encoder_hidden_states_BTD=to_torch(self._embeddings_of(prompts[::share], turn)) if embeddings else None,
+        )
+        return self._with_modulation(batch)
+
+    def _with_modulation(self, batch: Batch) -> Batch:
+        if self._host_modulation is None:
+            return batch
+        modulation_BM = self._host_modulation.rows(batch.timestep_B, batch.guidance_B, batch.pooled_BP)
+        return replace(batch, modulation_BM=modulation_BM)
+
+    def _read_embeddings(self, positions: Sequence[int], turn: int = 0) -> EmbeddingBatch:
+        prompts = [self.prompt_of(position) for position in positions]
+        return EmbeddingBatch(
+            token_ids_BT=self._token_ids(prompts),
+            encoder_hidden_states_BTD=to_torch(self._embeddings_of(prompts, turn)),
+        )
+
+    def _embeddings_of(self, prompts: Sequence[Key], turn: int = 0) -> Array:
+        manifest = self._manifest(prompts[0][0])
+        shape = (len(prompts), manifest.teacher.text_length, manifest.teacher.text_width)
+        embeddings_BTD = np.empty(shape, dtype=DTYPES[manifest.sampling.dtype])
+        for row in _visiting_order(len(prompts), turn):
+            embeddings_BTD[row] = self._embeddings.get(prompts[row], self._read_embedding)
+        return embeddings_BTD
+
+    def _manifest(self, source: int) -> Manifest:
+        return self.sources[source].cache.manifest
+
+    def _read_trajectory(self, key: Key) -> tuple[Trajectory, int]:
+        source, index = key
+        trajectory = self.sources[source].cache.trajectory(index)
+        return trajectory, trajectory.hidden_states_KSC.nbytes + trajectory.velocity_KSC.nbytes
+
+    def _read_embedding(self, key: Key) -> tuple[Array, int]:
+        source, prompt = key
+        embedding = self.sources[source].cache.embedding(prompt)
+        return embedding, embedding.nbytes
+
+    def _read_pooled(self, key: Key) -> tuple[Array, int]:
+        source, prompt = key
+        pooled_P = self.sources[source].cache.pooled(prompt)
+        return pooled_P, pooled_P.nbytes
+
+    def _token_ids(self, keys: Sequence[Key]) -> torch.Tensor:
+        prompts = [(self.sources[source].cache, prompt) for source, prompt in keys]
+        if self._tokens is not None:
+            return self._tokens.batch([cache.prompts[prompt].text for cache, prompt in prompts])
+        return torch.from_numpy(np.stack([cache.padded_token_ids(prompt) for cache, prompt in prompts]))
+
+    def _size_bytes(self, request: Request) -> int:
+        manifest = self._manifest(self.trajectory_of(request.rows[0][0])[0])
+        sampling, teacher = manifest.sampling, manifest.teacher
+        embedding, latent = teacher.text_length * teacher.text_width, sampling.image_tokens * sampling.channels
+        rows = len(request.rows)
+        elements = rows * 2 * latent if request.loss == "vision" else rows * embedding
+        elements += rows // request.share * embedding if request.embeddings else 0
+        size_bytes = elements * DTYPES[sampling.dtype].itemsize
+        if request.loss == "vision" and self._host_modulation is not None:
+            size_bytes += rows * self._host_modulation.row_bytes
+        return size_bytes
+
+    def _on_device(self, batch: AnyBatch) -> AnyBatch:
+        beside = self._device.type == "cuda"
+        return _each_tensor(batch, lambda tensor: tensor.to(self._device, non_blocking=beside))
+
+
+def _each_tensor(batch: AnyBatch, change: Callable[[torch.Tensor], torch.Tensor]) -> AnyBatch:
+    values: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
+    return replace(batch, **changed)
+
+
+def _visiting_order(count: int, turn: int) -> Iterator[int]:
+    # Where batches that follow one another want the same trajectories, each reader begins with other ones.
+    first = turn % READERS * count // READERS
+    return ((first + row) % count for row in range(count))

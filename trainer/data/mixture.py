@@ -1,0 +1,142 @@
+"""The caches of a run: what of them is trained on and what is held out, and in which order each stage sees them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from secondcast.models.memory.host_modulation import HostModulation
+from secondcast.models.student.tokens import StudentTokens
+from secondcast.storage_schemas.errors import BadSettings, BadTeacher, NotInCache
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.fields import Array
+from secondcast.storage_schemas.schema.manifest import Manifest, Teacher, shortened
+from secondcast.trainer.data.feed import Feed, Source
+from secondcast.trainer.data.order import Alternation, Order, Part, mix
+from secondcast.trainer.settings import TrainSettings
+from secondcast.trainer.stage import Stage
+from secondcast.trainer.training_set import TrainingSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """A cache of a run, and which of its trajectories the run trains on; `name` is how stages speak of it."""
+
+    name: str
+    cache: Cache
+    training_set: TrainingSet
+
+
+def check_one_teacher(caches: Mapping[str, Cache]) -> None:
+    """Raise BadTeacher, naming the first field that differs, unless all caches are of one teacher."""
+    (first, one), *others = caches.items()
+    for name, other in others:
+        if one.manifest.digests()["teacher"] == other.manifest.digests()["teacher"]:
+            continue
+        was, now = one.manifest.teacher.json_value(), other.manifest.teacher.json_value()
+        field = next(field for field in Teacher.model_fields if was.get(field) != now.get(field))
+        raise BadTeacher(
+            f"caches {first} and {name} are of different teachers: {field} is {shortened(was.get(field))} in "
+            f"{one.folder} and {shortened(now.get(field))} in {other.folder}; a student has one teacher: train with "
+            f"one of them, or build both with the same"
+        )
+
+
+def check_one_quantization(caches: Mapping[str, Cache]) -> None:
+    """Raise BadTeacher unless all caches were sampled with weights of the same kind."""
+    (first, one), *others = caches.items()
+    was = one.manifest.sampling.quantize
+    for name, other in others:
+        if (now := other.manifest.sampling.quantize) != was:
+            raise BadTeacher(
+                f"caches {first} and {name} were sampled with other weights of one teacher: quantize is {was} in "
+                f"{one.folder} and {now} in {other.folder}; replayed by one backbone, at least one of them would pull "
+                f"the student off by what was rounded: train with one of them, or build both with the same --quantize"
+            )
+
+
+def check_names(settings: TrainSettings, names: Sequence[str]) -> None:
+    """Raise BadSettings for a cache that a stage wants and the run has not, or has and no stage wants."""
+    for stage in settings.stages:
+        if missing := [name for name in stage.caches or {} if name not in names]:
+            raise BadSettings(
+                f"stage {stage.name} takes the cache {missing[0]!r}, this run has {', '.join(names)}: give it with "
+                f"--cache {missing[0]}=FOLDER"
+            )
+    if all(stage.caches for stage in settings.stages):
+        wanted = {name for stage in settings.stages for name in stage.caches or {}}
+        if idle := [name for name in names if name not in wanted]:
+            raise BadSettings(f"cache {idle[0]!r} is given, but no stage takes it: name it in one, or leave it away")
+
+
+def split(
+    lessons: Sequence[Lesson],
+    device: torch.device,
+    tokens: StudentTokens | None = None,
+    host_modulation: HostModulation | None = None,
+) -> tuple[Feed, Feed]:
+    """What is trained on, and what is held out; NotInCache for a cache of which nothing can be trained on.
+
+    tokens: of a student that does not read the cache's token ids. host_modulation: where batches take what it computes.
+    """
+    parts = [_split(lesson) for lesson in lessons]
+    training, held_out = (
+        [Source(cache=lesson.cache, indices=part[side]) for lesson, part in zip(lessons, parts, strict=True)]
+        for side in (0, 1)
+    )
+    first, second = (
+        Feed(sources, device=device, tokens=tokens, host_modulation=host_modulation) for sources in (training, held_out)
+    )
+    return first, second
+
+
+def _split(lesson: Lesson) -> tuple[Array, Array]:
+    cache, indices = lesson.cache, lesson.training_set.indices()
+    held = [prompt.held_out for prompt in cache.prompts]
+    mask = np.array([held[cache.layout.place(int(index)).prompt] for index in indices], dtype=bool)
+    if not len(indices) or mask.all():
+        raise NotInCache(
+            f"{cache.folder} has {len(indices)} committed trajectories, {int(mask.sum())} of them held out: nothing to "
+            f"train on; build more prompts"
+        )
+    return indices[~mask], indices[mask]
+
+
+def stage_orders(settings: TrainSettings, lessons: Sequence[Lesson], feed: Feed) -> list[Alternation]:
+    """The order of each stage: batches mix caches that are sampled alike, other ones take turns."""
+    return [
+        Alternation(list(_orders(settings.seed, number, stage, lessons, feed)))
+        for number, stage in enumerate(settings.stages)
+    ]
+
+
+def _orders(seed: int, stage_number: int, stage: Stage, lessons: Sequence[Lesson], feed: Feed) -> Iterator[Order]:
+    alike: dict[object, list[int]] = {}
+    for source, lesson in enumerate(lessons):
+        if stage.caches is None or lesson.name in stage.caches:
+            alike.setdefault(_sampled_as(lesson.cache.manifest), []).append(source)
+    for number, sources in enumerate(alike.values()):
+        parts = []
+        for source in sources:
+            count = len(feed.sources[source].indices)
+            share = stage.share_of(lessons[source].name, count)
+            parts.append(Part(first=feed.first_of(source), count=count, share=share))
+        vision = stage.loss == "vision"
+        yield Order(
+            # The losses of embeddings know no steps: there is nothing to follow, and nothing to share.
+            kind=stage.order if vision else "shuffled",
+            parts=tuple(parts),
+            steps=lessons[sources[0]].cache.manifest.sampling.steps,
+            batch_size=stage.batch_size,
+            # Each stage draws from each of its caches anew: the same rows would come in the same order otherwise.
+            seed=mix(seed, stage_number, number) if stage_number or number else seed,
+            share=stage.steps_per_trajectory if vision else 1,
+        )
+
+
+def _sampled_as(manifest: Manifest) -> object:
+    """What the records of a batch have in common: shapes, dtype and schedule."""
+    sampling = manifest.sampling
+    shape = (sampling.height, sampling.width, sampling.image_tokens, sampling.channels, sampling.dtype)
+    return shape, sampling.sigmas, sampling.timesteps, sampling.guidance is None

@@ -1,0 +1,160 @@
+"""The order of training: a pure function of (seed, epoch, position). Nothing is stored.
+
+A Feistel network over the positions of an epoch, walked until it lands inside (cycle walking), is a
+permutation that gives any element without the others: resume and random access are arithmetic.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
+
+from secondcast.storage_schemas.errors import BadSettings
+from secondcast.trainer.stage import OrderKind
+
+Row = tuple[int, int]
+"""Position of a trajectory among all that a feed reads, and the step k of it."""
+
+_ROUNDS = 6
+_WORD = (1 << 64) - 1
+
+
+def mix(*parts: int) -> int:
+    """Hash of integers, 64 bit: the finaliser of splitmix64 (Steele, Lea, Flood 2014) chained over them."""
+    state = 0
+    for part in parts:
+        state = (state + part + 0x9E3779B97F4A7C15) & _WORD
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _WORD
+        state ^= state >> 31
+    return state
+
+
+def shuffled_position(position: int, *, count: int, seed: int, epoch: int) -> int:
+    """Where a random permutation of range(count) sends `position`."""
+    if not 0 <= position < count:
+        raise ValueError(f"position is {position}, expected 0 to {count - 1}")
+    half = max(1, ((count - 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    keys = [mix(seed, epoch, turn) for turn in range(_ROUNDS)]
+    value = position
+    while True:
+        left, right = value >> half, value & mask
+        for key in keys:
+            left, right = right, left ^ (mix(key, right) & mask)
+        value = (left << half) | right
+        if value < count:
+            return value
+
+
+def dealt(turn: int, shares: Sequence[Fraction]) -> tuple[int, int]:
+    """Who gets turn `turn` when turns are dealt in proportion to shares, and how many turns they had before.
+
+    After any number of turns nobody is more than one turn per share before them off their due.
+    """
+    left = sum(shares, start=Fraction(0))
+    for who, share in enumerate(shares[:-1]):
+        before = floor(turn * share / left)
+        if floor((turn + 1) * share / left) > before:
+            return who, before
+        turn, left = turn - before, left - share
+    return len(shares) - 1, turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The trajectories of one cache: positions first .. first+count-1, and how many rows they get beside others'."""
+
+    count: int
+    first: int = 0
+    share: Fraction = Fraction(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """Which trajectories and which of their steps an optimizer step sees.
+
+    kind "shuffled": steps drawn at random over trajectories; `share` rows in a row are different steps of one of
+    them. "following": the paper's: one batch of trajectories walked from the first step to the last, one optimizer
+    step each. parts: caches that a batch may mix, `steps` = K of each of them.
+    """
+
+    kind: OrderKind
+    parts: tuple[Part, ...]
+    steps: int
+    batch_size: int
+    seed: int
+    share: int = 1
+
+    def __post_init__(self) -> None:
+        if self.share > 1 and self.kind != "shuffled":
+            raise ValueError(f"share is {self.share} in the order {self.kind!r}, expected 1: only shuffled shares")
+        if self.batch_size % self.share or self.share > self.steps:
+            raise ValueError(
+                f"share is {self.share}, expected a divisor of the batch size {self.batch_size}, at most {self.steps}"
+            )
+
+    def batch(self, optimizer_step: int) -> list[Row]:
+        """(position of the trajectory, k) for each row of the batch."""
+        if self.kind == "following":
+            walk, k = divmod(optimizer_step, self.steps)
+            return [(self._trajectory(walk * self.batch_size + row), k) for row in range(self.batch_size)]
+        items = self.batch_size // self.share
+        first = optimizer_step * items
+        return [(self._trajectory(item), k) for item in range(first, first + items) for k in self._steps(item)]
+
+    def _steps(self, item: int) -> list[int]:
+        if self.share == 1:
+            return [mix(self.seed, item, self.steps) % self.steps]
+        return [
+            shuffled_position(turn, count=self.steps, seed=self.seed, epoch=mix(item, self.steps))
+            for turn in range(self.share)
+        ]
+
+    def _trajectory(self, item: int) -> int:
+        which, item = dealt(item, [part.share for part in self.parts])
+        part = self.parts[which]
+        epoch, position = divmod(item, part.count)
+        # The first part alone has the order that it would have without the others.
+        seed = mix(self.seed, which) if which else self.seed
+        return part.first + shuffled_position(position, count=part.count, seed=seed, epoch=epoch)
+
+
+class Alternation:
+    """Batches of several orders in turns, in proportion to their shares: caches that no batch can mix.
+
+    Where they follow trajectories, the turns are whole walks; BadSettings unless these are of one length.
+    """
+
+    def __init__(self, orders: Sequence[Order]) -> None:
+        self._orders = orders
+        self._shares = [sum((part.share for part in order.parts), start=Fraction(0)) for order in orders]
+        self._walk = orders[0].steps if orders[0].kind == "following" else 1
+        lengths = sorted({order.steps for order in orders})
+        if orders[0].kind == "following" and len(lengths) > 1:
+            raise BadSettings(
+                f"order is following on caches whose trajectories have {' and '.join(map(str, lengths))} steps, "
+                f"expected one number: their walks would not end together; give them stages of their own, or take "
+                f"order shuffled"
+            )
+
+    def batch(self, optimizer_step: int) -> list[Row]:
+        """(position of the trajectory, k) for each row of the batch."""
+        walk, k = divmod(optimizer_step, self._walk)
+        who, before = dealt(walk, self._shares)
+        return self._orders[who].batch(before * self._walk + k)
+
+
+def part_of(rows: Sequence[Row], *, rank: int, ranks: int, share: int) -> Sequence[Row]:
+    """Rows of process `rank` of `ranks`: an equal part of the batch; in rank order the parts are the batch.
+
+    ValueError unless the batch divides by `ranks`: then which rows a step sees would depend on their number.
+    """
+    if len(rows) % (ranks * share):
+        raise ValueError(
+            f"batch of {len(rows)} rows, expected a multiple of {ranks} processes x {share} rows a forward"
+        )
+    if not 0 <= rank < ranks:
+        raise ValueError(f"rank is {rank}, expected 0 to {ranks - 1}")
+    size = len(rows) // ranks
+    return rows[rank * size : (rank + 1) * size]

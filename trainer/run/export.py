@@ -1,0 +1,151 @@
+"""Export: the best student of a run, or an earlier export, in the form that another program takes."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from secondcast.models.student.distillt5 import (
+    COMFYUI_TEXT_LENGTH,
+    WEIGHTS_FILE,
+    comfyui_differences,
+    published_config,
+    published_tensors,
+)
+from secondcast.models.student.encoder_student_network import EncoderStudent
+from secondcast.models.student.student import (
+    BEST_FILE,
+    Student,
+    checkpoints,
+    load_student,
+    save_student,
+    student_folder,
+)
+from secondcast.models.student.student_network import SecondcastStudent
+from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.io import durable
+from secondcast.trainer.run.model_card import FACTS_FILE, ExportFacts, Form, card_of, facts_of
+
+_CARD_FILE = "README.md"
+_COMFYUI_ENDING = ".safetensors"
+# Written anew by every export; the rest of a student's folder is its tokenizer.
+_NOT_TOKENIZER = (".safetensors", ".py", ".md", ".tmp")
+
+
+def export(path: Path, out: Path, *, to: Form = "diffusers") -> list[str]:
+    """Write a student whole or not at all; remarks on what will not work where it goes.
+
+    path: a run folder (its best checkpoint) or an export. out: a new folder; for `comfyui` a new .safetensors file.
+    Raises BadStudent for what is no student, BadSettings for an `out` that is taken or cannot be written, and for a
+    form that does not hold this kind of student.
+    """
+    out = out.resolve()
+    _check_is_free(out, to)
+    source = student_folder(path)
+    student, facts = load_student(source), facts_of(path, source)
+    _check_is_held(student, path, to)
+    with _staged(out) as temporary:
+        if to == "comfyui":
+            save_file(published_tensors(student), temporary, metadata=_metadata(facts))
+            # safetensors writes files that only their owner can read.
+            temporary.chmod(0o644)
+        else:
+            _write_folder(student, facts, source, temporary, to)
+    return [*_unjudged_remarks(path, source), *(_comfyui_remarks(student) if to == "comfyui" else [])]
+
+
+def _unjudged_remarks(path: Path, source: Path) -> list[str]:
+    if source.parent not in checkpoints(path) or (path / BEST_FILE).is_file():
+        return []
+    return [f"of {path} no checkpoint was validated yet: this is {source.parent.name}, the last one"]
+
+
+def _check_is_held(student: Student, path: Path, to: Form) -> None:
+    if isinstance(student, EncoderStudent) and to != "diffusers":
+        raise BadSettings(
+            f"{path} is a student of {student.config.encoder_config['model_type']!r} with a tokenizer of its own, --to "
+            f"{to} holds T5 students that read the teacher's tokens: give --to diffusers"
+        )
+
+
+def _check_is_free(out: Path, to: Form) -> None:
+    if to == "comfyui":
+        if out.suffix != _COMFYUI_ENDING:
+            raise BadSettings(
+                f"{out} ends with {out.suffix!r}, expected {_COMFYUI_ENDING!r}: --to comfyui writes one file; give "
+                f"OUT a name such as {out.stem}{_COMFYUI_ENDING}"
+            )
+        if out.exists():
+            raise BadSettings(f"{out} exists: give a new file for the export")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadSettings(f"{out} exists and is not empty: give a new folder for the export")
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        for file in (temporary, *temporary.rglob("*")):
+            durable.sync(file)
+        if out.is_dir():
+            out.rmdir()
+        temporary.rename(out)
+        durable.sync(out.parent)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise BadSettings(f"{out} cannot be written ({reason}): give another OUT") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _write_folder(student: Student, facts: ExportFacts | None, source: Path, folder: Path, form: Form) -> None:
+    if facts is not None and facts.guidance:
+        student.config.trained_guidance = [min(facts.guidance), max(facts.guidance)]
+    if form == "diffusers":
+        save_student(student, folder, tokenizer=None)
+    else:
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(published_config(student), indent=2) + "\n")
+        save_file(published_tensors(student), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        (folder / WEIGHTS_FILE).chmod(0o644)
+    for file in sorted(source.iterdir()):
+        if file.is_file() and file.suffix not in _NOT_TOKENIZER and file.name not in ("config.json", FACTS_FILE):
+            shutil.copyfile(file, folder / file.name)
+    if facts is not None:
+        (folder / FACTS_FILE).write_text(facts.model_dump_json(indent=1) + "\n")
+    card = card_of(
+        form,
+        facts,
+        text_length=student.config.text_length,
+        parameters=student.num_parameters(),
+        encoder=student.config.encoder_config["model_type"] if isinstance(student, EncoderStudent) else None,
+    )
+    (folder / _CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def _metadata(facts: ExportFacts | None) -> dict[str, str]:
+    return {"format": "pt"} | ({} if facts is None else {"secondcast": facts.model_dump_json()})
+
+
+def _comfyui_remarks(student: SecondcastStudent) -> list[str]:
+    remarks = []
+    if different := comfyui_differences(student):
+        remarks.append(
+            f"the DistillT5 node of ComfyUI builds a T5 v1.1 base of its own sizes and will not load this student: it "
+            f"has {', '.join(different)}, the node's values in brackets"
+        )
+    if student.config.text_length != COMFYUI_TEXT_LENGTH:
+        remarks.append(
+            f"the DistillT5 node of ComfyUI pads prompts to {COMFYUI_TEXT_LENGTH} tokens, this student was trained at "
+            f"{student.config.text_length}: expect worse images there than in FluxPipeline"
+        )
+    return remarks

@@ -1,0 +1,140 @@
+"""Where the numbers of a run can be watched besides its file: TensorBoard, Weights & Biases."""
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from secondcast.storage_schemas.errors import BadSettings, MissingExtra
+from secondcast.storage_schemas.io import durable
+
+MirrorName = Literal["tensorboard", "wandb"]
+
+TENSORBOARD_FOLDER = "tensorboard"
+WANDB_ID_FILE = "wandb_id.txt"
+# As much of the curves a killed run may lose.
+_FLUSH_SECONDS = 10
+_STEP = "optimizer_step"
+
+
+class Mirror(Protocol):
+    """Takes numbers by tag and optimizer step. What it raises turns it off."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Take the numbers of a step."""
+        ...
+
+    def forget_after(self, step: int, standing: Mapping[str, float]) -> None:
+        """A run goes on from `step`: what was logged from there on is void, except `standing`, of `step` itself."""
+        ...
+
+    def close(self, failed: bool) -> None:
+        """Write out what is not written."""
+        ...
+
+
+class TensorBoard:
+    """Event files in RUN/tensorboard."""
+
+    def __init__(self, run: Path) -> None:
+        """MissingExtra without tensorboard."""
+        try:
+            import tensorboard  # noqa: F401
+        except ImportError as error:
+            raise _missing("tensorboard") from error
+        self._folder = run / TENSORBOARD_FOLDER
+        self._purge_step: int | None = None
+        self._writer: Any = None
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """See Mirror."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._folder), purge_step=self._purge_step, flush_secs=_FLUSH_SECONDS)
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, step)
+
+    def forget_after(self, step: int, standing: Mapping[str, float]) -> None:
+        """See Mirror: TensorBoard drops what older event files have from the purge step on, that step included."""
+        self.close(failed=False)
+        self._purge_step = step
+        self.log(step, standing)
+
+    def close(self, failed: bool) -> None:
+        """See Mirror."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class Wandb:
+    """A run of Weights & Biases, the same one when the training goes on; project and mode as WANDB_... say.
+
+    Its own step counts what it was sent, so curves are drawn over optimizer_step. What it was sent beyond the
+    checkpoint of a killed run stays there: such a step stands twice.
+    """
+
+    def __init__(self, run: Path) -> None:
+        """MissingExtra without wandb."""
+        try:
+            import wandb  # noqa: F401
+        except ImportError as error:
+            raise _missing("wandb") from error
+        self._folder = run
+        self._run: Any = None
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """See Mirror."""
+        if self._run is None:
+            self._run = self._begin()
+        self._run.log({**values, _STEP: step})
+
+    def forget_after(self, step: int, standing: Mapping[str, float]) -> None:
+        """See Mirror: nothing can be taken back."""
+
+    def close(self, failed: bool) -> None:
+        """See Mirror."""
+        if self._run is not None:
+            self._run.finish(exit_code=int(failed))
+            self._run = None
+
+    def _begin(self) -> Any:
+        import wandb
+
+        config = self._folder / "config.json"
+        run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "secondcast"),
+            name=self._folder.resolve().name,
+            dir=str(self._folder),
+            id=self._id(),
+            resume="allow",
+            config=json.loads(config.read_bytes()) if config.is_file() else None,
+            # What is printed is a progress bar.
+            settings=wandb.Settings(console="off"),
+        )
+        run.define_metric(_STEP)
+        run.define_metric("*", step_metric=_STEP)
+        return run
+
+    def _id(self) -> str:
+        file = self._folder / WANDB_ID_FILE
+        if not file.is_file():
+            durable.publish(file, f"{secrets.token_hex(6)}\n".encode())
+        return file.read_text().strip()
+
+
+def _missing(name: MirrorName) -> MissingExtra:
+    return MissingExtra(f"--log-to {name} was given and {name} is not installed: pip install 'secondcast[{name}]'")
+
+
+MIRRORS: dict[MirrorName, Callable[[Path], Mirror]] = {"tensorboard": TensorBoard, "wandb": Wandb}
+
+
+def mirror_names(given: Sequence[str]) -> list[MirrorName]:
+    """Names of mirrors, each once; BadSettings for an unknown one."""
+    if unknown := [name for name in given if name not in MIRRORS]:
+        raise BadSettings(f"--log-to is {unknown[0]!r}, expected {' or '.join(MIRRORS)}")
+    return [name for name in MIRRORS if name in given]

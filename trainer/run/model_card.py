@@ -1,0 +1,262 @@
+"""What an export says about itself: where the student comes from, as a record and as a model card."""
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from secondcast.models.student.student import BEST_FILE
+from secondcast.storage_schemas.errors import BadStudent
+from secondcast.storage_schemas.schema.manifest import Record
+from secondcast.trainer.run.folder import CONFIG_FILE
+from secondcast.trainer.run.metrics import METRICS_FILE
+from secondcast.trainer.settings import MAIN, RunConfig
+
+FACTS_FILE = "secondcast.json"
+
+Form = Literal["diffusers", "distillt5", "comfyui"]
+
+
+class ExportFacts(Record):
+    """Where an exported student comes from; FACTS_FILE of a folder, the metadata of a single file.
+
+    guidance: the values it was trained with, None where none was recorded. validation_loss: at the exported
+    checkpoint; replay_floor: the loss of a perfect student on the machine that trained it; None where not measured.
+    """
+
+    teacher: str
+    teacher_digest: str
+    sampling_digest: str
+    text_length: int
+    guidance: tuple[float, ...] | None
+    settings: dict[str, Any]
+    checkpoint: str
+    validation_loss: float | None
+    replay_floor: float | None
+    created_by: str
+
+
+def facts_of(path: Path, student: Path) -> ExportFacts | None:
+    """The facts of a run folder or of an export; None for a student without any.
+
+    student: the folder of it whose student is exported. Raises BadStudent for a file that cannot be read.
+    """
+    try:
+        if student != path:
+            return _facts_of_run(path, student.parent.name)
+        if (path / FACTS_FILE).is_file():
+            return ExportFacts.model_validate_json((path / FACTS_FILE).read_bytes())
+    except (OSError, ValueError) as error:
+        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[0]
+        file = path / (CONFIG_FILE if student != path else FACTS_FILE)
+        raise BadStudent(f"{file} cannot be read ({problem}): export from another copy of {path}") from error
+    return None
+
+
+def _facts_of_run(run: Path, checkpoint: str) -> ExportFacts:
+    config = RunConfig.model_validate_json((run / CONFIG_FILE).read_bytes())
+    metrics = _metrics(run)
+    step = int(checkpoint.rsplit("-", 1)[-1])
+    losses = [entry["validation_loss"] for entry in metrics if entry.get("step") == step and "validation_loss" in entry]
+    floors = [entry["replay_floor"] for entry in metrics if "replay_floor" in entry]
+    return ExportFacts(
+        teacher=config.backbone,
+        teacher_digest=config.teacher_digest,
+        sampling_digest=", ".join(sorted({trained_on.sampling_digest for trained_on in config.caches.values()})),
+        text_length=config.text_length,
+        guidance=config.guidance,
+        settings=config.settings.json_value(),
+        checkpoint=checkpoint,
+        validation_loss=_best_loss(run, checkpoint) if not losses else losses[-1],
+        replay_floor=floors[-1] if floors else None,
+        created_by=f"secondcast {version('secondcast')}",
+    )
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    file = run / METRICS_FILE
+    entries = []
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            # The last line of a killed run may be torn.
+            continue
+    return entries
+
+
+def _best_loss(run: Path, checkpoint: str) -> float | None:
+    marker = run / BEST_FILE
+    best = json.loads(marker.read_bytes()) if marker.is_file() else {}
+    return best.get("loss") if best.get("checkpoint") == checkpoint else None
+
+
+_CARD = """---
+library_name: transformers{base_model}
+tags: [text-encoder, flux, distillation, secondcast]
+---
+
+# A student of {teacher}
+
+{encoder} encoder with projection, {parameters:,} parameters, distilled by Secondcast from the T5 text encoder of
+{teacher}. It takes the place of `text_encoder_2`.{tokenizer}
+
+It was trained at **{text_length} text tokens**: always pass `max_sequence_length={text_length}`. FluxPipeline's own
+default of 512 gives it hundreds of padding tokens that it never saw. {guidance}
+
+{use}
+## What it was trained with
+
+{losses}{recipe}
+## Licence
+
+The student was trained on what its teacher, {teacher}, computes.
+What that means for the student, and for the pictures made with it, is for the teacher's licence to say: see the
+teacher's licence before you use it or pass it on.{non_commercial}
+"""
+
+_USE_DIFFUSERS = """```python
+import torch
+from diffusers import FluxPipeline
+from transformers import AutoModel
+
+student = AutoModel.from_pretrained("PATH_OF_THIS_FOLDER", trust_remote_code=True, torch_dtype=torch.bfloat16)
+pipeline = FluxPipeline.from_pretrained("{teacher}", text_encoder_2=student, torch_dtype=torch.bfloat16)
+image = pipeline("a red circle", max_sequence_length={text_length}).images[0]
+```
+
+`trust_remote_code` runs `student_network.py` of this folder, which needs torch and transformers only.
+"""
+
+_USE_DIFFUSERS_OWN_TOKENIZER = """```python
+import torch
+from diffusers import FluxPipeline
+from transformers import AutoModel, AutoTokenizer
+
+folder = "PATH_OF_THIS_FOLDER"
+student = AutoModel.from_pretrained(folder, trust_remote_code=True, torch_dtype=torch.bfloat16)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+pipeline = FluxPipeline.from_pretrained(
+    "{teacher}", text_encoder_2=student, tokenizer_2=tokenizer, torch_dtype=torch.bfloat16
+)
+image = pipeline("a red circle", max_sequence_length={text_length}).images[0]
+```
+
+Give both, `text_encoder_2` and `tokenizer_2`: with FLUX's own tokenizer the student reads nonsense.
+`trust_remote_code` runs `encoder_student_network.py` of this folder, which needs torch and transformers only.
+"""
+
+_USE_DISTILLT5 = """The folder has the form of the published DistillT5 checkpoint: its tensor names, its class
+`T5EncoderWithProjection`, its keys `project_in_dim` and `project_out_dim`; `text_length` is added. What loads that
+checkpoint is meant to load this one; `secondcast generate` and `secondcast export` take it as well.
+"""
+
+_NON_COMMERCIAL = """ FLUX.1-dev comes under a non-commercial licence, which states what
+holds for derivatives and for outputs."""
+
+
+_OWN_TOKENIZER = """
+It reads prompts with a tokenizer of its own, which is in this folder, and tells text from padding by itself."""
+
+_LOSSES = {
+    "vision": "FLUX's prediction: mean squared difference between what the frozen FLUX predicts with the student's "
+    "embedding and what it predicted with T5-XXL's, on recorded latents (the paper's loss)",
+    "embedding": "embeddings: mean squared difference between the student's embedding and T5-XXL's",
+    "context": "projected embeddings: mean squared difference between the student's embedding and T5-XXL's, both "
+    "after FLUX's own text projection",
+}
+_NO_VISION = """No stage compared what FLUX predicts: the student imitates embeddings, and expect less of its pictures
+than of a student trained with the vision loss.
+"""
+
+
+def card_of(
+    form: Form, facts: ExportFacts | None, *, text_length: int, parameters: int, encoder: str | None = None
+) -> str:
+    """README.md of an export. encoder: model_type of a student with a tokenizer of its own; None: a T5 of ours."""
+    teacher = f"`{facts.teacher}`" if facts else "an unrecorded teacher"
+    use = _USE_DISTILLT5 if form != "diffusers" else _USE_DIFFUSERS if encoder is None else _USE_DIFFUSERS_OWN_TOKENIZER
+    return _CARD.format(
+        base_model=f"\nbase_model: {facts.teacher}" if facts and _is_hub_name(facts.teacher) else "",
+        teacher=teacher,
+        parameters=parameters,
+        text_length=text_length,
+        encoder="A T5" if encoder is None else f"A text (`{encoder}`)",
+        tokenizer="" if encoder is None else _OWN_TOKENIZER,
+        guidance=_guidance_text(facts),
+        use=use.format(teacher=facts.teacher if facts else "TEACHER", text_length=text_length),
+        losses="" if facts is None else losses_text(stages_of(facts.settings)),
+        recipe=_recipe(facts),
+        non_commercial=_NON_COMMERCIAL if "FLUX.1-dev" in teacher else "",
+    )
+
+
+def _is_hub_name(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+
+
+def _guidance_text(facts: ExportFacts | None) -> str:
+    if facts is None or not facts.guidance:
+        return "No guidance was recorded."
+    return f"It was trained for a guidance of **{min(facts.guidance):g} to {max(facts.guidance):g}**."
+
+
+def stages_of(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The stages of a run, in order; none where the settings do not say."""
+    return [stage for stage in settings.get("stages", ()) if isinstance(stage, dict)]
+
+
+def losses_text(stages: Sequence[dict[str, Any]]) -> str:
+    """A numbered list of stages in plain words; keys that a stage does not have, or that are None, are left out."""
+    lines = [f"{number}. {_stage_text(stage)}\n" for number, stage in enumerate(stages, 1)]
+    imitates = stages and all(stage.get("loss") in ("embedding", "context") for stage in stages)
+    return "".join(lines) + ("\n" if lines else "") + (_NO_VISION + "\n" if imitates else "")
+
+
+def _stage_text(stage: dict[str, Any]) -> str:
+    loss = stage.get("loss")
+    told = {
+        "steps": "{:,} steps",
+        "batch_size": "batch {}",
+        "learning_rate": "learning rate {:g}",
+        "order": "order {}",
+    }
+    parts = [form.format(stage[key]) for key, form in told.items() if stage.get(key) is not None]
+    if caches := stage.get("caches"):
+        parts.append(f"caches {_shown(caches)}")
+    return f"{_LOSSES.get(str(loss), f'{loss} loss')}" + (f" ({', '.join(parts)})" if parts else "")
+
+
+def _recipe(facts: ExportFacts | None) -> str:
+    if facts is None:
+        return "Not recorded: this student was not exported from a run folder.\n"
+    rows = {
+        "validation loss at this checkpoint": _loss_text(facts.validation_loss),
+        "replay floor (loss of a perfect student)": _loss_text(facts.replay_floor),
+        "checkpoint": facts.checkpoint,
+        "teacher digest": f"`{facts.teacher_digest}`",
+        "sampling digest": f"`{facts.sampling_digest}`",
+        "written by": facts.created_by,
+        **{name.replace("_", "-"): _shown(value) for name, value in _flat(facts.settings).items()},
+    }
+    return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    values = {name: value for name, value in settings.items() if name != "stages"}
+    for stage in stages_of(settings):
+        spoken = "" if stage.get("name") == MAIN else f"{stage.get('name')} "
+        values |= {f"{spoken}{key}": value for key, value in stage.items() if key != "name" and value is not None}
+    return values
+
+
+def _loss_text(loss: float | None) -> str:
+    return "not measured" if loss is None else f"{loss:.6g}"
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.replace("|", "\\|")
