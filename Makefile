@@ -19,7 +19,7 @@ check: .venv/.ready-dev .mypy/secondcast
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.venv/.ready: pyproject.toml setup.py constraints.txt
+.venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	@echo "installing PyTorch, diffusers, transformers and the rest into .venv (some minutes) ..."

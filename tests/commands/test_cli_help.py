@@ -21,7 +21,7 @@ from secondcast import __version__, cli
 from secondcast.commands import versions
 from secondcast.commands.resuming import GO_ON, GO_ON_WITH_OUT, goes_on, interrupted_text, out_of_memory_text
 from tests.commands.test_cli import ROOT, secondcast
-from tests.test_docs import parse
+from tests.project.test_docs import parse
 
 RUN = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'secondcast'; import cli; cli.main()"
 # Seconds whatever they are given, or nothing to show while they read one file.

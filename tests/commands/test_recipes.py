@@ -9,7 +9,7 @@ import pytest
 from secondcast.pocket import world
 from secondcast.trainer.recipe import read_recipe
 from tests.commands.test_cli import secondcast
-from tests.test_docs import parse
+from tests.project.test_docs import parse
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.toml"))
 

@@ -7,7 +7,7 @@ from experiments.pocket_harness import as_flags
 from experiments.pocket_tables import QUESTIONS, print_tables
 from secondcast.pocket.scorer import DIMENSIONS
 from secondcast.trainer.settings import TrainFlags
-from tests.test_docs import parse
+from tests.project.test_docs import parse
 
 BUDGET = Budget(
     steps=500,

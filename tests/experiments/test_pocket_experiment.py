@@ -13,7 +13,7 @@ from secondcast.pocket.scorer import DIMENSIONS, score
 from secondcast.pocket.world import captions, parse
 from secondcast.trainer.recipe import read_recipe
 from secondcast.trainer.settings import TrainFlags
-from tests.test_docs import parse as parse_command
+from tests.project.test_docs import parse as parse_command
 
 EACH = {size: dict(zip(LOSSES, (0.03, 0.04, 0.25 + 0.05 * at), strict=True)) for at, size in enumerate(SIZES)}
 PLAN = Plan(seconds=60.0, own_seconds=600.0, step_seconds=EACH)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("storage_schemas", "models", "cache_builder", "trainer", "evaluation", "inspection", "pocket", "commands")
 EVERYTHING = {*PACKAGES, "cli"}
 MAY_IMPORT = {

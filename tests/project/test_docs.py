@@ -12,7 +12,7 @@ import typer
 from secondcast import cli
 from secondcast.cache_builder.prompts.sources import PromptSource
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
     ROOT / "README.md",
     ROOT / "docs/building.md",
