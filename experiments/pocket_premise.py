@@ -1,6 +1,6 @@
 """How much of the pocket's embedding pictures do not need, and how far guidance moves the prediction.
 
-python experiments/pocket_premise.py [--teacher FOLDER]
+python -m experiments.pocket_premise [--teacher FOLDER]
 """
 
 import argparse
