@@ -9,7 +9,7 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
-_PAGE = Path(__file__).parents[2] / "page"
+_PAGE = Path(__file__).parents[1] / "page"
 # One script in this order: what comes first is used by what comes later.
 SCRIPTS = (
     "elements.js", "view.js", "rows.js", "charts.js", "histograms.js", "table.js", "strips.js", "detail.js",

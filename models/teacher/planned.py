@@ -5,7 +5,7 @@ from pathlib import Path
 from secondcast.models.teacher.folder import BUILD_PARTS, TeacherFolder, find_teacher
 from secondcast.storage_schemas.errors import BadTeacher
 
-_CONFIGS = Path(__file__).parents[2] / "configs"
+_CONFIGS = Path(__file__).parents[1] / "configs"
 _OWNER = "black-forest-labs"
 
 

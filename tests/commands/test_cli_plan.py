@@ -10,7 +10,7 @@ import pytest
 from tests.cache_builder.building import build_cache
 from tests.commands.test_cli import secondcast
 
-CONFIGS = Path(__file__).parent / "cache_builder/flux_dev"
+CONFIGS = Path(__file__).parents[1] / "cache_builder/flux_dev"
 DEV = ["--teacher", "FLUX.1-dev"]
 
 

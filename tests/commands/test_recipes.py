@@ -43,7 +43,7 @@ def test_captions_of_one_kind_make_a_cache_of_one_kind(tmp_path, capsys):
 
 
 def test_the_recipe_in_the_documentation_is_one(tmp_path):
-    page = (RECIPES[0].parents[2] / "docs/training.md").read_text()
+    page = (RECIPES[0].parents[1] / "docs/training.md").read_text()
     (block,) = re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "my-recipe.toml").write_text(block)
     recipe = read_recipe(tmp_path / "my-recipe.toml")

@@ -210,7 +210,7 @@ def test_an_extended_cache_is_converted_cut_down_and_merged_like_any_other(tmp_p
 
 @pytest.mark.parametrize("name", ["zarr-compact", "webdataset-int8"])
 def test_a_version_1_cache_extended_gives_its_records_as_before(tmp_path, name):
-    shutil.copytree(Path(__file__).parent / "version_1" / name, tmp_path / "c")
+    shutil.copytree(Path(__file__).parents[1] / "version_1" / name, tmp_path / "c")
     old = Cache.open(tmp_path / "c")
     expected, prompts = rows(old), list(old.prompts)
     asked = old.manifest.prompts.generations[0].model_copy(update={"replicas": 2})
