@@ -124,7 +124,7 @@ def test_a_temporary_file_of_another_machine_goes_when_it_is_a_day_old(tmp_path)
 
 def test_a_temporary_file_says_machine_and_process_of_its_writer(tmp_path):
     code = (
-        "import sys, pathlib; from storage_schemas import durable;"
+        "import sys, pathlib; from secondcast.storage_schemas.io import durable;"
         "print(durable._write_temporary(pathlib.Path(sys.argv[1]) / 'file', b'half'))"
     )
     made = Path(subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True).stdout.strip())

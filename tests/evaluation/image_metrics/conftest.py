@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.evaluation.metrics.tiny_networks import make_blip, make_clip, make_trocr
+from tests.evaluation.image_metrics.tiny_networks import make_blip, make_clip, make_trocr
 
 PROMPTS = ["a red book and a blue cup", "a blue book", "a sign that says 'open'", "a red cup"]
 

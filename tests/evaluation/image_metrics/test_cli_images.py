@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from secondcast.evaluation.image_metrics.weights import Weights
 from secondcast.evaluation.pictures.folder import PictureFolder, PictureSettings
 from tests.commands.test_cli import secondcast
-from tests.evaluation.metrics.conftest import PROMPTS, make_pictures
-from tests.evaluation.metrics.tiny_networks import make_clip
+from tests.evaluation.image_metrics.conftest import PROMPTS, make_pictures
+from tests.evaluation.image_metrics.tiny_networks import make_clip
 from tests.models.teacher.small_hub import NAME, Repository, run_apart, serve
 
 

@@ -24,7 +24,7 @@ from secondcast.evaluation.image_metrics.vqa import AttributeBinding
 from secondcast.evaluation.intervals import bootstrap
 from secondcast.storage_schemas.errors import BadPrompts, BadSettings
 from secondcast.storage_schemas.progress import Silent
-from tests.evaluation.metrics.conftest import make_pictures
+from tests.evaluation.image_metrics.conftest import make_pictures
 
 CPU = torch.device("cpu")
 

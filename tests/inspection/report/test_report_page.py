@@ -70,7 +70,9 @@ def test_the_page_holds_everything_and_links_to_nothing(html):
 
 def test_every_file_of_the_page_is_packaged_and_used():
     assert {file.name for file in PAGE.glob("*.js")} == set(SCRIPTS)
-    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["inspection"]
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
+        "secondcast.inspection"
+    ]
     assert {file.relative_to(PAGE.parent) for file in PAGE.iterdir()} == {
         file.relative_to(PAGE.parent) for pattern in packaged for file in PAGE.parent.glob(pattern)
     }
