@@ -43,7 +43,7 @@ def prompts_count(
     teacher: Annotated[str | None, typer.Option(help="Count tokens too, by the tokenizer of this teacher.")] = None,
     as_json: Json = False,
 ) -> None:
-    """How many prompts there are, in all and per source; with --teacher how long they are.
+    """How many prompts there are, in all and per source; with --teacher also their lengths in tokens.
 
     Example: secondcast prompts count color_train.txt CommonText_Train.json --teacher pocket
     """
@@ -95,6 +95,13 @@ def _print_counts(read: "PromptsRead", facts: dict[str, Any]) -> None:
             f"longer than {tokens['text_length']}, and so cut: {tokens['cut']}",
             markup=False,
         )
+        if tokens["same"]:
+            first, second = (repr(text[:80]) for text in tokens["same_texts"])
+            out.print(
+                f"{tokens['same']} prompts have the same tokens as another, such as {first} and {second}: the teacher "
+                f"does not tell them apart",
+                markup=False,
+            )
 
 
 @prompts_app.command("compbench")

@@ -1,6 +1,5 @@
 """The commands that make caches out of caches: convert, subset, merge."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
@@ -50,7 +49,9 @@ def subset(
     source: SourceCache,
     target: Target,
     names: Annotated[list[str] | None, typer.Option("--source", help="Prompts of this source; repeatable.")] = None,
-    ids: Annotated[Path | None, typer.Option(help="Text file: a prompt id, or its exact text, per line.")] = None,
+    ids: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Prompts as for build, or their ids in place of the texts.")
+    ] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Of those, the first that many.")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -58,12 +59,13 @@ def subset(
 
     Example: secondcast subset my-cache my-small-cache --source color_train --count 1000
     """
+    from secondcast.cache_builder.prompts.rows import plain_rows
     from secondcast.storage_schemas.maintenance.subset import subset as run_subset
     from secondcast.storage_schemas.reader import Cache
 
     if not names and ids is None and count is None:
         raise BadSettings("subset needs one of --source NAME, --ids FILE and --count N; a whole copy is `convert`")
-    listed = None if ids is None else _lines(ids)
+    listed = None if ids is None else [row.text for row in plain_rows(ids)]
     cache = Cache.open(source)
     _report(run_subset(cache, target, terminal(quiet), sources=names or (), listed=listed, count=count))
 
@@ -109,13 +111,3 @@ def _report(result: "Rewritten") -> None:
             f"its build, then give the same command again",
             markup=False,
         )
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        # Not splitlines(): a prompt may hold characters that it takes for line ends.
-        return file.read_text(encoding="utf-8-sig").replace("\r\n", "\n").split("\n")
-    except (OSError, ValueError) as error:
-        raise BadSettings(
-            f"--ids {file} cannot be read ({error}): expected a text file with a prompt id or a prompt per line"
-        ) from error

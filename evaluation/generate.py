@@ -15,7 +15,6 @@ from secondcast.models.teacher.text_encoder import PooledTextEncoder
 from secondcast.storage_schemas.io.digests import digest
 from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.schema.manifest import Pooled
-from secondcast.storage_schemas.schema.prompts import normalised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,7 @@ def generate(
     dtype = DTYPES[asked.dtype]
     leader = open_leader(student, teacher, text_length=asked.text_length, dtype=dtype, device=device)
     settings = _settings(asked, teacher, student=leader.digest, text_length=leader.text_length)
-    texts = [normalised(text) for text in prompts]
+    texts = list(prompts)
     pictures = PictureFolder.open(folder, settings, texts, earlier_digest=leader.weights_digest)
     if settings.guidance is not None and (trained := leader.trained_guidance) is not None:
         low, high = trained

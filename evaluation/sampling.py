@@ -16,7 +16,7 @@ from secondcast.models.teacher.image_decoder import ImageDecoder
 from secondcast.models.teacher.text_encoder import cut_token_ids, load_tokenizer, token_ids_of
 from secondcast.storage_schemas.progress import Bar
 from secondcast.storage_schemas.schema.fields import Array
-from secondcast.storage_schemas.schema.prompts import normalised, prompt_id
+from secondcast.storage_schemas.schema.prompts import prompt_id
 
 # token_ids_BT -> encoder_hidden_states_BTD
 Embed = Callable[[torch.Tensor], torch.Tensor]
@@ -87,7 +87,7 @@ class Studio:
         tokenizer = load_tokenizer(self.teacher.part("tokenizer_2"))
         length = self.teacher.text_length
         ids_NT = torch.full((len(prompts), length), tokenizer.pad_token_id, dtype=torch.int64)
-        for row, ids in enumerate(token_ids_of(tokenizer, [normalised(text) for text in prompts])):
+        for row, ids in enumerate(token_ids_of(tokenizer, prompts)):
             cut = cut_token_ids(ids, length)
             ids_NT[row, : len(cut)] = torch.tensor(cut)
         return ids_NT
@@ -95,10 +95,7 @@ class Studio:
     @torch.no_grad()
     def images(self, embed: Embed, prompts: Sequence[str], *, batch_size: int, bar: Bar) -> Array:
         """uint8 images [N, H, W, 3]. The noise is a function of (seed, prompt): the same for every encoder."""
-        if isinstance(embed, OwnTokensEmbed):
-            ids_NT = embed.token_ids([normalised(text) for text in prompts])
-        else:
-            ids_NT = self.token_ids(prompts)
+        ids_NT = embed.token_ids(prompts) if isinstance(embed, OwnTokensEmbed) else self.token_ids(prompts)
         parts = []
         for first in range(0, len(prompts), batch_size):
             rows = slice(first, first + batch_size)

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from secondcast.cache_builder.prompts.rows import Row, source_rows
+from secondcast.cache_builder.prompts.rows import source_rows
 from secondcast.cache_builder.prompts.sources import PromptSource
 from secondcast.storage_schemas.errors import BadPrompts
-from secondcast.storage_schemas.schema.prompts import normalised, prompt_id
+from secondcast.storage_schemas.schema.prompts import prompt_id
 
 # The manifest lists them all.
 MOST_SOURCE_NAMES = 1000
+# Of a text of white space and zero-width characters alone, too.
+_EMPTY = prompt_id("")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,11 @@ class _Merged:
     names: list[str] = field(default_factory=list)
     repeat: int = 1
 
+    def note(self, names: Sequence[str], repeat: int) -> None:
+        """A row of it in a source."""
+        self.names += [name for name in dict.fromkeys(names) if name not in self.names]
+        self.repeat = max(self.repeat, repeat)
+
 
 def read_prompts(sources: Sequence[PromptSource | Path | str], *, limit: int | None) -> PromptsRead:
     """Read prompts of sources; `limit` keeps the first that many distinct prompts of all.
@@ -96,22 +103,24 @@ def _merge(source: PromptSource, merged: dict[str, _Merged], limit: int | None) 
     before = len(merged)
     seen: set[str] = set()
     names: set[str] = set()
+    own = (source.source_name,)
     for row in source_rows(source):
         lines += 1
-        text = normalised(row.text)
-        if not text:
+        identity = prompt_id(row.text)
+        if identity == _EMPTY:
             empty += 1
             continue
-        identity = prompt_id(text)
         seen.add(identity)
         if identity in merged:
             repeated += 1
         elif limit is not None and len(merged) == limit:
             left_out += 1
         else:
-            merged[identity] = _Merged(text=text)
+            merged[identity] = _Merged(text=row.text)
         if identity in merged:
-            names.add(_note_source(merged[identity], source, row))
+            given = own if source.name is not None else row.sources or own
+            merged[identity].note(given, source.repeat)
+            names.update(given)
         if len(seen) == source.limit:
             break
     _check_read(source, lines, seen, names)
@@ -127,19 +136,11 @@ def _merge(source: PromptSource, merged: dict[str, _Merged], limit: int | None) 
     )
 
 
-def _note_source(prompt: _Merged, source: PromptSource, row: Row) -> str:
-    name = source.name or row.source or source.source_name
-    if name not in prompt.names:
-        prompt.names.append(name)
-    prompt.repeat = max(prompt.repeat, source.repeat)
-    return name
-
-
 def _check_read(source: PromptSource, lines: int, seen: set[str], names: set[str]) -> None:
     if not seen:
-        raise BadPrompts(f"{source.path} holds no prompt ({lines} lines, all empty): expected one prompt per line")
+        raise BadPrompts(f"{source.shown} holds no prompt ({lines} lines, all empty): expected one prompt per line")
     if len(names) > MOST_SOURCE_NAMES:
         raise BadPrompts(
-            f"{source.path} has {len(names)} different source names in its lines, at most {MOST_SOURCE_NAMES} are "
+            f"{source.shown} has {len(names)} different source names in its lines, at most {MOST_SOURCE_NAMES} are "
             f"kept with a cache: give one name for all by :name=NAME"
         )

@@ -1,23 +1,30 @@
-"""How long prompts are in tokens of a teacher, and which of them it cuts."""
+"""How long prompts are in tokens of a teacher, which of them it cuts, and which it does not tell apart."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from secondcast.models.teacher.folder import TeacherFolder
-from secondcast.models.teacher.text_encoder import load_tokenizer, token_ids_of
+from secondcast.models.teacher.text_encoder import cut_token_ids, load_tokenizer, token_ids_of
 
 _LONGEST_SHOWN = 80
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptLengths:
-    """Tokens of prompts, end token included: their mean, the longest with its text, how many are cut to text_length."""
+    """Tokens of prompts, end token included.
+
+    longest, longest_text: of the longest prompt. cut: how many prompts are longer than text_length. same: how many
+    have all their tokens, as cut, in common with another prompt; same_texts: two such prompts.
+    """
 
     mean: float
     longest: int
     longest_text: str
     cut: int
     text_length: int
+    same: int
+    same_texts: tuple[str, ...]
 
     def cut_text(self) -> str:
         """One line that says what is cut."""
@@ -32,12 +39,17 @@ class PromptLengths:
 def prompt_lengths(texts: Sequence[str], teacher: TeacherFolder, *, text_length: int | None = None) -> PromptLengths:
     """Lengths of at least one text by the teacher's T5 tokenizer. text_length: None for the teacher's own."""
     most = text_length or teacher.text_length
-    lengths = [len(ids) for ids in token_ids_of(load_tokenizer(teacher.part("tokenizer_2")), texts)]
+    found = token_ids_of(load_tokenizer(teacher.part("tokenizer_2")), texts)
+    lengths = [len(ids) for ids in found]
     longest = max(range(len(lengths)), key=lengths.__getitem__)
+    cut = [cut_token_ids(ids, most) for ids in found]
+    several = {ids: count for ids, count in Counter(cut).items() if count > 1}
     return PromptLengths(
         mean=sum(lengths) / len(lengths),
         longest=lengths[longest],
         longest_text=texts[longest],
         cut=sum(length > most for length in lengths),
         text_length=most,
+        same=sum(several.values()),
+        same_texts=tuple([text for text, ids in zip(texts, cut, strict=True) if ids == next(iter(several), None)][:2]),
     )

@@ -1,4 +1,4 @@
-"""Where prompts come from, as a user says it: PATH, or hf:NAME, with `:key=value` behind it."""
+"""Where prompts come from, as a user says it: PATH, - for stdin, or hf:NAME, with `:key=value` behind it."""
 
 import re
 from pathlib import Path
@@ -10,20 +10,24 @@ from secondcast.storage_schemas.errors import BadPrompts
 from secondcast.storage_schemas.schema.manifest import Record, first_problem
 
 HUB = "hf:"
+STDIN = "-"
+# Files of a process: stdin, and the pipes of a shell's process substitution, whose numbers change from run to run.
+_OF_THE_PROCESS = re.compile(r"/dev/stdin|/dev/fd/\d+|/proc/(self|\d+)/fd/\d+")
 KEYS = ("name", "limit", "repeat", "column", "split", "config", "revision")
 # A repeat is a replica: the paper has ten, and replicas are kept as the bits of an integer.
 MOST_REPEATS = 10_000
 _SUFFIX = re.compile(rf"(.+):({'|'.join(KEYS)})=([^:]*)", re.DOTALL)
-_WITH_COLUMNS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 _MOST_DIGITS = 15
 
 
 class PromptSource(Record):
     """A source of prompts; also made of a string such as "a.csv:column=caption:limit=100", or of a Path taken as it is.
 
-    path: of a file, or hf: with a folder or hub name behind it. name: None stands for the stem of the file, or the
-    last part of a data set's name. limit: the source ends with its first that many distinct prompts. repeat: times the
-    replicas. split, config and revision: of Hugging Face data sets only. Raises BadPrompts for other strings.
+    path: of a file or pipe, - for stdin, or hf: with a folder or hub name behind it. name: None stands for the stem of
+    the file, "stdin" for a pipe of this process, or the last part of a data set's name. limit: the source ends with its
+    first that many distinct prompts. repeat: times the replicas. column: which one of a table holds the prompts; a file
+    of any ending is then read as a table. split, config and revision: of Hugging Face data sets only. Raises BadPrompts
+    for other strings.
     """
 
     path: str = Field(min_length=1)
@@ -47,11 +51,6 @@ class PromptSource(Record):
         for key in ("split", "config", "revision"):
             if getattr(self, key) is not None and not self.is_dataset:
                 raise BadPrompts(f"{self.path} has {key}={getattr(self, key)}, which only hf:NAME takes: leave it out")
-        if self.column is not None and not self.is_dataset and self.ending not in _WITH_COLUMNS:
-            raise BadPrompts(
-                f"{self.path} has column={self.column}, but is read as one prompt per line: columns are in "
-                f"{', '.join(_WITH_COLUMNS)} and hf:NAME"
-            )
         return self
 
     @classmethod
@@ -73,12 +72,19 @@ class PromptSource(Record):
         return Path(self.path).suffix.lower()
 
     @property
+    def shown(self) -> str:
+        """The source as messages name it."""
+        return "stdin" if self.path == STDIN else self.path
+
+    @property
     def source_name(self) -> str:
         """The name that its prompts carry."""
         if self.name is not None:
             return self.name
         if self.is_dataset:
             return Path(self.path.removeprefix(HUB)).absolute().name
+        if self.path == STDIN or _OF_THE_PROCESS.fullmatch(self.path):
+            return "stdin"
         return Path(self.path).stem
 
 

@@ -2,33 +2,35 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from secondcast.cache_builder.prompts.rows import Row, chosen_column, text_of
+from secondcast.cache_builder.prompts.bytes import expanded
+from secondcast.cache_builder.prompts.columns import Row, chosen_column, text_of
 from secondcast.cache_builder.prompts.sources import HUB, PromptSource
 from secondcast.storage_schemas.errors import BadPrompts, MissingExtra
 
+PARQUET_MARK = b"PAR1"
 _WAY_OUT = "pip install 'secondcast[datasets]'"
 _ROWS_AT_ONCE = 1024
 _LONGEST_REASON = 200
 
 
-def parquet_rows(source: PromptSource, file: Path) -> Iterator[Row]:
+def parquet_rows(file: Path | IO[bytes], *, name: str, column: str | None) -> Iterator[Row]:
     """The rows of one column of a Parquet file; no other column is read."""
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise MissingExtra(f"{file} is Parquet and pyarrow is not installed: {_WAY_OUT}") from error
+        raise MissingExtra(f"{name} is Parquet and pyarrow is not installed: {_WAY_OUT}") from error
     try:
         table = ParquetFile(file)
-        column = chosen_column(str(file), table.schema_arrow.names, source.column)
+        column = chosen_column(name, table.schema_arrow.names, column)
         first = 1
         for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[column]):
-            yield from _texts(batch.column(0).to_pylist(), column, str(file), first)
+            yield from _texts(batch.column(0).to_pylist(), column, name, first)
             first += batch.num_rows
     except (ArrowException, OSError) as error:
-        raise BadPrompts(f"{file} cannot be read as Parquet ({_reason(error)}): expected a whole file") from error
+        raise BadPrompts(f"{name} cannot be read as Parquet ({_reason(error)}): expected a whole file") from error
 
 
 def dataset_rows(source: PromptSource) -> Iterator[Row]:
@@ -51,7 +53,7 @@ def dataset_rows(source: PromptSource) -> Iterator[Row]:
 
 def _loaded(source: PromptSource, datasets: Any) -> Any:
     name = source.path.removeprefix(HUB)
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             return datasets.load_from_disk(str(folder))
@@ -86,7 +88,8 @@ def _split(source: PromptSource, loaded: Any) -> Any:
 
 def _texts(values: list[Any], column: str, where: str, first: int) -> Iterator[Row]:
     for number, value in enumerate(values, start=first):
-        yield Row(text_of(value, f"{column!r} of {where} row {number}"))
+        place = f"{where} row {number}"
+        yield Row(text_of(value, place, column), place)
 
 
 def _reason(error: Exception) -> str:

@@ -19,8 +19,8 @@ def build(
         list[str],
         typer.Option(
             metavar="SOURCE",
-            help="File (a prompt per line; .json, .jsonl, .csv, .tsv, .parquet) or hf:NAME, with any of :name= :limit= "
-            ":repeat= (times the replicas) :column= :split= :config= :revision= behind it; may be repeated.",
+            help="File (a prompt per line; .json, .jsonl, .csv, .tsv, .parquet), - or hf:NAME, with any of :name= "
+            ":limit= :repeat= (times the replicas) :column= :split= :config= :revision= behind it; may be repeated.",
         ),
     ],
     limit: Annotated[int | None, typer.Option(help="Only the first that many distinct prompts.")] = None,

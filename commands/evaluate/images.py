@@ -13,10 +13,11 @@ from secondcast.commands.evaluate.cache import refuse_idle, told_when_interrupte
 from secondcast.commands.resolve import Device, Json, Quiet, Settings, out, print_table, quiet_device, terminal
 from secondcast.commands.train.train import is_given
 from secondcast.evaluation.image_metrics.published import CLIP_MODEL, OCR_MODEL, VQA_MODEL
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import BadPrompts, BadSettings
 
 if TYPE_CHECKING:
     from secondcast.evaluation.image_metrics.metric import MetricName, Scored
+    from secondcast.evaluation.image_metrics.pictures import PictureText
     from secondcast.evaluation.image_metrics.scoring import Report
 
 
@@ -28,7 +29,8 @@ def evaluate_images(
     ] = None,
     reference: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Pictures that fid compares with.")] = None,
     prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Prompts of the pictures; JSONL also file, text, phrases.")
+        str | None,
+        typer.Option(metavar="SOURCE", help="Prompts of the pictures, as for build; also columns file, text, phrases."),
     ] = None,
     clip_model: Annotated[str, typer.Option(help="Folder or hub name.")] = CLIP_MODEL,
     vqa_model: Annotated[str, typer.Option(help="Folder or hub name.")] = VQA_MODEL,
@@ -53,9 +55,9 @@ def evaluate_images(
     for flag, wanted in _OF_METRICS.items():
         refuse_idle(given, (flag,), f"{' or '.join(wanted)} in --metrics", there=any(name in names for name in wanted))
     _refuse_other_networks(given, names, ocr, fid_features)
-    from secondcast.evaluation.image_metrics.pictures import read_picture_texts, read_pictures
+    from secondcast.evaluation.image_metrics.pictures import read_pictures
 
-    texts = None if prompts is None else read_picture_texts(prompts)
+    texts = None if prompts is None else _picture_texts(prompts)
     pictures = {str(folder): read_pictures(folder, texts) for folder in folders}
     compared = [] if reference is None else read_pictures(reference)
     torch_device = quiet_device(device)
@@ -83,6 +85,23 @@ _OF_METRICS: "dict[str, tuple[MetricName, ...]]" = {
     "fid_features": ("fid",),
     "fid_weights": ("fid",),
 }
+
+
+def _picture_texts(given: str) -> "list[PictureText]":
+    """Every prompt of a source, repeated ones too: each is of a picture."""
+    from secondcast.cache_builder.prompts.rows import plain_rows
+    from secondcast.evaluation.image_metrics.pictures import picture_text
+    from secondcast.storage_schemas.schema.prompts import identity_form
+
+    texts = []
+    for row in plain_rows(given):
+        if identity_form(row.text):
+            texts.append(picture_text(row.text, row.others, row.where))
+        elif row.others.get("file"):
+            raise BadPrompts(f"{row.where} names {row.others['file']} and has no prompt: give it one, or leave it out")
+    if not texts:
+        raise BadPrompts(f"--prompts {given} holds no prompt: expected one per picture")
+    return texts
 
 
 def _refuse_other_networks(given: Sequence[str], names: "Sequence[MetricName]", ocr: str, fid_features: str) -> None:

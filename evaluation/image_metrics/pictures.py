@@ -1,7 +1,6 @@
 """Pictures of a folder with what is known of them: from its index, or from a file of prompts."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,23 +11,20 @@ from secondcast.evaluation.image_metrics.metric import Picture
 from secondcast.evaluation.pictures.folder import INDEX_FILE, IndexEntry
 from secondcast.storage_schemas.errors import BadPictures, BadPrompts
 from secondcast.storage_schemas.schema.manifest import Record, stays_inside
-from secondcast.storage_schemas.schema.prompts import normalised
+from secondcast.storage_schemas.schema.prompts import prompt_id
 
+_COLUMNS = ("file", "text", "phrases")
+_MISNAMED = {"file_name": "file", "filename": "file", "phrase": "phrases"}
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class PictureText(Record):
-    """A line of a prompts file: file names the picture, text is what should be written in it, phrases its things."""
+    """A prompt of a picture: file names the picture, text is what should be written in it, phrases its things."""
 
     prompt: str
     file: str | None = None
     text: str | None = None
     phrases: tuple[str, ...] | None = None
-    # What prompt files and indexes of ours have besides.
-    source: str | None = None
-    number: int | None = None
-    seed: int | None = None
-    guidance: float | None = None
 
 
 def read_pictures(folder: Path, texts: Sequence[PictureText] | None = None) -> list[Picture]:
@@ -59,45 +55,22 @@ def read_pictures(folder: Path, texts: Sequence[PictureText] | None = None) -> l
     return [_described(picture, text) for picture, text in zip(pictures, texts, strict=True)]
 
 
-def read_picture_texts(file: Path) -> list[PictureText]:
-    """Prompts of pictures: a text file (a prompt per line), a JSON list of strings, or JSONL; BadPrompts if not."""
+def picture_text(prompt: str, columns: Mapping[str, Any], where: str) -> PictureText:
+    """The prompt of a picture, and of the other columns of its row `file`, `text` and `phrases` where they are there.
+
+    where: the row, for messages. Raises BadPrompts for what is not text (phrases: a list of texts), and for columns
+    that are named almost so.
+    """
+    for column, meant in _MISNAMED.items():
+        if column in columns:
+            raise BadPrompts(f"{where} has the column {column!r}, expected {meant!r}: rename it")
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise BadPrompts(
-            f"--prompts {file} cannot be read ({reason}): expected a text file, .json or .jsonl"
-        ) from error
-    filled = [(f"{file} line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if file.suffix == ".json":
-        values = _json("\n".join(lines), str(file))
-        if not isinstance(values, list):
-            raise BadPrompts(f"{file} holds {type(values).__name__}, expected a list of strings or of objects")
-        found = [_text(value, f"{file} item {number}") for number, value in enumerate(values, start=1)]
-    elif file.suffix == ".jsonl":
-        found = [_text(_json(line, where), where) for where, line in filled]
-    else:
-        found = [PictureText(prompt=normalised(line)) for _, line in filled]
-    if not found:
-        raise BadPrompts(f"{file} holds no prompt: expected one per picture")
-    return found
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadPrompts(f"{where} is not JSON ({error}): expected an object or a string") from error
-
-
-def _text(value: Any, where: str) -> PictureText:
-    try:
-        return PictureText.model_validate({"prompt": value} if isinstance(value, str) else value)
+        return PictureText(prompt=prompt, **{column: columns.get(column) or None for column in _COLUMNS})
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "it"
         raise BadPrompts(
-            f"{where}: {key}: {first['msg']}: expected prompt, and beside it file, text, phrases (a list) at most"
+            f"{where}, column {'.'.join(map(str, first['loc']))!r}: {first['msg']}: expected file and text as text, "
+            f"phrases as a list of texts (in JSON)"
         ) from error
 
 
@@ -137,16 +110,16 @@ def _hidden(file: Path) -> bool:
 
 
 def _described(picture: Picture, text: PictureText) -> Picture:
-    return replace(picture, prompt=normalised(text.prompt), text=text.text, phrases=text.phrases)
+    return replace(picture, prompt=text.prompt, text=text.text, phrases=text.phrases)
 
 
 def _with_more(folder: Path, pictures: Sequence[Picture], texts: Sequence[PictureText]) -> list[Picture]:
-    by_prompt = {normalised(text.prompt): text for text in texts}
-    if not any(picture.prompt in by_prompt for picture in pictures):
+    by_prompt = {prompt_id(text.prompt): text for text in texts}
+    found = [by_prompt.get(prompt_id(picture.prompt or "")) for picture in pictures]
+    if not any(found):
         raise BadPrompts(f"--prompts has none of the prompts in {folder / INDEX_FILE}: give those of these pictures")
     return [
-        _described(picture, by_prompt[picture.prompt]) if picture.prompt in by_prompt else picture
-        for picture in pictures
+        picture if text is None else _described(picture, text) for picture, text in zip(pictures, found, strict=True)
     ]
 
 

@@ -57,7 +57,10 @@ def _way_out(field: str, first: Cache, other: Cache, was: str, now: str) -> str:
 
 
 def merged_prompts(sources: Sequence[Source]) -> list[Prompt]:
-    """The first cache's prompts in their order, then the new ones of each further cache; names of sources united."""
+    """The first cache's prompts in their order, then the new ones of each further cache; names of sources united.
+
+    Raises SettingsDiffer for a prompt that two caches have in spellings which the teacher tells apart.
+    """
     merged: dict[str, Prompt] = {}
     for source in sources:
         for prompt in source.prompts:
@@ -65,9 +68,23 @@ def merged_prompts(sources: Sequence[Source]) -> list[Prompt]:
             if known is None:
                 merged[prompt.id] = prompt
                 continue
+            _check_same_text(known, prompt, source.cache)
             names = tuple(dict.fromkeys((*known.sources, *prompt.sources)))
             merged[prompt.id] = Prompt(id=known.id, text=known.text, sources=names, token_ids=known.token_ids)
     return list(merged.values())
+
+
+def _check_same_text(known: Prompt, prompt: Prompt, cache: Cache) -> None:
+    """Raise SettingsDiffer where one prompt was recorded in two spellings with other embeddings."""
+    if known.text == prompt.text:
+        return
+    # CLIP, whose vector is stored with `pooled` clip, has other tokens than those recorded.
+    if known.token_ids != prompt.token_ids or cache.manifest.teacher.pooled == "clip":
+        raise SettingsDiffer(
+            f"prompt {prompt.id} is {shortened(prompt.text)} in {cache.folder} and {shortened(known.text)} in an "
+            f"earlier cache: one embedding would be kept for trajectories that were sampled with two; leave the prompt "
+            f"out of one of them by `secondcast subset`"
+        )
 
 
 def merged_generations(sources: Sequence[Source], prompts: Sequence[Prompt]) -> tuple[Generation, ...]:

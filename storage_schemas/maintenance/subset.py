@@ -9,7 +9,7 @@ from secondcast.storage_schemas.maintenance.rewrite import Rewritten, Source, re
 from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.manifest import Generation, PromptSet, shortened
-from secondcast.storage_schemas.schema.prompts import prompt_id
+from secondcast.storage_schemas.schema.prompts import identity_form, prompt_id
 from secondcast.storage_schemas.writer import prompt_set_fields
 
 
@@ -59,7 +59,7 @@ def _selected(whole: Source, sources: Sequence[str], listed: Sequence[str] | Non
 
 
 def _numbers(whole: Source, listed: Iterable[str], progress: Progress) -> set[int]:
-    lines = [line for line in listed if line.strip()]
+    lines = [line for line in listed if identity_form(line)]
     found = {line: whole.numbers.get(line.strip(), whole.numbers.get(prompt_id(line))) for line in lines}
     unknown = [line for line in lines if found[line] is None]
     if unknown:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -21,14 +22,27 @@ _PIECE_BYTES = 64 * 2**20
 HELD_OUT_EVERY = 50
 
 
-def normalised(text: str) -> str:
-    """The form in which a prompt is stored, encoded and identified: Unicode NFC, no outer white space."""
-    return unicodedata.normalize("NFC", text).strip()
+# Characters without width that say how their neighbours are joined, broken, ordered or drawn: soft hyphen, grapheme
+# joiner, Arabic letter mark, the selectors and the vowel separator of Mongolian, zero-width space, joiners and word
+# joiner, marks and embeddings of direction, invisible operators, variation selectors, byte order mark. The tags that
+# spell flags (U+E0020 ..) are not among them: they alone say which flag it is.
+_ZERO_WIDTH = re.compile("[\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]")
+# The property White_Space of Unicode, less what NFKC turns into a space. str.split() takes U+001C .. U+001F too.
+_WHITE_SPACE = re.compile("[\t-\r \u0085\u1680\u2028\u2029]+")
+
+
+def identity_form(text: str) -> str:
+    """What identifies a prompt: its text without zero-width characters, in NFKC, runs of white space as one space.
+
+    Empty for a text that holds nothing else. The form is compared and hashed only: a cache records the text as given.
+    """
+    # Zero-width characters go first: between a letter and its accent one of them keeps NFKC from joining the two.
+    return _WHITE_SPACE.sub(" ", unicodedata.normalize("NFKC", _ZERO_WIDTH.sub("", text))).strip(" ")
 
 
 def prompt_id(text: str) -> str:
-    """blake2b (128 bit, hex) of the NFC form of a text."""
-    return hashlib.blake2b(normalised(text).encode(), digest_size=16).hexdigest()
+    """blake2b (128 bit, hex) of the identity form of a text: the same for every teacher."""
+    return hashlib.blake2b(identity_form(text).encode(), digest_size=16).hexdigest()
 
 
 def is_held_out(identity: str) -> bool:
@@ -38,7 +52,7 @@ def is_held_out(identity: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A text with its id, the names of all sources it came from, and its token ids.
+    """A text as it was given, with its id, the names of all sources it came from, and its token ids.
 
     token_ids: as the teacher's tokenizer gave them, cut to the text length, end token included, unpadded.
     """

@@ -1,5 +1,6 @@
 """`secondcast prompts` and `build --prompts` as a user meets them."""
 
+import io
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.prompts import prompt_id
 from tests.commands.test_cli import secondcast
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +60,81 @@ def test_count_with_a_teacher_says_how_many_tokens_there_are_and_what_is_cut(cap
     said = secondcast(*words, capsys=capsys)[1]
     assert f"tokens: mean {tokens['mean']:.1f}, longest {tokens['longest']} ('a red car" in said
     assert said.endswith("; longer than 12, and so cut: 1\n")
+
+
+def test_count_with_a_teacher_says_how_many_prompts_it_does_not_tell_apart(capsys):
+    # Two characters that the vocabulary lacks; the last two lines are one prompt, not two that look alike.
+    Path("p.txt").write_text("a \u2603\na red circle\na \u265e\na  red circle\n")
+    words = ["prompts", "count", "p.txt", "--teacher", "pocket"]
+    facts = json.loads(secondcast(*words, "--json", capsys=capsys)[1])
+    assert (facts["distinct"], facts["repeated"]) == (3, 1)
+    assert (facts["tokens"]["same"], facts["tokens"]["same_texts"]) == (2, ["a \u2603", "a \u265e"])
+    code, said, _ = secondcast(*words, capsys=capsys)
+    assert code == 0 and said.endswith(
+        "2 prompts have the same tokens as another, such as 'a \u2603' and 'a \u265e': the teacher does not tell them "
+        "apart\n"
+    )
+    said = secondcast("prompts", "count", "a.txt", "--teacher", "pocket", capsys=capsys)[1]
+    assert "same tokens" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "listed"),
+    [
+        ("p.csv", b"prompt;category\na red car;color\n", "a red car\n"),
+        ("p.tsv", b'Prompt\tCategory\n"OPEN"\tx\n"G I G" on a wall\ty\n', '"OPEN"\n"G I G" on a wall\n'),
+        ("p.ndjson", b'{"prompt": "a", "source": ["x"]}\n{"prompt": "b", "source": 1}\n', "a\nb\n"),
+        ("p.JSONL", b'{"prompt": "a", "source": {"x": 1}}\n', "a\n"),
+        ("p.json", b'{"prompt": "a"}\n{"prompt": "b"}\n', "a\nb\n"),
+        ("p.txt", b"a\rb\r\xef\xbb\xbfc\r\xe2\x80\x8b\ra \xe2\x80\x8b\r", "a\nb\nc\n"),
+        ("p.txt", "a\r\nb".encode("utf-16"), "a\nb\n"),
+    ],
+)
+def test_published_forms_of_prompt_files_are_read(name, content, listed, capsys):
+    Path(name).write_bytes(content)
+    assert secondcast("prompts", "list", name, capsys=capsys)[:2] == (0, listed)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.csv", b"words;category\na;b\n", "p.csv line 1 has the columns words, category and none of prompt, text,"),
+        ("p.csv", b"words\na red car\n", "p.csv line 1 is 'words', expected a header with one of prompt, text,"),
+        ("p.txt", b"prompt;category\na;b\n", "p.txt line 1 is 'prompt;category', the header of a table: add :column="),
+        ("p.txt", b"a\ncaf\xe9\n", "p.txt line 2 is not UTF-8 text (byte 0xe9): expected one prompt per line"),
+        ("p.csv", b"prompt,id\na,1\n\xef\xbb\xbfprompt,id\nb,2\n", "p.csv line 3 is the header again (prompt, id):"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": 2}\n', "p.jsonl line 2, column 'prompt', is int, expected text"),
+    ],
+)
+def test_prompt_files_that_cannot_be_read_are_one_line_with_its_number(name, content, message, capsys):
+    Path(name).write_bytes(content)
+    code, said, heard = secondcast("prompts", "list", name, capsys=capsys)
+    assert (code, said, heard.count("\n")) == (1, "", 1) and heard.startswith(f"secondcast: {message}"), heard
+
+
+@pytest.mark.slow
+def test_prompts_come_from_stdin_and_from_process_substitution():
+    def listed(command):
+        run = f'"{sys.executable}" -c "import sys; sys.path.insert(0, {str(ROOT)!r}); import cli; cli.main()" prompts'
+        done = subprocess.run(["bash", "-c", command.replace("prompts", run, 1)], capture_output=True, text=True)
+        assert done.stderr == "", done.stderr
+        return done.stdout
+
+    assert listed("prompts list - < a.txt") == "a red circle\na blue square\n"
+    assert listed("prompts list <(tail -n 2 a.txt) a.txt") == "a blue square\na red circle\n"
+    assert json.loads(listed("prompts list /dev/stdin:column=caption --json < b.csv"))[0]["sources"] == ["stdin"]
+
+
+def test_a_build_reads_stdin_once_and_a_twin_of_a_prompt_is_no_second_one(monkeypatch, capsys):
+    lines = "a red  circle\n\u200b\na blue square\na red circle\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    words = ["build", "c", "--teacher", "pocket", "--prompts", "-", "--steps", 1]
+    code, said, heard = secondcast(*words, capsys=capsys)
+    assert code == 0 and "2 trajectories of 2 prompts" in said
+    assert "2 distinct prompts x 1 replicas = 2 trajectories (1 empty and 1 repeated lines skipped)" in heard
+    cache = Cache.open("c")
+    assert [prompt.text for prompt in cache.prompts] == ["a red  circle", "a blue square"]
+    assert cache.prompts[0].id == prompt_id("a red circle") and cache.manifest.prompts.sources == {"stdin": 2}
 
 
 @pytest.mark.parametrize(("categories", "count"), [("paper", 6), ("all", 8)])

@@ -16,17 +16,31 @@ def texts(*sources, limit=None):
     return [text.text for text in read_prompts(sources, limit=limit).texts]
 
 
-def test_lines_are_stripped_empty_ones_skipped_and_repeats_merged_with_their_sources(tmp_path):
-    (tmp_path / "one.txt").write_bytes(b"a red car\r\n\n  a dog \na red car\n")
-    (tmp_path / "two.json").write_text(json.dumps(["a dog", "a cafe\u0301", ""]))
+def test_texts_stay_as_given_empty_lines_are_skipped_and_repeats_merged_with_their_sources(tmp_path):
+    (tmp_path / "one.txt").write_bytes(b"a red car\r\n\n  a dog \n\xe2\x80\x8b\xe2\x81\xa0\na red car\n")
+    (tmp_path / "two.json").write_text(json.dumps(["a dog", "a cafe\u0301", "", " \ufeff\u3000"]))
     read = read_prompts([tmp_path / "one.txt", tmp_path / "two.json"], limit=None)
     assert [(t.text, t.sources) for t in read.texts] == [
         ("a red car", ("one",)),
-        ("a dog", ("one", "two")),
-        ("a café", ("two",)),
+        ("  a dog ", ("one", "two")),
+        ("a cafe\u0301", ("two",)),
     ]
-    assert (read.empty, read.repeated) == (2, 2)
-    assert read.skipped_text() == "2 empty and 2 repeated lines skipped"
+    assert (read.empty, read.repeated) == (4, 2)
+    assert read.skipped_text() == "4 empty and 2 repeated lines skipped"
+
+
+@pytest.mark.parametrize("twin", ["a  red car", "a red\u00a0car ", "a r\u200bed car", "\uff41 red car"])
+def test_a_prompt_that_is_spelled_in_other_white_space_or_hidden_characters_is_a_repeat(tmp_path, twin):
+    (tmp_path / "p.txt").write_text(f"{twin}\na red car\nb\n")
+    read = read_prompts([tmp_path / "p.txt"], limit=None)
+    assert [text.text for text in read.texts] == [twin, "b"]
+    assert [(count.lines, count.distinct, count.repeated) for count in read.counts] == [(3, 2, 1)]
+
+
+def test_a_row_may_name_several_sources(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"text": "a", "source": ["x", 3, "x"]}\n{"text": "a", "source": {"y": 1}}\n')
+    assert read_prompts([tmp_path / "p.jsonl"], limit=None).texts[0].sources == ("x", "3", "p")
+    assert read_prompts([f"{tmp_path}/p.jsonl:name=all"], limit=None).texts[0].sources == ("all",)
 
 
 def test_a_limit_keeps_the_first_distinct_prompts(tmp_path):

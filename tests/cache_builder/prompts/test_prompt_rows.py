@@ -1,11 +1,22 @@
-"""Kinds of prompt files by their ending; what is no such file is refused in one line that names the place."""
+"""The one reader of prompt files: what a file is, and that prompts come back as they were written."""
 
+import csv
+import io
 import json
+import re
+import tempfile
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
 
 from secondcast.cache_builder.prompts.files import read_prompts
+from secondcast.cache_builder.prompts.rows import plain_rows
 from secondcast.storage_schemas.errors import BadPrompts
+from secondcast.storage_schemas.schema.prompts import identity_form, prompt_id
 
 
 def found(folder, name, content, suffix=""):
@@ -22,69 +33,37 @@ def test_any_other_ending_is_a_prompt_per_line(tmp_path):
     assert found(tmp_path, "p.prompts", "\ufeffa, b\n") == [("a, b", ("p",))]
 
 
-@pytest.mark.parametrize("items", [["a", "b"], [{"caption": "a", "id": 1}, {"id": 2, "caption": "b"}], [{"x": "a"}, {"x": "b"}]])  # fmt: skip  # noqa: E501
-def test_json_is_a_list_of_strings_or_of_objects(tmp_path, items):
-    assert found(tmp_path, "p.json", json.dumps(items)) == [("a", ("p",)), ("b", ("p",))]
+LINES = '{"Prompt": "a", "source": ["x", 3]}\n{"Prompt": "b", "source": {"url": "y"}}\n'
 
 
-def test_a_line_of_jsonl_is_an_object_or_a_string_and_may_name_its_source(tmp_path):
-    lines = (
-        '{"text": "a", "source": "colour"}\n"b"\n\n{"text": "a", "source": "shape"}\n{"text": "c"}\n{"text": null}\n'
-    )
-    assert found(tmp_path, "p.jsonl", lines) == [("a", ("colour", "shape")), ("b", ("p",)), ("c", ("p",))]
-    assert found(tmp_path, "p.jsonl", lines, ":name=all")[0] == ("a", ("all",))
+@pytest.mark.parametrize("name", ["p.jsonl", "p.JSONL", "p.ndjson", "p.json", "p.txt", "p.csv", "p"])
+def test_json_lines_are_known_by_what_they_hold_whatever_the_ending(tmp_path, name):
+    assert found(tmp_path, name, LINES) == [("a", ("x", "3")), ("b", ("p",))]
+    assert found(tmp_path, name, json.dumps([json.loads(line) for line in LINES.splitlines()]))[1] == ("b", ("p",))
 
 
-def test_csv_and_tsv_give_one_column_quotes_and_line_ends_within_them_read(tmp_path):
-    csv = 'id,caption\r\n1,"a red car, and ""a"" dog"\r\n2,\r\n\r\n3,"two\nlines"\r\n'
-    assert [text for text, _ in found(tmp_path, "p.csv", csv)] == ['a red car, and "a" dog', "two\nlines"]
-    assert [text for text, _ in found(tmp_path, "p.csv", csv, ":column=id")] == ["1", "2", "3"]
-    assert found(tmp_path, "p.TSV", "prompt\tid\na, b\t1\n") == [("a, b", ("p",))]
-    assert found(tmp_path, "one.csv", "words\na\n") == [("a", ("one",))]
+def test_strings_line_by_line_are_json_by_their_ending_alone(tmp_path):
+    assert found(tmp_path, "p.ndjson", '"OPEN"\n') == [("OPEN", ("p",))]
+    assert found(tmp_path, "p.txt", '"OPEN"\n') == [('"OPEN"', ("p",))]
 
 
-@pytest.mark.parametrize("column", ["prompt", "text", "caption"])
-def test_of_several_columns_the_usual_names_are_taken_in_their_order(tmp_path, column):
-    names = ["id", "caption", "text", "prompt"][: 2 + ["caption", "text", "prompt"].index(column)]
-    assert found(tmp_path, "p.csv", f"{','.join(names)}\n{','.join(f'a {n}' for n in names)}\n") == [
-        (f"a {column}", ("p",))
-    ]
+def test_a_parquet_file_is_known_by_its_mark_where_it_has_no_ending(tmp_path):
+    parquet.write_table(pa.table({"Caption": ["a"], "id": [1]}), tmp_path / "p.parquet")
+    data = (tmp_path / "p.parquet").read_bytes()
+    assert found(tmp_path, "q", data) == [("a", ("q",))]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("p.txt", b"", "p.txt is empty: expected one prompt per line"),
-        ("p.txt", b"\n \n\n", "is empty"),
-        ("p.txt", b"\x89PNG\r\n", r"is not UTF-8 text \(byte 0 is 0x89\)"),
-        ("p.txt", b"a\0b", r"is a binary file \(it has a zero byte\)"),
-        ("p.json", b"{}", "holds dict, expected a list of strings"),
-        ("p.json", b"[1]", r"holds a list with other than strings \(item 1 is int\)"),
-        ("p.json", b'["a", {"text": "b"}]', r"other than strings \(item 2 is dict\)"),
-        ("p.json", b"[", "is not JSON"),
-        ("p.json", b"[" * 100_000, "is not JSON"),
-        ("p.json", b'["", " "]', r"holds no prompt \(2 lines, all empty\)"),
-        ("p.json", b'["a", "\\ud800"]', "p.json item 2 has half of a surrogate pair"),
-        ("p.json", b'[{"a": "x", "b": "y"}]', "p.json item 1 has the columns a, b and none of prompt, text, caption"),
-        ("p.jsonl", b'{"text": "a"}\n{"text": \n', "p.jsonl line 2 is not JSON"),
-        ("p.jsonl", b'{"text": "a"}\n[]\n', "p.jsonl line 2 is list, expected an object or a string"),
-        ("p.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "p.jsonl line 2 has no column 'text': found txt"),
-        ("p.jsonl", b'{"text": 3}\n', "'text' of .*p.jsonl line 1 is int, expected text"),
-        ("p.jsonl", b'{"text": "a", "source": 3}\n', "'source' of .*p.jsonl line 1 is int, expected text"),
-        ("p.jsonl", b"{}\n", "p.jsonl line 1 has the columns  and none of prompt"),
-        ("p.csv", b"a,b\n1,2\n", "p.csv line 1 has the columns a, b and none of prompt, text, caption: .*:column=NAME"),
-        ("p.csv", b"a red car\na dog\n", "p.csv line 1 is 'a red car', expected a header such as prompt: add one"),
-        ("p.csv", b"text,text\na,b\n", r"p.csv line 1 names a column twice \(text, text\)"),
-        ("p.csv", b"text,id\na,1\na, b,2\n", r"p.csv line 3 has 3 columns, its header 2 \(text, id\): put a text"),
-        ("p.csv", b'text\n"a\n', "p.csv line 2 is not CSV"),
-        ("p.csv", b"text,id\n", r"holds no prompt \(0 lines"),
-    ],
-)
-def test_other_files_are_refused_in_one_line(name, content, message, tmp_path):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(BadPrompts, match=message) as error:
-        read_prompts([tmp_path / name], limit=None)
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize("header", ["prompt", "Caption", "prompt;category", "id\ttext", '"id","prompt"', "a|PROMPT"])
+def test_the_header_of_a_table_never_becomes_a_prompt(tmp_path, header):
+    with pytest.raises(BadPrompts, match=r"p.txt line 1 is .*, the header of a table: add :column=\w+ to read that"):
+        found(tmp_path, "p.txt", f"{header}\na{header[0]}b\n")
+    assert len(found(tmp_path, "p.txt", f"\n{header}\nb\n")) == 2
+
+
+def test_a_column_makes_a_table_of_any_file(tmp_path):
+    assert found(tmp_path, "p.txt", "id;prompt\n1;a red car\n", ":column=prompt") == [("a red car", ("p",))]
+    with pytest.raises(BadPrompts, match=r"p.txt line 1 has no column 'text': found a red car$"):
+        found(tmp_path, "p.txt", "a red car\n", ":column=text")
 
 
 @pytest.mark.parametrize(
@@ -97,15 +76,131 @@ def test_a_column_that_is_not_there_lists_those_that_are(name, content, tmp_path
         read_prompts([f"{tmp_path / name}:column=c"], limit=None)
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(BadPrompts, match=r"no prompt file .*nix.txt: expected a text file"):
-        read_prompts([tmp_path / "nix.txt"], limit=None)
-    with pytest.raises(
-        BadPrompts, match=r"no prompt file a.txt:limti=5: .*'limti' is no key of a source, which are name,"
-    ):
-        read_prompts(["a.txt:limti=5"], limit=None)
+@pytest.mark.parametrize("column", ["prompt", "text", "caption"])
+def test_of_several_columns_the_usual_names_are_taken_in_their_order(tmp_path, column):
+    names = ["id", "caption", "text", "prompt"][: 2 + ["caption", "text", "prompt"].index(column)]
+    cells = [f"a {n}" for n in names]
+    assert found(tmp_path, "p.csv", f"{','.join(names)}\n{','.join(cells)}\n") == [(f"a {column}", ("p",))]
+    assert found(tmp_path, "p.json", json.dumps([dict(zip(names, cells, strict=True))])) == [(f"a {column}", ("p",))]
 
 
-def test_a_folder_is_refused_with_both_ways_out(tmp_path):
-    with pytest.raises(BadPrompts, match=r"is a folder, .*`secondcast prompts compbench .* is given as hf:"):
-        read_prompts([tmp_path], limit=None)
+def test_control_characters_inside_a_prompt_are_kept(tmp_path):
+    assert found(tmp_path, "p.txt", "a \x1b[31mred\x07 car\x1f\n") == [("a \x1b[31mred\x07 car\x1f", ("p",))]
+
+
+@pytest.mark.parametrize("key", ["name=x", "limit=2", "repeat=2"])
+def test_keys_of_builds_are_refused_where_no_build_is_made(tmp_path, key):
+    (tmp_path / "p.txt").write_text("a\nb\na\n")
+    with pytest.raises(BadPrompts, match=rf"^{tmp_path}/p.txt:{key}: name=, limit= and repeat= are for builds"):
+        plain_rows(f"{tmp_path}/p.txt:{key}")
+    assert [row.text for row in plain_rows(str(tmp_path / "p.txt"))] == ["a", "b", "a"]
+
+
+# What cannot be told from the marks of a file: a byte order mark at the beginning of a line.
+TEXT = st.text(
+    st.sampled_from("\"',;|\t {}[]:\r\n\u2028\x0c\x1b\ufeff\u200bab")
+    | st.characters(exclude_categories=["Cs"], exclude_characters="\0"),
+    min_size=1,
+).filter(lambda text: identity_form(text) and not re.search(r"(^|[\r\n])\ufeff", text))
+TEXTS = st.lists(TEXT, min_size=1, max_size=5, unique_by=prompt_id)
+ENCODINGS = st.sampled_from(["utf-8", "utf-8-sig", "utf-16"])
+LINE_ENDS = st.sampled_from(["\n", "\r\n", "\r"])
+FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+
+
+def read_back(name, text, encoding):
+    """The prompts of a file with this text; None where it is refused with the line named."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / name
+        file.write_bytes(text if encoding is None else text.encode(encoding))
+        try:
+            return [text.text for text in read_prompts([file], limit=None).texts]
+        except BadPrompts as error:
+            assert re.match(rf"{re.escape(str(file))} line \d+", str(error)) and "\n" not in str(error), str(error)
+            return None
+
+
+@FUZZ
+@given(TEXTS, ENCODINGS, LINE_ENDS, st.booleans())
+def test_prompts_of_a_text_file_come_back(texts, encoding, end, closed):
+    assume(not any(set(text) & {"\r", "\n"} for text in texts) and texts[0].lstrip()[:1] not in ("[", "{"))
+    back = read_back("p.txt", end.join(texts) + end * closed, encoding)
+    assert back == texts or (back is None and re.search("prompt|text|caption", texts[0].casefold()))
+
+
+@FUZZ
+@given(TEXTS, ENCODINGS, LINE_ENDS, st.sampled_from(["p.json", "p.jsonl", "p.ndjson", "p.JSON"]), st.booleans(), st.booleans())  # fmt: skip  # noqa: E501
+def test_prompts_of_json_lines_and_lists_come_back(texts, encoding, end, name, ascii_only, named):
+    items = [{"id": 1, "Prompt": text} for text in texts] if named else texts
+    lines = [json.dumps(item, ensure_ascii=ascii_only) for item in items]
+    assert read_back(name, end.join(lines), encoding) == texts
+    assert read_back(name, json.dumps(items, ensure_ascii=ascii_only, indent=1), encoding) == texts
+
+
+def table(texts, columns, **form):
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, **form)
+    writer.writerows([["prompt", "kind"][:columns], *([text, "a, b; c"][:columns] for text in texts)])
+    return file.getvalue()
+
+
+@FUZZ
+@given(
+    TEXTS, ENCODINGS, LINE_ENDS, st.sampled_from(",;\t|"), st.sampled_from(["p.csv", "p.tsv"]), st.sampled_from([1, 2]),
+    st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
+)  # fmt: skip
+def test_prompts_of_quoted_tables_come_back(texts, encoding, end, separator, name, columns, quoting):
+    # This writer quotes a line end only if it is that of the rows.
+    assume(quoting == csv.QUOTE_ALL or not any(set(text) & {"\r", "\n"} - set(end) for text in texts))
+    # A header of one column does not show the separator: it is the one that the ending says.
+    assume(columns == 2 or name == "p.csv" or separator == "\t")
+    back = read_back(name, table(texts, columns, delimiter=separator, lineterminator=end, quoting=quoting), encoding)
+    # In a table of one column a prompt may be the header again. A line end in a text that is quoted for this alone may
+    # be one between rows, where quotes may be content.
+    again = columns == 1 and any(text.strip().casefold() == "prompt" for text in texts)
+    lines = quoting == csv.QUOTE_MINIMAL and separator in "\t|" and any(set(text) & {"\r", "\n"} for text in texts)
+    assert back == texts or (back is None and (again or lines))
+
+
+@FUZZ
+@given(TEXTS, ENCODINGS, LINE_ENDS, st.sampled_from("\t|"), st.sampled_from(["p.csv", "p.tsv"]))
+def test_prompts_of_tables_without_quoting_come_back(texts, encoding, end, separator, name):
+    assume(not any(set(text) & {"\r", "\n", separator} for text in texts))
+    # These are the bytes of a quoted table.
+    assume(not any(text.startswith('"') and '""' in text for text in texts))
+    rows = f"prompt{separator}kind{end}" + "".join(f"{text}{separator}x{end}" for text in texts)
+    back = read_back(name, rows, encoding)
+    assert back == texts or (back is None and any(text.startswith('"') for text in texts))
+
+
+@FUZZ
+@given(TEXTS)
+def test_prompts_of_parquet_come_back(texts):
+    file = io.BytesIO()
+    parquet.write_table(pa.table({"PROMPT": texts, "id": list(range(len(texts)))}), file)
+    assert read_back("p.parquet", file.getvalue(), None) == texts
+
+
+# Counted by hand in the published files: lines of text (wc -l, awk), of JSON, elements of the JSON lists.
+COMPBENCH_LINES = {
+    "3d_spatial": 1000, "3d_spatial_train": 700, "3d_spatial_val": 300, "color": 1000, "color_train": 700,
+    "color_val": 300, "color_val_seen": 200, "color_val_unseen": 100, "complex": 1000, "complex_train": 700,
+    "complex_train_action": 504, "complex_train_spatial": 130, "complex_train_spatialaction": 66, "complex_val": 300,
+    "complex_val_action": 212, "complex_val_spatial": 58, "complex_val_spatialaction": 30, "new_objects": 101,
+    "non_spatial": 1000, "non_spatial_train": 700, "non_spatial_val": 300, "numeracy": 1000, "numeracy_train": 700,
+    "numeracy_val": 300, "shape": 1000, "shape_train": 700, "shape_val": 300, "shape_val_seen": 200,
+    "shape_val_unseen": 100, "spatial": 1000, "spatial_train": 700, "spatial_val": 300, "texture": 1000,
+    "texture_train": 700, "texture_val": 300, "texture_val_seen": 200, "texture_val_unseen": 100,
+}  # fmt: skip
+
+
+def test_published_prompt_sets_are_read_whole(shared_prompts):
+    files = {f"T2I-CompBench/{name}.txt": count for name, count in COMPBENCH_LINES.items()}
+    files |= {"PartiPrompts.tsv": 1632, "geneval.jsonl": 553, "CommonText_Train.json": 50_000}
+    files |= {"CommonText_Test.json": 1000}
+    for name, count in files.items():
+        rows = [row.text for row in plain_rows(str(shared_prompts / name)) if row.text.strip()]
+        assert len(rows) == count, name
+    parti = [row.text for row in plain_rows(str(shared_prompts / "PartiPrompts.tsv"))]
+    assert parti[0] == "bond" and sum(text.count('"') for text in parti) == 46
+    assert any(text.startswith('"G I G G L E" painted in thick colorful lettering') for text in parti)

@@ -56,9 +56,15 @@ def test_a_path_is_taken_as_it_is():
         ("hf:org/set-1.5:limit=2", "set-1.5"),
         ("hf:x/y/", "y"),
         ("a:name=b", "b"),
+        ("-", "stdin"),
+        ("/dev/stdin:column=text", "stdin"),
+        ("/dev/fd/63", "stdin"),
+        ("/proc/self/fd/11", "stdin"),
+        ("/dev/fd/63:name=b", "b"),
+        ("./-", "-"),
     ],
 )
-def test_a_source_is_named_by_its_file_or_data_set(text, name):
+def test_a_source_is_named_by_its_file_or_data_set_and_a_pipe_always_the_same(text, name):
     assert PromptSource.of(text).source_name == name
 
 
@@ -72,7 +78,6 @@ def test_a_source_is_named_by_its_file_or_data_set(text, name):
         ("a.txt:repeat=2:limit=1:repeat=3", "has repeat= twice: leave one out"),
         ("a.txt:name=", "has an empty name=: give a value"),
         ("a.txt:split=train", "a.txt has split=train, which only hf:NAME takes: leave it out"),
-        ("a.txt:column=text", "a.txt has column=text, but is read as one prompt per line"),
         ("a\udcff.txt", r"prompt source 'a\\udcff.txt': path: .*unable to parse raw data as a unicode string"),
         ("", "prompt source '': path: "),
     ],

@@ -34,6 +34,15 @@ def test_a_column_of_parquet_is_read_by_whatever_text_type(tmp_path, kind):
     assert found(tmp_path / "laion.parquet") == (["a red car", "a dog"], {"laion"}, 1)
 
 
+def test_a_column_is_found_in_any_case_and_one_that_was_cut_wrongly_is_refused(tmp_path):
+    parquet.write_table(pa.table({"URL": ["u"], "TEXT": ["a red car"]}), tmp_path / "laion.parquet")
+    assert found(tmp_path / "laion.parquet")[0] == found(f"{tmp_path}/laion.parquet:column=text")[0] == ["a red car"]
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables/train.csv").write_text("prompt;kind\na red car;colour\n")
+    with pytest.raises(BadPrompts, match=r"tables has the columns prompt;kind and none of prompt, text, caption: name"):
+        found(f"hf:{tmp_path}/tables")
+
+
 def test_a_saved_data_set_is_read_with_or_without_splits(tmp_path):
     Dataset.from_dict(TABLE).save_to_disk(tmp_path / "plain")
     assert found(f"hf:{tmp_path}/plain") == (["a red car", "a dog"], {"plain"}, 1)
@@ -71,7 +80,7 @@ def test_wrong_columns_and_damage_are_named(tmp_path):
     parquet.write_table(pa.table(TABLE), file)
     with pytest.raises(BadPrompts, match=r"a.parquet has no column 'text': found id, caption"):
         found(f"{file}:column=text")
-    with pytest.raises(BadPrompts, match=r"'id' of .*a.parquet row 1 is int, expected text"):
+    with pytest.raises(BadPrompts, match=r"a.parquet row 1, column 'id', is int, expected text"):
         found(f"{file}:column=id")
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(BadPrompts, match=r"a.parquet cannot be read as Parquet \(.*\): expected a whole file") as error:

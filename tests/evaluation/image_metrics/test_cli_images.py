@@ -1,7 +1,9 @@
 """`secondcast evaluate images` as a user meets it: a table, one line for what cannot run, no traceback."""
 
+import io
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -196,11 +198,22 @@ def test_a_prompts_file_adds_phrases_to_the_prompts_of_an_index(blip, pictures, 
         (
             "p.jsonl",
             '{"prompt": "a", "phrase": ["b"]}\n',
-            "p.jsonl line 1: phrase: Extra inputs are not permitted",
+            "p.jsonl line 1 has the column 'phrase', expected 'phrases': rename it",
         ),
-        ("p.jsonl", '{"prompt": "a"\n', "p.jsonl line 1 is not JSON ("),
-        ("p.json", '{"prompt": "a"}', "p.json holds dict, expected a list of strings or of objects"),
-        ("p.txt", "\n", "p.txt holds no prompt: expected one per picture"),
+        (
+            "p.jsonl",
+            '{"prompt": "a", "phrases": "b"}\n',
+            "p.jsonl line 1, column 'phrases': Input should be a valid tuple: expected file and text as text, phrases",
+        ),
+        ("p.jsonl", '{"prompt": "a", "File_name": "000001.png"}', "line 1 has the column 'file_name', expected 'file'"),
+        ("p.jsonl", '{"prompt": "", "file": "000001.png"}', "line 1 names 000001.png and has no prompt: give it one"),
+        ("p.jsonl", '{"prompt": "a"\n', "p.jsonl line 1 column 15 is not JSON (Expecting ',' delimiter)"),
+        ("p.json", '{\n"prompts": ["a"]}', "p.json holds an object, expected a list of strings or of objects"),
+        ("p.txt", "\n", "p.txt is empty: expected one prompt per line"),
+        ("p.txt", "\u200b\n", "--prompts {file} holds no prompt: expected one per picture"),
+        ("p.txt", "prompt,id\na,1\n", "p.txt line 1 is 'prompt,id', the header of a table: add :column=prompt to read"),
+        ("p.csv", "words;id\na;1\n", "p.csv line 1 has the columns words, id and none of prompt, text, caption: name"),
+        ("nix/p.txt", None, "no prompt file {file}: expected a text file (a prompt per line)"),
         (
             "p.txt",
             "a\nb\n",
@@ -226,9 +239,34 @@ def test_a_prompts_file_adds_phrases_to_the_prompts_of_an_index(blip, pictures, 
 )
 def test_prompts_that_do_not_fit_are_one_line(name, content, said, tmp_path, capsys):
     folder = make_pictures(tmp_path / "plain", index=False)
-    (tmp_path / name).write_text(content)
+    if content is not None:
+        (tmp_path / name).write_text(content)
     code, _, heard = images(folder, "--prompts", tmp_path / name, capsys=capsys)
-    assert code == 1 and len(heard.splitlines()) == 1 and said in heard
+    assert code == 1 and len(heard.splitlines()) == 1 and said.format(file=tmp_path / name) in heard
+
+
+def test_prompts_of_pictures_are_read_as_those_of_a_build(blip, tmp_path, monkeypatch, capsys):
+    folder = make_pictures(tmp_path / "plain", index=False)
+    (tmp_path / "a.csv").write_text("id;Prompt\n" + "".join(f"{i};{text}\n" for i, text in enumerate(PROMPTS)))
+    (tmp_path / "b.json").write_text("".join(json.dumps({"tag": {"x": 1}, "prompt": text}) + "\n" for text in PROMPTS))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\r".join(["", *PROMPTS]).encode("utf-16"))))
+    words = [folder, "--metrics", "vqa", "--vqa-model", blip, "--json"]
+    found = [
+        json.loads(images(*words, "--prompts", source, capsys=capsys)[1])["folders"][0]["scores"][0]["values"]
+        for source in (tmp_path / "a.csv", tmp_path / "b.json", "-")
+    ]
+    assert found[0] == found[1] == found[2] and len(set(found[0].values())) == 4
+
+
+def test_a_prompt_of_pictures_goes_to_its_picture_in_any_spelling(blip, pictures, tmp_path, capsys):
+    words = [pictures, "--metrics", "vqa", "--vqa-model", blip, "--json"]
+    more = tmp_path / "more.json"
+    more.write_text(json.dumps([{"prompt": " a  blue\u00a0book", "phrases": ["a red cup", "a cup"]}]))
+    plain, changed = (
+        json.loads(images(*words, *extra, capsys=capsys)[1])["folders"][0]["scores"][0]["values"]
+        for extra in ([], ["--prompts", more])
+    )
+    assert [file for file in plain if plain[file] != changed[file]] == ["000001.png"]
 
 
 def test_folders_and_pictures_that_cannot_be_read_are_one_line(clip, pictures, tmp_path, capsys):

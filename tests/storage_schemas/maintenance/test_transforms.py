@@ -365,6 +365,25 @@ def test_two_halves_of_a_build_are_merged_to_the_whole(tmp_path):
     assert data_files(tmp_path / "ab") == data_files(tmp_path / "c")
 
 
+@pytest.mark.parametrize(
+    ("tokens", "pooled", "merges"), [((5, 2, 1), "zero", True), ((5, 3, 1), "zero", False), ((5, 2, 1), "clip", False)]
+)
+def test_two_spellings_of_a_prompt_are_merged_only_where_the_teacher_sees_one(tmp_path, tokens, pooled, merges):
+    first = some_prompts(2)
+    twin = replace(first[0], text="prompt  number 0", token_ids=tokens)
+    write_keyed_cache(tmp_path / "a", first, pooled=pooled)
+    write_keyed_cache(tmp_path / "b", [twin], pooled=pooled)
+    caches = [Cache.open(tmp_path / "a"), Cache.open(tmp_path / "b")]
+    if merges:
+        merge(caches, tmp_path / "ab", Silent())
+        assert [prompt.text for prompt in Cache.open(tmp_path / "ab").prompts] == ["prompt number 0", "prompt number 1"]
+        return
+    message = rf'^prompt {twin.id} is "prompt  number 0" in \S+/b and "prompt number 0" in an earlier cache: one embed'
+    with pytest.raises(SettingsDiffer, match=message):
+        merge(caches, tmp_path / "ab", Silent())
+    assert not (tmp_path / "ab").exists()
+
+
 def test_duplicates_with_other_bits_are_counted_and_the_first_is_kept(tmp_path):
     prompts = some_prompts(6)
     write_keyed_cache(tmp_path / "a", prompts, format="webdataset")

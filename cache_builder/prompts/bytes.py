@@ -1,0 +1,95 @@
+"""The text of a prompt file: read once, in whatever Unicode encoding it states, and cut at whatever line ends."""
+
+import codecs
+import re
+import sys
+from pathlib import Path
+
+from secondcast.cache_builder.prompts.sources import STDIN, unknown_key
+from secondcast.storage_schemas.errors import BadPrompts
+
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_LINE_END = re.compile(r"\r\n|\n|\r")
+_MARK_AT_LINE = re.compile(r"(?:(?<=[\r\n])|\A)\ufeff+")
+
+
+def read_source(path: str) -> bytes:
+    """All bytes of a file, pipe or `-` (stdin), in one reading; BadPrompts says why there are none."""
+    if path == STDIN:
+        if sys.stdin is None:
+            raise BadPrompts("- is stdin, and this process has none: give a file")
+        return sys.stdin.buffer.read()
+    file = expanded(path)
+    try:
+        return file.read_bytes()
+    except IsADirectoryError as error:
+        raise BadPrompts(
+            f"{file} is a folder, expected a file: `secondcast prompts compbench {file} FILE.jsonl` makes one of a "
+            f"T2I-CompBench folder, and the folder of a Hugging Face data set is given as hf:{file}"
+        ) from error
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise BadPrompts(
+            f"no prompt file {file}: expected a text file (a prompt per line), .json, .jsonl, .csv, .tsv or .parquet, "
+            f"hf:NAME, or - for stdin{unknown_key(path)}"
+        ) from error
+    except OSError as error:
+        raise BadPrompts(f"{file} cannot be read ({error.strerror}): make it readable") from error
+
+
+def expanded(path: str) -> Path:
+    """A path with ~ replaced by the home folder; one of no known user stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def decoded(data: bytes, name: str) -> str:
+    """Bytes as text: UTF-8, or UTF-16 or UTF-32 with a byte order mark. BadPrompts names the line that is neither.
+
+    A byte order mark is dropped at the beginning of every line, not only of the first: files that were joined have
+    them inside.
+    """
+    mark, encoding = next(((m, e) for m, e in _MARKS if data.startswith(m)), (b"", "utf-8"))
+    body = data[len(mark) :]
+    # Before the rest: what makes UTF-16 without its mark no UTF-8 may be any of its bytes.
+    if encoding == "utf-8" and (zero := body.find(b"\0")) >= 0:
+        raise _zero_byte(name, body[:zero].decode(errors="replace"))
+    try:
+        text = body.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise BadPrompts(
+            f"{name} line {_line_after(body[: error.start].decode(encoding))} is not {encoding.upper()} text (byte "
+            f"0x{body[error.start]:02x}): expected one prompt per line; save it as UTF-8"
+        ) from error
+    if (zero := text.find("\0")) >= 0:
+        raise _zero_byte(name, text[:zero])
+    text = _MARK_AT_LINE.sub("", text)
+    if not text.strip(" \t\r\n"):
+        raise BadPrompts(f"{name} is empty: expected one prompt per line, or a JSON list of strings")
+    return text
+
+
+def _zero_byte(name: str, before: str) -> BadPrompts:
+    return BadPrompts(
+        f"{name} line {_line_after(before)} has a zero byte: a binary file, or UTF-16 without its byte order mark; "
+        f"expected one prompt per line; save it as UTF-8"
+    )
+
+
+def _line_after(before: str) -> int:
+    return 1 + len(_LINE_END.findall(before))
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text by LF, CRLF or CR, without the end of the last one."""
+    # Not splitlines: a prompt may hold a form feed or a Unicode line separator.
+    lines = _LINE_END.split(text)
+    return lines[:-1] if len(lines) > 1 and not lines[-1] else lines
