@@ -1,6 +1,7 @@
 """How a shard was made: recorded in each commit, never refused."""
 
 import platform
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 
 from secondcast.models.attention import recorded_attention
 from secondcast.models.memory.quantized import quantizer
+from secondcast.models.weights.checked_loading import cast_from
 from secondcast.storage_schemas.schema.commits import Kind
 from secondcast.storage_schemas.schema.manifest import Quantization
 from secondcast.storage_schemas.writer import CacheWriter
@@ -21,13 +23,19 @@ SHAPES_BITS = ("device", "attention", "torch", "diffusers", "transformers", "qua
 
 
 def provenance(
-    *, device: torch.device, batch_size: int, attention: str | None = None, quantize: Quantization = "none"
+    *,
+    device: torch.device,
+    batch_size: int,
+    attention: str | None = None,
+    quantize: Quantization = "none",
+    networks: Sequence[torch.nn.Module] = (),
 ) -> dict[str, Any]:
     """Library versions, device, attention backend (None: the default), what quantized the weights, batch size, threads.
 
-    quantizer is there only where weights were quantized.
+    quantizer is there only where weights were quantized; cast_from only where the files of these networks have another
+    dtype than they were loaded in.
     """
-    made_by = quantizer(quantize)
+    made_by, stored = quantizer(quantize), cast_from(*networks)
     return {
         **_versions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
@@ -35,6 +43,7 @@ def provenance(
         "batch_size": batch_size,
         "threads": torch.get_num_threads(),
         **({} if made_by is None else {"quantizer": made_by}),
+        **({} if stored is None else {"cast_from": stored}),
     }
 
 

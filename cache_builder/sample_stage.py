@@ -70,6 +70,7 @@ def run_sample_stage(
                     batch_size=batch_size,
                     attention=backbone.attention_backend,
                     quantize=writer.manifest.sampling.quantize,
+                    networks=[backbone.transformer],
                 ),
             )
 

@@ -64,7 +64,7 @@ def run_text_stage(
                 shard,
                 encode_shard(writer, encoder, shard, batch_size),
                 seconds=time.monotonic() - started,
-                provenance=provenance(device=encoder.device, batch_size=batch_size),
+                provenance=provenance(device=encoder.device, batch_size=batch_size, networks=encoder.networks),
             )
             bar.advance(shard.rows)
 

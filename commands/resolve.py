@@ -139,16 +139,27 @@ def launched_device(name: str, local_number: int | None) -> Any:
     return quiet_device(name)
 
 
-def resolve_teacher(name: str, parts: tuple[str, ...], revision: str | None = None) -> "TeacherFolder":
-    """A teacher by name; `pocket` is the embedded one, before any path of that name."""
+def resolve_teacher(
+    name: str, parts: tuple[str, ...], revision: str | None = None, *, weights: bool = True
+) -> "TeacherFolder":
+    """A teacher by name; `pocket` is the embedded one, before any path of that name.
+
+    weights: whether the weights of these parts are needed; BadTeacher unless they are what is read, before any work.
+    """
     from dataclasses import replace
 
     from secondcast.models.teacher.folder import find_teacher
     from secondcast.pocket import TEACHER_FOLDER
 
     if name == POCKET:
-        return replace(find_teacher(str(TEACHER_FOLDER), parts, revision=revision), source=POCKET)
-    return find_teacher(name, parts, revision=revision)
+        found = replace(find_teacher(str(TEACHER_FOLDER), parts, revision=revision), source=POCKET)
+    else:
+        found = find_teacher(name, parts, revision=revision)
+    if weights and not set(parts) <= {"scheduler", "tokenizer", "tokenizer_2"}:
+        from secondcast.models.teacher.weights import check_teacher_weights
+
+        check_teacher_weights(found, parts)
+    return found
 
 
 def resolve_context_projection(name: str, recorded: "Teacher") -> "ContextProjection":

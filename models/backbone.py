@@ -5,7 +5,6 @@ from typing import Self
 
 import torch
 from diffusers import FluxTransformer2DModel
-from safetensors import SafetensorError
 
 from secondcast.models.attention import set_attention
 from secondcast.models.device import total_bytes
@@ -18,7 +17,9 @@ from secondcast.models.memory.modulation_table import Conditions, ModulationTabl
 from secondcast.models.memory.options import PLAIN, MemoryOptions
 from secondcast.models.memory.quantized import check_quantizer, quantize_blocks
 from secondcast.models.memory.streaming import stream_blocks
-from secondcast.storage_schemas.errors import BadSettings, BadTeacher
+from secondcast.models.teacher.folder import part_source
+from secondcast.models.weights.checked_loading import load_checked
+from secondcast.storage_schemas.errors import BadSettings
 
 
 class FluxBackbone:
@@ -190,13 +191,8 @@ class FluxBackbone:
 
 def _read(folder: Path, dtype: torch.dtype) -> FluxTransformer2DModel:
     """On the host, where its weights are pages of their files until something changes them."""
-    try:
-        return FluxTransformer2DModel.from_pretrained(
-            folder, subfolder="transformer", torch_dtype=dtype, local_files_only=True, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadTeacher(f"{folder}/transformer cannot be loaded ({reason}): download it again") from error
+    part = folder / "transformer"
+    return load_checked(FluxTransformer2DModel, part, part_source(part), dtype=dtype)
 
 
 def _takes_table(transformer: FluxTransformer2DModel, options: MemoryOptions, conditions: Conditions | None) -> bool:

@@ -28,7 +28,10 @@ def total_bytes(device: torch.device) -> int | None:
 
 
 def quiet_libraries() -> None:
-    """Silence the libraries' own bars and remarks: there is one style of progress."""
+    """Silence the libraries' own bars and remarks: there is one style of progress.
+
+    What they report of a checkpoint is an error here, with or without it: see models/weights/checked_loading.py.
+    """
     import diffusers
     import huggingface_hub
     import transformers

@@ -75,13 +75,19 @@ class _Rebuild:
         made = ours.provenance if ours else {}
         size = self.batch_size or recorded_batch_size(made)
         if kind == "embeddings":
-            how: dict[str, Any] = {}
-            arrays = encode_shard(self.writer, self.networks.text_encoder(), shard, size)
+            encoder = self.networks.text_encoder()
+            how: dict[str, Any] = {"networks": encoder.networks}
+            arrays = encode_shard(self.writer, encoder, shard, size)
         else:
             attention = self._attention_of(made)
-            how = {"attention": attention, "quantize": self.manifest.sampling.quantize}
+            backbone = self.networks.backbone(attention)
+            how = {
+                "attention": attention,
+                "quantize": self.manifest.sampling.quantize,
+                "networks": [backbone.transformer],
+            }
             cache = Cache(self.folder, self.manifest, self.records, finished=True, verify="always")
-            arrays = sample_shard(cache, self.networks.backbone(attention), shard, size, Silent(), lambda: None)
+            arrays = sample_shard(cache, backbone, shard, size, Silent(), lambda: None)
         files = self.writer.encode(kind, shard, arrays)
         record = self.writer.record_of(
             kind,
@@ -113,8 +119,9 @@ class _Rebuild:
         there = committed_shards(self.folder, "embeddings")
         for number in sorted(layout.embedding_shards_of(shard) - there):
             place = layout.embeddings[number]
-            arrays = encode_shard(self.writer, self.networks.text_encoder(), place, batch_size)
-            made = provenance(device=self.networks.device, batch_size=batch_size)
+            encoder = self.networks.text_encoder()
+            arrays = encode_shard(self.writer, encoder, place, batch_size)
+            made = provenance(device=self.networks.device, batch_size=batch_size, networks=encoder.networks)
             self.writer.commit("embeddings", place, arrays, seconds=0.0, provenance=made)
 
     def _attention_of(self, made: dict[str, Any]) -> str | None:

@@ -46,7 +46,10 @@ def outline(name: str, count: int | None, flags: dict[str, Any]) -> tuple["Manif
     from secondcast.models.teacher.planned import planned_teacher
 
     if name == POCKET:
-        folder, configs = resolve_teacher(name, BUILD_PARTS), "configuration files of the embedded pocket"
+        folder, configs = (
+            resolve_teacher(name, BUILD_PARTS, weights=False),
+            "configuration files of the embedded pocket",
+        )
     else:
         folder, configs = planned_teacher(name)
     count = min(count, asked.limit or count)

@@ -76,8 +76,7 @@ class TrOcr:
         from transformers import VisionEncoderDecoderModel
 
         weights = self._wanted.found
-        # Published checkpoints have no pooler, and nothing reads it.
-        network = weights.network(VisionEncoderDecoderModel, device=self._device, unused=("encoder.pooler.",))
+        network = weights.network(VisionEncoderDecoderModel, device=self._device)
         return network, weights.tokenizer(), weights.image_processor()
 
 

@@ -9,6 +9,8 @@ from typing import Any, Self
 import torch
 
 from secondcast.models.teacher.hub import commit_of, split_revision
+from secondcast.models.weights.checked_loading import load_checked
+from secondcast.models.weights.files import CheckpointSource
 from secondcast.storage_schemas.errors import MissingWeights
 from secondcast.storage_schemas.io.digests import digest, weight_sha256
 
@@ -44,25 +46,12 @@ class Weights:
         _check(path, source, flag, model_type)
         return cls(path=path, source=source, flag=flag, revision=revision)
 
-    def network(self, kind: Any, *, device: torch.device, unused: tuple[str, ...] = ()) -> Any:
-        """The network in float32, for evaluation. unused: beginnings of names that the checkpoint may lack.
-
-        transformers fills what a checkpoint lacks with random numbers: MissingWeights here.
-        """
-        try:
-            network, found = kind.from_pretrained(
-                self.path, torch_dtype=torch.float32, local_files_only=True, use_safetensors=True,
-                output_loading_info=True,
-            )  # fmt: skip
-        except Exception as error:
-            raise self._unreadable(kind.__name__, error) from error
-        missing = sorted(name for name in found["missing_keys"] if not name.startswith(unused or ("\0",)))
-        if missing:
-            raise MissingWeights(
-                f"{self.source} lacks {len(missing)} weights of {kind.__name__} (first {missing[0]}): it is another "
-                f"model, and they would be random; give another {self.flag}"
-            )
-        return network.to(device).eval()
+    def network(self, kind: Any, *, device: torch.device) -> Any:
+        """The network in float32, for evaluation; MissingWeights unless the checkpoint is one of this class."""
+        source = CheckpointSource(
+            where=self.source, error=MissingWeights, again=f"fetch it again, or give another {self.flag}"
+        )
+        return load_checked(kind, self.path, source, dtype=torch.float32).to(device)
 
     def tokenizer(self) -> Any:
         """The tokenizer beside the weights."""

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from secondcast.models.student.folder import PUBLISHED_CLASS as PUBLISHED_CLASS
 from secondcast.models.student.folder import is_published_form as is_published_form
 from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
+from secondcast.models.weights.checked_loading import load_checked
+from secondcast.models.weights.files import CheckpointSource
 
 WEIGHTS_FILE = "model.safetensors"
 # What the ComfyUI node builds, whatever the file holds, and to how many tokens it pads at least.
@@ -53,12 +54,11 @@ def student_config(config: dict[str, Any]) -> StudentConfig:
     return StudentConfig(**kept | {"is_encoder_decoder": False})
 
 
-def load_published(folder: Path) -> SecondcastStudent:
-    """A student from a folder in the published form, fp32; OSError, ValueError, RuntimeError or SafetensorError."""
-    student = SecondcastStudent(student_config(json.loads((folder / "config.json").read_bytes()))).float()
-    tensors = {name: value.float() for name, value in load_file(folder / WEIGHTS_FILE).items()}
-    tensors.setdefault(_TIED, tensors.get("encoder.shared.weight", torch.empty(0)))
-    student.load_state_dict(tensors)
+def load_published(folder: Path, config: dict[str, Any], source: CheckpointSource) -> SecondcastStudent:
+    """A student from a folder in the published form, fp32, in eval mode; config: its config.json. source.error."""
+    student: SecondcastStudent = load_checked(
+        SecondcastStudent, folder, source, config=student_config(config), dtype=torch.float32
+    )
     return student
 
 

@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig
 
@@ -17,6 +16,9 @@ from secondcast.models.student.encoder_student_network import (
     make_encoder,
 )
 from secondcast.models.student.tokens import StudentTokens, read_tokens
+from secondcast.models.weights.checked_loading import LOADING_FAILS, load_checked
+from secondcast.models.weights.files import CheckpointSource, reason
+from secondcast.models.weights.hub import local_weights
 from secondcast.storage_schemas.errors import BadStudent
 from secondcast.storage_schemas.schema.manifest import Teacher
 
@@ -25,7 +27,6 @@ _NOT_KEPT = (
     *("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"),
     *("id2label", "label2id", "task_specific_params"),
 )
-_LOADING_FAILS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
 
 
 def new_encoder_student(
@@ -115,9 +116,9 @@ def longest_text(encoder: Any) -> int | None:
 def _config_of(source: str) -> Any:
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except _LOADING_FAILS as error:
+    except LOADING_FAILS as error:
         raise BadStudent(
-            f"{source} has no configuration that transformers can read ({_reason(error)}): give a text encoder that "
+            f"{source} has no configuration that transformers can read ({reason(error)}): give a text encoder that "
             f"AutoModel loads"
         ) from error
 
@@ -141,35 +142,36 @@ def _settings_of(config: Any) -> dict[str, Any]:
 def _random(source: str, settings: dict[str, Any]) -> Any:
     try:
         return make_encoder(settings)
-    except _LOADING_FAILS as error:
-        raise _no_text_encoder(source, settings, _reason(error)) from error
+    except LOADING_FAILS as error:
+        raise _no_text_encoder(source, settings, reason(error)) from error
 
 
 def _pretrained(source: str, settings: dict[str, Any]) -> Any:
+    found = CheckpointSource(
+        where=source,
+        error=BadStudent,
+        again="download it again, or give --init random",
+    )
+    folder = local_weights(source, found)
     try:
         config = AutoConfig.for_model(**settings)
-        model, info = auto_class(config).from_pretrained(
-            source,
-            config=config,
-            torch_dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-            attn_implementation="eager",
-        )
-        encoder = encoder_within(model)
-    except _LOADING_FAILS as error:
-        raise BadStudent(
-            f"{source} cannot be loaded ({_reason(error)}): give a text encoder that AutoModel loads from safetensors, "
-            f"or --init random"
-        ) from error
+        with torch.device("meta"):
+            shaped = auto_class(config).from_config(config, attn_implementation="eager", trust_remote_code=False)
+        kind, needed = type(shaped), _names_of_encoder(shaped)
+    except LOADING_FAILS as error:
+        raise found.refused(reason(error)) from error
+    model = load_checked(
+        kind, folder, found, config=config, dtype=torch.float32, other_parts=True, needed=needed,
+        attn_implementation="eager",
+    )  # fmt: skip
+    return encoder_within(model)
+
+
+def _names_of_encoder(model: Any) -> set[str]:
+    """Names that the tensors of the encoder have in a model, which is changed to it."""
+    encoder = encoder_within(model)
     prefix = next((f"{name}." for name, module in model.named_modules() if name and module is encoder), "")
-    missing = sorted({f"{prefix}{name}" for name in encoder.state_dict()} & set(info["missing_keys"]))
-    if missing:
-        raise BadStudent(
-            f"{source} lacks {len(missing)} weights of its text encoder, among them {missing[0]}: download it again, "
-            f"or give --init random"
-        )
-    return encoder
+    return {f"{prefix}{name}" for name in encoder.state_dict()}
 
 
 def _width(encoder: Any, source: str) -> int:
@@ -179,7 +181,7 @@ def _width(encoder: Any, source: str) -> int:
             ids_BT = torch.zeros(1, 2, dtype=torch.int64)
             hidden_BTD = encoder.eval()(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).last_hidden_state
     except Exception as error:
-        raise _no_text_encoder(source, encoder.config.to_dict(), _reason(error)) from error
+        raise _no_text_encoder(source, encoder.config.to_dict(), reason(error)) from error
     if hidden_BTD.shape[:2] != (1, 2):
         raise _no_text_encoder(source, encoder.config.to_dict(), f"of 2 tokens it makes {tuple(hidden_BTD.shape)}")
     return int(hidden_BTD.shape[2])
@@ -199,7 +201,3 @@ def _no_text_encoder(source: str, settings: dict[str, Any], reason: str) -> BadS
         f"{source} is a {settings.get('model_type')!r} model, which gives no last hidden state of token ids "
         f"({reason}): a student is a text encoder, such as google-t5/t5-base or FacebookAI/roberta-base"
     )
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

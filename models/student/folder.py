@@ -26,7 +26,7 @@ def student_folder(path: Path) -> Path:
             f"export --to diffusers"
         )
     if not path.is_dir():
-        raise BadStudent(f"no student {path}: expected a run folder, or what `secondcast export` wrote")
+        raise _missing(path)
     found = checkpoints(path)
     if (best := _best(path)) is not None:
         return best / "student"
@@ -68,11 +68,24 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def check_is_student(folder: Path) -> None:
-    """Raise BadStudent unless config.json is that of a student."""
+    """Raise BadStudent unless a folder is there and its config.json is that of a student."""
+    wanted = "give a run folder, or what `secondcast export` wrote"
+    if not folder.is_dir():
+        raise _missing(folder)
+    file = folder / "config.json"
+    if not file.is_file():
+        raise BadStudent(f"{folder} holds no student: it has no config.json; {wanted}")
     config = config_of(folder)
+    if not config:
+        raise BadStudent(f"{file} cannot be read, expected the JSON of a student's configuration; {wanted}")
     kind = config.get("model_type")
     if kind not in STUDENT_KINDS and not is_published_form(config):
         raise BadStudent(
-            f"{folder} holds no student (config.json says {kind!r}, expected {STUDENT_KINDS[0]!r}): "
-            f"give a run folder, or what `secondcast export` wrote"
+            f"{folder} holds no student (config.json says model_type {kind!r}, expected {STUDENT_KINDS[0]!r}): {wanted}"
         )
+
+
+def _missing(folder: Path) -> BadStudent:
+    return BadStudent(
+        f"no student {folder}: expected a run folder, or what `secondcast export` wrote; there is no such folder"
+    )

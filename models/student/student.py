@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import T5Config, T5EncoderModel
 from transformers.configuration_utils import PretrainedConfig
 
@@ -21,6 +20,9 @@ from secondcast.models.student.folder import check_is_student, config_of, is_pub
 from secondcast.models.student.folder import checkpoints as checkpoints
 from secondcast.models.student.folder import student_folder as student_folder
 from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
+from secondcast.models.weights.checked_loading import load_checked
+from secondcast.models.weights.files import CheckpointSource, holds_weights
+from secondcast.models.weights.hub import local_weights
 from secondcast.storage_schemas.errors import BadStudent
 from secondcast.storage_schemas.schema.manifest import Teacher
 
@@ -65,6 +67,7 @@ def new_student(source: str, teacher: Teacher, *, init: str, dropout: float, see
 def _t5_student(
     source: str, config: T5Config, teacher: Teacher, *, pretrained: bool, dropout: float, seed: int
 ) -> SecondcastStudent:
+    encoder = _pretrained_t5(source) if pretrained else None
     torch.manual_seed(seed)
     settings = {key: value for key, value in config.to_dict().items() if key not in _OWN_KEYS}
     settings |= {"dropout_rate": dropout, "architectures": None}
@@ -77,14 +80,16 @@ def _t5_student(
             **settings,
         )
     )
-    if pretrained:
-        try:
-            encoder = T5EncoderModel.from_pretrained(source, torch_dtype=torch.float32)
-            student.encoder.load_state_dict(encoder.state_dict())
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise BadStudent(f"{source} cannot be loaded ({reason}): download it again, or --init random") from error
+    if encoder is not None:
+        student.encoder.load_state_dict(encoder.state_dict())
     return student.float()
+
+
+def _pretrained_t5(source: str) -> T5EncoderModel:
+    found = CheckpointSource(where=source, error=BadStudent, again="download it again, or --init random")
+    folder = local_weights(source, found, pickles=True)
+    encoder: T5EncoderModel = load_checked(T5EncoderModel, folder, found, dtype=torch.float32, pickles=True)
+    return encoder
 
 
 _OWN_KEYS = (
@@ -107,19 +112,13 @@ def untrained_like(student: Student, *, seed: int) -> Student:
 def load_student(folder: Path) -> Student:
     """A saved student, fp32, in eval mode, ours of either kind or in DistillT5's form; BadStudent if there is none."""
     check_is_student(folder)
-    try:
-        config = config_of(folder)
-        if is_published_form(config):
-            return load_published(folder).eval()
-        if config["model_type"] == StudentConfig.model_type:
-            return SecondcastStudent.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True).eval()
-        return EncoderStudent.from_pretrained(
-            folder, torch_dtype=torch.float32, local_files_only=True, use_safetensors=True
-        ).eval()
-    # What stands in the configuration of an encoder goes to its class, which may raise anything.
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadStudent(f"{folder} cannot be loaded ({reason}): export the run again") from error
+    source = CheckpointSource(where=str(folder), error=BadStudent, again="export the run again")
+    config = config_of(folder)
+    if is_published_form(config):
+        return load_published(folder, config, source)
+    kind = SecondcastStudent if config["model_type"] == StudentConfig.model_type else EncoderStudent
+    student: Student = load_checked(kind, folder, source, dtype=torch.float32)
+    return student
 
 
 def save_student(student: Student, folder: Path, *, tokenizer: dict[str, bytes] | None) -> None:
@@ -156,12 +155,12 @@ def _check_width(width: int, text_width: int, where: str) -> None:
 def _again(source: str, teacher: Teacher, *, pretrained: bool, dropout: float, seed: int) -> EncoderStudent:
     config = EncoderStudentConfig.from_pretrained(source)
     _check_width(config.project_out_dim, teacher.text_width, source)
-    weights = load_student(Path(source)).state_dict() if pretrained else None
+    weights = load_student(_local_student(source)).state_dict() if pretrained else None
     return rebuilt(config, weights, teacher, dropout=dropout, seed=seed)
 
 
 def _continued(source: str, config: StudentConfig, teacher: Teacher, dropout: float) -> SecondcastStudent:
-    student = load_student(Path(source))
+    student = load_student(_local_student(source))
     assert isinstance(student, SecondcastStudent)
     check_fits(student, teacher.text_width, source)
     student.config.dropout_rate = dropout
@@ -175,6 +174,11 @@ def _continued(source: str, config: StudentConfig, teacher: Teacher, dropout: fl
     return student
 
 
+def _local_student(source: str) -> Path:
+    """The folder of a student by folder or hub name."""
+    return local_weights(source, CheckpointSource(where=source, error=BadStudent, again="download it again"))
+
+
 def _has_another_tokenizer(source: str, config: dict[str, Any], teacher: Teacher) -> bool:
     """Whether a T5 cannot take the cache's token ids but brings a tokenizer of its own, as ByT5 does."""
     if config.get("vocab_size", T5Config().vocab_size) >= teacher.text_encoder_config["vocab_size"]:
@@ -184,10 +188,20 @@ def _has_another_tokenizer(source: str, config: dict[str, Any], teacher: Teacher
 
 def _source_config(source: str) -> dict[str, Any]:
     """config.json of a folder or hub name; BadStudent if there is none that names its kind."""
+    if Path(source).is_file():
+        raise BadStudent(
+            f"{source} is one file, expected a folder with the config.json of a text encoder, or a hub name: a "
+            f"checkpoint in one file, of another program, is not read; give the folder"
+        )
     if Path(source).is_dir():
-        if not (Path(source) / "config.json").is_file():
+        file = Path(source) / "config.json"
+        if not file.is_file():
             raise BadStudent(f"{source} has no config.json: expected a text encoder, a config of one, or an export")
         found = config_of(Path(source))
+        if not found:
+            raise BadStudent(
+                f"{file} cannot be read, expected the JSON of a text encoder's configuration: get it again"
+            )
         if not isinstance(found.get("model_type"), str):
             raise BadStudent(
                 f"{source}/config.json names no model_type: expected the configuration of a text encoder as "
@@ -195,7 +209,10 @@ def _source_config(source: str) -> dict[str, Any]:
             )
         return found
     if source.count("/") > 1 or source.startswith((".", "/", "~")):
-        raise BadStudent(f"no student {source!r}: expected a folder, or a hub name such as google-t5/t5-base")
+        raise BadStudent(
+            f"no student {source!r}: expected a folder, or a hub name such as google-t5/t5-base; "
+            f"there is no such folder"
+        )
     try:
         settings: dict[str, Any] = PretrainedConfig.get_config_dict(source)[0]
     except Exception as error:
@@ -220,7 +237,5 @@ def _t5_config(source: str) -> T5Config:
 
 
 def _has_weights(source: str) -> bool:
-    if not Path(source).is_dir():
-        return True
-    # Weights in another form are an error, not a random start.
-    return any(file for ending in ("*.safetensors", "pytorch_model*.bin") for file in Path(source).glob(ending))
+    # Weights in another form, or a part of them, are an error and no random start.
+    return not Path(source).is_dir() or holds_weights(Path(source))

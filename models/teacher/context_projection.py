@@ -5,16 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from secondcast.models.teacher.folder import REPLAY_PARTS, TeacherFolder, find_teacher
+from secondcast.models.teacher.folder import REPLAY_PARTS, TeacherFolder, find_teacher, part_source
 from secondcast.models.teacher.hub import download
 from secondcast.models.teacher.hub_tensor import HubFile
+from secondcast.models.weights.checked_loading import read_tensor
+from secondcast.models.weights.files import CheckpointSource, reason
 from secondcast.storage_schemas.errors import BadTeacher
 from secondcast.storage_schemas.io.digests import weight_sha256
 from secondcast.storage_schemas.schema.manifest import Teacher
 
 WEIGHT = "context_embedder.weight"
+_FLOATING = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _WHOLE_FILE = "diffusion_pytorch_model.safetensors"
 _INDEX_FILE = f"{_WHOLE_FILE}.index.json"
 
@@ -49,14 +51,12 @@ def load_context_projection(folder: TeacherFolder, recorded: Teacher, device: to
     Reads that tensor alone. BadTeacher if its file is not the one that the cache was recorded with (by sha256).
     """
     file = _file_of(folder, WEIGHT)
+    source = part_source(file.parent)
     try:
         _check_recorded(str(file), weight_sha256(file), recorded.weights.get(f"transformer/{file.name}"))
-        with safe_open(file, framework="pt") as tensors:
-            weight_ID: torch.Tensor = tensors.get_tensor(WEIGHT)
-    except (OSError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadTeacher(f"{WEIGHT} cannot be read from {file} ({reason}): download transformer/ again") from error
-    return weight_ID.to(device=device, dtype=torch.float32)
+    except OSError as error:
+        raise source.refused(f"{file.name} cannot be read ({reason(error)})") from error
+    return _checked(read_tensor(file, WEIGHT, source), recorded, source).to(device=device, dtype=torch.float32)
 
 
 def _fetch(folder: TeacherFolder, commit: str, path: str, recorded: Teacher) -> torch.Tensor:
@@ -64,7 +64,7 @@ def _fetch(folder: TeacherFolder, commit: str, path: str, recorded: Teacher) -> 
         file = HubFile.find(folder.source, path, commit)
         if file.sha256 is not None:
             _check_recorded(f"{path} of {folder.pinned_source}", file.sha256, recorded.weights.get(path))
-            return file.tensor(WEIGHT).float()
+            return _checked(file.tensor(WEIGHT), recorded, part_source(folder.path / "transformer")).float()
     except BadTeacher:
         raise
     except Exception as error:
@@ -74,6 +74,15 @@ def _fetch(folder: TeacherFolder, commit: str, path: str, recorded: Teacher) -> 
         ) from error
     download(folder.source, [path], commit)
     return load_context_projection(folder, recorded, torch.device("cpu"))
+
+
+def _checked(weight_ID: torch.Tensor, recorded: Teacher, source: CheckpointSource) -> torch.Tensor:
+    if weight_ID.dtype not in _FLOATING or weight_ID.ndim != 2 or weight_ID.shape[1] != recorded.text_width:
+        raise source.refused(
+            f"{WEIGHT} is {str(weight_ID.dtype).removeprefix('torch.')} {list(weight_ID.shape)}, expected a matrix of "
+            f"floating numbers with {recorded.text_width} columns, the cache's text width"
+        )
+    return weight_ID
 
 
 def _check_recorded(file: str, found: str, expected: str | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from secondcast.models.teacher.family import check_family, config_name, read_config
 from secondcast.models.teacher.hub import commit_of, download, split_revision
+from secondcast.models.weights.files import CheckpointSource
 from secondcast.storage_schemas.errors import BadTeacher
 from secondcast.storage_schemas.io.digests import weight_sha256
 from secondcast.storage_schemas.schema.manifest import Pooled, Teacher
@@ -24,6 +25,11 @@ REPLAY_PARTS = ("transformer",)
 DECODE_PARTS = ("vae",)
 TOKENIZER_FILES = ("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 POOLED_TOKENIZER_FILES = ("vocab.json", "merges.txt", *TOKENIZER_FILES[1:])
+
+
+def part_source(part: Path) -> CheckpointSource:
+    """The weights of a part of a teacher, as errors name them."""
+    return CheckpointSource(where=str(part), error=BadTeacher, again="download it again")
 
 
 def build_parts(pooled: Pooled) -> tuple[str, ...]:
@@ -152,6 +158,11 @@ def find_teacher(
     files: what of each part is fetched from the hub, as patterns.
     """
     path = Path(name).expanduser()
+    if path.is_file():
+        raise BadTeacher(
+            f"{name} is one file, expected a folder in the FluxPipeline layout or a hub name: a checkpoint in one "
+            f"file, of another program, is not read; give the folder"
+        )
     if path.is_dir():
         if revision is not None:
             raise BadTeacher(f"--revision is {revision!r}, but {name} is a folder: only a hub repository has revisions")

@@ -26,7 +26,7 @@ def download(name: str, patterns: Sequence[str], revision: str | None) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise BadTeacher(
             f"no teacher {name!r}: expected 'pocket', an existing folder, or a hub name such as "
-            f"black-forest-labs/FLUX.1-dev"
+            f"black-forest-labs/FLUX.1-dev; there is no such folder"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError

@@ -7,7 +7,8 @@ import torch
 from diffusers import AutoencoderKL, FluxPipeline
 
 from secondcast.models.geometry import Geometry, recorded_geometry, vae_scale_factor
-from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.models.teacher.folder import TeacherFolder, part_source
+from secondcast.models.weights.checked_loading import load_checked
 from secondcast.storage_schemas.errors import BadTeacher
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.manifest import Sampling
@@ -24,7 +25,8 @@ class ImageDecoder:
     @classmethod
     def load(cls, folder: TeacherFolder, geometry: Geometry, *, device: torch.device) -> Self:
         """Load `folder`/vae and nothing else."""
-        vae = AutoencoderKL.from_pretrained(folder.part("vae"), torch_dtype=torch.float32, local_files_only=True)
+        part = folder.part("vae")
+        vae = load_checked(AutoencoderKL, part, part_source(part), dtype=torch.float32)
         return cls(vae.to(device), geometry)
 
     @torch.no_grad()

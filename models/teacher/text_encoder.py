@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.models.teacher.folder import TeacherFolder, part_source
+from secondcast.models.weights.checked_loading import load_checked
 from secondcast.storage_schemas.errors import BadTeacher
 from secondcast.storage_schemas.schema.manifest import Pooled
 
@@ -75,6 +75,11 @@ class TeacherTextEncoder:
         """Where it computes."""
         return torch.device(self.model.device)
 
+    @property
+    def networks(self) -> list[torch.nn.Module]:
+        """T5, and CLIP where it is there."""
+        return [self.model] if self.pooled is None else [self.model, self.pooled.model]
+
     @classmethod
     def load(cls, folder: TeacherFolder, *, dtype: torch.dtype, device: torch.device, pooled: Pooled = "zero") -> Self:
         """Load `folder`/text_encoder_2, and CLIP if `pooled` is "clip"; nothing else."""
@@ -90,8 +95,4 @@ class TeacherTextEncoder:
 
 
 def _load_model(kind: Any, path: Path, dtype: torch.dtype) -> Any:
-    try:
-        return kind.from_pretrained(path, torch_dtype=dtype, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadTeacher(f"{path} cannot be loaded ({reason}): download it again") from error
+    return load_checked(kind, path, part_source(path), dtype=dtype)

@@ -180,6 +180,14 @@ def test_the_batch_size_may_change_on_resume(tmp_path, dev_teacher, prompt_file)
     assert sizes == [2, 1]
 
 
+def test_a_commit_says_what_dtype_the_weights_were_cast_from(tmp_path, dev_teacher, prompt_file):
+    for dtype, expected in (("bfloat16", {None}), ("float32", {"bfloat16"})):
+        build_cache(tmp_path / dtype, dev_teacher, prompt_file, limit=2, steps=1, dtype=dtype)
+        records = Cache.open(tmp_path / dtype).records.values()
+        assert {record.provenance.get("cast_from") for record in records} == expected
+        assert {record.kind for record in records} == {"embeddings", "trajectories"}
+
+
 def test_schnell_takes_no_guidance_and_none_is_stored(tmp_path, schnell_teacher, prompt_file):
     build_cache(tmp_path / "c", schnell_teacher, prompt_file)
     cache = Cache.open(tmp_path / "c")

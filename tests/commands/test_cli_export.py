@@ -79,7 +79,7 @@ GENERATE = ["generate", "teacher", "--teacher", "pocket", "--prompts", "p.txt", 
     ("words", "code", "message"),
     [
         (["generate", "nix", *GENERATE[2:]], 1, r"no student nix: expected a run folder, or what `secondcast export`"),
-        (["generate", "taken", *GENERATE[2:]], 1, r"taken holds no student \(config.json says None"),
+        (["generate", "taken", *GENERATE[2:]], 1, r"taken holds no student: it has no config.json; give"),
         (["generate", "p.txt", *GENERATE[2:]], 1, r"p.txt is one file, which holds neither a configuration nor a tok"),
         ([*GENERATE[:3], "nix", *GENERATE[4:]], 1, r"no teacher 'nix': expected 'pocket'"),
         ([*GENERATE[:-1], "taken"], 1, r"taken holds other files and no generate.json: give a new folder with --out"),

@@ -132,6 +132,33 @@ def test_no_module_is_a_drawer_for_everything():
     assert not {file.stem for file in MODULES.values()} & {"utils", "common", "helpers", "misc"}
 
 
+# What makes tensors of a file; of a class, `from_pretrained` does so too unless it is a configuration or a tokenizer.
+LOADERS = {"load_file", "safe_open", "torch.load", "load_model", "load_checkpoint_and_dispatch", "from_single_file"}
+WITHOUT_WEIGHTS = ("Config", "config_class", "Tokenizer", "TokenizerFast", "Processor")
+MAY_LOAD = {
+    "models/weights/checked_loading.py": {"load_file", "safe_open", "kind.from_pretrained"},
+    # Headers alone.
+    "models/weights/files.py": {"safe_open", "torch.load"},
+    # The tokenizer of a pooled encoder.
+    "models/teacher/text_encoder.py": {"kind.from_pretrained"},
+    # The pocket's training reads back what it wrote.
+    "pocket/training/examine.py": {"FluxPipeline.from_pretrained"},
+    "pocket/training/stages.py": {"torch.load"},
+}
+
+
+def test_weights_are_loaded_in_one_place():
+    for file in MODULES.values():
+        calls = {ast.unparse(n.func) for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call)}
+        found = {call for call in calls if call in LOADERS or call.split(".")[-1] in LOADERS - {"torch.load"}}
+        found |= {
+            call
+            for call in calls
+            if call.endswith(".from_pretrained") and not call.split(".")[-2].endswith(WITHOUT_WEIGHTS)
+        }
+        assert found <= MAY_LOAD.get(str(file.relative_to(ROOT)), set()), f"{file.relative_to(ROOT)}: {found}"
+
+
 def test_nothing_is_unpickled():
     for module, file in MODULES.items():
         assert "pickle" not in imported_modules(file), module

@@ -3,14 +3,14 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from secondcast.models.student.student import (
     BEST_FILE,
@@ -20,6 +20,9 @@ from secondcast.models.student.student import (
     load_student,
     save_student,
 )
+from secondcast.models.weights.checked_loading import read_tensors
+from secondcast.models.weights.files import CheckpointSource, StoredTensor, read_header
+from secondcast.models.weights.mismatch import Shape, compared
 from secondcast.storage_schemas.errors import BadRun, BadStudent
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.io.digests import xxh3_128_of_parts
@@ -129,6 +132,7 @@ def load_checkpoint(
     if name is None:
         return None
     saved = saved or _read(run / name, averaged=averaged is not None)
+    _check_same_student(saved, averaged or student)
     if averaged is not None:
         load_tensors(averaged, saved.judged, strict=True)
     # The parameters of an average name a tensor once that the student holds under two names.
@@ -155,12 +159,42 @@ def _read(folder: Path, *, averaged: bool) -> _Saved:
     try:
         state: dict[str, Any] = json.loads((folder / STATE_FILE).read_bytes())
         _check_files(folder, state)
-        moments = load_file(folder / _OPTIMIZER_FILE)
-        judged = load_student(folder / "student").state_dict()
-        trained = load_file(folder / _TRAINED_FILE) if averaged else judged
+        student = load_student(folder / "student")
+        shapes = {name: tuple(parameter.shape) for name, parameter in student.named_parameters()}
+        judged, moments = student.state_dict(), _read_moments(folder / _OPTIMIZER_FILE, shapes)
+        trained = _tensors(folder / _TRAINED_FILE, shapes, "the student in training") if averaged else judged
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, BadStudent, BadRun) as error:
         raise BadRun(f"{folder} cannot be read ({_reason(error)})") from error
     return _Saved(folder=folder, state=state, judged=judged, trained=trained, moments=moments)
+
+
+def _read_moments(file: Path, shapes: Mapping[str, Shape]) -> dict[str, torch.Tensor]:
+    """The optimizer's tensors; BadRun unless each parameter that has some has all of them, in its shape."""
+    entries = [name.partition("/") for name, _ in read_header(file, _source(file))]
+    keys, trained = dict.fromkeys(key for key, _, _ in entries), {name for _, _, name in entries}
+    expected = {
+        f"{key}/{name}": () if key == "step" else shape
+        for name, shape in shapes.items()
+        if name in trained
+        for key in keys
+    }
+    return _tensors(file, expected, "the optimizer")
+
+
+def _tensors(file: Path, expected: Mapping[str, Shape], kind: str) -> dict[str, torch.Tensor]:
+    return read_tensors(file, expected, _source(file), kind=kind)
+
+
+def _source(file: Path) -> CheckpointSource:
+    return CheckpointSource(where=file.name, error=BadRun, again="it is damaged")
+
+
+def _check_same_student(saved: _Saved, student: Student) -> None:
+    held = {name: tuple(tensor.shape) for name, tensor in student.state_dict().items()}
+    tensors = {name: StoredTensor(shape=tuple(tensor.shape), dtype="F32") for name, tensor in saved.judged.items()}
+    if mismatch := compared("the student to be trained", held, tensors):
+        source = CheckpointSource(where=str(saved.folder), error=BadRun, again="")
+        raise mismatch.error(source, fix="give the --student that the run began with, or a new run folder")
 
 
 def mark_best(run: Path, folder: Path, loss: float) -> None:
@@ -189,8 +223,9 @@ def _checksum(path: Path) -> str:
 
 
 def _check_files(folder: Path, state: dict[str, Any]) -> None:
-    # Checkpoints of earlier versions have no checksums.
-    for name, expected in state.get("files", {}).items():
+    if not state.get("files"):
+        raise BadRun(f"{STATE_FILE} lists no checksums")
+    for name, expected in state["files"].items():
         if (found := _checksum(folder / name)) != expected:
             raise BadRun(f"{name} has checksum {found}, expected {expected}")
 

@@ -34,7 +34,7 @@ from secondcast.trainer.run.model_card import FACTS_FILE, ExportFacts, Form, car
 _CARD_FILE = "README.md"
 _COMFYUI_ENDING = ".safetensors"
 # Written anew by every export; the rest of a student's folder is its tokenizer.
-_NOT_TOKENIZER = (".safetensors", ".py", ".md", ".tmp")
+_NOT_TOKENIZER = (".safetensors", ".index.json", ".bin", ".gguf", ".py", ".md", ".tmp")
 
 
 def export(path: Path, out: Path, *, to: Form = "diffusers") -> list[str]:
@@ -118,7 +118,7 @@ def _write_folder(student: Student, facts: ExportFacts | None, source: Path, fol
         save_file(published_tensors(student), folder / WEIGHTS_FILE, metadata={"format": "pt"})
         (folder / WEIGHTS_FILE).chmod(0o644)
     for file in sorted(source.iterdir()):
-        if file.is_file() and file.suffix not in _NOT_TOKENIZER and file.name not in ("config.json", FACTS_FILE):
+        if file.is_file() and not file.name.endswith(_NOT_TOKENIZER) and file.name not in ("config.json", FACTS_FILE):
             shutil.copyfile(file, folder / file.name)
     if facts is not None:
         (folder / FACTS_FILE).write_text(facts.model_dump_json(indent=1) + "\n")

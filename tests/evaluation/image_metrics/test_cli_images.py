@@ -70,12 +70,12 @@ def test_weights_that_cannot_be_used_are_one_line_and_exit_1(clip, pictures, tmp
     dropped = {name: value for name, value in weights.items() if name != "text_projection.weight"}
     save_file(dropped, folder / "model.safetensors", metadata={"format": "pt"})
     assert only_clip(pictures, folder, capsys) == (
-        f"no clip-score for {pictures}: {folder} lacks 1 weights of CLIPModel (first text_projection.weight): it is "
-        f"another model, and they would be random; give another --clip-model"
+        f"no clip-score for {pictures}: {folder} cannot be loaded: 1 of the 46 tensors of CLIPModel is missing "
+        f"(text_projection.weight): the file is incomplete; fetch it again, or give another --clip-model"
     )
     (folder / "model.safetensors").write_bytes(b"\0" * 20)
     assert only_clip(pictures, folder, capsys).startswith(
-        f"no clip-score for {pictures}: {folder} cannot be read as CLIPModel (SafetensorError: "
+        f"no clip-score for {pictures}: {folder} cannot be loaded: model.safetensors is not a whole "
     )
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")

@@ -234,7 +234,10 @@ def test_on_a_cache_students_are_rows_of_distances_and_stay_evaluated(tmp_path, 
             "--closed-loop is given without --cache: it does nothing there; leave it out, or give both",
         ),
         (["r", "--pocket", "--guidance", "nan"], "--guidance is nan, expected a number from 0 on, such as 3.5"),
-        (["nowhere", "--pocket"], "no student nowhere: expected a run folder, or what `secondcast export` wrote"),
+        (
+            ["nowhere", "--pocket"],
+            "no student nowhere: expected a run folder, or what `secondcast export` wrote; there is no such folder",
+        ),
     ],
 )
 def test_what_cannot_be_tabled_is_one_line(words, message, capsys):

@@ -258,15 +258,19 @@ def test_weights_that_are_missing_or_pickled_are_refused(sources, teacher, tmp_p
     weights = load_file(tmp_path / "x/model.safetensors")
     name = "embeddings.word_embeddings.weight"
     save_file({n: v for n, v in weights.items() if n != name}, tmp_path / "x/model.safetensors", {"format": "pt"})
-    with pytest.raises(BadStudent, match=rf"x lacks 1 weights of its text encoder, among them {name}: download it ag"):
+    with pytest.raises(
+        BadStudent, match=rf"x cannot be loaded: 1 of the 23 tensors of BertModel is missing \({name}\)"
+    ):
         make(tmp_path / "x", teacher)
     (tmp_path / "x/model.safetensors").rename(tmp_path / "x/pytorch_model.bin")
-    with pytest.raises(BadStudent, match=r"x cannot be loaded \(.*safetensors.*\): give a text encoder that AutoModel"):
+    with pytest.raises(
+        BadStudent, match=r"x cannot be loaded: it has no model.safetensors, only pytorch_model.bin: expect"
+    ):
         make(tmp_path / "x", teacher)
 
 
 def test_a_saved_student_that_is_damaged_is_refused(sources, teacher, tmp_path):
     save_student(make(sources["bert"], teacher), tmp_path / "s", tokenizer={})
     rewrite_config(tmp_path / "s", encoder_config={"model_type": "nix"})
-    with pytest.raises(BadStudent, match=r"s cannot be loaded \(.*\): export the run again"):
+    with pytest.raises(BadStudent, match=r"s cannot be loaded: .* nix.* \.\.\.; export the run again$"):
         load_student(tmp_path / "s")

@@ -80,8 +80,20 @@ def test_pretrained_weights_are_taken_and_random_ones_are_not(tmp_path, teacher)
 
 def test_weights_that_cannot_be_read_are_refused(config_folder, teacher):
     (config_folder / "model.safetensors").write_bytes(b"short")
-    with pytest.raises(BadStudent, match=r"t5 cannot be loaded \(.*\): download it again, or --init random$"):
+    with pytest.raises(
+        BadStudent, match=r"t5 cannot be loaded: model\.safetensors is not .*; download it again, or --init random$"
+    ):
         make(config_folder, teacher)
+
+
+@pytest.mark.parametrize("left", ["model.safetensors.index.json", "model.gguf", "flax_model.msgpack"])
+def test_weights_that_are_there_but_not_read_are_no_random_start(config_folder, teacher, left):
+    (config_folder / left).write_text(json.dumps({"weight_map": {"a": "model-00001-of-00001.safetensors"}}))
+    with pytest.raises(
+        BadStudent, match=r"t5 cannot be loaded: .*(is missing, 1 of 1 of the 1 files|, only \w+\.\w+:)"
+    ):
+        make(config_folder, teacher)
+    make(config_folder, teacher, init="random")
 
 
 def test_an_earlier_export_can_be_trained_on(config_folder, teacher, tmp_path):
@@ -118,7 +130,7 @@ def test_other_models_are_refused(config, message, tmp_path, teacher):
 def test_what_is_no_student_is_told_so(tmp_path, teacher):
     with pytest.raises(BadStudent, match="no student .*nowhere: expected a run folder"):
         student_folder(tmp_path / "nowhere")
-    with pytest.raises(BadStudent, match=r"holds no student \(config.json says None"):
+    with pytest.raises(BadStudent, match=rf"^{tmp_path} holds no student: it has no config.json; give a run folder"):
         student_folder(tmp_path)
     with pytest.raises(BadStudent, match="has no config.json"):
         make(tmp_path, teacher)

@@ -79,6 +79,9 @@ class Hub(BaseHTTPRequestHandler):
         return self.give_file(repository, rest, body)
 
     def give_file(self, repository: Repository, name: str, body: bool) -> None:
+        if name not in repository.files:
+            self.refuse(404, "EntryNotFound")
+            return
         data = whole = repository.files[name]
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if partly := asked is not None and repository.knows_ranges:

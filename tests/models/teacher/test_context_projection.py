@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save, save_file
 
 from secondcast.commands.resolve import resolve_context_projection, resolve_teacher
-from secondcast.models.teacher.context_projection import find_context_projection
+from secondcast.models.teacher.context_projection import find_context_projection, load_context_projection
 from secondcast.models.teacher.folder import find_teacher
 from secondcast.models.teacher.hub_tensor import read_tensor
 from secondcast.storage_schemas.errors import BadTeacher
@@ -80,6 +80,24 @@ def recorded(teacher, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("recorded") / "teacher.json"
     path.write_text(identity.model_dump_json())
     return path
+
+
+def test_a_projection_of_another_width_or_of_whole_numbers_is_refused(dev_teacher, tmp_path):
+    folder = find_teacher(str(shutil.copytree(dev_teacher, tmp_path / "t")), ("transformer",))
+    identity = folder.identity(text_length=12)
+    with pytest.raises(BadTeacher) as caught:
+        load_context_projection(folder, identity.model_copy(update={"text_width": 7}), torch.device("cpu"))
+    assert str(caught.value) == (
+        f"{folder.path}/transformer cannot be loaded: context_embedder.weight is bfloat16 [32, 24], expected a matrix "
+        f"of floating numbers with 7 columns, the cache's text width; download it again"
+    )
+    (file,) = folder.weights("transformer")
+    save_file({"context_embedder.weight": torch.ones(32, 24, dtype=torch.int8)}, file)
+    identity = folder.identity(text_length=12)
+    with pytest.raises(
+        BadTeacher, match=r"context_embedder.weight is int8 \[32, 24\], expected a matrix of floating n"
+    ):
+        load_context_projection(folder, identity, torch.device("cpu"))
 
 
 def of_another_model(teacher: Path, file: str, to: Path) -> Path:

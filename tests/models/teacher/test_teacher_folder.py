@@ -110,7 +110,9 @@ def test_parts_of_two_models_are_refused(teacher):
 def test_damaged_weights_of_a_text_encoder_are_one_line(teacher, part, data):
     (teacher / part / "model.safetensors").write_bytes(data)
     load = PooledTextEncoder.load if part == "text_encoder" else TeacherTextEncoder.load
-    with pytest.raises(BadTeacher, match=f"t/{part} cannot be loaded .*: download it again$") as caught:
+    with pytest.raises(
+        BadTeacher, match=f"t/{part} cannot be loaded: model.safetensors is not .*; download it again$"
+    ) as caught:
         load(TeacherFolder(path=teacher, source="t"), dtype=torch.float32, device=torch.device("cpu"))
     assert "\n" not in str(caught.value)
 

@@ -143,19 +143,6 @@ def test_a_configuration_that_cannot_be_read_is_one_line(tmp_path, cache_folder,
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.slow
-def test_checkpoints_without_checksums_are_read(tmp_path, cache_folder, dev_teacher, t5_config):
-    flags = {"warmup_steps": 2, "steps": 6, "decay": "cosine"}
-    run_training(tmp_path / "whole", cache_folder, dev_teacher, t5_config, **flags)
-    with pytest.raises(KeyboardInterrupt):
-        run_training(tmp_path / "old", cache_folder, dev_teacher, t5_config, progress=StopAfter(5), **flags)
-    for folder in checkpoints(tmp_path / "old"):
-        state = json.loads((folder / "state.json").read_bytes())
-        (folder / "state.json").write_text(json.dumps({"step": state["step"], "best": state["best"]}))
-    run_training(tmp_path / "old", cache_folder, dev_teacher, t5_config, **flags)
-    assert same_weights(tmp_path / "old", tmp_path / "whole")
-
-
 def test_how_many_checkpoints_are_kept_may_change_what_shapes_weights_may_not(
     tmp_path, cache_folder, dev_teacher, t5_config
 ):

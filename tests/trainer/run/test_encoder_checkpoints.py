@@ -1,15 +1,21 @@
 """A student that is not T5 is optimised, averaged and restored as a T5 is: a resumed run is the unbroken one."""
 
+import json
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from secondcast.models.student.student import load_student, new_student, student_folder
 from secondcast.models.student.tokens import own_tokens
 from secondcast.models.teacher.folder import find_teacher
+from secondcast.storage_schemas.errors import BadRun
 from secondcast.trainer.optimizer import Average, make_optimizer
-from secondcast.trainer.run.checkpoints import load_checkpoint, save_checkpoint
+from secondcast.trainer.run.checkpoints import _checksum, load_checkpoint, save_checkpoint
 from secondcast.trainer.settings import TrainFlags
 from tests.models.student.encoders import make_encoder_folder
+from tests.models.weights.damaged_weights import rewrite
 
 SETTINGS = TrainFlags.from_flags(student="x", steps=4, learning_rate=1e-2).settings()
 
@@ -69,3 +75,86 @@ def test_every_parameter_is_trained_and_only_the_encoder_decays(source, dev_teac
         "encoder": 1e-3,
         "final_projection": 0.0,
     }
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return make_encoder_folder(tmp_path_factory.mktemp("one-encoder") / "bert", "bert")
+
+
+@pytest.fixture(scope="module")
+def made(bert, dev_teacher, tmp_path_factory):
+    """A run with one checkpoint and an average, and a student, optimizer and average to restore."""
+    student, optimizer, average = begin(bert, dev_teacher)
+    tokens = own_tokens(bert, student)
+    step(0, student, optimizer, average, tokens.batch(["a red dog", "two cats"]))
+    run = tmp_path_factory.mktemp("saved") / "run"
+    save_checkpoint(run, 1, student, optimizer, tokens.files, {}, averaged=average.student)
+    return run, student, optimizer, average.student
+
+
+@pytest.fixture
+def saved(made, tmp_path):
+    return shutil.copytree(made[0], tmp_path / "run") / "checkpoint-00000001"
+
+
+def restored(run, made, heard):
+    _, student, optimizer, averaged = made
+    return load_checkpoint(run, student, optimizer, heard.append, averaged=averaged)
+
+
+def whole_again(checkpoint):
+    """Write the checksums of a checkpoint whose files were changed."""
+    state = json.loads((checkpoint / "state.json").read_bytes())
+    state["files"] = {name: _checksum(checkpoint / name) for name in state["files"]}
+    (checkpoint / "state.json").write_text(json.dumps(state))
+
+
+DAMAGED = {
+    "dropped": (lambda tensors, name: {n: t for n, t in tensors.items() if n != name}, "is missing"),
+    "renamed": (lambda tensors, name: {f"{n}x" if n == name else n: t for n, t in tensors.items()}, "missing"),
+    "reshaped": (lambda tensors, name: {**tensors, name: tensors[name].reshape(1, -1)}, "is of another shape"),
+    "integers": (lambda tensors, name: {**tensors, name: tensors[name].int()}, "stored as I32"),
+    "more": (lambda tensors, name: {**tensors, "more": torch.ones(1)}, "is unexpected"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+@pytest.mark.parametrize("part", ["optimizer.safetensors", "trained.safetensors", "student/model.safetensors"])
+def test_a_part_of_a_checkpoint_that_is_not_the_students_is_named(made, saved, part, damage):
+    change, said = DAMAGED[damage]
+    name = next(name for name in sorted(load_file(saved / part)) if not name.startswith("step/"))
+    rewrite(saved / part, lambda tensors: change(tensors, name))
+    whole_again(saved)
+    heard: list[str] = []
+    assert restored(saved.parent, made, heard) is None
+    assert heard[0].startswith(f"{saved} cannot be read (") and said in heard[0], heard
+    assert ("more" if damage == "more" else name) in heard[0] and "\n" not in heard[0]
+
+
+def test_a_checkpoint_without_checksums_proves_nothing(made, saved):
+    state = json.loads((saved / "state.json").read_bytes())
+    del state["files"]
+    (saved / "state.json").write_text(json.dumps(state))
+    heard: list[str] = []
+    assert restored(saved.parent, made, heard) is None
+    assert heard[0].startswith(f"{saved} cannot be read (state.json lists no checksums)")
+
+
+def test_a_checkpoint_of_another_student_is_refused_and_not_lost(bert, dev_teacher, saved, tmp_path):
+    other = shutil.copytree(bert, tmp_path / "other")
+    config = json.loads((other / "config.json").read_bytes())
+    (other / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    for file in other.glob("*.safetensors"):
+        file.unlink()
+    student, optimizer, average = begin(other, dev_teacher)
+    with pytest.raises(BadRun) as caught:
+        load_checkpoint(saved.parent, student, optimizer, [].append, averaged=average.student)
+    assert str(caught.value).startswith(f"{saved} cannot be loaded: ") and (
+        "tensors of the student to be trained are missing (encoder." in str(caught.value)
+        and "config.json asks for 2 blocks in encoder." in str(caught.value)
+        and str(caught.value).endswith(
+            ", the file has 1; give the --student that the run began with, or a new run folder"
+        )
+    )
+    assert saved.is_dir()

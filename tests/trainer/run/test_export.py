@@ -23,6 +23,7 @@ from secondcast.storage_schemas.errors import BadSettings, BadStudent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.run.export import export
 from secondcast.trainer.run.model_card import ExportFacts, card_of, facts_of
+from tests.models.weights.damaged_weights import shard
 from tests.trainer.test_train import run_training
 
 OUTSIDER = """
@@ -208,6 +209,19 @@ def test_an_export_is_exported_again_to_the_same_bytes(exported, tmp_path):
     )
 
 
+def test_an_index_of_several_weight_files_is_not_copied_beside_the_one_file(exported, tmp_path):
+    shutil.copytree(exported / "student", tmp_path / "sharded")
+    shard(tmp_path / "sharded", 3)
+    for form in ("diffusers", "distillt5"):
+        export(tmp_path / "sharded", tmp_path / form, to=form)
+        assert [file.name for file in (tmp_path / form).glob("*.safetensors*")] == ["model.safetensors"]
+        assert (tmp_path / form / "tokenizer.json").is_file()
+    ours, theirs = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "diffusers", exported / "student")
+    )
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_training_goes_on_from_the_distillt5_form_with_its_weights(exported, cache_folder, tmp_path):
     export(exported / "run", tmp_path / "d", to="distillt5")
     teacher = Cache.open(cache_folder).manifest.teacher.model_copy(update={"text_length": 11})
@@ -261,6 +275,8 @@ def test_what_holds_no_student_is_refused(exported, tmp_path):
     with pytest.raises(BadStudent, match=r"damaged/secondcast.json cannot be read \(Field required\): export from an"):
         export(tmp_path / "damaged", tmp_path / "out")
     (tmp_path / "damaged/model.safetensors").write_bytes(b"short")
-    with pytest.raises(BadStudent, match=r"damaged cannot be loaded \(.*\): export the run again"):
+    with pytest.raises(
+        BadStudent, match=r"damaged cannot be loaded: model.safetensors is not .*; export the run again"
+    ):
         export(tmp_path / "damaged", tmp_path / "out")
     assert not (tmp_path / "out").exists()

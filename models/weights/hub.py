@@ -1,0 +1,45 @@
+"""Weights by folder or hub name: of a repository only the files that are loaded, all of one commit."""
+
+import json
+from pathlib import Path
+
+from secondcast.models.weights.files import TRANSFORMERS, CheckpointSource, reason
+
+
+def local_weights(source: str, checkpoint: CheckpointSource, *, pickles: bool = False) -> Path:
+    """The folder of a checkpoint of transformers, fetched from the hub or taken from what was fetched before.
+
+    pickles: whether PyTorch's own form is fetched where there is no other.
+    Raises the error of `checkpoint` where it can be had from neither.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    names = [TRANSFORMERS.whole, TRANSFORMERS.index]
+    not_reached: Exception | None = None
+    try:
+        folder = Path(hf_hub_download(source, "config.json")).parent
+        for name in [*names, TRANSFORMERS.pickled, TRANSFORMERS.pickled_index] if pickles else names:
+            try:
+                file = Path(hf_hub_download(source, name, revision=folder.name))
+            except LocalEntryNotFoundError as error:
+                not_reached = error
+                continue
+            except EntryNotFoundError:
+                continue
+            if name.endswith(".index.json"):
+                for part in sorted(set(json.loads(file.read_bytes())["weight_map"].values())):
+                    hf_hub_download(source, part, revision=folder.name)
+            break
+        else:
+            if not_reached is not None:
+                raise not_reached
+    except Exception as error:
+        # Gated, misspelt, no network, an index of another form: the fix is the same.
+        raise checkpoint.refused(
+            f"it could not be fetched from the hub ({type(error).__name__}: {reason(error)})",
+            f"`hf download {source}` where there is a network, or give a folder",
+        ) from error
+    return folder
