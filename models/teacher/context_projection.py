@@ -55,7 +55,8 @@ def load_context_projection(folder: TeacherFolder, recorded: Teacher, device: to
     try:
         _check_recorded(str(file), weight_sha256(file), recorded.weights.get(f"transformer/{file.name}"))
     except OSError as error:
-        raise source.refused(f"{file.name} cannot be read ({reason(error)})") from error
+        why = error.strerror or reason(error)
+        raise source.refused(f"{WEIGHT} cannot be read from {file.name} ({why})") from error
     return _checked(read_tensor(file, WEIGHT, source), recorded, source).to(device=device, dtype=torch.float32)
 
 

@@ -96,11 +96,11 @@ def test_generate_refuses_weights_of_another_configuration_and_makes_no_picture(
         ),
         (
             ["export", "empty", "out"],
-            "empty holds no student: it has no config.json; give a run folder, or what `unders",
+            "empty holds no student: it has no config.json; give a run folder, or what `second",
         ),
         (
             ["export", "run", "out"],
-            "no student run/checkpoint-00000003/student: expected a run folder, or what `underst",
+            "no student run/checkpoint-00000003/student: expected a run folder, or what `secondc",
         ),
         (
             ["export", "broken", "out"],

@@ -180,7 +180,7 @@ def test_a_projection_of_another_model_or_a_damaged_one_is_refused(tmp_path, sha
     ):
         load_context_projection(folder, recorded, CPU)
     file.unlink()
-    with pytest.raises(BadTeacher, match=rf"context_embedder.weight cannot be read from {file} \(.*No such file"):
+    with pytest.raises(BadTeacher, match=rf"context_embedder.weight cannot be read from {file.name} \(No such file"):
         load_context_projection(folder, recorded, CPU)
     index = tmp_path / "t/transformer/diffusion_pytorch_model.safetensors.index.json"
     index.write_text('{"weight_map": {}}')
