@@ -26,8 +26,9 @@ from secondcast.commands.inspect.report import inspect_report
 from secondcast.commands.plan.plan import plan_app
 from secondcast.commands.prompts import prompts_app
 from secondcast.commands.repair import inspect_verify, repair
-from secondcast.commands.resolve import out
-from secondcast.commands.resuming import failed_text, goes_on, interrupted_text, out_of_memory_text
+from secondcast.commands.shell.places import GroupOfPlaces
+from secondcast.commands.shell.resolve import out
+from secondcast.commands.shell.resuming import failed_text, goes_on, interrupted_text, out_of_memory_text
 from secondcast.commands.train.train import train
 from secondcast.commands.transform import convert, merge, subset
 from secondcast.storage_schemas.errors import SecondcastError
@@ -39,6 +40,7 @@ if _BEFORE is signal.default_int_handler:
 INTERRUPTED = 130
 
 app = typer.Typer(
+    cls=GroupOfPlaces,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     # The boxes of rich cut the names of long flags at 80 columns.
@@ -61,7 +63,7 @@ def _options(
     version: Annotated[bool, typer.Option("--version", help="Print versions, of libraries too.")] = False,
 ) -> None:
     if version:
-        from secondcast.commands.versions import version_lines
+        from secondcast.commands.shell.versions import version_lines
 
         for line in version_lines():
             out.print(line, markup=False)

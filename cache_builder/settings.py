@@ -1,7 +1,7 @@
 """What a build is asked to do, validated, and the manifest that follows from it and the teacher."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -31,6 +31,8 @@ from secondcast.storage_schemas.schema.prompts import Prompt
 from secondcast.storage_schemas.writer import prompt_set_fields
 
 CREATED_BY = f"secondcast {secondcast.__version__}"
+# A transformer reads it times 1000, in bfloat16: above this it soon is not finite.
+LARGEST_GUIDANCE = 1e6
 # FluxPipeline.check_inputs of diffusers.
 LARGEST_TEXT_LENGTH = 512
 
@@ -49,7 +51,7 @@ class BuildSettings(Flags):
     attention_backend: str | None = None
     steps: int = Field(default=20, ge=1, le=1000)
     replicas: int = Field(default=1, ge=1)
-    guidance: tuple[float, ...] = (2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
+    guidance: tuple[Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE)], ...] = (2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
     seed: int = Field(default=0, ge=0, lt=2**63)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     quantize: Quantization = "none"

@@ -1,6 +1,5 @@
 """`secondcast demo`: the whole road on the pocket teacher, by the same code as the commands it names."""
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -12,9 +11,12 @@ from secondcast.commands.evaluate.evaluate import compare_picture, print_scores,
 from secondcast.commands.export import export
 from secondcast.commands.inspect.pictures import write_film_strips
 from secondcast.commands.inspect.report import write_report
-from secondcast.commands.prompts import prompts_pocket
-from secondcast.commands.resolve import POCKET, Device, Quiet, out, write_picture, write_text
+from secondcast.commands.prompts import caption_lines, pocket_captions
+from secondcast.commands.shell.outputs import OutputFolder, json_bytes, picture_bytes
+from secondcast.commands.shell.resolve import POCKET, Device, Quiet, out
 from secondcast.commands.train.train import train_run
+
+FILES = ("prompts.txt", "film-strips.png", "side-by-side.png", "scores.json", "report.html")
 
 
 def demo(
@@ -30,9 +32,11 @@ def demo(
     Example: secondcast demo
     """
     began = time.monotonic()
+    asked = {"count": count, "warmup_steps": warmup_steps, "steps": steps}
+    results = OutputFolder.open(folder, "demo", FILES, settings=asked, alone=True)
     cache, run, student = folder / "cache", folder / "run", folder / "student"
     _title(1, "captions of the pocket world")
-    prompts_pocket(folder / "prompts.txt", count=count)
+    results.write("prompts.txt", caption_lines(pocket_captions(count)).encode())
     _title(2, "record the teacher: text encoder, then transformer")
     # fp32: without bf16 units it is the faster of the two, and the replay below is then the recording's own.
     build(
@@ -46,12 +50,13 @@ def demo(
     )
     from secondcast.storage_schemas.reader import Cache
 
-    strips = folder / "film-strips.png"
-    write_film_strips(Cache.open(cache), [0, 1, 2, 3], 8, None, device, strips, quiet=quiet)
+    write_film_strips(
+        Cache.open(cache), [0, 1, 2, 3], 8, None, device, results.file("film-strips.png"), quiet=quiet
+    )  # fmt: skip
     _title(3, "train a student from the recording; the teacher's text encoder is not loaded")
     from secondcast.trainer.settings import TrainFlags
 
-    asked = TrainFlags.from_flags(
+    flags = TrainFlags.from_flags(
         student="pocket-small",
         warmup_steps=warmup_steps,
         # Over so many steps it leads to better scores here than the context loss (docs/benchmarks.md).
@@ -64,21 +69,22 @@ def demo(
         dropout=0.0,
         position_bias_factor=20.0,
         checkpoint_every=500,
-    ).settings()
-    train_run(run, asked, {"cache": str(cache)}, device=device, quiet=quiet)
+    )
+    train_run(run, flags.settings(), {"cache": str(cache)}, device=device, quiet=quiet)
     if not student.exists():
         export(run, student, quiet=quiet)
     _title(4, "score teacher, student and an untrained student on compositions nobody trained on")
-    results, captions = score_pocket(student, 192, 20, 3.5, 0, device, quiet)
-    write_picture(compare_picture(results, captions), folder / "side-by-side.png")
+    scores, captions = score_pocket(student, 192, 20, 3.5, 0, device, quiet)
+    side_by_side = results.file("side-by-side.png")
+    side_by_side.write(picture_bytes(compare_picture(scores, captions), side_by_side.path))
     from secondcast.evaluation.pocket_scores import table_rows
 
-    write_text(folder / "scores.json", json.dumps(table_rows(results), indent=1) + "\n")
-    print_scores(results, False)
+    results.write("scores.json", json_bytes(table_rows(scores)))
+    print_scores(scores, False)
     _title(5, "the recording and the student as one page")
     # Five steps of twenty: with all, decoding takes as long as the recording did.
     shown = {"students": (run,), "strips": None, "frames": 5, "closed_loop": 8, "batch_size": 20}
-    write_report(str(cache), folder / "report.html", shown, device=device, quiet=quiet)
+    write_report(str(cache), results.file("report.html"), shown, device=device, quiet=quiet)
     _where(folder, time.monotonic() - began)
 
 

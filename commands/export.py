@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from secondcast.commands.resolve import Quiet, out, quiet_device, terminal
+from secondcast.commands.shell.resolve import Quiet, out, quiet_device, terminal
 
 _NEXT = {
     "diffusers": "give it to FluxPipeline.from_pretrained(..., text_encoder_2=...), see its README.md",

@@ -5,8 +5,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from secondcast.commands.resolve import Device, Quiet, Settings, TeacherName, quiet_device, resolve_teacher, terminal
-from secondcast.commands.resolve import out as console
+from secondcast.commands.shell.resolve import (
+    Device,
+    Quiet,
+    Settings,
+    TeacherName,
+    quiet_device,
+    resolve_teacher,
+    terminal,
+)
+from secondcast.commands.shell.resolve import out as console
 from secondcast.storage_schemas.errors import BadSettings
 
 

@@ -9,7 +9,8 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from secondcast.commands.resolve import Json, out, print_table, resolve_teacher, write_text
+from secondcast.commands.shell.outputs import Overwrite, write_text
+from secondcast.commands.shell.resolve import Json, out, print_table, resolve_teacher
 from secondcast.storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def prompts_compbench(
     categories: Annotated[
         Literal["paper", "all"], typer.Option(help="all: also 3d_spatial and numeracy, which the paper has not.")
     ] = "paper",
+    overwrite: Overwrite = False,
 ) -> None:
     """The training prompts of T2I-CompBench in one file, each with its category.
 
@@ -125,7 +127,7 @@ def prompts_compbench(
 
     _check_ending(out_file, (".jsonl",))
     read = compbench_prompts(folder, PAPER_CATEGORIES if categories == "paper" else ALL_CATEGORIES)
-    write_text(out_file, json_lines(read.texts))
+    write_text(out_file, json_lines(read.texts), overwrite=overwrite)
     lines = sum(count.lines for count in read.counts)
     out.print(
         f"{len(read.texts)} distinct prompts of {lines} lines in {len(read.counts)} categories ({read.skipped_text()}) "
@@ -140,6 +142,7 @@ def prompts_commontext(
     count: Annotated[int, typer.Option(min=1, help="How many distinct prompts.")] = 50_000,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other prompts.")] = 0,
     words: Annotated[int, typer.Option(min=1, max=20_000, help="Only the most frequent English words.")] = 5000,
+    overwrite: Overwrite = False,
 ) -> None:
     """Prompts for text rendering: signs with frequent English words on them.
 
@@ -150,10 +153,10 @@ def prompts_commontext(
     _check_ending(out_file, (".txt", ".json", ".jsonl"))
     texts = text_prompts(count, seed=seed, words=frequent_words(words))
     if out_file.suffix == ".json":
-        write_text(out_file, json.dumps(texts, indent=1) + "\n")
+        write_text(out_file, json.dumps(texts, indent=1) + "\n", overwrite=overwrite)
     else:
         lines = texts if out_file.suffix == ".txt" else [json.dumps(text) for text in texts]
-        write_text(out_file, "".join(f"{line}\n" for line in lines))
+        write_text(out_file, "".join(f"{line}\n" for line in lines), overwrite=overwrite)
     out.print(f"{len(texts)} prompts in {out_file}", markup=False)
 
 
@@ -176,16 +179,27 @@ def prompts_pocket(
     kind: Annotated[
         Literal["scene", "composition", "sign"] | None, typer.Option(help="Of this kind alone; default: all three.")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Captions of the pocket world.
 
     Example: secondcast prompts pocket prompts.txt --count 1024
     """
+    texts = pocket_captions(count, seed=seed, split=split, kind=kind)
+    write_text(out_file, caption_lines(texts), overwrite=overwrite)
+    out.print(f"{len(texts)} captions in {out_file}", markup=False)
+
+
+def pocket_captions(count: int, *, seed: int = 0, split: str = "train", kind: str | None = None) -> list[str]:
+    """Captions of the pocket world; BadSettings for more than there are."""
     from secondcast.pocket.world import KINDS, captions
 
     try:
-        texts = captions(count, seed=seed, split=split, kinds=KINDS if kind is None else (kind,))
+        return captions(count, seed=seed, split=split, kinds=KINDS if kind is None else (kind,))
     except ValueError as error:
         raise BadSettings(f"--count {count}: {error}") from error
-    write_text(out_file, "".join(f"{text}\n" for text in texts))
-    out.print(f"{len(texts)} captions in {out_file}", markup=False)
+
+
+def caption_lines(texts: list[str]) -> str:
+    """A file of captions."""
+    return "".join(f"{text}\n" for text in texts)

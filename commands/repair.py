@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secondcast.commands.resolve import (
+from secondcast.commands.shell.resolve import (
     CachePath,
     Device,
     Json,

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
-from secondcast.commands.resolve import Quiet, out, terminal
+from secondcast.commands.shell.resolve import Quiet, out, terminal
 from secondcast.storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:

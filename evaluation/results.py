@@ -1,11 +1,7 @@
 """The record of an evaluation against a cache: every number by trajectory and step, for tables, heat maps, reports."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from errno import EISDIR
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -16,24 +12,6 @@ from secondcast.storage_schemas.schema.manifest import Quantization, Record, fir
 
 Rows = tuple[tuple[float, ...], ...]
 """[N][K]: a value of each trajectory and step."""
-
-
-def check_writable(path: Path) -> None:
-    """Raise BadSettings unless a record can be written here: told before hours of work, not after them."""
-    with _writing(path):
-        if path.is_dir():
-            raise IsADirectoryError(EISDIR, "Is a directory")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=path.parent):
-            pass
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise BadSettings(f"{path} cannot be written ({error.strerror}): give another --out") from error
 
 
 class Evaluated(Record):
@@ -139,10 +117,16 @@ class Evaluation(Record):
             if {len(column) for column in columns} != {len(closed.trajectories)}:
                 raise ValueError(f"what {name} led has not one value per trajectory of {len(closed.trajectories)}")
 
+    def encode(self) -> bytes:
+        """As JSON."""
+        return (self.model_dump_json(indent=1) + "\n").encode()
+
     def write(self, path: Path) -> None:
-        """Write it as JSON, whole or not at all; BadSettings if that is not possible."""
-        with _writing(path):
-            durable.replace(path, (self.model_dump_json(indent=1) + "\n").encode())
+        """Write it to a file, whole or not at all; BadSettings if that is not possible."""
+        try:
+            durable.replace(path, self.encode())
+        except OSError as error:
+            raise BadSettings(f"{path} cannot be written ({error.strerror}): give another --out") from error
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from secondcast.commands.resolve import POCKET, resolve_teacher, student_source
+from secondcast.commands.shell.resolve import POCKET, resolve_teacher, student_source
 from secondcast.evaluation.pocket_scores import Score, score_images
 from secondcast.evaluation.sampling import OwnTokensEmbed, Studio
 from secondcast.models.student.student import checkpoints, load_student, new_student

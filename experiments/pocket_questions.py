@@ -111,7 +111,7 @@ def _palette(setting: Setting) -> Iterator[None]:
 def _studio(setting: Setting, folder: Path) -> Any:
     import torch
 
-    from secondcast.commands.resolve import POCKET, resolve_teacher
+    from secondcast.commands.shell.resolve import POCKET, resolve_teacher
     from secondcast.evaluation.sampling import Studio
     from secondcast.models.teacher.folder import BUILD_PARTS
 
@@ -132,7 +132,7 @@ def _studio(setting: Setting, folder: Path) -> Any:
 def _encoder(who: str, folder: Path) -> Any:
     import torch
 
-    from secondcast.commands.resolve import POCKET, resolve_teacher
+    from secondcast.commands.shell.resolve import POCKET, resolve_teacher
     from secondcast.models.student.student import checkpoints, load_student
     from secondcast.models.teacher.folder import BUILD_PARTS
     from secondcast.models.teacher.text_encoder import TeacherTextEncoder

@@ -1,7 +1,12 @@
 """Embedding shards of a cache that does not keep them: there while it is built, gone before it is finished."""
 
+import re
+
 from secondcast.storage_schemas.io.folders import Folder
 from secondcast.storage_schemas.schema.commits import COMMITS_FOLDER
+
+# The metadata of the arrays stays: the manifest has its checksums, and whoever samples a shard again writes by it.
+_OF_A_SHARD = re.compile(r"embeddings\.zarr/\w+/c(/\d+)+|embeddings/\d{6,}\.(tar|index\.json)")
 
 
 def drop_embeddings(folder: Folder) -> None:
@@ -11,7 +16,5 @@ def drop_embeddings(folder: Folder) -> None:
             if name.startswith(f"{COMMITS_FOLDER}/embeddings-"):
                 folder.remove(name)
         for top in ("embeddings.zarr", "embeddings"):
-            for name in folder.names(top):
-                # The metadata stays: the manifest vouches for it, and whoever samples a shard anew writes by it.
-                if not name.endswith("zarr.json"):
-                    folder.remove(name)
+            for name in filter(_OF_A_SHARD.fullmatch, folder.names(top)):
+                folder.remove(name)

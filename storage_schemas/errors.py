@@ -17,6 +17,10 @@ class DamagedCache(SecondcastError):
     """A file that the cache vouches for is missing, short, or not the bytes that were committed."""
 
 
+class UnreadableFileError(SecondcastError):
+    """A file of a cache may not be read by this user; nothing is known of its bytes."""
+
+
 class MisplacedFile(DamagedCache):
     """A file that a cache does not have at this place: to be deleted, nothing is lost with it."""
 
@@ -66,7 +70,7 @@ class NonFinite(SecondcastError):
 
 
 class StoreFails(SecondcastError):
-    """An object store cannot be reached, refuses, or gives up."""
+    """An object store cannot be reached, refuses, or gives up; or a file system lacks what a cache needs."""
 
 
 class MissingExtra(SecondcastError):

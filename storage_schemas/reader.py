@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -25,7 +24,6 @@ from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest
 from secondcast.storage_schemas.schema.prompts import OFFSETS_FILE, PromptTable
 
 TOKENIZER_FOLDER = "tokenizer"
-LOCAL_COPY_BYTES = 64 * 2**30
 
 
 def read_manifest(folder: Folder) -> Manifest:
@@ -57,13 +55,13 @@ class Cache:
         *,
         finished: bool,
         verify: Verify,
-        shard_files: LocalCopy | None = None,
+        local_copy: LocalCopy | None = None,
         open_arrays: bool = True,
     ) -> None:
         self.folder, self.manifest, self.records, self.finished = folder, manifest, records, finished
         self.layout = Layout(manifest.prompts.generations)
         self.prompts = prompt_table(folder, manifest, verify=verify)
-        self.files = CommittedFiles(shard_files or folder, records, verify=verify)
+        self.files = CommittedFiles(folder, records, verify=verify, local_copy=local_copy)
         self._metadata = read_metadata(folder, manifest)
         if open_arrays:
             _ = self._reader
@@ -78,25 +76,21 @@ class Cache:
         location: Location,
         *,
         verify: Verify = "once",
-        local_copy: Path | None = None,
-        local_copy_bytes: int = LOCAL_COPY_BYTES,
+        local_copy: LocalCopy | None = None,
         open_arrays: bool = True,
     ) -> Self:
         """Open a cache: manifest, commit records (one read of the index once finished), no prompts.
 
-        local_copy: a folder of this machine that keeps shard files which are read, up to local_copy_bytes.
+        local_copy: keeps shard files that are read, on this machine; several caches may share it.
         open_arrays: False: when a row is first read; who looks at records alone does not wait for zarr's import.
         """
         folder = open_folder(location)
         manifest = read_manifest(folder)
         while True:
             records, finished = read_records(folder)
-            near = None
-            if local_copy is not None:
-                near = LocalCopy(folder, records, local_copy, limit_bytes=local_copy_bytes)
             try:
                 return cls(
-                    folder, manifest, records, finished=finished, verify=verify, shard_files=near,
+                    folder, manifest, records, finished=finished, verify=verify, local_copy=local_copy,
                     open_arrays=open_arrays,
                 )  # fmt: skip
             except DamagedCache as error:

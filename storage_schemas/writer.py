@@ -82,7 +82,9 @@ class CacheWriter:
         with claimed_manifest(folder) as confirm:
             if folder.size(MANIFEST_FILE) is None:
                 folder.sweep()
-                for name, data in (files | _tokenizer(tokenizer_files)).items():
+                first = files | _tokenizer(tokenizer_files)
+                _check_left(folder, first)
+                for name, data in first.items():
                     confirm()
                     folder.replace(name, data)
                 # The manifest comes last and is created exclusively: with it the cache exists.
@@ -290,7 +292,7 @@ def _tokenizer(files: dict[str, bytes]) -> dict[str, bytes]:
 def _check_free(folder: Folder) -> None:
     if isinstance(folder, LocalFolder) and folder.path.exists() and not folder.path.is_dir():
         raise NotACache(f"{folder} is a file, expected a new or empty folder for the cache: give another one")
-    # What a builder that was killed before its manifest left behind is ours to overwrite.
+    # A builder that was killed before its manifest may have left these behind: see _check_left.
     ours = {PROMPTS_FILE, OFFSETS_FILE, TOKENIZER_FOLDER, "trajectories.zarr", "embeddings.zarr"}
     foreign = [name for name in folder.entries() if name not in ours]
     # Looked at again: another builder may have made the cache meanwhile.
@@ -300,6 +302,16 @@ def _check_free(folder: Folder) -> None:
             f"cache; give a new or empty folder"
             + (f" (or `secondcast repair {folder} --from COPY`)" if COMMITS_FOLDER in foreign else "")
         )
+
+
+def _check_left(folder: Folder, files: dict[str, bytes]) -> None:
+    """Raise NotACache unless all that a folder without a manifest holds is the same as what is written to it now."""
+    for name in folder.names():
+        if name not in files or not _holds(folder, name, files[name]):
+            raise NotACache(
+                f"{folder} holds {name!r}, which this build did not write, and no {MANIFEST_FILE}: it is not a cache; "
+                f"move the file away, or give a new or empty folder"
+            )
 
 
 def _holds(folder: Folder, name: str, data: bytes) -> bool:

@@ -20,7 +20,7 @@ from secondcast.trainer.distributed.sharding import shell_of, whole_norm
 from secondcast.trainer.dropout import DropoutOfRows
 from secondcast.trainer.losses import Objective
 from secondcast.trainer.optimizer import Average, make_optimizer, set_learning_rate
-from secondcast.trainer.run.checkpoints import forget_old, load_checkpoint, mark_best, save_checkpoint
+from secondcast.trainer.run.checkpoints import forget_old, load_checkpoint, mark_best, restore_best, save_checkpoint
 from secondcast.trainer.run.metrics import Metrics
 from secondcast.trainer.run.stopping import Pauses
 from secondcast.trainer.run.timing import StepClock
@@ -198,9 +198,8 @@ class Trainer:
         )
         folder, state = found or (None, {"step": 0, "best": None})
         self.best = state["best"]
-        if self.processes.is_first and folder is not None and self.best is not None and state.get("is_best"):
-            # A run that was killed between the two has the checkpoint and not the mark.
-            mark_best(self.run, folder, self.best)
+        if self.processes.is_first and folder is not None:
+            restore_best(folder, progress.say)
         self.done = int(state["step"])
         if self._metrics is not None:
             self._metrics.forget_after(self.done)
@@ -311,6 +310,7 @@ class Trainer:
             self.optimizer,
             self._tokenizer,
             {"best": self.best, "is_best": is_best},
+            progress.say,
             averaged=self.average.student if self.average is not None else None,
             processes=self.processes,
             shell=self._shell,

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.io.home import expand_home
 from secondcast.storage_schemas.schema.manifest import first_wrong_flag
 from secondcast.trainer.settings import TrainSettings
 from secondcast.trainer.stage import Stage
@@ -45,6 +46,9 @@ def read_recipe(file: Path, **changes: Any) -> Recipe:
         raise BadSettings(
             f'{file} has caches = {caches!r}, expected lines such as signs = "signs-cache" under [caches]'
         )
+    caches = {name: expand_home(place) for name, place in caches.items()}
+    if isinstance(student := stated.get("student"), str):
+        stated["student"] = expand_home(student)
     stages = stated.pop("stage", [])
     if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
         raise BadSettings(f"{file} has stage = {stages!r}, expected a [[stage]] for each stage")

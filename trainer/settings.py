@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.storage_schemas.schema.manifest import Record
-from secondcast.trainer.stage import Loss, Stage, StageOptions
+from secondcast.trainer.stage import LARGEST, LARGEST_FACTOR, LARGEST_RATE, Loss, Stage, StageOptions
 from secondcast.trainer.training_set import TrainingSet
 
 WARM_UP = "warm-up"
@@ -30,9 +30,9 @@ class _OfTheRun(MemoryOptions):
     student: str
     init: Literal["auto", "pretrained", "random"] = "auto"
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    weight_decay: float = Field(default=1e-3, ge=0)
-    clip: float = Field(default=1.0, gt=0)
-    position_bias_factor: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=1e-3, ge=0, le=LARGEST_FACTOR)
+    clip: float = Field(default=1.0, gt=0, le=LARGEST)
+    position_bias_factor: float = Field(default=1.0, gt=0, le=LARGEST_FACTOR)
     ema: float | None = Field(default=None, gt=0, lt=1)
     student_dtype: Literal["auto", "float32", "bfloat16-autocast"] = "auto"
     backbone_dtype: Literal["cache", "bfloat16", "float32"] = "cache"
@@ -154,7 +154,7 @@ class TrainFlags(_OfTheRun, StageOptions):
     steps: int = Field(default=1000, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
     warmup_loss: Literal["embedding", "context"] = "context"
-    warmup_learning_rate: float | None = Field(default=None, gt=0)
+    warmup_learning_rate: float | None = Field(default=None, gt=0, le=LARGEST_RATE)
 
     @model_validator(mode="after")
     def _has_steps(self) -> Self:
@@ -188,6 +188,7 @@ class TrainedOn(Record):
 class RunConfig(Record):
     """What RUN/config.json holds: the settings, and which caches they were for.
 
+    id: what the run's checkpoints name it, by all that their weights depend on.
     guidance: all values that the caches were recorded with, ascending; None where the teacher takes none.
     """
 
@@ -198,3 +199,4 @@ class RunConfig(Record):
     text_length: int
     text_width: int
     guidance: tuple[float, ...] | None = None
+    id: str = ""

@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 
 from secondcast.storage_schemas.schema.manifest import Flags
 
+LARGEST, LARGEST_FACTOR, LARGEST_RATE = 1e12, 1e6, 1e30
+"""Of weights in a loss, of what a learning rate is multiplied with, of learning rates: all are finite in float32."""
 Loss = Literal["vision", "embedding", "context"]
 OrderKind = Literal["shuffled", "following"]
 
@@ -23,14 +25,14 @@ class StageOptions(Flags):
     """
 
     loss: Loss = "vision"
-    huber: float | None = Field(default=None, gt=0)
+    huber: float | None = Field(default=None, gt=0, le=LARGEST)
     step_weights: Literal["uniform", "sigma", "interval"] = "uniform"
-    embedding_term: float = Field(default=0.0, ge=0)
+    embedding_term: float = Field(default=0.0, ge=0, le=LARGEST)
     batch_size: int = Field(default=32, ge=1)
     accumulate: int = Field(default=1, ge=1)
     order: OrderKind = "shuffled"
     steps_per_trajectory: int = Field(default=1, ge=1)
-    learning_rate: float = Field(default=1e-4, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0, le=LARGEST_RATE)
     decay: Literal["constant", "cosine", "linear"] = "constant"
     lr_warmup_steps: int | None = Field(default=None, ge=0)
 

@@ -26,7 +26,7 @@ def read_source(path: str) -> bytes:
         if sys.stdin is None:
             raise BadPrompts("- is stdin, and this process has none: give a file")
         return sys.stdin.buffer.read()
-    file = expanded(path)
+    file = Path(path)
     try:
         return file.read_bytes()
     except IsADirectoryError as error:
@@ -41,14 +41,6 @@ def read_source(path: str) -> bytes:
         ) from error
     except OSError as error:
         raise BadPrompts(f"{file} cannot be read ({error.strerror}): make it readable") from error
-
-
-def expanded(path: str) -> Path:
-    """A path with ~ replaced by the home folder; one of no known user stays as it is."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
 
 
 def decoded(data: bytes, name: str) -> str:

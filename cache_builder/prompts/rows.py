@@ -2,8 +2,9 @@
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 
-from secondcast.cache_builder.prompts.bytes import decoded, expanded, lines_of, read_source
+from secondcast.cache_builder.prompts.bytes import decoded, lines_of, read_source
 from secondcast.cache_builder.prompts.columns import Row
 from secondcast.cache_builder.prompts.json_rows import JSON_ENDINGS, is_json, json_rows
 from secondcast.cache_builder.prompts.separated import TABLE_ENDINGS, header_of_a_table, separated_rows
@@ -21,7 +22,7 @@ def source_rows(source: PromptSource) -> Iterator[Row]:
     if source.is_dataset:
         return dataset_rows(source)
     name = source.shown
-    if source.ending == ".parquet" and (file := expanded(source.path)).is_file():
+    if source.ending == ".parquet" and (file := Path(source.path)).is_file():
         return parquet_rows(file, name=name, column=source.column)
     data = read_source(source.path)
     if data.startswith(PARQUET_MARK):

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from secondcast.cache_builder.prompts.bytes import expanded
 from secondcast.cache_builder.prompts.columns import Row, chosen_column, text_of
 from secondcast.cache_builder.prompts.sources import HUB, PromptSource
 from secondcast.storage_schemas.errors import BadPrompts, MissingExtra
@@ -53,7 +52,7 @@ def dataset_rows(source: PromptSource) -> Iterator[Row]:
 
 def _loaded(source: PromptSource, datasets: Any) -> Any:
     name = source.path.removeprefix(HUB)
-    folder = expanded(name)
+    folder = Path(name)
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             return datasets.load_from_disk(str(folder))

@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from secondcast.commands.build.crew import Crew
-from secondcast.commands.resolve import CachePath, Device, Quiet, Settings, TeacherName, out, resolve_teacher, terminal
+from secondcast.commands.shell.resolve import (
+    CachePath,
+    Device,
+    Quiet,
+    Settings,
+    TeacherName,
+    out,
+    resolve_teacher,
+    terminal,
+)
 from secondcast.storage_schemas.progress import size_text
 
 if TYPE_CHECKING:

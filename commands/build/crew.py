@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from secondcast.commands.resolve import launched_device
+from secondcast.commands.shell.resolve import launched_device
 from secondcast.storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:

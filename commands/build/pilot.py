@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.table import Table
 
-from secondcast.commands.resolve import out, print_table
+from secondcast.commands.shell.resolve import out, print_table
 from secondcast.storage_schemas.progress import size_text
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from secondcast.commands.resolve import out, print_lines, print_table, quiet_device, resolve_teacher, terminal
+from secondcast.commands.shell.outputs import OutputFile
+from secondcast.commands.shell.resolve import out, print_lines, print_table, quiet_device, resolve_teacher, terminal
 from secondcast.storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
@@ -101,34 +102,56 @@ def score_on_cache(
     backbone: str | None,
     verify: "Verify",
     out_file: Path | None,
+    overwrite: bool,
     device: str,
     quiet: bool,
     opened: "Callable[[Evaluation], None]",
 ) -> "Evaluation":
     """Evaluate on a cache, and write the record to out_file where there is one.
 
+    An earlier record of this student on this cache is replaced.
     When the open loop is through, the record is written so far, and given to `opened`.
     """
     from secondcast.evaluation.cache_scoring import CacheScoring
-    from secondcast.evaluation.results import check_writable
 
-    if out_file is not None:
-        check_writable(out_file)
     settings = CacheScoring.from_flags(**flags)
+    record = None
+    if out_file is not None:
+        record = OutputFile.open(
+            out_file, overwrite=overwrite, own=lambda found: _is_record_of(found, student, location)
+        )  # fmt: skip
     cache = checked_cache([student], location, settings, verify)
     kept: list[Evaluation] = []
 
     def keep(evaluation: "Evaluation") -> None:
-        if out_file is not None:
-            evaluation.write(out_file)
+        if record is not None:
+            record.write(evaluation.encode())
         opened(evaluation)
         kept.append(evaluation)
 
     with told_when_interrupted(lambda: _what_is_left(out_file, opened=bool(kept))):
         found = open_bench(cache, settings, backbone, device, quiet).evaluate(student, opened=keep)
-        if out_file is not None:
-            found.write(out_file)
+        if record is not None:
+            record.write(found.encode())
     return found
+
+
+def _is_record_of(data: bytes, student: Path, location: str) -> bool:
+    """Whether a file is the record of this student, as it is now, on this cache."""
+    from pydantic import ValidationError
+
+    from secondcast.evaluation.leader import student_digest
+    from secondcast.evaluation.results import Evaluation
+    from secondcast.models.student.folder import student_folder
+    from secondcast.storage_schemas.io.folders import open_folder
+    from secondcast.storage_schemas.reader import read_manifest
+
+    try:
+        found = Evaluation.model_validate_json(data)
+    except ValidationError:
+        return False
+    same_student = found.student_digest == student_digest(student_folder(student))
+    return same_student and found.sampling_digest == read_manifest(open_folder(location)).digests()["sampling"]
 
 
 def _what_is_left(out_file: Path | None, *, opened: bool) -> str:

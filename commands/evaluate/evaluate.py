@@ -20,7 +20,8 @@ from secondcast.commands.evaluate.cache import (
 )
 from secondcast.commands.evaluate.images import evaluate_images
 from secondcast.commands.evaluate.table import evaluate_table
-from secondcast.commands.resolve import (
+from secondcast.commands.shell.outputs import OutputFile, Overwrite, check_picture, picture_bytes
+from secondcast.commands.shell.resolve import (
     POCKET,
     Device,
     Json,
@@ -32,7 +33,6 @@ from secondcast.commands.resolve import (
     quiet_device,
     resolve_teacher,
     terminal,
-    write_picture,
 )
 from secondcast.commands.train.train import is_given
 
@@ -98,6 +98,7 @@ def evaluate_score(
     picture: Annotated[
         Path | None, typer.Option(help="Also write a dozen captions of --pocket side by side, a PNG.")
     ] = None,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -112,6 +113,7 @@ def evaluate_score(
     given = [name for name in (*CACHE_FLAGS, *POCKET_FLAGS, "seed") if is_given(context, name)]
     check_flags(given, cache=cache is not None, pocket=pocket, closed_loop=closed_loop, untrained=untrained)
     check_guidance(guidance)
+    side_by_side = None if picture is None else _picture_file(picture, overwrite)
     facts: dict[str, Any] = {}
     if cache is not None:
         flags = dict(
@@ -127,8 +129,8 @@ def evaluate_score(
                 print_open_loop(summary(evaluation))
 
         found = score_on_cache(
-            student, cache, flags, backbone=backbone, verify=verify, out_file=out_file, device=device, quiet=quiet,
-            opened=opened,
+            student, cache, flags, backbone=backbone, verify=verify, out_file=out_file, overwrite=overwrite,
+            device=device, quiet=quiet, opened=opened,
         )  # fmt: skip
         from secondcast.evaluation.tables.aggregates import summary
 
@@ -141,10 +143,15 @@ def evaluate_score(
         facts["pocket"] = score_rows(results)
         if cache is None or not as_json:
             print_scores(results, as_json)
-        if picture is not None:
-            write_picture(compare_picture(results, captions), picture)
+        if side_by_side is not None:
+            side_by_side.write(picture_bytes(compare_picture(results, captions), side_by_side.path))
     if cache is not None and as_json:
         print(json.dumps(facts, indent=1, ensure_ascii=False))
+
+
+def _picture_file(path: Path, overwrite: bool) -> OutputFile:
+    check_picture(path, "--picture")
+    return OutputFile.open(path, overwrite=overwrite, named="--picture")
 
 
 def score_pocket(

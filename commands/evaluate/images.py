@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from secondcast.commands.evaluate.cache import refuse_idle, told_when_interrupted
-from secondcast.commands.resolve import Device, Json, Quiet, Settings, out, print_table, quiet_device, terminal
+from secondcast.commands.shell.resolve import Device, Json, Quiet, Settings, out, print_table, quiet_device, terminal
 from secondcast.commands.train.train import is_given
 from secondcast.evaluation.image_metrics.published import CLIP_MODEL, OCR_MODEL, VQA_MODEL
 from secondcast.storage_schemas.errors import BadPrompts, BadSettings

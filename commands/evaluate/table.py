@@ -11,9 +11,10 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from secondcast.commands.evaluate.cache import check_students, checked_cache, refuse_idle, told_when_interrupted
-from secondcast.commands.evaluate.table_cache import cache_table, write_error_results
-from secondcast.commands.evaluate.table_pocket import pocket_table, write_results
-from secondcast.commands.resolve import Device, Quiet, Settings, check_folder, check_guidance, out, print_table
+from secondcast.commands.evaluate.table_cache import ERROR_FILES, cache_table, write_error_results
+from secondcast.commands.evaluate.table_pocket import SCORE_FILES, pocket_table, write_results
+from secondcast.commands.shell.outputs import OutputFolder, Overwrite
+from secondcast.commands.shell.resolve import Device, Quiet, Settings, check_guidance, out, print_table
 from secondcast.commands.train.train import is_given
 from secondcast.storage_schemas.errors import BadSettings
 
@@ -53,6 +54,7 @@ def evaluate_table(
         Path | None,
         typer.Option("--out", metavar="DIR", help="Table and plots go there; what is scored is kept there too."),
     ] = None,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     quiet: Quiet = False,
     settings: Settings = None,
@@ -77,11 +79,13 @@ def evaluate_table(
     # Before hours of scoring, and before torch: the last run may be the one that is not there.
     check_students(places)
     opened = None if cache is None else checked_cache(places, cache, scoring, "once")
+    results = None
     if folder is not None:
         from secondcast.evaluation.tables.plots import check_plotting
 
         check_plotting()
-        check_folder(folder)
+        names = [*(SCORE_FILES if pocket else ()), *(ERROR_FILES if opened is not None else ())]
+        results = OutputFolder.open(folder, "evaluate table", names, overwrite=overwrite)
     with told_when_interrupted(lambda: _what_is_left(folder)):
         scores = None
         if pocket:
@@ -89,15 +93,15 @@ def evaluate_table(
                 groups, count=count, steps=steps, guidance=guidance, seed=seed, eight_bits=eight_bits, folder=folder,
                 device=device, quiet=quiet,
             )  # fmt: skip
-            if folder is not None:
-                write_results(scores, groups, folder, device)
+            if results is not None:
+                write_results(scores, groups, results, device)
             # Two tables are one JSON document.
             if opened is None or format != "json":
                 print_scores(scores, format)
         if opened is not None:
             errors = cache_table(groups, opened, scoring, backbone=backbone, folder=folder, device=device, quiet=quiet)
-            if folder is not None:
-                write_error_results(errors, folder)
+            if results is not None:
+                write_error_results(errors, results)
             print_errors(errors, scores, format)
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from secondcast.commands.evaluate.cache import open_bench
 from secondcast.commands.evaluate.reuse import Reused
-from secondcast.commands.resolve import quiet_device, terminal
+from secondcast.commands.shell.outputs import OutputFolder
+from secondcast.commands.shell.resolve import quiet_device, terminal
 from secondcast.storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from secondcast.evaluation.tables.error_table import ErrorTable
     from secondcast.storage_schemas.reader import Cache
 
+ERROR_FILES = ("errors.md", "errors.json", "errors.png")
 _KEPT = "evaluated"
 
 
@@ -97,13 +99,11 @@ def kept_evaluation(file: Path) -> "Evaluation | None":
         return None
 
 
-def write_error_results(table: "ErrorTable", folder: Path) -> None:
-    """errors.md, errors.json, errors.png."""
+def write_error_results(table: "ErrorTable", folder: OutputFolder) -> None:
+    """Write ERROR_FILES."""
     from secondcast.evaluation.tables.error_table import curves, error_markdown
     from secondcast.evaluation.tables.plots import plot_step_errors
-    from secondcast.storage_schemas.io import durable
 
-    folder.mkdir(parents=True, exist_ok=True)
-    durable.replace(folder / "errors.md", error_markdown(table).encode())
-    durable.replace(folder / "errors.json", (table.model_dump_json(indent=1) + "\n").encode())
-    plot_step_errors(curves(table), folder / "errors.png", sigmas=table.sigmas)
+    folder.write("errors.md", error_markdown(table).encode())
+    folder.write("errors.json", (table.model_dump_json(indent=1) + "\n").encode())
+    folder.write("errors.png", plot_step_errors(curves(table), sigmas=table.sigmas))

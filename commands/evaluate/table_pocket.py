@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secondcast.commands.evaluate.reuse import Reused
-from secondcast.commands.resolve import POCKET, quiet_device, resolve_teacher, terminal
+from secondcast.commands.shell.outputs import OutputFolder
+from secondcast.commands.shell.resolve import POCKET, quiet_device, resolve_teacher, terminal
 from secondcast.storage_schemas.errors import BadSettings, MissingExtra
 
 if TYPE_CHECKING:
     from secondcast.evaluation.tables.scored_rows import ScoredRun
     from secondcast.evaluation.tables.table import Table
+
+SCORE_FILES = ("table.md", "table.json", "scaling.png", "embeddings.png")
 
 
 def pocket_table(
@@ -99,19 +102,17 @@ def _scored(
     return run
 
 
-def write_results(table: "Table", groups: Mapping[str, Sequence[Path]], folder: Path, device: str) -> None:
-    """table.md, table.json, scaling.png, embeddings.png."""
+def write_results(table: "Table", groups: Mapping[str, Sequence[Path]], folder: OutputFolder, device: str) -> None:
+    """Write SCORE_FILES."""
     from secondcast.evaluation.leader import TEACHER
     from secondcast.evaluation.tables.encoder_rows import EIGHT_BITS
     from secondcast.evaluation.tables.plots import plot_embeddings, plot_scaling
     from secondcast.evaluation.tables.table import markdown
-    from secondcast.storage_schemas.io import durable
 
-    folder.mkdir(parents=True, exist_ok=True)
-    durable.replace(folder / "table.md", markdown(table).encode())
-    durable.replace(folder / "table.json", (table.model_dump_json(indent=1) + "\n").encode())
-    plot_scaling(table, folder / "scaling.png", baselines=(TEACHER, EIGHT_BITS))
-    plot_embeddings(_embeddings(groups, table, device), folder / "embeddings.png")
+    folder.write("table.md", markdown(table).encode())
+    folder.write("table.json", (table.model_dump_json(indent=1) + "\n").encode())
+    folder.write("scaling.png", plot_scaling(table, baselines=(TEACHER, EIGHT_BITS)))
+    folder.write("embeddings.png", plot_embeddings(_embeddings(groups, table, device)))
 
 
 def _embeddings(groups: Mapping[str, Sequence[Path]], table: "Table", device: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from secondcast.commands.inspect.pictures import inspect_compare, inspect_images
-from secondcast.commands.resolve import CachePath, Json, Verify, print_lines, terminal_width
+from secondcast.commands.shell.resolve import CachePath, Json, Verify, print_lines, terminal_width
 from secondcast.storage_schemas.errors import BadSettings
 
 inspect_app = typer.Typer(no_args_is_help=True, help="Look into a cache.")

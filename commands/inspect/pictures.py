@@ -1,35 +1,41 @@
 """The commands that make pictures of a cache: film strips, and students beside the teacher."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from secondcast.commands.evaluate.cache import steps_of_text
-from secondcast.commands.resolve import (
+from secondcast.commands.shell.outputs import (
+    PICTURES,
+    Output,
+    OutputFile,
+    Overwrite,
+    check_folder,
+    check_outside,
+    check_picture,
+    picture_bytes,
+)
+from secondcast.commands.shell.resolve import (
     CachePath,
     Device,
     Json,
     Quiet,
     Verify,
-    check_folder,
-    check_outside,
     out,
     print_lines,
     quiet_device,
     resolve_teacher,
     terminal,
     terminal_width,
-    write_picture,
 )
 from secondcast.storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
     from secondcast.storage_schemas.reader import Cache
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _FRAMES = 8
 SHEET_FILE = "sheet.png"
 
@@ -47,6 +53,7 @@ def inspect_images(
     frame_pixels: Annotated[int, typer.Option(min=16, help="Side of each picture in the strips.")] = 96,
     teacher: Annotated[str | None, typer.Option(help="Where vae/ lies here; default: as recorded.")] = None,
     verify: Verify = "once",
+    overwrite: Overwrite = False,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -65,26 +72,37 @@ def inspect_images(
     opened = Cache.open(cache, verify=verify)
     CacheScoring.from_flags(steps_of=steps).steps_on(opened)
     check_outside(out_path, cache)
-    _check_picture_or_folder(out_path)
+    if not _is_picture(out_path):
+        check_folder(out_path)
     indices = [opened.key_index(key) for key in keys] if keys else [int(i) for i in opened.indices()[:4]]
     if not indices:
         raise BadSettings(f"{opened.folder} has no committed trajectory yet: give the build command again")
     folder = None if _is_picture(out_path) else out_path
+    each_file = {} if folder is None else {i: _strip_file(opened, i, folder, overwrite) for i in indices}
+    sheet = OutputFile.open(out_path if folder is None else folder / SHEET_FILE, overwrite=overwrite)
     _write_strips(
-        opened, indices, steps, frames or _FRAMES, frame_pixels, teacher, device, folder=folder,
-        sheet=out_path if folder is None else folder / SHEET_FILE, quiet=quiet,
+        opened, indices, steps, frames or _FRAMES, frame_pixels, teacher, device, each=each_file, sheet=sheet,
+        quiet=quiet,
     )  # fmt: skip
     each = "" if folder is None else f", each by itself and all in {SHEET_FILE}"
     out.print(f"{len(indices)} film strips in {out_path}{each}", markup=False)
 
 
+def _strip_file(cache: "Cache", index: int, folder: Path, overwrite: bool) -> OutputFile:
+    from secondcast.storage_schemas.record import trajectory_key
+
+    place = cache.layout.place(index)
+    key = trajectory_key(cache.prompts[place.prompt].id, place.replica)
+    return OutputFile.open(folder / f"{key}.png", overwrite=overwrite)
+
+
 def write_film_strips(
-    cache: "Cache", indices: list[int], frames: int, teacher: str | None, device: str, path: Path, *, quiet: bool
+    cache: "Cache", indices: list[int], frames: int, teacher: str | None, device: str, sheet: Output, *, quiet: bool
 ) -> None:
     """Write film strips of trajectories to a PNG."""
     from secondcast.inspection.images import SIDE
 
-    _write_strips(cache, indices, None, frames, SIDE, teacher, device, folder=None, sheet=path, quiet=quiet)
+    _write_strips(cache, indices, None, frames, SIDE, teacher, device, each={}, sheet=sheet, quiet=quiet)
 
 
 def _write_strips(
@@ -96,10 +114,11 @@ def _write_strips(
     teacher: str | None,
     device: str,
     *,
-    folder: Path | None,
-    sheet: Path,
+    each: Mapping[int, Output],
+    sheet: Output,
     quiet: bool,
 ) -> None:
+    """each: where the strip of a trajectory is written by itself; sheet: where all are."""
     torch_device = quiet_device(device)
     from secondcast.inspection.images import each_film_strip, shown_steps
     from secondcast.inspection.sheet import stacked
@@ -111,29 +130,16 @@ def _write_strips(
     strips = []
     with terminal(quiet).bar("film strips", total=len(indices), done=0, unit="trajectories") as bar:
         for trajectory, strip in each_film_strip(cache, found, indices, steps, device=torch_device, side=side):
-            if folder is not None:
-                write_picture(strip, folder / f"{trajectory.key}.png")
+            if trajectory.index in each:
+                file = each[trajectory.index]
+                file.write(picture_bytes(strip, file.path))
             strips.append(strip)
             bar.advance(1)
-    write_picture(stacked(strips), sheet)
+    sheet.write(picture_bytes(stacked(strips), sheet.path))
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in _PICTURES and not path.is_dir()
-
-
-def _check_picture_or_folder(path: Path) -> None:
-    """Before anything is loaded: a folder can be made, or the file can be written."""
-    if _is_picture(path):
-        _check_writable(path)
-    else:
-        check_folder(path)
-
-
-def _check_writable(path: Path) -> None:
-    from secondcast.evaluation.results import check_writable
-
-    check_writable(path)
+    return path.suffix.lower() in PICTURES and not path.is_dir()
 
 
 def inspect_compare(
@@ -151,6 +157,7 @@ def inspect_compare(
     ] = "cache",
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of each call of the transformer.")] = 8,
     verify: Verify = "once",
+    overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -163,10 +170,9 @@ def inspect_compare(
 
     if not student:
         raise BadSettings("inspect compare needs --student RUN: a run folder or an export, once for each student")
-    if out_file.suffix.lower() not in _PICTURES:
-        raise BadSettings(f"--out is {out_file}, expected a picture such as compare.png")
+    check_picture(out_file, "--out")
     check_outside(out_file, cache)
-    _check_writable(out_file)
+    sheet = OutputFile.open(out_file, overwrite=overwrite)
     opened = Cache.open(cache, verify=verify)
     torch_device = quiet_device(device)
     from secondcast.evaluation.cache_scoring import CacheScoring
@@ -182,7 +188,7 @@ def inspect_compare(
         opened, names, chosen, teacher, settings, device=torch_device, progress=terminal(quiet)
     )  # fmt: skip
     facts = compared_facts(compared)
-    write_picture(comparison_sheet(compared, facts), out_file)
+    sheet.write(picture_bytes(comparison_sheet(compared, facts), out_file))
     if as_json:
         print(json.dumps(facts | {"picture": str(out_file)}, indent=1, ensure_ascii=False))
         return

@@ -5,16 +5,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from secondcast.commands.resolve import (
-    CachePath,
-    Device,
-    Quiet,
-    check_outside,
-    out,
-    quiet_device,
-    resolve_teacher,
-    terminal,
-)
+from secondcast.commands.shell.outputs import Output, OutputFile, Overwrite, check_outside
+from secondcast.commands.shell.resolve import CachePath, Device, Quiet, out, quiet_device, resolve_teacher, terminal
 from secondcast.storage_schemas.errors import BadSettings
 
 
@@ -55,10 +47,13 @@ def inspect_report(
         Literal["cache", "bfloat16", "float32"], typer.Option(help="cache: as recorded.")
     ] = "cache",
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of each call of the transformer.")] = 8,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Write one HTML file about a cache: its prompts and norms, film strips, students by step, and what is damaged.
+
+    An earlier report of the same cache is replaced.
 
     Example: secondcast inspect report my-cache --student my-run --out report.html
     """
@@ -67,7 +62,15 @@ def inspect_report(
         frames=frames, side=side, evaluate=evaluate, closed_loop=closed_loop, norms=norms, verify=verify, seed=seed,
         teacher=teacher, backbone=backbone, backbone_dtype=backbone_dtype, batch_size=batch_size,
     )  # fmt: skip
-    out.print(write_report(cache, out_file, flags, device=device, quiet=quiet), markup=False)
+    check_outside(out_file, cache)
+    page = OutputFile.open(out_file, overwrite=overwrite, own=lambda found: _is_report_of(found, cache))
+    out.print(write_report(cache, page, flags, device=device, quiet=quiet), markup=False)
+
+
+def _is_report_of(page: bytes, cache: str) -> bool:
+    from secondcast.inspection.report.page import cache_id, cache_id_of
+
+    return cache_id_of(page) == cache_id(cache)
 
 
 def count_of_strips(text: str) -> int | None:
@@ -79,16 +82,11 @@ def count_of_strips(text: str) -> int | None:
     return int(text)
 
 
-def write_report(cache: str, path: Path, flags: dict[str, Any], *, device: str, quiet: bool) -> str:
+def write_report(cache: str, page: Output, flags: dict[str, Any], *, device: str, quiet: bool) -> str:
     """Gather, render and write a report, whole or not at all; a line on what it holds."""
-    from secondcast.evaluation.results import check_writable
-
-    check_outside(path, cache)
-    check_writable(path)
     torch_device = quiet_device(device)
     from secondcast.inspection.report.page import render
     from secondcast.inspection.report.report import ReportSettings, report_data
-    from secondcast.storage_schemas.io import durable
     from secondcast.storage_schemas.progress import size_text
 
     progress = terminal(quiet)
@@ -97,9 +95,9 @@ def write_report(cache: str, path: Path, flags: dict[str, Any], *, device: str, 
     )
     for note in data["notes"]:
         progress.say(note)
-    page = render(data).encode()
-    durable.replace(path, page)
-    return f"{path}: {size_text(len(page))}, {_contents(data)}"
+    written = render(data).encode()
+    page.write(written)
+    return f"{page.path}: {size_text(len(written))}, {_contents(data)}"
 
 
 def _contents(data: dict[str, Any]) -> str:

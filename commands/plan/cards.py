@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from secondcast.commands.resolve import POCKET, out, print_table, quiet_device, resolve_teacher
+from secondcast.commands.shell.resolve import POCKET, out, print_table, quiet_device, resolve_teacher
 from secondcast.storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:

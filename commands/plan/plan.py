@@ -1,6 +1,7 @@
 """`secondcast plan build`: bytes, hours and memory before they are spent."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -21,7 +22,8 @@ from secondcast.commands.plan.cards import (
     rate_of,
 )
 from secondcast.commands.plan.train import plan_train
-from secondcast.commands.resolve import Json, Settings, out, print_table, teacher_names
+from secondcast.commands.shell.resolve import Json, Settings, out, print_table, teacher_names
+from secondcast.storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
     from secondcast.models.cost.cards import Card
@@ -72,7 +74,7 @@ def plan_build(
     gpu: Gpu = None,
     tflops: Tflops = None,
     gpus: Annotated[int, typer.Option(min=1, help="Number of such cards.")] = 1,
-    disk: Annotated[str | None, typer.Option(help="Where the cache shall lie: is there room?")] = None,
+    disk: Annotated[str | None, typer.Option(help="A folder on the disk of the cache to come: is there room?")] = None,
     as_json: Json = False,
     settings: Settings = None,
 ) -> None:
@@ -89,6 +91,8 @@ def plan_build(
         format=format, codec=codec, latents=latents, embeddings=embeddings, height=height, width=width,
         text_length=text_length, pooled=pooled, schedule=schedule, quantize=quantize,
     )  # fmt: skip
+    if disk is not None and not Path(disk).exists():
+        raise BadSettings(f"--disk {disk} is not here: expected a folder that exists, on the disk of the cache to come")
     card = named_card(gpu, tflops)
     manifest, folder, configs = outline(teacher, count, flags)
     rate = rate_of(card, tflops, dtype)

@@ -23,7 +23,7 @@ from secondcast.commands.plan.cards import (
     print_gpu,
     rate_of,
 )
-from secondcast.commands.resolve import Json, Settings, out, print_table, quiet_device, student_source
+from secondcast.commands.shell.resolve import Json, Settings, out, print_table, quiet_device, student_source
 from secondcast.commands.train.train import asked_of_flags, asked_of_recipe, is_given, named_places
 from secondcast.storage_schemas.errors import BadSettings
 from secondcast.storage_schemas.progress import duration_text

@@ -1,14 +1,15 @@
 """`secondcast train`: phase 2."""
 
+import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from secondcast.commands.resolve import (
+from secondcast.commands.shell.resolve import (
     Device,
     Quiet,
     Settings,
@@ -27,7 +28,10 @@ from secondcast.storage_schemas.errors import BadSettings
 if TYPE_CHECKING:
     from secondcast.models.teacher.context_projection import ContextProjection
     from secondcast.models.teacher.folder import TeacherFolder
+    from secondcast.storage_schemas.formats.local_copy import LocalCopy
     from secondcast.trainer.settings import TrainSettings
+
+LOCAL_COPY_GIB = 64.0
 
 
 def train(
@@ -140,9 +144,10 @@ def train(
     seed: Annotated[int, typer.Option(help="Of the order of the records, of dropout and of random weights.")] = 0,
     verify: Verify = "once",
     local_copy: Annotated[
-        Path | None, typer.Option(help="Folder here for shard files of a cache that lies on an object store.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep shard files of caches on an object store in DIR/secondcast-shards/."),
     ] = None,
-    local_copy_gib: Annotated[float, typer.Option(min=0.001, help="Largest size of it, GiB.")] = 64.0,
+    local_copy_gib: Annotated[float, typer.Option(min=0.001, help="Largest size of it, GiB.")] = LOCAL_COPY_GIB,
     log_to: Annotated[
         list[str] | None,
         typer.Option(metavar="PLACE", help="Show the metrics there too: tensorboard, wandb; may be repeated."),
@@ -190,7 +195,7 @@ def train(
         raise BadSettings("no cache is given: give --cache, the folder that `secondcast build` made")
     train_run(
         run, asked, places, backbone=backbone, device=device, quiet=quiet, verify=verify, local_copy=local_copy,
-        local_copy_bytes=int(local_copy_gib * 2**30), accept_floor=accept_floor, shard_student=shard_student,
+        local_copy_gib=local_copy_gib, accept_floor=accept_floor, shard_student=shard_student,
         log_to=log_to or (), fit=fit, held=stated_options(asked, None if recipe is not None else given),
         recipe=recipe is not None,
     )  # fmt: skip
@@ -206,7 +211,7 @@ def train_run(
     quiet: bool = False,
     verify: Literal["off", "once", "always"] = "once",
     local_copy: Path | None = None,
-    local_copy_bytes: int = 64 * 2**30,
+    local_copy_gib: float = LOCAL_COPY_GIB,
     accept_floor: bool = False,
     shard_student: bool = False,
     log_to: Sequence[str] = (),
@@ -226,10 +231,9 @@ def train_run(
     mirrors, source = mirror_names(log_to), student_source(asked.student)
     from secondcast.storage_schemas.reader import Cache
 
-    caches = {
-        name: Cache.open(place, verify=verify, local_copy=local_copy, local_copy_bytes=local_copy_bytes)
-        for name, place in places.items()
-    }
+    progress = terminal(quiet)
+    copies = None if local_copy is None else _local_copy(local_copy, local_copy_gib, progress.say)
+    caches = {name: Cache.open(place, verify=verify, local_copy=copies) for name, place in places.items()}
     torch_device = launched_device(device, launched.local_number)
     from secondcast.models.device import total_bytes
     from secondcast.models.teacher.folder import REPLAY_PARTS
@@ -246,7 +250,6 @@ def train_run(
         teacher = resolve_teacher(name, REPLAY_PARTS)
     elif asked.teacher_use == "context_embedder":
         teacher = resolve_context_projection(name, recorded.teacher)
-    progress = terminal(quiet)
     with joined(launched.worker.number, launched.worker.count, torch_device, sharded=shard_student) as processes:
         if launched.by and processes.is_first:
             progress.say(f"{processes.ranks} processes (by {launched.by}) divide each batch")
@@ -265,6 +268,14 @@ def train_run(
             raise out_of_memory(asked, make_costs, run, recipe=recipe) from error
     if processes.is_first:
         out.print(f"{run}: student trained for {trained:,} steps", markup=False)
+
+
+def _local_copy(place: Path, limit_gib: float, say: Callable[[str], None]) -> "LocalCopy":
+    if not math.isfinite(limit_gib):
+        raise BadSettings(f"--local-copy-gib is {limit_gib}, expected a number of GiB such as {LOCAL_COPY_GIB:g}")
+    from secondcast.storage_schemas.formats.local_copy import LocalCopy
+
+    return LocalCopy.open(place, limit_bytes=int(limit_gib * 2**30), say=say)
 
 
 def asked_of_flags(student: str | None, budget: str | None, flags: dict[str, Any]) -> "TrainSettings":

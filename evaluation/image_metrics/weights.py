@@ -37,7 +37,7 @@ class Weights:
 
         model_type: as config.json states it. Without a network, what was fetched before is taken.
         """
-        folder = Path(source).expanduser()
+        folder = Path(source)
         if folder.is_dir():
             path, revision = folder, _files_digest(folder)
         else:

@@ -34,7 +34,7 @@ class PictureSettings(Flags):
     width: int = Field(ge=1)
     steps: int = Field(ge=1)
     schedule: Literal["pipeline"]
-    guidance: float | None = Field(ge=0)
+    guidance: float | None = Field(ge=0, le=1e6)
     seed: int = Field(ge=0, lt=2**63)
     dtype: Literal["bfloat16", "float32"]
     pooled: Pooled
@@ -74,7 +74,7 @@ class PictureFolder:
             opened._read_index()
         elif folder.is_file():
             raise BadSettings(f"{folder} is a file, expected a folder for pictures: give another --out")
-        elif folder.exists() and any(not _is_leftover(file) for file in folder.iterdir()):
+        elif folder.exists() and any(not durable.is_temporary(file.name) for file in folder.iterdir()):
             raise BadSettings(f"{folder} holds other files and no {SETTINGS_FILE}: give a new folder with --out")
         else:
             durable.replace(file, (settings.model_dump_json(indent=1) + "\n").encode())
@@ -159,10 +159,6 @@ def picture_name(number: int, prompt: str) -> str:
     plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
     slug = "-".join(re.findall(r"[a-z0-9]+", plain))[:_LONGEST_SLUG].strip("-")
     return f"{number:06d}-{slug}.png" if slug else f"{number:06d}.png"
-
-
-def _is_leftover(file: Path) -> bool:
-    return file.name.startswith(".") and file.suffix == ".tmp"
 
 
 def _line(entry: IndexEntry) -> str:

@@ -1,7 +1,7 @@
-"""Plots of results, by matplotlib (the extra `plots`), without a screen."""
+"""Plots of results as PNG files, by matplotlib (the extra `plots`), without a screen."""
 
+import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ def check_plotting() -> None:
         ) from error
 
 
-def plot_scaling(table: Table, file: Path, *, baselines: Sequence[str] = ()) -> None:
+def plot_scaling(table: Table, *, baselines: Sequence[str] = ()) -> bytes:
     """Score against parameters, a panel for each dimension; rows named in `baselines` are lines across.
 
     The paper's figure of scaling down: students as points with 95 % intervals, the teacher above them.
@@ -63,7 +63,7 @@ def plot_scaling(table: Table, file: Path, *, baselines: Sequence[str] = ()) -> 
     panels[0].legend(fontsize=6)
     figure.supxlabel("parameters")
     figure.supylabel("score")
-    _save(figure, file)
+    return _png(figure)
 
 
 def beside(parameters: list[int]) -> list[float]:
@@ -76,7 +76,7 @@ def beside(parameters: list[int]) -> list[float]:
     return places
 
 
-def plot_step_errors(curves: Mapping[str, Sequence[float]], file: Path, *, sigmas: Sequence[float]) -> None:
+def plot_step_errors(curves: Mapping[str, Sequence[float]], *, sigmas: Sequence[float]) -> bytes:
     """Relative error of the prediction at each step, a curve for each name, over sigma: noise at the left."""
     figure, (panel,) = _figure(1, 1, scale=1.6)
     for number, (name, errors) in enumerate(curves.items()):
@@ -87,10 +87,10 @@ def plot_step_errors(curves: Mapping[str, Sequence[float]], file: Path, *, sigma
     panel.set(xlabel="sigma", ylabel="error / norm of the velocity", yscale="log")
     panel.invert_xaxis()
     panel.legend(fontsize=7)
-    _save(figure, file)
+    return _png(figure)
 
 
-def plot_embeddings(embeddings: Mapping[str, Array], file: Path, *, seed: int = 0) -> None:
+def plot_embeddings(embeddings: Mapping[str, Array], *, seed: int = 0) -> bytes:
     """t-SNE (van der Maaten and Hinton 2008) of embeddings [N, D] of the same N texts by several encoders.
 
     One map for all of them: a student that learned the teacher's embedding lies on it.
@@ -111,7 +111,7 @@ def plot_embeddings(embeddings: Mapping[str, Array], file: Path, *, seed: int = 
         first += len(own)
     panel.set(xticks=[], yticks=[])
     panel.legend(fontsize=7)
-    _save(figure, file)
+    return _png(figure)
 
 
 def _figure(rows: int, columns: int, *, scale: float = 1.0) -> tuple[Any, list[Any]]:
@@ -125,6 +125,7 @@ def _figure(rows: int, columns: int, *, scale: float = 1.0) -> tuple[Any, list[A
     return figure, list(panels.flat)
 
 
-def _save(figure: Any, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
+def _png(figure: Any) -> bytes:
+    data = io.BytesIO()
+    figure.savefig(data, dpi=150, format="png")
+    return data.getvalue()

@@ -9,12 +9,19 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
+from secondcast.storage_schemas.io.digests import digest
+from secondcast.storage_schemas.io.folders import is_remote
+
 _PAGE = Path(__file__).parents[1] / "page"
 # One script in this order: what comes first is used by what comes later.
 SCRIPTS = (
     "elements.js", "view.js", "rows.js", "charts.js", "histograms.js", "table.js", "strips.js", "detail.js",
     "heat.js", "students.js", "report.js",
 )  # fmt: skip
+
+_CACHE = re.compile(rb'<meta name="secondcast-report" content="(\w+)">')
+# It stands before all that is long.
+_HEAD_BYTES = 4096
 
 
 def render(data: dict[str, Any]) -> str:
@@ -28,6 +35,7 @@ def render(data: dict[str, Any]) -> str:
     parts = {
         "policy": _policy(style, script),
         "title": html.escape(str(data["title"])),
+        "cache": cache_id(str(data["cache"])),
         "style": style,
         "script": script,
         "data": json_in_html(data),
@@ -35,6 +43,17 @@ def render(data: dict[str, Any]) -> str:
     template = (_PAGE / "report.html").read_text(encoding="utf-8")
     # In one pass: what stands for a part in the data is text.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+
+
+def cache_id(location: str) -> str:
+    """What a page names its cache, so that a later report of the same one may replace it; it tells no path."""
+    return digest(location if is_remote(location) else str(Path(location).resolve()))
+
+
+def cache_id_of(page: bytes) -> str | None:
+    """The cache of a page that `render` made; None for any other file."""
+    found = _CACHE.search(page[:_HEAD_BYTES])
+    return None if found is None else found[1].decode()
 
 
 def json_in_html(value: Any) -> str:

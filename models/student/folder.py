@@ -1,25 +1,80 @@
-"""Where the student of a run or an export lies, and whether a folder holds one: without torch, told at once."""
+"""Where the student of a run or an export is, and whether a folder holds one: without torch, so that it is known early.
+
+A checkpoint of a run is a folder RUN/checkpoint-<step> whose state.json names that step and that run. What else has
+such a name, a copy, a link, an archive, belongs to the user: it is neither read nor deleted.
+"""
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 from secondcast.storage_schemas.errors import BadStudent
+from secondcast.storage_schemas.io.digests import digest
 
 CHECKPOINT_PREFIX = "checkpoint-"
+STATE_FILE = "state.json"
 BEST_FILE = "best.json"
 PUBLISHED_CLASS = "T5EncoderWithProjection"
 STUDENT_KINDS = ("secondcast_student", "secondcast_encoder_student")
 """model_type of StudentConfig and of EncoderStudentConfig, whose modules are exported and import nothing of ours."""
+_NAME = re.compile(rf"{CHECKPOINT_PREFIX}(\d{{8,15}})")
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of the folder of the checkpoint after so many steps."""
+    return f"{CHECKPOINT_PREFIX}{step:08d}"
+
+
+def step_of(folder: Path) -> int | None:
+    """The step that the name of a checkpoint states; None for another name."""
+    found = _NAME.fullmatch(folder.name)
+    return int(found[1]) if found is not None and checkpoint_name(int(found[1])) == folder.name else None
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Checkpoint folders of a run, oldest first."""
-    return sorted(run.glob(f"{CHECKPOINT_PREFIX}*"))
+    """Checkpoint folders of a run, oldest first; those too whose state cannot be read, whose reader will say so."""
+    return [folder for folder in named_like_checkpoints(run) if is_of_run(folder) is not False]
+
+
+def named_like_checkpoints(run: Path) -> list[Path]:
+    """All that a run folder holds under the name of a checkpoint, by step."""
+    entries = [Path(entry) for entry in os.scandir(run)] if run.is_dir() else []
+    return sorted((entry for entry in entries if step_of(entry) is not None), key=lambda entry: step_of(entry) or 0)
+
+
+def is_of_run(folder: Path) -> bool | None:
+    """Whether the run of this folder wrote it as the checkpoint of its name; None where its state cannot be read."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    state = stated(folder)
+    if state is None:
+        return None
+    run = run_id(folder.parent)
+    return state.get("step") == step_of(folder) and (run is None or state.get("run") in (None, run))
+
+
+def stated(folder: Path) -> dict[str, Any] | None:
+    """What the state of a checkpoint says; None if it is missing, damaged, or cannot be read."""
+    try:
+        state = json.loads((folder / STATE_FILE).read_bytes())
+        if not isinstance(state, dict):
+            return None
+        sealed = state.pop("digest", None)
+        return state if sealed in (None, digest(state)) else None
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def run_id(run: Path) -> str | None:
+    """What a run's configuration names it; None where there is none that can be read."""
+    found = config_of(run).get("id")
+    return found if isinstance(found, str) and found else None
 
 
 def student_folder(path: Path) -> Path:
-    """Where the student of a run folder (its best checkpoint, else its last) or of an export lies."""
+    """Where the student of a run folder (its best checkpoint, else its last) or of an export is."""
     if path.is_file():
         raise BadStudent(
             f"{path} is one file, which holds neither a configuration nor a tokenizer: give the run folder, or an "
@@ -28,8 +83,13 @@ def student_folder(path: Path) -> Path:
     if not path.is_dir():
         raise _missing(path)
     found = checkpoints(path)
-    if (best := _best(path)) is not None:
-        return best / "student"
+    if (best := best_checkpoint(path)) is not None:
+        if not best[0].is_dir():
+            raise BadStudent(
+                f"{path / BEST_FILE} names {best[0].name}, which is not there: put it back, delete {BEST_FILE} for the "
+                f"last checkpoint, or give a checkpoint's student/ folder"
+            )
+        return best[0] / "student"
     if found:
         return found[-1] / "student"
     if (path / "metrics.jsonl").exists() or "settings" in config_of(path):
@@ -38,19 +98,30 @@ def student_folder(path: Path) -> Path:
     return path
 
 
-def _best(run: Path) -> Path | None:
-    """The best checkpoint that a run has noted; None where it notes none that is still there."""
+def best_checkpoint(run: Path) -> tuple[Path, float] | None:
+    """The checkpoint that a run has noted as its best, and its loss; None where it notes none.
+
+    Raises BadStudent for a note that cannot be read.
+    """
     marker = run / BEST_FILE
-    if not marker.is_file():
-        return None
     try:
-        best = run / str(json.loads(marker.read_bytes())["checkpoint"])
-    except (ValueError, LookupError, TypeError) as error:
+        note = json.loads(marker.read_bytes())
+        best, loss = run / str(note["checkpoint"]), float(note["loss"])
+        if best.parent == run and step_of(best) is not None:
+            return best, loss
+    except FileNotFoundError:
+        return None
+    except OSError as error:
         raise BadStudent(
-            f"{marker} is not what `secondcast train` wrote, so the best checkpoint is not known: delete it for the "
-            f"last one, or give a checkpoint's student/ folder"
+            f"{marker} cannot be read ({error.strerror}): it says which checkpoint is the best; make it readable for "
+            f"this user, or give a checkpoint's student/ folder"
         ) from error
-    return best if best.is_dir() else None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        pass
+    raise BadStudent(
+        f"{marker} is not what `secondcast train` wrote, so the best checkpoint is not known: delete it for the "
+        f"last one, or give a checkpoint's student/ folder"
+    )
 
 
 def is_published_form(config: dict[str, Any]) -> bool:
@@ -62,7 +133,7 @@ def config_of(folder: Path) -> dict[str, Any]:
     """config.json of a folder, empty where there is none that can be read."""
     try:
         found = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

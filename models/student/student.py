@@ -24,6 +24,7 @@ from secondcast.models.weights.checked_loading import load_checked
 from secondcast.models.weights.files import CheckpointSource, holds_weights
 from secondcast.models.weights.hub import local_weights
 from secondcast.storage_schemas.errors import BadStudent
+from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.schema.manifest import Teacher
 
 Student = SecondcastStudent | EncoderStudent
@@ -134,9 +135,10 @@ def save_student(student: Student, folder: Path, *, tokenizer: dict[str, bytes] 
     shutil.copyfile(file, folder / file.name)
     for file_name, data in sorted((tokenizer or {}).items()):
         (folder / file_name).write_bytes(data)
+    mode = durable.usual_mode(folder)
     for written in folder.iterdir():
         # safetensors writes files that only their owner can read.
-        written.chmod(0o644)
+        written.chmod(mode)
 
 
 def check_fits(student: Student, text_width: int, where: str) -> None:

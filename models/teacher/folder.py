@@ -157,7 +157,7 @@ def find_teacher(
 
     files: what of each part is fetched from the hub, as patterns.
     """
-    path = Path(name).expanduser()
+    path = Path(name)
     if path.is_file():
         raise BadTeacher(
             f"{name} is one file, expected a folder in the FluxPipeline layout or a hub name: a checkpoint in one "

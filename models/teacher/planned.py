@@ -15,7 +15,7 @@ def planned_teacher(name: str) -> tuple[TeacherFolder, str]:
     name: a folder in the FluxPipeline layout (configurations suffice), or FLUX.1-dev or FLUX.1-schnell with or without
     the owner's name. Raises BadTeacher.
     """
-    if Path(name).expanduser().is_dir():
+    if Path(name).is_dir():
         folder = find_teacher(name, BUILD_PARTS)
         return folder, f"configuration files in {folder.path}"
     known = {folder.name.lower(): folder for folder in sorted(_CONFIGS.iterdir())}

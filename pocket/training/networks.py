@@ -153,5 +153,6 @@ def save_pipeline(
     pipeline.save_pretrained(folder)
     weights = sorted(folder.glob("*/*.safetensors"))
     for path in weights:
-        path.chmod(0o644)
+        # safetensors writes files that only their owner can read.
+        path.chmod((folder / "model_index.json").stat().st_mode & 0o777)
     return weights

@@ -40,6 +40,15 @@ FLOW = StageSettings(name="flow", steps=5200, batch=32, learning_rate=2e-3, aver
 GUIDANCE = StageSettings(name="guidance", steps=400, batch=32, learning_rate=1e-3, averaging=0.99)
 
 
+COMMAND = "python -m secondcast.pocket.training.train"
+RECIPE_FILE = "recipe.json"
+_CONFIGURATIONS = (
+    *(f"{part}/config.json" for part in ("text_encoder", "text_encoder_2", "transformer", "vae")),
+    *(f"{part}/{name}.json" for part in ("tokenizer", "tokenizer_2") for name in ("tokenizer", "tokenizer_config")),
+    "scheduler/scheduler_config.json",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that shapes the weights, and the exam that is recorded with them."""
@@ -125,7 +134,7 @@ def record(
     digests = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in weights}
     libraries = ("torch", "diffusers", "transformers", "tokenizers", "safetensors", "numpy")
     content = {
-        "command": "python -m secondcast.pocket.training.train",
+        "command": COMMAND,
         "recipe": asdict(recipe),
         "sha256": digests,
         "heldout_scores": {"captions": recipe.exam_captions, "steps": STEPS, **scores},
@@ -134,18 +143,48 @@ def record(
         "machine": platform.machine(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
     }
-    (folder / "recipe.json").write_text(json.dumps(content, indent=2) + "\n")
+    (folder / RECIPE_FILE).write_text(json.dumps(content, indent=2) + "\n")
+
+
+class FolderError(ValueError):
+    """A folder to write holds what this run did not write."""
+
+
+def check_replaceable(out: Path, work: Path) -> None:
+    """Raise FolderError where the folder to write, or that of the states, holds files that others wrote."""
+    if out.exists() and not (out.is_dir() and (_is_teacher(out) or not any(out.iterdir()))):
+        raise FolderError(f"{out} exists and is no teacher that this script made: give another --out, or move it away")
+    if work.exists() and not (work.is_dir() and ((work / RECIPE_FILE).is_file() or not any(work.iterdir()))):
+        raise FolderError(f"{work} exists and holds no states of this script: move it away, or give another --out")
+
+
+def _is_teacher(folder: Path) -> bool:
+    """Whether all of a folder is a teacher as this script wrote it."""
+    try:
+        recorded = json.loads((folder / RECIPE_FILE).read_bytes())
+        own = recorded["command"] == COMMAND and all(
+            hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+            for name, digest in recorded["sha256"].items()
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    return own and files <= {"model_index.json", RECIPE_FILE, *recorded["sha256"], *_CONFIGURATIONS}
 
 
 def make_teacher(recipe: Recipe, out: Path, say: Callable[[str], None] = print) -> None:
-    """Train, examine and record a teacher at `out`; goes on from what a killed run left."""
+    """Train, examine and record a teacher at `out`; goes on from what a killed run left.
+
+    Raises FolderError for states of another recipe, and where files of others would be lost.
+    """
     work = out.with_name(out.name + ".partial")
+    check_replaceable(out, work)
     folder = work / "teacher"
     work.mkdir(parents=True, exist_ok=True)
-    settings = work / "recipe.json"
+    settings = work / RECIPE_FILE
     wanted = json.dumps(asdict(recipe), indent=2)
     if settings.exists() and settings.read_text() != wanted:
-        raise ValueError(
+        raise FolderError(
             f"{work}: found states of another recipe than the one asked for; a run goes on only with its own. "
             "Give the same settings again, or delete that folder"
         )
@@ -155,10 +194,15 @@ def make_teacher(recipe: Recipe, out: Path, say: Callable[[str], None] = print) 
     scores = examine(recipe, folder, say) if recipe.exam_captions else {}
     clock.note("exam")
     record(recipe, folder, weights, scores, clock)
+    check_replaceable(out, work)
     if out.exists():
         shutil.rmtree(out)
     folder.rename(out)
-    shutil.rmtree(work)
+    stages = (recipe.autoencoder, recipe.decoder, recipe.text, recipe.flow, recipe.guidance)
+    for name in (*(f"{stage.name}.pt" for stage in stages), clock.path.name, RECIPE_FILE):
+        (work / name).unlink(missing_ok=True)
+    if not any(work.iterdir()):
+        work.rmdir()
 
 
 def main() -> None:
@@ -169,9 +213,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     started = time.monotonic()
-    make_teacher(
-        Recipe(), arguments.out, lambda line: print(f"{time.monotonic() - started:6.0f} s  {line}", flush=True)
-    )
+    try:
+        make_teacher(
+            Recipe(), arguments.out, lambda line: print(f"{time.monotonic() - started:6.0f} s  {line}", flush=True)
+        )
+    except FolderError as error:
+        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 import threading
 from typing import Literal, Protocol
 
-from secondcast.storage_schemas.errors import DamagedCache, NotInCache
+from secondcast.storage_schemas.errors import DamagedCache, NotInCache, UnreadableFileError
+from secondcast.storage_schemas.formats.local_copy import LocalCopy
 from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.io.folders import Files
 from secondcast.storage_schemas.schema.commits import CommitRecord, FileRecord, Records
@@ -32,10 +33,10 @@ class MemoryFiles:
 
 
 class CommittedFiles:
-    """The committed files of a cache. Safe to read from several threads."""
+    """The committed files of a cache, read through copies on this machine where there are any. Safe in threads."""
 
-    def __init__(self, folder: Files, records: Records, *, verify: Verify) -> None:
-        self._folder, self._records, self._verify = folder, records, verify
+    def __init__(self, folder: Files, records: Records, *, verify: Verify, local_copy: LocalCopy | None = None) -> None:
+        self._folder, self._records, self._verify, self._local_copy = folder, records, verify, local_copy
         self._touched: set[str] = set()
         self._lock = threading.Lock()
 
@@ -51,16 +52,30 @@ class CommittedFiles:
             return self._whole(file, record)[begin:end]
         if path not in self._touched:
             whole = self._whole(file, record) if self._verify == "once" else None
-            if whole is None:
+            if whole is None and self._part_here(file, 0, 0) is None:
                 self.check(file, record, checksum=False)
             with self._lock:
                 self._touched.add(path)
             if whole is not None:
                 return whole[begin:end]
-        data = self._read(file, record, begin, end)
+        data = self._part(file, record, begin, end)
         if len(data) != end - begin:
             raise damaged(self._folder, file, record, f"gave {len(data)} bytes of {end - begin} at {begin}")
         return data
+
+    def _part(self, file: FileRecord, record: CommitRecord, begin: int, end: int) -> bytes:
+        data = self._part_here(file, begin, end)
+        if data is not None and len(data) == end - begin:
+            return data
+        if self._local_copy is not None and self._local_copy.takes(file):
+            return self._through(self._local_copy, file, record)[begin:end]
+        return self._read(file, record, begin, end)
+
+    def _part_here(self, file: FileRecord, begin: int, end: int) -> bytes | None:
+        return None if self._local_copy is None else self._local_copy.part(file, begin, end)
+
+    def _through(self, local_copy: LocalCopy, file: FileRecord, record: CommitRecord) -> bytes:
+        return local_copy.whole(file, lambda: self._read(file, record, 0, None))
 
     def check(self, file: FileRecord, record: CommitRecord, *, checksum: bool) -> None:
         """Compare a file with its record; DamagedCache names the shard and the way out."""
@@ -74,7 +89,10 @@ class CommittedFiles:
             raise damaged(self._folder, file, record, f"has {size} bytes, expected {file.bytes}")
 
     def _whole(self, file: FileRecord, record: CommitRecord) -> bytes:
-        data = self._read(file, record, 0, None)
+        if self._local_copy is not None:
+            data = self._through(self._local_copy, file, record)
+        else:
+            data = self._read(file, record, 0, None)
         if len(data) != file.bytes:
             raise damaged(self._folder, file, record, f"has {len(data)} bytes, expected {file.bytes}")
         if (found := xxh3_128(data)) != file.xxh3_128:
@@ -86,6 +104,11 @@ class CommittedFiles:
             return self._folder.read(file.path, begin, end)
         except FileNotFoundError as error:
             raise damaged(self._folder, file, record, "is missing") from error
+        except PermissionError as error:
+            raise UnreadableFileError(
+                f"{self._folder}/{file.path} cannot be read ({error.strerror}): it is not known to be damaged; make it "
+                f"readable for this user"
+            ) from error
         except OSError as error:
             raise damaged(self._folder, file, record, f"cannot be read ({error.strerror})") from error
 

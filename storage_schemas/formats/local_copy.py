@@ -1,91 +1,135 @@
-"""A read-through copy, on this machine, of the shard files of a cache that lies elsewhere; bounded in bytes.
+"""Copies, on this machine, of the shard files of caches that are elsewhere; bounded in bytes.
 
-Files are kept under their checksum: one copy serves every cache that holds the same bytes, and none can be stale.
+They are kept in a folder of their own below the one that is given, under their checksum: one copy serves every cache
+that holds the same bytes, and none can be stale. Nothing outside of that folder is touched.
 """
 
 import os
+import re
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
+from secondcast.storage_schemas.errors import BadSettings
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.io.digests import xxh3_128
-from secondcast.storage_schemas.io.folders import Folder
-from secondcast.storage_schemas.schema.commits import Records
+from secondcast.storage_schemas.schema.commits import FileRecord
+
+OWN_FOLDER = "secondcast-shards"
+_NAME = re.compile(r"[0-9a-f]{32}")
 
 
 class LocalCopy:
-    """Reads whole shard files once and then from `path`; the longest unused go first. Safe in threads and processes."""
+    """Keeps shard files that were read from elsewhere, whole; the longest unused go first. Safe in threads, processes.
 
-    def __init__(self, folder: Folder, records: Records, path: Path, *, limit_bytes: int) -> None:
-        self._folder, self._records, self._path, self._limit = folder, records, path, limit_bytes
+    Trouble here is no damage of a cache: a copy with other bytes is deleted, and where files cannot be read or written
+    here, one line says so and they come from the cache itself.
+    """
+
+    def __init__(self, folder: Path, *, limit_bytes: int, say: Callable[[str], None]) -> None:
+        """folder: see `open`. say: takes the line about trouble, once."""
+        self.folder, self._limit, self._say = folder, limit_bytes, say
         self._lock = threading.Lock()
         self._fetching: dict[str, threading.Lock] = {}
+        self._reads, self._writes = True, True
 
-    def __str__(self) -> str:
-        return str(self._folder)
+    @classmethod
+    def open(cls, place: Path, *, limit_bytes: int, say: Callable[[str], None]) -> Self:
+        """Copies in a folder below `place`, which is made; BadSettings where it cannot be made or written."""
+        opened = cls(place / OWN_FOLDER, limit_bytes=limit_bytes, say=say)
+        try:
+            opened.folder.mkdir(parents=True, exist_ok=True)
+            durable.remove_leftovers(opened.folder)
+            durable.usual_mode(opened.folder)
+        except OSError as error:
+            raise BadSettings(
+                f"--local-copy {place} cannot be used ({error.strerror}): expected a folder that can be written, whose "
+                f"{OWN_FOLDER}/ holds the copies; give another one, or leave it out"
+            ) from error
+        return opened
 
-    def size(self, path: str) -> int | None:
-        """See Folder."""
-        local = self._local(path)
-        if local is not None and local.is_file():
-            return local.stat().st_size
-        return self._folder.size(path)
-
-    def read(self, path: str, begin: int = 0, end: int | None = None) -> bytes:
-        """See Folder; a file is fetched whole at its first touch, unless it is larger than the limit."""
-        local = self._local(path)
-        if local is None:
-            return self._folder.read(path, begin, end)
-        for fetched in (False, True):
-            try:
-                return _read_local(local, begin, end)
-            except FileNotFoundError:
-                if fetched or not self._fetch(path, local):
-                    break
-        return self._folder.read(path, begin, end)
-
-    def _local(self, path: str) -> Path | None:
-        owner = self._records.owner(path)
-        return None if owner is None or owner[0].bytes > self._limit else self._path / owner[0].xxh3_128
-
-    def _fetch(self, path: str, local: Path) -> bool:
-        """Copy a file here if its bytes are what the record says; whether they are."""
+    def whole(self, file: FileRecord, read: Callable[[], bytes]) -> bytes:
+        """A whole file: from here if its bytes are what the record says, else by `read`; then it is kept."""
         with self._lock:
-            fetching = self._fetching.setdefault(local.name, threading.Lock())
+            fetching = self._fetching.setdefault(file.xxh3_128, threading.Lock())
         with fetching:
-            if local.is_file():
-                return True
-            data = self._folder.read(path)
-            if xxh3_128(data) != local.name:
-                return False
-            self._path.mkdir(parents=True, exist_ok=True)
+            data = self.part(file, 0, None)
+            if data is not None:
+                if xxh3_128(data) == file.xxh3_128:
+                    return data
+                self._delete(self.folder / file.xxh3_128)
+            data = read()
+            self._keep(file, data)
+            return data
+
+    def part(self, file: FileRecord, begin: int, end: int | None) -> bytes | None:
+        """Bytes [begin, end) of a file that is kept here; None if it is not, or cannot be read."""
+        if not self._reads or not self.takes(file):
+            return None
+        try:
+            return _read(self.folder / file.xxh3_128, begin, end)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._reads = self._writes = False
+            self._off(error)
+            return None
+
+    def takes(self, file: FileRecord) -> bool:
+        """Whether a file is small enough to be kept, and its checksum one that can be a name."""
+        return file.bytes <= self._limit and _NAME.fullmatch(file.xxh3_128) is not None
+
+    def _keep(self, file: FileRecord, data: bytes) -> None:
+        if not self._writes or not self.takes(file) or xxh3_128(data) != file.xxh3_128:
+            return
+        try:
             self._make_room(len(data))
-            durable.replace(local, data)
-            return True
+            durable.replace(self.folder / file.xxh3_128, data)
+        except OSError as error:
+            # What is here can still be read.
+            self._writes = False
+            self._off(error)
+
+    def _off(self, error: OSError) -> None:
+        what = "copies are kept" if self._reads else "copy is read"
+        self._say(
+            f"no further {what} in --local-copy {self.folder.parent} ({error.strerror}): shard files are read from the "
+            f"cache itself"
+        )
 
     def _make_room(self, needed_bytes: int) -> None:
         with self._lock:
             kept = []
-            for file in self._path.iterdir():
-                try:
-                    kept.append((file.stat().st_mtime_ns, file.stat().st_size, file))
-                except FileNotFoundError:
-                    continue
+            for file in os.scandir(self.folder):
+                with suppress(FileNotFoundError):
+                    if _NAME.fullmatch(file.name) and file.is_file(follow_symlinks=False):
+                        kept.append((file.stat().st_mtime_ns, file.stat().st_size, Path(file)))
             total = sum(size for _, size, _ in kept) + needed_bytes
-            for _, size, file in sorted(kept):
+            for _, size, path in sorted(kept):
                 if total <= self._limit:
                     return
-                file.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
                 total -= size
 
+    def _delete(self, path: Path) -> None:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
-def _read_local(local: Path, begin: int, end: int | None) -> bytes:
-    descriptor = os.open(local, os.O_RDONLY)
+
+def _read(path: Path, begin: int, end: int | None) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        # The time of the last use, by which the longest unused are found.
-        os.utime(descriptor)
+        with suppress(OSError):
+            # The time of the last use, by which the longest unused are found; not of another user's file.
+            os.utime(descriptor)
         size = os.fstat(descriptor).st_size
         length = (size if end is None else min(end, size)) - begin
-        return os.pread(descriptor, max(0, length), begin)
+        data = os.pread(descriptor, max(0, length), begin)
+        # One call gives at most 2 GiB.
+        while 0 < len(data) < length and (more := os.pread(descriptor, length - len(data), begin + len(data))):
+            data += more
+        return data
     finally:
         os.close(descriptor)

@@ -4,9 +4,11 @@ A name never shows a half-written file. `publish` creates and never replaces, so
 one wins and the other is told.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import socket
 import time
@@ -14,9 +16,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import IO
+
+from secondcast.storage_schemas.errors import StoreFails
 
 LEFTOVER_SECONDS = 86_400.0
 """A temporary file of another machine that is older belongs to a writer that died there."""
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d{1,10})-[0-9a-f]{8}\.tmp", re.DOTALL)
+# What file systems answer that lack an operation: exFAT, SMB, 9p and FUSE differ.
+_UNSUPPORTED = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.EMLINK}
 
 
 def _write_temporary(path: Path, data: bytes | memoryview) -> Path:
@@ -48,8 +56,10 @@ def sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        _name(error, path)
-        raise
+        # Some file systems write folders at once, and refuse to be asked for it.
+        if not (error.errno in _UNSUPPORTED and path.is_dir()):
+            _name(error, path)
+            raise
     finally:
         os.close(descriptor)
 
@@ -69,7 +79,7 @@ def publish(path: Path, data: bytes | memoryview) -> bool:
     """Put `data` under `path` if nothing is there; False, and nothing changed, if something is."""
     temporary = _write_temporary(path, data)
     try:
-        os.link(temporary, path)
+        _link(temporary, path)
     except FileExistsError:
         return False
     finally:
@@ -78,16 +88,63 @@ def publish(path: Path, data: bytes | memoryview) -> bool:
     return True
 
 
+def _link(temporary: Path, path: Path) -> None:
+    """Give a file a second name; FileExistsError if the name is taken."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        # Without hard links nothing creates a whole file exclusively. Builders hold the lock of the folder meanwhile.
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        temporary.replace(path)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a lock on a folder against other processes; it is given up when the process ends, however it ends."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor, folder)
         yield
     finally:
         os.close(descriptor)
+
+
+def lock(file: int | IO[str], where: Path, *, wait: bool = True) -> None:
+    """Take the lock of an open file or folder until it is closed.
+
+    wait: until another process gives the lock up; without it BlockingIOError where another one holds it.
+    StoreFails on a file system that has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            _name(error, where)
+            raise
+        raise StoreFails(
+            f"{where} is on a file system without locks (flock: {error.strerror}): two processes could write over each "
+            f"other there; give a folder on another disk, and copy it here when it is finished"
+        ) from error
+
+
+def usual_mode(folder: Path) -> int:
+    """The permissions of a file that is created in a folder, as the umask and the folder have it.
+
+    safetensors creates files that their owner alone can read.
+    """
+    probe = folder / f".mode.{_machine_token()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return os.fstat(descriptor).st_mode & 0o777
+    finally:
+        os.close(descriptor)
+        probe.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> int:
@@ -99,17 +156,23 @@ def remove_leftovers(folder: Path) -> int:
     removed = 0
     for leftover in folder.rglob(".*.tmp"):
         with suppress(FileNotFoundError):
-            if _is_left_over(leftover):
+            if leftover.is_file() and _is_left_over(leftover):
                 leftover.unlink()
                 removed += 1
     return removed
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file name is that of a temporary file of this module."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 def _is_left_over(temporary: Path) -> bool:
-    *machine, process, _ = ["", *temporary.name.rsplit(".", 2)[-2].split("-")]
-    if not process.isdigit():
+    found = _TEMPORARY.fullmatch(temporary.name)
+    if found is None:
         return False
-    if machine[-1] in ("", _machine_token()):
+    machine, process = found.groups()
+    if machine == _machine_token():
         return not is_alive(int(process))
     return time.time() - temporary.stat().st_mtime > LEFTOVER_SECONDS
 
@@ -132,7 +195,7 @@ def is_alive(process: int) -> bool:
     """Whether a process of this machine is there."""
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -75,7 +75,7 @@ class LocalFolder:
     def entries(self) -> list[str]:
         """See Folder."""
         names = (entry.name for entry in self.path.iterdir()) if self.path.is_dir() else ()
-        return sorted(name for name in names if not _is_temporary(name))
+        return sorted(name for name in names if not durable.is_temporary(name))
 
     def read(self, path: str, begin: int = 0, end: int | None = None) -> bytes:
         """See Folder."""
@@ -98,7 +98,7 @@ class LocalFolder:
     def names(self, under: str = "") -> list[str]:
         """See Folder."""
         files = (file for file in (self.path / under).rglob("*") if file.is_file())
-        return sorted(file.relative_to(self.path).as_posix() for file in files if not _is_temporary(file.name))
+        return sorted(file.relative_to(self.path).as_posix() for file in files if not durable.is_temporary(file.name))
 
     def replace(self, path: str, data: bytes) -> None:
         """See Folder."""
@@ -134,10 +134,6 @@ class LocalFolder:
     def sweep(self) -> None:
         """See Folder."""
         durable.remove_leftovers(self.path)
-
-
-def _is_temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".tmp")
 
 
 def is_remote(location: Location) -> bool:

@@ -11,7 +11,7 @@ from secondcast.storage_schemas.errors import DamagedCache, NotACache, Secondcas
 from secondcast.storage_schemas.formats.by_manifest import format_of
 from secondcast.storage_schemas.formats.files import CommittedFiles
 from secondcast.storage_schemas.io.digests import xxh3_128
-from secondcast.storage_schemas.io.folders import Folder, Location, open_folder
+from secondcast.storage_schemas.io.folders import Folder, LocalFolder, Location, open_folder
 from secondcast.storage_schemas.maintenance.verify import (
     INDEX_PATH,
     Problem,
@@ -88,6 +88,7 @@ def _manifest(folder: Folder, source: Folder | None, files: list[str]) -> Manife
         if source is None:
             raise
         manifest = read_manifest(source)
+        _check_is_copy(folder, source)
         folder.replace(MANIFEST_FILE, source.read(MANIFEST_FILE))
         files.append(MANIFEST_FILE)
     if source is not None:
@@ -97,6 +98,23 @@ def _manifest(folder: Folder, source: Folder | None, files: list[str]) -> Manife
                 f"{shortened(ours)}; give a copy of the same build, or one that `secondcast convert` made equal"
             )
     return manifest
+
+
+def _check_is_copy(folder: Folder, source: Folder) -> None:
+    """Raise NotACache unless a folder without a readable manifest is new, or has a file of the copy, byte for byte."""
+    if isinstance(folder, LocalFolder) and folder.path.exists() and not folder.path.is_dir():
+        raise NotACache(f"{folder} is a file, expected the folder of a damaged cache: give that folder")
+    names = folder.names()
+    if names and not any(_same_file(folder, source, name) for name in names if name != MANIFEST_FILE):
+        raise NotACache(
+            f"{folder} holds {names[0]!r} and {len(names) - 1} more, none of which is a file of {source}, and no "
+            f"readable {MANIFEST_FILE}: it is no damaged copy of that cache; give that folder, or a new one"
+        )
+
+
+def _same_file(folder: Folder, source: Folder, name: str) -> bool:
+    size = source.size(name)
+    return size is not None and size == folder.size(name) and folder.read(name) == source.read(name)
 
 
 def _mend_files(folder: Folder, manifest: Manifest, source: Folder | None, report: Report) -> list[str]:

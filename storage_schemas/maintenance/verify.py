@@ -23,7 +23,7 @@ from secondcast.storage_schemas.schema.commits import (
     read_single_records,
     record_path,
 )
-from secondcast.storage_schemas.schema.journal import NEXT_FOLDER, NEXT_MANIFEST, is_pending, pending
+from secondcast.storage_schemas.schema.journal import NEXT_MANIFEST, is_pending, is_staged, pending
 from secondcast.storage_schemas.schema.layout import Layout, ShardRange
 from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest
 from secondcast.storage_schemas.schema.prompts import OFFSETS_FILE, PROMPTS_FILE, encode_prompts, ids_digest
@@ -222,7 +222,7 @@ class _Walk:
             hidden = name.rsplit("/", 1)[-1].startswith(".")
             # Before a build is finished, files without a record are what a killed builder left; they are written anew.
             # What one left that was killed before its extension was staged whole is swept away by the next.
-            leftover = (not finished and name.startswith(tops)) or name.startswith(f"{NEXT_FOLDER}/")
+            leftover = (not finished and name.startswith(tops)) or is_staged(name)
             if not (name in known or name in noted or hidden or leftover):
                 self._note(name, "is no file of this cache: delete it", foreign=True)
 

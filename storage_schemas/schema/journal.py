@@ -5,6 +5,7 @@ cache is unfinished again), each file is put in its place, manifest.json last, a
 claim on the manifest.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,13 +15,15 @@ from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.io.folders import Folder, LocalFolder
 from secondcast.storage_schemas.schema.commits import COMMITS_FOLDER, INDEX_FILE
 from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest
-from secondcast.storage_schemas.schema.prompts import PROMPTS_FILE
+from secondcast.storage_schemas.schema.prompts import OFFSETS_FILE, PROMPTS_FILE
 
 NEXT_FOLDER = "next"
 NEXT_MANIFEST = f"{NEXT_FOLDER}/{MANIFEST_FILE}"
 PATIENCE_SECONDS = 30.0
 """How long to wait for another builder that changes the manifest or ends the build just now."""
 _PAUSE_SECONDS = 0.2
+_PLAIN = "|".join(map(re.escape, (MANIFEST_FILE, PROMPTS_FILE, OFFSETS_FILE)))
+_STAGED = re.compile(rf"{NEXT_FOLDER}/({_PLAIN}|\w+\.zarr/(\w+/)?zarr\.json)")
 
 Confirm = Callable[[], None]
 
@@ -46,6 +49,11 @@ def is_pending(folder: Folder) -> bool:
     return folder.size(NEXT_MANIFEST) is not None
 
 
+def is_staged(path: str) -> bool:
+    """Whether a file is one of those that are staged; what else is below next/ is another's."""
+    return _STAGED.fullmatch(path) is not None
+
+
 def pending(folder: Folder) -> ExtensionPending:
     """The error for a cache that is read in between."""
     return ExtensionPending(
@@ -66,7 +74,7 @@ def replace_together(folder: Folder, manifest: Manifest, files: dict[str, bytes]
 
 def settle(folder: Folder) -> tuple[str, ...]:
     """Finish what was interrupted, or sweep what was not staged whole; the files that were put in place."""
-    if not folder.names(NEXT_FOLDER):
+    if not any(map(is_staged, folder.names(NEXT_FOLDER))):
         return ()
     with claimed_manifest(folder) as confirm:
         return settle_claimed(folder, confirm)
@@ -121,7 +129,7 @@ def _staged_files(folder: Folder, staged: Manifest) -> dict[str, bytes]:
 
 def _sweep(folder: Folder, confirm: Confirm) -> None:
     # The manifest first: without it the rest stands for nothing.
-    for name in sorted(folder.names(NEXT_FOLDER), key=lambda name: name != NEXT_MANIFEST):
+    for name in sorted(filter(is_staged, folder.names(NEXT_FOLDER)), key=lambda name: name != NEXT_MANIFEST):
         confirm()
         folder.remove(name)
     if isinstance(folder, LocalFolder):

@@ -18,8 +18,8 @@ import pytest
 import typer
 
 from secondcast import __version__, cli
-from secondcast.commands import versions
-from secondcast.commands.resuming import GO_ON, GO_ON_WITH_OUT, goes_on, interrupted_text, out_of_memory_text
+from secondcast.commands.shell import versions
+from secondcast.commands.shell.resuming import GO_ON, GO_ON_WITH_OUT, goes_on, interrupted_text, out_of_memory_text
 from tests.commands.test_cli import ROOT, secondcast
 from tests.project.test_docs import parse
 
@@ -292,7 +292,7 @@ def test_ctrl_c_while_the_commands_are_imported_ends_without_a_word(tmp_path):
 BARS = """
 import sys, time
 sys.path.insert(0, {root!r})
-from secondcast.commands.console import Terminal
+from secondcast.commands.shell.terminal import Terminal
 with Terminal().bar("sample", total=4, done=0, unit="trajectories") as bar:
     bar.advance(2, "a note")
     print("an answer")

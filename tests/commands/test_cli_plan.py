@@ -239,6 +239,14 @@ def test_what_cannot_be_planned_is_one_clear_line(words, message, tmp_path, monk
     assert "Traceback" not in heard
 
 
+@pytest.mark.parametrize("place", ["/nonexistent", "/nonexistent/cache", "s3://bucket/cache"])
+def test_a_disk_that_is_not_here_is_not_the_root_disk(place, capsys):
+    code, said, heard = secondcast("plan", "build", *DEV, "--count", 10, "--disk", place, capsys=capsys)
+    assert (code, said) == (1, "") and heard == (
+        f"secondcast: --disk {place} is not here: expected a folder that exists, on the disk of the cache to come\n"
+    )
+
+
 def test_a_build_that_no_disk_could_hold_is_refused_before_the_cache_is_there(tmp_path, capsys):
     (tmp_path / "p.txt").write_text("a red circle\n")
     words = ["build", tmp_path / "c", "--teacher", "pocket", "--prompts", tmp_path / "p.txt"]

@@ -57,7 +57,8 @@ def test_quiet_says_what_was_written_alone(tmp_path, cache, capsys):
 def test_what_does_not_fit_is_one_line_and_leaves_the_report_of_before(tmp_path, cache, capsys, words, message, code):
     out = tmp_path / "r.html"
     out.write_text("of before")
-    found, said, heard = secondcast("inspect", "report", cache, "--out", out, *words, capsys=capsys)
+    words = ["--out", out, "--overwrite", *words]
+    found, said, heard = secondcast("inspect", "report", cache, *words, capsys=capsys)
     assert (found, said) == (code, "") and message in heard
     assert heard.startswith("secondcast: ") and heard.count("\n") == 1
     assert out.read_text() == "of before" and {path.name for path in tmp_path.iterdir()} == {"c", "r.html"}
@@ -86,3 +87,22 @@ def test_a_folder_that_is_no_cache_is_one_line(tmp_path, capsys):
     code, _, heard = secondcast("inspect", "report", tmp_path, "--out", tmp_path / "r.html", capsys=capsys)
     assert code == 1 and "has no manifest.json: it is not a cache" in heard and heard.count("\n") == 1
     assert not (tmp_path / "r.html").exists()
+
+
+def test_a_report_replaces_one_of_the_same_cache_and_no_other_file(tmp_path, cache, monkeypatch, capsys):
+    write_cache(tmp_path / "other")
+    out = tmp_path / "r.html"
+    words = ["inspect", "report", "--out", out, "--quiet", "--no-verify"]
+    assert secondcast(*words, cache, capsys=capsys)[0] == 0
+    first = out.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    assert secondcast(*words, "c", capsys=capsys)[0] == 0
+    for foreign, of in ((out.read_bytes(), "other"), (b"<title>mine</title>", "c"), (b"\xff" * 10, "c"), (b"", "c")):
+        out.write_bytes(foreign)
+        code, said, heard = secondcast(*words, of, capsys=capsys)
+        assert (code, said) == (1, "") and out.read_bytes() == foreign
+        assert (
+            heard == f"secondcast: {out} exists and would be lost: give another --out, or --overwrite to replace it\n"
+        )
+    assert secondcast(*words, "c", "--overwrite", capsys=capsys)[0] == 0
+    assert len(out.read_bytes()) > 10 and str(tmp_path).encode() not in first[:4096]

@@ -68,6 +68,16 @@ def test_the_record_survives_a_round_trip_and_other_files_are_refused(tmp_path, 
     found.write(tmp_path / "b.json")
     assert Evaluation.read(tmp_path / "b.json") == found and (tmp_path / "b.json").read_bytes() == file.read_bytes()
     body = found.json_value()
+    # Given again it replaces its own record, and no other file.
+    assert secondcast(*words, "--count", 2, "--closed-loop", 0, "--out", file, capsys=capsys)[0] == 0
+    assert len(Evaluation.read(file).trajectories) == 2
+    for foreign in (found.model_copy(update={"student_digest": "of before"}).encode(), b"mine", b"{}"):
+        (tmp_path / "mine.json").write_bytes(foreign)
+        told = secondcast(*words, "--count", 1, "--closed-loop", 0, "--out", tmp_path / "mine.json", capsys=capsys)
+        assert one_line(told) == (
+            f"{tmp_path}/mine.json exists and would be lost: give another --out, or --overwrite to replace it"
+        )
+        assert (tmp_path / "mine.json").read_bytes() == foreign
     for change, said in (
         ({"format_version": 2}, r"format_version: Input should be 1 \(found 2\)"),
         ({"steps": [0]}, "settings: 1 steps have 3 sigmas"),

@@ -39,6 +39,22 @@ def test_a_folder_gets_a_strip_of_each_trajectory_and_the_sheet(tmp_path, record
     assert np.array_equal(np.concatenate(strips), np.asarray(Image.open(tmp_path / "strips/sheet.png")))
 
 
+def test_pictures_that_are_there_stay_unless_asked_for(tmp_path, recorded, dev_teacher, capsys):
+    words = ["images", recorded, "0", "--teacher", dev_teacher, "--steps-of", "0", "--frame-pixels", 32]
+    (tmp_path / "strips").mkdir()
+    key = Cache.open(recorded).trajectory(0).key
+    for out, file in (("a.png", "a.png"), ("strips", "strips/sheet.png"), ("strips", f"strips/{key}.png")):
+        (tmp_path / file).write_bytes(b"mine")
+        assert told(*words, "--out", tmp_path / out, capsys=capsys) == (
+            f"{tmp_path}/{file} exists and would be lost: give another --out, or --overwrite to replace it"
+        )
+        assert [path.read_bytes() for path in tmp_path.rglob("*.png")] == [b"mine"]
+        assert secondcast("inspect", *words, "--out", tmp_path / out, "--overwrite", capsys=capsys)[0] == 0
+        for path in tmp_path.rglob("*.png"):
+            assert path.read_bytes().startswith(b"\x89PNG")
+            path.unlink()
+
+
 def test_what_cannot_be_shown_is_told_in_one_line(tmp_path, recorded, student, capsys):
     asked = ["images", recorded, "--out", tmp_path / "a.png"]
     assert told(*asked, "--steps-of", "0", "--frames", 2, capsys=capsys) == (
@@ -80,7 +96,12 @@ def test_a_comparison_has_the_numbers_of_an_evaluation(tmp_path, recorded, stude
     sheet = Image.open(tmp_path / "sheet.png")
     # Pictures of 16 pixels, eight times as large.
     assert sheet.width == 24 + 5 * 134 + 180
-    code, said, _ = secondcast("inspect", *words, capsys=capsys)
+    before = (tmp_path / "sheet.png").read_bytes()
+    assert told(*words, capsys=capsys) == (
+        f"{tmp_path}/sheet.png exists and would be lost: give another --out, or --overwrite to replace it"
+    )
+    assert (tmp_path / "sheet.png").read_bytes() == before
+    code, said, _ = secondcast("inspect", *words, "--overwrite", capsys=capsys)
     assert code == 0 and "8 trajectories" in said and "all held out" in said
     for row in facts["trajectories"]:
         assert row["prompt"] in said and f"{row['students']['other']['psnr_db']:.2f} / " in said

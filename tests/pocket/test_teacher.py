@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import shutil
 import stat
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -21,7 +23,7 @@ from secondcast.pocket.training.muon import orthogonalised
 from secondcast.pocket.training.networks import TEXT_LENGTH, make_tokenizer
 from secondcast.pocket.training.stages import StageSettings
 from secondcast.pocket.training.text import sentence, token_tags
-from secondcast.pocket.training.train import Recipe, make_teacher
+from secondcast.pocket.training.train import FolderError, Recipe, check_replaceable, make_teacher
 from secondcast.pocket.world import IMAGE_SIZE, captions
 
 TINY = Recipe(
@@ -156,6 +158,42 @@ def test_a_run_refuses_the_states_of_another_recipe(tmp_path: Path) -> None:
         make_teacher(TINY, tmp_path / "teacher", say)
     with pytest.raises(ValueError, match="states of another recipe"):
         make_teacher(replace(TINY, seed=1), tmp_path / "teacher", say)
+
+
+def of_a_fine_tune(folder: Path) -> None:
+    file = folder / "transformer/diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "mine.txt").write_text("mine"),
+        lambda folder: (folder / "vae/mine.safetensors").write_text("mine"),
+        lambda folder: (folder / "recipe.json").unlink(),
+        lambda folder: (folder / "recipe.json").write_text("[]"),
+        of_a_fine_tune,
+    ],
+)
+def test_a_folder_with_files_of_others_is_not_replaced(tmp_path: Path, change: Callable[[Path], object]) -> None:
+    folder = tmp_path / "teacher"
+    shutil.copytree(TEACHER_FOLDER, folder)
+    check_replaceable(folder, tmp_path / "teacher.partial")
+    change(folder)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(
+        FolderError, match=f"^{folder} exists and is no teacher that this script made: give another --out"
+    ):
+        make_teacher(TINY, folder, pytest.fail)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_foreign_folder_of_states_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "teacher.partial").mkdir()
+    (tmp_path / "teacher.partial/mine.txt").write_text("mine")
+    with pytest.raises(FolderError, match=f"^{tmp_path}/teacher.partial exists and holds no states of this script"):
+        make_teacher(TINY, tmp_path / "teacher", pytest.fail)
+    assert [path.read_text() for path in tmp_path.rglob("*.txt")] == ["mine"]
 
 
 def test_muon_makes_singular_values_alike() -> None:

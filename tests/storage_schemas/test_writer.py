@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from secondcast.storage_schemas.errors import DerivationMismatch, NonFinite, NotACache, SettingsDiffer, ShardTaken
+from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.io.folders import LocalFolder
 from secondcast.storage_schemas.reader import Cache, read_manifest
@@ -97,9 +98,28 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_prompts_of_the_user_are_not_taken_for_those_of_a_killed_builder(tmp_path):
+    (tmp_path / "trajectories.zarr").mkdir()
+    for name in ("prompts.jsonl", "trajectories.zarr/zarr.json"):
+        file = tmp_path / name
+        file.write_text("mine")
+        with pytest.raises(NotACache, match=f"^{tmp_path} holds '{name}', which this build did not write, and no man"):
+            begin(tmp_path)
+        assert file.read_text() == "mine"
+        file.unlink()
+
+
+def test_what_a_builder_killed_before_its_manifest_wrote_is_gone_on_with(tmp_path):
+    begin(tmp_path / "c")
+    whole = files_of(tmp_path / "c")
+    (tmp_path / "c/manifest.json").unlink()
+    begin(tmp_path / "c")
+    assert files_of(tmp_path / "c") == whole
+
+
 def test_leftovers_of_a_killed_builder_are_swept(tmp_path):
     begin(tmp_path / "c")
-    dead = tmp_path / "c/trajectories.zarr/.0.999999999-abc.tmp"
+    dead = tmp_path / f"c/trajectories.zarr/.0.{durable._machine_token()}-999999999-0badcafe.tmp"
     dead.write_bytes(b"half")
     begin(tmp_path / "c")
     assert not dead.exists()

@@ -1,7 +1,9 @@
 """A builder may be killed, meet another one, a full disk or a read-only folder: what was committed stays, whole."""
 
 import errno
+import fcntl
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from secondcast.storage_schemas import writer
+from secondcast.storage_schemas.errors import StoreFails
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.maintenance.verify import verify
 from secondcast.storage_schemas.progress import Silent
@@ -88,7 +91,8 @@ def test_what_a_builder_killed_before_the_manifest_left_is_swept_away(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     (tmp_path / "c/tokenizer").mkdir(parents=True)
-    leftovers = [f".prompts.jsonl.{dead.pid}-ab.tmp", f"tokenizer/.spiece.model.{dead.pid}-ab.tmp"]
+    end = f"{durable._machine_token()}-{dead.pid}-0badcafe.tmp"
+    leftovers = [f".prompts.jsonl.{end}", f"tokenizer/.spiece.model.{end}"]
     for name in leftovers:
         (tmp_path / "c" / name).write_bytes(b"half")
     write_cache(tmp_path / "c")
@@ -114,12 +118,24 @@ def test_of_two_builders_that_begin_at_once_the_later_joins_the_other(tmp_path, 
 def test_a_temporary_file_of_another_machine_goes_when_it_is_a_day_old(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    new, old = (tmp_path / f".file.0badcafe-{dead.pid}-{end}.tmp" for end in ("aa", "bb"))
+    new, old = (tmp_path / f".file.0badcafe-{dead.pid}-{end}.tmp" for end in ("aaaaaaaa", "bbbbbbbb"))
     for path in (new, old):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - durable.LEFTOVER_SECONDS - 60,) * 2)
     assert durable.remove_leftovers(tmp_path) == 1
     assert new.exists() and not old.exists()
+
+
+def test_only_temporary_files_of_this_program_are_swept(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    foreign = [f".notes.{dead.pid}-a.tmp", ".mine.tmp", ".2024-05.tmp", f".x.0badcafe-{2**40}-aaaaaaa.tmp"]
+    for name in foreign:
+        (tmp_path / name).write_bytes(b"mine")
+        os.utime(tmp_path / name, (1, 1))
+    (tmp_path / f".folder.{durable._machine_token()}-{dead.pid}-0badcafe.tmp").mkdir()
+    assert durable.remove_leftovers(tmp_path) == 0
+    assert all((tmp_path / name).read_bytes() == b"mine" for name in foreign)
 
 
 def test_a_temporary_file_says_machine_and_process_of_its_writer(tmp_path):
@@ -131,3 +147,48 @@ def test_a_temporary_file_says_machine_and_process_of_its_writer(tmp_path):
     ours = durable._write_temporary(tmp_path / "file", b"half")
     assert made.exists() and durable.remove_leftovers(tmp_path) == 1
     assert ours.exists() and not made.exists()
+
+
+def test_without_hard_links_a_file_is_created_once_and_never_replaced(tmp_path, monkeypatch):
+    def refuses(*_):
+        # As exFAT has it.
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuses)
+    assert durable.publish(tmp_path / "record.json", b"first") and not durable.publish(tmp_path / "record.json", b"2")
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"first"]
+    write_cache(tmp_path / "c")
+    assert verify(tmp_path / "c", Silent()).problems == ()
+
+
+def test_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch):
+    def refuses(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    with pytest.raises(
+        StoreFails, match=rf"^{tmp_path}/c is on a file system without locks \(flock: No locks av"
+    ) as got:
+        write_cache(tmp_path / "c")
+    assert "\n" not in str(got.value)
+
+
+def test_a_file_system_that_syncs_no_folders_is_written(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    durable.replace(tmp_path / "file", b"data")
+    assert (tmp_path / "file").read_bytes() == b"data"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_usual_mode_is_that_of_the_umask(tmp_path, umask):
+    code = f"import os, pathlib, sys; from storage_schemas import durable; os.umask({umask}); "
+    code += "print(durable.usual_mode(pathlib.Path(sys.argv[1])))"
+    said = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True).stdout
+    assert int(said) == 0o666 & ~umask and not list(tmp_path.iterdir())

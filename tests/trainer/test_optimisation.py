@@ -1,5 +1,7 @@
 """How it is minimised: parts, shared forwards, averages, schedules and arithmetic of the student alone."""
 
+import math
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from secondcast.models.student.student import checkpoints, load_student, student_folder
+from secondcast.storage_schemas.errors import BadSettings, NonFinite
 from secondcast.trainer.data.feed import Request
 from secondcast.trainer.optimizer import learning_rate_at
 from secondcast.trainer.settings import TrainFlags
@@ -149,3 +152,28 @@ def test_auto_is_autocast_on_a_gpu_where_the_backbone_is_bf16(
 
     manifest = Cache.open(cache_folder if dtype == "bfloat16" else exact_cache).manifest
     assert _autocast(TrainFlags.from_flags(student="x", **flags).settings(), manifest, torch.device(device)) == expected
+
+
+FLOATS = {
+    "learning_rate": 1e30, "warmup_learning_rate": 1e30, "weight_decay": 1e6, "position_bias_factor": 1e6, "huber":
+    1e12, "embedding_term": 1e12, "clip": 1e12,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("value", [1e39, float("inf"), float("nan")])
+def test_a_number_that_float32_cannot_hold_is_refused_in_one_line(name, value):
+    with pytest.raises(BadSettings) as caught:
+        TrainFlags.from_flags(student="s", **{name: value})
+    expected = (
+        f"less than or equal to {Decimal(repr(FLOATS[name])).normalize():f}"
+        if math.isfinite(value)
+        else "a finite number"
+    )
+    assert str(caught.value) == f"--{name.replace('_', '-')}: Input should be {expected} (found {value})"
+
+
+def test_with_the_largest_numbers_it_stops_where_a_number_is_not_finite(tmp_path, exact_cache, dev_teacher, t5_config):
+    flags = {**FLOATS, "steps": 3, "warmup_steps": 2, "warmup_loss": "embedding", "checkpoint_every": 100}
+    with pytest.raises(NonFinite, match=r"is (nan|inf).*: stopped, the last checkpoint is intact"):
+        run_training(tmp_path / "run", exact_cache, dev_teacher, t5_config, **flags)

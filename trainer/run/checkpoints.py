@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from secondcast.models.student.folder import (
+    STATE_FILE,
+    best_checkpoint,
+    checkpoint_name,
+    is_of_run,
+    named_like_checkpoints,
+    run_id,
+    stated,
+    step_of,
+)
 from secondcast.models.student.student import (
     BEST_FILE,
     CHECKPOINT_PREFIX,
@@ -25,15 +36,16 @@ from secondcast.models.weights.files import CheckpointSource, StoredTensor, read
 from secondcast.models.weights.mismatch import Shape, compared
 from secondcast.storage_schemas.errors import BadRun, BadStudent
 from secondcast.storage_schemas.io import durable
-from secondcast.storage_schemas.io.digests import xxh3_128_of_parts
+from secondcast.storage_schemas.io.digests import digest, xxh3_128_of_parts
 from secondcast.trainer.distributed.processes import ALONE, Processes
 from secondcast.trainer.distributed.sharding import held_as, load_tensors, whole_tensors
 
-STATE_FILE = "state.json"
 _CHUNK_BYTES = 2**24
 _OPTIMIZER_FILE = "optimizer.safetensors"
 # The parameters that go on training; where there is no average, they are those of student/.
 _TRAINED_FILE = "trained.safetensors"
+# What is written here until it is renamed, and what waits here to be deleted.
+_TEMPORARY = re.compile(rf"\.{CHECKPOINT_PREFIX}\d{{8,}}\.\d+\.tmp")
 
 
 def save_checkpoint(
@@ -43,6 +55,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     tokenizer: dict[str, bytes],
     state: dict[str, Any],
+    say: Callable[[str], None],
     *,
     averaged: Student | None,
     processes: Processes = ALONE,
@@ -50,6 +63,7 @@ def save_checkpoint(
 ) -> Path:
     """Write RUN/checkpoint-<step>, whole or not at all; `step` steps are done. All processes call it, one writes.
 
+    What has that name and is no checkpoint of the run gets another one, and `say` a line about it.
     averaged: the student to validate and export, where that is not the one in training. shell: where processes share
     one student, an undivided one of the process that writes. BadRun if it cannot be written.
     """
@@ -63,8 +77,8 @@ def save_checkpoint(
         if shell is not None:
             shell.load_state_dict(whole, strict=False)
             judged = shell
-    final = run / f"{CHECKPOINT_PREFIX}{step:08d}"
-    processes.from_first(lambda: _write(final, judged, tokenizer, tensors, {"step": step, **state}))
+    final = run / checkpoint_name(step)
+    processes.from_first(lambda: _write(final, judged, tokenizer, tensors, {"step": step, **state}, say))
     return final
 
 
@@ -74,19 +88,21 @@ def _write(
     tokenizer: dict[str, bytes],
     tensors: dict[str, dict[str, torch.Tensor]],
     state: dict[str, Any],
+    say: Callable[[str], None],
 ) -> None:
-    temporary = final.parent / f".{final.name}.{os.getpid()}.tmp"
+    temporary = _temporary(final)
     try:
         temporary.mkdir(parents=True, exist_ok=True)
         save_student(student, temporary / "student", tokenizer=tokenizer)
         for name, named in tensors.items():
             save_file(named, temporary / name)
-        state = {**state, "files": _checksums(temporary)}
-        (temporary / STATE_FILE).write_text(json.dumps(state, indent=1) + "\n")
+            (temporary / name).chmod(durable.usual_mode(temporary))
+        state = {**state, "run": run_id(final.parent), "files": _checksums(temporary)}
+        (temporary / STATE_FILE).write_text(json.dumps({**state, "digest": digest(state)}, indent=1) + "\n")
         for file in temporary.rglob("*"):
             durable.sync(file)
-        if final.exists():
-            shutil.rmtree(final)
+        if os.path.lexists(final):
+            _make_way(final, say)
         temporary.rename(final)
         durable.sync(final.parent)
     except (OSError, SafetensorError) as error:
@@ -95,6 +111,34 @@ def _write(
             f"{final} cannot be written ({_reason(error)}): the checkpoints before it are whole; make room (or mend "
             f"that) and give the same command again, it goes on from the last of them"
         ) from error
+
+
+def _temporary(final: Path) -> Path:
+    return final.with_name(f".{final.name}.{os.getpid()}.tmp")
+
+
+def _make_way(final: Path, say: Callable[[str], None]) -> None:
+    """Delete a checkpoint that is written again; what is none, or cannot be read, gets a free name and stays."""
+    if is_of_run(final):
+        _delete(final)
+        return
+    free = next(name for n in range(1, 10**6) if not os.path.lexists(name := final.with_name(f"{final.name}-kept-{n}")))
+    final.rename(free)
+    say(f"{final} was there and is no readable checkpoint of this run: it is now {free.name}, and stays")
+
+
+def _delete(checkpoint: Path) -> None:
+    # Under another name first: a kill leaves a whole checkpoint or none.
+    gone = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}0.tmp")
+    checkpoint.rename(gone)
+    shutil.rmtree(gone)
+
+
+def sweep(run: Path) -> None:
+    """Delete what a killed process left of checkpoints that it wrote or deleted."""
+    for leftover in run.iterdir():
+        if _TEMPORARY.fullmatch(leftover.name) and leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,30 +186,65 @@ def load_checkpoint(
 
 
 def _newest_whole(run: Path, say: Callable[[str], None], *, averaged: bool) -> _Saved | None:
-    for leftover in run.glob(f".{CHECKPOINT_PREFIX}*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    sweep(run)
     folders = checkpoints(run)
+    for other in [path for path in named_like_checkpoints(run) if path not in folders]:
+        say(f"{other} is no checkpoint that this run wrote under this name: it is left alone")
+    problems: list[_DamagedCheckpoint] = []
     for folder in reversed(folders):
         try:
-            return _read(folder, averaged=averaged)
-        except BadRun as error:
-            say(f"{error}: going back to the checkpoint before it")
-    if folders:
-        say(f"none of the {len(folders)} checkpoints of {run} can be read: beginning again from step 0")
+            saved = _read(folder, averaged=averaged)
+        except _DamagedCheckpoint as error:
+            problems.append(error)
+            continue
+        for problem in problems:
+            say(f"{problem}: going back to the checkpoint before it")
+        return saved
+    if problems:
+        others = "" if len(problems) == 1 else f", and none of the {len(problems) - 1} before it"
+        raise BadRun(
+            f"{problems[0]}{others}: a run does not begin again over its checkpoints; take one of them from a backup, "
+            f"or give a new run folder"
+        )
     return None
 
 
+class _DamagedCheckpoint(BadRun):
+    """A file of a checkpoint is missing, or not the bytes that were written."""
+
+
 def _read(folder: Path, *, averaged: bool) -> _Saved:
+    """A whole checkpoint; _DamagedCheckpoint, or BadRun where the system does not let it be read."""
     try:
         state: dict[str, Any] = json.loads((folder / STATE_FILE).read_bytes())
+        _check_state(state)
         _check_files(folder, state)
         student = load_student(folder / "student")
         shapes = {name: tuple(parameter.shape) for name, parameter in student.named_parameters()}
         judged, moments = student.state_dict(), _read_moments(folder / _OPTIMIZER_FILE, shapes)
         trained = _tensors(folder / _TRAINED_FILE, shapes, "the student in training") if averaged else judged
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, BadStudent, BadRun) as error:
-        raise BadRun(f"{folder} cannot be read ({_reason(error)})") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError, BadStudent, BadRun) as error:
+        refused = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(refused, OSError) and not isinstance(refused, _NOT_THERE):
+            raise _refused(folder, refused) from error
+        raise _DamagedCheckpoint(f"{folder} cannot be read ({_reason(error)})") from error
     return _Saved(folder=folder, state=state, judged=judged, trained=trained, moments=moments)
+
+
+_NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+def _refused(folder: Path, error: OSError) -> BadRun:
+    where, why = error.filename or folder, error.strerror or str(error)
+    if isinstance(error, PermissionError):
+        return BadRun(
+            f"{where} cannot be read ({why}): the checkpoint is not damaged, and nothing was changed; make its files "
+            f"readable for this user and give the same command again"
+        )
+    return BadRun(
+        f"{where} cannot be read ({why}): its disk fails, and nothing was changed; give the same command again when "
+        f"the disk can be read, or take {folder.name} from a backup"
+    )
 
 
 def _read_moments(file: Path, shapes: Mapping[str, Shape]) -> dict[str, torch.Tensor]:
@@ -202,14 +281,36 @@ def mark_best(run: Path, folder: Path, loss: float) -> None:
     durable.replace(run / BEST_FILE, (json.dumps({"checkpoint": folder.name, "loss": loss}) + "\n").encode())
 
 
+def restore_best(newest: Path, say: Callable[[str], None]) -> None:
+    """Have best.json name the best checkpoint up to the newest, by their states: a kill or damage may have lost it."""
+    try:
+        noted = best_checkpoint(newest.parent)
+    except BadStudent as error:
+        noted = None
+        say(f"{error}; until there is a new best one, no checkpoint is deleted")
+    for folder in reversed(_up_to(newest)):
+        state = stated(folder)
+        if state is not None and state.get("is_best"):
+            if noted is None or noted[0] != folder:
+                mark_best(newest.parent, folder, state["best"])
+            return
+
+
 def forget_old(newest: Path, keep: int) -> None:
     """Delete all checkpoints of a run but the last `keep`, up to the newest, and the best."""
-    marker = newest.parent / BEST_FILE
-    best = json.loads(marker.read_bytes())["checkpoint"] if marker.is_file() else None
+    try:
+        best = best_checkpoint(newest.parent)
+    except BadStudent:
+        # Any of them may be the best.
+        return
     # Later ones are what could not be read when the run went on: they are written anew, and count for nothing.
-    for folder in [folder for folder in checkpoints(newest.parent) if folder.name <= newest.name][:-keep]:
-        if folder.name != best:
-            shutil.rmtree(folder)
+    for folder in _up_to(newest)[:-keep]:
+        if is_of_run(folder) and (best is None or folder != best[0]):
+            _delete(folder)
+
+
+def _up_to(newest: Path) -> list[Path]:
+    return [folder for folder in checkpoints(newest.parent) if (step_of(folder) or 0) <= (step_of(newest) or 0)]
 
 
 def _checksums(folder: Path) -> dict[str, str]:
@@ -220,6 +321,14 @@ def _checksums(folder: Path) -> dict[str, str]:
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return xxh3_128_of_parts(iter(lambda: file.read(_CHUNK_BYTES), b""))
+
+
+def _check_state(state: Any) -> None:
+    if not isinstance(state, dict):
+        raise BadRun(f"{STATE_FILE} is not an object")
+    rest = {key: value for key, value in state.items() if key != "digest"}
+    if "digest" in state and (found := digest(rest)) != state["digest"]:
+        raise BadRun(f"{STATE_FILE} has digest {found}, expected {state['digest']}")
 
 
 def _check_files(folder: Path, state: dict[str, Any]) -> None:

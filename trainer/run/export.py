@@ -53,7 +53,7 @@ def export(path: Path, out: Path, *, to: Form = "diffusers") -> list[str]:
         if to == "comfyui":
             save_file(published_tensors(student), temporary, metadata=_metadata(facts))
             # safetensors writes files that only their owner can read.
-            temporary.chmod(0o644)
+            temporary.chmod(durable.usual_mode(temporary.parent))
         else:
             _write_folder(student, facts, source, temporary, to)
     return [*_unjudged_remarks(path, source), *(_comfyui_remarks(student) if to == "comfyui" else [])]
@@ -116,7 +116,7 @@ def _write_folder(student: Student, facts: ExportFacts | None, source: Path, fol
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(published_config(student), indent=2) + "\n")
         save_file(published_tensors(student), folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        (folder / WEIGHTS_FILE).chmod(0o644)
+        (folder / WEIGHTS_FILE).chmod(durable.usual_mode(folder))
     for file in sorted(source.iterdir()):
         if file.is_file() and not file.name.endswith(_NOT_TOKENIZER) and file.name not in ("config.json", FACTS_FILE):
             shutil.copyfile(file, folder / file.name)

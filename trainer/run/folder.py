@@ -1,6 +1,5 @@
 """A run folder: config.json, metrics.jsonl, checkpoints. Opening one with other settings is refused."""
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,9 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from secondcast.models.student.student import checkpoints
-from secondcast.storage_schemas.errors import BadRun
+from secondcast.models.student.folder import BEST_FILE, best_checkpoint, checkpoints
+from secondcast.storage_schemas.errors import BadRun, BadStudent
 from secondcast.storage_schemas.io import durable
+from secondcast.storage_schemas.io.digests import digest
 from secondcast.storage_schemas.schema.manifest import first_problem
 from secondcast.trainer.settings import MAIN, RunConfig, TrainSettings
 
@@ -26,13 +26,14 @@ def begun_run(run: Path, wanted: RunConfig) -> RunConfig | None:
     if run.exists() and not run.is_dir():
         raise BadRun(f"{run} is a file, expected a new folder or the folder of this run: give another one")
     if file.is_file():
+        found = _read(file)
         # Without a checkpoint there is nothing to go on with: other settings begin it anew.
         if not checkpoints(run):
+            _check_lost_none(run)
             return None
-        found = _read(file)
         _check_same_run(found, wanted, run)
         return found
-    if run.is_dir() and any(not _is_temporary(path) and path.name != _LOCK_FILE for path in run.iterdir()):
+    if run.is_dir() and any(not _is_left_over(path) and path.name != _LOCK_FILE for path in run.iterdir()):
         raise BadRun(f"{run} holds other files and no {CONFIG_FILE}: it is not a run; give a new folder")
     return None
 
@@ -45,23 +46,47 @@ def recorded_settings(run: Path) -> TrainSettings | None:
 def begin_run(run: Path, config: RunConfig) -> None:
     """Write down what a run is, or what it is now that it has no checkpoint yet; inside `held`."""
     for leftover in run.iterdir():
-        if _is_temporary(leftover) and leftover.is_file():
+        if _is_left_over(leftover):
             leftover.unlink()
+    # Runs of one id end with the same weights: the checkpoints of one are good for another.
+    steps = [stage.steps for stage in config.settings.stages]
+    named = {key: value for key, value in _flat(config).items() if key not in FREE} | {"steps": steps}
+    config = config.model_copy(update={"id": digest(named)})
     durable.replace(run / CONFIG_FILE, (config.model_dump_json(indent=1) + "\n").encode())
 
 
-def _is_temporary(path: Path) -> bool:
+def _is_left_over(path: Path) -> bool:
     # What a process left that was killed while it wrote.
-    return path.name.startswith(".") and path.suffix == ".tmp"
+    return durable.is_temporary(path.name) and path.is_file()
+
+
+def _check_lost_none(run: Path) -> None:
+    """Raise BadRun where a run without checkpoints has noted that it had one."""
+    try:
+        best = best_checkpoint(run)
+    except BadStudent as error:
+        raise BadRun(
+            f"{run} has no checkpoint and a {BEST_FILE} that cannot be read: its checkpoints are lost, and a run does "
+            f"not begin again over them; put them back, or give a new run folder"
+        ) from error
+    if best is not None:
+        raise BadRun(
+            f"{run} has no checkpoint, but {BEST_FILE} names {best[0].name}: its checkpoints are lost, and a run does "
+            f"not begin again over them; put them back, or give a new run folder"
+        )
 
 
 def _read(file: Path) -> RunConfig:
     try:
         return RunConfig.model_validate_json(file.read_bytes())
-    except (OSError, ValidationError) as error:
-        reason = first_problem(error) if isinstance(error, ValidationError) else str(error)
+    except OSError as error:
         raise BadRun(
-            f"{file} cannot be read ({reason}): damaged, or of another version of this program; give a new run folder"
+            f"{file} cannot be read ({error.strerror}): nothing was changed; make it readable for this user"
+        ) from error
+    except ValidationError as error:
+        raise BadRun(
+            f"{file} cannot be read ({first_problem(error)}): damaged, or of another version of this program; give a "
+            f"new run folder"
         ) from error
 
 
@@ -106,7 +131,7 @@ def held(run: Path) -> Iterator[None]:
     run.mkdir(parents=True, exist_ok=True)
     with (run / _LOCK_FILE).open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            durable.lock(file, run, wait=False)
         except BlockingIOError as error:
             raise BadRun(
                 f"another process trains in {run}: two would write over each other's checkpoints; wait for it, or give "

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from secondcast.models.student.student import BEST_FILE
+from secondcast.models.student.folder import best_checkpoint
 from secondcast.storage_schemas.errors import BadStudent
 from secondcast.storage_schemas.schema.manifest import Record
 from secondcast.trainer.run.folder import CONFIG_FILE
@@ -89,9 +90,10 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def _best_loss(run: Path, checkpoint: str) -> float | None:
-    marker = run / BEST_FILE
-    best = json.loads(marker.read_bytes()) if marker.is_file() else {}
-    return best.get("loss") if best.get("checkpoint") == checkpoint else None
+    with suppress(BadStudent):
+        best = best_checkpoint(run)
+        return best[1] if best is not None and best[0].name == checkpoint else None
+    return None
 
 
 _CARD = """---

@@ -14,8 +14,8 @@ def test_the_kinds_of_students_are_those_of_their_configurations():
 
 @pytest.mark.parametrize("written", ["", "{", "[1]", "{}"])
 def test_a_note_of_the_best_checkpoint_that_cannot_be_read_is_one_line(tmp_path, written):
-    (tmp_path / "checkpoint-000001/student").mkdir(parents=True)
-    assert student_folder(tmp_path) == tmp_path / "checkpoint-000001/student"
+    (tmp_path / "checkpoint-00000001/student").mkdir(parents=True)
+    assert student_folder(tmp_path) == tmp_path / "checkpoint-00000001/student"
     (tmp_path / "best.json").write_text(written)
     with pytest.raises(BadStudent) as raised:
         student_folder(tmp_path)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save, save_file
 
-from secondcast.commands.resolve import resolve_context_projection, resolve_teacher
+from secondcast.commands.shell.resolve import resolve_context_projection, resolve_teacher
 from secondcast.models.teacher.context_projection import find_context_projection, load_context_projection
 from secondcast.models.teacher.folder import find_teacher
 from secondcast.models.teacher.hub_tensor import read_tensor
@@ -26,7 +26,7 @@ INDEX = "diffusion_pytorch_model.safetensors.index.json"
 ASK = """
 import json, sys
 from huggingface_hub.cli.hf import main
-from secondcast.commands.resolve import resolve_context_projection, resolve_teacher
+from secondcast.commands.shell.resolve import resolve_context_projection, resolve_teacher
 from secondcast.models.teacher.context_projection import find_context_projection
 from secondcast.storage_schemas.errors import BadTeacher
 from secondcast.storage_schemas.schema.manifest import Teacher

@@ -4,10 +4,13 @@ import json
 
 import pytest
 
-from secondcast.storage_schemas.errors import DamagedCache, NotACache, NotInCache
+from secondcast.storage_schemas.errors import DamagedCache, NotACache, NotInCache, UnreadableFileError
+from secondcast.storage_schemas.maintenance.verify import verify
+from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.commits import CommitRecord
 from secondcast.storage_schemas.schema.manifest import sealed
+from tests.commands.limits import outside_of_private_folders, unprivileged
 from tests.storage_schemas.caches import write_cache
 
 SHARDS = {"zarr": "trajectories.zarr/velocity/c/0/0/0/0", "webdataset": "trajectories/000000.tar"}
@@ -131,3 +134,18 @@ def test_a_record_that_leads_out_of_the_cache_is_refused(cache, form, path):
     body = record.json_value() | {"files": [{"path": path, "bytes": 1, "xxh3_128": "0"}]}
     with pytest.raises(DamagedCache, match=f"path '{path}' leads out of the cache"):
         CommitRecord.decode(sealed({"format": "secondcast-commit", **body}), "record.json")
+
+
+@pytest.mark.parametrize("form", ["zarr", "webdataset"])
+def test_a_file_that_may_not_be_read_is_not_called_damaged(form):
+    with outside_of_private_folders() as place:
+        write_cache(place / "c", format=form)
+        path = {"zarr": "trajectories.zarr/noise/c/0/0/0", "webdataset": "trajectories/000000.tar"}[form]
+        (place / "c" / path).chmod(0)
+        said = rf"^{place}/c/{path} cannot be read \(Permission denied\): it is not known to be damaged; make it"
+        with unprivileged():
+            opened = Cache.open(place / "c")
+            with pytest.raises(UnreadableFileError, match=said):
+                opened.trajectory(0)
+            with pytest.raises(UnreadableFileError, match=said):
+                verify(place / "c", Silent())

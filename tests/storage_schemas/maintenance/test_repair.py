@@ -101,6 +101,24 @@ def test_a_foreign_file_is_named(cache, form):
     assert problem.message == f"{cache}/trajectories/000002.tar is no file of this cache: delete it"
 
 
+@BOTH
+@pytest.mark.parametrize("foreign", [{"manifest.json": '{"name": "my web app"}'}, {"manifest.json": "x", "a.txt": "a"}])
+def test_a_folder_that_is_no_copy_is_not_repaired_into_one(cache, form, foreign, tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name, text in foreign.items():
+        (tmp_path / "mine" / name).write_text(text)
+    with pytest.raises(
+        NotACache, match=rf"^{tmp_path}/mine holds '\w+.\w+' and {len(foreign) - 1} more, none of which "
+    ):
+        mend(tmp_path / "mine", cache, Silent())
+    assert {file.name: file.read_text() for file in every_file(tmp_path / "mine")} == foreign
+
+
+@BOTH
+def test_a_lost_cache_is_copied_whole_into_a_new_folder(cache, form, tmp_path):
+    assert mend(tmp_path / "new", cache, Silent()).left == () and contents(tmp_path / "new") == contents(cache)
+
+
 @pytest.mark.parametrize("form", ["zarr"])
 def test_a_copy_of_another_cache_is_refused(cache, form, tmp_path):
     write_cache(tmp_path / "other", seed=9)

@@ -1,10 +1,10 @@
 """Checkpoints: the last ones and the best are kept, damage is found, a full disk loses nothing, old runs go on."""
 
+import errno
 import json
+import os
 import re
-import resource
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,9 @@ import torch
 
 from secondcast.models.student.student import checkpoints, load_student, student_folder
 from secondcast.storage_schemas.errors import BadRun
+from secondcast.trainer.run.checkpoints import forget_old, load_checkpoint
+from tests.commands.limits import no_file_above, outside_of_private_folders, unprivileged
+from tests.trainer.making import make_trainer
 from tests.trainer.test_train import Listening, StopAfter, run_training, same_weights
 
 
@@ -79,27 +82,178 @@ def whole_run(tmp_path_factory, cache_folder, dev_teacher, t5_config):
     return {"whole": folder / "whole", "cut": folder / "cut", "flags": flags}
 
 
-def test_without_one_readable_checkpoint_it_begins_again_and_says_so(
+def test_without_one_whole_checkpoint_it_stops_and_changes_nothing(
     tmp_path, cache_folder, dev_teacher, t5_config, whole_run
 ):
-    shutil.copytree(whole_run["cut"], tmp_path / "cut")
-    for folder in checkpoints(tmp_path / "cut"):
+    run = tmp_path / "cut"
+    shutil.copytree(whole_run["cut"], run)
+    for folder in checkpoints(run):
         flip(folder / "optimizer.safetensors")
+    before = contents(run)
+    with pytest.raises(BadRun) as caught:
+        run_training(run, cache_folder, dev_teacher, t5_config, **whole_run["flags"])
+    assert re.fullmatch(
+        rf"{run}/checkpoint-00000004 cannot be read \(optimizer.safetensors has checksum \w{{32}}, expected "
+        r"\w{32}\), and none of the 1 before it: a run does not begin again over its checkpoints; take one of them "
+        r"from a backup, or give a new run folder",
+        str(caught.value),
+    )
+    assert contents(run) == before
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(run)): file.read_bytes() for file in run.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("best", ['{"checkpoint": "checkpoint-00000004", "loss": 1.0}', ""])
+def test_a_run_whose_checkpoints_are_lost_is_not_begun_again(
+    tmp_path, cache_folder, dev_teacher, t5_config, whole_run, best
+):
+    run = tmp_path / "cut"
+    shutil.copytree(whole_run["cut"], run)
+    for folder in checkpoints(run):
+        folder.rename(tmp_path / folder.name)
+    (run / "best.json").write_text(best)
+    before = contents(run)
+    with pytest.raises(
+        BadRun, match=rf"^{run} has no checkpoint.* best.json (names checkpoint-00000004|that cannot be)"
+    ):
+        run_training(run, cache_folder, dev_teacher, t5_config, **whole_run["flags"])
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("file", ["optimizer.safetensors", "state.json", "student/model.safetensors", ""])
+def test_files_that_may_not_be_read_are_no_damage(tmp_path, cache_folder, dev_teacher, t5_config, whole_run, file):
+    with outside_of_private_folders() as place:
+        run = place / "cut"
+        shutil.copytree(whole_run["cut"], run)
+        trainer = make_trainer(run, cache_folder, dev_teacher, t5_config, **whole_run["flags"])
+        (run / "checkpoint-00000004" / file).chmod(0)
+        (run / "config.json").chmod(0o644)
+        before = contents(run) if os.geteuid() == 0 else None
+        with unprivileged(), pytest.raises(BadRun) as caught:
+            load_checkpoint(run, trainer.student, trainer.optimizer, pytest.fail, averaged=trainer.average.student)
+        where = run / "checkpoint-00000004" / (file or "state.json")
+        assert str(caught.value) == (
+            f"{where} cannot be read (Permission denied): the checkpoint is not damaged, and nothing was changed; make "
+            f"its files readable for this user and give the same command again"
+        )
+        assert before is None or contents(run) == before
+        (run / "checkpoint-00000004" / file).chmod(0o700)
+
+
+def test_a_disk_that_fails_is_no_damage(tmp_path, cache_folder, dev_teacher, t5_config, whole_run, monkeypatch):
+    run = tmp_path / "cut"
+    shutil.copytree(whole_run["cut"], run)
+    file = run / "checkpoint-00000004/optimizer.safetensors"
+    real = Path.open
+
+    def fails(path, *how, **named):
+        if path == file:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path, *how, **named)
+
+    trainer = make_trainer(run, cache_folder, dev_teacher, t5_config, **whole_run["flags"])
+    monkeypatch.setattr(Path, "open", fails)
+    said = rf"^{file} cannot be read \(Input/output error\): its disk fails, and nothing was changed"
+    with pytest.raises(BadRun, match=said):
+        load_checkpoint(run, trainer.student, trainer.optimizer, pytest.fail, averaged=trainer.average.student)
+
+
+def test_copies_and_archives_beside_checkpoints_are_neither_read_nor_deleted(
+    tmp_path, cache_folder, dev_teacher, t5_config, whole_run
+):
+    run = tmp_path / "cut"
+    shutil.copytree(whole_run["cut"], run)
+    old = run / "checkpoint-00000002"
+    copies = [
+        "checkpoint-keep",
+        "checkpoint-00000002-good",
+        "checkpoint-2",
+        "checkpoint-99999999",
+        "checkpoint-000000020",
+    ]
+    for name in copies:
+        shutil.copytree(old, run / name)
+    (run / "checkpoint-00000003.tar").write_bytes(b"tar")
+    (run / "checkpoint-00000005").write_bytes(b"a file")
+    (run / "checkpoint-00000001").symlink_to(old)
+    (run / ".checkpoint-notes.tmp").mkdir()
+    (run / ".checkpoint-notes.tmp/mine").write_bytes(b"mine")
+    assert [folder.name for folder in checkpoints(run)] == ["checkpoint-00000002", "checkpoint-00000004"]
+    before = {name: contents(run / name) for name in copies}
     heard = Listening()
-    run_training(tmp_path / "cut", cache_folder, dev_teacher, t5_config, progress=heard, **whole_run["flags"])
-    assert f"none of the 2 checkpoints of {tmp_path / 'cut'} can be read: beginning again from step 0" in heard.heard
-    assert same_weights(tmp_path / "cut", whole_run["whole"])
+    run_training(run, cache_folder, dev_teacher, t5_config, progress=heard, **whole_run["flags"])
+    assert "going on from step 4" in heard.heard and same_weights(run, whole_run["whole"])
+    for name in ("checkpoint-99999999", "checkpoint-00000005", "checkpoint-00000001"):
+        said = f"{run / name} is no checkpoint that this run wrote under this name: it is left alone"
+        assert said in heard.heard
+    assert {name: contents(run / name) for name in copies} == before
+    assert (run / "checkpoint-00000003.tar").read_bytes() == b"tar"
+    assert (run / "checkpoint-00000005").read_bytes() == b"a file" and (run / "checkpoint-00000001").is_symlink()
+    assert (run / ".checkpoint-notes.tmp/mine").read_bytes() == b"mine"
 
 
-@contextmanager
-def no_file_above(bytes_: int):
-    """The system refuses to write beyond so many bytes of a file, as it does on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, before[1]))
+def test_what_stands_in_the_way_of_a_checkpoint_gets_another_name_and_stays(
+    tmp_path, cache_folder, dev_teacher, t5_config, whole_run
+):
+    run = tmp_path / "cut"
+    shutil.copytree(whole_run["cut"], run)
+    shutil.copytree(run / "checkpoint-00000002", run / "checkpoint-00000006")
+    (run / "checkpoint-00000006-kept-1").mkdir()
+    before = contents(run / "checkpoint-00000002")
+    heard = Listening()
+    run_training(run, cache_folder, dev_teacher, t5_config, progress=heard, **whole_run["flags"])
+    assert same_weights(run, whole_run["whole"]) and contents(run / "checkpoint-00000006-kept-2") == before
+    assert (
+        f"{run}/checkpoint-00000006 was there and is no readable checkpoint of this run: it is now "
+        f"checkpoint-00000006-kept-2, and stays"
+    ) in heard.heard
+
+
+def test_a_checkpoint_of_another_run_is_not_gone_on_from(tmp_path, cache_folder, dev_teacher, t5_config, whole_run):
+    other = run_training(tmp_path / "other", cache_folder, dev_teacher, t5_config, **whole_run["flags"], seed=5)
+    run = tmp_path / "cut"
+    shutil.copytree(whole_run["cut"], run)
+    shutil.copytree(other / "checkpoint-00000006", run / "checkpoint-00000006")
+    assert checkpoints(run)[-1].name == "checkpoint-00000004"
+    run_training(run, cache_folder, dev_teacher, t5_config, **whole_run["flags"])
+    assert same_weights(run, whole_run["whole"])
+
+
+@pytest.mark.parametrize("note", ["", "{", '{"checkpoint": "../other", "loss": 1}', '{"checkpoint": 3, "loss": "x"}'])
+def test_a_damaged_note_of_the_best_is_written_again_from_the_checkpoints(
+    tmp_path, cache_folder, dev_teacher, t5_config, whole_run, note
+):
+    run = tmp_path / "cut"
+    shutil.copytree(whole_run["cut"], run)
+    (run / "best.json").write_text(note)
+    heard = Listening()
+    run_training(run, cache_folder, dev_teacher, t5_config, progress=heard, **whole_run["flags"])
+    assert any(line.startswith(f"{run}/best.json is not what `secondcast train` wrote") for line in heard.heard)
+    assert (run / "best.json").read_bytes() == (whole_run["whole"] / "best.json").read_bytes()
+
+
+def test_while_the_best_is_not_known_no_checkpoint_is_deleted(tmp_path, whole_run):
+    run = tmp_path / "whole"
+    shutil.copytree(whole_run["whole"], run)
+    shutil.copytree(whole_run["cut"], run, dirs_exist_ok=True)
+    (run / "best.json").write_text("")
+    before = names(run)
+    forget_old(checkpoints(run)[-1], 1)
+    assert names(run) == before == {f"checkpoint-{step:08d}" for step in (2, 4, 6)}
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_the_files_of_a_checkpoint_have_the_usual_permissions(tmp_path, cache_folder, dev_teacher, t5_config, umask):
+    before = os.umask(umask)
     try:
-        yield
+        run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, steps=1, ema=0.5)
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        os.umask(before)
+    files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
+    assert {oct(file.stat().st_mode & 0o777) for file in files} == {oct(0o666 & ~umask)}
+    assert {"optimizer.safetensors", "trained.safetensors", "model.safetensors"} <= {file.name for file in files}
 
 
 def test_no_space_for_a_checkpoint_is_one_line_and_the_run_goes_on_later(

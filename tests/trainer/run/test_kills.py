@@ -22,7 +22,8 @@ STEPS_ON_DISK = [
     ("replace", ".best.json."),
     ("replace", ".metrics.jsonl."),
     ("rename", ".checkpoint-00000004."),
-    ("rmtree", "checkpoint-00000002"),
+    ("rename", "checkpoint-00000002"),
+    ("rmtree", ".checkpoint-00000002."),
 ]
 
 

@@ -1,12 +1,16 @@
 """One training in a run folder at a time: what it wrote down stays."""
 
+import errno
+import fcntl
+import os
 import re
+import shutil
 from contextlib import nullcontext
 
 import pytest
 
 from secondcast.models.student.student import checkpoints
-from secondcast.storage_schemas.errors import BadRun
+from secondcast.storage_schemas.errors import BadRun, StoreFails
 from secondcast.storage_schemas.progress import Silent
 from secondcast.trainer import train as train_module
 from secondcast.trainer.run.folder import held
@@ -60,4 +64,27 @@ def test_a_run_that_began_while_another_one_loaded_is_not_begun_again(
     monkeypatch.setattr(train_module, "_load_backbone", slow)
     message = f"another process began to train in {tmp_path / 'run'} meanwhile: give the same command again to go on"
     with pytest.raises(BadRun, match=re.escape(message)):
+        run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
+
+
+def test_a_model_folder_is_not_begun_as_a_run(tmp_path, cache_folder, dev_teacher, t5_config):
+    model = tmp_path / "model"
+    shutil.copytree(t5_config, model)
+    (model / "model.safetensors").write_bytes(b"weights")
+    before = {file.name: file.read_bytes() for file in model.iterdir()}
+    with pytest.raises(
+        BadRun, match=rf"^{model}/config.json cannot be read \(.*\): damaged, or of another version"
+    ) as got:
+        run_training(model, cache_folder, dev_teacher, t5_config)
+    assert "\n" not in str(got.value) and {file.name: file.read_bytes() for file in model.iterdir()} == before
+
+
+def test_on_a_file_system_without_locks_a_run_is_refused(tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch):
+    def refuses(*_):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    with pytest.raises(
+        StoreFails, match=rf"^{tmp_path}/run is on a file system without locks \(flock: Operation not su"
+    ):
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)

@@ -116,7 +116,7 @@ def print_lines(lines: "Iterable[str]") -> None:
 
 def terminal(quiet: bool = False) -> Any:
     """How progress is shown."""
-    from secondcast.commands.console import Terminal
+    from secondcast.commands.shell.terminal import Terminal
 
     return Terminal(quiet=quiet)
 
@@ -186,49 +186,10 @@ def student_source(name: str) -> str:
     return str(STUDENTS_FOLDER / name.removeprefix(f"{POCKET}-"))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file; BadSettings if that is not possible."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise BadSettings(f"{path} cannot be written ({error.strerror}): give another --out") from error
+_LARGEST_GUIDANCE = 1e6
 
 
 def check_guidance(guidance: float) -> None:
-    """Raise BadSettings for a guidance that is no number from 0 on."""
-    if not 0 <= guidance < float("inf"):
-        raise BadSettings(f"--guidance is {guidance}, expected a number from 0 on, such as 3.5")
-
-
-def check_folder(folder: Path) -> None:
-    """Make the folder of --out; BadSettings where there is a file, or none can be made."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadSettings(
-            f"--out {folder} cannot be a folder ({error.strerror}): give a new one, or another"
-        ) from error
-
-
-def check_outside(path: Path, cache: str) -> None:
-    """Raise BadSettings for an --out among the files of a cache."""
-    from secondcast.storage_schemas.io.folders import is_remote
-    from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE
-
-    if is_remote(cache) or not (Path(cache) / MANIFEST_FILE).is_file():
-        return
-    if path.resolve().is_relative_to(Path(cache).resolve()):
-        raise BadSettings(
-            f"--out {path} lies in the cache {cache}, where `secondcast inspect verify` would call it foreign: give a "
-            f"place outside it"
-        )
-
-
-def write_picture(picture: Any, path: Path) -> None:
-    """Write a picture; BadSettings if that is not possible."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
-    except (OSError, ValueError) as error:
-        raise BadSettings(f"{path} cannot be written ({error}): give a file such as picture.png") from error
+    """Raise BadSettings for a guidance that is no number from 0 on, or none that a transformer can take."""
+    if not 0 <= guidance <= _LARGEST_GUIDANCE:
+        raise BadSettings(f"--guidance is {guidance}, expected a number from 0 to {_LARGEST_GUIDANCE:g}, such as 3.5")
