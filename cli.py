@@ -26,11 +26,13 @@ from secondcast.commands.inspect.report import inspect_report
 from secondcast.commands.plan.plan import plan_app
 from secondcast.commands.prompts import prompts_app
 from secondcast.commands.repair import inspect_verify, repair
+from secondcast.commands.shell.console import make_streams_safe, print_error, print_line, print_notice
+from secondcast.commands.shell.familiar_flags import familiar_advice
 from secondcast.commands.shell.places import GroupOfPlaces
-from secondcast.commands.shell.resolve import out
 from secondcast.commands.shell.resuming import failed_text, goes_on, interrupted_text, out_of_memory_text
 from secondcast.commands.train.train import train
 from secondcast.commands.transform import convert, merge, subset
+from secondcast.models.memory.optional_packages import hidden_packages
 from secondcast.storage_schemas.errors import SecondcastError
 
 if _BEFORE is signal.default_int_handler:
@@ -66,12 +68,18 @@ def _options(
         from secondcast.commands.shell.versions import version_lines
 
         for line in version_lines():
-            out.print(line, markup=False)
+            print_line(line)
         raise typer.Exit
 
 
 def main() -> None:
     """Run the command line; errors are one line and exit 1 (2 for wrong flags, 130 for Ctrl-C and SIGTERM)."""
+    make_streams_safe()
+    with hidden_packages():
+        _run()
+
+
+def _run() -> None:
     with contextlib.suppress(ValueError):
         # Schedulers of clusters send it some seconds before they kill: what is in hand is committed then.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -113,10 +121,17 @@ def _failed(error: Exception) -> int:
     message, context = error.format_message(), getattr(error, "ctx", None)
     if "\n" in message:
         # A group without a command: its help.
-        print(message, file=sys.stderr)
+        print_notice(message)
         return 2
     message = re.sub(r" \(Possible options?: (.+)\)$", r". Did you mean \1?", message).replace(": Value error, ", ": ")
+    if (typed := getattr(error, "option_name", None)) and (advice := _advice(typed)):
+        message = f"No such option: {typed}. {advice}"
     return _fail(f"{message} ({context.command_path if context else 'secondcast'} --help lists what there is)", 2)
+
+
+def _advice(typed: str) -> str | None:
+    name, command = _given_command()
+    return familiar_advice(typed, name, {flag for parameter in command.params for flag in parameter.opts})
 
 
 def _given_command() -> tuple[str, Any]:
@@ -135,7 +150,7 @@ def _goes_on() -> bool:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"secondcast: {' '.join(message.split())}", file=sys.stderr)
+    print_error(message)
     return code
 
 

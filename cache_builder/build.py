@@ -26,7 +26,7 @@ from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.io.folders import Location, open_folder
 from secondcast.storage_schemas.maintenance.extend import extend
-from secondcast.storage_schemas.progress import Progress, size_text
+from secondcast.storage_schemas.progress import Progress, counted, size_text
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.commits import Kind
 from secondcast.storage_schemas.schema.layout import ShardRange
@@ -192,7 +192,7 @@ def open_writer(location: Location, settings: BuildSettings, teacher: TeacherFol
     prompts, cut = tokenised_prompts(read.texts, teacher, text_length=settings.text_length)
     replicas = [settings.replicas * text.repeat for text in read.texts]
     manifest = plan_manifest(settings, teacher, prompts, replicas)
-    progress.say(f"{_counted(replicas)} trajectories ({read.skipped_text()})")
+    progress.say(f"{_product(replicas)} ({read.skipped_text()})")
     if cut:
         progress.say(prompt_lengths(cut, teacher, text_length=manifest.teacher.text_length).cut_text())
     if settings.extend:
@@ -204,7 +204,8 @@ def open_writer(location: Location, settings: BuildSettings, teacher: TeacherFol
     return CacheWriter.create_or_resume(location, manifest, prompts, teacher.tokenizer_files())
 
 
-def _counted(replicas: Sequence[int]) -> str:
+def _product(replicas: Sequence[int]) -> str:
+    prompts, trajectories = counted(len(replicas), "distinct prompt"), counted(sum(replicas), "trajectory")
     if len(set(replicas)) == 1:
-        return f"{len(replicas)} distinct prompts x {replicas[0]} replicas = {sum(replicas)}"
-    return f"{len(replicas)} distinct prompts, {sum(replicas)}"
+        return f"{prompts} x {counted(replicas[0], 'replica')} = {trajectories}"
+    return f"{prompts}, {trajectories}"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from secondcast.cache_builder.share import Worker
 from secondcast.storage_schemas.errors import NotInCache
-from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.schema.commits import committed_shards
 from secondcast.storage_schemas.schema.layout import ShardRange
 from secondcast.storage_schemas.writer import CacheWriter
@@ -25,7 +25,7 @@ def wait_for_embeddings(
     """Return when all `needed` embedding shards are committed; NotInCache after so long without a new one."""
     absent = _absent(writer, needed)
     if absent and wait_seconds > 0:
-        progress.say(f"waiting for {len(absent)} embedding shards that are made elsewhere")
+        progress.say(f"waiting for {counted(len(absent), 'embedding shard')} made elsewhere")
     since = time.monotonic()
     while absent:
         if time.monotonic() - since >= wait_seconds:

@@ -12,8 +12,9 @@ from secondcast.commands.export import export
 from secondcast.commands.inspect.pictures import write_film_strips
 from secondcast.commands.inspect.report import write_report
 from secondcast.commands.prompts import caption_lines, pocket_captions
+from secondcast.commands.shell.console import print_line
 from secondcast.commands.shell.outputs import OutputFolder, json_bytes, picture_bytes
-from secondcast.commands.shell.resolve import POCKET, Device, Quiet, out
+from secondcast.commands.shell.resolve import POCKET, Device, Quiet
 from secondcast.commands.train.train import train_run
 
 FILES = ("prompts.txt", "film-strips.png", "side-by-side.png", "scores.json", "report.html")
@@ -89,11 +90,11 @@ def demo(
 
 
 def _title(number: int, text: str) -> None:
-    out.print(f"\n[{number}/5] {text}", markup=False, style="bold")
+    print_line(f"\n[{number}/5] {text}", style="bold")
 
 
 def _where(folder: Path, seconds: float) -> None:
-    out.print(f"\nDone in {seconds:.0f} s. Look at", markup=False)
+    print_line(f"\nDone in {seconds:.0f} s. Look at")
     for name, what in (
         ("report.html", "every trajectory with its film strip, and the student's errors; open it in a browser"),
         ("side-by-side.png", "teacher, student and untrained student on the same captions and noise"),
@@ -103,12 +104,12 @@ def _where(folder: Path, seconds: float) -> None:
         ("run", "the training run: config, metrics, checkpoints"),
         ("student", "the student as FluxPipeline takes it"),
     ):
-        out.print(f"  {folder / name!s:<28} {what}", markup=False)
-    out.print("and try", markup=False)
+        print_line(f"  {folder / name!s:<28} {what}")
+    print_line("and try")
     for command in (
         f"secondcast inspect summary {folder / 'cache'}",
         f"secondcast inspect show {folder / 'cache'} --grep red",
         f"secondcast inspect images {folder / 'cache'} 5 6 7 --out strips.png",
         f"secondcast evaluate score {folder / 'student'} --pocket --count 500",
     ):
-        out.print(f"  .venv/bin/{command}", markup=False)
+        print_line(f"  .venv/bin/{command}")

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from secondcast.commands.shell.resolve import Quiet, out, quiet_device, terminal
+from secondcast.commands.shell.console import print_line
+from secondcast.commands.shell.resolve import Quiet, quiet_device, terminal
 
 _NEXT = {
     "diffusers": "give it to FluxPipeline.from_pretrained(..., text_encoder_2=...), see its README.md",
@@ -32,4 +33,4 @@ def export(
 
     for remark in run_export(student, folder, to=to):
         terminal(quiet).say(remark)
-    out.print(f"{folder}: {_NEXT[to]}", markup=False)
+    print_line(f"{folder}: {_NEXT[to]}")

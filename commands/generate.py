@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from secondcast.commands.shell.console import print_line
 from secondcast.commands.shell.resolve import (
     Device,
     Quiet,
@@ -14,8 +15,8 @@ from secondcast.commands.shell.resolve import (
     resolve_teacher,
     terminal,
 )
-from secondcast.commands.shell.resolve import out as console
 from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.progress import counted
 
 
 def generate(
@@ -67,7 +68,7 @@ def generate(
         student, found, texts, out, asked, batch_size=batch_size, device=torch_device, progress=terminal(quiet)
     )
     there = len(texts) - made
-    console.print(f"{out}: {made} pictures" + (f", {there} were there before" if there else ""), markup=False)
+    print_line(f"{out}: {counted(made, 'picture')}" + (f", {there} were there before" if there else ""))
 
 
 def _check_size(resolution: int | None, height: int | None, width: int | None) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.markup import escape
-from rich.table import Column, Table
 
+from secondcast.commands.shell.console import PlainTable, print_json, print_line, print_lines, print_table
 from secondcast.commands.shell.outputs import Overwrite, write_text
-from secondcast.commands.shell.resolve import Json, out, print_table, resolve_teacher
+from secondcast.commands.shell.resolve import Json, resolve_teacher
 from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.progress import counted
 
 if TYPE_CHECKING:
     from secondcast.cache_builder.prompts.files import PromptsRead
@@ -32,9 +32,9 @@ def prompts_list(sources: Sources, limit: Limit = None, as_json: Json = False) -
 
     texts = read_prompts(sources, limit=limit).texts
     if as_json:
-        typer.echo(json.dumps([asdict(text) for text in texts], indent=1, ensure_ascii=False))
+        print_json([asdict(text) for text in texts])
         return
-    typer.echo("\n".join(" ".join(text.text.splitlines()) for text in texts))
+    print_lines(" ".join(text.text.splitlines()) for text in texts)
 
 
 @prompts_app.command("count")
@@ -61,7 +61,7 @@ def prompts_count(
     if teacher is not None:
         facts["tokens"] = _token_facts(read, teacher)
     if as_json:
-        typer.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+        print_json(facts)
         return
     _print_counts(read, facts)
 
@@ -81,27 +81,25 @@ def _token_facts(read: "PromptsRead", teacher: str) -> dict[str, Any]:
 
 
 def _print_counts(read: "PromptsRead", facts: dict[str, Any]) -> None:
-    table = Table(Column("source", overflow="fold"), "lines", "distinct", "new", "empty", "repeated", "left out")
+    table = PlainTable("source", "lines", "distinct", "new", "empty", "repeated", "left out")
     for count in read.counts:
         numbers = (count.lines, count.distinct, count.new, count.empty, count.repeated, count.left_out)
-        table.add_row(escape(count.source), *map(str, numbers))
+        table.add_row(count.source, *map(str, numbers))
     print_table(table)
     if len(facts["names"]) > len(read.counts):
         for name, number in facts["names"].items():
-            out.print(f"{number:>10}  {name}", markup=False)
-    out.print(f"{len(read.texts)} distinct prompts ({read.skipped_text()})", markup=False)
+            print_line(f"{number:>10}  {name}")
+    print_line(f"{counted(len(read.texts), 'distinct prompt')} ({read.skipped_text()})")
     if tokens := facts.get("tokens"):
-        out.print(
+        print_line(
             f"tokens: mean {tokens['mean']:.1f}, longest {tokens['longest']} ({tokens['longest_text'][:80]!r}); "
             f"longer than {tokens['text_length']}, and so cut: {tokens['cut']}",
-            markup=False,
         )
         if tokens["same"]:
             first, second = (repr(text[:80]) for text in tokens["same_texts"])
-            out.print(
-                f"{tokens['same']} prompts have the same tokens as another, such as {first} and {second}: the teacher "
-                f"does not tell them apart",
-                markup=False,
+            print_line(
+                f"{counted(tokens['same'], 'prompt')} with the same tokens as another, such as {first} and {second}: "
+                f"the teacher does not tell them apart"
             )
 
 
@@ -129,10 +127,9 @@ def prompts_compbench(
     read = compbench_prompts(folder, PAPER_CATEGORIES if categories == "paper" else ALL_CATEGORIES)
     write_text(out_file, json_lines(read.texts), overwrite=overwrite)
     lines = sum(count.lines for count in read.counts)
-    out.print(
-        f"{len(read.texts)} distinct prompts of {lines} lines in {len(read.counts)} categories ({read.skipped_text()}) "
-        f"in {out_file}",
-        markup=False,
+    print_line(
+        f"{counted(len(read.texts), 'distinct prompt')} of {lines} lines in {counted(len(read.counts), 'category')} "
+        f"({read.skipped_text()}) in {out_file}",
     )
 
 
@@ -157,7 +154,7 @@ def prompts_commontext(
     else:
         lines = texts if out_file.suffix == ".txt" else [json.dumps(text) for text in texts]
         write_text(out_file, "".join(f"{line}\n" for line in lines), overwrite=overwrite)
-    out.print(f"{len(texts)} prompts in {out_file}", markup=False)
+    print_line(f"{counted(len(texts), 'prompt')} in {out_file}")
 
 
 def _check_ending(file: Path, endings: tuple[str, ...]) -> None:
@@ -187,7 +184,7 @@ def prompts_pocket(
     """
     texts = pocket_captions(count, seed=seed, split=split, kind=kind)
     write_text(out_file, caption_lines(texts), overwrite=overwrite)
-    out.print(f"{len(texts)} captions in {out_file}", markup=False)
+    print_line(f"{counted(len(texts), 'caption')} in {out_file}")
 
 
 def pocket_captions(count: int, *, seed: int = 0, split: str = "train", kind: str | None = None) -> list[str]:

@@ -1,24 +1,14 @@
 """The commands that check a cache and put it right."""
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secondcast.commands.shell.resolve import (
-    CachePath,
-    Device,
-    Json,
-    Quiet,
-    out,
-    print_lines,
-    quiet_device,
-    resolve_teacher,
-    terminal,
-    terminal_width,
-)
+from secondcast.commands.shell.console import print_json, print_line, print_lines, terminal_width
+from secondcast.commands.shell.resolve import CachePath, Device, Json, Quiet, quiet_device, resolve_teacher, terminal
 from secondcast.inspection.mending import mend_value, need_of, problem_lines, way_out
 from secondcast.storage_schemas.errors import DamagedCache
+from secondcast.storage_schemas.progress import counted
 
 if TYPE_CHECKING:
     from secondcast.cache_builder.repair.recompute import Recomputed
@@ -59,10 +49,13 @@ def inspect_verify(
         ]
         found: dict[str, Any] = {"shards": report.shards, "bytes": report.bytes, "problems": problems}
         found["mend"] = mend_value(cache, report, source) if report.problems else None
-        print(json.dumps(found | ({} if made is None else {"recomputed": [m.json_value() for m in made]}), indent=1))
+        print_json(found | ({} if made is None else {"recomputed": [m.json_value() for m in made]}))
     else:
-        what = f"{report.missing} shards not built yet, " if report.missing else ""
-        lines = [f"{cache}: {report.shards} shards, {size_text(report.bytes)}, {what}{len(report.problems)} problems"]
+        what = f"{counted(report.missing, 'shard')} not built yet, " if report.missing else ""
+        lines = [
+            f"{cache}: {counted(report.shards, 'shard')}, {size_text(report.bytes)}, "
+            f"{what}{counted(len(report.problems), 'problem')}"
+        ]
         if report.problems:
             lines += problem_lines(cache, report, source, width=terminal_width())
         print_lines([*lines, *([] if made is None else _recomputed_lines(made))])
@@ -134,17 +127,19 @@ def repair(
     progress = terminal(quiet)
     done = mend(cache, copy, progress)
     for path in done.files:
-        out.print(f"{path}: put right", markup=False)
+        print_line(f"{path}: put right")
     for kind, shard in done.shards:
-        out.print(f"{kind} shard {shard}: taken from {copy}", markup=False)
+        print_line(f"{kind} shard {shard}: taken from {copy}")
     left, missing = done.left, done.missing
     if teacher is not None and any(problem.shard for problem in left):
         report = _rebuild(cache, teacher, batch_size, accept_other_bytes, device, quiet)
         left, missing = report.problems, report.missing
     if left:
-        raise DamagedCache(f"{cache} has {len(left)} problems left, the first: {left[0].message}{way_out(left[0])}")
-    built = f"; {missing} shards are not built: the build command makes them" if missing else ""
-    out.print(f"{cache}: every file is what it should be{built}", markup=False)
+        raise DamagedCache(
+            f"{cache} has {counted(len(left), 'problem')} left, the first: {left[0].message}{way_out(left[0])}"
+        )
+    built = f"; {counted(missing, 'shard')} not built yet: the build command makes the rest" if missing else ""
+    print_line(f"{cache}: every file is what it should be{built}")
 
 
 def _rebuild(cache: str, teacher: str, batch_size: int | None, accept: bool, device: str, quiet: bool) -> "Report":
@@ -161,5 +156,5 @@ def _rebuild(cache: str, teacher: str, batch_size: int | None, accept: bool, dev
         cache, folder, torch_device, terminal(quiet), batch_size=batch_size, accept_other_bytes=accept
     )  # fmt: skip
     for kind, shard in rebuilt:
-        out.print(f"{kind} shard {shard}: rebuilt", markup=False)
+        print_line(f"{kind} shard {shard}: rebuilt")
     return verify(cache, Silent())

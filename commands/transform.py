@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
-from secondcast.commands.shell.resolve import Quiet, out, terminal
+from secondcast.commands.shell.console import print_line
+from secondcast.commands.shell.resolve import Quiet, terminal
 from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.progress import counted
 
 if TYPE_CHECKING:
     from secondcast.storage_schemas.maintenance.rewrite import Rewritten
@@ -89,10 +91,9 @@ def _report(result: "Rewritten") -> None:
     from secondcast.storage_schemas.progress import size_text
 
     if differing := [f"{count} {kind}" for kind, count in result.differing.items() if count]:
-        out.print(
+        print_line(
             f"{' and '.join(differing)} lie in several of the caches with other bits (made on another machine?): "
             f"those of the first were kept",
-            markup=False,
         )
     left = result.planned - result.trajectories
     missing = [
@@ -100,14 +101,12 @@ def _report(result: "Rewritten") -> None:
         for count, what in ((left, "trajectories"), (result.embeddings_missing, "embeddings"))
         if count
     ]
-    out.print(
-        f"{result.location}: {result.trajectories}{f' of {result.planned}' if left else ''} trajectories of "
-        f"{result.prompts} prompts, {size_text(result.bytes)}",
-        markup=False,
+    print_line(
+        f"{result.location}: {f'{result.trajectories} of ' if left else ''}{counted(result.planned, 'trajectory')} of "
+        f"{counted(result.prompts, 'prompt')}, {size_text(result.bytes)}",
     )
     if missing:
-        out.print(
+        print_line(
             f"{' and '.join(missing)} are not copied, because no source holds all rows of their shards yet: finish "
             f"its build, then give the same command again",
-            markup=False,
         )

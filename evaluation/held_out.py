@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from secondcast.models.noise import draw_guidance
 from secondcast.storage_schemas.errors import NotInCache
+from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.record import trajectory_key
 from secondcast.storage_schemas.schema.prompts import HELD_OUT_EVERY
@@ -51,9 +52,9 @@ def held_out_trajectories(cache: Cache) -> list[HeldOut]:
         )
     if not found:
         raise NotInCache(
-            f"{cache.folder} has {len(committed)} committed trajectories, none of them of the {len(prompts)} held-out "
-            f"prompts among its {len(cache.prompts)}: one prompt in {HELD_OUT_EVERY} is held out, by a hash of its "
-            f"text, and training saw all others; build more prompts, or give another cache of this teacher"
+            f"{cache.folder} has {counted(len(committed), 'committed trajectory')}, none of them of the {len(prompts)} "
+            f"held-out prompts among its {len(cache.prompts)}: one prompt in {HELD_OUT_EVERY} is held out, by a hash "
+            f"of its text, and training saw all others; build more prompts, or give another cache of this teacher"
         )
     return found
 

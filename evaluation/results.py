@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from secondcast.storage_schemas.errors import BadSettings
 from secondcast.storage_schemas.io import durable
+from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.schema.manifest import Quantization, Record, first_problem
 
 Rows = tuple[tuple[float, ...], ...]
@@ -100,11 +101,11 @@ class Evaluation(Record):
     def _shapes_agree(self) -> Self:
         rows, steps = len(self.trajectories), len(self.steps)
         if len(self.sigmas) != steps:
-            raise ValueError(f"{steps} steps have {len(self.sigmas)} sigmas")
+            raise ValueError(f"steps are {steps}, sigmas are {len(self.sigmas)}: expected as many")
         for errors in (self.errors, self.floor):
             for values in () if errors is None else (errors.error_fraction, errors.mean_square):
                 if len(values) != rows or {len(row) for row in values} != {steps}:
-                    raise ValueError(f"errors are not of {rows} trajectories times {steps} steps")
+                    raise ValueError(f"errors are not of {counted(rows, 'trajectory')} times {counted(steps, 'step')}")
         if self.closed_loop is not None:
             self._check_closed_loop(self.closed_loop)
         return self

@@ -11,6 +11,7 @@ from secondcast.evaluation.closed_loop import RECORDED
 from secondcast.evaluation.pictures.picture import enlarged
 from secondcast.inspection.compare import Compared
 from secondcast.inspection.sheet import COLOURS, GREY, LINE, amplified_difference, font, lines_of, plot_curves, stacked
+from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.schema.fields import Array
 
 _SMALLEST_SIDE, _LARGEST_SIDE, _GAP, _MARGIN, _PLOT_WIDTH = 128, 256, 6, 12, 180
@@ -82,7 +83,8 @@ class _Sheet:
         """What is seen."""
         text = (
             f"{self.compared.cache.location}: final pictures from the cached noise, "
-            f"{self.compared.cache.manifest.sampling.steps} steps. Difference: absolute, of the student's picture from "
+            f"{counted(self.compared.cache.manifest.sampling.steps, 'step')}. Difference: absolute, of the student's "
+            f"picture from "
             f"the teacher's, times {self.factor}. Curves, in the colours of the names: error of the prediction by step "
             f"on the cached latents, from 0 to {100 * self.top:.0f} % of the velocity's norm."
         )

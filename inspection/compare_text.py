@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from secondcast.inspection.text_layout import table_lines
+from secondcast.storage_schemas.progress import counted
 
 
 def compare_lines(facts: dict[str, Any], *, width: int | None = None) -> list[str]:
@@ -13,7 +14,7 @@ def compare_lines(facts: dict[str, Any], *, width: int | None = None) -> list[st
     trained = sum(not row["held_out"] for row in trajectories)
     remark = f", {trained} of them of prompts that training may have seen" if trained else ", all held out"
     return [
-        f"{len(trajectories)} trajectories of {facts['cache']}{remark}",
+        f"{counted(len(trajectories), 'trajectory')} of {facts['cache']}{remark}",
         "",
         "open loop: error of the prediction, in % of the velocity's norm, mean over the trajectories",
         *_by_step(facts, names),

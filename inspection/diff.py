@@ -4,11 +4,15 @@ from typing import Any
 
 from secondcast.storage_schemas.io.digests import canonical_json
 from secondcast.storage_schemas.maintenance.rewrite import ways_made
+from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.commits import CommitRecord, Records
 from secondcast.storage_schemas.schema.consequences import consequence
-from secondcast.storage_schemas.schema.manifest import differences, differing_fields, shortened
+from secondcast.storage_schemas.schema.first_difference import differing_leaves
+from secondcast.storage_schemas.schema.manifest import differences, differing_fields
 
+# Lines of one field: sigmas, timesteps and generations are lists.
+_MOST_LEAVES = 3
 _DIGEST_OF_VERDICT = {"resume": "prompts", "merge": "sampling", "train_together": "teacher"}
 
 
@@ -44,10 +48,7 @@ def compare(a: Cache, b: Cache) -> dict[str, Any]:
 
 def diff_lines(facts: dict[str, Any]) -> list[str]:
     """What is printed: a line per difference, a line on the shards, a line of verdicts."""
-    lines = [
-        f"{found['field']}: {shortened(found['a'])} | {shortened(found['b'])}: {found['follows']}"
-        for found in facts["differences"]
-    ]
+    lines = [line for found in facts["differences"] for line in _difference_lines(found)]
     if facts["identical"]:
         lines.append(
             "identical by their records: the same manifest, and the same checksums of every shard; the files were not "
@@ -60,6 +61,15 @@ def diff_lines(facts: dict[str, Any]) -> list[str]:
         )
     verdicts = (f"{name.replace('_', ' ')}: {'yes' if can else 'no'}" for name, can in facts["verdicts"].items())
     return [*lines, f"can {', '.join(verdicts)}"]
+
+
+def _difference_lines(found: dict[str, Any]) -> list[str]:
+    """A line for each of the first values in which a field differs, and one for the rest."""
+    leaves = list(differing_leaves(found["a"], found["b"], found["field"]))
+    lines = [f"{leaf.path}: {leaf.one} | {leaf.other}: {found['follows']}" for leaf in leaves[:_MOST_LEAVES]]
+    if (more := len(leaves) - _MOST_LEAVES) > 0:
+        lines.append(f"{found['field']}: and {counted(more, 'further difference')}; --json shows both values whole")
+    return lines
 
 
 def _provenances(records: Records) -> dict[str, Any]:

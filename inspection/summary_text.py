@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from secondcast.inspection.text_layout import entry_lines, table_lines
-from secondcast.storage_schemas.progress import duration_text, size_text
+from secondcast.storage_schemas.progress import counted, duration_text, size_text
 
 # More ways than fit a screen are counted; --json has all.
 _WAYS_SHOWN = 3
@@ -29,15 +29,19 @@ def summary_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("cache", f"{facts['path']} ({facts['state']})"),
         (
             "teacher",
-            f"{facts['teacher']['source']}, {facts['teacher']['text_length']} text tokens of width "
+            f"{facts['teacher']['source']}, {counted(facts['teacher']['text_length'], 'text token')} of width "
             f"{facts['teacher']['text_width']}, pooled {facts['teacher']['pooled']}",
         ),
         ("prompts", f"{prompts['count']:,} ({sources}); {prompts['held_out']:,} held out"),
         ("trajectories", f"{done:,} of {planned:,} committed{share}"),
-        ("images", f"{sampling['size']} pixels, {sampling['image_tokens']} tokens x {sampling['channels']} channels"),
+        (
+            "images",
+            f"{sampling['size']} pixels, {counted(sampling['image_tokens'], 'token')} x "
+            f"{counted(sampling['channels'], 'channel')}",
+        ),
         (
             "schedule",
-            f"{sampling['schedule']}, {sampling['steps']} steps, sigma {sampling['sigmas'][0]:.3f} to "
+            f"{sampling['schedule']}, {counted(sampling['steps'], 'step')}, sigma {sampling['sigmas'][0]:.3f} to "
             f"{sampling['sigmas'][1]:.3f}",
         ),
         ("guidance", "none" if guidance is None else ", ".join(f"{value:g}" for value in guidance)),
@@ -72,8 +76,12 @@ def _files(files: dict[str, Any]) -> str:
     if not recorded:
         return "no files yet"
     if not looked_at:
-        return f"their {recorded:,} files not looked at"
-    which = f"all {recorded:,} files" if looked_at == recorded else f"{looked_at:,} of {recorded:,} files looked at,"
+        return f"their {counted(recorded, 'file')} not looked at"
+    which = (
+        f"all {counted(recorded, 'file')}"
+        if looked_at == recorded
+        else f"{looked_at:,} of {recorded:,} files looked at,"
+    )
     wrong = [f"{files[key]:,} {text}" for key, text in (("missing", "missing"), ("other_size", "of another size")) if
              files[key]]  # fmt: skip
     if not wrong:
@@ -83,12 +91,12 @@ def _files(files: dict[str, Any]) -> str:
 
 def _built(build: dict[str, Any]) -> str:
     last = "" if build["last_commit"] is None else f", last commit {build['last_commit']}"
-    ways = [_way(way, counted=len(build["ways"]) > 1) for way in build["ways"]]
-    more = [f"{len(ways) - _WAYS_SHOWN} further ways"] if len(ways) > _WAYS_SHOWN else []
+    ways = [_way(way, with_shards=len(build["ways"]) > 1) for way in build["ways"]]
+    more = [counted(len(ways) - _WAYS_SHOWN, "further way")] if len(ways) > _WAYS_SHOWN else []
     return "; ".join([f"by {build['created_by']}{last}", *ways[:_WAYS_SHOWN], *more])
 
 
-def _way(way: dict[str, Any], *, counted: bool) -> str:
+def _way(way: dict[str, Any], *, with_shards: bool) -> str:
     """Where and with what shards were made."""
     told = []
     for key, text in (("attention", "attention {}"), ("batch_size", "batch size {}"), ("threads", "threads {}"),
@@ -96,7 +104,7 @@ def _way(way: dict[str, Any], *, counted: bool) -> str:
         if key in way:
             told.append(text.format(way[key]))
     told += [f"{key} {value}" for key, value in _flat(way) if key not in _NAMED_BEFORE]
-    shards = f"{way['shards']:,} shards " if counted else ""
+    shards = f"{counted(way['shards'], 'shard')} " if with_shards else ""
     return f"{shards}on {way.get('device', 'an unnamed device')}" + (f" ({', '.join(told)})" if told else "")
 
 
@@ -135,7 +143,9 @@ def _array_lines(arrays: Sequence[dict[str, Any]]) -> list[str]:
     ]
     lines = table_lines(["array", "rows", "stored", "raw", "stored / raw"], rows)
     if sampled:
-        lines.append(f"~: extrapolated from the headers of {sampled} samples; a tar's record has one size for all")
+        lines.append(
+            f"~: extrapolated from the headers of {counted(sampled, 'sample')}; a tar's record has one size for all"
+        )
     if any(array["stored_bytes"] is None for array in arrays):
         lines.append("?: the headers of the samples cannot be read")
     return lines

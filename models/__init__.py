@@ -6,6 +6,7 @@ C packed channels, T text tokens, D text width, P pooled width.
 
 import logging
 
-# Where torchao is installed diffusers imports it, used or not, and it says which of its own parts do not load.
-for _name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+# Where torchao and bitsandbytes are installed diffusers imports them, used or not, and they print which of their own
+# parts do not load.
+for _name in ("bitsandbytes", "torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
     logging.getLogger(_name).setLevel(logging.ERROR)

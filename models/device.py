@@ -4,11 +4,18 @@ import torch
 
 from secondcast.storage_schemas.errors import BadSettings
 
+_SUPPORTED = ("cpu", "cuda")
+
 
 def usable_device(name: str) -> torch.device:
     """A torch device by name ("auto": a GPU if there is one); BadSettings if it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] not in _SUPPORTED:
+        # torch knows more (mps, xpu, meta, ...): nothing here was ever checked on them.
+        raise BadSettings(
+            f"--device {name!r} is not supported: a CPU or a CUDA GPU is needed; take auto, cpu, cuda or cuda:1"
+        )
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -16,8 +23,7 @@ def usable_device(name: str) -> torch.device:
             # Kernels outside of torch launch on the current device, whatever their tensors say.
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
-        # For an unknown name torch lists every backend that was ever registered.
-        reason = str(error).splitlines()[0].split("Expected one of ")[0] or "no such device"
+        reason = next(iter(str(error).splitlines()), "") or "no such device"
         raise BadSettings(f"--device {name!r} cannot be used here ({reason}): take auto, cpu or cuda") from error
     return device
 

@@ -64,20 +64,23 @@ def _schedule(
     scheduler_config: dict[str, Any], sigmas: np.ndarray | None, *, steps: int, image_tokens: int, dtype: torch.dtype
 ) -> Schedule:
     from diffusers import FlowMatchEulerDiscreteScheduler
-    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
     found = scheduler_config.get("stochastic_sampling", False)
     if found:
         raise BadTeacher("the scheduler has stochastic_sampling = true, expected false: its latents cannot be derived")
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config)
-    shift = calculate_shift(
-        image_tokens,
-        scheduler.config.get("base_image_seq_len", 256),
-        scheduler.config.get("max_image_seq_len", 4096),
-        scheduler.config.get("base_shift", 0.5),
-        scheduler.config.get("max_shift", 1.15),
-    )
-    scheduler.set_timesteps(steps, sigmas=sigmas, mu=shift)
+    scheduler.set_timesteps(steps, sigmas=sigmas, mu=shift_of(dict(scheduler.config), image_tokens))
     # FluxPipeline: t.expand(B).to(latents.dtype), then / 1000, each rounded to the latents' dtype.
     timesteps_K = scheduler.timesteps.to(dtype) / 1000
     return Schedule(sigmas=tuple(scheduler.sigmas.double().tolist()), timesteps=tuple(timesteps_K.double().tolist()))
+
+
+def shift_of(scheduler_config: dict[str, Any], image_tokens: int) -> float:
+    """`mu` of a scheduler: linear in the number of image tokens.
+
+    FluxPipeline's calculate_shift, term by term; importing the pipeline for it takes seconds.
+    """
+    fewest, most = scheduler_config.get("base_image_seq_len", 256), scheduler_config.get("max_image_seq_len", 4096)
+    low, high = scheduler_config.get("base_shift", 0.5), scheduler_config.get("max_shift", 1.15)
+    slope = (high - low) / (most - fewest)
+    return float(image_tokens * slope + (low - slope * fewest))

@@ -45,6 +45,17 @@ def duration_text(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f}".removesuffix(".0") + " h"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and its noun, which agree: 1 shard, 2 shards, 1,200 trajectories, 3 batches."""
+    if count == 1:
+        return f"1 {noun}"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        noun = f"{noun[:-1]}ie"
+    elif noun.endswith(("s", "x", "ch", "sh")):
+        noun = f"{noun}e"
+    return f"{count:,} {noun}s"
+
+
 def size_text(count: int) -> str:
     """Bytes for people: 1.5 MiB."""
     value = float(count)

@@ -9,6 +9,7 @@ from secondcast.models.memory.compiling import check_compiler
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.errors import BadSettings
 from secondcast.storage_schemas.maintenance.rewrite import ways_made
+from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.data.mixture import Lesson
 from secondcast.trainer.settings import MAIN, TrainSettings
@@ -39,9 +40,10 @@ def _check_divides(stage: Stage, ranks: int) -> None:
     unit = ranks * stage.accumulate * stage.steps_per_trajectory
     if stage.batch_size % unit:
         raise BadSettings(
-            f"batch-size is {stage.batch_size} on {ranks} processes, expected a multiple of processes x accumulate x "
-            f"steps-per-trajectory = {ranks} x {stage.accumulate} x {stage.steps_per_trajectory}: each computes an "
-            f"equal part of a batch; take {max(1, stage.batch_size // unit) * unit}, or another number of processes"
+            f"batch-size is {stage.batch_size} on {counted(ranks, 'process')}, expected a multiple of processes x "
+            f"accumulate x steps-per-trajectory = {ranks} x {stage.accumulate} x {stage.steps_per_trajectory}: each "
+            f"computes an equal part of a batch; take {max(1, stage.batch_size // unit) * unit}, or another number of "
+            f"processes"
         )
 
 
@@ -50,7 +52,7 @@ def _check_fits(stage: Stage, cache: Cache) -> None:
     if stage.steps_per_trajectory > steps:
         raise BadSettings(
             f"--steps-per-trajectory is {stage.steps_per_trajectory}, the trajectories of {cache.folder} have "
-            f"{steps} steps: as many different ones there are not; give at most {steps}"
+            f"{counted(steps, 'step')}: as many different ones there are not; give at most {steps}"
         )
     if cache.manifest.sampling.storage.embeddings == "stored" or not stage.needs_embeddings:
         return

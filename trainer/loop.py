@@ -11,7 +11,7 @@ import torch
 from secondcast.models.student.student import Student
 from secondcast.models.student.tokens import StudentTokens
 from secondcast.storage_schemas.errors import NonFinite
-from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.trainer.data.feed import Batch, EmbeddingBatch, Request, Rows
 from secondcast.trainer.data.mixture import Lesson, split, stage_orders
 from secondcast.trainer.data.order import mix, part_of
@@ -175,7 +175,8 @@ class Trainer:
             # A checkpoint of such a student would be gone on from.
             self._log(step=done, stopped=f"validation loss is {errors.mean}")
             raise NonFinite(
-                f"validation loss is {errors.mean} after {done} steps: stopped, the last checkpoint is intact; lower "
+                f"validation loss is {errors.mean} after {counted(done, 'step')}: stopped, the last checkpoint is "
+                f"intact; lower "
                 f"--learning-rate and give the command again in a new run folder"
             )
         by_step = {"validation_loss_by_step": errors.means_by_step} if self.objective.backbones else {}

@@ -1,7 +1,6 @@
 """A recipe: a run as a TOML file, what holds for all of it at the top and a [[stage]] for each of its stages."""
 
 import re
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from pydantic import ValidationError
 
 from secondcast.storage_schemas.errors import BadSettings
 from secondcast.storage_schemas.io.home import expand_home
+from secondcast.storage_schemas.io.toml_file import read_toml
 from secondcast.storage_schemas.schema.manifest import first_wrong_flag
 from secondcast.trainer.settings import TrainSettings
 from secondcast.trainer.stage import Stage
@@ -33,14 +33,7 @@ def read_recipe(file: Path, **changes: Any) -> Recipe:
 
     Raises BadSettings, naming file, stage and key, for what cannot be read, is unknown, or out of range.
     """
-    try:
-        stated: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BadSettings(f"no recipe {file}: expected a TOML file, see those in recipes/") from error
-    except (OSError, ValueError) as error:
-        raise BadSettings(
-            f"{file} cannot be read as TOML ({error}): expected a recipe, see those in recipes/"
-        ) from error
+    stated = read_toml(file, what=f"recipe {file}", expected="a recipe, see those in recipes/")
     caches = stated.pop("caches", {})
     if not isinstance(caches, dict) or not all(isinstance(place, str) for place in caches.values()):
         raise BadSettings(

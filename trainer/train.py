@@ -19,7 +19,7 @@ from secondcast.models.teacher.context_projection import ContextProjection, load
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.hub import split_revision
 from secondcast.storage_schemas.errors import BadRun, BadSettings
-from secondcast.storage_schemas.progress import Progress, Silent, duration_text
+from secondcast.storage_schemas.progress import Progress, Silent, counted, duration_text
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.manifest import Manifest
 from secondcast.trainer.checks import check_backend, check_stages, how_replayed, remarks
@@ -104,7 +104,7 @@ def train(
         if remark := text_length_remark(student, recorded):
             progress.say(remark)
         if trainer.done == settings.total_steps:
-            progress.say(f"all {trainer.done:,} steps are done: nothing is left to do")
+            progress.say(f"{counted(trainer.done, 'step')} done before: nothing is left to do")
         else:
             _measure_floor(trainer, lessons, progress, accept_floor=accept_floor)
         with summarized(trainer, lessons, metrics, progress):
@@ -168,7 +168,7 @@ def _with_steps(settings: TrainSettings, make: "partial[Trainer]", progress: Pro
         if stage.budget_share is not None:
             each = next(left)
             progress.say(
-                f"stage {stage.name}: {stage.length:,} steps of {each:.3g} s as measured here, "
+                f"stage {stage.name}: {counted(stage.length, 'step')} of {each:.3g} s as measured here, "
                 f"{duration_text(stage.length * each)}"
             )
     return settings
@@ -181,8 +181,8 @@ def _say_what_is_trained(trainer: Trainer, lessons: list[Lesson], progress: Prog
             progress.say(f"{cache.folder} is not finished: {len(cache)} of its {cache.planned} trajectories are there")
         if began != len(cache):
             progress.say(
-                f"{trainer.run} goes on with the {began} trajectories with which it began, of {len(cache)} that "
-                f"{cache.folder} has now: a new run folder takes all of them"
+                f"{trainer.run} goes on with the {counted(began, 'trajectory')} with which it began, of {len(cache)} "
+                f"that {cache.folder} has now: a new run folder takes all of them"
             )
     if (on_host := trainer.objective.host_modulation) is not None:
         progress.say(
@@ -201,8 +201,8 @@ def _say_what_is_trained(trainer: Trainer, lessons: list[Lesson], progress: Prog
     several = f" of {len(lessons)} caches" if len(lessons) > 1 else ""
     replayed = f"; {how_replayed(trainer.settings)}" if trainer.objective.backbones else ""
     progress.say(
-        f"student of {parameters:,} parameters in float32{autocast}; {len(trainer.feed)} trajectories{several} to "
-        f"train on, {len(trainer.held_out)} held out{replayed}"
+        f"student of {parameters:,} parameters in float32{autocast}; "
+        f"{counted(len(trainer.feed), 'trajectory')}{several} to train on, {len(trainer.held_out)} held out{replayed}"
     )
 
 

@@ -8,10 +8,12 @@ from typing import Self
 import numpy as np
 
 from secondcast.storage_schemas.errors import BadRun
+from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import Array
+from secondcast.storage_schemas.schema.first_difference import first_difference
 from secondcast.storage_schemas.schema.layout import Layout
-from secondcast.storage_schemas.schema.manifest import Generation, Record, shortened
+from secondcast.storage_schemas.schema.manifest import Generation, Record
 from secondcast.storage_schemas.schema.prompts import ids_digest
 
 
@@ -59,16 +61,17 @@ class TrainingSet(Record):
         was, now = ([g.json_value() for g in made] for made in (self.generations, there.generations))
         # What an extension adds comes behind.
         if was != now[: len(was)]:
-            yield f"a cache of generations {shortened(was)}, {cache.folder} has {shortened(now)}"
+            first = first_difference(was, now[: len(was)], "generations")
+            yield f"a cache with {first.path} = {first.one}, {cache.folder} has {first.other}"
             return
         same_count = self.prompts == there.count
         ids = there.ids if same_count else ids_digest(cache.prompts[i].id for i in range(self.prompts))
         if self.prompt_ids != ids:
-            yield f"{self.prompts} prompts of digest {self.prompt_ids}, those of {cache.folder} have {ids}"
+            yield f"{counted(self.prompts, 'prompt')} of digest {self.prompt_ids}, those of {cache.folder} have {ids}"
         shards = (shard for first, end in self.shards for shard in range(first, end))
         lost = next((shard for shard in shards if ("trajectories", shard) not in cache.records), None)
         if lost is not None:
-            yield f"{len(self.indices())} trajectories, of which {cache.folder} lacks those of shard {lost}"
+            yield f"{counted(len(self.indices()), 'trajectory')}, of which {cache.folder} lacks those of shard {lost}"
 
 
 def _ranges(numbers: list[int]) -> Iterator[tuple[int, int]]:

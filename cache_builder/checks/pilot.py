@@ -13,7 +13,7 @@ from secondcast.models.memory.peak import PeakMemory
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.errors import NotInCache
 from secondcast.storage_schemas.io.folders import Location
-from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.commits import CommitRecord, Kind, Records, committed_shards
 from secondcast.storage_schemas.schema.layout import ShardRange
@@ -93,7 +93,9 @@ def run_pilot(
     stages = Stages(writer, teacher, share, device, progress)
     shards = _first_shards(writer, count)
     text_shards = needed_embeddings(writer, shards)
-    progress.say(f"pilot: {sum(shard.rows for shard in shards)} trajectories in {len(shards)} whole shards")
+    progress.say(
+        f"pilot: {counted(sum(shard.rows for shard in shards), 'trajectory')} in {counted(len(shards), 'whole shard')}"
+    )
     wanted: tuple[tuple[Kind, list[ShardRange]], ...] = (("embeddings", text_shards), ("trajectories", shards))
     for kind, kind_shards in wanted:
         there = {shard.shard for shard in writer.missing(kind)}

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from secondcast.storage_schemas.errors import BadPrompts, MissingExtra
+from secondcast.storage_schemas.progress import counted
 
 MOST_WORDS = 20_000
 _BEARERS = (
@@ -81,7 +82,9 @@ def text_prompts(count: int, *, seed: int, words: Sequence[str]) -> list[str]:
     """
     kinds = list(_kinds(words))
     if (most := sum(kind.total for kind in kinds)) < count:
-        raise BadPrompts(f"--count {count}: at most {most} distinct prompts can be made of {len(words)} words")
+        raise BadPrompts(
+            f"--count {count}: at most {most} distinct prompts can be made of {counted(len(words), 'word')}"
+        )
     # random() alone is promised to give the same numbers in later versions of Python; choice() and sample() are not.
     generator = random.Random(seed)
     return [_next_kind(kinds, generator).draw(generator) for _ in range(count)]

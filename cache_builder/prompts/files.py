@@ -7,6 +7,7 @@ from pathlib import Path
 from secondcast.cache_builder.prompts.rows import source_rows
 from secondcast.cache_builder.prompts.sources import PromptSource
 from secondcast.storage_schemas.errors import BadPrompts
+from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.schema.prompts import prompt_id
 
 # The manifest lists them all.
@@ -65,7 +66,7 @@ class PromptsRead:
         """What of the sources is not among the texts, and how far they were read."""
         parts = [f"{self.empty} empty and {self.repeated} repeated lines skipped"]
         if left_out := sum(count.left_out for count in self.counts):
-            parts.append(f"{left_out} lines of other prompts left out by --limit {self.limit}")
+            parts.append(f"{counted(left_out, 'line')} of other prompts left out by --limit {self.limit}")
         if ended := [f"{count.source}:limit={count.distinct}" for count in self.counts if count.ended]:
             parts.append(f"read no further than {', '.join(ended)}")
         return "; ".join(parts)
@@ -138,7 +139,9 @@ def _merge(source: PromptSource, merged: dict[str, _Merged], limit: int | None) 
 
 def _check_read(source: PromptSource, lines: int, seen: set[str], names: set[str]) -> None:
     if not seen:
-        raise BadPrompts(f"{source.shown} holds no prompt ({lines} lines, all empty): expected one prompt per line")
+        raise BadPrompts(
+            f"{source.shown} holds no prompt ({counted(lines, 'line')}, all empty): expected one prompt per line"
+        )
     if len(names) > MOST_SOURCE_NAMES:
         raise BadPrompts(
             f"{source.shown} has {len(names)} different source names in its lines, at most {MOST_SOURCE_NAMES} are "

@@ -21,7 +21,7 @@ from secondcast.cache_builder.workers.job import Job
 from secondcast.models.device import quiet_libraries, usable_device
 from secondcast.models.memory.peak import PeakMemory, largest_peaks
 from secondcast.storage_schemas.errors import BadSettings, MissingExtra, SecondcastError, WorkerFailed
-from secondcast.storage_schemas.progress import Progress, Silent
+from secondcast.storage_schemas.progress import Progress, Silent, counted
 from secondcast.storage_schemas.schema.commits import Kind, committed_shards
 from secondcast.storage_schemas.schema.layout import ShardRange
 from secondcast.storage_schemas.schema.manifest import check_same_teacher
@@ -112,7 +112,7 @@ class _Crew:
         _check_room(count, options, gpus, cpus)
         actor = ray.remote(max_restarts=_RESTARTS, max_task_retries=_RETRIES, **options)(Builder)
         self._actors = [actor.remote(job.model_dump_json()) for _ in range(count)]
-        progress.say(f"{count} workers on Ray, {'a GPU' if gpus else f'{threads} CPU threads'} each")
+        progress.say(f"{counted(count, 'worker')} on Ray, {'a GPU' if gpus else counted(threads, 'CPU thread')} each")
         begun, waiting = ray.wait(
             [actor.ready.remote() for actor in self._actors], num_returns=count, timeout=_PLACE_SECONDS
         )
@@ -165,7 +165,11 @@ def _runs(numbers: list[int], workers: int) -> list[list[int]]:
 def _check_room(count: int, options: dict[str, Any], gpus: int, cpus: int) -> None:
     room = gpus if gpus else cpus // options["num_cpus"]
     if count > room:
-        what = f"{gpus} GPUs" if gpus else f"{cpus} CPUs at {options['num_cpus']} threads a worker"
+        what = (
+            counted(gpus, "GPU")
+            if gpus
+            else f"{counted(cpus, 'CPU')} at {counted(options['num_cpus'], 'thread')} a worker"
+        )
         raise BadSettings(
             f"--workers is {count}, the Ray cluster has room for {room} ({what}): give --workers {max(1, room)}"
             + ("" if gpus else ", or fewer --threads")

@@ -5,17 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from secondcast.commands.build.crew import Crew
-from secondcast.commands.shell.resolve import (
-    CachePath,
-    Device,
-    Quiet,
-    Settings,
-    TeacherName,
-    out,
-    resolve_teacher,
-    terminal,
-)
-from secondcast.storage_schemas.progress import size_text
+from secondcast.commands.shell.console import print_line
+from secondcast.commands.shell.resolve import CachePath, Device, Quiet, Settings, TeacherName, resolve_teacher, terminal
+from secondcast.storage_schemas.progress import counted, size_text
 
 if TYPE_CHECKING:
     from secondcast.cache_builder.build import BuildResult
@@ -129,12 +121,12 @@ def build(
 
 
 def _report(result: "BuildResult") -> None:
-    of_all = "" if result.finished else f" of {result.planned}"
-    out.print(
-        f"{result.location}: {result.trajectories}{of_all} trajectories of {result.prompts} prompts, "
-        f"{size_text(result.bytes)}",
-        markup=False,
+    made = counted(result.planned, "trajectory")
+    if not result.finished:
+        made = f"{result.trajectories} of {made}"
+    print_line(
+        f"{result.location}: {made} of {result.prompts} prompts, {size_text(result.bytes)}",
     )
     if not result.finished:
         left = f"{result.embeddings} of {result.prompts} embeddings are there"
-        out.print(f"{left}; the build is finished when every worker has made its share", markup=False)
+        print_line(f"{left}; the build is finished when every worker has made its share")

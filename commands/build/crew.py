@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from secondcast.commands.shell.resolve import launched_device
 from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.progress import counted
 
 if TYPE_CHECKING:
     from secondcast.cache_builder.build import BuildResult, Share
@@ -108,7 +109,10 @@ class Crew:
         else:
             devices = devices_of(device, self.workers or 1)
             if device.type == "cuda" and len(set(devices)) < len(devices):
-                progress.say(f"{len(devices)} workers share {len(set(devices))} GPUs: each holds the whole transformer")
+                progress.say(
+                    f"{counted(len(devices), 'worker')} share {counted(len(set(devices)), 'GPU')}: each holds the "
+                    f"whole transformer"
+                )
             peaks = run_local_workers(writer, job, devices, progress)
         return result_of(writer, peaks)
 

@@ -3,10 +3,9 @@
 from typing import TYPE_CHECKING
 
 import typer
-from rich.table import Table
 
-from secondcast.commands.shell.resolve import out, print_table
-from secondcast.storage_schemas.progress import size_text
+from secondcast.commands.shell.console import PlainTable, print_line, print_table
+from secondcast.storage_schemas.progress import duration_text, size_text
 
 if TYPE_CHECKING:
     from secondcast.cache_builder.checks.pilot import Measured, PilotResult
@@ -27,24 +26,22 @@ _VERDICT = {True: "holds", False: "BROKEN", None: "-"}
 
 def print_pilot(result: "PilotResult") -> None:
     """Print a pilot's tables; exit code 1 where a law is broken."""
-    table = Table("", "text", "sample")
+    table = PlainTable("", "text", "sample")
     cells = [_cells(measured, result.peaks.get(stage)) for stage, measured in _stages(result)]
     for name, *values in zip(_ROWS, *cells, strict=True):
         table.add_row(name, *values)
     print_table(table)
     for law in result.laws:
-        out.print(f"law {law.law} {_VERDICT[law.holds]}: {law.said}", markup=False)
+        print_line(f"law {law.law} {_VERDICT[law.holds]}: {law.said}")
     seconds = result.text.total_seconds + result.sample.total_seconds
-    out.print(
-        f"{result.location}: the whole build takes about {_duration(seconds)} by one worker like this one, and "
+    print_line(
+        f"{result.location}: the whole build takes about {duration_text(seconds)} by one worker like this one, and "
         f"{size_text(result.total_bytes)}; give the command without --pilot to go on, what is there is kept",
-        markup=False,
     )
     if not result.holds:
-        out.print(
+        print_line(
             "this device, dtype, batch size or attention backend does not compute as FluxPipeline does here: try "
             "--attention-backend native, another --batch-size, or --latents stored where law 2 is the broken one",
-            markup=False,
         )
         raise typer.Exit(BROKEN)
 
@@ -61,12 +58,6 @@ def _cells(measured: "Measured", peak: "PeakMemory | None") -> tuple[str, ...]:
         f"{measured.ratio:.3f}",
         "-" if peak is None else size_text(peak.host_bytes),
         gpu,
-        _duration(measured.total_seconds),
+        duration_text(measured.total_seconds),
         size_text(measured.total_bytes),
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:,.1f} hours"

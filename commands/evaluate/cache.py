@@ -1,16 +1,15 @@
 """`secondcast evaluate score --cache`: a student against held-out trajectories of a cache."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
+from secondcast.commands.shell.console import PlainTable, print_error, print_line, print_lines, print_table
 from secondcast.commands.shell.outputs import OutputFile
-from secondcast.commands.shell.resolve import out, print_lines, print_table, quiet_device, resolve_teacher, terminal
+from secondcast.commands.shell.resolve import quiet_device, resolve_teacher, terminal
 from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.progress import counted
 
 if TYPE_CHECKING:
     from secondcast.evaluation.cache_scoring import CacheScoring
@@ -59,7 +58,7 @@ def told_when_interrupted(what_is_left: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"secondcast: interrupted: {what_is_left()}", file=sys.stderr)
+        print_error(f"interrupted: {what_is_left()}")
         raise SystemExit(_INTERRUPTED) from None
 
 
@@ -178,35 +177,31 @@ def steps_of_text(text: str | None) -> tuple[int, ...] | None:
 def print_open_loop(facts: dict[str, Any]) -> None:
     """Print the part of secondcast.evaluation.tables.aggregates.summary that is of the open loop."""
     opened = facts["open_loop"]
-    out.print(
+    print_line(
         f"{facts['student']} on {facts['trajectories']} of {facts['held_out']} held-out trajectories of "
         f"{facts['cache']}; errors are parts of the velocity's norm",
-        markup=False,
     )
     _print_means("step, sigma", [{"name": f"{row['step']:>4}  {row['sigma']:.3f}", **row} for row in opened["by_step"]])
     _print_means("source", [{"name": row["source"], **row} for row in opened["by_source"]])
     if opened["by_guidance"][0]["guidance"] is not None:
         _print_means("guidance", [{"name": f"{row['guidance']:g}", **row} for row in opened["by_guidance"]])
     _print_means("overall", [{"name": "all", **opened["overall"]}])
-    out.print(f"the {len(opened['hardest_prompts'])} prompts with the largest errors:", markup=False)
+    print_line(f"the {counted(len(opened['hardest_prompts']), 'prompt')} with the largest errors:")
     print_lines(f"  {_percent(row['error_fraction']):>9}  {row['prompt']}" for row in opened["hardest_prompts"])
 
 
 def print_closed_loop(facts: dict[str, Any]) -> None:
     """Print the part that is of the closed loop."""
     for row in facts["closed_loop"]:
-        out.print(_closed_line(row), markup=False)
+        print_line(_closed_line(row))
 
 
 def _print_means(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    from rich.text import Text
-
-    table = Table(title, "records", "student", "floor", "ratio", "mean square")
+    table = PlainTable(title, "records", "student", "floor", "ratio", "mean square")
     for row in rows:
         ratio = row["error_per_floor_ratio"]
-        # Names of sources may hold what rich takes for markup.
         table.add_row(
-            Text(row["name"]), str(row["records"]), _percent(row["error_fraction"]), _percent(row["floor_fraction"]),
+            row["name"], str(row["records"]), _percent(row["error_fraction"]), _percent(row["floor_fraction"]),
             "" if ratio is None else f"{ratio:.3g}", f"{row['error_mean_square']:.3g}",
         )  # fmt: skip
     print_table(table)
@@ -218,7 +213,7 @@ def _closed_line(row: dict[str, Any]) -> str:
         psnr += f" ({row['identical_images']} identical ones left out)"
     lpips = "" if row["lpips"] is None else f", LPIPS {row['lpips']:.4f}"
     return (
-        f"closed loop, {row['leader']} leading {row['trajectories']} trajectories: final latent off by "
+        f"closed loop, {row['leader']} leading {counted(row['trajectories'], 'trajectory')}: final latent off by "
         f"{_percent(row['latent_fraction'])}, {psnr}, SSIM {row['ssim']:.4f}{lpips}"
     )
 

@@ -1,11 +1,9 @@
 """The commands that set students against the teacher."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.table import Table
 
 from secondcast.commands.evaluate.cache import (
     CACHE_FLAGS,
@@ -20,6 +18,7 @@ from secondcast.commands.evaluate.cache import (
 )
 from secondcast.commands.evaluate.images import evaluate_images
 from secondcast.commands.evaluate.table import evaluate_table
+from secondcast.commands.shell.console import PlainTable, print_json, print_table
 from secondcast.commands.shell.outputs import OutputFile, Overwrite, check_picture, picture_bytes
 from secondcast.commands.shell.resolve import (
     POCKET,
@@ -29,7 +28,6 @@ from secondcast.commands.shell.resolve import (
     Settings,
     Verify,
     check_guidance,
-    print_table,
     quiet_device,
     resolve_teacher,
     terminal,
@@ -146,7 +144,7 @@ def evaluate_score(
         if side_by_side is not None:
             side_by_side.write(picture_bytes(compare_picture(results, captions), side_by_side.path))
     if cache is not None and as_json:
-        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        print_json(facts)
 
 
 def _picture_file(path: Path, overwrite: bool) -> OutputFile:
@@ -200,9 +198,11 @@ def print_scores(results: list["Scored"], as_json: bool) -> None:
     """Print the table of scores, or JSON."""
     rows = score_rows(results)
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print_json(rows)
         return
-    table = Table("score", "captions", *(result.name for result in results), title="held-out captions, 95 % intervals")
+    table = PlainTable(
+        "score", "captions", *(result.name for result in results), title="held-out captions, 95 % intervals"
+    )
     for row in rows:
         cells = [f"{c['mean']:.2f} ({c['low']:.2f}-{c['high']:.2f})" for c in (row[r.name] for r in results)]
         table.add_row(row["dimension"], str(row["captions"]), *cells)

@@ -1,16 +1,14 @@
 """`secondcast evaluate images`: the field's metrics on folders of pictures."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from secondcast.commands.evaluate.cache import refuse_idle, told_when_interrupted
-from secondcast.commands.shell.resolve import Device, Json, Quiet, Settings, out, print_table, quiet_device, terminal
+from secondcast.commands.shell.console import PlainTable, print_json, print_line, print_notice, print_table
+from secondcast.commands.shell.resolve import Device, Json, Quiet, Settings, quiet_device, terminal
 from secondcast.commands.train.train import is_given
 from secondcast.evaluation.image_metrics.published import CLIP_MODEL, OCR_MODEL, VQA_MODEL
 from secondcast.storage_schemas.errors import BadPrompts, BadSettings
@@ -55,10 +53,19 @@ def evaluate_images(
     for flag, wanted in _OF_METRICS.items():
         refuse_idle(given, (flag,), f"{' or '.join(wanted)} in --metrics", there=any(name in names for name in wanted))
     _refuse_other_networks(given, names, ocr, fid_features)
-    from secondcast.evaluation.image_metrics.pictures import read_pictures
+    from secondcast.evaluation.image_metrics.pictures import (
+        paired_by_order,
+        pairing_lines,
+        read_pictures,
+    )
 
     texts = None if prompts is None else _picture_texts(prompts)
     pictures = {str(folder): read_pictures(folder, texts) for folder in folders}
+    progress = terminal(quiet)
+    for folder in folders:
+        if paired_by_order(folder, texts):
+            for line in pairing_lines(folder, pictures[str(folder)]):
+                progress.say(line)
     compared = [] if reference is None else read_pictures(reference)
     torch_device = quiet_device(device)
     from secondcast.evaluation.image_metrics.chosen import Networks, metric_of
@@ -70,7 +77,7 @@ def evaluate_images(
     )  # fmt: skip
     chosen = (metric_of(name, networks, compared, batch_size=batch_size, device=torch_device) for name in names)
     with told_when_interrupted(lambda: "nothing is kept, and the same command begins anew"):
-        report = score_folders(chosen, pictures, terminal(quiet))
+        report = score_folders(chosen, pictures, progress)
     _print_report(report, as_json)
     if not report.names:
         raise typer.Exit(1)
@@ -126,22 +133,27 @@ def _metric_names(asked: str | None, reference: Path | None) -> "list[MetricName
 def _print_report(report: "Report", as_json: bool) -> None:
     for skipped in report.skipped:
         where = "" if skipped.folder is None else f" for {skipped.folder}"
-        typer.echo(f"no {skipped.metric}{where}: {skipped.why}", err=True)
+        print_notice(f"no {skipped.metric}{where}: {skipped.why}")
     if as_json:
-        print(json.dumps(report.json_value(), indent=1, ensure_ascii=False))
+        print_json(report.json_value())
         return
     if not report.names:
         return
-    table = Table("folder", "pictures", title="means and 95 % intervals")
+    table = PlainTable("folder", "pictures", title="means and 95 % intervals")
     for name in report.names:
         table.add_column(name, no_wrap=True)
     for folder, count in report.pictures.items():
         scores = {score.name: score for score in report.scored[folder]}
-        table.add_row(escape(folder), str(count), *(_cell(scores.get(name), count) for name in report.names))
+        table.add_row(folder, str(count), *(_cell(scores.get(name), count) for name in report.names))
     print_table(table)
     every = [score for scores in report.scored.values() for score in scores]
-    for line in dict.fromkeys(f"{score.name}: {score.model} at {score.revision}" for score in every):
-        out.print(line, markup=False)
+    for line in dict.fromkeys(_made_by(score) for score in every):
+        print_line(line)
+
+
+def _made_by(score: "Scored") -> str:
+    library = "" if score.library is None else f", by {score.library}"
+    return f"{score.name}: {score.model} at {score.revision}{library}"
 
 
 def _cell(score: "Scored | None", pictures: int) -> str:

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table as RichTable
 
 from secondcast.commands.evaluate.cache import check_students, checked_cache, refuse_idle, told_when_interrupted
 from secondcast.commands.evaluate.table_cache import ERROR_FILES, cache_table, write_error_results
 from secondcast.commands.evaluate.table_pocket import SCORE_FILES, pocket_table, write_results
+from secondcast.commands.shell.console import PlainTable, print_json, print_line, print_lines, print_table
 from secondcast.commands.shell.outputs import OutputFolder, Overwrite
-from secondcast.commands.shell.resolve import Device, Quiet, Settings, check_guidance, out, print_table
+from secondcast.commands.shell.resolve import Device, Quiet, Settings, check_guidance
 from secondcast.commands.train.train import is_given
 from secondcast.storage_schemas.errors import BadSettings
 
@@ -157,7 +156,7 @@ def print_errors(table: "ErrorTable", scores: "Table | None", format: str) -> No
     from secondcast.evaluation.tables.error_table import error_caption, error_lines, error_markdown
 
     if scores is not None and format == "json":
-        print(json.dumps({"pocket": scores.json_value(), "cache": table.json_value()}, indent=1))
+        print_json({"pocket": scores.json_value(), "cache": table.json_value()})
         return
     _print_form(error_lines(table), error_markdown(table), table, format, error_caption(table))
 
@@ -165,16 +164,16 @@ def print_errors(table: "ErrorTable", scores: "Table | None", format: str) -> No
 def _print_form(lines: list[list[str]], markdown: str, record: Any, format: str, caption: str) -> None:
     """A table in the form that is asked for; `record` is what JSON has."""
     if format == "json":
-        print(record.model_dump_json(indent=1))
+        print_json(json.loads(record.model_dump_json()))
         return
     if format == "markdown":
-        print(markdown, end="")
+        print_lines(markdown.splitlines())
         return
-    shown = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    shown = PlainTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     head, *rows = lines
     for heading in head:
-        shown.add_column(heading, overflow="fold")
+        shown.add_column(heading)
     for row in rows:
-        shown.add_row(*(escape(cell) for cell in row))
-    out.print(caption, markup=False)
+        shown.add_row(*row)
+    print_line(caption)
     print_table(shown)

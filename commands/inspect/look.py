@@ -1,13 +1,14 @@
 """The commands that look into a cache."""
 
-import json
 from typing import Annotated
 
 import typer
 
 from secondcast.commands.inspect.pictures import inspect_compare, inspect_images
-from secondcast.commands.shell.resolve import CachePath, Json, Verify, print_lines, terminal_width
+from secondcast.commands.shell.console import print_json, print_lines, terminal_width
+from secondcast.commands.shell.resolve import CachePath, Json, Verify
 from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.progress import counted
 
 inspect_app = typer.Typer(no_args_is_help=True, help="Look into a cache.")
 inspect_app.command("images")(inspect_images)
@@ -26,7 +27,7 @@ def inspect_summary(cache: CachePath, as_json: Json = False) -> None:
 
     facts = summarise(Cache.open(cache, open_arrays=False))
     if as_json:
-        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        print_json(facts)
         return
     print_lines(screen_lines(facts, width=terminal_width()))
 
@@ -58,7 +59,7 @@ def inspect_show(
     index = opened.key_index(key or "") if found is None else first_trajectory(opened, found)
     facts = describe(opened, index)
     if as_json:
-        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        print_json(facts)
         return
     print_lines(trajectory_lines(facts, cache, width=terminal_width()))
 
@@ -69,11 +70,13 @@ def _print_prompts(found: list[tuple[int, str, str]], word: str, limit: int, as_
     more, found = len(found) > limit, found[:limit]
     if as_json:
         facts = [{"index": index, "id": identity, "prompt": text} for index, identity, text in found]
-        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        print_json(facts)
         return
     rows = [[str(index), identity[:12], text] for index, identity, text in found]
     print_lines(table_lines(["trajectory", "prompt id", "prompt"], rows, text_columns=(1, 2), width=terminal_width()))
-    print_lines([f"the first {limit}: --limit shows more" if more else f"{len(found)} prompts with {word!r}"])
+    print_lines(
+        [f"the first {limit}: --limit shows more" if more else f"{counted(len(found), 'prompt')} with {word!r}"]
+    )
 
 
 @inspect_app.command("diff")
@@ -91,6 +94,6 @@ def inspect_diff(
 
     facts = compare(Cache.open(a), Cache.open(b))
     if as_json:
-        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        print_json(facts)
         return
     print_lines(diff_lines(facts))

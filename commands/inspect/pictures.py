@@ -1,6 +1,5 @@
 """The commands that make pictures of a cache: film strips, and students beside the teacher."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from secondcast.commands.evaluate.cache import steps_of_text
+from secondcast.commands.shell.console import print_json, print_line, print_lines, terminal_width
 from secondcast.commands.shell.outputs import (
     PICTURES,
     Output,
@@ -24,14 +24,12 @@ from secondcast.commands.shell.resolve import (
     Json,
     Quiet,
     Verify,
-    out,
-    print_lines,
     quiet_device,
     resolve_teacher,
     terminal,
-    terminal_width,
 )
 from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.progress import counted
 
 if TYPE_CHECKING:
     from secondcast.storage_schemas.reader import Cache
@@ -85,7 +83,7 @@ def inspect_images(
         quiet=quiet,
     )  # fmt: skip
     each = "" if folder is None else f", each by itself and all in {SHEET_FILE}"
-    out.print(f"{len(indices)} film strips in {out_path}{each}", markup=False)
+    print_line(f"{counted(len(indices), 'film strip')} in {out_path}{each}")
 
 
 def _strip_file(cache: "Cache", index: int, folder: Path, overwrite: bool) -> OutputFile:
@@ -190,6 +188,6 @@ def inspect_compare(
     facts = compared_facts(compared)
     sheet.write(picture_bytes(comparison_sheet(compared, facts), out_file))
     if as_json:
-        print(json.dumps(facts | {"picture": str(out_file)}, indent=1, ensure_ascii=False))
+        print_json(facts | {"picture": str(out_file)})
         return
     print_lines([*compare_lines(facts, width=terminal_width()), "", f"side by side in {out_file}"])

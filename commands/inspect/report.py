@@ -5,9 +5,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from secondcast.commands.shell.console import print_line
 from secondcast.commands.shell.outputs import Output, OutputFile, Overwrite, check_outside
-from secondcast.commands.shell.resolve import CachePath, Device, Quiet, out, quiet_device, resolve_teacher, terminal
+from secondcast.commands.shell.resolve import CachePath, Device, Quiet, quiet_device, resolve_teacher, terminal
 from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.progress import counted
 
 
 def inspect_report(
@@ -64,7 +66,7 @@ def inspect_report(
     )  # fmt: skip
     check_outside(out_file, cache)
     page = OutputFile.open(out_file, overwrite=overwrite, own=lambda found: _is_report_of(found, cache))
-    out.print(write_report(cache, page, flags, device=device, quiet=quiet), markup=False)
+    print_line(write_report(cache, page, flags, device=device, quiet=quiet))
 
 
 def _is_report_of(page: bytes, cache: str) -> bool:
@@ -104,10 +106,10 @@ def _contents(data: dict[str, Any]) -> str:
     table = data["trajectories"]
     read = sum(value is not None for value in table["non_finite"])
     parts = [
-        f"{len(table['index']):,} trajectories",
+        counted(len(table["index"]), "trajectory"),
         f"norms of {read:,}",
-        f"{len(data['strips']['rows']):,} film strips",
+        counted(len(data["strips"]["rows"]), "film strip"),
         f"files {data['integrity']['state']}",
     ]
-    parts += [f"{one['name']} on {len(one['rows']):,} held-out trajectories" for one in data["students"]]
+    parts += [f"{one['name']} on {counted(len(one['rows']), 'held-out trajectory')}" for one in data["students"]]
     return ", ".join(parts)

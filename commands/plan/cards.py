@@ -4,10 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
 
-from secondcast.commands.shell.resolve import POCKET, out, print_table, quiet_device, resolve_teacher
+from secondcast.commands.shell.console import PlainTable, print_line, print_table
+from secondcast.commands.shell.resolve import POCKET, quiet_device, resolve_teacher
 from secondcast.storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
@@ -98,17 +97,20 @@ def fit_facts(what: str, needed_bytes: float, there_bytes: float) -> dict[str, A
 
 def print_facts(rows: dict[str, str]) -> None:
     """Names and what is to be said of them; long lines go on below themselves."""
-    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid = PlainTable(
+        box=None, padding=(0, 2, 0, 0), collapse_padding=True, show_header=False, show_footer=False, show_edge=False,
+        pad_edge=False,
+    )  # fmt: skip
     grid.add_column(no_wrap=True, style="bold")
     grid.add_column()
     for name, value in rows.items():
-        grid.add_row(name, escape(value))
+        grid.add_row(name, value)
     print_table(grid)
 
 
-def figure_table(first: str, *figures: str, title: str | None = None) -> Table:
+def figure_table(first: str, *figures: str, title: str | None = None) -> PlainTable:
     """A table of a name and its figures; those stand to the right, to be compared."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = PlainTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(first)
     for name in figures:
         table.add_column(name, justify="right")
@@ -119,17 +121,17 @@ def print_gpu(facts: dict[str, Any]) -> None:
     """At which rate the hours are, and the verdicts."""
     gpu = facts["gpu"]
     if gpu["achieved_flop_per_second"] is None:
-        out.print(f"hours: not known, {_why_no_rate(gpu)}", markup=False)
+        print_line(f"hours: not known, {_why_no_rate(gpu)}")
     else:
         rate = f"{gpu['achieved_flop_per_second'] / 1e12:.1f} TFLOP/s"
         peak = gpu["peak_bf16_flop_per_second"]
         known = f", of {peak / 1e12:.1f} dense bf16 ({gpu['peak_source']})" if peak else ""
         expected = peak and abs(gpu["achieved_flop_per_second"] / peak - gpu["utilisation_ratio"]) < 1e-9
         how = f"; {gpu['utilisation_source']}" if expected else "; as --tflops says"
-        out.print(f"hours: at {rate} on each of {gpu['count']} x {gpu['name'] or 'GPU'}{known}{how}", markup=False)
+        print_line(f"hours: at {rate} on each of {gpu['count']} x {gpu['name'] or 'GPU'}{known}{how}")
     for verdict in facts["verdicts"]:
         fits = {"fits": "green", "does not fit": "bold red"}.get(verdict.split(":")[0])
-        out.print(verdict, style=fits, markup=False)
+        print_line(verdict, style=fits)
 
 
 def _why_no_rate(gpu: dict[str, Any]) -> str:

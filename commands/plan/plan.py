@@ -1,11 +1,9 @@
 """`secondcast plan build`: bytes, hours and memory before they are spent."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.table import Table
 
 from secondcast.commands.plan.cards import (
     Gpu,
@@ -22,8 +20,10 @@ from secondcast.commands.plan.cards import (
     rate_of,
 )
 from secondcast.commands.plan.train import plan_train
-from secondcast.commands.shell.resolve import Json, Settings, out, print_table, teacher_names
+from secondcast.commands.shell.console import PlainTable, print_json, print_line, print_table
+from secondcast.commands.shell.resolve import Json, Settings, teacher_names
 from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.progress import counted
 
 if TYPE_CHECKING:
     from secondcast.models.cost.cards import Card
@@ -96,7 +96,7 @@ def plan_build(
     card = named_card(gpu, tflops)
     manifest, folder, configs = outline(teacher, count, flags)
     rate = rate_of(card, tflops, dtype)
-    from secondcast.commands.plan.build_rows import build_facts, gpu_verdict
+    from secondcast.commands.plan.build_rows import LARGER_CARD, build_facts, gpu_verdict
 
     facts = build_facts(manifest, folder, batch_size=batch_size, rate_flops=rate, gpus=gpus)
     verdicts, fits = [], []
@@ -104,7 +104,8 @@ def plan_build(
         memory, card_bytes = facts["gpu_memory"], card.memory_gib * _GIB
         fits = [fit_facts(f"{name} stage", memory[f"{name}_stage"]["total_bytes"], card_bytes) for name in _STAGES]
         verdicts = [gpu_verdict("text stage", memory["text_stage"], card, larger=_ON_A_CPU)]
-        way_out = _quantized_way(manifest, folder, card, batch_size)
+        # Counted again for other weights, which takes seconds: only where these do not fit.
+        way_out = LARGER_CARD if fits[-1]["fits"] else _quantized_way(manifest, folder, card, batch_size)
         verdicts.append(gpu_verdict("sample stage", memory["sample_stage"], card, larger=way_out))
     if disk is not None:
         folder_there, free_bytes = free_disk(disk)
@@ -113,7 +114,7 @@ def plan_build(
     facts = {"teacher": {"source": folder.source, "configs": configs}, **facts}
     facts |= {"gpu": gpu_facts(card, rate, gpus), "fits": fits, "verdicts": verdicts}
     if as_json:
-        print(json.dumps(facts, indent=1))
+        print_json(facts)
     else:
         _print_build(facts)
 
@@ -153,9 +154,10 @@ def _print_build(facts: dict[str, Any]) -> None:
     pixels = f"{cache['width_px']} x {cache['height_px']} px"
     print_facts({
         "teacher": f"{facts['teacher']['source']}; {facts['teacher']['configs']}",
-        "cache": f"{cache['prompts']:,} prompts, {cache['trajectories']:,} trajectories of {cache['steps']} steps in "
-        f"{cache['shards']:,} shards, {pixels}, {cache['text_tokens']} text tokens, {cache['dtype']}, "
-        f"{cache['format']}, codec {cache['codec']}, latents {cache['latents']}",
+        "cache": f"{counted(cache['prompts'], 'prompt')}, {counted(cache['trajectories'], 'trajectory')} of "
+        f"{counted(cache['steps'], 'step')} in {counted(cache['shards'], 'shard')}, {pixels}, "
+        f"{counted(cache['text_tokens'], 'text token')}, {cache['dtype']}, {cache['format']}, codec {cache['codec']}, "
+        f"latents {cache['latents']}",
         "parameters": ", ".join(f"{name.replace('_', ' ')} {count_text(n)}" for name, n in facts["parameters"].items()),
     })  # fmt: skip
     print_table(_array_table(facts))
@@ -170,13 +172,13 @@ def _print_build(facts: dict[str, Any]) -> None:
             f"{memory['activations_bytes'] / _GIB:.2f}", f"{memory['total_bytes'] / _GIB:.2f}",
         )  # fmt: skip
     print_table(table)
-    out.print(f"host memory: {facts['host_memory_bytes'] / _GIB:.1f} GiB (calculated)", markup=False)
+    print_line(f"host memory: {facts['host_memory_bytes'] / _GIB:.1f} GiB (calculated)")
     if compute["write_bytes_per_second"] is not None:
-        out.print(f"writing: {compute['write_bytes_per_second'] / 1e6:.2f} MB/s raw", markup=False)
+        print_line(f"writing: {compute['write_bytes_per_second'] / 1e6:.2f} MB/s raw")
     print_gpu(facts)
 
 
-def _array_table(facts: dict[str, Any]) -> Table:
+def _array_table(facts: dict[str, Any]) -> PlainTable:
     table, disk = figure_table("array", "rows", "KiB per row", "raw GiB", "on disk GiB, estimated"), facts["disk"]
     for size in facts["arrays"]:
         table.add_row(

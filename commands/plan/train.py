@@ -1,12 +1,10 @@
 """`secondcast plan train`: hours and memory of a run, by flags or by a recipe, before they are spent."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.markup import escape
 
 from secondcast.commands.plan.cards import (
     Gpu,
@@ -23,10 +21,11 @@ from secondcast.commands.plan.cards import (
     print_gpu,
     rate_of,
 )
-from secondcast.commands.shell.resolve import Json, Settings, out, print_table, quiet_device, student_source
+from secondcast.commands.shell.console import print_json, print_line, print_table
+from secondcast.commands.shell.resolve import Json, Settings, quiet_device, student_source
 from secondcast.commands.train.train import asked_of_flags, asked_of_recipe, is_given, named_places
 from secondcast.storage_schemas.errors import BadSettings
-from secondcast.storage_schemas.progress import duration_text
+from secondcast.storage_schemas.progress import counted, duration_text
 
 if TYPE_CHECKING:
     from secondcast.storage_schemas.schema.manifest import Manifest
@@ -120,7 +119,7 @@ def plan_train(
     fits = [] if memory_bytes is None else [fit_facts("training", costs.memory(asked).total_bytes, memory_bytes)]
     facts |= {"gpu": gpu_facts(card, rate, 1), "fits": fits, "verdicts": verdicts}
     if as_json:
-        print(json.dumps(facts, indent=1))
+        print_json(facts)
         return
     _print_train(facts, FITTED if FITTED in facts["ways"] else AS_ASKED)
 
@@ -228,7 +227,7 @@ def _print_stages(facts: dict[str, Any], way: str) -> None:
         divided = f" in {stage['accumulate']}" if stage["accumulate"] > 1 else ""
         tflop, steps = stage["flop_per_step"] / 1e12, stage["steps"]
         table.add_row(
-            escape(stage["name"]), stage["loss"], ", ".join(map(str, sorted(set(stage["caches"].values())))),
+            stage["name"], stage["loss"], ", ".join(map(str, sorted(set(stage["caches"].values())))),
             "-" if steps is None else f"{steps:,}", f"{stage['batch_size']}{divided}",
             f"{tflop:,.0f}" if tflop >= 100 else f"{tflop:.3g}", number_text(stage["seconds_per_step"], ".3g"),
             hours_text(stage["hours"]),
@@ -236,20 +235,19 @@ def _print_stages(facts: dict[str, Any], way: str) -> None:
     print_table(table)
     budget = facts["training"]["budget_hours"]
     if budget is not None:
-        out.print(
+        print_line(
             f"steps of stages that share the budget of {duration_text(3600 * budget)} are estimates: train measures "
             f"what a step takes",
-            markup=False,
         )
     if any(stage["loss"] != "vision" for stage in facts["ways"][way]["stages"]):
-        out.print("a step without the transformer is too small for a card's whole rate: it takes longer", markup=False)
+        print_line("a step without the transformer is too small for a card's whole rate: it takes longer")
 
 
 def _steps_text(stage: dict[str, Any], training: dict[str, Any]) -> str:
     if stage["budget_share"] is None:
-        return f"{stage['steps']:,} steps"
+        return counted(stage["steps"], "step")
     part = f"{stage['budget_share'] * 100:g} % of {duration_text(3600 * training['budget_hours'])}"
-    return part if stage["steps"] is None else f"{part}, about {stage['steps']:,} steps,"
+    return part if stage["steps"] is None else f"{part}, about {counted(stage['steps'], 'step')},"
 
 
 def _with_days(hours: float | None) -> str:

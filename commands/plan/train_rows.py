@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from secondcast.commands.plan.build_rows import hours_of, memory_facts
 from secondcast.commands.train.fitting import GIB, fit_lines
 from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.sizes import cache_sizes
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def fit_verdicts(
 
     memory = costs.memory(settings)
     room = f"{card.name} has {memory_bytes / GIB:.1f} GiB" if card else f"asked for are {memory_bytes / GIB:.1f} GiB"
-    needed = f"training: {memory.total_bytes / GIB:.1f} GiB at {memory.batch_size} rows at once, {room}"
+    needed = f"training: {memory.total_bytes / GIB:.1f} GiB at {counted(memory.batch_size, 'row')} at once, {room}"
     try:
         fitted = fit(settings, costs, memory_bytes=memory_bytes, held=held)
         if fitted.settings == settings:

@@ -1,41 +1,21 @@
 """What commands share: flags, names to folders, devices, files to write."""
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
+from secondcast.commands.shell.familiar_flags import familiar_advice
 from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.io.toml_file import read_toml
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from rich.table import Table
-
     from secondcast.models.teacher.context_projection import ContextProjection
     from secondcast.models.teacher.folder import TeacherFolder
     from secondcast.storage_schemas.schema.manifest import Teacher
 
 POCKET = "pocket"
-
-# Without emoji: of a prompt, `:dog:` is four letters and two colons.
-out = Console(highlight=False, soft_wrap=True, emoji=False)
-# Of a table in a pipe or a file, where nothing has to fit.
-_ANY_WIDTH = 1000
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-
-
-def print_table(table: "Table") -> None:
-    """Print a table: as wide as the terminal, or as it needs where there is none; what is long goes on below itself."""
-    for column in table.columns:
-        column.overflow = "fold"
-    if out.is_terminal:
-        out.print(table)
-    else:
-        Console(file=out.file, highlight=False, emoji=False, width=_ANY_WIDTH).print(table)
 
 
 def silence_downloads(quiet: bool) -> bool:
@@ -49,19 +29,16 @@ def read_settings(context: typer.Context, file: Path | None) -> Path | None:
     """Take the flags of a command from a TOML file; flags given on the command line go first."""
     if file is None:
         return None
-    import tomllib
-
-    try:
-        values = tomllib.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise BadSettings(f"no file {file} for --settings: expected lines such as batch-size = 32") from error
-    except (OSError, ValueError) as error:
-        raise BadSettings(f"{file} cannot be read as TOML ({error}): expected lines such as batch-size = 32") from error
+    values = read_toml(file, what=f"file {file} for --settings", expected="lines such as batch-size = 32")
     known = {parameter.name for parameter in context.command.params}
     given = {key.replace("-", "_"): value for key, value in values.items()}
     if unknown := sorted(given.keys() - known):
         flags = ", ".join(sorted(str(name).replace("_", "-") for name in known if name != "settings"))
-        raise BadSettings(f"{file} has the unknown key {unknown[0]!r}, expected one of {flags}")
+        own = {flag for parameter in context.command.params for flag in parameter.opts}
+        command = context.command_path.partition(" ")[2]
+        advice = familiar_advice(unknown[0], command, own)
+        hint = f" ({advice[0].lower()}{advice[1:].replace('--', '')})" if advice else ""
+        raise BadSettings(f"{file} has the unknown key {unknown[0]!r}{hint}, expected one of {flags}")
     several = {parameter.name for parameter in context.command.params if getattr(parameter, "multiple", False)}
     context.default_map = {
         key: [value] if key in several and not isinstance(value, list) else value for key, value in given.items()
@@ -101,17 +78,6 @@ Settings = Annotated[
     Path | None,
     typer.Option(is_eager=True, callback=read_settings, help="TOML file with any of these flags as keys."),
 ]
-
-
-def terminal_width() -> int | None:
-    """Columns of the terminal that is written to; None for a file or a pipe, which gets whole lines."""
-    return out.width if out.is_terminal else None
-
-
-def print_lines(lines: "Iterable[str]") -> None:
-    """Print lines as they are; what a terminal would obey, a prompt's escape sequence too, is written out."""
-    for line in lines:
-        out.print(_CONTROL.sub(lambda found: repr(found[0])[1:-1], line), markup=False)
 
 
 def terminal(quiet: bool = False) -> Any:

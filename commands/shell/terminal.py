@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from secondcast.storage_schemas.io.printable import printable
 from secondcast.storage_schemas.progress import Bar, duration_text
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -38,14 +39,17 @@ class Terminal:
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         # FORCE_COLOR, which makes rich take anything for a terminal, is set where continuous integration keeps logs.
         self._console = console or Console(
-            stderr=True, highlight=False, emoji=False, force_terminal=sys.stderr.isatty()
+            file=sys.stderr, highlight=False, emoji=False, force_terminal=sys.stderr.isatty()
         )
         self._quiet = quiet
 
     def say(self, message: str) -> None:
         """One line; nothing where quiet."""
         if not self._quiet:
-            self._console.print(message, markup=False, soft_wrap=True)
+            self._console.print(self._shown(message), markup=False, soft_wrap=True)
+
+    def _shown(self, text: str) -> str:
+        return printable(text, encoding=self._console.encoding)
 
     @contextmanager
     def bar(self, title: str, *, total: int, done: int, unit: str) -> Iterator[Bar]:
@@ -63,8 +67,8 @@ class Terminal:
             # Answers go to stdout, also while a bar is shown; rich would print them above the bar, on stderr.
             redirect_stdout=sys.stdout.isatty(),
         ) as progress:
-            task = progress.add_task(title, total=total, completed=done, rate="", note="")
-            yield _RichBar(progress, task)
+            task = progress.add_task(self._shown(title), total=total, completed=done, rate="", note="")
+            yield _RichBar(progress, task, self._shown)
 
 
 class _Note(ProgressColumn):
@@ -77,7 +81,8 @@ class _Note(ProgressColumn):
 def _columns(unit: str, *, wide: bool) -> list[ProgressColumn]:
     elapsed: list[ProgressColumn] = [TimeElapsedColumn(table_column=Column(no_wrap=True))] if wide else []
     return [
-        TextColumn("{task.description:>8}"),
+        # A title may be the name of a run, with brackets in it.
+        TextColumn("{task.description:>8}", markup=False),
         BarColumn(bar_width=30 if wide else 6, table_column=Column(no_wrap=True)),
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn(f"{unit}  " + "{task.fields[rate]}"),
@@ -89,14 +94,14 @@ def _columns(unit: str, *, wide: bool) -> list[ProgressColumn]:
 
 
 class _RichBar:
-    def __init__(self, progress: Progress, task: object) -> None:
-        self._progress, self._task = progress, task
+    def __init__(self, progress: Progress, task: object, shown: Callable[[str], str]) -> None:
+        self._progress, self._task, self._shown = progress, task, shown
         self._started, self._count = time.monotonic(), 0
 
     def advance(self, count: int, note: str = "") -> None:
         self._count += count
         rate = self._count / max(time.monotonic() - self._started, 1e-9)
-        self._progress.update(self._task, advance=count, rate=_rate_text(rate), note=note)  # type: ignore[arg-type]  # rich's TaskID is an int
+        self._progress.update(self._task, advance=count, rate=_rate_text(rate), note=self._shown(note))  # type: ignore[arg-type]  # rich's TaskID is an int
 
 
 class _Lines:

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from secondcast.models.memory.optional_packages import installed_version
 from secondcast.storage_schemas.errors import BadSettings, OutOfMemory, SecondcastError
+from secondcast.storage_schemas.progress import counted
 
 if TYPE_CHECKING:
     from secondcast.trainer.cost.fitting import Fitted
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 _UNIT_BYTES = {"gib": 2**30, "g": 2**30, "gb": 10**9, "mib": 2**20, "m": 2**20, "mb": 10**6}
-_QUANTIZERS = {"int8": "torchao", "nf4": "bitsandbytes"}
 # A begun run keeps these: its weights depend on them.
 _OF_A_BEGUN_RUN = ("accumulate", "quantize", "modulation", "compile")
 
@@ -64,7 +64,7 @@ def free_bytes(fit: str, device: Any) -> float:
 
 def installed_quantizers() -> tuple[str, ...]:
     """Kinds of quantized weights that the packages here can make, the more exact first."""
-    return tuple(kind for kind, package in _QUANTIZERS.items() if find_spec(package) is not None)
+    return tuple(kind for kind in ("int8", "nf4") if installed_version(kind) is not None)
 
 
 def fit_run(
@@ -129,7 +129,7 @@ def fit_lines(fitted: "Fitted", costs: "Costs", memory_bytes: float) -> list[str
     memory = fitted.memory
     parts = (
         f"weights {memory.weights_bytes / GIB:.1f}, student and AdamW {memory.student_bytes / GIB:.1f}, activations of "
-        f"{memory.batch_size} rows {memory.activations_bytes / GIB:.1f}, CUDA {memory.cuda_bytes / GIB:.1f}"
+        f"{counted(memory.batch_size, 'row')} {memory.activations_bytes / GIB:.1f}, CUDA {memory.cuda_bytes / GIB:.1f}"
     )
     room, needed = f"{memory_bytes / GIB:.1f} GiB", f"{memory.total_bytes / GIB:.1f} GiB by calculation"
     lines = [f"to fit into {room}: {fitted.flags}, {needed} ({parts})"]

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from secondcast.commands.shell.console import print_line
 from secondcast.commands.shell.resolve import (
     Device,
     Quiet,
     Settings,
     Verify,
     launched_device,
-    out,
     resolve_context_projection,
     resolve_teacher,
     student_names,
@@ -24,6 +24,7 @@ from secondcast.commands.shell.resolve import (
 )
 from secondcast.commands.train.fitting import Fit, fit_run, is_out_of_memory, out_of_memory, size_bytes, stated_options
 from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.progress import counted
 
 if TYPE_CHECKING:
     from secondcast.models.teacher.context_projection import ContextProjection
@@ -267,7 +268,7 @@ def train_run(
                 raise
             raise out_of_memory(asked, make_costs, run, recipe=recipe) from error
     if processes.is_first:
-        out.print(f"{run}: student trained for {trained:,} steps", markup=False)
+        print_line(f"{run}: student trained for {counted(trained, 'step')}")
 
 
 def _local_copy(place: Path, limit_gib: float, say: Callable[[str], None]) -> "LocalCopy":

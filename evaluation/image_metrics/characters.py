@@ -3,24 +3,46 @@
 import re
 import unicodedata
 
-# An apostrophe between letters ends nothing: "the dog's sign says 'i don't know'".
+# An apostrophe between letters ends nothing: "the dog's sign says 'i don't know'". A double quote behind a digit opens
+# nothing, nor does one behind a digit and a space that a space follows: inches, as in a 24" monitor and a 6 " by 9 "
+# frame. Behind an opening quote it closes: a "ROUTE 66" sign.
 _QUOTED = re.compile(
     r"(?<!\w)'((?:[^']|(?<=\w)'(?=\w))+)'(?!\w)"
-    r'|"([^"]+)"'
+    r"|(?<!\d)(?:(?<!\d\s)|(?=\"\S))\"([^\"]+)\""
     r"|“([^”]+)”"
     r"|(?<!\w)‘((?:[^’]|(?<=\w)’(?=\w))+)’(?!\w)"
+)
+# An "and" between two words, as in rock 'n' roll, unless the word before it announces a text: the letter 'n' on it.
+_AND = re.compile(r"(?i:n|an)")
+_ANNOUNCED = re.compile(
+    r"(?i)\b(?:letters?|characters?|says?|saying|said|reads?|reading|spells?|spelling|writes?|writing|written|texts?|"
+    r"words?|titled|named|called|label(?:l?ed)?|with|of|the|an?)\s$"
 )
 
 
 def quoted_text(prompt: str) -> str | None:
     """What a prompt has in quotes, several parts joined by a space; None where nothing is."""
-    parts = [next(part for part in match.groups() if part is not None) for match in _QUOTED.finditer(prompt)]
+    parts = [next(part for part in match.groups() if part is not None) for match in _quotes(prompt)]
     return " ".join(parts).strip() or None
 
 
 def without_quoted(prompt: str) -> str:
     """A prompt with a comma in place of each quoted text."""
-    return _QUOTED.sub(",", prompt)
+    kept, end = "", 0
+    for match in _quotes(prompt):
+        kept, end = f"{kept}{prompt[end : match.start()]},", match.end()
+    return kept + prompt[end:]
+
+
+def _quotes(prompt: str) -> list[re.Match[str]]:
+    return [match for match in _QUOTED.finditer(prompt) if not _is_and(prompt, match)]
+
+
+def _is_and(prompt: str, match: re.Match[str]) -> bool:
+    """Whether a match is no quote but an "and" between two words."""
+    before, after = prompt[: match.start()], prompt[match.end() :]
+    between = re.search(r"\w\s$", before) and re.match(r"\s\w", after)
+    return bool(between and _AND.fullmatch(match[1] or match[4] or "") and not _ANNOUNCED.search(before))
 
 
 def comparable(text: str) -> str:

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from importlib.metadata import version
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -16,7 +18,7 @@ from secondcast.evaluation.image_metrics.weights import WantedWeights
 from secondcast.evaluation.pictures.restricted_pickles import restricted_pickles
 from secondcast.storage_schemas.errors import BadSettings, MissingWeights
 from secondcast.storage_schemas.io.digests import weight_sha256
-from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.progress import Progress, counted
 
 FeaturesName = Literal["inception", "clip"]
 _EXTRA = "pip install 'secondcast[metrics]'"
@@ -71,7 +73,9 @@ class Fid:
         """See Metric. Without a reference it is `available` that says so, once for all folders."""
         count, reference_count = len(pictures), len(self._reference)
         if reference_count and min(count, reference_count) < 2:
-            raise BadSettings(f"fid of {count} pictures against {reference_count}: expected at least two on each side")
+            raise BadSettings(
+                f"fid of {counted(count, 'picture')} against {reference_count}: expected at least two on each side"
+            )
 
     def available(self) -> str | None:
         """See Metric."""
@@ -88,15 +92,23 @@ class Fid:
         self._update(metric, pictures, progress, real=False)
         if min(count, reference_count) <= self._features.width:
             progress.say(
-                f"fid of {count} pictures against {reference_count}: {self._features.width} features need more "
-                f"pictures than that on both sides; compare only with values from the same numbers of pictures"
+                f"fid of {counted(count, 'picture')} against {reference_count}: {self._features.width} features need "
+                f"more pictures than that on both sides; compare only with values from the same numbers of pictures"
             )
         value = max(0.0, float(metric.compute()))
         name = "fid" if self._features.name == "inception" else f"fid-{self._features.name}"
         model, revision = self._features.model, self._features.revision
         return [
             Scored(
-                name=name, mean=value, count=count, low=None, high=None, interval="none", model=model, revision=revision
+                name=name,
+                mean=value,
+                count=count,
+                low=None,
+                high=None,
+                interval="none",
+                model=model,
+                revision=revision,
+                library=_versions(self._features.needs.packages),
             )
         ]
 
@@ -121,7 +133,7 @@ class Fid:
 
 
 class InceptionFeatures:
-    """InceptionV3's last pool, 2,048 numbers, as torch-fidelity has it: FID as it is reported."""
+    """InceptionV3's last pool, 2,048 numbers, weights and resizing as in torch-fidelity: FID as it is reported."""
 
     name: str = "inception"
     width = _INCEPTION_WIDTH
@@ -156,7 +168,10 @@ class InceptionFeatures:
         given = {} if self._file is None else {"feature_extractor_weights_path": str(self._file)}
         try:
             with restricted_pickles():
-                metric = FrechetInceptionDistance(feature=self.width, reset_real_features=False, **given)
+                # With its default it resizes as no published FID did.
+                metric = FrechetInceptionDistance(
+                    feature=self.width, reset_real_features=False, antialias=False, **given
+                )
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise MissingWeights(
@@ -165,7 +180,7 @@ class InceptionFeatures:
         return metric.to(self._device)
 
     def tensor(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """uint8 [B, 3, H, W]; resized to 299 px by torchmetrics, as TensorFlow 1 did."""
+        """uint8 [B, 3, H, W]; torchmetrics resizes it to 299 px as TensorFlow 1 did: bilinear, without antialiasing."""
         pixels_BHWC = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
         return pixels_BHWC.permute(0, 3, 1, 2).to(self._device)
 
@@ -231,13 +246,19 @@ _HOW = (
 )
 
 
+def _versions(packages: Sequence[str]) -> str:
+    return ", ".join(f"{package} {version(package)}" for package in packages)
+
+
 def _torchmetrics_absent() -> str | None:
     try:
-        import torchmetrics.image.fid  # noqa: F401
+        from torchmetrics.image.fid import FrechetInceptionDistance
     except ModuleNotFoundError as error:
         return f"fid needs {(error.name or 'torchmetrics').split('.')[0]}, which is not installed: {_EXTRA}"
     except Exception as error:
         # With torch-fidelity installed and torchvision absent or of another torch, the import itself fails.
         reason = " ".join(str(error).split())[:200]
         return f"fid: torchmetrics cannot be imported ({type(error).__name__}: {reason}): {_EXTRA}"
+    if "antialias" not in signature(FrechetInceptionDistance).parameters:
+        return f"fid needs torchmetrics 1.8 or newer, found {version('torchmetrics')}: {_EXTRA}"
     return None

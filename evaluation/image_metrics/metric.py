@@ -16,6 +16,7 @@ MetricName = Literal["clip-score", "fid", "vqa", "text"]
 Interval = Literal["bootstrap", "wilson", "none"]
 
 _Item = TypeVar("_Item")
+_WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +33,28 @@ class Picture:
     phrases: tuple[str, ...] | None = None
 
     def pixels(self) -> Image.Image:
-        """The picture in RGB; BadPictures if it cannot be decoded."""
+        """The picture in RGB with 8 bits, what is transparent on white; BadPictures if it cannot be decoded."""
         try:
             with Image.open(self.file) as image:
-                return image.convert("RGB")
+                return _in_rgb(image)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             reason = " ".join(str(error).split()).replace(str(self.file), "it")
             raise BadPictures(
                 f"{self.file} cannot be read as a picture ({reason}): make it anew, or take it out of the folder and "
                 f"of its index"
             ) from error
+
+
+def _in_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16 bits of grey (Pillow has them as "I" or "I;16"), which it would clip at 255, not scale.
+        high_HW = np.asarray(image).astype(np.int64) >> 8
+        return Image.fromarray(high_HW.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in _WITH_ALPHA or "transparency" in image.info:
+        # Dropping alpha would show what a viewer hides, often black.
+        shown = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")
+    return image.convert("RGB")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +71,8 @@ class Scored:
     """One number of a folder. values: by Picture.name, where single pictures have one.
 
     low, high: 95 %, by what `interval` names; None where there is none. model: name or folder of the network, or of a
-    program; revision: commit on the hub, sha256 of the weights of a folder, or version.
+    program; revision: commit on the hub, sha256 of the weights of a folder, or version. library: what computed it, with
+    its version, where the number depends on that.
     """
 
     name: str
@@ -70,6 +84,7 @@ class Scored:
     model: str
     revision: str
     values: Mapping[str, float] = field(default_factory=dict)
+    library: str | None = None
 
     def json_value(self) -> dict[str, Any]:
         """As plain JSON types."""

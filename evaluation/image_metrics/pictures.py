@@ -1,5 +1,6 @@
 """Pictures of a folder with what is known of them: from its index, or from a file of prompts."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,14 @@ from pydantic import ValidationError
 from secondcast.evaluation.image_metrics.metric import Picture
 from secondcast.evaluation.pictures.folder import INDEX_FILE, IndexEntry
 from secondcast.storage_schemas.errors import BadPictures, BadPrompts
+from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.schema.manifest import Record, stays_inside
 from secondcast.storage_schemas.schema.prompts import prompt_id
 
 _COLUMNS = ("file", "text", "phrases")
 _MISNAMED = {"file_name": "file", "filename": "file", "phrase": "phrases"}
+# Of a pairing that is printed.
+_MOST_PAIRS, _LONGEST_PROMPT = 12, 80
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -28,7 +32,7 @@ class PictureText(Record):
 
 
 def read_pictures(folder: Path, texts: Sequence[PictureText] | None = None) -> list[Picture]:
-    """The pictures of a folder, in the order of its index, else of their names.
+    """The pictures of a folder, in the order of its index, else of their names: 2.png before 10.png.
 
     texts: for a folder with an index they add `text` and `phrases` to the same prompts; for another they are its
     prompts, by `file`, else in the order of the names. Raises BadPictures or BadPrompts.
@@ -49,8 +53,8 @@ def read_pictures(folder: Path, texts: Sequence[PictureText] | None = None) -> l
         return pictures
     if len(texts) != len(pictures):
         raise BadPrompts(
-            f"{folder} has {len(pictures)} pictures and --prompts {len(texts)} prompts: expected as many, in the order "
-            f"of the names, or JSON lines whose `file` names the picture"
+            f"{folder} has {counted(len(pictures), 'picture')} and --prompts {counted(len(texts), 'prompt')}: expected "
+            f"as many, in the order of the names, or JSON lines whose `file` names the picture"
         )
     return [_described(picture, text) for picture, text in zip(pictures, texts, strict=True)]
 
@@ -99,10 +103,37 @@ def _indexed(folder: Path, index: Path) -> list[Picture]:
 
 
 def _listed(folder: Path) -> list[Picture]:
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _ENDINGS and not _hidden(file))
+    found = (file for file in folder.iterdir() if file.suffix.lower() in _ENDINGS and not _hidden(file))
+    files = sorted(found, key=lambda file: natural_key(file.name))
     if not files:
         raise BadPictures(f"{folder} holds no picture: expected files such as 000000.png ({', '.join(_ENDINGS)})")
     return [Picture(file=file, name=file.name) for file in files]
+
+
+def natural_key(name: str) -> tuple[Any, ...]:
+    """A name as it is ordered: by its numbers where it has some, whatever zeros they begin with, then as it is."""
+    # Text and digits alternate, so that a number is only compared with another.
+    parts = re.split(r"([0-9]+)", name)
+    return ([int(part) if place % 2 else part for place, part in enumerate(parts)], name)
+
+
+def paired_by_order(folder: Path, texts: Sequence[PictureText] | None) -> bool:
+    """Whether read_pictures gives prompts to the pictures of a folder by their order alone."""
+    return bool(texts) and not (folder / INDEX_FILE).is_file() and all(text.file is None for text in texts or ())
+
+
+def pairing_lines(folder: Path, pictures: Sequence[Picture]) -> list[str]:
+    """Which prompt belongs to which picture, for people to check: all of a few, else the first ones and the last."""
+    shown = [*pictures] if len(pictures) <= _MOST_PAIRS else [*pictures[: _MOST_PAIRS - 1], pictures[-1]]
+    lines = [f"{folder}: prompts belong to pictures in the order of their names; a `file` in JSON lines says otherwise"]
+    for picture in shown:
+        prompt = picture.prompt or ""
+        lines.append(
+            f"  {picture.name}: {prompt if len(prompt) <= _LONGEST_PROMPT else f'{prompt[:_LONGEST_PROMPT]}...'}"
+        )
+    if left := len(pictures) - len(shown):
+        lines.insert(-1, f"  ({counted(left, 'more picture')})")
+    return lines
 
 
 def _hidden(file: Path) -> bool:

@@ -1,5 +1,6 @@
 """Programs that read text off pictures: TrOCR by transformers, and tesseract where it is installed."""
 
+import io
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -107,13 +108,14 @@ class Tesseract:
         """See Recogniser."""
         texts = []
         for picture in pictures:
-            # A broken picture is to be named as one.
-            picture.pixels()
-            texts.append(self._run(str(picture.file), "stdout", "-l", "eng", "--psm", _SPARSE_TEXT))
+            # The pixels that the other metrics see; a broken picture is named as one.
+            png = io.BytesIO()
+            picture.pixels().save(png, "png")
+            texts.append(self._run("stdin", "stdout", "-l", "eng", "--psm", _SPARSE_TEXT, given=png.getvalue()))
         return texts
 
-    def _run(self, *words: str) -> str:
-        done = subprocess.run(["tesseract", *words], capture_output=True, check=False)
+    def _run(self, *words: str, given: bytes = b"") -> str:
+        done = subprocess.run(["tesseract", *words], input=given, capture_output=True, check=False)
         if done.returncode:
             said = " ".join(done.stderr.decode(errors="replace").split())[:200]
             raise MissingExtra(

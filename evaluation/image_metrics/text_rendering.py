@@ -7,7 +7,7 @@ from secondcast.evaluation.image_metrics.metric import MetricName, Picture, Scor
 from secondcast.evaluation.image_metrics.recognisers import Recogniser
 from secondcast.evaluation.intervals import wilson
 from secondcast.storage_schemas.errors import BadPrompts
-from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.progress import Progress, counted
 
 
 class TextRendering:
@@ -31,7 +31,9 @@ class TextRendering:
         """See Metric. The text is the one stated with a picture, else what its prompt has in quotes."""
         asked = _asked(pictures)
         if len(asked) < len(pictures):
-            progress.say(f"text: {len(pictures) - len(asked)} pictures are left out: their prompts quote no text")
+            progress.say(
+                f"text: left out {counted(len(pictures) - len(asked), 'picture')}, whose prompts quote no text"
+            )
         read: dict[str, tuple[str, str]] = {}
         with progress.bar(self.name, total=len(asked), done=0, unit="images") as bar:
             for batch in batches(asked, self._batch_size):

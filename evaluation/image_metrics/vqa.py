@@ -20,7 +20,7 @@ from secondcast.evaluation.image_metrics.metric import (
 from secondcast.evaluation.image_metrics.phrases import noun_phrases
 from secondcast.evaluation.image_metrics.weights import WantedWeights
 from secondcast.storage_schemas.errors import BadPrompts, MissingWeights
-from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.progress import Progress, counted
 
 # As T2I-CompBench cuts them.
 _MOST_TOKENS = 35
@@ -51,7 +51,9 @@ class AttributeBinding:
         """See Metric. Phrases are those stated with a picture, else noun_phrases of its prompt."""
         asked = _asked(pictures)
         if len(asked) < len(pictures):
-            progress.say(f"vqa: {len(pictures) - len(asked)} pictures are left out: their prompts have no phrases")
+            progress.say(
+                f"vqa: left out {counted(len(pictures) - len(asked), 'picture')}, whose prompts have no phrases"
+            )
         values: dict[str, float] = {}
         with progress.bar(self.name, total=len(asked), done=0, unit="images") as bar:
             for batch in batches(asked, self._batch_size):

@@ -6,6 +6,7 @@ from statistics import fmean
 from secondcast.evaluation.results import Evaluation
 from secondcast.evaluation.tables.aggregates import closed_loop_summary, open_loop_summary
 from secondcast.evaluation.tables.table import markdown_lines
+from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.schema.manifest import Record
 
 
@@ -78,9 +79,9 @@ def error_lines(table: ErrorTable) -> list[list[str]]:
 def error_caption(table: ErrorTable) -> str:
     """What the rows have in common, and what the columns are."""
     return (
-        f"{table.trajectories} held-out trajectories of {table.cache}, {len(table.steps)} steps of each. error: of the "
-        f"prediction, as a part of the velocity's norm; floor: the same with the teacher's embedding; latent: of the "
-        f"final latent with the student leading."
+        f"{counted(table.trajectories, 'held-out trajectory')} of {table.cache}, {counted(len(table.steps), 'step')} "
+        f"of each. error: of the prediction, as a part of the velocity's norm; floor: the same with the teacher's "
+        f"embedding; latent: of the final latent with the student leading."
     )
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 from secondcast.evaluation.intervals import clustered, wilson
 from secondcast.evaluation.pocket_scores import Score
+from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.schema.manifest import Record
 
 Interval = Literal["wilson", "bootstrap", "pooled"]
@@ -88,8 +89,8 @@ def caption(table: Table) -> str:
     kinds = {cell.interval for row in table.rows for cell in row.cells.values()}
     said = [text for kind, text in _INTERVALS.items() if kind in kinds]
     return (
-        f"{table.captions} held-out captions, {table.steps} sampler steps, guidance {table.guidance:g}, "
-        f"seed {table.seed}; 95 % intervals: {'; '.join(said)}."
+        f"{counted(table.captions, 'held-out caption')}, {counted(table.steps, 'sampler step')}, guidance "
+        f"{table.guidance:g}, seed {table.seed}; 95 % intervals: {'; '.join(said)}."
     )
 
 

@@ -23,7 +23,7 @@ from secondcast.models.backbone import FluxBackbone
 from secondcast.models.student.tokens import text_length_remark
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.errors import BadSettings, DamagedCache, MissingExtra, NonFinite, NotInCache
-from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.schema.fields import Array
 
 # Not a student's name: a folder may be called as the recording is.
@@ -80,8 +80,8 @@ class Evaluating:
         notes.append(f"students on {len(chosen):,} of {len(everything):,} held-out trajectories, spread over sources")
         if len(chosen) < len(wanted):
             notes.append(
-                f"{len(wanted) - len(chosen):,} held-out trajectories are left out: damaged, not finite, or without "
-                f"the pooled vector"
+                f"left out {counted(len(wanted) - len(chosen), 'held-out trajectory')}: damaged, not finite, or "
+                f"without the pooled vector"
             )
         return chosen
 

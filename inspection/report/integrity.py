@@ -9,7 +9,7 @@ from secondcast.inspection.mending import mending_command
 from secondcast.storage_schemas.errors import DamagedCache
 from secondcast.storage_schemas.io.folders import open_folder
 from secondcast.storage_schemas.maintenance.verify import verify
-from secondcast.storage_schemas.progress import Progress, size_text
+from secondcast.storage_schemas.progress import Progress, counted, size_text
 from secondcast.storage_schemas.reader import Cache, read_manifest
 from secondcast.storage_schemas.record import Trajectory
 from secondcast.storage_schemas.schema.commits import Kind
@@ -79,13 +79,11 @@ def check_files(location: str, progress: Progress) -> tuple[dict[str, Any], froz
     """State, text and problems of a cache's files, and the shards that are damaged."""
     found = verify(location, progress)
     source = read_manifest(open_folder(location)).source
-    said = f"{found.shards:,} shards, {size_text(found.bytes)}"
+    said = f"{counted(found.shards, 'shard')}, {size_text(found.bytes)}"
     said += f", {found.missing:,} not built yet" if found.missing else ""
     count = len(found.problems)
     state = "damaged" if count else "intact"
-    text = (
-        f"{said}: {count:,} problem{'s' if count > 1 else ''}" if count else f"{said}: every file matches its checksum"
-    )
+    text = f"{said}: {counted(count, 'problem')}" if count else f"{said}: every file matches its checksum"
     problems = [
         {"path": problem.path, "problem": problem.message, "mend": mending_command(location, problem, found, source)}
         for problem in found.problems

@@ -23,7 +23,7 @@ from secondcast.models.teacher.folder import DECODE_PARTS, REPLAY_PARTS, Teacher
 from secondcast.models.teacher.image_decoder import load_recorded_decoder
 from secondcast.storage_schemas.errors import BadTeacher, DamagedCache
 from secondcast.storage_schemas.io.folders import open_folder
-from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.reader import Cache, read_manifest
 from secondcast.storage_schemas.schema.manifest import Flags, Manifest
 
@@ -182,7 +182,7 @@ class _Report:
             named = ", ".join(map(str, shown))
             notes.append(f"film strips show the steps {named} of 0 to {steps - 1}: --frames {steps} shows all")
         if len(made) < len(chosen):
-            notes.append(f"{len(chosen) - len(made):,} film strips are missing: their shards are damaged")
+            notes.append(f"{counted(len(chosen) - len(made), 'film strip')} missing, of damaged shards")
         return made
 
 

@@ -16,6 +16,7 @@ from secondcast.inspection.report.curves import run_curves
 from secondcast.inspection.report.table import rounded
 from secondcast.models.student.student import student_folder
 from secondcast.storage_schemas.errors import BadSettings, BadStudent
+from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.reader import Cache
 
 
@@ -78,10 +79,12 @@ def of_records(asked: Sequence[Asked], row_of: Mapping[str, int]) -> Students:
         kept = [place for place, found in enumerate(record.trajectories) if found.key in row_of]
         if not kept:
             raise BadSettings(
-                f"the evaluation of {record.student} has {len(record.trajectories)} trajectories of {record.cache}, "
-                f"none of which is in this cache: evaluate the student on it, with --student"
+                f"the evaluation of {record.student} has {counted(len(record.trajectories), 'trajectory')} of "
+                f"{record.cache}, none of which is in this cache: evaluate the student on it, with --student"
             )
-        notes.append(f"{one.name}: an evaluation of {len(record.trajectories):,} held-out trajectories made before")
+        notes.append(
+            f"{one.name}: an evaluation of {counted(len(record.trajectories), 'held-out trajectory')} made before"
+        )
         if len(kept) < len(record.trajectories):
             notes.append(f"{one.name}: {len(record.trajectories) - len(kept):,} of them are not in this cache")
         rows = [row_of[record.trajectories[place].key] for place in kept]

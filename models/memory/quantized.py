@@ -8,34 +8,33 @@ dtype that it had.
 
 from collections.abc import Collection, Iterator
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
 
 from secondcast.models.memory.modulation_table import MODULATION
+from secondcast.models.memory.optional_packages import QUANTIZERS, installed_version, show_quantizer
 from secondcast.storage_schemas.errors import MissingExtra
 from secondcast.storage_schemas.schema.manifest import Quantization
-
-_PACKAGES = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
 
 
 def check_quantizer(kind: Quantization) -> None:
     """Raise MissingExtra unless what quantizes so is installed."""
     if kind == "none":
         return
+    show_quantizer(kind)
     try:
-        import_module(_PACKAGES[kind])
+        import_module(QUANTIZERS[kind])
     except ImportError as error:
         raise MissingExtra(
-            f"weights of {kind} need {_PACKAGES[kind]}, which is not installed: pip install 'secondcast[quant]'"
+            f"weights of {kind} need {QUANTIZERS[kind]}, which is not installed: pip install 'secondcast[quant]'"
         ) from error
 
 
 def quantizer(kind: Quantization) -> str | None:
     """What quantizes so here, "torchao 0.18.0": the bits depend on it. None for "none"."""
-    return None if kind == "none" else f"{_PACKAGES[kind]} {version(_PACKAGES[kind])}"
+    return None if kind == "none" else f"{QUANTIZERS[kind]} {installed_version(kind)}"
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
-"""bfloat16 for zarr-python: a data type plug-in over ml_dtypes (entry point group `zarr.data_type`).
+"""bfloat16 for zarr-python: a data type plug-in over ml_dtypes. Importing this module registers it.
 
-Written as the core name "bfloat16", which tensorstore reads bit for bit. Installing the package is enough
-for zarr-python to open such arrays; nothing here imports torch.
+Written as the core name "bfloat16", which tensorstore reads bit for bit. The package also declares an entry point of
+the group `zarr.data_type`, but zarr-python (3.1.0 to 3.1.6) collects that group and never loads it: without the import
+it answers "No Zarr data type found that matches 'bfloat16'". Nothing here imports torch.
 """
 
 from dataclasses import dataclass
@@ -79,7 +80,4 @@ class BFloat16(ZDType[Any, Any], HasEndianness, HasItemSize):
         return "NaN" if value != value else names.get(value, value)
 
 
-def register() -> None:
-    """Make zarr-python know bfloat16, also where the package's entry point is not installed."""
-    if "bfloat16" not in data_type_registry.contents:
-        data_type_registry.register("bfloat16", BFloat16)
+data_type_registry.register("bfloat16", BFloat16)

@@ -16,7 +16,8 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from secondcast.storage_schemas.codecs import zarr_bfloat16, zarr_codecs
+# zarr_bfloat16: imported for the data type that it registers.
+from secondcast.storage_schemas.codecs import zarr_bfloat16, zarr_codecs  # noqa: F401
 from secondcast.storage_schemas.codecs.by_field import field_codec
 from secondcast.storage_schemas.errors import DamagedCache
 from secondcast.storage_schemas.formats.files import ByteSource, MemoryFiles
@@ -32,7 +33,6 @@ _AXES = {"K": "step", "S": "image_token", "C": "channel", "T": "text_token", "D"
 _CODECS = ("bytes", "crc32c", *zarr_codecs.NAMES)
 _ROW_AXIS = {"trajectories": "trajectory", "embeddings": "prompt"}
 
-zarr_bfloat16.register()
 zarr_codecs.register()
 
 

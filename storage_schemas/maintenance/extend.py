@@ -7,7 +7,7 @@ from secondcast.storage_schemas.errors import BadSettings, DamagedCache, NotACac
 from secondcast.storage_schemas.formats.by_manifest import format_of
 from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.io.folders import Folder
-from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.reader import prompt_table, read_manifest
 from secondcast.storage_schemas.schema.generations import added_generations, replicas_of
 from secondcast.storage_schemas.schema.journal import claimed_manifest, replace_together, settle_claimed
@@ -73,29 +73,36 @@ class _Plan:
         fewest = -(-rows // now.shard_size)
         if shards > MOST_SCATTERED * fewest + MOST_SCATTERED:
             raise BadSettings(
-                f"the extension would add {rows} trajectories in {shards} shards, where {fewest} could hold them: "
-                f"prompts that get more replicas lie scattered among others, and a batch never crosses a shard; ask "
-                f"for the replicas of all prompts, or build these prompts as a cache of their own"
+                f"the extension would add {counted(rows, 'trajectory')} in {counted(shards, 'shard')}, where {fewest} "
+                f"could hold them: prompts that get more replicas lie scattered among others, and a batch never "
+                f"crosses a shard; ask for the replicas of all prompts, or build these prompts as a cache of their own"
             )
 
     def remarks(self, wanted: Manifest) -> list[str]:
         """What a user should know, a line each."""
         was, now = (Layout(manifest.prompts.generations) for manifest in (self.base, self.manifest))
         if len(now) == len(was):
-            lines = [f"nothing to add: all of it is among the {len(was)} trajectories of {len(self.prompts)} prompts"]
+            lines = [
+                f"nothing to add: all of it is among the {counted(len(was), 'trajectory')} of "
+                f"{counted(len(self.prompts), 'prompt')}"
+            ]
         else:
             lines = [
-                f"extended by {len(now) - len(was)} trajectories and {len(self.prompts) - self.base.prompts.count} "
-                f"prompts, to {len(now)} trajectories of {len(self.prompts)} prompts"
+                f"extended by {counted(len(now) - len(was), 'trajectory')} and "
+                f"{counted(len(self.prompts) - self.base.prompts.count, 'prompt')}, to "
+                f"{counted(len(now), 'trajectory')} of {len(self.prompts)} prompts"
             ]
         asked = wanted.prompts.generations[0].shard_size
         if asked != now.shard_size:
-            lines.append(f"shards keep the size of the first ones, {now.shard_size} rows (--shard-size is {asked})")
+            lines.append(
+                f"shards keep the size of the first ones, {counted(now.shard_size, 'row')} (--shard-size is {asked})"
+            )
         if self.from_elsewhere:
             first = self.from_elsewhere[0]
             lines.append(
-                f"{len(self.from_elsewhere)} prompts were there already from other sources, which stay as they are "
-                f"recorded, the first: {first.text!r} from {', '.join(first.sources)}"
+                f"already there from other sources, which stay as they are recorded: "
+                f"{counted(len(self.from_elsewhere), 'prompt')}, the first {first.text!r} from "
+                f"{', '.join(first.sources)}"
             )
         return lines
 

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from secondcast.storage_schemas.errors import BadSettings, SettingsDiffer
 from secondcast.storage_schemas.io.folders import Location
 from secondcast.storage_schemas.maintenance.rewrite import Rewritten, Source, rewrite
-from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.consequences import consequence
+from secondcast.storage_schemas.schema.first_difference import first_difference
 from secondcast.storage_schemas.schema.generations import added_generations, replicas_of
-from secondcast.storage_schemas.schema.manifest import Generation, PromptSet, differing_fields, shortened
+from secondcast.storage_schemas.schema.manifest import Generation, PromptSet, differing_fields
 from secondcast.storage_schemas.schema.prompts import Prompt
 from secondcast.storage_schemas.writer import prompt_set_fields
 
@@ -20,7 +21,9 @@ def merge(caches: Sequence[Cache], location: Location, progress: Progress) -> Re
     Raises what `rewrite` does, BadSettings for fewer than two caches, SettingsDiffer for other teachers or sampling.
     """
     if len(caches) < 2:
-        raise BadSettings(f"merge was given {len(caches)} cache, expected two or more and the target: A B ... TARGET")
+        raise BadSettings(
+            f"merge was given {counted(len(caches), 'cache')}, expected two or more and the target: A B ... TARGET"
+        )
     for other in caches[1:]:
         check_can_merge(caches[0], other)
     sources = [Source(cache) for cache in caches]
@@ -29,7 +32,8 @@ def merge(caches: Sequence[Cache], location: Location, progress: Progress) -> Re
     planned = sum(generation.prompts * generation.replicas for generation in generations)
     dropped = sum(cache.planned for cache in caches) - planned
     progress.say(
-        f"{planned} trajectories of {len(prompts)} prompts out of {len(caches)} caches ({dropped} duplicates dropped)"
+        f"{counted(planned, 'trajectory')} of {len(prompts)} prompts out of {counted(len(caches), 'cache')} "
+        f"({counted(dropped, 'duplicate')} dropped)"
     )
     manifest = caches[0].manifest.model_copy(
         update={"prompts": PromptSet(generations=generations, **prompt_set_fields(prompts))}
@@ -41,8 +45,9 @@ def check_can_merge(first: Cache, other: Cache) -> None:
     """Raise SettingsDiffer, naming the first field in which teacher or sampling differ, both values and the way out."""
     for field, was, now in differing_fields(first.manifest, other.manifest):
         if not field.startswith("prompts"):
+            found = first_difference(was, now, field)
             raise SettingsDiffer(
-                f"{first.folder} has {field} = {shortened(was)}, {other.folder} has {shortened(now)}: "
+                f"{first.folder} has {found.path} = {found.one}, {other.folder} has {found.other}: "
                 f"{consequence(field)}; {_way_out(field, first, other, was, now)}"
             )
 
@@ -80,8 +85,9 @@ def _check_same_text(known: Prompt, prompt: Prompt, cache: Cache) -> None:
         return
     # CLIP, whose vector is stored with `pooled` clip, has other tokens than those recorded.
     if known.token_ids != prompt.token_ids or cache.manifest.teacher.pooled == "clip":
+        texts = first_difference(prompt.text, known.text, "text")
         raise SettingsDiffer(
-            f"prompt {prompt.id} is {shortened(prompt.text)} in {cache.folder} and {shortened(known.text)} in an "
+            f"prompt {prompt.id} is {texts.one} in {cache.folder} and {texts.other} in an "
             f"earlier cache: one embedding would be kept for trajectories that were sampled with two; leave the prompt "
             f"out of one of them by `secondcast subset`"
         )

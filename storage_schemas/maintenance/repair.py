@@ -32,8 +32,9 @@ from secondcast.storage_schemas.schema.commits import (
     read_single_records,
     record_path,
 )
+from secondcast.storage_schemas.schema.first_difference import first_difference
 from secondcast.storage_schemas.schema.journal import settle
-from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest, differing_fields, shortened
+from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest, differing_fields
 from secondcast.storage_schemas.schema.prompts import OFFSETS_FILE, PROMPTS_FILE, offset_table
 
 
@@ -93,9 +94,10 @@ def _manifest(folder: Folder, source: Folder | None, files: list[str]) -> Manife
         files.append(MANIFEST_FILE)
     if source is not None:
         for field, theirs, ours in differing_fields(read_manifest(source), manifest):
+            first = first_difference(theirs, ours, field)
             raise SettingsDiffer(
-                f"{source} is not a copy of {folder}: it has {field} = {shortened(theirs)}, this cache has "
-                f"{shortened(ours)}; give a copy of the same build, or one that `secondcast convert` made equal"
+                f"{source} is not a copy of {folder}: it has {first.path} = {first.one}, this cache has "
+                f"{first.other}; give a copy of the same build, or one that `secondcast convert` made equal"
             )
     return manifest
 

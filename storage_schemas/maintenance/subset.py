@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from secondcast.storage_schemas.errors import BadSettings
 from secondcast.storage_schemas.io.folders import Location
 from secondcast.storage_schemas.maintenance.rewrite import Rewritten, Source, rewrite
-from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.manifest import Generation, PromptSet, shortened
 from secondcast.storage_schemas.schema.prompts import identity_form, prompt_id
@@ -52,8 +52,8 @@ def _selected(whole: Source, sources: Sequence[str], listed: Sequence[str] | Non
     ]
     if not numbers:
         raise BadSettings(
-            f"nothing of {folder} is selected: it has {len(whole.prompts)} prompts ({_counts(there)}), the first is "
-            f"{whole.prompts[0].id} {shortened(whole.prompts[0].text)}; give other --source or --ids"
+            f"nothing of {folder} is selected: it has {counted(len(whole.prompts), 'prompt')} ({_counts(there)}), the "
+            f"first is {whole.prompts[0].id} {shortened(whole.prompts[0].text)}; give other --source or --ids"
         )
     return numbers
 

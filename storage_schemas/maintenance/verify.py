@@ -8,7 +8,7 @@ from secondcast.storage_schemas.errors import DamagedCache, MisplacedFile, NotAC
 from secondcast.storage_schemas.formats.files import CommittedFiles
 from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.io.folders import Folder, Location, open_folder
-from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.reader import TOKENIZER_FOLDER, prompt_table, read_manifest, read_metadata_file
 from secondcast.storage_schemas.schema.commits import (
     COMMITS_FOLDER,
@@ -140,7 +140,7 @@ class _Walk:
             return None
         ids = [prompt.id for prompt in prompts]
         if len(ids) != stated.count or ids_digest(ids) != stated.ids:
-            self._note(PROMPTS_FILE, f"holds {len(ids)} prompts, the manifest says other {stated.count}")
+            self._note(PROMPTS_FILE, f"holds {counted(len(ids), 'prompt')}, the manifest says other {stated.count}")
             return None
         if self.folder.read(OFFSETS_FILE) != encode_prompts(prompts)[1]:
             self._note(OFFSETS_FILE, "does not point at the prompts")

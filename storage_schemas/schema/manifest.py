@@ -22,6 +22,7 @@ from pydantic import (
 
 from secondcast.storage_schemas.errors import BadSettings, DamagedCache, NotACache, SettingsDiffer
 from secondcast.storage_schemas.io.digests import canonical_json, digest
+from secondcast.storage_schemas.schema.first_difference import first_difference
 
 FORMAT_NAME = "secondcast-cache"
 FORMAT_VERSION = 1
@@ -151,8 +152,8 @@ class Sampling(Record):
     def _lengths_agree(self) -> Self:
         if len(self.sigmas) != self.steps + 1 or len(self.timesteps) != self.steps:
             raise ValueError(
-                f"{self.steps} steps need {self.steps + 1} sigmas and {self.steps} timesteps, "
-                f"found {len(self.sigmas)} and {len(self.timesteps)}"
+                f"steps is {self.steps}, sigmas are {len(self.sigmas)} and timesteps {len(self.timesteps)}, expected "
+                f"{self.steps + 1} and {self.steps}"
             )
         return self
 
@@ -312,7 +313,10 @@ _DEPENDS = {
 
 
 # Fields come by section: where the first one is of the prompts, all the rest is the same.
-_EXTEND_HINT = "; `secondcast build --extend` adds prompts or replicas to a build"
+_EXTEND_HINT = (
+    "; `secondcast build --extend` adds prompts or replicas to a build, and a cache that was extended is always built "
+    "with it"
+)
 SECTIONS = ("teacher", "sampling", "prompts")
 
 
@@ -320,8 +324,9 @@ def check_same_settings(found: Manifest, wanted: Manifest, where: str, *, sectio
     """Raise SettingsDiffer, naming the first field, both values, what depends on it, and the way out."""
     for field, was, now in differing_fields(found, wanted, sections=sections):
         hint = _EXTEND_HINT if field.startswith("prompts.") else ""
+        first = first_difference(was, now, field)
         raise SettingsDiffer(
-            f"{where} was built with {field} = {shortened(was)}, you asked for {shortened(now)}: "
+            f"{where} was built with {first.path} = {first.one}, you asked for {first.other}: "
             f"{depends_on(field)} depends on it; give the flags of the first time, or another folder{hint}"
         )
 
@@ -336,8 +341,9 @@ def depends_on(field: str) -> str:
 def check_same_teacher(found: Manifest, teacher: Teacher, where: str) -> None:
     """Raise SettingsDiffer, naming the first field, unless a teacher is the one a cache was recorded with."""
     for field, was, now in _causes_first(differences(found.teacher.json_value(), teacher.json_value(), "teacher")):
+        first = first_difference(was, now, field)
         raise SettingsDiffer(
-            f"{where} was recorded with {field} = {shortened(was)}, this teacher has {shortened(now)}: "
+            f"{where} was recorded with {first.path} = {first.one}, this teacher has {first.other}: "
             f"{_DEPENDS['teacher']} depends on it; give the teacher of the recording, {found.source!r}"
         )
 

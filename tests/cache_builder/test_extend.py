@@ -131,7 +131,8 @@ def test_other_settings_are_refused_before_anything_changes(tmp_path, dev_teache
     with pytest.raises(SettingsDiffer, match=r"prompts.count = 6, .* 9: .*; `secondcast build --extend` adds prompts "):
         build_cache(tmp_path / "c", dev_teacher, texts["all"], **FP32)
     with pytest.raises(
-        SettingsDiffer, match=r"prompts.generations = .*; `secondcast build --extend` adds prompts or r"
+        SettingsDiffer,
+        match=r"generations\[0\].replicas = 1, you asked for 2: .*; `secondcast build --extend` adds prompts or r",
     ):
         build_cache(tmp_path / "c", dev_teacher, texts["first"], replicas=2, **FP32)
     assert touched(tmp_path / "c") == before

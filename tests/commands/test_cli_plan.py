@@ -223,7 +223,7 @@ def test_training_from_a_cache_goes_by_its_manifest(tmp_path, dev_teacher, promp
         (["train", *DEV], r"no student is given: give --student, such as google-t5/t5-base or pocket-small$"),
         (["train", *DEV, "--student", "base", "--budget", "5h"], r"--budget is 5h without --recipe: the stages of a"),
         (["train", *DEV, "--student", "base", "--resolution", "x=y"], r"--resolution is 'x=y', expected pixels, or"),
-        (["train", *DEV, "--recipe", "r.toml"], r"no recipe r\.toml: expected a TOML file, see those in"),
+        (["train", *DEV, "--recipe", "r.toml"], r"no recipe r\.toml: expected a recipe, see those in"),
         (["train", *DEV, "--recipe", str(RECIPES / "flux-one-gpu.toml")], r"toml: stage vision takes a share of a"),
         (["train", *DEV, "--recipe", str(RECIPES / "pocket.toml"), "--steps", "9"], r"--steps is given beside --rec"),
         (["train", *DEV, "--student", "./nix"], r"no student './nix': expected a folder"),

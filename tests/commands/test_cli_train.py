@@ -67,7 +67,7 @@ def test_an_embedding_loss_alone_asks_for_no_transformer(tmp_path, words, capsys
     code, said, heard = secondcast(
         *words[:-1], tmp_path / "nowhere", "--loss", "embedding", "--steps", 1, "--batch-size", 2, capsys=capsys
     )
-    assert code == 0 and "trained for 1 steps" in said and "replay floor" not in heard
+    assert code == 0 and "trained for 1 step" in said and "replay floor" not in heard
     code, _, heard = secondcast(
         *words[:1], tmp_path / "b", *words[2:-1], tmp_path / "nowhere", "--loss", "context", "--steps", 1, capsys=capsys
     )
@@ -117,7 +117,7 @@ def recipe_words(tmp_path, cache_folder, dev_teacher):
 
 def test_a_flag_beside_a_recipe_counts_even_where_it_is_the_default(tmp_path, recipe_words, t5_config, capsys):
     code, said, _ = secondcast(*recipe_words, "--student", t5_config, "--seed", 0, capsys=capsys)
-    assert code == 0 and "trained for 1 steps" in said
+    assert code == 0 and "trained for 1 step" in said
     settings = json.loads((tmp_path / "run" / CONFIG_FILE).read_bytes())["settings"]
     assert (settings["student"], settings["seed"], settings["floor"]) == (str(t5_config), 0, 2)
 
@@ -137,7 +137,7 @@ def test_places_that_a_recipe_states_are_below_the_current_directory(
     (tmp_path / "r.toml").write_text(f'{RECIPE}[caches]\nc = "{cache_folder.name}"\n')
     monkeypatch.chdir(cache_folder.parent)
     code, said, _ = secondcast(*recipe_words[:4], *recipe_words[6:], "--student", t5_config, capsys=capsys)
-    assert code == 0 and "trained for 1 steps" in said
+    assert code == 0 and "trained for 1 step" in said
     assert list(json.loads((tmp_path / "run" / CONFIG_FILE).read_bytes())["caches"]) == ["c"]
 
 

@@ -80,8 +80,8 @@ def test_the_record_survives_a_round_trip_and_other_files_are_refused(tmp_path, 
         assert (tmp_path / "mine.json").read_bytes() == foreign
     for change, said in (
         ({"format_version": 2}, r"format_version: Input should be 1 \(found 2\)"),
-        ({"steps": [0]}, "settings: 1 steps have 3 sigmas"),
-        ({"sigmas": body["sigmas"][:1], "steps": [0]}, "errors are not of 1 trajectories times 1 steps"),
+        ({"steps": [0]}, "settings: steps are 1, sigmas are 3: expected as many"),
+        ({"sigmas": body["sigmas"][:1], "steps": [0]}, "errors are not of 1 trajectory times 1 step"),
         ({"closed_loop": body["closed_loop"] | {"trajectories": [7]}}, "names trajectories beyond the 1 there are"),
         ({"closed_loop": body["closed_loop"] | {"trajectories": [0, 0]}}, "has not one value per trajectory of 2"),
         ({"more": 1}, "more: Extra inputs are not permitted"),

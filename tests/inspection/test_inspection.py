@@ -137,6 +137,20 @@ def test_a_terminal_of_80_columns_shows_all_numbers_of_a_bar_and_cuts_the_note()
     assert "vision loss" in last and "…" in last and last.index("left") < last.index("vision loss")
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_title_a_note_and_a_message_are_plain_text_in_any_encoding(encoding, is_terminal):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+    terminal = Terminal(Console(file=stream, force_terminal=is_terminal, width=200, color_system=None))
+    terminal.say("said \x1b[31mred\x9b 中")
+    with terminal.bar("run[/red]\x1b]0;x\x07 中", total=2, done=0, unit="steps") as bar:
+        bar.advance(2, "note \x1b[2J 中")
+    written = stream.buffer.getvalue().decode(encoding)
+    assert r"said \x1b[31mred\x9b" in written and r"run[/red]\x1b]0;x\x07" in written and r"note \x1b[2J" in written
+    assert not {"\x1b[31m", "\x1b]0;", "\x1b[2J", "\x9b", "\x07"} & {written[i : i + n] for n in (1, 4, 5)
+                                                                   for i in range(len(written))}  # fmt: skip
+
+
 def test_times_for_people():
     assert [duration_text(n) for n in (0.4, 46, 119, 120, 7199, 45_519, 72 * 3600)] == [
         "0 s",

@@ -83,7 +83,7 @@ def test_every_view_works_on_both_formats_while_building_and_from_an_object_stor
     ask("images", cache, "1", "--teacher", dev_teacher, "--out", tmp_path / "one.png", "--steps-of", "0,2")
     assert Image.open(tmp_path / "one.png").width == 90 + 3 * 100
     words = ["compare", cache, "4", "--student", student, "--backbone", dev_teacher, "--batch-size", ROWS]
-    assert "1 trajectories of " in ask(*words, "--out", tmp_path / "compare.png", "--quiet")
+    assert "1 trajectory of " in ask(*words, "--out", tmp_path / "compare.png", "--quiet")
     assert Image.open(tmp_path / "compare.png").height > 128
     assert ask("verify", cache, "--quiet").count("\n") == 1
 

@@ -15,7 +15,7 @@ from secondcast.models.backbone import FluxBackbone
 from secondcast.models.geometry import geometry_of, vae_scale_factor
 from secondcast.models.noise import draw_guidance, draw_noise
 from secondcast.models.sampler import Walk, sample
-from secondcast.models.schedule import DTYPES, Schedule, pipeline_schedule, reference_schedule, schedule_of
+from secondcast.models.schedule import DTYPES, Schedule, pipeline_schedule, reference_schedule, schedule_of, shift_of
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.text_encoder import PooledTextEncoder
 from secondcast.pocket import TEACHER_FOLDER
@@ -268,3 +268,10 @@ def test_guidance_is_drawn_from_the_given_values_and_pinned():
     assert max(drawn.count(v) for v in values) < 150
     # Every cache ever built depends on these values: do not edit.
     assert drawn[:8] == [2.5, 3.0, 3.0, 4.5, 3.0, 3.0, 2.0, 3.5]
+
+
+@pytest.mark.parametrize("tokens", [1, 36, 256, 1024, 4096, 4107, 16384])
+@pytest.mark.parametrize("config", [{}, {"base_shift": 0.25, "max_shift": 3.7, "max_image_seq_len": 1024}])
+def test_the_shift_is_the_pipelines_bit_for_bit(tokens, config):
+    keys = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15} | config
+    assert shift_of(config, tokens) == calculate_shift(tokens, *keys.values())

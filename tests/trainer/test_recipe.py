@@ -115,11 +115,17 @@ def test_what_is_wrong_with_a_recipe_is_one_line(write, text, message):
 
 
 def test_a_file_that_is_not_there_or_no_text_is_told(tmp_path):
-    with pytest.raises(BadSettings, match=r"^no recipe .*nix\.toml: expected a TOML file, see those in recipes/$"):
+    with pytest.raises(BadSettings, match=r"^no recipe .*nix\.toml: expected a recipe, see those in recipes/$"):
         read_recipe(tmp_path / "nix.toml")
     (tmp_path / "b.toml").write_bytes(b"student = '\xff'")
-    with pytest.raises(BadSettings, match=r"b\.toml cannot be read as TOML \(.*can't decode byte 0xff.*"):
+    with pytest.raises(BadSettings, match=r"b\.toml cannot be read as TOML \(byte 11 is not UTF-8\): save it as UTF-8"):
         read_recipe(tmp_path / "b.toml")
+
+
+def test_a_byte_order_mark_before_a_recipe_means_nothing(tmp_path):
+    (tmp_path / "plain.toml").write_bytes((RUN + STAGE).encode())
+    (tmp_path / "marked.toml").write_bytes(b"\xef\xbb\xbf" + (RUN + STAGE).encode())
+    assert read_recipe(tmp_path / "marked.toml") == read_recipe(tmp_path / "plain.toml")
 
 
 def toml_of(settings: TrainSettings) -> str:

@@ -10,7 +10,7 @@ import torch
 from secondcast.models.cost.matrix_rate import matrix_rate
 from secondcast.models.memory.host_memory import host_peak_bytes
 from secondcast.models.student.student import CHECKPOINT_PREFIX, checkpoints
-from secondcast.storage_schemas.progress import Progress, duration_text, size_text
+from secondcast.storage_schemas.progress import Progress, counted, duration_text, size_text
 from secondcast.trainer.cost.step_flops import step_flops, student_forward_flops
 from secondcast.trainer.data.mixture import Lesson
 from secondcast.trainer.loop import Trainer
@@ -128,10 +128,9 @@ def times_line(stage: Stage, times: StageTimes, ranks: int = 1) -> str:
         f"{part.replace('_', ' ')} {_ms(seconds)} ({100 * seconds / whole:.0f} %)"
         for part, seconds in times.seconds.items()
     ]
-    steps = "1 step" if times.steps == 1 else f"{times.steps:,} steps"
     where = f" in the first of {ranks} processes" if ranks > 1 else ""
     return (
-        f"stage {stage.name} ({stage.loss}), mean of {steps}{where}: {_ms(whole)}, "
+        f"stage {stage.name} ({stage.loss}), mean of {counted(times.steps, 'step')}{where}: {_ms(whole)}, "
         f"{stage.batch_size / whole:.3g} samples/s; {', '.join(parts)}"
     )
 

@@ -9,9 +9,11 @@ import torch
 from secondcast.models.memory.host_modulation import HostModulation
 from secondcast.models.student.tokens import StudentTokens
 from secondcast.storage_schemas.errors import BadSettings, BadTeacher, NotInCache
+from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import Array
-from secondcast.storage_schemas.schema.manifest import Manifest, Teacher, shortened
+from secondcast.storage_schemas.schema.first_difference import first_difference
+from secondcast.storage_schemas.schema.manifest import Manifest, Teacher
 from secondcast.trainer.data.feed import Feed, Source
 from secondcast.trainer.data.order import Alternation, Order, Part, mix
 from secondcast.trainer.settings import TrainSettings
@@ -36,9 +38,10 @@ def check_one_teacher(caches: Mapping[str, Cache]) -> None:
             continue
         was, now = one.manifest.teacher.json_value(), other.manifest.teacher.json_value()
         field = next(field for field in Teacher.model_fields if was.get(field) != now.get(field))
+        found = first_difference(was.get(field), now.get(field), field)
         raise BadTeacher(
-            f"caches {first} and {name} are of different teachers: {field} is {shortened(was.get(field))} in "
-            f"{one.folder} and {shortened(now.get(field))} in {other.folder}; a student has one teacher: train with "
+            f"caches {first} and {name} are of different teachers: {found.path} is {found.one} in "
+            f"{one.folder} and {found.other} in {other.folder}; a student has one teacher: train with "
             f"one of them, or build both with the same"
         )
 
@@ -97,8 +100,8 @@ def _split(lesson: Lesson) -> tuple[Array, Array]:
     mask = np.array([held[cache.layout.place(int(index)).prompt] for index in indices], dtype=bool)
     if not len(indices) or mask.all():
         raise NotInCache(
-            f"{cache.folder} has {len(indices)} committed trajectories, {int(mask.sum())} of them held out: nothing to "
-            f"train on; build more prompts"
+            f"{cache.folder} has {counted(len(indices), 'committed trajectory')}, {int(mask.sum())} of them held out: "
+            f"nothing to train on; build more prompts"
         )
     return indices[~mask], indices[mask]
 

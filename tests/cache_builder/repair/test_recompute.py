@@ -229,4 +229,4 @@ def test_a_damaged_cache_is_not_recomputed(tmp_path, caches, monkeypatch, capsys
     (tmp_path / "c/trajectories/000001.tar").write_bytes(b"")
     words = ("inspect", "verify", tmp_path / "c", "--recompute", 1, "--teacher", "nobody", "--quiet")
     code, lines, heard = secondcast(monkeypatch, capsys, *words)
-    assert code == 1 and lines[0].endswith(", 1 problems") and heard == ""
+    assert code == 1 and lines[0].endswith(", 1 problem") and heard == ""

@@ -15,7 +15,7 @@ from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
 from secondcast.storage_schemas.errors import DamagedCache, SettingsDiffer
 from secondcast.storage_schemas.maintenance.repair import mend
 from secondcast.storage_schemas.maintenance.verify import verify
-from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.progress import Silent, counted
 from secondcast.storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache, data_files
 
@@ -95,7 +95,8 @@ def test_a_lost_record_comes_back_from_the_index_or_by_the_build_command(
     for name in (*lost, "index"):
         (cache / f"commits/{name}.json").unlink()
     code, lines, _ = secondcast(monkeypatch, capsys, "repair", cache, "--teacher", dev_teacher, "--quiet")
-    says = f"{cache}: every file is what it should be; {len(lost)} shards are not built: the build command makes them"
+    lacks = counted(len(lost), "shard")
+    says = f"{cache}: every file is what it should be; {lacks} not built yet: the build command makes the rest"
     assert (code, lines) == (0, [says])
     flags = {"format": form, "embeddings": embeddings, "dtype": "float32"}
     build_cache(cache, dev_teacher, whole / "animals.txt", **flags)

@@ -26,11 +26,39 @@ WORDS = st.text(alphabet="abcXYZ é", max_size=12)
         ("a poster with ‘it’s late’ on it", "it’s late"),
         ("the dogs' bowl and the cat's bed", None),
         ("a red car", None),
+        ('a 12" pizza with the words "YUM" on it', "YUM"),
+        ('a 24" monitor, a 27" monitor', None),
+        ('a 6 " by 9 " frame that says "ART"', "ART"),
+        ('a 24"x36" poster, "FOR SALE 2" on it', "FOR SALE 2"),
+        ('a "ROUTE 66" sign beside a 12" pipe', "ROUTE 66"),
+        ('a door with the number 5 "EXIT" on it', "EXIT"),
+        ('a wall that says " OPEN "', "OPEN"),
+        ("a 6' man, a 5' woman, and a sign 'TALL'", "TALL"),
+        ('a man 6\'2" tall under a "MIND YOUR HEAD" sign', "MIND YOUR HEAD"),
+        ("rock 'n' roll sign says 'LIVE'", "LIVE"),
+        ("a Rock ‘N’ Roll poster says ‘LIVE’", "LIVE"),
+        ("a cup that says 'N' on it", "N"),
+        ("the '90s band's poster says 'LIVE'", "LIVE"),
     ],
 )
 def test_the_text_to_be_read_is_what_a_prompt_quotes(prompt, text):
     assert quoted_text(prompt) == text
     assert text is None or text not in without_quoted(prompt)
+
+
+@given(
+    text=st.text(alphabet="ABC 123é", min_size=1).filter(lambda text: text.strip()),
+    inches=st.lists(st.sampled_from(['a 24" monitor', '12"x9" frames', "a 6 inch ruler", "rock 'n' roll"]), max_size=3),
+    quotes=st.sampled_from(['""', "“”", "''", "‘’"]),
+)
+def test_inch_marks_and_shortened_words_around_a_quote_change_nothing(text, inches, quotes):
+    prompt = ", ".join([*inches, f"a sign that says {quotes[0]}{text}{quotes[1]}, and {' and '.join(inches)}"])
+    assert quoted_text(prompt) == text.strip()
+
+
+def test_a_single_n_is_a_text_where_the_words_before_it_say_so():
+    assert quoted_text("fish 'n' chips, the letter 'n' on it") == "n"
+    assert without_quoted("fish 'n' chips, the letter 'n' on it") == "fish 'n' chips, the letter , on it"
 
 
 @given(WORDS, WORDS)

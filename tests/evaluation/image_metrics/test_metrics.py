@@ -5,6 +5,7 @@ import math
 import shutil
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torchmetrics.image.fid import FrechetInceptionDistance
 from transformers import AutoImageProcessor, AutoTokenizer, BlipForQuestionAnswering, CLIPModel
 
 from secondcast.evaluation.image_metrics import fid as fid_module
@@ -107,7 +109,7 @@ def test_fid_takes_pictures_of_several_sizes(clip, tmp_path):
 
 def test_fid_of_one_picture_is_refused(clip, pictures):
     one = read_pictures(pictures)[:1]
-    with pytest.raises(BadSettings, match="^fid of 1 pictures against 1: expected at least two on each side$"):
+    with pytest.raises(BadSettings, match="^fid of 1 picture against 1: expected at least two on each side$"):
         Fid(ClipFeatures(str(clip), device=CPU), one, batch_size=1).score(one, Silent())
 
 
@@ -145,7 +147,7 @@ def test_vqa_leaves_out_pictures_whose_prompts_name_nothing(blip, pictures):
     silent = replace(silent, prompt="it is there")
     metric, progress = AttributeBinding(str(blip), batch_size=4, device=CPU), Noted()
     assert metric.score([named, silent], progress)[0].count == 1
-    assert progress.said == ["vqa: 1 pictures are left out: their prompts have no phrases"]
+    assert progress.said == ["vqa: left out 1 picture, whose prompts have no phrases"]
     with pytest.raises(BadPrompts, match="^vqa: no prompt of .*pictures names a thing: give --prompts JSONL with `phr"):
         metric.score([silent], Silent())
 
@@ -163,7 +165,7 @@ def test_text_is_right_where_the_recogniser_reads_what_was_asked_for(trocr, pict
     progress = Noted()
     right, exact = metric.score(found, progress)
     assert list(right.values) == ["000002.png"] and right.mean < 1 and exact.mean == 0
-    assert progress.said == ["text: 3 pictures are left out: their prompts quote no text"]
+    assert progress.said == ["text: left out 3 pictures, whose prompts quote no text"]
     with pytest.raises(BadPrompts, match="^text: no prompt of .*pictures quotes one such as 'open': give --prompts JS"):
         metric.score(found[:2], Silent())
 
@@ -214,6 +216,34 @@ def test_inceptions_weights_that_are_not_there_are_named(tmp_path, monkeypatch):
         f"no file {tmp_path}/no.pth for --fid-weights: expected weights-inception-2015-12-05-6726825d.pth, fetched "
         f"from github.com/toshas/torch-fidelity/releases by itself where there is a network, else give the file with "
         f"--fid-weights"
+    )
+
+
+def test_fid_resizes_as_published_fids_do_and_names_the_versions(clip, pictures, monkeypatch):
+    given = {}
+
+    class Asked(FrechetInceptionDistance):
+        def __init__(self, **how):
+            given.update(how)
+            super().__init__(**(how | {"feature": torch.nn.Flatten(), "input_img_size": (3, 20, 20)}))
+
+    monkeypatch.setattr("torchmetrics.image.fid.FrechetInceptionDistance", Asked)
+    InceptionFeatures(None, device=CPU).metric()
+    assert (given["feature"], given["antialias"]) == (2048, False)
+    monkeypatch.undo()
+    found = read_pictures(pictures)
+    (scored,) = Fid(ClipFeatures(str(clip), device=CPU), found, batch_size=4).score(found, Silent())
+    assert (
+        scored.json_value()["library"]
+        == f"torchmetrics {version('torchmetrics')}, transformers {version('transformers')}"
+    )
+
+
+def test_a_torchmetrics_that_cannot_resize_so_is_refused_by_its_version(clip, pictures, monkeypatch):
+    monkeypatch.setattr("torchmetrics.image.fid.FrechetInceptionDistance", lambda feature: None)
+    fid = Fid(ClipFeatures(str(clip), device=CPU), read_pictures(pictures), batch_size=1)
+    assert fid.available() == (
+        f"fid needs torchmetrics 1.8 or newer, found {version('torchmetrics')}: pip install 'secondcast[metrics]'"
     )
 
 

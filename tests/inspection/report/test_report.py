@@ -22,7 +22,7 @@ from secondcast.models.student.student import load_student
 from secondcast.models.teacher.folder import DECODE_PARTS, find_teacher
 from secondcast.models.teacher.image_decoder import load_recorded_decoder
 from secondcast.storage_schemas.errors import BadSettings, BadTeacher, NotACache
-from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.progress import Silent, counted
 from secondcast.storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache
 from tests.evaluation.conftest import recorded, student, t5_config
@@ -181,7 +181,7 @@ def test_a_cache_being_built_shows_what_is_there_and_says_so(tmp_path):
     assert found["trajectories"]["index"] == [4, 5]
     assert "the cache is being built: 2 of its 6 trajectories are there" in found["notes"]
     assert (
-        found["integrity"]["text"].startswith("1 shards, ")
+        found["integrity"]["text"].startswith("1 shard, ")
         and ", 3 not built yet: every" in (found["integrity"]["text"])
     )
 
@@ -374,7 +374,9 @@ def test_damaged_held_out_trajectories_and_embeddings_are_left_out_of_an_evaluat
     found = data_of(tmp_path / "c", students=[student], **flags)
     (one,) = found["students"]
     assert 0 < len(one["rows"]) < 8 and all(row >= ROWS for row in one["rows"]) and one["floor"] is None
-    left_out = f"{8 - len(one['rows'])} held-out trajectories are left out: damaged, not finite, or without the pooled"
+    left_out = (
+        f"left out {counted(8 - len(one['rows']), 'held-out trajectory')}: damaged, not finite, or without the pooled"
+    )
     assert f"{left_out} vector" in found["notes"]
     assert "no replay floor: the cache has not the teacher's embedding of every prompt" in found["notes"]
 

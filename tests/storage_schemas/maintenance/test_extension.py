@@ -73,7 +73,7 @@ def test_only_what_is_named_grows_and_shards_keep_their_size(tmp_path):
         Generation(first_prompt=6, prompts=1, first_replica=0, replicas=2, shard_size=4),
     )
     assert progress.heard == [
-        "extended by 4 trajectories and 1 prompts, to 10 trajectories of 7 prompts",
+        "extended by 4 trajectories and 1 prompt, to 10 trajectories of 7 prompts",
         "shards keep the size of the first ones, 4 rows (--shard-size is 64)",
     ]
     progress = Listening()
@@ -90,7 +90,7 @@ def test_a_prompt_that_comes_again_from_elsewhere_keeps_its_line_and_that_is_sai
     again = [replace(prompts[4], sources=("other",)), prompts[6]]
     writer = extended(tmp_path / "c", again, progress=progress)
     assert progress.heard[1] == (
-        "1 prompts were there already from other sources, which stay as they are recorded, the first: "
+        "already there from other sources, which stay as they are recorded: 1 prompt, the first "
         "'prompt number 4' from made-up"
     )
     assert (tmp_path / "c/prompts.jsonl").read_bytes().startswith(before)

@@ -14,7 +14,6 @@ from secondcast.models.backbone import FluxBackbone
 from secondcast.models.geometry import recorded_geometry
 from secondcast.storage_schemas.errors import BadRun, BadSettings, BadTeacher
 from secondcast.storage_schemas.reader import Cache
-from secondcast.storage_schemas.schema.manifest import shortened
 from secondcast.trainer.loop import Trainer
 from tests.cache_builder.building import build_cache
 from tests.commands.test_cli import secondcast
@@ -181,11 +180,12 @@ def test_caches_of_different_teachers_are_refused_by_the_field(tmp_path, places,
     other = make_teacher(tmp_path / "other-teacher", seed=5)
     cache = small_cache(tmp_path / "others", other, texts_of("cat", 2))
     one, two = (Cache.open(place).manifest.teacher.json_value()["weights"] for place in (places["cats"], cache))
+    name = next(name for name in one if one[name] != two[name])
     with pytest.raises(BadTeacher) as raised:
         train_mixed(tmp_path / "run", run_settings({}), {"cats": places["cats"], "others": cache}, other, t5_config)
     assert str(raised.value) == (
-        f"caches cats and others are of different teachers: weights is {shortened(one)} in {places['cats']} and "
-        f"{shortened(two)} in {cache}; a student has one teacher: train with one of them, or build both with the same"
+        f'caches cats and others are of different teachers: weights.{name} is "{one[name]}" in {places["cats"]} and '
+        f'"{two[name]}" in {cache}; a student has one teacher: train with one of them, or build both with the same'
     )
     assert not (tmp_path / "run").exists()
 

@@ -175,4 +175,4 @@ def test_the_libraries_say_nothing_to_who_trains(tmp_path, recorded, dev_teacher
     command = [sys.executable, "-c", "import cli; cli.main()", *map(str, words), "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{tmp_path / 'run'}: student trained for 1 steps\n"
+    assert done.stdout == f"{tmp_path / 'run'}: student trained for 1 step\n"

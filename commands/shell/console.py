@@ -1,0 +1,102 @@
+"""What commands print, all of it: on any encoding of stdout, and without what a terminal would obey.
+
+Text that is not ours (prompts, file names, names of runs) may hold escape sequences, or characters that the encoding of
+stdout does not have. Every function here writes both out.
+"""
+
+import sys
+from collections.abc import Iterable
+from typing import IO, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from secondcast.storage_schemas.io.printable import printable, printable_json
+
+# Of a table in a pipe or a file, where nothing has to fit.
+_ANY_WIDTH = 1000
+
+
+def make_streams_safe() -> None:
+    """Never let stdout or stderr raise for a character: what libraries and typer print, too."""
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that is written to; None for a file or a pipe, which gets whole lines."""
+    console = _console()
+    return console.width if console.is_terminal else None
+
+
+def print_line(text: str, *, style: str | None = None) -> None:
+    """Print one line as it is; markup of rich in it means nothing."""
+    if style is None:
+        print(_shown(text))
+    else:
+        _console().print(Text(_shown(text)), style=style)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines as they are."""
+    for line in lines:
+        print_line(line)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON."""
+    print(printable_json(value, encoding=_encoding(sys.stdout)))
+
+
+def print_error(message: str) -> None:
+    """Print one line on stderr, after the name of the program."""
+    print_notice(f"secondcast: {' '.join(message.split())}")
+
+
+def print_notice(text: str) -> None:
+    """Print lines on stderr that are no part of an answer."""
+    for line in text.split("\n"):
+        print(printable(line, encoding=_encoding(sys.stderr)), file=sys.stderr)
+
+
+class PlainTable(Table):
+    """A table of rich whose cells and headers are plain text: markup means nothing, control characters are written out.
+
+    A line end in a cell begins a new line of that cell.
+    """
+
+    def add_column(self, header: Any = "", *rest: Any, **options: Any) -> None:
+        """See rich."""
+        options.setdefault("overflow", "fold")
+        super().add_column(_cell(header), *rest, **options)
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """See rich."""
+        super().add_row(*map(_cell, cells), **options)
+
+
+def print_table(table: PlainTable) -> None:
+    """Print a table: as wide as the terminal, or as it needs where there is none; long cells are folded."""
+    console = _console()
+    if not console.is_terminal:
+        console = Console(file=sys.stdout, highlight=False, emoji=False, width=_ANY_WIDTH)
+    console.print(table)
+
+
+def _console() -> Console:
+    # Without emoji: of a prompt, `:dog:` is four letters and two colons. Made anew: stdout may have been replaced.
+    return Console(file=sys.stdout, highlight=False, soft_wrap=True, emoji=False)
+
+
+def _encoding(stream: IO[str]) -> str:
+    return getattr(stream, "encoding", None) or "utf-8"
+
+
+def _shown(text: str) -> str:
+    return printable(text, encoding=_encoding(sys.stdout))
+
+
+def _cell(cell: Any) -> Any:
+    return Text("\n".join(map(_shown, cell.split("\n")))) if isinstance(cell, str) else cell

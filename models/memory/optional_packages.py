@@ -1,0 +1,45 @@
+"""Packages that diffusers and transformers import wherever they are installed, used or not: quantizers and peft.
+
+That takes seconds, and on some processors bitsandbytes prints a warning about its kernels. A process of the command
+line hides them until weights are quantized; a program that imports this package keeps them for its other libraries.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+QUANTIZERS = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
+"""The package that makes each kind of quantized weights."""
+_HIDDEN = (*dict.fromkeys(QUANTIZERS.values()), "peft")
+
+
+@contextmanager
+def hidden_packages() -> Iterator[None]:
+    """Make diffusers and transformers take these packages for absent, if they are imported within the context."""
+    for package in _HIDDEN:
+        # None: find_spec finds nothing, and an import raises ModuleNotFoundError.
+        sys.modules.setdefault(package, None)  # type: ignore[arg-type]  # documented for sys.modules
+    try:
+        yield
+    finally:
+        for package in _HIDDEN:
+            _show(package)
+
+
+def show_quantizer(kind: str) -> None:
+    """Make the package of one kind of weights importable, hidden or not."""
+    _show(QUANTIZERS[kind])
+
+
+def _show(package: str) -> None:
+    if package in sys.modules and sys.modules[package] is None:
+        del sys.modules[package]
+
+
+def installed_version(kind: str) -> str | None:
+    """The version of the package of a kind of weights, hidden or not; None where it is not installed."""
+    try:
+        return version(QUANTIZERS[kind])
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,26 @@
+"""TOML files that users write: settings and recipes."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from secondcast.storage_schemas.errors import BadSettings
+
+
+def read_toml(file: Path, *, what: str, expected: str) -> dict[str, Any]:
+    """Read a TOML file in UTF-8, with or without a byte order mark.
+
+    what: what the file is for, as "file x.toml for --settings", where it is missing.
+    expected: what should be in it.
+    Raises BadSettings.
+    """
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise BadSettings(f"no {what}: expected {expected}") from error
+    except UnicodeDecodeError as error:
+        raise BadSettings(
+            f"{file} cannot be read as TOML (byte {error.start} is not UTF-8): save it as UTF-8; expected {expected}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise BadSettings(f"{file} cannot be read as TOML ({error}): expected {expected}") from error

@@ -1,0 +1,83 @@
+"""Where two JSON values differ: the path leads there, and what is shown of both is not the same."""
+
+import copy
+import json
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from secondcast.storage_schemas.errors import SettingsDiffer
+from secondcast.storage_schemas.schema.first_difference import differing_leaves, first_difference
+from secondcast.storage_schemas.schema.manifest import check_same_settings
+from tests.storage_schemas.caches import some_manifest, some_prompts
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text("abc", min_size=1), inner),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(one=VALUES, other=VALUES)
+def test_values_that_differ_are_shown_as_different(one, other):
+    leaves = list(differing_leaves(one, other, "field"))
+    same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    if same:
+        assert not leaves and first_difference(one, other, "field").one == first_difference(one, other, "field").other
+    # What is absent counts as null, in dicts and at the end of lists: nothing else may pass for equal.
+    for leaf in leaves:
+        assert leaf.path.startswith("field") and leaf.one != leaf.other
+
+
+@settings(max_examples=100, deadline=None)
+@given(beginning=st.text(max_size=400), one=st.text(max_size=300), other=st.text(max_size=300))
+def test_long_texts_are_cut_around_the_place_where_they_differ(beginning, one, other):
+    assume(one != other)
+    found = first_difference(beginning + one, beginning + other, "source")
+    assert found.one != found.other and max(len(found.one), len(found.other)) <= 166
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), value=VALUES.filter(lambda value: isinstance(value, (list, dict)) and value))
+def test_the_path_leads_to_the_value_that_was_changed(data, value):
+    changed, path = copy.deepcopy(value), "field"
+    at = changed
+    while True:
+        key = data.draw(st.sampled_from(sorted(at) if isinstance(at, dict) else range(len(at))))
+        path += f".{key}" if isinstance(at, dict) else f"[{key}]"
+        if not isinstance(at[key], (list, dict)) or not at[key]:
+            break
+        at = at[key]
+    at[key] = "changed\x00"
+    assert [leaf.path for leaf in differing_leaves(value, changed, "field")] == [path]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "path", "shown"),
+    [
+        ({"steps": 4}, {"steps": 5}, "sampling.steps", ("4", "5")),
+        ([1.0, 0.5], [1.0, 0.25], "sampling[1]", ("0.5", "0.25")),
+        ([1], [1, 2], "sampling[1]", ("null", "2")),
+        ({"a": [{"n": "x"}]}, {"a": [{"n": "y"}]}, "sampling.a[0].n", ('"x"', '"y"')),
+        ({"a": 1}, {}, "sampling.a", ("1", "null")),
+    ],
+)
+def test_paths_read_as_a_user_would_write_them(one, other, path, shown):
+    found = first_difference(one, other, "sampling")
+    assert (found.path, (found.one, found.other)) == (path, shown)
+
+
+def test_the_refusal_after_an_extension_names_the_generation_and_its_field():
+    prompts = some_prompts(4)
+    first = some_manifest(prompts)
+    more = first.prompts.generations[0].model_copy(update={"replicas": 2})
+    other = first.model_copy(update={"prompts": first.prompts.model_copy(update={"generations": (more,)})})
+    with pytest.raises(SettingsDiffer) as raised:
+        check_same_settings(other, first, "c")
+    assert str(raised.value) == (
+        "c was built with prompts.generations[0].replicas = 2, you asked for 1: the order of all trajectories depends "
+        "on it; give the flags of the first time, or another folder; `secondcast build --extend` adds prompts or "
+        "replicas to a build, and a cache that was extended is always built with it"
+    )
