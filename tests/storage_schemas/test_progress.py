@@ -6,7 +6,7 @@ import re
 import pytest
 
 from secondcast.storage_schemas.progress import counted
-from tests.test_imports import ROOMS, sources
+from tests.project.test_imports import ROOMS, sources
 
 PLURAL = re.compile(
     r" (?:(?:distinct|held-out|committed|film|sampler|whole|embedding) )?(?:replicas|shards|prompts|trajectories|"

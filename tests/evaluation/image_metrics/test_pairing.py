@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from secondcast.evaluation.image_metrics.pictures import PictureText, natural_key, read_pictures
-from tests.evaluation.metrics.test_cli_images import images
+from tests.evaluation.image_metrics.test_cli_images import images
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
