@@ -20,7 +20,7 @@ SCRIPTS = (
 )  # fmt: skip
 
 _CACHE = re.compile(rb'<meta name="secondcast-report" content="(\w+)">')
-# It stands before all that is long.
+# The element is at the head of the page, before style and data.
 _HEAD_BYTES = 4096
 
 

@@ -155,8 +155,8 @@ def test_auto_is_autocast_on_a_gpu_where_the_backbone_is_bf16(
 
 
 FLOATS = {
-    "learning_rate": 1e30, "warmup_learning_rate": 1e30, "weight_decay": 1e6, "position_bias_factor": 1e6, "huber":
-    1e12, "embedding_term": 1e12, "clip": 1e12,
+    "learning_rate": 1e30, "warmup_learning_rate": 1e30, "weight_decay": 1e6, "position_bias_factor": 1e6,
+    "huber": 1e12, "embedding_term": 1e12, "clip": 1e12,
 }  # fmt: skip
 
 

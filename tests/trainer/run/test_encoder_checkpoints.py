@@ -47,7 +47,8 @@ def test_resumed_it_ends_with_the_weights_of_an_unbroken_run(source, dev_teacher
     ids_BT = tokens.batch(["a red dog", "two cats"])
     for number in (0, 1):
         step(number, student, optimizer, average, ids_BT)
-    save_checkpoint(tmp_path, 2, student, optimizer, tokens.files, {}, averaged=average.student)
+    state = {"best": None}
+    save_checkpoint(tmp_path, 2, student, optimizer, tokens.files, state, pytest.fail, averaged=average.student)
     for number in (2, 3):
         step(number, student, optimizer, average, ids_BT)
     again, its_optimizer, its_average = begin(source, dev_teacher)

@@ -176,7 +176,8 @@ def test_comfyui_is_one_file_with_those_keys_and_the_node_is_warned_of(exported,
         assert "text_model.encoder.layers.1.mlp.fc1.weight" not in file.keys()  # noqa: SIM118
         facts = ExportFacts.model_validate_json(file.metadata()["secondcast"])
     assert facts == facts_of(exported / "student", exported / "student")
-    assert (tmp_path / "s.safetensors").stat().st_mode & 0o777 == 0o644
+    (tmp_path / "usual").touch()
+    assert (tmp_path / "s.safetensors").stat().st_mode == (tmp_path / "usual").stat().st_mode
     assert re.search(
         r"it has d_model = 16 \(768\), num_layers = 1 \(12\), .*the node's values in brackets$", remarks[0]
     )
@@ -280,3 +281,14 @@ def test_what_holds_no_student_is_refused(exported, tmp_path):
     ):
         export(tmp_path / "damaged", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["diffusers", "distillt5", "comfyui"])
+def test_an_export_is_as_private_as_the_umask_says(exported, tmp_path, form):
+    before = os.umask(0o077)
+    try:
+        export(exported / "run", tmp_path / "s.safetensors", to=form)
+    finally:
+        os.umask(before)
+    files = [file for file in (tmp_path / "s.safetensors", *(tmp_path / "s.safetensors").rglob("*")) if file.is_file()]
+    assert {oct(file.stat().st_mode & 0o777) for file in files} == {oct(0o600)}
