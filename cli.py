@@ -26,7 +26,7 @@ from secondcast.commands.inspect.report import inspect_report
 from secondcast.commands.plan.plan import plan_app
 from secondcast.commands.prompts import prompts_app
 from secondcast.commands.repair import inspect_verify, repair
-from secondcast.commands.shell.console import make_streams_safe, print_error, print_line, print_notice
+from secondcast.commands.shell.console import make_streams_safe, print_error, print_line, print_notice, print_traceback
 from secondcast.commands.shell.familiar_flags import familiar_advice
 from secondcast.commands.shell.places import GroupOfPlaces
 from secondcast.commands.shell.resuming import failed_text, goes_on, interrupted_text, out_of_memory_text
@@ -75,6 +75,7 @@ def _options(
 def main() -> None:
     """Run the command line; errors are one line and exit 1 (2 for wrong flags, 130 for Ctrl-C and SIGTERM)."""
     make_streams_safe()
+    sys.excepthook = print_traceback
     with hidden_packages():
         _run()
 

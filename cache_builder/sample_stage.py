@@ -45,34 +45,37 @@ def run_sample_stage(
     While the device samples a batch, threads prepare the next one, copy the last one to the host, encode, check and
     write; what waits is bounded, and an error of theirs stops the stage.
     """
-    with (
-        HostCopies(backbone.device) as copies,
-        _encoding(writer, shards) as encode,
-        BackgroundWriter(writer, encode=encode) as background,
-        _prepared(cache, shards, batch_size) as batches,
-        progress.bar("sample", total=share, done=done, unit="trajectories") as bar,
-    ):
-        for shard in shards:
-            started = time.monotonic()
-            parts = []
-            for indices in _batches(shard, batch_size):
-                # An earlier shard that could not be committed stops the build here, not a shard later.
-                background.check()
-                parts.append(copies.copy(_sample_batch(cache, backbone, next(batches))))
-                bar.advance(len(indices), _written(background, sum(shard.rows for shard in shards)))
-            background.commit(
-                "trajectories",
-                shard,
-                partial(_joined, cache, parts),
-                seconds=time.monotonic() - started,
-                provenance=provenance(
-                    device=backbone.device,
-                    batch_size=batch_size,
-                    attention=backbone.attention_backend,
-                    quantize=writer.manifest.sampling.quantize,
-                    networks=[backbone.transformer],
-                ),
-            )
+    total = sum(shard.rows for shard in shards)
+    with progress.bar("sample", total=share, done=done, unit="trajectories") as bar:
+        with (
+            HostCopies(backbone.device) as copies,
+            _encoding(writer, shards) as encode,
+            BackgroundWriter(writer, encode=encode) as background,
+            _prepared(cache, shards, batch_size) as batches,
+        ):
+            for shard in shards:
+                started = time.monotonic()
+                parts = []
+                for indices in _batches(shard, batch_size):
+                    # An earlier shard that could not be committed stops the build here, not a shard later.
+                    background.check()
+                    parts.append(copies.copy(_sample_batch(cache, backbone, next(batches))))
+                    bar.advance(len(indices), _written(background, total))
+                background.commit(
+                    "trajectories",
+                    shard,
+                    partial(_joined, cache, parts),
+                    seconds=time.monotonic() - started,
+                    provenance=provenance(
+                        device=backbone.device,
+                        batch_size=batch_size,
+                        attention=backbone.attention_backend,
+                        quantize=writer.manifest.sampling.quantize,
+                        networks=[backbone.transformer],
+                    ),
+                )
+        # The last shards are committed by now.
+        bar.advance(0, _written(background, total))
 
 
 @contextmanager
@@ -89,8 +92,9 @@ def _encoding(writer: CacheWriter, shards: Sequence[ShardRange]) -> Iterator[Enc
 def _written(background: BackgroundWriter, total: int) -> str:
     if not background.rows:
         return ""
+    written = f"{size_text(background.bytes)} written"
     to_come = background.bytes * (total - background.rows) // background.rows
-    return f"{size_text(background.bytes)} written, {size_text(to_come)} to come"
+    return f"{written}, {size_text(to_come)} to come" if to_come else written
 
 
 def _joined(cache: Cache, parts: Iterable[Future[Arrays]]) -> Arrays:

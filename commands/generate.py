@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from secondcast.commands.shell.console import print_line
+from secondcast.commands.shell.outputs import check_folder_name
 from secondcast.commands.shell.resolve import (
     Device,
     Quiet,
@@ -51,6 +52,7 @@ def generate(
     Example: secondcast generate my-student --teacher pocket --prompts prompts.txt --out pictures
     """
     _check_size(resolution, height, width)
+    check_folder_name(out)
     from secondcast.cache_builder.prompts.files import read_prompts
 
     texts = [text.text for text in read_prompts(prompts, limit=limit).texts]

@@ -6,18 +6,21 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
+from secondcast.cache_builder.build import Stage
 from secondcast.cache_builder.share import Worker
 from secondcast.cache_builder.workers.job import Job
 from secondcast.models.memory.peak import PeakMemory, largest_peaks
 from secondcast.storage_schemas.errors import WorkerFailed
 from secondcast.storage_schemas.progress import Bar, Progress, Silent
+from secondcast.storage_schemas.schema.commits import Kind
+from secondcast.storage_schemas.schema.layout import ShardRange
 from secondcast.storage_schemas.writer import CacheWriter
 
 _Event = tuple[int, dict[str, Any] | None]
@@ -33,11 +36,11 @@ def devices_of(device: torch.device, workers: int) -> list[str]:
 def run_local_workers(
     writer: CacheWriter, job: Job, devices: Sequence[str], progress: Progress
 ) -> dict[str, PeakMemory]:
-    """Run one worker per device; the largest peaks of one of them, by stage.
+    """Run one worker per device, those that have no shard to make left out; the largest peaks of one, by stage.
 
     Raises WorkerFailed with the first failure's own message, after the others have committed what they had in hand.
     """
-    workers = _Workers(job, devices)
+    workers = _Workers(job, len(devices), dict(zip(_busy(writer, job, len(devices)), devices, strict=False)))
     try:
         with _Bars(writer, progress, len(devices)) as bars:
             peaks = workers.run(bars)
@@ -45,6 +48,28 @@ def run_local_workers(
         workers.stop()
         raise
     return peaks
+
+
+def most_workers(writer: CacheWriter, stage: Stage) -> int:
+    """How many workers can have a shard of their own in some stage: more would have nothing to do, ever."""
+    return max(len(_shards(writer, kind)) for kind in _kinds(stage))
+
+
+def _busy(writer: CacheWriter, job: Job, count: int) -> list[int]:
+    """Numbers of the workers that own a missing shard."""
+    missing = [shard for kind in _kinds(job.share.stage) for shard in writer.missing(kind)]
+    return [number for number in range(count) if Worker(number=number, count=count).owned(missing)]
+
+
+def _kinds(stage: Stage) -> tuple[Kind, ...]:
+    of_stage: dict[Stage, tuple[Kind, ...]] = {
+        "text": ("embeddings",), "sample": ("trajectories",), "all": ("embeddings", "trajectories")
+    }  # fmt: skip
+    return of_stage[stage]
+
+
+def _shards(writer: CacheWriter, kind: Kind) -> Sequence[ShardRange]:
+    return writer.layout.embeddings if kind == "embeddings" else writer.layout.trajectories
 
 
 class _Bars:
@@ -88,11 +113,13 @@ class _Bars:
 
 
 class _Workers:
-    def __init__(self, job: Job, devices: Sequence[str]) -> None:
+    def __init__(self, job: Job, count: int, devices: Mapping[int, str]) -> None:
+        """devices: of the workers that are started, by their numbers among `count`."""
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
-        self._processes = [self._start(job, number, devices) for number in range(len(devices))]
+        self._count = count
+        self._processes = {number: self._start(job, number, device) for number, device in devices.items()}
 
-    def _start(self, job: Job, number: int, devices: Sequence[str]) -> "subprocess.Popen[str]":
+    def _start(self, job: Job, number: int, device: str) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
             # -P: a folder `models` where the command is given is not ours.
             [sys.executable, "-P", "-m", "secondcast.cache_builder.workers.process"],
@@ -103,9 +130,9 @@ class _Workers:
             # Ctrl-C reaches the workers through the end of their stdin, once, and not also from the terminal.
             start_new_session=True,
         )
-        worker = Worker(number=number, count=len(devices))
+        worker = Worker(number=number, count=self._count)
         share = job.share.model_copy(update={"worker": worker})
-        told = job.model_copy(update={"share": share}).json_value() | {"device": devices[number]}
+        told = job.model_copy(update={"share": share}).json_value() | {"device": device}
         assert process.stdin is not None
         # One that has ended already: its exit code says so.
         with suppress(BrokenPipeError):
@@ -153,19 +180,19 @@ class _Workers:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             hint = " (out of host memory?)" if code == -9 else ""
             message = f"{how}{hint}: what was committed stays; give the same command again"
-        raise WorkerFailed(f"worker {number} of {len(self._processes)}: {message}")
+        raise WorkerFailed(f"worker {number} of {self._count}: {message}")
 
     def stop(self) -> None:
         """Have all end: each commits what it has in hand. A second Ctrl-C ends them at once."""
         try:
-            for process in self._processes:
+            for process in self._processes.values():
                 assert process.stdin is not None
                 with suppress(BrokenPipeError):
                     process.stdin.close()
-            for process in self._processes:
+            for process in self._processes.values():
                 process.wait()
         except BaseException:
-            for process in self._processes:
+            for process in self._processes.values():
                 process.kill()
             raise
 

@@ -87,7 +87,7 @@ class Crew:
     ) -> "BuildResult":
         from secondcast.cache_builder.build import check_device, open_writer, result_of, say_what_changed
         from secondcast.cache_builder.workers.job import Job
-        from secondcast.cache_builder.workers.local import devices_of, run_local_workers
+        from secondcast.cache_builder.workers.local import devices_of, most_workers, run_local_workers
         from secondcast.storage_schemas.io.folders import location_of
 
         if self.ray is None:
@@ -95,19 +95,23 @@ class Crew:
         writer = open_writer(location, settings, teacher, progress)
         if self.ray is None:
             say_what_changed(writer, settings, device, progress)
+        asked = self.workers or 1
+        workers = min(asked, most_workers(writer, self.stage)) if self.ray is None else asked
+        if workers < asked:
+            progress.say(f"{counted(workers, 'worker')} instead of {asked}: more would have no shard to make")
         job = Job(
             location=location_of(writer.folder),
             teacher=teacher.pinned_source,
             teacher_path=str(teacher.path.resolve()),
             share=self._share(settings, None),
-            threads=self.threads or self._threads_each(),
+            threads=self.threads or self._threads_each(workers),
         )
         if self.ray is not None:
             from secondcast.cache_builder.workers.ray import run_on_ray
 
             peaks = run_on_ray(self.ray, writer, job, workers=self.workers, progress=progress)
         else:
-            devices = devices_of(device, self.workers or 1)
+            devices = devices_of(device, workers)
             if device.type == "cuda" and len(set(devices)) < len(devices):
                 progress.say(
                     f"{counted(len(devices), 'worker')} share {counted(len(set(devices)), 'GPU')}: each holds the "
@@ -116,12 +120,12 @@ class Crew:
             peaks = run_local_workers(writer, job, devices, progress)
         return result_of(writer, peaks)
 
-    def _threads_each(self) -> int | None:
+    def _threads_each(self, workers: int) -> int | None:
         """Threads of each local worker: the CPUs that this process may use, divided among them."""
         if self.workers is None:
             return None
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-        return max(1, usable // self.workers)
+        return max(1, usable // workers)
 
     def _launched(self) -> "Launched":
         from secondcast.cache_builder.share import Launched, Worker, launched_worker

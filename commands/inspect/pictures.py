@@ -16,6 +16,7 @@ from secondcast.commands.shell.outputs import (
     check_folder,
     check_outside,
     check_picture,
+    is_named_as_a_file,
     picture_bytes,
 )
 from secondcast.commands.shell.resolve import (
@@ -71,7 +72,7 @@ def inspect_images(
     CacheScoring.from_flags(steps_of=steps).steps_on(opened)
     check_outside(out_path, cache)
     if not _is_picture(out_path):
-        check_folder(out_path)
+        _check_strips_folder(out_path)
     indices = [opened.key_index(key) for key in keys] if keys else [int(i) for i in opened.indices()[:4]]
     if not indices:
         raise BadSettings(f"{opened.folder} has no committed trajectory yet: give the build command again")
@@ -138,6 +139,12 @@ def _write_strips(
 
 def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in PICTURES and not path.is_dir()
+
+
+def _check_strips_folder(path: Path) -> None:
+    if is_named_as_a_file(path):
+        raise BadSettings(f"--out is {path}, expected a picture ({', '.join(PICTURES)}) or a folder")
+    check_folder(path)
 
 
 def inspect_compare(

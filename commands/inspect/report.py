@@ -65,6 +65,8 @@ def inspect_report(
         teacher=teacher, backbone=backbone, backbone_dtype=backbone_dtype, batch_size=batch_size,
     )  # fmt: skip
     check_outside(out_file, cache)
+    if out_file.suffix.lower() not in (".html", ".htm") and not out_file.is_dir():
+        raise BadSettings(f"--out is {out_file}, expected a page such as {out_file.stem or 'report'}.html")
     page = OutputFile.open(out_file, overwrite=overwrite, own=lambda found: _is_report_of(found, cache))
     print_line(write_report(cache, page, flags, device=device, quiet=quiet))
 

@@ -5,7 +5,9 @@ stdout does not have. Every function here writes both out.
 """
 
 import sys
+import traceback
 from collections.abc import Iterable
+from types import TracebackType
 from typing import IO, Any
 
 from rich.console import Console
@@ -57,8 +59,17 @@ def print_error(message: str) -> None:
 
 def print_notice(text: str) -> None:
     """Print lines on stderr that are no part of an answer."""
+    if sys.stderr is None:
+        # Started without one: print() would take stdout.
+        return
     for line in text.split("\n"):
         print(printable(line, encoding=_encoding(sys.stderr)), file=sys.stderr)
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of a bug, whose message may hold text of others; a sys.excepthook."""
+    for part in traceback.format_exception(kind, error, trace):
+        print_notice(part.rstrip("\n"))
 
 
 class PlainTable(Table):
@@ -86,7 +97,7 @@ def print_table(table: PlainTable) -> None:
 
 
 def _console() -> Console:
-    # Without emoji: of a prompt, `:dog:` is four letters and two colons. Made anew: stdout may have been replaced.
+    # Without emoji: of a prompt, `:dog:` is four letters and two colons. Made at each call: stdout may be replaced.
     return Console(file=sys.stdout, highlight=False, soft_wrap=True, emoji=False)
 
 

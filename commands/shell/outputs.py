@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from errno import EISDIR
@@ -20,6 +21,9 @@ from secondcast.storage_schemas.schema.manifest import Record
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")]
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+"""Endings of the pictures that commands write."""
+# An ending of letters is that of some kind of file; run.v2 and guidance-3.5 are names of folders.
+_OF_A_FILE = re.compile(r"\.[A-Za-z]{2,5}")
 RECORD_FILE = "secondcast-files.json"
 
 
@@ -177,8 +181,22 @@ class _FileOf:
         self._folder.write(self._name, data)
 
 
+def is_named_as_a_file(path: Path) -> bool:
+    """Whether a path that is no folder yet has the ending of a file."""
+    return not path.is_dir() and _OF_A_FILE.fullmatch(path.suffix) is not None
+
+
+def check_folder_name(folder: Path) -> None:
+    """Raise BadSettings for an --out that is named as a file, where a folder is to be made."""
+    if is_named_as_a_file(folder):
+        raise BadSettings(
+            f"--out is {folder}, which is named as a file, and a folder is expected: give {folder.with_suffix('')}"
+        )
+
+
 def check_folder(folder: Path) -> None:
-    """Make the folder of --out; BadSettings where there is a file, or none can be made."""
+    """Make the folder of --out; BadSettings for the name of a file, where there is one, or where none can be made."""
+    check_folder_name(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -216,7 +234,7 @@ def picture_bytes(picture: Any, path: Path) -> bytes:
 
 def check_picture(path: Path, flag: str) -> None:
     """Raise BadSettings for a name that is not that of a picture."""
-    if path.suffix.lower() not in PICTURES:
+    if path.suffix.lower() not in PICTURES or path.is_dir():
         raise BadSettings(f"{flag} is {path}, expected a picture such as {path.stem or 'picture'}.png")
 
 

@@ -38,10 +38,12 @@ class Terminal:
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         # FORCE_COLOR, which makes rich take anything for a terminal, is set where continuous integration keeps logs.
+        # A process may have been started without a stderr.
+        shown = sys.stderr is not None
         self._console = console or Console(
-            file=sys.stderr, highlight=False, emoji=False, force_terminal=sys.stderr.isatty()
+            file=sys.stderr, highlight=False, emoji=False, force_terminal=shown and sys.stderr.isatty()
         )
-        self._quiet = quiet
+        self._quiet = quiet or not (console or shown)
 
     def say(self, message: str) -> None:
         """One line; nothing where quiet."""
@@ -65,7 +67,7 @@ class Terminal:
             refresh_per_second=_REFRESHES_PER_SECOND,
             speed_estimate_period=_SECONDS_OF_RATE,
             # Answers go to stdout, also while a bar is shown; rich would print them above the bar, on stderr.
-            redirect_stdout=sys.stdout.isatty(),
+            redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
         ) as progress:
             task = progress.add_task(self._shown(title), total=total, completed=done, rate="", note="")
             yield _RichBar(progress, task, self._shown)
@@ -107,7 +109,8 @@ class _RichBar:
 class _Lines:
     def __init__(self, terminal: Terminal, title: str, *, total: int, done: int, unit: str) -> None:
         self._terminal, self._title, self._total, self._unit = terminal, title, total, unit
-        self._done, self._first, self._shown_done, self._note = done, done, -1, ""
+        self._done, self._first, self._shown_done = done, done, -1
+        self._note = self._shown_note = ""
         self._started = self._shown = time.monotonic()
 
     def advance(self, count: int, note: str = "") -> None:
@@ -118,11 +121,11 @@ class _Lines:
             self._show()
 
     def close(self) -> None:
-        if self._shown_done != self._done or self._done == self._first:
+        if (self._shown_done, self._shown_note) != (self._done, self._note) or self._done == self._first:
             self._show()
 
     def _show(self) -> None:
-        self._shown_done = self._done
+        self._shown_done, self._shown_note = self._done, self._note
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = (self._done - self._first) / seconds
         left = f", {duration_text((self._total - self._done) / rate)} left" if rate and self._done < self._total else ""

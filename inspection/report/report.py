@@ -174,13 +174,17 @@ class _Report:
         if self.settings.strips is not None and len(chosen) < len(indices):
             notes.append(
                 f"film strips of {len(made):,} of {len(indices):,} trajectories: the {hardest:,} hardest and "
-                f"{len(made) - hardest:,} at random (seed {self.settings.seed}); --strips all shows every one"
+                f"{len(made) - hardest:,} at random (seed {self.settings.seed}); `secondcast inspect report --strips "
+                f"all` shows every one"
             )
         steps = self.cache.manifest.sampling.steps
         shown = shown_steps(steps, self.settings.frames)
         if len(shown) < steps:
             named = ", ".join(map(str, shown))
-            notes.append(f"film strips show the steps {named} of 0 to {steps - 1}: --frames {steps} shows all")
+            notes.append(
+                f"film strips show the steps {named} of 0 to {steps - 1}: `secondcast inspect report --frames {steps}` "
+                f"shows all"
+            )
         if len(made) < len(chosen):
             notes.append(f"{counted(len(chosen) - len(made), 'film strip')} missing, of damaged shards")
         return made
@@ -196,7 +200,7 @@ def _strip_maker(
     except BadTeacher as error:
         if settings.teacher is not None:
             raise
-        notes.append(f"no film strips: {error}; --teacher FOLDER names a folder with vae/")
+        notes.append(f"no film strips: {error}; `secondcast inspect report --teacher FOLDER` names a folder with vae/")
         return None
     return StripMaker(
         decoder=decoder, sampling=sampling, steps=shown_steps(sampling.steps, settings.frames), side=settings.side

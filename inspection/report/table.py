@@ -105,7 +105,10 @@ def norm_columns(readable: Readable, limit: int, progress: Progress) -> tuple[di
     notes = []
     if len(taken) < count:
         spread = ", spread evenly" if taken else ""
-        notes.append(f"norms of {len(taken):,} of {count:,} trajectories{spread}: --norms {count} reads all")
+        notes.append(
+            f"norms of {len(taken):,} of {count:,} trajectories{spread}: `secondcast inspect report --norms {count}` "
+            f"reads all"
+        )
     if lost := sum(norms is None for norms in found):
         notes.append(f"{lost:,} of the {len(taken):,} trajectories whose norms were to be read are in damaged shards")
     return columns, notes

@@ -12,14 +12,17 @@ from importlib.metadata import PackageNotFoundError, version
 QUANTIZERS = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
 """The package that makes each kind of quantized weights."""
 _HIDDEN = (*dict.fromkeys(QUANTIZERS.values()), "peft")
+_hidden_now: set[str] = set()
 
 
 @contextmanager
 def hidden_packages() -> Iterator[None]:
     """Make diffusers and transformers take these packages for absent, if they are imported within the context."""
     for package in _HIDDEN:
-        # None: find_spec finds nothing, and an import raises ModuleNotFoundError.
-        sys.modules.setdefault(package, None)  # type: ignore[arg-type]  # documented for sys.modules
+        if package not in sys.modules:
+            # None: find_spec finds nothing, and an import raises ModuleNotFoundError.
+            sys.modules[package] = None  # type: ignore[assignment]  # documented for sys.modules
+            _hidden_now.add(package)
     try:
         yield
     finally:
@@ -28,13 +31,15 @@ def hidden_packages() -> Iterator[None]:
 
 
 def show_quantizer(kind: str) -> None:
-    """Make the package of one kind of weights importable, hidden or not."""
+    """Make the package of one kind of weights importable, if it was hidden."""
     _show(QUANTIZERS[kind])
 
 
 def _show(package: str) -> None:
-    if package in sys.modules and sys.modules[package] is None:
-        del sys.modules[package]
+    if package in _hidden_now:
+        _hidden_now.remove(package)
+        if sys.modules.get(package, package) is None:
+            del sys.modules[package]
 
 
 def installed_version(kind: str) -> str | None:

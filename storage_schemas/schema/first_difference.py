@@ -8,6 +8,7 @@ from typing import Any
 from secondcast.storage_schemas.io.digests import canonical_json
 
 _LONGEST = 160
+_SHORT_LIST = 60
 # Of a longer text: what is shown before the first character that differs, and from there on.
 _BEFORE, _AFTER = 30, 100
 
@@ -26,7 +27,7 @@ def differing_leaves(one: Any, other: Any, path: str) -> Iterator[Difference]:
     if isinstance(one, dict) and isinstance(other, dict):
         for key in [*one, *(key for key in other if key not in one)]:
             yield from differing_leaves(one.get(key), other.get(key), f"{path}.{key}" if path else str(key))
-    elif isinstance(one, list) and isinstance(other, list):
+    elif isinstance(one, list) and isinstance(other, list) and not (_is_short(one) and _is_short(other)):
         for number, (ours, theirs) in enumerate(zip_longest(one, other)):
             yield from differing_leaves(ours, theirs, f"{path}[{number}]")
     elif (texts := (_text(one), _text(other)))[0] != texts[1]:
@@ -37,6 +38,11 @@ def differing_leaves(one: Any, other: Any, path: str) -> Iterator[Difference]:
 def first_difference(one: Any, other: Any, path: str) -> Difference:
     """The first of them; of equal values both, as they are."""
     return next(differing_leaves(one, other, path), Difference(path=path, one=_text(one), other=_text(other)))
+
+
+def _is_short(values: list[Any]) -> bool:
+    """Whether a list is read at a glance, as that of guidance scales."""
+    return not any(isinstance(value, (list, dict)) for value in values) and len(_text(values)) <= _SHORT_LIST
 
 
 def _text(value: Any) -> str:

@@ -107,7 +107,7 @@ def test_a_waiting_worker_goes_on_when_the_last_embedding_is_there(tmp_path, dev
 
     waiter = threading.Thread(target=wait_and_sample)
     waiter.start()
-    while not any("waiting for 1 embedding shards" in message for message in said):
+    while not any("waiting for 1 embedding shard made elsewhere" in message for message in said):
         assert waiter.is_alive()
         time.sleep(0.01)
     for stage in ("text", "sample"):

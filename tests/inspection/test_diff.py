@@ -74,18 +74,20 @@ def test_another_teacher_is_the_end_of_it(tmp_path, a):
     ]
 
 
-def test_lists_are_named_by_their_first_elements_that_differ_and_a_count_of_the_rest(tmp_path, a):
+def test_long_lists_are_named_by_the_first_values_that_differ_and_a_count_of_the_rest(tmp_path, a):
     b = other(tmp_path)
-    sigmas = b.manifest.sampling.sigmas
+    sigmas = tuple(i / 32 for i in range(32, -1, -1))
     follows = "other trajectories: the two can train one student together, but not be merged"
-    for changed, more in ((2, None), (len(sigmas), "and 1 further difference; --json shows both values whole")):
-        others = (*(sigma - 4 for sigma in sigmas[:changed]), *sigmas[changed:])
-        sampling = b.manifest.sampling.model_copy(update={"sigmas": others})
-        b.manifest = b.manifest.model_copy(update={"sampling": sampling})
+    for count, more in ((2, None), (4, "and 1 further difference; --json shows both values whole")):
+        others = (*(sigma - 4 for sigma in sigmas[:count]), *sigmas[count:])
+        for cache, values in ((a, sigmas), (b, others)):
+            sampling = cache.manifest.sampling.model_copy(update={"sigmas": values, "guidance": (values[0],)})
+            cache.manifest = cache.manifest.model_copy(update={"sampling": sampling})
         lines = [line for line in diff_lines(compare(a, b)) if "sigmas" in line]
-        shown = min(3, changed)
+        shown = min(3, count)
         assert lines[:shown] == [f"sampling.sigmas[{i}]: {sigmas[i]} | {others[i]}: {follows}" for i in range(shown)]
         assert lines[shown:] == ([] if more is None else [f"sampling.sigmas: {more}"])
+        assert f"sampling.guidance: [1.0] | [-3.0]: {follows}" in diff_lines(compare(a, b))
 
 
 def test_identical_caches_say_so(tmp_path, a):

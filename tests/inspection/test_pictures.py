@@ -76,6 +76,30 @@ def test_what_cannot_be_shown_is_told_in_one_line(tmp_path, recorded, student, c
     assert told(*wrong, capsys=capsys) == "--out is compare.gif, expected a picture such as compare.png"
 
 
+@pytest.mark.parametrize("name", ["x.gif", "x.PDF", "strips.json"])
+def test_an_ending_of_no_picture_makes_no_folder(tmp_path, recorded, student, name, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stem = name.split(".")[0]
+    assert told("images", recorded, "--out", name, capsys=capsys) == (
+        f"--out is {name}, expected a picture (.png, .jpg, .jpeg, .webp) or a folder"
+    )
+    assert told("report", recorded, "--out", name, capsys=capsys) == (
+        f"--out is {name}, expected a page such as {stem}.html"
+    )
+    for words in (
+        ["generate", student, "--teacher", "pocket", "--prompts", "p.txt", "--out", name],
+        ["evaluate", "table", student, "--pocket", "--out", name],
+    ):
+        code, said, heard = secondcast(*words, capsys=capsys)
+        assert (code, said) == (1, "")
+        assert (
+            heard == f"secondcast: --out is {name}, which is named as a file, and a folder is expected: give {stem}\n"
+        )
+    code, _, heard = secondcast("evaluate", "score", student, "--pocket", "--picture", name, capsys=capsys)
+    assert code == 1 and heard == f"secondcast: --picture is {name}, expected a picture such as {stem}.png\n"
+    assert not list(tmp_path.glob("*.*"))
+
+
 def test_a_comparison_has_the_numbers_of_an_evaluation(tmp_path, recorded, student, t5_config, dev_teacher, capsys):
     pytest.importorskip("skimage")
     other = make_student(tmp_path / "other", t5_config, recorded)

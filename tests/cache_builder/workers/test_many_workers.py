@@ -20,6 +20,7 @@ from secondcast.storage_schemas.maintenance.verify import verify
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache, build_settings, data_files
+from tests.commands.test_cli import secondcast
 
 LONG = {"steps": 15, "shard_size": 2, "batch_size": 2, "dtype": "float32"}
 
@@ -103,6 +104,31 @@ def test_killed_and_resumed_with_other_workers_the_bytes_are_those_of_one(
     build_cache(tmp_path / "one", dev_teacher, many_prompts, **LONG)
     assert data_files(tmp_path / "c") == data_files(tmp_path / "one")
     assert len(Cache.open(tmp_path / "c")) == 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("missing", "started"), [((), []), ((1,), [1]), ((0, 1, 2), [0, 1, 2])])
+def test_as_many_processes_start_as_have_a_shard_to_make(
+    tmp_path, dev_teacher, many_prompts, monkeypatch, capsys, missing, started
+):
+    few = tmp_path / "few.txt"
+    few.write_text("".join(f"{number} dogs\n" for number in range(6)))
+    flags = ["--teacher", dev_teacher, "--prompts", few, "--steps", "2", "--shard-size", "2", "--dtype", "float32"]
+    assert secondcast("build", tmp_path / "c", *flags, "--quiet", capsys=capsys)[0] == 0
+    for number in missing:
+        (tmp_path / f"c/commits/trajectories-{number:06d}.json").unlink()
+    if missing:
+        (tmp_path / "c/commits/index.json").unlink()
+    processes: list[subprocess.Popen] = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        local_workers.subprocess, "Popen", lambda *a, **k: processes.append(popen(*a, **k)) or processes[-1]
+    )
+    code, said, heard = secondcast("build", tmp_path / "c", *flags, "--workers", "99", capsys=capsys)
+    assert code == 0 and said.startswith(f"{tmp_path / 'c'}: 6 trajectories of 6 prompts, ")
+    assert "3 workers instead of 99: more would have no shard to make\n" in heard
+    assert len(processes) == len(started) and all(process.poll() == 0 for process in processes)
+    assert [f"worker {number}: sample: at most " in heard for number in range(3)] == [n in started for n in range(3)]
 
 
 def start_worker(job: dict) -> subprocess.Popen:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 import unicodedata
@@ -129,6 +130,39 @@ def test_students_are_trained_compared_and_scored_in_any_encoding(encoding, nast
         assert_harmless(out + err)
 
 
+QUIET = """
+import sys, cli
+def run(*words):
+    sys.argv = ["secondcast", *words, "--quiet"]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        assert stop.code == 0, words
+build = ["--teacher", "pocket", "--prompts", "p.txt"]
+run("build", "c", *build, "--steps", "1")
+run("build", "c", *build, "--steps", "1", "--workers", "1")
+run("train", "r", "--cache", "c", "--student", "pocket-tiny", "--steps", "1", "--batch-size", "2", "--floor", "2")
+run("export", "r", "s")
+run("generate", "s", *build, "--out", "g", "--steps", "1")
+run("inspect", "images", "c", "0", "--out", "strips.png")
+run("inspect", "verify", "c", "--recompute", "1")
+"""
+
+
+@pytest.mark.slow
+def test_quiet_commands_print_their_results_and_nothing_of_the_libraries(tmp_path):
+    (tmp_path / "p.txt").write_text("a red circle\na blue square\na green ring\n")
+    done = subprocess.run([sys.executable, "-c", QUIET], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("c: 3 trajectories of 3 prompts, ") and lines[1] == lines[0]
+    assert lines[2:4] == ["r: student trained for 1 step", lines[3]] and lines[3].startswith(
+        "s: give it to FluxPipeline"
+    )
+    assert lines[4:6] == ["g: 3 pictures", "1 film strip in strips.png"]
+    assert lines[-1].startswith("1 of 1 recomputed bit for bit") and len(lines) == 9
+
+
 def test_a_terminal_gets_no_sequence_of_a_prompt(nasty_prompts):
     controller, terminal = pty.openpty()
     command = [sys.executable, "-c", "import cli; cli.main()", "prompts", "list", str(nasty_prompts)]
@@ -160,6 +194,25 @@ def test_a_reader_that_stops_early_is_no_error(tmp_path):
     assert process.stderr.read() == ""
     process.stderr.close()
     process.wait()
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_a_process_without_stdout_or_stderr_does_its_work(closed, tmp_path):
+    (tmp_path / "p.txt").write_text("a dog\n")
+    program = f"{shlex.quote(sys.executable)} -c 'import cli; cli.main()'"
+    line = f"{program} prompts pocket out.txt --count 3 {closed}>&- && {program} prompts list no.txt {closed}>&-"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and len((tmp_path / "out.txt").read_text().splitlines()) == 3
+    said = ["3 captions in out.txt\n", "secondcast: no prompt file no.txt"]
+    assert (done.stdout, done.stderr[:33]) == (("", said[1]) if closed == "1" else (said[0], ""))
+
+
+def test_the_traceback_of_a_bug_is_harmless_too():
+    code = "import cli\ndef app(**_): raise RuntimeError('of \\x1b[31mred \\ud83d')\ncli.app = app\ncli.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1 and lines[0] == "Traceback (most recent call last):"
+    assert lines[-1] == r"RuntimeError: of \x1b[31mred \ud83d"
 
 
 def test_only_one_module_prints():

@@ -1,4 +1,4 @@
-"""Flags that other trainers have: the error names ours, and every one of ours that it names exists."""
+"""Flags of other trainers: the error names the one of this program, which exists on the command."""
 
 import re
 

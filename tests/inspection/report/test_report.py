@@ -89,7 +89,7 @@ def test_guidance_is_that_of_the_recording_without_reading_it(recorded):
     cache, found = Cache.open(recorded), data_of(recorded, norms=0, strips=0)
     assert found["trajectories"]["guidance"] == [cache.guidance(index) for index in range(12)]
     assert found["trajectories"]["velocity_rms"] == [None] * 12
-    assert "norms of 0 of 12 trajectories: --norms 12 reads all" in said(found)
+    assert "norms of 0 of 12 trajectories: `secondcast inspect report --norms 12` reads all" in said(found)
 
 
 def test_values_that_are_not_finite_are_counted_and_left_out_of_the_norms():
@@ -102,7 +102,10 @@ def test_norms_of_a_few_are_spread_evenly_and_said(tmp_path):
     found = data_of(tmp_path / "c", norms=10, strips=0)
     read = [row for row, value in enumerate(found["trajectories"]["velocity_rms"]) if value is not None]
     assert read == [1, 4, 7, 10, 13, 16, 19, 22, 25, 28] == evenly(30, 10)
-    assert "norms of 10 of 30 trajectories, spread evenly: --norms 30 reads all" in found["notes"]
+    assert (
+        "norms of 10 of 30 trajectories, spread evenly: `secondcast inspect report --norms 30` reads all"
+        in found["notes"]
+    )
 
 
 def test_a_record_that_the_index_repeats_is_mended_without_the_teacher(tmp_path):
@@ -204,7 +207,9 @@ def test_without_the_vae_there_are_no_strips_and_a_note_says_the_way_out(tmp_pat
     write_cache(tmp_path / "c")
     found = data_of(tmp_path / "c")
     assert found["strips"] == {"frame_px": 8, "steps": [0, 1, 2], "rows": []}
-    assert said(found).startswith("no film strips: ") and "--teacher FOLDER names a folder with vae/" in said(found)
+    assert said(found).startswith("no film strips: ") and "report --teacher FOLDER` names a folder with vae/" in said(
+        found
+    )
     with pytest.raises(BadTeacher, match="no-such-teacher"):
         data_of(tmp_path / "c", teacher=str(tmp_path / "no-such-teacher"))
 
@@ -215,7 +220,8 @@ def test_a_strip_shows_the_decoded_latents_above_and_the_clean_ones_below(record
     assert strips["steps"] == [0, 2] and strips["frame_px"] == 16
     assert [one["why"] for one in strips["rows"]] == ["random"] * 4
     assert (
-        "film strips of 4 of 12 trajectories: the 0 hardest and 4 at random (seed 0); --strips all shows every one"
+        "film strips of 4 of 12 trajectories: the 0 hardest and 4 at random (seed 0); `secondcast inspect report "
+        "--strips all` shows every one"
     ) in found["notes"]
     cache = Cache.open(recorded)
     decoder = load_recorded_decoder(find_teacher(str(dev_teacher), DECODE_PARTS), cache.manifest.sampling, CPU)
@@ -374,10 +380,8 @@ def test_damaged_held_out_trajectories_and_embeddings_are_left_out_of_an_evaluat
     found = data_of(tmp_path / "c", students=[student], **flags)
     (one,) = found["students"]
     assert 0 < len(one["rows"]) < 8 and all(row >= ROWS for row in one["rows"]) and one["floor"] is None
-    left_out = (
-        f"left out {counted(8 - len(one['rows']), 'held-out trajectory')}: damaged, not finite, or without the pooled"
-    )
-    assert f"{left_out} vector" in found["notes"]
+    left_out = f"left out {counted(8 - len(one['rows']), 'held-out trajectory')}: damaged, not finite, or"
+    assert f"{left_out} without the pooled vector" in found["notes"]
     assert "no replay floor: the cache has not the teacher's embedding of every prompt" in found["notes"]
 
 

@@ -1,4 +1,4 @@
-"""Where two JSON values differ: the path leads there, and what is shown of both is not the same."""
+"""Where two JSON values differ: the path names the place, and what is shown of both differs."""
 
 import copy
 import json
@@ -51,15 +51,18 @@ def test_the_path_leads_to_the_value_that_was_changed(data, value):
             break
         at = at[key]
     at[key] = "changed\x00"
-    assert [leaf.path for leaf in differing_leaves(value, changed, "field")] == [path]
+    (leaf,) = differing_leaves(value, changed, "field")
+    # A short list of numbers and strings is shown whole.
+    assert leaf.path == path or (leaf.path == path[: path.rindex("[")] and leaf.one[0] == leaf.other[0] == "[")
 
 
 @pytest.mark.parametrize(
     ("one", "other", "path", "shown"),
     [
         ({"steps": 4}, {"steps": 5}, "sampling.steps", ("4", "5")),
-        ([1.0, 0.5], [1.0, 0.25], "sampling[1]", ("0.5", "0.25")),
-        ([1], [1, 2], "sampling[1]", ("null", "2")),
+        ([1.0, 0.5], [1.0, 0.25], "sampling", ("[1.0,0.5]", "[1.0,0.25]")),
+        ([*range(99), 1], [*range(99), 2], "sampling[99]", ("1", "2")),
+        ([*range(99)], [*range(99), 2], "sampling[99]", ("null", "2")),
         ({"a": [{"n": "x"}]}, {"a": [{"n": "y"}]}, "sampling.a[0].n", ('"x"', '"y"')),
         ({"a": 1}, {}, "sampling.a", ("1", "null")),
     ],

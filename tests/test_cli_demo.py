@@ -1,0 +1,61 @@
+"""`secondcast demo`: what it advises can be typed, and an error says whose flags it names."""
+
+import shlex
+import sys
+
+import pytest
+import typer
+
+from secondcast import cli
+from secondcast.commands.demo import _FLAGS, _where
+from tests.commands.test_cli import secondcast
+from tests.test_docs import parse
+
+
+def test_the_commands_that_the_demo_advises_are_ones_that_the_program_takes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["secondcast", "demo"])
+    _where(tmp_path / "my demo", 61.0)
+    lines = [line.strip() for line in capsys.readouterr().out.split("and try\n")[1].splitlines()]
+    assert len(lines) == 4
+    for line in lines:
+        assert line.startswith("secondcast ")
+        values = parse(line)
+        place = values.get("cache") or str(values.get("student"))
+        assert place in (str(tmp_path / "my demo/cache"), str(tmp_path / "my demo/student"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "program"), [("/x/my venv/secondcast", "'/x/my venv/secondcast'"), ("-c", "secondcast")]
+)
+def test_the_program_is_named_as_it_can_be_called(argv, program, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [argv, "demo"])
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    _where(tmp_path, 1.0)
+    assert f"\n  {program} inspect summary {shlex.quote(str(tmp_path / 'cache'))}\n" in capsys.readouterr().out
+
+
+def test_the_flags_of_the_demo_are_the_ones_it_knows():
+    command = typer.main.get_command(cli.app).commands["demo"]
+    flags = {flag for parameter in command.params for flag in parameter.opts if flag.startswith("--")}
+    assert flags == set(_FLAGS)
+
+
+def test_an_error_in_a_part_names_the_command_whose_flags_it_advises(tmp_path, capsys):
+    words = ["demo", tmp_path / "d", "--count", "64", "--device", "cpu", "--quiet"]
+    (tmp_path / "d/cache").mkdir(parents=True)
+    (tmp_path / "d/cache/manifest.json").write_text('{"format": "other"}')
+    code, _, heard = secondcast(*words, capsys=capsys)
+    assert code == 1 and heard.count("\n") == 1 and "flags" not in heard
+    (tmp_path / "d/cache/manifest.json").unlink()
+    flags = ["--teacher", "pocket", "--prompts", tmp_path / "d/prompts.txt", "--steps", "2", "--dtype", "float32"]
+    assert secondcast("build", tmp_path / "d/cache", *flags, "--limit", "3", "--quiet", capsys=capsys)[0] == 0
+    code, said, heard = secondcast(*words, capsys=capsys)
+    assert code == 1 and heard.count("\n") == 1 and "[1/5]" not in said
+    assert "was built with sampling.steps = 2, you asked for 20: " in heard
+    (tmp_path / "d/prompts.txt").unlink()
+    (tmp_path / "d/prompts.txt").mkdir()
+    code, _, heard = secondcast(*words, capsys=capsys)
+    assert (
+        code == 1
+        and heard == f"secondcast: {tmp_path}/d/prompts.txt cannot be written (Is a directory): give another place\n"
+    )
