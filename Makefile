@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test test-all check clean
+PYTHON313 ?= python3.13
+
+.PHONY: demo test test-all test-oldest test-py313 test-transformers-4 check clean
 
 demo: .venv/.ready
 	$(BIN)/secondcast demo
@@ -13,6 +15,17 @@ test: .venv/.ready-dev
 
 test-all: .venv/.ready-dev
 	$(BIN)/python -m pytest -n 2
+
+# The oldest versions that pyproject.toml declares, torch and the extras apart.
+test-oldest: .venv-oldest/.ready
+	.venv-oldest/bin/python -m pytest -n 2 -m "not slow"
+
+test-py313: .venv-py313/.ready
+	.venv-py313/bin/python -m pytest -n 2 -m "not slow"
+
+# Exports are for users of transformers 4, too.
+test-transformers-4: .venv/.ready-dev .venv/transformers-4/.ready
+	$(BIN)/python -m pytest tests/trainer/run/test_export_in_transformers_4.py
 
 check: .venv/.ready-dev .mypy/secondcast
 	$(BIN)/ruff check .
@@ -35,5 +48,21 @@ check: .venv/.ready-dev .mypy/secondcast
 	mkdir -p .mypy
 	ln -sfn .. $@
 
+.venv-oldest/.ready: pyproject.toml .ci/oldest.py
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python .ci/oldest.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/pip install --quiet --disable-pip-version-check --constraint .venv-oldest/constraints.txt --editable ".[dev]"
+	@touch $@
+
+.venv-py313/.ready: pyproject.toml constraints.txt
+	$(PYTHON313) -m venv .venv-py313
+	.venv-py313/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+.venv/transformers-4/.ready: .venv/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --target .venv/transformers-4 \
+	    "transformers==4.57.6" "diffusers==0.39.0" "huggingface_hub<1"
+	@touch $@
+
 clean:
-	rm -rf .venv .mypy demo
+	rm -rf .venv .mypy .venv-oldest .venv-py313 demo

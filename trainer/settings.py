@@ -5,7 +5,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from secondcast.models.memory.options import MemoryOptions
-from secondcast.storage_schemas.schema.manifest import Record
+from secondcast.models.teacher.hub import split_revision
+from secondcast.storage_schemas.schema.manifest import Manifest, Record, ScheduleName
 from secondcast.trainer.stage import LARGEST, LARGEST_FACTOR, LARGEST_RATE, Loss, Stage, StageOptions
 from secondcast.trainer.training_set import TrainingSet
 
@@ -185,11 +186,39 @@ class TrainedOn(Record):
     training_set: TrainingSet
 
 
+class RecordedWith(Record):
+    """How the first cache of a run was recorded, and so how pictures with its student are made.
+
+    teacher: the name that the build was given.
+    """
+
+    teacher: str
+    height: int
+    width: int
+    steps: int
+    schedule: ScheduleName
+    dtype: Literal["bfloat16", "float32"]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """What a cache's manifest says of it."""
+        sampling = manifest.sampling
+        return cls(
+            teacher=split_revision(manifest.source)[0],
+            height=sampling.height,
+            width=sampling.width,
+            steps=sampling.steps,
+            schedule=sampling.schedule,
+            dtype=sampling.dtype,
+        )
+
+
 class RunConfig(Record):
     """What RUN/config.json holds: the settings, and which caches they were for.
 
     id: what the run's checkpoints name it, by all that their weights depend on.
     guidance: all values that the caches were recorded with, ascending; None where the teacher takes none.
+    recorded: None in runs of versions that did not write it.
     """
 
     settings: TrainSettings
@@ -200,3 +229,4 @@ class RunConfig(Record):
     text_width: int
     guidance: tuple[float, ...] | None = None
     id: str = ""
+    recorded: RecordedWith | None = None

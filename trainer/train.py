@@ -32,7 +32,7 @@ from secondcast.trainer.losses import Objective
 from secondcast.trainer.run.folder import FREE, begin_run, begun_run, held
 from secondcast.trainer.run.metric_mirrors import MirrorName
 from secondcast.trainer.run.metrics import Metrics
-from secondcast.trainer.settings import RunConfig, TrainedOn, TrainSettings
+from secondcast.trainer.settings import RecordedWith, RunConfig, TrainedOn, TrainSettings
 from secondcast.trainer.training_set import TrainingSet
 from secondcast.trainer.validation import bias_text, check_floor, floor_text
 
@@ -293,6 +293,7 @@ def _run_config(
         text_length=first.teacher.text_length,
         text_width=first.teacher.text_width,
         guidance=tuple(sorted(guidance)) or None,
+        recorded=RecordedWith.of(first),
     )
 
 

@@ -1,50 +1,47 @@
 """A build on a Ray cluster: runs of shards are tasks, an actor holds one GPU's models, Ray restarts what dies.
 
 A thin adapter: which shards are missing is read from the cache, and a shard is committed by the code of any other
-worker, so a task that is run twice finds its shards there.
+worker, so a task that is run twice finds its shards there. As many actors are asked for as the build was given:
+those that have no place wait for one, which is how a cluster that grows learns what is wanted.
 """
 
 import contextlib
-import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from secondcast.cache_builder.build import Stages
 from secondcast.cache_builder.share import Worker
 from secondcast.cache_builder.waiting import needed_embeddings, wait_for_embeddings
 from secondcast.cache_builder.workers.job import Job
+from secondcast.cache_builder.workers.ray_cluster import RayDevice, Room, connected, read_runtime_env
+from secondcast.cache_builder.workers.shard_queue import Run, ShardQueue
 from secondcast.models.device import quiet_libraries, usable_device
 from secondcast.models.memory.peak import PeakMemory, largest_peaks
-from secondcast.storage_schemas.errors import BadSettings, MissingExtra, SecondcastError, WorkerFailed
-from secondcast.storage_schemas.progress import Progress, Silent, counted
+from secondcast.storage_schemas.errors import SecondcastError, WorkerFailed
+from secondcast.storage_schemas.progress import Bar, Progress, Silent, counted
 from secondcast.storage_schemas.schema.commits import Kind, committed_shards
-from secondcast.storage_schemas.schema.layout import ShardRange
 from secondcast.storage_schemas.schema.manifest import check_same_teacher
 from secondcast.storage_schemas.writer import CacheWriter
 
 _RESTARTS, _RETRIES = 20, 5
-_TASKS_PER_WORKER, _MOST_SHARDS = 4, 8
-_CONNECT_SECONDS = 10.0
 _POLL_SECONDS = 1.0
 _PLACE_SECONDS = 60.0
 
 
 class Builder:
-    """One worker: made into an actor by Ray, with a GPU of its own where the cluster has any."""
+    """One worker: made into an actor by Ray, with a GPU of its own where workers ask for one."""
 
-    def __init__(self, job: str) -> None:
+    def __init__(self, job: str, device: str) -> None:
         """`job`: a Job as JSON. Nothing can fail here: Ray would try it again, and not say why it failed."""
-        self._job = Job.model_validate_json(job)
+        self._job, self._device = Job.model_validate_json(job), device
 
     def ready(self) -> None:
         """Answers once Ray has found a place."""
 
-    def make(self, kind: Kind, numbers: list[int]) -> dict[str, PeakMemory]:
+    def make(self, kind: Kind, numbers: Run) -> dict[str, PeakMemory]:
         """Commit those of these shards that are not committed yet; the peaks of this process so far, by stage."""
         writer, stages = self._opened
         layout, there = writer.layout, committed_shards(writer.folder, kind)
@@ -63,21 +60,31 @@ class Builder:
         # On another machine other weights may lie under the same name.
         found = teacher.identity(text_length=recorded.text_length, pooled=recorded.pooled)
         check_same_teacher(writer.manifest, found, f"{writer.folder} (on {socket.gethostname()})")
-        # Ray shows an actor its own GPU alone, or none.
-        return writer, Stages(writer, teacher, self._job.share, usable_device("auto"), Silent())
+        # Ray shows an actor its own GPU alone; one whose driver does not work is an error, not a worker on the CPU.
+        return writer, Stages(writer, teacher, self._job.share, usable_device(self._device), Silent())
 
 
 def run_on_ray(
-    address: str, writer: CacheWriter, job: Job, *, workers: int | None, progress: Progress
+    address: str,
+    writer: CacheWriter,
+    job: Job,
+    *,
+    device: RayDevice,
+    workers: int | None,
+    progress: Progress,
+    runtime_env: Path | None = None,
 ) -> dict[str, PeakMemory]:
     """Build what is missing on a cluster; the largest peaks of one worker, by stage.
 
     address: "local" (a cluster of this machine, for this build), "auto" (one that runs here), "host:port", or
-    "ray://host:port". workers: actors, by default as many as there are GPUs (or, without any, CPUs by `job.threads`).
+    "ray://host:port". device: "cuda" asks for a GPU per worker, and waits for it; "auto" is that where the cluster has
+    any. workers: actors, by default as many as have a place now, and at least one. runtime_env: a file for
+    `read_runtime_env`.
     """
-    ray = _ray()
-    with _connected(ray, address):
-        crew = _Crew(ray, job, workers, progress)
+    environment = None if runtime_env is None else read_runtime_env(runtime_env)
+    with connected(address, environment) as ray:
+        room = Room.of(ray.cluster_resources(), address, device, job.threads)
+        crew = _Crew(ray, job, room, workers or max(1, room.places), progress)
         try:
             if job.share.stage != "sample":
                 crew.run(writer, "embeddings")
@@ -97,57 +104,100 @@ def run_on_ray(
 
 
 class _Crew:
-    def __init__(self, ray: Any, job: Job, workers: int | None, progress: Progress) -> None:
-        self._ray, self._progress = ray, progress
+    """The actors of a build. Those that have no place yet take part as soon as they have one."""
+
+    def __init__(self, ray: Any, job: Job, room: Room, count: int, progress: Progress) -> None:
+        self._ray, self._progress, self._room = ray, progress, room
         self.peaks: list[dict[str, PeakMemory]] = []
-        resources = ray.cluster_resources()
-        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-        threads = job.threads or 1
-        count = workers or gpus or max(1, cpus // threads)
-        if gpus:
-            options: dict[str, Any] = {"num_gpus": 1, "num_cpus": min(threads, max(1, cpus // gpus))}
-        else:
-            options = {"num_cpus": threads}
-            job = job.model_copy(update={"threads": threads})
-        _check_room(count, options, gpus, cpus)
-        actor = ray.remote(max_restarts=_RESTARTS, max_task_retries=_RETRIES, **options)(Builder)
-        self._actors = [actor.remote(job.model_dump_json()) for _ in range(count)]
-        progress.say(f"{counted(count, 'worker')} on Ray, {'a GPU' if gpus else counted(threads, 'CPU thread')} each")
-        begun, waiting = ray.wait(
-            [actor.ready.remote() for actor in self._actors], num_returns=count, timeout=_PLACE_SECONDS
-        )
-        if waiting:
-            progress.say(f"{len(begun)} of them have a place on the cluster; the others wait until something else ends")
+        if room.device == "cpu":
+            job = job.model_copy(update={"threads": room.threads})
+        actor = ray.remote(max_restarts=_RESTARTS, max_task_retries=_RETRIES, **room.options)(Builder)
+        self._actors = [actor.remote(job.model_dump_json(), room.device) for _ in range(count)]
+        self._starting = {worker.ready.remote(): number for number, worker in enumerate(self._actors)}
+        self._working: dict[Any, tuple[int, Run]] = {}
+        self._idle: set[int] = set()
+        self._said, self._begun = False, time.monotonic()
+        progress.say(f"{counted(count, 'worker')} on Ray, {room.asked} each")
 
     def run(self, writer: CacheWriter, kind: Kind) -> None:
-        """Have every missing shard of a kind committed."""
+        """Have every missing shard of a kind committed; WorkerFailed with the first error, after all others are."""
         title, unit = ("text", "prompts") if kind == "embeddings" else ("sample", "trajectories")
         shards = writer.missing(kind)
         if not shards:
             return
         total = len(writer.prompts) if kind == "embeddings" else len(writer.layout)
         rows = {shard.shard: shard.rows for shard in shards}
-        left = sum(rows.values())
-        with self._progress.bar(title, total=total, done=total - left, unit=unit) as bar:
-            for new in self._committed(writer, kind, shards):
-                bar.advance(sum(rows[number] for number in new))
+        queue = ShardQueue(list(rows), len(self._actors))
+        with self._progress.bar(title, total=total, done=total - sum(rows.values()), unit=unit) as bar:
+            self._work(queue, kind, rows, bar)
+        if queue.unmade:
+            self._fail(queue)
 
-    def _committed(self, writer: CacheWriter, kind: Kind, shards: Sequence[ShardRange]) -> Iterator[set[int]]:
-        """Numbers of shards as they are committed."""
-        ray, numbers = self._ray, [shard.shard for shard in shards]
-        runs = iter(_runs(numbers, len(self._actors)))
-        working = {actor.make.remote(kind, run): actor for actor, run in zip(self._actors, runs, strict=False)}
-        seen = committed_shards(writer.folder, kind)
-        while working:
-            done, _ = ray.wait(list(working), timeout=_POLL_SECONDS)
+    def _work(self, queue: ShardQueue, kind: Kind, rows: dict[int, int], bar: Bar) -> None:
+        while True:
+            for number in sorted(self._idle):
+                if (run := queue.take(number)) is not None:
+                    self._idle.discard(number)
+                    self._working[self._actors[number].make.remote(kind, run)] = number, run
+            # Who has no place yet is waited for only while something is left to do for it.
+            waited = [*self._working, *(self._starting if len(queue) else ())]
+            if not waited:
+                return
+            done, _ = self._ray.wait(waited, timeout=_POLL_SECONDS)
             for task in done:
-                actor = working.pop(task)
-                self.peaks.append(_result_of(ray, task))
-                if (run := next(runs, None)) is not None:
-                    working[actor.make.remote(kind, run)] = actor
-            there = committed_shards(writer.folder, kind)
-            yield (there - seen) & set(numbers)
-            seen = there
+                if task in self._starting:
+                    self._placed(queue, task)
+                else:
+                    self._ended(queue, task, rows, bar)
+            self._say_who_waits()
+
+    def _placed(self, queue: ShardQueue, task: Any) -> None:
+        number = self._starting.pop(task)
+        try:
+            self._ray.get(task)
+        except self._ray.exceptions.RayError as error:
+            queue.retire(number, error)
+            self._progress.say(f"worker {number} on Ray could not be started: {_first_line(error)}")
+        self._idle.add(number)
+
+    def _ended(self, queue: ShardQueue, task: Any, rows: dict[int, int], bar: Bar) -> None:
+        number, run = self._working.pop(task)
+        self._idle.add(number)
+        try:
+            self.peaks.append(self._ray.get(task))
+        except self._ray.exceptions.RayError as error:
+            queue.failed(number, run, error)
+            self._progress.say(f"worker {number} on Ray failed, the others go on: {_first_line(_cause(error))}")
+            return
+        queue.made(number)
+        bar.advance(sum(rows[shard] for shard in run), f"{len(self._working) + 1} workers")
+
+    def _say_who_waits(self) -> None:
+        if self._said or not self._starting or time.monotonic() - self._begun < _PLACE_SECONDS:
+            return
+        self._said = True
+        count, room = len(self._actors), self._room
+        self._progress.say(
+            f"{count - len(self._starting)} of {count} workers have a place on the cluster, which had {room.gpus} GPUs "
+            f"and {room.cpus} CPUs; the others wait until it grows or something else ends, each for {room.asked}"
+        )
+
+    def _fail(self, queue: ShardQueue) -> None:
+        error = queue.given_up[0].error if queue.given_up else queue.last_error
+        assert error is not None
+        cause = _cause(error)
+        left = len(queue.unmade)
+        kept = f"{'1 shard is' if left == 1 else f'{left} shards are'} left, what was committed stays"
+        if isinstance(cause, SecondcastError | OSError):
+            raise WorkerFailed(f"a worker on Ray: {cause}; {kept}") from error
+        if type(cause).__name__ == "OutOfMemoryError":
+            raise WorkerFailed(f"a worker on Ray: the GPU is out of memory: lower --batch-size; {kept}") from error
+        if cause is not error:
+            raise error
+        raise WorkerFailed(
+            f"a worker on Ray died over the same shards again and again ({_first_line(error)}): out of host memory? "
+            f"{kept}; give the same command again"
+        ) from error
 
     def dismiss(self) -> None:
         """End all actors."""
@@ -156,87 +206,11 @@ class _Crew:
                 self._ray.kill(actor, no_restart=True)
 
 
-def _runs(numbers: list[int], workers: int) -> list[list[int]]:
-    """Shards in runs of a task: several, so that writing one goes on beside sampling the next, yet small ones."""
-    size = min(_MOST_SHARDS, max(1, len(numbers) // (_TASKS_PER_WORKER * workers)))
-    return [numbers[i : i + size] for i in range(0, len(numbers), size)]
+def _cause(error: Exception) -> Exception:
+    """What a task raised; the error itself where Ray lost the worker."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, Exception) else error
 
 
-def _check_room(count: int, options: dict[str, Any], gpus: int, cpus: int) -> None:
-    room = gpus if gpus else cpus // options["num_cpus"]
-    if count > room:
-        what = (
-            counted(gpus, "GPU")
-            if gpus
-            else f"{counted(cpus, 'CPU')} at {counted(options['num_cpus'], 'thread')} a worker"
-        )
-        raise BadSettings(
-            f"--workers is {count}, the Ray cluster has room for {room} ({what}): give --workers {max(1, room)}"
-            + ("" if gpus else ", or fewer --threads")
-        )
-
-
-def _result_of(ray: Any, task: Any) -> Any:
-    """What a task gives; or the error that it ended with, in its own words."""
-    try:
-        return ray.get(task)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, SecondcastError | OSError):
-            raise WorkerFailed(f"a worker on Ray: {cause}") from error
-        if type(cause).__name__ == "OutOfMemoryError":
-            raise WorkerFailed(
-                "a worker on Ray: the GPU is out of memory: lower --batch-size; what was committed stays"
-            ) from error
-        raise
-    except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise WorkerFailed(
-            f"a worker on Ray died {_RETRIES + 1} times over the same shards ({reason}): out of host memory? what was "
-            f"committed stays; give the same command again"
-        ) from error
-
-
-def _ray() -> Any:
-    # Ray reports its use to its makers unless it is told not to.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingExtra("--ray was given and ray is not installed: pip install 'secondcast[ray]'") from error
-    return ray
-
-
-@contextmanager
-def _connected(ray: Any, address: str) -> Iterator[None]:
-    """A connection to a cluster; BadSettings if there is none."""
-    quiet = {"logging_level": "ERROR", "log_to_driver": False}
-    try:
-        if address == "local":
-            ray.init(address="local", include_dashboard=False, **quiet)
-        else:
-            _check_reachable(address)
-            ray.init(address=address, **quiet)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise BadSettings(
-            f"--ray {address}: no cluster answers there ({reason}): start one with `ray start --head`, and give "
-            f"`auto` on one of its machines, host:port, or `local` for this machine alone; one that asks for a token "
-            f"takes it from RAY_AUTH_TOKEN (with RAY_AUTH_MODE=token)"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself tries a dead address for minutes and then ends the process; OSError or ValueError."""
-    if address == "auto":
-        return
-    parts = urlsplit(address if "//" in address else f"//{address}")
-    if parts.hostname is None or parts.port is None:
-        raise ValueError("expected local, auto, host:port or ray://host:port")
-    deadline = time.monotonic() + _CONNECT_SECONDS
-    with socket.create_connection((parts.hostname, parts.port), timeout=max(0.1, deadline - time.monotonic())):
-        pass
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

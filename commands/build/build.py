@@ -1,5 +1,6 @@
 """`secondcast build`: phase 1."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -77,7 +78,14 @@ def build(
         typer.Option(min=0, help="Seconds to wait for embeddings made elsewhere. Default: 1800 with several workers."),
     ] = None,
     ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Ray cluster to build on: local, auto, host:port.")
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Ray cluster to build on: local, auto, host:port, ray://host:port. --device cuda waits for GPUs.",
+        ),
+    ] = None,
+    ray_runtime_env: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML or JSON file with Ray's runtime environment of workers.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each worker.")] = None,
     attention_backend: Annotated[
@@ -105,8 +113,11 @@ def build(
         height=height, width=width, text_length=text_length, pooled=pooled, schedule=schedule,
         attention_backend=attention_backend, force=force, extend=extend, quantize=quantize,
     )  # fmt: skip
-    crew = Crew(stage=stage, workers=workers, worker=worker, wait=wait, ray=ray, threads=threads)
-    torch_device = crew.device(device)
+    crew = Crew(
+        stage=stage, workers=workers, worker=worker, wait=wait, ray=ray, threads=threads, device=device,
+        ray_runtime_env=ray_runtime_env,
+    )  # fmt: skip
+    torch_device = crew.own_device()
     from secondcast.models.teacher.folder import build_parts
 
     found = resolve_teacher(teacher, build_parts(asked.pooled), revision)

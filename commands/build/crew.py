@@ -2,7 +2,8 @@
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from secondcast.commands.shell.resolve import launched_device
 from secondcast.storage_schemas.errors import BadSettings
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from secondcast.cache_builder.build import BuildResult, Share
     from secondcast.cache_builder.settings import BuildSettings
     from secondcast.cache_builder.share import Launched
+    from secondcast.cache_builder.workers.ray_cluster import RayDevice
     from secondcast.models.teacher.folder import TeacherFolder
 
 WAIT_SECONDS = 1800.0
@@ -28,6 +30,8 @@ class Crew:
     wait: float | None
     ray: str | None
     threads: int | None
+    device: str = "auto"
+    ray_runtime_env: Path | None = None
 
     def __post_init__(self) -> None:
         if self.worker is not None and (self.workers is not None or self.ray is not None):
@@ -36,6 +40,13 @@ class Crew:
                 f"--worker {self.worker} and {other} do not go together: --worker is for processes that you start "
                 f"yourself, {other} starts them; give one of the two"
             )
+        if self.ray is not None and self.device not in ("auto", "cuda", "cpu"):
+            raise BadSettings(
+                f"--device {self.device} and --ray do not go together: Ray gives each worker a GPU of its own; give "
+                f"--device cuda, cpu, or auto for GPUs where the cluster has any"
+            )
+        if self.ray is None and self.ray_runtime_env is not None:
+            raise BadSettings(f"--ray-runtime-env {self.ray_runtime_env} is for workers on Ray: give --ray too")
 
     def check_alone(self, flag: str) -> None:
         """Raise BadSettings unless this process does all stages by itself."""
@@ -45,18 +56,14 @@ class Crew:
                 f"(and run it without torchrun and srun)"
             )
 
-    def device(self, name: str) -> Any:
+    def own_device(self) -> Any:
         """The device of this process: with torchrun or Slurm that of its number within the node."""
         import torch
 
-        if self.ray is not None and name != "auto":
-            raise BadSettings(
-                f"--device {name} and --ray do not go together: Ray gives each worker a GPU of its own, where its "
-                f"cluster has any; leave --device out"
-            )
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        return launched_device(name, self._launched().local_number)
+        # Who builds on Ray needs no GPU itself.
+        return launched_device("cpu" if self.ray is not None else self.device, self._launched().local_number)
 
     def build(
         self,
@@ -109,7 +116,15 @@ class Crew:
         if self.ray is not None:
             from secondcast.cache_builder.workers.ray import run_on_ray
 
-            peaks = run_on_ray(self.ray, writer, job, workers=self.workers, progress=progress)
+            peaks = run_on_ray(
+                self.ray,
+                writer,
+                job,
+                device=cast("RayDevice", self.device),
+                workers=self.workers,
+                progress=progress,
+                runtime_env=self.ray_runtime_env,
+            )
         else:
             devices = devices_of(device, workers)
             if device.type == "cuda" and len(set(devices)) < len(devices):

@@ -33,14 +33,19 @@ COMFYUI_TEXT_LENGTH = 256
 
 _TIED = "encoder.encoder.embed_tokens.weight"
 _NOT_PUBLISHED = ("auto_map", "projection_dropout")
-_NOT_OURS = ("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "task_specific_params")
+# The published class takes the width of its output from this key; its configuration file has project_out_dim alone.
+_WIDTH = "out_dim"
+_NOT_OURS = (
+    *(_WIDTH, "architectures", "model_type", "torch_dtype", "dtype"),
+    *("transformers_version", "task_specific_params"),
+)
 
 
 def published_config(student: SecondcastStudent) -> dict[str, Any]:
     """The entries of config.json under which the published class loads a student."""
     config: dict[str, Any] = json.loads(student.config.to_json_string(use_diff=False))
     config = {key: value for key, value in config.items() if key not in _NOT_PUBLISHED}
-    return config | {"architectures": [PUBLISHED_CLASS], "model_type": "t5"}
+    return config | {"architectures": [PUBLISHED_CLASS], "model_type": "t5", _WIDTH: student.config.project_out_dim}
 
 
 def published_tensors(student: SecondcastStudent) -> dict[str, torch.Tensor]:
@@ -51,7 +56,8 @@ def published_tensors(student: SecondcastStudent) -> dict[str, torch.Tensor]:
 def student_config(config: dict[str, Any]) -> StudentConfig:
     """Our configuration of a student in the published form."""
     kept = {key: value for key, value in config.items() if key not in _NOT_OURS}
-    return StudentConfig(**kept | {"is_encoder_decoder": False})
+    width = {"project_out_dim": config[_WIDTH]} if _WIDTH in config else {}
+    return StudentConfig(**kept | width | {"is_encoder_decoder": False})
 
 
 def load_published(folder: Path, config: dict[str, Any], source: CheckpointSource) -> SecondcastStudent:

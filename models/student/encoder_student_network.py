@@ -4,6 +4,7 @@ It reads prompts with its own tokenizer. FluxPipeline passes no attention mask, 
 from the padding. This file imports torch and transformers only: an export carries a copy of it.
 """
 
+import sys
 import warnings
 from typing import Any
 
@@ -23,6 +24,8 @@ class EncoderStudentConfig(PretrainedConfig):
     """
 
     model_type = "secondcast_encoder_student"
+    # Saving a student saves this file beside it.
+    _auto_class = "AutoConfig"
 
     def __init__(
         self,
@@ -68,16 +71,35 @@ def make_encoder(encoder_config: dict[str, Any]) -> Any:
     return encoder_within(model)
 
 
+def _other_names(found: dict[str, Any]) -> dict[str, str]:
+    """From the names of weights in a file to those of the model, as patterns; none where that would not help.
+
+    CLIP's text models lost a level of names within transformers 5.
+    """
+    levels = ("encoder.", "encoder.text_model.")
+    for key, (old, new) in (("missing_keys", levels), ("unexpected_keys", levels[::-1])):
+        if found[key] and all(name.startswith(levels[1]) for name in found[key]):
+            # Whole names: some versions replace every occurrence of what a pattern finds.
+            return {f"^{name}$": new + name.removeprefix(old) for name in found["unexpected_keys"]}
+    return {}
+
+
 class EncoderStudent(PreTrainedModel):
     """Text encoder, then Linear - ReLU - Dropout - Linear (no biases). Takes T5-XXL's place as text_encoder_2."""
 
+    # diffusers records a component by the module of its class, and loads it from a file of that name in the
+    # component's folder: only the bare name of this file is there when a whole pipeline is saved and loaded.
+    __module__ = __name__.rpartition(".")[2]
     config_class = EncoderStudentConfig
     base_model_prefix = "secondcast"
     main_input_name = "input_ids"
+    _auto_class = "AutoModel"
 
     def __init__(self, config: EncoderStudentConfig) -> None:
         super().__init__(config)
         self.encoder = make_encoder(config.encoder_config)
+        # What the encoder's own class keeps in float32: transformers 4 asks the outermost model only.
+        self._keep_in_fp32_modules = getattr(self.encoder, "_keep_in_fp32_modules", None)
         self.final_projection = nn.Sequential(
             nn.Linear(config.project_in_dim, config.project_out_dim, bias=False),
             nn.ReLU(),
@@ -86,6 +108,22 @@ class EncoderStudent(PreTrainedModel):
         )
         self._warned = False
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *arguments: Any, output_loading_info: bool = False, **options: Any) -> Any:
+        """See PreTrainedModel. ValueError where weights are missing: transformers fills them with random numbers."""
+        student, found = super().from_pretrained(name, *arguments, output_loading_info=True, **options)
+        if found["missing_keys"] and "key_mapping" not in options and (names := _other_names(found)):
+            return cls.from_pretrained(
+                name, *arguments, output_loading_info=output_loading_info, key_mapping=names, **options
+            )
+        if wrong := [*sorted(found["missing_keys"]), *sorted(found["unexpected_keys"])]:
+            raise ValueError(
+                f"{name} lacks {len(found['missing_keys'])} weights of the student and has "
+                f"{len(found['unexpected_keys'])} others, among them {wrong[0]}: export it again, or load it with the "
+                f"transformers that config.json names"
+            )
+        return (student, found) if output_loading_info else student
 
     def _init_weights(self, module: nn.Module) -> None:
         # The encoder's own parts are initialised by its class; here only the projection.
@@ -130,3 +168,6 @@ class EncoderStudent(PreTrainedModel):
                 f"max_sequence_length={trained}",
                 stacklevel=3,
             )
+
+
+sys.modules[EncoderStudent.__module__] = sys.modules[__name__]

@@ -1,8 +1,6 @@
 """Make, load and save students."""
 
 import copy
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,6 @@ import torch
 from transformers import T5Config, T5EncoderModel
 from transformers.configuration_utils import PretrainedConfig
 
-from secondcast.models.student import encoder_student_network, student_network
 from secondcast.models.student.distillt5 import load_published, student_config
 from secondcast.models.student.encoder_student import new_encoder_student, rebuilt
 from secondcast.models.student.encoder_student_network import EncoderStudent, EncoderStudentConfig
@@ -29,11 +26,6 @@ from secondcast.storage_schemas.schema.manifest import Teacher
 
 Student = SecondcastStudent | EncoderStudent
 """Either takes T5-XXL's place: token ids [B, T] in, embeddings [B, T, project_out_dim] out."""
-
-_MODELLING_FILES: dict[type, tuple[Path, type]] = {
-    SecondcastStudent: (Path(student_network.__file__), StudentConfig),
-    EncoderStudent: (Path(encoder_student_network.__file__), EncoderStudentConfig),
-}
 
 
 def new_student(source: str, teacher: Teacher, *, init: str, dropout: float, seed: int) -> Student:
@@ -124,15 +116,8 @@ def load_student(folder: Path) -> Student:
 
 def save_student(student: Student, folder: Path, *, tokenizer: dict[str, bytes] | None) -> None:
     """Write what FluxPipeline takes as text_encoder_2: config, safetensors, modelling file, tokenizer files."""
+    # transformers copies the modelling file and names it in config.json: their classes state an _auto_class.
     student.save_pretrained(folder, safe_serialization=True)
-    config = json.loads((folder / "config.json").read_text())
-    file, config_class = _MODELLING_FILES[type(student)]
-    config["auto_map"] = {
-        "AutoConfig": f"{file.stem}.{config_class.__name__}",
-        "AutoModel": f"{file.stem}.{type(student).__name__}",
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    shutil.copyfile(file, folder / file.name)
     for file_name, data in sorted((tokenizer or {}).items()):
         (folder / file_name).write_bytes(data)
     mode = durable.usual_mode(folder)

@@ -5,6 +5,7 @@ as in its published checkpoint. This file imports torch and transformers only: a
 """
 
 import copy
+import sys
 import warnings
 from typing import Any, ClassVar
 
@@ -19,6 +20,8 @@ class StudentConfig(T5Config):
     """T5's configuration and the projection's; `text_length` is the number of tokens it was trained at."""
 
     model_type = "secondcast_student"
+    # Saving a student saves this file beside it.
+    _auto_class = "AutoConfig"
 
     def __init__(
         self,
@@ -38,8 +41,14 @@ class StudentConfig(T5Config):
 class SecondcastStudent(PreTrainedModel):
     """T5 encoder, then Linear - ReLU - Dropout - Linear (no biases). Takes T5-XXL's place as text_encoder_2."""
 
+    # diffusers records a component by the module of its class, and loads it from a file of that name in the
+    # component's folder: only the bare name of this file is there when a whole pipeline is saved and loaded.
+    __module__ = __name__.rpartition(".")[2]
     config_class = StudentConfig
     base_model_prefix = "secondcast"
+    _auto_class = "AutoModel"
+    # As T5's own class: in float16 these matrices overflow. transformers 4 asks the outermost model only.
+    _keep_in_fp32_modules: ClassVar[list[str]] = ["wo"]
     _no_split_modules: ClassVar[list[str]] = ["T5Block"]
     _tied_weights_keys: ClassVar[dict[str, str]] = {"encoder.encoder.embed_tokens.weight": "encoder.shared.weight"}
 
@@ -55,6 +64,17 @@ class SecondcastStudent(PreTrainedModel):
         )
         self._warned = False
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *arguments: Any, output_loading_info: bool = False, **options: Any) -> Any:
+        """See PreTrainedModel. ValueError where weights are missing: transformers fills them with random numbers."""
+        student, found = super().from_pretrained(name, *arguments, output_loading_info=True, **options)
+        if wrong := [*sorted(found["missing_keys"]), *sorted(found["unexpected_keys"])]:
+            raise ValueError(
+                f"{name} lacks {len(found['missing_keys'])} weights of the student and has "
+                f"{len(found['unexpected_keys'])} others, among them {wrong[0]}: export it again"
+            )
+        return (student, found) if output_loading_info else student
 
     def _init_weights(self, module: nn.Module) -> None:
         # T5's own parts are initialised by T5EncoderModel; here only the projection.
@@ -78,3 +98,6 @@ class SecondcastStudent(PreTrainedModel):
             )
         hidden_BTD = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return BaseModelOutput(last_hidden_state=self.final_projection(hidden_BTD))
+
+
+sys.modules[SecondcastStudent.__module__] = sys.modules[__name__]

@@ -17,7 +17,7 @@ from secondcast.storage_schemas.errors import BadStudent
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.manifest import Teacher
 
-_CONFIG_FILE = "tokenizer_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 class StudentTokens:
@@ -79,7 +79,7 @@ def text_length_remark(student: Any, teacher: Teacher) -> str | None:
 
 def read_tokens(source: str, *, text_length: int) -> StudentTokens:
     """The tokenizer of a folder or hub name, as AutoTokenizer finds it; BadStudent if it cannot be had."""
-    files = [Path(source) / name for name in (_CONFIG_FILE, "tokenizer.json")]
+    files = [Path(source) / name for name in (TOKENIZER_CONFIG, "tokenizer.json")]
     there = not Path(source).is_dir() or any(file.is_file() for file in files)
     tokenizer = _load(source, source) if there else None
     # For want of files AutoTokenizer makes one with an empty vocabulary.
@@ -99,7 +99,7 @@ def read_tokens(source: str, *, text_length: int) -> StudentTokens:
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         saved = {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir()) if file.is_file()}
-    saved[_CONFIG_FILE] = _without_place(saved[_CONFIG_FILE])
+    saved[TOKENIZER_CONFIG] = _without_place(saved[TOKENIZER_CONFIG])
     return StudentTokens(saved, text_length, where=source)
 
 
@@ -107,6 +107,20 @@ def _without_place(data: bytes) -> bytes:
     """tokenizer_config.json without what says from where it was loaded, so that the bytes do not depend on it."""
     config = {key: value for key, value in json.loads(data).items() if key not in ("is_local", "local_files_only")}
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def portable(config: bytes) -> bytes:
+    """tokenizer_config.json as transformers 4 and 5 both read it; what version 5 alone understands is renamed."""
+    settings: dict[str, Any] = json.loads(config)
+    written = dict(settings)
+    written.pop("backend", None)
+    if isinstance(special := settings.get("extra_special_tokens"), list):
+        del written["extra_special_tokens"]
+        if special:
+            written["additional_special_tokens"] = special
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        written["tokenizer_class"] = "PreTrainedTokenizerFast"
+    return config if written == settings else (json.dumps(written, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def has_own_tokens(folder: Path) -> bool:

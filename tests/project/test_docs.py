@@ -31,7 +31,7 @@ LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)|`((?:docs|storage_schemas|pocket|model
 def command_lines(text: str) -> list[str]:
     """The command lines of `secondcast` in the fenced blocks of a page; what starts several of them left out."""
     lines = [line for block in FENCE.findall(text) for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
-    shown = [re.sub(r"^(?:srun|torchrun .* --no-python) ", "", line) for line in lines]
+    shown = [re.sub(r"^(?:srun|torchrun .* --no-python|ray job submit .* --) ", "", line) for line in lines]
     return [line for line in shown if line.startswith("secondcast ")]
 
 

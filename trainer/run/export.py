@@ -27,6 +27,7 @@ from secondcast.models.student.student import (
     student_folder,
 )
 from secondcast.models.student.student_network import SecondcastStudent
+from secondcast.models.student.tokens import TOKENIZER_CONFIG, portable
 from secondcast.storage_schemas.errors import BadSettings
 from secondcast.storage_schemas.io import durable
 from secondcast.trainer.run.model_card import FACTS_FILE, ExportFacts, Form, card_of, facts_of
@@ -119,7 +120,8 @@ def _write_folder(student: Student, facts: ExportFacts | None, source: Path, fol
         (folder / WEIGHTS_FILE).chmod(durable.usual_mode(folder))
     for file in sorted(source.iterdir()):
         if file.is_file() and not file.name.endswith(_NOT_TOKENIZER) and file.name not in ("config.json", FACTS_FILE):
-            shutil.copyfile(file, folder / file.name)
+            copied = file.read_bytes()
+            (folder / file.name).write_bytes(portable(copied) if file.name == TOKENIZER_CONFIG else copied)
     if facts is not None:
         (folder / FACTS_FILE).write_text(facts.model_dump_json(indent=1) + "\n")
     card = card_of(

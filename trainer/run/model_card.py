@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -14,11 +14,11 @@ from secondcast.storage_schemas.errors import BadStudent
 from secondcast.storage_schemas.schema.manifest import Record
 from secondcast.trainer.run.folder import CONFIG_FILE
 from secondcast.trainer.run.metrics import METRICS_FILE
-from secondcast.trainer.settings import MAIN, RunConfig
+from secondcast.trainer.run.usage_snippets import Form as Form
+from secondcast.trainer.run.usage_snippets import diffusers_text
+from secondcast.trainer.settings import MAIN, RecordedWith, RunConfig
 
 FACTS_FILE = "secondcast.json"
-
-Form = Literal["diffusers", "distillt5", "comfyui"]
 
 
 class ExportFacts(Record):
@@ -26,6 +26,7 @@ class ExportFacts(Record):
 
     guidance: the values it was trained with, None where none was recorded. validation_loss: at the exported
     checkpoint; replay_floor: the loss of a perfect student on the machine that trained it; None where not measured.
+    recorded: None for runs of versions that did not write it.
     """
 
     teacher: str
@@ -38,6 +39,7 @@ class ExportFacts(Record):
     validation_loss: float | None
     replay_floor: float | None
     created_by: str
+    recorded: RecordedWith | None = None
 
 
 def facts_of(path: Path, student: Path) -> ExportFacts | None:
@@ -64,7 +66,8 @@ def _facts_of_run(run: Path, checkpoint: str) -> ExportFacts:
     losses = [entry["validation_loss"] for entry in metrics if entry.get("step") == step and "validation_loss" in entry]
     floors = [entry["replay_floor"] for entry in metrics if "replay_floor" in entry]
     return ExportFacts(
-        teacher=config.backbone,
+        # What was given as --backbone may be a transformer alone.
+        teacher=config.recorded.teacher if config.recorded else config.backbone,
         teacher_digest=config.teacher_digest,
         sampling_digest=", ".join(sorted({trained_on.sampling_digest for trained_on in config.caches.values()})),
         text_length=config.text_length,
@@ -74,6 +77,7 @@ def _facts_of_run(run: Path, checkpoint: str) -> ExportFacts:
         validation_loss=_best_loss(run, checkpoint) if not losses else losses[-1],
         replay_floor=floors[-1] if floors else None,
         created_by=f"secondcast {version('secondcast')}",
+        recorded=config.recorded,
     )
 
 
@@ -120,40 +124,10 @@ What that means for the student, and for the pictures made with it, is for the t
 teacher's licence before you use it or pass it on.{non_commercial}
 """
 
-_USE_DIFFUSERS = """```python
-import torch
-from diffusers import FluxPipeline
-from transformers import AutoModel
-
-student = AutoModel.from_pretrained("PATH_OF_THIS_FOLDER", trust_remote_code=True, torch_dtype=torch.bfloat16)
-pipeline = FluxPipeline.from_pretrained("{teacher}", text_encoder_2=student, torch_dtype=torch.bfloat16)
-image = pipeline("a red circle", max_sequence_length={text_length}).images[0]
-```
-
-`trust_remote_code` runs `student_network.py` of this folder, which needs torch and transformers only.
-"""
-
-_USE_DIFFUSERS_OWN_TOKENIZER = """```python
-import torch
-from diffusers import FluxPipeline
-from transformers import AutoModel, AutoTokenizer
-
-folder = "PATH_OF_THIS_FOLDER"
-student = AutoModel.from_pretrained(folder, trust_remote_code=True, torch_dtype=torch.bfloat16)
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-pipeline = FluxPipeline.from_pretrained(
-    "{teacher}", text_encoder_2=student, tokenizer_2=tokenizer, torch_dtype=torch.bfloat16
-)
-image = pipeline("a red circle", max_sequence_length={text_length}).images[0]
-```
-
-Give both, `text_encoder_2` and `tokenizer_2`: with FLUX's own tokenizer the student reads nonsense.
-`trust_remote_code` runs `encoder_student_network.py` of this folder, which needs torch and transformers only.
-"""
-
 _USE_DISTILLT5 = """The folder has the form of the published DistillT5 checkpoint: its tensor names, its class
-`T5EncoderWithProjection`, its keys `project_in_dim` and `project_out_dim`; `text_length` is added. What loads that
-checkpoint is meant to load this one; `secondcast generate` and `secondcast export` take it as well.
+`T5EncoderWithProjection`, its keys `project_in_dim` and `project_out_dim`; `text_length` is added, and `out_dim`, from
+which the published class takes the width of its output. What loads that checkpoint is meant to load this one (its class
+needs transformers 4); `secondcast generate` and `secondcast export` take it as well.
 """
 
 _NON_COMMERCIAL = """ FLUX.1-dev comes under a non-commercial licence, which states what
@@ -180,7 +154,6 @@ def card_of(
 ) -> str:
     """README.md of an export. encoder: model_type of a student with a tokenizer of its own; None: a T5 of ours."""
     teacher = f"`{facts.teacher}`" if facts else "an unrecorded teacher"
-    use = _USE_DISTILLT5 if form != "diffusers" else _USE_DIFFUSERS if encoder is None else _USE_DIFFUSERS_OWN_TOKENIZER
     return _CARD.format(
         base_model=f"\nbase_model: {facts.teacher}" if facts and _is_hub_name(facts.teacher) else "",
         teacher=teacher,
@@ -189,10 +162,22 @@ def card_of(
         encoder="A T5" if encoder is None else f"A text (`{encoder}`)",
         tokenizer="" if encoder is None else _OWN_TOKENIZER,
         guidance=_guidance_text(facts),
-        use=use.format(teacher=facts.teacher if facts else "TEACHER", text_length=text_length),
+        use=_use(form, facts, text_length=text_length, own_tokenizer=encoder is not None),
         losses="" if facts is None else losses_text(stages_of(facts.settings)),
         recipe=_recipe(facts),
         non_commercial=_NON_COMMERCIAL if "FLUX.1-dev" in teacher else "",
+    )
+
+
+def _use(form: Form, facts: ExportFacts | None, *, text_length: int, own_tokenizer: bool) -> str:
+    if form != "diffusers":
+        return _USE_DISTILLT5
+    return diffusers_text(
+        facts.teacher if facts else "TEACHER",
+        facts.recorded if facts else None,
+        guidance=facts.guidance if facts else None,
+        text_length=text_length,
+        own_tokenizer=own_tokenizer,
     )
 
 

@@ -2,25 +2,37 @@
 
 import os
 import signal
-import socket
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from secondcast.cache_builder.build import result_of
+from secondcast.cache_builder.build import Share, result_of
+from secondcast.cache_builder.workers import ray as ray_workers
+from secondcast.cache_builder.workers.ray import run_on_ray
 from secondcast.commands.build.crew import Crew
-from secondcast.storage_schemas.errors import BadSettings, MissingExtra, WorkerFailed
+from secondcast.storage_schemas.errors import BadSettings, WorkerFailed
 from secondcast.storage_schemas.maintenance.verify import verify
 from secondcast.storage_schemas.progress import Silent
+from secondcast.storage_schemas.schema.commits import committed_shards
 from tests.cache_builder.building import build_cache, data_files
-from tests.cache_builder.workers.test_many_workers import LONG, committed, many_prompts, prepare
+from tests.cache_builder.workers.test_many_workers import LONG, Notes, committed, many_prompts, prepare
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
-from secondcast.cache_builder.workers.ray import _check_room, run_on_ray  # after the check for Ray
 
 __all__ = ["many_prompts"]
+
+
+class Counting(Notes):
+    """Notes, and how far all bars came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.advanced = 0
+
+    def advance(self, count, note=""):
+        super().advance(count, note)
+        self.advanced += count
 
 
 def ancestors(process: Path) -> list[int]:
@@ -60,7 +72,7 @@ def test_a_worker_killed_in_mid_build_comes_again_and_the_bytes_are_those_of_one
     killer = threading.Thread(target=kill_one_when_two_shards_are_there)
     killer.start()
     try:
-        peaks = run_on_ray("local", writer, job, workers=2, progress=Silent())
+        peaks = run_on_ray("local", writer, job, device="cpu", workers=2, progress=Silent())
     finally:
         ended.set()
         killer.join()
@@ -71,46 +83,93 @@ def test_a_worker_killed_in_mid_build_comes_again_and_the_bytes_are_those_of_one
 
 
 @pytest.mark.slow
-def test_a_workers_error_ends_the_build_in_its_own_words(tmp_path, dev_teacher, many_prompts):
+def test_one_failing_shard_dismisses_nobody_and_the_error_is_said_in_its_own_words(tmp_path, dev_teacher, many_prompts):
     writer, job = prepare(tmp_path / "c", dev_teacher, many_prompts)
-    (tmp_path / "c" / "prompts.offsets").write_bytes(b"")
-    with pytest.raises(WorkerFailed, match=f"a worker on Ray: .*{tmp_path}/c/prompts.offsets has 0 bytes"):
-        run_on_ray("local", writer, job, workers=1, progress=Silent())
-
-
-def test_more_workers_than_the_cluster_has_room_for_are_refused():
-    _check_room(2, {"num_cpus": 2}, gpus=0, cpus=5)
-    with pytest.raises(BadSettings) as caught:
-        _check_room(3, {"num_cpus": 2}, gpus=0, cpus=5)
-    assert str(caught.value) == (
-        "--workers is 3, the Ray cluster has room for 2 (5 CPUs at 2 threads a worker): give --workers 2, or fewer "
-        "--threads"
+    build_cache(tmp_path / "c", dev_teacher, many_prompts, share=Share(stage="text", batch_size=2), **LONG)
+    numbers = {shard.shard for shard in writer.missing("trajectories")}
+    damaged = next(path for path in sorted((tmp_path / "c/embeddings.zarr").rglob("c/**/*")) if path.is_file())
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    notes = Counting()
+    with pytest.raises(WorkerFailed) as caught:
+        run_on_ray("local", writer, job, device="cpu", workers=2, progress=notes)
+    left = numbers - committed_shards(writer.folder, "trajectories")
+    # The run with the damaged embedding, of at most two shards; all the others are there.
+    assert 1 <= len(left) <= 2
+    message = str(caught.value)
+    assert message.startswith("a worker on Ray: ") and str(damaged.relative_to(tmp_path / "c")) in message
+    assert message.endswith(
+        ("; 1 shard is left, what was committed stays", "; 2 shards are left, what was committed stays")
     )
-    with pytest.raises(
-        BadSettings, match=r"--workers is 9, the Ray cluster has room for 8 \(8 GPUs\): give --workers 8"
-    ):
-        _check_room(9, {"num_gpus": 1}, gpus=8, cpus=64)
+    assert notes.advanced == 2 * (len(numbers) - len(left))
+    assert sum("failed, the others go on: " in said for said in notes.said) == 2
 
 
-def test_an_address_without_a_cluster_is_named_at_once(tmp_path, dev_teacher, many_prompts):
+@pytest.mark.slow
+def test_workers_without_a_place_are_not_waited_for_and_the_runtime_environment_is_theirs(
+    tmp_path, dev_teacher, many_prompts, monkeypatch
+):
+    monkeypatch.setattr(ray_workers, "_PLACE_SECONDS", 0.5)
+    (tmp_path / "ray.yaml").write_text(f"env_vars:\n  SECONDCAST_CACHE_HOME: {tmp_path}/home\n")
     writer, job = prepare(tmp_path / "c", dev_teacher, many_prompts)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        dead = f"127.0.0.1:{taken.getsockname()[1]}"
-        for address, reason in ((dead, "Connection refused"), ("nowhere", "expected local, auto, host:port")):
-            with pytest.raises(BadSettings, match=f"--ray {address}: no cluster answers there .*{reason}"):
-                run_on_ray(address, writer, job, workers=None, progress=Silent())
+    notes = Counting()
+    how = {"device": "cpu", "workers": 40, "runtime_env": tmp_path / "ray.yaml"}
+    peaks = run_on_ray("local", writer, job, progress=notes, **how)
+    assert result_of(writer, peaks).finished and notes.advanced == 2 * 24
+    assert any("of 40 workers have a place on the cluster, which had 0 GPUs" in said for said in notes.said)
+    # Where a worker remembers the hashes of weights.
+    assert any((tmp_path / "home").iterdir())
 
 
-def test_a_device_is_not_named_beside_ray():
-    crew = Crew(stage="all", workers=None, worker=None, wait=None, ray="local", threads=None)
-    with pytest.raises(BadSettings, match="--device cuda and --ray do not go together: Ray gives each worker a GPU"):
-        crew.device("cuda")
+@pytest.mark.slow
+def test_workers_wait_for_gpus_and_never_compute_on_a_cpu_in_their_place(tmp_path, dev_teacher, many_prompts):
+    from ray.cluster_utils import Cluster
 
-
-def test_without_ray_the_extra_is_named(tmp_path, dev_teacher, many_prompts, monkeypatch):
     writer, job = prepare(tmp_path / "c", dev_teacher, many_prompts)
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtra) as caught:
-        run_on_ray("local", writer, job, workers=1, progress=Silent())
-    assert str(caught.value) == "--ray was given and ray is not installed: pip install 'secondcast[ray]'"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": False})
+
+    class Grows(Counting):
+        """The cluster gets its GPU when the build has been told that it waits."""
+
+        def say(self, message):
+            super().say(message)
+            if "have a place" in message:
+                cluster.add_node(num_cpus=1, num_gpus=1)
+
+    notes = Grows()
+    try:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(ray_workers, "_PLACE_SECONDS", 0.5)
+            with pytest.raises(WorkerFailed) as caught:
+                run_on_ray(cluster.address, writer, job, device="cuda", workers=1, progress=notes)
+    finally:
+        cluster.shutdown()
+    assert notes.said[:2] == [
+        "1 worker on Ray, a GPU and 1 CPU each",
+        "0 of 1 workers have a place on the cluster, which had 0 GPUs and 2 CPUs; the others wait until it grows or "
+        "something else ends, each for a GPU and 1 CPU",
+    ]
+    # The GPU that the cluster promised is none that torch can use.
+    assert str(caught.value).startswith("a worker on Ray: --device 'cuda' cannot be used here (")
+    assert not committed_shards(writer.folder, "embeddings")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            {"device": "cuda:1", "ray": "local"},
+            "--device cuda:1 and --ray do not go together: Ray gives each worker a GPU of its own; give --device cuda, "
+            "cpu, or auto for GPUs where the cluster has any",
+        ),
+        ({"ray_runtime_env": Path("r.yaml")}, "--ray-runtime-env r.yaml is for workers on Ray: give --ray too"),
+    ],
+)
+def test_flags_that_do_not_go_with_ray_are_refused(flags, message):
+    with pytest.raises(BadSettings) as caught:
+        Crew(**{"stage": "all", "workers": None, "worker": None, "wait": None, "ray": None, "threads": None} | flags)
+    assert str(caught.value) == message
+
+
+def test_who_builds_on_ray_needs_no_gpu_itself():
+    crew = Crew(stage="all", workers=None, worker=None, wait=None, ray="auto", threads=None, device="cuda")
+    assert str(crew.own_device()) == "cpu"

@@ -1,6 +1,7 @@
 """Students of any text encoder: every family embeds, saves and loads to the bit, and what is none is refused."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 from secondcast.models.student.encoder_student import longest_text, with_dropout
-from secondcast.models.student.encoder_student_network import EncoderStudent, EncoderStudentConfig
+from secondcast.models.student.encoder_student_network import EncoderStudent, EncoderStudentConfig, _other_names
 from secondcast.models.student.student import (
     check_fits,
     load_student,
@@ -274,3 +275,33 @@ def test_a_saved_student_that_is_damaged_is_refused(sources, teacher, tmp_path):
     rewrite_config(tmp_path / "s", encoder_config={"model_type": "nix"})
     with pytest.raises(BadStudent, match=r"s cannot be loaded: .* nix.* \.\.\.; export the run again$"):
         load_student(tmp_path / "s")
+
+
+def test_weights_named_as_another_transformers_names_them_are_the_same_student(sources, teacher, tmp_path):
+    student = make(sources["clip_text_model"], teacher).eval()
+    save_student(student, tmp_path / "s", tokenizer=None)
+    file = tmp_path / "s/model.safetensors"
+    tensors = load_file(file)
+    assert not any("text_model" in name for name in tensors) and len(tensors) > 2
+    # transformers 4 and 5.0 have one level more in CLIP's text model.
+    older = {re.sub("^encoder[.]", "encoder.text_model.", name): tensor for name, tensor in tensors.items()}
+    save_file(older, file, metadata={"format": "pt"})
+    loaded = load_student(tmp_path / "s")
+    ids_BT = torch.tensor([[0, 3, 5, 1, 1, 1, 1, 1, 1, 1, 1, 1]])
+    assert torch.equal(loaded(ids_BT)[0], student(ids_BT)[0])
+    # And the other way round.
+    newer = [name for name in tensors if name.startswith("encoder.")]
+    found = {"missing_keys": [name for name in older if name.startswith("encoder.")], "unexpected_keys": newer}
+    assert sorted(_other_names(found).values()) == sorted(found["missing_keys"])
+    save_student(loaded, tmp_path / "again", tokenizer=None)
+    assert torch.equal(load_student(tmp_path / "again")(ids_BT)[0], student(ids_BT)[0])
+
+
+def test_an_export_that_lost_weights_is_refused_by_its_own_class(sources, teacher, tmp_path):
+    save_student(make(sources["bert"], teacher), tmp_path / "s", tokenizer=None)
+    file = tmp_path / "s/model.safetensors"
+    tensors = load_file(file)
+    lost = "encoder.embeddings.word_embeddings.weight"
+    save_file({name: t for name, t in tensors.items() if name != lost}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"s lacks 1 weights of the student and has 0 others, among them {lost}: "):
+        EncoderStudent.from_pretrained(tmp_path / "s")

@@ -5,8 +5,10 @@ import warnings
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel
 
+from secondcast.models.student.distillt5 import published_config, student_config
 from secondcast.models.student.student import (
     check_fits,
     load_student,
@@ -170,3 +172,48 @@ def test_t5_small_and_base_have_the_papers_sizes(size, millions):
         )
         parameters = SecondcastStudent(config).num_parameters()
     assert round(parameters / 1e6) == millions
+
+
+@pytest.mark.parametrize(
+    "lost", ["encoder.encoder.block.1.layer.0.SelfAttention.q.weight", "final_projection.0.weight"]
+)
+def test_the_class_of_an_export_refuses_weights_that_are_missing_or_of_another_model(
+    lost, config_folder, teacher, tmp_path
+):
+    save_student(make(config_folder, teacher), tmp_path / "s", tokenizer=None)
+    file = tmp_path / "s/model.safetensors"
+    tensors = load_file(file)
+    save_file({f"odd.{name}" if name == lost else name: t for name, t in tensors.items()}, file, {"format": "pt"})
+    with pytest.raises(ValueError) as caught:
+        SecondcastStudent.from_pretrained(tmp_path / "s")
+    assert str(caught.value) == (
+        f"{tmp_path}/s lacks 1 weights of the student and has 1 others, among them {lost}: export it again"
+    )
+
+
+def test_in_half_precision_what_t5_keeps_in_float32_is_kept(config_folder, teacher, tmp_path):
+    # transformers 5 asks the inner model too, 4 the outermost class alone.
+    assert SecondcastStudent._keep_in_fp32_modules == T5EncoderModel._keep_in_fp32_modules == ["wo"]
+    save_student(make(config_folder, teacher), tmp_path / "s", tokenizer=None)
+    student = SecondcastStudent.from_pretrained(tmp_path / "s", dtype=torch.float16)
+    kept = {name.split(".")[-2] for name, p in student.named_parameters() if p.dtype == torch.float32}
+    assert kept == {"wo"} and student.dtype == torch.float16
+
+
+def test_a_saved_student_carries_its_class_under_the_name_of_its_file(config_folder, teacher, tmp_path):
+    save_student(make(config_folder, teacher), tmp_path / "s", tokenizer=None)
+    # diffusers writes this name into model_index.json, and looks for NAME.py beside the weights.
+    name = SecondcastStudent.__module__
+    assert "." not in name and (tmp_path / "s" / f"{name}.py").is_file()
+    config = json.loads((tmp_path / "s/config.json").read_bytes())
+    assert config["auto_map"] == {"AutoConfig": f"{name}.StudentConfig", "AutoModel": f"{name}.SecondcastStudent"}
+
+
+def test_the_width_of_the_published_form_is_read_where_the_published_class_reads_it(config_folder, teacher):
+    student = make(config_folder, teacher)
+    config = published_config(student)
+    assert (config["out_dim"], config["project_out_dim"]) == (6, 6)
+    assert student_config(config).project_out_dim == 6 and not hasattr(student_config(config), "out_dim")
+    assert student_config({**config, "project_out_dim": 4096}).project_out_dim == 6
+    del config["out_dim"]
+    assert student_config(config).project_out_dim == 6

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from secondcast.models.student.tokens import read_tokens
+from secondcast.models.student.tokens import StudentTokens, portable, read_tokens
 from secondcast.storage_schemas.errors import BadStudent
-from tests.models.student.encoders import make_encoder_folder, rewrite_config
+from tests.models.student.encoders import FAMILIES, make_encoder_folder, rewrite_config
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +97,26 @@ def test_no_code_of_a_folder_is_run(bert, tmp_path):
     except BadStudent as error:
         assert "\n" not in str(error)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_portable_tokenizer_has_no_form_of_version_5_alone_and_gives_the_same_ids(family, tmp_path):
+    before = read_tokens(str(make_encoder_folder(tmp_path / "source", family, weights=False)), text_length=9)
+    config = portable(before.files["tokenizer_config.json"])
+    written = json.loads(config)
+    # transformers 4 asks a list of extra special tokens for its keys, and knows no class TokenizersBackend.
+    assert not isinstance(written.get("extra_special_tokens"), list)
+    assert written["tokenizer_class"] != "TokenizersBackend" and "backend" not in written
+    after = StudentTokens(before.files | {"tokenizer_config.json": config}, 9, where="here")
+    texts = ["a red dog", "", "two cats, 3 [SEP] </s>"]
+    assert after.batch(texts).tolist() == before.batch(texts).tolist()
+    assert after.pad_token_id == before.pad_token_id
+    assert portable(config) == config
+
+
+def test_special_tokens_keep_their_names_in_a_portable_tokenizer():
+    config = {"extra_special_tokens": ["<a>", "<b>"], "tokenizer_class": "T5Tokenizer", "é": 1}
+    written = json.loads(portable(json.dumps(config).encode()))
+    assert written == {"additional_special_tokens": ["<a>", "<b>"], "tokenizer_class": "T5Tokenizer", "é": 1}
+    named = json.dumps({"extra_special_tokens": {"image_token": "<i>"}}, indent=3).encode()
+    assert portable(named) == named

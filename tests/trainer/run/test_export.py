@@ -1,11 +1,8 @@
 """An export takes text_encoder_2's place in FluxPipeline, where Secondcast is not installed."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +21,7 @@ from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.run.export import export
 from secondcast.trainer.run.model_card import ExportFacts, card_of, facts_of
 from tests.models.weights.damaged_weights import shard
+from tests.project.programs import run_program
 from tests.trainer.test_train import run_training
 
 OUTSIDER = """
@@ -55,25 +53,10 @@ def exported(tmp_path_factory, cache_folder, dev_teacher, t5_config):
 
 @pytest.mark.slow
 def test_flux_pipeline_takes_it_without_secondcast_and_embeds_to_the_bit(exported, dev_teacher, tmp_path):
-    (tmp_path / "outsider.py").write_text(OUTSIDER)
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    # -S and the packages folder by hand: an editable installation of ours must not be found.
-    site = next(path for path in sys.path if path.endswith("site-packages"))
-    code = f"import sys; sys.path.append({site!r}); sys.argv = sys.argv[1:]; exec(open(sys.argv[0]).read())"
-    words = [
-        str(tmp_path / "outsider.py"),
-        str(exported / "student"),
-        str(dev_teacher),
-        str(tmp_path / "e.safetensors"),
-    ]
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", code, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    words = (exported / "student", dev_teacher, tmp_path / "e.safetensors")
+    run_program(OUTSIDER, tmp_path, *words, without_us=True)
     student = load_student(exported / "student")
-    import transformers
-
-    tokenizer = transformers.T5TokenizerFast.from_pretrained(exported / "student")
+    tokenizer = T5TokenizerFast.from_pretrained(exported / "student")
     ids_BT = tokenizer(["a red dog", "two cats"], padding="max_length", max_length=12, return_tensors="pt").input_ids
     with torch.no_grad():
         assert torch.equal(load_file(tmp_path / "e.safetensors")["embedding"], student(ids_BT)[0])
@@ -98,9 +81,12 @@ def test_a_run_that_was_never_validated_gives_its_last_checkpoint_and_says_so(ex
 
 def test_the_card_states_recipe_losses_digests_licence_and_how_to_load(exported, cache_folder, dev_teacher):
     card = (exported / "student/README.md").read_text()
-    digests = Cache.open(cache_folder).manifest.digests()
+    manifest = Cache.open(cache_folder).manifest
+    digests, steps = manifest.digests(), manifest.sampling.steps
     best = json.loads((exported / "run/best.json").read_text())
-    assert "max_sequence_length=12).images" in card and f'from_pretrained("{dev_teacher}"' in card
+    assert "max_sequence_length=12," in card and f'from_pretrained(\n    "{dev_teacher}"' in card
+    assert manifest.sampling.height == 16 and max(manifest.sampling.guidance) == 5.0
+    assert f"height=16,\n    width=16,\n    num_inference_steps={steps},\n    guidance_scale=3.5," in card
     assert "guidance of **2 to 5**" in card and f"{load_student(exported / 'student').num_parameters():,} par" in card
     for row in (
         f"| teacher digest | `{digests['teacher']}` |",
@@ -151,6 +137,8 @@ def test_distillt5_has_the_published_keys_and_embeds_to_the_bit(exported, tmp_pa
     config = json.loads((tmp_path / "d/config.json").read_text())
     assert config["architectures"] == ["T5EncoderWithProjection"] and config["model_type"] == "t5"
     assert (config["project_in_dim"], config["project_out_dim"], config["text_length"]) == (16, 24, 12)
+    # Where the published class looks for the width.
+    assert config["out_dim"] == 24
     assert "auto_map" not in config
     names = load_file(tmp_path / "d/model.safetensors").keys()
     assert "encoder.shared.weight" in names and "final_projection.3.weight" in names

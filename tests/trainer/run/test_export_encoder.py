@@ -1,9 +1,6 @@
 """Exports of students with a tokenizer of their own: FluxPipeline takes both where Secondcast is not installed."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,6 +13,7 @@ from secondcast.storage_schemas.errors import BadSettings
 from secondcast.trainer.run.export import export
 from secondcast.trainer.run.model_card import FACTS_FILE, ExportFacts
 from tests.models.student.encoders import make_encoder_folder
+from tests.project.programs import run_program
 
 OUTSIDER = """
 import importlib.util, sys, warnings
@@ -59,16 +57,7 @@ def exported(tmp_path_factory, dev_teacher):
 
 @pytest.mark.slow
 def test_flux_pipeline_takes_student_and_tokenizer_and_embeds_to_the_bit(exported, dev_teacher, tmp_path):
-    (tmp_path / "outsider.py").write_text(OUTSIDER)
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    # -S and the packages folder by hand: an editable installation of ours must not be found.
-    site = next(path for path in sys.path if path.endswith("site-packages"))
-    code = f"import sys; sys.path.append({site!r}); sys.argv = sys.argv[1:]; exec(open(sys.argv[0]).read())"
-    words = ["outsider.py", str(dev_teacher), str(tmp_path), *(str(exported / family) for family in FAMILIES)]
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", code, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_program(OUTSIDER, tmp_path, dev_teacher, tmp_path, *(exported / f for f in FAMILIES), without_us=True)
     for family in FAMILIES:
         student = load_student(exported / family)
         ids_BT = own_tokens(exported / family, student).batch(["a red dog", "two cats"])
@@ -90,7 +79,7 @@ def test_an_export_holds_what_was_saved_and_a_card_that_says_how_to_load_both(ex
         card = (exported / family / "README.md").read_text()
         assert f"A text (`{family}`) encoder with projection" in card
         assert "tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)" in card
-        assert "text_encoder_2=student, tokenizer_2=tokenizer" in card and "max_sequence_length=12).images" in card
+        assert "text_encoder_2=student, tokenizer_2=tokenizer" in card and "max_sequence_length=12," in card
         assert "runs `encoder_student_network.py` of this folder" in card
 
 
