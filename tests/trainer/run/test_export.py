@@ -1,6 +1,7 @@
 """An export takes text_encoder_2's place in FluxPipeline, where Secondcast is not installed."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
