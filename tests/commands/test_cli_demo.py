@@ -9,7 +9,7 @@ import typer
 from secondcast import cli
 from secondcast.commands.demo import _FLAGS, _where
 from tests.commands.test_cli import secondcast
-from tests.test_docs import parse
+from tests.project.test_docs import parse
 
 
 def test_the_commands_that_the_demo_advises_are_ones_that_the_program_takes(tmp_path, capsys, monkeypatch):

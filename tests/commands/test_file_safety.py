@@ -91,10 +91,6 @@ ROWS = {
         words=["export", "{made}/run", "{out}/s.safetensors", "--to", "comfyui", "-q"], foreign=("s.safetensors",)
     ),
     "generate": Row(words=[*GENERATE, "--out", "{out}/g", "-q"], foreign=("g/index.jsonl", "g/000000.png")),
-    "sensitivity --anew": Row(
-        words=["sensitivity", "{out}/c", "--prompts", "8", "--products", "1", "--steps", "1", "--anew", "-q"],
-        foreign=("c/sensitivity/notes.txt", "c/next/notes.txt"), goes=True, before=copied_cache,
-    ),
     "evaluate score": Row(words=[*SCORE, "--out", "{out}/e.json"], foreign=("e.json",)),
     "evaluate score --picture": Row(words=PICTURE, foreign=("p.png",)),
     "evaluate table": Row(words=TABLE, foreign=("t/errors.md",)),

@@ -2,7 +2,6 @@
 
 import pytest
 
-from secondcast.storage_schemas import sensitivity
 from secondcast.storage_schemas.embeddings import drop_embeddings
 from secondcast.storage_schemas.io.folders import LocalFolder
 from secondcast.storage_schemas.maintenance.verify import verify
@@ -12,10 +11,9 @@ from tests.storage_schemas.caches import write_cache
 
 FOREIGN = {
     "next": ("next/notes.txt", "next/trajectories.zarr/mine/data.bin"),
-    "sensitivity": ("sensitivity/notes.txt", "sensitivity/parts/000000.safetensors.bak"),
     "embeddings": ("embeddings/mine.npy", "embeddings.zarr/mine.npy", "embeddings/000000.tar.bak"),
 }
-DELETE = {"next": settle, "sensitivity": sensitivity.forget, "embeddings": drop_embeddings}
+DELETE = {"next": settle, "embeddings": drop_embeddings}
 
 
 @pytest.mark.parametrize("form", ["zarr", "webdataset"])
@@ -23,7 +21,7 @@ DELETE = {"next": settle, "sensitivity": sensitivity.forget, "embeddings": drop_
 def test_foreign_files_stay_and_are_named(tmp_path, form, what):
     write_cache(tmp_path / "c", format=form)
     folder = LocalFolder(tmp_path / "c")
-    known = {"next": "next/prompts.jsonl", "sensitivity": sensitivity.PLAN_FILE, "embeddings": ""}[what]
+    known = {"next": "next/prompts.jsonl", "embeddings": ""}[what]
     for name in (*FOREIGN[what], known):
         if name:
             folder.replace(name, b"mine")
