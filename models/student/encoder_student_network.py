@@ -111,19 +111,24 @@ class EncoderStudent(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, name: Any, *arguments: Any, output_loading_info: bool = False, **options: Any) -> Any:
-        """See PreTrainedModel. ValueError where weights are missing: transformers fills them with random numbers."""
+        """See PreTrainedModel. ValueError where weights are missing: transformers fills them with random numbers.
+
+        Who asks for the loading info judges it.
+        """
         student, found = super().from_pretrained(name, *arguments, output_loading_info=True, **options)
         if found["missing_keys"] and "key_mapping" not in options and (names := _other_names(found)):
             return cls.from_pretrained(
                 name, *arguments, output_loading_info=output_loading_info, key_mapping=names, **options
             )
+        if output_loading_info:
+            return student, found
         if wrong := [*sorted(found["missing_keys"]), *sorted(found["unexpected_keys"])]:
             raise ValueError(
                 f"{name} lacks {len(found['missing_keys'])} weights of the student and has "
                 f"{len(found['unexpected_keys'])} others, among them {wrong[0]}: export it again, or load it with the "
                 f"transformers that config.json names"
             )
-        return (student, found) if output_loading_info else student
+        return student
 
     def _init_weights(self, module: nn.Module) -> None:
         # The encoder's own parts are initialised by its class; here only the projection.

@@ -67,14 +67,19 @@ class SecondcastStudent(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, name: Any, *arguments: Any, output_loading_info: bool = False, **options: Any) -> Any:
-        """See PreTrainedModel. ValueError where weights are missing: transformers fills them with random numbers."""
+        """See PreTrainedModel. ValueError where weights are missing: transformers fills them with random numbers.
+
+        Who asks for the loading info judges it.
+        """
         student, found = super().from_pretrained(name, *arguments, output_loading_info=True, **options)
+        if output_loading_info:
+            return student, found
         if wrong := [*sorted(found["missing_keys"]), *sorted(found["unexpected_keys"])]:
             raise ValueError(
                 f"{name} lacks {len(found['missing_keys'])} weights of the student and has "
                 f"{len(found['unexpected_keys'])} others, among them {wrong[0]}: export it again"
             )
-        return (student, found) if output_loading_info else student
+        return student
 
     def _init_weights(self, module: nn.Module) -> None:
         # T5's own parts are initialised by T5EncoderModel; here only the projection.

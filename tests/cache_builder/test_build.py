@@ -120,7 +120,7 @@ def test_killed_by_the_system_in_mid_build_it_goes_on_and_is_byte_identical(tmp_
     file.write_text("".join(f"a red dog and {i} cats\n" for i in range(30)))
     words = ["build", str(tmp_path / "cut"), "--teacher", str(dev_teacher), "--prompts", str(file)]
     words += ["--shard-size", "2", "--batch-size", "2", "--steps", "8", "--device", "cpu"]
-    command = [sys.executable, "-c", "import cli; cli.main()", *words]
+    command = [sys.executable, "-c", "from secondcast import cli; cli.main()", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
     commits = tmp_path / "cut/commits"

@@ -209,7 +209,7 @@ def test_ctrl_c_and_sigterm_keep_what_was_committed_and_say_so(tmp_path, dev_tea
         "2",
     ]
     process = subprocess.Popen(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import cli; cli.main()", *words],
+        [sys.executable, "-c", "from secondcast import cli; cli.main()", *words],
         cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         # A shell that starts the tests in the background has them ignore Ctrl-C, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

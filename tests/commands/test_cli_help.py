@@ -23,7 +23,7 @@ from secondcast.commands.shell.resuming import GO_ON, GO_ON_WITH_OUT, goes_on, i
 from tests.commands.test_cli import ROOT, secondcast
 from tests.project.test_docs import parse
 
-RUN = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'secondcast'; import cli; cli.main()"
+RUN = "import sys; sys.argv[0] = 'secondcast'; from secondcast import cli; cli.main()"
 # Seconds whatever they are given, or nothing to show while they read one file.
 SHORT = {
     "plan build", "plan train", "prompts list", "prompts count", "prompts compbench", "prompts commontext",
@@ -154,7 +154,7 @@ def test_every_optional_library_has_its_version_told():
 SEVERAL = """
 import contextlib, io, json, os, sys
 sys.path.insert(0, {root!r})
-import cli
+from secondcast import cli
 found = []
 for words, more in json.loads(sys.argv[1]):
     os.environ.update(more)
@@ -281,7 +281,7 @@ def test_a_signal_while_it_is_said_that_a_command_was_interrupted_makes_no_trace
 
 def test_ctrl_c_while_the_commands_are_imported_ends_without_a_word(tmp_path):
     (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport nothing\n")
-    run = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import cli"
+    run = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; from secondcast import cli"
     process = subprocess.Popen(
         [sys.executable, "-c", run], stderr=subprocess.PIPE, env=environment(),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

@@ -71,7 +71,7 @@ def test_count_with_a_teacher_says_how_many_prompts_it_does_not_tell_apart(capsy
     assert (facts["tokens"]["same"], facts["tokens"]["same_texts"]) == (2, ["a \u2603", "a \u265e"])
     code, said, _ = secondcast(*words, capsys=capsys)
     assert code == 0 and said.endswith(
-        "2 prompts have the same tokens as another, such as 'a \u2603' and 'a \u265e': the teacher does not tell them "
+        "2 prompts with the same tokens as another, such as 'a \u2603' and 'a \u265e': the teacher does not tell them "
         "apart\n"
     )
     said = secondcast("prompts", "count", "a.txt", "--teacher", "pocket", capsys=capsys)[1]
@@ -115,7 +115,7 @@ def test_prompt_files_that_cannot_be_read_are_one_line_with_its_number(name, con
 @pytest.mark.slow
 def test_prompts_come_from_stdin_and_from_process_substitution():
     def listed(command):
-        run = f'"{sys.executable}" -c "import sys; sys.path.insert(0, {str(ROOT)!r}); import cli; cli.main()" prompts'
+        run = f'"{sys.executable}" -c "from secondcast import cli; cli.main()" prompts'
         done = subprocess.run(["bash", "-c", command.replace("prompts", run, 1)], capture_output=True, text=True)
         assert done.stderr == "", done.stderr
         return done.stdout
@@ -131,7 +131,7 @@ def test_a_build_reads_stdin_once_and_a_twin_of_a_prompt_is_no_second_one(monkey
     words = ["build", "c", "--teacher", "pocket", "--prompts", "-", "--steps", 1]
     code, said, heard = secondcast(*words, capsys=capsys)
     assert code == 0 and "2 trajectories of 2 prompts" in said
-    assert "2 distinct prompts x 1 replicas = 2 trajectories (1 empty and 1 repeated lines skipped)" in heard
+    assert "2 distinct prompts x 1 replica = 2 trajectories (1 empty and 1 repeated lines skipped)" in heard
     cache = Cache.open("c")
     assert [prompt.text for prompt in cache.prompts] == ["a red  circle", "a blue square"]
     assert cache.prompts[0].id == prompt_id("a red circle") and cache.manifest.prompts.sources == {"stdin": 2}
@@ -199,7 +199,7 @@ def test_these_commands_start_without_torch(bench):
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "for name in ('torch', 'transformers', 'diffusers', 'datasets', 'pyarrow'): sys.modules[name] = None\n"
-        "import cli\n"
+        "from secondcast import cli\n"
         f"for words in {commands!r}: cli.app(['prompts', *words], standalone_mode=False)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -116,7 +116,7 @@ def test_equal_settings_on_another_machine_are_compared_shard_by_shard(tmp_path,
 def test_diff_and_zarr_conversion_need_neither_torch_nor_webdataset(tmp_path, a):
     other(tmp_path, format="webdataset")
     code = (
-        "import sys; sys.modules['torch'] = sys.modules['webdataset'] = None; import cli; "
+        "import sys; sys.modules['torch'] = sys.modules['webdataset'] = None; from secondcast import cli; "
         "sys.argv = ['secondcast', *sys.argv[1:]]; cli.main()"
     )
 

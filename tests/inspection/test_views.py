@@ -227,7 +227,7 @@ def test_a_pipe_gets_whole_lines_at_any_width_and_no_view_in_numbers_loads_torch
     write_keyed_cache(tmp_path / "c", prompts, tokenizer={"words.txt": b""}, provenance={"device": "made-up " * 30})
     code = (
         "import sys; sys.modules['torch'] = sys.modules['webdataset'] = sys.modules['zarr'] = None\n"
-        "import cli\n"
+        "from secondcast import cli\n"
         "cli.app(['inspect', 'summary', sys.argv[1]], standalone_mode=False)\n"
     )
     done = subprocess.run(

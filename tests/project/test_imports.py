@@ -141,6 +141,9 @@ MAY_LOAD = {
     "models/weights/files.py": {"safe_open", "torch.load"},
     # The tokenizer of a pooled encoder.
     "models/teacher/text_encoder.py": {"kind.from_pretrained"},
+    # Loaders of a student's classes, of which an export carries a copy.
+    "models/student/student_network.py": {"super().from_pretrained"},
+    "models/student/encoder_student_network.py": {"super().from_pretrained", "cls.from_pretrained"},
     # The pocket's training reads back what it wrote.
     "pocket/training/examine.py": {"FluxPipeline.from_pretrained"},
     "pocket/training/stages.py": {"torch.load"},

@@ -109,7 +109,7 @@ def test_what_is_not_installed_or_cannot_be_reached_is_one_line(tmp_path, blocke
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     block = f"sys.modules[{blocked!r}] = None; " if blocked else ""
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; {block}sys.path.insert(0, {str(ROOT)!r}); import cli; cli.main()",
+        [sys.executable, "-c", f"import sys; {block}from secondcast import cli; cli.main()",
          "prompts", "count", source],
         cwd=tmp_path, capture_output=True, text=True, env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
     )  # fmt: skip

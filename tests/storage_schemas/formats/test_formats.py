@@ -221,7 +221,7 @@ def test_reading_needs_neither_torch_nor_webdataset(tmp_path):
 import sys
 sys.modules["torch"] = sys.modules["webdataset"] = None
 sys.path.insert(0, {str(root)!r})
-import cli
+from secondcast import cli
 for form in ("zarr", "webdataset"):
     cache = {str(tmp_path)!r} + "/" + form
     for words in (["--help"], ["inspect", "summary", cache], ["inspect", "show", cache, "1"]):

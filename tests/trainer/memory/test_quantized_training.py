@@ -172,7 +172,7 @@ def test_caches_of_other_weights_are_not_mixed(recorded):
 def test_the_libraries_say_nothing_to_who_trains(tmp_path, recorded, dev_teacher, t5_config, kind):
     words = ["train", tmp_path / "run", "--cache", recorded["none"], "--student", t5_config, "--backbone", dev_teacher]
     words += ["--steps", "1", "--batch-size", "2", "--quantize", kind, "--checkpoint-blocks", "1", "--device", "cpu"]
-    command = [sys.executable, "-c", "import cli; cli.main()", *map(str, words), "--quiet"]
+    command = [sys.executable, "-c", "from secondcast import cli; cli.main()", *map(str, words), "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{tmp_path / 'run'}: student trained for 1 step\n"
