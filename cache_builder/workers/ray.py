@@ -170,7 +170,7 @@ class _Crew:
             self._progress.say(f"worker {number} on Ray failed, the others go on: {_first_line(_cause(error))}")
             return
         queue.made(number)
-        bar.advance(sum(rows[shard] for shard in run), f"{len(self._working) + 1} workers")
+        bar.advance(sum(rows[shard] for shard in run), counted(len(self._working) + 1, "worker"))
 
     def _say_who_waits(self) -> None:
         if self._said or not self._starting or time.monotonic() - self._begun < _PLACE_SECONDS:
@@ -187,7 +187,7 @@ class _Crew:
         assert error is not None
         cause = _cause(error)
         left = len(queue.unmade)
-        kept = f"{'1 shard is' if left == 1 else f'{left} shards are'} left, what was committed stays"
+        kept = f"{counted(left, 'shard')} {'is' if left == 1 else 'are'} left, what was committed stays"
         if isinstance(cause, SecondcastError | OSError):
             raise WorkerFailed(f"a worker on Ray: {cause}; {kept}") from error
         if type(cause).__name__ == "OutOfMemoryError":

@@ -83,7 +83,7 @@ GENERATE = ["generate", "teacher", "--teacher", "pocket", "--prompts", "p.txt", 
         (["generate", "p.txt", *GENERATE[2:]], 1, r"p.txt is one file, which holds neither a configuration nor a tok"),
         ([*GENERATE[:3], "nix", *GENERATE[4:]], 1, r"no teacher 'nix': expected 'pocket'"),
         ([*GENERATE[:-1], "taken"], 1, r"taken holds other files and no generate.json: give a new folder with --out"),
-        ([*GENERATE[:-1], "p.txt"], 1, r"p.txt is a file, expected a folder for pictures: give another --out"),
+        ([*GENERATE[:-1], "p.txt"], 1, r"--out is p.txt, which is named as a file, and a folder is expected: give p"),
         ([*GENERATE[:-1], "p.txt/x"], 1, r"p.txt/x.*: Not a directory: what was committed stays"),
         ([*GENERATE, "--height", "24"], 1, r"--height is given without --width: give both, or --resolution for a sq"),
         (

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from secondcast.storage_schemas.progress import counted
-from tests.project.test_imports import ROOMS, sources
+from tests.project.test_imports import MODULES
 
 PLURAL = re.compile(
     r" (?:(?:distinct|held-out|committed|film|sampler|whole|embedding) )?(?:replicas|shards|prompts|trajectories|"
@@ -38,7 +38,7 @@ def test_a_noun_agrees_with_its_number(count, noun, text):
 
 def test_no_message_puts_a_plural_behind_a_number_that_may_be_one():
     # Of "3 of {n} shards" the plural is right for any n; a text length, a size or a limit is never one.
-    for file in [file for room in ROOMS for file in sources(room)]:
+    for file in MODULES.values():
         for node in ast.walk(ast.parse(file.read_text())):
             if not isinstance(node, ast.JoinedStr):
                 continue

@@ -10,7 +10,7 @@ import pytest
 from tests.cache_builder.building import build_cache
 from tests.commands.test_cli import secondcast
 
-CONFIGS = Path(__file__).parents[1] / "cache_builder/flux_dev"
+CONFIGS = Path(__file__).resolve().parents[2] / "cache_builder/flux_dev"
 DEV = ["--teacher", "FLUX.1-dev"]
 
 
@@ -83,7 +83,7 @@ def test_training_is_planned_beside_the_papers_recipe(capsys):
     assert "of the vision loss at batch 4" in said and "GPU memory" in said
 
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 # What FLUX reaches on a 4090, by the table of cards; TFLOP of a row at 512 px and at 1024 px, student apart.
 REACHED, ROW_512, ROW_1024 = 165.2 * 310 / 989, 31.36, 150.3
 
