@@ -188,7 +188,7 @@ def test_a_file_system_that_syncs_no_folders_is_written(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
 def test_the_usual_mode_is_that_of_the_umask(tmp_path, umask):
-    code = f"import os, pathlib, sys; from storage_schemas import durable; os.umask({umask}); "
+    code = f"import os, pathlib, sys; from secondcast.storage_schemas.io import durable; os.umask({umask}); "
     code += "print(durable.usual_mode(pathlib.Path(sys.argv[1])))"
     said = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True).stdout
     assert int(said) == 0o666 & ~umask and not list(tmp_path.iterdir())
