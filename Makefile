@@ -5,7 +5,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 
 PYTHON313 ?= python3.13
 
-.PHONY: demo test test-all test-oldest test-py313 test-transformers-4 check clean
+.PHONY: demo test test-all test-oldest test-py313 test-cpus test-transformers-4 check clean
 
 demo: .venv/.ready
 	$(BIN)/secondcast demo
@@ -15,6 +15,11 @@ test: .venv/.ready-dev
 
 test-all: .venv/.ready-dev
 	$(BIN)/python -m pytest -n 2
+
+# On what CPUs there are: torch's kernels without vector instructions and with AVX2, with one thread and with two.
+test-cpus: .venv/.ready-dev
+	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -n 2 -m "not slow"
 
 # The oldest versions that pyproject.toml declares, torch and the extras apart.
 test-oldest: .venv-oldest/.ready
@@ -30,6 +35,7 @@ test-transformers-4: .venv/.ready-dev .venv/transformers-4/.ready
 check: .venv/.ready-dev .mypy/secondcast
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
 .venv/.ready: pyproject.toml constraints.txt

@@ -23,11 +23,12 @@ from secondcast.commands.export import export
 from secondcast.commands.generate import generate
 from secondcast.commands.inspect.look import inspect_app
 from secondcast.commands.inspect.report import inspect_report
-from secondcast.commands.plan.plan import plan_app
+from secondcast.commands.plan.app import plan_app
 from secondcast.commands.prompts import prompts_app
 from secondcast.commands.repair import inspect_verify, repair
 from secondcast.commands.shell.console import make_streams_safe, print_error, print_line, print_notice, print_traceback
 from secondcast.commands.shell.familiar_flags import familiar_advice
+from secondcast.commands.shell.flags import add_command
 from secondcast.commands.shell.places import GroupOfPlaces
 from secondcast.commands.shell.resuming import failed_text, goes_on, interrupted_text, out_of_memory_text
 from secondcast.commands.train.train import train
@@ -51,9 +52,9 @@ app = typer.Typer(
     "train a student from the recording (train), look into it (inspect).",
 )
 for command in (demo, build, train, export, generate, convert, subset, merge, repair):
-    app.command()(command)
-inspect_app.command("verify")(inspect_verify)
-inspect_app.command("report")(inspect_report)
+    add_command(app, command)
+add_command(inspect_app, inspect_verify, "verify")
+add_command(inspect_app, inspect_report, "report")
 app.add_typer(plan_app, name="plan")
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(inspect_app, name="inspect")

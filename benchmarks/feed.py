@@ -103,7 +103,7 @@ def measure_reading(
         cache.trajectory(shard.first)
     feed = Feed([Source(cache=cache, indices=cache.indices())], device=torch.device("cpu"), pool_bytes=pool_bytes)
     order = Order(kind="shuffled", parts=(Part(count=len(feed)),), steps=STEPS, batch_size=flags.batch_size, seed=0)
-    requests = [Request(loss="vision", rows=order.batch(n)) for n in range(flags.batches)]
+    requests = [Request(replays=True, rows=order.batch(n)) for n in range(flags.batches)]
     if ahead:
         with feed.prefetch(requests) as batches:
             first, waited, seconds = consume(batches, step_seconds)

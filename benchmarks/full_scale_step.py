@@ -12,7 +12,7 @@ from secondcast.models.sampler import euler_step
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.data.feed import Batch, Feed, Request, Source
-from secondcast.trainer.losses import replay, vision_loss
+from secondcast.trainer.losses.vision import replay, vision_loss
 
 RATE, WEIGHT_DECAY, CLIP = 1e-4, 1e-3, 1.0
 
@@ -78,7 +78,7 @@ class Training:
 def offline_steps(training: Training) -> Measured:
     """From the cache, read ahead as `secondcast train` does."""
     found = Measured()
-    requests = (Request(loss="vision", rows=training.rows(step)) for step in range(training.steps))
+    requests = (Request(replays=True, rows=training.rows(step)) for step in range(training.steps))
     with training.feed.prefetch(requests) as batches:
         for step in range(training.steps):
             began = time.perf_counter()

@@ -18,7 +18,7 @@ from secondcast.storage_schemas.codecs.by_field import as_read
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import fields_of
 from secondcast.trainer.data.feed import Feed, Source
-from secondcast.trainer.losses import replay
+from secondcast.trainer.losses.vision import replay
 
 
 @torch.no_grad()

@@ -17,8 +17,8 @@ from secondcast.pocket import TEACHER_FOLDER
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.manifest import Manifest, Quantization
 from secondcast.trainer.data.feed import Batch, Feed, Source
-from secondcast.trainer.losses import replay
-from secondcast.trainer.validation import spread_rows
+from secondcast.trainer.losses.validation import spread_rows
+from secondcast.trainer.losses.vision import replay
 
 KINDS: tuple[Quantization, ...] = ("int8", "fp8", "nf4")
 

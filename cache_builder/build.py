@@ -3,19 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
 
 from secondcast.cache_builder.disk import check_disk
 from secondcast.cache_builder.networks import Networks
+from secondcast.cache_builder.new_manifest import plan_manifest
 from secondcast.cache_builder.prompts.files import read_prompts
 from secondcast.cache_builder.prompts.lengths import prompt_lengths
 from secondcast.cache_builder.provenance import changed_provenance, provenance
 from secondcast.cache_builder.sample_stage import run_sample_stage
-from secondcast.cache_builder.settings import BuildSettings, plan_manifest
-from secondcast.cache_builder.share import Worker
+from secondcast.cache_builder.settings import BuildSettings
+from secondcast.cache_builder.share import Stage, Worker
 from secondcast.cache_builder.text_stage import run_text_stage, tokenised_prompts
 from secondcast.cache_builder.waiting import needed_embeddings, wait_for_embeddings
 from secondcast.models.attention import check_attention
@@ -32,8 +33,6 @@ from secondcast.storage_schemas.schema.commits import Kind
 from secondcast.storage_schemas.schema.layout import ShardRange
 from secondcast.storage_schemas.schema.manifest import Record
 from secondcast.storage_schemas.writer import CacheWriter
-
-Stage = Literal["all", "text", "sample"]
 
 
 class Share(Record):

@@ -1,68 +1,117 @@
-"""What a build is asked to do, validated, and the manifest that follows from it and the teacher."""
+"""What a build is asked to do: the options of `secondcast build` and `secondcast plan build`."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-import secondcast
 from secondcast.cache_builder.prompts.sources import PromptSource
-from secondcast.models.geometry import Geometry, geometry_of, vae_scale_factor
-from secondcast.models.schedule import DTYPES, schedule_of
-from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.models.memory.options import AttentionBackend
+from secondcast.models.teacher.pipeline_inputs import LARGEST_GUIDANCE, LARGEST_TEXT_LENGTH, ImageSize
 from secondcast.storage_schemas.errors import BadSettings
-from secondcast.storage_schemas.schema.generations import added_generations
+from secondcast.storage_schemas.schema.flags import Flags, Shown
 from secondcast.storage_schemas.schema.manifest import (
     CodecName,
+    Dtype,
     Embeddings,
-    Flags,
-    Generation,
-    Manifest,
+    Format,
+    Latents,
     Pooled,
-    PromptSet,
     Quantization,
-    Sampling,
     ScheduleName,
-    Storage,
     int8_problem,
     pooled_problem,
 )
-from secondcast.storage_schemas.schema.prompts import Prompt
-from secondcast.storage_schemas.writer import prompt_set_fields
 
-CREATED_BY = f"secondcast {secondcast.__version__}"
-# A transformer reads it times 1000, in bfloat16: above this it soon is not finite.
-LARGEST_GUIDANCE = 1e6
-# FluxPipeline.check_inputs of diffusers.
-LARGEST_TEXT_LENGTH = 512
+_IMAGE, _TEACHER, _STORAGE = "Images", "Teacher", "Cache"
+Prompts = Annotated[
+    tuple[PromptSource, ...],
+    Shown(metavar="SOURCE"),
+    Field(
+        description="File (a prompt per line; .json, .jsonl, .csv, .tsv, .parquet), - or hf:NAME, with any of :name= "
+        ":limit= :repeat= (times the replicas) :column= :split= :config= :revision= behind it; may be repeated."
+    ),
+]
 
 
-class BuildSettings(Flags):
-    """The flags of `secondcast build`; None means: as the teacher's folder states."""
+def guidance_values(text: str) -> tuple[float, ...]:
+    """Guidance from text: "3.5", "2.0,3.5", or "2.0:5.0:0.5" (first, last, step); BadSettings otherwise."""
+    try:
+        if ":" not in text:
+            return tuple(float(part) for part in text.split(","))
+        first, last, step = (float(part) for part in text.split(":"))
+        count = round((last - first) / step) + 1
+        if step <= 0 or count < 1:
+            raise ValueError
+        return tuple(round(first + i * step, 6) for i in range(count))
+    except (ValueError, ZeroDivisionError) as error:
+        raise BadSettings(
+            f"--guidance is {text!r}, expected a value (3.5), several (2.0,3.5) or first:last:step (2.0:5.0:0.5)"
+        ) from error
 
-    prompts: tuple[PromptSource, ...] = Field(min_length=1)
-    limit: int | None = Field(default=None, ge=1)
-    resolution: int | None = Field(default=None, ge=1)
-    height: int | None = Field(default=None, ge=1)
-    width: int | None = Field(default=None, ge=1)
-    text_length: int | None = Field(default=None, ge=1)
-    pooled: Pooled = "zero"
-    schedule: ScheduleName = "pipeline"
-    attention_backend: str | None = None
-    steps: int = Field(default=20, ge=1, le=1000)
-    replicas: int = Field(default=1, ge=1)
-    guidance: tuple[Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE)], ...] = (2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    quantize: Quantization = "none"
-    batch_size: int = Field(default=16, ge=1)
-    shard_size: int = Field(default=64, ge=1)
-    format: Literal["zarr", "webdataset"] = "zarr"
-    codec: CodecName = "compact"
-    latents: Literal["derived", "stored"] = "derived"
-    embeddings: Embeddings = "stored"
-    force: bool = False
-    extend: bool = False
+
+_GUIDANCE = "2.0:5.0:0.5"
+
+
+class StoredAs(Flags):
+    """What decides the size of the rows of a cache, beside their shapes."""
+
+    dtype: Annotated[Dtype, Shown(group=_TEACHER)] = Field(
+        default="bfloat16", description="Of the teacher's arithmetic and of what is stored."
+    )
+    codec: Annotated[CodecName, Shown(group=_STORAGE)] = Field(
+        default="compact", description="compact: lossless; int8: predictions in 8 bits, with --latents stored."
+    )
+    latents: Annotated[Latents, Shown(group=_STORAGE)] = Field(
+        default="derived", description="Store latents, or derive them exactly."
+    )
+
+
+class PromptLimit(Flags):
+    """How many of the prompts are taken."""
+
+    limit: int | None = Field(default=None, ge=1, description="Only the first that many distinct prompts.")
+
+
+class OutlineSettings(StoredAs, ImageSize, PromptLimit):
+    """What shapes a cache and its bytes, but the prompts; None means: as the teacher's folder states."""
+
+    steps: Annotated[int, Shown(group=_IMAGE)] = Field(
+        default=20, ge=1, le=1000, description="Sampler steps per trajectory."
+    )
+    replicas: Annotated[int, Shown(group=_IMAGE)] = Field(default=1, ge=1, description="Trajectories per prompt.")
+    guidance: Annotated[
+        tuple[Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE)], ...], Shown(group=_IMAGE, text=_GUIDANCE)
+    ] = Field(default=guidance_values(_GUIDANCE), description="One value, a list, or first:last:step.")
+    seed: Annotated[int, Shown(group=_IMAGE)] = Field(
+        default=0, ge=0, lt=2**63, description="The noise is a function of seed, prompt and replica."
+    )
+    text_length: Annotated[int | None, Shown(group=_TEACHER)] = Field(
+        default=None, ge=1, description="T5 tokens, up to 512; default 77, or the teacher's own."
+    )
+    pooled: Annotated[Pooled, Shown(group=_TEACHER)] = Field(
+        default="zero", description="FLUX's pooled input; zero: the paper's."
+    )
+    schedule: Annotated[ScheduleName, Shown(group=_TEACHER)] = Field(
+        default="pipeline", description="FluxPipeline's sigmas, or those of the paper's script."
+    )
+    quantize: Annotated[Quantization, Shown(group=_TEACHER)] = Field(
+        default="none", description="Sample with the transformer's weights in 8 or 4 bits, for training with the same."
+    )
+    batch_size: Annotated[int, Shown(group=_TEACHER)] = Field(
+        default=16, ge=1, description="Rows of each call of a network; may change on resume."
+    )
+    shard_size: Annotated[int, Shown(group=_STORAGE)] = Field(default=64, ge=1, description="Trajectories per shard.")
+    format: Annotated[Format, Shown(group=_STORAGE)] = Field(
+        default="zarr", description="zarr: sharded arrays; webdataset: tar files."
+    )
+    embeddings: Annotated[Embeddings, Shown(group=_STORAGE)] = Field(
+        default="stored", description="none: smaller, but no warm-up and no replay floor."
+    )
+
+    @field_validator("guidance", mode="before")
+    @classmethod
+    def _guidance_of_text(cls, value: Any) -> Any:
+        return guidance_values(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _guidance_is_given(self) -> Self:
@@ -80,15 +129,6 @@ class BuildSettings(Flags):
         return value
 
     @model_validator(mode="after")
-    def _one_size(self) -> Self:
-        if (self.height is None) != (self.width is None):
-            given, other = ("height", "width") if self.width is None else ("width", "height")
-            raise ValueError(f"--{given} is given without --{other}: give both, or --resolution for a square")
-        if self.height is not None and self.resolution is not None:
-            raise ValueError("--resolution is given beside --height and --width: give one or the other")
-        return self
-
-    @model_validator(mode="after")
     def _storage_holds_what_replay_needs(self) -> Self:
         if problem := int8_problem(self.codec, self.latents):
             raise ValueError(problem)
@@ -97,121 +137,19 @@ class BuildSettings(Flags):
         return self
 
 
-class PlannedBuild(BuildSettings):
-    """The flags of `secondcast plan build`: those of a build, but the prompts may be a number alone."""
+class PlannedBuild(OutlineSettings):
+    """The options of `secondcast plan build` that say what would be built; the prompts may be a number alone."""
 
-    prompts: tuple[PromptSource, ...] = ()
+    prompts: Prompts = ()
 
 
-def build_geometry(settings: BuildSettings, teacher: TeacherFolder) -> Geometry:
-    """The geometry of the images: of the asked height and width, else square, of the asked or teacher's resolution."""
-    side = settings.resolution or teacher.resolution
-    return geometry_of(
-        height=settings.height or side,
-        width=settings.width or side,
-        scale_factor=vae_scale_factor(teacher.config("vae")),
-        channels=int(teacher.config("transformer")["in_channels"]),
+class BuildSettings(PlannedBuild, AttentionBackend):
+    """The options of `secondcast build` that say what is built."""
+
+    prompts: Prompts = Field(min_length=1)
+    extend: Annotated[bool, Shown(group=_STORAGE)] = Field(
+        default=False, description="Add prompts or replicas to this cache; what it holds stays."
     )
-
-
-def plan_manifest(
-    settings: BuildSettings, teacher: TeacherFolder, prompts: list[Prompt], replicas: Sequence[int] | None = None
-) -> Manifest:
-    """The manifest of the cache that was asked for. Hashes the teacher's weights.
-
-    replicas: of each prompt, where they are not those of the settings.
-    """
-    return _manifest(settings, teacher, prompt_set_fields(prompts), replicas, hashed=True)
-
-
-def outline_manifest(
-    settings: BuildSettings, teacher: TeacherFolder, *, prompt_count: int, replicas: Sequence[int] | None = None
-) -> Manifest:
-    """The shapes and counts of that manifest, for planning: no prompt is read, no weights are there or hashed."""
-    unknown = {"held_out": 0, "sources": {}, "ids": "", "bytes": 0, "xxh3_128": ""}
-    return _manifest(settings, teacher, {"count": prompt_count, **unknown}, replicas, hashed=False)
-
-
-def _generations(settings: BuildSettings, prompt_count: int, replicas: Sequence[int] | None) -> tuple[Generation, ...]:
-    if replicas is not None and len(set(replicas)) > 1:
-        bits = {count: (1 << count) - 1 for count in set(replicas)}
-        wanted = {number: bits[count] for number, count in enumerate(replicas)}
-        return added_generations({}, wanted, shard_size=settings.shard_size)
-    return (
-        Generation(
-            first_prompt=0,
-            prompts=prompt_count,
-            first_replica=0,
-            replicas=replicas[0] if replicas else settings.replicas,
-            shard_size=settings.shard_size,
-        ),
+    force: Annotated[bool, Shown(group=_STORAGE)] = Field(
+        default=False, description="Begin even where the disk looks too small."
     )
-
-
-def _manifest(
-    settings: BuildSettings,
-    teacher: TeacherFolder,
-    prompt_set: dict[str, Any],
-    replicas: Sequence[int] | None,
-    *,
-    hashed: bool,
-) -> Manifest:
-    text_length = settings.text_length or teacher.text_length
-    return Manifest(
-        source=teacher.pinned_source,
-        created_by=CREATED_BY,
-        teacher=teacher.identity(text_length=text_length, pooled=settings.pooled, hashed=hashed),
-        sampling=_sampling(settings, teacher),
-        prompts=PromptSet(generations=_generations(settings, prompt_set["count"], replicas), **prompt_set),
-        metadata={},
-    )
-
-
-def _sampling(settings: BuildSettings, teacher: TeacherFolder) -> Sampling:
-    geometry = build_geometry(settings, teacher)
-    schedule = schedule_of(
-        settings.schedule,
-        teacher.config("scheduler"),
-        steps=settings.steps,
-        image_tokens=geometry.image_tokens,
-        dtype=DTYPES[settings.dtype],
-    )
-    takes_guidance = bool(teacher.config("transformer")["guidance_embeds"])
-    return Sampling(
-        height=geometry.height,
-        width=geometry.width,
-        image_tokens=geometry.image_tokens,
-        channels=geometry.channels,
-        steps=schedule.steps,
-        schedule=settings.schedule,
-        sigmas=schedule.sigmas,
-        timesteps=schedule.timesteps,
-        guidance=settings.guidance if takes_guidance else None,
-        seed=settings.seed,
-        noise="philox-float32",
-        dtype=settings.dtype,
-        latent_rule="flow-match-euler",
-        quantize=settings.quantize,
-        storage=Storage(
-            format=settings.format,
-            codec=settings.codec,
-            latents=settings.latents,
-            embeddings=settings.embeddings,
-        ),
-    )
-
-
-def guidance_values(text: str) -> tuple[float, ...]:
-    """Guidance from a flag: "3.5", "2.0,3.5", or "2.0:5.0:0.5" (first, last, step); BadSettings otherwise."""
-    try:
-        if ":" not in text:
-            return tuple(float(part) for part in text.split(","))
-        first, last, step = (float(part) for part in text.split(":"))
-        count = round((last - first) / step) + 1
-        if step <= 0 or count < 1:
-            raise ValueError
-        return tuple(round(first + i * step, 6) for i in range(count))
-    except (ValueError, ZeroDivisionError) as error:
-        raise BadSettings(
-            f"--guidance is {text!r}, expected a value (3.5), several (2.0,3.5) or first:last:step (2.0:5.0:0.5)"
-        ) from error

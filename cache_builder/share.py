@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from secondcast.storage_schemas.errors import BadSettings
 from secondcast.storage_schemas.schema.layout import ShardRange
 from secondcast.storage_schemas.schema.manifest import Record
+
+Stage = Literal["all", "text", "sample"]
 
 # Launcher, and its variables for: number of the process, number of processes, number within the node.
 # Slurm's are those of a step (srun): a batch script without srun has SLURM_NTASKS too, and is one process.

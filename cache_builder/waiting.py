@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from secondcast.cache_builder.share import Worker
 from secondcast.storage_schemas.errors import NotInCache
 from secondcast.storage_schemas.progress import Progress, counted
-from secondcast.storage_schemas.schema.commits import committed_shards
+from secondcast.storage_schemas.schema.commits import committed_shards, record_path
 from secondcast.storage_schemas.schema.layout import ShardRange
 from secondcast.storage_schemas.writer import CacheWriter
 
 POLL_SECONDS = 1.0
+# A listing of a large cache on an object store is dozens of requests; between two, the first absent shard is asked for.
+LISTING_SECONDS = 60.0
 
 
 def needed_embeddings(writer: CacheWriter, shards: Sequence[ShardRange]) -> list[ShardRange]:
@@ -26,15 +28,23 @@ def wait_for_embeddings(
     absent = _absent(writer, needed)
     if absent and wait_seconds > 0:
         progress.say(f"waiting for {counted(len(absent), 'embedding shard')} made elsewhere")
-    since = time.monotonic()
+    since = listed = time.monotonic()
     while absent:
-        if time.monotonic() - since >= wait_seconds:
-            raise NotInCache(_message(writer, needed, absent, worker, wait_seconds))
         time.sleep(min(POLL_SECONDS, wait_seconds))
-        left = _absent(writer, needed)
+        now = time.monotonic()
+        over = now - since >= wait_seconds
+        if not over and now - listed < LISTING_SECONDS and not _is_there(writer, absent[0]):
+            continue
+        listed, left = now, _absent(writer, needed)
         if len(left) < len(absent):
-            since = time.monotonic()
+            since = now
+        elif over:
+            raise NotInCache(_message(writer, needed, absent, worker, wait_seconds))
         absent = left
+
+
+def _is_there(writer: CacheWriter, shard: ShardRange) -> bool:
+    return writer.folder.size(record_path("embeddings", shard.shard)) is not None
 
 
 def _absent(writer: CacheWriter, needed: Sequence[ShardRange]) -> list[ShardRange]:

@@ -12,7 +12,9 @@ from typing import Annotated
 
 import typer
 
+from secondcast.cache_builder.settings import BuildSettings
 from secondcast.commands.build.build import build
+from secondcast.commands.build.crew import Crew
 from secondcast.commands.evaluate.evaluate import compare_picture, print_scores, score_pocket
 from secondcast.commands.export import export
 from secondcast.commands.inspect.pictures import write_film_strips
@@ -22,6 +24,7 @@ from secondcast.commands.shell.console import print_line
 from secondcast.commands.shell.outputs import OutputFolder, json_bytes, picture_bytes
 from secondcast.commands.shell.resolve import POCKET, Device, Quiet
 from secondcast.commands.train.train import train_run
+from secondcast.inspection.report.settings import ReportSettings
 from secondcast.storage_schemas.errors import SecondcastError
 from secondcast.storage_schemas.progress import duration_text
 
@@ -53,9 +56,8 @@ def demo(
         build(
             str(cache),
             teacher=POCKET,
-            prompts=[str(folder / "prompts.txt")],
-            dtype="float32",
-            batch_size=64,
+            asked=BuildSettings.from_flags(prompts=(folder / "prompts.txt",), dtype="float32", batch_size=64),
+            crew=Crew(),
             device=device,
             quiet=quiet,
         )
@@ -95,7 +97,7 @@ def demo(
         print_scores(scores, False)
     with _part(5, "the recording and the student as one page", "inspect report", quiet):
         # Five steps of twenty: with all, decoding takes as long as the recording did.
-        shown = {"students": (run,), "strips": None, "frames": 5, "closed_loop": 8, "batch_size": 20}
+        shown = ReportSettings(students=(run,), strips=None, frames=5, closed_loop=8, batch_size=20)
         write_report(str(cache), results.file("report.html"), shown, device=device, quiet=quiet)
     _where(folder, time.monotonic() - began)
 

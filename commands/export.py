@@ -1,12 +1,13 @@
 """`secondcast export`: a student in the form that another program takes."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from secondcast.commands.shell.console import print_line
 from secondcast.commands.shell.resolve import Quiet, quiet_device, terminal
+from secondcast.trainer.run.usage_snippets import Form
 
 _NEXT = {
     "diffusers": "give it to FluxPipeline.from_pretrained(..., text_encoder_2=...), see its README.md",
@@ -19,7 +20,7 @@ def export(
     student: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder (its best checkpoint), or an export.")],
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder; for comfyui a new .safetensors file.")],
     to: Annotated[
-        Literal["diffusers", "distillt5", "comfyui"],
+        Form,
         typer.Option(help="For FluxPipeline; as the published DistillT5 checkpoint; for the DistillT5 node."),
     ] = "diffusers",
     quiet: Quiet = False,

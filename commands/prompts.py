@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from secondcast.cache_builder.settings import PromptLimit
 from secondcast.commands.shell.console import PlainTable, print_json, print_line, print_lines, print_table
+from secondcast.commands.shell.flags import add_command
 from secondcast.commands.shell.outputs import Overwrite, write_text
 from secondcast.commands.shell.resolve import Json, resolve_teacher
 from secondcast.storage_schemas.errors import BadSettings
@@ -19,28 +21,26 @@ if TYPE_CHECKING:
 prompts_app = typer.Typer(no_args_is_help=True, help="Look at prompts, and make prompt sets.")
 
 Sources = Annotated[list[str], typer.Argument(metavar="SOURCE...", help="As after build --prompts.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first that many distinct prompts.")]
+Seed = Annotated[int, typer.Option(min=0, help="Another seed, other prompts.")]
 
 
-@prompts_app.command("list")
-def prompts_list(sources: Sources, limit: Limit = None, as_json: Json = False) -> None:
+def prompts_list(sources: Sources, selection: PromptLimit = PromptLimit(), as_json: Json = False) -> None:
     """The distinct prompts in the order of a build, one per line.
 
     Example: secondcast prompts list color_train.txt notes.csv:column=caption --limit 20
     """
     from secondcast.cache_builder.prompts.files import read_prompts
 
-    texts = read_prompts(sources, limit=limit).texts
+    texts = read_prompts(sources, limit=selection.limit).texts
     if as_json:
         print_json([asdict(text) for text in texts])
         return
     print_lines(" ".join(text.text.splitlines()) for text in texts)
 
 
-@prompts_app.command("count")
 def prompts_count(
     sources: Sources,
-    limit: Limit = None,
+    selection: PromptLimit = PromptLimit(),
     teacher: Annotated[str | None, typer.Option(help="Count tokens too, by the tokenizer of this teacher.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -50,7 +50,7 @@ def prompts_count(
     """
     from secondcast.cache_builder.prompts.files import read_prompts
 
-    read = read_prompts(sources, limit=limit)
+    read = read_prompts(sources, limit=selection.limit)
     facts: dict[str, Any] = {
         "distinct": len(read.texts),
         "empty": read.empty,
@@ -103,7 +103,6 @@ def _print_counts(read: "PromptsRead", facts: dict[str, Any]) -> None:
             )
 
 
-@prompts_app.command("compbench")
 def prompts_compbench(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Prompts of T2I-CompBench, *_train.txt.")],
     out_file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL file to write, for build --prompts.")],
@@ -133,11 +132,10 @@ def prompts_compbench(
     )
 
 
-@prompts_app.command("commontext")
 def prompts_commontext(
     out_file: Annotated[Path, typer.Argument(metavar="FILE", help=".txt (a prompt per line), .json or .jsonl.")],
     count: Annotated[int, typer.Option(min=1, help="How many distinct prompts.")] = 50_000,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, other prompts.")] = 0,
+    seed: Seed = 0,
     words: Annotated[int, typer.Option(min=1, max=20_000, help="Only the most frequent English words.")] = 5000,
     overwrite: Overwrite = False,
 ) -> None:
@@ -165,11 +163,10 @@ def _check_ending(file: Path, endings: tuple[str, ...]) -> None:
         )
 
 
-@prompts_app.command("pocket")
 def prompts_pocket(
     out_file: Annotated[Path, typer.Argument(metavar="FILE", help="Text file to write, a prompt per line.")],
     count: Annotated[int, typer.Option(min=1, help="How many distinct captions.")] = 512,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, other prompts.")] = 0,
+    seed: Seed = 0,
     split: Annotated[
         Literal["train", "heldout"], typer.Option(help="heldout: compositions never trained on.")
     ] = "train",
@@ -200,3 +197,10 @@ def pocket_captions(count: int, *, seed: int = 0, split: str = "train", kind: st
 def caption_lines(texts: list[str]) -> str:
     """A file of captions."""
     return "".join(f"{text}\n" for text in texts)
+
+
+add_command(prompts_app, prompts_list, "list")
+add_command(prompts_app, prompts_count, "count")
+add_command(prompts_app, prompts_compbench, "compbench")
+add_command(prompts_app, prompts_commontext, "commontext")
+add_command(prompts_app, prompts_pocket, "pocket")

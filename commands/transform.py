@@ -1,6 +1,6 @@
 """The commands that make caches out of caches: convert, subset, merge."""
 
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,6 +8,7 @@ from secondcast.commands.shell.console import print_line
 from secondcast.commands.shell.resolve import Quiet, terminal
 from secondcast.storage_schemas.errors import BadSettings
 from secondcast.storage_schemas.progress import counted
+from secondcast.storage_schemas.schema.manifest import CodecName, Embeddings, Format, Latents
 
 if TYPE_CHECKING:
     from secondcast.storage_schemas.maintenance.rewrite import Rewritten
@@ -16,23 +17,13 @@ Target = Annotated[str, typer.Argument(metavar="DST", help="New folder, or s3://
 SourceCache = Annotated[str, typer.Argument(metavar="SRC", help="Folder of a cache, or s3://bucket/prefix.")]
 
 
-def known_codec(name: str | None) -> str | None:
-    """A codec that a manifest can name."""
-    from secondcast.storage_schemas.schema.manifest import Storage
-
-    known = get_args(Storage.model_fields["codec"].annotation)
-    if name is not None and name not in known:
-        raise typer.BadParameter(f"{name!r} is not one of {', '.join(map(repr, known))}.")
-    return name
-
-
 def convert(
     source: SourceCache,
     target: Target,
-    format: Annotated[Literal["zarr", "webdataset"] | None, typer.Option(help="Default: as in SRC.")] = None,
-    codec: Annotated[str | None, typer.Option(callback=known_codec, help="Default: as in SRC.")] = None,
-    latents: Annotated[Literal["derived", "stored"] | None, typer.Option(help="Default: as in SRC.")] = None,
-    embeddings: Annotated[Literal["stored", "none"] | None, typer.Option(help="none: leave them out.")] = None,
+    format: Annotated[Format | None, typer.Option(help="Default: as in SRC.")] = None,
+    codec: Annotated[CodecName | None, typer.Option(help="Default: as in SRC.")] = None,
+    latents: Annotated[Latents | None, typer.Option(help="Default: as in SRC.")] = None,
+    embeddings: Annotated[Embeddings | None, typer.Option(help="none: leave them out.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """A cache in another format; there and back gives the same bytes. Given again, it goes on where it stopped.

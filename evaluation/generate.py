@@ -1,7 +1,6 @@
 """Pictures by a text encoder in T5-XXL's place, from the same noise whoever leads."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,27 +8,12 @@ import torch
 from secondcast.evaluation.leader import open_leader
 from secondcast.evaluation.pictures.folder import PictureFolder, PictureSettings
 from secondcast.evaluation.sampling import Studio, picture_geometry
+from secondcast.evaluation.settings.generating import PictureOptions
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.text_encoder import PooledTextEncoder
 from secondcast.storage_schemas.io.digests import digest
 from secondcast.storage_schemas.progress import Progress
-from secondcast.storage_schemas.schema.manifest import Pooled
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """The flags of `secondcast generate` that shape pictures; None: the teacher's or the student's own."""
-
-    steps: int
-    guidance: float
-    seed: int
-    dtype: str
-    resolution: int | None = None
-    height: int | None = None
-    width: int | None = None
-    text_length: int | None = None
-    pooled: Pooled = "zero"
 
 
 def generate(
@@ -37,7 +21,7 @@ def generate(
     teacher: TeacherFolder,
     prompts: Sequence[str],
     folder: Path,
-    asked: Asked,
+    asked: PictureOptions,
     *,
     batch_size: int,
     device: torch.device,
@@ -76,7 +60,7 @@ def generate(
     return len(missing)
 
 
-def _settings(asked: Asked, teacher: TeacherFolder, *, student: str, text_length: int) -> PictureSettings:
+def _settings(asked: PictureOptions, teacher: TeacherFolder, *, student: str, text_length: int) -> PictureSettings:
     geometry = picture_geometry(teacher, resolution=asked.resolution, height=asked.height, width=asked.width)
     parts = ("transformer", "vae", *(("text_encoder",) if asked.pooled == "clip" else ()))
     return PictureSettings.from_flags(

@@ -9,13 +9,13 @@ from typing import Any, Self
 
 import torch
 
-from secondcast.evaluation.cache_scoring import CacheScoring
 from secondcast.evaluation.closed_loop import closed_loop
 from secondcast.evaluation.held_out import HeldOut, held_out_trajectories, spread
 from secondcast.evaluation.open_loop import open_loop
 from secondcast.evaluation.pictures.distances import Lpips, lpips_missing
 from secondcast.evaluation.replaying import CacheStudent, EmbedPrompts, cached_embeddings
 from secondcast.evaluation.results import ClosedLoop, Computed, Evaluated, Evaluation, Led, StepErrors
+from secondcast.evaluation.settings.cache_scoring import CacheScoring
 from secondcast.models.attention import check_attention, recorded_attention
 from secondcast.models.backbone import FluxBackbone
 from secondcast.models.memory.quantized import check_quantizer

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from secondcast.storage_schemas.errors import BadSettings
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.progress import counted
-from secondcast.storage_schemas.schema.manifest import Quantization, Record, first_problem
+from secondcast.storage_schemas.schema.manifest import Dtype, Quantization, Record, first_problem
 
 Rows = tuple[tuple[float, ...], ...]
 """[N][K]: a value of each trajectory and step."""
@@ -61,7 +61,7 @@ class ClosedLoop(Record):
 class Computed(Record):
     """By what an evaluation was computed; values depend on it in their last digits."""
 
-    dtype: Literal["bfloat16", "float32"]
+    dtype: Dtype
     quantize: Quantization
     attention: str
     device: str

@@ -71,7 +71,7 @@ def run_trial(place: Path, folder: Path, trial: Trial, seed: int, captions: int)
     else:
         recipe = place / "recipe.toml"
         recipe.write_text(recipe_text(trial))
-        flags = {"recipe": recipe, "seed": seed}
+        flags = {"config": recipe, "seed": seed}
     trained = train(place / "run", caches, flags)
     found = judge(cache_of(folder, ALL), captions).student(place / "run")
     return {"name": trial.name, "seed": seed, **asdict(trial), "training_seconds": trained, **found}

@@ -20,9 +20,11 @@ from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.trainer.data.feed import Feed, Source
-from secondcast.trainer.losses import Objective, context_loss, embedding_loss
+from secondcast.trainer.losses.context import context_loss
+from secondcast.trainer.losses.embedding import embedding_loss
+from secondcast.trainer.losses.objective import Objective
+from secondcast.trainer.losses.validation import validation_loss
 from secondcast.trainer.settings import TrainFlags
-from secondcast.trainer.validation import validation_loss
 
 KIND_NAMES = {Landscape: "scene", Composition: "composition", Sign: "sign"}
 

@@ -176,7 +176,8 @@ def best_rows(trials: Sequence[Trial], means: Mapping[str, float]) -> list[Trial
 
 @remembered
 def _recipe() -> dict[str, Any]:
-    return tomllib.loads(RECIPE.read_text())
+    run: dict[str, Any] = tomllib.loads(RECIPE.read_text())["train"]
+    return run
 
 
 def recipe_text(trial: Trial) -> str:
@@ -192,7 +193,9 @@ def recipe_text(trial: Trial) -> str:
     if trial.order == "single":
         stages = [paper[-1] | {"steps": trial.steps}]
     stages = [warmup | {"steps": trial.warmup_steps, "learning-rate": trial.warmup_rate}, *stages]
-    run = {key: value for key, value in recipe.items() if key != "stage"} | {"checkpoint-every": 1_000_000}
+    run = {key: value for key, value in recipe.items() if key not in ("stage", "caches")} | {
+        "checkpoint-every": 1_000_000
+    }
     text = _lines(run)
     for stage in stages:
         # The recipe's caches are the plural of their kinds.

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from secondcast.evaluation.cache_scoring import CacheScoring
 from secondcast.evaluation.closed_loop import RECORDED, closed_loop
 from secondcast.evaluation.held_out import HeldOut, held_out_trajectories, spread
 from secondcast.evaluation.on_cache import backbone_of
@@ -15,6 +14,7 @@ from secondcast.evaluation.open_loop import open_loop
 from secondcast.evaluation.pictures.distances import check_measurable
 from secondcast.evaluation.replaying import CacheStudent, EmbedPrompts, cached_embeddings
 from secondcast.evaluation.results import Led, StepErrors
+from secondcast.evaluation.settings.cache_scoring import CacheScoring
 from secondcast.models.student.tokens import text_length_remark
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.image_decoder import load_recorded_decoder

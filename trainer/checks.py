@@ -56,11 +56,11 @@ def _check_fits(stage: Stage, cache: Cache) -> None:
         )
     if cache.manifest.sampling.storage.embeddings == "stored" or not stage.needs_embeddings:
         return
-    if stage.name != MAIN and stage.loss == "vision":
+    if stage.name != MAIN and stage.replays:
         asked, what, way = f"stage {stage.name} has embedding-term {stage.embedding_term:g}", "the term", "it none"
     elif stage.name != MAIN:
         asked, what, way = f"stage {stage.name} has the loss {stage.loss}", "it", "stages of --loss vision alone"
-    elif stage.loss != "vision":
+    elif not stage.replays:
         asked, what, way = f"--loss is {stage.loss}", "this loss", "--loss vision"
     else:
         asked, what, way = f"--embedding-term is {stage.embedding_term:g}", "the term", "--embedding-term 0"

@@ -18,14 +18,15 @@ from secondcast.trainer.data.order import mix, part_of
 from secondcast.trainer.distributed.processes import ALONE, Processes
 from secondcast.trainer.distributed.sharding import shell_of, whole_norm
 from secondcast.trainer.dropout import DropoutOfRows
-from secondcast.trainer.losses import Objective
+from secondcast.trainer.losses.objective import Objective
+from secondcast.trainer.losses.validation import Floor, replay_floor, validation_loss
 from secondcast.trainer.optimizer import Average, make_optimizer, set_learning_rate
 from secondcast.trainer.run.checkpoints import forget_old, load_checkpoint, mark_best, restore_best, save_checkpoint
 from secondcast.trainer.run.metrics import Metrics
 from secondcast.trainer.run.stopping import Pauses
 from secondcast.trainer.run.timing import StepClock
-from secondcast.trainer.settings import TrainSettings
-from secondcast.trainer.validation import Floor, replay_floor, validation_loss
+from secondcast.trainer.settings import StepOfStage, TrainSettings
+from secondcast.trainer.stage import Stage
 
 # As many records of a batch are named in an error; metrics.jsonl has them all.
 _NAMED = 4
@@ -96,8 +97,8 @@ class Trainer:
         done = self.done - (end - stage.length)
         with progress.bar(title, total=stage.length, done=done, unit="steps") as bar:
             for step in range(self.done, end):
-                loss = self._optimizer_step(step, batches)
-                bar.advance(1, self._note(step, loss))
+                loss = self._optimizer_step(self.settings.at(step), batches)
+                bar.advance(1, self._note(stage, loss))
                 self.done = step + 1
                 due = self.settings.is_checkpoint(self.done)
                 # Once: it may be asked at any moment.
@@ -117,21 +118,22 @@ class Trainer:
         with self.feed.prefetch(request for step in steps for request in self.requests(step)) as batches:
             for step in steps:
                 began = time.monotonic()
-                self._optimizer_step(step, batches)
+                self._optimizer_step(self.settings.at(step), batches)
                 seconds.append(time.monotonic() - began)
         return seconds
 
     def requests(self, step: int) -> list[Request]:
         """What optimizer step `step` reads: equal parts of its batch, or of this process's part of it."""
-        stage = self.settings.stage_at(step)
-        vision = stage.loss == "vision"
+        at = self.settings.at(step)
+        stage = at.stage
+        vision = stage.replays
         rank, ranks = self.processes.rank, self.processes.ranks
         share = stage.accumulate * (stage.steps_per_trajectory if vision else 1)
-        rows = part_of(self._rows(step), rank=rank, ranks=ranks, share=share)
+        rows = part_of(self._rows(at), rank=rank, ranks=ranks, share=share)
         size = len(rows) // stage.accumulate
         return [
             Request(
-                loss=stage.loss,
+                replays=vision,
                 rows=rows[first : first + size],
                 share=stage.steps_per_trajectory if vision else 1,
                 embeddings=vision and stage.embedding_term > 0,
@@ -139,10 +141,9 @@ class Trainer:
             for first in range(0, len(rows), size)
         ]
 
-    def _rows(self, step: int) -> Rows:
-        """The batch of optimizer step `step`, all processes together."""
-        number, step_of_stage = self.settings.place(step)
-        return self.orders[number].batch(step_of_stage)
+    def _rows(self, at: StepOfStage) -> Rows:
+        """The batch of an optimizer step, all processes together."""
+        return self.orders[at.number].batch(at.position)
 
     def embed(self, student: torch.nn.Module, token_ids_BT: torch.Tensor) -> torch.Tensor:
         """encoder_hidden_states_BTD of the student, in the run's arithmetic."""
@@ -211,50 +212,45 @@ class Trainer:
         if self._metrics is not None:
             self._metrics.log(**entry)
 
-    def _note(self, step: int, loss: float) -> str:
-        stage = self.settings.stage_at(step)
-        beside = f" (floor {self.floor.error:.3g})" if self.floor is not None and stage.loss == "vision" else ""
+    def _note(self, stage: Stage, loss: float) -> str:
+        beside = f" (floor {self.floor.error:.3g})" if self.floor is not None and stage.replays else ""
         return f"{stage.loss} loss {loss:.4g}{beside}"
 
-    def _optimizer_step(self, step: int, batches: Iterator[Batch | EmbeddingBatch]) -> float:
+    def _optimizer_step(self, at: StepOfStage, batches: Iterator[Batch | EmbeddingBatch]) -> float:
         started = time.monotonic()
         self.clock.begin()
-        number, step_of_stage = self.settings.place(step)
-        stage = self.settings.stages[number]
-        if number and not step_of_stage:
+        if at.number and not at.position:
             # The moments of a warm-up are of another loss: with them the first vision steps are far too long.
             self.optimizer = make_optimizer(self.student, self.settings)
-        rate = set_learning_rate(self.optimizer, self.settings, step)
+        rate = set_learning_rate(self.optimizer, at)
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
         self.clock.mark("optimizer")
-        losses, norm = self._all_gradients(step, stage.accumulate, batches)
-        self._check_finite(step, losses)
+        losses, norm = self._all_gradients(at, batches)
+        self._check_finite(at, losses)
         value = sum(losses) / len(losses)
         if not math.isfinite(norm):
-            self._stop(step, "norm of the gradient", norm, self._rows(step))
+            self._stop(at, "norm of the gradient", norm, self._rows(at))
         self.optimizer.step()
         if self.average is not None:
-            self.average.update(self.student, step)
+            self.average.update(self.student, at.step)
         self._log(
-            step=step,
+            step=at.step,
             loss=value,
-            kind=stage.loss,
-            stage=stage.name,
+            kind=at.stage.loss,
+            stage=at.stage.name,
             learning_rate=rate,
             gradient_norm=norm,
             seconds=round(time.monotonic() - started, 4),
         )
         self.clock.mark("optimizer")
-        self.clock.end(stage.name)
+        self.clock.end(at.stage.name)
         return value
 
-    def _all_gradients(
-        self, step: int, parts: int, batches: Iterator[Batch | EmbeddingBatch]
-    ) -> tuple[list[float], float]:
+    def _all_gradients(self, at: StepOfStage, batches: Iterator[Batch | EmbeddingBatch]) -> tuple[list[float], float]:
         """The gradients of a step, clipped: losses of all parts of all processes, and the norm before clipping."""
         with self.objective.conditions_checked_at_the_end():
-            losses = [self._gradients(step, part, self._next(batches)) for part in range(parts)]
+            losses = [self._gradients(at, part, self._next(batches)) for part in range(at.stage.accumulate)]
             norm = whole_norm(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip))
             # The one place of a step where the device is waited for.
             *values, whole = torch.stack([*losses, norm]).tolist()
@@ -265,37 +261,38 @@ class Trainer:
         self.clock.mark("data_wait")
         return batch
 
-    def _gradients(self, step: int, part: int, batch: Batch | EmbeddingBatch) -> torch.Tensor:
-        parts, rows = self.settings.stage_at(step).accumulate, len(batch.token_ids_BT)
+    def _gradients(self, at: StepOfStage, part: int, batch: Batch | EmbeddingBatch) -> torch.Tensor:
+        parts, rows = at.stage.accumulate, len(batch.token_ids_BT)
         # Dropout masks are a function of (seed, step, row of the batch): a resumed run draws the same ones.
-        torch.manual_seed(mix(self.settings.seed, step))
+        torch.manual_seed(mix(self.settings.seed, at.step))
         first = (self.processes.rank * parts + part) * rows
         with self.processes.part(self._in_training, last=part == parts - 1):
             with DropoutOfRows(first=first, rows=self.processes.ranks * parts * rows):
                 student_BTD = self.embed(self._in_training, batch.token_ids_BT)
             self.clock.mark("student_forward")
-            loss = self.objective.training_loss(step, student_BTD, batch)
+            loss = self.objective.training_loss(at.stage, student_BTD, batch)
             self.clock.mark("backbone_forward" if isinstance(batch, Batch) else "loss")
             (loss / parts).backward()
             self.clock.mark("backward")
         return loss.detach()
 
-    def _check_finite(self, step: int, losses: Sequence[float]) -> None:
+    def _check_finite(self, at: StepOfStage, losses: Sequence[float]) -> None:
         # Of all parts in all processes: they stop together.
         for part, loss in enumerate(losses):
             if not math.isfinite(loss):
-                rows = self._rows(step)
+                rows = self._rows(at)
                 size = len(rows) // len(losses)
-                self._stop(step, "loss", loss, rows[part * size : (part + 1) * size])
+                self._stop(at, "loss", loss, rows[part * size : (part + 1) * size])
 
-    def _stop(self, step: int, what: str, value: float, rows: Rows) -> NoReturn:
-        kind = self.settings.stage_at(step).loss
-        records = [self.feed.name_of(at) + (f" step {k}" if kind == "vision" else "") for at, k in rows]
-        self._log(step=step, stopped=f"{what} is {value}", records=records)
+    def _stop(self, at: StepOfStage, what: str, value: float, rows: Rows) -> NoReturn:
+        kind = at.stage.loss
+        records = [self.feed.name_of(place) + (f" step {k}" if at.stage.replays else "") for place, k in rows]
+        self._log(step=at.step, stopped=f"{what} is {value}", records=records)
         more = f" and {len(records) - _NAMED} more (metrics.jsonl names them)" if len(records) > _NAMED else ""
         raise NonFinite(
-            f"{kind} {what} is {value} at step {step}, in the batch of {', '.join(records[:_NAMED])}{more}: stopped, "
-            f"the last checkpoint is intact; lower --learning-rate and give the command again in a new run folder"
+            f"{kind} {what} is {value} at step {at.step}, in the batch of {', '.join(records[:_NAMED])}{more}: "
+            f"stopped, the last checkpoint is intact; lower --learning-rate and give the command again in a new run "
+            f"folder"
         )
 
     def _checkpoint(self, done: int, progress: Progress, *, judged: bool) -> None:

@@ -6,7 +6,8 @@ import math
 import torch
 
 from secondcast.models.student.student import Student
-from secondcast.trainer.settings import TrainSettings
+from secondcast.trainer.settings import StepOfStage, TrainSettings
+from secondcast.trainer.stage import Stage
 
 _POSITION_BIAS = "relative_attention_bias"
 _SHORT_RISE = 20
@@ -26,18 +27,16 @@ def make_optimizer(student: Student, settings: TrainSettings) -> torch.optim.Ada
     )
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainSettings, step: int) -> float:
-    """Set the learning rate of optimizer step `step` and return it."""
-    rate = learning_rate_at(settings, step)
+def set_learning_rate(optimizer: torch.optim.Optimizer, at: StepOfStage) -> float:
+    """Set the learning rate of an optimizer step and return it."""
+    rate = learning_rate(at.stage, at.position)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]
     return rate
 
 
-def learning_rate_at(settings: TrainSettings, step: int) -> float:
-    """Each stage rises over its first steps, then stays, or falls along a cosine or a line to zero at its end."""
-    number, position = settings.place(step)
-    stage = settings.stages[number]
+def learning_rate(stage: Stage, position: int) -> float:
+    """Of a stage's step, from 0: it rises over the first ones, then stays, or falls along a cosine or line to zero."""
     rise_steps = stage.lr_warmup_steps
     if rise_steps is None:
         rise_steps = 0 if stage.decay == "constant" else _SHORT_RISE

@@ -1,6 +1,7 @@
 """A recipe: a run as a TOML file, what holds for all of it at the top and a [[stage]] for each of its stages."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ from pydantic import ValidationError
 
 from secondcast.storage_schemas.errors import BadSettings
 from secondcast.storage_schemas.io.home import expand_home
-from secondcast.storage_schemas.io.toml_file import read_toml
-from secondcast.storage_schemas.schema.manifest import first_wrong_flag
+from secondcast.storage_schemas.io.toml_file import read_toml, recipe_tables
+from secondcast.storage_schemas.schema.flags import first_wrong_flag
 from secondcast.trainer.settings import TrainSettings
 from secondcast.trainer.stage import Stage
 
@@ -28,12 +29,18 @@ class Recipe:
     caches: dict[str, str]
 
 
-def read_recipe(file: Path, **changes: Any) -> Recipe:
-    """Read a recipe; `changes` go before what it states for all of the run.
+def read_recipe(file: Path, *, beside: Collection[str] = (), **changes: Any) -> Recipe:
+    """Read the run of a recipe: its [train] and [[train.stage]], or all of a file that has no tables for builds.
+
+    beside: keys that others read. changes: precede what is stated for all of the run.
 
     Raises BadSettings, naming file, stage and key, for what cannot be read, is unknown, or out of range.
     """
     stated = read_toml(file, what=f"recipe {file}", expected="a recipe, see those in recipes/")
+    if (tables := recipe_tables(file, stated)) is not None:
+        stated = tables.get("train", {})
+    of_others = set(beside) - TrainSettings.model_fields.keys() - {"budget"}
+    stated = {key: value for key, value in stated.items() if key.replace("-", "_") not in of_others}
     caches = stated.pop("caches", {})
     if not isinstance(caches, dict) or not all(isinstance(place, str) for place in caches.values()):
         raise BadSettings(
@@ -103,7 +110,7 @@ def _check_known(where: str, values: dict[str, Any], known: set[str]) -> None:
         key = unknown[0].replace("_", "-")
         if key == "fit":
             # What fits is of a machine, and is written down as the options that it came to.
-            raise BadSettings(f"{where} has the key 'fit', which is no part of a recipe: give --fit beside --recipe")
+            raise BadSettings(f"{where} has the key 'fit', which is no part of a recipe: give --fit beside --config")
         raise BadSettings(f"{where} has the unknown key {key!r}, expected one of {listed}")
 
 

@@ -1,49 +1,79 @@
 """What a training run is asked to do, validated."""
 
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from secondcast.models.memory.options import MemoryOptions
+from secondcast.models.memory.options import BackboneCall, MemoryOptions
 from secondcast.models.teacher.hub import split_revision
-from secondcast.storage_schemas.schema.manifest import Manifest, Record, ScheduleName
-from secondcast.trainer.stage import LARGEST, LARGEST_FACTOR, LARGEST_RATE, Loss, Stage, StageOptions
+from secondcast.storage_schemas.schema.flags import Shown
+from secondcast.storage_schemas.schema.manifest import Dtype, Manifest, Record, ScheduleName
+from secondcast.trainer.loss_kinds import LOSSES, Loss
+from secondcast.trainer.stage import (
+    LARGEST,
+    LARGEST_FACTOR,
+    LARGEST_RATE,
+    OBJECTIVE,
+    OPTIMIZER,
+    Stage,
+    StageOptions,
+)
 from secondcast.trainer.training_set import TrainingSet
 
 WARM_UP = "warm-up"
 MAIN = "main"
+STUDENT, CHECKPOINTS = "Student", "Checkpoints"
+"""Headings of options in help texts."""
 
 
-class _OfTheRun(MemoryOptions):
-    """What holds for all stages of a run. Defaults are the paper's (section 4) where it states one.
+class RunOptions(MemoryOptions, BackboneCall):
+    """What holds for all stages of a run, but the student. Defaults are the paper's (section 4) where it states one.
 
-    student: its name as given, for the record; where it lies on this machine is told apart from it.
-    clip: largest norm of the gradient of all student parameters. position_bias_factor: multiplies the learning rate
-    of T5's relative position bias, which carries the order of the words and learns slowly from a random start.
-    ema: decay of the average of the student's parameters that is validated and exported; None: none.
-    attention_backend: diffusers' name of how the transformer computes attention; None: its default.
-    student_dtype: "auto" is bfloat16-autocast on a GPU where the cache's (or the backbone's) dtype is bfloat16.
-    checkpoint_every: steps between checkpoints with a validation. checkpoint_minutes: after so long without any there
-    is one without. keep: last checkpoints that are kept besides the best. floor: records of which the replay floor is
-    measured.
+    position_bias_factor: T5's relative position bias carries the order of the words, and learns slowly from a random
+    start. attention_backend: diffusers' name; None: its default.
     """
 
-    student: str
-    init: Literal["auto", "pretrained", "random"] = "auto"
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    weight_decay: float = Field(default=1e-3, ge=0, le=LARGEST_FACTOR)
-    clip: float = Field(default=1.0, gt=0, le=LARGEST)
-    position_bias_factor: float = Field(default=1.0, gt=0, le=LARGEST_FACTOR)
-    ema: float | None = Field(default=None, gt=0, lt=1)
-    student_dtype: Literal["auto", "float32", "bfloat16-autocast"] = "auto"
-    backbone_dtype: Literal["cache", "bfloat16", "float32"] = "cache"
-    attention_backend: str | None = None
-    checkpoint_every: int = Field(default=200, ge=1)
-    checkpoint_minutes: float = Field(default=30.0, gt=0)
-    keep: int = Field(default=2, ge=1)
-    validate_rows: int = Field(default=64, ge=1)
-    floor: int = Field(default=64, ge=0)
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    init: Annotated[Literal["auto", "pretrained", "random"], Shown(group=STUDENT)] = Field(
+        default="auto", description="auto: pretrained where there are weights."
+    )
+    dropout: Annotated[float, Shown(group=STUDENT)] = Field(
+        default=0.1, ge=0, lt=1, description="Of the student, while it trains."
+    )
+    student_dtype: Annotated[Literal["auto", "float32", "bfloat16-autocast"], Shown(group=STUDENT, rare=True)] = Field(
+        default="auto",
+        description="Arithmetic of the student (weights stay float32); auto: autocast on a GPU in bfloat16.",
+    )
+    weight_decay: Annotated[float, Shown(group=OPTIMIZER, rare=True)] = Field(
+        default=1e-3, ge=0, le=LARGEST_FACTOR, description="Of AdamW."
+    )
+    clip: Annotated[float, Shown(group=OPTIMIZER)] = Field(
+        default=1.0, gt=0, le=LARGEST, description="Largest norm of the student's gradient."
+    )
+    position_bias_factor: Annotated[float, Shown(group=OPTIMIZER, rare=True)] = Field(
+        default=1.0, gt=0, le=LARGEST_FACTOR, description="Learning rate of T5's position bias, times this."
+    )
+    ema: Annotated[float | None, Shown(group=OPTIMIZER)] = Field(
+        default=None, gt=0, lt=1, description="Decay of an average of the weights, which is validated and exported."
+    )
+    checkpoint_every: Annotated[int, Shown(group=CHECKPOINTS)] = Field(
+        default=200, ge=1, description="Steps between checkpoints, each with a validation."
+    )
+    checkpoint_minutes: Annotated[float, Shown(group=CHECKPOINTS, rare=True)] = Field(
+        default=30.0,
+        gt=0,
+        description="After so long without a checkpoint there is one, without a validation.",
+    )
+    keep: Annotated[int, Shown(group=CHECKPOINTS)] = Field(
+        default=2, ge=1, description="Last checkpoints kept, besides the best."
+    )
+    validate_rows: Annotated[int, Shown(hidden=True)] = Field(default=64, ge=1)
+    floor: Annotated[int, Shown(group=CHECKPOINTS)] = Field(
+        default=64, ge=0, description="Records of which the replay floor is measured at the start; 0: none."
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="Of the order of the records, of dropout and of random weights."
+    )
 
     @property
     def memory(self) -> MemoryOptions:
@@ -51,12 +81,24 @@ class _OfTheRun(MemoryOptions):
         return MemoryOptions(**{name: getattr(self, name) for name in MemoryOptions.model_fields})
 
 
-class TrainSettings(_OfTheRun):
+@dataclass(frozen=True, kw_only=True)
+class StepOfStage:
+    """An optimizer step: its number in the run, its stage, the number of that, and its position within it."""
+
+    step: int
+    stage: Stage
+    number: int
+    position: int
+
+
+class TrainSettings(RunOptions):
     """A run: what holds for all of it, and its stages one after the other. What a recipe states.
 
+    student: its name as given, for the record; where it lies on this machine is told apart from it.
     budget_seconds: what stages with a budget_share share; None where there is none.
     """
 
+    student: str
     stages: tuple[Stage, ...] = Field(min_length=1)
     budget_seconds: float | None = Field(default=None, gt=0)
 
@@ -90,16 +132,12 @@ class TrainSettings(_OfTheRun):
         """How many optimizer steps are done at the end of each stage."""
         return [sum(stage.length for stage in self.stages[: n + 1]) for n in range(len(self.stages))]
 
-    def place(self, step: int) -> tuple[int, int]:
-        """Number of the stage of optimizer step `step`, and the step's number within it."""
+    def at(self, step: int) -> "StepOfStage":
+        """Optimizer step `step` of the run, from 0, with its stage."""
         for number, (stage, end) in enumerate(zip(self.stages, self.ends, strict=True)):
             if step < end:
-                return number, step - end + stage.length
+                return StepOfStage(step=step, stage=stage, number=number, position=step - end + stage.length)
         raise ValueError(f"step is {step}, expected 0 to {self.total_steps - 1}")
-
-    def stage_at(self, step: int) -> Stage:
-        """The stage of an optimizer step."""
-        return self.stages[self.place(step)[0]]
 
     @property
     def losses(self) -> set[Loss]:
@@ -107,11 +145,21 @@ class TrainSettings(_OfTheRun):
         return {stage.loss for stage in self.stages}
 
     @property
+    def replays(self) -> bool:
+        """Whether a stage goes through the backbone."""
+        return any(stage.replays for stage in self.stages)
+
+    @property
+    def projects(self) -> bool:
+        """Whether a stage needs the backbone's text projection by itself."""
+        return any(LOSSES[stage.loss].backbone == "text projection" for stage in self.stages)
+
+    @property
     def teacher_use(self) -> Literal["transformer", "context_embedder", "none"]:
         """What is read of the teacher's transformer: all of it, one linear, or nothing."""
-        if "vision" in self.losses:
+        if self.replays:
             return "transformer"
-        return "context_embedder" if "context" in self.losses else "none"
+        return "context_embedder" if self.projects else "none"
 
     def checkpoint_steps(self, stage: Stage) -> int:
         """Steps of a stage between two checkpoints with a validation."""
@@ -119,11 +167,10 @@ class TrainSettings(_OfTheRun):
 
     def is_checkpoint(self, done: int) -> bool:
         """Whether a checkpoint with a validation stands behind the first `done` steps."""
-        number, step_of_stage = self.place(done - 1)
-        stage = self.stages[number]
+        last = self.at(done - 1)
         # Those of a stage's own are counted from its beginning, the others from that of the run.
-        counted = done if stage.checkpoint_every is None else step_of_stage + 1
-        return done in self.ends or counted % self.checkpoint_steps(stage) == 0
+        counted = done if last.stage.checkpoint_every is None else last.position + 1
+        return done in self.ends or counted % self.checkpoint_steps(last.stage) == 0
 
     def flat(self) -> dict[str, Any]:
         """All values by the names that people give them: `learning_rate`, or `warm-up learning_rate` of a stage."""
@@ -143,25 +190,36 @@ class TrainSettings(_OfTheRun):
     @property
     def replay_rows(self) -> int:
         """Most rows that go through the backbone at once in training."""
-        return max(stage.batch_size // stage.accumulate for stage in self.stages if stage.loss == "vision")
+        return max(stage.batch_size // stage.accumulate for stage in self.stages if stage.replays)
 
 
-class TrainFlags(_OfTheRun, StageOptions):
-    """The flags of `secondcast train`: a warm-up, if asked for, and the stage after it.
+class TrainOptions(RunOptions, StageOptions):
+    """The options of `train` and `plan train`: a warm-up, if asked for, and the stage after it."""
 
-    warmup_steps: optimizer steps with `warmup_loss` before the `steps` with `loss`.
-    """
+    to_be_chosen: ClassVar[bool] = True
 
-    steps: int = Field(default=1000, ge=0)
-    warmup_steps: int = Field(default=0, ge=0)
-    warmup_loss: Literal["embedding", "context"] = "context"
-    warmup_learning_rate: float | None = Field(default=None, gt=0, le=LARGEST_RATE)
+    steps: int = Field(default=1000, ge=0, description="Optimizer steps with --loss.")
+    warmup_steps: int = Field(default=0, ge=0, description="Steps with --warmup-loss before them.")
+    warmup_loss: Annotated[Literal["embedding", "context"], Shown(group=OBJECTIVE)] = Field(
+        default="context", description="docs/benchmarks.md compares them."
+    )
+    warmup_learning_rate: Annotated[float | None, Shown(group=OPTIMIZER, rare=True)] = Field(
+        default=None, gt=0, le=LARGEST_RATE, description="Of the warm-up; default: the same."
+    )
 
     @model_validator(mode="after")
     def _has_steps(self) -> Self:
         if self.steps + self.warmup_steps == 0:
             raise ValueError("steps and warmup-steps are both 0, expected at least one of them above")
         return self
+
+
+class TrainFlags(TrainOptions):
+    """These options and a student: a whole run."""
+
+    to_be_chosen: ClassVar[bool] = False
+
+    student: str
 
     def settings(self) -> TrainSettings:
         """The same run as stages."""
@@ -174,8 +232,8 @@ class TrainFlags(_OfTheRun, StageOptions):
             stages.append(Stage(name=WARM_UP, **shared | warm_up))
         if self.steps:
             stages.append(Stage(name=MAIN, steps=self.steps, **options))
-        run = {name: getattr(self, name) for name in _OfTheRun.model_fields}
-        return TrainSettings(**run, stages=tuple(stages))
+        run = {name: getattr(self, name) for name in RunOptions.model_fields}
+        return TrainSettings(student=self.student, **run, stages=tuple(stages))
 
 
 class TrainedOn(Record):
@@ -197,7 +255,7 @@ class RecordedWith(Record):
     width: int
     steps: int
     schedule: ScheduleName
-    dtype: Literal["bfloat16", "float32"]
+    dtype: Dtype
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:

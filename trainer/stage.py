@@ -1,16 +1,19 @@
 """A stage of a run: so many optimizer steps with one loss, one order and one learning rate, on some of the caches."""
 
 from fractions import Fraction
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from secondcast.storage_schemas.schema.manifest import Flags
+from secondcast.storage_schemas.schema.flags import Flags, Shown
+from secondcast.trainer.loss_kinds import LOSSES, LOSSES_HELP, Loss
 
 LARGEST, LARGEST_FACTOR, LARGEST_RATE = 1e12, 1e6, 1e30
 """Of weights in a loss, of what a learning rate is multiplied with, of learning rates: all are finite in float32."""
-Loss = Literal["vision", "embedding", "context"]
+StepWeights = Literal["uniform", "sigma", "interval"]
 OrderKind = Literal["shuffled", "following"]
+OBJECTIVE, DATA, OPTIMIZER = "Loss", "Data", "Optimizer"
+"""Headings of options in help texts."""
 
 
 class StageOptions(Flags):
@@ -24,17 +27,42 @@ class StageOptions(Flags):
     lr_warmup_steps: steps over which the learning rate rises; None: 20 where it decays, else none.
     """
 
-    loss: Loss = "vision"
-    huber: float | None = Field(default=None, gt=0, le=LARGEST)
-    step_weights: Literal["uniform", "sigma", "interval"] = "uniform"
-    embedding_term: float = Field(default=0.0, ge=0, le=LARGEST)
-    batch_size: int = Field(default=32, ge=1)
-    accumulate: int = Field(default=1, ge=1)
-    order: OrderKind = "shuffled"
-    steps_per_trajectory: int = Field(default=1, ge=1)
-    learning_rate: float = Field(default=1e-4, gt=0, le=LARGEST_RATE)
-    decay: Literal["constant", "cosine", "linear"] = "constant"
-    lr_warmup_steps: int | None = Field(default=None, ge=0)
+    loss: Annotated[Loss, Shown(group=OBJECTIVE)] = Field(
+        default="vision",
+        description=LOSSES_HELP,
+    )
+    huber: Annotated[float | None, Shown(group=OBJECTIVE, rare=True)] = Field(
+        default=None,
+        gt=0,
+        le=LARGEST,
+        description="--loss grows as a line, not a square, where a difference is above this.",
+    )
+    step_weights: Annotated[StepWeights, Shown(group=OBJECTIVE, rare=True)] = Field(
+        default="uniform",
+        description="Weight of a step in the vision loss: uniform is the paper's; sigma; its distance in sigma.",
+    )
+    embedding_term: Annotated[float, Shown(group=OBJECTIVE, rare=True)] = Field(
+        default=0.0, ge=0, le=LARGEST, description="Weight of the embedding loss beside the vision loss."
+    )
+    batch_size: Annotated[int, Shown(group=DATA)] = Field(default=32, ge=1, description="Rows of an optimizer step.")
+    accumulate: Annotated[int, Shown(group=DATA)] = Field(
+        default=1, ge=1, description="Equal parts of the batch, computed one by one: less memory."
+    )
+    order: Annotated[OrderKind, Shown(group=DATA)] = Field(default="shuffled", description="following: the paper's.")
+    steps_per_trajectory: Annotated[int, Shown(group=DATA, rare=True)] = Field(
+        default=1,
+        ge=1,
+        description="Rows of the batch that are steps of one trajectory and share the student's forward.",
+    )
+    learning_rate: Annotated[float, Shown(group=OPTIMIZER)] = Field(
+        default=1e-4, gt=0, le=LARGEST_RATE, description="Of AdamW, with --loss."
+    )
+    decay: Annotated[Literal["constant", "cosine", "linear"], Shown(group=OPTIMIZER)] = Field(
+        default="constant", description="Of the learning rate, over each stage."
+    )
+    lr_warmup_steps: Annotated[int | None, Shown(group=OPTIMIZER, rare=True)] = Field(
+        default=None, ge=0, description="Steps over which it rises; default: 20 where it decays, else none."
+    )
 
     @model_validator(mode="after")
     def _parts_are_equal(self) -> Self:
@@ -57,15 +85,14 @@ class StageOptions(Flags):
         return self
 
     @model_validator(mode="after")
-    def _vision_options_have_a_vision_loss(self) -> Self:
-        if self.loss == "vision":
-            return self
-        for name in ("step_weights", "embedding_term", "steps_per_trajectory"):
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(
-                    f"{name.replace('_', '-')} is {getattr(self, name)} with loss {self.loss}: it is an option of the "
-                    f"vision loss, which alone replays steps; leave it out, or take loss vision"
-                )
+    def _options_are_of_the_loss(self) -> Self:
+        for loss, kind in LOSSES.items():
+            for name in () if loss == self.loss else kind.options:
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"{name.replace('_', '-')} is {getattr(self, name)} with loss {self.loss}: it is an option of "
+                        f"the {loss} loss alone; leave it out, or take loss {loss}"
+                    )
         return self
 
 
@@ -107,9 +134,14 @@ class Stage(StageOptions):
         return self.steps
 
     @property
+    def replays(self) -> bool:
+        """Whether its steps go through the backbone."""
+        return LOSSES[self.loss].replays
+
+    @property
     def needs_embeddings(self) -> bool:
         """Whether its steps compare with the teacher's embeddings."""
-        return self.loss != "vision" or self.embedding_term > 0
+        return not self.replays or self.embedding_term > 0
 
     def share_of(self, name: str, trajectories: int) -> Fraction:
         """Rows of a cache, in proportion to those of other caches of the stage."""

@@ -28,13 +28,13 @@ from secondcast.trainer.cost.summary import summarized
 from secondcast.trainer.data.mixture import Lesson, check_names, check_one_quantization, check_one_teacher
 from secondcast.trainer.distributed.processes import ALONE, Processes
 from secondcast.trainer.loop import Trainer
-from secondcast.trainer.losses import Objective
+from secondcast.trainer.losses.objective import Objective
+from secondcast.trainer.losses.validation import bias_text, check_floor, floor_text
 from secondcast.trainer.run.folder import FREE, begin_run, begun_run, held
 from secondcast.trainer.run.metric_mirrors import MirrorName
 from secondcast.trainer.run.metrics import Metrics
 from secondcast.trainer.settings import RecordedWith, RunConfig, TrainedOn, TrainSettings
 from secondcast.trainer.training_set import TrainingSet
-from secondcast.trainer.validation import bias_text, check_floor, floor_text
 
 
 def train(
@@ -145,7 +145,7 @@ def _trainer(
 def _own_tokens(settings: TrainSettings, source: str, student: Student) -> StudentTokens | None:
     tokens = own_tokens(source, student)
     if tokens is not None and (stage := next((stage for stage in settings.stages if stage.needs_embeddings), None)):
-        what = f"loss is {stage.loss}" if stage.loss != "vision" else f"embedding-term is {stage.embedding_term:g}"
+        what = f"loss is {stage.loss}" if not stage.replays else f"embedding-term is {stage.embedding_term:g}"
         raise BadSettings(
             f"{what}, but {source} reads prompts with its own tokenizer: its embeddings are not those of T5-XXL's "
             f"tokens, position by position; start with --loss vision, which does not compare them"
@@ -233,7 +233,7 @@ def _objective(
     context_ID, backbones = None, []
     if isinstance(teacher, ContextProjection):
         context_ID = teacher.context_ID.to(device)
-    elif teacher is not None and "context" in settings.losses:
+    elif teacher is not None and settings.projects:
         context_ID = load_context_projection(teacher, manifests[0].teacher, device)
     if isinstance(teacher, TeacherFolder) and settings.teacher_use == "transformer":
         loaded = _load_backbone(settings, manifests, teacher, device, ranks)

@@ -1,13 +1,16 @@
 """Who builds: this process, several on this machine, one of several started elsewhere, or a Ray cluster."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Self, cast
 
+from pydantic import Field, model_validator
+
+from secondcast.cache_builder.share import Stage
 from secondcast.commands.shell.resolve import launched_device
 from secondcast.storage_schemas.errors import BadSettings
 from secondcast.storage_schemas.progress import counted
+from secondcast.storage_schemas.schema.flags import Flags, Shown
 
 if TYPE_CHECKING:
     from secondcast.cache_builder.build import BuildResult, Share
@@ -20,33 +23,48 @@ WAIT_SECONDS = 1800.0
 """How long one of several workers waits for the embeddings of the others without seeing a new one."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Crew:
-    """The flags of `build` that say who does what; none of them shapes a byte of the cache."""
+_WORKERS = "Workers"
 
-    stage: Literal["all", "text", "sample"]
-    workers: int | None
-    worker: str | None
-    wait: float | None
-    ray: str | None
-    threads: int | None
-    device: str = "auto"
-    ray_runtime_env: Path | None = None
 
-    def __post_init__(self) -> None:
+class Crew(Flags):
+    """The options of `build` that say who does what; none of them shapes a byte of the cache."""
+
+    stage: Annotated[Stage, Shown(group=_WORKERS)] = Field(
+        default="all", description="text: embeddings only; sample: the rest, with them there."
+    )
+    workers: Annotated[int | None, Shown(group=_WORKERS)] = Field(
+        default=None, ge=1, description="Processes on this machine, a GPU each."
+    )
+    worker: Annotated[str | None, Shown(group=_WORKERS, metavar="I/N")] = Field(
+        default=None, description="This process makes the shards I, I + N, ...; I from 0."
+    )
+    wait: Annotated[float | None, Shown(group=_WORKERS)] = Field(
+        default=None,
+        ge=0,
+        description=f"Seconds to wait for embeddings made elsewhere. Default: {WAIT_SECONDS:g} with several workers.",
+    )
+    ray: Annotated[str | None, Shown(group=_WORKERS, metavar="ADDRESS")] = Field(
+        default=None,
+        description="Ray cluster to build on: local, auto, host:port, ray://host:port. --device cuda waits for GPUs.",
+    )
+    ray_runtime_env: Annotated[Path | None, Shown(group=_WORKERS, metavar="FILE")] = Field(
+        default=None, description="YAML or JSON file with Ray's runtime environment of workers."
+    )
+    threads: Annotated[int | None, Shown(group=_WORKERS)] = Field(
+        default=None, ge=1, description="CPU threads of each worker."
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_start(self) -> Self:
         if self.worker is not None and (self.workers is not None or self.ray is not None):
             other = "--workers" if self.workers is not None else "--ray"
-            raise BadSettings(
+            raise ValueError(
                 f"--worker {self.worker} and {other} do not go together: --worker is for processes that you start "
                 f"yourself, {other} starts them; give one of the two"
             )
-        if self.ray is not None and self.device not in ("auto", "cuda", "cpu"):
-            raise BadSettings(
-                f"--device {self.device} and --ray do not go together: Ray gives each worker a GPU of its own; give "
-                f"--device cuda, cpu, or auto for GPUs where the cluster has any"
-            )
         if self.ray is None and self.ray_runtime_env is not None:
-            raise BadSettings(f"--ray-runtime-env {self.ray_runtime_env} is for workers on Ray: give --ray too")
+            raise ValueError(f"--ray-runtime-env {self.ray_runtime_env} is for workers on Ray: give --ray too")
+        return self
 
     def check_alone(self, flag: str) -> None:
         """Raise BadSettings unless this process does all stages by itself."""
@@ -56,14 +74,19 @@ class Crew:
                 f"(and run it without torchrun and srun)"
             )
 
-    def own_device(self) -> Any:
+    def own_device(self, name: str) -> Any:
         """The device of this process: with torchrun or Slurm that of its number within the node."""
+        if self.ray is not None and name not in ("auto", "cuda", "cpu"):
+            raise BadSettings(
+                f"--device {name} and --ray do not go together: Ray gives each worker a GPU of its own; give "
+                f"--device cuda, cpu, or auto for GPUs where the cluster has any"
+            )
         import torch
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         # Who builds on Ray needs no GPU itself.
-        return launched_device("cpu" if self.ray is not None else self.device, self._launched().local_number)
+        return launched_device("cpu" if self.ray is not None else name, self._launched().local_number)
 
     def build(
         self,
@@ -72,8 +95,9 @@ class Crew:
         teacher: "TeacherFolder",
         device: Any,
         progress: Any,
+        device_name: str = "auto",
     ) -> "BuildResult":
-        """Build, or go on."""
+        """Build, or go on. device_name: as given to --device, for workers on Ray."""
         from secondcast.cache_builder.build import build
 
         launched, alone = self._launched(), (self.workers or 1) == 1 and self.ray is None
@@ -82,7 +106,7 @@ class Crew:
         if alone:
             share = self._share(settings, launched)
             return build(location, settings, teacher, device, progress, share)
-        return self._build_by_others(location, settings, teacher, device, progress)
+        return self._build_by_others(location, settings, teacher, device, progress, device_name)
 
     def _build_by_others(
         self,
@@ -91,6 +115,7 @@ class Crew:
         teacher: "TeacherFolder",
         device: Any,
         progress: Any,
+        device_name: str,
     ) -> "BuildResult":
         from secondcast.cache_builder.build import check_device, open_writer, result_of, say_what_changed
         from secondcast.cache_builder.workers.job import Job
@@ -120,7 +145,7 @@ class Crew:
                 self.ray,
                 writer,
                 job,
-                device=cast("RayDevice", self.device),
+                device=cast("RayDevice", device_name),
                 workers=self.workers,
                 progress=progress,
                 runtime_env=self.ray_runtime_env,

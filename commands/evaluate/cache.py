@@ -3,21 +3,24 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from secondcast.commands.shell.console import PlainTable, print_error, print_line, print_lines, print_table
 from secondcast.commands.shell.outputs import OutputFile
 from secondcast.commands.shell.resolve import quiet_device, resolve_teacher, terminal
+from secondcast.evaluation.settings.cache_scoring import CacheScoring
 from secondcast.storage_schemas.errors import BadSettings
 from secondcast.storage_schemas.progress import counted
 
 if TYPE_CHECKING:
-    from secondcast.evaluation.cache_scoring import CacheScoring
     from secondcast.evaluation.on_cache import CacheBench
     from secondcast.evaluation.results import Evaluation
     from secondcast.storage_schemas.formats.files import Verify
     from secondcast.storage_schemas.reader import Cache
 
+Pocket = Annotated[bool, typer.Option("--pocket", help="Exact scores on the pocket world.")]
 CACHE_FLAGS = (
     "backbone", "steps_of", "closed_loop", "untrained", "batch_size", "backbone_dtype", "quantize", "modulation",
     "resident_blocks", "attention_backend", "verify", "out_file",
@@ -96,7 +99,7 @@ def open_bench(
 def score_on_cache(
     student: Path,
     location: str,
-    flags: dict[str, Any],
+    settings: CacheScoring,
     *,
     backbone: str | None,
     verify: "Verify",
@@ -111,9 +114,6 @@ def score_on_cache(
     An earlier record of this student on this cache is replaced.
     When the open loop is through, the record is written so far, and given to `opened`.
     """
-    from secondcast.evaluation.cache_scoring import CacheScoring
-
-    settings = CacheScoring.from_flags(**flags)
     record = None
     if out_file is not None:
         record = OutputFile.open(
@@ -159,19 +159,6 @@ def _what_is_left(out_file: Path | None, *, opened: bool) -> str:
     if not opened:
         return f"nothing was written to {out_file} yet, and the same command begins anew"
     return f"{out_file} has the errors by step and no closed loop; the same command begins anew"
-
-
-def steps_of_text(text: str | None) -> tuple[int, ...] | None:
-    """Numbers of steps from "0,5,10"; BadSettings if it is something else, or names one twice."""
-    if text is None:
-        return None
-    try:
-        steps = tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise BadSettings(f"--steps-of is {text!r}, expected numbers of steps such as 0,5,10") from error
-    if twice := [step for step in steps if steps.count(step) > 1]:
-        raise BadSettings(f"--steps-of is {text!r}, which names step {twice[0]} twice: each counts once; name it once")
-    return steps
 
 
 def print_open_loop(facts: dict[str, Any]) -> None:

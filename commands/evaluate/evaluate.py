@@ -1,52 +1,51 @@
 """The commands that set students against the teacher."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from secondcast.commands.evaluate.cache import (
     CACHE_FLAGS,
     POCKET_FLAGS,
+    Pocket,
     check_flags,
     check_students,
     print_closed_loop,
     print_open_loop,
     score_on_cache,
-    steps_of_text,
     told_when_interrupted,
 )
 from secondcast.commands.evaluate.images import evaluate_images
 from secondcast.commands.evaluate.table import evaluate_table
+from secondcast.commands.shell.config_file import Config
 from secondcast.commands.shell.console import PlainTable, print_json, print_table
+from secondcast.commands.shell.flags import add_command, is_given
 from secondcast.commands.shell.outputs import OutputFile, Overwrite, check_picture, picture_bytes
 from secondcast.commands.shell.resolve import (
     POCKET,
+    BackboneName,
     Device,
     Json,
     Quiet,
-    Settings,
     Verify,
-    check_guidance,
     quiet_device,
     resolve_teacher,
     terminal,
 )
-from secondcast.commands.train.train import is_given
+from secondcast.evaluation.settings.cache_scoring import CacheScoring, CacheScoringOptions
+from secondcast.evaluation.settings.pocket import PocketSampling
 
 if TYPE_CHECKING:
     from secondcast.evaluation.pocket_scores import Scored
     from secondcast.evaluation.results import Evaluation
 
-CACHE_COUNT = 64
+CACHE_COUNT = CacheScoring().count
 POCKET_COUNT = 192
 
 evaluate_app = typer.Typer(no_args_is_help=True, help="Students against the teacher.")
-evaluate_app.command("images")(evaluate_images)
-evaluate_app.command("table")(evaluate_table)
 
 
-@evaluate_app.command("score")
 def evaluate_score(
     context: typer.Context,
     student: Annotated[Path, typer.Argument(metavar="STUDENT", help="A run folder or an export.")],
@@ -54,45 +53,22 @@ def evaluate_score(
         str | None,
         typer.Option(help="Errors on the held-out trajectories of this cache: a folder, s3://bucket/prefix."),
     ] = None,
-    pocket: Annotated[bool, typer.Option("--pocket", help="Exact scores on the pocket world.")] = False,
+    pocket: Pocket = False,
     count: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Held-out trajectories (default 64), spread over sources and guidance; captions (192)."
+            min=1,
+            help=f"Held-out trajectories (default {CACHE_COUNT}), spread over sources and guidance; captions "
+            f"({POCKET_COUNT}).",
         ),
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="Where transformer/ and vae/ lie; default: as recorded.")] = None,
-    steps_of: Annotated[
-        str | None, typer.Option(metavar="0,5,10", help="Steps of the trajectories; default: all.")
-    ] = None,
-    closed_loop: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Of these, sample N with the student leading, and decode; 0: none.")
-    ] = 16,
-    untrained: Annotated[bool, typer.Option("--untrained", help="Have an untrained student lead as well.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of each call of the transformer.")] = 8,
-    backbone_dtype: Annotated[
-        Literal["cache", "bfloat16", "float32"], typer.Option(help="cache: as recorded.")
-    ] = "cache",
-    quantize: Annotated[
-        Literal["cache", "none", "int8", "fp8", "nf4"], typer.Option(help="Its weights; cache: as recorded.")
-    ] = "cache",
-    modulation: Annotated[
-        Literal["auto", "table", "host", "live"], typer.Option(help="As in `secondcast train`.")
-    ] = "auto",
-    resident_blocks: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Keep N of its blocks on the GPU, stream the others from pinned host memory."),
-    ] = None,
-    attention_backend: Annotated[
-        str | None, typer.Option(help="diffusers' attention backend; default: torch's own.")
-    ] = None,
+    backbone: BackboneName = None,
+    options: CacheScoringOptions = CacheScoringOptions(),
     verify: Verify = "once",
     out_file: Annotated[
         Path | None, typer.Option("--out", metavar="FILE.json", help="Every number of --cache, by trajectory and step.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Sampler steps of --pocket.")] = 20,
-    guidance: Annotated[float, typer.Option(help="Of --pocket.")] = 3.5,
-    seed: Annotated[int, typer.Option(min=0, help="Of --pocket's captions and noise, and of untrained weights.")] = 0,
+    sampling: PocketSampling = PocketSampling(),
     picture: Annotated[
         Path | None, typer.Option(help="Also write a dozen captions of --pocket side by side, a PNG.")
     ] = None,
@@ -100,7 +76,7 @@ def evaluate_score(
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
-    settings: Settings = None,
+    config: Config = None,
 ) -> None:
     """Compare a student with its teacher on prompts that no training saw: on a cache, on the pocket world, or both.
 
@@ -109,16 +85,13 @@ def evaluate_score(
     Example: secondcast evaluate score my-run --pocket --picture side-by-side.png
     """
     given = [name for name in (*CACHE_FLAGS, *POCKET_FLAGS, "seed") if is_given(context, name)]
-    check_flags(given, cache=cache is not None, pocket=pocket, closed_loop=closed_loop, untrained=untrained)
-    check_guidance(guidance)
+    check_flags(
+        given, cache=cache is not None, pocket=pocket, closed_loop=options.closed_loop, untrained=options.untrained
+    )
     side_by_side = None if picture is None else _picture_file(picture, overwrite)
     facts: dict[str, Any] = {}
     if cache is not None:
-        flags = dict(
-            count=count or CACHE_COUNT, steps_of=steps_of_text(steps_of), closed_loop=closed_loop,
-            untrained=untrained, batch_size=batch_size, backbone_dtype=backbone_dtype, quantize=quantize,
-            modulation=modulation, resident_blocks=resident_blocks, attention_backend=attention_backend, seed=seed,
-        )  # fmt: skip
+        scoring = CacheScoring(count=count or CACHE_COUNT, **options.given)
 
         def opened(evaluation: "Evaluation") -> None:
             from secondcast.evaluation.tables.aggregates import summary
@@ -127,7 +100,7 @@ def evaluate_score(
                 print_open_loop(summary(evaluation))
 
         found = score_on_cache(
-            student, cache, flags, backbone=backbone, verify=verify, out_file=out_file, overwrite=overwrite,
+            student, cache, scoring, backbone=backbone, verify=verify, out_file=out_file, overwrite=overwrite,
             device=device, quiet=quiet, opened=opened,
         )  # fmt: skip
         from secondcast.evaluation.tables.aggregates import summary
@@ -137,7 +110,9 @@ def evaluate_score(
             print_closed_loop(facts["cache"])
     if pocket:
         with told_when_interrupted(lambda: "nothing of --pocket is kept; the same command begins anew"):
-            results, captions = score_pocket(student, count or POCKET_COUNT, steps, guidance, seed, device, quiet)
+            results, captions = score_pocket(
+                student, count or POCKET_COUNT, sampling.steps, sampling.guidance, options.seed, device, quiet
+            )
         facts["pocket"] = score_rows(results)
         if cache is None or not as_json:
             print_scores(results, as_json)
@@ -145,6 +120,11 @@ def evaluate_score(
             side_by_side.write(picture_bytes(compare_picture(results, captions), side_by_side.path))
     if cache is not None and as_json:
         print_json(facts)
+
+
+add_command(evaluate_app, evaluate_score, "score")
+add_command(evaluate_app, evaluate_images, "images")
+add_command(evaluate_app, evaluate_table, "table")
 
 
 def _picture_file(path: Path, overwrite: bool) -> OutputFile:
@@ -156,7 +136,6 @@ def score_pocket(
     student: Path, count: int, steps: int, guidance: float, seed: int, device: str, quiet: bool
 ) -> tuple[list["Scored"], list[str]]:
     """Score teacher, student and untrained student on held-out captions; the results and the captions."""
-    check_guidance(guidance)
     check_students([student])
     torch_device = quiet_device(device)
     import torch

@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from secondcast.commands.evaluate.cache import refuse_idle, told_when_interrupted
+from secondcast.commands.shell.config_file import Config
 from secondcast.commands.shell.console import PlainTable, print_json, print_line, print_notice, print_table
-from secondcast.commands.shell.resolve import Device, Json, Quiet, Settings, quiet_device, terminal
-from secondcast.commands.train.train import is_given
-from secondcast.evaluation.image_metrics.published import CLIP_MODEL, OCR_MODEL, VQA_MODEL
+from secondcast.commands.shell.flags import is_given
+from secondcast.commands.shell.resolve import Device, Json, Quiet, quiet_device, terminal
+from secondcast.evaluation.image_metrics.published import CLIP_MODEL, OCR_MODEL, VQA_MODEL, FeaturesName, OcrName
 from secondcast.storage_schemas.errors import BadPrompts, BadSettings
 
 if TYPE_CHECKING:
@@ -32,17 +33,15 @@ def evaluate_images(
     ] = None,
     clip_model: Annotated[str, typer.Option(help="Folder or hub name.")] = CLIP_MODEL,
     vqa_model: Annotated[str, typer.Option(help="Folder or hub name.")] = VQA_MODEL,
-    ocr: Annotated[Literal["trocr", "tesseract"], typer.Option(help="Who reads text off pictures.")] = "trocr",
+    ocr: Annotated[OcrName, typer.Option(help="Who reads text off pictures.")] = "trocr",
     ocr_model: Annotated[str, typer.Option(help="Of trocr: folder or hub name.")] = OCR_MODEL,
-    fid_features: Annotated[
-        Literal["inception", "clip"], typer.Option(help="clip: FID-CLIP, without torchvision.")
-    ] = "inception",
+    fid_features: Annotated[FeaturesName, typer.Option(help="clip: FID-CLIP, without torchvision.")] = "inception",
     fid_weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Inception's weights, if at hand.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures scored at once.")] = 16,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
-    settings: Settings = None,
+    config: Config = None,
 ) -> None:
     """Score pictures by CLIP-Score, FID, BLIP-VQA and OCR. What cannot run says what it needs; the others go on.
 

@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.box import SIMPLE_HEAD
 
-from secondcast.commands.evaluate.cache import check_students, checked_cache, refuse_idle, told_when_interrupted
+from secondcast.commands.evaluate.cache import (
+    Pocket,
+    check_students,
+    checked_cache,
+    refuse_idle,
+    told_when_interrupted,
+)
 from secondcast.commands.evaluate.table_cache import ERROR_FILES, cache_table, write_error_results
 from secondcast.commands.evaluate.table_pocket import SCORE_FILES, pocket_table, write_results
+from secondcast.commands.shell.config_file import Config
 from secondcast.commands.shell.console import PlainTable, print_json, print_line, print_lines, print_table
+from secondcast.commands.shell.flags import is_given
 from secondcast.commands.shell.outputs import OutputFolder, Overwrite
-from secondcast.commands.shell.resolve import Device, Quiet, Settings, check_guidance
-from secondcast.commands.train.train import is_given
+from secondcast.commands.shell.resolve import BackboneName, Device, Quiet
+from secondcast.evaluation.settings.cache_scoring import CacheScoring, ClosedLoop
+from secondcast.evaluation.settings.pocket import PocketSampling
 from secondcast.storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
@@ -34,16 +43,15 @@ def evaluate_table(
         list[str],
         typer.Argument(metavar="[NAME=]RUN...", help="Runs or exports; those of one NAME are seeds of one student."),
     ],
-    pocket: Annotated[bool, typer.Option("--pocket", help="Exact scores on the pocket world.")] = False,
+    pocket: Pocket = False,
     cache: Annotated[
         str | None, typer.Option(help="Distances from the teacher on the held-out trajectories of this cache.")
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="Where transformer/ and vae/ lie; default: as recorded.")] = None,
+    backbone: BackboneName = None,
     count: Annotated[int, typer.Option(min=1, help="Held-out captions of --pocket.")] = 192,
-    trajectories: Annotated[int, typer.Option(min=1, help="Held-out trajectories of --cache.")] = 64,
-    closed_loop: Annotated[int, typer.Option(min=0, help="Of these sampled anew, the student leading.")] = 16,
-    steps: Annotated[int, typer.Option(min=1, help="Sampler steps of --pocket.")] = 20,
-    guidance: Annotated[float, typer.Option(help="Of --pocket.")] = 3.5,
+    trajectories: Annotated[int, typer.Option(min=1, help="Held-out trajectories of --cache.")] = CacheScoring().count,
+    options: ClosedLoop = ClosedLoop(),
+    sampling: PocketSampling = PocketSampling(),
     seed: Annotated[int, typer.Option(min=0, help="Of --pocket's captions and noise.")] = 0,
     eight_bits: Annotated[
         bool, typer.Option("--eight-bits/--no-eight-bits", help="A row for the teacher's T5 in int8.")
@@ -56,7 +64,7 @@ def evaluate_table(
     overwrite: Overwrite = False,
     device: Device = "auto",
     quiet: Quiet = False,
-    settings: Settings = None,
+    config: Config = None,
 ) -> None:
     """Students as rows, the teacher first: scores by dimension, distances on a cache. Given again, it goes on.
 
@@ -70,10 +78,7 @@ def evaluate_table(
     if format not in _FORMATS:
         raise BadSettings(f"--format is {format!r}, expected one of {', '.join(_FORMATS)}")
     groups = grouped(runs)
-    check_guidance(guidance)
-    from secondcast.evaluation.cache_scoring import CacheScoring
-
-    scoring = CacheScoring.from_flags(count=trajectories, closed_loop=closed_loop)
+    scoring = CacheScoring(count=trajectories, **options.given)
     places = [place for group in groups.values() for place in group]
     # Before hours of scoring, and before torch: the last run may be the one that is not there.
     check_students(places)
@@ -89,8 +94,8 @@ def evaluate_table(
         scores = None
         if pocket:
             scores = pocket_table(
-                groups, count=count, steps=steps, guidance=guidance, seed=seed, eight_bits=eight_bits, folder=folder,
-                device=device, quiet=quiet,
+                groups, count=count, steps=sampling.steps, guidance=sampling.guidance, seed=seed,
+                eight_bits=eight_bits, folder=folder, device=device, quiet=quiet,
             )  # fmt: skip
             if results is not None:
                 write_results(scores, groups, results, device)

@@ -11,8 +11,8 @@ from secondcast.commands.shell.resolve import quiet_device, terminal
 from secondcast.storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
-    from secondcast.evaluation.cache_scoring import CacheScoring
     from secondcast.evaluation.results import Evaluation
+    from secondcast.evaluation.settings.cache_scoring import CacheScoring
     from secondcast.evaluation.tables.error_table import ErrorTable
     from secondcast.storage_schemas.reader import Cache
 

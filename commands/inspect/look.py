@@ -6,13 +6,14 @@ import typer
 
 from secondcast.commands.inspect.pictures import inspect_compare, inspect_images
 from secondcast.commands.shell.console import print_json, print_lines, terminal_width
+from secondcast.commands.shell.flags import add_command
 from secondcast.commands.shell.resolve import CachePath, Json, Verify
 from secondcast.storage_schemas.errors import BadSettings
 from secondcast.storage_schemas.progress import counted
 
 inspect_app = typer.Typer(no_args_is_help=True, help="Look into a cache.")
-inspect_app.command("images")(inspect_images)
-inspect_app.command("compare")(inspect_compare)
+add_command(inspect_app, inspect_images, "images")
+add_command(inspect_app, inspect_compare, "compare")
 
 
 @inspect_app.command("summary")

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secondcast.commands.evaluate.cache import steps_of_text
 from secondcast.commands.shell.console import print_json, print_line, print_lines, terminal_width
 from secondcast.commands.shell.outputs import (
     PICTURES,
@@ -20,6 +19,7 @@ from secondcast.commands.shell.outputs import (
     picture_bytes,
 )
 from secondcast.commands.shell.resolve import (
+    BackboneName,
     CachePath,
     Device,
     Json,
@@ -29,6 +29,7 @@ from secondcast.commands.shell.resolve import (
     resolve_teacher,
     terminal,
 )
+from secondcast.evaluation.settings.cache_scoring import BackboneCalls, CacheScoring, ShownSteps, VaeFolder
 from secondcast.storage_schemas.errors import BadSettings
 from secondcast.storage_schemas.progress import counted
 
@@ -48,9 +49,9 @@ def inspect_images(
     frames: Annotated[
         int | None, typer.Option(min=1, help=f"So many steps of each, spread evenly; default {_FRAMES}.")
     ] = None,
-    steps_of: Annotated[str | None, typer.Option(metavar="0,5,10", help="These steps instead.")] = None,
+    chosen: ShownSteps = ShownSteps(),
     frame_pixels: Annotated[int, typer.Option(min=16, help="Side of each picture in the strips.")] = 96,
-    teacher: Annotated[str | None, typer.Option(help="Where vae/ lies here; default: as recorded.")] = None,
+    vae: VaeFolder = VaeFolder(),
     verify: Verify = "once",
     overwrite: Overwrite = False,
     device: Device = "auto",
@@ -62,10 +63,9 @@ def inspect_images(
 
     Example: secondcast inspect images my-cache 0 7 --steps-of 0,1,2,19 --out strips
     """
-    from secondcast.evaluation.cache_scoring import CacheScoring
     from secondcast.storage_schemas.reader import Cache
 
-    steps = steps_of_text(steps_of)
+    steps = chosen.steps_of
     if steps is not None and frames is not None:
         raise BadSettings("--frames and --steps-of both say which steps are shown: give one of them")
     opened = Cache.open(cache, verify=verify)
@@ -80,7 +80,7 @@ def inspect_images(
     each_file = {} if folder is None else {i: _strip_file(opened, i, folder, overwrite) for i in indices}
     sheet = OutputFile.open(out_path if folder is None else folder / SHEET_FILE, overwrite=overwrite)
     _write_strips(
-        opened, indices, steps, frames or _FRAMES, frame_pixels, teacher, device, each=each_file, sheet=sheet,
+        opened, indices, steps, frames or _FRAMES, frame_pixels, vae.teacher, device, each=each_file, sheet=sheet,
         quiet=quiet,
     )  # fmt: skip
     each = "" if folder is None else f", each by itself and all in {SHEET_FILE}"
@@ -156,11 +156,8 @@ def inspect_compare(
         list[Path], typer.Option(metavar="RUN", help="A run folder or an export; may be repeated.")
     ] = [],  # noqa: B006
     out_file: Annotated[Path, typer.Option("--out", help="PNG to write.")] = Path("compare.png"),
-    backbone: Annotated[str | None, typer.Option(help="Where transformer/ and vae/ lie; default: as recorded.")] = None,
-    backbone_dtype: Annotated[
-        Literal["cache", "bfloat16", "float32"], typer.Option(help="cache: as recorded.")
-    ] = "cache",
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of each call of the transformer.")] = 8,
+    backbone: BackboneName = None,
+    calls: BackboneCalls = BackboneCalls(),
     verify: Verify = "once",
     overwrite: Overwrite = False,
     device: Device = "auto",
@@ -180,13 +177,12 @@ def inspect_compare(
     sheet = OutputFile.open(out_file, overwrite=overwrite)
     opened = Cache.open(cache, verify=verify)
     torch_device = quiet_device(device)
-    from secondcast.evaluation.cache_scoring import CacheScoring
     from secondcast.inspection.compare import chosen_trajectories, compare_students, compared_facts, names_of
     from secondcast.inspection.compare_sheet import comparison_sheet
     from secondcast.inspection.compare_text import compare_lines
     from secondcast.models.teacher.folder import DECODE_PARTS, REPLAY_PARTS
 
-    settings = CacheScoring.from_flags(batch_size=batch_size, backbone_dtype=backbone_dtype)
+    settings = CacheScoring(**calls.given)
     names, chosen = names_of(student), chosen_trajectories(opened, keys or [])
     teacher = resolve_teacher(backbone or opened.manifest.source, (*REPLAY_PARTS, *DECODE_PARTS))
     compared = compare_students(

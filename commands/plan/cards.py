@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.box import SIMPLE_HEAD
 
+from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.commands.shell.console import PlainTable, print_line, print_table
 from secondcast.commands.shell.resolve import POCKET, quiet_device, resolve_teacher
 from secondcast.storage_schemas.errors import BadSettings
@@ -27,11 +28,10 @@ Gpu = Annotated[str | None, typer.Option(autocompletion=card_names, help="A card
 Tflops = Annotated[float | None, typer.Option(help="TFLOP/s that are reached, in place of the estimate.")]
 
 
-def outline(name: str, count: int | None, flags: dict[str, Any]) -> tuple["Manifest", "TeacherFolder", str]:
-    """The cache that flags of `plan build` describe, its teacher, and whose configurations these are."""
-    from secondcast.cache_builder.settings import PlannedBuild, outline_manifest
+def outline(name: str, count: int | None, asked: PlannedBuild) -> tuple["Manifest", "TeacherFolder", str]:
+    """The cache that options of `plan build` describe, its teacher, and whose configurations these are."""
+    from secondcast.cache_builder.new_manifest import outline_manifest
 
-    asked = PlannedBuild.from_flags(**flags)
     if (count is None) == (not asked.prompts):
         raise BadSettings("plan build needs one of --prompts FILE and --count N")
     replicas = None

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from secondcast.cache_builder.settings import PlannedBuild, StoredAs
 from secondcast.commands.plan.cards import (
     Gpu,
     Tflops,
@@ -21,11 +22,15 @@ from secondcast.commands.plan.cards import (
     print_gpu,
     rate_of,
 )
+from secondcast.commands.shell.config_file import Config, has_stages
 from secondcast.commands.shell.console import print_json, print_line, print_table
-from secondcast.commands.shell.resolve import Json, Settings, quiet_device, student_source
-from secondcast.commands.train.train import asked_of_flags, asked_of_recipe, is_given, named_places
+from secondcast.commands.shell.resolve import Json, quiet_device, student_source
+from secondcast.commands.train.train import Budget, asked_of_flags, asked_of_recipe, named_places
+from secondcast.models.memory.options import GpuMemory
 from secondcast.storage_schemas.errors import BadSettings
 from secondcast.storage_schemas.progress import counted, duration_text
+from secondcast.trainer.loss_kinds import LOSSES
+from secondcast.trainer.settings import TrainOptions
 
 if TYPE_CHECKING:
     from secondcast.storage_schemas.schema.manifest import Manifest
@@ -37,12 +42,10 @@ _ONLY = "cache"
 
 
 def plan_train(
-    context: typer.Context,
     student: Annotated[
         str | None, typer.Option(help="small, base, large, xl, a T5 hub name, a config, pocket-small.")
     ] = None,
-    recipe: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="As for train, in place of flags.")] = None,
-    budget: Annotated[str | None, typer.Option(metavar="TIME", help="As for train, such as 72h.")] = None,
+    budget: Budget = None,
     cache: Annotated[
         list[str] | None,
         typer.Option(metavar="[NAME=]CACHE", help="A cache that is there; or --teacher for those that are not."),
@@ -52,27 +55,13 @@ def plan_train(
         list[str] | None,
         typer.Option(metavar="[NAME=]PIXELS", help="Of the caches to come; with a name of one of them."),
     ] = None,
-    dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Of the caches to come.")] = "bfloat16",
-    codec: Annotated[Literal["plain", "compact", "int8"], typer.Option(help="Of the caches to come.")] = "compact",
-    latents: Annotated[Literal["derived", "stored"], typer.Option(help="Of the caches to come.")] = "derived",
-    batch_size: Annotated[int, typer.Option(help="Rows of an optimizer step.")] = 32,
-    accumulate: Annotated[int, typer.Option(min=1, help="As for train: parts of the batch.")] = 1,
-    steps_per_trajectory: Annotated[int, typer.Option(min=1, help="As for train.")] = 1,
-    steps: Annotated[int, typer.Option(min=0, help="Optimizer steps with --loss.")] = 1000,
-    loss: Annotated[Literal["vision", "embedding", "context"], typer.Option(help="As for train.")] = "vision",
-    warmup_steps: Annotated[int, typer.Option(min=0, help="Steps with --warmup-loss before them.")] = 0,
-    warmup_loss: Annotated[Literal["embedding", "context"], typer.Option(help="As for train.")] = "context",
-    modulation: Annotated[Literal["auto", "table", "host", "live"], typer.Option(help="As for train.")] = "auto",
-    checkpoint_blocks: Annotated[int, typer.Option(min=0, help="As for train.")] = 0,
-    resident_blocks: Annotated[int | None, typer.Option(min=0, help="As for train.")] = None,
-    quantize: Annotated[Literal["none", "int8", "fp8", "nf4"], typer.Option(help="As for train.")] = "none",
-    fit: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="As for train, as in 16GiB (not auto); default: all of --gpu.")
-    ] = None,
+    stored: StoredAs = StoredAs(),
+    options: TrainOptions = TrainOptions(),
+    memory: GpuMemory = GpuMemory(),
     gpu: Gpu = None,
     tflops: Tflops = None,
     as_json: Json = False,
-    settings: Settings = None,
+    config: Config = None,
 ) -> None:
     """What training a student will take, beside the paper's recipe. Loads and downloads nothing.
 
@@ -80,48 +69,54 @@ def plan_train(
 
     Example: secondcast plan train --teacher FLUX.1-dev --student base --batch-size 4 --steps 50000 --gpu 4090
     """
+    recipe = config if has_stages(config) else None
+    facts = train_plan(
+        student, recipe, budget, options, cache or [], teacher, resolution or [], stored, memory, gpu, tflops
+    )  # fmt: skip
+    if as_json:
+        print_json(facts)
+    else:
+        print_train(facts)
+
+
+def train_plan(
+    student: str | None,
+    recipe: Path | None,
+    budget: str | None,
+    options: TrainOptions,
+    cache: Sequence[str],
+    teacher: str | None,
+    resolution: Sequence[str],
+    stored: StoredAs,
+    memory: GpuMemory,
+    gpu: str | None,
+    tflops: float | None,
+) -> dict[str, Any]:
+    """What a run will take, as JSON types; recipe: a file that states stages; the rest: see plan_train."""
     from secondcast.commands.train.fitting import named_bytes, stated_options
 
-    fit_bytes = named_bytes(fit)
-    flags = dict(
-        batch_size=batch_size, accumulate=accumulate, steps_per_trajectory=steps_per_trajectory, steps=steps,
-        loss=loss, warmup_steps=warmup_steps, warmup_loss=warmup_loss, modulation=modulation,
-        checkpoint_blocks=checkpoint_blocks, resident_blocks=resident_blocks, quantize=quantize,
-    )  # fmt: skip
-    given = {name: value for name, value in flags.items() if is_given(context, name)}
-    if fit is not None and "quantize" in given and "checkpoint_blocks" not in given:
-        # As train has it.
-        flags["checkpoint_blocks"] = 1
+    fit_bytes = named_bytes(memory.fit)
     if recipe is not None:
-        asked, stated = asked_of_recipe(recipe, student, budget, given)
+        asked, stated = asked_of_recipe(recipe, student, budget, options)
     else:
-        if batch_size < 1 or steps + warmup_steps == 0:
-            raise BadSettings(
-                f"--batch-size is {batch_size}, --steps {steps} and --warmup-steps {warmup_steps}: nothing would be "
-                f"trained"
-            )
-        asked, stated = asked_of_flags(student, budget, flags), {}
+        asked, stated = asked_of_flags(student, budget, options, fit=memory.fit), {}
     card = named_card(gpu, tflops)
-    cache_flags = {"dtype": dtype, "codec": codec, "latents": latents}
-    manifests, configs = _manifests(asked, stated, cache or [], teacher, resolution or [], cache_flags)
+    manifests, configs = _manifests(asked, stated, cache, teacher, resolution, stored)
     first = next(iter(manifests.values()))
     rate = rate_of(card, tflops, first.sampling.dtype)
-    from secondcast.commands.plan.train_rows import AS_ASKED, FITTED, fit_verdicts, train_facts, ways_of
+    from secondcast.commands.plan.train_rows import fit_verdicts, train_facts, ways_of
     from secondcast.trainer.cost.stage_cost import costs_of
 
     gpu_bytes = card.memory_gib * _GIB if card else None
     memory_bytes = gpu_bytes if fit_bytes is None else fit_bytes
     costs = costs_of(manifests, student_source(asked.student), gpu_bytes=gpu_bytes or memory_bytes)
-    held = stated_options(asked, None if recipe is not None else given)
-    verdicts, fitted = fit_verdicts(asked, costs, memory_bytes, card if fit is None else None, held)
+    held = stated_options(asked, None if recipe is not None else options.given)
+    verdicts, fitted = fit_verdicts(asked, costs, memory_bytes, card if memory.fit is None else None, held)
     facts = train_facts(ways_of(asked, fitted, named=memory_bytes is not None), costs, rate_flops=rate)
     facts = {"teacher": {"source": first.source, "configs": configs}, **facts}
     fits = [] if memory_bytes is None else [fit_facts("training", costs.memory(asked).total_bytes, memory_bytes)]
     facts |= {"gpu": gpu_facts(card, rate, 1), "fits": fits, "verdicts": verdicts}
-    if as_json:
-        print_json(facts)
-        return
-    _print_train(facts, FITTED if FITTED in facts["ways"] else AS_ASKED)
+    return facts
 
 
 def _manifests(
@@ -130,13 +125,15 @@ def _manifests(
     given: Sequence[str],
     teacher: str | None,
     resolutions: Sequence[str],
-    flags: dict[str, Any],
+    stored: StoredAs,
 ) -> tuple[dict[str, "Manifest"], str]:
     """The caches of the run by name, those that are there and those to come, and whose configurations these are."""
     there = named_places(given)
     if teacher is None:
         there = {**stated, **there}
     named = list(dict.fromkeys(name for stage in asked.stages for name in stage.caches or ()))
+    if teacher is not None and not named:
+        named = list(stated)
     to_come = [name for name in named if name not in there]
     if not there and not named:
         to_come = [_ONLY]
@@ -157,7 +154,7 @@ def _manifests(
     manifests = {name: _recorded(place) for name, place in there.items()}
     configs = f"the manifest of {', '.join(there.values())}" if there else ""
     for name in to_come:
-        manifests[name], _, found = outline(str(teacher), 1, flags | {"resolution": pixels.get(name)})
+        manifests[name], _, found = outline(str(teacher), 1, PlannedBuild(resolution=pixels.get(name), **stored.given))
         configs = configs or found
     from secondcast.trainer.data.mixture import check_names
 
@@ -185,7 +182,11 @@ def _recorded(place: str) -> "Manifest":
     return read_manifest(open_folder(place))
 
 
-def _print_train(facts: dict[str, Any], way: str) -> None:
+def print_train(facts: dict[str, Any]) -> None:
+    """Print a plan of a run."""
+    from secondcast.commands.plan.train_rows import AS_ASKED, FITTED
+
+    way = FITTED if FITTED in facts["ways"] else AS_ASKED
     stages = facts["ways"][way]["stages"]
     told = [
         f"{_steps_text(stage, facts['training'])} of the {stage['loss']} loss at batch {stage['batch_size']}"
@@ -239,7 +240,7 @@ def _print_stages(facts: dict[str, Any], way: str) -> None:
             f"steps of stages that share the budget of {duration_text(3600 * budget)} are estimates: train measures "
             f"what a step takes",
         )
-    if any(stage["loss"] != "vision" for stage in facts["ways"][way]["stages"]):
+    if any(not LOSSES[stage["loss"]].replays for stage in facts["ways"][way]["stages"]):
         print_line("a step without the transformer is too small for a card's whole rate: it takes longer")
 
 

@@ -8,6 +8,7 @@ from secondcast.commands.train.fitting import GIB, fit_lines
 from secondcast.storage_schemas.errors import BadSettings
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.sizes import cache_sizes
+from secondcast.trainer.loss_kinds import LOSSES
 
 if TYPE_CHECKING:
     from secondcast.models.cost.cards import Card
@@ -40,7 +41,7 @@ def ways_of(settings: "TrainSettings", fitted: "TrainSettings | None", *, named:
     if named:
         return ways if fitted in (None, settings) else ways | {FITTED: fitted}
     memory = settings.memory
-    if "vision" not in settings.losses or memory.checkpoint_blocks == 1 or memory.resident_blocks is not None:
+    if not settings.replays or memory.checkpoint_blocks == 1 or memory.resident_blocks is not None:
         return ways
     return ways | {EVERY_BLOCK: settings.model_copy(update={"checkpoint_blocks": 1})}
 
@@ -72,10 +73,10 @@ def fit_verdicts(
 
 def _way(settings: "TrainSettings", costs: "Costs", rate_flops: float | None) -> dict[str, Any]:
     stages = [_stage(settings, stage, costs, rate_flops) for stage in settings.stages]
-    main = next((stage for stage in settings.stages if stage.loss == "vision"), settings.stages[-1])
+    main = next((stage for stage in settings.stages if stage.replays), settings.stages[-1])
     name = costs.names(main)[0]
     # What a step of the vision loss would take is told even where none is asked for.
-    vision = main if main.loss == "vision" else main.model_copy(update={"loss": "vision"})
+    vision = main if main.replays else main.model_copy(update={"loss": "vision"})
     step, seconds = costs.step_flops(settings, vision), _seconds(settings, vision, costs, rate_flops)
     student = 3 * costs.student.forward_flops
     first = next(iter(costs.backbones.values()))
@@ -88,8 +89,8 @@ def _way(settings: "TrainSettings", costs: "Costs", rate_flops: float | None) ->
         "pinned_bytes": costs.pinned_bytes(settings),
         "stages": stages,
         "hours": _sum([stage["hours"] for stage in stages]),
-        "warmup_hours": _sum([stage["hours"] for stage in stages if stage["loss"] != "vision"], rate_flops),
-        "vision_hours": _sum([stage["hours"] for stage in stages if stage["loss"] == "vision"], rate_flops),
+        "warmup_hours": _sum([stage["hours"] for stage in stages if not LOSSES[stage["loss"]].replays], rate_flops),
+        "vision_hours": _sum([stage["hours"] for stage in stages if LOSSES[stage["loss"]].replays], rate_flops),
         "seconds_per_step": seconds,
         "paper_recipe_hours": None if rate_flops is None else max(hours_of(paper, rate_flops, 1) or 0.0, copies),
         **_reading(costs.manifests[name], main, seconds),

@@ -7,9 +7,9 @@ from typer.core import TyperGroup
 from secondcast.storage_schemas.io.home import expand_home
 
 PLACES = frozenset({
-    "a", "b", "backbone", "cache", "clip_model", "copy", "disk", "evaluations", "fid_weights", "folder", "folders",
-    "ids", "local_copy", "ocr_model", "out", "out_file", "out_path", "picture", "prompts", "ray_runtime_env", "recipe",
-    "reference", "run", "runs", "settings", "source", "sources", "student", "students", "target", "teacher",
+    "a", "b", "backbone", "cache", "clip_model", "config", "copy", "disk", "evaluations", "fid_weights", "folder",
+    "folders", "ids", "local_copy", "ocr_model", "out", "out_file", "out_path", "picture", "prompts", "ray_runtime_env",
+    "recipe", "reference", "run", "runs", "source", "sources", "student", "students", "target", "teacher",
     "vqa_model",
 })  # fmt: skip
 """Names of these parameters in the functions of commands: files, folders, and what may also be elsewhere."""

@@ -2,13 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secondcast.commands.shell.familiar_flags import familiar_advice
 from secondcast.storage_schemas.errors import BadSettings
-from secondcast.storage_schemas.io.toml_file import read_toml
+from secondcast.storage_schemas.formats.files import Verify as ChecksumTimes
 
 if TYPE_CHECKING:
     from secondcast.models.teacher.context_projection import ContextProjection
@@ -23,27 +22,6 @@ def silence_downloads(quiet: bool) -> bool:
     if quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     return quiet
-
-
-def read_settings(context: typer.Context, file: Path | None) -> Path | None:
-    """Take the flags of a command from a TOML file; flags given on the command line go first."""
-    if file is None:
-        return None
-    values = read_toml(file, what=f"file {file} for --settings", expected="lines such as batch-size = 32")
-    known = {parameter.name for parameter in context.command.params}
-    given = {key.replace("-", "_"): value for key, value in values.items()}
-    if unknown := sorted(given.keys() - known):
-        flags = ", ".join(sorted(str(name).replace("_", "-") for name in known if name != "settings"))
-        own = {flag for parameter in context.command.params for flag in parameter.opts}
-        command = context.command_path.partition(" ")[2]
-        advice = familiar_advice(unknown[0], command, own)
-        hint = f" ({advice[0].lower()}{advice[1:].replace('--', '')})" if advice else ""
-        raise BadSettings(f"{file} has the unknown key {unknown[0]!r}{hint}, expected one of {flags}")
-    several = {parameter.name for parameter in context.command.params if getattr(parameter, "multiple", False)}
-    context.default_map = {
-        key: [value] if key in several and not isinstance(value, list) else value for key, value in given.items()
-    }
-    return file
 
 
 def teacher_names(incomplete: str) -> list[str]:
@@ -66,18 +44,16 @@ TeacherName = Annotated[
 ]
 _T5_NAMES = tuple(f"google-t5/t5-{size}" for size in ("small", "base", "large"))
 
+BackboneName = Annotated[str | None, typer.Option(help="Where transformer/ and vae/ lie; default: as recorded.")]
+Revision = Annotated[str | None, typer.Option(help="Revision of a hub repository.")]
 CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the cache, or s3://bucket/prefix.")]
 Verify = Annotated[
-    Literal["off", "once", "always"],
+    ChecksumTimes,
     typer.Option(help="Compare checksums of shard files never, once per file, or at every read."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=silence_downloads, help="No progress, no remarks.")]
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1.")]
-Settings = Annotated[
-    Path | None,
-    typer.Option(is_eager=True, callback=read_settings, help="TOML file with any of these flags as keys."),
-]
 
 
 def terminal(quiet: bool = False) -> Any:
@@ -150,12 +126,3 @@ def student_source(name: str) -> str:
     if name not in known:
         raise BadSettings(f"--student {name!r} is not one of the embedded students, which are {', '.join(known)}")
     return str(STUDENTS_FOLDER / name.removeprefix(f"{POCKET}-"))
-
-
-_LARGEST_GUIDANCE = 1e6
-
-
-def check_guidance(guidance: float) -> None:
-    """Raise BadSettings for a guidance that is no number from 0 on, or none that a transformer can take."""
-    if not 0 <= guidance <= _LARGEST_GUIDANCE:
-        raise BadSettings(f"--guidance is {guidance}, expected a number from 0 to {_LARGEST_GUIDANCE:g}, such as 3.5")

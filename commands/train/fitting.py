@@ -1,13 +1,11 @@
 """`--fit`: options that make a run fit into so much GPU memory; and what helps a run that did not fit."""
 
-import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from secondcast.models.memory.optional_packages import installed_version
+from secondcast.models.memory.options import AUTO, size_bytes
 from secondcast.storage_schemas.errors import BadSettings, OutOfMemory, SecondcastError
 from secondcast.storage_schemas.progress import counted
 
@@ -18,31 +16,13 @@ if TYPE_CHECKING:
     from secondcast.trainer.settings import TrainSettings
 
 GIB = 2**30
-_UNIT_BYTES = {"gib": 2**30, "g": 2**30, "gb": 10**9, "mib": 2**20, "m": 2**20, "mb": 10**6}
 # A begun run keeps these: its weights depend on them.
 _OF_A_BEGUN_RUN = ("accumulate", "quantize", "modulation", "compile")
-
-Fit = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE",
-        help="GPU memory to fit into, as in 16GiB (16GB is 14.9 of them); auto: what is free. Chooses "
-        "--checkpoint-blocks, --accumulate, --resident-blocks and --quantize as far as they are not given.",
-    ),
-]
-
-
-def size_bytes(text: str) -> float:
-    """Bytes of a size such as 16GiB, 15.5G or 16GB; BadSettings for another text."""
-    found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)\s*([A-Za-z]+)", text.strip())
-    if found is None or found[2].lower() not in _UNIT_BYTES or float(found[1]) == 0:
-        raise BadSettings(f"--fit is {text!r}, expected a size such as 16GiB or 11.5GiB, or auto for what is free here")
-    return float(found[1]) * _UNIT_BYTES[found[2].lower()]
 
 
 def named_bytes(fit: str | None) -> float | None:
     """Bytes of --fit of a plan, which knows no machine; None where it is not given."""
-    if fit is not None and fit.strip().lower() == "auto":
+    if fit == AUTO:
         raise BadSettings(
             "--fit is 'auto', but a plan knows no GPU of this machine: give --gpu, or a size, as in 16GiB"
         )
@@ -51,7 +31,7 @@ def named_bytes(fit: str | None) -> float | None:
 
 def free_bytes(fit: str, device: Any) -> float:
     """What --fit asks for: a size, or what is free on this GPU now."""
-    if fit.strip().lower() != "auto":
+    if fit != AUTO:
         return size_bytes(fit)
     if device.type != "cuda":
         raise BadSettings(

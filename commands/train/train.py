@@ -1,19 +1,20 @@
 """`secondcast train`: phase 2."""
 
+import inspect
 import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from secondcast.commands.shell.config_file import Config, has_stages
 from secondcast.commands.shell.console import print_line
 from secondcast.commands.shell.resolve import (
     Device,
     Quiet,
-    Settings,
     Verify,
     launched_device,
     resolve_context_projection,
@@ -22,9 +23,12 @@ from secondcast.commands.shell.resolve import (
     student_source,
     terminal,
 )
-from secondcast.commands.train.fitting import Fit, fit_run, is_out_of_memory, out_of_memory, size_bytes, stated_options
+from secondcast.commands.train.fitting import fit_run, is_out_of_memory, out_of_memory, stated_options
+from secondcast.models.memory.options import GpuMemory
 from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.formats.files import Verify as ChecksumTimes
 from secondcast.storage_schemas.progress import counted
+from secondcast.trainer.settings import TrainFlags, TrainOptions, TrainSettings
 
 if TYPE_CHECKING:
     from secondcast.models.teacher.context_projection import ContextProjection
@@ -34,9 +38,12 @@ if TYPE_CHECKING:
 
 LOCAL_COPY_GIB = 64.0
 
+Budget = Annotated[
+    str | None, typer.Option(metavar="TIME", help="What a recipe's stages with a budget-share share, as in 72h.")
+]
+
 
 def train(
-    context: typer.Context,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
     cache: Annotated[
         list[str] | None,
@@ -50,99 +57,10 @@ def train(
             autocompletion=student_names, help="T5 folder or hub name, a config alone, an export; pocket-small."
         ),
     ] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="Stages, in place of the flags from --steps to --decay.")
-    ] = None,
-    budget: Annotated[
-        str | None, typer.Option(metavar="TIME", help="What a recipe's stages with a budget-share share, as in 72h.")
-    ] = None,
+    budget: Budget = None,
     backbone: Annotated[str | None, typer.Option(help="Where transformer/ lies here; default: as recorded.")] = None,
-    init: Annotated[
-        Literal["auto", "pretrained", "random"], typer.Option(help="auto: pretrained where there are weights.")
-    ] = "auto",
-    steps: Annotated[int, typer.Option(help="Optimizer steps with --loss.")] = 1000,
-    warmup_steps: Annotated[int, typer.Option(help="Steps with --warmup-loss before them.")] = 0,
-    loss: Annotated[
-        Literal["vision", "embedding", "context"],
-        typer.Option(
-            help="vision: the paper's, replay through the transformer. embedding: its naive distillation. context: "
-            "the embedding error after the transformer's text projection; of it only that linear is read."
-        ),
-    ] = "vision",
-    warmup_loss: Annotated[
-        Literal["embedding", "context"], typer.Option(help="docs/benchmarks.md compares them.")
-    ] = "context",
-    huber: Annotated[
-        float | None, typer.Option(help="--loss grows as a line, not a square, where a difference is above this.")
-    ] = None,
-    step_weights: Annotated[
-        Literal["uniform", "sigma", "interval"],
-        typer.Option(help="Weight of a step in the vision loss: uniform is the paper's; sigma; its distance in sigma."),
-    ] = "uniform",
-    embedding_term: Annotated[float, typer.Option(help="Weight of the embedding loss beside the vision loss.")] = 0.0,
-    batch_size: Annotated[int, typer.Option(help="Rows of an optimizer step.")] = 32,
-    accumulate: Annotated[int, typer.Option(help="Equal parts of the batch, computed one by one: less memory.")] = 1,
-    order: Annotated[Literal["shuffled", "following"], typer.Option(help="following: the paper's.")] = "shuffled",
-    steps_per_trajectory: Annotated[
-        int, typer.Option(help="Rows of the batch that are steps of one trajectory and share the student's forward.")
-    ] = 1,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW, with --loss.")] = 1e-4,
-    warmup_learning_rate: Annotated[float | None, typer.Option(help="Of the warm-up; default: the same.")] = None,
-    decay: Annotated[
-        Literal["constant", "cosine", "linear"], typer.Option(help="Of the learning rate, over each stage.")
-    ] = "constant",
-    lr_warmup_steps: Annotated[
-        int | None, typer.Option(help="Steps over which it rises; default: 20 where it decays, else none.")
-    ] = None,
-    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-3,
-    clip: Annotated[float, typer.Option(help="Largest norm of the student's gradient.")] = 1.0,
-    dropout: Annotated[float, typer.Option(help="Of the student, while it trains.")] = 0.1,
-    position_bias_factor: Annotated[float, typer.Option(help="Learning rate of T5's position bias, times this.")] = 1.0,
-    ema: Annotated[
-        float | None, typer.Option(help="Decay of an average of the weights, which is validated and exported.")
-    ] = None,
-    student_dtype: Annotated[
-        Literal["auto", "float32", "bfloat16-autocast"],
-        typer.Option(help="Arithmetic of the student (weights stay float32); auto: autocast on a GPU in bfloat16."),
-    ] = "auto",
-    backbone_dtype: Annotated[
-        Literal["cache", "bfloat16", "float32"], typer.Option(help="cache: as recorded.")
-    ] = "cache",
-    modulation: Annotated[
-        Literal["auto", "table", "host", "live"],
-        typer.Option(
-            help="table: 27 % of FLUX's weights give way to their results; host: they stay in its memory, and it "
-            "computes; auto: table wherever pooled is zero, else host where the GPU is small."
-        ),
-    ] = "auto",
-    checkpoint_blocks: Annotated[
-        int,
-        typer.Option(metavar="N", help="Compute every N-th block of the transformer twice, for less memory; 0: none."),
-    ] = 0,
-    resident_blocks: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Keep N of its blocks on the GPU, stream the others from pinned host memory."),
-    ] = None,
-    quantize: Annotated[
-        Literal["none", "int8", "fp8", "nf4"],
-        typer.Option(help="Its blocks' weights in 8 or 4 bits: a biased teacher; the replay floor says how much."),
-    ] = "none",
-    compile: Annotated[
-        bool, typer.Option("--compile", help="Compile its blocks, once per shape: faster steps, another rounding.")
-    ] = False,
-    attention_backend: Annotated[
-        str | None, typer.Option(help="diffusers' attention backend for it; default: torch's own.")
-    ] = None,
-    fit: Fit = None,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints, each with a validation.")] = 200,
-    checkpoint_minutes: Annotated[
-        float, typer.Option(help="After so long without a checkpoint there is one, without a validation.")
-    ] = 30.0,
-    keep: Annotated[int, typer.Option(help="Last checkpoints kept, besides the best.")] = 2,
-    floor: Annotated[
-        int, typer.Option(help="Records of which the replay floor is measured at the start; 0: none.")
-    ] = 64,
-    seed: Annotated[int, typer.Option(help="Of the order of the records, of dropout and of random weights.")] = 0,
+    options: TrainOptions = TrainOptions(),
+    memory: GpuMemory = GpuMemory(),
     verify: Verify = "once",
     local_copy: Annotated[
         Path | None,
@@ -159,7 +77,7 @@ def train(
     ] = False,
     device: Device = "auto",
     quiet: Quiet = False,
-    settings: Settings = None,
+    config: Config = None,
 ) -> None:
     """Train a student by replaying a cache through the frozen transformer. Given again, it goes on.
 
@@ -168,36 +86,19 @@ def train(
     Started by torchrun, accelerate launch or srun, the processes divide each batch among them, and train what one
     process would.
     """
-    flags = dict(
-        init=init, steps=steps, warmup_steps=warmup_steps, loss=loss, warmup_loss=warmup_loss,
-        huber=huber, step_weights=step_weights, embedding_term=embedding_term, batch_size=batch_size,
-        accumulate=accumulate, order=order, steps_per_trajectory=steps_per_trajectory, learning_rate=learning_rate,
-        warmup_learning_rate=warmup_learning_rate, decay=decay, lr_warmup_steps=lr_warmup_steps,
-        weight_decay=weight_decay, clip=clip, dropout=dropout, position_bias_factor=position_bias_factor, ema=ema,
-        student_dtype=student_dtype, backbone_dtype=backbone_dtype, modulation=modulation,
-        checkpoint_blocks=checkpoint_blocks, resident_blocks=resident_blocks, quantize=quantize, compile=compile,
-        attention_backend=attention_backend, checkpoint_every=checkpoint_every,
-        checkpoint_minutes=checkpoint_minutes, keep=keep, floor=floor, seed=seed,
-    )  # fmt: skip
-    if fit is not None and fit.strip().lower() != "auto":
-        # Before anything is opened.
-        size_bytes(fit)
     places = named_places(cache or [])
-    given = {name: value for name, value in flags.items() if is_given(context, name)}
-    if fit is not None and "quantize" in given and "checkpoint_blocks" not in given:
-        # Eight bits need it, and it is --fit that chooses.
-        flags["checkpoint_blocks"] = 1
+    recipe = config if has_stages(config) else None
     if recipe is not None:
-        asked, stated = asked_of_recipe(recipe, student, budget, given)
+        asked, stated = asked_of_recipe(recipe, student, budget, options)
         places = stated | places
     else:
-        asked = asked_of_flags(student, budget, flags)
+        asked = asked_of_flags(student, budget, options, fit=memory.fit)
     if not places:
         raise BadSettings("no cache is given: give --cache, the folder that `secondcast build` made")
     train_run(
         run, asked, places, backbone=backbone, device=device, quiet=quiet, verify=verify, local_copy=local_copy,
         local_copy_gib=local_copy_gib, accept_floor=accept_floor, shard_student=shard_student,
-        log_to=log_to or (), fit=fit, held=stated_options(asked, None if recipe is not None else given),
+        log_to=log_to or (), fit=memory.fit, held=stated_options(asked, None if recipe is not None else options.given),
         recipe=recipe is not None,
     )  # fmt: skip
 
@@ -210,7 +111,7 @@ def train_run(
     backbone: str | None = None,
     device: str = "auto",
     quiet: bool = False,
-    verify: Literal["off", "once", "always"] = "once",
+    verify: ChecksumTimes = "once",
     local_copy: Path | None = None,
     local_copy_gib: float = LOCAL_COPY_GIB,
     accept_floor: bool = False,
@@ -279,34 +180,31 @@ def _local_copy(place: Path, limit_gib: float, say: Callable[[str], None]) -> "L
     return LocalCopy.open(place, limit_bytes=int(limit_gib * 2**30), say=say)
 
 
-def asked_of_flags(student: str | None, budget: str | None, flags: dict[str, Any]) -> "TrainSettings":
-    """The run that flags ask for: a warm-up, and the stage after it."""
-    from secondcast.trainer.settings import TrainFlags
-
+def asked_of_flags(
+    student: str | None, budget: str | None, options: TrainOptions, *, fit: str | None
+) -> "TrainSettings":
+    """The run that options ask for: a warm-up, and the stage after it."""
     if student is None:
         raise BadSettings("no student is given: give --student, such as google-t5/t5-base or pocket-small")
     if budget is not None:
-        raise BadSettings(f"--budget is {budget} without --recipe: the stages of a recipe share it; give --steps")
-    return TrainFlags.from_flags(student=student, **flags).settings()
-
-
-def is_given(context: typer.Context, name: str) -> bool:
-    """Whether a flag stands on the command line or in the file of --settings."""
-    # typer carries its own copy of click from 0.29 on: the source of a value is known by its name.
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
+        raise BadSettings(f"--budget is {budget} without a recipe, whose stages share it; give --steps")
+    given = options.given
+    if fit is not None and "quantize" in given:
+        # Eight bits need it, and it is --fit that chooses.
+        given = {"checkpoint_blocks": 1} | given
+    return TrainFlags.from_flags(student=student, **given).settings()
 
 
 def asked_of_recipe(
-    file: Path, student: str | None, budget: str | None, given: dict[str, Any]
+    file: Path, student: str | None, budget: str | None, options: TrainOptions
 ) -> tuple["TrainSettings", dict[str, str]]:
-    """The run that a recipe states, and its caches; `given` are the flags beside it, student and budget apart."""
+    """The run that a recipe states, and its caches; `options` are given beside it."""
     from secondcast.trainer.recipe import read_recipe, seconds_of
-    from secondcast.trainer.settings import TrainSettings
 
+    given = options.given
     if stages := [name for name in given if name not in TrainSettings.model_fields]:
         raise BadSettings(
-            f"--{stages[0].replace('_', '-')} is given beside --recipe {file}: it is for a stage to say; change the "
+            f"--{stages[0].replace('_', '-')} is given beside --config {file}: it is for a stage to say; change the "
             f"recipe, or leave one of them away"
         )
     changed = dict(given)
@@ -314,7 +212,7 @@ def asked_of_recipe(
         changed["student"] = student
     if budget is not None:
         changed["budget_seconds"] = seconds_of(budget)
-    found = read_recipe(file, **changed)
+    found = read_recipe(file, beside=set(inspect.signature(train).parameters) | set(GpuMemory.model_fields), **changed)
     return found.settings, found.caches
 
 

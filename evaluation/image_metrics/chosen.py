@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from secondcast.evaluation.image_metrics.clip_score import ClipScore
-from secondcast.evaluation.image_metrics.fid import ClipFeatures, FeaturesName, Fid, InceptionFeatures
+from secondcast.evaluation.image_metrics.fid import ClipFeatures, Fid, InceptionFeatures
 from secondcast.evaluation.image_metrics.metric import Metric, MetricName, Picture
-from secondcast.evaluation.image_metrics.recognisers import OcrName, Tesseract, TrOcr
+from secondcast.evaluation.image_metrics.published import FeaturesName, OcrName
+from secondcast.evaluation.image_metrics.recognisers import Tesseract, TrOcr
 from secondcast.evaluation.image_metrics.text_rendering import TextRendering
 from secondcast.evaluation.image_metrics.vqa import AttributeBinding
 

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from secondcast.storage_schemas.errors import BadSettings, MissingWeights
 from secondcast.storage_schemas.io.digests import weight_sha256
 from secondcast.storage_schemas.progress import Progress, counted
 
-FeaturesName = Literal["inception", "clip"]
 _EXTRA = "pip install 'secondcast[metrics]'"
 _INCEPTION_WIDTH = 2048
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"

@@ -5,16 +5,16 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from secondcast.evaluation.image_metrics.clip_score import clip_pixels
 from secondcast.evaluation.image_metrics.metric import Needs, Picture
+from secondcast.evaluation.image_metrics.published import OcrName
 from secondcast.evaluation.image_metrics.weights import WantedWeights
 from secondcast.storage_schemas.errors import MissingExtra
 
-OcrName = Literal["trocr", "tesseract"]
 _MOST_NEW_TOKENS = 64
 # Text anywhere in the picture, in no order of a page.
 _SPARSE_TEXT = "11"

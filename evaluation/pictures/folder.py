@@ -14,7 +14,8 @@ from pydantic import Field
 from secondcast.storage_schemas.errors import BadSettings, SettingsDiffer
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.schema.fields import Array
-from secondcast.storage_schemas.schema.manifest import Flags, Pooled, Record
+from secondcast.storage_schemas.schema.flags import Flags
+from secondcast.storage_schemas.schema.manifest import Dtype, Pooled, Record
 
 SETTINGS_FILE = "generate.json"
 INDEX_FILE = "index.jsonl"
@@ -36,7 +37,7 @@ class PictureSettings(Flags):
     schedule: Literal["pipeline"]
     guidance: float | None = Field(ge=0, le=1e6)
     seed: int = Field(ge=0, lt=2**63)
-    dtype: Literal["bfloat16", "float32"]
+    dtype: Dtype
     pooled: Pooled
 
 

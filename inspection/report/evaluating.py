@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from secondcast.evaluation.cache_scoring import CacheScoring
 from secondcast.evaluation.closed_loop import closed_loop
 from secondcast.evaluation.held_out import HeldOut, held_out_trajectories, spread
 from secondcast.evaluation.on_cache import backbone_of
@@ -16,6 +15,7 @@ from secondcast.evaluation.open_loop import open_loop
 from secondcast.evaluation.pictures.distances import check_measurable
 from secondcast.evaluation.replaying import EmbedPrompts, cached_embeddings
 from secondcast.evaluation.results import Led, StepErrors
+from secondcast.evaluation.settings.cache_scoring import CacheScoring
 from secondcast.inspection.report.integrity import Readable
 from secondcast.inspection.report.strips import StripMaker
 from secondcast.inspection.report.students import Asked, Students, hardness_of, led_facts, student_facts

@@ -4,16 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 
-from secondcast.evaluation.cache_scoring import CacheScoring
 from secondcast.inspection.images import shown_steps
 from secondcast.inspection.report.evaluating import Evaluating
 from secondcast.inspection.report.integrity import NOT_CHECKED, Readable, check_files, damaged_places
+from secondcast.inspection.report.settings import ReportSettings
 from secondcast.inspection.report.strips import StripMaker, check_sheet, chosen_rows, frame_px, strip_rows
 from secondcast.inspection.report.students import Asked, Students, of_records, open_students, without_errors
 from secondcast.inspection.report.table import committed_columns, norm_columns, rounded
@@ -25,44 +23,10 @@ from secondcast.storage_schemas.errors import BadTeacher, DamagedCache
 from secondcast.storage_schemas.io.folders import open_folder
 from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.reader import Cache, read_manifest
-from secondcast.storage_schemas.schema.manifest import Flags, Manifest
+from secondcast.storage_schemas.schema.manifest import Manifest
 
 Resolve = Callable[[str, tuple[str, ...]], TeacherFolder]
 """A teacher by name, with these parts at hand."""
-
-
-class ReportSettings(Flags):
-    """The flags of a report.
-
-    norms: of how many trajectories at most. strips: of how many, None: all. frames: steps of a strip, None: all.
-    side: of a frame, in pixels. seed: of the strips at random. evaluate: held-out trajectories of the open loop,
-    closed_loop: how many of these are sampled anew. evaluations: files of `evaluate score --out`. teacher: where vae/
-    lies, backbone: where transformer/ lies, None: as recorded.
-    """
-
-    students: tuple[Path, ...] = ()
-    evaluations: tuple[Path, ...] = ()
-    verify: bool = True
-    norms: int = Field(default=5000, ge=0)
-    strips: int | None = Field(default=64, ge=0)
-    side: int = Field(default=96, ge=16, le=1024)
-    frames: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=0, ge=0)
-    evaluate: int = Field(default=64, ge=0)
-    closed_loop: int = Field(default=16, ge=0)
-    teacher: str | None = None
-    backbone: str | None = None
-    backbone_dtype: Literal["cache", "bfloat16", "float32"] = "cache"
-    batch_size: int = Field(default=8, ge=1)
-
-    def scoring(self) -> CacheScoring:
-        """How students are evaluated."""
-        return CacheScoring(
-            count=self.evaluate,
-            closed_loop=self.closed_loop,
-            batch_size=self.batch_size,
-            backbone_dtype=self.backbone_dtype,
-        )
 
 
 def report_data(

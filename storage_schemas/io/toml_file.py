@@ -10,7 +10,7 @@ from secondcast.storage_schemas.errors import BadSettings
 def read_toml(file: Path, *, what: str, expected: str) -> dict[str, Any]:
     """Read a TOML file in UTF-8, with or without a byte order mark.
 
-    what: what the file is for, as "file x.toml for --settings", where it is missing.
+    what: what the file is for, as "file x.toml for --config", where it is missing.
     expected: what should be in it.
     Raises BadSettings.
     """
@@ -24,3 +24,18 @@ def read_toml(file: Path, *, what: str, expected: str) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError) as error:
         raise BadSettings(f"{file} cannot be read as TOML ({error}): expected {expected}") from error
+
+
+TABLES = ("build", "train")
+"""Tables of a recipe: [build.NAME] for each cache, and [train]."""
+
+
+def recipe_tables(file: Path, values: dict[str, Any]) -> dict[str, Any] | None:
+    """The tables of a recipe; None for a file of the options of one command. Raises BadSettings for a mixture."""
+    if not any(isinstance(values.get(name), dict) for name in TABLES):
+        return None
+    if other := sorted(values.keys() - set(TABLES)):
+        raise BadSettings(f"{file} has {other[0]!r} beside its tables: expected [build.NAME] and [train] alone")
+    if not all(isinstance(table, dict) for table in (*values.values(), *values.get("build", {}).values())):
+        raise BadSettings(f"{file} has a [build] without a name: expected [build.NAME] for each cache, and [train]")
+    return values

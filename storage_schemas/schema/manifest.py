@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from secondcast.storage_schemas.errors import BadSettings, DamagedCache, NotACache, SettingsDiffer
+from secondcast.storage_schemas.errors import DamagedCache, NotACache, SettingsDiffer
 from secondcast.storage_schemas.io.digests import canonical_json, digest
 from secondcast.storage_schemas.schema.first_difference import first_difference
 
@@ -28,6 +28,9 @@ FORMAT_NAME = "secondcast-cache"
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 
+Dtype = Literal["bfloat16", "float32"]
+Format = Literal["zarr", "webdataset"]
+Latents = Literal["derived", "stored"]
 CodecName = Literal["plain", "compact", "int8"]
 Embeddings = Literal["stored", "none"]
 Pooled = Literal["zero", "clip"]
@@ -90,9 +93,9 @@ class Teacher(Record):
 class Storage(Record):
     """How a cache is laid out on disk. `embeddings` "none": a finished cache does not hold the teacher's."""
 
-    format: Literal["zarr", "webdataset"]
+    format: Format
     codec: CodecName
-    latents: Literal["derived", "stored"]
+    latents: Latents
     embeddings: Embeddings = "stored"
 
     @model_validator(mode="after")
@@ -143,7 +146,7 @@ class Sampling(Record):
     guidance: tuple[float, ...] | None
     seed: int = Field(ge=0, lt=2**63)
     noise: Literal["philox-float32"]
-    dtype: Literal["bfloat16", "float32"]
+    dtype: Dtype
     latent_rule: Literal["flow-match-euler"]
     quantize: Quantization = "none"
     storage: Storage
@@ -282,27 +285,6 @@ def first_problem(error: ValidationError) -> str:
         # Of several fields together: the message names them, the input would be all of them.
         return f"settings: {said}"
     return f"{'.'.join(str(part) for part in problem['loc'])}: {said} (found {problem['input']!r})"
-
-
-def first_wrong_flag(error: ValidationError) -> str:
-    """The first problem of a command's flags: a field is named as its flag."""
-    where = str(next(iter(error.errors()[0]["loc"]), ""))
-    problem = first_problem(error)
-    if not where:
-        return problem.removeprefix("settings: ")
-    return f"--{where.replace('_', '-')}{problem[len(where) :]}"
-
-
-class Flags(Record):
-    """A record that the flags of a command make."""
-
-    @classmethod
-    def from_flags(cls, **flags: Any) -> Self:
-        """Validate flags; BadSettings names the first one that is wrong."""
-        try:
-            return cls(**flags)
-        except ValidationError as error:
-            raise BadSettings(first_wrong_flag(error)) from error
 
 
 _DEPENDS = {

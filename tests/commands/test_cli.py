@@ -96,7 +96,7 @@ def test_every_flag_of_the_teacher_goes_the_whole_road(tmp_path, pocket_prompts,
     words = ["build", cache, "--teacher", dev_teacher, "--prompts", pocket_prompts, "--limit", 3, "--steps", 2]
     words += ["--text-length", 30, "--pooled", "clip", "--schedule", "reference", "--height", 16, "--width", 24]
     code, said, _ = secondcast(*words, "--attention-backend", "_native_math", capsys=capsys)
-    assert code == 0 and "3 trajectories of 3 prompts" in said
+    assert code == 0 and re.fullmatch(rf"{cache}: 3 trajectories of 3 prompts, [0-9.]+ KiB\n", said)
     said = secondcast("inspect", "summary", cache, capsys=capsys)[1]
     assert "pooled clip" in said and "reference, 2 steps" in said and "24 x 16 pixels" in said
     (cache / "embeddings.zarr/pooled_projections/c/0/0").unlink()
@@ -183,11 +183,11 @@ def test_bad_input_is_one_clear_line(words, code, message, tmp_path, monkeypatch
 def test_flags_may_come_from_a_toml_file_and_the_command_line_goes_first(tmp_path, pocket_prompts, capsys):
     settings = tmp_path / "build.toml"
     settings.write_text(f'teacher = "pocket"\nprompts = "{pocket_prompts}"\nlimit = 3\nsteps = 2\nshard-size = 2\n')
-    code, said, _ = secondcast("build", tmp_path / "c", "--settings", settings, "--limit", "5", capsys=capsys)
+    code, said, _ = secondcast("build", tmp_path / "c", "--config", settings, "--limit", "5", capsys=capsys)
     assert code == 0 and "5 trajectories of 5 prompts" in said
     assert "2 steps" in secondcast("inspect", "summary", tmp_path / "c", capsys=capsys)[1]
     settings.write_text('teacher = "pocket"\nstep = 2\n')
-    code, _, heard = secondcast("build", tmp_path / "d", "--settings", settings, capsys=capsys)
+    code, _, heard = secondcast("build", tmp_path / "d", "--config", settings, capsys=capsys)
     assert code == 1 and "has the unknown key 'step', expected one of " in heard
 
 

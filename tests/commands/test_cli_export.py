@@ -93,7 +93,7 @@ GENERATE = ["generate", "teacher", "--teacher", "pocket", "--prompts", "p.txt", 
         ),
         ([*GENERATE, "--resolution", "25"], 1, r"height is 25, expected a multiple of 4"),
         ([*GENERATE, "--guidance", "inf"], 1, r"--guidance: Input should be a finite number"),
-        ([*GENERATE, "--steps", "0"], 2, r"Invalid value for '--steps'"),
+        ([*GENERATE, "--steps", "0"], 1, r"--steps: Input should be greater than or equal to 1"),
         ([*GENERATE, "--seed", "9" * 20], 1, r"--seed: "),
         ([*GENERATE, "--prompts", "nix.txt"], 1, r"no prompt file nix.txt"),
         (GENERATE[:-2], 2, r"Missing option '--out'"),
@@ -123,7 +123,7 @@ def test_the_help_text_has_an_example(command, capsys):
 def test_flags_of_generate_may_stand_in_a_toml_file(student, capsys):
     prompt_file(3)
     Path("g.toml").write_text('teacher = "pocket"\nprompts = ["prompts.txt"]\nout = "o"\nsteps = 1\nlimit = 2\n')
-    code, said, _ = secondcast("generate", student, "--settings", "g.toml", capsys=capsys)
+    code, said, _ = secondcast("generate", student, "--config", "g.toml", capsys=capsys)
     assert (code, said) == (0, "o: 2 pictures\n")
-    code, _, heard = secondcast("generate", student, "--settings", "g.toml", "--seed", 1, capsys=capsys)
+    code, _, heard = secondcast("generate", student, "--config", "g.toml", "--seed", 1, capsys=capsys)
     assert code == 1 and "o holds pictures made with seed = 0, you asked for 1" in heard

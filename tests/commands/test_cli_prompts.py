@@ -217,7 +217,7 @@ def test_a_build_takes_sources_with_keys_from_flags_and_from_a_settings_file(cap
     Path("build.toml").write_text(
         'teacher = "pocket"\nprompts = ["a.txt:limit=1", "b.csv:repeat=2:name=notes"]\nsteps = 1\nquiet = true\n'
     )
-    code, said, _ = secondcast("build", "c", "--settings", "build.toml", capsys=capsys)
+    code, said, _ = secondcast("build", "c", "--config", "build.toml", capsys=capsys)
     assert code == 0 and "5 trajectories of 3 prompts" in said
     assert Cache.open("c").manifest.prompts.sources == {"a": 1, "notes": 2}
     code, _, heard = secondcast("build", "d", "--teacher", "pocket", "--prompts", "a.txt:limit=x", capsys=capsys)

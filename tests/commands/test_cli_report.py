@@ -51,7 +51,7 @@ def test_quiet_says_what_was_written_alone(tmp_path, cache, capsys):
         (["--student", "no-run"], "no student no-run: expected a run folder, or what `secondcast export` wrote", 1),
         (["--evaluation", "no.json"], "no file no.json: expected what `secondcast evaluate score --out` wrote", 1),
         (["--teacher", "/nowhere/at/all"], "/nowhere/at/all", 1),
-        (["--side", "4"], "--side", 2),
+        (["--side", "4"], "--side", 1),
     ],
 )
 def test_what_does_not_fit_is_one_line_and_leaves_the_report_of_before(tmp_path, cache, capsys, words, message, code):

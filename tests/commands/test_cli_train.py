@@ -5,7 +5,6 @@ import json
 import pytest
 
 from secondcast.trainer.run.folder import CONFIG_FILE
-from secondcast.trainer.settings import TrainFlags
 from tests.commands.test_cli import secondcast
 from tests.trainer.conftest import cache_folder, t5_config
 
@@ -48,19 +47,8 @@ def test_every_option_of_training_is_a_flag_and_a_key(tmp_path, words, capsys):
     assert [kind for kind in kinds if kind] == ["context", "vision", "vision"]
     lines = [f"{key.replace('_', '-')} = {json.dumps(value)}" for key, value in OPTIONS.items()]
     (tmp_path / "train.toml").write_text("\n".join(lines))
-    code, said, heard = secondcast(*words, "--settings", tmp_path / "train.toml", capsys=capsys)
+    code, said, heard = secondcast(*words, "--config", tmp_path / "train.toml", capsys=capsys)
     assert code == 0 and "going on from step 3" in heard
-
-
-def test_every_setting_has_its_flag_with_the_same_default(capsys):
-    import inspect
-
-    from secondcast.commands.train.train import train
-
-    given = inspect.signature(train).parameters
-    for name, field in TrainFlags.model_fields.items():
-        if name not in ("student", "validate_rows"):
-            assert given[name].default == field.default, name
 
 
 def test_an_embedding_loss_alone_asks_for_no_transformer(tmp_path, words, capsys):
@@ -111,7 +99,7 @@ batch-size = 2
 @pytest.fixture
 def recipe_words(tmp_path, cache_folder, dev_teacher):
     (tmp_path / "r.toml").write_text(RECIPE)
-    words = ["train", tmp_path / "run", "--recipe", tmp_path / "r.toml"]
+    words = ["train", tmp_path / "run", "--config", tmp_path / "r.toml"]
     return [*words, "--cache", cache_folder, "--backbone", dev_teacher]
 
 
@@ -126,7 +114,7 @@ def test_a_flag_beside_a_recipe_counts_even_where_it_is_the_default(tmp_path, re
 def test_what_a_stage_says_is_no_flag_beside_a_recipe(tmp_path, recipe_words, flag, value, capsys):
     code, _, heard = secondcast(*recipe_words, flag, value, capsys=capsys)
     assert code == 1 and heard == (
-        f"secondcast: {flag} is given beside --recipe {tmp_path}/r.toml: it is for a stage to say; change the recipe, "
+        f"secondcast: {flag} is given beside --config {tmp_path}/r.toml: it is for a stage to say; change the recipe, "
         f"or leave one of them away\n"
     )
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 import secondcast.evaluation.on_cache as on_cache
-from secondcast.commands.evaluate.cache import steps_of_text
-from secondcast.evaluation.cache_scoring import CacheScoring
 from secondcast.evaluation.on_cache import CacheBench, evaluate_on_cache
 from secondcast.evaluation.results import Evaluation
+from secondcast.evaluation.settings.cache_scoring import CacheScoring, steps_of_text
 from secondcast.models.student.student import load_student, save_student, untrained_like
 from secondcast.storage_schemas.errors import BadSettings, BadStudent, NonFinite
 from secondcast.storage_schemas.progress import Silent

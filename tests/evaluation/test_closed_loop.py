@@ -9,13 +9,13 @@ from diffusers import FluxPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secondcast.evaluation.cache_scoring import CacheScoring
 from secondcast.evaluation.closed_loop import closed_loop
 from secondcast.evaluation.held_out import held_out_trajectories
 from secondcast.evaluation.on_cache import evaluate_on_cache
 from secondcast.evaluation.pictures import distances as picture_distances
 from secondcast.evaluation.pictures.distances import check_measurable, lpips_missing, psnr_db, ssim
 from secondcast.evaluation.replaying import CacheStudent, cached_embeddings
+from secondcast.evaluation.settings.cache_scoring import CacheScoring
 from secondcast.models.geometry import recorded_geometry
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.recorded_backbone import load_recorded_backbone

@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import typer
 
+from secondcast import cli
 from secondcast.commands.evaluate.cache import CACHE_FLAGS, POCKET_FLAGS
-from secondcast.evaluation.cache_scoring import CacheScoring
 from secondcast.evaluation.results import Evaluation
 from secondcast.evaluation.tables.aggregates import summary
 from secondcast.models.student.student import load_student
@@ -195,15 +196,9 @@ def test_flags_that_do_nothing_are_refused_and_nothing_is_too(words, student, ca
     assert found == "--steps is given without --pocket: it does nothing there; leave it out, or give both"
 
 
-def test_every_setting_is_a_flag_with_the_same_default():
-    import inspect
-
-    from secondcast.commands.evaluate.evaluate import CACHE_COUNT, evaluate_score
-
-    given = {name: parameter.default for name, parameter in inspect.signature(evaluate_score).parameters.items()}
-    assert {*CACHE_FLAGS, *POCKET_FLAGS} <= given.keys()
-    for name, field in CacheScoring.model_fields.items():
-        assert (CACHE_COUNT if name == "count" else given[name]) == field.default, name
+def test_the_flags_that_are_of_a_cache_or_of_the_pocket_are_flags():
+    command = typer.main.get_command(cli.app).commands["evaluate"].commands["score"]
+    assert {*CACHE_FLAGS, *POCKET_FLAGS} <= {parameter.name for parameter in command.params}
 
 
 @pytest.mark.slow

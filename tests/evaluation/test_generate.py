@@ -3,7 +3,6 @@
 import json
 import shutil
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,10 @@ from diffusers import FluxPipeline
 from PIL import Image
 
 from secondcast.evaluation import leader as leader_module
-from secondcast.evaluation.generate import Asked, generate
+from secondcast.evaluation.generate import generate
 from secondcast.evaluation.leader import teacher_parts
 from secondcast.evaluation.pictures.folder import picture_name
+from secondcast.evaluation.settings.generating import PictureOptions
 from secondcast.models.noise import draw_noise
 from secondcast.models.student.student import load_student, new_student, save_student
 from secondcast.models.teacher.folder import find_teacher
@@ -25,7 +25,7 @@ from secondcast.storage_schemas.schema.prompts import prompt_id
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red dog on the left", "two cats", "a blue car", "a sign that says no", "three dogs"]
-ASKED = Asked(steps=2, guidance=3.5, seed=7, dtype="float32")
+ASKED = PictureOptions(steps=2, guidance=3.5, seed=7, dtype="float32")
 
 
 def make_student(
@@ -59,7 +59,7 @@ def run(student, teacher, out, prompts=PROMPTS, *, batch_size=2, progress=None, 
         find_teacher(str(teacher), teacher_parts(str(student), changes.get("pooled", "zero"))),
         prompts,
         out,
-        replace(ASKED, **changes),
+        ASKED.model_copy(update=changes),
         batch_size=batch_size,
         device=CPU,
         progress=progress or Silent(),

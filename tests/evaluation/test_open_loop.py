@@ -5,17 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secondcast.evaluation.cache_scoring import CacheScoring
 from secondcast.evaluation.held_out import HeldOut, held_out_trajectories, spread
 from secondcast.evaluation.on_cache import evaluate_on_cache
 from secondcast.evaluation.replaying import filled_batches
 from secondcast.evaluation.results import Computed, Evaluated, Evaluation, StepErrors
+from secondcast.evaluation.settings.cache_scoring import CacheScoring
 from secondcast.evaluation.tables.aggregates import open_loop_summary
 from secondcast.models.student.student import load_student
 from secondcast.storage_schemas.errors import NonFinite
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
-from secondcast.trainer.validation import replay_floor, validation_loss
+from secondcast.trainer.losses.validation import replay_floor, validation_loss
 from tests.evaluation.recorded import CPU, ROWS, STEPS, build_recorded, replayed
 from tests.trainer.making import make_trainer
 

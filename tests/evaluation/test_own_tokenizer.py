@@ -1,6 +1,5 @@
 """A student that is not T5 leads the sampling with its own tokenizer, in pictures and in scores."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,11 @@ from diffusers import FluxPipeline
 from PIL import Image
 from transformers import AutoTokenizer
 
-from secondcast.evaluation.generate import Asked, generate
+from secondcast.evaluation.generate import generate
 from secondcast.evaluation.leader import open_leader, teacher_and_students, teacher_parts
 from secondcast.evaluation.pocket_scores import score_encoders
 from secondcast.evaluation.sampling import Studio
+from secondcast.evaluation.settings.generating import PictureOptions
 from secondcast.models.noise import draw_noise
 from secondcast.models.student.student import load_student, new_student, save_student
 from secondcast.models.student.tokens import own_tokens
@@ -27,7 +27,7 @@ from tests.models.student.encoders import make_encoder_folder, rewrite_config
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red dog on the left", "two cats"]
-ASKED = Asked(steps=2, guidance=3.5, seed=7, dtype="float32")
+ASKED = PictureOptions(steps=2, guidance=3.5, seed=7, dtype="float32")
 
 
 def make_student(folder: Path, teacher: Path, family: str) -> Path:
@@ -74,7 +74,7 @@ def test_a_student_is_used_at_its_own_length(student, dev_teacher, tmp_path):
     opened = find_teacher(str(dev_teacher), teacher_parts(str(student)))
     with pytest.raises(BadSettings, match=rf"--text-length is 8, but .* was trained at {trained} text tokens"):
         generate(
-            str(student), opened, PROMPTS, tmp_path / "o", replace(ASKED, text_length=8),
+            str(student), opened, PROMPTS, tmp_path / "o", ASKED.model_copy(update={"text_length": 8}),
             batch_size=2, device=CPU, progress=Silent(),
         )  # fmt: skip
 

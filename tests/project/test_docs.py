@@ -2,7 +2,9 @@
 
 import re
 import shlex
+import shutil
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,9 @@ def _named_settings(tmp_path, monkeypatch):
     text = next(block for block in FENCE.findall(PAGES[1].read_text()) if block.startswith("# flux.toml"))
     assert tomllib.loads(text)["batch-size"]
     Path("flux.toml").write_text(text)
+    (recipe,) = (block for block in FENCE.findall(PAGES[2].read_text()) if "[[train.stage]]" in block)
+    Path("my-recipe.toml").write_text(recipe)
+    shutil.copytree(ROOT / "recipes", "recipes")
 
 
 @pytest.mark.usefixtures("_named_settings")
@@ -95,3 +100,10 @@ def test_what_a_page_links_to_is_there(page):
     for link, path in LINK.findall(page.read_text()):
         if "://" not in link:
             assert (page.parent / link if link else ROOT / path).exists(), f"{page.name} names {link or path}"
+
+
+@pytest.mark.skipif(version("typer") < "0.29", reason="older versions of typer show choices in other brackets")
+def test_the_page_of_options_is_what_the_commands_take():
+    from docs import options
+
+    assert options.FILE.read_text(encoding="utf-8") == options.page(), "write it again: python -m docs.options"

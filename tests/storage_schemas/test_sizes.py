@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from secondcast.cache_builder.disk import check_disk
-from secondcast.cache_builder.settings import PlannedBuild, outline_manifest
+from secondcast.cache_builder.new_manifest import outline_manifest
+from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
 from secondcast.models.teacher.planned import planned_teacher
 from secondcast.storage_schemas.codecs.by_field import field_codec

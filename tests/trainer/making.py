@@ -33,7 +33,8 @@ def make_trainer(run: Path, cache_folder: Path, teacher: Path, student: Path, **
 def gradient(trainer: Trainer, step: int) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one optimizer step, no step taken."""
     trainer.student.train().zero_grad()
-    parts = trainer.settings.stage_at(step).accumulate
+    at = trainer.settings.at(step)
+    parts = at.stage.accumulate
     with trainer.feed.prefetch(trainer.requests(step)) as batches:
-        loss = sum(float(trainer._gradients(step, part, next(batches))) for part in range(parts)) / parts
+        loss = sum(float(trainer._gradients(at, part, next(batches))) for part in range(parts)) / parts
     return loss, {name: value.grad.clone() for name, value in trainer.student.named_parameters()}

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -14,9 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from secondcast.models.teacher.context_projection import load_context_projection
 from secondcast.models.teacher.folder import REPLAY_PARTS, find_teacher
-from secondcast.storage_schemas.errors import BadTeacher
+from secondcast.storage_schemas.errors import BadSettings, BadTeacher
 from secondcast.storage_schemas.reader import Cache
-from secondcast.trainer.losses import context_loss, difference, embedding_loss, row_errors, step_weights, vision_loss
+from secondcast.trainer.loss_kinds import LOSSES, LOSSES_HELP, Loss
+from secondcast.trainer.losses.context import context_loss
+from secondcast.trainer.losses.difference import difference
+from secondcast.trainer.losses.embedding import embedding_loss
+from secondcast.trainer.losses.vision import row_errors, step_weights, vision_loss
+from secondcast.trainer.settings import TrainOptions
+from secondcast.trainer.stage import StageOptions
 from tests.cache_builder.building import build_cache
 from tests.random_teacher import make_teacher
 from tests.trainer.making import CPU, make_trainer
@@ -67,7 +74,7 @@ def test_weighted_rows_are_weighted_by_their_own_step(tmp_path, cache_folder, de
             vision_loss(backbone, student_BTD[i : i + 1], trainer.feed.replay_batch([row]))
             for i, row in enumerate(rows)
         ]
-        weighted = trainer.objective.training_loss(0, student_BTD, batch)
+        weighted = trainer.objective.training_loss(trainer.settings.at(0).stage, student_BTD, batch)
         plain = row_errors(backbone, student_BTD, batch).mean()
     by_hand = sum(float(weights_K[k]) * float(loss) for (_, k), loss in zip(rows, alone, strict=True)) / 3
     assert float(weighted) == pytest.approx(by_hand, rel=0.01)
@@ -82,7 +89,7 @@ def test_an_embedding_term_is_added_with_its_weight(tmp_path, cache_folder, dev_
         batch = next(batches)
         student_BTD = trainer.embed(trainer.student.eval(), batch.token_ids_BT)
         assert len(student_BTD) == 4
-        found = trainer.objective.training_loss(0, student_BTD, batch)
+        found = trainer.objective.training_loss(trainer.settings.at(0).stage, student_BTD, batch)
         vision = vision_loss(trainer.objective.backbones[0], student_BTD, batch)
         term = embedding_loss(student_BTD, batch.encoder_hidden_states_BTD)
     assert torch.equal(found, vision + 0.5 * term) and float(term) > 0
@@ -94,9 +101,13 @@ def test_huber_is_for_the_stage_after_the_warm_up_alone(tmp_path, cache_folder, 
     batch = trainer.feed.embedding_batch([0, 1])
     student_BTD = torch.zeros_like(batch.encoder_hidden_states_BTD)
     wanted_BTD = batch.encoder_hidden_states_BTD
-    assert torch.equal(trainer.objective.training_loss(0, student_BTD, batch), difference(student_BTD, wanted_BTD))
     assert torch.equal(
-        trainer.objective.training_loss(1, student_BTD, batch), difference(student_BTD, wanted_BTD, 0.01)
+        trainer.objective.training_loss(trainer.settings.at(0).stage, student_BTD, batch),
+        difference(student_BTD, wanted_BTD),
+    )
+    assert torch.equal(
+        trainer.objective.training_loss(trainer.settings.at(1).stage, student_BTD, batch),
+        difference(student_BTD, wanted_BTD, 0.01),
     )
 
 
@@ -118,7 +129,7 @@ def test_the_context_loss_is_the_difference_after_the_transformers_own_projectio
     batch = trainer.feed.embedding_batch([0, 3, 5])
     with torch.no_grad():
         student_BTD = trainer.embed(trainer.student.eval(), batch.token_ids_BT)
-        found = trainer.objective.training_loss(0, student_BTD, batch)
+        found = trainer.objective.training_loss(trainer.settings.at(0).stage, student_BTD, batch)
         projected = [transformer.context_embedder(x.float()) for x in (student_BTD, batch.encoder_hidden_states_BTD)]
     assert torch.allclose(found, torch.nn.functional.mse_loss(*projected), rtol=1e-5)
     assert torch.equal(trainer.objective.text_loss(student_BTD, batch), found)
@@ -188,3 +199,19 @@ def test_a_projection_of_another_model_or_a_damaged_one_is_refused(tmp_path, sha
         BadTeacher, match=rf"{index} does not say where context_embedder.weight lies, expected the index"
     ):
         load_context_projection(folder, recorded, CPU)
+
+
+def test_the_registry_names_every_loss_once_and_each_says_what_it_is():
+    assert set(LOSSES) == set(get_args(Loss)) and all(kind.help and kind.card for kind in LOSSES.values())
+    assert TrainOptions.model_fields["loss"].description == LOSSES_HELP
+    named = [name for kind in LOSSES.values() for name in kind.options]
+    assert len(named) == len(set(named)) and set(named) <= set(StageOptions.model_fields)
+
+
+@pytest.mark.parametrize(("loss", "name"), [(loss, name) for loss, kind in LOSSES.items() for name in kind.options])
+def test_an_option_of_one_loss_is_refused_with_another(loss, name):
+    value = {"step_weights": "sigma", "embedding_term": 0.5, "steps_per_trajectory": 2}[name]
+    other = next(kind for kind in LOSSES if kind != loss)
+    said = rf"{name.replace('_', '-')} is {value} with loss {other}: .* of the {loss} loss"
+    with pytest.raises(BadSettings, match=said):
+        StageOptions.from_flags(loss=other, **{name: value})

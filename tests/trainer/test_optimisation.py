@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from secondcast.models.student.student import checkpoints, load_student, student_folder
 from secondcast.storage_schemas.errors import BadSettings, NonFinite
 from secondcast.trainer.data.feed import Request
-from secondcast.trainer.optimizer import learning_rate_at
+from secondcast.trainer.optimizer import learning_rate
 from secondcast.trainer.settings import TrainFlags
 from secondcast.trainer.train import _autocast
 from tests.cache_builder.building import build_cache
@@ -52,7 +52,7 @@ def test_a_shared_forward_is_the_unshared_one_to_rounding(tmp_path, exact_cache,
     seen: list[int] = []
     trainer.student.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     loss, shared = gradient(trainer, 0)
-    trainer.requests = lambda step: [Request(loss="vision", rows=request.rows)]
+    trainer.requests = lambda step: [Request(replays=True, rows=request.rows)]
     alone_loss, alone = gradient(trainer, 0)
     assert seen == [2, 8]
     assert alone_loss == pytest.approx(loss, rel=1e-5) and nearly_the_same(shared, alone)
@@ -109,7 +109,7 @@ def test_validation_judges_the_average(tmp_path, cache_folder, dev_teacher, t5_c
 )
 def test_the_learning_rate_of_each_stage(flags, rates):
     settings = TrainFlags.from_flags(student="x", warmup_steps=2, steps=4, learning_rate=1.0, **flags).settings()
-    assert [learning_rate_at(settings, step) for step in range(6)] == pytest.approx(rates, rel=1e-5)
+    assert [learning_rate(at.stage, at.position) for at in map(settings.at, range(6))] == pytest.approx(rates, rel=1e-5)
 
 
 def test_autocast_is_around_the_student_alone_and_its_parameters_stay_fp32(

@@ -16,8 +16,8 @@ from secondcast.storage_schemas.errors import BadRun, BadSettings, BadStudent, B
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer import train as train_module
-from secondcast.trainer import validation as floor_module
 from secondcast.trainer.data.mixture import Lesson, split
+from secondcast.trainer.losses import validation as floor_module
 from secondcast.trainer.settings import TrainFlags
 from secondcast.trainer.train import train
 from secondcast.trainer.training_set import TrainingSet

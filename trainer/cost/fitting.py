@@ -76,7 +76,7 @@ def fit(
 
 def _untried(settings: TrainSettings, held: Collection[str], quantizers: Collection[str]) -> list[str]:
     missing = [kind for kind in _QUANTIZED if kind not in quantizers]
-    if not missing or "vision" not in settings.losses or {"quantize", "resident_blocks"} & set(held):
+    if not missing or not settings.replays or {"quantize", "resident_blocks"} & set(held):
         return []
     return [f"{' and '.join(missing)} weights were not tried: pip install 'secondcast[quant]'"]
 
@@ -108,7 +108,7 @@ def helping_flag(settings: TrainSettings, costs: Costs, *, held: Collection[str]
     held: options that a begun run cannot change.
     """
     larger = _divided(settings, costs, 2, held)
-    replays = "vision" in settings.losses
+    replays = settings.replays
     if replays and settings.modulation == "live" and costs.table_rows is not None and "modulation" not in held:
         return "--modulation auto"
     if replays and settings.checkpoint_blocks != 1 and settings.resident_blocks is None:
@@ -130,7 +130,7 @@ def _needed(memory: GpuMemory) -> float:
 def _as_sampled(settings: TrainSettings, costs: Costs, held: Collection[str]) -> tuple[TrainSettings, Collection[str]]:
     """The settings with the weights that the caches were sampled with, where those are quantized; options that hold."""
     kind = next(iter(costs.manifests.values())).sampling.quantize
-    if kind != "none" and not {"quantize", "resident_blocks"} & set(held) and "vision" in settings.losses:
+    if kind != "none" and not {"quantize", "resident_blocks"} & set(held) and settings.replays:
         settings, held = settings.model_copy(update={"quantize": kind}), {*held, "quantize"}
     if settings.quantize in ("int8", "fp8") and "checkpoint_blocks" not in held:
         settings = settings.model_copy(update={"checkpoint_blocks": 1})
@@ -143,7 +143,7 @@ def _families(
     settings: TrainSettings, costs: Costs, held: Collection[str], quantizers: Collection[str]
 ) -> Iterator[tuple[str, Iterator[TrainSettings]]]:
     """Ways to hold the backbone, from the best on: what they are called, and settings, from the fastest on."""
-    if "vision" not in settings.losses:
+    if not settings.replays:
         yield "the student's steps", _by_rows(settings, costs, held, (settings.checkpoint_blocks,))
         return
     if "resident_blocks" in held or "quantize" in held:

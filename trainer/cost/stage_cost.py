@@ -60,7 +60,7 @@ class Costs:
 
     def step_copy_seconds(self, settings: TrainSettings, stage: Stage) -> float:
         """How long an optimizer step's copies of streamed blocks take, at the assumed rate; beside the computation."""
-        if stage.loss != "vision":
+        if not stage.replays:
             return 0.0
         # For the forward and for the backward pass of each part of the batch.
         return 2 * stage.accumulate * self.pinned_bytes(settings) / COPY_BYTES_PER_SECOND
@@ -72,7 +72,7 @@ class Costs:
 
     def stage_memory(self, settings: TrainSettings, stage: Stage) -> GpuMemory:
         """Of a stage, with the cache that needs most; a warm-up has the backbone beside it that comes after it."""
-        vision = stage.loss == "vision"
+        vision = stage.replays
         found = [
             training_memory(
                 self.backbones[name] if vision else None,
@@ -110,7 +110,7 @@ class Costs:
         return training_host_bytes(pool_bytes=POOL_BYTES, pinned_bytes=pinned, weights_bytes=kept)
 
     def _held(self, settings: TrainSettings) -> HeldWeights:
-        if "vision" not in settings.losses:
+        if not settings.replays:
             return HeldWeights(device_bytes=0, pinned_bytes=0, host_bytes=0)
         return held_weights(
             next(iter(self.backbones.values())),

@@ -10,6 +10,7 @@ from secondcast.models.memory.meta_run import count_flops
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.student.student import Student
 from secondcast.storage_schemas.schema.manifest import Manifest
+from secondcast.trainer.loss_kinds import LOSSES
 from secondcast.trainer.stage import Stage
 
 # Forward, and twice as much for the gradients of weights and of activations.
@@ -39,10 +40,12 @@ def step_flops(
     of a forward pass.
     """
     texts = _TRAINED * student_flops * stage.batch_size
-    if stage.loss == "vision":
+    if stage.replays:
         of_row = _mean_of_row(stage, memory, caches, text_length)
         return stage.batch_size * of_row + texts / stage.steps_per_trajectory
-    return texts + (stage.batch_size * _context_flops(caches, text_length) if stage.loss == "context" else 0.0)
+    if LOSSES[stage.loss].backbone == "text projection":
+        return texts + stage.batch_size * _context_flops(caches, text_length)
+    return texts
 
 
 def _mean_of_row(

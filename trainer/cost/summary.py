@@ -181,7 +181,7 @@ def _works(trainer: Trainer, lessons: Sequence[Lesson], times: Mapping[str, Stag
         )
         flops /= trainer.processes.ranks
         rate: dict[str, Any] = {}
-        if stage.loss == "vision":
+        if stage.replays:
             dtype = trainer.objective.backbones[0].dtype
             rate = {"matrix_flops": matrix_rate(trainer.device, dtype) or None, "dtype": str(dtype).split(".")[-1]}
         works[stage.name] = Work(flops=flops, **rate)

@@ -21,7 +21,6 @@ from secondcast.storage_schemas.tensors import to_torch
 from secondcast.trainer.data.order import Row
 from secondcast.trainer.data.pool import Pool
 from secondcast.trainer.data.prefetch import Prefetch, Task
-from secondcast.trainer.stage import Loss
 
 POOL_BYTES = 2 * 2**30
 # Batches begun before they are asked for: a sixteenth as many bytes as the pool may hold, so pinned memory stays small.
@@ -43,7 +42,7 @@ class Request:
     share: so many rows that follow one another are steps of one trajectory. embeddings: a replay takes the teacher's.
     """
 
-    loss: Loss
+    replays: bool
     rows: Rows
     share: int = 1
     embeddings: bool = False
@@ -167,7 +166,7 @@ class Feed:
 
     def _read(self, request: Request, turn: int) -> Batch | EmbeddingBatch:
         batch: Batch | EmbeddingBatch
-        if request.loss == "vision":
+        if request.replays:
             batch = self._read_replay(request.rows, turn, share=request.share, embeddings=request.embeddings)
         else:
             batch = self._read_embeddings([position for position, _ in request.rows], turn)
@@ -252,10 +251,10 @@ class Feed:
         sampling, teacher = manifest.sampling, manifest.teacher
         embedding, latent = teacher.text_length * teacher.text_width, sampling.image_tokens * sampling.channels
         rows = len(request.rows)
-        elements = rows * 2 * latent if request.loss == "vision" else rows * embedding
+        elements = rows * 2 * latent if request.replays else rows * embedding
         elements += rows // request.share * embedding if request.embeddings else 0
         size_bytes = elements * DTYPES[sampling.dtype].itemsize
-        if request.loss == "vision" and self._host_modulation is not None:
+        if request.replays and self._host_modulation is not None:
             size_bytes += rows * self._host_modulation.row_bytes
         return size_bytes
 

@@ -125,7 +125,7 @@ def _orders(seed: int, stage_number: int, stage: Stage, lessons: Sequence[Lesson
             count = len(feed.sources[source].indices)
             share = stage.share_of(lessons[source].name, count)
             parts.append(Part(first=feed.first_of(source), count=count, share=share))
-        vision = stage.loss == "vision"
+        vision = stage.replays
         yield Order(
             # The losses of embeddings know no steps: there is nothing to follow, and nothing to share.
             kind=stage.order if vision else "shuffled",

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from secondcast.models.student.folder import best_checkpoint
 from secondcast.storage_schemas.errors import BadStudent
 from secondcast.storage_schemas.schema.manifest import Record
+from secondcast.trainer.loss_kinds import LOSSES
 from secondcast.trainer.run.folder import CONFIG_FILE
 from secondcast.trainer.run.metrics import METRICS_FILE
 from secondcast.trainer.run.usage_snippets import Form as Form
@@ -137,13 +138,7 @@ holds for derivatives and for outputs."""
 _OWN_TOKENIZER = """
 It reads prompts with a tokenizer of its own, which is in this folder, and tells text from padding by itself."""
 
-_LOSSES = {
-    "vision": "FLUX's prediction: mean squared difference between what the frozen FLUX predicts with the student's "
-    "embedding and what it predicted with T5-XXL's, on recorded latents (the paper's loss)",
-    "embedding": "embeddings: mean squared difference between the student's embedding and T5-XXL's",
-    "context": "projected embeddings: mean squared difference between the student's embedding and T5-XXL's, both "
-    "after FLUX's own text projection",
-}
+_CARDS: dict[str, str] = {name: kind.card for name, kind in LOSSES.items()}
 _NO_VISION = """No stage compared what FLUX predicts: the student imitates embeddings, and expect less of its pictures
 than of a student trained with the vision loss.
 """
@@ -199,7 +194,7 @@ def stages_of(settings: dict[str, Any]) -> list[dict[str, Any]]:
 def losses_text(stages: Sequence[dict[str, Any]]) -> str:
     """A numbered list of stages in plain words; keys that a stage does not have, or that are None, are left out."""
     lines = [f"{number}. {_stage_text(stage)}\n" for number, stage in enumerate(stages, 1)]
-    imitates = stages and all(stage.get("loss") in ("embedding", "context") for stage in stages)
+    imitates = stages and all(stage.get("loss") in LOSSES and not LOSSES[stage["loss"]].replays for stage in stages)
     return "".join(lines) + ("\n" if lines else "") + (_NO_VISION + "\n" if imitates else "")
 
 
@@ -214,7 +209,7 @@ def _stage_text(stage: dict[str, Any]) -> str:
     parts = [form.format(stage[key]) for key, form in told.items() if stage.get(key) is not None]
     if caches := stage.get("caches"):
         parts.append(f"caches {_shown(caches)}")
-    return f"{_LOSSES.get(str(loss), f'{loss} loss')}" + (f" ({', '.join(parts)})" if parts else "")
+    return f"{_CARDS.get(str(loss), f'{loss} loss')}" + (f" ({', '.join(parts)})" if parts else "")
 
 
 def _recipe(facts: ExportFacts | None) -> str:

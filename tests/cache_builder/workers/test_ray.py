@@ -166,10 +166,11 @@ def test_workers_wait_for_gpus_and_never_compute_on_a_cpu_in_their_place(tmp_pat
 )
 def test_flags_that_do_not_go_with_ray_are_refused(flags, message):
     with pytest.raises(BadSettings) as caught:
-        Crew(**{"stage": "all", "workers": None, "worker": None, "wait": None, "ray": None, "threads": None} | flags)
+        Crew.from_flags(**{key: value for key, value in flags.items() if key != "device"}).own_device(
+            flags.get("device", "cpu")
+        )
     assert str(caught.value) == message
 
 
 def test_who_builds_on_ray_needs_no_gpu_itself():
-    crew = Crew(stage="all", workers=None, worker=None, wait=None, ray="auto", threads=None, device="cuda")
-    assert str(crew.own_device()) == "cpu"
+    assert str(Crew(ray="auto").own_device("cuda")) == "cpu"

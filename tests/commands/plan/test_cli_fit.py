@@ -6,8 +6,9 @@ import re
 import pytest
 import torch
 
-from secondcast.commands.train.fitting import size_bytes, stated_options
+from secondcast.commands.train.fitting import stated_options
 from secondcast.models.cost.gpu_memory import CUDA_BYTES
+from secondcast.models.memory.options import size_bytes
 from secondcast.storage_schemas.errors import BadSettings
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.cost.stage_cost import Costs, costs_of
@@ -201,7 +202,7 @@ def test_the_advice_can_be_followed_in_the_same_folder(tmp_path, words, monkeypa
 def test_in_a_recipe_the_parts_of_a_batch_are_written(tmp_path, words, monkeypatch, capsys):
     (tmp_path / "r.toml").write_text('checkpoint-blocks = 1\n[[stage]]\nname = "vision"\nsteps = 2\nbatch-size = 4\n')
     monkeypatch.setattr("secondcast.models.backbone.FluxBackbone.predict", out_of_memory)
-    code, _, heard = secondcast(*words[:-4], "--recipe", tmp_path / "r.toml", capsys=capsys)
+    code, _, heard = secondcast(*words[:-4], "--config", tmp_path / "r.toml", capsys=capsys)
     assert code == 1 and "write accumulate = 2 into the recipe, or give --fit auto, which chooses" in heard
 
 

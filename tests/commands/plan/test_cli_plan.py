@@ -90,7 +90,7 @@ REACHED, ROW_512, ROW_1024 = 165.2 * 310 / 989, 31.36, 150.3
 
 @pytest.mark.slow
 def test_the_papers_recipe_is_planned_by_the_sizes_of_its_caches(capsys):
-    words = ["plan", "train", "--recipe", RECIPES / "paper.toml", *DEV, "--gpu", "4090"]
+    words = ["plan", "train", "--config", RECIPES / "paper.toml", *DEV, "--gpu", "4090"]
     sizes = ["--resolution", 512, "--resolution", "commontext=1024"]
     code, said, _ = secondcast(*words, *sizes, "--json", capsys=capsys)
     facts = json.loads(said)
@@ -110,7 +110,7 @@ def test_the_papers_recipe_is_planned_by_the_sizes_of_its_caches(capsys):
 
 
 def test_a_budget_is_told_in_steps_of_each_stage_that_shares_it(capsys):
-    words = ["plan", "train", "--recipe", RECIPES / "flux-one-gpu.toml", *DEV, "--budget", "72h"]
+    words = ["plan", "train", "--config", RECIPES / "flux-one-gpu.toml", *DEV, "--budget", "72h"]
     facts = json.loads(secondcast(*words, "--gpu", "4090", "--json", capsys=capsys)[1])
     for way in facts["ways"].values():
         warm_up, vision = way["stages"]
@@ -131,7 +131,7 @@ def test_a_budget_is_told_in_steps_of_each_stage_that_shares_it(capsys):
 
 @pytest.mark.slow
 def test_without_a_card_a_share_of_the_budget_is_hours_and_no_steps(dev_teacher, capsys):
-    words = ["plan", "train", "--recipe", RECIPES / "flux-one-gpu.toml", "--teacher", dev_teacher, "--budget", "72h"]
+    words = ["plan", "train", "--config", RECIPES / "flux-one-gpu.toml", "--teacher", dev_teacher, "--budget", "72h"]
     words += ["--student", dev_teacher / "text_encoder_2"]
     facts = json.loads(secondcast(*words, "--json", capsys=capsys)[1])
     stages = facts["ways"]["as_asked"]["stages"]
@@ -172,7 +172,7 @@ caches = {here = 1, signs = 1}
 def test_caches_that_are_there_and_caches_to_come_are_planned_together(tmp_path, dev_teacher, prompt_file, capsys):
     build_cache(tmp_path / "c", dev_teacher, prompt_file)
     (tmp_path / "r.toml").write_text(RECIPE)
-    words = ["plan", "train", "--recipe", tmp_path / "r.toml", "--cache", f"here={tmp_path}/c"]
+    words = ["plan", "train", "--config", tmp_path / "r.toml", "--cache", f"here={tmp_path}/c"]
     words += ["--student", dev_teacher / "text_encoder_2"]
     code, said, _ = secondcast(*words, "--teacher", dev_teacher, "--resolution", 24, "--json", capsys=capsys)
     facts = json.loads(said)
@@ -219,13 +219,13 @@ def test_training_from_a_cache_goes_by_its_manifest(tmp_path, dev_teacher, promp
         (["build", *DEV, "--count", "5", "--steps", "0"], r"--steps: "),
         (["build", "--teacher", "a/b", "--count", "5"], r"no teacher 'a/b' to plan for: expected a folder"),
         (["train", "--student", "small"], r"plan train needs one of --cache .* and --teacher"),
-        (["train", *DEV, "--student", "small", "--steps", "0"], r"--steps 0 and --warmup-steps 0: nothing would be"),
+        (["train", *DEV, "--student", "small", "--steps", "0"], r"steps and warmup-steps are both 0, expected at"),
         (["train", *DEV], r"no student is given: give --student, such as google-t5/t5-base or pocket-small$"),
-        (["train", *DEV, "--student", "base", "--budget", "5h"], r"--budget is 5h without --recipe: the stages of a"),
+        (["train", *DEV, "--student", "base", "--budget", "5h"], r"--budget is 5h without a recipe, whose stages"),
         (["train", *DEV, "--student", "base", "--resolution", "x=y"], r"--resolution is 'x=y', expected pixels, or"),
-        (["train", *DEV, "--recipe", "r.toml"], r"no recipe r\.toml: expected a recipe, see those in"),
-        (["train", *DEV, "--recipe", str(RECIPES / "flux-one-gpu.toml")], r"toml: stage vision takes a share of a"),
-        (["train", *DEV, "--recipe", str(RECIPES / "pocket.toml"), "--steps", "9"], r"--steps is given beside --rec"),
+        (["train", *DEV, "--config", "r.toml"], r"no file r\.toml for --config: expected lines such"),
+        (["train", *DEV, "--config", str(RECIPES / "flux-one-gpu.toml")], r"toml: stage vision takes a share of a"),
+        (["train", *DEV, "--config", str(RECIPES / "pocket.toml"), "--steps", "9"], r"--steps is given beside --con"),
         (["train", *DEV, "--student", "./nix"], r"no student './nix': expected a folder"),
         (["train", "--cache", "nix", "--student", "small"], r"nix is not a folder"),
     ],

@@ -20,7 +20,7 @@ from tests.storage_schemas.caches import write_cache
 
 # Parameters that are texts and name no place.
 TEXTS = {
-    "attention_backend", "budget", "codec", "device", "fit", "format", "gpu", "grep", "guidance", "key", "keys",
+    "attention_backend", "budget", "count", "device", "fit", "format", "gpu", "grep", "guidance", "key", "keys",
     "log_to", "metrics", "names", "prompt", "ray", "resolution", "revision", "steps_of", "strips", "worker",
 }  # fmt: skip
 
@@ -70,7 +70,7 @@ def test_home_is_expanded_in_arguments_options_names_and_settings(home, tmp_path
     code, _, heard = secondcast("train", "r", "--cache", "a=~/nix", "--student", "pocket-tiny", capsys=capsys)
     assert code == 1 and f"{home}/nix is not a folder" in heard
     (home / "g.toml").write_text('teacher = "pocket"\nprompts = ["~/p.txt"]\nout = "~/g2"\nsteps = 1\nlimit = 1\n')
-    code, said, heard = secondcast("generate", "teacher", "--settings", "~/g.toml", "-q", capsys=capsys)
+    code, said, heard = secondcast("generate", "teacher", "--config", "~/g.toml", "-q", capsys=capsys)
     assert code == 0 and (home / "g2/index.jsonl").is_file(), heard
     assert {path.name for path in tmp_path.iterdir()} == {"home"}
 
@@ -90,11 +90,11 @@ def test_home_is_expanded_in_recipes(home):
         ["build", "~nouser/x", "--teacher", "pocket", "--prompts", "p.txt"],
         ["build", "c", "--teacher", "pocket", "--prompts", "hf:~nouser/x"],
         ["train", "r", "--cache", "name=~nouser/x", "--student", "pocket-tiny"],
-        ["train", "r", "--recipe", "~nouser/x"],
+        ["train", "r", "--config", "~nouser/x"],
         ["export", "~nouser/x", "out"],
         ["plan", "build", "--teacher", "pocket", "--count", 1, "--disk", "~nouser/x"],
         ["evaluate", "images", "~nouser/x"],
-        ["evaluate", "score", "r", "--pocket", "--settings", "~nouser/x"],
+        ["evaluate", "score", "r", "--pocket", "--config", "~nouser/x"],
         ["prompts", "pocket", "~nouser/x"],
         ["demo", "~nouser/x"],
         ["merge", "a", "~nouser/x"],

@@ -89,6 +89,6 @@ def test_a_familiar_flag_is_answered_with_ours(words, advice, capsys):
 
 def test_a_familiar_key_of_a_settings_file_is_answered_with_ours(tmp_path, capsys):
     (tmp_path / "s.toml").write_text("lr = 1e-4\n")
-    code, _, heard = secondcast("train", "r", "--settings", tmp_path / "s.toml", capsys=capsys)
+    code, _, heard = secondcast("train", "r", "--config", tmp_path / "s.toml", capsys=capsys)
     assert code == 1
     assert f"{tmp_path}/s.toml has the unknown key 'lr' (use learning-rate), expected one of accept-floor, " in heard

@@ -352,7 +352,7 @@ def test_flags_of_what_is_not_asked_for_are_refused(words, flag, needed, capsys)
 
 def test_flags_can_stand_in_a_file(pictures, tmp_path, capsys):
     (tmp_path / "i.toml").write_text('metrics = "vqa"\nocr = "tesseract"\n')
-    code, _, heard = images(pictures, "--settings", tmp_path / "i.toml", capsys=capsys)
+    code, _, heard = images(pictures, "--config", tmp_path / "i.toml", capsys=capsys)
     assert code == 1 and heard.startswith("secondcast: --ocr is given without text in --metrics: ")
 
 

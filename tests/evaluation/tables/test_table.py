@@ -233,7 +233,7 @@ def test_on_a_cache_students_are_rows_of_distances_and_stay_evaluated(tmp_path, 
             ["r", "--pocket", "--closed-loop", 2],
             "--closed-loop is given without --cache: it does nothing there; leave it out, or give both",
         ),
-        (["r", "--pocket", "--guidance", "nan"], "--guidance is nan, expected a number from 0 to 1e+06, such as 3.5"),
+        (["r", "--pocket", "--guidance", "nan"], "--guidance: Input should be a finite number (found nan)"),
         (
             ["nowhere", "--pocket"],
             "no student nowhere: expected a run folder, or what `secondcast export` wrote; there is no such folder",
@@ -269,5 +269,5 @@ def test_rows_of_one_size_lie_beside_one_another_around_it():
 
 def test_a_table_takes_its_flags_from_a_file(tmp_path, capsys):
     (tmp_path / "t.toml").write_text('pocket = true\nformat = "pdf"\n')
-    code, _, heard = secondcast("evaluate", "table", "r", "--settings", tmp_path / "t.toml", capsys=capsys)
+    code, _, heard = secondcast("evaluate", "table", "r", "--config", tmp_path / "t.toml", capsys=capsys)
     assert code == 1 and heard == "secondcast: --format is 'pdf', expected one of text, markdown, json\n"

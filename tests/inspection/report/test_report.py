@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from secondcast.evaluation.cache_scoring import CacheScoring
 from secondcast.evaluation.on_cache import evaluate_on_cache
+from secondcast.evaluation.settings.cache_scoring import CacheScoring
 from secondcast.inspection.images import shown_steps
 from secondcast.inspection.report import report
 from secondcast.inspection.report.curves import run_curves

@@ -32,8 +32,8 @@ def test_any_bytes_are_read_or_refused_in_one_line(tmp_path_factory, data):
 
 
 def test_what_is_missing_or_in_another_encoding_is_named(tmp_path):
-    with pytest.raises(BadSettings, match=r"^no file nix\.toml for --settings: expected lines$"):
-        read_toml(tmp_path / "nix.toml", what="file nix.toml for --settings", expected="lines")
+    with pytest.raises(BadSettings, match=r"^no file nix\.toml for --config: expected lines$"):
+        read_toml(tmp_path / "nix.toml", what="file nix.toml for --config", expected="lines")
     file = tmp_path / "latin.toml"
     file.write_bytes("key = 'é'".encode("latin-1"))
     with pytest.raises(BadSettings) as raised:

@@ -85,7 +85,7 @@ batch-size = 2
 @pytest.fixture
 def words(tmp_path, cache_folder, dev_teacher, t5_config):
     (tmp_path / "r.toml").write_text(RECIPE)
-    words = ["train", tmp_path / "run", "--recipe", tmp_path / "r.toml", "--cache", cache_folder]
+    words = ["train", tmp_path / "run", "--config", tmp_path / "r.toml", "--cache", cache_folder]
     return [*words, "--student", t5_config, "--backbone", dev_teacher, "--floor", 0]
 
 
@@ -132,4 +132,4 @@ def test_budgets_and_shares_go_together(tmp_path, words, recipe, budget, message
 def test_a_budget_without_a_recipe_is_refused(words, capsys):
     code, _, heard = secondcast(*words[:2], *words[4:], "--budget", "5s", capsys=capsys)
     assert code == 1
-    assert heard == ("secondcast: --budget is 5s without --recipe: the stages of a recipe share it; give --steps\n")
+    assert heard == ("secondcast: --budget is 5s without a recipe, whose stages share it; give --steps\n")

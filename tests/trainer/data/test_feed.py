@@ -36,9 +36,7 @@ def feed_of(folder: Path, **settings) -> Feed:
 
 
 def requests_of(order: Order, first: int, last: int, warmup_steps: int = 0) -> list[Request]:
-    return [
-        Request(loss="embedding" if n < warmup_steps else "vision", rows=order.batch(n)) for n in range(first, last)
-    ]
+    return [Request(replays=n >= warmup_steps, rows=order.batch(n)) for n in range(first, last)]
 
 
 def an_order(kind: str = "shuffled") -> Order:
@@ -47,7 +45,7 @@ def an_order(kind: str = "shuffled") -> Order:
 
 def one_by_one(feed: Feed, requests: list[Request]) -> list[Batch | EmbeddingBatch]:
     return [
-        feed.replay_batch(r.rows) if r.loss == "vision" else feed.embedding_batch([position for position, _ in r.rows])
+        feed.replay_batch(r.rows) if r.replays else feed.embedding_batch([position for position, _ in r.rows])
         for r in requests
     ]
 
@@ -80,7 +78,7 @@ def test_batches_read_ahead_are_those_read_one_by_one(folder, kind, pool_bytes):
 
 def test_rows_that_share_a_trajectory_read_its_text_once_and_the_teachers_if_asked(folder):
     order = Order(kind="shuffled", parts=(Part(count=COUNT),), steps=STEPS, batch_size=4, seed=3, share=2)
-    requests = [Request(loss="vision", rows=order.batch(n), share=2, embeddings=bool(n % 2)) for n in range(6)]
+    requests = [Request(replays=True, rows=order.batch(n), share=2, embeddings=bool(n % 2)) for n in range(6)]
     feed = feed_of(folder)
     with feed.prefetch(requests) as batches:
         found = list(batches)
@@ -142,7 +140,7 @@ def test_damage_is_raised_as_itself_where_its_batch_is_asked_for(tmp_path):
     data = bytearray(file.read_bytes())
     data[20] ^= 1
     file.write_bytes(data)
-    requests = [Request(loss="vision", rows=[(position, 0)]) for position in (0, 1, 2, 5, 3)]
+    requests = [Request(replays=True, rows=[(position, 0)]) for position in (0, 1, 2, 5, 3)]
     with feed.prefetch(requests) as batches:
         for _ in range(3):
             next(batches)
@@ -156,7 +154,7 @@ def test_what_is_not_in_the_cache_is_said_as_without_threads(folder):
     records = Records([record for key, record in whole.records.items() if key != ("trajectories", 2)], "here")
     cache = Cache(whole.folder, whole.manifest, records, finished=False, verify="once")
     feed = Feed([Source(cache=cache, indices=whole.indices())], device=CPU)
-    requests = [Request(loss="vision", rows=[(9, 0), (8, 0)])] * 6
+    requests = [Request(replays=True, rows=[(9, 0), (8, 0)])] * 6
     with feed.prefetch(requests) as batches, pytest.raises(NotInCache, match="trajectory 9 is not in .* yet"):
         next(batches)
 
@@ -164,7 +162,7 @@ def test_what_is_not_in_the_cache_is_said_as_without_threads(folder):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_no_thread_is_left_when_training_stops(folder, error):
     order = an_order()
-    requests = (Request(loss="vision", rows=order.batch(n)) for n in range(10**6))
+    requests = (Request(replays=True, rows=order.batch(n)) for n in range(10**6))
     with pytest.raises(error), feed_of(folder).prefetch(requests) as batches:
         next(batches)
         assert prefetch_threads()
@@ -257,6 +255,6 @@ def test_memory_is_pinned_for_a_gpu_alone(folder, monkeypatch, device, expected)
     cache = Cache.open(folder)
     feed = Feed([Source(cache=cache, indices=cache.indices())], device=torch.device(device))
     monkeypatch.setattr(feed, "_on_device", lambda batch: batch)
-    with feed.prefetch([Request(loss="vision", rows=[(0, 1)])]) as batches:
+    with feed.prefetch([Request(replays=True, rows=[(0, 1)])]) as batches:
         next(batches)
     assert len(pinned) == expected

@@ -77,7 +77,7 @@ def test_caches_of_other_sizes_take_turns_on_one_transformer(tmp_path, places, d
     for step in (turns.index({0}), turns.index({1})):
         batch = trainer.feed.replay_batch(rows_of(trainer, step))
         student_BTD = trainer.student.eval()(batch.token_ids_BT)[0].detach()
-        found = trainer.objective.training_loss(step, student_BTD, batch)
+        found = trainer.objective.training_loss(trainer.settings.at(step).stage, student_BTD, batch)
         manifest = trainer.feed.sources[batch.source].cache.manifest
         own = FluxBackbone.load(
             dev_teacher, recorded_geometry(manifest.sampling), text_length=manifest.teacher.text_length,
@@ -293,7 +293,7 @@ batch-size = 4
 
 def test_a_recipe_trains_on_the_caches_it_names(tmp_path, places, dev_teacher, t5_config, capsys):
     (tmp_path / "r.toml").write_text(RECIPE + f'[caches]\ncats = "nowhere"\nsigns = "{places["signs"]}"\n')
-    words = ["train", tmp_path / "run", "--recipe", tmp_path / "r.toml", "--student", t5_config]
+    words = ["train", tmp_path / "run", "--config", tmp_path / "r.toml", "--student", t5_config]
     words += ["--backbone", dev_teacher, "--cache", f"cats={places['cats']}", "--seed", 4, "--keep", 1]
     code, said, _ = secondcast(*words, capsys=capsys)
     assert code == 0 and said == f"{tmp_path}/run: student trained for 4 steps\n"
@@ -308,7 +308,7 @@ def test_the_structure_of_the_pockets_recipe_trains(tmp_path, places, dev_teache
     (tmp_path / "r.toml").write_text(text)
     names = {"scenes": "cats", "compositions": "signs", "signs": "large"}
     caches = [word for name, place in names.items() for word in ("--cache", f"{name}={places[place]}")]
-    words = ["train", tmp_path / "run", "--recipe", tmp_path / "r.toml", *caches, "--student", t5_config]
+    words = ["train", tmp_path / "run", "--config", tmp_path / "r.toml", *caches, "--student", t5_config]
     code, said, _ = secondcast(*words, "--backbone", dev_teacher, "--floor", 1, capsys=capsys)
     assert counts == 4 and code == 0 and "trained for 8 steps" in said
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

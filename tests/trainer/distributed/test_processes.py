@@ -27,10 +27,10 @@ from secondcast.trainer.cost.stage_cost import costs_of
 from secondcast.trainer.distributed.processes import Processes, joined
 from secondcast.trainer.dropout import DropoutOfRows
 from secondcast.trainer.loop import Trainer
-from secondcast.trainer.losses import Objective
+from secondcast.trainer.losses.objective import Objective
+from secondcast.trainer.losses.validation import replay_floor
 from secondcast.trainer.settings import TrainFlags
 from secondcast.trainer.train import train
-from secondcast.trainer.validation import replay_floor
 from tests.cache_builder.building import build_cache
 from tests.trainer.data.worlds import CPU, WELL, forked, in_two
 from tests.trainer.making import make_trainer
@@ -190,11 +190,11 @@ def test_two_processes_measure_the_floor_that_one_does(tmp_path, exact_cache, de
 def test_a_loss_that_is_not_finite_in_one_process_stops_all_and_names_its_records(tmp_path, work, monkeypatch):
     real, seen = Objective.training_loss, []
 
-    def broken(self: Objective, step: int, student_BTD: torch.Tensor, batch) -> torch.Tensor:
-        seen.append(step)
+    def broken(self: Objective, stage, student_BTD: torch.Tensor, batch) -> torch.Tensor:
+        seen.append(stage)
         # The second part of step 5 in the second process.
-        wrong = seen.count(5) == 2 and rank == 1
-        return real(self, step, student_BTD, batch) * (float("nan") if wrong else 1.0)
+        wrong = len(seen) == 5 * stage.accumulate + 2 and rank == 1
+        return real(self, stage, student_BTD, batch) * (float("nan") if wrong else 1.0)
 
     def together(processes: Processes) -> None:
         nonlocal rank

@@ -67,7 +67,7 @@ def test_batches_read_ahead_bring_their_rows_which_count_in_what_is_read_ahead(
         assert added == batch.modulation_BM.nbytes == len(request.rows) * host.row_bytes
     assert plain.feed.replay_batch(requests[0].rows).modulation_BM is None
     # The losses of embeddings replay nothing.
-    text = Request(loss="embedding", rows=requests[0].rows)
+    text = Request(replays=False, rows=requests[0].rows)
     assert trainer.feed._size_bytes(text) == plain.feed._size_bytes(text)
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from secondcast.storage_schemas.errors import BadRun, BadTeacher
 from secondcast.storage_schemas.reader import Cache
-from secondcast.trainer import validation as floor_module
 from secondcast.trainer.data.mixture import check_one_quantization
-from secondcast.trainer.validation import Floor, bias_text, check_floor, floor_text
+from secondcast.trainer.losses import validation as floor_module
+from secondcast.trainer.losses.validation import Floor, bias_text, check_floor, floor_text
 from tests.cache_builder.building import build_cache
 from tests.trainer.making import make_trainer
 from tests.trainer.test_train import Listening, StopAfter, run_training, same_weights
@@ -150,7 +150,7 @@ def test_nf4_trains_the_same_student_with_and_without_checkpointing(tmp_path, re
 def test_nothing_of_the_backbone_gets_a_gradient(tmp_path, recorded, dev_teacher, t5_config):
     trainer = make_trainer(tmp_path, recorded["none"], dev_teacher, t5_config, quantize="nf4", batch_size=ROWS)
     with trainer.feed.prefetch(trainer.requests(0)) as batches:
-        trainer._gradients(0, 0, next(batches))
+        trainer._gradients(trainer.settings.at(0), 0, next(batches))
     assert any(parameter.grad is not None for parameter in trainer.student.parameters())
     parameters = list(trainer.objective.backbones[0].transformer.parameters())
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in parameters)

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from secondcast.models.backbone import FluxBackbone
 from secondcast.models.student.student import checkpoints, load_student
 from secondcast.storage_schemas.errors import BadTeacher, NonFinite
-from secondcast.trainer import loop, validation
-from secondcast.trainer.losses import row_errors
-from secondcast.trainer.validation import Errors, Floor, spread_rows, validation_rows
+from secondcast.trainer import loop
+from secondcast.trainer.losses import validation
+from secondcast.trainer.losses.validation import Errors, Floor, spread_rows, validation_rows
+from secondcast.trainer.losses.vision import row_errors
 from tests.trainer.conftest import cache_folder, t5_config
 from tests.trainer.making import make_trainer
 from tests.trainer.test_train import Listening, StopAfter, run_training

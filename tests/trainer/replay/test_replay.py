@@ -12,7 +12,7 @@ from secondcast.models.teacher.folder import REPLAY_PARTS, find_teacher
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.data.feed import Feed, Request, Source
-from secondcast.trainer.losses import replay
+from secondcast.trainer.losses.vision import replay
 from secondcast.trainer.settings import TrainFlags
 from secondcast.trainer.train import train
 from tests.cache_builder.building import build_cache
@@ -59,7 +59,7 @@ def test_pooled_vectors_read_ahead_are_those_of_each_rows_prompt(tmp_path, dev_t
     cache = Cache.open(tmp_path / "c")
     feed = Feed([Source(cache=cache, indices=cache.indices())], device=CPU)
     rows = [(4, 0), (1, 0), (4, 0), (2, 0)]
-    with feed.prefetch([Request(loss="vision", rows=rows)] * 3) as batches:
+    with feed.prefetch([Request(replays=True, rows=rows)] * 3) as batches:
         found = [batch.pooled_BP for batch in batches]
     expected = feed.replay_batch(rows).pooled_BP
     assert all(torch.equal(one, expected) for one in found) and len({tuple(row) for row in expected.tolist()}) == 3

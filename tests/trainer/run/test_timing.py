@@ -252,7 +252,7 @@ def test_nothing_between_batch_and_gradient_waits_for_the_device(
     with trainer.feed.prefetch(trainer.requests(0)) as batches, trainer.objective.conditions_checked_at_the_end():
         batch = next(batches)
         with Reads() as reads:
-            trainer._gradients(0, 0, batch)
+            trainer._gradients(trainer.settings.at(0), 0, batch)
         assert reads.names == []
 
 

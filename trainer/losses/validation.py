@@ -11,7 +11,8 @@ from secondcast.storage_schemas.schema.manifest import Quantization
 from secondcast.trainer.data.feed import Feed
 from secondcast.trainer.data.order import Row
 from secondcast.trainer.distributed.processes import ALONE, Processes
-from secondcast.trainer.losses import Objective, replay, row_errors
+from secondcast.trainer.losses.objective import Objective
+from secondcast.trainer.losses.vision import replay, row_errors
 
 # A validation loss below so many floors is said to have come as low as it can.
 _NEAR_FLOOR = 1.1
@@ -110,7 +111,7 @@ def replay_floor(
 def _parts(objective: Objective, feed: Feed, rows: Sequence[Row], processes: Processes) -> list[list[Row]]:
     # What goes through the networks at once is what training was given memory for.
     settings = objective.settings
-    replays = bool(objective.backbones) and "vision" in settings.losses
+    replays = bool(objective.backbones) and settings.replays
     size = (settings.replay_rows if replays else settings.batch_rows) // processes.ranks
     parts = []
     for _, of_one_cache in groupby(rows, key=lambda row: feed.trajectory_of(row[0])[0]):

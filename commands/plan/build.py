@@ -1,10 +1,11 @@
 """`secondcast plan build`: bytes, hours and memory before they are spent."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.commands.plan.cards import (
     Gpu,
     Tflops,
@@ -19,9 +20,9 @@ from secondcast.commands.plan.cards import (
     print_gpu,
     rate_of,
 )
-from secondcast.commands.plan.train import plan_train
+from secondcast.commands.shell.config_file import Config
 from secondcast.commands.shell.console import PlainTable, print_json, print_line, print_table
-from secondcast.commands.shell.resolve import Json, Settings, teacher_names
+from secondcast.commands.shell.resolve import Json, teacher_names
 from secondcast.storage_schemas.errors import BadSettings
 from secondcast.storage_schemas.progress import counted
 
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
     from secondcast.models.cost.cards import Card
     from secondcast.models.teacher.folder import TeacherFolder
     from secondcast.storage_schemas.schema.manifest import Manifest
-
-plan_app = typer.Typer(no_args_is_help=True, help="Bytes, hours and memory, before they are spent.")
-
-plan_app.command("train")(plan_train)
 
 _GIB = 2**30
 _STAGES = ("text", "sample")
@@ -45,78 +42,64 @@ Teacher = Annotated[
 Count = Annotated[int | None, typer.Option(min=1, help="Number of prompts, in place of --prompts.")]
 
 
-@plan_app.command("build")
 def plan_build(
     teacher: Teacher,
-    prompts: Annotated[list[str] | None, typer.Option(metavar="SOURCE", help="As for build.")] = None,
+    asked: PlannedBuild,
     count: Count = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first that many distinct prompts.")] = None,
-    resolution: Annotated[int | None, typer.Option(help="Pixels per side; default 512, or the teacher's own.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels; with --width, in place of --resolution.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels; with --height.")] = None,
-    text_length: Annotated[int | None, typer.Option(help="T5 tokens; default 77, or the teacher's own.")] = None,
-    pooled: Annotated[Literal["zero", "clip"], typer.Option(help="As for build.")] = "zero",
-    schedule: Annotated[Literal["pipeline", "reference"], typer.Option(help="As for build.")] = "pipeline",
-    steps: Annotated[int, typer.Option(help="Sampler steps per trajectory.")] = 20,
-    replicas: Annotated[int, typer.Option(help="Trajectories per prompt.")] = 1,
-    guidance: Annotated[str, typer.Option(help="One value, a list, or first:last:step.")] = "2.0:5.0:0.5",
-    seed: Annotated[int, typer.Option(help="As for build.")] = 0,
-    dtype: Annotated[
-        Literal["bfloat16", "float32"], typer.Option(help="Of the teacher and of what is stored.")
-    ] = "bfloat16",
-    batch_size: Annotated[int, typer.Option(help="Rows of each call: what memory is reckoned for.")] = 16,
-    shard_size: Annotated[int, typer.Option(help="Trajectories per shard.")] = 64,
-    format: Annotated[Literal["zarr", "webdataset"], typer.Option(help="As for build.")] = "zarr",
-    codec: Annotated[Literal["plain", "compact", "int8"], typer.Option(help="As for build.")] = "compact",
-    latents: Annotated[Literal["derived", "stored"], typer.Option(help="As for build.")] = "derived",
-    embeddings: Annotated[Literal["stored", "none"], typer.Option(help="As for build.")] = "stored",
-    quantize: Annotated[Literal["none", "int8", "fp8", "nf4"], typer.Option(help="As for build.")] = "none",
     gpu: Gpu = None,
     tflops: Tflops = None,
     gpus: Annotated[int, typer.Option(min=1, help="Number of such cards.")] = 1,
     disk: Annotated[str | None, typer.Option(help="A folder on the disk of the cache to come: is there room?")] = None,
     as_json: Json = False,
-    settings: Settings = None,
+    config: Config = None,
 ) -> None:
     """What a build will take. Needs configuration files only; loads and downloads nothing.
 
     Example: secondcast plan build --teacher FLUX.1-dev --count 50000 --gpu h100
     """
-    from secondcast.cache_builder.disk import free_disk
-    from secondcast.cache_builder.settings import guidance_values
+    facts = build_plan(teacher, asked, count, gpu, tflops, gpus=gpus, disk=disk)
+    if as_json:
+        print_json(facts)
+    else:
+        print_build(facts)
 
-    flags = dict(
-        prompts=tuple(prompts or ()), limit=limit, resolution=resolution, steps=steps, replicas=replicas,
-        guidance=guidance_values(guidance), seed=seed, dtype=dtype, batch_size=batch_size, shard_size=shard_size,
-        format=format, codec=codec, latents=latents, embeddings=embeddings, height=height, width=width,
-        text_length=text_length, pooled=pooled, schedule=schedule, quantize=quantize,
-    )  # fmt: skip
+
+def build_plan(
+    teacher: str,
+    asked: PlannedBuild,
+    count: int | None,
+    gpu: str | None,
+    tflops: float | None,
+    *,
+    gpus: int = 1,
+    disk: str | None = None,
+) -> dict[str, Any]:
+    """What a build will take, as JSON types; arguments: see plan_build."""
     if disk is not None and not Path(disk).exists():
         raise BadSettings(f"--disk {disk} is not here: expected a folder that exists, on the disk of the cache to come")
     card = named_card(gpu, tflops)
-    manifest, folder, configs = outline(teacher, count, flags)
-    rate = rate_of(card, tflops, dtype)
+    manifest, folder, configs = outline(teacher, count, asked)
+    rate = rate_of(card, tflops, asked.dtype)
     from secondcast.commands.plan.build_rows import LARGER_CARD, build_facts, gpu_verdict
 
-    facts = build_facts(manifest, folder, batch_size=batch_size, rate_flops=rate, gpus=gpus)
+    facts = build_facts(manifest, folder, batch_size=asked.batch_size, rate_flops=rate, gpus=gpus)
     verdicts, fits = [], []
     if card is not None:
         memory, card_bytes = facts["gpu_memory"], card.memory_gib * _GIB
         fits = [fit_facts(f"{name} stage", memory[f"{name}_stage"]["total_bytes"], card_bytes) for name in _STAGES]
         verdicts = [gpu_verdict("text stage", memory["text_stage"], card, larger=_ON_A_CPU)]
         # Counted again for other weights, which takes seconds: only where these do not fit.
-        way_out = LARGER_CARD if fits[-1]["fits"] else _quantized_way(manifest, folder, card, batch_size)
+        way_out = LARGER_CARD if fits[-1]["fits"] else _quantized_way(manifest, folder, card, asked.batch_size)
         verdicts.append(gpu_verdict("sample stage", memory["sample_stage"], card, larger=way_out))
     if disk is not None:
+        from secondcast.cache_builder.disk import free_disk
+
         folder_there, free_bytes = free_disk(disk)
         fits.append(fit_facts("cache on disk", facts["disk"]["stored_high_bytes"], free_bytes))
         verdicts.append(_disk_verdict(folder_there, free_bytes, facts["disk"]))
     facts = {"teacher": {"source": folder.source, "configs": configs}, **facts}
     facts |= {"gpu": gpu_facts(card, rate, gpus), "fits": fits, "verdicts": verdicts}
-    if as_json:
-        print_json(facts)
-    else:
-        _print_build(facts)
+    return facts
 
 
 _ON_A_CPU = "take a larger card, or a CPU for this stage (--stage text --device cpu)"
@@ -149,7 +132,8 @@ def _disk_verdict(folder: Any, free: float, facts: dict[str, Any]) -> str:
     return f"does not fit: the cache, {room}; give a smaller --limit, another --codec, another disk"
 
 
-def _print_build(facts: dict[str, Any]) -> None:
+def print_build(facts: dict[str, Any]) -> None:
+    """Print a plan of a build."""
     cache, compute = facts["cache"], facts["compute"]
     pixels = f"{cache['width_px']} x {cache['height_px']} px"
     print_facts({

@@ -1,0 +1,116 @@
+"""The manifest that follows from what a build is asked to do and the teacher."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import secondcast
+from secondcast.cache_builder.settings import OutlineSettings
+from secondcast.models.geometry import Geometry, geometry_of, vae_scale_factor
+from secondcast.models.schedule import DTYPES, schedule_of
+from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.storage_schemas.schema.generations import added_generations
+from secondcast.storage_schemas.schema.manifest import Generation, Manifest, PromptSet, Sampling, Storage
+from secondcast.storage_schemas.schema.prompts import Prompt
+from secondcast.storage_schemas.writer import prompt_set_fields
+
+CREATED_BY = f"secondcast {secondcast.__version__}"
+
+
+def build_geometry(settings: OutlineSettings, teacher: TeacherFolder) -> Geometry:
+    """The geometry of the images: of the asked height and width, else square, of the asked or teacher's resolution."""
+    side = settings.resolution or teacher.resolution
+    return geometry_of(
+        height=settings.height or side,
+        width=settings.width or side,
+        scale_factor=vae_scale_factor(teacher.config("vae")),
+        channels=int(teacher.config("transformer")["in_channels"]),
+    )
+
+
+def plan_manifest(
+    settings: OutlineSettings, teacher: TeacherFolder, prompts: list[Prompt], replicas: Sequence[int] | None = None
+) -> Manifest:
+    """The manifest of the cache that was asked for. Hashes the teacher's weights.
+
+    replicas: of each prompt, where they are not those of the settings.
+    """
+    return _manifest(settings, teacher, prompt_set_fields(prompts), replicas, hashed=True)
+
+
+def outline_manifest(
+    settings: OutlineSettings, teacher: TeacherFolder, *, prompt_count: int, replicas: Sequence[int] | None = None
+) -> Manifest:
+    """The shapes and counts of that manifest, for planning: no prompt is read, no weights are there or hashed."""
+    unknown = {"held_out": 0, "sources": {}, "ids": "", "bytes": 0, "xxh3_128": ""}
+    return _manifest(settings, teacher, {"count": prompt_count, **unknown}, replicas, hashed=False)
+
+
+def _generations(
+    settings: OutlineSettings, prompt_count: int, replicas: Sequence[int] | None
+) -> tuple[Generation, ...]:
+    if replicas is not None and len(set(replicas)) > 1:
+        bits = {count: (1 << count) - 1 for count in set(replicas)}
+        wanted = {number: bits[count] for number, count in enumerate(replicas)}
+        return added_generations({}, wanted, shard_size=settings.shard_size)
+    return (
+        Generation(
+            first_prompt=0,
+            prompts=prompt_count,
+            first_replica=0,
+            replicas=replicas[0] if replicas else settings.replicas,
+            shard_size=settings.shard_size,
+        ),
+    )
+
+
+def _manifest(
+    settings: OutlineSettings,
+    teacher: TeacherFolder,
+    prompt_set: dict[str, Any],
+    replicas: Sequence[int] | None,
+    *,
+    hashed: bool,
+) -> Manifest:
+    text_length = settings.text_length or teacher.text_length
+    return Manifest(
+        source=teacher.pinned_source,
+        created_by=CREATED_BY,
+        teacher=teacher.identity(text_length=text_length, pooled=settings.pooled, hashed=hashed),
+        sampling=_sampling(settings, teacher),
+        prompts=PromptSet(generations=_generations(settings, prompt_set["count"], replicas), **prompt_set),
+        metadata={},
+    )
+
+
+def _sampling(settings: OutlineSettings, teacher: TeacherFolder) -> Sampling:
+    geometry = build_geometry(settings, teacher)
+    schedule = schedule_of(
+        settings.schedule,
+        teacher.config("scheduler"),
+        steps=settings.steps,
+        image_tokens=geometry.image_tokens,
+        dtype=DTYPES[settings.dtype],
+    )
+    takes_guidance = bool(teacher.config("transformer")["guidance_embeds"])
+    return Sampling(
+        height=geometry.height,
+        width=geometry.width,
+        image_tokens=geometry.image_tokens,
+        channels=geometry.channels,
+        steps=schedule.steps,
+        schedule=settings.schedule,
+        sigmas=schedule.sigmas,
+        timesteps=schedule.timesteps,
+        guidance=settings.guidance if takes_guidance else None,
+        seed=settings.seed,
+        noise="philox-float32",
+        dtype=settings.dtype,
+        latent_rule="flow-match-euler",
+        quantize=settings.quantize,
+        storage=Storage(
+            format=settings.format,
+            codec=settings.codec,
+            latents=settings.latents,
+            embeddings=settings.embeddings,
+        ),
+    )

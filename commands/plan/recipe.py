@@ -1,0 +1,105 @@
+"""`secondcast plan recipe`: what all of a recipe takes, its builds and its run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secondcast.cache_builder.settings import PlannedBuild, StoredAs
+from secondcast.commands.plan.build import build_plan, print_build
+from secondcast.commands.plan.cards import Gpu, Tflops
+from secondcast.commands.plan.train import print_train, train_plan
+from secondcast.commands.shell.console import print_json, print_line
+from secondcast.commands.shell.resolve import Json
+from secondcast.commands.train.train import Budget
+from secondcast.models.memory.options import GpuMemory
+from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.io.toml_file import read_toml, recipe_tables
+from secondcast.trainer.settings import TrainOptions
+
+
+def plan_recipe(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="TOML file with [build.NAME] and [train].")],
+    count: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]N", help="Prompts of a build, in place of its files; may be repeated."),
+    ] = None,
+    budget: Budget = None,
+    memory: GpuMemory = GpuMemory(),
+    gpu: Gpu = None,
+    tflops: Tflops = None,
+    as_json: Json = False,
+) -> None:
+    """Price the builds and the run of a recipe. Needs configuration files only; loads and downloads nothing.
+
+    Example: secondcast plan recipe recipes/flux-one-gpu.toml --count 50000 --gpu 4090 --budget 72h
+    """
+    tables = _tables(recipe)
+    builds, caches, stored = _builds(recipe, tables, count or []), _caches_of_builds(tables), StoredAs()
+    resolutions: list[str] = []
+    facts: dict[str, Any] = {"build": {}}
+    for name, (teacher, asked, prompts) in builds.items():
+        facts["build"][name] = build_plan(teacher, asked, prompts, gpu, tflops)
+        stored = StoredAs(**{key: getattr(asked, key) for key in StoredAs.model_fields})
+        if asked.resolution is not None:
+            resolutions += [f"{cache}={asked.resolution}" for cache in caches.get(name, [name])]
+        if not as_json:
+            print_line(f"build {name}", style="bold")
+            print_build(facts["build"][name])
+    teacher = next(iter(builds.values()))[0]
+    facts["train"] = train_plan(
+        None, recipe, budget, TrainOptions(), [], teacher, resolutions, stored, memory, gpu, tflops
+    )  # fmt: skip
+    if as_json:
+        print_json(facts)
+    else:
+        print_line("train", style="bold")
+        print_train(facts["train"])
+
+
+def _tables(recipe: Path) -> dict[str, Any]:
+    values = read_toml(recipe, what=f"recipe {recipe}", expected="a recipe, see those in recipes/")
+    tables = recipe_tables(recipe, values)
+    if tables is None or not tables.get("build") or "train" not in tables:
+        raise BadSettings(
+            f"{recipe} has not both a [build.NAME] and [train]: secondcast plan build and plan train take --config too"
+        )
+    return tables
+
+
+def _caches_of_builds(tables: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names that the run has for the cache of each build, by its folder."""
+    names: dict[str, list[str]] = {}
+    for name, place in tables["train"].get("caches", {}).items():
+        names.setdefault(Path(str(place)).name, []).append(name)
+    return names
+
+
+def _builds(
+    recipe: Path, tables: Mapping[str, Any], counts: Sequence[str]
+) -> dict[str, tuple[str, PlannedBuild, int | None]]:
+    """Teacher, options and number of prompts of each build of a recipe; None: as many as its files have."""
+    numbers = _numbers(counts, list(tables["build"]))
+    found = {}
+    for name, table in tables["build"].items():
+        options = {key.replace("-", "_"): value for key, value in table.items()}
+        if "teacher" not in options:
+            raise BadSettings(f"[build.{name}] of {recipe} has no teacher, expected a line such as teacher = 'pocket'")
+        known = {key: value for key, value in options.items() if key in PlannedBuild.model_fields}
+        if numbers.get(name) is not None:
+            known.pop("prompts", None)
+        found[name] = (str(options["teacher"]), PlannedBuild.from_flags(**known), numbers.get(name))
+    return found
+
+
+def _numbers(counts: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+    numbers: dict[str, int] = {}
+    for text in sorted(counts, key=lambda text: "=" in text):
+        name, _, number = text.rpartition("=")
+        if not number.isdecimal() or int(number) == 0 or (name and name not in names):
+            raise BadSettings(
+                f"--count is {text!r}, expected a number of prompts, or NAME=N for one of the builds {', '.join(names)}"
+            )
+        numbers |= dict.fromkeys([name] if name else names, int(number))
+    return numbers

@@ -1,0 +1,101 @@
+"""`--config FILE`: options of a command as keys of a TOML file, or a recipe, which has those of builds and of a run."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secondcast.commands.shell.familiar_flags import familiar_advice
+from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.io.toml_file import read_toml, recipe_tables
+from secondcast.trainer.settings import TrainSettings
+
+# Keys of a run with stages that are no options: recipe.py reads them, and all that is of TrainSettings.
+_OF_A_RUN = {*TrainSettings.model_fields, "stage", "caches", "budget"}
+
+
+def read_config(context: typer.Context, given: Path | None) -> Path | None:
+    """Take options of a command from a TOML file; those on the command line precede it. The file without its name."""
+    if given is None:
+        return None
+    file, name = _file_and_name(given)
+    values = read_toml(file, what=f"file {file} for --config", expected="lines such as batch-size = 32, or a recipe")
+    tables, command = recipe_tables(file, values), str(context.info_name)
+    if tables is not None:
+        values = _own_table(file, name, tables, command)
+    elif name is not None:
+        raise BadSettings(f"--config {given} names {name!r}, but {file} has no [build.NAME]: give the file alone")
+    options = {key.replace("-", "_"): value for key, value in values.items()}
+    if "stage" in options:
+        options = {key: value for key, value in options.items() if key not in _OF_A_RUN}
+    if tables is not None and "plan" in context.command_path.split():
+        # What is of the command itself alone is nothing to plan with.
+        options = {key: value for key, value in options.items() if key not in _names_of(context, command)}
+    _check_known(context, file, options)
+    several = {parameter.name for parameter in context.command.params if getattr(parameter, "multiple", False)}
+    context.default_map = {
+        key: [value] if key in several and not isinstance(value, list) else value for key, value in options.items()
+    }
+    return file
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        is_eager=True,
+        metavar="FILE[:NAME]",
+        callback=read_config,
+        help="TOML file with any of these options as keys, or a recipe; NAME: of its [build.NAME] tables that one.",
+    ),
+]
+
+
+def has_stages(config: Path | None) -> bool:
+    """Whether a file states the stages of a run."""
+    if config is None:
+        return False
+    values = read_toml(config, what=f"file {config} for --config", expected="a recipe")
+    tables = recipe_tables(config, values)
+    return "stage" in (values if tables is None else tables.get("train", {}))
+
+
+def _file_and_name(given: Path) -> tuple[Path, str | None]:
+    file, sign, name = str(given).rpartition(":")
+    if not sign or "/" in name or given.exists():
+        return given, None
+    return Path(file), name
+
+
+def _own_table(file: Path, name: str | None, tables: dict[str, Any], command: str) -> dict[str, Any]:
+    if command == "build":
+        builds = tables.get("build", {})
+        if name is None and len(builds) == 1:
+            return dict(next(iter(builds.values())))
+        if name not in builds:
+            listed = ", ".join(builds) or "none"
+            raise BadSettings(
+                f"{file} has the builds {listed}: give one of them, as in --config {file}:{next(iter(builds), 'NAME')}"
+            )
+        return dict(builds[name])
+    if command not in tables:
+        raise BadSettings(f"{file} has no [{command}]: it has {', '.join(f'[{table}]' for table in tables)}")
+    if name is not None:
+        raise BadSettings(f"--config {file}:{name} names a build, and this is {command}: give the file alone")
+    return dict(tables[command])
+
+
+def _names_of(context: typer.Context, command: str) -> set[str]:
+    """Options of the command of this name that a plan for it has not."""
+    group: Any = context.find_root().command
+    own = {str(parameter.name) for parameter in context.command.params}
+    return {str(parameter.name) for parameter in group.commands[command].params} - own
+
+
+def _check_known(context: typer.Context, file: Path, options: dict[str, Any]) -> None:
+    known = {str(parameter.name) for parameter in context.command.params}
+    if unknown := sorted(options.keys() - known):
+        listed = ", ".join(sorted(name.replace("_", "-") for name in known if name != "config"))
+        own = {flag for parameter in context.command.params for flag in parameter.opts}
+        advice = familiar_advice(unknown[0], context.command_path.partition(" ")[2], own)
+        hint = f" ({advice[0].lower()}{advice[1:].replace('--', '')})" if advice else ""
+        raise BadSettings(f"{file} has the unknown key {unknown[0]!r}{hint}, expected one of {listed}")

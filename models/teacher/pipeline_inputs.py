@@ -1,0 +1,34 @@
+"""Inputs of FluxPipeline that users choose, and their limits; without torch."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from secondcast.storage_schemas.schema.flags import Flags, Shown
+
+LARGEST_GUIDANCE = 1e6
+"""A transformer reads it times 1000, in bfloat16: above this it soon is not finite."""
+LARGEST_TEXT_LENGTH = 512
+"""FluxPipeline.check_inputs of diffusers."""
+_IMAGES = "Images"
+
+
+class ImageSize(Flags):
+    """The size of images; all None: the teacher's own."""
+
+    resolution: Annotated[int | None, Shown(group=_IMAGES)] = Field(
+        default=None, ge=1, description="Pixels per side; default 512, or the teacher's own."
+    )
+    height: Annotated[int | None, Shown(group=_IMAGES)] = Field(
+        default=None, ge=1, description="Pixels; with --width, in place of --resolution."
+    )
+    width: Annotated[int | None, Shown(group=_IMAGES)] = Field(default=None, ge=1, description="Pixels; with --height.")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if (self.height is None) != (self.width is None):
+            given, other = ("height", "width") if self.width is None else ("width", "height")
+            raise ValueError(f"--{given} is given without --{other}: give both, or --resolution for a square")
+        if self.height is not None and self.resolution is not None:
+            raise ValueError("--resolution is given beside --height and --width: give one or the other")
+        return self

@@ -1,0 +1,98 @@
+"""`--config FILE`: options of one command, or a recipe for builds and a run."""
+
+import json
+
+import pytest
+
+from tests.commands.test_cli import secondcast
+
+RECIPE = """
+[build.cats]
+teacher = "pocket"
+prompts = ["p.txt"]
+dtype = "float32"
+steps = 2
+threads = 1
+resolution = 48
+
+[build.dogs]
+teacher = "pocket"
+prompts = ["p.txt"]
+limit = 1
+dtype = "float32"
+steps = 2
+
+[train]
+student = "pocket-tiny"
+floor = 0
+quiet = true
+
+[train.caches]
+here = "cats"
+
+[[train.stage]]
+name = "one"
+loss = "embedding"
+steps = 2
+batch-size = 2
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("a red circle\na blue square\n")
+    (tmp_path / "r.toml").write_text(RECIPE)
+    return tmp_path
+
+
+def test_a_recipe_builds_its_caches_and_trains_on_them(here, capsys):
+    code, said, heard = secondcast("build", "cats", "--config", "r.toml:cats", "--resolution", 32, "-q", capsys=capsys)
+    assert (code, heard) == (0, "") and said.startswith("cats: 2 trajectories of 2 prompts")
+    manifest = json.loads((here / "cats/manifest.json").read_bytes())
+    assert (manifest["sampling"]["height"], manifest["sampling"]["steps"]) == (32, 2), (
+        "the command line precedes the file"
+    )
+    code, said, heard = secondcast("train", "run", "--config", "r.toml", "--device", "cpu", capsys=capsys)
+    assert (code, said, heard) == (0, "run: student trained for 2 steps\n", "")
+
+
+def test_a_plan_takes_the_same_file_and_leaves_out_what_is_of_the_command_alone(capsys):
+    facts = json.loads(secondcast("plan", "build", "--config", "r.toml:dogs", "--json", capsys=capsys)[1])
+    assert (facts["cache"]["prompts"], facts["cache"]["steps"]) == (1, 2)
+    facts = json.loads(secondcast("plan", "recipe", "r.toml", "--json", capsys=capsys)[1])
+    assert {name: build["cache"]["prompts"] for name, build in facts["build"].items()} == {"cats": 2, "dogs": 1}
+    assert [stage["name"] for stage in facts["train"]["ways"]["as_asked"]["stages"]] == ["one"]
+    counts = ["--count", 7, "--count", "dogs=9"]
+    facts = json.loads(secondcast("plan", "recipe", "r.toml", *counts, "--json", capsys=capsys)[1])
+    assert {name: build["cache"]["prompts"] for name, build in facts["build"].items()} == {"cats": 7, "dogs": 1}
+    code, said, _ = secondcast("plan", "recipe", "r.toml", capsys=capsys)
+    assert code == 0 and said.startswith("build cats\n") and "\ntrain\n" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["build", "c", "--config", "r.toml"], "r.toml has the builds cats, dogs: give one of them, as in --config r"),
+        (["build", "c", "--config", "r.toml:birds"], "r.toml has the builds cats, dogs: give one of them, as in --con"),
+        (["train", "r", "--config", "r.toml:cats"], "--config r.toml:cats names a build, and this is train: give the "),
+        (["generate", "s", "--config", "r.toml"], "r.toml has no [generate]: it has [build], [train]"),
+        (["build", "c", "--config", "flat.toml:x"], "--config flat.toml:x names 'x', but flat.toml has no [build.NAM"),
+        (["build", "c", "--config", "mixed.toml"], "mixed.toml has 'seed' beside its tables: expected [build.NAME] "),
+        (["build", "c", "--config", "bare.toml"], "bare.toml has a [build] without a name: expected [build.NAME] f"),
+        (["build", "c", "--config", "nix.toml"], "no file nix.toml for --config: expected lines such as batch-siz"),
+        (["train", "r", "--config", "r.toml", "--loss", "vision"], "--loss is given beside --config r.toml: it is"),
+        (["plan", "recipe", "flat.toml"], "flat.toml has not both a [build.NAME] and [train]: secondcast plan"),
+        (["plan", "recipe", "r.toml", "--count", "birds=3"], "--count is 'birds=3', expected a number of prom"),
+        (["plan", "recipe", "poor.toml"], "[build.a] of poor.toml has no teacher, expected a line"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_one_line(words, message, here, capsys):
+    (here / "flat.toml").write_text("seed = 3\n")
+    (here / "mixed.toml").write_text("seed = 3\n[build.a]\nseed = 4\n")
+    (here / "bare.toml").write_text("[build]\nseed = 4\n")
+    (here / "poor.toml").write_text('[build.a]\nseed = 4\n[train]\nstudent = "x"\n')
+    if words[0] == "generate":
+        words = [*words, "--teacher", "pocket", "--prompts", "p.txt", "--out", "o"]
+    code, said, heard = secondcast(*words, capsys=capsys)
+    assert (code, said) == (1, "") and heard.startswith(f"secondcast: {message}") and heard.count("\n") == 1

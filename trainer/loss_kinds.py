@@ -1,0 +1,51 @@
+"""The registry of losses: what each is called, compares and needs. Without torch: help texts and plans read it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Loss = Literal["vision", "embedding", "context"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossKind:
+    """A loss.
+
+    help: in help texts.
+    card: what a student that was trained with it imitates, in model cards.
+    backbone: what it needs of the frozen transformer: all of it on recorded latents, its text projection, or nothing.
+    options: options of a stage that it alone has.
+    """
+
+    help: str
+    card: str
+    backbone: Literal["all", "text projection", "nothing"]
+    options: tuple[str, ...] = ()
+
+    @property
+    def replays(self) -> bool:
+        """Whether it replays recorded steps; the others compare embeddings."""
+        return self.backbone == "all"
+
+
+LOSSES: Mapping[Loss, LossKind] = {
+    "vision": LossKind(
+        help="the paper's, replay through the transformer",
+        card="FLUX's prediction: mean squared difference between what the frozen FLUX predicts with the student's "
+        "embedding and what it predicted with T5-XXL's, on recorded latents (the paper's loss)",
+        backbone="all",
+        options=("step_weights", "embedding_term", "steps_per_trajectory"),
+    ),
+    "embedding": LossKind(
+        help="its naive distillation",
+        card="embeddings: mean squared difference between the student's embedding and T5-XXL's",
+        backbone="nothing",
+    ),
+    "context": LossKind(
+        help="the embedding error after the transformer's text projection; of it only that linear is read",
+        card="projected embeddings: mean squared difference between the student's embedding and T5-XXL's, both "
+        "after FLUX's own text projection",
+        backbone="text projection",
+    ),
+}
+LOSSES_HELP = ". ".join(f"{name}: {kind.help}" for name, kind in LOSSES.items()) + "."

@@ -1,0 +1,75 @@
+"""What a run minimises."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from secondcast.models.backbone import FluxBackbone
+from secondcast.models.memory.host_modulation import HostModulation
+from secondcast.trainer.data.feed import Batch, EmbeddingBatch
+from secondcast.trainer.losses.context import context_loss
+from secondcast.trainer.losses.embedding import embedding_loss
+from secondcast.trainer.losses.vision import vision_loss, weights_on
+from secondcast.trainer.settings import TrainSettings
+from secondcast.trainer.stage import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What a run minimises: the losses of its stages, with their options, on its caches.
+
+    backbones: one for each cache, for its resolution; empty where no stage replays. context_ID: the backbone's text
+    projection, fp32, where a stage needs it. sigmas: of each cache.
+    """
+
+    settings: TrainSettings
+    backbones: Sequence[FluxBackbone]
+    context_ID: torch.Tensor | None
+    sigmas: Sequence[Sequence[float]]
+
+    @property
+    def host_modulation(self) -> HostModulation | None:
+        """What computes the modulation vectors for the batches, where the host does."""
+        return self.backbones[0].host_modulation if self.backbones else None
+
+    def training_loss(self, stage: Stage, student_BTD: torch.Tensor, batch: Batch | EmbeddingBatch) -> torch.Tensor:
+        """The loss of a step of a stage."""
+        if isinstance(batch, EmbeddingBatch):
+            return self._text_loss(stage, student_BTD, batch)
+        weights_K = self.weights(stage, batch.source, student_BTD.device)
+        backbone = self.backbones[batch.source]
+        loss = vision_loss(backbone, student_BTD, batch, huber=stage.huber, weights_K=weights_K)
+        if batch.encoder_hidden_states_BTD is not None:
+            term = embedding_loss(student_BTD, batch.encoder_hidden_states_BTD)
+            loss = loss + stage.embedding_term * term
+        return loss
+
+    def weights(self, stage: Stage, source: int, device: torch.device) -> torch.Tensor | None:
+        """weights_K of a stage on a cache; see step_weights."""
+        return weights_on(stage.step_weights, tuple(self.sigmas[source]), device)
+
+    @contextmanager
+    def conditions_checked_at_the_end(self) -> Iterator[None]:
+        """See ModulationTable.checked_at_the_end."""
+        tables = {id(backbone.table): backbone.table for backbone in self.backbones}
+        with ExitStack() as stack:
+            for table in tables.values():
+                if table is not None:
+                    stack.enter_context(table.checked_at_the_end())
+            yield
+
+    def text_loss(self, student_BTD: torch.Tensor, batch: EmbeddingBatch) -> torch.Tensor:
+        """The loss by which runs without a backbone are compared: of embeddings, through the projection if there is."""
+        teacher_BTD = batch.encoder_hidden_states_BTD
+        if self.context_ID is None:
+            return embedding_loss(student_BTD, teacher_BTD)
+        return context_loss(student_BTD, teacher_BTD, self.context_ID)
+
+    def _text_loss(self, stage: Stage, student_BTD: torch.Tensor, batch: EmbeddingBatch) -> torch.Tensor:
+        teacher_BTD = batch.encoder_hidden_states_BTD
+        if stage.loss == "embedding":
+            return embedding_loss(student_BTD, teacher_BTD, huber=stage.huber)
+        assert self.context_ID is not None
+        return context_loss(student_BTD, teacher_BTD, self.context_ID, huber=stage.huber)

@@ -1,0 +1,72 @@
+"""The vision loss: the frozen backbone's predictions with the student's embedding and the teacher's (paper, eq. 3)."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+
+from secondcast.models.backbone import FluxBackbone
+from secondcast.trainer.data.feed import Batch
+from secondcast.trainer.losses.difference import difference, differences
+from secondcast.trainer.stage import StepWeights
+
+
+def replay(backbone: FluxBackbone, embedding_BTD: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """velocity_BSC of the backbone on cached latents with the given embedding."""
+    return backbone.predict(
+        batch.hidden_states_BSC.to(backbone.dtype),
+        embedding_BTD.to(backbone.dtype),
+        batch.pooled_BP.to(backbone.dtype),
+        batch.timestep_B.to(backbone.dtype),
+        batch.guidance_B,
+        modulation_BM=batch.modulation_BM,
+    )
+
+
+def vision_loss(
+    backbone: FluxBackbone,
+    embedding_BTD: torch.Tensor,
+    batch: Batch,
+    *,
+    huber: float | None = None,
+    weights_K: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Mean squared difference, in fp32, of the backbone's prediction and the cached one (paper, equation 3).
+
+    embedding_BTD: the student's, any float dtype, a row for every batch.share rows; it is rounded to the backbone's.
+    weights_K: fp32, multiplies the mean of a row by its step; None leaves the rows alike.
+    """
+    if batch.share > 1:
+        embedding_BTD = embedding_BTD.repeat_interleave(batch.share, dim=0)
+    found_BSC = replay(backbone, embedding_BTD, batch)
+    if weights_K is None:
+        return difference(found_BSC, batch.velocity_BSC, huber)
+    errors_BSC = differences(found_BSC, batch.velocity_BSC, huber)
+    return (weights_K[batch.step_B] * errors_BSC.flatten(1).mean(1)).mean()
+
+
+def row_errors(backbone: FluxBackbone, embedding_BTD: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Mean squared difference, in fp32, of each row of a batch (whose share is 1): [B]."""
+    found_BSC = replay(backbone, embedding_BTD, batch)
+    return differences(found_BSC, batch.velocity_BSC, None).flatten(1).mean(1)
+
+
+def step_weights(name: StepWeights, sigmas: Sequence[float]) -> torch.Tensor | None:
+    """Weight of step k, [K] fp32 with mean 1; None for uniform, where every step counts alike as in the paper.
+
+    sigma: sigma_k, more for the noisy steps, in which the composition is decided. interval: sigma_k - sigma_{k+1},
+    how far the prediction moves the latent: the loss is then a mean over sigma and not over steps.
+    """
+    if name == "uniform":
+        return None
+    sigmas_K1 = torch.tensor(sigmas, dtype=torch.float64)
+    weights_K = sigmas_K1[:-1] if name == "sigma" else sigmas_K1[:-1] - sigmas_K1[1:]
+    return (weights_K / weights_K.mean()).float()
+
+
+@cache
+def weights_on(name: StepWeights, sigmas: tuple[float, ...], device: torch.device) -> torch.Tensor | None:
+    """See step_weights; on a device."""
+    # Copied once: a copy from memory that is not pinned waits for the device.
+    weights_K = step_weights(name, sigmas)
+    return None if weights_K is None else weights_K.to(device)
