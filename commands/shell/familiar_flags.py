@@ -53,7 +53,7 @@ _OURS: dict[tuple[str, ...], str] = {
     ("--huber",): "huber-c huber-delta huber-schedule",
     ("--loss",): "loss-type loss-fn",
     ("--step-weights",): "weighting-scheme timestep-weighting snr-gamma min-snr-gamma timestep-sampling",
-    ("--config",): "settings config-file config-path c",
+    ("--config",): "settings recipe config-file config-path c",
     ("--shard-student",): "fsdp use-fsdp deepspeed use-deepspeed zero-stage",
     ("--workers",): "num-processes num-gpus gpus multi-gpu nproc-per-node num-workers dataloader-num-workers gpu-ids",
     ("--worker",): "num-machines machine-rank rank world-size",
