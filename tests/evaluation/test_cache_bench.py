@@ -145,7 +145,8 @@ def test_flags_that_do_nothing_beside_others_are_one_line(words, student, capsys
 
 WITHOUT_TORCH = """
 import contextlib, json, sys
-from secondcast import cli, secondcast.evaluation.tables.error_table, secondcast.evaluation.tables.plots
+from secondcast import cli
+import secondcast.evaluation.tables.error_table, secondcast.evaluation.tables.plots
 for words in json.loads(sys.argv[1]):
     sys.argv = ["secondcast", *words]
     with contextlib.suppress(SystemExit):

@@ -71,7 +71,7 @@ HEADER = (
 
 
 def secondcast(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "cli", *arguments]
+    command = [sys.executable, "-c", "from secondcast import cli; cli.main()", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, start_new_session=True, text=True, stdout=subprocess.PIPE,

@@ -131,7 +131,8 @@ def test_students_are_trained_compared_and_scored_in_any_encoding(encoding, nast
 
 
 QUIET = """
-import sys, cli
+import sys
+from secondcast import cli
 def run(*words):
     sys.argv = ["secondcast", *words, "--quiet"]
     try:

@@ -11,7 +11,8 @@ from secondcast.models.memory.optional_packages import QUANTIZERS, hidden_packag
 
 PACKAGES = ("bitsandbytes", "torchao", "peft")
 PLAN = """
-import sys, cli
+import sys
+from secondcast import cli
 sys.argv = ["secondcast", "plan", "build", "--teacher", "pocket", "--count", "9"]
 try:
     cli.main()
