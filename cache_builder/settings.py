@@ -6,7 +6,12 @@ from pydantic import Field, field_validator, model_validator
 
 from secondcast.cache_builder.prompts.sources import PromptSource
 from secondcast.models.memory.options import AttentionBackend
-from secondcast.models.teacher.pipeline_inputs import LARGEST_GUIDANCE, LARGEST_TEXT_LENGTH, ImageSize
+from secondcast.models.teacher.pipeline_inputs import (
+    LARGEST_GUIDANCE,
+    LARGEST_TEXT_LENGTH,
+    STEPS,
+    ImageSize,
+)
 from secondcast.storage_schemas.errors import BadSettings
 from secondcast.storage_schemas.schema.flags import Flags, Shown
 from secondcast.storage_schemas.schema.manifest import (
@@ -76,7 +81,7 @@ class OutlineSettings(StoredAs, ImageSize, PromptLimit):
     """What shapes a cache and its bytes, but the prompts; None means: as the teacher's folder states."""
 
     steps: Annotated[int, Shown(group=_IMAGE)] = Field(
-        default=20, ge=1, le=1000, description="Sampler steps per trajectory."
+        default=STEPS, ge=1, le=1000, description="Sampler steps per trajectory."
     )
     replicas: Annotated[int, Shown(group=_IMAGE)] = Field(default=1, ge=1, description="Trajectories per prompt.")
     guidance: Annotated[

@@ -24,6 +24,7 @@ from secondcast.commands.shell.console import print_line
 from secondcast.commands.shell.outputs import OutputFolder, json_bytes, picture_bytes
 from secondcast.commands.shell.resolve import POCKET, Device, Quiet
 from secondcast.commands.train.train import train_run
+from secondcast.evaluation.settings.pocket import CAPTIONS, PocketSampling
 from secondcast.inspection.report.settings import ReportSettings
 from secondcast.storage_schemas.errors import SecondcastError
 from secondcast.storage_schemas.progress import duration_text
@@ -88,7 +89,8 @@ def demo(
             export(run, student, quiet=quiet)
     what = "score teacher, student and an untrained student on compositions nobody trained on"
     with _part(4, what, "evaluate score", quiet):
-        scores, captions = score_pocket(student, 192, 20, 3.5, 0, device, quiet)
+        sampling = PocketSampling()
+        scores, captions = score_pocket(student, CAPTIONS, sampling.steps, sampling.guidance, 0, device, quiet)
         side_by_side = results.file("side-by-side.png")
         side_by_side.write(picture_bytes(compare_picture(scores, captions), side_by_side.path))
         from secondcast.evaluation.pocket_scores import table_rows

@@ -127,7 +127,7 @@ def repair(
     progress = terminal(quiet)
     done = mend(cache, copy, progress)
     for path in done.files:
-        print_line(f"{path}: put right")
+        print_line(f"{path}: repaired")
     for kind, shard in done.shards:
         print_line(f"{kind} shard {shard}: taken from {copy}")
     left, missing = done.left, done.missing

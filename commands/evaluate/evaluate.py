@@ -33,15 +33,13 @@ from secondcast.commands.shell.resolve import (
     resolve_teacher,
     terminal,
 )
-from secondcast.evaluation.settings.cache_scoring import CacheScoring, CacheScoringOptions
-from secondcast.evaluation.settings.pocket import PocketSampling
+from secondcast.evaluation.settings.cache_scoring import TRAJECTORIES, CacheScoring, CacheScoringOptions
+from secondcast.evaluation.settings.pocket import CAPTIONS, PocketSampling
 
 if TYPE_CHECKING:
     from secondcast.evaluation.pocket_scores import Scored
     from secondcast.evaluation.results import Evaluation
 
-CACHE_COUNT = CacheScoring().count
-POCKET_COUNT = 192
 
 evaluate_app = typer.Typer(no_args_is_help=True, help="Students against the teacher.")
 
@@ -58,8 +56,8 @@ def evaluate_score(
         int | None,
         typer.Option(
             min=1,
-            help=f"Held-out trajectories (default {CACHE_COUNT}), spread over sources and guidance; captions "
-            f"({POCKET_COUNT}).",
+            help=f"Held-out trajectories (default {TRAJECTORIES}), spread over sources and guidance; captions "
+            f"({CAPTIONS}).",
         ),
     ] = None,
     backbone: BackboneName = None,
@@ -91,7 +89,7 @@ def evaluate_score(
     side_by_side = None if picture is None else _picture_file(picture, overwrite)
     facts: dict[str, Any] = {}
     if cache is not None:
-        scoring = CacheScoring(count=count or CACHE_COUNT, **options.given)
+        scoring = CacheScoring(count=count or TRAJECTORIES, **options.given)
 
         def opened(evaluation: "Evaluation") -> None:
             from secondcast.evaluation.tables.aggregates import summary
@@ -111,7 +109,7 @@ def evaluate_score(
     if pocket:
         with told_when_interrupted(lambda: "nothing of --pocket is kept; the same command begins anew"):
             results, captions = score_pocket(
-                student, count or POCKET_COUNT, sampling.steps, sampling.guidance, options.seed, device, quiet
+                student, count or CAPTIONS, sampling.steps, sampling.guidance, options.seed, device, quiet
             )
         facts["pocket"] = score_rows(results)
         if cache is None or not as_json:

@@ -22,8 +22,8 @@ from secondcast.commands.shell.console import PlainTable, print_json, print_line
 from secondcast.commands.shell.flags import is_given
 from secondcast.commands.shell.outputs import OutputFolder, Overwrite
 from secondcast.commands.shell.resolve import BackboneName, Device, Quiet
-from secondcast.evaluation.settings.cache_scoring import CacheScoring, ClosedLoop
-from secondcast.evaluation.settings.pocket import PocketSampling
+from secondcast.evaluation.settings.cache_scoring import TRAJECTORIES, CacheScoring, ClosedLoop
+from secondcast.evaluation.settings.pocket import CAPTIONS, PocketSampling
 from secondcast.storage_schemas.errors import BadSettings
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def evaluate_table(
         str | None, typer.Option(help="Distances from the teacher on the held-out trajectories of this cache.")
     ] = None,
     backbone: BackboneName = None,
-    count: Annotated[int, typer.Option(min=1, help="Held-out captions of --pocket.")] = 192,
-    trajectories: Annotated[int, typer.Option(min=1, help="Held-out trajectories of --cache.")] = CacheScoring().count,
+    count: Annotated[int, typer.Option(min=1, help="Held-out captions of --pocket.")] = CAPTIONS,
+    trajectories: Annotated[int, typer.Option(min=1, help="Held-out trajectories of --cache.")] = TRAJECTORIES,
     options: ClosedLoop = ClosedLoop(),
     sampling: PocketSampling = PocketSampling(),
     seed: Annotated[int, typer.Option(min=0, help="Of --pocket's captions and noise.")] = 0,

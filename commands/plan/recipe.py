@@ -1,22 +1,28 @@
 """`secondcast plan recipe`: what all of a recipe takes, its builds and its run."""
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from secondcast.cache_builder.settings import PlannedBuild, StoredAs
+from secondcast.commands.build.build import build
 from secondcast.commands.plan.build import build_plan, print_build
 from secondcast.commands.plan.cards import Gpu, Tflops
 from secondcast.commands.plan.train import print_train, train_plan
 from secondcast.commands.shell.console import print_json, print_line
+from secondcast.commands.shell.flags import with_flags
 from secondcast.commands.shell.resolve import Json
 from secondcast.commands.train.train import Budget
 from secondcast.models.memory.options import GpuMemory
 from secondcast.storage_schemas.errors import BadSettings
 from secondcast.storage_schemas.io.toml_file import read_toml, recipe_tables
 from secondcast.trainer.settings import TrainOptions
+
+# All that `build` takes: what is not of the plan is nothing to plan with.
+_KEYS = {*signature(with_flags(build)).parameters} - {"cache", "config", "context"}
 
 
 def plan_recipe(
@@ -36,20 +42,23 @@ def plan_recipe(
     Example: secondcast plan recipe recipes/flux-one-gpu.toml --count 50000 --gpu 4090 --budget 72h
     """
     tables = _tables(recipe)
-    builds, caches, stored = _builds(recipe, tables, count or []), _caches_of_builds(tables), StoredAs()
-    resolutions: list[str] = []
+    builds, caches = _builds(recipe, tables, count or []), _caches_of_builds(tables)
+    teacher, *others = dict.fromkeys(name for name, _, _ in builds.values())
+    if others:
+        raise BadSettings(
+            f"the builds of {recipe} have the teachers {teacher} and {others[0]}, expected one: a student has one"
+        )
+    to_come: dict[str, PlannedBuild] = {}
     facts: dict[str, Any] = {"build": {}}
-    for name, (teacher, asked, prompts) in builds.items():
+    for name, (_, asked, prompts) in builds.items():
         facts["build"][name] = build_plan(teacher, asked, prompts, gpu, tflops)
-        stored = StoredAs(**{key: getattr(asked, key) for key in StoredAs.model_fields})
-        if asked.resolution is not None:
-            resolutions += [f"{cache}={asked.resolution}" for cache in caches.get(name, [name])]
+        # Of the run's caches the shapes count, not the prompts.
+        to_come |= dict.fromkeys(caches.get(name, [name]), asked.model_copy(update={"prompts": (), "limit": None}))
         if not as_json:
             print_line(f"build {name}", style="bold")
             print_build(facts["build"][name])
-    teacher = next(iter(builds.values()))[0]
     facts["train"] = train_plan(
-        None, recipe, budget, TrainOptions(), [], teacher, resolutions, stored, memory, gpu, tflops
+        None, recipe, budget, TrainOptions(), [], teacher, [], StoredAs(), memory, gpu, tflops, to_come
     )  # fmt: skip
     if as_json:
         print_json(facts)
@@ -86,6 +95,11 @@ def _builds(
         options = {key.replace("-", "_"): value for key, value in table.items()}
         if "teacher" not in options:
             raise BadSettings(f"[build.{name}] of {recipe} has no teacher, expected a line such as teacher = 'pocket'")
+        if unknown := sorted(options.keys() - _KEYS):
+            raise BadSettings(
+                f"[build.{name}] of {recipe} has the unknown key {unknown[0]!r}, expected one of "
+                f"{', '.join(sorted(key.replace('_', '-') for key in _KEYS))}"
+            )
         known = {key: value for key, value in options.items() if key in PlannedBuild.model_fields}
         if numbers.get(name) is not None:
             known.pop("prompts", None)

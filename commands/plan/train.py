@@ -91,8 +91,13 @@ def train_plan(
     memory: GpuMemory,
     gpu: str | None,
     tflops: float | None,
+    builds: Mapping[str, PlannedBuild] | None = None,
 ) -> dict[str, Any]:
-    """What a run will take, as JSON types; recipe: a file that states stages; the rest: see plan_train."""
+    """What a run will take, as JSON types.
+
+    recipe: a file that states stages. builds: of caches to come by name; the others are as `stored` and `resolution`
+    say. The rest: see plan_train.
+    """
     from secondcast.commands.train.fitting import named_bytes, stated_options
 
     fit_bytes = named_bytes(memory.fit)
@@ -101,7 +106,7 @@ def train_plan(
     else:
         asked, stated = asked_of_flags(student, budget, options, fit=memory.fit), {}
     card = named_card(gpu, tflops)
-    manifests, configs = _manifests(asked, stated, cache, teacher, resolution, stored)
+    manifests, configs = _manifests(asked, stated, cache, teacher, resolution, stored, builds or {})
     first = next(iter(manifests.values()))
     rate = rate_of(card, tflops, first.sampling.dtype)
     from secondcast.commands.plan.train_rows import fit_verdicts, train_facts, ways_of
@@ -126,6 +131,7 @@ def _manifests(
     teacher: str | None,
     resolutions: Sequence[str],
     stored: StoredAs,
+    builds: Mapping[str, PlannedBuild],
 ) -> tuple[dict[str, "Manifest"], str]:
     """The caches of the run by name, those that are there and those to come, and whose configurations these are."""
     there = named_places(given)
@@ -154,7 +160,8 @@ def _manifests(
     manifests = {name: _recorded(place) for name, place in there.items()}
     configs = f"the manifest of {', '.join(there.values())}" if there else ""
     for name in to_come:
-        manifests[name], _, found = outline(str(teacher), 1, PlannedBuild(resolution=pixels.get(name), **stored.given))
+        build = builds.get(name) or PlannedBuild(resolution=pixels.get(name), **stored.given)
+        manifests[name], _, found = outline(str(teacher), 1, build)
         configs = configs or found
     from secondcast.trainer.data.mixture import check_names
 

@@ -26,7 +26,8 @@ def read_config(context: typer.Context, given: Path | None) -> Path | None:
     elif name is not None:
         raise BadSettings(f"--config {given} names {name!r}, but {file} has no [build.NAME]: give the file alone")
     options = {key.replace("-", "_"): value for key, value in values.items()}
-    if "stage" in options:
+    # Of a build, `stage` is an option.
+    if command == "train" and "stage" in options:
         options = {key: value for key, value in options.items() if key not in _OF_A_RUN}
     if tables is not None and "plan" in context.command_path.split():
         # What is of the command itself alone is nothing to plan with.

@@ -11,6 +11,8 @@ from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.flags import Flags, Shown
 from secondcast.storage_schemas.schema.manifest import Dtype, Manifest, Quantization
 
+TRAJECTORIES = 64
+"""Held-out trajectories that an open loop is of, where no other number is asked for."""
 _STEPS = "0,5,10"
 
 
@@ -73,7 +75,7 @@ class CacheScoringOptions(BackboneCalls, HeldWeights, ClosedLoop, ShownSteps):
 class CacheScoring(CacheScoringOptions):
     """An evaluation on a cache: these options, and of how many trajectories the open loop is."""
 
-    count: int = Field(default=64, ge=1)
+    count: int = Field(default=TRAJECTORIES, ge=1)
 
     def dtype_of(self, manifest: Manifest) -> Dtype:
         """Of the backbone, on a cache."""

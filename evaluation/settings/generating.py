@@ -4,7 +4,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from secondcast.models.teacher.pipeline_inputs import LARGEST_GUIDANCE, LARGEST_TEXT_LENGTH, ImageSize
+from secondcast.models.teacher.pipeline_inputs import (
+    GUIDANCE,
+    LARGEST_GUIDANCE,
+    LARGEST_TEXT_LENGTH,
+    STEPS,
+    ImageSize,
+)
 from secondcast.storage_schemas.schema.flags import Shown
 from secondcast.storage_schemas.schema.manifest import Dtype, Pooled
 
@@ -14,9 +20,9 @@ _IMAGES = "Images"
 class PictureOptions(ImageSize):
     """All that shapes pictures; None: the teacher's or the student's own."""
 
-    steps: Annotated[int, Shown(group=_IMAGES)] = Field(default=20, ge=1, description="Sampler steps.")
+    steps: Annotated[int, Shown(group=_IMAGES)] = Field(default=STEPS, ge=1, description="Sampler steps.")
     guidance: Annotated[float, Shown(group=_IMAGES)] = Field(
-        default=3.5, ge=0, le=LARGEST_GUIDANCE, description="FLUX's guidance scale."
+        default=GUIDANCE, ge=0, le=LARGEST_GUIDANCE, description="FLUX's guidance scale."
     )
     seed: Annotated[int, Shown(group=_IMAGES)] = Field(
         default=0, ge=0, description="The noise is a function of seed and prompt."

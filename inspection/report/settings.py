@@ -5,9 +5,17 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from secondcast.evaluation.settings.cache_scoring import BackboneCalls, CacheScoring, ClosedLoop, VaeFolder
+from secondcast.evaluation.settings.cache_scoring import (
+    TRAJECTORIES,
+    BackboneCalls,
+    CacheScoring,
+    ClosedLoop,
+    VaeFolder,
+)
 from secondcast.storage_schemas.errors import BadSettings
 from secondcast.storage_schemas.schema.flags import Shown
+
+_STRIPS = 64
 
 
 def count_of_strips(text: str) -> int | None:
@@ -28,8 +36,8 @@ class ReportSettings(BackboneCalls, ClosedLoop, VaeFolder):
     evaluations: Annotated[tuple[Path, ...], Shown(flag="--evaluation", metavar="FILE.json")] = Field(
         default=(), description="A student as `evaluate score --out` recorded it; repeatable."
     )
-    strips: Annotated[int | None, Shown(metavar="N", text="64")] = Field(
-        default=64, ge=0, description="Film strips, half of the hardest, half at random; 0: none; all."
+    strips: Annotated[int | None, Shown(metavar="N", text=str(_STRIPS))] = Field(
+        default=_STRIPS, ge=0, description="Film strips, half of the hardest, half at random; 0: none; all."
     )
     frames: Annotated[int | None, Shown(metavar="N")] = Field(
         default=None, ge=1, description="Steps of a strip; default: all."
@@ -38,7 +46,7 @@ class ReportSettings(BackboneCalls, ClosedLoop, VaeFolder):
         default=96, ge=16, le=1024, description="Largest side of a frame."
     )
     evaluate: Annotated[int, Shown(metavar="N")] = Field(
-        default=64, ge=0, description="Held-out trajectories that students are evaluated on; 0: none."
+        default=TRAJECTORIES, ge=0, description="Held-out trajectories that students are evaluated on; 0: none."
     )
     norms: Annotated[int, Shown(metavar="N")] = Field(
         default=5000, ge=0, description="Read the norms of at most N trajectories."

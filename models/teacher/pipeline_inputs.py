@@ -10,6 +10,8 @@ LARGEST_GUIDANCE = 1e6
 """A transformer reads it times 1000, in bfloat16: above this it soon is not finite."""
 LARGEST_TEXT_LENGTH = 512
 """FluxPipeline.check_inputs of diffusers."""
+STEPS, GUIDANCE = 20, 3.5
+"""The paper's sampler steps, and FluxPipeline's guidance scale for FLUX.1-dev."""
 _IMAGES = "Images"
 
 

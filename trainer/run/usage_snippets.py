@@ -3,15 +3,15 @@
 import json
 from typing import Literal
 
+from secondcast.models.teacher.pipeline_inputs import GUIDANCE, STEPS
 from secondcast.trainer.settings import RecordedWith
 
 Form = Literal["diffusers", "distillt5", "comfyui"]
 
 POCKET = "pocket"
 """The name of the embedded teacher, which is a folder of the installed package."""
-_USUAL_GUIDANCE = 3.5
 # The defaults of `secondcast build`, for students of which nothing was recorded.
-_SIZE, _STEPS, _DTYPE = 512, 20, "bfloat16"
+_SIZE, _DTYPE = 512, "bfloat16"
 
 _LOAD = """import torch
 from diffusers import FluxPipeline
@@ -95,12 +95,12 @@ def diffusers_text(
 
 
 def _arguments(recorded: RecordedWith | None, guidance: tuple[float, ...] | None, text_length: int) -> str:
-    steps = recorded.steps if recorded else _STEPS
+    steps = recorded.steps if recorded else STEPS
     values = {
         "height": recorded.height if recorded else _SIZE,
         "width": recorded.width if recorded else _SIZE,
         "num_inference_steps": steps,
-        "guidance_scale": min(guidance, key=lambda value: abs(value - _USUAL_GUIDANCE)) if guidance else None,
+        "guidance_scale": min(guidance, key=lambda value: abs(value - GUIDANCE)) if guidance else None,
         "max_sequence_length": text_length,
         # FluxPipeline's own end at 1 / steps.
         "sigmas": f"torch.linspace(1, 0.001, {steps}).tolist()"

@@ -160,7 +160,7 @@ def test_the_commands_name_each_problem_both_ways_out_and_what_was_done(cache, d
     assert lines[5:7] == ["to put it right:", f"  secondcast repair {cache} --teacher {dev_teacher}"]
 
     code, lines, errors = secondcast(monkeypatch, capsys, "repair", cache, "--quiet")
-    assert code == 1 and lines == ["prompts.offsets: put right"] and len(errors) == 1
+    assert code == 1 and lines == ["prompts.offsets: repaired"] and len(errors) == 1
     assert errors[0].startswith(f"secondcast: {cache} has 2 problems left, the first: {cache}/")
     assert "--teacher TEACHER` rebuilds it" in errors[0] and "--from COPY` takes it from another copy" in errors[0]
 

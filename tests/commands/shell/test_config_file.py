@@ -96,3 +96,41 @@ def test_what_does_not_fit_is_one_line(words, message, here, capsys):
         words = [*words, "--teacher", "pocket", "--prompts", "p.txt", "--out", "o"]
     code, said, heard = secondcast(*words, capsys=capsys)
     assert (code, said) == (1, "") and heard.startswith(f"secondcast: {message}") and heard.count("\n") == 1
+
+
+def test_the_stage_of_a_build_in_a_file_hides_no_other_key(here, capsys):
+    (here / "b.toml").write_text('stage = "text"\nseed = 7\nsteps = 2\n')
+    words = ["build", "c", "--teacher", "pocket", "--prompts", "p.txt", "--config", "b.toml", "-q"]
+    assert secondcast(*words, capsys=capsys)[0] == 0
+    assert json.loads((here / "c/manifest.json").read_bytes())["sampling"]["seed"] == 7
+    assert not list((here / "c/commits").glob("trajectories-*"))
+
+
+def test_the_run_of_a_recipe_is_planned_with_the_caches_that_its_builds_make(here, capsys):
+    vision = RECIPE.replace('loss = "embedding"', 'loss = "vision"')
+    flops = []
+    for side in (48, 96):
+        (here / "r.toml").write_text(vision.replace("resolution = 48", f"height = {side}\nwidth = {side}"))
+        facts = json.loads(secondcast("plan", "recipe", "r.toml", "--json", capsys=capsys)[1])
+        flops.append(facts["train"]["ways"]["as_asked"]["stages"][0]["flop_per_step"])
+    assert flops[1] > 2 * flops[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("limit = 1", "limti = 1"),
+            "[build.dogs] of r.toml has the unknown key 'limti', expected one of attention-back",
+        ),
+        (
+            ('"pocket"\nprompts = ["p.txt"]\nlimit', '"a"\nprompts = []\nlimit'),
+            "the builds of r.toml have the teachers ",
+        ),
+    ],
+)
+def test_builds_that_are_none_of_one_run_are_not_planned(change, message, here, capsys):
+    assert change[0] in RECIPE
+    (here / "r.toml").write_text(RECIPE.replace(*change))
+    code, said, heard = secondcast("plan", "recipe", "r.toml", capsys=capsys)
+    assert (code, said) == (1, "") and heard.startswith(f"secondcast: {message}")
