@@ -127,7 +127,7 @@ def prompts_compbench(
     write_text(out_file, json_lines(read.texts), overwrite=overwrite)
     lines = sum(count.lines for count in read.counts)
     print_line(
-        f"{counted(len(read.texts), 'distinct prompt')} of {lines} lines in {counted(len(read.counts), 'category')} "
+        f"{counted(len(read.texts), 'distinct prompt')} of {counted(lines, 'line')} in {counted(len(read.counts), 'category')} "
         f"({read.skipped_text()}) in {out_file}",
     )
 

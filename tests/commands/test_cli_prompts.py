@@ -150,7 +150,7 @@ def test_compbench_takes_whole_categories_and_keeps_their_names(bench, categorie
 
 def test_the_papers_compbench_has_4200_lines_and_4159_distinct_prompts(shared_prompts, capsys):
     code, said, _ = secondcast("prompts", "compbench", shared_prompts / "T2I-CompBench", "out.jsonl", capsys=capsys)
-    assert code == 0 and "4159 distinct prompts of 4200 lines in 6 categories" in said
+    assert code == 0 and "4,159 distinct prompts of 4,200 lines in 6 categories" in said
     said = secondcast("prompts", "count", "out.jsonl", "--json", capsys=capsys)[1]
     assert json.loads(said)["names"] == {
         "color_train": 679, "complex_train": 700, "non_spatial_train": 700, "shape_train": 685, "spatial_train": 700,
