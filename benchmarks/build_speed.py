@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from secondcast.cache_builder.build import Share, Stages, open_writer
+from secondcast.cache_builder.build import Stages, WorkerConfig, open_writer
 from secondcast.cache_builder.networks import load_backbone
 from secondcast.cache_builder.sample_stage import prepare_batch, run_sample_stage
 from secondcast.cache_builder.settings import BuildSettings
@@ -86,7 +86,7 @@ def measure_bare(asked: argparse.Namespace, prompts: Path, folder: Path) -> None
     backbone: FluxBackbone | None = None
     for turn in range(asked.rounds + 1):
         writer = open_writer(folder / f"cache-{turn}", settings, teacher, Silent())
-        stages = Stages(writer, teacher, Share(batch_size=asked.batch_size), device, Silent())
+        stages = Stages(writer, teacher, WorkerConfig(batch_size=asked.batch_size), device, Silent())
         stages.make("embeddings", writer.missing("embeddings"))
         backbone = backbone or load_backbone(writer.manifest, teacher, device)
         bare = Bare(Cache.open(str(writer.folder)), teacher, backbone, asked.batch_size)
@@ -142,7 +142,7 @@ def measure_workers(asked: argparse.Namespace, prompts: Path, folder: Path) -> N
                 location=str(writer.folder),
                 teacher=asked.teacher,
                 teacher_path=str(teacher.path),
-                share=Share(batch_size=asked.batch_size, wait_seconds=600),
+                share=WorkerConfig(batch_size=asked.batch_size, wait_seconds=600),
                 threads=1,
             )
             clock = Clock()

@@ -27,7 +27,7 @@ from secondcast.storage_schemas.codecs.step_int8 import StepInt8
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.derivation import derive_latents, euler_step, step_sizes
 from secondcast.storage_schemas.schema.fields import DTYPES, Arrays, fields_of
-from secondcast.storage_schemas.schema.manifest import Generation, Manifest, PromptSet, Sampling, Storage, Teacher
+from secondcast.storage_schemas.schema.manifest import Manifest, PromptSet, Sampling, Segment, Storage, Teacher
 from secondcast.storage_schemas.schema.prompts import Prompt, prompt_id
 from secondcast.storage_schemas.writer import CacheWriter, prompt_set_fields
 
@@ -104,7 +104,7 @@ def codings(shape: tuple[int, ...], dtype: str) -> dict[str, Coding]:
     def xor_back(data: bytes) -> np.ndarray:
         count = int(np.prod(shape))
         values = from_planes(decompress(memoryview(data), [count] * bits.itemsize), bits).reshape(shape)
-        return np.bitwise_xor.accumulate(values, axis=0)
+        return np.bitwise_xor.grad_accum_steps(values, axis=0)
 
     planes = BytePlanes(shape=shape, dtype=dtype)
     delta, int8 = StepDelta(shape=shape, dtype=dtype), StepInt8(shape=shape, dtype=dtype)
@@ -208,8 +208,8 @@ def some_manifest(prompts: list[Prompt], form: str, codec: str) -> Manifest:
             latent_rule="flow-match-euler", storage=Storage(format=form, codec=codec, latents=latents),
         ),
         prompts=PromptSet(
-            generations=(
-                Generation(first_prompt=0, prompts=len(prompts), first_replica=0, replicas=1, shard_size=len(prompts)),
+            segments=(
+                Segment(first_prompt=0, prompts=len(prompts), first_sample=0, samples_per_prompt=1, shard_size=len(prompts)),
             ),
             **prompt_set_fields(prompts),
         ),

@@ -19,11 +19,11 @@ from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.derivation import derive_latents
 from secondcast.storage_schemas.schema.fields import DTYPES, Arrays, fields_of
 from secondcast.storage_schemas.schema.layout import ShardRange
-from secondcast.storage_schemas.schema.manifest import Generation, Manifest, PromptSet, Sampling, Storage, Teacher
+from secondcast.storage_schemas.schema.manifest import Manifest, PromptSet, Sampling, Segment, Storage, Teacher
 from secondcast.storage_schemas.schema.prompts import Prompt, prompt_id
 from secondcast.storage_schemas.writer import CacheWriter, prompt_set_fields
-from secondcast.trainer.data.feed import Feed, Request, Source
-from secondcast.trainer.data.order import Order, Part
+from secondcast.trainer.data.feed import BatchSpec, ReplayDataset, Source
+from secondcast.trainer.data.order import Part, Sampler
 
 STEPS, IMAGE_TOKENS, CHANNELS, TEXT_LENGTH, TEXT_WIDTH = 20, 1024, 64, 77, 4096
 FORMATS: tuple[Literal["zarr", "webdataset"], ...] = ("zarr", "webdataset")
@@ -101,9 +101,11 @@ def measure_reading(
     cache = Cache.open(path)
     for shard in cache.layout.trajectories:
         cache.trajectory(shard.first)
-    feed = Feed([Source(cache=cache, indices=cache.indices())], device=torch.device("cpu"), pool_bytes=pool_bytes)
-    order = Order(kind="shuffled", parts=(Part(count=len(feed)),), steps=STEPS, batch_size=flags.batch_size, seed=0)
-    requests = [Request(replays=True, rows=order.batch(n)) for n in range(flags.batches)]
+    feed = ReplayDataset(
+        [Source(cache=cache, indices=cache.indices())], device=torch.device("cpu"), pool_bytes=pool_bytes
+    )
+    order = Sampler(kind="shuffled", parts=(Part(count=len(feed)),), steps=STEPS, batch_size=flags.batch_size, seed=0)
+    requests = [BatchSpec(replays=True, rows=order.batch(n)) for n in range(flags.batches)]
     if ahead:
         with feed.prefetch(requests) as batches:
             first, waited, seconds = consume(batches, step_seconds)
@@ -168,12 +170,12 @@ def new_cache(path: Path, form: Literal["zarr", "webdataset"], flags: argparse.N
             storage=Storage(format=form, codec="plain", latents="derived"),
         ),
         prompts=PromptSet(
-            generations=(
-                Generation(
+            segments=(
+                Segment(
                     first_prompt=0,
                     prompts=len(prompts),
-                    first_replica=0,
-                    replicas=1,
+                    first_sample=0,
+                    samples_per_prompt=1,
                     shard_size=flags.shard_size,
                 ),
             ),

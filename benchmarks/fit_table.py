@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from secondcast.commands.plan.cards import outline
 from secondcast.models.cost.cards import CARDS, Card
 from secondcast.models.device import quiet_libraries
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.manifest import Manifest
 from secondcast.trainer.cost.fitting import fit
 from secondcast.trainer.cost.stage_cost import Costs, costs_of
@@ -72,7 +72,7 @@ def card_rows() -> Iterator[str]:
 def _chosen(costs: Costs, card: Card, settings: TrainSettings) -> str:
     try:
         fitted = fit(settings, costs, memory_bytes=card.memory_gib * GIB)
-    except BadSettings:
+    except SettingsError:
         return "nothing fits | | |"
     way, stage = fitted.settings, fitted.settings.stages[0]
     assert card.achieved_flops_per_s is not None

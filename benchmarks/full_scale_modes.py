@@ -12,7 +12,7 @@ import torch.distributed as dist
 from benchmarks.random_teacher import Scale, random_transformer
 from secondcast.models.backbone import FluxBackbone
 from secondcast.models.geometry import recorded_geometry
-from secondcast.models.memory.checkpointing import checkpoint_blocks
+from secondcast.models.memory.checkpointing import activation_checkpointing
 from secondcast.models.memory.compiling import check_compiler
 from secondcast.models.memory.modulation_table import recorded_conditions
 from secondcast.models.memory.options import MemoryOptions
@@ -46,7 +46,7 @@ def _table(like: str, streams: bool = False, quantize: Quantization = "none", co
     return Mode(
         options=MemoryOptions(
             modulation="table",
-            checkpoint_blocks=int(like != "online"),
+            activation_checkpointing=int(like != "online"),
             quantize=quantize,
             compile=compiled,
         ),
@@ -58,12 +58,12 @@ def _table(like: str, streams: bool = False, quantize: Quantization = "none", co
 _CHECKPOINTED, _COMPILED = "online+checkpointed", "online+checkpointed+compiled"
 _EXACT = {
     "": Mode(options=MemoryOptions(modulation="live"), like="online"),
-    "checkpointed": Mode(options=MemoryOptions(modulation="live", checkpoint_blocks=1), like=_CHECKPOINTED),
+    "checkpointed": Mode(options=MemoryOptions(modulation="live", activation_checkpointing=1), like=_CHECKPOINTED),
 }
 ONLINE = {
     "online": _EXACT[""],
     _CHECKPOINTED: _EXACT["checkpointed"],
-    _COMPILED: Mode(options=MemoryOptions(modulation="live", checkpoint_blocks=1, compile=True), like=_COMPILED),
+    _COMPILED: Mode(options=MemoryOptions(modulation="live", activation_checkpointing=1, compile=True), like=_COMPILED),
 }
 OFFLINE = {
     "plain": _EXACT[""],
@@ -112,7 +112,7 @@ def prepare(
     geometry, text_length = recorded_geometry(manifests[0].sampling), manifests[0].teacher.text_length
     transformer = random_transformer(scale, device, home=home)
     if mode.fsdp2:
-        checkpoint_blocks(transformer, mode.options.checkpoint_blocks)
+        activation_checkpointing(transformer, mode.options.activation_checkpointing)
         _shard(transformer, device)
         # Parameters that FSDP2 holds lie elsewhere than where they compute.
         return FluxBackbone(transformer, geometry, text_length=text_length, device=device)

@@ -11,7 +11,7 @@ from secondcast.models.geometry import recorded_geometry
 from secondcast.models.sampler import euler_step
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
 from secondcast.storage_schemas.reader import Cache
-from secondcast.trainer.data.feed import Batch, Feed, Request, Source
+from secondcast.trainer.data.feed import Batch, BatchSpec, ReplayDataset, Source
 from secondcast.trainer.losses.vision import replay, vision_loss
 
 RATE, WEIGHT_DECAY, CLIP = 1e-4, 1e-3, 1.0
@@ -43,7 +43,7 @@ class Training:
     def __init__(self, student: str, backbone: FluxBackbone, cache: Cache, batch_size: int) -> None:
         self.device, self.manifest, self.batch_size = backbone.device, cache.manifest, batch_size
         self.backbone = backbone.at(recorded_geometry(self.manifest.sampling))
-        self.feed = Feed([Source(cache=cache, indices=cache.indices()[:batch_size])], device=self.device)
+        self.feed = ReplayDataset([Source(cache=cache, indices=cache.indices()[:batch_size])], device=self.device)
         self.student = random_student(student, self.manifest, self.device)
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
         self.first_gradient: torch.Tensor | None = None
@@ -78,7 +78,7 @@ class Training:
 def offline_steps(training: Training) -> Measured:
     """From the cache, read ahead as `secondcast train` does."""
     found = Measured()
-    requests = (Request(replays=True, rows=training.rows(step)) for step in range(training.steps))
+    requests = (BatchSpec(replays=True, rows=training.rows(step)) for step in range(training.steps))
     with training.feed.prefetch(requests) as batches:
         for step in range(training.steps):
             began = time.perf_counter()

@@ -17,7 +17,7 @@ from secondcast.pocket import TEACHER_FOLDER
 from secondcast.storage_schemas.codecs.by_field import as_read
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import fields_of
-from secondcast.trainer.data.feed import Feed, Source
+from secondcast.trainer.data.feed import ReplayDataset, Source
 from secondcast.trainer.losses.vision import replay
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     manifest = cache.manifest
     held = np.array([cache.prompts[cache.layout.place(int(i)).prompt].held_out for i in cache.indices()])
     indices = np.concatenate([cache.indices()[held], cache.indices()[~held]])[: flags.limit]
-    feed = Feed([Source(cache=cache, indices=indices)], device=torch.device("cpu"))
+    feed = ReplayDataset([Source(cache=cache, indices=indices)], device=torch.device("cpu"))
     student = load_student(student_folder(Path(flags.student)))
     backbone = FluxBackbone.load(
         TEACHER_FOLDER,

@@ -29,7 +29,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline, calculate_shift
 from transformers import T5EncoderModel
 
-from secondcast.cache_builder.build import Share, build
+from secondcast.cache_builder.build import WorkerConfig, build
 from secondcast.cache_builder.settings import BuildSettings
 from secondcast.models.cost.text import student_cost, text_encoder_cost
 from secondcast.models.cost.transformer import backbone_cost
@@ -141,7 +141,16 @@ class Replay:
         ).settings()  # fmt: skip
         teacher = find_teacher(str(TEACHER_FOLDER), REPLAY_PARTS)
         ticks = Ticks()
-        train(run, settings, {"cache": self.cache}, teacher, CPU, ticks, student_source=self.source, accept_floor=False)
+        train(
+            run,
+            settings,
+            {"cache": self.cache},
+            teacher,
+            CPU,
+            ticks,
+            student_source=self.source,
+            ignore_replay_error=False,
+        )
         entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         made = [entry for entry in entries if "kind" in entry]
         seconds = [b - a for a, b in pairwise(ticks.times)] if cpu else [entry["seconds"] for entry in made]
@@ -281,7 +290,7 @@ def record(folder: Path, batch: int) -> Cache:
         prompts=(prompts,), dtype="float32", batch_size=batch, shard_size=batch, seed=SEED
     )
     teacher = find_teacher(str(TEACHER_FOLDER), build_parts("zero"))
-    build(str(folder / f"cache-{batch}"), settings, teacher, CPU, Silent(), Share(batch_size=batch))
+    build(str(folder / f"cache-{batch}"), settings, teacher, CPU, Silent(), WorkerConfig(batch_size=batch))
     return Cache.open(str(folder / f"cache-{batch}"))
 
 

@@ -96,7 +96,7 @@ def files_of(trajectories: int) -> dict[str, bytes]:
     manifest = manifest.model_copy(update={"metadata": {name: xxh3_128(data) for name, data in metadata.items()}})
     lines, offsets = encode_prompts(prompts)
     files = {"prompts.jsonl": lines, "prompts.offsets": offsets, **metadata, MANIFEST_FILE: manifest.encode()}
-    layout = Layout(manifest.prompts.generations)
+    layout = Layout(manifest.prompts.segments)
     records = []
     for kind in KINDS:
         for shard in layout.trajectories if kind == "trajectories" else layout.embeddings:

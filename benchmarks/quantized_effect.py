@@ -16,7 +16,7 @@ from secondcast.models.schedule import DTYPES
 from secondcast.pocket import TEACHER_FOLDER
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.manifest import Manifest, Quantization
-from secondcast.trainer.data.feed import Batch, Feed, Source
+from secondcast.trainer.data.feed import Batch, ReplayDataset, Source
 from secondcast.trainer.losses.validation import spread_rows
 from secondcast.trainer.losses.vision import replay
 
@@ -30,7 +30,7 @@ def load(folder: Path, manifest: Manifest, dtype: str, kind: Quantization, rows:
         text_length=manifest.teacher.text_length,
         dtype=DTYPES[dtype],
         device=torch.device("cpu"),
-        options=MemoryOptions(quantize=kind, checkpoint_blocks=1),
+        options=MemoryOptions(quantize=kind, activation_checkpointing=1),
         conditions=recorded_conditions([manifest], batch_rows=rows),
     )
 
@@ -57,7 +57,7 @@ def main() -> None:
     cache = Cache.open(flags.cache)
     manifest = cache.manifest
     dtype = manifest.sampling.dtype if flags.dtype == "cache" else flags.dtype
-    feed = Feed([Source(cache=cache, indices=cache.indices())], device=torch.device("cpu"))
+    feed = ReplayDataset([Source(cache=cache, indices=cache.indices())], device=torch.device("cpu"))
     records = sorted(spread_rows(len(feed), manifest.sampling.steps, flags.records), key=lambda row: row[1])
     parts = [records[first : first + flags.rows] for first in range(0, len(records), flags.rows)]
     exact = load(flags.teacher, manifest, dtype, "none", flags.rows)

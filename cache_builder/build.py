@@ -35,7 +35,7 @@ from secondcast.storage_schemas.schema.manifest import Record
 from secondcast.storage_schemas.writer import CacheWriter
 
 
-class Share(Record):
+class WorkerConfig(Record):
     """Which part of a build this process does; it shapes no byte of the cache.
 
     wait_seconds: how long to wait for embeddings that others make, counted from the last new one.
@@ -72,13 +72,13 @@ def build(
     teacher: TeacherFolder,
     device: torch.device,
     progress: Progress,
-    share: Share | None = None,
+    share: WorkerConfig | None = None,
 ) -> BuildResult:
     """Build a cache, or this worker's share of it, or go on with it; every committed shard stays, whatever happens."""
     check_device(settings, teacher, device)
     writer = open_writer(location, settings, teacher, progress)
     say_what_changed(writer, settings, device, progress)
-    share = share or Share(batch_size=settings.batch_size, attention_backend=settings.attention_backend)
+    share = share or WorkerConfig(batch_size=settings.batch_size, attention_backend=settings.attention_backend)
     stages = Stages(writer, teacher, share, device, progress)
     stages.run()
     return result_of(writer, stages.peaks)
@@ -88,7 +88,7 @@ class Stages:
     """The two stages of a build in one process. Of their networks only one is ever in memory."""
 
     def __init__(
-        self, writer: CacheWriter, teacher: TeacherFolder, share: Share, device: torch.device, progress: Progress
+        self, writer: CacheWriter, teacher: TeacherFolder, share: WorkerConfig, device: torch.device, progress: Progress
     ) -> None:
         self._writer, self._share = writer, share
         self._device, self._progress = device, progress
@@ -168,7 +168,7 @@ def result_of(writer: CacheWriter, peaks: dict[str, PeakMemory]) -> BuildResult:
 
 
 def check_device(settings: BuildSettings, teacher: TeacherFolder, device: torch.device) -> None:
-    """Raise BadSettings or MissingExtra, before weights are read, unless attention and weights can be as asked for."""
+    """Raise SettingsError or MissingExtraError, before weights are read, unless attention and weights can be as asked for."""
     check_quantizer(settings.quantize)
     dtype = DTYPES[settings.dtype]
     check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)
@@ -189,9 +189,9 @@ def open_writer(location: Location, settings: BuildSettings, teacher: TeacherFol
     """Create the cache that was asked for, or open it; says N first."""
     read = read_prompts(settings.prompts, limit=settings.limit)
     prompts, cut = tokenised_prompts(read.texts, teacher, text_length=settings.text_length)
-    replicas = [settings.replicas * text.repeat for text in read.texts]
-    manifest = plan_manifest(settings, teacher, prompts, replicas)
-    progress.say(f"{_product(replicas)} ({read.skipped_text()})")
+    samples_per_prompt = [settings.samples_per_prompt * text.repeat for text in read.texts]
+    manifest = plan_manifest(settings, teacher, prompts, samples_per_prompt)
+    progress.say(f"{_product(samples_per_prompt)} ({read.skipped_text()})")
     if cut:
         progress.say(prompt_lengths(cut, teacher, text_length=manifest.teacher.text_length).cut_text())
     if settings.extend:
@@ -203,8 +203,11 @@ def open_writer(location: Location, settings: BuildSettings, teacher: TeacherFol
     return CacheWriter.create_or_resume(location, manifest, prompts, teacher.tokenizer_files())
 
 
-def _product(replicas: Sequence[int]) -> str:
-    prompts, trajectories = counted(len(replicas), "distinct prompt"), counted(sum(replicas), "trajectory")
-    if len(set(replicas)) == 1:
-        return f"{prompts} x {counted(replicas[0], 'replica')} = {trajectories}"
+def _product(samples_per_prompt: Sequence[int]) -> str:
+    prompts, trajectories = (
+        counted(len(samples_per_prompt), "distinct prompt"),
+        counted(sum(samples_per_prompt), "trajectory"),
+    )
+    if len(set(samples_per_prompt)) == 1:
+        return f"{prompts} x {counted(samples_per_prompt[0], 'replica')} = {trajectories}"
     return f"{prompts}, {trajectories}"

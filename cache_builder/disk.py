@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.io.folders import Location, is_remote, open_folder
 from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.reader import read_manifest
@@ -25,7 +25,7 @@ def free_disk(location: Location) -> tuple[Path, int]:
 def check_disk(
     location: Location, manifest: Manifest, progress: Progress, *, force: bool, free_bytes: int | None = None
 ) -> None:
-    """Raise BadSettings where the disk has less room than the missing shards may need; `force` makes it a remark.
+    """Raise SettingsError where the disk has less room than the missing shards may need; `force` makes it a remark.
 
     free_bytes: instead of what the disk says. Object stores are not asked; a cache of other settings is not ours to
     judge.
@@ -48,7 +48,7 @@ def check_disk(
     if force:
         progress.say(f"{problem}: going on, as --force says")
         return
-    raise BadSettings(
+    raise SettingsError(
         f"{problem}: a build that fills the disk stops; give a smaller --limit, a smaller --codec (compact; int8 with "
         f"--latents stored), a folder on another disk, or --force"
     )

@@ -20,7 +20,7 @@ class Networks:
     """Text encoders and transformer of a teacher. Of the two stages only one's are ever in memory."""
 
     def __init__(self, manifest: Manifest, teacher: TeacherFolder, device: torch.device) -> None:
-        """MissingExtra where a cache was sampled with quantized weights and nothing here makes them."""
+        """MissingExtraError where a cache was sampled with quantized weights and nothing here makes them."""
         check_quantizer(manifest.sampling.quantize)
         self.manifest, self.teacher, self.device = manifest, teacher, device
         self._encoder: TeacherTextEncoder | None = None
@@ -44,7 +44,7 @@ class Networks:
         return self._backbone
 
     def recorded_backend(self, made: dict[str, Any]) -> str | None:
-        """The attention backend that the provenance of a shard names; BadSettings where it does not compute here."""
+        """The attention backend that the provenance of a shard names; SettingsError where it does not compute here."""
         name = str(made.get("attention", RECORDED_NATIVE))
         backend = backend_of_record(name)
         if name not in self._usable:
@@ -74,11 +74,11 @@ def load_backbone(manifest: Manifest, teacher: TeacherFolder, device: torch.devi
         dtype=DTYPES[manifest.sampling.dtype],
         device=device,
         # Without a gradient nothing is checkpointed: it is what 8 bits are refused without.
-        options=MemoryOptions(quantize=manifest.sampling.quantize, checkpoint_blocks=1),
+        options=MemoryOptions(quantize=manifest.sampling.quantize, activation_checkpointing=1),
     )
 
 
 def check_recorded_teacher(manifest: Manifest, teacher: TeacherFolder, where: str) -> None:
-    """Raise SettingsDiffer, naming the first field, unless a cache was recorded with this teacher's files."""
+    """Raise SettingsMismatchError, naming the first field, unless a cache was recorded with this teacher's files."""
     stated = manifest.teacher
     check_same_teacher(manifest, teacher.identity(text_length=stated.text_length, pooled=stated.pooled), where)

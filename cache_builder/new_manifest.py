@@ -8,9 +8,9 @@ from secondcast.cache_builder.settings import OutlineSettings
 from secondcast.models.geometry import Geometry, geometry_of, vae_scale_factor
 from secondcast.models.schedule import DTYPES, schedule_of
 from secondcast.models.teacher.folder import TeacherFolder
-from secondcast.storage_schemas.schema.generations import added_generations
-from secondcast.storage_schemas.schema.manifest import Generation, Manifest, PromptSet, Sampling, Storage
+from secondcast.storage_schemas.schema.manifest import Manifest, PromptSet, Sampling, Segment, Storage
 from secondcast.storage_schemas.schema.prompts import Prompt
+from secondcast.storage_schemas.schema.segments import added_segments
 from secondcast.storage_schemas.writer import prompt_set_fields
 
 CREATED_BY = f"secondcast {secondcast.__version__}"
@@ -28,36 +28,43 @@ def build_geometry(settings: OutlineSettings, teacher: TeacherFolder) -> Geometr
 
 
 def plan_manifest(
-    settings: OutlineSettings, teacher: TeacherFolder, prompts: list[Prompt], replicas: Sequence[int] | None = None
+    settings: OutlineSettings,
+    teacher: TeacherFolder,
+    prompts: list[Prompt],
+    samples_per_prompt: Sequence[int] | None = None,
 ) -> Manifest:
     """The manifest of the cache that was asked for. Hashes the teacher's weights.
 
     replicas: of each prompt, where they are not those of the settings.
     """
-    return _manifest(settings, teacher, prompt_set_fields(prompts), replicas, hashed=True)
+    return _manifest(settings, teacher, prompt_set_fields(prompts), samples_per_prompt, hashed=True)
 
 
 def outline_manifest(
-    settings: OutlineSettings, teacher: TeacherFolder, *, prompt_count: int, replicas: Sequence[int] | None = None
+    settings: OutlineSettings,
+    teacher: TeacherFolder,
+    *,
+    prompt_count: int,
+    samples_per_prompt: Sequence[int] | None = None,
 ) -> Manifest:
     """The shapes and counts of that manifest, for planning: no prompt is read, no weights are there or hashed."""
     unknown = {"held_out": 0, "sources": {}, "ids": "", "bytes": 0, "xxh3_128": ""}
-    return _manifest(settings, teacher, {"count": prompt_count, **unknown}, replicas, hashed=False)
+    return _manifest(settings, teacher, {"count": prompt_count, **unknown}, samples_per_prompt, hashed=False)
 
 
-def _generations(
-    settings: OutlineSettings, prompt_count: int, replicas: Sequence[int] | None
-) -> tuple[Generation, ...]:
-    if replicas is not None and len(set(replicas)) > 1:
-        bits = {count: (1 << count) - 1 for count in set(replicas)}
-        wanted = {number: bits[count] for number, count in enumerate(replicas)}
-        return added_generations({}, wanted, shard_size=settings.shard_size)
+def _segments(
+    settings: OutlineSettings, prompt_count: int, samples_per_prompt: Sequence[int] | None
+) -> tuple[Segment, ...]:
+    if samples_per_prompt is not None and len(set(samples_per_prompt)) > 1:
+        bits = {count: (1 << count) - 1 for count in set(samples_per_prompt)}
+        wanted = {number: bits[count] for number, count in enumerate(samples_per_prompt)}
+        return added_segments({}, wanted, shard_size=settings.shard_size)
     return (
-        Generation(
+        Segment(
             first_prompt=0,
             prompts=prompt_count,
-            first_replica=0,
-            replicas=replicas[0] if replicas else settings.replicas,
+            first_sample=0,
+            samples_per_prompt=samples_per_prompt[0] if samples_per_prompt else settings.samples_per_prompt,
             shard_size=settings.shard_size,
         ),
     )
@@ -67,7 +74,7 @@ def _manifest(
     settings: OutlineSettings,
     teacher: TeacherFolder,
     prompt_set: dict[str, Any],
-    replicas: Sequence[int] | None,
+    samples_per_prompt: Sequence[int] | None,
     *,
     hashed: bool,
 ) -> Manifest:
@@ -77,7 +84,7 @@ def _manifest(
         created_by=CREATED_BY,
         teacher=teacher.identity(text_length=text_length, pooled=settings.pooled, hashed=hashed),
         sampling=_sampling(settings, teacher),
-        prompts=PromptSet(generations=_generations(settings, prompt_set["count"], replicas), **prompt_set),
+        prompts=PromptSet(segments=_segments(settings, prompt_set["count"], samples_per_prompt), **prompt_set),
         metadata={},
     )
 

@@ -12,7 +12,7 @@ from secondcast.models.teacher.pipeline_inputs import (
     STEPS,
     ImageSize,
 )
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.flags import Flags, Shown
 from secondcast.storage_schemas.schema.manifest import (
     CodecName,
@@ -39,7 +39,7 @@ Prompts = Annotated[
 
 
 def guidance_values(text: str) -> tuple[float, ...]:
-    """Guidance from text: "3.5", "2.0,3.5", or "2.0:5.0:0.5" (first, last, step); BadSettings otherwise."""
+    """Guidance from text: "3.5", "2.0,3.5", or "2.0:5.0:0.5" (first, last, step); SettingsError otherwise."""
     try:
         if ":" not in text:
             return tuple(float(part) for part in text.split(","))
@@ -49,7 +49,7 @@ def guidance_values(text: str) -> tuple[float, ...]:
             raise ValueError
         return tuple(round(first + i * step, 6) for i in range(count))
     except (ValueError, ZeroDivisionError) as error:
-        raise BadSettings(
+        raise SettingsError(
             f"--guidance is {text!r}, expected a value (3.5), several (2.0,3.5) or first:last:step (2.0:5.0:0.5)"
         ) from error
 
@@ -63,7 +63,7 @@ class StoredAs(Flags):
     dtype: Annotated[Dtype, Shown(group=_TEACHER)] = Field(
         default="bfloat16", description="Of the teacher's arithmetic and of what is stored."
     )
-    codec: Annotated[CodecName, Shown(group=_STORAGE)] = Field(
+    compression: Annotated[CodecName, Shown(group=_STORAGE)] = Field(
         default="compact", description="compact: lossless; int8: predictions in 8 bits, with --latents stored."
     )
     latents: Annotated[Latents, Shown(group=_STORAGE)] = Field(
@@ -83,7 +83,9 @@ class OutlineSettings(StoredAs, ImageSize, PromptLimit):
     steps: Annotated[int, Shown(group=_IMAGE)] = Field(
         default=STEPS, ge=1, le=1000, description="Sampler steps per trajectory."
     )
-    replicas: Annotated[int, Shown(group=_IMAGE)] = Field(default=1, ge=1, description="Trajectories per prompt.")
+    samples_per_prompt: Annotated[int, Shown(group=_IMAGE)] = Field(
+        default=1, ge=1, description="Trajectories per prompt."
+    )
     guidance: Annotated[
         tuple[Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE)], ...], Shown(group=_IMAGE, text=_GUIDANCE)
     ] = Field(default=guidance_values(_GUIDANCE), description="One value, a list, or first:last:step.")
@@ -155,6 +157,6 @@ class BuildSettings(PlannedBuild, AttentionBackend):
     extend: Annotated[bool, Shown(group=_STORAGE)] = Field(
         default=False, description="Add prompts or replicas to this cache; what it holds stays."
     )
-    force: Annotated[bool, Shown(group=_STORAGE)] = Field(
+    skip_disk_check: Annotated[bool, Shown(group=_STORAGE)] = Field(
         default=False, description="Begin even where the disk looks too small."
     )

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.layout import ShardRange
 from secondcast.storage_schemas.schema.manifest import Record
 
@@ -37,14 +37,14 @@ class Worker(Record):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """A worker from "i/n"; BadSettings otherwise."""
+        """A worker from "i/n"; SettingsError otherwise."""
         number, slash, count = text.partition("/")
         try:
             if not slash:
                 raise ValueError
             return cls(number=int(number), count=int(count))
         except (ValueError, ValidationError) as error:
-            raise BadSettings(
+            raise SettingsError(
                 f"--worker is {text!r}, expected i/n with i from 0 to n - 1, such as 0/4, 1/4, 2/4 and 3/4 for four "
                 f"workers: worker i makes the shards i, i + n, ..."
             ) from error
@@ -75,7 +75,7 @@ def launched_worker(flag: str | None, environment: Mapping[str, str]) -> Launche
             worker = Worker(number=int(number), count=int(count))
             return Launched(worker=worker, by=launcher, local_number=int(local) if local is not None else None)
         except (ValueError, ValidationError) as error:
-            raise BadSettings(
+            raise SettingsError(
                 f"{names[0]} is {number!r} and {names[1]} is {count!r} in the environment, expected the number of this "
                 f"process and of all, as {launcher} sets them: unset them, or give --worker i/n"
             ) from error

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 from secondcast.cache_builder.share import Worker
-from secondcast.storage_schemas.errors import NotInCache
+from secondcast.storage_schemas.errors import NotInCacheError
 from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.schema.commits import committed_shards, record_path
 from secondcast.storage_schemas.schema.layout import ShardRange
@@ -24,7 +24,7 @@ def needed_embeddings(writer: CacheWriter, shards: Sequence[ShardRange]) -> list
 def wait_for_embeddings(
     writer: CacheWriter, needed: Sequence[ShardRange], worker: Worker, *, wait_seconds: float, progress: Progress
 ) -> None:
-    """Return when all `needed` embedding shards are committed; NotInCache after so long without a new one."""
+    """Return when all `needed` embedding shards are committed; NotInCacheError after so long without a new one."""
     absent = _absent(writer, needed)
     if absent and wait_seconds > 0:
         progress.say(f"waiting for {counted(len(absent), 'embedding shard')} made elsewhere")
@@ -39,7 +39,7 @@ def wait_for_embeddings(
         if len(left) < len(absent):
             since = now
         elif over:
-            raise NotInCache(_message(writer, needed, absent, worker, wait_seconds))
+            raise NotInCacheError(_message(writer, needed, absent, worker, wait_seconds))
         absent = left
 
 

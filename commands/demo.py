@@ -14,7 +14,7 @@ import typer
 
 from secondcast.cache_builder.settings import BuildSettings
 from secondcast.commands.build.build import build
-from secondcast.commands.build.crew import Crew
+from secondcast.commands.build.crew import BuildLauncher
 from secondcast.commands.evaluate.evaluate import compare_picture, print_scores, score_pocket
 from secondcast.commands.export import export
 from secondcast.commands.inspect.pictures import write_film_strips
@@ -37,7 +37,7 @@ FILES = ("prompts.txt", "film-strips.png", "side-by-side.png", "scores.json", "r
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything goes.")] = Path("demo"),
     count: Annotated[int, typer.Option(min=64, help="Prompts to record.")] = 1024,
-    warmup_steps: Annotated[int, typer.Option(min=0, help="Steps with the embedding loss.")] = 2500,
+    pretrain_steps: Annotated[int, typer.Option(min=0, help="Steps with the embedding loss.")] = 2500,
     steps: Annotated[int, typer.Option(min=1, help="Steps with the vision loss after them.")] = 300,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -47,7 +47,7 @@ def demo(
     Example: secondcast demo
     """
     began = time.monotonic()
-    asked = {"count": count, "warmup_steps": warmup_steps, "steps": steps}
+    asked = {"count": count, "warmup_steps": pretrain_steps, "steps": steps}
     results = OutputFolder.open(folder, "demo", FILES, settings=asked, alone=True)
     cache, run, student = folder / "cache", folder / "run", folder / "student"
     with _part(1, "captions of the pocket world", "prompts pocket", quiet):
@@ -58,7 +58,7 @@ def demo(
             str(cache),
             teacher=POCKET,
             asked=BuildSettings.from_flags(prompts=(folder / "prompts.txt",), dtype="float32", batch_size=64),
-            crew=Crew(),
+            crew=BuildLauncher(),
             device=device,
             quiet=quiet,
         )
@@ -72,16 +72,16 @@ def demo(
 
         flags = TrainFlags.from_flags(
             student="pocket-small",
-            warmup_steps=warmup_steps,
+            pretrain_steps=pretrain_steps,
             # Over so many steps it leads to better scores here than the context loss (docs/benchmarks.md).
-            warmup_loss="embedding",
+            pretrain_loss="embedding",
             steps=steps,
             batch_size=64,
             learning_rate=2e-4,
-            warmup_learning_rate=3e-3,
+            pretrain_lr=3e-3,
             decay="cosine",
             dropout=0.0,
-            position_bias_factor=20.0,
+            position_bias_lr_scale=20.0,
             checkpoint_every=500,
         )
         train_run(run, flags.settings(), {"cache": str(cache)}, device=device, quiet=quiet)

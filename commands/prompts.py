@@ -12,7 +12,7 @@ from secondcast.commands.shell.console import PlainTable, print_json, print_line
 from secondcast.commands.shell.flags import add_command
 from secondcast.commands.shell.outputs import Overwrite, write_text
 from secondcast.commands.shell.resolve import Json, resolve_teacher
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def prompts_commontext(
 
 def _check_ending(file: Path, endings: tuple[str, ...]) -> None:
     if file.suffix not in endings:
-        raise BadSettings(
+        raise SettingsError(
             f"{file} ends with {file.suffix or 'nothing'!r}, expected {' or '.join(endings)}: a build reads a file by "
             f"its ending"
         )
@@ -185,13 +185,13 @@ def prompts_pocket(
 
 
 def pocket_captions(count: int, *, seed: int = 0, split: str = "train", kind: str | None = None) -> list[str]:
-    """Captions of the pocket world; BadSettings for more than there are."""
+    """Captions of the pocket world; SettingsError for more than there are."""
     from secondcast.pocket.world import KINDS, captions
 
     try:
         return captions(count, seed=seed, split=split, kinds=KINDS if kind is None else (kind,))
     except ValueError as error:
-        raise BadSettings(f"--count {count}: {error}") from error
+        raise SettingsError(f"--count {count}: {error}") from error
 
 
 def caption_lines(texts: list[str]) -> str:

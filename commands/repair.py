@@ -7,7 +7,7 @@ import typer
 from secondcast.commands.shell.console import print_json, print_line, print_lines, terminal_width
 from secondcast.commands.shell.resolve import CachePath, Device, Json, Quiet, quiet_device, resolve_teacher, terminal
 from secondcast.inspection.mending import mend_value, need_of, problem_lines, way_out
-from secondcast.storage_schemas.errors import DamagedCache
+from secondcast.storage_schemas.errors import DamagedCacheError
 from secondcast.storage_schemas.progress import counted
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def repair(
     copy: Annotated[str | None, typer.Option("--from", help="Another copy of this cache.")] = None,
     teacher: Annotated[str | None, typer.Option(help="Rebuild what is left with the teacher of the recording.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Default: as recorded with each shard.")] = None,
-    accept_other_bytes: Annotated[
+    allow_mismatch: Annotated[
         bool, typer.Option("--accept-other-bytes", help="Record rebuilt shards that differ in their last bits.")
     ] = False,
     device: Device = "auto",
@@ -122,20 +122,20 @@ def repair(
 
     Example: secondcast repair my-cache --from /backup/my-cache
     """
-    from secondcast.storage_schemas.maintenance.repair import mend
+    from secondcast.storage_schemas.maintenance.repair import repair_cache
 
     progress = terminal(quiet)
-    done = mend(cache, copy, progress)
+    done = repair_cache(cache, copy, progress)
     for path in done.files:
         print_line(f"{path}: repaired")
     for kind, shard in done.shards:
         print_line(f"{kind} shard {shard}: taken from {copy}")
     left, missing = done.left, done.missing
     if teacher is not None and any(problem.shard for problem in left):
-        report = _rebuild(cache, teacher, batch_size, accept_other_bytes, device, quiet)
+        report = _rebuild(cache, teacher, batch_size, allow_mismatch, device, quiet)
         left, missing = report.problems, report.missing
     if left:
-        raise DamagedCache(
+        raise DamagedCacheError(
             f"{cache} has {counted(len(left), 'problem')} left, the first: {left[0].message}{way_out(left[0])}"
         )
     built = f"; {counted(missing, 'shard')} not built yet: the build command makes the rest" if missing else ""
@@ -153,7 +153,7 @@ def _rebuild(cache: str, teacher: str, batch_size: int | None, accept: bool, dev
 
     folder = resolve_teacher(teacher, build_parts(read_manifest(open_folder(cache)).teacher.pooled))
     rebuilt = rebuild(
-        cache, folder, torch_device, terminal(quiet), batch_size=batch_size, accept_other_bytes=accept
+        cache, folder, torch_device, terminal(quiet), batch_size=batch_size, allow_mismatch=accept
     )  # fmt: skip
     for kind, shard in rebuilt:
         print_line(f"{kind} shard {shard}: rebuilt")

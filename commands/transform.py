@@ -6,7 +6,7 @@ import typer
 
 from secondcast.commands.shell.console import print_line
 from secondcast.commands.shell.resolve import Quiet, terminal
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.schema.manifest import CodecName, Embeddings, Format, Latents
 
@@ -57,7 +57,7 @@ def subset(
     from secondcast.storage_schemas.reader import Cache
 
     if not names and ids is None and count is None:
-        raise BadSettings("subset needs one of --source NAME, --ids FILE and --count N; a whole copy is `convert`")
+        raise SettingsError("subset needs one of --source NAME, --ids FILE and --count N; a whole copy is `convert`")
     listed = None if ids is None else [row.text for row in plain_rows(ids)]
     cache = Cache.open(source)
     _report(run_subset(cache, target, terminal(quiet), sources=names or (), listed=listed, count=count))

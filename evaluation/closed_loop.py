@@ -8,12 +8,12 @@ import torch
 from secondcast.evaluation.held_out import HeldOut
 from secondcast.evaluation.pictures.distances import psnr_db, ssim
 from secondcast.evaluation.replaying import Conditions, EmbedPrompts, filled_batches, on_device
-from secondcast.evaluation.results import Led
+from secondcast.evaluation.results import SampledResult
 from secondcast.models.backbone import FluxBackbone
 from secondcast.models.sampler import sample
 from secondcast.models.schedule import Schedule
 from secondcast.models.teacher.image_decoder import ImageDecoder
-from secondcast.storage_schemas.errors import NonFinite
+from secondcast.storage_schemas.errors import NonFiniteError
 from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import Array
@@ -29,23 +29,23 @@ def closed_loop(
     cache: Cache,
     backbone: FluxBackbone,
     decoder: ImageDecoder,
-    leaders: Mapping[str, EmbedPrompts],
+    text_encoders: Mapping[str, EmbedPrompts],
     trajectories: Sequence[HeldOut],
     *,
     lpips: Lpips | None,
     batch_size: int,
     progress: Progress,
     keep: Keep | None = None,
-) -> dict[str, Led]:
+) -> dict[str, SampledResult]:
     """Where each text encoder leads, by its name, against where these trajectories ended.
 
     Schedule, guidance and pooled vectors are the recorded ones; every call of the backbone is of batch_size rows.
     keep: is given each picture once, the recorded one of a trajectory before those of the leaders.
     """
-    found: dict[str, list[_Distances]] = {name: [] for name in leaders}
+    found: dict[str, list[_Distances]] = {name: [] for name in text_encoders}
     sampling = cache.manifest.sampling
     schedule = Schedule(sigmas=sampling.sigmas, timesteps=sampling.timesteps)
-    total = len(trajectories) * len(leaders)
+    total = len(trajectories) * len(text_encoders)
     with progress.bar("closed loop", total=total, done=0, unit="images") as bar:
         for batch, kept in filled_batches(trajectories, batch_size):
             distinct = {chosen.index: cache.trajectory(chosen.index) for chosen in batch}
@@ -55,7 +55,7 @@ def closed_loop(
             conditions = Conditions.of(cache, recorded, backbone)
             pictures = _decoded(decoder, wanted_BSC[:kept])
             _hand_on(keep, RECORDED, batch, pictures)
-            for name, embed in leaders.items():
+            for name, embed in text_encoders.items():
                 text_BTD = embed([chosen.prompt for chosen in batch]).to(backbone.dtype)
                 final_BSC = _led(backbone, schedule, noise_BSC, text_BTD, conditions)[:kept]
                 fractions = _latent_fractions(final_BSC, wanted_BSC[:kept], name, batch)
@@ -99,7 +99,7 @@ def _latent_fractions(
     fraction_B = (final_BSC.double().flatten(1) - wanted).norm(dim=1) / wanted.norm(dim=1)
     fractions: list[float] = fraction_B.tolist()
     if (wrong := next((row for row, value in enumerate(fractions) if not np.isfinite(value)), None)) is not None:
-        raise NonFinite(
+        raise NonFiniteError(
             f"the final latent of trajectory {batch[wrong].key} with {name} leading is not finite against the cached "
             f"one: embedding or prediction overflowed; try --backbone-dtype float32, or --closed-loop 0"
         )
@@ -114,6 +114,8 @@ def _distances(fraction: float, picture_HWC: Array, wanted_HWC: Array, lpips: Lp
     return fraction, psnr_db(picture_HWC, wanted_HWC), ssim(picture_HWC, wanted_HWC), perceived
 
 
-def _columns(rows: Sequence[_Distances], *, measured: bool) -> Led:
+def _columns(rows: Sequence[_Distances], *, measured: bool) -> SampledResult:
     fractions, ratios, similarities, perceived = zip(*rows, strict=True)
-    return Led(latent_fraction=fractions, psnr_db=ratios, ssim=similarities, lpips=perceived if measured else None)
+    return SampledResult(
+        latent_fraction=fractions, psnr_db=ratios, ssim=similarities, lpips=perceived if measured else None
+    )

@@ -7,7 +7,7 @@ import torch
 
 from secondcast.evaluation.leader import open_leader
 from secondcast.evaluation.pictures.folder import PictureFolder, PictureSettings
-from secondcast.evaluation.sampling import Studio, picture_geometry
+from secondcast.evaluation.sampling import Generator, picture_geometry
 from secondcast.evaluation.settings.generating import PictureOptions
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
@@ -44,7 +44,7 @@ def generate(
     missing = pictures.missing
     if not missing:
         return 0
-    studio = Studio.open(
+    studio = Generator.open(
         teacher, resolution=None, height=settings.height, width=settings.width, text_length=settings.text_length,
         steps=asked.steps, guidance=asked.guidance, seed=asked.seed, dtype=dtype, device=device,
     )  # fmt: skip

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from secondcast.models.noise import draw_guidance
-from secondcast.storage_schemas.errors import NotInCache
+from secondcast.storage_schemas.errors import NotInCacheError
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.record import trajectory_key
@@ -27,7 +27,7 @@ class HeldOut:
 
 
 def held_out_trajectories(cache: Cache) -> list[HeldOut]:
-    """All that are committed, by number; NotInCache if there are none."""
+    """All that are committed, by number; NotInCacheError if there are none."""
     prompts = {number: prompt for number, prompt in enumerate(cache.prompts) if prompt.held_out}
     sampling, found = cache.manifest.sampling, []
     committed = cache.indices()
@@ -39,11 +39,13 @@ def held_out_trajectories(cache: Cache) -> list[HeldOut]:
         guidance = None
         if sampling.guidance is not None:
             # Drawn again and not read: for a choice among thousands no shard is opened.
-            guidance = draw_guidance(sampling.guidance, seed=sampling.seed, prompt_id=prompt.id, replica=place.replica)
+            guidance = draw_guidance(
+                sampling.guidance, seed=sampling.seed, prompt_id=prompt.id, sample_index=place.sample_index
+            )
         found.append(
             HeldOut(
                 index=int(index),
-                key=trajectory_key(prompt.id, place.replica),
+                key=trajectory_key(prompt.id, place.sample_index),
                 prompt=place.prompt,
                 text=prompt.text,
                 sources=prompt.sources,
@@ -51,7 +53,7 @@ def held_out_trajectories(cache: Cache) -> list[HeldOut]:
             )
         )
     if not found:
-        raise NotInCache(
+        raise NotInCacheError(
             f"{cache.folder} has {counted(len(committed), 'committed trajectory')}, none of them of the {len(prompts)} "
             f"held-out prompts among its {len(cache.prompts)}: one prompt in {HELD_OUT_EVERY} is held out, by a hash "
             f"of its text, and training saw all others; build more prompts, or give another cache of this teacher"

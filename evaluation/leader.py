@@ -14,7 +14,7 @@ from secondcast.models.student.student import Student, check_fits, load_student,
 from secondcast.models.student.tokens import StudentTokens, has_own_tokens, own_tokens
 from secondcast.models.teacher.folder import POOLED_PARTS, TeacherFolder
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder, cut_token_ids, load_tokenizer, token_ids_of
-from secondcast.storage_schemas.errors import BadSettings, BadStudent
+from secondcast.storage_schemas.errors import SettingsError, StudentError
 from secondcast.storage_schemas.io.digests import digest, weight_sha256
 from secondcast.storage_schemas.schema.manifest import Pooled
 
@@ -30,7 +30,7 @@ _WRITTEN_BY = ("transformers_version", "_name_or_path")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leader:
+class TextEncoder:
     """A text encoder and the number of tokens it is fed; `digest` is of all that its embeddings depend on.
 
     token_ids: texts -> token_ids_BT, cut and padded to the text length.
@@ -82,17 +82,17 @@ def teacher_parts(student: str, pooled: Pooled = "zero") -> tuple[str, ...]:
 
 def open_leader(
     student: str, teacher: TeacherFolder, *, text_length: int | None, dtype: torch.dtype, device: torch.device
-) -> Leader:
+) -> TextEncoder:
     """The student of a run folder or an export at the text length it was trained at, or `teacher`.
 
-    text_length: for the teacher; default its own. Raises BadStudent, BadTeacher, BadSettings.
+    text_length: for the teacher; default its own. Raises StudentError, TeacherError, SettingsError.
     """
     if student == TEACHER:
         # Not before it is needed: with all pictures there already, or refused, T5-XXL is not read.
         loaded = cache(lambda: TeacherTextEncoder.load(teacher, dtype=dtype, device=device))
         length = text_length or teacher.text_length
         weights = digest(teacher.weight_hashes("text_encoder_2"))
-        return Leader(
+        return TextEncoder(
             token_ids=_t5_token_ids(teacher.part("tokenizer_2"), length),
             text_length=length,
             digest=weights,
@@ -105,7 +105,7 @@ def open_leader(
     check_fits(network, int(teacher.config("transformer")["joint_attention_dim"]), student)
     trained_length = int(network.config.text_length)
     if text_length not in (None, trained_length):
-        raise BadSettings(
+        raise SettingsError(
             f"--text-length is {text_length}, but {student} was trained at {trained_length} text tokens: a student is "
             f"used at its own length; leave the flag away"
         )
@@ -113,7 +113,7 @@ def open_leader(
     tokens = own_tokens(folder, network)
     t5_folder = folder if tokens is not None or _has_tokenizer(folder) else teacher.part("tokenizer_2")
     guidance = getattr(network.config, "trained_guidance", None)
-    return Leader(
+    return TextEncoder(
         token_ids=_t5_token_ids(t5_folder, trained_length) if tokens is None else tokens.batch,
         text_length=trained_length,
         digest=student_digest(folder),
@@ -144,7 +144,7 @@ def _has_tokenizer(folder: Path) -> bool:
 def teacher_and_students(
     student: Path, teacher: TeacherFolder, *, dtype: torch.dtype, device: torch.device, seed: int
 ) -> dict[str, Embed]:
-    """teacher, student, and untrained: the student's shape with random weights. BadStudent if it does not fit."""
+    """teacher, student, and untrained: the student's shape with random weights. StudentError if it does not fit."""
     folder = student_folder(student)
     trained = load_student(folder).to(device)
     tokens = own_tokens(folder, trained)
@@ -153,7 +153,7 @@ def teacher_and_students(
     # A student with a tokenizer of its own may have positions for fewer tokens than the teacher.
     own, taught = trained.config.text_length, teacher.text_length
     if own > taught or (own < taught and tokens is None):
-        raise BadStudent(
+        raise StudentError(
             f"{student} was trained at {trained.config.text_length} text tokens, this teacher has "
             f"{teacher.text_length}: score it on the teacher it was trained for"
         )

@@ -14,7 +14,7 @@ from secondcast.evaluation.held_out import HeldOut, held_out_trajectories, sprea
 from secondcast.evaluation.open_loop import open_loop
 from secondcast.evaluation.pictures.distances import Lpips, lpips_missing
 from secondcast.evaluation.replaying import CacheStudent, EmbedPrompts, cached_embeddings
-from secondcast.evaluation.results import ClosedLoop, Computed, Evaluated, Evaluation, Led, StepErrors
+from secondcast.evaluation.results import ClosedLoop, Computed, Evaluated, Evaluation, SampledResult, StepErrors
 from secondcast.evaluation.settings.cache_scoring import CacheScoring
 from secondcast.models.attention import check_attention, recorded_attention
 from secondcast.models.backbone import FluxBackbone
@@ -28,11 +28,11 @@ from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.reader import Cache
 
 # Law 3: replayed exactly, the teacher's own embedding is never off by more than this part of the velocity's norm.
-_LARGEST_FLOOR = 0.03
+_LARGEST_REPLAY_ERROR = 0.03
 
 
 @dataclass(kw_only=True, eq=False)
-class CacheBench:
+class CacheEvaluator:
     """Where students are set against one cache, one after another: a choice of its trajectories, and its backbone.
 
     What does not depend on the student is had once, when it is first needed: transformer and VAE, the replay floor,
@@ -49,13 +49,13 @@ class CacheBench:
     device: torch.device
     progress: Progress
     _floor: StepErrors | None = None
-    _taught_led: Led | None = None
+    _taught_led: SampledResult | None = None
 
     @classmethod
     def open(
         cls, cache: Cache, teacher: TeacherFolder, settings: CacheScoring, *, device: torch.device, progress: Progress
     ) -> Self:
-        """Choose the trajectories; no weights are loaded yet. NotInCache, BadSettings, MissingExtra.
+        """Choose the trajectories; no weights are loaded yet. NotInCacheError, SettingsError, MissingExtraError.
 
         teacher: its transformer, and VAE for a closed loop.
         """
@@ -83,14 +83,14 @@ class CacheBench:
         )
 
     def student(self, place: Path) -> CacheStudent:
-        """The student of a run folder or an export; BadStudent unless it fits the cache."""
+        """The student of a run folder or an export; StudentError unless it fits the cache."""
         return CacheStudent.open(place, self.cache, self.device)
 
     def evaluate(self, place: Path, *, opened: Callable[[Evaluation], None] | None = None) -> Evaluation:
         """Evaluate the student of a run folder or an export.
 
         opened: gets the evaluation when its open loop is through, before the closed loop begins. What does not fit is
-        refused before weights of the backbone are loaded: BadStudent, BadTeacher, BadSettings; NonFinite.
+        refused before weights of the backbone are loaded: StudentError, TeacherError, SettingsError; NonFiniteError.
         """
         student = self.student(place)
         if remark := text_length_remark(student.network, self.cache.manifest.teacher):
@@ -126,22 +126,22 @@ class CacheBench:
         )
         if "floor" in found:
             self._floor = found["floor"]
-            _remark_on_floor(self._floor, self.progress)
+            _remark_on_replay_error(self._floor, self.progress)
         return found["student"]
 
     def closed_loop(self, student: CacheStudent) -> ClosedLoop:
         """Where the student leads, and the teacher's embedding; of the latter once for all students."""
-        leaders: dict[str, EmbedPrompts] = {"student": student.embeddings}
+        text_encoders: dict[str, EmbedPrompts] = {"student": student.embeddings}
         if self._taught is not None and self._taught_led is None:
-            leaders["teacher"] = self._taught
+            text_encoders["teacher"] = self._taught
         if self.settings.untrained:
-            leaders["untrained"] = student.untrained(seed=self.settings.seed).embeddings
+            text_encoders["untrained"] = student.untrained(seed=self.settings.seed).embeddings
         places = spread(self.chosen, self.settings.closed_loop)
         led = closed_loop(
             self.cache,
             self.backbone,
             self._decoder,
-            leaders,
+            text_encoders,
             [self.chosen[place] for place in places],
             lpips=self._lpips,
             batch_size=self.settings.batch_size,
@@ -149,7 +149,7 @@ class CacheBench:
         )
         self._taught_led = led.get("teacher", self._taught_led)
         teacher = {} if self._taught_led is None else {"teacher": self._taught_led}
-        return ClosedLoop(trajectories=tuple(places), leaders={"student": led["student"]} | teacher | led)
+        return ClosedLoop(trajectories=tuple(places), text_encoders={"student": led["student"]} | teacher | led)
 
     @cached_property
     def backbone(self) -> FluxBackbone:
@@ -206,7 +206,7 @@ class CacheBench:
 
 
 def backbone_of(cache: Cache, teacher: TeacherFolder, settings: CacheScoring, device: torch.device) -> FluxBackbone:
-    """The transformer that a cache was recorded with; BadTeacher for another, BadSettings, MissingExtra."""
+    """The transformer that a cache was recorded with; TeacherError for another, SettingsError, MissingExtraError."""
     options, dtype = settings.memory_of(cache.manifest), DTYPES[settings.dtype_of(cache.manifest)]
     check_quantizer(options.quantize)
     check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)
@@ -231,15 +231,15 @@ def evaluate_on_cache(
     progress: Progress,
 ) -> Evaluation:
     """Evaluate one student on a bench of its own; see CacheBench."""
-    return CacheBench.open(cache, teacher, settings, device=device, progress=progress).evaluate(student)
+    return CacheEvaluator.open(cache, teacher, settings, device=device, progress=progress).evaluate(student)
 
 
-def _remark_on_floor(floor: StepErrors, progress: Progress) -> None:
+def _remark_on_replay_error(floor: StepErrors, progress: Progress) -> None:
     values = [value for row in floor.error_fraction for value in row]
     mean = sum(values) / len(values)
-    if mean > _LARGEST_FLOOR:
+    if mean > _LARGEST_REPLAY_ERROR:
         progress.say(
-            f"the replay floor is {100 * mean:.1f} % of the velocity's norm, above {100 * _LARGEST_FLOOR:.0f} %: this "
+            f"the replay floor is {100 * mean:.1f} % of the velocity's norm, above {100 * _LARGEST_REPLAY_ERROR:.0f} %: this "
             f"backbone computes otherwise than the recorded one (dtype, quantized weights, attention), and no student "
             f"can come below that here"
         )

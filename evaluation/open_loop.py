@@ -11,7 +11,7 @@ from secondcast.evaluation.held_out import HeldOut
 from secondcast.evaluation.replaying import Conditions, EmbedPrompts, filled_batches, on_device
 from secondcast.evaluation.results import StepErrors
 from secondcast.models.backbone import FluxBackbone
-from secondcast.storage_schemas.errors import NonFinite
+from secondcast.storage_schemas.errors import NonFiniteError
 from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.record import Trajectory
@@ -58,7 +58,7 @@ def open_loop(
 ) -> dict[str, StepErrors]:
     """The errors of each text encoder, by its name, on these steps of these trajectories.
 
-    Every call of a network is of batch_size rows. NonFinite for an error that is no number.
+    Every call of a network is of batch_size rows. NonFiniteError for an error that is no number.
     """
     rows = [(number, k) for number in range(len(trajectories)) for k in steps]
     found: dict[str, list[Array]] = {name: [] for name in encoders}
@@ -112,7 +112,7 @@ def _step_errors(values_NK2: Array, name: str, trajectories: Sequence[HeldOut], 
     wrong = np.argwhere(~np.isfinite(values_NK2).all(-1))
     if len(wrong):
         number, step = wrong[0]
-        raise NonFinite(
+        raise NonFiniteError(
             f"the error of {name} at step {steps[step]} of trajectory {trajectories[number].key} is not finite "
             f"({len(wrong)} of {values_NK2[..., 0].size} are not): embedding, prediction or recording overflowed; try "
             f"--backbone-dtype float32, and look with `secondcast inspect show`"

@@ -8,12 +8,12 @@ import numpy as np
 
 from secondcast.evaluation.intervals import wilson
 from secondcast.pocket.scorer import DIMENSIONS, score
-from secondcast.storage_schemas.errors import BadPrompts
+from secondcast.storage_schemas.errors import PromptsError
 from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.schema.fields import Array
 
 if TYPE_CHECKING:
-    from secondcast.evaluation.sampling import Embed, Studio
+    from secondcast.evaluation.sampling import Embed, Generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +41,14 @@ class Scored:
 
 
 def score_encoders(
-    studio: "Studio", encoders: "Mapping[str, Embed]", captions: Sequence[str], *, batch_size: int, progress: Progress
+    studio: "Generator",
+    encoders: "Mapping[str, Embed]",
+    captions: Sequence[str],
+    *,
+    batch_size: int,
+    progress: Progress,
 ) -> list[Scored]:
-    """Score every text encoder; BadPrompts for a caption that is not of the pocket world."""
+    """Score every text encoder; PromptsError for a caption that is not of the pocket world."""
     results = []
     for name, embed in encoders.items():
         with progress.bar(name, total=len(captions), done=0, unit="images") as bar:
@@ -59,7 +64,7 @@ def score_images(images_NHWC: Array, captions: Sequence[str]) -> dict[str, Score
         try:
             found = score(image, caption)
         except ValueError as error:
-            raise BadPrompts(f"{caption!r} cannot be scored: {error}") from error
+            raise PromptsError(f"{caption!r} cannot be scored: {error}") from error
         for name, value in found.items():
             values[name].append(value)
     return {name: _score(column) for name, column in values.items() if column}

@@ -13,7 +13,7 @@ from secondcast.evaluation.leader import student_digest
 from secondcast.models.backbone import FluxBackbone
 from secondcast.models.student.student import Student, check_fits, load_student, student_folder, untrained_like
 from secondcast.models.student.tokens import StudentTokens, own_tokens
-from secondcast.storage_schemas.errors import BadStudent
+from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.record import Trajectory
 from secondcast.storage_schemas.tensors import to_torch
@@ -37,7 +37,7 @@ class CacheStudent:
 
     @classmethod
     def open(cls, student: Path, cache: Cache, device: torch.device) -> Self:
-        """The student of a run folder or an export; BadStudent unless it fits the cache."""
+        """The student of a run folder or an export; StudentError unless it fits the cache."""
         folder = student_folder(student)
         network = load_student(folder)
         tokens = own_tokens(folder, network)
@@ -72,13 +72,13 @@ def _check_fits(network: Student, tokens: StudentTokens | None, cache: Cache, wh
     own, taught = int(network.config.text_length), teacher.text_length
     # A student with a tokenizer of its own may have positions for fewer tokens than the teacher.
     if own > taught or (own < taught and tokens is None):
-        raise BadStudent(
+        raise StudentError(
             f"{where} was trained at {own} text tokens, the prompts of {cache.folder} have {taught}: evaluate it on a "
             f"cache of its length, such as the one it was trained from"
         )
     vocabulary = teacher.text_encoder_config["vocab_size"]
     if tokens is None and network.config.vocab_size < vocabulary:
-        raise BadStudent(
+        raise StudentError(
             f"{where} has a vocabulary of {network.config.vocab_size}, the token ids of {cache.folder} go up to "
             f"{vocabulary - 1}: it was trained with another tokenizer; evaluate it on a cache of its own teacher"
         )

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.schema.manifest import Dtype, Quantization, Record, first_problem
@@ -35,7 +35,7 @@ class StepErrors(Record):
     mean_square: Rows
 
 
-class Led(Record):
+class SampledResult(Record):
     """Where sampling ends that a text encoder led, against where the teacher's ended, one value per trajectory.
 
     latent_fraction: norm of the difference of the final latents per norm of the teacher's. psnr_db: None where the
@@ -55,7 +55,7 @@ class ClosedLoop(Record):
     """
 
     trajectories: tuple[int, ...] = Field(min_length=1)
-    leaders: dict[str, Led]
+    text_encoders: dict[str, SampledResult]
 
 
 class Computed(Record):
@@ -113,7 +113,7 @@ class Evaluation(Record):
     def _check_closed_loop(self, closed: ClosedLoop) -> None:
         if not all(0 <= place < len(self.trajectories) for place in closed.trajectories):
             raise ValueError(f"the closed loop names trajectories beyond the {len(self.trajectories)} there are")
-        for name, led in closed.leaders.items():
+        for name, led in closed.text_encoders.items():
             columns = (led.latent_fraction, led.psnr_db, led.ssim, *(() if led.lpips is None else (led.lpips,)))
             if {len(column) for column in columns} != {len(closed.trajectories)}:
                 raise ValueError(f"what {name} led has not one value per trajectory of {len(closed.trajectories)}")
@@ -123,27 +123,27 @@ class Evaluation(Record):
         return (self.model_dump_json(indent=1) + "\n").encode()
 
     def write(self, path: Path) -> None:
-        """Write it to a file, whole or not at all; BadSettings if that is not possible."""
+        """Write it to a file, whole or not at all; SettingsError if that is not possible."""
         try:
             durable.replace(path, self.encode())
         except OSError as error:
-            raise BadSettings(f"{path} cannot be written ({error.strerror}): give another --out") from error
+            raise SettingsError(f"{path} cannot be written ({error.strerror}): give another --out") from error
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """What `write` wrote; BadSettings for a file that is something else."""
+        """What `write` wrote; SettingsError for a file that is something else."""
         try:
             body = json.loads(path.read_bytes())
         except FileNotFoundError as error:
-            raise BadSettings(f"no file {path}: expected what `secondcast evaluate score --out` wrote") from error
+            raise SettingsError(f"no file {path}: expected what `secondcast evaluate score --out` wrote") from error
         except (OSError, ValueError, RecursionError) as error:
-            raise BadSettings(
+            raise SettingsError(
                 f"{path} is not readable JSON: expected what `secondcast evaluate score --out` wrote"
             ) from error
         try:
             return cls.model_validate(body)
         except ValidationError as error:
-            raise BadSettings(
+            raise SettingsError(
                 f"{path} is no evaluation that this version reads ({first_problem(error)}): expected what "
                 f"`secondcast evaluate score --out` wrote; evaluate again"
             ) from error

@@ -35,7 +35,7 @@ class OwnTokensEmbed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Studio:
+class Generator:
     """All that makes a picture of an embedding: frozen backbone, schedule, decoder, tokenizer.
 
     The pooled vector is zero unless given, and the schedule FluxPipeline's, whatever a cache was recorded with.
@@ -63,7 +63,7 @@ class Studio:
         height: int | None = None,
         width: int | None = None,
         text_length: int | None = None,
-    ) -> "Studio":
+    ) -> "Generator":
         """Load transformer, scheduler and VAE of a teacher; its text encoder stays on the disk.
 
         height and width go before resolution. text_length: default the teacher's, which its tokenizer states.
@@ -116,7 +116,7 @@ class Studio:
             draw_noise(
                 seed=self.seed,
                 prompt_id=prompt_id(text),
-                replica=0,
+                sample_index=0,
                 image_tokens=geometry.image_tokens,
                 channels=geometry.channels,
             )

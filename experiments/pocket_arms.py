@@ -25,7 +25,7 @@ def training_flags(
     learning_rate: float,
     seed: int,
     warmup: str | None = None,
-    warmup_steps: int = 0,
+    pretrain_steps: int = 0,
     warmup_rate: float | None = None,
 ) -> dict[str, Any]:
     """What every student of these experiments is trained with, by the names of TrainFlags."""
@@ -42,7 +42,7 @@ def training_flags(
         "seed": seed,
     }
     if warmup:
-        flags |= {"warmup_loss": warmup, "warmup_steps": warmup_steps, "warmup_learning_rate": warmup_rate}
+        flags |= {"warmup_loss": warmup, "warmup_steps": pretrain_steps, "warmup_learning_rate": warmup_rate}
     return flags
 
 
@@ -68,7 +68,7 @@ class Arm:
     steps: int
     learning_rate: float
     warmup: str | None = None
-    warmup_steps: int = 0
+    pretrain_steps: int = 0
     order: str = "shuffled"
     share: int = 1
 
@@ -85,13 +85,13 @@ class Arm:
 
     def seconds(self, step_seconds: Mapping[str, float]) -> float:
         """Seconds of training by calibration."""
-        before = self.warmup_steps * step_seconds[self.warmup] if self.warmup else 0.0
+        before = self.pretrain_steps * step_seconds[self.warmup] if self.warmup else 0.0
         return before + self.steps * step_seconds[self.kind]
 
     def flags(self, student: str, seed: int) -> dict[str, Any]:
         """What `secondcast train` is given, by the names of TrainFlags."""
         flags = training_flags(
-            student, self.loss, self.steps, self.learning_rate, seed, self.warmup, self.warmup_steps, WARMUP_RATE
+            student, self.loss, self.steps, self.learning_rate, seed, self.warmup, self.pretrain_steps, WARMUP_RATE
         )
         return flags | {"order": self.order} | ({"steps_per_trajectory": self.share} if self.share > 1 else {})
 
@@ -136,14 +136,14 @@ def _tuned(
 ) -> list[Arm]:
     arm = Arm(budget=kind, family=family, loss=loss, steps=1, learning_rate=1.0, warmup=warmup, **how)
     split = _split_steps if kind == "steps" else _split_seconds
-    warmup_steps, steps = split(budget, arm, part)
-    lengths = {"warmup_steps": warmup_steps, "steps": steps}
+    pretrain_steps, steps = split(budget, arm, part)
+    lengths = {"warmup_steps": pretrain_steps, "steps": steps}
     return [replace(arm, **lengths, learning_rate=rate) for rate in rates]
 
 
 def _split_steps(budget: Budget, arm: Arm, part: float) -> tuple[int, int]:
-    warmup_steps = round(part * budget.steps)
-    return warmup_steps, budget.steps - warmup_steps
+    pretrain_steps = round(part * budget.steps)
+    return pretrain_steps, budget.steps - pretrain_steps
 
 
 def _split_seconds(budget: Budget, arm: Arm, part: float) -> tuple[int, int]:

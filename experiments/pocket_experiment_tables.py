@@ -63,7 +63,7 @@ def _cells(found: Results) -> list[str]:
 
 
 def _steps(trial: Trial) -> str:
-    return f"{trial.warmup_steps} + {trial.steps}" if trial.warmup_steps else str(trial.steps)
+    return f"{trial.pretrain_steps} + {trial.steps}" if trial.pretrain_steps else str(trial.steps)
 
 
 def _row(trial: Trial, runs: Results) -> list[str]:

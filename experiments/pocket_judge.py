@@ -9,7 +9,7 @@ import torch
 
 from secondcast.commands.shell.resolve import POCKET, resolve_teacher, student_source
 from secondcast.evaluation.pocket_scores import Score, score_images
-from secondcast.evaluation.sampling import OwnTokensEmbed, Studio
+from secondcast.evaluation.sampling import Generator, OwnTokensEmbed
 from secondcast.models.student.student import checkpoints, load_student, new_student
 from secondcast.models.student.tokens import own_tokens
 from secondcast.models.teacher.context_projection import load_context_projection
@@ -19,7 +19,7 @@ from secondcast.pocket.world import Composition, Landscape, Sign, captions, requ
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import Array
-from secondcast.trainer.data.feed import Feed, Source
+from secondcast.trainer.data.feed import ReplayDataset, Source
 from secondcast.trainer.losses.context import context_loss
 from secondcast.trainer.losses.embedding import embedding_loss
 from secondcast.trainer.losses.objective import Objective
@@ -39,7 +39,7 @@ class Judge:
         cache = Cache.open(str(cache_folder))
         teacher = resolve_teacher(POCKET, BUILD_PARTS)
         # The settings of `secondcast evaluate score`.
-        self._studio = Studio.open(
+        self._studio = Generator.open(
             teacher, resolution=None, steps=20, guidance=3.5, seed=0, dtype=torch.float32, device=cpu
         )
         self._captions = captions(count, seed=0, split="heldout")
@@ -49,7 +49,7 @@ class Judge:
         held_out = [at for at in range(len(cache)) if cache.prompts[cache.layout.place(at).prompt].held_out]
         if not held_out:
             raise ValueError(f"of {len(cache)} trajectories of {cache_folder} none is held out: record more prompts")
-        self._feed = Feed([Source(cache=cache, indices=np.array(held_out))], device=cpu)
+        self._feed = ReplayDataset([Source(cache=cache, indices=np.array(held_out))], device=cpu)
         self._rows = len(held_out) * cache.manifest.sampling.steps
         self._objective = Objective(
             settings=TrainFlags(student="", batch_size=40).settings(),

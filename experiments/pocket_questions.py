@@ -112,11 +112,11 @@ def _studio(setting: Setting, folder: Path) -> Any:
     import torch
 
     from secondcast.commands.shell.resolve import POCKET, resolve_teacher
-    from secondcast.evaluation.sampling import Studio
+    from secondcast.evaluation.sampling import Generator
     from secondcast.models.teacher.folder import BUILD_PARTS
 
     where = POCKET if setting.backbone == "pocket" else str(folder / "lora" / "teacher")
-    return Studio.open(
+    return Generator.open(
         resolve_teacher(where, BUILD_PARTS),
         resolution=None,
         steps=setting.steps,

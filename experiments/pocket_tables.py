@@ -58,7 +58,7 @@ def _title(arm: Arm) -> str:
 
 
 def _steps(arm: Arm) -> str:
-    return f"{arm.warmup_steps} + {arm.steps}" if arm.warmup else str(arm.steps)
+    return f"{arm.pretrain_steps} + {arm.steps}" if arm.warmup else str(arm.steps)
 
 
 def _of(arm: Arm, results: Results) -> list[dict[str, Any]]:

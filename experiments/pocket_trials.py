@@ -51,7 +51,7 @@ class Trial:
     steps: int
     learning_rate: float
     warmup: str | None = None
-    warmup_steps: int = 0
+    pretrain_steps: int = 0
     warmup_rate: float | None = None
     order: str | None = None
 
@@ -69,14 +69,14 @@ class Trial:
     def seconds(self, step_seconds: StepSeconds) -> float:
         """Seconds of training by calibration."""
         each = step_seconds["small" if self.size == BERT else self.size]
-        before = self.warmup_steps * each[self.warmup] if self.warmup else 0.0
+        before = self.pretrain_steps * each[self.warmup] if self.warmup else 0.0
         return before + self.steps * each[self.loss]
 
     def flags(self, seed: int, bert: Path) -> dict[str, Any]:
         """What `secondcast train` is given without a recipe, by the names of TrainFlags."""
         student = str(bert) if self.size == BERT else f"pocket-{self.size}"
         return training_flags(
-            student, self.loss, self.steps, self.learning_rate, seed, self.warmup, self.warmup_steps, self.warmup_rate
+            student, self.loss, self.steps, self.learning_rate, seed, self.warmup, self.pretrain_steps, self.warmup_rate
         )
 
 
@@ -103,8 +103,8 @@ class Plan:
         if warmup is None:
             steps = max(1, round(self.seconds / self.step_seconds[size][loss]))
             return Trial(**common, steps=steps, learning_rate=rate)
-        warmup_steps, steps = self._split(size, WARMUPS["long"], warmup)
-        before = {"warmup": warmup, "warmup_steps": warmup_steps, "warmup_rate": rate}
+        pretrain_steps, steps = self._split(size, WARMUPS["long"], warmup)
+        before = {"warmup": warmup, "warmup_steps": pretrain_steps, "warmup_rate": rate}
         return Trial(**common, **before, steps=steps, learning_rate=VISION_RATE)
 
     def _split(self, size: str, part: float, warmup: str) -> tuple[int, int]:
@@ -118,7 +118,7 @@ class Plan:
         return [
             replace(
                 trial, table="equal", steps=largest[_method(trial)].steps,
-                warmup_steps=largest[_method(trial)].warmup_steps,
+                pretrain_steps=largest[_method(trial)].pretrain_steps,
             )
             for trial in chosen
             if trial.size != SIZES[-1]
@@ -133,7 +133,7 @@ class Plan:
 
         The warm-up's rate is the rival's.
         """
-        warmup_steps, steps = self._split("small", STAGES_WARMUP, "context")
+        pretrain_steps, steps = self._split("small", STAGES_WARMUP, "context")
         return [
             Trial(
                 table="stages",
@@ -144,7 +144,7 @@ class Plan:
                 steps=steps,
                 learning_rate=_recipe()["stage"][-1]["learning-rate"],
                 warmup="context",
-                warmup_steps=warmup_steps,
+                pretrain_steps=pretrain_steps,
                 warmup_rate=rival.rate,
                 order=order,
             )
@@ -192,7 +192,7 @@ def recipe_text(trial: Trial) -> str:
             after["lr-warmup-steps"] = max(1, round(before["lr-warmup-steps"] * after["steps"] / before["steps"]))
     if trial.order == "single":
         stages = [paper[-1] | {"steps": trial.steps}]
-    stages = [warmup | {"steps": trial.warmup_steps, "learning-rate": trial.warmup_rate}, *stages]
+    stages = [warmup | {"steps": trial.pretrain_steps, "learning-rate": trial.warmup_rate}, *stages]
     run = {key: value for key, value in recipe.items() if key not in ("stage", "caches")} | {
         "checkpoint-every": 1_000_000
     }

@@ -13,12 +13,12 @@ from secondcast.evaluation.on_cache import backbone_of
 from secondcast.evaluation.open_loop import open_loop
 from secondcast.evaluation.pictures.distances import check_measurable
 from secondcast.evaluation.replaying import CacheStudent, EmbedPrompts, cached_embeddings
-from secondcast.evaluation.results import Led, StepErrors
+from secondcast.evaluation.results import SampledResult, StepErrors
 from secondcast.evaluation.settings.cache_scoring import CacheScoring
 from secondcast.models.student.tokens import text_length_remark
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.image_decoder import load_recorded_decoder
-from secondcast.storage_schemas.errors import BadSettings, NotInCache
+from secondcast.storage_schemas.errors import NotInCacheError, SettingsError
 from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import Array
@@ -42,17 +42,17 @@ class Compared:
     backbone: str
     trajectories: Sequence[HeldOut]
     errors: Mapping[str, StepErrors]
-    led: Mapping[str, Led]
+    led: Mapping[str, SampledResult]
     pictures: Mapping[str, Sequence[Array]]
 
 
 def names_of(students: Sequence[Path]) -> dict[str, Path]:
     """Students by the names of their folders, by their whole paths where two are called the same.
 
-    BadSettings for a student that is given twice.
+    SettingsError for a student that is given twice.
     """
     if twice := next((student for student in students if students.count(student) > 1), None):
-        raise BadSettings(f"--student {twice} is given twice: give each student once")
+        raise SettingsError(f"--student {twice} is given twice: give each student once")
     short = [student.resolve().name for student in students]
     return {
         str(student) if short.count(name) > 1 or name in (RECORDED, FLOOR, "") else name: student
@@ -61,14 +61,14 @@ def names_of(students: Sequence[Path]) -> dict[str, Path]:
 
 
 def chosen_trajectories(cache: Cache, keys: Sequence[str]) -> list[HeldOut]:
-    """The trajectories of these keys, or some held-out ones, spread as an evaluation spreads them; NotInCache."""
+    """The trajectories of these keys, or some held-out ones, spread as an evaluation spreads them; NotInCacheError."""
     if keys:
         # A number and a key may name the same one.
         return [_named(cache, index) for index in dict.fromkeys(map(cache.key_index, keys))]
     try:
         everything = held_out_trajectories(cache)
-    except NotInCache as error:
-        raise NotInCache(f"{error}; or name trajectories to compare on: `inspect compare CACHE KEY...`") from error
+    except NotInCacheError as error:
+        raise NotInCacheError(f"{error}; or name trajectories to compare on: `inspect compare CACHE KEY...`") from error
     return [everything[place] for place in spread(everything, DEFAULT_COUNT)]
 
 
@@ -97,7 +97,7 @@ def compare_students(
 ) -> Compared:
     """Replay and sample with each student on one backbone. teacher: its transformer and VAE.
 
-    What does not fit is refused before weights of the backbone are loaded: BadStudent, BadTeacher, BadSettings.
+    What does not fit is refused before weights of the backbone are loaded: StudentError, TeacherError, SettingsError.
     """
     sampling = cache.manifest.sampling
     check_measurable(sampling.height, sampling.width, instead=_INSTEAD)
@@ -105,20 +105,20 @@ def compare_students(
     for name, student in students.items():
         if remark := text_length_remark(student.network, cache.manifest.teacher):
             progress.say(f"{name}: {remark}")
-    leaders: dict[str, EmbedPrompts] = {name: student.embeddings for name, student in students.items()}
+    text_encoders: dict[str, EmbedPrompts] = {name: student.embeddings for name, student in students.items()}
     floor = {FLOOR: cached_embeddings(cache, device)} if sampling.storage.embeddings == "stored" else {}
     decoder = load_recorded_decoder(teacher, sampling, device)
     backbone = backbone_of(cache, teacher, settings, device)
-    pictures: dict[str, list[Array]] = {RECORDED: [], **{name: [] for name in leaders}}
+    pictures: dict[str, list[Array]] = {RECORDED: [], **{name: [] for name in text_encoders}}
     errors = open_loop(
-        cache, backbone, leaders | floor, trajectories, settings.steps_on(cache), batch_size=settings.batch_size,
+        cache, backbone, text_encoders | floor, trajectories, settings.steps_on(cache), batch_size=settings.batch_size,
         progress=progress,
     )  # fmt: skip
     led = closed_loop(
         cache,
         backbone,
         decoder,
-        leaders,
+        text_encoders,
         trajectories,
         lpips=None,
         batch_size=settings.batch_size,

@@ -61,8 +61,8 @@ def _strip(cache: Cache, decoder: ImageDecoder, trajectory: Trajectory, shown: S
     count = len(shown) + 1
     width = _LEFT + count * (side + _GAP)
     guidance = "" if trajectory.guidance is None else f", guidance {trajectory.guidance:g}"
-    replica = f", replica {trajectory.replica}" if trajectory.replica else ""
-    title = f"{trajectory.index}: {cache.prompts[trajectory.prompt].text}{guidance}{replica}"
+    sample_index = f", replica {trajectory.sample_index}" if trajectory.sample_index else ""
+    title = f"{trajectory.index}: {cache.prompts[trajectory.prompt].text}{guidance}{sample_index}"
     titles = lines_of(title, width - 8, _TITLE_FONT)
     top = _TITLE + LINE * (len(titles) - 1)
     strip = Image.new("RGB", (width, top + 16 + 2 * (side + _GAP) + 8), "white")

@@ -13,7 +13,7 @@ from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.manifest import Sampling
 
 # More replicas than fit a line are counted; --json has all.
-_REPLICAS_SHOWN = 8
+_SAMPLES_SHOWN = 8
 
 
 def describe(cache: Cache, index: int) -> dict[str, Any]:
@@ -34,8 +34,8 @@ def describe(cache: Cache, index: int) -> dict[str, Any]:
         "prompt_index": trajectory.prompt,
         "sources": list(prompt.sources),
         "held_out": prompt.held_out,
-        "replica": trajectory.replica,
-        "replicas": replicas_of(cache, trajectory.prompt),
+        "replica": trajectory.sample_index,
+        "replicas": samples_per_prompt_of(cache, trajectory.prompt),
         "seed": sampling.seed,
         "guidance": trajectory.guidance,
         "tokens": token_pieces(cache, prompt.token_ids),
@@ -79,7 +79,7 @@ def trajectory_lines(facts: dict[str, Any], cache: str, *, width: int | None = N
         ("trajectory", f"{facts['index']}, key {facts['key']}"),
         ("prompt", f"{facts['prompt_index']}: {facts['prompt']}"),
         ("sources", ", ".join(facts["sources"]) + (" (held out)" if facts["held_out"] else "")),
-        ("replica", _replica_text(facts, cache)),
+        ("replica", _sample_text(facts, cache)),
         ("seed", str(facts["seed"])),
         ("guidance", "none" if facts["guidance"] is None else f"{facts['guidance']:g}"),
         ("tokens", f"{len(pieces)}: {' '.join(pieces)}"),
@@ -106,43 +106,43 @@ def trajectory_lines(facts: dict[str, Any], cache: str, *, width: int | None = N
     ]
 
 
-def _replica_text(facts: dict[str, Any], cache: str) -> str:
-    replicas = facts["replicas"]
-    others = [replica for replica in replicas if replica["index"] != facts["index"]]
+def _sample_text(facts: dict[str, Any], cache: str) -> str:
+    samples_per_prompt = facts["replicas"]
+    others = [sample_index for sample_index in samples_per_prompt if sample_index["index"] != facts["index"]]
     if not others:
         return f"{facts['replica']}, the only one of this prompt"
-    told = ", ".join(_other(replica) for replica in others[:_REPLICAS_SHOWN])
-    more = f" and {len(others) - _REPLICAS_SHOWN} more" if len(others) > _REPLICAS_SHOWN else ""
+    told = ", ".join(_other(sample_index) for sample_index in others[:_SAMPLES_SHOWN])
+    more = f" and {len(others) - _SAMPLES_SHOWN} more" if len(others) > _SAMPLES_SHOWN else ""
     which = "the other is trajectory" if len(others) == 1 else "the others are trajectories"
     return (
-        f"{facts['replica']}, one of {len(replicas)} of this prompt; {which} {told}{more}: "
+        f"{facts['replica']}, one of {len(samples_per_prompt)} of this prompt; {which} {told}{more}: "
         f"`secondcast inspect show {cache} {others[0]['index']}`"
     )
 
 
-def _other(replica: dict[str, Any]) -> str:
-    return f"{replica['index']}" + ("" if replica["committed"] else " (not built yet)")
+def _other(sample_index: dict[str, Any]) -> str:
+    return f"{sample_index['index']}" + ("" if sample_index["committed"] else " (not built yet)")
 
 
-def replicas_of(cache: Cache, prompt: int) -> list[dict[str, Any]]:
+def samples_per_prompt_of(cache: Cache, prompt: int) -> list[dict[str, Any]]:
     """All trajectories of a prompt that were asked for, by replica, and whether each is committed."""
     numbers = {
-        generation.first_replica + replica
-        for generation in cache.manifest.prompts.generations
+        generation.first_sample + sample_index
+        for generation in cache.manifest.prompts.segments
         if 0 <= prompt - generation.first_prompt < generation.prompts
-        for replica in range(generation.replicas)
+        for sample_index in range(generation.samples_per_prompt)
     }
     identity = cache.prompts[prompt].id
     found = []
-    for replica in sorted(numbers):
-        index = cache.layout.find(prompt, replica)
+    for sample_index in sorted(numbers):
+        index = cache.layout.find(prompt, sample_index)
         assert index is not None
         committed = ("trajectories", cache.layout.place(index).shard) in cache.records
         found.append(
             {
                 "index": index,
-                "key": trajectory_key(identity, replica),
-                "replica": replica,
+                "key": trajectory_key(identity, sample_index),
+                "replica": sample_index,
                 "committed": committed,
             }
         )
@@ -151,8 +151,10 @@ def replicas_of(cache: Cache, prompt: int) -> list[dict[str, Any]]:
 
 def first_trajectory(cache: Cache, prompt: int) -> int:
     """Number of a prompt's first trajectory: the first that is committed, or of all where none is."""
-    replicas = replicas_of(cache, prompt)
-    found = next((replica for replica in replicas if replica["committed"]), replicas[0])
+    samples_per_prompt = samples_per_prompt_of(cache, prompt)
+    found = next(
+        (sample_index for sample_index in samples_per_prompt if sample_index["committed"]), samples_per_prompt[0]
+    )
     return int(found["index"])
 
 

@@ -7,7 +7,7 @@ from diffusers import FluxTransformer2DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 from diffusers.utils.constants import DIFFUSERS_ATTN_BACKEND
 
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 
 # torch's scaled_dot_product_attention: diffusers' default, and the name that records have for it.
 NATIVE = AttentionBackendName.NATIVE.value
@@ -28,7 +28,7 @@ def backend_of_record(attention: str) -> str | None:
 def check_attention(
     backend: str | None, backbone_config: dict[str, Any], *, dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Raise BadSettings, naming what diffusers knows, unless this backend computes attention here.
+    """Raise SettingsError, naming what diffusers knows, unless this backend computes attention here.
 
     Tried on two blocks with one head of the backbone's width, before its weights are read.
     """
@@ -36,13 +36,13 @@ def check_attention(
         return
     known = sorted(name.value for name in AttentionBackendName)
     if backend.lower() not in known:
-        raise BadSettings(f"--attention-backend {backend!r} is unknown to diffusers, which knows {', '.join(known)}")
+        raise SettingsError(f"--attention-backend {backend!r} is unknown to diffusers, which knows {', '.join(known)}")
     try:
         _try(backend, backbone_config, dtype, device)
     # A kernel that is not there or does not run here fails in as many ways as there are kernels.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadSettings(
+        raise SettingsError(
             f"--attention-backend {backend!r} does not work on {device} in {str(dtype).removeprefix('torch.')} "
             f"({reason}): install what it needs, or leave the flag out for torch's own"
         ) from error

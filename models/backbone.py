@@ -9,7 +9,7 @@ from diffusers import FluxTransformer2DModel
 from secondcast.models.attention import set_attention
 from secondcast.models.device import total_bytes
 from secondcast.models.geometry import Geometry
-from secondcast.models.memory.checkpointing import checkpoint_blocks
+from secondcast.models.memory.checkpointing import activation_checkpointing
 from secondcast.models.memory.compiling import compile_blocks
 from secondcast.models.memory.host_modulation import HostModulation, take_to_host, takes_host
 from secondcast.models.memory.meta_run import parameter_count
@@ -19,7 +19,7 @@ from secondcast.models.memory.quantized import check_quantizer, quantize_blocks
 from secondcast.models.memory.streaming import stream_blocks
 from secondcast.models.teacher.folder import part_source
 from secondcast.models.weights.checked_loading import load_checked
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 
 
 class FluxBackbone:
@@ -98,7 +98,7 @@ class FluxBackbone:
         """Hold a transformer, changed in place, as `load` does one that it has read.
 
         It may lie on the host or on `device`; what the options leave there has to fit. compiler: torch.compile's
-        backend where options.compile is set. MissingExtra, BadSettings.
+        backend where options.compile is set. MissingExtraError, SettingsError.
         """
         table = host_modulation = None
         if _takes_host(transformer, options, device, pooled_varies=pooled_varies):
@@ -107,8 +107,8 @@ class FluxBackbone:
             assert conditions is not None
             table = make_table(transformer, conditions, device)
         quantize_blocks(transformer, options.quantize, device)
-        if options.resident_blocks is None:
-            checkpoint_blocks(transformer.to(device), options.checkpoint_blocks)
+        if options.gpu_blocks is None:
+            activation_checkpointing(transformer.to(device), options.activation_checkpointing)
         backbone = cls(
             transformer,
             geometry,
@@ -121,9 +121,9 @@ class FluxBackbone:
         if options.compile:
             # Before streaming, which puts its own forward around that of a block.
             compile_blocks(transformer, backend=compiler)
-        if options.resident_blocks is not None:
-            again = options.checkpoint_blocks > 0
-            stream_blocks(transformer, device=device, resident=options.resident_blocks, checkpoint_resident=again)
+        if options.gpu_blocks is not None:
+            again = options.activation_checkpointing > 0
+            stream_blocks(transformer, device=device, resident=options.gpu_blocks, checkpoint_resident=again)
         return backbone
 
     def use_attention(self, backend: str | None) -> None:
@@ -162,7 +162,7 @@ class FluxBackbone:
         """velocity_BSC. timestep in [0, 1], of the backbone's dtype; guidance fp32, as FluxPipeline passes it.
 
         Of any number of text tokens: a student may have another tokenizer. Gradients flow to
-        `encoder_hidden_states_BTD`; the weights are frozen. BadSettings for conditions that a table does not hold.
+        `encoder_hidden_states_BTD`; the weights are frozen. SettingsError for conditions that a table does not hold.
         modulation_BM: what host_modulation gives for these rows; None has it computed now, and waited for.
         """
         if self.host_modulation is not None:
@@ -201,7 +201,7 @@ def _takes_table(transformer: FluxTransformer2DModel, options: MemoryOptions, co
     if conditions is not None:
         return options.modulation == "table" or worthwhile(transformer, conditions)
     if options.modulation == "table":
-        raise BadSettings(
+        raise SettingsError(
             "--modulation is table, but the cache has the pooled vectors of CLIP: with them every prompt has "
             "modulation vectors of its own; give --modulation host, which computes them a batch ahead, or auto, or a "
             "cache built with --pooled zero"

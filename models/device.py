@@ -2,18 +2,18 @@
 
 import torch
 
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 
 _SUPPORTED = ("cpu", "cuda")
 
 
 def usable_device(name: str) -> torch.device:
-    """A torch device by name ("auto": a GPU if there is one); BadSettings if it is not there."""
+    """A torch device by name ("auto": a GPU if there is one); SettingsError if it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.partition(":")[0] not in _SUPPORTED:
         # torch knows more (mps, xpu, meta, ...): nothing here was ever checked on them.
-        raise BadSettings(
+        raise SettingsError(
             f"--device {name!r} is not supported: a CPU or a CUDA GPU is needed; take auto, cpu, cuda or cuda:1"
         )
     try:
@@ -24,7 +24,7 @@ def usable_device(name: str) -> torch.device:
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         reason = next(iter(str(error).splitlines()), "") or "no such device"
-        raise BadSettings(f"--device {name!r} cannot be used here ({reason}): take auto, cpu or cuda") from error
+        raise SettingsError(f"--device {name!r} cannot be used here ({reason}): take auto, cpu or cuda") from error
     return device
 
 

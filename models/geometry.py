@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.manifest import Sampling
 
 
@@ -29,12 +29,12 @@ def vae_scale_factor(vae_config: dict[str, Any]) -> int:
 
 
 def geometry_of(*, height: int, width: int, scale_factor: int, channels: int) -> Geometry:
-    """The geometry of an image size; BadSettings unless it divides into image tokens."""
+    """The geometry of an image size; SettingsError unless it divides into image tokens."""
     token = 2 * scale_factor
     for name, pixels in (("height", height), ("width", width)):
         if pixels < token or pixels % token:
             lower = max(token, pixels // token * token)
-            raise BadSettings(
+            raise SettingsError(
                 f"{name} is {pixels}, expected a multiple of {token}: this teacher packs {token} x {token} pixels "
                 f"into an image token; take {lower} or {lower + token}"
             )

@@ -24,7 +24,7 @@ def load_recorded_backbone(
 ) -> FluxBackbone:
     """The transformer of these caches, for the first one's geometry, with their modulation table where there is one.
 
-    batch_rows: of every call, mostly. BadTeacher, before its weights are loaded, for another transformer.
+    batch_rows: of every call, mostly. TeacherError, before its weights are loaded, for another transformer.
     """
     first = manifests[0]
     check_recorded_transformer(teacher, first.teacher)

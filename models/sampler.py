@@ -17,7 +17,7 @@ def euler_step(x_BSC: torch.Tensor, velocity_BSC: torch.Tensor, dt: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Walk:
+class Trajectories:
     """A batch of trajectories: x_0 .. x_{K-1}, v_0 .. v_{K-1}, x_K."""
 
     hidden_states_BKSC: torch.Tensor
@@ -26,7 +26,7 @@ class Walk:
 
 
 @torch.no_grad()
-def sample(predict: Predict, noise_BSC: torch.Tensor, schedule: Schedule) -> Walk:
+def sample(predict: Predict, noise_BSC: torch.Tensor, schedule: Schedule) -> Trajectories:
     """Walk from noise to the final latent, in the dtype of the noise."""
     sigmas = torch.tensor(schedule.sigmas, dtype=torch.float32)
     dt_K = (sigmas[1:] - sigmas[:-1]).to(device=noise_BSC.device, dtype=noise_BSC.dtype)
@@ -35,7 +35,7 @@ def sample(predict: Predict, noise_BSC: torch.Tensor, schedule: Schedule) -> Wal
         timestep_B = torch.full((len(noise_BSC),), timestep, device=noise_BSC.device, dtype=noise_BSC.dtype)
         velocities.append(predict(latents[-1], timestep_B))
         latents.append(euler_step(latents[-1], velocities[-1], dt_K[k]))
-    return Walk(
+    return Trajectories(
         hidden_states_BKSC=torch.stack(latents[:-1], dim=1),
         velocity_BKSC=torch.stack(velocities, dim=1),
         final_latent_BSC=latents[-1],

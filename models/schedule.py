@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from secondcast.storage_schemas.errors import BadTeacher
+from secondcast.storage_schemas.errors import TeacherError
 from secondcast.storage_schemas.schema.manifest import ScheduleName
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -67,7 +67,9 @@ def _schedule(
 
     found = scheduler_config.get("stochastic_sampling", False)
     if found:
-        raise BadTeacher("the scheduler has stochastic_sampling = true, expected false: its latents cannot be derived")
+        raise TeacherError(
+            "the scheduler has stochastic_sampling = true, expected false: its latents cannot be derived"
+        )
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config)
     scheduler.set_timesteps(steps, sigmas=sigmas, mu=shift_of(dict(scheduler.config), image_tokens))
     # FluxPipeline: t.expand(B).to(latents.dtype), then / 1000, each rounded to the latents' dtype.

@@ -11,7 +11,7 @@ _OF_A_SHARD = re.compile(r"embeddings\.zarr/\w+/c(/\d+)+|embeddings/\d{6,}\.(tar
 
 def drop_embeddings(folder: Folder) -> None:
     """Delete all embedding shards: records first, so that none ever names a file that is gone. May be repeated."""
-    with folder.claimed(f"{COMMITS_FOLDER}/embeddings"):
+    with folder.lock(f"{COMMITS_FOLDER}/embeddings"):
         for name in folder.names(COMMITS_FOLDER):
             if name.startswith(f"{COMMITS_FOLDER}/embeddings-"):
                 folder.remove(name)

@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from secondcast.storage_schemas.errors import DamagedCache, NotACache, NotInCache
+from secondcast.storage_schemas.errors import DamagedCacheError, NotACacheError, NotInCacheError
 from secondcast.storage_schemas.formats.by_manifest import format_of
 from secondcast.storage_schemas.formats.files import CommittedFiles, Verify
 from secondcast.storage_schemas.formats.local_copy import LocalCopy
@@ -27,13 +27,13 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 def read_manifest(folder: Folder) -> Manifest:
-    """The manifest of a cache; NotACache if there is none."""
+    """The manifest of a cache; NotACacheError if there is none."""
     if isinstance(folder, LocalFolder) and not folder.path.is_dir():
-        raise NotACache(f"{folder} is not a folder: give the folder that `secondcast build` made")
+        raise NotACacheError(f"{folder} is not a folder: give the folder that `secondcast build` made")
     try:
         data = folder.read(MANIFEST_FILE)
     except FileNotFoundError as error:
-        raise NotACache(
+        raise NotACacheError(
             f"{folder} has no {MANIFEST_FILE}: it is not a cache; give the folder that `secondcast build` made, or, if "
             f"it is that, take the file from another copy with `secondcast repair {folder} --from COPY`"
         ) from error
@@ -44,7 +44,7 @@ class Cache:
     """A cache, finished or still being built.
 
     `len` is the number of committed trajectories; `planned` the number asked for. Reading one that is not
-    committed raises NotInCache; a file that differs from its commit record raises DamagedCache.
+    committed raises NotInCacheError; a file that differs from its commit record raises DamagedCacheError.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Cache:
         open_arrays: bool = True,
     ) -> None:
         self.folder, self.manifest, self.records, self.finished = folder, manifest, records, finished
-        self.layout = Layout(manifest.prompts.generations)
+        self.layout = Layout(manifest.prompts.segments)
         self.prompts = prompt_table(folder, manifest, verify=verify)
         self.files = CommittedFiles(folder, records, verify=verify, local_copy=local_copy)
         self._metadata = read_metadata(folder, manifest)
@@ -93,7 +93,7 @@ class Cache:
                     folder, manifest, records, finished=finished, verify=verify, local_copy=local_copy,
                     open_arrays=open_arrays,
                 )  # fmt: skip
-            except DamagedCache as error:
+            except DamagedCacheError as error:
                 # Files that are not this manifest's may be those of one that came while they were read.
                 between = is_pending(folder)
                 before, manifest = manifest, read_manifest(folder)
@@ -132,9 +132,9 @@ class Cache:
         return trajectory_of(
             row,
             index=index,
-            key=trajectory_key(self.prompts[place.prompt].id, place.replica),
+            key=trajectory_key(self.prompts[place.prompt].id, place.sample_index),
             prompt=place.prompt,
-            replica=place.replica,
+            sample_index=place.sample_index,
             sigmas=self.manifest.sampling.sigmas,
         )
 
@@ -161,7 +161,7 @@ class Cache:
         """All that is stored of prompt number `prompt`: embedding, and CLIP's pooled vector; only `names` if given."""
         shard, row = self.layout.embedding_place(prompt)
         if self.manifest.sampling.storage.embeddings == "none" and ("embeddings", shard) not in self.records:
-            raise NotInCache(
+            raise NotInCacheError(
                 f"the embedding of prompt {prompt} is not in {self.folder}: it was built with --embeddings none; "
                 f"build another cache with --embeddings stored"
             )
@@ -180,16 +180,16 @@ class Cache:
         """Number of the trajectory with this key (an unambiguous beginning will do) or this number."""
         if key.isascii() and key.isdigit() and len(key) < 12:
             if int(key) >= self.planned:
-                raise NotInCache(f"trajectory {key} is not in {self.folder}: it has 0 to {self.planned - 1}")
+                raise NotInCacheError(f"trajectory {key} is not in {self.folder}: it has 0 to {self.planned - 1}")
             return int(key)
         ids = [prompt.id for prompt in self.prompts]
         found = [
             i
             for i in range(self.planned)
-            if trajectory_key(ids[(p := self.layout.place(i)).prompt], p.replica).startswith(key)
+            if trajectory_key(ids[(p := self.layout.place(i)).prompt], p.sample_index).startswith(key)
         ]
         if len(found) != 1:
-            raise NotInCache(
+            raise NotInCacheError(
                 f"{len(found)} trajectories of {self.folder} begin with {key!r}, expected one: "
                 f"`inspect show CACHE --grep WORD` lists them"
             )
@@ -197,7 +197,7 @@ class Cache:
 
     @cached_property
     def tokenizer_files(self) -> dict[str, bytes]:
-        """The teacher's tokenizer, by file name; DamagedCache if a file is not the manifest's."""
+        """The teacher's tokenizer, by file name; DamagedCacheError if a file is not the manifest's."""
         return {name: self._tokenizer_file(name, sha256) for name, sha256 in self.manifest.teacher.tokenizer.items()}
 
     def _tokenizer_file(self, name: str, sha256: str) -> bytes:
@@ -206,7 +206,7 @@ class Cache:
         except FileNotFoundError:
             data = b""
         if (found := hashlib.sha256(data).hexdigest()) != sha256:
-            raise DamagedCache(
+            raise DamagedCacheError(
                 f"{self.folder}/{TOKENIZER_FOLDER}/{name} has sha256 {found[:16]} ({len(data)} bytes), the manifest "
                 f"says {sha256[:16]}: it was changed or lost; `secondcast repair {self.folder} --from COPY` takes it "
                 f"from another copy, the build command given again writes it anew"
@@ -215,7 +215,7 @@ class Cache:
 
     def _require(self, kind: Kind, shard: int, what: str) -> None:
         if (kind, shard) not in self.records:
-            raise NotInCache(
+            raise NotInCacheError(
                 f"{what} is not in {self.folder} yet ({kind} shard {shard} has no commit record): "
                 f"give the build command again to make it"
             )
@@ -234,7 +234,7 @@ def prompt_table(folder: Folder, manifest: Manifest, *, verify: Verify) -> Promp
 
 
 def read_metadata(folder: Folder, manifest: Manifest) -> dict[str, bytes]:
-    """The zarr.json files, which the manifest vouches for; DamagedCache if one is not what it says."""
+    """The zarr.json files, which the manifest vouches for; DamagedCacheError if one is not what it says."""
     names = [name for name in manifest.metadata if name != OFFSETS_FILE]
     with ThreadPoolExecutor(8) as pool:
         return dict(zip(names, pool.map(lambda name: read_metadata_file(folder, manifest, name), names), strict=True))
@@ -247,7 +247,7 @@ def read_metadata_file(folder: Folder, manifest: Manifest, name: str) -> bytes:
     except FileNotFoundError:
         data = b""
     if (found := xxh3_128(data)) != manifest.metadata[name]:
-        raise DamagedCache(
+        raise DamagedCacheError(
             f"{folder}/{name} has checksum {found} ({len(data)} bytes), the manifest says {manifest.metadata[name]}: "
             f"it was changed or lost; `secondcast repair {folder}` writes it anew"
         )

@@ -15,7 +15,7 @@ class Label(TypedDict, total=False):
     key: str
     prompt: str
     prompt_id: str
-    replica: int
+    sample_index: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Trajectory:
     index: int
     key: str
     prompt: int
-    replica: int
+    sample_index: int
     guidance: float | None
     sigmas: tuple[float, ...]
     noise_SC: Array
@@ -44,13 +44,13 @@ class Trajectory:
         return derive_latents(self.noise_SC, self.velocity_KSC, self.sigmas)[:-1]
 
 
-def trajectory_key(prompt_id: str, replica: int) -> str:
+def trajectory_key(prompt_id: str, sample_index: int) -> str:
     """Name of a trajectory: the same in every cache, format and generation."""
-    return f"{prompt_id}-{replica:04d}"
+    return f"{prompt_id}-{sample_index:04d}"
 
 
 def trajectory_of(
-    row: Arrays, *, index: int, key: str, prompt: int, replica: int, sigmas: Sequence[float]
+    row: Arrays, *, index: int, key: str, prompt: int, sample_index: int, sigmas: Sequence[float]
 ) -> Trajectory:
     """Build a trajectory from one row of a shard."""
     stored = row.get("hidden_states")
@@ -58,7 +58,7 @@ def trajectory_of(
         index=index,
         key=key,
         prompt=prompt,
-        replica=replica,
+        sample_index=sample_index,
         guidance=float(row["guidance"]) if "guidance" in row else None,
         sigmas=tuple(sigmas),
         noise_SC=row["noise"] if stored is None else stored[0],

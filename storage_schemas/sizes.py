@@ -69,7 +69,7 @@ def stored_ratio(field: Field, codec: CodecName) -> tuple[float, float]:
 
 def cache_sizes(manifest: Manifest) -> list[Size]:
     """All arrays of the cache that a manifest describes, then its prompts, and its records with what formats add."""
-    layout, storage = Layout(manifest.prompts.generations), manifest.sampling.storage
+    layout, storage = Layout(manifest.prompts.segments), manifest.sampling.storage
     counts: dict[Kind, int] = {"trajectories": len(layout), "embeddings": layout.embeddings.items}
     if storage.embeddings == "none":
         counts["embeddings"] = 0
@@ -89,7 +89,7 @@ def remaining_bytes(manifest: Manifest, records: Records) -> tuple[int, int]:
 
     Where shards of a kind are committed, by what their rows took; else by the estimate.
     """
-    layout, storage = Layout(manifest.prompts.generations), manifest.sampling.storage
+    layout, storage = Layout(manifest.prompts.segments), manifest.sampling.storage
     planned: dict[Kind, int] = {"trajectories": len(layout), "embeddings": layout.embeddings.items}
     if planned["trajectories"] == records.rows("trajectories") and storage.embeddings == "none":
         # Embeddings that are not kept are made for the trajectories that are missing only.

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from secondcast.storage_schemas.codecs.by_field import as_read
 from secondcast.storage_schemas.embeddings import drop_embeddings
-from secondcast.storage_schemas.errors import DerivationMismatch, NonFinite, NotACache, ShardTaken
+from secondcast.storage_schemas.errors import DerivationMismatchError, NonFiniteError, NotACacheError, ShardLockedError
 from secondcast.storage_schemas.formats.by_manifest import format_of
 from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.io.folders import Folder, LocalFolder, Location, open_folder
@@ -30,7 +30,7 @@ from secondcast.storage_schemas.schema.commits import (
 )
 from secondcast.storage_schemas.schema.derivation import derive_latents
 from secondcast.storage_schemas.schema.fields import Arrays, check_arrays, fields_of, is_finite, same_bits
-from secondcast.storage_schemas.schema.journal import claimed_manifest, settle
+from secondcast.storage_schemas.schema.journal import finish_pending, locked_manifest
 from secondcast.storage_schemas.schema.layout import Layout, ShardRange
 from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest, check_same_settings
 from secondcast.storage_schemas.schema.prompts import OFFSETS_FILE, PROMPTS_FILE, Prompt, encode_prompts, ids_digest
@@ -56,7 +56,7 @@ class CacheWriter:
 
     def __init__(self, folder: Folder, manifest: Manifest, prompts: list[Prompt]) -> None:
         self.folder, self.manifest, self.prompts = folder, manifest, prompts
-        self.layout = Layout(manifest.prompts.generations)
+        self.layout = Layout(manifest.prompts.segments)
         self._format = format_of(manifest)
         self._sampling_digest = manifest.digests()["sampling"]
 
@@ -66,8 +66,8 @@ class CacheWriter:
     ) -> Self:
         """Start a cache in an empty or new folder, or go on with one of the same settings.
 
-        `manifest.metadata` is filled in here. Raises NotACache for a folder that holds something else,
-        SettingsDiffer (naming the field) for a cache of other settings.
+        `manifest.metadata` is filled in here. Raises NotACacheError for a folder that holds something else,
+        SettingsMismatchError (naming the field) for a cache of other settings.
         """
         metadata = format_of(manifest).metadata()
         lines, offsets = encode_prompts(prompts)
@@ -79,16 +79,16 @@ class CacheWriter:
             return cls.resume(folder, manifest, prompts, files, tokenizer_files)
         _check_free(folder)
         # Under a claim, so that of two builders of other settings the loser does not write over the winner's prompts.
-        with claimed_manifest(folder) as confirm:
+        with locked_manifest(folder) as renew:
             if folder.size(MANIFEST_FILE) is None:
                 folder.sweep()
                 first = files | _tokenizer(tokenizer_files)
                 _check_left(folder, first)
                 for name, data in first.items():
-                    confirm()
+                    renew()
                     folder.replace(name, data)
                 # The manifest comes last and is created exclusively: with it the cache exists.
-                confirm()
+                renew()
                 if folder.publish(MANIFEST_FILE, manifest.encode()):
                     return cls(folder, manifest, prompts)
         return cls.resume(folder, manifest, prompts, files, tokenizer_files)
@@ -104,9 +104,9 @@ class CacheWriter:
     ) -> Self:
         """Go on with a cache: `files` are those its manifest vouches for; what is lost of them is written anew.
 
-        Raises SettingsDiffer (naming the field) for a cache of other settings.
+        Raises SettingsMismatchError (naming the field) for a cache of other settings.
         """
-        settle(folder)
+        finish_pending(folder)
         manifest = read_manifest(folder)
         check_same_settings(manifest, wanted, str(folder))
         folder.sweep()
@@ -114,10 +114,10 @@ class CacheWriter:
         # Another version of zarr-python may word its metadata otherwise: what the manifest vouches for stays.
         own = {name: data for name, data in files.items() if manifest.metadata.get(name) in (None, xxh3_128(data))}
         if lost := [name for name, data in own.items() if not _holds(folder, name, data)]:
-            with claimed_manifest(folder) as confirm:
+            with locked_manifest(folder) as renew:
                 # A cache that was extended meanwhile has other files.
                 for name in lost if read_manifest(folder) == manifest else ():
-                    confirm()
+                    renew()
                     folder.replace(name, own[name])
         return cls(folder, manifest, prompts)
 
@@ -155,19 +155,19 @@ class CacheWriter:
     ) -> CommitRecord:
         """Check, encode and write one whole shard, then publish its record; `encode` in place of our own.
 
-        Raises NonFinite, DerivationMismatch (nothing is written), ShardTaken (another builder was first).
+        Raises NonFiniteError, DerivationMismatchError (nothing is written), ShardLockedError (another builder was first).
         """
         files = (encode or self.encode)(kind, shard, arrays)
         raw_bytes = sum(array.nbytes for array in arrays.values())
         record = self.record_of(kind, shard, files, raw_bytes=raw_bytes, seconds=seconds, provenance=provenance)
         # Under a lock, so that the slower of two builders never writes over what the other has committed.
-        with self.folder.claimed(record_path(kind, shard.shard)) as confirm:
+        with self.folder.lock(record_path(kind, shard.shard)) as renew:
             if is_published(self.folder, record):
                 raise self._taken(record)
             for name, data in files.items():
-                confirm()
+                renew()
                 self.folder.replace(name, data)
-            confirm()
+            renew()
             if not publish_record(self.folder, record):
                 raise self._taken(record)
         return record
@@ -221,18 +221,18 @@ class CacheWriter:
         index = f"{COMMITS_FOLDER}/{INDEX_FILE}"
         if self.folder.size(index) is not None and not dropped:
             return True
-        with claimed_manifest(self.folder) as confirm:
+        with locked_manifest(self.folder) as renew:
             if read_manifest(self.folder).digests() != self.manifest.digests():
                 return False
             if dropped:
                 drop_embeddings(self.folder)
             if self.folder.size(index) is None:
-                confirm()
+                renew()
                 publish_index(self.folder, self.records())
         return True
 
-    def _taken(self, record: CommitRecord) -> ShardTaken:
-        return ShardTaken(
+    def _taken(self, record: CommitRecord) -> ShardLockedError:
+        return ShardLockedError(
             f"{self.folder}: {record.kind} shard {record.shard} was committed by another builder meanwhile: nothing "
             f"is lost; stop one of the two builders"
         )
@@ -246,8 +246,8 @@ class CacheWriter:
                 continue
             place = self.layout.place(item)
             prompt = self.prompts[place.prompt]
-            key = trajectory_key(prompt.id, place.replica)
-            labels.append({"key": key, "prompt": prompt.text, "prompt_id": prompt.id, "replica": place.replica})
+            key = trajectory_key(prompt.id, place.sample_index)
+            labels.append({"key": key, "prompt": prompt.text, "prompt_id": prompt.id, "replica": place.sample_index})
         return labels
 
     def _check_encoded(self, kind: Kind, shard: ShardRange, files: dict[str, bytes], arrays: Arrays) -> None:
@@ -256,7 +256,7 @@ class CacheWriter:
         codec = self.manifest.sampling.storage.codec
         for field in fields_of(self.manifest, kind):
             if not same_bits(decoded[field.name], as_read(field, codec, arrays[field.name])):
-                raise DerivationMismatch(
+                raise DerivationMismatchError(
                     f"{self.folder}: {field.name} of {kind} shard {shard.shard} decodes to other bits than were "
                     f"encoded: a fault of this machine or of a library; nothing was written"
                 )
@@ -266,7 +266,7 @@ class CacheWriter:
             derived = derive_latents(decoded["noise"][row], decoded["velocity"][row], self.manifest.sampling.sigmas)
             if not same_bits(derived[-1], decoded["final_latent"][row]):
                 count = int((derived[-1] != decoded["final_latent"][row]).sum())
-                raise DerivationMismatch(
+                raise DerivationMismatchError(
                     f"{self.folder}: trajectory {shard.first + row} derived from noise and velocity ends {count} of "
                     f"{derived[-1].size} elements away from the latent that was sampled: this device rounds "
                     f"otherwise; build with --latents stored"
@@ -279,7 +279,7 @@ def _check_finite(arrays: Arrays, labels: list[Label]) -> None:
             continue
         for row, label in enumerate(labels):
             if not is_finite(array[row]):
-                raise NonFinite(
+                raise NonFiniteError(
                     f"{name} of {label['key']} ({label['prompt']!r}) is not finite: nothing of its shard was "
                     f"written; try --dtype float32, or take the prompt out"
                 )
@@ -291,13 +291,13 @@ def _tokenizer(files: dict[str, bytes]) -> dict[str, bytes]:
 
 def _check_free(folder: Folder) -> None:
     if isinstance(folder, LocalFolder) and folder.path.exists() and not folder.path.is_dir():
-        raise NotACache(f"{folder} is a file, expected a new or empty folder for the cache: give another one")
+        raise NotACacheError(f"{folder} is a file, expected a new or empty folder for the cache: give another one")
     # A builder that was killed before its manifest may have left these behind: see _check_left.
     ours = {PROMPTS_FILE, OFFSETS_FILE, TOKENIZER_FOLDER, "trajectories.zarr", "embeddings.zarr"}
     foreign = [name for name in folder.entries() if name not in ours]
     # Looked at again: another builder may have made the cache meanwhile.
     if foreign and folder.size(MANIFEST_FILE) is None:
-        raise NotACache(
+        raise NotACacheError(
             f"{folder} holds {foreign[0]!r} and {len(folder.entries()) - 1} more, but no {MANIFEST_FILE}: it is not a "
             f"cache; give a new or empty folder"
             + (f" (or `secondcast repair {folder} --from COPY`)" if COMMITS_FOLDER in foreign else "")
@@ -305,10 +305,10 @@ def _check_free(folder: Folder) -> None:
 
 
 def _check_left(folder: Folder, files: dict[str, bytes]) -> None:
-    """Raise NotACache unless all that a folder without a manifest holds is the same as what is written to it now."""
+    """Raise NotACacheError unless all that a folder without a manifest holds is the same as what is written to it now."""
     for name in folder.names():
         if name not in files or not _holds(folder, name, files[name]):
-            raise NotACache(
+            raise NotACacheError(
                 f"{folder} holds {name!r}, which this build did not write, and no {MANIFEST_FILE}: it is not a cache; "
                 f"move the file away, or give a new or empty folder"
             )

@@ -7,17 +7,17 @@ import torch
 from secondcast.models.attention import RECORDED_NATIVE, check_attention, recorded_attention
 from secondcast.models.memory.compiling import check_compiler
 from secondcast.models.teacher.folder import TeacherFolder
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.maintenance.rewrite import ways_made
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.reader import Cache
-from secondcast.trainer.data.mixture import Lesson
+from secondcast.trainer.data.mixture import TrainingCache
 from secondcast.trainer.settings import MAIN, TrainSettings
 from secondcast.trainer.stage import Stage
 
 
 def check_stages(settings: TrainSettings, caches: Mapping[str, Cache], ranks: int) -> None:
-    """Raise BadSettings, naming flag or stage, for what so many processes or these caches (by name) cannot give."""
+    """Raise SettingsError, naming flag or stage, for what so many processes or these caches (by name) cannot give."""
     for stage in settings.stages:
         _check_divides(stage, ranks)
         for name in stage.caches or caches:
@@ -30,18 +30,18 @@ def _check_one_dtype(caches: Mapping[str, Cache]) -> None:
     (first, one), *others = caches.items()
     for name, other in others:
         if (was := one.manifest.sampling.dtype) != (now := other.manifest.sampling.dtype):
-            raise BadSettings(
+            raise SettingsError(
                 f"cache {first} was recorded in {was} and {name} in {now}: the transformer that replays both computes "
                 f"in one of them; give --backbone-dtype {was} or {now}"
             )
 
 
 def _check_divides(stage: Stage, ranks: int) -> None:
-    unit = ranks * stage.accumulate * stage.steps_per_trajectory
+    unit = ranks * stage.grad_accum_steps * stage.timesteps_per_sample
     if stage.batch_size % unit:
-        raise BadSettings(
+        raise SettingsError(
             f"batch-size is {stage.batch_size} on {counted(ranks, 'process')}, expected a multiple of processes x "
-            f"accumulate x steps-per-trajectory = {ranks} x {stage.accumulate} x {stage.steps_per_trajectory}: each "
+            f"accumulate x steps-per-trajectory = {ranks} x {stage.grad_accum_steps} x {stage.timesteps_per_sample}: each "
             f"computes an equal part of a batch; take {max(1, stage.batch_size // unit) * unit}, or another number of "
             f"processes"
         )
@@ -49,29 +49,33 @@ def _check_divides(stage: Stage, ranks: int) -> None:
 
 def _check_fits(stage: Stage, cache: Cache) -> None:
     steps = cache.manifest.sampling.steps
-    if stage.steps_per_trajectory > steps:
-        raise BadSettings(
-            f"--steps-per-trajectory is {stage.steps_per_trajectory}, the trajectories of {cache.folder} have "
+    if stage.timesteps_per_sample > steps:
+        raise SettingsError(
+            f"--steps-per-trajectory is {stage.timesteps_per_sample}, the trajectories of {cache.folder} have "
             f"{counted(steps, 'step')}: as many different ones there are not; give at most {steps}"
         )
     if cache.manifest.sampling.storage.embeddings == "stored" or not stage.needs_embeddings:
         return
     if stage.name != MAIN and stage.replays:
-        asked, what, way = f"stage {stage.name} has embedding-term {stage.embedding_term:g}", "the term", "it none"
+        asked, what, way = (
+            f"stage {stage.name} has embedding-term {stage.embedding_loss_weight:g}",
+            "the term",
+            "it none",
+        )
     elif stage.name != MAIN:
         asked, what, way = f"stage {stage.name} has the loss {stage.loss}", "it", "stages of --loss vision alone"
     elif not stage.replays:
         asked, what, way = f"--loss is {stage.loss}", "this loss", "--loss vision"
     else:
-        asked, what, way = f"--embedding-term is {stage.embedding_term:g}", "the term", "--embedding-term 0"
-    raise BadSettings(
+        asked, what, way = f"--embedding-term is {stage.embedding_loss_weight:g}", "the term", "--embedding-term 0"
+    raise SettingsError(
         f"{asked}, but {cache.folder} was built with --embeddings none: {what} compares with the teacher's "
         f"embeddings; give {way}, or build with --embeddings stored"
     )
 
 
 def check_backend(settings: TrainSettings, teacher: TeacherFolder, dtype: torch.dtype, device: torch.device) -> None:
-    """Raise BadSettings, before weights are read, unless the attention backend and the compiler run here."""
+    """Raise SettingsError, before weights are read, unless the attention backend and the compiler run here."""
     check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)
     if settings.compile:
         check_compiler(device)
@@ -83,14 +87,14 @@ def how_replayed(settings: TrainSettings) -> str:
     return f"transformer with attention {recorded_attention(settings.attention_backend)}{compiled}"
 
 
-def remarks(settings: TrainSettings, lessons: Sequence[Lesson]) -> Iterator[str]:
+def remarks(settings: TrainSettings, training_caches: Sequence[TrainingCache]) -> Iterator[str]:
     """What the caches were recorded by and this run does not compute by; and that compiling takes its time."""
     now = recorded_attention(settings.attention_backend)
-    for lesson in lessons:
-        was = _recorded(lesson.cache)
+    for training_cache in training_caches:
+        was = _recorded(training_cache.cache)
         if was - {now}:
             yield (
-                f"{lesson.cache.folder} was recorded with attention {', '.join(sorted(was))}, this run has {now}: the "
+                f"{training_cache.cache.folder} was recorded with attention {', '.join(sorted(was))}, this run has {now}: the "
                 f"replay floor tells what the other rounding comes to"
             )
     if settings.compile:

@@ -8,7 +8,7 @@ from torch.nn.functional import dropout
 from torch.overrides import TorchFunctionMode
 
 
-class DropoutOfRows(TorchFunctionMode):
+class BatchInvariantDropout(TorchFunctionMode):
     """Inside it, dropout of rows first .. first+n-1 of a batch takes those rows of the whole batch's masks.
 
     All who compute a part of the batch draw all of its masks from the same seed: numbers that are not needed cost less

@@ -10,20 +10,20 @@ import torch
 
 from secondcast.models.student.student import Student
 from secondcast.models.student.tokens import StudentTokens
-from secondcast.storage_schemas.errors import NonFinite
+from secondcast.storage_schemas.errors import NonFiniteError
 from secondcast.storage_schemas.progress import Progress, counted
-from secondcast.trainer.data.feed import Batch, EmbeddingBatch, Request, Rows
-from secondcast.trainer.data.mixture import Lesson, split, stage_orders
-from secondcast.trainer.data.order import mix, part_of
-from secondcast.trainer.distributed.processes import ALONE, Processes
+from secondcast.trainer.data.feed import Batch, BatchSpec, EmbeddingBatch, Rows
+from secondcast.trainer.data.mixture import TrainingCache, split, stage_orders
+from secondcast.trainer.data.order import mix, rank_slice
+from secondcast.trainer.distributed.processes import ALONE, Distributed
 from secondcast.trainer.distributed.sharding import shell_of, whole_norm
-from secondcast.trainer.dropout import DropoutOfRows
+from secondcast.trainer.dropout import BatchInvariantDropout
 from secondcast.trainer.losses.objective import Objective
-from secondcast.trainer.losses.validation import Floor, replay_floor, validation_loss
-from secondcast.trainer.optimizer import Average, make_optimizer, set_learning_rate
+from secondcast.trainer.losses.validation import ReplayError, replay_error, validation_loss
+from secondcast.trainer.optimizer import EMA, make_optimizer, set_learning_rate
 from secondcast.trainer.run.checkpoints import forget_old, load_checkpoint, mark_best, restore_best, save_checkpoint
 from secondcast.trainer.run.metrics import Metrics
-from secondcast.trainer.run.stopping import Pauses
+from secondcast.trainer.run.stopping import CheckpointTimer
 from secondcast.trainer.run.timing import StepClock
 from secondcast.trainer.settings import StepOfStage, TrainSettings
 from secondcast.trainer.stage import Stage
@@ -43,34 +43,34 @@ class Trainer:
         self,
         run: Path,
         settings: TrainSettings,
-        lessons: Sequence[Lesson],
+        training_caches: Sequence[TrainingCache],
         objective: Objective,
         student: Student,
         device: torch.device,
         *,
         autocast: bool,
         tokens: StudentTokens | None = None,
-        processes: Processes = ALONE,
+        processes: Distributed = ALONE,
         metrics: Metrics | None = None,
     ) -> None:
         self.run, self.settings, self.objective, self.device = run, settings, objective, device
-        self.feed, self.held_out = split(lessons, device, tokens, objective.host_modulation)
+        self.feed, self.held_out = split(training_caches, device, tokens, objective.host_modulation)
         self.processes, self._metrics = processes, metrics
         self.done = 0
-        self._pauses = Pauses(processes, minutes=settings.checkpoint_minutes)
+        self._pauses = CheckpointTimer(processes, minutes=settings.checkpoint_minutes)
         self.clock = StepClock.of(device)
         self._shell = shell_of(student) if processes.sharded and processes.is_first else None
-        self.average = Average(student, settings.ema) if settings.ema is not None else None
+        self.average = EMA(student, settings.ema) if settings.ema is not None else None
         self.student = processes.placed(student, device)
         if self.average is not None:
             self.average.student = processes.placed(self.average.student, device)
         self._in_training = processes.synchronized(self.student)
         self.optimizer = make_optimizer(self.student, settings)
-        self.orders = stage_orders(settings, lessons, self.feed)
+        self.orders = stage_orders(settings, training_caches, self.feed)
         self.best: float | None = None
-        self.floor: Floor | None = None
+        self.floor: ReplayError | None = None
         self.autocast = autocast
-        self._tokenizer = lessons[0].cache.tokenizer_files if tokens is None else tokens.files
+        self._tokenizer = training_caches[0].cache.tokenizer_files if tokens is None else tokens.files
 
     def train(self, progress: Progress) -> float | None:
         """Run from where it stands (see resume) to the last step; the best validation loss.
@@ -122,21 +122,21 @@ class Trainer:
                 seconds.append(time.monotonic() - began)
         return seconds
 
-    def requests(self, step: int) -> list[Request]:
+    def requests(self, step: int) -> list[BatchSpec]:
         """What optimizer step `step` reads: equal parts of its batch, or of this process's part of it."""
         at = self.settings.at(step)
         stage = at.stage
         vision = stage.replays
         rank, ranks = self.processes.rank, self.processes.ranks
-        share = stage.accumulate * (stage.steps_per_trajectory if vision else 1)
-        rows = part_of(self._rows(at), rank=rank, ranks=ranks, share=share)
-        size = len(rows) // stage.accumulate
+        share = stage.grad_accum_steps * (stage.timesteps_per_sample if vision else 1)
+        rows = rank_slice(self._rows(at), rank=rank, ranks=ranks, share=share)
+        size = len(rows) // stage.grad_accum_steps
         return [
-            Request(
+            BatchSpec(
                 replays=vision,
                 rows=rows[first : first + size],
-                share=stage.steps_per_trajectory if vision else 1,
-                embeddings=vision and stage.embedding_term > 0,
+                share=stage.timesteps_per_sample if vision else 1,
+                embeddings=vision and stage.embedding_loss_weight > 0,
             )
             for first in range(0, len(rows), size)
         ]
@@ -175,7 +175,7 @@ class Trainer:
         if not math.isfinite(errors.mean):
             # A checkpoint of such a student would be gone on from.
             self._log(step=done, stopped=f"validation loss is {errors.mean}")
-            raise NonFinite(
+            raise NonFiniteError(
                 f"validation loss is {errors.mean} after {counted(done, 'step')}: stopped, the last checkpoint is "
                 f"intact; lower "
                 f"--learning-rate and give the command again in a new run folder"
@@ -184,12 +184,12 @@ class Trainer:
         self._log(step=done, validation_loss=errors.mean, **by_step)
         return errors.mean
 
-    def measure_floor(self, sources: Sequence[int] | None = None) -> Floor:
+    def measure_replay_error(self, sources: Sequence[int] | None = None) -> ReplayError:
         """The replay floor under the loss, see validation.replay_floor; from then on it is shown beside the loss."""
-        self.floor = replay_floor(
+        self.floor = replay_error(
             self.objective, self.feed, sources, rows=self.settings.floor, processes=self.processes
         )
-        self._log(step=self.done, replay_floor=self.floor.error, replay_floor_by_step=self.floor.by_step)
+        self._log(step=self.done, replay_error=self.floor.error, replay_error_by_step=self.floor.by_step)
         return self.floor
 
     def resume(self, progress: Progress) -> None:
@@ -250,7 +250,7 @@ class Trainer:
     def _all_gradients(self, at: StepOfStage, batches: Iterator[Batch | EmbeddingBatch]) -> tuple[list[float], float]:
         """The gradients of a step, clipped: losses of all parts of all processes, and the norm before clipping."""
         with self.objective.conditions_checked_at_the_end():
-            losses = [self._gradients(at, part, self._next(batches)) for part in range(at.stage.accumulate)]
+            losses = [self._gradients(at, part, self._next(batches)) for part in range(at.stage.grad_accum_steps)]
             norm = whole_norm(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip))
             # The one place of a step where the device is waited for.
             *values, whole = torch.stack([*losses, norm]).tolist()
@@ -262,12 +262,12 @@ class Trainer:
         return batch
 
     def _gradients(self, at: StepOfStage, part: int, batch: Batch | EmbeddingBatch) -> torch.Tensor:
-        parts, rows = at.stage.accumulate, len(batch.token_ids_BT)
+        parts, rows = at.stage.grad_accum_steps, len(batch.token_ids_BT)
         # Dropout masks are a function of (seed, step, row of the batch): a resumed run draws the same ones.
         torch.manual_seed(mix(self.settings.seed, at.step))
         first = (self.processes.rank * parts + part) * rows
         with self.processes.part(self._in_training, last=part == parts - 1):
-            with DropoutOfRows(first=first, rows=self.processes.ranks * parts * rows):
+            with BatchInvariantDropout(first=first, rows=self.processes.ranks * parts * rows):
                 student_BTD = self.embed(self._in_training, batch.token_ids_BT)
             self.clock.mark("student_forward")
             loss = self.objective.training_loss(at.stage, student_BTD, batch)
@@ -289,7 +289,7 @@ class Trainer:
         records = [self.feed.name_of(place) + (f" step {k}" if at.stage.replays else "") for place, k in rows]
         self._log(step=at.step, stopped=f"{what} is {value}", records=records)
         more = f" and {len(records) - _NAMED} more (metrics.jsonl names them)" if len(records) > _NAMED else ""
-        raise NonFinite(
+        raise NonFiniteError(
             f"{kind} {what} is {value} at step {at.step}, in the batch of {', '.join(records[:_NAMED])}{more}: "
             f"stopped, the last checkpoint is intact; lower --learning-rate and give the command again in a new run "
             f"folder"

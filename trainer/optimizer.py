@@ -17,7 +17,7 @@ def make_optimizer(student: Student, settings: TrainSettings) -> torch.optim.Ada
     """AdamW over the student alone; weight decay on the encoder, none on the projection (paper, section 4)."""
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
-        factor = settings.position_bias_factor if _POSITION_BIAS in name else 1.0
+        factor = settings.position_bias_lr_scale if _POSITION_BIAS in name else 1.0
         decay = settings.weight_decay if name.startswith("encoder.") else 0.0
         groups.setdefault((factor, decay), []).append(parameter)
     return torch.optim.AdamW(
@@ -48,7 +48,7 @@ def learning_rate(stage: Stage, position: int) -> float:
     return stage.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * position / stage.length))
 
 
-class Average:
+class EMA:
     """A second student, fp32, in eval mode, that follows the first.
 
     The decay of optimizer step n (from 0) is (1 + n) / (10 + n) as long as that is less than `decay`, so that a short

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.io.home import expand_home
 from secondcast.storage_schemas.io.toml_file import read_toml, recipe_tables
 from secondcast.storage_schemas.schema.flags import first_wrong_flag
@@ -34,7 +34,7 @@ def read_recipe(file: Path, *, beside: Collection[str] = (), **changes: Any) -> 
 
     beside: keys that others read. changes: precede what is stated for all of the run.
 
-    Raises BadSettings, naming file, stage and key, for what cannot be read, is unknown, or out of range.
+    Raises SettingsError, naming file, stage and key, for what cannot be read, is unknown, or out of range.
     """
     stated = read_toml(file, what=f"recipe {file}", expected="a recipe, see those in recipes/")
     if (tables := recipe_tables(file, stated)) is not None:
@@ -43,7 +43,7 @@ def read_recipe(file: Path, *, beside: Collection[str] = (), **changes: Any) -> 
     stated = {key: value for key, value in stated.items() if key.replace("-", "_") not in of_others}
     caches = stated.pop("caches", {})
     if not isinstance(caches, dict) or not all(isinstance(place, str) for place in caches.values()):
-        raise BadSettings(
+        raise SettingsError(
             f'{file} has caches = {caches!r}, expected lines such as signs = "signs-cache" under [caches]'
         )
     caches = {name: expand_home(place) for name, place in caches.items()}
@@ -51,12 +51,12 @@ def read_recipe(file: Path, *, beside: Collection[str] = (), **changes: Any) -> 
         stated["student"] = expand_home(student)
     stages = stated.pop("stage", [])
     if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
-        raise BadSettings(f"{file} has stage = {stages!r}, expected a [[stage]] for each stage")
+        raise SettingsError(f"{file} has stage = {stages!r}, expected a [[stage]] for each stage")
     if not stages:
-        raise BadSettings(f"{file} has no stage, expected a [[stage]] for each, see the recipes in recipes/")
+        raise SettingsError(f"{file} has no stage, expected a [[stage]] for each, see the recipes in recipes/")
     run = _of_the_run(file, stated) | changes
     if "student" not in run:
-        raise BadSettings(f"{file} names no student: give --student, or a line such as student = 'google-t5/t5-base'")
+        raise SettingsError(f"{file} names no student: give --student, or a line such as student = 'google-t5/t5-base'")
     made = tuple(_stage(file, number, stage) for number, stage in enumerate(stages, start=1))
     return Recipe(settings=_checked(str(file), TrainSettings, run | {"stages": made}), caches=caches)
 
@@ -72,11 +72,11 @@ def _of_the_run(file: Path, stated: dict[str, Any]) -> dict[str, Any]:
     if (budget := values.pop("budget", None)) is None:
         return values
     if not isinstance(budget, str):
-        raise BadSettings(f"{file}: budget is {budget!r}, expected a time such as '72h', '90m' or '3d'")
+        raise SettingsError(f"{file}: budget is {budget!r}, expected a time such as '72h', '90m' or '3d'")
     try:
         return values | {"budget_seconds": seconds_of(budget)}
-    except BadSettings as error:
-        raise BadSettings(f"{file}: {str(error).removeprefix('--')}") from error
+    except SettingsError as error:
+        raise SettingsError(f"{file}: {str(error).removeprefix('--')}") from error
 
 
 def _stage(file: Path, number: int, stated: dict[str, Any]) -> Stage:
@@ -84,10 +84,10 @@ def _stage(file: Path, number: int, stated: dict[str, Any]) -> Stage:
     values = {"name": str(number), **_names(where, stated)}
     _check_known(where, values, set(Stage.model_fields))
     if "steps" in values and "budget_share" in values:
-        raise BadSettings(f"{where}: both steps and budget-share are given, expected one of them")
+        raise SettingsError(f"{where}: both steps and budget-share are given, expected one of them")
     if isinstance(listed := values.get("caches"), list):
         if not all(isinstance(cache, str) for cache in listed) or len(set(listed)) < len(listed):
-            raise BadSettings(
+            raise SettingsError(
                 f"{where} has caches = {listed!r}, expected names, each once, or their weights as in {{a = 10, b = 1}}"
             )
         values["caches"] = dict.fromkeys(listed, 1.0)
@@ -99,7 +99,9 @@ def _names(where: str, stated: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in stated.items():
         if (name := key.replace("-", "_")) in values:
-            raise BadSettings(f"{where} has {name.replace('_', '-')} twice, with - and with _: leave one of them away")
+            raise SettingsError(
+                f"{where} has {name.replace('_', '-')} twice, with - and with _: leave one of them away"
+            )
         values[name] = value
     return values
 
@@ -110,8 +112,8 @@ def _check_known(where: str, values: dict[str, Any], known: set[str]) -> None:
         key = unknown[0].replace("_", "-")
         if key == "fit":
             # What fits is of a machine, and is written down as the options that it came to.
-            raise BadSettings(f"{where} has the key 'fit', which is no part of a recipe: give --fit beside --config")
-        raise BadSettings(f"{where} has the unknown key {key!r}, expected one of {listed}")
+            raise SettingsError(f"{where} has the key 'fit', which is no part of a recipe: give --fit beside --config")
+        raise SettingsError(f"{where} has the unknown key {key!r}, expected one of {listed}")
 
 
 def _checked(where: str, kind: type[Stage] | type[TrainSettings], values: dict[str, Any]) -> Any:
@@ -119,12 +121,12 @@ def _checked(where: str, kind: type[Stage] | type[TrainSettings], values: dict[s
         # TOML has types: a text for a number, or true, is a slip.
         return kind.model_validate(values, strict=True)
     except ValidationError as error:
-        raise BadSettings(f"{where}: {first_wrong_flag(error).removeprefix('--')}") from error
+        raise SettingsError(f"{where}: {first_wrong_flag(error).removeprefix('--')}") from error
 
 
 def seconds_of(text: str) -> float:
-    """Seconds of a time such as 72h, 90m, 1.5d; BadSettings for another text."""
+    """Seconds of a time such as 72h, 90m, 1.5d; SettingsError for another text."""
     found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd])", text.strip())
     if found is None or float(found[1]) == 0:
-        raise BadSettings(f"--budget is {text!r}, expected a time such as 72h, 90m or 3d")
+        raise SettingsError(f"--budget is {text!r}, expected a time such as 72h, 90m or 3d")
     return float(found[1]) * _UNIT_SECONDS[found[2]]

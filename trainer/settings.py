@@ -47,13 +47,13 @@ class RunOptions(MemoryOptions, BackboneCall):
     weight_decay: Annotated[float, Shown(group=OPTIMIZER, rare=True)] = Field(
         default=1e-3, ge=0, le=LARGEST_FACTOR, description="Of AdamW."
     )
-    clip: Annotated[float, Shown(group=OPTIMIZER)] = Field(
+    max_grad_norm: Annotated[float, Shown(group=OPTIMIZER)] = Field(
         default=1.0, gt=0, le=LARGEST, description="Largest norm of the student's gradient."
     )
-    position_bias_factor: Annotated[float, Shown(group=OPTIMIZER, rare=True)] = Field(
+    position_bias_lr_scale: Annotated[float, Shown(group=OPTIMIZER, rare=True)] = Field(
         default=1.0, gt=0, le=LARGEST_FACTOR, description="Learning rate of T5's position bias, times this."
     )
-    ema: Annotated[float | None, Shown(group=OPTIMIZER)] = Field(
+    ema_decay: Annotated[float | None, Shown(group=OPTIMIZER)] = Field(
         default=None, gt=0, lt=1, description="Decay of an average of the weights, which is validated and exported."
     )
     checkpoint_every: Annotated[int, Shown(group=CHECKPOINTS)] = Field(
@@ -64,11 +64,11 @@ class RunOptions(MemoryOptions, BackboneCall):
         gt=0,
         description="After so long without a checkpoint there is one, without a validation.",
     )
-    keep: Annotated[int, Shown(group=CHECKPOINTS)] = Field(
+    keep_checkpoints: Annotated[int, Shown(group=CHECKPOINTS)] = Field(
         default=2, ge=1, description="Last checkpoints kept, besides the best."
     )
     validate_rows: Annotated[int, Shown(hidden=True)] = Field(default=64, ge=1)
-    floor: Annotated[int, Shown(group=CHECKPOINTS)] = Field(
+    replay_check: Annotated[int, Shown(group=CHECKPOINTS)] = Field(
         default=64, ge=0, description="Records of which the replay floor is measured at the start; 0: none."
     )
     seed: int = Field(
@@ -185,12 +185,12 @@ class TrainSettings(RunOptions):
     @property
     def batch_rows(self) -> int:
         """Most rows that go through the networks at once in training."""
-        return max(stage.batch_size // stage.accumulate for stage in self.stages)
+        return max(stage.batch_size // stage.grad_accum_steps for stage in self.stages)
 
     @property
     def replay_rows(self) -> int:
         """Most rows that go through the backbone at once in training."""
-        return max(stage.batch_size // stage.accumulate for stage in self.stages if stage.replays)
+        return max(stage.batch_size // stage.grad_accum_steps for stage in self.stages if stage.replays)
 
 
 class TrainOptions(RunOptions, StageOptions):
@@ -199,17 +199,17 @@ class TrainOptions(RunOptions, StageOptions):
     to_be_chosen: ClassVar[bool] = True
 
     steps: int = Field(default=1000, ge=0, description="Optimizer steps with --loss.")
-    warmup_steps: int = Field(default=0, ge=0, description="Steps with --warmup-loss before them.")
-    warmup_loss: Annotated[Literal["embedding", "context"], Shown(group=OBJECTIVE)] = Field(
+    pretrain_steps: int = Field(default=0, ge=0, description="Steps with --warmup-loss before them.")
+    pretrain_loss: Annotated[Literal["embedding", "context"], Shown(group=OBJECTIVE)] = Field(
         default="context", description="docs/benchmarks.md compares them."
     )
-    warmup_learning_rate: Annotated[float | None, Shown(group=OPTIMIZER, rare=True)] = Field(
+    pretrain_lr: Annotated[float | None, Shown(group=OPTIMIZER, rare=True)] = Field(
         default=None, gt=0, le=LARGEST_RATE, description="Of the warm-up; default: the same."
     )
 
     @model_validator(mode="after")
     def _has_steps(self) -> Self:
-        if self.steps + self.warmup_steps == 0:
+        if self.steps + self.pretrain_steps == 0:
             raise ValueError("steps and warmup-steps are both 0, expected at least one of them above")
         return self
 
@@ -225,10 +225,10 @@ class TrainFlags(TrainOptions):
         """The same run as stages."""
         options = {name: getattr(self, name) for name in StageOptions.model_fields}
         shared = {name: options[name] for name in ("batch_size", "accumulate", "decay", "lr_warmup_steps")}
-        rate = self.warmup_learning_rate or self.learning_rate
+        rate = self.pretrain_lr or self.learning_rate
         stages = []
-        if self.warmup_steps:
-            warm_up = {"steps": self.warmup_steps, "loss": self.warmup_loss, "learning_rate": rate}
+        if self.pretrain_steps:
+            warm_up = {"steps": self.pretrain_steps, "loss": self.pretrain_loss, "learning_rate": rate}
             stages.append(Stage(name=WARM_UP, **shared | warm_up))
         if self.steps:
             stages.append(Stage(name=MAIN, steps=self.steps, **options))

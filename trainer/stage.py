@@ -19,7 +19,7 @@ OBJECTIVE, DATA, OPTIMIZER = "Loss", "Data", "Optimizer"
 class StageOptions(Flags):
     """How a stage trains.
 
-    huber: where `loss` turns from a square into a line, in the units of what it compares; None: a square everywhere.
+    huber_delta: where `loss` turns from a square into a line, in the units of what it compares; None: a square everywhere.
     step_weights: what the errors of the vision loss at step k are multiplied by, mean 1: see losses.step_weights.
     embedding_term: weight of the embedding loss beside the vision loss.
     batch_size: rows of one optimizer step; accumulate: equal parts of it that go through the networks one by one.
@@ -31,25 +31,25 @@ class StageOptions(Flags):
         default="vision",
         description=LOSSES_HELP,
     )
-    huber: Annotated[float | None, Shown(group=OBJECTIVE, rare=True)] = Field(
+    huber_delta: Annotated[float | None, Shown(group=OBJECTIVE, rare=True)] = Field(
         default=None,
         gt=0,
         le=LARGEST,
         description="--loss grows as a line, not a square, where a difference is above this.",
     )
-    step_weights: Annotated[StepWeights, Shown(group=OBJECTIVE, rare=True)] = Field(
+    timestep_weighting: Annotated[StepWeights, Shown(group=OBJECTIVE, rare=True)] = Field(
         default="uniform",
         description="Weight of a step in the vision loss: uniform is the paper's; sigma; its distance in sigma.",
     )
-    embedding_term: Annotated[float, Shown(group=OBJECTIVE, rare=True)] = Field(
+    embedding_loss_weight: Annotated[float, Shown(group=OBJECTIVE, rare=True)] = Field(
         default=0.0, ge=0, le=LARGEST, description="Weight of the embedding loss beside the vision loss."
     )
     batch_size: Annotated[int, Shown(group=DATA)] = Field(default=32, ge=1, description="Rows of an optimizer step.")
-    accumulate: Annotated[int, Shown(group=DATA)] = Field(
+    grad_accum_steps: Annotated[int, Shown(group=DATA)] = Field(
         default=1, ge=1, description="Equal parts of the batch, computed one by one: less memory."
     )
-    order: Annotated[OrderKind, Shown(group=DATA)] = Field(default="shuffled", description="following: the paper's.")
-    steps_per_trajectory: Annotated[int, Shown(group=DATA, rare=True)] = Field(
+    data_order: Annotated[OrderKind, Shown(group=DATA)] = Field(default="shuffled", description="following: the paper's.")
+    timesteps_per_sample: Annotated[int, Shown(group=DATA, rare=True)] = Field(
         default=1,
         ge=1,
         description="Rows of the batch that are steps of one trajectory and share the student's forward.",
@@ -57,7 +57,7 @@ class StageOptions(Flags):
     learning_rate: Annotated[float, Shown(group=OPTIMIZER)] = Field(
         default=1e-4, gt=0, le=LARGEST_RATE, description="Of AdamW, with --loss."
     )
-    decay: Annotated[Literal["constant", "cosine", "linear"], Shown(group=OPTIMIZER)] = Field(
+    lr_schedule: Annotated[Literal["constant", "cosine", "linear"], Shown(group=OPTIMIZER)] = Field(
         default="constant", description="Of the learning rate, over each stage."
     )
     lr_warmup_steps: Annotated[int | None, Shown(group=OPTIMIZER, rare=True)] = Field(
@@ -66,20 +66,20 @@ class StageOptions(Flags):
 
     @model_validator(mode="after")
     def _parts_are_equal(self) -> Self:
-        unit = self.accumulate * self.steps_per_trajectory
+        unit = self.grad_accum_steps * self.timesteps_per_sample
         if self.batch_size % unit:
             raise ValueError(
                 f"batch-size is {self.batch_size}, expected a multiple of accumulate x steps-per-trajectory = "
-                f"{self.accumulate} x {self.steps_per_trajectory}: the parts of a batch are equal; "
+                f"{self.grad_accum_steps} x {self.timesteps_per_sample}: the parts of a batch are equal; "
                 f"take {max(1, self.batch_size // unit) * unit}"
             )
         return self
 
     @model_validator(mode="after")
     def _order_can_share(self) -> Self:
-        if self.order == "following" and self.steps_per_trajectory > 1:
+        if self.order == "following" and self.timesteps_per_sample > 1:
             raise ValueError(
-                f"steps-per-trajectory is {self.steps_per_trajectory} with order following, expected 1: it walks each "
+                f"steps-per-trajectory is {self.timesteps_per_sample} with order following, expected 1: it walks each "
                 f"trajectory step by step, one of them in a batch; take order shuffled"
             )
         return self
@@ -141,7 +141,7 @@ class Stage(StageOptions):
     @property
     def needs_embeddings(self) -> bool:
         """Whether its steps compare with the teacher's embeddings."""
-        return not self.replays or self.embedding_term > 0
+        return not self.replays or self.embedding_loss_weight > 0
 
     def share_of(self, name: str, trajectories: int) -> Fraction:
         """Rows of a cache, in proportion to those of other caches of the stage."""

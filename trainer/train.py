@@ -18,19 +18,19 @@ from secondcast.models.student.tokens import StudentTokens, own_tokens, text_len
 from secondcast.models.teacher.context_projection import ContextProjection, load_context_projection
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.hub import split_revision
-from secondcast.storage_schemas.errors import BadRun, BadSettings
+from secondcast.storage_schemas.errors import RunError, SettingsError
 from secondcast.storage_schemas.progress import Progress, Silent, counted, duration_text
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.manifest import Manifest
 from secondcast.trainer.checks import check_backend, check_stages, how_replayed, remarks
 from secondcast.trainer.cost.budget import measured_seconds, shared_out
 from secondcast.trainer.cost.summary import summarized
-from secondcast.trainer.data.mixture import Lesson, check_names, check_one_quantization, check_one_teacher
-from secondcast.trainer.distributed.processes import ALONE, Processes
+from secondcast.trainer.data.mixture import TrainingCache, check_names, check_one_quantization, check_one_teacher
+from secondcast.trainer.distributed.processes import ALONE, Distributed
 from secondcast.trainer.loop import Trainer
 from secondcast.trainer.losses.objective import Objective
-from secondcast.trainer.losses.validation import bias_text, check_floor, floor_text
-from secondcast.trainer.run.folder import FREE, begin_run, begun_run, held
+from secondcast.trainer.losses.validation import bias_text, check_replay_error, replay_error_text
+from secondcast.trainer.run.folder import FREE, create_run, find_run, held
 from secondcast.trainer.run.metric_mirrors import MirrorName
 from secondcast.trainer.run.metrics import Metrics
 from secondcast.trainer.settings import RecordedWith, RunConfig, TrainedOn, TrainSettings
@@ -46,9 +46,9 @@ def train(
     progress: Progress,
     *,
     student_source: str,
-    accept_floor: bool,
-    processes: Processes = ALONE,
-    log_to: Sequence[MirrorName] = (),
+    ignore_replay_error: bool,
+    processes: Distributed = ALONE,
+    report_to: Sequence[MirrorName] = (),
 ) -> int:
     """Train a student, or go on with one; how many optimizer steps it has then been trained for.
 
@@ -58,7 +58,7 @@ def train(
     speaks. log_to: where metrics are shown besides RUN/metrics.jsonl.
     """
     progress = progress if processes.is_first else Silent()
-    metrics = Metrics(run, mirrors=log_to, say=progress.say) if processes.is_first else None
+    metrics = Metrics(run, mirrors=report_to, say=progress.say) if processes.is_first else None
     # Positions count the trajectories of one cache behind those of another: the flags may come in any order.
     caches = dict(sorted(caches.items()))
     check_one_teacher(caches)
@@ -70,18 +70,18 @@ def train(
     wanted = _run_config(settings, caches, teacher)
     tokens = _own_tokens(settings, student_source, student)
     begun = _begun(run, wanted, processes)
-    lessons = [
-        Lesson(name=name, cache=cache, training_set=(begun or wanted).caches[name].training_set)
+    training_caches = [
+        TrainingCache(name=name, cache=cache, training_set=(begun or wanted).caches[name].training_set)
         for name, cache in caches.items()
     ]
-    for lesson in lessons:
-        lesson.training_set.check(lesson.cache, run)
-    objective = _objective(settings, lessons, teacher, device, ranks=processes.ranks)
-    for line in remarks(settings, lessons) if objective.backbones else ():
+    for training_cache in training_caches:
+        training_cache.training_set.check(training_cache.cache, run)
+    objective = _objective(settings, training_caches, teacher, device, ranks=processes.ranks)
+    for line in remarks(settings, training_caches) if objective.backbones else ():
         progress.say(line)
     make = partial(
         _trainer,
-        lessons=lessons,
+        training_caches=training_caches,
         objective=objective,
         student=student,
         device=device,
@@ -90,24 +90,24 @@ def train(
     )
     with ExitStack() as stack:
         # Before anything is written: config.json may be that of another process that trains.
-        processes.from_first(lambda: stack.enter_context(held(run)))
+        processes.broadcast_from_rank0(lambda: stack.enter_context(held(run)))
         if begun is None:
             _check_not_begun(run, wanted, processes)
             settings = _with_steps(settings, make, progress)
             config = wanted.model_copy(update={"settings": settings})
-            processes.from_first(lambda: begin_run(run, config))
+            processes.broadcast_from_rank0(lambda: create_run(run, config))
         else:
             settings = begun.settings.model_copy(update={name: getattr(settings, name) for name in FREE})
         trainer = make(run, settings, metrics=stack.enter_context(metrics) if metrics is not None else None)
         trainer.resume(progress)
-        _say_what_is_trained(trainer, lessons, progress)
+        _say_what_is_trained(trainer, training_caches, progress)
         if remark := text_length_remark(student, recorded):
             progress.say(remark)
         if trainer.done == settings.total_steps:
             progress.say(f"{counted(trainer.done, 'step')} done before: nothing is left to do")
         else:
-            _measure_floor(trainer, lessons, progress, accept_floor=accept_floor)
-        with summarized(trainer, lessons, metrics, progress):
+            _measure_replay_error(trainer, training_caches, progress, ignore_replay_error=ignore_replay_error)
+        with summarized(trainer, training_caches, metrics, progress):
             best = trainer.train(progress)
         if best is not None:
             progress.say(f"lowest validation loss {best:.4g}, of the checkpoint named in best.json")
@@ -118,20 +118,20 @@ def _trainer(
     run: Path,
     settings: TrainSettings,
     *,
-    lessons: list[Lesson],
+    training_caches: list[TrainingCache],
     objective: Objective,
     student: Student,
     device: torch.device,
     tokens: StudentTokens | None,
-    processes: Processes,
+    processes: Distributed,
     metrics: Metrics | None = None,
 ) -> Trainer:
-    autocast = _autocast(settings, lessons[0].cache.manifest, device)
+    autocast = _autocast(settings, training_caches[0].cache.manifest, device)
     objective = replace(objective, settings=settings)
     return Trainer(
         run,
         settings,
-        lessons,
+        training_caches,
         objective,
         student,
         device,
@@ -145,8 +145,8 @@ def _trainer(
 def _own_tokens(settings: TrainSettings, source: str, student: Student) -> StudentTokens | None:
     tokens = own_tokens(source, student)
     if tokens is not None and (stage := next((stage for stage in settings.stages if stage.needs_embeddings), None)):
-        what = f"loss is {stage.loss}" if not stage.replays else f"embedding-term is {stage.embedding_term:g}"
-        raise BadSettings(
+        what = f"loss is {stage.loss}" if not stage.replays else f"embedding-term is {stage.embedding_loss_weight:g}"
+        raise SettingsError(
             f"{what}, but {source} reads prompts with its own tokenizer: its embeddings are not those of T5-XXL's "
             f"tokens, position by position; start with --loss vision, which does not compare them"
         )
@@ -174,9 +174,9 @@ def _with_steps(settings: TrainSettings, make: "partial[Trainer]", progress: Pro
     return settings
 
 
-def _say_what_is_trained(trainer: Trainer, lessons: list[Lesson], progress: Progress) -> None:
-    for lesson in lessons:
-        cache, began = lesson.cache, len(lesson.training_set.indices())
+def _say_what_is_trained(trainer: Trainer, training_caches: list[TrainingCache], progress: Progress) -> None:
+    for training_cache in training_caches:
+        cache, began = training_cache.cache, len(training_cache.training_set.indices())
         if not cache.finished:
             progress.say(f"{cache.folder} is not finished: {len(cache)} of its {cache.planned} trajectories are there")
         if began != len(cache):
@@ -193,12 +193,12 @@ def _say_what_is_trained(trainer: Trainer, lessons: list[Lesson], progress: Prog
     elif trainer.settings.modulation == "auto" and any(
         backbone.table is None for backbone in trainer.objective.backbones
     ):
-        clip = any(lesson.cache.manifest.teacher.pooled == "clip" for lesson in lessons)
+        clip = any(training_cache.cache.manifest.teacher.pooled == "clip" for training_cache in training_caches)
         why = "the pooled vectors of CLIP are part of them" if clip else "a table of these caches would be larger"
         progress.say(f"no modulation table: {why}; the weights that it would stand for stay in memory")
     parameters = sum(parameter.numel() for parameter in trainer.student.parameters())
     autocast = ", bfloat16 autocast" if trainer.autocast else ""
-    several = f" of {len(lessons)} caches" if len(lessons) > 1 else ""
+    several = f" of {len(training_caches)} caches" if len(training_caches) > 1 else ""
     replayed = f"; {how_replayed(trainer.settings)}" if trainer.objective.backbones else ""
     progress.say(
         f"student of {parameters:,} parameters in float32{autocast}; "
@@ -206,30 +206,32 @@ def _say_what_is_trained(trainer: Trainer, lessons: list[Lesson], progress: Prog
     )
 
 
-def _begun(run: Path, wanted: RunConfig, processes: Processes) -> RunConfig | None:
+def _begun(run: Path, wanted: RunConfig, processes: Distributed) -> RunConfig | None:
     # The others would look while the first one makes the folder.
     def look() -> str | None:
-        found = begun_run(run, wanted)
+        found = find_run(run, wanted)
         return None if found is None else found.model_dump_json()
 
-    found = processes.from_first(look)
+    found = processes.broadcast_from_rank0(look)
     return None if found is None else RunConfig.model_validate_json(found)
 
 
-def _check_not_begun(run: Path, wanted: RunConfig, processes: Processes) -> None:
+def _check_not_begun(run: Path, wanted: RunConfig, processes: Distributed) -> None:
     if _begun(run, wanted, processes) is not None:
-        raise BadRun(f"another process began to train in {run} meanwhile: give the same command again to go on with it")
+        raise RunError(
+            f"another process began to train in {run} meanwhile: give the same command again to go on with it"
+        )
 
 
 def _objective(
     settings: TrainSettings,
-    lessons: list[Lesson],
+    training_caches: list[TrainingCache],
     teacher: TeacherFolder | ContextProjection | None,
     device: torch.device,
     *,
     ranks: int = 1,
 ) -> Objective:
-    manifests = [lesson.cache.manifest for lesson in lessons]
+    manifests = [training_cache.cache.manifest for training_cache in training_caches]
     context_ID, backbones = None, []
     if isinstance(teacher, ContextProjection):
         context_ID = teacher.context_ID.to(device)
@@ -252,22 +254,28 @@ def _backbone_dtype(settings: TrainSettings, manifest: Manifest) -> str:
     return manifest.sampling.dtype if settings.backbone_dtype == "cache" else settings.backbone_dtype
 
 
-def _measure_floor(trainer: Trainer, lessons: list[Lesson], progress: Progress, *, accept_floor: bool) -> None:
+def _measure_replay_error(
+    trainer: Trainer, training_caches: list[TrainingCache], progress: Progress, *, ignore_replay_error: bool
+) -> None:
     if not trainer.objective.backbones or not trainer.settings.floor:
         return
-    stored = [lesson.cache.manifest.sampling.storage.embeddings == "stored" for lesson in lessons]
-    for lesson in (lesson for lesson, has_one in zip(lessons, stored, strict=True) if not has_one):
+    stored = [
+        training_cache.cache.manifest.sampling.storage.embeddings == "stored" for training_cache in training_caches
+    ]
+    for training_cache in (
+        training_cache for training_cache, has_one in zip(training_caches, stored, strict=True) if not has_one
+    ):
         progress.say(
-            f"no replay floor: {lesson.cache.folder} was built with --embeddings none; "
+            f"no replay floor: {training_cache.cache.folder} was built with --embeddings none; "
             f"a cache with --embeddings stored has one"
         )
     if not any(stored):
         return
-    floor = trainer.measure_floor([number for number, has_one in enumerate(stored) if has_one])
-    recorded, here = lessons[0].cache.manifest.sampling.quantize, trainer.settings.quantize
-    progress.say(floor_text(floor, recorded, here))
-    if not accept_floor:
-        check_floor(floor, recorded, here)
+    floor = trainer.measure_replay_error([number for number, has_one in enumerate(stored) if has_one])
+    recorded, here = training_caches[0].cache.manifest.sampling.quantize, trainer.settings.quantize
+    progress.say(replay_error_text(floor, recorded, here))
+    if not ignore_replay_error:
+        check_replay_error(floor, recorded, here)
     if remark := bias_text(floor, recorded, here):
         progress.say(remark)
 

@@ -7,13 +7,13 @@ from typing import Self
 
 import numpy as np
 
-from secondcast.storage_schemas.errors import BadRun
+from secondcast.storage_schemas.errors import RunError
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.first_difference import first_difference
 from secondcast.storage_schemas.schema.layout import Layout
-from secondcast.storage_schemas.schema.manifest import Generation, Record
+from secondcast.storage_schemas.schema.manifest import Record, Segment
 from secondcast.storage_schemas.schema.prompts import ids_digest
 
 
@@ -25,7 +25,7 @@ class TrainingSet(Record):
 
     prompts: int
     prompt_ids: str
-    generations: tuple[Generation, ...]
+    segments: tuple[Segment, ...]
     shards: tuple[tuple[int, int], ...]
 
     @classmethod
@@ -35,13 +35,13 @@ class TrainingSet(Record):
         return cls(
             prompts=stated.count,
             prompt_ids=stated.ids,
-            generations=stated.generations,
+            segments=stated.segments,
             shards=tuple(_ranges(sorted(shard for kind, shard in cache.records if kind == "trajectories"))),
         )
 
     def indices(self) -> Array:
         """Numbers of the trajectories, ascending, int64; the same in a cache that was extended since."""
-        shards = Layout(self.generations).trajectories
+        shards = Layout(self.segments).trajectories
         # Shards follow one another, so that a range of them holds a range of trajectories.
         ranges = [
             np.arange(shards[first].first, shards[end - 1].first + shards[end - 1].rows) for first, end in self.shards
@@ -49,16 +49,16 @@ class TrainingSet(Record):
         return np.concatenate([np.empty(0, dtype=np.int64), *ranges])
 
     def check(self, cache: Cache, run: Path) -> None:
-        """Raise BadRun, saying what changed, unless a cache still holds all of it under the same numbers."""
+        """Raise RunError, saying what changed, unless a cache still holds all of it under the same numbers."""
         if changed := next(self._changes(cache), None):
-            raise BadRun(
+            raise RunError(
                 f"{run} was begun on {changed}: the order of training depends on it; give the cache of the first "
                 f"time, or a new run folder"
             )
 
     def _changes(self, cache: Cache) -> Iterator[str]:
         there = cache.manifest.prompts
-        was, now = ([g.json_value() for g in made] for made in (self.generations, there.generations))
+        was, now = ([g.json_value() for g in made] for made in (self.segments, there.segments))
         # What an extension adds comes behind.
         if was != now[: len(was)]:
             first = first_difference(was, now[: len(was)], "generations")

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import torch
 
-from secondcast.cache_builder.build import Share, Stages, check_device, open_writer, say_what_changed
+from secondcast.cache_builder.build import Stages, WorkerConfig, check_device, open_writer, say_what_changed
 from secondcast.cache_builder.checks.laws import LawCheck, check_laws
 from secondcast.cache_builder.provenance import recorded_batch_size
 from secondcast.cache_builder.settings import BuildSettings
 from secondcast.cache_builder.waiting import needed_embeddings
 from secondcast.models.memory.peak import PeakMemory
 from secondcast.models.teacher.folder import TeacherFolder
-from secondcast.storage_schemas.errors import NotInCache
+from secondcast.storage_schemas.errors import NotInCacheError
 from secondcast.storage_schemas.io.folders import Location
 from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.reader import Cache
@@ -89,7 +89,7 @@ def run_pilot(
     check_device(settings, teacher, device)
     writer = open_writer(location, settings, teacher, progress)
     say_what_changed(writer, settings, device, progress)
-    share = Share(batch_size=settings.batch_size, attention_backend=settings.attention_backend)
+    share = WorkerConfig(batch_size=settings.batch_size, attention_backend=settings.attention_backend)
     stages = Stages(writer, teacher, share, device, progress)
     shards = _first_shards(writer, count)
     text_shards = needed_embeddings(writer, shards)
@@ -129,7 +129,7 @@ def _first_shards(writer: CacheWriter, count: int) -> list[ShardRange]:
 def _check_embeddings(writer: CacheWriter, shards: list[ShardRange]) -> None:
     there = committed_shards(writer.folder, "embeddings")
     if any(shard.shard not in there for shard in shards):
-        raise NotInCache(
+        raise NotInCacheError(
             f"{writer.folder} has its first trajectories already and keeps no embeddings (--embeddings none): a pilot "
             f"has nothing to check them with; `secondcast inspect verify {writer.folder} --recompute N` does it anew"
         )

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from secondcast.storage_schemas import errors
-from secondcast.storage_schemas.errors import SecondcastError, WorkerFailed
+from secondcast.storage_schemas.errors import SecondcastError, WorkerFailedError
 from secondcast.storage_schemas.io.folders import location_of
 from secondcast.storage_schemas.schema.commits import Kind
 from secondcast.storage_schemas.schema.fields import Arrays
@@ -63,7 +63,7 @@ class EncodingProcess:
         return self._process.stdin, self._process.stdout
 
     def encode(self, kind: Kind, shard: ShardRange, arrays: Arrays) -> dict[str, bytes]:
-        """See CacheWriter.encode, of which it raises the errors; WorkerFailed where the process is gone."""
+        """See CacheWriter.encode, of which it raises the errors; WorkerFailedError where the process is gone."""
         stdin, stdout = self._pipes
         fields = [[name, array.dtype.name, list(array.shape)] for name, array in arrays.items()]
         try:
@@ -76,7 +76,7 @@ class EncodingProcess:
                 raise _error(answer)
             return {path: _exactly(stdout, size) for path, size in answer["files"]}
         except (OSError, ValueError) as error:
-            raise WorkerFailed(
+            raise WorkerFailedError(
                 f"the process that encodes shards ended with exit code {self._process.wait()} (out of host memory?): "
                 f"what was committed stays; give the same command again"
             ) from error

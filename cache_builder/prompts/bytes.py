@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from secondcast.cache_builder.prompts.sources import STDIN, unknown_key
-from secondcast.storage_schemas.errors import BadPrompts
+from secondcast.storage_schemas.errors import PromptsError
 
 # UTF-32 first: its little-endian mark begins with that of UTF-16.
 _MARKS = (
@@ -21,30 +21,30 @@ _MARK_AT_LINE = re.compile(r"(?:(?<=[\r\n])|\A)\ufeff+")
 
 
 def read_source(path: str) -> bytes:
-    """All bytes of a file, pipe or `-` (stdin), in one reading; BadPrompts says why there are none."""
+    """All bytes of a file, pipe or `-` (stdin), in one reading; PromptsError says why there are none."""
     if path == STDIN:
         if sys.stdin is None:
-            raise BadPrompts("- is stdin, and this process has none: give a file")
+            raise PromptsError("- is stdin, and this process has none: give a file")
         return sys.stdin.buffer.read()
     file = Path(path)
     try:
         return file.read_bytes()
     except IsADirectoryError as error:
-        raise BadPrompts(
+        raise PromptsError(
             f"{file} is a folder, expected a file: `secondcast prompts compbench {file} FILE.jsonl` makes one of a "
             f"T2I-CompBench folder, and the folder of a Hugging Face data set is given as hf:{file}"
         ) from error
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        raise BadPrompts(
+        raise PromptsError(
             f"no prompt file {file}: expected a text file (a prompt per line), .json, .jsonl, .csv, .tsv or .parquet, "
             f"hf:NAME, or - for stdin{unknown_key(path)}"
         ) from error
     except OSError as error:
-        raise BadPrompts(f"{file} cannot be read ({error.strerror}): make it readable") from error
+        raise PromptsError(f"{file} cannot be read ({error.strerror}): make it readable") from error
 
 
 def decoded(data: bytes, name: str) -> str:
-    """Bytes as text: UTF-8, or UTF-16 or UTF-32 with a byte order mark. BadPrompts names the line that is neither.
+    """Bytes as text: UTF-8, or UTF-16 or UTF-32 with a byte order mark. PromptsError names the line that is neither.
 
     A byte order mark is dropped at the beginning of every line, not only of the first: files that were joined have
     them inside.
@@ -57,7 +57,7 @@ def decoded(data: bytes, name: str) -> str:
     try:
         text = body.decode(encoding)
     except UnicodeDecodeError as error:
-        raise BadPrompts(
+        raise PromptsError(
             f"{name} line {_line_after(body[: error.start].decode(encoding))} is not {encoding.upper()} text (byte "
             f"0x{body[error.start]:02x}): expected one prompt per line; save it as UTF-8"
         ) from error
@@ -65,12 +65,12 @@ def decoded(data: bytes, name: str) -> str:
         raise _zero_byte(name, text[:zero])
     text = _MARK_AT_LINE.sub("", text)
     if not text.strip(" \t\r\n"):
-        raise BadPrompts(f"{name} is empty: expected one prompt per line, or a JSON list of strings")
+        raise PromptsError(f"{name} is empty: expected one prompt per line, or a JSON list of strings")
     return text
 
 
-def _zero_byte(name: str, before: str) -> BadPrompts:
-    return BadPrompts(
+def _zero_byte(name: str, before: str) -> PromptsError:
+    return PromptsError(
         f"{name} line {_line_after(before)} has a zero byte: a binary file, or UTF-16 without its byte order mark; "
         f"expected one prompt per line; save it as UTF-8"
     )

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from secondcast.storage_schemas.errors import BadPrompts
+from secondcast.storage_schemas.errors import PromptsError
 
 DEFAULT_COLUMNS = ("prompt", "text", "caption")
 _SOURCE = "source"
@@ -46,7 +46,7 @@ def find_column(found: Sequence[str], asked: str | None) -> int | None:
 
 
 def chosen_column(where: str, found: Sequence[str], asked: str | None) -> str:
-    """The column that was asked for, the first of the usual names, or the only one; BadPrompts lists those there."""
+    """The column that was asked for, the first of the usual names, or the only one; PromptsError lists those there."""
     place = find_column(found, asked)
     if place is not None:
         return found[place]
@@ -55,27 +55,27 @@ def chosen_column(where: str, found: Sequence[str], asked: str | None) -> str:
     raise no_column(where, found, asked)
 
 
-def no_column(where: str, found: Sequence[str], asked: str | None) -> BadPrompts:
+def no_column(where: str, found: Sequence[str], asked: str | None) -> PromptsError:
     """The error that the column that was asked for, or any of the usual names, is not there."""
     listed = ", ".join(found) or "none"
     if asked is not None:
-        return BadPrompts(f"{where} has no column {asked!r}: found {listed}")
-    return BadPrompts(
+        return PromptsError(f"{where} has no column {asked!r}: found {listed}")
+    return PromptsError(
         f"{where} has the columns {listed} and none of {', '.join(DEFAULT_COLUMNS)}: name one by :column=NAME"
     )
 
 
 def text_of(value: Any, where: str, column: str | None = None) -> str:
-    """A value as text, none as empty; BadPrompts for what is no text, or cannot be stored as UTF-8."""
+    """A value as text, none as empty; PromptsError for what is no text, or cannot be stored as UTF-8."""
     if value is None:
         return ""
     place = where if column is None else f"{where}, column {column!r},"
     if not isinstance(value, str):
-        raise BadPrompts(f"{place} is {type(value).__name__}, expected text")
+        raise PromptsError(f"{place} is {type(value).__name__}, expected text")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise BadPrompts(
+        raise PromptsError(
             f"{place} has half of a surrogate pair (character {error.start + 1}), which is not valid Unicode: correct "
             f"that line"
         ) from error
@@ -83,7 +83,7 @@ def text_of(value: Any, where: str, column: str | None = None) -> str:
 
 
 def object_row(item: Mapping[str, Any], column: str | None, where: str) -> tuple[Row, str]:
-    """The row of a JSON object, and the column of its prompt, which the next rows have too. BadPrompts without it."""
+    """The row of a JSON object, and the column of its prompt, which the next rows have too. PromptsError without it."""
     names = list(item)
     if column is None:
         column = chosen_column(where, names, None)

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from secondcast.storage_schemas.errors import BadPrompts, MissingExtra
+from secondcast.storage_schemas.errors import MissingExtraError, PromptsError
 from secondcast.storage_schemas.progress import counted
 
 MOST_WORDS = 20_000
@@ -78,11 +78,11 @@ class _Kind:
 def text_prompts(count: int, *, seed: int, words: Sequence[str]) -> list[str]:
     """`count` distinct prompts: a function of seed and words; of a larger count they are the first.
 
-    Raises BadPrompts if so many cannot be made.
+    Raises PromptsError if so many cannot be made.
     """
     kinds = list(_kinds(words))
     if (most := sum(kind.total for kind in kinds)) < count:
-        raise BadPrompts(
+        raise PromptsError(
             f"--count {count}: at most {most} distinct prompts can be made of {counted(len(words), 'word')}"
         )
     # random() alone is promised to give the same numbers in later versions of Python; choice() and sample() are not.
@@ -91,11 +91,11 @@ def text_prompts(count: int, *, seed: int, words: Sequence[str]) -> list[str]:
 
 
 def frequent_words(count: int) -> list[str]:
-    """The most frequent English words of letters only, the most frequent first; MissingExtra without wordfreq."""
+    """The most frequent English words of letters only, the most frequent first; MissingExtraError without wordfreq."""
     try:
         from wordfreq import top_n_list
     except ImportError as error:
-        raise MissingExtra(
+        raise MissingExtraError(
             "words for signs come from wordfreq, which is not installed: pip install 'secondcast[prompts]'"
         ) from error
     listed = top_n_list("en", 2 * MOST_WORDS, wordlist="small")

@@ -8,17 +8,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from secondcast.cache_builder.prompts.files import PromptsRead, SourcedText, read_prompts
-from secondcast.storage_schemas.errors import BadPrompts
+from secondcast.storage_schemas.errors import PromptsError
 
 PAPER_CATEGORIES = ("color", "complex", "non_spatial", "shape", "spatial", "texture")
 ALL_CATEGORIES = ("3d_spatial", "color", "complex", "non_spatial", "numeracy", "shape", "spatial", "texture")
 
 
 def compbench_prompts(folder: Path, categories: Iterable[str]) -> PromptsRead:
-    """Distinct prompts of `<category>_train.txt`, in the order of the names; BadPrompts names what is missing."""
+    """Distinct prompts of `<category>_train.txt`, in the order of the names; PromptsError names what is missing."""
     files = [folder / f"{category}_train.txt" for category in sorted(categories)]
     if missing := [file.name for file in files if not file.is_file()]:
-        raise BadPrompts(
+        raise PromptsError(
             f"{folder} has no {', '.join(missing)}: expected the folder with the prompts of T2I-CompBench "
             f"(examples/dataset/ of its repository)"
         )

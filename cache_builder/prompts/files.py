@@ -6,7 +6,7 @@ from pathlib import Path
 
 from secondcast.cache_builder.prompts.rows import source_rows
 from secondcast.cache_builder.prompts.sources import PromptSource
-from secondcast.storage_schemas.errors import BadPrompts
+from secondcast.storage_schemas.errors import PromptsError
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.schema.prompts import prompt_id
 
@@ -90,7 +90,7 @@ def read_prompts(sources: Sequence[PromptSource | Path | str], *, limit: int | N
     """Read prompts of sources; `limit` keeps the first that many distinct prompts of all.
 
     Sources are read to their end, or their own limit, also where `limit` is reached before: a prompt that is kept has
-    the names of all sources it stands in. Raises BadPrompts for what cannot be read or holds no prompt, MissingExtra.
+    the names of all sources it stands in. Raises PromptsError for what cannot be read or holds no prompt, MissingExtraError.
     """
     merged: dict[str, _Merged] = {}
     counts = tuple(_merge(PromptSource.of(source), merged, limit) for source in sources)
@@ -139,11 +139,11 @@ def _merge(source: PromptSource, merged: dict[str, _Merged], limit: int | None) 
 
 def _check_read(source: PromptSource, lines: int, seen: set[str], names: set[str]) -> None:
     if not seen:
-        raise BadPrompts(
+        raise PromptsError(
             f"{source.shown} holds no prompt ({counted(lines, 'line')}, all empty): expected one prompt per line"
         )
     if len(names) > MOST_SOURCE_NAMES:
-        raise BadPrompts(
+        raise PromptsError(
             f"{source.shown} has {len(names)} different source names in its lines, at most {MOST_SOURCE_NAMES} are "
             f"kept with a cache: give one name for all by :name=NAME"
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 from secondcast.cache_builder.prompts.bytes import lines_of
 from secondcast.cache_builder.prompts.columns import Row, object_row, text_of
-from secondcast.storage_schemas.errors import BadPrompts
+from secondcast.storage_schemas.errors import PromptsError
 
 JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
 _NAMES = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
@@ -23,7 +23,7 @@ def is_json(text: str) -> bool:
 
 
 def json_rows(text: str, *, name: str, column: str | None) -> Iterator[Row]:
-    """The rows of JSON, a list or lines of it as the content is. BadPrompts says what is neither.
+    """The rows of JSON, a list or lines of it as the content is. PromptsError says what is neither.
 
     Keys are read in any case. The key `source` of an object names its source: a text, a number, or a list of these.
     """
@@ -41,11 +41,11 @@ def json_rows(text: str, *, name: str, column: str | None) -> Iterator[Row]:
 
 def _list_rows(whole: Any, name: str, column: str | None) -> Iterator[Row]:
     if not isinstance(whole, list):
-        raise BadPrompts(f"{name} holds {_kind(whole)}, expected a list of strings or of objects, or one per line")
+        raise PromptsError(f"{name} holds {_kind(whole)}, expected a list of strings or of objects, or one per line")
     kind = dict if whole and isinstance(whole[0], dict) else str
     for number, item in enumerate(whole, start=1):
         if not isinstance(item, kind):
-            raise BadPrompts(
+            raise PromptsError(
                 f"{name} holds a list with other than {'objects' if kind is dict else 'strings'} (item {number} is "
                 f"{_kind(item)}): expected all strings, or all objects"
             )
@@ -61,7 +61,7 @@ def _line_rows(text: str, name: str, column: str | None) -> Iterator[Row]:
             except _NOT_JSON as error:
                 raise _not_json(error, name, line, number) from error
             if not isinstance(item, str | dict):
-                raise BadPrompts(f"{where} is {_kind(item)}, expected an object or a string")
+                raise PromptsError(f"{where} is {_kind(item)}, expected an object or a string")
             yield where, item
 
     return _item_rows(items(), column)
@@ -76,13 +76,15 @@ def _item_rows(items: Iterator[tuple[str, Any]], column: str | None) -> Iterator
             yield row
 
 
-def _not_json(error: Exception, name: str, text: str, line: int = 1) -> BadPrompts:
+def _not_json(error: Exception, name: str, text: str, line: int = 1) -> PromptsError:
     """The error that `text`, which begins at a line of the file, is not JSON: where, and why."""
     where, reason = f"{name} line {line}", str(error)
     if isinstance(error, json.JSONDecodeError):
         before = lines_of(text[: error.pos] + ".")
         where, reason = f"{name} line {line + len(before) - 1} column {len(before[-1])}", error.msg
-    return BadPrompts(f"{where} is not JSON ({reason}): expected a list of strings, or an object or a string per line")
+    return PromptsError(
+        f"{where} is not JSON ({reason}): expected a list of strings, or an object or a string per line"
+    )
 
 
 def _first_line(text: str) -> str:

@@ -10,11 +10,11 @@ from secondcast.cache_builder.prompts.json_rows import JSON_ENDINGS, is_json, js
 from secondcast.cache_builder.prompts.separated import TABLE_ENDINGS, header_of_a_table, separated_rows
 from secondcast.cache_builder.prompts.sources import PromptSource
 from secondcast.cache_builder.prompts.tables import PARQUET_MARK, dataset_rows, parquet_rows
-from secondcast.storage_schemas.errors import BadPrompts
+from secondcast.storage_schemas.errors import PromptsError
 
 
 def source_rows(source: PromptSource) -> Iterator[Row]:
-    """All rows of a source, in order, empty ones too; BadPrompts or MissingExtra says why it cannot be read.
+    """All rows of a source, in order, empty ones too; PromptsError or MissingExtraError says why it cannot be read.
 
     A file is read once, so that it may be a pipe. JSON is known by its ending or by what the file holds, Parquet
     likewise, tables by their ending or by a column that is asked for; any other file has a prompt per line.
@@ -36,17 +36,17 @@ def source_rows(source: PromptSource) -> Iterator[Row]:
 
 
 def plain_rows(given: str) -> Iterator[Row]:
-    """All rows of a source that no build is made of: BadPrompts for the keys that only a build has a use for."""
+    """All rows of a source that no build is made of: PromptsError for the keys that only a build has a use for."""
     source = PromptSource.of(given)
     if source.name is not None or source.limit is not None or source.repeat > 1:
-        raise BadPrompts(f"{given}: name=, limit= and repeat= are for builds and do nothing here: leave them out")
+        raise PromptsError(f"{given}: name=, limit= and repeat= are for builds and do nothing here: leave them out")
     return source_rows(source)
 
 
 def _text_rows(text: str, name: str) -> Iterator[Row]:
     lines = lines_of(text)
     if (column := header_of_a_table(lines[0])) is not None:
-        raise BadPrompts(
+        raise PromptsError(
             f"{name} line 1 is {lines[0]!r}, the header of a table: add :column={column} to read that column, or an "
             f"empty line before it to read every line as a prompt"
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from secondcast.cache_builder.prompts.columns import DEFAULT_COLUMNS, Row, find_column, no_column, same_name
-from secondcast.storage_schemas.errors import BadPrompts
+from secondcast.storage_schemas.errors import PromptsError
 
 TABLE_ENDINGS = (".csv", ".tsv")
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -41,7 +41,7 @@ def separated_rows(text: str, *, name: str, ending: str, column: str | None) -> 
     quoted, or a quoted cell holds "". In all other files quotes are content; one whose rows would begin at other lines
     if they were not is refused.
 
-    Raises BadPrompts, with the line, for a header or a row that does not fit.
+    Raises PromptsError, with the line, for a header or a row that does not fit.
     """
     header = _header(text, name, ending, column)
     quoted = _is_quoted(text, header, name)
@@ -66,7 +66,7 @@ def _header(text: str, name: str, ending: str, column: str | None) -> _Header:
     if not fitting:
         names = [cell.strip() for cell in headers[most].cells]
         if column is None and len(names) == 1:
-            raise BadPrompts(
+            raise PromptsError(
                 f"{where} is {names[0]!r}, expected a header with one of {', '.join(DEFAULT_COLUMNS)}: add one, name "
                 f"the column by :column=, or call the file .txt"
             )
@@ -76,12 +76,12 @@ def _header(text: str, name: str, ending: str, column: str | None) -> _Header:
     if len(headers[most].cells) == 1:
         return _Header(headers[most].line, names, place, "\t" if ending == ".tsv" else _NO_SEPARATOR)
     if len(fitting) > 1:
-        raise BadPrompts(
+        raise PromptsError(
             f"{where} has a column of prompts whether it is cut at {' or at '.join(_SEPARATORS[s] for s in fitting)}: "
             f"expected a header with one separator"
         )
     if names.count(names[place]) > 1:
-        raise BadPrompts(f"{where} names a column twice ({', '.join(names)}): expected one column {names[place]!r}")
+        raise PromptsError(f"{where} names a column twice ({', '.join(names)}): expected one column {names[place]!r}")
     return _Header(headers[separator].line, names, place, separator)
 
 
@@ -89,7 +89,7 @@ def _first_record(text: str, separator: str, name: str, *, quoted: bool = True) 
     records = _records(text[:_HEADER_LENGTH], separator, name, quoted=quoted)
     try:
         return next((record for record in records if any(map(str.strip, record.cells))), _Record(1, [""]))
-    except BadPrompts:
+    except PromptsError:
         if not quoted:
             raise
         # A cell begins with a quote that closes nowhere: it is content.
@@ -121,7 +121,7 @@ def _check_same_lines(text: str, separator: str, name: str) -> None:
     begun = {record.line for record in _records(text, separator, name, quoted=True)}
     for record in _records(text, separator, name, quoted=False):
         if record.line not in begun:
-            raise BadPrompts(
+            raise PromptsError(
                 f"{name} line {record.line} begins a row unless the quotes before it hold a text of several lines: "
                 f'both fit this file; write a quote in a quoted text as "", or save the prompts as JSON lines'
             )
@@ -134,7 +134,7 @@ def _misfit(text: str, header: _Header, name: str, *, quoted: bool) -> int | Non
         for record in _records(text, header.separator, name, quoted=quoted):
             _check_cells(record, header, name)
             line = record.line
-    except BadPrompts:
+    except PromptsError:
         return line
     return None
 
@@ -150,7 +150,7 @@ def _rows(records: Iterator[_Record], header: _Header, name: str) -> Iterator[Ro
             continue
         _check_cells(record, header, name)
         if [same_name(cell) for cell in record.cells] == names:
-            raise BadPrompts(
+            raise PromptsError(
                 f"{where} is the header again ({', '.join(record.cells)}): several files were joined; remove that line"
             )
         others = dict(zip(names, record.cells, strict=True))
@@ -160,7 +160,7 @@ def _rows(records: Iterator[_Record], header: _Header, name: str) -> Iterator[Ro
 
 def _check_cells(record: _Record, header: _Header, name: str) -> None:
     if record.cells and len(record.cells) != len(header.names):
-        raise BadPrompts(
+        raise PromptsError(
             f"{name} line {record.line} has {len(record.cells)} column{'s' if len(record.cells) > 1 else ''}, its "
             f"header {len(header.names)} ({', '.join(header.names)}): put a text with a separator in it into double "
             f"quotes"
@@ -168,7 +168,7 @@ def _check_cells(record: _Record, header: _Header, name: str) -> None:
 
 
 def _records(text: str, separator: str, name: str, *, quoted: bool) -> Iterator[_Record]:
-    """The records with the lines on which they begin; BadPrompts where a quote is not closed at the end of a cell."""
+    """The records with the lines on which they begin; PromptsError where a quote is not closed at the end of a cell."""
     reader = csv.reader(
         io.StringIO(text, newline=""),
         delimiter=separator,
@@ -181,7 +181,7 @@ def _records(text: str, separator: str, name: str, *, quoted: bool) -> Iterator[
             yield _Record(line, cells)
             line = reader.line_num + 1
     except csv.Error as error:
-        raise BadPrompts(
+        raise PromptsError(
             f"{name} line {line} cannot be cut into columns ({error}): close each quote, and write a quote in a "
             f'quoted text as ""'
         ) from error

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from secondcast.storage_schemas.errors import BadPrompts
+from secondcast.storage_schemas.errors import PromptsError
 from secondcast.storage_schemas.schema.manifest import Record, first_problem
 
 HUB = "hf:"
@@ -26,7 +26,7 @@ class PromptSource(Record):
     path: of a file or pipe, - for stdin, or hf: with a folder or hub name behind it. name: None stands for the stem of
     the file, "stdin" for a pipe of this process, or the last part of a data set's name. limit: the source ends with its
     first that many distinct prompts. repeat: times the replicas. column: which one of a table holds the prompts; a file
-    of any ending is then read as a table. split, config and revision: of Hugging Face data sets only. Raises BadPrompts
+    of any ending is then read as a table. split, config and revision: of Hugging Face data sets only. Raises PromptsError
     for other strings.
     """
 
@@ -50,16 +50,18 @@ class PromptSource(Record):
     def _keys_go_with_the_kind(self) -> Self:
         for key in ("split", "config", "revision"):
             if getattr(self, key) is not None and not self.is_dataset:
-                raise BadPrompts(f"{self.path} has {key}={getattr(self, key)}, which only hf:NAME takes: leave it out")
+                raise PromptsError(
+                    f"{self.path} has {key}={getattr(self, key)}, which only hf:NAME takes: leave it out"
+                )
         return self
 
     @classmethod
     def of(cls, given: "PromptSource | Path | str") -> "PromptSource":
-        """A source as it was given; BadPrompts says what is wrong with it."""
+        """A source as it was given; PromptsError says what is wrong with it."""
         try:
             return cls.model_validate(given)
         except ValidationError as error:
-            raise BadPrompts(f"prompt source {str(given)!r}: {first_problem(error)}") from error
+            raise PromptsError(f"prompt source {str(given)!r}: {first_problem(error)}") from error
 
     @property
     def is_dataset(self) -> bool:
@@ -100,10 +102,10 @@ def _fields(text: str) -> dict[str, Any]:
     while found := _SUFFIX.fullmatch(rest):
         rest, key, value = found.groups()
         if key in given:
-            raise BadPrompts(f"prompt source {text!r} has {key}= twice: leave one out")
+            raise PromptsError(f"prompt source {text!r} has {key}= twice: leave one out")
         given[key] = _number(text, key, value) if key in ("limit", "repeat") else value
         if not value:
-            raise BadPrompts(f"prompt source {text!r} has an empty {key}=: give a value, or leave it out")
+            raise PromptsError(f"prompt source {text!r} has an empty {key}=: give a value, or leave it out")
     return {"path": rest, **given}
 
 
@@ -111,4 +113,4 @@ def _number(text: str, key: str, value: str) -> int:
     most = MOST_REPEATS if key == "repeat" else 10**_MOST_DIGITS
     if value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS and 1 <= int(value) <= most:
         return int(value)
-    raise BadPrompts(f"prompt source {text!r} has {key}={value}, expected a whole number from 1 to {most}")
+    raise PromptsError(f"prompt source {text!r} has {key}={value}, expected a whole number from 1 to {most}")

@@ -6,7 +6,7 @@ from typing import IO, Any
 
 from secondcast.cache_builder.prompts.columns import Row, chosen_column, text_of
 from secondcast.cache_builder.prompts.sources import HUB, PromptSource
-from secondcast.storage_schemas.errors import BadPrompts, MissingExtra
+from secondcast.storage_schemas.errors import MissingExtraError, PromptsError
 
 PARQUET_MARK = b"PAR1"
 _WAY_OUT = "pip install 'secondcast[datasets]'"
@@ -20,7 +20,7 @@ def parquet_rows(file: Path | IO[bytes], *, name: str, column: str | None) -> It
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise MissingExtra(f"{name} is Parquet and pyarrow is not installed: {_WAY_OUT}") from error
+        raise MissingExtraError(f"{name} is Parquet and pyarrow is not installed: {_WAY_OUT}") from error
     try:
         table = ParquetFile(file)
         column = chosen_column(name, table.schema_arrow.names, column)
@@ -29,7 +29,7 @@ def parquet_rows(file: Path | IO[bytes], *, name: str, column: str | None) -> It
             yield from _texts(batch.column(0).to_pylist(), column, name, first)
             first += batch.num_rows
     except (ArrowException, OSError) as error:
-        raise BadPrompts(f"{name} cannot be read as Parquet ({_reason(error)}): expected a whole file") from error
+        raise PromptsError(f"{name} cannot be read as Parquet ({_reason(error)}): expected a whole file") from error
 
 
 def dataset_rows(source: PromptSource) -> Iterator[Row]:
@@ -38,7 +38,7 @@ def dataset_rows(source: PromptSource) -> Iterator[Row]:
         import datasets
         import huggingface_hub
     except ImportError as error:
-        raise MissingExtra(f"{source.path} is a data set and datasets is not installed: {_WAY_OUT}") from error
+        raise MissingExtraError(f"{source.path} is a data set and datasets is not installed: {_WAY_OUT}") from error
     datasets.disable_progress_bars()
     for library in (datasets, huggingface_hub):
         library.utils.logging.set_verbosity_error()
@@ -65,7 +65,7 @@ def _loaded(source: PromptSource, datasets: Any) -> Any:
             if folder.is_dir()
             else "no folder of that name is here; check the name, config= and revision=, and the network"
         )
-        raise BadPrompts(
+        raise PromptsError(
             f"{source.path} cannot be loaded ({type(error).__name__}: {_reason(error)}): {way_out}"
         ) from error
 
@@ -73,15 +73,15 @@ def _loaded(source: PromptSource, datasets: Any) -> Any:
 def _split(source: PromptSource, loaded: Any) -> Any:
     if not isinstance(loaded, dict):
         if source.split is not None:
-            raise BadPrompts(f"{source.path} has no split {source.split!r}: it has none at all; leave split= out")
+            raise PromptsError(f"{source.path} has no split {source.split!r}: it has none at all; leave split= out")
         return loaded
     there = ", ".join(loaded)
     if source.split is None:
         if len(loaded) != 1:
-            raise BadPrompts(f"{source.path} has the splits {there}: name one by :split=NAME")
+            raise PromptsError(f"{source.path} has the splits {there}: name one by :split=NAME")
         return next(iter(loaded.values()))
     if source.split not in loaded:
-        raise BadPrompts(f"{source.path} has no split {source.split!r}: found {there}")
+        raise PromptsError(f"{source.path} has no split {source.split!r}: found {there}")
     return loaded[source.split]
 
 

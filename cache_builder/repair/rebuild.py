@@ -12,7 +12,7 @@ from secondcast.cache_builder.text_stage import encode_shard
 from secondcast.models.attention import NATIVE
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.embeddings import drop_embeddings
-from secondcast.storage_schemas.errors import BadSettings, DamagedCache
+from secondcast.storage_schemas.errors import DamagedCacheError, SettingsError
 from secondcast.storage_schemas.io.folders import Location, open_folder
 from secondcast.storage_schemas.maintenance.repair import bad_shards, good_records, mend_index, put_shard
 from secondcast.storage_schemas.maintenance.verify import planned_shards, verify
@@ -30,11 +30,11 @@ def rebuild(
     progress: Progress,
     *,
     batch_size: int | None,
-    accept_other_bytes: bool,
+    allow_mismatch: bool,
 ) -> list[tuple[Kind, int]]:
     """Sample every bad shard again and put it back; the shards that were rebuilt.
 
-    batch_size: None for that of each shard's record. Raises DamagedCache, and leaves the shard as it is, where the
+    batch_size: None for that of each shard's record. Raises DamagedCacheError, and leaves the shard as it is, where the
     new bytes are not those of the record (another device, batch size or library) and that was not accepted.
     """
     folder = open_folder(location)
@@ -45,7 +45,7 @@ def rebuild(
         return []
     if manifest.sampling.storage.embeddings == "none":
         drop_embeddings(folder)
-    work = _Rebuild(location, Networks(manifest, teacher, device), batch_size, accept_other_bytes)
+    work = _Rebuild(location, Networks(manifest, teacher, device), batch_size, allow_mismatch)
     work.encode_anew(bad)
     with progress.bar("rebuild", total=len(bad), done=0, unit="shards") as bar:
         for key in bad:
@@ -58,11 +58,9 @@ def rebuild(
 
 
 class _Rebuild:
-    def __init__(
-        self, location: Location, networks: Networks, batch_size: int | None, accept_other_bytes: bool
-    ) -> None:
+    def __init__(self, location: Location, networks: Networks, batch_size: int | None, allow_mismatch: bool) -> None:
         self.location, self.folder, self.manifest = location, open_folder(location), networks.manifest
-        self.networks, self.batch_size, self.accept = networks, batch_size, accept_other_bytes
+        self.networks, self.batch_size, self.accept = networks, batch_size, allow_mismatch
         self.records = good_records(self.folder)
         self.planned = planned_shards(self.manifest)
         prompts = list(prompt_table(self.folder, self.manifest, verify="once"))
@@ -128,18 +126,18 @@ class _Rebuild:
         """The attention backend that a shard's record names, or torch's own if other bytes are accepted."""
         try:
             return self.networks.recorded_backend(made)
-        except BadSettings as error:
+        except SettingsError as error:
             if self.accept:
                 return NATIVE
-            raise DamagedCache(
+            raise DamagedCacheError(
                 f"{self.folder} has shards that were made with attention {made['attention']}, which does not work "
                 f"here: rebuild on the machine that made them, take them from a copy with --from, or give "
                 f"--accept-other-bytes"
             ) from error
 
-    def _other_bytes(self, ours: CommitRecord, record: CommitRecord) -> DamagedCache:
+    def _other_bytes(self, ours: CommitRecord, record: CommitRecord) -> DamagedCacheError:
         changed = changes(ours.provenance, record.provenance, on_gpu=self.networks.device.type == "cuda")
-        return DamagedCache(
+        return DamagedCacheError(
             f"{self.folder}: {ours.kind} shard {ours.shard} comes out with other bytes than were recorded "
             f"({', '.join(changed) or 'the same settings'}): nothing was written; rebuild on the machine that made it, "
             f"take it from a copy with --from, or give --accept-other-bytes to record the new ones"

@@ -15,7 +15,7 @@ from secondcast.cache_builder.text_stage import encode_prompts
 from secondcast.models.attention import NATIVE
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.codecs.by_field import as_read
-from secondcast.storage_schemas.errors import BadSettings, NotInCache
+from secondcast.storage_schemas.errors import NotInCacheError, SettingsError
 from secondcast.storage_schemas.io.folders import Location
 from secondcast.storage_schemas.maintenance.rewrite import COPIED_FROM
 from secondcast.storage_schemas.progress import Progress
@@ -59,14 +59,16 @@ def recompute(
 
     The backbone gets the recorded embeddings, or, where the cache does not keep them, those made anew, and computes
     attention by the recorded backend if that works here. Of text encoder and backbone one is loaded at a time.
-    Raises SettingsDiffer for another teacher, NotInCache where nothing is committed yet, DamagedCache.
+    Raises SettingsMismatchError for another teacher, NotInCacheError where nothing is committed yet, DamagedCacheError.
     """
     cache = _EmbeddingCache.open(location)
     manifest = cache.manifest
     check_recorded_teacher(manifest, teacher, str(cache.folder))
     indices = cache.indices()
     if not len(indices):
-        raise NotInCache(f"{cache.folder} holds no trajectory to recompute yet: give the build command to make them")
+        raise NotInCacheError(
+            f"{cache.folder} holds no trajectory to recompute yet: give the build command to make them"
+        )
     drawn = sorted(np.random.default_rng(seed).choice(indices, size=min(count, len(indices)), replace=False).tolist())
     work = _Recompute(cache, Networks(manifest, teacher, device), progress)
     work.make_embeddings(drawn)
@@ -198,7 +200,7 @@ class _Recompute:
         """The backend of a trajectory's record, or, where that does not work, torch's own, which is then said."""
         try:
             return self.networks.recorded_backend(self._made(index))
-        except BadSettings:
+        except SettingsError:
             return NATIVE
 
     def _batch_size(self, index: int) -> int:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from secondcast.cache_builder.build import Share
+from secondcast.cache_builder.build import WorkerConfig
 from secondcast.models.teacher.folder import TeacherFolder, build_parts, find_teacher
 from secondcast.storage_schemas.io.folders import open_folder
 from secondcast.storage_schemas.reader import prompt_table, read_manifest
@@ -18,7 +18,7 @@ class Job(Record):
     location: str
     teacher: str
     teacher_path: str
-    share: Share
+    share: WorkerConfig
     threads: int | None
 
     def writer(self) -> CacheWriter:

@@ -16,7 +16,7 @@ import torch
 from secondcast.cache_builder.share import Stage, Worker
 from secondcast.cache_builder.workers.job import Job
 from secondcast.models.memory.peak import PeakMemory, largest_peaks
-from secondcast.storage_schemas.errors import WorkerFailed
+from secondcast.storage_schemas.errors import WorkerFailedError
 from secondcast.storage_schemas.progress import Bar, Progress, Silent
 from secondcast.storage_schemas.schema.commits import Kind
 from secondcast.storage_schemas.schema.layout import ShardRange
@@ -37,7 +37,7 @@ def run_local_workers(
 ) -> dict[str, PeakMemory]:
     """Run one worker per device, those that have no shard to make left out; the largest peaks of one, by stage.
 
-    Raises WorkerFailed with the first failure's own message, after the others have committed what they had in hand.
+    Raises WorkerFailedError with the first failure's own message, after the others have committed what they had in hand.
     """
     workers = _Workers(job, len(devices), dict(zip(_busy(writer, job, len(devices)), devices, strict=False)))
     try:
@@ -179,7 +179,7 @@ class _Workers:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             hint = " (out of host memory?)" if code == -9 else ""
             message = f"{how}{hint}: what was committed stays; give the same command again"
-        raise WorkerFailed(f"worker {number} of {self._count}: {message}")
+        raise WorkerFailedError(f"worker {number} of {self._count}: {message}")
 
     def stop(self) -> None:
         """Have all end: each commits what it has in hand. A second Ctrl-C ends them at once."""

@@ -20,7 +20,7 @@ from secondcast.cache_builder.workers.ray_cluster import RayDevice, Room, connec
 from secondcast.cache_builder.workers.shard_queue import Run, ShardQueue
 from secondcast.models.device import quiet_libraries, usable_device
 from secondcast.models.memory.peak import PeakMemory, largest_peaks
-from secondcast.storage_schemas.errors import SecondcastError, WorkerFailed
+from secondcast.storage_schemas.errors import SecondcastError, WorkerFailedError
 from secondcast.storage_schemas.progress import Bar, Progress, Silent, counted
 from secondcast.storage_schemas.schema.commits import Kind, committed_shards
 from secondcast.storage_schemas.schema.manifest import check_same_teacher
@@ -120,7 +120,7 @@ class _Crew:
         progress.say(f"{counted(count, 'worker')} on Ray, {room.asked} each")
 
     def run(self, writer: CacheWriter, kind: Kind) -> None:
-        """Have every missing shard of a kind committed; WorkerFailed with the first error, after all others are."""
+        """Have every missing shard of a kind committed; WorkerFailedError with the first error, after all others are."""
         title, unit = ("text", "prompts") if kind == "embeddings" else ("sample", "trajectories")
         shards = writer.missing(kind)
         if not shards:
@@ -189,12 +189,12 @@ class _Crew:
         left = len(queue.unmade)
         kept = f"{counted(left, 'shard')} {'is' if left == 1 else 'are'} left, what was committed stays"
         if isinstance(cause, SecondcastError | OSError):
-            raise WorkerFailed(f"a worker on Ray: {cause}; {kept}") from error
+            raise WorkerFailedError(f"a worker on Ray: {cause}; {kept}") from error
         if type(cause).__name__ == "OutOfMemoryError":
-            raise WorkerFailed(f"a worker on Ray: the GPU is out of memory: lower --batch-size; {kept}") from error
+            raise WorkerFailedError(f"a worker on Ray: the GPU is out of memory: lower --batch-size; {kept}") from error
         if cause is not error:
             raise error
-        raise WorkerFailed(
+        raise WorkerFailedError(
             f"a worker on Ray died over the same shards again and again ({_first_line(error)}): out of host memory? "
             f"{kept}; give the same command again"
         ) from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from secondcast.storage_schemas.errors import BadSettings, MissingExtra
+from secondcast.storage_schemas.errors import MissingExtraError, SettingsError
 
 RayDevice = Literal["auto", "cuda", "cpu"]
 
@@ -28,18 +28,18 @@ class Room:
 
     @classmethod
     def of(cls, resources: dict[str, float], address: str, device: RayDevice, threads: int | None) -> Self:
-        """Where workers compute. BadSettings where "auto" finds no GPU: the teacher is never put on CPUs unasked."""
+        """Where workers compute. SettingsError where "auto" finds no GPU: the teacher is never put on CPUs unasked."""
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
         if device == "auto" and not gpus:
             # A cluster of this machine for this build does not grow.
             waiting = "" if address == "local" else "--device cuda to wait until it has one, or "
-            raise BadSettings(
+            raise SettingsError(
                 f"--ray {address}: the cluster has no GPU at this moment ({cpus} CPUs): give {waiting}--device cpu to "
                 f"build on CPUs"
             )
         found = cls(device="cpu" if device == "cpu" else "cuda", threads=threads or 1, gpus=gpus, cpus=cpus)
         if address == "local" and found.places == 0:
-            raise BadSettings(
+            raise SettingsError(
                 f"--ray local: a worker asks for {found.asked}, this machine has {gpus} GPUs and {cpus} CPUs: give "
                 f"{'--device cpu' if found.device == 'cuda' and not gpus else f'--threads {cpus}'}"
             )
@@ -64,7 +64,7 @@ class Room:
 
 
 def read_runtime_env(path: Path) -> dict[str, Any]:
-    """A runtime environment, YAML or JSON as `ray job submit --runtime-env` takes it; BadSettings for another file."""
+    """A runtime environment, YAML or JSON as `ray job submit --runtime-env` takes it; SettingsError for another file."""
     ray = import_ray()
     import yaml
 
@@ -75,7 +75,7 @@ def read_runtime_env(path: Path) -> dict[str, Any]:
         ray.runtime_env.RuntimeEnv(**found)
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise BadSettings(
+        raise SettingsError(
             f"--ray-runtime-env {path} is no runtime environment ({reason}): give a YAML or JSON file with Ray's "
             f"keys, such as working_dir, pip or env_vars"
         ) from error
@@ -83,19 +83,19 @@ def read_runtime_env(path: Path) -> dict[str, Any]:
 
 
 def import_ray() -> Any:
-    """The module `ray`; MissingExtra where it is not installed."""
+    """The module `ray`; MissingExtraError where it is not installed."""
     # Ray reports its use to its makers unless it is told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError as error:
-        raise MissingExtra("--ray was given and ray is not installed: pip install 'secondcast[ray]'") from error
+        raise MissingExtraError("--ray was given and ray is not installed: pip install 'secondcast[ray]'") from error
     return ray
 
 
 @contextmanager
 def connected(address: str, runtime_env: dict[str, Any] | None) -> Iterator[Any]:
-    """The module `ray`, connected to a cluster; BadSettings if there is none."""
+    """The module `ray`, connected to a cluster; SettingsError if there is none."""
     ray = import_ray()
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if runtime_env is not None:
@@ -108,7 +108,7 @@ def connected(address: str, runtime_env: dict[str, Any] | None) -> Iterator[Any]
             ray.init(address=address, **options)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise BadSettings(
+        raise SettingsError(
             f"--ray {address}: no cluster answers there ({reason}): start one with `ray start --head`, and give "
             f"`auto` on one of its machines, host:port, or `local` for this machine alone; one that asks for a token "
             f"takes it from RAY_AUTH_TOKEN (with RAY_AUTH_MODE=token)"

@@ -8,12 +8,12 @@ from pydantic import Field, model_validator
 
 from secondcast.cache_builder.share import Stage
 from secondcast.commands.shell.resolve import launched_device
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.schema.flags import Flags, Shown
 
 if TYPE_CHECKING:
-    from secondcast.cache_builder.build import BuildResult, Share
+    from secondcast.cache_builder.build import BuildResult, WorkerConfig
     from secondcast.cache_builder.settings import BuildSettings
     from secondcast.cache_builder.share import Launched
     from secondcast.cache_builder.workers.ray_cluster import RayDevice
@@ -26,7 +26,7 @@ WAIT_SECONDS = 1800.0
 _WORKERS = "Workers"
 
 
-class Crew(Flags):
+class BuildLauncher(Flags):
     """The options of `build` that say who does what; none of them shapes a byte of the cache."""
 
     stage: Annotated[Stage, Shown(group=_WORKERS)] = Field(
@@ -38,7 +38,7 @@ class Crew(Flags):
     worker: Annotated[str | None, Shown(group=_WORKERS, metavar="I/N")] = Field(
         default=None, description="This process makes the shards I, I + N, ...; I from 0."
     )
-    wait: Annotated[float | None, Shown(group=_WORKERS)] = Field(
+    embeddings_timeout: Annotated[float | None, Shown(group=_WORKERS)] = Field(
         default=None,
         ge=0,
         description=f"Seconds to wait for embeddings made elsewhere. Default: {WAIT_SECONDS:g} with several workers.",
@@ -67,9 +67,9 @@ class Crew(Flags):
         return self
 
     def check_alone(self, flag: str) -> None:
-        """Raise BadSettings unless this process does all stages by itself."""
+        """Raise SettingsError unless this process does all stages by itself."""
         if self.stage != "all" or self.workers is not None or self.ray is not None or self._launched().by:
-            raise BadSettings(
+            raise SettingsError(
                 f"{flag} measures one process that does both stages: leave out --stage, --workers, --worker and --ray "
                 f"(and run it without torchrun and srun)"
             )
@@ -77,7 +77,7 @@ class Crew(Flags):
     def own_device(self, name: str) -> Any:
         """The device of this process: with torchrun or Slurm that of its number within the node."""
         if self.ray is not None and name not in ("auto", "cuda", "cpu"):
-            raise BadSettings(
+            raise SettingsError(
                 f"--device {name} and --ray do not go together: Ray gives each worker a GPU of its own; give "
                 f"--device cuda, cpu, or auto for GPUs where the cluster has any"
             )
@@ -174,15 +174,15 @@ class Crew(Flags):
             return Launched(worker=Worker(), by="", local_number=None)
         return launched_worker(self.worker, os.environ)
 
-    def _share(self, settings: "BuildSettings", launched: "Launched | None") -> "Share":
-        from secondcast.cache_builder.build import Share
+    def _share(self, settings: "BuildSettings", launched: "Launched | None") -> "WorkerConfig":
+        from secondcast.cache_builder.build import WorkerConfig
         from secondcast.cache_builder.share import Worker
 
         worker = launched.worker if launched is not None else Worker()
         # Workers of our own that only sample have nobody to wait for, unless --wait says so.
         several = self.stage != "sample" if launched is None else worker.count > 1
         wait_seconds = self.wait if self.wait is not None else (WAIT_SECONDS if several else 0.0)
-        return Share(
+        return WorkerConfig(
             stage=self.stage,
             worker=worker,
             wait_seconds=wait_seconds,

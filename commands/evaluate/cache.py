@@ -11,11 +11,11 @@ from secondcast.commands.shell.console import PlainTable, print_error, print_lin
 from secondcast.commands.shell.outputs import OutputFile
 from secondcast.commands.shell.resolve import quiet_device, resolve_teacher, terminal
 from secondcast.evaluation.settings.cache_scoring import CacheScoring
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted
 
 if TYPE_CHECKING:
-    from secondcast.evaluation.on_cache import CacheBench
+    from secondcast.evaluation.on_cache import CacheEvaluator
     from secondcast.evaluation.results import Evaluation
     from secondcast.storage_schemas.formats.files import Verify
     from secondcast.storage_schemas.reader import Cache
@@ -31,28 +31,28 @@ _NAMES = {"out_file": "out"}
 _INTERRUPTED = 130
 
 
-def check_flags(given: Sequence[str], *, cache: bool, pocket: bool, closed_loop: int, untrained: bool) -> None:
-    """Raise BadSettings for a flag that does nothing with what is asked for, and where nothing is."""
+def check_flags(given: Sequence[str], *, cache: bool, pocket: bool, closed_loop: int, random_baseline: bool) -> None:
+    """Raise SettingsError for a flag that does nothing with what is asked for, and where nothing is."""
     if not cache and not pocket:
-        raise BadSettings(
+        raise SettingsError(
             "evaluate score needs --cache or --pocket: held-out trajectories of a cache, or captions of the pocket "
             "world, which are scored exactly"
         )
     refuse_idle(given, CACHE_FLAGS, "--cache", there=cache)
     refuse_idle(given, POCKET_FLAGS, "--pocket", there=pocket)
-    if untrained and not closed_loop:
-        raise BadSettings(
+    if random_baseline and not closed_loop:
+        raise SettingsError(
             "--untrained is given with --closed-loop 0: an untrained student leads closed loops, and there is none; "
             "leave one of them out"
         )
-    refuse_idle(given, ("seed",), "--pocket or --untrained", there=pocket or untrained)
+    refuse_idle(given, ("seed",), "--pocket or --untrained", there=pocket or random_baseline)
 
 
 def refuse_idle(given: Sequence[str], flags: Sequence[str], needed: str, *, there: bool) -> None:
-    """Raise BadSettings for one of the flags that do nothing without `needed`, unless that is there."""
+    """Raise SettingsError for one of the flags that do nothing without `needed`, unless that is there."""
     if not there and (idle := [name for name in flags if name in given]):
         name = _NAMES.get(idle[0], idle[0]).replace("_", "-")
-        raise BadSettings(f"--{name} is given without {needed}: it does nothing there; leave it out, or give both")
+        raise SettingsError(f"--{name} is given without {needed}: it does nothing there; leave it out, or give both")
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def told_when_interrupted(what_is_left: Callable[[], str]) -> Iterator[None]:
 
 
 def check_students(students: Sequence[Path]) -> None:
-    """Raise BadStudent for a folder that holds no student."""
+    """Raise StudentError for a folder that holds no student."""
     from secondcast.models.student.folder import student_folder
 
     for student in students:
@@ -85,15 +85,15 @@ def checked_cache(students: Sequence[Path], location: str, settings: "CacheScori
 
 def open_bench(
     cache: "Cache", settings: "CacheScoring", backbone: str | None, device: str, quiet: bool
-) -> "CacheBench":
+) -> "CacheEvaluator":
     """The bench of a cache with the backbone that it names, or another place of it."""
     torch_device = quiet_device(device)
-    from secondcast.evaluation.on_cache import CacheBench
+    from secondcast.evaluation.on_cache import CacheEvaluator
     from secondcast.models.teacher.folder import DECODE_PARTS, REPLAY_PARTS
 
     parts = (*REPLAY_PARTS, *DECODE_PARTS) if settings.closed_loop else REPLAY_PARTS
     teacher = resolve_teacher(backbone or cache.manifest.source, parts)
-    return CacheBench.open(cache, teacher, settings, device=torch_device, progress=terminal(quiet))
+    return CacheEvaluator.open(cache, teacher, settings, device=torch_device, progress=terminal(quiet))
 
 
 def score_on_cache(

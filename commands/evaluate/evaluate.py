@@ -84,7 +84,11 @@ def evaluate_score(
     """
     given = [name for name in (*CACHE_FLAGS, *POCKET_FLAGS, "seed") if is_given(context, name)]
     check_flags(
-        given, cache=cache is not None, pocket=pocket, closed_loop=options.closed_loop, untrained=options.untrained
+        given,
+        cache=cache is not None,
+        pocket=pocket,
+        closed_loop=options.closed_loop,
+        random_baseline=options.random_baseline,
     )
     side_by_side = None if picture is None else _picture_file(picture, overwrite)
     facts: dict[str, Any] = {}
@@ -140,12 +144,12 @@ def score_pocket(
 
     from secondcast.evaluation.leader import teacher_and_students
     from secondcast.evaluation.pocket_scores import score_encoders
-    from secondcast.evaluation.sampling import Studio
+    from secondcast.evaluation.sampling import Generator
     from secondcast.models.teacher.folder import BUILD_PARTS
     from secondcast.pocket.world import captions
 
     teacher = resolve_teacher(POCKET, BUILD_PARTS)
-    studio = Studio.open(
+    studio = Generator.open(
         teacher, resolution=None, steps=steps, guidance=guidance, seed=seed, dtype=torch.float32, device=torch_device
     )
     encoders = teacher_and_students(student, teacher, dtype=torch.float32, device=torch_device, seed=seed)

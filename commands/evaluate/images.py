@@ -12,7 +12,7 @@ from secondcast.commands.shell.console import PlainTable, print_json, print_line
 from secondcast.commands.shell.flags import is_given
 from secondcast.commands.shell.resolve import Device, Json, Quiet, quiet_device, terminal
 from secondcast.evaluation.image_metrics.published import CLIP_MODEL, OCR_MODEL, VQA_MODEL, FeaturesName, OcrName
-from secondcast.storage_schemas.errors import BadPrompts, BadSettings
+from secondcast.storage_schemas.errors import PromptsError, SettingsError
 
 if TYPE_CHECKING:
     from secondcast.evaluation.image_metrics.metric import MetricName, Scored
@@ -104,9 +104,11 @@ def _picture_texts(given: str) -> "list[PictureText]":
         if identity_form(row.text):
             texts.append(picture_text(row.text, row.others, row.where))
         elif row.others.get("file"):
-            raise BadPrompts(f"{row.where} names {row.others['file']} and has no prompt: give it one, or leave it out")
+            raise PromptsError(
+                f"{row.where} names {row.others['file']} and has no prompt: give it one, or leave it out"
+            )
     if not texts:
-        raise BadPrompts(f"--prompts {given} holds no prompt: expected one per picture")
+        raise PromptsError(f"--prompts {given} holds no prompt: expected one per picture")
     return texts
 
 
@@ -123,9 +125,9 @@ def _metric_names(asked: str | None, reference: Path | None) -> "list[MetricName
         return [name for name in known if name != "fid" or reference is not None]
     words = {word.strip() for word in asked.split(",")} - {""}
     if unknown := sorted(words - set(known)):
-        raise BadSettings(f"--metrics has {unknown[0]!r}, expected some of {','.join(known)}")
+        raise SettingsError(f"--metrics has {unknown[0]!r}, expected some of {','.join(known)}")
     if not words:
-        raise BadSettings(f"--metrics is empty, expected some of {','.join(known)}")
+        raise SettingsError(f"--metrics is empty, expected some of {','.join(known)}")
     return [name for name in known if name in words]
 
 

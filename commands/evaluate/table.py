@@ -24,7 +24,7 @@ from secondcast.commands.shell.outputs import OutputFolder, Overwrite
 from secondcast.commands.shell.resolve import BackboneName, Device, Quiet
 from secondcast.evaluation.settings.cache_scoring import TRAJECTORIES, CacheScoring, ClosedLoop
 from secondcast.evaluation.settings.pocket import CAPTIONS, PocketSampling
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 
 if TYPE_CHECKING:
     from secondcast.evaluation.tables.error_table import ErrorTable
@@ -53,7 +53,7 @@ def evaluate_table(
     options: ClosedLoop = ClosedLoop(),
     sampling: PocketSampling = PocketSampling(),
     seed: Annotated[int, typer.Option(min=0, help="Of --pocket's captions and noise.")] = 0,
-    eight_bits: Annotated[
+    quantized_baseline: Annotated[
         bool, typer.Option("--eight-bits/--no-eight-bits", help="A row for the teacher's T5 in int8.")
     ] = True,
     format: Annotated[str, typer.Option(help="text, markdown, json.")] = "text",
@@ -71,12 +71,14 @@ def evaluate_table(
     Example: secondcast evaluate table small=run-1 small=run-2 base=run-3 --pocket --out results
     """
     if not pocket and cache is None:
-        raise BadSettings("evaluate table needs --pocket (exact scores) or --cache CACHE (distances from the teacher)")
+        raise SettingsError(
+            "evaluate table needs --pocket (exact scores) or --cache CACHE (distances from the teacher)"
+        )
     given = [name for name in (*_CACHE_FLAGS, *_POCKET_FLAGS) if is_given(context, name)]
     refuse_idle(given, _CACHE_FLAGS, "--cache", there=cache is not None)
     refuse_idle(given, _POCKET_FLAGS, "--pocket", there=pocket)
     if format not in _FORMATS:
-        raise BadSettings(f"--format is {format!r}, expected one of {', '.join(_FORMATS)}")
+        raise SettingsError(f"--format is {format!r}, expected one of {', '.join(_FORMATS)}")
     groups = grouped(runs)
     scoring = CacheScoring(count=trajectories, **options.given)
     places = [place for group in groups.values() for place in group]
@@ -95,7 +97,7 @@ def evaluate_table(
         if pocket:
             scores = pocket_table(
                 groups, count=count, steps=sampling.steps, guidance=sampling.guidance, seed=seed,
-                eight_bits=eight_bits, folder=folder, device=device, quiet=quiet,
+                quantized_baseline=quantized_baseline, folder=folder, device=device, quiet=quiet,
             )  # fmt: skip
             if results is not None:
                 write_results(scores, groups, results, device)
@@ -125,17 +127,17 @@ def grouped(given: Sequence[str]) -> dict[str, list[Path]]:
         if not sign or "/" in name or Path(text).exists():
             name, place = Path(text).resolve().name, text
             if name in groups:
-                raise BadSettings(
+                raise SettingsError(
                     f"two runs are named {name!r}, {unnamed.get(name, groups[name][0])} and {text}: name them, as in "
                     f"{name}-2={text}, or both alike, if they are seeds of one student"
                 )
             unnamed[name] = text
         if not name or not place:
-            raise BadSettings(f"{text!r} names no run, expected [NAME=]RUN, as in small=my-run")
+            raise SettingsError(f"{text!r} names no run, expected [NAME=]RUN, as in small=my-run")
         if name in _OWN_NAMES:
-            raise BadSettings(f"{text} would be named {name!r}, as a line of ours is: name it, as in student={place}")
+            raise SettingsError(f"{text} would be named {name!r}, as a line of ours is: name it, as in student={place}")
         if Path(place).resolve() in [one.resolve() for one in groups.get(name, ())]:
-            raise BadSettings(
+            raise SettingsError(
                 f"{place} is given twice as {name!r}: runs of one name are seeds of one student, and a run counted "
                 f"twice narrows the interval; give it once, or another run"
             )

@@ -8,7 +8,7 @@ from secondcast.commands.evaluate.cache import open_bench
 from secondcast.commands.evaluate.reuse import Reused
 from secondcast.commands.shell.outputs import OutputFolder
 from secondcast.commands.shell.resolve import quiet_device, terminal
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 
 if TYPE_CHECKING:
     from secondcast.evaluation.results import Evaluation
@@ -95,7 +95,7 @@ def kept_evaluation(file: Path) -> "Evaluation | None":
 
     try:
         return Evaluation.read(file)
-    except BadSettings:
+    except SettingsError:
         return None
 
 

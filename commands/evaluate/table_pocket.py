@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from secondcast.commands.evaluate.reuse import Reused
 from secondcast.commands.shell.outputs import OutputFolder
 from secondcast.commands.shell.resolve import POCKET, quiet_device, resolve_teacher, terminal
-from secondcast.storage_schemas.errors import BadSettings, MissingExtra
+from secondcast.storage_schemas.errors import MissingExtraError, SettingsError
 
 if TYPE_CHECKING:
     from secondcast.evaluation.tables.scored_rows import ScoredRun
@@ -23,7 +23,7 @@ def pocket_table(
     steps: int,
     guidance: float,
     seed: int,
-    eight_bits: bool,
+    quantized_baseline: bool,
     folder: Path | None,
     device: str,
     quiet: bool,
@@ -32,7 +32,7 @@ def pocket_table(
     torch_device = quiet_device(device)
     import torch
 
-    from secondcast.evaluation.sampling import Studio
+    from secondcast.evaluation.sampling import Generator
     from secondcast.evaluation.tables.scored_rows import computed_by, kept
     from secondcast.evaluation.tables.table import Table, row_of
     from secondcast.models.teacher.folder import BUILD_PARTS
@@ -40,7 +40,7 @@ def pocket_table(
     from secondcast.storage_schemas.io.digests import digest
 
     teacher, progress = resolve_teacher(POCKET, BUILD_PARTS), terminal(quiet)
-    studio = Studio.open(
+    studio = Generator.open(
         teacher, resolution=None, steps=steps, guidance=guidance, seed=seed, dtype=torch.float32, device=torch_device
     )
     texts = captions(count, seed=seed, split="heldout")
@@ -48,7 +48,7 @@ def pocket_table(
     asked = {"teacher": digest(weights), "count": str(count), "steps": str(steps), "guidance": repr(guidance)}
     asked |= {"seed": str(seed), **computed_by(device)}
     kept_in, reused, rows = None if folder is None else folder / "scored", Reused(), []
-    for name, encoders in _encoders(groups, teacher, torch_device, eight_bits, progress.say):
+    for name, encoders in _encoders(groups, teacher, torch_device, quantized_baseline, progress.say):
         found = []
         for number, encoder in enumerate(encoders, start=1):
             title, own = f"{name} {number}" if len(encoders) > 1 else name, asked | {"encoder": encoder.digest}
@@ -62,16 +62,16 @@ def pocket_table(
 
 
 def check_one_size(name: str, parameters: Sequence[int]) -> None:
-    """Raise BadSettings unless the runs of one name are of one size."""
+    """Raise SettingsError unless the runs of one name are of one size."""
     if len(set(parameters)) > 1:
-        raise BadSettings(
+        raise SettingsError(
             f"the runs named {name!r} have {' and '.join(map(str, sorted(set(parameters))))} parameters: runs of one "
             f"name are seeds of one student; give another name to each size"
         )
 
 
 def _encoders(
-    groups: Mapping[str, Sequence[Path]], teacher: Any, device: Any, eight_bits: bool, say: Any
+    groups: Mapping[str, Sequence[Path]], teacher: Any, device: Any, quantized_baseline: bool, say: Any
 ) -> Iterator[tuple[str, list[Any]]]:
     """Names of rows and their text encoders, loaded when it is their turn."""
     import torch
@@ -79,11 +79,11 @@ def _encoders(
     from secondcast.evaluation.leader import TEACHER
     from secondcast.evaluation.tables.encoder_rows import EIGHT_BITS, student_row, teacher_row
 
-    yield TEACHER, [teacher_row(teacher, eight_bits=False, dtype=torch.float32, device=device)]
-    if eight_bits:
+    yield TEACHER, [teacher_row(teacher, quantized_baseline=False, dtype=torch.float32, device=device)]
+    if quantized_baseline:
         try:
-            yield EIGHT_BITS, [teacher_row(teacher, eight_bits=True, dtype=torch.float32, device=device)]
-        except MissingExtra as error:
+            yield EIGHT_BITS, [teacher_row(teacher, quantized_baseline=True, dtype=torch.float32, device=device)]
+        except MissingExtraError as error:
             say(f"no row {EIGHT_BITS!r}: {error}")
     for name, places in groups.items():
         yield name, [student_row(name, place, teacher, device=device) for place in places]
@@ -126,6 +126,6 @@ def _embeddings(groups: Mapping[str, Sequence[Path]], table: "Table", device: st
 
     teacher = resolve_teacher(POCKET, BUILD_PARTS)
     texts = captions(min(table.captions, 192), seed=table.seed, split="heldout")
-    encoders = {TEACHER: teacher_row(teacher, eight_bits=False, dtype=torch.float32, device=torch_device)}
+    encoders = {TEACHER: teacher_row(teacher, quantized_baseline=False, dtype=torch.float32, device=torch_device)}
     encoders |= {name: student_row(name, places[0], teacher, device=torch_device) for name, places in groups.items()}
     return {name: encoder.embeddings(texts, torch_device) for name, encoder in encoders.items()}

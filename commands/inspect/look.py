@@ -8,7 +8,7 @@ from secondcast.commands.inspect.pictures import inspect_compare, inspect_images
 from secondcast.commands.shell.console import print_json, print_lines, terminal_width
 from secondcast.commands.shell.flags import add_command
 from secondcast.commands.shell.resolve import CachePath, Json, Verify
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted
 
 inspect_app = typer.Typer(no_args_is_help=True, help="Look into a cache.")
@@ -51,7 +51,7 @@ def inspect_show(
     from secondcast.storage_schemas.reader import Cache
 
     if sum(given is not None for given in (key, prompt, grep)) != 1:
-        raise BadSettings("inspect show needs one of KEY, --prompt TEXT and --grep WORD")
+        raise SettingsError("inspect show needs one of KEY, --prompt TEXT and --grep WORD")
     opened = Cache.open(cache, verify=verify)
     if grep is not None:
         _print_prompts(find_prompts(opened, grep, limit=limit), grep, limit, as_json)

@@ -30,7 +30,7 @@ from secondcast.commands.shell.resolve import (
     terminal,
 )
 from secondcast.evaluation.settings.cache_scoring import BackboneCalls, CacheScoring, ShownSteps, VaeFolder
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def inspect_images(
         int | None, typer.Option(min=1, help=f"So many steps of each, spread evenly; default {_FRAMES}.")
     ] = None,
     chosen: ShownSteps = ShownSteps(),
-    frame_pixels: Annotated[int, typer.Option(min=16, help="Side of each picture in the strips.")] = 96,
+    frame_size: Annotated[int, typer.Option(min=16, help="Side of each picture in the strips.")] = 96,
     vae: VaeFolder = VaeFolder(),
     verify: Verify = "once",
     overwrite: Overwrite = False,
@@ -65,22 +65,22 @@ def inspect_images(
     """
     from secondcast.storage_schemas.reader import Cache
 
-    steps = chosen.steps_of
+    steps = chosen.timesteps
     if steps is not None and frames is not None:
-        raise BadSettings("--frames and --steps-of both say which steps are shown: give one of them")
+        raise SettingsError("--frames and --steps-of both say which steps are shown: give one of them")
     opened = Cache.open(cache, verify=verify)
-    CacheScoring.from_flags(steps_of=steps).steps_on(opened)
+    CacheScoring.from_flags(timesteps=steps).steps_on(opened)
     check_outside(out_path, cache)
     if not _is_picture(out_path):
         _check_strips_folder(out_path)
     indices = [opened.key_index(key) for key in keys] if keys else [int(i) for i in opened.indices()[:4]]
     if not indices:
-        raise BadSettings(f"{opened.folder} has no committed trajectory yet: give the build command again")
+        raise SettingsError(f"{opened.folder} has no committed trajectory yet: give the build command again")
     folder = None if _is_picture(out_path) else out_path
     each_file = {} if folder is None else {i: _strip_file(opened, i, folder, overwrite) for i in indices}
     sheet = OutputFile.open(out_path if folder is None else folder / SHEET_FILE, overwrite=overwrite)
     _write_strips(
-        opened, indices, steps, frames or _FRAMES, frame_pixels, vae.teacher, device, each=each_file, sheet=sheet,
+        opened, indices, steps, frames or _FRAMES, frame_size, vae.teacher, device, each=each_file, sheet=sheet,
         quiet=quiet,
     )  # fmt: skip
     each = "" if folder is None else f", each by itself and all in {SHEET_FILE}"
@@ -91,7 +91,7 @@ def _strip_file(cache: "Cache", index: int, folder: Path, overwrite: bool) -> Ou
     from secondcast.storage_schemas.record import trajectory_key
 
     place = cache.layout.place(index)
-    key = trajectory_key(cache.prompts[place.prompt].id, place.replica)
+    key = trajectory_key(cache.prompts[place.prompt].id, place.sample_index)
     return OutputFile.open(folder / f"{key}.png", overwrite=overwrite)
 
 
@@ -143,7 +143,7 @@ def _is_picture(path: Path) -> bool:
 
 def _check_strips_folder(path: Path) -> None:
     if is_named_as_a_file(path):
-        raise BadSettings(f"--out is {path}, expected a picture ({', '.join(PICTURES)}) or a folder")
+        raise SettingsError(f"--out is {path}, expected a picture ({', '.join(PICTURES)}) or a folder")
     check_folder(path)
 
 
@@ -171,7 +171,7 @@ def inspect_compare(
     from secondcast.storage_schemas.reader import Cache
 
     if not student:
-        raise BadSettings("inspect compare needs --student RUN: a run folder or an export, once for each student")
+        raise SettingsError("inspect compare needs --student RUN: a run folder or an export, once for each student")
     check_picture(out_file, "--out")
     check_outside(out_file, cache)
     sheet = OutputFile.open(out_file, overwrite=overwrite)

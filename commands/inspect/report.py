@@ -9,7 +9,7 @@ from secondcast.commands.shell.console import print_line
 from secondcast.commands.shell.outputs import Output, OutputFile, Overwrite, check_outside
 from secondcast.commands.shell.resolve import CachePath, Device, Quiet, quiet_device, resolve_teacher, terminal
 from secondcast.inspection.report.settings import ReportSettings
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted
 
 
@@ -29,7 +29,7 @@ def inspect_report(
     """
     check_outside(out_file, cache)
     if out_file.suffix.lower() not in (".html", ".htm") and not out_file.is_dir():
-        raise BadSettings(f"--out is {out_file}, expected a page such as {out_file.stem or 'report'}.html")
+        raise SettingsError(f"--out is {out_file}, expected a page such as {out_file.stem or 'report'}.html")
     page = OutputFile.open(out_file, overwrite=overwrite, own=lambda found: _is_report_of(found, cache))
     print_line(write_report(cache, page, asked, device=device, quiet=quiet))
 

@@ -23,7 +23,7 @@ from secondcast.commands.plan.cards import (
 from secondcast.commands.shell.config_file import Config
 from secondcast.commands.shell.console import PlainTable, print_json, print_line, print_table
 from secondcast.commands.shell.resolve import Json, teacher_names
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted
 
 if TYPE_CHECKING:
@@ -76,7 +76,9 @@ def build_plan(
 ) -> dict[str, Any]:
     """What a build will take, as JSON types; arguments: see plan_build."""
     if disk is not None and not Path(disk).exists():
-        raise BadSettings(f"--disk {disk} is not here: expected a folder that exists, on the disk of the cache to come")
+        raise SettingsError(
+            f"--disk {disk} is not here: expected a folder that exists, on the disk of the cache to come"
+        )
     card = named_card(gpu, tflops)
     manifest, folder, configs = outline(teacher, count, asked)
     rate = rate_of(card, tflops, asked.dtype)

@@ -27,7 +27,7 @@ def build_facts(
 
     sampling, dtype_bytes = manifest.sampling, DTYPE_BYTES[manifest.sampling.dtype]
     backbone, text = backbone_cost(manifest), text_encoder_cost(manifest)
-    layout, sizes = Layout(manifest.prompts.generations), cache_sizes(manifest)
+    layout, sizes = Layout(manifest.prompts.segments), cache_sizes(manifest)
     latent_bytes = sampling.image_tokens * sampling.channels * dtype_bytes
     walk_bytes = (2 * sampling.steps + 1) * latent_bytes
     text_flops = text.forward_flops * layout.embeddings.items

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.commands.shell.console import PlainTable, print_line, print_table
 from secondcast.commands.shell.resolve import POCKET, quiet_device, resolve_teacher
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 
 if TYPE_CHECKING:
     from secondcast.models.cost.cards import Card
@@ -33,13 +33,13 @@ def outline(name: str, count: int | None, asked: PlannedBuild) -> tuple["Manifes
     from secondcast.cache_builder.new_manifest import outline_manifest
 
     if (count is None) == (not asked.prompts):
-        raise BadSettings("plan build needs one of --prompts FILE and --count N")
-    replicas = None
+        raise SettingsError("plan build needs one of --prompts FILE and --count N")
+    samples_per_prompt = None
     if count is None:
         from secondcast.cache_builder.prompts.files import read_prompts
 
         texts = read_prompts(asked.prompts, limit=asked.limit).texts
-        count, replicas = len(texts), [asked.replicas * text.repeat for text in texts]
+        count, samples_per_prompt = len(texts), [asked.samples_per_prompt * text.repeat for text in texts]
     quiet_device("cpu")
     from secondcast.models.teacher.folder import BUILD_PARTS
     from secondcast.models.teacher.planned import planned_teacher
@@ -52,7 +52,7 @@ def outline(name: str, count: int | None, asked: PlannedBuild) -> tuple["Manifes
     else:
         folder, configs = planned_teacher(name)
     count = min(count, asked.limit or count)
-    return outline_manifest(asked, folder, prompt_count=count, replicas=replicas), folder, configs
+    return outline_manifest(asked, folder, prompt_count=count, samples_per_prompt=samples_per_prompt), folder, configs
 
 
 def named_card(gpu: str | None, tflops: float | None) -> "Card | None":
@@ -60,7 +60,7 @@ def named_card(gpu: str | None, tflops: float | None) -> "Card | None":
     from secondcast.models.cost.cards import find_card
 
     if tflops is not None and tflops <= 0:
-        raise BadSettings(f"--tflops is {tflops}, expected the TFLOP/s that are reached, above 0")
+        raise SettingsError(f"--tflops is {tflops}, expected the TFLOP/s that are reached, above 0")
     return None if gpu is None else find_card(gpu)
 
 

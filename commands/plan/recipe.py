@@ -17,7 +17,7 @@ from secondcast.commands.shell.flags import with_flags
 from secondcast.commands.shell.resolve import Json
 from secondcast.commands.train.train import Budget
 from secondcast.models.memory.options import GpuMemory
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.io.toml_file import read_toml, recipe_tables
 from secondcast.trainer.settings import TrainOptions
 
@@ -45,7 +45,7 @@ def plan_recipe(
     builds, caches = _builds(recipe, tables, count or []), _caches_of_builds(tables)
     teacher, *others = dict.fromkeys(name for name, _, _ in builds.values())
     if others:
-        raise BadSettings(
+        raise SettingsError(
             f"the builds of {recipe} have the teachers {teacher} and {others[0]}, expected one: a student has one"
         )
     to_come: dict[str, PlannedBuild] = {}
@@ -71,7 +71,7 @@ def _tables(recipe: Path) -> dict[str, Any]:
     values = read_toml(recipe, what=f"recipe {recipe}", expected="a recipe, see those in recipes/")
     tables = recipe_tables(recipe, values)
     if tables is None or not tables.get("build") or "train" not in tables:
-        raise BadSettings(
+        raise SettingsError(
             f"{recipe} has not both a [build.NAME] and [train]: secondcast plan build and plan train take --config too"
         )
     return tables
@@ -94,9 +94,11 @@ def _builds(
     for name, table in tables["build"].items():
         options = {key.replace("-", "_"): value for key, value in table.items()}
         if "teacher" not in options:
-            raise BadSettings(f"[build.{name}] of {recipe} has no teacher, expected a line such as teacher = 'pocket'")
+            raise SettingsError(
+                f"[build.{name}] of {recipe} has no teacher, expected a line such as teacher = 'pocket'"
+            )
         if unknown := sorted(options.keys() - _KEYS):
-            raise BadSettings(
+            raise SettingsError(
                 f"[build.{name}] of {recipe} has the unknown key {unknown[0]!r}, expected one of "
                 f"{', '.join(sorted(key.replace('_', '-') for key in _KEYS))}"
             )
@@ -112,7 +114,7 @@ def _numbers(counts: Sequence[str], names: Sequence[str]) -> dict[str, int]:
     for text in sorted(counts, key=lambda text: "=" in text):
         name, _, number = text.rpartition("=")
         if not number.isdecimal() or int(number) == 0 or (name and name not in names):
-            raise BadSettings(
+            raise SettingsError(
                 f"--count is {text!r}, expected a number of prompts, or NAME=N for one of the builds {', '.join(names)}"
             )
         numbers |= dict.fromkeys([name] if name else names, int(number))

@@ -27,7 +27,7 @@ from secondcast.commands.shell.console import print_json, print_line, print_tabl
 from secondcast.commands.shell.resolve import Json, quiet_device, student_source
 from secondcast.commands.train.train import Budget, asked_of_flags, asked_of_recipe, named_places
 from secondcast.models.memory.options import GpuMemory
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted, duration_text
 from secondcast.trainer.loss_kinds import LOSSES
 from secondcast.trainer.settings import TrainOptions
@@ -145,13 +145,15 @@ def _manifests(
         to_come = [_ONLY]
     if to_come and teacher is None:
         if not named:
-            raise BadSettings("plan train needs one of --cache (a cache that is there) and --teacher (for one to come)")
-        raise BadSettings(
+            raise SettingsError(
+                "plan train needs one of --cache (a cache that is there) and --teacher (for one to come)"
+            )
+        raise SettingsError(
             f"the recipe takes the cache {to_come[0]!r}, which is not given: give --cache {to_come[0]}=FOLDER, or "
             f"--teacher for one to come"
         )
     if teacher is not None and not to_come:
-        raise BadSettings(
+        raise SettingsError(
             f"--teacher is {teacher}, but all caches of the run are given, {', '.join(there)}: plan train needs "
             f"--cache (a cache that is there) or --teacher (for one to come)"
         )
@@ -174,10 +176,10 @@ def _pixels(given: Sequence[str], to_come: Sequence[str]) -> dict[str, int]:
     for text in sorted(given, key=lambda text: "=" in text):
         name, _, number = text.rpartition("=")
         if not number.isdecimal():
-            raise BadSettings(f"--resolution is {text!r}, expected pixels, or NAME=PIXELS for one cache to come")
+            raise SettingsError(f"--resolution is {text!r}, expected pixels, or NAME=PIXELS for one cache to come")
         if name and name not in to_come:
             known = ", ".join(to_come) or "none"
-            raise BadSettings(f"--resolution {text} names the cache {name!r}, those to come are {known}")
+            raise SettingsError(f"--resolution {text} names the cache {name!r}, those to come are {known}")
         pixels |= dict.fromkeys([name] if name else to_come, int(number))
     return pixels
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from secondcast.commands.plan.build_rows import hours_of, memory_facts
 from secondcast.commands.train.fitting import GIB, fit_lines
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.sizes import cache_sizes
 from secondcast.trainer.loss_kinds import LOSSES
@@ -41,7 +41,7 @@ def ways_of(settings: "TrainSettings", fitted: "TrainSettings | None", *, named:
     if named:
         return ways if fitted in (None, settings) else ways | {FITTED: fitted}
     memory = settings.memory
-    if not settings.replays or memory.checkpoint_blocks == 1 or memory.resident_blocks is not None:
+    if not settings.replays or memory.activation_checkpointing == 1 or memory.gpu_blocks is not None:
         return ways
     return ways | {EVERY_BLOCK: settings.model_copy(update={"checkpoint_blocks": 1})}
 
@@ -65,7 +65,7 @@ def fit_verdicts(
         fitted = fit(settings, costs, memory_bytes=memory_bytes, held=held)
         if fitted.settings == settings:
             return [f"fits: {needed}"], settings
-    except BadSettings as error:
+    except SettingsError as error:
         return [f"does not fit: {needed}", str(error)], None
     lines = fit_lines(fitted, costs, memory_bytes)
     return [f"does not fit: {needed}", *lines, f"train --fit {memory_bytes / GIB:.4g}GiB chooses so"], fitted.settings
@@ -120,8 +120,8 @@ def _stage(settings: "TrainSettings", stage: "Stage", costs: "Costs", rate_flops
         "steps": steps,
         "budget_share": stage.budget_share,
         "batch_size": stage.batch_size,
-        "accumulate": stage.accumulate,
-        "steps_per_trajectory": stage.steps_per_trajectory,
+        "accumulate": stage.grad_accum_steps,
+        "steps_per_trajectory": stage.timesteps_per_sample,
         "flop_per_step": costs.step_flops(settings, stage),
         "seconds_per_step": seconds,
         "hours": hours,
@@ -143,7 +143,7 @@ def _reading(manifest: "Manifest", stage: "Stage", seconds: float | None) -> dic
     whole = [size for name, size in sizes.items() if name in ("velocity", "noise", "hidden_states", "final_latent")]
     stored = sum(size.stored_high_bytes for size in whole) / max(1, whole[0].rows)
     per_second = None if seconds is None else 1 / seconds
-    used, read = 2 * latent_bytes * stage.batch_size, stored * stage.batch_size / stage.steps_per_trajectory
+    used, read = 2 * latent_bytes * stage.batch_size, stored * stage.batch_size / stage.timesteps_per_sample
     return {
         "used_bytes_per_step": used,
         "used_bytes_per_second": None if per_second is None else used * per_second,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from secondcast.commands.shell.familiar_flags import familiar_advice
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.io.toml_file import read_toml, recipe_tables
 from secondcast.trainer.settings import TrainSettings
 
@@ -24,7 +24,7 @@ def read_config(context: typer.Context, given: Path | None) -> Path | None:
     if tables is not None:
         values = _own_table(file, name, tables, command)
     elif name is not None:
-        raise BadSettings(f"--config {given} names {name!r}, but {file} has no [build.NAME]: give the file alone")
+        raise SettingsError(f"--config {given} names {name!r}, but {file} has no [build.NAME]: give the file alone")
     options = {key.replace("-", "_"): value for key, value in values.items()}
     # Of a build, `stage` is an option.
     if command == "train" and "stage" in options:
@@ -74,14 +74,14 @@ def _own_table(file: Path, name: str | None, tables: dict[str, Any], command: st
             return dict(next(iter(builds.values())))
         if name not in builds:
             listed = ", ".join(builds) or "none"
-            raise BadSettings(
+            raise SettingsError(
                 f"{file} has the builds {listed}: give one of them, as in --config {file}:{next(iter(builds), 'NAME')}"
             )
         return dict(builds[name])
     if command not in tables:
-        raise BadSettings(f"{file} has no [{command}]: it has {', '.join(f'[{table}]' for table in tables)}")
+        raise SettingsError(f"{file} has no [{command}]: it has {', '.join(f'[{table}]' for table in tables)}")
     if name is not None:
-        raise BadSettings(f"--config {file}:{name} names a build, and this is {command}: give the file alone")
+        raise SettingsError(f"--config {file}:{name} names a build, and this is {command}: give the file alone")
     return dict(tables[command])
 
 
@@ -99,4 +99,4 @@ def _check_known(context: typer.Context, file: Path, options: dict[str, Any]) ->
         own = {flag for parameter in context.command.params for flag in parameter.opts}
         advice = familiar_advice(unknown[0], context.command_path.partition(" ")[2], own)
         hint = f" ({advice[0].lower()}{advice[1:].replace('--', '')})" if advice else ""
-        raise BadSettings(f"{file} has the unknown key {unknown[0]!r}{hint}, expected one of {listed}")
+        raise SettingsError(f"{file} has the unknown key {unknown[0]!r}{hint}, expected one of {listed}")

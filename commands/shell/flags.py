@@ -47,7 +47,7 @@ def with_flags(function: Callable[..., None]) -> Callable[..., None]:
     """A function as typer takes it: each parameter that is a config model is replaced by options for its fields.
 
     The model is made of the options that were given on the command line or in a file, so that its `model_fields_set`
-    names those; BadSettings where it is not valid.
+    names those; SettingsError where it is not valid.
     """
     signature = inspect.signature(function)
     models = {p.name: p.annotation for p in signature.parameters.values() if _is_model(p.annotation)}

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Protocol, Self
 import typer
 from pydantic import Field, ValidationError
 
-from secondcast.storage_schemas.errors import BadSettings, SettingsDiffer
+from secondcast.storage_schemas.errors import SettingsError, SettingsMismatchError
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.schema.manifest import Record
@@ -33,7 +33,7 @@ class Output(Protocol):
     path: Path
 
     def write(self, data: bytes) -> None:
-        """Write it, whole or not at all; BadSettings where that is not possible."""
+        """Write it, whole or not at all; SettingsError where that is not possible."""
         ...
 
 
@@ -48,7 +48,7 @@ class OutputFile:
     def open(
         cls, path: Path, *, overwrite: bool = False, own: Callable[[bytes], bool] | None = None, named: str = "--out"
     ) -> Self:
-        """Check that a file can be written; BadSettings where it cannot, or where another file would be lost.
+        """Check that a file can be written; SettingsError where it cannot, or where another file would be lost.
 
         overwrite: whether any file may be replaced.
         own: tells from its bytes whether a file is an earlier result of the same command.
@@ -62,7 +62,7 @@ class OutputFile:
             if target.is_dir():
                 raise IsADirectoryError(EISDIR, "Is a directory")
             if there and not overwrite and not (own is not None and own(target.read_bytes())):
-                raise BadSettings(
+                raise SettingsError(
                     f"{path} exists and would be lost: give another {named}, or --overwrite to replace it"
                 )
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ class OutputFile:
             elif self._replaces:
                 durable.replace(_target(self.path), data)
             elif not durable.publish(_target(self.path), data):
-                raise BadSettings(f"{self.path} came into being meanwhile, and stays: give another {self._named}")
+                raise SettingsError(f"{self.path} came into being meanwhile, and stays: give another {self._named}")
             self._replaces = True
 
 
@@ -116,17 +116,17 @@ class OutputFolder:
 
         names: files that will be written, none of which may be another's.
         overwrite: whether files of others may be replaced. alone: whether a folder that holds other files is refused.
-        Raises BadSettings for files of others, SettingsDiffer for a folder that was begun with other settings.
+        Raises SettingsError for files of others, SettingsMismatchError for a folder that was begun with other settings.
         """
         check_folder(folder)
         found = _read_record(folder)
         if found is None and alone:
             _check_empty(folder)
         if found is not None and found.command != command:
-            raise BadSettings(f"{folder} holds results of `secondcast {found.command}`: give another folder")
+            raise SettingsError(f"{folder} holds results of `secondcast {found.command}`: give another folder")
         for key, value in (settings or {}).items():
             if found is not None and found.settings.get(key) != value:
-                raise SettingsDiffer(
+                raise SettingsMismatchError(
                     f"{folder} was begun with {key.replace('_', '-')} = {found.settings.get(key)}, you asked for "
                     f"{value}: give the flags of the first time, or another folder"
                 )
@@ -142,7 +142,7 @@ class OutputFolder:
         return _FileOf(self, name)
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file of the folder, whole or not at all; BadSettings where it is another's."""
+        """Write a file of the folder, whole or not at all; SettingsError where it is another's."""
         path = self.folder / name
         with _writing(path, "folder"):
             if path.is_file() and path.read_bytes() == data:
@@ -160,7 +160,7 @@ class OutputFolder:
             return ()
         found = xxh3_128(path.read_bytes()) if path.is_file() else ""
         if found not in self._written.files.get(name, ()) and not (self._overwrite and path.is_file()):
-            raise BadSettings(
+            raise SettingsError(
                 f"{path} exists and is not as `secondcast {self._written.command}` wrote it: move it away, or give "
                 f"another folder"
             )
@@ -187,33 +187,33 @@ def is_named_as_a_file(path: Path) -> bool:
 
 
 def check_folder_name(folder: Path) -> None:
-    """Raise BadSettings for an --out that is named as a file, where a folder is to be made."""
+    """Raise SettingsError for an --out that is named as a file, where a folder is to be made."""
     if is_named_as_a_file(folder):
-        raise BadSettings(
+        raise SettingsError(
             f"--out is {folder}, which is named as a file, and a folder is expected: give {folder.with_suffix('')}"
         )
 
 
 def check_folder(folder: Path) -> None:
-    """Make the folder of --out; BadSettings for the name of a file, where there is one, or where none can be made."""
+    """Make the folder of --out; SettingsError for the name of a file, where there is one, or where none can be made."""
     check_folder_name(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadSettings(
+        raise SettingsError(
             f"--out {folder} cannot be a folder ({error.strerror}): give a new one, or another"
         ) from error
 
 
 def check_outside(path: Path, cache: str) -> None:
-    """Raise BadSettings for an --out among the files of a cache."""
+    """Raise SettingsError for an --out among the files of a cache."""
     from secondcast.storage_schemas.io.folders import is_remote
     from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE
 
     if is_remote(cache) or not (Path(cache) / MANIFEST_FILE).is_file():
         return
     if path.resolve().is_relative_to(Path(cache).resolve()):
-        raise BadSettings(
+        raise SettingsError(
             f"--out {path} lies in the cache {cache}, where `secondcast inspect verify` would call it foreign: give a "
             f"place outside it"
         )
@@ -233,9 +233,9 @@ def picture_bytes(picture: Any, path: Path) -> bytes:
 
 
 def check_picture(path: Path, flag: str) -> None:
-    """Raise BadSettings for a name that is not that of a picture."""
+    """Raise SettingsError for a name that is not that of a picture."""
     if path.suffix.lower() not in PICTURES or path.is_dir():
-        raise BadSettings(f"{flag} is {path}, expected a picture such as {path.stem or 'picture'}.png")
+        raise SettingsError(f"{flag} is {path}, expected a picture such as {path.stem or 'picture'}.png")
 
 
 def json_bytes(value: Any) -> bytes:
@@ -258,7 +258,7 @@ def _writing(path: Path, named: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BadSettings(f"{path} cannot be written ({error.strerror}): give another {named}") from error
+        raise SettingsError(f"{path} cannot be written ({error.strerror}): give another {named}") from error
 
 
 def _read_record(folder: Path) -> _Written | None:
@@ -269,7 +269,7 @@ def _read_record(folder: Path) -> _Written | None:
         return None
     except (OSError, ValidationError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not what this version writes"
-        raise BadSettings(
+        raise SettingsError(
             f"{file} cannot be read ({reason}): it names the results that may be replaced; give another folder"
         ) from error
 
@@ -277,7 +277,7 @@ def _read_record(folder: Path) -> _Written | None:
 def _check_empty(folder: Path) -> None:
     foreign = sorted(path.name for path in folder.iterdir() if not durable.is_temporary(path.name))
     if foreign:
-        raise BadSettings(
+        raise SettingsError(
             f"{folder} holds {foreign[0]!r} and {len(foreign) - 1} more, and no {RECORD_FILE}: it was not made by this "
             f"command; give a new or empty folder"
         )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.formats.files import Verify as ChecksumTimes
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def resolve_teacher(
 ) -> "TeacherFolder":
     """A teacher by name; `pocket` is the embedded one, before any path of that name.
 
-    weights: whether the weights of these parts are needed; BadTeacher unless they are what is read, before any work.
+    weights: whether the weights of these parts are needed; TeacherError unless they are what is read, before any work.
     """
     from dataclasses import replace
 
@@ -124,5 +124,5 @@ def student_source(name: str) -> str:
         return name
     known = sorted(f"{POCKET}-{folder.name}" for folder in STUDENTS_FOLDER.iterdir())
     if name not in known:
-        raise BadSettings(f"--student {name!r} is not one of the embedded students, which are {', '.join(known)}")
+        raise SettingsError(f"--student {name!r} is not one of the embedded students, which are {', '.join(known)}")
     return str(STUDENTS_FOLDER / name.removeprefix(f"{POCKET}-"))

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from secondcast.models.memory.optional_packages import installed_version
 from secondcast.models.memory.options import AUTO, size_bytes
-from secondcast.storage_schemas.errors import BadSettings, OutOfMemory, SecondcastError
+from secondcast.storage_schemas.errors import OutOfMemoryError, SecondcastError, SettingsError
 from secondcast.storage_schemas.progress import counted
 
 if TYPE_CHECKING:
     from secondcast.trainer.cost.fitting import Fitted
     from secondcast.trainer.cost.stage_cost import Costs
-    from secondcast.trainer.distributed.processes import Processes
+    from secondcast.trainer.distributed.processes import Distributed
     from secondcast.trainer.settings import TrainSettings
 
 GIB = 2**30
@@ -23,7 +23,7 @@ _OF_A_BEGUN_RUN = ("accumulate", "quantize", "modulation", "compile")
 def named_bytes(fit: str | None) -> float | None:
     """Bytes of --fit of a plan, which knows no machine; None where it is not given."""
     if fit == AUTO:
-        raise BadSettings(
+        raise SettingsError(
             "--fit is 'auto', but a plan knows no GPU of this machine: give --gpu, or a size, as in 16GiB"
         )
     return None if fit is None else size_bytes(fit)
@@ -34,7 +34,7 @@ def free_bytes(fit: str, device: Any) -> float:
     if fit != AUTO:
         return size_bytes(fit)
     if device.type != "cuda":
-        raise BadSettings(
+        raise SettingsError(
             f"--fit auto asks how much memory of a GPU is free, and this run is on {device}: give a size, as in 16GiB"
         )
     import torch
@@ -53,7 +53,7 @@ def fit_run(
     *,
     fit: str,
     run: Path,
-    processes: "Processes",
+    processes: "Distributed",
     held: Collection[str],
     say: Callable[[str], None],
 ) -> "TrainSettings":
@@ -70,7 +70,7 @@ def fit_run(
         costs = make_costs(local_ranks=local_ranks)
         return _fitted(asked, costs, run, memory_bytes, held, say).model_dump_json()
 
-    return TrainSettings.model_validate_json(processes.from_first(choose))
+    return TrainSettings.model_validate_json(processes.broadcast_from_rank0(choose))
 
 
 def _fitted(
@@ -92,10 +92,10 @@ def _fitted(
             asked, costs, memory_bytes=memory_bytes, host_bytes=free_host_bytes(), held=held,
             quantizers=installed_quantizers(),
         )  # fmt: skip
-    except BadSettings as error:
+    except SettingsError as error:
         if begun is None:
             raise
-        raise BadSettings(
+        raise SettingsError(
             f"{run} has begun, and keeps the parts of its batches and the kind of its weights; with these {error}; or "
             f"a new run folder"
         ) from error
@@ -129,7 +129,9 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or any(name in str(error) for name in names)
 
 
-def out_of_memory(asked: "TrainSettings", make_costs: "Callable[[], Costs]", run: Path, *, recipe: bool) -> OutOfMemory:
+def out_of_memory(
+    asked: "TrainSettings", make_costs: "Callable[[], Costs]", run: Path, *, recipe: bool
+) -> OutOfMemoryError:
     """The error of a run that ran out of GPU memory: it names the flag that would help next.
 
     recipe: the stages stand in one, and so does what is a stage's to say.
@@ -144,7 +146,7 @@ def out_of_memory(asked: "TrainSettings", make_costs: "Callable[[], Costs]", run
         flag = helping_flag(asked, costs, held=_OF_A_BEGUN_RUN if begun else ())
         needed = f", {costs.memory(asked).total_bytes / GIB:.1f} GiB by calculation"
     except SecondcastError:
-        flag, needed = ("--checkpoint-blocks 1" if asked.checkpoint_blocks != 1 else None), ""
+        flag, needed = ("--checkpoint-blocks 1" if asked.activation_checkpointing != 1 else None), ""
     if flag is None:
         way = "take a smaller student, a cache of fewer pixels or text tokens, or a larger card"
     elif recipe and flag.startswith("--accumulate"):
@@ -153,7 +155,9 @@ def out_of_memory(asked: "TrainSettings", make_costs: "Callable[[], Costs]", run
         )
     else:
         way = f"give {flag} too, or --fit auto, which chooses"
-    return OutOfMemory(f"the GPU is out of memory (the run needs {needed.removeprefix(', ') or 'more'}): {way}{stays}")
+    return OutOfMemoryError(
+        f"the GPU is out of memory (the run needs {needed.removeprefix(', ') or 'more'}): {way}{stays}"
+    )
 
 
 def _begun(run: Path, asked: "TrainSettings", held: Collection[str]) -> "TrainSettings | None":
@@ -166,7 +170,7 @@ def _begun(run: Path, asked: "TrainSettings", held: Collection[str]) -> "TrainSe
     stages = tuple(
         stage
         if {"accumulate", f"accumulate {stage.name}"} & set(held)
-        else stage.model_copy(update={"accumulate": before.accumulate})
+        else stage.model_copy(update={"accumulate": before.grad_accum_steps})
         for stage, before in zip(asked.stages, recorded.stages, strict=True)
     )
     quantize = asked.quantize if {"quantize", "resident_blocks"} & set(held) else recorded.quantize

@@ -25,7 +25,7 @@ from secondcast.commands.shell.resolve import (
 )
 from secondcast.commands.train.fitting import fit_run, is_out_of_memory, out_of_memory, stated_options
 from secondcast.models.memory.options import GpuMemory
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.formats.files import Verify as ChecksumTimes
 from secondcast.storage_schemas.progress import counted
 from secondcast.trainer.settings import TrainFlags, TrainOptions, TrainSettings
@@ -33,7 +33,7 @@ from secondcast.trainer.settings import TrainFlags, TrainOptions, TrainSettings
 if TYPE_CHECKING:
     from secondcast.models.teacher.context_projection import ContextProjection
     from secondcast.models.teacher.folder import TeacherFolder
-    from secondcast.storage_schemas.formats.local_copy import LocalCopy
+    from secondcast.storage_schemas.formats.local_cache_dir import LocalCopy
     from secondcast.trainer.settings import TrainSettings
 
 LOCAL_COPY_GIB = 64.0
@@ -62,17 +62,19 @@ def train(
     options: TrainOptions = TrainOptions(),
     memory: GpuMemory = GpuMemory(),
     verify: Verify = "once",
-    local_copy: Annotated[
+    local_cache_dir: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Keep shard files of caches on an object store in DIR/secondcast-shards/."),
     ] = None,
-    local_copy_gib: Annotated[float, typer.Option(min=0.001, help="Largest size of it, GiB.")] = LOCAL_COPY_GIB,
-    log_to: Annotated[
+    local_cache_gib: Annotated[float, typer.Option(min=0.001, help="Largest size of it, GiB.")] = LOCAL_COPY_GIB,
+    report_to: Annotated[
         list[str] | None,
         typer.Option(metavar="PLACE", help="Show the metrics there too: tensorboard, wandb; may be repeated."),
     ] = None,
-    accept_floor: Annotated[bool, typer.Option(help="Train even where the replay floor says: wrong backbone.")] = False,
-    shard_student: Annotated[
+    ignore_replay_error: Annotated[
+        bool, typer.Option(help="Train even where the replay floor says: wrong backbone.")
+    ] = False,
+    fsdp: Annotated[
         bool, typer.Option(help="Divide a large student among the processes (FSDP2); each holds a part of it.")
     ] = False,
     device: Device = "auto",
@@ -94,11 +96,11 @@ def train(
     else:
         asked = asked_of_flags(student, budget, options, fit=memory.fit)
     if not places:
-        raise BadSettings("no cache is given: give --cache, the folder that `secondcast build` made")
+        raise SettingsError("no cache is given: give --cache, the folder that `secondcast build` made")
     train_run(
-        run, asked, places, backbone=backbone, device=device, quiet=quiet, verify=verify, local_copy=local_copy,
-        local_copy_gib=local_copy_gib, accept_floor=accept_floor, shard_student=shard_student,
-        log_to=log_to or (), fit=memory.fit, held=stated_options(asked, None if recipe is not None else options.given),
+        run, asked, places, backbone=backbone, device=device, quiet=quiet, verify=verify, local_cache_dir=local_cache_dir,
+        local_cache_gib=local_cache_gib, ignore_replay_error=ignore_replay_error, fsdp=fsdp,
+        report_to=report_to or (), fit=memory.fit, held=stated_options(asked, None if recipe is not None else options.given),
         recipe=recipe is not None,
     )  # fmt: skip
 
@@ -112,11 +114,11 @@ def train_run(
     device: str = "auto",
     quiet: bool = False,
     verify: ChecksumTimes = "once",
-    local_copy: Path | None = None,
-    local_copy_gib: float = LOCAL_COPY_GIB,
-    accept_floor: bool = False,
-    shard_student: bool = False,
-    log_to: Sequence[str] = (),
+    local_cache_dir: Path | None = None,
+    local_cache_gib: float = LOCAL_COPY_GIB,
+    ignore_replay_error: bool = False,
+    fsdp: bool = False,
+    report_to: Sequence[str] = (),
     fit: str | None = None,
     held: Collection[str] = (),
     recipe: bool = False,
@@ -130,17 +132,17 @@ def train_run(
     launched = launched_worker(None, os.environ)
     from secondcast.trainer.run.metric_mirrors import mirror_names
 
-    mirrors, source = mirror_names(log_to), student_source(asked.student)
+    mirrors, source = mirror_names(report_to), student_source(asked.student)
     from secondcast.storage_schemas.reader import Cache
 
     progress = terminal(quiet)
-    copies = None if local_copy is None else _local_copy(local_copy, local_copy_gib, progress.say)
-    caches = {name: Cache.open(place, verify=verify, local_copy=copies) for name, place in places.items()}
+    copies = None if local_cache_dir is None else _local_copy(local_cache_dir, local_cache_gib, progress.say)
+    caches = {name: Cache.open(place, verify=verify, local_cache_dir=copies) for name, place in places.items()}
     torch_device = launched_device(device, launched.local_number)
     from secondcast.models.device import total_bytes
     from secondcast.models.teacher.folder import REPLAY_PARTS
     from secondcast.trainer.cost.stage_cost import costs_of
-    from secondcast.trainer.distributed.processes import joined
+    from secondcast.trainer.distributed.processes import init_distributed
     from secondcast.trainer.train import train as run_train
 
     manifests = {name: cache.manifest for name, cache in caches.items()}
@@ -152,7 +154,7 @@ def train_run(
         teacher = resolve_teacher(name, REPLAY_PARTS)
     elif asked.teacher_use == "context_embedder":
         teacher = resolve_context_projection(name, recorded.teacher)
-    with joined(launched.worker.number, launched.worker.count, torch_device, sharded=shard_student) as processes:
+    with init_distributed(launched.worker.number, launched.worker.count, torch_device, sharded=fsdp) as processes:
         if launched.by and processes.is_first:
             progress.say(f"{processes.ranks} processes (by {launched.by}) divide each batch")
         gpu_bytes = total_bytes(torch_device)
@@ -162,7 +164,7 @@ def train_run(
         try:
             trained = run_train(
                 run, asked, caches, teacher, torch_device, progress, student_source=source,
-                accept_floor=accept_floor, processes=processes, log_to=mirrors,
+                ignore_replay_error=ignore_replay_error, processes=processes, report_to=mirrors,
             )  # fmt: skip
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -174,8 +176,8 @@ def train_run(
 
 def _local_copy(place: Path, limit_gib: float, say: Callable[[str], None]) -> "LocalCopy":
     if not math.isfinite(limit_gib):
-        raise BadSettings(f"--local-copy-gib is {limit_gib}, expected a number of GiB such as {LOCAL_COPY_GIB:g}")
-    from secondcast.storage_schemas.formats.local_copy import LocalCopy
+        raise SettingsError(f"--local-copy-gib is {limit_gib}, expected a number of GiB such as {LOCAL_COPY_GIB:g}")
+    from secondcast.storage_schemas.formats.local_cache_dir import LocalCopy
 
     return LocalCopy.open(place, limit_bytes=int(limit_gib * 2**30), say=say)
 
@@ -185,9 +187,9 @@ def asked_of_flags(
 ) -> "TrainSettings":
     """The run that options ask for: a warm-up, and the stage after it."""
     if student is None:
-        raise BadSettings("no student is given: give --student, such as google-t5/t5-base or pocket-small")
+        raise SettingsError("no student is given: give --student, such as google-t5/t5-base or pocket-small")
     if budget is not None:
-        raise BadSettings(f"--budget is {budget} without a recipe, whose stages share it; give --steps")
+        raise SettingsError(f"--budget is {budget} without a recipe, whose stages share it; give --steps")
     given = options.given
     if fit is not None and "quantize" in given:
         # Eight bits need it, and it is --fit that chooses.
@@ -203,7 +205,7 @@ def asked_of_recipe(
 
     given = options.given
     if stages := [name for name in given if name not in TrainSettings.model_fields]:
-        raise BadSettings(
+        raise SettingsError(
             f"--{stages[0].replace('_', '-')} is given beside --config {file}: it is for a stage to say; change the "
             f"recipe, or leave one of them away"
         )
@@ -226,9 +228,9 @@ def named_places(given: Sequence[str]) -> dict[str, str]:
             place = text
             name = Path(text).resolve().name if "://" not in text else text.rstrip("/").rsplit("/", 1)[-1]
         if not place:
-            raise BadSettings(f"--cache {text!r} names no place, expected [NAME=]CACHE, as in --cache {text}FOLDER")
+            raise SettingsError(f"--cache {text!r} names no place, expected [NAME=]CACHE, as in --cache {text}FOLDER")
         if name in places:
-            raise BadSettings(
+            raise SettingsError(
                 f"two caches are named {name!r}, {places[name]} and {place}: name them, as in --cache {name}-2={place}"
             )
         places[name] = place

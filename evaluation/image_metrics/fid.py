@@ -16,7 +16,7 @@ from secondcast.evaluation.image_metrics.clip_score import clip_pixels
 from secondcast.evaluation.image_metrics.metric import MetricName, Needs, Picture, Scored, batches
 from secondcast.evaluation.image_metrics.weights import WantedWeights
 from secondcast.evaluation.pictures.restricted_pickles import restricted_pickles
-from secondcast.storage_schemas.errors import BadSettings, MissingWeights
+from secondcast.storage_schemas.errors import MissingWeightsError, SettingsError
 from secondcast.storage_schemas.io.digests import weight_sha256
 from secondcast.storage_schemas.progress import Progress, counted
 
@@ -72,7 +72,7 @@ class Fid:
         """See Metric. Without a reference it is `available` that says so, once for all folders."""
         count, reference_count = len(pictures), len(self._reference)
         if reference_count and min(count, reference_count) < 2:
-            raise BadSettings(
+            raise SettingsError(
                 f"fid of {counted(count, 'picture')} against {reference_count}: expected at least two on each side"
             )
 
@@ -173,7 +173,7 @@ class InceptionFeatures:
                 )
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise MissingWeights(
+            raise MissingWeightsError(
                 f"Inception's weights could not be had ({type(error).__name__}: {reason}): {_HOW}"
             ) from error
         return metric.to(self._device)

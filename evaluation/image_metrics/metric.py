@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from secondcast.evaluation.intervals import bootstrap
-from secondcast.storage_schemas.errors import BadPictures, BadPrompts
+from secondcast.storage_schemas.errors import ImagesError, PromptsError
 from secondcast.storage_schemas.progress import Progress
 
 MetricName = Literal["clip-score", "fid", "vqa", "text"]
@@ -33,13 +33,13 @@ class Picture:
     phrases: tuple[str, ...] | None = None
 
     def pixels(self) -> Image.Image:
-        """The picture in RGB with 8 bits, what is transparent on white; BadPictures if it cannot be decoded."""
+        """The picture in RGB with 8 bits, what is transparent on white; ImagesError if it cannot be decoded."""
         try:
             with Image.open(self.file) as image:
                 return _in_rgb(image)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             reason = " ".join(str(error).split()).replace(str(self.file), "it")
-            raise BadPictures(
+            raise ImagesError(
                 f"{self.file} cannot be read as a picture ({reason}): make it anew, or take it out of the folder and "
                 f"of its index"
             ) from error
@@ -108,7 +108,7 @@ class Metric(Protocol):
     def score(self, pictures: Sequence[Picture], progress: Progress) -> list[Scored]:
         """Score pictures: one number, or several of the same reading.
 
-        Raises BadPictures for a broken picture, another SecondcastError where these pictures cannot be scored.
+        Raises ImagesError for a broken picture, another SecondcastError where these pictures cannot be scored.
         """
         ...
 
@@ -137,10 +137,10 @@ def batches(items: Sequence[_Item], size: int) -> list[Sequence[_Item]]:
 
 
 def with_prompts(metric: str, pictures: Sequence[Picture]) -> list[tuple[Picture, str]]:
-    """Pictures with their prompts; BadPrompts where they have none."""
+    """Pictures with their prompts; PromptsError where they have none."""
     found = [(picture, picture.prompt) for picture in pictures if picture.prompt is not None]
     if not found:
-        raise BadPrompts(
+        raise PromptsError(
             f"{metric} needs the prompts of the pictures and {pictures[0].file.parent} has no index.jsonl: give them "
             f"with --prompts FILE"
         )

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from secondcast.evaluation.image_metrics.metric import Picture
 from secondcast.evaluation.pictures.folder import INDEX_FILE, IndexEntry
-from secondcast.storage_schemas.errors import BadPictures, BadPrompts
+from secondcast.storage_schemas.errors import ImagesError, PromptsError
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.schema.manifest import Record, stays_inside
 from secondcast.storage_schemas.schema.prompts import prompt_id
@@ -35,10 +35,10 @@ def read_pictures(folder: Path, texts: Sequence[PictureText] | None = None) -> l
     """The pictures of a folder, in the order of its index, else of their names: 2.png before 10.png.
 
     texts: for a folder with an index they add `text` and `phrases` to the same prompts; for another they are its
-    prompts, by `file`, else in the order of the names. Raises BadPictures or BadPrompts.
+    prompts, by `file`, else in the order of the names. Raises ImagesError or PromptsError.
     """
     if not folder.is_dir():
-        raise BadPictures(
+        raise ImagesError(
             f"no folder {folder}: expected one that `secondcast generate` wrote, or one of pictures with --prompts FILE"
         )
     index = folder / INDEX_FILE
@@ -52,7 +52,7 @@ def read_pictures(folder: Path, texts: Sequence[PictureText] | None = None) -> l
     if texts is None:
         return pictures
     if len(texts) != len(pictures):
-        raise BadPrompts(
+        raise PromptsError(
             f"{folder} has {counted(len(pictures), 'picture')} and --prompts {counted(len(texts), 'prompt')}: expected "
             f"as many, in the order of the names, or JSON lines whose `file` names the picture"
         )
@@ -62,17 +62,17 @@ def read_pictures(folder: Path, texts: Sequence[PictureText] | None = None) -> l
 def picture_text(prompt: str, columns: Mapping[str, Any], where: str) -> PictureText:
     """The prompt of a picture, and of the other columns of its row `file`, `text` and `phrases` where they are there.
 
-    where: the row, for messages. Raises BadPrompts for what is not text (phrases: a list of texts), and for columns
+    where: the row, for messages. Raises PromptsError for what is not text (phrases: a list of texts), and for columns
     that are named almost so.
     """
     for column, meant in _MISNAMED.items():
         if column in columns:
-            raise BadPrompts(f"{where} has the column {column!r}, expected {meant!r}: rename it")
+            raise PromptsError(f"{where} has the column {column!r}, expected {meant!r}: rename it")
     try:
         return PictureText(prompt=prompt, **{column: columns.get(column) or None for column in _COLUMNS})
     except ValidationError as error:
         first = error.errors()[0]
-        raise BadPrompts(
+        raise PromptsError(
             f"{where}, column {'.'.join(map(str, first['loc']))!r}: {first['msg']}: expected file and text as text, "
             f"phrases as a list of texts (in JSON)"
         ) from error
@@ -86,18 +86,18 @@ def _indexed(folder: Path, index: Path) -> list[Picture]:
         try:
             entry = IndexEntry.model_validate_json(line)
         except ValueError as error:
-            raise BadPictures(
+            raise ImagesError(
                 f"{index} line {number} is not what `secondcast generate` writes: give its command again, or remove "
                 f"{INDEX_FILE} and give --prompts FILE"
             ) from error
         if not stays_inside(entry.file) or not (folder / entry.file).is_file():
-            raise BadPictures(
+            raise ImagesError(
                 f"{index} line {number} names {entry.file}, which is not there: give the command of "
                 f"`secondcast generate` again, which makes what is missing"
             )
         pictures.append(Picture(file=folder / entry.file, name=entry.file, prompt=entry.prompt))
     if not pictures:
-        raise BadPictures(f"{index} names no picture: give the command of `secondcast generate` again")
+        raise ImagesError(f"{index} names no picture: give the command of `secondcast generate` again")
     _check_once(pictures, str(index))
     return pictures
 
@@ -106,7 +106,7 @@ def _listed(folder: Path) -> list[Picture]:
     found = (file for file in folder.iterdir() if file.suffix.lower() in _ENDINGS and not _hidden(file))
     files = sorted(found, key=lambda file: natural_key(file.name))
     if not files:
-        raise BadPictures(f"{folder} holds no picture: expected files such as 000000.png ({', '.join(_ENDINGS)})")
+        raise ImagesError(f"{folder} holds no picture: expected files such as 000000.png ({', '.join(_ENDINGS)})")
     return [Picture(file=file, name=file.name) for file in files]
 
 
@@ -148,7 +148,7 @@ def _with_more(folder: Path, pictures: Sequence[Picture], texts: Sequence[Pictur
     by_prompt = {prompt_id(text.prompt): text for text in texts}
     found = [by_prompt.get(prompt_id(picture.prompt or "")) for picture in pictures]
     if not any(found):
-        raise BadPrompts(f"--prompts has none of the prompts in {folder / INDEX_FILE}: give those of these pictures")
+        raise PromptsError(f"--prompts has none of the prompts in {folder / INDEX_FILE}: give those of these pictures")
     return [
         picture if text is None else _described(picture, text) for picture, text in zip(pictures, found, strict=True)
     ]
@@ -158,9 +158,9 @@ def _by_file(folder: Path, texts: Sequence[PictureText]) -> list[Picture]:
     pictures = []
     for text in texts:
         if text.file is None:
-            raise BadPrompts(f"--prompts has no `file` for {text.prompt!r}, but for others: expected all or none")
+            raise PromptsError(f"--prompts has no `file` for {text.prompt!r}, but for others: expected all or none")
         if not stays_inside(text.file) or not (folder / text.file).is_file():
-            raise BadPictures(f"{folder} has no {text.file}, which --prompts names: expected a picture of this folder")
+            raise ImagesError(f"{folder} has no {text.file}, which --prompts names: expected a picture of this folder")
         pictures.append(_described(Picture(file=folder / text.file, name=text.file), text))
     _check_once(pictures, "--prompts")
     return pictures
@@ -170,7 +170,7 @@ def _check_once(pictures: Sequence[Picture], where: str) -> None:
     seen: set[Path] = set()
     for picture in pictures:
         if picture.file in seen:
-            raise BadPrompts(
+            raise PromptsError(
                 f"{where} names {picture.name} more than once: expected each picture with one prompt, for it has one "
                 f"value; name it once"
             )

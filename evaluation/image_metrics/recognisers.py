@@ -13,7 +13,7 @@ from secondcast.evaluation.image_metrics.clip_score import clip_pixels
 from secondcast.evaluation.image_metrics.metric import Needs, Picture
 from secondcast.evaluation.image_metrics.published import OcrName
 from secondcast.evaluation.image_metrics.weights import WantedWeights
-from secondcast.storage_schemas.errors import MissingExtra
+from secondcast.storage_schemas.errors import MissingExtraError
 
 _MOST_NEW_TOKENS = 64
 # Text anywhere in the picture, in no order of a page.
@@ -118,7 +118,7 @@ class Tesseract:
         done = subprocess.run(["tesseract", *words], input=given, capture_output=True, check=False)
         if done.returncode:
             said = " ".join(done.stderr.decode(errors="replace").split())[:200]
-            raise MissingExtra(
+            raise MissingExtraError(
                 f"tesseract ended with code {done.returncode} ({said}): install tesseract-ocr with its English data, "
                 f"or give --ocr trocr"
             )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from secondcast.evaluation.image_metrics.metric import Metric, Picture, Scored
-from secondcast.storage_schemas.errors import BadPictures, SecondcastError
+from secondcast.storage_schemas.errors import ImagesError, SecondcastError
 from secondcast.storage_schemas.progress import Progress
 
 
@@ -41,7 +41,7 @@ class Report:
 
 
 def score_folders(metrics: Iterable[Metric], folders: Mapping[str, Sequence[Picture]], progress: Progress) -> Report:
-    """Score each folder by each metric; BadPictures for a picture that is broken, since nothing could score it.
+    """Score each folder by each metric; ImagesError for a picture that is broken, since nothing could score it.
 
     metrics: best one that makes them as they come, so that one network is in memory at a time.
     """
@@ -64,7 +64,7 @@ def score_folders(metrics: Iterable[Metric], folders: Mapping[str, Sequence[Pict
         for name in possible:
             try:
                 scored[name] += metric.score(folders[name], progress)
-            except BadPictures:
+            except ImagesError:
                 raise
             except SecondcastError as error:
                 skipped.append(Skipped(metric=metric.name, folder=name, why=str(error)))

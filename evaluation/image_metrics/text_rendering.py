@@ -6,7 +6,7 @@ from secondcast.evaluation.image_metrics.characters import characters_right, com
 from secondcast.evaluation.image_metrics.metric import MetricName, Picture, Scored, batches, mean_of
 from secondcast.evaluation.image_metrics.recognisers import Recogniser
 from secondcast.evaluation.intervals import wilson
-from secondcast.storage_schemas.errors import BadPrompts
+from secondcast.storage_schemas.errors import PromptsError
 from secondcast.storage_schemas.progress import Progress, counted
 
 
@@ -63,5 +63,5 @@ def _asked(pictures: Sequence[Picture]) -> list[tuple[Picture, str]]:
     asked = [(picture, text) for picture, text in zip(pictures, texts, strict=True) if text]
     if not asked:
         folder = pictures[0].file.parent
-        raise BadPrompts(f"text: no prompt of {folder} quotes one such as 'open': give --prompts JSONL with `text`")
+        raise PromptsError(f"text: no prompt of {folder} quotes one such as 'open': give --prompts JSONL with `text`")
     return asked

@@ -19,7 +19,7 @@ from secondcast.evaluation.image_metrics.metric import (
 )
 from secondcast.evaluation.image_metrics.phrases import noun_phrases
 from secondcast.evaluation.image_metrics.weights import WantedWeights
-from secondcast.storage_schemas.errors import BadPrompts, MissingWeights
+from secondcast.storage_schemas.errors import MissingWeightsError, PromptsError
 from secondcast.storage_schemas.progress import Progress, counted
 
 # As T2I-CompBench cuts them.
@@ -114,7 +114,7 @@ class AttributeBinding:
         tokenizer = self._parts[1]
         yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
         if tokenizer.unk_token_id in (yes, no):
-            raise MissingWeights(
+            raise MissingWeightsError(
                 f"the tokenizer of {self._wanted.source} does not have 'yes' and 'no' as words: give another "
                 f"--vqa-model"
             )
@@ -127,5 +127,5 @@ def _asked(pictures: Sequence[Picture]) -> list[tuple[Picture, tuple[str, ...]]]
     asked = [(picture, texts) for (picture, _), texts in zip(prompts, phrases, strict=True) if texts]
     if not asked:
         folder = pictures[0].file.parent
-        raise BadPrompts(f"vqa: no prompt of {folder} names a thing: give --prompts JSONL with `phrases`")
+        raise PromptsError(f"vqa: no prompt of {folder} names a thing: give --prompts JSONL with `phrases`")
     return asked

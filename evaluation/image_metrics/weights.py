@@ -11,7 +11,7 @@ import torch
 from secondcast.models.teacher.hub import commit_of, split_revision
 from secondcast.models.weights.checked_loading import load_checked
 from secondcast.models.weights.files import CheckpointSource
-from secondcast.storage_schemas.errors import MissingWeights
+from secondcast.storage_schemas.errors import MissingWeightsError
 from secondcast.storage_schemas.io.digests import digest, weight_sha256
 
 # What networks and tokenizers are read from. No pickles, no code, and nothing of the subfolders for other programs.
@@ -33,7 +33,7 @@ class Weights:
 
     @classmethod
     def find(cls, source: str, *, flag: str, model_type: str) -> Self:
-        """Weights by folder, hub name or NAME@REVISION; MissingWeights says what is wrong with them.
+        """Weights by folder, hub name or NAME@REVISION; MissingWeightsError says what is wrong with them.
 
         model_type: as config.json states it. Without a network, what was fetched before is taken.
         """
@@ -47,9 +47,9 @@ class Weights:
         return cls(path=path, source=source, flag=flag, revision=revision)
 
     def network(self, kind: Any, *, device: torch.device) -> Any:
-        """The network in float32, for evaluation; MissingWeights unless the checkpoint is one of this class."""
+        """The network in float32, for evaluation; MissingWeightsError unless the checkpoint is one of this class."""
         source = CheckpointSource(
-            where=self.source, error=MissingWeights, again=f"fetch it again, or give another {self.flag}"
+            where=self.source, error=MissingWeightsError, again=f"fetch it again, or give another {self.flag}"
         )
         return load_checked(kind, self.path, source, dtype=torch.float32).to(device)
 
@@ -73,9 +73,9 @@ class Weights:
         except Exception as error:
             raise self._unreadable("image processor", error) from error
 
-    def _unreadable(self, what: str, error: Exception) -> MissingWeights:
+    def _unreadable(self, what: str, error: Exception) -> MissingWeightsError:
         reason = " ".join(str(error).split())[:200]
-        return MissingWeights(
+        return MissingWeightsError(
             f"{self.source} cannot be read as {what} ({type(error).__name__}: {reason}): fetch it again, or give "
             f"another {self.flag}"
         )
@@ -101,7 +101,7 @@ class WantedWeights:
         """Why they cannot be had, in one line with the way out; None if they can. May fetch them."""
         try:
             _ = self.found
-        except MissingWeights as error:
+        except MissingWeightsError as error:
             return str(error)
         return None
 
@@ -110,16 +110,16 @@ def _check(path: Path, source: str, flag: str, model_type: str) -> None:
     try:
         found = json.loads((path / "config.json").read_bytes()).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        raise MissingWeights(
+        raise MissingWeightsError(
             f"{source} has no config.json that can be read: expected a model of transformers; give another {flag}"
         ) from error
     if found != model_type:
-        raise MissingWeights(
+        raise MissingWeightsError(
             f"{source} has model_type {found!r}, expected {model_type!r}: it is another model; give another {flag}"
         )
     if not list(path.glob("*.safetensors")):
         pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
-        raise MissingWeights(
+        raise MissingWeightsError(
             f"{source} has no *.safetensors" + (f", only {', '.join(pickles)}" if pickles else "") + ": pickled "
             f"weights can run code and are never read; load them where you trust them, save_pretrained(FOLDER) writes "
             f"safetensors, and give {flag} FOLDER"
@@ -134,7 +134,7 @@ def _files_digest(folder: Path) -> str:
 def _download(source: str, flag: str) -> Path:
     name, revision = split_revision(source)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise MissingWeights(
+        raise MissingWeightsError(
             f"no weights {source!r}: neither a folder here nor a hub name such as openai/clip-vit-large-patch14; "
             f"give another {flag}"
         )
@@ -144,7 +144,7 @@ def _download(source: str, flag: str) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS, ignore_patterns=_SUBFOLDERS))
     except Exception as error:
         # Gated, misspelt, no network, nothing fetched before: the way out is the same.
-        raise MissingWeights(
+        raise MissingWeightsError(
             f"the weights {source} are not here and could not be fetched ({type(error).__name__}): give `hf download "
             f"{name}` where there is a network, or {flag} FOLDER"
         ) from error

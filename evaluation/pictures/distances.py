@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from secondcast.evaluation.pictures.restricted_pickles import restricted_pickles
-from secondcast.storage_schemas.errors import BadSettings, MissingExtra
+from secondcast.storage_schemas.errors import MissingExtraError, SettingsError
 from secondcast.storage_schemas.schema.fields import Array
 
 if TYPE_CHECKING:
@@ -20,17 +20,17 @@ _SMALLEST_FOR_ALEXNET = 31
 
 
 def check_measurable(height: int, width: int, *, instead: str = "give --closed-loop 0") -> None:
-    """Raise MissingExtra without scikit-image, BadSettings for pictures that SSIM's window does not fit into.
+    """Raise MissingExtraError without scikit-image, SettingsError for pictures that SSIM's window does not fit into.
 
     instead: what a user may do who wants neither.
     """
     if find_spec("skimage") is None:
-        raise MissingExtra(
+        raise MissingExtraError(
             "PSNR and SSIM of the closed loop need scikit-image, which is not installed: pip install "
             f"'secondcast[metrics]', or {instead}"
         )
     if min(height, width) < _WINDOW:
-        raise BadSettings(
+        raise SettingsError(
             f"the pictures of the cache are {height} x {width} pixels, SSIM looks at {_WINDOW} x {_WINDOW}: {instead}"
         )
 

@@ -11,7 +11,7 @@ from typing import Literal, Self
 from PIL import Image
 from pydantic import Field
 
-from secondcast.storage_schemas.errors import BadSettings, SettingsDiffer
+from secondcast.storage_schemas.errors import SettingsError, SettingsMismatchError
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.flags import Flags
@@ -66,7 +66,7 @@ class PictureFolder:
 
         earlier_digest: what earlier versions noted for the same student; taken for it.
 
-        Raises SettingsDiffer for pictures made with other settings or of other prompts, BadSettings for other files.
+        Raises SettingsMismatchError for pictures made with other settings or of other prompts, SettingsError for other files.
         """
         opened = cls(folder, settings, prompts)
         file = folder / SETTINGS_FILE
@@ -74,9 +74,9 @@ class PictureFolder:
             opened._check_same_settings(file, earlier_digest)
             opened._read_index()
         elif folder.is_file():
-            raise BadSettings(f"{folder} is a file, expected a folder for pictures: give another --out")
+            raise SettingsError(f"{folder} is a file, expected a folder for pictures: give another --out")
         elif folder.exists() and any(not durable.is_temporary(file.name) for file in folder.iterdir()):
-            raise BadSettings(f"{folder} holds other files and no {SETTINGS_FILE}: give a new folder with --out")
+            raise SettingsError(f"{folder} holds other files and no {SETTINGS_FILE}: give a new folder with --out")
         else:
             durable.replace(file, (settings.model_dump_json(indent=1) + "\n").encode())
         durable.remove_leftovers(folder)
@@ -122,13 +122,13 @@ class PictureFolder:
         try:
             was = PictureSettings.model_validate_json(file.read_bytes()).json_value()
         except ValueError as error:
-            raise BadSettings(f"{file} cannot be read: not what this version wrote; give another --out") from error
+            raise SettingsError(f"{file} cannot be read: not what this version wrote; give another --out") from error
         now = self.settings.json_value()
         if was["student"] == earlier_digest:
             was["student"] = now["student"]
         for key in was:
             if was[key] != now[key]:
-                raise SettingsDiffer(
+                raise SettingsMismatchError(
                     f"{self.folder} holds pictures made with {key.replace('_', '-')} = {was[key]}, you asked for "
                     f"{now[key]}: pictures of both would be compared as if they were alike; give another --out"
                 )
@@ -143,7 +143,7 @@ class PictureFolder:
                 continue
             number = entry.number
             if number < len(self.prompts) and entry.prompt != self.prompts[number]:
-                raise SettingsDiffer(
+                raise SettingsMismatchError(
                     f"{self.folder} has prompt {number} = {entry.prompt!r}, you gave {self.prompts[number]!r}: a "
                     f"picture keeps its number; give the prompts in the same order, or another --out"
                 )

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from secondcast.evaluation.pictures.distances import check_measurable
 from secondcast.models.memory.options import MEMORY, BackboneCall, HeldWeights, MemoryOptions
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.flags import Flags, Shown
 from secondcast.storage_schemas.schema.manifest import Dtype, Manifest, Quantization
@@ -17,13 +17,15 @@ _STEPS = "0,5,10"
 
 
 def steps_of_text(text: str) -> tuple[int, ...]:
-    """Numbers of steps from "0,5,10"; BadSettings if it is something else, or names one twice."""
+    """Numbers of steps from "0,5,10"; SettingsError if it is something else, or names one twice."""
     try:
         steps = tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise BadSettings(f"--steps-of is {text!r}, expected numbers of steps such as {_STEPS}") from error
+        raise SettingsError(f"--steps-of is {text!r}, expected numbers of steps such as {_STEPS}") from error
     if twice := [step for step in steps if steps.count(step) > 1]:
-        raise BadSettings(f"--steps-of is {text!r}, which names step {twice[0]} twice: each counts once; name it once")
+        raise SettingsError(
+            f"--steps-of is {text!r}, which names step {twice[0]} twice: each counts once; name it once"
+        )
     return steps
 
 
@@ -52,7 +54,7 @@ class ClosedLoop(Flags):
 class ShownSteps(Flags):
     """Steps of the trajectories."""
 
-    steps_of: Annotated[tuple[int, ...] | None, Shown(metavar=_STEPS, text="")] = Field(
+    timesteps: Annotated[tuple[int, ...] | None, Shown(metavar=_STEPS, text="")] = Field(
         default=None, min_length=1, description="These steps of the trajectories alone."
     )
 
@@ -65,7 +67,7 @@ class ShownSteps(Flags):
 class CacheScoringOptions(BackboneCalls, HeldWeights, ClosedLoop, ShownSteps):
     """The options of an evaluation on a cache. The other options of memory: see MemoryOptions."""
 
-    untrained: bool = Field(default=False, description="Have an untrained student lead as well.")
+    random_baseline: bool = Field(default=False, description="Have an untrained student lead as well.")
     quantize: Annotated[Literal["cache"] | Quantization, Shown(group=MEMORY)] = Field(
         default="cache", description="Its weights; cache: as recorded."
     )
@@ -86,24 +88,24 @@ class CacheScoring(CacheScoringOptions):
         quantize = manifest.sampling.quantize if self.quantize == "cache" else self.quantize
         return MemoryOptions.from_flags(
             modulation=self.modulation,
-            resident_blocks=self.resident_blocks,
+            gpu_blocks=self.gpu_blocks,
             quantize=quantize,
             # Without a gradient nothing is checkpointed: it is what 8 bits are refused without.
-            checkpoint_blocks=1 if quantize in ("int8", "fp8") else 0,
+            activation_checkpointing=1 if quantize in ("int8", "fp8") else 0,
         )
 
     def steps_on(self, cache: Cache) -> tuple[int, ...]:
-        """Ascending numbers of steps; BadSettings for one that the cache has not."""
+        """Ascending numbers of steps; SettingsError for one that the cache has not."""
         steps = cache.manifest.sampling.steps
-        chosen = tuple(range(steps)) if self.steps_of is None else tuple(sorted(set(self.steps_of)))
+        chosen = tuple(range(steps)) if self.timesteps is None else tuple(sorted(set(self.timesteps)))
         if beyond := [step for step in chosen if not 0 <= step < steps]:
-            raise BadSettings(
+            raise SettingsError(
                 f"--steps-of names step {beyond[0]}, the trajectories of {cache.folder} have the steps 0 to {steps - 1}"
             )
         return chosen
 
     def check_on(self, cache: Cache) -> None:
-        """Raise BadSettings or MissingExtra for what a cache cannot be evaluated with."""
+        """Raise SettingsError or MissingExtraError for what a cache cannot be evaluated with."""
         if self.closed_loop:
             check_measurable(cache.manifest.sampling.height, cache.manifest.sampling.width)
         self.steps_on(cache)

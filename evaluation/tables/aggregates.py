@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from secondcast.evaluation.results import Evaluation, Led
+from secondcast.evaluation.results import Evaluation, SampledResult
 from secondcast.storage_schemas.schema.fields import Array
 
 
@@ -43,7 +43,7 @@ def closed_loop_summary(evaluation: Evaluation) -> list[dict[str, Any]]:
         return []
     return [
         {"leader": name, "trajectories": len(led.latent_fraction), **_of_led(led)}
-        for name, led in evaluation.closed_loop.leaders.items()
+        for name, led in evaluation.closed_loop.text_encoders.items()
     ]
 
 
@@ -62,7 +62,7 @@ def summary(evaluation: Evaluation, *, hardest: int = 10) -> dict[str, Any]:
     }
 
 
-def _of_led(led: Led) -> dict[str, Any]:
+def _of_led(led: SampledResult) -> dict[str, Any]:
     different = [value for value in led.psnr_db if value is not None]
     return {
         "identical_images": len(led.psnr_db) - len(different),

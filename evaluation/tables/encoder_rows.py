@@ -34,26 +34,28 @@ class EncoderRow:
         return found
 
 
-def teacher_row(teacher: TeacherFolder, *, eight_bits: bool, dtype: torch.dtype, device: torch.device) -> EncoderRow:
+def teacher_row(
+    teacher: TeacherFolder, *, quantized_baseline: bool, dtype: torch.dtype, device: torch.device
+) -> EncoderRow:
     """T5 of a teacher's folder; eight_bits: its linears in int8, as memory could be saved without a student.
 
-    The paper discusses it as the alternative to a small encoder. MissingExtra without torchao.
+    The paper discusses it as the alternative to a small encoder. MissingExtraError without torchao.
     """
     leader = open_leader(TEACHER, teacher, text_length=None, dtype=dtype, device=device)
     encoder = TeacherTextEncoder.load(teacher, dtype=dtype, device=device)
     parameters = sum(parameter.numel() for parameter in encoder.model.parameters())
-    if eight_bits:
+    if quantized_baseline:
         quantize_text_encoder(encoder.model)
     return EncoderRow(
-        name=EIGHT_BITS if eight_bits else TEACHER,
+        name=EIGHT_BITS if quantized_baseline else TEACHER,
         parameters=parameters,
-        digest=digest({"weights": leader.digest, "int8": eight_bits}),
+        digest=digest({"weights": leader.digest, "int8": quantized_baseline}),
         embed=OwnTokensEmbed(embed=encoder.encode, token_ids=leader.token_ids),
     )
 
 
 def student_row(name: str, student: Path, teacher: TeacherFolder, *, device: torch.device) -> EncoderRow:
-    """The student of a run or an export, at the text length that it was trained at. BadStudent if it does not fit."""
+    """The student of a run or an export, at the text length that it was trained at. StudentError if it does not fit."""
     # A folder named `teacher` is a student here, and Path drops the "./" that says so.
     where = f"./{student}" if str(student) == TEACHER else str(student)
     leader = open_leader(where, teacher, text_length=None, dtype=torch.float32, device=device)

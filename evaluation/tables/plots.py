@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from secondcast.evaluation.tables.table import Table, millions
-from secondcast.storage_schemas.errors import MissingExtra
+from secondcast.storage_schemas.errors import MissingExtraError
 from secondcast.storage_schemas.schema.fields import Array
 
 _WIDTH, _HEIGHT = 3.2, 2.6
@@ -21,12 +21,12 @@ _APART = 1.06
 
 
 def check_plotting() -> None:
-    """MissingExtra without matplotlib or scikit-learn."""
+    """MissingExtraError without matplotlib or scikit-learn."""
     try:
         import matplotlib  # noqa: F401
         import sklearn  # noqa: F401
     except ImportError as error:
-        raise MissingExtra(
+        raise MissingExtraError(
             f"plots need {error.name}, which is not installed: pip install 'secondcast[plots]'"
         ) from error
 

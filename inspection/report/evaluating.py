@@ -14,15 +14,21 @@ from secondcast.evaluation.on_cache import backbone_of
 from secondcast.evaluation.open_loop import open_loop
 from secondcast.evaluation.pictures.distances import check_measurable
 from secondcast.evaluation.replaying import EmbedPrompts, cached_embeddings
-from secondcast.evaluation.results import Led, StepErrors
+from secondcast.evaluation.results import SampledResult, StepErrors
 from secondcast.evaluation.settings.cache_scoring import CacheScoring
 from secondcast.inspection.report.integrity import Readable
 from secondcast.inspection.report.strips import StripMaker
-from secondcast.inspection.report.students import Asked, Students, hardness_of, led_facts, student_facts
+from secondcast.inspection.report.students import Asked, Students, hardness_of, sampled_facts, student_facts
 from secondcast.models.backbone import FluxBackbone
 from secondcast.models.student.tokens import text_length_remark
 from secondcast.models.teacher.folder import TeacherFolder
-from secondcast.storage_schemas.errors import BadSettings, DamagedCache, MissingExtra, NonFinite, NotInCache
+from secondcast.storage_schemas.errors import (
+    DamagedCacheError,
+    MissingExtraError,
+    NonFiniteError,
+    NotInCacheError,
+    SettingsError,
+)
 from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.schema.fields import Array
 
@@ -72,7 +78,7 @@ class Evaluating:
     def _chosen(self, notes: list[str]) -> list[HeldOut]:
         try:
             everything = held_out_trajectories(self.readable.cache)
-        except (NotInCache, DamagedCache) as error:
+        except (NotInCacheError, DamagedCacheError) as error:
             notes.append(f"students were not evaluated: {error}")
             return []
         wanted = [everything[place] for place in spread(everything, self.scoring.count)]
@@ -107,7 +113,7 @@ class Evaluating:
                 self.readable.cache, self._backbone, {name: embed}, chosen, self._steps,
                 batch_size=self.scoring.batch_size, progress=self.progress,
             )[name]  # fmt: skip
-        except NonFinite as error:
+        except NonFiniteError as error:
             notes.append(f"{name} has no errors here: {error}")
             return None
 
@@ -120,7 +126,7 @@ class Evaluating:
             return {}
         try:
             check_measurable(sampling.height, sampling.width)
-        except (MissingExtra, BadSettings) as error:
+        except (MissingExtraError, SettingsError) as error:
             notes.append(f"no closed loop: {error}")
             return {}
         wanted = [chosen[place] for place in spread(chosen, self.scoring.closed_loop)]
@@ -128,13 +134,13 @@ class Evaluating:
         for one in asked:
             try:
                 led, pictures = self._led(one, wanted, self.maker)
-            except NonFinite as error:
+            except NonFiniteError as error:
                 notes.append(f"{one.name} leads no sampling: {error}")
                 continue
-            found[one.name] = led_facts(led, rows, pictures)
+            found[one.name] = sampled_facts(led, rows, pictures)
         return found
 
-    def _led(self, one: Asked, wanted: Sequence[HeldOut], maker: StripMaker) -> tuple[Led, list[str]]:
+    def _led(self, one: Asked, wanted: Sequence[HeldOut], maker: StripMaker) -> tuple[SampledResult, list[str]]:
         """Where a student leads, and the final pictures, in the order of the trajectories."""
         assert one.network is not None
         pictures: list[str] = []

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from secondcast.inspection.mending import mending_command
-from secondcast.storage_schemas.errors import DamagedCache
+from secondcast.storage_schemas.errors import DamagedCacheError
 from secondcast.storage_schemas.io.folders import open_folder
 from secondcast.storage_schemas.maintenance.verify import verify
 from secondcast.storage_schemas.progress import Progress, counted, size_text
@@ -53,7 +53,7 @@ class Readable:
             return None
         try:
             return self.cache.trajectory(index)
-        except DamagedCache:
+        except DamagedCacheError:
             return None
 
     def has_embedding(self, prompt: int) -> bool:
@@ -65,7 +65,7 @@ class Readable:
             return False
         try:
             self.cache.embedding(prompt)
-        except DamagedCache:
+        except DamagedCacheError:
             return False
         return True
 

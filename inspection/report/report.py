@@ -19,7 +19,7 @@ from secondcast.inspection.summary import summarise
 from secondcast.inspection.summary_text import summary_lines
 from secondcast.models.teacher.folder import DECODE_PARTS, REPLAY_PARTS, TeacherFolder, check_recorded_transformer
 from secondcast.models.teacher.image_decoder import load_recorded_decoder
-from secondcast.storage_schemas.errors import BadTeacher, DamagedCache
+from secondcast.storage_schemas.errors import DamagedCacheError, TeacherError
 from secondcast.storage_schemas.io.folders import open_folder
 from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.reader import Cache, read_manifest
@@ -34,14 +34,14 @@ def report_data(
 ) -> dict[str, Any]:
     """All that the page shows. What is damaged is left out and told; what does not fit is refused before the work.
 
-    NotACache without a readable manifest; BadStudent, BadTeacher, BadSettings.
+    NotACacheError without a readable manifest; StudentError, TeacherError, SettingsError.
     """
     manifest = read_manifest(open_folder(location))
     check_sheet(manifest.sampling, side=settings.side, frames=settings.frames)
     try:
         # Files are compared with their checksums once, by the walk over all of them.
         cache = Cache.open(location, verify="off")
-    except DamagedCache as error:
+    except DamagedCacheError as error:
         return _unopened(location, manifest, settings, str(error), progress)
     return _Report.checked(cache, settings, resolve, device, progress).made(location)
 
@@ -161,7 +161,7 @@ def _strip_maker(
     try:
         folder = resolve(settings.teacher or settings.backbone or cache.manifest.source, DECODE_PARTS)
         decoder = load_recorded_decoder(folder, sampling, device)
-    except BadTeacher as error:
+    except TeacherError as error:
         if settings.teacher is not None:
             raise
         notes.append(f"no film strips: {error}; `secondcast inspect report --teacher FOLDER` names a folder with vae/")

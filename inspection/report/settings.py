@@ -12,18 +12,18 @@ from secondcast.evaluation.settings.cache_scoring import (
     ClosedLoop,
     VaeFolder,
 )
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.flags import Shown
 
 _STRIPS = 64
 
 
 def count_of_strips(text: str) -> int | None:
-    """A number from 0 on; None for "all". BadSettings for something else."""
+    """A number from 0 on; None for "all". SettingsError for something else."""
     if text == "all":
         return None
     if not (text.isascii() and text.isdigit()):
-        raise BadSettings(f"--strips is {text!r}, expected a number of trajectories such as 64, 0 for none, or all")
+        raise SettingsError(f"--strips is {text!r}, expected a number of trajectories such as 64, 0 for none, or all")
     return int(text)
 
 
@@ -36,22 +36,22 @@ class ReportSettings(BackboneCalls, ClosedLoop, VaeFolder):
     evaluations: Annotated[tuple[Path, ...], Shown(flag="--evaluation", metavar="FILE.json")] = Field(
         default=(), description="A student as `evaluate score --out` recorded it; repeatable."
     )
-    strips: Annotated[int | None, Shown(metavar="N", text=str(_STRIPS))] = Field(
+    num_strips: Annotated[int | None, Shown(metavar="N", text=str(_STRIPS))] = Field(
         default=_STRIPS, ge=0, description="Film strips, half of the hardest, half at random; 0: none; all."
     )
-    frames: Annotated[int | None, Shown(metavar="N")] = Field(
+    num_frames: Annotated[int | None, Shown(metavar="N")] = Field(
         default=None, ge=1, description="Steps of a strip; default: all."
     )
-    side: Annotated[int, Shown(metavar="PX")] = Field(
+    frame_size: Annotated[int, Shown(metavar="PX")] = Field(
         default=96, ge=16, le=1024, description="Largest side of a frame."
     )
-    evaluate: Annotated[int, Shown(metavar="N")] = Field(
+    num_trajectories: Annotated[int, Shown(metavar="N")] = Field(
         default=TRAJECTORIES, ge=0, description="Held-out trajectories that students are evaluated on; 0: none."
     )
-    norms: Annotated[int, Shown(metavar="N")] = Field(
+    max_norms: Annotated[int, Shown(metavar="N")] = Field(
         default=5000, ge=0, description="Read the norms of at most N trajectories."
     )
-    verify: bool = Field(default=True, description="Compare every file with its checksum: reads the whole cache.")
+    verify_checksums: bool = Field(default=True, description="Compare every file with its checksum: reads the whole cache.")
     seed: int = Field(default=0, ge=0, description="Of the strips at random.")
     backbone: str | None = Field(
         default=None, description="Where transformer/ lies; default: --teacher, or as recorded."

@@ -13,7 +13,7 @@ from PIL import Image
 from secondcast.inspection.images import frame_latents, shown_steps
 from secondcast.inspection.report.integrity import Readable
 from secondcast.models.teacher.image_decoder import ImageDecoder
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.record import Trajectory
 from secondcast.storage_schemas.schema.fields import Array
@@ -38,10 +38,10 @@ def frame_px(sampling: Sampling, side: int) -> int:
 
 
 def check_sheet(sampling: Sampling, *, side: int, frames: int | None) -> None:
-    """Raise BadSettings where a sheet is wider than WebP can be."""
+    """Raise SettingsError where a sheet is wider than WebP can be."""
     count, width = len(shown_steps(sampling.steps, frames)) + 1, frame_px(sampling, side)
     if count * width > _LARGEST_WEBP_PX:
-        raise BadSettings(
+        raise SettingsError(
             f"{count} frames of {width} pixels are {count * width} pixels wide, WebP holds {_LARGEST_WEBP_PX}: give "
             f"--side {_LARGEST_WEBP_PX // count}, or --frames {_LARGEST_WEBP_PX // width - 1}"
         )

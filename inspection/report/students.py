@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from secondcast.evaluation.replaying import CacheStudent
-from secondcast.evaluation.results import Evaluation, Led, StepErrors
+from secondcast.evaluation.results import Evaluation, SampledResult, StepErrors
 from secondcast.inspection.report.curves import run_curves
 from secondcast.inspection.report.table import rounded
 from secondcast.models.student.student import student_folder
-from secondcast.storage_schemas.errors import BadSettings, BadStudent
+from secondcast.storage_schemas.errors import SettingsError, StudentError
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.reader import Cache
 
@@ -42,13 +42,13 @@ class Students:
 def open_students(
     cache: Cache, students: Sequence[Path], evaluations: Sequence[Path], device: torch.device
 ) -> list[Asked]:
-    """All that were asked for, checked against the cache: BadStudent, BadSettings."""
+    """All that were asked for, checked against the cache: StudentError, SettingsError."""
     opened = [Asked(name="", place=place, network=CacheStudent.open(place, cache, device)) for place in students]
     digest = cache.manifest.digests()["sampling"]
     for file in evaluations:
         record = Evaluation.read(file)
         if record.sampling_digest != digest:
-            raise BadSettings(
+            raise SettingsError(
                 f"{file} was evaluated on a cache with sampling {record.sampling_digest[:12]} ({record.cache}), "
                 f"{cache.folder} has {digest[:12]}: its numbers are of other trajectories; evaluate the student "
                 f"on this cache, with --student"
@@ -71,14 +71,14 @@ def _distinct(name: str, before: Sequence[str], place: str) -> str:
 
 
 def of_records(asked: Sequence[Asked], row_of: Mapping[str, int]) -> Students:
-    """Students that were evaluated before; BadSettings for one of other trajectories alone."""
+    """Students that were evaluated before; SettingsError for one of other trajectories alone."""
     facts, notes = [], []
     for one in asked:
         record = one.record
         assert record is not None
         kept = [place for place, found in enumerate(record.trajectories) if found.key in row_of]
         if not kept:
-            raise BadSettings(
+            raise SettingsError(
                 f"the evaluation of {record.student} has {counted(len(record.trajectories), 'trajectory')} of "
                 f"{record.cache}, none of which is in this cache: evaluate the student on it, with --student"
             )
@@ -108,16 +108,16 @@ def _part(errors: StepErrors, places: Sequence[int]) -> StepErrors:
 
 def _recorded_led(record: Evaluation, row_of: Mapping[str, int]) -> dict[str, Any] | None:
     closed = record.closed_loop
-    if closed is None or "student" not in closed.leaders:
+    if closed is None or "student" not in closed.text_encoders:
         return None
     keys = [record.trajectories[place].key for place in closed.trajectories]
     kept = [number for number, key in enumerate(keys) if key in row_of]
-    facts = led_facts(closed.leaders["student"], [row_of.get(key, -1) for key in keys], [])
+    facts = sampled_facts(closed.text_encoders["student"], [row_of.get(key, -1) for key in keys], [])
     # An evaluation keeps no pictures.
     return {name: [column[number] for number in kept] if column else [] for name, column in facts.items()}
 
 
-def led_facts(led: Led, rows: list[int], pictures: list[str]) -> dict[str, Any]:
+def sampled_facts(led: SampledResult, rows: list[int], pictures: list[str]) -> dict[str, Any]:
     """Where a student leads, by trajectory; pictures: none where they were not kept."""
     return {
         "rows": rows,
@@ -160,7 +160,7 @@ def _parameters(one: Asked) -> int | None:
     try:
         files = sorted(student_folder(one.place).glob("*.safetensors"))
         return sum(_stored_values(file) for file in files) or None
-    except (BadStudent, OSError, ValueError, LookupError, TypeError):
+    except (StudentError, OSError, ValueError, LookupError, TypeError):
         return None
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from secondcast.inspection.report.integrity import Readable
 from secondcast.models.noise import draw_guidance
-from secondcast.storage_schemas.errors import DamagedCache
+from secondcast.storage_schemas.errors import DamagedCacheError
 from secondcast.storage_schemas.io.folders import LocalFolder
 from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.reader import Cache, prompt_table
@@ -55,15 +55,15 @@ def committed_columns(cache: Cache) -> tuple[dict[str, list[Any]], list[str]]:
         if sampling.guidance is not None and prompt is not None:
             # Drawn again and not read: no shard is opened for it.
             guidance = draw_guidance(
-                sampling.guidance, seed=sampling.seed, prompt_id=prompt.id, replica=place.replica
+                sampling.guidance, seed=sampling.seed, prompt_id=prompt.id, sample_index=place.sample_index
             )  # fmt: skip
         row = {
             "index": index,
-            "key": UNREADABLE if prompt is None else trajectory_key(prompt.id, place.replica),
+            "key": UNREADABLE if prompt is None else trajectory_key(prompt.id, place.sample_index),
             "prompt": UNREADABLE if prompt is None else prompt.text,
             "sources": [] if prompt is None else [number_of[name] for name in prompt.sources],
             "guidance": rounded(guidance),
-            "replica": place.replica,
+            "replica": place.sample_index,
             "held_out": int(prompt is not None and prompt.held_out),
             "tokens": 0 if prompt is None else len(prompt.token_ids),
         }
@@ -77,7 +77,7 @@ def committed_columns(cache: Cache) -> tuple[dict[str, list[Any]], list[str]]:
 def _prompts(cache: Cache) -> list[Prompt | None]:
     try:
         return list(cache.prompts)
-    except DamagedCache:
+    except DamagedCacheError:
         # Line by line: a prompt whose text is not what its id says is refused, the others are shown.
         table = prompt_table(cache.folder, cache.manifest, verify="off")
         return [_one_prompt(table, number) for number in range(len(table))]
@@ -86,7 +86,7 @@ def _prompts(cache: Cache) -> list[Prompt | None]:
 def _one_prompt(table: Sequence[Prompt], number: int) -> Prompt | None:
     try:
         return table[number]
-    except DamagedCache:
+    except DamagedCacheError:
         return None
 
 

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 
 # FLUX.1-dev at 1024 px on an H100 SXM: 28 steps in 6.71 s eager, 310 of 989 TFLOP/s (published by its authors);
 # compiled 485. Taken for every card, in want of figures of the others.
@@ -90,14 +90,14 @@ _ALSO = {
 
 
 def find_card(name: str) -> Card:
-    """A card by a name such as 4090, rtx4090, "NVIDIA GeForce RTX 4090" or h100; BadSettings lists the known ones."""
+    """A card by a name such as 4090, rtx4090, "NVIDIA GeForce RTX 4090" or h100; SettingsError lists the known ones."""
     wanted = _key(name)
     by_key = {_key(card.name): card for card in CARDS} | {
         key: card for key, known in _ALSO.items() for card in CARDS if card.name == known
     }
     if wanted in by_key:
         return by_key[wanted]
-    raise BadSettings(
+    raise SettingsError(
         f"--gpu {name!r} is not known, expected one of {', '.join(card.name for card in CARDS)}; or give the rate it "
         f"reaches with --tflops, and to plan train its memory with --fit"
     )

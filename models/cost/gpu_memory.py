@@ -67,7 +67,7 @@ def sample_stage_memory(
     They are kept until the walk ends, once more while they are put together, and as they are copied to the host beside
     the next walk.
     """
-    options = MemoryOptions(modulation="live", quantize=quantize, checkpoint_blocks=1)
+    options = MemoryOptions(modulation="live", quantize=quantize, activation_checkpointing=1)
     return GpuMemory(
         weights_bytes=held_weights(cost, options, dtype_bytes=dtype_bytes, table_rows=None).device_bytes,
         student_bytes=0,
@@ -116,7 +116,7 @@ def held_weights(
     outer = backbone.parameters - sum(kind.parameters for kind in kinds) - last_parameters
     if rows is not None:
         outer -= backbone.conditioning_parameters
-    resident = backbone.blocks if options.resident_blocks is None else min(options.resident_blocks, backbone.blocks)
+    resident = backbone.blocks if options.gpu_blocks is None else min(options.gpu_blocks, backbone.blocks)
     streamed = [block_bytes(kinds[block]) for block in streamed_blocks(resident, backbone.blocks)]
     on_device = sum(block_bytes(kind) for kind in kinds) - sum(streamed)
     ring = max(streamed, default=0) * min(SLOTS, len(streamed))

@@ -12,7 +12,7 @@ from secondcast.models.schedule import DTYPES
 from secondcast.models.student.distillt5 import is_published_form
 from secondcast.models.student.student import _OWN_KEYS, _source_config, _t5_config, new_student
 from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
-from secondcast.storage_schemas.errors import BadStudent
+from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.schema.manifest import Manifest
 
 
@@ -37,7 +37,7 @@ def text_encoder_cost(manifest: Manifest) -> TextEncoderCost:
 def student_cost(source: str, manifest: Manifest) -> TextEncoderCost:
     """A student with its projection, fp32; `source` as in `student_config`, or of another encoder with its tokenizer.
 
-    BadStudent if it does not fit.
+    StudentError if it does not fit.
     """
     if _is_of_another_kind(source):
         with torch.device("meta"):
@@ -46,7 +46,7 @@ def student_cost(source: str, manifest: Manifest) -> TextEncoderCost:
     config = student_config(source)
     needed = int(manifest.teacher.text_encoder_config["vocab_size"])
     if config.vocab_size < needed:
-        raise BadStudent(
+        raise StudentError(
             f"{source} has a vocabulary of {config.vocab_size}, the teacher's token ids go up to {needed - 1}: take a "
             f"student of the teacher's tokenizer"
         )

@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from secondcast.models.memory.checkpointing import checkpoint_blocks, recomputed_blocks
+from secondcast.models.memory.checkpointing import activation_checkpointing, recomputed_blocks
 from secondcast.models.memory.meta_run import count_flops, parameter_count, peak_bytes, saved_bytes
 from secondcast.models.memory.modulation_table import modulation_parameters, modulation_width
 from secondcast.models.memory.options import PLAIN, MemoryOptions
@@ -175,9 +175,9 @@ class _Run:
         self._run(gradient=True).sum().backward()
 
     def checkpointed_bytes(self) -> int:
-        checkpoint_blocks(self._model, 1)
+        activation_checkpointing(self._model, 1)
         kept = saved_bytes(self.with_gradient, self.parameters)
-        checkpoint_blocks(self._model, 0)
+        activation_checkpointing(self._model, 0)
         return kept
 
     def _run(self, *, gradient: bool) -> torch.Tensor:

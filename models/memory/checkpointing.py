@@ -17,12 +17,12 @@ def checkpointed_blocks(blocks: int, every: int) -> range:
 
 def recomputed_blocks(options: MemoryOptions, blocks: int) -> set[int]:
     """Which of so many blocks are computed again in the backward pass: those checkpointed, and those streamed."""
-    if options.resident_blocks is None:
-        return set(checkpointed_blocks(blocks, options.checkpoint_blocks))
-    return set(range(blocks) if options.checkpoint_blocks else streamed_blocks(options.resident_blocks, blocks))
+    if options.gpu_blocks is None:
+        return set(checkpointed_blocks(blocks, options.activation_checkpointing))
+    return set(range(blocks) if options.activation_checkpointing else streamed_blocks(options.gpu_blocks, blocks))
 
 
-def checkpoint_blocks(transformer: FluxTransformer2DModel, every: int) -> None:
+def activation_checkpointing(transformer: FluxTransformer2DModel, every: int) -> None:
     """Compute each `every`-th block again in the backward pass (1: every block, 0: none); gradients keep their bits.
 
     Counts the double blocks, then the single ones. Works in eval mode; where no gradient is asked for nothing changes.

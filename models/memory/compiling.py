@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import FluxTransformer2DModel
 
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 
 # Graphs of a kind of block in one process: at most 3 for each shape (batch, image tokens, text tokens). torch's own
 # limit is 8, and what lies beyond it would be computed uncompiled.
@@ -23,7 +23,7 @@ def compile_blocks(transformer: FluxTransformer2DModel, *, backend: str = "induc
     """Have each block compute by a graph of its kind, compiled when a shape comes for the first time.
 
     In place, and before `stream_blocks`; checkpointing, a modulation table and an attention backend may be set before
-    or after. backend: of torch.compile. A graph that cannot be whole is refused, not cut. Calls raise BadSettings where
+    or after. backend: of torch.compile. A graph that cannot be whole is refused, not cut. Calls raise SettingsError where
     a block cannot be compiled or has more than LARGEST_GRAPHS graphs.
     """
     # Of float32 on a GPU; whether matrix products may round to TF32 is not for a speed-up to decide.
@@ -42,7 +42,7 @@ def compile_blocks(transformer: FluxTransformer2DModel, *, backend: str = "induc
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise BadSettings, saying what is missing, unless something tiny can be compiled for this device."""
+    """Raise SettingsError, saying what is missing, unless something tiny can be compiled for this device."""
 
     def tiny(x_N: torch.Tensor) -> torch.Tensor:
         return x_N.sin() + 1
@@ -57,7 +57,7 @@ def check_compiler(device: torch.device) -> None:
     # What is not there or does not run here fails in as many ways as there are compilers.
     except Exception as error:
         needs = "triton and a C compiler" if device.type == "cuda" else "a C++ compiler such as g++, or name it in CXX"
-        raise BadSettings(
+        raise SettingsError(
             f"--compile does not work on {device} ({_reason(error)}): install {needs}; or leave the flag out, which "
             f"trains the same more slowly"
         ) from error
@@ -89,12 +89,12 @@ class _Compiled:
             with torch._dynamo.config.patch(limits):
                 return self._compiled(block, hidden_BSD, text_BTD, given, image_rotary_emb, joint_attention_kwargs)
         except torch._dynamo.exc.FailOnRecompileLimitHit as error:
-            raise BadSettings(
+            raise SettingsError(
                 f"the blocks of the transformer met more than {LARGEST_GRAPHS} combinations of batch size, resolution "
                 f"and text length: each is compiled by itself; give batches of one size, or leave --compile out"
             ) from error
         except torch._dynamo.exc.TorchDynamoException as error:
-            raise BadSettings(
+            raise SettingsError(
                 f"--compile does not work on the blocks of the transformer ({_reason(error)}): leave the flag out, "
                 f"or --attention-backend or --quantize, if one of them is given"
             ) from error

@@ -13,7 +13,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from secondcast.models.memory.meta_run import parameter_count
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.manifest import Manifest
 
 # Linears whose only inputs are timestep, guidance and pooled: no gradient of ours passes through them.
@@ -89,7 +89,7 @@ class ModulationTable:
     ) -> torch.Tensor:
         """selection_BR, 1 where a row of a batch has a row of the table: what predict gives in place of pooled.
 
-        BadSettings for a row that the table does not have, here or at the end of `checked_at_the_end`.
+        SettingsError for a row that the table does not have, here or at the end of `checked_at_the_end`.
         """
         dtype = self._timestep_R.dtype
         match_BR = timestep_B.to(dtype)[:, None] == self._timestep_R
@@ -133,7 +133,7 @@ class ModulationTable:
         pooled_projections_BP: torch.Tensor,
     ) -> None:
         if pooled_projections_BP[row].any():
-            raise BadSettings(
+            raise SettingsError(
                 f"row {row} of a batch has a pooled vector, expected zeros: the modulation table was made without one; "
                 f"give --modulation live"
             )
@@ -141,7 +141,7 @@ class ModulationTable:
         if self._guidance_R is not None and guidance_B is not None:
             asked += f" and guidance {float(guidance_B[row]):.6g}"
             held += f" with guidance {_listed(self._guidance_R)}"
-        raise BadSettings(
+        raise SettingsError(
             f"row {row} of a batch has {asked}, the modulation table holds {held}: it was made for other caches, and "
             f"the weights it stands for are gone; give --modulation live"
         )

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.flags import Flags, Shown
 from secondcast.storage_schemas.schema.manifest import Dtype, Quantization
 
@@ -20,17 +20,19 @@ _UNIT_BYTES = {"gib": 2**30, "g": 2**30, "gb": 10**9, "mib": 2**20, "m": 2**20, 
 
 
 def size_bytes(text: str) -> float:
-    """Bytes of a size such as 16GiB, 15.5G or 16GB; BadSettings for another text."""
+    """Bytes of a size such as 16GiB, 15.5G or 16GB; SettingsError for another text."""
     found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)\s*([A-Za-z]+)", text.strip())
     if found is None or found[2].lower() not in _UNIT_BYTES or float(found[1]) == 0:
-        raise BadSettings(f"--fit is {text!r}, expected a size such as 16GiB or 11.5GiB, or auto for what is free here")
+        raise SettingsError(
+            f"--fit is {text!r}, expected a size such as 16GiB or 11.5GiB, or auto for what is free here"
+        )
     return float(found[1]) * _UNIT_BYTES[found[2].lower()]
 
 
 class GpuMemory(Flags):
     """How much memory of a GPU may be used; a size that `size_bytes` reads, or AUTO."""
 
-    fit: Annotated[str | None, Shown(group=MEMORY, metavar="SIZE")] = Field(
+    max_gpu_memory: Annotated[str | None, Shown(group=MEMORY, metavar="SIZE")] = Field(
         default=None,
         description="GPU memory to fit into, as in 16GiB (16GB is 14.9 of them); auto: what is free (a plan takes that "
         "of --gpu). Chooses those of the other memory options, and --accumulate, that are not given.",
@@ -54,7 +56,7 @@ class HeldWeights(Flags):
         description="table: 27 % of FLUX's weights give way to their results; host: they stay in its memory, and it "
         "computes; auto: table wherever pooled is zero, else host where the GPU is small.",
     )
-    resident_blocks: Annotated[int | None, Shown(group=MEMORY, metavar="N")] = Field(
+    gpu_blocks: Annotated[int | None, Shown(group=MEMORY, metavar="N")] = Field(
         default=None,
         ge=0,
         description="Keep N of its blocks on the GPU, stream the others from pinned host memory.",
@@ -94,7 +96,7 @@ class MemoryOptions(HeldWeights):
     to_be_chosen: ClassVar[bool] = False
     """Whether options that are not given may still be chosen by what fits."""
 
-    checkpoint_blocks: Annotated[int, Shown(group=MEMORY, metavar="N")] = Field(
+    activation_checkpointing: Annotated[int, Shown(group=MEMORY, metavar="N")] = Field(
         default=0,
         ge=0,
         description="Compute every N-th block of the transformer twice, for less memory; 0: none.",
@@ -109,27 +111,27 @@ class MemoryOptions(HeldWeights):
 
     @model_validator(mode="after")
     def _streaming_computes_every_block_twice(self) -> Self:
-        if self.resident_blocks is not None and self.checkpoint_blocks > 1:
+        if self.gpu_blocks is not None and self.activation_checkpointing > 1:
             raise ValueError(
-                f"checkpoint-blocks is {self.checkpoint_blocks} with resident-blocks, expected 0 or 1: streamed blocks "
+                f"checkpoint-blocks is {self.activation_checkpointing} with resident-blocks, expected 0 or 1: streamed blocks "
                 f"are computed twice anyway, 1 says so of the resident ones"
             )
         return self
 
     @model_validator(mode="after")
     def _quantized_blocks_stay_on_the_device(self) -> Self:
-        if self.quantize != "none" and self.resident_blocks is not None:
+        if self.quantize != "none" and self.gpu_blocks is not None:
             raise ValueError(
-                f"quantize is {self.quantize} with resident-blocks {self.resident_blocks}, expected one of the two: "
+                f"quantize is {self.quantize} with resident-blocks {self.gpu_blocks}, expected one of the two: "
                 f"streaming is for the exact weights, quantized ones are small enough to stay; leave one of them out"
             )
         return self
 
     @model_validator(mode="after")
     def _eight_bit_weights_are_checkpointed(self) -> Self:
-        if self.quantize in ("int8", "fp8") and self.checkpoint_blocks != 1 and not self.to_be_chosen:
+        if self.quantize in ("int8", "fp8") and self.activation_checkpointing != 1 and not self.to_be_chosen:
             raise ValueError(
-                f"quantize is {self.quantize} with checkpoint-blocks {self.checkpoint_blocks}, expected 1: each linear "
+                f"quantize is {self.quantize} with checkpoint-blocks {self.activation_checkpointing}, expected 1: each linear "
                 f"keeps an unquantized copy of its weight until its backward pass, and all blocks at once would keep "
                 f"more than is saved; give --checkpoint-blocks 1, or --quantize nf4"
             )

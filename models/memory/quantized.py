@@ -15,19 +15,19 @@ from diffusers import FluxTransformer2DModel
 
 from secondcast.models.memory.modulation_table import MODULATION
 from secondcast.models.memory.optional_packages import QUANTIZERS, installed_version, show_quantizer
-from secondcast.storage_schemas.errors import MissingExtra
+from secondcast.storage_schemas.errors import MissingExtraError
 from secondcast.storage_schemas.schema.manifest import Quantization
 
 
 def check_quantizer(kind: Quantization) -> None:
-    """Raise MissingExtra unless what quantizes so is installed."""
+    """Raise MissingExtraError unless what quantizes so is installed."""
     if kind == "none":
         return
     show_quantizer(kind)
     try:
         import_module(QUANTIZERS[kind])
     except ImportError as error:
-        raise MissingExtra(
+        raise MissingExtraError(
             f"weights of {kind} need {QUANTIZERS[kind]}, which is not installed: pip install 'secondcast[quant]'"
         ) from error
 
@@ -43,7 +43,7 @@ def quantize_blocks(transformer: FluxTransformer2DModel, kind: Quantization, dev
 
     One block at a time: the device never holds more than one that is not quantized, and what the host held of it is
     freed. All else stays where it is. int8: a scale for each output. fp8: e4m3, likewise; weights alone, so that the
-    product is one of the compute dtype on any card. nf4: blocks of 64, their scales in float32. MissingExtra.
+    product is one of the compute dtype on any card. nf4: blocks of 64, their scales in float32. MissingExtraError.
     """
     if kind == "none":
         return
@@ -59,7 +59,7 @@ def quantize_blocks(transformer: FluxTransformer2DModel, kind: Quantization, dev
 
 @torch.no_grad()
 def quantize_text_encoder(model: torch.nn.Module) -> None:
-    """Put the weights of all linears of a text encoder in 8 bits, where it lies; its embeddings stay. MissingExtra."""
+    """Put the weights of all linears of a text encoder in 8 bits, where it lies; its embeddings stay. MissingExtraError."""
     check_quantizer("int8")
     _to_eight_bits(model, "int8", {module for module in model.modules() if isinstance(module, torch.nn.Linear)})
 

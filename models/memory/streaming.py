@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from diffusers import FluxTransformer2DModel
 
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 
 Pass = Literal["alone", "forward", "backward"]
 """alone: a forward pass that no backward pass follows."""
@@ -194,16 +194,16 @@ def stream_blocks(
     Outputs and gradients are the plain model's, bit for bit; gradients flow to the inputs alone. The model stays whole
     (`state_dict` works), but `.to()` would undo this. To be called after what changes modules or their forwards (a
     compiled one as block.forward, not by block.compile(), which would compile what is put around it here), and to be
-    used outside of autocast. Raises BadSettings.
+    used outside of autocast. Raises SettingsError.
     """
     blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
     if not 0 <= resident <= len(blocks):
-        raise BadSettings(
+        raise SettingsError(
             f"--resident-blocks is {resident}, expected 0 to {len(blocks)}: this transformer has so many blocks, and "
             f"those that are not resident are streamed; take {min(max(resident, 0), len(blocks))}"
         )
     if slots < 1:
-        raise BadSettings(f"slots is {slots}, expected at least 1: a streamed block computes in one; take 2")
+        raise SettingsError(f"slots is {slots}, expected at least 1: a streamed block computes in one; take 2")
     transformer.eval().requires_grad_(False)
     # Blocks compute their forward pass again by themselves here.
     transformer.disable_gradient_checkpointing()
@@ -305,7 +305,7 @@ def _pinned(size_bytes: int) -> torch.Tensor:
     flat = memory[start : start + size_bytes]
     error = int(runtime.cudaHostRegister(flat.data_ptr(), whole_bytes, _PORTABLE))
     if error:
-        raise BadSettings(
+        raise SettingsError(
             f"{size_bytes / 2**30:.2f} GiB of host memory for a streamed block cannot be pinned (CUDA error {error}): "
             f"streamed blocks lie there whole; raise the limit of locked memory (ulimit -l), or --resident-blocks"
         )

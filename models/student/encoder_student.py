@@ -19,7 +19,7 @@ from secondcast.models.student.tokens import StudentTokens, read_tokens
 from secondcast.models.weights.checked_loading import LOADING_FAILS, load_checked
 from secondcast.models.weights.files import CheckpointSource, reason
 from secondcast.models.weights.hub import local_weights
-from secondcast.storage_schemas.errors import BadStudent
+from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.schema.manifest import Teacher
 
 # Of the encoder's configuration, what says where it came from, or what students decide themselves.
@@ -32,7 +32,7 @@ _NOT_KEPT = (
 def new_encoder_student(
     source: str, teacher: Teacher, *, pretrained: bool, dropout: float, seed: int
 ) -> EncoderStudent:
-    """A student of the text encoder in a folder or hub repository, fp32. BadStudent for what holds none.
+    """A student of the text encoder in a folder or hub repository, fp32. StudentError for what holds none.
 
     Of an encoder-decoder it is the encoder, of a model of text and images the text model; a causal model is taken
     as it is. Its text length is the teacher's, or what its positions reach to if that is less.
@@ -117,7 +117,7 @@ def _config_of(source: str) -> Any:
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except LOADING_FAILS as error:
-        raise BadStudent(
+        raise StudentError(
             f"{source} has no configuration that transformers can read ({reason(error)}): give a text encoder that "
             f"AutoModel loads"
         ) from error
@@ -149,7 +149,7 @@ def _random(source: str, settings: dict[str, Any]) -> Any:
 def _pretrained(source: str, settings: dict[str, Any]) -> Any:
     found = CheckpointSource(
         where=source,
-        error=BadStudent,
+        error=StudentError,
         again="download it again, or give --init random",
     )
     folder = local_weights(source, found)
@@ -190,14 +190,14 @@ def _width(encoder: Any, source: str) -> int:
 def _check_vocabulary(encoder: Any, tokens: StudentTokens, source: str) -> None:
     rows = int(encoder.get_input_embeddings().num_embeddings)
     if tokens.vocabulary > rows:
-        raise BadStudent(
+        raise StudentError(
             f"the tokenizer of {source} gives token ids up to {tokens.vocabulary - 1}, its encoder has a vocabulary of "
             f"{rows}: files of two models; give a folder whose tokenizer and config.json belong together"
         )
 
 
-def _no_text_encoder(source: str, settings: dict[str, Any], reason: str) -> BadStudent:
-    return BadStudent(
+def _no_text_encoder(source: str, settings: dict[str, Any], reason: str) -> StudentError:
+    return StudentError(
         f"{source} is a {settings.get('model_type')!r} model, which gives no last hidden state of token ids "
         f"({reason}): a student is a text encoder, such as google-t5/t5-base or FacebookAI/roberta-base"
     )

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from secondcast.storage_schemas.errors import BadStudent
+from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.io.digests import digest
 
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -61,8 +61,8 @@ def stated(folder: Path) -> dict[str, Any] | None:
         state = json.loads((folder / STATE_FILE).read_bytes())
         if not isinstance(state, dict):
             return None
-        sealed = state.pop("digest", None)
-        return state if sealed in (None, digest(state)) else None
+        with_digest = state.pop("digest", None)
+        return state if with_digest in (None, digest(state)) else None
     except (OSError, ValueError, RecursionError):
         return None
 
@@ -76,7 +76,7 @@ def run_id(run: Path) -> str | None:
 def student_folder(path: Path) -> Path:
     """Where the student of a run folder (its best checkpoint, else its last) or of an export is."""
     if path.is_file():
-        raise BadStudent(
+        raise StudentError(
             f"{path} is one file, which holds neither a configuration nor a tokenizer: give the run folder, or an "
             f"export --to diffusers"
         )
@@ -85,7 +85,7 @@ def student_folder(path: Path) -> Path:
     found = checkpoints(path)
     if (best := best_checkpoint(path)) is not None:
         if not best[0].is_dir():
-            raise BadStudent(
+            raise StudentError(
                 f"{path / BEST_FILE} names {best[0].name}, which is not there: put it back, delete {BEST_FILE} for the "
                 f"last checkpoint, or give a checkpoint's student/ folder"
             )
@@ -93,7 +93,7 @@ def student_folder(path: Path) -> Path:
     if found:
         return found[-1] / "student"
     if (path / "metrics.jsonl").exists() or "settings" in config_of(path):
-        raise BadStudent(f"{path} has no checkpoint yet: give the `secondcast train` command again to go on")
+        raise StudentError(f"{path} has no checkpoint yet: give the `secondcast train` command again to go on")
     check_is_student(path)
     return path
 
@@ -101,7 +101,7 @@ def student_folder(path: Path) -> Path:
 def best_checkpoint(run: Path) -> tuple[Path, float] | None:
     """The checkpoint that a run has noted as its best, and its loss; None where it notes none.
 
-    Raises BadStudent for a note that cannot be read.
+    Raises StudentError for a note that cannot be read.
     """
     marker = run / BEST_FILE
     try:
@@ -112,13 +112,13 @@ def best_checkpoint(run: Path) -> tuple[Path, float] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise BadStudent(
+        raise StudentError(
             f"{marker} cannot be read ({error.strerror}): it says which checkpoint is the best; make it readable for "
             f"this user, or give a checkpoint's student/ folder"
         ) from error
     except (ValueError, LookupError, TypeError, RecursionError):
         pass
-    raise BadStudent(
+    raise StudentError(
         f"{marker} is not what `secondcast train` wrote, so the best checkpoint is not known: delete it for the "
         f"last one, or give a checkpoint's student/ folder"
     )
@@ -139,24 +139,24 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def check_is_student(folder: Path) -> None:
-    """Raise BadStudent unless a folder is there and its config.json is that of a student."""
+    """Raise StudentError unless a folder is there and its config.json is that of a student."""
     wanted = "give a run folder, or what `secondcast export` wrote"
     if not folder.is_dir():
         raise _missing(folder)
     file = folder / "config.json"
     if not file.is_file():
-        raise BadStudent(f"{folder} holds no student: it has no config.json; {wanted}")
+        raise StudentError(f"{folder} holds no student: it has no config.json; {wanted}")
     config = config_of(folder)
     if not config:
-        raise BadStudent(f"{file} cannot be read, expected the JSON of a student's configuration; {wanted}")
+        raise StudentError(f"{file} cannot be read, expected the JSON of a student's configuration; {wanted}")
     kind = config.get("model_type")
     if kind not in STUDENT_KINDS and not is_published_form(config):
-        raise BadStudent(
+        raise StudentError(
             f"{folder} holds no student (config.json says model_type {kind!r}, expected {STUDENT_KINDS[0]!r}): {wanted}"
         )
 
 
-def _missing(folder: Path) -> BadStudent:
-    return BadStudent(
+def _missing(folder: Path) -> StudentError:
+    return StudentError(
         f"no student {folder}: expected a run folder, or what `secondcast export` wrote; there is no such folder"
     )

@@ -20,7 +20,7 @@ from secondcast.models.student.student_network import SecondcastStudent, Student
 from secondcast.models.weights.checked_loading import load_checked
 from secondcast.models.weights.files import CheckpointSource, holds_weights
 from secondcast.models.weights.hub import local_weights
-from secondcast.storage_schemas.errors import BadStudent
+from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.schema.manifest import Teacher
 
@@ -35,7 +35,7 @@ def new_student(source: str, teacher: Teacher, *, init: str, dropout: float, see
     T5 reads the cache's token ids; any other kind, and a T5 of a smaller vocabulary, is an EncoderStudent, which has
     a tokenizer of its own (see student_tokens.own_tokens).
     init: "pretrained", "random" or "auto" (pretrained where there are weights). dropout: in encoder and projection.
-    Raises BadStudent for a width or vocabulary that does not fit the cache's teacher, and for what is no text encoder.
+    Raises StudentError for a width or vocabulary that does not fit the cache's teacher, and for what is no text encoder.
     """
     found = _source_config(source)
     pretrained = init == "pretrained" or (init == "auto" and _has_weights(source))
@@ -49,7 +49,7 @@ def new_student(source: str, teacher: Teacher, *, init: str, dropout: float, see
     if isinstance(config, StudentConfig) and pretrained:
         return _continued(source, config, teacher, dropout)
     if config.vocab_size < teacher.text_encoder_config["vocab_size"]:
-        raise BadStudent(
+        raise StudentError(
             f"{source} has a vocabulary of {config.vocab_size}, the cache's token ids go up to "
             f"{teacher.text_encoder_config['vocab_size'] - 1}: take a student of the teacher's tokenizer, or one that "
             f"has its own beside its config.json"
@@ -79,7 +79,7 @@ def _t5_student(
 
 
 def _pretrained_t5(source: str) -> T5EncoderModel:
-    found = CheckpointSource(where=source, error=BadStudent, again="download it again, or --init random")
+    found = CheckpointSource(where=source, error=StudentError, again="download it again, or --init random")
     folder = local_weights(source, found, pickles=True)
     encoder: T5EncoderModel = load_checked(T5EncoderModel, folder, found, dtype=torch.float32, pickles=True)
     return encoder
@@ -103,9 +103,9 @@ def untrained_like(student: Student, *, seed: int) -> Student:
 
 
 def load_student(folder: Path) -> Student:
-    """A saved student, fp32, in eval mode, ours of either kind or in DistillT5's form; BadStudent if there is none."""
+    """A saved student, fp32, in eval mode, ours of either kind or in DistillT5's form; StudentError if there is none."""
     check_is_student(folder)
-    source = CheckpointSource(where=str(folder), error=BadStudent, again="export the run again")
+    source = CheckpointSource(where=str(folder), error=StudentError, again="export the run again")
     config = config_of(folder)
     if is_published_form(config):
         return load_published(folder, config, source)
@@ -127,13 +127,13 @@ def save_student(student: Student, folder: Path, *, tokenizer: dict[str, bytes] 
 
 
 def check_fits(student: Student, text_width: int, where: str) -> None:
-    """Raise BadStudent unless a student's embeddings are as wide as the backbone reads them."""
+    """Raise StudentError unless a student's embeddings are as wide as the backbone reads them."""
     _check_width(student.config.project_out_dim, text_width, where)
 
 
 def _check_width(width: int, text_width: int, where: str) -> None:
     if width != text_width:
-        raise BadStudent(
+        raise StudentError(
             f"{where} gives embeddings {width} wide, this teacher reads {text_width}: "
             f"a student fits the teacher it was trained for; train one from this cache"
         )
@@ -163,7 +163,7 @@ def _continued(source: str, config: StudentConfig, teacher: Teacher, dropout: fl
 
 def _local_student(source: str) -> Path:
     """The folder of a student by folder or hub name."""
-    return local_weights(source, CheckpointSource(where=source, error=BadStudent, again="download it again"))
+    return local_weights(source, CheckpointSource(where=source, error=StudentError, again="download it again"))
 
 
 def _has_another_tokenizer(source: str, config: dict[str, Any], teacher: Teacher) -> bool:
@@ -174,36 +174,36 @@ def _has_another_tokenizer(source: str, config: dict[str, Any], teacher: Teacher
 
 
 def _source_config(source: str) -> dict[str, Any]:
-    """config.json of a folder or hub name; BadStudent if there is none that names its kind."""
+    """config.json of a folder or hub name; StudentError if there is none that names its kind."""
     if Path(source).is_file():
-        raise BadStudent(
+        raise StudentError(
             f"{source} is one file, expected a folder with the config.json of a text encoder, or a hub name: a "
             f"checkpoint in one file, of another program, is not read; give the folder"
         )
     if Path(source).is_dir():
         file = Path(source) / "config.json"
         if not file.is_file():
-            raise BadStudent(f"{source} has no config.json: expected a text encoder, a config of one, or an export")
+            raise StudentError(f"{source} has no config.json: expected a text encoder, a config of one, or an export")
         found = config_of(Path(source))
         if not found:
-            raise BadStudent(
+            raise StudentError(
                 f"{file} cannot be read, expected the JSON of a text encoder's configuration: get it again"
             )
         if not isinstance(found.get("model_type"), str):
-            raise BadStudent(
+            raise StudentError(
                 f"{source}/config.json names no model_type: expected the configuration of a text encoder as "
                 f"transformers writes it, such as google-t5/t5-base has"
             )
         return found
     if source.count("/") > 1 or source.startswith((".", "/", "~")):
-        raise BadStudent(
+        raise StudentError(
             f"no student {source!r}: expected a folder, or a hub name such as google-t5/t5-base; "
             f"there is no such folder"
         )
     try:
         settings: dict[str, Any] = PretrainedConfig.get_config_dict(source)[0]
     except Exception as error:
-        raise BadStudent(
+        raise StudentError(
             f"no student {source!r}: neither a folder here nor fetched from the hub ({type(error).__name__}); "
             f"give a folder, or a hub name such as google-t5/t5-base"
         ) from error
@@ -211,7 +211,7 @@ def _source_config(source: str) -> dict[str, Any]:
 
 
 def _t5_config(source: str) -> T5Config:
-    """The configuration of a student that reads the cache's token ids; BadStudent for any other."""
+    """The configuration of a student that reads the cache's token ids; StudentError for any other."""
     found = _source_config(source)
     kind = found.get("model_type")
     if kind == StudentConfig.model_type:
@@ -219,7 +219,7 @@ def _t5_config(source: str) -> T5Config:
     if is_published_form(found):
         return student_config(found)
     if kind != "t5":
-        raise BadStudent(f"{source} is a {kind!r} model, expected t5: only T5 students are planned and counted")
+        raise StudentError(f"{source} is a {kind!r} model, expected t5: only T5 students are planned and counted")
     return T5Config.from_pretrained(source)
 
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from transformers.configuration_utils import PretrainedConfig
 
 from secondcast.models.student.encoder_student_network import EncoderStudent, EncoderStudentConfig
-from secondcast.storage_schemas.errors import BadStudent
+from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.manifest import Teacher
 
@@ -59,7 +59,7 @@ def own_tokens(source: str | Path, student: Any) -> StudentTokens | None:
     """The tokens of a student's own tokenizer; None for a student that reads the cache's token ids.
 
     source: where the student came from: what `new_student` was given, or the folder of a saved student.
-    Raises BadStudent for a tokenizer that cannot be read.
+    Raises StudentError for a tokenizer that cannot be read.
     """
     if not isinstance(student, EncoderStudent):
         return None
@@ -78,19 +78,19 @@ def text_length_remark(student: Any, teacher: Teacher) -> str | None:
 
 
 def read_tokens(source: str, *, text_length: int) -> StudentTokens:
-    """The tokenizer of a folder or hub name, as AutoTokenizer finds it; BadStudent if it cannot be had."""
+    """The tokenizer of a folder or hub name, as AutoTokenizer finds it; StudentError if it cannot be had."""
     files = [Path(source) / name for name in (TOKENIZER_CONFIG, "tokenizer.json")]
     there = not Path(source).is_dir() or any(file.is_file() for file in files)
     tokenizer = _load(source, source) if there else None
     # For want of files AutoTokenizer makes one with an empty vocabulary.
     if tokenizer is None or not len(tokenizer):
-        raise BadStudent(
+        raise StudentError(
             f"{source} has no tokenizer: a student that is not T5 reads prompts with its own; put tokenizer.json and "
             f"tokenizer_config.json beside its config.json"
         )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise BadStudent(
+            raise StudentError(
                 f"the tokenizer of {source} has neither a pad token nor an end token to pad with: name a pad_token in "
                 f"its tokenizer_config.json"
             )
@@ -141,7 +141,7 @@ def _load(source: str, where: str, *, alone: bool = False) -> Any:
     # The tokenizers package raises bare Exception for a file that is none of its own.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadStudent(
+        raise StudentError(
             f"the tokenizer of {where} cannot be read ({reason}): a student that is not T5 reads prompts with its own; "
             f"give a folder or hub name that has one"
         ) from error

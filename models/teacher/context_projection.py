@@ -11,7 +11,7 @@ from secondcast.models.teacher.hub import download
 from secondcast.models.teacher.hub_tensor import HubFile
 from secondcast.models.weights.checked_loading import read_tensor
 from secondcast.models.weights.files import CheckpointSource, reason
-from secondcast.storage_schemas.errors import BadTeacher
+from secondcast.storage_schemas.errors import TeacherError
 from secondcast.storage_schemas.io.digests import weight_sha256
 from secondcast.storage_schemas.schema.manifest import Teacher
 
@@ -33,7 +33,7 @@ def find_context_projection(name: str, recorded: Teacher, *, revision: str | Non
     """The text projection of a teacher by folder, hub name or NAME@REVISION.
 
     From the hub that tensor alone is read, at one commit, unless its file was downloaded before: what the hub states
-    as the file's sha256 is compared with the recorded one first, which is what names a download too. BadTeacher says
+    as the file's sha256 is compared with the recorded one first, which is what names a download too. TeacherError says
     what is wrong.
     """
     folder = find_teacher(name, REPLAY_PARTS, revision=revision, files=("config.json", _INDEX_FILE))
@@ -48,7 +48,7 @@ def find_context_projection(name: str, recorded: Teacher, *, revision: str | Non
 def load_context_projection(folder: TeacherFolder, recorded: Teacher, device: torch.device) -> torch.Tensor:
     """context_ID, fp32: the weight of `context_embedder`, from text width D to the transformer's inner width I.
 
-    Reads that tensor alone. BadTeacher if its file is not the one that the cache was recorded with (by sha256).
+    Reads that tensor alone. TeacherError if its file is not the one that the cache was recorded with (by sha256).
     """
     file = _file_of(folder, WEIGHT)
     source = part_source(file.parent)
@@ -66,10 +66,10 @@ def _fetch(folder: TeacherFolder, commit: str, path: str, recorded: Teacher) -> 
         if file.sha256 is not None:
             _check_recorded(f"{path} of {folder.pinned_source}", file.sha256, recorded.weights.get(path))
             return _checked(file.tensor(WEIGHT), recorded, part_source(folder.path / "transformer")).float()
-    except BadTeacher:
+    except TeacherError:
         raise
     except Exception as error:
-        raise BadTeacher(
+        raise TeacherError(
             f"{WEIGHT} could not be read from {path} of {folder.pinned_source} ({type(error).__name__}): check the "
             f"network, or fetch the file with `hf download {folder.source} {path} --revision {commit}`"
         ) from error
@@ -88,7 +88,7 @@ def _checked(weight_ID: torch.Tensor, recorded: Teacher, source: CheckpointSourc
 
 def _check_recorded(file: str, found: str, expected: str | None) -> None:
     if found != expected:
-        raise BadTeacher(
+        raise TeacherError(
             f"{file} has sha256 {found[:16]}, the cache was recorded with {str(expected)[:16]}: another model; "
             f"give the recorded one with --backbone"
         )
@@ -102,6 +102,6 @@ def _file_of(folder: TeacherFolder, key: str) -> Path:
     try:
         return part / str(json.loads(index.read_bytes())["weight_map"][key])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadTeacher(
+        raise TeacherError(
             f"{index} does not say where {key} lies, expected the index of a FLUX transformer: download it again"
         ) from error

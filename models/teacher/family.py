@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from secondcast.storage_schemas.errors import BadTeacher
+from secondcast.storage_schemas.errors import TeacherError
 
 # By part: the key of its configuration that names its class, the class that is recorded exactly, keys that are needed.
 _PARTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -35,18 +35,18 @@ def config_name(part: str) -> str:
 
 
 def read_config(file: Path, part: str) -> dict[str, Any]:
-    """A JSON object; BadTeacher if there is none."""
+    """A JSON object; TeacherError if there is none."""
     try:
         config = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise BadTeacher(f"{file} cannot be read ({error}): the teacher's {part} is incomplete") from error
+        raise TeacherError(f"{file} cannot be read ({error}): the teacher's {part} is incomplete") from error
     if not isinstance(config, dict):
-        raise BadTeacher(f"{file} holds {type(config).__name__}, expected an object: the teacher's {part} is damaged")
+        raise TeacherError(f"{file} holds {type(config).__name__}, expected an object: the teacher's {part} is damaged")
     return config
 
 
 def check_family(path: Path, parts: tuple[str, ...]) -> None:
-    """Raise BadTeacher unless pipeline, and these parts, are of the classes that are recorded exactly.
+    """Raise TeacherError unless pipeline, and these parts, are of the classes that are recorded exactly.
 
     A configuration that names no class passes.
     """
@@ -60,21 +60,21 @@ def check_family(path: Path, parts: tuple[str, ...]) -> None:
             config = read_config(file, part)
             _check_class(file, config, key, expected)
             if missing := [name for name in needed if name not in config]:
-                raise BadTeacher(f"{file} has no {missing[0]}: not the {part} of a FLUX teacher; {_RECORDED}")
+                raise TeacherError(f"{file} has no {missing[0]}: not the {part} of a FLUX teacher; {_RECORDED}")
     if "transformer" in parts:
         _check_channels(path / "transformer" / "config.json")
 
 
 def _check_class(file: Path, config: dict[str, Any], key: str, expected: str) -> None:
     if (found := config.get(key)) not in (None, expected):
-        raise BadTeacher(f"{file} says {key} = {found!r}, expected {expected!r}: {_RECORDED}")
+        raise TeacherError(f"{file} says {key} = {found!r}, expected {expected!r}: {_RECORDED}")
 
 
 def _check_channels(file: Path) -> None:
     config = read_config(file, "transformer")
     taken, given = config["in_channels"], config.get("out_channels")
     if given not in (None, taken):
-        raise BadTeacher(
+        raise TeacherError(
             f"{file} has in_channels = {taken} and out_channels = {given}, expected as many: it reads an image "
             f"besides the latent (Fill, Canny, Depth); {_RECORDED}"
         )

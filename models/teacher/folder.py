@@ -9,7 +9,7 @@ from typing import Any
 from secondcast.models.teacher.family import check_family, config_name, read_config
 from secondcast.models.teacher.hub import commit_of, download, split_revision
 from secondcast.models.weights.files import CheckpointSource
-from secondcast.storage_schemas.errors import BadTeacher
+from secondcast.storage_schemas.errors import TeacherError
 from secondcast.storage_schemas.io.digests import weight_sha256
 from secondcast.storage_schemas.schema.manifest import Pooled, Teacher
 
@@ -29,7 +29,7 @@ POOLED_TOKENIZER_FILES = ("vocab.json", "merges.txt", *TOKENIZER_FILES[1:])
 
 def part_source(part: Path) -> CheckpointSource:
     """The weights of a part of a teacher, as errors name them."""
-    return CheckpointSource(where=str(part), error=BadTeacher, again="download it again")
+    return CheckpointSource(where=str(part), error=TeacherError, again="download it again")
 
 
 def build_parts(pooled: Pooled) -> tuple[str, ...]:
@@ -56,10 +56,10 @@ class TeacherFolder:
         return {key: value for key, value in config.items() if not key.startswith("_")}
 
     def part(self, part: str) -> Path:
-        """The folder of a part; BadTeacher if it is not there."""
+        """The folder of a part; TeacherError if it is not there."""
         folder = self.path / part
         if not folder.is_dir():
-            raise BadTeacher(
+            raise TeacherError(
                 f"{self.path} has no {part}/: expected a folder in the FluxPipeline layout with {part}/ in it; "
                 f"download the whole repository, or name another --teacher"
             )
@@ -69,7 +69,7 @@ class TeacherFolder:
         """The safetensors files of a part, sorted."""
         files = sorted(self.part(part).glob("*.safetensors"))
         if not files:
-            raise BadTeacher(f"{self.part(part)} has no *.safetensors: weights are missing; download {part}/ again")
+            raise TeacherError(f"{self.part(part)} has no *.safetensors: weights are missing; download {part}/ again")
         return files
 
     def weight_hashes(self, part: str) -> dict[str, str]:
@@ -128,7 +128,7 @@ class TeacherFolder:
 
     def _check_width(self, part: str, key: str, config: dict[str, Any], read: str, backbone: dict[str, Any]) -> None:
         if config[key] != backbone[read]:
-            raise BadTeacher(
+            raise TeacherError(
                 f"{self.path}/{part} has {key} = {config[key]}, its transformer reads {read} = {backbone[read]}: parts "
                 f"of two models; download the whole repository again"
             )
@@ -139,12 +139,12 @@ def _sha256_of(files: dict[str, bytes]) -> dict[str, str]:
 
 
 def check_recorded_transformer(teacher: TeacherFolder, recorded: Teacher) -> None:
-    """Raise BadTeacher, naming the first file, unless a cache was recorded with this transformer's weights."""
+    """Raise TeacherError, naming the first file, unless a cache was recorded with this transformer's weights."""
     expected = {name: value for name, value in recorded.weights.items() if name.startswith("transformer/")}
     found = teacher.weight_hashes("transformer")
     if found != expected:
         name = next(name for name in sorted(expected | found) if expected.get(name) != found.get(name))
-        raise BadTeacher(
+        raise TeacherError(
             f"{teacher.path}/{name} has sha256 {str(found.get(name))[:16]}, the cache was recorded with "
             f"{str(expected.get(name))[:16]}: another model; give the recorded one with --backbone"
         )
@@ -153,24 +153,26 @@ def check_recorded_transformer(teacher: TeacherFolder, recorded: Teacher) -> Non
 def find_teacher(
     name: str, parts: tuple[str, ...], *, revision: str | None = None, files: Sequence[str] = ("*",)
 ) -> TeacherFolder:
-    """A teacher by folder, hub name or NAME@REVISION, with `parts` at hand; BadTeacher says what is wrong with it.
+    """A teacher by folder, hub name or NAME@REVISION, with `parts` at hand; TeacherError says what is wrong with it.
 
     files: what of each part is fetched from the hub, as patterns.
     """
     path = Path(name)
     if path.is_file():
-        raise BadTeacher(
+        raise TeacherError(
             f"{name} is one file, expected a folder in the FluxPipeline layout or a hub name: a checkpoint in one "
             f"file, of another program, is not read; give the folder"
         )
     if path.is_dir():
         if revision is not None:
-            raise BadTeacher(f"--revision is {revision!r}, but {name} is a folder: only a hub repository has revisions")
+            raise TeacherError(
+                f"--revision is {revision!r}, but {name} is a folder: only a hub repository has revisions"
+            )
         folder = TeacherFolder(path=path, source=name)
     else:
         source, named = split_revision(name)
         if revision is not None and named is not None and revision != named:
-            raise BadTeacher(f"--revision is {revision!r}, but {name!r} names another one: give one of the two")
+            raise TeacherError(f"--revision is {revision!r}, but {name!r} names another one: give one of the two")
         path = download(source, [f"{part}/{file}" for part in parts for file in files], revision or named)
         folder = TeacherFolder(path=path, source=source, commit=commit_of(path))
     for part in parts:

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, FluxPipeline
 from secondcast.models.geometry import Geometry, recorded_geometry, vae_scale_factor
 from secondcast.models.teacher.folder import TeacherFolder, part_source
 from secondcast.models.weights.checked_loading import load_checked
-from secondcast.storage_schemas.errors import BadTeacher
+from secondcast.storage_schemas.errors import TeacherError
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.manifest import Sampling
 
@@ -45,12 +45,12 @@ class ImageDecoder:
 
 
 def load_recorded_decoder(folder: TeacherFolder, sampling: Sampling, device: torch.device) -> ImageDecoder:
-    """The decoder of a cache's latents; BadTeacher for a VAE of others."""
+    """The decoder of a cache's latents; TeacherError for a VAE of others."""
     config = folder.config("vae")
     token_px = 2 * vae_scale_factor(config)
     found = (4 * config["latent_channels"], sampling.height * sampling.width // token_px**2)
     if found != (sampling.channels, sampling.image_tokens):
-        raise BadTeacher(
+        raise TeacherError(
             f"{folder.path}/vae decodes {found[1]} tokens of {found[0]} channels into {sampling.width} x "
             f"{sampling.height} pixels, the cache has {sampling.image_tokens} of {sampling.channels}: the VAE of "
             f"another teacher; give the folder of the recorded one"

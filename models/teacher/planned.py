@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from secondcast.models.teacher.folder import BUILD_PARTS, TeacherFolder, find_teacher
-from secondcast.storage_schemas.errors import BadTeacher
+from secondcast.storage_schemas.errors import TeacherError
 
 _CONFIGS = Path(__file__).parents[1] / "configs"
 _OWNER = "black-forest-labs"
@@ -13,7 +13,7 @@ def planned_teacher(name: str) -> tuple[TeacherFolder, str]:
     """A teacher's configurations, and in words which ones; nothing is downloaded and no weights are looked for.
 
     name: a folder in the FluxPipeline layout (configurations suffice), or FLUX.1-dev or FLUX.1-schnell with or without
-    the owner's name. Raises BadTeacher.
+    the owner's name. Raises TeacherError.
     """
     if Path(name).is_dir():
         folder = find_teacher(name, BUILD_PARTS)
@@ -21,7 +21,7 @@ def planned_teacher(name: str) -> tuple[TeacherFolder, str]:
     known = {folder.name.lower(): folder for folder in sorted(_CONFIGS.iterdir())}
     found = known.get(name.lower().removeprefix(f"{_OWNER}/"))
     if found is None:
-        raise BadTeacher(
+        raise TeacherError(
             f"no teacher {name!r} to plan for: expected a folder with the configuration files of a FluxPipeline, or "
             f"one of {', '.join(folder.name for folder in known.values())}, whose configurations come along (plan "
             f"downloads nothing)"

@@ -17,7 +17,7 @@ _CLASSES = {
 
 
 def check_teacher_weights(teacher: TeacherFolder, parts: Sequence[str]) -> None:
-    """Raise BadTeacher unless these parts of a teacher can be loaded; parts without weights pass."""
+    """Raise TeacherError unless these parts of a teacher can be loaded; parts without weights pass."""
     for part in parts:
         if (kind := _CLASSES.get(part)) is not None:
             folder = teacher.part(part)

@@ -3,8 +3,8 @@
 import threading
 from typing import Literal, Protocol
 
-from secondcast.storage_schemas.errors import DamagedCache, NotInCache, UnreadableFileError
-from secondcast.storage_schemas.formats.local_copy import LocalCopy
+from secondcast.storage_schemas.errors import DamagedCacheError, NotInCacheError, UnreadableFileError
+from secondcast.storage_schemas.formats.local_cache_dir import LocalCopy
 from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.io.folders import Files
 from secondcast.storage_schemas.schema.commits import CommitRecord, FileRecord, Records
@@ -35,16 +35,20 @@ class MemoryFiles:
 class CommittedFiles:
     """The committed files of a cache, read through copies on this machine where there are any. Safe in threads."""
 
-    def __init__(self, folder: Files, records: Records, *, verify: Verify, local_copy: LocalCopy | None = None) -> None:
-        self._folder, self._records, self._verify, self._local_copy = folder, records, verify, local_copy
+    def __init__(
+        self, folder: Files, records: Records, *, verify: Verify, local_cache_dir: LocalCopy | None = None
+    ) -> None:
+        self._folder, self._records, self._verify, self._local_copy = folder, records, verify, local_cache_dir
         self._touched: set[str] = set()
         self._lock = threading.Lock()
 
     def read(self, path: str, begin: int, end: int | None) -> bytes:
-        """See ByteSource; NotInCache for a file no record names, DamagedCache where disk and record differ."""
+        """See ByteSource; NotInCacheError for a file no record names, DamagedCacheError where disk and record differ."""
         owner = self._records.owner(path)
         if owner is None:
-            raise NotInCache(f"{self._folder}/{path} is in no commit record: give the build command again to make it")
+            raise NotInCacheError(
+                f"{self._folder}/{path} is in no commit record: give the build command again to make it"
+            )
         file, record = owner
         begin = begin if begin >= 0 else file.bytes + begin
         end = file.bytes if end is None else min(end, file.bytes)
@@ -74,11 +78,11 @@ class CommittedFiles:
     def _part_here(self, file: FileRecord, begin: int, end: int) -> bytes | None:
         return None if self._local_copy is None else self._local_copy.part(file, begin, end)
 
-    def _through(self, local_copy: LocalCopy, file: FileRecord, record: CommitRecord) -> bytes:
-        return local_copy.whole(file, lambda: self._read(file, record, 0, None))
+    def _through(self, local_cache_dir: LocalCopy, file: FileRecord, record: CommitRecord) -> bytes:
+        return local_cache_dir.whole(file, lambda: self._read(file, record, 0, None))
 
     def check(self, file: FileRecord, record: CommitRecord, *, checksum: bool) -> None:
-        """Compare a file with its record; DamagedCache names the shard and the way out."""
+        """Compare a file with its record; DamagedCacheError names the shard and the way out."""
         if checksum:
             self._whole(file, record)
             return
@@ -113,9 +117,9 @@ class CommittedFiles:
             raise damaged(self._folder, file, record, f"cannot be read ({error.strerror})") from error
 
 
-def damaged(folder: Files, file: FileRecord, record: CommitRecord, what: str) -> DamagedCache:
+def damaged(folder: Files, file: FileRecord, record: CommitRecord, what: str) -> DamagedCacheError:
     """The error for a file that is not what its record says; it names the shard and both ways to repair it."""
-    return DamagedCache(
+    return DamagedCacheError(
         f"{folder}/{file.path} {what}: {record.kind} shard {record.shard} is damaged; "
         f"`secondcast repair {folder} --teacher TEACHER` rebuilds it, "
         f"`secondcast repair {folder} --from COPY` takes it from another copy of the cache"

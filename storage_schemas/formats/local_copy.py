@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.schema.commits import FileRecord
@@ -37,14 +37,14 @@ class LocalCopy:
 
     @classmethod
     def open(cls, place: Path, *, limit_bytes: int, say: Callable[[str], None]) -> Self:
-        """Copies in a folder below `place`, which is made; BadSettings where it cannot be made or written."""
+        """Copies in a folder below `place`, which is made; SettingsError where it cannot be made or written."""
         opened = cls(place / OWN_FOLDER, limit_bytes=limit_bytes, say=say)
         try:
             opened.folder.mkdir(parents=True, exist_ok=True)
             durable.remove_leftovers(opened.folder)
             durable.usual_mode(opened.folder)
         except OSError as error:
-            raise BadSettings(
+            raise SettingsError(
                 f"--local-copy {place} cannot be used ({error.strerror}): expected a folder that can be written, whose "
                 f"{OWN_FOLDER}/ holds the copies; give another one, or leave it out"
             ) from error

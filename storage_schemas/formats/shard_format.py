@@ -3,7 +3,7 @@
 from collections.abc import Container
 from typing import Protocol
 
-from secondcast.storage_schemas.errors import DamagedCache
+from secondcast.storage_schemas.errors import DamagedCacheError
 from secondcast.storage_schemas.formats.files import ByteSource
 from secondcast.storage_schemas.record import Label
 from secondcast.storage_schemas.schema.commits import Kind
@@ -38,9 +38,9 @@ class ShardFormat(Protocol):
         ...
 
 
-def damaged_shard(kind: Kind, shard: int, what: str) -> DamagedCache:
+def damaged_shard(kind: Kind, shard: int, what: str) -> DamagedCacheError:
     """The error for a shard whose bytes are not what its format and codec say, with the way out."""
-    return DamagedCache(
+    return DamagedCacheError(
         f"{kind} shard {shard}: {what}: it is damaged; `secondcast repair CACHE "
         f"--teacher TEACHER` rebuilds it, `secondcast repair CACHE --from COPY` takes it from another copy of the cache"
     )

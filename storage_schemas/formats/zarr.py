@@ -19,7 +19,7 @@ from zarr.storage import MemoryStore
 # zarr_bfloat16: imported for the data type that it registers.
 from secondcast.storage_schemas.codecs import zarr_bfloat16, zarr_codecs  # noqa: F401
 from secondcast.storage_schemas.codecs.by_field import field_codec
-from secondcast.storage_schemas.errors import DamagedCache
+from secondcast.storage_schemas.errors import DamagedCacheError
 from secondcast.storage_schemas.formats.files import ByteSource, MemoryFiles
 from secondcast.storage_schemas.formats.shard_format import damaged_shard
 from secondcast.storage_schemas.record import Label
@@ -41,7 +41,7 @@ class ZarrFormat:
 
     def __init__(self, manifest: Manifest, *, metadata: dict[str, bytes] | None = None) -> None:
         """`metadata`: the zarr.json files of an existing cache; made from the manifest's settings if None."""
-        layout = Layout(manifest.prompts.generations)
+        layout = Layout(manifest.prompts.segments)
         self._codec = manifest.sampling.storage.codec
         self._size = layout.shard_size
         self._shards = {"trajectories": len(layout.trajectories), "embeddings": len(layout.embeddings)}
@@ -111,7 +111,7 @@ def _array(group: zarr.Group, name: str) -> Any:
 
 
 def _check_array_metadata(path: str, metadata: dict[str, bytes], field: Field, shard_size: int) -> None:
-    """Raise DamagedCache unless a zarr.json describes this field, by codecs of ours: before zarr-python acts on it.
+    """Raise DamagedCacheError unless a zarr.json describes this field, by codecs of ours: before zarr-python acts on it.
 
     What else it says may be worded otherwise by another version of zarr-python.
     """
@@ -149,8 +149,8 @@ def _check_array_metadata(path: str, metadata: dict[str, bytes], field: Field, s
             raise _bad_metadata(path, f"its {name} is {found[name]!r}, expected {value!r}")
 
 
-def _bad_metadata(path: str, what: str) -> DamagedCache:
-    return DamagedCache(
+def _bad_metadata(path: str, what: str) -> DamagedCacheError:
+    return DamagedCacheError(
         f"{path} is not one that this program wrote, though the manifest vouches for it: {what}; "
         f"take another copy of the cache"
     )

@@ -16,16 +16,16 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Protocol
 
-from secondcast.storage_schemas.errors import ShardTaken, StoreFails
+from secondcast.storage_schemas.errors import ShardLockedError, StorageError
 from secondcast.storage_schemas.io.durable import is_alive, this_machine
 
-CLAIMS_FOLDER = "claims"
-CLAIM_SECONDS = 900.0
+LOCKS_FOLDER = "claims"
+LOCK_SECONDS = 900.0
 """A claim that was not renewed for so long belongs to a builder that died elsewhere."""
 _ROUNDS = 5
 
 
-class ClaimStore(Protocol):
+class LockStore(Protocol):
     """What claims need of an object store. See ObjectFolder."""
 
     def publish(self, path: str, data: bytes) -> bool:
@@ -46,20 +46,20 @@ class ClaimStore(Protocol):
 
 
 @contextmanager
-def claimed(store: ClaimStore, name: str) -> Iterator[Callable[[], None]]:
-    """Hold the claim on `name`; ShardTaken if another builder holds it. See Folder.claimed."""
-    claim = _Claim(store, name)
+def lock(store: LockStore, name: str) -> Iterator[Callable[[], None]]:
+    """Hold the claim on `name`; ShardLockedError if another builder holds it. See Folder.claimed."""
+    claim = _Lock(store, name)
     claim.take()
     try:
-        yield claim.confirm
+        yield claim.renew
     finally:
         claim.release()
 
 
-class _Claim:
-    def __init__(self, store: ClaimStore, name: str) -> None:
+class _Lock:
+    def __init__(self, store: LockStore, name: str) -> None:
         self._store, self._name = store, name
-        self._path = f"{CLAIMS_FOLDER}/{name.replace('/', '-')}"
+        self._path = f"{LOCKS_FOLDER}/{name.replace('/', '-')}"
         self._stamp = secrets.token_hex(8)
         self._data = b""
         self._since = 0.0
@@ -82,9 +82,9 @@ class _Claim:
                 return
         raise self._taken(who)
 
-    def confirm(self) -> None:
-        """Renew the claim where it grows old; ShardTaken if another builder has taken it over."""
-        if _now() - self._since < CLAIM_SECONDS / 3:
+    def renew(self) -> None:
+        """Renew the claim where it grows old; ShardLockedError if another builder has taken it over."""
+        if _now() - self._since < LOCK_SECONDS / 3:
             return
         found = self._store.read_version(self._path)
         if found is None or found[0] != self._data or not self._store.exchange(self._path, self._renewed(), found[1]):
@@ -93,8 +93,8 @@ class _Claim:
 
     def release(self) -> None:
         """Give the claim up, unless it may be another's by now. A failure costs nothing but a wait."""
-        if self._data and _now() - self._since < CLAIM_SECONDS:
-            with contextlib.suppress(StoreFails):
+        if self._data and _now() - self._since < LOCK_SECONDS:
+            with contextlib.suppress(StorageError):
                 self._store.remove(self._path)
 
     def _renewed(self) -> bytes:
@@ -114,7 +114,7 @@ class _Claim:
                 return who, False
         except (ValueError, KeyError, TypeError):
             who = ""
-        return who, (self._store_time() - taken_at).total_seconds() < CLAIM_SECONDS
+        return who, (self._store_time() - taken_at).total_seconds() < LOCK_SECONDS
 
     def _store_time(self) -> datetime:
         """The store's clock: those of two machines may be far apart."""
@@ -126,10 +126,10 @@ class _Claim:
             raise self._taken("")
         return found[2]
 
-    def _taken(self, who: str) -> ShardTaken:
-        return ShardTaken(
+    def _taken(self, who: str) -> ShardLockedError:
+        return ShardLockedError(
             f"{self._store}/{self._name} is being written by another builder{who}: nothing is lost; stop one of the "
-            f"two, or wait {CLAIM_SECONDS:.0f} seconds if that one is dead"
+            f"two, or wait {LOCK_SECONDS:.0f} seconds if that one is dead"
         )
 
 

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-from secondcast.storage_schemas.errors import StoreFails
+from secondcast.storage_schemas.errors import StorageError
 
 LEFTOVER_SECONDS = 86_400.0
 """A temporary file of another machine that is older belongs to a writer that died there."""
@@ -117,7 +117,7 @@ def lock(file: int | IO[str], where: Path, *, wait: bool = True) -> None:
     """Take the lock of an open file or folder until it is closed.
 
     wait: until another process gives the lock up; without it BlockingIOError where another one holds it.
-    StoreFails on a file system that has no locks.
+    StorageError on a file system that has no locks.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -127,7 +127,7 @@ def lock(file: int | IO[str], where: Path, *, wait: bool = True) -> None:
         if error.errno not in _UNSUPPORTED:
             _name(error, where)
             raise
-        raise StoreFails(
+        raise StorageError(
             f"{where} is on a file system without locks (flock: {error.strerror}): two processes could write over each "
             f"other there; give a folder on another disk, and copy it here when it is finished"
         ) from error

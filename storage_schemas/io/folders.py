@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from secondcast.storage_schemas.errors import DamagedCache
+from secondcast.storage_schemas.errors import DamagedCacheError
 from secondcast.storage_schemas.io import durable
 
 OBJECT_SCHEMES = ("s3://", "gs://", "az://")
@@ -48,10 +48,10 @@ class Folder(Files, Protocol):
         """Delete a file; nothing happens if it is not there."""
         ...
 
-    def claimed(self, name: str) -> AbstractContextManager[Callable[[], None]]:
-        """Hold the right to write what `name` stands for against other builders; ShardTaken if another holds it.
+    def lock(self, name: str) -> AbstractContextManager[Callable[[], None]]:
+        """Hold the right to write what `name` stands for against other builders; ShardLockedError if another holds it.
 
-        Gives a function to call before each file: ShardTaken if the right was lost meanwhile.
+        Gives a function to call before each file: ShardLockedError if the right was lost meanwhile.
         """
         ...
 
@@ -116,16 +116,16 @@ class LocalFolder:
             durable.sync(file.parent)
 
     @contextmanager
-    def claimed(self, name: str) -> Iterator[Callable[[], None]]:
+    def lock(self, name: str) -> Iterator[Callable[[], None]]:
         """See Folder: one lock for all names, held only while files are put in place."""
         with durable.locked(self.path / Path(name).parent):
             yield lambda: None
 
     def _own(self, path: str) -> Path:
-        """A file that may be written; DamagedCache where a link would take the write out of the cache."""
+        """A file that may be written; DamagedCacheError where a link would take the write out of the cache."""
         file = self.path / path
         if not file.parent.resolve().is_relative_to(self.path.resolve()):
-            raise DamagedCache(
+            raise DamagedCacheError(
                 f"{file} would be written to {file.parent.resolve()}, outside of the cache: a link leads there; put a "
                 f"folder in the link's place, or make the cache's folder itself the link"
             )

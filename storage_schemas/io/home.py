@@ -6,14 +6,14 @@ A shell expands it in a word of its own. It does not in `--out=~/x`, `NAME=~/x`,
 import os
 import re
 
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 
 # At the beginning, or behind the name of a cache or run, or behind the mark of a data set.
 _HOME = re.compile(r"((?:[^/~=:]+=|hf:)?)(~[^/]*)(.*)", re.DOTALL)
 
 
 def expand_home(place: str) -> str:
-    """A place with `~` and `~user` expanded; any other text is given back. BadSettings for an unknown user."""
+    """A place with `~` and `~user` expanded; any other text is given back. SettingsError for an unknown user."""
     found = _HOME.fullmatch(place)
     if found is None:
         return place
@@ -22,5 +22,5 @@ def expand_home(place: str) -> str:
     if folder.startswith("~"):
         user = home.removeprefix("~")
         why = f"there is no user {user!r} on this machine" if user else "the home folder of this user is not known"
-        raise BadSettings(f"{place!r} has {home}, and {why}: give the whole path, or put ./ before a name with ~")
+        raise SettingsError(f"{place!r} has {home}, and {why}: give the whole path, or put ./ before a name with ~")
     return f"{before}{folder}{rest}"

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from secondcast.storage_schemas.errors import MissingExtra, StoreFails
-from secondcast.storage_schemas.io.claims import CLAIMS_FOLDER, claimed
+from secondcast.storage_schemas.errors import MissingExtraError, StorageError
+from secondcast.storage_schemas.io.claims import LOCKS_FOLDER, lock
 
 PATIENCE_SECONDS = 120.0
 """How long a store that has answered before may be away until a request is given up."""
@@ -44,13 +44,13 @@ class ObjectFolder:
     """A prefix of a bucket. See Folder. Safe to use from several threads."""
 
     def __init__(self, url: str) -> None:
-        """StoreFails for a URL that obstore does not take, MissingExtra without obstore."""
+        """StorageError for a URL that obstore does not take, MissingExtraError without obstore."""
         try:
             import obstore
             from obstore import exceptions
             from obstore.store import from_url
         except ImportError as error:
-            raise MissingExtra(
+            raise MissingExtraError(
                 f"{url} is on an object store and obstore is not installed: pip install 'secondcast[s3]'"
             ) from error
         self._url, self._api, self._errors = url.rstrip("/"), obstore, exceptions
@@ -75,7 +75,7 @@ class ObjectFolder:
         """See Folder."""
         found = self._ask("", "be listed", lambda: self._api.list_with_delimiter(self._store))
         paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
-        return sorted({str(path).rstrip("/") for path in paths} - {CLAIMS_FOLDER})
+        return sorted({str(path).rstrip("/") for path in paths} - {LOCKS_FOLDER})
 
     def read(self, path: str, begin: int = 0, end: int | None = None) -> bytes:
         """See Folder."""
@@ -130,7 +130,7 @@ class ObjectFolder:
             return [str(entry["path"]) for part in self._api.list(self._store, prefix=under or None) for entry in part]
 
         found = self._ask(under, "be listed", listed)
-        return sorted(name for name in found if not name.startswith(f"{CLAIMS_FOLDER}/"))
+        return sorted(name for name in found if not name.startswith(f"{LOCKS_FOLDER}/"))
 
     def replace(self, path: str, data: bytes) -> None:
         """See Folder. Large objects go in parts, and are there only when all parts are."""
@@ -186,20 +186,20 @@ class ObjectFolder:
             return
 
     @contextmanager
-    def claimed(self, name: str) -> Iterator[Callable[[], None]]:
-        """See Folder: an object that says who writes. StoreFails for a store that takes every PUT."""
+    def lock(self, name: str) -> Iterator[Callable[[], None]]:
+        """See Folder: an object that says who writes. StorageError for a store that takes every PUT."""
         self._require_conditions()
-        with claimed(self, name) as confirm:
-            yield confirm
+        with lock(self, name) as renew:
+            yield renew
 
     def _require_conditions(self) -> None:
         if self._has_conditions:
             return
-        path = f"{CLAIMS_FOLDER}/.probe-{secrets.token_hex(8)}"
+        path = f"{LOCKS_FOLDER}/.probe-{secrets.token_hex(8)}"
         refuses = self.publish(path, b"first") and not self.publish(path, b"second")
         self.remove(path)
         if not refuses:
-            raise StoreFails(
+            raise StorageError(
                 f"{self} cannot be built on: the store takes a PUT with If-None-Match: * where an object lies already, "
                 f"so that two builders would damage each other's shards; build into a folder and copy it there"
             )
@@ -211,7 +211,7 @@ class ObjectFolder:
     def _ask(self, path: str, what: str, request: Callable[[], T]) -> T:
         """Ask until there is an answer. obstore tries again by itself, but neither conditional PUTs nor broken bodies.
 
-        FileNotFoundError and refused conditions are answers; StoreFails for what will not get better.
+        FileNotFoundError and refused conditions are answers; StorageError for what will not get better.
         """
         begun, pause = time.monotonic(), 0.05
         while True:
@@ -239,10 +239,10 @@ class ObjectFolder:
             return _REFUSED.search(str(error)) is not None
         return True
 
-    def _failure(self, path: str, what: str, error: Exception) -> StoreFails:
+    def _failure(self, path: str, what: str, error: Exception) -> StorageError:
         where = f"{self}/{path}" if path else str(self)
         settings = _CREDENTIALS[self._url.split(":")[0]]
-        return StoreFails(
+        return StorageError(
             f"{where} cannot {what} ({_reason(error)}): check the address, the credentials ({settings}) and the "
             f"network, then give the command again"
         )

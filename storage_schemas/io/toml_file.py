@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 
 
 def read_toml(file: Path, *, what: str, expected: str) -> dict[str, Any]:
@@ -12,18 +12,18 @@ def read_toml(file: Path, *, what: str, expected: str) -> dict[str, Any]:
 
     what: what the file is for, as "file x.toml for --config", where it is missing.
     expected: what should be in it.
-    Raises BadSettings.
+    Raises SettingsError.
     """
     try:
         return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
-        raise BadSettings(f"no {what}: expected {expected}") from error
+        raise SettingsError(f"no {what}: expected {expected}") from error
     except UnicodeDecodeError as error:
-        raise BadSettings(
+        raise SettingsError(
             f"{file} cannot be read as TOML (byte {error.start} is not UTF-8): save it as UTF-8; expected {expected}"
         ) from error
     except (OSError, ValueError) as error:
-        raise BadSettings(f"{file} cannot be read as TOML ({error}): expected {expected}") from error
+        raise SettingsError(f"{file} cannot be read as TOML ({error}): expected {expected}") from error
 
 
 TABLES = ("build", "train")
@@ -31,11 +31,11 @@ TABLES = ("build", "train")
 
 
 def recipe_tables(file: Path, values: dict[str, Any]) -> dict[str, Any] | None:
-    """The tables of a recipe; None for a file of the options of one command. Raises BadSettings for a mixture."""
+    """The tables of a recipe; None for a file of the options of one command. Raises SettingsError for a mixture."""
     if not any(isinstance(values.get(name), dict) for name in TABLES):
         return None
     if other := sorted(values.keys() - set(TABLES)):
-        raise BadSettings(f"{file} has {other[0]!r} beside its tables: expected [build.NAME] and [train] alone")
+        raise SettingsError(f"{file} has {other[0]!r} beside its tables: expected [build.NAME] and [train] alone")
     if not all(isinstance(table, dict) for table in (*values.values(), *values.get("build", {}).values())):
-        raise BadSettings(f"{file} has a [build] without a name: expected [build.NAME] for each cache, and [train]")
+        raise SettingsError(f"{file} has a [build] without a name: expected [build.NAME] for each cache, and [train]")
     return values

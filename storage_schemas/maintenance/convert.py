@@ -2,7 +2,7 @@
 
 from pydantic import ValidationError
 
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.io.folders import Location
 from secondcast.storage_schemas.maintenance.rewrite import Rewritten, Source, rewrite
 from secondcast.storage_schemas.progress import Progress
@@ -13,7 +13,7 @@ from secondcast.storage_schemas.schema.manifest import Manifest, Storage, first_
 def convert(cache: Cache, location: Location, progress: Progress, **storage: str | None) -> Rewritten:
     """Write `cache` anew at `location` with some fields of its Storage changed; None keeps a field.
 
-    Raises what `rewrite` does, and BadSettings for fields that do not go together.
+    Raises what `rewrite` does, and SettingsError for fields that do not go together.
     """
     source = Source(cache)
     return rewrite(location, _converted(cache.manifest, storage), source.prompts, [source], progress, title="convert")
@@ -23,18 +23,20 @@ def _converted(manifest: Manifest, changes: dict[str, str | None]) -> Manifest:
     now = manifest.sampling.storage
     wanted = now.json_value() | {name: value for name, value in changes.items() if value is not None}
     if problem := int8_problem(wanted["codec"], wanted["latents"]):
-        raise BadSettings(f"--codec: {problem}")
+        raise SettingsError(f"--codec: {problem}")
     try:
         storage = Storage.model_validate(wanted)
     except ValidationError as error:
-        raise BadSettings(f"--{first_problem(error)}") from error
+        raise SettingsError(f"--{first_problem(error)}") from error
     if problem := pooled_problem(manifest.teacher.pooled, storage.embeddings):
-        raise BadSettings(f"--embeddings {storage.embeddings}: the source was built with --pooled clip, and {problem}")
+        raise SettingsError(
+            f"--embeddings {storage.embeddings}: the source was built with --pooled clip, and {problem}"
+        )
     if now.codec == "int8" != storage.codec:
-        raise BadSettings(
+        raise SettingsError(
             f"--codec {storage.codec}: the source has codec int8, which rounded the velocity, and no other codec gives "
             f"back what was recorded; convert the cache that it was made from, or build again"
         )
     if now.embeddings == "none" != storage.embeddings:
-        raise BadSettings("--embeddings stored: the source holds none (--embeddings none); build another cache")
+        raise SettingsError("--embeddings stored: the source holds none (--embeddings none); build another cache")
     return manifest.model_copy(update={"sampling": manifest.sampling.model_copy(update={"storage": storage})})

@@ -3,17 +3,17 @@
 from contextlib import suppress
 from dataclasses import dataclass
 
-from secondcast.storage_schemas.errors import BadSettings, DamagedCache, NotACache
+from secondcast.storage_schemas.errors import DamagedCacheError, NotACacheError, SettingsError
 from secondcast.storage_schemas.formats.by_manifest import format_of
 from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.io.folders import Folder
 from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.reader import prompt_table, read_manifest
-from secondcast.storage_schemas.schema.generations import added_generations, replicas_of
-from secondcast.storage_schemas.schema.journal import claimed_manifest, replace_together, settle_claimed
+from secondcast.storage_schemas.schema.journal import finish_pending_locked, locked_manifest, replace_together
 from secondcast.storage_schemas.schema.layout import Layout
 from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest, PromptSet, check_same_settings
 from secondcast.storage_schemas.schema.prompts import OFFSETS_FILE, PROMPTS_FILE, Prompt, encode_prompts, offset_table
+from secondcast.storage_schemas.schema.segments import added_segments, samples_per_prompt_of
 from secondcast.storage_schemas.writer import CacheWriter, prompt_set_fields
 
 MOST_SCATTERED = 4
@@ -28,26 +28,26 @@ def extend(
     Where all of it is asked for already, nothing changes: so the same call goes on after an interruption. Prompts that
     are there keep their number and their line of prompts.jsonl, byte for byte: names of further sources that they come
     from now are not added. Shards get the size of the first generation's.
-    Raises NotACache where there is no cache, SettingsDiffer for another teacher or sampling, ShardTaken where another
+    Raises NotACacheError where there is no cache, SettingsMismatchError for another teacher or sampling, ShardLockedError where another
     builder extends the cache just now.
     """
     if folder.size(MANIFEST_FILE) is None:
-        raise NotACache(
+        raise NotACacheError(
             f"{folder} has no {MANIFEST_FILE}: there is no cache to extend; give its folder, or leave out --extend to "
             f"begin one"
         )
     plan = None
     # Another builder may just be putting an extension in place, and then files differ for a moment.
-    with suppress(DamagedCache):
+    with suppress(DamagedCacheError):
         plan = _plan(folder, wanted, prompts)
     if plan is None or plan.manifest != plan.base:
-        with claimed_manifest(folder) as confirm:
-            settle_claimed(folder, confirm)
+        with locked_manifest(folder) as renew:
+            finish_pending_locked(folder, renew)
             if plan is None or read_manifest(folder) != plan.base:
                 plan = _plan(folder, wanted, prompts)
             if plan.manifest != plan.base:
                 plan.check_shards()
-                replace_together(folder, plan.manifest, plan.files, confirm)
+                replace_together(folder, plan.manifest, plan.files, renew)
     for line in plan.remarks(wanted):
         progress.say(line)
     return CacheWriter.resume(folder, plan.manifest, plan.prompts, plan.files, tokenizer_files)
@@ -67,12 +67,12 @@ class _Plan:
     from_elsewhere: list[Prompt]
 
     def check_shards(self) -> None:
-        """Raise BadSettings where what is added would lie in many small shards: a batch never crosses one."""
-        was, now = (Layout(manifest.prompts.generations) for manifest in (self.base, self.manifest))
+        """Raise SettingsError where what is added would lie in many small shards: a batch never crosses one."""
+        was, now = (Layout(manifest.prompts.segments) for manifest in (self.base, self.manifest))
         shards, rows = len(now.trajectories) - len(was.trajectories), len(now) - len(was)
         fewest = -(-rows // now.shard_size)
         if shards > MOST_SCATTERED * fewest + MOST_SCATTERED:
-            raise BadSettings(
+            raise SettingsError(
                 f"the extension would add {counted(rows, 'trajectory')} in {counted(shards, 'shard')}, where {fewest} "
                 f"could hold them: prompts that get more replicas lie scattered among others, and a batch never "
                 f"crosses a shard; ask for the replicas of all prompts, or build these prompts as a cache of their own"
@@ -80,7 +80,7 @@ class _Plan:
 
     def remarks(self, wanted: Manifest) -> list[str]:
         """What a user should know, a line each."""
-        was, now = (Layout(manifest.prompts.generations) for manifest in (self.base, self.manifest))
+        was, now = (Layout(manifest.prompts.segments) for manifest in (self.base, self.manifest))
         if len(now) == len(was):
             lines = [
                 f"nothing to add: all of it is among the {counted(len(was), 'trajectory')} of "
@@ -92,7 +92,7 @@ class _Plan:
                 f"{counted(len(self.prompts) - self.base.prompts.count, 'prompt')}, to "
                 f"{counted(len(now), 'trajectory')} of {len(self.prompts)} prompts"
             ]
-        asked = wanted.prompts.generations[0].shard_size
+        asked = wanted.prompts.segments[0].shard_size
         if asked != now.shard_size:
             lines.append(
                 f"shards keep the size of the first ones, {counted(now.shard_size, 'row')} (--shard-size is {asked})"
@@ -115,15 +115,15 @@ def _plan(folder: Folder, wanted: Manifest, prompts: list[Prompt]) -> _Plan:
     known = {prompt.id: number for number, prompt in enumerate(there)}
     new = [prompt for prompt in prompts if prompt.id not in known]
     numbers = known | {prompt.id: number for number, prompt in enumerate(new, start=len(there))}
-    asked = {numbers[prompts[i].id]: bits for i, bits in replicas_of(wanted.prompts.generations).items()}
-    generations = base.prompts.generations
-    size = generations[0].shard_size
-    generations += added_generations(replicas_of(generations), asked, shard_size=size)
+    asked = {numbers[prompts[i].id]: bits for i, bits in samples_per_prompt_of(wanted.prompts.segments).items()}
+    segments = base.prompts.segments
+    size = segments[0].shard_size
+    segments += added_segments(samples_per_prompt_of(segments), asked, shard_size=size)
     manifest, files = base, _files(base, lines)
-    if generations != base.prompts.generations:
+    if segments != base.prompts.segments:
         lines += encode_prompts(new)[0]
         stated = prompt_set_fields([*there, *new]) | {"bytes": len(lines), "xxh3_128": xxh3_128(lines)}
-        manifest = base.model_copy(update={"prompts": PromptSet(**{**stated, "generations": generations})})
+        manifest = base.model_copy(update={"prompts": PromptSet(**{**stated, "generations": segments})})
         files = _files(manifest, lines)
         vouched = {name: xxh3_128(data) for name, data in files.items() if name != PROMPTS_FILE}
         manifest = manifest.model_copy(update={"metadata": vouched})

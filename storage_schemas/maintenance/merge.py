@@ -2,51 +2,51 @@
 
 from collections.abc import Sequence
 
-from secondcast.storage_schemas.errors import BadSettings, SettingsDiffer
+from secondcast.storage_schemas.errors import SettingsError, SettingsMismatchError
 from secondcast.storage_schemas.io.folders import Location
 from secondcast.storage_schemas.maintenance.rewrite import Rewritten, Source, rewrite
 from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.consequences import consequence
 from secondcast.storage_schemas.schema.first_difference import first_difference
-from secondcast.storage_schemas.schema.generations import added_generations, replicas_of
-from secondcast.storage_schemas.schema.manifest import Generation, PromptSet, differing_fields
+from secondcast.storage_schemas.schema.manifest import PromptSet, Segment, differing_fields
 from secondcast.storage_schemas.schema.prompts import Prompt
+from secondcast.storage_schemas.schema.segments import added_segments, samples_per_prompt_of
 from secondcast.storage_schemas.writer import prompt_set_fields
 
 
 def merge(caches: Sequence[Cache], location: Location, progress: Progress) -> Rewritten:
     """Write the trajectories of all caches at `location`; says N, and how many are duplicates, before it starts.
 
-    Raises what `rewrite` does, BadSettings for fewer than two caches, SettingsDiffer for other teachers or sampling.
+    Raises what `rewrite` does, SettingsError for fewer than two caches, SettingsMismatchError for other teachers or sampling.
     """
     if len(caches) < 2:
-        raise BadSettings(
+        raise SettingsError(
             f"merge was given {counted(len(caches), 'cache')}, expected two or more and the target: A B ... TARGET"
         )
     for other in caches[1:]:
         check_can_merge(caches[0], other)
     sources = [Source(cache) for cache in caches]
     prompts = merged_prompts(sources)
-    generations = merged_generations(sources, prompts)
-    planned = sum(generation.prompts * generation.replicas for generation in generations)
+    segments = merged_segments(sources, prompts)
+    planned = sum(generation.prompts * generation.samples_per_prompt for generation in segments)
     dropped = sum(cache.planned for cache in caches) - planned
     progress.say(
         f"{counted(planned, 'trajectory')} of {len(prompts)} prompts out of {counted(len(caches), 'cache')} "
         f"({counted(dropped, 'duplicate')} dropped)"
     )
     manifest = caches[0].manifest.model_copy(
-        update={"prompts": PromptSet(generations=generations, **prompt_set_fields(prompts))}
+        update={"prompts": PromptSet(segments=segments, **prompt_set_fields(prompts))}
     )
     return rewrite(location, manifest, prompts, sources, progress, title="merge")
 
 
 def check_can_merge(first: Cache, other: Cache) -> None:
-    """Raise SettingsDiffer, naming the first field in which teacher or sampling differ, both values and the way out."""
+    """Raise SettingsMismatchError, naming the first field in which teacher or sampling differ, both values and the way out."""
     for field, was, now in differing_fields(first.manifest, other.manifest):
         if not field.startswith("prompts"):
             found = first_difference(was, now, field)
-            raise SettingsDiffer(
+            raise SettingsMismatchError(
                 f"{first.folder} has {found.path} = {found.one}, {other.folder} has {found.other}: "
                 f"{consequence(field)}; {_way_out(field, first, other, was, now)}"
             )
@@ -64,7 +64,7 @@ def _way_out(field: str, first: Cache, other: Cache, was: str, now: str) -> str:
 def merged_prompts(sources: Sequence[Source]) -> list[Prompt]:
     """The first cache's prompts in their order, then the new ones of each further cache; names of sources united.
 
-    Raises SettingsDiffer for a prompt that two caches have in spellings which the teacher tells apart.
+    Raises SettingsMismatchError for a prompt that two caches have in spellings which the teacher tells apart.
     """
     merged: dict[str, Prompt] = {}
     for source in sources:
@@ -80,33 +80,33 @@ def merged_prompts(sources: Sequence[Source]) -> list[Prompt]:
 
 
 def _check_same_text(known: Prompt, prompt: Prompt, cache: Cache) -> None:
-    """Raise SettingsDiffer where one prompt was recorded in two spellings with other embeddings."""
+    """Raise SettingsMismatchError where one prompt was recorded in two spellings with other embeddings."""
     if known.text == prompt.text:
         return
     # CLIP, whose vector is stored with `pooled` clip, has other tokens than those recorded.
     if known.token_ids != prompt.token_ids or cache.manifest.teacher.pooled == "clip":
         texts = first_difference(prompt.text, known.text, "text")
-        raise SettingsDiffer(
+        raise SettingsMismatchError(
             f"prompt {prompt.id} is {texts.one} in {cache.folder} and {texts.other} in an "
             f"earlier cache: one embedding would be kept for trajectories that were sampled with two; leave the prompt "
             f"out of one of them by `secondcast subset`"
         )
 
 
-def merged_generations(sources: Sequence[Source], prompts: Sequence[Prompt]) -> tuple[Generation, ...]:
+def merged_segments(sources: Sequence[Source], prompts: Sequence[Prompt]) -> tuple[Segment, ...]:
     """The first cache's generations, then what each further cache adds, in its shards' size."""
     numbers = {prompt.id: number for number, prompt in enumerate(prompts)}
-    generations = list(sources[0].cache.manifest.prompts.generations)
-    size = generations[0].shard_size
-    have = _replicas(sources[0], numbers)
+    segments = list(sources[0].cache.manifest.prompts.segments)
+    size = segments[0].shard_size
+    have = _samples_per_prompt(sources[0], numbers)
     for source in sources[1:]:
-        found = _replicas(source, numbers)
-        generations += added_generations(have, found, shard_size=size)
+        found = _samples_per_prompt(source, numbers)
+        segments += added_segments(have, found, shard_size=size)
         have = {number: have.get(number, 0) | found.get(number, 0) for number in have | found}
-    return tuple(generations)
+    return tuple(segments)
 
 
-def _replicas(source: Source, numbers: dict[str, int]) -> dict[int, int]:
+def _samples_per_prompt(source: Source, numbers: dict[str, int]) -> dict[int, int]:
     """By the new number of each prompt the replicas that were asked for."""
-    found = replicas_of(source.cache.manifest.prompts.generations)
+    found = samples_per_prompt_of(source.cache.manifest.prompts.segments)
     return {numbers[source.prompts[number].id]: bits for number, bits in found.items()}

@@ -7,7 +7,7 @@ import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
 
-from secondcast.storage_schemas.errors import DamagedCache, NotACache, SecondcastError, SettingsDiffer
+from secondcast.storage_schemas.errors import DamagedCacheError, NotACacheError, SecondcastError, SettingsMismatchError
 from secondcast.storage_schemas.formats.by_manifest import format_of
 from secondcast.storage_schemas.formats.files import CommittedFiles
 from secondcast.storage_schemas.io.digests import xxh3_128
@@ -33,7 +33,7 @@ from secondcast.storage_schemas.schema.commits import (
     record_path,
 )
 from secondcast.storage_schemas.schema.first_difference import first_difference
-from secondcast.storage_schemas.schema.journal import settle
+from secondcast.storage_schemas.schema.journal import finish_pending
 from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest, differing_fields
 from secondcast.storage_schemas.schema.prompts import OFFSETS_FILE, PROMPTS_FILE, offset_table
 
@@ -56,16 +56,16 @@ def bad_shards(report: Report) -> list[tuple[Kind, int]]:
     return sorted({problem.shard for problem in report.problems if problem.shard is not None})
 
 
-def mend(location: Location, copy: Location | None, progress: Progress) -> Repaired:
+def repair_cache(location: Location, copy: Location | None, progress: Progress) -> Repaired:
     """Put right what can be without the teacher: from the cache itself, and from another copy if one is given.
 
-    Raises NotACache without a readable manifest on either side, SettingsDiffer for a copy of another cache.
+    Raises NotACacheError without a readable manifest on either side, SettingsMismatchError for a copy of another cache.
     """
     folder = open_folder(location)
     source = open_folder(copy) if copy is not None else None
     files: list[str] = []
     manifest = _manifest(folder, source, files)
-    if settled := settle(folder):
+    if settled := finish_pending(folder):
         files += settled
         manifest = read_manifest(folder)
     report = verify(location, progress)
@@ -95,7 +95,7 @@ def _manifest(folder: Folder, source: Folder | None, files: list[str]) -> Manife
     if source is not None:
         for field, theirs, ours in differing_fields(read_manifest(source), manifest):
             first = first_difference(theirs, ours, field)
-            raise SettingsDiffer(
+            raise SettingsMismatchError(
                 f"{source} is not a copy of {folder}: it has {first.path} = {first.one}, this cache has "
                 f"{first.other}; give a copy of the same build, or one that `secondcast convert` made equal"
             )
@@ -103,12 +103,12 @@ def _manifest(folder: Folder, source: Folder | None, files: list[str]) -> Manife
 
 
 def _check_is_copy(folder: Folder, source: Folder) -> None:
-    """Raise NotACache unless a folder without a readable manifest is new, or has a file of the copy, byte for byte."""
+    """Raise NotACacheError unless a folder without a readable manifest is new, or has a file of the copy, byte for byte."""
     if isinstance(folder, LocalFolder) and folder.path.exists() and not folder.path.is_dir():
-        raise NotACache(f"{folder} is a file, expected the folder of a damaged cache: give that folder")
+        raise NotACacheError(f"{folder} is a file, expected the folder of a damaged cache: give that folder")
     names = folder.names()
     if names and not any(_same_file(folder, source, name) for name in names if name != MANIFEST_FILE):
-        raise NotACache(
+        raise NotACacheError(
             f"{folder} holds {names[0]!r} and {len(names) - 1} more, none of which is a file of {source}, and no "
             f"readable {MANIFEST_FILE}: it is no damaged copy of that cache; give that folder, or a new one"
         )
@@ -164,7 +164,7 @@ def _mend_records(folder: Folder) -> list[str]:
     """Single records that are lost or damaged, from the index of a finished build."""
     try:
         records, finished = read_records(folder)
-    except (DamagedCache, NotACache):
+    except (DamagedCacheError, NotACacheError):
         return []
     mended = []
     for key in records if finished else ():
@@ -187,7 +187,7 @@ def _copy_shards(folder: Folder, source: Folder, report: Report, progress: Progr
             record = theirs.get(key)
             try:
                 files = {f.path: from_copy.read(f.path, 0, None) for f in record.files} if record else {}
-            except DamagedCache:
+            except DamagedCacheError:
                 files = {}
             if record is not None and files:
                 put_shard(folder, records.get(key), record, files)
@@ -204,9 +204,9 @@ def good_records(folder: Folder) -> Records:
             if name != INDEX_PATH:
                 record = read_single_records(folder, [name])[0]
                 found[record.kind, record.shard] = record
-        except (DamagedCache, NotACache):
+        except (DamagedCacheError, NotACacheError):
             continue
-    with suppress(DamagedCache, NotACache):
+    with suppress(DamagedCacheError, NotACacheError):
         found |= dict(read_records(folder)[0])
     return Records(found.values(), str(folder))
 
@@ -225,7 +225,7 @@ def mend_index(folder: Folder) -> bool:
     """Write the index anew where every planned shard has a record and the index says otherwise."""
     try:
         single = Records(read_single_records(folder), str(folder))
-    except (DamagedCache, NotACache):
+    except (DamagedCacheError, NotACacheError):
         return False
     if set(single) != set(planned_shards(read_manifest(folder))):
         return False

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from secondcast.storage_schemas.errors import BadSettings, DerivationMismatch
+from secondcast.storage_schemas.errors import DerivationMismatchError, SettingsError
 from secondcast.storage_schemas.io.digests import canonical_json
 from secondcast.storage_schemas.io.folders import Location, is_remote, location_of, open_folder
 from secondcast.storage_schemas.progress import Progress
@@ -46,11 +46,11 @@ class Source:
         self.prompts: list[Prompt] = list(cache.prompts)
         self.numbers = {prompt.id: number for number, prompt in enumerate(self.prompts)}
 
-    def find(self, kind: Kind, prompt_id: str, replica: int) -> Origin | None:
+    def find(self, kind: Kind, prompt_id: str, sample_index: int) -> Origin | None:
         """The row of a prompt and replica (which an embedding has none of); None if it is not committed."""
         index = self.numbers.get(prompt_id)
         if index is not None and kind == "trajectories":
-            index = self.cache.layout.find(index, replica)
+            index = self.cache.layout.find(index, sample_index)
         if index is None:
             return None
         layout = self.cache.layout
@@ -82,7 +82,7 @@ def rewrite(
 ) -> Rewritten:
     """Write all shards that are missing at `location` and whose rows the sources hold; the first source goes first.
 
-    Raises BadSettings for a target within a source, SettingsDiffer for one begun otherwise, DerivationMismatch where
+    Raises SettingsError for a target within a source, SettingsMismatchError for one begun otherwise, DerivationMismatchError where
     latents that are no longer to be stored do not derive.
     """
     _check_apart(location, sources)
@@ -112,7 +112,7 @@ def _check_apart(location: Location, sources: Sequence[Source]) -> None:
     for source in sources:
         found = source.cache.location
         if f"{target}/".startswith(f"{found}/") or f"{found}/".startswith(f"{target}/"):
-            raise BadSettings(
+            raise SettingsError(
                 f"the target {target} and the source {found} lie within each other: a source is only read; "
                 f"give a new or empty folder beside it"
             )
@@ -142,12 +142,12 @@ def _copy(
 def _origins(writer: CacheWriter, kind: Kind, item: int, sources: Sequence[Source]) -> list[Origin]:
     """The committed rows that item may be taken from, the one that is taken first."""
     if kind == "embeddings":
-        prompt, replica = item, 0
+        prompt, sample_index = item, 0
     else:
         place = writer.layout.place(item)
-        prompt, replica = place.prompt, place.replica
+        prompt, sample_index = place.prompt, place.sample_index
     identity = writer.prompts[prompt].id
-    return [found for source in sources if (found := source.find(kind, identity, replica))]
+    return [found for source in sources if (found := source.find(kind, identity, sample_index))]
 
 
 def _read(
@@ -192,7 +192,7 @@ def _field(cache: Cache, trajectory: Trajectory, name: str) -> Array:
 
 
 def _check_derives(cache: Cache, trajectory: Trajectory) -> None:
-    """Raise DerivationMismatch if stored latents, which the target will not hold, are not what is derived."""
+    """Raise DerivationMismatchError if stored latents, which the target will not hold, are not what is derived."""
     stored = trajectory.stored_latents_KSC
     if stored is None:
         return
@@ -200,7 +200,7 @@ def _check_derives(cache: Cache, trajectory: Trajectory) -> None:
     for step, latent_SC in enumerate([*stored, trajectory.final_latent_SC]):
         if not same_bits(derived[step], latent_SC):
             count = int((derived[step] != latent_SC).sum())
-            raise DerivationMismatch(
+            raise DerivationMismatchError(
                 f"{cache.folder}: latent {step} of trajectory {trajectory.index} derived from noise and velocity "
                 f"differs from the stored one in {count} of {latent_SC.size} elements: it was recorded on a device "
                 f"that rounds otherwise; keep --latents stored"

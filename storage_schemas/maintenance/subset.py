@@ -3,12 +3,12 @@
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.io.folders import Location
 from secondcast.storage_schemas.maintenance.rewrite import Rewritten, Source, rewrite
 from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.reader import Cache
-from secondcast.storage_schemas.schema.manifest import Generation, PromptSet, shortened
+from secondcast.storage_schemas.schema.manifest import PromptSet, Segment, shortened
 from secondcast.storage_schemas.schema.prompts import identity_form, prompt_id
 from secondcast.storage_schemas.writer import prompt_set_fields
 
@@ -24,17 +24,15 @@ def subset(
 ) -> Rewritten:
     """Write the prompts of any of these sources, that are listed (by id or text), and of these the first `count`.
 
-    Raises what `rewrite` does, and BadSettings where a source is unknown or nothing is left.
+    Raises what `rewrite` does, and SettingsError where a source is unknown or nothing is left.
     """
     whole = Source(cache)
     numbers = _selected(whole, sources, listed, progress)[:count]
     prompts = [whole.prompts[number] for number in numbers]
-    generations = _cut_down(cache.manifest.prompts.generations, numbers)
-    planned = sum(generation.prompts * generation.replicas for generation in generations)
+    segments = _cut_down(cache.manifest.prompts.segments, numbers)
+    planned = sum(generation.prompts * generation.samples_per_prompt for generation in segments)
     progress.say(f"{len(prompts)} of {len(whole.prompts)} prompts, {planned} of {cache.planned} trajectories")
-    manifest = cache.manifest.model_copy(
-        update={"prompts": PromptSet(generations=generations, **prompt_set_fields(prompts))}
-    )
+    manifest = cache.manifest.model_copy(update={"prompts": PromptSet(segments=segments, **prompt_set_fields(prompts))})
     return rewrite(location, manifest, prompts, [whole], progress, title="subset")
 
 
@@ -43,7 +41,7 @@ def _selected(whole: Source, sources: Sequence[str], listed: Sequence[str] | Non
     folder = whole.cache.folder
     for name in sources:
         if name not in there:
-            raise BadSettings(f"--source {name!r} is not in {folder}: its sources are {_counts(there)}")
+            raise SettingsError(f"--source {name!r} is not in {folder}: its sources are {_counts(there)}")
     wanted = None if listed is None else _numbers(whole, listed, progress)
     numbers = [
         number
@@ -51,7 +49,7 @@ def _selected(whole: Source, sources: Sequence[str], listed: Sequence[str] | Non
         if (not sources or not set(sources).isdisjoint(prompt.sources)) and (wanted is None or number in wanted)
     ]
     if not numbers:
-        raise BadSettings(
+        raise SettingsError(
             f"nothing of {folder} is selected: it has {counted(len(whole.prompts), 'prompt')} ({_counts(there)}), the "
             f"first is {whole.prompts[0].id} {shortened(whole.prompts[0].text)}; give other --source or --ids"
         )
@@ -69,10 +67,10 @@ def _numbers(whole: Source, listed: Iterable[str], progress: Progress) -> set[in
     return {number for number in found.values() if number is not None}
 
 
-def _cut_down(generations: Iterable[Generation], numbers: list[int]) -> tuple[Generation, ...]:
+def _cut_down(segments: Iterable[Segment], numbers: list[int]) -> tuple[Segment, ...]:
     """Of each generation the selected prompts, which stay side by side; one that has none is left out."""
     kept = []
-    for generation in generations:
+    for generation in segments:
         begin = bisect_left(numbers, generation.first_prompt)
         end = bisect_left(numbers, generation.first_prompt + generation.prompts)
         if end > begin:

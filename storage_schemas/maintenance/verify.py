@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from secondcast.storage_schemas.errors import DamagedCache, MisplacedFile, NotACache, SecondcastError
+from secondcast.storage_schemas.errors import DamagedCacheError, MisplacedFileError, NotACacheError, SecondcastError
 from secondcast.storage_schemas.formats.files import CommittedFiles
 from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.io.folders import Folder, Location, open_folder
@@ -63,7 +63,7 @@ def planned_shards(manifest: Manifest) -> dict[tuple[Kind, int], ShardRange]:
 
 
 def _all_shards(manifest: Manifest) -> dict[tuple[Kind, int], ShardRange]:
-    layout = Layout(manifest.prompts.generations)
+    layout = Layout(manifest.prompts.segments)
     ranges = {"trajectories": layout.trajectories, "embeddings": layout.embeddings}
     return {(kind, shard.shard): shard for kind in KINDS for shard in ranges[kind]}
 
@@ -124,7 +124,7 @@ class _Walk:
     def _try(self, path: str, check: Callable[[], object], shard: tuple[Kind, int] | None = None) -> bool:
         try:
             check()
-        except (DamagedCache, NotACache) as error:
+        except (DamagedCacheError, NotACacheError) as error:
             self.problems.append(Problem(path=path, message=str(error), shard=shard))
             return False
         return True
@@ -134,7 +134,7 @@ class _Walk:
         try:
             table = prompt_table(self.folder, self.manifest, verify="once")
             prompts = list(table)
-        except (DamagedCache, FileNotFoundError) as error:
+        except (DamagedCacheError, FileNotFoundError) as error:
             bad = self._bad_prompt_files() or [PROMPTS_FILE]
             self.problems += [Problem(path=path, message=str(error)) for path in bad]
             return None
@@ -189,8 +189,8 @@ class _Walk:
                 continue
             try:
                 record = read_single_records(self.folder, [name])[0]
-            except (DamagedCache, NotACache) as error:
-                foreign = isinstance(error, MisplacedFile)
+            except (DamagedCacheError, NotACacheError) as error:
+                foreign = isinstance(error, MisplacedFileError)
                 self.problems.append(Problem(path=name, message=str(error), shard=_key_of(name), foreign=foreign))
                 continue
             if self.folder.read(name) != record.encode():
@@ -229,16 +229,16 @@ class _Walk:
 
 def shard_content(manifest: Manifest, kind: Kind, shard: ShardRange, ids: list[str]) -> str:
     """The digest that a record of this shard must carry."""
-    layout = Layout(manifest.prompts.generations)
+    layout = Layout(manifest.prompts.segments)
     items = range(shard.first, shard.first + shard.rows)
     places = [(item, 0) if kind == "embeddings" else _place(layout, item) for item in items]
     sampling = manifest.digests()["sampling"]
-    return content_digest(sampling, [ids[prompt] for prompt, _ in places], [replica for _, replica in places])
+    return content_digest(sampling, [ids[prompt] for prompt, _ in places], [sample_index for _, sample_index in places])
 
 
 def _place(layout: Layout, index: int) -> tuple[int, int]:
     place = layout.place(index)
-    return place.prompt, place.replica
+    return place.prompt, place.sample_index
 
 
 def _key_of(name: str) -> tuple[Kind, int] | None:

@@ -7,11 +7,11 @@ from typing import Any, Literal, Self
 
 from pydantic import ValidationError, field_validator
 
-from secondcast.storage_schemas.errors import DamagedCache, MisplacedFile
+from secondcast.storage_schemas.errors import DamagedCacheError, MisplacedFileError
 from secondcast.storage_schemas.io.digests import digest
 from secondcast.storage_schemas.io.folders import Folder
 from secondcast.storage_schemas.schema.index import Index, index_bytes
-from secondcast.storage_schemas.schema.manifest import Record, first_problem, sealed, stays_inside, unsealed
+from secondcast.storage_schemas.schema.manifest import Record, first_problem, stays_inside, verify_digest, with_digest
 
 COMMITS_FOLDER = "commits"
 INDEX_FILE = "index.json"
@@ -59,12 +59,12 @@ class CommitRecord(Record):
 
     def encode(self) -> bytes:
         """The bytes of the record's file."""
-        return sealed({"format": _RECORD_FORMAT, **self.json_value()})
+        return with_digest({"format": _RECORD_FORMAT, **self.json_value()})
 
     @classmethod
     def decode(cls, data: bytes, where: str) -> Self:
-        """Read a record; DamagedCache if it is not what was written."""
-        body = unsealed(data, where, expected_format=_RECORD_FORMAT)
+        """Read a record; DamagedCacheError if it is not what was written."""
+        body = verify_digest(data, where, expected_format=_RECORD_FORMAT)
         return cls._validated({key: value for key, value in body.items() if key != "format"}, where)
 
     @classmethod
@@ -72,7 +72,7 @@ class CommitRecord(Record):
         try:
             return cls.model_validate(body)
         except ValidationError as error:
-            raise DamagedCache(f"{where} is not a valid commit record: {first_problem(error)}") from error
+            raise DamagedCacheError(f"{where} is not a valid commit record: {first_problem(error)}") from error
 
 
 def record_name(kind: Kind, shard: int) -> str:
@@ -85,9 +85,9 @@ def record_path(kind: Kind, shard: int) -> str:
     return f"{COMMITS_FOLDER}/{record_name(kind, shard)}"
 
 
-def content_digest(sampling_digest: str, prompt_ids: list[str], replicas: list[int]) -> str:
+def content_digest(sampling_digest: str, prompt_ids: list[str], samples_per_prompt: list[int]) -> str:
     """Digest of what the bytes of a shard depend on: sampling digest, prompt ids, replicas."""
-    return digest([sampling_digest, prompt_ids, replicas])
+    return digest([sampling_digest, prompt_ids, samples_per_prompt])
 
 
 class Records(Mapping[tuple[Kind, int], CommitRecord]):
@@ -105,7 +105,7 @@ class Records(Mapping[tuple[Kind, int], CommitRecord]):
         if key not in self._records and self._index is not None:
             record = CommitRecord._validated(self._index.entry(self._index.lines[key]), self._where)
             if (record.kind, record.shard) != key:
-                raise DamagedCache(
+                raise DamagedCacheError(
                     f"{self._where} has {record.kind} shard {record.shard} where {key[0]} shard {key[1]} should be: "
                     f"delete it and give the build command again to write it anew"
                 )
@@ -176,7 +176,7 @@ def read_single_records(folder: Folder, names: list[str] | None = None) -> list[
     def read(name: str) -> CommitRecord:
         record = CommitRecord.decode(folder.read(name), f"{folder}/{name}")
         if name != record_path(record.kind, record.shard):
-            raise MisplacedFile(
+            raise MisplacedFileError(
                 f"{folder}/{name} is the record of {record.kind} shard {record.shard}: it was moved or copied; "
                 f"delete it"
             )

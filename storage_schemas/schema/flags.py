@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.manifest import Record, first_problem
 
 
@@ -34,11 +34,11 @@ class Flags(Record):
 
     @classmethod
     def from_flags(cls, **flags: Any) -> Self:
-        """Validate options; BadSettings names the first one that is wrong."""
+        """Validate options; SettingsError names the first one that is wrong."""
         try:
             return cls(**flags)
         except ValidationError as error:
-            raise BadSettings(first_wrong_flag(error)) from error
+            raise SettingsError(first_wrong_flag(error)) from error
 
     @property
     def given(self) -> dict[str, Any]:

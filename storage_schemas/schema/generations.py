@@ -6,27 +6,27 @@ Replicas of a prompt are the bits of an integer: bit r stands for replica r.
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 
-from secondcast.storage_schemas.schema.manifest import Generation
+from secondcast.storage_schemas.schema.manifest import Segment
 
 
-def replicas_of(generations: Iterable[Generation]) -> dict[int, int]:
+def samples_per_prompt_of(segments: Iterable[Segment]) -> dict[int, int]:
     """By number of prompt the replicas that generations ask for."""
     found: dict[int, int] = {}
-    for g in generations:
-        bits = ((1 << g.replicas) - 1) << g.first_replica
+    for g in segments:
+        bits = ((1 << g.samples_per_prompt) - 1) << g.first_sample
         for number in range(g.first_prompt, g.first_prompt + g.prompts):
             found[number] = found.get(number, 0) | bits
     return found
 
 
-def added_generations(have: Mapping[int, int], wanted: Mapping[int, int], *, shard_size: int) -> tuple[Generation, ...]:
+def added_segments(have: Mapping[int, int], wanted: Mapping[int, int], *, shard_size: int) -> tuple[Segment, ...]:
     """What `wanted` adds to `have`, both by number of prompt; nothing where nothing is added.
 
     Goes by ascending prompt: `Layout` gives embeddings to prompts in the order in which they come.
     """
     added = {number: new for number, bits in wanted.items() if (new := bits & ~have.get(number, 0))}
     return tuple(
-        Generation(first_prompt=first, prompts=count, first_replica=r, replicas=n, shard_size=shard_size)
+        Segment(first_prompt=first, prompts=count, first_sample=r, samples_per_prompt=n, shard_size=shard_size)
         for first, count, new in _runs(added)
         for r, n in _ranges(new)
     )

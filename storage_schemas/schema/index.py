@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from secondcast.storage_schemas.errors import DamagedCache, NotACache
+from secondcast.storage_schemas.errors import DamagedCacheError, NotACacheError
 from secondcast.storage_schemas.io.digests import canonical_json, digest
 
 _FORMAT = "secondcast-index"
@@ -64,7 +64,7 @@ class Index:
     """An index that was read. `header` has the counts; `lines` the line of each record by kind and shard."""
 
     def __init__(self, data: bytes, where: str) -> None:
-        """DamagedCache for bytes that are not as they were written, NotACache for another file."""
+        """DamagedCacheError for bytes that are not as they were written, NotACacheError for another file."""
         self._data, self._where = data, where
         self._first, self._end = data.find(b"\n"), data.rfind(_AFTER_RECORDS)
         stated = found = None
@@ -75,19 +75,19 @@ class Index:
         except (ValueError, KeyError, TypeError):
             self.header = {}
         if found is None or stated != found or not self.header:
-            raise DamagedCache(
+            raise DamagedCacheError(
                 f"{where} is not as it was written ({len(data)} bytes, digest {found}, stated {stated}): the file was "
                 f"changed or damaged; delete it and give the build command again to write it anew"
             )
         if self.header.get("format") != _FORMAT:
-            raise NotACache(f"{where} says format {self.header.get('format')!r}, expected {_FORMAT!r}")
+            raise NotACacheError(f"{where} says format {self.header.get('format')!r}, expected {_FORMAT!r}")
         try:
             self.lines: dict[Key, int] = {key: line for line, key in enumerate(self._keys())}
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise self._not_valid(error) from error
 
-    def _not_valid(self, error: Exception) -> DamagedCache:
-        return DamagedCache(
+    def _not_valid(self, error: Exception) -> DamagedCacheError:
+        return DamagedCacheError(
             f"{self._where} is not a valid index ({error}): delete it and give the build command again to write it anew"
         )
 

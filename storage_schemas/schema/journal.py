@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
-from secondcast.storage_schemas.errors import DamagedCache, ExtensionPending, ShardTaken
+from secondcast.storage_schemas.errors import DamagedCacheError, ExtensionPendingError, ShardLockedError
 from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.io.folders import Folder, LocalFolder
 from secondcast.storage_schemas.schema.commits import COMMITS_FOLDER, INDEX_FILE
@@ -29,19 +29,19 @@ Confirm = Callable[[], None]
 
 
 @contextmanager
-def claimed_manifest(folder: Folder) -> Iterator[Confirm]:
+def locked_manifest(folder: Folder) -> Iterator[Confirm]:
     """Hold the right to change the manifest and to write the index, after a wait if need be. See Folder.claimed."""
     end = time.monotonic() + PATIENCE_SECONDS
     with ExitStack() as stack:
         while True:
             try:
-                confirm = stack.enter_context(folder.claimed(MANIFEST_FILE))
+                renew = stack.enter_context(folder.lock(MANIFEST_FILE))
                 break
-            except ShardTaken:
+            except ShardLockedError:
                 if time.monotonic() > end:
                     raise
                 time.sleep(_PAUSE_SECONDS)
-        yield confirm
+        yield renew
 
 
 def is_pending(folder: Folder) -> bool:
@@ -54,62 +54,62 @@ def is_staged(path: str) -> bool:
     return _STAGED.fullmatch(path) is not None
 
 
-def pending(folder: Folder) -> ExtensionPending:
+def pending(folder: Folder) -> ExtensionPendingError:
     """The error for a cache that is read in between."""
-    return ExtensionPending(
+    return ExtensionPendingError(
         f"{folder} is being extended, or an extension of it was interrupted: nothing is lost; give the build command "
         f"with --extend again (or `secondcast repair {folder}`) to finish it"
     )
 
 
-def replace_together(folder: Folder, manifest: Manifest, files: dict[str, bytes], confirm: Confirm) -> None:
+def replace_together(folder: Folder, manifest: Manifest, files: dict[str, bytes], renew: Confirm) -> None:
     """Put the files that `manifest` vouches for in place, and the manifest; `confirm` is that of the claim held."""
     for name, data in files.items():
-        confirm()
+        renew()
         folder.replace(f"{NEXT_FOLDER}/{name}", data)
-    confirm()
+    renew()
     folder.replace(NEXT_MANIFEST, manifest.encode())
-    _put_in_place(folder, confirm)
+    _put_in_place(folder, renew)
 
 
-def settle(folder: Folder) -> tuple[str, ...]:
+def finish_pending(folder: Folder) -> tuple[str, ...]:
     """Finish what was interrupted, or sweep what was not staged whole; the files that were put in place."""
     if not any(map(is_staged, folder.names(NEXT_FOLDER))):
         return ()
-    with claimed_manifest(folder) as confirm:
-        return settle_claimed(folder, confirm)
+    with locked_manifest(folder) as renew:
+        return finish_pending_locked(folder, renew)
 
 
-def settle_claimed(folder: Folder, confirm: Confirm) -> tuple[str, ...]:
+def finish_pending_locked(folder: Folder, renew: Confirm) -> tuple[str, ...]:
     """See `settle`, for who holds the claim."""
     if is_pending(folder):
-        return _put_in_place(folder, confirm)
-    _sweep(folder, confirm)
+        return _put_in_place(folder, renew)
+    _sweep(folder, renew)
     return ()
 
 
-def _put_in_place(folder: Folder, confirm: Confirm) -> tuple[str, ...]:
+def _put_in_place(folder: Folder, renew: Confirm) -> tuple[str, ...]:
     data = folder.read(NEXT_MANIFEST)
     staged = Manifest.decode(data, f"{folder}/{NEXT_MANIFEST}")
     live = Manifest.decode(folder.read(MANIFEST_FILE), f"{folder}/{MANIFEST_FILE}")
     done: tuple[str, ...] = ()
     if live != staged and _follows(staged, live):
         files = _staged_files(folder, staged)
-        confirm()
+        renew()
         folder.remove(f"{COMMITS_FOLDER}/{INDEX_FILE}")
         for name, content in (files | {MANIFEST_FILE: data}).items():
-            confirm()
+            renew()
             folder.replace(name, content)
         done = (*files, MANIFEST_FILE)
-    _sweep(folder, confirm)
+    _sweep(folder, renew)
     return done
 
 
 def _follows(staged: Manifest, live: Manifest) -> bool:
     """Whether a staged manifest extends the one in place; one that was overtaken does not."""
-    known = live.prompts.generations
+    known = live.prompts.segments
     same = (staged.teacher, staged.sampling) == (live.teacher, live.sampling)
-    return same and staged.prompts.generations[: len(known)] == known
+    return same and staged.prompts.segments[: len(known)] == known
 
 
 def _staged_files(folder: Folder, staged: Manifest) -> dict[str, bytes]:
@@ -119,7 +119,7 @@ def _staged_files(folder: Folder, staged: Manifest) -> dict[str, bytes]:
         path = f"{NEXT_FOLDER}/{name}"
         files[name] = folder.read(path) if folder.size(path) is not None else b""
         if (found := xxh3_128(files[name])) != expected:
-            raise DamagedCache(
+            raise DamagedCacheError(
                 f"{folder}/{path} has checksum {found} ({len(files[name])} bytes), {NEXT_MANIFEST} says {expected}: an "
                 f"extension was interrupted and its files were changed or lost; delete {folder}/{NEXT_FOLDER}, give "
                 f"`secondcast repair {folder}`, then extend again"
@@ -127,10 +127,10 @@ def _staged_files(folder: Folder, staged: Manifest) -> dict[str, bytes]:
     return files
 
 
-def _sweep(folder: Folder, confirm: Confirm) -> None:
+def _sweep(folder: Folder, renew: Confirm) -> None:
     # The manifest first: without it the rest stands for nothing.
     for name in sorted(filter(is_staged, folder.names(NEXT_FOLDER)), key=lambda name: name != NEXT_MANIFEST):
-        confirm()
+        renew()
         folder.remove(name)
     if isinstance(folder, LocalFolder):
         top = folder.path / NEXT_FOLDER

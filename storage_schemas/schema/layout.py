@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from secondcast.storage_schemas.schema.manifest import Generation
+from secondcast.storage_schemas.schema.manifest import Segment
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class RowLocation:
     """Where trajectory i comes from and lies: `row` counts within the shard."""
 
     prompt: int
-    replica: int
+    sample_index: int
     shard: int
     row: int
 
@@ -68,17 +68,17 @@ class Shards(Sequence[ShardRange]):
 class Layout:
     """Shards of a cache: for trajectories, and for embeddings (one per prompt, in prompt order)."""
 
-    def __init__(self, generations: Sequence[Generation]) -> None:
-        self._generations = tuple(generations)
-        counts = [g.prompts * g.replicas for g in generations]
-        shards = [-(-count // g.shard_size) for count, g in zip(counts, generations, strict=True)]
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self._segments = tuple(segments)
+        counts = [g.prompts * g.samples_per_prompt for g in segments]
+        shards = [-(-count // g.shard_size) for count, g in zip(counts, segments, strict=True)]
         self._firsts = [0, *accumulate(counts)][:-1]
         self._first_shards = [0, *accumulate(shards)][:-1]
-        self.trajectories = Shards([(count, g.shard_size) for count, g in zip(counts, generations, strict=True)])
+        self.trajectories = Shards([(count, g.shard_size) for count, g in zip(counts, segments, strict=True)])
         # A generation that only adds replicas brings no new prompts, hence no new embeddings.
         known = 0
         new_prompts = []
-        for generation in generations:
+        for generation in segments:
             end = generation.first_prompt + generation.prompts
             new_prompts.append((max(0, end - known), generation.shard_size))
             known = max(known, end)
@@ -88,27 +88,27 @@ class Layout:
         """Number of trajectories asked for: N."""
         return self.trajectories.items
 
-    def place(self, index: int) -> Place:
+    def place(self, index: int) -> RowLocation:
         """Where trajectory `index` (0 .. N-1) lies; IndexError outside."""
         if 0 <= index < len(self):
             number = bisect_right(self._firsts, index) - 1
-            generation = self._generations[number]
+            generation = self._segments[number]
             local = index - self._firsts[number]
-            replica, prompt = divmod(local, generation.prompts)
+            sample_index, prompt = divmod(local, generation.prompts)
             shard, row = divmod(local, generation.shard_size)
-            return Place(
+            return RowLocation(
                 prompt=generation.first_prompt + prompt,
-                replica=generation.first_replica + replica,
+                sample_index=generation.first_sample + sample_index,
                 shard=self._first_shards[number] + shard,
                 row=row,
             )
         raise IndexError(f"trajectory {index} of {len(self)}")
 
-    def find(self, prompt: int, replica: int) -> int | None:
+    def find(self, prompt: int, sample_index: int) -> int | None:
         """Number of the trajectory of a prompt and replica, the inverse of `place`; None if it was not asked for."""
-        for first, generation in zip(self._firsts, self._generations, strict=True):
-            row, column = replica - generation.first_replica, prompt - generation.first_prompt
-            if 0 <= row < generation.replicas and 0 <= column < generation.prompts:
+        for first, generation in zip(self._firsts, self._segments, strict=True):
+            row, column = sample_index - generation.first_sample, prompt - generation.first_prompt
+            if 0 <= row < generation.samples_per_prompt and 0 <= column < generation.prompts:
                 return first + row * generation.prompts + column
         return None
 
@@ -119,7 +119,7 @@ class Layout:
 
     def embedding_shards_of(self, shard: ShardRange) -> set[int]:
         """Numbers of the embedding shards that hold the prompts of a trajectory shard."""
-        generation, begin = self._generations[shard.generation], self.place(shard.first).prompt
+        generation, begin = self._segments[shard.generation], self.place(shard.first).prompt
         end = generation.first_prompt + generation.prompts
         # A shard may go on with the first prompts, of the next replica.
         after = generation.first_prompt + min(generation.prompts, max(0, begin + shard.rows - end))
@@ -134,4 +134,4 @@ class Layout:
     @property
     def shard_size(self) -> int:
         """Rows that a shard has room for."""
-        return self._generations[0].shard_size
+        return self._segments[0].shard_size

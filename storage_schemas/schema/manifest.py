@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from secondcast.storage_schemas.errors import DamagedCache, NotACache, SettingsDiffer
+from secondcast.storage_schemas.errors import DamagedCacheError, NotACacheError, SettingsMismatchError
 from secondcast.storage_schemas.io.digests import canonical_json, digest
 from secondcast.storage_schemas.schema.first_difference import first_difference
 
@@ -94,7 +94,7 @@ class Storage(Record):
     """How a cache is laid out on disk. `embeddings` "none": a finished cache does not hold the teacher's."""
 
     format: Format
-    codec: CodecName
+    compression: CodecName
     latents: Latents
     embeddings: Embeddings = "stored"
 
@@ -169,7 +169,7 @@ class Sampling(Record):
         return value
 
 
-class Generation(Record):
+class Segment(Record):
     """One build or extension: a range of prompts times a range of replicas, cut into shards of fixed size.
 
     Its trajectories are ordered by replica, then prompt. A shard never holds two generations.
@@ -177,8 +177,8 @@ class Generation(Record):
 
     first_prompt: int = Field(ge=0)
     prompts: int = Field(ge=1)
-    first_replica: int = Field(ge=0)
-    replicas: int = Field(ge=1)
+    first_sample: int = Field(ge=0)
+    samples_per_prompt: int = Field(ge=1)
     shard_size: int = Field(ge=1)
 
 
@@ -191,7 +191,7 @@ class PromptSet(Record):
     ids: str
     bytes: int
     xxh3_128: str
-    generations: tuple[Generation, ...] = Field(min_length=1)
+    segments: tuple[Segment, ...] = Field(min_length=1)
 
 
 class Manifest(Record):
@@ -225,14 +225,14 @@ class Manifest(Record):
             **self.json_value(),
             "digests": self.digests(),
         }
-        return sealed(body)
+        return with_digest(body)
 
     @classmethod
     def decode(cls, data: bytes, where: str) -> Self:
-        """Read manifest.json; NotACache for another file or a newer version, DamagedCache for changed bytes."""
-        body = unsealed(data, where, expected_format=FORMAT_NAME)
+        """Read manifest.json; NotACacheError for another file or a newer version, DamagedCacheError for changed bytes."""
+        body = verify_digest(data, where, expected_format=FORMAT_NAME)
         if (version := body.pop("format_version", None)) != FORMAT_VERSION:
-            raise NotACache(
+            raise NotACacheError(
                 f"{where} has format version {version}, this program reads {FORMAT_VERSION}: "
                 f"it was built by another version; install the one named in created_by, {body.get('created_by')!r}"
             )
@@ -241,20 +241,20 @@ class Manifest(Record):
         try:
             manifest = cls.model_validate(body)
         except ValidationError as error:
-            raise DamagedCache(f"{where} is not a valid manifest: {first_problem(error)}") from error
+            raise DamagedCacheError(f"{where} is not a valid manifest: {first_problem(error)}") from error
         if stated != manifest.digests():
-            raise DamagedCache(f"{where} states digests {stated}, its content has {manifest.digests()}")
+            raise DamagedCacheError(f"{where} states digests {stated}, its content has {manifest.digests()}")
         return manifest
 
 
-def sealed(body: dict[str, Any], *, indent: int | None = 1) -> bytes:
+def with_digest(body: dict[str, Any], *, indent: int | None = 1) -> bytes:
     """Readable JSON that carries the digest of the rest of itself under `digest`."""
     text = json.dumps({**body, "digest": digest(body)}, indent=indent, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode()
 
 
-def unsealed(data: bytes, where: str, *, expected_format: str) -> dict[str, Any]:
-    """The inverse of `sealed`, checked; raises NotACache for foreign files, DamagedCache for changed ones."""
+def verify_digest(data: bytes, where: str, *, expected_format: str) -> dict[str, Any]:
+    """The inverse of `sealed`, checked; raises NotACacheError for foreign files, DamagedCacheError for changed ones."""
     try:
         body = json.loads(data)
         stated = body.pop("digest", None)
@@ -262,14 +262,16 @@ def unsealed(data: bytes, where: str, *, expected_format: str) -> dict[str, Any]
         found = digest(body)
     # Lists, numbers, NaN, halves of surrogate pairs, a million brackets: damage takes every form that JSON has.
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise DamagedCache(
+        raise DamagedCacheError(
             f"{where} is not readable JSON ({len(data)} bytes): it is damaged, or not a file of this program; "
             f"copy it from another copy of the cache"
         ) from error
     if found_format != expected_format:
-        raise NotACache(f"{where} says format {found_format!r}, expected {expected_format!r}: not a file of a cache")
+        raise NotACacheError(
+            f"{where} says format {found_format!r}, expected {expected_format!r}: not a file of a cache"
+        )
     if stated != found:
-        raise DamagedCache(
+        raise DamagedCacheError(
             f"{where} has digest {found}, it states {stated}: the file was changed or damaged; "
             f"copy it from another copy of the cache"
         )
@@ -303,11 +305,11 @@ SECTIONS = ("teacher", "sampling", "prompts")
 
 
 def check_same_settings(found: Manifest, wanted: Manifest, where: str, *, sections: tuple[str, ...] = SECTIONS) -> None:
-    """Raise SettingsDiffer, naming the first field, both values, what depends on it, and the way out."""
+    """Raise SettingsMismatchError, naming the first field, both values, what depends on it, and the way out."""
     for field, was, now in differing_fields(found, wanted, sections=sections):
         hint = _EXTEND_HINT if field.startswith("prompts.") else ""
         first = first_difference(was, now, field)
-        raise SettingsDiffer(
+        raise SettingsMismatchError(
             f"{where} was built with {first.path} = {first.one}, you asked for {first.other}: "
             f"{depends_on(field)} depends on it; give the flags of the first time, or another folder{hint}"
         )
@@ -321,10 +323,10 @@ def depends_on(field: str) -> str:
 
 
 def check_same_teacher(found: Manifest, teacher: Teacher, where: str) -> None:
-    """Raise SettingsDiffer, naming the first field, unless a teacher is the one a cache was recorded with."""
+    """Raise SettingsMismatchError, naming the first field, unless a teacher is the one a cache was recorded with."""
     for field, was, now in _causes_first(differences(found.teacher.json_value(), teacher.json_value(), "teacher")):
         first = first_difference(was, now, field)
-        raise SettingsDiffer(
+        raise SettingsMismatchError(
             f"{where} was recorded with {first.path} = {first.one}, this teacher has {first.other}: "
             f"{_DEPENDS['teacher']} depends on it; give the teacher of the recording, {found.source!r}"
         )

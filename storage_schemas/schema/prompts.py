@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from secondcast.storage_schemas.errors import DamagedCache, NotInCache
+from secondcast.storage_schemas.errors import DamagedCacheError, NotInCacheError
 from secondcast.storage_schemas.io.digests import digest, xxh3_128, xxh3_128_of_parts
 from secondcast.storage_schemas.io.folders import Folder
 
@@ -159,8 +159,8 @@ class PromptTable(Sequence[Prompt]):
         for index, line in enumerate(data.split(b"\n")[:-1]):
             yield self._parse(line, index)
 
-    def _damage(self, name: str, what: str) -> DamagedCache:
-        return DamagedCache(
+    def _damage(self, name: str, what: str) -> DamagedCacheError:
+        return DamagedCacheError(
             f"{self._folder}/{name} {what}: the prompts of this cache are damaged; give the build command again to "
             f"write them anew, or copy the file from another copy of the cache"
         )
@@ -178,9 +178,9 @@ class PromptTable(Sequence[Prompt]):
             raise self._damage(PROMPTS_FILE, f"has a prompt {index} that cannot be read ({error})") from error
 
     def find(self, text: str) -> int:
-        """The index of a prompt by its text; NotInCache if it is not there."""
+        """The index of a prompt by its text; NotInCacheError if it is not there."""
         wanted = prompt_id(text)
         for index, prompt in enumerate(self):
             if prompt.id == wanted:
                 return index
-        raise NotInCache(f"no prompt {text!r} in {self._folder}: `inspect show CACHE --grep WORD` lists what is")
+        raise NotInCacheError(f"no prompt {text!r} in {self._folder}: `inspect show CACHE --grep WORD` lists what is")

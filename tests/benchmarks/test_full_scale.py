@@ -78,8 +78,8 @@ def test_times_are_compared_with_the_online_loop_that_is_held_alike(rows):
             assert math.isnan(row.online_ratio) and math.isnan(row.loss_difference)
     for mode, held in OFFLINE.items():
         like = MODES[held.like].options
-        recomputes = held.streams or held.options.checkpoint_blocks > 0
-        assert (like.checkpoint_blocks > 0, like.compile) == (recomputes, held.options.compile), mode
+        recomputes = held.streams or held.options.activation_checkpointing > 0
+        assert (like.activation_checkpointing > 0, like.compile) == (recomputes, held.options.compile), mode
 
 
 @pytest.mark.slow

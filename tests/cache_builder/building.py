@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from secondcast.cache_builder.build import BuildResult, Share, build
+from secondcast.cache_builder.build import BuildResult, WorkerConfig, build
 from secondcast.cache_builder.settings import BuildSettings
 from secondcast.models.teacher.folder import build_parts, find_teacher
 from secondcast.storage_schemas.io.folders import Location
@@ -22,7 +22,7 @@ def build_cache(
     prompts: Path,
     *,
     progress: Progress | None = None,
-    share: Share | None = None,
+    share: WorkerConfig | None = None,
     **flags: Any,
 ) -> BuildResult:
     settings = build_settings(prompts, **flags)

@@ -19,7 +19,7 @@ from secondcast.cache_builder import sample_stage
 from secondcast.models.backbone import FluxBackbone
 from secondcast.models.geometry import recorded_geometry
 from secondcast.models.schedule import DTYPES
-from secondcast.storage_schemas.errors import BadSettings, BadTeacher, NonFinite, SettingsDiffer
+from secondcast.storage_schemas.errors import NonFiniteError, SettingsError, SettingsMismatchError, TeacherError
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import same_bits
@@ -48,7 +48,7 @@ class StopAfter(Silent):
 def test_as_many_trajectories_as_distinct_prompts_times_replicas(tmp_path, dev_teacher):
     file = tmp_path / "p.txt"
     file.write_text("a dog\na cat\n\na dog\na red car\n")
-    result = build_cache(tmp_path / "c", dev_teacher, file, replicas=3)
+    result = build_cache(tmp_path / "c", dev_teacher, file, samples_per_prompt=3)
     cache = Cache.open(tmp_path / "c")
     assert result.trajectories == len(cache) == cache.planned == 9 and cache.finished
     keys = {cache.trajectory(i).key for i in range(9)}
@@ -160,12 +160,12 @@ def test_no_text_encoder_is_alive_while_sampling(tmp_path, dev_teacher, prompt_f
 def test_other_settings_on_the_same_cache_are_refused(tmp_path, dev_teacher, schnell_teacher, prompt_file):
     build_cache(tmp_path / "c", dev_teacher, prompt_file)
     before = data_files(tmp_path / "c")
-    with pytest.raises(SettingsDiffer, match="was built with sampling.seed = 0, you asked for 9"):
+    with pytest.raises(SettingsMismatchError, match="was built with sampling.seed = 0, you asked for 9"):
         build_cache(tmp_path / "c", dev_teacher, prompt_file, seed=9)
-    with pytest.raises(SettingsDiffer, match=r"was built with teacher\.\S+ = "):
+    with pytest.raises(SettingsMismatchError, match=r"was built with teacher\.\S+ = "):
         build_cache(tmp_path / "c", schnell_teacher, prompt_file)
     prompt_file.write_text("another prompt\n")
-    with pytest.raises(SettingsDiffer, match=r"prompts\.\S+ = .*: the order of all trajectories depends on it"):
+    with pytest.raises(SettingsMismatchError, match=r"prompts\.\S+ = .*: the order of all trajectories depends on it"):
         build_cache(tmp_path / "c", dev_teacher, prompt_file)
     assert data_files(tmp_path / "c") == before
 
@@ -203,7 +203,7 @@ def test_an_overflowing_teacher_stops_the_build_and_names_the_prompt(tmp_path, d
     weights = load_file(file)
     weights["proj_out.bias"] = torch.full_like(weights["proj_out.bias"], float("nan"))
     save_file(weights, file)
-    with pytest.raises(NonFinite, match=r"\('a red dog on the left'\) is not finite"):
+    with pytest.raises(NonFiniteError, match=r"\('a red dog on the left'\) is not finite"):
         build_cache(tmp_path / "c", broken, prompt_file)
     assert len(Cache.open(tmp_path / "c")) == 0
 
@@ -218,7 +218,7 @@ def test_an_overflowing_teacher_stops_the_build_and_names_the_prompt(tmp_path, d
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(tmp_path, dev_teacher, prompt_file, flags, message):
-    with pytest.raises(BadSettings, match=message):
+    with pytest.raises(SettingsError, match=message):
         build_cache(tmp_path / "c", dev_teacher, prompt_file, **flags)
     assert not (tmp_path / "c").exists()
 
@@ -227,10 +227,10 @@ def test_settings_out_of_range_are_refused_by_name(tmp_path, dev_teacher, prompt
 def test_a_teacher_without_a_part_is_refused_by_its_name(tmp_path, dev_teacher, prompt_file, part):
     shutil.copytree(dev_teacher, tmp_path / "t")
     shutil.rmtree(tmp_path / "t" / part)
-    with pytest.raises(BadTeacher, match=f"has no {part}/: expected a folder in the FluxPipeline layout"):
+    with pytest.raises(TeacherError, match=f"has no {part}/: expected a folder in the FluxPipeline layout"):
         build_cache(tmp_path / "c", tmp_path / "t", prompt_file)
 
 
 def test_an_unknown_teacher_is_refused(tmp_path, prompt_file):
-    with pytest.raises(BadTeacher, match="no teacher 'nobody': expected 'pocket', an existing folder, or a hub name"):
+    with pytest.raises(TeacherError, match="no teacher 'nobody': expected 'pocket', an existing folder, or a hub name"):
         build_cache(tmp_path / "c", "nobody", prompt_file)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from secondcast.storage_schemas.errors import BadSettings, NotInCache
+from secondcast.storage_schemas.errors import NotInCacheError, SettingsError
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import same_bits
@@ -55,7 +55,9 @@ def test_a_finished_cache_without_embeddings_has_no_trace_of_them_and_the_same_t
     assert {kind for kind, _ in cache.records} == {"trajectories"}
     for i in range(6):
         assert same_bits(cache.trajectory(i).velocity_KSC, kept.trajectory(i).velocity_KSC)
-    with pytest.raises(NotInCache, match=r"embedding of prompt 2 is not in .*--embeddings none; build another cache"):
+    with pytest.raises(
+        NotInCacheError, match=r"embedding of prompt 2 is not in .*--embeddings none; build another cache"
+    ):
         cache.embedding(2)
 
 
@@ -135,6 +137,6 @@ def test_compact_is_what_a_build_takes_by_itself(whole):
     ],
 )
 def test_codecs_that_do_not_go_are_refused_by_name(tmp_path, dev_teacher, whole, flags, message):
-    with pytest.raises(BadSettings, match=message):
+    with pytest.raises(SettingsError, match=message):
         build_cache(tmp_path / "c", dev_teacher, whole / "animals.txt", **flags)
     assert not (tmp_path / "c").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from secondcast import cli
-from secondcast.storage_schemas.errors import SettingsDiffer
+from secondcast.storage_schemas.errors import SettingsMismatchError
 from secondcast.storage_schemas.maintenance.verify import verify
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
@@ -52,9 +52,11 @@ def test_more_prompts_then_more_replicas_give_the_shards_of_a_build_of_everythin
     before = touched(tmp_path / "c")
     result = build_cache(tmp_path / "c", dev_teacher, texts["more"], format=form, extend=True, **FP32)
     assert (result.prompts, result.trajectories) == (9, 9)
-    result = build_cache(tmp_path / "c", dev_teacher, texts["all"], format=form, extend=True, replicas=2, **FP32)
+    result = build_cache(
+        tmp_path / "c", dev_teacher, texts["all"], format=form, extend=True, samples_per_prompt=2, **FP32
+    )
     assert (result.prompts, result.trajectories) == (9, 18)
-    build_cache(tmp_path / "whole", dev_teacher, texts["all"], format=form, replicas=2, **FP32)
+    build_cache(tmp_path / "whole", dev_teacher, texts["all"], format=form, samples_per_prompt=2, **FP32)
     # The batches agree here, and so the files of all shards: those of zarr's metadata too.
     assert shard_files(tmp_path / "c") == shard_files(tmp_path / "whole")
     after = touched(tmp_path / "c")
@@ -96,11 +98,17 @@ def test_embeddings_that_are_not_kept_are_made_again_only_where_they_are_needed(
     build_cache(tmp_path / "c", dev_teacher, texts["first"], **flags)
     with pytest.raises(KeyboardInterrupt):
         build_cache(
-            tmp_path / "c", dev_teacher, texts["two"], extend=True, replicas=2, progress=StopIn("sample", 1), **flags
+            tmp_path / "c",
+            dev_teacher,
+            texts["two"],
+            extend=True,
+            samples_per_prompt=2,
+            progress=StopIn("sample", 1),
+            **flags,
         )
     # Prompts 1 and 2 lie in the first of two embedding shards.
     assert sorted(p.name for p in (tmp_path / "c/commits").glob("embeddings-*")) == ["embeddings-000000.json"]
-    build_cache(tmp_path / "c", dev_teacher, texts["two"], extend=True, replicas=2, **flags)
+    build_cache(tmp_path / "c", dev_teacher, texts["two"], extend=True, samples_per_prompt=2, **flags)
     assert not holds_embeddings(tmp_path / "c")
     cache = Cache.open(tmp_path / "c")
     assert cache.finished and len(cache) == 8 and verify(tmp_path / "c", Silent()).problems == ()
@@ -112,7 +120,7 @@ def test_training_on_an_extended_cache_opens_and_holds_out_the_same_prompts(tmp_
     file.write_text("".join(f"a red dog {i}\n" for i in range(8)) + "two dogs 31\n")
     build_cache(tmp_path / "c", dev_teacher, file, **FP32)
     held_out = [prompt.text for prompt in Cache.open(tmp_path / "c").prompts if prompt.held_out]
-    build_cache(tmp_path / "c", dev_teacher, texts["all"], extend=True, replicas=2, **FP32)
+    build_cache(tmp_path / "c", dev_teacher, texts["all"], extend=True, samples_per_prompt=2, **FP32)
     cache = Cache.open(tmp_path / "c")
     assert [prompt.text for prompt in cache.prompts if prompt.held_out] == held_out == ["two dogs 31"]
     run = run_training(tmp_path / "run", tmp_path / "c", dev_teacher, t5_config, steps=2)
@@ -123,18 +131,20 @@ def test_other_settings_are_refused_before_anything_changes(tmp_path, dev_teache
     build_cache(tmp_path / "c", dev_teacher, texts["first"], **FP32)
     before = touched(tmp_path / "c")
     with pytest.raises(
-        SettingsDiffer, match="c was built with sampling.seed = 0, you asked for 4: every recorded traj"
+        SettingsMismatchError, match="c was built with sampling.seed = 0, you asked for 4: every recorded traj"
     ):
         build_cache(tmp_path / "c", dev_teacher, texts["all"], extend=True, seed=4, **FP32)
-    with pytest.raises(SettingsDiffer, match=r"c was built with teacher\.\S+ = "):
+    with pytest.raises(SettingsMismatchError, match=r"c was built with teacher\.\S+ = "):
         build_cache(tmp_path / "c", schnell_teacher, texts["all"], extend=True, **FP32)
-    with pytest.raises(SettingsDiffer, match=r"prompts.count = 6, .* 9: .*; `secondcast build --extend` adds prompts "):
+    with pytest.raises(
+        SettingsMismatchError, match=r"prompts.count = 6, .* 9: .*; `secondcast build --extend` adds prompts "
+    ):
         build_cache(tmp_path / "c", dev_teacher, texts["all"], **FP32)
     with pytest.raises(
-        SettingsDiffer,
+        SettingsMismatchError,
         match=r"generations\[0\].replicas = 1, you asked for 2: .*; `secondcast build --extend` adds prompts or r",
     ):
-        build_cache(tmp_path / "c", dev_teacher, texts["first"], replicas=2, **FP32)
+        build_cache(tmp_path / "c", dev_teacher, texts["first"], samples_per_prompt=2, **FP32)
     assert touched(tmp_path / "c") == before
 
 
@@ -151,8 +161,8 @@ def test_the_command_line_extends_and_says_by_what(tmp_path, texts, dev_teacher,
     code, said, heard = secondcast(*words, texts["all"], "--extend", "--replicas", 2)
     assert code == 0 and "18 trajectories of 9 prompts" in said
     assert "extended by 12 trajectories and 3 prompts, to 18 trajectories of 9 prompts" in " ".join(heard.split())
-    generations = json.loads((tmp_path / "c/manifest.json").read_bytes())["prompts"]["generations"]
-    assert [(g["first_prompt"], g["prompts"], g["first_replica"], g["replicas"]) for g in generations] == [
+    segments = json.loads((tmp_path / "c/manifest.json").read_bytes())["prompts"]["generations"]
+    assert [(g["first_prompt"], g["prompts"], g["first_replica"], g["replicas"]) for g in segments] == [
         (0, 6, 0, 1), (0, 6, 1, 1), (6, 3, 0, 2),
     ]  # fmt: skip
     code, said, heard = secondcast(*words, texts["two"], "--extend")

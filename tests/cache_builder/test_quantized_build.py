@@ -13,7 +13,7 @@ from secondcast.inspection.summary import summarise
 from secondcast.inspection.summary_text import summary_lines
 from secondcast.models.memory.quantized import quantize_blocks
 from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
-from secondcast.storage_schemas.errors import MissingExtra, SettingsDiffer
+from secondcast.storage_schemas.errors import MissingExtraError, SettingsMismatchError
 from secondcast.storage_schemas.maintenance.convert import convert
 from secondcast.storage_schemas.maintenance.merge import merge
 from secondcast.storage_schemas.progress import Silent
@@ -89,7 +89,7 @@ def test_provenance_names_what_quantized(caches):
 
 
 def test_another_kind_is_refused_on_resume_and_in_a_merge(tmp_path, caches, dev_teacher, prompts):
-    with pytest.raises(SettingsDiffer) as caught:
+    with pytest.raises(SettingsMismatchError) as caught:
         build_cache(
             caches / "nf4", dev_teacher, prompts, quantize="int8", dtype="float32", batch_size=BATCH, guidance=(3.5,)
         )
@@ -97,7 +97,7 @@ def test_another_kind_is_refused_on_resume_and_in_a_merge(tmp_path, caches, dev_
         f'{caches / "nf4"} was built with sampling.quantize = "nf4", you asked for "int8": every recorded trajectory '
         f"depends on it; give the flags of the first time, or another folder"
     )
-    with pytest.raises(SettingsDiffer, match=r'sampling.quantize = "none"'):
+    with pytest.raises(SettingsMismatchError, match=r'sampling.quantize = "none"'):
         merge([Cache.open(caches / kind) for kind in ("none", "nf4")], tmp_path / "both", Silent())
 
 
@@ -128,7 +128,7 @@ def test_it_is_recomputed_and_rebuilt_with_the_same_weights_bit_for_bit(tmp_path
         path for path in sorted((tmp_path / "back").rglob("*")) if "velocity/c" in str(path) and path.is_file()
     )
     shard.write_bytes(b"damaged")
-    assert len(rebuild(tmp_path / "back", teacher, CPU, Silent(), batch_size=BATCH, accept_other_bytes=False)) == 1
+    assert len(rebuild(tmp_path / "back", teacher, CPU, Silent(), batch_size=BATCH, allow_mismatch=False)) == 1
     assert data_files(tmp_path / "back") == whole
 
 
@@ -144,8 +144,8 @@ def test_a_pilot_holds_the_laws_with_quantized_weights(tmp_path, capsys, dev_tea
 def test_without_its_package_nothing_is_begun(tmp_path, monkeypatch, caches, dev_teacher, prompts, kind, package):
     monkeypatch.setitem(sys.modules, package, None)
     message = rf"^weights of {kind} need {package}, which is not installed: pip install 'secondcast\[quant\]'$"
-    with pytest.raises(MissingExtra, match=message):
+    with pytest.raises(MissingExtraError, match=message):
         build_cache(tmp_path / "c", dev_teacher, prompts, quantize=kind)
     assert not (tmp_path / "c").exists()
-    with pytest.raises(MissingExtra, match=message):
+    with pytest.raises(MissingExtraError, match=message):
         recompute(caches / kind, find_teacher(str(dev_teacher), BUILD_PARTS), CPU, Silent(), count=1, seed=0)

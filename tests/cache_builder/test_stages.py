@@ -9,23 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secondcast.cache_builder import networks, waiting
-from secondcast.cache_builder.build import Share
+from secondcast.cache_builder.build import WorkerConfig
 from secondcast.cache_builder.share import Worker
 from secondcast.cache_builder.waiting import needed_embeddings, wait_for_embeddings
 from secondcast.models.memory.peak import begin_peak, peak_memory
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
-from secondcast.storage_schemas.errors import NotInCache
+from secondcast.storage_schemas.errors import NotInCacheError
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
-from secondcast.storage_schemas.schema.generations import added_generations
 from secondcast.storage_schemas.schema.layout import Layout
+from secondcast.storage_schemas.schema.segments import added_segments
 from secondcast.storage_schemas.writer import CacheWriter
 from tests.cache_builder.building import build_cache, data_files
 from tests.storage_schemas.caches import some_manifest, some_prompts
 
 
-def share(**values) -> Share:
-    return Share(batch_size=2, **values)
+def share(**values) -> WorkerConfig:
+    return WorkerConfig(batch_size=2, **values)
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def encoded_rows(monkeypatch) -> list[int]:
 
 
 def test_the_text_encoder_runs_once_per_prompt_and_in_batches(tmp_path, dev_teacher, prompt_file, encoded_rows):
-    build_cache(tmp_path / "c", dev_teacher, prompt_file, replicas=3)
+    build_cache(tmp_path / "c", dev_teacher, prompt_file, samples_per_prompt=3)
     assert encoded_rows == [2, 1, 2, 1]
-    build_cache(tmp_path / "c", dev_teacher, prompt_file, replicas=3)
+    build_cache(tmp_path / "c", dev_teacher, prompt_file, samples_per_prompt=3)
     assert sum(encoded_rows) == 6
 
 
@@ -61,7 +61,7 @@ def test_the_stages_one_by_one_give_the_bytes_of_both_at_once(tmp_path, dev_teac
 
 def test_sampling_asks_for_a_text_stage_that_is_not_finished(tmp_path, dev_teacher, prompt_file):
     build_cache(tmp_path / "c", dev_teacher, prompt_file, share=share(stage="text", worker=Worker(number=0, count=2)))
-    with pytest.raises(NotInCache) as caught:
+    with pytest.raises(NotInCacheError) as caught:
         build_cache(tmp_path / "c", dev_teacher, prompt_file, share=share(stage="sample"))
     assert str(caught.value) == (
         f"{tmp_path}/c lacks 1 of the 2 embedding shards that this stage samples from: give the command with --stage "
@@ -71,14 +71,14 @@ def test_sampling_asks_for_a_text_stage_that_is_not_finished(tmp_path, dev_teach
 
 def test_a_worker_that_waits_in_vain_names_those_who_should_have_come(tmp_path, dev_teacher, prompt_file, monkeypatch):
     monkeypatch.setattr(waiting, "POLL_SECONDS", 0.01)
-    with pytest.raises(NotInCache) as caught:
+    with pytest.raises(NotInCacheError) as caught:
         build_cache(
             tmp_path / "c",
             dev_teacher,
             prompt_file,
             share=share(worker=Worker(number=0, count=2), wait_seconds=0.05),
             shard_size=2,
-            replicas=2,
+            samples_per_prompt=2,
         )
     assert str(caught.value) == (
         f"{tmp_path}/c lacks 1 of the 3 embedding shards that this stage samples from after 0 seconds without a new "
@@ -104,7 +104,13 @@ def test_a_waiting_worker_goes_on_when_the_last_embedding_is_there(tmp_path, dev
     def wait_and_sample():
         results.append(
             build_cache(
-                tmp_path / "c", dev_teacher, prompt_file, share=first, shard_size=2, replicas=2, progress=Listening()
+                tmp_path / "c",
+                dev_teacher,
+                prompt_file,
+                share=first,
+                shard_size=2,
+                samples_per_prompt=2,
+                progress=Listening(),
             )
         )
 
@@ -116,12 +122,12 @@ def test_a_waiting_worker_goes_on_when_the_last_embedding_is_there(tmp_path, dev
     for stage in ("text", "sample"):
         # Not both at once: transformers cannot load two models in two threads.
         second = share(worker=Worker(number=1, count=2), stage=stage)
-        build_cache(tmp_path / "c", dev_teacher, prompt_file, share=second, shard_size=2, replicas=2)
+        build_cache(tmp_path / "c", dev_teacher, prompt_file, share=second, shard_size=2, samples_per_prompt=2)
         waiter.join()
     assert results[0].peaks.keys() == {"text", "sample"}
     # One at the beginning and one when the shard is there, not one at each look; the other worker waits for nothing.
     assert len(listings) <= 4
-    build_cache(tmp_path / "whole", dev_teacher, prompt_file, shard_size=2, replicas=2)
+    build_cache(tmp_path / "whole", dev_teacher, prompt_file, shard_size=2, samples_per_prompt=2)
     assert Cache.open(tmp_path / "c").finished
     assert data_files(tmp_path / "c") == data_files(tmp_path / "whole")
 
@@ -134,14 +140,14 @@ def test_nothing_is_waited_for_where_all_is_there(tmp_path, dev_teacher, prompt_
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=12).filter(any), st.integers(1, 5))
-def test_needed_embeddings_are_those_of_the_prompts_of_the_shards(replicas, size):
-    replicas = [bits for bits in replicas if bits]
-    prompts = some_prompts(len(replicas))
-    generations = added_generations({}, dict(enumerate(replicas)), shard_size=size)
+def test_needed_embeddings_are_those_of_the_prompts_of_the_shards(samples_per_prompt, size):
+    samples_per_prompt = [bits for bits in samples_per_prompt if bits]
+    prompts = some_prompts(len(samples_per_prompt))
+    segments = added_segments({}, dict(enumerate(samples_per_prompt)), shard_size=size)
     manifest = some_manifest(prompts)
-    changed = manifest.prompts.model_copy(update={"generations": generations, "count": len(prompts)})
+    changed = manifest.prompts.model_copy(update={"generations": segments, "count": len(prompts)})
     writer = CacheWriter(None, manifest.model_copy(update={"prompts": changed}), prompts)
-    layout = Layout(generations)
+    layout = Layout(segments)
     for shard in layout.trajectories:
         rows = range(shard.first, shard.first + shard.rows)
         expected = sorted({layout.embedding_place(layout.place(row).prompt)[0] for row in rows})

@@ -16,7 +16,7 @@ from secondcast.cache_builder import sample_stage
 from secondcast.cache_builder.repair.rebuild import rebuild
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import build_parts, find_teacher
-from secondcast.storage_schemas.errors import BadSettings, DamagedCache, SettingsDiffer
+from secondcast.storage_schemas.errors import DamagedCacheError, SettingsError, SettingsMismatchError
 from secondcast.storage_schemas.maintenance.verify import verify
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
@@ -96,7 +96,7 @@ def test_without_the_flags_the_manifest_is_as_it_always_was(tmp_path, dev_teache
 )
 def test_other_flags_on_the_same_cache_are_refused(clip_cache, dev_teacher, prompts, flags, field):
     given = {"text_length": 20, "pooled": "clip", "schedule": "reference", "height": 16, "width": 24} | flags
-    with pytest.raises(SettingsDiffer, match=field):
+    with pytest.raises(SettingsMismatchError, match=field):
         build_cache(clip_cache, dev_teacher, prompts, dtype="float32", **given)
 
 
@@ -118,7 +118,7 @@ def test_a_lost_shard_with_pooled_vectors_is_rebuilt_to_the_same_bytes(tmp_path,
     for name in ("embeddings.zarr/pooled_projections/c/0/0", "trajectories.zarr/velocity/c/0/0/0/0"):
         (cache / name).unlink()
     teacher = find_teacher(str(dev_teacher), build_parts("clip"))
-    rebuilt = rebuild(cache, teacher, CPU, Silent(), batch_size=None, accept_other_bytes=False)
+    rebuilt = rebuild(cache, teacher, CPU, Silent(), batch_size=None, allow_mismatch=False)
     assert rebuilt == [("embeddings", 0), ("trajectories", 0)]
     assert data_files(cache) == data_files(clip_cache) and not verify(cache, Silent()).problems
 
@@ -150,7 +150,7 @@ def test_a_lost_shard_with_pooled_vectors_is_rebuilt_to_the_same_bytes(tmp_path,
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_written(tmp_path, dev_teacher, prompts, flags, message):
-    with pytest.raises(BadSettings, match=message) as caught:
+    with pytest.raises(SettingsError, match=message) as caught:
         build_cache(tmp_path / "c", dev_teacher, prompts, **flags)
     assert "\n" not in str(caught.value) and not (tmp_path / "c").exists()
 
@@ -198,7 +198,7 @@ def test_a_rebuild_takes_the_attention_backend_of_the_record(tmp_path, dev_teach
     before = data_files(cache)
     (cache / "trajectories.zarr/velocity/c/1/0/0/0").unlink()
     teacher = find_teacher(str(dev_teacher), build_parts("zero"))
-    rebuild(cache, teacher, CPU, Silent(), batch_size=None, accept_other_bytes=False)
+    rebuild(cache, teacher, CPU, Silent(), batch_size=None, allow_mismatch=False)
     assert data_files(cache) == before
     record = json.loads((cache / "commits/trajectories-000001.json").read_bytes())
     assert record["provenance"]["attention"] == "_native_math"
@@ -210,8 +210,10 @@ def test_a_rebuild_where_the_recorded_backend_does_not_run_says_so(tmp_path, dev
     (cache / "trajectories.zarr/velocity/c/1/0/0/0").unlink()
     monkeypatch.setattr("secondcast.cache_builder.networks.backend_of_record", lambda name: "flash")
     teacher = find_teacher(str(dev_teacher), build_parts("zero"))
-    with pytest.raises(DamagedCache, match="attention _native_math, which does not work here: rebuild on the mach"):
-        rebuild(cache, teacher, CPU, Silent(), batch_size=None, accept_other_bytes=False)
-    rebuild(cache, teacher, CPU, Silent(), batch_size=None, accept_other_bytes=True)
+    with pytest.raises(
+        DamagedCacheError, match="attention _native_math, which does not work here: rebuild on the mach"
+    ):
+        rebuild(cache, teacher, CPU, Silent(), batch_size=None, allow_mismatch=False)
+    rebuild(cache, teacher, CPU, Silent(), batch_size=None, allow_mismatch=True)
     record = json.loads((cache / "commits/trajectories-000001.json").read_bytes())
     assert record["provenance"]["attention"] == "sdpa" and not verify(cache, Silent()).problems

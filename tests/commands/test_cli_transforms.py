@@ -34,7 +34,7 @@ def test_there_and_back_on_the_command_line(capsys):
 
 def test_parts_are_cut_out_and_merged_again(capsys):
     prompts = some_prompts(6)
-    write_keyed_cache("a", prompts, format="webdataset", replicas=2)
+    write_keyed_cache("a", prompts, format="webdataset", samples_per_prompt=2)
     # As an editor on another system saves it.
     Path("ids.txt").write_bytes(f"\ufeff{prompts[1].text}\r\n{prompts[4].id}\r\nnix\r\n".encode())
     code, said, heard = secondcast("subset", "a", "b", "--ids", "ids.txt", capsys=capsys)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import secondcast.evaluation.on_cache as on_cache
-from secondcast.evaluation.on_cache import CacheBench, evaluate_on_cache
+from secondcast.evaluation.on_cache import CacheEvaluator, evaluate_on_cache
 from secondcast.evaluation.results import Evaluation
 from secondcast.evaluation.settings.cache_scoring import CacheScoring, steps_of_text
 from secondcast.models.student.student import load_student, save_student, untrained_like
-from secondcast.storage_schemas.errors import BadSettings, BadStudent, NonFinite
+from secondcast.storage_schemas.errors import NonFiniteError, SettingsError, StudentError
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from tests.commands.test_cli import secondcast
@@ -21,7 +21,7 @@ from tests.trainer.test_train import Listening
 
 pytest.importorskip("skimage")
 ROOT = Path(__file__).resolve().parents[2]
-FEW = CacheScoring.from_flags(count=2, closed_loop=1, batch_size=ROWS, steps_of=(0, 2))
+FEW = CacheScoring.from_flags(count=2, closed_loop=1, batch_size=ROWS, timesteps=(0, 2))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_students_on_one_bench_load_the_backbone_once_and_replay_the_teacher_onc
     decoders = counting(monkeypatch, "load", owner=on_cache.ImageDecoder)
     opened, led = counting(monkeypatch, "open_loop"), counting(monkeypatch, "closed_loop")
     heard = Listening()
-    bench = CacheBench.open(Cache.open(recorded), replayed(dev_teacher), FEW, device=CPU, progress=heard)
+    bench = CacheEvaluator.open(Cache.open(recorded), replayed(dev_teacher), FEW, device=CPU, progress=heard)
     assert not loads
     assert [bench.evaluate(place) for place in (student, other)] == expected
     assert expected[0].errors != expected[1].errors and expected[0].floor == expected[1].floor
@@ -73,14 +73,14 @@ def test_a_student_that_does_not_fit_is_refused_before_the_backbone_is_loaded(
     tmp_path, recorded, dev_teacher, monkeypatch
 ):
     loads = counting(monkeypatch, "load_recorded_backbone")
-    bench = CacheBench.open(Cache.open(recorded), replayed(dev_teacher), FEW, device=CPU, progress=Silent())
-    with pytest.raises(BadStudent, match=r"^no student .*/none: "):
+    bench = CacheEvaluator.open(Cache.open(recorded), replayed(dev_teacher), FEW, device=CPU, progress=Silent())
+    with pytest.raises(StudentError, match=r"^no student .*/none: "):
         bench.evaluate(tmp_path / "none")
     assert not loads
 
 
 def overflows(*given, **named):
-    raise NonFinite("the final latent is not finite")
+    raise NonFiniteError("the final latent is not finite")
 
 
 def interrupts(*given, **named):
@@ -122,7 +122,7 @@ def test_an_interruption_says_what_of_the_evaluation_stays(tmp_path, words, monk
 
 def test_a_step_that_is_named_twice_is_refused():
     assert steps_of_text("7,0") == (7, 0)
-    with pytest.raises(BadSettings) as raised:
+    with pytest.raises(SettingsError) as raised:
         steps_of_text("0,0,7")
     assert str(raised.value) == "--steps-of is '0,0,7', which names step 0 twice: each counts once; name it once"
 

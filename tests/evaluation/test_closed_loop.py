@@ -21,7 +21,7 @@ from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.recorded_backbone import load_recorded_backbone
 from secondcast.models.teacher.image_decoder import ImageDecoder
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
-from secondcast.storage_schemas.errors import BadSettings, MissingExtra
+from secondcast.storage_schemas.errors import MissingExtraError, SettingsError
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from tests.evaluation.recorded import CPU, ROWS, build_recorded, replayed
@@ -30,7 +30,7 @@ from tests.trainer.test_train import Listening
 pytest.importorskip("skimage")
 
 
-def led(cache: Cache, teacher, leaders, count: int, lpips=None, keep=None):
+def led(cache: Cache, teacher, text_encoders, count: int, lpips=None, keep=None):
     backbone = load_recorded_backbone(
         [cache.manifest], replayed(teacher), dtype=torch.float32, batch_rows=ROWS, options=MemoryOptions(),
         attention_backend=None, device=CPU,
@@ -38,7 +38,7 @@ def led(cache: Cache, teacher, leaders, count: int, lpips=None, keep=None):
     decoder = ImageDecoder.load(replayed(teacher), recorded_geometry(cache.manifest.sampling), device=CPU)
     chosen = held_out_trajectories(cache)[:count]
     return closed_loop(
-        cache, backbone, decoder, leaders, chosen, lpips=lpips, batch_size=ROWS, progress=Silent(), keep=keep
+        cache, backbone, decoder, text_encoders, chosen, lpips=lpips, batch_size=ROWS, progress=Silent(), keep=keep
     )  # fmt: skip
 
 
@@ -49,9 +49,9 @@ def test_a_student_that_is_the_teacher_ends_where_it_ended_bit_for_bit(recorded,
     def taught(prompts):
         return encoder.encode(torch.from_numpy(np.stack([cache.padded_token_ids(prompt) for prompt in prompts])))
 
-    leaders = {"student": taught, "teacher": cached_embeddings(cache, CPU)}
+    text_encoders = {"student": taught, "teacher": cached_embeddings(cache, CPU)}
     # Five: the second batch is filled up.
-    for found in led(cache, dev_teacher, leaders, 5).values():
+    for found in led(cache, dev_teacher, text_encoders, 5).values():
         assert found.latent_fraction == (0.0,) * 5 and found.psnr_db == (None,) * 5 and found.ssim == (1.0,) * 5
         assert found.lpips is None
 
@@ -89,10 +89,19 @@ def test_a_student_ends_where_flux_pipeline_ends_with_its_embedding(tmp_path, st
 
 def test_each_picture_is_handed_on_once_the_recorded_one_first(student, recorded, dev_teacher):
     cache = Cache.open(recorded)
-    leaders = {"student": CacheStudent.open(student, cache, CPU).embeddings, "teacher": cached_embeddings(cache, CPU)}
+    text_encoders = {
+        "student": CacheStudent.open(student, cache, CPU).embeddings,
+        "teacher": cached_embeddings(cache, CPU),
+    }
     kept = []
     # Five: the second batch is filled up.
-    led(cache, dev_teacher, leaders, 5, keep=lambda name, chosen, picture: kept.append((name, chosen.index, picture)))
+    led(
+        cache,
+        dev_teacher,
+        text_encoders,
+        5,
+        keep=lambda name, chosen, picture: kept.append((name, chosen.index, picture)),
+    )
     indices = [one.index for one in held_out_trajectories(cache)][:5]
     assert [(name, index) for name, index, _ in kept] == [
         (name, index)
@@ -108,13 +117,13 @@ def test_each_picture_is_handed_on_once_the_recorded_one_first(student, recorded
 
 def test_teacher_and_untrained_student_lead_beside_the_student(student, recorded, dev_teacher):
     heard = Listening()
-    chosen = CacheScoring.from_flags(closed_loop=2, count=4, untrained=True, batch_size=ROWS, steps_of=(0,), seed=5)
+    chosen = CacheScoring.from_flags(closed_loop=2, count=4, untrained=True, batch_size=ROWS, timesteps=(0,), seed=5)
     found = evaluate_on_cache(student, Cache.open(recorded), replayed(dev_teacher), chosen, device=CPU, progress=heard)
     closed = found.closed_loop
-    assert list(closed.leaders) == ["student", "teacher", "untrained"] and len(closed.trajectories) == 2
+    assert list(closed.text_encoders) == ["student", "teacher", "untrained"] and len(closed.trajectories) == 2
     assert {found.trajectories[place].sources for place in closed.trajectories} == {("few",), ("many",)}
-    assert closed.leaders["teacher"].latent_fraction == (0.0, 0.0)
-    ends = {closed.leaders[name].latent_fraction for name in ("student", "untrained")}
+    assert closed.text_encoders["teacher"].latent_fraction == (0.0, 0.0)
+    ends = {closed.text_encoders[name].latent_fraction for name in ("student", "untrained")}
     assert len(ends) == 2 and all(min(end) > 0 for end in ends)
     assert "no LPIPS: AlexNet takes pictures from 31 pixels on, these have 16" in heard.heard
 
@@ -122,9 +131,9 @@ def test_teacher_and_untrained_student_lead_beside_the_student(student, recorded
 def test_a_cache_without_embeddings_has_no_floor_and_no_teacher_that_leads(tmp_path, student, dev_teacher):
     cache = build_recorded(tmp_path / "c", dev_teacher, trained=0, held_out=ROWS, embeddings="none")
     heard = Listening()
-    chosen = CacheScoring.from_flags(closed_loop=1, count=1, batch_size=ROWS, steps_of=(0,))
+    chosen = CacheScoring.from_flags(closed_loop=1, count=1, batch_size=ROWS, timesteps=(0,))
     found = evaluate_on_cache(student, Cache.open(cache), replayed(dev_teacher), chosen, device=CPU, progress=heard)
-    assert found.floor is None and list(found.closed_loop.leaders) == ["student"]
+    assert found.floor is None and list(found.closed_loop.text_encoders) == ["student"]
     assert (
         f"no replay floor: {cache} was built with --embeddings none; a cache with --embeddings stored has one"
     ) in heard.heard
@@ -155,8 +164,8 @@ def test_what_lpips_wants_is_told_in_one_line():
 
 
 def test_what_pictures_cannot_be_measured_is_told_before_any_weight_is_read(monkeypatch):
-    with pytest.raises(BadSettings, match=r"are 8 x 16 pixels, SSIM looks at 11 x 11: give --closed-loop 0"):
+    with pytest.raises(SettingsError, match=r"are 8 x 16 pixels, SSIM looks at 11 x 11: give --closed-loop 0"):
         check_measurable(8, 16)
     monkeypatch.setattr(picture_distances, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match=r"pip install 'secondcast\[metrics\]', or give --closed-loop 0"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'secondcast\[metrics\]', or give --closed-loop 0"):
         check_measurable(64, 64)

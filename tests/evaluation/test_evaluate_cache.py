@@ -14,7 +14,7 @@ from secondcast.evaluation.results import Evaluation
 from secondcast.evaluation.tables.aggregates import summary
 from secondcast.models.student.student import load_student
 from secondcast.pocket import STUDENTS_FOLDER, TEACHER_FOLDER
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.reader import Cache
 from tests.commands.test_cli import secondcast
 from tests.evaluation.recorded import ROWS, STEPS, build_recorded, make_student
@@ -88,12 +88,12 @@ def test_the_record_survives_a_round_trip_and_other_files_are_refused(tmp_path, 
         ({"more": 1}, "more: Extra inputs are not permitted"),
     ):
         (tmp_path / "c.json").write_text(json.dumps(body | change))
-        with pytest.raises(BadSettings, match=rf"c.json is no evaluation that this version reads .*{said}.*again"):
+        with pytest.raises(SettingsError, match=rf"c.json is no evaluation that this version reads .*{said}.*again"):
             Evaluation.read(tmp_path / "c.json")
-    with pytest.raises(BadSettings, match=r"no file .*/nix.json: expected what `secondcast evaluate score --out`"):
+    with pytest.raises(SettingsError, match=r"no file .*/nix.json: expected what `secondcast evaluate score --out`"):
         Evaluation.read(tmp_path / "nix.json")
     (tmp_path / "c.json").write_text("[")
-    with pytest.raises(BadSettings, match=r"c.json is not readable JSON"):
+    with pytest.raises(SettingsError, match=r"c.json is not readable JSON"):
         Evaluation.read(tmp_path / "c.json")
 
 

@@ -19,7 +19,7 @@ from secondcast.evaluation.settings.generating import PictureOptions
 from secondcast.models.noise import draw_noise
 from secondcast.models.student.student import load_student, new_student, save_student
 from secondcast.models.teacher.folder import find_teacher
-from secondcast.storage_schemas.errors import BadSettings, BadStudent, BadTeacher, SettingsDiffer
+from secondcast.storage_schemas.errors import SettingsError, SettingsMismatchError, StudentError, TeacherError
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.schema.prompts import prompt_id
 
@@ -143,7 +143,7 @@ def read_pictures(folder: Path, numbers: tuple[int, ...]) -> np.ndarray:
 
 
 def pipeline_images(pipeline: FluxPipeline, texts: list[str], **text) -> np.ndarray:
-    noise = [draw_noise(seed=7, prompt_id=prompt_id(t), replica=0, image_tokens=16, channels=16) for t in texts]
+    noise = [draw_noise(seed=7, prompt_id=prompt_id(t), sample_index=0, image_tokens=16, channels=16) for t in texts]
     images = pipeline(
         **text,
         height=16,
@@ -162,7 +162,7 @@ def test_no_text_encoder_and_no_tokenizer_of_the_teacher_is_needed(whole, studen
         shutil.rmtree(tmp_path / "t" / part)
     run(student, tmp_path / "t", tmp_path / "out")
     assert pictures(tmp_path / "out") == pictures(whole)
-    with pytest.raises(BadTeacher, match=r"t has no text_encoder_2/: expected a folder in the FluxPipeline layout"):
+    with pytest.raises(TeacherError, match=r"t has no text_encoder_2/: expected a folder in the FluxPipeline layout"):
         run("teacher", tmp_path / "t", tmp_path / "other")
 
 
@@ -238,7 +238,7 @@ def test_given_again_nothing_is_made_and_more_prompts_are_added(student, dev_tea
     ],
 )
 def test_other_settings_in_one_folder_are_refused_by_the_field(whole, student, dev_teacher, changes, message):
-    with pytest.raises(SettingsDiffer, match=rf"whole holds pictures {message}.*; give another --out$"):
+    with pytest.raises(SettingsMismatchError, match=rf"whole holds pictures {message}.*; give another --out$"):
         run(student, dev_teacher, whole, **changes)
 
 
@@ -247,31 +247,33 @@ def test_another_student_teacher_or_prompt_in_one_folder_is_refused(
 ):
     other = make_student(tmp_path / "other", dev_teacher, t5_config, text_length=9)
     with pytest.raises(
-        SettingsDiffer, match=r"made with text-length = 10, you asked for 9|made with student = \w+, you"
+        SettingsMismatchError, match=r"made with text-length = 10, you asked for 9|made with student = \w+, you"
     ):
         run(other, dev_teacher, whole)
-    with pytest.raises(SettingsDiffer, match=r"made with teacher = \w{32}, you asked for \w{32}: "):
+    with pytest.raises(SettingsMismatchError, match=r"made with teacher = \w{32}, you asked for \w{32}: "):
         run(student, schnell_teacher, whole)
-    with pytest.raises(SettingsDiffer, match="has prompt 1 = 'two cats', you gave 'two dogs': a picture keeps "):
+    with pytest.raises(SettingsMismatchError, match="has prompt 1 = 'two cats', you gave 'two dogs': a picture keeps "):
         run(student, dev_teacher, whole, [PROMPTS[0], "two dogs"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/x").write_text("")
-    with pytest.raises(BadSettings, match=r"mine holds other files and no generate.json: give a new folder with --out"):
+    with pytest.raises(
+        SettingsError, match=r"mine holds other files and no generate.json: give a new folder with --out"
+    ):
         run(student, dev_teacher, tmp_path / "mine")
     shutil.copytree(whole, tmp_path / "damaged")
     (tmp_path / "damaged/generate.json").write_text("[")
-    with pytest.raises(BadSettings, match=r"generate.json cannot be read: not what this version wrote; give another"):
+    with pytest.raises(SettingsError, match=r"generate.json cannot be read: not what this version wrote; give another"):
         run(student, dev_teacher, tmp_path / "damaged")
 
 
 def test_a_student_that_does_not_fit_is_refused_before_a_folder_is_made(student, dev_teacher, tmp_path):
-    with pytest.raises(BadSettings, match=r"--text-length is 12, but .*s was trained at 10 text tokens: a student "):
+    with pytest.raises(SettingsError, match=r"--text-length is 12, but .*s was trained at 10 text tokens: a student "):
         run(student, dev_teacher, tmp_path / "out", text_length=12)
-    with pytest.raises(BadSettings, match=r"^--guidance: "):
+    with pytest.raises(SettingsError, match=r"^--guidance: "):
         run(student, dev_teacher, tmp_path / "out", guidance=float("nan"))
-    with pytest.raises(BadSettings, match="height is 17, expected a multiple of 4"):
+    with pytest.raises(SettingsError, match="height is 17, expected a multiple of 4"):
         run(student, dev_teacher, tmp_path / "out", height=17, width=16)
-    with pytest.raises(BadStudent, match="no student nix: expected a run folder"):
+    with pytest.raises(StudentError, match="no student nix: expected a run folder"):
         run("nix", dev_teacher, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -12,10 +12,10 @@ from secondcast.evaluation.results import Computed, Evaluated, Evaluation, StepE
 from secondcast.evaluation.settings.cache_scoring import CacheScoring
 from secondcast.evaluation.tables.aggregates import open_loop_summary
 from secondcast.models.student.student import load_student
-from secondcast.storage_schemas.errors import NonFinite
+from secondcast.storage_schemas.errors import NonFiniteError
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
-from secondcast.trainer.losses.validation import replay_floor, validation_loss
+from secondcast.trainer.losses.validation import replay_error, validation_loss
 from tests.evaluation.recorded import CPU, ROWS, STEPS, build_recorded, replayed
 from tests.trainer.making import make_trainer
 
@@ -49,7 +49,7 @@ def test_errors_are_the_validation_loss_and_the_floor_of_training(tmp_path, stud
     rows = [(places[feed.trajectory_of(position)[1]], k) for position, k in losses.rows]
     assert len(set(rows)) == every
     assert [found.errors.mean_square[place][k] for place, k in rows] == losses.values
-    floor = replay_floor(trainer.objective, feed, rows=every)
+    floor = replay_error(trainer.objective, feed, rows=every)
     assert floor.error > 0
     assert np.mean(found.floor.mean_square) == pytest.approx(floor.error, rel=1e-12)
     assert {str(k): np.mean(column) for k, column in enumerate(zip(*found.floor.mean_square, strict=True))} == (
@@ -58,7 +58,7 @@ def test_errors_are_the_validation_loss_and_the_floor_of_training(tmp_path, stud
 
 
 def test_a_relative_error_is_the_norm_of_the_difference_per_norm_of_the_velocity(student, recorded, dev_teacher):
-    found = evaluated(student, recorded, dev_teacher, count=3, steps_of=(2, 0))
+    found = evaluated(student, recorded, dev_teacher, count=3, timesteps=(2, 0))
     cache = Cache.open(recorded)
     assert found.steps == (0, 2) and len(found.trajectories) == 3
     for row, one in enumerate(found.trajectories):
@@ -73,7 +73,7 @@ def test_a_relative_error_is_the_norm_of_the_difference_per_norm_of_the_velocity
 
 def test_fewer_steps_and_trajectories_are_a_part_of_all_bit_for_bit(student, recorded, dev_teacher):
     whole = evaluated(student, recorded, dev_teacher)
-    part = evaluated(student, recorded, dev_teacher, count=3, steps_of=(1,))
+    part = evaluated(student, recorded, dev_teacher, count=3, timesteps=(1,))
     keys = [one.key for one in whole.trajectories]
     assert {one.sources for one in part.trajectories} == {("few",), ("many",)}
     for one, row in zip(part.trajectories, part.errors.mean_square, strict=True):
@@ -106,7 +106,7 @@ def test_a_prediction_that_is_no_number_is_refused_by_name(student, recorded, de
 
     monkeypatch.setattr(Cache, "trajectory", overflowed)
     with pytest.raises(
-        NonFinite, match=r"of student at step 1 of trajectory \w{32}-0000 is not finite \(\d+ of 24 are not\): "
+        NonFiniteError, match=r"of student at step 1 of trajectory \w{32}-0000 is not finite \(\d+ of 24 are not\): "
     ):
         evaluated(student, recorded, dev_teacher)
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from secondcast.evaluation.generate import generate
 from secondcast.evaluation.leader import open_leader, teacher_and_students, teacher_parts
 from secondcast.evaluation.pocket_scores import score_encoders
-from secondcast.evaluation.sampling import Studio
+from secondcast.evaluation.sampling import Generator
 from secondcast.evaluation.settings.generating import PictureOptions
 from secondcast.models.noise import draw_noise
 from secondcast.models.student.student import load_student, new_student, save_student
@@ -20,7 +20,7 @@ from secondcast.models.student.tokens import own_tokens
 from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
 from secondcast.pocket import TEACHER_FOLDER
 from secondcast.pocket.world import captions
-from secondcast.storage_schemas.errors import BadSettings, BadStudent
+from secondcast.storage_schemas.errors import SettingsError, StudentError
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.schema.prompts import prompt_id
 from tests.models.student.encoders import make_encoder_folder, rewrite_config
@@ -60,7 +60,7 @@ def test_pictures_are_flux_pipelines_with_the_students_tokenizer_as_tokenizer_2(
     embedding_BTD = pipeline.encode_prompt(PROMPTS, None, max_sequence_length=length)[0]
     assert torch.equal(open_leader(str(student), opened, text_length=None, dtype=torch.float32, device=CPU)
                        .embeddings(PROMPTS, CPU), embedding_BTD)  # fmt: skip
-    noise = [draw_noise(seed=7, prompt_id=prompt_id(t), replica=0, image_tokens=16, channels=16) for t in PROMPTS]
+    noise = [draw_noise(seed=7, prompt_id=prompt_id(t), sample_index=0, image_tokens=16, channels=16) for t in PROMPTS]
     images = pipeline(
         prompt_embeds=embedding_BTD, pooled_prompt_embeds=torch.zeros(2, 8), height=16, width=16,
         num_inference_steps=2, guidance_scale=3.5, latents=torch.from_numpy(np.stack(noise)), output_type="np",
@@ -72,7 +72,7 @@ def test_pictures_are_flux_pipelines_with_the_students_tokenizer_as_tokenizer_2(
 def test_a_student_is_used_at_its_own_length(student, dev_teacher, tmp_path):
     trained = load_student(student).config.text_length
     opened = find_teacher(str(dev_teacher), teacher_parts(str(student)))
-    with pytest.raises(BadSettings, match=rf"--text-length is 8, but .* was trained at {trained} text tokens"):
+    with pytest.raises(SettingsError, match=rf"--text-length is 8, but .* was trained at {trained} text tokens"):
         generate(
             str(student), opened, PROMPTS, tmp_path / "o", ASKED.model_copy(update={"text_length": 8}),
             batch_size=2, device=CPU, progress=Silent(),
@@ -83,7 +83,7 @@ def test_a_student_is_used_at_its_own_length(student, dev_teacher, tmp_path):
 def test_scores_are_those_of_its_own_tokens_at_its_own_length(family, tmp_path):
     folder = make_student(tmp_path, TEACHER_FOLDER, family)
     teacher = find_teacher(str(TEACHER_FOLDER), BUILD_PARTS)
-    studio = Studio.open(teacher, resolution=None, steps=1, guidance=3.5, seed=0, dtype=torch.float32, device=CPU)
+    studio = Generator.open(teacher, resolution=None, steps=1, guidance=3.5, seed=0, dtype=torch.float32, device=CPU)
     encoders = teacher_and_students(folder, teacher, dtype=torch.float32, device=CPU, seed=0)
     del encoders["teacher"]
     texts = captions(2, seed=1, split="heldout")
@@ -101,5 +101,7 @@ def test_a_student_trained_at_more_tokens_than_the_teacher_reads_is_refused(tmp_
     taught = load_student(folder).config.text_length
     rewrite_config(folder, text_length=taught + 1)
     teacher = find_teacher(str(TEACHER_FOLDER), BUILD_PARTS)
-    with pytest.raises(BadStudent, match=rf"was trained at {taught + 1} text tokens, this teacher has {taught}: score"):
+    with pytest.raises(
+        StudentError, match=rf"was trained at {taught + 1} text tokens, this teacher has {taught}: score"
+    ):
         teacher_and_students(folder, teacher, dtype=torch.float32, device=CPU, seed=0)

@@ -10,14 +10,14 @@ from diffusers import FluxPipeline
 from secondcast.evaluation.leader import teacher_and_students
 from secondcast.evaluation.pictures.picture import enlarged, side_by_side
 from secondcast.evaluation.pocket_scores import score_encoders, score_images, table_rows
-from secondcast.evaluation.sampling import Studio
+from secondcast.evaluation.sampling import Generator
 from secondcast.models.student.student import new_student, save_student
 from secondcast.models.teacher.folder import BUILD_PARTS, TeacherFolder, find_teacher
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
 from secondcast.pocket import STUDENTS_FOLDER, TEACHER_FOLDER
 from secondcast.pocket.lexicon import PAPER
 from secondcast.pocket.world import IMAGE_SIZE, captions
-from secondcast.storage_schemas.errors import BadPrompts, BadStudent
+from secondcast.storage_schemas.errors import PromptsError, StudentError
 from secondcast.storage_schemas.progress import Silent
 
 CPU = torch.device("cpu")
@@ -29,8 +29,8 @@ def teacher() -> TeacherFolder:
 
 
 @pytest.fixture(scope="module")
-def studio(teacher) -> Studio:
-    return Studio.open(teacher, resolution=None, steps=8, guidance=3.5, seed=0, dtype=torch.float32, device=CPU)
+def studio(teacher) -> Generator:
+    return Generator.open(teacher, resolution=None, steps=8, guidance=3.5, seed=0, dtype=torch.float32, device=CPU)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_the_images_are_flux_pipelines_for_the_same_noise(studio, teacher):
     from secondcast.storage_schemas.schema.prompts import prompt_id
 
     size = {"image_tokens": studio.geometry.image_tokens, "channels": studio.geometry.channels}
-    noise = [draw_noise(seed=0, prompt_id=prompt_id(t), replica=0, **size) for t in texts]
+    noise = [draw_noise(seed=0, prompt_id=prompt_id(t), sample_index=0, **size) for t in texts]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipeline = FluxPipeline.from_pretrained(teacher.path, torch_dtype=torch.float32)
@@ -88,7 +88,7 @@ def test_empty_paper_scores_nothing():
 
 
 def test_a_caption_of_another_world_is_refused():
-    with pytest.raises(BadPrompts, match="'an oil painting of Rome' cannot be scored"):
+    with pytest.raises(PromptsError, match="'an oil painting of Rome' cannot be scored"):
         score_images(np.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8), ["an oil painting of Rome"])
 
 
@@ -99,7 +99,7 @@ def test_a_student_of_another_text_length_is_refused(teacher, tmp_path):
         tmp_path / "s",
         tokenizer=None,
     )
-    with pytest.raises(BadStudent, match=f"was trained at {teacher.text_length + 1} text tokens, this teacher has"):
+    with pytest.raises(StudentError, match=f"was trained at {teacher.text_length + 1} text tokens, this teacher has"):
         teacher_and_students(tmp_path / "s", teacher, dtype=torch.float32, device=CPU, seed=0)
 
 

@@ -31,7 +31,7 @@ def test_every_arm_is_a_command_line_that_trains_what_it_says(warmup):
         flags = arm.flags("pocket-small", seed=1)
         settings = TrainFlags.from_flags(**flags).settings()
         assert settings.stages[0].loss == (arm.warmup or arm.loss) and settings.stages[-1].loss == arm.loss
-        assert settings.total_steps == arm.steps + arm.warmup_steps
+        assert settings.total_steps == arm.steps + arm.pretrain_steps
         taken = parse(f"secondcast train r --cache c {' '.join(as_flags(flags))}")
         assert {key: taken[key] for key in flags} == flags
 
@@ -42,7 +42,7 @@ def test_arms_have_names_of_their_own():
 
 
 def test_arms_at_equal_steps_have_equal_steps_and_rows():
-    assert {arm.steps + arm.warmup_steps for arm in arms_of("steps")} == {500}
+    assert {arm.steps + arm.pretrain_steps for arm in arms_of("steps")} == {500}
     assert {arm.flags("s", 0)["batch_size"] % arm.share for arm in every_arm()} == {0}
     assert {arm.flags("s", 0)["batch_size"] for arm in every_arm()} == {BATCH_SIZE}
 
@@ -59,7 +59,7 @@ def test_order_and_steps_per_trajectory_change_nothing_else():
         for arm in arms:
             if arm.family in {"following", "share4", "share20"}:
                 assert arm.warmup == "context"
-                assert kind == "time" or (arm.warmup_steps, arm.steps) == (short.warmup_steps, short.steps)
+                assert kind == "time" or (arm.pretrain_steps, arm.steps) == (short.pretrain_steps, short.steps)
 
 
 def test_finalists_are_the_best_of_each_family_and_the_rival_of_the_continued_one():

@@ -28,7 +28,7 @@ def test_every_trial_is_a_command_line_that_trains_what_it_says(tmp_path):
     for trial in (trial for trial in EVERY if trial.order is None):
         flags = trial.flags(2, tmp_path / "bert")
         made = TrainFlags.from_flags(**flags).settings()
-        assert made.stages[-1].loss == trial.loss and made.total_steps == trial.steps + trial.warmup_steps
+        assert made.stages[-1].loss == trial.loss and made.total_steps == trial.steps + trial.pretrain_steps
         assert len(made.stages) == 1 or made.stages[0].learning_rate == trial.warmup_rate
         taken = parse_command(f"secondcast train r --cache c {' '.join(as_flags(flags))}")
         assert {key: taken[key] for key in flags} == flags
@@ -48,7 +48,7 @@ def test_data_of_one_kind_gets_the_steps_that_all_of_it_gets():
     for rival in (trial for trial in PLAN.scaling() if trial.row == "small-vision"):
         for trial, kind in zip(PLAN.ablation(rival), KINDS, strict=True):
             assert trial.caches == (kind,)
-            assert (trial.warmup_steps, trial.steps) == (rival.warmup_steps, rival.steps)
+            assert (trial.pretrain_steps, trial.steps) == (rival.pretrain_steps, rival.steps)
             assert (trial.warmup_rate, trial.learning_rate) == (rival.warmup_rate, rival.learning_rate)
         assert {trial.warmup_rate for trial in PLAN.stages(rival)} == {rival.warmup_rate}
 
@@ -59,7 +59,7 @@ def test_sizes_at_equal_steps_have_those_of_the_largest_and_rates_of_their_own()
     assert [trial.row for trial in shorter] == [f"{size}-{method}" for size in SIZES[:-1] for method in METHODS]
     for trial in shorter:
         rival = largest[trial.row.removeprefix(f"{trial.size}-")]
-        assert (trial.warmup_steps, trial.steps) == (rival.warmup_steps, rival.steps)
+        assert (trial.pretrain_steps, trial.steps) == (rival.pretrain_steps, rival.steps)
         assert trial.rate == next(one.rate for one in CHOSEN if one.row == trial.row)
 
 

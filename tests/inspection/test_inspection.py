@@ -15,7 +15,7 @@ from secondcast.inspection.show import describe, find_prompts
 from secondcast.inspection.summary import summarise
 from secondcast.inspection.summary_text import summary_lines
 from secondcast.models.teacher.folder import DECODE_PARTS, find_teacher
-from secondcast.storage_schemas.errors import NotInCache
+from secondcast.storage_schemas.errors import NotInCacheError
 from secondcast.storage_schemas.progress import duration_text, size_text
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.prompts import Prompt, prompt_id
@@ -28,7 +28,7 @@ from tests.storage_schemas.caches import write_keyed_cache
 def cache(tmp_path_factory, dev_teacher):
     folder = tmp_path_factory.mktemp("cache")
     (folder / "animals.txt").write_text("a red dog\ntwo cats\na dog on the left of a cat\n")
-    build_cache(folder / "c", dev_teacher, folder / "animals.txt", replicas=2)
+    build_cache(folder / "c", dev_teacher, folder / "animals.txt", samples_per_prompt=2)
     return Cache.open(folder / "c")
 
 
@@ -91,7 +91,7 @@ def test_a_prompt_is_printed_as_its_letters_whatever_a_terminal_would_make_of_th
 def test_keys_numbers_and_beginnings_of_keys_lead_to_a_trajectory(cache):
     key = cache.trajectory(5).key
     assert cache.key_index("5") == cache.key_index(key) == 5
-    with pytest.raises(NotInCache, match="begin with '²'"):
+    with pytest.raises(NotInCacheError, match="begin with '²'"):
         cache.key_index("²")
 
 

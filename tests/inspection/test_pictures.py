@@ -13,7 +13,7 @@ from secondcast.evaluation.results import Evaluation
 from secondcast.inspection.compare import names_of
 from secondcast.inspection.compare_sheet import difference_factor, picture_side
 from secondcast.inspection.sheet import amplified_difference, font, lines_of
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.reader import Cache
 from tests.commands.test_cli import secondcast
 from tests.evaluation.recorded import ROWS, build_recorded, make_student
@@ -114,7 +114,7 @@ def test_a_comparison_has_the_numbers_of_an_evaluation(tmp_path, recorded, stude
     rows = [row["students"]["s"] for row in facts["trajectories"]]
     assert [row["key"] for row in facts["trajectories"]] == [one.key for one in found.trajectories]
     assert [tuple(row["error_fraction_by_step"]) for row in rows] == list(found.errors.error_fraction)
-    led = found.closed_loop.leaders["student"]
+    led = found.closed_loop.text_encoders["student"]
     assert [(row["psnr_db"], row["ssim"]) for row in rows] == list(zip(led.psnr_db, led.ssim, strict=True))
     assert facts["floor_fraction_by_step"] == [0.0] * 3
     sheet = Image.open(tmp_path / "sheet.png")
@@ -147,7 +147,7 @@ def test_students_are_named_by_their_folders_unless_two_are_called_the_same(tmp_
     a, b, c = (tmp_path / name for name in ("x/run", "y/run", "recorded"))
     assert names_of([a, tmp_path / "z"]) == {"run": a, "z": tmp_path / "z"}
     assert names_of([a, b, c]) == {str(a): a, str(b): b, str(c): c}
-    with pytest.raises(BadSettings, match=f"--student {a} is given twice: give each student once"):
+    with pytest.raises(SettingsError, match=f"--student {a} is given twice: give each student once"):
         names_of([a, a])
 
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from secondcast.inspection.mending import mending_commands, need_of, problem_lines
-from secondcast.storage_schemas.maintenance.repair import mend
+from secondcast.storage_schemas.maintenance.repair import repair_cache
 from secondcast.storage_schemas.maintenance.verify import Problem, Report, verify
 from secondcast.storage_schemas.progress import Silent
 from tests.commands.test_cli import secondcast
@@ -77,7 +77,7 @@ def test_what_a_repair_can_do_alone_is_told_so_and_it_can(cache, building):
         whole = (cache / name).read_bytes()
         (cache / name).write_bytes(whole[:-2])
         commands = mending_commands(str(cache), verify(cache, Silent()), "made-up")
-        left = mend(cache, None, Silent()).left
+        left = repair_cache(cache, None, Silent()).left
         assert (commands == [f"secondcast repair {cache}"]) == (left == ()), name
         assert left == () or commands[-1].split()[3] in ("--teacher", "--from")
         (cache / name).write_bytes(whole)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from secondcast.inspection.show import describe, first_trajectory, replicas_of, trajectory_lines
+from secondcast.inspection.show import describe, first_trajectory, samples_per_prompt_of, trajectory_lines
 from secondcast.inspection.summary import summarise
 from secondcast.inspection.summary_text import screen_lines, summary_lines
 from secondcast.inspection.text_layout import entry_lines, table_lines
@@ -18,7 +18,7 @@ from secondcast.storage_schemas.io.folders import open_folder
 from secondcast.storage_schemas.maintenance.convert import convert
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
-from secondcast.storage_schemas.schema.manifest import Generation
+from secondcast.storage_schemas.schema.manifest import Segment
 from tests.commands.test_cli import secondcast
 from tests.evaluation.recorded import ROWS
 from tests.storage_schemas.caches import some_prompts, write_cache, write_keyed_cache
@@ -163,17 +163,17 @@ def test_time_in_which_several_worked_counts_once_and_pauses_do_not(tmp_path):
 
 
 def test_a_prompt_leads_to_its_own_trajectory_whatever_the_generations(tmp_path):
-    generations = (
-        Generation(first_prompt=0, prompts=2, first_replica=0, replicas=3, shard_size=4),
-        Generation(first_prompt=2, prompts=2, first_replica=0, replicas=1, shard_size=4),
+    segments = (
+        Segment(first_prompt=0, prompts=2, first_sample=0, samples_per_prompt=3, shard_size=4),
+        Segment(first_prompt=2, prompts=2, first_sample=0, samples_per_prompt=1, shard_size=4),
     )
     write_keyed_cache(
-        tmp_path / "c", some_prompts(4), generations=generations, tokenizer={"words.txt": b""},
+        tmp_path / "c", some_prompts(4), segments=segments, tokenizer={"words.txt": b""},
         leave_out=(("trajectories", 1),),
     )  # fmt: skip
     cache = Cache.open(tmp_path / "c")
     assert first_trajectory(cache, 3) == 7 and cache.trajectory(7).prompt == 3
-    found = replicas_of(cache, 1)
+    found = samples_per_prompt_of(cache, 1)
     assert [(one["index"], one["replica"], one["committed"]) for one in found] == [
         (1, 0, True), (3, 1, True), (5, 2, False)
     ]  # fmt: skip

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from secondcast.models.device import usable_device
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from tests.commands.test_cli import secondcast
 
 
 @pytest.mark.parametrize("name", ["mps", "mps:0", "xpu", "meta", "meta:-1", "gpu", "CUDA", ""])
 def test_a_kind_of_device_that_was_never_checked_is_refused_in_one_line(name):
-    with pytest.raises(BadSettings) as raised:
+    with pytest.raises(SettingsError) as raised:
         usable_device(name)
     assert str(raised.value) == (
         f"--device {name!r} is not supported: a CPU or a CUDA GPU is needed; take auto, cpu, cuda or cuda:1"
@@ -18,13 +18,13 @@ def test_a_kind_of_device_that_was_never_checked_is_refused_in_one_line(name):
 
 
 def test_a_device_that_is_not_there_is_named_with_the_reason():
-    with pytest.raises(BadSettings) as raised:
+    with pytest.raises(SettingsError) as raised:
         usable_device("cpu:x")
     assert str(raised.value) == (
         "--device 'cpu:x' cannot be used here (Invalid device string: 'cpu:x'): take auto, cpu or cuda"
     )
     if not torch.cuda.is_available():
-        with pytest.raises(BadSettings, match=r"^--device 'cuda:1' cannot be used here \([^\n]{3,80}\): take"):
+        with pytest.raises(SettingsError, match=r"^--device 'cuda:1' cannot be used here \([^\n]{3,80}\): take"):
             usable_device("cuda:1")
 
 

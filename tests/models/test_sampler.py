@@ -14,7 +14,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from secondcast.models.backbone import FluxBackbone
 from secondcast.models.geometry import geometry_of, vae_scale_factor
 from secondcast.models.noise import draw_guidance, draw_noise
-from secondcast.models.sampler import Walk, sample
+from secondcast.models.sampler import Trajectories, sample
 from secondcast.models.schedule import DTYPES, Schedule, pipeline_schedule, reference_schedule, schedule_of, shift_of
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.text_encoder import PooledTextEncoder
@@ -73,7 +73,7 @@ class Setting:
         shape = (BATCH, self.text_length, config["joint_attention_dim"])
         self.embedding_BTD = torch.randn(shape, generator=generator).to(self.dtype)
 
-    def ours(self, guidance: list[float]) -> Walk:
+    def ours(self, guidance: list[float]) -> Trajectories:
         backbone = FluxBackbone.load(
             self.folder, self.geometry, text_length=self.text_length, dtype=self.dtype, device=torch.device("cpu")
         )
@@ -251,7 +251,7 @@ def test_at_512_pixels_the_reference_schedule_ends_at_1_point_9_and_the_pipeline
 
 def test_noise_is_a_function_of_seed_prompt_and_replica_and_pinned():
     draw = partial(draw_noise, image_tokens=2, channels=2)
-    noise = draw(seed=0, prompt_id="0" * 32, replica=0)
+    noise = draw(seed=0, prompt_id="0" * 32, sample_index=0)
     # Every cache ever built depends on these values: do not edit.
     assert noise.dtype == np.float32 and noise.tolist() == [
         [-1.1376022100448608, -1.954184889793396],
@@ -263,7 +263,7 @@ def test_noise_is_a_function_of_seed_prompt_and_replica_and_pinned():
 
 def test_guidance_is_drawn_from_the_given_values_and_pinned():
     values = (2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
-    drawn = [draw_guidance(values, seed=0, prompt_id=f"{i:032x}", replica=0) for i in range(700)]
+    drawn = [draw_guidance(values, seed=0, prompt_id=f"{i:032x}", sample_index=0) for i in range(700)]
     assert set(drawn) == set(values)
     assert max(drawn.count(v) for v in values) < 150
     # Every cache ever built depends on these values: do not edit.

@@ -11,7 +11,7 @@ from secondcast.storage_schemas.schema.commits import CommitRecord
 from secondcast.storage_schemas.schema.derivation import derive_latents
 from secondcast.storage_schemas.schema.fields import DTYPES, Array, Arrays, fields_of
 from secondcast.storage_schemas.schema.layout import ShardRange
-from secondcast.storage_schemas.schema.manifest import Generation, Manifest, PromptSet, Sampling, Storage, Teacher
+from secondcast.storage_schemas.schema.manifest import Manifest, PromptSet, Sampling, Segment, Storage, Teacher
 from secondcast.storage_schemas.schema.prompts import Prompt, prompt_id
 from secondcast.storage_schemas.writer import CacheWriter, prompt_set_fields
 
@@ -69,12 +69,12 @@ def some_manifest(prompts: list[Prompt], **changes: Any) -> Manifest:
             ),
         ),
         prompts=PromptSet(
-            generations=(
-                Generation(
+            segments=(
+                Segment(
                     first_prompt=0,
                     prompts=len(prompts),
-                    first_replica=0,
-                    replicas=settings["replicas"],
+                    first_sample=0,
+                    samples_per_prompt=settings["replicas"],
                     shard_size=settings["shard_size"],
                 ),
             ),
@@ -130,7 +130,7 @@ def keyed_arrays(writer: CacheWriter, shard: ShardRange, kind: Any) -> Arrays:
     for item in range(shard.first, shard.first + shard.rows):
         place = writer.layout.place(item) if kind == "trajectories" else None
         identity = writer.prompts[place.prompt if place else item].id
-        seed = [int(identity[:8], 16), writer.manifest.sampling.seed, place.replica if place else 10**6]
+        seed = [int(identity[:8], 16), writer.manifest.sampling.seed, place.sample_index if place else 10**6]
         rows.append(_row(writer.manifest, kind, np.random.default_rng(seed)))
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
@@ -155,7 +155,7 @@ def write_keyed_cache(
     path: Path | str,
     prompts: list[Prompt],
     *,
-    generations: tuple[Generation, ...] | None = None,
+    segments: tuple[Segment, ...] | None = None,
     leave_out: tuple[tuple[str, int], ...] = (),
     tokenizer: dict[str, bytes] | None = None,
     provenance: dict[str, Any] | None = None,
@@ -167,8 +167,8 @@ def write_keyed_cache(
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in tokenizer.items()}
     teacher = manifest.teacher.model_copy(update={"tokenizer": hashes})
     manifest = manifest.model_copy(update={"teacher": teacher})
-    if generations:
-        update = {"prompts": manifest.prompts.model_copy(update={"generations": generations})}
+    if segments:
+        update = {"prompts": manifest.prompts.model_copy(update={"generations": segments})}
         manifest = manifest.model_copy(update=update)
     writer = CacheWriter.create_or_resume(path, manifest, prompts, tokenizer)
     for kind in ("embeddings", "trajectories"):

@@ -6,14 +6,14 @@ from secondcast.storage_schemas.embeddings import drop_embeddings
 from secondcast.storage_schemas.io.folders import LocalFolder
 from secondcast.storage_schemas.maintenance.verify import verify
 from secondcast.storage_schemas.progress import Silent
-from secondcast.storage_schemas.schema.journal import settle
+from secondcast.storage_schemas.schema.journal import finish_pending
 from tests.storage_schemas.caches import write_cache
 
 FOREIGN = {
     "next": ("next/notes.txt", "next/trajectories.zarr/mine/data.bin"),
     "embeddings": ("embeddings/mine.npy", "embeddings.zarr/mine.npy", "embeddings/000000.tar.bak"),
 }
-DELETE = {"next": settle, "embeddings": drop_embeddings}
+DELETE = {"next": finish_pending, "embeddings": drop_embeddings}
 
 
 @pytest.mark.parametrize("form", ["zarr", "webdataset"])

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from secondcast.storage_schemas.errors import BadSettings, DamagedCache, SettingsDiffer
+from secondcast.storage_schemas.errors import DamagedCacheError, SettingsError, SettingsMismatchError
 from secondcast.storage_schemas.maintenance.convert import convert
 from secondcast.storage_schemas.maintenance.merge import merge
-from secondcast.storage_schemas.maintenance.repair import mend
+from secondcast.storage_schemas.maintenance.repair import repair_cache
 from secondcast.storage_schemas.maintenance.subset import subset
 from secondcast.storage_schemas.maintenance.verify import verify
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import same_bits
-from secondcast.storage_schemas.schema.manifest import Manifest, sealed
+from secondcast.storage_schemas.schema.manifest import Manifest, with_digest
 from tests.storage_schemas.caches import data_files, some_manifest, some_prompts, write_cache, write_keyed_cache
 
 FORMATS = pytest.mark.parametrize("form", ["zarr", "webdataset"])
@@ -83,7 +83,9 @@ def test_a_subset_and_a_merge_carry_them_along(tmp_path, written):
 def test_caches_of_zero_and_of_clip_are_not_merged(tmp_path, written):
     write_keyed_cache(tmp_path / "zero", some_prompts(6), codec="compact")
     caches = [Cache.open(written.folder), Cache.open(tmp_path / "zero")]
-    with pytest.raises(SettingsDiffer, match=r'c has teacher\.pooled = "clip", .*zero has "zero": another teacher'):
+    with pytest.raises(
+        SettingsMismatchError, match=r'c has teacher\.pooled = "clip", .*zero has "zero": another teacher'
+    ):
         merge(caches, tmp_path / "both", Silent())
 
 
@@ -94,16 +96,16 @@ def test_a_flipped_pooled_vector_is_found_and_taken_from_a_copy(tmp_path, writte
     data = bytearray(file.read_bytes())
     data[0] ^= 1
     file.write_bytes(data)
-    with pytest.raises(DamagedCache, match="pooled_projections/c/0/0"):
+    with pytest.raises(DamagedCacheError, match="pooled_projections/c/0/0"):
         Cache.open(tmp_path / "damaged").pooled(0)
     assert [problem.shard for problem in verify(tmp_path / "damaged", Silent()).problems] == [("embeddings", 0)]
-    assert mend(tmp_path / "damaged", tmp_path / "copy", Silent()).shards == (("embeddings", 0),)
+    assert repair_cache(tmp_path / "damaged", tmp_path / "copy", Silent()).shards == (("embeddings", 0),)
     assert data_files(tmp_path / "damaged") == data_files(tmp_path / "copy")
 
 
 def test_leaving_out_embeddings_is_refused_where_they_hold_pooled_vectors(tmp_path, written):
     with pytest.raises(
-        BadSettings, match="--embeddings none: the source was built with --pooled clip, and replay need"
+        SettingsError, match="--embeddings none: the source was built with --pooled clip, and replay need"
     ):
         convert(Cache.open(written.folder), tmp_path / "none", Silent(), embeddings="none")
 
@@ -116,8 +118,8 @@ def test_a_manifest_that_could_not_be_replayed_is_refused():
     body = json.loads(whole.encode())
     body["sampling"]["storage"]["embeddings"] = "none"
     del body["digest"]
-    with pytest.raises(DamagedCache, match="m is not a valid manifest: settings: replay needs the pooled vectors"):
-        Manifest.decode(sealed(body), "m")
+    with pytest.raises(DamagedCacheError, match="m is not a valid manifest: settings: replay needs the pooled vectors"):
+        Manifest.decode(with_digest(body), "m")
     assert Manifest.decode(whole.encode(), "m") == whole
 
 

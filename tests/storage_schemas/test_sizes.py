@@ -11,7 +11,7 @@ from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
 from secondcast.models.teacher.planned import planned_teacher
 from secondcast.storage_schemas.codecs.by_field import field_codec
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.commits import CommitRecord, FileRecord, Records
@@ -51,7 +51,7 @@ def test_rows_of_flux_dev_have_the_published_bytes():
 
 
 def test_embeddings_are_one_per_prompt_and_may_be_left_out():
-    sizes = sizes_of(outline(count=10, replicas=3))
+    sizes = sizes_of(outline(count=10, samples_per_prompt=3))
     assert (sizes["velocity"].rows, sizes["encoder_hidden_states"].rows) == (30, 10)
     assert sizes_of(outline(count=10, embeddings="none"))["encoder_hidden_states"].raw_bytes == 0
 
@@ -124,7 +124,7 @@ class Heard(Silent):
 
 def test_a_disk_that_is_too_small_is_one_line_with_the_ways_out(tmp_path):
     manifest = outline(count=10_000)
-    with pytest.raises(BadSettings) as refusal:
+    with pytest.raises(SettingsError) as refusal:
         check_disk(tmp_path / "new/c", manifest, Silent(), force=False, free_bytes=10 * GIB)
     assert str(refusal.value) == (
         f"{tmp_path}/new/c needs 13.9 to 19.7 GiB more (estimated), the disk of {tmp_path} has 10.0 GiB free: a build "
@@ -144,5 +144,5 @@ def test_a_build_that_goes_on_needs_room_for_the_rest_only(tmp_path, dev_teacher
     check_disk(tmp_path / "c", manifest, Silent(), force=False, free_bytes=0)
     (tmp_path / "c/commits/index.json").unlink()
     (tmp_path / "c/commits/trajectories-000001.json").unlink()
-    with pytest.raises(BadSettings, match=r"needs [\d.]+ (to [\d.]+ )?MiB more \(estimated\), .* has 0.0 MiB free"):
+    with pytest.raises(SettingsError, match=r"needs [\d.]+ (to [\d.]+ )?MiB more \(estimated\), .* has 0.0 MiB free"):
         check_disk(tmp_path / "c", manifest, Silent(), force=False, free_bytes=0)

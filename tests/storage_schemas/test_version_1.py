@@ -25,7 +25,14 @@ def digest_of(cache: Cache) -> str:
     for index in range(len(cache)):
         trajectory = cache.trajectory(index)
         prompt = cache.prompts[trajectory.prompt]
-        told = (trajectory.key, trajectory.replica, trajectory.guidance, prompt.text, prompt.sources, prompt.token_ids)
+        told = (
+            trajectory.key,
+            trajectory.sample_index,
+            trajectory.guidance,
+            prompt.text,
+            prompt.sources,
+            prompt.token_ids,
+        )
         state.update(repr(told).encode())
         for array in (trajectory.noise_SC, trajectory.velocity_KSC, trajectory.final_latent_SC):
             state.update(array.tobytes())

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from secondcast.storage_schemas.errors import DerivationMismatch, NonFinite, NotACache, SettingsDiffer, ShardTaken
+from secondcast.storage_schemas.errors import (
+    DerivationMismatchError,
+    NonFiniteError,
+    NotACacheError,
+    SettingsMismatchError,
+    ShardLockedError,
+)
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.io.folders import LocalFolder
@@ -36,7 +42,7 @@ def test_a_shard_is_committed_once_and_the_loser_is_told(tmp_path):
     shard = writer.missing("trajectories")[1]
     arrays = some_arrays(writer.manifest, shard)
     writer.commit("trajectories", shard, arrays, seconds=0, provenance={})
-    with pytest.raises(ShardTaken, match="trajectories shard 1 was committed by another builder"):
+    with pytest.raises(ShardLockedError, match="trajectories shard 1 was committed by another builder"):
         # Its numbers may differ in the last bit (another batch size): they must not land over the winner's.
         other.commit("trajectories", shard, arrays | {"guidance": arrays["guidance"] + 1}, seconds=0, provenance={})
     assert Cache.open(tmp_path / "c").trajectory(5).prompt == 5
@@ -59,7 +65,7 @@ def test_a_prediction_that_is_not_finite_is_refused_with_its_prompt(tmp_path):
     shard = writer.missing("trajectories")[0]
     arrays = some_arrays(writer.manifest, shard)
     arrays["velocity"][2, 1, 0, 0] = np.nan
-    with pytest.raises(NonFinite, match=r"velocity of \w+-0000 \('prompt number 2'\) is not finite"):
+    with pytest.raises(NonFiniteError, match=r"velocity of \w+-0000 \('prompt number 2'\) is not finite"):
         writer.commit("trajectories", shard, arrays, seconds=0, provenance={})
     assert not writer.records() and not list((tmp_path / "c").rglob("c/0/0/0/0"))
 
@@ -69,7 +75,9 @@ def test_a_trajectory_that_does_not_derive_stops_the_build(tmp_path):
     shard = writer.missing("trajectories")[1]
     arrays = some_arrays(writer.manifest, shard)
     arrays["final_latent"][1, 0, 0] += np.float32(1).astype(arrays["final_latent"].dtype)
-    with pytest.raises(DerivationMismatch, match=r"trajectory 5 derived .* ends 1 of 8 elements .*--latents stored"):
+    with pytest.raises(
+        DerivationMismatchError, match=r"trajectory 5 derived .* ends 1 of 8 elements .*--latents stored"
+    ):
         writer.commit("trajectories", shard, arrays, seconds=0, provenance={})
     assert not writer.records()
 
@@ -86,14 +94,14 @@ def test_a_trajectory_that_does_not_derive_stops_the_build(tmp_path):
 def test_other_settings_are_refused_by_the_name_of_the_field(tmp_path, changes, message):
     write_cache(tmp_path / "c")
     before = files_of(tmp_path / "c")
-    with pytest.raises(SettingsDiffer, match=message):
+    with pytest.raises(SettingsMismatchError, match=message):
         begin(tmp_path / "c", **changes)
     assert files_of(tmp_path / "c") == before
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(NotACache, match=r"holds 'thesis.txt' and 0 more, but no manifest.json"):
+    with pytest.raises(NotACacheError, match=r"holds 'thesis.txt' and 0 more, but no manifest.json"):
         begin(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -103,7 +111,9 @@ def test_prompts_of_the_user_are_not_taken_for_those_of_a_killed_builder(tmp_pat
     for name in ("prompts.jsonl", "trajectories.zarr/zarr.json"):
         file = tmp_path / name
         file.write_text("mine")
-        with pytest.raises(NotACache, match=f"^{tmp_path} holds '{name}', which this build did not write, and no man"):
+        with pytest.raises(
+            NotACacheError, match=f"^{tmp_path} holds '{name}', which this build did not write, and no man"
+        ):
             begin(tmp_path)
         assert file.read_text() == "mine"
         file.unlink()

@@ -137,7 +137,7 @@ def everything(folder: Path, mode: Verify) -> list[Any]:
     for index in range(cache.planned):
         t = cache.trajectory(index)
         arrays = (t.noise_SC, t.velocity_KSC, t.final_latent_SC, t.hidden_states_KSC)
-        labels = (t.key, t.prompt, t.replica, t.guidance, cache.guidance(index), t.sigmas)
+        labels = (t.key, t.prompt, t.sample_index, t.guidance, cache.guidance(index), t.sigmas)
         records.append((labels, [(str(a.dtype), a.shape, a.tobytes()) for a in arrays]))
     return records
 

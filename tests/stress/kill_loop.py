@@ -22,7 +22,7 @@ from typing import Any
 
 import xxhash
 
-from secondcast.storage_schemas.errors import ShardTaken
+from secondcast.storage_schemas.errors import ShardLockedError
 from secondcast.storage_schemas.maintenance.verify import INDEX_PATH, verify
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
@@ -73,7 +73,7 @@ class Tally:
 
 HEADER = (
     "| builder | kills | before the manifest | within a write | data without its record | beside a second builder | "
-    "ShardTaken | shards checked | builds ended, same bytes | faults |\n|---|---|---|---|---|---|---|---|---|---|"
+    "ShardLockedError | shards checked | builds ended, same bytes | faults |\n|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -91,7 +91,7 @@ def write_slowly(folder: Path, form: str, seed: int, longest_seconds: float, log
             try:
                 arrays = some_arrays(writer.manifest, shard, kind)
                 writer.commit(kind, shard, arrays, seconds=0.0, provenance={"process": os.getpid()})
-            except ShardTaken:
+            except ShardLockedError:
                 with log.open("a") as file:
                     file.write("taken\n")
     assert writer.finish()

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from secondcast.storage_schemas.errors import DamagedCache, NotACache, SecondcastError
+from secondcast.storage_schemas.errors import DamagedCacheError, NotACacheError, SecondcastError
 from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.io.folders import LocalFolder
-from secondcast.storage_schemas.maintenance.repair import mend
+from secondcast.storage_schemas.maintenance.repair import repair_cache
 from secondcast.storage_schemas.maintenance.verify import verify
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache, read_manifest
@@ -25,7 +25,7 @@ from secondcast.storage_schemas.schema.commits import (
     read_records,
     record_path,
 )
-from secondcast.storage_schemas.schema.manifest import sealed
+from secondcast.storage_schemas.schema.manifest import with_digest
 from tests.storage_schemas.caches import some_prompts, write_cache, write_keyed_cache
 from tests.stress import corruption_fuzz
 from tests.stress.corruption_fuzz import everything
@@ -56,7 +56,7 @@ def reseal(cache: Path) -> None:
     (cache / INDEX).write_bytes(encode_index(Records(resealed, str(cache))))
 
 
-def refused(work, error=DamagedCache) -> str:
+def refused(work, error=DamagedCacheError) -> str:
     with pytest.raises(error) as raised:
         work()
     assert "\n" not in str(raised.value)
@@ -159,7 +159,7 @@ def test_a_zarr_json_that_asks_for_anything_else_is_refused_before_zarr_acts_on_
     reseal(tmp_path / "c")
     message = refused(lambda: Cache.open(tmp_path / "c"))
     assert "is not one that this program wrote, though the manifest vouches for it" in message
-    with pytest.raises(DamagedCache, match=what):
+    with pytest.raises(DamagedCacheError, match=what):
         Cache.open(tmp_path / "c")
 
 
@@ -183,7 +183,7 @@ def test_a_repair_never_writes_through_a_link_that_leads_out(tmp_path):
     outside.mkdir()
     shutil.rmtree(cache / "trajectories.zarr/velocity/c")
     (cache / "trajectories.zarr/velocity/c").symlink_to(outside)
-    message = refused(lambda: mend(cache, tmp_path / "copy", Silent()))
+    message = refused(lambda: repair_cache(cache, tmp_path / "copy", Silent()))
     assert f"would be written to {outside}/0/0/0, outside of the cache: a link leads there" in message
     assert not list(outside.rglob("*")), "not even a folder"
 
@@ -199,7 +199,7 @@ def test_a_cache_behind_a_link_and_files_that_are_links_are_read_as_any_other(tm
     (tmp_path / "link").symlink_to(tmp_path / "c")
     assert everything(tmp_path / "link", "once") == everything(tmp_path / "blobs", "once")
     (tmp_path / "blobs/prompts.offsets").unlink()
-    assert mend(tmp_path / "link", None, Silent()).left == ()
+    assert repair_cache(tmp_path / "link", None, Silent()).left == ()
     assert not (tmp_path / "blobs/prompts.offsets").exists()
 
 
@@ -218,7 +218,7 @@ def test_a_record_that_vouches_for_anything_but_shards_is_refused(tmp_path, path
     write_cache(tmp_path / "c")
     body = Cache.open(tmp_path / "c").records["trajectories", 0].json_value()
     body["files"] = [{"path": path, "bytes": 1, "xxh3_128": "0"}]
-    data = sealed({"format": "secondcast-commit", **body})
+    data = with_digest({"format": "secondcast-commit", **body})
     message = refused(lambda: CommitRecord.decode(data, "record.json"))
     assert f"path {path!r} is in no folder of shards (trajectories.zarr, trajectories, embeddings.zarr" in message
 
@@ -262,8 +262,8 @@ def test_a_changed_or_lost_tokenizer_is_an_error(tmp_path):
     for damage in (lambda: file.write_bytes(b"pieceS"), file.unlink):
         damage()
         with pytest.raises(
-            DamagedCache, match=r"tokenizer/spiece.model has sha256 .*, the manifest says b6aa423de4f79355"
+            DamagedCacheError, match=r"tokenizer/spiece.model has sha256 .*, the manifest says b6aa423de4f79355"
         ):
             Cache.open(tmp_path / "c").tokenizer_files  # noqa: B018
-    with pytest.raises(NotACache):
+    with pytest.raises(NotACacheError):
         Cache.open(tmp_path / "c/tokenizer")

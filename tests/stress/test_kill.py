@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from secondcast.storage_schemas import writer
-from secondcast.storage_schemas.errors import StoreFails
+from secondcast.storage_schemas.errors import StorageError
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.maintenance.verify import verify
 from secondcast.storage_schemas.progress import Silent
@@ -167,7 +167,7 @@ def test_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", refuses)
     with pytest.raises(
-        StoreFails, match=rf"^{tmp_path}/c is on a file system without locks \(flock: No locks av"
+        StorageError, match=rf"^{tmp_path}/c is on a file system without locks \(flock: No locks av"
     ) as got:
         write_cache(tmp_path / "c")
     assert "\n" not in str(got.value)

@@ -8,7 +8,7 @@ from secondcast.models.student.student import new_student
 from secondcast.models.student.tokens import own_tokens
 from secondcast.models.teacher.folder import REPLAY_PARTS, find_teacher
 from secondcast.storage_schemas.reader import Cache
-from secondcast.trainer.data.mixture import Lesson
+from secondcast.trainer.data.mixture import TrainingCache
 from secondcast.trainer.loop import Trainer
 from secondcast.trainer.settings import TrainFlags
 from secondcast.trainer.train import _autocast, _objective
@@ -22,19 +22,19 @@ def make_trainer(run: Path, cache_folder: Path, teacher: Path, student: Path, **
     settings = TrainFlags.from_flags(student=str(student), **flags).settings()
     cache = Cache.open(cache_folder)
     run.mkdir(parents=True, exist_ok=True)
-    lessons = [Lesson(name="cache", cache=cache, training_set=TrainingSet.of(cache))]
-    objective = _objective(settings, lessons, find_teacher(str(teacher), REPLAY_PARTS), CPU)
+    training_caches = [TrainingCache(name="cache", cache=cache, training_set=TrainingSet.of(cache))]
+    objective = _objective(settings, training_caches, find_teacher(str(teacher), REPLAY_PARTS), CPU)
     made = new_student(str(student), cache.manifest.teacher, init="auto", dropout=settings.dropout, seed=0)
     autocast = _autocast(settings, cache.manifest, CPU)
     tokens = own_tokens(str(student), made)
-    return Trainer(run, settings, lessons, objective, made, CPU, autocast=autocast, tokens=tokens)
+    return Trainer(run, settings, training_caches, objective, made, CPU, autocast=autocast, tokens=tokens)
 
 
 def gradient(trainer: Trainer, step: int) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one optimizer step, no step taken."""
     trainer.student.train().zero_grad()
     at = trainer.settings.at(step)
-    parts = at.stage.accumulate
+    parts = at.stage.grad_accum_steps
     with trainer.feed.prefetch(trainer.requests(step)) as batches:
         loss = sum(float(trainer._gradients(at, part, next(batches))) for part in range(parts)) / parts
     return loss, {name: value.grad.clone() for name, value in trainer.student.named_parameters()}

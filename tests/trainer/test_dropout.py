@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel, T5Config, T5EncoderModel
 
-from secondcast.trainer.dropout import DropoutOfRows
+from secondcast.trainer.dropout import BatchInvariantDropout
 
 SIZES = {"dropout_rate": 0.3, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "vocab_size": 40}
 BERT = {
@@ -24,7 +24,7 @@ def encoder(kind: str) -> torch.nn.Module:
 
 def embedded(model: torch.nn.Module, ids_BT: torch.Tensor, *, first: int, rows: int) -> torch.Tensor:
     torch.manual_seed(7)
-    with DropoutOfRows(first=first, rows=rows), torch.no_grad():
+    with BatchInvariantDropout(first=first, rows=rows), torch.no_grad():
         return model(input_ids=ids_BT).last_hidden_state
 
 
@@ -36,7 +36,7 @@ def test_a_part_gets_the_masks_of_its_rows_and_the_whole_gets_torchs_own(rows, p
     torch.manual_seed(1)
     wanted = torch.nn.functional.dropout(batch, p)
     torch.manual_seed(1)
-    with DropoutOfRows(first=first, rows=rows):
+    with BatchInvariantDropout(first=first, rows=rows):
         found = torch.nn.functional.dropout(batch[first:end], p)
     assert torch.equal(found, wanted[first:end])
 

@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from secondcast.models.teacher.context_projection import load_context_projection
 from secondcast.models.teacher.folder import REPLAY_PARTS, find_teacher
-from secondcast.storage_schemas.errors import BadSettings, BadTeacher
+from secondcast.storage_schemas.errors import SettingsError, TeacherError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.loss_kinds import LOSSES, LOSSES_HELP, Loss
 from secondcast.trainer.losses.context import context_loss
 from secondcast.trainer.losses.difference import difference
 from secondcast.trainer.losses.embedding import embedding_loss
-from secondcast.trainer.losses.vision import row_errors, step_weights, vision_loss
+from secondcast.trainer.losses.vision import row_errors, timestep_weighting, vision_loss
 from secondcast.trainer.settings import TrainOptions
 from secondcast.trainer.stage import StageOptions
 from tests.cache_builder.building import build_cache
@@ -53,8 +53,8 @@ def test_a_huber_above_every_difference_is_the_squared_loss(values):
 @given(sigmas=st.lists(st.floats(0.01, 1), min_size=2, max_size=20, unique=True))
 def test_weights_of_steps_are_what_they_are_named_for_with_mean_one(sigmas):
     falling = sorted(sigmas, reverse=True)
-    assert step_weights("uniform", falling) is None
-    by_sigma, by_interval = step_weights("sigma", falling), step_weights("interval", falling)
+    assert timestep_weighting("uniform", falling) is None
+    by_sigma, by_interval = timestep_weighting("sigma", falling), timestep_weighting("interval", falling)
     steps = len(falling) - 1
     for k in range(steps):
         assert float(by_sigma[k]) == pytest.approx(falling[k] * steps / sum(falling[:-1]), rel=1e-5)
@@ -64,7 +64,7 @@ def test_weights_of_steps_are_what_they_are_named_for_with_mean_one(sigmas):
 
 
 def test_weighted_rows_are_weighted_by_their_own_step(tmp_path, cache_folder, dev_teacher, t5_config):
-    trainer = make_trainer(tmp_path, cache_folder, dev_teacher, t5_config, step_weights="sigma")
+    trainer = make_trainer(tmp_path, cache_folder, dev_teacher, t5_config, timestep_weighting="sigma")
     backbone, weights_K = trainer.objective.backbones[0], trainer.objective.weights(trainer.settings.stages[0], 0, CPU)
     rows = [(0, 0), (1, 0), (2, 1)]
     batch = trainer.feed.replay_batch(rows)
@@ -83,7 +83,9 @@ def test_weighted_rows_are_weighted_by_their_own_step(tmp_path, cache_folder, de
 
 
 def test_an_embedding_term_is_added_with_its_weight(tmp_path, cache_folder, dev_teacher, t5_config):
-    trainer = make_trainer(tmp_path, cache_folder, dev_teacher, t5_config, embedding_term=0.5, steps_per_trajectory=2)
+    trainer = make_trainer(
+        tmp_path, cache_folder, dev_teacher, t5_config, embedding_loss_weight=0.5, timesteps_per_sample=2
+    )
     (request,) = trainer.requests(0)
     with trainer.feed.prefetch([request]) as batches, torch.no_grad():
         batch = next(batches)
@@ -187,16 +189,16 @@ def test_a_projection_of_another_model_or_a_damaged_one_is_refused(tmp_path, sha
     tensors["context_embedder.weight"] += 1
     save_file(tensors, file)
     with pytest.raises(
-        BadTeacher, match=rf"{file} has sha256 \w{{16}}, the cache was recorded with \w{{16}}: another mod"
+        TeacherError, match=rf"{file} has sha256 \w{{16}}, the cache was recorded with \w{{16}}: another mod"
     ):
         load_context_projection(folder, recorded, CPU)
     file.unlink()
-    with pytest.raises(BadTeacher, match=rf"context_embedder.weight cannot be read from {file.name} \(No such file"):
+    with pytest.raises(TeacherError, match=rf"context_embedder.weight cannot be read from {file.name} \(No such file"):
         load_context_projection(folder, recorded, CPU)
     index = tmp_path / "t/transformer/diffusion_pytorch_model.safetensors.index.json"
     index.write_text('{"weight_map": {}}')
     with pytest.raises(
-        BadTeacher, match=rf"{index} does not say where context_embedder.weight lies, expected the index"
+        TeacherError, match=rf"{index} does not say where context_embedder.weight lies, expected the index"
     ):
         load_context_projection(folder, recorded, CPU)
 
@@ -213,5 +215,5 @@ def test_an_option_of_one_loss_is_refused_with_another(loss, name):
     value = {"step_weights": "sigma", "embedding_term": 0.5, "steps_per_trajectory": 2}[name]
     other = next(kind for kind in LOSSES if kind != loss)
     said = rf"{name.replace('_', '-')} is {value} with loss {other}: .* of the {loss} loss"
-    with pytest.raises(BadSettings, match=said):
+    with pytest.raises(SettingsError, match=said):
         StageOptions.from_flags(loss=other, **{name: value})

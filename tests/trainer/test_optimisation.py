@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from secondcast.models.student.student import checkpoints, load_student, student_folder
-from secondcast.storage_schemas.errors import BadSettings, NonFinite
-from secondcast.trainer.data.feed import Request
+from secondcast.storage_schemas.errors import NonFiniteError, SettingsError
+from secondcast.trainer.data.feed import BatchSpec
 from secondcast.trainer.optimizer import learning_rate
 from secondcast.trainer.settings import TrainFlags
 from secondcast.trainer.train import _autocast
@@ -37,7 +37,7 @@ def nearly_the_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]
 @pytest.mark.parametrize("flags", [{}, {"steps_per_trajectory": 2}, {"loss": "embedding"}, {"step_weights": "sigma"}])
 def test_a_batch_in_parts_is_the_large_batch_to_rounding(tmp_path, exact_cache, dev_teacher, t5_config, flags):
     whole = make_trainer(tmp_path, exact_cache, dev_teacher, t5_config, **flags)
-    parts = make_trainer(tmp_path, exact_cache, dev_teacher, t5_config, accumulate=4, **flags)
+    parts = make_trainer(tmp_path, exact_cache, dev_teacher, t5_config, grad_accum_steps=4, **flags)
     assert [len(request.rows) for request in parts.requests(3)] == [2] * 4
     assert [row for request in parts.requests(3) for row in request.rows] == list(whole.requests(3)[0].rows)
     (loss, gradients), (loss_of_parts, of_parts) = gradient(whole, 3), gradient(parts, 3)
@@ -47,19 +47,19 @@ def test_a_batch_in_parts_is_the_large_batch_to_rounding(tmp_path, exact_cache, 
 
 
 def test_a_shared_forward_is_the_unshared_one_to_rounding(tmp_path, exact_cache, dev_teacher, t5_config):
-    trainer = make_trainer(tmp_path, exact_cache, dev_teacher, t5_config, steps_per_trajectory=4)
+    trainer = make_trainer(tmp_path, exact_cache, dev_teacher, t5_config, timesteps_per_sample=4)
     (request,) = trainer.requests(0)
     seen: list[int] = []
     trainer.student.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     loss, shared = gradient(trainer, 0)
-    trainer.requests = lambda step: [Request(replays=True, rows=request.rows)]
+    trainer.requests = lambda step: [BatchSpec(replays=True, rows=request.rows)]
     alone_loss, alone = gradient(trainer, 0)
     assert seen == [2, 8]
     assert alone_loss == pytest.approx(loss, rel=1e-5) and nearly_the_same(shared, alone)
 
 
 def test_the_warm_up_shares_nothing_its_batch_is_of_as_many_prompts(tmp_path, exact_cache, dev_teacher, t5_config):
-    trainer = make_trainer(tmp_path, exact_cache, dev_teacher, t5_config, steps_per_trajectory=4, warmup_steps=1)
+    trainer = make_trainer(tmp_path, exact_cache, dev_teacher, t5_config, timesteps_per_sample=4, pretrain_steps=1)
     assert len({position for position, _ in trainer.requests(0)[0].rows}) == 8
     assert len({position for position, _ in trainer.requests(1)[0].rows}) == 2
 
@@ -108,7 +108,7 @@ def test_validation_judges_the_average(tmp_path, cache_folder, dev_teacher, t5_c
     ],
 )
 def test_the_learning_rate_of_each_stage(flags, rates):
-    settings = TrainFlags.from_flags(student="x", warmup_steps=2, steps=4, learning_rate=1.0, **flags).settings()
+    settings = TrainFlags.from_flags(student="x", pretrain_steps=2, steps=4, learning_rate=1.0, **flags).settings()
     assert [learning_rate(at.stage, at.position) for at in map(settings.at, range(6))] == pytest.approx(rates, rel=1e-5)
 
 
@@ -163,7 +163,7 @@ FLOATS = {
 @pytest.mark.parametrize("name", FLOATS)
 @pytest.mark.parametrize("value", [1e39, float("inf"), float("nan")])
 def test_a_number_that_float32_cannot_hold_is_refused_in_one_line(name, value):
-    with pytest.raises(BadSettings) as caught:
+    with pytest.raises(SettingsError) as caught:
         TrainFlags.from_flags(student="s", **{name: value})
     expected = (
         f"less than or equal to {Decimal(repr(FLOATS[name])).normalize():f}"
@@ -175,5 +175,5 @@ def test_a_number_that_float32_cannot_hold_is_refused_in_one_line(name, value):
 
 def test_with_the_largest_numbers_it_stops_where_a_number_is_not_finite(tmp_path, exact_cache, dev_teacher, t5_config):
     flags = {**FLOATS, "steps": 3, "warmup_steps": 2, "warmup_loss": "embedding", "checkpoint_every": 100}
-    with pytest.raises(NonFinite, match=r"is (nan|inf).*: stopped, the last checkpoint is intact"):
+    with pytest.raises(NonFiniteError, match=r"is (nan|inf).*: stopped, the last checkpoint is intact"):
         run_training(tmp_path / "run", exact_cache, dev_teacher, t5_config, **flags)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from secondcast.models.student.tokens import read_tokens
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.reader import Cache
 from tests.models.student.encoders import make_encoder_folder
 from tests.trainer.making import make_trainer
@@ -27,7 +27,7 @@ def losses(run: Path) -> list[float]:
 
 
 def test_its_batches_hold_its_own_tokens_of_the_prompts_of_the_rows(tmp_path, cache_folder, dev_teacher, roberta):
-    trainer = make_trainer(tmp_path / "run", cache_folder, dev_teacher, roberta, steps_per_trajectory=2)
+    trainer = make_trainer(tmp_path / "run", cache_folder, dev_teacher, roberta, timesteps_per_sample=2)
     with trainer.feed.prefetch(trainer.requests(0)) as batches:
         batch = next(batches)
     (request,) = trainer.requests(0)
@@ -66,7 +66,7 @@ def test_interrupted_and_resumed_it_ends_the_same(tmp_path, cache_folder, dev_te
     ],
 )
 def test_losses_that_compare_tokens_are_refused(tmp_path, cache_folder, dev_teacher, roberta, flags, said):
-    with pytest.raises(BadSettings) as caught:
+    with pytest.raises(SettingsError) as caught:
         run_training(tmp_path / "run", cache_folder, dev_teacher, roberta, **flags)
     assert str(caught.value) == (
         f"{said}, but {roberta} reads prompts with its own tokenizer: its embeddings are not those of T5-XXL's tokens, "

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.trainer.recipe import read_recipe
 from secondcast.trainer.settings import TrainSettings
 from secondcast.trainer.stage import Stage
@@ -107,7 +107,7 @@ WRONG = [
 @pytest.mark.parametrize(("text", "message"), WRONG)
 def test_what_is_wrong_with_a_recipe_is_one_line(write, text, message):
     file = write(text)
-    with pytest.raises(BadSettings) as raised:
+    with pytest.raises(SettingsError) as raised:
         read_recipe(file)
     said = str(raised.value)
     sign = "" if message[0] in ":," else " "
@@ -115,10 +115,12 @@ def test_what_is_wrong_with_a_recipe_is_one_line(write, text, message):
 
 
 def test_a_file_that_is_not_there_or_no_text_is_told(tmp_path):
-    with pytest.raises(BadSettings, match=r"^no recipe .*nix\.toml: expected a recipe, see those in recipes/$"):
+    with pytest.raises(SettingsError, match=r"^no recipe .*nix\.toml: expected a recipe, see those in recipes/$"):
         read_recipe(tmp_path / "nix.toml")
     (tmp_path / "b.toml").write_bytes(b"student = '\xff'")
-    with pytest.raises(BadSettings, match=r"b\.toml cannot be read as TOML \(byte 11 is not UTF-8\): save it as UTF-8"):
+    with pytest.raises(
+        SettingsError, match=r"b\.toml cannot be read as TOML \(byte 11 is not UTF-8\): save it as UTF-8"
+    ):
         read_recipe(tmp_path / "b.toml")
 
 
@@ -157,7 +159,7 @@ PARTS = st.floats(1e-9, 1e9)
 @st.composite
 def stages(draw: st.DrawFn, name: str) -> Stage:
     vision = draw(st.booleans())
-    accumulate, share = draw(st.integers(1, 4)), draw(st.integers(1, 4)) if vision else 1
+    grad_accum_steps, share = draw(st.integers(1, 4)), draw(st.integers(1, 4)) if vision else 1
     length = draw(st.sampled_from([{"steps": 7}, {"budget_share": 0.25}]))
     return Stage(
         name=name,
@@ -166,11 +168,11 @@ def stages(draw: st.DrawFn, name: str) -> Stage:
         weight=draw(st.sampled_from(["trajectory", "rows"])),
         loss="vision" if vision else draw(st.sampled_from(["embedding", "context"])),
         huber=draw(st.none() | PARTS),
-        step_weights=draw(st.sampled_from(["uniform", "sigma", "interval"])) if vision else "uniform",
-        embedding_term=draw(PARTS) if vision else 0.0,
-        batch_size=accumulate * share * draw(st.integers(1, 9)),
-        accumulate=accumulate,
-        steps_per_trajectory=share,
+        timestep_weighting=draw(st.sampled_from(["uniform", "sigma", "interval"])) if vision else "uniform",
+        embedding_loss_weight=draw(PARTS) if vision else 0.0,
+        batch_size=grad_accum_steps * share * draw(st.integers(1, 9)),
+        grad_accum_steps=grad_accum_steps,
+        timesteps_per_sample=share,
         order=draw(st.sampled_from(["shuffled", "following"])) if share == 1 else "shuffled",
         learning_rate=draw(PARTS),
         decay=draw(st.sampled_from(["constant", "cosine", "linear"])),
@@ -220,4 +222,4 @@ def test_the_papers_recipe_has_the_papers_numbers():
     assert settings.stages[2].caches == {"compbench": 10, "commontext": 1, "laion": 1}
     for stage in settings.stages:
         assert (stage.batch_size, stage.order, stage.learning_rate, stage.decay) == (32, "following", 1e-4, "constant")
-        assert (stage.loss, stage.weight, stage.accumulate) == ("vision", "trajectory", 1)
+        assert (stage.loss, stage.weight, stage.grad_accum_steps) == ("vision", "trajectory", 1)

@@ -12,11 +12,18 @@ from safetensors.torch import load_file, save_file
 
 from secondcast.models.student.student import checkpoints, new_student, student_folder
 from secondcast.models.teacher.folder import REPLAY_PARTS, TeacherFolder, find_teacher
-from secondcast.storage_schemas.errors import BadRun, BadSettings, BadStudent, BadTeacher, NonFinite, NotInCache
+from secondcast.storage_schemas.errors import (
+    NonFiniteError,
+    NotInCacheError,
+    RunError,
+    SettingsError,
+    StudentError,
+    TeacherError,
+)
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer import train as train_module
-from secondcast.trainer.data.mixture import Lesson, split
+from secondcast.trainer.data.mixture import TrainingCache, split
 from secondcast.trainer.losses import validation as floor_module
 from secondcast.trainer.settings import TrainFlags
 from secondcast.trainer.train import train
@@ -32,7 +39,7 @@ def run_training(
     student: Path,
     *,
     progress: Silent | None = None,
-    accept_floor: bool = False,
+    ignore_replay_error: bool = False,
     **flags,
 ) -> Path:
     # Measuring the floor on as many records as users do would take half of the time of such short runs.
@@ -48,7 +55,7 @@ def run_training(
         CPU,
         progress or Silent(),
         student_source=str(student),
-        accept_floor=accept_floor,
+        ignore_replay_error=ignore_replay_error,
     )
     return run
 
@@ -181,8 +188,8 @@ def test_a_warm_up_alone_needs_no_transformer(tmp_path, cache_folder, t5_config)
 
 def test_held_out_prompts_are_never_trained_on(cache_folder):
     cache = Cache.open(cache_folder)
-    lesson = Lesson(name="cache", cache=cache, training_set=TrainingSet.of(cache))
-    training, held_out = split([lesson], CPU)
+    training_cache = TrainingCache(name="cache", cache=cache, training_set=TrainingSet.of(cache))
+    training, held_out = split([training_cache], CPU)
     assert all(not cache.prompts[training.prompt_of(i)[1]].held_out for i in range(len(training)))
     assert all(cache.prompts[held_out.prompt_of(i)[1]].held_out for i in range(len(held_out)))
     assert len(training) + len(held_out) == len(cache)
@@ -202,7 +209,7 @@ def test_other_weights_are_refused_by_the_file(tmp_path, cache_folder, dev_teach
     tensors["proj_out.bias"] = tensors["proj_out.bias"] + 1
     save_file(tensors, file)
     with pytest.raises(
-        BadTeacher, match=r"diffusion_pytorch_model.safetensors has sha256 \w{16}, the cache was recorded with"
+        TeacherError, match=r"diffusion_pytorch_model.safetensors has sha256 \w{16}, the cache was recorded with"
     ):
         run_training(tmp_path / "run", cache_folder, tmp_path / "t", t5_config)
 
@@ -211,19 +218,19 @@ def test_a_floor_above_the_limit_stops_unless_accepted(tmp_path, cache_folder, d
     monkeypatch.setattr(floor_module, "LARGEST_FLOOR", 1e-6)
     flags = {"backbone_dtype": "float32"}
     with pytest.raises(
-        BadTeacher, match=r"replay with an error of \d\.\d % of the velocity's norm, expected at most 0 %"
+        TeacherError, match=r"replay with an error of \d\.\d % of the velocity's norm, expected at most 0 %"
     ):
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, **flags)
-    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, accept_floor=True, **flags)
+    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, ignore_replay_error=True, **flags)
 
 
 def test_a_run_with_other_settings_is_refused_by_the_flag(tmp_path, cache_folder, dev_teacher, t5_config):
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
-    with pytest.raises(BadRun, match="was begun with learning-rate = 0.001, you asked for 0.5"):
+    with pytest.raises(RunError, match="was begun with learning-rate = 0.001, you asked for 0.5"):
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, learning_rate=0.5)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/x").write_text("")
-    with pytest.raises(BadRun, match=r"other holds other files and no config.json"):
+    with pytest.raises(RunError, match=r"other holds other files and no config.json"):
         run_training(tmp_path / "other", cache_folder, dev_teacher, t5_config)
 
 
@@ -231,7 +238,7 @@ def test_a_loss_that_is_not_finite_stops_keeps_the_last_checkpoint_and_names_the
     tmp_path, cache_folder, dev_teacher, t5_config
 ):
     flags = {"steps": 20, "checkpoint_every": 1, "learning_rate": 1e20, "clip": 1e9, "batch_size": 6, "dropout": 0.0}
-    with pytest.raises(NonFinite) as raised:
+    with pytest.raises(NonFiniteError) as raised:
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, **flags)
     stopped = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
     step = stopped["step"]
@@ -255,7 +262,7 @@ def test_an_unfinished_cache_without_trajectories_is_told_so(tmp_path, cache_fol
     for record in (tmp_path / "c/commits").glob("*"):
         if "trajectories" in record.name or record.name == "index.json":
             record.unlink()
-    with pytest.raises(NotInCache, match="has 0 committed trajectories, 0 of them held out: nothing to train on"):
+    with pytest.raises(NotInCacheError, match="has 0 committed trajectories, 0 of them held out: nothing to train on"):
         run_training(tmp_path / "run", tmp_path / "c", dev_teacher, t5_config)
 
 
@@ -265,15 +272,15 @@ def test_a_student_of_another_width_is_refused(tmp_path, cache_folder, dev_teach
     config = json.loads((export / "config.json").read_bytes()) | {"project_out_dim": 30}
     shutil.copytree(export, tmp_path / "s")
     (tmp_path / "s/config.json").write_text(json.dumps(config))
-    with pytest.raises(BadStudent, match=r"gives embeddings 30 wide, this teacher reads 24|cannot be loaded"):
+    with pytest.raises(StudentError, match=r"gives embeddings 30 wide, this teacher reads 24|cannot be loaded"):
         run_training(tmp_path / "again", cache_folder, dev_teacher, tmp_path / "s")
 
 
 def test_more_steps_of_a_trajectory_than_it_has_are_refused(tmp_path, cache_folder, dev_teacher, t5_config):
     with pytest.raises(
-        BadSettings, match=r"--steps-per-trajectory is 8, the trajectories of .* have 4 steps: .* most 4"
+        SettingsError, match=r"--steps-per-trajectory is 8, the trajectories of .* have 4 steps: .* most 4"
     ):
-        run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, batch_size=8, steps_per_trajectory=8)
+        run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, batch_size=8, timesteps_per_sample=8)
     assert not (tmp_path / "run").exists()
 
 
@@ -303,7 +310,7 @@ def test_more_steps_of_a_trajectory_than_it_has_are_refused(tmp_path, cache_fold
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(flags, message):
-    with pytest.raises(BadSettings, match=message):
+    with pytest.raises(SettingsError, match=message):
         TrainFlags.from_flags(student="x", **flags)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secondcast.storage_schemas.errors import BadRun
+from secondcast.storage_schemas.errors import RunError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.training_set import TrainingSet, _ranges
 from tests.cache_builder.building import build_cache
@@ -29,7 +29,7 @@ def grown(tmp_path_factory, dev_teacher):
     with pytest.raises(KeyboardInterrupt):
         build_cache(folder / "cut", dev_teacher, folder / "six.txt", progress=StopIn("sample", 3), **FLAGS)
     shutil.copytree(folder / "first", folder / "more")
-    build_cache(folder / "more", dev_teacher, folder / "all.txt", extend=True, replicas=2, **FLAGS)
+    build_cache(folder / "more", dev_teacher, folder / "all.txt", extend=True, samples_per_prompt=2, **FLAGS)
     build_cache(folder / "others", dev_teacher, folder / "others.txt", **FLAGS)
     return folder
 
@@ -76,7 +76,7 @@ def test_resumed_after_the_cache_grew_the_weights_are_those_of_an_unbroken_run(
 def test_a_cache_that_does_not_hold_them_is_refused_in_one_line(
     tmp_path, grown, dev_teacher, t5_config, before, after, said
 ):
-    with pytest.raises(BadRun, match=said) as caught:
+    with pytest.raises(RunError, match=said) as caught:
         cut_and_resumed(tmp_path, grown / before, grown / after, dev_teacher, t5_config)
     assert str(caught.value).endswith("; give the cache of the first time, or a new run folder")
     assert "\n" not in str(caught.value)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from secondcast.models.cost.gpu_memory import GpuMemory
 from secondcast.models.memory.options import MemoryOptions
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.trainer.cost.stage_cost import Costs
 from secondcast.trainer.settings import TrainSettings
 
@@ -47,7 +47,7 @@ def fit(
 
     held: options of CHOSEN that were asked for as they are; "accumulate NAME": of a stage. host_bytes: of the machine,
     None where it is not known. quantizers: kinds that are installed. Weights are as the caches were sampled with, if
-    these are quantized: no other ones replay them. BadSettings, with the least that was found, where nothing fits.
+    these are quantized: no other ones replay them. SettingsError, with the least that was found, where nothing fits.
     """
     asked, reasons = settings, list[str]()
     settings, held = _as_sampled(settings, costs, held)
@@ -81,8 +81,8 @@ def _untried(settings: TrainSettings, held: Collection[str], quantizers: Collect
     return [f"{' and '.join(missing)} weights were not tried: pip install 'secondcast[quant]'"]
 
 
-def _nothing_fits(memory_bytes: float, reasons: Sequence[str], least: GpuMemory) -> BadSettings:
-    return BadSettings(
+def _nothing_fits(memory_bytes: float, reasons: Sequence[str], least: GpuMemory) -> SettingsError:
+    return SettingsError(
         f"nothing fits into {memory_bytes / _GIB:.1f} GiB: {'; '.join(reasons)}. Of it the student and AdamW take "
         f"{least.student_bytes / _GIB:.1f} GiB and a row {least.sample_bytes / _GIB:.2f}: take a smaller student, a "
         f"cache of fewer pixels or text tokens, or a larger card"
@@ -97,8 +97,10 @@ def flags_of(asked: TrainSettings, way: TrainSettings) -> str:
         if getattr(way, name) != getattr(asked, name)
     ]
     for before, now in zip(asked.stages, way.stages, strict=True):
-        if before.accumulate != now.accumulate:
-            found.append(f"--accumulate {now.accumulate}" + (f" in stage {now.name}" if len(way.stages) > 1 else ""))
+        if before.grad_accum_steps != now.grad_accum_steps:
+            found.append(
+                f"--accumulate {now.grad_accum_steps}" + (f" in stage {now.name}" if len(way.stages) > 1 else "")
+            )
     return " ".join(found) or "as asked"
 
 
@@ -111,12 +113,12 @@ def helping_flag(settings: TrainSettings, costs: Costs, *, held: Collection[str]
     replays = settings.replays
     if replays and settings.modulation == "live" and costs.table_rows is not None and "modulation" not in held:
         return "--modulation auto"
-    if replays and settings.checkpoint_blocks != 1 and settings.resident_blocks is None:
+    if replays and settings.activation_checkpointing != 1 and settings.gpu_blocks is None:
         return "--checkpoint-blocks 1"
     if larger is not None:
         return flags_of(settings, larger)
-    if replays and settings.quantize == "none" and settings.resident_blocks != 0:
-        resident = costs.blocks if settings.resident_blocks is None else settings.resident_blocks
+    if replays and settings.quantize == "none" and settings.gpu_blocks != 0:
+        resident = costs.blocks if settings.gpu_blocks is None else settings.gpu_blocks
         return f"--resident-blocks {resident // 2}"
     if replays and settings.quantize in ("int8", "fp8") and "quantize" not in held:
         return "--quantize nf4"
@@ -144,26 +146,26 @@ def _families(
 ) -> Iterator[tuple[str, Iterator[TrainSettings]]]:
     """Ways to hold the backbone, from the best on: what they are called, and settings, from the fastest on."""
     if not settings.replays:
-        yield "the student's steps", _by_rows(settings, costs, held, (settings.checkpoint_blocks,))
+        yield "the student's steps", _by_rows(settings, costs, held, (settings.activation_checkpointing,))
         return
     if "resident_blocks" in held or "quantize" in held:
         named = f"weights with --quantize {settings.quantize}" if settings.quantize != "none" else "the exact weights"
-        streams = settings.resident_blocks is not None
+        streams = settings.gpu_blocks is not None
         yield (
-            f"{named}, {settings.resident_blocks} blocks resident," if streams else named,
+            f"{named}, {settings.gpu_blocks} blocks resident," if streams else named,
             _by_rows(settings, costs, held, _fewest_first(settings, costs, held)),
         )
         if settings.quantize != "none" or "resident_blocks" in held:
             return
     else:
         yield "the exact weights", _by_rows(settings, costs, held, _fewest_first(settings, costs, held))
-    if "resident_blocks" not in held and not ("checkpoint_blocks" in held and settings.checkpoint_blocks > 1):
+    if "resident_blocks" not in held and not ("checkpoint_blocks" in held and settings.activation_checkpointing > 1):
         yield "streamed blocks", _streamed(settings, costs, held)
     if "quantize" in held:
         return
     for kind in quantizers:
         quantized = settings.model_copy(update={"quantize": kind, "checkpoint_blocks": 1})
-        if "checkpoint_blocks" in held and settings.checkpoint_blocks != 1:
+        if "checkpoint_blocks" in held and settings.activation_checkpointing != 1:
             continue
         yield f"{kind} weights", _by_rows(quantized, costs, held, (1,))
 
@@ -171,8 +173,8 @@ def _families(
 def _fewest_first(settings: TrainSettings, costs: Costs, held: Collection[str]) -> Sequence[int]:
     """Values of --checkpoint-blocks, from the one that computes the fewest blocks twice on."""
     if "checkpoint_blocks" in held or settings.quantize in ("int8", "fp8"):
-        return (settings.checkpoint_blocks,)
-    if settings.resident_blocks is not None:
+        return (settings.activation_checkpointing,)
+    if settings.gpu_blocks is not None:
         return (1,)
     return (0, *range(costs.blocks, 0, -1))
 
@@ -186,7 +188,7 @@ def _by_rows(
 
 
 def _streamed(settings: TrainSettings, costs: Costs, held: Collection[str]) -> Iterator[TrainSettings]:
-    every = settings.checkpoint_blocks if "checkpoint_blocks" in held else 1
+    every = settings.activation_checkpointing if "checkpoint_blocks" in held else 1
     for divided in _ever_fewer_rows(settings, costs, held):
         for resident in range(costs.blocks - 1, -1, -1):
             yield divided.model_copy(update={"checkpoint_blocks": every, "resident_blocks": resident})
@@ -204,8 +206,8 @@ def _divided(settings: TrainSettings, costs: Costs, by: int, held: Collection[st
     largest = max(settings.stages, key=lambda stage: costs.stage_memory(settings, stage).total_bytes)
     if {"accumulate", f"accumulate {largest.name}"} & set(held):
         return None
-    whole = largest.batch_size // (costs.ranks * largest.steps_per_trajectory)
-    for parts in range(max(largest.accumulate + 1, by * largest.accumulate), whole + 1):
+    whole = largest.batch_size // (costs.ranks * largest.timesteps_per_sample)
+    for parts in range(max(largest.grad_accum_steps + 1, by * largest.grad_accum_steps), whole + 1):
         if whole % parts == 0:
             divided = largest.model_copy(update={"accumulate": parts})
             stages = tuple(divided if stage is largest else stage for stage in settings.stages)

@@ -49,7 +49,7 @@ class Costs:
 
     def step_flops(self, settings: TrainSettings, stage: Stage) -> float:
         """An optimizer step of a stage, over its caches by their shares."""
-        caches = {name: (one, len(Layout(one.prompts.generations))) for name, one in self.manifests.items()}
+        caches = {name: (one, len(Layout(one.prompts.segments))) for name, one in self.manifests.items()}
         return step_flops(
             stage,
             settings.memory,
@@ -63,7 +63,7 @@ class Costs:
         if not stage.replays:
             return 0.0
         # For the forward and for the backward pass of each part of the batch.
-        return 2 * stage.accumulate * self.pinned_bytes(settings) / COPY_BYTES_PER_SECOND
+        return 2 * stage.grad_accum_steps * self.pinned_bytes(settings) / COPY_BYTES_PER_SECOND
 
     def memory(self, settings: TrainSettings) -> GpuMemory:
         """Of the stage that needs most: the weights are there throughout."""
@@ -80,7 +80,7 @@ class Costs:
                 options=settings.memory,
                 dtype_bytes=self._dtype_bytes(settings),
                 batch_size=self.rows(stage),
-                share=stage.steps_per_trajectory,
+                share=stage.timesteps_per_sample,
                 table_rows=self.table_rows,
                 gpu_bytes=self.gpu_bytes,
                 averaged=settings.ema is not None,
@@ -92,7 +92,7 @@ class Costs:
 
     def rows(self, stage: Stage) -> int:
         """Rows of a stage that go through the networks at once, in each process."""
-        return max(1, stage.batch_size // (stage.accumulate * self.ranks))
+        return max(1, stage.batch_size // (stage.grad_accum_steps * self.ranks))
 
     @property
     def table_rows(self) -> int | None:

@@ -42,7 +42,7 @@ def step_flops(
     texts = _TRAINED * student_flops * stage.batch_size
     if stage.replays:
         of_row = _mean_of_row(stage, memory, caches, text_length)
-        return stage.batch_size * of_row + texts / stage.steps_per_trajectory
+        return stage.batch_size * of_row + texts / stage.timesteps_per_sample
     if LOSSES[stage.loss].backbone == "text projection":
         return texts + stage.batch_size * _context_flops(caches, text_length)
     return texts

@@ -12,7 +12,7 @@ from secondcast.models.memory.host_memory import host_peak_bytes
 from secondcast.models.student.student import CHECKPOINT_PREFIX, checkpoints
 from secondcast.storage_schemas.progress import Progress, counted, duration_text, size_text
 from secondcast.trainer.cost.step_flops import step_flops, student_forward_flops
-from secondcast.trainer.data.mixture import Lesson
+from secondcast.trainer.data.mixture import TrainingCache
 from secondcast.trainer.loop import Trainer
 from secondcast.trainer.run.metrics import Metrics
 from secondcast.trainer.run.timing import StageTimes
@@ -77,7 +77,7 @@ class Work:
 @contextmanager
 def summarized(
     trainer: Trainer,
-    lessons: Sequence[Lesson],
+    training_caches: Sequence[TrainingCache],
     metrics: Metrics | None,
     progress: Progress,
     *,
@@ -103,7 +103,7 @@ def summarized(
     peak = PeakMemory.of(trainer.device)
     _say_times(trainer, peak, progress)
     lasted = sum(of_stage.steps * of_stage.step_seconds for of_stage in times.values())
-    works = _works(trainer, lessons, times) if lasted >= counted_from_seconds else {}
+    works = _works(trainer, training_caches, times) if lasted >= counted_from_seconds else {}
     for name, work in works.items():
         progress.say(f"stage {name}: {work.text(times[name].step_seconds)}")
     # As of the last step made: going on from here keeps it.
@@ -165,11 +165,16 @@ def _stage_facts(stage: Stage, times: StageTimes, work: Work | None) -> dict[str
     }
 
 
-def _works(trainer: Trainer, lessons: Sequence[Lesson], times: Mapping[str, StageTimes]) -> dict[str, Work]:
+def _works(
+    trainer: Trainer, training_caches: Sequence[TrainingCache], times: Mapping[str, StageTimes]
+) -> dict[str, Work]:
     student = trainer.plain_student
     of_student = student_forward_flops(student)
     counts = [len(source.indices) for source in trainer.feed.sources]
-    caches = {lesson.name: (lesson.cache.manifest, count) for lesson, count in zip(lessons, counts, strict=True)}
+    caches = {
+        training_cache.name: (training_cache.cache.manifest, count)
+        for training_cache, count in zip(training_caches, counts, strict=True)
+    }
     works = {}
     for stage in (_stage(trainer.settings, name) for name in times):
         flops = step_flops(

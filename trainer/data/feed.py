@@ -19,7 +19,7 @@ from secondcast.storage_schemas.schema.fields import DTYPES, Array
 from secondcast.storage_schemas.schema.manifest import Manifest
 from secondcast.storage_schemas.tensors import to_torch
 from secondcast.trainer.data.order import Row
-from secondcast.trainer.data.pool import Pool
+from secondcast.trainer.data.pool import LRUCache
 from secondcast.trainer.data.prefetch import Prefetch, Task
 
 POOL_BYTES = 2 * 2**30
@@ -36,7 +36,7 @@ Key = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class BatchSpec:
     """A batch to read: rows (position, k), for the replay loss or for a loss of embeddings (which takes no k).
 
     share: so many rows that follow one another are steps of one trajectory. embeddings: a replay takes the teacher's.
@@ -89,7 +89,7 @@ class Source:
     indices: Array
 
 
-class Feed:
+class ReplayDataset:
     """Reads batches of caches for one device. Positions count the trajectories of all sources, one after the other.
 
     The rows of a batch of replay are from sources that are sampled alike. All of it may be called from several
@@ -110,9 +110,9 @@ class Feed:
         self._host_modulation = host_modulation
         self.sources, self._device, self._pool_bytes, self._tokens = sources, device, pool_bytes, tokens
         self._ends = list(accumulate(len(source.indices) for source in sources))
-        self._trajectories: Pool[Key, Trajectory] = Pool(pool_bytes)
-        self._embeddings: Pool[Key, Array] = Pool(pool_bytes)
-        self._pooled: Pool[Key, Array] = Pool(pool_bytes // POOLED_PART)
+        self._trajectories: LRUCache[Key, Trajectory] = LRUCache(pool_bytes)
+        self._embeddings: LRUCache[Key, Array] = LRUCache(pool_bytes)
+        self._pooled: LRUCache[Key, Array] = LRUCache(pool_bytes // POOLED_PART)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -132,10 +132,10 @@ class Feed:
         return source, self.sources[source].cache.layout.place(index).prompt
 
     @contextmanager
-    def prefetch(self, requests: Iterable[Request]) -> Iterator[Iterator[Batch | EmbeddingBatch]]:
+    def prefetch(self, requests: Iterable[BatchSpec]) -> Iterator[Iterator[Batch | EmbeddingBatch]]:
         """The batches of `requests`, in their order, bit for bit those of `replay_batch` and `embedding_batch`.
 
-        Threads read them ahead. An error (DamagedCache, NotInCache) comes where its batch is asked for.
+        Threads read them ahead. An error (DamagedCacheError, NotInCacheError) comes where its batch is asked for.
         """
         tasks = (
             Task(run=partial(self._read, request, turn), size_bytes=self._size_bytes(request))
@@ -162,9 +162,9 @@ class Feed:
         source, index = self.trajectory_of(position)
         cache = self.sources[source].cache
         place = cache.layout.place(index)
-        return trajectory_key(cache.prompts[place.prompt].id, place.replica)
+        return trajectory_key(cache.prompts[place.prompt].id, place.sample_index)
 
-    def _read(self, request: Request, turn: int) -> Batch | EmbeddingBatch:
+    def _read(self, request: BatchSpec, turn: int) -> Batch | EmbeddingBatch:
         batch: Batch | EmbeddingBatch
         if request.replays:
             batch = self._read_replay(request.rows, turn, share=request.share, embeddings=request.embeddings)
@@ -246,7 +246,7 @@ class Feed:
             return self._tokens.batch([cache.prompts[prompt].text for cache, prompt in prompts])
         return torch.from_numpy(np.stack([cache.padded_token_ids(prompt) for cache, prompt in prompts]))
 
-    def _size_bytes(self, request: Request) -> int:
+    def _size_bytes(self, request: BatchSpec) -> int:
         manifest = self._manifest(self.trajectory_of(request.rows[0][0])[0])
         sampling, teacher = manifest.sampling, manifest.teacher
         embedding, latent = teacher.text_length * teacher.text_width, sampling.image_tokens * sampling.channels

@@ -8,21 +8,21 @@ import torch
 
 from secondcast.models.memory.host_modulation import HostModulation
 from secondcast.models.student.tokens import StudentTokens
-from secondcast.storage_schemas.errors import BadSettings, BadTeacher, NotInCache
+from secondcast.storage_schemas.errors import NotInCacheError, SettingsError, TeacherError
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.first_difference import first_difference
 from secondcast.storage_schemas.schema.manifest import Manifest, Teacher
-from secondcast.trainer.data.feed import Feed, Source
-from secondcast.trainer.data.order import Alternation, Order, Part, mix
+from secondcast.trainer.data.feed import ReplayDataset, Source
+from secondcast.trainer.data.order import InterleavedSampler, Part, Sampler, mix
 from secondcast.trainer.settings import TrainSettings
 from secondcast.trainer.stage import Stage
 from secondcast.trainer.training_set import TrainingSet
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson:
+class TrainingCache:
     """A cache of a run, and which of its trajectories the run trains on; `name` is how stages speak of it."""
 
     name: str
@@ -31,7 +31,7 @@ class Lesson:
 
 
 def check_one_teacher(caches: Mapping[str, Cache]) -> None:
-    """Raise BadTeacher, naming the first field that differs, unless all caches are of one teacher."""
+    """Raise TeacherError, naming the first field that differs, unless all caches are of one teacher."""
     (first, one), *others = caches.items()
     for name, other in others:
         if one.manifest.digests()["teacher"] == other.manifest.digests()["teacher"]:
@@ -39,7 +39,7 @@ def check_one_teacher(caches: Mapping[str, Cache]) -> None:
         was, now = one.manifest.teacher.json_value(), other.manifest.teacher.json_value()
         field = next(field for field in Teacher.model_fields if was.get(field) != now.get(field))
         found = first_difference(was.get(field), now.get(field), field)
-        raise BadTeacher(
+        raise TeacherError(
             f"caches {first} and {name} are of different teachers: {found.path} is {found.one} in "
             f"{one.folder} and {found.other} in {other.folder}; a student has one teacher: train with "
             f"one of them, or build both with the same"
@@ -47,12 +47,12 @@ def check_one_teacher(caches: Mapping[str, Cache]) -> None:
 
 
 def check_one_quantization(caches: Mapping[str, Cache]) -> None:
-    """Raise BadTeacher unless all caches were sampled with weights of the same kind."""
+    """Raise TeacherError unless all caches were sampled with weights of the same kind."""
     (first, one), *others = caches.items()
     was = one.manifest.sampling.quantize
     for name, other in others:
         if (now := other.manifest.sampling.quantize) != was:
-            raise BadTeacher(
+            raise TeacherError(
                 f"caches {first} and {name} were sampled with other weights of one teacher: quantize is {was} in "
                 f"{one.folder} and {now} in {other.folder}; replayed by one backbone, at least one of them would pull "
                 f"the student off by what was rounded: train with one of them, or build both with the same --quantize"
@@ -60,81 +60,89 @@ def check_one_quantization(caches: Mapping[str, Cache]) -> None:
 
 
 def check_names(settings: TrainSettings, names: Sequence[str]) -> None:
-    """Raise BadSettings for a cache that a stage wants and the run has not, or has and no stage wants."""
+    """Raise SettingsError for a cache that a stage wants and the run has not, or has and no stage wants."""
     for stage in settings.stages:
         if missing := [name for name in stage.caches or {} if name not in names]:
-            raise BadSettings(
+            raise SettingsError(
                 f"stage {stage.name} takes the cache {missing[0]!r}, this run has {', '.join(names)}: give it with "
                 f"--cache {missing[0]}=FOLDER"
             )
     if all(stage.caches for stage in settings.stages):
         wanted = {name for stage in settings.stages for name in stage.caches or {}}
         if idle := [name for name in names if name not in wanted]:
-            raise BadSettings(f"cache {idle[0]!r} is given, but no stage takes it: name it in one, or leave it away")
+            raise SettingsError(f"cache {idle[0]!r} is given, but no stage takes it: name it in one, or leave it away")
 
 
 def split(
-    lessons: Sequence[Lesson],
+    training_caches: Sequence[TrainingCache],
     device: torch.device,
     tokens: StudentTokens | None = None,
     host_modulation: HostModulation | None = None,
-) -> tuple[Feed, Feed]:
-    """What is trained on, and what is held out; NotInCache for a cache of which nothing can be trained on.
+) -> tuple[ReplayDataset, ReplayDataset]:
+    """What is trained on, and what is held out; NotInCacheError for a cache of which nothing can be trained on.
 
     tokens: of a student that does not read the cache's token ids. host_modulation: where batches take what it computes.
     """
-    parts = [_split(lesson) for lesson in lessons]
+    parts = [_split(training_cache) for training_cache in training_caches]
     training, held_out = (
-        [Source(cache=lesson.cache, indices=part[side]) for lesson, part in zip(lessons, parts, strict=True)]
+        [
+            Source(cache=training_cache.cache, indices=part[side])
+            for training_cache, part in zip(training_caches, parts, strict=True)
+        ]
         for side in (0, 1)
     )
     first, second = (
-        Feed(sources, device=device, tokens=tokens, host_modulation=host_modulation) for sources in (training, held_out)
+        ReplayDataset(sources, device=device, tokens=tokens, host_modulation=host_modulation)
+        for sources in (training, held_out)
     )
     return first, second
 
 
-def _split(lesson: Lesson) -> tuple[Array, Array]:
-    cache, indices = lesson.cache, lesson.training_set.indices()
+def _split(training_cache: TrainingCache) -> tuple[Array, Array]:
+    cache, indices = training_cache.cache, training_cache.training_set.indices()
     held = [prompt.held_out for prompt in cache.prompts]
     mask = np.array([held[cache.layout.place(int(index)).prompt] for index in indices], dtype=bool)
     if not len(indices) or mask.all():
-        raise NotInCache(
+        raise NotInCacheError(
             f"{cache.folder} has {counted(len(indices), 'committed trajectory')}, {int(mask.sum())} of them held out: "
             f"nothing to train on; build more prompts"
         )
     return indices[~mask], indices[mask]
 
 
-def stage_orders(settings: TrainSettings, lessons: Sequence[Lesson], feed: Feed) -> list[Alternation]:
+def stage_orders(
+    settings: TrainSettings, training_caches: Sequence[TrainingCache], feed: ReplayDataset
+) -> list[InterleavedSampler]:
     """The order of each stage: batches mix caches that are sampled alike, other ones take turns."""
     return [
-        Alternation(list(_orders(settings.seed, number, stage, lessons, feed)))
+        InterleavedSampler(list(_orders(settings.seed, number, stage, training_caches, feed)))
         for number, stage in enumerate(settings.stages)
     ]
 
 
-def _orders(seed: int, stage_number: int, stage: Stage, lessons: Sequence[Lesson], feed: Feed) -> Iterator[Order]:
+def _orders(
+    seed: int, stage_number: int, stage: Stage, training_caches: Sequence[TrainingCache], feed: ReplayDataset
+) -> Iterator[Sampler]:
     alike: dict[object, list[int]] = {}
-    for source, lesson in enumerate(lessons):
-        if stage.caches is None or lesson.name in stage.caches:
-            alike.setdefault(_sampled_as(lesson.cache.manifest), []).append(source)
+    for source, training_cache in enumerate(training_caches):
+        if stage.caches is None or training_cache.name in stage.caches:
+            alike.setdefault(_sampled_as(training_cache.cache.manifest), []).append(source)
     for number, sources in enumerate(alike.values()):
         parts = []
         for source in sources:
             count = len(feed.sources[source].indices)
-            share = stage.share_of(lessons[source].name, count)
+            share = stage.share_of(training_caches[source].name, count)
             parts.append(Part(first=feed.first_of(source), count=count, share=share))
         vision = stage.replays
-        yield Order(
+        yield Sampler(
             # The losses of embeddings know no steps: there is nothing to follow, and nothing to share.
             kind=stage.order if vision else "shuffled",
             parts=tuple(parts),
-            steps=lessons[sources[0]].cache.manifest.sampling.steps,
+            steps=training_caches[sources[0]].cache.manifest.sampling.steps,
             batch_size=stage.batch_size,
             # Each stage draws from each of its caches anew: the same rows would come in the same order otherwise.
             seed=mix(seed, stage_number, number) if stage_number or number else seed,
-            share=stage.steps_per_trajectory if vision else 1,
+            share=stage.timesteps_per_sample if vision else 1,
         )
 
 

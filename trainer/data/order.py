@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
 
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.trainer.stage import OrderKind
 
 Row = tuple[int, int]
@@ -47,7 +47,7 @@ def shuffled_position(position: int, *, count: int, seed: int, epoch: int) -> in
             return value
 
 
-def dealt(turn: int, shares: Sequence[Fraction]) -> tuple[int, int]:
+def proportional_turn(turn: int, shares: Sequence[Fraction]) -> tuple[int, int]:
     """Who gets turn `turn` when turns are dealt in proportion to shares, and how many turns they had before.
 
     After any number of turns nobody is more than one turn per share before them off their due.
@@ -71,7 +71,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class Sampler:
     """Which trajectories and which of their steps an optimizer step sees.
 
     kind "shuffled": steps drawn at random over trajectories; `share` rows in a row are different steps of one of
@@ -112,7 +112,7 @@ class Order:
         ]
 
     def _trajectory(self, item: int) -> int:
-        which, item = dealt(item, [part.share for part in self.parts])
+        which, item = proportional_turn(item, [part.share for part in self.parts])
         part = self.parts[which]
         epoch, position = divmod(item, part.count)
         # The first part alone has the order that it would have without the others.
@@ -120,19 +120,19 @@ class Order:
         return part.first + shuffled_position(position, count=part.count, seed=seed, epoch=epoch)
 
 
-class Alternation:
+class InterleavedSampler:
     """Batches of several orders in turns, in proportion to their shares: caches that no batch can mix.
 
-    Where they follow trajectories, the turns are whole walks; BadSettings unless these are of one length.
+    Where they follow trajectories, the turns are whole walks; SettingsError unless these are of one length.
     """
 
-    def __init__(self, orders: Sequence[Order]) -> None:
+    def __init__(self, orders: Sequence[Sampler]) -> None:
         self._orders = orders
         self._shares = [sum((part.share for part in order.parts), start=Fraction(0)) for order in orders]
         self._walk = orders[0].steps if orders[0].kind == "following" else 1
         lengths = sorted({order.steps for order in orders})
         if orders[0].kind == "following" and len(lengths) > 1:
-            raise BadSettings(
+            raise SettingsError(
                 f"order is following on caches whose trajectories have {' and '.join(map(str, lengths))} steps, "
                 f"expected one number: their walks would not end together; give them stages of their own, or take "
                 f"order shuffled"
@@ -141,11 +141,11 @@ class Alternation:
     def batch(self, optimizer_step: int) -> list[Row]:
         """(position of the trajectory, k) for each row of the batch."""
         walk, k = divmod(optimizer_step, self._walk)
-        who, before = dealt(walk, self._shares)
+        who, before = proportional_turn(walk, self._shares)
         return self._orders[who].batch(before * self._walk + k)
 
 
-def part_of(rows: Sequence[Row], *, rank: int, ranks: int, share: int) -> Sequence[Row]:
+def rank_slice(rows: Sequence[Row], *, rank: int, ranks: int, share: int) -> Sequence[Row]:
     """Rows of process `rank` of `ranks`: an equal part of the batch; in rank order the parts are the batch.
 
     ValueError unless the batch divides by `ranks`: then which rows a step sees would depend on their number.

@@ -10,7 +10,7 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
-class Pool(Generic[Key, Value]):
+class LRUCache(Generic[Key, Value]):
     """The most recently used values, up to a number of bytes (one value is kept whatever its size).
 
     Of several threads that want the same value, one reads it and the others wait for that one's value or error.

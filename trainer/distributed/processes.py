@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from secondcast.models.student.student import Student
-from secondcast.storage_schemas.errors import BadSettings, WorkerFailed
+from secondcast.storage_schemas.errors import SettingsError, WorkerFailedError
 from secondcast.trainer.distributed.sharding import shard
 
 # The longest that one process waits for another before it gives up.
@@ -30,7 +30,7 @@ _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Processes:
+class Distributed:
     """Process `rank` of `ranks`, on its device; of a single one nothing here costs anything.
 
     sharded: parameters, gradients and moments of the student are divided among the processes, not held by each.
@@ -44,7 +44,7 @@ class Processes:
 
     def __post_init__(self) -> None:
         if self.sharded and self.ranks == 1:
-            raise BadSettings(
+            raise SettingsError(
                 "--shard-student divides the student among processes, and this is the only one: start several, as in "
                 "torchrun --nproc-per-node 2 --no-python secondcast train ..., or leave it out"
             )
@@ -98,7 +98,7 @@ class Processes:
         name = float(zlib.crc32(platform.node().encode()))
         return self.gathered([name]).count(name)
 
-    def from_first(self, make: Callable[[], Any]) -> Any:
+    def broadcast_from_rank0(self, make: Callable[[], Any]) -> Any:
         """What `make` gives in the first process (a JSON value); if it fails there, all fail."""
         if self.ranks == 1:
             return make()
@@ -113,7 +113,7 @@ class Processes:
         if failed is not None:
             raise failed
         if "error" in found:
-            raise WorkerFailed(f"process {self.rank} of {self.ranks} stopped with process 0: {found['error']}")
+            raise WorkerFailedError(f"process {self.rank} of {self.ranks} stopped with process 0: {found['error']}")
         return found["value"]
 
     def _broadcast(self, told: bytes) -> bytes:
@@ -126,25 +126,25 @@ class Processes:
         return bytes(data.tolist())
 
 
-ALONE = Processes()
+ALONE = Distributed()
 """A process that trains by itself."""
 
 
 @contextmanager
-def joined(
+def init_distributed(
     rank: int,
     ranks: int,
     device: torch.device,
     *,
     sharded: bool = False,
     backend: str | None = None,
-) -> Iterator[Processes]:
+) -> Iterator[Distributed]:
     """The processes of a run, met at MASTER_ADDR:MASTER_PORT; left at the end.
 
-    backend: nccl on GPUs, else gloo. BadSettings where they cannot meet. WorkerFailed in place of torch's errors when
+    backend: nccl on GPUs, else gloo. SettingsError where they cannot meet. WorkerFailedError in place of torch's errors when
     another process ends; one that hangs is waited for ten minutes.
     """
-    processes = Processes(rank=rank, ranks=ranks, device=device, sharded=sharded)
+    processes = Distributed(rank=rank, ranks=ranks, device=device, sharded=sharded)
     if ranks == 1:
         yield processes
         return
@@ -154,7 +154,7 @@ def joined(
     except RuntimeError as error:
         if not _is_of_the_group(error):
             raise
-        raise WorkerFailed(
+        raise WorkerFailedError(
             f"process {rank} of {ranks} lost the others ({_reason(error)}): one of them ended, its own "
             f"message says why; mend that and give the same command again, it goes on from the last checkpoint"
         ) from error
@@ -165,7 +165,7 @@ def joined(
 def _meet(rank: int, ranks: int, device: torch.device, backend: str) -> None:
     if missing := [name for name in _ADDRESS if name not in os.environ]:
         what = f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not set"
-        raise BadSettings(
+        raise SettingsError(
             f"{ranks} processes train together, but {what}: they do not know where to meet; start them with torchrun "
             f"or accelerate launch, or set both (the first node's name, a free port)"
         )
@@ -181,7 +181,7 @@ def _meet(rank: int, ranks: int, device: torch.device, backend: str) -> None:
         )
         dist.barrier()
     except (RuntimeError, ValueError) as error:
-        raise BadSettings(
+        raise SettingsError(
             f"process {rank} of {ranks} cannot meet the others at {place} ({_reason(error)}): it takes a "
             f"GPU of its own for each process, or --device cpu, and a free port"
         ) from error

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from secondcast.models.student.student import Student
-from secondcast.storage_schemas.errors import BadStudent
+from secondcast.storage_schemas.errors import StudentError
 
 
 def shard(student: Student, device: torch.device, ranks: int) -> Student:
@@ -21,7 +21,7 @@ def shard(student: Student, device: torch.device, ranks: int) -> Student:
     names = {name for module in student.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     layers = [module for module in student.modules() if type(module).__name__ in names]
     if not layers:
-        raise BadStudent(
+        raise StudentError(
             f"--shard-student divides a student layer by layer, and a {type(student).__name__} names none of its "
             f"layers: leave the flag out"
         )

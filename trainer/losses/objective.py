@@ -43,12 +43,12 @@ class Objective:
         loss = vision_loss(backbone, student_BTD, batch, huber=stage.huber, weights_K=weights_K)
         if batch.encoder_hidden_states_BTD is not None:
             term = embedding_loss(student_BTD, batch.encoder_hidden_states_BTD)
-            loss = loss + stage.embedding_term * term
+            loss = loss + stage.embedding_loss_weight * term
         return loss
 
     def weights(self, stage: Stage, source: int, device: torch.device) -> torch.Tensor | None:
         """weights_K of a stage on a cache; see step_weights."""
-        return weights_on(stage.step_weights, tuple(self.sigmas[source]), device)
+        return weights_on(stage.timestep_weighting, tuple(self.sigmas[source]), device)
 
     @contextmanager
     def conditions_checked_at_the_end(self) -> Iterator[None]:

@@ -6,16 +6,16 @@ from itertools import groupby
 
 import torch
 
-from secondcast.storage_schemas.errors import BadTeacher
+from secondcast.storage_schemas.errors import TeacherError
 from secondcast.storage_schemas.schema.manifest import Quantization
-from secondcast.trainer.data.feed import Feed
+from secondcast.trainer.data.feed import ReplayDataset
 from secondcast.trainer.data.order import Row
-from secondcast.trainer.distributed.processes import ALONE, Processes
+from secondcast.trainer.distributed.processes import ALONE, Distributed
 from secondcast.trainer.losses.objective import Objective
 from secondcast.trainer.losses.vision import replay, row_errors
 
 # A validation loss below so many floors is said to have come as low as it can.
-_NEAR_FLOOR = 1.1
+_NEAR_REPLAY_ERROR = 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +42,11 @@ class Errors:
 @torch.no_grad()
 def validation_loss(
     objective: Objective,
-    feed: Feed,
+    feed: ReplayDataset,
     embed: Callable[[torch.Tensor], torch.Tensor],
     *,
     rows: int,
-    processes: Processes = ALONE,
+    processes: Distributed = ALONE,
 ) -> Errors:
     """Loss on `rows` records of a feed, spread evenly: vision if there is a backbone, else of embeddings.
 
@@ -66,7 +66,7 @@ def validation_loss(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Floor:
+class ReplayError:
     """The loss of a perfect student here: mean squared error, by step, and norm of the error per norm of velocity."""
 
     error: float
@@ -75,7 +75,7 @@ class Floor:
 
     def reached_text(self, loss: float) -> str | None:
         """What a validation loss near the floor means; None for one above it, and where replay is exact."""
-        if self.error == 0 or loss >= _NEAR_FLOOR * self.error:
+        if self.error == 0 or loss >= _NEAR_REPLAY_ERROR * self.error:
             return None
         return (
             f"validation loss {loss:.4g} has reached the replay floor {self.error:.4g}: what is left is what "
@@ -84,14 +84,14 @@ class Floor:
 
 
 @torch.no_grad()
-def replay_floor(
+def replay_error(
     objective: Objective,
-    feed: Feed,
+    feed: ReplayDataset,
     sources: Sequence[int] | None = None,
     *,
     rows: int,
-    processes: Processes = ALONE,
-) -> Floor:
+    processes: Distributed = ALONE,
+) -> ReplayError:
     """Replay `rows` records of a feed (or of some of its sources), spread evenly, with the teacher's own embeddings."""
 
     def measure(part: Sequence[Row]) -> torch.Tensor:
@@ -105,10 +105,10 @@ def replay_floor(
     parts = _parts(objective, feed, validation_rows(feed, rows, sources), processes)
     means, sums, norms = _measured(measure, parts, processes)
     errors = Errors(rows=[row for part in parts for row in part], values=means)
-    return Floor(error=errors.mean, by_step=errors.means_by_step, relative=(sum(sums) / sum(norms)) ** 0.5)
+    return ReplayError(error=errors.mean, by_step=errors.means_by_step, relative=(sum(sums) / sum(norms)) ** 0.5)
 
 
-def _parts(objective: Objective, feed: Feed, rows: Sequence[Row], processes: Processes) -> list[list[Row]]:
+def _parts(objective: Objective, feed: ReplayDataset, rows: Sequence[Row], processes: Distributed) -> list[list[Row]]:
     # What goes through the networks at once is what training was given memory for.
     settings = objective.settings
     replays = bool(objective.backbones) and settings.replays
@@ -121,7 +121,7 @@ def _parts(objective: Objective, feed: Feed, rows: Sequence[Row], processes: Pro
 
 
 def _measured(
-    measure: Callable[[Sequence[Row]], torch.Tensor], parts: Sequence[Sequence[Row]], processes: Processes
+    measure: Callable[[Sequence[Row]], torch.Tensor], parts: Sequence[Sequence[Row]], processes: Distributed
 ) -> list[list[float]]:
     """The columns of what `measure` says of each row; every process measures some of the parts and gets all."""
     found: dict[int, torch.Tensor] = {}
@@ -135,7 +135,7 @@ def _measured(
     return [summed[column::width] for column in range(width)]
 
 
-def validation_rows(feed: Feed, wanted: int, sources: Sequence[int] | None = None) -> list[Row]:
+def validation_rows(feed: ReplayDataset, wanted: int, sources: Sequence[int] | None = None) -> list[Row]:
     """(position, k) of `wanted` records of a feed, spread over its trajectories and their steps; a cache's together.
 
     sources: of these alone.
@@ -157,13 +157,13 @@ def spread_rows(count: int, steps: int, wanted: int) -> list[Row]:
 
 
 # Law 3: above this part of the velocity's norm, the replay of the teacher's own embedding means a wrong backbone.
-LARGEST_FLOOR = 0.03
+LARGEST_REPLAY_ERROR = 0.03
 # The embedded teacher, whose small matrices suffer most from rounding, is off by 14 % in NF4, the coarsest kind: twice
 # that is no rounding any more. A backbone that has nothing to do with the recorded one is off by 100 % and more.
 LARGEST_BIAS = 0.3
 
 
-def floor_text(floor: Floor, recorded: Quantization, here: Quantization) -> str:
+def replay_error_text(floor: ReplayError, recorded: Quantization, here: Quantization) -> str:
     """The line that tells the floor; recorded, here: the kinds of the cache's backbone and of this run's."""
     how = ""
     if here == recorded != "none":
@@ -176,29 +176,29 @@ def floor_text(floor: Floor, recorded: Quantization, here: Quantization) -> str:
     )
 
 
-def check_floor(floor: Floor, recorded: Quantization, here: Quantization) -> None:
-    """Raise BadTeacher for a floor that the weights do not explain."""
+def check_replay_error(floor: ReplayError, recorded: Quantization, here: Quantization) -> None:
+    """Raise TeacherError for a floor that the weights do not explain."""
     quantized = here not in ("none", recorded)
-    limit = LARGEST_BIAS if quantized else LARGEST_FLOOR
+    limit = LARGEST_BIAS if quantized else LARGEST_REPLAY_ERROR
     # Not a number is above it too.
     if floor.relative <= limit:
         return
     found = f"the cached embeddings replay with an error of {100 * floor.relative:.1f} % of the velocity's norm"
     if here == "none" != recorded:
-        raise BadTeacher(
+        raise TeacherError(
             f"{found}, expected at most {100 * limit:.0f} %: the cache was built with --quantize {recorded}, this run "
             f"has the exact weights; give --quantize {recorded}, or --accept-floor"
         )
     more = f" with {here} weights" if quantized else ""
-    raise BadTeacher(
+    raise TeacherError(
         f"{found}, expected at most {100 * limit:.0f} %{more}: other weights, another dtype or a faulty device; check "
         f"--backbone, or give --accept-floor"
     )
 
 
-def bias_text(floor: Floor, recorded: Quantization, here: Quantization) -> str | None:
+def bias_text(floor: ReplayError, recorded: Quantization, here: Quantization) -> str | None:
     """What a floor says that comes of quantized weights, where it is above what others may have; else None."""
-    if here in ("none", recorded) or floor.relative <= LARGEST_FLOOR:
+    if here in ("none", recorded) or floor.relative <= LARGEST_REPLAY_ERROR:
         return None
     off = f"{here} weights put the prediction off by {100 * floor.relative:.1f} % of the velocity's norm"
     exact = f", --quantize {recorded} trains without" if recorded != "none" else ""

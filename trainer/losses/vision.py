@@ -51,7 +51,7 @@ def row_errors(backbone: FluxBackbone, embedding_BTD: torch.Tensor, batch: Batch
     return differences(found_BSC, batch.velocity_BSC, None).flatten(1).mean(1)
 
 
-def step_weights(name: StepWeights, sigmas: Sequence[float]) -> torch.Tensor | None:
+def timestep_weighting(name: StepWeights, sigmas: Sequence[float]) -> torch.Tensor | None:
     """Weight of step k, [K] fp32 with mean 1; None for uniform, where every step counts alike as in the paper.
 
     sigma: sigma_k, more for the noisy steps, in which the composition is decided. interval: sigma_k - sigma_{k+1},
@@ -68,5 +68,5 @@ def step_weights(name: StepWeights, sigmas: Sequence[float]) -> torch.Tensor | N
 def weights_on(name: StepWeights, sigmas: tuple[float, ...], device: torch.device) -> torch.Tensor | None:
     """See step_weights; on a device."""
     # Copied once: a copy from memory that is not pinned waits for the device.
-    weights_K = step_weights(name, sigmas)
+    weights_K = timestep_weighting(name, sigmas)
     return None if weights_K is None else weights_K.to(device)

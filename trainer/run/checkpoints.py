@@ -34,10 +34,10 @@ from secondcast.models.student.student import (
 from secondcast.models.weights.checked_loading import read_tensors
 from secondcast.models.weights.files import CheckpointSource, StoredTensor, read_header
 from secondcast.models.weights.mismatch import Shape, compared
-from secondcast.storage_schemas.errors import BadRun, BadStudent
+from secondcast.storage_schemas.errors import RunError, StudentError
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.io.digests import digest, xxh3_128_of_parts
-from secondcast.trainer.distributed.processes import ALONE, Processes
+from secondcast.trainer.distributed.processes import ALONE, Distributed
 from secondcast.trainer.distributed.sharding import held_as, load_tensors, whole_tensors
 
 _CHUNK_BYTES = 2**24
@@ -58,14 +58,14 @@ def save_checkpoint(
     say: Callable[[str], None],
     *,
     averaged: Student | None,
-    processes: Processes = ALONE,
+    processes: Distributed = ALONE,
     shell: Student | None = None,
 ) -> Path:
     """Write RUN/checkpoint-<step>, whole or not at all; `step` steps are done. All processes call it, one writes.
 
     What has that name and is no checkpoint of the run gets another one, and `say` a line about it.
     averaged: the student to validate and export, where that is not the one in training. shell: where processes share
-    one student, an undivided one of the process that writes. BadRun if it cannot be written.
+    one student, an undivided one of the process that writes. RunError if it cannot be written.
     """
     keep = processes.is_first
     tensors = {_OPTIMIZER_FILE: whole_tensors(_optimizer_tensors(student, optimizer), keep=keep)}
@@ -78,7 +78,7 @@ def save_checkpoint(
             shell.load_state_dict(whole, strict=False)
             judged = shell
     final = run / checkpoint_name(step)
-    processes.from_first(lambda: _write(final, judged, tokenizer, tensors, {"step": step, **state}, say))
+    processes.broadcast_from_rank0(lambda: _write(final, judged, tokenizer, tensors, {"step": step, **state}, say))
     return final
 
 
@@ -107,7 +107,7 @@ def _write(
         durable.sync(final.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise BadRun(
+        raise RunError(
             f"{final} cannot be written ({_reason(error)}): the checkpoints before it are whole; make room (or mend "
             f"that) and give the same command again, it goes on from the last of them"
         ) from error
@@ -159,7 +159,7 @@ def load_checkpoint(
     say: Callable[[str], None],
     *,
     averaged: Student | None,
-    processes: Processes = ALONE,
+    processes: Distributed = ALONE,
 ) -> tuple[Path, dict[str, Any]] | None:
     """Restore all from the newest checkpoint that is whole; its folder and state, or None if there is none.
 
@@ -172,7 +172,7 @@ def load_checkpoint(
         saved = _newest_whole(run, say, averaged=averaged is not None)
         return saved.folder.name if saved is not None else None
 
-    name = processes.from_first(name_of_newest)
+    name = processes.broadcast_from_rank0(name_of_newest)
     if name is None:
         return None
     saved = saved or _read(run / name, averaged=averaged is not None)
@@ -202,19 +202,19 @@ def _newest_whole(run: Path, say: Callable[[str], None], *, averaged: bool) -> _
         return saved
     if problems:
         others = "" if len(problems) == 1 else f", and none of the {len(problems) - 1} before it"
-        raise BadRun(
+        raise RunError(
             f"{problems[0]}{others}: a run does not begin again over its checkpoints; take one of them from a backup, "
             f"or give a new run folder"
         )
     return None
 
 
-class _DamagedCheckpoint(BadRun):
+class _DamagedCheckpoint(RunError):
     """A file of a checkpoint is missing, or not the bytes that were written."""
 
 
 def _read(folder: Path, *, averaged: bool) -> _Saved:
-    """A whole checkpoint; _DamagedCheckpoint, or BadRun where the system does not let it be read."""
+    """A whole checkpoint; _DamagedCheckpoint, or RunError where the system does not let it be read."""
     try:
         state: dict[str, Any] = json.loads((folder / STATE_FILE).read_bytes())
         _check_state(state)
@@ -223,7 +223,7 @@ def _read(folder: Path, *, averaged: bool) -> _Saved:
         shapes = {name: tuple(parameter.shape) for name, parameter in student.named_parameters()}
         judged, moments = student.state_dict(), _read_moments(folder / _OPTIMIZER_FILE, shapes)
         trained = _tensors(folder / _TRAINED_FILE, shapes, "the student in training") if averaged else judged
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError, BadStudent, BadRun) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError, StudentError, RunError) as error:
         refused = error if isinstance(error, OSError) else error.__cause__
         if isinstance(refused, OSError) and not isinstance(refused, _NOT_THERE):
             raise _refused(folder, refused) from error
@@ -234,21 +234,21 @@ def _read(folder: Path, *, averaged: bool) -> _Saved:
 _NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
-def _refused(folder: Path, error: OSError) -> BadRun:
+def _refused(folder: Path, error: OSError) -> RunError:
     where, why = error.filename or folder, error.strerror or str(error)
     if isinstance(error, PermissionError):
-        return BadRun(
+        return RunError(
             f"{where} cannot be read ({why}): the checkpoint is not damaged, and nothing was changed; make its files "
             f"readable for this user and give the same command again"
         )
-    return BadRun(
+    return RunError(
         f"{where} cannot be read ({why}): its disk fails, and nothing was changed; give the same command again when "
         f"the disk can be read, or take {folder.name} from a backup"
     )
 
 
 def _read_moments(file: Path, shapes: Mapping[str, Shape]) -> dict[str, torch.Tensor]:
-    """The optimizer's tensors; BadRun unless each parameter that has some has all of them, in its shape."""
+    """The optimizer's tensors; RunError unless each parameter that has some has all of them, in its shape."""
     entries = [name.partition("/") for name, _ in read_header(file, _source(file))]
     keys, trained = dict.fromkeys(key for key, _, _ in entries), {name for _, _, name in entries}
     expected = {
@@ -265,14 +265,14 @@ def _tensors(file: Path, expected: Mapping[str, Shape], kind: str) -> dict[str, 
 
 
 def _source(file: Path) -> CheckpointSource:
-    return CheckpointSource(where=file.name, error=BadRun, again="it is damaged")
+    return CheckpointSource(where=file.name, error=RunError, again="it is damaged")
 
 
 def _check_same_student(saved: _Saved, student: Student) -> None:
     held = {name: tuple(tensor.shape) for name, tensor in student.state_dict().items()}
     tensors = {name: StoredTensor(shape=tuple(tensor.shape), dtype="F32") for name, tensor in saved.judged.items()}
     if mismatch := compared("the student to be trained", held, tensors):
-        source = CheckpointSource(where=str(saved.folder), error=BadRun, again="")
+        source = CheckpointSource(where=str(saved.folder), error=RunError, again="")
         raise mismatch.error(source, fix="give the --student that the run began with, or a new run folder")
 
 
@@ -285,7 +285,7 @@ def restore_best(newest: Path, say: Callable[[str], None]) -> None:
     """Have best.json name the best checkpoint up to the newest, by their states: a kill or damage may have lost it."""
     try:
         noted = best_checkpoint(newest.parent)
-    except BadStudent as error:
+    except StudentError as error:
         noted = None
         say(f"{error}; until there is a new best one, no checkpoint is deleted")
     for folder in reversed(_up_to(newest)):
@@ -300,7 +300,7 @@ def forget_old(newest: Path, keep: int) -> None:
     """Delete all checkpoints of a run but the last `keep`, up to the newest, and the best."""
     try:
         best = best_checkpoint(newest.parent)
-    except BadStudent:
+    except StudentError:
         # Any of them may be the best.
         return
     # Later ones are what could not be read when the run went on: they are written anew, and count for nothing.
@@ -325,18 +325,18 @@ def _checksum(path: Path) -> str:
 
 def _check_state(state: Any) -> None:
     if not isinstance(state, dict):
-        raise BadRun(f"{STATE_FILE} is not an object")
+        raise RunError(f"{STATE_FILE} is not an object")
     rest = {key: value for key, value in state.items() if key != "digest"}
     if "digest" in state and (found := digest(rest)) != state["digest"]:
-        raise BadRun(f"{STATE_FILE} has digest {found}, expected {state['digest']}")
+        raise RunError(f"{STATE_FILE} has digest {found}, expected {state['digest']}")
 
 
 def _check_files(folder: Path, state: dict[str, Any]) -> None:
     if not state.get("files"):
-        raise BadRun(f"{STATE_FILE} lists no checksums")
+        raise RunError(f"{STATE_FILE} lists no checksums")
     for name, expected in state["files"].items():
         if (found := _checksum(folder / name)) != expected:
-            raise BadRun(f"{name} has checksum {found}, expected {expected}")
+            raise RunError(f"{name} has checksum {found}, expected {expected}")
 
 
 def _reason(error: Exception) -> str:

@@ -28,7 +28,7 @@ from secondcast.models.student.student import (
 )
 from secondcast.models.student.student_network import SecondcastStudent
 from secondcast.models.student.tokens import TOKENIZER_CONFIG, portable
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.io import durable
 from secondcast.trainer.run.model_card import FACTS_FILE, ExportFacts, Form, card_of, facts_of
 
@@ -42,7 +42,7 @@ def export(path: Path, out: Path, *, to: Form = "diffusers") -> list[str]:
     """Write a student whole or not at all; remarks on what will not work where it goes.
 
     path: a run folder (its best checkpoint) or an export. out: a new folder; for `comfyui` a new .safetensors file.
-    Raises BadStudent for what is no student, BadSettings for an `out` that is taken or cannot be written, and for a
+    Raises StudentError for what is no student, SettingsError for an `out` that is taken or cannot be written, and for a
     form that does not hold this kind of student.
     """
     out = out.resolve()
@@ -68,7 +68,7 @@ def _unjudged_remarks(path: Path, source: Path) -> list[str]:
 
 def _check_is_held(student: Student, path: Path, to: Form) -> None:
     if isinstance(student, EncoderStudent) and to != "diffusers":
-        raise BadSettings(
+        raise SettingsError(
             f"{path} is a student of {student.config.encoder_config['model_type']!r} with a tokenizer of its own, --to "
             f"{to} holds T5 students that read the teacher's tokens: give --to diffusers"
         )
@@ -77,14 +77,14 @@ def _check_is_held(student: Student, path: Path, to: Form) -> None:
 def _check_is_free(out: Path, to: Form) -> None:
     if to == "comfyui":
         if out.suffix != _COMFYUI_ENDING:
-            raise BadSettings(
+            raise SettingsError(
                 f"{out} ends with {out.suffix!r}, expected {_COMFYUI_ENDING!r}: --to comfyui writes one file; give "
                 f"OUT a name such as {out.stem}{_COMFYUI_ENDING}"
             )
         if out.exists():
-            raise BadSettings(f"{out} exists: give a new file for the export")
+            raise SettingsError(f"{out} exists: give a new file for the export")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadSettings(f"{out} exists and is not empty: give a new folder for the export")
+        raise SettingsError(f"{out} exists and is not empty: give a new folder for the export")
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def _staged(out: Path) -> Iterator[Path]:
         durable.sync(out.parent)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise BadSettings(f"{out} cannot be written ({reason}): give another OUT") from error
+        raise SettingsError(f"{out} cannot be written ({reason}): give another OUT") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         with suppress(OSError):

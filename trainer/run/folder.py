@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from secondcast.models.student.folder import BEST_FILE, best_checkpoint, checkpoints
-from secondcast.storage_schemas.errors import BadRun, BadStudent
+from secondcast.storage_schemas.errors import RunError, StudentError
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.io.digests import digest
 from secondcast.storage_schemas.schema.manifest import first_problem
@@ -20,11 +20,11 @@ _LOCK_FILE = "lock"
 FREE = ("keep", "floor", "checkpoint_every", "checkpoint_minutes", "checkpoint_blocks", "resident_blocks")
 
 
-def begun_run(run: Path, wanted: RunConfig) -> RunConfig | None:
-    """How a run was begun that has a checkpoint, None for a new one; BadRun, saying what differs, for another run."""
+def find_run(run: Path, wanted: RunConfig) -> RunConfig | None:
+    """How a run was begun that has a checkpoint, None for a new one; RunError, saying what differs, for another run."""
     file = run / CONFIG_FILE
     if run.exists() and not run.is_dir():
-        raise BadRun(f"{run} is a file, expected a new folder or the folder of this run: give another one")
+        raise RunError(f"{run} is a file, expected a new folder or the folder of this run: give another one")
     if file.is_file():
         found = _read(file)
         # Without a checkpoint there is nothing to go on with: other settings begin it anew.
@@ -34,7 +34,7 @@ def begun_run(run: Path, wanted: RunConfig) -> RunConfig | None:
         _check_same_run(found, wanted, run)
         return found
     if run.is_dir() and any(not _is_left_over(path) and path.name != _LOCK_FILE for path in run.iterdir()):
-        raise BadRun(f"{run} holds other files and no {CONFIG_FILE}: it is not a run; give a new folder")
+        raise RunError(f"{run} holds other files and no {CONFIG_FILE}: it is not a run; give a new folder")
     return None
 
 
@@ -43,7 +43,7 @@ def recorded_settings(run: Path) -> TrainSettings | None:
     return _read(run / CONFIG_FILE).settings if (run / CONFIG_FILE).is_file() and checkpoints(run) else None
 
 
-def begin_run(run: Path, config: RunConfig) -> None:
+def create_run(run: Path, config: RunConfig) -> None:
     """Write down what a run is, or what it is now that it has no checkpoint yet; inside `held`."""
     for leftover in run.iterdir():
         if _is_left_over(leftover):
@@ -61,16 +61,16 @@ def _is_left_over(path: Path) -> bool:
 
 
 def _check_lost_none(run: Path) -> None:
-    """Raise BadRun where a run without checkpoints has noted that it had one."""
+    """Raise RunError where a run without checkpoints has noted that it had one."""
     try:
         best = best_checkpoint(run)
-    except BadStudent as error:
-        raise BadRun(
+    except StudentError as error:
+        raise RunError(
             f"{run} has no checkpoint and a {BEST_FILE} that cannot be read: its checkpoints are lost, and a run does "
             f"not begin again over them; put them back, or give a new run folder"
         ) from error
     if best is not None:
-        raise BadRun(
+        raise RunError(
             f"{run} has no checkpoint, but {BEST_FILE} names {best[0].name}: its checkpoints are lost, and a run does "
             f"not begin again over them; put them back, or give a new run folder"
         )
@@ -80,11 +80,11 @@ def _read(file: Path) -> RunConfig:
     try:
         return RunConfig.model_validate_json(file.read_bytes())
     except OSError as error:
-        raise BadRun(
+        raise RunError(
             f"{file} cannot be read ({error.strerror}): nothing was changed; make it readable for this user"
         ) from error
     except ValidationError as error:
-        raise BadRun(
+        raise RunError(
             f"{file} cannot be read ({first_problem(error)}): damaged, or of another version of this program; give a "
             f"new run folder"
         ) from error
@@ -95,7 +95,7 @@ def _check_same_run(found: RunConfig, wanted: RunConfig, run: Path) -> None:
     was, now = _flat(found), _flat(wanted)
     for key in [*was, *(key for key in now if key not in was)]:
         if was.get(key) != now.get(key) and key not in FREE:
-            raise BadRun(
+            raise RunError(
                 f"{run} was begun with {key.replace('_', '-')} = {was.get(key)}, you asked for {now.get(key)}: the "
                 f"weights depend on it; give the flags of the first time, or another folder"
             )
@@ -106,7 +106,7 @@ def _check_same_names(found: RunConfig, wanted: RunConfig, run: Path) -> None:
     for other, now in wanted.caches.items():
         name = next((name for name, was in lost.items() if was.sampling_digest == now.sampling_digest), None)
         if other not in found.caches and name is not None:
-            raise BadRun(
+            raise RunError(
                 f"{run} was begun with a cache named {name!r}, which {other!r} may be: the order of training goes by "
                 f"the names; give --cache {name}={now.location}"
             )
@@ -124,7 +124,7 @@ def _flat(config: RunConfig) -> dict[str, Any]:
 
 @contextmanager
 def held(run: Path) -> Iterator[None]:
-    """Make a run folder and be the one who trains in it; BadRun where another process does.
+    """Make a run folder and be the one who trains in it; RunError where another process does.
 
     A lock of the machine's own disk.
     """
@@ -133,7 +133,7 @@ def held(run: Path) -> Iterator[None]:
         try:
             durable.lock(file, run, wait=False)
         except BlockingIOError as error:
-            raise BadRun(
+            raise RunError(
                 f"another process trains in {run}: two would write over each other's checkpoints; wait for it, or give "
                 f"another folder"
             ) from error

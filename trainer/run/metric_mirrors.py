@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from secondcast.storage_schemas.errors import BadSettings, MissingExtra
+from secondcast.storage_schemas.errors import MissingExtraError, SettingsError
 from secondcast.storage_schemas.io import durable
 
 MirrorName = Literal["tensorboard", "wandb"]
@@ -39,7 +39,7 @@ class TensorBoard:
     """Event files in RUN/tensorboard."""
 
     def __init__(self, run: Path) -> None:
-        """MissingExtra without tensorboard."""
+        """MissingExtraError without tensorboard."""
         try:
             import tensorboard  # noqa: F401
         except ImportError as error:
@@ -78,7 +78,7 @@ class Wandb:
     """
 
     def __init__(self, run: Path) -> None:
-        """MissingExtra without wandb."""
+        """MissingExtraError without wandb."""
         try:
             import wandb  # noqa: F401
         except ImportError as error:
@@ -126,15 +126,15 @@ class Wandb:
         return file.read_text().strip()
 
 
-def _missing(name: MirrorName) -> MissingExtra:
-    return MissingExtra(f"--log-to {name} was given and {name} is not installed: pip install 'secondcast[{name}]'")
+def _missing(name: MirrorName) -> MissingExtraError:
+    return MissingExtraError(f"--log-to {name} was given and {name} is not installed: pip install 'secondcast[{name}]'")
 
 
 MIRRORS: dict[MirrorName, Callable[[Path], Mirror]] = {"tensorboard": TensorBoard, "wandb": Wandb}
 
 
 def mirror_names(given: Sequence[str]) -> list[MirrorName]:
-    """Names of mirrors, each once; BadSettings for an unknown one."""
+    """Names of mirrors, each once; SettingsError for an unknown one."""
     if unknown := [name for name in given if name not in MIRRORS]:
-        raise BadSettings(f"--log-to is {unknown[0]!r}, expected {' or '.join(MIRRORS)}")
+        raise SettingsError(f"--log-to is {unknown[0]!r}, expected {' or '.join(MIRRORS)}")
     return [name for name in MIRRORS if name in given]

@@ -18,7 +18,7 @@ class Metrics:
     """The metrics of a run. The file is what counts: an error of a mirror is said once, and that mirror is off."""
 
     def __init__(self, run: Path, *, mirrors: Sequence[MirrorName] = (), say: Callable[[str], None]) -> None:
-        """Writes nothing yet. MissingExtra where a mirror's package is not installed."""
+        """Writes nothing yet. MissingExtraError where a mirror's package is not installed."""
         self._run, self._say = run, say
         self._mirrors: dict[str, Mirror] = {name: MIRRORS[name](run) for name in mirrors}
 

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from secondcast.models.student.folder import best_checkpoint
-from secondcast.storage_schemas.errors import BadStudent
+from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.schema.manifest import Record
 from secondcast.trainer.loss_kinds import LOSSES
 from secondcast.trainer.run.folder import CONFIG_FILE
@@ -38,7 +38,7 @@ class ExportFacts(Record):
     settings: dict[str, Any]
     checkpoint: str
     validation_loss: float | None
-    replay_floor: float | None
+    replay_error: float | None
     created_by: str
     recorded: RecordedWith | None = None
 
@@ -46,7 +46,7 @@ class ExportFacts(Record):
 def facts_of(path: Path, student: Path) -> ExportFacts | None:
     """The facts of a run folder or of an export; None for a student without any.
 
-    student: the folder of it whose student is exported. Raises BadStudent for a file that cannot be read.
+    student: the folder of it whose student is exported. Raises StudentError for a file that cannot be read.
     """
     try:
         if student != path:
@@ -56,7 +56,7 @@ def facts_of(path: Path, student: Path) -> ExportFacts | None:
     except (OSError, ValueError) as error:
         problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[0]
         file = path / (CONFIG_FILE if student != path else FACTS_FILE)
-        raise BadStudent(f"{file} cannot be read ({problem}): export from another copy of {path}") from error
+        raise StudentError(f"{file} cannot be read ({problem}): export from another copy of {path}") from error
     return None
 
 
@@ -76,7 +76,7 @@ def _facts_of_run(run: Path, checkpoint: str) -> ExportFacts:
         settings=config.settings.json_value(),
         checkpoint=checkpoint,
         validation_loss=_best_loss(run, checkpoint) if not losses else losses[-1],
-        replay_floor=floors[-1] if floors else None,
+        replay_error=floors[-1] if floors else None,
         created_by=f"secondcast {version('secondcast')}",
         recorded=config.recorded,
     )
@@ -95,7 +95,7 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def _best_loss(run: Path, checkpoint: str) -> float | None:
-    with suppress(BadStudent):
+    with suppress(StudentError):
         best = best_checkpoint(run)
         return best[1] if best is not None and best[0].name == checkpoint else None
     return None
@@ -217,7 +217,7 @@ def _recipe(facts: ExportFacts | None) -> str:
         return "Not recorded: this student was not exported from a run folder.\n"
     rows = {
         "validation loss at this checkpoint": _loss_text(facts.validation_loss),
-        "replay floor (loss of a perfect student)": _loss_text(facts.replay_floor),
+        "replay floor (loss of a perfect student)": _loss_text(facts.replay_error),
         "checkpoint": facts.checkpoint,
         "teacher digest": f"`{facts.teacher_digest}`",
         "sampling digest": f"`{facts.sampling_digest}`",

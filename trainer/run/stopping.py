@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from secondcast.trainer.distributed.processes import Processes
+from secondcast.trainer.distributed.processes import Distributed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # torchrun hands on what a terminal has sent to its workers already: within this time it is the same request.
@@ -17,14 +17,14 @@ _SAME_REQUEST_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class StopRequest:
     """Of a process behind a step: to stop, and to keep a checkpoint."""
 
     stop: bool = False
     keep: bool = False
 
 
-class Stopping:
+class SignalHandler:
     """Whether this process was asked to stop after the step in hand."""
 
     def __init__(self) -> None:
@@ -67,15 +67,15 @@ class Stopping:
                     signal.signal(number, handler)
 
 
-class Pauses:
+class CheckpointTimer:
     """When a run stops, or keeps a checkpoint besides those of its settings: behind the same step in all processes.
 
     minutes: the longest that a run goes on without a checkpoint.
     """
 
-    def __init__(self, processes: Processes, *, minutes: float) -> None:
+    def __init__(self, processes: Distributed, *, minutes: float) -> None:
         self._processes, self._minutes = processes, minutes
-        self._stopping, self._agreed = Stopping(), Wish()
+        self._stopping, self._agreed = SignalHandler(), StopRequest()
         self.kept()
 
     @contextmanager
@@ -93,15 +93,15 @@ class Pauses:
         """Numbers of all processes, see Processes.gathered; what each process wishes travels with them."""
         own, stride = self._own, len(values) + 2
         told = self._processes.gathered([*values, own.stop, own.keep])
-        self._agreed = Wish(stop=any(told[stride - 2 :: stride]), keep=any(told[stride - 1 :: stride]))
+        self._agreed = StopRequest(stop=any(told[stride - 2 :: stride]), keep=any(told[stride - 1 :: stride]))
         return [value for place, value in enumerate(told) if place % stride < len(values)]
 
     @property
-    def wish(self) -> Wish:
+    def wish(self) -> StopRequest:
         """Behind a step; of several processes what they agreed on with its losses."""
         return self._agreed if self._processes.ranks > 1 else self._own
 
     @property
-    def _own(self) -> Wish:
+    def _own(self) -> StopRequest:
         overdue = time.monotonic() - self._kept_at > 60 * self._minutes
-        return Wish(stop=self._stopping.asked, keep=self._stopping.asked or overdue)
+        return StopRequest(stop=self._stopping.asked, keep=self._stopping.asked or overdue)

@@ -9,7 +9,7 @@ from secondcast import cli
 from secondcast.cache_builder.checks.pilot import PilotResult, run_pilot
 from secondcast.models.backbone import FluxBackbone
 from secondcast.models.teacher.folder import build_parts, find_teacher
-from secondcast.storage_schemas.errors import NotInCache
+from secondcast.storage_schemas.errors import NotInCacheError
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache, build_settings, data_files
@@ -80,7 +80,7 @@ def test_a_pilot_may_end_a_build_that_keeps_no_embeddings_but_not_follow_it(tmp_
     assert found.holds and (found.text.rows, found.text.planned_rows) == (6, 6) and found.text.stored_bytes > 0
     cache = Cache.open(tmp_path / "c")
     assert cache.finished and cache.records.rows("embeddings") == 0
-    with pytest.raises(NotInCache) as caught:
+    with pytest.raises(NotInCacheError) as caught:
         pilot(tmp_path / "c", dev_teacher, prompt_file, embeddings="none")
     assert str(caught.value) == (
         f"{tmp_path}/c has its first trajectories already and keeps no embeddings (--embeddings none): a pilot has "

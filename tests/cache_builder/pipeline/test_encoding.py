@@ -5,7 +5,7 @@ import pytest
 
 from secondcast.cache_builder import sample_stage
 from secondcast.cache_builder.pipeline.encoding import EncodingProcess
-from secondcast.storage_schemas.errors import DerivationMismatch, NonFinite, WorkerFailed
+from secondcast.storage_schemas.errors import DerivationMismatchError, NonFiniteError, WorkerFailedError
 from secondcast.storage_schemas.writer import CacheWriter
 from tests.cache_builder.building import build_cache, data_files
 from tests.storage_schemas.caches import some_arrays, some_manifest, some_prompts
@@ -26,14 +26,14 @@ def test_the_files_and_the_errors_are_those_of_encoding_here(writer):
             assert process.encode(kind, shard, arrays) == writer.encode(kind, shard, arrays)
         broken = some_arrays(writer.manifest, first)
         broken["velocity"][0, 0] = np.nan
-        with pytest.raises(NonFinite) as there:
+        with pytest.raises(NonFiniteError) as there:
             process.encode("trajectories", first, broken)
-        with pytest.raises(NonFinite) as here:
+        with pytest.raises(NonFiniteError) as here:
             writer.encode("trajectories", first, broken)
         assert str(there.value) == str(here.value)
         broken = some_arrays(writer.manifest, first)
         broken["final_latent"][0] = 0
-        with pytest.raises(DerivationMismatch, match="trajectory 0 derived from noise and velocity ends"):
+        with pytest.raises(DerivationMismatchError, match="trajectory 0 derived from noise and velocity ends"):
             process.encode("trajectories", first, broken)
         # After an error it goes on.
         arrays = some_arrays(writer.manifest, first)
@@ -45,7 +45,7 @@ def test_a_process_that_was_killed_is_named(writer):
     shard = writer.missing("trajectories")[0]
     with EncodingProcess(writer) as process:
         process._process.kill()
-        with pytest.raises(WorkerFailed) as caught:
+        with pytest.raises(WorkerFailedError) as caught:
             process.encode("trajectories", shard, some_arrays(writer.manifest, shard))
     assert str(caught.value) == (
         "the process that encodes shards ended with exit code -9 (out of host memory?): what was committed stays; give "

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from secondcast.cache_builder.pipeline.background_writer import BackgroundWriter
-from secondcast.storage_schemas.errors import NonFinite
+from secondcast.storage_schemas.errors import NonFiniteError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.layout import ShardRange
 from secondcast.storage_schemas.writer import CacheWriter
@@ -95,7 +95,7 @@ def test_after_a_shard_that_failed_nothing_is_committed_and_its_error_is_raised(
     shards = writer.missing("trajectories")
     with (
         pytest.raises(
-            NonFinite, match=r"velocity of \w+-0000 \('prompt number 4'\) is not finite: nothing of its shard"
+            NonFiniteError, match=r"velocity of \w+-0000 \('prompt number 4'\) is not finite: nothing of its shard"
         ),
         BackgroundWriter(writer, in_flight=3) as background,
     ):
@@ -114,7 +114,7 @@ def test_a_failure_is_raised_by_the_next_check_not_at_the_end(tmp_path):
     background = BackgroundWriter(writer)
     hand_over(background, writer, writer.missing("trajectories")[0], broken=True)
     background._executor.shutdown()
-    with pytest.raises(NonFinite, match="is not finite"):
+    with pytest.raises(NonFiniteError, match="is not finite"):
         background.check()
 
 

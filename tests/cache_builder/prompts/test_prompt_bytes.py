@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secondcast.cache_builder.prompts.bytes import decoded, lines_of, read_source
-from secondcast.storage_schemas.errors import BadPrompts
+from secondcast.storage_schemas.errors import PromptsError
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -51,7 +51,7 @@ def test_lines_end_with_lf_crlf_or_cr_and_nothing_else(lines, end, closed):
     ],
 )
 def test_other_bytes_are_refused_with_the_line(data, message):
-    with pytest.raises(BadPrompts, match=message):
+    with pytest.raises(PromptsError, match=message):
         decoded(data, "p")
 
 
@@ -68,7 +68,7 @@ def test_a_dash_is_stdin(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\nb\n")))
     assert read_source("-") == b"a\nb\n"
     monkeypatch.setattr(sys, "stdin", None)
-    with pytest.raises(BadPrompts, match=r"^- is stdin, and this process has none: give a file$"):
+    with pytest.raises(PromptsError, match=r"^- is stdin, and this process has none: give a file$"):
         read_source("-")
 
 
@@ -84,5 +84,5 @@ def test_a_dash_is_stdin(monkeypatch):
     ],
 )
 def test_what_is_no_file_is_refused_in_one_line(path, message):
-    with pytest.raises(BadPrompts, match=message):
+    with pytest.raises(PromptsError, match=message):
         read_source(path)

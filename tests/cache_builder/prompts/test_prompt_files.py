@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secondcast.cache_builder.prompts.files import SourcedText, read_prompts
-from secondcast.storage_schemas.errors import BadPrompts
+from secondcast.storage_schemas.errors import PromptsError
 
 
 def texts(*sources, limit=None):
@@ -116,7 +116,7 @@ def test_too_many_source_names_in_the_lines_are_refused_and_one_name_for_all_is_
     file = tmp_path / "p.jsonl"
     file.write_text("".join(json.dumps({"text": f"a {i}", "source": f"s{i}"}) + "\n" for i in range(1001)))
     with pytest.raises(
-        BadPrompts, match=r"p.jsonl has 1001 different source names in its lines, at most 1000 .*:name="
+        PromptsError, match=r"p.jsonl has 1001 different source names in its lines, at most 1000 .*:name="
     ):
         read_prompts([file], limit=None)
     assert read_prompts([f"{file}:name=mine"], limit=None).texts[1000].sources == ("mine",)

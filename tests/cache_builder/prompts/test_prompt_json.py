@@ -5,7 +5,7 @@ import json
 import pytest
 
 from secondcast.cache_builder.prompts.json_rows import is_json, json_rows
-from secondcast.storage_schemas.errors import BadPrompts
+from secondcast.storage_schemas.errors import PromptsError
 
 
 def found(text, column=None):
@@ -83,5 +83,5 @@ def test_json_is_known_by_what_it_holds(text, known):
     ],
 )
 def test_other_json_is_refused_with_file_line_and_column(text, message):
-    with pytest.raises(BadPrompts, match=message):
+    with pytest.raises(PromptsError, match=message):
         found(text)

@@ -35,7 +35,9 @@ def record(tmp_path_factory, dev_teacher):
     sources = (f"{folder}/animals.txt", f"{folder}/colours.txt:repeat=3", f"{folder}/signs.txt:repeat=2")
 
     def run(name, progress=None, **flags):
-        settings = BuildSettings.from_flags(prompts=sources, replicas=2, steps=4, shard_size=3, batch_size=2, **flags)
+        settings = BuildSettings.from_flags(
+            prompts=sources, samples_per_prompt=2, steps=4, shard_size=3, batch_size=2, **flags
+        )
         teacher = find_teacher(str(dev_teacher), BUILD_PARTS)
         return build(str(folder / name), settings, teacher, CPU, progress or Silent())
 
@@ -54,19 +56,19 @@ def test_the_announced_number_of_trajectories_is_in_the_cache(whole):
     cache, result, messages = whole
     assert messages[0] == "5 distinct prompts, 20 trajectories (0 empty and 1 repeated lines skipped)"
     assert result.trajectories == len(cache) == cache.planned == 20 and cache.finished
-    replicas: dict[str, set[int]] = {}
+    samples_per_prompt: dict[str, set[int]] = {}
     for i in range(len(cache)):
         trajectory = cache.trajectory(int(cache.indices()[i]))
-        replicas.setdefault(cache.prompts[trajectory.prompt].text, set()).add(trajectory.replica)
-    assert replicas == {
+        samples_per_prompt.setdefault(cache.prompts[trajectory.prompt].text, set()).add(trajectory.sample_index)
+    assert samples_per_prompt == {
         "a dog": set(range(6)), "a red car": set(range(6)), "a sign": set(range(4)),
         "a cat": {0, 1}, "a cow": {0, 1},
     }  # fmt: skip
 
 
 def test_there_is_a_generation_for_each_number_of_replicas(whole):
-    generations = whole[0].manifest.prompts.generations
-    assert [(g.first_prompt, g.prompts, g.first_replica, g.replicas) for g in generations] == [
+    segments = whole[0].manifest.prompts.segments
+    assert [(g.first_prompt, g.prompts, g.first_sample, g.samples_per_prompt) for g in segments] == [
         (0, 2, 0, 6),
         (2, 1, 0, 4),
         (3, 2, 0, 2),
@@ -87,7 +89,7 @@ def test_interrupted_in_any_generation_and_resumed_it_is_byte_identical(record, 
 
 def test_a_trajectory_is_the_one_that_a_build_without_repeats_records(record, whole, dev_teacher):
     settings = BuildSettings.from_flags(
-        prompts=(record.folder / "signs.txt",), steps=4, shard_size=1, batch_size=2, replicas=2
+        prompts=(record.folder / "signs.txt",), steps=4, shard_size=1, batch_size=2, samples_per_prompt=2
     )
     build(str(record.folder / "plain"), settings, find_teacher(str(dev_teacher), BUILD_PARTS),
           CPU, Silent())  # fmt: skip
@@ -115,7 +117,7 @@ def test_equal_repeats_are_told_as_before_and_are_one_generation(record, dev_tea
     assert heard.messages[0].startswith(
         "2 distinct prompts x 2 replicas = 4 trajectories (0 empty and 0 repeated lines skipped; read no further than"
     )
-    assert len(Cache.open(record.folder / "equal").manifest.prompts.generations) == 1
+    assert len(Cache.open(record.folder / "equal").manifest.prompts.segments) == 1
 
 
 def test_prompts_that_are_cut_are_counted_and_the_longest_shown_with_its_tokens(tmp_path, dev_teacher):

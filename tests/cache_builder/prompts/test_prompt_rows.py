@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from secondcast.cache_builder.prompts.files import read_prompts
 from secondcast.cache_builder.prompts.rows import plain_rows
-from secondcast.storage_schemas.errors import BadPrompts
+from secondcast.storage_schemas.errors import PromptsError
 from secondcast.storage_schemas.schema.prompts import identity_form, prompt_id
 
 
@@ -55,14 +55,14 @@ def test_a_parquet_file_is_known_by_its_mark_where_it_has_no_ending(tmp_path):
 
 @pytest.mark.parametrize("header", ["prompt", "Caption", "prompt;category", "id\ttext", '"id","prompt"', "a|PROMPT"])
 def test_the_header_of_a_table_never_becomes_a_prompt(tmp_path, header):
-    with pytest.raises(BadPrompts, match=r"p.txt line 1 is .*, the header of a table: add :column=\w+ to read that"):
+    with pytest.raises(PromptsError, match=r"p.txt line 1 is .*, the header of a table: add :column=\w+ to read that"):
         found(tmp_path, "p.txt", f"{header}\na{header[0]}b\n")
     assert len(found(tmp_path, "p.txt", f"\n{header}\nb\n")) == 2
 
 
 def test_a_column_makes_a_table_of_any_file(tmp_path):
     assert found(tmp_path, "p.txt", "id;prompt\n1;a red car\n", ":column=prompt") == [("a red car", ("p",))]
-    with pytest.raises(BadPrompts, match=r"p.txt line 1 has no column 'text': found a red car$"):
+    with pytest.raises(PromptsError, match=r"p.txt line 1 has no column 'text': found a red car$"):
         found(tmp_path, "p.txt", "a red car\n", ":column=text")
 
 
@@ -72,7 +72,7 @@ def test_a_column_makes_a_table_of_any_file(tmp_path):
 )
 def test_a_column_that_is_not_there_lists_those_that_are(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(BadPrompts, match=rf"{name} (line|item) 1 has no column 'c': found a, b"):
+    with pytest.raises(PromptsError, match=rf"{name} (line|item) 1 has no column 'c': found a, b"):
         read_prompts([f"{tmp_path / name}:column=c"], limit=None)
 
 
@@ -91,7 +91,7 @@ def test_control_characters_inside_a_prompt_are_kept(tmp_path):
 @pytest.mark.parametrize("key", ["name=x", "limit=2", "repeat=2"])
 def test_keys_of_builds_are_refused_where_no_build_is_made(tmp_path, key):
     (tmp_path / "p.txt").write_text("a\nb\na\n")
-    with pytest.raises(BadPrompts, match=rf"^{tmp_path}/p.txt:{key}: name=, limit= and repeat= are for builds"):
+    with pytest.raises(PromptsError, match=rf"^{tmp_path}/p.txt:{key}: name=, limit= and repeat= are for builds"):
         plain_rows(f"{tmp_path}/p.txt:{key}")
     assert [row.text for row in plain_rows(str(tmp_path / "p.txt"))] == ["a", "b", "a"]
 
@@ -115,7 +115,7 @@ def read_back(name, text, encoding):
         file.write_bytes(text if encoding is None else text.encode(encoding))
         try:
             return [text.text for text in read_prompts([file], limit=None).texts]
-        except BadPrompts as error:
+        except PromptsError as error:
             assert re.match(rf"{re.escape(str(file))} line \d+", str(error)) and "\n" not in str(error), str(error)
             return None
 

@@ -3,7 +3,7 @@
 import pytest
 
 from secondcast.cache_builder.prompts.separated import header_of_a_table, separated_rows
-from secondcast.storage_schemas.errors import BadPrompts
+from secondcast.storage_schemas.errors import PromptsError
 
 
 def texts(text, *, ending=".csv", column=None):
@@ -65,7 +65,9 @@ def test_quotes_are_quoting_where_the_file_shows_that_it_quotes(table):
 
 
 def test_quotes_that_can_be_read_both_ways_are_refused_with_the_line():
-    with pytest.raises(BadPrompts, match=r"^p line 3 begins a row unless the quotes before it hold a text of several"):
+    with pytest.raises(
+        PromptsError, match=r"^p line 3 begins a row unless the quotes before it hold a text of several"
+    ):
         texts('prompt\n"a\nb"\n', ending=".tsv")
 
 
@@ -94,7 +96,7 @@ def test_quotes_that_can_be_read_both_ways_are_refused_with_the_line():
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_line(table, column, message):
-    with pytest.raises(BadPrompts, match=message):
+    with pytest.raises(PromptsError, match=message):
         texts(table, column=column)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from secondcast.cache_builder.prompts.sources import KEYS, PromptSource
 from secondcast.cache_builder.settings import BuildSettings
-from secondcast.storage_schemas.errors import BadPrompts, BadSettings
+from secondcast.storage_schemas.errors import PromptsError, SettingsError
 
 WORDS = st.text(st.characters(exclude_characters=":=/.", exclude_categories=["C", "Z"]), min_size=1, max_size=8)
 
@@ -39,7 +39,7 @@ def test_what_is_written_is_what_is_read(path, name, limit, repeat):
 def test_any_text_is_a_source_or_one_line(text):
     try:
         source = PromptSource.of(text)
-    except BadPrompts as error:
+    except PromptsError as error:
         assert text in str(error) or repr(text) in str(error) or "hf:NAME" in str(error)
     else:
         assert source.path and text.startswith(source.path)
@@ -83,7 +83,7 @@ def test_a_source_is_named_by_its_file_or_data_set_and_a_pipe_always_the_same(te
     ],
 )
 def test_wrong_keys_are_refused_in_one_line(text, message):
-    with pytest.raises(BadPrompts, match=message) as error:
+    with pytest.raises(PromptsError, match=message) as error:
         PromptSource.of(text)
     assert "\n" not in str(error.value)
 
@@ -95,7 +95,7 @@ def test_settings_take_strings_paths_and_sources():
         PromptSource(path="b.txt"),
         PromptSource(path="c.txt", repeat=2),
     )
-    with pytest.raises(BadPrompts, match="limit=x, expected a whole number"):
+    with pytest.raises(PromptsError, match="limit=x, expected a whole number"):
         BuildSettings.from_flags(prompts=("a.txt:limit=x",))
-    with pytest.raises(BadSettings, match="--prompts"):
+    with pytest.raises(SettingsError, match="--prompts"):
         BuildSettings.from_flags(prompts=())

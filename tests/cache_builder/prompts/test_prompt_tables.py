@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict
 from pyarrow import parquet
 
 from secondcast.cache_builder.prompts.files import read_prompts
-from secondcast.storage_schemas.errors import BadPrompts
+from secondcast.storage_schemas.errors import PromptsError
 
 ROOT = Path(__file__).resolve().parents[3]
 TABLE = {"id": [1, 2, 3], "caption": ["a red car", None, "a dog"]}
@@ -39,7 +39,9 @@ def test_a_column_is_found_in_any_case_and_one_that_was_cut_wrongly_is_refused(t
     assert found(tmp_path / "laion.parquet")[0] == found(f"{tmp_path}/laion.parquet:column=text")[0] == ["a red car"]
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables/train.csv").write_text("prompt;kind\na red car;colour\n")
-    with pytest.raises(BadPrompts, match=r"tables has the columns prompt;kind and none of prompt, text, caption: name"):
+    with pytest.raises(
+        PromptsError, match=r"tables has the columns prompt;kind and none of prompt, text, caption: name"
+    ):
         found(f"hf:{tmp_path}/tables")
 
 
@@ -50,11 +52,11 @@ def test_a_saved_data_set_is_read_with_or_without_splits(tmp_path):
         tmp_path / "splits"
     )
     assert found(f"hf:{tmp_path}/splits:split=test:name=mine") == (["z"], {"mine"}, 0)
-    with pytest.raises(BadPrompts, match=r"splits has the splits train, test: name one by :split=NAME"):
+    with pytest.raises(PromptsError, match=r"splits has the splits train, test: name one by :split=NAME"):
         found(f"hf:{tmp_path}/splits")
-    with pytest.raises(BadPrompts, match=r"splits has no split 'val': found train, test"):
+    with pytest.raises(PromptsError, match=r"splits has no split 'val': found train, test"):
         found(f"hf:{tmp_path}/splits:split=val")
-    with pytest.raises(BadPrompts, match=r"plain has no split 'val': it has none at all"):
+    with pytest.raises(PromptsError, match=r"plain has no split 'val': it has none at all"):
         found(f"hf:{tmp_path}/plain:split=val")
 
 
@@ -70,7 +72,9 @@ def test_a_folder_of_data_files_is_a_data_set(tmp_path):
 def test_no_code_of_a_data_set_is_run(tmp_path):
     (tmp_path / "evil").mkdir()
     (tmp_path / "evil/evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    with pytest.raises(BadPrompts, match=r"evil cannot be loaded \(\w+: .*\): expected what save_to_disk wrote, or a"):
+    with pytest.raises(
+        PromptsError, match=r"evil cannot be loaded \(\w+: .*\): expected what save_to_disk wrote, or a"
+    ):
         found(f"hf:{tmp_path}/evil")
     assert not (tmp_path / "ran").exists()
 
@@ -78,12 +82,14 @@ def test_no_code_of_a_data_set_is_run(tmp_path):
 def test_wrong_columns_and_damage_are_named(tmp_path):
     file = tmp_path / "a.parquet"
     parquet.write_table(pa.table(TABLE), file)
-    with pytest.raises(BadPrompts, match=r"a.parquet has no column 'text': found id, caption"):
+    with pytest.raises(PromptsError, match=r"a.parquet has no column 'text': found id, caption"):
         found(f"{file}:column=text")
-    with pytest.raises(BadPrompts, match=r"a.parquet row 1, column 'id', is int, expected text"):
+    with pytest.raises(PromptsError, match=r"a.parquet row 1, column 'id', is int, expected text"):
         found(f"{file}:column=id")
     file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(BadPrompts, match=r"a.parquet cannot be read as Parquet \(.*\): expected a whole file") as error:
+    with pytest.raises(
+        PromptsError, match=r"a.parquet cannot be read as Parquet \(.*\): expected a whole file"
+    ) as error:
         found(file)
     assert "\n" not in str(error.value)
 

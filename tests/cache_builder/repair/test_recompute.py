@@ -12,7 +12,7 @@ from secondcast import cli
 from secondcast.cache_builder.repair import recompute as module
 from secondcast.cache_builder.repair.recompute import changes, recompute
 from secondcast.models.teacher.folder import build_parts, find_teacher
-from secondcast.storage_schemas.errors import NotInCache, SettingsDiffer
+from secondcast.storage_schemas.errors import NotInCacheError, SettingsMismatchError
 from secondcast.storage_schemas.io.folders import open_folder
 from secondcast.storage_schemas.maintenance.convert import convert
 from secondcast.storage_schemas.progress import Silent
@@ -43,7 +43,7 @@ def caches(tmp_path_factory, dev_teacher, prompts):
     """Seven prompts, two replicas, shards of five, batches of two: the last of a shard is of one."""
     folder = tmp_path_factory.mktemp("caches")
     for name, flags in CASES.items():
-        build_cache(folder / name, dev_teacher, prompts, replicas=2, shard_size=5, steps=3, **flags)
+        build_cache(folder / name, dev_teacher, prompts, samples_per_prompt=2, shard_size=5, steps=3, **flags)
     return folder
 
 
@@ -102,7 +102,7 @@ def test_other_weights_of_clip_are_refused(tmp_path, caches, dev_teacher):
     name = next(name for name in sorted(tensors) if name.endswith("final_layer_norm.weight"))
     save_file(tensors | {name: tensors[name] * 2}, file)
     with pytest.raises(
-        SettingsDiffer, match=r"with teacher\.weights\.text_encoder/model\.safetensors = .* give the tea"
+        SettingsMismatchError, match=r"with teacher\.weights\.text_encoder/model\.safetensors = .* give the tea"
     ):
         recomputed(caches / "clip", tmp_path / "t")
     assert all(m.bit_equal for m in recomputed(caches / "zarr", tmp_path / "t", count=2))
@@ -203,11 +203,13 @@ def test_a_converted_cache_gives_its_bits_and_says_that_it_is_a_copy(tmp_path, c
 
 
 def test_another_teacher_and_an_empty_cache_are_refused(tmp_path, caches, dev_teacher, schnell_teacher, prompts):
-    with pytest.raises(SettingsDiffer, match=r"zarr was recorded with teacher\.\S+ = .*, this teacher has "):
+    with pytest.raises(SettingsMismatchError, match=r"zarr was recorded with teacher\.\S+ = .*, this teacher has "):
         recomputed(caches / "zarr", schnell_teacher)
     with pytest.raises(KeyboardInterrupt):
         build_cache(tmp_path / "c", dev_teacher, prompts, progress=StopIn("text", 1))
-    with pytest.raises(NotInCache, match=rf"{tmp_path}/c holds no trajectory to recompute yet: give the build command"):
+    with pytest.raises(
+        NotInCacheError, match=rf"{tmp_path}/c holds no trajectory to recompute yet: give the build command"
+    ):
         recomputed(tmp_path / "c", dev_teacher)
 
 

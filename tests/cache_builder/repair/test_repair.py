@@ -12,8 +12,8 @@ from secondcast import cli
 from secondcast.cache_builder.repair.rebuild import rebuild
 from secondcast.models.backbone import FluxBackbone
 from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
-from secondcast.storage_schemas.errors import DamagedCache, SettingsDiffer
-from secondcast.storage_schemas.maintenance.repair import mend
+from secondcast.storage_schemas.errors import DamagedCacheError, SettingsMismatchError
+from secondcast.storage_schemas.maintenance.repair import repair_cache
 from secondcast.storage_schemas.maintenance.verify import verify
 from secondcast.storage_schemas.progress import Silent, counted
 from secondcast.storage_schemas.reader import Cache
@@ -88,7 +88,7 @@ def test_a_lost_record_comes_back_from_the_index_or_by_the_build_command(
 ):
     before = contents(cache)
     (cache / "commits/trajectories-000001.json").unlink()
-    assert mend(cache, None, Silent()).left == () and contents(cache) == before
+    assert repair_cache(cache, None, Silent()).left == () and contents(cache) == before
 
     # Without the index too, this is a cache that is not finished: what has no record does not exist.
     lost = ["trajectories-000001", *(["embeddings-000001"] if embeddings == "stored" else [])]
@@ -109,7 +109,7 @@ def test_another_teacher_is_refused_by_the_field(cache, schnell_teacher, form):
     flip(cache / SHARDS[form]["trajectories"])
     damaged = contents(cache)
     with pytest.raises(
-        SettingsDiffer, match=r"c was recorded with teacher\.\S+ = .*, this teacher has .*: every recorded"
+        SettingsMismatchError, match=r"c was recorded with teacher\.\S+ = .*, this teacher has .*: every recorded"
     ):
         rebuilt(cache, schnell_teacher)
     assert contents(cache) == damaged
@@ -125,12 +125,12 @@ def test_other_bytes_are_refused_and_taken_only_where_that_was_accepted(cache, d
         rf"{cache}: trajectories shard 1 comes out with other bytes than were recorded \(batch_size 2 -> 3\): nothing "
         rf"was written; rebuild on the machine that made it, take it from a copy with --from, or give --accept-other"
     )
-    with pytest.raises(DamagedCache, match=says):
+    with pytest.raises(DamagedCacheError, match=says):
         rebuilt(cache, dev_teacher, batch_size=3)
     assert contents(cache) == damaged
-    with pytest.raises(DamagedCache, match=r"than were recorded \(the same settings\): nothing was written"):
+    with pytest.raises(DamagedCacheError, match=r"than were recorded \(the same settings\): nothing was written"):
         rebuilt(cache, dev_teacher)
-    assert rebuilt(cache, dev_teacher, batch_size=3, accept_other_bytes=True) == [("trajectories", 1)]
+    assert rebuilt(cache, dev_teacher, batch_size=3, allow_mismatch=True) == [("trajectories", 1)]
     assert verify(cache, Silent()).problems == ()
     opened = Cache.open(cache)
     assert opened.finished and opened.records["trajectories", 1].provenance["batch_size"] == 3

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from secondcast.cache_builder.build import Share, open_writer, result_of
+from secondcast.cache_builder.build import WorkerConfig, open_writer, result_of
 from secondcast.cache_builder.workers import local as local_workers
 from secondcast.cache_builder.workers.job import Job
 from secondcast.cache_builder.workers.local import devices_of, run_local_workers
 from secondcast.models.teacher.folder import build_parts, find_teacher
-from secondcast.storage_schemas.errors import WorkerFailed
+from secondcast.storage_schemas.errors import WorkerFailedError
 from secondcast.storage_schemas.maintenance.verify import verify
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
@@ -53,7 +53,7 @@ def prepare(path: Path, teacher: Path, prompts: Path):
         location=str(path),
         teacher=str(teacher),
         teacher_path=str(teacher),
-        share=Share(batch_size=2, wait_seconds=60),
+        share=WorkerConfig(batch_size=2, wait_seconds=60),
         threads=1,
     )
     return writer, job
@@ -87,7 +87,7 @@ def test_killed_and_resumed_with_other_workers_the_bytes_are_those_of_one(
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "__init__.py").write_text("raise SystemExit('not ours')")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(WorkerFailed) as caught:
+    with pytest.raises(WorkerFailedError) as caught:
         run_local_workers(writer, job, ["cpu"] * 2, notes := Notes())
     ended.set()
     killer.join()

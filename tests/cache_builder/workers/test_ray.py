@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from secondcast.cache_builder.build import Share, result_of
+from secondcast.cache_builder.build import WorkerConfig, result_of
 from secondcast.cache_builder.workers import ray as ray_workers
 from secondcast.cache_builder.workers.ray import run_on_ray
-from secondcast.commands.build.crew import Crew
-from secondcast.storage_schemas.errors import BadSettings, WorkerFailed
+from secondcast.commands.build.crew import BuildLauncher
+from secondcast.storage_schemas.errors import SettingsError, WorkerFailedError
 from secondcast.storage_schemas.maintenance.verify import verify
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.schema.commits import committed_shards
@@ -85,12 +85,12 @@ def test_a_worker_killed_in_mid_build_comes_again_and_the_bytes_are_those_of_one
 @pytest.mark.slow
 def test_one_failing_shard_dismisses_nobody_and_the_error_is_said_in_its_own_words(tmp_path, dev_teacher, many_prompts):
     writer, job = prepare(tmp_path / "c", dev_teacher, many_prompts)
-    build_cache(tmp_path / "c", dev_teacher, many_prompts, share=Share(stage="text", batch_size=2), **LONG)
+    build_cache(tmp_path / "c", dev_teacher, many_prompts, share=WorkerConfig(stage="text", batch_size=2), **LONG)
     numbers = {shard.shard for shard in writer.missing("trajectories")}
     damaged = next(path for path in sorted((tmp_path / "c/embeddings.zarr").rglob("c/**/*")) if path.is_file())
     damaged.write_bytes(damaged.read_bytes()[:-1])
     notes = Counting()
-    with pytest.raises(WorkerFailed) as caught:
+    with pytest.raises(WorkerFailedError) as caught:
         run_on_ray("local", writer, job, device="cpu", workers=2, progress=notes)
     left = numbers - committed_shards(writer.folder, "trajectories")
     # The run with the damaged embedding, of at most two shards; all the others are there.
@@ -139,7 +139,7 @@ def test_workers_wait_for_gpus_and_never_compute_on_a_cpu_in_their_place(tmp_pat
     try:
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(ray_workers, "_PLACE_SECONDS", 0.5)
-            with pytest.raises(WorkerFailed) as caught:
+            with pytest.raises(WorkerFailedError) as caught:
                 run_on_ray(cluster.address, writer, job, device="cuda", workers=1, progress=notes)
     finally:
         cluster.shutdown()
@@ -165,12 +165,12 @@ def test_workers_wait_for_gpus_and_never_compute_on_a_cpu_in_their_place(tmp_pat
     ],
 )
 def test_flags_that_do_not_go_with_ray_are_refused(flags, message):
-    with pytest.raises(BadSettings) as caught:
-        Crew.from_flags(**{key: value for key, value in flags.items() if key != "device"}).own_device(
+    with pytest.raises(SettingsError) as caught:
+        BuildLauncher.from_flags(**{key: value for key, value in flags.items() if key != "device"}).own_device(
             flags.get("device", "cpu")
         )
     assert str(caught.value) == message
 
 
 def test_who_builds_on_ray_needs_no_gpu_itself():
-    assert str(Crew(ray="auto").own_device("cuda")) == "cpu"
+    assert str(BuildLauncher(ray="auto").own_device("cuda")) == "cpu"

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from secondcast.cache_builder.workers.ray_cluster import Room, connected, read_runtime_env
-from secondcast.storage_schemas.errors import BadSettings, MissingExtra
+from secondcast.storage_schemas.errors import MissingExtraError, SettingsError
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
@@ -31,13 +31,13 @@ def test_a_worker_asks_for_what_it_needs_and_not_for_what_is_there(resources, de
 
 
 def test_a_cluster_without_gpus_is_used_on_cpus_only_when_told_so():
-    with pytest.raises(BadSettings) as caught:
+    with pytest.raises(SettingsError) as caught:
         Room.of(NONE, "auto", "auto", None)
     assert str(caught.value) == (
         "--ray auto: the cluster has no GPU at this moment (6 CPUs): give --device cuda to wait until it has one, or "
         "--device cpu to build on CPUs"
     )
-    with pytest.raises(BadSettings, match=r"^--ray local: .* moment \(6 CPUs\): give --device cpu to build on CPUs$"):
+    with pytest.raises(SettingsError, match=r"^--ray local: .* moment \(6 CPUs\): give --device cpu to build on CPUs$"):
         Room.of(NONE, "local", "auto", None)
 
 
@@ -50,7 +50,7 @@ def test_a_cluster_without_gpus_is_used_on_cpus_only_when_told_so():
     ],
 )
 def test_what_this_machine_can_never_place_is_refused_at_once(resources, device, threads, message):
-    with pytest.raises(BadSettings, match=f"^--ray local: .*{message}"):
+    with pytest.raises(SettingsError, match=f"^--ray local: .*{message}"):
         Room.of(resources, "local", device, threads)
 
 
@@ -67,11 +67,13 @@ def test_what_this_machine_can_never_place_is_refused_at_once(resources, device,
 def test_a_file_that_is_no_runtime_environment_is_refused_in_one_line(text, reason, tmp_path):
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(
-        BadSettings, match=rf"^--ray-runtime-env .*r.yaml is no runtime environment \({reason}"
+        SettingsError, match=rf"^--ray-runtime-env .*r.yaml is no runtime environment \({reason}"
     ) as caught:
         read_runtime_env(tmp_path / "r.yaml")
     assert "\n" not in str(caught.value)
-    with pytest.raises(BadSettings, match=r"none.yaml is no runtime environment \(No such file or directory\): give a"):
+    with pytest.raises(
+        SettingsError, match=r"none.yaml is no runtime environment \(No such file or directory\): give a"
+    ):
         read_runtime_env(tmp_path / "none.yaml")
 
 
@@ -88,7 +90,7 @@ def test_an_address_without_a_cluster_is_named_at_once():
         dead = f"127.0.0.1:{taken.getsockname()[1]}"
         for address, reason in ((dead, "Connection refused"), ("nowhere", "expected local, auto, host:port")):
             with (
-                pytest.raises(BadSettings, match=f"--ray {address}: no cluster answers there .*{reason}"),
+                pytest.raises(SettingsError, match=f"--ray {address}: no cluster answers there .*{reason}"),
                 connected(address, None),
             ):
                 pass
@@ -96,6 +98,6 @@ def test_an_address_without_a_cluster_is_named_at_once():
 
 def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtra) as caught, connected("local", None):
+    with pytest.raises(MissingExtraError) as caught, connected("local", None):
         pass
     assert str(caught.value) == "--ray was given and ray is not installed: pip install 'secondcast[ray]'"

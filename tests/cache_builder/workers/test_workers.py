@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secondcast.cache_builder.share import Launched, Worker, launched_worker
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.layout import Shards
 
 
@@ -19,7 +19,7 @@ def test_every_shard_has_exactly_one_worker(count, items, size):
 
 @pytest.mark.parametrize("text", ["", "3", "4/4", "-1/4", "a/b", "1/0", "1/2/3"])
 def test_a_worker_that_cannot_be_is_refused(text):
-    with pytest.raises(BadSettings, match=f"--worker is {text!r}, expected i/n with i from 0 to n - 1"):
+    with pytest.raises(SettingsError, match=f"--worker is {text!r}, expected i/n with i from 0 to n - 1"):
         Worker.parse(text)
 
 
@@ -46,5 +46,5 @@ def test_a_single_process_makes_every_shard(environment):
 
 
 def test_variables_that_make_no_sense_are_named():
-    with pytest.raises(BadSettings, match="RANK is '9' and WORLD_SIZE is '8' in the environment"):
+    with pytest.raises(SettingsError, match="RANK is '9' and WORLD_SIZE is '8' in the environment"):
         launched_worker(None, {"RANK": "9", "WORLD_SIZE": "8"})

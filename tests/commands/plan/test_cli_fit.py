@@ -9,7 +9,7 @@ import torch
 from secondcast.commands.train.fitting import stated_options
 from secondcast.models.cost.gpu_memory import CUDA_BYTES
 from secondcast.models.memory.options import size_bytes
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.cost.stage_cost import Costs, costs_of
 from secondcast.trainer.recipe import read_recipe
@@ -57,7 +57,7 @@ def test_sizes_are_read_in_the_units_that_they_name(text, expected):
 
 @pytest.mark.parametrize("text", ["16", "0GiB", "a lot", "-3GiB", "16TiB", ""])
 def test_another_size_is_refused(text):
-    with pytest.raises(BadSettings) as raised:
+    with pytest.raises(SettingsError) as raised:
         size_bytes(text)
     assert str(raised.value) == (
         f"--fit is {text!r}, expected a size such as 16GiB or 11.5GiB, or auto for what is free here"
@@ -65,13 +65,13 @@ def test_another_size_is_refused(text):
 
 
 def test_a_run_is_made_to_fit_and_says_by_what_and_why(tmp_path, words, costs, capsys):
-    least = costs.memory(asked(checkpoint_blocks=1)).total_bytes
+    least = costs.memory(asked(activation_checkpointing=1)).total_bytes
     room = least + 0.1 * (least - CUDA_BYTES)
     code, _, heard = secondcast(*words, "--fit", size(room), capsys=capsys)
     heard = " ".join(heard.split())
     assert code == 0 and re.search(r"to fit into 1\.0 GiB: --checkpoint-blocks \d+, 1\.0 GiB by calculation \(w", heard)
     every = recorded(tmp_path / "run")["checkpoint_blocks"]
-    assert every > 0 and costs.memory(asked(checkpoint_blocks=every)).total_bytes <= room
+    assert every > 0 and costs.memory(asked(activation_checkpointing=every)).total_bytes <= room
     # Given again with less memory than its parts of a batch need: those it keeps.
     code, _, heard = secondcast(*words, "--fit", "1MiB", capsys=capsys)
     last = heard.strip().splitlines()[-1]

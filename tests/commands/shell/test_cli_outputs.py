@@ -10,7 +10,7 @@ import pytest
 
 from secondcast.commands.shell import outputs
 from secondcast.commands.shell.outputs import RECORD_FILE, OutputFile, OutputFolder
-from secondcast.storage_schemas.errors import BadSettings, SettingsDiffer
+from secondcast.storage_schemas.errors import SettingsError, SettingsMismatchError
 from tests.commands.test_cli import secondcast
 
 PROMPTS = {
@@ -83,9 +83,9 @@ def test_a_folder_of_results_is_written_again_and_files_of_others_stay(tmp_path)
     (tmp_path / "a.md").write_bytes(b"edited")
     for name in ("a.md", "b.png"):
         message = f"^{tmp_path}/{name} exists and is not as `secondcast evaluate table` wrote it: move it away, or give"
-        with pytest.raises(BadSettings, match=message):
+        with pytest.raises(SettingsError, match=message):
             OutputFolder.open(tmp_path, "evaluate table", [name])
-        with pytest.raises(BadSettings, match=message):
+        with pytest.raises(SettingsError, match=message):
             again.write(name, b"lost")
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.name != RECORD_FILE} == {
         "notes.txt": b"mine", "a.md": b"edited", "b.png": b"mine",
@@ -118,12 +118,14 @@ def test_a_folder_of_results_killed_anywhere_is_taken_up_again(tmp_path, before,
 
 def test_a_folder_of_results_of_another_command_or_a_damaged_record_is_refused(tmp_path):
     OutputFolder.open(tmp_path, "demo", (), settings={"count": 64}, alone=True)
-    with pytest.raises(BadSettings, match=f"^{tmp_path} holds results of `secondcast demo`: give another folder$"):
+    with pytest.raises(SettingsError, match=f"^{tmp_path} holds results of `secondcast demo`: give another folder$"):
         OutputFolder.open(tmp_path, "evaluate table", ())
-    with pytest.raises(SettingsDiffer, match=f"^{tmp_path} was begun with count = 64, you asked for 65: give the f"):
+    with pytest.raises(
+        SettingsMismatchError, match=f"^{tmp_path} was begun with count = 64, you asked for 65: give the f"
+    ):
         OutputFolder.open(tmp_path, "demo", (), settings={"count": 65}, alone=True)
     (tmp_path / RECORD_FILE).write_text(json.dumps({"files": 3}))
-    with pytest.raises(BadSettings, match=rf"^{tmp_path}/{RECORD_FILE} cannot be read \(not what this"):
+    with pytest.raises(SettingsError, match=rf"^{tmp_path}/{RECORD_FILE} cannot be read \(not what this"):
         OutputFolder.open(tmp_path, "demo", (), alone=True)
     assert (tmp_path / RECORD_FILE).read_text() == '{"files": 3}'
 
@@ -132,7 +134,7 @@ def test_a_link_is_followed_and_not_replaced(tmp_path):
     (tmp_path / "link.txt").symlink_to(tmp_path / "real.txt")
     OutputFile.open(tmp_path / "link.txt").write(b"data")
     assert (tmp_path / "link.txt").is_symlink() and (tmp_path / "real.txt").read_bytes() == b"data"
-    with pytest.raises(BadSettings, match=f"^{tmp_path}/link.txt exists and would be lost: give another --out, or"):
+    with pytest.raises(SettingsError, match=f"^{tmp_path}/link.txt exists and would be lost: give another --out, or"):
         OutputFile.open(tmp_path / "link.txt")
 
 
@@ -151,6 +153,6 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
 def test_a_file_that_came_into_being_meanwhile_stays(tmp_path):
     file = OutputFile.open(tmp_path / "a.txt")
     (tmp_path / "a.txt").write_bytes(b"mine")
-    with pytest.raises(BadSettings, match=f"^{tmp_path}/a.txt came into being meanwhile, and stays: give another"):
+    with pytest.raises(SettingsError, match=f"^{tmp_path}/a.txt came into being meanwhile, and stays: give another"):
         file.write(b"data")
     assert (tmp_path / "a.txt").read_bytes() == b"mine"

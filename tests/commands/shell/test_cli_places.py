@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from secondcast import cli
 from secondcast.commands.shell.places import PLACES
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.io.home import expand_home
 from secondcast.trainer.recipe import read_recipe
 from tests.commands.test_cli import secondcast
@@ -114,7 +114,7 @@ def test_the_home_of_an_unknown_user_is_one_line(home, words, capsys):
 def test_only_a_tilde_at_the_beginning_of_a_path_is_expanded(text):
     try:
         found = expand_home(text)
-    except BadSettings as error:
+    except SettingsError as error:
         assert "~" in text and "\n" not in str(error).replace(text, "")
         return
     assert found == text or "~" in text

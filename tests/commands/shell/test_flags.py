@@ -11,7 +11,7 @@ from typer.models import OptionInfo
 
 from secondcast import cli
 from secondcast.commands.shell.flags import add_command
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.flags import Flags, Shown
 from tests.project.test_imports import MODULES
 
@@ -50,7 +50,7 @@ def test_a_config_model_is_made_of_the_options_that_were_given():
 
 
 def test_a_value_out_of_range_is_one_line_that_names_the_flag():
-    with pytest.raises(BadSettings, match=r"^--size: Input should be less than or equal to 9 \(found 10\)$"):
+    with pytest.raises(SettingsError, match=r"^--size: Input should be less than or equal to 9 \(found 10\)$"):
         run("--name", "x", "--size", "10")
 
 

@@ -370,12 +370,12 @@ def test_the_help_has_an_example(capsys):
 ASK = """
 import sys
 from secondcast.evaluation.image_metrics.weights import Weights
-from secondcast.storage_schemas.errors import MissingWeights
+from secondcast.storage_schemas.errors import MissingWeightsError
 for name in sys.argv[1].split():
     try:
         found = Weights.find(name, flag="--clip-model", model_type="clip")
         print(found.revision, *sorted(file.name for file in found.path.iterdir()))
-    except MissingWeights as error:
+    except MissingWeightsError as error:
         print(error)
 """
 

@@ -24,7 +24,7 @@ from secondcast.evaluation.image_metrics.recognisers import TrOcr
 from secondcast.evaluation.image_metrics.text_rendering import TextRendering
 from secondcast.evaluation.image_metrics.vqa import AttributeBinding
 from secondcast.evaluation.intervals import bootstrap
-from secondcast.storage_schemas.errors import BadPrompts, BadSettings
+from secondcast.storage_schemas.errors import PromptsError, SettingsError
 from secondcast.storage_schemas.progress import Silent
 from tests.evaluation.image_metrics.conftest import make_pictures
 
@@ -109,7 +109,7 @@ def test_fid_takes_pictures_of_several_sizes(clip, tmp_path):
 
 def test_fid_of_one_picture_is_refused(clip, pictures):
     one = read_pictures(pictures)[:1]
-    with pytest.raises(BadSettings, match="^fid of 1 picture against 1: expected at least two on each side$"):
+    with pytest.raises(SettingsError, match="^fid of 1 picture against 1: expected at least two on each side$"):
         Fid(ClipFeatures(str(clip), device=CPU), one, batch_size=1).score(one, Silent())
 
 
@@ -148,7 +148,9 @@ def test_vqa_leaves_out_pictures_whose_prompts_name_nothing(blip, pictures):
     metric, progress = AttributeBinding(str(blip), batch_size=4, device=CPU), Noted()
     assert metric.score([named, silent], progress)[0].count == 1
     assert progress.said == ["vqa: left out 1 picture, whose prompts have no phrases"]
-    with pytest.raises(BadPrompts, match="^vqa: no prompt of .*pictures names a thing: give --prompts JSONL with `phr"):
+    with pytest.raises(
+        PromptsError, match="^vqa: no prompt of .*pictures names a thing: give --prompts JSONL with `phr"
+    ):
         metric.score([silent], Silent())
 
 
@@ -166,7 +168,9 @@ def test_text_is_right_where_the_recogniser_reads_what_was_asked_for(trocr, pict
     right, exact = metric.score(found, progress)
     assert list(right.values) == ["000002.png"] and right.mean < 1 and exact.mean == 0
     assert progress.said == ["text: left out 3 pictures, whose prompts quote no text"]
-    with pytest.raises(BadPrompts, match="^text: no prompt of .*pictures quotes one such as 'open': give --prompts JS"):
+    with pytest.raises(
+        PromptsError, match="^text: no prompt of .*pictures quotes one such as 'open': give --prompts JS"
+    ):
         metric.score(found[:2], Silent())
 
 

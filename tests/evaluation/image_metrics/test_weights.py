@@ -7,7 +7,7 @@ import torch
 from transformers import BlipForQuestionAnswering, CLIPModel, VisionEncoderDecoderModel
 
 from secondcast.evaluation.image_metrics.weights import Weights
-from secondcast.storage_schemas.errors import MissingWeights
+from secondcast.storage_schemas.errors import MissingWeightsError
 from tests.models.weights.damaged_weights import DAMAGES, rewrite
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ def test_a_damaged_network_is_refused_in_one_line_that_names_what_is_wrong(name,
     kind, model_type, layers = NETWORKS[name]
     folder = shutil.copytree(request.getfixturevalue(name), tmp_path / name)
     wrong = DAMAGES[damage](folder, layers)
-    with pytest.raises(MissingWeights) as caught:
+    with pytest.raises(MissingWeightsError) as caught:
         Weights.find(str(folder), flag="--model", model_type=model_type).network(kind, device=CPU)
     said = str(caught.value)
     assert said.startswith(f"{folder} cannot be loaded: ") and "\n" not in said

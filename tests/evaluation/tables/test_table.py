@@ -21,7 +21,7 @@ from secondcast.models.student.student import new_student, save_student
 from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
 from secondcast.pocket import STUDENTS_FOLDER, TEACHER_FOLDER
 from secondcast.pocket.world import captions
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.prompts import is_held_out, prompt_id
 from tests.commands.test_cli import secondcast
 
@@ -108,26 +108,26 @@ def test_runs_are_grouped_by_their_names(tmp_path, monkeypatch):
     assert {name: [str(place) for place in places] for name, places in found.items()} == {
         "small": ["a/1", "a/2"], "run": ["b/run"], "x=y": ["x=y"], "large": ["c"],
     }  # fmt: skip
-    with pytest.raises(BadSettings) as raised:
+    with pytest.raises(SettingsError) as raised:
         grouped(["a/run", "b/run"])
     assert str(raised.value) == (
         "two runs are named 'run', a/run and b/run: name them, as in run-2=b/run, or both alike, if they are seeds of "
         "one student"
     )
-    with pytest.raises(BadSettings) as raised:
+    with pytest.raises(SettingsError) as raised:
         grouped(["small=a/1", "small=a/../a/1"])
     assert str(raised.value) == (
         "a/../a/1 is given twice as 'small': runs of one name are seeds of one student, and a run counted twice "
         "narrows the interval; give it once, or another run"
     )
     for text, name in (("a/teacher", "teacher"), ("floor=a", "floor")):
-        with pytest.raises(BadSettings) as raised:
+        with pytest.raises(SettingsError) as raised:
             grouped([text])
         place = text.removeprefix("floor=")
         assert str(raised.value) == (
             f"{text} would be named {name!r}, as a line of ours is: name it, as in student={place}"
         )
-    with pytest.raises(BadSettings, match=r"^'small=' names no run, expected \[NAME=\]RUN, as in small=my-run$"):
+    with pytest.raises(SettingsError, match=r"^'small=' names no run, expected \[NAME=\]RUN, as in small=my-run$"):
         grouped(["small="])
 
 
@@ -247,7 +247,7 @@ def test_what_cannot_be_tabled_is_one_line(words, message, capsys):
 
 def test_runs_of_one_name_are_of_one_size():
     check_one_size("tiny", [3, 3])
-    with pytest.raises(BadSettings) as raised:
+    with pytest.raises(SettingsError) as raised:
         check_one_size("tiny", [4, 3, 4])
     assert str(raised.value) == (
         "the runs named 'tiny' have 3 and 4 parameters: runs of one name are seeds of one student; give another name "

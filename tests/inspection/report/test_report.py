@@ -21,7 +21,7 @@ from secondcast.inspection.report.table import UNREADABLE, evenly, finite_rms
 from secondcast.models.student.student import load_student
 from secondcast.models.teacher.folder import DECODE_PARTS, find_teacher
 from secondcast.models.teacher.image_decoder import load_recorded_decoder
-from secondcast.storage_schemas.errors import BadSettings, BadTeacher, NotACache
+from secondcast.storage_schemas.errors import NotACacheError, SettingsError, TeacherError
 from secondcast.storage_schemas.progress import Silent, counted
 from secondcast.storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache
@@ -173,7 +173,7 @@ def test_what_is_no_file_of_the_cache_is_deleted_and_a_folder_that_is_no_cache_r
     (tmp_path / "c/some note.txt").write_text("mine")
     (problem,) = data_of(tmp_path / "c")["integrity"]["problems"]
     assert problem["mend"] == f"rm '{tmp_path}/c/some note.txt'"
-    with pytest.raises(NotACache, match=r"has no manifest.json: it is not a cache"):
+    with pytest.raises(NotACacheError, match=r"has no manifest.json: it is not a cache"):
         data_of(tmp_path)
 
 
@@ -210,7 +210,7 @@ def test_without_the_vae_there_are_no_strips_and_a_note_says_the_way_out(tmp_pat
     assert said(found).startswith("no film strips: ") and "report --teacher FOLDER` names a folder with vae/" in said(
         found
     )
-    with pytest.raises(BadTeacher, match="no-such-teacher"):
+    with pytest.raises(TeacherError, match="no-such-teacher"):
         data_of(tmp_path / "c", teacher=str(tmp_path / "no-such-teacher"))
 
 
@@ -256,10 +256,10 @@ def test_half_of_the_strips_are_the_harder_half_of_what_was_evaluated():
 
 def test_a_vae_of_another_teacher_and_a_sheet_too_wide_are_refused(recorded, tmp_path):
     other = make_teacher(tmp_path / "t", seed=2, in_channels=32)
-    with pytest.raises(BadTeacher, match=r"16 tokens of 32 channels into 16 x 16 pixels, the cache has 16 of 16"):
+    with pytest.raises(TeacherError, match=r"16 tokens of 32 channels into 16 x 16 pixels, the cache has 16 of 16"):
         data_of(recorded, teacher=str(other))
     sampling = Cache.open(recorded).manifest.sampling.model_copy(update={"height": 1024, "width": 512, "steps": 50})
-    with pytest.raises(BadSettings, match=r"51 frames of 512 pixels are 26112 pixels wide, WebP holds 16383: give "
+    with pytest.raises(SettingsError, match=r"51 frames of 512 pixels are 26112 pixels wide, WebP holds 16383: give "
                                           r"--side 321, or --frames 30"):  # fmt: skip
         check_sheet(sampling, side=512, frames=None)
     check_sheet(sampling, side=321, frames=None)
@@ -318,7 +318,7 @@ def test_students_are_evaluated_on_one_backbone_with_pictures_of_where_they_lead
     assert [keys[row] for row in first["rows"]] == [one.key for one in wanted.trajectories]
     assert np.array(first["errors"]) == pytest.approx(np.array(wanted.errors.error_fraction), rel=1e-3)
     assert np.array(first["floor"]).max() == 0 and first["steps"] == list(range(STEPS))
-    led = wanted.closed_loop.leaders["student"]
+    led = wanted.closed_loop.text_encoders["student"]
     assert first["closed"]["latent_fraction"] == pytest.approx(led.latent_fraction, rel=1e-3)
     assert [keys[row] for row in first["closed"]["rows"]] == [
         wanted.trajectories[place].key for place in wanted.closed_loop.trajectories
@@ -344,12 +344,12 @@ def test_what_does_not_fit_is_refused_before_files_are_read(recorded, student, t
 
     monkeypatch.setattr(report, "check_files", read)
     other = make_teacher(tmp_path / "t", seed=2)
-    with pytest.raises(BadTeacher, match=r"another model; give the recorded one with --backbone"):
+    with pytest.raises(TeacherError, match=r"another model; give the recorded one with --backbone"):
         data_of(recorded, students=[student], teacher=str(other))
 
 
 def test_a_recorded_evaluation_is_taken_as_it_is(recorded, student, dev_teacher, tmp_path):
-    scoring = CacheScoring(count=5, closed_loop=0, batch_size=ROWS, steps_of=(0, 2))
+    scoring = CacheScoring(count=5, closed_loop=0, batch_size=ROWS, timesteps=(0, 2))
     evaluation = evaluate_on_cache(
         student, Cache.open(recorded), replayed(dev_teacher), scoring, device=CPU, progress=Silent()
     )  # fmt: skip
@@ -361,12 +361,12 @@ def test_a_recorded_evaluation_is_taken_as_it_is(recorded, student, dev_teacher,
     assert np.array(one["errors"]) == pytest.approx(np.array(evaluation.errors.error_fraction), rel=1e-3)
     evaluation.model_copy(update={"sampling_digest": "0" * 32, "cache": "elsewhere"}).write(tmp_path / "o.json")
     own = Cache.open(recorded).manifest.digests()["sampling"][:12]
-    with pytest.raises(BadSettings, match=rf"o.json was evaluated on a cache with sampling 000000000000 \(elsewhere\), "
+    with pytest.raises(SettingsError, match=rf"o.json was evaluated on a cache with sampling 000000000000 \(elsewhere\), "
                                           rf".* has {own}: its numbers are of other trajectories"):  # fmt: skip
         data_of(recorded, evaluations=[tmp_path / "o.json"])
     others = tuple(one.model_copy(update={"key": f"other-{one.key}"}) for one in evaluation.trajectories)
     evaluation.model_copy(update={"trajectories": others}).write(tmp_path / "p.json")
-    with pytest.raises(BadSettings, match="has 5 trajectories of .*, none of which is in this cache"):
+    with pytest.raises(SettingsError, match="has 5 trajectories of .*, none of which is in this cache"):
         data_of(recorded, evaluations=[tmp_path / "p.json"], strips=0)
 
 

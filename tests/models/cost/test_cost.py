@@ -25,12 +25,12 @@ from secondcast.models.memory.meta_run import count_flops, peak_bytes, saved_byt
 from secondcast.models.memory.options import PLAIN, MemoryOptions
 from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
 from secondcast.models.teacher.planned import planned_teacher
-from secondcast.storage_schemas.errors import BadSettings, BadStudent, BadTeacher
+from secondcast.storage_schemas.errors import SettingsError, StudentError, TeacherError
 from secondcast.storage_schemas.schema.manifest import Manifest
 
 REAL_CONFIGS = Path(__file__).parents[2] / "cache_builder/flux_dev"
 T = 1e12
-CHECKPOINTED = MemoryOptions(checkpoint_blocks=1)
+CHECKPOINTED = MemoryOptions(activation_checkpointing=1)
 
 
 def outline(name: str | Path = "FLUX.1-dev", *, text_length: int | None = None, **flags) -> Manifest:
@@ -144,7 +144,7 @@ def test_a_student_may_be_a_config_file_and_must_know_the_tokens(tmp_path):
     by_file = student_cost(str(tmp_path / "config.json"), outline())
     assert by_file == student_cost(str(tmp_path), outline())
     (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
-    with pytest.raises(BadStudent, match=r"has a vocabulary of 100, the teacher's token ids go up to 32127"):
+    with pytest.raises(StudentError, match=r"has a vocabulary of 100, the teacher's token ids go up to 32127"):
         student_cost(str(tmp_path), outline())
 
 
@@ -159,7 +159,7 @@ def test_the_embedded_configurations_are_flux_devs_own():
 
 
 def test_an_unknown_teacher_is_one_line():
-    with pytest.raises(BadTeacher, match=r"no teacher 'a/b' to plan for: .* one of FLUX.1-dev, FLUX.1-schnell, .*"):
+    with pytest.raises(TeacherError, match=r"no teacher 'a/b' to plan for: .* one of FLUX.1-dev, FLUX.1-schnell, .*"):
         planned_teacher("a/b")
 
 
@@ -183,7 +183,7 @@ def test_a_card_has_many_names(name, card):
 
 def test_every_card_is_found_by_its_name_and_an_unknown_one_lists_them():
     assert [find_card(card.name) for card in CARDS] == list(CARDS)
-    with pytest.raises(BadSettings, match=r"--gpu 'voodoo' is not known, expected one of RTX 3060 12GB, .*B200; or"):
+    with pytest.raises(SettingsError, match=r"--gpu 'voodoo' is not known, expected one of RTX 3060 12GB, .*B200; or"):
         find_card("voodoo")
 
 

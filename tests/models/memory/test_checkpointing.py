@@ -11,7 +11,7 @@ from secondcast.cache_builder.new_manifest import outline_manifest
 from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.models.backbone import FluxBackbone
 from secondcast.models.cost.transformer import backbone_cost
-from secondcast.models.memory.checkpointing import checkpoint_blocks, checkpointed_blocks
+from secondcast.models.memory.checkpointing import activation_checkpointing, checkpointed_blocks
 from secondcast.models.memory.meta_run import saved_bytes
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
@@ -35,14 +35,14 @@ def blocks(backbone: FluxBackbone) -> list[torch.nn.Module]:
 @pytest.mark.parametrize("batch_rows", [None, 3])
 def test_output_and_gradient_keep_their_bits(wide, batch_rows, every, dtype):
     plain = load(wide, dtype, batch_rows=batch_rows)
-    checkpointed = load(wide, dtype, batch_rows=batch_rows, checkpoint_blocks=every)
+    checkpointed = load(wide, dtype, batch_rows=batch_rows, activation_checkpointing=every)
     for found, expected in zip(call(checkpointed, ASKED), call(plain, ASKED), strict=True):
         assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(("every", "again"), [(0, 0), (1, 5), (2, 3), (3, 2), (9, 1)])
 def test_so_many_blocks_are_computed_again(wide, every, again):
-    backbone, calls = load(wide, torch.float32, batch_rows=3, checkpoint_blocks=every), Counter[int]()
+    backbone, calls = load(wide, torch.float32, batch_rows=3, activation_checkpointing=every), Counter[int]()
     for number, block in enumerate(blocks(backbone)):
         block.register_forward_pre_hook(lambda module, inputs, number=number: calls.update([number]))
     call(backbone, ASKED)
@@ -68,7 +68,7 @@ def predict(backbone: FluxBackbone, *, gradient: bool = False, first: int = 0) -
 def test_a_backward_pass_after_another_forward_pass_reads_its_own_rows(wide):
     gradients = []
     for every in (0, 1):
-        backbone = load(wide, torch.float32, batch_rows=2, checkpoint_blocks=every)
+        backbone = load(wide, torch.float32, batch_rows=2, activation_checkpointing=every)
         text_BTD = torch.ones(2, 5, 24, requires_grad=True)
         timestep_B, guidance_B = torch.tensor([1.0, 0.25]), torch.tensor([2.0, 5.0])
         velocity_BSC = backbone.predict(
@@ -82,7 +82,7 @@ def test_a_backward_pass_after_another_forward_pass_reads_its_own_rows(wide):
 
 def test_less_is_kept_the_more_blocks_are_checkpointed(wide):
     def kept(every: int) -> int:
-        backbone = load(wide, torch.float32, batch_rows=2, checkpoint_blocks=every)
+        backbone = load(wide, torch.float32, batch_rows=2, activation_checkpointing=every)
         known = [*backbone.transformer.parameters(), *backbone.transformer.buffers()]
         return saved_bytes(lambda: predict(backbone, gradient=True), known)
 
@@ -107,8 +107,8 @@ def test_the_calculated_bytes_are_those_that_are_kept(dev_teacher):
     given = {name: value.to("meta") for name, value in arguments.items()}
     largest = max(cost.double_blocks.saved_bytes, cost.single_blocks.saved_bytes)
     for every in (1, 2, 3):
-        checkpoint_blocks(transformer, every)
+        activation_checkpointing(transformer, every)
         found = saved_bytes(lambda: transformer(**given, return_dict=False)[0], list(transformer.parameters()))
-        calculated = cost.training_bytes(MemoryOptions(checkpoint_blocks=every)) - largest
+        calculated = cost.training_bytes(MemoryOptions(activation_checkpointing=every)) - largest
         # Where plain and checkpointed blocks meet, they keep other tensors than among their like.
         assert found == calculated or (every > 1 and found == pytest.approx(calculated, rel=0.03))

@@ -11,10 +11,10 @@ from diffusers import FluxTransformer2DModel
 from secondcast.models.backbone import FluxBackbone
 from secondcast.models.geometry import geometry_of
 from secondcast.models.memory import compiling
-from secondcast.models.memory.checkpointing import checkpoint_blocks
+from secondcast.models.memory.checkpointing import activation_checkpointing
 from secondcast.models.memory.compiling import check_compiler, compile_blocks
 from secondcast.models.memory.streaming import stream_blocks
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from tests.models.flux_calls import CPU, GEOMETRY, call, load, pairs, wide_flux
 
 ASKED = [*pairs(guidance=True)][3:15:4]
@@ -60,7 +60,7 @@ def test_blocks_share_their_graphs_whatever_is_around_them():
 
     # Double blocks with and without a gradient of the image, of which the first one has none, and single blocks.
     check(model, 3)
-    checkpoint_blocks(model, 1)
+    activation_checkpointing(model, 1)
     check(model, 3)
     # Those of streaming's forward pass, which has no gradients.
     for _ in range(2):
@@ -90,7 +90,7 @@ def test_more_shapes_than_there_may_be_graphs_are_refused_and_never_computed_unc
     with torch.no_grad():
         for size in (16, 32):
             predict_alone(model.at(geometry_of(height=size, width=size, scale_factor=2, channels=16)))
-        with pytest.raises(BadSettings, match=message):
+        with pytest.raises(SettingsError, match=message):
             predict_alone(model.at(geometry_of(height=48, width=16, scale_factor=2, channels=16)))
 
 
@@ -105,7 +105,7 @@ def test_a_machine_without_a_compiler_is_told_so_before_weights_are_read():
         r"compiler such as g\+\+, or name it in CXX; or leave the flag out, which trains the same more slowly$"
     )
     # What CXX says is read when torch is imported.
-    with torch._inductor.config.patch({"cpp.cxx": (None, "g-plus-plus")}), pytest.raises(BadSettings, match=message):
+    with torch._inductor.config.patch({"cpp.cxx": (None, "g-plus-plus")}), pytest.raises(SettingsError, match=message):
         check_compiler(CPU)
 
 
@@ -120,7 +120,7 @@ def test_a_block_that_cannot_be_compiled_is_refused_in_one_line():
         r"^--compile does not work on the blocks of the transformer \(.*no such kernel.*\): leave the flag out, or "
         r"--attention-backend or --quantize, if one of them is given$"
     )
-    with pytest.raises(BadSettings, match=message):
+    with pytest.raises(SettingsError, match=message):
         predict_alone(model)
 
 

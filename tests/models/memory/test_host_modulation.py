@@ -137,6 +137,6 @@ def test_of_flux_dev_as_many_bytes_go_as_were_counted():
 def test_auto_is_the_host_where_pooled_vectors_meet_a_gpu_that_the_weights_would_fill_by_half(
     modulation, pooled_varies, gpu_bytes, resident, expected
 ):
-    options = MemoryOptions(modulation=modulation, resident_blocks=resident)
+    options = MemoryOptions(modulation=modulation, gpu_blocks=resident)
     found = takes_host(options, pooled_varies=pooled_varies, weights_bytes=23_800_000_000, gpu_bytes=gpu_bytes)
     assert found is expected

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from secondcast.models.memory.options import MemoryOptions
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8", "nf4"])
@@ -14,8 +14,8 @@ def test_quantized_blocks_are_not_streamed(kind):
         f"quantize is {kind} with resident-blocks 4, expected one of the two: streaming is for the exact weights, "
         f"quantized ones are small enough to stay; leave one of them out"
     )
-    with pytest.raises(BadSettings, match=f"^{re.escape(message)}$"):
-        MemoryOptions.from_flags(quantize=kind, resident_blocks=4, checkpoint_blocks=1)
+    with pytest.raises(SettingsError, match=f"^{re.escape(message)}$"):
+        MemoryOptions.from_flags(quantize=kind, gpu_blocks=4, activation_checkpointing=1)
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
@@ -26,15 +26,17 @@ def test_eight_bits_want_every_block_checkpointed(kind, every):
         f"weight until its backward pass, and all blocks at once would keep more than is saved; give "
         f"--checkpoint-blocks 1, or --quantize nf4"
     )
-    with pytest.raises(BadSettings, match=f"^{re.escape(message)}$"):
-        MemoryOptions.from_flags(quantize=kind, checkpoint_blocks=every)
+    with pytest.raises(SettingsError, match=f"^{re.escape(message)}$"):
+        MemoryOptions.from_flags(quantize=kind, activation_checkpointing=every)
 
 
 @pytest.mark.parametrize("every", [0, 1, 3])
 def test_four_bits_go_with_any_checkpointing(every):
-    assert MemoryOptions.from_flags(quantize="nf4", checkpoint_blocks=every).quantize == "nf4"
+    assert MemoryOptions.from_flags(quantize="nf4", activation_checkpointing=every).quantize == "nf4"
 
 
 def test_an_unknown_kind_is_refused_with_those_there_are():
-    with pytest.raises(BadSettings, match=r"^--quantize: Input should be 'none', 'int8', 'fp8' or 'nf4' \(found 'q4'"):
+    with pytest.raises(
+        SettingsError, match=r"^--quantize: Input should be 'none', 'int8', 'fp8' or 'nf4' \(found 'q4'"
+    ):
         MemoryOptions.from_flags(quantize="q4")

@@ -22,7 +22,7 @@ from secondcast.models.memory.modulation_table import (
 )
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.teacher.planned import planned_teacher
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.manifest import Manifest
 from tests.models.flux_calls import CPU, GEOMETRY, WIDE, call, load, pairs, wide_flux
 
@@ -159,13 +159,15 @@ def test_values_that_the_dtype_does_not_tell_apart_share_a_row(wide):
     ],
 )
 def test_conditions_that_the_table_does_not_hold_are_named(wide, asked, text):
-    with pytest.raises(BadSettings) as caught:
+    with pytest.raises(SettingsError) as caught:
         call(load(wide[True], torch.float32, batch_rows=2), asked)
     assert str(caught.value).startswith(text)
 
 
 def test_a_timestep_that_schnells_table_does_not_hold_is_named(wide):
-    with pytest.raises(BadSettings, match=r"row 0 of a batch has timestep 0.5, the modulation table holds timesteps 0"):
+    with pytest.raises(
+        SettingsError, match=r"row 0 of a batch has timestep 0.5, the modulation table holds timesteps 0"
+    ):
         call(load(wide[False], torch.float32, batch_rows=2), [(0.5, None)])
 
 
@@ -174,7 +176,7 @@ def test_a_pooled_vector_beside_the_table_is_refused(wide):
     pooled_BP = backbone.zero_pooled(2)
     pooled_BP[1, 3] = 0.5
     text = r"row 1 of a batch has a pooled vector, expected zeros: .* give --modulation live"
-    with pytest.raises(BadSettings, match=text):
+    with pytest.raises(SettingsError, match=text):
         backbone.table.select(torch.ones(2), torch.full((2,), 2.0), pooled_BP)
 
 
@@ -182,10 +184,10 @@ def test_rows_that_are_checked_at_the_end_are_refused_there_in_the_same_words(wi
     backbone = load(wide[True], torch.float32, batch_rows=1)
     known, other = (torch.full((1,), value) for value in (1.0, 0.123))
     guidance_B, pooled_BP = torch.full((1,), 2.0), backbone.zero_pooled(1)
-    with pytest.raises(BadSettings) as at_once:
+    with pytest.raises(SettingsError) as at_once:
         backbone.table.select(other, guidance_B, pooled_BP)
     reached = False
-    with pytest.raises(BadSettings) as at_the_end, backbone.table.checked_at_the_end():
+    with pytest.raises(SettingsError) as at_the_end, backbone.table.checked_at_the_end():
         for timestep_B in (known, other, known):
             backbone.table.select(timestep_B, guidance_B, pooled_BP)
         reached = True
@@ -194,7 +196,7 @@ def test_rows_that_are_checked_at_the_end_are_refused_there_in_the_same_words(wi
         backbone.table.select(other, guidance_B, pooled_BP)
         raise KeyError
     # Outside of it each call is checked again.
-    with pytest.raises(BadSettings):
+    with pytest.raises(SettingsError):
         backbone.table.select(other, guidance_B, pooled_BP)
 
 
@@ -203,8 +205,8 @@ def test_the_table_is_the_default_where_there_can_be_one_and_live_where_asked(wi
     assert load(wide[True], torch.float32, batch_rows=2, modulation="live").table is None
     assert load(wide[True], torch.float32).table is None
     with pytest.raises(
-        BadSettings, match=r"--modulation is table, but .* of CLIP: .*; give --modulation host, .*, or auto, "
+        SettingsError, match=r"--modulation is table, but .* of CLIP: .*; give --modulation host, .*, or auto, "
     ):
         load(wide[True], torch.float32, modulation="table")
-    with pytest.raises(BadSettings, match=r"--modulation: .*'auto', 'table', 'host' or 'live'"):
+    with pytest.raises(SettingsError, match=r"--modulation: .*'auto', 'table', 'host' or 'live'"):
         MemoryOptions.from_flags(modulation="tables")

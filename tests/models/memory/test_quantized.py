@@ -11,7 +11,7 @@ from diffusers import FluxTransformer2DModel
 from secondcast.models.backbone import FluxBackbone
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.memory.quantized import quantize_blocks
-from secondcast.storage_schemas.errors import MissingExtra
+from secondcast.storage_schemas.errors import MissingExtraError
 from tests.models.flux_calls import CPU, GEOMETRY, call, load, pairs, wide_flux
 
 pytest.importorskip("torchao")
@@ -82,14 +82,17 @@ def test_a_table_and_live_modulation_give_the_same_bits(wide, kind):
 
 @pytest.mark.parametrize("every", [1, 2])
 def test_checkpointing_keeps_the_bits_of_nf4(wide, every):
-    made = [call(quantized(wide, torch.bfloat16, "nf4", batch_rows=3, checkpoint_blocks=n), ASKED) for n in (0, every)]
+    made = [
+        call(quantized(wide, torch.bfloat16, "nf4", batch_rows=3, activation_checkpointing=n), ASKED)
+        for n in (0, every)
+    ]
     assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
 
 
 @KINDS
 def test_a_prediction_without_a_gradient_leaves_the_weights_fit_for_one_with(wide, kind):
     fresh = quantized(wide, torch.bfloat16, kind, batch_rows=3)
-    used = load(wide, torch.bfloat16, quantize=kind, checkpoint_blocks=1)
+    used = load(wide, torch.bfloat16, quantize=kind, activation_checkpointing=1)
     with torch.no_grad():
         used.predict(
             torch.zeros(1, 16, 16).bfloat16(), torch.zeros(1, 5, 24).bfloat16(), used.zero_pooled(1),
@@ -115,7 +118,7 @@ def test_only_the_linears_of_blocks_are_quantized_and_of_them_not_the_modulation
 @pytest.mark.parametrize(("kind", "least", "most"), [("int8", 0.5, 0.53), ("fp8", 0.5, 0.52), ("nf4", 0.25, 0.29)])
 def test_the_weights_shrink(wide, kind, least, most):
     def blocks(options: dict[str, object]) -> int:
-        transformer = load(wide, torch.bfloat16, batch_rows=3, checkpoint_blocks=1, **options).transformer
+        transformer = load(wide, torch.bfloat16, batch_rows=3, activation_checkpointing=1, **options).transformer
         return sum(stored_bytes(b) for b in (*transformer.transformer_blocks, *transformer.single_transformer_blocks))
 
     assert least < blocks({"quantize": kind}) / blocks({}) < most
@@ -146,10 +149,10 @@ def test_one_block_at_a_time_is_put_on_the_device(wide):
 @pytest.mark.parametrize(("kind", "package"), [("int8", "torchao"), ("fp8", "torchao"), ("nf4", "bitsandbytes")])
 def test_without_its_package_the_extra_is_named_before_weights_are_read(tmp_path, monkeypatch, kind, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingExtra) as caught:
+    with pytest.raises(MissingExtraError) as caught:
         FluxBackbone.load(
             tmp_path, GEOMETRY, text_length=5, dtype=torch.bfloat16, device=CPU,
-            options=MemoryOptions(quantize=kind, checkpoint_blocks=1),
+            options=MemoryOptions(quantize=kind, activation_checkpointing=1),
         )  # fmt: skip
     assert str(caught.value) == (
         f"weights of {kind} need {package}, which is not installed: pip install 'secondcast[quant]'"

@@ -19,7 +19,7 @@ from secondcast.models.memory.meta_run import parameter_count
 from secondcast.models.memory.modulation_table import modulation_parameters, modulation_width
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.memory.streaming import Slot, Streaming, Transfers, _pinned, stream_blocks, streamed_blocks
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 
 CPU = torch.device("cpu")
 DOUBLE, SINGLE = 3, 4
@@ -278,16 +278,16 @@ def test_streamed_blocks_are_spread_among_the_resident_ones(resident, expected):
 
 
 def test_a_number_of_blocks_that_the_model_does_not_have_is_refused():
-    with pytest.raises(BadSettings) as error:
+    with pytest.raises(SettingsError) as error:
         stream_blocks(transformer(), device=CPU, resident=8)
     assert str(error.value) == (
         "--resident-blocks is 8, expected 0 to 7: this transformer has so many blocks, and those that are not resident "
         "are streamed; take 7"
     )
-    with pytest.raises(BadSettings) as error:
+    with pytest.raises(SettingsError) as error:
         stream_blocks(transformer(), device=CPU, resident=-1)
     assert str(error.value).endswith("; take 0")
-    with pytest.raises(BadSettings, match="slots is 0, expected at least 1"):
+    with pytest.raises(SettingsError, match="slots is 0, expected at least 1"):
         stream_blocks(transformer(), device=CPU, resident=0, slots=0)
 
 
@@ -325,7 +325,7 @@ def test_pinned_buffers_have_pages_of_their_own_and_are_unpinned_when_they_go(mo
 
 def test_host_memory_that_cannot_be_pinned_is_said_in_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "cudart", lambda: Runtime(answer=2))
-    with pytest.raises(BadSettings) as error:
+    with pytest.raises(SettingsError) as error:
         _pinned(2**29)
     assert str(error.value) == (
         "0.50 GiB of host memory for a streamed block cannot be pinned (CUDA error 2): streamed blocks lie there "
@@ -350,7 +350,7 @@ def test_streamed_weights_lie_where_planning_says(resident):
         largest_linear=0, forward_flops=0, attention_flops=0, backward_flops=0, forward_peak_bytes=0, saved_bytes=0,
         checkpoint_bytes=0, outer_bytes=0, double_blocks=blocks[0], single_blocks=blocks[1],
     )  # fmt: skip
-    options = MemoryOptions(modulation="live", resident_blocks=resident)
+    options = MemoryOptions(modulation="live", gpu_blocks=resident)
     held = held_weights(cost, options, dtype_bytes=4, table_rows=None)
     streaming = stream_blocks(model, device=CPU, resident=resident)
     # Tensors begin at multiples of 512 bytes.

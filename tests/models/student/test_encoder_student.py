@@ -30,7 +30,7 @@ from secondcast.models.student.student import (
 )
 from secondcast.models.student.student_network import SecondcastStudent
 from secondcast.models.student.tokens import own_tokens, text_length_remark
-from secondcast.storage_schemas.errors import BadStudent
+from secondcast.storage_schemas.errors import StudentError
 from tests.models.student.encoders import FAMILIES, SIZE, make_encoder_folder, rewrite_config
 from tests.storage_schemas.caches import some_manifest, some_prompts
 
@@ -197,10 +197,10 @@ def test_it_is_trained_on_for_another_teacher_with_its_weights(sources, teacher,
     fresh = make(tmp_path / "s", shorter, init="random", seed=9)
     assert not torch.equal(fresh.final_projection[0].weight, student.final_projection[0].weight)
     with pytest.raises(
-        BadStudent, match="s gives embeddings 24 wide, this teacher reads 7: a student fits the teacher"
+        StudentError, match="s gives embeddings 24 wide, this teacher reads 7: a student fits the teacher"
     ):
         make(tmp_path / "s", teacher.model_copy(update={"text_width": 7}))
-    with pytest.raises(BadStudent, match="gives embeddings 24 wide, this teacher reads 4096"):
+    with pytest.raises(StudentError, match="gives embeddings 24 wide, this teacher reads 4096"):
         check_fits(student, 4096, "s")
 
 
@@ -234,7 +234,7 @@ def test_a_saved_student_states_the_class_that_it_carries_and_needs_no_hub(sourc
 def test_what_is_no_text_encoder_is_refused(config, message, sources, teacher, tmp_path):
     shutil.copytree(sources["bert"], tmp_path / "x")
     config.save_pretrained(tmp_path / "x")
-    with pytest.raises(BadStudent, match=message):
+    with pytest.raises(StudentError, match=message):
         make(tmp_path / "x", teacher, init="random")
 
 
@@ -244,13 +244,17 @@ def test_configurations_that_do_not_fit_are_refused(sources, teacher, tmp_path):
         rewrite_config(tmp_path / name, **changes)
         return tmp_path / name
 
-    with pytest.raises(BadStudent, match="gives token ids up to 84, its encoder has a vocabulary of 50: files of two"):
+    with pytest.raises(
+        StudentError, match="gives token ids up to 84, its encoder has a vocabulary of 50: files of two"
+    ):
         make(broken("small", vocab_size=50), teacher, init="random")
-    with pytest.raises(BadStudent, match=r"has no configuration that transformers can read \(.*\): give a text enc"):
+    with pytest.raises(StudentError, match=r"has no configuration that transformers can read \(.*\): give a text enc"):
         make(broken("unknown", model_type="nix"), teacher)
-    with pytest.raises(BadStudent, match=r"is a 'bert' model, which gives no last .*\(.*\): a student is a text enc"):
+    with pytest.raises(StudentError, match=r"is a 'bert' model, which gives no last .*\(.*\): a student is a text enc"):
         make(broken("heads", num_attention_heads=3), teacher, init="random")
-    with pytest.raises(BadStudent, match=r"config.json names no model_type: expected the configuration of a text enc"):
+    with pytest.raises(
+        StudentError, match=r"config.json names no model_type: expected the configuration of a text enc"
+    ):
         make(broken("none", model_type=None), teacher)
 
 
@@ -260,12 +264,12 @@ def test_weights_that_are_missing_or_pickled_are_refused(sources, teacher, tmp_p
     name = "embeddings.word_embeddings.weight"
     save_file({n: v for n, v in weights.items() if n != name}, tmp_path / "x/model.safetensors", {"format": "pt"})
     with pytest.raises(
-        BadStudent, match=rf"x cannot be loaded: 1 of the 23 tensors of BertModel is missing \({name}\)"
+        StudentError, match=rf"x cannot be loaded: 1 of the 23 tensors of BertModel is missing \({name}\)"
     ):
         make(tmp_path / "x", teacher)
     (tmp_path / "x/model.safetensors").rename(tmp_path / "x/pytorch_model.bin")
     with pytest.raises(
-        BadStudent, match=r"x cannot be loaded: it has no model.safetensors, only pytorch_model.bin: expect"
+        StudentError, match=r"x cannot be loaded: it has no model.safetensors, only pytorch_model.bin: expect"
     ):
         make(tmp_path / "x", teacher)
 
@@ -273,7 +277,7 @@ def test_weights_that_are_missing_or_pickled_are_refused(sources, teacher, tmp_p
 def test_a_saved_student_that_is_damaged_is_refused(sources, teacher, tmp_path):
     save_student(make(sources["bert"], teacher), tmp_path / "s", tokenizer={})
     rewrite_config(tmp_path / "s", encoder_config={"model_type": "nix"})
-    with pytest.raises(BadStudent, match=r"s cannot be loaded: .* nix.* \.\.\.; export the run again$"):
+    with pytest.raises(StudentError, match=r"s cannot be loaded: .* nix.* \.\.\.; export the run again$"):
         load_student(tmp_path / "s")
 
 

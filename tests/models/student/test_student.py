@@ -18,7 +18,7 @@ from secondcast.models.student.student import (
     untrained_like,
 )
 from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
-from secondcast.storage_schemas.errors import BadStudent
+from secondcast.storage_schemas.errors import StudentError
 from tests.storage_schemas.caches import some_manifest, some_prompts
 
 CONFIG = {
@@ -84,7 +84,7 @@ def test_pretrained_weights_are_taken_and_random_ones_are_not(tmp_path, teacher)
 def test_weights_that_cannot_be_read_are_refused(config_folder, teacher):
     (config_folder / "model.safetensors").write_bytes(b"short")
     with pytest.raises(
-        BadStudent, match=r"t5 cannot be loaded: model\.safetensors is not .*; download it again, or --init random$"
+        StudentError, match=r"t5 cannot be loaded: model\.safetensors is not .*; download it again, or --init random$"
     ):
         make(config_folder, teacher)
 
@@ -93,7 +93,7 @@ def test_weights_that_cannot_be_read_are_refused(config_folder, teacher):
 def test_weights_that_are_there_but_not_read_are_no_random_start(config_folder, teacher, left):
     (config_folder / left).write_text(json.dumps({"weight_map": {"a": "model-00001-of-00001.safetensors"}}))
     with pytest.raises(
-        BadStudent, match=r"t5 cannot be loaded: .*(is missing, 1 of 1 of the 1 files|, only \w+\.\w+:)"
+        StudentError, match=r"t5 cannot be loaded: .*(is missing, 1 of 1 of the 1 files|, only \w+\.\w+:)"
     ):
         make(config_folder, teacher)
     make(config_folder, teacher, init="random")
@@ -110,9 +110,9 @@ def test_an_earlier_export_can_be_trained_on(config_folder, teacher, tmp_path):
 def test_a_student_of_another_width_is_refused(config_folder, teacher, tmp_path):
     save_student(make(config_folder, teacher), tmp_path / "s", tokenizer=None)
     wider = teacher.model_copy(update={"text_width": 7})
-    with pytest.raises(BadStudent, match="gives embeddings 6 wide, this teacher reads 7"):
+    with pytest.raises(StudentError, match="gives embeddings 6 wide, this teacher reads 7"):
         make(tmp_path / "s", wider)
-    with pytest.raises(BadStudent, match="gives embeddings 6 wide, this teacher reads 4096"):
+    with pytest.raises(StudentError, match="gives embeddings 6 wide, this teacher reads 4096"):
         check_fits(load_student(tmp_path / "s"), 4096, "s")
 
 
@@ -126,18 +126,18 @@ def test_a_student_of_another_width_is_refused(config_folder, teacher, tmp_path)
 def test_other_models_are_refused(config, message, tmp_path, teacher):
     (tmp_path / "x").mkdir()
     (tmp_path / "x/config.json").write_text(json.dumps(config))
-    with pytest.raises(BadStudent, match=message):
+    with pytest.raises(StudentError, match=message):
         make(tmp_path / "x", teacher)
 
 
 def test_what_is_no_student_is_told_so(tmp_path, teacher):
-    with pytest.raises(BadStudent, match="no student .*nowhere: expected a run folder"):
+    with pytest.raises(StudentError, match="no student .*nowhere: expected a run folder"):
         student_folder(tmp_path / "nowhere")
-    with pytest.raises(BadStudent, match=rf"^{tmp_path} holds no student: it has no config.json; give a run folder"):
+    with pytest.raises(StudentError, match=rf"^{tmp_path} holds no student: it has no config.json; give a run folder"):
         student_folder(tmp_path)
-    with pytest.raises(BadStudent, match="has no config.json"):
+    with pytest.raises(StudentError, match="has no config.json"):
         make(tmp_path, teacher)
-    with pytest.raises(BadStudent, match=r"no student './nix/nix': expected a folder"):
+    with pytest.raises(StudentError, match=r"no student './nix/nix': expected a folder"):
         make("./nix/nix", teacher)
 
 

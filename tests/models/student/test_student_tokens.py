@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from secondcast.models.student.tokens import StudentTokens, portable, read_tokens
-from secondcast.storage_schemas.errors import BadStudent
+from secondcast.storage_schemas.errors import StudentError
 from tests.models.student.encoders import FAMILIES, make_encoder_folder, rewrite_config
 
 
@@ -72,18 +72,20 @@ def test_files_do_not_say_where_they_came_from(bert):
 def test_a_tokenizer_that_cannot_be_had_is_refused(bert, gpt2, tmp_path):
     shutil.copytree(bert, tmp_path / "x")
     (tmp_path / "x/tokenizer.json").write_text("[")
-    with pytest.raises(BadStudent, match=r"the tokenizer of .*x cannot be read \(.*\): a student that is not T5 reads"):
+    with pytest.raises(
+        StudentError, match=r"the tokenizer of .*x cannot be read \(.*\): a student that is not T5 reads"
+    ):
         read_tokens(str(tmp_path / "x"), text_length=5)
     for file in (tmp_path / "x").glob("tokenizer*"):
         file.unlink()
     with pytest.raises(
-        BadStudent, match=r"x has no tokenizer: a student that is not T5 reads prompts with its own; put"
+        StudentError, match=r"x has no tokenizer: a student that is not T5 reads prompts with its own; put"
     ):
         read_tokens(str(tmp_path / "x"), text_length=5)
     shutil.copytree(gpt2, tmp_path / "y")
     rewrite_config(tmp_path / "y", "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", eos_token=None)
     with pytest.raises(
-        BadStudent, match=r"tokenizer of .*y has neither a pad token nor an end token to pad with: name"
+        StudentError, match=r"tokenizer of .*y has neither a pad token nor an end token to pad with: name"
     ):
         read_tokens(str(tmp_path / "y"), text_length=5)
 
@@ -94,7 +96,7 @@ def test_no_code_of_a_folder_is_run(bert, tmp_path):
     (tmp_path / "x/evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nEvil = None\n")
     try:
         read_tokens(str(tmp_path / "x"), text_length=5)
-    except BadStudent as error:
+    except StudentError as error:
         assert "\n" not in str(error)
     assert not (tmp_path / "ran").exists()
 

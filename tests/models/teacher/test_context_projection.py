@@ -18,7 +18,7 @@ from secondcast.commands.shell.resolve import resolve_context_projection, resolv
 from secondcast.models.teacher.context_projection import find_context_projection, load_context_projection
 from secondcast.models.teacher.folder import find_teacher
 from secondcast.models.teacher.hub_tensor import read_tensor
-from secondcast.storage_schemas.errors import BadTeacher
+from secondcast.storage_schemas.errors import TeacherError
 from secondcast.storage_schemas.schema.manifest import Teacher
 from tests.models.teacher.small_hub import COMMIT, NAME, Repository, run_apart, serve
 
@@ -28,14 +28,14 @@ import json, sys
 from huggingface_hub.cli.hf import main
 from secondcast.commands.shell.resolve import resolve_context_projection, resolve_teacher
 from secondcast.models.teacher.context_projection import find_context_projection
-from secondcast.storage_schemas.errors import BadTeacher
+from secondcast.storage_schemas.errors import TeacherError
 from secondcast.storage_schemas.schema.manifest import Teacher
 recorded = Teacher.model_validate_json(open(sys.argv[1]).read())
 for name in json.loads(sys.argv[2]):
     try:
         found = find_context_projection(name, recorded)
         print(json.dumps([found.source, str(found.context_ID.dtype), found.context_ID.tolist()]))
-    except BadTeacher as error:
+    except TeacherError as error:
         print(json.dumps(str(error)))
 if sys.argv[3:]:
     sys.argv[1:] = sys.argv[3:]
@@ -85,7 +85,7 @@ def recorded(teacher, tmp_path_factory) -> Path:
 def test_a_projection_of_another_width_or_of_whole_numbers_is_refused(dev_teacher, tmp_path):
     folder = find_teacher(str(shutil.copytree(dev_teacher, tmp_path / "t")), ("transformer",))
     identity = folder.identity(text_length=12)
-    with pytest.raises(BadTeacher) as caught:
+    with pytest.raises(TeacherError) as caught:
         load_context_projection(folder, identity.model_copy(update={"text_width": 7}), torch.device("cpu"))
     assert str(caught.value) == (
         f"{folder.path}/transformer cannot be loaded: context_embedder.weight is bfloat16 [32, 24], expected a matrix "
@@ -95,7 +95,7 @@ def test_a_projection_of_another_width_or_of_whole_numbers_is_refused(dev_teache
     save_file({"context_embedder.weight": torch.ones(32, 24, dtype=torch.int8)}, file)
     identity = folder.identity(text_length=12)
     with pytest.raises(
-        BadTeacher, match=r"context_embedder.weight is int8 \[32, 24\], expected a matrix of floating n"
+        TeacherError, match=r"context_embedder.weight is int8 \[32, 24\], expected a matrix of floating n"
     ):
         load_context_projection(folder, identity, torch.device("cpu"))
 
@@ -222,7 +222,7 @@ def test_a_local_folder_is_read_as_before(teacher, recorded, file, context_ID):
     found = find_context_projection(str(teacher), identity)
     assert (found.source, found.context_ID.tolist()) == (str(teacher), context_ID)
     with pytest.raises(
-        BadTeacher, match=rf"{teacher}/{file} has sha256 \w{{16}}, the cache was recorded with None: an"
+        TeacherError, match=rf"{teacher}/{file} has sha256 \w{{16}}, the cache was recorded with None: an"
     ):
         find_context_projection(str(teacher), identity.model_copy(update={"weights": {}}))
 

@@ -11,7 +11,7 @@ import torch
 
 from secondcast.models.teacher.folder import BUILD_PARTS, POOLED_PARTS, TeacherFolder, find_teacher
 from secondcast.models.teacher.text_encoder import PooledTextEncoder, TeacherTextEncoder, load_tokenizer
-from secondcast.storage_schemas.errors import BadTeacher
+from secondcast.storage_schemas.errors import TeacherError
 
 ALL = (*BUILD_PARTS, *POOLED_PARTS)
 RECORDED = "this version records FLUX.1-dev and schnell, and what has their layout"
@@ -23,7 +23,7 @@ def teacher(tmp_path, dev_teacher) -> Path:
 
 
 def refused(teacher: Path, message: str) -> None:
-    with pytest.raises(BadTeacher, match=f"^{message}") as caught:
+    with pytest.raises(TeacherError, match=f"^{message}") as caught:
         find_teacher(str(teacher), ALL)
     assert "\n" not in str(caught.value)
 
@@ -86,21 +86,23 @@ def test_a_configuration_that_is_no_object_is_refused(teacher, data):
 def test_a_part_without_its_file_is_refused_by_name(teacher, missing):
     for file in (teacher / "text_encoder_2").glob(missing):
         file.unlink()
-    with pytest.raises(BadTeacher, match="text_encoder_2(/config.json cannot be read| has no .*: weights are missing)"):
+    with pytest.raises(
+        TeacherError, match="text_encoder_2(/config.json cannot be read| has no .*: weights are missing)"
+    ):
         find_teacher(str(teacher), ALL).identity(text_length=12)
 
 
 def test_parts_of_two_models_are_refused(teacher):
     change(teacher / "text_encoder_2/config.json", {"d_model": 32})
     with pytest.raises(
-        BadTeacher, match="t/text_encoder_2 has d_model = 32, its transformer reads joint_attention_dim"
+        TeacherError, match="t/text_encoder_2 has d_model = 32, its transformer reads joint_attention_dim"
     ):
         find_teacher(str(teacher), ALL).identity(text_length=12)
     change(teacher / "text_encoder_2/config.json", {"d_model": 24})
     change(teacher / "text_encoder/config.json", {"hidden_size": 9})
     assert find_teacher(str(teacher), ALL).identity(text_length=12).pooled == "zero"
     with pytest.raises(
-        BadTeacher, match="t/text_encoder has hidden_size = 9, its transformer reads pooled_projection_"
+        TeacherError, match="t/text_encoder has hidden_size = 9, its transformer reads pooled_projection_"
     ):
         find_teacher(str(teacher), ALL).identity(text_length=12, pooled="clip")
 
@@ -111,7 +113,7 @@ def test_damaged_weights_of_a_text_encoder_are_one_line(teacher, part, data):
     (teacher / part / "model.safetensors").write_bytes(data)
     load = PooledTextEncoder.load if part == "text_encoder" else TeacherTextEncoder.load
     with pytest.raises(
-        BadTeacher, match=f"t/{part} cannot be loaded: model.safetensors is not .*; download it again$"
+        TeacherError, match=f"t/{part} cannot be loaded: model.safetensors is not .*; download it again$"
     ) as caught:
         load(TeacherFolder(path=teacher, source="t"), dtype=torch.float32, device=torch.device("cpu"))
     assert "\n" not in str(caught.value)
@@ -119,15 +121,19 @@ def test_damaged_weights_of_a_text_encoder_are_one_line(teacher, part, data):
 
 def test_a_damaged_tokenizer_is_one_line(teacher):
     (teacher / "tokenizer_2/tokenizer.json").write_text("{")
-    with pytest.raises(BadTeacher, match="t/tokenizer_2 cannot be loaded .*: download it again$"):
+    with pytest.raises(TeacherError, match="t/tokenizer_2 cannot be loaded .*: download it again$"):
         load_tokenizer(teacher / "tokenizer_2")
     (teacher / "tokenizer_2/tokenizer_config.json").unlink()
-    with pytest.raises(BadTeacher, match="tokenizer_config.json cannot be read .*: the teacher's tokenizer_2 is incom"):
+    with pytest.raises(
+        TeacherError, match="tokenizer_config.json cannot be read .*: the teacher's tokenizer_2 is incom"
+    ):
         _ = find_teacher(str(teacher), ALL).text_length
 
 
 def test_a_revision_of_a_folder_is_refused(teacher):
-    with pytest.raises(BadTeacher, match="--revision is 'main', but .*/t is a folder: only a hub repository has revis"):
+    with pytest.raises(
+        TeacherError, match="--revision is 'main', but .*/t is a folder: only a hub repository has revis"
+    ):
         find_teacher(str(teacher), ALL, revision="main")
 
 

@@ -12,12 +12,12 @@ from tests.models.teacher.small_hub import COMMIT, NAME, Repository, run_apart, 
 ASK = """
 import json, sys
 from secondcast.models.teacher.folder import find_teacher
-from secondcast.storage_schemas.errors import BadTeacher
+from secondcast.storage_schemas.errors import TeacherError
 for name, parts, revision in json.loads(sys.argv[1]):
     try:
         folder = find_teacher(name, parts, revision=revision)
         print(json.dumps([folder.source, folder.pinned_source, sorted(str(p) for p in folder.path.iterdir())]))
-    except BadTeacher as error:
+    except TeacherError as error:
         print(json.dumps(str(error)))
 """
 

@@ -14,7 +14,7 @@ from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
 from secondcast.pocket import TEACHER_FOLDER
-from secondcast.storage_schemas.errors import BadTeacher
+from secondcast.storage_schemas.errors import TeacherError
 
 TEXTS = [
     "a red car on the left of a green bench",
@@ -57,5 +57,5 @@ def test_clip_is_loaded_only_where_it_is_asked_for(dev_teacher, tmp_path):
     teacher = TeacherFolder(path=tmp_path / "t", source="t")
     load = partial(TeacherTextEncoder.load, teacher, dtype=torch.float32, device=torch.device("cpu"))
     assert load().pooled is None
-    with pytest.raises(BadTeacher, match="t has no tokenizer/: expected a folder in the FluxPipeline layout"):
+    with pytest.raises(TeacherError, match="t has no tokenizer/: expected a folder in the FluxPipeline layout"):
         load(pooled="clip")

@@ -34,7 +34,7 @@ from secondcast.models.teacher.text_encoder import PooledTextEncoder, TeacherTex
 from secondcast.models.teacher.weights import check_teacher_weights
 from secondcast.models.weights.checked_loading import KNOWN, check_weights, load_checked, read_tensors
 from secondcast.models.weights.files import CheckpointSource
-from secondcast.storage_schemas.errors import BadStudent, BadTeacher, SecondcastError
+from secondcast.storage_schemas.errors import SecondcastError, StudentError, TeacherError
 from secondcast.trainer.run.export import export
 from tests.models.student.encoders import make_encoder_folder, rewrite_config
 from tests.models.weights.damaged_weights import DAMAGES, every_tensor, rewrite, shard, weight_file
@@ -42,7 +42,7 @@ from tests.random_teacher import make_teacher
 
 CPU = torch.device("cpu")
 GEOMETRY = geometry_of(height=16, width=16, scale_factor=2, channels=16)
-SOURCE = CheckpointSource(where="it", error=BadTeacher, again="download it again")
+SOURCE = CheckpointSource(where="it", error=TeacherError, again="download it again")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def components(tmp_path_factory, teacher, identity) -> dict[str, Component]:
     }
     return {
         **{
-            part: Component(made=teacher, part=part, layers=layers, load=loads, error=BadTeacher)
+            part: Component(made=teacher, part=part, layers=layers, load=loads, error=TeacherError)
             for part, (layers, loads) in teachers.items()
         },
         **{
@@ -113,13 +113,15 @@ def components(tmp_path_factory, teacher, identity) -> dict[str, Component]:
                 part=part,
                 layers=layers,
                 load=lambda path, part=part: load_student(path / part),
-                error=BadStudent,
+                error=StudentError,
             )
             for name, (place, part, layers) in students.items()
         },
-        "T5 to begin with": Component(made=folder / "t5", part=".", layers="num_layers", load=begin, error=BadStudent),
+        "T5 to begin with": Component(
+            made=folder / "t5", part=".", layers="num_layers", load=begin, error=StudentError
+        ),
         "BERT to begin with": Component(
-            made=folder / "bert", part=".", layers="num_hidden_layers", load=begin, error=BadStudent
+            made=folder / "bert", part=".", layers="num_hidden_layers", load=begin, error=StudentError
         ),
     }
 
@@ -151,8 +153,8 @@ def test_a_damaged_checkpoint_is_refused_in_one_line_that_names_what_is_wrong(na
     said = refused(component, folder)
     for part in wrong:
         assert part in said, (part, said)
-    if component.error is BadTeacher:
-        with pytest.raises(BadTeacher) as caught:
+    if component.error is TeacherError:
+        with pytest.raises(TeacherError) as caught:
             check_teacher_weights(TeacherFolder(path=folder, source="t"), [component.part])
         assert str(caught.value) == said
 
@@ -278,7 +280,7 @@ def test_of_a_whole_t5_the_encoder_is_taken(tmp_path, identity):
 def test_two_different_tensors_under_the_names_of_one_are_refused(teacher, tmp_path):
     folder = shutil.copytree(teacher / "text_encoder_2", tmp_path / "t5")
     rewrite(folder, lambda tensors: {**tensors, "encoder.embed_tokens.weight": tensors["shared.weight"] + 1})
-    with pytest.raises(BadTeacher) as caught:
+    with pytest.raises(TeacherError) as caught:
         load_checked(T5EncoderModel, folder, SOURCE, dtype=torch.float32)
     assert str(caught.value) == (
         "it cannot be loaded: encoder.embed_tokens.weight and shared.weight differ, expected one tensor under two "
@@ -328,7 +330,7 @@ def test_a_layer_more_is_no_head(identity, tmp_path):
     old_bert(folder)
     more = {"bert.encoder.layer.1.output.dense.bias": torch.zeros(16)}
     rewrite(folder, lambda tensors: {**tensors, **more})
-    with pytest.raises(BadStudent) as caught:
+    with pytest.raises(StudentError) as caught:
         new_student(str(folder), identity, init="pretrained", dropout=0.0, seed=0)
     assert str(caught.value) == (
         f"{folder} cannot be loaded: 1 tensor is unexpected (bert.encoder.layer.1.output.dense.bias): config.json asks "
@@ -355,7 +357,7 @@ def test_an_autoencoder_with_the_old_names_of_attention_is_loaded(teacher, tmp_p
 def test_a_stated_quantization_is_refused(part, teacher, tmp_path):
     folder = shutil.copytree(teacher, tmp_path / "t")
     rewrite_config(folder / part, quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(BadTeacher) as caught:
+    with pytest.raises(TeacherError) as caught:
         check_teacher_weights(TeacherFolder(path=folder, source="t"), [part])
     assert str(caught.value) == (
         f"{folder / part} cannot be loaded: config.json has a quantization_config (gptq), expected safetensors of "
@@ -370,7 +372,7 @@ def test_a_stated_quantization_is_refused(part, teacher, tmp_path):
 def test_the_scales_of_a_packed_layout_are_known_as_such(beside, teacher, tmp_path):
     folder = shutil.copytree(teacher / "text_encoder_2", tmp_path / "t5")
     rewrite(folder, lambda tensors: {**tensors, beside: torch.ones(1)})
-    with pytest.raises(BadTeacher) as caught:
+    with pytest.raises(TeacherError) as caught:
         load_checked(T5EncoderModel, folder, SOURCE, dtype=torch.float32)
     assert str(caught.value) == (
         f"it cannot be loaded: 1 tensor is unexpected ({beside}): a quantized or packed layout, which is not read; "
@@ -391,6 +393,6 @@ def test_tensors_of_a_run_are_read_by_their_names_and_shapes(tmp_path):
             r"1 tensor is of another shape \(exp_avg/a: \[2, 3\], the optimizer expects",
         ),
     ):
-        with pytest.raises(BadTeacher, match=said):
+        with pytest.raises(TeacherError, match=said):
             read_tensors(file, wanted, SOURCE, kind="the optimizer")
     assert load_file(file).keys() == expected.keys() and weight_file(tmp_path) == file

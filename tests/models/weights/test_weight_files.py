@@ -20,9 +20,9 @@ from secondcast.models.weights.files import (
     holds_weights,
     stored_weights,
 )
-from secondcast.storage_schemas.errors import BadTeacher
+from secondcast.storage_schemas.errors import TeacherError
 
-SOURCE = CheckpointSource(where="it", error=BadTeacher, again="download it again")
+SOURCE = CheckpointSource(where="it", error=TeacherError, again="download it again")
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -35,7 +35,7 @@ def index(folder: Path, names, weight_map) -> None:
 
 
 def said(folder: Path, names=TRANSFORMERS, **how) -> str:
-    with pytest.raises(BadTeacher) as caught:
+    with pytest.raises(TeacherError) as caught:
         stored_weights(folder, names, SOURCE, **how)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -161,7 +161,7 @@ def test_whatever_a_weight_file_begins_with_is_one_line_or_no_tensors(tmp_path, 
     (tmp_path / TRANSFORMERS.whole).write_bytes(length.to_bytes(8, "little") + header + data)
     try:
         assert stored_weights(tmp_path, TRANSFORMERS, SOURCE).tensors == {}
-    except BadTeacher as error:
+    except TeacherError as error:
         assert str(error).startswith("it cannot be loaded: model.safetensors is not a whole safetensors file (")
         assert "\n" not in str(error)
 
@@ -178,8 +178,8 @@ def test_headers_are_read_without_torch(tmp_path):
     save(tmp_path / "model.safetensors", x=torch.ones(2, dtype=torch.bfloat16))
     code = (
         "import sys, pathlib\nfrom secondcast.models.weights.files import *\n"
-        "from secondcast.storage_schemas.errors import BadTeacher\n"
-        "source = CheckpointSource(where='it', error=BadTeacher, again='')\n"
+        "from secondcast.storage_schemas.errors import TeacherError\n"
+        "source = CheckpointSource(where='it', error=TeacherError, again='')\n"
         "assert stored_weights(pathlib.Path(sys.argv[1]), TRANSFORMERS, source).dtypes == ['BF16']\n"
         "assert 'torch' not in sys.modules"
     )

@@ -19,14 +19,14 @@ ASK = """
 import json, sys
 from pathlib import Path
 from secondcast.models.student.student import new_student
-from secondcast.storage_schemas.errors import BadStudent
+from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.schema.manifest import Teacher
 teacher = Teacher.model_validate_json(Path(sys.argv[1]).read_bytes())
 for name in sys.argv[2:]:
     try:
         student = new_student(name, teacher, init="auto", dropout=0.0, seed=0)
         print(json.dumps(student.encoder.shared.weight.tolist()))
-    except BadStudent as error:
+    except StudentError as error:
         print(json.dumps(str(error)))
 """
 

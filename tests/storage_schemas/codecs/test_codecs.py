@@ -20,7 +20,7 @@ from secondcast.storage_schemas.codecs.byte_planes import BITS, BytePlanes
 from secondcast.storage_schemas.codecs.step_delta import StepDelta
 from secondcast.storage_schemas.codecs.step_int8 import StepInt8
 from secondcast.storage_schemas.codecs.step_prediction import fit_weights
-from secondcast.storage_schemas.errors import DamagedCache
+from secondcast.storage_schemas.errors import DamagedCacheError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import DTYPES, same_bits
 from secondcast.storage_schemas.schema.manifest import Storage
@@ -189,7 +189,7 @@ def test_wrong_bytes_of_a_compact_shard_are_a_damaged_cache_even_unverified(tmp_
         for row in range(4):
             try:
                 trajectory = cache.trajectory(row)
-            except DamagedCache as error:
+            except DamagedCacheError as error:
                 refused += 1
                 assert "trajectories shard 0: row" in str(error)
                 assert "`secondcast repair CACHE --from COPY`" in str(error)

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from secondcast.storage_schemas.errors import DamagedCache, NotACache, NotInCache, UnreadableFileError
+from secondcast.storage_schemas.errors import DamagedCacheError, NotACacheError, NotInCacheError, UnreadableFileError
 from secondcast.storage_schemas.maintenance.verify import verify
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.commits import CommitRecord
-from secondcast.storage_schemas.schema.manifest import sealed
+from secondcast.storage_schemas.schema.manifest import with_digest
 from tests.commands.limits import outside_of_private_folders, unprivileged
 from tests.storage_schemas.caches import write_cache
 
@@ -27,7 +27,7 @@ def cache(tmp_path, form):
 def test_a_missing_shard_is_an_error_not_zeros(cache, form):
     (cache / SHARDS[form]).unlink()
     repair = f"`secondcast repair {cache} --teacher TEACHER` rebuilds it, `secondcast repair {cache} --from COPY`"
-    with pytest.raises(DamagedCache, match=f"is missing: trajectories shard 0 is damaged; {repair}"):
+    with pytest.raises(DamagedCacheError, match=f"is missing: trajectories shard 0 is damaged; {repair}"):
         Cache.open(cache).trajectory(0)
     assert Cache.open(cache).trajectory(4).prompt == 4
 
@@ -38,7 +38,7 @@ def test_a_short_shard_is_an_error(cache, form, keep):
     file = cache / SHARDS[form]
     data = file.read_bytes()
     file.write_bytes(data[:keep])
-    with pytest.raises(DamagedCache, match=f"has {len(data[:keep])} bytes, expected {len(data)}"):
+    with pytest.raises(DamagedCacheError, match=f"has {len(data[:keep])} bytes, expected {len(data)}"):
         Cache.open(cache).trajectory(0)
 
 
@@ -50,7 +50,7 @@ def test_a_flipped_bit_is_an_error(cache, form):
         changed = data.copy()
         changed[place] ^= 4
         file.write_bytes(changed)
-        with pytest.raises(DamagedCache, match="has checksum"):
+        with pytest.raises(DamagedCacheError, match="has checksum"):
             Cache.open(cache).trajectory(0)
 
 
@@ -61,7 +61,7 @@ def test_swapped_shards_are_an_error(cache, form):
     a, b = first.read_bytes(), second.read_bytes()
     first.write_bytes(b)
     second.write_bytes(a)
-    with pytest.raises(DamagedCache):
+    with pytest.raises(DamagedCacheError):
         Cache.open(cache).trajectory(0)
 
 
@@ -72,7 +72,7 @@ def test_what_has_no_record_does_not_exist(cache, form):
     opened = Cache.open(cache)
     assert len(opened) == 4 and not opened.finished and opened.indices().tolist() == [0, 1, 2, 3]
     with pytest.raises(
-        NotInCache, match=r"trajectory 5 is not in .* yet \(trajectories shard 1 has no commit record\)"
+        NotInCacheError, match=r"trajectory 5 is not in .* yet \(trajectories shard 1 has no commit record\)"
     ):
         opened.trajectory(5)
 
@@ -84,7 +84,7 @@ def test_a_changed_value_in_a_record_is_an_error(cache, form, name):
     value = json.loads(file.read_bytes())
     value["trajectories" if "trajectories" in value else "source"] = 7
     file.write_text(json.dumps(value))
-    with pytest.raises(DamagedCache, match="was changed or damaged"):
+    with pytest.raises(DamagedCacheError, match="was changed or damaged"):
         Cache.open(cache)
 
 
@@ -92,7 +92,7 @@ def test_a_changed_value_in_a_record_is_an_error(cache, form, name):
 def test_a_changed_zarr_metadata_file_is_an_error(cache, form):
     file = cache / "trajectories.zarr/velocity/zarr.json"
     file.write_text(file.read_text().replace("bfloat16", "float16"))
-    with pytest.raises(DamagedCache, match="velocity/zarr.json has checksum"):
+    with pytest.raises(DamagedCacheError, match="velocity/zarr.json has checksum"):
         Cache.open(cache)
 
 
@@ -100,20 +100,20 @@ def test_a_changed_zarr_metadata_file_is_an_error(cache, form):
 def test_changed_prompts_are_an_error(cache, form):
     file = cache / "prompts.jsonl"
     file.write_text(file.read_text().replace("number 3", "number 9"))
-    with pytest.raises(DamagedCache, match="a prompt 3 that cannot be read"):
+    with pytest.raises(DamagedCacheError, match="a prompt 3 that cannot be read"):
         Cache.open(cache, verify="off").trajectory(3)
-    with pytest.raises(DamagedCache, match="has checksum"):
+    with pytest.raises(DamagedCacheError, match="has checksum"):
         Cache.open(cache).trajectory(0)
-    with pytest.raises(DamagedCache, match="has checksum"):
+    with pytest.raises(DamagedCacheError, match="has checksum"):
         list(Cache.open(cache).prompts)
 
 
 def test_a_folder_that_is_no_cache_is_told_so(tmp_path):
     (tmp_path / "other").mkdir()
-    with pytest.raises(NotACache, match=r"other has no manifest.json: it is not a cache"):
+    with pytest.raises(NotACacheError, match=r"other has no manifest.json: it is not a cache"):
         Cache.open(tmp_path / "other")
     (tmp_path / "other/manifest.json").write_text('{"format": "something", "digest": "x"}')
-    with pytest.raises(NotACache, match="says format 'something', expected 'secondcast-cache'"):
+    with pytest.raises(NotACacheError, match="says format 'something', expected 'secondcast-cache'"):
         Cache.open(tmp_path / "other")
 
 
@@ -122,8 +122,8 @@ def test_a_newer_version_is_refused_by_name(cache, form):
     file = cache / "manifest.json"
     value = json.loads(file.read_bytes())
     value.pop("digest")
-    file.write_bytes(sealed({**value, "format_version": 99}))
-    with pytest.raises(NotACache, match=r"has format version 99, this program reads 1: .*created_by, 'tests'"):
+    file.write_bytes(with_digest({**value, "format_version": 99}))
+    with pytest.raises(NotACacheError, match=r"has format version 99, this program reads 1: .*created_by, 'tests'"):
         Cache.open(cache)
 
 
@@ -132,8 +132,8 @@ def test_a_newer_version_is_refused_by_name(cache, form):
 def test_a_record_that_leads_out_of_the_cache_is_refused(cache, form, path):
     record = next(iter(Cache.open(cache).records.values()))
     body = record.json_value() | {"files": [{"path": path, "bytes": 1, "xxh3_128": "0"}]}
-    with pytest.raises(DamagedCache, match=f"path '{path}' leads out of the cache"):
-        CommitRecord.decode(sealed({"format": "secondcast-commit", **body}), "record.json")
+    with pytest.raises(DamagedCacheError, match=f"path '{path}' leads out of the cache"):
+        CommitRecord.decode(with_digest({"format": "secondcast-commit", **body}), "record.json")
 
 
 @pytest.mark.parametrize("form", ["zarr", "webdataset"])

@@ -29,7 +29,7 @@ BOTH = pytest.mark.parametrize("form", ["zarr", "webdataset"])
 @pytest.mark.parametrize("latents", ["derived", "stored"])
 @pytest.mark.parametrize("codec", ["plain", "compact"])
 def test_a_cache_gives_back_the_bits_that_were_committed(tmp_path, form, dtype, latents, codec):
-    writer = write_cache(tmp_path / "c", format=form, dtype=dtype, latents=latents, codec=codec, replicas=2)
+    writer = write_cache(tmp_path / "c", format=form, dtype=dtype, latents=latents, codec=codec, samples_per_prompt=2)
     cache = Cache.open(tmp_path / "c")
     assert len(cache) == cache.planned == 12
     for shard in writer.layout.trajectories:
@@ -53,7 +53,7 @@ def test_a_cache_gives_back_the_bits_that_were_committed(tmp_path, form, dtype, 
 def test_every_bit_pattern_of_bfloat16_survives_encoding(form, bits, codec):
     prompts = some_prompts(1)
     manifest = some_manifest(prompts, format=form, codec=codec)
-    shard = Layout(manifest.prompts.generations).trajectories[0]
+    shard = Layout(manifest.prompts.segments).trajectories[0]
     arrays = some_arrays(manifest, shard)
     # -0.0, infinities and NaNs with payloads among them: the format must not look at the values.
     arrays["noise"] = np.array(bits, dtype=np.uint16).view(ml_dtypes.bfloat16).reshape(1, 4, 2)
@@ -69,7 +69,7 @@ def test_every_bit_pattern_of_bfloat16_survives_encoding(form, bits, codec):
 def test_equal_input_gives_equal_bytes(form, codec):
     prompts = some_prompts(4)
     manifest = some_manifest(prompts, format=form, codec=codec)
-    shard = Layout(manifest.prompts.generations).trajectories[0]
+    shard = Layout(manifest.prompts.segments).trajectories[0]
     labels = [{"key": p.id, "prompt": p.text, "prompt_id": p.id} for p in prompts]
     arrays = some_arrays(manifest, shard)
     assert format_of(manifest).encode("trajectories", 0, arrays, labels) == format_of(manifest).encode(

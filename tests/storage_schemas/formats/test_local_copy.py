@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from secondcast.storage_schemas.errors import BadSettings, DamagedCache
+from secondcast.storage_schemas.errors import DamagedCacheError, SettingsError
 from secondcast.storage_schemas.formats.files import CommittedFiles
 from secondcast.storage_schemas.formats.local_copy import OWN_FOLDER, LocalCopy
 from secondcast.storage_schemas.io.digests import xxh3_128
@@ -117,7 +117,7 @@ def test_damaged_bytes_are_not_kept(elsewhere, tmp_path):
     files = files_of(elsewhere, tmp_path / "near")
     path = shard_files(elsewhere)[0]
     flip(elsewhere.path / path)
-    with pytest.raises(DamagedCache, match=f"{path} has checksum"):
+    with pytest.raises(DamagedCacheError, match=f"{path} has checksum"):
         files.read(path, 0, 4)
     assert not kept(tmp_path / "near")
 
@@ -175,7 +175,7 @@ def test_a_full_disk_turns_further_copies_off_with_one_line(elsewhere, tmp_path)
 
 def test_a_place_that_can_hold_no_copies_is_one_line(tmp_path):
     (tmp_path / "file").write_bytes(b"mine")
-    with pytest.raises(BadSettings, match=rf"^--local-copy {tmp_path}/file cannot be used \(Not a directory\): exp"):
+    with pytest.raises(SettingsError, match=rf"^--local-copy {tmp_path}/file cannot be used \(Not a directory\): exp"):
         LocalCopy.open(tmp_path / "file", limit_bytes=1, say=pytest.fail)
     assert (tmp_path / "file").read_bytes() == b"mine"
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from secondcast.storage_schemas.errors import ShardTaken, StoreFails
+from secondcast.storage_schemas.errors import ShardLockedError, StorageError
 from secondcast.storage_schemas.io import claims
 from secondcast.storage_schemas.io.durable import this_machine
 from secondcast.storage_schemas.io.folders import open_folder
@@ -29,7 +29,7 @@ def test_who_comes_after_the_record_is_told_and_damages_nothing(s3):
     shard = writer.missing("trajectories")[1]
     commit(writer, shard)
     guidance = some_arrays(writer.manifest, shard)["guidance"]
-    with pytest.raises(ShardTaken, match="trajectories shard 1 was committed by another builder"):
+    with pytest.raises(ShardLockedError, match="trajectories shard 1 was committed by another builder"):
         commit(other, shard, guidance=guidance + 1)
     assert Cache.open(s3.url).trajectory(5).guidance == float(guidance[1])
 
@@ -42,7 +42,9 @@ def test_who_comes_while_another_writes_is_told_and_damages_nothing(s3):
 
     def meanwhile(path, data):
         real(path, data)
-        with pytest.raises(ShardTaken, match=f"trajectories-000001.json is being .* .process {os.getpid()} on") as info:
+        with pytest.raises(
+            ShardLockedError, match=f"trajectories-000001.json is being .* .process {os.getpid()} on"
+        ) as info:
             commit(other, shard, guidance=guidance + 1)
         told.append(info)
 
@@ -59,7 +61,7 @@ def test_of_many_builders_that_begin_at_once_one_commits(s3):
     def race(number):
         try:
             commit(writers[number], shard, guidance=guidance + number)
-        except ShardTaken:
+        except ShardLockedError:
             return None
         return number
 
@@ -78,7 +80,7 @@ def test_the_loser_of_a_race_for_the_manifest_writes_over_nothing(s3):
         real(self, path, data)
         if not late:
             late.append(path)
-            with pytest.raises(ShardTaken, match=r"manifest.json is being written by another builder"):
+            with pytest.raises(ShardLockedError, match=r"manifest.json is being written by another builder"):
                 prompts = some_prompts(9)
                 CacheWriter.create_or_resume(s3.url, some_manifest(prompts), prompts, {})
 
@@ -95,7 +97,7 @@ def test_the_loser_of_a_race_for_the_manifest_writes_over_nothing(s3):
 PATH = "claims/commits-trajectories-000001.json"
 
 
-def leave_claim(s3, **changes):
+def leave_lock(s3, **changes):
     process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     claim = this_machine() | {"process": int(process.stdout)} | changes
     s3.ask("PUT", PATH, json.dumps(claim).encode())
@@ -103,7 +105,7 @@ def leave_claim(s3, **changes):
 
 def test_the_claim_of_a_dead_process_on_this_machine_is_taken_over_at_once(s3):
     writer = begin(s3.url)
-    leave_claim(s3)
+    leave_lock(s3)
     record = commit(writer, writer.missing("trajectories")[1])
     assert is_published(writer.folder, record) and PATH not in s3.ask("GET", "?list-type=2").decode()
 
@@ -111,19 +113,19 @@ def test_the_claim_of_a_dead_process_on_this_machine_is_taken_over_at_once(s3):
 @pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"boot": "another container's"}, {"process": os.getpid()}])
 def test_a_claim_that_may_be_alive_is_taken_over_when_it_is_old_by_the_clock_of_the_store(s3, monkeypatch, other):
     writer = begin(s3.url)
-    leave_claim(s3, **other)
+    leave_lock(s3, **other)
     shard = writer.missing("trajectories")[1]
-    with pytest.raises(ShardTaken, match=r"or wait 900 seconds if that one is dead"):
+    with pytest.raises(ShardLockedError, match=r"or wait 900 seconds if that one is dead"):
         commit(writer, shard)
-    later = datetime.now(UTC) + timedelta(seconds=claims.CLAIM_SECONDS + 5)
-    monkeypatch.setattr(claims._Claim, "_store_time", lambda self: later)
+    later = datetime.now(UTC) + timedelta(seconds=claims.LOCK_SECONDS + 5)
+    monkeypatch.setattr(claims._Lock, "_store_time", lambda self: later)
     commit(writer, shard)
     assert len(Cache.open(s3.url)) == 2
 
 
 def test_a_claim_that_cannot_be_read_is_in_force_until_it_is_old(s3):
     s3.ask("PUT", PATH, b"{half")
-    with pytest.raises(ShardTaken, match="trajectories-000001.json is being written by another builder: nothing"):
+    with pytest.raises(ShardLockedError, match="trajectories-000001.json is being written by another builder: nothing"):
         commit(begin(s3.url), begin(s3.url).missing("trajectories")[1])
 
 
@@ -144,7 +146,7 @@ def test_a_slow_builder_renews_its_claim_and_one_that_lost_it_is_told_before_it_
     real, versions = writer.folder.replace, []
 
     def slowly(path, data):
-        clock[0] += claims.CLAIM_SECONDS / 2
+        clock[0] += claims.LOCK_SECONDS / 2
         real(path, data)
         versions.append(s3.ask("GET", PATH.replace("000001", "000000")))
 
@@ -154,19 +156,19 @@ def test_a_slow_builder_renews_its_claim_and_one_that_lost_it_is_told_before_it_
 
     def robbed(path, data):
         slowly_written.append(path)
-        clock[0] += claims.CLAIM_SECONDS * 2
+        clock[0] += claims.LOCK_SECONDS * 2
         s3.ask("PUT", PATH, b"another's")
 
     slowly_written = []
     writer.folder.replace = robbed
-    with pytest.raises(ShardTaken, match="by another builder that took over since this one was too slow"):
+    with pytest.raises(ShardLockedError, match="by another builder that took over since this one was too slow"):
         commit(writer, second)
     assert len(slowly_written) == 1 and s3.ask("GET", PATH) == b"another's"
 
 
 def test_a_store_that_knows_no_conditions_is_refused_before_anything_is_written(s3):
     s3.proxy.rule = lambda number, method, path: Fault(forget_conditions=True)
-    with pytest.raises(StoreFails, match=f"{s3.url} cannot be built on: the store takes a PUT with If-None-Match: "):
+    with pytest.raises(StorageError, match=f"{s3.url} cannot be built on: the store takes a PUT with If-None-Match: "):
         begin(s3.url)
     assert b"<Key>" not in s3.ask("GET", "?list-type=2")
 
@@ -201,6 +203,6 @@ def test_a_claim_whose_answers_are_lost_is_still_held_by_one_alone(s3):
         return None
 
     s3.proxy.rule = rule
-    with folder.claimed("commits/a"), pytest.raises(ShardTaken), folder.claimed("commits/a"):
+    with folder.lock("commits/a"), pytest.raises(ShardLockedError), folder.lock("commits/a"):
         raise AssertionError("both hold it")
     assert lost

@@ -6,7 +6,13 @@ import time
 import numpy as np
 import pytest
 
-from secondcast.storage_schemas.errors import DamagedCache, MissingExtra, NotACache, SettingsDiffer, StoreFails
+from secondcast.storage_schemas.errors import (
+    DamagedCacheError,
+    MissingExtraError,
+    NotACacheError,
+    SettingsMismatchError,
+    StorageError,
+)
 from secondcast.storage_schemas.io import object_folder
 from secondcast.storage_schemas.io.folders import open_folder
 from secondcast.storage_schemas.io.object_folder import ObjectFolder
@@ -71,14 +77,14 @@ def test_everything_arrives_through_a_net_that_fails(s3, tmp_path, form):
 def test_other_settings_are_refused_and_nothing_is_written(s3):
     begin(s3.url)
     before = {name: open_folder(s3.url).read(name) for name in open_folder(s3.url).names()}
-    with pytest.raises(SettingsDiffer, match=r"s3://\S+ was built with sampling.seed = 0, you asked for 3"):
+    with pytest.raises(SettingsMismatchError, match=r"s3://\S+ was built with sampling.seed = 0, you asked for 3"):
         begin(s3.url, seed=3)
     assert {name: open_folder(s3.url).read(name) for name in open_folder(s3.url).names()} == before
 
 
 def test_a_prefix_with_other_objects_is_left_alone(s3):
     s3.ask("PUT", "a/thesis/1.txt", b"years of work")
-    with pytest.raises(NotACache, match=r"holds 'thesis' and 0 more, but no manifest.json"):
+    with pytest.raises(NotACacheError, match=r"holds 'thesis' and 0 more, but no manifest.json"):
         begin(f"{s3.url}/a")
     assert open_folder(s3.url).names() == ["a/thesis/1.txt"]
 
@@ -124,10 +130,10 @@ def test_missing_short_and_flipped_objects_are_errors(s3, form):
         (bytes(flipped), "has checksum"),
     ):
         s3.ask("PUT", SHARDS[form], wrong)
-        with pytest.raises(DamagedCache, match=f"{message}.*trajectories shard 0 is damaged"):
+        with pytest.raises(DamagedCacheError, match=f"{message}.*trajectories shard 0 is damaged"):
             Cache.open(s3.url).trajectory(0)
     s3.ask("DELETE", SHARDS[form])
-    with pytest.raises(DamagedCache, match=rf"{s3.url}/{SHARDS[form]} is missing: .*`secondcast repair {s3.url} "):
+    with pytest.raises(DamagedCacheError, match=rf"{s3.url}/{SHARDS[form]} is missing: .*`secondcast repair {s3.url} "):
         Cache.open(s3.url).trajectory(0)
     assert Cache.open(s3.url).trajectory(4).prompt == 4
 
@@ -145,7 +151,7 @@ def test_a_store_that_cannot_be_reached_is_one_line_within_seconds(monkeypatch, 
     monkeypatch.setenv("AWS_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setattr(object_folder, "FIRST_PATIENCE_SECONDS", 0.5)
     begun = time.monotonic()
-    with pytest.raises(StoreFails) as info:
+    with pytest.raises(StorageError) as info:
         Cache.open(s3.url)
     assert time.monotonic() - begun < 6
     found = f"{s3.url}/manifest.json cannot be read (Generic S3 error: Error performing GET http://127.0.0.1:1/"
@@ -154,7 +160,7 @@ def test_a_store_that_cannot_be_reached_is_one_line_within_seconds(monkeypatch, 
 
 def test_a_bucket_that_is_not_there_is_one_line(s3):
     for attempt in (lambda: Cache.open("s3://nobodys-bucket/a"), lambda: begin("s3://nobodys-bucket/a")):
-        with pytest.raises(StoreFails) as info:
+        with pytest.raises(StorageError) as info:
             attempt()
         assert_one_line(info, "s3://nobodys-bucket/a", "(NoSuchBucket: The specified bucket does not exist): check")
 
@@ -162,7 +168,7 @@ def test_a_bucket_that_is_not_there_is_one_line(s3):
 def test_wrong_credentials_are_one_line_at_once(s3):
     said = b"<Error><Code>InvalidAccessKeyId</Code><Message>The key does not exist.</Message></Error>"
     s3.proxy.rule = lambda number, method, path: Fault(status=403, body=said)
-    with pytest.raises(StoreFails) as info:
+    with pytest.raises(StorageError) as info:
         Cache.open(f"{s3.url}/a")
     assert_one_line(info, f"{s3.url}/a/manifest.json cannot be read (InvalidAccessKeyId: The key does not exist): ")
     assert len(s3.proxy.requests) == 1
@@ -173,7 +179,7 @@ def test_a_store_that_goes_away_in_mid_build_is_waited_for_then_named(s3, monkey
     writer = begin(s3.url)
     shard = writer.missing("trajectories")[0]
     s3.proxy.rule = lambda number, method, path: Fault(status=503)
-    with pytest.raises(StoreFails) as info:
+    with pytest.raises(StorageError) as info:
         commit(writer, shard)
     assert_one_line(info, "SlowDown: Please reduce your request rate")
     s3.proxy.rule = lambda number, method, path: None
@@ -181,14 +187,14 @@ def test_a_store_that_goes_away_in_mid_build_is_waited_for_then_named(s3, monkey
 
 
 def test_an_empty_prefix_is_no_cache_and_a_wrong_address_is_no_store(s3):
-    with pytest.raises(NotACache, match=rf"{s3.url}/a has no manifest.json: it is not a cache"):
+    with pytest.raises(NotACacheError, match=rf"{s3.url}/a has no manifest.json: it is not a cache"):
         Cache.open(f"{s3.url}/a")
-    with pytest.raises(StoreFails) as info:
+    with pytest.raises(StorageError) as info:
         ObjectFolder("s3://")
     assert_one_line(info, "cannot be opened (Generic URL error: Unable to recognise URL")
 
 
 def test_without_obstore_the_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "obstore", None)
-    with pytest.raises(MissingExtra, match=r"s3://b/c is on an object store .*pip install 'secondcast\[s3\]'"):
+    with pytest.raises(MissingExtraError, match=r"s3://b/c is on an object store .*pip install 'secondcast\[s3\]'"):
         Cache.open("s3://b/c")

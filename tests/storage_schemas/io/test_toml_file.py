@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.io.toml_file import read_toml
 
 
@@ -26,17 +26,17 @@ def test_any_bytes_are_read_or_refused_in_one_line(tmp_path_factory, data):
     file.write_bytes(data)
     try:
         read_toml(file, what="file", expected="lines such as steps = 3")
-    except BadSettings as error:
+    except SettingsError as error:
         assert str(error).startswith(f"{file} cannot be read as TOML (")
         assert str(error).endswith("expected lines such as steps = 3")
 
 
 def test_what_is_missing_or_in_another_encoding_is_named(tmp_path):
-    with pytest.raises(BadSettings, match=r"^no file nix\.toml for --config: expected lines$"):
+    with pytest.raises(SettingsError, match=r"^no file nix\.toml for --config: expected lines$"):
         read_toml(tmp_path / "nix.toml", what="file nix.toml for --config", expected="lines")
     file = tmp_path / "latin.toml"
     file.write_bytes("key = 'é'".encode("latin-1"))
-    with pytest.raises(BadSettings) as raised:
+    with pytest.raises(SettingsError) as raised:
         read_toml(file, what="file", expected="lines")
     assert str(raised.value) == (
         f"{file} cannot be read as TOML (byte 7 is not UTF-8): save it as UTF-8; expected lines"

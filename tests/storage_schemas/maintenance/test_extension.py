@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from secondcast.storage_schemas import writer as writer_module
-from secondcast.storage_schemas.errors import BadSettings, NotACache, SettingsDiffer
+from secondcast.storage_schemas.errors import NotACacheError, SettingsError, SettingsMismatchError
 from secondcast.storage_schemas.io.folders import LocalFolder
 from secondcast.storage_schemas.maintenance.convert import convert
 from secondcast.storage_schemas.maintenance.extend import extend
@@ -18,7 +18,7 @@ from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache, read_manifest
 from secondcast.storage_schemas.schema.fields import same_bits
 from secondcast.storage_schemas.schema.layout import Layout
-from secondcast.storage_schemas.schema.manifest import Generation
+from secondcast.storage_schemas.schema.manifest import Segment
 from secondcast.storage_schemas.schema.prompts import is_held_out
 from secondcast.storage_schemas.writer import CacheWriter
 from tests.storage_schemas.caches import some_prompts, write_keyed_cache
@@ -45,8 +45,8 @@ def test_extended_it_holds_by_key_what_a_build_of_everything_at_once_holds(tmp_p
     prompts = some_prompts(10)
     write_keyed_cache(tmp_path / "c", prompts[:6], format=form, latents=latents)
     before, touched = tree(tmp_path / "c"), times(tmp_path / "c")
-    assert commit_all(extended(tmp_path / "c", prompts, replicas=3))
-    write_keyed_cache(tmp_path / "whole", prompts, replicas=3, format=form, latents=latents)
+    assert commit_all(extended(tmp_path / "c", prompts, samples_per_prompt=3))
+    write_keyed_cache(tmp_path / "whole", prompts, samples_per_prompt=3, format=form, latents=latents)
     cache = Cache.open(tmp_path / "c")
     assert cache.finished and len(cache) == 30 and rows(cache) == rows(Cache.open(tmp_path / "whole"))
     assert [p.id for p in cache.prompts] == [p.id for p in prompts]
@@ -66,11 +66,11 @@ def test_only_what_is_named_grows_and_shards_keep_their_size(tmp_path):
     write_keyed_cache(tmp_path / "c", prompts[:6])
     progress = Listening()
     writer = extended(
-        tmp_path / "c", [prompts[7], prompts[2], prompts[3]], replicas=2, shard_size=64, progress=progress
+        tmp_path / "c", [prompts[7], prompts[2], prompts[3]], samples_per_prompt=2, shard_size=64, progress=progress
     )
-    assert writer.manifest.prompts.generations[1:] == (
-        Generation(first_prompt=2, prompts=2, first_replica=1, replicas=1, shard_size=4),
-        Generation(first_prompt=6, prompts=1, first_replica=0, replicas=2, shard_size=4),
+    assert writer.manifest.prompts.segments[1:] == (
+        Segment(first_prompt=2, prompts=2, first_sample=1, samples_per_prompt=1, shard_size=4),
+        Segment(first_prompt=6, prompts=1, first_sample=0, samples_per_prompt=2, shard_size=4),
     )
     assert progress.heard == [
         "extended by 4 trajectories and 1 prompt, to 10 trajectories of 7 prompts",
@@ -102,15 +102,19 @@ def test_another_sampling_and_a_folder_without_a_cache_are_refused(tmp_path):
     write_keyed_cache(tmp_path / "c", prompts[:6])
     before = tree(tmp_path / "c")
     with pytest.raises(
-        SettingsDiffer, match=r"c was built with sampling.seed = 0, you asked for 5: .* another folder$"
+        SettingsMismatchError, match=r"c was built with sampling.seed = 0, you asked for 5: .* another folder$"
     ):
         extended(tmp_path / "c", prompts, seed=5)
     manifest = read_manifest(LocalFolder(tmp_path / "c"))
     asked = wanted(manifest, prompts)
-    with pytest.raises(SettingsDiffer, match=r"prompts.count = 6, .* 8: .*; `secondcast build --extend` adds prompts"):
+    with pytest.raises(
+        SettingsMismatchError, match=r"prompts.count = 6, .* 8: .*; `secondcast build --extend` adds prompts"
+    ):
         CacheWriter.create_or_resume(tmp_path / "c", asked, prompts, TOKENIZER)
     assert tree(tmp_path / "c") == before
-    with pytest.raises(NotACache, match=rf"{tmp_path}/none has no manifest.json: .*, or leave out --extend to begin"):
+    with pytest.raises(
+        NotACacheError, match=rf"{tmp_path}/none has no manifest.json: .*, or leave out --extend to begin"
+    ):
         extend(LocalFolder(tmp_path / "none"), manifest, prompts, TOKENIZER, Silent())
 
 
@@ -119,7 +123,7 @@ def test_an_extension_that_comes_between_is_built_upon(tmp_path, monkeypatch):
     write_keyed_cache(tmp_path / "c", prompts[:6])
     from secondcast.storage_schemas.maintenance import extend as extension
 
-    claim = extension.claimed_manifest
+    claim = extension.locked_manifest
 
     def meanwhile(folder):
         monkeypatch.setattr(extension, "claimed_manifest", claim)
@@ -148,7 +152,7 @@ def test_files_that_are_written_anew_are_not_those_from_before_an_extension(tmp_
     prompts = some_prompts(9)
     first = write_keyed_cache(tmp_path / "c", prompts[:6])
     (tmp_path / "c/trajectories.zarr/velocity/zarr.json").unlink()
-    claim = writer_module.claimed_manifest
+    claim = writer_module.locked_manifest
 
     def meanwhile(folder):
         monkeypatch.setattr(writer_module, "claimed_manifest", claim)
@@ -166,7 +170,7 @@ def test_whoever_reads_during_an_extension_goes_on_reading(tmp_path, form):
     write_keyed_cache(tmp_path / "c", prompts[:6], format=form)
     expected = rows(Cache.open(tmp_path / "c"))
     reader = Cache.open(tmp_path / "c")
-    commit_all(extended(tmp_path / "c", prompts, replicas=2))
+    commit_all(extended(tmp_path / "c", prompts, samples_per_prompt=2))
     assert rows(reader) == expected and [p.id for p in reader.prompts] == [p.id for p in prompts[:6]]
 
 
@@ -190,11 +194,11 @@ def test_opening_while_the_files_change_opens_what_has_come(tmp_path, monkeypatc
 def test_an_extended_cache_is_converted_cut_down_and_merged_like_any_other(tmp_path, form):
     prompts = some_prompts(9)
     write_keyed_cache(tmp_path / "c", prompts[:6], format=form)
-    commit_all(extended(tmp_path / "c", prompts[2:], replicas=2))
-    commit_all(extended(tmp_path / "c", prompts[:2], replicas=3))
+    commit_all(extended(tmp_path / "c", prompts[2:], samples_per_prompt=2))
+    commit_all(extended(tmp_path / "c", prompts[:2], samples_per_prompt=3))
     cache = Cache.open(tmp_path / "c")
     expected = rows(cache)
-    assert len(expected) == 20 and len(cache.manifest.prompts.generations) == 4
+    assert len(expected) == 20 and len(cache.manifest.prompts.segments) == 4
     other = "webdataset" if form == "zarr" else "zarr"
     convert(cache, tmp_path / "converted", Silent(), format=other)
     write_keyed_cache(tmp_path / "more", some_prompts(11)[8:], format=form)
@@ -213,7 +217,7 @@ def test_a_version_1_cache_extended_gives_its_records_as_before(tmp_path, name):
     shutil.copytree(Path(__file__).parents[1] / "version_1" / name, tmp_path / "c")
     old = Cache.open(tmp_path / "c")
     expected, prompts = rows(old), list(old.prompts)
-    asked = old.manifest.prompts.generations[0].model_copy(update={"replicas": 2})
+    asked = old.manifest.prompts.segments[0].model_copy(update={"replicas": 2})
     manifest = old.manifest.model_copy(
         update={"prompts": old.manifest.prompts.model_copy(update={"generations": (asked,)})}
     )
@@ -224,12 +228,12 @@ def test_a_version_1_cache_extended_gives_its_records_as_before(tmp_path, name):
 
 
 def test_a_trajectory_shard_knows_the_embedding_shards_it_needs():
-    generations = (
-        Generation(first_prompt=0, prompts=7, first_replica=0, replicas=3, shard_size=4),
-        Generation(first_prompt=5, prompts=6, first_replica=3, replicas=2, shard_size=4),
-        Generation(first_prompt=10, prompts=2, first_replica=5, replicas=6, shard_size=4),
+    segments = (
+        Segment(first_prompt=0, prompts=7, first_sample=0, samples_per_prompt=3, shard_size=4),
+        Segment(first_prompt=5, prompts=6, first_sample=3, samples_per_prompt=2, shard_size=4),
+        Segment(first_prompt=10, prompts=2, first_sample=5, samples_per_prompt=6, shard_size=4),
     )
-    layout = Layout(generations)
+    layout = Layout(segments)
     for shard in layout.trajectories:
         items = range(shard.first, shard.first + shard.rows)
         assert layout.embedding_shards_of(shard) == {layout.embedding_place(layout.place(i).prompt)[0] for i in items}
@@ -239,8 +243,8 @@ def test_an_extension_into_many_tiny_shards_is_refused_before_anything_changes(t
     prompts = some_prompts(60)
     write_keyed_cache(tmp_path / "c", prompts, shard_size=64)
     before = tree(tmp_path / "c")
-    with pytest.raises(BadSettings) as caught:
-        extended(tmp_path / "c", prompts[::2], replicas=2)
+    with pytest.raises(SettingsError) as caught:
+        extended(tmp_path / "c", prompts[::2], samples_per_prompt=2)
     assert str(caught.value) == (
         "the extension would add 30 trajectories in 30 shards, where 1 could hold them: prompts that get more replicas "
         "lie scattered among others, and a batch never crosses a shard; ask for the replicas of all prompts, or build "

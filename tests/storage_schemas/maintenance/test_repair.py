@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from secondcast.storage_schemas.errors import DamagedCache, NotACache, SettingsDiffer
-from secondcast.storage_schemas.maintenance.repair import mend
+from secondcast.storage_schemas.errors import DamagedCacheError, NotACacheError, SettingsMismatchError
+from secondcast.storage_schemas.maintenance.repair import repair_cache
 from secondcast.storage_schemas.maintenance.verify import verify
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
@@ -51,9 +51,9 @@ def test_each_file_that_is_lost_cut_or_flipped_is_found_and_copied_back(cache, f
                 file.write_bytes(bad)
             try:
                 assert verify(cache, Silent()).problems, (file, bad)
-            except (DamagedCache, NotACache) as error:
+            except (DamagedCacheError, NotACacheError) as error:
                 assert file.name == "manifest.json" and "manifest.json" in str(error)
-            assert mend(cache, cache.parent / "copy", Silent()).left == ()
+            assert repair_cache(cache, cache.parent / "copy", Silent()).left == ()
             assert contents(cache) == whole, (file, bad)
 
 
@@ -65,7 +65,7 @@ def test_each_file_that_is_lost_cut_or_flipped_is_found_and_copied_back(cache, f
 def test_what_follows_from_the_rest_of_a_cache_is_made_anew_without_a_copy(cache, form, name):
     whole = contents(cache)
     (cache / name).write_bytes(b"{}")
-    done = mend(cache, None, Silent())
+    done = repair_cache(cache, None, Silent())
     assert done.left == () and done.files == (name,) and contents(cache) == whole
 
 
@@ -73,7 +73,7 @@ def test_what_follows_from_the_rest_of_a_cache_is_made_anew_without_a_copy(cache
 def test_without_a_copy_a_bad_shard_is_left_and_named(cache, form):
     path = {"zarr": "trajectories.zarr/noise/c/1/0/0", "webdataset": "trajectories/000001.tar"}[form]
     (cache / path).unlink()
-    done = mend(cache, None, Silent())
+    done = repair_cache(cache, None, Silent())
     assert [problem.shard for problem in done.left] == [("trajectories", 1)]
     assert f"{cache}/{path} is missing" in done.left[0].message
 
@@ -90,7 +90,7 @@ def test_swapped_shards_and_records_are_found(cache, form):
         (cache / two).write_bytes(a)
         found = {problem.path for problem in verify(cache, Silent()).problems}
         assert {one, two} <= found
-        mend(cache, cache.parent / "copy", Silent())
+        repair_cache(cache, cache.parent / "copy", Silent())
 
 
 @BOTH
@@ -108,23 +108,25 @@ def test_a_folder_that_is_no_copy_is_not_repaired_into_one(cache, form, foreign,
     for name, text in foreign.items():
         (tmp_path / "mine" / name).write_text(text)
     with pytest.raises(
-        NotACache, match=rf"^{tmp_path}/mine holds '\w+.\w+' and {len(foreign) - 1} more, none of which "
+        NotACacheError, match=rf"^{tmp_path}/mine holds '\w+.\w+' and {len(foreign) - 1} more, none of which "
     ):
-        mend(tmp_path / "mine", cache, Silent())
+        repair_cache(tmp_path / "mine", cache, Silent())
     assert {file.name: file.read_text() for file in every_file(tmp_path / "mine")} == foreign
 
 
 @BOTH
 def test_a_lost_cache_is_copied_whole_into_a_new_folder(cache, form, tmp_path):
-    assert mend(tmp_path / "new", cache, Silent()).left == () and contents(tmp_path / "new") == contents(cache)
+    assert repair_cache(tmp_path / "new", cache, Silent()).left == () and contents(tmp_path / "new") == contents(cache)
 
 
 @pytest.mark.parametrize("form", ["zarr"])
 def test_a_copy_of_another_cache_is_refused(cache, form, tmp_path):
     write_cache(tmp_path / "other", seed=9)
     (cache / "prompts.offsets").unlink()
-    with pytest.raises(SettingsDiffer, match=r"other is not a copy of .*c: it has sampling.seed = 9, this cache has 0"):
-        mend(cache, tmp_path / "other", Silent())
+    with pytest.raises(
+        SettingsMismatchError, match=r"other is not a copy of .*c: it has sampling.seed = 9, this cache has 0"
+    ):
+        repair_cache(cache, tmp_path / "other", Silent())
 
 
 @BOTH
@@ -134,7 +136,7 @@ def test_a_damaged_copy_gives_nothing_away(cache, form):
         data = bytearray((folder / path).read_bytes())
         data[-1] ^= 1
         (folder / path).write_bytes(data)
-    done = mend(cache, cache.parent / "copy", Silent())
+    done = repair_cache(cache, cache.parent / "copy", Silent())
     assert done.shards == () and [problem.shard for problem in done.left] == [("trajectories", 1)]
 
 
@@ -148,7 +150,7 @@ def test_checksums_are_compared_never_once_or_always(cache, form, verify_mode):
     data[-1] ^= 1
     (cache / path).write_bytes(data)
     if verify_mode == "always":
-        with pytest.raises(DamagedCache, match="has checksum"):
+        with pytest.raises(DamagedCacheError, match="has checksum"):
             opened.trajectory(0)
     elif form == "webdataset":
         # The changed byte is in the padding behind the last sample.
@@ -161,7 +163,7 @@ def test_shards_whose_records_were_lost_with_the_index_come_back_from_a_copy(cac
     (cache / "commits/index.json").unlink()
     (cache / "commits/trajectories-000001.json").unlink()
     assert verify(cache, Silent()).missing == 1
-    done = mend(cache, cache.parent / "copy", Silent())
+    done = repair_cache(cache, cache.parent / "copy", Silent())
     assert done.shards == (("trajectories", 1),) and done.left == () and done.missing == 0
     assert contents(cache) == whole
 
@@ -170,9 +172,9 @@ def test_a_damaged_tokenizer_of_a_copy_is_not_taken_and_a_whole_one_is(tmp_path)
     for name in ("c", "copy"):
         write_keyed_cache(tmp_path / name, some_prompts(4))
         (tmp_path / name / "tokenizer/spiece.model").write_bytes(f"damaged in {name}".encode())
-    done = mend(tmp_path / "c", tmp_path / "copy", Silent())
+    done = repair_cache(tmp_path / "c", tmp_path / "copy", Silent())
     assert done.files == () and [problem.path for problem in done.left] == ["tokenizer/spiece.model"]
     assert (tmp_path / "c/tokenizer/spiece.model").read_bytes() == b"damaged in c"
     (tmp_path / "copy/tokenizer/spiece.model").write_bytes(b"pieces")
-    done = mend(tmp_path / "c", tmp_path / "copy", Silent())
+    done = repair_cache(tmp_path / "c", tmp_path / "copy", Silent())
     assert done.files == ("tokenizer/spiece.model",) and done.left == ()

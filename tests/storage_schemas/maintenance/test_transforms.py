@@ -15,7 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secondcast.storage_schemas.codecs.step_int8 import StepInt8
-from secondcast.storage_schemas.errors import BadSettings, DamagedCache, DerivationMismatch, SettingsDiffer
+from secondcast.storage_schemas.errors import (
+    DamagedCacheError,
+    DerivationMismatchError,
+    SettingsError,
+    SettingsMismatchError,
+)
 from secondcast.storage_schemas.io.folders import LocalFolder
 from secondcast.storage_schemas.maintenance.convert import convert
 from secondcast.storage_schemas.maintenance.merge import merge
@@ -25,7 +30,7 @@ from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache, read_manifest
 from secondcast.storage_schemas.schema.fields import DTYPES, same_bits
 from secondcast.storage_schemas.schema.layout import Layout
-from secondcast.storage_schemas.schema.manifest import Generation
+from secondcast.storage_schemas.schema.manifest import Segment
 from secondcast.storage_schemas.writer import CacheWriter
 from tests.storage_schemas.caches import data_files, keyed_arrays, some_manifest, some_prompts, write_keyed_cache
 
@@ -42,12 +47,12 @@ class Heard(Silent):
         self.lines.append(message)
 
 
-def generation(first_prompt, prompts, first_replica, replicas, shard_size=4):
-    return Generation(
+def generation(first_prompt, prompts, first_sample, samples_per_prompt, shard_size=4):
+    return Segment(
         first_prompt=first_prompt,
         prompts=prompts,
-        first_replica=first_replica,
-        replicas=replicas,
+        first_sample=first_sample,
+        samples_per_prompt=samples_per_prompt,
         shard_size=shard_size,
     )
 
@@ -69,7 +74,7 @@ def assert_same_rows(a: Cache, b: Cache, prompts):
     compared = 0
     for i, place in places:
         if (identity := a.prompts[place.prompt].id) in {p.id for p in prompts}:
-            ours, theirs = a.trajectory(i), b.trajectory(b.layout.find(numbers[identity], place.replica))
+            ours, theirs = a.trajectory(i), b.trajectory(b.layout.find(numbers[identity], place.sample_index))
             assert (ours.key, ours.guidance) == (theirs.key, theirs.guidance)
             assert same_bits(ours.hidden_states_KSC, theirs.hidden_states_KSC)
             assert same_bits(ours.velocity_KSC, theirs.velocity_KSC)
@@ -93,7 +98,7 @@ def assert_same_rows(a: Cache, b: Cache, prompts):
     ],
 )
 def test_there_and_back_gives_the_same_bytes(tmp_path, begin, there):
-    write_keyed_cache(tmp_path / "a", some_prompts(9), generations=EXTENDED, **begin)
+    write_keyed_cache(tmp_path / "a", some_prompts(9), segments=EXTENDED, **begin)
     a = Cache.open(tmp_path / "a")
     convert(a, tmp_path / "b", Silent(), **there)
     b = Cache.open(tmp_path / "b")
@@ -105,8 +110,8 @@ def test_there_and_back_gives_the_same_bytes(tmp_path, begin, there):
 
 
 def test_a_converted_cache_is_the_one_that_a_build_would_have_made(tmp_path):
-    write_keyed_cache(tmp_path / "a", some_prompts(6), format="zarr", replicas=2)
-    write_keyed_cache(tmp_path / "b", some_prompts(6), format="webdataset", latents="stored", replicas=2)
+    write_keyed_cache(tmp_path / "a", some_prompts(6), format="zarr", samples_per_prompt=2)
+    write_keyed_cache(tmp_path / "b", some_prompts(6), format="webdataset", latents="stored", samples_per_prompt=2)
     convert(Cache.open(tmp_path / "a"), tmp_path / "c", Silent(), format="webdataset", latents="stored")
     assert data_files(tmp_path / "b") == data_files(tmp_path / "c")
 
@@ -121,7 +126,7 @@ def test_latents_that_do_not_derive_are_not_dropped(tmp_path):
                 arrays["hidden_states"][2, 1, 0, 0] += 1
             writer.commit(kind, shard, arrays, seconds=0, provenance={})
     words = r"a: latent 1 of trajectory 2 derived .* differs from the stored one in 1 of 8 elements.*--latents stored"
-    with pytest.raises(DerivationMismatch, match=words):
+    with pytest.raises(DerivationMismatchError, match=words):
         convert(Cache.open(tmp_path / "a"), tmp_path / "b", Silent(), latents="derived")
     assert not list((tmp_path / "b/commits").glob("trajectories-*"))
 
@@ -209,28 +214,28 @@ def test_what_the_source_lacks_stays_missing_and_comes_once_it_is_there(tmp_path
 
 @pytest.mark.parametrize("form", ["zarr", "webdataset"])
 @pytest.mark.parametrize("replicas", [1, 3])
-def test_a_subset_is_the_cache_that_was_built_of_just_those_prompts(tmp_path, form, replicas):
+def test_a_subset_is_the_cache_that_was_built_of_just_those_prompts(tmp_path, form, samples_per_prompt):
     prompts = sourced(14)
-    write_keyed_cache(tmp_path / "a", prompts, format=form, replicas=replicas)
+    write_keyed_cache(tmp_path / "a", prompts, format=form, samples_per_prompt=samples_per_prompt)
     a = Cache.open(tmp_path / "a")
     subset(a, tmp_path / "b", Silent(), sources=["colours"], count=4)
     kept = [p for p in prompts if "colours" in p.sources][:4]
-    write_keyed_cache(tmp_path / "c", kept, format=form, replicas=replicas)
+    write_keyed_cache(tmp_path / "c", kept, format=form, samples_per_prompt=samples_per_prompt)
     assert data_files(tmp_path / "b") == data_files(tmp_path / "c")
     assert Cache.open(tmp_path / "b").manifest.prompts.sources == {"animals": 2, "colours": 4}
 
 
 def test_a_subset_of_an_extended_cache_keeps_its_generations_but_empty_ones(tmp_path):
     prompts = some_prompts(9)
-    write_keyed_cache(tmp_path / "a", prompts, generations=EXTENDED, format="webdataset")
+    write_keyed_cache(tmp_path / "a", prompts, segments=EXTENDED, format="webdataset")
     a = Cache.open(tmp_path / "a")
     kept = [prompts[i] for i in (1, 2, 4, 7)]
     subset(a, tmp_path / "b", Silent(), listed=[p.text for p in kept])
     expected = (generation(0, 3, 0, 2), generation(3, 1, 0, 1), generation(0, 3, 2, 1))
-    write_keyed_cache(tmp_path / "c", kept, generations=expected, format="webdataset")
+    write_keyed_cache(tmp_path / "c", kept, segments=expected, format="webdataset")
     assert data_files(tmp_path / "b") == data_files(tmp_path / "c")
     subset(a, tmp_path / "d", Silent(), listed=[prompts[6].id, prompts[8].id])
-    assert Cache.open(tmp_path / "d").manifest.prompts.generations == (generation(0, 2, 0, 1),)
+    assert Cache.open(tmp_path / "d").manifest.prompts.segments == (generation(0, 2, 0, 1),)
 
 
 def test_selections_are_intersected_in_the_order_of_the_cache_and_unknown_lines_are_counted(tmp_path):
@@ -250,10 +255,10 @@ def test_an_empty_selection_names_what_there_is(tmp_path):
     prompts = sourced(6)
     write_keyed_cache(tmp_path / "a", prompts, format="webdataset")
     a = Cache.open(tmp_path / "a")
-    with pytest.raises(BadSettings, match=r"--source 'cats' is not in .*a: its sources are animals 5, colours 2"):
+    with pytest.raises(SettingsError, match=r"--source 'cats' is not in .*a: its sources are animals 5, colours 2"):
         subset(a, tmp_path / "b", Silent(), sources=["animals", "cats"])
     words = rf"nothing of .*a is selected: it has 6 prompts \(animals 5, colours 2\), the first is {prompts[0].id} "
-    with pytest.raises(BadSettings, match=words + r'"prompt number 0"; give other --source or --ids'):
+    with pytest.raises(SettingsError, match=words + r'"prompt number 0"; give other --source or --ids'):
         subset(a, tmp_path / "b", Silent(), listed=["nix"])
     assert not (tmp_path / "b").exists()
 
@@ -264,17 +269,19 @@ def test_a_target_begun_otherwise_or_holding_its_source_is_refused(tmp_path):
     before = data_files(tmp_path / "a")
     (tmp_path / "link").symlink_to(tmp_path / "a")
     for target in ("a", "a/inside", "link", "a/../a", "."):
-        with pytest.raises(BadSettings, match=r"target .* and the source .*a lie within each other: a source is only"):
+        with pytest.raises(
+            SettingsError, match=r"target .* and the source .*a lie within each other: a source is only"
+        ):
             convert(a, tmp_path / target, Silent(), format="webdataset")
     assert data_files(tmp_path / "a") == before
     convert(a, tmp_path / "b", Silent(), format="webdataset")
     with pytest.raises(
-        SettingsDiffer, match=r'b was built with sampling.storage.latents = "derived", you asked for "st'
+        SettingsMismatchError, match=r'b was built with sampling.storage.latents = "derived", you asked for "st'
     ):
         convert(a, tmp_path / "b", Silent(), format="webdataset", latents="stored")
-    with pytest.raises(BadSettings, match=r"--codec: codec int8 rounds the velocity, .* use --latents stored$"):
+    with pytest.raises(SettingsError, match=r"--codec: codec int8 rounds the velocity, .* use --latents stored$"):
         convert(a, tmp_path / "c", Silent(), codec="int8")
-    with pytest.raises(BadSettings, match=r"--codec: Input should be .* \(found 'zip'\)"):
+    with pytest.raises(SettingsError, match=r"--codec: Input should be .* \(found 'zip'\)"):
         convert(a, tmp_path / "c", Silent(), codec="zip")
 
 
@@ -285,21 +292,23 @@ def test_what_was_rounded_or_left_out_is_not_made_up_again(tmp_path):
     assert (result.trajectories, result.embeddings_missing) == (6, 0)
     b = Cache.open(tmp_path / "b")
     assert b.finished and not [kind for kind, _ in b.records if kind == "embeddings"]
-    with pytest.raises(BadSettings, match=r"--codec plain: the source has codec int8, which rounded the velocity, and"):
+    with pytest.raises(
+        SettingsError, match=r"--codec plain: the source has codec int8, which rounded the velocity, and"
+    ):
         convert(b, tmp_path / "c", Silent(), codec="plain")
     with pytest.raises(
-        BadSettings, match=r"--embeddings stored: the source holds none \(--embeddings none\); build an"
+        SettingsError, match=r"--embeddings stored: the source holds none \(--embeddings none\); build an"
     ):
         convert(b, tmp_path / "c", Silent(), embeddings="stored")
     with pytest.raises(
-        SettingsDiffer, match=r"`secondcast convert \S+/a NEW --codec int8 --latents stored`, then merge"
+        SettingsMismatchError, match=r"`secondcast convert \S+/a NEW --codec int8 --latents stored`, then merge"
     ):
         merge([a, b], tmp_path / "c", Silent())
     convert(a, tmp_path / "d", Silent(), codec="int8")
     words = (
         r'd has sampling.storage.embeddings = "stored", \S+b has "none": .*convert \S+/d NEW --embeddings none`, then'
     )
-    with pytest.raises(SettingsDiffer, match=words):
+    with pytest.raises(SettingsMismatchError, match=words):
         merge([Cache.open(tmp_path / "d"), b], tmp_path / "c", Silent())
     subset(b, tmp_path / "e", Silent(), count=4)
     assert Cache.open(tmp_path / "e").finished
@@ -326,7 +335,9 @@ def test_a_damaged_source_stops_and_nothing_of_its_shard_is_written(tmp_path):
     data = bytearray(file.read_bytes())
     data[10] ^= 1
     file.write_bytes(data)
-    with pytest.raises(DamagedCache, match=r"velocity/c/1/0/0/0 has checksum \w+, expected \w+: trajectories shard 1"):
+    with pytest.raises(
+        DamagedCacheError, match=r"velocity/c/1/0/0/0 has checksum \w+, expected \w+: trajectories shard 1"
+    ):
         convert(Cache.open(tmp_path / "a"), tmp_path / "b", Silent(), format="webdataset")
     assert [p.name for p in (tmp_path / "b/commits").glob("traj*")] == ["trajectories-000000.json"]
 
@@ -336,8 +347,8 @@ def test_a_damaged_source_stops_and_nothing_of_its_shard_is_written(tmp_path):
 def test_a_merge_holds_every_trajectory_once(tmp_path, form):
     prompts = sourced(12)
     theirs = [replace(p, sources=("signs",)) for p in (prompts[9], prompts[2], prompts[11], prompts[3], prompts[10])]
-    write_keyed_cache(tmp_path / "a", prompts[:9], generations=EXTENDED, format=form)
-    write_keyed_cache(tmp_path / "b", theirs, replicas=4, shard_size=3, format=form)
+    write_keyed_cache(tmp_path / "a", prompts[:9], segments=EXTENDED, format=form)
+    write_keyed_cache(tmp_path / "b", theirs, samples_per_prompt=4, shard_size=3, format=form)
     a, b, heard = Cache.open(tmp_path / "a"), Cache.open(tmp_path / "b"), Heard()
     result = merge([a, b], tmp_path / "ab", heard)
     # Two shared prompts have replicas 0, 1, 2 in both.
@@ -348,8 +359,8 @@ def test_a_merge_holds_every_trajectory_once(tmp_path, form):
     assert ab.prompts[3].sources == (*prompts[3].sources, "signs")
     assert ab.manifest.prompts.sources == {"animals": 7, "colours": 3, "signs": 5}
     assert assert_same_rows(a, ab, list(a.prompts)) == 19 and assert_same_rows(b, ab, theirs) == 20
-    assert ab.manifest.prompts.generations == (*EXTENDED, generation(2, 2, 3, 1), generation(9, 3, 0, 4))
-    seen = {(t.prompt, t.replica) for t in map(ab.layout.place, range(33))}
+    assert ab.manifest.prompts.segments == (*EXTENDED, generation(2, 2, 3, 1), generation(9, 3, 0, 4))
+    seen = {(t.prompt, t.sample_index) for t in map(ab.layout.place, range(33))}
     assert len(seen) == 33
 
 
@@ -379,7 +390,7 @@ def test_two_spellings_of_a_prompt_are_merged_only_where_the_teacher_sees_one(tm
         assert [prompt.text for prompt in Cache.open(tmp_path / "ab").prompts] == ["prompt number 0", "prompt number 1"]
         return
     message = rf'^prompt {twin.id} is "prompt  number 0" in \S+/b and "prompt number 0" in an earlier cache: one embed'
-    with pytest.raises(SettingsDiffer, match=message):
+    with pytest.raises(SettingsMismatchError, match=message):
         merge(caches, tmp_path / "ab", Silent())
     assert not (tmp_path / "ab").exists()
 
@@ -420,9 +431,9 @@ def test_duplicates_with_other_bits_are_counted_and_the_first_is_kept(tmp_path):
 def test_caches_that_do_not_belong_together_are_not_merged(tmp_path, changes, message):
     write_keyed_cache(tmp_path / "a", some_prompts(3))
     write_keyed_cache(tmp_path / "b", some_prompts(3), **changes)
-    with pytest.raises(SettingsDiffer, match=message):
+    with pytest.raises(SettingsMismatchError, match=message):
         merge([Cache.open(tmp_path / "a"), Cache.open(tmp_path / "b")], tmp_path / "c", Silent())
-    with pytest.raises(BadSettings, match=r"merge was given 1 cache, expected two or more and the target"):
+    with pytest.raises(SettingsError, match=r"merge was given 1 cache, expected two or more and the target"):
         merge([Cache.open(tmp_path / "a")], tmp_path / "c", Silent())
     assert not (tmp_path / "c").exists()
 
@@ -433,7 +444,9 @@ def extended(draw):
     prompts = draw(st.integers(1, 6))
     parts = [generation(0, prompts, 0, draw(st.integers(1, 2)), 2)]
     if draw(st.booleans()):
-        parts.append(generation(0, draw(st.integers(1, prompts)), parts[0].replicas, draw(st.integers(1, 2)), 2))
+        parts.append(
+            generation(0, draw(st.integers(1, prompts)), parts[0].samples_per_prompt, draw(st.integers(1, 2)), 2)
+        )
     if draw(st.booleans()):
         more = draw(st.integers(1, 4))
         parts.append(generation(prompts, more, draw(st.integers(0, 2)), draw(st.integers(1, 2)), 2))
@@ -443,21 +456,21 @@ def extended(draw):
 class Planned:
     """As much of a source as the planning of a merge looks at."""
 
-    def __init__(self, generations, prompts):
+    def __init__(self, segments, prompts):
         from types import SimpleNamespace
 
         self.prompts = prompts
-        self.cache = SimpleNamespace(manifest=SimpleNamespace(prompts=SimpleNamespace(generations=generations)))
+        self.cache = SimpleNamespace(manifest=SimpleNamespace(prompts=SimpleNamespace(segments=segments)))
 
     def pairs(self):
-        layout = Layout(self.cache.manifest.prompts.generations)
+        layout = Layout(self.cache.manifest.prompts.segments)
         places = map(layout.place, range(len(layout)))
-        return [(self.prompts[place.prompt].id, place.replica) for place in places]
+        return [(self.prompts[place.prompt].id, place.sample_index) for place in places]
 
 
 @given(st.lists(extended(), min_size=2, max_size=3), st.randoms(use_true_random=False))
 def test_a_merged_plan_has_every_pair_of_its_sources_once_and_an_embedding_for_each_prompt(all_parts, random):
-    from secondcast.storage_schemas.maintenance.merge import merged_generations, merged_prompts
+    from secondcast.storage_schemas.maintenance.merge import merged_prompts, merged_segments
 
     pool = some_prompts(14)
     sources = []
@@ -465,18 +478,20 @@ def test_a_merged_plan_has_every_pair_of_its_sources_once_and_an_embedding_for_e
         count = max(g.first_prompt + g.prompts for g in parts)
         sources.append(Planned(parts, random.sample(pool, count)))
     prompts = merged_prompts(sources)
-    parts = merged_generations(sources, prompts)
+    parts = merged_segments(sources, prompts)
     pairs = Planned(parts, prompts).pairs()
     assert len(pairs) == len(set(pairs)) and set(pairs) == {pair for source in sources for pair in source.pairs()}
     layout = Layout(parts)
     assert sum(shard.rows for shard in layout.embeddings) == len(prompts)
-    assert all(layout.find(p.prompt, p.replica) == i for i, p in ((i, layout.place(i)) for i in range(len(layout))))
+    assert all(
+        layout.find(p.prompt, p.sample_index) == i for i, p in ((i, layout.place(i)) for i in range(len(layout)))
+    )
     assert len({layout.embedding_place(number) for number in range(len(prompts))}) == len(prompts)
 
 
 def test_the_parts_of_a_cache_merge_to_all_of_it(tmp_path):
     prompts = sourced(8)
-    write_keyed_cache(tmp_path / "a", prompts, replicas=2, format="webdataset")
+    write_keyed_cache(tmp_path / "a", prompts, samples_per_prompt=2, format="webdataset")
     a = Cache.open(tmp_path / "a")
     subset(a, tmp_path / "b", Silent(), count=3)
     subset(a, tmp_path / "c", Silent(), listed=[p.id for p in prompts[2:]])
@@ -511,7 +526,9 @@ def test_from_a_folder_to_an_object_store_and_back(tmp_path, bucket):
     write_keyed_cache(tmp_path / "a", prompts)
     convert(Cache.open(tmp_path / "a"), f"{bucket}/tars", Silent(), format="webdataset")
     remote = Cache.open(f"{bucket}/tars")
-    with pytest.raises(BadSettings, match=r"the target s3://caches/tars/x and the source s3://caches/tars lie within"):
+    with pytest.raises(
+        SettingsError, match=r"the target s3://caches/tars/x and the source s3://caches/tars lie within"
+    ):
         subset(remote, f"{bucket}/tars/x", Silent(), count=2)
     subset(remote, f"{bucket}/small", Silent(), count=2)
     merge([Cache.open(f"{bucket}/small"), remote], f"{bucket}/all", Silent())

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from secondcast.storage_schemas.errors import SettingsDiffer
+from secondcast.storage_schemas.errors import SettingsMismatchError
 from secondcast.storage_schemas.schema.first_difference import differing_leaves, first_difference
 from secondcast.storage_schemas.schema.manifest import check_same_settings
 from tests.storage_schemas.caches import some_manifest, some_prompts
@@ -75,9 +75,9 @@ def test_paths_read_as_a_user_would_write_them(one, other, path, shown):
 def test_the_refusal_after_an_extension_names_the_generation_and_its_field():
     prompts = some_prompts(4)
     first = some_manifest(prompts)
-    more = first.prompts.generations[0].model_copy(update={"replicas": 2})
+    more = first.prompts.segments[0].model_copy(update={"replicas": 2})
     other = first.model_copy(update={"prompts": first.prompts.model_copy(update={"generations": (more,)})})
-    with pytest.raises(SettingsDiffer) as raised:
+    with pytest.raises(SettingsMismatchError) as raised:
         check_same_settings(other, first, "c")
     assert str(raised.value) == (
         "c was built with prompts.generations[0].replicas = 2, you asked for 1: the order of all trajectories depends "

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secondcast.storage_schemas.errors import DamagedCache, NotACache
+from secondcast.storage_schemas.errors import DamagedCacheError, NotACacheError
 from secondcast.storage_schemas.schema.commits import CommitRecord, FileRecord, Records, encode_index
 from secondcast.storage_schemas.schema.index import Index
 from secondcast.storage_schemas.schema.manifest import stays_inside
@@ -57,10 +57,12 @@ def test_a_changed_or_cut_index_is_refused(records, data):
     changed = bytearray(whole)
     changed[place] ^= data.draw(st.integers(1, 255))
     for wrong in (bytes(changed), whole[:place]):
-        with pytest.raises((DamagedCache, NotACache)):
+        with pytest.raises((DamagedCacheError, NotACacheError)):
             read(wrong)
 
 
 def test_the_refusal_says_what_to_do():
-    with pytest.raises(DamagedCache, match=r"index.json is not as it was written \(3 bytes, .*delete it and give the"):
+    with pytest.raises(
+        DamagedCacheError, match=r"index.json is not as it was written \(3 bytes, .*delete it and give the"
+    ):
         read(b"abc")

@@ -5,11 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from secondcast.storage_schemas.errors import DamagedCache, ExtensionPending, SettingsDiffer, ShardTaken
+from secondcast.storage_schemas.errors import (
+    DamagedCacheError,
+    ExtensionPendingError,
+    SettingsMismatchError,
+    ShardLockedError,
+)
 from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.io.folders import LocalFolder, open_folder
 from secondcast.storage_schemas.io.object_folder import ObjectFolder
-from secondcast.storage_schemas.maintenance.repair import mend
+from secondcast.storage_schemas.maintenance.repair import repair_cache
 from secondcast.storage_schemas.maintenance.verify import verify
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
@@ -66,7 +71,7 @@ def test_killed_at_any_step_it_is_the_old_cache_or_one_that_whoever_comes_finish
     old = write_keyed_cache(tmp_path / "old", prompts[:6], format=form)
     shutil.copytree(tmp_path / "old", tmp_path / "new")
     counting = MortalLocal(tmp_path / "new")
-    extended(counting, prompts, replicas=2)
+    extended(counting, prompts, samples_per_prompt=2)
     steps = Mortal.left - counting.left
     assert steps == 3 * STAGED[form] + 4
     ended, begun = tree(tmp_path / "new"), tree(tmp_path / "old")
@@ -77,24 +82,24 @@ def test_killed_at_any_step_it_is_the_old_cache_or_one_that_whoever_comes_finish
         folder = MortalLocal(path)
         folder.left = step
         with pytest.raises(Killed):
-            extended(folder, prompts, replicas=2)
+            extended(folder, prompts, samples_per_prompt=2)
         staged = (path / "next/manifest.json").exists()
         states.append((staged, opens(path)))
         says = [problem.message for problem in verify(path, Silent()).problems]
         assert says == ([str(journal.pending(open_folder(path)))] if staged else [])
         # By the same command, by the first build's, and by a repair.
         shutil.copytree(path, tmp_path / "a")
-        extended(tmp_path / "a", prompts, replicas=2)
+        extended(tmp_path / "a", prompts, samples_per_prompt=2)
         assert tree(tmp_path / "a") == ended
         shutil.copytree(path, tmp_path / "b")
         is_new = staged or (path / "manifest.json").read_bytes() == ended["manifest.json"]
         if is_new:
-            with pytest.raises(SettingsDiffer, match=r"prompts\.count = 9, you asked for 6"):
+            with pytest.raises(SettingsMismatchError, match=r"prompts\.count = 9, you asked for 6"):
                 CacheWriter.create_or_resume(tmp_path / "b", old.manifest, prompts[:6], TOKENIZER)
         else:
             CacheWriter.create_or_resume(tmp_path / "b", old.manifest, prompts[:6], TOKENIZER)
         assert tree(tmp_path / "b") == (ended if is_new else begun)
-        mended = mend(path, None, Silent())
+        mended = repair_cache(path, None, Silent())
         assert mended.left == () and ("manifest.json" in mended.files) == (staged and is_between(states[-1]))
         assert {n: d for n, d in tree(path).items() if not n.startswith("next")} == (ended if is_new else begun)
         shutil.rmtree(tmp_path / "a"), shutil.rmtree(tmp_path / "b")
@@ -109,7 +114,7 @@ def is_between(state: tuple[bool, str]) -> bool:
 def opens(path: Path) -> str:
     try:
         cache = Cache.open(path)
-    except ExtensionPending as error:
+    except ExtensionPendingError as error:
         says = f"{path} is being extended, or an extension of it was interrupted: nothing is lost; give the build "
         assert str(error).startswith(f"{says}command with --extend again (or `secondcast repair {path}`)")
         return "between"
@@ -143,8 +148,8 @@ def test_of_two_who_extend_a_store_at_once_the_second_is_told_who_writes(s3, mon
     write_keyed_cache(s3.url, prompts[:6], format="webdataset")
     before = open_folder(s3.url).read("manifest.json")
     with (
-        open_folder(s3.url).claimed("manifest.json"),
-        pytest.raises(ShardTaken, match=r"manifest.json is being written"),
+        open_folder(s3.url).lock("manifest.json"),
+        pytest.raises(ShardLockedError, match=r"manifest.json is being written"),
     ):
         extended(s3.url, prompts)
     assert open_folder(s3.url).read("manifest.json") == before
@@ -168,12 +173,12 @@ def test_staged_files_that_were_damaged_are_refused_and_the_old_cache_can_be_had
     data = (tmp_path / "c/next/prompts.offsets").read_bytes()
     (tmp_path / "c/next/prompts.offsets").write_bytes(data[:-1])
     found = f"has checksum {xxh3_128(data[:-1])} ({len(data) - 1} bytes), next/manifest.json says {xxh3_128(data)}"
-    for attempt in (lambda: extended(tmp_path / "c", prompts), lambda: mend(tmp_path / "c", None, Silent())):
-        with pytest.raises(DamagedCache) as info:
+    for attempt in (lambda: extended(tmp_path / "c", prompts), lambda: repair_cache(tmp_path / "c", None, Silent())):
+        with pytest.raises(DamagedCacheError) as info:
             attempt()
         assert found in str(info.value) and f"delete {tmp_path}/c/next, give `secondcast repair" in str(info.value)
     shutil.rmtree(tmp_path / "c/next")
-    assert mend(tmp_path / "c", None, Silent()).left == () and tree(tmp_path / "c") == before
+    assert repair_cache(tmp_path / "c", None, Silent()).left == () and tree(tmp_path / "c") == before
 
 
 def test_what_was_staged_for_a_cache_that_has_since_been_extended_otherwise_is_swept(tmp_path):

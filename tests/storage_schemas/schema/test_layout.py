@@ -5,47 +5,51 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secondcast.storage_schemas.schema.layout import Layout
-from secondcast.storage_schemas.schema.manifest import Generation
+from secondcast.storage_schemas.schema.manifest import Segment
 
 
 @st.composite
-def generations(draw):
+def segments(draw):
     size = draw(st.integers(1, 7))
-    first = Generation(
+    first = Segment(
         first_prompt=0,
         prompts=draw(st.integers(1, 9)),
-        first_replica=0,
-        replicas=draw(st.integers(1, 3)),
+        first_sample=0,
+        samples_per_prompt=draw(st.integers(1, 3)),
         shard_size=size,
     )
-    more_prompts = Generation(
+    more_prompts = Segment(
         first_prompt=first.prompts,
         prompts=draw(st.integers(1, 9)),
-        first_replica=0,
-        replicas=first.replicas,
+        first_sample=0,
+        samples_per_prompt=first.samples_per_prompt,
         shard_size=size,
     )
-    more_replicas = Generation(
-        first_prompt=0, prompts=first.prompts, first_replica=first.replicas, replicas=2, shard_size=size
+    more_replicas = Segment(
+        first_prompt=0,
+        prompts=first.prompts,
+        first_sample=first.samples_per_prompt,
+        samples_per_prompt=2,
+        shard_size=size,
     )
     return draw(
         st.sampled_from([(first,), (first, more_prompts), (first, more_replicas), (first, more_replicas, more_prompts)])
     )
 
 
-@given(generations())
+@given(segments())
 def test_every_trajectory_has_one_place_and_every_place_one_trajectory(parts):
     layout = Layout(parts)
-    assert len(layout) == sum(g.prompts * g.replicas for g in parts)
+    assert len(layout) == sum(g.prompts * g.samples_per_prompt for g in parts)
     places = [layout.place(i) for i in range(len(layout))]
     assert len({(p.shard, p.row) for p in places}) == len(places)
-    assert len({(p.prompt, p.replica) for p in places}) == len(places)
+    assert len({(p.prompt, p.sample_index) for p in places}) == len(places)
     for shard in layout.trajectories:
         inside = [layout.place(i) for i in range(shard.first, shard.first + shard.rows)]
         assert [(p.shard, p.row) for p in inside] == [(shard.shard, row) for row in range(shard.rows)]
 
 
-@given(generations())
+@given(segments())
 def test_every_prompt_has_one_embedding(parts):
     layout = Layout(parts)
     count = max(g.first_prompt + g.prompts for g in parts)
@@ -53,7 +57,7 @@ def test_every_prompt_has_one_embedding(parts):
     assert len({layout.embedding_place(i) for i in range(count)}) == count
 
 
-@given(generations())
+@given(segments())
 def test_shards_follow_one_another_and_are_found_by_what_they_hold(parts):
     layout = Layout(parts)
     for shards in (layout.trajectories, layout.embeddings):
@@ -68,8 +72,8 @@ def test_shards_follow_one_another_and_are_found_by_what_they_hold(parts):
 
 
 def test_trajectories_go_by_replica_then_prompt():
-    layout = Layout((Generation(first_prompt=0, prompts=3, first_replica=0, replicas=2, shard_size=4),))
-    assert [(layout.place(i).replica, layout.place(i).prompt) for i in range(6)] == [
+    layout = Layout((Segment(first_prompt=0, prompts=3, first_sample=0, samples_per_prompt=2, shard_size=4),))
+    assert [(layout.place(i).sample_index, layout.place(i).prompt) for i in range(6)] == [
         (0, 0),
         (0, 1),
         (0, 2),

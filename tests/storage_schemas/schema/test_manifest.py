@@ -2,7 +2,7 @@
 
 import pytest
 
-from secondcast.storage_schemas.errors import SettingsDiffer
+from secondcast.storage_schemas.errors import SettingsMismatchError
 from secondcast.storage_schemas.schema.manifest import Manifest, check_same_settings
 from tests.storage_schemas.caches import some_manifest, some_prompts
 
@@ -26,12 +26,12 @@ def test_a_cache_without_embeddings_says_so_in_its_manifest_and_its_digest():
     manifest = some_manifest(some_prompts(3), embeddings="none")
     assert manifest.digests()["sampling"] != DIGESTS["sampling"] and b'"embeddings": "none"' in manifest.encode()
     assert Manifest.decode(manifest.encode(), "manifest.json") == manifest
-    with pytest.raises(SettingsDiffer, match='sampling.storage.embeddings = "stored", you asked for "none"'):
+    with pytest.raises(SettingsMismatchError, match='sampling.storage.embeddings = "stored", you asked for "none"'):
         check_same_settings(some_manifest(some_prompts(3)), manifest, "c")
 
 
 def test_the_manifest_names_the_codec():
     manifest = some_manifest(some_prompts(3), codec="int8", latents="stored")
     assert b'"codec": "int8"' in manifest.encode()
-    with pytest.raises(SettingsDiffer, match='sampling.storage.codec = "int8", you asked for "compact"'):
+    with pytest.raises(SettingsMismatchError, match='sampling.storage.codec = "int8", you asked for "compact"'):
         check_same_settings(manifest, some_manifest(some_prompts(3), codec="compact", latents="stored"), "c")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secondcast.storage_schemas.errors import NotInCache
+from secondcast.storage_schemas.errors import NotInCacheError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.prompts import Prompt, encode_prompts, identity_form, is_held_out, prompt_id
 from tests.storage_schemas.caches import some_prompts, write_cache
@@ -106,5 +106,5 @@ def test_a_prompt_is_found_by_its_text(tmp_path):
     prompts = Cache.open(tmp_path / "c").prompts
     assert prompts.find("prompt number 4") == prompts.find(" prompt\u00a0number  4\u200b") == 4
     assert prompts[-1] == some_prompts(6)[-1] == list(prompts)[-1]
-    with pytest.raises(NotInCache, match="no prompt 'prompt number 99'"):
+    with pytest.raises(NotInCacheError, match="no prompt 'prompt number 99'"):
         prompts.find("prompt number 99")

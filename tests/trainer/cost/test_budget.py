@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.trainer.cost import budget
 from secondcast.trainer.cost.budget import measured_seconds, probe_settings, shared_out
 from secondcast.trainer.recipe import seconds_of
@@ -27,7 +27,7 @@ def test_a_time_is_a_number_and_a_unit(text, seconds):
 
 @pytest.mark.parametrize("text", ["72", "h", "-1h", "0s", "0.0h", "1e3s", "1 h", "1,5h", "72H", "1h30m", "", "٣h"])
 def test_another_text_is_no_time(text):
-    with pytest.raises(BadSettings, match=re.escape(f"--budget is {text!r}, expected a time such as 72h, 90m or 3d")):
+    with pytest.raises(SettingsError, match=re.escape(f"--budget is {text!r}, expected a time such as 72h, 90m or 3d")):
         seconds_of(text)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from secondcast.models.cost.text import TextEncoderCost
 from secondcast.models.cost.transformer import BackboneCost, BlockCost
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.trainer.cost.fitting import fit, helping_flag
 from secondcast.trainer.cost.stage_cost import Costs
 from secondcast.trainer.settings import TrainFlags, TrainSettings
@@ -42,7 +42,7 @@ def asked(**flags) -> TrainSettings:
 
 def chosen(settings: TrainSettings) -> tuple:
     stage = settings.stages[-1]
-    return settings.checkpoint_blocks, stage.accumulate, settings.resident_blocks, settings.quantize
+    return settings.activation_checkpointing, stage.grad_accum_steps, settings.gpu_blocks, settings.quantize
 
 
 def fitted(gib: float, *, ranks: int = 1, flags=(), **more):
@@ -73,10 +73,10 @@ def test_exact_weights_whole_then_fewer_rows_then_streamed_blocks(gib, expected)
 
 def test_no_fewer_blocks_computed_twice_and_no_more_resident_ones_would_fit():
     every = fitted(50).settings
-    fewer = every.model_copy(update={"checkpoint_blocks": every.checkpoint_blocks + 1})
+    fewer = every.model_copy(update={"checkpoint_blocks": every.activation_checkpointing + 1})
     assert costs().memory(fewer).total_bytes > 0.97 * 50 * GIB > costs().memory(every).total_bytes
     streamed = fitted(17).settings
-    more = streamed.model_copy(update={"resident_blocks": streamed.resident_blocks + 1})
+    more = streamed.model_copy(update={"resident_blocks": streamed.gpu_blocks + 1})
     assert costs().memory(more).total_bytes > 0.97 * 17 * GIB
 
 
@@ -100,7 +100,7 @@ def test_what_was_asked_for_stays():
     eight = {"quantize": "int8", "checkpoint_blocks": 1}
     assert chosen(fitted(17, flags=eight, held={"quantize"}).settings) == (1, 1, None, "int8")
     # Exact weights were asked for: no other ones, not even where there is no host memory.
-    with pytest.raises(BadSettings, match="streamed blocks need"):
+    with pytest.raises(SettingsError, match="streamed blocks need"):
         fitted(13, held={"quantize"}, host_bytes=8 * GIB)
 
 
@@ -110,20 +110,20 @@ def test_each_of_several_processes_has_its_part_of_the_rows():
 
 
 def test_the_stage_that_needs_most_is_divided_and_no_other():
-    settings = asked(batch_size=8, warmup_steps=5, steps=5, warmup_loss="embedding")
+    settings = asked(batch_size=8, pretrain_steps=5, steps=5, pretrain_loss="embedding")
     found = fit(settings, costs(), memory_bytes=19 * GIB)
-    assert [stage.accumulate for stage in found.settings.stages] == [1, 4]
+    assert [stage.grad_accum_steps for stage in found.settings.stages] == [1, 4]
     assert found.flags == "--checkpoint-blocks 1 --accumulate 4 in stage main"
 
 
 def test_a_run_without_the_transformer_is_divided_alone():
     settings = asked(loss="embedding", batch_size=512)
     found = fit(settings, costs(), memory_bytes=4 * GIB)
-    assert found.settings.stages[0].accumulate > 1 and found.settings.checkpoint_blocks == 0
+    assert found.settings.stages[0].grad_accum_steps > 1 and found.settings.activation_checkpointing == 0
 
 
 def test_what_nothing_makes_fit_is_told_with_the_least_there_is():
-    with pytest.raises(BadSettings) as raised:
+    with pytest.raises(SettingsError) as raised:
         fitted(5)
     text = str(raised.value)
     assert text.startswith(
@@ -160,14 +160,14 @@ def test_the_flag_that_helps_next_is_the_least_harmful_that_is_left(flags, held,
 
 
 def test_a_warm_up_before_the_transformers_steps_has_its_weights_beside_it():
-    settings = asked(batch_size=256, warmup_steps=5, steps=5, warmup_loss="embedding", checkpoint_blocks=1)
+    settings = asked(batch_size=256, pretrain_steps=5, steps=5, pretrain_loss="embedding", activation_checkpointing=1)
     warm_up, main = (costs().stage_memory(settings, stage) for stage in settings.stages)
     assert warm_up.weights_bytes == main.weights_bytes > 10 * GIB
     alone = asked(loss="embedding", batch_size=256)
     assert costs().memory(alone).weights_bytes == 0
     # Its own rows are what is too much here, once the others are few.
     found = fit(settings, costs(), memory_bytes=17.9 * GIB, held={"resident_blocks", "quantize"})
-    assert found.settings.stages[0].accumulate > 1
+    assert found.settings.stages[0].grad_accum_steps > 1
     assert all(costs().stage_memory(found.settings, s).total_bytes < 17.9 * GIB for s in found.settings.stages)
 
 
@@ -178,11 +178,11 @@ def test_an_average_of_the_student_takes_memory_of_its_own():
 
 def test_fewer_rows_are_tried_before_blocks_are_not_streamed_for_want_of_host_memory():
     needs = [costs().host_bytes(fitted(13, held=held).settings) for held in ({"accumulate"}, ())]
-    divided = asked(accumulate=4)
+    divided = asked(grad_accum_steps=4)
     least = costs().host_bytes(fit(divided, costs(), memory_bytes=13 * GIB).settings)
     assert least < min(needs)
     found = fitted(13, host_bytes=least)
-    assert found.settings.resident_blocks is not None and found.settings.stages[0].accumulate == 4
+    assert found.settings.gpu_blocks is not None and found.settings.stages[0].grad_accum_steps == 4
     assert costs().host_bytes(found.settings) <= least
     # Of all the processes of a machine.
     both = fit(asked(), costs(local_ranks=2), memory_bytes=13 * GIB, host_bytes=2 * least - 1)
@@ -195,9 +195,9 @@ def test_host_memory_is_asked_for_only_where_blocks_are_pinned_in_it():
 
 
 @pytest.mark.parametrize(("kind", "checkpoint_blocks"), [("int8", 1), ("fp8", 1), ("nf4", 0)])
-def test_quantized_caches_are_replayed_with_the_weights_they_were_sampled_with(kind, checkpoint_blocks):
+def test_quantized_caches_are_replayed_with_the_weights_they_were_sampled_with(kind, activation_checkpointing):
     found = fit(asked(), costs(quantize=kind), memory_bytes=80 * GIB)
-    assert chosen(found.settings) == (checkpoint_blocks, 1, None, kind)
+    assert chosen(found.settings) == (activation_checkpointing, 1, None, kind)
     assert f"--quantize {kind}" in found.flags
     exact = fit(asked(), costs(quantize=kind), memory_bytes=80 * GIB, held={"quantize"})
     assert exact.settings.quantize == "none"
@@ -206,8 +206,10 @@ def test_quantized_caches_are_replayed_with_the_weights_they_were_sampled_with(k
 
 
 def test_weights_that_do_not_go_with_what_was_asked_for_are_refused_in_one_line():
-    with pytest.raises(BadSettings) as raised:
-        fit(asked(checkpoint_blocks=2), costs(quantize="int8"), memory_bytes=80 * GIB, held={"checkpoint_blocks"})
+    with pytest.raises(SettingsError) as raised:
+        fit(
+            asked(activation_checkpointing=2), costs(quantize="int8"), memory_bytes=80 * GIB, held={"checkpoint_blocks"}
+        )
     assert str(raised.value).startswith("quantize is int8 with checkpoint-blocks 2, expected 1: each linear keeps")
 
 
@@ -217,17 +219,17 @@ def test_resident_blocks_stay_as_they_were_asked_to_be_checkpointed():
 
 
 def test_a_stage_that_states_its_parts_keeps_them_and_the_others_are_divided():
-    settings = asked(batch_size=8, warmup_steps=5, steps=5, warmup_loss="embedding")
+    settings = asked(batch_size=8, pretrain_steps=5, steps=5, pretrain_loss="embedding")
     assert chosen(fit(settings, costs(), memory_bytes=19 * GIB, held={"accumulate warm-up"}).settings)[1] == 4
     kept = fit(settings, costs(), memory_bytes=19 * GIB, held={"accumulate main"}).settings
-    assert chosen(kept)[1] == 1 and kept.resident_blocks is not None
+    assert chosen(kept)[1] == 1 and kept.gpu_blocks is not None
 
 
 def test_weights_that_no_package_here_quantizes_are_named_where_nothing_fits():
     with pytest.raises(
-        BadSettings, match=r"; int8 and nf4 weights were not tried: pip install 'secondcast\[quant\]'\. Of"
+        SettingsError, match=r"; int8 and nf4 weights were not tried: pip install 'secondcast\[quant\]'\. Of"
     ):
         fitted(5, quantizers=())
-    with pytest.raises(BadSettings) as raised:
+    with pytest.raises(SettingsError) as raised:
         fitted(5, quantizers=(), held={"quantize"})
     assert "not tried" not in str(raised.value)

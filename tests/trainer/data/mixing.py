@@ -11,7 +11,7 @@ from secondcast.models.teacher.folder import REPLAY_PARTS, find_teacher
 from secondcast.storage_schemas.progress import Progress, Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.prompts import is_held_out, prompt_id
-from secondcast.trainer.data.mixture import Lesson
+from secondcast.trainer.data.mixture import TrainingCache
 from secondcast.trainer.loop import Trainer
 from secondcast.trainer.settings import TrainSettings
 from secondcast.trainer.stage import Stage
@@ -52,11 +52,13 @@ def mixed_trainer(
     """A trainer as `train` makes it, with all in reach."""
     run.mkdir(parents=True, exist_ok=True)
     caches = {name: Cache.open(place) for name, place in places.items()}
-    lessons = [Lesson(name=name, cache=cache, training_set=TrainingSet.of(cache)) for name, cache in caches.items()]
-    objective = _objective(settings, lessons, find_teacher(str(teacher), REPLAY_PARTS), CPU)
-    recorded = lessons[0].cache.manifest.teacher
+    training_caches = [
+        TrainingCache(name=name, cache=cache, training_set=TrainingSet.of(cache)) for name, cache in caches.items()
+    ]
+    objective = _objective(settings, training_caches, find_teacher(str(teacher), REPLAY_PARTS), CPU)
+    recorded = training_caches[0].cache.manifest.teacher
     made = new_student(str(student), recorded, init="auto", dropout=settings.dropout, seed=0)
-    return Trainer(run, settings, lessons, objective, made, CPU, autocast=False)
+    return Trainer(run, settings, training_caches, objective, made, CPU, autocast=False)
 
 
 def train_mixed(
@@ -70,6 +72,6 @@ def train_mixed(
     caches = {name: Cache.open(place) for name, place in places.items()}
     folder = find_teacher(str(teacher), REPLAY_PARTS)
     train(
-        run, settings, caches, folder, CPU, progress or Silent(), student_source=str(student), accept_floor=False
+        run, settings, caches, folder, CPU, progress or Silent(), student_source=str(student), ignore_replay_error=False
     )  # fmt: skip
     return run

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secondcast.storage_schemas.errors import DamagedCache, NotInCache
+from secondcast.storage_schemas.errors import DamagedCacheError, NotInCacheError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.commits import Records
 from secondcast.trainer.data import feed as feed_module
-from secondcast.trainer.data.feed import Batch, EmbeddingBatch, Feed, Request, Source
-from secondcast.trainer.data.order import Order, Part, part_of
-from secondcast.trainer.data.pool import Pool
+from secondcast.trainer.data.feed import Batch, BatchSpec, EmbeddingBatch, ReplayDataset, Source
+from secondcast.trainer.data.order import Part, Sampler, rank_slice
+from secondcast.trainer.data.pool import LRUCache
 from secondcast.trainer.data.prefetch import Prefetch, Task
 from tests.storage_schemas.caches import STEPS, write_cache
 
@@ -30,20 +30,20 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return path
 
 
-def feed_of(folder: Path, **settings) -> Feed:
+def feed_of(folder: Path, **settings) -> ReplayDataset:
     cache = Cache.open(folder)
-    return Feed([Source(cache=cache, indices=cache.indices())], device=CPU, **settings)
+    return ReplayDataset([Source(cache=cache, indices=cache.indices())], device=CPU, **settings)
 
 
-def requests_of(order: Order, first: int, last: int, warmup_steps: int = 0) -> list[Request]:
-    return [Request(replays=n >= warmup_steps, rows=order.batch(n)) for n in range(first, last)]
+def requests_of(order: Sampler, first: int, last: int, pretrain_steps: int = 0) -> list[BatchSpec]:
+    return [BatchSpec(replays=n >= pretrain_steps, rows=order.batch(n)) for n in range(first, last)]
 
 
-def an_order(kind: str = "shuffled") -> Order:
-    return Order(kind=kind, parts=(Part(count=COUNT),), steps=STEPS, batch_size=4, seed=3)
+def an_order(kind: str = "shuffled") -> Sampler:
+    return Sampler(kind=kind, parts=(Part(count=COUNT),), steps=STEPS, batch_size=4, seed=3)
 
 
-def one_by_one(feed: Feed, requests: list[Request]) -> list[Batch | EmbeddingBatch]:
+def one_by_one(feed: ReplayDataset, requests: list[BatchSpec]) -> list[Batch | EmbeddingBatch]:
     return [
         feed.replay_batch(r.rows) if r.replays else feed.embedding_batch([position for position, _ in r.rows])
         for r in requests
@@ -69,7 +69,7 @@ def prefetch_threads() -> list[str]:
 @pytest.mark.parametrize("kind", ["shuffled", "following"])
 @pytest.mark.parametrize("pool_bytes", [1, 2**30])
 def test_batches_read_ahead_are_those_read_one_by_one(folder, kind, pool_bytes):
-    requests = requests_of(an_order(kind), 0, 20, warmup_steps=6)
+    requests = requests_of(an_order(kind), 0, 20, pretrain_steps=6)
     with feed_of(folder, pool_bytes=pool_bytes).prefetch(requests) as batches:
         found = list(batches)
     assert same_batches(found, one_by_one(feed_of(folder), requests))
@@ -77,8 +77,8 @@ def test_batches_read_ahead_are_those_read_one_by_one(folder, kind, pool_bytes):
 
 
 def test_rows_that_share_a_trajectory_read_its_text_once_and_the_teachers_if_asked(folder):
-    order = Order(kind="shuffled", parts=(Part(count=COUNT),), steps=STEPS, batch_size=4, seed=3, share=2)
-    requests = [Request(replays=True, rows=order.batch(n), share=2, embeddings=bool(n % 2)) for n in range(6)]
+    order = Sampler(kind="shuffled", parts=(Part(count=COUNT),), steps=STEPS, batch_size=4, seed=3, share=2)
+    requests = [BatchSpec(replays=True, rows=order.batch(n), share=2, embeddings=bool(n % 2)) for n in range(6)]
     feed = feed_of(folder)
     with feed.prefetch(requests) as batches:
         found = list(batches)
@@ -119,18 +119,18 @@ def test_reading_from_a_later_step_on_is_the_rest_of_the_whole(folder, first):
     seed=st.integers(0, 2**63 - 1),
 )
 def test_the_parts_of_all_ranks_in_order_are_the_global_batch(parts, ranks, kind, count, step, seed):
-    order = Order(kind=kind, parts=(Part(count=count),), steps=5, batch_size=parts * ranks, seed=seed)
+    order = Sampler(kind=kind, parts=(Part(count=count),), steps=5, batch_size=parts * ranks, seed=seed)
     batch = order.batch(step)
-    of_ranks = [part_of(batch, rank=rank, ranks=ranks, share=1) for rank in range(ranks)]
+    of_ranks = [rank_slice(batch, rank=rank, ranks=ranks, share=1) for rank in range(ranks)]
     assert [row for rows in of_ranks for row in rows] == batch
     assert all(len(rows) == parts for rows in of_ranks)
 
 
 def test_ranks_that_do_not_divide_the_batch_are_refused():
     with pytest.raises(ValueError, match="batch of 4 rows, expected a multiple of 3 processes x 1 rows a forward"):
-        part_of(an_order().batch(0), rank=0, ranks=3, share=1)
+        rank_slice(an_order().batch(0), rank=0, ranks=3, share=1)
     with pytest.raises(ValueError, match="rank is 2, expected 0 to 1"):
-        part_of(an_order().batch(0), rank=2, ranks=2, share=1)
+        rank_slice(an_order().batch(0), rank=2, ranks=2, share=1)
 
 
 def test_damage_is_raised_as_itself_where_its_batch_is_asked_for(tmp_path):
@@ -140,11 +140,11 @@ def test_damage_is_raised_as_itself_where_its_batch_is_asked_for(tmp_path):
     data = bytearray(file.read_bytes())
     data[20] ^= 1
     file.write_bytes(data)
-    requests = [Request(replays=True, rows=[(position, 0)]) for position in (0, 1, 2, 5, 3)]
+    requests = [BatchSpec(replays=True, rows=[(position, 0)]) for position in (0, 1, 2, 5, 3)]
     with feed.prefetch(requests) as batches:
         for _ in range(3):
             next(batches)
-        with pytest.raises(DamagedCache, match=r"has checksum \w+, expected \w+: trajectories shard 1 is damaged"):
+        with pytest.raises(DamagedCacheError, match=r"has checksum \w+, expected \w+: trajectories shard 1 is damaged"):
             next(batches)
     assert prefetch_threads() == []
 
@@ -153,16 +153,16 @@ def test_what_is_not_in_the_cache_is_said_as_without_threads(folder):
     whole = Cache.open(folder)
     records = Records([record for key, record in whole.records.items() if key != ("trajectories", 2)], "here")
     cache = Cache(whole.folder, whole.manifest, records, finished=False, verify="once")
-    feed = Feed([Source(cache=cache, indices=whole.indices())], device=CPU)
-    requests = [Request(replays=True, rows=[(9, 0), (8, 0)])] * 6
-    with feed.prefetch(requests) as batches, pytest.raises(NotInCache, match="trajectory 9 is not in .* yet"):
+    feed = ReplayDataset([Source(cache=cache, indices=whole.indices())], device=CPU)
+    requests = [BatchSpec(replays=True, rows=[(9, 0), (8, 0)])] * 6
+    with feed.prefetch(requests) as batches, pytest.raises(NotInCacheError, match="trajectory 9 is not in .* yet"):
         next(batches)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_no_thread_is_left_when_training_stops(folder, error):
     order = an_order()
-    requests = (Request(replays=True, rows=order.batch(n)) for n in range(10**6))
+    requests = (BatchSpec(replays=True, rows=order.batch(n)) for n in range(10**6))
     with pytest.raises(error), feed_of(folder).prefetch(requests) as batches:
         next(batches)
         assert prefetch_threads()
@@ -203,7 +203,7 @@ def test_no_more_is_begun_than_allowed_and_the_order_is_kept(sizes, readers, ahe
 
 
 def test_the_pool_stays_within_its_bytes_and_forgets_the_oldest():
-    pool: Pool[int] = Pool(10)
+    pool: LRUCache[int] = LRUCache(10)
     read: list[int] = []
 
     def reading(key: int) -> tuple[int, int]:
@@ -214,11 +214,11 @@ def test_the_pool_stays_within_its_bytes_and_forgets_the_oldest():
         assert pool.get(key, reading) == key
         assert pool.held_bytes <= 10
     assert read == [1, 2, 3, 2]
-    assert Pool(1).get(7, reading) == 7
+    assert LRUCache(1).get(7, reading) == 7
 
 
 def test_threads_that_want_the_same_value_read_it_once_and_share_its_error():
-    pool: Pool[int] = Pool(100)
+    pool: LRUCache[int] = LRUCache(100)
     calls, outcomes = [], []
     go = threading.Barrier(6)
 
@@ -226,7 +226,7 @@ def test_threads_that_want_the_same_value_read_it_once_and_share_its_error():
         calls.append(key)
         time.sleep(0.02)
         if key == 2:
-            raise DamagedCache("shard 2 is damaged")
+            raise DamagedCacheError("shard 2 is damaged")
         return key, 1
 
     def want() -> None:
@@ -235,7 +235,7 @@ def test_threads_that_want_the_same_value_read_it_once_and_share_its_error():
         go.wait()
         try:
             pool.get(2, reading)
-        except DamagedCache as error:
+        except DamagedCacheError as error:
             outcomes.append(str(error))
 
     threads = [threading.Thread(target=want) for _ in range(6)]
@@ -244,7 +244,7 @@ def test_threads_that_want_the_same_value_read_it_once_and_share_its_error():
     for thread in threads:
         thread.join()
     assert calls.count(1) == 1 and sorted(map(str, outcomes)) == ["1"] * 6 + ["shard 2 is damaged"] * 6
-    with pytest.raises(DamagedCache):
+    with pytest.raises(DamagedCacheError):
         pool.get(2, reading)
 
 
@@ -253,8 +253,8 @@ def test_memory_is_pinned_for_a_gpu_alone(folder, monkeypatch, device, expected)
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (pinned.append(1), tensor)[1])
     cache = Cache.open(folder)
-    feed = Feed([Source(cache=cache, indices=cache.indices())], device=torch.device(device))
+    feed = ReplayDataset([Source(cache=cache, indices=cache.indices())], device=torch.device(device))
     monkeypatch.setattr(feed, "_on_device", lambda batch: batch)
-    with feed.prefetch([Request(replays=True, rows=[(0, 1)])]) as batches:
+    with feed.prefetch([BatchSpec(replays=True, rows=[(0, 1)])]) as batches:
         next(batches)
     assert len(pinned) == expected

@@ -12,7 +12,7 @@ import torch
 
 from secondcast.models.backbone import FluxBackbone
 from secondcast.models.geometry import recorded_geometry
-from secondcast.storage_schemas.errors import BadRun, BadSettings, BadTeacher
+from secondcast.storage_schemas.errors import RunError, SettingsError, TeacherError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.loop import Trainer
 from tests.cache_builder.building import build_cache
@@ -181,7 +181,7 @@ def test_caches_of_different_teachers_are_refused_by_the_field(tmp_path, places,
     cache = small_cache(tmp_path / "others", other, texts_of("cat", 2))
     one, two = (Cache.open(place).manifest.teacher.json_value()["weights"] for place in (places["cats"], cache))
     name = next(name for name in one if one[name] != two[name])
-    with pytest.raises(BadTeacher) as raised:
+    with pytest.raises(TeacherError) as raised:
         train_mixed(tmp_path / "run", run_settings({}), {"cats": places["cats"], "others": cache}, other, t5_config)
     assert str(raised.value) == (
         f'caches cats and others are of different teachers: weights.{name} is "{one[name]}" in {places["cats"]} and '
@@ -204,7 +204,7 @@ def test_caches_of_different_teachers_are_refused_by_the_field(tmp_path, places,
     ],
 )
 def test_caches_and_stages_name_each_other(tmp_path, places, dev_teacher, t5_config, stages, message):
-    with pytest.raises(BadSettings, match=f"^{re.escape(message)}$"):
+    with pytest.raises(SettingsError, match=f"^{re.escape(message)}$"):
         train_mixed(tmp_path / "run", run_settings(*stages), of(places, "cats", "signs"), dev_teacher, t5_config)
 
 
@@ -215,7 +215,7 @@ def test_a_cache_of_another_name_is_told_the_name_it_had(tmp_path, places, dev_t
         f"{tmp_path / 'run'} was begun with a cache named 'cats', which 'moved' may be: the order of training goes by "
         f"the names; give --cache cats={moved}"
     )
-    with pytest.raises(BadRun, match=f"^{re.escape(message)}$"):
+    with pytest.raises(RunError, match=f"^{re.escape(message)}$"):
         again = {"moved": moved, "signs": places["signs"]}
         train_mixed(tmp_path / "run", run_settings({}), again, dev_teacher, t5_config)
     again = {"cats": moved, "signs": places["signs"]}
@@ -229,7 +229,7 @@ def test_caches_of_two_dtypes_are_replayed_in_the_one_that_is_named(tmp_path, pl
         "cache cats was recorded in bfloat16 and exact in float32: the transformer that replays both computes in one "
         "of them; give --backbone-dtype bfloat16 or float32"
     )
-    with pytest.raises(BadSettings, match=f"^{re.escape(message)}$"):
+    with pytest.raises(SettingsError, match=f"^{re.escape(message)}$"):
         train_mixed(tmp_path / "run", run_settings({}), both, dev_teacher, t5_config)
     assert not (tmp_path / "run").exists()
     settings = run_settings({}, backbone_dtype="bfloat16", floor=0)
@@ -258,7 +258,7 @@ def test_walks_of_other_lengths_are_refused_before_a_step(tmp_path, places, dev_
     short = small_cache(tmp_path / "short", dev_teacher, texts_of("car", 3), steps=3)
     settings = run_settings({"order": "following"})
     with pytest.raises(
-        BadSettings, match="order is following on caches whose trajectories have 3 and 4 steps, expected one number"
+        SettingsError, match="order is following on caches whose trajectories have 3 and 4 steps, expected one number"
     ):
         train_mixed(tmp_path / "run", settings, {"cats": places["cats"], "short": short}, dev_teacher, t5_config)
     train_mixed(

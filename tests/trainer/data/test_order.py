@@ -7,8 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secondcast.storage_schemas.errors import BadSettings
-from secondcast.trainer.data.order import Alternation, Order, Part, dealt, part_of, shuffled_position
+from secondcast.storage_schemas.errors import SettingsError
+from secondcast.trainer.data.order import (
+    InterleavedSampler,
+    Part,
+    Sampler,
+    proportional_turn,
+    rank_slice,
+    shuffled_position,
+)
 
 
 @given(count=st.integers(1, 300), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 1000))
@@ -36,7 +43,7 @@ def test_a_position_outside_is_refused():
 
 
 def test_following_walks_one_batch_from_the_first_step_to_the_last():
-    order = Order(kind="following", parts=(Part(count=10),), steps=4, batch_size=3, seed=0)
+    order = Sampler(kind="following", parts=(Part(count=10),), steps=4, batch_size=3, seed=0)
     walk = [order.batch(n) for n in range(4)]
     assert [{k for _, k in batch} for batch in walk] == [{0}, {1}, {2}, {3}]
     assert len({tuple(position for position, _ in batch) for batch in walk}) == 1
@@ -44,7 +51,7 @@ def test_following_walks_one_batch_from_the_first_step_to_the_last():
 
 
 def test_shuffled_draws_every_trajectory_once_an_epoch_and_all_steps_alike():
-    order = Order(kind="shuffled", parts=(Part(count=40),), steps=5, batch_size=8, seed=0)
+    order = Sampler(kind="shuffled", parts=(Part(count=40),), steps=5, batch_size=8, seed=0)
     epoch = [row for n in range(5) for row in order.batch(n)]
     assert sorted(position for position, _ in epoch) == list(range(40))
     steps = Counter(k for n in range(500) for _, k in order.batch(n))
@@ -52,7 +59,7 @@ def test_shuffled_draws_every_trajectory_once_an_epoch_and_all_steps_alike():
 
 
 def test_batches_go_on_across_the_end_of_an_epoch():
-    order = Order(kind="shuffled", parts=(Part(count=5),), steps=2, batch_size=4, seed=0)
+    order = Sampler(kind="shuffled", parts=(Part(count=5),), steps=2, batch_size=4, seed=0)
     rows = [position for n in range(5) for position, _ in order.batch(n)]
     for epoch in range(4):
         assert sorted(rows[5 * epoch : 5 * epoch + 5]) == list(range(5))
@@ -67,7 +74,7 @@ def test_batches_go_on_across_the_end_of_an_epoch():
     seed=st.integers(0, 2**63 - 1),
 )
 def test_rows_that_share_a_forward_are_different_steps_of_one_trajectory(share, groups, spare, count, step, seed):
-    order = Order(
+    order = Sampler(
         kind="shuffled", parts=(Part(count=count),), steps=share + spare, batch_size=share * groups, seed=seed,
         share=share,
     )  # fmt: skip
@@ -80,7 +87,7 @@ def test_rows_that_share_a_forward_are_different_steps_of_one_trajectory(share, 
 
 
 def test_shared_batches_draw_every_trajectory_once_an_epoch_and_all_steps_alike():
-    order = Order(kind="shuffled", parts=(Part(count=40),), steps=5, batch_size=8, seed=0, share=4)
+    order = Sampler(kind="shuffled", parts=(Part(count=40),), steps=5, batch_size=8, seed=0, share=4)
     epoch = [row for n in range(20) for row in order.batch(n)]
     assert set(Counter(position for position, _ in epoch).values()) == {4}
     steps = Counter(k for n in range(500) for _, k in order.batch(n))
@@ -89,7 +96,7 @@ def test_shared_batches_draw_every_trajectory_once_an_epoch_and_all_steps_alike(
 
 def test_the_order_of_shared_batches_is_pinned():
     # A resumed run of any version depends on it: do not edit.
-    order = Order(kind="shuffled", parts=(Part(count=10),), steps=5, batch_size=4, seed=1, share=2)
+    order = Sampler(kind="shuffled", parts=(Part(count=10),), steps=5, batch_size=4, seed=1, share=2)
     assert [order.batch(n) for n in (0, 7)] == [[(7, 2), (7, 0), (3, 0), (3, 1)], [(3, 3), (3, 2), (6, 3), (6, 4)]]
 
 
@@ -104,14 +111,14 @@ def test_the_order_of_shared_batches_is_pinned():
 def test_what_cannot_share_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         usual = {"kind": "shuffled", "parts": (Part(count=9),), "steps": 4, "batch_size": 6, "seed": 0, "share": 2}
-        Order(**usual | changes)
+        Sampler(**usual | changes)
 
 
 def test_a_process_takes_whole_groups_of_rows_that_share():
-    order = Order(kind="shuffled", parts=(Part(count=9),), steps=4, batch_size=8, seed=0, share=4)
-    assert part_of(order.batch(3), rank=1, ranks=2, share=4) == order.batch(3)[4:]
+    order = Sampler(kind="shuffled", parts=(Part(count=9),), steps=4, batch_size=8, seed=0, share=4)
+    assert rank_slice(order.batch(3), rank=1, ranks=2, share=4) == order.batch(3)[4:]
     with pytest.raises(ValueError, match="batch of 8 rows, expected a multiple of 4 processes x 4 rows a forward"):
-        part_of(order.batch(0), rank=0, ranks=4, share=4)
+        rank_slice(order.batch(0), rank=0, ranks=4, share=4)
 
 
 SHARES = st.lists(st.fractions(min_value=Fraction(1, 1000), max_value=1000, max_denominator=1000), min_size=1)
@@ -121,7 +128,7 @@ SHARES = st.lists(st.fractions(min_value=Fraction(1, 1000), max_value=1000, max_
 def test_every_turn_goes_to_one_who_is_told_how_many_they_had(shares, turns):
     had = [0] * len(shares)
     for turn in range(turns):
-        who, before = dealt(turn, shares)
+        who, before = proportional_turn(turn, shares)
         assert before == had[who]
         had[who] += 1
         for place, (count, share) in enumerate(zip(had, shares, strict=True)):
@@ -130,18 +137,18 @@ def test_every_turn_goes_to_one_who_is_told_how_many_they_had(shares, turns):
 
 @given(shares=SHARES.filter(lambda shares: len(shares) == 2), turn=st.integers(0, 10**12))
 def test_of_two_nobody_is_a_whole_turn_off_their_due_however_late(shares, turn):
-    who, before = dealt(turn, shares)
+    who, before = proportional_turn(turn, shares)
     assert abs(before - turn * shares[who] / sum(shares)) < 1
 
 
 def test_whole_numbers_are_met_exactly_in_every_round():
-    who = [dealt(turn, [Fraction(10), Fraction(1), Fraction(1)])[0] for turn in range(120)]
+    who = [proportional_turn(turn, [Fraction(10), Fraction(1), Fraction(1)])[0] for turn in range(120)]
     assert all(Counter(who[first : first + 12]) == {0: 10, 1: 1, 2: 1} for first in range(0, 120, 12))
 
 
 def mixed(**changes):
     parts = (Part(count=6, share=Fraction(3)), Part(count=4, first=6, share=Fraction(1)))
-    return Order(**{"kind": "shuffled", "parts": parts, "steps": 5, "batch_size": 8, "seed": 3} | changes)
+    return Sampler(**{"kind": "shuffled", "parts": parts, "steps": 5, "batch_size": 8, "seed": 3} | changes)
 
 
 def test_a_batch_mixes_caches_by_their_shares_and_each_has_epochs_of_its_own():
@@ -179,7 +186,7 @@ def test_the_order_of_mixed_batches_is_pinned():
 def test_orders_that_no_batch_can_mix_take_turns_by_their_shares():
     first = mixed(parts=(Part(count=6, share=Fraction(3)),))
     second = mixed(parts=(Part(count=4, first=6, share=Fraction(1)),), steps=7)
-    turns = Alternation([first, second])
+    turns = InterleavedSampler([first, second])
     batches = [turns.batch(step) for step in range(40)]
     own = [[batch for batch in batches if (batch[0][0] >= 6) == other] for other in (False, True)]
     assert [len(batches) for batches in own] == [30, 10]
@@ -189,7 +196,7 @@ def test_orders_that_no_batch_can_mix_take_turns_by_their_shares():
 def test_the_turns_of_walks_are_whole_walks():
     first = mixed(kind="following", parts=(Part(count=6, share=Fraction(1)),))
     second = mixed(kind="following", parts=(Part(count=4, first=6, share=Fraction(1)),))
-    turns = Alternation([first, second])
+    turns = InterleavedSampler([first, second])
     for walk in range(6):
         batches = [turns.batch(5 * walk + k) for k in range(5)]
         assert [{k for _, k in batch} for batch in batches] == [{0}, {1}, {2}, {3}, {4}]
@@ -201,6 +208,6 @@ def test_the_turns_of_walks_are_whole_walks():
 @pytest.mark.parametrize(("steps", "told"), [((5, 7), "5 and 7"), ((1, 4), "1 and 4")])
 def test_walks_of_other_lengths_do_not_take_turns(steps, told):
     orders = [mixed(kind="following", steps=length) for length in steps]
-    with pytest.raises(BadSettings, match=f"caches whose trajectories have {told} steps, expected one number: their"):
-        Alternation(orders)
-    assert Alternation([mixed(steps=length) for length in steps]).batch(0)
+    with pytest.raises(SettingsError, match=f"caches whose trajectories have {told} steps, expected one number: their"):
+        InterleavedSampler(orders)
+    assert InterleavedSampler([mixed(steps=length) for length in steps]).batch(0)

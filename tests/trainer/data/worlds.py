@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from secondcast.storage_schemas.errors import SecondcastError
-from secondcast.trainer.distributed.processes import Processes, joined
+from secondcast.trainer.distributed.processes import Distributed, init_distributed
 
 CPU = torch.device("cpu")
 WELL = {0: "", 1: ""}
@@ -44,12 +44,12 @@ def forked(body: Callable[[int], str], *, ended: int = 2) -> dict[int, str]:
     return found
 
 
-def in_two(target: Callable[[Processes], None], *, sharded: bool = False, ended: int = 2) -> dict[int, str]:
+def in_two(target: Callable[[Distributed], None], *, sharded: bool = False, ended: int = 2) -> dict[int, str]:
     """How `target` ends in two processes that train together: "" or its error."""
 
     def body(rank: int) -> str:
         try:
-            with joined(rank, 2, CPU, sharded=sharded) as processes:
+            with init_distributed(rank, 2, CPU, sharded=sharded) as processes:
                 target(processes)
         except SecondcastError as error:
             return f"{type(error).__name__}: {error}"

@@ -19,16 +19,16 @@ from secondcast import cli
 from secondcast.commands.train import fitting
 from secondcast.models.student.student import checkpoints, new_student, student_folder
 from secondcast.models.teacher.folder import REPLAY_PARTS, find_teacher
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer import loop
 from secondcast.trainer.cost.stage_cost import costs_of
-from secondcast.trainer.distributed.processes import Processes, joined
-from secondcast.trainer.dropout import DropoutOfRows
+from secondcast.trainer.distributed.processes import Distributed, init_distributed
+from secondcast.trainer.dropout import BatchInvariantDropout
 from secondcast.trainer.loop import Trainer
 from secondcast.trainer.losses.objective import Objective
-from secondcast.trainer.losses.validation import replay_floor
+from secondcast.trainer.losses.validation import replay_error
 from secondcast.trainer.settings import TrainFlags
 from secondcast.trainer.train import train
 from tests.cache_builder.building import build_cache
@@ -56,14 +56,14 @@ def exact_cache(tmp_path_factory: pytest.TempPathFactory, dev_teacher: Path) -> 
 def work(exact_cache: Path, dev_teacher: Path, t5_config: Path) -> Callable[..., None]:
     """Trains as one of some processes, as `secondcast train` does."""
 
-    def trained(run: Path, processes: Processes, budget_seconds: float | None = None, **changes) -> None:
+    def trained(run: Path, processes: Distributed, budget_seconds: float | None = None, **changes) -> None:
         settings = TrainFlags.from_flags(student=str(t5_config), **FLAGS | changes).settings()
         if budget_seconds is not None:
             main = settings.stages[-1].model_copy(update={"steps": None, "budget_share": 1.0})
             settings = settings.model_copy(update={"stages": (main,), "budget_seconds": budget_seconds})
         caches, teacher = {"cache": Cache.open(exact_cache)}, find_teacher(str(dev_teacher), REPLAY_PARTS)
         train(
-            run, settings, caches, teacher, CPU, Silent(), student_source=str(t5_config), accept_floor=False,
+            run, settings, caches, teacher, CPU, Silent(), student_source=str(t5_config), ignore_replay_error=False,
             processes=processes,
         )  # fmt: skip
 
@@ -92,7 +92,7 @@ def metrics(run: Path) -> list[dict]:
 def one(work, tmp_path_factory) -> Path:
     """What a single process trains."""
     run = tmp_path_factory.mktemp("one") / "run"
-    work(run, Processes())
+    work(run, Distributed())
     return run
 
 
@@ -134,7 +134,7 @@ def flat(entry: dict) -> dict[str, float]:
 
 
 def test_masks_that_depend_on_how_a_batch_is_divided_would_train_another_student(tmp_path, work, one, monkeypatch):
-    class OfThePart(DropoutOfRows):
+    class OfThePart(BatchInvariantDropout):
         def __init__(self, *, first: int, rows: int) -> None:
             super().__init__(first=0, rows=rows)
 
@@ -157,12 +157,12 @@ def test_two_processes_go_on_where_one_stopped(tmp_path, work, one, sharded):
 def test_one_process_goes_on_where_two_stopped(tmp_path, work, one, halves):
     run = shutil.copytree(halves, tmp_path / "run")
     shutil.rmtree(checkpoints(run)[-1])
-    work(run, Processes())
+    work(run, Distributed())
     assert same_run(one, run)
 
 
 def test_a_divided_student_lies_in_parts(exact_cache, t5_config):
-    def look(processes: Processes) -> None:
+    def look(processes: Distributed) -> None:
         teacher = Cache.open(exact_cache).manifest.teacher
         student = new_student(str(t5_config), teacher, init="auto", dropout=0.0, seed=0)
         count = sum(value.numel() for value in student.parameters())
@@ -176,10 +176,10 @@ def test_a_divided_student_lies_in_parts(exact_cache, t5_config):
 def test_two_processes_measure_the_floor_that_one_does(tmp_path, exact_cache, dev_teacher, t5_config):
     trainer = make_trainer(tmp_path, exact_cache, dev_teacher, t5_config, backbone_dtype="bfloat16")
     # Three parts of four, four and three rows: one process has nothing to do in its second turn.
-    alone = replay_floor(trainer.objective, trainer.feed, rows=11, processes=Processes())
+    alone = replay_error(trainer.objective, trainer.feed, rows=11, processes=Distributed())
 
-    def together(processes: Processes) -> None:
-        floor = replay_floor(trainer.objective, trainer.feed, rows=11, processes=processes)
+    def together(processes: Distributed) -> None:
+        floor = replay_error(trainer.objective, trainer.feed, rows=11, processes=processes)
         assert floor.error == pytest.approx(alone.error, rel=0.01) and floor.error > 1e-9
         assert floor.relative == pytest.approx(alone.relative, rel=0.01)
         assert floor.by_step == pytest.approx(alone.by_step, rel=0.01)
@@ -193,10 +193,10 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_and_names_its_record
     def broken(self: Objective, stage, student_BTD: torch.Tensor, batch) -> torch.Tensor:
         seen.append(stage)
         # The second part of step 5 in the second process.
-        wrong = len(seen) == 5 * stage.accumulate + 2 and rank == 1
+        wrong = len(seen) == 5 * stage.grad_accum_steps + 2 and rank == 1
         return real(self, stage, student_BTD, batch) * (float("nan") if wrong else 1.0)
 
-    def together(processes: Processes) -> None:
+    def together(processes: Distributed) -> None:
         nonlocal rank
         rank = processes.rank
         monkeypatch.setattr(Objective, "training_loss", broken)
@@ -204,7 +204,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_and_names_its_record
 
     rank = 0
     said = in_two(together)
-    assert said[0] == said[1] and said[0].startswith("NonFinite: vision loss is nan at step 5, in the batch of ")
+    assert said[0] == said[1] and said[0].startswith("NonFiniteError: vision loss is nan at step 5, in the batch of ")
     (entry,) = [entry for entry in metrics(tmp_path / "run") if "stopped" in entry]
     assert len(entry["records"]) == 2 and all(record in said[0] for record in entry["records"])
     assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["checkpoint-00000004", "checkpoint-00000005"]
@@ -214,38 +214,38 @@ def test_all_stop_where_the_first_cannot_write(tmp_path, work):
     (tmp_path / "run").write_text("")
     said = in_two(lambda processes: work(tmp_path / "run", processes))
     reason = f"{tmp_path}/run is a file, expected a new folder or the folder of this run: give another one"
-    assert said == {0: f"BadRun: {reason}", 1: f"WorkerFailed: process 1 of 2 stopped with process 0: {reason}"}
+    assert said == {0: f"RunError: {reason}", 1: f"WorkerFailedError: process 1 of 2 stopped with process 0: {reason}"}
 
 
 def test_who_loses_the_others_says_so_in_one_line():
-    def one_leaves(processes: Processes) -> None:
+    def one_leaves(processes: Distributed) -> None:
         if processes.is_first:
             os._exit(1)
         processes.summed([1.0])
 
     said = in_two(one_leaves, ended=1)
     assert re.fullmatch(
-        r"WorkerFailed: process 1 of 2 lost the others \(.*\): one of them ended, its own message says why; mend that "
+        r"WorkerFailedError: process 1 of 2 lost the others \(.*\): one of them ended, its own message says why; mend that "
         r"and give the same command again, it goes on from the last checkpoint",
         said[1],
     )
 
 
 def test_numbers_of_all_come_in_the_order_of_the_processes():
-    def together(processes: Processes) -> None:
+    def together(processes: Distributed) -> None:
         rank = processes.rank
         assert processes.gathered([rank + 0.25, float("nan") if rank else 7.0])[:3] == [0.25, 7.0, 1.25]
         assert math.isnan(processes.gathered([float("nan") if rank else 7.0])[1])
         assert processes.summed([1.0, float(rank)]) == [2.0, 1.0]
         assert processes.largest([float(rank), -float(rank)]) == [1.0, 0.0]
-        assert processes.from_first(lambda: {"a": [rank, None, "\u00e9"]}) == {"a": [0, None, "\u00e9"]}
+        assert processes.broadcast_from_rank0(lambda: {"a": [rank, None, "\u00e9"]}) == {"a": [0, None, "\u00e9"]}
 
     assert in_two(together) == WELL
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path, work):
-    with pytest.raises(BadSettings) as refused:
-        work(tmp_path / "run", Processes(rank=0, ranks=3), warmup_steps=0)
+    with pytest.raises(SettingsError) as refused:
+        work(tmp_path / "run", Distributed(rank=0, ranks=3), pretrain_steps=0)
     assert str(refused.value) == (
         "batch-size is 8 on 3 processes, expected a multiple of processes x accumulate x steps-per-trajectory = "
         "3 x 2 x 2: each computes an equal part of a batch; take 12, or another number of processes"
@@ -256,7 +256,7 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path, work):
 def test_processes_that_cannot_meet_say_why(monkeypatch):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.delenv("MASTER_PORT", raising=False)
-    with pytest.raises(BadSettings) as refused, joined(0, 2, CPU):
+    with pytest.raises(SettingsError) as refused, init_distributed(0, 2, CPU):
         pass
     assert str(refused.value) == (
         "2 processes train together, but MASTER_ADDR and MASTER_PORT are not set: they do not know where to meet; "
@@ -265,7 +265,7 @@ def test_processes_that_cannot_meet_say_why(monkeypatch):
 
 
 def test_a_single_process_has_nobody_to_share_a_student_with():
-    with pytest.raises(BadSettings) as refused, joined(0, 1, CPU, sharded=True):
+    with pytest.raises(SettingsError) as refused, init_distributed(0, 1, CPU, sharded=True):
         pass
     assert str(refused.value) == (
         "--shard-student divides the student among processes, and this is the only one: start several, as in torchrun "
@@ -274,7 +274,7 @@ def test_a_single_process_has_nobody_to_share_a_student_with():
 
 
 def test_a_budget_is_shared_out_alike_in_all(tmp_path, work):
-    def together(processes: Processes) -> None:
+    def together(processes: Distributed) -> None:
         # The second one is slower: its time counts.
         pause = 0.05 * processes.rank
         real = Trainer.timed_steps
@@ -309,7 +309,7 @@ def test_processes_fit_into_the_least_memory_that_one_of_them_has(tmp_path, exac
     settings = TrainFlags.from_flags(student=str(t5_config), **FLAGS).settings()
     manifests = {"cache": Cache.open(exact_cache).manifest}
 
-    def fits(processes: Processes) -> None:
+    def fits(processes: Distributed) -> None:
         # Of their own GPUs, were there any.
         monkeypatch.setattr(fitting, "free_bytes", lambda fit, device: (80 - 72 * processes.rank) * fitting.GIB)
         made, said = [], []

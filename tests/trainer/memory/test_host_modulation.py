@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from secondcast.storage_schemas.reader import Cache
-from secondcast.trainer.data.feed import Request
+from secondcast.trainer.data.feed import BatchSpec
 from tests.cache_builder.building import build_cache
 from tests.trainer.making import make_trainer
 from tests.trainer.test_train import Listening, StopAfter, run_training, same_weights
@@ -67,7 +67,7 @@ def test_batches_read_ahead_bring_their_rows_which_count_in_what_is_read_ahead(
         assert added == batch.modulation_BM.nbytes == len(request.rows) * host.row_bytes
     assert plain.feed.replay_batch(requests[0].rows).modulation_BM is None
     # The losses of embeddings replay nothing.
-    text = Request(replays=False, rows=requests[0].rows)
+    text = BatchSpec(replays=False, rows=requests[0].rows)
     assert trainer.feed._size_bytes(text) == plain.feed._size_bytes(text)
 
 

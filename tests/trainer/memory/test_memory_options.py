@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from secondcast.models.teacher.folder import REPLAY_PARTS, find_teacher
-from secondcast.storage_schemas.errors import BadRun, BadSettings
+from secondcast.storage_schemas.errors import RunError, SettingsError
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.settings import TrainFlags
@@ -70,9 +70,11 @@ def test_a_run_goes_on_with_other_checkpointing_and_not_with_other_modulation(
     again = partial(run_training, tmp_path / "run", exact_cache, dev_teacher, t5_config)
     with pytest.raises(KeyboardInterrupt):
         again(progress=StopAfter(3), **flags)
-    with pytest.raises(BadRun, match=r"was begun with modulation = live, you asked for auto: the weights depend on it"):
+    with pytest.raises(
+        RunError, match=r"was begun with modulation = live, you asked for auto: the weights depend on it"
+    ):
         again(**flags | {"modulation": "auto"})
-    again(checkpoint_blocks=1, **flags)
+    again(activation_checkpointing=1, **flags)
     one, other = weights(tmp_path / "run"), weights(plain)
     assert all(torch.equal(one[name], other[name]) for name in other)
 
@@ -85,7 +87,7 @@ def test_caches_with_pooled_vectors_are_trained_on_with_the_weights(tmp_path, de
         "no modulation table: the pooled vectors of CLIP are part of them; the weights that it would stand for stay "
         "in memory"
     ) in heard.heard
-    with pytest.raises(BadSettings, match=r"--modulation is table, but the cache has the pooled vectors of CLIP: "):
+    with pytest.raises(SettingsError, match=r"--modulation is table, but the cache has the pooled vectors of CLIP: "):
         run_training(tmp_path / "other", tmp_path / "c", dev_teacher, t5_config, steps=2, modulation="table")
 
 
@@ -102,13 +104,13 @@ def test_caches_of_other_schedules_share_what_gives_their_modulation(
     teacher = find_teacher(str(dev_teacher), REPLAY_PARTS)
     train(
         tmp_path / "run", settings, caches, teacher, torch.device("cpu"), Silent(), student_source=str(t5_config),
-        accept_floor=False,
+        ignore_replay_error=False,
     )  # fmt: skip
     assert (tmp_path / "run/checkpoint-00000004").is_dir()
 
 
 def test_streaming_is_refused_where_it_cannot_be(tmp_path, exact_cache, dev_teacher, t5_config):
-    with pytest.raises(BadSettings, match="checkpoint-blocks is 2 with resident-blocks, expected 0 or 1: streamed"):
-        TrainFlags.from_flags(student="x", checkpoint_blocks=2, resident_blocks=0)
-    with pytest.raises(BadSettings, match="--resident-blocks is 9, expected 0 to 3: this transformer has so many"):
+    with pytest.raises(SettingsError, match="checkpoint-blocks is 2 with resident-blocks, expected 0 or 1: streamed"):
+        TrainFlags.from_flags(student="x", activation_checkpointing=2, gpu_blocks=0)
+    with pytest.raises(SettingsError, match="--resident-blocks is 9, expected 0 to 3: this transformer has so many"):
         run_training(tmp_path / "run", exact_cache, dev_teacher, t5_config, **FLAGS | {"resident_blocks": 9})

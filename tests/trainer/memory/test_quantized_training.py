@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from secondcast.storage_schemas.errors import BadRun, BadTeacher
+from secondcast.storage_schemas.errors import RunError, TeacherError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.data.mixture import check_one_quantization
 from secondcast.trainer.losses import validation as floor_module
-from secondcast.trainer.losses.validation import Floor, bias_text, check_floor, floor_text
+from secondcast.trainer.losses.validation import ReplayError, bias_text, check_replay_error, replay_error_text
 from tests.cache_builder.building import build_cache
 from tests.trainer.making import make_trainer
 from tests.trainer.test_train import Listening, StopAfter, run_training, same_weights
@@ -37,8 +37,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, dev_teacher: Path) -> dic
     return {kind: folder / kind for kind in ("none", "int8", "nf4")}
 
 
-def floor_of(relative: float) -> Floor:
-    return Floor(error=0.5 * relative, by_step={}, relative=relative)
+def replay_error_of(relative: float) -> ReplayError:
+    return ReplayError(error=0.5 * relative, by_step={}, relative=relative)
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
@@ -87,39 +87,44 @@ def test_exact_weights_on_a_quantized_cache_are_refused_above_the_limit_and_told
     run_training(tmp_path / "run", recorded["nf4"], dev_teacher, t5_config, progress=heard, **FLAGS)
     assert any("% of the velocity's norm, exact weights, recorded with nf4 weights): " in said for said in heard.heard)
     monkeypatch.setattr(floor_module, "LARGEST_FLOOR", 1e-4)
-    with pytest.raises(BadTeacher, match=r"built with --quantize nf4, this run has the exact weights; give --quantize"):
+    with pytest.raises(
+        TeacherError, match=r"built with --quantize nf4, this run has the exact weights; give --quantize"
+    ):
         run_training(tmp_path / "other", recorded["nf4"], dev_teacher, t5_config, **FLAGS)
 
 
 def test_the_limit_is_ten_times_wider_for_quantized_weights_and_strict_where_the_cache_has_the_same():
-    check_floor(floor_of(0.03), "none", "none")
-    check_floor(floor_of(0.3), "none", "nf4")
-    check_floor(floor_of(0.3), "int8", "nf4")
+    check_replay_error(replay_error_of(0.03), "none", "none")
+    check_replay_error(replay_error_of(0.3), "none", "nf4")
+    check_replay_error(replay_error_of(0.3), "int8", "nf4")
     for relative, recorded_with, here, said in [
         (0.04, "none", "none", "4.0 % of the velocity's norm, expected at most 3 %: other weights"),
         (0.04, "nf4", "nf4", "4.0 % of the velocity's norm, expected at most 3 %: other weights"),
         (0.31, "none", "nf4", "31.0 % of the velocity's norm, expected at most 30 % with nf4 weights: other weights"),
         (float("nan"), "none", "nf4", "nan % of the velocity's norm, expected at most 30 % with nf4 weights"),
     ]:
-        with pytest.raises(BadTeacher, match=re.escape(said)):
-            check_floor(floor_of(relative), recorded_with, here)
+        with pytest.raises(TeacherError, match=re.escape(said)):
+            check_replay_error(replay_error_of(relative), recorded_with, here)
     message = (
         "the cached embeddings replay with an error of 4.0 % of the velocity's norm, expected at most 3 %: the cache "
         "was built with --quantize nf4, this run has the exact weights; give --quantize nf4, or --accept-floor"
     )
-    with pytest.raises(BadTeacher, match=f"^{re.escape(message)}$"):
-        check_floor(floor_of(0.04), "nf4", "none")
+    with pytest.raises(TeacherError, match=f"^{re.escape(message)}$"):
+        check_replay_error(replay_error_of(0.04), "nf4", "none")
 
 
 def test_a_bias_is_told_above_three_percent_only_and_against_what():
-    assert bias_text(floor_of(0.03), "none", "nf4") is None
-    assert bias_text(floor_of(0.2), "none", "none") is None and bias_text(floor_of(0.2), "nf4", "nf4") is None
-    assert bias_text(floor_of(0.051), "int8", "nf4") == (
+    assert bias_text(replay_error_of(0.03), "none", "nf4") is None
+    assert (
+        bias_text(replay_error_of(0.2), "none", "none") is None
+        and bias_text(replay_error_of(0.2), "nf4", "nf4") is None
+    )
+    assert bias_text(replay_error_of(0.051), "int8", "nf4") == (
         "nf4 weights put the prediction off by 5.1 % of the velocity's norm from the int8 weights of the cache: the "
         "student is trained against that bias; a cache built with --quantize nf4 has none, --quantize int8 trains "
         "without"
     )
-    assert floor_text(floor_of(0.051), "int8", "nf4") == (
+    assert replay_error_text(replay_error_of(0.051), "int8", "nf4") == (
         "replay floor 0.0255 (5.10 % of the velocity's norm, nf4 weights, recorded with int8 weights): no student's "
         "loss can be lower"
     )
@@ -134,7 +139,7 @@ def test_interrupted_and_resumed_the_weights_are_those_of_an_unbroken_run(
     with pytest.raises(KeyboardInterrupt):
         run_training(tmp_path / "cut", recorded["none"], dev_teacher, t5_config, progress=StopAfter(2), **flags)
     message = "was begun with quantize = {}, you asked for none: the weights depend on it; give the flags of the first"
-    with pytest.raises(BadRun, match=message.format(kind)):
+    with pytest.raises(RunError, match=message.format(kind)):
         run_training(tmp_path / "cut", recorded["none"], dev_teacher, t5_config, **flags | {"quantize": "none"})
     run_training(tmp_path / "cut", recorded["none"], dev_teacher, t5_config, **flags)
     assert same_weights(tmp_path / "cut", tmp_path / "whole")
@@ -158,7 +163,7 @@ def test_nothing_of_the_backbone_gets_a_gradient(tmp_path, recorded, dev_teacher
 
 def test_caches_of_other_weights_are_not_mixed(recorded):
     caches = {kind: Cache.open(recorded[kind]) for kind in ("none", "nf4")}
-    with pytest.raises(BadTeacher) as caught:
+    with pytest.raises(TeacherError) as caught:
         check_one_quantization(caches)
     assert str(caught.value) == (
         f"caches none and nf4 were sampled with other weights of one teacher: quantize is none in {recorded['none']} "

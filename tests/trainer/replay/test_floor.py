@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from secondcast.models.backbone import FluxBackbone
 from secondcast.models.student.student import checkpoints, load_student
-from secondcast.storage_schemas.errors import BadTeacher, NonFinite
+from secondcast.storage_schemas.errors import NonFiniteError, TeacherError
 from secondcast.trainer import loop
 from secondcast.trainer.losses import validation
-from secondcast.trainer.losses.validation import Errors, Floor, spread_rows, validation_rows
+from secondcast.trainer.losses.validation import Errors, ReplayError, spread_rows, validation_rows
 from secondcast.trainer.losses.vision import row_errors
 from tests.trainer.conftest import cache_folder, t5_config
 from tests.trainer.making import make_trainer
@@ -49,7 +49,7 @@ def metrics(run):
 def test_loss_and_floor_stand_side_by_side_and_by_step(tmp_path, cache_folder, dev_teacher, t5_config):
     noting = Noting()
     run_training(
-        tmp_path / "run", cache_folder, dev_teacher, t5_config, progress=noting, floor=8, warmup_steps=1, **ABOVE
+        tmp_path / "run", cache_folder, dev_teacher, t5_config, progress=noting, floor=8, pretrain_steps=1, **ABOVE
     )
     measured = next(line for line in metrics(tmp_path / "run") if "replay_floor" in line)
     floor, by_step = measured["replay_floor"], measured["replay_floor_by_step"]
@@ -70,7 +70,7 @@ def test_the_floor_by_step_is_the_error_of_the_teachers_own_embedding(tmp_path, 
     trainer = make_trainer(
         tmp_path / "run", cache_folder, dev_teacher, t5_config, backbone_dtype="float32", floor=4 * 18
     )
-    floor = trainer.measure_floor()
+    floor = trainer.measure_replay_error()
     feed, backbone = trainer.feed, trainer.objective.backbones[0]
     for k in range(4):
         batch = feed.replay_batch([(position, k) for position in range(len(feed))])
@@ -172,7 +172,7 @@ def test_a_student_whose_validation_is_no_number_gets_no_checkpoint(
         "validation loss is nan after 2 steps: stopped, the last checkpoint is intact; lower --learning-rate and give "
         "the command again in a new run folder"
     )
-    with pytest.raises(NonFinite, match=f"^{re.escape(message)}$"):
+    with pytest.raises(NonFiniteError, match=f"^{re.escape(message)}$"):
         run_training(tmp_path / "other", cache_folder, dev_teacher, t5_config, steps=2)
     assert checkpoints(tmp_path / "run") and not checkpoints(tmp_path / "other")
     assert json.loads((tmp_path / "other/metrics.jsonl").read_text().splitlines()[-1]) == {
@@ -182,16 +182,16 @@ def test_a_student_whose_validation_is_no_number_gets_no_checkpoint(
 
 
 def test_a_floor_that_is_no_number_is_refused(tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch):
-    nothing = Floor(error=float("nan"), by_step={}, relative=float("nan"))
+    nothing = ReplayError(error=float("nan"), by_step={}, relative=float("nan"))
     monkeypatch.setattr(loop, "replay_floor", lambda *_, **__: nothing)
-    with pytest.raises(BadTeacher, match="the cached embeddings replay with an error of nan %"):
+    with pytest.raises(TeacherError, match="the cached embeddings replay with an error of nan %"):
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
 
 
 def test_no_more_rows_at_once_are_validated_by_replay_than_the_replay_trains_with(
     tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch
 ):
-    made = make_trainer(tmp_path, cache_folder, dev_teacher, t5_config, warmup_steps=2, warmup_loss="embedding")
+    made = make_trainer(tmp_path, cache_folder, dev_teacher, t5_config, pretrain_steps=2, pretrain_loss="embedding")
     warm_up, main = made.settings.stages
     divided = made.settings.model_copy(update={"stages": (warm_up, main.model_copy(update={"accumulate": 4}))})
     made.objective, rows = replace(made.objective, settings=divided), []
@@ -203,5 +203,5 @@ def test_no_more_rows_at_once_are_validated_by_replay_than_the_replay_trains_wit
 
     monkeypatch.setattr(FluxBackbone, "predict", counted)
     made.validate(0)
-    made.measure_floor()
+    made.measure_replay_error()
     assert max(rows) == 2 < warm_up.batch_size

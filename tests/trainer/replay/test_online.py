@@ -11,7 +11,7 @@ from transformers import T5EncoderModel
 from secondcast.models.student.student import new_student
 from secondcast.models.student.student_network import SecondcastStudent
 from secondcast.storage_schemas.reader import Cache
-from secondcast.trainer.data.order import Order, Part, mix
+from secondcast.trainer.data.order import Part, Sampler, mix
 from tests.cache_builder.building import build_cache
 from tests.trainer.test_train import run_training, weights
 
@@ -100,7 +100,7 @@ def test_twenty_steps_offline_end_with_the_weights_of_twenty_online(
 ):
     cache = Cache.open(recording)
     assert len(cache) == BATCH and cache.manifest.prompts.held_out == 0
-    order = Order(kind="following", parts=(Part(count=BATCH),), steps=STEPS, batch_size=BATCH, seed=SEED)
+    order = Sampler(kind="following", parts=(Part(count=BATCH),), steps=STEPS, batch_size=BATCH, seed=SEED)
     walks = [[position for position, _ in order.batch(update)] for update in range(0, UPDATES, STEPS)]
     assert walks[0] != walks[1]
     student = new_student(str(t5_config), cache.manifest.teacher, init="random", dropout=dropout, seed=SEED)

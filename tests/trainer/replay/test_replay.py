@@ -11,7 +11,7 @@ from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import REPLAY_PARTS, find_teacher
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
-from secondcast.trainer.data.feed import Feed, Request, Source
+from secondcast.trainer.data.feed import BatchSpec, ReplayDataset, Source
 from secondcast.trainer.losses.vision import replay
 from secondcast.trainer.settings import TrainFlags
 from secondcast.trainer.train import train
@@ -44,7 +44,7 @@ def test_replay_of_a_non_square_cache_is_the_recording_bit_for_bit(
     backbone = FluxBackbone.load(
         folder, recorded_geometry(cache.manifest.sampling), text_length=15, dtype=DTYPES[dtype], device=CPU
     )
-    feed = Feed([Source(cache=cache, indices=cache.indices())], device=CPU)
+    feed = ReplayDataset([Source(cache=cache, indices=cache.indices())], device=CPU)
     for first in (0, 3):
         for k in range(4):
             batch = feed.replay_batch([(position, k) for position in range(first, first + 3)])
@@ -57,9 +57,9 @@ def test_replay_of_a_non_square_cache_is_the_recording_bit_for_bit(
 def test_pooled_vectors_read_ahead_are_those_of_each_rows_prompt(tmp_path, dev_teacher, prompt_file):
     build_cache(tmp_path / "c", dev_teacher, prompt_file, pooled="clip", steps=1)
     cache = Cache.open(tmp_path / "c")
-    feed = Feed([Source(cache=cache, indices=cache.indices())], device=CPU)
+    feed = ReplayDataset([Source(cache=cache, indices=cache.indices())], device=CPU)
     rows = [(4, 0), (1, 0), (4, 0), (2, 0)]
-    with feed.prefetch([Request(replays=True, rows=rows)] * 3) as batches:
+    with feed.prefetch([BatchSpec(replays=True, rows=rows)] * 3) as batches:
         found = [batch.pooled_BP for batch in batches]
     expected = feed.replay_batch(rows).pooled_BP
     assert all(torch.equal(one, expected) for one in found) and len({tuple(row) for row in expected.tolist()}) == 3
@@ -68,7 +68,7 @@ def test_pooled_vectors_read_ahead_are_those_of_each_rows_prompt(tmp_path, dev_t
 def test_other_pooled_vectors_would_not_replay(tmp_path, dev_teacher, prompt_file):
     build_cache(tmp_path / "c", dev_teacher, prompt_file, pooled="clip", steps=1, dtype="float32", batch_size=3)
     cache = Cache.open(tmp_path / "c")
-    feed = Feed([Source(cache=cache, indices=cache.indices())], device=CPU)
+    feed = ReplayDataset([Source(cache=cache, indices=cache.indices())], device=CPU)
     batch = feed.replay_batch([(0, 0), (1, 0), (2, 0)])
     backbone = FluxBackbone.load(
         dev_teacher, recorded_geometry(cache.manifest.sampling), text_length=12, dtype=torch.float32, device=CPU
@@ -87,7 +87,7 @@ def test_a_student_trains_on_a_schnell_cache_and_its_floor_is_zero(tmp_path, sch
     settings = TrainFlags.from_flags(student=str(t5_config), **flags).settings()
     teacher = find_teacher(str(schnell_teacher), REPLAY_PARTS)
     cache, source = Cache.open(tmp_path / "c"), str(t5_config)
-    train(tmp_path / "r", settings, {"c": cache}, teacher, CPU, heard, student_source=source, accept_floor=False)
+    train(tmp_path / "r", settings, {"c": cache}, teacher, CPU, heard, student_source=source, ignore_replay_error=False)
     assert any(line.startswith("replay floor ") and "(0.00 % of the velocity's norm)" in line for line in heard.lines)
     assert (tmp_path / "r/checkpoint-00000003").is_dir()
 

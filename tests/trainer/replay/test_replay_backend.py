@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from secondcast.storage_schemas.errors import BadRun, BadSettings
+from secondcast.storage_schemas.errors import RunError, SettingsError
 from secondcast.trainer import train as train_module
 from secondcast.trainer.run.folder import CONFIG_FILE
 from secondcast.trainer.settings import RunConfig
@@ -36,7 +36,7 @@ def test_an_attention_backend_is_used_said_and_recorded(tmp_path, small_cache, d
     assert any(line.endswith("held out; transformer with attention _native_math") for line in heard.heard)
     config = RunConfig.model_validate_json((run / CONFIG_FILE).read_bytes())
     assert config.settings.attention_backend == "_native_math"
-    with pytest.raises(BadRun, match="was begun with attention-backend = _native_math, you asked for None: "):
+    with pytest.raises(RunError, match="was begun with attention-backend = _native_math, you asked for None: "):
         run_training(run, small_cache, dev_teacher, t5_config, steps=2)
 
 
@@ -66,7 +66,7 @@ def test_a_backend_that_does_not_compute_here_is_refused_before_weights_are_read
     tmp_path, small_cache, dev_teacher, t5_config, monkeypatch, backend, message
 ):
     monkeypatch.setattr("secondcast.models.backbone.FluxTransformer2DModel.from_pretrained", None)
-    with pytest.raises(BadSettings, match=message):
+    with pytest.raises(SettingsError, match=message):
         run_training(tmp_path / "run", small_cache, dev_teacher, t5_config, attention_backend=backend)
     assert not (tmp_path / "run").exists()
 
@@ -77,7 +77,7 @@ def test_without_a_compiler_nothing_is_read_and_nothing_written(
     monkeypatch.setattr("secondcast.models.backbone.FluxTransformer2DModel.from_pretrained", None)
     with (
         torch._inductor.config.patch({"cpp.cxx": (None, "g-plus-plus")}),
-        pytest.raises(BadSettings, match=r"^--compile does not work on cpu \(No working C\+\+ compiler found in "),
+        pytest.raises(SettingsError, match=r"^--compile does not work on cpu \(No working C\+\+ compiler found in "),
     ):
         run_training(tmp_path / "run", small_cache, dev_teacher, t5_config, compile=True)
     assert not (tmp_path / "run").exists()
@@ -94,9 +94,9 @@ def test_a_compiled_run_says_so_and_goes_on_to_the_same_bits(tmp_path, small_cac
     again = partial(run_training, tmp_path / "run", small_cache, dev_teacher, t5_config)
     with pytest.raises(KeyboardInterrupt):
         again(progress=StopAfter(3), **flags)
-    with pytest.raises(BadRun, match="was begun with compile = True, you asked for False: the weights depend on it"):
+    with pytest.raises(RunError, match="was begun with compile = True, you asked for False: the weights depend on it"):
         again(**flags | {"compile": False})
     # As in a process of its own.
     torch._dynamo.reset()
-    again(checkpoint_blocks=1, **flags)
+    again(activation_checkpointing=1, **flags)
     assert same_weights(tmp_path / "run", unbroken)

@@ -6,7 +6,7 @@ import pytest
 
 from secondcast.inspection.summary import summarise
 from secondcast.inspection.summary_text import summary_lines
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache
 from tests.trainer.data.mixing import run_settings, train_mixed
@@ -23,9 +23,9 @@ def bare_cache(tmp_path_factory, dev_teacher):
 
 def test_a_warm_up_is_refused_with_the_way_out(tmp_path, bare_cache, dev_teacher, t5_config):
     with pytest.raises(
-        BadSettings, match=r"stage warm-up has the loss context, but .* was built with --embeddings none: "
+        SettingsError, match=r"stage warm-up has the loss context, but .* was built with --embeddings none: "
     ):
-        run_training(tmp_path / "run", bare_cache, dev_teacher, t5_config, warmup_steps=3)
+        run_training(tmp_path / "run", bare_cache, dev_teacher, t5_config, pretrain_steps=3)
     assert not (tmp_path / "run").exists()
 
 
@@ -43,7 +43,7 @@ def test_a_warm_up_is_refused_with_the_way_out(tmp_path, bare_cache, dev_teacher
     ],
 )
 def test_losses_that_need_embeddings_are_refused(tmp_path, bare_cache, dev_teacher, t5_config, flags, message):
-    with pytest.raises(BadSettings, match=message):
+    with pytest.raises(SettingsError, match=message):
         run_training(tmp_path / "run", bare_cache, dev_teacher, t5_config, **flags)
 
 
@@ -52,7 +52,7 @@ def test_the_term_of_a_stage_is_named(tmp_path, bare_cache, dev_teacher, t5_conf
         f"stage 0 has embedding-term 0.5, but {bare_cache} was built with --embeddings none: the term compares with "
         f"the teacher's embeddings; give it none, or build with --embeddings stored"
     )
-    with pytest.raises(BadSettings, match=f"^{re.escape(message)}$"):
+    with pytest.raises(SettingsError, match=f"^{re.escape(message)}$"):
         train_mixed(
             tmp_path / "run", run_settings({"embedding_term": 0.5}), {"bare": bare_cache}, dev_teacher, t5_config
         )

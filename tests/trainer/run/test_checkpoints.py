@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from secondcast.models.student.student import checkpoints, load_student, student_folder
-from secondcast.storage_schemas.errors import BadRun
+from secondcast.storage_schemas.errors import RunError
 from secondcast.trainer.run.checkpoints import forget_old, load_checkpoint
 from tests.commands.limits import no_file_above, outside_of_private_folders, unprivileged
 from tests.trainer.making import make_trainer
@@ -90,7 +90,7 @@ def test_without_one_whole_checkpoint_it_stops_and_changes_nothing(
     for folder in checkpoints(run):
         flip(folder / "optimizer.safetensors")
     before = contents(run)
-    with pytest.raises(BadRun) as caught:
+    with pytest.raises(RunError) as caught:
         run_training(run, cache_folder, dev_teacher, t5_config, **whole_run["flags"])
     assert re.fullmatch(
         rf"{run}/checkpoint-00000004 cannot be read \(optimizer.safetensors has checksum \w{{32}}, expected "
@@ -116,7 +116,7 @@ def test_a_run_whose_checkpoints_are_lost_is_not_begun_again(
     (run / "best.json").write_text(best)
     before = contents(run)
     with pytest.raises(
-        BadRun, match=rf"^{run} has no checkpoint.* best.json (names checkpoint-00000004|that cannot be)"
+        RunError, match=rf"^{run} has no checkpoint.* best.json (names checkpoint-00000004|that cannot be)"
     ):
         run_training(run, cache_folder, dev_teacher, t5_config, **whole_run["flags"])
     assert contents(run) == before
@@ -131,7 +131,7 @@ def test_files_that_may_not_be_read_are_no_damage(tmp_path, cache_folder, dev_te
         (run / "checkpoint-00000004" / file).chmod(0)
         (run / "config.json").chmod(0o644)
         before = contents(run) if os.geteuid() == 0 else None
-        with unprivileged(), pytest.raises(BadRun) as caught:
+        with unprivileged(), pytest.raises(RunError) as caught:
             load_checkpoint(run, trainer.student, trainer.optimizer, pytest.fail, averaged=trainer.average.student)
         where = run / "checkpoint-00000004" / (file or "state.json")
         assert str(caught.value) == (
@@ -156,7 +156,7 @@ def test_a_disk_that_fails_is_no_damage(tmp_path, cache_folder, dev_teacher, t5_
     trainer = make_trainer(run, cache_folder, dev_teacher, t5_config, **whole_run["flags"])
     monkeypatch.setattr(Path, "open", fails)
     said = rf"^{file} cannot be read \(Input/output error\): its disk fails, and nothing was changed"
-    with pytest.raises(BadRun, match=said):
+    with pytest.raises(RunError, match=said):
         load_checkpoint(run, trainer.student, trainer.optimizer, pytest.fail, averaged=trainer.average.student)
 
 
@@ -261,7 +261,7 @@ def test_no_space_for_a_checkpoint_is_one_line_and_the_run_goes_on_later(
 ):
     shutil.copytree(whole_run["cut"], tmp_path / "cut")
     weights_bytes = (checkpoints(tmp_path / "cut")[-1] / "student/model.safetensors").stat().st_size
-    with no_file_above(weights_bytes // 2), pytest.raises(BadRun) as raised:
+    with no_file_above(weights_bytes // 2), pytest.raises(RunError) as raised:
         run_training(tmp_path / "cut", cache_folder, dev_teacher, t5_config, **whole_run["flags"])
     said = str(raised.value)
     assert said.startswith(f"{tmp_path / 'cut'}/checkpoint-00000006 cannot be written (") and "File too large" in said
@@ -292,7 +292,7 @@ def test_a_configuration_that_cannot_be_read_is_one_line(tmp_path, cache_folder,
     config = json.loads(file.read_bytes())
     del config["caches"]
     file.write_text(json.dumps(config))
-    with pytest.raises(BadRun, match=rf"^{file} cannot be read \(caches: Field required .*new run folder$") as caught:
+    with pytest.raises(RunError, match=rf"^{file} cannot be read \(caches: Field required .*new run folder$") as caught:
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
     assert "\n" not in str(caught.value)
 
@@ -302,9 +302,9 @@ def test_how_many_checkpoints_are_kept_may_change_what_shapes_weights_may_not(
 ):
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, keep=5)
-    with pytest.raises(BadRun, match="was begun with accumulate = 1, you asked for 2: the weights depend on it"):
-        run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, accumulate=2)
-    with pytest.raises(BadRun, match="was begun with ema = None, you asked for 0.9"):
+    with pytest.raises(RunError, match="was begun with accumulate = 1, you asked for 2: the weights depend on it"):
+        run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, grad_accum_steps=2)
+    with pytest.raises(RunError, match="was begun with ema = None, you asked for 0.9"):
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, ema=0.9)
 
 

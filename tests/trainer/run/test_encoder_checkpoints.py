@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from secondcast.models.student.student import load_student, new_student, student_folder
 from secondcast.models.student.tokens import own_tokens
 from secondcast.models.teacher.folder import find_teacher
-from secondcast.storage_schemas.errors import BadRun
+from secondcast.storage_schemas.errors import RunError
 from secondcast.storage_schemas.io.digests import digest
-from secondcast.trainer.optimizer import Average, make_optimizer
+from secondcast.trainer.optimizer import EMA, make_optimizer
 from secondcast.trainer.run.checkpoints import _checksum, load_checkpoint, save_checkpoint
 from secondcast.trainer.settings import TrainFlags
 from tests.models.student.encoders import make_encoder_folder
@@ -30,7 +30,7 @@ def begin(source, dev_teacher):
     opened = find_teacher(str(dev_teacher), ())
     identity = opened.identity(text_length=opened.text_length, hashed=False)
     student = new_student(str(source), identity, init="auto", dropout=0.2, seed=0)
-    return student, make_optimizer(student, SETTINGS), Average(student, 0.9)
+    return student, make_optimizer(student, SETTINGS), EMA(student, 0.9)
 
 
 def step(number, student, optimizer, average, ids_BT):
@@ -102,7 +102,7 @@ def saved(made, tmp_path):
 
 def refusal(run, made):
     _, student, optimizer, averaged = made
-    with pytest.raises(BadRun) as caught:
+    with pytest.raises(RunError) as caught:
         load_checkpoint(run, student, optimizer, [].append, averaged=averaged)
     return str(caught.value)
 
@@ -153,7 +153,7 @@ def test_a_checkpoint_of_another_student_is_refused_and_not_lost(bert, dev_teach
     for file in other.glob("*.safetensors"):
         file.unlink()
     student, optimizer, average = begin(other, dev_teacher)
-    with pytest.raises(BadRun) as caught:
+    with pytest.raises(RunError) as caught:
         load_checkpoint(saved.parent, student, optimizer, [].append, averaged=average.student)
     assert str(caught.value).startswith(f"{saved} cannot be loaded: ") and (
         "tensors of the student to be trained are missing (encoder." in str(caught.value)

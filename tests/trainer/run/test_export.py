@@ -17,7 +17,7 @@ from secondcast.evaluation.leader import teacher_parts
 from secondcast.models.student.distillt5 import comfyui_differences
 from secondcast.models.student.student import load_student, new_student, student_folder
 from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
-from secondcast.storage_schemas.errors import BadSettings, BadStudent
+from secondcast.storage_schemas.errors import SettingsError, StudentError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.run.export import export
 from secondcast.trainer.run.model_card import ExportFacts, card_of, facts_of
@@ -235,15 +235,15 @@ def test_a_student_without_facts_is_exported_with_a_card_that_says_so(exported, 
 
 
 def test_a_place_that_is_taken_or_cannot_be_written_is_refused_and_nothing_is_left(exported, tmp_path):
-    with pytest.raises(BadSettings, match="student exists and is not empty: give a new folder"):
+    with pytest.raises(SettingsError, match="student exists and is not empty: give a new folder"):
         export(exported / "run", exported / "student")
-    with pytest.raises(BadSettings, match=r"x ends with '', expected '.safetensors': --to comfyui writes .* x.safe"):
+    with pytest.raises(SettingsError, match=r"x ends with '', expected '.safetensors': --to comfyui writes .* x.safe"):
         export(exported / "run", tmp_path / "x", to="comfyui")
     (tmp_path / "f.safetensors").write_text("mine")
-    with pytest.raises(BadSettings, match=r"f.safetensors exists: give a new file for the export"):
+    with pytest.raises(SettingsError, match=r"f.safetensors exists: give a new file for the export"):
         export(exported / "run", tmp_path / "f.safetensors", to="comfyui")
     for form, name in (("diffusers", "o"), ("distillt5", "o"), ("comfyui", "o.safetensors")):
-        with pytest.raises(BadSettings, match=r"o\S* cannot be written \(Not a directory\): give another OUT"):
+        with pytest.raises(SettingsError, match=r"o\S* cannot be written \(Not a directory\): give another OUT"):
             export(exported / "run", tmp_path / "f.safetensors/x" / name, to=form)
     (tmp_path / "empty").mkdir()
     export(exported / "run", tmp_path / "empty")
@@ -251,22 +251,24 @@ def test_a_place_that_is_taken_or_cannot_be_written_is_refused_and_nothing_is_le
 
 
 def test_what_holds_no_student_is_refused(exported, tmp_path):
-    with pytest.raises(BadStudent, match="no student .*nix"):
+    with pytest.raises(StudentError, match="no student .*nix"):
         export(tmp_path / "nix", tmp_path / "out")
     (tmp_path / "run").mkdir()
     shutil.copyfile(exported / "run/config.json", tmp_path / "run/config.json")
-    with pytest.raises(BadStudent, match="run has no checkpoint yet: give the `secondcast train` command again"):
+    with pytest.raises(StudentError, match="run has no checkpoint yet: give the `secondcast train` command again"):
         export(tmp_path / "run", tmp_path / "out")
     export(exported / "run", tmp_path / "s.safetensors", to="comfyui")
-    with pytest.raises(BadStudent, match="s.safetensors is one file, which holds neither a configuration nor a tok"):
+    with pytest.raises(StudentError, match="s.safetensors is one file, which holds neither a configuration nor a tok"):
         export(tmp_path / "s.safetensors", tmp_path / "out")
     shutil.copytree(exported / "student", tmp_path / "damaged")
     (tmp_path / "damaged/secondcast.json").write_text("{}")
-    with pytest.raises(BadStudent, match=r"damaged/secondcast.json cannot be read \(Field required\): export from an"):
+    with pytest.raises(
+        StudentError, match=r"damaged/secondcast.json cannot be read \(Field required\): export from an"
+    ):
         export(tmp_path / "damaged", tmp_path / "out")
     (tmp_path / "damaged/model.safetensors").write_bytes(b"short")
     with pytest.raises(
-        BadStudent, match=r"damaged cannot be loaded: model.safetensors is not .*; export the run again"
+        StudentError, match=r"damaged cannot be loaded: model.safetensors is not .*; export the run again"
     ):
         export(tmp_path / "damaged", tmp_path / "out")
     assert not (tmp_path / "out").exists()

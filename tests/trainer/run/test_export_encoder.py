@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from secondcast.models.student.student import load_student, new_student, save_student
 from secondcast.models.student.tokens import own_tokens
 from secondcast.models.teacher.folder import find_teacher
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.trainer.run.export import export
 from secondcast.trainer.run.model_card import FACTS_FILE, ExportFacts
 from tests.models.student.encoders import make_encoder_folder
@@ -86,7 +86,7 @@ def test_an_export_holds_what_was_saved_and_a_card_that_says_how_to_load_both(ex
 def test_an_export_is_exported_again_to_the_same_bytes(exported, tmp_path):
     facts = ExportFacts(
         teacher="t", teacher_digest="a", sampling_digest="b", text_length=12, guidance=(2.0, 3.5),
-        settings={"loss": "vision", "steps": 3}, checkpoint="checkpoint-3", validation_loss=0.5, replay_floor=None,
+        settings={"loss": "vision", "steps": 3}, checkpoint="checkpoint-3", validation_loss=0.5, replay_error=None,
         created_by="u",
     )  # fmt: skip
     (exported / "saved/bart" / FACTS_FILE).write_text(facts.model_dump_json())
@@ -101,7 +101,7 @@ def test_an_export_is_exported_again_to_the_same_bytes(exported, tmp_path):
 @pytest.mark.parametrize(("form", "name"), [("distillt5", "o"), ("comfyui", "o.safetensors")])
 def test_forms_that_hold_t5_only_refuse_it(form, name, exported, tmp_path):
     with pytest.raises(
-        BadSettings,
+        SettingsError,
         match=rf"bart is a student of 'bart' with a tokenizer of its own, --to {form} holds T5 students that read the "
         r"teacher's tokens: give --to diffusers$",
     ):

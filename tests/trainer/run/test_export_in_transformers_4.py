@@ -80,7 +80,7 @@ def test_the_card_and_a_saved_pipeline_run(tmp_path):
     recorded = RecordedWith(teacher="T", height=24, width=24, steps=2, schedule="pipeline", dtype="float32")
     facts = ExportFacts(
         teacher="T", teacher_digest="a", sampling_digest="b", text_length=12, guidance=(2.0,), settings={},
-        checkpoint="c", validation_loss=None, replay_floor=None, created_by="u", recorded=recorded,
+        checkpoint="c", validation_loss=None, replay_error=None, created_by="u", recorded=recorded,
     )  # fmt: skip
     saved = make_export(tmp_path, "t5")
     (saved / FACTS_FILE).write_text(facts.model_dump_json())

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secondcast.storage_schemas.errors import MissingExtra
+from secondcast.storage_schemas.errors import MissingExtraError
 from secondcast.trainer.run.metrics import Metrics, scalars
 
 STEP = {"kind": "vision", "learning_rate": 1e-4, "gradient_norm": 2.0, "seconds": 0.5}
@@ -28,7 +28,7 @@ def curve(run: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def log_run(metrics: Metrics, *, first: int, last: int, value: float) -> None:
-    metrics.log(step=-1, replay_floor=0.01) if first == 0 else None
+    metrics.log(step=-1, replay_error=0.01) if first == 0 else None
     for step in range(first, last):
         metrics.log(step=step, loss=value + step, **STEP)
         if (step + 1) % 2 == 0:
@@ -132,7 +132,7 @@ def test_an_error_of_a_mirror_is_said_once_and_the_file_goes_on(tmp_path):
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_without_its_package_the_extra_is_named(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingExtra) as caught:
+    with pytest.raises(MissingExtraError) as caught:
         Metrics(tmp_path, mirrors=[name], say=print)
     assert (
         str(caught.value) == f"--log-to {name} was given and {name} is not installed: pip install 'secondcast[{name}]'"

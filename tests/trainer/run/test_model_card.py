@@ -13,7 +13,7 @@ FACTS = ExportFacts(
     settings={},
     checkpoint="checkpoint-3",
     validation_loss=0.5,
-    replay_floor=None,
+    replay_error=None,
     created_by="u",
 )
 STAGE = {"name": "main", "loss": "vision", "steps": 50000, "batch_size": 4, "learning_rate": 1e-4, "order": "shuffled"}

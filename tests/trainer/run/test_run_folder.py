@@ -10,7 +10,7 @@ from contextlib import nullcontext
 import pytest
 
 from secondcast.models.student.student import checkpoints
-from secondcast.storage_schemas.errors import BadRun, StoreFails
+from secondcast.storage_schemas.errors import RunError, StorageError
 from secondcast.storage_schemas.progress import Silent
 from secondcast.trainer import train as train_module
 from secondcast.trainer.run.folder import held
@@ -27,7 +27,7 @@ def test_the_second_of_two_trainings_in_one_folder_is_refused(tmp_path, cache_fo
         refused = ""
 
         def bar(self, title, **counts):
-            with pytest.raises(BadRun) as caught:
+            with pytest.raises(RunError) as caught:
                 run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
             self.refused = str(caught.value)
             return nullcontext(self)
@@ -44,7 +44,7 @@ def test_the_second_of_two_trainings_in_one_folder_is_refused(tmp_path, cache_fo
 
 def test_a_run_that_another_one_begins_keeps_what_it_wrote_down(tmp_path, cache_folder, dev_teacher, t5_config):
     run = tmp_path / "run"
-    with held(run), pytest.raises(BadRun, match="another process trains in"):
+    with held(run), pytest.raises(RunError, match="another process trains in"):
         run_training(run, cache_folder, dev_teacher, t5_config)
     assert [path.name for path in run.iterdir()] == ["lock"]
     run_training(run, cache_folder, dev_teacher, t5_config)
@@ -63,7 +63,7 @@ def test_a_run_that_began_while_another_one_loaded_is_not_begun_again(
 
     monkeypatch.setattr(train_module, "_load_backbone", slow)
     message = f"another process began to train in {tmp_path / 'run'} meanwhile: give the same command again to go on"
-    with pytest.raises(BadRun, match=re.escape(message)):
+    with pytest.raises(RunError, match=re.escape(message)):
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
 
 
@@ -73,7 +73,7 @@ def test_a_model_folder_is_not_begun_as_a_run(tmp_path, cache_folder, dev_teache
     (model / "model.safetensors").write_bytes(b"weights")
     before = {file.name: file.read_bytes() for file in model.iterdir()}
     with pytest.raises(
-        BadRun, match=rf"^{model}/config.json cannot be read \(.*\): damaged, or of another version"
+        RunError, match=rf"^{model}/config.json cannot be read \(.*\): damaged, or of another version"
     ) as got:
         run_training(model, cache_folder, dev_teacher, t5_config)
     assert "\n" not in str(got.value) and {file.name: file.read_bytes() for file in model.iterdir()} == before
@@ -85,6 +85,6 @@ def test_on_a_file_system_without_locks_a_run_is_refused(tmp_path, cache_folder,
 
     monkeypatch.setattr(fcntl, "flock", refuses)
     with pytest.raises(
-        StoreFails, match=rf"^{tmp_path}/run is on a file system without locks \(flock: Operation not su"
+        StorageError, match=rf"^{tmp_path}/run is on a file system without locks \(flock: Operation not su"
     ):
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)

@@ -14,7 +14,7 @@ from secondcast.models.teacher.folder import REPLAY_PARTS, find_teacher
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.run import stopping
-from secondcast.trainer.run.stopping import Stopping
+from secondcast.trainer.run.stopping import SignalHandler
 from secondcast.trainer.settings import TrainFlags
 from secondcast.trainer.train import train
 from tests.trainer.data.mixing import run_settings
@@ -106,7 +106,7 @@ def test_a_signal_at_the_last_step_does_not_go_unheard(tmp_path, cache_folder, t
 
 
 def test_a_second_signal_interrupts_at_once_but_not_one_that_torchrun_hands_on(monkeypatch):
-    listening, heard = Stopping(), []
+    listening, heard = SignalHandler(), []
     with listening.listening(heard.append):
         assert not listening.asked
         signal.raise_signal(signal.SIGTERM)
@@ -122,7 +122,7 @@ def test_a_second_signal_interrupts_at_once_but_not_one_that_torchrun_hands_on(m
 
 def test_what_a_process_ignores_it_goes_on_to_ignore():
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    listening = Stopping()
+    listening = SignalHandler()
     with listening.listening(print):
         signal.raise_signal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, before)
@@ -134,7 +134,7 @@ def test_a_thread_trains_without_listening():
 
     def body() -> None:
         try:
-            with Stopping().listening(print):
+            with SignalHandler().listening(print):
                 pass
         except Exception as error:
             failed.append(error)
@@ -165,7 +165,7 @@ def test_processes_stop_after_the_same_step_whichever_was_asked(tmp_path, cache_
         train(
             tmp_path / "run", settings.model_copy(), {"cache": Cache.open(cache_folder)},
             find_teacher(str(dev_teacher), REPLAY_PARTS), CPU, Silent(), student_source=str(t5_config),
-            accept_floor=False, processes=processes,
+            ignore_replay_error=False, processes=processes,
         )  # fmt: skip
 
     said = in_two(work)

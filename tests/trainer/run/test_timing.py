@@ -12,13 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secondcast.models.memory.modulation_table import Conditions, make_table
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.student.student import new_student
-from secondcast.storage_schemas.errors import BadSettings
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.cost.stage_cost import Costs, costs_of
 from secondcast.trainer.cost.step_flops import step_flops, student_forward_flops
 from secondcast.trainer.cost.summary import PeakMemory, Work, flops_text, summarized, times_line
-from secondcast.trainer.data.mixture import Lesson
+from secondcast.trainer.data.mixture import TrainingCache
 from secondcast.trainer.run.metrics import Metrics, scalars
 from secondcast.trainer.run.timing import PARTS, StageTimes, StepClock
 from secondcast.trainer.settings import TrainSettings
@@ -158,7 +158,7 @@ def test_of_blocks_that_are_streamed_those_alone_are_computed_twice(costs):
     plain = cost.training_flops()
     # Of three blocks the last ones are streamed.
     for resident, streamed in ((3, 0), (2, 1), (1, 2)):
-        found = cost.training_flops(MemoryOptions(resident_blocks=resident))
+        found = cost.training_flops(MemoryOptions(gpu_blocks=resident))
         assert found == plain + streamed * cost.single_blocks.forward_flops
 
 
@@ -174,9 +174,9 @@ def test_a_run_says_and_records_where_its_time_went(tmp_path, cache_folder, dev_
     flags = {"warmup_steps": 1, "steps": 3, "batch_size": 2, "accumulate": 2, "checkpoint_every": 4, "floor": 0}
     trainer = make_trainer(tmp_path / "run", cache_folder, dev_teacher, t5_config, **flags)
     cache = Cache.open(cache_folder)
-    lessons = [Lesson(name="cache", cache=cache, training_set=TrainingSet.of(cache))]
+    training_caches = [TrainingCache(name="cache", cache=cache, training_set=TrainingSet.of(cache))]
     progress, metrics = Said(), Metrics(tmp_path / "run", say=print)
-    with summarized(trainer, lessons, metrics, progress, counted_from_seconds=0.0):
+    with summarized(trainer, training_caches, metrics, progress, counted_from_seconds=0.0):
         trainer.train(progress)
     times, file = trainer.clock.times(), tmp_path / "run/metrics.jsonl"
     warm_up, main = trainer.settings.stages
@@ -208,7 +208,7 @@ def test_a_run_says_and_records_where_its_time_went(tmp_path, cache_folder, dev_
 def test_a_run_that_is_stopped_says_its_times_and_a_short_one_counts_nothing(
     tmp_path, cache_folder, t5_config, dev_teacher, monkeypatch
 ):
-    trainer = make_trainer(tmp_path / "run", cache_folder, dev_teacher, t5_config, steps=0, warmup_steps=1)
+    trainer = make_trainer(tmp_path / "run", cache_folder, dev_teacher, t5_config, steps=0, pretrain_steps=1)
     progress, metrics = Said(), Metrics(tmp_path / "run", say=print)
     with pytest.raises(KeyboardInterrupt), summarized(trainer, [], metrics, progress):
         trainer.timed_steps()
@@ -264,7 +264,7 @@ def test_a_step_with_conditions_that_the_table_does_not_hold_changes_nothing(
     backbone.table = make_table(backbone.transformer, Conditions(pairs=((0.25, 3.5),), batch_rows=8), CPU)
     before = {name: value.clone() for name, value in trainer.student.state_dict().items()}
     with pytest.raises(
-        BadSettings, match=r"^row 0 of a batch has timestep .* the modulation table holds timesteps 0\.25"
+        SettingsError, match=r"^row 0 of a batch has timestep .* the modulation table holds timesteps 0\.25"
     ):
         trainer.timed_steps()
     assert all(torch.equal(value, before[name]) for name, value in trainer.student.state_dict().items())

@@ -25,7 +25,7 @@ from tests.project.programs import programs, run_program
 POCKET = RecordedWith(teacher="pocket", height=24, width=24, steps=2, schedule="pipeline", dtype="float32")
 FACTS = ExportFacts(
     teacher="pocket", teacher_digest="a", sampling_digest="b", text_length=24, guidance=(2.0, 2.5), settings={},
-    checkpoint="checkpoint-3", validation_loss=0.5, replay_floor=None, created_by="u", recorded=POCKET,
+    checkpoint="checkpoint-3", validation_loss=0.5, replay_error=None, created_by="u", recorded=POCKET,
 )  # fmt: skip
 FLUX = RecordedWith(
     teacher="black-forest-labs/FLUX.1-dev", height=512, width=768, steps=20, schedule="pipeline", dtype="bfloat16"
