@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from secondcast.cache_builder.build import Stages, WorkerConfig, open_writer
-from secondcast.cache_builder.networks import load_backbone
 from secondcast.cache_builder.sample_stage import prepare_batch, run_sample_stage
 from secondcast.cache_builder.settings import BuildSettings
+from secondcast.cache_builder.teacher_models import load_backbone
 from secondcast.cache_builder.workers.job import Job
 from secondcast.cache_builder.workers.local import run_local_workers
 from secondcast.models.backbone import FluxBackbone
@@ -159,9 +159,9 @@ def main() -> None:
     parser.add_argument("--teacher", default=str(TEACHER_FOLDER))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--codec", default="compact")
+    parser.add_argument("--compression", default="lossless")
     parser.add_argument("--resolution", type=int)
-    parser.add_argument("--count", type=int, default=256)
+    parser.add_argument("--num-prompts", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--shard-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)

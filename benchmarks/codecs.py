@@ -109,7 +109,7 @@ def codings(shape: tuple[int, ...], dtype: str) -> dict[str, Coding]:
     planes = BytePlanes(shape=shape, dtype=dtype)
     delta, int8 = StepDelta(shape=shape, dtype=dtype), StepInt8(shape=shape, dtype=dtype)
     return {
-        "plain": (lambda a: as_bits(a).tobytes(), lambda d: np.frombuffer(d, bits).reshape(shape).copy()),
+        "none": (lambda a: as_bits(a).tobytes(), lambda d: np.frombuffer(d, bits).reshape(shape).copy()),
         "zstd": (lambda a: bytes(zstd.encode(as_bits(a))), plain_zstd),
         "byte planes, one frame": (one_frame, one_frame_back),
         "byte planes, a frame each": (planes.encode, planes.decode),
@@ -125,7 +125,7 @@ def others_bytes(name: str, arrays: Arrays, embedding: np.ndarray) -> tuple[int,
     """Bytes of all but the velocity, and of one embedding, as this codec would keep them."""
 
     def kept(array: np.ndarray) -> int:
-        if name == "plain":
+        if name == "none":
             return array.nbytes
         if name == "zstd":
             return len(Zstd(level=1, checksum=True).encode(array.view(BITS[array.dtype.name])))
@@ -203,7 +203,7 @@ def some_manifest(prompts: list[Prompt], form: str, codec: str) -> Manifest:
             text_width=WIDTH, pad_token_id=0, pooled="zero", pooled_width=768,
         ),
         sampling=Sampling(
-            height=512, width=512, image_tokens=SIDE * SIDE, channels=CHANNELS, steps=STEPS, schedule="pipeline",
+            height=512, width=512, image_tokens=SIDE * SIDE, channels=CHANNELS, steps=STEPS, schedule="diffusers",
             sigmas=sigmas, timesteps=sigmas[:-1], guidance=None, seed=0, noise="philox-float32", dtype="bfloat16",
             latent_rule="flow-match-euler", storage=Storage(format=form, codec=codec, latents=latents),
         ),
@@ -241,9 +241,9 @@ def pocket(folder: Path, dtype: str, count: int) -> tuple[list[Arrays], np.ndarr
     """Predictions of the embedded pocket teacher, recorded by `secondcast build`, and one embedding."""
     command = [sys.executable, str(ROOT / "cli.py")]
     prompts, path = folder / f"{dtype}.txt", folder / dtype
-    flags = ["--teacher", "pocket", "--prompts", prompts, "--dtype", dtype, "--codec", "plain", "--device", "cpu"]
+    flags = ["--teacher", "pocket", "--prompts", prompts, "--dtype", dtype, "--compression", "none", "--device", "cpu"]
     flags += ["--latents", "stored", "--quiet"]
-    for words in (["prompts", "pocket", prompts, "--count", count], ["build", path, *flags]):
+    for words in (["prompts", "pocket", prompts, "--num-prompts", count], ["build", path, *flags]):
         subprocess.run([*command, *map(str, words)], check=True, stdout=sys.stderr, cwd=ROOT)
     cache = Cache.open(path)
     samples = []
@@ -262,7 +262,7 @@ def pocket(folder: Path, dtype: str, count: int) -> tuple[list[Arrays], np.ndarr
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=4, help="synthetic trajectories per drift")
+    parser.add_argument("--num-prompts", type=int, default=4, help="synthetic trajectories per drift")
     parser.add_argument("--read", type=int, default=24, help="synthetic trajectories to read")
     parser.add_argument("--tries", type=int, default=7, help="the fastest of so many is told")
     given = parser.parse_args()
@@ -283,7 +283,7 @@ def main() -> None:
         rng = np.random.default_rng(2)
         samples = [synthetic(rng, 0.02) for _ in range(given.read)]
         for form in ("zarr", "webdataset"):
-            for codec in ("plain", "compact", "int8"):
+            for codec in ("none", "lossless", "int8"):
                 print(read_speed(folder, samples, form, codec, given.tries), flush=True)
 
 

@@ -22,8 +22,8 @@ from secondcast.storage_schemas.schema.layout import ShardRange
 from secondcast.storage_schemas.schema.manifest import Manifest, PromptSet, Sampling, Segment, Storage, Teacher
 from secondcast.storage_schemas.schema.prompts import Prompt, prompt_id
 from secondcast.storage_schemas.writer import CacheWriter, prompt_set_fields
-from secondcast.trainer.data.feed import BatchSpec, ReplayDataset, Source
-from secondcast.trainer.data.order import Part, Sampler
+from secondcast.trainer.data.replay_dataset import BatchSpec, ReplayDataset, Source
+from secondcast.trainer.data.sampler import Part, Sampler
 
 STEPS, IMAGE_TOKENS, CHANNELS, TEXT_LENGTH, TEXT_WIDTH = 20, 1024, 64, 77, 4096
 FORMATS: tuple[Literal["zarr", "webdataset"], ...] = ("zarr", "webdataset")
@@ -31,7 +31,7 @@ FORMATS: tuple[Literal["zarr", "webdataset"], ...] = ("zarr", "webdataset")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trajectories", type=int, default=24)
+    parser.add_argument("--num-trajectories", type=int, default=24)
     parser.add_argument("--shard-size", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--batches", type=int, default=40)
@@ -159,7 +159,7 @@ def new_cache(path: Path, form: Literal["zarr", "webdataset"], flags: argparse.N
             image_tokens=IMAGE_TOKENS,
             channels=CHANNELS,
             steps=STEPS,
-            schedule="pipeline",
+            schedule="diffusers",
             sigmas=sigmas,
             timesteps=sigmas[:-1],
             guidance=(3.5,),
@@ -167,7 +167,7 @@ def new_cache(path: Path, form: Literal["zarr", "webdataset"], flags: argparse.N
             noise="philox-float32",
             dtype="bfloat16",
             latent_rule="flow-match-euler",
-            storage=Storage(format=form, codec="plain", latents="derived"),
+            storage=Storage(format=form, compression="none", latents="derived"),
         ),
         prompts=PromptSet(
             segments=(

@@ -2,7 +2,7 @@
 
 python -m benchmarks.fit_table            # no GPU, no weights, no network; half a minute
 
-What `secondcast train --fit` chooses and `secondcast plan train --gpu CARD` says, for many cards at once. Seconds are
+What `secondcast train --max-gpu-memory` chooses and `secondcast plan train --gpu CARD` says, for many cards at once. Seconds are
 the larger one of FLOPs at 31 % of the card's dense bf16 rate and of copies at 25 GB/s: assumed (models/cost/cards.py).
 """
 
@@ -22,13 +22,13 @@ NAMED = ("RTX 4060", "RTX 3060 12GB", "RTX 4070", "RTX 4060 Ti 16GB", "RTX 4090"
 # Student, pixels, text tokens, rows of an optimizer step.
 SHAPES = (("base", 512, 77, 4), ("base", 1024, 77, 4), ("base", 512, 512, 4), ("small", 512, 77, 1))
 OPTIONS = (
-    ("as the paper's loop, from the cache", {"modulation": "live"}),
+    ("as the paper's loop, from the cache", {"modulation": "gpu"}),
     ("modulation table (the default)", {}),
-    ("table, `--checkpoint-blocks 1`", {"checkpoint_blocks": 1}),
-    ("table, half of the blocks streamed", {"checkpoint_blocks": 1, "resident_blocks": 28}),
-    ("table, all blocks streamed", {"checkpoint_blocks": 1, "resident_blocks": 0}),
-    ("table, `--quantize int8 --checkpoint-blocks 1`", {"checkpoint_blocks": 1, "quantize": "int8"}),
-    ("table, `--quantize nf4 --checkpoint-blocks 1`", {"checkpoint_blocks": 1, "quantize": "nf4"}),
+    ("table, `--activation-checkpointing 1`", {"activation_checkpointing": 1}),
+    ("table, half of the blocks streamed", {"activation_checkpointing": 1, "gpu_blocks": 28}),
+    ("table, all blocks streamed", {"activation_checkpointing": 1, "gpu_blocks": 0}),
+    ("table, `--quantize int8 --activation-checkpointing 1`", {"activation_checkpointing": 1, "quantize": "int8"}),
+    ("table, `--quantize nf4 --activation-checkpointing 1`", {"activation_checkpointing": 1, "quantize": "nf4"}),
 )
 
 
@@ -57,7 +57,7 @@ def options_rows() -> Iterator[str]:
 
 
 def card_rows() -> Iterator[str]:
-    """What --fit chooses on each card; the last column is for who has it."""
+    """What --max-gpu-memory chooses on each card; the last column is for who has it."""
     head = "| card | GiB | student | px | text tokens | batch | flags | peak, GiB | s per step | host, GiB "
     yield head + "| measured or emulated |"
     yield "|---|---|---|---|---|---|---|---|---|---|---|"

@@ -38,14 +38,14 @@ class Mode:
         """The options with so many resident blocks; None where all are."""
         if not self.streams:
             return self.options
-        return MemoryOptions(**self.options.model_dump() | {"resident_blocks": resident or 0})
+        return MemoryOptions(**self.options.model_dump() | {"gpu_blocks": resident or 0})
 
 
 def _table(like: str, streams: bool = False, quantize: Quantization = "none", compiled: bool = False) -> Mode:
     """With a modulation table; checkpointed where the online mode is."""
     return Mode(
         options=MemoryOptions(
-            modulation="table",
+            modulation="precomputed",
             activation_checkpointing=int(like != "online"),
             quantize=quantize,
             compile=compiled,
@@ -57,13 +57,13 @@ def _table(like: str, streams: bool = False, quantize: Quantization = "none", co
 
 _CHECKPOINTED, _COMPILED = "online+checkpointed", "online+checkpointed+compiled"
 _EXACT = {
-    "": Mode(options=MemoryOptions(modulation="live"), like="online"),
-    "checkpointed": Mode(options=MemoryOptions(modulation="live", activation_checkpointing=1), like=_CHECKPOINTED),
+    "": Mode(options=MemoryOptions(modulation="gpu"), like="online"),
+    "checkpointed": Mode(options=MemoryOptions(modulation="gpu", activation_checkpointing=1), like=_CHECKPOINTED),
 }
 ONLINE = {
     "online": _EXACT[""],
     _CHECKPOINTED: _EXACT["checkpointed"],
-    _COMPILED: Mode(options=MemoryOptions(modulation="live", activation_checkpointing=1, compile=True), like=_COMPILED),
+    _COMPILED: Mode(options=MemoryOptions(modulation="gpu", activation_checkpointing=1, compile=True), like=_COMPILED),
 }
 OFFLINE = {
     "plain": _EXACT[""],

@@ -24,7 +24,7 @@ _ROW_SECONDS, _START_SECONDS = 2.0, 45.0
 # Three graphs with a backward pass. Online two more without one, for the teacher. Streamed the first three are there,
 # from the mode before, and two of the forward pass alone are not.
 _COMPILING_SECONDS = {"online": 60.0, "streamed": 30.0, "": 45.0}
-# As --fit has it (trainer/cost/fitting.py): activations that are not counted on the meta device.
+# As --max-gpu-memory has it (trainer/cost/fitting.py): activations that are not counted on the meta device.
 _UNSEEN = 0.04
 
 
@@ -163,7 +163,7 @@ class Calculated:
         return held_weights(backbone, options, dtype_bytes=self._dtype_bytes, table_rows=rows).pinned_bytes
 
     def _resident(self) -> int:
-        """As many blocks as --fit would leave on a card of so much memory; none where there is no cap."""
+        """As many blocks as --max-gpu-memory would leave on a card of so much memory; none where there is no cap."""
         if self.group.cap_gib is None:
             return 0
         for resident in range(self._costs(self.group.places[0])[0].blocks, 0, -1):

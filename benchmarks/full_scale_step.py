@@ -11,7 +11,7 @@ from secondcast.models.geometry import recorded_geometry
 from secondcast.models.sampler import euler_step
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
 from secondcast.storage_schemas.reader import Cache
-from secondcast.trainer.data.feed import Batch, BatchSpec, ReplayDataset, Source
+from secondcast.trainer.data.replay_dataset import Batch, BatchSpec, ReplayDataset, Source
 from secondcast.trainer.losses.vision import replay, vision_loss
 
 RATE, WEIGHT_DECAY, CLIP = 1e-4, 1e-3, 1.0

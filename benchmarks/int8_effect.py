@@ -17,7 +17,7 @@ from secondcast.pocket import TEACHER_FOLDER
 from secondcast.storage_schemas.codecs.by_field import as_read
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import fields_of
-from secondcast.trainer.data.feed import ReplayDataset, Source
+from secondcast.trainer.data.replay_dataset import ReplayDataset, Source
 from secondcast.trainer.losses.vision import replay
 
 

@@ -1,6 +1,6 @@
 """What opening a finished cache of many trajectories costs: seconds, memory, requests.
 
-python -m benchmarks.opening [--trajectories 1000000] [--s3]
+python -m benchmarks.opening [--num-trajectories 1000000] [--s3]
 Everything but the shards is written by the real encoders; of the shards, only the first ones exist.
 """
 
@@ -144,7 +144,7 @@ def measure_on_s3(files: dict[str, bytes], rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trajectories", type=int, default=1_000_000)
+    parser.add_argument("--num-trajectories", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--s3", action="store_true", help="Also on an S3 server of this machine (moto), by requests.")
     asked = parser.parse_args()

@@ -9,16 +9,16 @@ import torch
 from pydantic import Field
 
 from secondcast.cache_builder.disk import check_disk
-from secondcast.cache_builder.networks import Networks
 from secondcast.cache_builder.new_manifest import plan_manifest
 from secondcast.cache_builder.prompts.files import read_prompts
 from secondcast.cache_builder.prompts.lengths import prompt_lengths
 from secondcast.cache_builder.provenance import changed_provenance, provenance
 from secondcast.cache_builder.sample_stage import run_sample_stage
 from secondcast.cache_builder.settings import BuildSettings
-from secondcast.cache_builder.share import Stage, Worker
+from secondcast.cache_builder.teacher_models import TeacherModels
 from secondcast.cache_builder.text_stage import run_text_stage, tokenised_prompts
 from secondcast.cache_builder.waiting import needed_embeddings, wait_for_embeddings
+from secondcast.cache_builder.worker import Stage, Worker
 from secondcast.models.attention import check_attention
 from secondcast.models.backbone import FluxBackbone
 from secondcast.models.memory.peak import PeakMemory, peak_memory
@@ -92,7 +92,7 @@ class Stages:
     ) -> None:
         self._writer, self._share = writer, share
         self._device, self._progress = device, progress
-        self._networks = Networks(writer.manifest, teacher, device)
+        self._networks = TeacherModels(writer.manifest, teacher, device)
         self.peaks: dict[str, PeakMemory] = {}
 
     def run(self) -> None:
@@ -196,10 +196,10 @@ def open_writer(location: Location, settings: BuildSettings, teacher: TeacherFol
         progress.say(prompt_lengths(cut, teacher, text_length=manifest.teacher.text_length).cut_text())
     if settings.extend:
         writer = extend(open_folder(location), manifest, prompts, teacher.tokenizer_files(), progress)
-        check_disk(location, writer.manifest, progress, force=settings.force)
+        check_disk(location, writer.manifest, progress, skip_disk_check=settings.skip_disk_check)
         return writer
     # Before the cache is created: its settings can still be changed then.
-    check_disk(location, manifest, progress, force=settings.force)
+    check_disk(location, manifest, progress, skip_disk_check=settings.skip_disk_check)
     return CacheWriter.create_or_resume(location, manifest, prompts, teacher.tokenizer_files())
 
 

@@ -23,7 +23,7 @@ def free_disk(location: Location) -> tuple[Path, int]:
 
 
 def check_disk(
-    location: Location, manifest: Manifest, progress: Progress, *, force: bool, free_bytes: int | None = None
+    location: Location, manifest: Manifest, progress: Progress, *, skip_disk_check: bool, free_bytes: int | None = None
 ) -> None:
     """Raise SettingsError where the disk has less room than the missing shards may need; `force` makes it a remark.
 
@@ -45,10 +45,10 @@ def check_disk(
     unit, name = (_GIB, "GiB") if high >= _GIB else (_MIB, "MiB")
     need = f"{low / unit:,.1f}" if low == high else f"{low / unit:,.1f} to {high / unit:,.1f}"
     problem = f"{location} needs {need} {name} more (estimated), the disk of {where} has {free / unit:,.1f} {name} free"
-    if force:
-        progress.say(f"{problem}: going on, as --force says")
+    if skip_disk_check:
+        progress.say(f"{problem}: going on, as --skip-disk-check says")
         return
     raise SettingsError(
-        f"{problem}: a build that fills the disk stops; give a smaller --limit, a smaller --codec (compact; int8 with "
-        f"--latents stored), a folder on another disk, or --force"
+        f"{problem}: a build that fills the disk stops; give a smaller --limit, a smaller --compression (compact; int8 with "
+        f"--latents stored), a folder on another disk, or --skip-disk-check"
     )

@@ -116,7 +116,7 @@ def _sampling(settings: OutlineSettings, teacher: TeacherFolder) -> Sampling:
         quantize=settings.quantize,
         storage=Storage(
             format=settings.format,
-            codec=settings.codec,
+            compression=settings.compression,
             latents=settings.latents,
             embeddings=settings.embeddings,
         ),

@@ -154,7 +154,7 @@ def prepare_batch(cache: Cache, indices: range) -> Start:
     sampling = cache.manifest.sampling
     places = [cache.layout.place(index) for index in indices]
     draws = [
-        {"seed": sampling.seed, "prompt_id": cache.prompts[p.prompt].id, "replica": p.sample_index} for p in places
+        {"seed": sampling.seed, "prompt_id": cache.prompts[p.prompt].id, "sample_index": p.sample_index} for p in places
     ]
     noise = [draw_noise(**draw, image_tokens=sampling.image_tokens, channels=sampling.channels) for draw in draws]
     guidance_B = None

@@ -64,7 +64,7 @@ class StoredAs(Flags):
         default="bfloat16", description="Of the teacher's arithmetic and of what is stored."
     )
     compression: Annotated[CodecName, Shown(group=_STORAGE)] = Field(
-        default="compact", description="compact: lossless; int8: predictions in 8 bits, with --latents stored."
+        default="lossless", description="compact: lossless; int8: predictions in 8 bits, with --latents stored."
     )
     latents: Annotated[Latents, Shown(group=_STORAGE)] = Field(
         default="derived", description="Store latents, or derive them exactly."
@@ -99,7 +99,7 @@ class OutlineSettings(StoredAs, ImageSize, PromptLimit):
         default="zero", description="FLUX's pooled input; zero: the paper's."
     )
     schedule: Annotated[ScheduleName, Shown(group=_TEACHER)] = Field(
-        default="pipeline", description="FluxPipeline's sigmas, or those of the paper's script."
+        default="diffusers", description="FluxPipeline's sigmas, or those of the paper's script."
     )
     quantize: Annotated[Quantization, Shown(group=_TEACHER)] = Field(
         default="none", description="Sample with the transformer's weights in 8 or 4 bits, for training with the same."
@@ -137,10 +137,10 @@ class OutlineSettings(StoredAs, ImageSize, PromptLimit):
 
     @model_validator(mode="after")
     def _storage_holds_what_replay_needs(self) -> Self:
-        if problem := int8_problem(self.codec, self.latents):
+        if problem := int8_problem(self.compression, self.latents):
             raise ValueError(problem)
         if problem := pooled_problem(self.pooled, self.embeddings):
-            raise ValueError(f"--pooled clip does not go with --embeddings none: {problem}")
+            raise ValueError(f"--pooled clip does not go with --no-store-embeddings: {problem}")
         return self
 
 

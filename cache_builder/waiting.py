@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from secondcast.cache_builder.share import Worker
+from secondcast.cache_builder.worker import Worker
 from secondcast.storage_schemas.errors import NotInCacheError
 from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.schema.commits import committed_shards, record_path
@@ -59,7 +59,7 @@ def _message(
     if worker.count == 1:
         waited = f" after {wait_seconds:.0f} seconds without a new one" if wait_seconds else ""
         return (
-            f"{what}{waited}: give the command with --stage text first (or --stage all), or --wait SECONDS where "
+            f"{what}{waited}: give the command with --stage text first (or --stage all), or --embeddings-timeout SECONDS where "
             f"another machine is making them"
         )
     makers = sorted({shard.shard % worker.count for shard in absent})

@@ -14,7 +14,7 @@ import typer
 
 from secondcast.cache_builder.settings import BuildSettings
 from secondcast.commands.build.build import build
-from secondcast.commands.build.crew import BuildLauncher
+from secondcast.commands.build.launcher import BuildLauncher
 from secondcast.commands.evaluate.evaluate import compare_picture, print_scores, score_pocket
 from secondcast.commands.export import export
 from secondcast.commands.inspect.pictures import write_film_strips
@@ -29,14 +29,14 @@ from secondcast.inspection.report.settings import ReportSettings
 from secondcast.storage_schemas.errors import SecondcastError
 from secondcast.storage_schemas.progress import duration_text
 
-_FLAGS = ("--count", "--warmup-steps", "--steps", "--device", "--quiet")
+_FLAGS = ("--num-prompts", "--pretrain-steps", "--steps", "--device", "--quiet")
 
 FILES = ("prompts.txt", "film-strips.png", "side-by-side.png", "scores.json", "report.html")
 
 
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything goes.")] = Path("demo"),
-    count: Annotated[int, typer.Option(min=64, help="Prompts to record.")] = 1024,
+    num_prompts: Annotated[int, typer.Option(min=64, help="Prompts to record.")] = 1024,
     pretrain_steps: Annotated[int, typer.Option(min=0, help="Steps with the embedding loss.")] = 2500,
     steps: Annotated[int, typer.Option(min=1, help="Steps with the vision loss after them.")] = 300,
     device: Device = "auto",
@@ -47,11 +47,11 @@ def demo(
     Example: secondcast demo
     """
     began = time.monotonic()
-    asked = {"count": count, "warmup_steps": pretrain_steps, "steps": steps}
+    asked = {"count": num_prompts, "pretrain_steps": pretrain_steps, "steps": steps}
     results = OutputFolder.open(folder, "demo", FILES, settings=asked, alone=True)
     cache, run, student = folder / "cache", folder / "run", folder / "student"
     with _part(1, "captions of the pocket world", "prompts pocket", quiet):
-        results.write("prompts.txt", caption_lines(pocket_captions(count)).encode())
+        results.write("prompts.txt", caption_lines(pocket_captions(num_prompts)).encode())
     with _part(2, "record the teacher: text encoder, then transformer", "build", quiet):
         # fp32: without bf16 units it is the faster of the two, and the replay below is then the recording's own.
         build(
@@ -99,7 +99,7 @@ def demo(
         print_scores(scores, False)
     with _part(5, "the recording and the student as one page", "inspect report", quiet):
         # Five steps of twenty: with all, decoding takes as long as the recording did.
-        shown = ReportSettings(students=(run,), strips=None, frames=5, closed_loop=8, batch_size=20)
+        shown = ReportSettings(students=(run,), num_strips=None, num_frames=5, closed_loop=8, batch_size=20)
         write_report(str(cache), results.file("report.html"), shown, device=device, quiet=quiet)
     _where(folder, time.monotonic() - began)
 
@@ -140,7 +140,7 @@ def _where(folder: Path, seconds: float) -> None:
         f"inspect summary {cache}",
         f"inspect show {cache} --grep red",
         f"inspect images {cache} 5 6 7 --out strips.png",
-        f"evaluate score {student} --pocket --count 500",
+        f"evaluate score {student} --pocket --num-prompts 500",
     ):
         print_line(f"  {_program()} {words}")
 

@@ -45,7 +45,7 @@ def generate(
     texts = [text.text for text in read_prompts(prompts, limit=selection.limit).texts]
     torch_device = quiet_device(device)
     from secondcast.evaluation.generate import generate as run_generate
-    from secondcast.evaluation.leader import teacher_parts
+    from secondcast.evaluation.text_encoder import teacher_parts
 
     found = resolve_teacher(teacher, teacher_parts(student, asked.pooled), revision)
     made = run_generate(

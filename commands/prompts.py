@@ -134,19 +134,19 @@ def prompts_compbench(
 
 def prompts_commontext(
     out_file: Annotated[Path, typer.Argument(metavar="FILE", help=".txt (a prompt per line), .json or .jsonl.")],
-    count: Annotated[int, typer.Option(min=1, help="How many distinct prompts.")] = 50_000,
+    num_prompts: Annotated[int, typer.Option(min=1, help="How many distinct prompts.")] = 50_000,
     seed: Seed = 0,
     words: Annotated[int, typer.Option(min=1, max=20_000, help="Only the most frequent English words.")] = 5000,
     overwrite: Overwrite = False,
 ) -> None:
     """Prompts for text rendering: signs with frequent English words on them.
 
-    Example: secondcast prompts commontext signs.txt --count 50000
+    Example: secondcast prompts commontext signs.txt --num-prompts 50000
     """
     from secondcast.cache_builder.prompts.commontext import frequent_words, text_prompts
 
     _check_ending(out_file, (".txt", ".json", ".jsonl"))
-    texts = text_prompts(count, seed=seed, words=frequent_words(words))
+    texts = text_prompts(num_prompts, seed=seed, words=frequent_words(words))
     if out_file.suffix == ".json":
         write_text(out_file, json.dumps(texts, indent=1) + "\n", overwrite=overwrite)
     else:
@@ -165,7 +165,7 @@ def _check_ending(file: Path, endings: tuple[str, ...]) -> None:
 
 def prompts_pocket(
     out_file: Annotated[Path, typer.Argument(metavar="FILE", help="Text file to write, a prompt per line.")],
-    count: Annotated[int, typer.Option(min=1, help="How many distinct captions.")] = 512,
+    num_prompts: Annotated[int, typer.Option(min=1, help="How many distinct captions.")] = 512,
     seed: Seed = 0,
     split: Annotated[
         Literal["train", "heldout"], typer.Option(help="heldout: compositions never trained on.")
@@ -177,9 +177,9 @@ def prompts_pocket(
 ) -> None:
     """Captions of the pocket world.
 
-    Example: secondcast prompts pocket prompts.txt --count 1024
+    Example: secondcast prompts pocket prompts.txt --num-prompts 1024
     """
-    texts = pocket_captions(count, seed=seed, split=split, kind=kind)
+    texts = pocket_captions(num_prompts, seed=seed, split=split, kind=kind)
     write_text(out_file, caption_lines(texts), overwrite=overwrite)
     print_line(f"{counted(len(texts), 'caption')} in {out_file}")
 
@@ -191,7 +191,7 @@ def pocket_captions(count: int, *, seed: int = 0, split: str = "train", kind: st
     try:
         return captions(count, seed=seed, split=split, kinds=KINDS if kind is None else (kind,))
     except ValueError as error:
-        raise SettingsError(f"--count {count}: {error}") from error
+        raise SettingsError(f"--num-prompts {count}: {error}") from error
 
 
 def caption_lines(texts: list[str]) -> str:

@@ -6,12 +6,12 @@ import typer
 
 from secondcast.commands.shell.console import print_json, print_line, print_lines, terminal_width
 from secondcast.commands.shell.resolve import CachePath, Device, Json, Quiet, quiet_device, resolve_teacher, terminal
-from secondcast.inspection.mending import mend_value, need_of, problem_lines, way_out
+from secondcast.inspection.repairing import mend_value, need_of, problem_lines, way_out
 from secondcast.storage_schemas.errors import DamagedCacheError
 from secondcast.storage_schemas.progress import counted
 
 if TYPE_CHECKING:
-    from secondcast.cache_builder.repair.recompute import Recomputed
+    from secondcast.cache_builder.repair.resample import Recomputed
     from secondcast.storage_schemas.maintenance.verify import Report
 
 DAMAGED = 1
@@ -19,28 +19,28 @@ DAMAGED = 1
 
 def inspect_verify(
     cache: CachePath,
-    recompute: Annotated[
+    resample: Annotated[
         int | None, typer.Option(min=1, help="Recompute that many random trajectories with the teacher.")
     ] = None,
-    teacher: Annotated[str | None, typer.Option(help="For --recompute; default: the one that was recorded.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which trajectories --recompute draws.")] = 0,
+    teacher: Annotated[str | None, typer.Option(help="For --resample; default: the one that was recorded.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which trajectories --resample draws.")] = 0,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Compare every file of a cache with its checksum; exit code 1 if one differs.
 
-    With --recompute also some trajectories with the teacher: exit code 1 if their bits differ though device, versions,
+    With --resample also some trajectories with the teacher: exit code 1 if their bits differ though device, versions,
     batch size and threads are those of the recording.
 
-    Example: secondcast inspect verify my-cache --recompute 4
+    Example: secondcast inspect verify my-cache --resample 4
     """
     from secondcast.storage_schemas.maintenance.verify import verify
     from secondcast.storage_schemas.progress import size_text
 
     report = verify(cache, terminal(quiet))
     # What is damaged is found already; the teacher has nothing to add.
-    made = _recompute(cache, teacher, recompute, seed, device, quiet) if recompute and not report.problems else None
+    made = _recompute(cache, teacher, resample, seed, device, quiet) if resample and not report.problems else None
     source = _recorded_source(cache) if report.problems else None
     if as_json:
         problems = [
@@ -72,7 +72,7 @@ def _recorded_source(cache: str) -> str | None:
 
 def _recompute(cache: str, teacher: str | None, count: int, seed: int, device: str, quiet: bool) -> "list[Recomputed]":
     torch_device = quiet_device(device)
-    from secondcast.cache_builder.repair.recompute import recompute
+    from secondcast.cache_builder.repair.resample import recompute
     from secondcast.models.teacher.folder import build_parts
     from secondcast.storage_schemas.io.folders import open_folder
     from secondcast.storage_schemas.reader import read_manifest
@@ -113,7 +113,7 @@ def repair(
     teacher: Annotated[str | None, typer.Option(help="Rebuild what is left with the teacher of the recording.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Default: as recorded with each shard.")] = None,
     allow_mismatch: Annotated[
-        bool, typer.Option("--accept-other-bytes", help="Record rebuilt shards that differ in their last bits.")
+        bool, typer.Option("--allow-mismatch", help="Record rebuilt shards that differ in their last bits.")
     ] = False,
     device: Device = "auto",
     quiet: Quiet = False,

@@ -21,7 +21,7 @@ def convert(
     source: SourceCache,
     target: Target,
     format: Annotated[Format | None, typer.Option(help="Default: as in SRC.")] = None,
-    codec: Annotated[CodecName | None, typer.Option(help="Default: as in SRC.")] = None,
+    compression: Annotated[CodecName | None, typer.Option(help="Default: as in SRC.")] = None,
     latents: Annotated[Latents | None, typer.Option(help="Default: as in SRC.")] = None,
     embeddings: Annotated[Embeddings | None, typer.Option(help="none: leave them out.")] = None,
     quiet: Quiet = False,
@@ -34,7 +34,7 @@ def convert(
     from secondcast.storage_schemas.reader import Cache
 
     cache = Cache.open(source)
-    storage = {"format": format, "codec": codec, "latents": latents, "embeddings": embeddings}
+    storage = {"format": format, "codec": compression, "latents": latents, "embeddings": embeddings}
     _report(run_convert(cache, target, terminal(quiet), **storage))
 
 
@@ -45,22 +45,24 @@ def subset(
     ids: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Prompts as for build, or their ids in place of the texts.")
     ] = None,
-    count: Annotated[int | None, typer.Option(min=1, help="Of those, the first that many.")] = None,
+    num_prompts: Annotated[int | None, typer.Option(min=1, help="Of those, the first that many.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Some prompts of a cache, with all their replicas: as if built of just those. Given again, it goes on.
 
-    Example: secondcast subset my-cache my-small-cache --source color_train --count 1000
+    Example: secondcast subset my-cache my-small-cache --source color_train --num-prompts 1000
     """
     from secondcast.cache_builder.prompts.rows import plain_rows
     from secondcast.storage_schemas.maintenance.subset import subset as run_subset
     from secondcast.storage_schemas.reader import Cache
 
-    if not names and ids is None and count is None:
-        raise SettingsError("subset needs one of --source NAME, --ids FILE and --count N; a whole copy is `convert`")
+    if not names and ids is None and num_prompts is None:
+        raise SettingsError(
+            "subset needs one of --source NAME, --ids FILE and --num-prompts N; a whole copy is `convert`"
+        )
     listed = None if ids is None else [row.text for row in plain_rows(ids)]
     cache = Cache.open(source)
-    _report(run_subset(cache, target, terminal(quiet), sources=names or (), listed=listed, count=count))
+    _report(run_subset(cache, target, terminal(quiet), sources=names or (), listed=listed, count=num_prompts))
 
 
 def merge(
@@ -81,16 +83,16 @@ def merge(
 def _report(result: "Rewritten") -> None:
     from secondcast.storage_schemas.progress import size_text
 
-    if differing := [f"{count} {kind}" for kind, count in result.differing.items() if count]:
+    if differing := [f"{num_prompts} {kind}" for kind, num_prompts in result.differing.items() if num_prompts]:
         print_line(
             f"{' and '.join(differing)} lie in several of the caches with other bits (made on another machine?): "
             f"those of the first were kept",
         )
     left = result.planned - result.trajectories
     missing = [
-        f"{count} {what}"
-        for count, what in ((left, "trajectories"), (result.embeddings_missing, "embeddings"))
-        if count
+        f"{num_prompts} {what}"
+        for num_prompts, what in ((left, "trajectories"), (result.embeddings_missing, "embeddings"))
+        if num_prompts
     ]
     print_line(
         f"{result.location}: {f'{result.trajectories} of ' if left else ''}{counted(result.planned, 'trajectory')} of "

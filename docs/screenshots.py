@@ -1,4 +1,4 @@
-"""Make the pictures of docs/looking.md from what `make demo` left: `.venv/bin/python docs/screenshots.py demo`.
+"""Make the pictures of docs/inspecting.md from what `make demo` left: `.venv/bin/python docs/screenshots.py demo`.
 
 Needs Debian's chromium and playwright (the dev extra). Terminal views are what the command prints in a terminal of 100
 columns; the report is clicked through as a person would.
@@ -23,7 +23,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 TERMINAL = {
     "summary": "inspect summary {demo}/cache",
     "show": "inspect show {demo}/cache 12",
-    "plan": "plan build --teacher FLUX.1-dev --count 50000 --gpu h100",
+    "plan": "plan build --teacher FLUX.1-dev --num-prompts 50000 --gpu h100",
 }
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from secondcast.evaluation.leader import open_leader
 from secondcast.evaluation.pictures.folder import PictureFolder, PictureSettings
 from secondcast.evaluation.sampling import Generator, picture_geometry
 from secondcast.evaluation.settings.generating import PictureOptions
+from secondcast.evaluation.text_encoder import open_leader
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.text_encoder import PooledTextEncoder
@@ -70,7 +70,7 @@ def _settings(asked: PictureOptions, teacher: TeacherFolder, *, student: str, te
         height=geometry.height,
         width=geometry.width,
         steps=asked.steps,
-        schedule="pipeline",
+        schedule="diffusers",
         guidance=asked.guidance if teacher.config("transformer")["guidance_embeds"] else None,
         seed=asked.seed,
         dtype=asked.dtype,

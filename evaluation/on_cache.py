@@ -68,7 +68,7 @@ class CacheEvaluator:
             )
         if cache.manifest.sampling.storage.embeddings == "none":
             progress.say(
-                f"no replay floor: {cache.folder} was built with --embeddings none; a cache with --embeddings stored "
+                f"no replay floor: {cache.folder} was built with --no-store-embeddings; a cache with --store-embeddings "
                 f"has one"
             )
         return cls(
@@ -134,8 +134,8 @@ class CacheEvaluator:
         text_encoders: dict[str, EmbedPrompts] = {"student": student.embeddings}
         if self._taught is not None and self._taught_led is None:
             text_encoders["teacher"] = self._taught
-        if self.settings.untrained:
-            text_encoders["untrained"] = student.untrained(seed=self.settings.seed).embeddings
+        if self.settings.random_baseline:
+            text_encoders["untrained"] = student.random_baseline(seed=self.settings.seed).embeddings
         places = spread(self.chosen, self.settings.closed_loop)
         led = closed_loop(
             self.cache,

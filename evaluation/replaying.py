@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import torch
 
-from secondcast.evaluation.leader import student_digest
+from secondcast.evaluation.text_encoder import student_digest
 from secondcast.models.backbone import FluxBackbone
 from secondcast.models.student.student import Student, check_fits, load_student, student_folder, untrained_like
 from secondcast.models.student.tokens import StudentTokens, own_tokens

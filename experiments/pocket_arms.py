@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-# Divides by 1, 4 and 20: with --steps-per-trajectory a batch keeps its rows.
+# Divides by 1, 4 and 20: with --timesteps-per-sample a batch keeps its rows.
 BATCH_SIZE = 40
 SHARES = (4, 20)
 WARMUP_RATE = 3e-3
@@ -14,7 +14,7 @@ WARM_START_RATES = (3e-4, 1e-3)
 WARMUPS = {"short": 0.25, "long": 0.75}
 CHEAP = ("embedding", "context")
 # What calibration measures: the key of an arm's steps after its warm-up.
-STEP_KINDS = (*CHEAP, "vision", "vision-following", *(f"vision-{share}" for share in SHARES))
+STEP_KINDS = (*CHEAP, "vision", "vision-sequential", *(f"vision-{share}" for share in SHARES))
 BUDGETS = ("steps", "time")
 
 
@@ -35,14 +35,14 @@ def training_flags(
         "steps": steps,
         "learning_rate": learning_rate,
         "batch_size": BATCH_SIZE,
-        "decay": "cosine",
+        "lr_schedule": "cosine",
         "dropout": 0.0,
-        "position_bias_factor": 20.0,
+        "position_bias_lr_scale": 20.0,
         "checkpoint_every": 1_000_000,
         "seed": seed,
     }
     if warmup:
-        flags |= {"warmup_loss": warmup, "warmup_steps": pretrain_steps, "warmup_learning_rate": warmup_rate}
+        flags |= {"pretrain_loss": warmup, "pretrain_steps": pretrain_steps, "pretrain_lr": warmup_rate}
     return flags
 
 
@@ -80,7 +80,7 @@ class Arm:
     @property
     def kind(self) -> str:
         """Of STEP_KINDS, that of the steps after the warm-up."""
-        tail = "following" if self.order == "following" else str(self.share) if self.share > 1 else None
+        tail = "sequential" if self.order == "sequential" else str(self.share) if self.share > 1 else None
         return f"{self.loss}-{tail}" if tail else self.loss
 
     def seconds(self, step_seconds: Mapping[str, float]) -> float:
@@ -93,7 +93,7 @@ class Arm:
         flags = training_flags(
             student, self.loss, self.steps, self.learning_rate, seed, self.warmup, self.pretrain_steps, WARMUP_RATE
         )
-        return flags | {"order": self.order} | ({"steps_per_trajectory": self.share} if self.share > 1 else {})
+        return flags | {"data_order": self.order} | ({"timesteps_per_sample": self.share} if self.share > 1 else {})
 
 
 def main_arms(budget: Budget) -> list[Arm]:
@@ -117,7 +117,7 @@ def replay_arms(budget: Budget, warmups: Mapping[str, str]) -> list[Arm]:
     arms = []
     for kind in BUDGETS:
         common: dict[str, Any] = {"warmup": warmups[kind], "part": WARMUPS["short"]}
-        arms += _tuned(budget, kind, "following", order="following", **common)
+        arms += _tuned(budget, kind, "sequential", order="sequential", **common)
         for share in SHARES:
             arms += _tuned(budget, kind, f"share{share}", share=share, **common)
     return arms
@@ -137,7 +137,7 @@ def _tuned(
     arm = Arm(budget=kind, family=family, loss=loss, steps=1, learning_rate=1.0, warmup=warmup, **how)
     split = _split_steps if kind == "steps" else _split_seconds
     pretrain_steps, steps = split(budget, arm, part)
-    lengths = {"warmup_steps": pretrain_steps, "steps": steps}
+    lengths = {"pretrain_steps": pretrain_steps, "steps": steps}
     return [replace(arm, **lengths, learning_rate=rate) for rate in rates]
 
 

@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--part", choices=(*PARTS, "all"), default="all")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--count", type=int, default=1024, help="Prompts to record, for each of the four caches.")
+    parser.add_argument("--num-prompts", type=int, default=1024, help="Prompts to record, for each of the four caches.")
     parser.add_argument("--captions", type=int, default=256, help="Held-out captions to score.")
     parser.add_argument("--question-captions", type=int, default=192, help="Of the open questions.")
     parser.add_argument("--seconds", type=float, default=60.0, help="Of training, of each student.")

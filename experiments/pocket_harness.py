@@ -52,7 +52,7 @@ def make_cache(cache: Path, count: int, kind: str | None = None) -> None:
     prompts = cache.with_name(f"{cache.name}.txt")
     if not prompts.exists():
         prompts.parent.mkdir(parents=True, exist_ok=True)
-        command("prompts", "pocket", prompts, "--count", count, *as_flags({"kind": kind} if kind else {}))
+        command("prompts", "pocket", prompts, "--num-prompts", count, *as_flags({"kind": kind} if kind else {}))
     command("build", cache, "--prompts", prompts, *as_flags(RECORDING))
 
 

@@ -19,7 +19,7 @@ from secondcast.pocket.world import Composition, Landscape, Sign, captions, requ
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import Array
-from secondcast.trainer.data.feed import ReplayDataset, Source
+from secondcast.trainer.data.replay_dataset import ReplayDataset, Source
 from secondcast.trainer.losses.context import context_loss
 from secondcast.trainer.losses.embedding import embedding_loss
 from secondcast.trainer.losses.objective import Objective

@@ -16,14 +16,14 @@ TITLES = {
     "short": "short warm-up, vision",
     "long": "long warm-up, vision",
     "continued": "long warm-up, naive",
-    "following": "short warm-up, vision, following",
+    "sequential": "short warm-up, vision, sequential",
     "share4": "short warm-up, vision, 4 steps per trajectory",
     "share20": "short warm-up, vision, 20 steps per trajectory",
 }
 # What each question is answered by; the short arm is shuffled, with one step per trajectory.
 QUESTIONS = {
     "Losses and warm-ups": ("naive", "context", "vision", "short", "long", "continued"),
-    "Order": ("short", "following"),
+    "Order": ("short", "sequential"),
     "Steps per trajectory": ("short", "share4", "share20"),
 }
 

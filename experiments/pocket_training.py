@@ -46,7 +46,7 @@ def calibrate(folder: Path, asked: Mapping[str, Any]) -> dict[str, float]:
 def step_seconds(folder: Path, kind: str, turn: int, asked: Mapping[str, Any]) -> float:
     loss, _, tail = kind.partition("-")
     count = max(10, round((150 if loss != "vision" else 40) * min(1.0, asked["scale"])))
-    order = "following" if tail == "following" else "shuffled"
+    order = "sequential" if tail == "sequential" else "shuffled"
     share = int(tail) if tail.isdigit() else 1
     arm = Arm(budget="steps", family=kind, loss=loss, steps=count, learning_rate=1e-3, order=order, share=share)
     run = folder / "calibration" / f"{kind}-{turn}"
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--part", choices=(*PARTS, "all"), default="all")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--student", default="pocket-small")
-    parser.add_argument("--count", type=int, default=1024, help="Prompts to record.")
+    parser.add_argument("--num-prompts", type=int, default=1024, help="Prompts to record.")
     parser.add_argument("--captions", type=int, default=384, help="Held-out captions to score.")
     parser.add_argument("--steps", type=int, default=500, help="Optimizer steps of the arms at equal steps.")
     parser.add_argument("--seconds", type=float, default=80.0, help="Of training, of the arms at equal time.")

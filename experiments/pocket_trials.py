@@ -39,7 +39,7 @@ StepSeconds = Mapping[str, Mapping[str, float]]
 class Trial:
     """One student trained one way. Trials of one `row` of a table differ in what is tuned.
 
-    size: of SIZES, or BERT. caches: names of caches. steps: of the last loss, after warmup_steps of the loss `warmup`.
+    size: of SIZES, or BERT. caches: names of caches. steps: of the last loss, after pretrain_steps of the loss `warmup`.
     order: of ORDERS where it is trained by a recipe with stages.
     """
 
@@ -104,7 +104,7 @@ class Plan:
             steps = max(1, round(self.seconds / self.step_seconds[size][loss]))
             return Trial(**common, steps=steps, learning_rate=rate)
         pretrain_steps, steps = self._split(size, WARMUPS["long"], warmup)
-        before = {"warmup": warmup, "warmup_steps": pretrain_steps, "warmup_rate": rate}
+        before = {"warmup": warmup, "pretrain_steps": pretrain_steps, "warmup_rate": rate}
         return Trial(**common, **before, steps=steps, learning_rate=VISION_RATE)
 
     def _split(self, size: str, part: float, warmup: str) -> tuple[int, int]:

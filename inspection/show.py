@@ -34,7 +34,7 @@ def describe(cache: Cache, index: int) -> dict[str, Any]:
         "prompt_index": trajectory.prompt,
         "sources": list(prompt.sources),
         "held_out": prompt.held_out,
-        "replica": trajectory.sample_index,
+        "sample_index": trajectory.sample_index,
         "replicas": samples_per_prompt_of(cache, trajectory.prompt),
         "seed": sampling.seed,
         "guidance": trajectory.guidance,
@@ -79,7 +79,7 @@ def trajectory_lines(facts: dict[str, Any], cache: str, *, width: int | None = N
         ("trajectory", f"{facts['index']}, key {facts['key']}"),
         ("prompt", f"{facts['prompt_index']}: {facts['prompt']}"),
         ("sources", ", ".join(facts["sources"]) + (" (held out)" if facts["held_out"] else "")),
-        ("replica", _sample_text(facts, cache)),
+        ("sample_index", _sample_text(facts, cache)),
         ("seed", str(facts["seed"])),
         ("guidance", "none" if facts["guidance"] is None else f"{facts['guidance']:g}"),
         ("tokens", f"{len(pieces)}: {' '.join(pieces)}"),
@@ -142,7 +142,7 @@ def samples_per_prompt_of(cache: Cache, prompt: int) -> list[dict[str, Any]]:
             {
                 "index": index,
                 "key": trajectory_key(identity, sample_index),
-                "replica": sample_index,
+                "sample_index": sample_index,
                 "committed": committed,
             }
         )

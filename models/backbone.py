@@ -196,14 +196,14 @@ def _read(folder: Path, dtype: torch.dtype) -> FluxTransformer2DModel:
 
 
 def _takes_table(transformer: FluxTransformer2DModel, options: MemoryOptions, conditions: Conditions | None) -> bool:
-    if options.modulation == "live":
+    if options.modulation == "gpu":
         return False
     if conditions is not None:
-        return options.modulation == "table" or worthwhile(transformer, conditions)
-    if options.modulation == "table":
+        return options.modulation == "precomputed" or worthwhile(transformer, conditions)
+    if options.modulation == "precomputed":
         raise SettingsError(
             "--modulation is table, but the cache has the pooled vectors of CLIP: with them every prompt has "
-            "modulation vectors of its own; give --modulation host, which computes them a batch ahead, or auto, or a "
+            "modulation vectors of its own; give --modulation cpu, which computes them a batch ahead, or auto, or a "
             "cache built with --pooled zero"
         )
     return False

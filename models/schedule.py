@@ -33,7 +33,7 @@ def schedule_of(
     name: ScheduleName, scheduler_config: dict[str, Any], *, steps: int, image_tokens: int, dtype: torch.dtype
 ) -> Schedule:
     """The schedule by its name in the manifest; `dtype` is that of the latents."""
-    make = {"pipeline": pipeline_schedule, "reference": reference_schedule}[name]
+    make = {"diffusers": pipeline_schedule, "distillt5": reference_schedule}[name]
     return make(scheduler_config, steps=steps, image_tokens=image_tokens, dtype=dtype)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from secondcast.storage_schemas.errors import DamagedCacheError, NotACacheError, NotInCacheError
 from secondcast.storage_schemas.formats.by_manifest import format_of
 from secondcast.storage_schemas.formats.files import CommittedFiles, Verify
-from secondcast.storage_schemas.formats.local_copy import LocalCopy
+from secondcast.storage_schemas.formats.local_cache import LocalCache
 from secondcast.storage_schemas.formats.shard_format import ShardReader
 from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.io.folders import Folder, LocalFolder, Location, location_of, open_folder
@@ -55,13 +55,13 @@ class Cache:
         *,
         finished: bool,
         verify: Verify,
-        local_copy: LocalCopy | None = None,
+        local_cache: LocalCache | None = None,
         open_arrays: bool = True,
     ) -> None:
         self.folder, self.manifest, self.records, self.finished = folder, manifest, records, finished
         self.layout = Layout(manifest.prompts.segments)
         self.prompts = prompt_table(folder, manifest, verify=verify)
-        self.files = CommittedFiles(folder, records, verify=verify, local_copy=local_copy)
+        self.files = CommittedFiles(folder, records, verify=verify, local_cache=local_cache)
         self._metadata = read_metadata(folder, manifest)
         if open_arrays:
             _ = self._reader
@@ -76,12 +76,12 @@ class Cache:
         location: Location,
         *,
         verify: Verify = "once",
-        local_copy: LocalCopy | None = None,
+        local_cache: LocalCache | None = None,
         open_arrays: bool = True,
     ) -> Self:
         """Open a cache: manifest, commit records (one read of the index once finished), no prompts.
 
-        local_copy: keeps shard files that are read, on this machine; several caches may share it.
+        local_cache: keeps shard files that are read, on this machine; several caches may share it.
         open_arrays: False: when a row is first read; who looks at records alone does not wait for zarr's import.
         """
         folder = open_folder(location)
@@ -90,7 +90,7 @@ class Cache:
             records, finished = read_records(folder)
             try:
                 return cls(
-                    folder, manifest, records, finished=finished, verify=verify, local_copy=local_copy,
+                    folder, manifest, records, finished=finished, verify=verify, local_cache=local_cache,
                     open_arrays=open_arrays,
                 )  # fmt: skip
             except DamagedCacheError as error:
@@ -162,8 +162,8 @@ class Cache:
         shard, row = self.layout.embedding_place(prompt)
         if self.manifest.sampling.storage.embeddings == "none" and ("embeddings", shard) not in self.records:
             raise NotInCacheError(
-                f"the embedding of prompt {prompt} is not in {self.folder}: it was built with --embeddings none; "
-                f"build another cache with --embeddings stored"
+                f"the embedding of prompt {prompt} is not in {self.folder}: it was built with --no-store-embeddings; "
+                f"build another cache with --store-embeddings"
             )
         self._require("embeddings", shard, f"the embedding of prompt {prompt}")
         return self._reader.row("embeddings", shard, row, names)

@@ -61,7 +61,7 @@ class Size:
 
 def stored_ratio(field: Field, codec: CodecName) -> tuple[float, float]:
     """Lowest and highest measured ratio of stored to raw bytes of an array."""
-    if codec == "plain" or field.name == "guidance":
+    if codec == "none" or field.name == "guidance":
         return 1.0, 1.0
     ratios = _RATIOS[field.dtype.name]
     return ratios[f"{field.name} int8" if codec == "int8" and field.name == "velocity" else field.name]
@@ -74,7 +74,9 @@ def cache_sizes(manifest: Manifest) -> list[Size]:
     if storage.embeddings == "none":
         counts["embeddings"] = 0
     sizes = [
-        _array_size(field, rows, storage.codec) for kind, rows in counts.items() for field in fields_of(manifest, kind)
+        _array_size(field, rows, storage.compression)
+        for kind, rows in counts.items()
+        for field in fields_of(manifest, kind)
     ]
     prompts = manifest.prompts.count
     shards = len(layout.trajectories) + (len(layout.embeddings) if counts["embeddings"] else 0)
@@ -101,7 +103,7 @@ def remaining_bytes(manifest: Manifest, records: Records) -> tuple[int, int]:
             found = missing * _committed_bytes(records, kind) / done
             low, high = low + found, high + found
         elif missing:
-            sizes = [_array_size(field, missing, storage.codec) for field in fields_of(manifest, kind)]
+            sizes = [_array_size(field, missing, storage.compression) for field in fields_of(manifest, kind)]
             low += sum(size.stored_low_bytes for size in sizes)
             high += sum(size.stored_high_bytes for size in sizes)
     return int(low), int(high)

@@ -78,7 +78,7 @@ class CacheWriter:
         if folder.size(MANIFEST_FILE) is not None:
             return cls.resume(folder, manifest, prompts, files, tokenizer_files)
         _check_free(folder)
-        # Under a claim, so that of two builders of other settings the loser does not write over the winner's prompts.
+        # Under a lock, so that of two builders of other settings the loser does not write over the winner's prompts.
         with locked_manifest(folder) as renew:
             if folder.size(MANIFEST_FILE) is None:
                 folder.sweep()
@@ -201,7 +201,7 @@ class CacheWriter:
             content=content_digest(
                 self._sampling_digest,
                 [label["prompt_id"] for label in labels],
-                [label.get("replica", 0) for label in labels],
+                [label.get("sample_index", 0) for label in labels],
             ),
             files=tuple(FileRecord(path=n, bytes=len(d), xxh3_128=xxh3_128(d)) for n, d in files.items()),
             raw_bytes=raw_bytes,
@@ -247,13 +247,15 @@ class CacheWriter:
             place = self.layout.place(item)
             prompt = self.prompts[place.prompt]
             key = trajectory_key(prompt.id, place.sample_index)
-            labels.append({"key": key, "prompt": prompt.text, "prompt_id": prompt.id, "replica": place.sample_index})
+            labels.append(
+                {"key": key, "prompt": prompt.text, "prompt_id": prompt.id, "sample_index": place.sample_index}
+            )
         return labels
 
     def _check_encoded(self, kind: Kind, shard: ShardRange, files: dict[str, bytes], arrays: Arrays) -> None:
         """Decode what is about to be written and derive: what a reader will see is what was sampled."""
         decoded = self._format.decode(kind, shard.shard, files, shard.rows)
-        codec = self.manifest.sampling.storage.codec
+        codec = self.manifest.sampling.storage.compression
         for field in fields_of(self.manifest, kind):
             if not same_bits(decoded[field.name], as_read(field, codec, arrays[field.name])):
                 raise DerivationMismatchError(

@@ -41,7 +41,7 @@ def _check_divides(stage: Stage, ranks: int) -> None:
     if stage.batch_size % unit:
         raise SettingsError(
             f"batch-size is {stage.batch_size} on {counted(ranks, 'process')}, expected a multiple of processes x "
-            f"accumulate x steps-per-trajectory = {ranks} x {stage.grad_accum_steps} x {stage.timesteps_per_sample}: each "
+            f"accumulate x timesteps-per-sample = {ranks} x {stage.grad_accum_steps} x {stage.timesteps_per_sample}: each "
             f"computes an equal part of a batch; take {max(1, stage.batch_size // unit) * unit}, or another number of "
             f"processes"
         )
@@ -51,14 +51,14 @@ def _check_fits(stage: Stage, cache: Cache) -> None:
     steps = cache.manifest.sampling.steps
     if stage.timesteps_per_sample > steps:
         raise SettingsError(
-            f"--steps-per-trajectory is {stage.timesteps_per_sample}, the trajectories of {cache.folder} have "
+            f"--timesteps-per-sample is {stage.timesteps_per_sample}, the trajectories of {cache.folder} have "
             f"{counted(steps, 'step')}: as many different ones there are not; give at most {steps}"
         )
     if cache.manifest.sampling.storage.embeddings == "stored" or not stage.needs_embeddings:
         return
     if stage.name != MAIN and stage.replays:
         asked, what, way = (
-            f"stage {stage.name} has embedding-term {stage.embedding_loss_weight:g}",
+            f"stage {stage.name} has embedding-loss-weight {stage.embedding_loss_weight:g}",
             "the term",
             "it none",
         )
@@ -67,10 +67,14 @@ def _check_fits(stage: Stage, cache: Cache) -> None:
     elif not stage.replays:
         asked, what, way = f"--loss is {stage.loss}", "this loss", "--loss vision"
     else:
-        asked, what, way = f"--embedding-term is {stage.embedding_loss_weight:g}", "the term", "--embedding-term 0"
+        asked, what, way = (
+            f"--embedding-loss-weight is {stage.embedding_loss_weight:g}",
+            "the term",
+            "--embedding-loss-weight 0",
+        )
     raise SettingsError(
-        f"{asked}, but {cache.folder} was built with --embeddings none: {what} compares with the teacher's "
-        f"embeddings; give {way}, or build with --embeddings stored"
+        f"{asked}, but {cache.folder} was built with --no-store-embeddings: {what} compares with the teacher's "
+        f"embeddings; give {way}, or build with --store-embeddings"
     )
 
 

@@ -12,9 +12,9 @@ from secondcast.models.student.student import Student
 from secondcast.models.student.tokens import StudentTokens
 from secondcast.storage_schemas.errors import NonFiniteError
 from secondcast.storage_schemas.progress import Progress, counted
-from secondcast.trainer.data.feed import Batch, BatchSpec, EmbeddingBatch, Rows
 from secondcast.trainer.data.mixture import TrainingCache, split, stage_orders
-from secondcast.trainer.data.order import mix, rank_slice
+from secondcast.trainer.data.replay_dataset import Batch, BatchSpec, EmbeddingBatch, Rows
+from secondcast.trainer.data.sampler import mix, rank_slice
 from secondcast.trainer.distributed.processes import ALONE, Distributed
 from secondcast.trainer.distributed.sharding import shell_of, whole_norm
 from secondcast.trainer.dropout import BatchInvariantDropout
@@ -60,7 +60,7 @@ class Trainer:
         self._pauses = CheckpointTimer(processes, minutes=settings.checkpoint_minutes)
         self.clock = StepClock.of(device)
         self._shell = shell_of(student) if processes.sharded and processes.is_first else None
-        self.average = EMA(student, settings.ema) if settings.ema is not None else None
+        self.average = EMA(student, settings.ema_decay) if settings.ema_decay is not None else None
         self.student = processes.placed(student, device)
         if self.average is not None:
             self.average.student = processes.placed(self.average.student, device)
@@ -187,7 +187,7 @@ class Trainer:
     def measure_replay_error(self, sources: Sequence[int] | None = None) -> ReplayError:
         """The replay floor under the loss, see validation.replay_floor; from then on it is shown beside the loss."""
         self.floor = replay_error(
-            self.objective, self.feed, sources, rows=self.settings.floor, processes=self.processes
+            self.objective, self.feed, sources, rows=self.settings.replay_check, processes=self.processes
         )
         self._log(step=self.done, replay_error=self.floor.error, replay_error_by_step=self.floor.by_step)
         return self.floor
@@ -251,7 +251,7 @@ class Trainer:
         """The gradients of a step, clipped: losses of all parts of all processes, and the norm before clipping."""
         with self.objective.conditions_checked_at_the_end():
             losses = [self._gradients(at, part, self._next(batches)) for part in range(at.stage.grad_accum_steps)]
-            norm = whole_norm(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip))
+            norm = whole_norm(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.max_grad_norm))
             # The one place of a step where the device is waited for.
             *values, whole = torch.stack([*losses, norm]).tolist()
         return self._pauses.gathered(values), whole
@@ -319,4 +319,4 @@ class Trainer:
             mark_best(self.run, folder, loss)
             if self.floor is not None and (said := self.floor.reached_text(loss)):
                 progress.say(said)
-        forget_old(folder, self.settings.keep)
+        forget_old(folder, self.settings.keep_checkpoints)

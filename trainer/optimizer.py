@@ -39,11 +39,11 @@ def learning_rate(stage: Stage, position: int) -> float:
     """Of a stage's step, from 0: it rises over the first ones, then stays, or falls along a cosine or line to zero."""
     rise_steps = stage.lr_warmup_steps
     if rise_steps is None:
-        rise_steps = 0 if stage.decay == "constant" else _SHORT_RISE
+        rise_steps = 0 if stage.lr_schedule == "constant" else _SHORT_RISE
     rise = min(1.0, (position + 1) / rise_steps) if rise_steps else 1.0
-    if stage.decay == "constant":
+    if stage.lr_schedule == "constant":
         return stage.learning_rate * rise
-    if stage.decay == "linear":
+    if stage.lr_schedule == "linear":
         return stage.learning_rate * rise * (1 - position / stage.length)
     return stage.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * position / stage.length))
 

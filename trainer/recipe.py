@@ -112,7 +112,9 @@ def _check_known(where: str, values: dict[str, Any], known: set[str]) -> None:
         key = unknown[0].replace("_", "-")
         if key == "fit":
             # What fits is of a machine, and is written down as the options that it came to.
-            raise SettingsError(f"{where} has the key 'fit', which is no part of a recipe: give --fit beside --config")
+            raise SettingsError(
+                f"{where} has the key 'fit', which is no part of a recipe: give --max-gpu-memory beside --config"
+            )
         raise SettingsError(f"{where} has the unknown key {key!r}, expected one of {listed}")
 
 
@@ -128,5 +130,5 @@ def seconds_of(text: str) -> float:
     """Seconds of a time such as 72h, 90m, 1.5d; SettingsError for another text."""
     found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd])", text.strip())
     if found is None or float(found[1]) == 0:
-        raise SettingsError(f"--budget is {text!r}, expected a time such as 72h, 90m or 3d")
+        raise SettingsError(f"--time-budget is {text!r}, expected a time such as 72h, 90m or 3d")
     return float(found[1]) * _UNIT_SECONDS[found[2]]

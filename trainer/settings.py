@@ -30,7 +30,7 @@ STUDENT, CHECKPOINTS = "Student", "Checkpoints"
 class RunOptions(MemoryOptions, BackboneCall):
     """What holds for all stages of a run, but the student. Defaults are the paper's (section 4) where it states one.
 
-    position_bias_factor: T5's relative position bias carries the order of the words, and learns slowly from a random
+    position_bias_lr_scale: T5's relative position bias carries the order of the words, and learns slowly from a random
     start. attention_backend: diffusers' name; None: its default.
     """
 
@@ -100,7 +100,7 @@ class TrainSettings(RunOptions):
 
     student: str
     stages: tuple[Stage, ...] = Field(min_length=1)
-    budget_seconds: float | None = Field(default=None, gt=0)
+    time_budget_seconds: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _stages_have_names_of_their_own(self) -> Self:
@@ -112,12 +112,12 @@ class TrainSettings(RunOptions):
     @model_validator(mode="after")
     def _the_budget_is_shared(self) -> Self:
         shares = {stage.name: stage.budget_share for stage in self.stages if stage.budget_share is not None}
-        if shares and self.budget_seconds is None:
+        if shares and self.time_budget_seconds is None:
             raise ValueError(
-                f"stage {min(shares)} takes a share of a budget that is not given: give --budget, as in 72h"
+                f"stage {min(shares)} takes a share of a budget that is not given: give --time-budget, as in 72h"
             )
-        if not shares and self.budget_seconds is not None:
-            raise ValueError("--budget is given, but no stage has a budget-share: state one in a recipe")
+        if not shares and self.time_budget_seconds is not None:
+            raise ValueError("--time-budget is given, but no stage has a budget-share: state one in a recipe")
         if sum(shares.values()) > 1 + 1e-9:
             raise ValueError(f"the stages share {sum(shares.values()):g} of the budget, expected at most 1")
         return self
@@ -199,7 +199,7 @@ class TrainOptions(RunOptions, StageOptions):
     to_be_chosen: ClassVar[bool] = True
 
     steps: int = Field(default=1000, ge=0, description="Optimizer steps with --loss.")
-    pretrain_steps: int = Field(default=0, ge=0, description="Steps with --warmup-loss before them.")
+    pretrain_steps: int = Field(default=0, ge=0, description="Steps with --pretrain-loss before them.")
     pretrain_loss: Annotated[Literal["embedding", "context"], Shown(group=OBJECTIVE)] = Field(
         default="context", description="docs/benchmarks.md compares them."
     )
@@ -210,7 +210,7 @@ class TrainOptions(RunOptions, StageOptions):
     @model_validator(mode="after")
     def _has_steps(self) -> Self:
         if self.steps + self.pretrain_steps == 0:
-            raise ValueError("steps and warmup-steps are both 0, expected at least one of them above")
+            raise ValueError("steps and pretrain-steps are both 0, expected at least one of them above")
         return self
 
 

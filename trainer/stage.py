@@ -11,7 +11,7 @@ from secondcast.trainer.loss_kinds import LOSSES, LOSSES_HELP, Loss
 LARGEST, LARGEST_FACTOR, LARGEST_RATE = 1e12, 1e6, 1e30
 """Of weights in a loss, of what a learning rate is multiplied with, of learning rates: all are finite in float32."""
 StepWeights = Literal["uniform", "sigma", "interval"]
-OrderKind = Literal["shuffled", "following"]
+OrderKind = Literal["shuffled", "sequential"]
 OBJECTIVE, DATA, OPTIMIZER = "Loss", "Data", "Optimizer"
 """Headings of options in help texts."""
 
@@ -20,10 +20,10 @@ class StageOptions(Flags):
     """How a stage trains.
 
     huber_delta: where `loss` turns from a square into a line, in the units of what it compares; None: a square everywhere.
-    step_weights: what the errors of the vision loss at step k are multiplied by, mean 1: see losses.step_weights.
-    embedding_term: weight of the embedding loss beside the vision loss.
+    timestep_weighting: what the errors of the vision loss at step k are multiplied by, mean 1: see losses.timestep_weighting.
+    embedding_loss_weight: weight of the embedding loss beside the vision loss.
     batch_size: rows of one optimizer step; accumulate: equal parts of it that go through the networks one by one.
-    steps_per_trajectory: rows of the vision loss that share one forward pass of the student.
+    timesteps_per_sample: rows of the vision loss that share one forward pass of the student.
     lr_warmup_steps: steps over which the learning rate rises; None: 20 where it decays, else none.
     """
 
@@ -48,7 +48,9 @@ class StageOptions(Flags):
     grad_accum_steps: Annotated[int, Shown(group=DATA)] = Field(
         default=1, ge=1, description="Equal parts of the batch, computed one by one: less memory."
     )
-    data_order: Annotated[OrderKind, Shown(group=DATA)] = Field(default="shuffled", description="following: the paper's.")
+    data_order: Annotated[OrderKind, Shown(group=DATA)] = Field(
+        default="shuffled", description="sequential: the paper's."
+    )
     timesteps_per_sample: Annotated[int, Shown(group=DATA, rare=True)] = Field(
         default=1,
         ge=1,
@@ -69,7 +71,7 @@ class StageOptions(Flags):
         unit = self.grad_accum_steps * self.timesteps_per_sample
         if self.batch_size % unit:
             raise ValueError(
-                f"batch-size is {self.batch_size}, expected a multiple of accumulate x steps-per-trajectory = "
+                f"batch-size is {self.batch_size}, expected a multiple of accumulate x timesteps-per-sample = "
                 f"{self.grad_accum_steps} x {self.timesteps_per_sample}: the parts of a batch are equal; "
                 f"take {max(1, self.batch_size // unit) * unit}"
             )
@@ -77,9 +79,9 @@ class StageOptions(Flags):
 
     @model_validator(mode="after")
     def _order_can_share(self) -> Self:
-        if self.order == "following" and self.timesteps_per_sample > 1:
+        if self.data_order == "sequential" and self.timesteps_per_sample > 1:
             raise ValueError(
-                f"steps-per-trajectory is {self.timesteps_per_sample} with order following, expected 1: it walks each "
+                f"timesteps-per-sample is {self.timesteps_per_sample} with data-order sequential, expected 1: it walks each "
                 f"trajectory step by step, one of them in a batch; take order shuffled"
             )
         return self
@@ -99,7 +101,7 @@ class StageOptions(Flags):
 class Stage(StageOptions):
     """What optimizer steps of a run that follow one another have in common; an entry of a recipe.
 
-    steps: how many. budget_share: the part of `--budget` that goes to this stage; `steps` is then None until the time
+    steps: how many. budget_share: the part of `--time-budget` that goes to this stage; `steps` is then None until the time
     of a step was measured.
     checkpoint_every: as the run's, for this stage; None: the run's.
     caches: names of caches and how much of each is seen; None: all of the run, each trajectory as often as any other.

@@ -55,7 +55,7 @@ def train(
     caches: by the names that stages give them; the tokenizer of one goes with the student. teacher: where the
     transformer lies, or its text projection (None where settings.teacher_use is "none"). student_source: where
     settings.student lies. processes: all call it with the same arguments but for the device; the first one writes and
-    speaks. log_to: where metrics are shown besides RUN/metrics.jsonl.
+    speaks. report_to: where metrics are shown besides RUN/metrics.jsonl.
     """
     progress = progress if processes.is_first else Silent()
     metrics = Metrics(run, mirrors=report_to, say=progress.say) if processes.is_first else None
@@ -145,7 +145,11 @@ def _trainer(
 def _own_tokens(settings: TrainSettings, source: str, student: Student) -> StudentTokens | None:
     tokens = own_tokens(source, student)
     if tokens is not None and (stage := next((stage for stage in settings.stages if stage.needs_embeddings), None)):
-        what = f"loss is {stage.loss}" if not stage.replays else f"embedding-term is {stage.embedding_loss_weight:g}"
+        what = (
+            f"loss is {stage.loss}"
+            if not stage.replays
+            else f"embedding-loss-weight is {stage.embedding_loss_weight:g}"
+        )
         raise SettingsError(
             f"{what}, but {source} reads prompts with its own tokenizer: its embeddings are not those of T5-XXL's "
             f"tokens, position by position; start with --loss vision, which does not compare them"
@@ -155,7 +159,7 @@ def _own_tokens(settings: TrainSettings, source: str, student: Student) -> Stude
 
 def _with_steps(settings: TrainSettings, make: "partial[Trainer]", progress: Progress) -> TrainSettings:
     """The settings with steps in place of shares of a budget."""
-    if settings.budget_seconds is None:
+    if settings.time_budget_seconds is None:
         return settings
     # The steps that are timed move a copy.
     student = make.keywords["student"]
@@ -257,7 +261,7 @@ def _backbone_dtype(settings: TrainSettings, manifest: Manifest) -> str:
 def _measure_replay_error(
     trainer: Trainer, training_caches: list[TrainingCache], progress: Progress, *, ignore_replay_error: bool
 ) -> None:
-    if not trainer.objective.backbones or not trainer.settings.floor:
+    if not trainer.objective.backbones or not trainer.settings.replay_check:
         return
     stored = [
         training_cache.cache.manifest.sampling.storage.embeddings == "stored" for training_cache in training_caches
@@ -266,8 +270,8 @@ def _measure_replay_error(
         training_cache for training_cache, has_one in zip(training_caches, stored, strict=True) if not has_one
     ):
         progress.say(
-            f"no replay floor: {training_cache.cache.folder} was built with --embeddings none; "
-            f"a cache with --embeddings stored has one"
+            f"no replay floor: {training_cache.cache.folder} was built with --no-store-embeddings; "
+            f"a cache with --store-embeddings has one"
         )
     if not any(stored):
         return

@@ -1,11 +1,11 @@
-"""A pilot: the first shards of a real build, the laws checked on them, and what the whole will take from there."""
+"""A pilot: the first shards of a real build, the invariants checked on them, and what the whole will take from there."""
 
 from dataclasses import dataclass
 
 import torch
 
 from secondcast.cache_builder.build import Stages, WorkerConfig, check_device, open_writer, say_what_changed
-from secondcast.cache_builder.checks.laws import LawCheck, check_laws
+from secondcast.cache_builder.checks.equivalence import EquivalenceCheck, check_equivalence
 from secondcast.cache_builder.provenance import recorded_batch_size
 from secondcast.cache_builder.settings import BuildSettings
 from secondcast.cache_builder.waiting import needed_embeddings
@@ -62,7 +62,7 @@ class PilotResult:
     text: Measured
     sample: Measured
     peaks: dict[str, PeakMemory]
-    laws: tuple[LawCheck, ...]
+    checks: tuple[EquivalenceCheck, ...]
     keeps_embeddings: bool
 
     @property
@@ -72,8 +72,8 @@ class PilotResult:
 
     @property
     def holds(self) -> bool:
-        """Whether no law was broken."""
-        return all(law.holds is not False for law in self.laws)
+        """Whether no invariant was broken."""
+        return all(check.holds is not False for check in self.checks)
 
 
 def run_pilot(
@@ -85,7 +85,7 @@ def run_pilot(
     *,
     count: int,
 ) -> PilotResult:
-    """Build the first shards with at least `count` trajectories, and check laws 1 to 3 on the first batch."""
+    """Build the first shards with at least `count` trajectories, and check invariants 1 to 3 on the first batch."""
     check_device(settings, teacher, device)
     writer = open_writer(location, settings, teacher, progress)
     say_what_changed(writer, settings, device, progress)
@@ -103,7 +103,7 @@ def run_pilot(
             stages.make(kind, missing)
     peaks = dict(stages.peaks)
     _check_embeddings(writer, text_shards)
-    laws = _laws(writer, stages, teacher, shards[0])
+    checks = _equivalence_checks(writer, stages, teacher, shards[0])
     # Before the end, which drops embeddings that are not kept.
     records = writer.records()
     writer.finish()
@@ -112,7 +112,7 @@ def run_pilot(
         text=_measured(records, "embeddings", text_shards, len(writer.prompts)),
         sample=_measured(records, "trajectories", shards, len(writer.layout)),
         peaks=peaks,
-        laws=tuple(laws),
+        checks=tuple(checks),
         keeps_embeddings=settings.embeddings == "stored",
     )
 
@@ -130,17 +130,19 @@ def _check_embeddings(writer: CacheWriter, shards: list[ShardRange]) -> None:
     there = committed_shards(writer.folder, "embeddings")
     if any(shard.shard not in there for shard in shards):
         raise NotInCacheError(
-            f"{writer.folder} has its first trajectories already and keeps no embeddings (--embeddings none): a pilot "
-            f"has nothing to check them with; `secondcast inspect verify {writer.folder} --recompute N` does it anew"
+            f"{writer.folder} has its first trajectories already and keeps no embeddings (--no-store-embeddings): a pilot "
+            f"has nothing to check them with; `secondcast inspect verify {writer.folder} --resample N` does it anew"
         )
 
 
-def _laws(writer: CacheWriter, stages: Stages, teacher: TeacherFolder, shard: ShardRange) -> list[LawCheck]:
+def _equivalence_checks(
+    writer: CacheWriter, stages: Stages, teacher: TeacherFolder, shard: ShardRange
+) -> list[EquivalenceCheck]:
     cache = Cache.open(str(writer.folder))
     # The batch size of the recording: in another one other bits may be right.
     size = recorded_batch_size(cache.records["trajectories", shard.shard].provenance)
     indices = range(shard.first, shard.first + min(size, shard.rows))
-    return check_laws(cache, stages.backbone(), teacher, indices)
+    return check_equivalence(cache, stages.backbone(), teacher, indices)
 
 
 def _measured(records: Records, kind: Kind, shards: list[ShardRange], planned_rows: int) -> Measured:

@@ -83,7 +83,7 @@ def text_prompts(count: int, *, seed: int, words: Sequence[str]) -> list[str]:
     kinds = list(_kinds(words))
     if (most := sum(kind.total for kind in kinds)) < count:
         raise PromptsError(
-            f"--count {count}: at most {most} distinct prompts can be made of {counted(len(words), 'word')}"
+            f"--num-prompts {count}: at most {most} distinct prompts can be made of {counted(len(words), 'word')}"
         )
     # random() alone is promised to give the same numbers in later versions of Python; choice() and sample() are not.
     generator = random.Random(seed)

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from secondcast.cache_builder.networks import Networks, check_recorded_teacher
 from secondcast.cache_builder.provenance import changes, provenance, recorded_batch_size
 from secondcast.cache_builder.sample_stage import sample_shard
+from secondcast.cache_builder.teacher_models import TeacherModels, check_recorded_teacher
 from secondcast.cache_builder.text_stage import encode_shard
 from secondcast.models.attention import NATIVE
 from secondcast.models.teacher.folder import TeacherFolder
@@ -45,7 +45,7 @@ def rebuild(
         return []
     if manifest.sampling.storage.embeddings == "none":
         drop_embeddings(folder)
-    work = _Rebuild(location, Networks(manifest, teacher, device), batch_size, allow_mismatch)
+    work = _Rebuild(location, TeacherModels(manifest, teacher, device), batch_size, allow_mismatch)
     work.encode_anew(bad)
     with progress.bar("rebuild", total=len(bad), done=0, unit="shards") as bar:
         for key in bad:
@@ -58,7 +58,9 @@ def rebuild(
 
 
 class _Rebuild:
-    def __init__(self, location: Location, networks: Networks, batch_size: int | None, allow_mismatch: bool) -> None:
+    def __init__(
+        self, location: Location, networks: TeacherModels, batch_size: int | None, allow_mismatch: bool
+    ) -> None:
         self.location, self.folder, self.manifest = location, open_folder(location), networks.manifest
         self.networks, self.batch_size, self.accept = networks, batch_size, allow_mismatch
         self.records = good_records(self.folder)
@@ -132,7 +134,7 @@ class _Rebuild:
             raise DamagedCacheError(
                 f"{self.folder} has shards that were made with attention {made['attention']}, which does not work "
                 f"here: rebuild on the machine that made them, take them from a copy with --from, or give "
-                f"--accept-other-bytes"
+                f"--allow-mismatch"
             ) from error
 
     def _other_bytes(self, ours: CommitRecord, record: CommitRecord) -> DamagedCacheError:
@@ -140,5 +142,5 @@ class _Rebuild:
         return DamagedCacheError(
             f"{self.folder}: {ours.kind} shard {ours.shard} comes out with other bytes than were recorded "
             f"({', '.join(changed) or 'the same settings'}): nothing was written; rebuild on the machine that made it, "
-            f"take it from a copy with --from, or give --accept-other-bytes to record the new ones"
+            f"take it from a copy with --from, or give --allow-mismatch to record the new ones"
         )

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import torch
 
-from secondcast.cache_builder.share import Stage, Worker
+from secondcast.cache_builder.worker import Stage, Worker
 from secondcast.cache_builder.workers.job import Job
 from secondcast.models.memory.peak import PeakMemory, largest_peaks
 from secondcast.storage_schemas.errors import WorkerFailedError

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from secondcast.cache_builder.build import Stages
-from secondcast.cache_builder.share import Worker
 from secondcast.cache_builder.waiting import needed_embeddings, wait_for_embeddings
+from secondcast.cache_builder.worker import Worker
 from secondcast.cache_builder.workers.job import Job
 from secondcast.cache_builder.workers.ray_cluster import RayDevice, Room, connected, read_runtime_env
 from secondcast.cache_builder.workers.shard_queue import Run, ShardQueue

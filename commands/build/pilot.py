@@ -25,14 +25,14 @@ _VERDICT = {True: "holds", False: "BROKEN", None: "-"}
 
 
 def print_pilot(result: "PilotResult") -> None:
-    """Print a pilot's tables; exit code 1 where a law is broken."""
+    """Print a pilot's tables; exit code 1 where an invariant is broken."""
     table = PlainTable("", "text", "sample")
     cells = [_cells(measured, result.peaks.get(stage)) for stage, measured in _stages(result)]
     for name, *values in zip(_ROWS, *cells, strict=True):
         table.add_row(name, *values)
     print_table(table)
-    for law in result.laws:
-        print_line(f"law {law.law} {_VERDICT[law.holds]}: {law.said}")
+    for check in result.checks:
+        print_line(f"invariant {check.invariant} {_VERDICT[check.holds]}: {check.said}")
     seconds = result.text.total_seconds + result.sample.total_seconds
     print_line(
         f"{result.location}: the whole build takes about {duration_text(seconds)} by one worker like this one, and "
@@ -41,7 +41,7 @@ def print_pilot(result: "PilotResult") -> None:
     if not result.holds:
         print_line(
             "this device, dtype, batch size or attention backend does not compute as FluxPipeline does here: try "
-            "--attention-backend native, another --batch-size, or --latents stored where law 2 is the broken one",
+            "--attention-backend native, another --batch-size, or --latents stored where invariant 2 is the broken one",
         )
         raise typer.Exit(BROKEN)
 

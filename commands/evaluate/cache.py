@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Pocket = Annotated[bool, typer.Option("--pocket", help="Exact scores on the pocket world.")]
 CACHE_FLAGS = (
     "backbone", "steps_of", "closed_loop", "untrained", "batch_size", "backbone_dtype", "quantize", "modulation",
-    "resident_blocks", "attention_backend", "verify", "out_file",
+    "gpu_blocks", "attention_backend", "verify", "out_file",
 )  # fmt: skip
 POCKET_FLAGS = ("steps", "guidance", "picture")
 _NAMES = {"out_file": "out"}
@@ -42,10 +42,10 @@ def check_flags(given: Sequence[str], *, cache: bool, pocket: bool, closed_loop:
     refuse_idle(given, POCKET_FLAGS, "--pocket", there=pocket)
     if random_baseline and not closed_loop:
         raise SettingsError(
-            "--untrained is given with --closed-loop 0: an untrained student leads closed loops, and there is none; "
+            "--random-baseline is given with --closed-loop 0: an untrained student leads closed loops, and there is none; "
             "leave one of them out"
         )
-    refuse_idle(given, ("seed",), "--pocket or --untrained", there=pocket or random_baseline)
+    refuse_idle(given, ("seed",), "--pocket or --random-baseline", there=pocket or random_baseline)
 
 
 def refuse_idle(given: Sequence[str], flags: Sequence[str], needed: str, *, there: bool) -> None:
@@ -73,12 +73,14 @@ def check_students(students: Sequence[Path]) -> None:
         student_folder(student)
 
 
-def checked_cache(students: Sequence[Path], location: str, settings: "CacheScoring", verify: "Verify") -> "Cache":
+def checked_cache(
+    students: Sequence[Path], location: str, settings: "CacheScoring", verify_checksums: "Verify"
+) -> "Cache":
     """The cache, once all is checked that files alone tell: torch takes seconds to import."""
     from secondcast.storage_schemas.reader import Cache
 
     check_students(students)
-    cache = Cache.open(location, verify=verify)
+    cache = Cache.open(location, verify=verify_checksums)
     settings.check_on(cache)
     return cache
 
@@ -102,7 +104,7 @@ def score_on_cache(
     settings: CacheScoring,
     *,
     backbone: str | None,
-    verify: "Verify",
+    verify_checksums: "Verify",
     out_file: Path | None,
     overwrite: bool,
     device: str,
@@ -119,7 +121,7 @@ def score_on_cache(
         record = OutputFile.open(
             out_file, overwrite=overwrite, own=lambda found: _is_record_of(found, student, location)
         )  # fmt: skip
-    cache = checked_cache([student], location, settings, verify)
+    cache = checked_cache([student], location, settings, verify_checksums)
     kept: list[Evaluation] = []
 
     def keep(evaluation: "Evaluation") -> None:
@@ -139,8 +141,8 @@ def _is_record_of(data: bytes, student: Path, location: str) -> bool:
     """Whether a file is the record of this student, as it is now, on this cache."""
     from pydantic import ValidationError
 
-    from secondcast.evaluation.leader import student_digest
     from secondcast.evaluation.results import Evaluation
+    from secondcast.evaluation.text_encoder import student_digest
     from secondcast.models.student.folder import student_folder
     from secondcast.storage_schemas.io.folders import open_folder
     from secondcast.storage_schemas.reader import read_manifest

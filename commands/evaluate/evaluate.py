@@ -52,7 +52,7 @@ def evaluate_score(
         typer.Option(help="Errors on the held-out trajectories of this cache: a folder, s3://bucket/prefix."),
     ] = None,
     pocket: Pocket = False,
-    count: Annotated[
+    num_trajectories: Annotated[
         int | None,
         typer.Option(
             min=1,
@@ -62,12 +62,12 @@ def evaluate_score(
     ] = None,
     backbone: BackboneName = None,
     options: CacheScoringOptions = CacheScoringOptions(),
-    verify: Verify = "once",
+    verify_checksums: Verify = "once",
     out_file: Annotated[
         Path | None, typer.Option("--out", metavar="FILE.json", help="Every number of --cache, by trajectory and step.")
     ] = None,
     sampling: PocketSampling = PocketSampling(),
-    picture: Annotated[
+    sample_grid: Annotated[
         Path | None, typer.Option(help="Also write a dozen captions of --pocket side by side, a PNG.")
     ] = None,
     overwrite: Overwrite = False,
@@ -80,7 +80,7 @@ def evaluate_score(
 
     Example: secondcast evaluate score my-run --cache my-cache --out my-run.json
 
-    Example: secondcast evaluate score my-run --pocket --picture side-by-side.png
+    Example: secondcast evaluate score my-run --pocket --sample-grid side-by-side.png
     """
     given = [name for name in (*CACHE_FLAGS, *POCKET_FLAGS, "seed") if is_given(context, name)]
     check_flags(
@@ -90,10 +90,10 @@ def evaluate_score(
         closed_loop=options.closed_loop,
         random_baseline=options.random_baseline,
     )
-    side_by_side = None if picture is None else _picture_file(picture, overwrite)
+    side_by_side = None if sample_grid is None else _picture_file(sample_grid, overwrite)
     facts: dict[str, Any] = {}
     if cache is not None:
-        scoring = CacheScoring(count=count or TRAJECTORIES, **options.given)
+        scoring = CacheScoring(num_trajectories=num_trajectories or TRAJECTORIES, **options.given)
 
         def opened(evaluation: "Evaluation") -> None:
             from secondcast.evaluation.tables.aggregates import summary
@@ -102,7 +102,7 @@ def evaluate_score(
                 print_open_loop(summary(evaluation))
 
         found = score_on_cache(
-            student, cache, scoring, backbone=backbone, verify=verify, out_file=out_file, overwrite=overwrite,
+            student, cache, scoring, backbone=backbone, verify_checksums=verify_checksums, out_file=out_file, overwrite=overwrite,
             device=device, quiet=quiet, opened=opened,
         )  # fmt: skip
         from secondcast.evaluation.tables.aggregates import summary
@@ -113,7 +113,7 @@ def evaluate_score(
     if pocket:
         with told_when_interrupted(lambda: "nothing of --pocket is kept; the same command begins anew"):
             results, captions = score_pocket(
-                student, count or CAPTIONS, sampling.steps, sampling.guidance, options.seed, device, quiet
+                student, num_trajectories or CAPTIONS, sampling.steps, sampling.guidance, options.seed, device, quiet
             )
         facts["pocket"] = score_rows(results)
         if cache is None or not as_json:
@@ -130,21 +130,21 @@ add_command(evaluate_app, evaluate_table, "table")
 
 
 def _picture_file(path: Path, overwrite: bool) -> OutputFile:
-    check_picture(path, "--picture")
-    return OutputFile.open(path, overwrite=overwrite, named="--picture")
+    check_picture(path, "--sample-grid")
+    return OutputFile.open(path, overwrite=overwrite, named="--sample-grid")
 
 
 def score_pocket(
-    student: Path, count: int, steps: int, guidance: float, seed: int, device: str, quiet: bool
+    student: Path, num_trajectories: int, steps: int, guidance: float, seed: int, device: str, quiet: bool
 ) -> tuple[list["Scored"], list[str]]:
     """Score teacher, student and untrained student on held-out captions; the results and the captions."""
     check_students([student])
     torch_device = quiet_device(device)
     import torch
 
-    from secondcast.evaluation.leader import teacher_and_students
     from secondcast.evaluation.pocket_scores import score_encoders
     from secondcast.evaluation.sampling import Generator
+    from secondcast.evaluation.text_encoder import teacher_and_students
     from secondcast.models.teacher.folder import BUILD_PARTS
     from secondcast.pocket.world import captions
 
@@ -153,7 +153,7 @@ def score_pocket(
         teacher, resolution=None, steps=steps, guidance=guidance, seed=seed, dtype=torch.float32, device=torch_device
     )
     encoders = teacher_and_students(student, teacher, dtype=torch.float32, device=torch_device, seed=seed)
-    texts = captions(count, seed=seed, split="heldout")
+    texts = captions(num_trajectories, seed=seed, split="heldout")
     results = score_encoders(studio, encoders, texts, batch_size=64, progress=terminal(quiet))
     return results, texts
 

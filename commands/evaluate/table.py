@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _OWN_NAMES = ("teacher", "teacher, 8 bit", "floor")
 _FORMATS = ("text", "markdown", "json")
 _CACHE_FLAGS = ("backbone", "trajectories", "closed_loop")
-_POCKET_FLAGS = ("count", "steps", "guidance", "seed", "eight_bits")
+_POCKET_FLAGS = ("count", "steps", "guidance", "seed", "quantized_baseline")
 
 
 def evaluate_table(
@@ -48,13 +48,13 @@ def evaluate_table(
         str | None, typer.Option(help="Distances from the teacher on the held-out trajectories of this cache.")
     ] = None,
     backbone: BackboneName = None,
-    count: Annotated[int, typer.Option(min=1, help="Held-out captions of --pocket.")] = CAPTIONS,
-    trajectories: Annotated[int, typer.Option(min=1, help="Held-out trajectories of --cache.")] = TRAJECTORIES,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Held-out captions of --pocket.")] = CAPTIONS,
+    num_trajectories: Annotated[int, typer.Option(min=1, help="Held-out trajectories of --cache.")] = TRAJECTORIES,
     options: ClosedLoop = ClosedLoop(),
     sampling: PocketSampling = PocketSampling(),
     seed: Annotated[int, typer.Option(min=0, help="Of --pocket's captions and noise.")] = 0,
     quantized_baseline: Annotated[
-        bool, typer.Option("--eight-bits/--no-eight-bits", help="A row for the teacher's T5 in int8.")
+        bool, typer.Option("--quantized-baseline/--no-quantized-baseline", help="A row for the teacher's T5 in int8.")
     ] = True,
     format: Annotated[str, typer.Option(help="text, markdown, json.")] = "text",
     folder: Annotated[
@@ -80,7 +80,7 @@ def evaluate_table(
     if format not in _FORMATS:
         raise SettingsError(f"--format is {format!r}, expected one of {', '.join(_FORMATS)}")
     groups = grouped(runs)
-    scoring = CacheScoring(count=trajectories, **options.given)
+    scoring = CacheScoring(count=num_trajectories, **options.given)
     places = [place for group in groups.values() for place in group]
     # Before hours of scoring, and before torch: the last run may be the one that is not there.
     check_students(places)
@@ -96,7 +96,7 @@ def evaluate_table(
         scores = None
         if pocket:
             scores = pocket_table(
-                groups, count=count, steps=sampling.steps, guidance=sampling.guidance, seed=seed,
+                groups, count=num_prompts, steps=sampling.steps, guidance=sampling.guidance, seed=seed,
                 quantized_baseline=quantized_baseline, folder=folder, device=device, quiet=quiet,
             )  # fmt: skip
             if results is not None:

@@ -67,8 +67,8 @@ def _files(
 ) -> dict[Path, Path]:
     """Where the evaluation of each run is kept: by all that it depends on. Nothing is there without a folder."""
     quiet_device(device)
-    from secondcast.evaluation.leader import student_digest
     from secondcast.evaluation.tables.scored_rows import computed_by
+    from secondcast.evaluation.text_encoder import student_digest
     from secondcast.models.student.folder import student_folder
     from secondcast.storage_schemas.io.digests import digest
 

@@ -76,8 +76,8 @@ def _encoders(
     """Names of rows and their text encoders, loaded when it is their turn."""
     import torch
 
-    from secondcast.evaluation.leader import TEACHER
     from secondcast.evaluation.tables.encoder_rows import EIGHT_BITS, student_row, teacher_row
+    from secondcast.evaluation.text_encoder import TEACHER
 
     yield TEACHER, [teacher_row(teacher, quantized_baseline=False, dtype=torch.float32, device=device)]
     if quantized_baseline:
@@ -104,10 +104,10 @@ def _scored(
 
 def write_results(table: "Table", groups: Mapping[str, Sequence[Path]], folder: OutputFolder, device: str) -> None:
     """Write SCORE_FILES."""
-    from secondcast.evaluation.leader import TEACHER
     from secondcast.evaluation.tables.encoder_rows import EIGHT_BITS
     from secondcast.evaluation.tables.plots import plot_embeddings, plot_scaling
     from secondcast.evaluation.tables.table import markdown
+    from secondcast.evaluation.text_encoder import TEACHER
 
     folder.write("table.md", markdown(table).encode())
     folder.write("table.json", (table.model_dump_json(indent=1) + "\n").encode())
@@ -119,8 +119,8 @@ def _embeddings(groups: Mapping[str, Sequence[Path]], table: "Table", device: st
     torch_device = quiet_device(device)
     import torch
 
-    from secondcast.evaluation.leader import TEACHER
     from secondcast.evaluation.tables.encoder_rows import student_row, teacher_row
+    from secondcast.evaluation.text_encoder import TEACHER
     from secondcast.models.teacher.folder import BUILD_PARTS
     from secondcast.pocket.world import captions
 

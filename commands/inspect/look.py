@@ -40,7 +40,7 @@ def inspect_show(
     prompt: Annotated[str | None, typer.Option(help="The trajectory of this text.")] = None,
     grep: Annotated[str | None, typer.Option(help="List the prompts with this word.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Longest list.")] = 50,
-    verify: Verify = "once",
+    verify_checksums: Verify = "once",
     as_json: Json = False,
 ) -> None:
     """One trajectory in numbers, or the prompts with a word.
@@ -52,7 +52,7 @@ def inspect_show(
 
     if sum(given is not None for given in (key, prompt, grep)) != 1:
         raise SettingsError("inspect show needs one of KEY, --prompt TEXT and --grep WORD")
-    opened = Cache.open(cache, verify=verify)
+    opened = Cache.open(cache, verify=verify_checksums)
     if grep is not None:
         _print_prompts(find_prompts(opened, grep, limit=limit), grep, limit, as_json)
         return

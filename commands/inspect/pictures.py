@@ -46,13 +46,13 @@ def inspect_images(
     out_path: Annotated[
         Path, typer.Option("--out", help="A PNG for all, or a folder: one for each trajectory, and for all.")
     ] = Path("film-strips.png"),
-    frames: Annotated[
+    num_frames: Annotated[
         int | None, typer.Option(min=1, help=f"So many steps of each, spread evenly; default {_FRAMES}.")
     ] = None,
     chosen: ShownSteps = ShownSteps(),
     frame_size: Annotated[int, typer.Option(min=16, help="Side of each picture in the strips.")] = 96,
     vae: VaeFolder = VaeFolder(),
-    verify: Verify = "once",
+    verify_checksums: Verify = "once",
     overwrite: Overwrite = False,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -61,14 +61,14 @@ def inspect_images(
 
     Example: secondcast inspect images my-cache 0 7 --out strips.png
 
-    Example: secondcast inspect images my-cache 0 7 --steps-of 0,1,2,19 --out strips
+    Example: secondcast inspect images my-cache 0 7 --timesteps 0,1,2,19 --out strips
     """
     from secondcast.storage_schemas.reader import Cache
 
     steps = chosen.timesteps
-    if steps is not None and frames is not None:
-        raise SettingsError("--frames and --steps-of both say which steps are shown: give one of them")
-    opened = Cache.open(cache, verify=verify)
+    if steps is not None and num_frames is not None:
+        raise SettingsError("--num-frames and --timesteps both say which steps are shown: give one of them")
+    opened = Cache.open(cache, verify=verify_checksums)
     CacheScoring.from_flags(timesteps=steps).steps_on(opened)
     check_outside(out_path, cache)
     if not _is_picture(out_path):
@@ -80,7 +80,7 @@ def inspect_images(
     each_file = {} if folder is None else {i: _strip_file(opened, i, folder, overwrite) for i in indices}
     sheet = OutputFile.open(out_path if folder is None else folder / SHEET_FILE, overwrite=overwrite)
     _write_strips(
-        opened, indices, steps, frames or _FRAMES, frame_size, vae.teacher, device, each=each_file, sheet=sheet,
+        opened, indices, steps, num_frames or _FRAMES, frame_size, vae.teacher, device, each=each_file, sheet=sheet,
         quiet=quiet,
     )  # fmt: skip
     each = "" if folder is None else f", each by itself and all in {SHEET_FILE}"
@@ -96,19 +96,19 @@ def _strip_file(cache: "Cache", index: int, folder: Path, overwrite: bool) -> Ou
 
 
 def write_film_strips(
-    cache: "Cache", indices: list[int], frames: int, teacher: str | None, device: str, sheet: Output, *, quiet: bool
+    cache: "Cache", indices: list[int], num_frames: int, teacher: str | None, device: str, sheet: Output, *, quiet: bool
 ) -> None:
     """Write film strips of trajectories to a PNG."""
     from secondcast.inspection.images import SIDE
 
-    _write_strips(cache, indices, None, frames, SIDE, teacher, device, each={}, sheet=sheet, quiet=quiet)
+    _write_strips(cache, indices, None, num_frames, SIDE, teacher, device, each={}, sheet=sheet, quiet=quiet)
 
 
 def _write_strips(
     cache: "Cache",
     indices: list[int],
     steps: Sequence[int] | None,
-    frames: int,
+    num_frames: int,
     side: int,
     teacher: str | None,
     device: str,
@@ -125,7 +125,7 @@ def _write_strips(
 
     found = resolve_teacher(teacher or cache.manifest.source, DECODE_PARTS)
     if steps is None:
-        steps = shown_steps(cache.manifest.sampling.steps, frames)
+        steps = shown_steps(cache.manifest.sampling.steps, num_frames)
     strips = []
     with terminal(quiet).bar("film strips", total=len(indices), done=0, unit="trajectories") as bar:
         for trajectory, strip in each_film_strip(cache, found, indices, steps, device=torch_device, side=side):
@@ -158,7 +158,7 @@ def inspect_compare(
     out_file: Annotated[Path, typer.Option("--out", help="PNG to write.")] = Path("compare.png"),
     backbone: BackboneName = None,
     calls: BackboneCalls = BackboneCalls(),
-    verify: Verify = "once",
+    verify_checksums: Verify = "once",
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: Json = False,
@@ -175,7 +175,7 @@ def inspect_compare(
     check_picture(out_file, "--out")
     check_outside(out_file, cache)
     sheet = OutputFile.open(out_file, overwrite=overwrite)
-    opened = Cache.open(cache, verify=verify)
+    opened = Cache.open(cache, verify=verify_checksums)
     torch_device = quiet_device(device)
     from secondcast.inspection.compare import chosen_trajectories, compare_students, compared_facts, names_of
     from secondcast.inspection.compare_sheet import comparison_sheet

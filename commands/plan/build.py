@@ -45,7 +45,7 @@ Count = Annotated[int | None, typer.Option(min=1, help="Number of prompts, in pl
 def plan_build(
     teacher: Teacher,
     asked: PlannedBuild,
-    count: Count = None,
+    num_prompts: Count = None,
     gpu: Gpu = None,
     tflops: Tflops = None,
     gpus: Annotated[int, typer.Option(min=1, help="Number of such cards.")] = 1,
@@ -55,9 +55,9 @@ def plan_build(
 ) -> None:
     """What a build will take. Needs configuration files only; loads and downloads nothing.
 
-    Example: secondcast plan build --teacher FLUX.1-dev --count 50000 --gpu h100
+    Example: secondcast plan build --teacher FLUX.1-dev --num-prompts 50000 --gpu h100
     """
-    facts = build_plan(teacher, asked, count, gpu, tflops, gpus=gpus, disk=disk)
+    facts = build_plan(teacher, asked, num_prompts, gpu, tflops, gpus=gpus, disk=disk)
     if as_json:
         print_json(facts)
     else:
@@ -67,7 +67,7 @@ def plan_build(
 def build_plan(
     teacher: str,
     asked: PlannedBuild,
-    count: int | None,
+    num_prompts: int | None,
     gpu: str | None,
     tflops: float | None,
     *,
@@ -80,7 +80,7 @@ def build_plan(
             f"--disk {disk} is not here: expected a folder that exists, on the disk of the cache to come"
         )
     card = named_card(gpu, tflops)
-    manifest, folder, configs = outline(teacher, count, asked)
+    manifest, folder, configs = outline(teacher, num_prompts, asked)
     rate = rate_of(card, tflops, asked.dtype)
     from secondcast.commands.plan.build_rows import LARGER_CARD, build_facts, gpu_verdict
 
@@ -131,7 +131,7 @@ def _disk_verdict(folder: Any, free: float, facts: dict[str, Any]) -> str:
     room = f"{low:,.1f} to {high:,.1f} GiB (estimated), the disk of {folder} has {free / _GIB:,.1f} GiB free"
     if high * _GIB <= free:
         return f"fits: the cache, {room}"
-    return f"does not fit: the cache, {room}; give a smaller --limit, another --codec, another disk"
+    return f"does not fit: the cache, {room}; give a smaller --limit, another --compression, another disk"
 
 
 def print_build(facts: dict[str, Any]) -> None:

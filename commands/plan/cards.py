@@ -33,7 +33,7 @@ def outline(name: str, count: int | None, asked: PlannedBuild) -> tuple["Manifes
     from secondcast.cache_builder.new_manifest import outline_manifest
 
     if (count is None) == (not asked.prompts):
-        raise SettingsError("plan build needs one of --prompts FILE and --count N")
+        raise SettingsError("plan build needs one of --prompts FILE and --num-prompts N")
     samples_per_prompt = None
     if count is None:
         from secondcast.cache_builder.prompts.files import read_prompts

@@ -27,11 +27,11 @@ _KEYS = {*signature(with_flags(build)).parameters} - {"cache", "config", "contex
 
 def plan_recipe(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="TOML file with [build.NAME] and [train].")],
-    count: Annotated[
+    num_prompts: Annotated[
         list[str] | None,
         typer.Option(metavar="[NAME=]N", help="Prompts of a build, in place of its files; may be repeated."),
     ] = None,
-    budget: Budget = None,
+    time_budget: Budget = None,
     memory: GpuMemory = GpuMemory(),
     gpu: Gpu = None,
     tflops: Tflops = None,
@@ -39,10 +39,10 @@ def plan_recipe(
 ) -> None:
     """Price the builds and the run of a recipe. Needs configuration files only; loads and downloads nothing.
 
-    Example: secondcast plan recipe recipes/flux-one-gpu.toml --count 50000 --gpu 4090 --budget 72h
+    Example: secondcast plan recipe recipes/flux-one-gpu.toml --num-prompts 50000 --gpu 4090 --time-budget 72h
     """
     tables = _tables(recipe)
-    builds, caches = _builds(recipe, tables, count or []), _caches_of_builds(tables)
+    builds, caches = _builds(recipe, tables, num_prompts or []), _caches_of_builds(tables)
     teacher, *others = dict.fromkeys(name for name, _, _ in builds.values())
     if others:
         raise SettingsError(
@@ -58,7 +58,7 @@ def plan_recipe(
             print_line(f"build {name}", style="bold")
             print_build(facts["build"][name])
     facts["train"] = train_plan(
-        None, recipe, budget, TrainOptions(), [], teacher, [], StoredAs(), memory, gpu, tflops, to_come
+        None, recipe, time_budget, TrainOptions(), [], teacher, [], StoredAs(), memory, gpu, tflops, to_come
     )  # fmt: skip
     if as_json:
         print_json(facts)
@@ -115,7 +115,7 @@ def _numbers(counts: Sequence[str], names: Sequence[str]) -> dict[str, int]:
         name, _, number = text.rpartition("=")
         if not number.isdecimal() or int(number) == 0 or (name and name not in names):
             raise SettingsError(
-                f"--count is {text!r}, expected a number of prompts, or NAME=N for one of the builds {', '.join(names)}"
+                f"--num-prompts is {text!r}, expected a number of prompts, or NAME=N for one of the builds {', '.join(names)}"
             )
         numbers |= dict.fromkeys([name] if name else names, int(number))
     return numbers

@@ -37,7 +37,11 @@ if TYPE_CHECKING:
     from secondcast.trainer.settings import TrainSettings
 
 _GIB = 2**30
-_WAYS = {"as_asked": "as asked", "fitted": "as --fit has it", "checkpoint_blocks_1": "--checkpoint-blocks 1"}
+_WAYS = {
+    "as_asked": "as asked",
+    "fitted": "as --max-gpu-memory has it",
+    "checkpoint_blocks_1": "--activation-checkpointing 1",
+}
 _ONLY = "cache"
 
 
@@ -45,7 +49,7 @@ def plan_train(
     student: Annotated[
         str | None, typer.Option(help="small, base, large, xl, a T5 hub name, a config, pocket-small.")
     ] = None,
-    budget: Budget = None,
+    time_budget: Budget = None,
     cache: Annotated[
         list[str] | None,
         typer.Option(metavar="[NAME=]CACHE", help="A cache that is there; or --teacher for those that are not."),
@@ -71,7 +75,7 @@ def plan_train(
     """
     recipe = config if has_stages(config) else None
     facts = train_plan(
-        student, recipe, budget, options, cache or [], teacher, resolution or [], stored, memory, gpu, tflops
+        student, recipe, time_budget, options, cache or [], teacher, resolution or [], stored, memory, gpu, tflops
     )  # fmt: skip
     if as_json:
         print_json(facts)
@@ -82,7 +86,7 @@ def plan_train(
 def train_plan(
     student: str | None,
     recipe: Path | None,
-    budget: str | None,
+    time_budget: str | None,
     options: TrainOptions,
     cache: Sequence[str],
     teacher: str | None,
@@ -100,11 +104,11 @@ def train_plan(
     """
     from secondcast.commands.train.fitting import named_bytes, stated_options
 
-    fit_bytes = named_bytes(memory.fit)
+    fit_bytes = named_bytes(memory.max_gpu_memory)
     if recipe is not None:
-        asked, stated = asked_of_recipe(recipe, student, budget, options)
+        asked, stated = asked_of_recipe(recipe, student, time_budget, options)
     else:
-        asked, stated = asked_of_flags(student, budget, options, fit=memory.fit), {}
+        asked, stated = asked_of_flags(student, time_budget, options, max_gpu_memory=memory.max_gpu_memory), {}
     card = named_card(gpu, tflops)
     manifests, configs = _manifests(asked, stated, cache, teacher, resolution, stored, builds or {})
     first = next(iter(manifests.values()))
@@ -116,7 +120,7 @@ def train_plan(
     memory_bytes = gpu_bytes if fit_bytes is None else fit_bytes
     costs = costs_of(manifests, student_source(asked.student), gpu_bytes=gpu_bytes or memory_bytes)
     held = stated_options(asked, None if recipe is not None else options.given)
-    verdicts, fitted = fit_verdicts(asked, costs, memory_bytes, card if memory.fit is None else None, held)
+    verdicts, fitted = fit_verdicts(asked, costs, memory_bytes, card if memory.max_gpu_memory is None else None, held)
     facts = train_facts(ways_of(asked, fitted, named=memory_bytes is not None), costs, rate_flops=rate)
     facts = {"teacher": {"source": first.source, "configs": configs}, **facts}
     fits = [] if memory_bytes is None else [fit_facts("training", costs.memory(asked).total_bytes, memory_bytes)]
@@ -243,10 +247,10 @@ def _print_stages(facts: dict[str, Any], way: str) -> None:
             hours_text(stage["hours"]),
         )  # fmt: skip
     print_table(table)
-    budget = facts["training"]["budget_hours"]
-    if budget is not None:
+    time_budget = facts["training"]["budget_hours"]
+    if time_budget is not None:
         print_line(
-            f"steps of stages that share the budget of {duration_text(3600 * budget)} are estimates: train measures "
+            f"steps of stages that share the budget of {duration_text(3600 * time_budget)} are estimates: train measures "
             f"what a step takes",
         )
     if any(not LOSSES[stage["loss"]].replays for stage in facts["ways"][way]["stages"]):

@@ -28,7 +28,7 @@ def train_facts(ways: "Mapping[str, TrainSettings]", costs: "Costs", *, rate_flo
     return {
         "student": {"source": settings.student, "parameters": costs.student.parameters},
         "training": {
-            "budget_hours": None if settings.budget_seconds is None else settings.budget_seconds / 3600,
+            "budget_hours": None if settings.time_budget_seconds is None else settings.time_budget_seconds / 3600,
             "checkpoint_every_steps": settings.checkpoint_every,
         },
         "ways": {name: _way(way, costs, rate_flops) for name, way in ways.items()},
@@ -43,7 +43,7 @@ def ways_of(settings: "TrainSettings", fitted: "TrainSettings | None", *, named:
     memory = settings.memory
     if not settings.replays or memory.activation_checkpointing == 1 or memory.gpu_blocks is not None:
         return ways
-    return ways | {EVERY_BLOCK: settings.model_copy(update={"checkpoint_blocks": 1})}
+    return ways | {EVERY_BLOCK: settings.model_copy(update={"activation_checkpointing": 1})}
 
 
 def fit_verdicts(
@@ -53,7 +53,7 @@ def fit_verdicts(
     card: "Card | None",
     held: Collection[str],
 ) -> "tuple[list[str], TrainSettings | None]":
-    """Whether a run fits as asked, what `train --fit` would choose, and why; and those settings, if there are any."""
+    """Whether a run fits as asked, what `train --max-gpu-memory` would choose, and why; and those settings, if there are any."""
     if memory_bytes is None:
         return [], None
     from secondcast.trainer.cost.fitting import fit
@@ -68,7 +68,11 @@ def fit_verdicts(
     except SettingsError as error:
         return [f"does not fit: {needed}", str(error)], None
     lines = fit_lines(fitted, costs, memory_bytes)
-    return [f"does not fit: {needed}", *lines, f"train --fit {memory_bytes / GIB:.4g}GiB chooses so"], fitted.settings
+    return [
+        f"does not fit: {needed}",
+        *lines,
+        f"train --max-gpu-memory {memory_bytes / GIB:.4g}GiB chooses so",
+    ], fitted.settings
 
 
 def _way(settings: "TrainSettings", costs: "Costs", rate_flops: float | None) -> dict[str, Any]:
@@ -107,8 +111,8 @@ def _seconds(settings: "TrainSettings", stage: "Stage", costs: "Costs", rate_flo
 def _stage(settings: "TrainSettings", stage: "Stage", costs: "Costs", rate_flops: float | None) -> dict[str, Any]:
     seconds = _seconds(settings, stage, costs, rate_flops)
     steps, hours = stage.steps, None
-    if stage.budget_share is not None and settings.budget_seconds is not None:
-        share_seconds = settings.budget_seconds * stage.budget_share
+    if stage.budget_share is not None and settings.time_budget_seconds is not None:
+        share_seconds = settings.time_budget_seconds * stage.budget_share
         hours = share_seconds / 3600
         steps = None if seconds is None else max(1, int(share_seconds / seconds))
     elif steps is not None and seconds is not None:
@@ -121,7 +125,7 @@ def _stage(settings: "TrainSettings", stage: "Stage", costs: "Costs", rate_flops
         "budget_share": stage.budget_share,
         "batch_size": stage.batch_size,
         "accumulate": stage.grad_accum_steps,
-        "steps_per_trajectory": stage.timesteps_per_sample,
+        "timesteps_per_sample": stage.timesteps_per_sample,
         "flop_per_step": costs.step_flops(settings, stage),
         "seconds_per_step": seconds,
         "hours": hours,

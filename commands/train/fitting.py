@@ -1,4 +1,4 @@
-"""`--fit`: options that make a run fit into so much GPU memory; and what helps a run that did not fit."""
+"""`--max-gpu-memory`: options that make a run fit into so much GPU memory; and what helps a run that did not fit."""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -20,22 +20,22 @@ GIB = 2**30
 _OF_A_BEGUN_RUN = ("accumulate", "quantize", "modulation", "compile")
 
 
-def named_bytes(fit: str | None) -> float | None:
-    """Bytes of --fit of a plan, which knows no machine; None where it is not given."""
-    if fit == AUTO:
+def named_bytes(max_gpu_memory: str | None) -> float | None:
+    """Bytes of --max-gpu-memory of a plan, which knows no machine; None where it is not given."""
+    if max_gpu_memory == AUTO:
         raise SettingsError(
-            "--fit is 'auto', but a plan knows no GPU of this machine: give --gpu, or a size, as in 16GiB"
+            "--max-gpu-memory is 'auto', but a plan knows no GPU of this machine: give --gpu, or a size, as in 16GiB"
         )
-    return None if fit is None else size_bytes(fit)
+    return None if max_gpu_memory is None else size_bytes(max_gpu_memory)
 
 
-def free_bytes(fit: str, device: Any) -> float:
-    """What --fit asks for: a size, or what is free on this GPU now."""
-    if fit != AUTO:
-        return size_bytes(fit)
+def free_bytes(max_gpu_memory: str, device: Any) -> float:
+    """What --max-gpu-memory asks for: a size, or what is free on this GPU now."""
+    if max_gpu_memory != AUTO:
+        return size_bytes(max_gpu_memory)
     if device.type != "cuda":
         raise SettingsError(
-            f"--fit auto asks how much memory of a GPU is free, and this run is on {device}: give a size, as in 16GiB"
+            f"--max-gpu-memory auto asks how much memory of a GPU is free, and this run is on {device}: give a size, as in 16GiB"
         )
     import torch
 
@@ -51,7 +51,7 @@ def fit_run(
     asked: "TrainSettings",
     make_costs: "Callable[..., Costs]",
     *,
-    fit: str,
+    max_gpu_memory: str,
     run: Path,
     processes: "Distributed",
     held: Collection[str],
@@ -63,7 +63,7 @@ def fit_run(
     """
     from secondcast.trainer.settings import TrainSettings
 
-    memory_bytes = -processes.largest([-free_bytes(fit, processes.device)])[0]
+    memory_bytes = -processes.largest([-free_bytes(max_gpu_memory, processes.device)])[0]
     local_ranks = processes.on_this_machine()
 
     def choose() -> str:
@@ -146,15 +146,13 @@ def out_of_memory(
         flag = helping_flag(asked, costs, held=_OF_A_BEGUN_RUN if begun else ())
         needed = f", {costs.memory(asked).total_bytes / GIB:.1f} GiB by calculation"
     except SecondcastError:
-        flag, needed = ("--checkpoint-blocks 1" if asked.activation_checkpointing != 1 else None), ""
+        flag, needed = ("--activation-checkpointing 1" if asked.activation_checkpointing != 1 else None), ""
     if flag is None:
         way = "take a smaller student, a cache of fewer pixels or text tokens, or a larger card"
-    elif recipe and flag.startswith("--accumulate"):
-        way = (
-            f"write {flag.removeprefix('--').replace(' ', ' = ', 1)} into the recipe, or give --fit auto, which chooses"
-        )
+    elif recipe and flag.startswith("--grad-accum-steps"):
+        way = f"write {flag.removeprefix('--').replace(' ', ' = ', 1)} into the recipe, or give --max-gpu-memory auto, which chooses"
     else:
-        way = f"give {flag} too, or --fit auto, which chooses"
+        way = f"give {flag} too, or --max-gpu-memory auto, which chooses"
     return OutOfMemoryError(
         f"the GPU is out of memory (the run needs {needed.removeprefix(', ') or 'more'}): {way}{stays}"
     )
@@ -173,7 +171,7 @@ def _begun(run: Path, asked: "TrainSettings", held: Collection[str]) -> "TrainSe
         else stage.model_copy(update={"accumulate": before.grad_accum_steps})
         for stage, before in zip(asked.stages, recorded.stages, strict=True)
     )
-    quantize = asked.quantize if {"quantize", "resident_blocks"} & set(held) else recorded.quantize
+    quantize = asked.quantize if {"quantize", "gpu_blocks"} & set(held) else recorded.quantize
     return asked.model_copy(update={"stages": stages, "quantize": quantize})
 
 

@@ -33,7 +33,7 @@ from secondcast.trainer.settings import TrainFlags, TrainOptions, TrainSettings
 if TYPE_CHECKING:
     from secondcast.models.teacher.context_projection import ContextProjection
     from secondcast.models.teacher.folder import TeacherFolder
-    from secondcast.storage_schemas.formats.local_cache_dir import LocalCopy
+    from secondcast.storage_schemas.formats.local_cache import LocalCache
     from secondcast.trainer.settings import TrainSettings
 
 LOCAL_COPY_GIB = 64.0
@@ -57,11 +57,11 @@ def train(
             autocompletion=student_names, help="T5 folder or hub name, a config alone, an export; pocket-small."
         ),
     ] = None,
-    budget: Budget = None,
+    time_budget: Budget = None,
     backbone: Annotated[str | None, typer.Option(help="Where transformer/ lies here; default: as recorded.")] = None,
     options: TrainOptions = TrainOptions(),
     memory: GpuMemory = GpuMemory(),
-    verify: Verify = "once",
+    verify_checksums: Verify = "once",
     local_cache_dir: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Keep shard files of caches on an object store in DIR/secondcast-shards/."),
@@ -83,7 +83,7 @@ def train(
 ) -> None:
     """Train a student by replaying a cache through the frozen transformer. Given again, it goes on.
 
-    Example: secondcast train my-run --cache my-cache --student pocket-small --warmup-steps 2000 --steps 300
+    Example: secondcast train my-run --cache my-cache --student pocket-small --pretrain-steps 2000 --steps 300
 
     Started by torchrun, accelerate launch or srun, the processes divide each batch among them, and train what one
     process would.
@@ -91,16 +91,16 @@ def train(
     places = named_places(cache or [])
     recipe = config if has_stages(config) else None
     if recipe is not None:
-        asked, stated = asked_of_recipe(recipe, student, budget, options)
+        asked, stated = asked_of_recipe(recipe, student, time_budget, options)
         places = stated | places
     else:
-        asked = asked_of_flags(student, budget, options, fit=memory.fit)
+        asked = asked_of_flags(student, time_budget, options, max_gpu_memory=memory.max_gpu_memory)
     if not places:
         raise SettingsError("no cache is given: give --cache, the folder that `secondcast build` made")
     train_run(
-        run, asked, places, backbone=backbone, device=device, quiet=quiet, verify=verify, local_cache_dir=local_cache_dir,
+        run, asked, places, backbone=backbone, device=device, quiet=quiet, verify_checksums=verify_checksums, local_cache=local_cache_dir,
         local_cache_gib=local_cache_gib, ignore_replay_error=ignore_replay_error, fsdp=fsdp,
-        report_to=report_to or (), fit=memory.fit, held=stated_options(asked, None if recipe is not None else options.given),
+        report_to=report_to or (), max_gpu_memory=memory.max_gpu_memory, held=stated_options(asked, None if recipe is not None else options.given),
         recipe=recipe is not None,
     )  # fmt: skip
 
@@ -113,13 +113,13 @@ def train_run(
     backbone: str | None = None,
     device: str = "auto",
     quiet: bool = False,
-    verify: ChecksumTimes = "once",
+    verify_checksums: ChecksumTimes = "once",
     local_cache_dir: Path | None = None,
     local_cache_gib: float = LOCAL_COPY_GIB,
     ignore_replay_error: bool = False,
     fsdp: bool = False,
     report_to: Sequence[str] = (),
-    fit: str | None = None,
+    max_gpu_memory: str | None = None,
     held: Collection[str] = (),
     recipe: bool = False,
 ) -> None:
@@ -127,7 +127,7 @@ def train_run(
 
     fit: GPU memory to fit into, by options that are not among those `held`. recipe: whether that is where stages stand.
     """
-    from secondcast.cache_builder.share import launched_worker
+    from secondcast.cache_builder.worker import launched_worker
 
     launched = launched_worker(None, os.environ)
     from secondcast.trainer.run.metric_mirrors import mirror_names
@@ -137,7 +137,7 @@ def train_run(
 
     progress = terminal(quiet)
     copies = None if local_cache_dir is None else _local_copy(local_cache_dir, local_cache_gib, progress.say)
-    caches = {name: Cache.open(place, verify=verify, local_cache_dir=copies) for name, place in places.items()}
+    caches = {name: Cache.open(place, verify=verify_checksums, local_cache=copies) for name, place in places.items()}
     torch_device = launched_device(device, launched.local_number)
     from secondcast.models.device import total_bytes
     from secondcast.models.teacher.folder import REPLAY_PARTS
@@ -159,8 +159,16 @@ def train_run(
             progress.say(f"{processes.ranks} processes (by {launched.by}) divide each batch")
         gpu_bytes = total_bytes(torch_device)
         make_costs = partial(costs_of, manifests, source, ranks=processes.ranks, gpu_bytes=gpu_bytes)
-        if fit is not None:
-            asked = fit_run(asked, make_costs, fit=fit, run=run, processes=processes, held=held, say=progress.say)
+        if max_gpu_memory is not None:
+            asked = fit_run(
+                asked,
+                make_costs,
+                max_gpu_memory=max_gpu_memory,
+                run=run,
+                processes=processes,
+                held=held,
+                say=progress.say,
+            )
         try:
             trained = run_train(
                 run, asked, caches, teacher, torch_device, progress, student_source=source,
@@ -174,31 +182,31 @@ def train_run(
         print_line(f"{run}: student trained for {counted(trained, 'step')}")
 
 
-def _local_copy(place: Path, limit_gib: float, say: Callable[[str], None]) -> "LocalCopy":
+def _local_copy(place: Path, limit_gib: float, say: Callable[[str], None]) -> "LocalCache":
     if not math.isfinite(limit_gib):
-        raise SettingsError(f"--local-copy-gib is {limit_gib}, expected a number of GiB such as {LOCAL_COPY_GIB:g}")
-    from secondcast.storage_schemas.formats.local_cache_dir import LocalCopy
+        raise SettingsError(f"--local-cache-gib is {limit_gib}, expected a number of GiB such as {LOCAL_COPY_GIB:g}")
+    from secondcast.storage_schemas.formats.local_cache import LocalCache
 
-    return LocalCopy.open(place, limit_bytes=int(limit_gib * 2**30), say=say)
+    return LocalCache.open(place, limit_bytes=int(limit_gib * 2**30), say=say)
 
 
 def asked_of_flags(
-    student: str | None, budget: str | None, options: TrainOptions, *, fit: str | None
+    student: str | None, time_budget: str | None, options: TrainOptions, *, max_gpu_memory: str | None
 ) -> "TrainSettings":
     """The run that options ask for: a warm-up, and the stage after it."""
     if student is None:
         raise SettingsError("no student is given: give --student, such as google-t5/t5-base or pocket-small")
-    if budget is not None:
-        raise SettingsError(f"--budget is {budget} without a recipe, whose stages share it; give --steps")
+    if time_budget is not None:
+        raise SettingsError(f"--time-budget is {time_budget} without a recipe, whose stages share it; give --steps")
     given = options.given
-    if fit is not None and "quantize" in given:
-        # Eight bits need it, and it is --fit that chooses.
-        given = {"checkpoint_blocks": 1} | given
+    if max_gpu_memory is not None and "quantize" in given:
+        # Eight bits need it, and it is --max-gpu-memory that chooses.
+        given = {"activation_checkpointing": 1} | given
     return TrainFlags.from_flags(student=student, **given).settings()
 
 
 def asked_of_recipe(
-    file: Path, student: str | None, budget: str | None, options: TrainOptions
+    file: Path, student: str | None, time_budget: str | None, options: TrainOptions
 ) -> tuple["TrainSettings", dict[str, str]]:
     """The run that a recipe states, and its caches; `options` are given beside it."""
     from secondcast.trainer.recipe import read_recipe, seconds_of
@@ -212,8 +220,8 @@ def asked_of_recipe(
     changed = dict(given)
     if student is not None:
         changed["student"] = student
-    if budget is not None:
-        changed["budget_seconds"] = seconds_of(budget)
+    if time_budget is not None:
+        changed["budget_seconds"] = seconds_of(time_budget)
     found = read_recipe(file, beside=set(inspect.signature(train).parameters) | set(GpuMemory.model_fields), **changed)
     return found.settings, found.caches
 

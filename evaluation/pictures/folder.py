@@ -34,7 +34,7 @@ class PictureSettings(Flags):
     height: int = Field(ge=1)
     width: int = Field(ge=1)
     steps: int = Field(ge=1)
-    schedule: Literal["pipeline"]
+    schedule: Literal["diffusers"]
     guidance: float | None = Field(ge=0, le=1e6)
     seed: int = Field(ge=0, lt=2**63)
     dtype: Dtype

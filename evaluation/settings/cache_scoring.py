@@ -21,10 +21,10 @@ def steps_of_text(text: str) -> tuple[int, ...]:
     try:
         steps = tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise SettingsError(f"--steps-of is {text!r}, expected numbers of steps such as {_STEPS}") from error
+        raise SettingsError(f"--timesteps is {text!r}, expected numbers of steps such as {_STEPS}") from error
     if twice := [step for step in steps if steps.count(step) > 1]:
         raise SettingsError(
-            f"--steps-of is {text!r}, which names step {twice[0]} twice: each counts once; name it once"
+            f"--timesteps is {text!r}, which names step {twice[0]} twice: each counts once; name it once"
         )
     return steps
 
@@ -100,7 +100,7 @@ class CacheScoring(CacheScoringOptions):
         chosen = tuple(range(steps)) if self.timesteps is None else tuple(sorted(set(self.timesteps)))
         if beyond := [step for step in chosen if not 0 <= step < steps]:
             raise SettingsError(
-                f"--steps-of names step {beyond[0]}, the trajectories of {cache.folder} have the steps 0 to {steps - 1}"
+                f"--timesteps names step {beyond[0]}, the trajectories of {cache.folder} have the steps 0 to {steps - 1}"
             )
         return chosen
 

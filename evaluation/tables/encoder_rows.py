@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from secondcast.evaluation.leader import TEACHER, open_leader
 from secondcast.evaluation.sampling import OwnTokensEmbed
+from secondcast.evaluation.text_encoder import TEACHER, open_leader
 from secondcast.models.memory.quantized import quantize_text_encoder
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
@@ -37,7 +37,7 @@ class EncoderRow:
 def teacher_row(
     teacher: TeacherFolder, *, quantized_baseline: bool, dtype: torch.dtype, device: torch.device
 ) -> EncoderRow:
-    """T5 of a teacher's folder; eight_bits: its linears in int8, as memory could be saved without a student.
+    """T5 of a teacher's folder; quantized_baseline: its linears in int8, as memory could be saved without a student.
 
     The paper discusses it as the alternative to a small encoder. MissingExtraError without torchao.
     """

@@ -46,7 +46,7 @@ function drawDetail() {
     ["key", table.key[row]],
     ["source", sourcesOf(row)],
     ["held out", table.held_out[row] ? "yes: no training saw it" : "no"],
-    ["replica", String(table.replica[row])],
+    ["sample", String(table.sample_index[row])],
     ["guidance", numberText(table.guidance[row])],
     ["tokens", numberText(table.tokens[row])],
     ...(read ? [

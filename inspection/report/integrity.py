@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from secondcast.inspection.mending import mending_command
+from secondcast.inspection.repairing import mending_command
 from secondcast.storage_schemas.errors import DamagedCacheError
 from secondcast.storage_schemas.io.folders import open_folder
 from secondcast.storage_schemas.maintenance.verify import verify
@@ -20,7 +20,7 @@ _REMEMBERED_BYTES = 256 * 2**20
 
 NOT_CHECKED: dict[str, Any] = {
     "state": "not checked",
-    "text": "no file was compared with its checksum: --no-verify",
+    "text": "no file was compared with its checksum: --no-verify-checksums",
     "problems": [],
 }
 

@@ -37,7 +37,7 @@ def report_data(
     NotACacheError without a readable manifest; StudentError, TeacherError, SettingsError.
     """
     manifest = read_manifest(open_folder(location))
-    check_sheet(manifest.sampling, side=settings.side, frames=settings.frames)
+    check_sheet(manifest.sampling, side=settings.frame_size, frames=settings.num_frames)
     try:
         # Files are compared with their checksums once, by the walk over all of them.
         cache = Cache.open(location, verify="off")
@@ -64,7 +64,7 @@ class _Report:
         cls, cache: Cache, settings: ReportSettings, resolve: Resolve, device: torch.device, progress: Progress
     ) -> "_Report":
         asked = open_students(cache, settings.students, settings.evaluations, device)
-        evaluated = bool(settings.students and settings.evaluate)
+        evaluated = bool(settings.students and settings.num_trajectories)
         named = settings.backbone or settings.teacher or cache.manifest.source
         backbone = resolve(named, REPLAY_PARTS) if evaluated else None
         if backbone is not None:
@@ -72,7 +72,7 @@ class _Report:
         notes: list[str] = []
         if not cache.finished:
             notes.append(f"the cache is being built: {len(cache):,} of its {cache.planned:,} trajectories are there")
-        pictures = settings.strips != 0 or (evaluated and settings.closed_loop > 0)
+        pictures = settings.num_strips != 0 or (evaluated and settings.closed_loop > 0)
         maker = _strip_maker(cache, settings, resolve, device, notes) if pictures and len(cache) else None
         return cls(
             cache=cache, settings=settings, asked=asked, backbone=backbone, maker=maker, device=device, notes=notes,
@@ -85,10 +85,10 @@ class _Report:
         # First: it refuses what is of other trajectories.
         before = of_records([one for one in self.asked if one.record is not None], row_of)
         integrity, damaged = (
-            check_files(location, self.progress) if self.settings.verify else (NOT_CHECKED, frozenset())
+            check_files(location, self.progress) if self.settings.verify_checksums else (NOT_CHECKED, frozenset())
         )
         readable = Readable(cache=self.cache, damaged=damaged)
-        norms, more = norm_columns(readable, self.settings.norms, self.progress)
+        norms, more = norm_columns(readable, self.settings.max_norms, self.progress)
         students = self._students(readable, row_of, before)
         strips = self._strips(readable, students.hardness, more)
         return {
@@ -103,7 +103,7 @@ class _Report:
 
     def _summary(self, integrity: dict[str, Any]) -> list[list[str]]:
         lines = dict(summary_lines(summarise(self.cache)))
-        if self.settings.verify:
+        if self.settings.verify_checksums:
             # The summary's own compares no checksums.
             lines["integrity"] = integrity["text"]
         return [list(line) for line in lines.items()]
@@ -129,24 +129,24 @@ class _Report:
         )
 
     def _strips(self, readable: Readable, hardness: dict[int, float], notes: list[str]) -> list[dict[str, Any]]:
-        if self.maker is None or self.settings.strips == 0:
+        if self.maker is None or self.settings.num_strips == 0:
             return []
         indices = self.cache.indices().tolist()
-        chosen = chosen_rows(len(indices), self.settings.strips, hardness, self.settings.seed)
+        chosen = chosen_rows(len(indices), self.settings.num_strips, hardness, self.settings.seed)
         made = strip_rows(readable, self.maker, chosen, indices, self.progress)
         hardest = sum(one["why"] == "hardest" for one in made)
-        if self.settings.strips is not None and len(chosen) < len(indices):
+        if self.settings.num_strips is not None and len(chosen) < len(indices):
             notes.append(
                 f"film strips of {len(made):,} of {len(indices):,} trajectories: the {hardest:,} hardest and "
-                f"{len(made) - hardest:,} at random (seed {self.settings.seed}); `secondcast inspect report --strips "
+                f"{len(made) - hardest:,} at random (seed {self.settings.seed}); `secondcast inspect report --num-strips "
                 f"all` shows every one"
             )
         steps = self.cache.manifest.sampling.steps
-        shown = shown_steps(steps, self.settings.frames)
+        shown = shown_steps(steps, self.settings.num_frames)
         if len(shown) < steps:
             named = ", ".join(map(str, shown))
             notes.append(
-                f"film strips show the steps {named} of 0 to {steps - 1}: `secondcast inspect report --frames {steps}` "
+                f"film strips show the steps {named} of 0 to {steps - 1}: `secondcast inspect report --num-frames {steps}` "
                 f"shows all"
             )
         if len(made) < len(chosen):
@@ -167,7 +167,7 @@ def _strip_maker(
         notes.append(f"no film strips: {error}; `secondcast inspect report --teacher FOLDER` names a folder with vae/")
         return None
     return StripMaker(
-        decoder=decoder, sampling=sampling, steps=shown_steps(sampling.steps, settings.frames), side=settings.side
+        decoder=decoder, sampling=sampling, steps=shown_steps(sampling.steps, settings.num_frames), side=settings.frame_size
     )  # fmt: skip
 
 
@@ -186,15 +186,18 @@ def _head(location: str, manifest: Manifest, settings: ReportSettings) -> dict[s
 
 def _strips_head(manifest: Manifest, settings: ReportSettings) -> dict[str, Any]:
     sampling = manifest.sampling
-    return {"frame_px": frame_px(sampling, settings.side), "steps": shown_steps(sampling.steps, settings.frames)}
+    return {
+        "frame_px": frame_px(sampling, settings.frame_size),
+        "steps": shown_steps(sampling.steps, settings.num_frames),
+    }
 
 
 def _unopened(
     location: str, manifest: Manifest, settings: ReportSettings, why: str, progress: Progress
 ) -> dict[str, Any]:
     """Where the files that all reading begins with are damaged."""
-    integrity = check_files(location, progress)[0] if settings.verify else NOT_CHECKED
-    names = ("index", "key", "prompt", "sources", "guidance", "replica", "held_out", "tokens")
+    integrity = check_files(location, progress)[0] if settings.verify_checksums else NOT_CHECKED
+    names = ("index", "key", "prompt", "sources", "guidance", "sample_index", "held_out", "tokens")
     columns: dict[str, list[Any]] = {
         name: [] for name in ("source_names", *names, "velocity_rms", "final_rms", "non_finite")
     }

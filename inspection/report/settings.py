@@ -23,7 +23,9 @@ def count_of_strips(text: str) -> int | None:
     if text == "all":
         return None
     if not (text.isascii() and text.isdigit()):
-        raise SettingsError(f"--strips is {text!r}, expected a number of trajectories such as 64, 0 for none, or all")
+        raise SettingsError(
+            f"--num-strips is {text!r}, expected a number of trajectories such as 64, 0 for none, or all"
+        )
     return int(text)
 
 
@@ -51,7 +53,9 @@ class ReportSettings(BackboneCalls, ClosedLoop, VaeFolder):
     max_norms: Annotated[int, Shown(metavar="N")] = Field(
         default=5000, ge=0, description="Read the norms of at most N trajectories."
     )
-    verify_checksums: bool = Field(default=True, description="Compare every file with its checksum: reads the whole cache.")
+    verify_checksums: bool = Field(
+        default=True, description="Compare every file with its checksum: reads the whole cache."
+    )
     seed: int = Field(default=0, ge=0, description="Of the strips at random.")
     backbone: str | None = Field(
         default=None, description="Where transformer/ lies; default: --teacher, or as recorded."
@@ -65,7 +69,7 @@ class ReportSettings(BackboneCalls, ClosedLoop, VaeFolder):
     def scoring(self) -> CacheScoring:
         """How students are evaluated."""
         return CacheScoring(
-            count=self.evaluate,
+            count=self.num_trajectories,
             closed_loop=self.closed_loop,
             batch_size=self.batch_size,
             backbone_dtype=self.backbone_dtype,

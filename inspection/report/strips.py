@@ -43,7 +43,7 @@ def check_sheet(sampling: Sampling, *, side: int, frames: int | None) -> None:
     if count * width > _LARGEST_WEBP_PX:
         raise SettingsError(
             f"{count} frames of {width} pixels are {count * width} pixels wide, WebP holds {_LARGEST_WEBP_PX}: give "
-            f"--side {_LARGEST_WEBP_PX // count}, or --frames {_LARGEST_WEBP_PX // width - 1}"
+            f"--frame-size {_LARGEST_WEBP_PX // count}, or --num-frames {_LARGEST_WEBP_PX // width - 1}"
         )
 
 

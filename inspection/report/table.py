@@ -46,7 +46,7 @@ def committed_columns(cache: Cache) -> tuple[dict[str, list[Any]], list[str]]:
     number_of = {name: number for number, name in enumerate(names)}
     columns: dict[str, list[Any]] = {
         name: []
-        for name in ("index", "key", "prompt", "sources", "guidance", "replica", "held_out", "tokens")
+        for name in ("index", "key", "prompt", "sources", "guidance", "sample_index", "held_out", "tokens")
     }  # fmt: skip
     for index in cache.indices().tolist():
         place = cache.layout.place(index)
@@ -63,7 +63,7 @@ def committed_columns(cache: Cache) -> tuple[dict[str, list[Any]], list[str]]:
             "prompt": UNREADABLE if prompt is None else prompt.text,
             "sources": [] if prompt is None else [number_of[name] for name in prompt.sources],
             "guidance": rounded(guidance),
-            "replica": place.sample_index,
+            "sample_index": place.sample_index,
             "held_out": int(prompt is not None and prompt.held_out),
             "tokens": 0 if prompt is None else len(prompt.token_ids),
         }
@@ -106,7 +106,7 @@ def norm_columns(readable: Readable, limit: int, progress: Progress) -> tuple[di
     if len(taken) < count:
         spread = ", spread evenly" if taken else ""
         notes.append(
-            f"norms of {len(taken):,} of {count:,} trajectories{spread}: `secondcast inspect report --norms {count}` "
+            f"norms of {len(taken):,} of {count:,} trajectories{spread}: `secondcast inspect report --max-norms {count}` "
             f"reads all"
         )
     if lost := sum(norms is None for norms in found):

@@ -99,7 +99,7 @@ def find_card(name: str) -> Card:
         return by_key[wanted]
     raise SettingsError(
         f"--gpu {name!r} is not known, expected one of {', '.join(card.name for card in CARDS)}; or give the rate it "
-        f"reaches with --tflops, and to plan train its memory with --fit"
+        f"reaches with --tflops, and to plan train its memory with --max-gpu-memory"
     )
 
 

@@ -67,7 +67,7 @@ def sample_stage_memory(
     They are kept until the walk ends, once more while they are put together, and as they are copied to the host beside
     the next walk.
     """
-    options = MemoryOptions(modulation="live", quantize=quantize, activation_checkpointing=1)
+    options = MemoryOptions(modulation="gpu", quantize=quantize, activation_checkpointing=1)
     return GpuMemory(
         weights_bytes=held_weights(cost, options, dtype_bytes=dtype_bytes, table_rows=None).device_bytes,
         student_bytes=0,
@@ -132,10 +132,10 @@ def held_weights(
 
 def modulation_rows(backbone: BackboneCost, options: MemoryOptions, table_rows: int | None) -> int | None:
     """Rows of the modulation table that a backbone has on the device; None where its weights are live there."""
-    if options.modulation == "live" or table_rows is None:
+    if options.modulation == "gpu" or table_rows is None:
         return None
     smaller = table_rows * backbone.modulation_width <= backbone.modulation_parameters
-    return table_rows if options.modulation == "table" or smaller else None
+    return table_rows if options.modulation == "precomputed" or smaller else None
 
 
 def training_memory(

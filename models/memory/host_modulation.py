@@ -89,7 +89,7 @@ def takes_host(options: MemoryOptions, *, pooled_varies: bool, weights_bytes: in
     resumed run may change.
     """
     if options.modulation != "auto":
-        return options.modulation == "host"
+        return options.modulation == "cpu"
     if not pooled_varies or gpu_bytes is None:
         return False
     return 2 * weights_bytes > gpu_bytes

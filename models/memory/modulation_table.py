@@ -135,7 +135,7 @@ class ModulationTable:
         if pooled_projections_BP[row].any():
             raise SettingsError(
                 f"row {row} of a batch has a pooled vector, expected zeros: the modulation table was made without one; "
-                f"give --modulation live"
+                f"give --modulation gpu"
             )
         asked, held = f"timestep {float(timestep_B[row]):.6g}", f"timesteps {_listed(self._timestep_R)}"
         if self._guidance_R is not None and guidance_B is not None:
@@ -143,7 +143,7 @@ class ModulationTable:
             held += f" with guidance {_listed(self._guidance_R)}"
         raise SettingsError(
             f"row {row} of a batch has {asked}, the modulation table holds {held}: it was made for other caches, and "
-            f"the weights it stands for are gone; give --modulation live"
+            f"the weights it stands for are gone; give --modulation gpu"
         )
 
 

@@ -9,7 +9,7 @@ from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.flags import Flags, Shown
 from secondcast.storage_schemas.schema.manifest import Dtype, Quantization
 
-Modulation = Literal["auto", "table", "host", "live"]
+Modulation = Literal["auto", "precomputed", "cpu", "gpu"]
 RecordedDtype = Literal["cache"] | Dtype
 MEMORY = "GPU memory and speed"
 """Heading of these options in help texts."""
@@ -24,7 +24,7 @@ def size_bytes(text: str) -> float:
     found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)\s*([A-Za-z]+)", text.strip())
     if found is None or found[2].lower() not in _UNIT_BYTES or float(found[1]) == 0:
         raise SettingsError(
-            f"--fit is {text!r}, expected a size such as 16GiB or 11.5GiB, or auto for what is free here"
+            f"--max-gpu-memory is {text!r}, expected a size such as 16GiB or 11.5GiB, or auto for what is free here"
         )
     return float(found[1]) * _UNIT_BYTES[found[2].lower()]
 
@@ -35,7 +35,7 @@ class GpuMemory(Flags):
     max_gpu_memory: Annotated[str | None, Shown(group=MEMORY, metavar="SIZE")] = Field(
         default=None,
         description="GPU memory to fit into, as in 16GiB (16GB is 14.9 of them); auto: what is free (a plan takes that "
-        "of --gpu). Chooses those of the other memory options, and --accumulate, that are not given.",
+        "of --gpu). Chooses those of the other memory options, and --grad-accum-steps, that are not given.",
     )
 
     @field_validator("fit")
@@ -49,7 +49,7 @@ class GpuMemory(Flags):
 
 
 class HeldWeights(Flags):
-    """Where the weights of the frozen backbone are; every choice but modulation "host" on a GPU is exact."""
+    """Where the weights of the frozen backbone are; every choice but modulation "cpu" on a GPU is exact."""
 
     modulation: Annotated[Modulation, Shown(group=MEMORY)] = Field(
         default="auto",
@@ -80,14 +80,14 @@ class BackboneCall(AttentionBackend):
 
 
 class MemoryOptions(HeldWeights):
-    """All but `quantize`, `compile` and, on a GPU, modulation "host" leave what is trained as it is, bit for bit.
+    """All but `quantize`, `compile` and, on a GPU, modulation "cpu" leave what is trained as it is, bit for bit.
 
-    modulation: "table" keeps the modulation vectors of the recorded conditions and drops the weights that make them
+    modulation: "precomputed" keeps the modulation vectors of the recorded conditions and drops the weights that make them
     (models/memory/modulation_table.py); "host" keeps those weights in the host's memory, which computes the vectors a
     batch ahead (models/memory/host_modulation.py); "live" keeps the weights where the others are; "auto" is the table
     wherever there can be one and it is the smaller, and the host where pooled vectors are CLIP's and the weights would
-    fill more than half of the GPU. checkpoint_blocks: blocks whose activations are computed again in the backward
-    pass: 0 none, 1 every block, n every n-th (models/memory/checkpointing.py). resident_blocks: so many blocks stay on
+    fill more than half of the GPU. activation_checkpointing: blocks whose activations are computed again in the backward
+    pass: 0 none, 1 every block, n every n-th (models/memory/checkpointing.py). gpu_blocks: so many blocks stay on
     the device, the others come from the host's memory for each use, and are computed twice
     (models/memory/streaming.py); None: all stay. quantize: the weights of the blocks' linears in 8 or 4 bits
     (models/memory/quantized.py). compile: blocks are compiled, which rounds otherwise (models/memory/compiling.py).
@@ -113,7 +113,7 @@ class MemoryOptions(HeldWeights):
     def _streaming_computes_every_block_twice(self) -> Self:
         if self.gpu_blocks is not None and self.activation_checkpointing > 1:
             raise ValueError(
-                f"checkpoint-blocks is {self.activation_checkpointing} with resident-blocks, expected 0 or 1: streamed blocks "
+                f"activation-checkpointing is {self.activation_checkpointing} with gpu-blocks, expected 0 or 1: streamed blocks "
                 f"are computed twice anyway, 1 says so of the resident ones"
             )
         return self
@@ -122,7 +122,7 @@ class MemoryOptions(HeldWeights):
     def _quantized_blocks_stay_on_the_device(self) -> Self:
         if self.quantize != "none" and self.gpu_blocks is not None:
             raise ValueError(
-                f"quantize is {self.quantize} with resident-blocks {self.gpu_blocks}, expected one of the two: "
+                f"quantize is {self.quantize} with gpu-blocks {self.gpu_blocks}, expected one of the two: "
                 f"streaming is for the exact weights, quantized ones are small enough to stay; leave one of them out"
             )
         return self
@@ -131,9 +131,9 @@ class MemoryOptions(HeldWeights):
     def _eight_bit_weights_are_checkpointed(self) -> Self:
         if self.quantize in ("int8", "fp8") and self.activation_checkpointing != 1 and not self.to_be_chosen:
             raise ValueError(
-                f"quantize is {self.quantize} with checkpoint-blocks {self.activation_checkpointing}, expected 1: each linear "
+                f"quantize is {self.quantize} with activation-checkpointing {self.activation_checkpointing}, expected 1: each linear "
                 f"keeps an unquantized copy of its weight until its backward pass, and all blocks at once would keep "
-                f"more than is saved; give --checkpoint-blocks 1, or --quantize nf4"
+                f"more than is saved; give --activation-checkpointing 1, or --quantize nf4"
             )
         return self
 

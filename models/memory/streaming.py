@@ -199,7 +199,7 @@ def stream_blocks(
     blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
     if not 0 <= resident <= len(blocks):
         raise SettingsError(
-            f"--resident-blocks is {resident}, expected 0 to {len(blocks)}: this transformer has so many blocks, and "
+            f"--gpu-blocks is {resident}, expected 0 to {len(blocks)}: this transformer has so many blocks, and "
             f"those that are not resident are streamed; take {min(max(resident, 0), len(blocks))}"
         )
     if slots < 1:
@@ -307,7 +307,7 @@ def _pinned(size_bytes: int) -> torch.Tensor:
     if error:
         raise SettingsError(
             f"{size_bytes / 2**30:.2f} GiB of host memory for a streamed block cannot be pinned (CUDA error {error}): "
-            f"streamed blocks lie there whole; raise the limit of locked memory (ulimit -l), or --resident-blocks"
+            f"streamed blocks lie there whole; raise the limit of locked memory (ulimit -l), or --gpu-blocks"
         )
     weakref.finalize(flat, _unpin, runtime, flat.data_ptr()).atexit = False
     return flat

@@ -19,8 +19,8 @@ _COMPACT: dict[str, Callable[..., FieldCodec]] = {
     "pooled_projections": BytePlanes,
 }
 _CODECS: dict[CodecName, dict[str, Callable[..., FieldCodec]]] = {
-    "plain": {},
-    "compact": _COMPACT,
+    "none": {},
+    "lossless": _COMPACT,
     "int8": _COMPACT | {"velocity": StepInt8},
 }
 

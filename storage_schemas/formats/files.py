@@ -4,7 +4,7 @@ import threading
 from typing import Literal, Protocol
 
 from secondcast.storage_schemas.errors import DamagedCacheError, NotInCacheError, UnreadableFileError
-from secondcast.storage_schemas.formats.local_cache_dir import LocalCopy
+from secondcast.storage_schemas.formats.local_cache import LocalCache
 from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.io.folders import Files
 from secondcast.storage_schemas.schema.commits import CommitRecord, FileRecord, Records
@@ -36,9 +36,9 @@ class CommittedFiles:
     """The committed files of a cache, read through copies on this machine where there are any. Safe in threads."""
 
     def __init__(
-        self, folder: Files, records: Records, *, verify: Verify, local_cache_dir: LocalCopy | None = None
+        self, folder: Files, records: Records, *, verify: Verify, local_cache: LocalCache | None = None
     ) -> None:
-        self._folder, self._records, self._verify, self._local_copy = folder, records, verify, local_cache_dir
+        self._folder, self._records, self._verify, self._local_copy = folder, records, verify, local_cache
         self._touched: set[str] = set()
         self._lock = threading.Lock()
 
@@ -78,8 +78,8 @@ class CommittedFiles:
     def _part_here(self, file: FileRecord, begin: int, end: int) -> bytes | None:
         return None if self._local_copy is None else self._local_copy.part(file, begin, end)
 
-    def _through(self, local_cache_dir: LocalCopy, file: FileRecord, record: CommitRecord) -> bytes:
-        return local_cache_dir.whole(file, lambda: self._read(file, record, 0, None))
+    def _through(self, local_cache: LocalCache, file: FileRecord, record: CommitRecord) -> bytes:
+        return local_cache.whole(file, lambda: self._read(file, record, 0, None))
 
     def check(self, file: FileRecord, record: CommitRecord, *, checksum: bool) -> None:
         """Compare a file with its record; DamagedCacheError names the shard and the way out."""

@@ -35,7 +35,7 @@ class WebDatasetFormat:
 
     def __init__(self, manifest: Manifest, *, metadata: dict[str, bytes] | None = None) -> None:
         self._fields: dict[Kind, tuple[Field, ...]] = {kind: fields_of(manifest, kind) for kind in KINDS}
-        name = manifest.sampling.storage.codec
+        name = manifest.sampling.storage.compression
         self._codecs = {f.name: codec for kind in KINDS for f in self._fields[kind] if (codec := field_codec(f, name))}
 
     def metadata(self) -> dict[str, bytes]:

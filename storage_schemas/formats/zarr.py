@@ -42,7 +42,7 @@ class ZarrFormat:
     def __init__(self, manifest: Manifest, *, metadata: dict[str, bytes] | None = None) -> None:
         """`metadata`: the zarr.json files of an existing cache; made from the manifest's settings if None."""
         layout = Layout(manifest.prompts.segments)
-        self._codec = manifest.sampling.storage.codec
+        self._codec = manifest.sampling.storage.compression
         self._size = layout.shard_size
         self._shards = {"trajectories": len(layout.trajectories), "embeddings": len(layout.embeddings)}
         self._fields: dict[Kind, tuple[Field, ...]] = {kind: fields_of(manifest, kind) for kind in KINDS}

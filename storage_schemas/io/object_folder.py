@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from secondcast.storage_schemas.errors import MissingExtraError, StorageError
-from secondcast.storage_schemas.io.claims import LOCKS_FOLDER, lock
+from secondcast.storage_schemas.io.locks import LOCKS_FOLDER, lock
 
 PATIENCE_SECONDS = 120.0
 """How long a store that has answered before may be away until a request is given up."""

@@ -23,7 +23,7 @@ def _converted(manifest: Manifest, changes: dict[str, str | None]) -> Manifest:
     now = manifest.sampling.storage
     wanted = now.json_value() | {name: value for name, value in changes.items() if value is not None}
     if problem := int8_problem(wanted["codec"], wanted["latents"]):
-        raise SettingsError(f"--codec: {problem}")
+        raise SettingsError(f"--compression: {problem}")
     try:
         storage = Storage.model_validate(wanted)
     except ValidationError as error:
@@ -32,11 +32,11 @@ def _converted(manifest: Manifest, changes: dict[str, str | None]) -> Manifest:
         raise SettingsError(
             f"--embeddings {storage.embeddings}: the source was built with --pooled clip, and {problem}"
         )
-    if now.codec == "int8" != storage.codec:
+    if now.compression == "int8" != storage.compression:
         raise SettingsError(
-            f"--codec {storage.codec}: the source has codec int8, which rounded the velocity, and no other codec gives "
+            f"--compression {storage.compression}: the source has codec int8, which rounded the velocity, and no other codec gives "
             f"back what was recorded; convert the cache that it was made from, or build again"
         )
     if now.embeddings == "none" != storage.embeddings:
-        raise SettingsError("--embeddings stored: the source holds none (--embeddings none); build another cache")
+        raise SettingsError("--store-embeddings: the source holds none (--no-store-embeddings); build another cache")
     return manifest.model_copy(update={"sampling": manifest.sampling.model_copy(update={"storage": storage})})

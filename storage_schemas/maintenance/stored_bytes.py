@@ -64,7 +64,7 @@ def _of_zarr(records: Sequence[CommitRecord], fields: Sequence[Field]) -> list[S
 def _of_tars(cache: Cache, records: Sequence[CommitRecord], fields: Sequence[Field]) -> list[StoredArray]:
     from secondcast.storage_schemas.codecs.by_field import field_codec
 
-    codec = cache.manifest.sampling.storage.codec
+    codec = cache.manifest.sampling.storage.compression
     encoded = {field.name for field in fields if field_codec(field, codec) is not None}
     headers = _headers(cache.folder, records) if encoded else []
     rows = sum(record.rows for record in records)

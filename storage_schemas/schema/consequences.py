@@ -6,7 +6,10 @@ _FOLLOWS = (
         "sampling.storage.codec",
         "other compression: `secondcast convert` makes them equal (int8 rounds: only towards it)",
     ),
-    ("sampling.storage.embeddings", "one keeps no embeddings: `secondcast convert --embeddings none` makes them equal"),
+    (
+        "sampling.storage.embeddings",
+        "one keeps no embeddings: `secondcast convert --no-store-embeddings` makes them equal",
+    ),
     ("sampling.storage", "the same recording in other files: `secondcast convert` makes them equal"),
     ("sampling.quantize", "other weights of the teacher: the two can neither train one student together nor be merged"),
     ("sampling.seed", "other noise: the two can train one student together, but not be merged"),

@@ -2,7 +2,7 @@
 
 The new files are written below next/, next/manifest.json last: the point of no return. Then the index is removed (the
 cache is unfinished again), each file is put in its place, manifest.json last, and next/ is deleted. All of it under the
-claim on the manifest.
+lock on the manifest.
 """
 
 import re
@@ -30,7 +30,7 @@ Confirm = Callable[[], None]
 
 @contextmanager
 def locked_manifest(folder: Folder) -> Iterator[Confirm]:
-    """Hold the right to change the manifest and to write the index, after a wait if need be. See Folder.claimed."""
+    """Hold the right to change the manifest and to write the index, after a wait if need be. See Folder.lock."""
     end = time.monotonic() + PATIENCE_SECONDS
     with ExitStack() as stack:
         while True:
@@ -63,7 +63,7 @@ def pending(folder: Folder) -> ExtensionPendingError:
 
 
 def replace_together(folder: Folder, manifest: Manifest, files: dict[str, bytes], renew: Confirm) -> None:
-    """Put the files that `manifest` vouches for in place, and the manifest; `confirm` is that of the claim held."""
+    """Put the files that `manifest` vouches for in place, and the manifest; `confirm` is that of the lock held."""
     for name, data in files.items():
         renew()
         folder.replace(f"{NEXT_FOLDER}/{name}", data)
@@ -81,7 +81,7 @@ def finish_pending(folder: Folder) -> tuple[str, ...]:
 
 
 def finish_pending_locked(folder: Folder, renew: Confirm) -> tuple[str, ...]:
-    """See `settle`, for who holds the claim."""
+    """See `settle`, for who holds the lock."""
     if is_pending(folder):
         return _put_in_place(folder, renew)
     _sweep(folder, renew)

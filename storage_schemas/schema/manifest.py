@@ -31,11 +31,11 @@ MANIFEST_FILE = "manifest.json"
 Dtype = Literal["bfloat16", "float32"]
 Format = Literal["zarr", "webdataset"]
 Latents = Literal["derived", "stored"]
-CodecName = Literal["plain", "compact", "int8"]
+CodecName = Literal["none", "lossless", "int8"]
 Embeddings = Literal["stored", "none"]
 Pooled = Literal["zero", "clip"]
 Quantization = Literal["none", "int8", "fp8", "nf4"]
-ScheduleName = Literal["pipeline", "reference"]
+ScheduleName = Literal["diffusers", "distillt5"]
 
 
 class Record(BaseModel):
@@ -100,7 +100,7 @@ class Storage(Record):
 
     @model_validator(mode="after")
     def _int8_stores_latents(self) -> Self:
-        if problem := int8_problem(self.codec, self.latents):
+        if problem := int8_problem(self.compression, self.latents):
             raise ValueError(problem)
         return self
 
@@ -124,7 +124,7 @@ def pooled_problem(pooled: Pooled, embeddings: Embeddings) -> str | None:
     """Why these pooled vectors do not go with a cache of these embeddings, and the way out; None if they do."""
     if pooled == "zero" or embeddings == "stored":
         return None
-    return "replay needs the pooled vectors of CLIP, which lie with the embeddings; use --embeddings stored"
+    return "replay needs the pooled vectors of CLIP, which lie with the embeddings; use --store-embeddings"
 
 
 class Sampling(Record):

@@ -1,4 +1,4 @@
-"""--codec and --embeddings: what a build keeps, and that a kill at any point loses nothing."""
+"""--compression and --embeddings: what a build keeps, and that a kill at any point loses nothing."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_a_finished_cache_without_embeddings_has_no_trace_of_them_and_the_same_t
     for i in range(6):
         assert same_bits(cache.trajectory(i).velocity_KSC, kept.trajectory(i).velocity_KSC)
     with pytest.raises(
-        NotInCacheError, match=r"embedding of prompt 2 is not in .*--embeddings none; build another cache"
+        NotInCacheError, match=r"embedding of prompt 2 is not in .*--no-store-embeddings; build another cache"
     ):
         cache.embedding(2)
 
@@ -111,13 +111,13 @@ def test_a_lost_shard_is_sampled_anew_and_the_embeddings_go_again(tmp_path, dev_
 @BOTH
 def test_every_codec_records_the_same_latents(tmp_path, dev_teacher, whole, form):
     caches = {}
-    for codec in ("plain", "compact", "int8"):
-        flags = {"codec": codec, "latents": "stored", "format": form}
-        build_cache(tmp_path / codec, dev_teacher, whole / "animals.txt", **flags)
-        caches[codec] = Cache.open(tmp_path / codec)
-        assert caches[codec].manifest.sampling.storage.codec == codec
+    for compression in ("none", "lossless", "int8"):
+        flags = {"compression": compression, "latents": "stored", "format": form}
+        build_cache(tmp_path / compression, dev_teacher, whole / "animals.txt", **flags)
+        caches[compression] = Cache.open(tmp_path / compression)
+        assert caches[compression].manifest.sampling.storage.compression == compression
     for i in range(6):
-        plain, compact, int8 = (caches[codec].trajectory(i) for codec in ("plain", "compact", "int8"))
+        plain, compact, int8 = (caches[compression].trajectory(i) for compression in ("none", "lossless", "int8"))
         assert same_bits(plain.velocity_KSC, compact.velocity_KSC)
         assert same_bits(plain.hidden_states_KSC, int8.hidden_states_KSC)
         difference = int8.velocity_KSC.astype("f4") - plain.velocity_KSC.astype("f4")
@@ -125,14 +125,14 @@ def test_every_codec_records_the_same_latents(tmp_path, dev_teacher, whole, form
 
 
 def test_compact_is_what_a_build_takes_by_itself(whole):
-    assert Cache.open(whole / "zarr").manifest.sampling.storage.codec == "compact"
+    assert Cache.open(whole / "zarr").manifest.sampling.storage.compression == "lossless"
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"codec": "int8"}, r"codec int8 rounds the velocity, .* exact one; use --latents stored"),
-        ({"codec": "zip"}, r"--codec: Input should be 'plain', 'compact' or 'int8' \(found 'zip'\)"),
+        ({"compression": "int8"}, r"codec int8 rounds the velocity, .* exact one; use --latents stored"),
+        ({"compression": "zip"}, r"--compression: Input should be 'plain', 'compact' or 'int8' \(found 'zip'\)"),
         ({"embeddings": "some"}, r"--embeddings: Input should be 'stored' or 'none' \(found 'some'\)"),
     ],
 )

@@ -71,7 +71,7 @@ def test_more_prompts_then_more_replicas_give_the_shards_of_a_build_of_everythin
 @BOTH
 @pytest.mark.parametrize(("stage", "count"), [("text", 1), ("sample", 2)])
 def test_an_interrupted_extension_goes_on_by_the_same_command(tmp_path, dev_teacher, texts, form, stage, count):
-    flags = {"format": form, "extend": True, "replicas": 2, **FP32}
+    flags = {"format": form, "extend": True, "samples_per_prompt": 2, **FP32}
     for name in ("c", "whole"):
         build_cache(tmp_path / name, dev_teacher, texts["first"], format=form, **FP32)
     with pytest.raises(KeyboardInterrupt):
@@ -158,7 +158,7 @@ def test_the_command_line_extends_and_says_by_what(tmp_path, texts, dev_teacher,
 
     words = ("build", tmp_path / "c", "--teacher", dev_teacher, "--steps", 2, "--shard-size", 4, "--prompts")
     assert secondcast(*words, texts["first"])[0] == 0
-    code, said, heard = secondcast(*words, texts["all"], "--extend", "--replicas", 2)
+    code, said, heard = secondcast(*words, texts["all"], "--extend", "--samples-per-prompt", 2)
     assert code == 0 and "18 trajectories of 9 prompts" in said
     assert "extended by 12 trajectories and 3 prompts, to 18 trajectories of 9 prompts" in " ".join(heard.split())
     segments = json.loads((tmp_path / "c/manifest.json").read_bytes())["prompts"]["generations"]

@@ -7,7 +7,7 @@ import torch
 from diffusers import FluxPipeline
 
 from secondcast.cache_builder.repair.rebuild import rebuild
-from secondcast.cache_builder.repair.recompute import recompute
+from secondcast.cache_builder.repair.resample import recompute
 from secondcast.inspection.diff import compare, diff_lines
 from secondcast.inspection.summary import summarise
 from secondcast.inspection.summary_text import summary_lines

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from secondcast.cache_builder import networks, waiting
 from secondcast.cache_builder.build import WorkerConfig
-from secondcast.cache_builder.share import Worker
 from secondcast.cache_builder.waiting import needed_embeddings, wait_for_embeddings
+from secondcast.cache_builder.worker import Worker
 from secondcast.models.memory.peak import begin_peak, peak_memory
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
 from secondcast.storage_schemas.errors import NotInCacheError
@@ -65,7 +65,7 @@ def test_sampling_asks_for_a_text_stage_that_is_not_finished(tmp_path, dev_teach
         build_cache(tmp_path / "c", dev_teacher, prompt_file, share=share(stage="sample"))
     assert str(caught.value) == (
         f"{tmp_path}/c lacks 1 of the 2 embedding shards that this stage samples from: give the command with --stage "
-        f"text first (or --stage all), or --wait SECONDS where another machine is making them"
+        f"text first (or --stage all), or --embeddings-timeout SECONDS where another machine is making them"
     )
 
 

@@ -36,7 +36,7 @@ def prompts(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def clip_cache(tmp_path_factory, dev_teacher, prompts) -> Path:
     folder = tmp_path_factory.mktemp("clip") / "c"
-    flags = {"text_length": 20, "pooled": "clip", "schedule": "reference", "height": 16, "width": 24}
+    flags = {"text_length": 20, "pooled": "clip", "schedule": "distillt5", "height": 16, "width": 24}
     build_cache(folder, dev_teacher, prompts, dtype="float32", **flags)
     return folder
 
@@ -75,7 +75,7 @@ def test_each_flag_lands_in_the_manifest(clip_cache, dev_teacher):
     assert {"tokenizer.json", "tokenizer_config.json"} <= teacher.pooled_tokenizer.keys()
     assert "text_encoder/model.safetensors" in teacher.weights
     assert (sampling.height, sampling.width, sampling.image_tokens) == (16, 24, 24)
-    assert sampling.schedule == "reference" and sampling.timesteps[-1] < 0.005
+    assert sampling.schedule == "distillt5" and sampling.timesteps[-1] < 0.005
 
 
 def test_without_the_flags_the_manifest_is_as_it_always_was(tmp_path, dev_teacher, prompts):
@@ -83,7 +83,7 @@ def test_without_the_flags_the_manifest_is_as_it_always_was(tmp_path, dev_teache
     written = json.loads((tmp_path / "c/manifest.json").read_bytes())
     assert not {"pooled_encoder_config", "pooled_tokenizer"} & written["teacher"].keys()
     assert "text_encoder/model.safetensors" not in written["teacher"]["weights"]
-    assert (written["teacher"]["pooled"], written["sampling"]["schedule"]) == ("zero", "pipeline")
+    assert (written["teacher"]["pooled"], written["sampling"]["schedule"]) == ("zero", "diffusers")
 
 
 @pytest.mark.parametrize(
@@ -91,11 +91,11 @@ def test_without_the_flags_the_manifest_is_as_it_always_was(tmp_path, dev_teache
     [
         ({"pooled": "zero"}, r'teacher\.pooled = "clip", you asked for "zero": every recorded number depends on it'),
         ({"text_length": 21}, r"teacher\.text_length = 20, you asked for 21"),
-        ({"schedule": "pipeline"}, r'sampling\.schedule = "reference", you asked for "pipeline"'),
+        ({"schedule": "diffusers"}, r'sampling\.schedule = "distillt5", you asked for "diffusers"'),
     ],
 )
 def test_other_flags_on_the_same_cache_are_refused(clip_cache, dev_teacher, prompts, flags, field):
-    given = {"text_length": 20, "pooled": "clip", "schedule": "reference", "height": 16, "width": 24} | flags
+    given = {"text_length": 20, "pooled": "clip", "schedule": "distillt5", "height": 16, "width": 24} | flags
     with pytest.raises(SettingsMismatchError, match=field):
         build_cache(clip_cache, dev_teacher, prompts, dtype="float32", **given)
 
@@ -131,7 +131,10 @@ def test_a_lost_shard_with_pooled_vectors_is_rebuilt_to_the_same_bytes(tmp_path,
             "--text-length: FluxPipeline refuses a max_sequence_length above 512, and a .*found 513",
         ),
         ({"text_length": 0}, r"--text-length: .*greater than or equal to 1 \(found 0\)"),
-        ({"pooled": "clip", "embeddings": "none"}, "^--pooled clip does not go with --embeddings none: replay needs"),
+        (
+            {"pooled": "clip", "embeddings": "none"},
+            "^--pooled clip does not go with --no-store-embeddings: replay needs",
+        ),
         ({"height": 16}, "^--height is given without --width: give both, or --resolution for a square$"),
         ({"width": 16}, "^--width is given without --height: give both"),
         ({"height": 16, "width": 16, "resolution": 16}, "^--resolution is given beside --height and --width: give one"),
@@ -208,7 +211,7 @@ def test_a_rebuild_where_the_recorded_backend_does_not_run_says_so(tmp_path, dev
     cache = tmp_path / "c"
     build_cache(cache, dev_teacher, prompts, steps=1, attention_backend="_native_math")
     (cache / "trajectories.zarr/velocity/c/1/0/0/0").unlink()
-    monkeypatch.setattr("secondcast.cache_builder.networks.backend_of_record", lambda name: "flash")
+    monkeypatch.setattr("secondcast.cache_builder.teacher_models.backend_of_record", lambda name: "flash")
     teacher = find_teacher(str(dev_teacher), build_parts("zero"))
     with pytest.raises(
         DamagedCacheError, match="attention _native_math, which does not work here: rebuild on the mach"

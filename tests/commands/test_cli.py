@@ -32,7 +32,7 @@ def secondcast(*words: str | Path, capsys: pytest.CaptureFixture) -> tuple[int, 
 @pytest.fixture
 def pocket_prompts(tmp_path, capsys):
     file = tmp_path / "prompts.txt"
-    assert secondcast("prompts", "pocket", file, "--count", "70", capsys=capsys)[0] == 0
+    assert secondcast("prompts", "pocket", file, "--num-prompts", "70", capsys=capsys)[0] == 0
     return file
 
 
@@ -61,7 +61,7 @@ def test_the_whole_road_on_the_pocket_teacher(tmp_path, pocket_prompts, capsys):
         cache,
         "--student",
         "pocket-tiny",
-        "--warmup-steps",
+        "--pretrain-steps",
         4,
         "--steps",
         2,
@@ -77,11 +77,11 @@ def test_the_whole_road_on_the_pocket_teacher(tmp_path, pocket_prompts, capsys):
         "score",
         out,
         "--pocket",
-        "--count",
+        "--num-prompts",
         6,
         "--steps",
         2,
-        "--picture",
+        "--sample-grid",
         tmp_path / "p.png",
         "--json",
         capsys=capsys,
@@ -94,7 +94,7 @@ def test_the_whole_road_on_the_pocket_teacher(tmp_path, pocket_prompts, capsys):
 def test_every_flag_of_the_teacher_goes_the_whole_road(tmp_path, pocket_prompts, dev_teacher, capsys):
     cache = tmp_path / "cache"
     words = ["build", cache, "--teacher", dev_teacher, "--prompts", pocket_prompts, "--limit", 3, "--steps", 2]
-    words += ["--text-length", 30, "--pooled", "clip", "--schedule", "reference", "--height", 16, "--width", 24]
+    words += ["--text-length", 30, "--pooled", "clip", "--schedule", "distillt5", "--height", 16, "--width", 24]
     code, said, _ = secondcast(*words, "--attention-backend", "_native_math", capsys=capsys)
     assert code == 0 and re.fullmatch(rf"{cache}: 3 trajectories of 3 prompts, [0-9.]+ KiB\n", said)
     said = secondcast("inspect", "summary", cache, capsys=capsys)[1]
@@ -138,9 +138,9 @@ BUILD = ["build", "c", "--teacher", "pocket", "--prompts", "p.txt"]
         ([*BUILD, "--format", "npz"], 2, r"'npz' is not one of 'zarr'"),
         ([*BUILD, "--text-length", "600"], 1, r"--text-length: FluxPipeline refuses a max_sequence_length above 512"),
         (
-            [*BUILD, "--pooled", "clip", "--embeddings", "none"],
+            [*BUILD, "--pooled", "clip", "--no-store-embeddings"],
             1,
-            r": --pooled clip does not go with --embeddings none",
+            r": --pooled clip does not go with --no-store-embeddings",
         ),
         ([*BUILD, "--pooled", "real"], 2, r"'real' is not one of 'zero', 'clip'"),
         ([*BUILD, "--height", "16"], 1, r"--height is given without --width: give both"),
@@ -162,9 +162,9 @@ BUILD = ["build", "c", "--teacher", "pocket", "--prompts", "p.txt"]
         (["evaluate", "score", "taken", "--pocket"], 1, r"taken holds no student"),
         (["export", "nix", "out"], 1, r"no student nix"),
         (
-            ["prompts", "pocket", "x/y.txt", "--count", "0"],
+            ["prompts", "pocket", "x/y.txt", "--num-prompts", "0"],
             2,
-            r"Invalid value for '--count': .*greater than or equal to 1",
+            r"Invalid value for '--num-prompts': .*greater than or equal to 1",
         ),
     ],
 )

@@ -42,8 +42,8 @@ def test_the_flags_of_the_demo_are_the_ones_it_knows():
 
 
 def test_an_error_in_a_part_names_the_command_whose_flags_it_advises(tmp_path, capsys):
-    words = ["demo", tmp_path / "d", "--count", "64", "--device", "cpu", "--quiet"]
-    asked = {"count": 64, "warmup_steps": 2500, "steps": 300}
+    words = ["demo", tmp_path / "d", "--num-prompts", "64", "--device", "cpu", "--quiet"]
+    asked = {"count": 64, "pretrain_steps": 2500, "steps": 300}
     OutputFolder.open(tmp_path / "d", "demo", (), settings=asked)
     (tmp_path / "d/cache").mkdir()
     (tmp_path / "d/cache/manifest.json").write_text('{"format": "other"}')

@@ -104,8 +104,8 @@ RUNNABLE = (
 )  # fmt: skip
 # What is made smaller, so that it takes no more than a second.
 LESS = {
-    "prompts commontext": ["--count", "50"],
-    "prompts pocket": ["--count", "64"],
+    "prompts commontext": ["--num-prompts", "50"],
+    "prompts pocket": ["--num-prompts", "64"],
     "build": ["--limit", "2", "--steps", "1"],
 }
 
@@ -129,7 +129,7 @@ def test_an_example_runs_where_the_things_that_it_names_exist(name, line, named_
         # They make what the others find.
         (tmp_path / ("my-cache" if name == "build" else "prompts.txt")).unlink()
     monkeypatch.chdir(tmp_path)
-    line = line.replace("--recompute 4", "--recompute 1")
+    line = line.replace("--resample 4", "--resample 1")
     code, said, heard = secondcast(*shlex.split(line)[1:], *LESS.get(name, []), capsys=capsys)
     assert code == 0 and said.strip(), heard
     assert not set("\r\x1b") & set(said + heard)
@@ -180,7 +180,7 @@ def said_by(*lines: tuple[list[str], dict[str, str]]) -> list[str]:
 
 COMPLETED = {
     "secondcast inspect ": {"summary", "show", "diff", "images", "verify"},
-    "secondcast build --codec ": {"plain", "compact", "int8"},
+    "secondcast build --compression ": {"none", "lossless", "int8"},
     "secondcast convert a b --for": {"--format"},
     "secondcast plan build --gpu h1": {"h100-sxm"},
     "secondcast build c --teacher ": {"pocket", "black-forest-labs/FLUX.1-dev"},
@@ -208,8 +208,11 @@ def test_what_only_prints_imports_nothing_heavy():
         (["bild"], "No such command 'bild'. Did you mean 'build'? (secondcast --help lists what there is)"),
         (["inspect", "sumary", "c"], "No such command 'sumary'. Did you mean 'summary'? (secondcast inspect --help "),
         (["build", "c", "--teachr", "x"], "No such option: --teachr. Did you mean --teacher? (secondcast build --help"),
-        (["subset", "a", "b", "--count", "many"], "Invalid value for '--count': "),
-        (["build", "c", "--codec", "zip"], "Invalid value for '--codec': 'zip' is not one of 'plain', 'compact'"),
+        (["subset", "a", "b", "--num-prompts", "many"], "Invalid value for '--num-prompts': "),
+        (
+            ["build", "c", "--compression", "zip"],
+            "Invalid value for '--compression': 'zip' is not one of 'plain', 'compact'",
+        ),
     ],
 )
 def test_what_is_misspelt_is_one_line_with_what_was_meant(words, message, capsys):
@@ -252,7 +255,7 @@ def interrupted(words: list[str], wait_for: str, folder: Path) -> tuple[int, str
 def test_ctrl_c_says_of_a_command_that_keeps_nothing_that_it_begins_anew(tmp_path, named_things):
     # Of one that keeps what it finished: tests/commands/test_cli.py. The teacher is loaded after the files are
     # compared.
-    words = ["inspect", "verify", str(named_things / "my-cache"), "--recompute", "2"]
+    words = ["inspect", "verify", str(named_things / "my-cache"), "--resample", "2"]
     code, last = interrupted(words, "verify: ", tmp_path)
     assert code == 130 and last == f"secondcast: {interrupted_text(False)}"
 

@@ -160,7 +160,7 @@ def test_the_papers_compbench_has_4200_lines_and_4159_distinct_prompts(shared_pr
 
 @pytest.mark.parametrize("name", ["signs.txt", "signs.json", "signs.jsonl"])
 def test_signs_are_read_back_from_every_ending(name, capsys):
-    assert secondcast("prompts", "commontext", name, "--count", 50, capsys=capsys)[1] == f"50 prompts in {name}\n"
+    assert secondcast("prompts", "commontext", name, "--num-prompts", 50, capsys=capsys)[1] == f"50 prompts in {name}\n"
     facts = json.loads(secondcast("prompts", "count", name, "--json", capsys=capsys)[1])
     assert (facts["distinct"], facts["repeated"], facts["names"]) == (50, 0, {"signs": 50})
 
@@ -175,7 +175,10 @@ def test_signs_are_read_back_from_every_ending(name, capsys):
         (["compbench", "nix", "out.jsonl"], "nix has no color_train.txt, complex_train.txt, non_spatial_train.txt"),
         (["compbench", "bench", "out.csv"], "out.csv ends with '.csv', expected .jsonl: a build reads a file by its"),
         (["commontext", "out"], "out ends with 'nothing', expected .txt or .json or .jsonl"),
-        (["commontext", "o.txt", "--words", "1", "--count", "9999"], "--count 9999: at most 1614 distinct prompts can"),
+        (
+            ["commontext", "o.txt", "--words", "1", "--num-prompts", "9999"],
+            "--num-prompts 9999: at most 1614 distinct prompts can",
+        ),
         (["count", "a.txt", "--teacher", "nobody"], "no teacher 'nobody': expected 'pocket'"),
     ],
 )
@@ -194,7 +197,7 @@ def test_without_wordfreq_the_extra_is_named(monkeypatch, capsys):
 
 
 def test_these_commands_start_without_torch(bench):
-    lines = ("list a.txt", "count b.csv", "compbench bench o.jsonl", "commontext o.txt --count 9")
+    lines = ("list a.txt", "count b.csv", "compbench bench o.jsonl", "commontext o.txt --num-prompts 9")
     commands = [line.split() for line in lines]
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"

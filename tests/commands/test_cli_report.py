@@ -22,7 +22,7 @@ def cache(tmp_path):
 
 def test_one_file_holds_cache_strips_and_student(tmp_path, recorded, student, dev_teacher, capsys):
     words = ["--teacher", dev_teacher, "--student", student, "--out", tmp_path / "new/r.html", "--batch-size", 4]
-    words += ["--closed-loop", 0, "--frames", 1, "--strips", 2, "--device", "cpu"]
+    words += ["--closed-loop", 0, "--num-frames", 1, "--num-strips", 2, "--device", "cpu"]
     code, said, heard = secondcast("inspect", "report", recorded, *words, capsys=capsys)
     assert code == 0, heard
     page = (tmp_path / "new/r.html").read_text()
@@ -34,7 +34,9 @@ def test_one_file_holds_cache_strips_and_student(tmp_path, recorded, student, de
 
 def test_quiet_says_what_was_written_alone(tmp_path, cache, capsys):
     out = tmp_path / "r.html"
-    code, said, heard = secondcast("inspect", "report", cache, "--out", out, "--quiet", "--no-verify", capsys=capsys)
+    code, said, heard = secondcast(
+        "inspect", "report", cache, "--out", out, "--quiet", "--no-verify-checksums", capsys=capsys
+    )
     assert code == 0 and said.count("\n") == 1 and "files not checked" in said
     assert "film strips:" not in heard and "norms:" not in heard
 
@@ -43,15 +45,15 @@ def test_quiet_says_what_was_written_alone(tmp_path, cache, capsys):
     ("words", "message", "code"),
     [
         (
-            ["--strips", "some"],
-            f"--strips is 'some', {STRIPS}",
+            ["--num-strips", "some"],
+            f"--num-strips is 'some', {STRIPS}",
             1,
         ),
-        (["--strips", "-1"], f"--strips is '-1', {STRIPS}", 1),
+        (["--num-strips", "-1"], f"--num-strips is '-1', {STRIPS}", 1),
         (["--student", "no-run"], "no student no-run: expected a run folder, or what `secondcast export` wrote", 1),
         (["--evaluation", "no.json"], "no file no.json: expected what `secondcast evaluate score --out` wrote", 1),
         (["--teacher", "/nowhere/at/all"], "/nowhere/at/all", 1),
-        (["--side", "4"], "--side", 1),
+        (["--frame-size", "4"], "--frame-size", 1),
     ],
 )
 def test_what_does_not_fit_is_one_line_and_leaves_the_report_of_before(tmp_path, cache, capsys, words, message, code):
@@ -92,7 +94,7 @@ def test_a_folder_that_is_no_cache_is_one_line(tmp_path, capsys):
 def test_a_report_replaces_one_of_the_same_cache_and_no_other_file(tmp_path, cache, monkeypatch, capsys):
     write_cache(tmp_path / "other")
     out = tmp_path / "r.html"
-    words = ["inspect", "report", "--out", out, "--quiet", "--no-verify"]
+    words = ["inspect", "report", "--out", out, "--quiet", "--no-verify-checksums"]
     assert secondcast(*words, cache, capsys=capsys)[0] == 0
     first = out.read_bytes()
     monkeypatch.chdir(tmp_path)

@@ -11,10 +11,10 @@ from tests.trainer.conftest import cache_folder, t5_config
 __all__ = ["cache_folder", "t5_config"]
 
 OPTIONS = {
-    "warmup_loss": "context", "loss": "vision", "huber": 0.5, "step_weights": "interval", "embedding_term": 0.25,
-    "accumulate": 2, "order": "shuffled", "steps_per_trajectory": 2, "decay": "linear", "lr_warmup_steps": 1,
-    "ema": 0.9, "student_dtype": "bfloat16-autocast", "modulation": "table", "checkpoint_blocks": 2,
-    "keep": 3, "batch_size": 4, "steps": 2, "warmup_steps": 1,
+    "pretrain_loss": "context", "loss": "vision", "huber_delta": 0.5, "timestep_weighting": "interval", "embedding_loss_weight": 0.25,
+    "grad_accum_steps": 2, "data_order": "shuffled", "timesteps_per_sample": 2, "lr_schedule": "linear", "lr_warmup_steps": 1,
+    "ema_decay": 0.9, "student_dtype": "bfloat16-autocast", "modulation": "precomputed", "activation_checkpointing": 2,
+    "keep_checkpoints": 3, "batch_size": 4, "steps": 2, "pretrain_steps": 1,
 }  # fmt: skip
 
 
@@ -63,17 +63,17 @@ def test_an_embedding_loss_alone_asks_for_no_transformer(tmp_path, words, capsys
 
 
 def test_options_that_do_not_go_together_are_one_line(words, capsys):
-    code, _, heard = secondcast(*words, "--order", "following", "--steps-per-trajectory", 2, capsys=capsys)
+    code, _, heard = secondcast(*words, "--data-order", "sequential", "--timesteps-per-sample", 2, capsys=capsys)
     assert code == 1 and heard.count("\n") == 1
-    assert "steps-per-trajectory is 2 with order following, expected 1: it walks each trajectory step by step" in heard
+    assert "timesteps-per-sample is 2 with order following, expected 1: it walks each trajectory step by step" in heard
 
 
 def test_metrics_are_shown_in_tensorboard_too(tmp_path, words, capsys):
-    code, _, heard = secondcast(*words, "--steps", 1, "--batch-size", 2, "--log-to", "tensorbord", capsys=capsys)
-    assert (code, heard) == (1, "secondcast: --log-to is 'tensorbord', expected tensorboard or wandb\n")
-    code, _, _ = secondcast(*words, "--steps", 1, "--batch-size", 2, "--log-to", "tensorboard", capsys=capsys)
+    code, _, heard = secondcast(*words, "--steps", 1, "--batch-size", 2, "--report-to", "tensorbord", capsys=capsys)
+    assert (code, heard) == (1, "secondcast: --report-to is 'tensorbord', expected tensorboard or wandb\n")
+    code, _, _ = secondcast(*words, "--steps", 1, "--batch-size", 2, "--report-to", "tensorboard", capsys=capsys)
     assert code == 0 and list((tmp_path / "run/tensorboard").glob("events.*"))
-    assert "log_to" not in json.loads((tmp_path / "run" / CONFIG_FILE).read_bytes())["settings"]
+    assert "report_to" not in json.loads((tmp_path / "run" / CONFIG_FILE).read_bytes())["settings"]
 
 
 def test_a_training_without_cache_or_student_is_one_line(words, capsys):
@@ -89,7 +89,7 @@ def test_a_training_without_cache_or_student_is_one_line(words, capsys):
 RECIPE = """
 student = "nobody"
 seed = 3
-floor = 2
+replay-check = 2
 [[stage]]
 steps = 1
 batch-size = 2
@@ -110,7 +110,7 @@ def test_a_flag_beside_a_recipe_counts_even_where_it_is_the_default(tmp_path, re
     assert (settings["student"], settings["seed"], settings["floor"]) == (str(t5_config), 0, 2)
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--steps", 1000), ("--loss", "vision"), ("--warmup-learning-rate", 1)])
+@pytest.mark.parametrize(("flag", "value"), [("--steps", 1000), ("--loss", "vision"), ("--pretrain-lr", 1)])
 def test_what_a_stage_says_is_no_flag_beside_a_recipe(tmp_path, recipe_words, flag, value, capsys):
     code, _, heard = secondcast(*recipe_words, flag, value, capsys=capsys)
     assert code == 1 and heard == (

@@ -41,7 +41,7 @@ def test_parts_are_cut_out_and_merged_again(capsys):
     assert code == 0 and said.startswith("b: 4 trajectories of 2 prompts, ")
     assert "1 of 3 lines name no prompt of a, the first: 'nix'" in heard
     assert "2 of 6 prompts, 4 of 12 trajectories" in heard
-    assert secondcast("subset", "a", "c", "--source", "made-up", "--count", "4", "-q", capsys=capsys)[0] == 0
+    assert secondcast("subset", "a", "c", "--source", "made-up", "--num-prompts", "4", "-q", capsys=capsys)[0] == 0
     code, said, heard = secondcast("merge", "b", "c", "a", "all", capsys=capsys)
     assert code == 0 and said.startswith("all: 12 trajectories of 6 prompts, ")
     assert "12 trajectories of 6 prompts out of 3 caches (12 duplicates dropped)" in heard
@@ -79,17 +79,29 @@ def test_what_is_missing_and_what_differs_is_said(capsys):
         (["convert", "a"], 2, r"Missing argument 'DST'"),
         (["convert", "a", "b", "--format", "npz"], 2, r"'npz' is not one of 'zarr', 'webdataset'"),
         (
-            ["convert", "a", "b", "--codec", "zip"],
+            ["convert", "a", "b", "--compression", "zip"],
             2,
-            r"Invalid value for '--codec': 'zip' is not one of 'plain', 'compact', 'int8'",
+            r"Invalid value for '--compression': 'zip' is not one of 'plain', 'compact', 'int8'",
         ),
-        (["convert", "a", "b", "--codec", "int8"], 1, r"codec int8 rounds the velocity, .*; use --latents stored"),
+        (
+            ["convert", "a", "b", "--compression", "int8"],
+            1,
+            r"codec int8 rounds the velocity, .*; use --latents stored",
+        ),
         (["convert", "a", "b", "--latents", "none"], 2, r"'none' is not one of 'derived', 'stored'"),
         (["convert", "a", "a"], 1, r"the target .*a and the source .*a lie within each other: a source is only read; "),
         (["convert", "nix", "b"], 1, r"nix is not a folder: give the folder that `secondcast build` made"),
         (["convert", "a", "taken"], 1, r"taken holds 'x' and 0 more, but no manifest.json"),
-        (["subset", "a", "b"], 1, r"subset needs one of --source NAME, --ids FILE and --count N; a whole copy is"),
-        (["subset", "a", "b", "--count", "0"], 2, r"Invalid value for '--count': .*greater than or equal to 1"),
+        (
+            ["subset", "a", "b"],
+            1,
+            r"subset needs one of --source NAME, --ids FILE and --num-prompts N; a whole copy is",
+        ),
+        (
+            ["subset", "a", "b", "--num-prompts", "0"],
+            2,
+            r"Invalid value for '--num-prompts': .*greater than or equal to 1",
+        ),
         (["subset", "a", "b", "--ids", "nix.txt"], 1, r"no prompt file nix.txt: expected a text file"),
         (["subset", "a", "b", "--ids", "taken/x"], 1, r"nothing of a is selected: it has 2 prompts \(made-up 2\), the"),
         (["subset", "a", "b", "--source", "nix"], 1, r"--source 'nix' is not in a: its sources are made-up 2"),

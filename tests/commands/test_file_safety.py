@@ -25,7 +25,7 @@ TRAIN = [
     "--batch-size",
     "1",
 ]
-TRAIN += ["--floor", "0", "-q"]
+TRAIN += ["--replay-check", "0", "-q"]
 BUILD = ["build", "{out}/c", "--teacher", "pocket", "--prompts", "{made}/p.txt", "--limit", "2", "--steps", "1", "-q"]
 GENERATE = ["generate", "teacher", "--teacher", "pocket", "--prompts", "{made}/p.txt", "--limit", "1", "--steps", "1"]
 PICTURE = [
@@ -33,19 +33,29 @@ PICTURE = [
     "score",
     "{made}/run",
     "--pocket",
-    "--count",
+    "--num-prompts",
     "1",
     "--steps",
     "1",
-    "--picture",
+    "--sample-grid",
     "{out}/p.png",
     "-q",
 ]
-TABLE = ["evaluate", "table", "a={made}/run", "--cache", "{made}/cache", "--trajectories", "1", "--closed-loop", "0"]
+TABLE = [
+    "evaluate",
+    "table",
+    "a={made}/run",
+    "--cache",
+    "{made}/cache",
+    "--num-trajectories",
+    "1",
+    "--closed-loop",
+    "0",
+]
 TABLE += ["--out", "{out}/t", "-q"]
 IMAGES = ["inspect", "images", "{made}/cache", "0", "-q", "--out"]
 REPAIR = ["repair", "{out}/c", "--from", "{made}/cache", "-q"]
-SCORE = ["evaluate", "score", "{made}/run", "--cache", "{made}/cache", "--count", "1", "--closed-loop", "0", "-q"]
+SCORE = ["evaluate", "score", "{made}/run", "--cache", "{made}/cache", "--num-prompts", "1", "--closed-loop", "0", "-q"]
 MINE = b"mine, and of nobody else"
 
 
@@ -81,8 +91,8 @@ ROWS = {
     "build beside": Row(words=BUILD, foreign=("c/thesis.txt",)),
     "train": Row(words=TRAIN, foreign=("run/config.json", "run/metrics.jsonl")),
     "train beside": Row(words=TRAIN, foreign=("run/thesis.txt",)),
-    "train --local-copy": Row(
-        words=[*TRAIN, "--local-copy", "{out}/near", "--local-copy-gib", "0.001"],
+    "train --local-cache-dir": Row(
+        words=[*TRAIN, "--local-cache-dir", "{out}/near", "--local-cache-gib", "0.001"],
         foreign=("near/mine.bin", "near/secondcast-shards/mine.bin"), goes=True,
     ),
     "export": Row(words=["export", "{made}/run", "{out}/s", "-q"], foreign=("s/config.json",)),
@@ -92,7 +102,7 @@ ROWS = {
     ),
     "generate": Row(words=[*GENERATE, "--out", "{out}/g", "-q"], foreign=("g/index.jsonl", "g/000000.png")),
     "evaluate score": Row(words=[*SCORE, "--out", "{out}/e.json"], foreign=("e.json",)),
-    "evaluate score --picture": Row(words=PICTURE, foreign=("p.png",)),
+    "evaluate score --sample-grid": Row(words=PICTURE, foreign=("p.png",)),
     "evaluate table": Row(words=TABLE, foreign=("t/errors.md",)),
     "evaluate table beside": Row(
         words=TABLE, foreign=("t/thesis.txt", "t/table.md", "t/evaluated/mine.json"), goes=True
@@ -104,21 +114,21 @@ ROWS = {
         foreign=("c.png",),
     ),
     "inspect report": Row(
-        words=["inspect", "report", "{made}/cache", "--strips", "0", "--out", "{out}/r.html", "-q"], foreign=("r.html",)
+        words=["inspect", "report", "{made}/cache", "--num-strips", "0", "--out", "{out}/r.html", "-q"], foreign=("r.html",)
     ),
     "convert": Row(
         words=["convert", "{made}/cache", "{out}/d", "--format", "webdataset", "-q"], foreign=("d/manifest.json",)
     ),
-    "subset": Row(words=["subset", "{made}/cache", "{out}/d", "--count", "1", "-q"], foreign=("d/prompts.offsets",)),
+    "subset": Row(words=["subset", "{made}/cache", "{out}/d", "--num-prompts", "1", "-q"], foreign=("d/prompts.offsets",)),
     "merge": Row(words=["merge", "{made}/cache", "{made}/cache", "{out}/d", "-q"], foreign=("d/commits/index.json",)),
     "repair": Row(words=REPAIR, foreign=("c/manifest.json", "c/prompts.jsonl")),
     "repair damaged": Row(
         words=REPAIR, foreign=("c/.notes.1-2.tmp", "beside.txt"), goes=True, before=damaged_cache
     ),
-    "prompts pocket": Row(words=["prompts", "pocket", "{out}/p.txt", "--count", "300"], foreign=("p.txt",)),
-    "prompts commontext": Row(words=["prompts", "commontext", "{out}/p.json", "--count", "300"], foreign=("p.json",)),
+    "prompts pocket": Row(words=["prompts", "pocket", "{out}/p.txt", "--num-prompts", "300"], foreign=("p.txt",)),
+    "prompts commontext": Row(words=["prompts", "commontext", "{out}/p.json", "--num-prompts", "300"], foreign=("p.json",)),
     "prompts compbench": Row(words=["prompts", "compbench", "{made}/bench", "{out}/p.jsonl"], foreign=("p.jsonl",)),
-    "demo": Row(words=["demo", "{out}/demo", "--count", "64", "-q"], foreign=("demo/prompts.txt",)),
+    "demo": Row(words=["demo", "{out}/demo", "--num-prompts", "64", "-q"], foreign=("demo/prompts.txt",)),
 }  # fmt: skip
 # A demo that is not refused takes minutes.
 SHORT = [name for name in ROWS if name != "demo"]
@@ -141,7 +151,7 @@ def made(place):
     for name in ("color", "complex", "non_spatial", "shape", "spatial", "texture"):
         (folder / f"bench/{name}_train.txt").write_text("".join(f"a {name} thing number {n}\n" for n in range(50)))
     words = [
-        ["prompts", "pocket", f"{folder}/p.txt", "--count", "70"],
+        ["prompts", "pocket", f"{folder}/p.txt", "--num-prompts", "70"],
         ["build", f"{folder}/cache", "--teacher", "pocket", "--prompts", f"{folder}/p.txt", "--steps", "1", "-q"],
         [word.replace("{made}", str(folder)).replace("{out}", str(folder)) for word in TRAIN],
     ]  # fmt: skip

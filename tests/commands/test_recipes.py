@@ -37,7 +37,9 @@ def test_each_recipe_says_how_it_is_run():
 
 
 def test_captions_of_one_kind_make_a_cache_of_one_kind(tmp_path, capsys):
-    code, said, _ = secondcast("prompts", "pocket", tmp_path / "s.txt", "--kind", "sign", "--count", 40, capsys=capsys)
+    code, said, _ = secondcast(
+        "prompts", "pocket", tmp_path / "s.txt", "--kind", "sign", "--num-prompts", 40, capsys=capsys
+    )
     assert code == 0 and said == f"40 captions in {tmp_path}/s.txt\n"
     assert all(isinstance(world.parse(line), world.Sign) for line in (tmp_path / "s.txt").read_text().splitlines())
 

@@ -135,7 +135,7 @@ def test_a_cache_without_embeddings_has_no_floor_and_no_teacher_that_leads(tmp_p
     found = evaluate_on_cache(student, Cache.open(cache), replayed(dev_teacher), chosen, device=CPU, progress=heard)
     assert found.floor is None and list(found.closed_loop.text_encoders) == ["student"]
     assert (
-        f"no replay floor: {cache} was built with --embeddings none; a cache with --embeddings stored has one"
+        f"no replay floor: {cache} was built with --no-store-embeddings; a cache with --store-embeddings has one"
     ) in heard.heard
 
 

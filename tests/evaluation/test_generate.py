@@ -13,9 +13,9 @@ from PIL import Image
 
 from secondcast.evaluation import leader as leader_module
 from secondcast.evaluation.generate import generate
-from secondcast.evaluation.leader import teacher_parts
 from secondcast.evaluation.pictures.folder import picture_name
 from secondcast.evaluation.settings.generating import PictureOptions
+from secondcast.evaluation.text_encoder import teacher_parts
 from secondcast.models.noise import draw_noise
 from secondcast.models.student.student import load_student, new_student, save_student
 from secondcast.models.teacher.folder import find_teacher

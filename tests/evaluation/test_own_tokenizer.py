@@ -10,10 +10,10 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from secondcast.evaluation.generate import generate
-from secondcast.evaluation.leader import open_leader, teacher_and_students, teacher_parts
 from secondcast.evaluation.pocket_scores import score_encoders
 from secondcast.evaluation.sampling import Generator
 from secondcast.evaluation.settings.generating import PictureOptions
+from secondcast.evaluation.text_encoder import open_leader, teacher_and_students, teacher_parts
 from secondcast.models.noise import draw_noise
 from secondcast.models.student.student import load_student, new_student, save_student
 from secondcast.models.student.tokens import own_tokens

@@ -7,10 +7,10 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from secondcast.evaluation.leader import teacher_and_students
 from secondcast.evaluation.pictures.picture import enlarged, side_by_side
 from secondcast.evaluation.pocket_scores import score_encoders, score_images, table_rows
 from secondcast.evaluation.sampling import Generator
+from secondcast.evaluation.text_encoder import teacher_and_students
 from secondcast.models.student.student import new_student, save_student
 from secondcast.models.teacher.folder import BUILD_PARTS, TeacherFolder, find_teacher
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder

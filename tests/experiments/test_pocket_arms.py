@@ -57,7 +57,7 @@ def test_order_and_steps_per_trajectory_change_nothing_else():
         arms = arms_of(kind)
         short = next(arm for arm in arms if arm.family == "short" and arm.warmup == "context")
         for arm in arms:
-            if arm.family in {"following", "share4", "share20"}:
+            if arm.family in {"sequential", "share4", "share20"}:
                 assert arm.warmup == "context"
                 assert kind == "time" or (arm.pretrain_steps, arm.steps) == (short.pretrain_steps, short.steps)
 

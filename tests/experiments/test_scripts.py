@@ -34,6 +34,19 @@ def test_the_premise_is_measured_on_the_shipped_teacher():
 
 @pytest.mark.slow
 def test_an_arm_of_the_training_experiment_is_calibrated(tmp_path: Path):
-    small = ["--count", "64", "--captions", "2", "--steps", "2", "--seconds", "0.1", "--seeds", "1", "--jobs", "1"]
+    small = [
+        "--num-prompts",
+        "64",
+        "--captions",
+        "2",
+        "--steps",
+        "2",
+        "--seconds",
+        "0.1",
+        "--seeds",
+        "1",
+        "--jobs",
+        "1",
+    ]
     run("experiments.pocket_training", str(tmp_path), "--part", "calibrate", *small)
     assert (tmp_path / "calibration.json").stat().st_size > 0

@@ -27,7 +27,7 @@ def told(*words, capsys) -> str:
 
 
 def test_a_folder_gets_a_strip_of_each_trajectory_and_the_sheet(tmp_path, recorded, dev_teacher, capsys):
-    words = ["images", recorded, "0", "7", "--teacher", dev_teacher, "--steps-of", "2,0", "--frame-pixels", 32]
+    words = ["images", recorded, "0", "7", "--teacher", dev_teacher, "--timesteps", "2,0", "--frame-size", 32]
     code, said, _ = secondcast("inspect", *words, "--out", tmp_path / "strips", capsys=capsys)
     keys = [Cache.open(recorded).trajectory(index).key for index in (0, 7)]
     assert code == 0 and said == f"2 film strips in {tmp_path}/strips, each by itself and all in sheet.png\n"
@@ -40,7 +40,7 @@ def test_a_folder_gets_a_strip_of_each_trajectory_and_the_sheet(tmp_path, record
 
 
 def test_pictures_that_are_there_stay_unless_asked_for(tmp_path, recorded, dev_teacher, capsys):
-    words = ["images", recorded, "0", "--teacher", dev_teacher, "--steps-of", "0", "--frame-pixels", 32]
+    words = ["images", recorded, "0", "--teacher", dev_teacher, "--timesteps", "0", "--frame-size", 32]
     (tmp_path / "strips").mkdir()
     key = Cache.open(recorded).trajectory(0).key
     for out, file in (("a.png", "a.png"), ("strips", "strips/sheet.png"), ("strips", f"strips/{key}.png")):
@@ -57,11 +57,11 @@ def test_pictures_that_are_there_stay_unless_asked_for(tmp_path, recorded, dev_t
 
 def test_what_cannot_be_shown_is_told_in_one_line(tmp_path, recorded, student, capsys):
     asked = ["images", recorded, "--out", tmp_path / "a.png"]
-    assert told(*asked, "--steps-of", "0", "--frames", 2, capsys=capsys) == (
-        "--frames and --steps-of both say which steps are shown: give one of them"
+    assert told(*asked, "--timesteps", "0", "--num-frames", 2, capsys=capsys) == (
+        "--num-frames and --timesteps both say which steps are shown: give one of them"
     )
-    assert told(*asked, "--steps-of", "9", capsys=capsys) == (
-        f"--steps-of names step 9, the trajectories of {recorded} have the steps 0 to 2"
+    assert told(*asked, "--timesteps", "9", capsys=capsys) == (
+        f"--timesteps names step 9, the trajectories of {recorded} have the steps 0 to 2"
     )
     other = make_teacher(tmp_path / "t", seed=2, in_channels=32)
     assert told(*asked, "--teacher", other, capsys=capsys).startswith(
@@ -95,8 +95,8 @@ def test_an_ending_of_no_picture_makes_no_folder(tmp_path, recorded, student, na
         assert (
             heard == f"secondcast: --out is {name}, which is named as a file, and a folder is expected: give {stem}\n"
         )
-    code, _, heard = secondcast("evaluate", "score", student, "--pocket", "--picture", name, capsys=capsys)
-    assert code == 1 and heard == f"secondcast: --picture is {name}, expected a picture such as {stem}.png\n"
+    code, _, heard = secondcast("evaluate", "score", student, "--pocket", "--sample-grid", name, capsys=capsys)
+    assert code == 1 and heard == f"secondcast: --sample-grid is {name}, expected a picture such as {stem}.png\n"
     assert not list(tmp_path.glob("*.*"))
 
 
@@ -108,7 +108,7 @@ def test_a_comparison_has_the_numbers_of_an_evaluation(tmp_path, recorded, stude
     code, said, _ = secondcast("inspect", *words, "--json", capsys=capsys)
     facts = json.loads(said)
     assert code == 0 and [one["name"] for one in facts["students"]] == ["s", "other"]
-    score = ["evaluate", "score", student, "--cache", recorded, "--count", 8, "--closed-loop", 8, *batch]
+    score = ["evaluate", "score", student, "--cache", recorded, "--num-prompts", 8, "--closed-loop", 8, *batch]
     assert secondcast(*score, "--out", tmp_path / "e.json", capsys=capsys)[0] == 0
     found = Evaluation.read(tmp_path / "e.json")
     rows = [row["students"]["s"] for row in facts["trajectories"]]

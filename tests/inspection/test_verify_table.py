@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from secondcast.inspection.mending import mending_commands, need_of, problem_lines
+from secondcast.inspection.repairing import mending_commands, need_of, problem_lines
 from secondcast.storage_schemas.maintenance.repair import repair_cache
 from secondcast.storage_schemas.maintenance.verify import Problem, Report, verify
 from secondcast.storage_schemas.progress import Silent

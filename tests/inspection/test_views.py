@@ -80,7 +80,7 @@ def test_every_view_works_on_both_formats_while_building_and_from_an_object_stor
     assert all(array["stored_bytes"] > 0 for array in facts["storage"]["arrays"])
     prompt = json.loads(ask("show", cache, "5", "--json"))["prompt"]
     assert prompt in ask("show", cache, "--prompt", prompt) and prompt in ask("show", cache, "--grep", prompt)
-    ask("images", cache, "1", "--teacher", dev_teacher, "--out", tmp_path / "one.png", "--steps-of", "0,2")
+    ask("images", cache, "1", "--teacher", dev_teacher, "--out", tmp_path / "one.png", "--timesteps", "0,2")
     assert Image.open(tmp_path / "one.png").width == 90 + 3 * 100
     words = ["compare", cache, "4", "--student", student, "--backbone", dev_teacher, "--batch-size", ROWS]
     assert "1 trajectory of " in ask(*words, "--out", tmp_path / "compare.png", "--quiet")
@@ -90,7 +90,7 @@ def test_every_view_works_on_both_formats_while_building_and_from_an_object_stor
 
 @pytest.mark.parametrize("form", ["zarr", "webdataset"])
 def test_bytes_by_array_are_those_of_the_files(tmp_path, form):
-    write_cache(tmp_path / "c", count=30, format=form, codec="compact", shard_size=16)
+    write_cache(tmp_path / "c", count=30, format=form, compression="lossless", shard_size=16)
     arrays = {array["name"]: array for array in summarise(Cache.open(tmp_path / "c"))["storage"]["arrays"]}
     assert arrays["velocity"]["raw_bytes"] == 30 * 3 * 4 * 2 * 2
     if form == "zarr":

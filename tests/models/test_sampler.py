@@ -238,15 +238,15 @@ def test_the_timesteps_of_flux_at_512_pixels_in_bf16_are_as_the_pipeline_passes_
 def test_at_512_pixels_the_reference_schedule_ends_at_1_point_9_and_the_pipelines_at_89_point_9():
     config = json.loads(FLUX_DEV_SCHEDULER.read_bytes())
     found = {}
-    for name in ("reference", "pipeline"):
+    for name in ("distillt5", "diffusers"):
         schedule = schedule_of(name, config, steps=20, image_tokens=1024, dtype=torch.float32)
         found[name] = [round(1000 * t, 1) for t in schedule.timesteps]
         assert schedule.sigmas[-1] == 0.0 and schedule.steps == 20
-    assert found["reference"] == [
+    assert found["distillt5"] == [
         1000.0, 971.3, 941.1, 909.3, 875.8, 840.4, 802.9, 763.2, 721.2, 676.4,
         628.7, 577.8, 523.4, 465.1, 402.3, 334.7, 261.6, 182.3, 96.1, 1.9,
     ]  # fmt: skip
-    assert found["pipeline"][1] == 972.7 and found["pipeline"][-1] == 89.9
+    assert found["diffusers"][1] == 972.7 and found["diffusers"][-1] == 89.9
 
 
 def test_noise_is_a_function_of_seed_prompt_and_replica_and_pinned():

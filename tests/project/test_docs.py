@@ -20,7 +20,7 @@ PAGES = (
     ROOT / "docs/building.md",
     ROOT / "docs/training.md",
     ROOT / "docs/small-gpus.md",
-    ROOT / "docs/looking.md",
+    ROOT / "docs/inspecting.md",
     ROOT / "docs/evaluation.md",
 )
 LINKING = (
@@ -77,7 +77,7 @@ def test_a_documented_command_line_is_one_that_the_program_takes(page, line):
     ("line", "message"),
     [
         ("secondcast build c --teacher pocket --prompts p.txt --shards 3", "--shards"),
-        ("secondcast build c --teacher pocket --prompts p.txt --codec zip", "'zip' is not one of"),
+        ("secondcast build c --teacher pocket --prompts p.txt --compression zip", "'zip' is not one of"),
         ("secondcast build c --teacher pocket", "--prompts"),
         ("secondcast inspect verify", "CACHE"),
         ("secondcast inspect verify a b", "unexpected extra argument"),

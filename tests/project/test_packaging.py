@@ -73,7 +73,7 @@ def test_an_installed_wheel_runs_the_demo_from_a_folder_with_packages_of_the_sam
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         (work / name).write_text("raise RuntimeError('this file is the user\\'s own')\n")
     code = "import secondcast, sys; from secondcast.cli import main; sys.argv[0] = 'secondcast'; main()"
-    tiny = ["demo", "out", "--count", "64", "--warmup-steps", "2", "--steps", "2"]
+    tiny = ["demo", "out", "--num-prompts", "64", "--pretrain-steps", "2", "--steps", "2"]
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run([python, "-c", code, *tiny], cwd=work, capture_output=True, text=True, env=environ)
     assert done.returncode == 0, done.stderr

@@ -30,7 +30,7 @@ def in_miniature(program: str, folder: Path) -> str:
             "width=512": "width=24", "num_inference_steps=20": "num_inference_steps=2", "length=77": "length=24",
         }  # fmt: skip
     else:
-        write_cache(folder / "CACHE", format="webdataset" if ".tar" in program else "zarr", codec="plain")
+        write_cache(folder / "CACHE", format="webdataset" if ".tar" in program else "zarr", compression="none")
         key = Cache.open(folder / "CACHE").trajectory(0).key
         in_place = {"<key>.safetensors": f"{key}.safetensors"} if "<key>" in program else {}
     for shown, done in in_place.items():

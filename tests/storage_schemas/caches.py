@@ -28,8 +28,14 @@ def some_prompts(count: int) -> list[Prompt]:
 
 
 def some_manifest(prompts: list[Prompt], **changes: Any) -> Manifest:
-    settings: dict[str, Any] = {"format": "zarr", "latents": "derived", "dtype": "bfloat16", "seed": 0, "replicas": 1}
-    settings |= {"codec": "plain", "embeddings": "stored", "pooled": "zero"}
+    settings: dict[str, Any] = {
+        "format": "zarr",
+        "latents": "derived",
+        "dtype": "bfloat16",
+        "seed": 0,
+        "samples_per_prompt": 1,
+    }
+    settings |= {"compression": "none", "embeddings": "stored", "pooled": "zero"}
     settings |= {"shard_size": 4, "guidance": (2.0, 3.5)} | changes
     return Manifest(
         source="made-up",
@@ -53,7 +59,7 @@ def some_manifest(prompts: list[Prompt], **changes: Any) -> Manifest:
             image_tokens=TOKENS,
             channels=CHANNELS,
             steps=STEPS,
-            schedule="pipeline",
+            schedule="diffusers",
             sigmas=(1.0, 0.75, 0.4, 0.0),
             timesteps=(1.0, 0.75, 0.4),
             guidance=settings["guidance"],
@@ -63,7 +69,7 @@ def some_manifest(prompts: list[Prompt], **changes: Any) -> Manifest:
             latent_rule="flow-match-euler",
             storage=Storage(
                 format=settings["format"],
-                codec=settings["codec"],
+                compression=settings["compression"],
                 latents=settings["latents"],
                 embeddings=settings["embeddings"],
             ),

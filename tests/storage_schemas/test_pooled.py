@@ -31,7 +31,7 @@ class Written:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Written:
     folder = tmp_path_factory.mktemp("pooled") / "c"
-    write_keyed_cache(folder, some_prompts(6), pooled="clip", codec="compact")
+    write_keyed_cache(folder, some_prompts(6), pooled="clip", compression="lossless")
     cache = Cache.open(folder)
     return Written(folder, [cache.pooled(prompt) for prompt in range(6)])
 
@@ -41,12 +41,12 @@ def same_pooled(cache: Cache, expected: list[np.ndarray]) -> bool:
 
 
 @FORMATS
-@pytest.mark.parametrize("codec", ["plain", "compact", "int8"])
+@pytest.mark.parametrize("compression", ["none", "lossless", "int8"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_every_format_and_codec_gives_back_embedding_and_pooled_vector_bit_for_bit(tmp_path, form, codec, dtype):
-    flags = {"format": form, "codec": codec, "dtype": dtype, "latents": "stored"}
+def test_every_format_and_codec_gives_back_embedding_and_pooled_vector_bit_for_bit(tmp_path, form, compression, dtype):
+    flags = {"format": form, "compression": compression, "dtype": dtype, "latents": "stored"}
     writer = write_keyed_cache(tmp_path / "c", some_prompts(6), pooled="clip", **flags)
-    plain = write_keyed_cache(tmp_path / "plain", some_prompts(6), pooled="clip", dtype=dtype)
+    plain = write_keyed_cache(tmp_path / "none", some_prompts(6), pooled="clip", dtype=dtype)
     cache, other = Cache.open(writer.folder.path), Cache.open(plain.folder.path)
     for prompt in range(6):
         assert same_bits(cache.pooled(prompt), other.pooled(prompt)) and cache.pooled(prompt).any()
@@ -63,9 +63,9 @@ def test_where_pooled_is_zero_zeros_are_read_and_nothing_is_stored(tmp_path):
 
 
 def test_converted_there_and_back_the_bytes_are_the_same(tmp_path, written):
-    convert(Cache.open(written.folder), tmp_path / "tars", Silent(), format="webdataset", codec="plain")
+    convert(Cache.open(written.folder), tmp_path / "tars", Silent(), format="webdataset", compression="none")
     assert same_pooled(Cache.open(tmp_path / "tars"), written.pooled)
-    convert(Cache.open(tmp_path / "tars"), tmp_path / "back", Silent(), format="zarr", codec="compact")
+    convert(Cache.open(tmp_path / "tars"), tmp_path / "back", Silent(), format="zarr", compression="lossless")
     assert data_files(tmp_path / "back") == data_files(written.folder)
 
 
@@ -81,7 +81,7 @@ def test_a_subset_and_a_merge_carry_them_along(tmp_path, written):
 
 
 def test_caches_of_zero_and_of_clip_are_not_merged(tmp_path, written):
-    write_keyed_cache(tmp_path / "zero", some_prompts(6), codec="compact")
+    write_keyed_cache(tmp_path / "zero", some_prompts(6), compression="lossless")
     caches = [Cache.open(written.folder), Cache.open(tmp_path / "zero")]
     with pytest.raises(
         SettingsMismatchError, match=r'c has teacher\.pooled = "clip", .*zero has "zero": another teacher'
@@ -105,7 +105,7 @@ def test_a_flipped_pooled_vector_is_found_and_taken_from_a_copy(tmp_path, writte
 
 def test_leaving_out_embeddings_is_refused_where_they_hold_pooled_vectors(tmp_path, written):
     with pytest.raises(
-        SettingsError, match="--embeddings none: the source was built with --pooled clip, and replay need"
+        SettingsError, match="--no-store-embeddings: the source was built with --pooled clip, and replay need"
     ):
         convert(Cache.open(written.folder), tmp_path / "none", Silent(), embeddings="none")
 

@@ -62,8 +62,8 @@ def test_the_ratio_of_noise_is_what_its_codec_gives(dtype):
     for kind, name in (("trajectories", "noise"), ("embeddings", "encoder_hidden_states")):
         field = next(field for field in fields_of(manifest, kind) if field.name == name)
         values = np.random.default_rng(0).standard_normal(field.row_shape).astype(DTYPES[dtype])
-        stored = len(field_codec(field, "compact").encode(values))
-        low, high = stored_ratio(field, "compact")
+        stored = len(field_codec(field, "lossless").encode(values))
+        low, high = stored_ratio(field, "lossless")
         assert low <= stored / values.nbytes <= high
 
 
@@ -72,7 +72,7 @@ def test_the_ratio_of_noise_is_what_its_codec_gives(dtype):
 def test_the_estimate_of_a_plain_cache_is_its_bytes_on_disk(tmp_path, dev_teacher, format, embeddings):
     prompts = tmp_path / "p.txt"
     prompts.write_text("".join(f"a red dog and {i} cats\n" for i in range(40)))
-    flags = {"format": format, "codec": "plain", "embeddings": embeddings, "shard_size": 16, "steps": 4}
+    flags = {"format": format, "compression": "none", "embeddings": embeddings, "shard_size": 16, "steps": 4}
     build_cache(tmp_path / "c", dev_teacher, prompts, batch_size=16, **flags)
     folder = find_teacher(str(dev_teacher), BUILD_PARTS)
     manifest = outline_manifest(PlannedBuild(**flags), folder, prompt_count=40)
@@ -99,7 +99,7 @@ def record(kind: str, shard: int, rows: int, bytes_: int) -> CommitRecord:
 
 
 def test_what_remains_goes_by_what_was_written_once_there_is_some():
-    manifest = outline(count=200, codec="plain")
+    manifest = outline(count=200, compression="none")
     low, high = remaining_bytes(manifest, Records(()))
     assert low == high == 200 * (22 * 128 * KIB + 4 + 616 * KIB)
     records = Records([record("trajectories", 0, 64, 640)])
@@ -109,7 +109,7 @@ def test_what_remains_goes_by_what_was_written_once_there_is_some():
 
 
 def test_embeddings_that_are_dropped_need_room_until_the_trajectories_are_there():
-    manifest = outline(count=200, codec="plain", embeddings="none")
+    manifest = outline(count=200, compression="none", embeddings="none")
     assert remaining_bytes(manifest, Records(()))[1] == 200 * (22 * 128 * KIB + 4 + 616 * KIB)
     assert remaining_bytes(manifest, Records([record("trajectories", 0, 200, 9)])) == (0, 0)
 
@@ -128,12 +128,12 @@ def test_a_disk_that_is_too_small_is_one_line_with_the_ways_out(tmp_path):
         check_disk(tmp_path / "new/c", manifest, Silent(), force=False, free_bytes=10 * GIB)
     assert str(refusal.value) == (
         f"{tmp_path}/new/c needs 13.9 to 19.7 GiB more (estimated), the disk of {tmp_path} has 10.0 GiB free: a build "
-        f"that fills the disk stops; give a smaller --limit, a smaller --codec (compact; int8 with --latents stored), "
-        f"a folder on another disk, or --force"
+        f"that fills the disk stops; give a smaller --limit, a smaller --compression (compact; int8 with --latents stored), "
+        f"a folder on another disk, or --skip-disk-check"
     )
     heard = Heard()
     check_disk(tmp_path / "new/c", manifest, heard, force=True, free_bytes=10 * GIB)
-    assert heard.said[0].endswith("has 10.0 GiB free: going on, as --force says")
+    assert heard.said[0].endswith("has 10.0 GiB free: going on, as --skip-disk-check says")
     check_disk(tmp_path / "new/c", manifest, Silent(), force=False, free_bytes=20 * GIB)
     check_disk("s3://bucket/c", manifest, Silent(), force=False, free_bytes=0)
 

@@ -25,7 +25,7 @@ from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from tests.storage_schemas.caches import some_prompts, write_keyed_cache
 
-CACHES = tuple(itertools.product(("zarr", "webdataset"), ("plain", "compact")))
+CACHES = tuple(itertools.product(("zarr", "webdataset"), ("none", "lossless")))
 PATIENCE_SECONDS = 30
 Files = dict[str, bytes]
 Changes = dict[str, bytes | None]
@@ -165,9 +165,9 @@ def verifying(folder: Path) -> str:
 class Target:
     """A whole cache in a folder, damaged and put right again."""
 
-    def __init__(self, folder: Path, form: str, codec: str) -> None:
-        self.folder, self.name = folder, f"{form}, {codec}"
-        write_keyed_cache(folder, some_prompts(6), format=form, codec=codec, shard_size=3)
+    def __init__(self, folder: Path, form: str, compression: str) -> None:
+        self.folder, self.name = folder, f"{form}, {compression}"
+        write_keyed_cache(folder, some_prompts(6), format=form, compression=compression, shard_size=3)
         paths = (path for path in folder.rglob("*") if path.is_file())
         self.files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
         self.truth = everything(folder, "once")
@@ -193,7 +193,7 @@ class Target:
                 (self.folder / path).write_bytes(data)
 
     def try_one(self, changes: Changes) -> tuple[str, str, str]:
-        """What the reader meets with --verify once, with off, and what `verify` says."""
+        """What the reader meets with --verify-checksums once, with off, and what `verify` says."""
         self.put(changes)
         try:
             once, off = (reading(self.folder, self.truth, mode) for mode in ("once", "off"))
@@ -224,7 +224,7 @@ class Table:
         if once not in ("true", "error") or verdict != "found":
             self.failures.append(f"{where}: reader: {once}; verify: {verdict}")
         elif off not in ("true", "error", "other records"):
-            self.failures.append(f"{where}: reader with --verify off: {off}")
+            self.failures.append(f"{where}: reader with --verify-checksums off: {off}")
 
     def text(self) -> str:
         """As markdown."""
@@ -245,8 +245,8 @@ def run(folder: Path, count: int, seed: int) -> Table:
     """So many mutations, the same number of each format and codec."""
     table, rng = Table(), random.Random(seed)
     signal.signal(signal.SIGALRM, _too_long)
-    for form, codec in CACHES:
-        target = Target(folder / f"{form}-{codec}", form, codec)
+    for form, compression in CACHES:
+        target = Target(folder / f"{form}-{compression}", form, compression)
         for kind, mutation, changes in itertools.islice(target.mutants(rng), count // len(CACHES)):
             signal.alarm(PATIENCE_SECONDS)
             outcome = target.try_one(changes)
@@ -257,7 +257,7 @@ def run(folder: Path, count: int, seed: int) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=2800)
+    parser.add_argument("--num-prompts", type=int, default=2800)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     started = time.monotonic()

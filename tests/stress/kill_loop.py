@@ -84,7 +84,7 @@ def write_slowly(folder: Path, form: str, seed: int, longest_seconds: float, log
         for owner, name in ((os, "fsync"), (os, "link"), (Path, "replace")):
             setattr(owner, name, _after_a_wait(getattr(owner, name), rng, longest_seconds))
     prompts = some_prompts(PROMPTS)
-    manifest: Any = some_manifest(prompts, format=form, codec="compact", shard_size=SHARD_SIZE)
+    manifest: Any = some_manifest(prompts, format=form, compression="lossless", shard_size=SHARD_SIZE)
     writer = CacheWriter.create_or_resume(folder, manifest, prompts, {})
     for kind in ("embeddings", "trajectories"):
         for shard in writer.missing(kind):

@@ -1,6 +1,6 @@
 """Does a training run that is killed again and again end as one that was not? Each start costs some seconds of imports.
 
-taskset -c 3 python -m tests.stress.training_kill_loop DIR [--kills 20 --following-kills 5 --seed 0]
+taskset -c 3 python -m tests.stress.training_kill_loop DIR [--kills 20 --sequential-kills 5 --seed 0]
 
 `secondcast train`, on the pocket teacher, is killed with SIGKILL at random moments, each time resumed by the same
 command, until there were enough kills; then it runs to its end. Student, average, moments, state.json, best.json,
@@ -34,13 +34,13 @@ START_SECONDS = 6.0
 NEW_STEPS = range(1, 10)
 _MOMENTS = {"start": 2, "steps": 5, "checkpoint": 4}
 FLAGS = (
-    "--student", "pocket-small", "--batch-size", "16", "--ema", "0.9", "--checkpoint-every", str(CHECKPOINT_EVERY),
-    "--keep", str(KEEP), "--device", "cpu", "--quiet",
+    "--student", "pocket-small", "--batch-size", "16", "--ema-decay", "0.9", "--checkpoint-every", str(CHECKPOINT_EVERY),
+    "--keep-checkpoints", str(KEEP), "--device", "cpu", "--quiet",
 )  # fmt: skip
 # The second is short, so that its few kills come in both of its stages, and longer than one walk of 20 steps.
 ORDERS = {
-    "shuffled": ("--order", "shuffled", "--warmup-steps", "20", "--steps", "40"),
-    "following": ("--order", "following", "--accumulate", "2", "--warmup-steps", "4", "--steps", "25"),
+    "shuffled": ("--data-order", "shuffled", "--pretrain-steps", "20", "--steps", "40"),
+    "sequential": ("--data-order", "sequential", "--grad-accum-steps", "2", "--pretrain-steps", "4", "--steps", "25"),
 }
 
 
@@ -223,7 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="DIR", type=Path, help="new or empty")
     parser.add_argument("--kills", type=int, default=20, help="of the run in the order `shuffled`")
-    parser.add_argument("--following-kills", type=int, default=5, help="of one with `following --accumulate 2`")
+    parser.add_argument("--sequential-kills", type=int, default=5, help="of one with `sequential --grad-accum-steps 2`")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     began = time.monotonic()
@@ -237,7 +237,7 @@ def main() -> None:
     said, _ = (process := secondcast(*build, "--device", "cpu", "--quiet")).communicate(timeout=PATIENCE_SECONDS)
     if process.returncode:
         sys.exit(f"the cache cannot be built: {said.strip()}")
-    wanted = {"shuffled": asked.kills, "following": asked.following_kills}
+    wanted = {"shuffled": asked.kills, "sequential": asked.sequential_kills}
     tallies = [KilledRun(folder, order, asked.seed).run(kills) for order, kills in wanted.items() if kills]
     print("\n".join([HEADER, *(tally.row() for tally in tallies)]))
     starts = [seconds for tally in tallies for seconds in tally.start_seconds] or [0.0]

@@ -98,7 +98,7 @@ def test_an_embedding_term_is_added_with_its_weight(tmp_path, cache_folder, dev_
 
 
 def test_huber_is_for_the_stage_after_the_warm_up_alone(tmp_path, cache_folder, dev_teacher, t5_config):
-    flags = {"warmup_steps": 1, "warmup_loss": "embedding", "loss": "embedding", "huber": 0.01}
+    flags = {"pretrain_steps": 1, "pretrain_loss": "embedding", "loss": "embedding", "huber_delta": 0.01}
     trainer = make_trainer(tmp_path, cache_folder, dev_teacher, t5_config, **flags)
     batch = trainer.feed.embedding_batch([0, 1])
     student_BTD = torch.zeros_like(batch.encoder_hidden_states_BTD)
@@ -173,7 +173,7 @@ def test_the_context_loss_reads_one_tensor_of_the_transformer(tmp_path, sharded_
     )
     with safe_open(file, framework="pt") as tensors:
         assert torch.equal(found, tensors.get_tensor("context_embedder.weight").float())
-    flags = {"steps": 0, "warmup_steps": 30, "warmup_loss": "context", "batch_size": 3, "learning_rate": 3e-3}
+    flags = {"steps": 0, "pretrain_steps": 30, "pretrain_loss": "context", "batch_size": 3, "learning_rate": 3e-3}
     run_training(tmp_path / "run", sharded_cache, tmp_path / "t", t5_config, dropout=0.0, **flags)
     entries = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses = [entry["loss"] for entry in entries if "kind" in entry]
@@ -212,7 +212,7 @@ def test_the_registry_names_every_loss_once_and_each_says_what_it_is():
 
 @pytest.mark.parametrize(("loss", "name"), [(loss, name) for loss, kind in LOSSES.items() for name in kind.options])
 def test_an_option_of_one_loss_is_refused_with_another(loss, name):
-    value = {"step_weights": "sigma", "embedding_term": 0.5, "steps_per_trajectory": 2}[name]
+    value = {"timestep_weighting": "sigma", "embedding_loss_weight": 0.5, "timesteps_per_sample": 2}[name]
     other = next(kind for kind in LOSSES if kind != loss)
     said = rf"{name.replace('_', '-')} is {value} with loss {other}: .* of the {loss} loss"
     with pytest.raises(SettingsError, match=said):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from secondcast.models.student.student import checkpoints, load_student, student_folder
 from secondcast.storage_schemas.errors import NonFiniteError, SettingsError
-from secondcast.trainer.data.feed import BatchSpec
+from secondcast.trainer.data.replay_dataset import BatchSpec
 from secondcast.trainer.optimizer import learning_rate
 from secondcast.trainer.settings import TrainFlags
 from secondcast.trainer.train import _autocast
@@ -34,7 +34,9 @@ def nearly_the_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]
     return all(float((one[n] - other[n]).norm()) <= 1e-4 * float(one[n].norm()) + 1e-9 for n in one)
 
 
-@pytest.mark.parametrize("flags", [{}, {"steps_per_trajectory": 2}, {"loss": "embedding"}, {"step_weights": "sigma"}])
+@pytest.mark.parametrize(
+    "flags", [{}, {"timesteps_per_sample": 2}, {"loss": "embedding"}, {"timestep_weighting": "sigma"}]
+)
 def test_a_batch_in_parts_is_the_large_batch_to_rounding(tmp_path, exact_cache, dev_teacher, t5_config, flags):
     whole = make_trainer(tmp_path, exact_cache, dev_teacher, t5_config, **flags)
     parts = make_trainer(tmp_path, exact_cache, dev_teacher, t5_config, grad_accum_steps=4, **flags)
@@ -65,7 +67,7 @@ def test_the_warm_up_shares_nothing_its_batch_is_of_as_many_prompts(tmp_path, ex
 
 
 def test_the_average_is_the_formula_and_is_what_is_exported(tmp_path, exact_cache, dev_teacher, t5_config):
-    flags = {"steps": 3, "checkpoint_every": 1, "keep": 9, "dropout": 0.0}
+    flags = {"steps": 3, "checkpoint_every": 1, "keep_checkpoints": 9, "dropout": 0.0}
     run_training(tmp_path / "plain", exact_cache, dev_teacher, t5_config, **flags)
     run_training(tmp_path / "run", exact_cache, dev_teacher, t5_config, ema=0.15, **flags)
     first = make_trainer(tmp_path / "x", exact_cache, dev_teacher, t5_config)
@@ -101,10 +103,10 @@ def test_validation_judges_the_average(tmp_path, cache_folder, dev_teacher, t5_c
     [
         ({}, [1, 1, 1, 1, 1, 1]),
         ({"lr_warmup_steps": 4}, [0.25, 0.5, 0.25, 0.5, 0.75, 1]),
-        ({"decay": "linear", "lr_warmup_steps": 0}, [1, 0.5, 1, 0.75, 0.5, 0.25]),
-        ({"decay": "linear"}, [1 / 20, 0.5 * 2 / 20, 1 / 20, 0.75 * 2 / 20, 0.5 * 3 / 20, 0.25 * 4 / 20]),
-        ({"decay": "cosine", "lr_warmup_steps": 0}, [1, 0.5, 1, 0.853553, 0.5, 0.146447]),
-        ({"decay": "linear", "lr_warmup_steps": 2, "warmup_learning_rate": 4.0}, [2, 2, 0.5, 0.75, 0.5, 0.25]),
+        ({"lr_schedule": "linear", "lr_warmup_steps": 0}, [1, 0.5, 1, 0.75, 0.5, 0.25]),
+        ({"lr_schedule": "linear"}, [1 / 20, 0.5 * 2 / 20, 1 / 20, 0.75 * 2 / 20, 0.5 * 3 / 20, 0.25 * 4 / 20]),
+        ({"lr_schedule": "cosine", "lr_warmup_steps": 0}, [1, 0.5, 1, 0.853553, 0.5, 0.146447]),
+        ({"lr_schedule": "linear", "lr_warmup_steps": 2, "pretrain_lr": 4.0}, [2, 2, 0.5, 0.75, 0.5, 0.25]),
     ],
 )
 def test_the_learning_rate_of_each_stage(flags, rates):
@@ -155,8 +157,8 @@ def test_auto_is_autocast_on_a_gpu_where_the_backbone_is_bf16(
 
 
 FLOATS = {
-    "learning_rate": 1e30, "warmup_learning_rate": 1e30, "weight_decay": 1e6, "position_bias_factor": 1e6,
-    "huber": 1e12, "embedding_term": 1e12, "clip": 1e12,
+    "learning_rate": 1e30, "pretrain_lr": 1e30, "weight_decay": 1e6, "position_bias_lr_scale": 1e6,
+    "huber_delta": 1e12, "embedding_loss_weight": 1e12, "max_grad_norm": 1e12,
 }  # fmt: skip
 
 
@@ -174,6 +176,6 @@ def test_a_number_that_float32_cannot_hold_is_refused_in_one_line(name, value):
 
 
 def test_with_the_largest_numbers_it_stops_where_a_number_is_not_finite(tmp_path, exact_cache, dev_teacher, t5_config):
-    flags = {**FLOATS, "steps": 3, "warmup_steps": 2, "warmup_loss": "embedding", "checkpoint_every": 100}
+    flags = {**FLOATS, "steps": 3, "pretrain_steps": 2, "pretrain_loss": "embedding", "checkpoint_every": 100}
     with pytest.raises(NonFiniteError, match=r"is (nan|inf).*: stopped, the last checkpoint is intact"):
         run_training(tmp_path / "run", exact_cache, dev_teacher, t5_config, **flags)

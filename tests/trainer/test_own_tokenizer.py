@@ -61,8 +61,8 @@ def test_interrupted_and_resumed_it_ends_the_same(tmp_path, cache_folder, dev_te
     ("flags", "said"),
     [
         ({"loss": "embedding"}, "loss is embedding"),
-        ({"warmup_steps": 2, "warmup_loss": "context"}, "loss is context"),
-        ({"embedding_term": 0.5}, "embedding-term is 0.5"),
+        ({"pretrain_steps": 2, "pretrain_loss": "context"}, "loss is context"),
+        ({"embedding_loss_weight": 0.5}, "embedding-loss-weight is 0.5"),
     ],
 )
 def test_losses_that_compare_tokens_are_refused(tmp_path, cache_folder, dev_teacher, roberta, flags, said):

@@ -48,9 +48,9 @@ def test_a_recipe_can_say_where_its_caches_lie(write):
 
 
 def test_a_budget_is_a_time(write):
-    text = RUN + 'budget = "3d"\n[[stage]]\nbudget-share = 0.5\n'
-    assert read_recipe(write(text)).settings.budget_seconds == 259_200
-    assert read_recipe(write(text), budget_seconds=60.0).settings.budget_seconds == 60
+    text = RUN + 'time-budget = "3d"\n[[stage]]\nbudget-share = 0.5\n'
+    assert read_recipe(write(text)).settings.time_budget_seconds == 259_200
+    assert read_recipe(write(text), time_budget_seconds=60.0).settings.time_budget_seconds == 60
 
 
 def test_what_is_given_beside_a_recipe_goes_before_it(write):
@@ -70,15 +70,15 @@ WRONG = [
     (RUN + "batch-size = 8\n" + STAGE, "has the unknown key 'batch-size', expected one of .*"),
     (RUN + "weight-decay = 1\nweight_decay = 2\n" + STAGE,
      "has weight-decay twice, with - and with _: leave one of them away"),
-    (RUN + "keep = true\n" + STAGE, r": keep: Input should be a valid integer \(found True\)"),
+    (RUN + "keep-checkpoints = true\n" + STAGE, r": keep: Input should be a valid integer \(found True\)"),
     (RUN + 'dropout = "0.1"\n' + STAGE, r": dropout: Input should be a valid number \(found '0.1'\)"),
     (RUN + "dropout = 1.0\n" + STAGE, r": dropout: Input should be less than 1 \(found 1.0\)"),
     (RUN + "init = 3\n" + STAGE, r": init: Input should be 'auto', 'pretrained' or 'random' \(found 3\)"),
     ("student = 3\n" + STAGE, r": student: Input should be a valid string \(found 3\)"),
     (RUN + "caches = 3\n" + STAGE, r'has caches = 3, expected lines such as signs = "signs-cache" under \[caches\]'),
     (RUN + STAGE + "[caches]\na = 3\n", r"has caches = \{'a': 3\}, expected lines such as .*"),
-    (RUN + "budget = 72\n" + STAGE, r": budget is 72, expected a time such as '72h', '90m' or '3d'"),
-    (RUN + "budget = '72'\n" + STAGE, r": budget is '72', expected a time such as 72h, 90m or 3d"),
+    (RUN + "time-budget = 72\n" + STAGE, r": budget is 72, expected a time such as '72h', '90m' or '3d'"),
+    (RUN + "time-budget = '72'\n" + STAGE, r": budget is '72', expected a time such as 72h, 90m or 3d"),
     (RUN + STAGE + "lr = 1\n", ", stage 1 has the unknown key 'lr', expected one of accumulate, batch-size, .*"),
     (RUN + STAGE + "student = 's'\n", ", stage 1 has the unknown key 'student', expected one of .*"),
     (RUN + STAGE + "budget-share = 0.5\n",
@@ -96,11 +96,11 @@ WRONG = [
     (RUN + STAGE + "caches = ['a', 'a']\n", r", stage 1 has caches = \['a', 'a'\], expected names, each once, or .*"),
     (RUN + STAGE + "caches = {a = 0}\n",
      ", stage 1: cache a has the weight 0, expected more than 0; leave it out"),
-    (RUN + STAGE + "batch-size = 6\naccumulate = 4\n",
-     r", stage 1: batch-size is 6, expected a multiple of accumulate x steps-per-trajectory = 4 x 1: .*; take 4"),
+    (RUN + STAGE + "batch-size = 6\ngrad-accum-steps = 4\n",
+     r", stage 1: batch-size is 6, expected a multiple of accumulate x timesteps-per-sample = 4 x 1: .*; take 4"),
     (RUN + 2 * (STAGE + "name = 'a'\n"), ": two stages are named 'a', expected a name for each"),
     (RUN + "[[stage]]\nbudget-share = 0.5\n",
-     ": stage 1 takes a share of a budget that is not given: give --budget, as in 72h"),
+     ": stage 1 takes a share of a budget that is not given: give --time-budget, as in 72h"),
 ]  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def toml_of(settings: TrainSettings) -> str:
     """A recipe with every key of a run."""
     run = settings.json_value()
     stages, seconds = run.pop("stages"), run.pop("budget_seconds")
-    lines = _lines(run) + ([] if seconds is None else [f'budget = "{seconds:g}s"'])
+    lines = _lines(run) + ([] if seconds is None else [f'time-budget = "{seconds:g}s"'])
     for stage in stages:
         lines += ["[[stage]]", *_lines(stage)]
     return "\n".join(lines)
@@ -173,7 +173,7 @@ def stages(draw: st.DrawFn, name: str) -> Stage:
         batch_size=grad_accum_steps * share * draw(st.integers(1, 9)),
         grad_accum_steps=grad_accum_steps,
         timesteps_per_sample=share,
-        order=draw(st.sampled_from(["shuffled", "following"])) if share == 1 else "shuffled",
+        order=draw(st.sampled_from(["shuffled", "sequential"])) if share == 1 else "shuffled",
         learning_rate=draw(PARTS),
         decay=draw(st.sampled_from(["constant", "cosine", "linear"])),
         lr_warmup_steps=draw(st.none() | st.integers(0, 9)),
@@ -189,7 +189,7 @@ def runs(draw: st.DrawFn) -> TrainSettings:
         # A home folder is expanded when it is read.
         student=draw(NAMES.filter(lambda name: not name.startswith("~"))),
         stages=made,
-        budget_seconds=draw(st.integers(1, 10**5)) if shared else None,
+        time_budget_seconds=draw(st.integers(1, 10**5)) if shared else None,
         dropout=draw(st.floats(0, 0.99)),
         ema=draw(st.none() | st.floats(0.01, 0.99)),
         seed=draw(st.integers(0, 2**63 - 1)),
@@ -221,5 +221,5 @@ def test_the_papers_recipe_has_the_papers_numbers():
     assert [set(stage.caches or ()) for stage in settings.stages[:2]] == [{"compbench"}, {"commontext"}]
     assert settings.stages[2].caches == {"compbench": 10, "commontext": 1, "laion": 1}
     for stage in settings.stages:
-        assert (stage.batch_size, stage.order, stage.learning_rate, stage.decay) == (32, "following", 1e-4, "constant")
+        assert (stage.batch_size, stage.order, stage.learning_rate, stage.decay) == (32, "sequential", 1e-4, "constant")
         assert (stage.loss, stage.weight, stage.grad_accum_steps) == ("vision", "trajectory", 1)

@@ -43,7 +43,7 @@ def run_training(
     **flags,
 ) -> Path:
     # Measuring the floor on as many records as users do would take half of the time of such short runs.
-    few = {"floor": 4, "validate_rows": 16}
+    few = {"replay_check": 4, "validate_rows": 16}
     flags = {"steps": 6, "batch_size": 4, "checkpoint_every": 2, "learning_rate": 1e-3, **few, **flags}
     settings = TrainFlags.from_flags(student=str(student), **flags).settings()
     folder: TeacherFolder | None = find_teacher(str(teacher), REPLAY_PARTS) if teacher else None
@@ -129,15 +129,15 @@ def test_only_the_students_parameters_move(tmp_path, cache_folder, dev_teacher, 
 
 
 SHARING = {
-    "order": "shuffled", "steps_per_trajectory": 2, "accumulate": 2, "ema": 0.9, "warmup_loss": "context",
-    "lr_warmup_steps": 3, "decay": "linear", "huber": 0.5, "step_weights": "sigma", "embedding_term": 0.1,
+    "data_order": "shuffled", "timesteps_per_sample": 2, "grad_accum_steps": 2, "ema_decay": 0.9, "pretrain_loss": "context",
+    "lr_warmup_steps": 3, "lr_schedule": "linear", "huber_delta": 0.5, "timestep_weighting": "sigma", "embedding_loss_weight": 0.1,
 }  # fmt: skip
 
 
 CUTS = [
-    ({"order": "shuffled"}, 1),
-    ({"order": "following"}, 3),
-    pytest.param({"order": "following"}, 7, marks=pytest.mark.slow),
+    ({"data_order": "shuffled"}, 1),
+    ({"data_order": "sequential"}, 3),
+    pytest.param({"data_order": "sequential"}, 7, marks=pytest.mark.slow),
     pytest.param(SHARING, 3, marks=pytest.mark.slow),
     (SHARING, 7),
 ]
@@ -147,7 +147,7 @@ CUTS = [
 def test_interrupted_and_resumed_the_weights_are_those_of_an_unbroken_run(
     tmp_path, cache_folder, dev_teacher, t5_config, options, stop
 ):
-    flags = {"warmup_steps": 4, "steps": 4, "decay": "cosine", "dropout": 0.2, **options}
+    flags = {"pretrain_steps": 4, "steps": 4, "lr_schedule": "cosine", "dropout": 0.2, **options}
     run_training(tmp_path / "whole", cache_folder, dev_teacher, t5_config, **flags)
     with pytest.raises(KeyboardInterrupt):
         run_training(tmp_path / "cut", cache_folder, dev_teacher, t5_config, progress=StopAfter(stop), **flags)
@@ -179,7 +179,7 @@ def test_the_vision_loss_falls(tmp_path, cache_folder, dev_teacher, t5_config):
 
 
 def test_a_warm_up_alone_needs_no_transformer(tmp_path, cache_folder, t5_config):
-    flags = {"steps": 0, "warmup_steps": 40, "warmup_loss": "embedding", "dropout": 0.0}
+    flags = {"steps": 0, "pretrain_steps": 40, "pretrain_loss": "embedding", "dropout": 0.0}
     run_training(tmp_path / "run", cache_folder, None, t5_config, **flags)
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines if "kind" in line]
@@ -237,7 +237,14 @@ def test_a_run_with_other_settings_is_refused_by_the_flag(tmp_path, cache_folder
 def test_a_loss_that_is_not_finite_stops_keeps_the_last_checkpoint_and_names_the_records(
     tmp_path, cache_folder, dev_teacher, t5_config
 ):
-    flags = {"steps": 20, "checkpoint_every": 1, "learning_rate": 1e20, "clip": 1e9, "batch_size": 6, "dropout": 0.0}
+    flags = {
+        "steps": 20,
+        "checkpoint_every": 1,
+        "learning_rate": 1e20,
+        "max_grad_norm": 1e9,
+        "batch_size": 6,
+        "dropout": 0.0,
+    }
     with pytest.raises(NonFiniteError) as raised:
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, **flags)
     stopped = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
@@ -278,7 +285,7 @@ def test_a_student_of_another_width_is_refused(tmp_path, cache_folder, dev_teach
 
 def test_more_steps_of_a_trajectory_than_it_has_are_refused(tmp_path, cache_folder, dev_teacher, t5_config):
     with pytest.raises(
-        SettingsError, match=r"--steps-per-trajectory is 8, the trajectories of .* have 4 steps: .* most 4"
+        SettingsError, match=r"--timesteps-per-sample is 8, the trajectories of .* have 4 steps: .* most 4"
     ):
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, batch_size=8, timesteps_per_sample=8)
     assert not (tmp_path / "run").exists()
@@ -287,23 +294,29 @@ def test_more_steps_of_a_trajectory_than_it_has_are_refused(tmp_path, cache_fold
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"steps": 0, "warmup_steps": 0}, "steps and warmup-steps are both 0"),
+        ({"steps": 0, "pretrain_steps": 0}, "steps and pretrain-steps are both 0"),
         ({"dropout": 1.0}, r"--dropout: .*less than 1 \(found 1.0\)"),
         ({"learning_rate": 0}, "--learning-rate: "),
-        ({"batch_size": 10, "accumulate": 2, "steps_per_trajectory": 3}, r"batch-size is 10, .* 2 x 3: .*; take 6"),
-        ({"batch_size": 2, "accumulate": 4}, r"batch-size is 2, expected a multiple of .* 4 x 1: .*; take 4"),
         (
-            {"order": "following", "steps_per_trajectory": 2},
-            "steps-per-trajectory is 2 with order following, expected 1",
+            {"batch_size": 10, "grad_accum_steps": 2, "timesteps_per_sample": 3},
+            r"batch-size is 10, .* 2 x 3: .*; take 6",
         ),
-        ({"loss": "context", "step_weights": "sigma"}, "step-weights is sigma with loss context: it is an option of"),
-        ({"loss": "embedding", "embedding_term": 0.5}, "embedding-term is 0.5 with loss embedding"),
-        ({"loss": "embedding", "steps_per_trajectory": 2}, "steps-per-trajectory is 2 with loss embedding"),
+        ({"batch_size": 2, "grad_accum_steps": 4}, r"batch-size is 2, expected a multiple of .* 4 x 1: .*; take 4"),
+        (
+            {"data_order": "sequential", "timesteps_per_sample": 2},
+            "timesteps-per-sample is 2 with order following, expected 1",
+        ),
+        (
+            {"loss": "context", "timestep_weighting": "sigma"},
+            "timestep-weighting is sigma with loss context: it is an option of",
+        ),
+        ({"loss": "embedding", "embedding_loss_weight": 0.5}, "embedding-loss-weight is 0.5 with loss embedding"),
+        ({"loss": "embedding", "timesteps_per_sample": 2}, "timesteps-per-sample is 2 with loss embedding"),
         ({"loss": "naive"}, "--loss: Input should be 'vision', 'embedding' or 'context'"),
-        ({"huber": 0}, r"--huber: .*greater than 0 \(found 0\)"),
-        ({"ema": 1.0}, r"--ema: .*less than 1 \(found 1.0\)"),
-        ({"accumulate": 0}, r"--accumulate: .*greater than or equal to 1 \(found 0\)"),
-        ({"keep": 0}, r"--keep: .*greater than or equal to 1 \(found 0\)"),
+        ({"huber_delta": 0}, r"--huber-delta: .*greater than 0 \(found 0\)"),
+        ({"ema_decay": 1.0}, r"--ema-decay: .*less than 1 \(found 1.0\)"),
+        ({"grad_accum_steps": 0}, r"--grad-accum-steps: .*greater than or equal to 1 \(found 0\)"),
+        ({"keep_checkpoints": 0}, r"--keep-checkpoints: .*greater than or equal to 1 \(found 0\)"),
         ({"lr_warmup_steps": -1}, r"--lr-warmup-steps: .*greater than or equal to 0 \(found -1\)"),
         ({"student_dtype": "float16"}, "--student-dtype: Input should be 'auto', 'float32' or 'bfloat16-autocast'"),
         ({"optimiser": "sgd"}, "--optimiser: Extra inputs are not permitted"),

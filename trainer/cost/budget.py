@@ -48,12 +48,12 @@ def measured_seconds(settings: TrainSettings, make_trainer: "Callable[[Path, Tra
 
 def shared_out(settings: TrainSettings, seconds: list[float]) -> TrainSettings:
     """The settings with the steps that each share of the budget pays; `seconds` as measured_seconds gives them."""
-    assert settings.budget_seconds is not None
+    assert settings.time_budget_seconds is not None
     left = iter(seconds)
     stages = []
     for stage in settings.stages:
         if stage.budget_share is not None:
-            steps = int(settings.budget_seconds * stage.budget_share / next(left))
+            steps = int(settings.time_budget_seconds * stage.budget_share / next(left))
             stage = stage.model_copy(update={"steps": max(1, steps)})
         stages.append(stage)
     return settings.model_copy(update={"stages": tuple(stages)})

@@ -21,7 +21,7 @@ _UNSEEN = 0.04
 # In the order in which they are tried: the more exact first.
 _QUANTIZED = ("int8", "nf4")
 # Options that fit() chooses; what is held among them stays as it was asked for.
-CHOSEN = ("checkpoint_blocks", "accumulate", "resident_blocks", "quantize")
+CHOSEN = ("activation_checkpointing", "accumulate", "gpu_blocks", "quantize")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def fit(
 
 def _untried(settings: TrainSettings, held: Collection[str], quantizers: Collection[str]) -> list[str]:
     missing = [kind for kind in _QUANTIZED if kind not in quantizers]
-    if not missing or not settings.replays or {"quantize", "resident_blocks"} & set(held):
+    if not missing or not settings.replays or {"quantize", "gpu_blocks"} & set(held):
         return []
     return [f"{' and '.join(missing)} weights were not tried: pip install 'secondcast[quant]'"]
 
@@ -93,13 +93,13 @@ def flags_of(asked: TrainSettings, way: TrainSettings) -> str:
     """The flags that a way has beyond what was asked for; of stages that are divided, the smallest number of parts."""
     found = [
         f"--{name.replace('_', '-')} {getattr(way, name)}"
-        for name in ("checkpoint_blocks", "resident_blocks", "quantize")
+        for name in ("activation_checkpointing", "gpu_blocks", "quantize")
         if getattr(way, name) != getattr(asked, name)
     ]
     for before, now in zip(asked.stages, way.stages, strict=True):
         if before.grad_accum_steps != now.grad_accum_steps:
             found.append(
-                f"--accumulate {now.grad_accum_steps}" + (f" in stage {now.name}" if len(way.stages) > 1 else "")
+                f"--grad-accum-steps {now.grad_accum_steps}" + (f" in stage {now.name}" if len(way.stages) > 1 else "")
             )
     return " ".join(found) or "as asked"
 
@@ -111,15 +111,15 @@ def helping_flag(settings: TrainSettings, costs: Costs, *, held: Collection[str]
     """
     larger = _divided(settings, costs, 2, held)
     replays = settings.replays
-    if replays and settings.modulation == "live" and costs.table_rows is not None and "modulation" not in held:
+    if replays and settings.modulation == "gpu" and costs.table_rows is not None and "modulation" not in held:
         return "--modulation auto"
     if replays and settings.activation_checkpointing != 1 and settings.gpu_blocks is None:
-        return "--checkpoint-blocks 1"
+        return "--activation-checkpointing 1"
     if larger is not None:
         return flags_of(settings, larger)
     if replays and settings.quantize == "none" and settings.gpu_blocks != 0:
         resident = costs.blocks if settings.gpu_blocks is None else settings.gpu_blocks
-        return f"--resident-blocks {resident // 2}"
+        return f"--gpu-blocks {resident // 2}"
     if replays and settings.quantize in ("int8", "fp8") and "quantize" not in held:
         return "--quantize nf4"
     return None
@@ -132,10 +132,10 @@ def _needed(memory: GpuMemory) -> float:
 def _as_sampled(settings: TrainSettings, costs: Costs, held: Collection[str]) -> tuple[TrainSettings, Collection[str]]:
     """The settings with the weights that the caches were sampled with, where those are quantized; options that hold."""
     kind = next(iter(costs.manifests.values())).sampling.quantize
-    if kind != "none" and not {"quantize", "resident_blocks"} & set(held) and settings.replays:
+    if kind != "none" and not {"quantize", "gpu_blocks"} & set(held) and settings.replays:
         settings, held = settings.model_copy(update={"quantize": kind}), {*held, "quantize"}
-    if settings.quantize in ("int8", "fp8") and "checkpoint_blocks" not in held:
-        settings = settings.model_copy(update={"checkpoint_blocks": 1})
+    if settings.quantize in ("int8", "fp8") and "activation_checkpointing" not in held:
+        settings = settings.model_copy(update={"activation_checkpointing": 1})
     # What was asked for may not go with the weights of the caches, or of a begun run.
     MemoryOptions.from_flags(**{name: getattr(settings, name) for name in MemoryOptions.model_fields})
     return settings, held
@@ -148,31 +148,31 @@ def _families(
     if not settings.replays:
         yield "the student's steps", _by_rows(settings, costs, held, (settings.activation_checkpointing,))
         return
-    if "resident_blocks" in held or "quantize" in held:
+    if "gpu_blocks" in held or "quantize" in held:
         named = f"weights with --quantize {settings.quantize}" if settings.quantize != "none" else "the exact weights"
         streams = settings.gpu_blocks is not None
         yield (
             f"{named}, {settings.gpu_blocks} blocks resident," if streams else named,
             _by_rows(settings, costs, held, _fewest_first(settings, costs, held)),
         )
-        if settings.quantize != "none" or "resident_blocks" in held:
+        if settings.quantize != "none" or "gpu_blocks" in held:
             return
     else:
         yield "the exact weights", _by_rows(settings, costs, held, _fewest_first(settings, costs, held))
-    if "resident_blocks" not in held and not ("checkpoint_blocks" in held and settings.activation_checkpointing > 1):
+    if "gpu_blocks" not in held and not ("activation_checkpointing" in held and settings.activation_checkpointing > 1):
         yield "streamed blocks", _streamed(settings, costs, held)
     if "quantize" in held:
         return
     for kind in quantizers:
-        quantized = settings.model_copy(update={"quantize": kind, "checkpoint_blocks": 1})
-        if "checkpoint_blocks" in held and settings.activation_checkpointing != 1:
+        quantized = settings.model_copy(update={"quantize": kind, "activation_checkpointing": 1})
+        if "activation_checkpointing" in held and settings.activation_checkpointing != 1:
             continue
         yield f"{kind} weights", _by_rows(quantized, costs, held, (1,))
 
 
 def _fewest_first(settings: TrainSettings, costs: Costs, held: Collection[str]) -> Sequence[int]:
-    """Values of --checkpoint-blocks, from the one that computes the fewest blocks twice on."""
-    if "checkpoint_blocks" in held or settings.quantize in ("int8", "fp8"):
+    """Values of --activation-checkpointing, from the one that computes the fewest blocks twice on."""
+    if "activation_checkpointing" in held or settings.quantize in ("int8", "fp8"):
         return (settings.activation_checkpointing,)
     if settings.gpu_blocks is not None:
         return (1,)
@@ -184,14 +184,14 @@ def _by_rows(
 ) -> Iterator[TrainSettings]:
     for divided in _ever_fewer_rows(settings, costs, held):
         for every in checkpoints:
-            yield divided.model_copy(update={"checkpoint_blocks": every})
+            yield divided.model_copy(update={"activation_checkpointing": every})
 
 
 def _streamed(settings: TrainSettings, costs: Costs, held: Collection[str]) -> Iterator[TrainSettings]:
-    every = settings.activation_checkpointing if "checkpoint_blocks" in held else 1
+    every = settings.activation_checkpointing if "activation_checkpointing" in held else 1
     for divided in _ever_fewer_rows(settings, costs, held):
         for resident in range(costs.blocks - 1, -1, -1):
-            yield divided.model_copy(update={"checkpoint_blocks": every, "resident_blocks": resident})
+            yield divided.model_copy(update={"activation_checkpointing": every, "gpu_blocks": resident})
 
 
 def _ever_fewer_rows(settings: TrainSettings, costs: Costs, held: Collection[str]) -> Iterator[TrainSettings]:

@@ -18,7 +18,7 @@ from secondcast.models.schedule import DTYPES
 from secondcast.storage_schemas.schema.layout import Layout
 from secondcast.storage_schemas.schema.manifest import Manifest
 from secondcast.trainer.cost.step_flops import step_flops
-from secondcast.trainer.data.feed import AHEAD_PART, POOL_BYTES
+from secondcast.trainer.data.replay_dataset import AHEAD_PART, POOL_BYTES
 from secondcast.trainer.settings import TrainSettings
 from secondcast.trainer.stage import Stage
 
@@ -83,7 +83,7 @@ class Costs:
                 share=stage.timesteps_per_sample,
                 table_rows=self.table_rows,
                 gpu_bytes=self.gpu_bytes,
-                averaged=settings.ema is not None,
+                averaged=settings.ema_decay is not None,
             )
             for name in (self.names(stage) if vision else self.names(stage)[:1])
         ]

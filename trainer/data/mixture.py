@@ -14,8 +14,8 @@ from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.first_difference import first_difference
 from secondcast.storage_schemas.schema.manifest import Manifest, Teacher
-from secondcast.trainer.data.feed import ReplayDataset, Source
-from secondcast.trainer.data.order import InterleavedSampler, Part, Sampler, mix
+from secondcast.trainer.data.replay_dataset import ReplayDataset, Source
+from secondcast.trainer.data.sampler import InterleavedSampler, Part, Sampler, mix
 from secondcast.trainer.settings import TrainSettings
 from secondcast.trainer.stage import Stage
 from secondcast.trainer.training_set import TrainingSet
@@ -136,7 +136,7 @@ def _orders(
         vision = stage.replays
         yield Sampler(
             # The losses of embeddings know no steps: there is nothing to follow, and nothing to share.
-            kind=stage.order if vision else "shuffled",
+            kind=stage.data_order if vision else "shuffled",
             parts=tuple(parts),
             steps=training_caches[sources[0]].cache.manifest.sampling.steps,
             batch_size=stage.batch_size,

@@ -45,7 +45,7 @@ class Distributed:
     def __post_init__(self) -> None:
         if self.sharded and self.ranks == 1:
             raise SettingsError(
-                "--shard-student divides the student among processes, and this is the only one: start several, as in "
+                "--fsdp divides the student among processes, and this is the only one: start several, as in "
                 "torchrun --nproc-per-node 2 --no-python secondcast train ..., or leave it out"
             )
 

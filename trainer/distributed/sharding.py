@@ -22,7 +22,7 @@ def shard(student: Student, device: torch.device, ranks: int) -> Student:
     layers = [module for module in student.modules() if type(module).__name__ in names]
     if not layers:
         raise StudentError(
-            f"--shard-student divides a student layer by layer, and a {type(student).__name__} names none of its "
+            f"--fsdp divides a student layer by layer, and a {type(student).__name__} names none of its "
             f"layers: leave the flag out"
         )
     mesh = init_device_mesh(device.type, (ranks,))

@@ -8,7 +8,7 @@ import torch
 
 from secondcast.models.backbone import FluxBackbone
 from secondcast.models.memory.host_modulation import HostModulation
-from secondcast.trainer.data.feed import Batch, EmbeddingBatch
+from secondcast.trainer.data.replay_dataset import Batch, EmbeddingBatch
 from secondcast.trainer.losses.context import context_loss
 from secondcast.trainer.losses.embedding import embedding_loss
 from secondcast.trainer.losses.vision import vision_loss, weights_on
@@ -40,14 +40,14 @@ class Objective:
             return self._text_loss(stage, student_BTD, batch)
         weights_K = self.weights(stage, batch.source, student_BTD.device)
         backbone = self.backbones[batch.source]
-        loss = vision_loss(backbone, student_BTD, batch, huber=stage.huber, weights_K=weights_K)
+        loss = vision_loss(backbone, student_BTD, batch, huber=stage.huber_delta, weights_K=weights_K)
         if batch.encoder_hidden_states_BTD is not None:
             term = embedding_loss(student_BTD, batch.encoder_hidden_states_BTD)
             loss = loss + stage.embedding_loss_weight * term
         return loss
 
     def weights(self, stage: Stage, source: int, device: torch.device) -> torch.Tensor | None:
-        """weights_K of a stage on a cache; see step_weights."""
+        """weights_K of a stage on a cache; see timestep_weighting."""
         return weights_on(stage.timestep_weighting, tuple(self.sigmas[source]), device)
 
     @contextmanager
@@ -70,6 +70,6 @@ class Objective:
     def _text_loss(self, stage: Stage, student_BTD: torch.Tensor, batch: EmbeddingBatch) -> torch.Tensor:
         teacher_BTD = batch.encoder_hidden_states_BTD
         if stage.loss == "embedding":
-            return embedding_loss(student_BTD, teacher_BTD, huber=stage.huber)
+            return embedding_loss(student_BTD, teacher_BTD, huber=stage.huber_delta)
         assert self.context_ID is not None
-        return context_loss(student_BTD, teacher_BTD, self.context_ID, huber=stage.huber)
+        return context_loss(student_BTD, teacher_BTD, self.context_ID, huber=stage.huber_delta)

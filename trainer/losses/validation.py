@@ -8,8 +8,8 @@ import torch
 
 from secondcast.storage_schemas.errors import TeacherError
 from secondcast.storage_schemas.schema.manifest import Quantization
-from secondcast.trainer.data.feed import ReplayDataset
-from secondcast.trainer.data.order import Row
+from secondcast.trainer.data.replay_dataset import ReplayDataset
+from secondcast.trainer.data.sampler import Row
 from secondcast.trainer.distributed.processes import ALONE, Distributed
 from secondcast.trainer.losses.objective import Objective
 from secondcast.trainer.losses.vision import replay, row_errors
@@ -187,12 +187,12 @@ def check_replay_error(floor: ReplayError, recorded: Quantization, here: Quantiz
     if here == "none" != recorded:
         raise TeacherError(
             f"{found}, expected at most {100 * limit:.0f} %: the cache was built with --quantize {recorded}, this run "
-            f"has the exact weights; give --quantize {recorded}, or --accept-floor"
+            f"has the exact weights; give --quantize {recorded}, or --ignore-replay-error"
         )
     more = f" with {here} weights" if quantized else ""
     raise TeacherError(
         f"{found}, expected at most {100 * limit:.0f} %{more}: other weights, another dtype or a faulty device; check "
-        f"--backbone, or give --accept-floor"
+        f"--backbone, or give --ignore-replay-error"
     )
 
 

@@ -6,7 +6,7 @@ from functools import cache
 import torch
 
 from secondcast.models.backbone import FluxBackbone
-from secondcast.trainer.data.feed import Batch
+from secondcast.trainer.data.replay_dataset import Batch
 from secondcast.trainer.losses.difference import difference, differences
 from secondcast.trainer.stage import StepWeights
 
@@ -66,7 +66,7 @@ def timestep_weighting(name: StepWeights, sigmas: Sequence[float]) -> torch.Tens
 
 @cache
 def weights_on(name: StepWeights, sigmas: tuple[float, ...], device: torch.device) -> torch.Tensor | None:
-    """See step_weights; on a device."""
+    """See timestep_weighting; on a device."""
     # Copied once: a copy from memory that is not pinned waits for the device.
     weights_K = timestep_weighting(name, sigmas)
     return None if weights_K is None else weights_K.to(device)

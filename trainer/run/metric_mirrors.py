@@ -127,7 +127,9 @@ class Wandb:
 
 
 def _missing(name: MirrorName) -> MissingExtraError:
-    return MissingExtraError(f"--log-to {name} was given and {name} is not installed: pip install 'secondcast[{name}]'")
+    return MissingExtraError(
+        f"--report-to {name} was given and {name} is not installed: pip install 'secondcast[{name}]'"
+    )
 
 
 MIRRORS: dict[MirrorName, Callable[[Path], Mirror]] = {"tensorboard": TensorBoard, "wandb": Wandb}
@@ -136,5 +138,5 @@ MIRRORS: dict[MirrorName, Callable[[Path], Mirror]] = {"tensorboard": TensorBoar
 def mirror_names(given: Sequence[str]) -> list[MirrorName]:
     """Names of mirrors, each once; SettingsError for an unknown one."""
     if unknown := [name for name in given if name not in MIRRORS]:
-        raise SettingsError(f"--log-to is {unknown[0]!r}, expected {' or '.join(MIRRORS)}")
+        raise SettingsError(f"--report-to is {unknown[0]!r}, expected {' or '.join(MIRRORS)}")
     return [name for name in MIRRORS if name in given]

@@ -68,7 +68,7 @@ class Metrics:
                 del self._mirrors[name]
                 reason = (str(error).splitlines() or [""])[0]
                 self._say(
-                    f"--log-to {name} is off from here on ({type(error).__name__}: {reason}): training goes on, and "
+                    f"--report-to {name} is off from here on ({type(error).__name__}: {reason}): training goes on, and "
                     f"{self._run / METRICS_FILE} has all"
                 )
                 with suppress(Exception):

@@ -104,7 +104,7 @@ def _arguments(recorded: RecordedWith | None, guidance: tuple[float, ...] | None
         "max_sequence_length": text_length,
         # FluxPipeline's own end at 1 / steps.
         "sigmas": f"torch.linspace(1, 0.001, {steps}).tolist()"
-        if recorded is not None and recorded.schedule == "reference"
+        if recorded is not None and recorded.schedule == "distillt5"
         else None,
     }
     return "\n".join(f"    {name}={value}," for name, value in values.items() if value is not None)

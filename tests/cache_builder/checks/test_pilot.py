@@ -1,4 +1,4 @@
-"""A pilot is the beginning of the real build: its shards stay, laws 1 to 3 are checked on them, rates extrapolated."""
+"""A pilot is the beginning of the real build: its shards stay, invariants 1 to 3 are checked on them, rates extrapolated."""
 
 from pathlib import Path
 
@@ -32,8 +32,12 @@ def pilot(path: Path, teacher: Path, prompts: Path, count: int = 2, **flags) -> 
 def test_its_laws_hold_and_its_shards_are_the_builds(request, tmp_path, prompt_file, teacher, flags):
     folder = request.getfixturevalue(teacher)
     found = pilot(tmp_path / "c", folder, prompt_file, **flags)
-    assert [(law.law, law.holds) for law in found.laws] == [(1, True), (2, True), (3, True)] and found.holds
-    assert found.laws[2].said.endswith("(8 of 8)")
+    assert [(check.invariant, check.holds) for check in found.checks] == [
+        (1, True),
+        (2, True),
+        (3, True),
+    ] and found.holds
+    assert found.checks[2].said.endswith("(8 of 8)")
     cache = Cache.open(tmp_path / "c")
     assert (len(cache), cache.planned, cache.finished) == (3, 6, False)
     assert (found.sample.rows, found.sample.planned_rows, found.text.rows) == (3, 6, 3)
@@ -53,16 +57,16 @@ def test_a_device_that_computes_otherwise_is_found_out(tmp_path, dev_teacher, pr
         patched.setattr(FluxBackbone, "predict", lambda *inputs: predict(*inputs) * 1.0009765625)
         found = pilot(tmp_path / "c", dev_teacher, prompt_file, dtype="float32")
         # The pipeline calls the transformer itself: it sees what is right.
-        assert [law.holds for law in found.laws] == [False, True, True] and not found.holds
-        assert "not so: final latents are FluxPipeline's, bit for bit in 0 of 1" in found.laws[0].said
+        assert [check.holds for check in found.checks] == [False, True, True] and not found.holds
+        assert "not so: final latents are FluxPipeline's, bit for bit in 0 of 1" in found.checks[0].said
     again = pilot(tmp_path / "c", dev_teacher, prompt_file, dtype="float32")
-    assert [law.holds for law in again.laws] == [False, True, False] and again.peaks == {}
-    assert "in 0 of 8; largest relative error 9.8e-04" in again.laws[2].said
+    assert [check.holds for check in again.checks] == [False, True, False] and again.peaks == {}
+    assert "in 0 of 8; largest relative error 9.8e-04" in again.checks[2].said
 
 
 def test_what_cannot_be_checked_says_why(tmp_path, dev_teacher, prompt_file):
-    found = pilot(tmp_path / "c", dev_teacher, prompt_file, schedule="reference", latents="stored", codec="int8")
-    assert [law.said for law in found.laws] == [
+    found = pilot(tmp_path / "c", dev_teacher, prompt_file, schedule="distillt5", latents="stored", compression="int8")
+    assert [check.said for check in found.checks] == [
         "not checked: FluxPipeline has no schedule 'reference'",
         "not checked: latents are stored",
         "not checked: codec int8 rounds the velocity",
@@ -83,8 +87,8 @@ def test_a_pilot_may_end_a_build_that_keeps_no_embeddings_but_not_follow_it(tmp_
     with pytest.raises(NotInCacheError) as caught:
         pilot(tmp_path / "c", dev_teacher, prompt_file, embeddings="none")
     assert str(caught.value) == (
-        f"{tmp_path}/c has its first trajectories already and keeps no embeddings (--embeddings none): a pilot has "
-        f"nothing to check them with; `secondcast inspect verify {tmp_path}/c --recompute N` does it anew"
+        f"{tmp_path}/c has its first trajectories already and keeps no embeddings (--no-store-embeddings): a pilot has "
+        f"nothing to check them with; `secondcast inspect verify {tmp_path}/c --resample N` does it anew"
     )
 
 
@@ -113,5 +117,5 @@ def test_the_command_prints_what_it_found(tmp_path, dev_teacher, prompt_file, mo
         cli.main()
     printed = capsys.readouterr().out
     assert caught.value.code == 0 and "3 of 6" in printed
-    assert "law 1 holds: final latents are FluxPipeline's, bit for bit (" in printed
+    assert "invariant 1 holds: final latents are FluxPipeline's, bit for bit (" in printed
     assert f"{tmp_path}/c: the whole build takes about" in printed and "what is there is kept" in printed

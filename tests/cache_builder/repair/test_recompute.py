@@ -1,4 +1,4 @@
-"""`inspect verify --recompute`: the teacher gives the recorded bits again, or it is said how far off and why."""
+"""`inspect verify --resample`: the teacher gives the recorded bits again, or it is said how far off and why."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from secondcast import cli
 from secondcast.cache_builder.repair import recompute as module
-from secondcast.cache_builder.repair.recompute import changes, recompute
+from secondcast.cache_builder.repair.resample import changes, recompute
 from secondcast.models.teacher.folder import build_parts, find_teacher
 from secondcast.storage_schemas.errors import NotInCacheError, SettingsMismatchError
 from secondcast.storage_schemas.io.folders import open_folder
@@ -26,8 +26,8 @@ CASES = {
     "zarr": {"format": "zarr", "dtype": "float32"},
     "webdataset": {"format": "webdataset", "dtype": "float32"},
     "none": {"embeddings": "none", "dtype": "float32"},
-    "int8": {"codec": "int8", "latents": "stored"},
-    "clip": {"pooled": "clip", "dtype": "float32", "attention_backend": "_native_math", "resolution": 16},
+    "int8": {"compression": "int8", "latents": "stored"},
+    "max_grad_norm": {"pooled": "clip", "dtype": "float32", "attention_backend": "_native_math", "resolution": 16},
 }
 
 
@@ -88,7 +88,7 @@ def test_the_seed_draws_and_no_more_than_whole_batches_are_sampled(caches, dev_t
 
 
 def test_a_backend_that_does_not_work_here_is_replaced_by_torchs_own_and_that_is_said(caches, dev_teacher, monkeypatch):
-    monkeypatch.setattr("secondcast.cache_builder.networks.backend_of_record", lambda name: "flash")
+    monkeypatch.setattr("secondcast.cache_builder.teacher_models.backend_of_record", lambda name: "flash")
     made = recomputed(caches / "clip", dev_teacher, count=4)
     assert {m.differs for m in made} == {("attention _native_math -> sdpa",)} and not any(m.is_fault for m in made)
     # Another backend gives other bits: those of the recorded one are what the case above is equal to.
@@ -136,7 +136,7 @@ def test_another_pooled_vector_is_a_fault(tmp_path, dev_teacher, prompts, monkey
     assert (made[2].embedding_error, made[2].pooled_error) == (pytest.approx(0.001 / 1.001, rel=1e-3), 0.0)
     assert (made[3].embedding_error, made[3].pooled_error) == (0.0, pytest.approx(0.001 / 1.001, rel=1e-3))
     # The teacher is the one that the manifest names.
-    words = ("inspect", "verify", tmp_path / "c", "--recompute", 7, "--device", "cpu", "--quiet")
+    words = ("inspect", "verify", tmp_path / "c", "--resample", 7, "--device", "cpu", "--quiet")
     code, lines, _ = secondcast(monkeypatch, capsys, *words)
     assert code == 1 and lines[4].endswith("0.0e+00; of the embedding 0.0e+00; of the pooled vector 1.0e-03")
     assert lines[-1].endswith("the velocity 1.0e-03, of the embedding 1.0e-03, of the pooled vector 1.0e-03")
@@ -151,7 +151,7 @@ def test_other_bits_are_a_fault_and_told_step_by_step(tmp_path, dev_teacher, pro
     assert made[1].velocity_errors == (pytest.approx(off, rel=1e-3), 0.0, 0.0) and made[1].embedding_error == 0.0
     assert made[2].velocity_errors == (0.0, 0.0, 0.0) and made[2].embedding_error == pytest.approx(off, rel=1e-3)
 
-    words = ("inspect", "verify", tmp_path / "c", "--recompute", 99, "--device", "cpu", "--quiet")
+    words = ("inspect", "verify", tmp_path / "c", "--resample", 99, "--device", "cpu", "--quiet")
     code, lines, _ = secondcast(monkeypatch, capsys, *words)
     key = made[1].key
     assert code == 1 and lines[2] == (
@@ -170,7 +170,7 @@ def test_where_it_was_recorded_otherwise_that_is_said_and_is_no_fault(
 ):
     elsewhere = {"device": "NVIDIA H100", "threads": 7}
     commit_otherwise(tmp_path / "c", dev_teacher, prompts, monkeypatch, provenance=elsewhere)
-    words = ("inspect", "verify", tmp_path / "c", "--recompute", 7, "--device", "cpu", "--quiet")
+    words = ("inspect", "verify", tmp_path / "c", "--resample", 7, "--device", "cpu", "--quiet")
     code, lines, _ = secondcast(monkeypatch, capsys, *words)
     assert code == 0 and lines[-1].startswith("5 of 7 recomputed bit for bit; ")
     assert (
@@ -218,7 +218,7 @@ def test_an_unfinished_cache_is_recomputed_as_far_as_it_goes_with_the_teacher_it
 ):
     with pytest.raises(KeyboardInterrupt):
         build_cache(tmp_path / "c", dev_teacher, prompts, progress=StopIn("sample", 3))
-    words = ("inspect", "verify", tmp_path / "c", "--recompute", 20, "--device", "cpu", "--quiet")
+    words = ("inspect", "verify", tmp_path / "c", "--resample", 20, "--device", "cpu", "--quiet")
     code, lines, _ = secondcast(monkeypatch, capsys, *words)
     assert code == 0 and len(lines) == 5 and "2 shards not built yet, 0 problems" in lines[0]
     assert lines[-1].startswith(
@@ -229,6 +229,6 @@ def test_an_unfinished_cache_is_recomputed_as_far_as_it_goes_with_the_teacher_it
 def test_a_damaged_cache_is_not_recomputed(tmp_path, caches, monkeypatch, capsys):
     shutil.copytree(caches / "webdataset", tmp_path / "c")
     (tmp_path / "c/trajectories/000001.tar").write_bytes(b"")
-    words = ("inspect", "verify", tmp_path / "c", "--recompute", 1, "--teacher", "nobody", "--quiet")
+    words = ("inspect", "verify", tmp_path / "c", "--resample", 1, "--teacher", "nobody", "--quiet")
     code, lines, heard = secondcast(monkeypatch, capsys, *words)
     assert code == 1 and lines[0].endswith(", 1 problem") and heard == ""

@@ -56,7 +56,7 @@ def flip(file):
 
 
 def rebuilt(cache, teacher, **how):
-    how = {"batch_size": None, "accept_other_bytes": False, **how}
+    how = {"batch_size": None, "allow_mismatch": False, **how}
     return rebuild(cache, find_teacher(str(teacher), BUILD_PARTS), torch.device("cpu"), Silent(), **how)
 
 

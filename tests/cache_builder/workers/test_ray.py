@@ -10,7 +10,7 @@ import pytest
 from secondcast.cache_builder.build import WorkerConfig, result_of
 from secondcast.cache_builder.workers import ray as ray_workers
 from secondcast.cache_builder.workers.ray import run_on_ray
-from secondcast.commands.build.crew import BuildLauncher
+from secondcast.commands.build.launcher import BuildLauncher
 from secondcast.storage_schemas.errors import SettingsError, WorkerFailedError
 from secondcast.storage_schemas.maintenance.verify import verify
 from secondcast.storage_schemas.progress import Silent

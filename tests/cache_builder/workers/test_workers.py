@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secondcast.cache_builder.share import Launched, Worker, launched_worker
+from secondcast.cache_builder.worker import Launched, Worker, launched_worker
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.layout import Shards
 

@@ -1,4 +1,4 @@
-"""`--fit`: what is said, what is trained, and which flag helps a run that ran out of GPU memory."""
+"""`--max-gpu-memory`: what is said, what is trained, and which flag helps a run that ran out of GPU memory."""
 
 import json
 import re
@@ -60,45 +60,47 @@ def test_another_size_is_refused(text):
     with pytest.raises(SettingsError) as raised:
         size_bytes(text)
     assert str(raised.value) == (
-        f"--fit is {text!r}, expected a size such as 16GiB or 11.5GiB, or auto for what is free here"
+        f"--max-gpu-memory is {text!r}, expected a size such as 16GiB or 11.5GiB, or auto for what is free here"
     )
 
 
 def test_a_run_is_made_to_fit_and_says_by_what_and_why(tmp_path, words, costs, capsys):
     least = costs.memory(asked(activation_checkpointing=1)).total_bytes
     room = least + 0.1 * (least - CUDA_BYTES)
-    code, _, heard = secondcast(*words, "--fit", size(room), capsys=capsys)
+    code, _, heard = secondcast(*words, "--max-gpu-memory", size(room), capsys=capsys)
     heard = " ".join(heard.split())
-    assert code == 0 and re.search(r"to fit into 1\.0 GiB: --checkpoint-blocks \d+, 1\.0 GiB by calculation \(w", heard)
-    every = recorded(tmp_path / "run")["checkpoint_blocks"]
+    assert code == 0 and re.search(
+        r"to fit into 1\.0 GiB: --activation-checkpointing \d+, 1\.0 GiB by calculation \(w", heard
+    )
+    every = recorded(tmp_path / "run")["activation_checkpointing"]
     assert every > 0 and costs.memory(asked(activation_checkpointing=every)).total_bytes <= room
     # Given again with less memory than its parts of a batch need: those it keeps.
-    code, _, heard = secondcast(*words, "--fit", "1MiB", capsys=capsys)
+    code, _, heard = secondcast(*words, "--max-gpu-memory", "1MiB", capsys=capsys)
     last = heard.strip().splitlines()[-1]
     assert code == 1 and last.startswith(
         f"secondcast: {tmp_path}/run has begun, and keeps the parts of its batches and the kind of its weights; with "
         f"these nothing fits into 0.0 GiB: the exact weights need 1.0 GiB or more; "
     )
     assert last.endswith("or a larger card; or a new run folder")
-    code, _, heard = secondcast(*words, "--fit", "80GiB", capsys=capsys)
+    code, _, heard = secondcast(*words, "--max-gpu-memory", "80GiB", capsys=capsys)
     assert code == 0 and "to fit into 80.0 GiB: as asked, 1.0 GiB by calculation" in " ".join(heard.split())
 
 
 def test_what_was_given_beside_fit_stays(tmp_path, words, costs, capsys):
-    code, _, heard = secondcast(*words, "--fit", "80GiB", "--checkpoint-blocks", 1, capsys=capsys)
-    assert code == 0 and recorded(tmp_path / "run")["checkpoint_blocks"] == 1
+    code, _, heard = secondcast(*words, "--max-gpu-memory", "80GiB", "--activation-checkpointing", 1, capsys=capsys)
+    assert code == 0 and recorded(tmp_path / "run")["activation_checkpointing"] == 1
     words[1] = tmp_path / "other"
-    held = ["--checkpoint-blocks", 0, "--accumulate", 1, "--quantize", "none"]
-    code, _, heard = secondcast(*words, *held, "--fit", "1MiB", capsys=capsys)
+    held = ["--activation-checkpointing", 0, "--grad-accum-steps", 1, "--quantize", "none"]
+    code, _, heard = secondcast(*words, *held, "--max-gpu-memory", "1MiB", capsys=capsys)
     text = " ".join(heard.split())
     # No other weights, and nothing of int8 or nf4 is said: exact ones were asked for.
     assert code == 1 and "the exact weights need 1.0 GiB or more; streamed blocks need 1.0 GiB or more. Of it" in text
 
 
 def test_what_is_free_of_a_gpu_is_not_asked_of_a_cpu(words, capsys):
-    code, _, heard = secondcast(*words, "--fit", "auto", "--device", "cpu", capsys=capsys)
+    code, _, heard = secondcast(*words, "--max-gpu-memory", "auto", "--device", "cpu", capsys=capsys)
     assert code == 1 and heard.strip().splitlines()[-1] == (
-        "secondcast: --fit auto asks how much memory of a GPU is free, and this run is on cpu: give a size, as in 16GiB"
+        "secondcast: --max-gpu-memory auto asks how much memory of a GPU is free, and this run is on cpu: give a size, as in 16GiB"
     )
 
 
@@ -109,18 +111,18 @@ def test_what_is_free_of_a_gpu_is_not_asked_of_a_cpu(words, capsys):
             "4070",
             [
                 r"does not fit: training: 39\.1 GiB at 4 rows at once, RTX 4070 has 12\.0 GiB",
-                r"to fit into 12\.0 GiB: --checkpoint-blocks 1 --resident-blocks \d+, 1[12]\.\d GiB by c.*",
+                r"to fit into 12\.0 GiB: --activation-checkpointing 1 --gpu-blocks \d+, 1[12]\.\d GiB by c.*",
                 r"why: the exact weights need 20\.1 GiB or more",
                 r"streamed blocks take \d+\.\d GiB of pinned host memory; the arithmetic stays exact",
-                r"train --fit 12GiB chooses so",
+                r"train --max-gpu-memory 12GiB chooses so",
             ],
         ),
         (
             "4090",
             [
                 r"does not fit: training: 39\.1 GiB at 4 rows at once, RTX 4090 has 24\.0 GiB",
-                r"to fit into 24\.0 GiB: --checkpoint-blocks \d, 2[123]\.\d GiB by calculation \(.*",
-                r"train --fit 24GiB chooses so",
+                r"to fit into 24\.0 GiB: --activation-checkpointing \d, 2[123]\.\d GiB by calculation \(.*",
+                r"train --max-gpu-memory 24GiB chooses so",
             ],
         ),
         ("h100", [r"fits: training: 39\.1 GiB at 4 rows at once, H100 SXM has 79\.2 GiB"]),
@@ -142,19 +144,19 @@ def test_plan_says_beforehand_what_fit_will_choose(gpu, lines, capsys):
 
 
 def test_a_size_goes_before_the_memory_of_the_card(capsys):
-    facts = json.loads(secondcast(*DEV, "--gpu", "4090", "--fit", "16GiB", "--json", capsys=capsys)[1])
+    facts = json.loads(secondcast(*DEV, "--gpu", "4090", "--max-gpu-memory", "16GiB", "--json", capsys=capsys)[1])
     assert facts["verdicts"][0] == "does not fit: training: 39.1 GiB at 4 rows at once, asked for are 16.0 GiB"
-    assert facts["verdicts"][-1] == "train --fit 16GiB chooses so"
+    assert facts["verdicts"][-1] == "train --max-gpu-memory 16GiB chooses so"
 
 
 def test_eight_bits_are_planned_for_a_size_as_they_are_trained(capsys):
-    facts = json.loads(secondcast(*DEV, "--quantize", "int8", "--fit", "16GiB", "--json", capsys=capsys)[1])
+    facts = json.loads(secondcast(*DEV, "--quantize", "int8", "--max-gpu-memory", "16GiB", "--json", capsys=capsys)[1])
     assert facts["verdicts"][0].startswith("fits: training: 14.")
 
 
 def test_a_size_alone_is_taken_for_the_whole_gpu_whose_host_makes_modulation_vectors(capsys):
     planned = []
-    for more in (["--fit", "12GiB"], ["--gpu", "4070", "--fit", "12GiB"]):
+    for more in (["--max-gpu-memory", "12GiB"], ["--gpu", "4070", "--max-gpu-memory", "12GiB"]):
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr("secondcast.trainer.cost.stage_cost.table_rows", lambda *manifests: None)
             planned.append(json.loads(secondcast(*DEV, *more, "--json", capsys=capsys)[1]))
@@ -163,7 +165,7 @@ def test_a_size_alone_is_taken_for_the_whole_gpu_whose_host_makes_modulation_vec
 
 
 def test_what_no_option_makes_fit_is_said(capsys):
-    facts = json.loads(secondcast(*DEV, "--fit", "3GiB", "--json", capsys=capsys)[1])
+    facts = json.loads(secondcast(*DEV, "--max-gpu-memory", "3GiB", "--json", capsys=capsys)[1])
     assert set(facts["ways"]) == {"as_asked"}
     assert facts["verdicts"][1].startswith("nothing fits into 3.0 GiB: the exact weights need 20.1 GiB or more; str")
 
@@ -175,9 +177,9 @@ def out_of_memory(*arguments, **named):
 @pytest.mark.parametrize(
     ("given", "flag"),
     [
-        ([], "--checkpoint-blocks 1"),
-        (["--checkpoint-blocks", 1], "--accumulate 2"),
-        (["--checkpoint-blocks", 1, "--accumulate", 4], "--resident-blocks 1"),
+        ([], "--activation-checkpointing 1"),
+        (["--activation-checkpointing", 1], "--grad-accum-steps 2"),
+        (["--activation-checkpointing", 1, "--grad-accum-steps", 4], "--gpu-blocks 1"),
     ],
 )
 def test_a_run_out_of_gpu_memory_names_the_flag_that_helps_next(words, given, flag, monkeypatch, capsys):
@@ -185,7 +187,7 @@ def test_a_run_out_of_gpu_memory_names_the_flag_that_helps_next(words, given, fl
     code, _, heard = secondcast(*words, *given, capsys=capsys)
     last = heard.strip().splitlines()[-1]
     assert code == 1 and last == (
-        f"secondcast: the GPU is out of memory (the run needs 1.0 GiB by calculation): give {flag} too, or --fit auto, "
+        f"secondcast: the GPU is out of memory (the run needs 1.0 GiB by calculation): give {flag} too, or --max-gpu-memory auto, "
         f"which chooses"
     )
 
@@ -193,17 +195,19 @@ def test_a_run_out_of_gpu_memory_names_the_flag_that_helps_next(words, given, fl
 def test_the_advice_can_be_followed_in_the_same_folder(tmp_path, words, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         patched.setattr("secondcast.models.backbone.FluxBackbone.predict", out_of_memory)
-        assert secondcast(*words, "--checkpoint-blocks", 1, capsys=capsys)[0] == 1
-    code, _, heard = secondcast(*words, "--checkpoint-blocks", 1, "--accumulate", 2, capsys=capsys)
+        assert secondcast(*words, "--activation-checkpointing", 1, capsys=capsys)[0] == 1
+    code, _, heard = secondcast(*words, "--activation-checkpointing", 1, "--grad-accum-steps", 2, capsys=capsys)
     assert code == 0, heard
     assert recorded(tmp_path / "run")["stages"][0]["accumulate"] == 2
 
 
 def test_in_a_recipe_the_parts_of_a_batch_are_written(tmp_path, words, monkeypatch, capsys):
-    (tmp_path / "r.toml").write_text('checkpoint-blocks = 1\n[[stage]]\nname = "vision"\nsteps = 2\nbatch-size = 4\n')
+    (tmp_path / "r.toml").write_text(
+        'activation-checkpointing = 1\n[[stage]]\nname = "vision"\nsteps = 2\nbatch-size = 4\n'
+    )
     monkeypatch.setattr("secondcast.models.backbone.FluxBackbone.predict", out_of_memory)
     code, _, heard = secondcast(*words[:-4], "--config", tmp_path / "r.toml", capsys=capsys)
-    assert code == 1 and "write accumulate = 2 into the recipe, or give --fit auto, which chooses" in heard
+    assert code == 1 and "write accumulate = 2 into the recipe, or give --max-gpu-memory auto, which chooses" in heard
 
 
 def test_a_library_that_finds_no_memory_is_out_of_memory_too(words, monkeypatch, capsys):
@@ -216,29 +220,29 @@ def test_a_library_that_finds_no_memory_is_out_of_memory_too(words, monkeypatch,
 
 
 def test_a_run_with_checkpoints_is_told_what_it_may_change(words, monkeypatch, capsys):
-    assert secondcast(*words, "--checkpoint-blocks", 1, "--checkpoint-every", 1, capsys=capsys)[0] == 0
+    assert secondcast(*words, "--activation-checkpointing", 1, "--checkpoint-every", 1, capsys=capsys)[0] == 0
     monkeypatch.setattr("secondcast.trainer.train.train", out_of_memory)
-    code, _, heard = secondcast(*words, "--checkpoint-blocks", 1, "--checkpoint-every", 1, capsys=capsys)
+    code, _, heard = secondcast(*words, "--activation-checkpointing", 1, "--checkpoint-every", 1, capsys=capsys)
     assert code == 1 and heard.strip().endswith(
-        "give --resident-blocks 1 too, or --fit auto, which chooses; checkpoints stay"
+        "give --gpu-blocks 1 too, or --max-gpu-memory auto, which chooses; checkpoints stay"
     )
 
 
 def test_a_begun_run_of_eight_bits_goes_on_and_other_parts_than_it_has_are_refused(tmp_path, words, capsys):
     pytest.importorskip("torchao")
-    eight = ["--quantize", "int8", "--checkpoint-blocks", 1, "--accumulate", 2, "--accept-floor"]
+    eight = ["--quantize", "int8", "--activation-checkpointing", 1, "--grad-accum-steps", 2, "--ignore-replay-error"]
     assert secondcast(*words, *eight, capsys=capsys)[0] == 0
     # What fit chose is not to be said again.
-    code, _, heard = secondcast(*words, "--fit", "80GiB", "--accept-floor", capsys=capsys)
+    code, _, heard = secondcast(*words, "--max-gpu-memory", "80GiB", "--ignore-replay-error", capsys=capsys)
     assert code == 0 and recorded(tmp_path / "run")["quantize"] == "int8", heard
-    code, _, heard = secondcast(*words, "--fit", "80GiB", "--accumulate", 4, capsys=capsys)
+    code, _, heard = secondcast(*words, "--max-gpu-memory", "80GiB", "--grad-accum-steps", 4, capsys=capsys)
     text = " ".join(heard.split())
     assert code == 1 and "was begun with accumulate = 2, you asked for 4: the weights depend on it" in text
 
 
 def test_the_parts_that_a_stage_of_a_recipe_states_are_not_for_fit_to_choose(tmp_path):
     (tmp_path / "r.toml").write_text(
-        "student = 'any'\nquantize = 'nf4'\n[[stage]]\nname = 'one'\nsteps = 2\naccumulate = 4\n"
+        "student = 'any'\nquantize = 'nf4'\n[[stage]]\nname = 'one'\nsteps = 2\ngrad-accum-steps = 4\n"
         "[[stage]]\nname = 'two'\nsteps = 2\n"
     )
     settings = read_recipe(tmp_path / "r.toml").settings

@@ -15,7 +15,7 @@ DEV = ["--teacher", "FLUX.1-dev"]
 
 
 def test_a_build_of_flux_dev_is_planned_from_nothing(tmp_path, capsys):
-    words = ["plan", "build", *DEV, "--count", 1000, "--gpu", "4090", "--disk", tmp_path, "--json"]
+    words = ["plan", "build", *DEV, "--num-prompts", 1000, "--gpu", "4090", "--disk", tmp_path, "--json"]
     code, said, _ = secondcast(*words, capsys=capsys)
     facts = json.loads(said)
     assert code == 0 and facts["teacher"]["configs"].startswith("configurations of black-forest-labs/FLUX.1-dev that")
@@ -30,7 +30,7 @@ def test_a_build_of_flux_dev_is_planned_from_nothing(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_build_with_quantized_weights_needs_less(capsys):
-    words = ["plan", "build", *DEV, "--count", 5, "--batch-size", 1, "--json"]
+    words = ["plan", "build", *DEV, "--num-prompts", 5, "--batch-size", 1, "--json"]
     exact, eight, four = (
         json.loads(secondcast(*words, "--quantize", kind, capsys=capsys)[1])["gpu_memory"]["sample_stage"]
         for kind in ("none", "int8", "nf4")
@@ -43,7 +43,7 @@ def test_a_build_with_quantized_weights_needs_less(capsys):
 
 @pytest.mark.slow
 def test_the_table_of_a_build_says_whose_figures_these_are(capsys):
-    code, said, _ = secondcast("plan", "build", *DEV, "--count", 5, "--gpu", "rtx3060", capsys=capsys)
+    code, said, _ = secondcast("plan", "build", *DEV, "--num-prompts", 5, "--gpu", "rtx3060", capsys=capsys)
     assert code == 0 and "1 x RTX 3060 12GB, of 25.5 dense bf16" in said and "(not checked)" in said
     assert "estimated" in said and "calculated" in said and "11.901 B" in said
     assert "before the first sample: take a larger card" in said
@@ -53,7 +53,18 @@ def test_a_folder_of_configurations_without_weights_suffices(tmp_path, prompt_fi
     shutil.copytree(CONFIGS, tmp_path / "flux")
     (tmp_path / "flux/tokenizer_2").mkdir()
     (tmp_path / "flux/tokenizer_2/tokenizer_config.json").write_text('{"model_max_length": 512}')
-    words = ["plan", "build", "--teacher", tmp_path / "flux", "--prompts", prompt_file, "--limit", 4, "--replicas", 3]
+    words = [
+        "plan",
+        "build",
+        "--teacher",
+        tmp_path / "flux",
+        "--prompts",
+        prompt_file,
+        "--limit",
+        4,
+        "--samples-per-prompt",
+        3,
+    ]
     code, said, _ = secondcast(*words, "--tflops", 100, "--gpus", 2, "--json", capsys=capsys)
     facts = json.loads(said)
     assert code == 0 and facts["cache"]["trajectories"] == 12 and facts["cache"]["prompts"] == 4
@@ -78,7 +89,7 @@ def test_training_is_planned_beside_the_papers_recipe(capsys):
     assert facts["verdicts"] == [
         "fits: training: 39.1 GiB at 4 rows at once, H100 SXM has 79.2 GiB",
     ]
-    code, said, _ = secondcast(*words, "--checkpoint-blocks", 1, capsys=capsys)
+    code, said, _ = secondcast(*words, "--activation-checkpointing", 1, capsys=capsys)
     assert code == 0 and "fits: training: 21.7 GiB at 4 rows at once" in said
     assert "of the vision loss at batch 4" in said and "GPU memory" in said
 
@@ -110,7 +121,7 @@ def test_the_papers_recipe_is_planned_by_the_sizes_of_its_caches(capsys):
 
 
 def test_a_budget_is_told_in_steps_of_each_stage_that_shares_it(capsys):
-    words = ["plan", "train", "--config", RECIPES / "flux-one-gpu.toml", *DEV, "--budget", "72h"]
+    words = ["plan", "train", "--config", RECIPES / "flux-one-gpu.toml", *DEV, "--time-budget", "72h"]
     facts = json.loads(secondcast(*words, "--gpu", "4090", "--json", capsys=capsys)[1])
     for way in facts["ways"].values():
         warm_up, vision = way["stages"]
@@ -131,7 +142,16 @@ def test_a_budget_is_told_in_steps_of_each_stage_that_shares_it(capsys):
 
 @pytest.mark.slow
 def test_without_a_card_a_share_of_the_budget_is_hours_and_no_steps(dev_teacher, capsys):
-    words = ["plan", "train", "--config", RECIPES / "flux-one-gpu.toml", "--teacher", dev_teacher, "--budget", "72h"]
+    words = [
+        "plan",
+        "train",
+        "--config",
+        RECIPES / "flux-one-gpu.toml",
+        "--teacher",
+        dev_teacher,
+        "--time-budget",
+        "72h",
+    ]
     words += ["--student", dev_teacher / "text_encoder_2"]
     facts = json.loads(secondcast(*words, "--json", capsys=capsys)[1])
     stages = facts["ways"]["as_asked"]["stages"]
@@ -144,14 +164,14 @@ def test_what_is_divided_or_shared_takes_less(dev_teacher, capsys):
         words = ["plan", "train", "--teacher", dev_teacher, "--student", dev_teacher / "text_encoder_2", "--json"]
         return json.loads(secondcast(*words, *more, capsys=capsys)[1])
 
-    whole, divided = (planned("--batch-size", 8, *more) for more in ([], ["--accumulate", 4]))
+    whole, divided = (planned("--batch-size", 8, *more) for more in ([], ["--grad-accum-steps", 4]))
     one, other = (facts["ways"]["as_asked"] for facts in (whole, divided))
     assert one["stages"][0]["flop_per_step"] == other["stages"][0]["flop_per_step"]
     assert one["gpu_memory"]["activations_bytes"] == 4 * other["gpu_memory"]["activations_bytes"]
-    shared = planned("--batch-size", 8, "--steps-per-trajectory", 4)["ways"]["as_asked"]
+    shared = planned("--batch-size", 8, "--timesteps-per-sample", 4)["ways"]["as_asked"]
     assert shared["stages"][0]["flop_per_step"] < one["stages"][0]["flop_per_step"]
     assert shared["read_bytes_per_step"] == one["read_bytes_per_step"] / 4
-    warm_ups = planned("--warmup-steps", 5, "--warmup-loss", "context")["ways"]["as_asked"]["stages"]
+    warm_ups = planned("--pretrain-steps", 5, "--pretrain-loss", "context")["ways"]["as_asked"]["stages"]
     assert [(stage["loss"], stage["steps"]) for stage in warm_ups] == [("context", 5), ("vision", 1000)]
     embedding = planned("--loss", "embedding", "--batch-size", 32)
     assert embedding["ways"]["as_asked"]["gpu_memory"]["weights_bytes"] == 0
@@ -193,7 +213,20 @@ def test_caches_that_are_there_and_caches_to_come_are_planned_together(tmp_path,
 
 
 def test_a_warm_up_alone_needs_no_room_for_the_backbone(capsys):
-    words = ["plan", "train", *DEV, "--student", "small", "--steps", 0, "--warmup-steps", 9, "--gpu", "3060", "--json"]
+    words = [
+        "plan",
+        "train",
+        *DEV,
+        "--student",
+        "small",
+        "--steps",
+        0,
+        "--pretrain-steps",
+        9,
+        "--gpu",
+        "3060",
+        "--json",
+    ]
     facts = json.loads(secondcast(*words, capsys=capsys)[1])
     memory = facts["ways"]["as_asked"]["gpu_memory"]
     assert memory["weights_bytes"] == 0 and facts["verdicts"][0].startswith("fits: ")
@@ -211,17 +244,26 @@ def test_training_from_a_cache_goes_by_its_manifest(tmp_path, dev_teacher, promp
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["build", *DEV], r"plan build needs one of --prompts FILE and --count N$"),
-        (["build", *DEV, "--count", "5", "--prompts", "p.txt"], r"plan build needs one of --prompts FILE and"),
-        (["build", *DEV, "--count", "5", "--gpu", "voodoo"], r"--gpu 'voodoo' is not known, expected one of RTX 3060"),
-        (["build", *DEV, "--count", "5", "--tflops", "0"], r"--tflops is 0.0, expected the TFLOP/s that are reached"),
-        (["build", *DEV, "--count", "5", "--resolution", "500"], r"height is 500, expected a multiple of 16"),
-        (["build", *DEV, "--count", "5", "--steps", "0"], r"--steps: "),
-        (["build", "--teacher", "a/b", "--count", "5"], r"no teacher 'a/b' to plan for: expected a folder"),
+        (["build", *DEV], r"plan build needs one of --prompts FILE and --num-prompts N$"),
+        (["build", *DEV, "--num-prompts", "5", "--prompts", "p.txt"], r"plan build needs one of --prompts FILE and"),
+        (
+            ["build", *DEV, "--num-prompts", "5", "--gpu", "voodoo"],
+            r"--gpu 'voodoo' is not known, expected one of RTX 3060",
+        ),
+        (
+            ["build", *DEV, "--num-prompts", "5", "--tflops", "0"],
+            r"--tflops is 0.0, expected the TFLOP/s that are reached",
+        ),
+        (["build", *DEV, "--num-prompts", "5", "--resolution", "500"], r"height is 500, expected a multiple of 16"),
+        (["build", *DEV, "--num-prompts", "5", "--steps", "0"], r"--steps: "),
+        (["build", "--teacher", "a/b", "--num-prompts", "5"], r"no teacher 'a/b' to plan for: expected a folder"),
         (["train", "--student", "small"], r"plan train needs one of --cache .* and --teacher"),
-        (["train", *DEV, "--student", "small", "--steps", "0"], r"steps and warmup-steps are both 0, expected at"),
+        (["train", *DEV, "--student", "small", "--steps", "0"], r"steps and pretrain-steps are both 0, expected at"),
         (["train", *DEV], r"no student is given: give --student, such as google-t5/t5-base or pocket-small$"),
-        (["train", *DEV, "--student", "base", "--budget", "5h"], r"--budget is 5h without a recipe, whose stages"),
+        (
+            ["train", *DEV, "--student", "base", "--time-budget", "5h"],
+            r"--time-budget is 5h without a recipe, whose stages",
+        ),
         (["train", *DEV, "--student", "base", "--resolution", "x=y"], r"--resolution is 'x=y', expected pixels, or"),
         (["train", *DEV, "--config", "r.toml"], r"no file r\.toml for --config: expected lines such"),
         (["train", *DEV, "--config", str(RECIPES / "flux-one-gpu.toml")], r"toml: stage vision takes a share of a"),
@@ -241,7 +283,7 @@ def test_what_cannot_be_planned_is_one_clear_line(words, message, tmp_path, monk
 
 @pytest.mark.parametrize("place", ["/nonexistent", "/nonexistent/cache", "s3://bucket/cache"])
 def test_a_disk_that_is_not_here_is_not_the_root_disk(place, capsys):
-    code, said, heard = secondcast("plan", "build", *DEV, "--count", 10, "--disk", place, capsys=capsys)
+    code, said, heard = secondcast("plan", "build", *DEV, "--num-prompts", 10, "--disk", place, capsys=capsys)
     assert (code, said) == (1, "") and heard == (
         f"secondcast: --disk {place} is not here: expected a folder that exists, on the disk of the cache to come\n"
     )
@@ -250,7 +292,7 @@ def test_a_disk_that_is_not_here_is_not_the_root_disk(place, capsys):
 def test_a_build_that_no_disk_could_hold_is_refused_before_the_cache_is_there(tmp_path, capsys):
     (tmp_path / "p.txt").write_text("a red circle\n")
     words = ["build", tmp_path / "c", "--teacher", "pocket", "--prompts", tmp_path / "p.txt"]
-    code, _, heard = secondcast(*words, "--replicas", 10**12, capsys=capsys)
+    code, _, heard = secondcast(*words, "--samples-per-prompt", 10**12, capsys=capsys)
     assert code == 1 and f"{tmp_path}/c needs " in heard and "GiB free: a build that fills the disk stops" in heard
     assert not (tmp_path / "c").exists()
 
@@ -258,4 +300,4 @@ def test_a_build_that_no_disk_could_hold_is_refused_before_the_cache_is_there(tm
 def test_a_forced_build_begins_all_the_same(tmp_path, capsys):
     (tmp_path / "p.txt").write_text("a red circle\n")
     words = ["build", tmp_path / "c", "--teacher", "pocket", "--prompts", tmp_path / "p.txt", "--steps", 2]
-    assert secondcast(*words, "--force", capsys=capsys)[0] == 0
+    assert secondcast(*words, "--skip-disk-check", capsys=capsys)[0] == 0

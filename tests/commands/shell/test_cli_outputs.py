@@ -14,8 +14,8 @@ from secondcast.storage_schemas.errors import SettingsError, SettingsMismatchErr
 from tests.commands.test_cli import secondcast
 
 PROMPTS = {
-    "pocket": ["prompts", "pocket", "FILE", "--count", 3],
-    "commontext": ["prompts", "commontext", "FILE", "--count", 3],
+    "pocket": ["prompts", "pocket", "FILE", "--num-prompts", 3],
+    "commontext": ["prompts", "commontext", "FILE", "--num-prompts", 3],
     "compbench": ["prompts", "compbench", "FOLDER", "FILE"],
 }
 
@@ -41,11 +41,11 @@ def test_a_picture_of_scores_replaces_no_file_and_is_checked_first(tmp_path, cap
     for name, message in (
         (
             "mine.png",
-            f"{tmp_path}/mine.png exists and would be lost: give another --picture, or --overwrite to",
+            f"{tmp_path}/mine.png exists and would be lost: give another --sample-grid, or --overwrite to",
         ),
-        ("mine.tiff", f"--picture is {tmp_path}/mine.tiff, expected a picture such as mine.png"),
+        ("mine.tiff", f"--sample-grid is {tmp_path}/mine.tiff, expected a picture such as mine.png"),
     ):
-        words = ["evaluate", "score", "no-run", "--pocket", "--picture", tmp_path / name]
+        words = ["evaluate", "score", "no-run", "--pocket", "--sample-grid", tmp_path / name]
         code, said, heard = secondcast(*words, capsys=capsys)
         assert (code, said) == (1, "") and heard.startswith(f"secondcast: {message}")
     assert (tmp_path / "mine.png").read_bytes() == b"mine"
@@ -63,8 +63,8 @@ def test_the_demo_begins_in_no_folder_with_other_files(tmp_path, name, capsys):
 
 
 def test_a_demo_goes_on_with_its_flags_only(tmp_path, capsys):
-    OutputFolder.open(tmp_path, "demo", (), settings={"count": 64, "warmup_steps": 1, "steps": 1}, alone=True)
-    code, said, heard = secondcast("demo", tmp_path, "--count", 64, "--warmup-steps", 1, capsys=capsys)
+    OutputFolder.open(tmp_path, "demo", (), settings={"count": 64, "pretrain_steps": 1, "steps": 1}, alone=True)
+    code, said, heard = secondcast("demo", tmp_path, "--num-prompts", 64, "--pretrain-steps", 1, capsys=capsys)
     assert (code, said) == (1, "") and heard == (
         f"secondcast: {tmp_path} was begun with steps = 1, you asked for 300: give the flags of the first time, or "
         f"another folder\n"

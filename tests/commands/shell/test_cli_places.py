@@ -21,7 +21,7 @@ from tests.storage_schemas.caches import write_cache
 # Parameters that are texts and name no place.
 TEXTS = {
     "attention_backend", "budget", "count", "device", "fit", "format", "gpu", "grep", "guidance", "key", "keys",
-    "log_to", "metrics", "names", "prompt", "ray", "resolution", "revision", "steps_of", "strips", "worker",
+    "report_to", "metrics", "names", "prompt", "ray", "resolution", "revision", "steps_of", "strips", "worker",
 }  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def test_home_is_expanded_in_arguments_options_names_and_settings(home, tmp_path
     write_cache(home / "cache")
     code, said, _ = secondcast("inspect", "summary", "~/cache", capsys=capsys)
     assert code == 0 and str(home / "cache") in said
-    assert secondcast("prompts", "pocket", "~/p.txt", "--count", 3, capsys=capsys)[0] == 0
+    assert secondcast("prompts", "pocket", "~/p.txt", "--num-prompts", 3, capsys=capsys)[0] == 0
     code, said, _ = secondcast("prompts", "list", "~/p.txt:limit=2", capsys=capsys)
     assert code == 0 and said.count("\n") == 2
     code, _, heard = secondcast("train", "r", "--cache", "a=~/nix", "--student", "pocket-tiny", capsys=capsys)
@@ -92,7 +92,7 @@ def test_home_is_expanded_in_recipes(home):
         ["train", "r", "--cache", "name=~nouser/x", "--student", "pocket-tiny"],
         ["train", "r", "--config", "~nouser/x"],
         ["export", "~nouser/x", "out"],
-        ["plan", "build", "--teacher", "pocket", "--count", 1, "--disk", "~nouser/x"],
+        ["plan", "build", "--teacher", "pocket", "--num-prompts", 1, "--disk", "~nouser/x"],
         ["evaluate", "images", "~nouser/x"],
         ["evaluate", "score", "r", "--pocket", "--config", "~nouser/x"],
         ["prompts", "pocket", "~nouser/x"],

@@ -24,7 +24,7 @@ steps = 2
 
 [train]
 student = "pocket-tiny"
-floor = 0
+replay-check = 0
 quiet = true
 
 [train.caches]
@@ -63,7 +63,7 @@ def test_a_plan_takes_the_same_file_and_leaves_out_what_is_of_the_command_alone(
     facts = json.loads(secondcast("plan", "recipe", "r.toml", "--json", capsys=capsys)[1])
     assert {name: build["cache"]["prompts"] for name, build in facts["build"].items()} == {"cats": 2, "dogs": 1}
     assert [stage["name"] for stage in facts["train"]["ways"]["as_asked"]["stages"]] == ["one"]
-    counts = ["--count", 7, "--count", "dogs=9"]
+    counts = ["--num-prompts", 7, "--num-prompts", "dogs=9"]
     facts = json.loads(secondcast("plan", "recipe", "r.toml", *counts, "--json", capsys=capsys)[1])
     assert {name: build["cache"]["prompts"] for name, build in facts["build"].items()} == {"cats": 7, "dogs": 1}
     code, said, _ = secondcast("plan", "recipe", "r.toml", capsys=capsys)
@@ -83,7 +83,7 @@ def test_a_plan_takes_the_same_file_and_leaves_out_what_is_of_the_command_alone(
         (["build", "c", "--config", "nix.toml"], "no file nix.toml for --config: expected lines such as batch-siz"),
         (["train", "r", "--config", "r.toml", "--loss", "vision"], "--loss is given beside --config r.toml: it is"),
         (["plan", "recipe", "flat.toml"], "flat.toml has not both a [build.NAME] and [train]: secondcast plan"),
-        (["plan", "recipe", "r.toml", "--count", "birds=3"], "--count is 'birds=3', expected a number of prom"),
+        (["plan", "recipe", "r.toml", "--num-prompts", "birds=3"], "--num-prompts is 'birds=3', expected a number of prom"),
         (["plan", "recipe", "poor.toml"], "[build.a] of poor.toml has no teacher, expected a line"),
     ],
 )  # fmt: skip

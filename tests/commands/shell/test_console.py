@@ -94,7 +94,7 @@ def test_a_cache_is_shown_in_any_encoding(words, encoding, nasty_cache, monkeypa
     [
         (["inspect", "summary", "c\x1b[31mé"], r"c\x1b[31m"),
         (["prompts", "list", "p\x9b2J中.txt"], r"p\x9b2J"),
-        (["plan", "build", "--teacher", "\x1b]0;title\x07", "--count", "3"], r"\x1b]0;title\x07"),
+        (["plan", "build", "--teacher", "\x1b]0;title\x07", "--num-prompts", "3"], r"\x1b]0;title\x07"),
         (["build", "c", "--\x1b[31mflag"], r"--\x1b[31mflag"),
         (["\x1b[31mfoo"], r"\x1b[31mfoo"),
         (["evaluate", "images", "f\x1b[31m"], r"f\x1b[31m"),
@@ -121,9 +121,9 @@ def test_students_are_trained_compared_and_scored_in_any_encoding(encoding, nast
         ["export", run, student],
         ["generate", student, "--teacher", "pocket", "--prompts", nasty, "--out", tmp_path / "g", "--steps", "1"],
         ["inspect", "compare", nasty_cache, "0", "1", "--student", run, "--out", tmp_path / "c.png"],
-        ["inspect", "images", nasty_cache, "--out", tmp_path / "i.png", "--frames", "1"],
-        ["evaluate", "table", run, "--pocket", "--count", "1", "--steps", "1", "--no-eight-bits"],
-        ["evaluate", "score", run, "--pocket", "--count", "1", "--steps", "1"],
+        ["inspect", "images", nasty_cache, "--out", tmp_path / "i.png", "--num-frames", "1"],
+        ["evaluate", "table", run, "--pocket", "--num-prompts", "1", "--steps", "1", "--no-quantized-baseline"],
+        ["evaluate", "score", run, "--pocket", "--num-prompts", "1", "--steps", "1"],
     ):
         code, out, err = printed(line, encoding, monkeypatch)
         assert code == 0, err
@@ -142,11 +142,11 @@ def run(*words):
 build = ["--teacher", "pocket", "--prompts", "p.txt"]
 run("build", "c", *build, "--steps", "1")
 run("build", "c", *build, "--steps", "1", "--workers", "1")
-run("train", "r", "--cache", "c", "--student", "pocket-tiny", "--steps", "1", "--batch-size", "2", "--floor", "2")
+run("train", "r", "--cache", "c", "--student", "pocket-tiny", "--steps", "1", "--batch-size", "2", "--replay-check", "2")
 run("export", "r", "s")
 run("generate", "s", *build, "--out", "g", "--steps", "1")
 run("inspect", "images", "c", "0", "--out", "strips.png")
-run("inspect", "verify", "c", "--recompute", "1")
+run("inspect", "verify", "c", "--resample", "1")
 """
 
 
@@ -208,7 +208,7 @@ def test_a_reader_that_stops_early_is_no_error(tmp_path):
 def test_a_process_without_stdout_or_stderr_does_its_work(closed, tmp_path):
     (tmp_path / "p.txt").write_text("a dog\n")
     program = f"{shlex.quote(sys.executable)} -c 'from secondcast import cli; cli.main()'"
-    line = f"{program} prompts pocket out.txt --count 3 {closed}>&- && {program} prompts list no.txt {closed}>&-"
+    line = f"{program} prompts pocket out.txt --num-prompts 3 {closed}>&- && {program} prompts list no.txt {closed}>&-"
     done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and len((tmp_path / "out.txt").read_text().splitlines()) == 3
     said = ["3 captions in out.txt\n", "secondcast: no prompt file no.txt"]

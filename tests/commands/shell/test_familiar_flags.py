@@ -56,8 +56,14 @@ def test_a_suggested_flag_is_one_of_the_same_command(command):
     [
         ("train r --lr 1e-4", "No such option: --lr. Use --learning-rate"),
         ("train r --learning_rate 1e-4", "No such option: --learning_rate. Use --learning-rate"),
-        ("train r --gradient-checkpointing", "No such option: --gradient-checkpointing. Use --checkpoint-blocks"),
-        ("train r --gradient_accumulation_steps 4", "No such option: --gradient_accumulation_steps. Use --accumulate"),
+        (
+            "train r --gradient-checkpointing",
+            "No such option: --gradient-checkpointing. Use --activation-checkpointing",
+        ),
+        (
+            "train r --gradient_accumulation_steps 4",
+            "No such option: --gradient_accumulation_steps. Use --grad-accum-steps",
+        ),
         ("train r --max-train-steps 9", "No such option: --max-train-steps. Use --steps"),
         ("train r --train-batch-size 9", "No such option: --train-batch-size. Use --batch-size"),
         ("train r --mixed-precision bf16", "No such option: --mixed-precision. Use --student-dtype"),
@@ -91,4 +97,7 @@ def test_a_familiar_key_of_a_settings_file_is_answered_with_ours(tmp_path, capsy
     (tmp_path / "s.toml").write_text("lr = 1e-4\n")
     code, _, heard = secondcast("train", "r", "--config", tmp_path / "s.toml", capsys=capsys)
     assert code == 1
-    assert f"{tmp_path}/s.toml has the unknown key 'lr' (use learning-rate), expected one of accept-floor, " in heard
+    assert (
+        f"{tmp_path}/s.toml has the unknown key 'lr' (use learning-rate), expected one of ignore-replay-error, "
+        in heard
+    )

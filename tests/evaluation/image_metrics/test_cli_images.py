@@ -135,7 +135,7 @@ def test_a_tesseract_that_fails_is_one_line(pictures, monkeypatch, tmp_path, cap
 
 def test_what_generate_writes_is_scored_by_its_index(clip, tmp_path, capsys):
     settings = PictureSettings(
-        student="s", teacher="t", text_length=4, height=16, width=16, steps=2, schedule="pipeline", guidance=None,
+        student="s", teacher="t", text_length=4, height=16, width=16, steps=2, schedule="diffusers", guidance=None,
         seed=0, dtype="float32", pooled="zero",
     )  # fmt: skip
     folder = PictureFolder.open(tmp_path / "made", settings, PROMPTS)

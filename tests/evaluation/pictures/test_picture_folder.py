@@ -24,7 +24,7 @@ def test_a_folder_killed_before_its_settings_were_written_is_begun_anew(tmp_path
     (tmp_path / "out").mkdir()
     (tmp_path / "out/.generate.json.0badcafe-1-0badcafe.tmp").write_text("{")
     asked = PictureSettings(
-        student="s", teacher="t", text_length=4, height=16, width=16, steps=2, schedule="pipeline", guidance=None,
+        student="s", teacher="t", text_length=4, height=16, width=16, steps=2, schedule="diffusers", guidance=None,
         seed=0, dtype="float32", pooled="zero",
     )  # fmt: skip
     assert PictureFolder.open(tmp_path / "out", asked, ["a"]).missing == [0]

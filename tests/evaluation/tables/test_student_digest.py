@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from secondcast.evaluation.leader import student_digest, weights_digest
 from secondcast.evaluation.pictures.folder import PictureFolder, PictureSettings
+from secondcast.evaluation.text_encoder import student_digest, weights_digest
 from secondcast.storage_schemas.errors import SettingsMismatchError
 
 
@@ -37,7 +37,7 @@ def test_the_digest_of_a_student_does_not_depend_on_layout_or_the_program_that_w
 def test_pictures_of_an_earlier_version_are_gone_on_with(tmp_path):
     def asked(student: str) -> PictureSettings:
         return PictureSettings(
-            student=student, teacher="t", text_length=4, height=16, width=16, steps=2, schedule="pipeline",
+            student=student, teacher="t", text_length=4, height=16, width=16, steps=2, schedule="diffusers",
             guidance=None, seed=0, dtype="float32", pooled="zero",
         )  # fmt: skip
 

@@ -149,7 +149,7 @@ def test_teacher_and_students_come_as_a_table_with_plots_and_stay_scored(tmp_pat
     # A folder named as the teacher is a student still.
     shutil.copytree(pocket_export, tmp_path / "teacher")
     monkeypatch.chdir(tmp_path)
-    words = ["evaluate", "table", f"tiny={pocket_export}", "tiny=./teacher", "--pocket", "--count", 12]
+    words = ["evaluate", "table", f"tiny={pocket_export}", "tiny=./teacher", "--pocket", "--num-prompts", 12]
     words += ["--steps", 2, "--out", tmp_path / "r", "--quiet"]
     code, said, heard = secondcast(*words, "--format", "json", capsys=capsys)
     found = Table.model_validate(json.loads(said))
@@ -174,7 +174,7 @@ def test_on_a_cache_students_are_rows_of_distances_and_stay_evaluated(tmp_path, 
     (tmp_path / "p.txt").write_text("".join(f"{text}\n" for text in captions(64, seed=0, split="train")))
     words = ["--teacher", "pocket", "--prompts", tmp_path / "p.txt", "--steps", 2, "--batch-size", 64, "--quiet"]
     assert secondcast("build", cache, *words, capsys=capsys)[0] == 0
-    words = ["--cache", cache, "--student", "pocket-tiny", "--steps", 0, "--warmup-steps", 1, "--quiet"]
+    words = ["--cache", cache, "--student", "pocket-tiny", "--steps", 0, "--pretrain-steps", 1, "--quiet"]
     assert secondcast("train", run, *words, capsys=capsys)[0] == 0
     shutil.copytree(run, tmp_path / "again")
     third = shutil.copytree(run, tmp_path / "third")
@@ -186,7 +186,7 @@ def test_on_a_cache_students_are_rows_of_distances_and_stay_evaluated(tmp_path, 
     )
     words = ["evaluate", "table", f"tiny={run}", f"tiny={tmp_path / 'again'}", f"other={run}"]
     words += [f"third={third}", "--cache", cache]
-    words += ["--trajectories", 2, "--closed-loop", 1, "--out", tmp_path / "r"]
+    words += ["--num-trajectories", 2, "--closed-loop", 1, "--out", tmp_path / "r"]
     code, said, heard = secondcast(*words, "--format", "json", capsys=capsys)
     found = ErrorTable.model_validate(json.loads(said))
     two, one, same = found.rows
@@ -217,7 +217,7 @@ def test_on_a_cache_students_are_rows_of_distances_and_stay_evaluated(tmp_path, 
     assert kept_evaluation(file) is not None
     file.write_text("{}")
     assert kept_evaluation(file) is None and kept_evaluation(tmp_path / "none") is None
-    words += ["--pocket", "--count", 2, "--steps", 1, "--no-eight-bits"]
+    words += ["--pocket", "--num-prompts", 2, "--steps", 1, "--no-quantized-baseline"]
     code, said, _ = secondcast(*words, "--format", "json", capsys=capsys)
     both = json.loads(said)
     assert code == 0 and both["cache"]["cache"] == str(tmp_path / "other") and both["pocket"]["captions"] == 2
@@ -241,7 +241,7 @@ def test_on_a_cache_students_are_rows_of_distances_and_stay_evaluated(tmp_path, 
     ],
 )
 def test_what_cannot_be_tabled_is_one_line(words, message, capsys):
-    code, _, heard = secondcast("evaluate", "table", *words, "--count", 2, "--steps", 1, capsys=capsys)
+    code, _, heard = secondcast("evaluate", "table", *words, "--num-prompts", 2, "--steps", 1, capsys=capsys)
     assert code == 1 and heard.strip().splitlines()[-1] == f"secondcast: {message}"
 
 

@@ -89,7 +89,7 @@ def test_guidance_is_that_of_the_recording_without_reading_it(recorded):
     cache, found = Cache.open(recorded), data_of(recorded, norms=0, strips=0)
     assert found["trajectories"]["guidance"] == [cache.guidance(index) for index in range(12)]
     assert found["trajectories"]["velocity_rms"] == [None] * 12
-    assert "norms of 0 of 12 trajectories: `secondcast inspect report --norms 12` reads all" in said(found)
+    assert "norms of 0 of 12 trajectories: `secondcast inspect report --max-norms 12` reads all" in said(found)
 
 
 def test_values_that_are_not_finite_are_counted_and_left_out_of_the_norms():
@@ -103,7 +103,7 @@ def test_norms_of_a_few_are_spread_evenly_and_said(tmp_path):
     read = [row for row, value in enumerate(found["trajectories"]["velocity_rms"]) if value is not None]
     assert read == [1, 4, 7, 10, 13, 16, 19, 22, 25, 28] == evenly(30, 10)
     assert (
-        "norms of 10 of 30 trajectories, spread evenly: `secondcast inspect report --norms 30` reads all"
+        "norms of 10 of 30 trajectories, spread evenly: `secondcast inspect report --max-norms 30` reads all"
         in found["notes"]
     )
 
@@ -138,7 +138,7 @@ def test_a_shard_that_is_gone_is_found_without_checking_as_well(tmp_path):
     (tmp_path / "c" / SHARDS["zarr"]).unlink()
     found = data_of(tmp_path / "c", verify=False)
     assert found["integrity"] == {
-        "state": "not checked", "text": "no file was compared with its checksum: --no-verify", "problems": []
+        "state": "not checked", "text": "no file was compared with its checksum: --no-verify-checksums", "problems": []
     }  # fmt: skip
     assert found["trajectories"]["velocity_rms"][:4] == [None] * 4
 
@@ -221,7 +221,7 @@ def test_a_strip_shows_the_decoded_latents_above_and_the_clean_ones_below(record
     assert [one["why"] for one in strips["rows"]] == ["random"] * 4
     assert (
         "film strips of 4 of 12 trajectories: the 0 hardest and 4 at random (seed 0); `secondcast inspect report "
-        "--strips all` shows every one"
+        "--num-strips all` shows every one"
     ) in found["notes"]
     cache = Cache.open(recorded)
     decoder = load_recorded_decoder(find_teacher(str(dev_teacher), DECODE_PARTS), cache.manifest.sampling, CPU)
@@ -260,7 +260,7 @@ def test_a_vae_of_another_teacher_and_a_sheet_too_wide_are_refused(recorded, tmp
         data_of(recorded, teacher=str(other))
     sampling = Cache.open(recorded).manifest.sampling.model_copy(update={"height": 1024, "width": 512, "steps": 50})
     with pytest.raises(SettingsError, match=r"51 frames of 512 pixels are 26112 pixels wide, WebP holds 16383: give "
-                                          r"--side 321, or --frames 30"):  # fmt: skip
+                                          r"--frame-size 321, or --num-frames 30"):  # fmt: skip
         check_sheet(sampling, side=512, frames=None)
     check_sheet(sampling, side=321, frames=None)
     check_sheet(sampling, side=512, frames=30)

@@ -228,7 +228,7 @@ def test_damage_is_named_with_the_command_that_mends_it(visit, html):
     page.click("#problems button")
     assert page.evaluate("navigator.clipboard.readText()") == problem["mend"]
     assert visit(html).inner_text("#badge") == "✓ intact"
-    unread = {"state": "not checked", "text": "--verify off", "problems": []}
+    unread = {"state": "not checked", "text": "--verify-checksums off", "problems": []}
     assert visit(render(report_data(integrity=unread))).inner_text("#badge") == "? not checked"
 
 
@@ -324,7 +324,14 @@ def test_a_column_without_any_value_is_left_out(visit):
 
 
 def test_a_student_that_was_not_evaluated_has_no_heat_map_and_its_curves(visit):
-    idle = student("idle") | {"rows": [], "steps": [], "errors": [], "floor": None, "closed": None, "parameters": None}
+    idle = student("idle") | {
+        "rows": [],
+        "steps": [],
+        "errors": [],
+        "replay_check": None,
+        "closed": None,
+        "parameters": None,
+    }
     page = visit(render(report_data(students=[idle, student()])))
     assert page.inner_text("#errors h3 >> nth=0") == "idle" and page.locator("canvas.heat").is_hidden()
     assert page.inner_text("#errors p >> nth=0") == "It was not evaluated here."

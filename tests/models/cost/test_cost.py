@@ -216,12 +216,12 @@ def test_table_and_checkpointing_fit_a_24_gb_card(at_512_px):
 @pytest.mark.parametrize(
     ("options", "device_gib", "pinned_gib"),
     [
-        ({"modulation": "live"}, 22.17, 0),
+        ({"modulation": "gpu"}, 22.17, 0),
         ({}, 16.33, 0),
-        ({"quantize": "int8", "checkpoint_blocks": 1}, 8.03 + 0.28 + 0.42 + 0.03, 0),
+        ({"quantize": "int8", "activation_checkpointing": 1}, 8.03 + 0.28 + 0.42 + 0.03, 0),
         ({"quantize": "nf4"}, 4.52 + 0.28 + 0.09 + 0.03, 0),
-        ({"resident_blocks": 0}, 0.05 + 2 * 0.43, 16.28),
-        ({"resident_blocks": 57}, 16.33, 0),
+        ({"gpu_blocks": 0}, 0.05 + 2 * 0.43, 16.28),
+        ({"gpu_blocks": 57}, 16.33, 0),
     ],
 )
 def test_weights_of_flux_take_what_the_options_leave_of_them(at_512_px, options, device_gib, pinned_gib):

@@ -147,7 +147,7 @@ def test_output_and_gradient_are_the_uncompiled_ones_but_for_rounding(wide, dtyp
     if batch_rows is None:
         return
     # Of these, each has the very graphs of the first one.
-    for options in ({"checkpoint_blocks": 1}, {"checkpoint_blocks": 2}, {"resident_blocks": 1}):
+    for options in ({"activation_checkpointing": 1}, {"activation_checkpointing": 2}, {"gpu_blocks": 1}):
         found = call(load(wide, dtype, batch_rows=batch_rows, compile=True, **options), ASKED)
         assert all(torch.equal(one, other) for one, other in zip(found, compiled, strict=True)), options
 

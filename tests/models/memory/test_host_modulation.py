@@ -44,7 +44,7 @@ def rows_of(backbone: FluxBackbone, asked: list[tuple[float, float | None]], poo
     [(True, 1, FP32), (True, 3, FP32), (False, 7, FP32), (True, 2, BF16), (False, 3, BF16)],
 )
 def test_output_and_gradient_are_those_of_the_live_weights(wide, guidance, rows, dtype):
-    live, host = load(wide[guidance], dtype), load(wide[guidance], dtype, modulation="host")
+    live, host = load(wide[guidance], dtype), load(wide[guidance], dtype, modulation="cpu")
     assert host.host_modulation is not None and host.table is None and live.host_modulation is None
     asked = list(pairs(guidance=guidance) * 8)[2::3][:rows]
     for pooled_BP in (pooled(rows), None):
@@ -54,21 +54,21 @@ def test_output_and_gradient_are_those_of_the_live_weights(wide, guidance, rows,
 @pytest.mark.parametrize(
     ("options", "dtype"),
     [
-        ({"checkpoint_blocks": 1}, FP32),
-        ({"checkpoint_blocks": 2}, FP32),
-        ({"resident_blocks": 0}, FP32),
-        ({"resident_blocks": 2, "checkpoint_blocks": 1}, BF16),
+        ({"activation_checkpointing": 1}, FP32),
+        ({"activation_checkpointing": 2}, FP32),
+        ({"gpu_blocks": 0}, FP32),
+        ({"gpu_blocks": 2, "activation_checkpointing": 1}, BF16),
     ],
 )
 def test_blocks_that_are_computed_twice_or_streamed_read_the_same_rows(wide, options, dtype):
-    live, host = load(wide[True], dtype), load(wide[True], dtype, modulation="host", **options)
+    live, host = load(wide[True], dtype), load(wide[True], dtype, modulation="cpu", **options)
     first, second = list(pairs(guidance=True))[:3], list(pairs(guidance=True))[9:12]
     for asked, pooled_BP in ((first, pooled(3)), (second, 2 * pooled(3))):
         assert same(call(host, asked, pooled_BP=pooled_BP), call(live, asked, pooled_BP=pooled_BP))
 
 
 def test_rows_computed_beforehand_are_taken_in_place_of_the_conditions(wide):
-    host = load(wide[True], BF16, modulation="host")
+    host = load(wide[True], BF16, modulation="cpu")
     asked, pooled_BP = list(pairs(guidance=True))[4:7], pooled(3)
     modulation_BM = rows_of(host, asked, pooled_BP)
     assert modulation_BM.dtype == BF16 and modulation_BM.nbytes == 3 * host.host_modulation.row_bytes
@@ -79,7 +79,7 @@ def test_rows_computed_beforehand_are_taken_in_place_of_the_conditions(wide):
 
 
 def test_another_geometry_reads_the_same_host_weights(wide):
-    live, host = load(wide[True], FP32), load(wide[True], FP32, modulation="host")
+    live, host = load(wide[True], FP32), load(wide[True], FP32, modulation="cpu")
     tall = Geometry(height=32, width=16, rows=8, columns=4, channels=16)
     assert host.at(tall).host_modulation is host.host_modulation
     asked = list(pairs(guidance=True))[:2]
@@ -90,7 +90,7 @@ def test_another_geometry_reads_the_same_host_weights(wide):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_rows_do_not_depend_on_the_thread_or_on_how_many_ask_at_once(wide, threads):
-    host = load(wide[True], FP32, modulation="host")
+    host = load(wide[True], FP32, modulation="cpu")
     asked = [list(pairs(guidance=True) * 2)[first : first + 3] for first in range(12)]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

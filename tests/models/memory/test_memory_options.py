@@ -11,7 +11,7 @@ from secondcast.storage_schemas.errors import SettingsError
 @pytest.mark.parametrize("kind", ["int8", "fp8", "nf4"])
 def test_quantized_blocks_are_not_streamed(kind):
     message = (
-        f"quantize is {kind} with resident-blocks 4, expected one of the two: streaming is for the exact weights, "
+        f"quantize is {kind} with gpu-blocks 4, expected one of the two: streaming is for the exact weights, "
         f"quantized ones are small enough to stay; leave one of them out"
     )
     with pytest.raises(SettingsError, match=f"^{re.escape(message)}$"):
@@ -22,9 +22,9 @@ def test_quantized_blocks_are_not_streamed(kind):
 @pytest.mark.parametrize("every", [0, 2])
 def test_eight_bits_want_every_block_checkpointed(kind, every):
     message = (
-        f"quantize is {kind} with checkpoint-blocks {every}, expected 1: each linear keeps an unquantized copy of its "
+        f"quantize is {kind} with activation-checkpointing {every}, expected 1: each linear keeps an unquantized copy of its "
         f"weight until its backward pass, and all blocks at once would keep more than is saved; give "
-        f"--checkpoint-blocks 1, or --quantize nf4"
+        f"--activation-checkpointing 1, or --quantize nf4"
     )
     with pytest.raises(SettingsError, match=f"^{re.escape(message)}$"):
         MemoryOptions.from_flags(quantize=kind, activation_checkpointing=every)

@@ -153,7 +153,7 @@ def test_values_that_the_dtype_does_not_tell_apart_share_a_row(wide):
             [(1.0, 2.0), (1.0, 3.25)],
             "row 1 of a batch has timestep 1 and guidance 3.25, the modulation table holds timesteps "
             "0.0625, 0.25, 0.65, 0.9, 1 with guidance 2, 2.5, 3.5, 5: it was made for other caches, and the weights it "
-            "stands for are gone; give --modulation live",
+            "stands for are gone; give --modulation gpu",
         ),
         ([(0.5, 2.0), (1.0, 2.0)], "row 0 of a batch has timestep 0.5 and guidance 2, the modulation table holds "),
     ],
@@ -175,7 +175,7 @@ def test_a_pooled_vector_beside_the_table_is_refused(wide):
     backbone = load(wide[True], torch.float32, batch_rows=1)
     pooled_BP = backbone.zero_pooled(2)
     pooled_BP[1, 3] = 0.5
-    text = r"row 1 of a batch has a pooled vector, expected zeros: .* give --modulation live"
+    text = r"row 1 of a batch has a pooled vector, expected zeros: .* give --modulation gpu"
     with pytest.raises(SettingsError, match=text):
         backbone.table.select(torch.ones(2), torch.full((2,), 2.0), pooled_BP)
 
@@ -202,11 +202,11 @@ def test_rows_that_are_checked_at_the_end_are_refused_there_in_the_same_words(wi
 
 def test_the_table_is_the_default_where_there_can_be_one_and_live_where_asked(wide):
     assert load(wide[True], torch.float32, batch_rows=2).table is not None
-    assert load(wide[True], torch.float32, batch_rows=2, modulation="live").table is None
+    assert load(wide[True], torch.float32, batch_rows=2, modulation="gpu").table is None
     assert load(wide[True], torch.float32).table is None
     with pytest.raises(
-        SettingsError, match=r"--modulation is table, but .* of CLIP: .*; give --modulation host, .*, or auto, "
+        SettingsError, match=r"--modulation is table, but .* of CLIP: .*; give --modulation cpu, .*, or auto, "
     ):
-        load(wide[True], torch.float32, modulation="table")
+        load(wide[True], torch.float32, modulation="precomputed")
     with pytest.raises(SettingsError, match=r"--modulation: .*'auto', 'table', 'host' or 'live'"):
         MemoryOptions.from_flags(modulation="tables")

@@ -13,7 +13,7 @@ PACKAGES = ("bitsandbytes", "torchao", "peft")
 PLAN = """
 import sys
 from secondcast import cli
-sys.argv = ["secondcast", "plan", "build", "--teacher", "pocket", "--count", "9"]
+sys.argv = ["secondcast", "plan", "build", "--teacher", "pocket", "--num-prompts", "9"]
 try:
     cli.main()
 except SystemExit as stop:

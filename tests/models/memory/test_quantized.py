@@ -32,7 +32,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # NF4 on a CPU takes its time, and calls change nothing.
 @cache
 def quantized(folder: Path, dtype: torch.dtype, kind: str, **options) -> FluxBackbone:
-    return load(folder, dtype, quantize=kind, **{"checkpoint_blocks": 1, **options})
+    return load(folder, dtype, quantize=kind, **{"activation_checkpointing": 1, **options})
 
 
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:

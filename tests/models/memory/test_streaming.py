@@ -281,7 +281,7 @@ def test_a_number_of_blocks_that_the_model_does_not_have_is_refused():
     with pytest.raises(SettingsError) as error:
         stream_blocks(transformer(), device=CPU, resident=8)
     assert str(error.value) == (
-        "--resident-blocks is 8, expected 0 to 7: this transformer has so many blocks, and those that are not resident "
+        "--gpu-blocks is 8, expected 0 to 7: this transformer has so many blocks, and those that are not resident "
         "are streamed; take 7"
     )
     with pytest.raises(SettingsError) as error:
@@ -329,7 +329,7 @@ def test_host_memory_that_cannot_be_pinned_is_said_in_one_line(monkeypatch):
         _pinned(2**29)
     assert str(error.value) == (
         "0.50 GiB of host memory for a streamed block cannot be pinned (CUDA error 2): streamed blocks lie there "
-        "whole; raise the limit of locked memory (ulimit -l), or --resident-blocks"
+        "whole; raise the limit of locked memory (ulimit -l), or --gpu-blocks"
     )
 
 
@@ -350,7 +350,7 @@ def test_streamed_weights_lie_where_planning_says(resident):
         largest_linear=0, forward_flops=0, attention_flops=0, backward_flops=0, forward_peak_bytes=0, saved_bytes=0,
         checkpoint_bytes=0, outer_bytes=0, double_blocks=blocks[0], single_blocks=blocks[1],
     )  # fmt: skip
-    options = MemoryOptions(modulation="live", gpu_blocks=resident)
+    options = MemoryOptions(modulation="gpu", gpu_blocks=resident)
     held = held_weights(cost, options, dtype_bytes=4, table_rows=None)
     streaming = stream_blocks(model, device=CPU, resident=resident)
     # Tensors begin at multiples of 512 bytes.

@@ -48,10 +48,10 @@ def smooth(steps, tokens, channels, dtype, seed=0):
 @given(data=st.data(), shape=hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=6))
 def test_every_bit_pattern_of_any_shape_comes_back(make, dtype, data, shape):
     bits = data.draw(hnp.arrays(BITS[dtype], shape))
-    codec = make(shape=shape, dtype=dtype)
-    decoded = codec.decode(codec.encode(bits.view(DTYPES[dtype])))
+    compression = make(shape=shape, dtype=dtype)
+    decoded = compression.decode(compression.encode(bits.view(DTYPES[dtype])))
     assert decoded.dtype == BITS[dtype] and (decoded == bits).all()
-    assert (codec.decode(codec.encode(bits.tobytes())) == bits).all()
+    assert (compression.decode(compression.encode(bits.tobytes())) == bits).all()
 
 
 @LOSSLESS
@@ -62,15 +62,15 @@ def test_every_bit_pattern_of_any_shape_comes_back(make, dtype, data, shape):
 def test_zeros_of_both_signs_infinities_and_nans_come_back(make, dtype, order):
     bits = np.array(order, dtype=BITS[dtype]).reshape(4, 1, 2)
     bits = bits if dtype == "bfloat16" else bits << 16 | 0x0FFF
-    codec = make(shape=bits.shape, dtype=dtype)
-    assert (codec.decode(codec.encode(bits)) == bits).all()
+    compression = make(shape=bits.shape, dtype=dtype)
+    assert (compression.decode(compression.encode(bits)) == bits).all()
 
 
 @DTYPE
 def test_one_step_of_no_tokens_and_constant_steps_are_no_special_case(dtype):
     for values in (smooth(1, 3, 2, dtype), np.zeros((3, 0, 4), DTYPES[dtype]), np.ones((5, 2, 2), DTYPES[dtype])):
-        codec = StepDelta(shape=values.shape, dtype=dtype)
-        assert same_bits(codec.decode(codec.encode(values)).view(values.dtype), values)
+        compression = StepDelta(shape=values.shape, dtype=dtype)
+        assert same_bits(compression.decode(compression.encode(values)).view(values.dtype), values)
 
 
 def test_steps_that_follow_from_the_ones_before_take_less_than_byte_planes_alone():
@@ -93,9 +93,9 @@ def test_the_weights_of_steps_on_a_parabola_predict_the_next_one():
 @given(place=st.integers(0, 10**6), bit=st.integers(0, 7), cut=st.booleans())
 def test_a_flipped_bit_or_a_cut_is_an_error_or_changes_nothing(make, place, bit, cut):
     values = smooth(3, 8, 4, "bfloat16")
-    codec = make(shape=values.shape, dtype="bfloat16")
-    encoded = bytearray(codec.encode(values))
-    true = codec.decode(encoded)
+    compression = make(shape=values.shape, dtype="bfloat16")
+    encoded = bytearray(compression.encode(values))
+    true = compression.decode(encoded)
     place %= len(encoded)
     if cut:
         changed = bytes(encoded[:place])
@@ -103,7 +103,7 @@ def test_a_flipped_bit_or_a_cut_is_an_error_or_changes_nothing(make, place, bit,
         encoded[place] ^= 1 << bit
         changed = bytes(encoded)
     try:
-        decoded = codec.decode(changed)
+        decoded = compression.decode(changed)
     except ValueError:
         return
     assert not cut and same_bits(decoded, true)
@@ -143,40 +143,40 @@ def test_a_codec_for_what_it_cannot_keep_is_refused(make, arguments, message):
 def test_eight_bits_read_as_the_codec_rounds_within_a_254th_of_each_rows_largest(dtype):
     values = smooth(6, 32, 16, dtype)
     values[2, 3] = 0
-    codec = StepInt8(shape=values.shape, dtype=dtype)
-    decoded = codec.decode(codec.encode(values)).view(values.dtype)
-    assert same_bits(decoded, codec.rounded(values)) and (decoded[2, 3] == 0).all()
+    compression = StepInt8(shape=values.shape, dtype=dtype)
+    decoded = compression.decode(compression.encode(values)).view(values.dtype)
+    assert same_bits(decoded, compression.rounded(values)) and (decoded[2, 3] == 0).all()
     error = np.abs(decoded.astype(np.float32) - values.astype(np.float32))
     largest = np.abs(values.astype(np.float32)).max(axis=-1, keepdims=True)
     # Half a unit, the scale's own rounding to bfloat16 at the ends of the range, and that of the result.
     assert (error <= largest * (1 / 254 + 2**-8 + 2**-8)).all()
     with pytest.raises(ValueError, match="an element is not finite: eight bits hold finite numbers only"):
-        codec.encode(np.where(values == 0, np.nan, values).astype(values.dtype))
+        compression.encode(np.where(values == 0, np.nan, values).astype(values.dtype))
 
 
 @BOTH
 @DTYPE
 def test_an_int8_cache_gives_rounded_velocities_and_exact_latents(tmp_path, form, dtype):
-    writer = write_cache(tmp_path / "c", format=form, codec="int8", latents="stored", dtype=dtype)
+    writer = write_cache(tmp_path / "c", format=form, compression="int8", latents="stored", dtype=dtype)
     cache = Cache.open(tmp_path / "c")
     arrays = some_arrays(cache.manifest, writer.layout.trajectories[0])
-    codec = StepInt8(shape=(STEPS, TOKENS, CHANNELS), dtype=dtype)
-    assert not same_bits(codec.rounded(arrays["velocity"]), arrays["velocity"])
+    compression = StepInt8(shape=(STEPS, TOKENS, CHANNELS), dtype=dtype)
+    assert not same_bits(compression.rounded(arrays["velocity"]), arrays["velocity"])
     for row in range(4):
         trajectory = cache.trajectory(row)
-        assert same_bits(trajectory.velocity_KSC, codec.rounded(arrays["velocity"][row]))
+        assert same_bits(trajectory.velocity_KSC, compression.rounded(arrays["velocity"][row]))
         assert same_bits(trajectory.hidden_states_KSC, arrays["hidden_states"][row])
 
 
 def test_int8_without_stored_latents_is_refused_with_the_way_out():
     with pytest.raises(ValueError, match="codec int8 rounds the velocity, .* use --latents stored"):
-        Storage(format="zarr", codec="int8", latents="derived")
+        Storage(format="zarr", compression="int8", latents="derived")
 
 
 @BOTH
 @pytest.mark.parametrize("latents", ["derived", "stored"])
 def test_wrong_bytes_of_a_compact_shard_are_a_damaged_cache_even_unverified(tmp_path, form, latents):
-    write_cache(tmp_path / "c", format=form, codec="compact", latents=latents)
+    write_cache(tmp_path / "c", format=form, compression="lossless", latents=latents)
     name = {"zarr": "trajectories.zarr/velocity/c/0/0/0/0", "webdataset": "trajectories/000000.tar"}[form]
     data = (tmp_path / "c" / name).read_bytes()
     true = [Cache.open(tmp_path / "c").trajectory(row) for row in range(4)]
@@ -199,17 +199,20 @@ def test_wrong_bytes_of_a_compact_shard_are_a_damaged_cache_even_unverified(tmp_
 
 
 def test_zarr_python_opens_a_compact_cache_by_the_name_in_its_metadata(tmp_path):
-    writer = write_cache(tmp_path / "c", codec="compact")
+    writer = write_cache(tmp_path / "c", compression="lossless")
     array = zarr.open_array(tmp_path / "c/trajectories.zarr/velocity", mode="r")
     expected = some_arrays(writer.manifest, writer.layout.trajectories[0])["velocity"]
     assert same_bits(np.asarray(array[:4]), expected)
     metadata = json.loads((tmp_path / "c/trajectories.zarr/velocity/zarr.json").read_bytes())
     (sharding,) = metadata["codecs"]
-    assert [codec["name"] for codec in sharding["configuration"]["codecs"]] == ["secondcast.step_delta", "crc32c"]
+    assert [compression["name"] for compression in sharding["configuration"]["codecs"]] == [
+        "secondcast.step_delta",
+        "crc32c",
+    ]
 
 
 def test_numcodecs_decodes_a_tensor_of_a_tar_by_its_metadata(tmp_path):
-    writer = write_cache(tmp_path / "c", codec="compact", format="webdataset")
+    writer = write_cache(tmp_path / "c", compression="lossless", format="webdataset")
     index = json.loads((tmp_path / "c/trajectories/000000.index.json").read_bytes())
     begin, size = index["safetensors"][0]
     file = tmp_path / "one.safetensors"
@@ -229,5 +232,5 @@ def test_the_entry_points_name_the_codecs():
         assert len(groups[group]) == 3
         for name, place in groups[group].items():
             module, attribute = place.split(":")
-            codec = getattr(import_module(module), attribute)
-            assert getattr(codec, "row_codec", codec).codec_id == name
+            compression = getattr(import_module(module), attribute)
+            assert getattr(compression, "row_codec", compression).codec_id == name

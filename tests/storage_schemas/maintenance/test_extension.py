@@ -123,14 +123,14 @@ def test_an_extension_that_comes_between_is_built_upon(tmp_path, monkeypatch):
     write_keyed_cache(tmp_path / "c", prompts[:6])
     from secondcast.storage_schemas.maintenance import extend as extension
 
-    claim = extension.locked_manifest
+    lock = extension.locked_manifest
 
     def meanwhile(folder):
-        monkeypatch.setattr(extension, "claimed_manifest", claim)
+        monkeypatch.setattr(extension, "locked_manifest", lock)
         extended(tmp_path / "c", prompts[6:8])
-        return claim(folder)
+        return lock(folder)
 
-    monkeypatch.setattr(extension, "claimed_manifest", meanwhile)
+    monkeypatch.setattr(extension, "locked_manifest", meanwhile)
     writer = extended(tmp_path / "c", prompts[7:])
     assert [p.id for p in writer.prompts] == [p.id for p in prompts]
     assert commit_all(writer) and len(Cache.open(tmp_path / "c")) == 10
@@ -152,14 +152,14 @@ def test_files_that_are_written_anew_are_not_those_from_before_an_extension(tmp_
     prompts = some_prompts(9)
     first = write_keyed_cache(tmp_path / "c", prompts[:6])
     (tmp_path / "c/trajectories.zarr/velocity/zarr.json").unlink()
-    claim = writer_module.locked_manifest
+    lock = writer_module.locked_manifest
 
     def meanwhile(folder):
-        monkeypatch.setattr(writer_module, "claimed_manifest", claim)
+        monkeypatch.setattr(writer_module, "locked_manifest", lock)
         extended(tmp_path / "c", prompts)
-        return claim(folder)
+        return lock(folder)
 
-    monkeypatch.setattr(writer_module, "claimed_manifest", meanwhile)
+    monkeypatch.setattr(writer_module, "locked_manifest", meanwhile)
     CacheWriter.create_or_resume(tmp_path / "c", first.manifest, prompts[:6], TOKENIZER)
     assert Cache.open(tmp_path / "c").planned == 9 and verify(tmp_path / "c", Silent()).problems == ()
 
@@ -217,7 +217,7 @@ def test_a_version_1_cache_extended_gives_its_records_as_before(tmp_path, name):
     shutil.copytree(Path(__file__).parents[1] / "version_1" / name, tmp_path / "c")
     old = Cache.open(tmp_path / "c")
     expected, prompts = rows(old), list(old.prompts)
-    asked = old.manifest.prompts.segments[0].model_copy(update={"replicas": 2})
+    asked = old.manifest.prompts.segments[0].model_copy(update={"samples_per_prompt": 2})
     manifest = old.manifest.model_copy(
         update={"prompts": old.manifest.prompts.model_copy(update={"generations": (asked,)})}
     )

@@ -91,9 +91,12 @@ def assert_same_rows(a: Cache, b: Cache, prompts):
         ({"format": "webdataset"}, {"format": "zarr"}),
         ({"latents": "derived"}, {"latents": "stored"}),
         ({"latents": "stored", "format": "webdataset"}, {"latents": "derived"}),
-        ({"codec": "plain"}, {"codec": "compact"}),
-        ({"codec": "compact", "format": "webdataset"}, {"codec": "plain", "format": "zarr", "latents": "stored"}),
-        ({"codec": "int8", "latents": "stored"}, {"format": "webdataset"}),
+        ({"compression": "none"}, {"compression": "lossless"}),
+        (
+            {"compression": "lossless", "format": "webdataset"},
+            {"compression": "none", "format": "zarr", "latents": "stored"},
+        ),
+        ({"compression": "int8", "latents": "stored"}, {"format": "webdataset"}),
         ({"latents": "stored", "dtype": "float32"}, {"format": "webdataset", "latents": "derived"}),
     ],
 )
@@ -279,35 +282,33 @@ def test_a_target_begun_otherwise_or_holding_its_source_is_refused(tmp_path):
         SettingsMismatchError, match=r'b was built with sampling.storage.latents = "derived", you asked for "st'
     ):
         convert(a, tmp_path / "b", Silent(), format="webdataset", latents="stored")
-    with pytest.raises(SettingsError, match=r"--codec: codec int8 rounds the velocity, .* use --latents stored$"):
-        convert(a, tmp_path / "c", Silent(), codec="int8")
-    with pytest.raises(SettingsError, match=r"--codec: Input should be .* \(found 'zip'\)"):
-        convert(a, tmp_path / "c", Silent(), codec="zip")
+    with pytest.raises(SettingsError, match=r"--compression: codec int8 rounds the velocity, .* use --latents stored$"):
+        convert(a, tmp_path / "c", Silent(), compression="int8")
+    with pytest.raises(SettingsError, match=r"--compression: Input should be .* \(found 'zip'\)"):
+        convert(a, tmp_path / "c", Silent(), compression="zip")
 
 
 def test_what_was_rounded_or_left_out_is_not_made_up_again(tmp_path):
     write_keyed_cache(tmp_path / "a", some_prompts(6), latents="stored", format="webdataset")
     a = Cache.open(tmp_path / "a")
-    result = convert(a, tmp_path / "b", Silent(), codec="int8", embeddings="none")
+    result = convert(a, tmp_path / "b", Silent(), compression="int8", embeddings="none")
     assert (result.trajectories, result.embeddings_missing) == (6, 0)
     b = Cache.open(tmp_path / "b")
     assert b.finished and not [kind for kind, _ in b.records if kind == "embeddings"]
     with pytest.raises(
-        SettingsError, match=r"--codec plain: the source has codec int8, which rounded the velocity, and"
+        SettingsError, match=r"--compression none: the source has codec int8, which rounded the velocity, and"
     ):
-        convert(b, tmp_path / "c", Silent(), codec="plain")
+        convert(b, tmp_path / "c", Silent(), compression="none")
     with pytest.raises(
-        SettingsError, match=r"--embeddings stored: the source holds none \(--embeddings none\); build an"
+        SettingsError, match=r"--store-embeddings: the source holds none \(--no-store-embeddings\); build an"
     ):
         convert(b, tmp_path / "c", Silent(), embeddings="stored")
     with pytest.raises(
-        SettingsMismatchError, match=r"`secondcast convert \S+/a NEW --codec int8 --latents stored`, then merge"
+        SettingsMismatchError, match=r"`secondcast convert \S+/a NEW --compression int8 --latents stored`, then merge"
     ):
         merge([a, b], tmp_path / "c", Silent())
-    convert(a, tmp_path / "d", Silent(), codec="int8")
-    words = (
-        r'd has sampling.storage.embeddings = "stored", \S+b has "none": .*convert \S+/d NEW --embeddings none`, then'
-    )
+    convert(a, tmp_path / "d", Silent(), compression="int8")
+    words = r'd has sampling.storage.embeddings = "stored", \S+b has "none": .*convert \S+/d NEW --no-store-embeddings`, then'
     with pytest.raises(SettingsMismatchError, match=words):
         merge([Cache.open(tmp_path / "d"), b], tmp_path / "c", Silent())
     subset(b, tmp_path / "e", Silent(), count=4)
@@ -321,9 +322,9 @@ def test_eight_bits_that_were_read_round_to_themselves(dtype):
     dtype = DTYPES[dtype]
     largest = (np.arange(128, 257, dtype=np.float32)[:, None] * np.linspace(1, 1.01, 9, dtype=np.float32)).reshape(-1)
     rows_SC = (largest[:, None] * np.linspace(-1, 1, 255, dtype=np.float32)).astype(dtype)
-    codec = StepInt8(shape=(1, *rows_SC.shape), dtype=dtype.name)
-    once = codec.rounded(rows_SC[None])
-    assert same_bits(codec.rounded(once), once)
+    compression = StepInt8(shape=(1, *rows_SC.shape), dtype=dtype.name)
+    once = compression.rounded(rows_SC[None])
+    assert same_bits(compression.rounded(once), once)
     # Half a step, and what the largest lose where the scale was rounded down.
     error = np.abs(once[0].astype(np.float32) - rows_SC.astype(np.float32)).max(axis=1) / largest
     assert error.max() < 1.05 / 127

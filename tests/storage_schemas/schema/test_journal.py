@@ -46,12 +46,12 @@ class Mortal:
         super().replace(path, data)
 
     def publish(self, path, data):
-        if not path.startswith("claims/"):
+        if not path.startswith("locks/"):
             self._live()
         return super().publish(path, data)
 
     def remove(self, path):
-        if not path.startswith("claims/"):
+        if not path.startswith("locks/"):
             self._live()
         super().remove(path)
 

@@ -31,7 +31,7 @@ def test_a_cache_without_embeddings_says_so_in_its_manifest_and_its_digest():
 
 
 def test_the_manifest_names_the_codec():
-    manifest = some_manifest(some_prompts(3), codec="int8", latents="stored")
-    assert b'"codec": "int8"' in manifest.encode()
-    with pytest.raises(SettingsMismatchError, match='sampling.storage.codec = "int8", you asked for "compact"'):
-        check_same_settings(manifest, some_manifest(some_prompts(3), codec="compact", latents="stored"), "c")
+    manifest = some_manifest(some_prompts(3), compression="int8", latents="stored")
+    assert b'"compression": "int8"' in manifest.encode()
+    with pytest.raises(SettingsMismatchError, match='sampling.storage.codec = "int8", you asked for "lossless"'):
+        check_same_settings(manifest, some_manifest(some_prompts(3), compression="lossless", latents="stored"), "c")

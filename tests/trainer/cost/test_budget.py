@@ -27,7 +27,9 @@ def test_a_time_is_a_number_and_a_unit(text, seconds):
 
 @pytest.mark.parametrize("text", ["72", "h", "-1h", "0s", "0.0h", "1e3s", "1 h", "1,5h", "72H", "1h30m", "", "٣h"])
 def test_another_text_is_no_time(text):
-    with pytest.raises(SettingsError, match=re.escape(f"--budget is {text!r}, expected a time such as 72h, 90m or 3d")):
+    with pytest.raises(
+        SettingsError, match=re.escape(f"--time-budget is {text!r}, expected a time such as 72h, 90m or 3d")
+    ):
         seconds_of(text)
 
 
@@ -38,7 +40,7 @@ def shared_settings() -> TrainSettings:
         Stage(name="between", loss="embedding", steps=3, **usual),
         Stage(name="main", budget_share=0.5, **usual),
     )
-    return TrainSettings(student="x", stages=stages, budget_seconds=100.0, checkpoint_every=10)
+    return TrainSettings(student="x", stages=stages, time_budget_seconds=100.0, checkpoint_every=10)
 
 
 def test_shares_pay_for_steps_and_stages_with_steps_keep_theirs():
@@ -86,11 +88,11 @@ batch-size = 2
 def words(tmp_path, cache_folder, dev_teacher, t5_config):
     (tmp_path / "r.toml").write_text(RECIPE)
     words = ["train", tmp_path / "run", "--config", tmp_path / "r.toml", "--cache", cache_folder]
-    return [*words, "--student", t5_config, "--backbone", dev_teacher, "--floor", 0]
+    return [*words, "--student", t5_config, "--backbone", dev_teacher, "--replay-check", 0]
 
 
 def test_a_budget_becomes_steps_and_a_resumed_run_keeps_them(tmp_path, words, capsys):
-    code, said, heard = secondcast(*words, "--budget", "1s", capsys=capsys)
+    code, said, heard = secondcast(*words, "--time-budget", "1s", capsys=capsys)
     told = re.findall(r"stage ([\w-]+): ([\d,]+) steps of (\S+) s as measured here, (\d+) s\n", heard)
     assert code == 0 and [name for name, *_ in told] == ["warm-up", "main"]
     for (_, steps, each, told_seconds), seconds in zip(told, (0.25, 0.5), strict=True):
@@ -102,10 +104,10 @@ def test_a_budget_becomes_steps_and_a_resumed_run_keeps_them(tmp_path, words, ca
     assert steps == [int(steps.replace(",", "")) for _, steps, *_ in told]
     assert f"trained for {sum(steps):,} steps" in said
 
-    code, said, heard = secondcast(*words, "--budget", "1s", capsys=capsys)
+    code, said, heard = secondcast(*words, "--time-budget", "1s", capsys=capsys)
     assert code == 0 and f"going on from step {sum(steps)}" in heard and "as measured here" not in heard
     assert f"trained for {sum(steps):,} steps" in said
-    code, said, heard = secondcast(*words, "--budget", "2s", capsys=capsys)
+    code, said, heard = secondcast(*words, "--time-budget", "2s", capsys=capsys)
     assert code == 1 and heard.strip().splitlines()[-1] == (
         f"secondcast: {tmp_path}/run was begun with budget-seconds = 1.0, you asked for 2.0: the weights depend on "
         f"it; give the flags of the first time, or another folder"
@@ -115,7 +117,7 @@ def test_a_budget_becomes_steps_and_a_resumed_run_keeps_them(tmp_path, words, ca
 @pytest.mark.parametrize(
     ("recipe", "budget", "message"),
     [
-        (RECIPE, None, "stage main takes a share of a budget that is not given: give --budget, as in 72h"),
+        (RECIPE, None, "stage main takes a share of a budget that is not given: give --time-budget, as in 72h"),
         (RECIPE.replace("budget-share", "#").replace("batch", "steps = 2\nbatch"), "5s",
          "budget is given, but no stage has a budget-share: state one in a recipe"),
         (RECIPE.replace("0.5", "0.8"), "5s", "the stages share 1.05 of the budget, expected at most 1"),
@@ -123,13 +125,13 @@ def test_a_budget_becomes_steps_and_a_resumed_run_keeps_them(tmp_path, words, ca
 )  # fmt: skip
 def test_budgets_and_shares_go_together(tmp_path, words, recipe, budget, message, capsys):
     (tmp_path / "r.toml").write_text(recipe)
-    more = [] if budget is None else ["--budget", budget]
+    more = [] if budget is None else ["--time-budget", budget]
     code, _, heard = secondcast(*words, *more, capsys=capsys)
     assert code == 1 and heard == f"secondcast: {tmp_path}/r.toml: {message}\n"
     assert not (tmp_path / "run").exists()
 
 
 def test_a_budget_without_a_recipe_is_refused(words, capsys):
-    code, _, heard = secondcast(*words[:2], *words[4:], "--budget", "5s", capsys=capsys)
+    code, _, heard = secondcast(*words[:2], *words[4:], "--time-budget", "5s", capsys=capsys)
     assert code == 1
-    assert heard == ("secondcast: --budget is 5s without a recipe, whose stages share it; give --steps\n")
+    assert heard == ("secondcast: --time-budget is 5s without a recipe, whose stages share it; give --steps\n")

@@ -73,18 +73,18 @@ def test_exact_weights_whole_then_fewer_rows_then_streamed_blocks(gib, expected)
 
 def test_no_fewer_blocks_computed_twice_and_no_more_resident_ones_would_fit():
     every = fitted(50).settings
-    fewer = every.model_copy(update={"checkpoint_blocks": every.activation_checkpointing + 1})
+    fewer = every.model_copy(update={"activation_checkpointing": every.activation_checkpointing + 1})
     assert costs().memory(fewer).total_bytes > 0.97 * 50 * GIB > costs().memory(every).total_bytes
     streamed = fitted(17).settings
-    more = streamed.model_copy(update={"resident_blocks": streamed.gpu_blocks + 1})
+    more = streamed.model_copy(update={"gpu_blocks": streamed.gpu_blocks + 1})
     assert costs().memory(more).total_bytes > 0.97 * 17 * GIB
 
 
 def test_without_host_memory_for_streamed_blocks_weights_are_quantized():
     found = fitted(13, host_bytes=12 * GIB)
     assert chosen(found.settings) == (1, 4, None, "int8")
-    assert found.flags == "--checkpoint-blocks 1 --quantize int8 --accumulate 4"
-    need = costs().host_bytes(fitted(13, flags={"accumulate": 4}).settings) / GIB
+    assert found.flags == "--activation-checkpointing 1 --quantize int8 --grad-accum-steps 4"
+    need = costs().host_bytes(fitted(13, flags={"grad_accum_steps": 4}).settings) / GIB
     assert found.reasons == (
         "the exact weights need 17.8 GiB or more",
         f"streamed blocks need {need:.1f} GiB of host memory, 12.0 are free",
@@ -95,9 +95,9 @@ def test_without_host_memory_for_streamed_blocks_weights_are_quantized():
 def test_what_was_asked_for_stays():
     assert chosen(fitted(24, held={"accumulate"}).settings) == (1, 1, None, "none")
     assert chosen(fitted(19, held={"accumulate"}).settings) == (1, 1, 6, "none")
-    assert chosen(fitted(30, held={"checkpoint_blocks"}).settings) == (0, 4, None, "none")
-    assert chosen(fitted(30, flags={"resident_blocks": 3}, held={"resident_blocks"}).settings) == (1, 1, 3, "none")
-    eight = {"quantize": "int8", "checkpoint_blocks": 1}
+    assert chosen(fitted(30, held={"activation_checkpointing"}).settings) == (0, 4, None, "none")
+    assert chosen(fitted(30, flags={"gpu_blocks": 3}, held={"gpu_blocks"}).settings) == (1, 1, 3, "none")
+    eight = {"quantize": "int8", "activation_checkpointing": 1}
     assert chosen(fitted(17, flags=eight, held={"quantize"}).settings) == (1, 1, None, "int8")
     # Exact weights were asked for: no other ones, not even where there is no host memory.
     with pytest.raises(SettingsError, match="streamed blocks need"):
@@ -113,7 +113,7 @@ def test_the_stage_that_needs_most_is_divided_and_no_other():
     settings = asked(batch_size=8, pretrain_steps=5, steps=5, pretrain_loss="embedding")
     found = fit(settings, costs(), memory_bytes=19 * GIB)
     assert [stage.grad_accum_steps for stage in found.settings.stages] == [1, 4]
-    assert found.flags == "--checkpoint-blocks 1 --accumulate 4 in stage main"
+    assert found.flags == "--activation-checkpointing 1 --grad-accum-steps 4 in stage main"
 
 
 def test_a_run_without_the_transformer_is_divided_alone():
@@ -139,19 +139,19 @@ def test_what_nothing_makes_fit_is_told_with_the_least_there_is():
 @pytest.mark.parametrize(
     ("flags", "held", "expected"),
     [
-        ({"modulation": "live"}, (), "--modulation auto"),
-        ({"modulation": "live"}, ("modulation",), "--checkpoint-blocks 1"),
-        ({}, (), "--checkpoint-blocks 1"),
-        ({"checkpoint_blocks": 3}, (), "--checkpoint-blocks 1"),
-        ({"checkpoint_blocks": 1}, (), "--accumulate 2"),
-        ({"checkpoint_blocks": 1, "accumulate": 2}, (), "--accumulate 4"),
-        ({"checkpoint_blocks": 1}, ("accumulate",), "--resident-blocks 5"),
-        ({"checkpoint_blocks": 1, "accumulate": 4}, (), "--resident-blocks 5"),
-        ({"accumulate": 4, "resident_blocks": 5}, (), "--resident-blocks 2"),
-        ({"accumulate": 4, "resident_blocks": 0}, (), None),
-        ({"checkpoint_blocks": 1, "accumulate": 4, "quantize": "int8"}, (), "--quantize nf4"),
-        ({"checkpoint_blocks": 1, "accumulate": 4, "quantize": "nf4"}, (), None),
-        ({"loss": "embedding"}, (), "--accumulate 2"),
+        ({"modulation": "gpu"}, (), "--modulation auto"),
+        ({"modulation": "gpu"}, ("modulation",), "--activation-checkpointing 1"),
+        ({}, (), "--activation-checkpointing 1"),
+        ({"activation_checkpointing": 3}, (), "--activation-checkpointing 1"),
+        ({"activation_checkpointing": 1}, (), "--grad-accum-steps 2"),
+        ({"activation_checkpointing": 1, "grad_accum_steps": 2}, (), "--grad-accum-steps 4"),
+        ({"activation_checkpointing": 1}, ("accumulate",), "--gpu-blocks 5"),
+        ({"activation_checkpointing": 1, "grad_accum_steps": 4}, (), "--gpu-blocks 5"),
+        ({"grad_accum_steps": 4, "gpu_blocks": 5}, (), "--gpu-blocks 2"),
+        ({"grad_accum_steps": 4, "gpu_blocks": 0}, (), None),
+        ({"activation_checkpointing": 1, "grad_accum_steps": 4, "quantize": "int8"}, (), "--quantize nf4"),
+        ({"activation_checkpointing": 1, "grad_accum_steps": 4, "quantize": "nf4"}, (), None),
+        ({"loss": "embedding"}, (), "--grad-accum-steps 2"),
         ({"loss": "embedding", "batch_size": 1}, (), None),
     ],
 )
@@ -166,7 +166,7 @@ def test_a_warm_up_before_the_transformers_steps_has_its_weights_beside_it():
     alone = asked(loss="embedding", batch_size=256)
     assert costs().memory(alone).weights_bytes == 0
     # Its own rows are what is too much here, once the others are few.
-    found = fit(settings, costs(), memory_bytes=17.9 * GIB, held={"resident_blocks", "quantize"})
+    found = fit(settings, costs(), memory_bytes=17.9 * GIB, held={"gpu_blocks", "quantize"})
     assert found.settings.stages[0].grad_accum_steps > 1
     assert all(costs().stage_memory(found.settings, s).total_bytes < 17.9 * GIB for s in found.settings.stages)
 
@@ -194,7 +194,7 @@ def test_host_memory_is_asked_for_only_where_blocks_are_pinned_in_it():
     assert chosen(fitted(24, host_bytes=GIB).settings) == (1, 1, None, "none")
 
 
-@pytest.mark.parametrize(("kind", "checkpoint_blocks"), [("int8", 1), ("fp8", 1), ("nf4", 0)])
+@pytest.mark.parametrize(("kind", "activation_checkpointing"), [("int8", 1), ("fp8", 1), ("nf4", 0)])
 def test_quantized_caches_are_replayed_with_the_weights_they_were_sampled_with(kind, activation_checkpointing):
     found = fit(asked(), costs(quantize=kind), memory_bytes=80 * GIB)
     assert chosen(found.settings) == (activation_checkpointing, 1, None, kind)
@@ -208,13 +208,18 @@ def test_quantized_caches_are_replayed_with_the_weights_they_were_sampled_with(k
 def test_weights_that_do_not_go_with_what_was_asked_for_are_refused_in_one_line():
     with pytest.raises(SettingsError) as raised:
         fit(
-            asked(activation_checkpointing=2), costs(quantize="int8"), memory_bytes=80 * GIB, held={"checkpoint_blocks"}
+            asked(activation_checkpointing=2),
+            costs(quantize="int8"),
+            memory_bytes=80 * GIB,
+            held={"activation_checkpointing"},
         )
-    assert str(raised.value).startswith("quantize is int8 with checkpoint-blocks 2, expected 1: each linear keeps")
+    assert str(raised.value).startswith(
+        "quantize is int8 with activation-checkpointing 2, expected 1: each linear keeps"
+    )
 
 
 def test_resident_blocks_stay_as_they_were_asked_to_be_checkpointed():
-    flags, held = {"resident_blocks": 3}, {"resident_blocks", "checkpoint_blocks"}
+    flags, held = {"gpu_blocks": 3}, {"gpu_blocks", "activation_checkpointing"}
     assert chosen(fitted(60, flags=flags, held=held).settings) == (0, 1, 3, "none")
 
 

@@ -92,7 +92,7 @@ def test_caches_of_other_sizes_take_turns_on_one_transformer(tmp_path, places, d
 
 
 def test_a_run_on_caches_of_two_sizes_trains_and_validates_on_both(tmp_path, places, dev_teacher, t5_config):
-    settings = run_settings({"steps": 4, "loss": "embedding"}, {"steps": 4, "order": "following"})
+    settings = run_settings({"steps": 4, "loss": "embedding"}, {"steps": 4, "data_order": "sequential"})
     run = train_mixed(tmp_path / "run", settings, of(places, "cats", "large"), dev_teacher, t5_config)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [(line["stage"], line["kind"]) for line in lines if "kind" in line] == 4 * [("0", "embedding")] + 4 * [
@@ -135,14 +135,14 @@ def test_held_out_prompts_of_all_caches_are_never_trained_on(tmp_path, places, d
     assert [len(source.indices) for source in trainer.held_out.sources] == [1, 1, 1]
 
 
-SHARED = {"steps": 2, "batch_size": 8, "accumulate": 2, "steps_per_trajectory": 2, "embedding_term": 0.1}
+SHARED = {"steps": 2, "batch_size": 8, "grad_accum_steps": 2, "timesteps_per_sample": 2, "embedding_loss_weight": 0.1}
 
 
 @pytest.mark.slow
 def test_a_resumed_run_on_several_caches_ends_with_the_same_bits(tmp_path, places, dev_teacher, t5_config):
     stages = (
         {"steps": 2, "loss": "context", "caches": {"cats": 10, "signs": 1}},
-        {"steps": 4, "order": "following", "caches": {"cats": 1, "large": 1}},
+        {"steps": 4, "data_order": "sequential", "caches": {"cats": 1, "large": 1}},
         SHARED,
     )
     settings = run_settings(*stages, ema=0.9, checkpoint_every=3, floor=4, validate_rows=4)
@@ -244,7 +244,7 @@ def test_the_floor_is_that_of_the_caches_that_keep_embeddings(tmp_path, places, 
         tmp_path / "run", run_settings({}), {"bare": bare, "cats": places["cats"]}, dev_teacher, t5_config, listening
     )
     assert [line for line in listening.heard if line.startswith("no replay floor")] == [
-        f"no replay floor: {bare} was built with --embeddings none; a cache with --embeddings stored has one"
+        f"no replay floor: {bare} was built with --no-store-embeddings; a cache with --store-embeddings has one"
     ]
     alone = train_mixed(tmp_path / "alone", run_settings({}), of(places, "cats"), dev_teacher, t5_config)
     measured, wanted = (
@@ -256,7 +256,7 @@ def test_the_floor_is_that_of_the_caches_that_keep_embeddings(tmp_path, places, 
 
 def test_walks_of_other_lengths_are_refused_before_a_step(tmp_path, places, dev_teacher, t5_config):
     short = small_cache(tmp_path / "short", dev_teacher, texts_of("car", 3), steps=3)
-    settings = run_settings({"order": "following"})
+    settings = run_settings({"data_order": "sequential"})
     with pytest.raises(
         SettingsError, match="order is following on caches whose trajectories have 3 and 4 steps, expected one number"
     ):
@@ -272,7 +272,7 @@ def test_the_order_of_the_flags_changes_nothing(tmp_path, places, dev_teacher, t
         run = tmp_path / "-".join(names)
         caches = [word for name in names for word in ("--cache", places[name])]
         words = ["train", run, *caches, "--student", t5_config, "--backbone", dev_teacher, "--steps", 2]
-        code, _, heard = secondcast(*words, "--batch-size", 4, "--floor", 1, capsys=capsys)
+        code, _, heard = secondcast(*words, "--batch-size", 4, "--replay-check", 1, capsys=capsys)
         assert code == 0 and "; 13 trajectories of 2 caches to train on, 2 held out" in heard
         runs.append(weights(run))
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
@@ -294,7 +294,7 @@ batch-size = 4
 def test_a_recipe_trains_on_the_caches_it_names(tmp_path, places, dev_teacher, t5_config, capsys):
     (tmp_path / "r.toml").write_text(RECIPE + f'[caches]\ncats = "nowhere"\nsigns = "{places["signs"]}"\n')
     words = ["train", tmp_path / "run", "--config", tmp_path / "r.toml", "--student", t5_config]
-    words += ["--backbone", dev_teacher, "--cache", f"cats={places['cats']}", "--seed", 4, "--keep", 1]
+    words += ["--backbone", dev_teacher, "--cache", f"cats={places['cats']}", "--seed", 4, "--keep-checkpoints", 1]
     code, said, _ = secondcast(*words, capsys=capsys)
     assert code == 0 and said == f"{tmp_path}/run: student trained for 4 steps\n"
     settings = json.loads((tmp_path / "run/config.json").read_bytes())["settings"]
@@ -304,12 +304,12 @@ def test_a_recipe_trains_on_the_caches_it_names(tmp_path, places, dev_teacher, t
 def test_the_structure_of_the_pockets_recipe_trains(tmp_path, places, dev_teacher, t5_config, capsys):
     text = (Path(__file__).resolve().parents[3] / "recipes/pocket.toml").read_text()
     text, counts = re.subn(r"(?m)^steps = \d+$", "steps = 2", text)
-    text = text.replace("batch-size = 64", "batch-size = 4").replace("warmup-steps = 10", "warmup-steps = 1")
+    text = text.replace("batch-size = 64", "batch-size = 4").replace("pretrain-steps = 10", "pretrain-steps = 1")
     (tmp_path / "r.toml").write_text(text)
     names = {"scenes": "cats", "compositions": "signs", "signs": "large"}
     caches = [word for name, place in names.items() for word in ("--cache", f"{name}={places[place]}")]
     words = ["train", tmp_path / "run", "--config", tmp_path / "r.toml", *caches, "--student", t5_config]
-    code, said, _ = secondcast(*words, "--backbone", dev_teacher, "--floor", 1, capsys=capsys)
+    code, said, _ = secondcast(*words, "--backbone", dev_teacher, "--replay-check", 1, capsys=capsys)
     assert counts == 4 and code == 0 and "trained for 8 steps" in said
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     stages = [line["stage"] for line in lines if "kind" in line]

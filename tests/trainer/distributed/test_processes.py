@@ -36,8 +36,8 @@ from tests.trainer.data.worlds import CPU, WELL, forked, in_two
 from tests.trainer.making import make_trainer
 
 FLAGS = {
-    "warmup_steps": 4, "steps": 6, "batch_size": 8, "accumulate": 2, "steps_per_trajectory": 2, "dropout": 0.1,
-    "ema": 0.9, "clip": 0.3, "learning_rate": 1e-3, "checkpoint_every": 5, "keep": 9, "validate_rows": 7, "floor": 9,
+    "pretrain_steps": 4, "steps": 6, "batch_size": 8, "grad_accum_steps": 2, "timesteps_per_sample": 2, "dropout": 0.1,
+    "ema_decay": 0.9, "max_grad_norm": 0.3, "learning_rate": 1e-3, "checkpoint_every": 5, "keep_checkpoints": 9, "validate_rows": 7, "replay_check": 9,
 }  # fmt: skip
 
 
@@ -56,11 +56,11 @@ def exact_cache(tmp_path_factory: pytest.TempPathFactory, dev_teacher: Path) -> 
 def work(exact_cache: Path, dev_teacher: Path, t5_config: Path) -> Callable[..., None]:
     """Trains as one of some processes, as `secondcast train` does."""
 
-    def trained(run: Path, processes: Distributed, budget_seconds: float | None = None, **changes) -> None:
+    def trained(run: Path, processes: Distributed, time_budget_seconds: float | None = None, **changes) -> None:
         settings = TrainFlags.from_flags(student=str(t5_config), **FLAGS | changes).settings()
-        if budget_seconds is not None:
+        if time_budget_seconds is not None:
             main = settings.stages[-1].model_copy(update={"steps": None, "budget_share": 1.0})
-            settings = settings.model_copy(update={"stages": (main,), "budget_seconds": budget_seconds})
+            settings = settings.model_copy(update={"stages": (main,), "budget_seconds": time_budget_seconds})
         caches, teacher = {"cache": Cache.open(exact_cache)}, find_teacher(str(dev_teacher), REPLAY_PARTS)
         train(
             run, settings, caches, teacher, CPU, Silent(), student_source=str(t5_config), ignore_replay_error=False,
@@ -247,7 +247,7 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path, work):
     with pytest.raises(SettingsError) as refused:
         work(tmp_path / "run", Distributed(rank=0, ranks=3), pretrain_steps=0)
     assert str(refused.value) == (
-        "batch-size is 8 on 3 processes, expected a multiple of processes x accumulate x steps-per-trajectory = "
+        "batch-size is 8 on 3 processes, expected a multiple of processes x accumulate x timesteps-per-sample = "
         "3 x 2 x 2: each computes an equal part of a batch; take 12, or another number of processes"
     )
     assert not (tmp_path / "run").exists()
@@ -268,7 +268,7 @@ def test_a_single_process_has_nobody_to_share_a_student_with():
     with pytest.raises(SettingsError) as refused, init_distributed(0, 1, CPU, sharded=True):
         pass
     assert str(refused.value) == (
-        "--shard-student divides the student among processes, and this is the only one: start several, as in torchrun "
+        "--fsdp divides the student among processes, and this is the only one: start several, as in torchrun "
         "--nproc-per-node 2 --no-python secondcast train ..., or leave it out"
     )
 
@@ -279,7 +279,7 @@ def test_a_budget_is_shared_out_alike_in_all(tmp_path, work):
         pause = 0.05 * processes.rank
         real = Trainer.timed_steps
         Trainer.timed_steps = lambda trainer: [seconds + pause for seconds in real(trainer)]
-        work(tmp_path / "run", processes, budget_seconds=0.5, floor=0, ema=None)
+        work(tmp_path / "run", processes, time_budget_seconds=0.5, floor=0, ema=None)
 
     assert in_two(together) == WELL
     assert 1 <= len([entry for entry in metrics(tmp_path / "run") if "loss" in entry]) <= 0.5 / 0.05
@@ -288,7 +288,7 @@ def test_a_budget_is_shared_out_alike_in_all(tmp_path, work):
 @pytest.mark.slow
 def test_the_command_joins_the_processes_that_torchrun_started(tmp_path, exact_cache, t5_config, dev_teacher):
     words = ["train", tmp_path / "run", "--cache", exact_cache, "--student", t5_config, "--backbone"]
-    words += [dev_teacher, "--device", "cpu", "--shard-student", "--steps", 2, "--batch-size", 4]
+    words += [dev_teacher, "--device", "cpu", "--fsdp", "--steps", 2, "--batch-size", 4]
 
     def body(rank: int) -> str:
         os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from secondcast.storage_schemas.reader import Cache
-from secondcast.trainer.data.feed import BatchSpec
+from secondcast.trainer.data.replay_dataset import BatchSpec
 from tests.cache_builder.building import build_cache
 from tests.trainer.making import make_trainer
 from tests.trainer.test_train import Listening, StopAfter, run_training, same_weights
 
 FLAGS: dict[str, Any] = {
-    "batch_size": 4, "accumulate": 2, "steps": 4, "dropout": 0.1, "init": "random", "steps_per_trajectory": 2,
+    "batch_size": 4, "grad_accum_steps": 2, "steps": 4, "dropout": 0.1, "init": "random", "timesteps_per_sample": 2,
 }  # fmt: skip
 
 
@@ -30,15 +30,15 @@ def clip_cache(tmp_path_factory: pytest.TempPathFactory, dev_teacher: Path) -> P
 @pytest.fixture(scope="module")
 def live(tmp_path_factory, clip_cache, dev_teacher, t5_config) -> Path:
     run = tmp_path_factory.mktemp("live") / "run"
-    return run_training(run, clip_cache, dev_teacher, t5_config, modulation="live", **FLAGS)
+    return run_training(run, clip_cache, dev_teacher, t5_config, modulation="gpu", **FLAGS)
 
 
-@pytest.mark.parametrize("options", [{}, {"checkpoint_blocks": 1}, {"resident_blocks": 0}])
+@pytest.mark.parametrize("options", [{}, {"activation_checkpointing": 1}, {"gpu_blocks": 0}])
 def test_the_students_weights_are_those_of_live_modulation_also_when_it_is_killed(
     tmp_path, clip_cache, dev_teacher, t5_config, live, options
 ):
     heard = Listening()
-    again = partial(run_training, tmp_path / "run", clip_cache, dev_teacher, t5_config, modulation="host", **FLAGS)
+    again = partial(run_training, tmp_path / "run", clip_cache, dev_teacher, t5_config, modulation="cpu", **FLAGS)
     if not options:
         with pytest.raises(KeyboardInterrupt):
             again(progress=StopAfter(3))
@@ -53,8 +53,8 @@ def test_the_students_weights_are_those_of_live_modulation_also_when_it_is_kille
 def test_batches_read_ahead_bring_their_rows_which_count_in_what_is_read_ahead(
     tmp_path, clip_cache, dev_teacher, t5_config
 ):
-    trainer = make_trainer(tmp_path / "r", clip_cache, dev_teacher, t5_config, modulation="host", **FLAGS)
-    plain = make_trainer(tmp_path / "p", clip_cache, dev_teacher, t5_config, modulation="live", **FLAGS)
+    trainer = make_trainer(tmp_path / "r", clip_cache, dev_teacher, t5_config, modulation="cpu", **FLAGS)
+    plain = make_trainer(tmp_path / "p", clip_cache, dev_teacher, t5_config, modulation="gpu", **FLAGS)
     host = trainer.objective.host_modulation
     requests = [request for step in range(4) for request in trainer.requests(step)]
     with trainer.feed.prefetch(requests) as batches:

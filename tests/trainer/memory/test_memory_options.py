@@ -19,7 +19,7 @@ from tests.trainer.test_train import Listening, StopAfter, run_training, same_we
 
 # The calls with the most bits of their own: one row is multiplied by another kernel than two are.
 ROWS = 1
-FLAGS: dict[str, Any] = {"batch_size": 2 * ROWS, "accumulate": 2, "steps": 4, "dropout": 0.1, "init": "random"}
+FLAGS: dict[str, Any] = {"batch_size": 2 * ROWS, "grad_accum_steps": 2, "steps": 4, "dropout": 0.1, "init": "random"}
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +34,18 @@ def exact_cache(tmp_path_factory: pytest.TempPathFactory, dev_teacher: Path) -> 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory, exact_cache, dev_teacher, t5_config) -> Path:
     run = tmp_path_factory.mktemp("plain") / "run"
-    return run_training(run, exact_cache, dev_teacher, t5_config, modulation="live", **FLAGS)
+    return run_training(run, exact_cache, dev_teacher, t5_config, modulation="gpu", **FLAGS)
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"modulation": "table"},
-        {"modulation": "host"},
-        {"checkpoint_blocks": 1},
-        {"checkpoint_blocks": 2},
-        {"resident_blocks": 0},
-        {"resident_blocks": 1, "checkpoint_blocks": 1, "modulation": "live"},
+        {"modulation": "precomputed"},
+        {"modulation": "cpu"},
+        {"activation_checkpointing": 1},
+        {"activation_checkpointing": 2},
+        {"gpu_blocks": 0},
+        {"gpu_blocks": 1, "activation_checkpointing": 1, "modulation": "gpu"},
     ],
 )
 def test_the_students_weights_keep_their_bits(tmp_path, exact_cache, dev_teacher, t5_config, plain, options):
@@ -58,7 +58,7 @@ def test_the_table_is_on_by_default_and_its_floor_is_zero(tmp_path, exact_cache,
     guidance = trainer.feed.sources[0].cache.manifest.sampling.guidance
     assert [len(backbone.table) for backbone in trainer.objective.backbones] == [4 * len(guidance)]
     heard = Listening()
-    run_training(tmp_path / "of-1", exact_cache, dev_teacher, t5_config, progress=heard, **FLAGS | {"floor": 5})
+    run_training(tmp_path / "of-1", exact_cache, dev_teacher, t5_config, progress=heard, **FLAGS | {"replay_check": 5})
     assert any(line.startswith("replay floor 0 (0.00 %") for line in heard.heard)
     assert not any("modulation" in line for line in heard.heard)
 
@@ -66,7 +66,7 @@ def test_the_table_is_on_by_default_and_its_floor_is_zero(tmp_path, exact_cache,
 def test_a_run_goes_on_with_other_checkpointing_and_not_with_other_modulation(
     tmp_path, exact_cache, dev_teacher, t5_config, plain
 ):
-    flags = FLAGS | {"checkpoint_every": 1, "modulation": "live"}
+    flags = FLAGS | {"checkpoint_every": 1, "modulation": "gpu"}
     again = partial(run_training, tmp_path / "run", exact_cache, dev_teacher, t5_config)
     with pytest.raises(KeyboardInterrupt):
         again(progress=StopAfter(3), **flags)
@@ -88,7 +88,7 @@ def test_caches_with_pooled_vectors_are_trained_on_with_the_weights(tmp_path, de
         "in memory"
     ) in heard.heard
     with pytest.raises(SettingsError, match=r"--modulation is table, but the cache has the pooled vectors of CLIP: "):
-        run_training(tmp_path / "other", tmp_path / "c", dev_teacher, t5_config, steps=2, modulation="table")
+        run_training(tmp_path / "other", tmp_path / "c", dev_teacher, t5_config, steps=2, modulation="precomputed")
 
 
 @pytest.mark.slow
@@ -110,7 +110,7 @@ def test_caches_of_other_schedules_share_what_gives_their_modulation(
 
 
 def test_streaming_is_refused_where_it_cannot_be(tmp_path, exact_cache, dev_teacher, t5_config):
-    with pytest.raises(SettingsError, match="checkpoint-blocks is 2 with resident-blocks, expected 0 or 1: streamed"):
+    with pytest.raises(SettingsError, match="activation-checkpointing is 2 with gpu-blocks, expected 0 or 1: streamed"):
         TrainFlags.from_flags(student="x", activation_checkpointing=2, gpu_blocks=0)
-    with pytest.raises(SettingsError, match="--resident-blocks is 9, expected 0 to 3: this transformer has so many"):
-        run_training(tmp_path / "run", exact_cache, dev_teacher, t5_config, **FLAGS | {"resident_blocks": 9})
+    with pytest.raises(SettingsError, match="--gpu-blocks is 9, expected 0 to 3: this transformer has so many"):
+        run_training(tmp_path / "run", exact_cache, dev_teacher, t5_config, **FLAGS | {"gpu_blocks": 9})

@@ -22,7 +22,7 @@ pytest.importorskip("torchao")
 pytest.importorskip("bitsandbytes")
 ROOT = Path(__file__).resolve().parents[3]
 ROWS = 2
-FLAGS: dict[str, Any] = {"batch_size": ROWS, "steps": 4, "checkpoint_every": 1, "init": "random", "floor": ROWS}
+FLAGS: dict[str, Any] = {"batch_size": ROWS, "steps": 4, "checkpoint_every": 1, "init": "random", "replay_check": ROWS}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_a_cache_built_with_the_same_weights_has_a_floor_of_zero_with_a_table(
     tmp_path, recorded, dev_teacher, t5_config, kind
 ):
     heard = Listening()
-    flags = FLAGS | {"quantize": kind, "checkpoint_blocks": 1}
+    flags = FLAGS | {"quantize": kind, "activation_checkpointing": 1}
     run_training(tmp_path / "run", recorded[kind], dev_teacher, t5_config, progress=heard, **flags)
     assert (
         f"replay floor 0 (0.00 % of the velocity's norm, {kind} weights as recorded): no student's loss can be lower"
@@ -107,7 +107,7 @@ def test_the_limit_is_ten_times_wider_for_quantized_weights_and_strict_where_the
             check_replay_error(replay_error_of(relative), recorded_with, here)
     message = (
         "the cached embeddings replay with an error of 4.0 % of the velocity's norm, expected at most 3 %: the cache "
-        "was built with --quantize nf4, this run has the exact weights; give --quantize nf4, or --accept-floor"
+        "was built with --quantize nf4, this run has the exact weights; give --quantize nf4, or --ignore-replay-error"
     )
     with pytest.raises(TeacherError, match=f"^{re.escape(message)}$"):
         check_replay_error(replay_error_of(0.04), "nf4", "none")
@@ -134,7 +134,7 @@ def test_a_bias_is_told_above_three_percent_only_and_against_what():
 def test_interrupted_and_resumed_the_weights_are_those_of_an_unbroken_run(
     tmp_path, recorded, dev_teacher, t5_config, kind
 ):
-    flags = FLAGS | {"quantize": kind, "checkpoint_blocks": 1}
+    flags = FLAGS | {"quantize": kind, "activation_checkpointing": 1}
     run_training(tmp_path / "whole", recorded["none"], dev_teacher, t5_config, **flags)
     with pytest.raises(KeyboardInterrupt):
         run_training(tmp_path / "cut", recorded["none"], dev_teacher, t5_config, progress=StopAfter(2), **flags)
@@ -147,7 +147,7 @@ def test_interrupted_and_resumed_the_weights_are_those_of_an_unbroken_run(
 
 def test_nf4_trains_the_same_student_with_and_without_checkpointing(tmp_path, recorded, dev_teacher, t5_config):
     for every in (0, 1):
-        flags = FLAGS | {"quantize": "nf4", "checkpoint_blocks": every}
+        flags = FLAGS | {"quantize": "nf4", "activation_checkpointing": every}
         run_training(tmp_path / str(every), recorded["none"], dev_teacher, t5_config, **flags)
     assert same_weights(tmp_path / "0", tmp_path / "1")
 
@@ -176,7 +176,18 @@ def test_caches_of_other_weights_are_not_mixed(recorded):
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_the_libraries_say_nothing_to_who_trains(tmp_path, recorded, dev_teacher, t5_config, kind):
     words = ["train", tmp_path / "run", "--cache", recorded["none"], "--student", t5_config, "--backbone", dev_teacher]
-    words += ["--steps", "1", "--batch-size", "2", "--quantize", kind, "--checkpoint-blocks", "1", "--device", "cpu"]
+    words += [
+        "--steps",
+        "1",
+        "--batch-size",
+        "2",
+        "--quantize",
+        kind,
+        "--activation-checkpointing",
+        "1",
+        "--device",
+        "cpu",
+    ]
     command = [sys.executable, "-c", "from secondcast import cli; cli.main()", *map(str, words), "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")

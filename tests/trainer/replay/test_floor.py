@@ -25,7 +25,13 @@ from tests.trainer.test_train import Listening, StopAfter, run_training
 __all__ = ["cache_folder", "t5_config"]
 
 # A bf16 recording that is replayed in float32 has a floor, 4 % of the velocity's norm with so small a transformer.
-ABOVE = {"backbone_dtype": "float32", "steps": 4, "checkpoint_every": 2, "validate_rows": 12, "accept_floor": True}
+ABOVE = {
+    "backbone_dtype": "float32",
+    "steps": 4,
+    "checkpoint_every": 2,
+    "validate_rows": 12,
+    "ignore_replay_error": True,
+}
 
 
 class Noting(Listening):
@@ -110,7 +116,14 @@ def test_the_loss_on_held_out_prompts_is_told_by_step(tmp_path, cache_folder, de
 def test_a_warm_up_before_a_vision_stage_is_judged_by_recorded_predictions(
     tmp_path, cache_folder, dev_teacher, t5_config, loss
 ):
-    flags = {"warmup_loss": loss, "warmup_steps": 2, "steps": 1, "checkpoint_every": 1, "keep": 3, "floor": 0}
+    flags = {
+        "pretrain_loss": loss,
+        "pretrain_steps": 2,
+        "steps": 1,
+        "checkpoint_every": 1,
+        "keep_checkpoints": 3,
+        "replay_check": 0,
+    }
     run = run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, **flags)
     kinds = [line["kind"] for line in metrics(run) if "kind" in line]
     validated = [line["validation_loss"] for line in metrics(run) if "validation_loss" in line]
@@ -193,7 +206,7 @@ def test_no_more_rows_at_once_are_validated_by_replay_than_the_replay_trains_wit
 ):
     made = make_trainer(tmp_path, cache_folder, dev_teacher, t5_config, pretrain_steps=2, pretrain_loss="embedding")
     warm_up, main = made.settings.stages
-    divided = made.settings.model_copy(update={"stages": (warm_up, main.model_copy(update={"accumulate": 4}))})
+    divided = made.settings.model_copy(update={"stages": (warm_up, main.model_copy(update={"grad_accum_steps": 4}))})
     made.objective, rows = replace(made.objective, settings=divided), []
     predict = FluxBackbone.predict
 

@@ -11,7 +11,7 @@ from transformers import T5EncoderModel
 from secondcast.models.student.student import new_student
 from secondcast.models.student.student_network import SecondcastStudent
 from secondcast.storage_schemas.reader import Cache
-from secondcast.trainer.data.order import Part, Sampler, mix
+from secondcast.trainer.data.sampler import Part, Sampler, mix
 from tests.cache_builder.building import build_cache
 from tests.trainer.test_train import run_training, weights
 
@@ -100,14 +100,14 @@ def test_twenty_steps_offline_end_with_the_weights_of_twenty_online(
 ):
     cache = Cache.open(recording)
     assert len(cache) == BATCH and cache.manifest.prompts.held_out == 0
-    order = Sampler(kind="following", parts=(Part(count=BATCH),), steps=STEPS, batch_size=BATCH, seed=SEED)
+    order = Sampler(kind="sequential", parts=(Part(count=BATCH),), steps=STEPS, batch_size=BATCH, seed=SEED)
     walks = [[position for position, _ in order.batch(update)] for update in range(0, UPDATES, STEPS)]
     assert walks[0] != walks[1]
     student = new_student(str(t5_config), cache.manifest.teacher, init="random", dropout=dropout, seed=SEED)
     before = {name: value.clone() for name, value in student.named_parameters()}
     online(dev_teacher, cache, student, walks)
     run_training(
-        tmp_path / "run", recording, dev_teacher, t5_config, order="following", steps=UPDATES, batch_size=BATCH,
+        tmp_path / "run", recording, dev_teacher, t5_config, order="sequential", steps=UPDATES, batch_size=BATCH,
         init="random", dropout=dropout, seed=SEED, learning_rate=RATE, weight_decay=WEIGHT_DECAY, clip=CLIP,
     )  # fmt: skip
     offline = weights(tmp_path / "run")

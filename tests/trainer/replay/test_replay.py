@@ -11,7 +11,7 @@ from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import REPLAY_PARTS, find_teacher
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
-from secondcast.trainer.data.feed import BatchSpec, ReplayDataset, Source
+from secondcast.trainer.data.replay_dataset import BatchSpec, ReplayDataset, Source
 from secondcast.trainer.losses.vision import replay
 from secondcast.trainer.settings import TrainFlags
 from secondcast.trainer.train import train
@@ -32,7 +32,7 @@ class Heard(Silent):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("teacher", "form", "schedule"),
-    [("dev_teacher", "zarr", "pipeline"), ("schnell_teacher", "webdataset", "reference")],
+    [("dev_teacher", "zarr", "diffusers"), ("schnell_teacher", "webdataset", "distillt5")],
 )
 def test_replay_of_a_non_square_cache_is_the_recording_bit_for_bit(
     tmp_path, prompt_file, teacher, form, schedule, dtype, pooled, request
@@ -83,7 +83,7 @@ def test_other_pooled_vectors_would_not_replay(tmp_path, dev_teacher, prompt_fil
 def test_a_student_trains_on_a_schnell_cache_and_its_floor_is_zero(tmp_path, schnell_teacher, prompt_file, t5_config):
     build_cache(tmp_path / "c", schnell_teacher, prompt_file, pooled="clip", steps=2, batch_size=4, dtype="float32")
     heard = Heard()
-    flags = {"steps": 2, "warmup_steps": 1, "batch_size": 4, "checkpoint_every": 2}
+    flags = {"steps": 2, "pretrain_steps": 1, "batch_size": 4, "checkpoint_every": 2}
     settings = TrainFlags.from_flags(student=str(t5_config), **flags).settings()
     teacher = find_teacher(str(schnell_teacher), REPLAY_PARTS)
     cache, source = Cache.open(tmp_path / "c"), str(t5_config)

@@ -23,7 +23,7 @@ def bare_cache(tmp_path_factory, dev_teacher):
 
 def test_a_warm_up_is_refused_with_the_way_out(tmp_path, bare_cache, dev_teacher, t5_config):
     with pytest.raises(
-        SettingsError, match=r"stage warm-up has the loss context, but .* was built with --embeddings none: "
+        SettingsError, match=r"stage warm-up has the loss context, but .* was built with --no-store-embeddings: "
     ):
         run_training(tmp_path / "run", bare_cache, dev_teacher, t5_config, pretrain_steps=3)
     assert not (tmp_path / "run").exists()
@@ -34,11 +34,11 @@ def test_a_warm_up_is_refused_with_the_way_out(tmp_path, bare_cache, dev_teacher
     [
         (
             {"loss": "context"},
-            r"--loss is context, but .* was built with --embeddings none: .*; give --loss vision, or",
+            r"--loss is context, but .* was built with --no-store-embeddings: .*; give --loss vision, or",
         ),
         (
-            {"embedding_term": 0.5},
-            r"--embedding-term is 0.5, but .*: the term compares .*; give --embedding-term 0, or",
+            {"embedding_loss_weight": 0.5},
+            r"--embedding-loss-weight is 0.5, but .*: the term compares .*; give --embedding-loss-weight 0, or",
         ),
     ],
 )
@@ -49,23 +49,23 @@ def test_losses_that_need_embeddings_are_refused(tmp_path, bare_cache, dev_teach
 
 def test_the_term_of_a_stage_is_named(tmp_path, bare_cache, dev_teacher, t5_config):
     message = (
-        f"stage 0 has embedding-term 0.5, but {bare_cache} was built with --embeddings none: the term compares with "
-        f"the teacher's embeddings; give it none, or build with --embeddings stored"
+        f"stage 0 has embedding-loss-weight 0.5, but {bare_cache} was built with --no-store-embeddings: the term compares with "
+        f"the teacher's embeddings; give it none, or build with --store-embeddings"
     )
     with pytest.raises(SettingsError, match=f"^{re.escape(message)}$"):
         train_mixed(
-            tmp_path / "run", run_settings({"embedding_term": 0.5}), {"bare": bare_cache}, dev_teacher, t5_config
+            tmp_path / "run", run_settings({"embedding_loss_weight": 0.5}), {"bare": bare_cache}, dev_teacher, t5_config
         )
 
 
 def test_it_trains_by_replay_and_says_that_there_is_no_floor(tmp_path, bare_cache, dev_teacher, t5_config):
     progress = Listening()
     run_training(tmp_path / "run", bare_cache, dev_teacher, t5_config, progress=progress, steps=2)
-    assert any(line.startswith("no replay floor: ") and "--embeddings none" in line for line in progress.heard)
+    assert any(line.startswith("no replay floor: ") and "--no-store-embeddings" in line for line in progress.heard)
     assert not any("velocity's norm" in line for line in progress.heard)
 
 
 def test_the_summary_names_codec_and_embeddings(bare_cache):
     facts = summarise(Cache.open(bare_cache))
-    assert (facts["storage"]["codec"], facts["storage"]["embeddings"]) == ("compact", "none")
+    assert (facts["storage"]["compression"], facts["storage"]["embeddings"]) == ("lossless", "none")
     assert "(zarr, compact, latents derived, embeddings none)" in dict(summary_lines(facts))["on disk"]

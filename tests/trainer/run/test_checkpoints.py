@@ -74,7 +74,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory, cache_folder, dev_teacher, t5_config):
     """A run of six steps, and the same one stopped after five."""
-    folder, flags = tmp_path_factory.mktemp("runs"), {"ema": 0.5}
+    folder, flags = tmp_path_factory.mktemp("runs"), {"ema_decay": 0.5}
     run_training(folder / "whole", cache_folder, dev_teacher, t5_config, **flags)
     with pytest.raises(KeyboardInterrupt):
         run_training(folder / "cut", cache_folder, dev_teacher, t5_config, progress=StopAfter(5), **flags)

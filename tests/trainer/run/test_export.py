@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import linear
 from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
-from secondcast.evaluation.leader import teacher_parts
+from secondcast.evaluation.text_encoder import teacher_parts
 from secondcast.models.student.distillt5 import comfyui_differences
 from secondcast.models.student.student import load_student, new_student, student_folder
 from secondcast.models.student.student_network import SecondcastStudent, StudentConfig

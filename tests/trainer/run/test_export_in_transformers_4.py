@@ -77,7 +77,7 @@ def test_students_of_every_family_give_the_same_tokens_and_embeddings(tmp_path):
 
 
 def test_the_card_and_a_saved_pipeline_run(tmp_path):
-    recorded = RecordedWith(teacher="T", height=24, width=24, steps=2, schedule="pipeline", dtype="float32")
+    recorded = RecordedWith(teacher="T", height=24, width=24, steps=2, schedule="diffusers", dtype="float32")
     facts = ExportFacts(
         teacher="T", teacher_digest="a", sampling_digest="b", text_length=12, guidance=(2.0,), settings={},
         checkpoint="c", validation_loss=None, replay_error=None, created_by="u", recorded=recorded,

@@ -14,7 +14,15 @@ import pytest
 from secondcast.models.student.student import checkpoints
 from tests.trainer.test_train import StopAfter, run_training, same_weights
 
-FLAGS = {"warmup_steps": 2, "steps": 4, "checkpoint_every": 2, "keep": 1, "ema": 0.9, "dropout": 0.1, "init": "random"}
+FLAGS = {
+    "pretrain_steps": 2,
+    "steps": 4,
+    "checkpoint_every": 2,
+    "keep_checkpoints": 1,
+    "ema_decay": 0.9,
+    "dropout": 0.1,
+    "init": "random",
+}
 PATIENCE_SECONDS = 60.0
 # In the order of a run: each start comes further than the one before, but for the metrics, which a start cuts first.
 STEPS_ON_DISK = [

@@ -16,8 +16,15 @@ FACTS = ExportFacts(
     replay_error=None,
     created_by="u",
 )
-STAGE = {"name": "main", "loss": "vision", "steps": 50000, "batch_size": 4, "learning_rate": 1e-4, "order": "shuffled"}
-WARM_UP = STAGE | {"name": "warm-up", "loss": "embedding", "steps": 20000, "learning_rate": 1e-3, "huber": None}
+STAGE = {
+    "name": "main",
+    "loss": "vision",
+    "steps": 50000,
+    "batch_size": 4,
+    "learning_rate": 1e-4,
+    "data_order": "shuffled",
+}
+WARM_UP = STAGE | {"name": "warm-up", "loss": "embedding", "steps": 20000, "learning_rate": 1e-3, "huber_delta": None}
 VISION = (
     "FLUX's prediction: mean squared difference between what the frozen FLUX predicts with the student's embedding "
     "and what it predicted with T5-XXL's, on recorded latents (the paper's loss)"
@@ -40,7 +47,7 @@ NO_VISION = "No stage compared what FLUX predicts"
         ),
         ([WARM_UP], [f"1. {EMBEDDING} (20,000 steps, batch 4, learning rate 0.001, order shuffled)"], True),
         (
-            [{"loss": "context", "steps": 9, "caches": ["a", "b"]}, {"loss": "new", "order": None}],
+            [{"loss": "context", "steps": 9, "caches": ["a", "b"]}, {"loss": "new", "data_order": None}],
             [
                 f'1. projected {EMBEDDING}, both after FLUX\'s own text projection (9 steps, caches ["a", "b"])',
                 "2. new loss",
@@ -56,7 +63,7 @@ def test_stages_are_told_in_plain_words(stages, expected, imitates):
 
 
 def test_a_card_tells_stages_in_words_and_all_settings_in_the_table():
-    stage = {"name": "main", "loss": "embedding", "steps": 3, "huber": 0.5}
+    stage = {"name": "main", "loss": "embedding", "steps": 3, "huber_delta": 0.5}
     facts = FACTS.model_copy(update={"settings": {"stages": [stage], "seed": 4}})
     card = card_of("diffusers", facts, text_length=12, parameters=5)
     assert f"## What it was trained with\n\n1. {EMBEDDING} (3 steps)\n\n{NO_VISION}" in card

@@ -21,7 +21,7 @@ from tests.trainer.data.mixing import run_settings
 from tests.trainer.data.worlds import CPU, in_two
 from tests.trainer.test_train import run_training, same_weights
 
-FLAGS = {"warmup_steps": 3, "steps": 4, "checkpoint_every": 100, "dropout": 0.2, "decay": "cosine"}
+FLAGS = {"pretrain_steps": 3, "steps": 4, "checkpoint_every": 100, "dropout": 0.2, "lr_schedule": "cosine"}
 SAID = "stopping after this step, with a checkpoint; once more: at once, without one"
 
 
@@ -79,7 +79,13 @@ def test_each_stage_has_a_bar_of_its_own_that_goes_on_where_it_was(tmp_path, cac
 
 
 def test_after_some_time_without_a_checkpoint_there_is_one_without_a_validation(tmp_path, cache_folder, t5_config):
-    flags = {"loss": "embedding", "steps": 3, "checkpoint_every": 100, "keep": 9, "checkpoint_minutes": 1e-9}
+    flags = {
+        "loss": "embedding",
+        "steps": 3,
+        "checkpoint_every": 100,
+        "keep_checkpoints": 9,
+        "checkpoint_minutes": 1e-9,
+    }
     run_training(tmp_path / "often", cache_folder, None, t5_config, **flags)
     run_training(tmp_path / "never", cache_folder, None, t5_config, **flags | {"checkpoint_minutes": 1e9})
     steps = [folder.name[-1] for folder in checkpoints(tmp_path / "often")]
@@ -98,7 +104,7 @@ def test_stages_have_checkpoints_of_their_own_counted_from_their_beginning():
 
 
 def test_a_signal_at_the_last_step_does_not_go_unheard(tmp_path, cache_folder, t5_config):
-    flags = {"warmup_steps": 3, "steps": 0, "warmup_loss": "embedding", "checkpoint_every": 100}
+    flags = {"pretrain_steps": 3, "steps": 0, "pretrain_loss": "embedding", "checkpoint_every": 100}
     with pytest.raises(KeyboardInterrupt):
         run_training(tmp_path / "run", cache_folder, None, t5_config, progress=Interrupting(3), **flags)
     assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["checkpoint-00000003"]

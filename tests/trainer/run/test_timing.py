@@ -133,9 +133,9 @@ def costs(cache_folder, t5_config) -> Costs:
 
 @pytest.mark.parametrize(
     "memory",
-    [{}, {"checkpoint_blocks": 2}, {"resident_blocks": 0}, {"resident_blocks": 1, "checkpoint_blocks": 1}],
+    [{}, {"activation_checkpointing": 2}, {"gpu_blocks": 0}, {"gpu_blocks": 1, "activation_checkpointing": 1}],
 )
-@pytest.mark.parametrize("stage", [{}, {"steps_per_trajectory": 2}, {"loss": "context"}, {"loss": "embedding"}])
+@pytest.mark.parametrize("stage", [{}, {"timesteps_per_sample": 2}, {"loss": "context"}, {"loss": "embedding"}])
 def test_the_flops_of_a_step_are_those_of_the_plan(costs, t5_config, stage, memory):
     one = Stage(name="main", steps=3, batch_size=8, **stage)
     manifest = costs.manifests["cache"]
@@ -171,7 +171,14 @@ class Said(Silent):
 
 
 def test_a_run_says_and_records_where_its_time_went(tmp_path, cache_folder, dev_teacher, t5_config, costs):
-    flags = {"warmup_steps": 1, "steps": 3, "batch_size": 2, "accumulate": 2, "checkpoint_every": 4, "floor": 0}
+    flags = {
+        "pretrain_steps": 1,
+        "steps": 3,
+        "batch_size": 2,
+        "grad_accum_steps": 2,
+        "checkpoint_every": 4,
+        "replay_check": 0,
+    }
     trainer = make_trainer(tmp_path / "run", cache_folder, dev_teacher, t5_config, **flags)
     cache = Cache.open(cache_folder)
     training_caches = [TrainingCache(name="cache", cache=cache, training_set=TrainingSet.of(cache))]
@@ -244,7 +251,9 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("options", [{"modulation": "table", "step_weights": "sigma"}, {"steps_per_trajectory": 2}])
+@pytest.mark.parametrize(
+    "options", [{"modulation": "precomputed", "timestep_weighting": "sigma"}, {"timesteps_per_sample": 2}]
+)
 def test_nothing_between_batch_and_gradient_waits_for_the_device(
     tmp_path, cache_folder, dev_teacher, t5_config, options
 ):
@@ -259,7 +268,7 @@ def test_nothing_between_batch_and_gradient_waits_for_the_device(
 def test_a_step_with_conditions_that_the_table_does_not_hold_changes_nothing(
     tmp_path, cache_folder, dev_teacher, t5_config
 ):
-    trainer = make_trainer(tmp_path / "run", cache_folder, dev_teacher, t5_config, modulation="live", steps=1)
+    trainer = make_trainer(tmp_path / "run", cache_folder, dev_teacher, t5_config, modulation="gpu", steps=1)
     backbone = trainer.objective.backbones[0]
     backbone.table = make_table(backbone.transformer, Conditions(pairs=((0.25, 3.5),), batch_rows=8), CPU)
     before = {name: value.clone() for name, value in trainer.student.state_dict().items()}

@@ -22,13 +22,13 @@ from secondcast.trainer.settings import RecordedWith
 from tests.models.student.encoders import make_encoder_folder
 from tests.project.programs import programs, run_program
 
-POCKET = RecordedWith(teacher="pocket", height=24, width=24, steps=2, schedule="pipeline", dtype="float32")
+POCKET = RecordedWith(teacher="pocket", height=24, width=24, steps=2, schedule="diffusers", dtype="float32")
 FACTS = ExportFacts(
     teacher="pocket", teacher_digest="a", sampling_digest="b", text_length=24, guidance=(2.0, 2.5), settings={},
     checkpoint="checkpoint-3", validation_loss=0.5, replay_error=None, created_by="u", recorded=POCKET,
 )  # fmt: skip
 FLUX = RecordedWith(
-    teacher="black-forest-labs/FLUX.1-dev", height=512, width=768, steps=20, schedule="pipeline", dtype="bfloat16"
+    teacher="black-forest-labs/FLUX.1-dev", height=512, width=768, steps=20, schedule="diffusers", dtype="bfloat16"
 )
 EMBED = """
 from safetensors.torch import save_file
@@ -114,7 +114,7 @@ def test_what_was_not_recorded_is_said_to_be_a_default():
 
 
 def test_a_student_of_the_reference_schedule_is_given_its_sigmas():
-    reference = FLUX.model_copy(update={"schedule": "reference"})
+    reference = FLUX.model_copy(update={"schedule": "distillt5"})
     text = diffusers_text("t", reference, guidance=None, text_length=77, own_tokenizer=False)
     assert "sigmas=torch.linspace(1, 0.001, 20).tolist()," in text and "sigmas" not in diffusers_text(
         "t", FLUX, guidance=None, text_length=77, own_tokenizer=False

@@ -1,4 +1,4 @@
-"""Laws 1 to 3 on the device at hand: is what was recorded FluxPipeline's, does it derive, does it replay."""
+"""Invariants 1 to 3 on the device at hand: is what was recorded FluxPipeline's, does it derive, does it replay."""
 
 from dataclasses import dataclass
 
@@ -16,15 +16,17 @@ from secondcast.storage_schemas.tensors import from_torch, to_torch
 
 
 @dataclass(frozen=True, kw_only=True)
-class LawCheck:
+class EquivalenceCheck:
     """What a check found: `holds` is None where it was not made; `said` is one line."""
 
-    law: int
+    invariant: int
     holds: bool | None
     said: str
 
 
-def check_laws(cache: Cache, backbone: FluxBackbone, teacher: TeacherFolder, indices: range) -> list[LawCheck]:
+def check_equivalence(
+    cache: Cache, backbone: FluxBackbone, teacher: TeacherFolder, indices: range
+) -> list[EquivalenceCheck]:
     """Check a batch of committed trajectories, as it was recorded: these indices are one batch of its shard."""
     recorded = [cache.trajectory(index) for index in indices]
     return [
@@ -36,10 +38,12 @@ def check_laws(cache: Cache, backbone: FluxBackbone, teacher: TeacherFolder, ind
 
 def _equals_pipeline(
     cache: Cache, backbone: FluxBackbone, teacher: TeacherFolder, indices: range, recorded: list[Trajectory]
-) -> LawCheck:
+) -> EquivalenceCheck:
     sampling = cache.manifest.sampling
-    if sampling.schedule != "pipeline":
-        return LawCheck(law=1, holds=None, said=f"not checked: FluxPipeline has no schedule {sampling.schedule!r}")
+    if sampling.schedule != "diffusers":
+        return EquivalenceCheck(
+            invariant=1, holds=None, said=f"not checked: FluxPipeline has no schedule {sampling.schedule!r}"
+        )
     # A call of the pipeline has one guidance: the rows of the first one are compared, in a batch of the same size.
     guidance = recorded[0].guidance
     start = prepare_batch(cache, indices)
@@ -57,18 +61,18 @@ def _equals_pipeline(
     return _check(1, "final latents are FluxPipeline's, bit for bit", pairs)
 
 
-def _derives(cache: Cache, recorded: list[Trajectory]) -> LawCheck:
+def _derives(cache: Cache, recorded: list[Trajectory]) -> EquivalenceCheck:
     if cache.manifest.sampling.storage.latents == "stored":
-        return LawCheck(law=2, holds=None, said="not checked: latents are stored")
+        return EquivalenceCheck(invariant=2, holds=None, said="not checked: latents are stored")
     # The writer compares every trajectory before it commits a shard, from the encoded bytes.
     said = "latents derive from noise and velocity bit for bit in every trajectory that was committed"
-    return LawCheck(law=2, holds=True, said=said)
+    return EquivalenceCheck(invariant=2, holds=True, said=said)
 
 
-def _replays(cache: Cache, backbone: FluxBackbone, indices: range, recorded: list[Trajectory]) -> LawCheck:
+def _replays(cache: Cache, backbone: FluxBackbone, indices: range, recorded: list[Trajectory]) -> EquivalenceCheck:
     sampling = cache.manifest.sampling
-    if sampling.storage.codec == "int8":
-        return LawCheck(law=3, holds=None, said="not checked: codec int8 rounds the velocity")
+    if sampling.storage.compression == "int8":
+        return EquivalenceCheck(invariant=3, holds=None, said="not checked: codec int8 rounds the velocity")
     predict, pairs = predictor(backbone, prepare_batch(cache, indices)), []
     with torch.no_grad():
         for k, timestep in enumerate(sampling.timesteps):
@@ -79,14 +83,16 @@ def _replays(cache: Cache, backbone: FluxBackbone, indices: range, recorded: lis
     return _check(3, "the recorded embeddings replay to the recorded velocity, bit for bit", pairs)
 
 
-def _check(law: int, said: str, pairs: list[tuple[Array, Array]]) -> LawCheck:
+def _check(invariant: int, said: str, pairs: list[tuple[Array, Array]]) -> EquivalenceCheck:
     """Compare pairs of recorded and made arrays."""
     equal = sum(same_bits(recorded, made) for recorded, made in pairs)
     if equal == len(pairs):
-        return LawCheck(law=law, holds=True, said=f"{said} ({equal} of {equal})")
+        return EquivalenceCheck(invariant=invariant, holds=True, said=f"{said} ({equal} of {equal})")
     worst = max(_relative_error(recorded, made) for recorded, made in pairs)
-    return LawCheck(
-        law=law, holds=False, said=f"not so: {said} in {equal} of {len(pairs)}; largest relative error {worst:.1e}"
+    return EquivalenceCheck(
+        invariant=invariant,
+        holds=False,
+        said=f"not so: {said} in {equal} of {len(pairs)}; largest relative error {worst:.1e}",
     )
 
 

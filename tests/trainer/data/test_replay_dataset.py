@@ -13,10 +13,10 @@ from secondcast.storage_schemas.errors import DamagedCacheError, NotInCacheError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.commits import Records
 from secondcast.trainer.data import feed as feed_module
-from secondcast.trainer.data.feed import Batch, BatchSpec, EmbeddingBatch, ReplayDataset, Source
-from secondcast.trainer.data.order import Part, Sampler, rank_slice
-from secondcast.trainer.data.pool import LRUCache
+from secondcast.trainer.data.lru_cache import LRUCache
 from secondcast.trainer.data.prefetch import Prefetch, Task
+from secondcast.trainer.data.replay_dataset import Batch, BatchSpec, EmbeddingBatch, ReplayDataset, Source
+from secondcast.trainer.data.sampler import Part, Sampler, rank_slice
 from tests.storage_schemas.caches import STEPS, write_cache
 
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def prefetch_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
-@pytest.mark.parametrize("kind", ["shuffled", "following"])
+@pytest.mark.parametrize("kind", ["shuffled", "sequential"])
 @pytest.mark.parametrize("pool_bytes", [1, 2**30])
 def test_batches_read_ahead_are_those_read_one_by_one(folder, kind, pool_bytes):
     requests = requests_of(an_order(kind), 0, 20, pretrain_steps=6)
@@ -113,7 +113,7 @@ def test_reading_from_a_later_step_on_is_the_rest_of_the_whole(folder, first):
 @given(
     parts=st.integers(1, 4),
     ranks=st.integers(1, 6),
-    kind=st.sampled_from(["shuffled", "following"]),
+    kind=st.sampled_from(["shuffled", "sequential"]),
     count=st.integers(1, 50),
     step=st.integers(0, 10**6),
     seed=st.integers(0, 2**63 - 1),

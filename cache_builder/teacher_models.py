@@ -16,7 +16,7 @@ from secondcast.models.teacher.text_encoder import TeacherTextEncoder
 from secondcast.storage_schemas.schema.manifest import Manifest, check_same_teacher
 
 
-class Networks:
+class TeacherModels:
     """Text encoders and transformer of a teacher. Of the two stages only one's are ever in memory."""
 
     def __init__(self, manifest: Manifest, teacher: TeacherFolder, device: torch.device) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secondcast.storage_schemas.errors import SettingsError
-from secondcast.trainer.data.order import (
+from secondcast.trainer.data.sampler import (
     InterleavedSampler,
     Part,
     Sampler,
@@ -43,7 +43,7 @@ def test_a_position_outside_is_refused():
 
 
 def test_following_walks_one_batch_from_the_first_step_to_the_last():
-    order = Sampler(kind="following", parts=(Part(count=10),), steps=4, batch_size=3, seed=0)
+    order = Sampler(kind="sequential", parts=(Part(count=10),), steps=4, batch_size=3, seed=0)
     walk = [order.batch(n) for n in range(4)]
     assert [{k for _, k in batch} for batch in walk] == [{0}, {1}, {2}, {3}]
     assert len({tuple(position for position, _ in batch) for batch in walk}) == 1
@@ -103,7 +103,7 @@ def test_the_order_of_shared_batches_is_pinned():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "following"}, "share is 2 in the order 'following', expected 1"),
+        ({"kind": "sequential"}, "share is 2 in the order 'following', expected 1"),
         ({"batch_size": 5}, "share is 2, expected a divisor of the batch size 5, at most 4"),
         ({"steps": 1}, "share is 2, expected a divisor of the batch size 6, at most 1"),
     ],
@@ -162,7 +162,7 @@ def test_a_batch_mixes_caches_by_their_shares_and_each_has_epochs_of_its_own():
 
 
 def test_a_walk_over_several_caches_is_of_the_same_trajectories_to_its_end():
-    order = mixed(kind="following")
+    order = mixed(kind="sequential")
     for walk in range(3):
         batches = [order.batch(5 * walk + k) for k in range(5)]
         assert len({tuple(position for position, _ in batch) for batch in batches}) == 1
@@ -194,8 +194,8 @@ def test_orders_that_no_batch_can_mix_take_turns_by_their_shares():
 
 
 def test_the_turns_of_walks_are_whole_walks():
-    first = mixed(kind="following", parts=(Part(count=6, share=Fraction(1)),))
-    second = mixed(kind="following", parts=(Part(count=4, first=6, share=Fraction(1)),))
+    first = mixed(kind="sequential", parts=(Part(count=6, share=Fraction(1)),))
+    second = mixed(kind="sequential", parts=(Part(count=4, first=6, share=Fraction(1)),))
     turns = InterleavedSampler([first, second])
     for walk in range(6):
         batches = [turns.batch(5 * walk + k) for k in range(5)]
@@ -207,7 +207,7 @@ def test_the_turns_of_walks_are_whole_walks():
 
 @pytest.mark.parametrize(("steps", "told"), [((5, 7), "5 and 7"), ((1, 4), "1 and 4")])
 def test_walks_of_other_lengths_do_not_take_turns(steps, told):
-    orders = [mixed(kind="following", steps=length) for length in steps]
+    orders = [mixed(kind="sequential", steps=length) for length in steps]
     with pytest.raises(SettingsError, match=f"caches whose trajectories have {told} steps, expected one number: their"):
         InterleavedSampler(orders)
     assert InterleavedSampler([mixed(steps=length) for length in steps]).batch(0)

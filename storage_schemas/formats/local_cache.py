@@ -21,7 +21,7 @@ OWN_FOLDER = "secondcast-shards"
 _NAME = re.compile(r"[0-9a-f]{32}")
 
 
-class LocalCopy:
+class LocalCache:
     """Keeps shard files that were read from elsewhere, whole; the longest unused go first. Safe in threads, processes.
 
     Trouble here is no damage of a cache: a copy with other bytes is deleted, and where files cannot be read or written
@@ -45,7 +45,7 @@ class LocalCopy:
             durable.usual_mode(opened.folder)
         except OSError as error:
             raise SettingsError(
-                f"--local-copy {place} cannot be used ({error.strerror}): expected a folder that can be written, whose "
+                f"--local-cache-dir {place} cannot be used ({error.strerror}): expected a folder that can be written, whose "
                 f"{OWN_FOLDER}/ holds the copies; give another one, or leave it out"
             ) from error
         return opened
@@ -95,7 +95,7 @@ class LocalCopy:
     def _off(self, error: OSError) -> None:
         what = "copies are kept" if self._reads else "copy is read"
         self._say(
-            f"no further {what} in --local-copy {self.folder.parent} ({error.strerror}): shard files are read from the "
+            f"no further {what} in --local-cache-dir {self.folder.parent} ({error.strerror}): shard files are read from the "
             f"cache itself"
         )
 

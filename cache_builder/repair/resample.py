@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from secondcast.cache_builder.networks import Networks, check_recorded_teacher
 from secondcast.cache_builder.provenance import changes, provenance, recorded_batch_size
 from secondcast.cache_builder.sample_stage import sample_shard
+from secondcast.cache_builder.teacher_models import TeacherModels, check_recorded_teacher
 from secondcast.cache_builder.text_stage import encode_prompts
 from secondcast.models.attention import NATIVE
 from secondcast.models.teacher.folder import TeacherFolder
@@ -70,7 +70,7 @@ def recompute(
             f"{cache.folder} holds no trajectory to recompute yet: give the build command to make them"
         )
     drawn = sorted(np.random.default_rng(seed).choice(indices, size=min(count, len(indices)), replace=False).tolist())
-    work = _Recompute(cache, Networks(manifest, teacher, device), progress)
+    work = _Recompute(cache, TeacherModels(manifest, teacher, device), progress)
     work.make_embeddings(drawn)
     return work.trajectories(drawn)
 
@@ -88,7 +88,7 @@ class _EmbeddingCache(Cache):
 
 
 class _Recompute:
-    def __init__(self, cache: _EmbeddingCache, networks: Networks, progress: Progress) -> None:
+    def __init__(self, cache: _EmbeddingCache, networks: TeacherModels, progress: Progress) -> None:
         self.cache, self.networks, self.progress = cache, networks, progress
 
     def make_embeddings(self, drawn: list[int]) -> None:
@@ -123,7 +123,7 @@ class _Recompute:
     def _compared(self, index: int, row: Arrays) -> Recomputed:
         recorded = self.cache.trajectory(index)
         there = _arrays_of(recorded)
-        codec = self.cache.manifest.sampling.storage.codec
+        codec = self.cache.manifest.sampling.storage.compression
         fields = fields_of(self.cache.manifest, "trajectories")
         made = {field.name: as_read(field, codec, row[field.name])[0] for field in fields}
         equal = all(same_bits(np.asarray(there[name]), np.asarray(made[name])) for name in made)

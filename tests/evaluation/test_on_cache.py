@@ -33,7 +33,7 @@ def other(tmp_path_factory, student):
 
 @pytest.fixture
 def words(student, recorded, dev_teacher):
-    flags = ["--count", 2, "--closed-loop", 1, "--batch-size", ROWS, "--device", "cpu"]
+    flags = ["--num-prompts", 2, "--closed-loop", 1, "--batch-size", ROWS, "--device", "cpu"]
     return ["evaluate", "score", student, "--cache", recorded, "--backbone", dev_teacher, *flags]
 
 
@@ -124,19 +124,19 @@ def test_a_step_that_is_named_twice_is_refused():
     assert steps_of_text("7,0") == (7, 0)
     with pytest.raises(SettingsError) as raised:
         steps_of_text("0,0,7")
-    assert str(raised.value) == "--steps-of is '0,0,7', which names step 0 twice: each counts once; name it once"
+    assert str(raised.value) == "--timesteps is '0,0,7', which names step 0 twice: each counts once; name it once"
 
 
 def test_flags_that_do_nothing_beside_others_are_one_line(words, student, capsys):
     for more, said in (
         (
-            ["--untrained", "--closed-loop", 0],
-            "--untrained is given with --closed-loop 0: an untrained student leads closed loops, and there is none; "
+            ["--random-baseline", "--closed-loop", 0],
+            "--random-baseline is given with --closed-loop 0: an untrained student leads closed loops, and there is none; "
             "leave one of them out",
         ),
         (
             ["--seed", 3],
-            "--seed is given without --pocket or --untrained: it does nothing there; leave it out, or give both",
+            "--seed is given without --pocket or --random-baseline: it does nothing there; leave it out, or give both",
         ),
     ):
         code, _, heard = secondcast(*words, *more, capsys=capsys)
@@ -161,14 +161,14 @@ def test_what_files_and_flags_tell_is_told_without_torch(student, recorded, tmp_
     score, table = ["evaluate", "score"], ["evaluate", "table"]
     on = ["--cache", str(recorded)]
     lines = {
-        "--steps-of names step 9, ": [*score, str(student), *on, "--steps-of", "9"],
+        "--timesteps names step 9, ": [*score, str(student), *on, "--timesteps", "9"],
         "no student nowhere: ": [*score, "nowhere", *on],
         "no student gone: ": [*table, f"a={student}", "b=gone", *on],
         "no student away: ": [*score, "away", "--pocket"],
         "no-cache is not a folder": [*score, str(student), "--cache", "no-cache"],
         "x-cache is not a folder": [*table, str(student), "--cache", "x-cache"],
-        "quantize is int8 with resident-blocks 0": [
-            *score, str(student), *on, "--quantize", "int8", "--resident-blocks", "0",
+        "quantize is int8 with gpu-blocks 0": [
+            *score, str(student), *on, "--quantize", "int8", "--gpu-blocks", "0",
         ],
         "no folder none: ": ["evaluate", "images", "none"],
     }  # fmt: skip

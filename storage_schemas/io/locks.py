@@ -1,9 +1,9 @@
 """Who may write a shard on an object store: an object per shard being written, made by conditional PUT.
 
-A file system has locks that end with their owner. Here a claim outlives a killed builder, so it can be taken over: at
+A file system has locks that end with their owner. Here a lock outlives a killed builder, so it can be taken over: at
 once if its process is known to be dead, else when it is older than CLAIM_SECONDS by the clock of the store. Taking over
-is a conditional PUT on that very version of the claim, so that of several one wins; a builder that is slow but alive
-renews its claim the same way, and is told if it came too late.
+is a conditional PUT on that very version of the lock, so that of several one wins; a builder that is slow but alive
+renews its lock the same way, and is told if it came too late.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ from typing import Any, Protocol
 from secondcast.storage_schemas.errors import ShardLockedError, StorageError
 from secondcast.storage_schemas.io.durable import is_alive, this_machine
 
-LOCKS_FOLDER = "claims"
+LOCKS_FOLDER = "locks"
 LOCK_SECONDS = 900.0
-"""A claim that was not renewed for so long belongs to a builder that died elsewhere."""
+"""A lock that was not renewed for so long belongs to a builder that died elsewhere."""
 _ROUNDS = 5
 
 
 class LockStore(Protocol):
-    """What claims need of an object store. See ObjectFolder."""
+    """What locks need of an object store. See ObjectFolder."""
 
     def publish(self, path: str, data: bytes) -> bool:
         """Create an object; False if one is there."""
@@ -47,13 +47,13 @@ class LockStore(Protocol):
 
 @contextmanager
 def lock(store: LockStore, name: str) -> Iterator[Callable[[], None]]:
-    """Hold the claim on `name`; ShardLockedError if another builder holds it. See Folder.claimed."""
-    claim = _Lock(store, name)
-    claim.take()
+    """Hold the lock on `name`; ShardLockedError if another builder holds it. See Folder.lock."""
+    held = _Lock(store, name)
+    held.take()
     try:
-        yield claim.renew
+        yield held.renew
     finally:
-        claim.release()
+        held.release()
 
 
 class _Lock:
@@ -65,7 +65,7 @@ class _Lock:
         self._since = 0.0
 
     def take(self) -> None:
-        """Create the claim, or take over one that is not in force any more."""
+        """Create the lock, or take over one that is not in force any more."""
         who = ""
         for _ in range(_ROUNDS):
             data = self._renewed()
@@ -83,7 +83,7 @@ class _Lock:
         raise self._taken(who)
 
     def renew(self) -> None:
-        """Renew the claim where it grows old; ShardLockedError if another builder has taken it over."""
+        """Renew the lock where it grows old; ShardLockedError if another builder has taken it over."""
         if _now() - self._since < LOCK_SECONDS / 3:
             return
         found = self._store.read_version(self._path)
@@ -92,20 +92,20 @@ class _Lock:
             raise self._taken(" that took over since this one was too slow")
 
     def release(self) -> None:
-        """Give the claim up, unless it may be another's by now. A failure costs nothing but a wait."""
+        """Give the lock up, unless it may be another's by now. A failure costs nothing but a wait."""
         if self._data and _now() - self._since < LOCK_SECONDS:
             with contextlib.suppress(StorageError):
                 self._store.remove(self._path)
 
     def _renewed(self) -> bytes:
-        # The time from which the claim counts is taken before the store sees it: never too late.
+        # The time from which the lock counts is taken before the store sees it: never too late.
         self._since = _now()
         body = {**_this_process(), "stamp": self._stamp, "renewal": secrets.token_hex(8)}
         self._data = json.dumps(body).encode()
         return self._data
 
     def _judge(self, content: bytes, taken_at: datetime) -> tuple[str, bool]:
-        """Who holds a claim, in words, and whether it is in force."""
+        """Who holds a lock, in words, and whether it is in force."""
         try:
             holder = json.loads(content)
             who = f" (process {holder['process']} on {holder['host']})"

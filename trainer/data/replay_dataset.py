@@ -18,9 +18,9 @@ from secondcast.storage_schemas.record import Trajectory, trajectory_key
 from secondcast.storage_schemas.schema.fields import DTYPES, Array
 from secondcast.storage_schemas.schema.manifest import Manifest
 from secondcast.storage_schemas.tensors import to_torch
-from secondcast.trainer.data.order import Row
-from secondcast.trainer.data.pool import LRUCache
+from secondcast.trainer.data.lru_cache import LRUCache
 from secondcast.trainer.data.prefetch import Prefetch, Task
+from secondcast.trainer.data.sampler import Row
 
 POOL_BYTES = 2 * 2**30
 # Batches begun before they are asked for: a sixteenth as many bytes as the pool may hold, so pinned memory stays small.

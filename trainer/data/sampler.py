@@ -75,7 +75,7 @@ class Sampler:
     """Which trajectories and which of their steps an optimizer step sees.
 
     kind "shuffled": steps drawn at random over trajectories; `share` rows in a row are different steps of one of
-    them. "following": the paper's: one batch of trajectories walked from the first step to the last, one optimizer
+    them. "sequential": the paper's: one batch of trajectories walked from the first step to the last, one optimizer
     step each. parts: caches that a batch may mix, `steps` = K of each of them.
     """
 
@@ -96,7 +96,7 @@ class Sampler:
 
     def batch(self, optimizer_step: int) -> list[Row]:
         """(position of the trajectory, k) for each row of the batch."""
-        if self.kind == "following":
+        if self.kind == "sequential":
             walk, k = divmod(optimizer_step, self.steps)
             return [(self._trajectory(walk * self.batch_size + row), k) for row in range(self.batch_size)]
         items = self.batch_size // self.share
@@ -129,11 +129,11 @@ class InterleavedSampler:
     def __init__(self, orders: Sequence[Sampler]) -> None:
         self._orders = orders
         self._shares = [sum((part.share for part in order.parts), start=Fraction(0)) for order in orders]
-        self._walk = orders[0].steps if orders[0].kind == "following" else 1
+        self._walk = orders[0].steps if orders[0].kind == "sequential" else 1
         lengths = sorted({order.steps for order in orders})
-        if orders[0].kind == "following" and len(lengths) > 1:
+        if orders[0].kind == "sequential" and len(lengths) > 1:
             raise SettingsError(
-                f"order is following on caches whose trajectories have {' and '.join(map(str, lengths))} steps, "
+                f"data-order is sequential on caches whose trajectories have {' and '.join(map(str, lengths))} steps, "
                 f"expected one number: their walks would not end together; give them stages of their own, or take "
                 f"order shuffled"
             )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, cast
 
 from pydantic import Field, model_validator
 
-from secondcast.cache_builder.share import Stage
+from secondcast.cache_builder.worker import Stage
 from secondcast.commands.shell.resolve import launched_device
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted
@@ -15,7 +15,7 @@ from secondcast.storage_schemas.schema.flags import Flags, Shown
 if TYPE_CHECKING:
     from secondcast.cache_builder.build import BuildResult, WorkerConfig
     from secondcast.cache_builder.settings import BuildSettings
-    from secondcast.cache_builder.share import Launched
+    from secondcast.cache_builder.worker import Launched
     from secondcast.cache_builder.workers.ray_cluster import RayDevice
     from secondcast.models.teacher.folder import TeacherFolder
 
@@ -168,7 +168,7 @@ class BuildLauncher(Flags):
         return max(1, usable // workers)
 
     def _launched(self) -> "Launched":
-        from secondcast.cache_builder.share import Launched, Worker, launched_worker
+        from secondcast.cache_builder.worker import Launched, Worker, launched_worker
 
         if self.workers is not None or self.ray is not None:
             return Launched(worker=Worker(), by="", local_number=None)
@@ -176,12 +176,14 @@ class BuildLauncher(Flags):
 
     def _share(self, settings: "BuildSettings", launched: "Launched | None") -> "WorkerConfig":
         from secondcast.cache_builder.build import WorkerConfig
-        from secondcast.cache_builder.share import Worker
+        from secondcast.cache_builder.worker import Worker
 
         worker = launched.worker if launched is not None else Worker()
-        # Workers of our own that only sample have nobody to wait for, unless --wait says so.
+        # Workers of our own that only sample have nobody to wait for, unless --embeddings-timeout says so.
         several = self.stage != "sample" if launched is None else worker.count > 1
-        wait_seconds = self.wait if self.wait is not None else (WAIT_SECONDS if several else 0.0)
+        wait_seconds = (
+            self.embeddings_timeout if self.embeddings_timeout is not None else (WAIT_SECONDS if several else 0.0)
+        )
         return WorkerConfig(
             stage=self.stage,
             worker=worker,

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from secondcast.storage_schemas.errors import ShardLockedError, StorageError
-from secondcast.storage_schemas.io import claims
+from secondcast.storage_schemas.io import locks
 from secondcast.storage_schemas.io.durable import this_machine
 from secondcast.storage_schemas.io.folders import open_folder
 from secondcast.storage_schemas.io.object_folder import ObjectFolder
@@ -69,7 +69,7 @@ def test_of_many_builders_that_begin_at_once_one_commits(s3):
         winners = [number for number in pool.map(race, range(4)) if number is not None]
     assert len(winners) == 1
     assert Cache.open(s3.url).trajectory(0).guidance == float(guidance[0]) + winners[0]
-    assert b"<Key>claims/" not in s3.ask("GET", "?list-type=2&prefix=claims/")
+    assert b"<Key>locks/" not in s3.ask("GET", "?list-type=2&prefix=locks/")
 
 
 def test_the_loser_of_a_race_for_the_manifest_writes_over_nothing(s3):
@@ -92,15 +92,15 @@ def test_the_loser_of_a_race_for_the_manifest_writes_over_nothing(s3):
     assert len(list(Cache.open(s3.url).prompts)) == 6
 
 
-# Claims.
+# Locks.
 
-PATH = "claims/commits-trajectories-000001.json"
+PATH = "locks/commits-trajectories-000001.json"
 
 
 def leave_lock(s3, **changes):
     process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    claim = this_machine() | {"process": int(process.stdout)} | changes
-    s3.ask("PUT", PATH, json.dumps(claim).encode())
+    lock = this_machine() | {"process": int(process.stdout)} | changes
+    s3.ask("PUT", PATH, json.dumps(lock).encode())
 
 
 def test_the_claim_of_a_dead_process_on_this_machine_is_taken_over_at_once(s3):
@@ -117,8 +117,8 @@ def test_a_claim_that_may_be_alive_is_taken_over_when_it_is_old_by_the_clock_of_
     shard = writer.missing("trajectories")[1]
     with pytest.raises(ShardLockedError, match=r"or wait 900 seconds if that one is dead"):
         commit(writer, shard)
-    later = datetime.now(UTC) + timedelta(seconds=claims.LOCK_SECONDS + 5)
-    monkeypatch.setattr(claims._Lock, "_store_time", lambda self: later)
+    later = datetime.now(UTC) + timedelta(seconds=locks.LOCK_SECONDS + 5)
+    monkeypatch.setattr(locks._Lock, "_store_time", lambda self: later)
     commit(writer, shard)
     assert len(Cache.open(s3.url)) == 2
 
@@ -131,22 +131,22 @@ def test_a_claim_that_cannot_be_read_is_in_force_until_it_is_old(s3):
 
 def test_of_two_that_take_over_the_same_claim_one_wins(s3):
     folder = ObjectFolder(s3.url)
-    s3.ask("PUT", "claims/x", b"dead")
-    _, version, _ = folder.read_version("claims/x")
-    assert folder.exchange("claims/x", b"mine", version)
-    assert not folder.exchange("claims/x", b"yours", version)
-    assert folder.read("claims/x") == b"mine"
+    s3.ask("PUT", "locks/x", b"dead")
+    _, version, _ = folder.read_version("locks/x")
+    assert folder.exchange("locks/x", b"mine", version)
+    assert not folder.exchange("locks/x", b"yours", version)
+    assert folder.read("locks/x") == b"mine"
 
 
 def test_a_slow_builder_renews_its_claim_and_one_that_lost_it_is_told_before_it_writes(s3, monkeypatch):
     writer = begin(s3.url)
     first, second = writer.missing("trajectories")
     clock = [1e6]
-    monkeypatch.setattr(claims, "_now", lambda: clock[0])
+    monkeypatch.setattr(locks, "_now", lambda: clock[0])
     real, versions = writer.folder.replace, []
 
     def slowly(path, data):
-        clock[0] += claims.LOCK_SECONDS / 2
+        clock[0] += locks.LOCK_SECONDS / 2
         real(path, data)
         versions.append(s3.ask("GET", PATH.replace("000001", "000000")))
 
@@ -156,7 +156,7 @@ def test_a_slow_builder_renews_its_claim_and_one_that_lost_it_is_told_before_it_
 
     def robbed(path, data):
         slowly_written.append(path)
-        clock[0] += claims.LOCK_SECONDS * 2
+        clock[0] += locks.LOCK_SECONDS * 2
         s3.ask("PUT", PATH, b"another's")
 
     slowly_written = []
@@ -197,7 +197,7 @@ def test_a_claim_whose_answers_are_lost_is_still_held_by_one_alone(s3):
     folder, lost = ObjectFolder(s3.url), []
 
     def rule(number, method, path):
-        if method == "PUT" and "/claims/" in path and len(lost) < 2:
+        if method == "PUT" and "/locks/" in path and len(lost) < 2:
             lost.append(number)
             return Fault(lose_answer=True)
         return None

@@ -7,7 +7,7 @@ import pytest
 
 from secondcast.storage_schemas.errors import DamagedCacheError, SettingsError
 from secondcast.storage_schemas.formats.files import CommittedFiles
-from secondcast.storage_schemas.formats.local_copy import OWN_FOLDER, LocalCopy
+from secondcast.storage_schemas.formats.local_cache import OWN_FOLDER, LocalCache
 from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.io.folders import LocalFolder
 from secondcast.storage_schemas.reader import Cache
@@ -36,8 +36,8 @@ def elsewhere(request, tmp_path):
 
 
 def files_of(elsewhere, place, limit_bytes=2**30, verify="once", say=pytest.fail):
-    copy = LocalCopy.open(place, limit_bytes=limit_bytes, say=say)
-    return CommittedFiles(elsewhere, Cache.open(elsewhere.path).records, verify=verify, local_copy=copy)
+    copy = LocalCache.open(place, limit_bytes=limit_bytes, say=say)
+    return CommittedFiles(elsewhere, Cache.open(elsewhere.path).records, verify=verify, local_cache=copy)
 
 
 def shard_files(elsewhere):
@@ -69,8 +69,8 @@ def test_a_file_is_fetched_once_and_read_here_from_then_on(elsewhere, tmp_path, 
 
 
 def test_a_cache_gives_the_same_records_through_a_copy(elsewhere, tmp_path):
-    copy = LocalCopy.open(tmp_path / "near", limit_bytes=10_000, say=pytest.fail)
-    near = Cache.open(elsewhere.path, local_copy=copy)
+    copy = LocalCache.open(tmp_path / "near", limit_bytes=10_000, say=pytest.fail)
+    near = Cache.open(elsewhere.path, local_cache=copy)
     for index in range(12):
         assert same_bits(near.trajectory(index).velocity_KSC, Cache.open(elsewhere.path).trajectory(index).velocity_KSC)
     assert kept(tmp_path / "near")
@@ -153,7 +153,7 @@ def test_a_copy_that_cannot_be_read_turns_the_copies_off_with_one_line(elsewhere
     for path in paths:
         assert files.read(path, 0, None) == (elsewhere.path / path).read_bytes()
     assert heard == [
-        f"no further copy is read in --local-copy {tmp_path / 'near'} (Is a directory): shard files are read from the "
+        f"no further copy is read in --local-cache-dir {tmp_path / 'near'} (Is a directory): shard files are read from the "
         f"cache itself"
     ]
 
@@ -166,7 +166,7 @@ def test_a_full_disk_turns_further_copies_off_with_one_line(elsewhere, tmp_path)
         for path in [*paths, *paths]:
             assert files.read(path, 0, None) == (elsewhere.path / path).read_bytes()
     assert heard == [
-        f"no further copies are kept in --local-copy {tmp_path / 'near'} (File too large): shard files are read from "
+        f"no further copies are kept in --local-cache-dir {tmp_path / 'near'} (File too large): shard files are read from "
         f"the cache itself"
     ]
     elsewhere.reads.clear()
@@ -175,14 +175,16 @@ def test_a_full_disk_turns_further_copies_off_with_one_line(elsewhere, tmp_path)
 
 def test_a_place_that_can_hold_no_copies_is_one_line(tmp_path):
     (tmp_path / "file").write_bytes(b"mine")
-    with pytest.raises(SettingsError, match=rf"^--local-copy {tmp_path}/file cannot be used \(Not a directory\): exp"):
-        LocalCopy.open(tmp_path / "file", limit_bytes=1, say=pytest.fail)
+    with pytest.raises(
+        SettingsError, match=rf"^--local-cache-dir {tmp_path}/file cannot be used \(Not a directory\): exp"
+    ):
+        LocalCache.open(tmp_path / "file", limit_bytes=1, say=pytest.fail)
     assert (tmp_path / "file").read_bytes() == b"mine"
 
 
 def test_a_checksum_that_is_a_path_reaches_no_other_file(tmp_path):
     (tmp_path / "mine.bin").write_bytes(b"mine")
-    copy = LocalCopy.open(tmp_path / "near", limit_bytes=2**20, say=pytest.fail)
+    copy = LocalCache.open(tmp_path / "near", limit_bytes=2**20, say=pytest.fail)
     file = FileRecord(path="embeddings/000000.tar", bytes=4, xxh3_128="../../mine.bin")
     assert copy.whole(file, lambda: b"else") == b"else"
     file = file.model_copy(update={"xxh3_128": xxh3_128(b"else")})
