@@ -2,7 +2,7 @@
 
 Example: taskset -c 0 python benchmarks/codecs.py
 
-Synthetic trajectories at 512 px shapes: the exact velocity of a Gaussian process (spectrum 1/f plus a white floor)
+Synthetic trajectories at 512 px shapes: the exact velocity of a Gaussian process (spectrum 1/f plus a white replay error)
 along FLUX's sigmas, bf16 Euler, white noise of 0.5, 2 or 8 % of std(v) on each prediction. And the pocket teacher's.
 """
 
@@ -31,7 +31,7 @@ from secondcast.storage_schemas.schema.manifest import Manifest, PromptSet, Samp
 from secondcast.storage_schemas.schema.prompts import Prompt, prompt_id
 from secondcast.storage_schemas.writer import CacheWriter, prompt_set_fields
 
-STEPS, SIDE, CHANNELS, MU, FLOOR = 20, 32, 64, 0.63, 0.1
+STEPS, SIDE, CHANNELS, MU, REPLAY_ERROR = 20, 32, 64, 0.63, 0.1
 TEXT, WIDTH = 77, 4096
 ROOT = Path(__file__).resolve().parents[1]
 Coding = tuple[Callable[[np.ndarray], bytes], Callable[[bytes], np.ndarray]]
@@ -46,7 +46,7 @@ def synthetic(rng: np.random.Generator, drift: float) -> Arrays:
     """One trajectory: noise and final_latent [S, C], velocity and hidden_states [K, S, C], bfloat16."""
     frequency = np.fft.fftfreq(SIDE) * SIDE
     radius = np.maximum(np.hypot(frequency[:, None], frequency[None, :]), 1)
-    power = (1 - FLOOR) / radius / np.mean(1 / radius) + FLOOR
+    power = (1 - REPLAY_ERROR) / radius / np.mean(1 / radius) + REPLAY_ERROR
     sigmas = flux_sigmas()
     dtype = DTYPES["bfloat16"]
     x = rng.standard_normal((SIDE, SIDE, CHANNELS), dtype=np.float32).astype(dtype)
@@ -104,7 +104,7 @@ def codings(shape: tuple[int, ...], dtype: str) -> dict[str, Coding]:
     def xor_back(data: bytes) -> np.ndarray:
         count = int(np.prod(shape))
         values = from_planes(decompress(memoryview(data), [count] * bits.itemsize), bits).reshape(shape)
-        return np.bitwise_xor.grad_accum_steps(values, axis=0)
+        return np.bitwise_xor.accumulate(values, axis=0)
 
     planes = BytePlanes(shape=shape, dtype=dtype)
     delta, int8 = StepDelta(shape=shape, dtype=dtype), StepInt8(shape=shape, dtype=dtype)
@@ -205,7 +205,7 @@ def some_manifest(prompts: list[Prompt], form: str, codec: str) -> Manifest:
         sampling=Sampling(
             height=512, width=512, image_tokens=SIDE * SIDE, channels=CHANNELS, steps=STEPS, schedule="diffusers",
             sigmas=sigmas, timesteps=sigmas[:-1], guidance=None, seed=0, noise="philox-float32", dtype="bfloat16",
-            latent_rule="flow-match-euler", storage=Storage(format=form, codec=codec, latents=latents),
+            latent_rule="flow-match-euler", storage=Storage(format=form, compression=codec, latents=latents),
         ),
         prompts=PromptSet(
             segments=(

@@ -1,4 +1,4 @@
-"""What quantized weights cost: replay floor, and error of the gradient towards the embedding, for each kind.
+"""What quantized weights cost: replay error, and error of the gradient towards the embedding, for each kind.
 
 python benchmarks/quantized_effect.py --cache demo/cache
 """
@@ -62,7 +62,7 @@ def main() -> None:
     parts = [records[first : first + flags.rows] for first in range(0, len(records), flags.rows)]
     exact = load(flags.teacher, manifest, dtype, "none", flags.rows)
     print(f"{len(records)} records, recorded in {manifest.sampling.dtype}, replayed in {dtype}\n")
-    print("| weights | replay floor | first / last part | error of the gradient |")
+    print("| weights | replay error | first / last part | error of the gradient |")
     print("|---|---|---|---|")
     for kind in ("none", *KINDS):
         backbone = load(flags.teacher, manifest, dtype, kind, flags.rows)

@@ -64,7 +64,11 @@ class Scale:
     def manifest(self, shape: Shape, *, steps: int) -> Manifest:
         """Of a cache of as many prompts as the largest batch has rows."""
         settings = PlannedBuild(
-            resolution=shape.resolution, text_length=shape.text_length, steps=steps, dtype=self.dtype, codec="plain"
+            resolution=shape.resolution,
+            text_length=shape.text_length,
+            steps=steps,
+            dtype=self.dtype,
+            compression="plain",
         )
         return outline_manifest(settings, planned_teacher(self.teacher)[0], prompt_count=max(self.batch_sizes))
 

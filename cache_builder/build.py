@@ -209,5 +209,5 @@ def _product(samples_per_prompt: Sequence[int]) -> str:
         counted(sum(samples_per_prompt), "trajectory"),
     )
     if len(set(samples_per_prompt)) == 1:
-        return f"{prompts} x {counted(samples_per_prompt[0], 'replica')} = {trajectories}"
+        return f"{prompts} x {counted(samples_per_prompt[0], 'sample')} = {trajectories}"
     return f"{prompts}, {trajectories}"

@@ -118,6 +118,6 @@ def _sampling(settings: OutlineSettings, teacher: TeacherFolder) -> Sampling:
             format=settings.format,
             compression=settings.compression,
             latents=settings.latents,
-            embeddings=settings.embeddings,
+            embeddings="stored" if settings.store_embeddings else "none",
         ),
     )

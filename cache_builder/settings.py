@@ -17,7 +17,6 @@ from secondcast.storage_schemas.schema.flags import Flags, Shown
 from secondcast.storage_schemas.schema.manifest import (
     CodecName,
     Dtype,
-    Embeddings,
     Format,
     Latents,
     Pooled,
@@ -111,8 +110,10 @@ class OutlineSettings(StoredAs, ImageSize, PromptLimit):
     format: Annotated[Format, Shown(group=_STORAGE)] = Field(
         default="zarr", description="zarr: sharded arrays; webdataset: tar files."
     )
-    embeddings: Annotated[Embeddings, Shown(group=_STORAGE)] = Field(
-        default="stored", description="none: smaller, but no warm-up and no replay floor."
+    store_embeddings: Annotated[bool, Shown(group=_STORAGE)] = Field(
+        default=True,
+        description="Keep the teacher's embeddings; without them the cache is smaller, but has no replay check and "
+        "trains with the vision loss alone.",
     )
 
     @field_validator("guidance", mode="before")
@@ -139,7 +140,7 @@ class OutlineSettings(StoredAs, ImageSize, PromptLimit):
     def _storage_holds_what_replay_needs(self) -> Self:
         if problem := int8_problem(self.compression, self.latents):
             raise ValueError(problem)
-        if problem := pooled_problem(self.pooled, self.embeddings):
+        if problem := pooled_problem(self.pooled, "stored" if self.store_embeddings else "none"):
             raise ValueError(f"--pooled clip does not go with --no-store-embeddings: {problem}")
         return self
 

@@ -8,7 +8,7 @@ from secondcast.commands.shell.console import print_line
 from secondcast.commands.shell.resolve import Quiet, terminal
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted
-from secondcast.storage_schemas.schema.manifest import CodecName, Embeddings, Format, Latents
+from secondcast.storage_schemas.schema.manifest import CodecName, Format, Latents
 
 if TYPE_CHECKING:
     from secondcast.storage_schemas.maintenance.rewrite import Rewritten
@@ -23,7 +23,9 @@ def convert(
     format: Annotated[Format | None, typer.Option(help="Default: as in SRC.")] = None,
     compression: Annotated[CodecName | None, typer.Option(help="Default: as in SRC.")] = None,
     latents: Annotated[Latents | None, typer.Option(help="Default: as in SRC.")] = None,
-    embeddings: Annotated[Embeddings | None, typer.Option(help="none: leave them out.")] = None,
+    store_embeddings: Annotated[
+        bool, typer.Option("--store-embeddings/--no-store-embeddings", help="Copy the teacher's embeddings, too.")
+    ] = True,
     quiet: Quiet = False,
 ) -> None:
     """A cache in another format; there and back gives the same bytes. Given again, it goes on where it stopped.
@@ -34,7 +36,9 @@ def convert(
     from secondcast.storage_schemas.reader import Cache
 
     cache = Cache.open(source)
-    storage = {"format": format, "codec": compression, "latents": latents, "embeddings": embeddings}
+    storage = {"format": format, "compression": compression, "latents": latents}
+    if not store_embeddings:
+        storage["embeddings"] = "none"
     _report(run_convert(cache, target, terminal(quiet), **storage))
 
 
@@ -90,9 +94,9 @@ def _report(result: "Rewritten") -> None:
         )
     left = result.planned - result.trajectories
     missing = [
-        f"{num_prompts} {what}"
-        for num_prompts, what in ((left, "trajectories"), (result.embeddings_missing, "embeddings"))
-        if num_prompts
+        f"{count} {what}"
+        for count, what in ((left, "trajectories"), (result.embeddings_missing, "embeddings"))
+        if count
     ]
     print_line(
         f"{result.location}: {f'{result.trajectories} of ' if left else ''}{counted(result.planned, 'trajectory')} of "

@@ -35,7 +35,7 @@ _LARGEST_REPLAY_ERROR = 0.03
 class CacheEvaluator:
     """Where students are set against one cache, one after another: a choice of its trajectories, and its backbone.
 
-    What does not depend on the student is had once, when it is first needed: transformer and VAE, the replay floor,
+    What does not depend on the student is had once, when it is first needed: transformer and VAE, the replay error,
     where the teacher's embedding leads. Students on one bench are on the same trajectories, steps and batch size.
     held_out: trajectories of the cache there are; chosen: those that are evaluated; steps: of each, ascending.
     """
@@ -48,7 +48,7 @@ class CacheEvaluator:
     steps: tuple[int, ...]
     device: torch.device
     progress: Progress
-    _floor: StepErrors | None = None
+    _replay_error: StepErrors | None = None
     _taught_led: SampledResult | None = None
 
     @classmethod
@@ -68,7 +68,7 @@ class CacheEvaluator:
             )
         if cache.manifest.sampling.storage.embeddings == "none":
             progress.say(
-                f"no replay floor: {cache.folder} was built with --no-store-embeddings; a cache with --store-embeddings "
+                f"no replay error: {cache.folder} was built with --no-store-embeddings; a cache with --store-embeddings "
                 f"has one"
             )
         return cls(
@@ -76,7 +76,7 @@ class CacheEvaluator:
             teacher=teacher,
             settings=settings,
             held_out=len(everything),
-            chosen=[everything[place] for place in spread(everything, settings.count)],
+            chosen=[everything[place] for place in spread(everything, settings.num_trajectories)],
             steps=settings.steps_on(cache),
             device=device,
             progress=progress,
@@ -100,7 +100,7 @@ class CacheEvaluator:
             student=str(place),
             student_digest=student.digest,
             errors=errors,
-            floor=self._floor,
+            replay_error=self._replay_error,
             closed_loop=None,
             **self._stated(),
         )
@@ -113,8 +113,8 @@ class CacheEvaluator:
     def open_loop(self, student: CacheStudent) -> StepErrors:
         """The student's errors; those of the teacher's embedding are computed beside the first student's."""
         encoders: dict[str, EmbedPrompts] = {"student": student.embeddings}
-        if self._taught is not None and self._floor is None:
-            encoders["floor"] = self._taught
+        if self._taught is not None and self._replay_error is None:
+            encoders["replay_error"] = self._taught
         found = open_loop(
             self.cache,
             self.backbone,
@@ -124,9 +124,9 @@ class CacheEvaluator:
             batch_size=self.settings.batch_size,
             progress=self.progress,
         )
-        if "floor" in found:
-            self._floor = found["floor"]
-            _remark_on_replay_error(self._floor, self.progress)
+        if "replay_error" in found:
+            self._replay_error = found["replay_error"]
+            _remark_on_replay_error(self._replay_error, self.progress)
         return found["student"]
 
     def closed_loop(self, student: CacheStudent) -> ClosedLoop:
@@ -135,7 +135,7 @@ class CacheEvaluator:
         if self._taught is not None and self._taught_led is None:
             text_encoders["teacher"] = self._taught
         if self.settings.random_baseline:
-            text_encoders["untrained"] = student.random_baseline(seed=self.settings.seed).embeddings
+            text_encoders["untrained"] = student.untrained(seed=self.settings.seed).embeddings
         places = spread(self.chosen, self.settings.closed_loop)
         led = closed_loop(
             self.cache,
@@ -234,12 +234,12 @@ def evaluate_on_cache(
     return CacheEvaluator.open(cache, teacher, settings, device=device, progress=progress).evaluate(student)
 
 
-def _remark_on_replay_error(floor: StepErrors, progress: Progress) -> None:
-    values = [value for row in floor.error_fraction for value in row]
+def _remark_on_replay_error(replay_error: StepErrors, progress: Progress) -> None:
+    values = [value for row in replay_error.error_fraction for value in row]
     mean = sum(values) / len(values)
     if mean > _LARGEST_REPLAY_ERROR:
         progress.say(
-            f"the replay floor is {100 * mean:.1f} % of the velocity's norm, above {100 * _LARGEST_REPLAY_ERROR:.0f} %: this "
+            f"the replay error is {100 * mean:.1f} % of the velocity's norm, above {100 * _LARGEST_REPLAY_ERROR:.0f} %: this "
             f"backbone computes otherwise than the recorded one (dtype, quantized weights, attention), and no student "
             f"can come below that here"
         )

@@ -51,7 +51,7 @@ class SampledResult(Record):
 class ClosedLoop(Record):
     """Sampling led from the cached noise. trajectories: places in `Evaluation.trajectories`.
 
-    leaders: "student"; "teacher", its cached embedding (the floor); "untrained".
+    leaders: "student"; "teacher", its cached embedding (the replay error); "untrained".
     """
 
     trajectories: tuple[int, ...] = Field(min_length=1)
@@ -74,7 +74,7 @@ class Evaluation(Record):
 
     student_digest: of weights, configuration and tokenizer; earlier versions noted one of its weights alone.
     sampling_digest, teacher_digest: the cache's. committed, held_out: trajectories of the cache then. steps: which of
-    its K, with the sigma of each. floor: the errors of the teacher's cached embedding; None where the cache has none.
+    its K, with the sigma of each. replay error: the errors of the teacher's cached embedding; None where the cache has none.
     closed_loop: None where none was asked for, or it has not been through.
     """
 
@@ -94,7 +94,7 @@ class Evaluation(Record):
     sigmas: tuple[float, ...]
     trajectories: tuple[Evaluated, ...] = Field(min_length=1)
     errors: StepErrors
-    floor: StepErrors | None
+    replay_error: StepErrors | None
     closed_loop: ClosedLoop | None
 
     @model_validator(mode="after")
@@ -102,7 +102,7 @@ class Evaluation(Record):
         rows, steps = len(self.trajectories), len(self.steps)
         if len(self.sigmas) != steps:
             raise ValueError(f"steps are {steps}, sigmas are {len(self.sigmas)}: expected as many")
-        for errors in (self.errors, self.floor):
+        for errors in (self.errors, self.replay_error):
             for values in () if errors is None else (errors.error_fraction, errors.mean_square):
                 if len(values) != rows or {len(row) for row in values} != {steps}:
                     raise ValueError(f"errors are not of {counted(rows, 'trajectory')} times {counted(steps, 'step')}")

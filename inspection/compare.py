@@ -24,7 +24,7 @@ from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import Array
 
 DEFAULT_COUNT = 8
-FLOOR = "floor"
+REPLAY_ERROR = "replay_error"
 _INSTEAD = "`secondcast evaluate score --closed-loop 0` gives the errors by step without pictures"
 
 
@@ -55,7 +55,7 @@ def names_of(students: Sequence[Path]) -> dict[str, Path]:
         raise SettingsError(f"--student {twice} is given twice: give each student once")
     short = [student.resolve().name for student in students]
     return {
-        str(student) if short.count(name) > 1 or name in (RECORDED, FLOOR, "") else name: student
+        str(student) if short.count(name) > 1 or name in (RECORDED, REPLAY_ERROR, "") else name: student
         for student, name in zip(students, short, strict=True)
     }
 
@@ -106,12 +106,12 @@ def compare_students(
         if remark := text_length_remark(student.network, cache.manifest.teacher):
             progress.say(f"{name}: {remark}")
     text_encoders: dict[str, EmbedPrompts] = {name: student.embeddings for name, student in students.items()}
-    floor = {FLOOR: cached_embeddings(cache, device)} if sampling.storage.embeddings == "stored" else {}
+    replay_error = {REPLAY_ERROR: cached_embeddings(cache, device)} if sampling.storage.embeddings == "stored" else {}
     decoder = load_recorded_decoder(teacher, sampling, device)
     backbone = backbone_of(cache, teacher, settings, device)
     pictures: dict[str, list[Array]] = {RECORDED: [], **{name: [] for name in text_encoders}}
     errors = open_loop(
-        cache, backbone, text_encoders | floor, trajectories, settings.steps_on(cache), batch_size=settings.batch_size,
+        cache, backbone, text_encoders | replay_error, trajectories, settings.steps_on(cache), batch_size=settings.batch_size,
         progress=progress,
     )  # fmt: skip
     led = closed_loop(
@@ -154,7 +154,9 @@ def compared_facts(compared: Compared) -> dict[str, Any]:
             }
             for name in names
         ],
-        "floor_fraction_by_step": _means(compared.errors[FLOOR]) if FLOOR in compared.errors else None,
+        "replay_error_fraction_by_step": _means(compared.errors[REPLAY_ERROR])
+        if REPLAY_ERROR in compared.errors
+        else None,
         "trajectories": [
             {
                 "index": chosen.index,

@@ -26,8 +26,8 @@ def compare_lines(facts: dict[str, Any], *, width: int | None = None) -> list[st
 
 def _by_step(facts: dict[str, Any], names: Sequence[str]) -> list[str]:
     curves = [student["error_fraction_by_step"] for student in facts["students"]]
-    if facts["floor_fraction_by_step"] is not None:
-        curves, names = [*curves, facts["floor_fraction_by_step"]], [*names, "floor"]
+    if facts["replay_error_fraction_by_step"] is not None:
+        curves, names = [*curves, facts["replay_error_fraction_by_step"]], [*names, "replay_error"]
     rows = [
         [str(step), f"{sigma:.4f}", *(f"{100 * curve[step]:.2f}" for curve in curves)]
         for step, sigma in enumerate(facts["sigmas"])

@@ -35,7 +35,7 @@ def describe(cache: Cache, index: int) -> dict[str, Any]:
         "sources": list(prompt.sources),
         "held_out": prompt.held_out,
         "sample_index": trajectory.sample_index,
-        "replicas": samples_per_prompt_of(cache, trajectory.prompt),
+        "samples_per_prompt": samples_per_prompt_of(cache, trajectory.prompt),
         "seed": sampling.seed,
         "guidance": trajectory.guidance,
         "tokens": token_pieces(cache, prompt.token_ids),
@@ -107,15 +107,15 @@ def trajectory_lines(facts: dict[str, Any], cache: str, *, width: int | None = N
 
 
 def _sample_text(facts: dict[str, Any], cache: str) -> str:
-    samples_per_prompt = facts["replicas"]
+    samples_per_prompt = facts["samples_per_prompt"]
     others = [sample_index for sample_index in samples_per_prompt if sample_index["index"] != facts["index"]]
     if not others:
-        return f"{facts['replica']}, the only one of this prompt"
+        return f"{facts['sample_index']}, the only one of this prompt"
     told = ", ".join(_other(sample_index) for sample_index in others[:_SAMPLES_SHOWN])
     more = f" and {len(others) - _SAMPLES_SHOWN} more" if len(others) > _SAMPLES_SHOWN else ""
     which = "the other is trajectory" if len(others) == 1 else "the others are trajectories"
     return (
-        f"{facts['replica']}, one of {len(samples_per_prompt)} of this prompt; {which} {told}{more}: "
+        f"{facts['sample_index']}, one of {len(samples_per_prompt)} of this prompt; {which} {told}{more}: "
         f"`secondcast inspect show {cache} {others[0]['index']}`"
     )
 

@@ -52,7 +52,7 @@ def summary_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "on disk",
-            f"{size_text(storage['bytes'])} ({storage['format']}, {storage['codec']}, latents "
+            f"{size_text(storage['bytes'])} ({storage['format']}, {storage['compression']}, latents "
             f"{storage['latents']}, embeddings {storage['embeddings']}); arrays raw {size_text(storage['raw_bytes'])}",
         ),
         ("integrity", _integrity(facts)),

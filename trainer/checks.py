@@ -99,7 +99,7 @@ def remarks(settings: TrainSettings, training_caches: Sequence[TrainingCache]) -
         if was - {now}:
             yield (
                 f"{training_cache.cache.folder} was recorded with attention {', '.join(sorted(was))}, this run has {now}: the "
-                f"replay floor tells what the other rounding comes to"
+                f"replay error tells what the other rounding comes to"
             )
     if settings.compile:
         yield "the blocks of the transformer are compiled when a shape comes for the first time: about a minute each"

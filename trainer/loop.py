@@ -19,7 +19,7 @@ from secondcast.trainer.distributed.processes import ALONE, Distributed
 from secondcast.trainer.distributed.sharding import shell_of, whole_norm
 from secondcast.trainer.dropout import BatchInvariantDropout
 from secondcast.trainer.losses.objective import Objective
-from secondcast.trainer.losses.validation import ReplayError, replay_error, validation_loss
+from secondcast.trainer.losses.validation import ReplayError, measure_replay_error, validation_loss
 from secondcast.trainer.optimizer import EMA, make_optimizer, set_learning_rate
 from secondcast.trainer.run.checkpoints import forget_old, load_checkpoint, mark_best, restore_best, save_checkpoint
 from secondcast.trainer.run.metrics import Metrics
@@ -68,7 +68,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.student, settings)
         self.orders = stage_orders(settings, training_caches, self.feed)
         self.best: float | None = None
-        self.floor: ReplayError | None = None
+        self.replay_error: ReplayError | None = None
         self.autocast = autocast
         self._tokenizer = training_caches[0].cache.tokenizer_files if tokens is None else tokens.files
 
@@ -184,13 +184,13 @@ class Trainer:
         self._log(step=done, validation_loss=errors.mean, **by_step)
         return errors.mean
 
-    def measure_replay_error(self, sources: Sequence[int] | None = None) -> ReplayError:
-        """The replay floor under the loss, see validation.replay_floor; from then on it is shown beside the loss."""
-        self.floor = replay_error(
+    def measure_measure_replay_error(self, sources: Sequence[int] | None = None) -> ReplayError:
+        """The replay error under the loss, see validation.replay_error; from then on it is shown beside the loss."""
+        self.replay_error = measure_replay_error(
             self.objective, self.feed, sources, rows=self.settings.replay_check, processes=self.processes
         )
-        self._log(step=self.done, replay_error=self.floor.error, replay_error_by_step=self.floor.by_step)
-        return self.floor
+        self._log(step=self.done, replay_error=self.replay_error.error, replay_error_by_step=self.replay_error.by_step)
+        return self.replay_error
 
     def resume(self, progress: Progress) -> None:
         """Take up the newest checkpoint that is whole, if there is one."""
@@ -213,7 +213,9 @@ class Trainer:
             self._metrics.log(**entry)
 
     def _note(self, stage: Stage, loss: float) -> str:
-        beside = f" (floor {self.floor.error:.3g})" if self.floor is not None and stage.replays else ""
+        beside = (
+            f" (replay error {self.replay_error.error:.3g})" if self.replay_error is not None and stage.replays else ""
+        )
         return f"{stage.loss} loss {loss:.4g}{beside}"
 
     def _optimizer_step(self, at: StepOfStage, batches: Iterator[Batch | EmbeddingBatch]) -> float:
@@ -317,6 +319,6 @@ class Trainer:
             return
         if is_best and loss is not None:
             mark_best(self.run, folder, loss)
-            if self.floor is not None and (said := self.floor.reached_text(loss)):
+            if self.replay_error is not None and (said := self.replay_error.reached_text(loss)):
                 progress.say(said)
         forget_old(folder, self.settings.keep_checkpoints)

@@ -39,7 +39,7 @@ def read_recipe(file: Path, *, beside: Collection[str] = (), **changes: Any) -> 
     stated = read_toml(file, what=f"recipe {file}", expected="a recipe, see those in recipes/")
     if (tables := recipe_tables(file, stated)) is not None:
         stated = tables.get("train", {})
-    of_others = set(beside) - TrainSettings.model_fields.keys() - {"budget"}
+    of_others = set(beside) - TrainSettings.model_fields.keys() - {"time_budget"}
     stated = {key: value for key, value in stated.items() if key.replace("-", "_") not in of_others}
     caches = stated.pop("caches", {})
     if not isinstance(caches, dict) or not all(isinstance(place, str) for place in caches.values()):
@@ -62,19 +62,19 @@ def read_recipe(file: Path, *, beside: Collection[str] = (), **changes: Any) -> 
 
 
 # Keys whose values stand elsewhere in a recipe, or are said in other words: field of TrainSettings -> key.
-_SAID_OTHERWISE = {"stages": "stage", "budget_seconds": "budget"}
+_SAID_OTHERWISE = {"stages": "stage", "time_budget_seconds": "time_budget"}
 
 
 def _of_the_run(file: Path, stated: dict[str, Any]) -> dict[str, Any]:
     values = _names(str(file), stated)
     known = {_SAID_OTHERWISE.get(name, name) for name in TrainSettings.model_fields} | {"caches"}
     _check_known(str(file), values, known)
-    if (budget := values.pop("budget", None)) is None:
+    if (budget := values.pop("time_budget", None)) is None:
         return values
     if not isinstance(budget, str):
         raise SettingsError(f"{file}: budget is {budget!r}, expected a time such as '72h', '90m' or '3d'")
     try:
-        return values | {"budget_seconds": seconds_of(budget)}
+        return values | {"time_budget_seconds": seconds_of(budget)}
     except SettingsError as error:
         raise SettingsError(f"{file}: {str(error).removeprefix('--')}") from error
 
@@ -110,10 +110,10 @@ def _check_known(where: str, values: dict[str, Any], known: set[str]) -> None:
     if unknown := sorted(values.keys() - known):
         listed = ", ".join(sorted(name.replace("_", "-") for name in known))
         key = unknown[0].replace("_", "-")
-        if key == "fit":
+        if key == "max_gpu_memory":
             # What fits is of a machine, and is written down as the options that it came to.
             raise SettingsError(
-                f"{where} has the key 'fit', which is no part of a recipe: give --max-gpu-memory beside --config"
+                f"{where} has the key 'max_gpu_memory', which is no part of a recipe: give --max-gpu-memory beside --config"
             )
         raise SettingsError(f"{where} has the unknown key {key!r}, expected one of {listed}")
 

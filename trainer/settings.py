@@ -69,7 +69,7 @@ class RunOptions(MemoryOptions, BackboneCall):
     )
     validate_rows: Annotated[int, Shown(hidden=True)] = Field(default=64, ge=1)
     replay_check: Annotated[int, Shown(group=CHECKPOINTS)] = Field(
-        default=64, ge=0, description="Records of which the replay floor is measured at the start; 0: none."
+        default=64, ge=0, description="Records of which the replay error is measured at the start; 0: none."
     )
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="Of the order of the records, of dropout and of random weights."
@@ -224,7 +224,7 @@ class TrainFlags(TrainOptions):
     def settings(self) -> TrainSettings:
         """The same run as stages."""
         options = {name: getattr(self, name) for name in StageOptions.model_fields}
-        shared = {name: options[name] for name in ("batch_size", "accumulate", "decay", "lr_warmup_steps")}
+        shared = {name: options[name] for name in ("batch_size", "grad_accum_steps", "decay", "lr_warmup_steps")}
         rate = self.pretrain_lr or self.learning_rate
         stages = []
         if self.pretrain_steps:

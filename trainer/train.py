@@ -191,7 +191,7 @@ def _say_what_is_trained(trainer: Trainer, training_caches: list[TrainingCache],
     if (on_host := trainer.objective.host_modulation) is not None:
         progress.say(
             f"modulation vectors are computed on the host, a batch ahead, with {on_host.weights_bytes / 1e9:.3g} GB of "
-            f"weights in its memory: it rounds otherwise than a GPU, which the replay floor measures; --modulation "
+            f"weights in its memory: it rounds otherwise than a GPU, which the replay error measures; --modulation "
             f"live keeps them on the GPU"
         )
     elif trainer.settings.modulation == "auto" and any(
@@ -270,17 +270,17 @@ def _measure_replay_error(
         training_cache for training_cache, has_one in zip(training_caches, stored, strict=True) if not has_one
     ):
         progress.say(
-            f"no replay floor: {training_cache.cache.folder} was built with --no-store-embeddings; "
+            f"no replay error: {training_cache.cache.folder} was built with --no-store-embeddings; "
             f"a cache with --store-embeddings has one"
         )
     if not any(stored):
         return
-    floor = trainer.measure_replay_error([number for number, has_one in enumerate(stored) if has_one])
+    replay_error = trainer.measure_replay_error([number for number, has_one in enumerate(stored) if has_one])
     recorded, here = training_caches[0].cache.manifest.sampling.quantize, trainer.settings.quantize
-    progress.say(replay_error_text(floor, recorded, here))
+    progress.say(replay_error_text(replay_error, recorded, here))
     if not ignore_replay_error:
-        check_replay_error(floor, recorded, here)
-    if remark := bias_text(floor, recorded, here):
+        check_replay_error(replay_error, recorded, here)
+    if remark := bias_text(replay_error, recorded, here):
         progress.say(remark)
 
 

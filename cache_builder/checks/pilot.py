@@ -113,7 +113,7 @@ def run_pilot(
         sample=_measured(records, "trajectories", shards, len(writer.layout)),
         peaks=peaks,
         checks=tuple(checks),
-        keeps_embeddings=settings.embeddings == "stored",
+        keeps_embeddings=settings.store_embeddings,
     )
 
 

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 Pocket = Annotated[bool, typer.Option("--pocket", help="Exact scores on the pocket world.")]
 CACHE_FLAGS = (
-    "backbone", "steps_of", "closed_loop", "untrained", "batch_size", "backbone_dtype", "quantize", "modulation",
-    "gpu_blocks", "attention_backend", "verify", "out_file",
+    "backbone", "num_trajectories", "timesteps", "closed_loop", "random_baseline", "batch_size", "backbone_dtype", "quantize", "modulation",
+    "gpu_blocks", "attention_backend", "verify_checksums", "out_file",
 )  # fmt: skip
-POCKET_FLAGS = ("steps", "guidance", "picture")
+POCKET_FLAGS = ("num_prompts", "steps", "guidance", "sample_grid")
 _NAMES = {"out_file": "out"}
 # As `secondcast` ends on Ctrl-C.
 _INTERRUPTED = 130
@@ -186,11 +186,11 @@ def print_closed_loop(facts: dict[str, Any]) -> None:
 
 
 def _print_means(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    table = PlainTable(title, "records", "student", "floor", "ratio", "mean square")
+    table = PlainTable(title, "records", "student", "replay_error", "ratio", "mean square")
     for row in rows:
-        ratio = row["error_per_floor_ratio"]
+        ratio = row["error_per_replay_error_ratio"]
         table.add_row(
-            row["name"], str(row["records"]), _percent(row["error_fraction"]), _percent(row["floor_fraction"]),
+            row["name"], str(row["records"]), _percent(row["error_fraction"]), _percent(row["replay_error_fraction"]),
             "" if ratio is None else f"{ratio:.3g}", f"{row['error_mean_square']:.3g}",
         )  # fmt: skip
     print_table(table)

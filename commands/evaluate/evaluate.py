@@ -53,13 +53,9 @@ def evaluate_score(
     ] = None,
     pocket: Pocket = False,
     num_trajectories: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help=f"Held-out trajectories (default {TRAJECTORIES}), spread over sources and guidance; captions "
-            f"({CAPTIONS}).",
-        ),
-    ] = None,
+        int, typer.Option(min=1, help="Held-out trajectories of --cache, spread over sources and guidance.")
+    ] = TRAJECTORIES,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Held-out captions of --pocket.")] = CAPTIONS,
     backbone: BackboneName = None,
     options: CacheScoringOptions = CacheScoringOptions(),
     verify_checksums: Verify = "once",
@@ -93,7 +89,7 @@ def evaluate_score(
     side_by_side = None if sample_grid is None else _picture_file(sample_grid, overwrite)
     facts: dict[str, Any] = {}
     if cache is not None:
-        scoring = CacheScoring(num_trajectories=num_trajectories or TRAJECTORIES, **options.given)
+        scoring = CacheScoring(num_trajectories=num_trajectories, **options.given)
 
         def opened(evaluation: "Evaluation") -> None:
             from secondcast.evaluation.tables.aggregates import summary
@@ -113,7 +109,7 @@ def evaluate_score(
     if pocket:
         with told_when_interrupted(lambda: "nothing of --pocket is kept; the same command begins anew"):
             results, captions = score_pocket(
-                student, num_trajectories or CAPTIONS, sampling.steps, sampling.guidance, options.seed, device, quiet
+                student, num_prompts, sampling.steps, sampling.guidance, options.seed, device, quiet
             )
         facts["pocket"] = score_rows(results)
         if cache is None or not as_json:
@@ -135,7 +131,7 @@ def _picture_file(path: Path, overwrite: bool) -> OutputFile:
 
 
 def score_pocket(
-    student: Path, num_trajectories: int, steps: int, guidance: float, seed: int, device: str, quiet: bool
+    student: Path, num_prompts: int, steps: int, guidance: float, seed: int, device: str, quiet: bool
 ) -> tuple[list["Scored"], list[str]]:
     """Score teacher, student and untrained student on held-out captions; the results and the captions."""
     check_students([student])
@@ -153,7 +149,7 @@ def score_pocket(
         teacher, resolution=None, steps=steps, guidance=guidance, seed=seed, dtype=torch.float32, device=torch_device
     )
     encoders = teacher_and_students(student, teacher, dtype=torch.float32, device=torch_device, seed=seed)
-    texts = captions(num_trajectories, seed=seed, split="heldout")
+    texts = captions(num_prompts, seed=seed, split="heldout")
     results = score_encoders(studio, encoders, texts, batch_size=64, progress=terminal(quiet))
     return results, texts
 

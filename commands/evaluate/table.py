@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from secondcast.evaluation.tables.error_table import ErrorTable
     from secondcast.evaluation.tables.table import Table
 
-# What the teacher, its int8 form and the floor are called in tables and plots.
-_OWN_NAMES = ("teacher", "teacher, 8 bit", "floor")
+# What the teacher, its int8 form and the replay error are called in tables and plots.
+_OWN_NAMES = ("teacher", "teacher, 8 bit", "replay_error")
 _FORMATS = ("text", "markdown", "json")
-_CACHE_FLAGS = ("backbone", "trajectories", "closed_loop")
-_POCKET_FLAGS = ("count", "steps", "guidance", "seed", "quantized_baseline")
+_CACHE_FLAGS = ("backbone", "num_trajectories", "closed_loop")
+_POCKET_FLAGS = ("num_prompts", "steps", "guidance", "seed", "quantized_baseline")
 
 
 def evaluate_table(
@@ -80,7 +80,7 @@ def evaluate_table(
     if format not in _FORMATS:
         raise SettingsError(f"--format is {format!r}, expected one of {', '.join(_FORMATS)}")
     groups = grouped(runs)
-    scoring = CacheScoring(count=num_trajectories, **options.given)
+    scoring = CacheScoring(num_trajectories=num_trajectories, **options.given)
     places = [place for group in groups.values() for place in group]
     # Before hours of scoring, and before torch: the last run may be the one that is not there.
     check_students(places)

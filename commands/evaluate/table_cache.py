@@ -73,7 +73,7 @@ def _files(
     from secondcast.storage_schemas.io.digests import digest
 
     asked = {
-        "count": settings.count,
+        "count": settings.num_trajectories,
         "closed_loop": settings.closed_loop,
         "committed": len(cache),
         # The digest of the prompts covers teacher and sampling.

@@ -142,7 +142,7 @@ def print_build(facts: dict[str, Any]) -> None:
         "teacher": f"{facts['teacher']['source']}; {facts['teacher']['configs']}",
         "cache": f"{counted(cache['prompts'], 'prompt')}, {counted(cache['trajectories'], 'trajectory')} of "
         f"{counted(cache['steps'], 'step')} in {counted(cache['shards'], 'shard')}, {pixels}, "
-        f"{counted(cache['text_tokens'], 'text token')}, {cache['dtype']}, {cache['format']}, codec {cache['codec']}, "
+        f"{counted(cache['text_tokens'], 'text token')}, {cache['dtype']}, {cache['format']}, compression {cache['compression']}, "
         f"latents {cache['latents']}",
         "parameters": ", ".join(f"{name.replace('_', ' ')} {count_text(n)}" for name, n in facts["parameters"].items()),
     })  # fmt: skip

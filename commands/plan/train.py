@@ -238,7 +238,7 @@ def _print_stages(facts: dict[str, Any], way: str) -> None:
     told = "as it fits" if way == FITTED else None
     table = figure_table("stage", "loss", "px", "steps", "batch", "TFLOP/step", "s/step", "hours", title=told)
     for stage in facts["ways"][way]["stages"]:
-        divided = f" in {stage['accumulate']}" if stage["accumulate"] > 1 else ""
+        divided = f" in {stage['grad_accum_steps']}" if stage["grad_accum_steps"] > 1 else ""
         tflop, steps = stage["flop_per_step"] / 1e12, stage["steps"]
         table.add_row(
             stage["name"], stage["loss"], ", ".join(map(str, sorted(set(stage["caches"].values())))),

@@ -124,7 +124,7 @@ def _stage(settings: "TrainSettings", stage: "Stage", costs: "Costs", rate_flops
         "steps": steps,
         "budget_share": stage.budget_share,
         "batch_size": stage.batch_size,
-        "accumulate": stage.grad_accum_steps,
+        "grad_accum_steps": stage.grad_accum_steps,
         "timesteps_per_sample": stage.timesteps_per_sample,
         "flop_per_step": costs.step_flops(settings, stage),
         "seconds_per_step": seconds,

@@ -11,7 +11,7 @@ from secondcast.storage_schemas.io.toml_file import read_toml, recipe_tables
 from secondcast.trainer.settings import TrainSettings
 
 # Keys of a run with stages that are no options: recipe.py reads them, and all that is of TrainSettings.
-_OF_A_RUN = {*TrainSettings.model_fields, "stage", "caches", "budget"}
+_OF_A_RUN = {*TrainSettings.model_fields, "stage", "caches", "time_budget"}
 
 
 def read_config(context: typer.Context, given: Path | None) -> Path | None:

@@ -8,7 +8,7 @@ from secondcast.storage_schemas.io.home import expand_home
 
 PLACES = frozenset({
     "a", "b", "backbone", "cache", "clip_model", "config", "copy", "disk", "evaluations", "fid_weights", "folder",
-    "folders", "ids", "local_copy", "ocr_model", "out", "out_file", "out_path", "picture", "prompts", "ray_runtime_env",
+    "folders", "ids", "local_cache_dir", "ocr_model", "out", "out_file", "out_path", "sample_grid", "prompts", "ray_runtime_env",
     "recipe", "reference", "run", "runs", "source", "sources", "student", "students", "target", "teacher",
     "vqa_model",
 })  # fmt: skip

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 # A begun run keeps these: its weights depend on them.
-_OF_A_BEGUN_RUN = ("accumulate", "quantize", "modulation", "compile")
+_OF_A_BEGUN_RUN = ("grad_accum_steps", "quantize", "modulation", "compile")
 
 
 def named_bytes(max_gpu_memory: str | None) -> float | None:
@@ -119,7 +119,7 @@ def fit_lines(fitted: "Fitted", costs: "Costs", memory_bytes: float) -> list[str
     if pinned:
         lines.append(f"streamed blocks take {pinned / GIB:.1f} GiB of pinned host memory; the arithmetic stays exact")
     if fitted.settings.quantize != "none":
-        lines.append("quantized weights are a biased target: the replay floor says by how much")
+        lines.append("quantized weights are a biased target: the replay error says by how much")
     return lines
 
 
@@ -167,8 +167,8 @@ def _begun(run: Path, asked: "TrainSettings", held: Collection[str]) -> "TrainSe
         return None
     stages = tuple(
         stage
-        if {"accumulate", f"accumulate {stage.name}"} & set(held)
-        else stage.model_copy(update={"accumulate": before.grad_accum_steps})
+        if {"grad_accum_steps", f"grad_accum_steps {stage.name}"} & set(held)
+        else stage.model_copy(update={"grad_accum_steps": before.grad_accum_steps})
         for stage, before in zip(asked.stages, recorded.stages, strict=True)
     )
     quantize = asked.quantize if {"quantize", "gpu_blocks"} & set(held) else recorded.quantize
@@ -181,5 +181,7 @@ def stated_options(settings: "TrainSettings", given: Mapping[str, Any] | None) -
 
     if given is not None:
         return set(given) & set(CHOSEN)
-    of_stages = {f"accumulate {stage.name}" for stage in settings.stages if "accumulate" in stage.model_fields_set}
+    of_stages = {
+        f"grad_accum_steps {stage.name}" for stage in settings.stages if "grad_accum_steps" in stage.model_fields_set
+    }
     return settings.model_fields_set & set(CHOSEN) | of_stages

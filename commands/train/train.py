@@ -72,7 +72,7 @@ def train(
         typer.Option(metavar="PLACE", help="Show the metrics there too: tensorboard, wandb; may be repeated."),
     ] = None,
     ignore_replay_error: Annotated[
-        bool, typer.Option(help="Train even where the replay floor says: wrong backbone.")
+        bool, typer.Option(help="Train even where the replay error says: wrong backbone.")
     ] = False,
     fsdp: Annotated[
         bool, typer.Option(help="Divide a large student among the processes (FSDP2); each holds a part of it.")
@@ -98,7 +98,7 @@ def train(
     if not places:
         raise SettingsError("no cache is given: give --cache, the folder that `secondcast build` made")
     train_run(
-        run, asked, places, backbone=backbone, device=device, quiet=quiet, verify_checksums=verify_checksums, local_cache=local_cache_dir,
+        run, asked, places, backbone=backbone, device=device, quiet=quiet, verify_checksums=verify_checksums, local_cache_dir=local_cache_dir,
         local_cache_gib=local_cache_gib, ignore_replay_error=ignore_replay_error, fsdp=fsdp,
         report_to=report_to or (), max_gpu_memory=memory.max_gpu_memory, held=stated_options(asked, None if recipe is not None else options.given),
         recipe=recipe is not None,
@@ -221,7 +221,7 @@ def asked_of_recipe(
     if student is not None:
         changed["student"] = student
     if time_budget is not None:
-        changed["budget_seconds"] = seconds_of(time_budget)
+        changed["time_budget_seconds"] = seconds_of(time_budget)
     found = read_recipe(file, beside=set(inspect.signature(train).parameters) | set(GpuMemory.model_fields), **changed)
     return found.settings, found.caches
 

@@ -58,7 +58,7 @@ class ShownSteps(Flags):
         default=None, min_length=1, description="These steps of the trajectories alone."
     )
 
-    @field_validator("steps_of", mode="before")
+    @field_validator("timesteps", mode="before")
     @classmethod
     def _steps_of_text(cls, value: Any) -> Any:
         return steps_of_text(value) if isinstance(value, str) else value
@@ -77,7 +77,7 @@ class CacheScoringOptions(BackboneCalls, HeldWeights, ClosedLoop, ShownSteps):
 class CacheScoring(CacheScoringOptions):
     """An evaluation on a cache: these options, and of how many trajectories the open loop is."""
 
-    count: int = Field(default=TRAJECTORIES, ge=1)
+    num_trajectories: int = Field(default=TRAJECTORIES, ge=1)
 
     def dtype_of(self, manifest: Manifest) -> Dtype:
         """Of the backbone, on a cache."""

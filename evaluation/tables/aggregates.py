@@ -94,16 +94,16 @@ def _means(evaluation: Evaluation, numbers: Sequence[int], step: int | None = No
     def part(rows: Any) -> Array:
         return np.array([rows[number][steps] for number in numbers])
 
-    errors, floor = evaluation.errors, evaluation.floor
+    errors, replay_error = evaluation.errors, evaluation.replay_error
     error = _mean(part(errors.error_fraction))
-    under = None if floor is None else _mean(part(floor.error_fraction))
+    under = None if replay_error is None else _mean(part(replay_error.error_fraction))
     return {
         "records": int(part(errors.error_fraction).size),
         "error_fraction": error,
-        "floor_fraction": under,
-        "error_per_floor_ratio": error / under if under else None,
+        "replay_error_fraction": under,
+        "error_per_replay_error_ratio": error / under if under else None,
         "error_mean_square": _mean(part(errors.mean_square)),
-        "floor_mean_square": None if floor is None else _mean(part(floor.mean_square)),
+        "replay_error_mean_square": None if replay_error is None else _mean(part(replay_error.mean_square)),
     }
 
 

@@ -20,12 +20,12 @@ class ErrorRow(Record):
     runs: int
     records: int
     error_fraction: float
-    floor_fraction: float | None
+    replay_error_fraction: float | None
     latent_fraction: float | None
     psnr_db: float | None
     ssim: float | None
     by_step: tuple[float, ...]
-    floor_by_step: tuple[float, ...] | None
+    replay_error_by_step: tuple[float, ...] | None
 
 
 class ErrorTable(Record):
@@ -43,18 +43,18 @@ def error_row(name: str, evaluations: Sequence[Evaluation]) -> ErrorRow:
     opened = [open_loop_summary(one, hardest=0) for one in evaluations]
     student = [row for one in evaluations for row in closed_loop_summary(one) if row["leader"] == "student"]
     psnr = [row["psnr_db"] for row in student if row["psnr_db"] is not None]
-    floors = [row["floor_fraction"] for row in opened[0]["by_step"]]
+    replay_errors = [row["replay_error_fraction"] for row in opened[0]["by_step"]]
     return ErrorRow(
         name=name,
         runs=len(evaluations),
         records=sum(one["overall"]["records"] for one in opened),
         error_fraction=fmean(one["overall"]["error_fraction"] for one in opened),
-        floor_fraction=opened[0]["overall"]["floor_fraction"],
+        replay_error_fraction=opened[0]["overall"]["replay_error_fraction"],
         latent_fraction=fmean(row["latent_fraction"] for row in student) if student else None,
         psnr_db=fmean(psnr) if psnr else None,
         ssim=fmean(row["ssim"] for row in student) if student else None,
         by_step=tuple(fmean(values) for values in zip(*map(_by_step, opened), strict=True)),
-        floor_by_step=None if None in floors else tuple(floors),
+        replay_error_by_step=None if None in replay_errors else tuple(replay_errors),
     )
 
 
@@ -72,7 +72,7 @@ def error_table(rows: Sequence[tuple[str, Sequence[Evaluation]]]) -> ErrorTable:
 
 def error_lines(table: ErrorTable) -> list[list[str]]:
     """The table as text: a head and a line for each row."""
-    head = ["text encoder", "runs", "error", "floor", "latent", "PSNR, dB", "SSIM"]
+    head = ["text encoder", "runs", "error", "replay_error", "latent", "PSNR, dB", "SSIM"]
     return [head, *([row.name, str(row.runs), *_cells(row)] for row in table.rows)]
 
 
@@ -80,7 +80,7 @@ def error_caption(table: ErrorTable) -> str:
     """What the rows have in common, and what the columns are."""
     return (
         f"{counted(table.trajectories, 'held-out trajectory')} of {table.cache}, {counted(len(table.steps), 'step')} "
-        f"of each. error: of the prediction, as a part of the velocity's norm; floor: the same with the teacher's "
+        f"of each. error: of the prediction, as a part of the velocity's norm; replay error: the same with the teacher's "
         f"embedding; latent: of the final latent with the student leading."
     )
 
@@ -91,16 +91,16 @@ def error_markdown(table: ErrorTable) -> str:
 
 
 def curves(table: ErrorTable) -> dict[str, Sequence[float]]:
-    """Errors by step, by name, with the floor where it is no exact zero."""
+    """Errors by step, by name, with the replay error where it is no exact zero."""
     found: dict[str, Sequence[float]] = {row.name: row.by_step for row in table.rows}
-    floor = table.rows[0].floor_by_step
-    return found | ({"floor": floor} if floor is not None and any(floor) else {})
+    replay_error = table.rows[0].replay_error_by_step
+    return found | ({"replay_error": replay_error} if replay_error is not None and any(replay_error) else {})
 
 
 def _cells(row: ErrorRow) -> list[str]:
     return [
         _percent(row.error_fraction),
-        _percent(row.floor_fraction),
+        _percent(row.replay_error_fraction),
         _percent(row.latent_fraction),
         "-" if row.psnr_db is None else f"{row.psnr_db:.2f}",
         "-" if row.ssim is None else f"{row.ssim:.4f}",

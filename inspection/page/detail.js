@@ -73,7 +73,7 @@ function errorLines(student, place, colour) {
   const line = (name, values, dashed) => ({ name, x: student.steps, y: values[place], colour, dashed });
   return [
     line(student.name, student.errors, false),
-    ...(student.floor ? [line(`${student.name}, floor`, student.floor, true)] : []),
+    ...(student.replay_error ? [line(`${student.name}, replay error`, student.replay_error, true)] : []),
   ];
 }
 

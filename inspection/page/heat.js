@@ -167,15 +167,15 @@ class HeatMap {
     this.cursor = cell;
     this.redraw();
     if (!cell) return;
-    const { row, step, value, floor } = this.cell(cell);
-    const beside = isNumber(floor) ? ` (floor ${percentText(floor)})` : "";
+    const { row, step, value, replayError } = this.cell(cell);
+    const beside = isNumber(replayError) ? ` (replay error ${percentText(replayError)})` : "";
     this.readout.textContent = `prompt ${table.index[row]}, step ${step}: ${percentText(value)}${beside}. ${table.prompt[row]}`;
   }
 
   cell({ line, column }) {
     const place = this.order[line];
-    const { rows, steps, errors, floor } = this.student;
-    return { row: rows[place], step: steps[column], value: errors[place][column], floor: floor?.[place][column] };
+    const { rows, steps, errors, replay_error } = this.student;
+    return { row: rows[place], step: steps[column], value: errors[place][column], replayError: replay_error?.[place][column] };
   }
 
   open() {

@@ -6,7 +6,7 @@ const MOST_PROBLEMS = 100;
 // Where a note is shown: beside the first section it speaks of.
 const NOTE_PLACES = [
   ["strips", /film strip/i],
-  ["students", /student|error|evaluat|closed loop|curve|floor|\bloss/i],
+  ["students", /student|error|evaluat|closed loop|curve|replay|\bloss/i],
   ["distributions", /norm|\brms\b|histogram/i],
   ["trajectories", /trajector|prompt|row/i],
 ];

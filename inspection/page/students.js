@@ -44,13 +44,13 @@ function meansByStep() {
   const means = (student, values) => student.steps.map((_, step) => mean(values.map((row) => row[step])));
   const series = data.students.flatMap((student, colour) => [
     { name: student.name, x: student.steps, y: means(student, student.errors), colour, dashed: false },
-    ...(student.floor
-      ? [{ name: `floor of ${student.name}`, x: student.steps, y: means(student, student.floor), colour, dashed: true }]
+    ...(student.replay_error
+      ? [{ name: `replay error of ${student.name}`, x: student.steps, y: means(student, student.replay_error), colour, dashed: true }]
       : []),
   ]);
   const overall = data.students.map(({ name, errors }) => `${name} ${percentText(mean(errors.flat()))}`);
   return {
-    label: `Mean error by step, with the floor of replay as a dashed line; over all steps ${overall.join(", ")}`,
+    label: `Mean error by step, with the replay error as a dashed line; over all steps ${overall.join(", ")}`,
     xLabel: "step", xName: "step", yLabel: "error", yText: percentText, fromZero: true, series,
   };
 }

@@ -56,14 +56,14 @@ class Evaluating:
         chosen = self._chosen(notes)
         facts = []
         led = self._closed(asked, chosen, row_of, notes) if chosen and self.scoring.closed_loop else {}
-        floor = self._floor(chosen, notes) if chosen else None
+        replay_error = self._replay_error(chosen, notes) if chosen else None
         rows = [row_of[one.key] for one in chosen]
         for one in asked:
             assert one.network is not None
             if remark := text_length_remark(one.network.network, self.readable.cache.manifest.teacher):
                 notes.append(f"{one.name}: {remark}")
             errors = self._errors(one.name, one.network.embeddings, chosen, notes) if chosen else None
-            facts.append(student_facts(one, rows, self._steps, errors, floor, led.get(one.name)))
+            facts.append(student_facts(one, rows, self._steps, errors, replay_error, led.get(one.name)))
         return Students(facts=facts, notes=notes, hardness=hardness_of(facts))
 
     @cached_property
@@ -81,7 +81,7 @@ class Evaluating:
         except (NotInCacheError, DamagedCacheError) as error:
             notes.append(f"students were not evaluated: {error}")
             return []
-        wanted = [everything[place] for place in spread(everything, self.scoring.count)]
+        wanted = [everything[place] for place in spread(everything, self.scoring.num_trajectories)]
         chosen = [one for one in wanted if self._is_whole(one)]
         notes.append(f"students on {len(chosen):,} of {len(everything):,} held-out trajectories, spread over sources")
         if len(chosen) < len(wanted):
@@ -101,11 +101,11 @@ class Evaluating:
     def _has_pooled(self, one: HeldOut) -> bool:
         return self.readable.cache.manifest.teacher.pooled == "zero" or self.readable.has_embedding(one.prompt)
 
-    def _floor(self, chosen: Sequence[HeldOut], notes: list[str]) -> StepErrors | None:
+    def _replay_error(self, chosen: Sequence[HeldOut], notes: list[str]) -> StepErrors | None:
         if not all(self.readable.has_embedding(one.prompt) for one in chosen):
-            notes.append("no replay floor: the cache has not the teacher's embedding of every prompt")
+            notes.append("no replay error: the cache has not the teacher's embedding of every prompt")
             return None
-        return self._errors("floor", cached_embeddings(self.readable.cache, self.device), chosen, notes)
+        return self._errors("replay_error", cached_embeddings(self.readable.cache, self.device), chosen, notes)
 
     def _errors(self, name: str, embed: EmbedPrompts, chosen: Sequence[HeldOut], notes: list[str]) -> StepErrors | None:
         try:

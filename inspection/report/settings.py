@@ -61,7 +61,7 @@ class ReportSettings(BackboneCalls, ClosedLoop, VaeFolder):
         default=None, description="Where transformer/ lies; default: --teacher, or as recorded."
     )
 
-    @field_validator("strips", mode="before")
+    @field_validator("num_strips", mode="before")
     @classmethod
     def _strips_of_text(cls, value: Any) -> Any:
         return count_of_strips(value) if isinstance(value, str) else value
@@ -69,7 +69,7 @@ class ReportSettings(BackboneCalls, ClosedLoop, VaeFolder):
     def scoring(self) -> CacheScoring:
         """How students are evaluated."""
         return CacheScoring(
-            count=self.num_trajectories,
+            num_trajectories=self.num_trajectories,
             closed_loop=self.closed_loop,
             batch_size=self.batch_size,
             backbone_dtype=self.backbone_dtype,

@@ -89,8 +89,8 @@ def of_records(asked: Sequence[Asked], row_of: Mapping[str, int]) -> Students:
             notes.append(f"{one.name}: {len(record.trajectories) - len(kept):,} of them are not in this cache")
         rows = [row_of[record.trajectories[place].key] for place in kept]
         errors = _part(record.errors, kept)
-        floor = None if record.floor is None else _part(record.floor, kept)
-        facts.append(student_facts(one, rows, record.steps, errors, floor, _recorded_led(record, row_of)))
+        replay_error = None if record.replay_error is None else _part(record.replay_error, kept)
+        facts.append(student_facts(one, rows, record.steps, errors, replay_error, _recorded_led(record, row_of)))
     return Students(facts=facts, notes=notes, hardness=hardness_of(facts))
 
 
@@ -133,7 +133,7 @@ def student_facts(
     rows: list[int],
     steps: Sequence[int],
     errors: StepErrors | None,
-    floor: StepErrors | None,
+    replay_error: StepErrors | None,
     closed: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """A student as the page takes it; errors: None where it has none here."""
@@ -143,7 +143,7 @@ def student_facts(
         "rows": rows if errors is not None else [],
         "steps": list(steps) if errors is not None else [],
         "errors": [] if errors is None else _numbers(errors),
-        "floor": None if floor is None or errors is None else _numbers(floor),
+        "replay_error": None if replay_error is None or errors is None else _numbers(replay_error),
         "closed": closed,
         "curves": run_curves(one.place),
     }

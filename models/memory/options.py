@@ -38,7 +38,7 @@ class GpuMemory(Flags):
         "of --gpu). Chooses those of the other memory options, and --grad-accum-steps, that are not given.",
     )
 
-    @field_validator("fit")
+    @field_validator("max_gpu_memory")
     @classmethod
     def _a_size_or_auto(cls, value: str | None) -> str | None:
         if value is not None and value.strip().lower() == AUTO:
@@ -103,7 +103,7 @@ class MemoryOptions(HeldWeights):
     )
     quantize: Annotated[Quantization, Shown(group=MEMORY)] = Field(
         default="none",
-        description="Its blocks' weights in 8 or 4 bits: a biased teacher; the replay floor says how much.",
+        description="Its blocks' weights in 8 or 4 bits: a biased teacher; the replay error says how much.",
     )
     compile: Annotated[bool, Shown(group=MEMORY, rare=True)] = Field(
         default=False, description="Compile its blocks, once per shape: faster steps, another rounding."

@@ -22,16 +22,14 @@ def convert(cache: Cache, location: Location, progress: Progress, **storage: str
 def _converted(manifest: Manifest, changes: dict[str, str | None]) -> Manifest:
     now = manifest.sampling.storage
     wanted = now.json_value() | {name: value for name, value in changes.items() if value is not None}
-    if problem := int8_problem(wanted["codec"], wanted["latents"]):
+    if problem := int8_problem(wanted["compression"], wanted["latents"]):
         raise SettingsError(f"--compression: {problem}")
     try:
         storage = Storage.model_validate(wanted)
     except ValidationError as error:
         raise SettingsError(f"--{first_problem(error)}") from error
     if problem := pooled_problem(manifest.teacher.pooled, storage.embeddings):
-        raise SettingsError(
-            f"--embeddings {storage.embeddings}: the source was built with --pooled clip, and {problem}"
-        )
+        raise SettingsError(f"--no-store-embeddings: the source was built with --pooled clip, and {problem}")
     if now.compression == "int8" != storage.compression:
         raise SettingsError(
             f"--compression {storage.compression}: the source has codec int8, which rounded the velocity, and no other codec gives "

@@ -55,7 +55,7 @@ def test_an_embedding_loss_alone_asks_for_no_transformer(tmp_path, words, capsys
     code, said, heard = secondcast(
         *words[:-1], tmp_path / "nowhere", "--loss", "embedding", "--steps", 1, "--batch-size", 2, capsys=capsys
     )
-    assert code == 0 and "trained for 1 step" in said and "replay floor" not in heard
+    assert code == 0 and "trained for 1 step" in said and "replay error" not in heard
     code, _, heard = secondcast(
         *words[:1], tmp_path / "b", *words[2:-1], tmp_path / "nowhere", "--loss", "context", "--steps", 1, capsys=capsys
     )
@@ -107,7 +107,7 @@ def test_a_flag_beside_a_recipe_counts_even_where_it_is_the_default(tmp_path, re
     code, said, _ = secondcast(*recipe_words, "--student", t5_config, "--seed", 0, capsys=capsys)
     assert code == 0 and "trained for 1 step" in said
     settings = json.loads((tmp_path / "run" / CONFIG_FILE).read_bytes())["settings"]
-    assert (settings["student"], settings["seed"], settings["floor"]) == (str(t5_config), 0, 2)
+    assert (settings["student"], settings["seed"], settings["replay_error"]) == (str(t5_config), 0, 2)
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--steps", 1000), ("--loss", "vision"), ("--pretrain-lr", 1)])

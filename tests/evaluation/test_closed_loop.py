@@ -128,14 +128,14 @@ def test_teacher_and_untrained_student_lead_beside_the_student(student, recorded
     assert "no LPIPS: AlexNet takes pictures from 31 pixels on, these have 16" in heard.heard
 
 
-def test_a_cache_without_embeddings_has_no_floor_and_no_teacher_that_leads(tmp_path, student, dev_teacher):
+def test_a_cache_without_embeddings_has_no_replay_error_and_no_teacher_that_leads(tmp_path, student, dev_teacher):
     cache = build_recorded(tmp_path / "c", dev_teacher, trained=0, held_out=ROWS, embeddings="none")
     heard = Listening()
     chosen = CacheScoring.from_flags(closed_loop=1, count=1, batch_size=ROWS, timesteps=(0,))
     found = evaluate_on_cache(student, Cache.open(cache), replayed(dev_teacher), chosen, device=CPU, progress=heard)
-    assert found.floor is None and list(found.closed_loop.text_encoders) == ["student"]
+    assert found.replay_error is None and list(found.closed_loop.text_encoders) == ["student"]
     assert (
-        f"no replay floor: {cache} was built with --no-store-embeddings; a cache with --store-embeddings has one"
+        f"no replay error: {cache} was built with --no-store-embeddings; a cache with --store-embeddings has one"
     ) in heard.heard
 
 

@@ -132,7 +132,7 @@ def test_a_student_with_its_own_tokenizer_is_evaluated_on_its_own_tokens(tmp_pat
     facts = json.loads(said)["cache"]
     assert code == 0 and length == 10
     assert "the student has positions for 10 text tokens, the cache's embeddings have 12" in heard
-    assert facts["open_loop"]["overall"]["error_fraction"] > 0 == facts["open_loop"]["overall"]["floor_fraction"]
+    assert facts["open_loop"]["overall"]["error_fraction"] > 0 == facts["open_loop"]["overall"]["replay_error_fraction"]
     assert facts["closed_loop"][0]["latent_fraction"] > 0
 
 

@@ -1,4 +1,4 @@
-"""Students on one bench share its backbone and its floor; what the open loop found outlives the closed loop."""
+"""Students on one bench share its backbone and its replay error; what the open loop found outlives the closed loop."""
 
 import json
 import subprocess
@@ -62,9 +62,9 @@ def test_students_on_one_bench_load_the_backbone_once_and_replay_the_teacher_onc
     bench = CacheEvaluator.open(Cache.open(recorded), replayed(dev_teacher), FEW, device=CPU, progress=heard)
     assert not loads
     assert [bench.evaluate(place) for place in (student, other)] == expected
-    assert expected[0].errors != expected[1].errors and expected[0].floor == expected[1].floor
+    assert expected[0].errors != expected[1].errors and expected[0].replay_error == expected[1].replay_error
     assert len(loads) == 1 and len(decoders) == 1
-    assert [list(call[2]) for call in opened] == [["student", "floor"], ["student"]]
+    assert [list(call[2]) for call in opened] == [["student", "replay_error"], ["student"]]
     assert [list(call[3]) for call in led] == [["student", "teacher"], ["student"]]
     assert len([line for line in heard.heard if line.startswith("no LPIPS")]) == 1
 

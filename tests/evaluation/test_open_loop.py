@@ -1,4 +1,4 @@
-"""Errors on held-out records: the floor is exact, the numbers are training's, and their parts make up the whole."""
+"""Errors on held-out records: the replay error is exact, the numbers are training's, and their parts make up the whole."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from secondcast.models.student.student import load_student
 from secondcast.storage_schemas.errors import NonFiniteError
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
-from secondcast.trainer.losses.validation import replay_error, validation_loss
+from secondcast.trainer.losses.validation import measure_replay_error, validation_loss
 from tests.evaluation.recorded import CPU, ROWS, STEPS, build_recorded, replayed
 from tests.trainer.making import make_trainer
 
@@ -28,16 +28,18 @@ def evaluated(student, cache, teacher, **flags) -> Evaluation:
 
 
 @pytest.mark.parametrize("form", ["zarr", "webdataset"])
-def test_the_floor_is_exactly_zero_on_a_cache_that_was_recorded_here(tmp_path, student, recorded, dev_teacher, form):
+def test_the_replay_error_is_exactly_zero_on_a_cache_that_was_recorded_here(
+    tmp_path, student, recorded, dev_teacher, form
+):
     cache = build_recorded(tmp_path / "c", dev_teacher, format=form)
     found = evaluated(student, cache, dev_teacher)
-    assert not np.any(found.floor.error_fraction) and not np.any(found.floor.mean_square)
+    assert not np.any(found.replay_error.error_fraction) and not np.any(found.replay_error.mean_square)
     assert np.array(found.errors.error_fraction).shape == (8, STEPS) and np.all(np.array(found.errors.mean_square) > 0)
     # Formats and the batches around a row change no bit of it.
     assert found.errors == evaluated(student, recorded, dev_teacher).errors
 
 
-def test_errors_are_the_validation_loss_and_the_floor_of_training(tmp_path, student, recorded, dev_teacher):
+def test_errors_are_the_validation_loss_and_the_replay_error_of_training(tmp_path, student, recorded, dev_teacher):
     found = evaluated(student, recorded, dev_teacher, backbone_dtype="bfloat16")
     every = 8 * STEPS
     trainer = make_trainer(
@@ -49,11 +51,11 @@ def test_errors_are_the_validation_loss_and_the_floor_of_training(tmp_path, stud
     rows = [(places[feed.trajectory_of(position)[1]], k) for position, k in losses.rows]
     assert len(set(rows)) == every
     assert [found.errors.mean_square[place][k] for place, k in rows] == losses.values
-    floor = replay_error(trainer.objective, feed, rows=every)
-    assert floor.error > 0
-    assert np.mean(found.floor.mean_square) == pytest.approx(floor.error, rel=1e-12)
-    assert {str(k): np.mean(column) for k, column in enumerate(zip(*found.floor.mean_square, strict=True))} == (
-        pytest.approx(floor.by_step, rel=1e-12)
+    replay_error = measure_replay_error(trainer.objective, feed, rows=every)
+    assert replay_error.error > 0
+    assert np.mean(found.replay_error.mean_square) == pytest.approx(replay_error.error, rel=1e-12)
+    assert {str(k): np.mean(column) for k, column in enumerate(zip(*found.replay_error.mean_square, strict=True))} == (
+        pytest.approx(replay_error.by_step, rel=1e-12)
     )
 
 
@@ -84,12 +86,12 @@ def test_fewer_steps_and_trajectories_are_a_part_of_all_bit_for_bit(student, rec
 def test_options_of_memory_change_no_bit(student, recorded, dev_teacher, flags):
     few = {"count": 2, "steps_of": (0, 1)}
     plain, other = (evaluated(student, recorded, dev_teacher, **few | more) for more in ({}, flags))
-    assert (plain.errors, plain.floor) == (other.errors, other.floor)
+    assert (plain.errors, plain.replay_error) == (other.errors, other.replay_error)
 
 
 def test_pooled_vectors_are_those_that_were_recorded(tmp_path, student, dev_teacher):
     cache = build_recorded(tmp_path / "c", dev_teacher, pooled="clip", held_out=4, trained=0)
-    assert not np.any(evaluated(student, cache, dev_teacher, count=2).floor.error_fraction)
+    assert not np.any(evaluated(student, cache, dev_teacher, count=2).replay_error.error_fraction)
 
 
 @pytest.mark.slow
@@ -116,9 +118,9 @@ def test_quantized_weights_are_those_of_the_recording_unless_others_are_asked_fo
     pytest.importorskip("bitsandbytes")
     cache = build_recorded(tmp_path / "c", dev_teacher, trained=0, held_out=4, quantize="nf4")
     as_recorded = evaluated(student, cache, dev_teacher)
-    assert as_recorded.computed.quantize == "nf4" and not np.any(as_recorded.floor.error_fraction)
+    assert as_recorded.computed.quantize == "nf4" and not np.any(as_recorded.replay_error.error_fraction)
     exact = evaluated(student, cache, dev_teacher, quantize="none")
-    assert exact.computed.quantize == "none" and np.all(np.array(exact.floor.error_fraction) > 0)
+    assert exact.computed.quantize == "none" and np.all(np.array(exact.replay_error.error_fraction) > 0)
 
 
 def chosen_of(sources: list[str], guidance: list[float]) -> list[HeldOut]:
@@ -154,7 +156,7 @@ def evaluations(draw) -> Evaluation:
     steps, rows = draw(st.integers(1, 3)), draw(st.integers(1, 6))
     values = st.lists(st.lists(COLUMNS, min_size=steps, max_size=steps), min_size=rows, max_size=rows)
     errors = StepErrors(error_fraction=draw(values), mean_square=draw(values))
-    floor = draw(st.none() | st.builds(StepErrors, error_fraction=values, mean_square=values))
+    replay_error = draw(st.none() | st.builds(StepErrors, error_fraction=values, mean_square=values))
     one = st.builds(
         Evaluated,
         key=st.just("k"),
@@ -166,7 +168,7 @@ def evaluations(draw) -> Evaluation:
         created_by="t", student="s", student_digest="d", cache="c", sampling_digest="d", teacher_digest="d",
         backbone="b", committed=rows, held_out=rows, steps=tuple(range(steps)), sigmas=(0.5,) * steps,
         computed=Computed(dtype="float32", quantize="none", attention="a", device="cpu", batch_size=1, torch="2"),
-        trajectories=draw(st.lists(one, min_size=rows, max_size=rows)), errors=errors, floor=floor, closed_loop=None,
+        trajectories=draw(st.lists(one, min_size=rows, max_size=rows)), errors=errors, replay_error=replay_error, closed_loop=None,
     )  # fmt: skip
 
 
@@ -179,10 +181,12 @@ def test_steps_sources_and_guidance_each_make_up_the_whole(evaluation):
     for by in ("by_step", "by_source", "by_guidance", "hardest_prompts"):
         counts = [group["records"] for group in found[by]]
         assert sum(counts) == overall["records"] == len(evaluation.trajectories) * len(evaluation.steps)
-        for name in ("error_fraction", "floor_fraction", "error_mean_square", "floor_mean_square"):
+        for name in ("error_fraction", "replay_error_fraction", "error_mean_square", "replay_error_mean_square"):
             if overall[name] is not None:
                 assert np.average([group[name] for group in found[by]], weights=counts) == pytest.approx(overall[name])
     hardest = [group["error_fraction"] for group in found["hardest_prompts"]]
     assert hardest == sorted(hardest, reverse=True)
-    if evaluation.floor is not None:
-        assert overall["error_per_floor_ratio"] == pytest.approx(overall["error_fraction"] / overall["floor_fraction"])
+    if evaluation.replay_error is not None:
+        assert overall["error_per_replay_error_ratio"] == pytest.approx(
+            overall["error_fraction"] / overall["replay_error_fraction"]
+        )

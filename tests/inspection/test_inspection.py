@@ -131,7 +131,7 @@ def test_a_terminal_of_80_columns_shows_all_numbers_of_a_bar_and_cuts_the_note()
     stream = io.StringIO()
     terminal = Terminal(Console(file=stream, force_terminal=True, color_system=None, width=80))
     with terminal.bar("train", total=120_000, done=50_000, unit="steps") as bar:
-        bar.advance(1, "vision loss 1.493 (floor 0.00123), stage text-rendering of a long name")
+        bar.advance(1, "vision loss 1.493 (replay error 0.00123), stage text-rendering of a long name")
     last = [line for line in stream.getvalue().replace("\r", "\n").splitlines() if "vision loss" in line][-1]
     assert " 50001/120000 steps " in last
     assert "vision loss" in last and "…" in last and last.index("left") < last.index("vision loss")

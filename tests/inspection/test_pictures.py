@@ -116,7 +116,7 @@ def test_a_comparison_has_the_numbers_of_an_evaluation(tmp_path, recorded, stude
     assert [tuple(row["error_fraction_by_step"]) for row in rows] == list(found.errors.error_fraction)
     led = found.closed_loop.text_encoders["student"]
     assert [(row["psnr_db"], row["ssim"]) for row in rows] == list(zip(led.psnr_db, led.ssim, strict=True))
-    assert facts["floor_fraction_by_step"] == [0.0] * 3
+    assert facts["replay_error_fraction_by_step"] == [0.0] * 3
     sheet = Image.open(tmp_path / "sheet.png")
     # Pictures of 16 pixels, eight times as large.
     assert sheet.width == 24 + 5 * 134 + 180
@@ -140,7 +140,7 @@ def test_named_trajectories_are_compared_and_trained_ones_are_called_so(tmp_path
     assert told(*words, capsys=capsys).endswith("; or name trajectories to compare on: `inspect compare CACHE KEY...`")
     code, said, _ = secondcast("inspect", *words, "2", "0", "2", capsys=capsys)
     assert code == 0 and f"2 trajectories of {cache}, 2 of them of prompts that training may have seen" in said
-    assert "floor" not in said
+    assert "replay_error" not in said
 
 
 def test_students_are_named_by_their_folders_unless_two_are_called_the_same(tmp_path):

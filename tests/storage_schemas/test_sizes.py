@@ -125,24 +125,24 @@ class Heard(Silent):
 def test_a_disk_that_is_too_small_is_one_line_with_the_ways_out(tmp_path):
     manifest = outline(count=10_000)
     with pytest.raises(SettingsError) as refusal:
-        check_disk(tmp_path / "new/c", manifest, Silent(), force=False, free_bytes=10 * GIB)
+        check_disk(tmp_path / "new/c", manifest, Silent(), skip_disk_check=False, free_bytes=10 * GIB)
     assert str(refusal.value) == (
         f"{tmp_path}/new/c needs 13.9 to 19.7 GiB more (estimated), the disk of {tmp_path} has 10.0 GiB free: a build "
         f"that fills the disk stops; give a smaller --limit, a smaller --compression (compact; int8 with --latents stored), "
         f"a folder on another disk, or --skip-disk-check"
     )
     heard = Heard()
-    check_disk(tmp_path / "new/c", manifest, heard, force=True, free_bytes=10 * GIB)
+    check_disk(tmp_path / "new/c", manifest, heard, skip_disk_check=True, free_bytes=10 * GIB)
     assert heard.said[0].endswith("has 10.0 GiB free: going on, as --skip-disk-check says")
-    check_disk(tmp_path / "new/c", manifest, Silent(), force=False, free_bytes=20 * GIB)
-    check_disk("s3://bucket/c", manifest, Silent(), force=False, free_bytes=0)
+    check_disk(tmp_path / "new/c", manifest, Silent(), skip_disk_check=False, free_bytes=20 * GIB)
+    check_disk("s3://bucket/c", manifest, Silent(), skip_disk_check=False, free_bytes=0)
 
 
 def test_a_build_that_goes_on_needs_room_for_the_rest_only(tmp_path, dev_teacher, prompt_file):
     build_cache(tmp_path / "c", dev_teacher, prompt_file)
     manifest = Cache.open(tmp_path / "c").manifest
-    check_disk(tmp_path / "c", manifest, Silent(), force=False, free_bytes=0)
+    check_disk(tmp_path / "c", manifest, Silent(), skip_disk_check=False, free_bytes=0)
     (tmp_path / "c/commits/index.json").unlink()
     (tmp_path / "c/commits/trajectories-000001.json").unlink()
     with pytest.raises(SettingsError, match=r"needs [\d.]+ (to [\d.]+ )?MiB more \(estimated\), .* has 0.0 MiB free"):
-        check_disk(tmp_path / "c", manifest, Silent(), force=False, free_bytes=0)
+        check_disk(tmp_path / "c", manifest, Silent(), skip_disk_check=False, free_bytes=0)

@@ -213,10 +213,10 @@ def files_of(run: Path) -> dict[str, object]:
         str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()
     }
     entries = [json.loads(line) for line in files["metrics.jsonl"].decode().splitlines()]
-    # Each start measures the floor anew and logs it before step 0.
-    floors = {entry["replay_floor"] for entry in entries if "replay_floor" in entry}
-    steps = [{**entry, "seconds": 0} for entry in entries if not {"replay_floor", "summary"} & entry.keys()]
-    return {**files, "metrics.jsonl": (floors, steps)}
+    # Each start measures the replay error anew and logs it before step 0.
+    replay_errors = {entry["replay_error"] for entry in entries if "replay_error" in entry}
+    steps = [{**entry, "seconds": 0} for entry in entries if not {"replay_error", "summary"} & entry.keys()]
+    return {**files, "metrics.jsonl": (replay_errors, steps)}
 
 
 def main() -> None:

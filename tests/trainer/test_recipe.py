@@ -167,15 +167,15 @@ def stages(draw: st.DrawFn, name: str) -> Stage:
         caches=draw(st.none() | st.dictionaries(NAMES, PARTS, min_size=1, max_size=3)),
         weight=draw(st.sampled_from(["trajectory", "rows"])),
         loss="vision" if vision else draw(st.sampled_from(["embedding", "context"])),
-        huber=draw(st.none() | PARTS),
+        huber_delta=draw(st.none() | PARTS),
         timestep_weighting=draw(st.sampled_from(["uniform", "sigma", "interval"])) if vision else "uniform",
         embedding_loss_weight=draw(PARTS) if vision else 0.0,
         batch_size=grad_accum_steps * share * draw(st.integers(1, 9)),
         grad_accum_steps=grad_accum_steps,
         timesteps_per_sample=share,
-        order=draw(st.sampled_from(["shuffled", "sequential"])) if share == 1 else "shuffled",
+        data_order=draw(st.sampled_from(["shuffled", "sequential"])) if share == 1 else "shuffled",
         learning_rate=draw(PARTS),
-        decay=draw(st.sampled_from(["constant", "cosine", "linear"])),
+        lr_schedule=draw(st.sampled_from(["constant", "cosine", "linear"])),
         lr_warmup_steps=draw(st.none() | st.integers(0, 9)),
     )
 
@@ -191,10 +191,10 @@ def runs(draw: st.DrawFn) -> TrainSettings:
         stages=made,
         time_budget_seconds=draw(st.integers(1, 10**5)) if shared else None,
         dropout=draw(st.floats(0, 0.99)),
-        ema=draw(st.none() | st.floats(0.01, 0.99)),
+        ema_decay=draw(st.none() | st.floats(0.01, 0.99)),
         seed=draw(st.integers(0, 2**63 - 1)),
         student_dtype=draw(st.sampled_from(["auto", "float32", "bfloat16-autocast"])),
-        floor=draw(st.integers(0, 100)),
+        replay_error=draw(st.integers(0, 100)),
         compile=draw(st.booleans()),
     )
 
@@ -216,10 +216,15 @@ def test_the_papers_recipe_has_the_papers_numbers():
     file = next(file for file in RECIPES if file.name == "paper.toml")
     settings = read_recipe(file).settings
     assert (settings.student, settings.init) == ("google-t5/t5-base", "random")
-    assert (settings.dropout, settings.weight_decay, settings.clip) == (0.1, 1e-3, 1.0)
+    assert (settings.dropout, settings.weight_decay, settings.max_grad_norm) == (0.1, 1e-3, 1.0)
     assert [stage.steps for stage in settings.stages] == [50_000, 70_000, 200_000] and settings.total_steps == 320_000
     assert [set(stage.caches or ()) for stage in settings.stages[:2]] == [{"compbench"}, {"commontext"}]
     assert settings.stages[2].caches == {"compbench": 10, "commontext": 1, "laion": 1}
     for stage in settings.stages:
-        assert (stage.batch_size, stage.order, stage.learning_rate, stage.decay) == (32, "sequential", 1e-4, "constant")
+        assert (stage.batch_size, stage.data_order, stage.learning_rate, stage.lr_schedule) == (
+            32,
+            "sequential",
+            1e-4,
+            "constant",
+        )
         assert (stage.loss, stage.weight, stage.grad_accum_steps) == ("vision", "trajectory", 1)

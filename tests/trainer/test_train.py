@@ -24,7 +24,7 @@ from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer import train as train_module
 from secondcast.trainer.data.mixture import TrainingCache, split
-from secondcast.trainer.losses import validation as floor_module
+from secondcast.trainer.losses import validation as replay_error_module
 from secondcast.trainer.settings import TrainFlags
 from secondcast.trainer.train import train
 from secondcast.trainer.training_set import TrainingSet
@@ -42,7 +42,7 @@ def run_training(
     ignore_replay_error: bool = False,
     **flags,
 ) -> Path:
-    # Measuring the floor on as many records as users do would take half of the time of such short runs.
+    # Measuring the replay error on as many records as users do would take half of the time of such short runs.
     few = {"replay_check": 4, "validate_rows": 16}
     flags = {"steps": 6, "batch_size": 4, "checkpoint_every": 2, "learning_rate": 1e-3, **few, **flags}
     settings = TrainFlags.from_flags(student=str(student), **flags).settings()
@@ -196,10 +196,10 @@ def test_held_out_prompts_are_never_trained_on(cache_folder):
     assert len(held_out) == cache.manifest.prompts.held_out > 0
 
 
-def test_the_replay_floor_is_zero_on_the_machine_that_recorded(tmp_path, cache_folder, dev_teacher, t5_config):
+def test_the_replay_error_is_zero_on_the_machine_that_recorded(tmp_path, cache_folder, dev_teacher, t5_config):
     listening = Listening()
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, progress=listening)
-    assert any(line.startswith("replay floor 0 (0.00 % of the velocity's norm)") for line in listening.heard)
+    assert any(line.startswith("replay error 0 (0.00 % of the velocity's norm)") for line in listening.heard)
 
 
 def test_other_weights_are_refused_by_the_file(tmp_path, cache_folder, dev_teacher, t5_config):
@@ -214,8 +214,10 @@ def test_other_weights_are_refused_by_the_file(tmp_path, cache_folder, dev_teach
         run_training(tmp_path / "run", cache_folder, tmp_path / "t", t5_config)
 
 
-def test_a_floor_above_the_limit_stops_unless_accepted(tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch):
-    monkeypatch.setattr(floor_module, "LARGEST_FLOOR", 1e-6)
+def test_a_replay_error_above_the_limit_stops_unless_accepted(
+    tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch
+):
+    monkeypatch.setattr(replay_error_module, "LARGEST_FLOOR", 1e-6)
     flags = {"backbone_dtype": "float32"}
     with pytest.raises(
         TeacherError, match=r"replay with an error of \d\.\d % of the velocity's norm, expected at most 0 %"

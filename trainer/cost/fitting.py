@@ -21,7 +21,7 @@ _UNSEEN = 0.04
 # In the order in which they are tried: the more exact first.
 _QUANTIZED = ("int8", "nf4")
 # Options that fit() chooses; what is held among them stays as it was asked for.
-CHOSEN = ("activation_checkpointing", "accumulate", "gpu_blocks", "quantize")
+CHOSEN = ("activation_checkpointing", "grad_accum_steps", "gpu_blocks", "quantize")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,12 +204,12 @@ def _ever_fewer_rows(settings: TrainSettings, costs: Costs, held: Collection[str
 def _divided(settings: TrainSettings, costs: Costs, by: int, held: Collection[str]) -> TrainSettings | None:
     """The stage that needs most in at least `by` times as many parts, or one more for 1; None where it cannot be."""
     largest = max(settings.stages, key=lambda stage: costs.stage_memory(settings, stage).total_bytes)
-    if {"accumulate", f"accumulate {largest.name}"} & set(held):
+    if {"grad_accum_steps", f"grad_accum_steps {largest.name}"} & set(held):
         return None
     whole = largest.batch_size // (costs.ranks * largest.timesteps_per_sample)
     for parts in range(max(largest.grad_accum_steps + 1, by * largest.grad_accum_steps), whole + 1):
         if whole % parts == 0:
-            divided = largest.model_copy(update={"accumulate": parts})
+            divided = largest.model_copy(update={"grad_accum_steps": parts})
             stages = tuple(divided if stage is largest else stage for stage in settings.stages)
             return settings.model_copy(update={"stages": stages})
     return None

@@ -1,4 +1,4 @@
-"""How good a student is without training on it: the loss on held-out trajectories, and the floor under it."""
+"""How good a student is without training on it: the loss on held-out trajectories, and the replay error under it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from secondcast.trainer.distributed.processes import ALONE, Distributed
 from secondcast.trainer.losses.objective import Objective
 from secondcast.trainer.losses.vision import replay, row_errors
 
-# A validation loss below so many floors is said to have come as low as it can.
+# A validation loss below so many replay errors is said to have come as low as it can.
 _NEAR_REPLAY_ERROR = 1.1
 
 
@@ -74,17 +74,17 @@ class ReplayError:
     relative: float
 
     def reached_text(self, loss: float) -> str | None:
-        """What a validation loss near the floor means; None for one above it, and where replay is exact."""
+        """What a validation loss near the replay error means; None for one above it, and where replay is exact."""
         if self.error == 0 or loss >= _NEAR_REPLAY_ERROR * self.error:
             return None
         return (
-            f"validation loss {loss:.4g} has reached the replay floor {self.error:.4g}: what is left is what "
+            f"validation loss {loss:.4g} has reached the replay error {self.error:.4g}: what is left is what "
             f"this backbone computes otherwise than the recorded one, and no student can learn it"
         )
 
 
 @torch.no_grad()
-def replay_error(
+def measure_replay_error(
     objective: Objective,
     feed: ReplayDataset,
     sources: Sequence[int] | None = None,
@@ -163,27 +163,27 @@ LARGEST_REPLAY_ERROR = 0.03
 LARGEST_BIAS = 0.3
 
 
-def replay_error_text(floor: ReplayError, recorded: Quantization, here: Quantization) -> str:
-    """The line that tells the floor; recorded, here: the kinds of the cache's backbone and of this run's."""
+def replay_error_text(replay_error: ReplayError, recorded: Quantization, here: Quantization) -> str:
+    """The line that tells the replay error; recorded, here: the kinds of the cache's backbone and of this run's."""
     how = ""
     if here == recorded != "none":
         how = f", {here} weights as recorded"
     elif here != recorded:
         how = f", {_weights(here)}, recorded with {_weights(recorded)}"
     return (
-        f"replay floor {floor.error:.3g} ({100 * floor.relative:.2f} % of the velocity's norm{how}): no student's loss "
+        f"replay error {replay_error.error:.3g} ({100 * replay_error.relative:.2f} % of the velocity's norm{how}): no student's loss "
         f"can be lower"
     )
 
 
-def check_replay_error(floor: ReplayError, recorded: Quantization, here: Quantization) -> None:
-    """Raise TeacherError for a floor that the weights do not explain."""
+def check_measure_replay_error(replay_error: ReplayError, recorded: Quantization, here: Quantization) -> None:
+    """Raise TeacherError for a replay error that the weights do not explain."""
     quantized = here not in ("none", recorded)
     limit = LARGEST_BIAS if quantized else LARGEST_REPLAY_ERROR
     # Not a number is above it too.
-    if floor.relative <= limit:
+    if replay_error.relative <= limit:
         return
-    found = f"the cached embeddings replay with an error of {100 * floor.relative:.1f} % of the velocity's norm"
+    found = f"the cached embeddings replay with an error of {100 * replay_error.relative:.1f} % of the velocity's norm"
     if here == "none" != recorded:
         raise TeacherError(
             f"{found}, expected at most {100 * limit:.0f} %: the cache was built with --quantize {recorded}, this run "
@@ -196,11 +196,11 @@ def check_replay_error(floor: ReplayError, recorded: Quantization, here: Quantiz
     )
 
 
-def bias_text(floor: ReplayError, recorded: Quantization, here: Quantization) -> str | None:
-    """What a floor says that comes of quantized weights, where it is above what others may have; else None."""
-    if here in ("none", recorded) or floor.relative <= LARGEST_REPLAY_ERROR:
+def bias_text(replay_error: ReplayError, recorded: Quantization, here: Quantization) -> str | None:
+    """What a replay error says that comes of quantized weights, where it is above what others may have; else None."""
+    if here in ("none", recorded) or replay_error.relative <= LARGEST_REPLAY_ERROR:
         return None
-    off = f"{here} weights put the prediction off by {100 * floor.relative:.1f} % of the velocity's norm"
+    off = f"{here} weights put the prediction off by {100 * replay_error.relative:.1f} % of the velocity's norm"
     exact = f", --quantize {recorded} trains without" if recorded != "none" else ""
     return (
         f"{off} from the {_weights(recorded)} of the cache: the student is trained against that bias; a cache built "

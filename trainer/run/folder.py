@@ -17,7 +17,14 @@ from secondcast.trainer.settings import MAIN, RunConfig, TrainSettings
 CONFIG_FILE = "config.json"
 _LOCK_FILE = "lock"
 # Neither the weights nor what is best depend on these.
-FREE = ("keep", "floor", "checkpoint_every", "checkpoint_minutes", "activation_checkpointing", "gpu_blocks")
+FREE = (
+    "keep_checkpoints",
+    "replay_check",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "activation_checkpointing",
+    "gpu_blocks",
+)
 
 
 def find_run(run: Path, wanted: RunConfig) -> RunConfig | None:

@@ -76,7 +76,7 @@ class Metrics:
 
 
 def scalars(entry: dict[str, Any]) -> dict[str, float]:
-    """The numbers of an entry by tag: train/loss and train/KIND_loss, validation/loss, replay_floor.
+    """The numbers of an entry by tag: train/loss and train/KIND_loss, validation/loss, replay_error.
 
     A list is a tag for each place (validation/loss_step_07), a mapping one for each key (validation/loss/NAME). What is
     no number is left out, and so is the summary at the end of a run, which is no point of a curve.

@@ -26,7 +26,7 @@ class ExportFacts(Record):
     """Where an exported student comes from; FACTS_FILE of a folder, the metadata of a single file.
 
     guidance: the values it was trained with, None where none was recorded. validation_loss: at the exported
-    checkpoint; replay_floor: the loss of a perfect student on the machine that trained it; None where not measured.
+    checkpoint; replay_error: the loss of a perfect student on the machine that trained it; None where not measured.
     recorded: None for runs of versions that did not write it.
     """
 
@@ -65,7 +65,7 @@ def _facts_of_run(run: Path, checkpoint: str) -> ExportFacts:
     metrics = _metrics(run)
     step = int(checkpoint.rsplit("-", 1)[-1])
     losses = [entry["validation_loss"] for entry in metrics if entry.get("step") == step and "validation_loss" in entry]
-    floors = [entry["replay_floor"] for entry in metrics if "replay_floor" in entry]
+    replay_errors = [entry["replay_error"] for entry in metrics if "replay_error" in entry]
     return ExportFacts(
         # What was given as --backbone may be a transformer alone.
         teacher=config.recorded.teacher if config.recorded else config.backbone,
@@ -76,7 +76,7 @@ def _facts_of_run(run: Path, checkpoint: str) -> ExportFacts:
         settings=config.settings.json_value(),
         checkpoint=checkpoint,
         validation_loss=_best_loss(run, checkpoint) if not losses else losses[-1],
-        replay_error=floors[-1] if floors else None,
+        replay_error=replay_errors[-1] if replay_errors else None,
         created_by=f"secondcast {version('secondcast')}",
         recorded=config.recorded,
     )
@@ -204,7 +204,7 @@ def _stage_text(stage: dict[str, Any]) -> str:
         "steps": "{:,} steps",
         "batch_size": "batch {}",
         "learning_rate": "learning rate {:g}",
-        "order": "order {}",
+        "data_order": "order {}",
     }
     parts = [form.format(stage[key]) for key, form in told.items() if stage.get(key) is not None]
     if caches := stage.get("caches"):
@@ -217,7 +217,7 @@ def _recipe(facts: ExportFacts | None) -> str:
         return "Not recorded: this student was not exported from a run folder.\n"
     rows = {
         "validation loss at this checkpoint": _loss_text(facts.validation_loss),
-        "replay floor (loss of a perfect student)": _loss_text(facts.replay_error),
+        "replay error (loss of a perfect student)": _loss_text(facts.replay_error),
         "checkpoint": facts.checkpoint,
         "teacher digest": f"`{facts.teacher_digest}`",
         "sampling digest": f"`{facts.sampling_digest}`",

@@ -120,10 +120,10 @@ def test_runs_are_grouped_by_their_names(tmp_path, monkeypatch):
         "a/../a/1 is given twice as 'small': runs of one name are seeds of one student, and a run counted twice "
         "narrows the interval; give it once, or another run"
     )
-    for text, name in (("a/teacher", "teacher"), ("floor=a", "floor")):
+    for text, name in (("a/teacher", "teacher"), ("replay error=a", "replay_error")):
         with pytest.raises(SettingsError) as raised:
             grouped([text])
-        place = text.removeprefix("floor=")
+        place = text.removeprefix("replay error=")
         assert str(raised.value) == (
             f"{text} would be named {name!r}, as a line of ours is: name it, as in student={place}"
         )
@@ -192,7 +192,7 @@ def test_on_a_cache_students_are_rows_of_distances_and_stay_evaluated(tmp_path, 
     two, one, same = found.rows
     assert code == 0 and (two.name, two.runs, one.name, one.runs) == ("tiny", 2, "other", 1)
     assert two.error_fraction == one.error_fraction == pytest.approx(sum(one.by_step) / 2) and one.error_fraction > 0
-    assert one.floor_fraction == 0 and two.records == 2 * one.records
+    assert one.replay_error_fraction == 0 and two.records == 2 * one.records
     assert one.latent_fraction > 0 and one.ssim < 1
     assert "reused" not in heard and same.by_step == one.by_step
     # Four runs, of which two are of the first one's files.

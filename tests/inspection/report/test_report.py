@@ -284,7 +284,7 @@ def test_a_row_of_the_table_costs_less_than_180_bytes(tmp_path):
 
 
 def test_curves_are_those_of_the_run_and_thinned_out(tmp_path):
-    lines = [{"step": 0, "replay_floor": 0.1}]
+    lines = [{"step": 0, "replay_error": 0.1}]
     lines += [{"step": k, "loss": float(k), "kind": "embedding", "learning_rate": 1e-3} for k in range(1000)]
     lines += [{"step": 999, "validation_loss": 0.5}, {"step": 1000, "loss": float("nan"), "kind": "embedding"}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 10')
@@ -310,14 +310,14 @@ def test_students_are_evaluated_on_one_backbone_with_pictures_of_where_they_lead
     first, second = found["students"]
     assert (first["name"], second["name"]) == (str(student), f"{student} (2)")
     assert {**first, "name": ""} == {**second, "name": ""}
-    scoring = CacheScoring(count=5, closed_loop=2, batch_size=ROWS)
+    scoring = CacheScoring(num_trajectories=5, closed_loop=2, batch_size=ROWS)
     wanted = evaluate_on_cache(
         student, Cache.open(recorded), replayed(dev_teacher), scoring, device=CPU, progress=Silent()
     )  # fmt: skip
     keys = found["trajectories"]["key"]
     assert [keys[row] for row in first["rows"]] == [one.key for one in wanted.trajectories]
     assert np.array(first["errors"]) == pytest.approx(np.array(wanted.errors.error_fraction), rel=1e-3)
-    assert np.array(first["floor"]).max() == 0 and first["steps"] == list(range(STEPS))
+    assert np.array(first["replay_error"]).max() == 0 and first["steps"] == list(range(STEPS))
     led = wanted.closed_loop.text_encoders["student"]
     assert first["closed"]["latent_fraction"] == pytest.approx(led.latent_fraction, rel=1e-3)
     assert [keys[row] for row in first["closed"]["rows"]] == [
@@ -349,7 +349,7 @@ def test_what_does_not_fit_is_refused_before_files_are_read(recorded, student, t
 
 
 def test_a_recorded_evaluation_is_taken_as_it_is(recorded, student, dev_teacher, tmp_path):
-    scoring = CacheScoring(count=5, closed_loop=0, batch_size=ROWS, timesteps=(0, 2))
+    scoring = CacheScoring(num_trajectories=5, closed_loop=0, batch_size=ROWS, timesteps=(0, 2))
     evaluation = evaluate_on_cache(
         student, Cache.open(recorded), replayed(dev_teacher), scoring, device=CPU, progress=Silent()
     )  # fmt: skip
@@ -379,10 +379,10 @@ def test_damaged_held_out_trajectories_and_embeddings_are_left_out_of_an_evaluat
     flags = {"teacher": str(dev_teacher), "batch_size": ROWS, "closed_loop": 0, "strips": 0}
     found = data_of(tmp_path / "c", students=[student], **flags)
     (one,) = found["students"]
-    assert 0 < len(one["rows"]) < 8 and all(row >= ROWS for row in one["rows"]) and one["floor"] is None
+    assert 0 < len(one["rows"]) < 8 and all(row >= ROWS for row in one["rows"]) and one["replay_error"] is None
     left_out = f"left out {counted(8 - len(one['rows']), 'held-out trajectory')}: damaged, not finite, or"
     assert f"{left_out} without the pooled vector" in found["notes"]
-    assert "no replay floor: the cache has not the teacher's embedding of every prompt" in found["notes"]
+    assert "no replay error: the cache has not the teacher's embedding of every prompt" in found["notes"]
 
 
 def test_a_schnell_like_cache_without_embeddings_and_held_out_prompts_gives_a_report(

@@ -164,7 +164,7 @@ def test_the_heat_map_has_the_hardest_prompt_first_and_opens_it(visit, html):
     assert order == [11, 2, 7, 25, 25]
     for key in ("PageUp", "ArrowDown", "End", "ArrowLeft"):
         page.keyboard.press(key)
-    assert readout.inner_text() == f"prompt {FIRST + 2}, step 6: 5 % (floor 1 %). a blue triangle of 2"
+    assert readout.inner_text() == f"prompt {FIRST + 2}, step 6: 5 % (replay error 1 %). a blue triangle of 2"
     page.keyboard.press("Enter")
     assert page.inner_text("#detail-title") == f"Trajectory {FIRST + 2}" and shown(page, 2, 6) == frame_colour(2, 6, 0)
     # The last cell of all, by mouse.
@@ -173,14 +173,16 @@ def test_the_heat_map_has_the_hardest_prompt_first_and_opens_it(visit, html):
     assert page.inner_text("#detail-title") == f"Trajectory {FIRST + 25}"
 
 
-def test_students_are_chosen_and_their_means_compared_with_the_floor(visit):
+def test_students_are_chosen_and_their_means_compared_with_the_replay_error(visit):
     page = visit(render(report_data(students=[student(), student("other", 0.5)])))
     page.select_option("#student", label="other")
     page.focus("canvas.heat")
-    assert "step 0: 20 % (floor 1 %)" in page.inner_text("#heat-readout") and page.url.endswith("student=other")
+    assert "step 0: 20 % (replay error 1 %)" in page.inner_text("#heat-readout") and page.url.endswith("student=other")
     page.focus("#errors svg[role=img][tabindex]")
     page.keyboard.press("ArrowRight")
-    assert "step 0: run 35 %, floor of run 1 %, other 17.5 %, floor of other 1 %" in page.inner_text("#errors")
+    assert "step 0: run 35 %, replay error of run 1 %, other 17.5 %, replay error of other 1 %" in page.inner_text(
+        "#errors"
+    )
     assert page.locator("#errors polyline.dashed").count() == 2
 
 

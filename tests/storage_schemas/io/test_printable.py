@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from secondcast.storage_schemas.io.printable import printable, printable_json
 
 ENCODINGS = ["utf-8", "cp1252", "latin-1", "ascii", "cp437", "utf-16"]
-ANY_TEXT = st.text(st.characters(compression=None, categories=None))
+ANY_TEXT = st.text(st.characters(codec=None, categories=None))
 ANY_VALUE = st.recursive(
     ANY_TEXT | st.integers() | st.none(), lambda v: st.lists(v) | st.dictionaries(ANY_TEXT, v), max_leaves=4
 )

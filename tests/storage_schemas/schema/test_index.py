@@ -11,7 +11,7 @@ from secondcast.storage_schemas.schema.commits import CommitRecord, FileRecord, 
 from secondcast.storage_schemas.schema.index import Index
 from secondcast.storage_schemas.schema.manifest import stays_inside
 
-NAMES = st.text(st.characters(compression="utf-8"), min_size=1, max_size=6).filter(lambda name: name not in ("..", "."))
+NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=6).filter(lambda name: name not in ("..", "."))
 # A path with an unprintable character is refused, as one that leads out of the cache is.
 FILES = NAMES.filter(lambda name: stays_inside(f"trajectories/{name}"))
 

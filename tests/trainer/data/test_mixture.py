@@ -145,7 +145,7 @@ def test_a_resumed_run_on_several_caches_ends_with_the_same_bits(tmp_path, place
         {"steps": 4, "data_order": "sequential", "caches": {"cats": 1, "large": 1}},
         SHARED,
     )
-    settings = run_settings(*stages, ema=0.9, checkpoint_every=3, floor=4, validate_rows=4)
+    settings = run_settings(*stages, ema=0.9, checkpoint_every=3, replay_error=4, validate_rows=4)
     train_mixed(tmp_path / "whole", settings, places, dev_teacher, t5_config)
     for stop in (4, 7):
         cut = tmp_path / f"cut-{stop}"
@@ -159,7 +159,7 @@ def test_a_resumed_run_on_several_caches_ends_with_the_same_bits(tmp_path, place
 def test_a_run_goes_on_with_the_trajectories_with_which_it_began(tmp_path, places, dev_teacher, t5_config):
     texts = texts_of("car", 5)
     grown = {"cats": places["cats"], "cars": small_cache(tmp_path / "cars", dev_teacher, texts)}
-    settings = run_settings({"steps": 4, "batch_size": 6}, floor=4, validate_rows=4)
+    settings = run_settings({"steps": 4, "batch_size": 6}, replay_error=4, validate_rows=4)
     train_mixed(tmp_path / "whole", settings, grown, dev_teacher, t5_config)
     with pytest.raises(KeyboardInterrupt):
         train_mixed(tmp_path / "cut", settings, grown, dev_teacher, t5_config, StopAfter(3))
@@ -232,23 +232,23 @@ def test_caches_of_two_dtypes_are_replayed_in_the_one_that_is_named(tmp_path, pl
     with pytest.raises(SettingsError, match=f"^{re.escape(message)}$"):
         train_mixed(tmp_path / "run", run_settings({}), both, dev_teacher, t5_config)
     assert not (tmp_path / "run").exists()
-    settings = run_settings({}, backbone_dtype="bfloat16", floor=0)
+    settings = run_settings({}, backbone_dtype="bfloat16", replay_error=0)
     train_mixed(tmp_path / "run", settings, both, dev_teacher, t5_config)
 
 
 @pytest.mark.slow
-def test_the_floor_is_that_of_the_caches_that_keep_embeddings(tmp_path, places, dev_teacher, t5_config):
+def test_the_replay_error_is_that_of_the_caches_that_keep_embeddings(tmp_path, places, dev_teacher, t5_config):
     bare = small_cache(tmp_path / "bare", dev_teacher, texts_of("car", 3), embeddings="none")
     listening = Listening()
     run = train_mixed(
         tmp_path / "run", run_settings({}), {"bare": bare, "cats": places["cats"]}, dev_teacher, t5_config, listening
     )
-    assert [line for line in listening.heard if line.startswith("no replay floor")] == [
-        f"no replay floor: {bare} was built with --no-store-embeddings; a cache with --store-embeddings has one"
+    assert [line for line in listening.heard if line.startswith("no replay error")] == [
+        f"no replay error: {bare} was built with --no-store-embeddings; a cache with --store-embeddings has one"
     ]
     alone = train_mixed(tmp_path / "alone", run_settings({}), of(places, "cats"), dev_teacher, t5_config)
     measured, wanted = (
-        next(line for line in map(json.loads, (folder / "metrics.jsonl").open()) if "replay_floor" in line)
+        next(line for line in map(json.loads, (folder / "metrics.jsonl").open()) if "replay_error" in line)
         for folder in (run, alone)
     )
     assert measured == wanted

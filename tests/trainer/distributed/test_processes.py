@@ -28,7 +28,7 @@ from secondcast.trainer.distributed.processes import Distributed, init_distribut
 from secondcast.trainer.dropout import BatchInvariantDropout
 from secondcast.trainer.loop import Trainer
 from secondcast.trainer.losses.objective import Objective
-from secondcast.trainer.losses.validation import replay_error
+from secondcast.trainer.losses.validation import measure_replay_error
 from secondcast.trainer.settings import TrainFlags
 from secondcast.trainer.train import train
 from tests.cache_builder.building import build_cache
@@ -106,8 +106,8 @@ def halves(work, tmp_path_factory) -> Path:
 
 def same_run(one: Path, other: Path) -> bool:
     assert [folder.name for folder in checkpoints(one)] == [folder.name for folder in checkpoints(other)]
-    # Who goes on measures the floor again.
-    steps = [[entry for entry in metrics(run) if "replay_floor" not in entry] for run in (one, other)]
+    # Who goes on measures the replay error again.
+    steps = [[entry for entry in metrics(run) if "replay_error" not in entry] for run in (one, other)]
     for entry, found in zip(*steps, strict=True):
         assert flat(found) == pytest.approx(flat(entry), rel=1e-4, abs=1e-12)
     return max(furthest(a, b) for a, b in zip(checkpoints(one), checkpoints(other), strict=True)) < 1e-4
@@ -173,16 +173,16 @@ def test_a_divided_student_lies_in_parts(exact_cache, t5_config):
     assert in_two(look, sharded=True) == WELL
 
 
-def test_two_processes_measure_the_floor_that_one_does(tmp_path, exact_cache, dev_teacher, t5_config):
+def test_two_processes_measure_the_replay_error_that_one_does(tmp_path, exact_cache, dev_teacher, t5_config):
     trainer = make_trainer(tmp_path, exact_cache, dev_teacher, t5_config, backbone_dtype="bfloat16")
     # Three parts of four, four and three rows: one process has nothing to do in its second turn.
-    alone = replay_error(trainer.objective, trainer.feed, rows=11, processes=Distributed())
+    alone = measure_replay_error(trainer.objective, trainer.feed, rows=11, processes=Distributed())
 
     def together(processes: Distributed) -> None:
-        floor = replay_error(trainer.objective, trainer.feed, rows=11, processes=processes)
-        assert floor.error == pytest.approx(alone.error, rel=0.01) and floor.error > 1e-9
-        assert floor.relative == pytest.approx(alone.relative, rel=0.01)
-        assert floor.by_step == pytest.approx(alone.by_step, rel=0.01)
+        replay_error = measure_replay_error(trainer.objective, trainer.feed, rows=11, processes=processes)
+        assert replay_error.error == pytest.approx(alone.error, rel=0.01) and replay_error.error > 1e-9
+        assert replay_error.relative == pytest.approx(alone.relative, rel=0.01)
+        assert replay_error.by_step == pytest.approx(alone.by_step, rel=0.01)
 
     assert in_two(together) == WELL
 
@@ -279,7 +279,7 @@ def test_a_budget_is_shared_out_alike_in_all(tmp_path, work):
         pause = 0.05 * processes.rank
         real = Trainer.timed_steps
         Trainer.timed_steps = lambda trainer: [seconds + pause for seconds in real(trainer)]
-        work(tmp_path / "run", processes, time_budget_seconds=0.5, floor=0, ema=None)
+        work(tmp_path / "run", processes, time_budget_seconds=0.5, replay_error=0, ema=None)
 
     assert in_two(together) == WELL
     assert 1 <= len([entry for entry in metrics(tmp_path / "run") if "loss" in entry]) <= 0.5 / 0.05
@@ -319,7 +319,13 @@ def test_processes_fit_into_the_least_memory_that_one_of_them_has(tmp_path, exac
             return costs_of(manifests, str(t5_config), ranks=processes.ranks, **given)
 
         chosen = fitting.fit_run(
-            settings, make_costs, fit="auto", run=tmp_path / "run", processes=processes, held=(), say=said.append
+            settings,
+            make_costs,
+            max_gpu_memory="auto",
+            run=tmp_path / "run",
+            processes=processes,
+            held=(),
+            say=said.append,
         )
         assert chosen == settings
         assert made == ([{"local_ranks": 2}] if processes.is_first else [])

@@ -47,7 +47,7 @@ def test_the_students_weights_are_those_of_live_modulation_also_when_it_is_kille
     assert any(
         line.startswith("modulation vectors are computed on the host, a batch ahead, with ") for line in heard.heard
     )
-    assert any(line.startswith("replay floor 0 (0.00 %") for line in heard.heard)
+    assert any(line.startswith("replay error 0 (0.00 %") for line in heard.heard)
 
 
 def test_batches_read_ahead_bring_their_rows_which_count_in_what_is_read_ahead(

@@ -53,13 +53,13 @@ def test_the_students_weights_keep_their_bits(tmp_path, exact_cache, dev_teacher
     assert same_weights(tmp_path / "run", plain)
 
 
-def test_the_table_is_on_by_default_and_its_floor_is_zero(tmp_path, exact_cache, dev_teacher, t5_config):
+def test_the_table_is_on_by_default_and_its_replay_error_is_zero(tmp_path, exact_cache, dev_teacher, t5_config):
     trainer = make_trainer(tmp_path / "run", exact_cache, dev_teacher, t5_config, **FLAGS)
     guidance = trainer.feed.sources[0].cache.manifest.sampling.guidance
     assert [len(backbone.table) for backbone in trainer.objective.backbones] == [4 * len(guidance)]
     heard = Listening()
     run_training(tmp_path / "of-1", exact_cache, dev_teacher, t5_config, progress=heard, **FLAGS | {"replay_check": 5})
-    assert any(line.startswith("replay floor 0 (0.00 %") for line in heard.heard)
+    assert any(line.startswith("replay error 0 (0.00 %") for line in heard.heard)
     assert not any("modulation" in line for line in heard.heard)
 
 

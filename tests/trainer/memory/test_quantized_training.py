@@ -1,4 +1,4 @@
-"""Training through quantized weights: the floor says what bias they have, and a cache built alike has none."""
+"""Training through quantized weights: the replay error says what bias they have, and a cache built alike has none."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import pytest
 from secondcast.storage_schemas.errors import RunError, TeacherError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.data.mixture import check_one_quantization
-from secondcast.trainer.losses import validation as floor_module
+from secondcast.trainer.losses import validation as replay_error_module
 from secondcast.trainer.losses.validation import ReplayError, bias_text, check_replay_error, replay_error_text
 from tests.cache_builder.building import build_cache
 from tests.trainer.making import make_trainer
@@ -42,14 +42,14 @@ def replay_error_of(relative: float) -> ReplayError:
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_a_cache_built_with_the_same_weights_has_a_floor_of_zero_with_a_table(
+def test_a_cache_built_with_the_same_weights_has_a_replay_error_of_zero_with_a_table(
     tmp_path, recorded, dev_teacher, t5_config, kind
 ):
     heard = Listening()
     flags = FLAGS | {"quantize": kind, "activation_checkpointing": 1}
     run_training(tmp_path / "run", recorded[kind], dev_teacher, t5_config, progress=heard, **flags)
     assert (
-        f"replay floor 0 (0.00 % of the velocity's norm, {kind} weights as recorded): no student's loss can be lower"
+        f"replay error 0 (0.00 % of the velocity's norm, {kind} weights as recorded): no student's loss can be lower"
     ) in heard.heard
     assert not any("bias" in line or "modulation" in line for line in heard.heard)
 
@@ -58,16 +58,16 @@ def test_quantized_weights_on_an_exact_cache_tell_their_bias_and_train(
     tmp_path, recorded, dev_teacher, t5_config, monkeypatch
 ):
     # Random weights this small are hardly moved by rounding.
-    monkeypatch.setattr(floor_module, "LARGEST_FLOOR", 1e-4)
+    monkeypatch.setattr(replay_error_module, "LARGEST_FLOOR", 1e-4)
     heard = Listening()
     run = run_training(
         tmp_path / "run", recorded["none"], dev_teacher, t5_config, progress=heard, **FLAGS | {"quantize": "nf4"}
     )
-    measured = next(json.loads(line) for line in (run / "metrics.jsonl").open() if "replay_floor" in line)
-    assert measured["replay_floor"] > 0
-    told = next(line for line in heard.heard if line.startswith("replay floor"))
+    measured = next(json.loads(line) for line in (run / "metrics.jsonl").open() if "replay_error" in line)
+    assert measured["replay_error"] > 0
+    told = next(line for line in heard.heard if line.startswith("replay error"))
     found = re.fullmatch(
-        r"replay floor \S+ \((\S+) % of the velocity's norm, nf4 weights, recorded with exact weights\): no student's "
+        r"replay error \S+ \((\S+) % of the velocity's norm, nf4 weights, recorded with exact weights\): no student's "
         r"loss can be lower",
         told,
     )
@@ -86,7 +86,7 @@ def test_exact_weights_on_a_quantized_cache_are_refused_above_the_limit_and_told
     heard = Listening()
     run_training(tmp_path / "run", recorded["nf4"], dev_teacher, t5_config, progress=heard, **FLAGS)
     assert any("% of the velocity's norm, exact weights, recorded with nf4 weights): " in said for said in heard.heard)
-    monkeypatch.setattr(floor_module, "LARGEST_FLOOR", 1e-4)
+    monkeypatch.setattr(replay_error_module, "LARGEST_FLOOR", 1e-4)
     with pytest.raises(
         TeacherError, match=r"built with --quantize nf4, this run has the exact weights; give --quantize"
     ):
@@ -125,7 +125,7 @@ def test_a_bias_is_told_above_three_percent_only_and_against_what():
         "without"
     )
     assert replay_error_text(replay_error_of(0.051), "int8", "nf4") == (
-        "replay floor 0.0255 (5.10 % of the velocity's norm, nf4 weights, recorded with int8 weights): no student's "
+        "replay error 0.0255 (5.10 % of the velocity's norm, nf4 weights, recorded with int8 weights): no student's "
         "loss can be lower"
     )
 

@@ -1,4 +1,4 @@
-"""The replay floor: what no student can go below here, told beside its loss, together and by step."""
+"""The replay error: what no student can go below here, told beside its loss, together and by step."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from tests.trainer.test_train import Listening, StopAfter, run_training
 
 __all__ = ["cache_folder", "t5_config"]
 
-# A bf16 recording that is replayed in float32 has a floor, 4 % of the velocity's norm with so small a transformer.
+# A bf16 recording that is replayed in float32 has a replay error, 4 % of the velocity's norm with so small a transformer.
 ABOVE = {
     "backbone_dtype": "float32",
     "steps": 4,
@@ -52,31 +52,40 @@ def metrics(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_loss_and_floor_stand_side_by_side_and_by_step(tmp_path, cache_folder, dev_teacher, t5_config):
+def test_loss_and_replay_error_stand_side_by_side_and_by_step(tmp_path, cache_folder, dev_teacher, t5_config):
     noting = Noting()
     run_training(
-        tmp_path / "run", cache_folder, dev_teacher, t5_config, progress=noting, floor=8, pretrain_steps=1, **ABOVE
+        tmp_path / "run",
+        cache_folder,
+        dev_teacher,
+        t5_config,
+        progress=noting,
+        replay_error=8,
+        pretrain_steps=1,
+        **ABOVE,
     )
-    measured = next(line for line in metrics(tmp_path / "run") if "replay_floor" in line)
-    floor, by_step = measured["replay_floor"], measured["replay_floor_by_step"]
-    assert measured["step"] == 0 and floor > 0 and list(by_step) == ["0", "1", "2", "3"]
-    assert floor == pytest.approx(sum(by_step.values()) / 4, rel=1e-6)
-    told = next(line for line in noting.heard if line.startswith("replay floor"))
+    measured = next(line for line in metrics(tmp_path / "run") if "replay_error" in line)
+    replay_error, by_step = measured["replay_error"], measured["replay_error_by_step"]
+    assert measured["step"] == 0 and replay_error > 0 and list(by_step) == ["0", "1", "2", "3"]
+    assert replay_error == pytest.approx(sum(by_step.values()) / 4, rel=1e-6)
+    told = next(line for line in noting.heard if line.startswith("replay error"))
     assert re.fullmatch(
-        rf"replay floor {floor:.3g} \(\d\.\d\d % of the velocity's norm\): no student's loss can be lower", told
+        rf"replay error {replay_error:.3g} \(\d\.\d\d % of the velocity's norm\): no student's loss can be lower", told
     )
     losses = [line["loss"] for line in metrics(tmp_path / "run") if "kind" in line]
-    beside = f" (floor {floor:.3g})"
+    beside = f" (replay error {replay_error:.3g})"
     assert noting.notes == [f"context loss {losses[0]:.4g}"] + [
         f"vision loss {loss:.4g}{beside}" for loss in losses[1:]
     ]
 
 
-def test_the_floor_by_step_is_the_error_of_the_teachers_own_embedding(tmp_path, cache_folder, dev_teacher, t5_config):
+def test_the_replay_error_by_step_is_the_error_of_the_teachers_own_embedding(
+    tmp_path, cache_folder, dev_teacher, t5_config
+):
     trainer = make_trainer(
-        tmp_path / "run", cache_folder, dev_teacher, t5_config, backbone_dtype="float32", floor=4 * 18
+        tmp_path / "run", cache_folder, dev_teacher, t5_config, backbone_dtype="float32", replay_error=4 * 18
     )
-    floor = trainer.measure_replay_error()
+    replay_error = trainer.measure_replay_error()
     feed, backbone = trainer.feed, trainer.objective.backbones[0]
     for k in range(4):
         batch = feed.replay_batch([(position, k) for position in range(len(feed))])
@@ -86,23 +95,25 @@ def test_the_floor_by_step_is_the_error_of_the_teachers_own_embedding(tmp_path, 
             batch.guidance_B,
         )  # fmt: skip
         error = float((predicted_BSC - batch.velocity_BSC.float()).square().mean())
-        assert floor.by_step[str(k)] == pytest.approx(error, rel=1e-3)
+        assert replay_error.by_step[str(k)] == pytest.approx(error, rel=1e-3)
 
 
-def test_no_floor_is_measured_where_none_is_asked_for(tmp_path, cache_folder, dev_teacher, t5_config):
+def test_no_replay_error_is_measured_where_none_is_asked_for(tmp_path, cache_folder, dev_teacher, t5_config):
     noting = Noting()
-    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, progress=noting, floor=0, **ABOVE)
-    assert not any("replay_floor" in line for line in metrics(tmp_path / "run"))
-    assert not any("floor" in text for text in noting.heard + noting.notes)
+    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, progress=noting, replay_error=0, **ABOVE)
+    assert not any("replay_error" in line for line in metrics(tmp_path / "run"))
+    assert not any("replay_error" in text for text in noting.heard + noting.notes)
     # It changes no weight: another number may be given when the run goes on.
     with pytest.raises(KeyboardInterrupt):
-        run_training(tmp_path / "cut", cache_folder, dev_teacher, t5_config, progress=StopAfter(3), floor=0, **ABOVE)
-    run_training(tmp_path / "cut", cache_folder, dev_teacher, t5_config, progress=noting, floor=4, **ABOVE)
-    assert any(text.startswith("replay floor") for text in noting.heard)
+        run_training(
+            tmp_path / "cut", cache_folder, dev_teacher, t5_config, progress=StopAfter(3), replay_error=0, **ABOVE
+        )
+    run_training(tmp_path / "cut", cache_folder, dev_teacher, t5_config, progress=noting, replay_error=4, **ABOVE)
+    assert any(text.startswith("replay error") for text in noting.heard)
 
 
 def test_the_loss_on_held_out_prompts_is_told_by_step(tmp_path, cache_folder, dev_teacher, t5_config):
-    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, floor=0, **ABOVE)
+    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, replay_error=0, **ABOVE)
     validated = [line for line in metrics(tmp_path / "run") if "validation_loss" in line]
     assert [line["step"] for line in validated] == [2, 4]
     for line in validated:
@@ -147,19 +158,19 @@ def test_a_loss_without_steps_has_none_by_step(tmp_path, cache_folder, t5_config
     assert set(line) == {"step", "validation_loss"}
 
 
-def test_a_loss_that_has_come_to_the_floor_is_told(tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch):
+def test_a_loss_that_has_come_to_the_replay_error_is_told(tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch):
     noting = Noting()
-    run_training(tmp_path / "far", cache_folder, dev_teacher, t5_config, progress=noting, floor=8, **ABOVE)
-    assert not any("has reached the replay floor" in text for text in noting.heard)
+    run_training(tmp_path / "far", cache_folder, dev_teacher, t5_config, progress=noting, replay_error=8, **ABOVE)
+    assert not any("has reached the replay error" in text for text in noting.heard)
     # No student of this size comes so near in four steps.
     monkeypatch.setattr(validation, "_NEAR_FLOOR", 1e9)
-    run_training(tmp_path / "near", cache_folder, dev_teacher, t5_config, progress=noting, floor=8, **ABOVE)
+    run_training(tmp_path / "near", cache_folder, dev_teacher, t5_config, progress=noting, replay_error=8, **ABOVE)
     lines = metrics(tmp_path / "near")
-    floor = next(line["replay_floor"] for line in lines if "replay_floor" in line)
+    replay_error = next(line["replay_error"] for line in lines if "replay_error" in line)
     losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
     best = [loss for number, loss in enumerate(losses) if loss == min(losses[: number + 1])]
     assert [text for text in noting.heard if "has reached" in text] == [
-        f"validation loss {loss:.4g} has reached the replay floor {floor:.4g}: what is left is what this backbone "
+        f"validation loss {loss:.4g} has reached the replay error {replay_error:.4g}: what is left is what this backbone "
         f"computes otherwise than the recorded one, and no student can learn it"
         for loss in best
     ]
@@ -194,9 +205,9 @@ def test_a_student_whose_validation_is_no_number_gets_no_checkpoint(
     }
 
 
-def test_a_floor_that_is_no_number_is_refused(tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch):
+def test_a_replay_error_that_is_no_number_is_refused(tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch):
     nothing = ReplayError(error=float("nan"), by_step={}, relative=float("nan"))
-    monkeypatch.setattr(loop, "replay_floor", lambda *_, **__: nothing)
+    monkeypatch.setattr(loop, "replay_error", lambda *_, **__: nothing)
     with pytest.raises(TeacherError, match="the cached embeddings replay with an error of nan %"):
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
 

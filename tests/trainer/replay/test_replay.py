@@ -80,7 +80,9 @@ def test_other_pooled_vectors_would_not_replay(tmp_path, dev_teacher, prompt_fil
         )
 
 
-def test_a_student_trains_on_a_schnell_cache_and_its_floor_is_zero(tmp_path, schnell_teacher, prompt_file, t5_config):
+def test_a_student_trains_on_a_schnell_cache_and_its_replay_error_is_zero(
+    tmp_path, schnell_teacher, prompt_file, t5_config
+):
     build_cache(tmp_path / "c", schnell_teacher, prompt_file, pooled="clip", steps=2, batch_size=4, dtype="float32")
     heard = Heard()
     flags = {"steps": 2, "pretrain_steps": 1, "batch_size": 4, "checkpoint_every": 2}
@@ -88,7 +90,7 @@ def test_a_student_trains_on_a_schnell_cache_and_its_floor_is_zero(tmp_path, sch
     teacher = find_teacher(str(schnell_teacher), REPLAY_PARTS)
     cache, source = Cache.open(tmp_path / "c"), str(t5_config)
     train(tmp_path / "r", settings, {"c": cache}, teacher, CPU, heard, student_source=source, ignore_replay_error=False)
-    assert any(line.startswith("replay floor ") and "(0.00 % of the velocity's norm)" in line for line in heard.lines)
+    assert any(line.startswith("replay error ") and "(0.00 % of the velocity's norm)" in line for line in heard.lines)
     assert (tmp_path / "r/checkpoint-00000003").is_dir()
 
 

@@ -30,7 +30,7 @@ def test_an_attention_backend_is_used_said_and_recorded(tmp_path, small_cache, d
     heard = Listening()
     run = run_training(tmp_path / "run", small_cache, dev_teacher, t5_config, progress=heard, steps=2, **MATH)
     assert (
-        f"{small_cache} was recorded with attention sdpa, this run has _native_math: the replay floor tells what the "
+        f"{small_cache} was recorded with attention sdpa, this run has _native_math: the replay error tells what the "
         f"other rounding comes to"
     ) in heard.heard
     assert any(line.endswith("held out; transformer with attention _native_math") for line in heard.heard)

@@ -58,10 +58,10 @@ def test_the_term_of_a_stage_is_named(tmp_path, bare_cache, dev_teacher, t5_conf
         )
 
 
-def test_it_trains_by_replay_and_says_that_there_is_no_floor(tmp_path, bare_cache, dev_teacher, t5_config):
+def test_it_trains_by_replay_and_says_that_there_is_no_replay_error(tmp_path, bare_cache, dev_teacher, t5_config):
     progress = Listening()
     run_training(tmp_path / "run", bare_cache, dev_teacher, t5_config, progress=progress, steps=2)
-    assert any(line.startswith("no replay floor: ") and "--no-store-embeddings" in line for line in progress.heard)
+    assert any(line.startswith("no replay error: ") and "--no-store-embeddings" in line for line in progress.heard)
     assert not any("velocity's norm" in line for line in progress.heard)
 
 

@@ -93,7 +93,7 @@ def test_the_card_states_recipe_losses_digests_licence_and_how_to_load(exported,
         f"| teacher digest | `{digests['teacher']}` |",
         f"| sampling digest | `{digests['sampling']}` |",
         f"| validation loss at this checkpoint | {best['loss']:.6g} |",
-        "| replay floor (loss of a perfect student) | 0 |",
+        "| replay error (loss of a perfect student) | 0 |",
         f"| checkpoint | {best['checkpoint']} |",
         "| steps | 6 |",
         "| learning-rate | 0.001 |",
@@ -105,10 +105,10 @@ def test_the_card_states_recipe_losses_digests_licence_and_how_to_load(exported,
 
 def test_the_card_of_a_hub_teacher_names_it_as_base_model_and_flux_dev_is_non_commercial(exported):
     facts = facts_of(exported / "student", exported / "student")
-    flux = facts.model_copy(update={"teacher": "black-forest-labs/FLUX.1-dev", "guidance": None, "replay_floor": None})
+    flux = facts.model_copy(update={"teacher": "black-forest-labs/FLUX.1-dev", "guidance": None, "replay_error": None})
     card = card_of("diffusers", flux, text_length=77, parameters=1)
     assert "\nbase_model: black-forest-labs/FLUX.1-dev\n" in card and "non-commercial licence" in card
-    assert "No guidance was recorded." in card and "| replay floor (loss of a perfect student) | not measured |" in card
+    assert "No guidance was recorded." in card and "| replay error (loss of a perfect student) | not measured |" in card
 
 
 def test_the_config_carries_text_length_and_guidance_range(exported):

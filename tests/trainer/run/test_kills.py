@@ -69,9 +69,9 @@ def was_killed(work: Callable[[], object]) -> bool:
 
 
 def metrics(run: Path) -> list[dict]:
-    """Without what was timed, and the floor that each start measures anew."""
+    """Without what was timed, and the replay error that each start measures anew."""
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{**entry, "seconds": 0} for entry in entries if not {"replay_floor", "summary"} & entry.keys()]
+    return [{**entry, "seconds": 0} for entry in entries if not {"replay_error", "summary"} & entry.keys()]
 
 
 def assert_same_run(run: Path, other: Path) -> None:

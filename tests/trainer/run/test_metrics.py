@@ -48,9 +48,9 @@ def test_the_tags_of_entries():
         "validation/loss_step_00": 1.0,
         "validation/loss_step_01": 2.0,
     }
-    assert scalars({"validation_loss": {"dogs": 1.0}, "replay_floor": 0.5}) == {
+    assert scalars({"validation_loss": {"dogs": 1.0}, "replay_error": 0.5}) == {
         "validation/loss/dogs": 1.0,
-        "replay_floor": 0.5,
+        "replay_error": 0.5,
     }
     assert scalars({"stopped": "loss is nan", "records": ["a/b", "c"], "best": True, "none": None}) == {}
 
@@ -112,7 +112,7 @@ def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path):
     assert curve(tmp_path, "train/loss") == [(0, 10), (1, 11), (2, 12), (3, 13), (4, 24), (5, 25)]
     assert curve(tmp_path, "train/vision_loss") == curve(tmp_path, "train/loss")
     assert curve(tmp_path, "validation/loss") == [(2, 9), (4, 7), (6, 15)]
-    assert curve(tmp_path, "replay_floor") == [(-1, 0.01)]
+    assert curve(tmp_path, "replay_error") == [(-1, 0.01)]
     assert said == []
     killed.close()
 

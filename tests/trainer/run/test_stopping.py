@@ -161,7 +161,12 @@ def _wait_for(condition) -> None:
 @pytest.mark.slow
 def test_processes_stop_after_the_same_step_whichever_was_asked(tmp_path, cache_folder, dev_teacher, t5_config):
     settings = TrainFlags.from_flags(
-        student=str(t5_config), batch_size=4, floor=4, validate_rows=16, learning_rate=1e-3, **FLAGS | {"steps": 300}
+        student=str(t5_config),
+        batch_size=4,
+        replay_error=4,
+        validate_rows=16,
+        learning_rate=1e-3,
+        **FLAGS | {"steps": 300},
     ).settings()
 
     def work(processes) -> None:
