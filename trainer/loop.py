@@ -184,7 +184,7 @@ class Trainer:
         self._log(step=done, validation_loss=errors.mean, **by_step)
         return errors.mean
 
-    def measure_measure_replay_error(self, sources: Sequence[int] | None = None) -> ReplayError:
+    def measure_replay_error(self, sources: Sequence[int] | None = None) -> ReplayError:
         """The replay error under the loss, see validation.replay_error; from then on it is shown beside the loss."""
         self.replay_error = measure_replay_error(
             self.objective, self.feed, sources, rows=self.settings.replay_check, processes=self.processes

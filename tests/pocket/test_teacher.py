@@ -121,7 +121,7 @@ def test_heldout_captions_are_drawn_right(dtype: torch.dtype) -> None:
     assert all(scores[dimension] >= bound for dimension, bound in least.items()), scores
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -130,9 +130,9 @@ class Killed(Exception):
 def test_a_killed_run_goes_on_to_the_same_bytes(moment: str, whole: dict[str, str], tmp_path: Path) -> None:
     def say(line: str) -> None:
         if line.startswith(moment):
-            raise Killed
+            raise KilledError
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         make_teacher(TINY, tmp_path / "teacher", say)
     assert not (tmp_path / "teacher").exists()
     make_teacher(TINY, tmp_path / "teacher", lambda line: None)
@@ -152,9 +152,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def test_a_run_refuses_the_states_of_another_recipe(tmp_path: Path) -> None:
     def say(line: str) -> None:
-        raise Killed
+        raise KilledError
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         make_teacher(TINY, tmp_path / "teacher", say)
     with pytest.raises(ValueError, match="states of another recipe"):
         make_teacher(replace(TINY, seed=1), tmp_path / "teacher", say)

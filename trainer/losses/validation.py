@@ -176,7 +176,7 @@ def replay_error_text(replay_error: ReplayError, recorded: Quantization, here: Q
     )
 
 
-def check_measure_replay_error(replay_error: ReplayError, recorded: Quantization, here: Quantization) -> None:
+def check_replay_error(replay_error: ReplayError, recorded: Quantization, here: Quantization) -> None:
     """Raise TeacherError for a replay error that the weights do not explain."""
     quantized = here not in ("none", recorded)
     limit = LARGEST_BIAS if quantized else LARGEST_REPLAY_ERROR

@@ -190,11 +190,11 @@ def _newest_whole(run: Path, say: Callable[[str], None], *, averaged: bool) -> _
     folders = checkpoints(run)
     for other in [path for path in named_like_checkpoints(run) if path not in folders]:
         say(f"{other} is no checkpoint that this run wrote under this name: it is left alone")
-    problems: list[_DamagedCheckpoint] = []
+    problems: list[_DamagedCheckpointError] = []
     for folder in reversed(folders):
         try:
             saved = _read(folder, averaged=averaged)
-        except _DamagedCheckpoint as error:
+        except _DamagedCheckpointError as error:
             problems.append(error)
             continue
         for problem in problems:
@@ -209,12 +209,12 @@ def _newest_whole(run: Path, say: Callable[[str], None], *, averaged: bool) -> _
     return None
 
 
-class _DamagedCheckpoint(RunError):
+class _DamagedCheckpointError(RunError):
     """A file of a checkpoint is missing, or not the bytes that were written."""
 
 
 def _read(folder: Path, *, averaged: bool) -> _Saved:
-    """A whole checkpoint; _DamagedCheckpoint, or RunError where the system does not let it be read."""
+    """A whole checkpoint; _DamagedCheckpointError, or RunError where the system does not let it be read."""
     try:
         state: dict[str, Any] = json.loads((folder / STATE_FILE).read_bytes())
         _check_state(state)
@@ -227,7 +227,7 @@ def _read(folder: Path, *, averaged: bool) -> _Saved:
         refused = error if isinstance(error, OSError) else error.__cause__
         if isinstance(refused, OSError) and not isinstance(refused, _NOT_THERE):
             raise _refused(folder, refused) from error
-        raise _DamagedCheckpoint(f"{folder} cannot be read ({_reason(error)})") from error
+        raise _DamagedCheckpointError(f"{folder} cannot be read ({_reason(error)})") from error
     return _Saved(folder=folder, state=state, judged=judged, trained=trained, moments=moments)
 
 

@@ -27,7 +27,7 @@ BOTH = pytest.mark.parametrize("form", ["zarr", "webdataset"])
 STAGED = {"zarr": 9, "webdataset": 2}
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -39,7 +39,7 @@ class Mortal:
     def _live(self):
         self.left -= 1
         if self.left < 0:
-            raise Killed
+            raise KilledError
 
     def replace(self, path, data):
         self._live()
@@ -81,7 +81,7 @@ def test_killed_at_any_step_it_is_the_old_cache_or_one_that_whoever_comes_finish
         shutil.copytree(tmp_path / "old", path)
         folder = MortalLocal(path)
         folder.left = step
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             extended(folder, prompts, samples_per_prompt=2)
         staged = (path / "next/manifest.json").exists()
         states.append((staged, opens(path)))
@@ -134,7 +134,7 @@ def test_on_a_store_too_it_is_finished_by_whoever_comes(s3, tmp_path):
         write_keyed_cache(url, prompts[:6], format="webdataset")
         folder = MortalObjects(url)
         folder.left = step
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             extended(folder, prompts)
         extended(url, prompts)
         remote = open_folder(url)
@@ -159,7 +159,7 @@ def test_of_two_who_extend_a_store_at_once_the_second_is_told_who_writes(s3, mon
 def interrupted(path: Path, prompts, step: int) -> None:
     folder = MortalLocal(path)
     folder.left = step
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         extended(folder, prompts)
 
 
