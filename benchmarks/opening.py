@@ -82,7 +82,7 @@ def record_of(manifest: Manifest, kind: Kind, shard: ShardRange, files: dict[str
             for field in fields_of(manifest, kind)
         )
     return CommitRecord(
-        kind=kind, shard=shard.shard, generation=0, rows=shard.rows, files=listed, provenance=PROVENANCE,
+        kind=kind, shard=shard.shard, segment=0, rows=shard.rows, files=listed, provenance=PROVENANCE,
         content=xxh3_128(str(shard.first).encode()), raw_bytes=184_000_000 + shard.shard,
         seconds=40.125 + shard.shard % 7, finished_at="2026-11-21T04:00:00+00:00",
     )  # fmt: skip

@@ -127,10 +127,10 @@ def _other(sample_index: dict[str, Any]) -> str:
 def samples_per_prompt_of(cache: Cache, prompt: int) -> list[dict[str, Any]]:
     """All trajectories of a prompt that were asked for, by replica, and whether each is committed."""
     numbers = {
-        generation.first_sample + sample_index
-        for generation in cache.manifest.prompts.segments
-        if 0 <= prompt - generation.first_prompt < generation.prompts
-        for sample_index in range(generation.samples_per_prompt)
+        segment.first_sample + sample_index
+        for segment in cache.manifest.prompts.segments
+        if 0 <= prompt - segment.first_prompt < segment.prompts
+        for sample_index in range(segment.samples_per_prompt)
     }
     identity = cache.prompts[prompt].id
     found = []

@@ -45,7 +45,7 @@ class Trajectory:
 
 
 def trajectory_key(prompt_id: str, sample_index: int) -> str:
-    """Name of a trajectory: the same in every cache, format and generation."""
+    """Name of a trajectory: the same in every cache, format and segment."""
     return f"{prompt_id}-{sample_index:04d}"
 
 

@@ -196,7 +196,7 @@ class CacheWriter:
         return CommitRecord(
             kind=kind,
             shard=shard.shard,
-            generation=shard.generation,
+            segment=shard.segment,
             rows=shard.rows,
             content=content_digest(
                 self._sampling_digest,

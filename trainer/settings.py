@@ -224,7 +224,7 @@ class TrainFlags(TrainOptions):
     def settings(self) -> TrainSettings:
         """The same run as stages."""
         options = {name: getattr(self, name) for name in StageOptions.model_fields}
-        shared = {name: options[name] for name in ("batch_size", "grad_accum_steps", "decay", "lr_warmup_steps")}
+        shared = {name: options[name] for name in ("batch_size", "grad_accum_steps", "lr_schedule", "lr_warmup_steps")}
         rate = self.pretrain_lr or self.learning_rate
         stages = []
         if self.pretrain_steps:

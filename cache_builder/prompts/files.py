@@ -95,7 +95,7 @@ def read_prompts(sources: Sequence[PromptSource | Path | str], *, limit: int | N
     merged: dict[str, _Merged] = {}
     counts = tuple(_merge(PromptSource.of(source), merged, limit) for source in sources)
     texts = (SourcedText(text=m.text, sources=tuple(m.names), repeat=m.repeat) for m in merged.values())
-    # Stable: prompts with more replicas are one generation, and come first.
+    # Stable: prompts with more replicas are one segment, and come first.
     return PromptsRead(texts=tuple(sorted(texts, key=lambda text: -text.repeat)), counts=counts, limit=limit)
 
 

@@ -113,7 +113,7 @@ class _Recompute:
             for batch in batches:
                 shard = self._shard(batch[0])
                 backbone = self.networks.backbone(self._attention(batch[0]))
-                part = ShardRange(shard=shard.shard, generation=shard.generation, first=batch[0], rows=len(batch))
+                part = ShardRange(shard=shard.shard, segment=shard.segment, first=batch[0], rows=len(batch))
                 arrays = sample_shard(self.cache, backbone, part, len(batch), bar, lambda: None)
                 for index in (index for index in drawn if index in batch):
                     row = {name: array[index - batch[0]][None] for name, array in arrays.items()}

@@ -11,12 +11,12 @@ from secondcast.commands.shell.resuming import GO_ON
 _OURS: dict[tuple[str, ...], str] = {
     ("--learning-rate",): "lr unet-lr text-encoder-lr",
     ("--lr-warmup-steps",): "warmup warmup-ratio lr-warmup num-warmup-steps",
-    ("--decay",): "lr-scheduler lr-scheduler-type lr-schedule scheduler-type",
+    ("--lr-schedule",): "lr-scheduler lr-scheduler-type scheduler-type",
     ("--weight-decay",): "adam-weight-decay wd",
-    ("--clip",): "max-grad-norm gradient-clipping gradient-clip-val grad-clip clip-grad-norm",
-    ("--accumulate",): "gradient-accumulation-steps gradient-accumulation grad-accum-steps accumulation-steps",
-    ("--checkpoint-blocks",): "gradient-checkpointing gradient-checkpointing-interval activation-checkpointing",
-    ("--resident-blocks",): (
+    ("--max-grad-norm",): "gradient-clipping gradient-clip-val grad-clip clip-grad-norm",
+    ("--grad-accum-steps",): "gradient-accumulation-steps gradient-accumulation accumulation-steps",
+    ("--activation-checkpointing",): "gradient-checkpointing gradient-checkpointing-interval",
+    ("--gpu-blocks",): (
         "blocks-to-swap block-swap cpu-offload enable-model-cpu-offload offload low-vram lowvram medvram group-offload"
     ),
     ("--steps",): (
@@ -41,20 +41,20 @@ _OURS: dict[tuple[str, ...], str] = {
         "prompt prompt-file prompts-file from-file validation-prompt dataset dataset-name dataset-config data "
         "train-data-dir instance-data-dir data-dir train-data caption-file captions"
     ),
-    ("--replicas",): "num-images-per-prompt num-images images-per-prompt repeats num-samples-per-prompt",
-    ("--limit", "--count"): "max-train-samples max-samples num-samples num-prompts max-prompts n",
+    ("--samples-per-prompt",): "num-images-per-prompt num-images images-per-prompt repeats num-samples-per-prompt",
+    ("--limit", "--num-prompts", "--num-trajectories"): "max-train-samples max-samples num-samples max-prompts n count",
     ("--checkpoint-every",): (
         "checkpointing-steps checkpoint-step-interval checkpoint-interval save-steps save-every save-every-n-steps "
         "validation-steps validation-epochs eval-steps eval-every sample-every"
     ),
-    ("--keep",): "checkpoints-total-limit save-total-limit max-step-saves-to-keep save-last-n-steps keep-checkpoints",
-    ("--log-to",): "report-to log-with logger tracker wandb tensorboard use-wandb",
-    ("--ema",): "use-ema ema-decay ema-validation",
-    ("--huber",): "huber-c huber-delta huber-schedule",
+    ("--keep-checkpoints",): "checkpoints-total-limit save-total-limit max-step-saves-to-keep save-last-n-steps",
+    ("--report-to",): "log-with logger tracker wandb tensorboard use-wandb",
+    ("--ema-decay",): "use-ema ema-validation",
+    ("--huber-delta",): "huber-c huber-schedule",
     ("--loss",): "loss-type loss-fn",
-    ("--step-weights",): "weighting-scheme timestep-weighting snr-gamma min-snr-gamma timestep-sampling",
+    ("--timestep-weighting",): "weighting-scheme snr-gamma min-snr-gamma timestep-sampling",
     ("--config",): "settings recipe config-file config-path c",
-    ("--shard-student",): "fsdp use-fsdp deepspeed use-deepspeed zero-stage",
+    ("--fsdp",): "use-fsdp deepspeed use-deepspeed zero-stage",
     ("--workers",): "num-processes num-gpus gpus multi-gpu nproc-per-node num-workers dataloader-num-workers gpu-ids",
     ("--worker",): "num-machines machine-rank rank world-size",
     ("--attention-backend",): (

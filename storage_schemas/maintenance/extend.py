@@ -27,7 +27,7 @@ def extend(
 
     Where all of it is asked for already, nothing changes: so the same call goes on after an interruption. Prompts that
     are there keep their number and their line of prompts.jsonl, byte for byte: names of further sources that they come
-    from now are not added. Shards get the size of the first generation's.
+    from now are not added. Shards get the size of the first segment's.
     Raises NotACacheError where there is no cache, SettingsMismatchError for another teacher or sampling, ShardLockedError where another
     builder extends the cache just now.
     """
@@ -123,7 +123,7 @@ def _plan(folder: Folder, wanted: Manifest, prompts: list[Prompt]) -> _Plan:
     if segments != base.prompts.segments:
         lines += encode_prompts(new)[0]
         stated = prompt_set_fields([*there, *new]) | {"bytes": len(lines), "xxh3_128": xxh3_128(lines)}
-        manifest = base.model_copy(update={"prompts": PromptSet(**{**stated, "generations": segments})})
+        manifest = base.model_copy(update={"prompts": PromptSet(**{**stated, "segments": segments})})
         files = _files(manifest, lines)
         vouched = {name: xxh3_128(data) for name, data in files.items() if name != PROMPTS_FILE}
         manifest = manifest.model_copy(update={"metadata": vouched})

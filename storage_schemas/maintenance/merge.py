@@ -29,7 +29,7 @@ def merge(caches: Sequence[Cache], location: Location, progress: Progress) -> Re
     sources = [Source(cache) for cache in caches]
     prompts = merged_prompts(sources)
     segments = merged_segments(sources, prompts)
-    planned = sum(generation.prompts * generation.samples_per_prompt for generation in segments)
+    planned = sum(segment.prompts * segment.samples_per_prompt for segment in segments)
     dropped = sum(cache.planned for cache in caches) - planned
     progress.say(
         f"{counted(planned, 'trajectory')} of {len(prompts)} prompts out of {counted(len(caches), 'cache')} "
@@ -94,7 +94,7 @@ def _check_same_text(known: Prompt, prompt: Prompt, cache: Cache) -> None:
 
 
 def merged_segments(sources: Sequence[Source], prompts: Sequence[Prompt]) -> tuple[Segment, ...]:
-    """The first cache's generations, then what each further cache adds, in its shards' size."""
+    """The first cache's segments, then what each further cache adds, in its shards' size."""
     numbers = {prompt.id: number for number, prompt in enumerate(prompts)}
     segments = list(sources[0].cache.manifest.prompts.segments)
     size = segments[0].shard_size

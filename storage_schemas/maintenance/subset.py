@@ -30,7 +30,7 @@ def subset(
     numbers = _selected(whole, sources, listed, progress)[:count]
     prompts = [whole.prompts[number] for number in numbers]
     segments = _cut_down(cache.manifest.prompts.segments, numbers)
-    planned = sum(generation.prompts * generation.samples_per_prompt for generation in segments)
+    planned = sum(segment.prompts * segment.samples_per_prompt for segment in segments)
     progress.say(f"{len(prompts)} of {len(whole.prompts)} prompts, {planned} of {cache.planned} trajectories")
     manifest = cache.manifest.model_copy(update={"prompts": PromptSet(segments=segments, **prompt_set_fields(prompts))})
     return rewrite(location, manifest, prompts, [whole], progress, title="subset")
@@ -68,13 +68,13 @@ def _numbers(whole: Source, listed: Iterable[str], progress: Progress) -> set[in
 
 
 def _cut_down(segments: Iterable[Segment], numbers: list[int]) -> tuple[Segment, ...]:
-    """Of each generation the selected prompts, which stay side by side; one that has none is left out."""
+    """Of each segment the selected prompts, which stay side by side; one that has none is left out."""
     kept = []
-    for generation in segments:
-        begin = bisect_left(numbers, generation.first_prompt)
-        end = bisect_left(numbers, generation.first_prompt + generation.prompts)
+    for segment in segments:
+        begin = bisect_left(numbers, segment.first_prompt)
+        end = bisect_left(numbers, segment.first_prompt + segment.prompts)
         if end > begin:
-            kept.append(generation.model_copy(update={"first_prompt": begin, "prompts": end - begin}))
+            kept.append(segment.model_copy(update={"first_prompt": begin, "prompts": end - begin}))
     return tuple(kept)
 
 

@@ -202,7 +202,7 @@ class _Walk:
         self, key: tuple[Kind, int], record: CommitRecord, files: CommittedFiles, ids: list[str] | None
     ) -> None:
         planned = self.shards.get(key)
-        if planned is None or (planned.rows, planned.generation) != (record.rows, record.generation):
+        if planned is None or (planned.rows, planned.segment) != (record.rows, record.segment):
             self._note(record_path(*key), "is of a shard that the manifest does not plan", key, repeated=False)
             return
         if ids is not None and record.content != shard_content(self.manifest, key[0], planned, ids):

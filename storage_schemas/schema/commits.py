@@ -48,7 +48,7 @@ class CommitRecord(Record):
 
     kind: Kind
     shard: int
-    generation: int
+    segment: int
     rows: int
     content: str
     files: tuple[FileRecord, ...]

@@ -15,7 +15,7 @@ _BEFORE, _AFTER = 30, 100
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A field by its path (`prompts.generations[0].replicas`), and both values as JSON; what is absent is null."""
+    """A field by its path (`prompts.segments[0].replicas`), and both values as JSON; what is absent is null."""
 
     path: str
     one: str

@@ -1,4 +1,4 @@
-"""Which trajectory lies where: arithmetic over the generations of a manifest, nothing is stored."""
+"""Which trajectory lies where: arithmetic over the segments of a manifest, nothing is stored."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class ShardRange:
     """The items (trajectories, or prompts) that a shard holds: [first, first + rows)."""
 
     shard: int
-    generation: int
+    segment: int
     first: int
     rows: int
 
@@ -32,7 +32,7 @@ class Shards(Sequence[ShardRange]):
     """Shards of one kind, computed when asked for: a large cache has tens of thousands."""
 
     def __init__(self, parts: Sequence[tuple[int, int]]) -> None:
-        """`parts`: number of items and shard size of each generation; no shard holds items of two."""
+        """`parts`: number of items and shard size of each segment; no shard holds items of two."""
         self._parts = tuple(parts)
         self._first_shards = [0, *accumulate(-(-count // size) for count, size in parts)]
         self._first_items = [0, *accumulate(count for count, _ in parts)]
@@ -50,7 +50,7 @@ class Shards(Sequence[ShardRange]):
         count, size = self._parts[part]
         begin = (index - self._first_shards[part]) * size
         first = self._first_items[part] + begin
-        return ShardRange(shard=index, generation=part, first=first, rows=min(size, count - begin))
+        return ShardRange(shard=index, segment=part, first=first, rows=min(size, count - begin))
 
     @property
     def items(self) -> int:
@@ -75,12 +75,12 @@ class Layout:
         self._firsts = [0, *accumulate(counts)][:-1]
         self._first_shards = [0, *accumulate(shards)][:-1]
         self.trajectories = Shards([(count, g.shard_size) for count, g in zip(counts, segments, strict=True)])
-        # A generation that only adds replicas brings no new prompts, hence no new embeddings.
+        # A segment that only adds replicas brings no new prompts, hence no new embeddings.
         known = 0
         new_prompts = []
-        for generation in segments:
-            end = generation.first_prompt + generation.prompts
-            new_prompts.append((max(0, end - known), generation.shard_size))
+        for segment in segments:
+            end = segment.first_prompt + segment.prompts
+            new_prompts.append((max(0, end - known), segment.shard_size))
             known = max(known, end)
         self.embeddings = Shards(new_prompts)
 
@@ -92,13 +92,13 @@ class Layout:
         """Where trajectory `index` (0 .. N-1) lies; IndexError outside."""
         if 0 <= index < len(self):
             number = bisect_right(self._firsts, index) - 1
-            generation = self._segments[number]
+            segment = self._segments[number]
             local = index - self._firsts[number]
-            sample_index, prompt = divmod(local, generation.prompts)
-            shard, row = divmod(local, generation.shard_size)
+            sample_index, prompt = divmod(local, segment.prompts)
+            shard, row = divmod(local, segment.shard_size)
             return RowLocation(
-                prompt=generation.first_prompt + prompt,
-                sample_index=generation.first_sample + sample_index,
+                prompt=segment.first_prompt + prompt,
+                sample_index=segment.first_sample + sample_index,
                 shard=self._first_shards[number] + shard,
                 row=row,
             )
@@ -106,10 +106,10 @@ class Layout:
 
     def find(self, prompt: int, sample_index: int) -> int | None:
         """Number of the trajectory of a prompt and replica, the inverse of `place`; None if it was not asked for."""
-        for first, generation in zip(self._firsts, self._segments, strict=True):
-            row, column = sample_index - generation.first_sample, prompt - generation.first_prompt
-            if 0 <= row < generation.samples_per_prompt and 0 <= column < generation.prompts:
-                return first + row * generation.prompts + column
+        for first, segment in zip(self._firsts, self._segments, strict=True):
+            row, column = sample_index - segment.first_sample, prompt - segment.first_prompt
+            if 0 <= row < segment.samples_per_prompt and 0 <= column < segment.prompts:
+                return first + row * segment.prompts + column
         return None
 
     def embedding_place(self, prompt: int) -> tuple[int, int]:
@@ -119,11 +119,11 @@ class Layout:
 
     def embedding_shards_of(self, shard: ShardRange) -> set[int]:
         """Numbers of the embedding shards that hold the prompts of a trajectory shard."""
-        generation, begin = self._segments[shard.generation], self.place(shard.first).prompt
-        end = generation.first_prompt + generation.prompts
+        segment, begin = self._segments[shard.segment], self.place(shard.first).prompt
+        end = segment.first_prompt + segment.prompts
         # A shard may go on with the first prompts, of the next replica.
-        after = generation.first_prompt + min(generation.prompts, max(0, begin + shard.rows - end))
-        parts = ((begin, min(end, begin + shard.rows)), (generation.first_prompt, after))
+        after = segment.first_prompt + min(segment.prompts, max(0, begin + shard.rows - end))
+        parts = ((begin, min(end, begin + shard.rows)), (segment.first_prompt, after))
         return {
             number
             for first, last in parts

@@ -172,7 +172,7 @@ class Sampling(Record):
 class Segment(Record):
     """One build or extension: a range of prompts times a range of replicas, cut into shards of fixed size.
 
-    Its trajectories are ordered by replica, then prompt. A shard never holds two generations.
+    Its trajectories are ordered by replica, then prompt. A shard never holds two segments.
     """
 
     first_prompt: int = Field(ge=0)

@@ -1,4 +1,4 @@
-"""From replicas that are wanted to generations: what is there stays, what is added comes behind it.
+"""From replicas that are wanted to segments: what is there stays, what is added comes behind it.
 
 Replicas of a prompt are the bits of an integer: bit r stands for replica r.
 """
@@ -10,7 +10,7 @@ from secondcast.storage_schemas.schema.manifest import Segment
 
 
 def samples_per_prompt_of(segments: Iterable[Segment]) -> dict[int, int]:
-    """By number of prompt the replicas that generations ask for."""
+    """By number of prompt the replicas that segments ask for."""
     found: dict[int, int] = {}
     for g in segments:
         bits = ((1 << g.samples_per_prompt) - 1) << g.first_sample

@@ -41,7 +41,7 @@ def whole(tmp_path_factory, dev_teacher):
     file = folder / "animals.txt"
     file.write_text("".join(f"a red dog {i}\n" for i in range(6)))
     for form in ("zarr", "webdataset"):
-        build_cache(folder / form, dev_teacher, file, format=form, embeddings="none")
+        build_cache(folder / form, dev_teacher, file, format=form, store_embeddings=False)
     return folder
 
 
@@ -64,7 +64,7 @@ def test_a_finished_cache_without_embeddings_has_no_trace_of_them_and_the_same_t
 @BOTH
 @pytest.mark.parametrize(("stage", "count"), [("text", 1), ("text", 2), ("sample", 1), ("sample", 3), ("sample", 4)])
 def test_stopped_in_any_stage_it_ends_with_the_same_bytes(tmp_path, dev_teacher, whole, form, stage, count):
-    flags = {"format": form, "embeddings": "none"}
+    flags = {"format": form, "store_embeddings": False}
     with pytest.raises(KeyboardInterrupt):
         build_cache(tmp_path / "c", dev_teacher, whole / "animals.txt", progress=StopIn(stage, count), **flags)
     assert holds_embeddings(tmp_path / "c")
@@ -78,7 +78,7 @@ def test_stopped_in_any_stage_it_ends_with_the_same_bytes(tmp_path, dev_teacher,
 def test_stopped_while_dropping_it_drops_the_rest_without_the_teacher(
     tmp_path, dev_teacher, whole, form, deleted, monkeypatch
 ):
-    flags = {"format": form, "embeddings": "none"}
+    flags = {"format": form, "store_embeddings": False}
     left = deleted
     unlink = Path.unlink
 
@@ -101,10 +101,10 @@ def test_stopped_while_dropping_it_drops_the_rest_without_the_teacher(
 
 
 def test_a_lost_shard_is_sampled_anew_and_the_embeddings_go_again(tmp_path, dev_teacher, whole):
-    build_cache(tmp_path / "c", dev_teacher, whole / "animals.txt", embeddings="none")
+    build_cache(tmp_path / "c", dev_teacher, whole / "animals.txt", store_embeddings=False)
     (tmp_path / "c/commits/index.json").unlink()
     (tmp_path / "c/commits/trajectories-000001.json").unlink()
-    build_cache(tmp_path / "c", dev_teacher, whole / "animals.txt", embeddings="none")
+    build_cache(tmp_path / "c", dev_teacher, whole / "animals.txt", store_embeddings=False)
     assert not holds_embeddings(tmp_path / "c") and data_files(tmp_path / "c") == data_files(whole / "zarr")
 
 
@@ -132,7 +132,7 @@ def test_compact_is_what_a_build_takes_by_itself(whole):
     ("flags", "message"),
     [
         ({"compression": "int8"}, r"codec int8 rounds the velocity, .* exact one; use --latents stored"),
-        ({"compression": "zip"}, r"--compression: Input should be 'plain', 'compact' or 'int8' \(found 'zip'\)"),
+        ({"compression": "zip"}, r"--compression: Input should be 'none', 'lossless' or 'int8' \(found 'zip'\)"),
         ({"embeddings": "some"}, r"--embeddings: Input should be 'stored' or 'none' \(found 'some'\)"),
     ],
 )

@@ -94,7 +94,7 @@ def test_an_unfinished_build_may_be_extended(tmp_path, dev_teacher, texts):
 
 @BOTH
 def test_embeddings_that_are_not_kept_are_made_again_only_where_they_are_needed(tmp_path, dev_teacher, texts, form):
-    flags = {"format": form, "embeddings": "none", **FP32}
+    flags = {"format": form, "store_embeddings": False, **FP32}
     build_cache(tmp_path / "c", dev_teacher, texts["first"], **flags)
     with pytest.raises(KeyboardInterrupt):
         build_cache(
@@ -142,7 +142,7 @@ def test_other_settings_are_refused_before_anything_changes(tmp_path, dev_teache
         build_cache(tmp_path / "c", dev_teacher, texts["all"], **FP32)
     with pytest.raises(
         SettingsMismatchError,
-        match=r"generations\[0\].replicas = 1, you asked for 2: .*; `secondcast build --extend` adds prompts or r",
+        match=r"segments\[0\].samples_per_prompt = 1, you asked for 2: .*; `secondcast build --extend` adds prompts or r",
     ):
         build_cache(tmp_path / "c", dev_teacher, texts["first"], samples_per_prompt=2, **FP32)
     assert touched(tmp_path / "c") == before
@@ -161,8 +161,8 @@ def test_the_command_line_extends_and_says_by_what(tmp_path, texts, dev_teacher,
     code, said, heard = secondcast(*words, texts["all"], "--extend", "--samples-per-prompt", 2)
     assert code == 0 and "18 trajectories of 9 prompts" in said
     assert "extended by 12 trajectories and 3 prompts, to 18 trajectories of 9 prompts" in " ".join(heard.split())
-    segments = json.loads((tmp_path / "c/manifest.json").read_bytes())["prompts"]["generations"]
-    assert [(g["first_prompt"], g["prompts"], g["first_replica"], g["replicas"]) for g in segments] == [
+    segments = json.loads((tmp_path / "c/manifest.json").read_bytes())["prompts"]["segments"]
+    assert [(g["first_prompt"], g["prompts"], g["first_sample"], g["samples_per_prompt"]) for g in segments] == [
         (0, 6, 0, 1), (0, 6, 1, 1), (6, 3, 0, 2),
     ]  # fmt: skip
     code, said, heard = secondcast(*words, texts["two"], "--extend")

@@ -145,7 +145,7 @@ def test_needed_embeddings_are_those_of_the_prompts_of_the_shards(samples_per_pr
     prompts = some_prompts(len(samples_per_prompt))
     segments = added_segments({}, dict(enumerate(samples_per_prompt)), shard_size=size)
     manifest = some_manifest(prompts)
-    changed = manifest.prompts.model_copy(update={"generations": segments, "count": len(prompts)})
+    changed = manifest.prompts.model_copy(update={"segments": segments, "count": len(prompts)})
     writer = CacheWriter(None, manifest.model_copy(update={"prompts": changed}), prompts)
     layout = Layout(segments)
     for shard in layout.trajectories:

@@ -132,7 +132,7 @@ def test_a_lost_shard_with_pooled_vectors_is_rebuilt_to_the_same_bytes(tmp_path,
         ),
         ({"text_length": 0}, r"--text-length: .*greater than or equal to 1 \(found 0\)"),
         (
-            {"pooled": "clip", "embeddings": "none"},
+            {"pooled": "clip", "store_embeddings": False},
             "^--pooled clip does not go with --no-store-embeddings: replay needs",
         ),
         ({"height": 16}, "^--height is given without --width: give both, or --resolution for a square$"),

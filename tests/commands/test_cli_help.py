@@ -211,7 +211,7 @@ def test_what_only_prints_imports_nothing_heavy():
         (["subset", "a", "b", "--num-prompts", "many"], "Invalid value for '--num-prompts': "),
         (
             ["build", "c", "--compression", "zip"],
-            "Invalid value for '--compression': 'zip' is not one of 'plain', 'compact'",
+            "Invalid value for '--compression': 'zip' is not one of 'none', 'lossless'",
         ),
     ],
 )

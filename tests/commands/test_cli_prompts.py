@@ -131,7 +131,7 @@ def test_a_build_reads_stdin_once_and_a_twin_of_a_prompt_is_no_second_one(monkey
     words = ["build", "c", "--teacher", "pocket", "--prompts", "-", "--steps", 1]
     code, said, heard = secondcast(*words, capsys=capsys)
     assert code == 0 and "2 trajectories of 2 prompts" in said
-    assert "2 distinct prompts x 1 replica = 2 trajectories (1 empty and 1 repeated lines skipped)" in heard
+    assert "2 distinct prompts x 1 sample = 2 trajectories (1 empty and 1 repeated lines skipped)" in heard
     cache = Cache.open("c")
     assert [prompt.text for prompt in cache.prompts] == ["a red  circle", "a blue square"]
     assert cache.prompts[0].id == prompt_id("a red circle") and cache.manifest.prompts.sources == {"stdin": 2}

@@ -35,7 +35,7 @@ def test_every_option_of_training_is_a_flag_and_a_key(tmp_path, words, capsys):
     assert {key: settings.get(key, main.get(key)) for key in OPTIONS if not key.startswith("warmup")} == {
         key: value for key, value in OPTIONS.items() if not key.startswith("warmup")
     }
-    assert (warm_up["loss"], warm_up["steps"], warm_up["batch_size"], warm_up["huber"]) == ("context", 1, 4, None)
+    assert (warm_up["loss"], warm_up["steps"], warm_up["batch_size"], warm_up["huber_delta"]) == ("context", 1, 4, None)
     for told in (
         "stage warm-up (context), mean of 1 step: ", "stage main (vision), mean of 2 steps: ", " samples/s; data wait ",
         "backbone forward ", "validation and checkpoints ", "peak memory ",

@@ -129,7 +129,7 @@ def test_teacher_and_untrained_student_lead_beside_the_student(student, recorded
 
 
 def test_a_cache_without_embeddings_has_no_replay_error_and_no_teacher_that_leads(tmp_path, student, dev_teacher):
-    cache = build_recorded(tmp_path / "c", dev_teacher, trained=0, held_out=ROWS, embeddings="none")
+    cache = build_recorded(tmp_path / "c", dev_teacher, trained=0, held_out=ROWS, store_embeddings=False)
     heard = Listening()
     chosen = CacheScoring.from_flags(closed_loop=1, count=1, batch_size=ROWS, timesteps=(0,))
     found = evaluate_on_cache(student, Cache.open(cache), replayed(dev_teacher), chosen, device=CPU, progress=heard)

@@ -82,9 +82,9 @@ def test_fewer_steps_and_trajectories_are_a_part_of_all_bit_for_bit(student, rec
         assert row == (whole.errors.mean_square[keys.index(one.key)][1],)
 
 
-@pytest.mark.parametrize("flags", [{"modulation": "live"}, {"gpu_blocks": 1}])
+@pytest.mark.parametrize("flags", [{"modulation": "gpu"}, {"gpu_blocks": 1}])
 def test_options_of_memory_change_no_bit(student, recorded, dev_teacher, flags):
-    few = {"count": 2, "steps_of": (0, 1)}
+    few = {"num_trajectories": 2, "timesteps": (0, 1)}
     plain, other = (evaluated(student, recorded, dev_teacher, **few | more) for more in ({}, flags))
     assert (plain.errors, plain.replay_error) == (other.errors, other.replay_error)
 

@@ -63,7 +63,7 @@ def test_a_cache_still_being_built_says_how_far_it_is(cache, tmp_path):
 def test_a_trajectory_is_shown_with_its_own_numbers(cache):
     facts = describe(cache, 4)
     trajectory = cache.trajectory(4)
-    assert (facts["prompt"], facts["replica"], facts["guidance"]) == ("two cats", 1, trajectory.guidance)
+    assert (facts["prompt"], facts["sample_index"], facts["guidance"]) == ("two cats", 1, trajectory.guidance)
     assert facts["tokens"][-1] == "</s>" and facts["tokens"][0] == "▁two"
     velocity = trajectory.velocity_KSC[2].astype(np.float64)
     assert facts["steps"][2]["velocity_rms"] == pytest.approx(np.sqrt((velocity**2).mean()))

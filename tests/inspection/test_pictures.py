@@ -133,7 +133,7 @@ def test_a_comparison_has_the_numbers_of_an_evaluation(tmp_path, recorded, stude
 
 def test_named_trajectories_are_compared_and_trained_ones_are_called_so(tmp_path, dev_teacher, t5_config, capsys):
     pytest.importorskip("skimage")
-    cache = build_recorded(tmp_path / "c", dev_teacher, held_out=0, trained=ROWS, embeddings="none")
+    cache = build_recorded(tmp_path / "c", dev_teacher, held_out=0, trained=ROWS, store_embeddings=False)
     student = make_student(tmp_path / "s", t5_config, cache)
     words = ["compare", cache, "--student", student, "--backbone", dev_teacher, "--batch-size", ROWS, "--quiet"]
     words += ["--out", tmp_path / "sheet.png"]

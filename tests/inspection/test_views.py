@@ -174,11 +174,11 @@ def test_a_prompt_leads_to_its_own_trajectory_whatever_the_generations(tmp_path)
     cache = Cache.open(tmp_path / "c")
     assert first_trajectory(cache, 3) == 7 and cache.trajectory(7).prompt == 3
     found = samples_per_prompt_of(cache, 1)
-    assert [(one["index"], one["replica"], one["committed"]) for one in found] == [
+    assert [(one["index"], one["sample_index"], one["committed"]) for one in found] == [
         (1, 0, True), (3, 1, True), (5, 2, False)
     ]  # fmt: skip
     said = dict(line.strip().split("  ", 1) for line in trajectory_lines(describe(cache, 3), "c")[:7])
-    assert said["replica"] == (
+    assert said["sample_index"] == (
         "1, one of 3 of this prompt; the others are trajectories 1, 5 (not built yet): `secondcast inspect show c 1`"
     )
     assert "the only one of this prompt" in "\n".join(trajectory_lines(describe(cache, 7), "c"))

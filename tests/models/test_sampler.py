@@ -257,8 +257,8 @@ def test_noise_is_a_function_of_seed_prompt_and_replica_and_pinned():
         [-1.1376022100448608, -1.954184889793396],
         [1.7362372875213623, -1.4660800695419312],
     ]
-    for other in ({"seed": 1}, {"prompt_id": "1" * 32}, {"replica": 1}):
-        assert not np.array_equal(draw(**{"seed": 0, "prompt_id": "0" * 32, "replica": 0} | other), noise)
+    for other in ({"seed": 1}, {"prompt_id": "1" * 32}, {"sample_index": 1}):
+        assert not np.array_equal(draw(**{"seed": 0, "prompt_id": "0" * 32, "sample_index": 0} | other), noise)
 
 
 def test_guidance_is_drawn_from_the_given_values_and_pinned():

@@ -80,7 +80,7 @@ def some_manifest(prompts: list[Prompt], **changes: Any) -> Manifest:
                     first_prompt=0,
                     prompts=len(prompts),
                     first_sample=0,
-                    samples_per_prompt=settings["replicas"],
+                    samples_per_prompt=settings["samples_per_prompt"],
                     shard_size=settings["shard_size"],
                 ),
             ),
@@ -174,7 +174,7 @@ def write_keyed_cache(
     teacher = manifest.teacher.model_copy(update={"tokenizer": hashes})
     manifest = manifest.model_copy(update={"teacher": teacher})
     if segments:
-        update = {"prompts": manifest.prompts.model_copy(update={"generations": segments})}
+        update = {"prompts": manifest.prompts.model_copy(update={"segments": segments})}
         manifest = manifest.model_copy(update=update)
     writer = CacheWriter.create_or_resume(path, manifest, prompts, tokenizer)
     for kind in ("embeddings", "trajectories"):

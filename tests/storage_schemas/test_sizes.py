@@ -93,7 +93,7 @@ def _bytes(path: Path) -> int:
 def record(kind: str, shard: int, rows: int, bytes_: int) -> CommitRecord:
     file = FileRecord(path=f"{kind}/{shard:06d}.tar", bytes=bytes_, xxh3_128="")
     return CommitRecord(
-        kind=kind, shard=shard, generation=0, rows=rows, content="", files=(file,), raw_bytes=0, seconds=0.0,
+        kind=kind, shard=shard, segment=0, rows=rows, content="", files=(file,), raw_bytes=0, seconds=0.0,
         finished_at="", provenance={},
     )  # fmt: skip
 

@@ -12,10 +12,10 @@ from secondcast.storage_schemas.reader import Cache
 FOLDER = Path(__file__).parent / "version_1"
 # xxh3_128 over all records, as read when the caches were made. A reader that changes one of them is wrong.
 RECORDS = {
-    "zarr-plain": "2244e5d0afdd9de3bb6faeafaf5e28f6",
-    "zarr-compact": "2d3a0f5976997a0d907bb6c2325145da",
-    "webdataset-plain": "2d3a0f5976997a0d907bb6c2325145da",
-    "webdataset-compact": "2d3a0f5976997a0d907bb6c2325145da",
+    "zarr-none": "2244e5d0afdd9de3bb6faeafaf5e28f6",
+    "zarr-lossless": "2d3a0f5976997a0d907bb6c2325145da",
+    "webdataset-none": "2d3a0f5976997a0d907bb6c2325145da",
+    "webdataset-lossless": "2d3a0f5976997a0d907bb6c2325145da",
     "webdataset-int8": "4b2e415016b7bad5187879be174e663c",
 }
 

@@ -87,7 +87,7 @@ def test_a_trajectory_that_does_not_derive_stops_the_build(tmp_path):
     [
         ({"seed": 3}, r"sampling.seed = 0, you asked for 3: every recorded trajectory depends on it"),
         ({"format": "webdataset"}, r'sampling.storage.format = "zarr", you asked for "webdataset"'),
-        ({"samples_per_prompt": 2}, r"prompts.generations"),
+        ({"samples_per_prompt": 2}, r"prompts.segments"),
         ({"dtype": "float32"}, r'sampling.dtype = "bfloat16", you asked for "float32"'),
     ],
 )

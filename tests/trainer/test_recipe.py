@@ -133,7 +133,7 @@ def test_a_byte_order_mark_before_a_recipe_means_nothing(tmp_path):
 def toml_of(settings: TrainSettings) -> str:
     """A recipe with every key of a run."""
     run = settings.json_value()
-    stages, seconds = run.pop("stages"), run.pop("budget_seconds")
+    stages, seconds = run.pop("stages"), run.pop("time_budget_seconds")
     lines = _lines(run) + ([] if seconds is None else [f'time-budget = "{seconds:g}s"'])
     for stage in stages:
         lines += ["[[stage]]", *_lines(stage)]
@@ -208,7 +208,7 @@ def test_a_run_that_is_written_as_a_recipe_reads_back_equal(tmp_path_factory, se
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.name)
 def test_the_recipes_that_come_along_are_recipes(file):
-    budget = {"budget_seconds": 3600.0} if "budget-share" in file.read_text() else {}
+    budget = {"time_budget_seconds": 3600.0} if "budget-share" in file.read_text() else {}
     assert read_recipe(file, **budget).settings.stages
 
 

@@ -80,12 +80,12 @@ def test_a_pilot_of_more_than_there_is_is_the_whole_build(tmp_path, dev_teacher,
 
 
 def test_a_pilot_may_end_a_build_that_keeps_no_embeddings_but_not_follow_it(tmp_path, dev_teacher, prompt_file):
-    found = pilot(tmp_path / "c", dev_teacher, prompt_file, count=100, embeddings="none")
+    found = pilot(tmp_path / "c", dev_teacher, prompt_file, count=100, store_embeddings=False)
     assert found.holds and (found.text.rows, found.text.planned_rows) == (6, 6) and found.text.stored_bytes > 0
     cache = Cache.open(tmp_path / "c")
     assert cache.finished and cache.records.rows("embeddings") == 0
     with pytest.raises(NotInCacheError) as caught:
-        pilot(tmp_path / "c", dev_teacher, prompt_file, embeddings="none")
+        pilot(tmp_path / "c", dev_teacher, prompt_file, store_embeddings=False)
     assert str(caught.value) == (
         f"{tmp_path}/c has its first trajectories already and keeps no embeddings (--no-store-embeddings): a pilot has "
         f"nothing to check them with; `secondcast inspect verify {tmp_path}/c --resample N` does it anew"
@@ -93,7 +93,7 @@ def test_a_pilot_may_end_a_build_that_keeps_no_embeddings_but_not_follow_it(tmp_
 
 
 def test_embeddings_that_are_not_kept_do_not_count(tmp_path, dev_teacher, prompt_file):
-    found = pilot(tmp_path / "c", dev_teacher, prompt_file, embeddings="none")
+    found = pilot(tmp_path / "c", dev_teacher, prompt_file, store_embeddings=False)
     assert found.total_bytes == found.sample.total_bytes and found.text.total_bytes > 0
 
 

@@ -1,4 +1,4 @@
-"""Repeats of a source are replicas: several generations of other sizes in one cache, M asked for are M there."""
+"""Repeats of a source are replicas: several segments of other sizes in one cache, M asked for are M there."""
 
 import pytest
 import torch
@@ -115,7 +115,7 @@ def test_equal_repeats_are_told_as_before_and_are_one_generation(record, dev_tea
     build(str(record.folder / "equal"), settings, find_teacher(str(dev_teacher), BUILD_PARTS),
           CPU, heard)  # fmt: skip
     assert heard.messages[0].startswith(
-        "2 distinct prompts x 2 replicas = 4 trajectories (0 empty and 0 repeated lines skipped; read no further than"
+        "2 distinct prompts x 2 samples = 4 trajectories (0 empty and 0 repeated lines skipped; read no further than"
     )
     assert len(Cache.open(record.folder / "equal").manifest.prompts.segments) == 1
 

@@ -25,7 +25,7 @@ from tests.cache_builder.test_codec_flags import StopIn
 CASES = {
     "zarr": {"format": "zarr", "dtype": "float32"},
     "webdataset": {"format": "webdataset", "dtype": "float32"},
-    "none": {"embeddings": "none", "dtype": "float32"},
+    "none": {"store_embeddings": False, "dtype": "float32"},
     "int8": {"compression": "int8", "latents": "stored"},
     "max_grad_norm": {"pooled": "clip", "dtype": "float32", "attention_backend": "_native_math", "resolution": 16},
 }
@@ -185,7 +185,7 @@ def test_the_threads_of_the_host_explain_nothing_on_a_gpu():
 
 
 def test_embeddings_of_unknown_batches_make_no_fault(tmp_path, dev_teacher, prompts):
-    flags = {"embeddings": "none", "dtype": "float32", "steps": 2, "shard_size": 4}
+    flags = {"store_embeddings": False, "dtype": "float32", "steps": 2, "shard_size": 4}
     with pytest.raises(KeyboardInterrupt):
         build_cache(tmp_path / "c", dev_teacher, prompts, batch_size=4, progress=StopIn("sample", 2), **flags)
     build_cache(tmp_path / "c", dev_teacher, prompts, batch_size=1, **flags)

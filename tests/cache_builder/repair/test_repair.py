@@ -20,7 +20,7 @@ from secondcast.storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache, data_files
 
 KINDS = pytest.mark.parametrize(
-    ("form", "embeddings"), [("zarr", "stored"), ("webdataset", "stored"), ("zarr", "none"), ("webdataset", "none")]
+    ("form", "stored"), [("zarr", True), ("webdataset", True), ("zarr", False), ("webdataset", False)]
 )
 BOTH = pytest.mark.parametrize("form", ["zarr", "webdataset"])
 SHARDS = {

@@ -198,7 +198,7 @@ def test_the_advice_can_be_followed_in_the_same_folder(tmp_path, words, monkeypa
         assert secondcast(*words, "--activation-checkpointing", 1, capsys=capsys)[0] == 1
     code, _, heard = secondcast(*words, "--activation-checkpointing", 1, "--grad-accum-steps", 2, capsys=capsys)
     assert code == 0, heard
-    assert recorded(tmp_path / "run")["stages"][0]["accumulate"] == 2
+    assert recorded(tmp_path / "run")["stages"][0]["grad_accum_steps"] == 2
 
 
 def test_in_a_recipe_the_parts_of_a_batch_are_written(tmp_path, words, monkeypatch, capsys):
@@ -207,7 +207,10 @@ def test_in_a_recipe_the_parts_of_a_batch_are_written(tmp_path, words, monkeypat
     )
     monkeypatch.setattr("secondcast.models.backbone.FluxBackbone.predict", out_of_memory)
     code, _, heard = secondcast(*words[:-4], "--config", tmp_path / "r.toml", capsys=capsys)
-    assert code == 1 and "write accumulate = 2 into the recipe, or give --max-gpu-memory auto, which chooses" in heard
+    assert (
+        code == 1
+        and "write grad-accum-steps = 2 into the recipe, or give --max-gpu-memory auto, which chooses" in heard
+    )
 
 
 def test_a_library_that_finds_no_memory_is_out_of_memory_too(words, monkeypatch, capsys):
@@ -237,7 +240,7 @@ def test_a_begun_run_of_eight_bits_goes_on_and_other_parts_than_it_has_are_refus
     assert code == 0 and recorded(tmp_path / "run")["quantize"] == "int8", heard
     code, _, heard = secondcast(*words, "--max-gpu-memory", "80GiB", "--grad-accum-steps", 4, capsys=capsys)
     text = " ".join(heard.split())
-    assert code == 1 and "was begun with accumulate = 2, you asked for 4: the weights depend on it" in text
+    assert code == 1 and "was begun with grad-accum-steps = 2, you asked for 4: the weights depend on it" in text
 
 
 def test_the_parts_that_a_stage_of_a_recipe_states_are_not_for_fit_to_choose(tmp_path):
@@ -246,4 +249,4 @@ def test_the_parts_that_a_stage_of_a_recipe_states_are_not_for_fit_to_choose(tmp
         "[[stage]]\nname = 'two'\nsteps = 2\n"
     )
     settings = read_recipe(tmp_path / "r.toml").settings
-    assert stated_options(settings, None) == {"quantize", "accumulate one"}
+    assert stated_options(settings, None) == {"quantize", "grad_accum_steps one"}

@@ -71,7 +71,7 @@ def trajectories(count: int = ROWS) -> dict[str, Any]:
         "prompt": [f"a {COLOURS[row % 5]} {SHAPES[row % 3]} of {row:,}" for row in rows],
         "sources": [[0, 1] if row == 3 else [row % 2] for row in rows],
         "guidance": [2 + row % 7 / 2 for row in rows],
-        "replica": [0] * count,
+        "sample_index": [0] * count,
         "held_out": [int(row in EVALUATED) for row in rows],
         "tokens": [10 + row * 7 % 13 for row in rows],
         # One was not read.

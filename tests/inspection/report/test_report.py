@@ -61,7 +61,7 @@ def test_every_committed_trajectory_has_a_row_with_the_numbers_of_its_record(tmp
     cache, found = Cache.open(tmp_path / "c"), data_of(tmp_path / "c")
     table = found["trajectories"]
     assert table["index"] == list(range(6)) and table["source_names"] == ["made-up"] and table["sources"] == [[0]] * 6
-    assert table["tokens"] == [3] * 6 and table["replica"] == [0] * 6
+    assert table["tokens"] == [3] * 6 and table["sample_index"] == [0] * 6
     for row in range(6):
         trajectory = cache.trajectory(row)
         assert (table["key"][row], table["prompt"][row]) == (trajectory.key, f"prompt number {row}")
@@ -240,7 +240,9 @@ def test_a_strip_shows_the_decoded_latents_above_and_the_clean_ones_below(record
 
 def test_all_strips_are_shown_where_all_are_asked_for_or_there_are_no_more(recorded, dev_teacher):
     for strips in (None, 12):
-        rows = data_of(recorded, teacher=str(dev_teacher), strips=strips, frames=1, norms=0)["strips"]["rows"]
+        rows = data_of(recorded, teacher=str(dev_teacher), num_strips=strips, num_frames=1, max_norms=0)["strips"][
+            "rows"
+        ]
         assert [(one["row"], one["why"]) for one in rows] == [(row, "all") for row in range(12)]
 
 
@@ -305,7 +307,7 @@ def test_curves_are_those_of_the_run_and_thinned_out(tmp_path):
 
 def test_students_are_evaluated_on_one_backbone_with_pictures_of_where_they_lead(recorded, student, dev_teacher):
     pytest.importorskip("skimage")
-    flags = {"teacher": str(dev_teacher), "batch_size": ROWS, "closed_loop": 2, "strips": 4, "frames": 1}
+    flags = {"teacher": str(dev_teacher), "batch_size": ROWS, "closed_loop": 2, "num_strips": 4, "num_frames": 1}
     found = data_of(recorded, students=[student, student], evaluate=5, **flags)
     first, second = found["students"]
     assert (first["name"], second["name"]) == (str(student), f"{student} (2)")
@@ -333,7 +335,14 @@ def test_students_are_evaluated_on_one_backbone_with_pictures_of_where_they_lead
 def test_a_student_may_be_called_as_the_recording_is(recorded, student, dev_teacher, tmp_path):
     pytest.importorskip("skimage")
     shutil.copytree(student, tmp_path / "recorded")
-    flags = {"evaluate": 1, "closed_loop": 1, "strips": 0, "norms": 0, "batch_size": ROWS, "teacher": str(dev_teacher)}
+    flags = {
+        "num_trajectories": 1,
+        "closed_loop": 1,
+        "num_strips": 0,
+        "max_norms": 0,
+        "batch_size": ROWS,
+        "teacher": str(dev_teacher),
+    }
     (one,) = data_of(recorded, students=[tmp_path / "recorded"], **flags)["students"]
     assert one["name"] == "recorded" and len(one["closed"]["final"]) == 1
 
@@ -376,7 +385,7 @@ def test_damaged_held_out_trajectories_and_embeddings_are_left_out_of_an_evaluat
     shutil.copytree(recorded, tmp_path / "c")
     for kind in ("trajectories.zarr/velocity/c/0/0/0/0", "embeddings.zarr/encoder_hidden_states/c/2/0/0"):
         (tmp_path / "c" / kind).write_bytes(b"")
-    flags = {"teacher": str(dev_teacher), "batch_size": ROWS, "closed_loop": 0, "strips": 0}
+    flags = {"teacher": str(dev_teacher), "batch_size": ROWS, "closed_loop": 0, "num_strips": 0}
     found = data_of(tmp_path / "c", students=[student], **flags)
     (one,) = found["students"]
     assert 0 < len(one["rows"]) < 8 and all(row >= ROWS for row in one["rows"]) and one["replay_error"] is None
@@ -390,7 +399,7 @@ def test_a_schnell_like_cache_without_embeddings_and_held_out_prompts_gives_a_re
 ):
     (tmp_path / "p.txt").write_text("a red dog\ntwo cats\n")
     build_cache(
-        tmp_path / "c", schnell_teacher, tmp_path / "p.txt", embeddings="none", format="webdataset"
+        tmp_path / "c", schnell_teacher, tmp_path / "p.txt", store_embeddings=False, format="webdataset"
     )  # fmt: skip
     student = make_student(tmp_path / "s", t5_config, tmp_path / "c")
     found = data_of(tmp_path / "c", students=[student])

@@ -244,7 +244,7 @@ def test_a_table_that_is_larger_than_its_weights_is_none_unless_asked_for(at_512
         options = MemoryOptions(modulation=modulation)
         return held_weights(at_512_px, options, dtype_bytes=2, table_rows=5000).device_bytes
 
-    assert of("auto") == of("live") < of("table")
+    assert of("auto") == of("gpu") < of("precomputed")
 
 
 def test_the_largest_batch_fits_and_one_more_does_not(at_512_px):

@@ -104,7 +104,7 @@ def test_rows_do_not_depend_on_the_thread_or_on_how_many_ask_at_once(wide, threa
 
 
 def test_the_weights_are_in_the_transformer_no_more(wide):
-    live, host = (load(wide[True], FP32, modulation=kind) for kind in ("live", "host"))
+    live, host = (load(wide[True], FP32, modulation=kind) for kind in ("gpu", "cpu"))
     gone = modulation_parameters(live.transformer) + parameter_count(live.transformer.time_text_embed)
     assert parameter_count(host.transformer) == parameter_count(live.transformer) - gone
     assert not list(host.transformer.buffers())
@@ -130,8 +130,8 @@ def test_of_flux_dev_as_many_bytes_go_as_were_counted():
         ("auto", True, 80 * GB, 10, False),
         ("auto", False, 24 * GB, None, False),
         ("auto", True, None, 10, False),
-        ("live", True, 24 * GB, None, False),
-        ("host", False, None, None, True),
+        ("gpu", True, 24 * GB, None, False),
+        ("cpu", False, None, None, True),
     ],
 )
 def test_auto_is_the_host_where_pooled_vectors_meet_a_gpu_that_the_weights_would_fill_by_half(

@@ -208,5 +208,5 @@ def test_the_table_is_the_default_where_there_can_be_one_and_live_where_asked(wi
         SettingsError, match=r"--modulation is table, but .* of CLIP: .*; give --modulation cpu, .*, or auto, "
     ):
         load(wide[True], torch.float32, modulation="precomputed")
-    with pytest.raises(SettingsError, match=r"--modulation: .*'auto', 'table', 'host' or 'live'"):
+    with pytest.raises(SettingsError, match=r"--modulation: .*'auto', 'precomputed', 'cpu' or 'gpu'"):
         MemoryOptions.from_flags(modulation="tables")

@@ -214,7 +214,7 @@ def test_a_tar_holds_one_plain_sample_per_trajectory(tmp_path):
         names = tar.getnames()
         label = json.loads(tar.extractfile(names[0]).read())
     assert len(names) == 8 and names[:2] == [f"{label['key']}.json", f"{label['key']}.safetensors"]
-    assert label["prompt"] == "prompt number 0" and label["replica"] == 0
+    assert label["prompt"] == "prompt number 0" and label["sample_index"] == 0
 
 
 def test_reading_needs_neither_torch_nor_webdataset(tmp_path):

@@ -212,14 +212,14 @@ def test_an_extended_cache_is_converted_cut_down_and_merged_like_any_other(tmp_p
         assert verify(tmp_path / name, Silent()).problems == () and Cache.open(tmp_path / name).finished
 
 
-@pytest.mark.parametrize("name", ["zarr-compact", "webdataset-int8"])
+@pytest.mark.parametrize("name", ["zarr-lossless", "webdataset-int8"])
 def test_a_version_1_cache_extended_gives_its_records_as_before(tmp_path, name):
     shutil.copytree(Path(__file__).parents[1] / "version_1" / name, tmp_path / "c")
     old = Cache.open(tmp_path / "c")
     expected, prompts = rows(old), list(old.prompts)
     asked = old.manifest.prompts.segments[0].model_copy(update={"samples_per_prompt": 2})
     manifest = old.manifest.model_copy(
-        update={"prompts": old.manifest.prompts.model_copy(update={"generations": (asked,)})}
+        update={"prompts": old.manifest.prompts.model_copy(update={"segments": (asked,)})}
     )
     extend(LocalFolder(tmp_path / "c"), manifest, prompts, old.tokenizer_files, Silent())
     now = Cache.open(tmp_path / "c")

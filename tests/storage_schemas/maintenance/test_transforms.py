@@ -47,7 +47,7 @@ class Heard(Silent):
         self.lines.append(message)
 
 
-def generation(first_prompt, prompts, first_sample, samples_per_prompt, shard_size=4):
+def segment(first_prompt, prompts, first_sample, samples_per_prompt, shard_size=4):
     return Segment(
         first_prompt=first_prompt,
         prompts=prompts,
@@ -57,7 +57,7 @@ def generation(first_prompt, prompts, first_sample, samples_per_prompt, shard_si
     )
 
 
-EXTENDED = (generation(0, 5, 0, 2), generation(5, 4, 0, 1), generation(0, 5, 2, 1))
+EXTENDED = (segment(0, 5, 0, 2), segment(5, 4, 0, 1), segment(0, 5, 2, 1))
 
 
 def sourced(count):
@@ -158,9 +158,9 @@ def test_a_shard_of_rows_made_differently_keeps_both_ways(tmp_path):
     write_keyed_cache(tmp_path / "a", first, shard_size=4, provenance={"torch": "2.6"}, format="webdataset")
     write_keyed_cache(tmp_path / "b", second, shard_size=4, provenance={"torch": "2.7"}, format="webdataset")
     merge([Cache.open(tmp_path / "a"), Cache.open(tmp_path / "b")], tmp_path / "ab", Silent())
-    # One generation over the seam, so that a shard takes rows of two.
+    # One segment over the seam, so that a shard takes rows of two.
     ab = Cache.open(tmp_path / "ab")
-    one = ab.manifest.prompts.model_copy(update={"generations": (generation(0, 8, 0, 1, 8),)})
+    one = ab.manifest.prompts.model_copy(update={"segments": (segment(0, 8, 0, 1, 8),)})
     rewrite(
         tmp_path / "c", ab.manifest.model_copy(update={"prompts": one}), list(ab.prompts), [Source(ab)], Silent(),
         title="copy",
@@ -216,7 +216,7 @@ def test_what_the_source_lacks_stays_missing_and_comes_once_it_is_there(tmp_path
 
 
 @pytest.mark.parametrize("form", ["zarr", "webdataset"])
-@pytest.mark.parametrize("replicas", [1, 3])
+@pytest.mark.parametrize("samples_per_prompt", [1, 3])
 def test_a_subset_is_the_cache_that_was_built_of_just_those_prompts(tmp_path, form, samples_per_prompt):
     prompts = sourced(14)
     write_keyed_cache(tmp_path / "a", prompts, format=form, samples_per_prompt=samples_per_prompt)
@@ -234,11 +234,11 @@ def test_a_subset_of_an_extended_cache_keeps_its_generations_but_empty_ones(tmp_
     a = Cache.open(tmp_path / "a")
     kept = [prompts[i] for i in (1, 2, 4, 7)]
     subset(a, tmp_path / "b", Silent(), listed=[p.text for p in kept])
-    expected = (generation(0, 3, 0, 2), generation(3, 1, 0, 1), generation(0, 3, 2, 1))
+    expected = (segment(0, 3, 0, 2), segment(3, 1, 0, 1), segment(0, 3, 2, 1))
     write_keyed_cache(tmp_path / "c", kept, segments=expected, format="webdataset")
     assert data_files(tmp_path / "b") == data_files(tmp_path / "c")
     subset(a, tmp_path / "d", Silent(), listed=[prompts[6].id, prompts[8].id])
-    assert Cache.open(tmp_path / "d").manifest.prompts.segments == (generation(0, 2, 0, 1),)
+    assert Cache.open(tmp_path / "d").manifest.prompts.segments == (segment(0, 2, 0, 1),)
 
 
 def test_selections_are_intersected_in_the_order_of_the_cache_and_unknown_lines_are_counted(tmp_path):
@@ -360,7 +360,7 @@ def test_a_merge_holds_every_trajectory_once(tmp_path, form):
     assert ab.prompts[3].sources == (*prompts[3].sources, "signs")
     assert ab.manifest.prompts.sources == {"animals": 7, "colours": 3, "signs": 5}
     assert assert_same_rows(a, ab, list(a.prompts)) == 19 and assert_same_rows(b, ab, theirs) == 20
-    assert ab.manifest.prompts.segments == (*EXTENDED, generation(2, 2, 3, 1), generation(9, 3, 0, 4))
+    assert ab.manifest.prompts.segments == (*EXTENDED, segment(2, 2, 3, 1), segment(9, 3, 0, 4))
     seen = {(t.prompt, t.sample_index) for t in map(ab.layout.place, range(33))}
     assert len(seen) == 33
 
@@ -441,16 +441,14 @@ def test_caches_that_do_not_belong_together_are_not_merged(tmp_path, changes, me
 
 @st.composite
 def extended(draw):
-    """Generations as a build, extensions and merges make them: each (prompt, replica) once, no prompt skipped."""
+    """Segments as a build, extensions and merges make them: each (prompt, replica) once, no prompt skipped."""
     prompts = draw(st.integers(1, 6))
-    parts = [generation(0, prompts, 0, draw(st.integers(1, 2)), 2)]
+    parts = [segment(0, prompts, 0, draw(st.integers(1, 2)), 2)]
     if draw(st.booleans()):
-        parts.append(
-            generation(0, draw(st.integers(1, prompts)), parts[0].samples_per_prompt, draw(st.integers(1, 2)), 2)
-        )
+        parts.append(segment(0, draw(st.integers(1, prompts)), parts[0].samples_per_prompt, draw(st.integers(1, 2)), 2))
     if draw(st.booleans()):
         more = draw(st.integers(1, 4))
-        parts.append(generation(prompts, more, draw(st.integers(0, 2)), draw(st.integers(1, 2)), 2))
+        parts.append(segment(prompts, more, draw(st.integers(0, 2)), draw(st.integers(1, 2)), 2))
     return tuple(parts)
 
 

@@ -76,11 +76,11 @@ def test_the_refusal_after_an_extension_names_the_generation_and_its_field():
     prompts = some_prompts(4)
     first = some_manifest(prompts)
     more = first.prompts.segments[0].model_copy(update={"samples_per_prompt": 2})
-    other = first.model_copy(update={"prompts": first.prompts.model_copy(update={"generations": (more,)})})
+    other = first.model_copy(update={"prompts": first.prompts.model_copy(update={"segments": (more,)})})
     with pytest.raises(SettingsMismatchError) as raised:
         check_same_settings(other, first, "c")
     assert str(raised.value) == (
-        "c was built with prompts.generations[0].replicas = 2, you asked for 1: the order of all trajectories depends "
+        "c was built with prompts.segments[0].samples_per_prompt = 2, you asked for 1: the order of all trajectories depends "
         "on it; give the flags of the first time, or another folder; `secondcast build --extend` adds prompts or "
         "replicas to a build, and a cache that was extended is always built with it"
     )

@@ -22,7 +22,7 @@ def some_records(draw):
     provenances = draw(st.lists(st.dictionaries(NAMES, st.integers() | NAMES), min_size=1, max_size=3))
     return [
         CommitRecord(
-            kind=kind, shard=shard, generation=0, rows=draw(st.integers(1, 64)), content="c", raw_bytes=7, seconds=1.5,
+            kind=kind, shard=shard, segment=0, rows=draw(st.integers(1, 64)), content="c", raw_bytes=7, seconds=1.5,
             finished_at="now", provenance=draw(st.sampled_from(provenances)),
             files=tuple(
                 FileRecord(path=f"{kind}/{shard}/{name}", bytes=draw(st.integers(0, 2**40)), xxh3_128="x")

@@ -1,4 +1,4 @@
-"""Generations: replica before prompt, no shard of two generations, N in all."""
+"""Segments: replica before prompt, no shard of two segments, N in all."""
 
 import pytest
 from hypothesis import given

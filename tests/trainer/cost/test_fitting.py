@@ -93,8 +93,8 @@ def test_without_host_memory_for_streamed_blocks_weights_are_quantized():
 
 
 def test_what_was_asked_for_stays():
-    assert chosen(fitted(24, held={"accumulate"}).settings) == (1, 1, None, "none")
-    assert chosen(fitted(19, held={"accumulate"}).settings) == (1, 1, 6, "none")
+    assert chosen(fitted(24, held={"grad_accum_steps"}).settings) == (1, 1, None, "none")
+    assert chosen(fitted(19, held={"grad_accum_steps"}).settings) == (1, 1, 6, "none")
     assert chosen(fitted(30, held={"activation_checkpointing"}).settings) == (0, 4, None, "none")
     assert chosen(fitted(30, flags={"gpu_blocks": 3}, held={"gpu_blocks"}).settings) == (1, 1, 3, "none")
     eight = {"quantize": "int8", "activation_checkpointing": 1}
@@ -145,7 +145,7 @@ def test_what_nothing_makes_fit_is_told_with_the_least_there_is():
         ({"activation_checkpointing": 3}, (), "--activation-checkpointing 1"),
         ({"activation_checkpointing": 1}, (), "--grad-accum-steps 2"),
         ({"activation_checkpointing": 1, "grad_accum_steps": 2}, (), "--grad-accum-steps 4"),
-        ({"activation_checkpointing": 1}, ("accumulate",), "--gpu-blocks 5"),
+        ({"activation_checkpointing": 1}, ("grad_accum_steps",), "--gpu-blocks 5"),
         ({"activation_checkpointing": 1, "grad_accum_steps": 4}, (), "--gpu-blocks 5"),
         ({"grad_accum_steps": 4, "gpu_blocks": 5}, (), "--gpu-blocks 2"),
         ({"grad_accum_steps": 4, "gpu_blocks": 0}, (), None),
@@ -177,7 +177,7 @@ def test_an_average_of_the_student_takes_memory_of_its_own():
 
 
 def test_fewer_rows_are_tried_before_blocks_are_not_streamed_for_want_of_host_memory():
-    needs = [costs().host_bytes(fitted(13, held=held).settings) for held in ({"accumulate"}, ())]
+    needs = [costs().host_bytes(fitted(13, held=held).settings) for held in ({"grad_accum_steps"}, ())]
     divided = asked(grad_accum_steps=4)
     least = costs().host_bytes(fit(divided, costs(), memory_bytes=13 * GIB).settings)
     assert least < min(needs)

@@ -238,7 +238,7 @@ def test_caches_of_two_dtypes_are_replayed_in_the_one_that_is_named(tmp_path, pl
 
 @pytest.mark.slow
 def test_the_replay_error_is_that_of_the_caches_that_keep_embeddings(tmp_path, places, dev_teacher, t5_config):
-    bare = small_cache(tmp_path / "bare", dev_teacher, texts_of("car", 3), embeddings="none")
+    bare = small_cache(tmp_path / "bare", dev_teacher, texts_of("car", 3), store_embeddings=False)
     listening = Listening()
     run = train_mixed(
         tmp_path / "run", run_settings({}), {"bare": bare, "cats": places["cats"]}, dev_teacher, t5_config, listening
@@ -298,7 +298,7 @@ def test_a_recipe_trains_on_the_caches_it_names(tmp_path, places, dev_teacher, t
     code, said, _ = secondcast(*words, capsys=capsys)
     assert code == 0 and said == f"{tmp_path}/run: student trained for 4 steps\n"
     settings = json.loads((tmp_path / "run/config.json").read_bytes())["settings"]
-    assert (settings["seed"], settings["keep"], settings["student"]) == (4, 1, str(t5_config))
+    assert (settings["seed"], settings["keep_checkpoints"], settings["student"]) == (4, 1, str(t5_config))
 
 
 def test_the_structure_of_the_pockets_recipe_trains(tmp_path, places, dev_teacher, t5_config, capsys):

@@ -103,7 +103,7 @@ def test_the_order_of_shared_batches_is_pinned():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "sequential"}, "share is 2 in the order 'following', expected 1"),
+        ({"kind": "sequential"}, "share is 2 in the order 'sequential', expected 1"),
         ({"batch_size": 5}, "share is 2, expected a divisor of the batch size 5, at most 4"),
         ({"steps": 1}, "share is 2, expected a divisor of the batch size 6, at most 1"),
     ],

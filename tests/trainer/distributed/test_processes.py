@@ -60,7 +60,7 @@ def work(exact_cache: Path, dev_teacher: Path, t5_config: Path) -> Callable[...,
         settings = TrainFlags.from_flags(student=str(t5_config), **FLAGS | changes).settings()
         if time_budget_seconds is not None:
             main = settings.stages[-1].model_copy(update={"steps": None, "budget_share": 1.0})
-            settings = settings.model_copy(update={"stages": (main,), "budget_seconds": time_budget_seconds})
+            settings = settings.model_copy(update={"stages": (main,), "time_budget_seconds": time_budget_seconds})
         caches, teacher = {"cache": Cache.open(exact_cache)}, find_teacher(str(dev_teacher), REPLAY_PARTS)
         train(
             run, settings, caches, teacher, CPU, Silent(), student_source=str(t5_config), ignore_replay_error=False,

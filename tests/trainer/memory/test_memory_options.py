@@ -92,7 +92,7 @@ def test_caches_with_pooled_vectors_are_trained_on_with_the_weights(tmp_path, de
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("modulation", "pooled"), [("table", "zero"), ("host", "clip")])
+@pytest.mark.parametrize(("modulation", "pooled"), [("precomputed", "zero"), ("cpu", "clip")])
 def test_caches_of_other_schedules_share_what_gives_their_modulation(
     tmp_path, dev_teacher, prompt_file, t5_config, modulation, pooled
 ):

@@ -17,7 +17,7 @@ from tests.trainer.test_train import Listening, run_training
 def bare_cache(tmp_path_factory, dev_teacher):
     folder = tmp_path_factory.mktemp("bare")
     (folder / "p.txt").write_text("".join(f"a red dog {i}\n" for i in range(8)))
-    build_cache(folder / "c", dev_teacher, folder / "p.txt", shard_size=8, batch_size=8, embeddings="none")
+    build_cache(folder / "c", dev_teacher, folder / "p.txt", shard_size=8, batch_size=8, store_embeddings=False)
     return folder / "c"
 
 
