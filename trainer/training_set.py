@@ -61,7 +61,7 @@ class TrainingSet(Record):
         was, now = ([g.json_value() for g in made] for made in (self.segments, there.segments))
         # What an extension adds comes behind.
         if was != now[: len(was)]:
-            first = first_difference(was, now[: len(was)], "generations")
+            first = first_difference(was, now[: len(was)], "segments")
             yield f"a cache with {first.path} = {first.one}, {cache.folder} has {first.other}"
             return
         same_count = self.prompts == there.count

@@ -15,6 +15,10 @@ from secondcast.storage_schemas.schema.segments import added_segments, samples_p
 from secondcast.storage_schemas.writer import prompt_set_fields
 
 
+# Storage that lost something: a cache with it cannot be made from one without.
+_LOSSY = {("compression", "int8"), ("embeddings", "none")}
+
+
 def merge(caches: Sequence[Cache], location: Location, progress: Progress) -> Rewritten:
     """Write the trajectories of all caches at `location`; says N, and how many are duplicates, before it starts.
 
@@ -56,9 +60,11 @@ def _way_out(field: str, first: Cache, other: Cache, was: str, now: str) -> str:
     if not field.startswith("sampling.storage."):
         return "give caches of one teacher that were built with the same flags"
     # What was rounded or left out cannot be had back: then the first one follows the other.
-    cache, value = (first, now) if now in ("int8", "none") else (other, was)
+    name = field.split(".")[-1]
+    cache, value = (first, now) if (name, now) in _LOSSY else (other, was)
     latents = " --latents stored" if value == "int8" else ""
-    return f"`secondcast convert {cache.folder} NEW --{field.split('.')[-1]} {value}{latents}`, then merge NEW"
+    flag = "--no-store-embeddings" if (name, value) == ("embeddings", "none") else f"--{name} {value}"
+    return f"`secondcast convert {cache.folder} NEW {flag}{latents}`, then merge NEW"
 
 
 def merged_prompts(sources: Sequence[Source]) -> list[Prompt]:

@@ -133,7 +133,7 @@ def test_compact_is_what_a_build_takes_by_itself(whole):
     [
         ({"compression": "int8"}, r"codec int8 rounds the velocity, .* exact one; use --latents stored"),
         ({"compression": "zip"}, r"--compression: Input should be 'none', 'lossless' or 'int8' \(found 'zip'\)"),
-        ({"embeddings": "some"}, r"--embeddings: Input should be 'stored' or 'none' \(found 'some'\)"),
+        ({"store_embeddings": "some"}, r"--store-embeddings: Input should be a valid boolean"),
     ],
 )
 def test_codecs_that_do_not_go_are_refused_by_name(tmp_path, dev_teacher, whole, flags, message):

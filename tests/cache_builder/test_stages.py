@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secondcast.cache_builder import networks, waiting
+from secondcast.cache_builder import teacher_models, waiting
 from secondcast.cache_builder.build import WorkerConfig
 from secondcast.cache_builder.waiting import needed_embeddings, wait_for_embeddings
 from secondcast.cache_builder.worker import Worker
@@ -134,7 +134,7 @@ def test_a_waiting_worker_goes_on_when_the_last_embedding_is_there(tmp_path, dev
 
 def test_nothing_is_waited_for_where_all_is_there(tmp_path, dev_teacher, prompt_file, monkeypatch):
     build_cache(tmp_path / "c", dev_teacher, prompt_file)
-    monkeypatch.setattr(networks, "load_backbone", lambda *unused: pytest.fail("the transformer was loaded"))
+    monkeypatch.setattr(teacher_models, "load_backbone", lambda *unused: pytest.fail("the transformer was loaded"))
     assert build_cache(tmp_path / "c", dev_teacher, prompt_file).peaks == {}
 
 

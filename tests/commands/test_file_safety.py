@@ -55,7 +55,18 @@ TABLE = [
 TABLE += ["--out", "{out}/t", "-q"]
 IMAGES = ["inspect", "images", "{made}/cache", "0", "-q", "--out"]
 REPAIR = ["repair", "{out}/c", "--from", "{made}/cache", "-q"]
-SCORE = ["evaluate", "score", "{made}/run", "--cache", "{made}/cache", "--num-prompts", "1", "--closed-loop", "0", "-q"]
+SCORE = [
+    "evaluate",
+    "score",
+    "{made}/run",
+    "--cache",
+    "{made}/cache",
+    "--num-trajectories",
+    "1",
+    "--closed-loop",
+    "0",
+    "-q",
+]
 MINE = b"mine, and of nobody else"
 
 

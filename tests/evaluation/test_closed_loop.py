@@ -117,7 +117,9 @@ def test_each_picture_is_handed_on_once_the_recorded_one_first(student, recorded
 
 def test_teacher_and_untrained_student_lead_beside_the_student(student, recorded, dev_teacher):
     heard = Listening()
-    chosen = CacheScoring.from_flags(closed_loop=2, count=4, untrained=True, batch_size=ROWS, timesteps=(0,), seed=5)
+    chosen = CacheScoring.from_flags(
+        closed_loop=2, num_trajectories=4, random_baseline=True, batch_size=ROWS, timesteps=(0,), seed=5
+    )
     found = evaluate_on_cache(student, Cache.open(recorded), replayed(dev_teacher), chosen, device=CPU, progress=heard)
     closed = found.closed_loop
     assert list(closed.text_encoders) == ["student", "teacher", "untrained"] and len(closed.trajectories) == 2
@@ -131,7 +133,7 @@ def test_teacher_and_untrained_student_lead_beside_the_student(student, recorded
 def test_a_cache_without_embeddings_has_no_replay_error_and_no_teacher_that_leads(tmp_path, student, dev_teacher):
     cache = build_recorded(tmp_path / "c", dev_teacher, trained=0, held_out=ROWS, store_embeddings=False)
     heard = Listening()
-    chosen = CacheScoring.from_flags(closed_loop=1, count=1, batch_size=ROWS, timesteps=(0,))
+    chosen = CacheScoring.from_flags(closed_loop=1, num_trajectories=1, batch_size=ROWS, timesteps=(0,))
     found = evaluate_on_cache(student, Cache.open(cache), replayed(dev_teacher), chosen, device=CPU, progress=heard)
     assert found.replay_error is None and list(found.closed_loop.text_encoders) == ["student"]
     assert (

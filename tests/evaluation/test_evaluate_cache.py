@@ -39,7 +39,7 @@ def one_line(said: tuple[int, str, str]) -> str:
 
 def test_tables_json_and_file_hold_the_same_numbers(tmp_path, words, student, recorded, capsys):
     file = tmp_path / "results/student.json"
-    asked = [*words, "--num-prompts", 4, "--closed-loop", 2, "--random-baseline", "--quiet", "--out", file]
+    asked = [*words, "--num-trajectories", 4, "--closed-loop", 2, "--random-baseline", "--quiet", "--out", file]
     code, said, _ = secondcast(*asked, "--json", capsys=capsys)
     found = Evaluation.read(file)
     facts = json.loads(said)["cache"]
@@ -64,18 +64,18 @@ def test_tables_json_and_file_hold_the_same_numbers(tmp_path, words, student, re
 
 def test_the_record_survives_a_round_trip_and_other_files_are_refused(tmp_path, words, capsys):
     file = tmp_path / "a.json"
-    assert secondcast(*words, "--num-prompts", 1, "--closed-loop", 1, "--out", file, capsys=capsys)[0] == 0
+    assert secondcast(*words, "--num-trajectories", 1, "--closed-loop", 1, "--out", file, capsys=capsys)[0] == 0
     found = Evaluation.read(file)
     found.write(tmp_path / "b.json")
     assert Evaluation.read(tmp_path / "b.json") == found and (tmp_path / "b.json").read_bytes() == file.read_bytes()
     body = found.json_value()
     # Given again it replaces its own record, and no other file.
-    assert secondcast(*words, "--num-prompts", 2, "--closed-loop", 0, "--out", file, capsys=capsys)[0] == 0
+    assert secondcast(*words, "--num-trajectories", 2, "--closed-loop", 0, "--out", file, capsys=capsys)[0] == 0
     assert len(Evaluation.read(file).trajectories) == 2
     for foreign in (found.model_copy(update={"student_digest": "of before"}).encode(), b"mine", b"{}"):
         (tmp_path / "mine.json").write_bytes(foreign)
         told = secondcast(
-            *words, "--num-prompts", 1, "--closed-loop", 0, "--out", tmp_path / "mine.json", capsys=capsys
+            *words, "--num-trajectories", 1, "--closed-loop", 0, "--out", tmp_path / "mine.json", capsys=capsys
         )
         assert one_line(told) == (
             f"{tmp_path}/mine.json exists and would be lost: give another --out, or --overwrite to replace it"
@@ -128,7 +128,7 @@ def test_a_student_with_its_own_tokenizer_is_evaluated_on_its_own_tokens(tmp_pat
     own = make_student(tmp_path / "own", source, recorded)
     length = load_student(own).config.text_length
     words[words.index(student)] = own
-    code, said, heard = secondcast(*words, "--num-prompts", 2, "--closed-loop", 1, "--json", capsys=capsys)
+    code, said, heard = secondcast(*words, "--num-trajectories", 2, "--closed-loop", 1, "--json", capsys=capsys)
     facts = json.loads(said)["cache"]
     assert code == 0 and length == 10
     assert "the student has positions for 10 text tokens, the cache's embeddings have 12" in heard
@@ -164,7 +164,7 @@ def test_what_does_not_fit_together_is_one_line(tmp_path, words, student, record
     shutil.rmtree(Path(bare) / "vae")
     assert f"{bare} has no vae/" in said(**{str(dev_teacher): bare})
     assert secondcast(
-        *[bare if word == dev_teacher else word for word in words], "--closed-loop", 0, "--num-prompts", 1, capsys=capsys
+        *[bare if word == dev_teacher else word for word in words], "--closed-loop", 0, "--num-trajectories", 1, capsys=capsys
     )[0] == 0  # fmt: skip
 
 
@@ -207,7 +207,21 @@ def test_the_flags_that_are_of_a_cache_or_of_the_pocket_are_flags():
 def test_the_pocket_world_and_a_cache_of_its_teacher_together(tmp_path, capsys):
     cache = build_recorded(tmp_path / "c", TEACHER_FOLDER, held_out=2, trained=0, steps=2)
     student = make_student(tmp_path / "s", STUDENTS_FOLDER / "tiny", cache)
-    flags = ["--num-prompts", 1, "--closed-loop", 1, "--steps", 1, "--batch-size", 1, "--device", "cpu", "--json"]
+    flags = [
+        "--num-prompts",
+        1,
+        "--num-trajectories",
+        1,
+        "--closed-loop",
+        1,
+        "--steps",
+        1,
+        "--batch-size",
+        1,
+        "--device",
+        "cpu",
+        "--json",
+    ]
     code, said, _ = secondcast("evaluate", "score", student, "--cache", cache, "--pocket", *flags, capsys=capsys)
     facts = json.loads(said)
     assert code == 0 and list(facts) == ["cache", "pocket"]

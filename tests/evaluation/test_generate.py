@@ -11,7 +11,7 @@ import torch
 from diffusers import FluxPipeline
 from PIL import Image
 
-from secondcast.evaluation import leader as leader_module
+from secondcast.evaluation import text_encoder as encoder_module
 from secondcast.evaluation.generate import generate
 from secondcast.evaluation.pictures.folder import picture_name
 from secondcast.evaluation.settings.generating import PictureOptions
@@ -173,7 +173,7 @@ def test_a_student_without_tokenizer_takes_the_teachers(whole, student, dev_teac
 
 
 def test_t5_xxl_is_not_loaded_for_a_student(student, dev_teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(leader_module.TeacherTextEncoder, "load", None)
+    monkeypatch.setattr(encoder_module.TeacherTextEncoder, "load", None)
     assert run(student, dev_teacher, tmp_path / "out", PROMPTS[:1]) == 1
     with pytest.raises(TypeError):
         run("teacher", dev_teacher, tmp_path / "other", PROMPTS[:1])

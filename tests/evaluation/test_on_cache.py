@@ -21,7 +21,7 @@ from tests.trainer.test_train import Listening
 
 pytest.importorskip("skimage")
 ROOT = Path(__file__).resolve().parents[2]
-FEW = CacheScoring.from_flags(count=2, closed_loop=1, batch_size=ROWS, timesteps=(0, 2))
+FEW = CacheScoring.from_flags(num_trajectories=2, closed_loop=1, batch_size=ROWS, timesteps=(0, 2))
 
 
 @pytest.fixture(scope="module")

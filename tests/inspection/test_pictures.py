@@ -108,7 +108,7 @@ def test_a_comparison_has_the_numbers_of_an_evaluation(tmp_path, recorded, stude
     code, said, _ = secondcast("inspect", *words, "--json", capsys=capsys)
     facts = json.loads(said)
     assert code == 0 and [one["name"] for one in facts["students"]] == ["s", "other"]
-    score = ["evaluate", "score", student, "--cache", recorded, "--num-prompts", 8, "--closed-loop", 8, *batch]
+    score = ["evaluate", "score", student, "--cache", recorded, "--num-trajectories", 8, "--closed-loop", 8, *batch]
     assert secondcast(*score, "--out", tmp_path / "e.json", capsys=capsys)[0] == 0
     found = Evaluation.read(tmp_path / "e.json")
     rows = [row["students"]["s"] for row in facts["trajectories"]]

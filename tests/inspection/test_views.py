@@ -69,7 +69,7 @@ def test_every_view_works_on_both_formats_while_building_and_from_an_object_stor
         return said
 
     said = ask("summary", cache)
-    assert f"{count} of 12 committed" in said and f"({form}, compact" in said
+    assert f"{count} of 12 committed" in said and f"({form}, lossless" in said
     looked_at = "not looked at" if place == "s3" else "there with their recorded sizes"
     assert looked_at in said and f"`secondcast inspect verify {cache}` does" in said
     assert ("(finished)" in said) == (place != "being built")

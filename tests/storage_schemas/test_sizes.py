@@ -53,7 +53,7 @@ def test_rows_of_flux_dev_have_the_published_bytes():
 def test_embeddings_are_one_per_prompt_and_may_be_left_out():
     sizes = sizes_of(outline(count=10, samples_per_prompt=3))
     assert (sizes["velocity"].rows, sizes["encoder_hidden_states"].rows) == (30, 10)
-    assert sizes_of(outline(count=10, embeddings="none"))["encoder_hidden_states"].raw_bytes == 0
+    assert sizes_of(outline(count=10, store_embeddings=False))["encoder_hidden_states"].raw_bytes == 0
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -72,7 +72,13 @@ def test_the_ratio_of_noise_is_what_its_codec_gives(dtype):
 def test_the_estimate_of_a_plain_cache_is_its_bytes_on_disk(tmp_path, dev_teacher, format, embeddings):
     prompts = tmp_path / "p.txt"
     prompts.write_text("".join(f"a red dog and {i} cats\n" for i in range(40)))
-    flags = {"format": format, "compression": "none", "embeddings": embeddings, "shard_size": 16, "steps": 4}
+    flags = {
+        "format": format,
+        "compression": "none",
+        "store_embeddings": embeddings == "stored",
+        "shard_size": 16,
+        "steps": 4,
+    }
     build_cache(tmp_path / "c", dev_teacher, prompts, batch_size=16, **flags)
     folder = find_teacher(str(dev_teacher), BUILD_PARTS)
     manifest = outline_manifest(PlannedBuild(**flags), folder, prompt_count=40)
@@ -109,7 +115,7 @@ def test_what_remains_goes_by_what_was_written_once_there_is_some():
 
 
 def test_embeddings_that_are_dropped_need_room_until_the_trajectories_are_there():
-    manifest = outline(count=200, compression="none", embeddings="none")
+    manifest = outline(count=200, compression="none", store_embeddings=False)
     assert remaining_bytes(manifest, Records(()))[1] == 200 * (22 * 128 * KIB + 4 + 616 * KIB)
     assert remaining_bytes(manifest, Records([record("trajectories", 0, 200, 9)])) == (0, 0)
 

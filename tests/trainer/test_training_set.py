@@ -68,7 +68,7 @@ def test_resumed_after_the_cache_grew_the_weights_are_those_of_an_unbroken_run(
         (
             "more",
             "first",
-            r"was begun on a cache with generations\[1\] = \{.*\}, .*/first has null: the order of ",
+            r"was begun on a cache with segments\[1\] = \{.*\}, .*/first has null: the order of ",
         ),
         ("first", "cut", r"was begun on 6 trajectories, of which .*/cut lacks those of shard \d: the order of train"),
     ],

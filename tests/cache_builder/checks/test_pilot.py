@@ -67,7 +67,7 @@ def test_a_device_that_computes_otherwise_is_found_out(tmp_path, dev_teacher, pr
 def test_what_cannot_be_checked_says_why(tmp_path, dev_teacher, prompt_file):
     found = pilot(tmp_path / "c", dev_teacher, prompt_file, schedule="distillt5", latents="stored", compression="int8")
     assert [check.said for check in found.checks] == [
-        "not checked: FluxPipeline has no schedule 'reference'",
+        "not checked: FluxPipeline has no schedule 'distillt5'",
         "not checked: latents are stored",
         "not checked: codec int8 rounds the velocity",
     ]

@@ -37,16 +37,16 @@ def whole(tmp_path_factory, dev_teacher):
     folder = tmp_path_factory.mktemp("whole")
     (folder / "animals.txt").write_text("".join(f"a red dog {i}\n" for i in range(6)))
     for form in ("zarr", "webdataset"):
-        for embeddings in ("stored", "none"):
-            flags = {"format": form, "embeddings": embeddings, "dtype": "float32"}
-            build_cache(folder / f"{form}-{embeddings}", dev_teacher, folder / "animals.txt", **flags)
+        for stored in (True, False):
+            flags = {"format": form, "store_embeddings": stored, "dtype": "float32"}
+            build_cache(folder / f"{form}-{stored}", dev_teacher, folder / "animals.txt", **flags)
     return folder
 
 
 @pytest.fixture
 def cache(tmp_path, whole, form, request):
-    embeddings = request.node.callspec.params.get("embeddings", "stored")
-    return shutil.copytree(whole / f"{form}-{embeddings}", tmp_path / "c")
+    stored = request.node.callspec.params.get("stored", True)
+    return shutil.copytree(whole / f"{form}-{stored}", tmp_path / "c")
 
 
 def flip(file):
@@ -67,16 +67,16 @@ def contents(cache):
 @pytest.mark.slow
 @KINDS
 @pytest.mark.parametrize("damage", ["flipped", "short", "lost"])
-def test_a_damaged_shard_comes_back_with_the_same_bytes(cache, dev_teacher, form, embeddings, damage):
+def test_a_damaged_shard_comes_back_with_the_same_bytes(cache, dev_teacher, form, stored, damage):
     before = contents(cache)
-    for path in SHARDS[form].values() if embeddings == "stored" else [SHARDS[form]["trajectories"]]:
+    for path in SHARDS[form].values() if stored else [SHARDS[form]["trajectories"]]:
         if damage == "lost":
             (cache / path).unlink()
         elif damage == "short":
             (cache / path).write_bytes(before[path][:7])
         else:
             flip(cache / path)
-    bad = [("embeddings", 0), ("trajectories", 1)][embeddings == "none" :]
+    bad = [("embeddings", 0), ("trajectories", 1)][not stored :]
     assert rebuilt(cache, dev_teacher) == bad
     # The records vouch for the same files, so that not even a time changes.
     assert contents(cache) == before and verify(cache, Silent()).problems == ()
@@ -84,21 +84,21 @@ def test_a_damaged_shard_comes_back_with_the_same_bytes(cache, dev_teacher, form
 
 @KINDS
 def test_a_lost_record_comes_back_from_the_index_or_by_the_build_command(
-    cache, dev_teacher, whole, form, embeddings, monkeypatch, capsys
+    cache, dev_teacher, whole, form, stored, monkeypatch, capsys
 ):
     before = contents(cache)
     (cache / "commits/trajectories-000001.json").unlink()
     assert repair_cache(cache, None, Silent()).left == () and contents(cache) == before
 
     # Without the index too, this is a cache that is not finished: what has no record does not exist.
-    lost = ["trajectories-000001", *(["embeddings-000001"] if embeddings == "stored" else [])]
+    lost = ["trajectories-000001", *(["embeddings-000001"] if stored else [])]
     for name in (*lost, "index"):
         (cache / f"commits/{name}.json").unlink()
     code, lines, _ = secondcast(monkeypatch, capsys, "repair", cache, "--teacher", dev_teacher, "--quiet")
     lacks = counted(len(lost), "shard")
     says = f"{cache}: every file is what it should be; {lacks} not built yet: the build command makes the rest"
     assert (code, lines) == (0, [says])
-    flags = {"format": form, "embeddings": embeddings, "dtype": "float32"}
+    flags = {"format": form, "store_embeddings": stored, "dtype": "float32"}
     build_cache(cache, dev_teacher, whole / "animals.txt", **flags)
     assert data_files(cache) == {name: data for name, data in before.items() if not name.startswith("commits/")}
     assert verify(cache, Silent()).problems == () and Cache.open(cache).finished
@@ -123,7 +123,7 @@ def test_other_bytes_are_refused_and_taken_only_where_that_was_accepted(cache, d
     monkeypatch.setattr(FluxBackbone, "predict", lambda *inputs: predict(*inputs) * 1.0009765625)
     says = (
         rf"{cache}: trajectories shard 1 comes out with other bytes than were recorded \(batch_size 2 -> 3\): nothing "
-        rf"was written; rebuild on the machine that made it, take it from a copy with --from, or give --accept-other"
+        rf"was written; rebuild on the machine that made it, take it from a copy with --from, or give --allow"
     )
     with pytest.raises(DamagedCacheError, match=says):
         rebuilt(cache, dev_teacher, batch_size=3)
@@ -200,4 +200,4 @@ def test_a_full_disk_ends_a_build_with_one_line_and_the_build_goes_on(
     assert verify(tmp_path / "c", Silent()).problems == ()
     assert len(list((tmp_path / "c").glob("commits/embeddings-*.json"))) == 2
     assert secondcast(monkeypatch, capsys, *words)[0] == 0
-    assert data_files(tmp_path / "c") == data_files(whole / f"{form}-stored")
+    assert data_files(tmp_path / "c") == data_files(whole / f"{form}-True")

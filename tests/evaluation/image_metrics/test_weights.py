@@ -13,7 +13,7 @@ from tests.models.weights.damaged_weights import DAMAGES, rewrite
 CPU = torch.device("cpu")
 # Class, model_type, and the key of config.json that counts layers.
 NETWORKS = {
-    "max_grad_norm": (CLIPModel, "clip", "text_config.num_hidden_layers"),
+    "clip": (CLIPModel, "clip", "text_config.num_hidden_layers"),
     "blip": (BlipForQuestionAnswering, "blip", "vision_config.num_hidden_layers"),
     "trocr": (VisionEncoderDecoderModel, "vision-encoder-decoder", "decoder.decoder_layers"),
 }

@@ -46,7 +46,7 @@ def student(name: str = "run", factor: float = 1.0) -> dict[str, Any]:
         "rows": list(EVALUATED),
         "steps": steps,
         "errors": [[factor * error for error in ERRORS[row]] for row in EVALUATED],
-        "replay_check": [[0.01] * STEPS for _ in EVALUATED],
+        "replay_error": [[0.01] * STEPS for _ in EVALUATED],
         "closed": {
             "rows": [7, 25],
             "latent_fraction": [0.25, 0.0],

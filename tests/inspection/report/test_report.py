@@ -76,7 +76,9 @@ def test_every_committed_trajectory_has_a_row_with_the_numbers_of_its_record(tmp
 
 
 def test_the_page_is_given_what_the_tests_of_the_page_make_up(recorded, student, dev_teacher):
-    found = data_of(recorded, students=[student], evaluate=0, teacher=str(dev_teacher), strips=1, frames=1)
+    found = data_of(
+        recorded, students=[student], num_trajectories=0, teacher=str(dev_teacher), num_strips=1, num_frames=1
+    )
     made_up = made_up_data()
     assert found.keys() == made_up.keys() and found["cache"] == str(recorded)
     for part in ("trajectories", "strips", "integrity", "schedule"):
@@ -86,7 +88,7 @@ def test_the_page_is_given_what_the_tests_of_the_page_make_up(recorded, student,
 
 
 def test_guidance_is_that_of_the_recording_without_reading_it(recorded):
-    cache, found = Cache.open(recorded), data_of(recorded, norms=0, strips=0)
+    cache, found = Cache.open(recorded), data_of(recorded, max_norms=0, num_strips=0)
     assert found["trajectories"]["guidance"] == [cache.guidance(index) for index in range(12)]
     assert found["trajectories"]["velocity_rms"] == [None] * 12
     assert "norms of 0 of 12 trajectories: `secondcast inspect report --max-norms 12` reads all" in said(found)
@@ -99,7 +101,7 @@ def test_values_that_are_not_finite_are_counted_and_left_out_of_the_norms():
 
 def test_norms_of_a_few_are_spread_evenly_and_said(tmp_path):
     write_cache(tmp_path / "c", count=30)
-    found = data_of(tmp_path / "c", norms=10, strips=0)
+    found = data_of(tmp_path / "c", max_norms=10, num_strips=0)
     read = [row for row, value in enumerate(found["trajectories"]["velocity_rms"]) if value is not None]
     assert read == [1, 4, 7, 10, 13, 16, 19, 22, 25, 28] == evenly(30, 10)
     assert (
@@ -111,7 +113,7 @@ def test_norms_of_a_few_are_spread_evenly_and_said(tmp_path):
 def test_a_record_that_the_index_repeats_is_mended_without_the_teacher(tmp_path):
     write_cache(tmp_path / "c")
     (tmp_path / "c/commits/trajectories-000001.json").write_bytes(b"{}")
-    (problem,) = data_of(tmp_path / "c", norms=0)["integrity"]["problems"]
+    (problem,) = data_of(tmp_path / "c", max_norms=0)["integrity"]["problems"]
     assert problem["mend"] == f"secondcast repair {tmp_path}/c"
 
 
@@ -136,7 +138,7 @@ def test_a_damaged_shard_is_left_out_and_told_with_the_command_that_mends_it(tmp
 def test_a_shard_that_is_gone_is_found_without_checking_as_well(tmp_path):
     write_cache(tmp_path / "c")
     (tmp_path / "c" / SHARDS["zarr"]).unlink()
-    found = data_of(tmp_path / "c", verify=False)
+    found = data_of(tmp_path / "c", verify_checksums=False)
     assert found["integrity"] == {
         "state": "not checked", "text": "no file was compared with its checksum: --no-verify-checksums", "problems": []
     }  # fmt: skip
@@ -215,7 +217,7 @@ def test_without_the_vae_there_are_no_strips_and_a_note_says_the_way_out(tmp_pat
 
 
 def test_a_strip_shows_the_decoded_latents_above_and_the_clean_ones_below(recorded, dev_teacher):
-    found = data_of(recorded, teacher=str(dev_teacher), strips=4, frames=2)
+    found = data_of(recorded, teacher=str(dev_teacher), num_strips=4, num_frames=2)
     strips = found["strips"]
     assert strips["steps"] == [0, 2] and strips["frame_px"] == 16
     assert [one["why"] for one in strips["rows"]] == ["random"] * 4
@@ -281,7 +283,7 @@ def test_a_row_of_the_table_costs_less_than_180_bytes(tmp_path):
     sizes = []
     for count in (8, 40):
         write_cache(tmp_path / str(count), count=count, shard_size=64)
-        sizes.append(len(render(data_of(tmp_path / str(count), strips=0)).encode()))
+        sizes.append(len(render(data_of(tmp_path / str(count), num_strips=0)).encode()))
     assert 0 < (sizes[1] - sizes[0]) / 32 < 180
 
 
@@ -308,7 +310,7 @@ def test_curves_are_those_of_the_run_and_thinned_out(tmp_path):
 def test_students_are_evaluated_on_one_backbone_with_pictures_of_where_they_lead(recorded, student, dev_teacher):
     pytest.importorskip("skimage")
     flags = {"teacher": str(dev_teacher), "batch_size": ROWS, "closed_loop": 2, "num_strips": 4, "num_frames": 1}
-    found = data_of(recorded, students=[student, student], evaluate=5, **flags)
+    found = data_of(recorded, students=[student, student], num_trajectories=5, **flags)
     first, second = found["students"]
     assert (first["name"], second["name"]) == (str(student), f"{student} (2)")
     assert {**first, "name": ""} == {**second, "name": ""}
@@ -363,7 +365,7 @@ def test_a_recorded_evaluation_is_taken_as_it_is(recorded, student, dev_teacher,
         student, Cache.open(recorded), replayed(dev_teacher), scoring, device=CPU, progress=Silent()
     )  # fmt: skip
     evaluation.write(tmp_path / "e.json")
-    found = data_of(recorded, evaluations=[tmp_path / "e.json"], strips=0)
+    found = data_of(recorded, evaluations=[tmp_path / "e.json"], num_strips=0)
     (one,) = found["students"]
     assert one["name"] == "s" and one["steps"] == [0, 2] and one["closed"] is None
     assert one["parameters"] == sum(p.numel() for p in load_student(student).parameters())
@@ -376,7 +378,7 @@ def test_a_recorded_evaluation_is_taken_as_it_is(recorded, student, dev_teacher,
     others = tuple(one.model_copy(update={"key": f"other-{one.key}"}) for one in evaluation.trajectories)
     evaluation.model_copy(update={"trajectories": others}).write(tmp_path / "p.json")
     with pytest.raises(SettingsError, match="has 5 trajectories of .*, none of which is in this cache"):
-        data_of(recorded, evaluations=[tmp_path / "p.json"], strips=0)
+        data_of(recorded, evaluations=[tmp_path / "p.json"], num_strips=0)
 
 
 def test_damaged_held_out_trajectories_and_embeddings_are_left_out_of_an_evaluation(

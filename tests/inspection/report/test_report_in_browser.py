@@ -330,7 +330,7 @@ def test_a_student_that_was_not_evaluated_has_no_heat_map_and_its_curves(visit):
         "rows": [],
         "steps": [],
         "errors": [],
-        "replay_check": None,
+        "replay_error": None,
         "closed": None,
         "parameters": None,
     }
@@ -350,7 +350,7 @@ def test_a_note_stands_beside_what_it_speaks_of(visit):
 
 def test_a_report_of_an_empty_cache_says_so(visit):
     strips = {"frame_px": 12, "steps": [], "rows": []}
-    page = visit(render(report_data(trajectories=trajectories(0), strips=strips, students=[], notes=[])))
+    page = visit(render(report_data(trajectories=trajectories(0), num_strips=strips, students=[], notes=[])))
     assert page.inner_text("#detail-title") == "No trajectories" and page.inner_text("#count") == "0 trajectories"
     assert "No student in this report." in page.inner_text("#errors")
     assert "No film strips in this report." in page.inner_text("#gallery")

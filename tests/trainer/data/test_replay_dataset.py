@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from secondcast.storage_schemas.errors import DamagedCacheError, NotInCacheError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.commits import Records
-from secondcast.trainer.data import feed as feed_module
+from secondcast.trainer.data import replay_dataset as dataset_module
 from secondcast.trainer.data.lru_cache import LRUCache
 from secondcast.trainer.data.prefetch import Prefetch, Task
 from secondcast.trainer.data.replay_dataset import Batch, BatchSpec, EmbeddingBatch, ReplayDataset, Source
@@ -97,7 +97,7 @@ def test_rows_that_share_a_trajectory_read_its_text_once_and_the_teachers_if_ask
 @pytest.mark.parametrize("readers", [1, 2, 7])
 def test_any_number_of_readers_gives_the_same_batches(folder, monkeypatch, readers):
     requests = requests_of(an_order(), 0, 12)
-    monkeypatch.setattr(feed_module, "READERS", readers)
+    monkeypatch.setattr(dataset_module, "READERS", readers)
     with feed_of(folder).prefetch(requests) as batches:
         assert same_batches(list(batches), one_by_one(feed_of(folder), requests))
 

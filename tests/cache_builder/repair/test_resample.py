@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from secondcast import cli
-from secondcast.cache_builder.repair import recompute as module
+from secondcast.cache_builder.repair import resample as module
 from secondcast.cache_builder.repair.resample import changes, recompute
 from secondcast.models.teacher.folder import build_parts, find_teacher
 from secondcast.storage_schemas.errors import NotInCacheError, SettingsMismatchError
