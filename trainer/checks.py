@@ -41,7 +41,7 @@ def _check_divides(stage: Stage, ranks: int) -> None:
     if stage.batch_size % unit:
         raise SettingsError(
             f"batch-size is {stage.batch_size} on {counted(ranks, 'process')}, expected a multiple of processes x "
-            f"accumulate x timesteps-per-sample = {ranks} x {stage.grad_accum_steps} x {stage.timesteps_per_sample}: each "
+            f"grad-accum-steps x timesteps-per-sample = {ranks} x {stage.grad_accum_steps} x {stage.timesteps_per_sample}: each "
             f"computes an equal part of a batch; take {max(1, stage.batch_size // unit) * unit}, or another number of "
             f"processes"
         )

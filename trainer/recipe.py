@@ -72,7 +72,7 @@ def _of_the_run(file: Path, stated: dict[str, Any]) -> dict[str, Any]:
     if (budget := values.pop("time_budget", None)) is None:
         return values
     if not isinstance(budget, str):
-        raise SettingsError(f"{file}: budget is {budget!r}, expected a time such as '72h', '90m' or '3d'")
+        raise SettingsError(f"{file}: time-budget is {budget!r}, expected a time such as '72h', '90m' or '3d'")
     try:
         return values | {"time_budget_seconds": seconds_of(budget)}
     except SettingsError as error:

@@ -21,7 +21,7 @@ from secondcast.trainer.stage import (
 )
 from secondcast.trainer.training_set import TrainingSet
 
-WARM_UP = "warm-up"
+PRETRAIN = "pretrain"
 MAIN = "main"
 STUDENT, CHECKPOINTS = "Student", "Checkpoints"
 """Headings of options in help texts."""
@@ -228,8 +228,8 @@ class TrainFlags(TrainOptions):
         rate = self.pretrain_lr or self.learning_rate
         stages = []
         if self.pretrain_steps:
-            warm_up = {"steps": self.pretrain_steps, "loss": self.pretrain_loss, "learning_rate": rate}
-            stages.append(Stage(name=WARM_UP, **shared | warm_up))
+            pretrain = {"steps": self.pretrain_steps, "loss": self.pretrain_loss, "learning_rate": rate}
+            stages.append(Stage(name=PRETRAIN, **shared | pretrain))
         if self.steps:
             stages.append(Stage(name=MAIN, steps=self.steps, **options))
         run = {name: getattr(self, name) for name in RunOptions.model_fields}

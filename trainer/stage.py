@@ -71,7 +71,7 @@ class StageOptions(Flags):
         unit = self.grad_accum_steps * self.timesteps_per_sample
         if self.batch_size % unit:
             raise ValueError(
-                f"batch-size is {self.batch_size}, expected a multiple of accumulate x timesteps-per-sample = "
+                f"batch-size is {self.batch_size}, expected a multiple of grad-accum-steps x timesteps-per-sample = "
                 f"{self.grad_accum_steps} x {self.timesteps_per_sample}: the parts of a batch are equal; "
                 f"take {max(1, self.batch_size // unit) * unit}"
             )

@@ -31,18 +31,23 @@ def test_every_option_of_training_is_a_flag_and_a_key(tmp_path, words, capsys):
     code, said, heard = secondcast(*words, *flags_of(OPTIONS), capsys=capsys)
     assert code == 0 and "trained for 3 steps" in said and "in float32, bfloat16 autocast; " in heard
     settings = json.loads((tmp_path / "run" / CONFIG_FILE).read_bytes())["settings"]
-    warm_up, main = settings["stages"]
+    pretrain, main = settings["stages"]
     assert {key: settings.get(key, main.get(key)) for key in OPTIONS if not key.startswith("warmup")} == {
         key: value for key, value in OPTIONS.items() if not key.startswith("warmup")
     }
-    assert (warm_up["loss"], warm_up["steps"], warm_up["batch_size"], warm_up["huber_delta"]) == ("context", 1, 4, None)
+    assert (pretrain["loss"], pretrain["steps"], pretrain["batch_size"], pretrain["huber_delta"]) == (
+        "context",
+        1,
+        4,
+        None,
+    )
     for told in (
-        "stage warm-up (context), mean of 1 step: ", "stage main (vision), mean of 2 steps: ", " samples/s; data wait ",
+        "stage pretrain (context), mean of 1 step: ", "stage main (vision), mean of 2 steps: ", " samples/s; data wait ",
         "backbone forward ", "validation and checkpoints ", "peak memory ",
     ):  # fmt: skip
         assert told in heard
     entries = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert entries[-1]["step"] == 2 and list(entries[-1]["summary"]["stages"]) == ["warm-up", "main"]
+    assert entries[-1]["step"] == 2 and list(entries[-1]["summary"]["stages"]) == ["pretrain", "main"]
     kinds = [entry.get("kind") for entry in entries]
     assert [kind for kind in kinds if kind] == ["context", "vision", "vision"]
     lines = [f"{key.replace('_', '-')} = {json.dumps(value)}" for key, value in OPTIONS.items()]

@@ -50,4 +50,4 @@ def test_the_recipe_in_the_documentation_is_one(tmp_path):
     (tmp_path / "my-recipe.toml").write_text(block)
     recipe = read_recipe(tmp_path / "my-recipe.toml")
     assert recipe.caches == {"scenes": "scenes-cache", "signs": "signs-cache"}
-    assert [stage.name for stage in recipe.settings.stages] == ["warm-up", "replay"]
+    assert [stage.name for stage in recipe.settings.stages] == ["pretrain", "replay"]

@@ -217,7 +217,7 @@ def test_given_again_nothing_is_made_and_more_prompts_are_added(student, dev_tea
     out = tmp_path / "out"
     assert run(student, dev_teacher, out, PROMPTS[:2]) == 2
     assert run(student, dev_teacher, out, PROMPTS[:3]) == 1
-    monkeypatch.setattr("secondcast.evaluation.generate.Studio", None)
+    monkeypatch.setattr("secondcast.evaluation.generate.Generator", None)
     assert run(student, dev_teacher, out, PROMPTS[:3]) == 0
     assert run(student, dev_teacher, out, PROMPTS[:1]) == 0
     assert [entry["number"] for entry in index_of(out)] == [0, 1, 2]

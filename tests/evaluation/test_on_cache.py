@@ -33,7 +33,7 @@ def other(tmp_path_factory, student):
 
 @pytest.fixture
 def words(student, recorded, dev_teacher):
-    flags = ["--num-prompts", 2, "--closed-loop", 1, "--batch-size", ROWS, "--device", "cpu"]
+    flags = ["--num-trajectories", 2, "--closed-loop", 1, "--batch-size", ROWS, "--device", "cpu"]
     return ["evaluate", "score", student, "--cache", recorded, "--backbone", dev_teacher, *flags]
 
 

@@ -60,7 +60,7 @@ def test_errors_are_the_validation_loss_and_the_replay_error_of_training(tmp_pat
 
 
 def test_a_relative_error_is_the_norm_of_the_difference_per_norm_of_the_velocity(student, recorded, dev_teacher):
-    found = evaluated(student, recorded, dev_teacher, count=3, timesteps=(2, 0))
+    found = evaluated(student, recorded, dev_teacher, num_trajectories=3, timesteps=(2, 0))
     cache = Cache.open(recorded)
     assert found.steps == (0, 2) and len(found.trajectories) == 3
     for row, one in enumerate(found.trajectories):
@@ -75,7 +75,7 @@ def test_a_relative_error_is_the_norm_of_the_difference_per_norm_of_the_velocity
 
 def test_fewer_steps_and_trajectories_are_a_part_of_all_bit_for_bit(student, recorded, dev_teacher):
     whole = evaluated(student, recorded, dev_teacher)
-    part = evaluated(student, recorded, dev_teacher, count=3, timesteps=(1,))
+    part = evaluated(student, recorded, dev_teacher, num_trajectories=3, timesteps=(1,))
     keys = [one.key for one in whole.trajectories]
     assert {one.sources for one in part.trajectories} == {("few",), ("many",)}
     for one, row in zip(part.trajectories, part.errors.mean_square, strict=True):
@@ -91,7 +91,7 @@ def test_options_of_memory_change_no_bit(student, recorded, dev_teacher, flags):
 
 def test_pooled_vectors_are_those_that_were_recorded(tmp_path, student, dev_teacher):
     cache = build_recorded(tmp_path / "c", dev_teacher, pooled="clip", held_out=4, trained=0)
-    assert not np.any(evaluated(student, cache, dev_teacher, count=2).replay_error.error_fraction)
+    assert not np.any(evaluated(student, cache, dev_teacher, num_trajectories=2).replay_error.error_fraction)
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ def test_the_warm_up_shares_nothing_its_batch_is_of_as_many_prompts(tmp_path, ex
 def test_the_average_is_the_formula_and_is_what_is_exported(tmp_path, exact_cache, dev_teacher, t5_config):
     flags = {"steps": 3, "checkpoint_every": 1, "keep_checkpoints": 9, "dropout": 0.0}
     run_training(tmp_path / "plain", exact_cache, dev_teacher, t5_config, **flags)
-    run_training(tmp_path / "run", exact_cache, dev_teacher, t5_config, ema=0.15, **flags)
+    run_training(tmp_path / "run", exact_cache, dev_teacher, t5_config, ema_decay=0.15, **flags)
     first = make_trainer(tmp_path / "x", exact_cache, dev_teacher, t5_config)
     average = {name: value.detach().clone() for name, value in first.student.named_parameters()}
     pairs = zip(checkpoints(tmp_path / "plain"), checkpoints(tmp_path / "run"), strict=True)
@@ -88,7 +88,7 @@ def test_the_average_is_the_formula_and_is_what_is_exported(tmp_path, exact_cach
 
 
 def test_validation_judges_the_average(tmp_path, cache_folder, dev_teacher, t5_config):
-    trainer = make_trainer(tmp_path, cache_folder, dev_teacher, t5_config, ema=0.9)
+    trainer = make_trainer(tmp_path, cache_folder, dev_teacher, t5_config, ema_decay=0.9)
     before = trainer.validate(0)
     with torch.no_grad():
         for value in trainer.student.parameters():

@@ -217,7 +217,7 @@ def test_other_weights_are_refused_by_the_file(tmp_path, cache_folder, dev_teach
 def test_a_replay_error_above_the_limit_stops_unless_accepted(
     tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch
 ):
-    monkeypatch.setattr(replay_error_module, "LARGEST_FLOOR", 1e-6)
+    monkeypatch.setattr(replay_error_module, "LARGEST_REPLAY_ERROR", 1e-6)
     flags = {"backbone_dtype": "float32"}
     with pytest.raises(
         TeacherError, match=r"replay with an error of \d\.\d % of the velocity's norm, expected at most 0 %"
@@ -306,7 +306,7 @@ def test_more_steps_of_a_trajectory_than_it_has_are_refused(tmp_path, cache_fold
         ({"batch_size": 2, "grad_accum_steps": 4}, r"batch-size is 2, expected a multiple of .* 4 x 1: .*; take 4"),
         (
             {"data_order": "sequential", "timesteps_per_sample": 2},
-            "timesteps-per-sample is 2 with order following, expected 1",
+            "timesteps-per-sample is 2 with data-order sequential, expected 1",
         ),
         (
             {"loss": "context", "timestep_weighting": "sigma"},

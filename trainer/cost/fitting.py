@@ -45,7 +45,7 @@ def fit(
 ) -> Fitted:
     """The first of the ways that fits into so much GPU memory and, where blocks are streamed, so much host memory.
 
-    held: options of CHOSEN that were asked for as they are; "accumulate NAME": of a stage. host_bytes: of the machine,
+    held: options of CHOSEN that were asked for as they are; "grad_accum_steps NAME": of a stage. host_bytes: of the machine,
     None where it is not known. quantizers: kinds that are installed. Weights are as the caches were sampled with, if
     these are quantized: no other ones replay them. SettingsError, with the least that was found, where nothing fits.
     """

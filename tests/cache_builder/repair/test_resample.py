@@ -27,7 +27,7 @@ CASES = {
     "webdataset": {"format": "webdataset", "dtype": "float32"},
     "none": {"store_embeddings": False, "dtype": "float32"},
     "int8": {"compression": "int8", "latents": "stored"},
-    "max_grad_norm": {"pooled": "clip", "dtype": "float32", "attention_backend": "_native_math", "resolution": 16},
+    "clip": {"pooled": "clip", "dtype": "float32", "attention_backend": "_native_math", "resolution": 16},
 }
 
 

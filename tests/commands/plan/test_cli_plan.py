@@ -124,12 +124,12 @@ def test_a_budget_is_told_in_steps_of_each_stage_that_shares_it(capsys):
     words = ["plan", "train", "--config", RECIPES / "flux-one-gpu.toml", *DEV, "--time-budget", "72h"]
     facts = json.loads(secondcast(*words, "--gpu", "4090", "--json", capsys=capsys)[1])
     for way in facts["ways"].values():
-        warm_up, vision = way["stages"]
-        assert [warm_up["hours"], vision["hours"], way["hours"]] == pytest.approx([7.2, 64.8, 72])
-        for stage in (warm_up, vision):
+        pretrain, vision = way["stages"]
+        assert [pretrain["hours"], vision["hours"], way["hours"]] == pytest.approx([7.2, 64.8, 72])
+        for stage in (pretrain, vision):
             assert stage["steps"] == int(stage["hours"] * 3600 / stage["seconds_per_step"])
         # No transformer, and forward and backward of 130 million parameters over 77 tokens.
-        assert warm_up["flop_per_step"] < 64 * 6 * 140e6 * 77
+        assert pretrain["flop_per_step"] < 64 * 6 * 140e6 * 77
     # Of 32 rows, 4 at once.
     assert facts["ways"]["as_asked"]["gpu_memory"]["batch_size"] == 4
     code, said, _ = secondcast(*words, "--gpu", "4090", capsys=capsys)
@@ -171,12 +171,12 @@ def test_what_is_divided_or_shared_takes_less(dev_teacher, capsys):
     shared = planned("--batch-size", 8, "--timesteps-per-sample", 4)["ways"]["as_asked"]
     assert shared["stages"][0]["flop_per_step"] < one["stages"][0]["flop_per_step"]
     assert shared["read_bytes_per_step"] == one["read_bytes_per_step"] / 4
-    warm_ups = planned("--pretrain-steps", 5, "--pretrain-loss", "context")["ways"]["as_asked"]["stages"]
-    assert [(stage["loss"], stage["steps"]) for stage in warm_ups] == [("context", 5), ("vision", 1000)]
+    pretrain_stages = planned("--pretrain-steps", 5, "--pretrain-loss", "context")["ways"]["as_asked"]["stages"]
+    assert [(stage["loss"], stage["steps"]) for stage in pretrain_stages] == [("context", 5), ("vision", 1000)]
     embedding = planned("--loss", "embedding", "--batch-size", 32)
     assert embedding["ways"]["as_asked"]["gpu_memory"]["weights_bytes"] == 0
     # The linear on both embeddings, and its gradient: three products of 12 x 24 x 32.
-    added = warm_ups[0]["flop_per_step"] - embedding["ways"]["as_asked"]["stages"][0]["flop_per_step"]
+    added = pretrain_stages[0]["flop_per_step"] - embedding["ways"]["as_asked"]["stages"][0]["flop_per_step"]
     assert added == pytest.approx(32 * 3 * 2 * 12 * 24 * 32, rel=1e-3)
 
 

@@ -120,10 +120,10 @@ def test_runs_are_grouped_by_their_names(tmp_path, monkeypatch):
         "a/../a/1 is given twice as 'small': runs of one name are seeds of one student, and a run counted twice "
         "narrows the interval; give it once, or another run"
     )
-    for text, name in (("a/teacher", "teacher"), ("replay error=a", "replay_error")):
+    for text, name in (("a/teacher", "teacher"), ("replay_error=a", "replay_error")):
         with pytest.raises(SettingsError) as raised:
             grouped([text])
-        place = text.removeprefix("replay error=")
+        place = text.removeprefix("replay_error=")
         assert str(raised.value) == (
             f"{text} would be named {name!r}, as a line of ours is: name it, as in student={place}"
         )

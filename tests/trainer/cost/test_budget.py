@@ -36,7 +36,7 @@ def test_another_text_is_no_time(text):
 def shared_settings() -> TrainSettings:
     usual = dict(batch_size=2, learning_rate=1e-3)
     stages = (
-        Stage(name="warm-up", loss="embedding", budget_share=0.25, **usual),
+        Stage(name="pretrain", loss="embedding", budget_share=0.25, **usual),
         Stage(name="between", loss="embedding", steps=3, **usual),
         Stage(name="main", budget_share=0.5, **usual),
     )
@@ -51,7 +51,7 @@ def test_shares_pay_for_steps_and_stages_with_steps_keep_theirs():
 
 def test_stages_with_a_share_are_probed_and_no_others():
     probe = probe_settings(shared_settings())
-    assert [stage.name for stage in probe.stages] == ["warm-up", "main"]
+    assert [stage.name for stage in probe.stages] == ["pretrain", "main"]
     assert {stage.steps for stage in probe.stages} == {budget._PROBES}
 
 
@@ -73,7 +73,7 @@ RECIPE = """
 checkpoint-every = 1000
 dropout = 0.0
 [[stage]]
-name = "warm-up"
+name = "pretrain"
 loss = "embedding"
 budget-share = 0.25
 batch-size = 2
@@ -94,7 +94,7 @@ def words(tmp_path, cache_folder, dev_teacher, t5_config):
 def test_a_budget_becomes_steps_and_a_resumed_run_keeps_them(tmp_path, words, capsys):
     code, said, heard = secondcast(*words, "--time-budget", "1s", capsys=capsys)
     told = re.findall(r"stage ([\w-]+): ([\d,]+) steps of (\S+) s as measured here, (\d+) s\n", heard)
-    assert code == 0 and [name for name, *_ in told] == ["warm-up", "main"]
+    assert code == 0 and [name for name, *_ in told] == ["pretrain", "main"]
     for (_, steps, each, told_seconds), seconds in zip(told, (0.25, 0.5), strict=True):
         assert float(told_seconds) == pytest.approx(seconds, abs=0.51)
         # The seconds are told with three digits.
@@ -109,7 +109,7 @@ def test_a_budget_becomes_steps_and_a_resumed_run_keeps_them(tmp_path, words, ca
     assert f"trained for {sum(steps):,} steps" in said
     code, said, heard = secondcast(*words, "--time-budget", "2s", capsys=capsys)
     assert code == 1 and heard.strip().splitlines()[-1] == (
-        f"secondcast: {tmp_path}/run was begun with budget-seconds = 1.0, you asked for 2.0: the weights depend on "
+        f"secondcast: {tmp_path}/run was begun with time-budget-seconds = 1.0, you asked for 2.0: the weights depend on "
         f"it; give the flags of the first time, or another folder"
     )
 
@@ -119,7 +119,7 @@ def test_a_budget_becomes_steps_and_a_resumed_run_keeps_them(tmp_path, words, ca
     [
         (RECIPE, None, "stage main takes a share of a budget that is not given: give --time-budget, as in 72h"),
         (RECIPE.replace("budget-share", "#").replace("batch", "steps = 2\nbatch"), "5s",
-         "budget is given, but no stage has a budget-share: state one in a recipe"),
+         "time-budget is given, but no stage has a budget-share: state one in a recipe"),
         (RECIPE.replace("0.5", "0.8"), "5s", "the stages share 1.05 of the budget, expected at most 1"),
     ],
 )  # fmt: skip

@@ -161,8 +161,8 @@ def test_the_flag_that_helps_next_is_the_least_harmful_that_is_left(flags, held,
 
 def test_a_warm_up_before_the_transformers_steps_has_its_weights_beside_it():
     settings = asked(batch_size=256, pretrain_steps=5, steps=5, pretrain_loss="embedding", activation_checkpointing=1)
-    warm_up, main = (costs().stage_memory(settings, stage) for stage in settings.stages)
-    assert warm_up.weights_bytes == main.weights_bytes > 10 * GIB
+    pretrain, main = (costs().stage_memory(settings, stage) for stage in settings.stages)
+    assert pretrain.weights_bytes == main.weights_bytes > 10 * GIB
     alone = asked(loss="embedding", batch_size=256)
     assert costs().memory(alone).weights_bytes == 0
     # Its own rows are what is too much here, once the others are few.
@@ -172,7 +172,7 @@ def test_a_warm_up_before_the_transformers_steps_has_its_weights_beside_it():
 
 
 def test_an_average_of_the_student_takes_memory_of_its_own():
-    with_one, without = (costs().memory(asked(ema=ema)) for ema in (0.99, None))
+    with_one, without = (costs().memory(asked(ema_decay=ema)) for ema in (0.99, None))
     assert with_one.student_bytes - without.student_bytes == 4 * STUDENT.parameters
 
 
@@ -225,8 +225,8 @@ def test_resident_blocks_stay_as_they_were_asked_to_be_checkpointed():
 
 def test_a_stage_that_states_its_parts_keeps_them_and_the_others_are_divided():
     settings = asked(batch_size=8, pretrain_steps=5, steps=5, pretrain_loss="embedding")
-    assert chosen(fit(settings, costs(), memory_bytes=19 * GIB, held={"accumulate warm-up"}).settings)[1] == 4
-    kept = fit(settings, costs(), memory_bytes=19 * GIB, held={"accumulate main"}).settings
+    assert chosen(fit(settings, costs(), memory_bytes=19 * GIB, held={"grad_accum_steps pretrain"}).settings)[1] == 4
+    kept = fit(settings, costs(), memory_bytes=19 * GIB, held={"grad_accum_steps main"}).settings
     assert chosen(kept)[1] == 1 and kept.gpu_blocks is not None
 
 

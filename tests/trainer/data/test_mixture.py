@@ -145,7 +145,7 @@ def test_a_resumed_run_on_several_caches_ends_with_the_same_bits(tmp_path, place
         {"steps": 4, "data_order": "sequential", "caches": {"cats": 1, "large": 1}},
         SHARED,
     )
-    settings = run_settings(*stages, ema=0.9, checkpoint_every=3, replay_error=4, validate_rows=4)
+    settings = run_settings(*stages, ema_decay=0.9, checkpoint_every=3, replay_check=4, validate_rows=4)
     train_mixed(tmp_path / "whole", settings, places, dev_teacher, t5_config)
     for stop in (4, 7):
         cut = tmp_path / f"cut-{stop}"
@@ -159,7 +159,7 @@ def test_a_resumed_run_on_several_caches_ends_with_the_same_bits(tmp_path, place
 def test_a_run_goes_on_with_the_trajectories_with_which_it_began(tmp_path, places, dev_teacher, t5_config):
     texts = texts_of("car", 5)
     grown = {"cats": places["cats"], "cars": small_cache(tmp_path / "cars", dev_teacher, texts)}
-    settings = run_settings({"steps": 4, "batch_size": 6}, replay_error=4, validate_rows=4)
+    settings = run_settings({"steps": 4, "batch_size": 6}, replay_check=4, validate_rows=4)
     train_mixed(tmp_path / "whole", settings, grown, dev_teacher, t5_config)
     with pytest.raises(KeyboardInterrupt):
         train_mixed(tmp_path / "cut", settings, grown, dev_teacher, t5_config, StopAfter(3))
@@ -232,7 +232,7 @@ def test_caches_of_two_dtypes_are_replayed_in_the_one_that_is_named(tmp_path, pl
     with pytest.raises(SettingsError, match=f"^{re.escape(message)}$"):
         train_mixed(tmp_path / "run", run_settings({}), both, dev_teacher, t5_config)
     assert not (tmp_path / "run").exists()
-    settings = run_settings({}, backbone_dtype="bfloat16", replay_error=0)
+    settings = run_settings({}, backbone_dtype="bfloat16", replay_check=0)
     train_mixed(tmp_path / "run", settings, both, dev_teacher, t5_config)
 
 
@@ -258,7 +258,8 @@ def test_walks_of_other_lengths_are_refused_before_a_step(tmp_path, places, dev_
     short = small_cache(tmp_path / "short", dev_teacher, texts_of("car", 3), steps=3)
     settings = run_settings({"data_order": "sequential"})
     with pytest.raises(
-        SettingsError, match="order is following on caches whose trajectories have 3 and 4 steps, expected one number"
+        SettingsError,
+        match="data-order is sequential on caches whose trajectories have 3 and 4 steps, expected one number",
     ):
         train_mixed(tmp_path / "run", settings, {"cats": places["cats"], "short": short}, dev_teacher, t5_config)
     train_mixed(
@@ -313,4 +314,4 @@ def test_the_structure_of_the_pockets_recipe_trains(tmp_path, places, dev_teache
     assert counts == 4 and code == 0 and "trained for 8 steps" in said
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     stages = [line["stage"] for line in lines if "kind" in line]
-    assert stages == [name for name in ("warm-up", "attributes", "text-rendering", "mixed") for _ in range(2)]
+    assert stages == [name for name in ("pretrain", "attributes", "text-rendering", "mixed") for _ in range(2)]

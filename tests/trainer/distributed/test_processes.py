@@ -138,7 +138,7 @@ def test_masks_that_depend_on_how_a_batch_is_divided_would_train_another_student
         def __init__(self, *, first: int, rows: int) -> None:
             super().__init__(first=0, rows=rows)
 
-    monkeypatch.setattr(loop, "DropoutOfRows", OfThePart)
+    monkeypatch.setattr(loop, "BatchInvariantDropout", OfThePart)
     assert in_two(lambda processes: work(tmp_path / "two", processes, steps=0)) == WELL
     assert furthest(checkpoints(one)[0], checkpoints(tmp_path / "two")[0]) > 1e-2
 
@@ -279,7 +279,7 @@ def test_a_budget_is_shared_out_alike_in_all(tmp_path, work):
         pause = 0.05 * processes.rank
         real = Trainer.timed_steps
         Trainer.timed_steps = lambda trainer: [seconds + pause for seconds in real(trainer)]
-        work(tmp_path / "run", processes, time_budget_seconds=0.5, replay_error=0, ema=None)
+        work(tmp_path / "run", processes, time_budget_seconds=0.5, replay_check=0, ema_decay=None)
 
     assert in_two(together) == WELL
     assert 1 <= len([entry for entry in metrics(tmp_path / "run") if "loss" in entry]) <= 0.5 / 0.05

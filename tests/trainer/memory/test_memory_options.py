@@ -71,7 +71,7 @@ def test_a_run_goes_on_with_other_checkpointing_and_not_with_other_modulation(
     with pytest.raises(KeyboardInterrupt):
         again(progress=StopAfter(3), **flags)
     with pytest.raises(
-        RunError, match=r"was begun with modulation = live, you asked for auto: the weights depend on it"
+        RunError, match=r"was begun with modulation = gpu, you asked for auto: the weights depend on it"
     ):
         again(**flags | {"modulation": "auto"})
     again(activation_checkpointing=1, **flags)

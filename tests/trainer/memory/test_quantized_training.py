@@ -58,7 +58,7 @@ def test_quantized_weights_on_an_exact_cache_tell_their_bias_and_train(
     tmp_path, recorded, dev_teacher, t5_config, monkeypatch
 ):
     # Random weights this small are hardly moved by rounding.
-    monkeypatch.setattr(replay_error_module, "LARGEST_FLOOR", 1e-4)
+    monkeypatch.setattr(replay_error_module, "LARGEST_REPLAY_ERROR", 1e-4)
     heard = Listening()
     run = run_training(
         tmp_path / "run", recorded["none"], dev_teacher, t5_config, progress=heard, **FLAGS | {"quantize": "nf4"}
@@ -86,7 +86,7 @@ def test_exact_weights_on_a_quantized_cache_are_refused_above_the_limit_and_told
     heard = Listening()
     run_training(tmp_path / "run", recorded["nf4"], dev_teacher, t5_config, progress=heard, **FLAGS)
     assert any("% of the velocity's norm, exact weights, recorded with nf4 weights): " in said for said in heard.heard)
-    monkeypatch.setattr(replay_error_module, "LARGEST_FLOOR", 1e-4)
+    monkeypatch.setattr(replay_error_module, "LARGEST_REPLAY_ERROR", 1e-4)
     with pytest.raises(
         TeacherError, match=r"built with --quantize nf4, this run has the exact weights; give --quantize"
     ):

@@ -107,8 +107,8 @@ def test_twenty_steps_offline_end_with_the_weights_of_twenty_online(
     before = {name: value.clone() for name, value in student.named_parameters()}
     online(dev_teacher, cache, student, walks)
     run_training(
-        tmp_path / "run", recording, dev_teacher, t5_config, order="sequential", steps=UPDATES, batch_size=BATCH,
-        init="random", dropout=dropout, seed=SEED, learning_rate=RATE, weight_decay=WEIGHT_DECAY, clip=CLIP,
+        tmp_path / "run", recording, dev_teacher, t5_config, data_order="sequential", steps=UPDATES, batch_size=BATCH,
+        init="random", dropout=dropout, seed=SEED, learning_rate=RATE, weight_decay=WEIGHT_DECAY, max_grad_norm=CLIP,
     )  # fmt: skip
     offline = weights(tmp_path / "run")
     for name, value in student.named_parameters():

@@ -23,7 +23,7 @@ def bare_cache(tmp_path_factory, dev_teacher):
 
 def test_a_warm_up_is_refused_with_the_way_out(tmp_path, bare_cache, dev_teacher, t5_config):
     with pytest.raises(
-        SettingsError, match=r"stage warm-up has the loss context, but .* was built with --no-store-embeddings: "
+        SettingsError, match=r"stage pretrain has the loss context, but .* was built with --no-store-embeddings: "
     ):
         run_training(tmp_path / "run", bare_cache, dev_teacher, t5_config, pretrain_steps=3)
     assert not (tmp_path / "run").exists()
@@ -68,4 +68,4 @@ def test_it_trains_by_replay_and_says_that_there_is_no_replay_error(tmp_path, ba
 def test_the_summary_names_codec_and_embeddings(bare_cache):
     facts = summarise(Cache.open(bare_cache))
     assert (facts["storage"]["compression"], facts["storage"]["embeddings"]) == ("lossless", "none")
-    assert "(zarr, compact, latents derived, embeddings none)" in dict(summary_lines(facts))["on disk"]
+    assert "(zarr, lossless, latents derived, embeddings none)" in dict(summary_lines(facts))["on disk"]

@@ -28,7 +28,7 @@ def best_of(run: Path) -> str:
 
 @pytest.mark.parametrize(("keep", "last"), [(1, {8}), (3, {4, 6, 8})])
 def test_the_last_checkpoints_and_the_best_are_kept(tmp_path, cache_folder, dev_teacher, t5_config, keep, last):
-    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, steps=8, keep=keep)
+    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, steps=8, keep_checkpoints=keep)
     best = best_of(tmp_path / "run")
     assert names(tmp_path / "run") == {f"checkpoint-{step:08d}" for step in last} | {best}
     assert student_folder(tmp_path / "run") == tmp_path / "run" / best / "student"
@@ -248,7 +248,7 @@ def test_while_the_best_is_not_known_no_checkpoint_is_deleted(tmp_path, whole_ru
 def test_the_files_of_a_checkpoint_have_the_usual_permissions(tmp_path, cache_folder, dev_teacher, t5_config, umask):
     before = os.umask(umask)
     try:
-        run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, steps=1, ema=0.5)
+        run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, steps=1, ema_decay=0.5)
     finally:
         os.umask(before)
     files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
@@ -301,11 +301,13 @@ def test_how_many_checkpoints_are_kept_may_change_what_shapes_weights_may_not(
     tmp_path, cache_folder, dev_teacher, t5_config
 ):
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
-    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, keep=5)
-    with pytest.raises(RunError, match="was begun with accumulate = 1, you asked for 2: the weights depend on it"):
+    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, keep_checkpoints=5)
+    with pytest.raises(
+        RunError, match="was begun with grad-accum-steps = 1, you asked for 2: the weights depend on it"
+    ):
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, grad_accum_steps=2)
     with pytest.raises(RunError, match="was begun with ema = None, you asked for 0.9"):
-        run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, ema=0.9)
+        run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, ema_decay=0.9)
 
 
 def test_the_average_goes_on_where_it_was(tmp_path, cache_folder, dev_teacher, t5_config, whole_run):

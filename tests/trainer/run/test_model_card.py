@@ -24,7 +24,7 @@ STAGE = {
     "learning_rate": 1e-4,
     "data_order": "shuffled",
 }
-WARM_UP = STAGE | {"name": "warm-up", "loss": "embedding", "steps": 20000, "learning_rate": 1e-3, "huber_delta": None}
+PRETRAIN = STAGE | {"name": "pretrain", "loss": "embedding", "steps": 20000, "learning_rate": 1e-3, "huber_delta": None}
 VISION = (
     "FLUX's prediction: mean squared difference between what the frozen FLUX predicts with the student's embedding "
     "and what it predicted with T5-XXL's, on recorded latents (the paper's loss)"
@@ -38,14 +38,14 @@ NO_VISION = "No stage compared what FLUX predicts"
     [
         ([STAGE], [f"1. {VISION} (50,000 steps, batch 4, learning rate 0.0001, order shuffled)"], False),
         (
-            [WARM_UP, STAGE],
+            [PRETRAIN, STAGE],
             [
                 f"1. {EMBEDDING} (20,000 steps, batch 4, learning rate 0.001, order shuffled)",
                 f"2. {VISION} (50,000 steps, batch 4, learning rate 0.0001, order shuffled)",
             ],
             False,
         ),
-        ([WARM_UP], [f"1. {EMBEDDING} (20,000 steps, batch 4, learning rate 0.001, order shuffled)"], True),
+        ([PRETRAIN], [f"1. {EMBEDDING} (20,000 steps, batch 4, learning rate 0.001, order shuffled)"], True),
         (
             [{"loss": "context", "steps": 9, "caches": ["a", "b"]}, {"loss": "new", "data_order": None}],
             [
@@ -67,7 +67,7 @@ def test_a_card_tells_stages_in_words_and_all_settings_in_the_table():
     facts = FACTS.model_copy(update={"settings": {"stages": [stage], "seed": 4}})
     card = card_of("diffusers", facts, text_length=12, parameters=5)
     assert f"## What it was trained with\n\n1. {EMBEDDING} (3 steps)\n\n{NO_VISION}" in card
-    assert "\n| seed | 4 |\n" in card and "\n| huber | 0.5 |\n" in card and "| stages |" not in card
+    assert "\n| seed | 4 |\n" in card and "\n| huber_delta | 0.5 |\n" in card and "| stages |" not in card
     assert "A T5 encoder with projection, 5 par" in card
 
 

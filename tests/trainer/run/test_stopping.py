@@ -74,7 +74,7 @@ def test_each_stage_has_a_bar_of_its_own_that_goes_on_where_it_was(tmp_path, cac
     with pytest.raises(KeyboardInterrupt):
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, progress=first, **FLAGS)
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, progress=second, **FLAGS)
-    assert [bar for bar in first.bars if "train" in bar[0]] == [("train warm-up", 0, 3), ("train main", 0, 4)]
+    assert [bar for bar in first.bars if "train" in bar[0]] == [("train pretrain", 0, 3), ("train main", 0, 4)]
     assert [bar for bar in second.bars if "train" in bar[0]] == [("train main", 2, 4)]
 
 
@@ -163,7 +163,7 @@ def test_processes_stop_after_the_same_step_whichever_was_asked(tmp_path, cache_
     settings = TrainFlags.from_flags(
         student=str(t5_config),
         batch_size=4,
-        replay_error=4,
+        replay_check=4,
         validate_rows=16,
         learning_rate=1e-3,
         **FLAGS | {"steps": 300},

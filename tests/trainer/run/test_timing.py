@@ -75,13 +75,13 @@ def test_stages_are_told_apart_and_the_first_steps_of_each_count_only_where_ther
     durations = iter([0, 9, 9, 1, 8, 8, 1, 2, 4, 1, 4, 6, 1, 50, 1, 70])
     clock = StepClock(Ticks(accumulate(durations)), host_seconds=count(step=5).__next__)
     for _ in range(4):
-        step(clock, "warm-up", "data_wait", "backward")
+        step(clock, "pretrain", "data_wait", "backward")
     with clock.beside():
         pass
     step(clock, "main", "backbone_forward")
     step(clock, "main", "backbone_forward")
     assert clock.times() == {
-        "warm-up": StageTimes(steps=2, seconds={"data_wait": 3, "backward": 5}),
+        "pretrain": StageTimes(steps=2, seconds={"data_wait": 3, "backward": 5}),
         "main": StageTimes(steps=2, seconds={"backbone_forward": 60}),
     }
     assert clock.beside_seconds == 5
@@ -186,14 +186,14 @@ def test_a_run_says_and_records_where_its_time_went(tmp_path, cache_folder, dev_
     with summarized(trainer, training_caches, metrics, progress, counted_from_seconds=0.0):
         trainer.train(progress)
     times, file = trainer.clock.times(), tmp_path / "run/metrics.jsonl"
-    warm_up, main = trainer.settings.stages
-    assert list(times["warm-up"].seconds) == ["data_wait", "student_forward", "loss", "backward", "optimizer"]
+    pretrain, main = trainer.settings.stages
+    assert list(times["pretrain"].seconds) == ["data_wait", "student_forward", "loss", "backward", "optimizer"]
     assert list(times["main"].seconds) == ["data_wait", "student_forward", "backbone_forward", "backward", "optimizer"]
-    assert progress.lines[:2] == [times_line(warm_up, times["warm-up"]), times_line(main, times["main"])]
+    assert progress.lines[:2] == [times_line(pretrain, times["pretrain"]), times_line(main, times["main"])]
     assert progress.lines[2].startswith("validation and checkpoints ")
     assert progress.lines[3].startswith("peak memory ") and progress.lines[3].endswith(" of the host")
     assert progress.lines[4].startswith(
-        f"stage warm-up: {flops_text(costs.step_flops(trainer.settings, warm_up))} a step"
+        f"stage pretrain: {flops_text(costs.step_flops(trainer.settings, pretrain))} a step"
     )
     assert progress.lines[5].startswith(f"stage main: {flops_text(costs.step_flops(trainer.settings, main))} a step")
     assert progress.lines[5].endswith("matrices reach here") and len(progress.lines) == 6
@@ -221,7 +221,7 @@ def test_a_run_that_is_stopped_says_its_times_and_a_short_one_counts_nothing(
         trainer.timed_steps()
         raise KeyboardInterrupt
     told = [line.split(",")[0] for line in progress.lines]
-    assert told[0] == "stage warm-up (context)" and told[1].startswith("peak memory") and len(told) == 3
+    assert told[0] == "stage pretrain (context)" and told[1].startswith("peak memory") and len(told) == 3
     assert told[2] == "stopped after step 0 of 1; there is no checkpoint yet"
     progress.lines.clear()
     with summarized(trainer, [], metrics, progress):

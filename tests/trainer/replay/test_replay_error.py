@@ -60,7 +60,7 @@ def test_loss_and_replay_error_stand_side_by_side_and_by_step(tmp_path, cache_fo
         dev_teacher,
         t5_config,
         progress=noting,
-        replay_error=8,
+        replay_check=8,
         pretrain_steps=1,
         **ABOVE,
     )
@@ -83,7 +83,7 @@ def test_the_replay_error_by_step_is_the_error_of_the_teachers_own_embedding(
     tmp_path, cache_folder, dev_teacher, t5_config
 ):
     trainer = make_trainer(
-        tmp_path / "run", cache_folder, dev_teacher, t5_config, backbone_dtype="float32", replay_error=4 * 18
+        tmp_path / "run", cache_folder, dev_teacher, t5_config, backbone_dtype="float32", replay_check=4 * 18
     )
     replay_error = trainer.measure_replay_error()
     feed, backbone = trainer.feed, trainer.objective.backbones[0]
@@ -100,20 +100,20 @@ def test_the_replay_error_by_step_is_the_error_of_the_teachers_own_embedding(
 
 def test_no_replay_error_is_measured_where_none_is_asked_for(tmp_path, cache_folder, dev_teacher, t5_config):
     noting = Noting()
-    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, progress=noting, replay_error=0, **ABOVE)
+    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, progress=noting, replay_check=0, **ABOVE)
     assert not any("replay_error" in line for line in metrics(tmp_path / "run"))
     assert not any("replay_error" in text for text in noting.heard + noting.notes)
     # It changes no weight: another number may be given when the run goes on.
     with pytest.raises(KeyboardInterrupt):
         run_training(
-            tmp_path / "cut", cache_folder, dev_teacher, t5_config, progress=StopAfter(3), replay_error=0, **ABOVE
+            tmp_path / "cut", cache_folder, dev_teacher, t5_config, progress=StopAfter(3), replay_check=0, **ABOVE
         )
-    run_training(tmp_path / "cut", cache_folder, dev_teacher, t5_config, progress=noting, replay_error=4, **ABOVE)
+    run_training(tmp_path / "cut", cache_folder, dev_teacher, t5_config, progress=noting, replay_check=4, **ABOVE)
     assert any(text.startswith("replay error") for text in noting.heard)
 
 
 def test_the_loss_on_held_out_prompts_is_told_by_step(tmp_path, cache_folder, dev_teacher, t5_config):
-    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, replay_error=0, **ABOVE)
+    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, replay_check=0, **ABOVE)
     validated = [line for line in metrics(tmp_path / "run") if "validation_loss" in line]
     assert [line["step"] for line in validated] == [2, 4]
     for line in validated:
@@ -160,11 +160,11 @@ def test_a_loss_without_steps_has_none_by_step(tmp_path, cache_folder, t5_config
 
 def test_a_loss_that_has_come_to_the_replay_error_is_told(tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch):
     noting = Noting()
-    run_training(tmp_path / "far", cache_folder, dev_teacher, t5_config, progress=noting, replay_error=8, **ABOVE)
+    run_training(tmp_path / "far", cache_folder, dev_teacher, t5_config, progress=noting, replay_check=8, **ABOVE)
     assert not any("has reached the replay error" in text for text in noting.heard)
     # No student of this size comes so near in four steps.
-    monkeypatch.setattr(validation, "_NEAR_FLOOR", 1e9)
-    run_training(tmp_path / "near", cache_folder, dev_teacher, t5_config, progress=noting, replay_error=8, **ABOVE)
+    monkeypatch.setattr(validation, "_NEAR_REPLAY_ERROR", 1e9)
+    run_training(tmp_path / "near", cache_folder, dev_teacher, t5_config, progress=noting, replay_check=8, **ABOVE)
     lines = metrics(tmp_path / "near")
     replay_error = next(line["replay_error"] for line in lines if "replay_error" in line)
     losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
@@ -207,7 +207,7 @@ def test_a_student_whose_validation_is_no_number_gets_no_checkpoint(
 
 def test_a_replay_error_that_is_no_number_is_refused(tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch):
     nothing = ReplayError(error=float("nan"), by_step={}, relative=float("nan"))
-    monkeypatch.setattr(loop, "replay_error", lambda *_, **__: nothing)
+    monkeypatch.setattr(loop, "measure_replay_error", lambda *_, **__: nothing)
     with pytest.raises(TeacherError, match="the cached embeddings replay with an error of nan %"):
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
 
@@ -216,8 +216,8 @@ def test_no_more_rows_at_once_are_validated_by_replay_than_the_replay_trains_wit
     tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch
 ):
     made = make_trainer(tmp_path, cache_folder, dev_teacher, t5_config, pretrain_steps=2, pretrain_loss="embedding")
-    warm_up, main = made.settings.stages
-    divided = made.settings.model_copy(update={"stages": (warm_up, main.model_copy(update={"grad_accum_steps": 4}))})
+    pretrain, main = made.settings.stages
+    divided = made.settings.model_copy(update={"stages": (pretrain, main.model_copy(update={"grad_accum_steps": 4}))})
     made.objective, rows = replace(made.objective, settings=divided), []
     predict = FluxBackbone.predict
 
@@ -228,4 +228,4 @@ def test_no_more_rows_at_once_are_validated_by_replay_than_the_replay_trains_wit
     monkeypatch.setattr(FluxBackbone, "predict", counted)
     made.validate(0)
     made.measure_replay_error()
-    assert max(rows) == 2 < warm_up.batch_size
+    assert max(rows) == 2 < pretrain.batch_size
