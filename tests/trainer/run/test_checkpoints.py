@@ -306,7 +306,7 @@ def test_how_many_checkpoints_are_kept_may_change_what_shapes_weights_may_not(
         RunError, match="was begun with grad-accum-steps = 1, you asked for 2: the weights depend on it"
     ):
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, grad_accum_steps=2)
-    with pytest.raises(RunError, match="was begun with ema = None, you asked for 0.9"):
+    with pytest.raises(RunError, match="was begun with ema-decay = None, you asked for 0.9"):
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, ema_decay=0.9)
 
 
