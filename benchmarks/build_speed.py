@@ -15,10 +15,12 @@ from pathlib import Path
 
 import torch
 
-from secondcast.cache_builder.build import Stages, WorkerConfig, open_writer
+from secondcast.cache_builder.opening import open_build
 from secondcast.cache_builder.sample_stage import prepare_batch, run_sample_stage
 from secondcast.cache_builder.settings import BuildSettings
+from secondcast.cache_builder.shard_builder import ShardBuilder
 from secondcast.cache_builder.teacher_models import load_backbone
+from secondcast.cache_builder.worker import WorkerConfig
 from secondcast.cache_builder.workers.job import Job
 from secondcast.cache_builder.workers.local import run_local_workers
 from secondcast.models.backbone import FluxBackbone
@@ -38,7 +40,7 @@ def settings_of(asked: argparse.Namespace, prompts: Path) -> BuildSettings:
         dtype=asked.dtype,
         batch_size=asked.batch_size,
         shard_size=asked.shard_size,
-        codec=asked.codec,
+        compression=asked.compression,
         guidance=(3.5,),
         resolution=asked.resolution,
     )
@@ -85,16 +87,16 @@ def measure_bare(asked: argparse.Namespace, prompts: Path, folder: Path) -> None
     rates: dict[str, list[float]] = {"bare": [], "build": []}
     backbone: FluxBackbone | None = None
     for turn in range(asked.rounds + 1):
-        writer = open_writer(folder / f"cache-{turn}", settings, teacher, Silent())
-        stages = Stages(writer, teacher, WorkerConfig(batch_size=asked.batch_size), device, Silent())
-        stages.make("embeddings", writer.missing("embeddings"))
+        writer = open_build(folder / f"cache-{turn}", settings, teacher, device, Silent())
+        builder = ShardBuilder(writer, teacher, WorkerConfig(batch_size=asked.batch_size), device, Silent())
+        builder.encode(writer.missing("embeddings"))
         backbone = backbone or load_backbone(writer.manifest, teacher, device)
         bare = Bare(Cache.open(str(writer.folder)), teacher, backbone, asked.batch_size)
         found = {"bare": seconds(bare.run), "build": seconds(lambda w=writer, b=backbone: _sample(w, b, asked))}
         if turn:
             # The first round warms up.
             for name, took in found.items():
-                rates[name].append(asked.count / took)
+                rates[name].append(asked.num_prompts / took)
     bare_rate, build_rate = (statistics.median(rates[name]) for name in ("bare", "build"))
     ratios = sorted(build / bare for bare, build in zip(rates["bare"], rates["build"], strict=True))
     print(f"bare FluxPipeline {bare_rate:8.2f} trajectories/s")
@@ -106,7 +108,7 @@ def _sample(writer: CacheWriter, backbone: FluxBackbone, asked: argparse.Namespa
     shards = writer.missing("trajectories")
     cache = Cache.open(str(writer.folder))
     run_sample_stage(
-        writer, cache, backbone, shards, share=asked.count, done=0, batch_size=asked.batch_size, progress=Silent()
+        writer, cache, backbone, shards, share=asked.num_prompts, done=0, batch_size=asked.batch_size, progress=Silent()
     )
 
 
@@ -137,12 +139,14 @@ def measure_workers(asked: argparse.Namespace, prompts: Path, folder: Path) -> N
     for workers in asked.workers:
         rates = []
         for turn in range(asked.rounds):
-            writer = open_writer(folder / f"{workers}-{turn}", settings_of(asked, prompts), teacher, Silent())
+            writer = open_build(
+                folder / f"{workers}-{turn}", settings_of(asked, prompts), teacher, torch.device(asked.device), Silent()
+            )
             job = Job(
                 location=str(writer.folder),
                 teacher=asked.teacher,
                 teacher_path=str(teacher.path),
-                share=WorkerConfig(batch_size=asked.batch_size, wait_seconds=600),
+                config=WorkerConfig(batch_size=asked.batch_size, wait_seconds=600),
                 threads=1,
             )
             clock = Clock()
@@ -172,7 +176,7 @@ def main() -> None:
     quiet_libraries()
     with tempfile.TemporaryDirectory() as name:
         prompts = Path(name) / "prompts.txt"
-        prompts.write_text("".join(f"{text}\n" for text in captions(asked.count, seed=0, split="train")))
+        prompts.write_text("".join(f"{text}\n" for text in captions(asked.num_prompts, seed=0, split="train")))
         (measure_bare if asked.what == "bare" else measure_workers)(asked, prompts, Path(name))
 
 

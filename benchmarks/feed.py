@@ -135,7 +135,7 @@ def consume(batches: Iterator[Any], step_seconds: float) -> tuple[float, float, 
 
 
 def new_cache(path: Path, form: Literal["zarr", "webdataset"], flags: argparse.Namespace) -> CacheWriter:
-    texts = [f"prompt number {n}" for n in range(flags.trajectories)]
+    texts = [f"prompt number {n}" for n in range(flags.num_trajectories)]
     prompts = [Prompt(id=prompt_id(t), text=t, sources=("made-up",), token_ids=(5, 6, 1)) for t in texts]
     sigmas = tuple(float(np.float32(1 - k / STEPS)) for k in range(STEPS + 1))
     manifest = Manifest(

@@ -29,8 +29,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline, calculate_shift
 from transformers import T5EncoderModel
 
-from secondcast.cache_builder.build import WorkerConfig, build
+from secondcast.cache_builder.build import OneProcess, build
 from secondcast.cache_builder.settings import BuildSettings
+from secondcast.cache_builder.worker import WorkerConfig
 from secondcast.models.cost.text import student_cost, text_encoder_cost
 from secondcast.models.cost.transformer import backbone_cost
 from secondcast.models.device import quiet_libraries
@@ -290,7 +291,7 @@ def record(folder: Path, batch: int) -> Cache:
         prompts=(prompts,), dtype="float32", batch_size=batch, shard_size=batch, seed=SEED
     )
     teacher = find_teacher(str(TEACHER_FOLDER), build_parts("zero"))
-    build(str(folder / f"cache-{batch}"), settings, teacher, CPU, Silent(), WorkerConfig(batch_size=batch))
+    build(str(folder / f"cache-{batch}"), settings, teacher, CPU, Silent(), OneProcess(WorkerConfig(batch_size=batch)))
     return Cache.open(str(folder / f"cache-{batch}"))
 
 

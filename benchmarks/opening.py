@@ -150,7 +150,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         begun = time.monotonic()
-        files = files_of(asked.trajectories)
+        files = files_of(asked.num_trajectories)
         write(Path(folder), files)
         print(f"written in {time.monotonic() - begun:.0f} s")
         for stage in STAGES:

@@ -54,6 +54,19 @@ class Worker(Record):
         return [shard for shard in shards if shard.shard % self.count == self.number]
 
 
+class WorkerConfig(Record):
+    """Which part of a build a worker does, and how; it shapes no byte of the cache.
+
+    wait_seconds: how long to wait for embeddings that others make, counted from the last new one.
+    """
+
+    stage: Stage = "all"
+    worker: Worker = Worker()
+    wait_seconds: float = Field(default=0.0, ge=0)
+    batch_size: int = Field(ge=1)
+    attention_backend: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Launched:
     """A worker, who said so ("" for a single process), and its number within its node (None if unknown)."""

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 import torch
 
-from secondcast.cache_builder.build import Stages, WorkerConfig, check_device, open_writer, say_what_changed
 from secondcast.cache_builder.checks.equivalence import EquivalenceCheck, check_equivalence
+from secondcast.cache_builder.opening import open_build
 from secondcast.cache_builder.provenance import recorded_batch_size
 from secondcast.cache_builder.settings import BuildSettings
+from secondcast.cache_builder.shard_builder import ShardBuilder
 from secondcast.cache_builder.waiting import needed_embeddings
+from secondcast.cache_builder.worker import WorkerConfig
 from secondcast.models.memory.peak import PeakMemory
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.errors import NotInCacheError
@@ -86,24 +88,19 @@ def run_pilot(
     count: int,
 ) -> PilotResult:
     """Build the first shards with at least `count` trajectories, and check invariants 1 to 3 on the first batch."""
-    check_device(settings, teacher, device)
-    writer = open_writer(location, settings, teacher, progress)
-    say_what_changed(writer, settings, device, progress)
-    share = WorkerConfig(batch_size=settings.batch_size, attention_backend=settings.attention_backend)
-    stages = Stages(writer, teacher, share, device, progress)
+    writer = open_build(location, settings, teacher, device, progress)
+    config = WorkerConfig(batch_size=settings.batch_size, attention_backend=settings.attention_backend)
+    builder = ShardBuilder(writer, teacher, config, device, progress)
     shards = _first_shards(writer, count)
     text_shards = needed_embeddings(writer, shards)
     progress.say(
         f"pilot: {counted(sum(shard.rows for shard in shards), 'trajectory')} in {counted(len(shards), 'whole shard')}"
     )
-    wanted: tuple[tuple[Kind, list[ShardRange]], ...] = (("embeddings", text_shards), ("trajectories", shards))
-    for kind, kind_shards in wanted:
-        there = {shard.shard for shard in writer.missing(kind)}
-        if missing := [shard for shard in kind_shards if shard.shard in there]:
-            stages.make(kind, missing)
-    peaks = dict(stages.peaks)
+    builder.encode(_missing(writer, "embeddings", text_shards))
+    builder.sample(_missing(writer, "trajectories", shards))
+    peaks = dict(builder.peaks)
     _check_embeddings(writer, text_shards)
-    checks = _equivalence_checks(writer, stages, teacher, shards[0])
+    checks = _equivalence_checks(writer, builder, teacher, shards[0])
     # Before the end, which drops embeddings that are not kept.
     records = writer.records()
     writer.finish()
@@ -126,6 +123,11 @@ def _first_shards(writer: CacheWriter, count: int) -> list[ShardRange]:
     return shards
 
 
+def _missing(writer: CacheWriter, kind: Kind, shards: list[ShardRange]) -> list[ShardRange]:
+    missing = {shard.shard for shard in writer.missing(kind)}
+    return [shard for shard in shards if shard.shard in missing]
+
+
 def _check_embeddings(writer: CacheWriter, shards: list[ShardRange]) -> None:
     there = committed_shards(writer.folder, "embeddings")
     if any(shard.shard not in there for shard in shards):
@@ -136,13 +138,13 @@ def _check_embeddings(writer: CacheWriter, shards: list[ShardRange]) -> None:
 
 
 def _equivalence_checks(
-    writer: CacheWriter, stages: Stages, teacher: TeacherFolder, shard: ShardRange
+    writer: CacheWriter, builder: ShardBuilder, teacher: TeacherFolder, shard: ShardRange
 ) -> list[EquivalenceCheck]:
     cache = Cache.open(str(writer.folder))
     # The batch size of the recording: in another one other bits may be right.
     size = recorded_batch_size(cache.records["trajectories", shard.shard].provenance)
     indices = range(shard.first, shard.first + min(size, shard.rows))
-    return check_equivalence(cache, stages.backbone(), teacher, indices)
+    return check_equivalence(cache, builder.backbone(), teacher, indices)
 
 
 def _measured(records: Records, kind: Kind, shards: list[ShardRange], planned_rows: int) -> Measured:

@@ -1,12 +1,13 @@
 """What a worker in another process, or on another machine, is told: a line of JSON. The cache says the rest."""
 
 from pathlib import Path
+from typing import Self
 
 import torch
 
-from secondcast.cache_builder.build import WorkerConfig
+from secondcast.cache_builder.worker import WorkerConfig
 from secondcast.models.teacher.folder import TeacherFolder, build_parts, find_teacher
-from secondcast.storage_schemas.io.folders import open_folder
+from secondcast.storage_schemas.io.folders import location_of, open_folder
 from secondcast.storage_schemas.reader import prompt_table, read_manifest
 from secondcast.storage_schemas.schema.manifest import Pooled, Record
 from secondcast.storage_schemas.writer import CacheWriter
@@ -18,8 +19,19 @@ class Job(Record):
     location: str
     teacher: str
     teacher_path: str
-    share: WorkerConfig
+    config: WorkerConfig
     threads: int | None
+
+    @classmethod
+    def of(cls, cache: CacheWriter, teacher: TeacherFolder, config: WorkerConfig, threads: int | None) -> Self:
+        """The job of workers that build this cache."""
+        return cls(
+            location=location_of(cache.folder),
+            teacher=teacher.pinned_source,
+            teacher_path=str(teacher.path.resolve()),
+            config=config,
+            threads=threads,
+        )
 
     def writer(self) -> CacheWriter:
         """A writer of the cache, by its own manifest and prompts."""

@@ -8,16 +8,18 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
-from secondcast.cache_builder.worker import Stage, Worker
+from secondcast.cache_builder.worker import Stage, Worker, WorkerConfig
 from secondcast.cache_builder.workers.job import Job
 from secondcast.models.memory.peak import PeakMemory, largest_peaks
+from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.errors import WorkerFailedError
-from secondcast.storage_schemas.progress import Bar, Progress, Silent
+from secondcast.storage_schemas.progress import Bar, Progress, Silent, counted
 from secondcast.storage_schemas.schema.commits import Kind
 from secondcast.storage_schemas.schema.layout import ShardRange
 from secondcast.storage_schemas.writer import CacheWriter
@@ -30,6 +32,35 @@ def devices_of(device: torch.device, workers: int) -> list[str]:
     if device.type != "cuda" or device.index is not None:
         return [str(device)] * workers
     return [f"cuda:{number % torch.cuda.device_count()}" for number in range(workers)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalWorkers:
+    """Several processes on this machine, a GPU each. threads: of each; None: the CPUs, divided among them."""
+
+    count: int
+    config: WorkerConfig
+    threads: int | None = None
+
+    def build_shards(
+        self, cache: CacheWriter, teacher: TeacherFolder, device: torch.device | None, progress: Progress
+    ) -> dict[str, PeakMemory]:
+        """See Workers; no more processes are started than can have a shard of their own."""
+        assert device is not None
+        count = min(self.count, most_workers(cache, self.config.stage))
+        if count < self.count:
+            progress.say(f"{counted(count, 'worker')} instead of {self.count}: more would have no shard to make")
+        devices = devices_of(device, count)
+        if device.type == "cuda" and len(set(devices)) < count:
+            progress.say(
+                f"{counted(count, 'worker')} share {counted(len(set(devices)), 'GPU')}: each holds the whole transformer"
+            )
+        job = Job.of(cache, teacher, self.config, self.threads or max(1, _usable_cpus() // count))
+        return run_local_workers(cache, job, devices, progress)
+
+
+def _usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def run_local_workers(
@@ -56,7 +87,7 @@ def most_workers(writer: CacheWriter, stage: Stage) -> int:
 
 def _busy(writer: CacheWriter, job: Job, count: int) -> list[int]:
     """Numbers of the workers that own a missing shard."""
-    missing = [shard for kind in _kinds(job.share.stage) for shard in writer.missing(kind)]
+    missing = [shard for kind in _kinds(job.config.stage) for shard in writer.missing(kind)]
     return [number for number in range(count) if Worker(number=number, count=count).owned(missing)]
 
 
@@ -130,8 +161,8 @@ class _Workers:
             start_new_session=True,
         )
         worker = Worker(number=number, count=self._count)
-        share = job.share.model_copy(update={"worker": worker})
-        told = job.model_copy(update={"share": share}).json_value() | {"device": device}
+        config = job.config.model_copy(update={"worker": worker})
+        told = job.model_copy(update={"config": config}).json_value() | {"device": device}
         assert process.stdin is not None
         # One that has ended already: its exit code says so.
         with suppress(BrokenPipeError):

@@ -72,7 +72,8 @@ def main() -> int:
 
 
 def _work(line: str, lines: JsonLines) -> None:
-    from secondcast.cache_builder.build import Stages
+    from secondcast.cache_builder.build import build_shards
+    from secondcast.cache_builder.shard_builder import ShardBuilder
     from secondcast.cache_builder.workers.job import Job
     from secondcast.models.device import quiet_libraries, usable_device
 
@@ -82,9 +83,10 @@ def _work(line: str, lines: JsonLines) -> None:
     job = Job.model_validate(told)
     job.begin()
     writer = job.writer()
-    stages = Stages(writer, job.find_teacher(writer.manifest.teacher.pooled), job.share, device, lines)
-    stages.run()
-    for stage, peak in stages.peaks.items():
+    teacher = job.find_teacher(writer.manifest.teacher.pooled)
+    builder = ShardBuilder(writer, teacher, job.config, device, lines)
+    build_shards(writer, builder, job.config, lines)
+    for stage, peak in builder.peaks.items():
         lines.send(event="peak", stage=stage, **asdict(peak))
 
 

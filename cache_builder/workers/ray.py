@@ -8,18 +8,22 @@ those that have no place wait for one, which is how a cluster that grows learns 
 import contextlib
 import socket
 import time
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from secondcast.cache_builder.build import Stages
+import torch
+
+from secondcast.cache_builder.shard_builder import ShardBuilder
 from secondcast.cache_builder.waiting import needed_embeddings, wait_for_embeddings
-from secondcast.cache_builder.worker import Worker
+from secondcast.cache_builder.worker import Worker, WorkerConfig
 from secondcast.cache_builder.workers.job import Job
 from secondcast.cache_builder.workers.ray_cluster import RayDevice, Room, connected, read_runtime_env
 from secondcast.cache_builder.workers.shard_queue import Run, ShardQueue
 from secondcast.models.device import quiet_libraries, usable_device
 from secondcast.models.memory.peak import PeakMemory, largest_peaks
+from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.errors import SecondcastError, WorkerFailedError
 from secondcast.storage_schemas.progress import Bar, Progress, Silent, counted
 from secondcast.storage_schemas.schema.commits import Kind, committed_shards
@@ -43,15 +47,18 @@ class Builder:
 
     def make(self, kind: Kind, numbers: Run) -> dict[str, PeakMemory]:
         """Commit those of these shards that are not committed yet; the peaks of this process so far, by stage."""
-        writer, stages = self._opened
+        writer, builder = self._opened
         layout, there = writer.layout, committed_shards(writer.folder, kind)
         shards = layout.embeddings if kind == "embeddings" else layout.trajectories
-        if missing := [shards[number] for number in numbers if number not in there]:
-            stages.make(kind, missing)
-        return dict(stages.peaks)
+        missing = [shards[number] for number in numbers if number not in there]
+        if kind == "embeddings":
+            builder.encode(missing)
+        else:
+            builder.sample(missing)
+        return dict(builder.peaks)
 
     @cached_property
-    def _opened(self) -> tuple[CacheWriter, Stages]:
+    def _opened(self) -> tuple[CacheWriter, ShardBuilder]:
         quiet_libraries()
         self._job.begin()
         writer = self._job.writer()
@@ -61,7 +68,33 @@ class Builder:
         found = teacher.identity(text_length=recorded.text_length, pooled=recorded.pooled)
         check_same_teacher(writer.manifest, found, f"{writer.folder} (on {socket.gethostname()})")
         # Ray shows an actor its own GPU alone; one whose driver does not work is an error, not a worker on the CPU.
-        return writer, Stages(writer, teacher, self._job.share, usable_device(self._device), Silent())
+        return writer, ShardBuilder(writer, teacher, self._job.config, usable_device(self._device), Silent())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayWorkers:
+    """Workers on a Ray cluster. See run_on_ray."""
+
+    address: str
+    config: WorkerConfig
+    device: RayDevice = "auto"
+    count: int | None = None
+    threads: int | None = None
+    runtime_env: Path | None = None
+
+    def build_shards(
+        self, cache: CacheWriter, teacher: TeacherFolder, device: torch.device | None, progress: Progress
+    ) -> dict[str, PeakMemory]:
+        """See Workers; the device is that of each actor."""
+        return run_on_ray(
+            self.address,
+            cache,
+            Job.of(cache, teacher, self.config, self.threads),
+            device=self.device,
+            workers=self.count,
+            progress=progress,
+            runtime_env=self.runtime_env,
+        )
 
 
 def run_on_ray(
@@ -84,26 +117,26 @@ def run_on_ray(
     environment = None if runtime_env is None else read_runtime_env(runtime_env)
     with connected(address, environment) as ray:
         room = Room.of(ray.cluster_resources(), address, device, job.threads)
-        crew = _Crew(ray, job, room, workers or max(1, room.places), progress)
+        actors = _Actors(ray, job, room, workers or max(1, room.places), progress)
         try:
-            if job.share.stage != "sample":
-                crew.run(writer, "embeddings")
-            if job.share.stage != "text":
+            if job.config.stage != "sample":
+                actors.run(writer, "embeddings")
+            if job.config.stage != "text":
                 shards = writer.missing("trajectories")
                 wait_for_embeddings(
                     writer,
                     needed_embeddings(writer, shards),
                     Worker(),
-                    wait_seconds=job.share.wait_seconds if job.share.stage == "sample" else 0,
+                    wait_seconds=job.config.wait_seconds if job.config.stage == "sample" else 0,
                     progress=progress,
                 )
-                crew.run(writer, "trajectories")
-            return largest_peaks(crew.peaks)
+                actors.run(writer, "trajectories")
+            return largest_peaks(actors.peaks)
         finally:
-            crew.dismiss()
+            actors.dismiss()
 
 
-class _Crew:
+class _Actors:
     """The actors of a build. Those that have no place yet take part as soon as they have one."""
 
     def __init__(self, ray: Any, job: Job, room: Room, count: int, progress: Progress) -> None:

@@ -9,13 +9,12 @@ from pydantic import Field, model_validator
 from secondcast.cache_builder.worker import Stage
 from secondcast.commands.shell.resolve import launched_device
 from secondcast.storage_schemas.errors import SettingsError
-from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.schema.flags import Flags, Shown
 
 if TYPE_CHECKING:
-    from secondcast.cache_builder.build import BuildResult, WorkerConfig
+    from secondcast.cache_builder.build import BuildResult, Workers
     from secondcast.cache_builder.settings import BuildSettings
-    from secondcast.cache_builder.worker import Launched
+    from secondcast.cache_builder.worker import Launched, WorkerConfig
     from secondcast.cache_builder.workers.ray_cluster import RayDevice
     from secondcast.models.teacher.folder import TeacherFolder
 
@@ -97,75 +96,35 @@ class BuildLauncher(Flags):
         progress: Any,
         device_name: str = "auto",
     ) -> "BuildResult":
-        """Build, or go on. device_name: as given to --device, for workers on Ray."""
+        """Build or resume a cache. device_name: as given to --device, for workers on Ray."""
         from secondcast.cache_builder.build import build
 
-        launched, alone = self._launched(), (self.workers or 1) == 1 and self.ray is None
+        launched = self._launched()
         if launched.by:
             progress.say(f"{launched.worker} (by {launched.by})")
-        if alone:
-            share = self._share(settings, launched)
-            return build(location, settings, teacher, device, progress, share)
-        return self._build_by_others(location, settings, teacher, device, progress, device_name)
+        workers = self._workers(settings, launched, device_name)
+        return build(location, settings, teacher, None if self.ray is not None else device, progress, workers)
 
-    def _build_by_others(
-        self,
-        location: str,
-        settings: "BuildSettings",
-        teacher: "TeacherFolder",
-        device: Any,
-        progress: Any,
-        device_name: str,
-    ) -> "BuildResult":
-        from secondcast.cache_builder.build import check_device, open_writer, result_of, say_what_changed
-        from secondcast.cache_builder.workers.job import Job
-        from secondcast.cache_builder.workers.local import devices_of, most_workers, run_local_workers
-        from secondcast.storage_schemas.io.folders import location_of
-
-        if self.ray is None:
-            check_device(settings, teacher, device)
-        writer = open_writer(location, settings, teacher, progress)
-        if self.ray is None:
-            say_what_changed(writer, settings, device, progress)
-        asked = self.workers or 1
-        workers = min(asked, most_workers(writer, self.stage)) if self.ray is None else asked
-        if workers < asked:
-            progress.say(f"{counted(workers, 'worker')} instead of {asked}: more would have no shard to make")
-        job = Job(
-            location=location_of(writer.folder),
-            teacher=teacher.pinned_source,
-            teacher_path=str(teacher.path.resolve()),
-            share=self._share(settings, None),
-            threads=self.threads or self._threads_each(workers),
-        )
+    def _workers(self, settings: "BuildSettings", launched: "Launched", device_name: str) -> "Workers":
+        config = self._config(settings, launched)
         if self.ray is not None:
-            from secondcast.cache_builder.workers.ray import run_on_ray
+            from secondcast.cache_builder.workers.ray import RayWorkers
 
-            peaks = run_on_ray(
-                self.ray,
-                writer,
-                job,
+            return RayWorkers(
+                address=self.ray,
+                config=config,
                 device=cast("RayDevice", device_name),
-                workers=self.workers,
-                progress=progress,
+                count=self.workers,
+                threads=self.threads,
                 runtime_env=self.ray_runtime_env,
             )
-        else:
-            devices = devices_of(device, workers)
-            if device.type == "cuda" and len(set(devices)) < len(devices):
-                progress.say(
-                    f"{counted(len(devices), 'worker')} share {counted(len(set(devices)), 'GPU')}: each holds the "
-                    f"whole transformer"
-                )
-            peaks = run_local_workers(writer, job, devices, progress)
-        return result_of(writer, peaks)
+        if (self.workers or 1) > 1:
+            from secondcast.cache_builder.workers.local import LocalWorkers
 
-    def _threads_each(self, workers: int) -> int | None:
-        """Threads of each local worker: the CPUs that this process may use, divided among them."""
-        if self.workers is None:
-            return None
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-        return max(1, usable // workers)
+            return LocalWorkers(count=self.workers or 1, config=config, threads=self.threads)
+        from secondcast.cache_builder.build import OneProcess
+
+        return OneProcess(config)
 
     def _launched(self) -> "Launched":
         from secondcast.cache_builder.worker import Launched, Worker, launched_worker
@@ -174,20 +133,17 @@ class BuildLauncher(Flags):
             return Launched(worker=Worker(), by="", local_number=None)
         return launched_worker(self.worker, os.environ)
 
-    def _share(self, settings: "BuildSettings", launched: "Launched | None") -> "WorkerConfig":
-        from secondcast.cache_builder.build import WorkerConfig
-        from secondcast.cache_builder.worker import Worker
+    def _config(self, settings: "BuildSettings", launched: "Launched") -> "WorkerConfig":
+        from secondcast.cache_builder.worker import WorkerConfig
 
-        worker = launched.worker if launched is not None else Worker()
-        # Workers of our own that only sample have nobody to wait for, unless --embeddings-timeout says so.
-        several = self.stage != "sample" if launched is None else worker.count > 1
-        wait_seconds = (
-            self.embeddings_timeout if self.embeddings_timeout is not None else (WAIT_SECONDS if several else 0.0)
-        )
+        # Processes that this one starts, and that only sample, wait for nobody unless --embeddings-timeout is given.
+        starts_others = self.ray is not None or (self.workers or 1) > 1
+        several = self.stage != "sample" if starts_others else launched.worker.count > 1
+        timeout = self.embeddings_timeout
         return WorkerConfig(
             stage=self.stage,
-            worker=worker,
-            wait_seconds=wait_seconds,
+            worker=launched.worker,
+            wait_seconds=timeout if timeout is not None else (WAIT_SECONDS if several else 0.0),
             batch_size=settings.batch_size,
             attention_backend=settings.attention_backend,
         )

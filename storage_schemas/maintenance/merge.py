@@ -14,7 +14,6 @@ from secondcast.storage_schemas.schema.prompts import Prompt
 from secondcast.storage_schemas.schema.segments import added_segments, samples_per_prompt_of
 from secondcast.storage_schemas.writer import prompt_set_fields
 
-
 # Storage that lost something: a cache with it cannot be made from one without.
 _LOSSY = {("compression", "int8"), ("embeddings", "none")}
 

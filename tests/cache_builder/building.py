@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
-from secondcast.cache_builder.build import BuildResult, WorkerConfig, build
+from secondcast.cache_builder.build import BuildResult, OneProcess, build
 from secondcast.cache_builder.settings import BuildSettings
+from secondcast.cache_builder.worker import WorkerConfig
 from secondcast.models.teacher.folder import build_parts, find_teacher
 from secondcast.storage_schemas.io.folders import Location
 from secondcast.storage_schemas.progress import Progress, Silent
@@ -22,12 +23,14 @@ def build_cache(
     prompts: Path,
     *,
     progress: Progress | None = None,
-    share: WorkerConfig | None = None,
+    config: WorkerConfig | None = None,
     **flags: Any,
 ) -> BuildResult:
     settings = build_settings(prompts, **flags)
     found = find_teacher(str(teacher), build_parts(settings.pooled))
-    return build(path, settings, found, torch.device("cpu"), progress or Silent(), share)
+    return build(
+        path, settings, found, torch.device("cpu"), progress or Silent(), None if config is None else OneProcess(config)
+    )
 
 
 def data_files(path: Path) -> dict[str, bytes]:

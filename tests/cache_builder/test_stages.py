@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secondcast.cache_builder import teacher_models, waiting
-from secondcast.cache_builder.build import WorkerConfig
 from secondcast.cache_builder.waiting import needed_embeddings, wait_for_embeddings
-from secondcast.cache_builder.worker import Worker
+from secondcast.cache_builder.worker import Worker, WorkerConfig
 from secondcast.models.memory.peak import begin_peak, peak_memory
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
 from secondcast.storage_schemas.errors import NotInCacheError
@@ -50,9 +49,9 @@ def test_the_text_encoder_runs_once_per_prompt_and_in_batches(tmp_path, dev_teac
 
 @pytest.mark.parametrize("form", ["zarr", "webdataset"])
 def test_the_stages_one_by_one_give_the_bytes_of_both_at_once(tmp_path, dev_teacher, prompt_file, form, encoded_rows):
-    text = build_cache(tmp_path / "c", dev_teacher, prompt_file, share=share(stage="text"), format=form)
+    text = build_cache(tmp_path / "c", dev_teacher, prompt_file, config=share(stage="text"), format=form)
     assert (text.embeddings, text.trajectories, text.finished, set(text.peaks)) == (6, 0, False, {"text"})
-    sampled = build_cache(tmp_path / "c", dev_teacher, prompt_file, share=share(stage="sample"), format=form)
+    sampled = build_cache(tmp_path / "c", dev_teacher, prompt_file, config=share(stage="sample"), format=form)
     assert (sampled.trajectories, sampled.finished, set(sampled.peaks)) == (6, True, {"sample"})
     assert sum(encoded_rows) == 6
     build_cache(tmp_path / "whole", dev_teacher, prompt_file, format=form)
@@ -60,9 +59,9 @@ def test_the_stages_one_by_one_give_the_bytes_of_both_at_once(tmp_path, dev_teac
 
 
 def test_sampling_asks_for_a_text_stage_that_is_not_finished(tmp_path, dev_teacher, prompt_file):
-    build_cache(tmp_path / "c", dev_teacher, prompt_file, share=share(stage="text", worker=Worker(number=0, count=2)))
+    build_cache(tmp_path / "c", dev_teacher, prompt_file, config=share(stage="text", worker=Worker(number=0, count=2)))
     with pytest.raises(NotInCacheError) as caught:
-        build_cache(tmp_path / "c", dev_teacher, prompt_file, share=share(stage="sample"))
+        build_cache(tmp_path / "c", dev_teacher, prompt_file, config=share(stage="sample"))
     assert str(caught.value) == (
         f"{tmp_path}/c lacks 1 of the 2 embedding shards that this stage samples from: give the command with --stage "
         f"text first (or --stage all), or --embeddings-timeout SECONDS where another machine is making them"
@@ -76,7 +75,7 @@ def test_a_worker_that_waits_in_vain_names_those_who_should_have_come(tmp_path, 
             tmp_path / "c",
             dev_teacher,
             prompt_file,
-            share=share(worker=Worker(number=0, count=2), wait_seconds=0.05),
+            config=share(worker=Worker(number=0, count=2), wait_seconds=0.05),
             shard_size=2,
             samples_per_prompt=2,
         )
@@ -107,7 +106,7 @@ def test_a_waiting_worker_goes_on_when_the_last_embedding_is_there(tmp_path, dev
                 tmp_path / "c",
                 dev_teacher,
                 prompt_file,
-                share=first,
+                config=first,
                 shard_size=2,
                 samples_per_prompt=2,
                 progress=Listening(),
@@ -122,7 +121,7 @@ def test_a_waiting_worker_goes_on_when_the_last_embedding_is_there(tmp_path, dev
     for stage in ("text", "sample"):
         # Not both at once: transformers cannot load two models in two threads.
         second = share(worker=Worker(number=1, count=2), stage=stage)
-        build_cache(tmp_path / "c", dev_teacher, prompt_file, share=second, shard_size=2, samples_per_prompt=2)
+        build_cache(tmp_path / "c", dev_teacher, prompt_file, config=second, shard_size=2, samples_per_prompt=2)
         waiter.join()
     assert results[0].peaks.keys() == {"text", "sample"}
     # One at the beginning and one when the shard is there, not one at each look; the other worker waits for nothing.

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from secondcast.cache_builder.build import WorkerConfig, open_writer, result_of
+from secondcast.cache_builder.build import finish
+from secondcast.cache_builder.opening import open_build
+from secondcast.cache_builder.worker import WorkerConfig
 from secondcast.cache_builder.workers import local as local_workers
 from secondcast.cache_builder.workers.job import Job
 from secondcast.cache_builder.workers.local import devices_of, run_local_workers
@@ -48,12 +50,12 @@ class Notes(Silent):
 
 def prepare(path: Path, teacher: Path, prompts: Path):
     found = find_teacher(str(teacher), build_parts("zero"))
-    writer = open_writer(path, build_settings(prompts, **LONG), found, Silent())
+    writer = open_build(path, build_settings(prompts, **LONG), found, torch.device("cpu"), Silent())
     job = Job(
         location=str(path),
         teacher=str(teacher),
         teacher_path=str(teacher),
-        share=WorkerConfig(batch_size=2, wait_seconds=60),
+        config=WorkerConfig(batch_size=2, wait_seconds=60),
         threads=1,
     )
     return writer, job
@@ -98,7 +100,7 @@ def test_killed_and_resumed_with_other_workers_the_bytes_are_those_of_one(
     assert all(process.poll() is not None for process in started)
     assert 2 <= committed(tmp_path / "c") < 12
     peaks = run_local_workers(writer, job, ["cpu"], Silent())
-    assert result_of(writer, peaks).finished and peaks["sample"].host_bytes > 0
+    assert finish(writer, peaks).finished and peaks["sample"].host_bytes > 0
     assert any("by worker 0:" in note and " 1:" in note for note in notes.notes)
     assert verify(tmp_path / "c", Silent()).problems == ()
     build_cache(tmp_path / "one", dev_teacher, many_prompts, **LONG)

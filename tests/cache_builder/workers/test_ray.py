@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from secondcast.cache_builder.build import WorkerConfig, result_of
+from secondcast.cache_builder.build import finish
+from secondcast.cache_builder.worker import WorkerConfig
 from secondcast.cache_builder.workers import ray as ray_workers
 from secondcast.cache_builder.workers.ray import run_on_ray
 from secondcast.commands.build.launcher import BuildLauncher
@@ -77,7 +78,7 @@ def test_a_worker_killed_in_mid_build_comes_again_and_the_bytes_are_those_of_one
         ended.set()
         killer.join()
     assert killed and killed[0] not in builders()
-    assert result_of(writer, peaks).finished and verify(tmp_path / "c", Silent()).problems == ()
+    assert finish(writer, peaks).finished and verify(tmp_path / "c", Silent()).problems == ()
     build_cache(tmp_path / "one", dev_teacher, many_prompts, **LONG)
     assert data_files(tmp_path / "c") == data_files(tmp_path / "one")
 
@@ -85,7 +86,7 @@ def test_a_worker_killed_in_mid_build_comes_again_and_the_bytes_are_those_of_one
 @pytest.mark.slow
 def test_one_failing_shard_dismisses_nobody_and_the_error_is_said_in_its_own_words(tmp_path, dev_teacher, many_prompts):
     writer, job = prepare(tmp_path / "c", dev_teacher, many_prompts)
-    build_cache(tmp_path / "c", dev_teacher, many_prompts, share=WorkerConfig(stage="text", batch_size=2), **LONG)
+    build_cache(tmp_path / "c", dev_teacher, many_prompts, config=WorkerConfig(stage="text", batch_size=2), **LONG)
     numbers = {shard.shard for shard in writer.missing("trajectories")}
     damaged = next(path for path in sorted((tmp_path / "c/embeddings.zarr").rglob("c/**/*")) if path.is_file())
     damaged.write_bytes(damaged.read_bytes()[:-1])
@@ -114,7 +115,7 @@ def test_workers_without_a_place_are_not_waited_for_and_the_runtime_environment_
     notes = Counting()
     how = {"device": "cpu", "workers": 40, "runtime_env": tmp_path / "ray.yaml"}
     peaks = run_on_ray("local", writer, job, progress=notes, **how)
-    assert result_of(writer, peaks).finished and notes.advanced == 2 * 24
+    assert finish(writer, peaks).finished and notes.advanced == 2 * 24
     assert any("of 40 workers have a place on the cluster, which had 0 GPUs" in said for said in notes.said)
     # Where a worker remembers the hashes of weights.
     assert any((tmp_path / "home").iterdir())

@@ -1,0 +1,84 @@
+"""What precedes a build: the prompts are read and counted, the cache is created or opened, the disk is checked."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from secondcast.cache_builder.disk import check_disk
+from secondcast.cache_builder.new_manifest import plan_manifest
+from secondcast.cache_builder.prompts.files import read_prompts
+from secondcast.cache_builder.prompts.lengths import prompt_lengths
+from secondcast.cache_builder.provenance import changed_provenance, provenance
+from secondcast.cache_builder.settings import BuildSettings
+from secondcast.cache_builder.text_stage import tokenised_prompts
+from secondcast.models.attention import check_attention
+from secondcast.models.memory.quantized import check_quantizer
+from secondcast.models.schedule import DTYPES
+from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.storage_schemas.io.folders import Location, open_folder
+from secondcast.storage_schemas.maintenance.extend import extend
+from secondcast.storage_schemas.progress import Progress, counted
+from secondcast.storage_schemas.schema.commits import Kind
+from secondcast.storage_schemas.writer import CacheWriter
+
+
+def open_build(
+    location: Location,
+    settings: BuildSettings,
+    teacher: TeacherFolder,
+    device: torch.device | None,
+    progress: Progress,
+) -> CacheWriter:
+    """Create the cache of a build, or open it to resume; prints the number of trajectories first.
+
+    device: where this process computes; None where workers on other machines do, which check their own.
+
+    Raises SettingsError or MissingExtraError, before anything is written, for what cannot be computed here.
+    """
+    if device is not None:
+        check_quantizer(settings.quantize)
+        dtype = DTYPES[settings.dtype]
+        check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)
+    cache = _create_or_open(location, settings, teacher, progress)
+    if device is not None:
+        _report_changes(cache, settings, device, progress)
+    return cache
+
+
+def _create_or_open(
+    location: Location, settings: BuildSettings, teacher: TeacherFolder, progress: Progress
+) -> CacheWriter:
+    read = read_prompts(settings.prompts, limit=settings.limit)
+    prompts, cut = tokenised_prompts(read.texts, teacher, text_length=settings.text_length)
+    samples = [settings.samples_per_prompt * text.repeat for text in read.texts]
+    manifest = plan_manifest(settings, teacher, prompts, samples)
+    progress.say(f"{_product(samples)} ({read.skipped_text()})")
+    if cut:
+        progress.say(prompt_lengths(cut, teacher, text_length=manifest.teacher.text_length).cut_text())
+    if settings.extend:
+        cache = extend(open_folder(location), manifest, prompts, teacher.tokenizer_files(), progress)
+        check_disk(location, cache.manifest, progress, skip_disk_check=settings.skip_disk_check)
+        return cache
+    # Before the cache is created: its settings can still be changed then.
+    check_disk(location, manifest, progress, skip_disk_check=settings.skip_disk_check)
+    return CacheWriter.create_or_resume(location, manifest, prompts, teacher.tokenizer_files())
+
+
+def _product(samples: Sequence[int]) -> str:
+    prompts, trajectories = counted(len(samples), "distinct prompt"), counted(sum(samples), "trajectory")
+    if len(set(samples)) == 1:
+        return f"{prompts} x {counted(samples[0], 'sample')} = {trajectories}"
+    return f"{prompts}, {trajectories}"
+
+
+def _report_changes(cache: CacheWriter, settings: BuildSettings, device: torch.device, progress: Progress) -> None:
+    """Report in what the machine and its settings differ from those of the committed shards."""
+    here = partial(provenance, device=device, batch_size=settings.batch_size)
+    ours: dict[Kind, dict[str, Any]] = {
+        "embeddings": here(),
+        "trajectories": here(attention=settings.attention_backend, quantize=settings.quantize),
+    }
+    for line in changed_provenance(cache, ours):
+        progress.say(line)
