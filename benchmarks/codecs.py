@@ -271,7 +271,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for drift in (0.005, 0.02, 0.08):
         rng = np.random.default_rng(1)
-        samples = [synthetic(rng, drift) for _ in range(given.count)]
+        samples = [synthetic(rng, drift) for _ in range(given.num_prompts)]
         print("\n".join(table(f"drift {100 * drift:g} %", samples, embedding, given.tries)), flush=True)
         saving = derived_final(samples)
     with tempfile.TemporaryDirectory() as name:
