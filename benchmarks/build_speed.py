@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from secondcast.cache_builder.opening import open_build
+from secondcast.cache_builder.opening.open_build import open_build
 from secondcast.cache_builder.sample_stage import prepare_batch, run_sample_stage
 from secondcast.cache_builder.settings import BuildSettings
 from secondcast.cache_builder.shard_builder import ShardBuilder

@@ -9,7 +9,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from transformers import T5Config, T5EncoderModel
 
-from secondcast.cache_builder.new_manifest import outline_manifest
+from secondcast.cache_builder.opening.new_manifest import outline_manifest
 from secondcast.cache_builder.sample_stage import run_sample_stage
 from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.cache_builder.text_stage import run_text_stage

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import torch
 
-from secondcast.cache_builder.opening import open_build
+from secondcast.cache_builder.opening.open_build import open_build
 from secondcast.cache_builder.settings import BuildSettings
 from secondcast.cache_builder.shard_builder import ShardBuilder
 from secondcast.cache_builder.waiting import needed_embeddings, wait_for_embeddings

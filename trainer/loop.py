@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
 
@@ -32,6 +32,13 @@ from secondcast.trainer.stage import Stage
 _NAMED = 4
 
 
+class Observer(Protocol):
+    """Whoever looks at a run while it trains."""
+
+    def on_checkpoint(self, run: Path, step: int) -> None:
+        """Called in the first process when checkpoint-`step` is complete; what it raises stops the run."""
+
+
 class Trainer:
     """One run: the student, its optimizer, the feed and what it minimises.
 
@@ -52,7 +59,9 @@ class Trainer:
         tokens: StudentTokens | None = None,
         processes: Distributed = ALONE,
         metrics: Metrics | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
+        self._observers = observers
         self.run, self.settings, self.objective, self.device = run, settings, objective, device
         self.feed, self.held_out = split(training_caches, device, tokens, objective.host_modulation)
         self.processes, self._metrics = processes, metrics
@@ -322,3 +331,5 @@ class Trainer:
             if self.replay_error is not None and (said := self.replay_error.reached_text(loss)):
                 progress.say(said)
         forget_old(folder, self.settings.keep_checkpoints)
+        for observer in self._observers:
+            observer.on_checkpoint(self.run, done)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from secondcast.cache_builder.checks.equivalence import EquivalenceCheck, check_equivalence
-from secondcast.cache_builder.opening import open_build
+from secondcast.cache_builder.opening.open_build import open_build
 from secondcast.cache_builder.provenance import recorded_batch_size
 from secondcast.cache_builder.settings import BuildSettings
 from secondcast.cache_builder.shard_builder import ShardBuilder

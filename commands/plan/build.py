@@ -94,7 +94,7 @@ def build_plan(
         way_out = LARGER_CARD if fits[-1]["fits"] else _quantized_way(manifest, folder, card, asked.batch_size)
         verdicts.append(gpu_verdict("sample stage", memory["sample_stage"], card, larger=way_out))
     if disk is not None:
-        from secondcast.cache_builder.disk import free_disk
+        from secondcast.cache_builder.opening.disk import free_disk
 
         folder_there, free_bytes = free_disk(disk)
         fits.append(fit_facts("cache on disk", facts["disk"]["stored_high_bytes"], free_bytes))

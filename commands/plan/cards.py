@@ -30,7 +30,7 @@ Tflops = Annotated[float | None, typer.Option(help="TFLOP/s that are reached, in
 
 def outline(name: str, count: int | None, asked: PlannedBuild) -> tuple["Manifest", "TeacherFolder", str]:
     """The cache that options of `plan build` describe, its teacher, and whose configurations these are."""
-    from secondcast.cache_builder.new_manifest import outline_manifest
+    from secondcast.cache_builder.opening.new_manifest import outline_manifest
 
     if (count is None) == (not asked.prompts):
         raise SettingsError("plan build needs one of --prompts FILE and --num-prompts N")

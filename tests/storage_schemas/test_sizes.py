@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from secondcast.cache_builder.disk import check_disk
-from secondcast.cache_builder.new_manifest import outline_manifest
+from secondcast.cache_builder.opening.disk import check_disk
+from secondcast.cache_builder.opening.new_manifest import outline_manifest
 from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
 from secondcast.models.teacher.planned import planned_teacher

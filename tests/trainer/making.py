@@ -9,9 +9,9 @@ from secondcast.models.student.tokens import own_tokens
 from secondcast.models.teacher.folder import REPLAY_PARTS, find_teacher
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.data.mixture import TrainingCache
+from secondcast.trainer.loading import load_objective, uses_autocast
 from secondcast.trainer.loop import Trainer
 from secondcast.trainer.settings import TrainFlags
-from secondcast.trainer.train import _autocast, _objective
 from secondcast.trainer.training_set import TrainingSet
 
 CPU = torch.device("cpu")
@@ -23,9 +23,9 @@ def make_trainer(run: Path, cache_folder: Path, teacher: Path, student: Path, **
     cache = Cache.open(cache_folder)
     run.mkdir(parents=True, exist_ok=True)
     training_caches = [TrainingCache(name="cache", cache=cache, training_set=TrainingSet.of(cache))]
-    objective = _objective(settings, training_caches, find_teacher(str(teacher), REPLAY_PARTS), CPU)
+    objective = load_objective(settings, training_caches, find_teacher(str(teacher), REPLAY_PARTS), CPU)
     made = new_student(str(student), cache.manifest.teacher, init="auto", dropout=settings.dropout, seed=0)
-    autocast = _autocast(settings, cache.manifest, CPU)
+    autocast = uses_autocast(settings, cache.manifest, CPU)
     tokens = own_tokens(str(student), made)
     return Trainer(run, settings, training_caches, objective, made, CPU, autocast=autocast, tokens=tokens)
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from secondcast.models.student.student import checkpoints, load_student, student_folder
 from secondcast.storage_schemas.errors import NonFiniteError, SettingsError
 from secondcast.trainer.data.replay_dataset import BatchSpec
+from secondcast.trainer.loading import uses_autocast
 from secondcast.trainer.optimizer import learning_rate
 from secondcast.trainer.settings import TrainFlags
-from secondcast.trainer.train import _autocast
 from tests.cache_builder.building import build_cache
 from tests.trainer.making import gradient, make_trainer
 from tests.trainer.test_train import run_training, weights
@@ -153,7 +153,10 @@ def test_auto_is_autocast_on_a_gpu_where_the_backbone_is_bf16(
     from secondcast.storage_schemas.reader import Cache
 
     manifest = Cache.open(cache_folder if dtype == "bfloat16" else exact_cache).manifest
-    assert _autocast(TrainFlags.from_flags(student="x", **flags).settings(), manifest, torch.device(device)) == expected
+    assert (
+        uses_autocast(TrainFlags.from_flags(student="x", **flags).settings(), manifest, torch.device(device))
+        == expected
+    )
 
 
 FLOATS = {

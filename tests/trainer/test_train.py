@@ -22,7 +22,7 @@ from secondcast.storage_schemas.errors import (
 )
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
-from secondcast.trainer import train as train_module
+from secondcast.trainer import loading
 from secondcast.trainer.data.mixture import TrainingCache, split
 from secondcast.trainer.losses import validation as replay_error_module
 from secondcast.trainer.settings import TrainFlags
@@ -40,6 +40,7 @@ def run_training(
     *,
     progress: Silent | None = None,
     ignore_replay_error: bool = False,
+    observers=(),
     **flags,
 ) -> Path:
     # Measuring the replay error on as many records as users do would take half of the time of such short runs.
@@ -56,6 +57,7 @@ def run_training(
         progress or Silent(),
         student_source=str(student),
         ignore_replay_error=ignore_replay_error,
+        observers=observers,
     )
     return run
 
@@ -110,14 +112,14 @@ def test_it_trains_on_a_folder_without_text_encoders_tokenizers_and_vae(tmp_path
 
 def test_only_the_students_parameters_move(tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch):
     kept = {}
-    real = train_module._load_backbone
+    real = loading._load_backbone
 
     def watching(*arguments):
         kept["backbone"] = real(*arguments)
         kept["before"] = {n: p.clone() for n, p in kept["backbone"].transformer.state_dict().items()}
         return kept["backbone"]
 
-    monkeypatch.setattr(train_module, "_load_backbone", watching)
+    monkeypatch.setattr(loading, "_load_backbone", watching)
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, weight_decay=0.0)
     transformer = kept["backbone"].transformer
     assert all(torch.equal(p, kept["before"][n]) for n, p in transformer.state_dict().items())

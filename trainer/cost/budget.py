@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from secondcast.storage_schemas.progress import Progress, counted, duration_text
+from secondcast.trainer.distributed.processes import Distributed
 from secondcast.trainer.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -57,3 +59,29 @@ def shared_out(settings: TrainSettings, seconds: list[float]) -> TrainSettings:
             stage = stage.model_copy(update={"steps": max(1, steps)})
         stages.append(stage)
     return settings.model_copy(update={"stages": tuple(stages)})
+
+
+def with_steps(
+    settings: TrainSettings,
+    make_trainer: "Callable[[Path, TrainSettings], Trainer]",
+    processes: Distributed,
+    progress: Progress,
+) -> TrainSettings:
+    """The settings with steps in place of shares of a time budget, from what a step takes here.
+
+    make_trainer: gives one whose student is thrown away.
+    """
+    if settings.time_budget_seconds is None:
+        return settings
+    # All agree on the slowest: they wait for each other in every step.
+    seconds = processes.largest(measured_seconds(settings, make_trainer))
+    settings = shared_out(settings, seconds)
+    left = iter(seconds)
+    for stage in settings.stages:
+        if stage.budget_share is not None:
+            each = next(left)
+            progress.say(
+                f"stage {stage.name}: {counted(stage.length, 'step')} of {each:.3g} s as measured here, "
+                f"{duration_text(stage.length * each)}"
+            )
+    return settings

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from secondcast.storage_schemas.schema.first_difference import first_difference
 from secondcast.storage_schemas.schema.manifest import Manifest, Teacher
 from secondcast.trainer.data.replay_dataset import ReplayDataset, Source
 from secondcast.trainer.data.sampler import InterleavedSampler, Part, Sampler, mix
-from secondcast.trainer.settings import TrainSettings
+from secondcast.trainer.settings import RunConfig, TrainSettings
 from secondcast.trainer.stage import Stage
 from secondcast.trainer.training_set import TrainingSet
 
@@ -28,6 +29,16 @@ class TrainingCache:
     name: str
     cache: Cache
     training_set: TrainingSet
+
+    @classmethod
+    def of_run(cls, caches: Mapping[str, Cache], config: RunConfig, run: Path) -> "list[TrainingCache]":
+        """The caches of a run, checked to hold what it trains on. See TrainingSet.check."""
+        training_caches = [
+            cls(name=name, cache=cache, training_set=config.caches[name].training_set) for name, cache in caches.items()
+        ]
+        for training_cache in training_caches:
+            training_cache.training_set.check(training_cache.cache, run)
+        return training_caches
 
 
 def check_one_teacher(caches: Mapping[str, Cache]) -> None:

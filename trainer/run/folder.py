@@ -50,8 +50,13 @@ def recorded_settings(run: Path) -> TrainSettings | None:
     return _read(run / CONFIG_FILE).settings if (run / CONFIG_FILE).is_file() and checkpoints(run) else None
 
 
+def resumed_settings(begun: RunConfig, wanted: TrainSettings) -> TrainSettings:
+    """The settings that a run was begun with, but for those that neither weights nor the best checkpoint depend on."""
+    return begun.settings.model_copy(update={name: getattr(wanted, name) for name in FREE})
+
+
 def create_run(run: Path, config: RunConfig) -> None:
-    """Write down what a run is, or what it is now that it has no checkpoint yet; inside `held`."""
+    """Write down what a run is, or what it is now that it has no checkpoint yet; inside `lock_run`."""
     for leftover in run.iterdir():
         if _is_left_over(leftover):
             leftover.unlink()
@@ -130,7 +135,7 @@ def _flat(config: RunConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def held(run: Path) -> Iterator[None]:
+def lock_run(run: Path) -> Iterator[None]:
     """Make a run folder and be the one who trains in it; RunError where another process does.
 
     A lock of the machine's own disk.

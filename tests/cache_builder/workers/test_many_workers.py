@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from secondcast.cache_builder.build import finish
-from secondcast.cache_builder.opening import open_build
+from secondcast.cache_builder.opening.open_build import open_build
 from secondcast.cache_builder.worker import WorkerConfig
 from secondcast.cache_builder.workers import local as local_workers
 from secondcast.cache_builder.workers.job import Job

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from secondcast.cache_builder.new_manifest import outline_manifest
+from secondcast.cache_builder.opening.new_manifest import outline_manifest
 from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.models.cost.cards import CARDS, find_card
 from secondcast.models.cost.gpu_memory import (

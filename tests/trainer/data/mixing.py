@@ -12,10 +12,11 @@ from secondcast.storage_schemas.progress import Progress, Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.prompts import is_held_out, prompt_id
 from secondcast.trainer.data.mixture import TrainingCache
+from secondcast.trainer.loading import load_objective
 from secondcast.trainer.loop import Trainer
 from secondcast.trainer.settings import TrainSettings
 from secondcast.trainer.stage import Stage
-from secondcast.trainer.train import _objective, train
+from secondcast.trainer.train import train
 from secondcast.trainer.training_set import TrainingSet
 from tests.cache_builder.building import build_cache
 
@@ -55,7 +56,7 @@ def mixed_trainer(
     training_caches = [
         TrainingCache(name=name, cache=cache, training_set=TrainingSet.of(cache)) for name, cache in caches.items()
     ]
-    objective = _objective(settings, training_caches, find_teacher(str(teacher), REPLAY_PARTS), CPU)
+    objective = load_objective(settings, training_caches, find_teacher(str(teacher), REPLAY_PARTS), CPU)
     recorded = training_caches[0].cache.manifest.teacher
     made = new_student(str(student), recorded, init="auto", dropout=settings.dropout, seed=0)
     return Trainer(run, settings, training_caches, objective, made, CPU, autocast=False)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from secondcast.storage_schemas.errors import RunError, SettingsError
-from secondcast.trainer import train as train_module
+from secondcast.trainer import loading
 from secondcast.trainer.run.folder import CONFIG_FILE
 from secondcast.trainer.settings import RunConfig
 from tests.cache_builder.building import build_cache
@@ -42,8 +42,8 @@ def test_an_attention_backend_is_used_said_and_recorded(tmp_path, small_cache, d
 
 def test_the_transformer_computes_by_that_backend(small_cache, dev_teacher, t5_config, monkeypatch, tmp_path):
     loaded = []
-    load = train_module._load_backbone
-    monkeypatch.setattr(train_module, "_load_backbone", lambda *given: loaded.append(load(*given)) or loaded[0])
+    load = loading._load_backbone
+    monkeypatch.setattr(loading, "_load_backbone", lambda *given: loaded.append(load(*given)) or loaded[0])
     run_training(tmp_path / "run", small_cache, dev_teacher, t5_config, steps=1, **MATH)
     assert loaded[0].attention_backend == "_native_math"
 

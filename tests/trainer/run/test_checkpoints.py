@@ -316,3 +316,14 @@ def test_the_average_goes_on_where_it_was(tmp_path, cache_folder, dev_teacher, t
     averages = [load_student(checkpoints(run)[-1] / "student") for run in (tmp_path / "cut", whole_run["whole"])]
     one, other = (student.state_dict() for student in averages)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_an_observer_is_called_when_a_checkpoint_is_complete(tmp_path, cache_folder, dev_teacher, t5_config):
+    seen = []
+
+    class Watching:
+        def on_checkpoint(self, run, step):
+            seen.append((step, checkpoints(run)[-1].name))
+
+    run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, steps=4, observers=[Watching()])
+    assert seen == [(2, "checkpoint-00000002"), (4, "checkpoint-00000004")]

@@ -12,8 +12,8 @@ import pytest
 from secondcast.models.student.student import checkpoints
 from secondcast.storage_schemas.errors import RunError, StorageError
 from secondcast.storage_schemas.progress import Silent
-from secondcast.trainer import train as train_module
-from secondcast.trainer.run.folder import held
+from secondcast.trainer import loading
+from secondcast.trainer.run.folder import lock_run
 from tests.trainer.conftest import cache_folder, t5_config
 from tests.trainer.test_train import run_training, same_weights
 
@@ -44,7 +44,7 @@ def test_the_second_of_two_trainings_in_one_folder_is_refused(tmp_path, cache_fo
 
 def test_a_run_that_another_one_begins_keeps_what_it_wrote_down(tmp_path, cache_folder, dev_teacher, t5_config):
     run = tmp_path / "run"
-    with held(run), pytest.raises(RunError, match="another process trains in"):
+    with lock_run(run), pytest.raises(RunError, match="another process trains in"):
         run_training(run, cache_folder, dev_teacher, t5_config)
     assert [path.name for path in run.iterdir()] == ["lock"]
     run_training(run, cache_folder, dev_teacher, t5_config)
@@ -54,14 +54,14 @@ def test_a_run_that_another_one_begins_keeps_what_it_wrote_down(tmp_path, cache_
 def test_a_run_that_began_while_another_one_loaded_is_not_begun_again(
     tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch
 ):
-    real = train_module._load_backbone
+    real = loading._load_backbone
 
     def slow(*arguments):
-        monkeypatch.setattr(train_module, "_load_backbone", real)
+        monkeypatch.setattr(loading, "_load_backbone", real)
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
         return real(*arguments)
 
-    monkeypatch.setattr(train_module, "_load_backbone", slow)
+    monkeypatch.setattr(loading, "_load_backbone", slow)
     message = f"another process began to train in {tmp_path / 'run'} meanwhile: give the same command again to go on"
     with pytest.raises(RunError, match=re.escape(message)):
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from secondcast.cache_builder.disk import check_disk
-from secondcast.cache_builder.new_manifest import plan_manifest
+from secondcast.cache_builder.opening.disk import check_disk
+from secondcast.cache_builder.opening.new_manifest import plan_manifest
 from secondcast.cache_builder.prompts.files import read_prompts
 from secondcast.cache_builder.prompts.lengths import prompt_lengths
 from secondcast.cache_builder.provenance import changed_provenance, provenance

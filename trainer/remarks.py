@@ -1,0 +1,52 @@
+"""Lines that a run prints before its first step."""
+
+from collections.abc import Sequence
+
+from secondcast.models.student.tokens import text_length_remark
+from secondcast.storage_schemas.progress import Progress, counted
+from secondcast.trainer.checks import how_replayed
+from secondcast.trainer.data.mixture import TrainingCache
+from secondcast.trainer.loop import Trainer
+
+
+def report_run(trainer: Trainer, training_caches: Sequence[TrainingCache], progress: Progress) -> None:
+    """Print what is trained, on how much, and how."""
+    _report_caches(trainer, training_caches, progress)
+    _report_modulation(trainer, training_caches, progress)
+    parameters = sum(parameter.numel() for parameter in trainer.student.parameters())
+    autocast = ", bfloat16 autocast" if trainer.autocast else ""
+    several = f" of {len(training_caches)} caches" if len(training_caches) > 1 else ""
+    replayed = f"; {how_replayed(trainer.settings)}" if trainer.objective.backbones else ""
+    progress.say(
+        f"student of {parameters:,} parameters in float32{autocast}; "
+        f"{counted(len(trainer.feed), 'trajectory')}{several} to train on, {len(trainer.held_out)} held out{replayed}"
+    )
+    if remark := text_length_remark(trainer.plain_student, training_caches[0].cache.manifest.teacher):
+        progress.say(remark)
+
+
+def _report_caches(trainer: Trainer, training_caches: Sequence[TrainingCache], progress: Progress) -> None:
+    for training_cache in training_caches:
+        cache, began = training_cache.cache, len(training_cache.training_set.indices())
+        if not cache.finished:
+            progress.say(f"{cache.folder} is not finished: {len(cache)} of its {cache.planned} trajectories are there")
+        if began != len(cache):
+            progress.say(
+                f"{trainer.run} goes on with the {counted(began, 'trajectory')} with which it began, of {len(cache)} "
+                f"that {cache.folder} has now: a new run folder takes all of them"
+            )
+
+
+def _report_modulation(trainer: Trainer, training_caches: Sequence[TrainingCache], progress: Progress) -> None:
+    if (on_host := trainer.objective.host_modulation) is not None:
+        progress.say(
+            f"modulation vectors are computed on the host, a batch ahead, with {on_host.weights_bytes / 1e9:.3g} GB of "
+            f"weights in its memory: it rounds otherwise than a GPU, which the replay error measures; --modulation "
+            f"live keeps them on the GPU"
+        )
+    elif trainer.settings.modulation == "auto" and any(
+        backbone.table is None for backbone in trainer.objective.backbones
+    ):
+        clip = any(training_cache.cache.manifest.teacher.pooled == "clip" for training_cache in training_caches)
+        why = "the pooled vectors of CLIP are part of them" if clip else "a table of these caches would be larger"
+        progress.say(f"no modulation table: {why}; the weights that it would stand for stay in memory")

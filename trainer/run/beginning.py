@@ -1,0 +1,60 @@
+"""The beginning of a run: what identifies it, and whether it resumes one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from secondcast.models.teacher.context_projection import ContextProjection
+from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.models.teacher.hub import split_revision
+from secondcast.storage_schemas.errors import RunError
+from secondcast.storage_schemas.reader import Cache
+from secondcast.trainer.distributed.processes import Distributed
+from secondcast.trainer.run.folder import find_run
+from secondcast.trainer.settings import RecordedWith, RunConfig, TrainedOn, TrainSettings
+from secondcast.trainer.training_set import TrainingSet
+
+
+def run_config(
+    settings: TrainSettings, caches: Mapping[str, Cache], teacher: TeacherFolder | ContextProjection | None
+) -> RunConfig:
+    """What config.json states of a run that begins now."""
+    manifests = [cache.manifest for cache in caches.values()]
+    guidance = {value for manifest in manifests for value in manifest.sampling.guidance or ()}
+    first = manifests[0]
+    return RunConfig(
+        settings=settings,
+        caches={
+            name: TrainedOn(
+                location=cache.location,
+                sampling_digest=cache.manifest.digests()["sampling"],
+                training_set=TrainingSet.of(cache),
+            )
+            for name, cache in caches.items()
+        },
+        backbone=teacher.source if teacher is not None else split_revision(first.source)[0],
+        teacher_digest=first.digests()["teacher"],
+        text_length=first.teacher.text_length,
+        text_width=first.teacher.text_width,
+        guidance=tuple(sorted(guidance)) or None,
+        recorded=RecordedWith.of(first),
+    )
+
+
+def find_begun(run: Path, wanted: RunConfig, processes: Distributed) -> RunConfig | None:
+    """How the run was begun that this one resumes, the same in all processes; None for a new run."""
+
+    # The others would look while the first one makes the folder.
+    def look() -> str | None:
+        found = find_run(run, wanted)
+        return None if found is None else found.model_dump_json()
+
+    found = processes.broadcast_from_rank0(look)
+    return None if found is None else RunConfig.model_validate_json(found)
+
+
+def check_not_begun(run: Path, wanted: RunConfig, processes: Distributed) -> None:
+    """Raise RunError where another process has begun the run since it was looked for."""
+    if find_begun(run, wanted, processes) is not None:
+        raise RunError(
+            f"another process began to train in {run} meanwhile: give the same command again to go on with it"
+        )
