@@ -271,7 +271,7 @@ def test_a_signal_while_it_is_said_that_a_command_was_interrupted_makes_no_trace
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(cli, "app", ctrl_c)
-    monkeypatch.setattr(cli, "_goes_on", lambda: True)
+    monkeypatch.setattr(cli, "_resumes", lambda: True)
     monkeypatch.setattr(cli, "interrupted_text", again)
     try:
         with pytest.raises(SystemExit) as ended:
