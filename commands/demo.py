@@ -79,7 +79,7 @@ def demo(
             batch_size=64,
             learning_rate=2e-4,
             pretrain_lr=3e-3,
-            decay="cosine",
+            lr_schedule="cosine",
             dropout=0.0,
             position_bias_lr_scale=20.0,
             checkpoint_every=500,

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from secondcast.storage_schemas.reader import Cache
 
 Pocket = Annotated[bool, typer.Option("--pocket", help="Score students exactly on the pocket world.")]
+NumPrompts = Annotated[int, typer.Option(min=1, help="Number of held-out captions for --pocket.")]
+NumTrajectories = Annotated[
+    int, typer.Option(min=1, help="Number of held-out trajectories of --cache, spread over sources and guidance.")
+]
 CACHE_FLAGS = (
     "backbone", "num_trajectories", "timesteps", "closed_loop", "random_baseline", "batch_size", "backbone_dtype",
     "quantize", "modulation", "gpu_blocks", "attention_backend", "verify_checksums", "out_file",

@@ -8,6 +8,8 @@ import typer
 from secondcast.commands.evaluate.cache import (
     CACHE_FLAGS,
     POCKET_FLAGS,
+    NumPrompts,
+    NumTrajectories,
     Pocket,
     check_flags,
     check_students,
@@ -52,10 +54,8 @@ def evaluate_score(
         typer.Option(help="Measure errors on held-out trajectories of this cache (a folder or s3://bucket/prefix)."),
     ] = None,
     pocket: Pocket = False,
-    num_trajectories: Annotated[
-        int, typer.Option(min=1, help="Number of held-out trajectories of --cache, spread over sources and guidance.")
-    ] = TRAJECTORIES,
-    num_prompts: Annotated[int, typer.Option(min=1, help="Number of held-out captions for --pocket.")] = CAPTIONS,
+    num_trajectories: NumTrajectories = TRAJECTORIES,
+    num_prompts: NumPrompts = CAPTIONS,
     backbone: BackboneName = None,
     options: CacheScoringOptions = CacheScoringOptions(),
     verify_checksums: Verify = "once",

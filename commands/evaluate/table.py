@@ -9,6 +9,8 @@ import typer
 from rich.box import SIMPLE_HEAD
 
 from secondcast.commands.evaluate.cache import (
+    NumPrompts,
+    NumTrajectories,
     Pocket,
     check_students,
     checked_cache,
@@ -50,10 +52,8 @@ def evaluate_table(
         str | None, typer.Option(help="Measure distances from the teacher on held-out trajectories of this cache.")
     ] = None,
     backbone: BackboneName = None,
-    num_prompts: Annotated[int, typer.Option(min=1, help="Number of held-out captions for --pocket.")] = CAPTIONS,
-    num_trajectories: Annotated[
-        int, typer.Option(min=1, help="Number of held-out trajectories of --cache.")
-    ] = TRAJECTORIES,
+    num_prompts: NumPrompts = CAPTIONS,
+    num_trajectories: NumTrajectories = TRAJECTORIES,
     options: ClosedLoop = ClosedLoop(),
     sampling: PocketSampling = PocketSampling(),
     seed: Annotated[int, typer.Option(min=0, help="Seed for the captions and noise of --pocket.")] = 0,

@@ -129,7 +129,7 @@ class OutputFolder:
         for key, value in (settings or {}).items():
             if found is not None and found.settings.get(key) != value:
                 raise SettingsMismatchError(
-                    f"{folder} was started with {key.replace('_', '-')} = {found.settings.get(key)}, found "
+                    f"{folder} was started with {key.replace('_', '-')} = {found.settings.get(key)}, not "
                     f"{value}: give the original flags, or another folder"
                 )
         written = found or _Written(command=command, settings=settings or {})
