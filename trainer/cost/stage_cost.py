@@ -60,7 +60,7 @@ class Costs:
         )
 
     def step_copy_seconds(self, settings: TrainSettings, stage: Stage) -> float:
-        """Seconds of an optimizer step's copies of streamed blocks at the assumed rate, which overlap with computation."""
+        """Seconds of a step's copies of streamed blocks at the assumed rate; they overlap with computation."""
         if not stage.replays:
             return 0.0
         # One copy for the forward and one for the backward pass of each part of the batch.
