@@ -160,7 +160,7 @@ def _manifests(
     if teacher is not None and not to_come:
         raise SettingsError(
             f"--teacher is {teacher}, but all caches of the run are given, {', '.join(there)}: plan train needs "
-            f"--cache (a cache that is there) or --teacher (for one to come)"
+            f"--cache (an existing cache) or --teacher (for a planned one)"
         )
     pixels = _pixels(resolutions, to_come)
     quiet_device("cpu")

@@ -84,16 +84,16 @@ def _fitted(
     from secondcast.models.memory.host_memory import free_host_bytes
     from secondcast.trainer.cost.fitting import fit as fitting
 
-    begun = _begun(run, asked, held)
-    if begun is not None:
-        asked, held = begun, {*held, *_OF_A_BEGUN_RUN}
+    started = _begun(run, asked, held)
+    if started is not None:
+        asked, held = started, {*held, *_OF_A_BEGUN_RUN}
     try:
         fitted = fitting(
             asked, costs, memory_bytes=memory_bytes, host_bytes=free_host_bytes(), held=held,
             quantizers=installed_quantizers(),
         )  # fmt: skip
     except SettingsError as error:
-        if begun is None:
+        if started is None:
             raise
         raise SettingsError(
             f"{run} has started and keeps its --grad-accum-steps and --quantize; with these {error}; or use a new run "
@@ -139,11 +139,11 @@ def out_of_memory(
     from secondcast.models.student.student import checkpoints
     from secondcast.trainer.cost.fitting import helping_flag
 
-    begun = bool(checkpoints(run))
-    kept = "; checkpoints are kept" if begun else ""
+    started = bool(checkpoints(run))
+    kept = "; checkpoints are kept" if started else ""
     try:
         costs = make_costs()
-        flag = helping_flag(asked, costs, held=_OF_A_BEGUN_RUN if begun else ())
+        flag = helping_flag(asked, costs, held=_OF_A_BEGUN_RUN if started else ())
         needed = f", {costs.memory(asked).total_bytes / GIB:.1f} GiB by calculation"
     except SecondcastError:
         flag, needed = ("--activation-checkpointing 1" if asked.activation_checkpointing != 1 else None), ""

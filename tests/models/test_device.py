@@ -24,7 +24,7 @@ def test_a_device_that_is_not_there_is_named_with_the_reason():
         "--device 'cpu:x' cannot be used here (Invalid device string: 'cpu:x'): use auto, cpu or cuda"
     )
     if not torch.cuda.is_available():
-        with pytest.raises(SettingsError, match=r"^--device 'cuda:1' cannot be used here \([^\n]{3,80}\): take"):
+        with pytest.raises(SettingsError, match=r"^--device 'cuda:1' cannot be used here \([^\n]{3,80}\): use"):
             usable_device("cuda:1")
 
 

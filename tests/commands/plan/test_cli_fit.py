@@ -94,7 +94,10 @@ def test_what_was_given_beside_fit_stays(tmp_path, words, costs, capsys):
     code, _, heard = secondcast(*words, *held, "--max-gpu-memory", "1MiB", capsys=capsys)
     text = " ".join(heard.split())
     # No other weights, and nothing of int8 or nf4 is said: exact ones were asked for.
-    assert code == 1 and "the exact weights need 1.0 GiB or more; streamed blocks need 1.0 GiB or more. Of it" in text
+    assert (
+        code == 1
+        and "the exact weights need 1.0 GiB or more; streamed blocks need 1.0 GiB or more. The student" in text
+    )
 
 
 def test_what_is_free_of_a_gpu_is_not_asked_of_a_cpu(words, capsys):
@@ -198,7 +201,7 @@ def test_the_advice_can_be_followed_in_the_same_folder(tmp_path, words, monkeypa
         assert secondcast(*words, "--activation-checkpointing", 1, capsys=capsys)[0] == 1
     code, _, heard = secondcast(*words, "--activation-checkpointing", 1, "--grad-accum-steps", 2, capsys=capsys)
     assert code == 0, heard
-    assert recorded(tmp_path / "run")["stages"][0]["accumulate"] == 2
+    assert recorded(tmp_path / "run")["stages"][0]["grad_accum_steps"] == 2
 
 
 def test_in_a_recipe_the_parts_of_a_batch_are_written(tmp_path, words, monkeypatch, capsys):
@@ -248,4 +251,4 @@ def test_the_parts_that_a_stage_of_a_recipe_states_are_not_for_fit_to_choose(tmp
         "[[stage]]\nname = 'two'\nsteps = 2\n"
     )
     settings = read_recipe(tmp_path / "r.toml").settings
-    assert stated_options(settings, None) == {"quantize", "accumulate one"}
+    assert stated_options(settings, None) == {"quantize", "grad_accum_steps one"}
