@@ -140,7 +140,7 @@ def test_what_is_no_student_is_told_so(tmp_path, teacher):
         student_folder(tmp_path)
     with pytest.raises(StudentError, match="has no config.json"):
         make(tmp_path, teacher)
-    with pytest.raises(StudentError, match=r"no student './nix/nix': expected a folder"):
+    with pytest.raises(StudentError, match=r"no student './nix/nix': there is no such folder"):
         make("./nix/nix", teacher)
 
 
