@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import Annotated, Any
 
-# Ctrl-C while the commands are imported ends the process without a word, not with the place of an import.
+# Ctrl-C during the imports ends the process silently, without a traceback.
 _BEFORE = signal.getsignal(signal.SIGINT)
 if _BEFORE is signal.default_int_handler:
     with contextlib.suppress(ValueError):
@@ -48,8 +48,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     # The boxes of rich cut the names of long flags at 80 columns.
     rich_markup_mode=None,
-    help="Replace FLUX's T5-XXL by a text encoder some forty times smaller: record the teacher once (build), "
-    "train a student from the recording (train), look into it (inspect).",
+    help="Replace FLUX's T5-XXL with a text encoder about forty times smaller: record the teacher once (build), "
+    "train a student from the recording (train), inspect the recording (inspect).",
 )
 for command in (demo, build, train, export, generate, convert, subset, merge, repair):
     add_command(app, command)
@@ -63,7 +63,9 @@ app.add_typer(evaluate_app, name="evaluate")
 
 @app.callback(invoke_without_command=True)
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print versions, of libraries too.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the versions of secondcast and its libraries.")
+    ] = False,
 ) -> None:
     if version:
         from secondcast.commands.shell.versions import version_lines
@@ -83,9 +85,9 @@ def main() -> None:
 
 def _run() -> None:
     with contextlib.suppress(ValueError):
-        # Schedulers of clusters send it some seconds before they kill: what is in hand is committed then.
+        # Cluster schedulers send SIGTERM some seconds before SIGKILL, so that finished work can be committed.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Without it the interpreter walks the half million objects of torch and transformers once more before it ends.
+    # Skips the last garbage collection over the half million objects of torch and transformers.
     atexit.register(gc.freeze)
     try:
         code = app(prog_name="secondcast", standalone_mode=False)
@@ -96,10 +98,10 @@ def _run() -> None:
     except Exception as error:
         sys.exit(_failed(error))
     if code == INTERRUPTED:
-        # torchrun sends it again when another process has ended: what is said is said whole, then it may end at once.
+        # torchrun sends the signal again when another process ends: print the whole message first.
         _on_signals(signal.SIG_IGN)
         # Newer versions of typer turn Ctrl-C into this code themselves.
-        _fail(interrupted_text(_goes_on()), INTERRUPTED)
+        _fail(interrupted_text(_resumes()), INTERRUPTED)
         _on_signals(signal.SIG_DFL)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -111,24 +113,24 @@ def _on_signals(handler: signal.Handlers) -> None:
 
 
 def _failed(error: Exception) -> int:
-    """Say what is no bug of ours and give the exit code; raise what is one."""
+    """Print an error that is not a bug and return the exit code; re-raise a bug."""
     if isinstance(error, OSError):
-        return _fail(failed_text(f"{error.filename or 'a file'}: {error.strerror or error}", _goes_on()), 1)
+        return _fail(failed_text(f"{error.filename or 'a file'}: {error.strerror or error}", _resumes()), 1)
     if type(error).__name__ == "OutOfMemoryError":
         flags = [flag for parameter in _given_command()[1].params for flag in parameter.opts]
-        return _fail(out_of_memory_text(_goes_on(), flags), 1)
-    # Wrong flags. typer carries its own copy of click from 0.29 on, so the class is known by what it can do.
+        return _fail(out_of_memory_text(_resumes(), flags), 1)
+    # Wrong flags. typer bundles its own copy of click from 0.29 on, so duck typing replaces isinstance.
     if not hasattr(error, "format_message"):
         raise error
     message, context = error.format_message(), getattr(error, "ctx", None)
     if "\n" in message:
-        # A group without a command: its help.
+        # The help of a group that is called without a command.
         print_notice(message)
         return 2
     message = re.sub(r" \(Possible options?: (.+)\)$", r". Did you mean \1?", message).replace(": Value error, ", ": ")
     if (typed := getattr(error, "option_name", None)) and (advice := _advice(typed)):
         message = f"No such option: {typed}. {advice}"
-    return _fail(f"{message} ({context.command_path if context else 'secondcast'} --help lists what there is)", 2)
+    return _fail(f"{message} (see {context.command_path if context else 'secondcast'} --help)", 2)
 
 
 def _advice(typed: str) -> str | None:
@@ -137,7 +139,7 @@ def _advice(typed: str) -> str | None:
 
 
 def _given_command() -> tuple[str, Any]:
-    """The command that the words of this process name, as "evaluate score", and as it is known to typer."""
+    """The command on this command line: its name, such as "evaluate score", and typer's object."""
     names, command = [], typer.main.get_command(app)
     for word in sys.argv[1:3]:
         if word not in getattr(command, "commands", {}):
@@ -147,7 +149,7 @@ def _given_command() -> tuple[str, Any]:
     return " ".join(names), command
 
 
-def _goes_on() -> bool:
+def _resumes() -> bool:
     return goes_on(_given_command()[0], sys.argv)
 
 

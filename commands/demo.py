@@ -1,4 +1,4 @@
-"""`secondcast demo`: the whole road on the pocket teacher, by the same code as the commands it names."""
+"""`secondcast demo`: the whole pipeline on the pocket teacher, with the code of the commands that it names."""
 
 import re
 import shlex
@@ -35,14 +35,14 @@ FILES = ("prompts.txt", "film-strips.png", "side-by-side.png", "scores.json", "r
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where everything goes.")] = Path("demo"),
-    num_prompts: Annotated[int, typer.Option(min=64, help="Prompts to record.")] = 1024,
-    pretrain_steps: Annotated[int, typer.Option(min=0, help="Steps with the embedding loss.")] = 2500,
-    steps: Annotated[int, typer.Option(min=1, help="Steps with the vision loss after them.")] = 300,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for all files.")] = Path("demo"),
+    num_prompts: Annotated[int, typer.Option(min=64, help="Number of prompts to record.")] = 1024,
+    pretrain_steps: Annotated[int, typer.Option(min=0, help="Number of pretraining steps (embedding loss).")] = 2500,
+    steps: Annotated[int, typer.Option(min=1, help="Number of steps with the vision loss after pretraining.")] = 300,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Record the pocket teacher, train a student from the recording, score and show both.
+    """Record the pocket teacher, train a student from the recording, and compare both.
 
     Example: secondcast demo
     """
@@ -53,7 +53,7 @@ def demo(
     with _part(1, "captions of the pocket world", "prompts pocket", quiet):
         results.write("prompts.txt", caption_lines(pocket_captions(num_prompts)).encode())
     with _part(2, "record the teacher: text encoder, then transformer", "build", quiet):
-        # fp32: without bf16 units it is the faster of the two, and the replay below is then the recording's own.
+        # fp32 is faster than bf16 on CPUs without bf16 units, and the replay below is then exact.
         build(
             str(cache),
             teacher=POCKET,
@@ -73,13 +73,13 @@ def demo(
         flags = TrainFlags.from_flags(
             student="pocket-small",
             pretrain_steps=pretrain_steps,
-            # Over so many steps it leads to better scores here than the context loss (docs/benchmarks.md).
+            # With this many steps it gives better scores here than the context loss (docs/benchmarks.md).
             pretrain_loss="embedding",
             steps=steps,
             batch_size=64,
             learning_rate=2e-4,
             pretrain_lr=3e-3,
-            decay="cosine",
+            lr_schedule="cosine",
             dropout=0.0,
             position_bias_lr_scale=20.0,
             checkpoint_every=500,
@@ -87,8 +87,7 @@ def demo(
         train_run(run, flags.settings(), {"cache": str(cache)}, device=device, quiet=quiet)
         if not student.exists():
             export(run, student, quiet=quiet)
-    what = "score teacher, student and an untrained student on compositions nobody trained on"
-    with _part(4, what, "evaluate score", quiet):
+    with _part(4, "score teacher, student and an untrained student on held-out compositions", "evaluate score", quiet):
         sampling = PocketSampling()
         scores, captions = score_pocket(student, CAPTIONS, sampling.steps, sampling.guidance, 0, device, quiet)
         side_by_side = results.file("side-by-side.png")
@@ -97,7 +96,7 @@ def demo(
 
         results.write("scores.json", json_bytes(table_rows(scores)))
         print_scores(scores, False)
-    with _part(5, "the recording and the student as one page", "inspect report", quiet):
+    with _part(5, "report on the recording and the student", "inspect report", quiet):
         # Five steps of twenty: with all, decoding takes as long as the recording did.
         shown = ReportSettings(students=(run,), num_strips=None, num_frames=5, closed_loop=8, batch_size=20)
         write_report(str(cache), results.file("report.html"), shown, device=device, quiet=quiet)
@@ -106,7 +105,7 @@ def demo(
 
 @contextmanager
 def _part(number: int, title: str, command: str, quiet: bool) -> Iterator[None]:
-    """A part of the demo, by the command that does it; of flags that an error names it says whose they are."""
+    """A part of the demo; an error that names flags of the underlying command also names that command."""
     if not quiet:
         print_line("")
         print_line(f"[{number}/5] {title}", style="bold")
@@ -116,25 +115,25 @@ def _part(number: int, title: str, command: str, quiet: bool) -> Iterator[None]:
         named = dict.fromkeys(re.findall(r"--[a-z][a-z-]*", str(error)))
         if others := [flag for flag in named if flag not in _FLAGS]:
             raise type(error)(
-                f"{error} ({' and '.join(others)}: of `secondcast {command}`, which this part of the demo runs)"
+                f"{error} (this part of the demo runs `secondcast {command}`, which has {' and '.join(others)})"
             ) from error
         raise
 
 
 def _where(folder: Path, seconds: float) -> None:
     print_line("")
-    print_line(f"Done in {duration_text(seconds)}. Look at")
-    for name, what in (
+    print_line(f"Done in {duration_text(seconds)}. Results:")
+    for name, description in (
         ("report.html", "every trajectory with its film strip, and the student's errors; open it in a browser"),
         ("side-by-side.png", "teacher, student and untrained student on the same captions and noise"),
         ("film-strips.png", "four recorded trajectories, decoded step by step"),
         ("scores.json", "the table above"),
         ("cache", "the recording"),
         ("run", "the training run: config, metrics, checkpoints"),
-        ("student", "the student as FluxPipeline takes it"),
+        ("student", "the student, exported for FluxPipeline"),
     ):
-        print_line(f"  {folder / name!s:<28} {what}")
-    print_line("and try")
+        print_line(f"  {folder / name!s:<28} {description}")
+    print_line("Next, try:")
     cache, student = shlex.quote(str(folder / "cache")), shlex.quote(str(folder / "student"))
     for words in (
         f"inspect summary {cache}",
@@ -146,7 +145,7 @@ def _where(folder: Path, seconds: float) -> None:
 
 
 def _program() -> str:
-    """What to type for this program: its name where the shell finds it, else its path."""
+    """The command to type for this program: its name if it is on PATH, else its path."""
     found, path = shutil.which("secondcast"), Path(sys.argv[0])
     if path.name != "secondcast" or (found is not None and Path(found).resolve() == path.resolve()):
         return "secondcast"

@@ -1,4 +1,4 @@
-"""`secondcast export`: a student in the form that another program takes."""
+"""`secondcast export`: write a student in the format of another program."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,22 +10,27 @@ from secondcast.commands.shell.resolve import Quiet, quiet_device, terminal
 from secondcast.trainer.run.usage_snippets import Form
 
 _NEXT = {
-    "diffusers": "give it to FluxPipeline.from_pretrained(..., text_encoder_2=...), see its README.md",
-    "distillt5": "the form of the published DistillT5 checkpoint, see its README.md",
-    "comfyui": "put it into ComfyUI/models/clip for the DistillT5 node",
+    "diffusers": "pass it to FluxPipeline.from_pretrained(..., text_encoder_2=...), see its README.md",
+    "distillt5": "in the format of the published DistillT5 checkpoint, see its README.md",
+    "comfyui": "copy it to ComfyUI/models/clip for the DistillT5 node",
 }
 
 
 def export(
-    student: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder (its best checkpoint), or an export.")],
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder; for comfyui a new .safetensors file.")],
+    student: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder (its best checkpoint is exported), or an export.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="New folder; for comfyui a new .safetensors file.")],
     to: Annotated[
         Form,
-        typer.Option(help="For FluxPipeline; as the published DistillT5 checkpoint; for the DistillT5 node."),
+        typer.Option(
+            help="Format: diffusers for FluxPipeline, distillt5 as the published DistillT5 checkpoint, comfyui for the "
+            "DistillT5 node."
+        ),
     ] = "diffusers",
     quiet: Quiet = False,
 ) -> None:
-    """Write the best student of a run as a folder that FluxPipeline takes as text_encoder_2, or for other programs.
+    """Export the best student of a run as a text_encoder_2 folder for FluxPipeline, or for another program.
 
     Example: secondcast export my-run my-student
     """

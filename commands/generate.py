@@ -1,4 +1,4 @@
-"""`secondcast generate`: pictures with a student in T5-XXL's place."""
+"""`secondcast generate`: sample images with a student in place of T5-XXL."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,19 +23,23 @@ from secondcast.storage_schemas.progress import counted
 
 
 def generate(
-    student: Annotated[str, typer.Argument(metavar="STUDENT", help="A run folder, an export, or `teacher`.")],
+    student: Annotated[str, typer.Argument(metavar="STUDENT", help="Run folder, export, or `teacher`.")],
     teacher: TeacherName,
-    prompts: Annotated[list[str], typer.Option(metavar="SOURCE", help="As after build --prompts; may be repeated.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the pictures and of index.jsonl.")],
+    prompts: Annotated[
+        list[str], typer.Option(metavar="SOURCE", help="Prompts, as for build --prompts; may be repeated.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures and index.jsonl.")],
     selection: PromptLimit = PromptLimit(),
     asked: PictureOptions = PictureOptions(),
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures sampled at once.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of pictures sampled at once.")] = 4,
     revision: Revision = None,
     device: Device = "auto",
     quiet: Quiet = False,
     config: Config = None,
 ) -> None:
-    """Write a picture per prompt and an index of them; T5-XXL is not loaded for a student. Given again, it goes on.
+    """Generate a picture per prompt, and an index. Run the same command again to resume.
+
+    For a student, T5-XXL is not loaded.
 
     Example: secondcast generate my-student --teacher pocket --prompts prompts.txt --out pictures
     """
@@ -52,4 +56,4 @@ def generate(
         student, found, texts, out, asked, batch_size=batch_size, device=torch_device, progress=terminal(quiet)
     )
     there = len(texts) - made
-    print_line(f"{out}: {counted(made, 'picture')}" + (f", {there} were there before" if there else ""))
+    print_line(f"{out}: {counted(made, 'picture')}" + (f", {there} existed before" if there else ""))

@@ -1,4 +1,4 @@
-"""`secondcast prompts`: look at prompts as a build reads them, and make prompt sets."""
+"""`secondcast prompts`: list and count prompts as a build reads them, and write prompt sets."""
 
 import json
 from dataclasses import asdict
@@ -18,14 +18,14 @@ from secondcast.storage_schemas.progress import counted
 if TYPE_CHECKING:
     from secondcast.cache_builder.prompts.files import PromptsRead
 
-prompts_app = typer.Typer(no_args_is_help=True, help="Look at prompts, and make prompt sets.")
+prompts_app = typer.Typer(no_args_is_help=True, help="List and count prompts, and write prompt sets.")
 
-Sources = Annotated[list[str], typer.Argument(metavar="SOURCE...", help="As after build --prompts.")]
-Seed = Annotated[int, typer.Option(min=0, help="Another seed, other prompts.")]
+Sources = Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Prompts, as for build --prompts.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed for the choice of prompts.")]
 
 
 def prompts_list(sources: Sources, selection: PromptLimit = PromptLimit(), as_json: Json = False) -> None:
-    """The distinct prompts in the order of a build, one per line.
+    """List the distinct prompts in the order of a build, one per line.
 
     Example: secondcast prompts list color_train.txt notes.csv:column=caption --limit 20
     """
@@ -41,10 +41,10 @@ def prompts_list(sources: Sources, selection: PromptLimit = PromptLimit(), as_js
 def prompts_count(
     sources: Sources,
     selection: PromptLimit = PromptLimit(),
-    teacher: Annotated[str | None, typer.Option(help="Count tokens too, by the tokenizer of this teacher.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Also count tokens, with the tokenizer of this teacher.")] = None,
     as_json: Json = False,
 ) -> None:
-    """How many prompts there are, in all and per source; with --teacher also their lengths in tokens.
+    """Count prompts, in total and per source; with --teacher also their lengths in tokens.
 
     Example: secondcast prompts count color_train.txt CommonText_Train.json --teacher pocket
     """
@@ -81,7 +81,7 @@ def _token_facts(read: "PromptsRead", teacher: str) -> dict[str, Any]:
 
 
 def _print_counts(read: "PromptsRead", facts: dict[str, Any]) -> None:
-    table = PlainTable("source", "lines", "distinct", "new", "empty", "repeated", "left out")
+    table = PlainTable("source", "lines", "distinct", "new", "empty", "repeated", "skipped")
     for count in read.counts:
         numbers = (count.lines, count.distinct, count.new, count.empty, count.repeated, count.left_out)
         table.add_row(count.source, *map(str, numbers))
@@ -93,25 +93,28 @@ def _print_counts(read: "PromptsRead", facts: dict[str, Any]) -> None:
     if tokens := facts.get("tokens"):
         print_line(
             f"tokens: mean {tokens['mean']:.1f}, longest {tokens['longest']} ({tokens['longest_text'][:80]!r}); "
-            f"longer than {tokens['text_length']}, and so cut: {tokens['cut']}",
+            f"longer than {tokens['text_length']} and truncated: {tokens['cut']}",
         )
         if tokens["same"]:
             first, second = (repr(text[:80]) for text in tokens["same_texts"])
             print_line(
                 f"{counted(tokens['same'], 'prompt')} with the same tokens as another, such as {first} and {second}: "
-                f"the teacher does not tell them apart"
+                f"the teacher cannot distinguish them"
             )
 
 
 def prompts_compbench(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Prompts of T2I-CompBench, *_train.txt.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder with the *_train.txt files of T2I-CompBench.")
+    ],
     out_file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL file to write, for build --prompts.")],
     categories: Annotated[
-        Literal["paper", "all"], typer.Option(help="all: also 3d_spatial and numeracy, which the paper has not.")
+        Literal["paper", "all"],
+        typer.Option(help="Categories: those of the paper, or all (adds 3d_spatial and numeracy)."),
     ] = "paper",
     overwrite: Overwrite = False,
 ) -> None:
-    """The training prompts of T2I-CompBench in one file, each with its category.
+    """Write the training prompts of T2I-CompBench to one file, each with its category.
 
     Example: secondcast prompts compbench T2I-CompBench compbench.jsonl
     """
@@ -127,19 +130,21 @@ def prompts_compbench(
     write_text(out_file, json_lines(read.texts), overwrite=overwrite)
     lines = sum(count.lines for count in read.counts)
     print_line(
-        f"{counted(len(read.texts), 'distinct prompt')} of {counted(lines, 'line')} in {counted(len(read.counts), 'category')} "
-        f"({read.skipped_text()}) in {out_file}",
+        f"{out_file}: {counted(len(read.texts), 'distinct prompt')} of {counted(lines, 'line')} in "
+        f"{counted(len(read.counts), 'category')} ({read.skipped_text()})",
     )
 
 
 def prompts_commontext(
     out_file: Annotated[Path, typer.Argument(metavar="FILE", help=".txt (a prompt per line), .json or .jsonl.")],
-    num_prompts: Annotated[int, typer.Option(min=1, help="How many distinct prompts.")] = 50_000,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Number of distinct prompts.")] = 50_000,
     seed: Seed = 0,
-    words: Annotated[int, typer.Option(min=1, max=20_000, help="Only the most frequent English words.")] = 5000,
+    words: Annotated[
+        int, typer.Option(min=1, max=20_000, help="Number of the most frequent English words to draw from.")
+    ] = 5000,
     overwrite: Overwrite = False,
 ) -> None:
-    """Prompts for text rendering: signs with frequent English words on them.
+    """Write prompts for text rendering: signs with frequent English words on them.
 
     Example: secondcast prompts commontext signs.txt --num-prompts 50000
     """
@@ -158,24 +163,24 @@ def prompts_commontext(
 def _check_ending(file: Path, endings: tuple[str, ...]) -> None:
     if file.suffix not in endings:
         raise SettingsError(
-            f"{file} ends with {file.suffix or 'nothing'!r}, expected {' or '.join(endings)}: a build reads a file by "
-            f"its ending"
+            f"{file} has the suffix {file.suffix!r}, expected {' or '.join(endings)}: a build goes by the suffix"
         )
 
 
 def prompts_pocket(
     out_file: Annotated[Path, typer.Argument(metavar="FILE", help="Text file to write, a prompt per line.")],
-    num_prompts: Annotated[int, typer.Option(min=1, help="How many distinct captions.")] = 512,
+    num_prompts: Annotated[int, typer.Option(min=1, help="Number of distinct captions.")] = 512,
     seed: Seed = 0,
     split: Annotated[
-        Literal["train", "heldout"], typer.Option(help="heldout: compositions never trained on.")
+        Literal["train", "heldout"],
+        typer.Option(help="Split: train, or heldout (compositions that are never trained on)."),
     ] = "train",
     kind: Annotated[
-        Literal["scene", "composition", "sign"] | None, typer.Option(help="Of this kind alone; default: all three.")
+        Literal["scene", "composition", "sign"] | None, typer.Option(help="Kind of captions. Default: all three.")
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Captions of the pocket world.
+    """Write captions of the pocket world.
 
     Example: secondcast prompts pocket prompts.txt --num-prompts 1024
     """
@@ -185,7 +190,7 @@ def prompts_pocket(
 
 
 def pocket_captions(count: int, *, seed: int = 0, split: str = "train", kind: str | None = None) -> list[str]:
-    """Captions of the pocket world; SettingsError for more than there are."""
+    """Captions of the pocket world; SettingsError if there are not enough."""
     from secondcast.pocket.world import KINDS, captions
 
     try:
@@ -195,7 +200,7 @@ def pocket_captions(count: int, *, seed: int = 0, split: str = "train", kind: st
 
 
 def caption_lines(texts: list[str]) -> str:
-    """A file of captions."""
+    """The text of a file of captions, one per line."""
     return "".join(f"{text}\n" for text in texts)
 
 

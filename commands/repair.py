@@ -1,4 +1,4 @@
-"""The commands that check a cache and put it right."""
+"""The commands that verify and repair a cache."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,18 +20,18 @@ DAMAGED = 1
 def inspect_verify(
     cache: CachePath,
     resample: Annotated[
-        int | None, typer.Option(min=1, help="Recompute that many random trajectories with the teacher.")
+        int | None, typer.Option(min=1, help="Recompute N random trajectories with the teacher and compare.")
     ] = None,
-    teacher: Annotated[str | None, typer.Option(help="For --resample; default: the one that was recorded.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which trajectories --resample draws.")] = 0,
+    teacher: Annotated[str | None, typer.Option(help="Teacher for --resample. Default: the recorded one.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for the choice of --resample.")] = 0,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare every file of a cache with its checksum; exit code 1 if one differs.
+    """Compare every file of a cache with its checksum; exit with code 1 if one differs.
 
-    With --resample also some trajectories with the teacher: exit code 1 if their bits differ though device, versions,
-    batch size and threads are those of the recording.
+    --resample also recomputes some trajectories: exit code 1 if their bits differ on the same device, with the same
+    versions, batch size and threads as the recording.
 
     Example: secondcast inspect verify my-cache --resample 4
     """
@@ -39,7 +39,7 @@ def inspect_verify(
     from secondcast.storage_schemas.progress import size_text
 
     report = verify(cache, terminal(quiet))
-    # What is damaged is found already; the teacher has nothing to add.
+    # Recomputation adds nothing where files are already known to be damaged.
     made = _recompute(cache, teacher, resample, seed, device, quiet) if resample and not report.problems else None
     source = _recorded_source(cache) if report.problems else None
     if as_json:
@@ -51,10 +51,10 @@ def inspect_verify(
         found["mend"] = mend_value(cache, report, source) if report.problems else None
         print_json(found | ({} if made is None else {"recomputed": [m.json_value() for m in made]}))
     else:
-        what = f"{counted(report.missing, 'shard')} not built yet, " if report.missing else ""
+        not_built = f"{counted(report.missing, 'shard')} not built yet, " if report.missing else ""
         lines = [
             f"{cache}: {counted(report.shards, 'shard')}, {size_text(report.bytes)}, "
-            f"{what}{counted(len(report.problems), 'problem')}"
+            f"{not_built}{counted(len(report.problems), 'problem')}"
         ]
         if report.problems:
             lines += problem_lines(cache, report, source, width=terminal_width())
@@ -89,36 +89,40 @@ def _recomputed_lines(made: "list[Recomputed]") -> list[str]:
             lines.append(f"{m.key}: recomputed bit for bit")
             continue
         steps = " ".join(f"{error:.1e}" for error in m.velocity_errors)
-        text = "".join(f"; {said}" for said in _text_errors([m]))
-        why = f"recorded otherwise: {', '.join(m.differs)}" if m.differs else "though it was recorded as it is now"
-        lines.append(f"{m.key}: other bits ({why}); relative error of the velocity by step {steps}{text}")
+        text = "".join(f"; {error}" for error in _text_errors([m]))
+        why = f"recorded with other {', '.join(m.differs)}" if m.differs else "recorded under the same conditions"
+        lines.append(f"{m.key}: bits differ ({why}); relative error of the velocity by step {steps}{text}")
     worst = max(max(m.velocity_errors) for m in made)
-    text = "".join(f", {said}" for said in _text_errors(made))
+    text = "".join(f", {error}" for error in _text_errors(made))
     equal = sum(m.bit_equal for m in made)
-    return [*lines, f"{equal} of {len(made)} recomputed bit for bit; largest error of the velocity {worst:.1e}{text}"]
+    return [*lines, f"{equal} of {len(made)} recomputed bit for bit; largest velocity error {worst:.1e}{text}"]
 
 
 def _text_errors(made: "list[Recomputed]") -> list[str]:
-    """The largest errors of what the cache holds of the text."""
+    """The largest errors of the text tensors that the cache holds."""
     errors = {
         "embedding": [m.embedding_error for m in made if m.embedding_error is not None],
         "pooled vector": [m.pooled_error for m in made if m.pooled_error is not None],
     }
-    return [f"of the {name} {max(found):.1e}" for name, found in errors.items() if found]
+    return [f"of the {name} {max(values):.1e}" for name, values in errors.items() if values]
 
 
 def repair(
     cache: CachePath,
-    copy: Annotated[str | None, typer.Option("--from", help="Another copy of this cache.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="Rebuild what is left with the teacher of the recording.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: as recorded with each shard.")] = None,
+    copy: Annotated[
+        str | None, typer.Option("--from", help="Copy intact files from this other copy of the cache.")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="Rebuild the remaining shards with this teacher.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Batch size for --teacher. Default: as recorded with each shard.")
+    ] = None,
     allow_mismatch: Annotated[
-        bool, typer.Option("--allow-mismatch", help="Record rebuilt shards that differ in their last bits.")
+        bool, typer.Option("--allow-mismatch", help="Accept rebuilt shards that differ in their last bits.")
     ] = False,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Put a damaged cache right: from itself, from another copy, then with the teacher. Whole shards, or none.
+    """Repair a damaged cache: from its own files, from another copy, then with the teacher, in whole shards.
 
     Example: secondcast repair my-cache --from /backup/my-cache
     """
@@ -138,8 +142,8 @@ def repair(
         raise DamagedCacheError(
             f"{cache} has {counted(len(left), 'problem')} left, the first: {left[0].message}{way_out(left[0])}"
         )
-    built = f"; {counted(missing, 'shard')} not built yet: the build command makes the rest" if missing else ""
-    print_line(f"{cache}: every file is what it should be{built}")
+    built = f"; {counted(missing, 'shard')} not built yet: run the build command to build the rest" if missing else ""
+    print_line(f"{cache}: every file matches its checksum{built}")
 
 
 def _rebuild(cache: str, teacher: str, batch_size: int | None, accept: bool, device: str, quiet: bool) -> "Report":

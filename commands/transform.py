@@ -1,4 +1,4 @@
-"""The commands that make caches out of caches: convert, subset, merge."""
+"""The commands that write caches from caches: convert, subset, merge."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,15 +20,17 @@ SourceCache = Annotated[str, typer.Argument(metavar="SRC", help="Folder of a cac
 def convert(
     source: SourceCache,
     target: Target,
-    format: Annotated[Format | None, typer.Option(help="Default: as in SRC.")] = None,
-    compression: Annotated[CodecName | None, typer.Option(help="Default: as in SRC.")] = None,
-    latents: Annotated[Latents | None, typer.Option(help="Default: as in SRC.")] = None,
+    format: Annotated[Format | None, typer.Option(help="File format of DST. Default: as in SRC.")] = None,
+    compression: Annotated[CodecName | None, typer.Option(help="Compression of DST. Default: as in SRC.")] = None,
+    latents: Annotated[
+        Latents | None, typer.Option(help="Whether DST stores latents or derives them. Default: as in SRC.")
+    ] = None,
     store_embeddings: Annotated[
-        bool, typer.Option("--store-embeddings/--no-store-embeddings", help="Copy the teacher's embeddings, too.")
+        bool, typer.Option("--store-embeddings/--no-store-embeddings", help="Copy the teacher's embeddings as well.")
     ] = True,
     quiet: Quiet = False,
 ) -> None:
-    """A cache in another format; there and back gives the same bytes. Given again, it goes on where it stopped.
+    """Copy a cache into another format; converting back restores the same bytes. Run the same command again to resume.
 
     Example: secondcast convert my-cache my-tars --format webdataset
     """
@@ -45,14 +47,17 @@ def convert(
 def subset(
     source: SourceCache,
     target: Target,
-    names: Annotated[list[str] | None, typer.Option("--source", help="Prompts of this source; repeatable.")] = None,
-    ids: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Prompts as for build, or their ids in place of the texts.")
+    names: Annotated[
+        list[str] | None, typer.Option("--source", help="Keep the prompts of this source; may be repeated.")
     ] = None,
-    num_prompts: Annotated[int | None, typer.Option(min=1, help="Of those, the first that many.")] = None,
+    ids: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Keep these prompts: a source as for build, with texts or prompt ids."),
+    ] = None,
+    num_prompts: Annotated[int | None, typer.Option(min=1, help="Keep only the first N of them.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Some prompts of a cache, with all their replicas: as if built of just those. Given again, it goes on.
+    """Copy some prompts of a cache, with all their samples. Run the same command again to resume.
 
     Example: secondcast subset my-cache my-small-cache --source color_train --num-prompts 1000
     """
@@ -62,7 +67,7 @@ def subset(
 
     if not names and ids is None and num_prompts is None:
         raise SettingsError(
-            "subset needs one of --source NAME, --ids FILE and --num-prompts N; a whole copy is `convert`"
+            "subset needs one of --source NAME, --ids FILE and --num-prompts N; use `convert` for a whole copy"
         )
     listed = None if ids is None else [row.text for row in plain_rows(ids)]
     cache = Cache.open(source)
@@ -70,11 +75,11 @@ def subset(
 
 
 def merge(
-    sources: Annotated[list[str], typer.Argument(metavar="SRC...", help="Caches, the first one's rows go first.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SRC...", help="Caches, in the order of their rows in DST.")],
     target: Target,
     quiet: Quiet = False,
 ) -> None:
-    """Caches of one teacher and the same flags as one; duplicates come once. Given again, it goes on.
+    """Merge caches of one teacher and the same flags; duplicates are kept once. Run the same command again to resume.
 
     Example: secondcast merge my-cache other-cache both
     """
@@ -89,8 +94,8 @@ def _report(result: "Rewritten") -> None:
 
     if differing := [f"{num_prompts} {kind}" for kind, num_prompts in result.differing.items() if num_prompts]:
         print_line(
-            f"{' and '.join(differing)} lie in several of the caches with other bits (made on another machine?): "
-            f"those of the first were kept",
+            f"{' and '.join(differing)} differ in their bits between the caches (built on another machine?): those of "
+            f"the first cache are kept",
         )
     left = result.planned - result.trajectories
     missing = [
@@ -105,5 +110,5 @@ def _report(result: "Rewritten") -> None:
     if missing:
         print_line(
             f"{' and '.join(missing)} are not copied, because no source holds all rows of their shards yet: finish "
-            f"its build, then give the same command again",
+            f"its build, then run the same command again",
         )

@@ -1,4 +1,4 @@
-"""By which of diffusers' backends a transformer computes attention: other bits, so it is checked first and recorded."""
+"""The attention backend of a transformer: it affects the bits of results, so it is checked early and recorded."""
 
 from typing import Any
 
@@ -21,39 +21,41 @@ def recorded_attention(backend: str | None) -> str:
 
 
 def backend_of_record(attention: str) -> str | None:
-    """The inverse of `recorded_attention`, for whoever makes a shard again."""
+    """The inverse of `recorded_attention`, for rebuilding a shard."""
     return NATIVE if attention == RECORDED_NATIVE else attention
 
 
 def check_attention(
     backend: str | None, backbone_config: dict[str, Any], *, dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Raise SettingsError, naming what diffusers knows, unless this backend computes attention here.
+    """Raise SettingsError unless diffusers knows this backend and it works here.
 
-    Tried on two blocks with one head of the backbone's width, before its weights are read.
+    Runs two small blocks with the backbone's head size, before its weights are read.
     """
     if backend in (None, NATIVE):
         return
     known = sorted(name.value for name in AttentionBackendName)
     if backend.lower() not in known:
-        raise SettingsError(f"--attention-backend {backend!r} is unknown to diffusers, which knows {', '.join(known)}")
+        raise SettingsError(
+            f"--attention-backend {backend!r} is unknown to diffusers, expected one of {', '.join(known)}"
+        )
     try:
         _try(backend, backbone_config, dtype, device)
-    # A kernel that is not there or does not run here fails in as many ways as there are kernels.
+    # Missing or unsupported kernels raise many kinds of errors.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SettingsError(
             f"--attention-backend {backend!r} does not work on {device} in {str(dtype).removeprefix('torch.')} "
-            f"({reason}): install what it needs, or leave the flag out for torch's own"
+            f"({reason}): install its package, or remove the flag to use torch's own"
         ) from error
 
 
 def set_attention(transformer: FluxTransformer2DModel, backend: str | None) -> None:
-    """Have a transformer compute attention by this backend; None for diffusers' default. Other models keep theirs."""
+    """Set the attention backend of a transformer; None for diffusers' default. Other models are not affected."""
     if backend is None:
         transformer.reset_attention_backend()
         return
-    # Inside, so that the default of the process, which diffusers sets along with the model's, is set back.
+    # diffusers also changes the default of the process; the context restores it.
     with attention_backend(AttentionBackendName(DIFFUSERS_ATTN_BACKEND)):
         transformer.set_attention_backend(backend)
 
@@ -80,5 +82,5 @@ def _try(backend: str, backbone_config: dict[str, Any], dtype: torch.dtype, devi
             img_ids=torch.zeros(16, 3, device=device, dtype=dtype),
             return_dict=False,
         )[0]
-    # Kernels run beside the host: a fault of theirs shows when their result is asked for.
+    # Kernels run asynchronously: their errors appear when the result is read.
     velocity_BSC.float().sum().item()

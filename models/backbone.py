@@ -25,7 +25,7 @@ from secondcast.storage_schemas.errors import SettingsError
 class FluxBackbone:
     """FLUX's transformer (dev and schnell), frozen, in eval mode, for one geometry.
 
-    Calls it exactly as FluxPipeline does: no attention mask, all text positions 0.
+    Calls the transformer exactly as FluxPipeline does: no attention mask, all text positions 0.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class FluxBackbone:
         self.transformer = transformer.eval().requires_grad_(False)
         self.table, self.host_modulation = table, host_modulation
         self.takes_guidance = bool(transformer.config.guidance_embeds)
-        # Streamed weights lie on the host. Of quantized ones the transformer's own dtype may be that of their storage.
+        # Streamed weights are on the host. With quantized weights, transformer.dtype may be their storage dtype.
         self.dtype, self.device = transformer.x_embedder.weight.dtype, device or transformer.device
         self.attention_backend: str | None = None
         self._image_ids_S3 = _image_ids(geometry).to(device=self.device, dtype=self.dtype)
@@ -62,12 +62,14 @@ class FluxBackbone:
         conditions: Conditions | None = None,
         pooled_varies: bool = False,
     ) -> Self:
-        """Load `folder`/transformer and nothing else. attention_backend: see models/attention.py.
+        """Load `folder`/transformer and nothing else.
 
-        conditions: all that predict will be asked for, None where they are not known or pooled is not zero; there is
-        no modulation table then. Weights that a table stands for are on the device one linear at a time only; the host
-        holds the whole transformer once. pooled_varies: prompts have pooled vectors of their own, of which the host may
-        compute the modulation vectors (see takes_host).
+        attention_backend: see models/attention.py.
+        conditions: all conditions of later predict calls; None if unknown or if pooled is not zero, which excludes a
+            modulation table. Weights that a table replaces are on the device one linear at a time; the host holds the
+            whole transformer once.
+        pooled_varies: whether each prompt has its own pooled vector, so that the host may compute the modulation
+            vectors (see takes_host).
         """
         check_quantizer(options.quantize)
         return cls.holding(
@@ -95,10 +97,12 @@ class FluxBackbone:
         pooled_varies: bool = False,
         compiler: str = "inductor",
     ) -> Self:
-        """Hold a transformer, changed in place, as `load` does one that it has read.
+        """Wrap a transformer, changed in place, as `load` does after reading it.
 
-        It may lie on the host or on `device`; what the options leave there has to fit. compiler: torch.compile's
-        backend where options.compile is set. MissingExtraError, SettingsError.
+        transformer: on the host or on `device`; the weights that the options keep on the device must fit.
+        compiler: backend of torch.compile if options.compile is set.
+
+        Raises MissingExtraError, SettingsError.
         """
         table = host_modulation = None
         if _takes_host(transformer, options, device, pooled_varies=pooled_varies):
@@ -119,7 +123,7 @@ class FluxBackbone:
         )
         backbone.use_attention(attention_backend)
         if options.compile:
-            # Before streaming, which puts its own forward around that of a block.
+            # Before streaming, which wraps the forward of a block.
             compile_blocks(transformer, backend=compiler)
         if options.gpu_blocks is not None:
             again = options.activation_checkpointing > 0
@@ -127,13 +131,13 @@ class FluxBackbone:
         return backbone
 
     def use_attention(self, backend: str | None) -> None:
-        """Compute attention by this backend of diffusers from now on; None for its default."""
+        """Switch to this attention backend of diffusers; None for its default."""
         if backend != self.attention_backend:
             set_attention(self.transformer, backend)
             self.attention_backend = backend
 
     def at(self, geometry: Geometry) -> Self:
-        """The same transformer, not a copy of it, for another geometry."""
+        """The same transformer (not a copy) for another geometry."""
         other = type(self)(
             self.transformer,
             geometry,
@@ -159,11 +163,13 @@ class FluxBackbone:
         *,
         modulation_BM: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """velocity_BSC. timestep in [0, 1], of the backbone's dtype; guidance fp32, as FluxPipeline passes it.
+        """velocity_BSC, for any number of text tokens. Gradients flow to `encoder_hidden_states_BTD`.
 
-        Of any number of text tokens: a student may have another tokenizer. Gradients flow to
-        `encoder_hidden_states_BTD`; the weights are frozen. SettingsError for conditions that a table does not hold.
-        modulation_BM: what host_modulation gives for these rows; None has it computed now, and waited for.
+        timestep_B: in [0, 1], of the backbone's dtype.
+        guidance_B: fp32, as in FluxPipeline.
+        modulation_BM: result of host_modulation for these rows; None computes it now and waits for it.
+
+        Raises SettingsError for conditions that a modulation table does not contain.
         """
         if self.host_modulation is not None:
             if modulation_BM is None:
@@ -190,7 +196,7 @@ class FluxBackbone:
 
 
 def _read(folder: Path, dtype: torch.dtype) -> FluxTransformer2DModel:
-    """On the host, where its weights are pages of their files until something changes them."""
+    """Load on the host, where the weights are memory-mapped from their files until they are changed."""
     part = folder / "transformer"
     return load_checked(FluxTransformer2DModel, part, part_source(part), dtype=dtype)
 
@@ -202,9 +208,9 @@ def _takes_table(transformer: FluxTransformer2DModel, options: MemoryOptions, co
         return options.modulation == "precomputed" or worthwhile(transformer, conditions)
     if options.modulation == "precomputed":
         raise SettingsError(
-            "--modulation is table, but the cache has the pooled vectors of CLIP: with them every prompt has "
-            "modulation vectors of its own; give --modulation cpu, which computes them a batch ahead, or auto, or a "
-            "cache built with --pooled zero"
+            "--modulation is precomputed, but the cache has CLIP's pooled vectors, so every prompt has its own "
+            "modulation vectors: give --modulation cpu, which computes them a batch ahead, or auto, or a cache built "
+            "with --pooled zero"
         )
     return False
 

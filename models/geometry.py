@@ -36,13 +36,13 @@ def geometry_of(*, height: int, width: int, scale_factor: int, channels: int) ->
             lower = max(token, pixels // token * token)
             raise SettingsError(
                 f"{name} is {pixels}, expected a multiple of {token}: this teacher packs {token} x {token} pixels "
-                f"into an image token; take {lower} or {lower + token}"
+                f"into an image token; use {lower} or {lower + token}"
             )
     return Geometry(height=height, width=width, rows=height // token, columns=width // token, channels=channels)
 
 
 def recorded_geometry(sampling: Sampling) -> Geometry:
-    """The geometry a cache was recorded with: rows and columns follow from height, width and image tokens."""
+    """The geometry of a cache: rows and columns follow from height, width and image tokens."""
     # height / rows == width / columns == pixels per token side, and rows * columns == image tokens.
     side = round((sampling.height * sampling.width / sampling.image_tokens) ** 0.5)
     return geometry_of(height=sampling.height, width=sampling.width, scale_factor=side // 2, channels=sampling.channels)

@@ -1,6 +1,6 @@
-"""Noise and guidance of a trajectory: functions of (seed, prompt id, replica), the same on every machine.
+"""Noise and guidance of a trajectory: functions of (seed, prompt id, sample index), the same on every machine.
 
-torch's generators differ between CPUs; Philox is counter-based, so that no order of drawing matters.
+torch's generators differ between CPUs; Philox is counter-based, so the order of drawing does not matter.
 """
 
 import hashlib
@@ -24,5 +24,5 @@ def draw_noise(*, seed: int, prompt_id: str, sample_index: int, image_tokens: in
 
 
 def draw_guidance(values: Sequence[float], *, seed: int, prompt_id: str, sample_index: int) -> float:
-    """One of the guidance values, each as likely."""
+    """One of the guidance values, uniformly at random."""
     return float(values[int(_generator("guidance", seed, prompt_id, sample_index).integers(len(values)))])

@@ -1,4 +1,4 @@
-"""The transformer that caches were recorded with, for whoever replays them."""
+"""Load the transformer that caches were recorded with, to replay them."""
 
 from collections.abc import Sequence
 
@@ -22,9 +22,11 @@ def load_recorded_backbone(
     attention_backend: str | None,
     device: torch.device,
 ) -> FluxBackbone:
-    """The transformer of these caches, for the first one's geometry, with their modulation table where there is one.
+    """The transformer of these caches, for the geometry of the first one, with their modulation table if possible.
 
-    batch_rows: of every call, mostly. TeacherError, before its weights are loaded, for another transformer.
+    batch_rows: usual number of rows per call.
+
+    Raises TeacherError, before weights are loaded, for another transformer.
     """
     first = manifests[0]
     check_recorded_transformer(teacher, first.teacher)

@@ -1,4 +1,4 @@
-"""FluxPipeline around a transformer that is loaded already: what our sampling has to equal (law 1)."""
+"""FluxPipeline around a loaded transformer: the reference that sampling must equal (invariant 1)."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ class ReferencePipeline:
     """The unmodified FluxPipeline with a backbone's transformer and the teacher's scheduler; no text encoder."""
 
     def __init__(self, teacher: TeacherFolder, backbone: FluxBackbone) -> None:
-        # The VAE decodes nothing here: the pipeline takes the size of its latents from it. So its weights may be any.
+        # The pipeline only reads the latent size from the VAE, so its weights do not matter.
         with torch.device("meta"):
             vae = AutoencoderKL.from_config(teacher.config("vae"))
         self._backbone = backbone
@@ -40,7 +40,7 @@ class ReferencePipeline:
         height: int,
         width: int,
     ) -> torch.Tensor:
-        """x_K of one guidance for all rows, packed."""
+        """x_K, packed, with one guidance value for all rows."""
         latents_BSC: torch.Tensor = self._pipeline(
             prompt_embeds=embedding_BTD,
             pooled_prompt_embeds=pooled_BP,

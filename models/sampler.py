@@ -1,4 +1,4 @@
-"""The sampler: a pure function from noise to a trajectory. Latents follow the scheduler's exact rule."""
+"""The sampler: a pure function from noise to a trajectory, with the scheduler's exact arithmetic."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def euler_step(x_BSC: torch.Tensor, velocity_BSC: torch.Tensor, dt: torch.Tensor) -> torch.Tensor:
-    """x_{k+1}; dt is 0-dim and of the velocity's dtype (FlowMatchEulerDiscreteScheduler.step rounds it so)."""
+    """x_{k+1}; dt is 0-dim and of the velocity's dtype (as FlowMatchEulerDiscreteScheduler.step rounds it)."""
     return (x_BSC.float() + dt * velocity_BSC).to(velocity_BSC.dtype)
 
 
@@ -27,7 +27,7 @@ class Trajectories:
 
 @torch.no_grad()
 def sample(predict: Predict, noise_BSC: torch.Tensor, schedule: Schedule) -> Trajectories:
-    """Walk from noise to the final latent, in the dtype of the noise."""
+    """Sample from noise to the final latent, in the dtype of the noise."""
     sigmas = torch.tensor(schedule.sigmas, dtype=torch.float32)
     dt_K = (sigmas[1:] - sigmas[:-1]).to(device=noise_BSC.device, dtype=noise_BSC.dtype)
     latents, velocities = [noise_BSC], []

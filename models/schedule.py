@@ -1,4 +1,4 @@
-"""The schedule: sigmas, and the timestep arguments exactly as the backbone receives them. Computed once, stored."""
+"""The schedule: sigmas, and the timesteps exactly as the backbone receives them. Computed once, then stored."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if len(self.sigmas) != len(self.timesteps) + 1:
-            raise ValueError(f"{len(self.timesteps)} timesteps need one sigma more, found {len(self.sigmas)}")
+            raise ValueError(
+                f"{len(self.timesteps)} timesteps need {len(self.timesteps) + 1} sigmas, found {len(self.sigmas)}"
+            )
 
     @property
     def steps(self) -> int:
@@ -40,9 +42,9 @@ def schedule_of(
 def pipeline_schedule(
     scheduler_config: dict[str, Any], *, steps: int, image_tokens: int, dtype: torch.dtype
 ) -> Schedule:
-    """The schedule that FluxPipeline uses: linear sigmas, shifted by the number of image tokens.
+    """The schedule of FluxPipeline: linear sigmas, shifted according to the number of image tokens.
 
-    Source: FluxPipeline.__call__ and FlowMatchEulerDiscreteScheduler of diffusers, which do the arithmetic here.
+    Source: FluxPipeline.__call__ and diffusers' FlowMatchEulerDiscreteScheduler, which computes the values.
     """
     linear = None if scheduler_config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
     return _schedule(scheduler_config, linear, steps=steps, image_tokens=image_tokens, dtype=dtype)
@@ -51,10 +53,10 @@ def pipeline_schedule(
 def reference_schedule(
     scheduler_config: dict[str, Any], *, steps: int, image_tokens: int, dtype: torch.dtype
 ) -> Schedule:
-    """The schedule of the paper's script, `set_timesteps(steps, mu=mu)`: the scheduler's own sigmas, down to its last.
+    """The schedule of the paper's script, `set_timesteps(steps, mu=mu)`: the scheduler's own sigmas.
 
-    Assumed: the script gives the transformer its timesteps as FluxPipeline does (rounded to the latents' dtype, then
-    / 1000, rounded again), takes mu from the image tokens likewise, and leaves the steps to the same scheduler.
+    Assumes that the script passes timesteps as FluxPipeline does (rounded to the latents' dtype, then / 1000, rounded
+    again), computes mu from the image tokens, and steps with the same scheduler.
     Source: the training script of DistillT5.
     """
     return _schedule(scheduler_config, None, steps=steps, image_tokens=image_tokens, dtype=dtype)
@@ -78,9 +80,9 @@ def _schedule(
 
 
 def shift_of(scheduler_config: dict[str, Any], image_tokens: int) -> float:
-    """`mu` of a scheduler: linear in the number of image tokens.
+    """`mu` of a scheduler, linear in the number of image tokens.
 
-    FluxPipeline's calculate_shift, term by term; importing the pipeline for it takes seconds.
+    Same as FluxPipeline's calculate_shift, without importing the pipeline, which takes seconds.
     """
     fewest, most = scheduler_config.get("base_image_seq_len", 256), scheduler_config.get("max_image_seq_len", 4096)
     low, high = scheduler_config.get("base_shift", 0.5), scheduler_config.get("max_shift", 1.15)

@@ -1,4 +1,4 @@
-"""What a run asks of its caches, processes and transformer: refused before anything is loaded."""
+"""Checks of a run's caches, processes and transformer, before anything is loaded."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -25,7 +25,7 @@ def check_caches(settings: TrainSettings, caches: Mapping[str, Cache], ranks: in
 
 
 def check_stages(settings: TrainSettings, caches: Mapping[str, Cache], ranks: int) -> None:
-    """Raise SettingsError, naming flag or stage, for what so many processes or these caches (by name) cannot give."""
+    """Raise SettingsError, naming flag or stage, for settings that do not fit `ranks` processes or these caches."""
     for stage in settings.stages:
         _check_divides(stage, ranks)
         for name in stage.caches or caches:
@@ -35,12 +35,12 @@ def check_stages(settings: TrainSettings, caches: Mapping[str, Cache], ranks: in
 
 
 def _check_one_dtype(caches: Mapping[str, Cache]) -> None:
-    (first, one), *others = caches.items()
+    (first_name, first), *others = caches.items()
     for name, other in others:
-        if (was := one.manifest.sampling.dtype) != (now := other.manifest.sampling.dtype):
+        if (was := first.manifest.sampling.dtype) != (now := other.manifest.sampling.dtype):
             raise SettingsError(
-                f"cache {first} was recorded in {was} and {name} in {now}: the transformer that replays both computes "
-                f"in one of them; give --backbone-dtype {was} or {now}"
+                f"cache {first_name} was recorded in {was} and {name} in {now}, but the transformer replays both in "
+                f"one dtype: give --backbone-dtype {was} or {now}"
             )
 
 
@@ -49,9 +49,9 @@ def _check_divides(stage: Stage, ranks: int) -> None:
     if stage.batch_size % unit:
         raise SettingsError(
             f"batch-size is {stage.batch_size} on {counted(ranks, 'process')}, expected a multiple of processes x "
-            f"grad-accum-steps x timesteps-per-sample = {ranks} x {stage.grad_accum_steps} x {stage.timesteps_per_sample}: each "
-            f"computes an equal part of a batch; take {max(1, stage.batch_size // unit) * unit}, or another number of "
-            f"processes"
+            f"grad-accum-steps x timesteps-per-sample = {ranks} x {stage.grad_accum_steps} x "
+            f"{stage.timesteps_per_sample}: each process computes an equal part of a batch; use "
+            f"{max(1, stage.batch_size // unit) * unit}, or another number of processes"
         )
 
 
@@ -59,62 +59,60 @@ def _check_fits(stage: Stage, cache: Cache) -> None:
     steps = cache.manifest.sampling.steps
     if stage.timesteps_per_sample > steps:
         raise SettingsError(
-            f"--timesteps-per-sample is {stage.timesteps_per_sample}, the trajectories of {cache.folder} have "
-            f"{counted(steps, 'step')}: as many different ones there are not; give at most {steps}"
+            f"--timesteps-per-sample is {stage.timesteps_per_sample}, but the trajectories of {cache.folder} have "
+            f"{counted(steps, 'step')}: give at most {steps}"
         )
     if cache.manifest.sampling.storage.embeddings == "stored" or not stage.needs_embeddings:
         return
     if stage.name != MAIN and stage.replays:
-        asked, what, way = (
+        setting, fix = (
             f"stage {stage.name} has embedding-loss-weight {stage.embedding_loss_weight:g}",
-            "the term",
-            "it none",
+            "remove it from the stage",
         )
     elif stage.name != MAIN:
-        asked, what, way = f"stage {stage.name} has the loss {stage.loss}", "it", "stages of --loss vision alone"
+        setting, fix = f"stage {stage.name} has the loss {stage.loss}", "use only stages with the vision loss"
     elif not stage.replays:
-        asked, what, way = f"--loss is {stage.loss}", "this loss", "--loss vision"
+        setting, fix = f"--loss is {stage.loss}", "give --loss vision"
     else:
-        asked, what, way = (
+        setting, fix = (
             f"--embedding-loss-weight is {stage.embedding_loss_weight:g}",
-            "the term",
-            "--embedding-loss-weight 0",
+            "give --embedding-loss-weight 0",
         )
     raise SettingsError(
-        f"{asked}, but {cache.folder} was built with --no-store-embeddings: {what} compares with the teacher's "
-        f"embeddings; give {way}, or build with --store-embeddings"
+        f"{setting}, but {cache.folder} was built with --no-store-embeddings and has no embeddings to compare with: "
+        f"{fix}, or build with --store-embeddings"
     )
 
 
 def check_backend(settings: TrainSettings, teacher: TeacherFolder, dtype: torch.dtype, device: torch.device) -> None:
-    """Raise SettingsError, before weights are read, unless the attention backend and the compiler run here."""
+    """Raise SettingsError, before weights are read, unless the attention backend and the compiler work here."""
     check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)
     if settings.compile:
         check_compiler(device)
 
 
 def how_replayed(settings: TrainSettings) -> str:
-    """As in "transformer with attention sdpa, compiled"."""
+    """How the transformer is replayed, such as "transformer with attention sdpa, compiled"."""
     compiled = ", compiled" if settings.compile else ""
     return f"transformer with attention {recorded_attention(settings.attention_backend)}{compiled}"
 
 
 def remarks(settings: TrainSettings, training_caches: Sequence[TrainingCache]) -> Iterator[str]:
-    """What the caches were recorded by and this run does not compute by; and that compiling takes its time."""
+    """Notes about an attention backend that differs from the recorded one, and about the time of compilation."""
     now = recorded_attention(settings.attention_backend)
     for training_cache in training_caches:
         was = _recorded(training_cache.cache)
         if was - {now}:
             yield (
-                f"{training_cache.cache.folder} was recorded with attention {', '.join(sorted(was))}, this run has {now}: the "
-                f"replay error tells what the other rounding comes to"
+                f"{training_cache.cache.folder} was recorded with attention {', '.join(sorted(was))}, this run uses "
+                f"{now}: the replay error includes the difference in rounding"
             )
     if settings.compile:
-        yield "the blocks of the transformer are compiled when a shape comes for the first time: about a minute each"
+        yield "the transformer's blocks are compiled at the first batch of each shape, which takes about a minute"
 
 
 def _recorded(cache: Cache) -> set[str]:
-    """The backends of the newest trajectories, which stand for all: a large cache is not read for this."""
+    """The attention backends of the newest shard, taken as those of the whole cache."""
     newest = max((shard for kind, shard in cache.records if kind == "trajectories"), default=None)
     if newest is None:
         return set()

@@ -1,4 +1,4 @@
-"""Dropout whose masks belong to the rows of a batch, however many processes or parts compute it."""
+"""Dropout with one mask per row of a batch, independent of the number of processes and parts."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -9,11 +9,10 @@ from torch.overrides import TorchFunctionMode
 
 
 class BatchInvariantDropout(TorchFunctionMode):
-    """Inside it, dropout of rows first .. first+n-1 of a batch takes those rows of the whole batch's masks.
+    """A mode in which dropout of rows first .. first+n-1 of a batch uses those rows of the whole batch's masks.
 
-    All who compute a part of the batch draw all of its masks from the same seed: numbers that are not needed cost less
-    than masks that depend on how the batch was divided. Dropout fused into an attention kernel is not reached:
-    students compute attention eagerly.
+    Each process and part draws the masks of the whole batch from the same seed, so that the masks do not depend on how
+    the batch is split. The mode does not reach dropout fused into an attention kernel: students use eager attention.
     """
 
     def __init__(self, *, first: int, rows: int) -> None:
@@ -36,7 +35,7 @@ class BatchInvariantDropout(TorchFunctionMode):
     def _dropout(self, input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
         if not training or p == 0:
             return input
-        # The arithmetic of torch's own dropout on a CPU, so that one process with one part draws what it would.
+        # The arithmetic of torch's dropout on a CPU, so that one process with one part draws the same mask.
         mask = torch.empty((self._rows, *input.shape[1:]), dtype=input.dtype, device=input.device)
         mask.bernoulli_(1 - p).div_(1 - p)
         return input * mask[self._first : self._first + len(input)]

@@ -1,4 +1,4 @@
-"""AdamW on the student's fp32 parameters, its learning rate by step, and the moving average of the weights."""
+"""AdamW on the student's fp32 parameters, its learning rate by step, and the EMA of the weights."""
 
 import copy
 import math
@@ -36,7 +36,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, at: StepOfStage) -> floa
 
 
 def learning_rate(stage: Stage, position: int) -> float:
-    """Of a stage's step, from 0: it rises over the first ones, then stays, or falls along a cosine or line to zero."""
+    """Learning rate at a step of a stage, from 0: linear warm-up, then constant, or cosine or linear decay to zero."""
     rise_steps = stage.lr_warmup_steps
     if rise_steps is None:
         rise_steps = 0 if stage.lr_schedule == "constant" else _SHORT_RISE
@@ -49,10 +49,10 @@ def learning_rate(stage: Stage, position: int) -> float:
 
 
 class EMA:
-    """A second student, fp32, in eval mode, that follows the first.
+    """Exponential moving average of a student's weights, as a second student, fp32, in eval mode.
 
-    The decay of optimizer step n (from 0) is (1 + n) / (10 + n) as long as that is less than `decay`, so that a short
-    run does not average the student it began with.
+    The decay of optimizer step n (from 0) is (1 + n) / (10 + n) while that is less than `decay`, so that the initial
+    weights have no lasting influence in a short run.
     """
 
     def __init__(self, student: Student, decay: float) -> None:
@@ -61,7 +61,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, student: Student, step: int) -> None:
-        """Take in the parameters after optimizer step `step` (from 0): average += (1 - d) (parameters - average)."""
+        """Update after optimizer step `step` (from 0): average += (1 - d) (parameters - average)."""
         decay = min(self._decay, (1 + step) / (10 + step))
         averages, values = list(self.student.parameters()), list(student.parameters())
         torch._foreach_lerp_(averages, values, 1 - decay)

@@ -1,4 +1,4 @@
-"""A recipe: a run as a TOML file, what holds for all of it at the top and a [[stage]] for each of its stages."""
+"""A recipe: a run as a TOML file, with shared options at the top and a [[stage]] for each stage."""
 
 import re
 from collections.abc import Collection
@@ -20,9 +20,9 @@ _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a recipe states: the run, and where its caches lie as far as it says so.
+    """Contents of a recipe: the run, and the locations of its caches if it states them.
 
-    caches: places by name, as after --cache: a relative one is below the current directory, not the recipe's.
+    caches: locations by name, as for --cache; relative to the current directory, not to the recipe.
     """
 
     settings: TrainSettings
@@ -30,11 +30,12 @@ class Recipe:
 
 
 def read_recipe(file: Path, *, beside: Collection[str] = (), **changes: Any) -> Recipe:
-    """Read the run of a recipe: its [train] and [[train.stage]], or all of a file that has no tables for builds.
+    """Read the run of a recipe: its [train] and [[train.stage]], or the whole file if it has no tables for builds.
 
-    beside: keys that others read. changes: precede what is stated for all of the run.
+    beside: keys to ignore, which others read.
+    changes: values that override the shared options.
 
-    Raises SettingsError, naming file, stage and key, for what cannot be read, is unknown, or out of range.
+    Raises SettingsError, naming file, stage and key, for a value that is unreadable, unknown, or out of range.
     """
     stated = read_toml(file, what=f"recipe {file}", expected="a recipe, see those in recipes/")
     if (tables := recipe_tables(file, stated)) is not None:
@@ -53,15 +54,15 @@ def read_recipe(file: Path, *, beside: Collection[str] = (), **changes: Any) -> 
     if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
         raise SettingsError(f"{file} has stage = {stages!r}, expected a [[stage]] for each stage")
     if not stages:
-        raise SettingsError(f"{file} has no stage, expected a [[stage]] for each, see the recipes in recipes/")
+        raise SettingsError(f"{file} has no stage, expected at least one [[stage]], see the recipes in recipes/")
     run = _of_the_run(file, stated) | changes
     if "student" not in run:
         raise SettingsError(f"{file} names no student: give --student, or a line such as student = 'google-t5/t5-base'")
-    made = tuple(_stage(file, number, stage) for number, stage in enumerate(stages, start=1))
-    return Recipe(settings=_checked(str(file), TrainSettings, run | {"stages": made}), caches=caches)
+    validated = tuple(_stage(file, number, stage) for number, stage in enumerate(stages, start=1))
+    return Recipe(settings=_checked(str(file), TrainSettings, run | {"stages": validated}), caches=caches)
 
 
-# Keys whose values stand elsewhere in a recipe, or are said in other words: field of TrainSettings -> key.
+# Fields of TrainSettings that have another key in a recipe.
 _SAID_OTHERWISE = {"stages": "stage", "time_budget_seconds": "time_budget"}
 
 
@@ -99,9 +100,7 @@ def _names(where: str, stated: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in stated.items():
         if (name := key.replace("-", "_")) in values:
-            raise SettingsError(
-                f"{where} has {name.replace('_', '-')} twice, with - and with _: leave one of them away"
-            )
+            raise SettingsError(f"{where} has {name.replace('_', '-')} twice, with - and with _: remove one of them")
         values[name] = value
     return values
 
@@ -110,24 +109,25 @@ def _check_known(where: str, values: dict[str, Any], known: set[str]) -> None:
     if unknown := sorted(values.keys() - known):
         listed = ", ".join(sorted(name.replace("_", "-") for name in known))
         key = unknown[0].replace("_", "-")
-        if key == "max_gpu_memory":
-            # What fits is of a machine, and is written down as the options that it came to.
+        if key == "max-gpu-memory":
+            # It depends on the machine; a recipe states the options that it chooses.
             raise SettingsError(
-                f"{where} has the key 'max_gpu_memory', which is no part of a recipe: give --max-gpu-memory beside --config"
+                f"{where} has the key 'max-gpu-memory', which is not part of a recipe: give --max-gpu-memory with "
+                f"--config"
             )
         raise SettingsError(f"{where} has the unknown key {key!r}, expected one of {listed}")
 
 
 def _checked(where: str, kind: type[Stage] | type[TrainSettings], values: dict[str, Any]) -> Any:
     try:
-        # TOML has types: a text for a number, or true, is a slip.
+        # TOML has types: a string or a boolean for a number is an error.
         return kind.model_validate(values, strict=True)
     except ValidationError as error:
         raise SettingsError(f"{where}: {first_wrong_flag(error).removeprefix('--')}") from error
 
 
 def seconds_of(text: str) -> float:
-    """Seconds of a time such as 72h, 90m, 1.5d; SettingsError for another text."""
+    """Seconds of a time such as 72h, 90m or 1.5d; SettingsError for any other text."""
     found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd])", text.strip())
     if found is None or float(found[1]) == 0:
         raise SettingsError(f"--time-budget is {text!r}, expected a time such as 72h, 90m or 3d")

@@ -1,4 +1,4 @@
-"""What a training run is asked to do, validated."""
+"""Validated settings of a training run."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -28,62 +28,60 @@ STUDENT, CHECKPOINTS = "Student", "Checkpoints"
 
 
 class RunOptions(MemoryOptions, BackboneCall):
-    """What holds for all stages of a run, but the student. Defaults are the paper's (section 4) where it states one.
+    """Options of all stages of a run, except the student. Defaults are the paper's (section 4) where it states one.
 
-    position_bias_lr_scale: T5's relative position bias carries the order of the words, and learns slowly from a random
-    start. attention_backend: diffusers' name; None: its default.
+    position_bias_lr_scale: T5's relative position bias encodes the word order, and learns slowly from a random start.
+    attention_backend: diffusers' name; None: its default.
     """
 
     init: Annotated[Literal["auto", "pretrained", "random"], Shown(group=STUDENT)] = Field(
-        default="auto", description="auto: pretrained where there are weights."
+        default="auto", description="Initial weights of the student; auto: pretrained if available, else random."
     )
     dropout: Annotated[float, Shown(group=STUDENT)] = Field(
-        default=0.1, ge=0, lt=1, description="Of the student, while it trains."
+        default=0.1, ge=0, lt=1, description="Dropout probability of the student during training."
     )
     student_dtype: Annotated[Literal["auto", "float32", "bfloat16-autocast"], Shown(group=STUDENT, rare=True)] = Field(
         default="auto",
-        description="Arithmetic of the student (weights stay float32); auto: autocast on a GPU in bfloat16.",
+        description="Compute dtype of the student (weights stay float32); auto: bfloat16 autocast on a GPU.",
     )
     weight_decay: Annotated[float, Shown(group=OPTIMIZER, rare=True)] = Field(
-        default=1e-3, ge=0, le=LARGEST_FACTOR, description="Of AdamW."
+        default=1e-3, ge=0, le=LARGEST_FACTOR, description="Weight decay of AdamW."
     )
     max_grad_norm: Annotated[float, Shown(group=OPTIMIZER)] = Field(
-        default=1.0, gt=0, le=LARGEST, description="Largest norm of the student's gradient."
+        default=1.0, gt=0, le=LARGEST, description="Maximum gradient norm of the student, for clipping."
     )
     position_bias_lr_scale: Annotated[float, Shown(group=OPTIMIZER, rare=True)] = Field(
-        default=1.0, gt=0, le=LARGEST_FACTOR, description="Learning rate of T5's position bias, times this."
+        default=1.0, gt=0, le=LARGEST_FACTOR, description="Factor on the learning rate of T5's position bias."
     )
     ema_decay: Annotated[float | None, Shown(group=OPTIMIZER)] = Field(
-        default=None, gt=0, lt=1, description="Decay of an average of the weights, which is validated and exported."
+        default=None, gt=0, lt=1, description="Decay of an EMA of the weights, which is validated and exported."
     )
     checkpoint_every: Annotated[int, Shown(group=CHECKPOINTS)] = Field(
-        default=200, ge=1, description="Steps between checkpoints, each with a validation."
+        default=200, ge=1, description="Number of steps between checkpoints; each runs a validation."
     )
     checkpoint_minutes: Annotated[float, Shown(group=CHECKPOINTS, rare=True)] = Field(
         default=30.0,
         gt=0,
-        description="After so long without a checkpoint there is one, without a validation.",
+        description="Maximum minutes between checkpoints; an extra one runs no validation.",
     )
     keep_checkpoints: Annotated[int, Shown(group=CHECKPOINTS)] = Field(
-        default=2, ge=1, description="Last checkpoints kept, besides the best."
+        default=2, ge=1, description="Number of latest checkpoints to keep, in addition to the best."
     )
     validate_rows: Annotated[int, Shown(hidden=True)] = Field(default=64, ge=1)
     replay_check: Annotated[int, Shown(group=CHECKPOINTS)] = Field(
-        default=64, ge=0, description="Records of which the replay error is measured at the start; 0: none."
+        default=64, ge=0, description="Number of records to measure the replay error on at the start; 0: none."
     )
-    seed: int = Field(
-        default=0, ge=0, lt=2**63, description="Of the order of the records, of dropout and of random weights."
-    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed for the data order, dropout and random weights.")
 
     @property
     def memory(self) -> MemoryOptions:
-        """How the backbone is held and computed."""
+        """The memory options of the backbone."""
         return MemoryOptions(**{name: getattr(self, name) for name in MemoryOptions.model_fields})
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepOfStage:
-    """An optimizer step: its number in the run, its stage, the number of that, and its position within it."""
+    """An optimizer step: its number in the run, its stage, the stage's number, and its position in the stage."""
 
     step: int
     stage: Stage
@@ -92,10 +90,10 @@ class StepOfStage:
 
 
 class TrainSettings(RunOptions):
-    """A run: what holds for all of it, and its stages one after the other. What a recipe states.
+    """A run: shared options and consecutive stages, as in a recipe.
 
-    student: its name as given, for the record; where it lies on this machine is told apart from it.
-    budget_seconds: what stages with a budget_share share; None where there is none.
+    student: name of the student as given, for the record; its path on this machine is separate.
+    time_budget_seconds: time for the stages with a budget_share; None without such stages.
     """
 
     student: str
@@ -106,7 +104,7 @@ class TrainSettings(RunOptions):
     def _stages_have_names_of_their_own(self) -> Self:
         names = [stage.name for stage in self.stages]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"two stages are named {twice!r}, expected a name for each")
+            raise ValueError(f"two stages are named {twice!r}, expected unique names")
         return self
 
     @model_validator(mode="after")
@@ -114,10 +112,10 @@ class TrainSettings(RunOptions):
         shares = {stage.name: stage.budget_share for stage in self.stages if stage.budget_share is not None}
         if shares and self.time_budget_seconds is None:
             raise ValueError(
-                f"stage {min(shares)} takes a share of a budget that is not given: give --time-budget, as in 72h"
+                f"stage {min(shares)} has a budget-share, but no time budget is given: give --time-budget, such as 72h"
             )
         if not shares and self.time_budget_seconds is not None:
-            raise ValueError("--time-budget is given, but no stage has a budget-share: state one in a recipe")
+            raise ValueError("--time-budget is given, but no stage has a budget-share: set one in a recipe")
         if sum(shares.values()) > 1 + 1e-9:
             raise ValueError(f"the stages share {sum(shares.values()):g} of the budget, expected at most 1")
         return self
@@ -129,7 +127,7 @@ class TrainSettings(RunOptions):
 
     @property
     def ends(self) -> list[int]:
-        """How many optimizer steps are done at the end of each stage."""
+        """Number of finished optimizer steps at the end of each stage."""
         return [sum(stage.length for stage in self.stages[: n + 1]) for n in range(len(self.stages))]
 
     def at(self, step: int) -> "StepOfStage":
@@ -146,34 +144,34 @@ class TrainSettings(RunOptions):
 
     @property
     def replays(self) -> bool:
-        """Whether a stage goes through the backbone."""
+        """Whether a stage trains through the backbone."""
         return any(stage.replays for stage in self.stages)
 
     @property
     def projects(self) -> bool:
-        """Whether a stage needs the backbone's text projection by itself."""
+        """Whether a stage needs the backbone's text projection alone."""
         return any(LOSSES[stage.loss].backbone == "text projection" for stage in self.stages)
 
     @property
     def teacher_use(self) -> Literal["transformer", "context_embedder", "none"]:
-        """What is read of the teacher's transformer: all of it, one linear, or nothing."""
+        """The part of the teacher's transformer that is loaded: all of it, one linear, or nothing."""
         if self.replays:
             return "transformer"
         return "context_embedder" if self.projects else "none"
 
     def checkpoint_steps(self, stage: Stage) -> int:
-        """Steps of a stage between two checkpoints with a validation."""
+        """Number of steps of a stage between two checkpoints with a validation."""
         return stage.checkpoint_every or self.checkpoint_every
 
     def is_checkpoint(self, done: int) -> bool:
-        """Whether a checkpoint with a validation stands behind the first `done` steps."""
+        """Whether a checkpoint with a validation follows the first `done` steps."""
         last = self.at(done - 1)
-        # Those of a stage's own are counted from its beginning, the others from that of the run.
+        # A stage's own checkpoint_every counts from the start of the stage, the run's from the start of the run.
         counted = done if last.stage.checkpoint_every is None else last.position + 1
         return done in self.ends or counted % self.checkpoint_steps(last.stage) == 0
 
     def flat(self) -> dict[str, Any]:
-        """All values by the names that people give them: `learning_rate`, or `warm-up learning_rate` of a stage."""
+        """All values by name: `learning_rate`, or `STAGE learning_rate` for a stage other than the main one."""
         values = self.json_value()
         stages = values.pop("stages")
         values["stages"] = ", ".join(stage["name"] for stage in stages)
@@ -184,38 +182,40 @@ class TrainSettings(RunOptions):
 
     @property
     def batch_rows(self) -> int:
-        """Most rows that go through the networks at once in training."""
+        """Maximum number of rows in a forward pass during training."""
         return max(stage.batch_size // stage.grad_accum_steps for stage in self.stages)
 
     @property
     def replay_rows(self) -> int:
-        """Most rows that go through the backbone at once in training."""
+        """Maximum number of rows in a forward pass of the backbone during training."""
         return max(stage.batch_size // stage.grad_accum_steps for stage in self.stages if stage.replays)
 
 
 class TrainOptions(RunOptions, StageOptions):
-    """The options of `train` and `plan train`: a warm-up, if asked for, and the stage after it."""
+    """The options of `train` and `plan train`: optional pretraining, and the stage after it."""
 
     to_be_chosen: ClassVar[bool] = True
 
-    steps: int = Field(default=1000, ge=0, description="Optimizer steps with --loss.")
-    pretrain_steps: int = Field(default=0, ge=0, description="Steps with --pretrain-loss before them.")
+    steps: int = Field(default=1000, ge=0, description="Number of optimizer steps with --loss.")
+    pretrain_steps: int = Field(
+        default=0, ge=0, description="Number of pretraining steps with --pretrain-loss before --steps."
+    )
     pretrain_loss: Annotated[Literal["embedding", "context"], Shown(group=OBJECTIVE)] = Field(
-        default="context", description="docs/benchmarks.md compares them."
+        default="context", description="Loss of pretraining: embedding or context; compared in docs/benchmarks.md."
     )
     pretrain_lr: Annotated[float | None, Shown(group=OPTIMIZER, rare=True)] = Field(
-        default=None, gt=0, le=LARGEST_RATE, description="Of the warm-up; default: the same."
+        default=None, gt=0, le=LARGEST_RATE, description="Learning rate of pretraining. Default: --learning-rate."
     )
 
     @model_validator(mode="after")
     def _has_steps(self) -> Self:
         if self.steps + self.pretrain_steps == 0:
-            raise ValueError("steps and pretrain-steps are both 0, expected at least one of them above")
+            raise ValueError("steps and pretrain-steps are both 0, expected at least one above 0")
         return self
 
 
 class TrainFlags(TrainOptions):
-    """These options and a student: a whole run."""
+    """The options of `train` and a student: a whole run."""
 
     to_be_chosen: ClassVar[bool] = False
 
@@ -228,8 +228,8 @@ class TrainFlags(TrainOptions):
         rate = self.pretrain_lr or self.learning_rate
         stages = []
         if self.pretrain_steps:
-            pretrain = {"steps": self.pretrain_steps, "loss": self.pretrain_loss, "learning_rate": rate}
-            stages.append(Stage(name=PRETRAIN, **shared | pretrain))
+            pretraining = {"steps": self.pretrain_steps, "loss": self.pretrain_loss, "learning_rate": rate}
+            stages.append(Stage(name=PRETRAIN, **shared | pretraining))
         if self.steps:
             stages.append(Stage(name=MAIN, steps=self.steps, **options))
         run = {name: getattr(self, name) for name in RunOptions.model_fields}
@@ -237,7 +237,7 @@ class TrainFlags(TrainOptions):
 
 
 class TrainedOn(Record):
-    """A cache of a run: where it lay, what it is by its digest, and the trajectories of it that are trained on."""
+    """A cache of a run: its location, the digest of its sampling, and the trajectories that are trained on."""
 
     location: str
     sampling_digest: str
@@ -245,9 +245,9 @@ class TrainedOn(Record):
 
 
 class RecordedWith(Record):
-    """How the first cache of a run was recorded, and so how pictures with its student are made.
+    """How the first cache of a run was recorded; pictures with its student use the same settings.
 
-    teacher: the name that the build was given.
+    teacher: the name given to the build.
     """
 
     teacher: str
@@ -259,7 +259,7 @@ class RecordedWith(Record):
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
-        """What a cache's manifest says of it."""
+        """The values of a cache's manifest."""
         sampling = manifest.sampling
         return cls(
             teacher=split_revision(manifest.source)[0],
@@ -272,11 +272,11 @@ class RecordedWith(Record):
 
 
 class RunConfig(Record):
-    """What RUN/config.json holds: the settings, and which caches they were for.
+    """Contents of RUN/config.json: the settings and the caches of a run.
 
-    id: what the run's checkpoints name it, by all that their weights depend on.
-    guidance: all values that the caches were recorded with, ascending; None where the teacher takes none.
-    recorded: None in runs of versions that did not write it.
+    id: identifier that the run's checkpoints state, a digest of everything that their weights depend on.
+    guidance: all guidance values of the caches, ascending; None if the teacher takes none.
+    recorded: None in runs of older versions.
     """
 
     settings: TrainSettings

@@ -1,4 +1,4 @@
-"""A stage of a run: so many optimizer steps with one loss, one order and one learning rate, on some of the caches."""
+"""A stage of a run: optimizer steps with one loss, data order and learning rate, on some of the caches."""
 
 from fractions import Fraction
 from typing import Annotated, Literal, Self
@@ -9,7 +9,7 @@ from secondcast.storage_schemas.schema.flags import Flags, Shown
 from secondcast.trainer.loss_kinds import LOSSES, LOSSES_HELP, Loss
 
 LARGEST, LARGEST_FACTOR, LARGEST_RATE = 1e12, 1e6, 1e30
-"""Of weights in a loss, of what a learning rate is multiplied with, of learning rates: all are finite in float32."""
+"""Upper bounds of loss weights, learning-rate factors and learning rates that stay finite in float32."""
 StepWeights = Literal["uniform", "sigma", "interval"]
 OrderKind = Literal["shuffled", "sequential"]
 OBJECTIVE, DATA, OPTIMIZER = "Loss", "Data", "Optimizer"
@@ -17,14 +17,15 @@ OBJECTIVE, DATA, OPTIMIZER = "Loss", "Data", "Optimizer"
 
 
 class StageOptions(Flags):
-    """How a stage trains.
+    """Training options of a stage.
 
-    huber_delta: where `loss` turns from a square into a line, in the units of what it compares; None: a square everywhere.
-    timestep_weighting: what the errors of the vision loss at step k are multiplied by, mean 1: see losses.timestep_weighting.
-    embedding_loss_weight: weight of the embedding loss beside the vision loss.
-    batch_size: rows of one optimizer step; accumulate: equal parts of it that go through the networks one by one.
+    huber_delta: difference at which `loss` turns from quadratic to linear; None: quadratic everywhere.
+    timestep_weighting: factors on the errors of the vision loss at step k, mean 1: see losses.timestep_weighting.
+    embedding_loss_weight: weight of the embedding loss that is added to the vision loss.
+    batch_size: rows of one optimizer step.
+    grad_accum_steps: number of equal parts of the batch, computed one after the other.
     timesteps_per_sample: rows of the vision loss that share one forward pass of the student.
-    lr_warmup_steps: steps over which the learning rate rises; None: 20 where it decays, else none.
+    lr_warmup_steps: steps over which the learning rate rises; None: 20 with a decaying lr_schedule, else 0.
     """
 
     loss: Annotated[Loss, Shown(group=OBJECTIVE)] = Field(
@@ -35,35 +36,39 @@ class StageOptions(Flags):
         default=None,
         gt=0,
         le=LARGEST,
-        description="--loss grows as a line, not a square, where a difference is above this.",
+        description="Threshold of the Huber loss: --loss is linear, not quadratic, for differences above this.",
     )
     timestep_weighting: Annotated[StepWeights, Shown(group=OBJECTIVE, rare=True)] = Field(
         default="uniform",
-        description="Weight of a step in the vision loss: uniform is the paper's; sigma; its distance in sigma.",
+        description="Weights of timesteps in the vision loss: uniform as in the paper, sigma, or interval (in sigma).",
     )
     embedding_loss_weight: Annotated[float, Shown(group=OBJECTIVE, rare=True)] = Field(
-        default=0.0, ge=0, le=LARGEST, description="Weight of the embedding loss beside the vision loss."
+        default=0.0, ge=0, le=LARGEST, description="Weight of the embedding loss that is added to the vision loss."
     )
-    batch_size: Annotated[int, Shown(group=DATA)] = Field(default=32, ge=1, description="Rows of an optimizer step.")
+    batch_size: Annotated[int, Shown(group=DATA)] = Field(
+        default=32, ge=1, description="Number of rows per optimizer step."
+    )
     grad_accum_steps: Annotated[int, Shown(group=DATA)] = Field(
-        default=1, ge=1, description="Equal parts of the batch, computed one by one: less memory."
+        default=1, ge=1, description="Number of equal parts into which a batch is split, to save memory."
     )
     data_order: Annotated[OrderKind, Shown(group=DATA)] = Field(
-        default="shuffled", description="sequential: the paper's."
+        default="shuffled", description="Order of the training data: shuffled, or sequential as in the paper."
     )
     timesteps_per_sample: Annotated[int, Shown(group=DATA, rare=True)] = Field(
         default=1,
         ge=1,
-        description="Rows of the batch that are steps of one trajectory and share the student's forward.",
+        description="Number of timesteps per trajectory in a batch, which share one forward pass of the student.",
     )
     learning_rate: Annotated[float, Shown(group=OPTIMIZER)] = Field(
-        default=1e-4, gt=0, le=LARGEST_RATE, description="Of AdamW, with --loss."
+        default=1e-4, gt=0, le=LARGEST_RATE, description="Learning rate of AdamW for --loss."
     )
     lr_schedule: Annotated[Literal["constant", "cosine", "linear"], Shown(group=OPTIMIZER)] = Field(
-        default="constant", description="Of the learning rate, over each stage."
+        default="constant", description="Learning-rate schedule of each stage."
     )
     lr_warmup_steps: Annotated[int | None, Shown(group=OPTIMIZER, rare=True)] = Field(
-        default=None, ge=0, description="Steps over which it rises; default: 20 where it decays, else none."
+        default=None,
+        ge=0,
+        description="Number of learning-rate warm-up steps. Default: 20 with a decaying --lr-schedule, else 0.",
     )
 
     @model_validator(mode="after")
@@ -73,7 +78,7 @@ class StageOptions(Flags):
             raise ValueError(
                 f"batch-size is {self.batch_size}, expected a multiple of grad-accum-steps x timesteps-per-sample = "
                 f"{self.grad_accum_steps} x {self.timesteps_per_sample}: the parts of a batch are equal; "
-                f"take {max(1, self.batch_size // unit) * unit}"
+                f"use {max(1, self.batch_size // unit) * unit}"
             )
         return self
 
@@ -81,8 +86,8 @@ class StageOptions(Flags):
     def _order_can_share(self) -> Self:
         if self.data_order == "sequential" and self.timesteps_per_sample > 1:
             raise ValueError(
-                f"timesteps-per-sample is {self.timesteps_per_sample} with data-order sequential, expected 1: it walks each "
-                f"trajectory step by step, one of them in a batch; take order shuffled"
+                f"timesteps-per-sample is {self.timesteps_per_sample} with data-order sequential, expected 1: that "
+                "order has one timestep of each trajectory in a batch; use data-order shuffled"
             )
         return self
 
@@ -92,21 +97,22 @@ class StageOptions(Flags):
             for name in () if loss == self.loss else kind.options:
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(
-                        f"{name.replace('_', '-')} is {getattr(self, name)} with loss {self.loss}: it is an option of "
-                        f"the {loss} loss alone; leave it out, or take loss {loss}"
+                        f"{name.replace('_', '-')} is {getattr(self, name)} with loss {self.loss}: it only applies to "
+                        f"the {loss} loss; remove it, or use loss {loss}"
                     )
         return self
 
 
 class Stage(StageOptions):
-    """What optimizer steps of a run that follow one another have in common; an entry of a recipe.
+    """Consecutive optimizer steps with the same options; an entry of a recipe.
 
-    steps: how many. budget_share: the part of `--time-budget` that goes to this stage; `steps` is then None until the time
-    of a step was measured.
-    checkpoint_every: as the run's, for this stage; None: the run's.
-    caches: names of caches and how much of each is seen; None: all of the run, each trajectory as often as any other.
-    weight: "trajectory": a trajectory of one with 10 is seen ten times as often as one of one with 1 (the paper
-    repeats T2I-CompBench ten times in its mix); "rows": they are parts of the rows, however large the caches are.
+    steps: number of steps.
+    budget_share: fraction of `--time-budget` for this stage; `steps` is then None until the time of a step is measured.
+    checkpoint_every: overrides the run's value for this stage; None: the run's.
+    caches: weights of caches by name; None: all caches of the run, with equal weight per trajectory.
+    weight: meaning of the weights. "trajectory": a trajectory of a cache with weight 10 is seen ten times as often as
+        one of a cache with weight 1 (the paper repeats T2I-CompBench ten times in its mix). "rows": proportions of
+        rows, independent of the sizes of the caches.
     """
 
     name: str = Field(min_length=1)
@@ -126,26 +132,26 @@ class Stage(StageOptions):
     def _weights_are_positive(self) -> Self:
         for name, weight in (self.caches or {}).items():
             if weight <= 0:
-                raise ValueError(f"cache {name} has the weight {weight:g}, expected more than 0; leave it out")
+                raise ValueError(f"cache {name} has the weight {weight:g}, expected more than 0; remove it")
         return self
 
     @property
     def length(self) -> int:
-        """Its optimizer steps; of a stage whose budget was shared out."""
+        """Number of optimizer steps, known once a budget_share is converted to steps."""
         assert self.steps is not None
         return self.steps
 
     @property
     def replays(self) -> bool:
-        """Whether its steps go through the backbone."""
+        """Whether the stage trains through the backbone."""
         return LOSSES[self.loss].replays
 
     @property
     def needs_embeddings(self) -> bool:
-        """Whether its steps compare with the teacher's embeddings."""
+        """Whether the loss compares with the teacher's embeddings."""
         return not self.replays or self.embedding_loss_weight > 0
 
     def share_of(self, name: str, trajectories: int) -> Fraction:
-        """Rows of a cache, in proportion to those of other caches of the stage."""
+        """Share of a cache in the rows of the stage, relative to its other caches."""
         weight = Fraction((self.caches or {}).get(name, 1.0))
         return weight * trajectories if self.weight == "trajectory" else weight

@@ -1,4 +1,4 @@
-"""What of a cache a run trains on: the trajectories that were there when it began, however much comes behind them."""
+"""The trajectories of a cache that a run trains on: those committed when the run started, not later extensions."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -18,9 +18,11 @@ from secondcast.storage_schemas.schema.prompts import ids_digest
 
 
 class TrainingSet(Record):
-    """The committed trajectories of a cache, held-out ones included: the order of training is one of these.
+    """The committed trajectories of a cache, including held-out ones; the data order is defined over them.
 
-    prompts: how many; prompt_ids: digest of their ids. shards: ranges [first, end) of trajectory shards.
+    prompts: number of prompts.
+    prompt_ids: digest of the prompt ids.
+    shards: ranges [first, end) of trajectory shards.
     """
 
     prompts: int
@@ -30,7 +32,7 @@ class TrainingSet(Record):
 
     @classmethod
     def of(cls, cache: Cache) -> Self:
-        """All that is committed now."""
+        """The trajectories that are committed now."""
         stated = cache.manifest.prompts
         return cls(
             prompts=stated.count,
@@ -40,26 +42,26 @@ class TrainingSet(Record):
         )
 
     def indices(self) -> Array:
-        """Numbers of the trajectories, ascending, int64; the same in a cache that was extended since."""
+        """Indices of the trajectories, ascending, int64; unchanged by later extensions of the cache."""
         shards = Layout(self.segments).trajectories
-        # Shards follow one another, so that a range of them holds a range of trajectories.
+        # Shards are consecutive, so a range of shards holds a range of trajectories.
         ranges = [
             np.arange(shards[first].first, shards[end - 1].first + shards[end - 1].rows) for first, end in self.shards
         ]
         return np.concatenate([np.empty(0, dtype=np.int64), *ranges])
 
     def check(self, cache: Cache, run: Path) -> None:
-        """Raise RunError, saying what changed, unless a cache still holds all of it under the same numbers."""
+        """Raise RunError with the change unless a cache still holds all trajectories under the same indices."""
         if changed := next(self._changes(cache), None):
             raise RunError(
-                f"{run} was begun on {changed}: the order of training depends on it; give the cache of the first "
-                f"time, or a new run folder"
+                f"{run} was started on {changed}: the data order depends on it; give the original cache, or a new run "
+                f"folder"
             )
 
     def _changes(self, cache: Cache) -> Iterator[str]:
         there = cache.manifest.prompts
         was, now = ([g.json_value() for g in made] for made in (self.segments, there.segments))
-        # What an extension adds comes behind.
+        # An extension only appends.
         if was != now[: len(was)]:
             first = first_difference(was, now[: len(was)], "segments")
             yield f"a cache with {first.path} = {first.one}, {cache.folder} has {first.other}"

@@ -23,13 +23,16 @@ def build(
     revision: Revision = None,
     pilot: Annotated[
         int | None,
-        typer.Option(min=1, help="Build the first shards with that many trajectories, check them, extrapolate."),
+        typer.Option(
+            min=1,
+            help="Build only the first shards with this many trajectories, check them and estimate the whole build.",
+        ),
     ] = None,
     device: Device = "auto",
     quiet: Quiet = False,
     config: Config = None,
 ) -> None:
-    """Record the teacher over every prompt. Given again, it goes on where it stopped.
+    """Record the teacher's trajectory for every prompt. Run the same command again to resume.
 
     Example: secondcast build my-cache --teacher pocket --prompts prompts.txt
     """
@@ -48,12 +51,12 @@ def build(
 
 
 def _report(result: "BuildResult") -> None:
-    made = counted(result.planned, "trajectory")
+    trajectories = counted(result.planned, "trajectory")
     if not result.finished:
-        made = f"{result.trajectories} of {made}"
+        trajectories = f"{result.trajectories} of {trajectories}"
     print_line(
-        f"{result.location}: {made} of {result.prompts} prompts, {size_text(result.bytes)}",
+        f"{result.location}: {trajectories} of {result.prompts} prompts, {size_text(result.bytes)}",
     )
     if not result.finished:
-        left = f"{result.embeddings} of {result.prompts} embeddings are there"
-        print_line(f"{left}; the build is finished when every worker has made its share")
+        embeddings = f"{result.embeddings} of {result.prompts} embeddings are built"
+        print_line(f"{embeddings}; the build is complete when every worker has built its shards")

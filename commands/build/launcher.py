@@ -1,4 +1,4 @@
-"""Who builds: this process, several on this machine, one of several started elsewhere, or a Ray cluster."""
+"""Where a build runs: in this process, in several local workers, in one of several launched ones, or on Ray."""
 
 import os
 from pathlib import Path
@@ -19,38 +19,39 @@ if TYPE_CHECKING:
     from secondcast.models.teacher.folder import TeacherFolder
 
 WAIT_SECONDS = 1800.0
-"""How long one of several workers waits for the embeddings of the others without seeing a new one."""
+"""How long one of several workers waits for embeddings of the others before it gives up if no new one appears."""
 
 
 _WORKERS = "Workers"
 
 
 class BuildLauncher(Flags):
-    """The options of `build` that say who does what; none of them shapes a byte of the cache."""
+    """The options of `build` that distribute the work; none of them changes the contents of the cache."""
 
     stage: Annotated[Stage, Shown(group=_WORKERS)] = Field(
-        default="all", description="text: embeddings only; sample: the rest, with them there."
+        default="all",
+        description="Stage to run: all, text (embeddings only), or sample (trajectories, from existing embeddings).",
     )
     workers: Annotated[int | None, Shown(group=_WORKERS)] = Field(
-        default=None, ge=1, description="Processes on this machine, a GPU each."
+        default=None, ge=1, description="Number of processes on this machine, one per GPU."
     )
     worker: Annotated[str | None, Shown(group=_WORKERS, metavar="I/N")] = Field(
-        default=None, description="This process makes the shards I, I + N, ...; I from 0."
+        default=None, description="Build only the shards I, I + N, ... in this process; I starts at 0."
     )
     embeddings_timeout: Annotated[float | None, Shown(group=_WORKERS)] = Field(
         default=None,
         ge=0,
-        description=f"Seconds to wait for embeddings made elsewhere. Default: {WAIT_SECONDS:g} with several workers.",
+        description=f"Seconds to wait for embeddings of other workers. Default: {WAIT_SECONDS:g} with several workers.",
     )
     ray: Annotated[str | None, Shown(group=_WORKERS, metavar="ADDRESS")] = Field(
         default=None,
-        description="Ray cluster to build on: local, auto, host:port, ray://host:port. --device cuda waits for GPUs.",
+        description="Ray cluster to build on: local, auto, host:port or ray://host:port. --device cuda waits for GPUs.",
     )
     ray_runtime_env: Annotated[Path | None, Shown(group=_WORKERS, metavar="FILE")] = Field(
-        default=None, description="YAML or JSON file with Ray's runtime environment of workers."
+        default=None, description="YAML or JSON file with Ray's runtime environment for the workers."
     )
     threads: Annotated[int | None, Shown(group=_WORKERS)] = Field(
-        default=None, ge=1, description="CPU threads of each worker."
+        default=None, ge=1, description="Number of CPU threads per worker."
     )
 
     @model_validator(mode="after")
@@ -58,33 +59,33 @@ class BuildLauncher(Flags):
         if self.worker is not None and (self.workers is not None or self.ray is not None):
             other = "--workers" if self.workers is not None else "--ray"
             raise ValueError(
-                f"--worker {self.worker} and {other} do not go together: --worker is for processes that you start "
+                f"--worker {self.worker} and {other} cannot be combined: --worker is for processes that you start "
                 f"yourself, {other} starts them; give one of the two"
             )
         if self.ray is None and self.ray_runtime_env is not None:
-            raise ValueError(f"--ray-runtime-env {self.ray_runtime_env} is for workers on Ray: give --ray too")
+            raise ValueError(f"--ray-runtime-env {self.ray_runtime_env} only applies to workers on Ray: give --ray too")
         return self
 
     def check_alone(self, flag: str) -> None:
-        """Raise SettingsError unless this process does all stages by itself."""
+        """Raise SettingsError unless this process runs all stages alone."""
         if self.stage != "all" or self.workers is not None or self.ray is not None or self._launched().by:
             raise SettingsError(
-                f"{flag} measures one process that does both stages: leave out --stage, --workers, --worker and --ray "
+                f"{flag} measures one process that runs both stages: remove --stage, --workers, --worker and --ray "
                 f"(and run it without torchrun and srun)"
             )
 
     def own_device(self, name: str) -> Any:
-        """The device of this process: with torchrun or Slurm that of its number within the node."""
+        """The device of this process; with torchrun or Slurm, the one of its local rank."""
         if self.ray is not None and name not in ("auto", "cuda", "cpu"):
             raise SettingsError(
-                f"--device {name} and --ray do not go together: Ray gives each worker a GPU of its own; give "
-                f"--device cuda, cpu, or auto for GPUs where the cluster has any"
+                f"--device {name} and --ray cannot be combined: Ray assigns a GPU to each worker; give --device cuda, "
+                f"cpu, or auto for GPUs if the cluster has any"
             )
         import torch
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        # Who builds on Ray needs no GPU itself.
+        # The driver of a build on Ray needs no GPU.
         return launched_device("cpu" if self.ray is not None else name, self._launched().local_number)
 
     def build(

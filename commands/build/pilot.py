@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 BROKEN = 1
 _ROWS = (
     "prompts, trajectories",
-    "seconds each",
+    "seconds per row",
     "stored / raw bytes",
     "peak host memory",
     "peak GPU memory",
-    "all of them",
-    "all of them, on disk",
+    "whole build",
+    "whole build, on disk",
 )
 _VERDICT = {True: "holds", False: "BROKEN", None: "-"}
 
 
 def print_pilot(result: "PilotResult") -> None:
-    """Print a pilot's tables; exit code 1 where an invariant is broken."""
+    """Print the tables of a pilot build; exit with code 1 if an invariant is broken."""
     table = PlainTable("", "text", "sample")
     cells = [_cells(measured, result.peaks.get(stage)) for stage, measured in _stages(result)]
     for name, *values in zip(_ROWS, *cells, strict=True):
@@ -35,13 +35,13 @@ def print_pilot(result: "PilotResult") -> None:
         print_line(f"invariant {check.invariant} {_VERDICT[check.holds]}: {check.said}")
     seconds = result.text.total_seconds + result.sample.total_seconds
     print_line(
-        f"{result.location}: the whole build takes about {duration_text(seconds)} by one worker like this one, and "
-        f"{size_text(result.total_bytes)}; give the command without --pilot to go on, what is there is kept",
+        f"{result.location}: the whole build takes about {duration_text(seconds)} on one worker like this one, and "
+        f"{size_text(result.total_bytes)}; run the command without --pilot to resume from here",
     )
     if not result.holds:
         print_line(
-            "this device, dtype, batch size or attention backend does not compute as FluxPipeline does here: try "
-            "--attention-backend native, another --batch-size, or --latents stored where invariant 2 is the broken one",
+            "this device, dtype, batch size or attention backend does not reproduce FluxPipeline: try "
+            "--attention-backend native, another --batch-size, or --latents stored if invariant 2 is the broken one",
         )
         raise typer.Exit(BROKEN)
 

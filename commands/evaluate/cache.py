@@ -1,4 +1,4 @@
-"""`secondcast evaluate score --cache`: a student against held-out trajectories of a cache."""
+"""`secondcast evaluate score --cache`: evaluate a student on held-out trajectories of a cache."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,44 +20,48 @@ if TYPE_CHECKING:
     from secondcast.storage_schemas.formats.files import Verify
     from secondcast.storage_schemas.reader import Cache
 
-Pocket = Annotated[bool, typer.Option("--pocket", help="Exact scores on the pocket world.")]
+Pocket = Annotated[bool, typer.Option("--pocket", help="Score students exactly on the pocket world.")]
+NumPrompts = Annotated[int, typer.Option(min=1, help="Number of held-out captions for --pocket.")]
+NumTrajectories = Annotated[
+    int, typer.Option(min=1, help="Number of held-out trajectories of --cache, spread over sources and guidance.")
+]
 CACHE_FLAGS = (
-    "backbone", "num_trajectories", "timesteps", "closed_loop", "random_baseline", "batch_size", "backbone_dtype", "quantize", "modulation",
-    "gpu_blocks", "attention_backend", "verify_checksums", "out_file",
+    "backbone", "num_trajectories", "timesteps", "closed_loop", "random_baseline", "batch_size", "backbone_dtype",
+    "quantize", "modulation", "gpu_blocks", "attention_backend", "verify_checksums", "out_file",
 )  # fmt: skip
 POCKET_FLAGS = ("num_prompts", "steps", "guidance", "sample_grid")
 _NAMES = {"out_file": "out"}
-# As `secondcast` ends on Ctrl-C.
+# The exit code of `secondcast` on Ctrl-C.
 _INTERRUPTED = 130
 
 
 def check_flags(given: Sequence[str], *, cache: bool, pocket: bool, closed_loop: int, random_baseline: bool) -> None:
-    """Raise SettingsError for a flag that does nothing with what is asked for, and where nothing is."""
+    """Raise SettingsError for a flag that has no effect with the others, or without --cache and --pocket."""
     if not cache and not pocket:
         raise SettingsError(
-            "evaluate score needs --cache or --pocket: held-out trajectories of a cache, or captions of the pocket "
-            "world, which are scored exactly"
+            "evaluate score needs --cache (held-out trajectories of a cache) or --pocket (captions of the pocket "
+            "world, scored exactly)"
         )
     refuse_idle(given, CACHE_FLAGS, "--cache", there=cache)
     refuse_idle(given, POCKET_FLAGS, "--pocket", there=pocket)
     if random_baseline and not closed_loop:
         raise SettingsError(
-            "--random-baseline is given with --closed-loop 0: an untrained student leads closed loops, and there is none; "
-            "leave one of them out"
+            "--random-baseline is given with --closed-loop 0, but the baseline is only sampled in the closed loop: "
+            "remove one of the two"
         )
     refuse_idle(given, ("seed",), "--pocket or --random-baseline", there=pocket or random_baseline)
 
 
 def refuse_idle(given: Sequence[str], flags: Sequence[str], needed: str, *, there: bool) -> None:
-    """Raise SettingsError for one of the flags that do nothing without `needed`, unless that is there."""
+    """Raise SettingsError for one of the flags that have no effect without `needed`, unless that is given."""
     if not there and (idle := [name for name in flags if name in given]):
         name = _NAMES.get(idle[0], idle[0]).replace("_", "-")
-        raise SettingsError(f"--{name} is given without {needed}: it does nothing there; leave it out, or give both")
+        raise SettingsError(f"--{name} has no effect without {needed}: remove it, or give both")
 
 
 @contextmanager
 def told_when_interrupted(what_is_left: Callable[[], str]) -> Iterator[None]:
-    """Say on Ctrl-C and SIGTERM what of this command stays, in place of what is true of commands that go on."""
+    """Report on Ctrl-C and SIGTERM what this command keeps, instead of the general message."""
     try:
         yield
     except KeyboardInterrupt:
@@ -76,7 +80,7 @@ def check_students(students: Sequence[Path]) -> None:
 def checked_cache(
     students: Sequence[Path], location: str, settings: "CacheScoring", verify_checksums: "Verify"
 ) -> "Cache":
-    """The cache, once all is checked that files alone tell: torch takes seconds to import."""
+    """The cache, after all checks that need only files: importing torch takes seconds."""
     from secondcast.storage_schemas.reader import Cache
 
     check_students(students)
@@ -88,7 +92,7 @@ def checked_cache(
 def open_bench(
     cache: "Cache", settings: "CacheScoring", backbone: str | None, device: str, quiet: bool
 ) -> "CacheEvaluator":
-    """The bench of a cache with the backbone that it names, or another place of it."""
+    """The evaluator of a cache, with the recorded backbone or another location of it."""
     torch_device = quiet_device(device)
     from secondcast.evaluation.on_cache import CacheEvaluator
     from secondcast.models.teacher.folder import DECODE_PARTS, REPLAY_PARTS
@@ -111,10 +115,10 @@ def score_on_cache(
     quiet: bool,
     opened: "Callable[[Evaluation], None]",
 ) -> "Evaluation":
-    """Evaluate on a cache, and write the record to out_file where there is one.
+    """Evaluate on a cache, and write the record to out_file if one is given.
 
     An earlier record of this student on this cache is replaced.
-    When the open loop is through, the record is written so far, and given to `opened`.
+    After the open loop, the partial record is written and passed to `opened`.
     """
     record = None
     if out_file is not None:
@@ -157,18 +161,18 @@ def _is_record_of(data: bytes, student: Path, location: str) -> bool:
 
 def _what_is_left(out_file: Path | None, *, opened: bool) -> str:
     if out_file is None:
-        return "nothing is kept, and the same command begins anew; --out FILE.json keeps the errors by step"
+        return "nothing is kept, and the same command starts over; give --out FILE.json to keep the errors by step"
     if not opened:
-        return f"nothing was written to {out_file} yet, and the same command begins anew"
-    return f"{out_file} has the errors by step and no closed loop; the same command begins anew"
+        return f"nothing is written to {out_file} yet, and the same command starts over"
+    return f"{out_file} has the errors by step but no closed loop; the same command starts over"
 
 
 def print_open_loop(facts: dict[str, Any]) -> None:
-    """Print the part of secondcast.evaluation.tables.aggregates.summary that is of the open loop."""
+    """Print the open-loop part of secondcast.evaluation.tables.aggregates.summary."""
     opened = facts["open_loop"]
     print_line(
         f"{facts['student']} on {facts['trajectories']} of {facts['held_out']} held-out trajectories of "
-        f"{facts['cache']}; errors are parts of the velocity's norm",
+        f"{facts['cache']}; errors are relative to the norm of the velocity",
     )
     _print_means("step, sigma", [{"name": f"{row['step']:>4}  {row['sigma']:.3f}", **row} for row in opened["by_step"]])
     _print_means("source", [{"name": row["source"], **row} for row in opened["by_source"]])
@@ -180,13 +184,13 @@ def print_open_loop(facts: dict[str, Any]) -> None:
 
 
 def print_closed_loop(facts: dict[str, Any]) -> None:
-    """Print the part that is of the closed loop."""
+    """Print the closed-loop part of the summary."""
     for row in facts["closed_loop"]:
         print_line(_closed_line(row))
 
 
 def _print_means(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    table = PlainTable(title, "records", "student", "replay_error", "ratio", "mean square")
+    table = PlainTable(title, "records", "student", "replay error", "ratio", "mean square")
     for row in rows:
         ratio = row["error_per_replay_error_ratio"]
         table.add_row(
@@ -199,11 +203,11 @@ def _print_means(title: str, rows: Sequence[dict[str, Any]]) -> None:
 def _closed_line(row: dict[str, Any]) -> str:
     psnr = "all pictures identical" if row["psnr_db"] is None else f"PSNR {row['psnr_db']:.2f} dB"
     if row["psnr_db"] is not None and row["identical_images"]:
-        psnr += f" ({row['identical_images']} identical ones left out)"
+        psnr += f" (without {row['identical_images']} identical)"
     lpips = "" if row["lpips"] is None else f", LPIPS {row['lpips']:.4f}"
     return (
-        f"closed loop, {row['leader']} leading {counted(row['trajectories'], 'trajectory')}: final latent off by "
-        f"{_percent(row['latent_fraction'])}, {psnr}, SSIM {row['ssim']:.4f}{lpips}"
+        f"closed loop, {counted(row['trajectories'], 'trajectory')} sampled with {row['leader']}: error of the final "
+        f"latent {_percent(row['latent_fraction'])}, {psnr}, SSIM {row['ssim']:.4f}{lpips}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The commands that set students against the teacher."""
+"""The commands that compare students with the teacher."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,6 +8,8 @@ import typer
 from secondcast.commands.evaluate.cache import (
     CACHE_FLAGS,
     POCKET_FLAGS,
+    NumPrompts,
+    NumTrajectories,
     Pocket,
     check_flags,
     check_students,
@@ -41,30 +43,29 @@ if TYPE_CHECKING:
     from secondcast.evaluation.results import Evaluation
 
 
-evaluate_app = typer.Typer(no_args_is_help=True, help="Students against the teacher.")
+evaluate_app = typer.Typer(no_args_is_help=True, help="Compare students with the teacher.")
 
 
 def evaluate_score(
     context: typer.Context,
-    student: Annotated[Path, typer.Argument(metavar="STUDENT", help="A run folder or an export.")],
+    student: Annotated[Path, typer.Argument(metavar="STUDENT", help="Run folder or export.")],
     cache: Annotated[
         str | None,
-        typer.Option(help="Errors on the held-out trajectories of this cache: a folder, s3://bucket/prefix."),
+        typer.Option(help="Measure errors on held-out trajectories of this cache (a folder or s3://bucket/prefix)."),
     ] = None,
     pocket: Pocket = False,
-    num_trajectories: Annotated[
-        int, typer.Option(min=1, help="Held-out trajectories of --cache, spread over sources and guidance.")
-    ] = TRAJECTORIES,
-    num_prompts: Annotated[int, typer.Option(min=1, help="Held-out captions of --pocket.")] = CAPTIONS,
+    num_trajectories: NumTrajectories = TRAJECTORIES,
+    num_prompts: NumPrompts = CAPTIONS,
     backbone: BackboneName = None,
     options: CacheScoringOptions = CacheScoringOptions(),
     verify_checksums: Verify = "once",
     out_file: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE.json", help="Every number of --cache, by trajectory and step.")
+        Path | None,
+        typer.Option("--out", metavar="FILE.json", help="Write all errors on --cache, by trajectory and step."),
     ] = None,
     sampling: PocketSampling = PocketSampling(),
     sample_grid: Annotated[
-        Path | None, typer.Option(help="Also write a dozen captions of --pocket side by side, a PNG.")
+        Path | None, typer.Option(help="Also write a PNG of 12 captions of --pocket, side by side.")
     ] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
@@ -72,7 +73,7 @@ def evaluate_score(
     quiet: Quiet = False,
     config: Config = None,
 ) -> None:
-    """Compare a student with its teacher on prompts that no training saw: on a cache, on the pocket world, or both.
+    """Compare a student with its teacher on held-out prompts: on a cache, on the pocket world, or both.
 
     Example: secondcast evaluate score my-run --cache my-cache --out my-run.json
 
@@ -98,8 +99,8 @@ def evaluate_score(
                 print_open_loop(summary(evaluation))
 
         found = score_on_cache(
-            student, cache, scoring, backbone=backbone, verify_checksums=verify_checksums, out_file=out_file, overwrite=overwrite,
-            device=device, quiet=quiet, opened=opened,
+            student, cache, scoring, backbone=backbone, verify_checksums=verify_checksums, out_file=out_file,
+            overwrite=overwrite, device=device, quiet=quiet, opened=opened,
         )  # fmt: skip
         from secondcast.evaluation.tables.aggregates import summary
 
@@ -107,7 +108,7 @@ def evaluate_score(
         if not as_json:
             print_closed_loop(facts["cache"])
     if pocket:
-        with told_when_interrupted(lambda: "nothing of --pocket is kept; the same command begins anew"):
+        with told_when_interrupted(lambda: "nothing of --pocket is kept; the same command starts over"):
             results, captions = score_pocket(
                 student, num_prompts, sampling.steps, sampling.guidance, options.seed, device, quiet
             )
@@ -133,7 +134,7 @@ def _picture_file(path: Path, overwrite: bool) -> OutputFile:
 def score_pocket(
     student: Path, num_prompts: int, steps: int, guidance: float, seed: int, device: str, quiet: bool
 ) -> tuple[list["Scored"], list[str]]:
-    """Score teacher, student and untrained student on held-out captions; the results and the captions."""
+    """Score teacher, student and untrained student on held-out captions; returns results and captions."""
     check_students([student])
     torch_device = quiet_device(device)
     import torch
@@ -145,12 +146,12 @@ def score_pocket(
     from secondcast.pocket.world import captions
 
     teacher = resolve_teacher(POCKET, BUILD_PARTS)
-    studio = Generator.open(
+    generator = Generator.open(
         teacher, resolution=None, steps=steps, guidance=guidance, seed=seed, dtype=torch.float32, device=torch_device
     )
     encoders = teacher_and_students(student, teacher, dtype=torch.float32, device=torch_device, seed=seed)
     texts = captions(num_prompts, seed=seed, split="heldout")
-    results = score_encoders(studio, encoders, texts, batch_size=64, progress=terminal(quiet))
+    results = score_encoders(generator, encoders, texts, batch_size=64, progress=terminal(quiet))
     return results, texts
 
 

@@ -1,4 +1,4 @@
-"""`secondcast evaluate images`: the field's metrics on folders of pictures."""
+"""`secondcast evaluate images`: published metrics on folders of pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,28 +22,37 @@ if TYPE_CHECKING:
 
 def evaluate_images(
     context: typer.Context,
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="From generate, or any of pictures.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="Folders of pictures, from generate or elsewhere.")
+    ],
     metrics: Annotated[
-        str | None, typer.Option(help="Of clip-score,fid,vqa,text; default all, fid with --reference.")
+        str | None,
+        typer.Option(help="Metrics to compute: some of clip-score,fid,vqa,text. Default: all; fid needs --reference."),
     ] = None,
-    reference: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Pictures that fid compares with.")] = None,
+    reference: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Reference pictures for fid.")] = None,
     prompts: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="Prompts of the pictures, as for build; also columns file, text, phrases."),
+        typer.Option(
+            metavar="SOURCE", help="Prompts of the pictures, as for build, with optional columns file, text, phrases."
+        ),
     ] = None,
-    clip_model: Annotated[str, typer.Option(help="Folder or hub name.")] = CLIP_MODEL,
-    vqa_model: Annotated[str, typer.Option(help="Folder or hub name.")] = VQA_MODEL,
-    ocr: Annotated[OcrName, typer.Option(help="Who reads text off pictures.")] = "trocr",
-    ocr_model: Annotated[str, typer.Option(help="Of trocr: folder or hub name.")] = OCR_MODEL,
-    fid_features: Annotated[FeaturesName, typer.Option(help="clip: FID-CLIP, without torchvision.")] = "inception",
-    fid_weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Inception's weights, if at hand.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures scored at once.")] = 16,
+    clip_model: Annotated[str, typer.Option(help="Folder or hub name of the CLIP model.")] = CLIP_MODEL,
+    vqa_model: Annotated[str, typer.Option(help="Folder or hub name of the BLIP-VQA model.")] = VQA_MODEL,
+    ocr: Annotated[OcrName, typer.Option(help="OCR engine that reads text in pictures.")] = "trocr",
+    ocr_model: Annotated[str, typer.Option(help="Folder or hub name of the TrOCR model.")] = OCR_MODEL,
+    fid_features: Annotated[
+        FeaturesName, typer.Option(help="Features for fid: inception, or clip (FID-CLIP, without torchvision).")
+    ] = "inception",
+    fid_weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Local file with Inception's weights.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of pictures scored at once.")] = 16,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
     config: Config = None,
 ) -> None:
-    """Score pictures by CLIP-Score, FID, BLIP-VQA and OCR. What cannot run says what it needs; the others go on.
+    """Score pictures with CLIP-Score, FID, BLIP-VQA and OCR; a metric that cannot run is skipped with a reason.
 
     Example: secondcast evaluate images student-pictures teacher-pictures --reference teacher-pictures
     """
@@ -75,7 +84,7 @@ def evaluate_images(
         fid_weights=fid_weights,
     )  # fmt: skip
     chosen = (metric_of(name, networks, compared, batch_size=batch_size, device=torch_device) for name in names)
-    with told_when_interrupted(lambda: "nothing is kept, and the same command begins anew"):
+    with told_when_interrupted(lambda: "nothing is kept, and the same command starts over"):
         report = score_folders(chosen, pictures, progress)
     _print_report(report, as_json)
     if not report.names:
@@ -94,7 +103,7 @@ _OF_METRICS: "dict[str, tuple[MetricName, ...]]" = {
 
 
 def _picture_texts(given: str) -> "list[PictureText]":
-    """Every prompt of a source, repeated ones too: each is of a picture."""
+    """Every prompt of a source, including repeated ones: each belongs to a picture."""
     from secondcast.cache_builder.prompts.rows import plain_rows
     from secondcast.evaluation.image_metrics.pictures import picture_text
     from secondcast.storage_schemas.schema.prompts import identity_form
@@ -104,11 +113,9 @@ def _picture_texts(given: str) -> "list[PictureText]":
         if identity_form(row.text):
             texts.append(picture_text(row.text, row.others, row.where))
         elif row.others.get("file"):
-            raise PromptsError(
-                f"{row.where} names {row.others['file']} and has no prompt: give it one, or leave it out"
-            )
+            raise PromptsError(f"{row.where} names {row.others['file']} but has no prompt: add one, or remove the row")
     if not texts:
-        raise PromptsError(f"--prompts {given} holds no prompt: expected one per picture")
+        raise PromptsError(f"--prompts {given} has no prompts, expected one per picture")
     return texts
 
 

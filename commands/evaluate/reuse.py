@@ -1,4 +1,4 @@
-"""What a table took over from an earlier run of its command, said in one line."""
+"""Results that a table reuses from an earlier run of its command, reported in one line."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,18 +7,18 @@ from typing import Any
 
 @dataclass
 class Reused:
-    """Counts what was taken over, by name."""
+    """Counts the reused results, by name."""
 
     names: list[str] = field(default_factory=list)
     count: int = 0
 
     def note(self, name: str, *, reused: bool) -> None:
-        """One more was needed; `reused`: it was there."""
+        """Count one result; `reused`: it existed."""
         self.count += 1
         if reused:
             self.names.append(name)
 
     def say(self, progress: Any, folder: Path | None) -> None:
-        """Tell it, where anything was taken over."""
+        """Report the reused results, if there are any."""
         if folder is not None and self.names:
             progress.say(f"reused {len(self.names)} of {self.count}: {', '.join(self.names)} (in {folder})")

@@ -1,4 +1,4 @@
-"""`secondcast evaluate table`: the paper's table shape, and its plots."""
+"""`secondcast evaluate table`: a table like the paper's, and its plots."""
 
 import json
 from collections.abc import Sequence
@@ -9,6 +9,8 @@ import typer
 from rich.box import SIMPLE_HEAD
 
 from secondcast.commands.evaluate.cache import (
+    NumPrompts,
+    NumTrajectories,
     Pocket,
     check_students,
     checked_cache,
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from secondcast.evaluation.tables.error_table import ErrorTable
     from secondcast.evaluation.tables.table import Table
 
-# What the teacher, its int8 form and the replay error are called in tables and plots.
+# Row names of the teacher, its int8 form and the replay error in tables and plots.
 _OWN_NAMES = ("teacher", "teacher, 8 bit", "replay_error")
 _FORMATS = ("text", "markdown", "json")
 _CACHE_FLAGS = ("backbone", "num_trajectories", "closed_loop")
@@ -41,32 +43,35 @@ def evaluate_table(
     context: typer.Context,
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="[NAME=]RUN...", help="Runs or exports; those of one NAME are seeds of one student."),
+        typer.Argument(
+            metavar="[NAME=]RUN...", help="Runs or exports; several with one NAME are seeds of one student."
+        ),
     ],
     pocket: Pocket = False,
     cache: Annotated[
-        str | None, typer.Option(help="Distances from the teacher on the held-out trajectories of this cache.")
+        str | None, typer.Option(help="Measure distances from the teacher on held-out trajectories of this cache.")
     ] = None,
     backbone: BackboneName = None,
-    num_prompts: Annotated[int, typer.Option(min=1, help="Held-out captions of --pocket.")] = CAPTIONS,
-    num_trajectories: Annotated[int, typer.Option(min=1, help="Held-out trajectories of --cache.")] = TRAJECTORIES,
+    num_prompts: NumPrompts = CAPTIONS,
+    num_trajectories: NumTrajectories = TRAJECTORIES,
     options: ClosedLoop = ClosedLoop(),
     sampling: PocketSampling = PocketSampling(),
-    seed: Annotated[int, typer.Option(min=0, help="Of --pocket's captions and noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for the captions and noise of --pocket.")] = 0,
     quantized_baseline: Annotated[
-        bool, typer.Option("--quantized-baseline/--no-quantized-baseline", help="A row for the teacher's T5 in int8.")
+        bool,
+        typer.Option("--quantized-baseline/--no-quantized-baseline", help="Add a row for the teacher's T5 in int8."),
     ] = True,
-    format: Annotated[str, typer.Option(help="text, markdown, json.")] = "text",
+    format: Annotated[str, typer.Option(help="Output format: text, markdown or json.")] = "text",
     folder: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Table and plots go there; what is scored is kept there too."),
+        typer.Option("--out", metavar="DIR", help="Folder for the table and plots; also keeps scores, to resume."),
     ] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
     quiet: Quiet = False,
     config: Config = None,
 ) -> None:
-    """Students as rows, the teacher first: scores by dimension, distances on a cache. Given again, it goes on.
+    """Compare students in a table: scores by dimension, distances on a cache. Run the same command again to resume.
 
     Example: secondcast evaluate table small=run-1 small=run-2 base=run-3 --pocket --out results
     """
@@ -82,7 +87,7 @@ def evaluate_table(
     groups = grouped(runs)
     scoring = CacheScoring(num_trajectories=num_trajectories, **options.given)
     places = [place for group in groups.values() for place in group]
-    # Before hours of scoring, and before torch: the last run may be the one that is not there.
+    # Before hours of scoring, and before importing torch: the last run may be missing.
     check_students(places)
     opened = None if cache is None else checked_cache(places, cache, scoring, "once")
     results = None
@@ -113,53 +118,53 @@ def evaluate_table(
 
 def _what_is_left(folder: Path | None) -> str:
     if folder is None:
-        return "nothing is kept, and the same command begins anew; --out DIR keeps what is scored"
-    return f"what was scored is kept in {folder}; the same command goes on from there"
+        return "nothing is kept, and the same command starts over; give --out DIR to keep scores"
+    return f"finished scores are kept in {folder}; run the same command again to resume"
 
 
 def grouped(given: Sequence[str]) -> dict[str, list[Path]]:
-    """Runs by name: [NAME=]RUN, of which several may have one name."""
+    """Runs by name, from [NAME=]RUN; several runs may share a name."""
     groups: dict[str, list[Path]] = {}
     unnamed: dict[str, str] = {}
     for text in given:
         name, sign, place = text.partition("=")
-        # A folder may have a sign of equality in its name, a name has no slash.
+        # A folder name may contain an equals sign; a run name has no slash.
         if not sign or "/" in name or Path(text).exists():
             name, place = Path(text).resolve().name, text
             if name in groups:
                 raise SettingsError(
                     f"two runs are named {name!r}, {unnamed.get(name, groups[name][0])} and {text}: name them, as in "
-                    f"{name}-2={text}, or both alike, if they are seeds of one student"
+                    f"{name}-2={text}, or give both one name if they are seeds of one student"
                 )
             unnamed[name] = text
         if not name or not place:
             raise SettingsError(f"{text!r} names no run, expected [NAME=]RUN, as in small=my-run")
         if name in _OWN_NAMES:
-            raise SettingsError(f"{text} would be named {name!r}, as a line of ours is: name it, as in student={place}")
-        if Path(place).resolve() in [one.resolve() for one in groups.get(name, ())]:
+            raise SettingsError(f"{text} has the reserved name {name!r}: give it another name, as in student={place}")
+        if Path(place).resolve() in [other.resolve() for other in groups.get(name, ())]:
             raise SettingsError(
-                f"{place} is given twice as {name!r}: runs of one name are seeds of one student, and a run counted "
-                f"twice narrows the interval; give it once, or another run"
+                f"{place} is given twice as {name!r}: runs of one name are seeds of one student, and counting a run "
+                f"twice narrows the interval; give it once, or give another run"
             )
         groups.setdefault(name, []).append(Path(place))
     return groups
 
 
 def print_scores(table: "Table", format: str) -> None:
-    """Scores as text, Markdown or JSON."""
+    """Print scores as text, Markdown or JSON."""
     from secondcast.evaluation.tables.table import caption, lines_of, markdown
 
     (_, _, _, *dimensions), *rows = lines_of(table)
     lines = [["", *dimensions]]
     for name, parameters, runs, *cells in rows:
         several = f", {runs} runs" if runs != "1" else ""
-        # An interval below its mean: eight columns fit a terminal of 80.
+        # Put the interval below its mean: eight columns fit into 80 characters.
         lines.append([f"{name}\n{parameters}{several}", *(cell.replace(" (", "\n").rstrip(")") for cell in cells)])
     _print_form(lines, markdown(table), table, format, caption(table))
 
 
 def print_errors(table: "ErrorTable", scores: "Table | None", format: str) -> None:
-    """Distances as text, Markdown or JSON; of the latter one document together with the scores, where there are."""
+    """Print distances as text, Markdown or JSON; JSON includes the scores, if any, in the same document."""
     from secondcast.evaluation.tables.error_table import error_caption, error_lines, error_markdown
 
     if scores is not None and format == "json":
@@ -169,7 +174,7 @@ def print_errors(table: "ErrorTable", scores: "Table | None", format: str) -> No
 
 
 def _print_form(lines: list[list[str]], markdown: str, record: Any, format: str, caption: str) -> None:
-    """A table in the form that is asked for; `record` is what JSON has."""
+    """Print a table in the given format; `record` is the JSON content."""
     if format == "json":
         print_json(json.loads(record.model_dump_json()))
         return

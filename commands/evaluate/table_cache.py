@@ -1,4 +1,4 @@
-"""`secondcast evaluate table --cache`: students by their distances from the teacher on a cache."""
+"""`secondcast evaluate table --cache`: distances of students from the teacher on a cache."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ def cache_table(
     device: str,
     quiet: bool,
 ) -> "ErrorTable":
-    """Evaluate all runs on one bench; those that a folder has evaluations of are not evaluated again."""
+    """Evaluate all runs with one evaluator; evaluations that exist in the folder are reused."""
     from secondcast.evaluation.tables.error_table import error_table
 
     files = _files(groups, cache, settings, backbone, folder, device)
@@ -42,15 +42,15 @@ def cache_table(
     reused.say(terminal(quiet), None if folder is None else folder / _KEPT)
     missing = [place for place in files if place not in found]
     if missing:
-        bench = open_bench(cache, settings, backbone, device, quiet)
+        evaluator = open_bench(cache, settings, backbone, device, quiet)
         if len(missing) > 1:
-            # The last may be the one that does not fit: told before hours of the others.
+            # Load every student first: one that does not fit fails before hours of the others.
             for place in missing:
-                bench.student(place)
+                evaluator.student(place)
         for place in missing:
-            # Runs of one student under several names are one evaluation.
-            same = next((found[one] for one in found if files[one] == files[place]), None)
-            found[place] = same or bench.evaluate(place)
+            # Runs of one student under several names share an evaluation.
+            same = next((found[other] for other in found if files[other] == files[place]), None)
+            found[place] = same or evaluator.evaluate(place)
             if folder is not None and same is None:
                 files[place].parent.mkdir(parents=True, exist_ok=True)
                 found[place].write(files[place])
@@ -65,14 +65,14 @@ def _files(
     folder: Path | None,
     device: str,
 ) -> dict[Path, Path]:
-    """Where the evaluation of each run is kept: by all that it depends on. Nothing is there without a folder."""
+    """The file of each run's evaluation, named by a digest of everything the evaluation depends on."""
     quiet_device(device)
     from secondcast.evaluation.tables.scored_rows import computed_by
     from secondcast.evaluation.text_encoder import student_digest
     from secondcast.models.student.folder import student_folder
     from secondcast.storage_schemas.io.digests import digest
 
-    asked = {
+    inputs = {
         "count": settings.num_trajectories,
         "closed_loop": settings.closed_loop,
         "committed": len(cache),
@@ -84,13 +84,13 @@ def _files(
     kept_in = (folder or Path()) / _KEPT
     files = {}
     for place in [place for places in groups.values() for place in places]:
-        own = asked | {"student": student_digest(student_folder(place))}
+        own = inputs | {"student": student_digest(student_folder(place))}
         files[place] = kept_in / f"{digest(own)[:24]}.json"
     return files
 
 
 def kept_evaluation(file: Path) -> "Evaluation | None":
-    """What was evaluated before; None where nothing is, or a file that is damaged or of another version."""
+    """An earlier evaluation; None if there is none, or if its file is damaged or of another version."""
     from secondcast.evaluation.results import Evaluation
 
     try:

@@ -1,4 +1,4 @@
-"""`secondcast evaluate table --pocket`: text encoders by exact scores on the pocket world."""
+"""`secondcast evaluate table --pocket`: exact scores of text encoders on the pocket world."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,7 +40,7 @@ def pocket_table(
     from secondcast.storage_schemas.io.digests import digest
 
     teacher, progress = resolve_teacher(POCKET, BUILD_PARTS), terminal(quiet)
-    studio = Generator.open(
+    generator = Generator.open(
         teacher, resolution=None, steps=steps, guidance=guidance, seed=seed, dtype=torch.float32, device=torch_device
     )
     texts = captions(count, seed=seed, split="heldout")
@@ -49,20 +49,20 @@ def pocket_table(
     asked |= {"seed": str(seed), **computed_by(device)}
     kept_in, reused, rows = None if folder is None else folder / "scored", Reused(), []
     for name, encoders in _encoders(groups, teacher, torch_device, quantized_baseline, progress.say):
-        found = []
+        runs = []
         for number, encoder in enumerate(encoders, start=1):
             title, own = f"{name} {number}" if len(encoders) > 1 else name, asked | {"encoder": encoder.digest}
             before = kept(kept_in, own)
             reused.note(title, reused=before is not None)
-            found.append(before or _scored(studio, encoder, texts, title, own, kept_in, progress))
-        check_one_size(name, [one.parameters for one in found])
-        rows.append(row_of(name, found[0].parameters, [one.by_dimension() for one in found]))
+            runs.append(before or _scored(generator, encoder, texts, title, own, kept_in, progress))
+        check_one_size(name, [run.parameters for run in runs])
+        rows.append(row_of(name, runs[0].parameters, [run.by_dimension() for run in runs]))
     reused.say(progress, kept_in)
     return Table(captions=count, steps=steps, guidance=guidance, seed=seed, rows=tuple(rows))
 
 
 def check_one_size(name: str, parameters: Sequence[int]) -> None:
-    """Raise SettingsError unless the runs of one name are of one size."""
+    """Raise SettingsError unless the runs of one name have the same size."""
     if len(set(parameters)) > 1:
         raise SettingsError(
             f"the runs named {name!r} have {' and '.join(map(str, sorted(set(parameters))))} parameters: runs of one "
@@ -73,7 +73,7 @@ def check_one_size(name: str, parameters: Sequence[int]) -> None:
 def _encoders(
     groups: Mapping[str, Sequence[Path]], teacher: Any, device: Any, quantized_baseline: bool, say: Any
 ) -> Iterator[tuple[str, list[Any]]]:
-    """Names of rows and their text encoders, loaded when it is their turn."""
+    """Names of rows and their text encoders, loaded lazily."""
     import torch
 
     from secondcast.evaluation.tables.encoder_rows import EIGHT_BITS, student_row, teacher_row
@@ -84,19 +84,19 @@ def _encoders(
         try:
             yield EIGHT_BITS, [teacher_row(teacher, quantized_baseline=True, dtype=torch.float32, device=device)]
         except MissingExtraError as error:
-            say(f"no row {EIGHT_BITS!r}: {error}")
+            say(f"skipping the row {EIGHT_BITS!r}: {error}")
     for name, places in groups.items():
         yield name, [student_row(name, place, teacher, device=device) for place in places]
 
 
 def _scored(
-    studio: Any, encoder: Any, texts: list[str], name: str, asked: dict[str, str], folder: Path | None, progress: Any
+    generator: Any, encoder: Any, texts: list[str], name: str, asked: dict[str, str], folder: Path | None, progress: Any
 ) -> "ScoredRun":
     from secondcast.evaluation.pocket_scores import score_images
     from secondcast.evaluation.tables.scored_rows import ScoredRun, keep
 
     with progress.bar(name, total=len(texts), done=0, unit="images") as bar:
-        images_NHWC = studio.images(encoder.embed, texts, batch_size=64, bar=bar)
+        images_NHWC = generator.images(encoder.embed, texts, batch_size=64, bar=bar)
     run = ScoredRun.of(asked, encoder.parameters, score_images(images_NHWC, texts))
     keep(folder, run)
     return run

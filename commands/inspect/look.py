@@ -1,4 +1,4 @@
-"""The commands that look into a cache."""
+"""The commands that inspect a cache."""
 
 from typing import Annotated
 
@@ -11,14 +11,14 @@ from secondcast.commands.shell.resolve import CachePath, Json, Verify
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted
 
-inspect_app = typer.Typer(no_args_is_help=True, help="Look into a cache.")
+inspect_app = typer.Typer(no_args_is_help=True, help="Inspect a cache.")
 add_command(inspect_app, inspect_images, "images")
 add_command(inspect_app, inspect_compare, "compare")
 
 
 @inspect_app.command("summary")
 def inspect_summary(cache: CachePath, as_json: Json = False) -> None:
-    """What a cache is, on one screen.
+    """Summarize a cache on one screen.
 
     Example: secondcast inspect summary my-cache
     """
@@ -37,13 +37,13 @@ def inspect_summary(cache: CachePath, as_json: Json = False) -> None:
 def inspect_show(
     cache: CachePath,
     key: Annotated[str | None, typer.Argument(metavar="KEY", help="Number or key of a trajectory.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="The trajectory of this text.")] = None,
-    grep: Annotated[str | None, typer.Option(help="List the prompts with this word.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Longest list.")] = 50,
+    prompt: Annotated[str | None, typer.Option(help="Show the trajectory of this prompt text.")] = None,
+    grep: Annotated[str | None, typer.Option(help="List the prompts that contain this word.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of listed prompts.")] = 50,
     verify_checksums: Verify = "once",
     as_json: Json = False,
 ) -> None:
-    """One trajectory in numbers, or the prompts with a word.
+    """Show the numbers of one trajectory, or list the prompts that contain a word.
 
     Example: secondcast inspect show my-cache 12
     """
@@ -86,7 +86,7 @@ def inspect_diff(
     b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
     as_json: Json = False,
 ) -> None:
-    """In which fields two caches differ, what follows, and whether they can be merged or train together.
+    """List the fields in which two caches differ, and whether the caches can be merged or mixed in training.
 
     Example: secondcast inspect diff my-cache other-cache
     """

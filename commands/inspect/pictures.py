@@ -1,4 +1,4 @@
-"""The commands that make pictures of a cache: film strips, and students beside the teacher."""
+"""The commands that draw pictures of a cache: film strips, and students beside the teacher."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,22 +42,24 @@ SHEET_FILE = "sheet.png"
 
 def inspect_images(
     cache: CachePath,
-    keys: Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", help="Default: the first four.")] = None,
+    keys: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY]...", help="Trajectories. Default: the first four.")
+    ] = None,
     out_path: Annotated[
-        Path, typer.Option("--out", help="A PNG for all, or a folder: one for each trajectory, and for all.")
+        Path, typer.Option("--out", help="PNG with all strips, or a folder for that and a PNG per trajectory.")
     ] = Path("film-strips.png"),
     num_frames: Annotated[
-        int | None, typer.Option(min=1, help=f"So many steps of each, spread evenly; default {_FRAMES}.")
+        int | None, typer.Option(min=1, help=f"Number of evenly spaced steps per strip. Default: {_FRAMES}.")
     ] = None,
     chosen: ShownSteps = ShownSteps(),
-    frame_size: Annotated[int, typer.Option(min=16, help="Side of each picture in the strips.")] = 96,
+    frame_size: Annotated[int, typer.Option(min=16, help="Side of each frame in pixels.")] = 96,
     vae: VaeFolder = VaeFolder(),
     verify_checksums: Verify = "once",
     overwrite: Overwrite = False,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Film strips of trajectories: latents and predicted clean images, decoded by the teacher's VAE.
+    """Draw film strips of trajectories: latents and predicted clean images, decoded by the teacher's VAE.
 
     Example: secondcast inspect images my-cache 0 7 --out strips.png
 
@@ -67,7 +69,7 @@ def inspect_images(
 
     steps = chosen.timesteps
     if steps is not None and num_frames is not None:
-        raise SettingsError("--num-frames and --timesteps both say which steps are shown: give one of them")
+        raise SettingsError("--num-frames and --timesteps both select the steps of a strip: give one of them")
     opened = Cache.open(cache, verify=verify_checksums)
     CacheScoring.from_flags(timesteps=steps).steps_on(opened)
     check_outside(out_path, cache)
@@ -75,7 +77,7 @@ def inspect_images(
         _check_strips_folder(out_path)
     indices = [opened.key_index(key) for key in keys] if keys else [int(i) for i in opened.indices()[:4]]
     if not indices:
-        raise SettingsError(f"{opened.folder} has no committed trajectory yet: give the build command again")
+        raise SettingsError(f"{opened.folder} has no committed trajectory yet: run the build command again")
     folder = None if _is_picture(out_path) else out_path
     each_file = {} if folder is None else {i: _strip_file(opened, i, folder, overwrite) for i in indices}
     sheet = OutputFile.open(out_path if folder is None else folder / SHEET_FILE, overwrite=overwrite)
@@ -83,7 +85,7 @@ def inspect_images(
         opened, indices, steps, num_frames or _FRAMES, frame_size, vae.teacher, device, each=each_file, sheet=sheet,
         quiet=quiet,
     )  # fmt: skip
-    each = "" if folder is None else f", each by itself and all in {SHEET_FILE}"
+    each = "" if folder is None else f", one file each and all in {SHEET_FILE}"
     print_line(f"{counted(len(indices), 'film strip')} in {out_path}{each}")
 
 
@@ -117,7 +119,7 @@ def _write_strips(
     sheet: Output,
     quiet: bool,
 ) -> None:
-    """each: where the strip of a trajectory is written by itself; sheet: where all are."""
+    """each: files of single strips by trajectory; sheet: file with all strips."""
     torch_device = quiet_device(device)
     from secondcast.inspection.images import each_film_strip, shown_steps
     from secondcast.inspection.sheet import stacked
@@ -150,12 +152,11 @@ def _check_strips_folder(path: Path) -> None:
 def inspect_compare(
     cache: CachePath,
     keys: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY]...", help="Default: eight held-out ones, spread.")
+        list[str] | None,
+        typer.Argument(metavar="[KEY]...", help="Trajectories. Default: eight held-out ones, evenly spread."),
     ] = None,
-    student: Annotated[
-        list[Path], typer.Option(metavar="RUN", help="A run folder or an export; may be repeated.")
-    ] = [],  # noqa: B006
-    out_file: Annotated[Path, typer.Option("--out", help="PNG to write.")] = Path("compare.png"),
+    student: Annotated[list[Path], typer.Option(metavar="RUN", help="Run folder or export; may be repeated.")] = [],  # noqa: B006
+    out_file: Annotated[Path, typer.Option("--out", help="PNG file to write.")] = Path("compare.png"),
     backbone: BackboneName = None,
     calls: BackboneCalls = BackboneCalls(),
     verify_checksums: Verify = "once",
@@ -164,14 +165,14 @@ def inspect_compare(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Teacher and students side by side from the same cached noise, their differences, and their errors by step.
+    """Draw teacher and students side by side from the same cached noise, with differences and errors by step.
 
     Example: secondcast inspect compare my-cache --student my-run --student other-run --out compare.png
     """
     from secondcast.storage_schemas.reader import Cache
 
     if not student:
-        raise SettingsError("inspect compare needs --student RUN: a run folder or an export, once for each student")
+        raise SettingsError("inspect compare needs --student RUN, a run folder or an export, once for each student")
     check_picture(out_file, "--out")
     check_outside(out_file, cache)
     sheet = OutputFile.open(out_file, overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""`secondcast inspect report`: a cache, and students on it, in one HTML file."""
+"""`secondcast inspect report`: a report on a cache, and students on it, in one HTML file."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,13 +15,15 @@ from secondcast.storage_schemas.progress import counted
 
 def inspect_report(
     cache: CachePath,
-    out_file: Annotated[Path, typer.Option("--out", metavar="FILE.html", help="HTML to write.")] = Path("report.html"),
+    out_file: Annotated[Path, typer.Option("--out", metavar="FILE.html", help="HTML file to write.")] = Path(
+        "report.html"
+    ),
     asked: ReportSettings = ReportSettings(),
     overwrite: Overwrite = False,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Write one HTML file about a cache: its prompts and norms, film strips, students by step, and what is damaged.
+    """Write an HTML report of a cache: prompts, norms, film strips, student errors by step, and damaged files.
 
     An earlier report of the same cache is replaced.
 
@@ -41,7 +43,7 @@ def _is_report_of(page: bytes, cache: str) -> bool:
 
 
 def write_report(cache: str, page: Output, asked: ReportSettings, *, device: str, quiet: bool) -> str:
-    """Gather, render and write a report, whole or not at all; a line on what it holds."""
+    """Collect, render and atomically write a report; returns a line about its contents."""
     torch_device = quiet_device(device)
     from secondcast.inspection.report.page import render
     from secondcast.inspection.report.report import report_data
@@ -65,5 +67,5 @@ def _contents(data: dict[str, Any]) -> str:
         counted(len(data["strips"]["rows"]), "film strip"),
         f"files {data['integrity']['state']}",
     ]
-    parts += [f"{one['name']} on {counted(len(one['rows']), 'held-out trajectory')}" for one in data["students"]]
+    parts += [f"{row['name']} on {counted(len(row['rows']), 'held-out trajectory')}" for row in data["students"]]
     return ", ".join(parts)

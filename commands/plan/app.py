@@ -7,7 +7,7 @@ from secondcast.commands.plan.recipe import plan_recipe
 from secondcast.commands.plan.train import plan_train
 from secondcast.commands.shell.flags import add_command
 
-plan_app = typer.Typer(no_args_is_help=True, help="Bytes, hours and memory, before they are spent.")
+plan_app = typer.Typer(no_args_is_help=True, help="Estimate disk space, hours and memory in advance.")
 add_command(plan_app, plan_build, "build")
 add_command(plan_app, plan_train, "train")
 add_command(plan_app, plan_recipe, "recipe")

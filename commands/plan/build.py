@@ -1,4 +1,4 @@
-"""`secondcast plan build`: bytes, hours and memory before they are spent."""
+"""`secondcast plan build`: estimate disk space, hours and memory of a build."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,10 +36,11 @@ _STAGES = ("text", "sample")
 Teacher = Annotated[
     str,
     typer.Option(
-        autocompletion=teacher_names, help="pocket, a folder with the configurations, FLUX.1-dev, FLUX.1-schnell."
+        autocompletion=teacher_names,
+        help="Teacher: pocket, FLUX.1-dev, FLUX.1-schnell, or a folder with the configuration files.",
     ),
 ]
-Count = Annotated[int | None, typer.Option(min=1, help="Number of prompts, in place of --prompts.")]
+Count = Annotated[int | None, typer.Option(min=1, help="Number of prompts, instead of --prompts.")]
 
 
 def plan_build(
@@ -48,12 +49,14 @@ def plan_build(
     num_prompts: Count = None,
     gpu: Gpu = None,
     tflops: Tflops = None,
-    gpus: Annotated[int, typer.Option(min=1, help="Number of such cards.")] = 1,
-    disk: Annotated[str | None, typer.Option(help="A folder on the disk of the cache to come: is there room?")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Number of such GPUs.")] = 1,
+    disk: Annotated[
+        str | None, typer.Option(help="Check the free space of the disk with this folder, for the planned cache.")
+    ] = None,
     as_json: Json = False,
     config: Config = None,
 ) -> None:
-    """What a build will take. Needs configuration files only; loads and downloads nothing.
+    """Estimate the cost of a build. Needs configuration files only; loads and downloads no weights.
 
     Example: secondcast plan build --teacher FLUX.1-dev --num-prompts 50000 --gpu h100
     """
@@ -74,10 +77,10 @@ def build_plan(
     gpus: int = 1,
     disk: str | None = None,
 ) -> dict[str, Any]:
-    """What a build will take, as JSON types; arguments: see plan_build."""
+    """The estimated cost of a build, as JSON types; arguments: see plan_build."""
     if disk is not None and not Path(disk).exists():
         raise SettingsError(
-            f"--disk {disk} is not here: expected a folder that exists, on the disk of the cache to come"
+            f"--disk {disk} does not exist: expected an existing folder on the disk of the planned cache"
         )
     card = named_card(gpu, tflops)
     manifest, folder, configs = outline(teacher, num_prompts, asked)
@@ -90,9 +93,9 @@ def build_plan(
         memory, card_bytes = facts["gpu_memory"], card.memory_gib * _GIB
         fits = [fit_facts(f"{name} stage", memory[f"{name}_stage"]["total_bytes"], card_bytes) for name in _STAGES]
         verdicts = [gpu_verdict("text stage", memory["text_stage"], card, larger=_ON_A_CPU)]
-        # Counted again for other weights, which takes seconds: only where these do not fit.
-        way_out = LARGER_CARD if fits[-1]["fits"] else _quantized_way(manifest, folder, card, asked.batch_size)
-        verdicts.append(gpu_verdict("sample stage", memory["sample_stage"], card, larger=way_out))
+        # Computing the costs of quantized weights takes seconds: only if the exact ones do not fit.
+        fix = LARGER_CARD if fits[-1]["fits"] else _quantized_way(manifest, folder, card, asked.batch_size)
+        verdicts.append(gpu_verdict("sample stage", memory["sample_stage"], card, larger=fix))
     if disk is not None:
         from secondcast.cache_builder.opening.disk import free_disk
 
@@ -104,11 +107,11 @@ def build_plan(
     return facts
 
 
-_ON_A_CPU = "take a larger card, or a CPU for this stage (--stage text --device cpu)"
+_ON_A_CPU = "use a larger GPU, or a CPU for this stage (--stage text --device cpu)"
 
 
 def _quantized_way(manifest: "Manifest", folder: "TeacherFolder", card: "Card", batch_size: int) -> str:
-    """What helps where the exact weights do not fit: quantized ones, if they do."""
+    """The fix where the exact weights do not fit: quantized weights, if they fit."""
     from secondcast.commands.plan.build_rows import LARGER_CARD, build_facts
 
     for kind in ("int8", "nf4"):
@@ -120,8 +123,8 @@ def _quantized_way(manifest: "Manifest", folder: "TeacherFolder", card: "Card", 
         if rows >= 1:
             needed = (memory["total_bytes"] - (memory["batch_size"] - 1) * memory["sample_bytes"]) / _GIB
             return (
-                f"{LARGER_CARD}, or --quantize {kind} ({needed:.1f} GiB at batch 1, {rows} fit): train with the same "
-                f"then, for it is another teacher"
+                f"{LARGER_CARD}, or --quantize {kind} ({needed:.1f} GiB at batch 1, up to batch {rows}): then train "
+                f"with the same value, because quantization changes the teacher"
             )
     return LARGER_CARD
 
@@ -131,7 +134,7 @@ def _disk_verdict(folder: Any, free: float, facts: dict[str, Any]) -> str:
     room = f"{low:,.1f} to {high:,.1f} GiB (estimated), the disk of {folder} has {free / _GIB:,.1f} GiB free"
     if high * _GIB <= free:
         return f"fits: the cache, {room}"
-    return f"does not fit: the cache, {room}; give a smaller --limit, another --compression, another disk"
+    return f"does not fit: the cache, {room}; give a smaller --limit, another --compression or another disk"
 
 
 def print_build(facts: dict[str, Any]) -> None:
@@ -142,13 +145,13 @@ def print_build(facts: dict[str, Any]) -> None:
         "teacher": f"{facts['teacher']['source']}; {facts['teacher']['configs']}",
         "cache": f"{counted(cache['prompts'], 'prompt')}, {counted(cache['trajectories'], 'trajectory')} of "
         f"{counted(cache['steps'], 'step')} in {counted(cache['shards'], 'shard')}, {pixels}, "
-        f"{counted(cache['text_tokens'], 'text token')}, {cache['dtype']}, {cache['format']}, compression {cache['compression']}, "
-        f"latents {cache['latents']}",
+        f"{counted(cache['text_tokens'], 'text token')}, {cache['dtype']}, {cache['format']}, compression "
+        f"{cache['compression']}, latents {cache['latents']}",
         "parameters": ", ".join(f"{name.replace('_', ' ')} {count_text(n)}" for name, n in facts["parameters"].items()),
     })  # fmt: skip
     print_table(_array_table(facts))
     table = figure_table(
-        "stage", "TFLOP each", "hours", "weights GiB", "activations GiB", "all GiB, calculated"
+        "stage", "TFLOP per row", "hours", "weights GiB", "activations GiB", "total GiB, calculated"
     )  # fmt: skip
     for stage, each in (("text", "text_flop_per_prompt"), ("sample", "sample_flop_per_trajectory")):
         memory = facts["gpu_memory"][f"{stage}_stage"]
@@ -171,7 +174,7 @@ def _array_table(facts: dict[str, Any]) -> PlainTable:
             size["name"], f"{size['rows']:,}", f"{size['row_bytes'] / 1024:,.1f}", f"{size['raw_bytes'] / _GIB:,.2f}",
             _range(size["stored_low_bytes"], size["stored_high_bytes"]), end_section=size is facts["arrays"][-1],
         )  # fmt: skip
-    table.add_row("all", "", "", f"{disk['raw_bytes'] / _GIB:,.2f}",
+    table.add_row("total", "", "", f"{disk['raw_bytes'] / _GIB:,.2f}",
                   _range(disk["stored_low_bytes"], disk["stored_high_bytes"]), style="bold")  # fmt: skip
     return table
 

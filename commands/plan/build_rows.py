@@ -1,4 +1,4 @@
-"""What `secondcast plan build` prints, as plain JSON types: sizes and costs put together. Keys end in their unit."""
+"""Sizes and costs of a build, as plain JSON types, for `secondcast plan build`. Keys end in their unit."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -90,7 +90,7 @@ def build_facts(
 
 
 def disk_facts(sizes: list[Size]) -> dict[str, Any]:
-    """Sums over arrays and files."""
+    """Total bytes of all arrays."""
     return {
         "raw_bytes": sum(size.raw_bytes for size in sizes),
         "stored_low_bytes": sum(size.stored_low_bytes for size in sizes),
@@ -99,7 +99,7 @@ def disk_facts(sizes: list[Size]) -> dict[str, Any]:
 
 
 def memory_facts(memory: "GpuMemory") -> dict[str, Any]:
-    """A stage's memory."""
+    """The GPU memory of a stage, as JSON types."""
     return {
         **asdict(memory),
         "activations_bytes": memory.activations_bytes,
@@ -107,11 +107,11 @@ def memory_facts(memory: "GpuMemory") -> dict[str, Any]:
     }
 
 
-LARGER_CARD = "take a larger card"
+LARGER_CARD = "use a larger GPU"
 
 
 def gpu_verdict(stage: str, facts: dict[str, Any], card: "Card", *, larger: str = LARGER_CARD) -> str:
-    """Whether a stage of a build fits on a card, and what helps; `larger`: where not even one row fits."""
+    """Whether a stage of a build fits on a GPU, and the fix if not; `larger`: the fix if not even one row fits."""
     from secondcast.models.cost.gpu_memory import GpuMemory
 
     memory = GpuMemory(**{key: facts[key] for key in ("weights_bytes", "student_bytes", "sample_bytes", "batch_size")})
@@ -123,9 +123,9 @@ def gpu_verdict(stage: str, facts: dict[str, Any], card: "Card", *, larger: str 
     if largest:
         return f"does not fit: {needed}; --batch-size {largest} fits"
     before = memory.total_bytes - memory.activations_bytes
-    return f"does not fit: {needed}; {before / _GIB:.1f} GiB are needed before the first sample: {larger}"
+    return f"does not fit: {needed}; it needs {before / _GIB:.1f} GiB before the first sample: {larger}"
 
 
 def hours_of(flop: float, rate_flops: float | None, gpus: int) -> float | None:
-    """Hours of so many FLOPs; None where the rate is not known."""
+    """Hours for `flop` FLOPs; None if the rate is unknown."""
     return None if rate_flops is None else flop / (rate_flops * gpus) / 3600

@@ -1,4 +1,4 @@
-"""What both plans share: the card, its rate, the teacher by its configurations, and how figures are told."""
+"""Shared parts of the plans: the GPU and its rate, the teacher's configuration files, tables of figures."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 
 def card_names(incomplete: str) -> list[str]:
-    """Completion of --gpu: names as short as find_card takes them."""
+    """Completion of --gpu, with short names that find_card accepts."""
     from secondcast.models.cost.cards import CARDS
 
     names = ["-".join(card.name.lower().removeprefix("rtx ").split()) for card in CARDS]
     return [name for name in names if name.startswith(incomplete.lower())]
 
 
-Gpu = Annotated[str | None, typer.Option(autocompletion=card_names, help="A card by name, such as 4090 or h100.")]
-Tflops = Annotated[float | None, typer.Option(help="TFLOP/s that are reached, in place of the estimate.")]
+Gpu = Annotated[str | None, typer.Option(autocompletion=card_names, help="GPU by name, such as 4090 or h100.")]
+Tflops = Annotated[float | None, typer.Option(help="Achieved TFLOP/s, instead of the estimate.")]
 
 
 def outline(name: str, count: int | None, asked: PlannedBuild) -> tuple["Manifest", "TeacherFolder", str]:
-    """The cache that options of `plan build` describe, its teacher, and whose configurations these are."""
+    """The cache that the options of `plan build` describe, its teacher, and the source of the configuration files."""
     from secondcast.cache_builder.opening.new_manifest import outline_manifest
 
     if (count is None) == (not asked.prompts):
@@ -56,24 +56,24 @@ def outline(name: str, count: int | None, asked: PlannedBuild) -> tuple["Manifes
 
 
 def named_card(gpu: str | None, tflops: float | None) -> "Card | None":
-    """The card of --gpu."""
+    """The GPU of --gpu."""
     from secondcast.models.cost.cards import find_card
 
     if tflops is not None and tflops <= 0:
-        raise SettingsError(f"--tflops is {tflops}, expected the TFLOP/s that are reached, above 0")
+        raise SettingsError(f"--tflops is {tflops}, expected the achieved TFLOP/s, above 0")
     return None if gpu is None else find_card(gpu)
 
 
 def rate_of(card: "Card | None", tflops: float | None, dtype: str) -> float | None:
-    """FLOP/s that are reached; None where nothing is known of it."""
+    """Achieved FLOP/s; None if unknown."""
     if tflops is not None:
         return tflops * 1e12
-    # The table is of bf16: float32 is slower by a factor that depends on the card.
+    # The table is for bf16: float32 is slower by a factor that depends on the GPU.
     return card.achieved_flops_per_s if card is not None and dtype == "bfloat16" else None
 
 
 def gpu_facts(card: "Card | None", rate: float | None, gpus: int) -> dict[str, Any]:
-    """The card as JSON types."""
+    """The GPU as JSON types."""
     from secondcast.models.cost.cards import UTILISATION, UTILISATION_SOURCE
 
     return {
@@ -90,13 +90,13 @@ def gpu_facts(card: "Card | None", rate: float | None, gpus: int) -> dict[str, A
 
 
 def fit_facts(what: str, needed_bytes: float, there_bytes: float) -> dict[str, Any]:
-    """A verdict in numbers."""
+    """Whether something fits, as JSON types."""
     fits = needed_bytes <= there_bytes
     return {"what": what, "fits": fits, "needed_bytes": int(needed_bytes), "available_bytes": int(there_bytes)}
 
 
 def print_facts(rows: dict[str, str]) -> None:
-    """Names and what is to be said of them; long lines go on below themselves."""
+    """Print names and values in two columns; long values are wrapped in their column."""
     grid = PlainTable(
         box=None, padding=(0, 2, 0, 0), collapse_padding=True, show_header=False, show_footer=False, show_edge=False,
         pad_edge=False,
@@ -109,7 +109,7 @@ def print_facts(rows: dict[str, str]) -> None:
 
 
 def figure_table(first: str, *figures: str, title: str | None = None) -> PlainTable:
-    """A table of a name and its figures; those stand to the right, to be compared."""
+    """A table of names and right-aligned figures."""
     table = PlainTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(first)
     for name in figures:
@@ -118,16 +118,16 @@ def figure_table(first: str, *figures: str, title: str | None = None) -> PlainTa
 
 
 def print_gpu(facts: dict[str, Any]) -> None:
-    """At which rate the hours are, and the verdicts."""
+    """Print the rate behind the hours, and the verdicts."""
     gpu = facts["gpu"]
     if gpu["achieved_flop_per_second"] is None:
-        print_line(f"hours: not known, {_why_no_rate(gpu)}")
+        print_line(f"hours: unknown, {_why_no_rate(gpu)}")
     else:
         rate = f"{gpu['achieved_flop_per_second'] / 1e12:.1f} TFLOP/s"
         peak = gpu["peak_bf16_flop_per_second"]
         known = f", of {peak / 1e12:.1f} dense bf16 ({gpu['peak_source']})" if peak else ""
         expected = peak and abs(gpu["achieved_flop_per_second"] / peak - gpu["utilisation_ratio"]) < 1e-9
-        how = f"; {gpu['utilisation_source']}" if expected else "; as --tflops says"
+        how = f"; {gpu['utilisation_source']}" if expected else "; from --tflops"
         print_line(f"hours: at {rate} on each of {gpu['count']} x {gpu['name'] or 'GPU'}{known}{how}")
     for verdict in facts["verdicts"]:
         fits = {"fits": "green", "does not fit": "bold red"}.get(verdict.split(":")[0])
@@ -136,14 +136,14 @@ def print_gpu(facts: dict[str, Any]) -> None:
 
 def _why_no_rate(gpu: dict[str, Any]) -> str:
     if gpu["name"] is None:
-        return "no card is named; give --gpu NAME or --tflops X"
+        return "no GPU is given; give --gpu NAME or --tflops X"
     if gpu["peak_bf16_flop_per_second"] is None:
         return f"{gpu['name']} has no bf16 tensor cores; give --tflops X"
-    return f"the rate of {gpu['name']} is that of bfloat16; give --tflops X for float32"
+    return f"the rate of {gpu['name']} is for bfloat16; give --tflops X for float32"
 
 
 def count_text(count: int) -> str:
-    """Parameters, short."""
+    """A number of parameters, such as 4.762 B."""
     return f"{count / 1e9:.3f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 

@@ -1,4 +1,4 @@
-"""`secondcast plan recipe`: what all of a recipe takes, its builds and its run."""
+"""`secondcast plan recipe`: estimate the cost of a recipe's builds and run."""
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
@@ -21,7 +21,7 @@ from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.io.toml_file import read_toml, recipe_tables
 from secondcast.trainer.settings import TrainOptions
 
-# All that `build` takes: what is not of the plan is nothing to plan with.
+# All options of `build`: those that a plan does not have are ignored.
 _KEYS = {*signature(with_flags(build)).parameters} - {"cache", "config", "context"}
 
 
@@ -29,7 +29,9 @@ def plan_recipe(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="TOML file with [build.NAME] and [train].")],
     num_prompts: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]N", help="Prompts of a build, in place of its files; may be repeated."),
+        typer.Option(
+            metavar="[NAME=]N", help="Number of prompts of a build, instead of its prompt files; may be repeated."
+        ),
     ] = None,
     time_budget: Budget = None,
     memory: GpuMemory = GpuMemory(),
@@ -37,7 +39,7 @@ def plan_recipe(
     tflops: Tflops = None,
     as_json: Json = False,
 ) -> None:
-    """Price the builds and the run of a recipe. Needs configuration files only; loads and downloads nothing.
+    """Estimate the cost of a recipe's builds and run. Needs configuration files only; loads and downloads no weights.
 
     Example: secondcast plan recipe recipes/flux-one-gpu.toml --num-prompts 50000 --gpu 4090 --time-budget 72h
     """
@@ -46,13 +48,13 @@ def plan_recipe(
     teacher, *others = dict.fromkeys(name for name, _, _ in builds.values())
     if others:
         raise SettingsError(
-            f"the builds of {recipe} have the teachers {teacher} and {others[0]}, expected one: a student has one"
+            f"the builds of {recipe} have the teachers {teacher} and {others[0]}, expected one teacher for the student"
         )
     to_come: dict[str, PlannedBuild] = {}
     facts: dict[str, Any] = {"build": {}}
     for name, (_, asked, prompts) in builds.items():
         facts["build"][name] = build_plan(teacher, asked, prompts, gpu, tflops)
-        # Of the run's caches the shapes count, not the prompts.
+        # Only the shapes of the run's caches matter, not their prompts.
         to_come |= dict.fromkeys(caches.get(name, [name]), asked.model_copy(update={"prompts": (), "limit": None}))
         if not as_json:
             print_line(f"build {name}", style="bold")
@@ -72,13 +74,13 @@ def _tables(recipe: Path) -> dict[str, Any]:
     tables = recipe_tables(recipe, values)
     if tables is None or not tables.get("build") or "train" not in tables:
         raise SettingsError(
-            f"{recipe} has not both a [build.NAME] and [train]: secondcast plan build and plan train take --config too"
+            f"{recipe} lacks a [build.NAME] or [train]: expected both; plan build and plan train take --config as well"
         )
     return tables
 
 
 def _caches_of_builds(tables: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Names that the run has for the cache of each build, by its folder."""
+    """Names of the run's caches by the name of their folder, which is that of a build."""
     names: dict[str, list[str]] = {}
     for name, place in tables["train"].get("caches", {}).items():
         names.setdefault(Path(str(place)).name, []).append(name)
@@ -88,7 +90,7 @@ def _caches_of_builds(tables: Mapping[str, Any]) -> dict[str, list[str]]:
 def _builds(
     recipe: Path, tables: Mapping[str, Any], counts: Sequence[str]
 ) -> dict[str, tuple[str, PlannedBuild, int | None]]:
-    """Teacher, options and number of prompts of each build of a recipe; None: as many as its files have."""
+    """Teacher, options and number of prompts of each build of a recipe; None: the number in its files."""
     numbers = _numbers(counts, list(tables["build"]))
     found = {}
     for name, table in tables["build"].items():
@@ -115,7 +117,8 @@ def _numbers(counts: Sequence[str], names: Sequence[str]) -> dict[str, int]:
         name, _, number = text.rpartition("=")
         if not number.isdecimal() or int(number) == 0 or (name and name not in names):
             raise SettingsError(
-                f"--num-prompts is {text!r}, expected a number of prompts, or NAME=N for one of the builds {', '.join(names)}"
+                f"--num-prompts is {text!r}, expected a number of prompts, or NAME=N for one of the builds "
+                f"{', '.join(names)}"
             )
         numbers |= dict.fromkeys([name] if name else names, int(number))
     return numbers

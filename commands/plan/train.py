@@ -1,4 +1,4 @@
-"""`secondcast plan train`: hours and memory of a run, by flags or by a recipe, before they are spent."""
+"""`secondcast plan train`: estimate hours and memory of a run, from flags or a recipe."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _GIB = 2**30
 _WAYS = {
     "as_asked": "as asked",
-    "fitted": "as --max-gpu-memory has it",
+    "fitted": "with --max-gpu-memory",
     "checkpoint_blocks_1": "--activation-checkpointing 1",
 }
 _ONLY = "cache"
@@ -47,17 +47,18 @@ _ONLY = "cache"
 
 def plan_train(
     student: Annotated[
-        str | None, typer.Option(help="small, base, large, xl, a T5 hub name, a config, pocket-small.")
+        str | None,
+        typer.Option(help="Student: small, base, large or xl, a T5 hub name, a config, or pocket-small."),
     ] = None,
     time_budget: Budget = None,
     cache: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]CACHE", help="A cache that is there; or --teacher for those that are not."),
+        typer.Option(metavar="[NAME=]CACHE", help="Existing cache; give --teacher for planned caches."),
     ] = None,
-    teacher: Annotated[str | None, typer.Option(help="Of caches to come, as for plan build.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Teacher of planned caches, as for plan build.")] = None,
     resolution: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]PIXELS", help="Of the caches to come; with a name of one of them."),
+        typer.Option(metavar="[NAME=]PIXELS", help="Resolution of the planned caches, or of the one named NAME."),
     ] = None,
     stored: StoredAs = StoredAs(),
     options: TrainOptions = TrainOptions(),
@@ -67,9 +68,9 @@ def plan_train(
     as_json: Json = False,
     config: Config = None,
 ) -> None:
-    """What training a student will take, beside the paper's recipe. Loads and downloads nothing.
+    """Estimate the cost of training a student, beside the paper's recipe. Loads and downloads no weights.
 
-    Caches to come count as equally large.
+    Planned caches count as equally large.
 
     Example: secondcast plan train --teacher FLUX.1-dev --student base --batch-size 4 --steps 50000 --gpu 4090
     """
@@ -97,10 +98,12 @@ def train_plan(
     tflops: float | None,
     builds: Mapping[str, PlannedBuild] | None = None,
 ) -> dict[str, Any]:
-    """What a run will take, as JSON types.
+    """The estimated cost of a run, as JSON types.
 
-    recipe: a file that states stages. builds: of caches to come by name; the others are as `stored` and `resolution`
-    say. The rest: see plan_train.
+    recipe: a file with stages.
+    builds: builds of planned caches, by name; `stored` and `resolution` describe the others.
+
+    For the other arguments see plan_train.
     """
     from secondcast.commands.train.fitting import named_bytes, stated_options
 
@@ -137,7 +140,7 @@ def _manifests(
     stored: StoredAs,
     builds: Mapping[str, PlannedBuild],
 ) -> tuple[dict[str, "Manifest"], str]:
-    """The caches of the run by name, those that are there and those to come, and whose configurations these are."""
+    """The existing and planned caches of the run by name, and the source of their configuration files."""
     there = named_places(given)
     if teacher is None:
         there = {**stated, **there}
@@ -149,17 +152,15 @@ def _manifests(
         to_come = [_ONLY]
     if to_come and teacher is None:
         if not named:
-            raise SettingsError(
-                "plan train needs one of --cache (a cache that is there) and --teacher (for one to come)"
-            )
+            raise SettingsError("plan train needs one of --cache (an existing cache) and --teacher (for a planned one)")
         raise SettingsError(
-            f"the recipe takes the cache {to_come[0]!r}, which is not given: give --cache {to_come[0]}=FOLDER, or "
-            f"--teacher for one to come"
+            f"the recipe uses the cache {to_come[0]!r}, which is not given: give --cache {to_come[0]}=FOLDER, or "
+            f"--teacher for a planned one"
         )
     if teacher is not None and not to_come:
         raise SettingsError(
             f"--teacher is {teacher}, but all caches of the run are given, {', '.join(there)}: plan train needs "
-            f"--cache (a cache that is there) or --teacher (for one to come)"
+            f"--cache (an existing cache) or --teacher (for a planned one)"
         )
     pixels = _pixels(resolutions, to_come)
     quiet_device("cpu")
@@ -180,10 +181,10 @@ def _pixels(given: Sequence[str], to_come: Sequence[str]) -> dict[str, int]:
     for text in sorted(given, key=lambda text: "=" in text):
         name, _, number = text.rpartition("=")
         if not number.isdecimal():
-            raise SettingsError(f"--resolution is {text!r}, expected pixels, or NAME=PIXELS for one cache to come")
+            raise SettingsError(f"--resolution is {text!r}, expected pixels, or NAME=PIXELS for one planned cache")
         if name and name not in to_come:
             known = ", ".join(to_come) or "none"
-            raise SettingsError(f"--resolution {text} names the cache {name!r}, those to come are {known}")
+            raise SettingsError(f"--resolution {text} names the cache {name!r}, expected a planned one: {known}")
         pixels |= dict.fromkeys([name] if name else to_come, int(number))
     return pixels
 
@@ -201,14 +202,14 @@ def print_train(facts: dict[str, Any]) -> None:
 
     way = FITTED if FITTED in facts["ways"] else AS_ASKED
     stages = facts["ways"][way]["stages"]
-    told = [
+    stage_texts = [
         f"{_steps_text(stage, facts['training'])} of the {stage['loss']} loss at batch {stage['batch_size']}"
         for stage in stages
     ]
     print_facts({
         "teacher": f"{facts['teacher']['source']}; {facts['teacher']['configs']}",
         "student": f"{facts['student']['source']}, {count_text(facts['student']['parameters'])} parameters with its "
-        f"projection; {', then '.join(told)}",
+        f"projection; {', then '.join(stage_texts)}",
     })  # fmt: skip
     _print_stages(facts, way)
     table = figure_table("", *(_WAYS[name] for name in facts["ways"]))
@@ -223,8 +224,11 @@ def print_train(facts: dict[str, Any]) -> None:
         ("TFLOP per sample of the vision loss", [f"{one['flop_per_sample'] / 1e12:.1f}" for one in ways]),
         ("hours of all stages", [hours_text(one["hours"]) for one in ways]),
         ("hours of the paper's 320,000 steps of 32", [_with_days(one["paper_recipe_hours"]) for one in ways]),
-        ("used of the cache, MB/s", [number_text(one["used_bytes_per_second"], ".1f", 1e6) for one in ways]),
-        ("read if nothing is pooled, MB/s", [number_text(one["read_bytes_per_second"], ".1f", 1e6) for one in ways]),
+        ("cache data used, MB/s", [number_text(one["used_bytes_per_second"], ".1f", 1e6) for one in ways]),
+        (
+            "cache data read without reuse, MB/s",
+            [number_text(one["read_bytes_per_second"], ".1f", 1e6) for one in ways],
+        ),
     )
     for name, values in rows:
         table.add_row(name, *values)
@@ -235,8 +239,8 @@ def print_train(facts: dict[str, Any]) -> None:
 def _print_stages(facts: dict[str, Any], way: str) -> None:
     from secondcast.commands.plan.train_rows import FITTED
 
-    told = "as it fits" if way == FITTED else None
-    table = figure_table("stage", "loss", "px", "steps", "batch", "TFLOP/step", "s/step", "hours", title=told)
+    title = "with the options that fit" if way == FITTED else None
+    table = figure_table("stage", "loss", "px", "steps", "batch", "TFLOP/step", "s/step", "hours", title=title)
     for stage in facts["ways"][way]["stages"]:
         divided = f" in {stage['grad_accum_steps']}" if stage["grad_accum_steps"] > 1 else ""
         tflop, steps = stage["flop_per_step"] / 1e12, stage["steps"]
@@ -250,11 +254,13 @@ def _print_stages(facts: dict[str, Any], way: str) -> None:
     time_budget = facts["training"]["budget_hours"]
     if time_budget is not None:
         print_line(
-            f"steps of stages that share the budget of {duration_text(3600 * time_budget)} are estimates: train measures "
-            f"what a step takes",
+            f"the steps of stages that share the budget of {duration_text(3600 * time_budget)} are estimates: train "
+            f"measures the time of a step",
         )
     if any(not LOSSES[stage["loss"]].replays for stage in facts["ways"][way]["stages"]):
-        print_line("a step without the transformer is too small for a card's whole rate: it takes longer")
+        print_line(
+            "steps without the transformer take longer than estimated: they are too small for the GPU's full rate"
+        )
 
 
 def _steps_text(stage: dict[str, Any], training: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What `secondcast plan train` prints, as plain JSON types: stages, costs, memory. Keys end in their unit."""
+"""Stages, costs and memory of a run, as plain JSON types, for `secondcast plan train`. Keys end in their unit."""
 
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from secondcast.trainer.settings import TrainSettings
     from secondcast.trainer.stage import Stage
 
-# Paper, section 4: 320 thousand iterations of 32, one step of a trajectory each.
+# Paper, section 4: 320 thousand iterations of batch 32, one trajectory step per row.
 PAPER_STEPS, PAPER_BATCH = 320_000, 32
 AS_ASKED, FITTED, EVERY_BLOCK = "as_asked", "fitted", "checkpoint_blocks_1"
 
 
 def train_facts(ways: "Mapping[str, TrainSettings]", costs: "Costs", *, rate_flops: float | None) -> dict[str, Any]:
-    """Memory, hours and read rate of ways to do a run on (planned) caches, beside the paper's recipe."""
+    """Memory, hours and read rate of variants of a run on (planned) caches, beside the paper's recipe."""
     settings = ways[AS_ASKED]
     return {
         "student": {"source": settings.student, "parameters": costs.student.parameters},
@@ -36,7 +36,7 @@ def train_facts(ways: "Mapping[str, TrainSettings]", costs: "Costs", *, rate_flo
 
 
 def ways_of(settings: "TrainSettings", fitted: "TrainSettings | None", *, named: bool) -> "dict[str, TrainSettings]":
-    """The run as it is asked for; what fits, where that does not; with no memory named, every block computed twice."""
+    """Variants of a run: as given; fitted, if that differs; without a memory size, with every block recomputed."""
     ways = {AS_ASKED: settings}
     if named:
         return ways if fitted in (None, settings) else ways | {FITTED: fitted}
@@ -53,13 +53,13 @@ def fit_verdicts(
     card: "Card | None",
     held: Collection[str],
 ) -> "tuple[list[str], TrainSettings | None]":
-    """Whether a run fits as asked, what `train --max-gpu-memory` would choose, and why; and those settings, if there are any."""
+    """Whether a run fits as given, what `train --max-gpu-memory` would choose, and why; and the settings that fit."""
     if memory_bytes is None:
         return [], None
     from secondcast.trainer.cost.fitting import fit
 
     memory = costs.memory(settings)
-    room = f"{card.name} has {memory_bytes / GIB:.1f} GiB" if card else f"asked for are {memory_bytes / GIB:.1f} GiB"
+    room = f"{card.name} has {memory_bytes / GIB:.1f} GiB" if card else f"the limit is {memory_bytes / GIB:.1f} GiB"
     needed = f"training: {memory.total_bytes / GIB:.1f} GiB at {counted(memory.batch_size, 'row')} at once, {room}"
     try:
         fitted = fit(settings, costs, memory_bytes=memory_bytes, held=held)
@@ -71,7 +71,7 @@ def fit_verdicts(
     return [
         f"does not fit: {needed}",
         *lines,
-        f"train --max-gpu-memory {memory_bytes / GIB:.4g}GiB chooses so",
+        f"train --max-gpu-memory {memory_bytes / GIB:.4g}GiB chooses these options",
     ], fitted.settings
 
 
@@ -79,7 +79,7 @@ def _way(settings: "TrainSettings", costs: "Costs", rate_flops: float | None) ->
     stages = [_stage(settings, stage, costs, rate_flops) for stage in settings.stages]
     main = next((stage for stage in settings.stages if stage.replays), settings.stages[-1])
     name = costs.names(main)[0]
-    # What a step of the vision loss would take is told even where none is asked for.
+    # The time of a vision-loss step is estimated even if no stage has that loss.
     vision = main if main.replays else main.model_copy(update={"loss": "vision"})
     step, seconds = costs.step_flops(settings, vision), _seconds(settings, vision, costs, rate_flops)
     student = 3 * costs.student.forward_flops
@@ -102,7 +102,7 @@ def _way(settings: "TrainSettings", costs: "Costs", rate_flops: float | None) ->
 
 
 def _seconds(settings: "TrainSettings", stage: "Stage", costs: "Costs", rate_flops: float | None) -> float | None:
-    """Of an optimizer step; streamed blocks are copied beside the computation."""
+    """Seconds of an optimizer step; the copies of streamed blocks overlap with computation."""
     if rate_flops is None:
         return None
     return max(costs.step_flops(settings, stage) / rate_flops, costs.step_copy_seconds(settings, stage))
@@ -138,9 +138,9 @@ def _sum(hours: list[float | None], rate_flops: float | None = 1.0) -> float | N
 
 
 def _reading(manifest: "Manifest", stage: "Stage", seconds: float | None) -> dict[str, Any]:
-    """Bytes per second that a step uses (a latent and a prediction a row), and that are read where nothing is pooled.
+    """Bytes per second that training uses (a latent and a prediction per row), and that it reads without reuse.
 
-    Rows that do not share the student's pass are of other trajectories; each of these is decoded from its first step.
+    Rows that do not share the student's forward pass belong to other trajectories, each decoded from its first step.
     """
     sizes = {size.name: size for size in cache_sizes(manifest)}
     latent_bytes = sizes["final_latent"].row_bytes

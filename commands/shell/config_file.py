@@ -1,4 +1,4 @@
-"""`--config FILE`: options of a command as keys of a TOML file, or a recipe, which has those of builds and of a run."""
+"""`--config FILE`: options of a command as keys of a TOML file, or a recipe with the options of builds and a run."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,12 +10,12 @@ from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.io.toml_file import read_toml, recipe_tables
 from secondcast.trainer.settings import TrainSettings
 
-# Keys of a run with stages that are no options: recipe.py reads them, and all that is of TrainSettings.
+# Keys of a run with stages that are not options of the command: recipe.py reads them.
 _OF_A_RUN = {*TrainSettings.model_fields, "stage", "caches", "time_budget"}
 
 
 def read_config(context: typer.Context, given: Path | None) -> Path | None:
-    """Take options of a command from a TOML file; those on the command line precede it. The file without its name."""
+    """Take defaults of a command's options from a TOML file; returns the file without its :NAME."""
     if given is None:
         return None
     file, name = _file_and_name(given)
@@ -26,11 +26,11 @@ def read_config(context: typer.Context, given: Path | None) -> Path | None:
     elif name is not None:
         raise SettingsError(f"--config {given} names {name!r}, but {file} has no [build.NAME]: give the file alone")
     options = {key.replace("-", "_"): value for key, value in values.items()}
-    # Of a build, `stage` is an option.
+    # `stage` is an option of build, but a table of a run.
     if command == "train" and "stage" in options:
         options = {key: value for key, value in options.items() if key not in _OF_A_RUN}
     if tables is not None and "plan" in context.command_path.split():
-        # What is of the command itself alone is nothing to plan with.
+        # A plan ignores options that only the planned command has.
         options = {key: value for key, value in options.items() if key not in _names_of(context, command)}
     _check_known(context, file, options)
     several = {parameter.name for parameter in context.command.params if getattr(parameter, "multiple", False)}
@@ -46,7 +46,7 @@ Config = Annotated[
         is_eager=True,
         metavar="FILE[:NAME]",
         callback=read_config,
-        help="TOML file with any of these options as keys, or a recipe; NAME: of its [build.NAME] tables that one.",
+        help="TOML file with any of these options as keys, or a recipe; NAME selects its table [build.NAME].",
     ),
 ]
 
@@ -75,18 +75,18 @@ def _own_table(file: Path, name: str | None, tables: dict[str, Any], command: st
         if name not in builds:
             listed = ", ".join(builds) or "none"
             raise SettingsError(
-                f"{file} has the builds {listed}: give one of them, as in --config {file}:{next(iter(builds), 'NAME')}"
+                f"{file} has the builds {listed}: select one, as in --config {file}:{next(iter(builds), 'NAME')}"
             )
         return dict(builds[name])
     if command not in tables:
         raise SettingsError(f"{file} has no [{command}]: it has {', '.join(f'[{table}]' for table in tables)}")
     if name is not None:
-        raise SettingsError(f"--config {file}:{name} names a build, and this is {command}: give the file alone")
+        raise SettingsError(f"--config {file}:{name} names a build, but this command is {command}: give the file alone")
     return dict(tables[command])
 
 
 def _names_of(context: typer.Context, command: str) -> set[str]:
-    """Options of the command of this name that a plan for it has not."""
+    """Options of the command of this name that its plan does not have."""
     group: Any = context.find_root().command
     own = {str(parameter.name) for parameter in context.command.params}
     return {str(parameter.name) for parameter in group.commands[command].params} - own

@@ -1,7 +1,7 @@
-"""What commands print, all of it: on any encoding of stdout, and without what a terminal would obey.
+"""Printing for all commands, safe for any encoding of stdout and against escape sequences.
 
-Text that is not ours (prompts, file names, names of runs) may hold escape sequences, or characters that the encoding of
-stdout does not have. Every function here writes both out.
+Foreign text (prompts, file names, run names) may contain escape sequences, or characters that the encoding of stdout
+lacks. Every function here escapes both.
 """
 
 import sys
@@ -16,25 +16,25 @@ from rich.text import Text
 
 from secondcast.storage_schemas.io.printable import printable, printable_json
 
-# Of a table in a pipe or a file, where nothing has to fit.
+# Width of a table in a pipe or a file.
 _ANY_WIDTH = 1000
 
 
 def make_streams_safe() -> None:
-    """Never let stdout or stderr raise for a character: what libraries and typer print, too."""
+    """Make stdout and stderr escape characters that they cannot encode, also for libraries and typer."""
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")
 
 
 def terminal_width() -> int | None:
-    """Columns of the terminal that is written to; None for a file or a pipe, which gets whole lines."""
+    """Columns of the terminal; None for a file or a pipe, which gets whole lines."""
     console = _console()
     return console.width if console.is_terminal else None
 
 
 def print_line(text: str, *, style: str | None = None) -> None:
-    """Print one line as it is; markup of rich in it means nothing."""
+    """Print one line as it is, without interpreting rich markup."""
     if style is None:
         print(_shown(text))
     else:
@@ -53,29 +53,29 @@ def print_json(value: Any) -> None:
 
 
 def print_error(message: str) -> None:
-    """Print one line on stderr, after the name of the program."""
+    """Print one line on stderr, prefixed with the program's name."""
     print_notice(f"secondcast: {' '.join(message.split())}")
 
 
 def print_notice(text: str) -> None:
-    """Print lines on stderr that are no part of an answer."""
+    """Print lines on stderr that are not part of the output."""
     if sys.stderr is None:
-        # Started without one: print() would take stdout.
+        # Without stderr, print() would write to stdout.
         return
     for line in text.split("\n"):
         print(printable(line, encoding=_encoding(sys.stderr)), file=sys.stderr)
 
 
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print the traceback of a bug, whose message may hold text of others; a sys.excepthook."""
+    """Print the traceback of a bug, whose message may contain foreign text; a sys.excepthook."""
     for part in traceback.format_exception(kind, error, trace):
         print_notice(part.rstrip("\n"))
 
 
 class PlainTable(Table):
-    """A table of rich whose cells and headers are plain text: markup means nothing, control characters are written out.
+    """A rich table whose cells and headers are plain text: no markup, control characters escaped.
 
-    A line end in a cell begins a new line of that cell.
+    A newline in a cell starts a new line of that cell.
     """
 
     def add_column(self, header: Any = "", *rest: Any, **options: Any) -> None:
@@ -89,7 +89,7 @@ class PlainTable(Table):
 
 
 def print_table(table: PlainTable) -> None:
-    """Print a table: as wide as the terminal, or as it needs where there is none; long cells are folded."""
+    """Print a table as wide as the terminal (without one, as wide as its content); long cells are folded."""
     console = _console()
     if not console.is_terminal:
         console = Console(file=sys.stdout, highlight=False, emoji=False, width=_ANY_WIDTH)
@@ -97,7 +97,7 @@ def print_table(table: PlainTable) -> None:
 
 
 def _console() -> Console:
-    # Without emoji: of a prompt, `:dog:` is four letters and two colons. Made at each call: stdout may be replaced.
+    # Without emoji: `:dog:` in a prompt is literal text. Created for each call, because stdout may be replaced.
     return Console(file=sys.stdout, highlight=False, soft_wrap=True, emoji=False)
 
 

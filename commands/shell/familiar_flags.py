@@ -1,13 +1,13 @@
-"""Flags of other trainers (diffusers' scripts, SimpleTuner, ai-toolkit, kohya, accelerate), and ours in their place.
+"""Flags of other trainers (diffusers' scripts, SimpleTuner, ai-toolkit, kohya, accelerate) and their counterparts here.
 
-Where one of them is typed, the error names ours. Names are compared without dashes in front, `_` as `-`.
+The error for such a flag names the counterpart. Names are compared without leading dashes, with `_` as `-`.
 """
 
 from collections.abc import Collection
 
 from secondcast.commands.shell.resuming import GO_ON
 
-# Our flags, in the order of preference: the first that the command has is named.
+# Counterparts in order of preference: the first that the command has is named.
 _OURS: dict[tuple[str, ...], str] = {
     ("--learning-rate",): "lr unet-lr text-encoder-lr",
     ("--lr-warmup-steps",): "warmup warmup-ratio lr-warmup num-warmup-steps",
@@ -72,7 +72,7 @@ _OURS: dict[tuple[str, ...], str] = {
 _BY_NAME = {name: flags for flags, names in _OURS.items() for name in names.split()}
 
 _RESUMES = "Give the same command again: it keeps what is finished and resumes from there"
-# What does the work of a flag where no flag of the command does.
+# Advice where no flag of the command is a counterpart.
 _INSTEAD: dict[str, dict[str, str]] = {
     "resume resume-from-checkpoint resume-from resume-training continue continue-training load-checkpoint ckpt "
     "auto-resume": dict.fromkeys(GO_ON, _RESUMES),
@@ -110,11 +110,11 @@ _BY_COMMAND = {name: advice for names, advice in _INSTEAD.items() for name in na
 
 
 def familiar_advice(typed: str, command: str, flags: Collection[str]) -> str | None:
-    """What to do in place of a flag that a command does not have; None where nothing is known of it.
+    """Advice for a flag that a command does not have; None for an unknown flag.
 
-    typed: as it was given, "--lr" or "--learning_rate", or a key of a settings file.
-    command: its name, as "train" or "evaluate score".
-    flags: those that it has.
+    typed: the flag as given, such as "--lr" or "--learning_rate", or a key of a settings file.
+    command: name of the command, such as "train" or "evaluate score".
+    flags: flags of the command.
     """
     name = typed.lstrip("-").lower().replace("_", "-")
     if f"--{name}" in flags:

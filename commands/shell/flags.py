@@ -1,4 +1,4 @@
-"""Options of commands from config models: of a parameter whose type is one, each field is an option."""
+"""Options of commands from config models: each field of a parameter's config model becomes an option."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -17,12 +17,12 @@ from secondcast.storage_schemas.schema.flags import Flags, Shown
 _COMPLETIONS: dict[str, Callable[[str], list[str]]] = {"student": student_names, "teacher": teacher_names}
 _PLAIN = (bool, int, float, str)
 _BOUNDS = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
-# A bound that only keeps numbers within what a file or a float holds says nothing to a user.
+# Larger bounds only keep numbers within file or float limits, and are not shown.
 _LARGEST_SHOWN = 1e5
 
 
 class GroupedCommand(TyperCommand):
-    """A command whose help shows options under the headings of their fields."""
+    """A command whose help groups options under the headings of their fields."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """See typer."""
@@ -44,10 +44,10 @@ def add_command(app: typer.Typer, function: Callable[..., None], name: str | Non
 
 
 def with_flags(function: Callable[..., None]) -> Callable[..., None]:
-    """A function as typer takes it: each parameter that is a config model is replaced by options for its fields.
+    """Wrap a function for typer: each parameter that is a config model is replaced by options for its fields.
 
-    The model is made of the options that were given on the command line or in a file, so that its `model_fields_set`
-    names those; SettingsError where it is not valid.
+    The model is built from the options given on the command line or in a file, so its `model_fields_set` names exactly
+    those. An invalid model raises SettingsError.
     """
     signature = inspect.signature(function)
     models = {p.name: p.annotation for p in signature.parameters.values() if _is_model(p.annotation)}
@@ -71,11 +71,11 @@ def with_flags(function: Callable[..., None]) -> Callable[..., None]:
     def command(**values: Any) -> None:
         values.pop("help_all", None)
         context = values.pop("context") if context_name is None else values[context_name]
-        made = {}
+        configs = {}
         for name, model in models.items():
             options = {option.name: values.pop(option.name) for option in _options(model)}
-            made[name] = model.from_flags(**{key: v for key, v in options.items() if is_given(context, key)})
-        function(**values, **made)
+            configs[name] = model.from_flags(**{key: v for key, v in options.items() if is_given(context, key)})
+        function(**values, **configs)
 
     command.__name__, command.__doc__ = function.__name__, function.__doc__
     command.__wrapped__ = function  # type: ignore[attr-defined]
@@ -93,7 +93,8 @@ def _show_all(context: typer.Context, asked: bool) -> None:
 
 
 _HelpAll = Annotated[
-    bool, typer.Option("--help-all", is_eager=True, callback=_show_all, help="Show rarer options too, and exit.")
+    bool,
+    typer.Option("--help-all", is_eager=True, callback=_show_all, help="Show the rarer options as well, and exit."),
 ]
 
 
@@ -102,8 +103,8 @@ def _typer_option(parameter: inspect.Parameter) -> Any:
 
 
 def is_given(context: typer.Context, name: str) -> bool:
-    """Whether an option is on the command line or in the file of --config."""
-    # typer carries its own copy of click from 0.29 on: the source of a value is known by its name.
+    """Whether an option is given on the command line or in the file of --config."""
+    # typer bundles its own copy of click from 0.29 on: compare the name of the enum member.
     source = context.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
 
@@ -154,12 +155,12 @@ def _help(field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> Any:
-    """The default as typer takes it; None for a value that is parsed from text, whose default is shown by `text`."""
+    """The default for typer; None for a value that is parsed from text, whose default is shown by `text`."""
     return field.default if isinstance(field.default, _PLAIN) else None
 
 
 def _option_type(field: FieldInfo, shown: Shown) -> Any:
-    """The type of an option: that of its field, but a list of texts for a tuple, a text for what is parsed from one."""
+    """The type of an option: the type of its field, but list[str] for a tuple, and str for a value parsed from text."""
     return str | None if shown.text is not None else _of_type(field.annotation)
 
 

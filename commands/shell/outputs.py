@@ -1,4 +1,4 @@
-"""Files that commands write. What is there, and is not this command's own result, stays unless --overwrite is given."""
+"""Files that commands write. Existing files that are not results of the same command are kept unless --overwrite."""
 
 import io
 import json
@@ -19,10 +19,10 @@ from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.schema.manifest import Record
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-"""Endings of the pictures that commands write."""
-# An ending of letters is that of some kind of file; run.v2 and guidance-3.5 are names of folders.
+"""Suffixes of the pictures that commands write."""
+# A suffix of letters denotes a file; run.v2 and guidance-3.5 are folder names.
 _OF_A_FILE = re.compile(r"\.[A-Za-z]{2,5}")
 RECORD_FILE = "secondcast-files.json"
 
@@ -33,26 +33,26 @@ class Output(Protocol):
     path: Path
 
     def write(self, data: bytes) -> None:
-        """Write it, whole or not at all; SettingsError where that is not possible."""
+        """Write the file atomically; SettingsError if that is not possible."""
         ...
 
 
 class OutputFile:
-    """A file by itself. Made before the work begins, so that hours of it do not end with a refusal."""
+    """A single file, opened before the work starts, so that an error does not come after hours."""
 
     def __init__(self, path: Path, named: str, *, replaces: bool) -> None:
-        """named: see `open`. replaces: whether what is there now may be replaced."""
+        """named: see `open`. replaces: whether an existing file may be replaced."""
         self.path, self._named, self._replaces = path, named, replaces
 
     @classmethod
     def open(
         cls, path: Path, *, overwrite: bool = False, own: Callable[[bytes], bool] | None = None, named: str = "--out"
     ) -> Self:
-        """Check that a file can be written; SettingsError where it cannot, or where another file would be lost.
+        """Check that a file can be written; SettingsError if it cannot, or if another file would be lost.
 
         overwrite: whether any file may be replaced.
-        own: tells from its bytes whether a file is an earlier result of the same command.
-        named: what the user gave the file with, for messages.
+        own: whether these bytes are an earlier result of the same command.
+        named: the flag or argument that named the file, for messages.
         """
         if _is_stream(path):
             return cls(path, named, replaces=True)
@@ -71,21 +71,21 @@ class OutputFile:
         return cls(path, named, replaces=there)
 
     def write(self, data: bytes) -> None:
-        """See Output. What came there since the work began is not replaced."""
+        """See Output. A file created since `open` is not replaced."""
         with _writing(self.path, self._named):
             if _is_stream(self.path):
                 self.path.write_bytes(data)
             elif self._replaces:
                 durable.replace(_target(self.path), data)
             elif not durable.publish(_target(self.path), data):
-                raise SettingsError(f"{self.path} came into being meanwhile, and stays: give another {self._named}")
+                raise SettingsError(f"{self.path} was created meanwhile and is kept: give another {self._named}")
             self._replaces = True
 
 
 class _Written(Record):
-    """What RECORD_FILE says: checksums of the files that a command wrote into a folder, the last ones of each.
+    """Contents of RECORD_FILE: the last checksums of each file that a command wrote into a folder.
 
-    settings: flags that must be the same when the command is given again.
+    settings: flags that must not change when the command is run again.
     """
 
     format: Literal["secondcast-files"] = "secondcast-files"
@@ -95,7 +95,7 @@ class _Written(Record):
 
 
 class OutputFolder:
-    """A folder of results that is written again when its command is given again, and only those files of it."""
+    """A folder of results; running the command again replaces its own files only."""
 
     def __init__(self, folder: Path, written: _Written, *, overwrite: bool) -> None:
         """See `open`."""
@@ -112,23 +112,25 @@ class OutputFolder:
         overwrite: bool = False,
         alone: bool = False,
     ) -> Self:
-        """Make a folder, or take up that of an earlier call.
+        """Create a folder, or reopen that of an earlier call.
 
-        names: files that will be written, none of which may be another's.
-        overwrite: whether files of others may be replaced. alone: whether a folder that holds other files is refused.
-        Raises SettingsError for files of others, SettingsMismatchError for a folder that was begun with other settings.
+        names: files that will be written.
+        overwrite: whether foreign files may be replaced.
+        alone: whether a folder that holds other files is refused.
+
+        Raises SettingsError for foreign files, SettingsMismatchError for a folder started with other settings.
         """
         check_folder(folder)
         found = _read_record(folder)
         if found is None and alone:
             _check_empty(folder)
         if found is not None and found.command != command:
-            raise SettingsError(f"{folder} holds results of `secondcast {found.command}`: give another folder")
+            raise SettingsError(f"{folder} has results of `secondcast {found.command}`: give another folder")
         for key, value in (settings or {}).items():
             if found is not None and found.settings.get(key) != value:
                 raise SettingsMismatchError(
-                    f"{folder} was begun with {key.replace('_', '-')} = {found.settings.get(key)}, you asked for "
-                    f"{value}: give the flags of the first time, or another folder"
+                    f"{folder} was started with {key.replace('_', '-')} = {found.settings.get(key)}, not "
+                    f"{value}: give the original flags, or another folder"
                 )
         written = found or _Written(command=command, settings=settings or {})
         opened = cls(folder, written, overwrite=overwrite)
@@ -138,11 +140,11 @@ class OutputFolder:
         return opened
 
     def file(self, name: str) -> Output:
-        """A file of the folder, to be written."""
+        """A file of the folder, for writing."""
         return _FileOf(self, name)
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file of the folder, whole or not at all; SettingsError where it is another's."""
+        """Write a file of the folder atomically; SettingsError if a foreign file is there."""
         path = self.folder / name
         with _writing(path, "folder"):
             if path.is_file() and path.read_bytes() == data:
@@ -150,7 +152,7 @@ class OutputFolder:
             before = self._check_own(name)
             files = {**self._written.files, name: (*before, xxh3_128(data))}
             self._written = self._written.model_copy(update={"files": files})
-            # The record first: a kill between the two leaves a file that is known, or none.
+            # The record first: a kill between the two leaves a recorded file, or none.
             self._record()
             durable.replace(path, data)
 
@@ -161,7 +163,7 @@ class OutputFolder:
         found = xxh3_128(path.read_bytes()) if path.is_file() else ""
         if found not in self._written.files.get(name, ()) and not (self._overwrite and path.is_file()):
             raise SettingsError(
-                f"{path} exists and is not as `secondcast {self._written.command}` wrote it: move it away, or give "
+                f"{path} exists and differs from what `secondcast {self._written.command}` wrote: move it, or give "
                 f"another folder"
             )
         return (found,)
@@ -182,27 +184,25 @@ class _FileOf:
 
 
 def is_named_as_a_file(path: Path) -> bool:
-    """Whether a path that is no folder yet has the ending of a file."""
+    """Whether a path that is not a folder has the suffix of a file."""
     return not path.is_dir() and _OF_A_FILE.fullmatch(path.suffix) is not None
 
 
 def check_folder_name(folder: Path) -> None:
-    """Raise SettingsError for an --out that is named as a file, where a folder is to be made."""
+    """Raise SettingsError for an --out that is named like a file, where a folder is expected."""
     if is_named_as_a_file(folder):
         raise SettingsError(
-            f"--out is {folder}, which is named as a file, and a folder is expected: give {folder.with_suffix('')}"
+            f"--out is {folder}, which is named like a file, expected a folder: give {folder.with_suffix('')}"
         )
 
 
 def check_folder(folder: Path) -> None:
-    """Make the folder of --out; SettingsError for the name of a file, where there is one, or where none can be made."""
+    """Create the folder of --out; SettingsError for the name of a file, or if the folder cannot be created."""
     check_folder_name(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SettingsError(
-            f"--out {folder} cannot be a folder ({error.strerror}): give a new one, or another"
-        ) from error
+        raise SettingsError(f"--out {folder} cannot be created as a folder ({error.strerror}): give another") from error
 
 
 def check_outside(path: Path, cache: str) -> None:
@@ -214,42 +214,42 @@ def check_outside(path: Path, cache: str) -> None:
         return
     if path.resolve().is_relative_to(Path(cache).resolve()):
         raise SettingsError(
-            f"--out {path} lies in the cache {cache}, where `secondcast inspect verify` would call it foreign: give a "
-            f"place outside it"
+            f"--out {path} is inside the cache {cache}, where `secondcast inspect verify` would report it as foreign: "
+            f"give a path outside it"
         )
 
 
 def write_text(path: Path, text: str, *, overwrite: bool) -> None:
-    """Write a text file that the user named by an argument; the same text again is no loss."""
+    """Write a text file named by an argument; a file with the same text may be replaced."""
     data = text.encode()
     OutputFile.open(path, overwrite=overwrite, own=lambda found: found == data, named="FILE").write(data)
 
 
 def picture_bytes(picture: Any, path: Path) -> bytes:
-    """A picture as a file of this name."""
+    """A picture encoded in the format of this file name."""
     data = io.BytesIO()
     picture.save(data, format={".png": "PNG", ".webp": "WEBP"}.get(path.suffix.lower(), "JPEG"))
     return data.getvalue()
 
 
 def check_picture(path: Path, flag: str) -> None:
-    """Raise SettingsError for a name that is not that of a picture."""
+    """Raise SettingsError for a file name without a picture suffix."""
     if path.suffix.lower() not in PICTURES or path.is_dir():
         raise SettingsError(f"{flag} is {path}, expected a picture such as {path.stem or 'picture'}.png")
 
 
 def json_bytes(value: Any) -> bytes:
-    """JSON for people."""
+    """Indented JSON."""
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether a path is a device or a pipe, such as /dev/stdout, which is written to and cannot be replaced."""
+    """Whether a path is a device or a pipe, such as /dev/stdout, which can be written to but not replaced."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _target(path: Path) -> Path:
-    """Where a link leads: the file is replaced, not the link."""
+    """The target of a link: the file is replaced, not the link."""
     return Path(os.path.realpath(path))
 
 
@@ -270,7 +270,7 @@ def _read_record(folder: Path) -> _Written | None:
     except (OSError, ValidationError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not what this version writes"
         raise SettingsError(
-            f"{file} cannot be read ({reason}): it names the results that may be replaced; give another folder"
+            f"{file} cannot be read ({reason}), and it lists the results that may be replaced: give another folder"
         ) from error
 
 
@@ -278,6 +278,6 @@ def _check_empty(folder: Path) -> None:
     foreign = sorted(path.name for path in folder.iterdir() if not durable.is_temporary(path.name))
     if foreign:
         raise SettingsError(
-            f"{folder} holds {foreign[0]!r} and {len(foreign) - 1} more, and no {RECORD_FILE}: it was not made by this "
-            f"command; give a new or empty folder"
+            f"{folder} has {foreign[0]!r} and {len(foreign) - 1} more, but no {RECORD_FILE}, so this command did not "
+            f"create it: give a new or empty folder"
         )

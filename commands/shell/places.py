@@ -1,4 +1,4 @@
-"""Arguments and options that name a place: `~` is expanded in them, wherever their value comes from."""
+"""Arguments and options that name a path: `~` is expanded in their value from any source."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ from secondcast.storage_schemas.io.home import expand_home
 
 PLACES = frozenset({
     "a", "b", "backbone", "cache", "clip_model", "config", "copy", "disk", "evaluations", "fid_weights", "folder",
-    "folders", "ids", "local_cache_dir", "ocr_model", "out", "out_file", "out_path", "sample_grid", "prompts", "ray_runtime_env",
-    "recipe", "reference", "run", "runs", "source", "sources", "student", "students", "target", "teacher",
-    "vqa_model",
+    "folders", "ids", "local_cache_dir", "ocr_model", "out", "out_file", "out_path", "sample_grid", "prompts",
+    "ray_runtime_env", "recipe", "reference", "run", "runs", "source", "sources", "student", "students", "target",
+    "teacher", "vqa_model",
 })  # fmt: skip
-"""Names of these parameters in the functions of commands: files, folders, and what may also be elsewhere."""
+"""Names of such parameters in the functions of commands; some also accept a hub name or a URL."""
 
 
 class GroupOfPlaces(TyperGroup):
-    """A group whose commands, and those of its groups, have `~` expanded in what names a place."""
+    """A group that expands `~` in the path parameters of its commands, recursively."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -33,7 +33,7 @@ def _expand_in(command: Any) -> None:
 
 
 class _Expanding:
-    """Converts the value of a parameter, from the command line or a settings file, after `~` is expanded in it."""
+    """Expands `~` in the value of a parameter, from the command line or a settings file, then converts it."""
 
     def __init__(self, convert: Any) -> None:
         self._convert = convert
@@ -44,5 +44,5 @@ class _Expanding:
 
 def _expanded(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return type(value)(_expanded(one) for one in value)
+        return type(value)(_expanded(item) for item in value)
     return expand_home(value) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""What commands share: flags, names to folders, devices, files to write."""
+"""Shared parts of the commands: flags, teachers and students by name, devices."""
 
 import os
 from pathlib import Path
@@ -18,14 +18,14 @@ POCKET = "pocket"
 
 
 def silence_downloads(quiet: bool) -> bool:
-    """Callback of --quiet: no bars of huggingface_hub either, which reads this when it is imported."""
+    """Callback of --quiet: also disable the bars of huggingface_hub, which reads this at import."""
     if quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     return quiet
 
 
 def teacher_names(incomplete: str) -> list[str]:
-    """Completion of --teacher; a shell completes folders where none of these begins so."""
+    """Completion of --teacher; if no name matches, the shell completes folders."""
     names = (POCKET, "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell")
     return [name for name in names if name.startswith(incomplete)]
 
@@ -40,31 +40,33 @@ def student_names(incomplete: str) -> list[str]:
 
 TeacherName = Annotated[
     str,
-    typer.Option(autocompletion=teacher_names, help="pocket, a folder in the FluxPipeline layout, or a hub name."),
+    typer.Option(
+        autocompletion=teacher_names, help="Teacher: pocket, a folder in the FluxPipeline layout, or a hub name."
+    ),
 ]
 _T5_NAMES = tuple(f"google-t5/t5-{size}" for size in ("small", "base", "large"))
 
-BackboneName = Annotated[str | None, typer.Option(help="Where transformer/ and vae/ lie; default: as recorded.")]
-Revision = Annotated[str | None, typer.Option(help="Revision of a hub repository.")]
+BackboneName = Annotated[str | None, typer.Option(help="Location of transformer/ and vae/. Default: as recorded.")]
+Revision = Annotated[str | None, typer.Option(help="Revision of the hub repository.")]
 CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the cache, or s3://bucket/prefix.")]
 Verify = Annotated[
     ChecksumTimes,
-    typer.Option(help="Compare checksums of shard files never, once per file, or at every read."),
+    typer.Option(help="When to verify checksums of shard files: off, once per file, or always (at every read)."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=silence_downloads, help="No progress, no remarks.")]
-Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=silence_downloads, help="Hide progress and notes.")]
+Device = Annotated[str, typer.Option(help="Device: auto (a GPU if available), cpu, cuda, or for example cuda:1.")]
 
 
 def terminal(quiet: bool = False) -> Any:
-    """How progress is shown."""
+    """The progress display."""
     from secondcast.commands.shell.terminal import Terminal
 
     return Terminal(quiet=quiet)
 
 
 def quiet_device(name: str) -> Any:
-    """A device by name. Also silences the libraries' own bars and remarks."""
+    """A device by name; also silences the progress bars and warnings of libraries."""
     from secondcast.models.device import quiet_libraries, usable_device
 
     quiet_libraries()
@@ -72,11 +74,11 @@ def quiet_device(name: str) -> Any:
 
 
 def launched_device(name: str, local_number: int | None) -> Any:
-    """The device of one of several launched processes, by its number within the node (None: not launched)."""
+    """The device of one of several launched processes, by its local rank (None: not launched)."""
     import torch
 
     if name in ("auto", "cuda") and local_number is not None and torch.cuda.is_available():
-        # Asked for at once: to try the first GPU would take some of its memory for each process of the node.
+        # Chosen directly: probing the first GPU would take memory on it for each process of the node.
         name = f"cuda:{local_number % torch.cuda.device_count()}"
     return quiet_device(name)
 
@@ -84,9 +86,9 @@ def launched_device(name: str, local_number: int | None) -> Any:
 def resolve_teacher(
     name: str, parts: tuple[str, ...], revision: str | None = None, *, weights: bool = True
 ) -> "TeacherFolder":
-    """A teacher by name; `pocket` is the embedded one, before any path of that name.
+    """A teacher by name; `pocket` is the embedded one, even if a path of that name exists.
 
-    weights: whether the weights of these parts are needed; TeacherError unless they are what is read, before any work.
+    weights: whether to check the weights of these parts before any work; TeacherError if they do not fit.
     """
     from dataclasses import replace
 
@@ -105,7 +107,7 @@ def resolve_teacher(
 
 
 def resolve_context_projection(name: str, recorded: "Teacher") -> "ContextProjection":
-    """The text projection of a teacher by name; of a hub's transformer that tensor alone is fetched."""
+    """The text projection of a teacher by name; from the hub, only that tensor is downloaded."""
     from dataclasses import replace
 
     from secondcast.models.teacher.context_projection import find_context_projection
@@ -117,12 +119,12 @@ def resolve_context_projection(name: str, recorded: "Teacher") -> "ContextProjec
 
 
 def student_source(name: str) -> str:
-    """A student to begin with; `pocket-small` and its like are the embedded configurations."""
+    """The source of a student; names such as `pocket-small` are embedded configurations."""
     from secondcast.pocket import STUDENTS_FOLDER
 
     if not name.startswith(f"{POCKET}-") or Path(name).is_dir():
         return name
     known = sorted(f"{POCKET}-{folder.name}" for folder in STUDENTS_FOLDER.iterdir())
     if name not in known:
-        raise SettingsError(f"--student {name!r} is not one of the embedded students, which are {', '.join(known)}")
+        raise SettingsError(f"--student {name!r} is not an embedded student, expected one of {', '.join(known)}")
     return str(STUDENTS_FOLDER / name.removeprefix(f"{POCKET}-"))

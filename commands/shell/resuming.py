@@ -1,15 +1,15 @@
-"""What is left of a command that was stopped: some go on where they were, the others begin anew."""
+"""Messages for a stopped command: some commands resume when run again, the others start over."""
 
 from collections.abc import Sequence
 
 GO_ON = frozenset({"build", "convert", "demo", "generate", "merge", "repair", "subset", "train"})
-"""Commands that keep what they finished and go on from there when they are given again."""
+"""Commands that keep finished work and resume when they are run again."""
 GO_ON_WITH_OUT = frozenset({"evaluate table"})
-"""Those that do so where --out says where to keep it."""
+"""Commands that do so with --out."""
 
 
 def goes_on(command: str, words: Sequence[str]) -> bool:
-    """Whether a command, given by its name ("evaluate table") and all words of its line, goes on when given again."""
+    """Whether a command, by its name ("evaluate table") and command line, resumes when it is run again."""
     with_out = any(word == "--out" or word.startswith("--out=") for word in words)
     return command in GO_ON or (command in GO_ON_WITH_OUT and with_out)
 
@@ -17,17 +17,17 @@ def goes_on(command: str, words: Sequence[str]) -> bool:
 def interrupted_text(goes_on: bool) -> str:
     """After Ctrl-C or SIGTERM."""
     if goes_on:
-        return "interrupted: what was finished stays; the same command goes on from there"
-    return "interrupted: nothing of it is kept; the same command begins anew"
+        return "interrupted: finished work is kept; run the same command again to resume"
+    return "interrupted: nothing is kept; the same command starts over"
 
 
 def failed_text(what: str, goes_on: bool) -> str:
     """After an error of the operating system."""
-    return f"{what}: {'what was committed stays; ' if goes_on else ''}mend that and give the same command again"
+    return f"{what}: {'committed work is kept; ' if goes_on else ''}fix the cause and run the same command again"
 
 
 def out_of_memory_text(goes_on: bool, flags: Sequence[str]) -> str:
-    """After one of the GPU; `flags` are those that the command has."""
-    ways = ["lower --batch-size" if "--batch-size" in flags else "", "take --device cpu" if "--device" in flags else ""]
-    way_out = " or ".join(filter(None, ways)) or "take a larger one"
-    return f"the GPU is out of memory: {way_out}{'; what was committed stays' if goes_on else ''}"
+    """After the GPU ran out of memory; `flags`: the flags of the command."""
+    fixes = ["lower --batch-size" if "--batch-size" in flags else "", "use --device cpu" if "--device" in flags else ""]
+    fix = " or ".join(filter(None, fixes)) or "use a larger one"
+    return f"the GPU is out of memory: {fix}{'; committed work is kept' if goes_on else ''}"

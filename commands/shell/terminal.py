@@ -1,4 +1,4 @@
-"""Progress in a terminal: one style of bar (rich); plain lines where the output is a file or a pipe."""
+"""Progress display: rich bars in a terminal, plain lines in a file or a pipe."""
 
 import sys
 import time
@@ -24,21 +24,20 @@ from secondcast.storage_schemas.progress import Bar, duration_text
 
 _SECONDS_BETWEEN_LINES = 10.0
 _REFRESHES_PER_SECOND = 4
-# A step may take a minute: rich's own 30 seconds would never see two.
+# A step may take a minute, so rich's default of 30 seconds is too short to see two.
 _SECONDS_OF_RATE = 600.0
-# A terminal below so many columns gets a short bar, and no time so far.
+# A terminal with fewer columns gets a short bar, without the elapsed time.
 _WIDE = 110
 
 
 class Terminal:
-    """Shows jobs as bars with rate and time left, messages as lines, all on stderr.
+    """Shows jobs as bars with rate and remaining time, and messages as lines, all on stderr.
 
     A terminal that cannot move its cursor (TERM=dumb) gets lines, as files and pipes do.
     """
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
-        # FORCE_COLOR, which makes rich take anything for a terminal, is set where continuous integration keeps logs.
-        # A process may have been started without a stderr.
+        # CI systems set FORCE_COLOR, which makes rich treat a log as a terminal. stderr may be missing.
         shown = sys.stderr is not None
         self._console = console or Console(
             file=sys.stderr, highlight=False, emoji=False, force_terminal=shown and sys.stderr.isatty()
@@ -46,7 +45,7 @@ class Terminal:
         self._quiet = quiet or not (console or shown)
 
     def say(self, message: str) -> None:
-        """One line; nothing where quiet."""
+        """Print one line, unless quiet."""
         if not self._quiet:
             self._console.print(self._shown(message), markup=False, soft_wrap=True)
 
@@ -66,7 +65,7 @@ class Terminal:
             console=self._console,
             refresh_per_second=_REFRESHES_PER_SECOND,
             speed_estimate_period=_SECONDS_OF_RATE,
-            # Answers go to stdout, also while a bar is shown; rich would print them above the bar, on stderr.
+            # Output goes to stdout even while a bar is shown; rich would print it above the bar, on stderr.
             redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
         ) as progress:
             task = progress.add_task(self._shown(title), total=total, completed=done, rate="", note="")
@@ -74,7 +73,7 @@ class Terminal:
 
 
 class _Note(ProgressColumn):
-    """The note beside a bar: what does not fit of it is cut, so that the numbers stay whole."""
+    """The note beside a bar, truncated so that the numbers are never cut."""
 
     def render(self, task: Task) -> Text:
         return Text(str(task.fields["note"]), no_wrap=True, overflow="ellipsis")
@@ -83,7 +82,7 @@ class _Note(ProgressColumn):
 def _columns(unit: str, *, wide: bool) -> list[ProgressColumn]:
     elapsed: list[ProgressColumn] = [TimeElapsedColumn(table_column=Column(no_wrap=True))] if wide else []
     return [
-        # A title may be the name of a run, with brackets in it.
+        # A title may be a run name that contains brackets.
         TextColumn("{task.description:>8}", markup=False),
         BarColumn(bar_width=30 if wide else 6, table_column=Column(no_wrap=True)),
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
@@ -137,5 +136,5 @@ class _Lines:
 
 
 def _rate_text(per_second: float) -> str:
-    """A rate in two digits or more, also where one takes minutes."""
+    """A rate, or seconds per unit where one takes longer than ten seconds."""
     return f"{1 / per_second:,.1f} s each" if 0 < per_second < 0.1 else f"{per_second:.2f}/s"

@@ -1,4 +1,4 @@
-"""`secondcast --version`: what a report of an error should say of the installation."""
+"""`secondcast --version`: versions to include in a bug report."""
 
 import platform
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ OPTIONAL = (
 
 
 def version_lines() -> Iterator[str]:
-    """Lines of a name and a version, by what is installed (nothing is imported); optional libraries if they are."""
+    """Name and version of each library, without importing it; optional libraries only if installed."""
     named = [(name, _version(name) or "not installed") for name in REQUIRED]
     named.insert(1, ("python", f"{platform.python_version()} ({platform.system()} {platform.machine()})"))
     named += [(name, found) for name in OPTIONAL if (found := _version(name)) is not None]

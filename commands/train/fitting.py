@@ -1,4 +1,4 @@
-"""`--max-gpu-memory`: options that make a run fit into so much GPU memory; and what helps a run that did not fit."""
+"""`--max-gpu-memory`: options that make a run fit into GPU memory, and advice for a run that ran out of it."""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from secondcast.trainer.settings import TrainSettings
 
 GIB = 2**30
-# A begun run keeps these: its weights depend on them.
+# A run that has started keeps these, because its weights depend on them.
 _OF_A_BEGUN_RUN = ("grad_accum_steps", "quantize", "modulation", "compile")
 
 
 def named_bytes(max_gpu_memory: str | None) -> float | None:
-    """Bytes of --max-gpu-memory of a plan, which knows no machine; None where it is not given."""
+    """--max-gpu-memory of a plan in bytes; None if it is not given."""
     if max_gpu_memory == AUTO:
         raise SettingsError(
-            "--max-gpu-memory is 'auto', but a plan knows no GPU of this machine: give --gpu, or a size, as in 16GiB"
+            "--max-gpu-memory is 'auto', but a plan ignores this machine's GPU: give --gpu, or a size such as 16GiB"
         )
     return None if max_gpu_memory is None else size_bytes(max_gpu_memory)
 
 
 def free_bytes(max_gpu_memory: str, device: Any) -> float:
-    """What --max-gpu-memory asks for: a size, or what is free on this GPU now."""
+    """--max-gpu-memory in bytes: the given size, or the free memory of this GPU."""
     if max_gpu_memory != AUTO:
         return size_bytes(max_gpu_memory)
     if device.type != "cuda":
         raise SettingsError(
-            f"--max-gpu-memory auto asks how much memory of a GPU is free, and this run is on {device}: give a size, as in 16GiB"
+            f"--max-gpu-memory auto uses the free GPU memory, but this run is on {device}: give a size such as 16GiB"
         )
     import torch
 
@@ -43,7 +43,7 @@ def free_bytes(max_gpu_memory: str, device: Any) -> float:
 
 
 def installed_quantizers() -> tuple[str, ...]:
-    """Kinds of quantized weights that the packages here can make, the more exact first."""
+    """Kinds of quantized weights that the installed packages support, the most accurate first."""
     return tuple(kind for kind in ("int8", "nf4") if installed_version(kind) is not None)
 
 
@@ -57,9 +57,9 @@ def fit_run(
     held: Collection[str],
     say: Callable[[str], None],
 ) -> "TrainSettings":
-    """The run with the options that fit the GPU of every process, told and why; all processes call it.
+    """The run with options that fit the GPU of every process; reports them with reasons. Called by all processes.
 
-    A run that has begun keeps what its weights depend on. make_costs takes local_ranks, as costs_of does.
+    A run that has started keeps the options that its weights depend on. make_costs takes local_ranks, as costs_of does.
     """
     from secondcast.trainer.settings import TrainSettings
 
@@ -84,20 +84,20 @@ def _fitted(
     from secondcast.models.memory.host_memory import free_host_bytes
     from secondcast.trainer.cost.fitting import fit as fitting
 
-    begun = _begun(run, asked, held)
-    if begun is not None:
-        asked, held = begun, {*held, *_OF_A_BEGUN_RUN}
+    started = _begun(run, asked, held)
+    if started is not None:
+        asked, held = started, {*held, *_OF_A_BEGUN_RUN}
     try:
         fitted = fitting(
             asked, costs, memory_bytes=memory_bytes, host_bytes=free_host_bytes(), held=held,
             quantizers=installed_quantizers(),
         )  # fmt: skip
     except SettingsError as error:
-        if begun is None:
+        if started is None:
             raise
         raise SettingsError(
-            f"{run} has begun, and keeps the parts of its batches and the kind of its weights; with these {error}; or "
-            f"a new run folder"
+            f"{run} has started and keeps its --grad-accum-steps and --quantize; with these {error}; or use a new run "
+            f"folder"
         ) from error
     for line in fit_lines(fitted, costs, memory_bytes):
         say(line)
@@ -105,7 +105,7 @@ def _fitted(
 
 
 def fit_lines(fitted: "Fitted", costs: "Costs", memory_bytes: float) -> list[str]:
-    """What was chosen, what it needs, and why not what is better."""
+    """Lines with the chosen options, the memory they need, and why no better ones are chosen."""
     memory = fitted.memory
     parts = (
         f"weights {memory.weights_bytes / GIB:.1f}, student and AdamW {memory.student_bytes / GIB:.1f}, activations of "
@@ -117,14 +117,14 @@ def fit_lines(fitted: "Fitted", costs: "Costs", memory_bytes: float) -> list[str
         lines.append(f"why: {'; '.join(fitted.reasons)}")
     pinned = costs.pinned_bytes(fitted.settings)
     if pinned:
-        lines.append(f"streamed blocks take {pinned / GIB:.1f} GiB of pinned host memory; the arithmetic stays exact")
+        lines.append(f"streamed blocks use {pinned / GIB:.1f} GiB of pinned host memory; the results stay exact")
     if fitted.settings.quantize != "none":
-        lines.append("quantized weights are a biased target: the replay error says by how much")
+        lines.append("quantized weights are a biased target: the replay error measures the bias")
     return lines
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU had too little memory: of torch's allocator, or of what the libraries take for themselves."""
+    """Whether a GPU ran out of memory, in torch's allocator or in a CUDA library."""
     names = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
     return type(error).__name__ == "OutOfMemoryError" or any(name in str(error) for name in names)
 
@@ -132,34 +132,35 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def out_of_memory(
     asked: "TrainSettings", make_costs: "Callable[[], Costs]", run: Path, *, recipe: bool
 ) -> OutOfMemoryError:
-    """The error of a run that ran out of GPU memory: it names the flag that would help next.
+    """The error for a run that ran out of GPU memory: it names the flag that helps next.
 
-    recipe: the stages stand in one, and so does what is a stage's to say.
+    recipe: whether the stages, and so their --grad-accum-steps, come from a recipe.
     """
     from secondcast.models.student.student import checkpoints
     from secondcast.trainer.cost.fitting import helping_flag
 
-    begun = bool(checkpoints(run))
-    stays = "; checkpoints stay" if begun else ""
+    started = bool(checkpoints(run))
+    kept = "; checkpoints are kept" if started else ""
     try:
         costs = make_costs()
-        flag = helping_flag(asked, costs, held=_OF_A_BEGUN_RUN if begun else ())
+        flag = helping_flag(asked, costs, held=_OF_A_BEGUN_RUN if started else ())
         needed = f", {costs.memory(asked).total_bytes / GIB:.1f} GiB by calculation"
     except SecondcastError:
         flag, needed = ("--activation-checkpointing 1" if asked.activation_checkpointing != 1 else None), ""
     if flag is None:
-        way = "take a smaller student, a cache of fewer pixels or text tokens, or a larger card"
+        fix = "use a smaller student, a cache with fewer pixels or text tokens, or a larger GPU"
     elif recipe and flag.startswith("--grad-accum-steps"):
-        way = f"write {flag.removeprefix('--').replace(' ', ' = ', 1)} into the recipe, or give --max-gpu-memory auto, which chooses"
+        key = flag.removeprefix("--").replace(" ", " = ", 1)
+        fix = f"write {key} into the recipe, or give --max-gpu-memory auto to choose it"
     else:
-        way = f"give {flag} too, or --max-gpu-memory auto, which chooses"
+        fix = f"also give {flag}, or --max-gpu-memory auto to choose options"
     return OutOfMemoryError(
-        f"the GPU is out of memory (the run needs {needed.removeprefix(', ') or 'more'}): {way}{stays}"
+        f"the GPU is out of memory (the run needs {needed.removeprefix(', ') or 'more'}): {fix}{kept}"
     )
 
 
 def _begun(run: Path, asked: "TrainSettings", held: Collection[str]) -> "TrainSettings | None":
-    """What was asked for, else the parts of batches and the weights of a run that has checkpoints; None for others."""
+    """Settings with the recorded grad_accum_steps and quantize of a started run, unless given; None for other runs."""
     from secondcast.trainer.run.folder import recorded_settings
 
     recorded = recorded_settings(run)
@@ -176,7 +177,7 @@ def _begun(run: Path, asked: "TrainSettings", held: Collection[str]) -> "TrainSe
 
 
 def stated_options(settings: "TrainSettings", given: Mapping[str, Any] | None) -> set[str]:
-    """Options that fit() is not to choose: those among the flags given, or for a recipe those that it states."""
+    """Options that fit() must not choose: the given flags, or for a recipe the options that it states."""
     from secondcast.trainer.cost.fitting import CHOSEN
 
     if given is not None:

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 LOCAL_COPY_GIB = 64.0
 
 Budget = Annotated[
-    str | None, typer.Option(metavar="TIME", help="What a recipe's stages with a budget-share share, as in 72h.")
+    str | None,
+    typer.Option(metavar="TIME", help="Time for the stages of a recipe that have a budget-share, such as 72h."),
 ]
 
 
@@ -48,45 +49,46 @@ def train(
     cache: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[NAME=]CACHE", help="Folder, or s3://bucket/prefix; several are mixed. NAME: for recipes."
+            metavar="[NAME=]CACHE",
+            help="Cache to train on: a folder or s3://bucket/prefix. Several are mixed; recipes refer to NAME.",
         ),
     ] = None,
     student: Annotated[
         str | None,
         typer.Option(
-            autocompletion=student_names, help="T5 folder or hub name, a config alone, an export; pocket-small."
+            autocompletion=student_names,
+            help="Student: T5 folder or hub name, a config file, an export, or pocket-small.",
         ),
     ] = None,
     time_budget: Budget = None,
-    backbone: Annotated[str | None, typer.Option(help="Where transformer/ lies here; default: as recorded.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Location of transformer/. Default: as recorded.")] = None,
     options: TrainOptions = TrainOptions(),
     memory: GpuMemory = GpuMemory(),
     verify_checksums: Verify = "once",
     local_cache_dir: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Keep shard files of caches on an object store in DIR/secondcast-shards/."),
+        typer.Option(metavar="DIR", help="Keep shard files from an object store in DIR/secondcast-shards/."),
     ] = None,
-    local_cache_gib: Annotated[float, typer.Option(min=0.001, help="Largest size of it, GiB.")] = LOCAL_COPY_GIB,
+    local_cache_gib: Annotated[
+        float, typer.Option(min=0.001, help="Maximum size of --local-cache-dir in GiB.")
+    ] = LOCAL_COPY_GIB,
     report_to: Annotated[
         list[str] | None,
-        typer.Option(metavar="PLACE", help="Show the metrics there too: tensorboard, wandb; may be repeated."),
+        typer.Option(metavar="PLACE", help="Also log metrics to tensorboard or wandb; may be repeated."),
     ] = None,
     ignore_replay_error: Annotated[
-        bool, typer.Option(help="Train even where the replay error says: wrong backbone.")
+        bool, typer.Option(help="Train even if the replay error indicates a wrong backbone.")
     ] = False,
-    fsdp: Annotated[
-        bool, typer.Option(help="Divide a large student among the processes (FSDP2); each holds a part of it.")
-    ] = False,
+    fsdp: Annotated[bool, typer.Option(help="Shard a large student across the processes (FSDP2).")] = False,
     device: Device = "auto",
     quiet: Quiet = False,
     config: Config = None,
 ) -> None:
-    """Train a student by replaying a cache through the frozen transformer. Given again, it goes on.
+    """Train a student by replaying a cache through the frozen transformer. Run the same command again to resume.
 
     Example: secondcast train my-run --cache my-cache --student pocket-small --pretrain-steps 2000 --steps 300
 
-    Started by torchrun, accelerate launch or srun, the processes divide each batch among them, and train what one
-    process would.
+    With torchrun, accelerate launch or srun, the processes split each batch; the result is that of one process.
     """
     places = named_places(cache or [])
     recipe = config if has_stages(config) else None
@@ -98,10 +100,10 @@ def train(
     if not places:
         raise SettingsError("no cache is given: give --cache, the folder that `secondcast build` made")
     train_run(
-        run, asked, places, backbone=backbone, device=device, quiet=quiet, verify_checksums=verify_checksums, local_cache_dir=local_cache_dir,
-        local_cache_gib=local_cache_gib, ignore_replay_error=ignore_replay_error, fsdp=fsdp,
-        report_to=report_to or (), max_gpu_memory=memory.max_gpu_memory, held=stated_options(asked, None if recipe is not None else options.given),
-        recipe=recipe is not None,
+        run, asked, places, backbone=backbone, device=device, quiet=quiet, verify_checksums=verify_checksums,
+        local_cache_dir=local_cache_dir, local_cache_gib=local_cache_gib, ignore_replay_error=ignore_replay_error,
+        fsdp=fsdp, report_to=report_to or (), max_gpu_memory=memory.max_gpu_memory,
+        held=stated_options(asked, None if recipe is not None else options.given), recipe=recipe is not None,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""GPUs by name: memory, dense bf16 rate, bandwidth; and how much of the rate FLUX reaches."""
+"""GPUs by name: memory, dense bf16 rate and bandwidth, and the fraction of the rate that FLUX reaches."""
 
 import re
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from secondcast.storage_schemas.errors import SettingsError
 
 # FLUX.1-dev at 1024 px on an H100 SXM: 28 steps in 6.71 s eager, 310 of 989 TFLOP/s (published by its authors);
-# compiled 485. Taken for every card, in want of figures of the others.
+# compiled 485. Assumed for every GPU, because there are no figures for the others.
 UTILISATION = 310 / 989
 UTILISATION_SOURCE = "310 of 989 TFLOP/s, published for FLUX.1-dev, eager, 1024 px, H100 SXM"
 
-# From pinned host memory over PCIe 4.0 x16: assumed, of 31.5 by the standard. Cards with 8 lanes reach half of it.
+# From pinned host memory over PCIe 4.0 x16: assumed (31.5 GB/s by the standard). GPUs with 8 lanes reach half of it.
 COPY_BYTES_PER_SECOND = 25e9
 
 
@@ -18,7 +18,7 @@ COPY_BYTES_PER_SECOND = 25e9
 class Card:
     """A GPU. `memory_gib` as drivers report it; `bf16_tflops` dense, fp32 accumulation, None without bf16 tensor cores.
 
-    `checked`: the rate was found in a second place; otherwise it is from memory of the source that is named.
+    `checked`: whether the rate is confirmed by a second source; otherwise it is quoted from memory of `source`.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Card:
 
     @property
     def achieved_flops_per_s(self) -> float | None:
-        """What FLUX is expected to reach, eager."""
+        """The expected rate of FLUX in eager mode."""
         return None if self.bf16_tflops is None else self.bf16_tflops * 1e12 * UTILISATION
 
 
@@ -71,7 +71,7 @@ CARDS = (
     _card("H200", 139.8, 989.0, 4800, "NVIDIA H200 datasheet (2023)", True),
     _card("B200", 178.0, 2250.0, 7700, "NVIDIA HGX B200 datasheet (2024)", True),
 )
-# What people say, and which of several cards they mean.
+# Common names, and the GPU that they refer to.
 _ALSO = {
     "h100": "H100 SXM",
     "h100sxm5": "H100 SXM",
@@ -90,7 +90,7 @@ _ALSO = {
 
 
 def find_card(name: str) -> Card:
-    """A card by a name such as 4090, rtx4090, "NVIDIA GeForce RTX 4090" or h100; SettingsError lists the known ones."""
+    """A GPU by a name such as 4090, rtx4090, "NVIDIA GeForce RTX 4090" or h100; SettingsError lists the known ones."""
     wanted = _key(name)
     by_key = {_key(card.name): card for card in CARDS} | {
         key: card for key, known in _ALSO.items() for card in CARDS if card.name == known
@@ -98,8 +98,8 @@ def find_card(name: str) -> Card:
     if wanted in by_key:
         return by_key[wanted]
     raise SettingsError(
-        f"--gpu {name!r} is not known, expected one of {', '.join(card.name for card in CARDS)}; or give the rate it "
-        f"reaches with --tflops, and to plan train its memory with --max-gpu-memory"
+        f"--gpu {name!r} is unknown, expected one of {', '.join(card.name for card in CARDS)}; or give its achieved "
+        f"rate with --tflops, and for plan train its memory with --max-gpu-memory"
     )
 
 

@@ -1,4 +1,4 @@
-"""GPU and host memory of the stages, calculated from costs; nothing here was measured on a GPU."""
+"""GPU and host memory of the stages, calculated from costs, not measured on a GPU."""
 
 from dataclasses import dataclass
 
@@ -10,20 +10,20 @@ from secondcast.models.memory.options import PLAIN, MemoryOptions
 from secondcast.models.memory.streaming import SLOTS, streamed_blocks
 from secondcast.storage_schemas.schema.manifest import Manifest, Quantization
 
-# CUDA context, libraries' workspaces, fragmentation of the allocator: assumed.
+# CUDA context, library workspaces, allocator fragmentation: assumed.
 CUDA_BYTES = 2**30
 # Python with torch, diffusers and transformers imported: assumed.
 PROCESS_BYTES = 2 * 2**30
-# fp32 weights, gradients and AdamW's two moments, and the bf16 copies that autocast keeps within a step.
+# fp32 weights, gradients, AdamW's two moments, and the bf16 copies that autocast keeps within a step.
 _STUDENT_BYTES_PER_PARAMETER = 4 + 4 + 8 + 2
 _AVERAGE_BYTES_PER_PARAMETER = 4
-# torchao: a scale for a row of thousands. bitsandbytes: a float32 for 64 weights.
+# torchao: one scale per row of thousands of weights. bitsandbytes: a float32 scale per 64 weights.
 _BYTES_PER_WEIGHT = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5 + 4 / 64}
 
 
 @dataclass(frozen=True, kw_only=True)
 class GpuMemory:
-    """Bytes on the GPU in one stage: what does not grow with the batch, and what each sample adds."""
+    """Bytes on the GPU in one stage: the constant part, and the part per sample of the batch."""
 
     weights_bytes: int
     student_bytes: int
@@ -32,17 +32,17 @@ class GpuMemory:
 
     @property
     def activations_bytes(self) -> int:
-        """Of the whole batch."""
+        """Activations of the whole batch."""
         return self.sample_bytes * self.batch_size
 
     @property
     def cuda_bytes(self) -> int:
-        """CUDA's own."""
+        """Memory of CUDA itself."""
         return CUDA_BYTES
 
     @property
     def total_bytes(self) -> int:
-        """All of it, CUDA's own among it."""
+        """The sum, including memory of CUDA itself."""
         return self.weights_bytes + self.student_bytes + self.activations_bytes + CUDA_BYTES
 
     def largest_batch(self, memory_bytes: float) -> int:
@@ -62,10 +62,10 @@ def text_stage_memory(cost: TextEncoderCost, *, dtype_bytes: int, batch_size: in
 def sample_stage_memory(
     cost: BackboneCost, *, dtype_bytes: int, batch_size: int, walk_bytes: int, quantize: Quantization = "none"
 ) -> GpuMemory:
-    """The sample stage: the backbone, and latents and predictions of a batch of walks (`walk_bytes` of one).
+    """The sample stage: the backbone, and latents and predictions of a batch of trajectories.
 
-    They are kept until the walk ends, once more while they are put together, and as they are copied to the host beside
-    the next walk.
+    walk_bytes: size of one trajectory; it is held three times: during sampling, while it is stacked, and while it is
+        copied to the host during the next batch.
     """
     options = MemoryOptions(modulation="gpu", quantize=quantize, activation_checkpointing=1)
     return GpuMemory(
@@ -78,7 +78,7 @@ def sample_stage_memory(
 
 @dataclass(frozen=True, kw_only=True)
 class HeldWeights:
-    """Bytes of a frozen backbone: on the device, with what is unpacked at one time; pinned; else on the host."""
+    """Bytes of a frozen backbone: on the device (with weights unpacked at one time), pinned, and else on the host."""
 
     device_bytes: int
     pinned_bytes: int
@@ -93,10 +93,10 @@ def held_weights(
     table_rows: int | None,
     gpu_bytes: float | None = None,
 ) -> HeldWeights:
-    """A backbone with these options.
+    """Weights of a backbone with these options.
 
-    table_rows: of its modulation table (see table_rows); None: there can be none. gpu_bytes: memory of the GPU in all,
-    None where there is none (see takes_host).
+    table_rows: rows of its modulation table (see table_rows); None if no table is possible.
+    gpu_bytes: total memory of the GPU; None without a GPU (see takes_host).
     """
     whole_bytes = backbone.parameters * dtype_bytes
     on_host = takes_host(options, pooled_varies=table_rows is None, weights_bytes=whole_bytes, gpu_bytes=gpu_bytes)
@@ -131,7 +131,7 @@ def held_weights(
 
 
 def modulation_rows(backbone: BackboneCost, options: MemoryOptions, table_rows: int | None) -> int | None:
-    """Rows of the modulation table that a backbone has on the device; None where its weights are live there."""
+    """Rows of the modulation table of a backbone on the device; None if it keeps the modulation weights."""
     if options.modulation == "gpu" or table_rows is None:
         return None
     smaller = table_rows * backbone.modulation_width <= backbone.modulation_parameters
@@ -150,11 +150,13 @@ def training_memory(
     gpu_bytes: float | None = None,
     averaged: bool = False,
 ) -> GpuMemory:
-    """Training: frozen backbone (None in a warm-up alone), student in fp32 with AdamW, activations of both.
+    """Training: frozen backbone (None without a vision loss), student in fp32 with AdamW, activations of both.
 
-    batch_size: rows that go through the networks at once; share: rows that share one pass of the student. options: how
-    the backbone is held; table_rows and gpu_bytes as for held_weights. averaged: an average of the student's weights is
-    kept beside them.
+    options: memory options of the backbone.
+    batch_size: rows in a forward pass.
+    share: rows that share one forward pass of the student.
+    table_rows, gpu_bytes: see held_weights.
+    averaged: whether an EMA of the student's weights is kept.
     """
     weights = sample = 0
     per_parameter = _STUDENT_BYTES_PER_PARAMETER + (_AVERAGE_BYTES_PER_PARAMETER if averaged else 0)
@@ -172,13 +174,13 @@ def training_memory(
 
 
 def table_rows(*manifests: Manifest) -> int | None:
-    """Rows of the modulation table with which such caches are trained on; None where there is none (pooled of CLIP)."""
+    """Rows of the modulation table for these caches; None if no table is possible (CLIP's pooled vectors)."""
     conditions = recorded_conditions(manifests, batch_rows=1)
     return len(conditions.pairs) if conditions is not None else None
 
 
 def _unpacked_weights(backbone: BackboneCost, options: MemoryOptions) -> int:
-    """Quantized weights that are unpacked at one time, at the most: torchao's of a block, until its backward pass."""
+    """Maximum number of quantized weights unpacked at once: for torchao a block's, until its backward pass."""
     if options.quantize == "none":
         return 0
     if options.quantize == "nf4":
@@ -188,18 +190,18 @@ def _unpacked_weights(backbone: BackboneCost, options: MemoryOptions) -> int:
 
 
 def build_host_bytes(*, weights_bytes: int, shard_bytes: int, in_flight: int) -> int:
-    """Peak of host memory of a build: weights pass through it once; then shards are made, wait and are checked.
+    """Peak host memory of a build: weights pass through it once; then shards are sampled, queued and verified.
 
-    Of the shard that is made there are its batches and their concatenation; of the one that is written, in the process
-    that encodes, its arrays, encoded and decoded bytes, and the encoded ones here again.
+    The current shard needs its batches and their concatenation. The shard being written needs its arrays, encoded and
+    decoded bytes in the encoding process, and its encoded bytes in this process.
     """
     return PROCESS_BYTES + max(weights_bytes, (2 + in_flight + 4) * shard_bytes)
 
 
 def training_host_bytes(*, pool_bytes: int, pinned_bytes: int, weights_bytes: int = 0) -> int:
-    """Peak of host memory of training: pools of trajectories and of embeddings, what is pinned, weights that stay.
+    """Peak host memory of training: caches of trajectories and embeddings, pinned memory, weights kept on the host.
 
-    The feed of the held-out prompts has pools of its own. Weights on their way to the device are pages of their files
-    (docs/small-gpus.md): they do not count, for the system takes them back where there is need.
+    The held-out data has caches of its own. Weights that are loaded to the device are memory-mapped files, which the
+    system can reclaim (docs/small-gpus.md): they do not count.
     """
     return PROCESS_BYTES + 4 * pool_bytes + pinned_bytes + weights_bytes

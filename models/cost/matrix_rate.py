@@ -1,11 +1,11 @@
-"""How fast a machine multiplies matrices: what the speed of training is measured against."""
+"""The rate of matrix products on this machine, the reference for the speed of training."""
 
 import time
 from functools import cache
 
 import torch
 
-# Large enough for the rate of a GPU or of many cores, and first a size that a slow machine is done with soon.
+# Large enough for the full rate of a GPU or of many cores, after a size that is fast on a slow machine.
 _GPU_SIDES, _CPU_SIDES = (4096, 8192), (512, 1024, 2048)
 _ROUNDS, _GPU_PRODUCTS = 12, 8
 
@@ -14,10 +14,12 @@ _ROUNDS, _GPU_PRODUCTS = 12, 8
 def matrix_rate(
     device: torch.device, dtype: torch.dtype, *, sides: tuple[int, ...] | None = None, limit_seconds: float = 0.4
 ) -> float:
-    """FLOP/s of products of two square matrices, the best of some rounds; measured once in a process.
+    """FLOP/s of products of two square matrices, the best of several rounds; measured once per process.
 
-    sides: of the matrices, ascending; None: those for the device. What would take beyond limit_seconds is not begun,
-    but for the first two products. 0 where the device has no memory for it.
+    sides: sizes of the matrices, ascending; None: the default of the device.
+    limit_seconds: rounds that would exceed this are skipped, except the first two products.
+
+    Returns 0 if the device is out of memory.
     """
     best, end = 0.0, time.perf_counter() + limit_seconds
     for side in sides or (_GPU_SIDES if device.type == "cuda" else _CPU_SIDES):
@@ -34,7 +36,7 @@ def matrix_rate(
 def _rate_of(side: int, device: torch.device, dtype: torch.dtype, end: float) -> float:
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(side, side, generator=generator, device=device, dtype=dtype) for _ in range(2))
-    # The first one also loads the library that computes it.
+    # The first product also loads the BLAS library.
     _seconds_of(a, b, 1)
     seconds = [_seconds_of(a, b, 1)]
     products = _GPU_PRODUCTS if device.type == "cuda" else 1
@@ -44,7 +46,7 @@ def _rate_of(side: int, device: torch.device, dtype: torch.dtype, end: float) ->
 
 
 def _seconds_of(a: torch.Tensor, b: torch.Tensor, products: int) -> float:
-    """Of one of so many products."""
+    """Seconds of one product, averaged over several."""
     _synchronize(a.device)
     began = time.perf_counter()
     for _ in range(products):

@@ -1,4 +1,4 @@
-"""What a text encoder costs, the teacher's or a student: parameters, FLOPs, bytes, from configurations alone."""
+"""Costs of a text encoder (the teacher's or a student): parameters, FLOPs and bytes, from its configuration alone."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from secondcast.storage_schemas.schema.manifest import Manifest
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderCost:
-    """A text encoder, or a student: parameters; FLOPs and bytes of one text."""
+    """Costs of a text encoder or student: parameters; FLOPs and bytes of one text."""
 
     parameters: int
     forward_flops: float
@@ -35,9 +35,11 @@ def text_encoder_cost(manifest: Manifest) -> TextEncoderCost:
 
 
 def student_cost(source: str, manifest: Manifest) -> TextEncoderCost:
-    """A student with its projection, fp32; `source` as in `student_config`, or of another encoder with its tokenizer.
+    """A student with its projection, fp32.
 
-    StudentError if it does not fit.
+    source: see `student_config`; or another encoder with its tokenizer.
+
+    Raises StudentError if the student does not fit the teacher.
     """
     if _is_of_another_kind(source):
         with torch.device("meta"):
@@ -47,8 +49,8 @@ def student_cost(source: str, manifest: Manifest) -> TextEncoderCost:
     needed = int(manifest.teacher.text_encoder_config["vocab_size"])
     if config.vocab_size < needed:
         raise StudentError(
-            f"{source} has a vocabulary of {config.vocab_size}, the teacher's token ids go up to {needed - 1}: take a "
-            f"student of the teacher's tokenizer"
+            f"{source} has a vocabulary of {config.vocab_size}, but the teacher's token ids go up to {needed - 1}: use "
+            "a student with the teacher's tokenizer"
         )
     kept = {key: value for key, value in config.to_dict().items() if key not in _OWN_KEYS}
     with torch.device("meta"):

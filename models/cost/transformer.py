@@ -1,6 +1,6 @@
-"""What a teacher costs: parameters, FLOPs and bytes of activations, from their configurations alone.
+"""Costs of a teacher: parameters, FLOPs and activation bytes, from its configuration alone.
 
-The real classes run on the meta device; no weights are read. All figures are of one sample, and linear in the batch.
+The real classes run on the meta device; no weights are read. All figures are per sample, and linear in the batch.
 """
 
 from collections.abc import Mapping
@@ -20,17 +20,18 @@ from secondcast.models.schedule import DTYPES
 from secondcast.storage_schemas.io.digests import canonical_json
 from secondcast.storage_schemas.schema.manifest import Manifest
 
-# A fused kernel's backward pass computes the scores again: 5 products for the forward pass's 2.
+# A fused kernel's backward pass recomputes the scores: 5 products, compared with 2 of the forward pass.
 _ATTENTION_BACKWARD = 2.5
-# What a count on the meta device sees of it: 4 products.
+# Counted on the meta device: 4 products.
 _ATTENTION_BACKWARD_COUNTED = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockCost:
-    """One of `count` blocks of a kind: its weights, its forward pass, and what of it is kept for the backward pass.
+    """One of `count` blocks of a kind: its weights, its forward pass, and the bytes saved for its backward pass.
 
-    Of its `parameters` `modulation_parameters` make `modulation_width` values of a row of a modulation table.
+    modulation_parameters: part of `parameters` that a modulation table replaces.
+    modulation_width: values of these modules in a row of the table.
     """
 
     count: int
@@ -43,12 +44,16 @@ class BlockCost:
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneCost:
-    """FLUX's transformer. FLOPs and bytes are of one sample; `backward` leads to the text embedding, weights frozen.
+    """Costs of FLUX's transformer per sample, with frozen weights.
 
-    `conditioning_parameters`: what makes the modulation linears' input; a modulation table stands for both.
-    `modulation_width`: values of a row of that table. `largest_linear`: its parameters. `saved_bytes`: activations kept
-    for the backward pass without checkpointing; `checkpoint_bytes`: what is kept of a block with it, `outer_bytes` then
-    outside of the blocks; `forward_peak_bytes`: live at once without gradients.
+    modulation_parameters: parameters of the modulation linears.
+    conditioning_parameters: parameters that compute their input; a modulation table replaces both.
+    modulation_width: values of a row of that table.
+    largest_linear: parameters of the largest linear.
+    backward_flops: of the gradient of the text embedding.
+    forward_peak_bytes: peak without gradients.
+    saved_bytes: activations saved for the backward pass without checkpointing.
+    checkpoint_bytes: activations saved per checkpointed block; outer_bytes: those outside of the blocks.
     """
 
     parameters: int
@@ -68,20 +73,20 @@ class BackboneCost:
 
     @property
     def blocks(self) -> int:
-        """All blocks, double ones first."""
+        """Number of blocks, double ones first."""
         return self.double_blocks.count + self.single_blocks.count
 
     def kind_of(self, block: int) -> BlockCost:
-        """Of a block by its number."""
+        """The kind of a block by its index."""
         return self.double_blocks if block < self.double_blocks.count else self.single_blocks
 
     def training_flops(self, options: MemoryOptions = PLAIN) -> float:
-        """One sample, forward and backward, with the blocks that are computed again."""
+        """FLOPs of one sample, forward and backward, including recomputed blocks."""
         again = sum(self.kind_of(block).forward_flops for block in recomputed_blocks(options, self.blocks))
         return self.forward_flops + again + self.backward_flops
 
     def training_bytes(self, options: MemoryOptions = PLAIN) -> int:
-        """Activations of one sample: all that is kept, and the largest block that is computed again."""
+        """Activation bytes of one sample: all saved ones, and those of the largest recomputed block."""
         recomputed = recomputed_blocks(options, self.blocks)
         if not recomputed:
             return self.saved_bytes
@@ -92,7 +97,7 @@ class BackboneCost:
 
 def backbone_cost(manifest: Manifest) -> BackboneCost:
     """The backbone of a (planned) cache at its image size and text length, in the cache's dtype."""
-    # Counting takes seconds, and a run may have several caches of one size.
+    # Counting takes seconds, and several caches of a run may share a size.
     key = _shapes(manifest)
     if key not in _COUNTED:
         _COUNTED[key] = _counted(manifest)
@@ -197,18 +202,18 @@ class _Run:
 
 
 def vae_parameters(config: dict[str, Any]) -> int:
-    """Parameters of the VAE; a build reads its configuration only."""
+    """Parameters of the VAE, of which a build only reads the configuration."""
     with torch.device("meta"):
         return parameter_count(AutoencoderKL.from_config(config))
 
 
 def clip_parameters(config: dict[str, Any]) -> int:
-    """Parameters of the CLIP text encoder; it is never loaded here, pooled is zero."""
+    """Parameters of the CLIP text encoder."""
     with torch.device("meta"):
         return parameter_count(CLIPTextModel(CLIPTextConfig.from_dict(config)))
 
 
-# Blocks of a kind are alike: three small depths give the constant part and one block of each kind, exactly.
+# Blocks of a kind are equal: three small depths give the constant part and one block of each kind exactly.
 _SMALL_DEPTHS = ((1, 1), (2, 1), (1, 2))
 
 
@@ -221,6 +226,6 @@ def _transformer(config: dict[str, Any], double: int, single: int, dtype: torch.
     with torch.device("meta"):
         model = FluxTransformer2DModel.from_config({**config, "num_layers": double, "num_single_layers": single})
     for parameter in model.parameters():
-        # Not .to(): diffusers remarks on casts, and there is nothing here to lose by one.
+        # Not .to(), for which diffusers logs a warning.
         parameter.data = parameter.data.to(dtype)
     return model.eval().requires_grad_(False)

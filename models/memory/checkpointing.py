@@ -1,4 +1,4 @@
-"""Gradient checkpointing of the frozen transformer's blocks: activations are computed again in place of being kept."""
+"""Activation checkpointing of the frozen transformer's blocks: activations are recomputed instead of saved."""
 
 from typing import Any
 
@@ -11,21 +11,21 @@ from secondcast.models.memory.streaming import streamed_blocks
 
 
 def checkpointed_blocks(blocks: int, every: int) -> range:
-    """Which of so many blocks are checkpointed: none for 0, else each `every`-th from the first."""
+    """The checkpointed ones among `blocks` blocks: none for 0, else every `every`-th from the first."""
     return range(0, blocks, every) if every else range(0)
 
 
 def recomputed_blocks(options: MemoryOptions, blocks: int) -> set[int]:
-    """Which of so many blocks are computed again in the backward pass: those checkpointed, and those streamed."""
+    """The blocks that are recomputed in the backward pass: checkpointed and streamed ones."""
     if options.gpu_blocks is None:
         return set(checkpointed_blocks(blocks, options.activation_checkpointing))
     return set(range(blocks) if options.activation_checkpointing else streamed_blocks(options.gpu_blocks, blocks))
 
 
 def activation_checkpointing(transformer: FluxTransformer2DModel, every: int) -> None:
-    """Compute each `every`-th block again in the backward pass (1: every block, 0: none); gradients keep their bits.
+    """Recompute every `every`-th block in the backward pass (1: all, 0: none); gradients keep their bits.
 
-    Counts the double blocks, then the single ones. Works in eval mode; where no gradient is asked for nothing changes.
+    Counts the double blocks, then the single ones. Works in eval mode; has no effect without gradients.
     """
     blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
     chosen = {id(blocks[number]) for number in checkpointed_blocks(len(blocks), every)}
@@ -36,7 +36,7 @@ def activation_checkpointing(transformer: FluxTransformer2DModel, every: int) ->
     def call(block: torch.nn.Module, *inputs: Any) -> Any:
         if id(block) not in chosen:
             return block(*inputs)
-        # No dropout in frozen blocks: no state of a random generator to keep.
+        # Frozen blocks have no dropout, so the RNG state need not be saved.
         return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     transformer.enable_gradient_checkpointing(call)

@@ -1,4 +1,4 @@
-"""Compiled blocks of the frozen transformer: the graph of a kind of block is compiled once and all of them share it."""
+"""Compiled blocks of the frozen transformer: all blocks of a kind share one compiled graph."""
 
 import warnings
 from collections.abc import Callable
@@ -10,27 +10,30 @@ from diffusers import FluxTransformer2DModel
 
 from secondcast.storage_schemas.errors import SettingsError
 
-# Graphs of a kind of block in one process: at most 3 for each shape (batch, image tokens, text tokens). torch's own
-# limit is 8, and what lies beyond it would be computed uncompiled.
+# Maximum number of graphs of a kind of block in one process, of which each shape (batch, image tokens, text tokens)
+# needs at most 3. Beyond torch's default limit of 8 blocks would run uncompiled.
 LARGEST_GRAPHS = 192
-# Rounds where the uncompiled block does: without it bfloat16 values stay in float32 between fused operations.
+# Rounds like the uncompiled block: without it bfloat16 values stay in float32 between fused operations.
 _INDUCTOR: dict[str, str | int | bool | Callable[..., Any]] = {"emulate_precision_casts": True}
 
 Tensors = tuple[torch.Tensor, ...]
 
 
 def compile_blocks(transformer: FluxTransformer2DModel, *, backend: str = "inductor") -> None:
-    """Have each block compute by a graph of its kind, compiled when a shape comes for the first time.
+    """Compile the forward of each block in place; a graph is compiled at the first batch of each shape.
 
-    In place, and before `stream_blocks`; checkpointing, a modulation table and an attention backend may be set before
-    or after. backend: of torch.compile. A graph that cannot be whole is refused, not cut. Calls raise SettingsError where
-    a block cannot be compiled or has more than LARGEST_GRAPHS graphs.
+    Call it before `stream_blocks`; checkpointing, a modulation table and an attention backend may be set before or
+    after. Graph breaks are errors.
+
+    backend: backend of torch.compile.
+
+    Calls of a block raise SettingsError if it cannot be compiled or has more than LARGEST_GRAPHS graphs.
     """
-    # Of float32 on a GPU; whether matrix products may round to TF32 is not for a speed-up to decide.
+    # For float32 on a GPU; TF32 is not enabled here, because it would change the results.
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
     blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
     options = _INDUCTOR if backend == "inductor" else None
-    # Of a class, not of a block: the graph takes the weights as inputs.
+    # Compile the forward of the class, not of a block, so that weights are inputs of the graph.
     compiled = {
         kind: torch.compile(kind.forward, fullgraph=True, dynamic=False, backend=backend, options=options)
         for kind in {type(block) for block in blocks}
@@ -42,29 +45,29 @@ def compile_blocks(transformer: FluxTransformer2DModel, *, backend: str = "induc
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise SettingsError, saying what is missing, unless something tiny can be compiled for this device."""
+    """Raise SettingsError, naming the missing package, unless a tiny function can be compiled for this device."""
 
     def tiny(x_N: torch.Tensor) -> torch.Tensor:
         return x_N.sin() + 1
 
     try:
         if device.type == "cpu":
-            # What is in torch's cache on disk would be taken from there without one.
+            # A hit in torch's cache on disk would not need the compiler.
             from torch._inductor.cpp_builder import get_cpp_compiler
 
             get_cpp_compiler()
         torch.compile(tiny, fullgraph=True, dynamic=False)(torch.zeros(8, device=device)).sum().item()
-    # What is not there or does not run here fails in as many ways as there are compilers.
+    # Missing or unsupported compilers raise many kinds of errors.
     except Exception as error:
         needs = "triton and a C compiler" if device.type == "cuda" else "a C++ compiler such as g++, or name it in CXX"
         raise SettingsError(
-            f"--compile does not work on {device} ({_reason(error)}): install {needs}; or leave the flag out, which "
-            f"trains the same more slowly"
+            f"--compile does not work on {device} ({_reason(error)}): install {needs}; or remove the flag, which only "
+            f"makes training slower"
         ) from error
 
 
 class _Compiled:
-    """The forward of a kind of block. joint: of a single block, whose tokens are those of text and image together."""
+    """The forward of a kind of block. joint: whether it is a single block, which joins text and image tokens."""
 
     def __init__(self, compiled: Callable[..., Tensors], *, joint: bool) -> None:
         self._compiled, self._joint = compiled, joint
@@ -79,7 +82,7 @@ class _Compiled:
         joint_attention_kwargs: dict[str, Any] | None = None,
     ) -> Tensors:
         hidden_BSD, text_BTD, given = hidden_states, encoder_hidden_states, temb
-        # Whether a gradient is wanted and how a tensor lies are part of what a graph is compiled for.
+        # Graphs are specialized on requires_grad and strides.
         if not torch.is_grad_enabled():
             hidden_BSD, text_BTD, given = hidden_BSD.detach(), text_BTD.detach(), given.detach()
         if self._joint:
@@ -90,20 +93,20 @@ class _Compiled:
                 return self._compiled(block, hidden_BSD, text_BTD, given, image_rotary_emb, joint_attention_kwargs)
         except torch._dynamo.exc.FailOnRecompileLimitHit as error:
             raise SettingsError(
-                f"the blocks of the transformer met more than {LARGEST_GRAPHS} combinations of batch size, resolution "
-                f"and text length: each is compiled by itself; give batches of one size, or leave --compile out"
+                f"the transformer's blocks need more than {LARGEST_GRAPHS} graphs, one for each batch size, resolution "
+                f"and text length: use batches of one size, or remove --compile"
             ) from error
         except torch._dynamo.exc.TorchDynamoException as error:
             raise SettingsError(
-                f"--compile does not work on the blocks of the transformer ({_reason(error)}): leave the flag out, "
-                f"or --attention-backend or --quantize, if one of them is given"
+                f"--compile does not work on the transformer's blocks ({_reason(error)}): remove the flag, or "
+                f"--attention-backend or --quantize if one of them is given"
             ) from error
 
 
 def _as_of_a_single_block(hidden_BSD: torch.Tensor, text_BTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Text and image tokens as a single block leaves them, parts of one tensor; the first one gets them apart."""
+    """Text and image tokens as views of one tensor, as single blocks return them; the first gets separate ones."""
     tokens, width = hidden_BSD.shape[1:]
-    # is_contiguous() would say so of each part of a batch of one.
+    # is_contiguous() is true for each part of a batch of one.
     if hidden_BSD.stride() != (tokens * width, width, 1):
         return hidden_BSD, text_BTD
     joint_BSD = torch.cat([text_BTD, hidden_BSD], dim=1)

@@ -10,7 +10,7 @@ _STATUS = Path("/proc/self/status")
 
 
 def host_peak_bytes() -> int:
-    """Most resident bytes so far; where the system can begin anew (see peak_memory in a build), since then."""
+    """Peak resident bytes, since the last reset if the system supports it (see models/memory/peak.py)."""
     with contextlib.suppress(OSError):
         if found := re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text()):
             return int(found[1]) * 1024
@@ -19,7 +19,7 @@ def host_peak_bytes() -> int:
 
 
 def free_host_bytes() -> int | None:
-    """Host memory that this process may still take: of the machine, or of its control group; None where none says."""
+    """Free host memory for this process, of the machine or its control group; None if unknown."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -30,7 +30,7 @@ def free_host_bytes() -> int | None:
         limit = int((group / "memory.max").read_text())
         lines = (group / "memory.stat").read_text().splitlines()
         used = next(int(line.split()[1]) for line in lines if line.startswith("anon "))
-    # "max" is no number: there is no limit.
+    # "max" is not a number: there is no limit.
     except (OSError, ValueError, StopIteration):
         return free
     return max(0, min(free, limit - used))

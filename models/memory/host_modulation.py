@@ -1,7 +1,7 @@
-"""FLUX's modulation vectors computed by the host, in whose memory the weights stay that make them.
+"""FLUX's modulation vectors computed on the host, where the modulation weights stay.
 
-For pooled vectors of CLIP, with which every prompt has modulation vectors of its own and no table can hold them.
-Further letter here: M modulation values of a row, of all norms together.
+For CLIP's pooled vectors: every prompt has its own modulation vectors, which no table can hold.
+Shape letter in this module: M modulation values of a row, of all norms together.
 """
 
 import threading
@@ -16,7 +16,7 @@ from secondcast.models.memory.options import MemoryOptions
 
 
 class HostModulation:
-    """The modulation linears of a transformer and their input's embedding, on the host and no longer part of it."""
+    """The modulation linears of a transformer and the embedding of their input, moved out of it to the host."""
 
     def __init__(
         self,
@@ -28,17 +28,17 @@ class HostModulation:
     ) -> None:
         self._embed, self._linears = embed, list(linears)
         self._dtype, self._takes_guidance = dtype, takes_guidance
-        # One call has all of torch's threads and reads all the weights: a second one beside it makes both slower.
+        # One call uses all of torch's threads and reads all weights: concurrent calls would slow each other down.
         self._alone = threading.Lock()
 
     @property
     def row_bytes(self) -> int:
-        """Of one row of results."""
+        """Bytes of one row of results."""
         return sum(linear.out_features for linear in self._linears) * self._dtype.itemsize
 
     @property
     def weights_bytes(self) -> int:
-        """Of the weights, in host memory."""
+        """Bytes of the weights in host memory."""
         modules = (self._embed, *self._linears)
         return sum(weight.nbytes for module in modules for weight in module.parameters())
 
@@ -46,10 +46,10 @@ class HostModulation:
     def rows(
         self, timestep_B: torch.Tensor, guidance_B: torch.Tensor | None, pooled_projections_BP: torch.Tensor
     ) -> torch.Tensor:
-        """modulation_BM on the host, of the transformer's dtype: what its forward takes in place of pooled.
+        """modulation_BM on the host, in the transformer's dtype; its forward takes it in place of pooled.
 
-        Arguments as FluxBackbone.predict takes them, of any dtype and device. May be called from several threads: the
-        bits depend on the number of rows and of torch's threads alone, and are those of the live weights on a CPU.
+        Arguments: as for FluxBackbone.predict, of any dtype and device. Thread-safe. The bits only depend on the number
+        of rows and of torch's threads, and equal those of the original linears on a CPU.
         """
         timestep_B, pooled_projections_BP = (
             tensor.to("cpu", self._dtype) for tensor in (timestep_B, pooled_projections_BP)
@@ -65,9 +65,9 @@ class HostModulation:
 
 
 def take_to_host(transformer: FluxTransformer2DModel) -> HostModulation:
-    """Take the modulation weights out of a transformer that was loaded on the host; they stay where they are.
+    """Move the modulation weights out of a transformer on the host; they stay in host memory.
 
-    The transformer then takes modulation_BM where it took pooled_projections_BP.
+    The transformer then takes modulation_BM in place of pooled_projections_BP.
     """
     linears: list[torch.nn.Linear] = []
     first, dtype = 0, transformer.dtype
@@ -83,10 +83,12 @@ def take_to_host(transformer: FluxTransformer2DModel) -> HostModulation:
 def takes_host(options: MemoryOptions, *, pooled_varies: bool, weights_bytes: int, gpu_bytes: float | None) -> bool:
     """Whether the host computes the modulation vectors.
 
-    pooled_varies: prompts have pooled vectors of their own. weights_bytes: of the whole transformer; gpu_bytes: memory
-    of the GPU in all, None where there is none. "auto" is the host where the weights would fill more than half of the
-    GPU: elsewhere nothing is gained that is worth another device's rounding. It does not depend on the options that a
-    resumed run may change.
+    pooled_varies: whether each prompt has its own pooled vector.
+    weights_bytes: size of the whole transformer.
+    gpu_bytes: total memory of the GPU; None without a GPU.
+
+    "auto" uses the host if the weights would fill more than half of the GPU; otherwise the saving is not worth the
+    different rounding. It does not depend on options that may change on resume.
     """
     if options.modulation != "auto":
         return options.modulation == "cpu"
@@ -96,7 +98,7 @@ def takes_host(options: MemoryOptions, *, pooled_varies: bool, weights_bytes: in
 
 
 class _Columns(torch.nn.Module):
-    """Stands for a linear of a norm: its part of what all of them give."""
+    """Replaces a linear of a norm: returns its columns of modulation_BM."""
 
     def __init__(self, first: int, width: int) -> None:
         super().__init__()

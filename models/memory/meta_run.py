@@ -1,7 +1,7 @@
-"""Run the real networks on the meta device, where tensors have shapes and no numbers: count FLOPs and bytes.
+"""Count FLOPs and bytes by running the real networks on the meta device, where tensors have shapes but no data.
 
-Attention on the meta device is taken apart into matrix products, as no kernel is; for bytes it is replaced by what the
-fused kernels keep: output and log-sum-exp.
+The meta device decomposes attention into matrix products, unlike real kernels; to count bytes it is replaced by what
+fused kernels save: output and log-sum-exp.
 """
 
 import weakref
@@ -27,17 +27,17 @@ class Flops:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """The sum."""
         return self.linear + self.attention
 
 
 def parameter_count(model: torch.nn.Module) -> int:
-    """Parameters of a module, shared ones once."""
+    """Number of parameters of a module, counting shared ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_flops(run: Callable[[], Any]) -> Flops:
-    """FLOPs of what `run` does, on meta tensors or others."""
+    """FLOPs of `run`, on meta or other tensors."""
     with FlopCounterMode(display=False) as counter:
         run()
     linear = attention = 0
@@ -50,14 +50,14 @@ def count_flops(run: Callable[[], Any]) -> Flops:
 
 
 def peak_bytes(run: Callable[[], Any], parameters: Sequence[torch.Tensor]) -> int:
-    """Most bytes of tensors, beside `parameters`, that live at one time while `run` computes eagerly."""
+    """Peak bytes of tensors other than `parameters` while `run` computes eagerly."""
     with torch.no_grad(), _FusedAttention(), _LiveBytes(parameters) as live:
         run()
     return live.peak
 
 
 def saved_bytes(run: Callable[[], Any], parameters: Sequence[torch.Tensor]) -> int:
-    """Bytes of tensors that the backward pass of what `run` returns would need; `parameters` do not count."""
+    """Bytes of tensors saved for the backward pass of the result of `run`, without `parameters`."""
     known = {parameter.untyped_storage()._cdata for parameter in parameters}
     found: dict[int, int] = {}
 
@@ -68,7 +68,7 @@ def saved_bytes(run: Callable[[], Any], parameters: Sequence[torch.Tensor]) -> i
         return tensor
 
     with torch.enable_grad(), _FusedAttention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
-        # Held until the sum is taken: an address that is free may come again.
+        # Keep the result until the sum is computed, because freed addresses may be reused.
         result = run()
     total = sum(found.values())
     del result
@@ -76,12 +76,12 @@ def saved_bytes(run: Callable[[], Any], parameters: Sequence[torch.Tensor]) -> i
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Follows the storages that operations make."""
+    """Tracks the storages that operations create."""
 
     def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it without types
         self.peak = self._now = 0
-        # Views of parameters are results too, and hold nothing new.
+        # Views of parameters are results too, but need no new memory.
         self._live = {parameter.untyped_storage()._cdata for parameter in parameters}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -106,7 +106,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention as the fused kernels keep it in memory."""
+    """Attention with the memory use of fused kernels."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}

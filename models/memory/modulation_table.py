@@ -1,7 +1,7 @@
-"""FLUX's modulation vectors as a table in place of the weights that make them: 3.25 of FLUX.1-dev's 11.9 billion.
+"""FLUX's modulation vectors as a table that replaces their weights: 3.25 of FLUX.1-dev's 11.9 billion parameters.
 
-They follow from timestep, guidance and the pooled vector alone. Where pooled is zero a cache has as many of them as it
-has pairs of a timestep and a guidance value. Further letters here: R rows of the table, M modulation values.
+The vectors only depend on timestep, guidance and the pooled vector. If pooled is zero, a cache has one vector for each
+pair of a timestep and a guidance value. Shape letters in this module: R rows of the table, M modulation values.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,24 +16,24 @@ from secondcast.models.memory.meta_run import parameter_count
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.manifest import Manifest
 
-# Linears whose only inputs are timestep, guidance and pooled: no gradient of ours passes through them.
+# Linears whose only inputs are timestep, guidance and pooled: no gradient passes through them.
 MODULATION = ("norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear")
-# A table that is larger than the weights it stands for is no saving; below this size that does not matter.
+# A table that is larger than the weights it replaces saves nothing; below this size that does not matter.
 _SMALL_BYTES = 64 * 2**20
 
 Condition = tuple[float, float | None]
-"""Timestep in [0, 1] as the backbone receives it, and guidance; None where it takes none."""
+"""Timestep in [0, 1] as the backbone receives it, and guidance; None if it takes none."""
 
 _Asked = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]
-"""Of a call: whether all its rows were found, found_B, timestep_B, guidance_B, pooled_projections_BP."""
+"""A lookup: whether all rows are found, found_B, timestep_B, guidance_B, pooled_projections_BP."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """All that a backbone will be asked for. batch_rows: how many rows at a time, mostly.
+    """All conditions of later calls of a backbone.
 
-    On a CPU a row of a linear's result depends on the number of rows it is computed with, not on their order or
-    place: a table made in calls of batch_rows rows holds the very bits of live calls of that size.
+    batch_rows: usual number of rows per call. On a CPU a row of a linear's result depends on the number of rows in the
+        call, not on their order: a table computed with batch_rows rows per call has the bits of calls of that size.
     """
 
     pairs: tuple[Condition, ...]
@@ -41,7 +41,7 @@ class Conditions:
 
 
 def recorded_conditions(manifests: Iterable[Manifest], *, batch_rows: int) -> Conditions | None:
-    """The conditions of these caches; None where pooled is not zero, for then every prompt has its own."""
+    """The conditions of these caches; None if pooled is not zero, because then every prompt has its own."""
     pairs: set[Condition] = set()
     for manifest in manifests:
         if manifest.teacher.pooled != "zero":
@@ -52,29 +52,29 @@ def recorded_conditions(manifests: Iterable[Manifest], *, batch_rows: int) -> Co
 
 
 def modulation_parameters(transformer: torch.nn.Module) -> int:
-    """How many parameters of a transformer, or of a block of one, a table stands for.
+    """Number of parameters of a transformer, or of one of its blocks, that a table replaces.
 
-    The small embeddings of timestep, guidance and pooled are not counted.
+    Does not count the small embeddings of timestep, guidance and pooled.
     """
     return sum(parameter_count(norm.linear) for norm in modulated_norms(transformer))
 
 
 def modulation_width(transformer: torch.nn.Module) -> int:
-    """M: values of a row of the table, of all blocks together; or of one, where one is given."""
+    """M: values of a row of the table, for a transformer or for one of its blocks."""
     return sum(norm.linear.out_features for norm in modulated_norms(transformer))
 
 
 def worthwhile(transformer: FluxTransformer2DModel, conditions: Conditions) -> bool:
-    """Whether a table of these conditions is smaller than the weights it stands for, or small at all."""
+    """Whether a table of these conditions is smaller than the weights it replaces, or negligible."""
     values = len(conditions.pairs) * modulation_width(transformer)
     small = values * transformer.dtype.itemsize <= _SMALL_BYTES
     return small or values <= modulation_parameters(transformer)
 
 
 class ModulationTable:
-    """Which row of the table belongs to which timestep and guidance; the rows themselves are in the transformer.
+    """Maps timestep and guidance to rows of the table; the rows themselves are in the transformer.
 
-    timestep_R, guidance_R: of the transformer's dtype, to which it rounds them; guidance_R is None where it takes none.
+    timestep_R, guidance_R: rounded to the transformer's dtype; guidance_R is None if it takes none.
     """
 
     def __init__(self, timestep_R: torch.Tensor, guidance_R: torch.Tensor | None) -> None:
@@ -87,9 +87,9 @@ class ModulationTable:
     def select(
         self, timestep_B: torch.Tensor, guidance_B: torch.Tensor | None, pooled_projections_BP: torch.Tensor
     ) -> torch.Tensor:
-        """selection_BR, 1 where a row of a batch has a row of the table: what predict gives in place of pooled.
+        """selection_BR, 1 at the table's row for each row of the batch; passed to the transformer in place of pooled.
 
-        SettingsError for a row that the table does not have, here or at the end of `checked_at_the_end`.
+        SettingsError for a row that is not in the table, here or at the end of `checked_at_the_end`.
         """
         dtype = self._timestep_R.dtype
         match_BR = timestep_B.to(dtype)[:, None] == self._timestep_R
@@ -106,9 +106,9 @@ class ModulationTable:
 
     @contextmanager
     def checked_at_the_end(self) -> Iterator[None]:
-        """Within it `select` does not wait for the device; a row that the table does not have is refused at its end.
+        """A context in which `select` does not wait for the device; rows missing in the table are errors at its end.
 
-        What was computed with such a row is not to be used. To be left where the device was waited for anyway.
+        Results computed with such a row are invalid. End the context where the device is synchronized anyway.
         """
         unchecked: list[_Asked] = []
         self._unchecked = unchecked
@@ -120,7 +120,7 @@ class ModulationTable:
             self._check(asked)
 
     def _check(self, asked: _Asked) -> None:
-        # A device is waited for: without it an unknown row would silently be another one.
+        # Synchronizes with the device: an unknown row would otherwise silently select another one.
         all_found, found_B, timestep_B, guidance_B, pooled_projections_BP = asked
         if not bool(all_found):
             self._refuse(int(found_B.int().argmin()), timestep_B, guidance_B, pooled_projections_BP)
@@ -134,25 +134,25 @@ class ModulationTable:
     ) -> None:
         if pooled_projections_BP[row].any():
             raise SettingsError(
-                f"row {row} of a batch has a pooled vector, expected zeros: the modulation table was made without one; "
-                f"give --modulation gpu"
+                f"row {row} of a batch has a pooled vector, but the modulation table is for zeros: give --modulation "
+                "gpu"
             )
-        asked, held = f"timestep {float(timestep_B[row]):.6g}", f"timesteps {_listed(self._timestep_R)}"
+        found, expected = f"timestep {float(timestep_B[row]):.6g}", f"timesteps {_listed(self._timestep_R)}"
         if self._guidance_R is not None and guidance_B is not None:
-            asked += f" and guidance {float(guidance_B[row]):.6g}"
-            held += f" with guidance {_listed(self._guidance_R)}"
+            found += f" and guidance {float(guidance_B[row]):.6g}"
+            expected += f" with guidance {_listed(self._guidance_R)}"
         raise SettingsError(
-            f"row {row} of a batch has {asked}, the modulation table holds {held}: it was made for other caches, and "
-            f"the weights it stands for are gone; give --modulation gpu"
+            f"row {row} of a batch has {found}, but the modulation table has {expected} and the weights it replaces "
+            f"are not loaded: give --modulation gpu"
         )
 
 
 @torch.no_grad()
 def make_table(transformer: FluxTransformer2DModel, conditions: Conditions, device: torch.device) -> ModulationTable:
-    """Take the modulation weights out of a transformer, and put their table into it.
+    """Replace the modulation weights of a transformer by their table.
 
-    The table is computed and stays on `device`, one linear at a time: there is never more than one of them there. All
-    else stays where it is. The transformer then takes selection_BR where it took pooled_projections_BP.
+    The table is computed and stays on `device`, where there is at most one linear at a time. Everything else stays
+    where it is. The transformer then takes selection_BR in place of pooled_projections_BP.
     """
     dtype, takes_guidance = transformer.dtype, bool(transformer.config.guidance_embeds)
     pairs = _rounded(conditions.pairs, dtype, takes_guidance=takes_guidance)
@@ -174,7 +174,7 @@ def make_table(transformer: FluxTransformer2DModel, conditions: Conditions, devi
         norm.linear.to(device)
         table_RM = torch.empty(len(pairs), norm.linear.out_features, dtype=dtype, device=device)
         for rows_B, one_BD in zip(calls, embedded_BD, strict=True):
-            # Rows that fill up the last call are computed once more, to the same bits.
+            # Padding rows of the last call are recomputed with the same bits.
             table_RM[rows_B] = norm.linear(norm.silu(one_BD))
         norm.silu, norm.linear = torch.nn.Identity(), _Table(table_RM)
     transformer.time_text_embed = HandsOn()
@@ -182,7 +182,7 @@ def make_table(transformer: FluxTransformer2DModel, conditions: Conditions, devi
 
 
 def modulated_norms(transformer: torch.nn.Module) -> Iterator[Any]:
-    """The norms with modulation, in the order of the modules; none of their linears is held on to."""
+    """The norms with modulation, in the order of the modules; keeps no reference to their linears."""
     for name in [name for name, _ in transformer.named_modules() if name.endswith(MODULATION)]:
         yield transformer.get_submodule(name.rpartition(".")[0])
 
@@ -193,26 +193,26 @@ def embedded_conditions(
     guidance_B: torch.Tensor | None,
     pooled_projections_BP: torch.Tensor,
 ) -> torch.Tensor:
-    """embedded_BD, of which the SiLU is the modulation linears' input. All of the transformer's dtype."""
-    # As FluxTransformer2DModel.forward has it: a thousandfold, in its dtype.
+    """embedded_BD, whose SiLU is the input of the modulation linears; all in the transformer's dtype."""
+    # Times 1000 in the transformer's dtype, as in FluxTransformer2DModel.forward.
     conditions = [1000 * value_B for value_B in (timestep_B, guidance_B) if value_B is not None]
     embedded_BD: torch.Tensor = embed(*conditions, pooled_projections_BP)
     return embedded_BD
 
 
 class HandsOn(torch.nn.Module):
-    """Stands for time_text_embed: what goes to the blocks as `temb` is what came in place of pooled, of each row.
+    """Replaces time_text_embed: passes the tensor given in place of pooled to the blocks as `temb`.
 
-    As a tensor that each block is given, a block that is computed again in the backward pass reads the same rows.
+    It is an input of each block, so a recomputed block reads the same rows.
     """
 
     def forward(self, *conditions: torch.Tensor) -> torch.Tensor:
-        """The last one."""
+        """The last condition."""
         return conditions[-1]
 
 
 class _Table(torch.nn.Module):
-    """Stands for a linear of a norm: the results it would give."""
+    """Replaces a linear of a norm by its results."""
 
     table_RM: torch.Tensor
 
@@ -225,7 +225,7 @@ class _Table(torch.nn.Module):
 
 
 def _rounded(pairs: Iterable[Condition], dtype: torch.dtype, *, takes_guidance: bool) -> list[tuple[float, float]]:
-    """The pairs as the transformer tells them apart, the noisiest first; guidance 0 where it takes none."""
+    """The distinct pairs in the transformer's dtype, the noisiest first; guidance 0 if it takes none."""
     values = torch.tensor([(t, g if takes_guidance and g is not None else 0.0) for t, g in pairs])
     return sorted({(t, g) for t, g in values.to(dtype).tolist()}, key=lambda pair: (-pair[0], pair[1]))
 

@@ -1,7 +1,7 @@
-"""Packages that diffusers and transformers import wherever they are installed, used or not: quantizers and peft.
+"""Packages that diffusers and transformers import whenever they are installed: quantizers and peft.
 
-That takes seconds, and on some processors bitsandbytes prints a warning about its kernels. A process of the command
-line hides them until weights are quantized; a program that imports this package keeps them for its other libraries.
+Importing them takes seconds, and on some processors bitsandbytes prints a warning about its kernels. The command line
+hides them until weights are quantized; a program that imports secondcast is not affected.
 """
 
 import sys
@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 QUANTIZERS = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
-"""The package that makes each kind of quantized weights."""
+"""The package for each kind of quantized weights."""
 _HIDDEN = (*dict.fromkeys(QUANTIZERS.values()), "peft")
 _hidden_now: set[str] = set()
 
 
 @contextmanager
 def hidden_packages() -> Iterator[None]:
-    """Make diffusers and transformers take these packages for absent, if they are imported within the context."""
+    """Hide these packages from diffusers and transformers if those are imported within the context."""
     for package in _HIDDEN:
         if package not in sys.modules:
             # None: find_spec finds nothing, and an import raises ModuleNotFoundError.
@@ -31,7 +31,7 @@ def hidden_packages() -> Iterator[None]:
 
 
 def show_quantizer(kind: str) -> None:
-    """Make the package of one kind of weights importable, if it was hidden."""
+    """Make the package of a kind of weights importable again."""
     _show(QUANTIZERS[kind])
 
 
@@ -43,7 +43,7 @@ def _show(package: str) -> None:
 
 
 def installed_version(kind: str) -> str | None:
-    """The version of the package of a kind of weights, hidden or not; None where it is not installed."""
+    """The version of the package of a kind of weights, hidden or not; None if it is not installed."""
     try:
         return version(QUANTIZERS[kind])
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The most memory that a stage held: of the host (resident) and of the GPU (allocated)."""
+"""Peak memory of a stage: resident on the host, and allocated on the GPU."""
 
 import contextlib
 import gc
@@ -23,14 +23,14 @@ class PeakMemory:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back what nothing refers to any more."""
+    """Free unreferenced memory."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def begin_peak(device: torch.device) -> None:
-    """Begin a stage: what was held before does not count."""
+    """Reset the peaks at the start of a stage."""
     with contextlib.suppress(OSError):
         _CLEAR.write_text(_CLEAR_PEAK)
     if device.type == "cuda":
@@ -38,13 +38,13 @@ def begin_peak(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> PeakMemory:
-    """The peaks since `begin_peak`. Where the system cannot begin anew, the host's is that of the whole process."""
+    """The peaks since `begin_peak`; if the system cannot reset the host's peak, it is that of the whole process."""
     gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return PeakMemory(host_bytes=host_peak_bytes(), gpu_bytes=gpu)
 
 
 def largest_peaks(peaks: Iterable[Mapping[str, PeakMemory]]) -> dict[str, PeakMemory]:
-    """By stage the largest of several workers."""
+    """The maximum over several workers, by stage."""
     largest: dict[str, PeakMemory] = {}
     for stage, peak in (pair for worker in peaks for pair in worker.items()):
         known = largest.get(stage, peak)

@@ -1,9 +1,8 @@
-"""A frozen transformer whose blocks have weights of 8 or 4 bits: less memory for other numbers.
+"""Quantization of the frozen transformer's blocks to 8 or 4 bits: less memory, different results.
 
-Only the linears inside the blocks are quantized, and of those not the ones that make modulation vectors. A table
-stands for these with its exact results (models/memory/modulation_table.py): a transformer with a table and one without
-give the same numbers, so that a cache that was sampled without one replays with one. What is quantized computes in the
-dtype that it had.
+Only linears inside the blocks are quantized, except the modulation linears, which a table may replace by exact results
+(models/memory/modulation_table.py): a cache that was sampled without a table can be replayed with one. Quantized
+linears compute in their original dtype.
 """
 
 from collections.abc import Collection, Iterator
@@ -20,7 +19,7 @@ from secondcast.storage_schemas.schema.manifest import Quantization
 
 
 def check_quantizer(kind: Quantization) -> None:
-    """Raise MissingExtraError unless what quantizes so is installed."""
+    """Raise MissingExtraError unless the package for this kind is installed."""
     if kind == "none":
         return
     show_quantizer(kind)
@@ -28,22 +27,22 @@ def check_quantizer(kind: Quantization) -> None:
         import_module(QUANTIZERS[kind])
     except ImportError as error:
         raise MissingExtraError(
-            f"weights of {kind} need {QUANTIZERS[kind]}, which is not installed: pip install 'secondcast[quant]'"
+            f"{kind} weights need {QUANTIZERS[kind]}, which is not installed: pip install 'secondcast[quant]'"
         ) from error
 
 
 def quantizer(kind: Quantization) -> str | None:
-    """What quantizes so here, "torchao 0.18.0": the bits depend on it. None for "none"."""
+    """The installed package for this kind, such as "torchao 0.18.0": the bits depend on it. None for "none"."""
     return None if kind == "none" else f"{QUANTIZERS[kind]} {installed_version(kind)}"
 
 
 @torch.no_grad()
 def quantize_blocks(transformer: FluxTransformer2DModel, kind: Quantization, device: torch.device) -> None:
-    """Put the blocks of a transformer on a device, the weights of their linears in 8 or 4 bits; "none": do nothing.
+    """Move the blocks of a transformer to a device with their linears in 8 or 4 bits; "none": do nothing.
 
-    One block at a time: the device never holds more than one that is not quantized, and what the host held of it is
-    freed. All else stays where it is. int8: a scale for each output. fp8: e4m3, likewise; weights alone, so that the
-    product is one of the compute dtype on any card. nf4: blocks of 64, their scales in float32. MissingExtraError.
+    Works block by block: the device holds at most one unquantized block, and its host memory is freed. Everything else
+    stays where it is. int8: one scale per output. fp8: e4m3, likewise; weight-only, so that products are in the compute
+    dtype on any GPU. nf4: blocks of 64 weights with float32 scales. Raises MissingExtraError.
     """
     if kind == "none":
         return
@@ -59,7 +58,7 @@ def quantize_blocks(transformer: FluxTransformer2DModel, kind: Quantization, dev
 
 @torch.no_grad()
 def quantize_text_encoder(model: torch.nn.Module) -> None:
-    """Put the weights of all linears of a text encoder in 8 bits, where it lies; its embeddings stay. MissingExtraError."""
+    """Quantize all linears of a text encoder to 8 bits in place, but not its embeddings. Raises MissingExtraError."""
     check_quantizer("int8")
     _to_eight_bits(model, "int8", {module for module in model.modules() if isinstance(module, torch.nn.Linear)})
 
@@ -74,16 +73,16 @@ def _to_eight_bits(model: torch.nn.Module, kind: Quantization, chosen: Collectio
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
     make = Int8WeightOnlyConfig if kind == "int8" else Float8WeightOnlyConfig
-    # The settings it would make for torch's compiler hold for the whole process, the student's part of it too.
+    # Inductor settings would apply to the whole process, including the student.
     quantize_(model, make(set_inductor_config=False), filter_fn=lambda module, _: module in chosen)
 
 
 def _in_four_bits(linear: torch.nn.Linear) -> Any:
     from bitsandbytes.nn import Linear4bit, Params4bit
 
-    # Scales of scales would save 0.4 bits a weight, and round once more.
+    # Double quantization would save 0.4 bits per weight, but add a rounding.
     how: dict[str, Any] = {"quant_type": "nf4", "compress_statistics": False}
-    made = Linear4bit(
+    quantized = Linear4bit(
         linear.in_features,
         linear.out_features,
         bias=linear.bias is not None,
@@ -91,9 +90,9 @@ def _in_four_bits(linear: torch.nn.Linear) -> Any:
         device="meta",
         **how,
     )
-    made.bias = linear.bias
+    quantized.bias = linear.bias
     # `to` quantizes.
-    made.weight = Params4bit(linear.weight.data, requires_grad=False, **how).to(linear.weight.device)
-    # For inference alone it repacks weights on some processors, for good: no gradient passes through them then.
-    made.support_avx512bf16_for_cpu = False
-    return made
+    quantized.weight = Params4bit(linear.weight.data, requires_grad=False, **how).to(linear.weight.device)
+    # On some processors it would repack the weights permanently for inference, without gradients.
+    quantized.support_avx512bf16_for_cpu = False
+    return quantized

@@ -1,9 +1,9 @@
-"""Train through a frozen transformer that does not fit: exact weights of its blocks come from host memory in turn.
+"""Train through a frozen transformer that does not fit on the GPU, by streaming exact weights of its blocks.
 
-Nothing goes back, for nothing of them changes. A streamed block has a flat pinned buffer on the host; a ring of slots
-on the device holds the blocks whose turn it is or will be next, forwards in the forward pass and backwards in the
-backward pass, where a block computes its forward pass again. What the ring holds at the turn is not copied once more.
-Source of the plan: the host-to-device block swap of musubi-tuner (Apache-2.0); no code of it is here.
+The weights do not change, so nothing is copied back. A streamed block has a flat pinned buffer on the host. A ring of
+slots on the device holds the current and the next blocks, in forward order in the forward pass and in reverse order in
+the backward pass, where each block recomputes its forward pass. Blocks that are still in the ring are not copied again.
+Based on the idea of musubi-tuner's host-to-device block swap (Apache-2.0), without its code.
 """
 
 import weakref
@@ -20,9 +20,9 @@ from diffusers import FluxTransformer2DModel
 from secondcast.storage_schemas.errors import SettingsError
 
 Pass = Literal["alone", "forward", "backward"]
-"""alone: a forward pass that no backward pass follows."""
+"""alone: a forward pass without a backward pass."""
 
-# Of an address within a buffer: kernels choose by it, and the caching allocator's addresses have it too.
+# Alignment of tensors in a buffer, as of torch's caching allocator, because it affects the choice of kernels.
 _ALIGNMENT = 512
 _PAGE = 4096
 SLOTS = 2
@@ -32,7 +32,7 @@ _PORTABLE = 1
 class HostBlock:
     """The weights of a block in one flat buffer on the host, pinned if the device is a GPU.
 
-    `flat` is uint8; between its turns the block's tensors are views of it, so that the model is whole at any time.
+    `flat` is uint8; between uses the block's tensors are views of it, so that the model is complete at any time.
     """
 
     def __init__(self, block: torch.nn.Module, device: torch.device) -> None:
@@ -48,7 +48,7 @@ class HostBlock:
         self.lies_in(self.flat)
 
     def lies_in(self, flat: torch.Tensor) -> None:
-        """Have the block compute with the weights in `flat`: its buffer on the host, or a slot that holds it."""
+        """Point the block's tensors to the weights in `flat`: its buffer on the host, or a slot."""
         for tensor, view in zip(self._tensors, self._views(flat), strict=True):
             tensor.data = view
 
@@ -60,9 +60,9 @@ class HostBlock:
 
 @dataclass
 class Slot:
-    """A flat buffer on the device, and which streamed block it holds.
+    """A flat buffer on the device, and the index of the streamed block in it.
 
-    On a GPU: `filled` follows the copy into it, `free` the last kernel that reads it.
+    On a GPU `filled` is the event after the copy into it, `free` the event after the last kernel that reads it.
     """
 
     buffer: torch.Tensor
@@ -72,24 +72,24 @@ class Slot:
 
 
 class Transfers:
-    """Copies from host to device beside the computation: on a CUDA stream of their own; elsewhere at once."""
+    """Copies from host to device: asynchronously on a separate CUDA stream; synchronously on other devices."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def new_slot(self, size_bytes: int) -> Slot:
-        """A slot that holds nothing."""
+        """An empty slot."""
         slot = Slot(torch.empty(size_bytes, dtype=torch.uint8, device=self.device))
         if self._stream is not None:
             slot.filled, slot.free = torch.cuda.Event(), torch.cuda.Event()
-            # The memory may still be read by kernels of whoever had it before, and is the stream's until it is done.
+            # Kernels of its previous user may still read the memory; it is freed only after the copy stream is done.
             self.release(slot)
             slot.buffer.record_stream(self._stream)
         return slot
 
     def copy(self, slot: Slot, flat: torch.Tensor) -> None:
-        """Fill a slot as soon as the kernels that read it are done; the host does not wait."""
+        """Queue a copy into a slot after the kernels that read it; the host does not wait."""
         if self._stream is None:
             slot.buffer[: len(flat)].copy_(flat)
             return
@@ -99,18 +99,18 @@ class Transfers:
             slot.filled.record(self._stream)
 
     def acquire(self, slot: Slot) -> None:
-        """Have what is queued from now on wait until the slot is filled."""
+        """Make work queued from now on wait until the slot is filled."""
         if self._stream is not None:
             torch.cuda.current_stream(self.device).wait_event(slot.filled)
 
     def release(self, slot: Slot) -> None:
-        """Have the next copy into the slot wait for what is queued up to now."""
+        """Make the next copy into the slot wait for work queued so far."""
         if self._stream is not None:
             slot.free.record(torch.cuda.current_stream(self.device))
 
 
 class Ring:
-    """Slots on the device through which the streamed blocks pass, in the order in which they compute."""
+    """Slots on the device for streamed blocks, filled in the order of computation."""
 
     def __init__(self, hosts: list[HostBlock], slots: int, device: torch.device) -> None:
         self.hosts, self.transfers, self._busy = hosts, Transfers(device), False
@@ -119,7 +119,7 @@ class Ring:
 
     @contextmanager
     def turn(self, block: int, of: Pass) -> Iterator[None]:
-        """The weights of a streamed block are on the device within; then the slot goes to the next one."""
+        """A context in which the weights of a streamed block are on the device; then its slot is reused."""
         assert not self._busy, "two streamed blocks compute at once"
         self._fill(self._wanted(block, of))
         slot = next(slot for slot in self.slots if slot.holds == block)
@@ -135,7 +135,7 @@ class Ring:
         self._fill(self._wanted(block - 1 if of == "backward" else block + 1, of))
 
     def _wanted(self, first: int, of: Pass) -> list[int]:
-        """The blocks that compute from `first` on, as many as there are slots; at the turn fewer."""
+        """The blocks that compute from `first` on, one per slot; fewer at the end of a pass."""
         window = range(len(self.slots))
         if of == "alone":
             return [(first + ahead) % len(self.hosts) for ahead in window]
@@ -153,7 +153,7 @@ class Ring:
 
 @dataclass(frozen=True, kw_only=True)
 class Streaming:
-    """What `stream_blocks` made of a transformer. `ring` is None where every block is resident."""
+    """The result of `stream_blocks`. `ring` is None if every block is resident."""
 
     transformer: FluxTransformer2DModel
     hosts: list[HostBlock] = field(repr=False)
@@ -166,7 +166,7 @@ class Streaming:
 
     @property
     def device_bytes(self) -> int:
-        """Weights on the device, the ring among them."""
+        """Bytes of weights on the device, including the ring."""
         streamed = {id(tensor) for host in self.hosts for tensor in host._tensors}
         model = self.transformer
         there = (t.nbytes for t in chain(model.parameters(), model.buffers()) if id(t) not in streamed)
@@ -174,7 +174,7 @@ class Streaming:
 
 
 def streamed_blocks(resident: int, total: int) -> list[int]:
-    """Which of `total` blocks are streamed where so many are resident: spread evenly, so that copies have time."""
+    """The streamed ones among `total` blocks, spread evenly, so that copies overlap with resident blocks."""
     count = total - resident
     return [index for index in range(total) if (index + 1) * count // total > index * count // total]
 
@@ -187,25 +187,26 @@ def stream_blocks(
     slots: int = SLOTS,
     checkpoint_resident: bool = True,
 ) -> Streaming:
-    """Prepare a frozen transformer, loaded on the CPU, in place: `resident` blocks and what is no block go to `device`.
+    """Prepare a frozen transformer on the CPU, in place: `resident` blocks and all other modules move to `device`.
 
-    slots: blocks of weights on the device beside the resident ones; 2 copy one while another computes.
-    checkpoint_resident: they too keep their inputs alone for the backward pass, as the streamed ones must.
-    Outputs and gradients are the plain model's, bit for bit; gradients flow to the inputs alone. The model stays whole
-    (`state_dict` works), but `.to()` would undo this. To be called after what changes modules or their forwards (a
-    compiled one as block.forward, not by block.compile(), which would compile what is put around it here), and to be
-    used outside of autocast. Raises SettingsError.
+    slots: buffers on the device for streamed blocks; with 2, one is filled while the other computes.
+    checkpoint_resident: whether resident blocks are checkpointed, as the streamed ones always are.
+
+    Outputs and gradients are those of the original model, bit for bit; gradients only flow to the inputs. `state_dict`
+    still works, but `.to()` would undo the streaming. Call this after everything that changes modules or their forwards
+    (set a compiled forward as block.forward; block.compile() would compile the wrapper of this function), and do not
+    use autocast. Raises SettingsError.
     """
     blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
     if not 0 <= resident <= len(blocks):
         raise SettingsError(
-            f"--gpu-blocks is {resident}, expected 0 to {len(blocks)}: this transformer has so many blocks, and "
-            f"those that are not resident are streamed; take {min(max(resident, 0), len(blocks))}"
+            f"--gpu-blocks is {resident}, expected 0 to {len(blocks)}, the number of blocks of this transformer: use "
+            f"{min(max(resident, 0), len(blocks))}"
         )
     if slots < 1:
-        raise SettingsError(f"slots is {slots}, expected at least 1: a streamed block computes in one; take 2")
+        raise SettingsError(f"slots is {slots}, expected at least 1: a streamed block computes in a slot; use 2")
     transformer.eval().requires_grad_(False)
-    # Blocks compute their forward pass again by themselves here.
+    # Blocks are recomputed by _Recomputing instead.
     transformer.disable_gradient_checkpointing()
     streamed = streamed_blocks(resident, len(blocks))
     hosts = [HostBlock(blocks[index], device) for index in streamed]
@@ -221,7 +222,7 @@ def stream_blocks(
 
 
 class _Recomputing:
-    """The forward of a block, with its weights where they are needed, and computed again in the backward pass."""
+    """The forward of a block with its weights on the device, recomputed in the backward pass."""
 
     def __init__(self, forward: Callable[..., tuple[torch.Tensor, ...]], turn: Callable[[Pass], Any] | None) -> None:
         self._forward, self._turn = forward, turn or _resident_turn
@@ -249,9 +250,9 @@ class _Recomputing:
     def gradients(
         self, inputs: list[torch.Tensor], rest: tuple[Any, ...], gradients: tuple[torch.Tensor | None, ...]
     ) -> list[torch.Tensor | None]:
-        """Of the inputs that require one, from those of the outputs; None for the others."""
+        """Gradients of the inputs that require one, from those of the outputs; None for the others."""
         wanted = [tensor for tensor in inputs if tensor.requires_grad]
-        # The backward pass of a linear reads its weight: the turn lasts until it is through.
+        # The backward pass of a linear reads its weight, so it must be within the turn.
         with self._turn("backward"), torch.enable_grad():
             outputs = self._forward(*inputs, *rest)
             reached = [place for place, gradient in enumerate(gradients) if gradient is not None]
@@ -272,13 +273,13 @@ def _resident_turn(of: Pass) -> Iterator[None]:
 
 
 class _Block(torch.autograd.Function):
-    """A block that keeps its inputs alone."""
+    """A block that only saves its inputs."""
 
     @staticmethod
     def forward(ctx: Any, block: _Recomputing, rest: tuple[Any, ...], *tensors: torch.Tensor) -> Any:
         ctx.block, ctx.rest = block, rest
         ctx.save_for_backward(*tensors)
-        # Zeros in place of no gradient would be added to others, and computed with.
+        # Avoids computing with zeros in place of missing gradients.
         ctx.set_materialize_grads(False)
         return block.run("forward", tensors, rest)
 
@@ -299,7 +300,7 @@ def _pinned(size_bytes: int) -> torch.Tensor:
     """Page-locked uint8 memory of this size. Not pin_memory=True: its allocator rounds up to a power of two."""
     runtime = torch.cuda.cudart()
     whole_bytes = -(-size_bytes // _PAGE) * _PAGE
-    # Pages of its own, for a page can be registered once.
+    # Separate pages, because a page can only be registered once.
     memory = torch.empty(whole_bytes + _PAGE, dtype=torch.uint8)
     start = -memory.data_ptr() % _PAGE
     flat = memory[start : start + size_bytes]
@@ -307,13 +308,13 @@ def _pinned(size_bytes: int) -> torch.Tensor:
     if error:
         raise SettingsError(
             f"{size_bytes / 2**30:.2f} GiB of host memory for a streamed block cannot be pinned (CUDA error {error}): "
-            f"streamed blocks lie there whole; raise the limit of locked memory (ulimit -l), or --gpu-blocks"
+            f"raise the limit of locked memory (ulimit -l), or --gpu-blocks"
         )
     weakref.finalize(flat, _unpin, runtime, flat.data_ptr()).atexit = False
     return flat
 
 
 def _unpin(runtime: Any, address: int) -> None:
-    # A copy from it may still be under way.
+    # A copy from it may still be running.
     torch.cuda.synchronize()
     runtime.cudaHostUnregister(address)

@@ -1,8 +1,8 @@
-"""The published DistillT5 checkpoint's form of a student: the same tensor names, another class in config.json.
+"""The format of the published DistillT5 checkpoint: the same tensor names, another class in config.json.
 
 Source: the checkpoint and configuration published with "Scaling Down Text Encoders of Text-to-Image Diffusion
-Models" (CVPR 2025), and the ComfyUI node of its authors. Its class does not say at how many text tokens it was
-trained; what we write does, under `text_length`.
+Models" (CVPR 2025), and the ComfyUI node of its authors. The published configuration does not state the text length of
+its training; exports add it as `text_length`.
 """
 
 import json
@@ -18,7 +18,7 @@ from secondcast.models.weights.checked_loading import load_checked
 from secondcast.models.weights.files import CheckpointSource
 
 WEIGHTS_FILE = "model.safetensors"
-# What the ComfyUI node builds, whatever the file holds, and to how many tokens it pads at least.
+# The fixed sizes of the ComfyUI node, and the number of tokens to which it pads at least.
 COMFYUI_EXPECTS = {
     "d_model": 768,
     "num_layers": 12,
@@ -33,7 +33,7 @@ COMFYUI_TEXT_LENGTH = 256
 
 _TIED = "encoder.encoder.embed_tokens.weight"
 _NOT_PUBLISHED = ("auto_map", "projection_dropout")
-# The published class takes the width of its output from this key; its configuration file has project_out_dim alone.
+# The published class reads its output width from this key; its configuration file only has project_out_dim.
 _WIDTH = "out_dim"
 _NOT_OURS = (
     *(_WIDTH, "architectures", "model_type", "torch_dtype", "dtype"),
@@ -42,7 +42,7 @@ _NOT_OURS = (
 
 
 def published_config(student: SecondcastStudent) -> dict[str, Any]:
-    """The entries of config.json under which the published class loads a student."""
+    """The config.json with which the published class loads a student."""
     config: dict[str, Any] = json.loads(student.config.to_json_string(use_diff=False))
     config = {key: value for key, value in config.items() if key not in _NOT_PUBLISHED}
     return config | {"architectures": [PUBLISHED_CLASS], "model_type": "t5", _WIDTH: student.config.project_out_dim}
@@ -54,14 +54,17 @@ def published_tensors(student: SecondcastStudent) -> dict[str, torch.Tensor]:
 
 
 def student_config(config: dict[str, Any]) -> StudentConfig:
-    """Our configuration of a student in the published form."""
+    """The StudentConfig of a student in the published format."""
     kept = {key: value for key, value in config.items() if key not in _NOT_OURS}
     width = {"project_out_dim": config[_WIDTH]} if _WIDTH in config else {}
     return StudentConfig(**kept | width | {"is_encoder_decoder": False})
 
 
 def load_published(folder: Path, config: dict[str, Any], source: CheckpointSource) -> SecondcastStudent:
-    """A student from a folder in the published form, fp32, in eval mode; config: its config.json. source.error."""
+    """A student from a folder in the published format, fp32, in eval mode.
+
+    config: its config.json. Raises source.error.
+    """
     student: SecondcastStudent = load_checked(
         SecondcastStudent, folder, source, config=student_config(config), dtype=torch.float32
     )
@@ -69,7 +72,7 @@ def load_published(folder: Path, config: dict[str, Any], source: CheckpointSourc
 
 
 def comfyui_differences(student: SecondcastStudent) -> list[str]:
-    """In what a student is not what the ComfyUI node builds: "d_ff = 3072 (2048)" and its like."""
+    """Values of a student that differ from the ComfyUI node's, such as "d_ff = 3072 (2048)"."""
     config = student.config
     return [
         f"{name} = {getattr(config, name)} ({expected})"

@@ -1,4 +1,4 @@
-"""Make students of any text encoder of transformers, with its own tokenizer; what is none is refused in one line."""
+"""Create students from any text encoder of transformers, with its own tokenizer."""
 
 import copy
 import json
@@ -22,7 +22,7 @@ from secondcast.models.weights.hub import local_weights
 from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.schema.manifest import Teacher
 
-# Of the encoder's configuration, what says where it came from, or what students decide themselves.
+# Keys of the encoder's configuration that state its origin, or that students set themselves.
 _NOT_KEPT = (
     *("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"),
     *("id2label", "label2id", "task_specific_params"),
@@ -32,10 +32,10 @@ _NOT_KEPT = (
 def new_encoder_student(
     source: str, teacher: Teacher, *, pretrained: bool, dropout: float, seed: int
 ) -> EncoderStudent:
-    """A student of the text encoder in a folder or hub repository, fp32. StudentError for what holds none.
+    """A student with the text encoder of a folder or hub repository, fp32. StudentError if there is none.
 
-    Of an encoder-decoder it is the encoder, of a model of text and images the text model; a causal model is taken
-    as it is. Its text length is the teacher's, or what its positions reach to if that is less.
+    Uses the encoder of an encoder-decoder, the text model of a multimodal model, and all of a causal model. Its text
+    length is the teacher's, or its maximum number of positions if that is less.
     """
     config = _text_part(_config_of(source))
     tokens = read_tokens(source, text_length=teacher.text_length)
@@ -66,7 +66,7 @@ def new_encoder_student(
 def rebuilt(
     config: EncoderStudentConfig, weights: dict[str, Any] | None, teacher: Teacher, *, dropout: float, seed: int
 ) -> EncoderStudent:
-    """A student for this teacher of the shape of an earlier one, with its weights or random ones, fp32."""
+    """A student for this teacher in the shape of an earlier one, with its weights or random ones, fp32."""
     config = copy.deepcopy(config)
     config.encoder_config = with_dropout(config.encoder_config, dropout)
     config.projection_dropout = dropout
@@ -83,7 +83,7 @@ def rebuilt(
 
 
 def with_dropout(settings: dict[str, Any], dropout: float) -> dict[str, Any]:
-    """An encoder's configuration with all its dropout probabilities replaced, those of nested ones too."""
+    """An encoder's configuration with all its dropout probabilities replaced, including nested ones."""
     return {key: _replaced(key, value, dropout) for key, value in settings.items()}
 
 
@@ -91,7 +91,7 @@ def _replaced(key: str, value: Any, dropout: float) -> Any:
     if isinstance(value, dict):
         return with_dropout(value, dropout)
     named = "dropout" in key or key.endswith("_pdrop")
-    # A null is a choice of the encoder's class, and a switch no probability.
+    # None is a choice of the encoder's class, and a boolean is not a probability.
     return dropout if named and isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
@@ -102,12 +102,12 @@ def _set_dropout(student: EncoderStudent, dropout: float) -> None:
 
 
 def longest_text(encoder: Any) -> int | None:
-    """Tokens that an encoder's positions reach to; None where its positions are relative and reach anywhere."""
+    """Maximum number of tokens of an encoder; None if its positions are relative."""
     reach = getattr(encoder.config, "max_position_embeddings", None)
     if not isinstance(reach, int) or reach < 1:
         return None
     for name, module in encoder.named_modules():
-        # RoBERTa and its like count positions from behind the one that stands for padding.
+        # RoBERTa-like models start positions after the padding index.
         if "position" in name and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             return reach - module.padding_idx - 1
     return reach
@@ -119,7 +119,7 @@ def _config_of(source: str) -> Any:
     except LOADING_FAILS as error:
         raise StudentError(
             f"{source} has no configuration that transformers can read ({reason(error)}): give a text encoder that "
-            f"AutoModel loads"
+            f"AutoModel can load"
         ) from error
 
 
@@ -168,14 +168,14 @@ def _pretrained(source: str, settings: dict[str, Any]) -> Any:
 
 
 def _names_of_encoder(model: Any) -> set[str]:
-    """Names that the tensors of the encoder have in a model, which is changed to it."""
+    """Names of the encoder's tensors in a model, which is reduced to the encoder."""
     encoder = encoder_within(model)
     prefix = next((f"{name}." for name, module in model.named_modules() if name and module is encoder), "")
     return {f"{prefix}{name}" for name in encoder.state_dict()}
 
 
 def _width(encoder: Any, source: str) -> int:
-    """Of the last hidden state of two tokens, which only a text encoder gives."""
+    """Width of the last hidden state of two tokens, which only a text encoder returns."""
     try:
         with torch.no_grad():
             ids_BT = torch.zeros(1, 2, dtype=torch.int64)
@@ -183,7 +183,7 @@ def _width(encoder: Any, source: str) -> int:
     except Exception as error:
         raise _no_text_encoder(source, encoder.config.to_dict(), reason(error)) from error
     if hidden_BTD.shape[:2] != (1, 2):
-        raise _no_text_encoder(source, encoder.config.to_dict(), f"of 2 tokens it makes {tuple(hidden_BTD.shape)}")
+        raise _no_text_encoder(source, encoder.config.to_dict(), f"2 tokens have the shape {tuple(hidden_BTD.shape)}")
     return int(hidden_BTD.shape[2])
 
 
@@ -191,13 +191,13 @@ def _check_vocabulary(encoder: Any, tokens: StudentTokens, source: str) -> None:
     rows = int(encoder.get_input_embeddings().num_embeddings)
     if tokens.vocabulary > rows:
         raise StudentError(
-            f"the tokenizer of {source} gives token ids up to {tokens.vocabulary - 1}, its encoder has a vocabulary of "
-            f"{rows}: files of two models; give a folder whose tokenizer and config.json belong together"
+            f"the tokenizer of {source} has token ids up to {tokens.vocabulary - 1}, but its encoder has a vocabulary "
+            f"of {rows}: give a folder whose tokenizer and config.json are of one model"
         )
 
 
 def _no_text_encoder(source: str, settings: dict[str, Any], reason: str) -> StudentError:
     return StudentError(
-        f"{source} is a {settings.get('model_type')!r} model, which gives no last hidden state of token ids "
-        f"({reason}): a student is a text encoder, such as google-t5/t5-base or FacebookAI/roberta-base"
+        f"{source} is a {settings.get('model_type')!r} model without a last hidden state for token ids ({reason}): "
+        "give a text encoder such as google-t5/t5-base or FacebookAI/roberta-base"
     )

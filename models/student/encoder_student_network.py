@@ -1,7 +1,7 @@
 """A student that is not T5: any text encoder of transformers, and the paper's projection to the teacher's text width.
 
-It reads prompts with its own tokenizer. FluxPipeline passes no attention mask, which such encoders need: it is told
-from the padding. This file imports torch and transformers only: an export carries a copy of it.
+It reads prompts with its own tokenizer. FluxPipeline passes no attention mask, which such encoders need, so it is
+derived from the padding. This file only imports torch and transformers: an export includes a copy of it.
 """
 
 import sys
@@ -19,8 +19,9 @@ from transformers.modeling_utils import PreTrainedModel
 class EncoderStudentConfig(PretrainedConfig):
     """The encoder's own configuration (a dictionary with its model_type) and the projection's.
 
-    text_length: tokens it was trained at. longest_text: tokens that its positions reach to; None: any number.
-    pad_is_end: the tokenizer pads with its end token, the first of which is text.
+    text_length: number of text tokens of its training.
+    longest_text: maximum number of tokens; None: unlimited.
+    pad_is_end: whether the tokenizer pads with its end token, the first of which is text.
     """
 
     model_type = "secondcast_encoder_student"
@@ -51,12 +52,12 @@ class EncoderStudentConfig(PretrainedConfig):
 
 
 def auto_class(config: Any) -> Any:
-    """What of transformers makes the smallest model that holds a configuration's text encoder."""
+    """The auto class of transformers for the smallest model with a configuration's text encoder."""
     return AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
 
 
 def encoder_within(model: Any) -> Any:
-    """The text encoder of a model that `auto_class` made: without decoder, and without what pools its output."""
+    """The text encoder of a model of `auto_class`, without its decoder and pooler."""
     encoder = model.get_encoder() if model.config.is_encoder_decoder else model
     if isinstance(getattr(encoder, "pooler", None), nn.Module):
         encoder.pooler = None
@@ -66,15 +67,15 @@ def encoder_within(model: Any) -> Any:
 def make_encoder(encoder_config: dict[str, Any]) -> Any:
     """A text encoder with random weights, by its configuration."""
     config = AutoConfig.for_model(**encoder_config)
-    # As T5 students: all kinds of attention round differently, and dropout falls on its weights in this one alone.
+    # As for T5 students: attention implementations round differently, and only eager applies dropout to its weights.
     model = auto_class(config).from_config(config, attn_implementation="eager", trust_remote_code=False)
     return encoder_within(model)
 
 
 def _other_names(found: dict[str, Any]) -> dict[str, str]:
-    """From the names of weights in a file to those of the model, as patterns; none where that would not help.
+    """Patterns that map names of weights in a file to those of the model; empty if that does not help.
 
-    CLIP's text models lost a level of names within transformers 5.
+    The names of CLIP's text models lost a level within transformers 5.
     """
     levels = ("encoder.", "encoder.text_model.")
     for key, (old, new) in (("missing_keys", levels), ("unexpected_keys", levels[::-1])):
@@ -85,7 +86,7 @@ def _other_names(found: dict[str, Any]) -> dict[str, str]:
 
 
 class EncoderStudent(PreTrainedModel):
-    """Text encoder, then Linear - ReLU - Dropout - Linear (no biases). Takes T5-XXL's place as text_encoder_2."""
+    """Text encoder, then Linear - ReLU - Dropout - Linear (no biases). Replaces T5-XXL as text_encoder_2."""
 
     # diffusers records a component by the module of its class, and loads it from a file of that name in the
     # component's folder: only the bare name of this file is there when a whole pipeline is saved and loaded.
@@ -111,9 +112,9 @@ class EncoderStudent(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, name: Any, *arguments: Any, output_loading_info: bool = False, **options: Any) -> Any:
-        """See PreTrainedModel. ValueError where weights are missing: transformers fills them with random numbers.
+        """See PreTrainedModel. ValueError if weights are missing, which transformers would initialize randomly.
 
-        Who asks for the loading info judges it.
+        With output_loading_info the caller checks them instead.
         """
         student, found = super().from_pretrained(name, *arguments, output_loading_info=True, **options)
         if found["missing_keys"] and "key_mapping" not in options and (names := _other_names(found)):
@@ -144,7 +145,7 @@ class EncoderStudent(PreTrainedModel):
     ) -> BaseModelOutput:
         """last_hidden_state [B, T, project_out_dim] of token ids [B, T], as FluxPipeline calls T5.
 
-        attention_mask: default all but the padding at the end. ValueError for more tokens than it has positions.
+        attention_mask: default: all but the padding at the end. ValueError for more tokens than it has positions.
         """
         self._check_length(input_ids.shape[1])
         if attention_mask is None:
@@ -163,13 +164,13 @@ class EncoderStudent(PreTrainedModel):
         trained, longest = self.config.text_length, self.config.longest_text
         if longest is not None and length > longest:
             raise ValueError(
-                f"this student has positions for {longest} text tokens and is used at {length}: pass "
+                f"this student has positions for {longest} text tokens, found {length}: pass "
                 f"max_sequence_length={trained}"
             )
         if length != trained and not self._warned:
             self._warned = True
             warnings.warn(
-                f"this student was trained at {trained} text tokens and is used at {length}: pass "
+                f"this student was trained at {trained} text tokens, found {length}: pass "
                 f"max_sequence_length={trained}",
                 stacklevel=3,
             )

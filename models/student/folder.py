@@ -1,7 +1,7 @@
-"""Where the student of a run or an export is, and whether a folder holds one: without torch, so that it is known early.
+"""Find the student of a run or an export, without torch, so that errors come early.
 
-A checkpoint of a run is a folder RUN/checkpoint-<step> whose state.json names that step and that run. What else has
-such a name, a copy, a link, an archive, belongs to the user: it is neither read nor deleted.
+A checkpoint of a run is a folder RUN/checkpoint-<step> whose state.json names that step and that run. Anything else
+with such a name (a copy, a link, an archive) belongs to the user: it is neither read nor deleted.
 """
 
 import json
@@ -18,34 +18,34 @@ STATE_FILE = "state.json"
 BEST_FILE = "best.json"
 PUBLISHED_CLASS = "T5EncoderWithProjection"
 STUDENT_KINDS = ("secondcast_student", "secondcast_encoder_student")
-"""model_type of StudentConfig and of EncoderStudentConfig, whose modules are exported and import nothing of ours."""
+"""model_type of StudentConfig and of EncoderStudentConfig, whose exported modules cannot import this package."""
 _NAME = re.compile(rf"{CHECKPOINT_PREFIX}(\d{{8,15}})")
 
 
 def checkpoint_name(step: int) -> str:
-    """Name of the folder of the checkpoint after so many steps."""
+    """Folder name of the checkpoint after `step` steps."""
     return f"{CHECKPOINT_PREFIX}{step:08d}"
 
 
 def step_of(folder: Path) -> int | None:
-    """The step that the name of a checkpoint states; None for another name."""
+    """The step in the name of a checkpoint; None for another name."""
     found = _NAME.fullmatch(folder.name)
     return int(found[1]) if found is not None and checkpoint_name(int(found[1])) == folder.name else None
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Checkpoint folders of a run, oldest first; those too whose state cannot be read, whose reader will say so."""
+    """Checkpoint folders of a run, oldest first, including those with an unreadable state, which fail when read."""
     return [folder for folder in named_like_checkpoints(run) if is_of_run(folder) is not False]
 
 
 def named_like_checkpoints(run: Path) -> list[Path]:
-    """All that a run folder holds under the name of a checkpoint, by step."""
+    """All entries of a run folder that are named like checkpoints, by step."""
     entries = [Path(entry) for entry in os.scandir(run)] if run.is_dir() else []
     return sorted((entry for entry in entries if step_of(entry) is not None), key=lambda entry: step_of(entry) or 0)
 
 
 def is_of_run(folder: Path) -> bool | None:
-    """Whether the run of this folder wrote it as the checkpoint of its name; None where its state cannot be read."""
+    """Whether the run wrote this folder as the checkpoint of its name; None if its state cannot be read."""
     if folder.is_symlink() or not folder.is_dir():
         return False
     state = stated(folder)
@@ -56,7 +56,7 @@ def is_of_run(folder: Path) -> bool | None:
 
 
 def stated(folder: Path) -> dict[str, Any] | None:
-    """What the state of a checkpoint says; None if it is missing, damaged, or cannot be read."""
+    """The state of a checkpoint; None if it is missing, damaged or unreadable."""
     try:
         state = json.loads((folder / STATE_FILE).read_bytes())
         if not isinstance(state, dict):
@@ -68,17 +68,17 @@ def stated(folder: Path) -> dict[str, Any] | None:
 
 
 def run_id(run: Path) -> str | None:
-    """What a run's configuration names it; None where there is none that can be read."""
+    """The id in a run's configuration; None if there is no readable one."""
     found = config_of(run).get("id")
     return found if isinstance(found, str) and found else None
 
 
 def student_folder(path: Path) -> Path:
-    """Where the student of a run folder (its best checkpoint, else its last) or of an export is."""
+    """The folder of the student of a run (its best checkpoint, else its last) or of an export."""
     if path.is_file():
         raise StudentError(
-            f"{path} is one file, which holds neither a configuration nor a tokenizer: give the run folder, or an "
-            f"export --to diffusers"
+            f"{path} is a single file without configuration and tokenizer: give the run folder, or an export --to "
+            f"diffusers"
         )
     if not path.is_dir():
         raise _missing(path)
@@ -86,22 +86,22 @@ def student_folder(path: Path) -> Path:
     if (best := best_checkpoint(path)) is not None:
         if not best[0].is_dir():
             raise StudentError(
-                f"{path / BEST_FILE} names {best[0].name}, which is not there: put it back, delete {BEST_FILE} for the "
-                f"last checkpoint, or give a checkpoint's student/ folder"
+                f"{path / BEST_FILE} names {best[0].name}, which does not exist: restore it, delete {BEST_FILE} to use "
+                f"the last checkpoint, or give a checkpoint's student/ folder"
             )
         return best[0] / "student"
     if found:
         return found[-1] / "student"
     if (path / "metrics.jsonl").exists() or "settings" in config_of(path):
-        raise StudentError(f"{path} has no checkpoint yet: give the `secondcast train` command again to go on")
+        raise StudentError(f"{path} has no checkpoint yet: run the `secondcast train` command again to resume")
     check_is_student(path)
     return path
 
 
 def best_checkpoint(run: Path) -> tuple[Path, float] | None:
-    """The checkpoint that a run has noted as its best, and its loss; None where it notes none.
+    """The best checkpoint of a run and its loss, from best.json; None if there is none.
 
-    Raises StudentError for a note that cannot be read.
+    Raises StudentError for an unreadable best.json.
     """
     marker = run / BEST_FILE
     try:
@@ -113,14 +113,14 @@ def best_checkpoint(run: Path) -> tuple[Path, float] | None:
         return None
     except OSError as error:
         raise StudentError(
-            f"{marker} cannot be read ({error.strerror}): it says which checkpoint is the best; make it readable for "
-            f"this user, or give a checkpoint's student/ folder"
+            f"{marker} cannot be read ({error.strerror}), and it names the best checkpoint: make it readable for this "
+            f"user, or give a checkpoint's student/ folder"
         ) from error
     except (ValueError, LookupError, TypeError, RecursionError):
         pass
     raise StudentError(
-        f"{marker} is not what `secondcast train` wrote, so the best checkpoint is not known: delete it for the "
-        f"last one, or give a checkpoint's student/ folder"
+        f"{marker} is not as `secondcast train` wrote it, so the best checkpoint is unknown: delete it to use the last "
+        f"one, or give a checkpoint's student/ folder"
     )
 
 
@@ -130,7 +130,7 @@ def is_published_form(config: dict[str, Any]) -> bool:
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """config.json of a folder, empty where there is none that can be read."""
+    """config.json of a folder; empty if there is no readable one."""
     try:
         found = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -139,24 +139,24 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def check_is_student(folder: Path) -> None:
-    """Raise StudentError unless a folder is there and its config.json is that of a student."""
+    """Raise StudentError unless a folder exists and has the config.json of a student."""
     wanted = "give a run folder, or what `secondcast export` wrote"
     if not folder.is_dir():
         raise _missing(folder)
     file = folder / "config.json"
     if not file.is_file():
-        raise StudentError(f"{folder} holds no student: it has no config.json; {wanted}")
+        raise StudentError(f"{folder} has no student: it has no config.json; {wanted}")
     config = config_of(folder)
     if not config:
         raise StudentError(f"{file} cannot be read, expected the JSON of a student's configuration; {wanted}")
     kind = config.get("model_type")
     if kind not in STUDENT_KINDS and not is_published_form(config):
         raise StudentError(
-            f"{folder} holds no student (config.json says model_type {kind!r}, expected {STUDENT_KINDS[0]!r}): {wanted}"
+            f"{folder} has no student (config.json has model_type {kind!r}, expected {STUDENT_KINDS[0]!r}): {wanted}"
         )
 
 
 def _missing(folder: Path) -> StudentError:
     return StudentError(
-        f"no student {folder}: expected a run folder, or what `secondcast export` wrote; there is no such folder"
+        f"no student {folder}: there is no such folder; give a run folder, or what `secondcast export` wrote"
     )

@@ -1,4 +1,4 @@
-"""Make, load and save students."""
+"""Create, load and save students."""
 
 import copy
 from pathlib import Path
@@ -25,17 +25,19 @@ from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.schema.manifest import Teacher
 
 Student = SecondcastStudent | EncoderStudent
-"""Either takes T5-XXL's place: token ids [B, T] in, embeddings [B, T, project_out_dim] out."""
+"""Either replaces T5-XXL: token ids [B, T] in, embeddings [B, T, project_out_dim] out."""
 
 
 def new_student(source: str, teacher: Teacher, *, init: str, dropout: float, seed: int) -> Student:
     """A student that fits a teacher, fp32.
 
-    source: folder (or hub name) of a text encoder, of its config.json (and tokenizer) alone, or of an earlier export.
-    T5 reads the cache's token ids; any other kind, and a T5 of a smaller vocabulary, is an EncoderStudent, which has
-    a tokenizer of its own (see student_tokens.own_tokens).
-    init: "pretrained", "random" or "auto" (pretrained where there are weights). dropout: in encoder and projection.
-    Raises StudentError for a width or vocabulary that does not fit the cache's teacher, and for what is no text encoder.
+    source: folder or hub name of a text encoder, of its config.json (and tokenizer) alone, or of an earlier export. T5
+        reads the cache's token ids; any other kind, and a T5 with a smaller vocabulary, becomes an EncoderStudent with
+        its own tokenizer (see tokens.own_tokens).
+    init: "pretrained", "random" or "auto" (pretrained if weights are available).
+    dropout: probability in encoder and projection.
+
+    Raises StudentError for a width or vocabulary that does not fit the teacher, or if `source` is not a text encoder.
     """
     found = _source_config(source)
     pretrained = init == "pretrained" or (init == "auto" and _has_weights(source))
@@ -50,9 +52,9 @@ def new_student(source: str, teacher: Teacher, *, init: str, dropout: float, see
         return _continued(source, config, teacher, dropout)
     if config.vocab_size < teacher.text_encoder_config["vocab_size"]:
         raise StudentError(
-            f"{source} has a vocabulary of {config.vocab_size}, the cache's token ids go up to "
-            f"{teacher.text_encoder_config['vocab_size'] - 1}: take a student of the teacher's tokenizer, or one that "
-            f"has its own beside its config.json"
+            f"{source} has a vocabulary of {config.vocab_size}, but the cache's token ids go up to "
+            f"{teacher.text_encoder_config['vocab_size'] - 1}: use a student with the teacher's tokenizer, or with its "
+            f"own next to its config.json"
         )
     return _t5_student(source, config, teacher, pretrained=pretrained, dropout=dropout, seed=seed)
 
@@ -96,14 +98,14 @@ _OWN_KEYS = (
 
 
 def untrained_like(student: Student, *, seed: int) -> Student:
-    """A student of the same shape with random weights, in eval mode: what training began with, or might have."""
+    """A student of the same shape with random weights, in eval mode."""
     torch.manual_seed(seed)
     made: Student = type(student)(copy.deepcopy(student.config)).float().eval()
     return made
 
 
 def load_student(folder: Path) -> Student:
-    """A saved student, fp32, in eval mode, ours of either kind or in DistillT5's form; StudentError if there is none."""
+    """A saved student of either kind or in DistillT5's format, fp32, in eval mode; StudentError if there is none."""
     check_is_student(folder)
     source = CheckpointSource(where=str(folder), error=StudentError, again="export the run again")
     config = config_of(folder)
@@ -115,27 +117,27 @@ def load_student(folder: Path) -> Student:
 
 
 def save_student(student: Student, folder: Path, *, tokenizer: dict[str, bytes] | None) -> None:
-    """Write what FluxPipeline takes as text_encoder_2: config, safetensors, modelling file, tokenizer files."""
-    # transformers copies the modelling file and names it in config.json: their classes state an _auto_class.
+    """Write a text_encoder_2 folder for FluxPipeline: config, safetensors, modelling file, tokenizer files."""
+    # transformers copies the modelling file and names it in config.json, because the classes have an _auto_class.
     student.save_pretrained(folder, safe_serialization=True)
     for file_name, data in sorted((tokenizer or {}).items()):
         (folder / file_name).write_bytes(data)
     mode = durable.usual_mode(folder)
     for written in folder.iterdir():
-        # safetensors writes files that only their owner can read.
+        # safetensors writes files that only the owner can read.
         written.chmod(mode)
 
 
 def check_fits(student: Student, text_width: int, where: str) -> None:
-    """Raise StudentError unless a student's embeddings are as wide as the backbone reads them."""
+    """Raise StudentError unless a student's embeddings have the backbone's text width."""
     _check_width(student.config.project_out_dim, text_width, where)
 
 
 def _check_width(width: int, text_width: int, where: str) -> None:
     if width != text_width:
         raise StudentError(
-            f"{where} gives embeddings {width} wide, this teacher reads {text_width}: "
-            f"a student fits the teacher it was trained for; train one from this cache"
+            f"{where} has embeddings of width {width}, but this teacher reads {text_width}: a student only fits the "
+            f"teacher it was trained for; train one from this cache"
         )
 
 
@@ -151,7 +153,7 @@ def _continued(source: str, config: StudentConfig, teacher: Teacher, dropout: fl
     assert isinstance(student, SecondcastStudent)
     check_fits(student, teacher.text_width, source)
     student.config.dropout_rate = dropout
-    # What it is trained at from now on; an export states the rest anew.
+    # The text length from now on; an export sets the other values.
     student.config.text_length = teacher.text_length
     if hasattr(student.config, "trained_guidance"):
         del student.config.trained_guidance
@@ -177,35 +179,34 @@ def _source_config(source: str) -> dict[str, Any]:
     """config.json of a folder or hub name; StudentError if there is none that names its kind."""
     if Path(source).is_file():
         raise StudentError(
-            f"{source} is one file, expected a folder with the config.json of a text encoder, or a hub name: a "
-            f"checkpoint in one file, of another program, is not read; give the folder"
+            f"{source} is a file, expected a folder with the config.json of a text encoder, or a hub name: single-file "
+            f"checkpoints are not supported; give the folder"
         )
     if Path(source).is_dir():
         file = Path(source) / "config.json"
         if not file.is_file():
-            raise StudentError(f"{source} has no config.json: expected a text encoder, a config of one, or an export")
+            raise StudentError(f"{source} has no config.json: give a text encoder, the config of one, or an export")
         found = config_of(Path(source))
         if not found:
             raise StudentError(
-                f"{file} cannot be read, expected the JSON of a text encoder's configuration: get it again"
+                f"{file} cannot be read, expected the JSON of a text encoder's configuration: download it again"
             )
         if not isinstance(found.get("model_type"), str):
             raise StudentError(
-                f"{source}/config.json names no model_type: expected the configuration of a text encoder as "
-                f"transformers writes it, such as google-t5/t5-base has"
+                f"{source}/config.json has no model_type, expected the configuration of a text encoder as transformers "
+                f"writes it, such as that of google-t5/t5-base"
             )
         return found
     if source.count("/") > 1 or source.startswith((".", "/", "~")):
         raise StudentError(
-            f"no student {source!r}: expected a folder, or a hub name such as google-t5/t5-base; "
-            f"there is no such folder"
+            f"no student {source!r}: there is no such folder; give a folder, or a hub name such as google-t5/t5-base"
         )
     try:
         settings: dict[str, Any] = PretrainedConfig.get_config_dict(source)[0]
     except Exception as error:
         raise StudentError(
-            f"no student {source!r}: neither a folder here nor fetched from the hub ({type(error).__name__}); "
-            f"give a folder, or a hub name such as google-t5/t5-base"
+            f"no student {source!r}: it is not a folder, and cannot be downloaded from the hub "
+            f"({type(error).__name__}); give a folder, or a hub name such as google-t5/t5-base"
         ) from error
     return settings
 
@@ -219,10 +220,10 @@ def _t5_config(source: str) -> T5Config:
     if is_published_form(found):
         return student_config(found)
     if kind != "t5":
-        raise StudentError(f"{source} is a {kind!r} model, expected t5: only T5 students are planned and counted")
+        raise StudentError(f"{source} is a {kind!r} model, expected t5: plans only support T5 students")
     return T5Config.from_pretrained(source)
 
 
 def _has_weights(source: str) -> bool:
-    # Weights in another form, or a part of them, are an error and no random start.
+    # Weights in another format, or incomplete ones, are an error, not a reason for random weights.
     return not Path(source).is_dir() or holds_weights(Path(source))

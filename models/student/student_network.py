@@ -1,7 +1,7 @@
 """The student: a small T5 encoder and the paper's projection to the teacher's text width.
 
 Source: "Scaling Down Text Encoders of Text-to-Image Diffusion Models" (CVPR 2025), section 3.2; parameter names
-as in its published checkpoint. This file imports torch and transformers only: an export carries a copy of it.
+as in its published checkpoint. This file only imports torch and transformers: an export includes a copy of it.
 """
 
 import copy
@@ -17,7 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 
 class StudentConfig(T5Config):
-    """T5's configuration and the projection's; `text_length` is the number of tokens it was trained at."""
+    """T5's configuration and the projection's; `text_length` is the number of text tokens of its training."""
 
     model_type = "secondcast_student"
     # Saving a student saves this file beside it.
@@ -39,7 +39,7 @@ class StudentConfig(T5Config):
 
 
 class SecondcastStudent(PreTrainedModel):
-    """T5 encoder, then Linear - ReLU - Dropout - Linear (no biases). Takes T5-XXL's place as text_encoder_2."""
+    """T5 encoder, then Linear - ReLU - Dropout - Linear (no biases). Replaces T5-XXL as text_encoder_2."""
 
     # diffusers records a component by the module of its class, and loads it from a file of that name in the
     # component's folder: only the bare name of this file is there when a whole pipeline is saved and loaded.
@@ -67,9 +67,9 @@ class SecondcastStudent(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, name: Any, *arguments: Any, output_loading_info: bool = False, **options: Any) -> Any:
-        """See PreTrainedModel. ValueError where weights are missing: transformers fills them with random numbers.
+        """See PreTrainedModel. ValueError if weights are missing, which transformers would initialize randomly.
 
-        Who asks for the loading info judges it.
+        With output_loading_info the caller checks them instead.
         """
         student, found = super().from_pretrained(name, *arguments, output_loading_info=True, **options)
         if output_loading_info:
@@ -97,8 +97,8 @@ class SecondcastStudent(PreTrainedModel):
         if input_ids.shape[1] != self.config.text_length and not self._warned:
             self._warned = True
             warnings.warn(
-                f"this student was trained at {self.config.text_length} text tokens and is used at "
-                f"{input_ids.shape[1]}: pass max_sequence_length={self.config.text_length}",
+                f"this student was trained at {self.config.text_length} text tokens, found {input_ids.shape[1]}: pass "
+                f"max_sequence_length={self.config.text_length}",
                 stacklevel=2,
             )
         hidden_BTD = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state

@@ -1,4 +1,4 @@
-"""The tokenizer of a student that is not T5: what its network reads in place of the cache's token ids."""
+"""The tokenizer of a student that is not T5, whose token ids replace those of the cache."""
 
 import json
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 class StudentTokens:
-    """A tokenizer that cuts and pads to `text_length`, and its `files` by name, from which it is loaded again.
+    """A tokenizer that truncates and pads to `text_length`, and its `files` by name.
 
-    pad_is_end: it pads with its end token. Every method may be called from several threads.
+    pad_is_end: whether it pads with its end token. All methods are thread-safe.
     """
 
     def __init__(self, files: dict[str, bytes], text_length: int, *, where: str) -> None:
@@ -34,7 +34,7 @@ class StudentTokens:
             self._tokenizer = _load(folder, where, alone=True)
         self.pad_token_id = int(self._tokenizer.pad_token_id)
         self.pad_is_end = self._tokenizer.pad_token_id == self._tokenizer.eos_token_id
-        # The tokenizers package keeps length and padding in the tokenizer, and fails where two threads set them.
+        # The tokenizers package stores length and padding in the tokenizer, and fails if two threads set them.
         self._lock = Lock()
 
     @property
@@ -43,11 +43,11 @@ class StudentTokens:
         return 1 + max(self._tokenizer.get_vocab().values())
 
     def ids(self, text: str) -> Array:
-        """Token ids of a text, int64 [T]: cut with its end token kept, padded on the right."""
+        """Token ids of a text, int64 [T]: truncated before the end token, padded on the right."""
         return self.batch([text])[0].numpy()
 
     def batch(self, texts: Sequence[str]) -> torch.Tensor:
-        """Token ids of texts, int64 [B, T]; they are FluxPipeline's with this tokenizer as tokenizer_2."""
+        """Token ids of texts, int64 [B, T], as FluxPipeline computes them with this tokenizer as tokenizer_2."""
         with self._lock:
             rows = self._tokenizer(
                 list(texts), padding="max_length", max_length=self.text_length, truncation=True, verbose=False
@@ -58,7 +58,7 @@ class StudentTokens:
 def own_tokens(source: str | Path, student: Any) -> StudentTokens | None:
     """The tokens of a student's own tokenizer; None for a student that reads the cache's token ids.
 
-    source: where the student came from: what `new_student` was given, or the folder of a saved student.
+    source: the `source` of `new_student`, or the folder of a saved student.
     Raises StudentError for a tokenizer that cannot be read.
     """
     if not isinstance(student, EncoderStudent):
@@ -67,32 +67,32 @@ def own_tokens(source: str | Path, student: Any) -> StudentTokens | None:
 
 
 def text_length_remark(student: Any, teacher: Teacher) -> str | None:
-    """What to say of a student that reads fewer tokens than its teacher's text length; None where it reads as many."""
+    """A note about a student that reads fewer tokens than its teacher's text length; None for others."""
     own = int(student.config.text_length)
     if own >= teacher.text_length:
         return None
     return (
-        f"the student has positions for {own} text tokens, the cache's embeddings have {teacher.text_length}: longer "
-        f"prompts are cut, and it is used with max_sequence_length={own}"
+        f"the student has positions for {own} text tokens, but the cache's embeddings have {teacher.text_length}: "
+        f"longer prompts are truncated; use the student with max_sequence_length={own}"
     )
 
 
 def read_tokens(source: str, *, text_length: int) -> StudentTokens:
-    """The tokenizer of a folder or hub name, as AutoTokenizer finds it; StudentError if it cannot be had."""
+    """The tokenizer of a folder or hub name, as loaded by AutoTokenizer; StudentError if that fails."""
     files = [Path(source) / name for name in (TOKENIZER_CONFIG, "tokenizer.json")]
     there = not Path(source).is_dir() or any(file.is_file() for file in files)
     tokenizer = _load(source, source) if there else None
-    # For want of files AutoTokenizer makes one with an empty vocabulary.
+    # Without files AutoTokenizer creates one with an empty vocabulary.
     if tokenizer is None or not len(tokenizer):
         raise StudentError(
-            f"{source} has no tokenizer: a student that is not T5 reads prompts with its own; put tokenizer.json and "
-            f"tokenizer_config.json beside its config.json"
+            f"{source} has no tokenizer, but a student that is not T5 needs its own: put tokenizer.json and "
+            f"tokenizer_config.json next to its config.json"
         )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise StudentError(
-                f"the tokenizer of {source} has neither a pad token nor an end token to pad with: name a pad_token in "
-                f"its tokenizer_config.json"
+                f"the tokenizer of {source} has neither a pad token nor an end token to pad with: set pad_token in its "
+                f"tokenizer_config.json"
             )
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = tokenizer.truncation_side = "right"
@@ -104,13 +104,13 @@ def read_tokens(source: str, *, text_length: int) -> StudentTokens:
 
 
 def _without_place(data: bytes) -> bytes:
-    """tokenizer_config.json without what says from where it was loaded, so that the bytes do not depend on it."""
+    """tokenizer_config.json without the keys that depend on where it was loaded from."""
     config = {key: value for key, value in json.loads(data).items() if key not in ("is_local", "local_files_only")}
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def portable(config: bytes) -> bytes:
-    """tokenizer_config.json as transformers 4 and 5 both read it; what version 5 alone understands is renamed."""
+    """tokenizer_config.json for transformers 4 and 5: names that only version 5 understands are replaced."""
     settings: dict[str, Any] = json.loads(config)
     written = dict(settings)
     written.pop("backend", None)
@@ -124,7 +124,7 @@ def portable(config: bytes) -> bytes:
 
 
 def has_own_tokens(folder: Path) -> bool:
-    """Whether a folder is that of a saved student with a tokenizer of its own."""
+    """Whether a folder has a saved student with its own tokenizer."""
     try:
         found = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError):
@@ -134,14 +134,14 @@ def has_own_tokens(folder: Path) -> bool:
 
 def _load(source: str, where: str, *, alone: bool = False) -> Any:
     local = Path(source).is_dir()
-    # transformers does not know a saved student's kind; its tokenizer says itself what it is.
+    # transformers does not know the model type of a saved student; its tokenizer files are sufficient.
     known = {"config": PretrainedConfig()} if alone or has_own_tokens(Path(source)) else {}
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=local, **known)
-    # The tokenizers package raises bare Exception for a file that is none of its own.
+    # The tokenizers package raises bare Exception for an invalid file.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StudentError(
-            f"the tokenizer of {where} cannot be read ({reason}): a student that is not T5 reads prompts with its own; "
-            f"give a folder or hub name that has one"
+            f"the tokenizer of {where} cannot be read ({reason}), but a student that is not T5 needs its own: give a "
+            f"folder or hub name that has one"
         ) from error

@@ -1,4 +1,4 @@
-"""The backbone's own text projection: the one linear through which FLUX sees a text embedding."""
+"""The backbone's text projection: the one linear through which FLUX reads a text embedding."""
 
 import json
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _INDEX_FILE = f"{_WHOLE_FILE}.index.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ContextProjection:
-    """context_ID of a teacher, fp32, on the CPU; `source` is the name it was asked for by (as of a TeacherFolder)."""
+    """context_ID of a teacher, fp32, on the CPU; `source` is the name as given (see TeacherFolder)."""
 
     context_ID: torch.Tensor
     source: str
@@ -32,9 +32,8 @@ class ContextProjection:
 def find_context_projection(name: str, recorded: Teacher, *, revision: str | None = None) -> ContextProjection:
     """The text projection of a teacher by folder, hub name or NAME@REVISION.
 
-    From the hub that tensor alone is read, at one commit, unless its file was downloaded before: what the hub states
-    as the file's sha256 is compared with the recorded one first, which is what names a download too. TeacherError says
-    what is wrong.
+    From the hub only that tensor is read, at one commit, unless its file is already downloaded. The sha256 that the hub
+    states for the file must be the recorded one. Raises TeacherError.
     """
     folder = find_teacher(name, REPLAY_PARTS, revision=revision, files=("config.json", _INDEX_FILE))
     file = _file_of(folder, WEIGHT)
@@ -48,7 +47,7 @@ def find_context_projection(name: str, recorded: Teacher, *, revision: str | Non
 def load_context_projection(folder: TeacherFolder, recorded: Teacher, device: torch.device) -> torch.Tensor:
     """context_ID, fp32: the weight of `context_embedder`, from text width D to the transformer's inner width I.
 
-    Reads that tensor alone. TeacherError if its file is not the one that the cache was recorded with (by sha256).
+    Only reads that tensor. TeacherError if its file is not the one that the cache was recorded with (by sha256).
     """
     file = _file_of(folder, WEIGHT)
     source = part_source(file.parent)
@@ -70,8 +69,8 @@ def _fetch(folder: TeacherFolder, commit: str, path: str, recorded: Teacher) -> 
         raise
     except Exception as error:
         raise TeacherError(
-            f"{WEIGHT} could not be read from {path} of {folder.pinned_source} ({type(error).__name__}): check the "
-            f"network, or fetch the file with `hf download {folder.source} {path} --revision {commit}`"
+            f"{WEIGHT} cannot be read from {path} of {folder.pinned_source} ({type(error).__name__}): check the "
+            f"network, or download the file with `hf download {folder.source} {path} --revision {commit}`"
         ) from error
     download(folder.source, [path], commit)
     return load_context_projection(folder, recorded, torch.device("cpu"))
@@ -80,8 +79,8 @@ def _fetch(folder: TeacherFolder, commit: str, path: str, recorded: Teacher) -> 
 def _checked(weight_ID: torch.Tensor, recorded: Teacher, source: CheckpointSource) -> torch.Tensor:
     if weight_ID.dtype not in _FLOATING or weight_ID.ndim != 2 or weight_ID.shape[1] != recorded.text_width:
         raise source.refused(
-            f"{WEIGHT} is {str(weight_ID.dtype).removeprefix('torch.')} {list(weight_ID.shape)}, expected a matrix of "
-            f"floating numbers with {recorded.text_width} columns, the cache's text width"
+            f"{WEIGHT} is {str(weight_ID.dtype).removeprefix('torch.')} {list(weight_ID.shape)}, expected a "
+            f"floating-point matrix with {recorded.text_width} columns, the cache's text width"
         )
     return weight_ID
 
@@ -89,8 +88,8 @@ def _checked(weight_ID: torch.Tensor, recorded: Teacher, source: CheckpointSourc
 def _check_recorded(file: str, found: str, expected: str | None) -> None:
     if found != expected:
         raise TeacherError(
-            f"{file} has sha256 {found[:16]}, the cache was recorded with {str(expected)[:16]}: another model; "
-            f"give the recorded one with --backbone"
+            f"{file} has sha256 {found[:16]}, but the cache was recorded with {str(expected)[:16]}, another model: "
+            "give the recorded one with --backbone"
         )
 
 
@@ -103,5 +102,5 @@ def _file_of(folder: TeacherFolder, key: str) -> Path:
         return part / str(json.loads(index.read_bytes())["weight_map"][key])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TeacherError(
-            f"{index} does not say where {key} lies, expected the index of a FLUX transformer: download it again"
+            f"{index} does not list {key}, expected the index of a FLUX transformer: download it again"
         ) from error

@@ -1,4 +1,4 @@
-"""Which teachers this version records: what the configurations of a folder must say, checked before anything loads."""
+"""The supported teachers: checks of the configuration files of a folder, before anything is loaded."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from secondcast.storage_schemas.errors import TeacherError
 
-# By part: the key of its configuration that names its class, the class that is recorded exactly, keys that are needed.
+# By part: the key of its configuration that names its class, the supported class, required keys.
 _PARTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "transformer": (
         "_class_name",
@@ -26,11 +26,11 @@ _PARTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "vae": ("_class_name", "AutoencoderKL", ("block_out_channels",)),
 }
 _PIPELINE = "FluxPipeline"
-_RECORDED = "this version records FLUX.1-dev and schnell, and what has their layout"
+_RECORDED = "this version supports FLUX.1-dev, FLUX.1-schnell, and models with their layout"
 
 
 def config_name(part: str) -> str:
-    """The file of a part's configuration."""
+    """The file name of a part's configuration."""
     return "scheduler_config.json" if part == "scheduler" else "config.json"
 
 
@@ -41,12 +41,12 @@ def read_config(file: Path, part: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise TeacherError(f"{file} cannot be read ({error}): the teacher's {part} is incomplete") from error
     if not isinstance(config, dict):
-        raise TeacherError(f"{file} holds {type(config).__name__}, expected an object: the teacher's {part} is damaged")
+        raise TeacherError(f"{file} is a {type(config).__name__}, expected an object: the teacher's {part} is damaged")
     return config
 
 
 def check_family(path: Path, parts: tuple[str, ...]) -> None:
-    """Raise TeacherError unless pipeline, and these parts, are of the classes that are recorded exactly.
+    """Raise TeacherError unless the pipeline and these parts are of the supported classes.
 
     A configuration that names no class passes.
     """
@@ -67,7 +67,7 @@ def check_family(path: Path, parts: tuple[str, ...]) -> None:
 
 def _check_class(file: Path, config: dict[str, Any], key: str, expected: str) -> None:
     if (found := config.get(key)) not in (None, expected):
-        raise TeacherError(f"{file} says {key} = {found!r}, expected {expected!r}: {_RECORDED}")
+        raise TeacherError(f"{file} has {key} = {found!r}, expected {expected!r}: {_RECORDED}")
 
 
 def _check_channels(file: Path) -> None:
@@ -75,6 +75,6 @@ def _check_channels(file: Path) -> None:
     taken, given = config["in_channels"], config.get("out_channels")
     if given not in (None, taken):
         raise TeacherError(
-            f"{file} has in_channels = {taken} and out_channels = {given}, expected as many: it reads an image "
-            f"besides the latent (Fill, Canny, Depth); {_RECORDED}"
+            f"{file} has in_channels = {taken} and out_channels = {given}, expected equal numbers: it reads an image "
+            f"in addition to the latent (Fill, Canny, Depth); {_RECORDED}"
         )

@@ -1,4 +1,4 @@
-"""A teacher as it lies on disk: a folder (or hub repository) in the FluxPipeline layout, read by its own configs."""
+"""A teacher on disk: a folder (or hub repository) in the FluxPipeline layout."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ PAPER_TEXT_LENGTH = 77
 PAPER_RESOLUTION = 512
 
 BUILD_PARTS = ("transformer", "scheduler", "text_encoder_2", "tokenizer_2", "vae")
-# Beside these where CLIP's pooled output is recorded.
+# Additional parts if CLIP's pooled output is recorded.
 POOLED_PARTS = ("text_encoder", "tokenizer")
 REPLAY_PARTS = ("transformer",)
 DECODE_PARTS = ("vae",)
@@ -28,7 +28,7 @@ POOLED_TOKENIZER_FILES = ("vocab.json", "merges.txt", *TOKENIZER_FILES[1:])
 
 
 def part_source(part: Path) -> CheckpointSource:
-    """The weights of a part of a teacher, as errors name them."""
+    """The source of a teacher part's weights, for errors."""
     return CheckpointSource(where=str(part), error=TeacherError, again="download it again")
 
 
@@ -39,7 +39,7 @@ def build_parts(pooled: Pooled) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherFolder:
-    """A local folder in the FluxPipeline layout; `source` is the name it was asked for by, `commit` the hub's."""
+    """A local folder in the FluxPipeline layout; `source` is the name as given, `commit` that of the hub."""
 
     path: Path
     source: str
@@ -47,11 +47,11 @@ class TeacherFolder:
 
     @property
     def pinned_source(self) -> str:
-        """The name under which the same files are found again: NAME@COMMIT for what came from the hub."""
+        """A name that identifies the same files: NAME@COMMIT for a download from the hub."""
         return self.source if self.commit is None else f"{self.source}@{self.commit}"
 
     def config(self, part: str) -> dict[str, Any]:
-        """The configuration of a part, without the keys that name where it came from."""
+        """The configuration of a part, without the keys that state its origin."""
         config = read_config(self.part(part) / config_name(part), part)
         return {key: value for key, value in config.items() if not key.startswith("_")}
 
@@ -60,8 +60,8 @@ class TeacherFolder:
         folder = self.path / part
         if not folder.is_dir():
             raise TeacherError(
-                f"{self.path} has no {part}/: expected a folder in the FluxPipeline layout with {part}/ in it; "
-                f"download the whole repository, or name another --teacher"
+                f"{self.path} has no {part}/, expected a folder in the FluxPipeline layout with {part}/: download the "
+                f"whole repository, or give another --teacher"
             )
         return folder
 
@@ -69,7 +69,7 @@ class TeacherFolder:
         """The safetensors files of a part, sorted."""
         files = sorted(self.part(part).glob("*.safetensors"))
         if not files:
-            raise TeacherError(f"{self.part(part)} has no *.safetensors: weights are missing; download {part}/ again")
+            raise TeacherError(f"{self.part(part)} has no *.safetensors: download {part}/ again")
         return files
 
     def weight_hashes(self, part: str) -> dict[str, str]:
@@ -77,7 +77,7 @@ class TeacherFolder:
         return {f"{part}/{file.name}": weight_sha256(file) for file in self.weights(part)}
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """The files of the T5 tokenizer, for the cache to carry."""
+        """The files of the T5 tokenizer, which the cache includes."""
         return self._files("tokenizer_2", TOKENIZER_FILES)
 
     def _files(self, part: str, names: tuple[str, ...]) -> dict[str, bytes]:
@@ -96,9 +96,9 @@ class TeacherFolder:
         return min(PAPER_RESOLUTION, int(self.config("vae").get("sample_size", PAPER_RESOLUTION)))
 
     def identity(self, *, text_length: int, pooled: Pooled = "zero", hashed: bool = True) -> Teacher:
-        """Who this teacher is, weights by hash: reads all weights of transformer and text encoders once.
+        """The identity of this teacher, with hashes of the weights of transformer and text encoders.
 
-        hashed: False leaves the hashes out and needs configurations only, for planning.
+        hashed: False omits the hashes, so that only configuration files are read, for planning.
         """
         backbone, text_encoder = self.config("transformer"), self.config("text_encoder_2")
         self._check_width("text_encoder_2", "d_model", text_encoder, "joint_attention_dim", backbone)
@@ -129,8 +129,8 @@ class TeacherFolder:
     def _check_width(self, part: str, key: str, config: dict[str, Any], read: str, backbone: dict[str, Any]) -> None:
         if config[key] != backbone[read]:
             raise TeacherError(
-                f"{self.path}/{part} has {key} = {config[key]}, its transformer reads {read} = {backbone[read]}: parts "
-                f"of two models; download the whole repository again"
+                f"{self.path}/{part} has {key} = {config[key]}, but its transformer has {read} = {backbone[read]}: "
+                "they are parts of two models; download the whole repository again"
             )
 
 
@@ -145,28 +145,29 @@ def check_recorded_transformer(teacher: TeacherFolder, recorded: Teacher) -> Non
     if found != expected:
         name = next(name for name in sorted(expected | found) if expected.get(name) != found.get(name))
         raise TeacherError(
-            f"{teacher.path}/{name} has sha256 {str(found.get(name))[:16]}, the cache was recorded with "
-            f"{str(expected.get(name))[:16]}: another model; give the recorded one with --backbone"
+            f"{teacher.path}/{name} has sha256 {str(found.get(name))[:16]}, but the cache was recorded with "
+            f"{str(expected.get(name))[:16]}, another model: give the recorded one with --backbone"
         )
 
 
 def find_teacher(
     name: str, parts: tuple[str, ...], *, revision: str | None = None, files: Sequence[str] = ("*",)
 ) -> TeacherFolder:
-    """A teacher by folder, hub name or NAME@REVISION, with `parts` at hand; TeacherError says what is wrong with it.
+    """A teacher by folder, hub name or NAME@REVISION, with `parts` available; raises TeacherError.
 
-    files: what of each part is fetched from the hub, as patterns.
+    files: patterns of the files of each part to download from the hub.
     """
     path = Path(name)
     if path.is_file():
         raise TeacherError(
-            f"{name} is one file, expected a folder in the FluxPipeline layout or a hub name: a checkpoint in one "
-            f"file, of another program, is not read; give the folder"
+            f"{name} is a file, expected a folder in the FluxPipeline layout or a hub name: single-file checkpoints "
+            "are not supported; give the folder"
         )
     if path.is_dir():
         if revision is not None:
             raise TeacherError(
-                f"--revision is {revision!r}, but {name} is a folder: only a hub repository has revisions"
+                f"--revision is {revision!r}, but {name} is a folder, and only hub repositories have revisions: remove "
+                "it"
             )
         folder = TeacherFolder(path=path, source=name)
     else:

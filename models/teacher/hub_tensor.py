@@ -9,7 +9,7 @@ from safetensors.torch import load
 
 # A safetensors file: length of the header (little endian), header (JSON), data.
 _LENGTH_BYTES = 8
-# What safetensors itself takes at most.
+# The limit of safetensors itself.
 _LARGEST_HEADER_BYTES = 100_000_000
 
 
@@ -25,31 +25,31 @@ class HubFile:
 
     @classmethod
     def find(cls, name: str, path: str, commit: str) -> "HubFile":
-        """What the hub states of a file: nothing of it is read. FileNotFoundError, or what huggingface_hub raises."""
+        """Metadata of a file on the hub, without reading it. FileNotFoundError, or errors of huggingface_hub."""
         from huggingface_hub import HfApi
 
         found = HfApi().get_paths_info(name, path, revision=commit)
         if not found or not hasattr(found[0], "size"):
             raise FileNotFoundError(path)
         (file,) = found
-        # Small files of a repository are plain git objects: of these the hub has no sha256.
+        # Small files of a repository are plain git objects, for which the hub has no sha256.
         sha256 = file.lfs.sha256 if file.lfs is not None else None
         return cls(name=name, path=path, commit=commit, size_bytes=file.size, sha256=sha256)
 
     def tensor(self, key: str) -> torch.Tensor:
-        """One tensor, in the file's dtype: three range reads. See read_tensor, or what huggingface_hub raises."""
+        """One tensor, in the file's dtype, in three range reads. Errors: see read_tensor, or of huggingface_hub."""
         from huggingface_hub import HfFileSystem
 
         location = f"{self.name}@{self.commit}/{self.path}"
-        # With a size given nothing is looked up again; without a cache just the bytes asked for are read.
+        # A given size avoids another lookup; without a cache only the requested bytes are read.
         with HfFileSystem().open(location, "rb", size=self.size_bytes, cache_type="none") as file:
             return read_tensor(cast(BinaryIO, file), self.size_bytes, key)
 
 
 def read_tensor(file: BinaryIO, size_bytes: int, key: str) -> torch.Tensor:
-    """One tensor of a safetensors file of `size_bytes`, reading its header and that tensor's bytes alone.
+    """One tensor of a safetensors file of `size_bytes`; only reads its header and that tensor's bytes.
 
-    ValueError, KeyError, TypeError or SafetensorError if it is not such a file, or holds no such tensor.
+    ValueError, KeyError, TypeError or SafetensorError if it is not such a file, or has no such tensor.
     """
     length = int.from_bytes(_read(file, 0, _LENGTH_BYTES), "little")
     data_at = _LENGTH_BYTES + length
@@ -69,6 +69,6 @@ def _read(file: BinaryIO, at: int, count: int) -> bytes:
     file.seek(at)
     data = file.read(count) if count else b""
     if len(data) != count:
-        # A server that knows no ranges sends the file from its beginning.
+        # A server without range requests sends the file from its start.
         raise ValueError(f"{len(data)} bytes for the {count} at {at}")
     return data

@@ -1,4 +1,4 @@
-"""Packed latents to pictures by the teacher's VAE, loaded alone, as FluxPipeline does it."""
+"""Decode packed latents to pictures with the teacher's VAE, as FluxPipeline does."""
 
 from typing import Self
 
@@ -45,14 +45,14 @@ class ImageDecoder:
 
 
 def load_recorded_decoder(folder: TeacherFolder, sampling: Sampling, device: torch.device) -> ImageDecoder:
-    """The decoder of a cache's latents; TeacherError for a VAE of others."""
+    """The decoder of a cache's latents; TeacherError for a VAE of another teacher."""
     config = folder.config("vae")
     token_px = 2 * vae_scale_factor(config)
     found = (4 * config["latent_channels"], sampling.height * sampling.width // token_px**2)
     if found != (sampling.channels, sampling.image_tokens):
         raise TeacherError(
             f"{folder.path}/vae decodes {found[1]} tokens of {found[0]} channels into {sampling.width} x "
-            f"{sampling.height} pixels, the cache has {sampling.image_tokens} of {sampling.channels}: the VAE of "
-            f"another teacher; give the folder of the recorded one"
+            f"{sampling.height} pixels, but the cache has {sampling.image_tokens} of {sampling.channels}: it is the "
+            "VAE of another teacher; give the folder of the recorded one"
         )
     return ImageDecoder.load(folder, recorded_geometry(sampling), device=device)

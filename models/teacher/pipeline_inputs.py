@@ -1,4 +1,4 @@
-"""Inputs of FluxPipeline that users choose, and their limits; without torch."""
+"""Inputs of FluxPipeline that users choose, and their limits; does not import torch."""
 
 from typing import Annotated, Self
 
@@ -7,9 +7,9 @@ from pydantic import Field, model_validator
 from secondcast.storage_schemas.schema.flags import Flags, Shown
 
 LARGEST_GUIDANCE = 1e6
-"""A transformer reads it times 1000, in bfloat16: above this it soon is not finite."""
+"""The transformer multiplies it by 1000 in bfloat16: much larger values are not finite."""
 LARGEST_TEXT_LENGTH = 512
-"""FluxPipeline.check_inputs of diffusers."""
+"""Limit of FluxPipeline.check_inputs in diffusers."""
 STEPS, GUIDANCE = 20, 3.5
 """The paper's sampler steps, and FluxPipeline's guidance scale for FLUX.1-dev."""
 _IMAGES = "Images"
@@ -19,12 +19,14 @@ class ImageSize(Flags):
     """The size of images; all None: the teacher's own."""
 
     resolution: Annotated[int | None, Shown(group=_IMAGES)] = Field(
-        default=None, ge=1, description="Pixels per side; default 512, or the teacher's own."
+        default=None, ge=1, description="Side of square images in pixels. Default: 512, or the teacher's own."
     )
     height: Annotated[int | None, Shown(group=_IMAGES)] = Field(
-        default=None, ge=1, description="Pixels; with --width, in place of --resolution."
+        default=None, ge=1, description="Height of images in pixels, with --width, instead of --resolution."
     )
-    width: Annotated[int | None, Shown(group=_IMAGES)] = Field(default=None, ge=1, description="Pixels; with --height.")
+    width: Annotated[int | None, Shown(group=_IMAGES)] = Field(
+        default=None, ge=1, description="Width of images in pixels, with --height."
+    )
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
@@ -32,5 +34,5 @@ class ImageSize(Flags):
             given, other = ("height", "width") if self.width is None else ("width", "height")
             raise ValueError(f"--{given} is given without --{other}: give both, or --resolution for a square")
         if self.height is not None and self.resolution is not None:
-            raise ValueError("--resolution is given beside --height and --width: give one or the other")
+            raise ValueError("--resolution is given together with --height and --width: give one or the other")
         return self

@@ -1,4 +1,4 @@
-"""Teachers to plan for: by their configuration files alone; those of FLUX.1 come along, for who has nothing yet."""
+"""Teachers for planning, from configuration files alone; those of FLUX.1 are included in this package."""
 
 from pathlib import Path
 
@@ -10,10 +10,12 @@ _OWNER = "black-forest-labs"
 
 
 def planned_teacher(name: str) -> tuple[TeacherFolder, str]:
-    """A teacher's configurations, and in words which ones; nothing is downloaded and no weights are looked for.
+    """A teacher's configuration files and a description of their source; downloads and loads no weights.
 
-    name: a folder in the FluxPipeline layout (configurations suffice), or FLUX.1-dev or FLUX.1-schnell with or without
-    the owner's name. Raises TeacherError.
+    name: folder in the FluxPipeline layout (configuration files are sufficient), or FLUX.1-dev or FLUX.1-schnell, with
+        or without the owner's name.
+
+    Raises TeacherError.
     """
     if Path(name).is_dir():
         folder = find_teacher(name, BUILD_PARTS)
@@ -22,9 +24,9 @@ def planned_teacher(name: str) -> tuple[TeacherFolder, str]:
     found = known.get(name.lower().removeprefix(f"{_OWNER}/"))
     if found is None:
         raise TeacherError(
-            f"no teacher {name!r} to plan for: expected a folder with the configuration files of a FluxPipeline, or "
-            f"one of {', '.join(folder.name for folder in known.values())}, whose configurations come along (plan "
-            f"downloads nothing)"
+            f"no teacher {name!r} to plan for, expected a folder with the configuration files of a FluxPipeline, or "
+            f"one of {', '.join(folder.name for folder in known.values())}, whose files are included (plan downloads "
+            "nothing)"
         )
     source = f"{_OWNER}/{found.name}"
-    return TeacherFolder(path=found, source=source), f"configurations of {source} that come with secondcast"
+    return TeacherFolder(path=found, source=source), f"configuration files of {source} included in secondcast"

@@ -1,4 +1,4 @@
-"""The teacher's T5 and CLIP: what they make of a prompt is exactly FluxPipeline's (padded, no attention mask)."""
+"""The teacher's T5 and CLIP, which encode prompts exactly as FluxPipeline does (padded, no attention mask)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,25 +21,25 @@ def load_tokenizer(folder: Path) -> Any:
 def _tokenizer(kind: Any, folder: Path) -> Any:
     try:
         return kind.from_pretrained(folder, local_files_only=True)
-    # The tokenizers package raises bare Exception for a file that is none of its own.
+    # The tokenizers package raises bare Exception for an invalid file.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TeacherError(f"{folder} cannot be loaded ({reason}): download it again") from error
 
 
 def token_ids_of(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, end token included, neither cut nor padded."""
+    """Token ids of each text, including the end token, neither truncated nor padded."""
     ids: list[list[int]] = tokenizer(list(texts), padding=False, truncation=False, verbose=False).input_ids
     return ids
 
 
 def cut_token_ids(ids: Sequence[int], text_length: int) -> tuple[int, ...]:
-    """Token ids cut to the text length as the tokenizer cuts them: the end token is kept."""
+    """Token ids truncated to the text length as the tokenizer does: the end token is kept."""
     return tuple(ids) if len(ids) <= text_length else (*ids[: text_length - 1], ids[-1])
 
 
 class PooledTextEncoder:
-    """The pipeline's CLIP, frozen, of which FLUX reads the pooled output."""
+    """The pipeline's CLIP, frozen; FLUX reads its pooled output."""
 
     def __init__(self, model: CLIPTextModel, tokenizer: Any) -> None:
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
@@ -65,19 +65,19 @@ class PooledTextEncoder:
 
 
 class TeacherTextEncoder:
-    """T5-XXL's encoder (or the pocket's), frozen, and CLIP beside it where its pooled output is asked for."""
+    """T5-XXL's encoder (or the pocket teacher's), frozen, and CLIP if its pooled output is needed."""
 
     def __init__(self, model: T5EncoderModel, pooled: PooledTextEncoder | None = None) -> None:
         self.model, self.pooled = model.eval().requires_grad_(False), pooled
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device of the model."""
         return torch.device(self.model.device)
 
     @property
     def networks(self) -> list[torch.nn.Module]:
-        """T5, and CLIP where it is there."""
+        """T5, and CLIP if it is loaded."""
         return [self.model] if self.pooled is None else [self.model, self.pooled.model]
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Whether the weights of a teacher are what its classes read, from the headers of their files, before any work."""
+"""Check the weights of a teacher against its classes, from the headers of their files, before any work."""
 
 from collections.abc import Sequence
 

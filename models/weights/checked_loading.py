@@ -1,9 +1,8 @@
-"""The one way in which weights are loaded: what a checkpoint holds is compared with what the class reads, first.
+"""Load weights after a comparison of the checkpoint with what the class reads.
 
-transformers fills what a checkpoint lacks with random numbers and reports it as a log line; diffusers leaves it
-without data. Here both are errors that name the tensors. The comparison reads the headers of the files alone. For
-classes of transformers it asks the library's own loader, with tensors that have a shape and no data, so that its tied
-weights, old names and buffers count as they do when it loads.
+transformers initializes missing weights randomly and only logs it; diffusers leaves them without data. Here both are
+errors that name the tensors. The comparison only reads the headers of the files. For classes of transformers it runs
+the library's loader on tensors without data, so that tied weights, old names and buffers are treated as in loading.
 """
 
 import copy
@@ -34,10 +33,10 @@ from secondcast.models.weights.mismatch import Mismatch, Shape, compared, matche
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What is known of the names in published checkpoints of a class, as patterns.
+    """Known differences of names in published checkpoints of a class, as patterns.
 
     beside: may be in a checkpoint and is not read.
-    absent: may be missing, for nothing reads it.
+    absent: may be missing, because nothing reads it.
     tied: pairs of names of one tensor.
     renamed: old parts of names, and what replaced them.
     """
@@ -48,17 +47,17 @@ class Known:
     renamed: tuple[tuple[str, str], ...] = ()
 
 
-# What a class of transformers states itself (_tied_weights_keys, _keys_to_ignore_on_load_unexpected) is not repeated,
-# but for the tied weights of T5: the library only warns where a checkpoint has two different ones.
+# Does not repeat what a class of transformers states itself (_tied_weights_keys, _keys_to_ignore_on_load_unexpected),
+# except the tied weights of T5: the library only warns if a checkpoint has two different ones.
 KNOWN: dict[str, Known] = {
-    # The decoder is stated by the class; T5 v1.1 has an output layer of its own too.
+    # The class itself ignores the decoder; T5 v1.1 also has a separate output layer.
     "T5EncoderModel": Known(beside=(r"^lm_head\.weight$",), tied=(("encoder.embed_tokens.weight", "shared.weight"),)),
     "SecondcastStudent": Known(tied=(("encoder.encoder.embed_tokens.weight", "encoder.shared.weight"),)),
     # Published checkpoints of TrOCR have no pooler.
     "VisionEncoderDecoderModel": Known(absent=(r"^encoder\.pooler\.",)),
-    # Masks of attention that are computed now.
+    # Attention masks, which are computed now.
     "GPT2Model": Known(beside=(r"\.attn\.(masked_)?bias$",)),
-    # Before attention had one class for all networks.
+    # Names from before diffusers had one attention class.
     "AutoencoderKL": Known(
         renamed=(
             (".query.", ".to_q."),
@@ -69,13 +68,13 @@ KNOWN: dict[str, Known] = {
     ),
 }
 _FLOATING = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-# Buffers that were saved once and are computed now, in any class.
+# Buffers of any class that were formerly saved and are computed now.
 _COMPUTED = (r"(^|\.)position_ids$", r"(^|\.)token_type_ids$", r"(^|\.)inv_freq$")
 LOADING_FAILS = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, ImportError),
     SafetensorError,
 )
-"""What loading raises: a configuration is anybody's text, and a class may raise almost anything about it."""
+"""Errors of loading: a class may raise almost anything for an invalid configuration."""
 
 
 def load_checked(
@@ -92,12 +91,13 @@ def load_checked(
 ) -> Any:
     """A network of a class of transformers or diffusers, from the weights in a folder, cast to `dtype`, on the host.
 
-    config: default that of the folder.
-    pickles: whether PyTorch's own form is read too.
-    other_parts: whether the checkpoint may be that of a larger model, with heads or an image tower.
-    needed: names of the tensors that have to be there; default all.
+    config: default: that of the folder.
+    pickles: whether PyTorch's own format is read as well.
+    other_parts: whether the checkpoint may be of a larger model, with heads or an image tower.
+    needed: names of required tensors; default: all.
     how: further arguments of from_pretrained.
-    Raises source.error, before any data is read, unless the checkpoint holds exactly what the class reads.
+
+    Raises source.error, before any data is read, unless the checkpoint has exactly the tensors that the class reads.
     """
     stored, beside = _checked(
         kind, folder, source, config=config, pickles=pickles, other_parts=other_parts, needed=needed, **how
@@ -123,15 +123,15 @@ def load_checked(
 
 
 def cast_from(*networks: Any) -> str | None:
-    """Dtypes that weights of loaded networks have in their files and were cast from; None where none was cast."""
+    """Dtypes in the files from which weights of loaded networks were cast; None if none was cast."""
     names = {name for network in networks for name in getattr(network, "cast_from", ())}
     return ", ".join(sorted(str(_FLOATING[name]).removeprefix("torch.") for name in names)) or None
 
 
 def check_weights(kind: Any, folder: Path, source: CheckpointSource, **how: Any) -> StoredWeights:
-    """The tensors in a folder; source.error unless load_checked, with the same arguments, will load them.
+    """The tensors in a folder; source.error unless load_checked can load them with the same arguments.
 
-    Reads the headers of the files, and no data.
+    Only reads the headers of the files.
     """
     return _checked(kind, folder, source, **how)[0]
 
@@ -147,7 +147,7 @@ def _checked(
     needed: Collection[str] | None = None,
     **how: Any,
 ) -> tuple[StoredWeights, tuple[str, ...]]:
-    """The tensors in a folder, and patterns of names that are of other parts of the model."""
+    """The tensors in a folder, and patterns for the names of other parts of the model."""
     of_diffusers = _of_diffusers(kind)
     beside: tuple[str, ...] = ()
     stored = stored_weights(folder, DIFFUSERS if of_diffusers else TRANSFORMERS, source, pickles=pickles)
@@ -169,9 +169,9 @@ def _checked(
 def read_tensors(
     file: Path, expected: Mapping[str, Shape], source: CheckpointSource, *, kind: str
 ) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file by name, which have to be the expected ones, of these shapes.
+    """The tensors of a safetensors file by name; source.error unless they have the expected names and shapes.
 
-    kind: what they are the tensors of, for errors. Raises source.error.
+    kind: description of their owner, for errors.
     """
     mismatch = compared(kind, expected, dict(read_header(file, source)))
     if mismatch:
@@ -224,12 +224,12 @@ def _renamed(name: str, expected: Mapping[str, Shape], renamed: tuple[tuple[str,
 
 
 def _transformers_mismatch(kind: Any, config: Any, stored: StoredWeights, **how: Any) -> tuple[Mismatch, Any]:
-    """How a checkpoint differs from what a class reads, and an instance of the class without data."""
+    """The difference of a checkpoint from what a class reads, and an instance of the class without data."""
     mismatch, model = _asked(kind, config, stored.tensors, **how)
     floating = {name: tensor for name, tensor in stored.tensors.items() if tensor.dtype in READ_DTYPES}
     if len(floating) == len(stored.tensors):
         return mismatch, model
-    # What is missing without them was stored in another dtype, under whatever name.
+    # Tensors that are only missing without the others are stored in an unsupported dtype.
     without = set(_asked(kind, config, floating, **how)[0].missing) - set(mismatch.missing)
     others = {name: tensor.dtype for name, tensor in stored.tensors.items() if name not in floating}
     unread = {name: others.get(name) or next(iter(others.values())) for name in without}
@@ -239,7 +239,7 @@ def _transformers_mismatch(kind: Any, config: Any, stored: StoredWeights, **how:
 def _other_parts(
     kind: Any, config: Any, stored: StoredWeights, mismatch: Mismatch, own: Collection[str], **how: Any
 ) -> tuple[str, ...]:
-    """Patterns of names of modules that the class reads nothing of, such as heads: without them no more is missing.
+    """Patterns for the names of modules that the class does not read, such as heads.
 
     own: modules of the class itself.
     """
@@ -253,7 +253,7 @@ def _other_parts(
 
 
 def _asked(kind: Any, config: Any, tensors: Mapping[str, StoredTensor], **how: Any) -> tuple[Mismatch, Any]:
-    """What transformers' loader finds wrong with tensors of these names and shapes, and the model without data."""
+    """The mismatch that transformers' loader reports for tensors of these names and shapes; the model without data."""
     without_data = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
     with _unreported():
         model, report = kind.from_pretrained(
@@ -270,13 +270,13 @@ def _asked(kind: Any, config: Any, tensors: Mapping[str, StoredTensor], **how: A
 
 
 def _reported(kind: Any, stored: StoredWeights, model: Any, report: Mapping[str, Any]) -> Mismatch:
-    """What a library reported of a checkpoint."""
+    """The mismatch that a library reported for a checkpoint."""
     held, missing = model.state_dict(), set(report["missing_keys"])
     return Mismatch(
         kind=kind.__name__,
         expected={name: tuple(tensor.shape) for name, tensor in held.items()},
         found={name: tensor.shape for name, tensor in stored.tensors.items()},
-        # A buffer of whole numbers, such as a count of batches, is no weight.
+        # An integer buffer, such as a count of batches, is not a weight.
         missing=[name for name, tensor in held.items() if name in missing and tensor.is_floating_point()],
         unexpected=sorted(report["unexpected_keys"]),
         reshaped={name: (tuple(was), tuple(wanted)) for name, was, wanted in report["mismatched_keys"]},
@@ -296,7 +296,7 @@ def _of_diffusers(kind: Any) -> bool:
 
 @contextmanager
 def _unreported() -> Iterator[None]:
-    """Without the libraries' own reports and bars: what they would say becomes an error here."""
+    """A context without reports and progress bars of the libraries, whose warnings are errors here."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 

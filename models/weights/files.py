@@ -1,6 +1,6 @@
-"""The weight files of a folder: which ones a library reads, whether they are whole, and what their headers list.
+"""The weight files of a folder: which ones a library reads, whether they are complete, and their headers.
 
-No data is read and, for safetensors, torch is not imported.
+Reads no tensor data and, for safetensors, does not import torch.
 """
 
 import json
@@ -16,20 +16,20 @@ from safetensors import SafetensorError, safe_open
 from secondcast.storage_schemas.errors import SecondcastError
 
 READ_DTYPES = ("BF16", "F16", "F32", "F64")
-"""Floating dtypes, as safetensors names them; they are cast to the dtype that is computed in."""
+"""Floating-point dtypes, as safetensors names them; they are cast to the compute dtype."""
 
 _WHAT_IS_READ = f"safetensors of {', '.join(READ_DTYPES[:-1])} or {READ_DTYPES[-1]}"
-# Weights in a form that is not read: their presence means that a checkpoint was meant.
+# Weights in unsupported formats, whose presence indicates a checkpoint.
 _OTHER_FORMS = ("*.gguf", "*.safetensors", "*.bin", "*.ckpt", "*.pt", "*.pth", "*.h5", "*.msgpack")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSource:
-    """A checkpoint as errors name it.
+    """A checkpoint, as named in errors.
 
     where: its folder, or the name that the user gave.
-    error: the class of the errors.
-    again: how to get a whole one, such as "download it again".
+    error: class of the errors.
+    again: how to get an intact one, such as "download it again".
     """
 
     where: str
@@ -43,9 +43,9 @@ class CheckpointSource:
 
 @dataclass(frozen=True, kw_only=True)
 class FileNames:
-    """The files that a library reads weights from.
+    """The files from which a library reads weights.
 
-    index_first: whether it prefers an index of several files to the one file where both are there.
+    index_first: whether it prefers an index of several files over a single file if both exist.
     """
 
     whole: str
@@ -79,22 +79,23 @@ class StoredTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredWeights:
-    """The tensors of a checkpoint by name. pickled: whether they are in PyTorch's own form."""
+    """The tensors of a checkpoint by name. pickled: whether they are in PyTorch's own format."""
 
     tensors: dict[str, StoredTensor]
     pickled: bool = False
 
     @property
     def dtypes(self) -> list[str]:
-        """Dtypes of the tensors, sorted, each once."""
+        """Distinct dtypes of the tensors, sorted."""
         return sorted({tensor.dtype for tensor in self.tensors.values()})
 
 
 def stored_weights(folder: Path, names: FileNames, source: CheckpointSource, *, pickles: bool = False) -> StoredWeights:
     """The tensors that a library loads from a folder.
 
-    pickles: whether PyTorch's own form is read too; it is opened by the loader that runs no code.
-    Raises source.error for a quantized checkpoint, for none, and for files that are missing or not whole.
+    pickles: whether PyTorch's own format is read as well, with the loader that runs no code.
+
+    Raises source.error for a missing or quantized checkpoint, and for missing or incomplete files.
     """
     check_unquantized(folder, source)
     files = _safetensors_files(folder, names, source)
@@ -113,14 +114,14 @@ def check_unquantized(folder: Path, source: CheckpointSource) -> None:
     if stated:
         method = stated.get("quant_method", "unnamed") if isinstance(stated, dict) else stated
         raise source.refused(
-            f"config.json has a quantization_config ({method}), expected {_WHAT_IS_READ}: quantized weights are packed "
-            f"in a layout of their own",
+            f"config.json has a quantization_config ({method}), expected {_WHAT_IS_READ}: quantized weights have a "
+            f"packed layout, which is not supported",
             "give the unquantized checkpoint",
         )
 
 
 def read_header(file: Path, source: CheckpointSource) -> Iterator[tuple[str, StoredTensor]]:
-    """Names, shapes and dtypes of a safetensors file; source.error unless it is there and whole."""
+    """Names, shapes and dtypes of a safetensors file; source.error if it is missing or incomplete."""
     try:
         with safe_open(file, framework="numpy") as tensors:
             for name in tensors.keys():  # noqa: SIM118  # it is no mapping
@@ -133,13 +134,13 @@ def read_header(file: Path, source: CheckpointSource) -> Iterator[tuple[str, Sto
 
 
 def holds_weights(folder: Path) -> bool:
-    """Whether a folder holds weights in any form, or what is left of them: an index without its files."""
+    """Whether a folder has weights in any format, or an index without its files."""
     patterns = (*_OTHER_FORMS, "*.index.json", "*.incomplete")
     return any(file.name != "training_args.bin" for pattern in patterns for file in folder.glob(pattern))
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error, cut where it is long; its class where it has no text."""
+    """The first line of an error, shortened if it is long; its class if it has no text."""
     text = str(error).strip()
     return shorten(text.splitlines()[0], 200, placeholder=" ...") if text else type(error).__name__
 
@@ -169,7 +170,7 @@ def _indexed_files(index: Path, source: CheckpointSource) -> list[Path]:
     whole = index.name.removesuffix(".index.json")
     if missing and (index.parent / whole).is_file():
         raise source.refused(
-            f"{missing[0]} is missing, which {index.name} names, but {whole} is there: the index is of another "
+            f"{missing[0]} is missing, which {index.name} names, but {whole} exists: the index is of another "
             f"checkpoint",
             f"delete {index.name}",
         )
@@ -186,13 +187,13 @@ def _pickled_header(file: Path, source: CheckpointSource) -> Iterator[tuple[str,
 
     names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
     try:
-        # Only PyTorch's newer form, a zip archive, can be mapped: of it no data is read.
+        # Only PyTorch's newer format, a zip archive, can be memory-mapped without reading data.
         tensors: Any = torch.load(file, map_location="meta", weights_only=True, mmap=is_zipfile(file))
     except Exception as error:
-        # The unpickler passes on what its input makes it raise.
-        raise source.refused(f"{file.name} is not a checkpoint of tensors alone ({reason(error)})") from error
+        # The unpickler may raise any error for invalid input.
+        raise source.refused(f"{file.name} does not only contain tensors ({reason(error)})") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise source.refused(f"{file.name} holds something else than tensors by their names")
+        raise source.refused(f"{file.name} does not only contain named tensors")
     for name, tensor in tensors.items():
         dtype = names.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
         yield name, StoredTensor(shape=tuple(tensor.shape), dtype=dtype)
@@ -207,7 +208,7 @@ def _no_weights(folder: Path, names: FileNames) -> str:
 
 
 def _object(file: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none that can be read."""
+    """A JSON object; empty if there is no readable one."""
     try:
         found = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Weights by folder or hub name: of a repository only the files that are loaded, all of one commit."""
+"""Weights by folder or hub name; downloads only the required files of a repository, at one commit."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,11 @@ from secondcast.models.weights.files import TRANSFORMERS, CheckpointSource, reas
 
 
 def local_weights(source: str, checkpoint: CheckpointSource, *, pickles: bool = False) -> Path:
-    """The folder of a checkpoint of transformers, fetched from the hub or taken from what was fetched before.
+    """The folder of a transformers checkpoint: a local folder, or a new or cached download from the hub.
 
-    pickles: whether PyTorch's own form is fetched where there is no other.
-    Raises the error of `checkpoint` where it can be had from neither.
+    pickles: whether PyTorch's own format is downloaded if there is no other.
+
+    Raises the error of `checkpoint` if none is available.
     """
     if Path(source).is_dir():
         return Path(source)
@@ -39,7 +40,7 @@ def local_weights(source: str, checkpoint: CheckpointSource, *, pickles: bool = 
     except Exception as error:
         # Gated, misspelt, no network, an index of another form: the fix is the same.
         raise checkpoint.refused(
-            f"it could not be fetched from the hub ({type(error).__name__}: {reason(error)})",
-            f"`hf download {source}` where there is a network, or give a folder",
+            f"it cannot be downloaded from the hub ({type(error).__name__}: {reason(error)})",
+            f"run `hf download {source}` with a network connection, or give a folder",
         ) from error
     return folder

@@ -1,4 +1,4 @@
-"""How a checkpoint differs from what a class reads: the tensors by name, the likely cause and the fix, in one line."""
+"""Differences of a checkpoint from what a class reads: tensor names, likely cause and fix, in one line."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from secondcast.storage_schemas.errors import SecondcastError
 
 Shape = tuple[int, ...]
 
-# How names of quantized layouts end: bitsandbytes, GPTQ, AWQ, compressed-tensors, torchao, ComfyUI's scaled fp8.
+# Name suffixes of quantized layouts: bitsandbytes, GPTQ, AWQ, compressed-tensors, torchao, ComfyUI's scaled fp8.
 _QUANTIZED = re.compile(
     r"(\.(absmax|quant_map|nested_absmax|nested_quant_map|SCB|qweight|qzeros|scales|g_idx|weight_packed|weight_scale"
     r"|weight_zero_point|scale_weight|scale_input|input_scale|comfy_quant)|\.quant_state\.\S+|:qdata|:scale|scaled_fp8)$"
@@ -20,13 +20,13 @@ _ONE_MODEL = "give weights and a config.json of the same model"
 
 @dataclass(frozen=True, kw_only=True)
 class Mismatch:
-    """How a checkpoint differs from what a class reads.
+    """Differences of a checkpoint from what a class reads.
 
     kind: name of the class.
     expected, found: shapes by name; `found` under the names of the file.
     missing, unexpected: names.
     reshaped: shape in the file and expected shape, by name.
-    unread: dtype of tensors that are stored in one that is not read, by name.
+    unread: unsupported dtypes of tensors, by name.
     """
 
     kind: str
@@ -41,7 +41,7 @@ class Mismatch:
         return bool(self.missing or self.unexpected or self.reshaped or self.unread)
 
     def error(self, source: CheckpointSource, *, fix: str | None = None) -> SecondcastError:
-        """The error for a checkpoint that differs; default fix: what the likely cause suggests."""
+        """The error for a checkpoint that differs; default fix: that of the likely cause."""
         cause, likely_fix = self._cause()
         return source.refused(f"{'; '.join(self._differences())}: {cause}", fix or likely_fix)
 
@@ -73,7 +73,7 @@ class Mismatch:
         """The likely cause, and a fix other than the source's own."""
         quantized = [name for name in self.found if _QUANTIZED.search(name)]
         if self.unread or quantized:
-            return "a quantized or packed layout, which is not read", "give the unquantized checkpoint"
+            return "a quantized or packed layout is not supported", "give the unquantized checkpoint"
         if self.missing and (prefix := self._prefix()):
             return prefix
         if blocks := self._blocks():
@@ -88,11 +88,11 @@ class Mismatch:
         if self.missing and not self.unexpected:
             return "the file is incomplete", None
         if self.unexpected and not self.missing:
-            return f"the file holds more than a {self.kind} reads, so it is of another model", _ONE_MODEL
+            return f"the file has more tensors than {self.kind} reads, so it is of another model", _ONE_MODEL
         return "the file is of another model, or written by another program", _ONE_MODEL
 
     def _prefix(self) -> tuple[str, str] | None:
-        """Whether the names differ by what they all begin with."""
+        """Cause and fix if the names differ by a common prefix."""
         extra = self.found.keys() - self.expected.keys()
         for wanted in self.missing:
             longer = next((name for name in self.found if name in extra and name.endswith(f".{wanted}")), None)
@@ -100,7 +100,7 @@ class Mismatch:
                 prefix = longer.removesuffix(wanted)
                 if self._most(f"{prefix}{name}" in extra for name in self.missing):
                     return (
-                        f"the names in the file begin with {prefix!r}: another program wrote it, or it holds more",
+                        f"the names in the file start with {prefix!r}: another program wrote it, or it contains more",
                         f"save the weights without {prefix!r}",
                     )
             shorter = next((name for name in self.found if name in extra and wanted.endswith(f".{name}")), None)
@@ -108,17 +108,17 @@ class Mismatch:
                 prefix = wanted.removesuffix(shorter)
                 if self._most(name.removeprefix(prefix) in extra for name in self.missing):
                     return (
-                        f"the names in the file lack {prefix!r} at their beginning",
+                        f"the names in the file lack the prefix {prefix!r}",
                         f"save the weights with {prefix!r}",
                     )
         return None
 
     def _most(self, explained: Iterable[bool]) -> bool:
-        # Not all: of a tensor that has two names the file has one.
+        # Not all: the file has only one of the two names of a tied tensor.
         return sum(explained) * 2 > len(self.missing)
 
     def _blocks(self) -> tuple[str, str | None] | None:
-        """Whether a list of blocks has another length, or lacks whole ones."""
+        """Cause and fix if a list of blocks has another length, or lacks whole blocks."""
         expected, found = _numbers(self.expected), _numbers(self.found)
         lists = dict.fromkeys((*expected, *_numbers(self.unexpected)))
         for blocks in sorted(lists, key=lambda name: name.count(".")):
@@ -127,7 +127,7 @@ class Mismatch:
                 continue
             if there == set(range(len(there))):
                 return (
-                    f"config.json asks for {_blocks_of(len(wanted))} in {blocks}, the file has {len(there)}",
+                    f"config.json has {_blocks_of(len(wanted))} in {blocks}, the file has {len(there)}",
                     _ONE_MODEL,
                 )
             if lost := sorted(wanted - there):
@@ -136,7 +136,7 @@ class Mismatch:
 
 
 def _numbers(names: Iterable[str]) -> dict[str, set[int]]:
-    """Numbers of the blocks in lists, by the names of the lists."""
+    """Indices of the blocks in lists, by the names of the lists."""
     numbers: dict[str, set[int]] = {}
     for name in names:
         for match in _NUMBER.finditer(name):
@@ -145,7 +145,7 @@ def _numbers(names: Iterable[str]) -> dict[str, set[int]]:
 
 
 def _of_list(numbers: Mapping[str, set[int]], blocks: str) -> set[int]:
-    """The numbers of a list, which may have a prefix in the file that the class does not have."""
+    """The indices in a list, which may have a prefix in the file that the class does not have."""
     same = (name for name in numbers if name.endswith(f".{blocks}") or blocks.endswith(f".{name}"))
     return numbers.get(blocks) or numbers.get(next(same, ""), set())
 
@@ -153,7 +153,7 @@ def _of_list(numbers: Mapping[str, set[int]], blocks: str) -> set[int]:
 def compared(
     kind: str, expected: Mapping[str, Shape], tensors: Mapping[str, StoredTensor], *, absent: Sequence[str] = ()
 ) -> Mismatch:
-    """How tensors differ from the shapes by name that a class expects, all of them floating.
+    """The mismatch between tensors and the expected floating-point shapes, by name.
 
     absent: patterns of names that may be missing.
     """

@@ -227,10 +227,13 @@ def test_settings_out_of_range_are_refused_by_name(tmp_path, dev_teacher, prompt
 def test_a_teacher_without_a_part_is_refused_by_its_name(tmp_path, dev_teacher, prompt_file, part):
     shutil.copytree(dev_teacher, tmp_path / "t")
     shutil.rmtree(tmp_path / "t" / part)
-    with pytest.raises(TeacherError, match=f"has no {part}/: expected a folder in the FluxPipeline layout"):
+    with pytest.raises(TeacherError, match=f"has no {part}/, expected a folder in the FluxPipeline layout"):
         build_cache(tmp_path / "c", tmp_path / "t", prompt_file)
 
 
 def test_an_unknown_teacher_is_refused(tmp_path, prompt_file):
-    with pytest.raises(TeacherError, match="no teacher 'nobody': expected 'pocket', an existing folder, or a hub name"):
+    with pytest.raises(
+        TeacherError,
+        match="no teacher 'nobody': there is no such folder; give 'pocket', an existing folder, or a hub name",
+    ):
         build_cache(tmp_path / "c", "nobody", prompt_file)

@@ -137,13 +137,16 @@ def test_a_lost_shard_with_pooled_vectors_is_rebuilt_to_the_same_bytes(tmp_path,
         ),
         ({"height": 16}, "^--height is given without --width: give both, or --resolution for a square$"),
         ({"width": 16}, "^--width is given without --height: give both"),
-        ({"height": 16, "width": 16, "resolution": 16}, "^--resolution is given beside --height and --width: give one"),
+        (
+            {"height": 16, "width": 16, "resolution": 16},
+            "^--resolution is given together with --height and --width: give one",
+        ),
         ({"height": 18, "width": 16}, "height is 18, expected a multiple of 4: .*; take 16 or 20"),
         ({"height": 16, "width": 3}, "width is 3, expected a multiple of 4: .*; take 4 or 8"),
         ({"schedule": "linear"}, r"--schedule: Input should be 'diffusers' or 'distillt5' \(found 'linear'\)"),
         (
             {"attention_backend": "flush"},
-            "^--attention-backend 'flush' is unknown to diffusers, which knows .*, flash, ",
+            "^--attention-backend 'flush' is unknown to diffusers, expected one of .*, flash, ",
         ),
         (
             {"attention_backend": "flash"},

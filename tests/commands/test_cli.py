@@ -88,7 +88,7 @@ def test_the_whole_road_on_the_pocket_teacher(tmp_path, pocket_prompts, capsys):
     )
     assert code == 0 and '"untrained"' in said and (tmp_path / "p.png").stat().st_size > 1000
     code, _, heard = secondcast(*train, "--seed", 1, capsys=capsys)
-    assert code == 1 and "was begun with seed = 0, you asked for 1" in heard
+    assert code == 1 and "was started with seed = 0, not 1" in heard
 
 
 def test_every_flag_of_the_teacher_goes_the_whole_road(tmp_path, pocket_prompts, dev_teacher, capsys):
@@ -145,11 +145,11 @@ BUILD = ["build", "c", "--teacher", "pocket", "--prompts", "p.txt"]
         ([*BUILD, "--pooled", "real"], 2, r"'real' is not one of 'zero', 'clip'"),
         ([*BUILD, "--height", "16"], 1, r"--height is given without --width: give both"),
         ([*BUILD, "--height", "17", "--width", "16"], 1, r"height is 17, expected a multiple of 4: .*; take 16 or 20"),
-        ([*BUILD, "--attention-backend", "flush"], 1, r"--attention-backend 'flush' is unknown to diffusers, which kn"),
-        ([*BUILD, "--revision", "v1"], 1, r"--revision is 'v1', but .* is a folder: only a hub repository has"),
+        ([*BUILD, "--attention-backend", "flush"], 1, r"--attention-backend 'flush' is unknown to diffusers, expect"),
+        ([*BUILD, "--revision", "v1"], 1, r"--revision is 'v1', but .* is a folder, and only hub repositories have"),
         (["build", "taken", *BUILD[2:]], 1, r"taken holds 'x' and 0 more, but no manifest"),
         (["build", "p.txt", *BUILD[2:]], 1, r"p.txt is a file, expected a new or empty folder"),
-        (["build", "p.txt/x", *BUILD[2:]], 1, r"p.txt/x: Not a directory: what was committed stays; mend that"),
+        (["build", "p.txt/x", *BUILD[2:]], 1, r"p.txt/x: Not a directory: committed work is kept; fix the cau"),
         (["train", "r", "--cache", "taken", "--student", "pocket-tiny"], 1, r"taken has no manifest.json"),
         (
             ["train", "r", "--cache", "cache", "--student", "pocket-huge"],
@@ -158,7 +158,7 @@ BUILD = ["build", "c", "--teacher", "pocket", "--prompts", "p.txt"]
         ),
         (["inspect", "summary", "nix"], 1, r"nix is not a folder"),
         (["inspect", "show", "taken"], 1, r"inspect show needs one of KEY, --prompt TEXT and --grep WORD"),
-        (["evaluate", "score", "nix", "--pocket"], 1, r"no student nix: expected a run folder"),
+        (["evaluate", "score", "nix", "--pocket"], 1, r"no student nix: there is no such folder; give a run folder"),
         (["evaluate", "score", "taken", "--pocket"], 1, r"taken holds no student"),
         (["export", "nix", "out"], 1, r"no student nix"),
         (
@@ -221,7 +221,7 @@ def test_ctrl_c_and_sigterm_keep_what_was_committed_and_say_so(tmp_path, dev_tea
     heard = process.communicate()[1]
     assert process.returncode == 130
     assert heard.strip().splitlines()[-1] == (
-        "secondcast: interrupted: what was finished stays; the same command goes on from there"
+        "secondcast: interrupted: finished work is kept; run the same command again to resume"
     )
     assert "Traceback" not in heard
     assert list((tmp_path / "c/commits").glob("trajectories-*.json"))

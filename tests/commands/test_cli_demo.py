@@ -58,4 +58,4 @@ def test_an_error_in_a_part_names_the_command_whose_flags_it_advises(tmp_path, c
     (tmp_path / "d/prompts.txt").unlink()
     (tmp_path / "d/prompts.txt").mkdir()
     code, _, heard = secondcast(*words, capsys=capsys)
-    assert code == 1 and heard.startswith(f"secondcast: {tmp_path}/d/prompts.txt exists and is not as ")
+    assert code == 1 and heard.startswith(f"secondcast: {tmp_path}/d/prompts.txt exists and differs from what ")

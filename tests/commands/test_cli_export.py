@@ -50,7 +50,7 @@ def test_the_teachers_pictures_score_when_read_through_the_index(capsys):
     shuffled = score_images(images[::-1], [entry["prompt"] for entry in entries])
     assert shuffled["binding"].mean < 0.4
     code, said, heard = secondcast(*words, "--quiet", capsys=capsys)
-    assert (code, said, heard) == (0, "p: 0 pictures, 16 were there before\n", "")
+    assert (code, said, heard) == (0, "p: 0 pictures, 16 existed before\n", "")
 
 
 def test_every_folder_form_of_a_student_makes_the_same_pictures_without_the_teachers_text_encoders(student, capsys):
@@ -60,10 +60,10 @@ def test_every_folder_form_of_a_student_makes_the_same_pictures_without_the_teac
     code, said, _ = secondcast("export", student, "diffusers", capsys=capsys)
     assert code == 0 and said.startswith("diffusers: give it to FluxPipeline.from_pretrained(")
     code, said, heard = secondcast("export", student, "distillt5", "--to", "distillt5", capsys=capsys)
-    assert code == 0 and said.startswith("distillt5: the form of the published DistillT5 checkpoint") and not heard
+    assert code == 0 and said.startswith("distillt5: in the format of the published DistillT5 checkpoint") and not heard
     code, said, heard = secondcast("export", "distillt5", "s.safetensors", "--to", "comfyui", capsys=capsys)
-    assert code == 0 and said == "s.safetensors: put it into ComfyUI/models/clip for the DistillT5 node\n"
-    assert "will not load this student: it has d_model = " in heard and "pads prompts to 256 tokens" in heard
+    assert code == 0 and said == "s.safetensors: copy it to ComfyUI/models/clip for the DistillT5 node\n"
+    assert "cannot load this student, which has d_model = " in heard and "pads prompts to 256 tokens" in heard
     made = {}
     for form in (str(student), "diffusers", "distillt5"):
         words = ["--teacher", "t", "--prompts", prompt_file(2), "--out", f"p-{Path(form).name}", "--steps", 1]
@@ -78,18 +78,22 @@ GENERATE = ["generate", "teacher", "--teacher", "pocket", "--prompts", "p.txt", 
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["generate", "nix", *GENERATE[2:]], 1, r"no student nix: expected a run folder, or what `secondcast export`"),
-        (["generate", "taken", *GENERATE[2:]], 1, r"taken holds no student: it has no config.json; give"),
-        (["generate", "p.txt", *GENERATE[2:]], 1, r"p.txt is one file, which holds neither a configuration nor a tok"),
+        (
+            ["generate", "nix", *GENERATE[2:]],
+            1,
+            r"no student nix: there is no such folder; give a run folder, or what `secondcast export`",
+        ),
+        (["generate", "taken", *GENERATE[2:]], 1, r"taken has no student: it has no config.json; give"),
+        (["generate", "p.txt", *GENERATE[2:]], 1, r"p.txt is a single file without configuration and tok"),
         ([*GENERATE[:3], "nix", *GENERATE[4:]], 1, r"no teacher 'nix': expected 'pocket'"),
         ([*GENERATE[:-1], "taken"], 1, r"taken holds other files and no generate.json: give a new folder with --out"),
-        ([*GENERATE[:-1], "p.txt"], 1, r"--out is p.txt, which is named as a file, and a folder is expected: give p"),
-        ([*GENERATE[:-1], "p.txt/x"], 1, r"p.txt/x.*: Not a directory: what was committed stays"),
+        ([*GENERATE[:-1], "p.txt"], 1, r"--out is p.txt, which is named like a file, expected a folder: give p"),
+        ([*GENERATE[:-1], "p.txt/x"], 1, r"p.txt/x.*: Not a directory: committed work is kept"),
         ([*GENERATE, "--height", "24"], 1, r"--height is given without --width: give both, or --resolution for a sq"),
         (
             [*GENERATE, "--height", "24", "--width", "24", "--resolution", "24"],
             1,
-            r"--resolution is given beside --heig",
+            r"--resolution is given together with",
         ),
         ([*GENERATE, "--resolution", "25"], 1, r"height is 25, expected a multiple of 4"),
         ([*GENERATE, "--guidance", "inf"], 1, r"--guidance: Input should be a finite number"),
@@ -100,7 +104,7 @@ GENERATE = ["generate", "teacher", "--teacher", "pocket", "--prompts", "p.txt", 
         (["export", "taken", "o"], 1, r"taken holds no student"),
         (["export", "taken", "o", "--to", "onnx"], 2, r"'onnx' is not one of 'diffusers', 'distillt5', 'comfyui'"),
         (["export", "taken", "taken"], 1, r"taken exists and is not empty: give a new folder for the export"),
-        (["export", "taken", "o", "--to", "comfyui"], 1, r"o ends with '', expected '.safetensors': --to comfyui wri"),
+        (["export", "taken", "o", "--to", "comfyui"], 1, r"o has the suffix '', expected '.safetensors': --to com"),
     ],
 )
 def test_bad_input_is_one_clear_line(words, code, message, capsys):

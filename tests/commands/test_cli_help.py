@@ -205,9 +205,15 @@ def test_what_only_prints_imports_nothing_heavy():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["bild"], "No such command 'bild'. Did you mean 'build'? (secondcast --help lists what there is)"),
-        (["inspect", "sumary", "c"], "No such command 'sumary'. Did you mean 'summary'? (secondcast inspect --help "),
-        (["build", "c", "--teachr", "x"], "No such option: --teachr. Did you mean --teacher? (secondcast build --help"),
+        (["bild"], "No such command 'bild'. Did you mean 'build'? (see secondcast --help)"),
+        (
+            ["inspect", "sumary", "c"],
+            "No such command 'sumary'. Did you mean 'summary'? (see secondcast inspect --help",
+        ),
+        (
+            ["build", "c", "--teachr", "x"],
+            "No such option: --teachr. Did you mean --teacher? (see secondcast build --help",
+        ),
         (["subset", "a", "b", "--num-prompts", "many"], "Invalid value for '--num-prompts': "),
         (
             ["build", "c", "--compression", "zip"],
@@ -231,9 +237,9 @@ def test_commands_that_go_on_are_told_from_those_that_begin_anew():
     assert goes_on("evaluate table", [*table, "--out=results"]) and not goes_on("evaluate table", table)
     assert not goes_on("evaluate score", ["secondcast", "evaluate", "score", "run", "--out", "x.json"])
     assert goes_on("train", []) and not goes_on("plan build", []) and not goes_on("", [])
-    assert out_of_memory_text(False, ["--device"]) == "the GPU is out of memory: take --device cpu"
+    assert out_of_memory_text(False, ["--device"]) == "the GPU is out of memory: use --device cpu"
     assert out_of_memory_text(True, ["--device", "--batch-size"]) == (
-        "the GPU is out of memory: lower --batch-size or take --device cpu; what was committed stays"
+        "the GPU is out of memory: lower --batch-size or use --device cpu; committed work is kept"
     )
 
 
@@ -271,7 +277,7 @@ def test_a_signal_while_it_is_said_that_a_command_was_interrupted_makes_no_trace
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(cli, "app", ctrl_c)
-    monkeypatch.setattr(cli, "_goes_on", lambda: True)
+    monkeypatch.setattr(cli, "_resumes", lambda: True)
     monkeypatch.setattr(cli, "interrupted_text", again)
     try:
         with pytest.raises(SystemExit) as ended:

@@ -75,7 +75,7 @@ def test_generate_refuses_weights_of_another_configuration_and_makes_no_picture(
     words = ("generate", "teacher", "--teacher", copy, "--prompts", prompts, "--out", tmp_path / "o", "--steps", 1)
     heard = refused(*words, capsys=capsys, left=tmp_path)
     assert heard.startswith(f"{copy}/{part} cannot be loaded: ") and says in heard
-    assert f"config.json asks for {layers} blocks " in heard
+    assert f"config.json has {layers} blocks " in heard
     assert heard.endswith("; give weights and a config.json of the same model")
 
 
@@ -84,23 +84,23 @@ def test_generate_refuses_weights_of_another_configuration_and_makes_no_picture(
     [
         (
             ["build", "c", "--teacher", "./nix", "--prompts", "p.txt"],
-            "no teacher './nix': expected 'pocket', an existin",
+            "no teacher './nix': there is no such folder; give",
         ),
         (
             ["generate", "nix", "--teacher", "pocket", "--prompts", "p.txt", "--out", "o"],
-            "no student nix: expected a run",
+            "no student nix: there is no such folder; give a run",
         ),
         (
             ["export", "nix", "out"],
-            "no student nix: expected a run folder, or what `secondcast export` wrote; there is ",
+            "no student nix: there is no such folder; give a run folder, or what `secondcast export` ",
         ),
         (
             ["export", "empty", "out"],
-            "empty holds no student: it has no config.json; give a run folder, or what `second",
+            "empty has no student: it has no config.json; give a run folder, or what `second",
         ),
         (
             ["export", "run", "out"],
-            "no student run/checkpoint-00000003/student: expected a run folder, or what `secondc",
+            "no student run/checkpoint-00000003/student: there is no such folder; give a run fo",
         ),
         (
             ["export", "broken", "out"],
@@ -108,7 +108,7 @@ def test_generate_refuses_weights_of_another_configuration_and_makes_no_picture(
         ),
         (
             ["evaluate", "score", "nix", "--pocket"],
-            "no student nix: expected a run folder, or what `secondcast export` ",
+            "no student nix: there is no such folder; give a run folder, or what `secondcast export` ",
         ),
         (
             ["generate", "teacher", "--teacher", "t5.gguf", "--prompts", "p.txt", "--out", "o"],

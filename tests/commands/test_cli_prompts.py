@@ -59,7 +59,7 @@ def test_count_with_a_teacher_says_how_many_tokens_there_are_and_what_is_cut(cap
     assert tokens["longest_text"].startswith("a red car a red car")
     said = secondcast(*words, capsys=capsys)[1]
     assert f"tokens: mean {tokens['mean']:.1f}, longest {tokens['longest']} ('a red car" in said
-    assert said.endswith("; longer than 12, and so cut: 1\n")
+    assert said.endswith("; longer than 12 and truncated: 1\n")
 
 
 def test_count_with_a_teacher_says_how_many_prompts_it_does_not_tell_apart(capsys):
@@ -71,8 +71,8 @@ def test_count_with_a_teacher_says_how_many_prompts_it_does_not_tell_apart(capsy
     assert (facts["tokens"]["same"], facts["tokens"]["same_texts"]) == (2, ["a \u2603", "a \u265e"])
     code, said, _ = secondcast(*words, capsys=capsys)
     assert code == 0 and said.endswith(
-        "2 prompts with the same tokens as another, such as 'a \u2603' and 'a \u265e': the teacher does not tell them "
-        "apart\n"
+        "2 prompts with the same tokens as another, such as 'a \u2603' and 'a \u265e': the teacher cannot distinguish "
+        "them\n"
     )
     said = secondcast("prompts", "count", "a.txt", "--teacher", "pocket", capsys=capsys)[1]
     assert "same tokens" not in said
@@ -173,13 +173,13 @@ def test_signs_are_read_back_from_every_ending(name, capsys):
         (["list", "b.csv:column=text"], "b.csv line 1 has no column 'text': found id, caption"),
         (["count", "bench"], "bench is a folder, expected a file: `secondcast prompts compbench bench FILE.jsonl`"),
         (["compbench", "nix", "out.jsonl"], "nix has no color_train.txt, complex_train.txt, non_spatial_train.txt"),
-        (["compbench", "bench", "out.csv"], "out.csv ends with '.csv', expected .jsonl: a build reads a file by its"),
-        (["commontext", "out"], "out ends with 'nothing', expected .txt or .json or .jsonl"),
+        (["compbench", "bench", "out.csv"], "out.csv has the suffix '.csv', expected .jsonl: a build goes by"),
+        (["commontext", "out"], "out has the suffix '', expected .txt or .json or .jsonl"),
         (
             ["commontext", "o.txt", "--words", "1", "--num-prompts", "9999"],
             "--num-prompts 9999: at most 1614 distinct prompts can",
         ),
-        (["count", "a.txt", "--teacher", "nobody"], "no teacher 'nobody': expected 'pocket'"),
+        (["count", "a.txt", "--teacher", "nobody"], "no teacher 'nobody': there is no such folder; give 'pocket'"),
     ],
 )
 def test_bad_input_is_one_clear_line(words, message, bench, capsys):

@@ -50,7 +50,11 @@ def test_quiet_says_what_was_written_alone(tmp_path, cache, capsys):
             1,
         ),
         (["--num-strips", "-1"], f"--num-strips is '-1', {STRIPS}", 1),
-        (["--student", "no-run"], "no student no-run: expected a run folder, or what `secondcast export` wrote", 1),
+        (
+            ["--student", "no-run"],
+            "no student no-run: there is no such folder; give a run folder, or what `secondcast export` wrote",
+            1,
+        ),
         (["--evaluation", "no.json"], "no file no.json: expected what `secondcast evaluate score --out` wrote", 1),
         (["--teacher", "/nowhere/at/all"], "/nowhere/at/all", 1),
         (["--frame-size", "4"], "--frame-size", 1),
@@ -79,8 +83,8 @@ def test_nothing_is_written_among_the_files_of_the_cache(tmp_path, cache, monkey
         more = ["--student", "any"] if command == "compare" else []
         code, _, heard = secondcast("inspect", command, ".", "--out", "r.png", *more, capsys=capsys)
         assert code == 1 and heard == (
-            "secondcast: --out r.png lies in the cache ., where `secondcast inspect verify` would call it foreign: "
-            "give a place outside it\n"
+            "secondcast: --out r.png is inside the cache ., where `secondcast inspect verify` would report it as "
+            "foreign: give a path outside it\n"
         )
     assert not (cache / "r.png").exists()
 

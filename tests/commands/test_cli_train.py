@@ -70,7 +70,7 @@ def test_an_embedding_loss_alone_asks_for_no_transformer(tmp_path, words, capsys
 def test_options_that_do_not_go_together_are_one_line(words, capsys):
     code, _, heard = secondcast(*words, "--data-order", "sequential", "--timesteps-per-sample", 2, capsys=capsys)
     assert code == 1 and heard.count("\n") == 1
-    assert "timesteps-per-sample is 2 with order following, expected 1: it walks each trajectory step by step" in heard
+    assert "timesteps-per-sample is 2 with data-order sequential, expected 1: that order has one timestep" in heard
 
 
 def test_metrics_are_shown_in_tensorboard_too(tmp_path, words, capsys):

@@ -55,7 +55,7 @@ def test_what_is_missing_and_what_differs_is_said(capsys):
     assert code == 0 and said.splitlines()[0].startswith("b: 4 of 6 trajectories of 6 prompts, ")
     assert said.splitlines()[1] == (
         "2 trajectories and 2 embeddings are not copied, because no source holds all rows of their shards yet: finish "
-        "its build, then give the same command again"
+        "its build, then run the same command again"
     )
     manifest = read_manifest(LocalFolder(Path("a")))
     writer = CacheWriter.create_or_resume("c", manifest, prompts, {"spiece.model": b"pieces"})
@@ -67,7 +67,7 @@ def test_what_is_missing_and_what_differs_is_said(capsys):
             writer.commit(kind, shard, arrays, seconds=0, provenance={})
     code, said, _ = secondcast("merge", "a", "c", "d", capsys=capsys)
     assert code == 0 and said.splitlines()[0] == (
-        "4 trajectories lie in several of the caches with other bits (made on another machine?): those of the first "
+        "4 trajectories differ in their bits between the caches (built on another machine?): those of the first "
         "were kept"
     )
     assert said.splitlines()[1].startswith("d: 6 trajectories of 6 prompts, ")
@@ -95,7 +95,7 @@ def test_what_is_missing_and_what_differs_is_said(capsys):
         (
             ["subset", "a", "b"],
             1,
-            r"subset needs one of --source NAME, --ids FILE and --num-prompts N; a whole copy is",
+            r"subset needs one of --source NAME, --ids FILE and --num-prompts N; use `convert`",
         ),
         (
             ["subset", "a", "b", "--num-prompts", "0"],

@@ -56,10 +56,13 @@ def test_tables_json_and_file_hold_the_same_numbers(tmp_path, words, student, re
     assert all(one.prompt in said for one in found.trajectories) and "few" in said and "3.5" in said
     led = facts["closed_loop"][0]
     assert (
-        f"closed loop, student leading 2 trajectories: final latent off by {100 * led['latent_fraction']:.2f} %, "
-        f"PSNR {led['psnr_db']:.2f} dB, SSIM {led['ssim']:.4f}"
+        "closed loop, 2 trajectories sampled with student: error of the final latent "
+        f"{100 * led['latent_fraction']:.2f} %, PSNR {led['psnr_db']:.2f} dB, SSIM {led['ssim']:.4f}"
     ) in said
-    assert "closed loop, teacher leading 2 trajectories: final latent off by 0.00 %, all pictures identical" in said
+    assert (
+        "closed loop, 2 trajectories sampled with teacher: error of the final latent 0.00 %, all pictures identical"
+        in said
+    )
 
 
 def test_the_record_survives_a_round_trip_and_other_files_are_refused(tmp_path, words, capsys):
@@ -131,7 +134,7 @@ def test_a_student_with_its_own_tokenizer_is_evaluated_on_its_own_tokens(tmp_pat
     code, said, heard = secondcast(*words, "--num-trajectories", 2, "--closed-loop", 1, "--json", capsys=capsys)
     facts = json.loads(said)["cache"]
     assert code == 0 and length == 10
-    assert "the student has positions for 10 text tokens, the cache's embeddings have 12" in heard
+    assert "the student has positions for 10 text tokens, but the cache's embeddings have 12" in heard
     assert facts["open_loop"]["overall"]["error_fraction"] > 0 == facts["open_loop"]["overall"]["replay_error_fraction"]
     assert facts["closed_loop"][0]["latent_fraction"] > 0
 
@@ -144,8 +147,8 @@ def test_what_does_not_fit_together_is_one_line(tmp_path, words, student, record
     other = make_teacher(tmp_path / "other", seed=5)
     found = said(**{str(dev_teacher): other})
     assert re.fullmatch(
-        rf"{other}/transformer/\S+ has sha256 \w{{16}}, the cache was recorded with \w{{16}}: another model; give the "
-        rf"recorded one with --backbone",
+        rf"{other}/transformer/\S+ has sha256 \w{{16}}, but the cache was recorded with \w{{16}}, another model: give "
+        rf"the recorded one with --backbone",
         found,
     )
     wide = shutil.copytree(student, tmp_path / "longer")
@@ -174,8 +177,8 @@ def test_a_student_of_another_width_is_refused(tmp_path, words, student, t5_conf
     )
     words[words.index(student)] = make_student(tmp_path / "s", t5_config, wide)
     assert one_line(secondcast(*words, capsys=capsys)) == (
-        f"{tmp_path}/s gives embeddings 32 wide, this teacher reads 24: a student fits the teacher it was trained for; "
-        f"train one from this cache"
+        f"{tmp_path}/s has embeddings of width 32, but this teacher reads 24: a student only fits the teacher it was "
+        "trained for; train one from this cache"
     )
 
 
@@ -190,12 +193,12 @@ def test_a_cache_without_held_out_prompts_is_told_so(tmp_path, words, recorded, 
 
 def test_flags_that_do_nothing_are_refused_and_nothing_is_too(words, student, capsys):
     assert one_line(secondcast("evaluate", "score", student, capsys=capsys)).startswith(
-        "evaluate score needs --cache or --pocket: "
+        "evaluate score needs --cache (held-out trajectories of a cache) or --pocket "
     )
     found = one_line(secondcast("evaluate", "score", student, "--pocket", "--out", "x.json", capsys=capsys))
-    assert found == "--out is given without --cache: it does nothing there; leave it out, or give both"
+    assert found == "--out has no effect without --cache: remove it, or give both"
     found = one_line(secondcast(*words, "--steps", 4, capsys=capsys))
-    assert found == "--steps is given without --pocket: it does nothing there; leave it out, or give both"
+    assert found == "--steps has no effect without --pocket: remove it, or give both"
 
 
 def test_the_flags_that_are_of_a_cache_or_of_the_pocket_are_flags():

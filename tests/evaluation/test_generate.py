@@ -162,7 +162,7 @@ def test_no_text_encoder_and_no_tokenizer_of_the_teacher_is_needed(whole, studen
         shutil.rmtree(tmp_path / "t" / part)
     run(student, tmp_path / "t", tmp_path / "out")
     assert pictures(tmp_path / "out") == pictures(whole)
-    with pytest.raises(TeacherError, match=r"t has no text_encoder_2/: expected a folder in the FluxPipeline layout"):
+    with pytest.raises(TeacherError, match=r"t has no text_encoder_2/, expected a folder in the FluxPipeline layout"):
         run("teacher", tmp_path / "t", tmp_path / "other")
 
 
@@ -273,7 +273,7 @@ def test_a_student_that_does_not_fit_is_refused_before_a_folder_is_made(student,
         run(student, dev_teacher, tmp_path / "out", guidance=float("nan"))
     with pytest.raises(SettingsError, match="height is 17, expected a multiple of 4"):
         run(student, dev_teacher, tmp_path / "out", height=17, width=16)
-    with pytest.raises(StudentError, match="no student nix: expected a run folder"):
+    with pytest.raises(StudentError, match="no student nix: there is no such folder; give a run folder"):
         run("nix", dev_teacher, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

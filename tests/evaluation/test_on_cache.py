@@ -107,16 +107,16 @@ def test_an_interruption_says_what_of_the_evaluation_stays(tmp_path, words, monk
 
     monkeypatch.setattr(on_cache, "closed_loop", interrupts)
     assert last("--out", file) == (
-        f"secondcast: interrupted: {file} has the errors by step and no closed loop; the same command begins anew"
+        f"secondcast: interrupted: {file} has the errors by step but no closed loop; the same command starts over"
     )
     assert Evaluation.read(file).closed_loop is None
     assert last("--json") == (
-        "secondcast: interrupted: nothing is kept, and the same command begins anew; --out FILE.json keeps the errors "
-        "by step"
+        "secondcast: interrupted: nothing is kept, and the same command starts over; give --out FILE.json to keep the "
+        "errors by step"
     )
     monkeypatch.setattr(on_cache, "open_loop", interrupts)
     assert last("--out", tmp_path / "s.json") == (
-        f"secondcast: interrupted: nothing was written to {tmp_path}/s.json yet, and the same command begins anew"
+        f"secondcast: interrupted: nothing is written to {tmp_path}/s.json yet, and the same command starts over"
     )
 
 
@@ -131,12 +131,12 @@ def test_flags_that_do_nothing_beside_others_are_one_line(words, student, capsys
     for more, said in (
         (
             ["--random-baseline", "--closed-loop", 0],
-            "--random-baseline is given with --closed-loop 0: an untrained student leads closed loops, and there is none; "
-            "leave one of them out",
+            "--random-baseline is given with --closed-loop 0, but the baseline is only sampled in the closed loop: "
+            "remove one of the two",
         ),
         (
             ["--seed", 3],
-            "--seed is given without --pocket or --random-baseline: it does nothing there; leave it out, or give both",
+            "--seed has no effect without --pocket or --random-baseline: remove it, or give both",
         ),
     ):
         code, _, heard = secondcast(*words, *more, capsys=capsys)

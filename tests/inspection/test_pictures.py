@@ -58,18 +58,19 @@ def test_pictures_that_are_there_stay_unless_asked_for(tmp_path, recorded, dev_t
 def test_what_cannot_be_shown_is_told_in_one_line(tmp_path, recorded, student, capsys):
     asked = ["images", recorded, "--out", tmp_path / "a.png"]
     assert told(*asked, "--timesteps", "0", "--num-frames", 2, capsys=capsys) == (
-        "--num-frames and --timesteps both say which steps are shown: give one of them"
+        "--num-frames and --timesteps both select the steps of a strip: give one of them"
     )
     assert told(*asked, "--timesteps", "9", capsys=capsys) == (
         f"--timesteps names step 9, the trajectories of {recorded} have the steps 0 to 2"
     )
     other = make_teacher(tmp_path / "t", seed=2, in_channels=32)
     assert told(*asked, "--teacher", other, capsys=capsys).startswith(
-        f"{other}/vae decodes 16 tokens of 32 channels into 16 x 16 pixels, the cache has 16 of 16: the VAE of another"
+        f"{other}/vae decodes 16 tokens of 32 channels into 16 x 16 pixels, but the cache has 16 of 16: it is the VAE "
+        "of another"
     )
     (tmp_path / "file").write_text("")
     assert told("images", recorded, "--out", tmp_path / "file", capsys=capsys).startswith(
-        f"--out {tmp_path}/file cannot be a folder (File exists)"
+        f"--out {tmp_path}/file cannot be created as a folder (File exists)"
     )
     assert told("compare", recorded, capsys=capsys).startswith("inspect compare needs --student RUN")
     wrong = ["compare", recorded, "--student", student, "--out", "compare.gif"]
@@ -92,9 +93,7 @@ def test_an_ending_of_no_picture_makes_no_folder(tmp_path, recorded, student, na
     ):
         code, said, heard = secondcast(*words, capsys=capsys)
         assert (code, said) == (1, "")
-        assert (
-            heard == f"secondcast: --out is {name}, which is named as a file, and a folder is expected: give {stem}\n"
-        )
+        assert heard == f"secondcast: --out is {name}, which is named like a file, expected a folder: give {stem}\n"
     code, _, heard = secondcast("evaluate", "score", student, "--pocket", "--sample-grid", name, capsys=capsys)
     assert code == 1 and heard == f"secondcast: --sample-grid is {name}, expected a picture such as {stem}.png\n"
     assert not list(tmp_path.glob("*.*"))

@@ -134,8 +134,8 @@ def test_a_disk_that_is_too_small_is_one_line_with_the_ways_out(tmp_path):
         check_disk(tmp_path / "new/c", manifest, Silent(), skip_disk_check=False, free_bytes=10 * GIB)
     assert str(refusal.value) == (
         f"{tmp_path}/new/c needs 13.9 to 19.7 GiB more (estimated), the disk of {tmp_path} has 10.0 GiB free: a build "
-        f"that fills the disk stops; give a smaller --limit, a smaller --compression (compact; int8 with --latents stored), "
-        f"a folder on another disk, or --skip-disk-check"
+        "that fills the disk stops; give a smaller --limit, a smaller --compression (compact; int8 with --latents "
+        "stored), a folder on another disk, or --skip-disk-check"
     )
     heard = Heard()
     check_disk(tmp_path / "new/c", manifest, heard, skip_disk_check=True, free_bytes=10 * GIB)

@@ -189,7 +189,7 @@ def test_a_projection_of_another_model_or_a_damaged_one_is_refused(tmp_path, sha
     tensors["context_embedder.weight"] += 1
     save_file(tensors, file)
     with pytest.raises(
-        TeacherError, match=rf"{file} has sha256 \w{{16}}, the cache was recorded with \w{{16}}: another mod"
+        TeacherError, match=rf"{file} has sha256 \w{{16}}, but the cache was recorded with \w{{16}}, another mod"
     ):
         load_context_projection(folder, recorded, CPU)
     file.unlink()
@@ -197,9 +197,7 @@ def test_a_projection_of_another_model_or_a_damaged_one_is_refused(tmp_path, sha
         load_context_projection(folder, recorded, CPU)
     index = tmp_path / "t/transformer/diffusion_pytorch_model.safetensors.index.json"
     index.write_text('{"weight_map": {}}')
-    with pytest.raises(
-        TeacherError, match=rf"{index} does not say where context_embedder.weight lies, expected the index"
-    ):
+    with pytest.raises(TeacherError, match=rf"{index} does not list context_embedder.weight, expected the index"):
         load_context_projection(folder, recorded, CPU)
 
 

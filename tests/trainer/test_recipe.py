@@ -61,7 +61,7 @@ def test_what_is_given_beside_a_recipe_goes_before_it(write):
 WRONG = [
     ("x = [", r"cannot be read as TOML \(.*\): expected a recipe, see those in recipes/"),
     (STAGE, "names no student: give --student, or a line such as student = 'google-t5/t5-base'"),
-    (RUN, r"has no stage, expected a \[\[stage\]\] for each, see the recipes in recipes/"),
+    (RUN, r"has no stage, expected at least one \[\[stage\]\], see the recipes in recipes/"),
     (RUN + "stage = 3", r"has stage = 3, expected a \[\[stage\]\] for each stage"),
     (RUN + "stage = [3]", r"has stage = \[3\], expected a \[\[stage\]\] for each stage"),
     (RUN + "stages = []\n" + STAGE, "has the unknown key 'stages', expected one of activation-checkpointing, .*"),
@@ -69,7 +69,7 @@ WRONG = [
     (RUN + "droput = 0.1\n" + STAGE, "has the unknown key 'droput', expected one of .*, dropout, .*, stage, .*"),
     (RUN + "batch-size = 8\n" + STAGE, "has the unknown key 'batch-size', expected one of .*"),
     (RUN + "weight-decay = 1\nweight_decay = 2\n" + STAGE,
-     "has weight-decay twice, with - and with _: leave one of them away"),
+     "has weight-decay twice, with - and with _: remove one of them"),
     (RUN + "keep-checkpoints = true\n" + STAGE, r": keep-checkpoints: Input should be a valid integer \(found True\)"),
     (RUN + 'dropout = "0.1"\n' + STAGE, r": dropout: Input should be a valid number \(found '0.1'\)"),
     (RUN + "dropout = 1.0\n" + STAGE, r": dropout: Input should be less than 1 \(found 1.0\)"),
@@ -95,12 +95,12 @@ WRONG = [
     (RUN + STAGE + "caches = [['a']]\n", r", stage 1 has caches = \[\['a'\]\], expected names, each once, or .*"),
     (RUN + STAGE + "caches = ['a', 'a']\n", r", stage 1 has caches = \['a', 'a'\], expected names, each once, or .*"),
     (RUN + STAGE + "caches = {a = 0}\n",
-     ", stage 1: cache a has the weight 0, expected more than 0; leave it out"),
+     ", stage 1: cache a has the weight 0, expected more than 0; remove it"),
     (RUN + STAGE + "batch-size = 6\ngrad-accum-steps = 4\n",
-     r", stage 1: batch-size is 6, expected a multiple of grad-accum-steps x timesteps-per-sample = 4 x 1: .*; take 4"),
-    (RUN + 2 * (STAGE + "name = 'a'\n"), ": two stages are named 'a', expected a name for each"),
+     r", stage 1: batch-size is 6, expected a multiple of grad-accum-steps x timesteps-per-sample = 4 x 1: .*; use 4"),
+    (RUN + 2 * (STAGE + "name = 'a'\n"), ": two stages are named 'a', expected unique names"),
     (RUN + "[[stage]]\nbudget-share = 0.5\n",
-     ": stage 1 takes a share of a budget that is not given: give --time-budget, as in 72h"),
+     ": stage 1 has a budget-share, but no time budget is given: give --time-budget, such as 72h"),
 ]  # fmt: skip
 
 

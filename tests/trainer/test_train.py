@@ -211,7 +211,7 @@ def test_other_weights_are_refused_by_the_file(tmp_path, cache_folder, dev_teach
     tensors["proj_out.bias"] = tensors["proj_out.bias"] + 1
     save_file(tensors, file)
     with pytest.raises(
-        TeacherError, match=r"diffusion_pytorch_model.safetensors has sha256 \w{16}, the cache was recorded with"
+        TeacherError, match=r"diffusion_pytorch_model.safetensors has sha256 \w{16}, but the cache was recorded with"
     ):
         run_training(tmp_path / "run", cache_folder, tmp_path / "t", t5_config)
 
@@ -230,11 +230,11 @@ def test_a_replay_error_above_the_limit_stops_unless_accepted(
 
 def test_a_run_with_other_settings_is_refused_by_the_flag(tmp_path, cache_folder, dev_teacher, t5_config):
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
-    with pytest.raises(RunError, match="was begun with learning-rate = 0.001, you asked for 0.5"):
+    with pytest.raises(RunError, match="was started with learning-rate = 0.001, not 0.5"):
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, learning_rate=0.5)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/x").write_text("")
-    with pytest.raises(RunError, match=r"other holds other files and no config.json"):
+    with pytest.raises(RunError, match=r"other has other files but no config.json"):
         run_training(tmp_path / "other", cache_folder, dev_teacher, t5_config)
 
 
@@ -283,13 +283,13 @@ def test_a_student_of_another_width_is_refused(tmp_path, cache_folder, dev_teach
     config = json.loads((export / "config.json").read_bytes()) | {"project_out_dim": 30}
     shutil.copytree(export, tmp_path / "s")
     (tmp_path / "s/config.json").write_text(json.dumps(config))
-    with pytest.raises(StudentError, match=r"gives embeddings 30 wide, this teacher reads 24|cannot be loaded"):
+    with pytest.raises(StudentError, match=r"has embeddings of width 30, but this teacher reads 24|cannot be loaded"):
         run_training(tmp_path / "again", cache_folder, dev_teacher, tmp_path / "s")
 
 
 def test_more_steps_of_a_trajectory_than_it_has_are_refused(tmp_path, cache_folder, dev_teacher, t5_config):
     with pytest.raises(
-        SettingsError, match=r"--timesteps-per-sample is 8, the trajectories of .* have 4 steps: .* most 4"
+        SettingsError, match=r"--timesteps-per-sample is 8, but the trajectories of .* have 4 steps: .* most 4"
     ):
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, batch_size=8, timesteps_per_sample=8)
     assert not (tmp_path / "run").exists()
@@ -312,7 +312,7 @@ def test_more_steps_of_a_trajectory_than_it_has_are_refused(tmp_path, cache_fold
         ),
         (
             {"loss": "context", "timestep_weighting": "sigma"},
-            "timestep-weighting is sigma with loss context: it is an option of",
+            "timestep-weighting is sigma with loss context: it only applies to",
         ),
         ({"loss": "embedding", "embedding_loss_weight": 0.5}, "embedding-loss-weight is 0.5 with loss embedding"),
         ({"loss": "embedding", "timesteps_per_sample": 2}, "timesteps-per-sample is 2 with loss embedding"),

@@ -64,13 +64,13 @@ def test_resumed_after_the_cache_grew_the_weights_are_those_of_an_unbroken_run(
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
-        ("first", "others", r"was begun on 6 prompts of digest \w+, those of .*/others have \w+: the order of tr"),
+        ("first", "others", r"was started on 6 prompts of digest \w+, those of .*/others have \w+: the data order"),
         (
             "more",
             "first",
-            r"was begun on a cache with segments\[1\] = \{.*\}, .*/first has null: the order of ",
+            r"was started on a cache with segments\[1\] = \{.*\}, .*/first has null: the data order ",
         ),
-        ("first", "cut", r"was begun on 6 trajectories, of which .*/cut lacks those of shard \d: the order of train"),
+        ("first", "cut", r"was started on 6 trajectories, of which .*/cut lacks those of shard \d: the data order"),
     ],
 )
 def test_a_cache_that_does_not_hold_them_is_refused_in_one_line(
@@ -78,7 +78,7 @@ def test_a_cache_that_does_not_hold_them_is_refused_in_one_line(
 ):
     with pytest.raises(RunError, match=said) as caught:
         cut_and_resumed(tmp_path, grown / before, grown / after, dev_teacher, t5_config)
-    assert str(caught.value).endswith("; give the cache of the first time, or a new run folder")
+    assert str(caught.value).endswith("; give the original cache, or a new run folder")
     assert "\n" not in str(caught.value)
 
 

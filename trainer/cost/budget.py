@@ -1,4 +1,4 @@
-"""A run that is to take so many hours: the steps of its stages, from what a step takes here."""
+"""Time budgets: the steps of stages with a budget_share, from the measured time of a step."""
 
 import tempfile
 import time
@@ -19,16 +19,16 @@ _PROBES, _FIRST = 8, 3
 
 
 def probe_settings(settings: TrainSettings) -> TrainSettings:
-    """Some steps of each stage that has a share of the budget, without more."""
+    """Settings with a few steps of each stage that has a share of the budget."""
     stages = [stage for stage in settings.stages if stage.budget_share is not None]
     probes = tuple(stage.model_copy(update={"steps": _PROBES}) for stage in stages)
     return settings.model_copy(update={"stages": probes})
 
 
 def measured_seconds(settings: TrainSettings, make_trainer: "Callable[[Path, TrainSettings], Trainer]") -> list[float]:
-    """Seconds of an optimizer step, its share of the validations included, of each stage with a budget_share.
+    """Seconds of an optimizer step, including its share of validations, for each stage with a budget_share.
 
-    Takes some steps with a trainer that is thrown away: make_trainer(run, settings) gives one with its own student.
+    make_trainer: creates a trainer with its own student from (run, settings); it runs a few steps and is discarded.
     """
     probe = probe_settings(settings)
     with tempfile.TemporaryDirectory() as folder:
@@ -37,7 +37,7 @@ def measured_seconds(settings: TrainSettings, make_trainer: "Callable[[Path, Tra
         validation = 0.0
         if len(trainer.held_out):
             if settings.compile:
-                # The first validation compiles what no gradient is asked of.
+                # The first validation compiles the graphs without gradients.
                 trainer.validate(probe.total_steps)
             began = time.monotonic()
             trainer.validate(probe.total_steps)
@@ -49,7 +49,7 @@ def measured_seconds(settings: TrainSettings, make_trainer: "Callable[[Path, Tra
 
 
 def shared_out(settings: TrainSettings, seconds: list[float]) -> TrainSettings:
-    """The settings with the steps that each share of the budget pays; `seconds` as measured_seconds gives them."""
+    """The settings with the steps that fit into each share of the budget; `seconds`: see measured_seconds."""
     assert settings.time_budget_seconds is not None
     left = iter(seconds)
     stages = []

@@ -1,9 +1,9 @@
-"""Which options make a run fit into so much GPU memory, and which flag helps a run that did not fit.
+"""Choose options that make a run fit into GPU memory, and the flag that helps a run that did not fit.
 
-By calculation. Tried in this order, and the first that fits is taken: the exact weights whole on the GPU, with as few
-blocks computed twice as possible, then with fewer rows at once; the exact weights streamed from the host; int8; NF4.
-Exact ones first, for a quantized backbone is a biased target; rows first, for all weights are read for each part of
-a batch, which fewer rows hide less well. docs/decisions.md.
+The memory is calculated, not measured. The first of these that fits is chosen: the exact weights on the GPU, with as
+few recomputed blocks as possible, then with fewer rows at once; the exact weights streamed from the host; int8; NF4.
+Exact weights come first because a quantized backbone is a biased target. Streaming comes last of the exact ones
+because each part of a batch copies all streamed weights. See docs/decisions.md.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -16,17 +16,17 @@ from secondcast.trainer.cost.stage_cost import Costs
 from secondcast.trainer.settings import TrainSettings
 
 _GIB = 2**30
-# Real blocks keep up to this part more than is counted on the meta device (tests/models/cost/test_cost.py).
+# Real blocks keep up to this fraction more than is counted on the meta device (tests/models/cost/test_cost.py).
 _UNSEEN = 0.04
-# In the order in which they are tried: the more exact first.
+# In the order in which they are tried: the most accurate first.
 _QUANTIZED = ("int8", "nf4")
-# Options that fit() chooses; what is held among them stays as it was asked for.
+# Options that fit() chooses, except those in `held`.
 CHOSEN = ("activation_checkpointing", "grad_accum_steps", "gpu_blocks", "quantize")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """Settings that fit, what they need, the flags that say so, and why none before them in the order did."""
+    """Settings that fit, the memory they need, their flags, and the reasons against the preferred alternatives."""
 
     settings: TrainSettings
     memory: GpuMemory
@@ -43,11 +43,15 @@ def fit(
     held: Collection[str] = (),
     quantizers: Collection[str] = _QUANTIZED,
 ) -> Fitted:
-    """The first of the ways that fits into so much GPU memory and, where blocks are streamed, so much host memory.
+    """The first alternative that fits into GPU memory and, if blocks are streamed, into host memory.
 
-    held: options of CHOSEN that were asked for as they are; "grad_accum_steps NAME": of a stage. host_bytes: of the machine,
-    None where it is not known. quantizers: kinds that are installed. Weights are as the caches were sampled with, if
-    these are quantized: no other ones replay them. SettingsError, with the least that was found, where nothing fits.
+    memory_bytes: GPU memory.
+    host_bytes: free host memory of the machine; None if unknown.
+    held: options of CHOSEN that must not change; "grad_accum_steps NAME": of that stage.
+    quantizers: installed kinds of quantization.
+
+    Caches that were sampled with quantized weights are only replayed with the same weights.
+    Raises SettingsError with the smallest memory found if nothing fits.
     """
     asked, reasons = settings, list[str]()
     settings, held = _as_sampled(settings, costs, held)
@@ -59,13 +63,13 @@ def fit(
             smallest = min(smallest or memory, memory, key=_needed)
             if _needed(memory) > memory_bytes:
                 continue
-            # What is not pinned the system takes back, or the options here do not change.
+            # Unpinned memory is reclaimed by the system, or does not depend on the options here.
             needs_host = costs.local_ranks * costs.host_bytes(way) if costs.pinned_bytes(way) else 0
             if host_bytes is None or needs_host <= host_bytes:
                 return Fitted(settings=way, memory=memory, flags=flags_of(asked, way), reasons=tuple(reasons))
             least_host = min(least_host or needs_host, needs_host)
         if least_host is not None and host_bytes is not None:
-            free = f"{host_bytes / _GIB:.1f} are free"
+            free = f"{host_bytes / _GIB:.1f} GiB are free"
             reasons.append(f"{why} need {least_host / _GIB:.1f} GiB of host memory, {free}")
         elif smallest is not None:
             reasons.append(f"{why} need {_needed(smallest) / _GIB:.1f} GiB or more")
@@ -78,19 +82,19 @@ def _untried(settings: TrainSettings, held: Collection[str], quantizers: Collect
     missing = [kind for kind in _QUANTIZED if kind not in quantizers]
     if not missing or not settings.replays or {"quantize", "gpu_blocks"} & set(held):
         return []
-    return [f"{' and '.join(missing)} weights were not tried: pip install 'secondcast[quant]'"]
+    return [f"{' and '.join(missing)} weights are not tried without pip install 'secondcast[quant]'"]
 
 
 def _nothing_fits(memory_bytes: float, reasons: Sequence[str], least: GpuMemory) -> SettingsError:
     return SettingsError(
-        f"nothing fits into {memory_bytes / _GIB:.1f} GiB: {'; '.join(reasons)}. Of it the student and AdamW take "
-        f"{least.student_bytes / _GIB:.1f} GiB and a row {least.sample_bytes / _GIB:.2f}: take a smaller student, a "
-        f"cache of fewer pixels or text tokens, or a larger card"
+        f"nothing fits into {memory_bytes / _GIB:.1f} GiB: {'; '.join(reasons)}. The student and AdamW need "
+        f"{least.student_bytes / _GIB:.1f} GiB and each row {least.sample_bytes / _GIB:.2f} GiB: use a smaller "
+        "student, a cache with fewer pixels or text tokens, or a larger GPU"
     )
 
 
 def flags_of(asked: TrainSettings, way: TrainSettings) -> str:
-    """The flags that a way has beyond what was asked for; of stages that are divided, the smallest number of parts."""
+    """The flags in which settings differ from the given ones, with the grad_accum_steps of each changed stage."""
     found = [
         f"--{name.replace('_', '-')} {getattr(way, name)}"
         for name in ("activation_checkpointing", "gpu_blocks", "quantize")
@@ -101,13 +105,13 @@ def flags_of(asked: TrainSettings, way: TrainSettings) -> str:
             found.append(
                 f"--grad-accum-steps {now.grad_accum_steps}" + (f" in stage {now.name}" if len(way.stages) > 1 else "")
             )
-    return " ".join(found) or "as asked"
+    return " ".join(found) or "no change"
 
 
 def helping_flag(settings: TrainSettings, costs: Costs, *, held: Collection[str] = ()) -> str | None:
-    """The flag that would help a run next that ran out of memory; None where only a smaller student would.
+    """The next flag that helps a run that ran out of memory; None if only a smaller student helps.
 
-    held: options that a begun run cannot change.
+    held: options that a started run cannot change.
     """
     larger = _divided(settings, costs, 2, held)
     replays = settings.replays
@@ -130,13 +134,13 @@ def _needed(memory: GpuMemory) -> float:
 
 
 def _as_sampled(settings: TrainSettings, costs: Costs, held: Collection[str]) -> tuple[TrainSettings, Collection[str]]:
-    """The settings with the weights that the caches were sampled with, where those are quantized; options that hold."""
+    """The settings with the quantization that the caches were sampled with, if any, and the options that are held."""
     kind = next(iter(costs.manifests.values())).sampling.quantize
     if kind != "none" and not {"quantize", "gpu_blocks"} & set(held) and settings.replays:
         settings, held = settings.model_copy(update={"quantize": kind}), {*held, "quantize"}
     if settings.quantize in ("int8", "fp8") and "activation_checkpointing" not in held:
         settings = settings.model_copy(update={"activation_checkpointing": 1})
-    # What was asked for may not go with the weights of the caches, or of a begun run.
+    # The given options may conflict with the weights of the caches, or of a started run.
     MemoryOptions.from_flags(**{name: getattr(settings, name) for name in MemoryOptions.model_fields})
     return settings, held
 
@@ -144,7 +148,7 @@ def _as_sampled(settings: TrainSettings, costs: Costs, held: Collection[str]) ->
 def _families(
     settings: TrainSettings, costs: Costs, held: Collection[str], quantizers: Collection[str]
 ) -> Iterator[tuple[str, Iterator[TrainSettings]]]:
-    """Ways to hold the backbone, from the best on: what they are called, and settings, from the fastest on."""
+    """Alternatives for the backbone's weights, best first: their name, and settings, fastest first."""
     if not settings.replays:
         yield "the student's steps", _by_rows(settings, costs, held, (settings.activation_checkpointing,))
         return
@@ -171,7 +175,7 @@ def _families(
 
 
 def _fewest_first(settings: TrainSettings, costs: Costs, held: Collection[str]) -> Sequence[int]:
-    """Values of --activation-checkpointing, from the one that computes the fewest blocks twice on."""
+    """Values of --activation-checkpointing, starting with the one that recomputes the fewest blocks."""
     if "activation_checkpointing" in held or settings.quantize in ("int8", "fp8"):
         return (settings.activation_checkpointing,)
     if settings.gpu_blocks is not None:
@@ -202,7 +206,7 @@ def _ever_fewer_rows(settings: TrainSettings, costs: Costs, held: Collection[str
 
 
 def _divided(settings: TrainSettings, costs: Costs, by: int, held: Collection[str]) -> TrainSettings | None:
-    """The stage that needs most in at least `by` times as many parts, or one more for 1; None where it cannot be."""
+    """Split the largest stage into at least `by` times as many parts (at least one more); None if not possible."""
     largest = max(settings.stages, key=lambda stage: costs.stage_memory(settings, stage).total_bytes)
     if {"grad_accum_steps", f"grad_accum_steps {largest.name}"} & set(held):
         return None

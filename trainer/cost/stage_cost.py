@@ -1,4 +1,4 @@
-"""What a run costs by calculation: FLOPs of a step, memory on the GPU and on the host, copies of streamed blocks."""
+"""Calculated costs of a run: FLOPs of a step, GPU and host memory, copies of streamed blocks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,10 +25,11 @@ from secondcast.trainer.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What a run is made of: its caches by name, the backbone at each one's size, the student.
+    """Inputs of the cost calculation: caches by name, the backbone at the size of each cache, the student.
 
-    ranks: processes that divide each batch; bytes are of one of them. local_ranks: those of them on one machine.
-    gpu_bytes: memory of a GPU in all, None for none.
+    ranks: number of processes that split each batch; bytes are per process.
+    local_ranks: number of those processes on one machine.
+    gpu_bytes: total memory of a GPU; None without a GPU.
     """
 
     manifests: Mapping[str, Manifest]
@@ -39,17 +40,17 @@ class Costs:
     gpu_bytes: float | None = None
 
     def names(self, stage: Stage) -> list[str]:
-        """The caches that a stage takes."""
+        """Names of the caches of a stage."""
         return list(stage.caches or self.manifests)
 
     @property
     def blocks(self) -> int:
-        """Of the backbone."""
+        """Number of blocks of the backbone."""
         return next(iter(self.backbones.values())).blocks
 
     def step_flops(self, settings: TrainSettings, stage: Stage) -> float:
-        """An optimizer step of a stage, over its caches by their shares."""
-        caches = {name: (one, len(Layout(one.prompts.segments))) for name, one in self.manifests.items()}
+        """FLOPs of an optimizer step of a stage, averaged over its caches by their shares."""
+        caches = {name: (manifest, len(Layout(manifest.prompts.segments))) for name, manifest in self.manifests.items()}
         return step_flops(
             stage,
             settings.memory,
@@ -59,19 +60,19 @@ class Costs:
         )
 
     def step_copy_seconds(self, settings: TrainSettings, stage: Stage) -> float:
-        """How long an optimizer step's copies of streamed blocks take, at the assumed rate; beside the computation."""
+        """Seconds of a step's copies of streamed blocks at the assumed rate; they overlap with computation."""
         if not stage.replays:
             return 0.0
-        # For the forward and for the backward pass of each part of the batch.
+        # One copy for the forward and one for the backward pass of each part of the batch.
         return 2 * stage.grad_accum_steps * self.pinned_bytes(settings) / COPY_BYTES_PER_SECOND
 
     def memory(self, settings: TrainSettings) -> GpuMemory:
-        """Of the stage that needs most: the weights are there throughout."""
+        """GPU memory of the stage that needs most; the weights are loaded in all stages."""
         found = [self.stage_memory(settings, stage) for stage in settings.stages]
         return max(found, key=lambda memory: memory.total_bytes)
 
     def stage_memory(self, settings: TrainSettings, stage: Stage) -> GpuMemory:
-        """Of a stage, with the cache that needs most; a warm-up has the backbone beside it that comes after it."""
+        """GPU memory of a stage with its largest cache; includes the backbone that a later stage needs."""
         vision = stage.replays
         found = [
             training_memory(
@@ -91,16 +92,16 @@ class Costs:
         return replace(largest, weights_bytes=self._held(settings).device_bytes)
 
     def rows(self, stage: Stage) -> int:
-        """Rows of a stage that go through the networks at once, in each process."""
+        """Rows of a stage in one forward pass of each process."""
         return max(1, stage.batch_size // (stage.grad_accum_steps * self.ranks))
 
     @property
     def table_rows(self) -> int | None:
-        """Rows of the modulation table of all caches; None where there can be none."""
+        """Rows of the modulation table of all caches; None if no table is possible."""
         return table_rows(*self.manifests.values())
 
     def pinned_bytes(self, settings: TrainSettings) -> int:
-        """Host memory of streamed blocks."""
+        """Pinned host memory of streamed blocks."""
         return self._held(settings).pinned_bytes
 
     def host_bytes(self, settings: TrainSettings) -> int:
@@ -133,7 +134,7 @@ def costs_of(
     local_ranks: int = 1,
     gpu_bytes: float | None = None,
 ) -> Costs:
-    """The costs of a run on (planned) caches, from configurations alone; keywords as for Costs."""
+    """The costs of a run on (planned) caches, from configuration files alone; keywords as for Costs."""
     backbones = {name: backbone_cost(manifest) for name, manifest in manifests.items()}
     student = student_cost(student_source, next(iter(manifests.values())))
     return Costs(

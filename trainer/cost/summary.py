@@ -1,4 +1,4 @@
-"""What a run says at its end: where its time went, the most memory that it held, and how much it computed."""
+"""The summary at the end of a run: times of its parts, peak memory, and achieved FLOP/s."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ _PREFIXES = {12: "T", 9: "G", 6: "M", 3: "k", 0: ""}
 
 @dataclass(frozen=True, kw_only=True)
 class PeakMemory:
-    """Bytes of this process: resident on the host; of the GPU (None on a CPU) those of tensors, and those reserved."""
+    """Peak bytes of this process: resident on the host; allocated and reserved on the GPU (None on a CPU)."""
 
     host_bytes: int
     gpu_bytes: int | None
@@ -32,7 +32,7 @@ class PeakMemory:
 
     @classmethod
     def of(cls, device: torch.device) -> "PeakMemory":
-        """So far."""
+        """The peak so far."""
         on_gpu = device.type == "cuda"
         return cls(
             host_bytes=host_peak_bytes(),
@@ -41,19 +41,19 @@ class PeakMemory:
         )
 
     def line(self) -> str:
-        """For people."""
-        host = f"{size_text(self.host_bytes)} of the host"
+        """One line of text."""
+        host = f"{size_text(self.host_bytes)} on the host"
         if self.gpu_bytes is None or self.gpu_reserved_bytes is None:
-            return f"peak memory {host}"
+            return f"peak memory: {host}"
         reserved = size_text(self.gpu_reserved_bytes)
-        return f"peak memory {size_text(self.gpu_bytes)} of the GPU ({reserved} reserved), {host}"
+        return f"peak memory: {size_text(self.gpu_bytes)} on the GPU ({reserved} reserved), {host}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a process computes in an optimizer step of a stage.
+    """FLOPs of a process in an optimizer step of a stage.
 
-    matrix_flops: FLOP/s of products of matrices of `dtype` on this machine; None where it was not measured.
+    matrix_flops: FLOP/s of matrix products of `dtype` on this machine; None if not measured.
     """
 
     flops: float
@@ -61,17 +61,17 @@ class Work:
     dtype: str | None = None
 
     def part_of_rate(self, seconds: float) -> float | None:
-        """The part of the matrix rate that a step of so many seconds reaches."""
+        """The fraction of the matrix rate that a step of this duration reaches."""
         return self.flops / seconds / self.matrix_flops if self.matrix_flops else None
 
     def text(self, seconds: float) -> str:
-        """For people."""
-        said = f"{flops_text(self.flops)} a step, {flops_text(self.flops / seconds)}/s"
+        """One line of text."""
+        achieved = f"{flops_text(self.flops)} per step, {flops_text(self.flops / seconds)}/s"
         part = self.part_of_rate(seconds)
         if part is None or self.matrix_flops is None:
-            return said
-        reached = f"{flops_text(self.matrix_flops)}/s that products of {self.dtype} matrices reach here"
-        return f"{said}: {100 * part:.0f} % of the {reached}"
+            return achieved
+        reference = f"{flops_text(self.matrix_flops)}/s of {self.dtype} matrix products on this machine"
+        return f"{achieved}: {100 * part:.0f} % of the {reference}"
 
 
 @contextmanager
@@ -83,30 +83,31 @@ def summarized(
     *,
     counted_from_seconds: float = 10.0,
 ) -> Iterator[None]:
-    """Around the steps of a run: says all of it at their end, and gives it to the metrics.
+    """A context around the steps of a run that prints the summary at the end and logs it as metrics.
 
-    FLOPs take seconds to count: those of steps that took less than counted_from_seconds together are not. Interrupted,
-    it says times and memory alone. All is of the first process, which has the metrics. Nothing where no step was made.
+    Counting FLOPs takes seconds, so it is skipped if all steps together took less than counted_from_seconds. After an
+    interrupt only times and memory are printed. Only the first process, which has the metrics, reports. Without steps
+    nothing is printed.
     """
     try:
         yield
     except KeyboardInterrupt:
         _say_times(trainer, PeakMemory.of(trainer.device), progress)
         kept = [folder.name.removeprefix(CHECKPOINT_PREFIX).lstrip("0") for folder in checkpoints(trainer.run)]
-        from_there = f"the last checkpoint is of step {kept[-1]}" if kept else "there is no checkpoint yet"
-        progress.say(f"stopped after step {trainer.done} of {trainer.settings.total_steps}; {from_there}")
+        last = f"the last checkpoint is of step {kept[-1]}" if kept else "there is no checkpoint yet"
+        progress.say(f"stopped after step {trainer.done} of {trainer.settings.total_steps}; {last}")
         raise
     times = trainer.clock.times()
     if metrics is None or not times:
         return
-    # What is measured from here on needs memory of its own.
+    # Taken before the measurements below, which allocate memory.
     peak = PeakMemory.of(trainer.device)
     _say_times(trainer, peak, progress)
     lasted = sum(of_stage.steps * of_stage.step_seconds for of_stage in times.values())
     works = _works(trainer, training_caches, times) if lasted >= counted_from_seconds else {}
     for name, work in works.items():
         progress.say(f"stage {name}: {work.text(times[name].step_seconds)}")
-    # As of the last step made: going on from here keeps it.
+    # Logged at the last step, so that resuming keeps it.
     facts = summary(trainer.settings, times, works, peak, trainer.clock.beside_seconds)
     metrics.log(step=trainer.done - 1, summary=facts)
 
@@ -116,13 +117,13 @@ def _say_times(trainer: Trainer, peak: PeakMemory, progress: Progress) -> None:
     for name, of_stage in times.items():
         progress.say(times_line(_stage(trainer.settings, name), of_stage, trainer.processes.ranks))
     if trainer.clock.beside_seconds:
-        progress.say(f"validation and checkpoints {_seconds_text(trainer.clock.beside_seconds)}")
+        progress.say(f"validation and checkpoints: {_seconds_text(trainer.clock.beside_seconds)}")
     if times:
         progress.say(peak.line())
 
 
 def times_line(stage: Stage, times: StageTimes, ranks: int = 1) -> str:
-    """For people: stage main (vision), mean of 98 steps: 812 ms, 4.9 samples/s; data wait 3.1 ms (0 %), ..."""
+    """A line such as: stage main (vision), mean of 98 steps: 812 ms, 4.9 samples/s; data wait 3.1 ms (0 %), ..."""
     whole = times.step_seconds
     parts = [
         f"{part.replace('_', ' ')} {_ms(seconds)} ({100 * seconds / whole:.0f} %)"
@@ -142,7 +143,7 @@ def summary(
     peak: PeakMemory,
     beside_seconds: float,
 ) -> dict[str, Any]:
-    """The same as plain JSON types; keys end in their unit."""
+    """The summary as plain JSON types; keys end in their unit."""
     return {
         "stages": {name: _stage_facts(_stage(settings, name), one, works.get(name)) for name, one in times.items()},
         "validation_and_checkpoints_seconds": round(beside_seconds, 3),
@@ -207,7 +208,7 @@ def _ms(seconds: float) -> str:
 
 
 def flops_text(flops: float) -> str:
-    """FLOPs for people: 31.4 TFLOP."""
+    """FLOPs with a unit prefix: 31.4 TFLOP."""
     power = next(power for power in _PREFIXES if flops >= 10**power or not power)
     value = flops / 10**power
     return f"{value:,.0f} {_PREFIXES[power]}FLOP" if value >= 1000 else f"{value:.3g} {_PREFIXES[power]}FLOP"

@@ -1,4 +1,4 @@
-"""A pool of decoded values that several threads read through."""
+"""A thread-safe cache of decoded values."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -11,9 +11,9 @@ Value = TypeVar("Value")
 
 
 class LRUCache(Generic[Key, Value]):
-    """The most recently used values, up to a number of bytes (one value is kept whatever its size).
+    """The most recently used values, up to a number of bytes (one value is always kept).
 
-    Of several threads that want the same value, one reads it and the others wait for that one's value or error.
+    If several threads request the same value, one reads it and the others wait for its value or error.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -23,7 +23,7 @@ class LRUCache(Generic[Key, Value]):
         self._reading: dict[Key, Future[Value]] = {}
 
     def get(self, key: Key, read: Callable[[Key], tuple[Value, int]]) -> Value:
-        """The value of a key, read (with its size in bytes) if it is not held; raises what `read` raises."""
+        """The value of a key; on a miss `read` returns it with its size in bytes. Raises what `read` raises."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)

@@ -1,4 +1,4 @@
-"""The caches of a run: what of them is trained on and what is held out, and in which order each stage sees them."""
+"""The caches of a run: their training and held-out trajectories, and the data order of each stage."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from secondcast.trainer.training_set import TrainingSet
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCache:
-    """A cache of a run, and which of its trajectories the run trains on; `name` is how stages speak of it."""
+    """A cache of a run, and the trajectories that the run trains on; stages refer to it by `name`."""
 
     name: str
     cache: Cache
@@ -42,46 +42,46 @@ class TrainingCache:
 
 
 def check_one_teacher(caches: Mapping[str, Cache]) -> None:
-    """Raise TeacherError, naming the first field that differs, unless all caches are of one teacher."""
-    (first, one), *others = caches.items()
+    """Raise TeacherError, naming the first field that differs, unless all caches have the same teacher."""
+    (first_name, first), *others = caches.items()
     for name, other in others:
-        if one.manifest.digests()["teacher"] == other.manifest.digests()["teacher"]:
+        if first.manifest.digests()["teacher"] == other.manifest.digests()["teacher"]:
             continue
-        was, now = one.manifest.teacher.json_value(), other.manifest.teacher.json_value()
+        was, now = first.manifest.teacher.json_value(), other.manifest.teacher.json_value()
         field = next(field for field in Teacher.model_fields if was.get(field) != now.get(field))
         found = first_difference(was.get(field), now.get(field), field)
         raise TeacherError(
-            f"caches {first} and {name} are of different teachers: {found.path} is {found.one} in "
-            f"{one.folder} and {found.other} in {other.folder}; a student has one teacher: train with "
-            f"one of them, or build both with the same"
+            f"caches {first_name} and {name} have different teachers: {found.path} is {found.one} in "
+            f"{first.folder} and {found.other} in {other.folder}; a student has one teacher: train on "
+            f"one of the caches, or build both with the same teacher"
         )
 
 
 def check_one_quantization(caches: Mapping[str, Cache]) -> None:
-    """Raise TeacherError unless all caches were sampled with weights of the same kind."""
-    (first, one), *others = caches.items()
-    was = one.manifest.sampling.quantize
+    """Raise TeacherError unless all caches were sampled with the same kind of weights."""
+    (first_name, first), *others = caches.items()
+    was = first.manifest.sampling.quantize
     for name, other in others:
         if (now := other.manifest.sampling.quantize) != was:
             raise TeacherError(
-                f"caches {first} and {name} were sampled with other weights of one teacher: quantize is {was} in "
-                f"{one.folder} and {now} in {other.folder}; replayed by one backbone, at least one of them would pull "
-                f"the student off by what was rounded: train with one of them, or build both with the same --quantize"
+                f"caches {first_name} and {name} were sampled with different weights of one teacher: quantize is {was} "
+                f"in {first.folder} and {now} in {other.folder}; one backbone cannot replay both without bias: train "
+                "on one of them, or build both with the same --quantize"
             )
 
 
 def check_names(settings: TrainSettings, names: Sequence[str]) -> None:
-    """Raise SettingsError for a cache that a stage wants and the run has not, or has and no stage wants."""
+    """Raise SettingsError for a cache that a stage names but the run lacks, or that no stage uses."""
     for stage in settings.stages:
         if missing := [name for name in stage.caches or {} if name not in names]:
             raise SettingsError(
-                f"stage {stage.name} takes the cache {missing[0]!r}, this run has {', '.join(names)}: give it with "
+                f"stage {stage.name} uses the cache {missing[0]!r}, but this run has {', '.join(names)}: give "
                 f"--cache {missing[0]}=FOLDER"
             )
     if all(stage.caches for stage in settings.stages):
         wanted = {name for stage in settings.stages for name in stage.caches or {}}
         if idle := [name for name in names if name not in wanted]:
-            raise SettingsError(f"cache {idle[0]!r} is given, but no stage takes it: name it in one, or leave it away")
+            raise SettingsError(f"cache {idle[0]!r} is given, but no stage uses it: add it to a stage, or remove it")
 
 
 def split(
@@ -90,9 +90,10 @@ def split(
     tokens: StudentTokens | None = None,
     host_modulation: HostModulation | None = None,
 ) -> tuple[ReplayDataset, ReplayDataset]:
-    """What is trained on, and what is held out; NotInCacheError for a cache of which nothing can be trained on.
+    """The training and the held-out data; NotInCacheError for a cache without training data.
 
-    tokens: of a student that does not read the cache's token ids. host_modulation: where batches take what it computes.
+    tokens: tokenizer of a student that does not read the cache's token ids.
+    host_modulation: computes the modulation vectors of batches, if given.
     """
     parts = [_split(training_cache) for training_cache in training_caches]
     training, held_out = (
@@ -116,7 +117,7 @@ def _split(training_cache: TrainingCache) -> tuple[Array, Array]:
     if not len(indices) or mask.all():
         raise NotInCacheError(
             f"{cache.folder} has {counted(len(indices), 'committed trajectory')}, {int(mask.sum())} of them held out: "
-            f"nothing to train on; build more prompts"
+            f"there is nothing to train on; build more prompts"
         )
     return indices[~mask], indices[mask]
 
@@ -124,7 +125,7 @@ def _split(training_cache: TrainingCache) -> tuple[Array, Array]:
 def stage_orders(
     settings: TrainSettings, training_caches: Sequence[TrainingCache], feed: ReplayDataset
 ) -> list[InterleavedSampler]:
-    """The order of each stage: batches mix caches that are sampled alike, other ones take turns."""
+    """The data order of each stage: batches mix caches with equal sampling settings; other caches alternate."""
     return [
         InterleavedSampler(list(_orders(settings.seed, number, stage, training_caches, feed)))
         for number, stage in enumerate(settings.stages)
@@ -146,19 +147,19 @@ def _orders(
             parts.append(Part(first=feed.first_of(source), count=count, share=share))
         vision = stage.replays
         yield Sampler(
-            # The losses of embeddings know no steps: there is nothing to follow, and nothing to share.
+            # Embedding losses have no timesteps, so there is no sequential order and nothing to share.
             kind=stage.data_order if vision else "shuffled",
             parts=tuple(parts),
             steps=training_caches[sources[0]].cache.manifest.sampling.steps,
             batch_size=stage.batch_size,
-            # Each stage draws from each of its caches anew: the same rows would come in the same order otherwise.
+            # A seed of its own for each stage and group, which would otherwise repeat the same order.
             seed=mix(seed, stage_number, number) if stage_number or number else seed,
             share=stage.timesteps_per_sample if vision else 1,
         )
 
 
 def _sampled_as(manifest: Manifest) -> object:
-    """What the records of a batch have in common: shapes, dtype and schedule."""
+    """The sampling settings that all records of a batch share: shapes, dtype and schedule."""
     sampling = manifest.sampling
     shape = (sampling.height, sampling.width, sampling.image_tokens, sampling.channels, sampling.dtype)
     return shape, sampling.sigmas, sampling.timesteps, sampling.guidance is None

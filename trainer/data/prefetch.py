@@ -1,4 +1,4 @@
-"""Read ahead in threads: the values come in the order asked for, whatever thread was first."""
+"""Prefetching in threads; values are returned in the order of their tasks."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -12,18 +12,18 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, kw_only=True)
 class Task(Generic[Value]):
-    """One value to come: `run` makes it (in any thread), `size_bytes` is what it will hold."""
+    """A value to compute: `run` computes it (in any thread), `size_bytes` is its size."""
 
     run: Callable[[], Value]
     size_bytes: int
 
 
 class Prefetch(Generic[Value]):
-    """Iterates over the values of tasks, run by `readers` threads.
+    """Iterates over the values of tasks, which `readers` threads run.
 
-    At most `ahead` values, and no more of them than fit in `ahead_bytes` (but one in any case), are begun before they
-    are asked for. What a task raises is raised where its value is asked for. `close`, or the end of a `with`, drops
-    what is not begun and waits for the threads.
+    At most `ahead` values, and no more than fit into `ahead_bytes` (but always one), are started before they are
+    requested. An error of a task is raised where its value is requested. `close`, or the end of a `with`, drops the
+    tasks that are not started and waits for the threads.
     """
 
     def __init__(self, tasks: Iterable[Task[Value]], *, readers: int, ahead: int, ahead_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""From caches to batches: chosen steps of chosen trajectories, with a bounded pool of decoded ones, read ahead."""
+"""Batches from caches: selected steps of selected trajectories, prefetched, with a bounded cache of decoded ones."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,23 +23,24 @@ from secondcast.trainer.data.prefetch import Prefetch, Task
 from secondcast.trainer.data.sampler import Row
 
 POOL_BYTES = 2 * 2**30
-# Batches begun before they are asked for: a sixteenth as many bytes as the pool may hold, so pinned memory stays small.
+# Prefetched batches use at most a sixteenth of the pool's bytes, so that pinned memory stays small.
 AHEAD_PART = 16
 AHEAD = 16
 READERS = 4
-# Pooled vectors are small: this part of the pool's bytes holds those of 80,000 prompts of FLUX.
+# Pooled vectors are small: this fraction of the pool's bytes holds those of 80,000 FLUX prompts.
 POOLED_PART = 16
 
 Rows = Sequence[Row]
 Key = tuple[int, int]
-"""Number of a source, and of a trajectory or a prompt in it."""
+"""Index of a source, and of a trajectory or a prompt in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSpec:
-    """A batch to read: rows (position, k), for the replay loss or for a loss of embeddings (which takes no k).
+    """A batch to read: rows (position, k), for the vision loss or for an embedding loss (which ignores k).
 
-    share: so many rows that follow one another are steps of one trajectory. embeddings: a replay takes the teacher's.
+    share: number of consecutive rows that are steps of one trajectory.
+    embeddings: whether a replay batch includes the teacher's embeddings.
     """
 
     replays: bool
@@ -50,11 +51,13 @@ class BatchSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Rows of replay: latent, target, conditions, step number k, and the text that belongs to them.
+    """Rows for the vision loss: latent, target, conditions, step number k, and their text.
 
-    source: a cache that they are from; all of them are sampled as it is. Of text there is one row for every `share`
-    rows of the rest; encoder_hidden_states_BTD is None unless asked for. modulation_BM (M modulation values, of the
-    backbone's dtype) follows from pooled_BP, timestep_B and guidance_B; None where the backbone has its own.
+    source: index of one of their caches; all have the same sampling settings.
+    share: number of rows per row of text.
+    encoder_hidden_states_BTD: None unless requested.
+    modulation_BM: M modulation values in the backbone's dtype, computed from pooled_BP, timestep_B and guidance_B; None
+        if the backbone computes them.
     """
 
     source: int
@@ -72,7 +75,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingBatch:
-    """Prompts and what the teacher made of them."""
+    """Token ids of prompts and the teacher's embeddings."""
 
     token_ids_BT: torch.Tensor
     encoder_hidden_states_BTD: torch.Tensor
@@ -83,19 +86,21 @@ AnyBatch = TypeVar("AnyBatch", bound=Batch | EmbeddingBatch)
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A cache and the numbers of those of its trajectories that positions count."""
+    """A cache and the indices of the trajectories that positions refer to."""
 
     cache: Cache
     indices: Array
 
 
 class ReplayDataset:
-    """Reads batches of caches for one device. Positions count the trajectories of all sources, one after the other.
+    """Reads batches of caches for one device. Positions enumerate the trajectories of all sources in order.
 
-    The rows of a batch of replay are from sources that are sampled alike. All of it may be called from several
-    threads. The pool holds at most `pool_bytes` of decoded trajectories, as much again of embeddings, and a sixteenth
-    of it of pooled vectors; a reader thread has one more in hand. tokens: of a student that does not read the caches'.
-    host_modulation: batches of replay take what it computes, as they are read.
+    The rows of a replay batch come from sources with equal sampling settings. All methods are thread-safe.
+
+    pool_bytes: limit for decoded trajectories, again for embeddings, and a sixteenth of it for pooled vectors; each
+        reader thread holds one more value.
+    tokens: tokenizer of a student that does not read the caches' token ids.
+    host_modulation: computes the modulation vectors of replay batches as they are read.
     """
 
     def __init__(
@@ -122,20 +127,20 @@ class ReplayDataset:
         return self._ends[source] - len(self.sources[source].indices)
 
     def trajectory_of(self, position: int) -> Key:
-        """Number of the source, and of the trajectory in its cache."""
+        """Index of the source, and of the trajectory in its cache."""
         source = bisect_right(self._ends, position)
         return source, int(self.sources[source].indices[position - self.first_of(source)])
 
     def prompt_of(self, position: int) -> Key:
-        """Number of the source, and of the trajectory's prompt in its cache."""
+        """Index of the source, and of the trajectory's prompt in its cache."""
         source, index = self.trajectory_of(position)
         return source, self.sources[source].cache.layout.place(index).prompt
 
     @contextmanager
     def prefetch(self, requests: Iterable[BatchSpec]) -> Iterator[Iterator[Batch | EmbeddingBatch]]:
-        """The batches of `requests`, in their order, bit for bit those of `replay_batch` and `embedding_batch`.
+        """The batches of `requests` in order, bit for bit those of `replay_batch` and `embedding_batch`.
 
-        Threads read them ahead. An error (DamagedCacheError, NotInCacheError) comes where its batch is asked for.
+        Threads prefetch them. An error (DamagedCacheError, NotInCacheError) is raised where its batch is requested.
         """
         tasks = (
             Task(run=partial(self._read, request, turn), size_bytes=self._size_bytes(request))
@@ -170,7 +175,7 @@ class ReplayDataset:
             batch = self._read_replay(request.rows, turn, share=request.share, embeddings=request.embeddings)
         else:
             batch = self._read_embeddings([position for position, _ in request.rows], turn)
-        # From pinned memory the copy to the GPU runs beside the computation; elsewhere pinning costs a copy.
+        # The copy from pinned memory to the GPU overlaps with computation; on a CPU pinning costs a copy.
         return _each_tensor(batch, torch.Tensor.pin_memory) if self._device.type == "cuda" else batch
 
     def _read_replay(self, rows: Rows, turn: int = 0, *, share: int = 1, embeddings: bool = False) -> Batch:
@@ -270,6 +275,6 @@ def _each_tensor(batch: AnyBatch, change: Callable[[torch.Tensor], torch.Tensor]
 
 
 def _visiting_order(count: int, turn: int) -> Iterator[int]:
-    # Where batches that follow one another want the same trajectories, each reader begins with other ones.
+    # Consecutive batches may share trajectories, so each reader starts at a different row.
     first = turn % READERS * count // READERS
     return ((first + row) % count for row in range(count))

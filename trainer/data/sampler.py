@@ -1,6 +1,6 @@
-"""The order of training: a pure function of (seed, epoch, position). Nothing is stored.
+"""The data order: a pure function of (seed, epoch, position). Nothing is stored.
 
-A Feistel network over the positions of an epoch, walked until it lands inside (cycle walking), is a
+A Feistel network over the positions of an epoch, applied until the result is in range (cycle walking), is a
 permutation that gives any element without the others: resume and random access are arithmetic.
 """
 
@@ -13,7 +13,7 @@ from secondcast.storage_schemas.errors import SettingsError
 from secondcast.trainer.stage import OrderKind
 
 Row = tuple[int, int]
-"""Position of a trajectory among all that a feed reads, and the step k of it."""
+"""Position of a trajectory in a ReplayDataset, and its step k."""
 
 _ROUNDS = 6
 _WORD = (1 << 64) - 1
@@ -31,7 +31,7 @@ def mix(*parts: int) -> int:
 
 
 def shuffled_position(position: int, *, count: int, seed: int, epoch: int) -> int:
-    """Where a random permutation of range(count) sends `position`."""
+    """The image of `position` under a random permutation of range(count)."""
     if not 0 <= position < count:
         raise ValueError(f"position is {position}, expected 0 to {count - 1}")
     half = max(1, ((count - 1).bit_length() + 1) // 2)
@@ -48,9 +48,9 @@ def shuffled_position(position: int, *, count: int, seed: int, epoch: int) -> in
 
 
 def proportional_turn(turn: int, shares: Sequence[Fraction]) -> tuple[int, int]:
-    """Who gets turn `turn` when turns are dealt in proportion to shares, and how many turns they had before.
+    """The index that gets turn `turn` when turns are distributed in proportion to shares, and its previous turns.
 
-    After any number of turns nobody is more than one turn per share before them off their due.
+    After any number of turns, the count of index i deviates from its proportional share by at most i + 1 turns.
     """
     left = sum(shares, start=Fraction(0))
     for who, share in enumerate(shares[:-1]):
@@ -63,7 +63,7 @@ def proportional_turn(turn: int, shares: Sequence[Fraction]) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The trajectories of one cache: positions first .. first+count-1, and how many rows they get beside others'."""
+    """The trajectories of one cache: positions first .. first+count-1, and their share of the rows."""
 
     count: int
     first: int = 0
@@ -72,11 +72,12 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """Which trajectories and which of their steps an optimizer step sees.
+    """Selects the trajectories and timesteps of each optimizer step.
 
-    kind "shuffled": steps drawn at random over trajectories; `share` rows in a row are different steps of one of
-    them. "sequential": the paper's: one batch of trajectories walked from the first step to the last, one optimizer
-    step each. parts: caches that a batch may mix, `steps` = K of each of them.
+    kind: "shuffled": random steps of shuffled trajectories; `share` consecutive rows are different steps of one
+        trajectory. "sequential", as in the paper: a batch of trajectories from the first step to the last, one step
+        per optimizer step.
+    parts: caches that a batch may mix, all with K = `steps` steps.
     """
 
     kind: OrderKind
@@ -88,7 +89,7 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if self.share > 1 and self.kind != "shuffled":
-            raise ValueError(f"share is {self.share} in the order {self.kind!r}, expected 1: only shuffled shares")
+            raise ValueError(f"share is {self.share} in the order {self.kind!r}, expected 1 or the order 'shuffled'")
         if self.batch_size % self.share or self.share > self.steps:
             raise ValueError(
                 f"share is {self.share}, expected a divisor of the batch size {self.batch_size}, at most {self.steps}"
@@ -115,15 +116,15 @@ class Sampler:
         which, item = proportional_turn(item, [part.share for part in self.parts])
         part = self.parts[which]
         epoch, position = divmod(item, part.count)
-        # The first part alone has the order that it would have without the others.
+        # The first part has the same order as without the others.
         seed = mix(self.seed, which) if which else self.seed
         return part.first + shuffled_position(position, count=part.count, seed=seed, epoch=epoch)
 
 
 class InterleavedSampler:
-    """Batches of several orders in turns, in proportion to their shares: caches that no batch can mix.
+    """Alternates between samplers in proportion to their shares, for caches that a batch cannot mix.
 
-    Where they follow trajectories, the turns are whole walks; SettingsError unless these are of one length.
+    With the order "sequential" a turn is a whole trajectory; SettingsError unless all have the same number of steps.
     """
 
     def __init__(self, orders: Sequence[Sampler]) -> None:
@@ -134,8 +135,7 @@ class InterleavedSampler:
         if orders[0].kind == "sequential" and len(lengths) > 1:
             raise SettingsError(
                 f"data-order is sequential on caches whose trajectories have {' and '.join(map(str, lengths))} steps, "
-                f"expected one number: their walks would not end together; give them stages of their own, or take "
-                f"order shuffled"
+                f"expected one number of steps: give each cache its own stage, or use data-order shuffled"
             )
 
     def batch(self, optimizer_step: int) -> list[Row]:
@@ -146,13 +146,13 @@ class InterleavedSampler:
 
 
 def rank_slice(rows: Sequence[Row], *, rank: int, ranks: int, share: int) -> Sequence[Row]:
-    """Rows of process `rank` of `ranks`: an equal part of the batch; in rank order the parts are the batch.
+    """Rows of process `rank` of `ranks`: an equal part of the batch; the parts in rank order are the batch.
 
-    ValueError unless the batch divides by `ranks`: then which rows a step sees would depend on their number.
+    ValueError unless the batch divides by `ranks`, because the rows of a step must not depend on `ranks`.
     """
     if len(rows) % (ranks * share):
         raise ValueError(
-            f"batch of {len(rows)} rows, expected a multiple of {ranks} processes x {share} rows a forward"
+            f"batch of {len(rows)} rows, expected a multiple of {ranks} processes x {share} rows per forward pass"
         )
     if not 0 <= rank < ranks:
         raise ValueError(f"rank is {rank}, expected 0 to {ranks - 1}")

@@ -1,4 +1,4 @@
-"""A student too large for every process to hold: divided by torch's fully_shard (FSDP2), whole again on disk."""
+"""Sharding of a large student across processes with torch's fully_shard (FSDP2); checkpoints are unsharded."""
 
 import copy
 import warnings
@@ -14,28 +14,27 @@ from secondcast.storage_schemas.errors import StudentError
 
 
 def shard(student: Student, device: torch.device, ranks: int) -> Student:
-    """Divide each layer of a student, and what is left of it, among the processes; fp32, in place.
+    """Shard each layer of a student, and the rest of it, across the processes; fp32, in place.
 
-    All processes hold the same student before.
+    All processes start with the same student.
     """
     names = {name for module in student.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     layers = [module for module in student.modules() if type(module).__name__ in names]
     if not layers:
         raise StudentError(
-            f"--fsdp divides a student layer by layer, and a {type(student).__name__} names none of its "
-            f"layers: leave the flag out"
+            f"--fsdp shards a student layer by layer, but {type(student).__name__} names no layers: remove the flag"
         )
     mesh = init_device_mesh(device.type, (ranks,))
     for module in (*layers, student):
-        # Also the outermost, which by default stays whole after a forward pass: until then its tensors are no shards.
+        # Including the root module, which FSDP2 by default does not reshard after a forward pass.
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    # Nobody changes the student's output in place.
+    # The student's output is never changed in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
     return student
 
 
 def whole_tensors(named: Iterable[tuple[str, torch.Tensor]], *, keep: bool) -> dict[str, torch.Tensor]:
-    """Tensors on the host, gathered where they are shards; all processes call it, those that keep nothing get {}."""
+    """Unsharded tensors on the host; called by all processes, of which those with keep=False get {}."""
     tensors = {}
     for name, value in named:
         value = value.detach()
@@ -46,7 +45,7 @@ def whole_tensors(named: Iterable[tuple[str, torch.Tensor]], *, keep: bool) -> d
 
 
 def held_as(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A whole tensor on the device of another one, and divided as that one is; every process has it whole."""
+    """An unsharded tensor on the device and with the sharding of another one; every process passes the whole tensor."""
     tensor = tensor.to(like.device)
     if not isinstance(like, DTensor):
         return tensor
@@ -54,17 +53,17 @@ def held_as(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def load_tensors(student: Student, tensors: Mapping[str, torch.Tensor], *, strict: bool) -> None:
-    """Give a student, or its shards, whole tensors."""
+    """Load unsharded tensors into a student or its shards."""
     held = student.state_dict()
     placed = {name: held_as(value, held[name]) if name in held else value for name, value in tensors.items()}
     student.load_state_dict(placed, strict=strict)
 
 
 def whole_norm(norm: torch.Tensor) -> torch.Tensor:
-    """A norm over all processes, on the device still."""
+    """A norm over all processes, on the device."""
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def shell_of(student: Student) -> Student:
-    """A copy of a student before it is divided, to write it with: on the host, its values do not matter."""
+    """A copy of an unsharded student on the host, to save checkpoints with; its values do not matter."""
     return copy.deepcopy(student).cpu().eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: safetensors and JSON, written whole or not at all, the last one readable wins."""
+"""Checkpoints of a run: safetensors and JSON, written atomically; the newest intact one is loaded."""
 
 import json
 import os
@@ -42,9 +42,9 @@ from secondcast.trainer.distributed.sharding import held_as, load_tensors, whole
 
 _CHUNK_BYTES = 2**24
 _OPTIMIZER_FILE = "optimizer.safetensors"
-# The parameters that go on training; where there is no average, they are those of student/.
+# The parameters in training; without an EMA they are those of student/.
 _TRAINED_FILE = "trained.safetensors"
-# What is written here until it is renamed, and what waits here to be deleted.
+# Folders that are being written or deleted.
 _TEMPORARY = re.compile(rf"\.{CHECKPOINT_PREFIX}\d{{8,}}\.\d+\.tmp")
 
 
@@ -61,11 +61,14 @@ def save_checkpoint(
     processes: Distributed = ALONE,
     shell: Student | None = None,
 ) -> Path:
-    """Write RUN/checkpoint-<step>, whole or not at all; `step` steps are done. All processes call it, one writes.
+    """Atomically write RUN/checkpoint-<step> after `step` steps. All processes call it, the first one writes.
 
-    What has that name and is no checkpoint of the run gets another one, and `say` a line about it.
-    averaged: the student to validate and export, where that is not the one in training. shell: where processes share
-    one student, an undivided one of the process that writes. RunError if it cannot be written.
+    An entry of that name that is not a checkpoint of the run is renamed and reported with `say`.
+
+    averaged: the student to validate and export (an EMA), if it is not the one in training.
+    shell: an unsharded student of the writing process, if the student is sharded.
+
+    Raises RunError if the checkpoint cannot be written.
     """
     keep = processes.is_first
     tensors = {_OPTIMIZER_FILE: whole_tensors(_optimizer_tensors(student, optimizer), keep=keep)}
@@ -108,8 +111,8 @@ def _write(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise RunError(
-            f"{final} cannot be written ({_reason(error)}): the checkpoints before it are whole; make room (or mend "
-            f"that) and give the same command again, it goes on from the last of them"
+            f"{final} cannot be written ({_reason(error)}): earlier checkpoints are intact; free disk space (or fix "
+            "the cause) and run the same command again to resume from the last of them"
         ) from error
 
 
@@ -118,24 +121,24 @@ def _temporary(final: Path) -> Path:
 
 
 def _make_way(final: Path, say: Callable[[str], None]) -> None:
-    """Delete a checkpoint that is written again; what is none, or cannot be read, gets a free name and stays."""
+    """Delete a checkpoint that is written again; rename anything else, or an unreadable one, to a free name."""
     if is_of_run(final):
         _delete(final)
         return
     free = next(name for n in range(1, 10**6) if not os.path.lexists(name := final.with_name(f"{final.name}-kept-{n}")))
     final.rename(free)
-    say(f"{final} was there and is no readable checkpoint of this run: it is now {free.name}, and stays")
+    say(f"{final} is not a readable checkpoint of this run: renamed to {free.name}")
 
 
 def _delete(checkpoint: Path) -> None:
-    # Under another name first: a kill leaves a whole checkpoint or none.
+    # Rename first: a kill leaves an intact checkpoint or none.
     gone = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}0.tmp")
     checkpoint.rename(gone)
     shutil.rmtree(gone)
 
 
 def sweep(run: Path) -> None:
-    """Delete what a killed process left of checkpoints that it wrote or deleted."""
+    """Delete partial checkpoints of a process that was killed while it wrote or deleted them."""
     for leftover in run.iterdir():
         if _TEMPORARY.fullmatch(leftover.name) and leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -143,7 +146,7 @@ def sweep(run: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Saved:
-    """A checkpoint as it lies on disk: its state, the student to judge, the one in training, the moments."""
+    """A checkpoint on disk: its state, the student to evaluate, the one in training, the optimizer's moments."""
 
     folder: Path
     state: dict[str, Any]
@@ -161,9 +164,9 @@ def load_checkpoint(
     averaged: Student | None,
     processes: Distributed = ALONE,
 ) -> tuple[Path, dict[str, Any]] | None:
-    """Restore all from the newest checkpoint that is whole; its folder and state, or None if there is none.
+    """Restore everything from the newest intact checkpoint; its folder and state, or None if there is none.
 
-    The first process says which one that is, all read it.
+    The first process selects it, all processes read it.
     """
     saved: _Saved | None = None
 
@@ -179,7 +182,7 @@ def load_checkpoint(
     _check_same_student(saved, averaged or student)
     if averaged is not None:
         load_tensors(averaged, saved.judged, strict=True)
-    # The parameters of an average name a tensor once that the student holds under two names.
+    # With an EMA a tied tensor is saved under one of its two names.
     load_tensors(student, saved.trained, strict=averaged is None)
     _restore_optimizer(student, optimizer, saved.moments)
     return saved.folder, saved.state
@@ -189,7 +192,7 @@ def _newest_whole(run: Path, say: Callable[[str], None], *, averaged: bool) -> _
     sweep(run)
     folders = checkpoints(run)
     for other in [path for path in named_like_checkpoints(run) if path not in folders]:
-        say(f"{other} is no checkpoint that this run wrote under this name: it is left alone")
+        say(f"{other} is not a checkpoint that this run wrote under this name: ignored")
     problems: list[_DamagedCheckpointError] = []
     for folder in reversed(folders):
         try:
@@ -198,23 +201,23 @@ def _newest_whole(run: Path, say: Callable[[str], None], *, averaged: bool) -> _
             problems.append(error)
             continue
         for problem in problems:
-            say(f"{problem}: going back to the checkpoint before it")
+            say(f"{problem}: falling back to the previous checkpoint")
         return saved
     if problems:
         others = "" if len(problems) == 1 else f", and none of the {len(problems) - 1} before it"
         raise RunError(
-            f"{problems[0]}{others}: a run does not begin again over its checkpoints; take one of them from a backup, "
-            f"or give a new run folder"
+            f"{problems[0]}{others}: a run does not restart over its checkpoints; restore one of them from a backup, "
+            "or give a new run folder"
         )
     return None
 
 
 class _DamagedCheckpointError(RunError):
-    """A file of a checkpoint is missing, or not the bytes that were written."""
+    """A file of a checkpoint is missing or damaged."""
 
 
 def _read(folder: Path, *, averaged: bool) -> _Saved:
-    """A whole checkpoint; _DamagedCheckpointError, or RunError where the system does not let it be read."""
+    """An intact checkpoint; _DamagedCheckpointError, or RunError if the system denies or fails the read."""
     try:
         state: dict[str, Any] = json.loads((folder / STATE_FILE).read_bytes())
         _check_state(state)
@@ -238,17 +241,17 @@ def _refused(folder: Path, error: OSError) -> RunError:
     where, why = error.filename or folder, error.strerror or str(error)
     if isinstance(error, PermissionError):
         return RunError(
-            f"{where} cannot be read ({why}): the checkpoint is not damaged, and nothing was changed; make its files "
-            f"readable for this user and give the same command again"
+            f"{where} cannot be read ({why}): the checkpoint is not damaged, nothing is changed; make its files "
+            f"readable for this user and run the same command again"
         )
     return RunError(
-        f"{where} cannot be read ({why}): its disk fails, and nothing was changed; give the same command again when "
-        f"the disk can be read, or take {folder.name} from a backup"
+        f"{where} cannot be read ({why}): the disk fails, nothing is changed; run the same command again when the disk "
+        f"is readable, or restore {folder.name} from a backup"
     )
 
 
 def _read_moments(file: Path, shapes: Mapping[str, Shape]) -> dict[str, torch.Tensor]:
-    """The optimizer's tensors; RunError unless each parameter that has some has all of them, in its shape."""
+    """The optimizer's tensors; RunError unless each trained parameter has all of them, in its shape."""
     entries = [name.partition("/") for name, _ in read_header(file, _source(file))]
     keys, trained = dict.fromkeys(key for key, _, _ in entries), {name for _, _, name in entries}
     expected = {
@@ -273,21 +276,21 @@ def _check_same_student(saved: _Saved, student: Student) -> None:
     tensors = {name: StoredTensor(shape=tuple(tensor.shape), dtype="F32") for name, tensor in saved.judged.items()}
     if mismatch := compared("the student to be trained", held, tensors):
         source = CheckpointSource(where=str(saved.folder), error=RunError, again="")
-        raise mismatch.error(source, fix="give the --student that the run began with, or a new run folder")
+        raise mismatch.error(source, fix="give the --student of the run, or a new run folder")
 
 
 def mark_best(run: Path, folder: Path, loss: float) -> None:
-    """Remember the checkpoint with the lowest validation loss."""
+    """Record the checkpoint with the lowest validation loss."""
     durable.replace(run / BEST_FILE, (json.dumps({"checkpoint": folder.name, "loss": loss}) + "\n").encode())
 
 
 def restore_best(newest: Path, say: Callable[[str], None]) -> None:
-    """Have best.json name the best checkpoint up to the newest, by their states: a kill or damage may have lost it."""
+    """Restore best.json from the states of the checkpoints up to the newest, after a kill or damage."""
     try:
         noted = best_checkpoint(newest.parent)
     except StudentError as error:
         noted = None
-        say(f"{error}; until there is a new best one, no checkpoint is deleted")
+        say(f"{error}; no checkpoint is deleted until there is a new best one")
     for folder in reversed(_up_to(newest)):
         state = stated(folder)
         if state is not None and state.get("is_best"):
@@ -297,13 +300,13 @@ def restore_best(newest: Path, say: Callable[[str], None]) -> None:
 
 
 def forget_old(newest: Path, keep: int) -> None:
-    """Delete all checkpoints of a run but the last `keep`, up to the newest, and the best."""
+    """Delete the checkpoints of a run up to the newest, except the last `keep` and the best."""
     try:
         best = best_checkpoint(newest.parent)
     except StudentError:
-        # Any of them may be the best.
+        # Any checkpoint may be the best.
         return
-    # Later ones are what could not be read when the run went on: they are written anew, and count for nothing.
+    # Later checkpoints were unreadable when the run resumed: they are written again, and do not count.
     for folder in _up_to(newest)[:-keep]:
         if is_of_run(folder) and (best is None or folder != best[0]):
             _delete(folder)

@@ -1,4 +1,4 @@
-"""Export: the best student of a run, or an earlier export, in the form that another program takes."""
+"""Export the best student of a run, or an earlier export, in the format of another program."""
 
 import json
 import os
@@ -34,16 +34,19 @@ from secondcast.trainer.run.model_card import FACTS_FILE, ExportFacts, Form, car
 
 _CARD_FILE = "README.md"
 _COMFYUI_ENDING = ".safetensors"
-# Written anew by every export; the rest of a student's folder is its tokenizer.
+# Written by every export; the rest of a student's folder is its tokenizer.
 _NOT_TOKENIZER = (".safetensors", ".index.json", ".bin", ".gguf", ".py", ".md", ".tmp")
 
 
 def export(path: Path, out: Path, *, to: Form = "diffusers") -> list[str]:
-    """Write a student whole or not at all; remarks on what will not work where it goes.
+    """Write a student atomically; returns notes on limitations in the target program.
 
-    path: a run folder (its best checkpoint) or an export. out: a new folder; for `comfyui` a new .safetensors file.
-    Raises StudentError for what is no student, SettingsError for an `out` that is taken or cannot be written, and for a
-    form that does not hold this kind of student.
+    path: run folder (its best checkpoint is exported), or an export.
+    out: new folder; for `comfyui` a new .safetensors file.
+    to: format of the export.
+
+    Raises StudentError if there is no student, SettingsError for an `out` that exists or cannot be written, and for a
+    format that does not support this kind of student.
     """
     out = out.resolve()
     _check_is_free(out, to)
@@ -53,7 +56,7 @@ def export(path: Path, out: Path, *, to: Form = "diffusers") -> list[str]:
     with _staged(out) as temporary:
         if to == "comfyui":
             save_file(published_tensors(student), temporary, metadata=_metadata(facts))
-            # safetensors writes files that only their owner can read.
+            # safetensors writes files that only the owner can read.
             temporary.chmod(durable.usual_mode(temporary.parent))
         else:
             _write_folder(student, facts, source, temporary, to)
@@ -63,14 +66,14 @@ def export(path: Path, out: Path, *, to: Form = "diffusers") -> list[str]:
 def _unjudged_remarks(path: Path, source: Path) -> list[str]:
     if source.parent not in checkpoints(path) or (path / BEST_FILE).is_file():
         return []
-    return [f"of {path} no checkpoint was validated yet: this is {source.parent.name}, the last one"]
+    return [f"{path} has no validated checkpoint yet: exported {source.parent.name}, the last one"]
 
 
 def _check_is_held(student: Student, path: Path, to: Form) -> None:
     if isinstance(student, EncoderStudent) and to != "diffusers":
         raise SettingsError(
-            f"{path} is a student of {student.config.encoder_config['model_type']!r} with a tokenizer of its own, --to "
-            f"{to} holds T5 students that read the teacher's tokens: give --to diffusers"
+            f"{path} is a {student.config.encoder_config['model_type']!r} student with its own tokenizer, but --to "
+            f"{to} only supports T5 students that read the teacher's tokens: give --to diffusers"
         )
 
 
@@ -78,8 +81,8 @@ def _check_is_free(out: Path, to: Form) -> None:
     if to == "comfyui":
         if out.suffix != _COMFYUI_ENDING:
             raise SettingsError(
-                f"{out} ends with {out.suffix!r}, expected {_COMFYUI_ENDING!r}: --to comfyui writes one file; give "
-                f"OUT a name such as {out.stem}{_COMFYUI_ENDING}"
+                f"{out} has the suffix {out.suffix!r}, expected {_COMFYUI_ENDING!r}: --to comfyui writes one file; "
+                f"give OUT a name such as {out.stem}{_COMFYUI_ENDING}"
             )
         if out.exists():
             raise SettingsError(f"{out} exists: give a new file for the export")
@@ -142,12 +145,12 @@ def _comfyui_remarks(student: SecondcastStudent) -> list[str]:
     remarks = []
     if different := comfyui_differences(student):
         remarks.append(
-            f"the DistillT5 node of ComfyUI builds a T5 v1.1 base of its own sizes and will not load this student: it "
-            f"has {', '.join(different)}, the node's values in brackets"
+            "the DistillT5 node of ComfyUI has the fixed sizes of T5 v1.1 base and cannot load this student, which "
+            f"has {', '.join(different)} (the node's values in parentheses)"
         )
     if student.config.text_length != COMFYUI_TEXT_LENGTH:
         remarks.append(
-            f"the DistillT5 node of ComfyUI pads prompts to {COMFYUI_TEXT_LENGTH} tokens, this student was trained at "
-            f"{student.config.text_length}: expect worse images there than in FluxPipeline"
+            f"the DistillT5 node of ComfyUI pads prompts to {COMFYUI_TEXT_LENGTH} tokens, but this student was trained "
+            f"at {student.config.text_length}: expect worse images there than in FluxPipeline"
         )
     return remarks

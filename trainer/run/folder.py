@@ -1,4 +1,4 @@
-"""A run folder: config.json, metrics.jsonl, checkpoints. Opening one with other settings is refused."""
+"""A run folder: config.json, metrics.jsonl, checkpoints. Opening one with other settings is an error."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from secondcast.trainer.settings import MAIN, RunConfig, TrainSettings
 
 CONFIG_FILE = "config.json"
 _LOCK_FILE = "lock"
-# Neither the weights nor what is best depend on these.
+# Neither the weights nor the choice of the best checkpoint depend on these.
 FREE = (
     "keep_checkpoints",
     "replay_check",
@@ -28,20 +28,20 @@ FREE = (
 
 
 def find_run(run: Path, wanted: RunConfig) -> RunConfig | None:
-    """How a run was begun that has a checkpoint, None for a new one; RunError, saying what differs, for another run."""
+    """The config of a run that has a checkpoint, None for a new run; RunError with the difference for another run."""
     file = run / CONFIG_FILE
     if run.exists() and not run.is_dir():
         raise RunError(f"{run} is a file, expected a new folder or the folder of this run: give another one")
     if file.is_file():
         found = _read(file)
-        # Without a checkpoint there is nothing to go on with: other settings begin it anew.
+        # Without a checkpoint there is nothing to resume: other settings may replace the config.
         if not checkpoints(run):
             _check_lost_none(run)
             return None
         _check_same_run(found, wanted, run)
         return found
     if run.is_dir() and any(not _is_left_over(path) and path.name != _LOCK_FILE for path in run.iterdir()):
-        raise RunError(f"{run} holds other files and no {CONFIG_FILE}: it is not a run; give a new folder")
+        raise RunError(f"{run} has other files but no {CONFIG_FILE}, so it is not a run: give a new folder")
     return None
 
 
@@ -56,11 +56,11 @@ def resumed_settings(begun: RunConfig, wanted: TrainSettings) -> TrainSettings:
 
 
 def create_run(run: Path, config: RunConfig) -> None:
-    """Write down what a run is, or what it is now that it has no checkpoint yet; inside `lock_run`."""
+    """Write the config of a run that has no checkpoint yet; call it inside `lock_run`."""
     for leftover in run.iterdir():
         if _is_left_over(leftover):
             leftover.unlink()
-    # Runs of one id end with the same weights: the checkpoints of one are good for another.
+    # Runs with one id end with the same weights, so they can exchange checkpoints.
     steps = [stage.steps for stage in config.settings.stages]
     named = {key: value for key, value in _flat(config).items() if key not in FREE} | {"steps": steps}
     config = config.model_copy(update={"id": digest(named)})
@@ -68,23 +68,23 @@ def create_run(run: Path, config: RunConfig) -> None:
 
 
 def _is_left_over(path: Path) -> bool:
-    # What a process left that was killed while it wrote.
+    # A temporary file of a process that was killed.
     return durable.is_temporary(path.name) and path.is_file()
 
 
 def _check_lost_none(run: Path) -> None:
-    """Raise RunError where a run without checkpoints has noted that it had one."""
+    """Raise RunError if a run without checkpoints has a record of one."""
     try:
         best = best_checkpoint(run)
     except StudentError as error:
         raise RunError(
-            f"{run} has no checkpoint and a {BEST_FILE} that cannot be read: its checkpoints are lost, and a run does "
-            f"not begin again over them; put them back, or give a new run folder"
+            f"{run} has no checkpoint and an unreadable {BEST_FILE}: its checkpoints are lost, and a run does not "
+            f"restart over them; restore them, or give a new run folder"
         ) from error
     if best is not None:
         raise RunError(
             f"{run} has no checkpoint, but {BEST_FILE} names {best[0].name}: its checkpoints are lost, and a run does "
-            f"not begin again over them; put them back, or give a new run folder"
+            f"not restart over them; restore them, or give a new run folder"
         )
 
 
@@ -93,12 +93,12 @@ def _read(file: Path) -> RunConfig:
         return RunConfig.model_validate_json(file.read_bytes())
     except OSError as error:
         raise RunError(
-            f"{file} cannot be read ({error.strerror}): nothing was changed; make it readable for this user"
+            f"{file} cannot be read ({error.strerror}): nothing is changed; make it readable for this user"
         ) from error
     except ValidationError as error:
         raise RunError(
-            f"{file} cannot be read ({first_problem(error)}): damaged, or of another version of this program; give a "
-            f"new run folder"
+            f"{file} cannot be read ({first_problem(error)}): it is damaged, or of another version of this program; "
+            f"give a new run folder"
         ) from error
 
 
@@ -108,8 +108,8 @@ def _check_same_run(found: RunConfig, wanted: RunConfig, run: Path) -> None:
     for key in [*was, *(key for key in now if key not in was)]:
         if was.get(key) != now.get(key) and key not in FREE:
             raise RunError(
-                f"{run} was begun with {key.replace('_', '-')} = {was.get(key)}, you asked for {now.get(key)}: the "
-                f"weights depend on it; give the flags of the first time, or another folder"
+                f"{run} was started with {key.replace('_', '-')} = {was.get(key)}, not {now.get(key)}: the weights "
+                f"depend on it; give the original flags, or another folder"
             )
 
 
@@ -119,34 +119,31 @@ def _check_same_names(found: RunConfig, wanted: RunConfig, run: Path) -> None:
         name = next((name for name, was in lost.items() if was.sampling_digest == now.sampling_digest), None)
         if other not in found.caches and name is not None:
             raise RunError(
-                f"{run} was begun with a cache named {name!r}, which {other!r} may be: the order of training goes by "
-                f"the names; give --cache {name}={now.location}"
+                f"{run} was started with a cache named {name!r}, found {other!r} with the same sampling: the data "
+                f"order depends on the names; give --cache {name}={now.location}"
             )
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:
-    """All that the weights depend on, by the names that people gave."""
+    """All values that the weights depend on, by name."""
     values = config.settings.flat()
     for stage in config.settings.stages:
         if stage.budget_share is not None:
-            # What a share of a budget came to follows from the rest.
+            # The steps of a budget_share follow from the other values.
             values.pop("steps" if stage.name == MAIN else f"{stage.name} steps")
     return values | {f"cache {name}": trained_on.sampling_digest for name, trained_on in config.caches.items()}
 
 
 @contextmanager
 def lock_run(run: Path) -> Iterator[None]:
-    """Make a run folder and be the one who trains in it; RunError where another process does.
-
-    A lock of the machine's own disk.
-    """
+    """Create a run folder and lock it; RunError if another process on this machine holds the lock."""
     run.mkdir(parents=True, exist_ok=True)
     with (run / _LOCK_FILE).open("a") as file:
         try:
             durable.lock(file, run, wait=False)
         except BlockingIOError as error:
             raise RunError(
-                f"another process trains in {run}: two would write over each other's checkpoints; wait for it, or give "
-                f"another folder"
+                f"another process trains in {run}, and two would overwrite each other's checkpoints: wait for it, or "
+                f"give another folder"
             ) from error
         yield

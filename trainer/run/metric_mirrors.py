@@ -1,4 +1,4 @@
-"""Where the numbers of a run can be watched besides its file: TensorBoard, Weights & Biases."""
+"""Metric loggers in addition to metrics.jsonl: TensorBoard, Weights & Biases."""
 
 import json
 import os
@@ -14,24 +14,24 @@ MirrorName = Literal["tensorboard", "wandb"]
 
 TENSORBOARD_FOLDER = "tensorboard"
 WANDB_ID_FILE = "wandb_id.txt"
-# As much of the curves a killed run may lose.
+# A killed run loses at most this much of its curves.
 _FLUSH_SECONDS = 10
 _STEP = "optimizer_step"
 
 
 class Mirror(Protocol):
-    """Takes numbers by tag and optimizer step. What it raises turns it off."""
+    """Logs numbers by tag and optimizer step. An error turns it off."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Take the numbers of a step."""
+        """Log the numbers of a step."""
         ...
 
     def forget_after(self, step: int, standing: Mapping[str, float]) -> None:
-        """A run goes on from `step`: what was logged from there on is void, except `standing`, of `step` itself."""
+        """Discard everything logged from `step` on, where a run resumes, except `standing`, of `step` itself."""
         ...
 
     def close(self, failed: bool) -> None:
-        """Write out what is not written."""
+        """Flush and close."""
         ...
 
 
@@ -58,7 +58,7 @@ class TensorBoard:
             self._writer.add_scalar(tag, value, step)
 
     def forget_after(self, step: int, standing: Mapping[str, float]) -> None:
-        """See Mirror: TensorBoard drops what older event files have from the purge step on, that step included."""
+        """See Mirror: TensorBoard drops values of older event files from the purge step on, inclusive."""
         self.close(failed=False)
         self._purge_step = step
         self.log(step, standing)
@@ -71,10 +71,10 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run of Weights & Biases, the same one when the training goes on; project and mode as WANDB_... say.
+    """A run of Weights & Biases, continued on resume; WANDB_... variables set project and mode.
 
-    Its own step counts what it was sent, so curves are drawn over optimizer_step. What it was sent beyond the
-    checkpoint of a killed run stays there: such a step stands twice.
+    Its own step counts log calls, so curves are drawn over optimizer_step. Values that a killed run logged after its
+    last checkpoint remain, so those steps appear twice.
     """
 
     def __init__(self, run: Path) -> None:
@@ -93,7 +93,7 @@ class Wandb:
         self._run.log({**values, _STEP: step})
 
     def forget_after(self, step: int, standing: Mapping[str, float]) -> None:
-        """See Mirror: nothing can be taken back."""
+        """See Mirror: logged values cannot be deleted."""
 
     def close(self, failed: bool) -> None:
         """See Mirror."""
@@ -112,7 +112,7 @@ class Wandb:
             id=self._id(),
             resume="allow",
             config=json.loads(config.read_bytes()) if config.is_file() else None,
-            # What is printed is a progress bar.
+            # The console output is a progress bar.
             settings=wandb.Settings(console="off"),
         )
         run.define_metric(_STEP)
@@ -128,7 +128,7 @@ class Wandb:
 
 def _missing(name: MirrorName) -> MissingExtraError:
     return MissingExtraError(
-        f"--report-to {name} was given and {name} is not installed: pip install 'secondcast[{name}]'"
+        f"--report-to {name} needs {name}, which is not installed: pip install 'secondcast[{name}]'"
     )
 
 

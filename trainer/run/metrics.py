@@ -1,4 +1,4 @@
-"""What a run says of itself: RUN/metrics.jsonl, and its numbers in TensorBoard or Weights & Biases where asked for."""
+"""Metrics of a run: RUN/metrics.jsonl, and optionally TensorBoard or Weights & Biases."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -15,28 +15,28 @@ _NO_CURVE = ("step", "summary")
 
 
 class Metrics:
-    """The metrics of a run. The file is what counts: an error of a mirror is said once, and that mirror is off."""
+    """The metrics of a run. The file is authoritative: an error of a mirror is reported once and turns it off."""
 
     def __init__(self, run: Path, *, mirrors: Sequence[MirrorName] = (), say: Callable[[str], None]) -> None:
-        """Writes nothing yet. MissingExtraError where a mirror's package is not installed."""
+        """Writes nothing yet. MissingExtraError if a mirror's package is not installed."""
         self._run, self._say = run, say
         self._mirrors: dict[str, Mirror] = {name: MIRRORS[name](run) for name in mirrors}
 
     def log(self, *, step: int, **entry: Any) -> None:
-        """Append one line; mirrors take its numbers."""
+        """Append one line, and send its numbers to the mirrors."""
         path = self._run / METRICS_FILE
         try:
             with path.open("a") as file:
                 file.write(json.dumps({"step": step, **entry}) + "\n")
         except OSError as error:
-            # A full disk does not say which file.
+            # The error of a full disk does not name the file.
             error.filename = str(path)
             raise
         if values := scalars(entry):
             self._mirror(lambda mirror: mirror.log(step, values))
 
     def forget_after(self, step: int) -> None:
-        """Drop what a killed run logged beyond its last checkpoint, so that no step stands there twice."""
+        """Drop entries that a killed run logged after its last checkpoint, so that no step appears twice."""
         file = self._run / METRICS_FILE
         lines = file.read_text().splitlines() if file.is_file() else []
         entries = [(line, _entry(line)) for line in lines]
@@ -48,7 +48,7 @@ class Metrics:
         self._mirror(lambda mirror: mirror.forget_after(step, standing))
 
     def close(self, *, failed: bool = False) -> None:
-        """Have the mirrors finish; nothing is logged after it. failed: the run ended by an error."""
+        """Close the mirrors; nothing is logged afterwards. failed: whether the run ended with an error."""
         self._mirror(lambda mirror: mirror.close(failed))
         self._mirrors = {}
 
@@ -68,8 +68,8 @@ class Metrics:
                 del self._mirrors[name]
                 reason = (str(error).splitlines() or [""])[0]
                 self._say(
-                    f"--report-to {name} is off from here on ({type(error).__name__}: {reason}): training goes on, and "
-                    f"{self._run / METRICS_FILE} has all"
+                    f"--report-to {name} is off from now on ({type(error).__name__}: {reason}): training continues, "
+                    f"and {self._run / METRICS_FILE} has all metrics"
                 )
                 with suppress(Exception):
                     mirror.close(True)
@@ -78,8 +78,8 @@ class Metrics:
 def scalars(entry: dict[str, Any]) -> dict[str, float]:
     """The numbers of an entry by tag: train/loss and train/KIND_loss, validation/loss, replay_error.
 
-    A list is a tag for each place (validation/loss_step_07), a mapping one for each key (validation/loss/NAME). What is
-    no number is left out, and so is the summary at the end of a run, which is no point of a curve.
+    A list has a tag for each index (validation/loss_step_07), a mapping one for each key (validation/loss/NAME). Values
+    that are not numbers are skipped, as is the summary at the end of a run, which is not a point of a curve.
     """
     curves = {key: given for key, given in entry.items() if key not in _NO_CURVE}
     found = {tag: value for key, given in curves.items() for tag, value in _flat(_tag(key), given)}
@@ -109,7 +109,7 @@ def _entry(line: str) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
     except ValueError:
-        # The last line of a killed run may be torn.
+        # The last line of a killed run may be incomplete.
         return None
     return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
 

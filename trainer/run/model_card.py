@@ -1,4 +1,4 @@
-"""What an export says about itself: where the student comes from, as a record and as a model card."""
+"""The provenance of an exported student, as a record and as a model card."""
 
 import json
 from collections.abc import Sequence
@@ -23,11 +23,12 @@ FACTS_FILE = "secondcast.json"
 
 
 class ExportFacts(Record):
-    """Where an exported student comes from; FACTS_FILE of a folder, the metadata of a single file.
+    """Provenance of an exported student: FACTS_FILE of a folder, or the metadata of a single file.
 
-    guidance: the values it was trained with, None where none was recorded. validation_loss: at the exported
-    checkpoint; replay_error: the loss of a perfect student on the machine that trained it; None where not measured.
-    recorded: None for runs of versions that did not write it.
+    guidance: guidance values of its training; None if none was recorded.
+    validation_loss: at the exported checkpoint; None if not measured.
+    replay_error: the loss of a perfect student on the machine that trained it; None if not measured.
+    recorded: None for runs of older versions.
     """
 
     teacher: str
@@ -46,7 +47,7 @@ class ExportFacts(Record):
 def facts_of(path: Path, student: Path) -> ExportFacts | None:
     """The facts of a run folder or of an export; None for a student without any.
 
-    student: the folder of it whose student is exported. Raises StudentError for a file that cannot be read.
+    student: folder of the exported student within `path`. Raises StudentError for an unreadable file.
     """
     try:
         if student != path:
@@ -67,7 +68,7 @@ def _facts_of_run(run: Path, checkpoint: str) -> ExportFacts:
     losses = [entry["validation_loss"] for entry in metrics if entry.get("step") == step and "validation_loss" in entry]
     replay_errors = [entry["replay_error"] for entry in metrics if "replay_error" in entry]
     return ExportFacts(
-        # What was given as --backbone may be a transformer alone.
+        # --backbone may name a folder with a transformer alone.
         teacher=config.recorded.teacher if config.recorded else config.backbone,
         teacher_digest=config.teacher_digest,
         sampling_digest=", ".join(sorted({trained_on.sampling_digest for trained_on in config.caches.values()})),
@@ -89,7 +90,7 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
         try:
             entries.append(json.loads(line))
         except ValueError:
-            # The last line of a killed run may be torn.
+            # The last line of a killed run may be incomplete.
             continue
     return entries
 
@@ -108,46 +109,46 @@ tags: [text-encoder, flux, distillation, secondcast]
 
 # A student of {teacher}
 
-{encoder} encoder with projection, {parameters:,} parameters, distilled by Secondcast from the T5 text encoder of
-{teacher}. It takes the place of `text_encoder_2`.{tokenizer}
+{encoder} encoder with projection, {parameters:,} parameters, distilled with Secondcast from the T5 text encoder of
+{teacher}. It replaces `text_encoder_2`.{tokenizer}
 
-It was trained at **{text_length} text tokens**: always pass `max_sequence_length={text_length}`. FluxPipeline's own
-default of 512 gives it hundreds of padding tokens that it never saw. {guidance}
+It was trained at **{text_length} text tokens**: always pass `max_sequence_length={text_length}`. FluxPipeline's
+default of 512 adds hundreds of padding tokens that the student has never seen. {guidance}
 
 {use}
-## What it was trained with
+## Training
 
 {losses}{recipe}
 ## Licence
 
-The student was trained on what its teacher, {teacher}, computes.
-What that means for the student, and for the pictures made with it, is for the teacher's licence to say: see the
-teacher's licence before you use it or pass it on.{non_commercial}
+The student was trained on outputs of its teacher, {teacher}.
+The teacher's licence determines what that means for the student and for pictures made with it: read it before you use
+or redistribute the student.{non_commercial}
 """
 
-_USE_DISTILLT5 = """The folder has the form of the published DistillT5 checkpoint: its tensor names, its class
+_USE_DISTILLT5 = """The folder has the format of the published DistillT5 checkpoint: its tensor names, its class
 `T5EncoderWithProjection`, its keys `project_in_dim` and `project_out_dim`; `text_length` is added, and `out_dim`, from
-which the published class takes the width of its output. What loads that checkpoint is meant to load this one (its class
-needs transformers 4); `secondcast generate` and `secondcast export` take it as well.
+which the published class reads its output width. Programs that load that checkpoint should load this one (its class
+needs transformers 4); `secondcast generate` and `secondcast export` accept it as well.
 """
 
-_NON_COMMERCIAL = """ FLUX.1-dev comes under a non-commercial licence, which states what
-holds for derivatives and for outputs."""
+_NON_COMMERCIAL = """ FLUX.1-dev has a non-commercial licence with terms for
+derivatives and outputs."""
 
 
 _OWN_TOKENIZER = """
-It reads prompts with a tokenizer of its own, which is in this folder, and tells text from padding by itself."""
+It reads prompts with its own tokenizer, which is in this folder, and detects padding by itself."""
 
 _CARDS: dict[str, str] = {name: kind.card for name, kind in LOSSES.items()}
-_NO_VISION = """No stage compared what FLUX predicts: the student imitates embeddings, and expect less of its pictures
-than of a student trained with the vision loss.
+_NO_VISION = """No stage used the vision loss: the student imitates embeddings; expect worse pictures than from a
+student trained with the vision loss.
 """
 
 
 def card_of(
     form: Form, facts: ExportFacts | None, *, text_length: int, parameters: int, encoder: str | None = None
 ) -> str:
-    """README.md of an export. encoder: model_type of a student with a tokenizer of its own; None: a T5 of ours."""
+    """README.md of an export. encoder: model_type of a student with its own tokenizer; None: a T5 student."""
     teacher = f"`{facts.teacher}`" if facts else "an unrecorded teacher"
     return _CARD.format(
         base_model=f"\nbase_model: {facts.teacher}" if facts and _is_hub_name(facts.teacher) else "",
@@ -183,16 +184,16 @@ def _is_hub_name(name: str) -> bool:
 def _guidance_text(facts: ExportFacts | None) -> str:
     if facts is None or not facts.guidance:
         return "No guidance was recorded."
-    return f"It was trained for a guidance of **{min(facts.guidance):g} to {max(facts.guidance):g}**."
+    return f"It was trained with guidance **{min(facts.guidance):g} to {max(facts.guidance):g}**."
 
 
 def stages_of(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The stages of a run, in order; none where the settings do not say."""
+    """The stages of a run, in order; empty if the settings do not list them."""
     return [stage for stage in settings.get("stages", ()) if isinstance(stage, dict)]
 
 
 def losses_text(stages: Sequence[dict[str, Any]]) -> str:
-    """A numbered list of stages in plain words; keys that a stage does not have, or that are None, are left out."""
+    """A numbered list of stages in plain words; missing keys and None are skipped."""
     lines = [f"{number}. {_stage_text(stage)}\n" for number, stage in enumerate(stages, 1)]
     imitates = stages and all(stage.get("loss") in LOSSES and not LOSSES[stage["loss"]].replays for stage in stages)
     return "".join(lines) + ("\n" if lines else "") + (_NO_VISION + "\n" if imitates else "")
@@ -200,13 +201,13 @@ def losses_text(stages: Sequence[dict[str, Any]]) -> str:
 
 def _stage_text(stage: dict[str, Any]) -> str:
     loss = stage.get("loss")
-    told = {
+    formats = {
         "steps": "{:,} steps",
         "batch_size": "batch {}",
         "learning_rate": "learning rate {:g}",
         "data_order": "order {}",
     }
-    parts = [form.format(stage[key]) for key, form in told.items() if stage.get(key) is not None]
+    parts = [form.format(stage[key]) for key, form in formats.items() if stage.get(key) is not None]
     if caches := stage.get("caches"):
         parts.append(f"caches {_shown(caches)}")
     return f"{_CARDS.get(str(loss), f'{loss} loss')}" + (f" ({', '.join(parts)})" if parts else "")

@@ -1,4 +1,4 @@
-"""What interrupts the steps of a run, or keeps what it learned between them, where a step of FLUX may take minutes."""
+"""Stop requests and timed checkpoints between the steps of a run; a step of FLUX may take minutes."""
 
 import _thread
 import signal
@@ -12,34 +12,34 @@ from types import FrameType
 from secondcast.trainer.distributed.processes import Distributed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# torchrun hands on what a terminal has sent to its workers already: within this time it is the same request.
+# torchrun forwards a signal that the terminal already sent to its workers: within this time it is the same request.
 _SAME_REQUEST_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class StopRequest:
-    """Of a process behind a step: to stop, and to keep a checkpoint."""
+    """Whether to stop, and whether to write a checkpoint, after a step."""
 
     stop: bool = False
     keep: bool = False
 
 
 class SignalHandler:
-    """Whether this process was asked to stop after the step in hand."""
+    """Records whether a signal requests that this process stops after the current step."""
 
     def __init__(self) -> None:
         self._asked_at: float | None = None
 
     @property
     def asked(self) -> bool:
-        """By a signal, since listening."""
+        """Whether a signal arrived since `listening` started."""
         return self._asked_at is not None
 
     @contextmanager
     def listening(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Around the steps: the first signal asks, a later one interrupts at once.
+        """A context around the steps: the first signal requests a stop, a later one interrupts at once.
 
-        Signals that this process ignores, or that are not ours to hear (in another thread), stay as they are.
+        Handlers of ignored signals are not changed, nor any handlers outside of the main thread.
         """
         self._asked_at = None
 
@@ -47,9 +47,9 @@ class SignalHandler:
             now = time.monotonic()
             if self._asked_at is None:
                 self._asked_at = now
-                # Not from here: what shows it may hold a lock that it would wait for.
+                # In a thread: the display may hold a lock that this handler would wait for.
                 _thread.start_new_thread(
-                    say, ("stopping after this step, with a checkpoint; once more: at once, without one",)
+                    say, ("stopping after this step with a checkpoint; interrupt again to stop now without one",)
                 )
             elif now - self._asked_at > _SAME_REQUEST_SECONDS:
                 raise KeyboardInterrupt
@@ -68,9 +68,9 @@ class SignalHandler:
 
 
 class CheckpointTimer:
-    """When a run stops, or keeps a checkpoint besides those of its settings: behind the same step in all processes.
+    """Decides when a run stops or writes an extra checkpoint, after the same step in all processes.
 
-    minutes: the longest that a run goes on without a checkpoint.
+    minutes: maximum time between checkpoints.
     """
 
     def __init__(self, processes: Distributed, *, minutes: float) -> None:
@@ -80,25 +80,25 @@ class CheckpointTimer:
 
     @contextmanager
     def listening(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Around the steps; see Stopping."""
+        """A context around the steps; see SignalHandler.listening."""
         self.kept()
         with self._stopping.listening(say):
             yield
 
     def kept(self) -> None:
-        """A checkpoint was written."""
+        """Reset the timer after a checkpoint."""
         self._kept_at = time.monotonic()
 
     def gathered(self, values: Sequence[float]) -> list[float]:
-        """Numbers of all processes, see Processes.gathered; what each process wishes travels with them."""
+        """Values of all processes, see Distributed.gathered; the requests of the processes are gathered with them."""
         own, stride = self._own, len(values) + 2
-        told = self._processes.gathered([*values, own.stop, own.keep])
-        self._agreed = StopRequest(stop=any(told[stride - 2 :: stride]), keep=any(told[stride - 1 :: stride]))
-        return [value for place, value in enumerate(told) if place % stride < len(values)]
+        gathered = self._processes.gathered([*values, own.stop, own.keep])
+        self._agreed = StopRequest(stop=any(gathered[stride - 2 :: stride]), keep=any(gathered[stride - 1 :: stride]))
+        return [value for index, value in enumerate(gathered) if index % stride < len(values)]
 
     @property
     def wish(self) -> StopRequest:
-        """Behind a step; of several processes what they agreed on with its losses."""
+        """The request after a step; of several processes, the one gathered with its losses."""
         return self._agreed if self._processes.ranks > 1 else self._own
 
     @property

@@ -1,4 +1,4 @@
-"""Where the time of optimizer steps goes, told apart without waiting for the device."""
+"""Times of the parts of optimizer steps, measured without waiting for the device."""
 
 import time
 from collections import deque
@@ -10,9 +10,13 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 
 Part = Literal["data_wait", "student_forward", "backbone_forward", "loss", "backward", "optimizer"]
-"""data_wait: until the batch is on the device, its copy among it. backbone_forward: and the vision loss of what it
-predicts; `loss` is that of embeddings, without a backbone. backward: and what checkpointing or streaming computes
-again. optimizer: all else of the step, such as clipping, the average and the line in metrics.jsonl."""
+"""Parts of an optimizer step.
+
+data_wait: waiting for the batch, including its copy to the device.
+backbone_forward: the backbone and the vision loss; `loss` is an embedding loss, without a backbone.
+backward: includes the recomputation of checkpointed and streamed blocks.
+optimizer: the rest of the step, such as clipping, the EMA and the line in metrics.jsonl.
+"""
 PARTS: tuple[Part, ...] = get_args(Part)
 
 # The first steps of a stage allocate, compile, and wait for the first batch.
@@ -20,23 +24,23 @@ WARM_STEPS = 2
 
 
 class Stamps(Protocol):
-    """Moments of the work of a device, in the order of `now`."""
+    """Timestamps on the timeline of a device, in the order of `now`."""
 
     def now(self) -> Any:
-        """The moment when all that was asked of the device up to now is done."""
+        """The time when all work queued so far is done."""
         ...
 
     def passed(self, stamp: Any) -> bool:
-        """Whether a moment is over; does not wait."""
+        """Whether a timestamp has passed; does not wait."""
         ...
 
     def seconds(self, first: Any, second: Any) -> float:
-        """From one moment to another; both are over, or are waited for."""
+        """Seconds between two timestamps; waits until both have passed."""
         ...
 
 
 class HostStamps:
-    """A device that is done when the call is, as a CPU."""
+    """Timestamps of a synchronous device, such as a CPU."""
 
     def now(self) -> float:
         """See Stamps."""
@@ -52,7 +56,7 @@ class HostStamps:
 
 
 class CudaStamps:
-    """Events on the stream that is current when `now` is called."""
+    """CUDA events on the current stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -75,14 +79,14 @@ class CudaStamps:
 
 @dataclass(frozen=True, kw_only=True)
 class StageTimes:
-    """The mean of so many optimizer steps of a stage: seconds of each part that they have, in the order of PARTS."""
+    """Mean seconds of each part over `steps` optimizer steps of a stage, in the order of PARTS."""
 
     steps: int
     seconds: Mapping[Part, float]
 
     @property
     def step_seconds(self) -> float:
-        """Of a whole step: the parts leave nothing out."""
+        """Seconds of a whole step, the sum of its parts."""
         return sum(self.seconds.values())
 
 
@@ -98,11 +102,11 @@ class _Sums:
 
 
 class StepClock:
-    """Divides optimizer steps: what is between two marks belongs to the part that the second one names.
+    """Measures the parts of optimizer steps: the time between two marks belongs to the part that the second one names.
 
-    Of a GPU the times are those of its stream: the wait for data is how long it had nothing to do. They are read when
-    they have passed, steps later if need be. The first steps of a stage count only where it has no others. Parts of a
-    step that come several times are summed. Validation and checkpoints are no part of a step: beside_seconds.
+    On a GPU these are times of its stream, so data_wait is its idle time; they are read when they have passed, possibly
+    steps later. The first steps of a stage only count if it has no others. Repeated parts of a step are summed.
+    Validation and checkpoints are not part of a step: see beside_seconds.
     """
 
     def __init__(self, stamps: Stamps, *, host_seconds: Callable[[], float] = time.perf_counter) -> None:
@@ -116,26 +120,26 @@ class StepClock:
 
     @classmethod
     def of(cls, device: torch.device) -> "StepClock":
-        """The clock for work on a device."""
+        """The clock for a device."""
         return cls(CudaStamps(device) if device.type == "cuda" else HostStamps())
 
     def begin(self) -> None:
-        """A step begins."""
+        """Start a step."""
         self._began, self._marks = self._stamps.now(), []
 
     def mark(self, part: Part) -> None:
-        """What was done since the last mark, or since the step began, was this."""
+        """Assign the time since the last mark, or since the start of the step, to a part."""
         self._marks.append((part, self._stamps.now()))
 
     def end(self, stage: str) -> None:
-        """The step was one of this stage, and ended with the last mark."""
+        """End a step of this stage at the last mark."""
         self._unread.append((stage, self._began, self._marks))
         while self._unread and self._stamps.passed(self._unread[0][2][-1][1]):
             self._read()
 
     @contextmanager
     def beside(self) -> Iterator[None]:
-        """Around what is no optimizer step."""
+        """A context around work that is not part of an optimizer step."""
         began = self._host_seconds()
         try:
             yield
@@ -143,7 +147,7 @@ class StepClock:
             self.beside_seconds += self._host_seconds() - began
 
     def times(self) -> dict[str, StageTimes]:
-        """By name of stage, in their order; waits for the device."""
+        """Mean times by stage, in order; waits for the device."""
         while self._unread:
             self._read()
         chosen = {stage: self._rest.get(stage, first) for stage, first in self._first.items()}

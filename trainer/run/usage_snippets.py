@@ -1,4 +1,4 @@
-"""The Python code of a model card: complete programs, which need no more than a reader's own folder names."""
+"""The Python code of a model card: complete programs, in which a reader only changes folder names."""
 
 import json
 from typing import Literal
@@ -9,8 +9,8 @@ from secondcast.trainer.settings import RecordedWith
 Form = Literal["diffusers", "distillt5", "comfyui"]
 
 POCKET = "pocket"
-"""The name of the embedded teacher, which is a folder of the installed package."""
-# The defaults of `secondcast build`, for students of which nothing was recorded.
+"""The name of the embedded teacher, a folder of the installed package."""
+# The defaults of `secondcast build`, for students without recorded settings.
 _SIZE, _DTYPE = 512, "bfloat16"
 
 _LOAD = """import torch
@@ -30,7 +30,7 @@ from diffusers import FluxPipeline
 pipeline = FluxPipeline.from_pretrained("my-pipeline", trust_remote_code=True, torch_dtype={dtype})
 """
 _CALL = """if torch.cuda.is_available():
-    pipeline.enable_model_cpu_offload()  # one network at a time; pipeline.to("cuda") where all of them fit
+    pipeline.enable_model_cpu_offload()  # one network at a time; use pipeline.to("cuda") if all of them fit
 image = pipeline(
     "a red circle",
 {arguments}
@@ -40,24 +40,24 @@ image.save("a-red-circle.png")
 _TEXT = """```python
 {program}```
 {remarks}
-`trust_remote_code` runs `{file}` of this folder, which needs torch and transformers only. It was tried with
+`trust_remote_code` runs `{file}` of this folder, which only needs torch and transformers. It was tested with
 transformers 4.57 to 5.23 and diffusers 0.35 to 0.42; with diffusers 0.40 and newer `torch_dtype` may be called `dtype`.
-diffusers reports that it expected a T5EncoderModel: the student takes its place.
+diffusers reports that it expected a T5EncoderModel, which is harmless: the student replaces it.
 
-A whole pipeline keeps the student (`pipeline.save_pretrained("my-pipeline")`), and another process loads it with:
+A saved pipeline (`pipeline.save_pretrained("my-pipeline")`) includes the student; another process loads it with:
 
 ```python
 {whole}```
 """
 _BOTH = """
-Give both, `text_encoder_2` and `tokenizer_2`: with FLUX's own tokenizer the student reads nonsense.
+Pass both `text_encoder_2` and `tokenizer_2`: FLUX's own tokenizer produces wrong token ids for the student.
 """
 _POCKET_IMPORT = """
-# The teacher comes with Secondcast, which has to be installed for this program.
+# The teacher is part of Secondcast, which must be installed for this program.
 from secondcast.pocket import TEACHER_FOLDER
 """
 _UNRECORDED = """
-Size and steps of its training were not recorded: these are the defaults of `secondcast build`.
+The image size and steps of its training were not recorded: these are the defaults of `secondcast build`.
 """
 
 
@@ -69,10 +69,10 @@ def diffusers_text(
     text_length: int,
     own_tokenizer: bool,
 ) -> str:
-    """How a folder of the form `diffusers` is used, as Markdown: alone, and in a saved pipeline.
+    """Markdown on the use of an export for diffusers: alone, and in a saved pipeline.
 
-    teacher: a hub name or a folder in the FluxPipeline layout. guidance: the values of its training, None where the
-    teacher takes none.
+    teacher: hub name or folder in the FluxPipeline layout.
+    guidance: guidance values of the training; None if the teacher takes none.
     """
     dtype = f"torch.{recorded.dtype if recorded else _DTYPE}"
     call = _CALL.format(arguments=_arguments(recorded, guidance, text_length))
@@ -102,7 +102,7 @@ def _arguments(recorded: RecordedWith | None, guidance: tuple[float, ...] | None
         "num_inference_steps": steps,
         "guidance_scale": min(guidance, key=lambda value: abs(value - GUIDANCE)) if guidance else None,
         "max_sequence_length": text_length,
-        # FluxPipeline's own end at 1 / steps.
+        # FluxPipeline's own sigmas end at 1 / steps.
         "sigmas": f"torch.linspace(1, 0.001, {steps}).tolist()"
         if recorded is not None and recorded.schedule == "distillt5"
         else None,

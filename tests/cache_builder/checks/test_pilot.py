@@ -105,7 +105,7 @@ def test_a_pilot_is_for_one_process(tmp_path, dev_teacher, prompt_file, monkeypa
         cli.main()
     assert caught.value.code == 1
     assert capsys.readouterr().err.strip() == (
-        "secondcast: --pilot measures one process that does both stages: leave out --stage, --workers, --worker and "
+        "secondcast: --pilot measures one process that runs both stages: remove --stage, --workers, --worker and "
         "--ray (and run it without torchrun and srun)"
     )
 
@@ -118,4 +118,4 @@ def test_the_command_prints_what_it_found(tmp_path, dev_teacher, prompt_file, mo
     printed = capsys.readouterr().out
     assert caught.value.code == 0 and "3 of 6" in printed
     assert "invariant 1 holds: final latents are FluxPipeline's, bit for bit (" in printed
-    assert f"{tmp_path}/c: the whole build takes about" in printed and "what is there is kept" in printed
+    assert f"{tmp_path}/c: the whole build takes about" in printed and "to resume from here" in printed

@@ -96,7 +96,7 @@ def test_a_lost_record_comes_back_from_the_index_or_by_the_build_command(
         (cache / f"commits/{name}.json").unlink()
     code, lines, _ = secondcast(monkeypatch, capsys, "repair", cache, "--teacher", dev_teacher, "--quiet")
     lacks = counted(len(lost), "shard")
-    says = f"{cache}: every file is what it should be; {lacks} not built yet: the build command makes the rest"
+    says = f"{cache}: every file matches its checksum; {lacks} not built yet: run the build command to build the rest"
     assert (code, lines) == (0, [says])
     flags = {"format": form, "store_embeddings": stored, "dtype": "float32"}
     build_cache(cache, dev_teacher, whole / "animals.txt", **flags)
@@ -167,7 +167,7 @@ def test_the_commands_name_each_problem_both_ways_out_and_what_was_done(cache, d
     words = ("repair", cache, "--teacher", dev_teacher, "--device", "cpu", "--quiet")
     code, lines, errors = secondcast(monkeypatch, capsys, *words)
     assert (code, errors) == (0, [])
-    done = ["embeddings shard 0: rebuilt", "trajectories shard 1: rebuilt", f"{cache}: every file is what it should be"]
+    done = ["embeddings shard 0: rebuilt", "trajectories shard 1: rebuilt", f"{cache}: every file matches its checksum"]
     assert lines == done and contents(cache) == before
     code, lines, _ = secondcast(monkeypatch, capsys, "inspect", "verify", cache, "--quiet")
     assert code == 0 and lines[-1].endswith(", 0 problems") and len(lines) == 1
@@ -195,7 +195,7 @@ def test_a_full_disk_ends_a_build_with_one_line_and_the_build_goes_on(
     assert code == 1 and len(errors) == 1
     assert errors[0].startswith(f"secondcast: {tmp_path}/c/")
     assert errors[0].endswith(
-        ": No space left on device: what was committed stays; mend that and give the same command again"
+        ": No space left on device: committed work is kept; fix the cause and run the same command again"
     )
     assert verify(tmp_path / "c", Silent()).problems == ()
     assert len(list((tmp_path / "c").glob("commits/embeddings-*.json"))) == 2

@@ -159,10 +159,13 @@ def test_workers_wait_for_gpus_and_never_compute_on_a_cpu_in_their_place(tmp_pat
     [
         (
             {"device": "cuda:1", "ray": "local"},
-            "--device cuda:1 and --ray do not go together: Ray gives each worker a GPU of its own; give --device cuda, "
-            "cpu, or auto for GPUs where the cluster has any",
+            "--device cuda:1 and --ray cannot be combined: Ray assigns a GPU to each worker; give --device cuda, cpu, "
+            "or auto for GPUs if the cluster has any",
         ),
-        ({"ray_runtime_env": Path("r.yaml")}, "--ray-runtime-env r.yaml is for workers on Ray: give --ray too"),
+        (
+            {"ray_runtime_env": Path("r.yaml")},
+            "--ray-runtime-env r.yaml only applies to workers on Ray: give --ray too",
+        ),
     ],
 )
 def test_flags_that_do_not_go_with_ray_are_refused(flags, message):

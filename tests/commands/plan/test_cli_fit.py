@@ -60,7 +60,7 @@ def test_another_size_is_refused(text):
     with pytest.raises(SettingsError) as raised:
         size_bytes(text)
     assert str(raised.value) == (
-        f"--max-gpu-memory is {text!r}, expected a size such as 16GiB or 11.5GiB, or auto for what is free here"
+        f"--max-gpu-memory is {text!r}, expected a size such as 16GiB or 11.5GiB, or auto for the free memory"
     )
 
 
@@ -78,12 +78,12 @@ def test_a_run_is_made_to_fit_and_says_by_what_and_why(tmp_path, words, costs, c
     code, _, heard = secondcast(*words, "--max-gpu-memory", "1MiB", capsys=capsys)
     last = heard.strip().splitlines()[-1]
     assert code == 1 and last.startswith(
-        f"secondcast: {tmp_path}/run has begun, and keeps the parts of its batches and the kind of its weights; with "
+        f"secondcast: {tmp_path}/run has started and keeps its --grad-accum-steps and --quantize; with "
         f"these nothing fits into 0.0 GiB: the exact weights need 1.0 GiB or more; "
     )
-    assert last.endswith("or a larger card; or a new run folder")
+    assert last.endswith("or a larger GPU; or use a new run folder")
     code, _, heard = secondcast(*words, "--max-gpu-memory", "80GiB", capsys=capsys)
-    assert code == 0 and "to fit into 80.0 GiB: as asked, 1.0 GiB by calculation" in " ".join(heard.split())
+    assert code == 0 and "to fit into 80.0 GiB: no change, 1.0 GiB by calculation" in " ".join(heard.split())
 
 
 def test_what_was_given_beside_fit_stays(tmp_path, words, costs, capsys):
@@ -94,13 +94,16 @@ def test_what_was_given_beside_fit_stays(tmp_path, words, costs, capsys):
     code, _, heard = secondcast(*words, *held, "--max-gpu-memory", "1MiB", capsys=capsys)
     text = " ".join(heard.split())
     # No other weights, and nothing of int8 or nf4 is said: exact ones were asked for.
-    assert code == 1 and "the exact weights need 1.0 GiB or more; streamed blocks need 1.0 GiB or more. Of it" in text
+    assert (
+        code == 1
+        and "the exact weights need 1.0 GiB or more; streamed blocks need 1.0 GiB or more. The student" in text
+    )
 
 
 def test_what_is_free_of_a_gpu_is_not_asked_of_a_cpu(words, capsys):
     code, _, heard = secondcast(*words, "--max-gpu-memory", "auto", "--device", "cpu", capsys=capsys)
     assert code == 1 and heard.strip().splitlines()[-1] == (
-        "secondcast: --max-gpu-memory auto asks how much memory of a GPU is free, and this run is on cpu: give a size, as in 16GiB"
+        "secondcast: --max-gpu-memory auto uses the free GPU memory, but this run is on cpu: give a size such as 16GiB"
     )
 
 
@@ -113,8 +116,8 @@ def test_what_is_free_of_a_gpu_is_not_asked_of_a_cpu(words, capsys):
                 r"does not fit: training: 39\.1 GiB at 4 rows at once, RTX 4070 has 12\.0 GiB",
                 r"to fit into 12\.0 GiB: --activation-checkpointing 1 --gpu-blocks \d+, 1[12]\.\d GiB by c.*",
                 r"why: the exact weights need 20\.1 GiB or more",
-                r"streamed blocks take \d+\.\d GiB of pinned host memory; the arithmetic stays exact",
-                r"train --max-gpu-memory 12GiB chooses so",
+                r"streamed blocks use \d+\.\d GiB of pinned host memory; the results stay exact",
+                r"train --max-gpu-memory 12GiB chooses these options",
             ],
         ),
         (
@@ -122,7 +125,7 @@ def test_what_is_free_of_a_gpu_is_not_asked_of_a_cpu(words, capsys):
             [
                 r"does not fit: training: 39\.1 GiB at 4 rows at once, RTX 4090 has 24\.0 GiB",
                 r"to fit into 24\.0 GiB: --activation-checkpointing \d, 2[123]\.\d GiB by calculation \(.*",
-                r"train --max-gpu-memory 24GiB chooses so",
+                r"train --max-gpu-memory 24GiB chooses these options",
             ],
         ),
         ("h100", [r"fits: training: 39\.1 GiB at 4 rows at once, H100 SXM has 79\.2 GiB"]),
@@ -145,8 +148,8 @@ def test_plan_says_beforehand_what_fit_will_choose(gpu, lines, capsys):
 
 def test_a_size_goes_before_the_memory_of_the_card(capsys):
     facts = json.loads(secondcast(*DEV, "--gpu", "4090", "--max-gpu-memory", "16GiB", "--json", capsys=capsys)[1])
-    assert facts["verdicts"][0] == "does not fit: training: 39.1 GiB at 4 rows at once, asked for are 16.0 GiB"
-    assert facts["verdicts"][-1] == "train --max-gpu-memory 16GiB chooses so"
+    assert facts["verdicts"][0] == "does not fit: training: 39.1 GiB at 4 rows at once, the limit is 16.0 GiB"
+    assert facts["verdicts"][-1] == "train --max-gpu-memory 16GiB chooses these options"
 
 
 def test_eight_bits_are_planned_for_a_size_as_they_are_trained(capsys):
@@ -187,8 +190,8 @@ def test_a_run_out_of_gpu_memory_names_the_flag_that_helps_next(words, given, fl
     code, _, heard = secondcast(*words, *given, capsys=capsys)
     last = heard.strip().splitlines()[-1]
     assert code == 1 and last == (
-        f"secondcast: the GPU is out of memory (the run needs 1.0 GiB by calculation): give {flag} too, or --max-gpu-memory auto, "
-        f"which chooses"
+        f"secondcast: the GPU is out of memory (the run needs 1.0 GiB by calculation): also give {flag}, or "
+        "--max-gpu-memory auto to choose options"
     )
 
 
@@ -208,8 +211,7 @@ def test_in_a_recipe_the_parts_of_a_batch_are_written(tmp_path, words, monkeypat
     monkeypatch.setattr("secondcast.models.backbone.FluxBackbone.predict", out_of_memory)
     code, _, heard = secondcast(*words[:-4], "--config", tmp_path / "r.toml", capsys=capsys)
     assert (
-        code == 1
-        and "write grad-accum-steps = 2 into the recipe, or give --max-gpu-memory auto, which chooses" in heard
+        code == 1 and "write grad-accum-steps = 2 into the recipe, or give --max-gpu-memory auto to choose it" in heard
     )
 
 
@@ -227,7 +229,7 @@ def test_a_run_with_checkpoints_is_told_what_it_may_change(words, monkeypatch, c
     monkeypatch.setattr("secondcast.trainer.train.train", out_of_memory)
     code, _, heard = secondcast(*words, "--activation-checkpointing", 1, "--checkpoint-every", 1, capsys=capsys)
     assert code == 1 and heard.strip().endswith(
-        "give --gpu-blocks 1 too, or --max-gpu-memory auto, which chooses; checkpoints stay"
+        "also give --gpu-blocks 1, or --max-gpu-memory auto to choose options; checkpoints are kept"
     )
 
 
@@ -240,7 +242,7 @@ def test_a_begun_run_of_eight_bits_goes_on_and_other_parts_than_it_has_are_refus
     assert code == 0 and recorded(tmp_path / "run")["quantize"] == "int8", heard
     code, _, heard = secondcast(*words, "--max-gpu-memory", "80GiB", "--grad-accum-steps", 4, capsys=capsys)
     text = " ".join(heard.split())
-    assert code == 1 and "was begun with grad-accum-steps = 2, you asked for 4: the weights depend on it" in text
+    assert code == 1 and "was started with grad-accum-steps = 2, not 4: the weights depend on it" in text
 
 
 def test_the_parts_that_a_stage_of_a_recipe_states_are_not_for_fit_to_choose(tmp_path):

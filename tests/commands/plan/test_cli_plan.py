@@ -18,7 +18,9 @@ def test_a_build_of_flux_dev_is_planned_from_nothing(tmp_path, capsys):
     words = ["plan", "build", *DEV, "--num-prompts", 1000, "--gpu", "4090", "--disk", tmp_path, "--json"]
     code, said, _ = secondcast(*words, capsys=capsys)
     facts = json.loads(said)
-    assert code == 0 and facts["teacher"]["configs"].startswith("configurations of black-forest-labs/FLUX.1-dev that")
+    assert code == 0 and facts["teacher"]["configs"].startswith(
+        "configuration files of black-forest-labs/FLUX.1-dev in"
+    )
     assert facts["parameters"]["transformer"] == 11_901_408_320
     assert facts["disk"]["raw_bytes"] == pytest.approx(1000 * (22 * 128 + 616) * 1024, rel=0.01)
     # 20 steps of 15.07 TFLOP at 165.2 x 310 / 989 TFLOP/s.
@@ -46,7 +48,7 @@ def test_the_table_of_a_build_says_whose_figures_these_are(capsys):
     code, said, _ = secondcast("plan", "build", *DEV, "--num-prompts", 5, "--gpu", "rtx3060", capsys=capsys)
     assert code == 0 and "1 x RTX 3060 12GB, of 25.5 dense bf16" in said and "(not checked)" in said
     assert "estimated" in said and "calculated" in said and "11.901 B" in said
-    assert "before the first sample: take a larger card" in said
+    assert "before the first sample: use a larger GPU" in said
 
 
 def test_a_folder_of_configurations_without_weights_suffices(tmp_path, prompt_file, capsys):
@@ -135,8 +137,10 @@ def test_a_budget_is_told_in_steps_of_each_stage_that_shares_it(capsys):
     code, said, _ = secondcast(*words, "--gpu", "4090", capsys=capsys)
     text = " ".join(said.split())
     assert code == 0 and f"90 % of 72 h, about {facts['ways']['as_asked']['stages'][1]['steps']:,} steps" in text
-    assert "steps of stages that share the budget of 72 h are estimates: train measures what a step takes" in text
-    assert "a step without the transformer is too small for a card's whole rate: it takes longer" in text
+    assert "the steps of stages that share the budget of 72 h are estimates: train measures the time of a step" in text
+    assert (
+        "steps without the transformer take longer than estimated: they are too small for the GPU's full rate" in text
+    )
     assert "2,553 (106 days)" in said and "fits: training: 21.6 GiB at 4 rows at once, RTX 4090 has 24.0 GiB" in said
 
 
@@ -200,16 +204,18 @@ def test_caches_that_are_there_and_caches_to_come_are_planned_together(tmp_path,
     assert code == 0 and stage["caches"] == {"here": 16, "signs": 24} and stage["hours"] is None
     code, _, heard = secondcast(*words, capsys=capsys)
     assert code == 1 and heard == (
-        "secondcast: the recipe takes the cache 'signs', which is not given: give --cache signs=FOLDER, or --teacher "
-        "for one to come\n"
+        "secondcast: the recipe uses the cache 'signs', which is not given: give --cache signs=FOLDER, or --teacher "
+        "for a planned one\n"
     )
     code, _, heard = secondcast(*words, "--cache", f"signs={tmp_path}/c", "--teacher", dev_teacher, capsys=capsys)
     assert code == 1 and heard == (
         f"secondcast: --teacher is {dev_teacher}, but all caches of the run are given, here, signs: plan train needs "
-        f"--cache (a cache that is there) or --teacher (for one to come)\n"
+        f"--cache (an existing cache) or --teacher (for a planned one)\n"
     )
     code, _, heard = secondcast(*words, "--teacher", dev_teacher, "--resolution", "here=24", capsys=capsys)
-    assert code == 1 and heard == ("secondcast: --resolution here=24 names the cache 'here', those to come are signs\n")
+    assert code == 1 and heard == (
+        "secondcast: --resolution here=24 names the cache 'here', expected a planned one: signs\n"
+    )
 
 
 def test_a_warm_up_alone_needs_no_room_for_the_backbone(capsys):
@@ -238,7 +244,7 @@ def test_training_from_a_cache_goes_by_its_manifest(tmp_path, dev_teacher, promp
     words = ["plan", "train", "--cache", tmp_path / "c", "--student", "small", "--gpu", "a100"]
     code, said, _ = secondcast(*words, capsys=capsys)
     assert code == 0 and f"the manifest of {tmp_path}/c" in " ".join(said.split())
-    assert "the rate of A100 80GB is that of bfloat16; give --tflops X for float32" in said
+    assert "the rate of A100 80GB is for bfloat16; give --tflops X for float32" in said
 
 
 @pytest.mark.parametrize(
@@ -248,15 +254,15 @@ def test_training_from_a_cache_goes_by_its_manifest(tmp_path, dev_teacher, promp
         (["build", *DEV, "--num-prompts", "5", "--prompts", "p.txt"], r"plan build needs one of --prompts FILE and"),
         (
             ["build", *DEV, "--num-prompts", "5", "--gpu", "voodoo"],
-            r"--gpu 'voodoo' is not known, expected one of RTX 3060",
+            r"--gpu 'voodoo' is unknown, expected one of RTX 3060",
         ),
         (
             ["build", *DEV, "--num-prompts", "5", "--tflops", "0"],
-            r"--tflops is 0.0, expected the TFLOP/s that are reached",
+            r"--tflops is 0.0, expected the achieved TFLOP/s",
         ),
         (["build", *DEV, "--num-prompts", "5", "--resolution", "500"], r"height is 500, expected a multiple of 16"),
         (["build", *DEV, "--num-prompts", "5", "--steps", "0"], r"--steps: "),
-        (["build", "--teacher", "a/b", "--num-prompts", "5"], r"no teacher 'a/b' to plan for: expected a folder"),
+        (["build", "--teacher", "a/b", "--num-prompts", "5"], r"no teacher 'a/b' to plan for, expected a folder"),
         (["train", "--student", "small"], r"plan train needs one of --cache .* and --teacher"),
         (["train", *DEV, "--student", "small", "--steps", "0"], r"steps and pretrain-steps are both 0, expected at"),
         (["train", *DEV], r"no student is given: give --student, such as google-t5/t5-base or pocket-small$"),
@@ -266,9 +272,9 @@ def test_training_from_a_cache_goes_by_its_manifest(tmp_path, dev_teacher, promp
         ),
         (["train", *DEV, "--student", "base", "--resolution", "x=y"], r"--resolution is 'x=y', expected pixels, or"),
         (["train", *DEV, "--config", "r.toml"], r"no file r\.toml for --config: expected lines such"),
-        (["train", *DEV, "--config", str(RECIPES / "flux-one-gpu.toml")], r"toml: stage vision takes a share of a"),
+        (["train", *DEV, "--config", str(RECIPES / "flux-one-gpu.toml")], r"toml: stage vision has a budget-share"),
         (["train", *DEV, "--config", str(RECIPES / "pocket.toml"), "--steps", "9"], r"--steps is given beside --con"),
-        (["train", *DEV, "--student", "./nix"], r"no student './nix': expected a folder"),
+        (["train", *DEV, "--student", "./nix"], r"no student './nix': there is no such folder"),
         (["train", "--cache", "nix", "--student", "small"], r"nix is not a folder"),
     ],
 )
@@ -285,7 +291,7 @@ def test_what_cannot_be_planned_is_one_clear_line(words, message, tmp_path, monk
 def test_a_disk_that_is_not_here_is_not_the_root_disk(place, capsys):
     code, said, heard = secondcast("plan", "build", *DEV, "--num-prompts", 10, "--disk", place, capsys=capsys)
     assert (code, said) == (1, "") and heard == (
-        f"secondcast: --disk {place} is not here: expected a folder that exists, on the disk of the cache to come\n"
+        f"secondcast: --disk {place} does not exist: expected an existing folder on the disk of the planned cache\n"
     )
 
 

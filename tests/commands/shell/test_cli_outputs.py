@@ -56,7 +56,7 @@ def test_the_demo_begins_in_no_folder_with_other_files(tmp_path, name, capsys):
     (tmp_path / name).write_text("x")
     code, said, heard = secondcast("demo", tmp_path, capsys=capsys)
     assert (code, said) == (1, "") and heard == (
-        f"secondcast: {tmp_path} holds {name!r} and 0 more, and no {RECORD_FILE}: it was not made by this command; "
+        f"secondcast: {tmp_path} has {name!r} and 0 more, but no {RECORD_FILE}, so this command did not create it: "
         f"give a new or empty folder\n"
     )
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "x")]
@@ -66,8 +66,7 @@ def test_a_demo_goes_on_with_its_flags_only(tmp_path, capsys):
     OutputFolder.open(tmp_path, "demo", (), settings={"count": 64, "pretrain_steps": 1, "steps": 1}, alone=True)
     code, said, heard = secondcast("demo", tmp_path, "--num-prompts", 64, "--pretrain-steps", 1, capsys=capsys)
     assert (code, said) == (1, "") and heard == (
-        f"secondcast: {tmp_path} was begun with steps = 1, you asked for 300: give the flags of the first time, or "
-        f"another folder\n"
+        f"secondcast: {tmp_path} was started with steps = 1, not 300: give the original flags, or another folder\n"
     )
     assert [file.name for file in tmp_path.iterdir()] == [RECORD_FILE]
 
@@ -82,7 +81,7 @@ def test_a_folder_of_results_is_written_again_and_files_of_others_stay(tmp_path)
     (tmp_path / "b.png").write_bytes(b"mine")
     (tmp_path / "a.md").write_bytes(b"edited")
     for name in ("a.md", "b.png"):
-        message = f"^{tmp_path}/{name} exists and is not as `secondcast evaluate table` wrote it: move it away, or give"
+        message = f"^{tmp_path}/{name} exists and differs from what `secondcast evaluate table` wrote: move it, or give"
         with pytest.raises(SettingsError, match=message):
             OutputFolder.open(tmp_path, "evaluate table", [name])
         with pytest.raises(SettingsError, match=message):
@@ -118,11 +117,9 @@ def test_a_folder_of_results_killed_anywhere_is_taken_up_again(tmp_path, before,
 
 def test_a_folder_of_results_of_another_command_or_a_damaged_record_is_refused(tmp_path):
     OutputFolder.open(tmp_path, "demo", (), settings={"count": 64}, alone=True)
-    with pytest.raises(SettingsError, match=f"^{tmp_path} holds results of `secondcast demo`: give another folder$"):
+    with pytest.raises(SettingsError, match=f"^{tmp_path} has results of `secondcast demo`: give another folder$"):
         OutputFolder.open(tmp_path, "evaluate table", ())
-    with pytest.raises(
-        SettingsMismatchError, match=f"^{tmp_path} was begun with count = 64, you asked for 65: give the f"
-    ):
+    with pytest.raises(SettingsMismatchError, match=f"^{tmp_path} was started with count = 64, not 65: give the o"):
         OutputFolder.open(tmp_path, "demo", (), settings={"count": 65}, alone=True)
     (tmp_path / RECORD_FILE).write_text(json.dumps({"files": 3}))
     with pytest.raises(SettingsError, match=rf"^{tmp_path}/{RECORD_FILE} cannot be read \(not what this"):
@@ -153,6 +150,6 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
 def test_a_file_that_came_into_being_meanwhile_stays(tmp_path):
     file = OutputFile.open(tmp_path / "a.txt")
     (tmp_path / "a.txt").write_bytes(b"mine")
-    with pytest.raises(SettingsError, match=f"^{tmp_path}/a.txt came into being meanwhile, and stays: give another"):
+    with pytest.raises(SettingsError, match=f"^{tmp_path}/a.txt was created meanwhile and is kept: give another"):
         file.write(b"data")
     assert (tmp_path / "a.txt").read_bytes() == b"mine"

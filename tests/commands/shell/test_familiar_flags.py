@@ -90,7 +90,7 @@ def test_a_familiar_flag_is_answered_with_ours(words, advice, capsys):
     code, said, heard = secondcast(*words.split(), capsys=capsys)
     command = re.match(r"[a-z]+( score)?", words)[0]
     assert (code, said) == (2, "")
-    assert heard == f"secondcast: {advice} (secondcast {command} --help lists what there is)\n"
+    assert heard == f"secondcast: {advice} (see secondcast {command} --help)\n"
 
 
 def test_a_familiar_key_of_a_settings_file_is_answered_with_ours(tmp_path, capsys):

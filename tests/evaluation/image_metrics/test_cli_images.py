@@ -206,11 +206,11 @@ def test_a_prompts_file_adds_phrases_to_the_prompts_of_an_index(blip, pictures, 
             "p.jsonl line 1, column 'phrases': Input should be a valid tuple: expected file and text as text, phrases",
         ),
         ("p.jsonl", '{"prompt": "a", "File_name": "000001.png"}', "line 1 has the column 'file_name', expected 'file'"),
-        ("p.jsonl", '{"prompt": "", "file": "000001.png"}', "line 1 names 000001.png and has no prompt: give it one"),
+        ("p.jsonl", '{"prompt": "", "file": "000001.png"}', "line 1 names 000001.png but has no prompt: add one"),
         ("p.jsonl", '{"prompt": "a"\n', "p.jsonl line 1 column 15 is not JSON (Expecting ',' delimiter)"),
         ("p.json", '{\n"prompts": ["a"]}', "p.json holds an object, expected a list of strings or of objects"),
         ("p.txt", "\n", "p.txt is empty: expected one prompt per line"),
-        ("p.txt", "\u200b\n", "--prompts {file} holds no prompt: expected one per picture"),
+        ("p.txt", "\u200b\n", "--prompts {file} has no prompts, expected one per picture"),
         ("p.txt", "prompt,id\na,1\n", "p.txt line 1 is 'prompt,id', the header of a table: add :column=prompt to read"),
         ("p.csv", "words;id\na;1\n", "p.csv line 1 has the columns words, id and none of prompt, text, caption: name"),
         ("nix/p.txt", None, "no prompt file {file}: expected a text file (a prompt per line)"),
@@ -345,15 +345,13 @@ def test_prompts_that_a_metric_cannot_use_are_told_before_weights_are_looked_for
 )
 def test_flags_of_what_is_not_asked_for_are_refused(words, flag, needed, capsys):
     code, _, heard = images("folder", *words, capsys=capsys)
-    assert code == 1 and heard == (
-        f"secondcast: --{flag} is given without {needed}: it does nothing there; leave it out, or give both\n"
-    )
+    assert code == 1 and heard == (f"secondcast: --{flag} has no effect without {needed}: remove it, or give both\n")
 
 
 def test_flags_can_stand_in_a_file(pictures, tmp_path, capsys):
     (tmp_path / "i.toml").write_text('metrics = "vqa"\nocr = "tesseract"\n')
     code, _, heard = images(pictures, "--config", tmp_path / "i.toml", capsys=capsys)
-    assert code == 1 and heard.startswith("secondcast: --ocr is given without text in --metrics: ")
+    assert code == 1 and heard.startswith("secondcast: --ocr has no effect without text in --metrics: ")
 
 
 def test_unknown_metrics_are_refused(pictures, capsys):

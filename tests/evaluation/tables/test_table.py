@@ -111,21 +111,21 @@ def test_runs_are_grouped_by_their_names(tmp_path, monkeypatch):
     with pytest.raises(SettingsError) as raised:
         grouped(["a/run", "b/run"])
     assert str(raised.value) == (
-        "two runs are named 'run', a/run and b/run: name them, as in run-2=b/run, or both alike, if they are seeds of "
-        "one student"
+        "two runs are named 'run', a/run and b/run: name them, as in run-2=b/run, or give both one name if they are "
+        "seeds of one student"
     )
     with pytest.raises(SettingsError) as raised:
         grouped(["small=a/1", "small=a/../a/1"])
     assert str(raised.value) == (
-        "a/../a/1 is given twice as 'small': runs of one name are seeds of one student, and a run counted twice "
-        "narrows the interval; give it once, or another run"
+        "a/../a/1 is given twice as 'small': runs of one name are seeds of one student, and counting a run twice "
+        "narrows the interval; give it once, or give another run"
     )
     for text, name in (("a/teacher", "teacher"), ("replay_error=a", "replay_error")):
         with pytest.raises(SettingsError) as raised:
             grouped([text])
         place = text.removeprefix("replay_error=")
         assert str(raised.value) == (
-            f"{text} would be named {name!r}, as a line of ours is: name it, as in student={place}"
+            f"{text} has the reserved name {name!r}: give it another name, as in student={place}"
         )
     with pytest.raises(SettingsError, match=r"^'small=' names no run, expected \[NAME=\]RUN, as in small=my-run$"):
         grouped(["small="])
@@ -231,12 +231,12 @@ def test_on_a_cache_students_are_rows_of_distances_and_stay_evaluated(tmp_path, 
         (["r", "--pocket", "--format", "pdf"], "--format is 'pdf', expected one of text, markdown, json"),
         (
             ["r", "--pocket", "--closed-loop", 2],
-            "--closed-loop is given without --cache: it does nothing there; leave it out, or give both",
+            "--closed-loop has no effect without --cache: remove it, or give both",
         ),
         (["r", "--pocket", "--guidance", "nan"], "--guidance: Input should be a finite number (found nan)"),
         (
             ["nowhere", "--pocket"],
-            "no student nowhere: expected a run folder, or what `secondcast export` wrote; there is no such folder",
+            "no student nowhere: there is no such folder; give a run folder, or what `secondcast export` wrote",
         ),
     ],
 )

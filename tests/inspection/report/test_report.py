@@ -260,7 +260,7 @@ def test_half_of_the_strips_are_the_harder_half_of_what_was_evaluated():
 
 def test_a_vae_of_another_teacher_and_a_sheet_too_wide_are_refused(recorded, tmp_path):
     other = make_teacher(tmp_path / "t", seed=2, in_channels=32)
-    with pytest.raises(TeacherError, match=r"16 tokens of 32 channels into 16 x 16 pixels, the cache has 16 of 16"):
+    with pytest.raises(TeacherError, match=r"16 tokens of 32 channels into 16 x 16 pixels, but the cache has 16 of 16"):
         data_of(recorded, teacher=str(other))
     sampling = Cache.open(recorded).manifest.sampling.model_copy(update={"height": 1024, "width": 512, "steps": 50})
     with pytest.raises(SettingsError, match=r"51 frames of 512 pixels are 26112 pixels wide, WebP holds 16383: give "
@@ -355,7 +355,7 @@ def test_what_does_not_fit_is_refused_before_files_are_read(recorded, student, t
 
     monkeypatch.setattr(report, "check_files", read)
     other = make_teacher(tmp_path / "t", seed=2)
-    with pytest.raises(TeacherError, match=r"another model; give the recorded one with --backbone"):
+    with pytest.raises(TeacherError, match=r"another model: give the recorded one with --backbone"):
         data_of(recorded, students=[student], teacher=str(other))
 
 

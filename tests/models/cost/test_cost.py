@@ -144,13 +144,13 @@ def test_a_student_may_be_a_config_file_and_must_know_the_tokens(tmp_path):
     by_file = student_cost(str(tmp_path / "config.json"), outline())
     assert by_file == student_cost(str(tmp_path), outline())
     (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
-    with pytest.raises(StudentError, match=r"has a vocabulary of 100, the teacher's token ids go up to 32127"):
+    with pytest.raises(StudentError, match=r"has a vocabulary of 100, but the teacher's token ids go up to 32127"):
         student_cost(str(tmp_path), outline())
 
 
 def test_the_embedded_configurations_are_flux_devs_own():
     folder, words = planned_teacher("black-forest-labs/FLUX.1-dev")
-    assert words == "configurations of black-forest-labs/FLUX.1-dev that come with secondcast"
+    assert words == "configuration files of black-forest-labs/FLUX.1-dev included in secondcast"
     for file in REAL_CONFIGS.rglob("*.json"):
         assert (folder.path / file.relative_to(REAL_CONFIGS)).read_bytes() == file.read_bytes()
     schnell, _ = planned_teacher("flux.1-schnell")
@@ -183,7 +183,7 @@ def test_a_card_has_many_names(name, card):
 
 def test_every_card_is_found_by_its_name_and_an_unknown_one_lists_them():
     assert [find_card(card.name) for card in CARDS] == list(CARDS)
-    with pytest.raises(SettingsError, match=r"--gpu 'voodoo' is not known, expected one of RTX 3060 12GB, .*B200; or"):
+    with pytest.raises(SettingsError, match=r"--gpu 'voodoo' is unknown, expected one of RTX 3060 12GB, .*B200; or"):
         find_card("voodoo")
 
 

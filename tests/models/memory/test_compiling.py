@@ -84,8 +84,8 @@ def test_more_shapes_than_there_may_be_graphs_are_refused_and_never_computed_unc
     model = backbone(transformer())
     compile_blocks(model.transformer, backend="eager")
     message = (
-        "^the blocks of the transformer met more than 2 combinations of batch size, resolution and text length: each "
-        "is compiled by itself; give batches of one size, or leave --compile out$"
+        "^the transformer's blocks need more than 2 graphs, one for each batch size, resolution and text length: use "
+        "batches of one size, or remove --compile$"
     )
     with torch.no_grad():
         for size in (16, 32):
@@ -102,7 +102,7 @@ def predict_alone(made: FluxBackbone) -> None:
 def test_a_machine_without_a_compiler_is_told_so_before_weights_are_read():
     message = (
         r"^--compile does not work on cpu \(No working C\+\+ compiler found in .*'g-plus-plus'\)\): install a C\+\+ "
-        r"compiler such as g\+\+, or name it in CXX; or leave the flag out, which trains the same more slowly$"
+        r"compiler such as g\+\+, or name it in CXX; or remove the flag, which only makes training slower$"
     )
     # What CXX says is read when torch is imported.
     with torch._inductor.config.patch({"cpp.cxx": (None, "g-plus-plus")}), pytest.raises(SettingsError, match=message):
@@ -116,10 +116,8 @@ def test_a_block_that_cannot_be_compiled_is_refused_in_one_line():
 
     model = backbone(transformer())
     compile_blocks(model.transformer, backend=fails)
-    message = (
-        r"^--compile does not work on the blocks of the transformer \(.*no such kernel.*\): leave the flag out, or "
-        r"--attention-backend or --quantize, if one of them is given$"
-    )
+    message = r"^--compile does not work on the transformer's blocks \(.*no such kernel.*\): remove the flag, or "
+    r"--attention-backend or --quantize if one of them is given$"
     with pytest.raises(SettingsError, match=message):
         predict_alone(model)
 

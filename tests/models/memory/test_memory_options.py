@@ -11,8 +11,8 @@ from secondcast.storage_schemas.errors import SettingsError
 @pytest.mark.parametrize("kind", ["int8", "fp8", "nf4"])
 def test_quantized_blocks_are_not_streamed(kind):
     message = (
-        f"quantize is {kind} with gpu-blocks 4, expected one of the two: streaming is for the exact weights, "
-        f"quantized ones are small enough to stay; leave one of them out"
+        f"quantize is {kind} with gpu-blocks 4, expected one of the two: streaming is only for exact weights; remove "
+        "one of them"
     )
     with pytest.raises(SettingsError, match=f"^{re.escape(message)}$"):
         MemoryOptions.from_flags(quantize=kind, gpu_blocks=4, activation_checkpointing=1)
@@ -22,8 +22,8 @@ def test_quantized_blocks_are_not_streamed(kind):
 @pytest.mark.parametrize("every", [0, 2])
 def test_eight_bits_want_every_block_checkpointed(kind, every):
     message = (
-        f"quantize is {kind} with activation-checkpointing {every}, expected 1: each linear keeps an unquantized copy of its "
-        f"weight until its backward pass, and all blocks at once would keep more than is saved; give "
+        f"quantize is {kind} with activation-checkpointing {every}, expected 1: each linear keeps an unquantized copy "
+        "of its weight until its backward pass, more than quantization saves; give "
         f"--activation-checkpointing 1, or --quantize nf4"
     )
     with pytest.raises(SettingsError, match=f"^{re.escape(message)}$"):

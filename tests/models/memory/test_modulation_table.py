@@ -151,11 +151,11 @@ def test_values_that_the_dtype_does_not_tell_apart_share_a_row(wide):
     [
         (
             [(1.0, 2.0), (1.0, 3.25)],
-            "row 1 of a batch has timestep 1 and guidance 3.25, the modulation table holds timesteps "
-            "0.0625, 0.25, 0.65, 0.9, 1 with guidance 2, 2.5, 3.5, 5: it was made for other caches, and the weights it "
-            "stands for are gone; give --modulation gpu",
+            "row 1 of a batch has timestep 1 and guidance 3.25, but the modulation table has timesteps 0.0625, 0.25, "
+            "0.65, 0.9, 1 with guidance 2, 2.5, 3.5, 5 and the weights it replaces are not loaded: give --modulation "
+            "gpu",
         ),
-        ([(0.5, 2.0), (1.0, 2.0)], "row 0 of a batch has timestep 0.5 and guidance 2, the modulation table holds "),
+        ([(0.5, 2.0), (1.0, 2.0)], "row 0 of a batch has timestep 0.5 and guidance 2, but the modulation table has "),
     ],
 )
 def test_conditions_that_the_table_does_not_hold_are_named(wide, asked, text):
@@ -166,7 +166,7 @@ def test_conditions_that_the_table_does_not_hold_are_named(wide, asked, text):
 
 def test_a_timestep_that_schnells_table_does_not_hold_is_named(wide):
     with pytest.raises(
-        SettingsError, match=r"row 0 of a batch has timestep 0.5, the modulation table holds timesteps 0"
+        SettingsError, match=r"row 0 of a batch has timestep 0.5, but the modulation table has timesteps 0"
     ):
         call(load(wide[False], torch.float32, batch_rows=2), [(0.5, None)])
 
@@ -175,7 +175,7 @@ def test_a_pooled_vector_beside_the_table_is_refused(wide):
     backbone = load(wide[True], torch.float32, batch_rows=1)
     pooled_BP = backbone.zero_pooled(2)
     pooled_BP[1, 3] = 0.5
-    text = r"row 1 of a batch has a pooled vector, expected zeros: .* give --modulation gpu"
+    text = r"row 1 of a batch has a pooled vector, but .* zeros: give --modulation gpu"
     with pytest.raises(SettingsError, match=text):
         backbone.table.select(torch.ones(2), torch.full((2,), 2.0), pooled_BP)
 
@@ -205,7 +205,7 @@ def test_the_table_is_the_default_where_there_can_be_one_and_live_where_asked(wi
     assert load(wide[True], torch.float32, batch_rows=2, modulation="gpu").table is None
     assert load(wide[True], torch.float32).table is None
     with pytest.raises(
-        SettingsError, match=r"--modulation is table, but .* of CLIP: .*; give --modulation cpu, .*, or auto, "
+        SettingsError, match=r"--modulation is precomputed, but .* CLIP's .*: give --modulation cpu, .*, or auto, "
     ):
         load(wide[True], torch.float32, modulation="precomputed")
     with pytest.raises(SettingsError, match=r"--modulation: .*'auto', 'precomputed', 'cpu' or 'gpu'"):

@@ -280,10 +280,7 @@ def test_streamed_blocks_are_spread_among_the_resident_ones(resident, expected):
 def test_a_number_of_blocks_that_the_model_does_not_have_is_refused():
     with pytest.raises(SettingsError) as error:
         stream_blocks(transformer(), device=CPU, resident=8)
-    assert str(error.value) == (
-        "--gpu-blocks is 8, expected 0 to 7: this transformer has so many blocks, and those that are not resident "
-        "are streamed; take 7"
-    )
+    assert str(error.value) == ("--gpu-blocks is 8, expected 0 to 7, the number of blocks of this transformer: use 7")
     with pytest.raises(SettingsError) as error:
         stream_blocks(transformer(), device=CPU, resident=-1)
     assert str(error.value).endswith("; take 0")
@@ -328,8 +325,8 @@ def test_host_memory_that_cannot_be_pinned_is_said_in_one_line(monkeypatch):
     with pytest.raises(SettingsError) as error:
         _pinned(2**29)
     assert str(error.value) == (
-        "0.50 GiB of host memory for a streamed block cannot be pinned (CUDA error 2): streamed blocks lie there "
-        "whole; raise the limit of locked memory (ulimit -l), or --gpu-blocks"
+        "0.50 GiB of host memory for a streamed block cannot be pinned (CUDA error 2): raise the limit of locked "
+        "memory (ulimit -l), or --gpu-blocks"
     )
 
 

@@ -77,7 +77,7 @@ def test_what_is_padded_does_not_change_what_the_text_gives(family, sources, tea
     length = int(student.mask_of(ids_BT).sum())
     assert 0 < length < ids_BT.shape[1]
     padded_BTD = student(ids_BT)[0]
-    with pytest.warns(UserWarning, match=rf"trained at {ids_BT.shape[1]} text tokens and is used at {length}: pass"):
+    with pytest.warns(UserWarning, match=rf"trained at {ids_BT.shape[1]} text tokens, found {length}: pass"):
         alone_BTD = student(ids_BT[:, :length], torch.ones(1, length, dtype=torch.int64))[0]
     assert torch.allclose(padded_BTD[:, :length], alone_BTD, atol=1e-5)
     assert torch.isfinite(padded_BTD).all()
@@ -140,13 +140,11 @@ def test_the_text_length_is_the_teachers_or_what_the_positions_reach_to(sources,
     assert text_length_remark(make(sources["bart"], teacher), teacher) is None
     student = make(sources["roberta"], teacher)
     assert text_length_remark(student, teacher) == (
-        "the student has positions for 10 text tokens, the cache's embeddings have 12: longer prompts are cut, and it "
-        "is used with max_sequence_length=10"
+        "the student has positions for 10 text tokens, but the cache's embeddings have 12: longer prompts are "
+        "truncated; use the student with max_sequence_length=10"
     )
     assert student.config.text_length == 10 == longest_text(student.encoder)
-    with pytest.raises(
-        ValueError, match=r"positions for 10 text tokens and is used at 12: pass max_sequence_length=10$"
-    ):
+    with pytest.raises(ValueError, match=r"positions for 10 text tokens, found 12: pass max_sequence_length=10$"):
         student(torch.ones(1, 12, dtype=torch.int64))
 
 
@@ -197,10 +195,10 @@ def test_it_is_trained_on_for_another_teacher_with_its_weights(sources, teacher,
     fresh = make(tmp_path / "s", shorter, init="random", seed=9)
     assert not torch.equal(fresh.final_projection[0].weight, student.final_projection[0].weight)
     with pytest.raises(
-        StudentError, match="s gives embeddings 24 wide, this teacher reads 7: a student fits the teacher"
+        StudentError, match="s has embeddings of width 24, but this teacher reads 7: a student only fits the teacher"
     ):
         make(tmp_path / "s", teacher.model_copy(update={"text_width": 7}))
-    with pytest.raises(StudentError, match="gives embeddings 24 wide, this teacher reads 4096"):
+    with pytest.raises(StudentError, match="has embeddings of width 24, but this teacher reads 4096"):
         check_fits(student, 4096, "s")
 
 
@@ -227,8 +225,8 @@ def test_a_saved_student_states_the_class_that_it_carries_and_needs_no_hub(sourc
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (ViTConfig(**SIZE, image_size=8, patch_size=4), r"x is a 'vit' model, which gives no last hidden state of tok"),
-        (WhisperConfig(d_model=16, encoder_layers=1, decoder_layers=1), r"is a 'whisper' model, which gives no last h"),
+        (ViTConfig(**SIZE, image_size=8, patch_size=4), r"x is a 'vit' model without a last hidden state for tok"),
+        (WhisperConfig(d_model=16, encoder_layers=1, decoder_layers=1), r"is a 'whisper' model without a last h"),
     ],
 )
 def test_what_is_no_text_encoder_is_refused(config, message, sources, teacher, tmp_path):
@@ -244,17 +242,13 @@ def test_configurations_that_do_not_fit_are_refused(sources, teacher, tmp_path):
         rewrite_config(tmp_path / name, **changes)
         return tmp_path / name
 
-    with pytest.raises(
-        StudentError, match="gives token ids up to 84, its encoder has a vocabulary of 50: files of two"
-    ):
+    with pytest.raises(StudentError, match="has token ids up to 84, but its encoder has a vocabulary of 50: give a"):
         make(broken("small", vocab_size=50), teacher, init="random")
     with pytest.raises(StudentError, match=r"has no configuration that transformers can read \(.*\): give a text enc"):
         make(broken("unknown", model_type="nix"), teacher)
-    with pytest.raises(StudentError, match=r"is a 'bert' model, which gives no last .*\(.*\): a student is a text enc"):
+    with pytest.raises(StudentError, match=r"is a 'bert' model without a last .*\(.*\): give a text enc"):
         make(broken("heads", num_attention_heads=3), teacher, init="random")
-    with pytest.raises(
-        StudentError, match=r"config.json names no model_type: expected the configuration of a text enc"
-    ):
+    with pytest.raises(StudentError, match=r"config.json has no model_type, expected the configuration of a text enc"):
         make(broken("none", model_type=None), teacher)
 
 

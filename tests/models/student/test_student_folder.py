@@ -20,6 +20,6 @@ def test_a_note_of_the_best_checkpoint_that_cannot_be_read_is_one_line(tmp_path,
     with pytest.raises(StudentError) as raised:
         student_folder(tmp_path)
     assert str(raised.value) == (
-        f"{tmp_path}/best.json is not what `secondcast train` wrote, so the best checkpoint is not known: delete it "
-        f"for the last one, or give a checkpoint's student/ folder"
+        f"{tmp_path}/best.json is not as `secondcast train` wrote it, so the best checkpoint is unknown: delete it to "
+        "use the last one, or give a checkpoint's student/ folder"
     )

@@ -88,15 +88,13 @@ def test_a_projection_of_another_width_or_of_whole_numbers_is_refused(dev_teache
     with pytest.raises(TeacherError) as caught:
         load_context_projection(folder, identity.model_copy(update={"text_width": 7}), torch.device("cpu"))
     assert str(caught.value) == (
-        f"{folder.path}/transformer cannot be loaded: context_embedder.weight is bfloat16 [32, 24], expected a matrix "
-        f"of floating numbers with 7 columns, the cache's text width; download it again"
+        f"{folder.path}/transformer cannot be loaded: context_embedder.weight is bfloat16 [32, 24], expected a "
+        "floating-point matrix with 7 columns, the cache's text width; download it again"
     )
     (file,) = folder.weights("transformer")
     save_file({"context_embedder.weight": torch.ones(32, 24, dtype=torch.int8)}, file)
     identity = folder.identity(text_length=12)
-    with pytest.raises(
-        TeacherError, match=r"context_embedder.weight is int8 \[32, 24\], expected a matrix of floating n"
-    ):
+    with pytest.raises(TeacherError, match=r"context_embedder.weight is int8 \[32, 24\], expected a floating-point m"):
         load_context_projection(folder, identity, torch.device("cpu"))
 
 
@@ -160,8 +158,8 @@ def test_of_the_transformer_one_tensor_is_fetched(asked, teacher, file, context_
 
 def test_without_the_hub_the_way_out_is_named_and_leads_out(asked, teacher, file, context_ID):
     assert asked.offline[f"{NAME}@{COMMIT}"] == (
-        f"context_embedder.weight could not be read from {file} of {NAME}@{COMMIT} (OfflineModeIsEnabled): check "
-        f"the network, or fetch the file with `hf download {NAME} {file} --revision {COMMIT}`"
+        f"context_embedder.weight cannot be read from {file} of {NAME}@{COMMIT} (OfflineModeIsEnabled): check "
+        f"the network, or download the file with `hf download {NAME} {file} --revision {COMMIT}`"
     )
     # Of the second repository that was done.
     assert asked.sent["someone/second"][-1] == (file, (teacher / file).stat().st_size)
@@ -178,7 +176,7 @@ def test_of_another_model_nothing_is_read(asked, file, recorded):
     assert file not in {name for name, _ in asked.sent["someone/other"]}
     was = json.loads(recorded.read_text())["weights"][file][:16]
     assert re.fullmatch(
-        rf"{file} of someone/other@{COMMIT} has sha256 \w{{16}}, the cache was recorded with {was}: another model; "
+        rf"{file} of someone/other@{COMMIT} has sha256 \w{{16}}, but the cache was recorded with {was}, another model: "
         rf"give the recorded one with --backbone",
         asked.online["someone/other@v1"],
     )
@@ -189,7 +187,7 @@ def test_of_another_model_nothing_is_read(asked, file, recorded):
 )
 def test_a_hub_that_cannot_give_it_is_one_line(asked, file, name, error):
     said = asked.online[f"{name}@v1"]
-    assert said.startswith(f"context_embedder.weight could not be read from {file} of {name}@{COMMIT} ({error}): ")
+    assert said.startswith(f"context_embedder.weight cannot be read from {file} of {name}@{COMMIT} ({error}): ")
     assert "\n" not in said
 
 
@@ -222,7 +220,7 @@ def test_a_local_folder_is_read_as_before(teacher, recorded, file, context_ID):
     found = find_context_projection(str(teacher), identity)
     assert (found.source, found.context_ID.tolist()) == (str(teacher), context_ID)
     with pytest.raises(
-        TeacherError, match=rf"{teacher}/{file} has sha256 \w{{16}}, the cache was recorded with None: an"
+        TeacherError, match=rf"{teacher}/{file} has sha256 \w{{16}}, but the cache was recorded with None, an"
     ):
         find_context_projection(str(teacher), identity.model_copy(update={"weights": {}}))
 

@@ -14,7 +14,7 @@ from secondcast.models.teacher.text_encoder import PooledTextEncoder, TeacherTex
 from secondcast.storage_schemas.errors import TeacherError
 
 ALL = (*BUILD_PARTS, *POOLED_PARTS)
-RECORDED = "this version records FLUX.1-dev and schnell, and what has their layout"
+RECORDED = "this version supports FLUX.1-dev, FLUX.1-schnell, and models with their layout"
 
 
 @pytest.fixture
@@ -67,13 +67,16 @@ def test_a_configuration_without_a_key_that_is_needed_is_refused(teacher, file, 
 
 def test_a_transformer_that_reads_an_image_besides_is_refused(teacher):
     change(teacher / "transformer/config.json", {"in_channels": 96, "out_channels": 16})
-    refused(teacher, ".* has in_channels = 96 and out_channels = 16, expected as many: it reads an image besides the l")
+    refused(
+        teacher,
+        ".* has in_channels = 96 and out_channels = 16, expected equal numbers: it reads an image in addition to the l",
+    )
 
 
 @pytest.mark.parametrize("part", ALL)
 def test_a_folder_without_a_part_says_which(teacher, part):
     shutil.rmtree(teacher / part)
-    refused(teacher, f"{re.escape(str(teacher))} has no {part}/: expected a folder in the FluxPipeline layout")
+    refused(teacher, f"{re.escape(str(teacher))} has no {part}/, expected a folder in the FluxPipeline layout")
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])
@@ -95,14 +98,14 @@ def test_a_part_without_its_file_is_refused_by_name(teacher, missing):
 def test_parts_of_two_models_are_refused(teacher):
     change(teacher / "text_encoder_2/config.json", {"d_model": 32})
     with pytest.raises(
-        TeacherError, match="t/text_encoder_2 has d_model = 32, its transformer reads joint_attention_dim"
+        TeacherError, match="t/text_encoder_2 has d_model = 32, but its transformer has joint_attention_dim"
     ):
         find_teacher(str(teacher), ALL).identity(text_length=12)
     change(teacher / "text_encoder_2/config.json", {"d_model": 24})
     change(teacher / "text_encoder/config.json", {"hidden_size": 9})
     assert find_teacher(str(teacher), ALL).identity(text_length=12).pooled == "zero"
     with pytest.raises(
-        TeacherError, match="t/text_encoder has hidden_size = 9, its transformer reads pooled_projection_"
+        TeacherError, match="t/text_encoder has hidden_size = 9, but its transformer has pooled_projection_"
     ):
         find_teacher(str(teacher), ALL).identity(text_length=12, pooled="clip")
 
@@ -132,7 +135,7 @@ def test_a_damaged_tokenizer_is_one_line(teacher):
 
 def test_a_revision_of_a_folder_is_refused(teacher):
     with pytest.raises(
-        TeacherError, match="--revision is 'main', but .*/t is a folder: only a hub repository has revis"
+        TeacherError, match="--revision is 'main', but .*/t is a folder, and only hub repositories have revis"
     ):
         find_teacher(str(teacher), ALL, revision="main")
 

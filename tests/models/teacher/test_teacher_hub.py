@@ -56,13 +56,13 @@ def test_each_failure_is_one_line_with_its_way_out(hub, tmp_path):
     ]
     said = ask(questions, tmp_path, HF_ENDPOINT=hub)
     expected = [
-        "someone/gated is gated: accept its licence on its page, then give `hf auth login` and this command again$",
-        "no teacher 'someone/nothing': neither a folder here nor a repository of the hub \\(if it is private or gated",
+        "someone/gated is gated: accept its licence on its page, then run `hf auth login` and this command again$",
+        "no teacher 'someone/nothing': it is neither a folder nor a hub repository \\(if it is private or gated",
         f"{NAME} has no revision 'v2': see its page for branches and commits$",
         f"{NAME} has no revision 'v2': see its page for branches and commits$",
         f"--revision is 'main', but '{NAME}@v1' names another one: give one of the two$",
-        f".*/snapshots/{COMMIT} has no tokenizer_3/: expected a folder in the FluxPipeline layout with tokenizer_3/ in",
-        r"someone/broken is no folder here and could not be fetched \(\w+\): check the name and the network, or give",
+        f".*/snapshots/{COMMIT} has no tokenizer_3/, expected a folder in the FluxPipeline layout with tokenizer_3/",
+        r"someone/broken is not a folder and cannot be downloaded \(\w+\): check the name and the network, or give",
     ]
     for line, pattern in zip(said, expected, strict=True):
         assert re.match(pattern, line) and "\n" not in line, line
@@ -80,7 +80,7 @@ def test_offline_a_hand_made_cache_of_the_hub_is_found_and_what_is_not_there_is_
     by_name, by_commit, missing = ask(questions, tmp_path, HF_HUB_OFFLINE="1")
     assert by_name == by_commit and by_name[1] == f"{NAME}@{COMMIT}"
     assert missing == (
-        f"{NAME} at revision {other} is no folder here and could not be fetched (LocalEntryNotFoundError): check the "
+        f"{NAME} at revision {other} is not a folder and cannot be downloaded (LocalEntryNotFoundError): check the "
         f"name and the network, or give a folder"
     )
 

@@ -57,5 +57,5 @@ def test_clip_is_loaded_only_where_it_is_asked_for(dev_teacher, tmp_path):
     teacher = TeacherFolder(path=tmp_path / "t", source="t")
     load = partial(TeacherTextEncoder.load, teacher, dtype=torch.float32, device=torch.device("cpu"))
     assert load().pooled is None
-    with pytest.raises(TeacherError, match="t has no tokenizer/: expected a folder in the FluxPipeline layout"):
+    with pytest.raises(TeacherError, match="t has no tokenizer/, expected a folder in the FluxPipeline layout"):
         load(pooled="clip")

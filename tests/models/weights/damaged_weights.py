@@ -99,7 +99,7 @@ def _layers(by: int) -> Damage:
             inner = inner[part]
         inner[key] += by
         file.write_text(json.dumps(config))
-        return ["missing" if by > 0 else "unexpected", "config.json asks for"]
+        return ["missing" if by > 0 else "unexpected", "config.json has"]
 
     return damage
 

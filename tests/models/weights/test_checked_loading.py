@@ -361,7 +361,8 @@ def test_a_stated_quantization_is_refused(part, teacher, tmp_path):
         check_teacher_weights(TeacherFolder(path=folder, source="t"), [part])
     assert str(caught.value) == (
         f"{folder / part} cannot be loaded: config.json has a quantization_config (gptq), expected safetensors of "
-        f"BF16, F16, F32 or F64: quantized weights are packed in a layout of their own; give the unquantized checkpoint"
+        "BF16, F16, F32 or F64: quantized weights have a packed layout, which is not supported; give the unquantized "
+        "checkpoint"
     )
 
 
@@ -375,7 +376,7 @@ def test_the_scales_of_a_packed_layout_are_known_as_such(beside, teacher, tmp_pa
     with pytest.raises(TeacherError) as caught:
         load_checked(T5EncoderModel, folder, SOURCE, dtype=torch.float32)
     assert str(caught.value) == (
-        f"it cannot be loaded: 1 tensor is unexpected ({beside}): a quantized or packed layout, which is not read; "
+        f"it cannot be loaded: 1 tensor is unexpected ({beside}): a quantized or packed layout is not supported; "
         f"give the unquantized checkpoint"
     )
 

@@ -70,7 +70,7 @@ def test_an_index_without_its_files_is_an_incomplete_download_or_of_another_chec
     save(tmp_path / DIFFUSERS.whole, x=torch.ones(1))
     assert said(tmp_path, DIFFUSERS) == (
         "it cannot be loaded: b.safetensors is missing, which diffusion_pytorch_model.safetensors.index.json names, "
-        "but diffusion_pytorch_model.safetensors is there: the index is of another checkpoint; delete "
+        "but diffusion_pytorch_model.safetensors exists: the index is of another checkpoint; delete "
         "diffusion_pytorch_model.safetensors.index.json"
     )
 
@@ -119,12 +119,12 @@ def test_pickled_tensors_are_read_where_they_are_asked_for_and_run_no_code(tmp_p
     assert said(tmp_path).startswith("it cannot be loaded: it has no model.safetensors, only pytorch_model.bin")
     file.write_bytes(file.read_bytes()[:-40])
     assert said(tmp_path, pickles=True).startswith(
-        "it cannot be loaded: pytorch_model.bin is not a checkpoint of tensors alone ("
+        "it cannot be loaded: pytorch_model.bin does not only contain tensors ("
     )
     for other, message in (
-        ({"x": Path("evil")}, "is not a checkpoint of tensors alone (Weights only load failed."),
-        ([torch.ones(1)], "holds something else than tensors by their names"),
-        ({"x": {"y": torch.ones(1)}}, "holds something else than tensors by their names"),
+        ({"x": Path("evil")}, "does not only contain tensors (Weights only load failed."),
+        ([torch.ones(1)], "does not only contain named tensors"),
+        ({"x": {"y": torch.ones(1)}}, "does not only contain named tensors"),
     ):
         torch.save(other, file)
         assert message in said(tmp_path, pickles=True)

@@ -79,10 +79,10 @@ def test_a_student_by_hub_name_is_loaded_from_what_the_hub_has_and_from_what_was
         "someone/config cannot be loaded: it has no model.safetensors: expected safetensors of BF16, F16, F32 or F64; "
         "download it again, or --init random"
     )
-    assert partial.startswith("someone/partial cannot be loaded: it could not be fetched from the hub (") and (
-        partial.endswith("; `hf download someone/partial` where there is a network, or give a folder")
+    assert partial.startswith("someone/partial cannot be loaded: it cannot be downloaded from the hub (") and (
+        partial.endswith("; run `hf download someone/partial` with a network connection, or give a folder")
     )
-    assert unknown.startswith("no student 'someone/nix': neither a folder here nor fetched from the hub (")
+    assert unknown.startswith("no student 'someone/nix': it is not a folder, and cannot be downloaded from the hub (")
     sent = {name: {file for file, _ in one.sent} for name, one in repositories.items()}
     assert sent["someone/whole"] == {"config.json", "model.safetensors"}
     assert "pytorch_model.bin" in sent["someone/pickled"]
@@ -92,4 +92,4 @@ def test_a_student_by_hub_name_is_loaded_from_what_the_hub_has_and_from_what_was
     assert [folder.name for folder in snapshot.iterdir()] == [COMMIT]
     (snapshot / COMMIT / "model-00002-of-00003.safetensors").unlink()
     (lost,) = ask(recorded, ["sharded"], tmp_path, **offline)
-    assert lost.startswith("someone/sharded cannot be loaded: it could not be fetched from the hub (LocalEntryNotFound")
+    assert lost.startswith("someone/sharded cannot be loaded: it cannot be downloaded from the hub (LocalEntryNotFound")

@@ -153,8 +153,8 @@ def test_a_copy_that_cannot_be_read_turns_the_copies_off_with_one_line(elsewhere
     for path in paths:
         assert files.read(path, 0, None) == (elsewhere.path / path).read_bytes()
     assert heard == [
-        f"no further copy is read in --local-cache-dir {tmp_path / 'near'} (Is a directory): shard files are read from the "
-        f"cache itself"
+        f"no further copy is read in --local-cache-dir {tmp_path / 'near'} (Is a directory): shard files are read from "
+        "the cache itself"
     ]
 
 
@@ -166,8 +166,8 @@ def test_a_full_disk_turns_further_copies_off_with_one_line(elsewhere, tmp_path)
         for path in [*paths, *paths]:
             assert files.read(path, 0, None) == (elsewhere.path / path).read_bytes()
     assert heard == [
-        f"no further copies are kept in --local-cache-dir {tmp_path / 'near'} (File too large): shard files are read from "
-        f"the cache itself"
+        f"no further copies are kept in --local-cache-dir {tmp_path / 'near'} (File too large): shard files are read "
+        "from the cache itself"
     ]
     elsewhere.reads.clear()
     assert files.read(paths[0], 0, None) and not elsewhere.reads

@@ -109,17 +109,17 @@ def test_a_budget_becomes_steps_and_a_resumed_run_keeps_them(tmp_path, words, ca
     assert f"trained for {sum(steps):,} steps" in said
     code, said, heard = secondcast(*words, "--time-budget", "2s", capsys=capsys)
     assert code == 1 and heard.strip().splitlines()[-1] == (
-        f"secondcast: {tmp_path}/run was begun with time-budget-seconds = 1.0, you asked for 2.0: the weights depend on "
-        f"it; give the flags of the first time, or another folder"
+        f"secondcast: {tmp_path}/run was started with time-budget-seconds = 1.0, not 2.0: the weights depend on it; "
+        "give the original flags, or another folder"
     )
 
 
 @pytest.mark.parametrize(
     ("recipe", "budget", "message"),
     [
-        (RECIPE, None, "stage main takes a share of a budget that is not given: give --time-budget, as in 72h"),
+        (RECIPE, None, "stage main has a budget-share, but no time budget is given: give --time-budget, such as 72h"),
         (RECIPE.replace("budget-share", "#").replace("batch", "steps = 2\nbatch"), "5s",
-         "time-budget is given, but no stage has a budget-share: state one in a recipe"),
+         "time-budget is given, but no stage has a budget-share: set one in a recipe"),
         (RECIPE.replace("0.5", "0.8"), "5s", "the stages share 1.05 of the budget, expected at most 1"),
     ],
 )  # fmt: skip

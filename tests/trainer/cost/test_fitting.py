@@ -131,8 +131,8 @@ def test_what_nothing_makes_fit_is_told_with_the_least_there_is():
         "int8 weights need 12.2 GiB or more; nf4 weights need "
     )
     assert text.endswith(
-        "Of it the student and AdamW take 1.7 GiB and a row 1.11: take a smaller student, a cache of fewer pixels or "
-        "text tokens, or a larger card"
+        "The student and AdamW need 1.7 GiB and each row 1.11 GiB: use a smaller student, a cache with fewer pixels or "
+        "text tokens, or a larger GPU"
     )
 
 
@@ -232,7 +232,7 @@ def test_a_stage_that_states_its_parts_keeps_them_and_the_others_are_divided():
 
 def test_weights_that_no_package_here_quantizes_are_named_where_nothing_fits():
     with pytest.raises(
-        SettingsError, match=r"; int8 and nf4 weights were not tried: pip install 'secondcast\[quant\]'\. Of"
+        SettingsError, match=r"; int8 and nf4 weights are not tried without pip install 'secondcast\[quant\]'\. The"
     ):
         fitted(5, quantizers=())
     with pytest.raises(SettingsError) as raised:

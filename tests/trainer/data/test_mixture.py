@@ -184,8 +184,9 @@ def test_caches_of_different_teachers_are_refused_by_the_field(tmp_path, places,
     with pytest.raises(TeacherError) as raised:
         train_mixed(tmp_path / "run", run_settings({}), {"cats": places["cats"], "others": cache}, other, t5_config)
     assert str(raised.value) == (
-        f'caches cats and others are of different teachers: weights.{name} is "{one[name]}" in {places["cats"]} and '
-        f'"{two[name]}" in {cache}; a student has one teacher: train with one of them, or build both with the same'
+        f'caches cats and others have different teachers: weights.{name} is "{one[name]}" in {places["cats"]} and '
+        f'"{two[name]}" in {cache}; a student has one teacher: train on one of the caches, or '
+        "build both with the same teacher"
     )
     assert not (tmp_path / "run").exists()
 
@@ -195,11 +196,11 @@ def test_caches_of_different_teachers_are_refused_by_the_field(tmp_path, places,
     [
         (
             [{"caches": {"cat": 1}}],
-            "stage 0 takes the cache 'cat', this run has cats, signs: give it with --cache cat=FOLDER",
+            "stage 0 uses the cache 'cat', but this run has cats, signs: give --cache cat=FOLDER",
         ),
         (
             [{"caches": {"cats": 1}}, {"caches": {"cats": 2}}],
-            "cache 'signs' is given, but no stage takes it: name it in one, or leave it away",
+            "cache 'signs' is given, but no stage uses it: add it to a stage, or remove it",
         ),
     ],
 )
@@ -212,8 +213,8 @@ def test_a_cache_of_another_name_is_told_the_name_it_had(tmp_path, places, dev_t
     train_mixed(tmp_path / "run", run_settings({}), of(places, "cats", "signs"), dev_teacher, t5_config)
     moved = shutil.copytree(places["cats"], tmp_path / "moved")
     message = (
-        f"{tmp_path / 'run'} was begun with a cache named 'cats', which 'moved' may be: the order of training goes by "
-        f"the names; give --cache cats={moved}"
+        f"{tmp_path / 'run'} was started with a cache named 'cats', found 'moved' with the same sampling: the data "
+        f"order depends on the names; give --cache cats={moved}"
     )
     with pytest.raises(RunError, match=f"^{re.escape(message)}$"):
         again = {"moved": moved, "signs": places["signs"]}
@@ -226,8 +227,8 @@ def test_caches_of_two_dtypes_are_replayed_in_the_one_that_is_named(tmp_path, pl
     exact = small_cache(tmp_path / "exact", dev_teacher, texts_of("car", 3), dtype="float32")
     both = {"cats": places["cats"], "exact": exact}
     message = (
-        "cache cats was recorded in bfloat16 and exact in float32: the transformer that replays both computes in one "
-        "of them; give --backbone-dtype bfloat16 or float32"
+        "cache cats was recorded in bfloat16 and exact in float32, but the transformer replays both in one dtype: give "
+        "--backbone-dtype bfloat16 or float32"
     )
     with pytest.raises(SettingsError, match=f"^{re.escape(message)}$"):
         train_mixed(tmp_path / "run", run_settings({}), both, dev_teacher, t5_config)

@@ -127,7 +127,7 @@ def test_the_parts_of_all_ranks_in_order_are_the_global_batch(parts, ranks, kind
 
 
 def test_ranks_that_do_not_divide_the_batch_are_refused():
-    with pytest.raises(ValueError, match="batch of 4 rows, expected a multiple of 3 processes x 1 rows a forward"):
+    with pytest.raises(ValueError, match="batch of 4 rows, expected a multiple of 3 processes x 1 rows per forward"):
         rank_slice(an_order().batch(0), rank=0, ranks=3, share=1)
     with pytest.raises(ValueError, match="rank is 2, expected 0 to 1"):
         rank_slice(an_order().batch(0), rank=2, ranks=2, share=1)

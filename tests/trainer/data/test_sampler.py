@@ -117,7 +117,7 @@ def test_what_cannot_share_is_refused(changes, message):
 def test_a_process_takes_whole_groups_of_rows_that_share():
     order = Sampler(kind="shuffled", parts=(Part(count=9),), steps=4, batch_size=8, seed=0, share=4)
     assert rank_slice(order.batch(3), rank=1, ranks=2, share=4) == order.batch(3)[4:]
-    with pytest.raises(ValueError, match="batch of 8 rows, expected a multiple of 4 processes x 4 rows a forward"):
+    with pytest.raises(ValueError, match="batch of 8 rows, expected a multiple of 4 processes x 4 rows per forward"):
         rank_slice(order.batch(0), rank=0, ranks=4, share=4)
 
 
@@ -208,6 +208,8 @@ def test_the_turns_of_walks_are_whole_walks():
 @pytest.mark.parametrize(("steps", "told"), [((5, 7), "5 and 7"), ((1, 4), "1 and 4")])
 def test_walks_of_other_lengths_do_not_take_turns(steps, told):
     orders = [mixed(kind="sequential", steps=length) for length in steps]
-    with pytest.raises(SettingsError, match=f"caches whose trajectories have {told} steps, expected one number: their"):
+    with pytest.raises(
+        SettingsError, match=f"caches whose trajectories have {told} steps, expected one number of steps"
+    ):
         InterleavedSampler(orders)
     assert InterleavedSampler([mixed(steps=length) for length in steps]).batch(0)

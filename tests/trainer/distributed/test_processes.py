@@ -225,8 +225,8 @@ def test_who_loses_the_others_says_so_in_one_line():
 
     said = in_two(one_leaves, ended=1)
     assert re.fullmatch(
-        r"WorkerFailedError: process 1 of 2 lost the others \(.*\): one of them ended, its own message says why; mend that "
-        r"and give the same command again, it goes on from the last checkpoint",
+        r"WorkerFailedError: process 1 of 2 lost the connection \(.*\), because another process ended: fix the error "
+        r"that it reports and run the same command again to resume from the last checkpoint",
         said[1],
     )
 
@@ -247,8 +247,8 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path, work):
     with pytest.raises(SettingsError) as refused:
         work(tmp_path / "run", Distributed(rank=0, ranks=3), pretrain_steps=0)
     assert str(refused.value) == (
-        "batch-size is 8 on 3 processes, expected a multiple of processes x accumulate x timesteps-per-sample = "
-        "3 x 2 x 2: each computes an equal part of a batch; take 12, or another number of processes"
+        "batch-size is 8 on 3 processes, expected a multiple of processes x grad-accum-steps x timesteps-per-sample = "
+        "3 x 2 x 2: each process computes an equal part of a batch; use 12, or another number of processes"
     )
     assert not (tmp_path / "run").exists()
 
@@ -259,8 +259,8 @@ def test_processes_that_cannot_meet_say_why(monkeypatch):
     with pytest.raises(SettingsError) as refused, init_distributed(0, 2, CPU):
         pass
     assert str(refused.value) == (
-        "2 processes train together, but MASTER_ADDR and MASTER_PORT are not set: they do not know where to meet; "
-        "start them with torchrun or accelerate launch, or set both (the first node's name, a free port)"
+        "2 processes train together, but MASTER_ADDR and MASTER_PORT are not set: start them with torchrun or "
+        "accelerate launch, or set both (the name of the first node, a free port)"
     )
 
 
@@ -268,8 +268,8 @@ def test_a_single_process_has_nobody_to_share_a_student_with():
     with pytest.raises(SettingsError) as refused, init_distributed(0, 1, CPU, sharded=True):
         pass
     assert str(refused.value) == (
-        "--fsdp divides the student among processes, and this is the only one: start several, as in torchrun "
-        "--nproc-per-node 2 --no-python secondcast train ..., or leave it out"
+        "--fsdp shards the student across processes, but this is the only one: start several, as in torchrun "
+        "--nproc-per-node 2 --no-python secondcast train ..., or remove it"
     )
 
 

@@ -70,9 +70,7 @@ def test_a_run_goes_on_with_other_checkpointing_and_not_with_other_modulation(
     again = partial(run_training, tmp_path / "run", exact_cache, dev_teacher, t5_config)
     with pytest.raises(KeyboardInterrupt):
         again(progress=StopAfter(3), **flags)
-    with pytest.raises(
-        RunError, match=r"was begun with modulation = gpu, you asked for auto: the weights depend on it"
-    ):
+    with pytest.raises(RunError, match=r"was started with modulation = gpu, not auto: the weights depend on it"):
         again(**flags | {"modulation": "auto"})
     again(activation_checkpointing=1, **flags)
     one, other = weights(tmp_path / "run"), weights(plain)
@@ -87,7 +85,7 @@ def test_caches_with_pooled_vectors_are_trained_on_with_the_weights(tmp_path, de
         "no modulation table: the pooled vectors of CLIP are part of them; the weights that it would stand for stay "
         "in memory"
     ) in heard.heard
-    with pytest.raises(SettingsError, match=r"--modulation is table, but the cache has the pooled vectors of CLIP: "):
+    with pytest.raises(SettingsError, match=r"--modulation is precomputed, but the cache has CLIP's pooled vectors, "):
         run_training(tmp_path / "other", tmp_path / "c", dev_teacher, t5_config, steps=2, modulation="precomputed")
 
 
@@ -112,5 +110,5 @@ def test_caches_of_other_schedules_share_what_gives_their_modulation(
 def test_streaming_is_refused_where_it_cannot_be(tmp_path, exact_cache, dev_teacher, t5_config):
     with pytest.raises(SettingsError, match="activation-checkpointing is 2 with gpu-blocks, expected 0 or 1: streamed"):
         TrainFlags.from_flags(student="x", activation_checkpointing=2, gpu_blocks=0)
-    with pytest.raises(SettingsError, match="--gpu-blocks is 9, expected 0 to 3: this transformer has so many"):
+    with pytest.raises(SettingsError, match="--gpu-blocks is 9, expected 0 to 3, the number of blocks"):
         run_training(tmp_path / "run", exact_cache, dev_teacher, t5_config, **FLAGS | {"gpu_blocks": 9})

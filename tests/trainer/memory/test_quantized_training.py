@@ -138,7 +138,7 @@ def test_interrupted_and_resumed_the_weights_are_those_of_an_unbroken_run(
     run_training(tmp_path / "whole", recorded["none"], dev_teacher, t5_config, **flags)
     with pytest.raises(KeyboardInterrupt):
         run_training(tmp_path / "cut", recorded["none"], dev_teacher, t5_config, progress=StopAfter(2), **flags)
-    message = "was begun with quantize = {}, you asked for none: the weights depend on it; give the flags of the first"
+    message = "was started with quantize = {}, not none: the weights depend on it; give the original"
     with pytest.raises(RunError, match=message.format(kind)):
         run_training(tmp_path / "cut", recorded["none"], dev_teacher, t5_config, **flags | {"quantize": "none"})
     run_training(tmp_path / "cut", recorded["none"], dev_teacher, t5_config, **flags)
@@ -166,9 +166,9 @@ def test_caches_of_other_weights_are_not_mixed(recorded):
     with pytest.raises(TeacherError) as caught:
         check_one_quantization(caches)
     assert str(caught.value) == (
-        f"caches none and nf4 were sampled with other weights of one teacher: quantize is none in {recorded['none']} "
-        f"and nf4 in {recorded['nf4']}; replayed by one backbone, at least one of them would pull the student off by "
-        f"what was rounded: train with one of them, or build both with the same --quantize"
+        "caches none and nf4 were sampled with different weights of one teacher: quantize is none in "
+        f"{recorded['none']} and nf4 in {recorded['nf4']}; one backbone cannot replay both without bias: train on one "
+        "of them, or build both with the same --quantize"
     )
 
 

@@ -15,7 +15,7 @@ from tests.cache_builder.building import build_cache
 from tests.trainer.test_train import Listening, StopAfter, run_training, same_weights
 
 MATH = {"attention_backend": "_native_math"}
-COMPILING = "the blocks of the transformer are compiled when a shape comes for the first time: about a minute each"
+COMPILING = "the transformer's blocks are compiled at the first batch of each shape, which takes about a minute"
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +30,13 @@ def test_an_attention_backend_is_used_said_and_recorded(tmp_path, small_cache, d
     heard = Listening()
     run = run_training(tmp_path / "run", small_cache, dev_teacher, t5_config, progress=heard, steps=2, **MATH)
     assert (
-        f"{small_cache} was recorded with attention sdpa, this run has _native_math: the replay error tells what the "
-        f"other rounding comes to"
+        f"{small_cache} was recorded with attention sdpa, this run uses _native_math: the replay error includes the "
+        "difference in rounding"
     ) in heard.heard
     assert any(line.endswith("held out; transformer with attention _native_math") for line in heard.heard)
     config = RunConfig.model_validate_json((run / CONFIG_FILE).read_bytes())
     assert config.settings.attention_backend == "_native_math"
-    with pytest.raises(RunError, match="was begun with attention-backend = _native_math, you asked for None: "):
+    with pytest.raises(RunError, match="was started with attention-backend = _native_math, not None: "):
         run_training(run, small_cache, dev_teacher, t5_config, steps=2)
 
 
@@ -58,7 +58,7 @@ def test_of_the_caches_backend_nothing_is_remarked(tmp_path, dev_teacher, prompt
 @pytest.mark.parametrize(
     ("backend", "message"),
     [
-        ("flush", "^--attention-backend 'flush' is unknown to diffusers, which knows .*, flash, "),
+        ("flush", "^--attention-backend 'flush' is unknown to diffusers, expected one of .*, flash, "),
         ("_native_cudnn", "^--attention-backend '_native_cudnn' does not work on cpu in float32"),
     ],
 )
@@ -94,7 +94,7 @@ def test_a_compiled_run_says_so_and_goes_on_to_the_same_bits(tmp_path, small_cac
     again = partial(run_training, tmp_path / "run", small_cache, dev_teacher, t5_config)
     with pytest.raises(KeyboardInterrupt):
         again(progress=StopAfter(3), **flags)
-    with pytest.raises(RunError, match="was begun with compile = True, you asked for False: the weights depend on it"):
+    with pytest.raises(RunError, match="was started with compile = True, not False: the weights depend on it"):
         again(**flags | {"compile": False})
     # As in a process of its own.
     torch._dynamo.reset()

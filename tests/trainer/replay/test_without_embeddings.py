@@ -34,7 +34,7 @@ def test_a_warm_up_is_refused_with_the_way_out(tmp_path, bare_cache, dev_teacher
     [
         (
             {"loss": "context"},
-            r"--loss is context, but .* was built with --no-store-embeddings: .*; give --loss vision, or",
+            r"--loss is context, but .* was built with --no-store-embeddings .*: give --loss vision, or",
         ),
         (
             {"embedding_loss_weight": 0.5},
@@ -49,8 +49,8 @@ def test_losses_that_need_embeddings_are_refused(tmp_path, bare_cache, dev_teach
 
 def test_the_term_of_a_stage_is_named(tmp_path, bare_cache, dev_teacher, t5_config):
     message = (
-        f"stage 0 has embedding-loss-weight 0.5, but {bare_cache} was built with --no-store-embeddings: the term compares with "
-        f"the teacher's embeddings; give it none, or build with --store-embeddings"
+        f"stage 0 has embedding-loss-weight 0.5, but {bare_cache} was built with --no-store-embeddings and has no "
+        "embeddings to compare with: remove it from the stage, or build with --store-embeddings"
     )
     with pytest.raises(SettingsError, match=f"^{re.escape(message)}$"):
         train_mixed(

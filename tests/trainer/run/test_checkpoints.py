@@ -65,7 +65,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
     heard = Listening()
     run_training(tmp_path / "cut", cache_folder, dev_teacher, t5_config, progress=heard, **whole_run["flags"])
     (said,) = [line for line in heard.heard if "cannot be read" in line]
-    assert said.startswith(f"{newest} cannot be read (") and said.endswith("): going back to the checkpoint before it")
+    assert said.startswith(f"{newest} cannot be read (") and said.endswith("): falling back to the previous checkpoint")
     assert re.search(reason, said)
     assert f"going on from step {int(older.name[-8:])}" in heard.heard
     assert same_weights(tmp_path / "cut", whole_run["whole"])
@@ -94,7 +94,7 @@ def test_without_one_whole_checkpoint_it_stops_and_changes_nothing(
         run_training(run, cache_folder, dev_teacher, t5_config, **whole_run["flags"])
     assert re.fullmatch(
         rf"{run}/checkpoint-00000004 cannot be read \(optimizer.safetensors has checksum \w{{32}}, expected "
-        r"\w{32}\), and none of the 1 before it: a run does not begin again over its checkpoints; take one of them "
+        r"\w{32}\), and none of the 1 before it: a run does not restart over its checkpoints; restore one of them "
         r"from a backup, or give a new run folder",
         str(caught.value),
     )
@@ -135,8 +135,8 @@ def test_files_that_may_not_be_read_are_no_damage(tmp_path, cache_folder, dev_te
             load_checkpoint(run, trainer.student, trainer.optimizer, pytest.fail, averaged=trainer.average.student)
         where = run / "checkpoint-00000004" / (file or "state.json")
         assert str(caught.value) == (
-            f"{where} cannot be read (Permission denied): the checkpoint is not damaged, and nothing was changed; make "
-            f"its files readable for this user and give the same command again"
+            f"{where} cannot be read (Permission denied): the checkpoint is not damaged, nothing is changed; make its "
+            "files readable for this user and run the same command again"
         )
         assert before is None or contents(run) == before
         (run / "checkpoint-00000004" / file).chmod(0o700)
@@ -155,7 +155,7 @@ def test_a_disk_that_fails_is_no_damage(tmp_path, cache_folder, dev_teacher, t5_
 
     trainer = make_trainer(run, cache_folder, dev_teacher, t5_config, **whole_run["flags"])
     monkeypatch.setattr(Path, "open", fails)
-    said = rf"^{file} cannot be read \(Input/output error\): its disk fails, and nothing was changed"
+    said = rf"^{file} cannot be read \(Input/output error\): the disk fails, nothing is changed"
     with pytest.raises(RunError, match=said):
         load_checkpoint(run, trainer.student, trainer.optimizer, pytest.fail, averaged=trainer.average.student)
 
@@ -186,7 +186,7 @@ def test_copies_and_archives_beside_checkpoints_are_neither_read_nor_deleted(
     run_training(run, cache_folder, dev_teacher, t5_config, progress=heard, **whole_run["flags"])
     assert "going on from step 4" in heard.heard and same_weights(run, whole_run["whole"])
     for name in ("checkpoint-99999999", "checkpoint-00000005", "checkpoint-00000001"):
-        said = f"{run / name} is no checkpoint that this run wrote under this name: it is left alone"
+        said = f"{run / name} is not a checkpoint that this run wrote under this name: ignored"
         assert said in heard.heard
     assert {name: contents(run / name) for name in copies} == before
     assert (run / "checkpoint-00000003.tar").read_bytes() == b"tar"
@@ -206,7 +206,7 @@ def test_what_stands_in_the_way_of_a_checkpoint_gets_another_name_and_stays(
     run_training(run, cache_folder, dev_teacher, t5_config, progress=heard, **whole_run["flags"])
     assert same_weights(run, whole_run["whole"]) and contents(run / "checkpoint-00000006-kept-2") == before
     assert (
-        f"{run}/checkpoint-00000006 was there and is no readable checkpoint of this run: it is now "
+        f"{run}/checkpoint-00000006 is not a readable checkpoint of this run: renamed to "
         f"checkpoint-00000006-kept-2, and stays"
     ) in heard.heard
 
@@ -230,7 +230,7 @@ def test_a_damaged_note_of_the_best_is_written_again_from_the_checkpoints(
     (run / "best.json").write_text(note)
     heard = Listening()
     run_training(run, cache_folder, dev_teacher, t5_config, progress=heard, **whole_run["flags"])
-    assert any(line.startswith(f"{run}/best.json is not what `secondcast train` wrote") for line in heard.heard)
+    assert any(line.startswith(f"{run}/best.json is not as `secondcast train` wrote") for line in heard.heard)
     assert (run / "best.json").read_bytes() == (whole_run["whole"] / "best.json").read_bytes()
 
 
@@ -265,7 +265,9 @@ def test_no_space_for_a_checkpoint_is_one_line_and_the_run_goes_on_later(
         run_training(tmp_path / "cut", cache_folder, dev_teacher, t5_config, **whole_run["flags"])
     said = str(raised.value)
     assert said.startswith(f"{tmp_path / 'cut'}/checkpoint-00000006 cannot be written (") and "File too large" in said
-    assert said.endswith("make room (or mend that) and give the same command again, it goes on from the last of them")
+    assert said.endswith(
+        "free disk space (or fix the cause) and run the same command again to resume from the last of them"
+    )
     assert "\n" not in said and not list((tmp_path / "cut").glob(".*"))
     assert names(tmp_path / "cut") == {"checkpoint-00000002", "checkpoint-00000004"}
     run_training(tmp_path / "cut", cache_folder, dev_teacher, t5_config, **whole_run["flags"])
@@ -302,11 +304,9 @@ def test_how_many_checkpoints_are_kept_may_change_what_shapes_weights_may_not(
 ):
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, keep_checkpoints=5)
-    with pytest.raises(
-        RunError, match="was begun with grad-accum-steps = 1, you asked for 2: the weights depend on it"
-    ):
+    with pytest.raises(RunError, match="was started with grad-accum-steps = 1, not 2: the weights depend on it"):
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, grad_accum_steps=2)
-    with pytest.raises(RunError, match="was begun with ema-decay = None, you asked for 0.9"):
+    with pytest.raises(RunError, match="was started with ema-decay = None, not 0.9"):
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, ema_decay=0.9)
 
 

@@ -157,9 +157,7 @@ def test_a_checkpoint_of_another_student_is_refused_and_not_lost(bert, dev_teach
         load_checkpoint(saved.parent, student, optimizer, [].append, averaged=average.student)
     assert str(caught.value).startswith(f"{saved} cannot be loaded: ") and (
         "tensors of the student to be trained are missing (encoder." in str(caught.value)
-        and "config.json asks for 2 blocks in encoder." in str(caught.value)
-        and str(caught.value).endswith(
-            ", the file has 1; give the --student that the run began with, or a new run folder"
-        )
+        and "config.json has 2 blocks in encoder." in str(caught.value)
+        and str(caught.value).endswith(", the file has 1; give the --student of the run, or a new run folder")
     )
     assert saved.is_dir()

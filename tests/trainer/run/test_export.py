@@ -76,7 +76,7 @@ def test_a_run_that_was_never_validated_gives_its_last_checkpoint_and_says_so(ex
     assert export(run, tmp_path / "a") == []
     (run / "best.json").unlink()
     assert export(run, tmp_path / "b") == [
-        f"of {run} no checkpoint was validated yet: this is checkpoint-00000006, the last one"
+        f"{run} has no validated checkpoint yet: exported checkpoint-00000006, the last one"
     ]
 
 
@@ -168,9 +168,9 @@ def test_comfyui_is_one_file_with_those_keys_and_the_node_is_warned_of(exported,
     (tmp_path / "usual").touch()
     assert (tmp_path / "s.safetensors").stat().st_mode == (tmp_path / "usual").stat().st_mode
     assert re.search(
-        r"it has d_model = 16 \(768\), num_layers = 1 \(12\), .*the node's values in brackets$", remarks[0]
+        r"which has d_model = 16 \(768\), num_layers = 1 \(12\), .*the node's values in parentheses\)$", remarks[0]
     )
-    assert "pads prompts to 256 tokens, this student was trained at 12" in remarks[1] and len(remarks) == 2
+    assert "pads prompts to 256 tokens, but this student was trained at 12" in remarks[1] and len(remarks) == 2
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,9 @@ def test_a_student_without_facts_is_exported_with_a_card_that_says_so(exported, 
 def test_a_place_that_is_taken_or_cannot_be_written_is_refused_and_nothing_is_left(exported, tmp_path):
     with pytest.raises(SettingsError, match="student exists and is not empty: give a new folder"):
         export(exported / "run", exported / "student")
-    with pytest.raises(SettingsError, match=r"x ends with '', expected '.safetensors': --to comfyui writes .* x.safe"):
+    with pytest.raises(
+        SettingsError, match=r"x has the suffix '', expected '.safetensors': --to comfyui writes .* x.safe"
+    ):
         export(exported / "run", tmp_path / "x", to="comfyui")
     (tmp_path / "f.safetensors").write_text("mine")
     with pytest.raises(SettingsError, match=r"f.safetensors exists: give a new file for the export"):
@@ -255,10 +257,10 @@ def test_what_holds_no_student_is_refused(exported, tmp_path):
         export(tmp_path / "nix", tmp_path / "out")
     (tmp_path / "run").mkdir()
     shutil.copyfile(exported / "run/config.json", tmp_path / "run/config.json")
-    with pytest.raises(StudentError, match="run has no checkpoint yet: give the `secondcast train` command again"):
+    with pytest.raises(StudentError, match="run has no checkpoint yet: run the `secondcast train` command again"):
         export(tmp_path / "run", tmp_path / "out")
     export(exported / "run", tmp_path / "s.safetensors", to="comfyui")
-    with pytest.raises(StudentError, match="s.safetensors is one file, which holds neither a configuration nor a tok"):
+    with pytest.raises(StudentError, match="s.safetensors is a single file without configuration and tok"):
         export(tmp_path / "s.safetensors", tmp_path / "out")
     shutil.copytree(exported / "student", tmp_path / "damaged")
     (tmp_path / "damaged/secondcast.json").write_text("{}")

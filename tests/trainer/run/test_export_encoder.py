@@ -102,8 +102,8 @@ def test_an_export_is_exported_again_to_the_same_bytes(exported, tmp_path):
 def test_forms_that_hold_t5_only_refuse_it(form, name, exported, tmp_path):
     with pytest.raises(
         SettingsError,
-        match=rf"bart is a student of 'bart' with a tokenizer of its own, --to {form} holds T5 students that read the "
-        r"teacher's tokens: give --to diffusers$",
+        match=rf"bart is a 'bart' student with its own tokenizer, but --to {form} only supports T5 students that read "
+        r"the teacher's tokens: give --to diffusers$",
     ):
         export(exported / "bart", tmp_path / name, to=form)
     assert not list(tmp_path.iterdir())

@@ -35,8 +35,8 @@ def test_the_second_of_two_trainings_in_one_folder_is_refused(tmp_path, cache_fo
     meddling = Meddling()
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, progress=meddling)
     assert meddling.refused == (
-        f"another process trains in {tmp_path / 'run'}: two would write over each other's checkpoints; wait for it, or "
-        f"give another folder"
+        f"another process trains in {tmp_path / 'run'}, and two would overwrite each other's checkpoints: wait for it, "
+        "or give another folder"
     )
     run_training(tmp_path / "whole", cache_folder, dev_teacher, t5_config)
     assert same_weights(tmp_path / "run", tmp_path / "whole")
@@ -73,7 +73,7 @@ def test_a_model_folder_is_not_begun_as_a_run(tmp_path, cache_folder, dev_teache
     (model / "model.safetensors").write_bytes(b"weights")
     before = {file.name: file.read_bytes() for file in model.iterdir()}
     with pytest.raises(
-        RunError, match=rf"^{model}/config.json cannot be read \(.*\): damaged, or of another version"
+        RunError, match=rf"^{model}/config.json cannot be read \(.*\): it is damaged, or of another version"
     ) as got:
         run_training(model, cache_folder, dev_teacher, t5_config)
     assert "\n" not in str(got.value) and {file.name: file.read_bytes() for file in model.iterdir()} == before

@@ -22,7 +22,7 @@ from tests.trainer.data.worlds import CPU, in_two
 from tests.trainer.test_train import run_training, same_weights
 
 FLAGS = {"pretrain_steps": 3, "steps": 4, "checkpoint_every": 100, "dropout": 0.2, "lr_schedule": "cosine"}
-SAID = "stopping after this step, with a checkpoint; once more: at once, without one"
+SAID = "stopping after this step with a checkpoint; interrupt again to stop now without one"
 
 
 @pytest.fixture(autouse=True)

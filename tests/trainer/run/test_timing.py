@@ -112,7 +112,7 @@ def test_what_people_are_told():
         "(100 %)"
     )
     assert Work(flops=180e12, matrix_flops=750e12, dtype="bfloat16").text(0.8) == (
-        "180 TFLOP a step, 225 TFLOP/s: 30 % of the 750 TFLOP/s that products of bfloat16 matrices reach here"
+        "180 TFLOP per step, 225 TFLOP/s: 30 % of the 750 TFLOP/s of bfloat16 matrix products on this machine"
     )
     assert Work(flops=2.5e9).text(0.5) == "2.5 GFLOP a step, 5 GFLOP/s"
     assert PeakMemory(host_bytes=2**30, gpu_bytes=None, gpu_reserved_bytes=None).line() == (
@@ -196,7 +196,7 @@ def test_a_run_says_and_records_where_its_time_went(tmp_path, cache_folder, dev_
         f"stage pretrain: {flops_text(costs.step_flops(trainer.settings, pretrain))} a step"
     )
     assert progress.lines[5].startswith(f"stage main: {flops_text(costs.step_flops(trainer.settings, main))} a step")
-    assert progress.lines[5].endswith("matrices reach here") and len(progress.lines) == 6
+    assert progress.lines[5].endswith("matrix products on this machine") and len(progress.lines) == 6
     last = json.loads(file.read_text().splitlines()[-1])
     of_main = last["summary"]["stages"]["main"]
     assert last["step"] == 3 and (of_main["loss"], of_main["timed_steps"]) == ("vision", 1)
@@ -273,7 +273,7 @@ def test_a_step_with_conditions_that_the_table_does_not_hold_changes_nothing(
     backbone.table = make_table(backbone.transformer, Conditions(pairs=((0.25, 3.5),), batch_rows=8), CPU)
     before = {name: value.clone() for name, value in trainer.student.state_dict().items()}
     with pytest.raises(
-        SettingsError, match=r"^row 0 of a batch has timestep .* the modulation table holds timesteps 0\.25"
+        SettingsError, match=r"^row 0 of a batch has timestep .* the modulation table has timesteps 0\.25"
     ):
         trainer.timed_steps()
     assert all(torch.equal(value, before[name]) for name, value in trainer.student.state_dict().items())
