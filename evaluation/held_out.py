@@ -56,7 +56,7 @@ def held_out_trajectories(cache: Cache) -> list[HeldOut]:
         raise NotInCacheError(
             f"{cache.folder} has {counted(len(committed), 'committed trajectory')}, none of them of the {len(prompts)} "
             f"held-out prompts among its {len(cache.prompts)}: one prompt in {HELD_OUT_EVERY} is held out, by a hash "
-            f"of its text, and all others are used in training; build more prompts, or give another cache of this teacher"
+            f"of its text, and training uses all others; build more prompts, or give another cache of this teacher"
         )
     return found
 

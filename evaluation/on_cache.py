@@ -209,7 +209,7 @@ class CacheEvaluator:
 
 
 def backbone_of(cache: Cache, teacher: TeacherFolder, settings: CacheScoring, device: torch.device) -> FluxBackbone:
-    """Load the transformer that a cache was recorded with; TeacherError for another, SettingsError, MissingExtraError."""
+    """Load the recorded transformer of a cache; TeacherError for another, SettingsError, MissingExtraError."""
     options, dtype = settings.memory_of(cache.manifest), DTYPES[settings.dtype_of(cache.manifest)]
     check_quantizer(options.quantize)
     check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)
