@@ -166,6 +166,6 @@ def test_the_command_line_extends_and_says_by_what(tmp_path, texts, dev_teacher,
         (0, 6, 0, 1), (0, 6, 1, 1), (6, 3, 0, 2),
     ]  # fmt: skip
     code, said, heard = secondcast(*words, texts["two"], "--extend")
-    assert code == 0 and "nothing to add: all of it is among the 18 trajectories of 9 prompts" in " ".join(
+    assert code == 0 and "nothing to add: everything is among the 18 trajectories of 9 prompts" in " ".join(
         heard.split()
     )

@@ -51,7 +51,7 @@ def test_quiet_says_what_was_written_alone(tmp_path, cache, capsys):
         ),
         (["--num-strips", "-1"], f"--num-strips is '-1', {STRIPS}", 1),
         (["--student", "no-run"], "no student no-run: expected a run folder, or what `secondcast export` wrote", 1),
-        (["--evaluation", "no.json"], "no file no.json: expected what `secondcast evaluate score --out` wrote", 1),
+        (["--evaluation", "no.json"], "no file no.json: expected the output of `secondcast evaluate score --out`", 1),
         (["--teacher", "/nowhere/at/all"], "/nowhere/at/all", 1),
         (["--frame-size", "4"], "--frame-size", 1),
     ],

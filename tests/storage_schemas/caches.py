@@ -80,7 +80,7 @@ def some_manifest(prompts: list[Prompt], **changes: Any) -> Manifest:
                     first_prompt=0,
                     prompts=len(prompts),
                     first_sample=0,
-                    samples_per_prompt=settings["replicas"],
+                    samples_per_prompt=settings["samples_per_prompt"],
                     shard_size=settings["shard_size"],
                 ),
             ),

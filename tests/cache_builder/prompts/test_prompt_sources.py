@@ -73,7 +73,7 @@ def test_a_source_is_named_by_its_file_or_data_set_and_a_pipe_always_the_same(te
     [
         ("a.txt:limit=x", "prompt source 'a.txt:limit=x' has limit=x, expected a whole number from 1 to 10"),
         ("a.txt:limit=0", "limit=0, expected a whole number from 1"),
-        ("a.txt:limit=" + "9" * 5000, "expected a whole number from 1"),
+        ("a.txt:limit=" + "9" * 5000, "expected an integer from 1"),
         ("a.txt:repeat=10001", "repeat=10001, expected a whole number from 1 to 10000"),
         ("a.txt:repeat=2:limit=1:repeat=3", "has repeat= twice: leave one out"),
         ("a.txt:name=", "has an empty name=: give a value"),
@@ -95,7 +95,7 @@ def test_settings_take_strings_paths_and_sources():
         PromptSource(path="b.txt"),
         PromptSource(path="c.txt", repeat=2),
     )
-    with pytest.raises(PromptsError, match="limit=x, expected a whole number"):
+    with pytest.raises(PromptsError, match="limit=x, expected an integer"):
         BuildSettings.from_flags(prompts=("a.txt:limit=x",))
     with pytest.raises(SettingsError, match="--prompts"):
         BuildSettings.from_flags(prompts=())
