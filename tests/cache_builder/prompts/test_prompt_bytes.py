@@ -78,7 +78,7 @@ def test_a_dash_is_stdin(monkeypatch):
         ("nix.txt", r"^no prompt file nix.txt: expected a text file \(a prompt per line\), .json, .*, or - for stdin$"),
         ("~nobody-of-that-name/x", r"^no prompt file ~nobody-of-that-name/x: expected"),
         ("a\0b", r"^no prompt file a\0b: expected"),
-        ("a.txt:limti=5", r"'limti' is no key of a source, which are name,"),
+        ("a.txt:limti=5", r"'limti' is not a key of a source, which are name,"),
         (
             ".",
             r"^\. is a folder, expected a file: convert a T2I-CompBench folder with `secondcast prompts compbench \. FILE.jsonl`, .* as hf:\.$",

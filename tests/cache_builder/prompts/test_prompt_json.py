@@ -63,7 +63,7 @@ def test_json_is_known_by_what_it_holds(text, known):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{\n"prompts": ["a"]\n}', r"^p holds an object, expected a list of strings or of objects, or one per line$"),
+        ('{\n"prompts": ["a"]\n}', r"^p is an object, expected a list of strings or of objects, or one per line$"),
         ("3", r"^p is a number, expected a list"),
         ("[1]", r"^p is a list of strings, but item 1 is a number: expected all strings, or all obj"),
         ('["a", {"text": "b"}]', r"^p is a list of strings, but item 2 is an object: "),
