@@ -126,10 +126,10 @@ def _plan(folder: Folder, wanted: Manifest, prompts: list[Prompt]) -> _Plan:
     if segments != base.prompts.segments:
         lines += encode_prompts(new)[0]
         stated = prompt_set_fields([*there, *new]) | {"bytes": len(lines), "xxh3_128": xxh3_128(lines)}
-        manifest = base.model_copy(update={"prompts": PromptSet(**{**stated, "generations": segments})})
+        manifest = base.model_copy(update={"prompts": PromptSet(**{**stated, "segments": segments})})
         files = _files(manifest, lines)
-        vouched = {name: xxh3_128(data) for name, data in files.items() if name != PROMPTS_FILE}
-        manifest = manifest.model_copy(update={"metadata": vouched})
+        checksums = {name: xxh3_128(data) for name, data in files.items() if name != PROMPTS_FILE}
+        manifest = manifest.model_copy(update={"metadata": checksums})
     elsewhere = [
         there[known[prompt.id]]
         for prompt in prompts
