@@ -131,7 +131,7 @@ def test_other_settings_are_refused_before_anything_changes(tmp_path, dev_teache
     build_cache(tmp_path / "c", dev_teacher, texts["first"], **FP32)
     before = touched(tmp_path / "c")
     with pytest.raises(
-        SettingsMismatchError, match="c was built with sampling.seed = 0, you asked for 4: every recorded traj"
+        SettingsMismatchError, match="c was built with sampling.seed = 0, requested 4: every recorded traj"
     ):
         build_cache(tmp_path / "c", dev_teacher, texts["all"], extend=True, seed=4, **FP32)
     with pytest.raises(SettingsMismatchError, match=r"c was built with teacher\.\S+ = "):
@@ -142,7 +142,7 @@ def test_other_settings_are_refused_before_anything_changes(tmp_path, dev_teache
         build_cache(tmp_path / "c", dev_teacher, texts["all"], **FP32)
     with pytest.raises(
         SettingsMismatchError,
-        match=r"generations\[0\].replicas = 1, you asked for 2: .*; `secondcast build --extend` adds prompts or r",
+        match=r"segments\[0\].samples_per_prompt = 1, requested 2: .*; `secondcast build --extend` adds prompts or s",
     ):
         build_cache(tmp_path / "c", dev_teacher, texts["first"], samples_per_prompt=2, **FP32)
     assert touched(tmp_path / "c") == before

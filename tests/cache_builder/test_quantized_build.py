@@ -94,7 +94,7 @@ def test_another_kind_is_refused_on_resume_and_in_a_merge(tmp_path, caches, dev_
             caches / "nf4", dev_teacher, prompts, quantize="int8", dtype="float32", batch_size=BATCH, guidance=(3.5,)
         )
     assert str(caught.value) == (
-        f'{caches / "nf4"} was built with sampling.quantize = "nf4", you asked for "int8": every recorded trajectory '
+        f'{caches / "nf4"} was built with sampling.quantize = "nf4", requested "int8": every recorded trajectory '
         f"depends on it; give the original options, or another folder"
     )
     with pytest.raises(SettingsMismatchError, match=r'sampling.quantize = "none"'):
