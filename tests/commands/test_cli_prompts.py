@@ -180,7 +180,7 @@ def test_signs_are_read_back_from_every_ending(name, capsys):
         (["commontext", "out"], "out ends with 'nothing', expected .txt or .json or .jsonl"),
         (
             ["commontext", "o.txt", "--words", "1", "--num-prompts", "9999"],
-            make at most 1614 distinct prompts",
+            "make at most 1614 distinct prompts",
         ),
         (["count", "a.txt", "--teacher", "nobody"], "no teacher 'nobody': expected 'pocket'"),
     ],
