@@ -1,4 +1,4 @@
-"""How a shard was made: recorded in each commit, never refused."""
+"""Provenance of shards: recorded in each commit, never validated."""
 
 import platform
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from secondcast.storage_schemas.schema.commits import Kind
 from secondcast.storage_schemas.schema.manifest import Quantization
 from secondcast.storage_schemas.writer import CacheWriter
 
-# For records from before the batch size was written to them.
+# For records from before the batch size was recorded.
 DEFAULT_BATCH_SIZE = 16
 
 SHAPES_BITS = ("device", "attention", "torch", "diffusers", "transformers", "quantizer", "batch_size", "threads")
-"""What of a shard's provenance the last bits depend on."""
+"""Provenance fields on which the last bits of a shard depend."""
 
 
 def provenance(
@@ -30,10 +30,11 @@ def provenance(
     quantize: Quantization = "none",
     networks: Sequence[torch.nn.Module] = (),
 ) -> dict[str, Any]:
-    """Library versions, device, attention backend (None: the default), what quantized the weights, batch size, threads.
+    """Library versions, device, attention backend, quantizer, batch size and threads of a shard.
 
-    quantizer is there only where weights were quantized; cast_from only where the files of these networks have another
-    dtype than they were loaded in.
+    attention: None for the default backend.
+    quantize: `quantizer` is recorded only if weights are quantized.
+    networks: `cast_from` is recorded only if their files have a dtype other than the one they were loaded in.
     """
     made_by, stored = quantizer(quantize), cast_from(*networks)
     return {
@@ -58,15 +59,15 @@ def recorded_batch_size(made: dict[str, Any]) -> int:
 
 
 def changes(was: dict[str, Any], now: dict[str, Any], *, on_gpu: bool = False) -> list[str]:
-    """What of two provenances differs that the last bits depend on; on a GPU the host's threads do not matter."""
+    """Differences between two provenances that affect the last bits; on a GPU the host's threads do not matter."""
     names = [name for name in SHAPES_BITS if not (on_gpu and name == "threads")]
     return [f"{name} {was.get(name)} -> {now.get(name)}" for name in names if was.get(name) != now.get(name)]
 
 
 def changed_provenance(writer: CacheWriter, ours: dict[Kind, dict[str, Any]]) -> list[str]:
-    """A line for each kind of shard of which some are there, some are missing, and ours would be made otherwise.
+    """A warning for each partly committed kind of shard whose missing shards would have another provenance.
 
-    ours: by kind what `provenance` gives here. The newest shard stands for all that are there.
+    ours: current provenance by kind. It is compared with that of the newest committed shard.
     """
     records = writer.records()
     planned = {"embeddings": len(writer.layout.embeddings), "trajectories": len(writer.layout.trajectories)}
@@ -78,7 +79,7 @@ def changed_provenance(writer: CacheWriter, ours: dict[Kind, dict[str, Any]]) ->
         then = there[max(there)]
         if changed := changes(then, now):
             lines.append(
-                f"{writer.folder}: the rest of the {kind} is made otherwise than what is there ({', '.join(changed)}): "
-                f"it goes on, but the same bytes are promised only where these agree"
+                f"{writer.folder}: the remaining {kind} are made with settings other than the committed ones "
+                f"({', '.join(changed)}): the build resumes, but identical bytes are guaranteed only where these agree"
             )
     return lines

@@ -1,4 +1,4 @@
-"""What a build is asked to do: the options of `secondcast build` and `secondcast plan build`."""
+"""The options of `secondcast build` and `secondcast plan build`."""
 
 from typing import Annotated, Any, Self
 
@@ -31,14 +31,15 @@ Prompts = Annotated[
     tuple[PromptSource, ...],
     Shown(metavar="SOURCE"),
     Field(
-        description="File (a prompt per line; .json, .jsonl, .csv, .tsv, .parquet), - or hf:NAME, with any of :name= "
-        ":limit= :repeat= (times the replicas) :column= :split= :config= :revision= behind it; may be repeated."
+        description="Prompt source: a file (a prompt per line; .json, .jsonl, .csv, .tsv, .parquet), - for stdin, or "
+        "hf:NAME, followed by any of :name= :limit= :repeat= (multiplies --samples-per-prompt) :column= :split= "
+        ":config= :revision=; may be repeated."
     ),
 ]
 
 
 def guidance_values(text: str) -> tuple[float, ...]:
-    """Guidance from text: "3.5", "2.0,3.5", or "2.0:5.0:0.5" (first, last, step); SettingsError otherwise."""
+    """Parse guidance scales: "3.5", "2.0,3.5", or "2.0:5.0:0.5" (first, last, step); SettingsError otherwise."""
     try:
         if ":" not in text:
             return tuple(float(part) for part in text.split(","))
@@ -57,63 +58,65 @@ _GUIDANCE = "2.0:5.0:0.5"
 
 
 class StoredAs(Flags):
-    """What decides the size of the rows of a cache, beside their shapes."""
+    """The options that determine the size of the rows of a cache, besides their shapes."""
 
     dtype: Annotated[Dtype, Shown(group=_TEACHER)] = Field(
-        default="bfloat16", description="Of the teacher's arithmetic and of what is stored."
+        default="bfloat16", description="Arithmetic of the teacher, and dtype of what is stored."
     )
     compression: Annotated[CodecName, Shown(group=_STORAGE)] = Field(
-        default="lossless", description="compact: lossless; int8: predictions in 8 bits, with --latents stored."
+        default="lossless",
+        description="Compression of the arrays; int8: predictions in 8 bits, requires --latents stored.",
     )
     latents: Annotated[Latents, Shown(group=_STORAGE)] = Field(
-        default="derived", description="Store latents, or derive them exactly."
+        default="derived", description="Store the latents, or derive them exactly from noise and predictions."
     )
 
 
 class PromptLimit(Flags):
-    """How many of the prompts are taken."""
+    """The number of prompts used."""
 
-    limit: int | None = Field(default=None, ge=1, description="Only the first that many distinct prompts.")
+    limit: int | None = Field(default=None, ge=1, description="Number of distinct prompts to use; default: all.")
 
 
 class OutlineSettings(StoredAs, ImageSize, PromptLimit):
-    """What shapes a cache and its bytes, but the prompts; None means: as the teacher's folder states."""
+    """Every option that affects a cache and its bytes, except the prompts; None: as the teacher's folder states."""
 
     steps: Annotated[int, Shown(group=_IMAGE)] = Field(
-        default=STEPS, ge=1, le=1000, description="Sampler steps per trajectory."
+        default=STEPS, ge=1, le=1000, description="Sampling steps per trajectory."
     )
     samples_per_prompt: Annotated[int, Shown(group=_IMAGE)] = Field(
-        default=1, ge=1, description="Trajectories per prompt."
+        default=1, ge=1, description="Trajectories per prompt, each from its own noise."
     )
     guidance: Annotated[
         tuple[Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE)], ...], Shown(group=_IMAGE, text=_GUIDANCE)
-    ] = Field(default=guidance_values(_GUIDANCE), description="One value, a list, or first:last:step.")
+    ] = Field(default=guidance_values(_GUIDANCE), description="Guidance scales: one value, a list, or first:last:step.")
     seed: Annotated[int, Shown(group=_IMAGE)] = Field(
-        default=0, ge=0, lt=2**63, description="The noise is a function of seed, prompt and replica."
+        default=0, ge=0, lt=2**63, description="Seed of the noise, which is a function of seed, prompt and sample."
     )
     text_length: Annotated[int | None, Shown(group=_TEACHER)] = Field(
-        default=None, ge=1, description="T5 tokens, up to 512; default 77, or the teacher's own."
+        default=None, ge=1, description="Text tokens for T5, up to 512; default: 77, or the teacher's own."
     )
     pooled: Annotated[Pooled, Shown(group=_TEACHER)] = Field(
-        default="zero", description="FLUX's pooled input; zero: the paper's."
+        default="zero", description="FLUX's pooled text input: zero as in the paper, or CLIP's."
     )
     schedule: Annotated[ScheduleName, Shown(group=_TEACHER)] = Field(
-        default="diffusers", description="FluxPipeline's sigmas, or those of the paper's script."
+        default="diffusers",
+        description="Sigma schedule of FluxPipeline (diffusers) or of the paper's script (distillt5).",
     )
     quantize: Annotated[Quantization, Shown(group=_TEACHER)] = Field(
-        default="none", description="Sample with the transformer's weights in 8 or 4 bits, for training with the same."
+        default="none", description="Weights of the transformer in 8 or 4 bits for sampling, to train with the same."
     )
     batch_size: Annotated[int, Shown(group=_TEACHER)] = Field(
-        default=16, ge=1, description="Rows of each call of a network; may change on resume."
+        default=16, ge=1, description="Batch size of the teacher's networks; may change on resume."
     )
     shard_size: Annotated[int, Shown(group=_STORAGE)] = Field(default=64, ge=1, description="Trajectories per shard.")
     format: Annotated[Format, Shown(group=_STORAGE)] = Field(
-        default="zarr", description="zarr: sharded arrays; webdataset: tar files."
+        default="zarr", description="Storage format: sharded Zarr arrays, or WebDataset tar files."
     )
     store_embeddings: Annotated[bool, Shown(group=_STORAGE)] = Field(
         default=True,
-        description="Keep the teacher's embeddings; without them the cache is smaller, but has no replay check and "
-        "trains with the vision loss alone.",
+        description="Store the teacher's embeddings; without them the cache is smaller, but supports neither the "
+        "replay check nor the embedding loss.",
     )
 
     @field_validator("guidance", mode="before")
@@ -124,7 +127,7 @@ class OutlineSettings(StoredAs, ImageSize, PromptLimit):
     @model_validator(mode="after")
     def _guidance_is_given(self) -> Self:
         if not self.guidance:
-            raise ValueError("guidance has no value, expected at least one, such as 3.5 or 2.0:5.0:0.5")
+            raise ValueError("guidance is empty, expected at least one value, such as 3.5 or 2.0:5.0:0.5")
         return self
 
     @field_validator("text_length")
@@ -132,7 +135,7 @@ class OutlineSettings(StoredAs, ImageSize, PromptLimit):
     def _text_length_is_the_pipelines(cls, value: int | None) -> int | None:
         if value is not None and value > LARGEST_TEXT_LENGTH:
             raise ValueError(
-                f"FluxPipeline refuses a max_sequence_length above {LARGEST_TEXT_LENGTH}, and a student is used in it"
+                f"FluxPipeline, in which a student is used, refuses a max_sequence_length above {LARGEST_TEXT_LENGTH}"
             )
         return value
 
@@ -141,23 +144,23 @@ class OutlineSettings(StoredAs, ImageSize, PromptLimit):
         if problem := int8_problem(self.compression, self.latents):
             raise ValueError(problem)
         if problem := pooled_problem(self.pooled, "stored" if self.store_embeddings else "none"):
-            raise ValueError(f"--pooled clip does not go with --no-store-embeddings: {problem}")
+            raise ValueError(f"--pooled clip is incompatible with --no-store-embeddings: {problem}")
         return self
 
 
 class PlannedBuild(OutlineSettings):
-    """The options of `secondcast plan build` that say what would be built; the prompts may be a number alone."""
+    """The options of `secondcast plan build` that define the cache; prompts may be replaced by their number."""
 
     prompts: Prompts = ()
 
 
 class BuildSettings(PlannedBuild, AttentionBackend):
-    """The options of `secondcast build` that say what is built."""
+    """The options of `secondcast build` that define the cache."""
 
     prompts: Prompts = Field(min_length=1)
     extend: Annotated[bool, Shown(group=_STORAGE)] = Field(
-        default=False, description="Add prompts or replicas to this cache; what it holds stays."
+        default=False, description="Add prompts or samples to an existing cache; existing data is kept."
     )
     skip_disk_check: Annotated[bool, Shown(group=_STORAGE)] = Field(
-        default=False, description="Begin even where the disk looks too small."
+        default=False, description="Build even if the disk seems too small."
     )

@@ -1,4 +1,4 @@
-"""The teacher's networks for a cache, loaded as its manifest states."""
+"""Loads the teacher's networks for a cache as its manifest states."""
 
 from typing import Any
 
@@ -17,10 +17,10 @@ from secondcast.storage_schemas.schema.manifest import Manifest, check_same_teac
 
 
 class TeacherModels:
-    """Text encoders and transformer of a teacher. Of the two stages only one's are ever in memory."""
+    """Text encoders and transformer of a teacher; only those of one stage are in memory at a time."""
 
     def __init__(self, manifest: Manifest, teacher: TeacherFolder, device: torch.device) -> None:
-        """MissingExtraError where a cache was sampled with quantized weights and nothing here makes them."""
+        """Raise MissingExtraError if the cache needs quantized weights and the quantizer is not installed."""
         check_quantizer(manifest.sampling.quantize)
         self.manifest, self.teacher, self.device = manifest, teacher, device
         self._encoder: TeacherTextEncoder | None = None
@@ -28,7 +28,7 @@ class TeacherModels:
         self._usable: set[str] = set()
 
     def text_encoder(self) -> TeacherTextEncoder:
-        """T5, and CLIP where the cache has its pooled vectors."""
+        """Load T5, and CLIP if the cache has its pooled vectors."""
         if self._encoder is None:
             self._begin_stage()
             dtype, pooled = DTYPES[self.manifest.sampling.dtype], self.manifest.teacher.pooled
@@ -36,7 +36,7 @@ class TeacherModels:
         return self._encoder
 
     def backbone(self, attention_backend: str | None) -> FluxBackbone:
-        """The transformer, which computes attention by this backend from now on; None for diffusers' default."""
+        """Load the transformer and set its attention backend; None for diffusers' default."""
         if self._backbone is None:
             self._begin_stage()
             self._backbone = load_backbone(self.manifest, self.teacher, self.device)
@@ -44,7 +44,7 @@ class TeacherModels:
         return self._backbone
 
     def recorded_backend(self, made: dict[str, Any]) -> str | None:
-        """The attention backend that the provenance of a shard names; SettingsError where it does not compute here."""
+        """The attention backend that the provenance of a shard names; SettingsError if it does not work here."""
         name = str(made.get("attention", RECORDED_NATIVE))
         backend = backend_of_record(name)
         if name not in self._usable:
@@ -54,8 +54,8 @@ class TeacherModels:
         return backend
 
     def release(self) -> None:
-        """Have both gone."""
-        # Collecting garbage walks all objects of the process: not where there is nothing to find.
+        """Free the memory of the text encoders and the transformer."""
+        # Garbage collection walks all objects of the process, so skip it if nothing is loaded.
         if self._encoder is not None or self._backbone is not None:
             self._encoder = self._backbone = None
             release_memory(self.device)
@@ -66,19 +66,19 @@ class TeacherModels:
 
 
 def load_backbone(manifest: Manifest, teacher: TeacherFolder, device: torch.device) -> FluxBackbone:
-    """The teacher's transformer, for what a manifest states."""
+    """Load the teacher's transformer with the geometry, dtype and quantization of a manifest."""
     return FluxBackbone.load(
         teacher.path,
         recorded_geometry(manifest.sampling),
         text_length=manifest.teacher.text_length,
         dtype=DTYPES[manifest.sampling.dtype],
         device=device,
-        # Without a gradient nothing is checkpointed: it is what 8 bits are refused without.
+        # Checkpointing has no effect without gradients, but quantized weights are refused without it.
         options=MemoryOptions(quantize=manifest.sampling.quantize, activation_checkpointing=1),
     )
 
 
 def check_recorded_teacher(manifest: Manifest, teacher: TeacherFolder, where: str) -> None:
-    """Raise SettingsMismatchError, naming the first field, unless a cache was recorded with this teacher's files."""
+    """Raise SettingsMismatchError, naming the first field, if a cache was recorded with other teacher files."""
     stated = manifest.teacher
     check_same_teacher(manifest, teacher.identity(text_length=stated.text_length, pooled=stated.pooled), where)

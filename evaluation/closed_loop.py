@@ -1,4 +1,4 @@
-"""Closed loop: a text encoder leads the whole sampling from the cached noise, and the VAE decodes where it ends."""
+"""Closed loop: samples with a text encoder from the cached noise and decodes the final latents."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -20,7 +20,7 @@ from secondcast.storage_schemas.schema.fields import Array
 
 Lpips = Callable[[Array, Array], float]
 Keep = Callable[[str, HeldOut, Array], None]
-"""Name of who led (RECORDED: the recording itself), trajectory, uint8 picture HWC."""
+"""Name of the text encoder (RECORDED: the recording itself), trajectory, uint8 image HWC."""
 RECORDED = "recorded"
 
 
@@ -37,10 +37,10 @@ def closed_loop(
     progress: Progress,
     keep: Keep | None = None,
 ) -> dict[str, SampledResult]:
-    """Where each text encoder leads, by its name, against where these trajectories ended.
+    """Sample with each text encoder and compare with the recorded end of these trajectories, by encoder name.
 
-    Schedule, guidance and pooled vectors are the recorded ones; every call of the backbone is of batch_size rows.
-    keep: is given each picture once, the recorded one of a trajectory before those of the leaders.
+    Schedule, guidance and pooled vectors are the recorded ones; every call of the backbone has batch_size rows.
+    keep: receives each image once, the recorded one of a trajectory before those of the text encoders.
     """
     found: dict[str, list[_Distances]] = {name: [] for name in text_encoders}
     sampling = cache.manifest.sampling
@@ -54,27 +54,27 @@ def closed_loop(
             wanted_BSC = on_device([trajectory.final_latent_SC for trajectory in recorded], backbone.device)
             conditions = Conditions.of(cache, recorded, backbone)
             pictures = _decoded(decoder, wanted_BSC[:kept])
-            _hand_on(keep, RECORDED, batch, pictures)
+            _pass_on(keep, RECORDED, batch, pictures)
             for name, embed in text_encoders.items():
                 text_BTD = embed([chosen.prompt for chosen in batch]).to(backbone.dtype)
-                final_BSC = _led(backbone, schedule, noise_BSC, text_BTD, conditions)[:kept]
+                final_BSC = _sampled(backbone, schedule, noise_BSC, text_BTD, conditions)[:kept]
                 fractions = _latent_fractions(final_BSC, wanted_BSC[:kept], name, batch)
                 led = _decoded(decoder, final_BSC)
-                _hand_on(keep, name, batch, led)
+                _pass_on(keep, name, batch, led)
                 for fraction, ours, theirs in zip(fractions, led, pictures, strict=True):
                     found[name].append(_distances(fraction, ours, theirs, lpips))
                 bar.advance(kept)
     return {name: _columns(rows, measured=lpips is not None) for name, rows in found.items()}
 
 
-def _hand_on(keep: Keep | None, name: str, batch: Sequence[HeldOut], pictures: Sequence[Array]) -> None:
-    """Only as many as there are pictures: a batch is filled up with its own again."""
+def _pass_on(keep: Keep | None, name: str, batch: Sequence[HeldOut], pictures: Sequence[Array]) -> None:
+    """Pass on as many images as the batch has distinct rows: a batch is padded with its own rows."""
     if keep is not None:
         for chosen, picture_HWC in zip(batch, pictures, strict=False):
             keep(name, chosen, picture_HWC)
 
 
-def _led(
+def _sampled(
     backbone: FluxBackbone,
     schedule: Schedule,
     noise_BSC: torch.Tensor,
@@ -88,7 +88,7 @@ def _led(
 
 
 def _decoded(decoder: ImageDecoder, latent_BSC: torch.Tensor) -> list[Array]:
-    # One by one: a VAE in fp32 takes gigabytes for each picture, and beside it lies the transformer.
+    # One at a time: a VAE in fp32 takes gigabytes per image, and the transformer is in memory too.
     return [decoder.decode(latent_BSC[row : row + 1])[0] for row in range(len(latent_BSC))]
 
 
@@ -100,8 +100,8 @@ def _latent_fractions(
     fractions: list[float] = fraction_B.tolist()
     if (wrong := next((row for row, value in enumerate(fractions) if not np.isfinite(value)), None)) is not None:
         raise NonFiniteError(
-            f"the final latent of trajectory {batch[wrong].key} with {name} leading is not finite against the cached "
-            f"one: embedding or prediction overflowed; try --backbone-dtype float32, or --closed-loop 0"
+            f"the final latent of trajectory {batch[wrong].key} sampled with {name} is not finite: embedding or "
+            f"prediction overflowed; try --backbone-dtype float32, or --closed-loop 0"
         )
     return fractions
 

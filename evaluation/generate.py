@@ -1,4 +1,4 @@
-"""Pictures by a text encoder in T5-XXL's place, from the same noise whoever leads."""
+"""Generates images with a text encoder in place of T5-XXL, from the same noise for every text encoder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,10 +27,10 @@ def generate(
     device: torch.device,
     progress: Progress,
 ) -> int:
-    """Write a PNG per prompt and an index; how many were missing before. Given again, it goes on.
+    """Write a PNG per prompt and an index; return how many images were missing. Resumes when called again.
 
-    student: a run folder, an export, or `teacher`. Batches are cut by the number of a prompt, so that what was
-    interrupted ends with the pictures of an unbroken run.
+    student: a run folder, an export, or `teacher`.
+    Batches are defined by prompt numbers, so that a resumed run gives the same images as an uninterrupted one.
     """
     dtype = DTYPES[asked.dtype]
     leader = open_leader(student, teacher, text_length=asked.text_length, dtype=dtype, device=device)
@@ -40,7 +40,7 @@ def generate(
     if settings.guidance is not None and (trained := leader.trained_guidance) is not None:
         low, high = trained
         if not low <= settings.guidance <= high:
-            progress.say(f"guidance {settings.guidance:g}: the student was trained for {low:g} to {high:g}")
+            progress.say(f"guidance {settings.guidance:g} is outside the student's training range, {low:g} to {high:g}")
     missing = pictures.missing
     if not missing:
         return 0

@@ -1,4 +1,4 @@
-"""Held-out trajectories of a cache: which there are, and a choice of them that is the same every time."""
+"""Held-out trajectories of a cache, and a deterministic choice among them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from secondcast.storage_schemas.schema.prompts import HELD_OUT_EVERY
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """A trajectory whose prompt no training saw: its number, its prompt's number, and what it is told apart by.
+    """A trajectory whose prompt is never used in training: its index, its prompt's number, and its attributes.
 
     guidance: None where the backbone takes none.
     """
@@ -27,7 +27,7 @@ class HeldOut:
 
 
 def held_out_trajectories(cache: Cache) -> list[HeldOut]:
-    """All that are committed, by number; NotInCacheError if there are none."""
+    """All committed held-out trajectories, by index; NotInCacheError if there are none."""
     prompts = {number: prompt for number, prompt in enumerate(cache.prompts) if prompt.held_out}
     sampling, found = cache.manifest.sampling, []
     committed = cache.indices()
@@ -38,7 +38,7 @@ def held_out_trajectories(cache: Cache) -> list[HeldOut]:
             continue
         guidance = None
         if sampling.guidance is not None:
-            # Drawn again and not read: for a choice among thousands no shard is opened.
+            # Redrawn, not read, so that no shard is opened.
             guidance = draw_guidance(
                 sampling.guidance, seed=sampling.seed, prompt_id=prompt.id, sample_index=place.sample_index
             )
@@ -56,16 +56,16 @@ def held_out_trajectories(cache: Cache) -> list[HeldOut]:
         raise NotInCacheError(
             f"{cache.folder} has {counted(len(committed), 'committed trajectory')}, none of them of the {len(prompts)} "
             f"held-out prompts among its {len(cache.prompts)}: one prompt in {HELD_OUT_EVERY} is held out, by a hash "
-            f"of its text, and training saw all others; build more prompts, or give another cache of this teacher"
+            f"of its text, and training uses all others; build more prompts, or give another cache of this teacher"
         )
     return found
 
 
 def spread(trajectories: Sequence[HeldOut], count: int) -> list[int]:
-    """Places of `count` of these trajectories, ascending; all of them if there are fewer.
+    """Positions of `count` of these trajectories, ascending; all of them if there are fewer.
 
-    They are put in the order of sources, guidance and key (which begins with a hash of the text), and every
-    len / count-th is taken: sources and values of guidance are in the choice in proportion.
+    They are sorted by sources, guidance and key (which begins with a hash of the text), and every len / count-th is
+    taken, so that sources and guidance values are represented proportionally.
     """
 
     def order(place: int) -> tuple[tuple[str, ...], float, str]:

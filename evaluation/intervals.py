@@ -1,4 +1,4 @@
-"""Intervals for rates and means."""
+"""Confidence intervals for rates and means."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _CHUNK = 50
 
 
 def wilson(rate: float, count: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a rate seen in `count` trials (Wilson 1927)."""
+    """The 95 % Wilson score interval of a rate observed in `count` trials (Wilson 1927)."""
     if count < 1 or not 0 <= rate <= 1:
         raise ValueError(f"rate {rate} of {count} trials, expected a rate in [0, 1] of at least one trial")
     square = _Z * _Z
@@ -23,7 +23,7 @@ def wilson(rate: float, count: int) -> tuple[float, float]:
 
 
 def bootstrap(values: Sequence[float], *, seed: int = 0) -> tuple[float, float] | None:
-    """The 95 % percentile bootstrap interval of a mean, 2,000 resamples (Efron 1979); None of fewer than two."""
+    """The 95 % percentile bootstrap interval of a mean, 2,000 resamples (Efron 1979); None for fewer than two."""
     if len(values) < 2:
         return None
     array = np.asarray(values, dtype=np.float64)
@@ -39,9 +39,9 @@ def bootstrap(values: Sequence[float], *, seed: int = 0) -> tuple[float, float] 
 def clustered(values_RN: Sequence[Sequence[float]]) -> tuple[float, float]:
     """The 95 % interval of the mean of R runs on the same N captions, each value in [0, 1].
 
-    Runs answer the same captions, and mostly alike: a caption's values are averaged over the runs, and captions are
-    resampled. It is of these runs on other captions, not of other runs. Where all captions have one mean, resampling
-    shows nothing: Wilson's interval of N trials.
+    Runs share the captions, and their values are correlated: a caption's values are averaged over the runs, and
+    captions are resampled. The interval is for these runs on other captions, not for other runs. If all captions have
+    the same mean, resampling is uninformative, and Wilson's interval of N trials is used.
     """
     mean_N = np.mean(np.asarray(values_RN, dtype=np.float64), axis=0)
     found = None if np.ptp(mean_N) == 0 else bootstrap(mean_N.tolist())

@@ -1,4 +1,4 @@
-"""Students against held-out trajectories of a cache, on its backbone: open loop, and closed loop where asked."""
+"""Evaluates students on held-out trajectories of a cache with its backbone: open loop, and optionally closed loop."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,17 +27,19 @@ from secondcast.models.teacher.image_decoder import ImageDecoder, load_recorded_
 from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.reader import Cache
 
-# Law 3: replayed exactly, the teacher's own embedding is never off by more than this part of the velocity's norm.
+# By invariant 3, an exact replay of the teacher's embedding differs by at most this fraction of the velocity's norm.
 _LARGEST_REPLAY_ERROR = 0.03
 
 
 @dataclass(kw_only=True, eq=False)
 class CacheEvaluator:
-    """Where students are set against one cache, one after another: a choice of its trajectories, and its backbone.
+    """Evaluates students on the same trajectories, steps and batch size of one cache.
 
-    What does not depend on the student is had once, when it is first needed: transformer and VAE, the replay error,
-    where the teacher's embedding leads. Students on one bench are on the same trajectories, steps and batch size.
-    held_out: trajectories of the cache there are; chosen: those that are evaluated; steps: of each, ascending.
+    Whatever does not depend on the student is loaded or computed once, on first use: transformer and VAE, the replay
+    error, the samples with the teacher's embedding.
+    held_out: number of held-out trajectories of the cache.
+    chosen: the evaluated trajectories.
+    steps: evaluated steps of each, ascending.
     """
 
     cache: Cache
@@ -49,27 +51,27 @@ class CacheEvaluator:
     device: torch.device
     progress: Progress
     _replay_error: StepErrors | None = None
-    _taught_led: SampledResult | None = None
+    _teacher_result: SampledResult | None = None
 
     @classmethod
     def open(
         cls, cache: Cache, teacher: TeacherFolder, settings: CacheScoring, *, device: torch.device, progress: Progress
     ) -> Self:
-        """Choose the trajectories; no weights are loaded yet. NotInCacheError, SettingsError, MissingExtraError.
+        """Choose the trajectories without loading weights. NotInCacheError, SettingsError, MissingExtraError.
 
-        teacher: its transformer, and VAE for a closed loop.
+        teacher: provides the transformer, and the VAE for a closed loop.
         """
         settings.check_on(cache)
         everything = held_out_trajectories(cache)
         if not cache.finished:
             progress.say(
-                f"{cache.folder} is not finished: {len(cache)} of its {cache.planned} trajectories are there, and "
-                f"{len(everything)} of these are held out: only they are evaluated"
+                f"{cache.folder} is not finished: {len(cache)} of its {cache.planned} trajectories are committed; only "
+                f"the {len(everything)} held-out ones among them are evaluated"
             )
         if cache.manifest.sampling.storage.embeddings == "none":
             progress.say(
-                f"no replay error: {cache.folder} was built with --no-store-embeddings; a cache with --store-embeddings "
-                f"has one"
+                f"no replay error: {cache.folder} was built with --no-store-embeddings; it needs a cache built with "
+                f"--store-embeddings"
             )
         return cls(
             cache=cache,
@@ -83,14 +85,15 @@ class CacheEvaluator:
         )
 
     def student(self, place: Path) -> CacheStudent:
-        """The student of a run folder or an export; StudentError unless it fits the cache."""
+        """Load the student of a run folder or an export; StudentError unless it matches the cache."""
         return CacheStudent.open(place, self.cache, self.device)
 
     def evaluate(self, place: Path, *, opened: Callable[[Evaluation], None] | None = None) -> Evaluation:
         """Evaluate the student of a run folder or an export.
 
-        opened: gets the evaluation when its open loop is through, before the closed loop begins. What does not fit is
-        refused before weights of the backbone are loaded: StudentError, TeacherError, SettingsError; NonFiniteError.
+        opened: receives the evaluation after the open loop, before the closed loop starts.
+        Incompatible inputs are refused before backbone weights are loaded: StudentError, TeacherError, SettingsError;
+        NonFiniteError.
         """
         student = self.student(place)
         if remark := text_length_remark(student.network, self.cache.manifest.teacher):
@@ -111,7 +114,7 @@ class CacheEvaluator:
         return Evaluation(**{**dict(evaluation), "closed_loop": self.closed_loop(student)})
 
     def open_loop(self, student: CacheStudent) -> StepErrors:
-        """The student's errors; those of the teacher's embedding are computed beside the first student's."""
+        """The student's errors; the replay error is computed along with the first student's."""
         encoders: dict[str, EmbedPrompts] = {"student": student.embeddings}
         if self._taught is not None and self._replay_error is None:
             encoders["replay_error"] = self._taught
@@ -130,9 +133,9 @@ class CacheEvaluator:
         return found["student"]
 
     def closed_loop(self, student: CacheStudent) -> ClosedLoop:
-        """Where the student leads, and the teacher's embedding; of the latter once for all students."""
+        """Sample with the student and, once for all students, with the teacher's embedding."""
         text_encoders: dict[str, EmbedPrompts] = {"student": student.embeddings}
-        if self._taught is not None and self._taught_led is None:
+        if self._taught is not None and self._teacher_result is None:
             text_encoders["teacher"] = self._taught
         if self.settings.random_baseline:
             text_encoders["untrained"] = student.untrained(seed=self.settings.seed).embeddings
@@ -147,13 +150,13 @@ class CacheEvaluator:
             batch_size=self.settings.batch_size,
             progress=self.progress,
         )
-        self._taught_led = led.get("teacher", self._taught_led)
-        teacher = {} if self._taught_led is None else {"teacher": self._taught_led}
+        self._teacher_result = led.get("teacher", self._teacher_result)
+        teacher = {} if self._teacher_result is None else {"teacher": self._teacher_result}
         return ClosedLoop(trajectories=tuple(places), text_encoders={"student": led["student"]} | teacher | led)
 
     @cached_property
     def backbone(self) -> FluxBackbone:
-        """The transformer that the cache was recorded with; see backbone_of."""
+        """Load the transformer that the cache was recorded with; see backbone_of."""
         return backbone_of(self.cache, self.teacher, self.settings, self.device)
 
     @cached_property
@@ -206,7 +209,7 @@ class CacheEvaluator:
 
 
 def backbone_of(cache: Cache, teacher: TeacherFolder, settings: CacheScoring, device: torch.device) -> FluxBackbone:
-    """The transformer that a cache was recorded with; TeacherError for another, SettingsError, MissingExtraError."""
+    """Load the recorded transformer of a cache; TeacherError for another, SettingsError, MissingExtraError."""
     options, dtype = settings.memory_of(cache.manifest), DTYPES[settings.dtype_of(cache.manifest)]
     check_quantizer(options.quantize)
     check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)
@@ -230,7 +233,7 @@ def evaluate_on_cache(
     device: torch.device,
     progress: Progress,
 ) -> Evaluation:
-    """Evaluate one student on a bench of its own; see CacheBench."""
+    """Evaluate one student with its own CacheEvaluator."""
     return CacheEvaluator.open(cache, teacher, settings, device=device, progress=progress).evaluate(student)
 
 
@@ -239,7 +242,7 @@ def _remark_on_replay_error(replay_error: StepErrors, progress: Progress) -> Non
     mean = sum(values) / len(values)
     if mean > _LARGEST_REPLAY_ERROR:
         progress.say(
-            f"the replay error is {100 * mean:.1f} % of the velocity's norm, above {100 * _LARGEST_REPLAY_ERROR:.0f} %: this "
-            f"backbone computes otherwise than the recorded one (dtype, quantized weights, attention), and no student "
-            f"can come below that here"
+            f"the replay error is {100 * mean:.1f} % of the velocity's norm, above "
+            f"{100 * _LARGEST_REPLAY_ERROR:.0f} %: this backbone differs from the recorded one (dtype, quantized "
+            f"weights, attention), and no student can have a smaller error here"
         )

@@ -1,4 +1,4 @@
-"""Open loop: each prediction on a cached latent with a text encoder's embedding, against the cached velocity."""
+"""Open loop: compares each prediction on a cached latent, with a text encoder's embedding, to the cached velocity."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from secondcast.storage_schemas.schema.fields import Array
 
 @dataclass(frozen=True, kw_only=True)
 class _Inputs:
-    """Rows of replay, in the cache's dtype but for the conditions."""
+    """A batch of cached steps, in the cache's dtype except for the conditions."""
 
     hidden_states_BSC: torch.Tensor
     velocity_BSC: torch.Tensor
@@ -56,9 +56,9 @@ def open_loop(
     batch_size: int,
     progress: Progress,
 ) -> dict[str, StepErrors]:
-    """The errors of each text encoder, by its name, on these steps of these trajectories.
+    """The errors of each text encoder, by name, on these steps of these trajectories.
 
-    Every call of a network is of batch_size rows. NonFiniteError for an error that is no number.
+    Every call of a network has batch_size rows. NonFiniteError for an error that is not finite.
     """
     rows = [(number, k) for number in range(len(trajectories)) for k in steps]
     found: dict[str, list[Array]] = {name: [] for name in encoders}
@@ -93,7 +93,7 @@ def _row_errors(backbone: FluxBackbone, embedding_BTD: torch.Tensor, inputs: _In
     )
     wanted_BSC = inputs.velocity_BSC.float()
     square_BSC = (found_BSC.float() - wanted_BSC).square()
-    # The mean as training has it, the norms in float64: one copy to the host for all three.
+    # The mean as in training, the norms in float64, with one copy to the host for all three.
     columns = torch.stack(
         [
             square_BSC.flatten(1).mean(1).double(),
@@ -103,7 +103,7 @@ def _row_errors(backbone: FluxBackbone, embedding_BTD: torch.Tensor, inputs: _In
         dim=1,
     )
     mean_B, error_B, norm_B = columns.cpu().numpy().T
-    # A velocity of zeros gives no number, which is refused by name.
+    # A zero velocity gives NaN, which is refused by name.
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.stack([np.sqrt(error_B / norm_B), mean_B], axis=1)
 
@@ -115,6 +115,6 @@ def _step_errors(values_NK2: Array, name: str, trajectories: Sequence[HeldOut], 
         raise NonFiniteError(
             f"the error of {name} at step {steps[step]} of trajectory {trajectories[number].key} is not finite "
             f"({len(wrong)} of {values_NK2[..., 0].size} are not): embedding, prediction or recording overflowed; try "
-            f"--backbone-dtype float32, and look with `secondcast inspect show`"
+            f"--backbone-dtype float32, and inspect the trajectory with `secondcast inspect show`"
         )
     return StepErrors(error_fraction=values_NK2[..., 0].tolist(), mean_square=values_NK2[..., 1].tolist())

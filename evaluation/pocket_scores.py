@@ -1,4 +1,4 @@
-"""Exact scores on the pocket world: teacher, trained and untrained student on the same captions and noise."""
+"""Exact scores on the pocket world for teacher, trained and untrained student on the same captions and noise."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Score:
     """Mean of one dimension over the captions it applies to, with its 95 % Wilson interval.
 
-    For characters the interval counts captions, not letters, which is on the safe side. values: of the captions it
-    applies to, in their order; None where earlier versions kept the mean alone.
+    For characters the interval counts captions, not letters, which is conservative.
+    values: values of these captions, in order; None in files of earlier versions, which only have the mean.
     """
 
     mean: float
@@ -33,7 +33,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """The images of one text encoder, and their scores by dimension."""
+    """Images of one text encoder, and their scores by dimension."""
 
     name: str
     images_NHWC: Array
@@ -58,7 +58,7 @@ def score_encoders(
 
 
 def score_images(images_NHWC: Array, captions: Sequence[str]) -> dict[str, Score]:
-    """Scores by dimension, in the scorer's order; dimensions that no caption has are left out."""
+    """Scores by dimension, in the scorer's order, without dimensions that no caption has."""
     values: dict[str, list[float]] = {name: [] for name in DIMENSIONS}
     for image, caption in zip(images_NHWC, captions, strict=True):
         try:

@@ -1,4 +1,4 @@
-"""What replaying a cache needs: its backbone, embeddings by prompt number, and batches of its conditions."""
+"""Inputs for replaying a cache: embeddings by prompt number, and batches of its conditions."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ from secondcast.storage_schemas.record import Trajectory
 from secondcast.storage_schemas.tensors import to_torch
 
 EmbedPrompts = Callable[[Sequence[int]], torch.Tensor]
-"""Numbers of prompts of a cache -> encoder_hidden_states_BTD."""
+"""Prompt numbers of a cache -> encoder_hidden_states_BTD."""
 
-# Rows that follow one another are steps of one trajectory: few prompts are asked for at a time.
+# Consecutive rows are steps of one trajectory, so few prompts are needed at a time.
 _REMEMBERED_PROMPTS = 16
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheStudent:
-    """A student that reads the prompts of a cache by their numbers, in fp32; `digest`: see student_digest."""
+    """A student that embeds the prompts of a cache by number, in fp32; `digest`: see student_digest."""
 
     network: Student
     tokens: StudentTokens | None
@@ -37,7 +37,7 @@ class CacheStudent:
 
     @classmethod
     def open(cls, student: Path, cache: Cache, device: torch.device) -> Self:
-        """The student of a run folder or an export; StudentError unless it fits the cache."""
+        """Load the student of a run folder or an export; StudentError unless it matches the cache."""
         folder = student_folder(student)
         network = load_student(folder)
         tokens = own_tokens(folder, network)
@@ -50,7 +50,7 @@ class CacheStudent:
         )
 
     def untrained(self, *, seed: int) -> Self:
-        """The same shape with random weights."""
+        """A student of the same shape with random weights."""
         device = next(self.network.parameters()).device
         network = untrained_like(self.network, seed=seed).to(device)
         return type(self)(network=network, tokens=self.tokens, cache=self.cache, digest="")
@@ -70,11 +70,11 @@ def _check_fits(network: Student, tokens: StudentTokens | None, cache: Cache, wh
     teacher = cache.manifest.teacher
     check_fits(network, teacher.text_width, where)
     own, taught = int(network.config.text_length), teacher.text_length
-    # A student with a tokenizer of its own may have positions for fewer tokens than the teacher.
+    # A student with its own tokenizer may have positions for fewer tokens than the teacher.
     if own > taught or (own < taught and tokens is None):
         raise StudentError(
-            f"{where} was trained at {own} text tokens, the prompts of {cache.folder} have {taught}: evaluate it on a "
-            f"cache of its length, such as the one it was trained from"
+            f"{where} was trained with {own} text tokens, the prompts of {cache.folder} have {taught}: evaluate it on "
+            f"a cache with its text length, such as its training cache"
         )
     vocabulary = teacher.text_encoder_config["vocab_size"]
     if tokens is None and network.config.vocab_size < vocabulary:
@@ -85,21 +85,21 @@ def _check_fits(network: Student, tokens: StudentTokens | None, cache: Cache, wh
 
 
 def cached_embeddings(cache: Cache, device: torch.device) -> EmbedPrompts:
-    """The teacher's own, as the cache holds them."""
+    """The teacher's embeddings, from the cache."""
     read = lru_cache(_REMEMBERED_PROMPTS)(cache.embedding)
     return lambda prompts: to_torch(np.stack([read(prompt) for prompt in prompts])).to(device)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What the backbone is given beside latent, text and timestep: pooled_BP of its dtype, guidance_B in fp32."""
+    """Inputs of the backbone besides latent, text and timestep: pooled_BP in its dtype, guidance_B in fp32."""
 
     pooled_BP: torch.Tensor
     guidance_B: torch.Tensor | None
 
     @classmethod
     def of(cls, cache: Cache, trajectories: Sequence[Trajectory], backbone: FluxBackbone) -> Self:
-        """As recorded with these trajectories, on the backbone's device."""
+        """The recorded conditions of these trajectories, on the backbone's device."""
         pooled_BP = to_torch(np.stack([cache.pooled(trajectory.prompt) for trajectory in trajectories]))
         guidance_B = None
         if cache.manifest.sampling.guidance is not None:
@@ -109,14 +109,14 @@ class Conditions:
 
 
 def on_device(arrays: Sequence[Any], device: torch.device) -> torch.Tensor:
-    """A batch of arrays of a cache as a tensor of its dtype."""
+    """Stack arrays of a cache into a tensor of the same dtype."""
     return to_torch(np.stack(arrays)).to(device)
 
 
 def filled_batches(items: Sequence[Item], size: int) -> Iterator[tuple[list[Item], int]]:
-    """Batches of exactly `size` items, the last one filled up with its own again; how many of each are to be kept.
+    """Batches of exactly `size` items, the last one padded with its own items, each with its unpadded size.
 
-    On a CPU the last bits of a row depend on how many rows it is computed with: all are computed with as many.
+    On a CPU the last bits of a row depend on the batch size, so all batches have the same one.
     """
     for first in range(0, len(items), size):
         batch = list(items[first : first + size])

@@ -1,4 +1,4 @@
-"""The record of an evaluation against a cache: every number by trajectory and step, for tables, heat maps, reports."""
+"""The record of an evaluation on a cache: every value by trajectory and step, for tables, heat maps and reports."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.schema.manifest import Dtype, Quantization, Record, first_problem
 
 Rows = tuple[tuple[float, ...], ...]
-"""[N][K]: a value of each trajectory and step."""
+"""[N][K]: a value for each trajectory and step."""
 
 
 class Evaluated(Record):
@@ -27,8 +27,8 @@ class Evaluated(Record):
 class StepErrors(Record):
     """Errors of predictions against the cached velocity, [N][K].
 
-    error_fraction: norm of the difference per norm of the velocity. mean_square: mean squared difference, the loss of
-    training.
+    error_fraction: norm of the difference / norm of the velocity.
+    mean_square: mean squared difference, the training loss.
     """
 
     error_fraction: Rows
@@ -36,10 +36,11 @@ class StepErrors(Record):
 
 
 class SampledResult(Record):
-    """Where sampling ends that a text encoder led, against where the teacher's ended, one value per trajectory.
+    """Samples with a text encoder compared with the teacher's, one value per trajectory.
 
-    latent_fraction: norm of the difference of the final latents per norm of the teacher's. psnr_db: None where the
-    pictures are identical (PSNR is infinite). lpips: None where it was not measured.
+    latent_fraction: norm of the difference of the final latents / norm of the teacher's.
+    psnr_db: None if the images are identical (PSNR is infinite).
+    lpips: None if not measured.
     """
 
     latent_fraction: tuple[float, ...]
@@ -49,9 +50,10 @@ class SampledResult(Record):
 
 
 class ClosedLoop(Record):
-    """Sampling led from the cached noise. trajectories: places in `Evaluation.trajectories`.
+    """Results of sampling from the cached noise.
 
-    leaders: "student"; "teacher", its cached embedding (the replay error); "untrained".
+    trajectories: positions in `Evaluation.trajectories`.
+    text_encoders: "student"; "teacher", its cached embedding (the replay error); "untrained".
     """
 
     trajectories: tuple[int, ...] = Field(min_length=1)
@@ -59,7 +61,7 @@ class ClosedLoop(Record):
 
 
 class Computed(Record):
-    """By what an evaluation was computed; values depend on it in their last digits."""
+    """How an evaluation was computed, on which the last digits of its values depend."""
 
     dtype: Dtype
     quantize: Quantization
@@ -70,12 +72,14 @@ class Computed(Record):
 
 
 class Evaluation(Record):
-    """A student against held-out trajectories of a cache.
+    """Evaluation of a student on held-out trajectories of a cache.
 
-    student_digest: of weights, configuration and tokenizer; earlier versions noted one of its weights alone.
-    sampling_digest, teacher_digest: the cache's. committed, held_out: trajectories of the cache then. steps: which of
-    its K, with the sigma of each. replay error: the errors of the teacher's cached embedding; None where the cache has none.
-    closed_loop: None where none was asked for, or it has not been through.
+    student_digest: digest of weights, configuration and tokenizer; of the weights alone in earlier versions.
+    sampling_digest, teacher_digest: digests of the cache.
+    committed, held_out: number of trajectories of the cache at that time.
+    steps: evaluated steps, with the sigma of each in `sigmas`.
+    replay_error: errors of the teacher's cached embedding; None if the cache has no embeddings.
+    closed_loop: None if not requested, or not finished.
     """
 
     format: Literal["secondcast-evaluation"] = "secondcast-evaluation"
@@ -101,7 +105,7 @@ class Evaluation(Record):
     def _shapes_agree(self) -> Self:
         rows, steps = len(self.trajectories), len(self.steps)
         if len(self.sigmas) != steps:
-            raise ValueError(f"steps are {steps}, sigmas are {len(self.sigmas)}: expected as many")
+            raise ValueError(f"found {steps} steps and {len(self.sigmas)} sigmas, expected equal numbers")
         for errors in (self.errors, self.replay_error):
             for values in () if errors is None else (errors.error_fraction, errors.mean_square):
                 if len(values) != rows or {len(row) for row in values} != {steps}:
@@ -112,18 +116,19 @@ class Evaluation(Record):
 
     def _check_closed_loop(self, closed: ClosedLoop) -> None:
         if not all(0 <= place < len(self.trajectories) for place in closed.trajectories):
-            raise ValueError(f"the closed loop names trajectories beyond the {len(self.trajectories)} there are")
-        for name, led in closed.text_encoders.items():
-            columns = (led.latent_fraction, led.psnr_db, led.ssim, *(() if led.lpips is None else (led.lpips,)))
+            raise ValueError(f"closed_loop has a trajectory outside the {len(self.trajectories)} of the evaluation")
+        for name, result in closed.text_encoders.items():
+            lpips = () if result.lpips is None else (result.lpips,)
+            columns = (result.latent_fraction, result.psnr_db, result.ssim, *lpips)
             if {len(column) for column in columns} != {len(closed.trajectories)}:
-                raise ValueError(f"what {name} led has not one value per trajectory of {len(closed.trajectories)}")
+                raise ValueError(f"closed_loop of {name}: expected one value for each of {len(closed.trajectories)}")
 
     def encode(self) -> bytes:
         """As JSON."""
         return (self.model_dump_json(indent=1) + "\n").encode()
 
     def write(self, path: Path) -> None:
-        """Write it to a file, whole or not at all; SettingsError if that is not possible."""
+        """Write it to a file atomically; SettingsError if that fails."""
         try:
             durable.replace(path, self.encode())
         except OSError as error:
@@ -131,19 +136,19 @@ class Evaluation(Record):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """What `write` wrote; SettingsError for a file that is something else."""
+        """Read a file written by `write`; SettingsError for any other file."""
         try:
             body = json.loads(path.read_bytes())
         except FileNotFoundError as error:
-            raise SettingsError(f"no file {path}: expected what `secondcast evaluate score --out` wrote") from error
+            raise SettingsError(f"no file {path}: expected the output of `secondcast evaluate score --out`") from error
         except (OSError, ValueError, RecursionError) as error:
             raise SettingsError(
-                f"{path} is not readable JSON: expected what `secondcast evaluate score --out` wrote"
+                f"{path} is not readable JSON: expected the output of `secondcast evaluate score --out`"
             ) from error
         try:
             return cls.model_validate(body)
         except ValidationError as error:
             raise SettingsError(
-                f"{path} is no evaluation that this version reads ({first_problem(error)}): expected what "
-                f"`secondcast evaluate score --out` wrote; evaluate again"
+                f"{path} is not an evaluation that this version can read ({first_problem(error)}): expected the output "
+                f"of `secondcast evaluate score --out`; evaluate again"
             ) from error

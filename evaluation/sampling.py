@@ -1,4 +1,4 @@
-"""Closed loop: a text encoder leads the whole sampling from noise, and the VAE decodes where it ends."""
+"""Samples images with a text encoder from noise and decodes them with the VAE."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ Embed = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class OwnTokensEmbed:
-    """An Embed that reads token ids of its own: `token_ids` makes them of texts."""
+    """An Embed with its own tokenizer: `token_ids` tokenizes texts."""
 
     embed: Embed
     token_ids: Callable[[Sequence[str]], torch.Tensor]
@@ -36,9 +36,9 @@ class OwnTokensEmbed:
 
 @dataclass(frozen=True, kw_only=True)
 class Generator:
-    """All that makes a picture of an embedding: frozen backbone, schedule, decoder, tokenizer.
+    """Turns embeddings into images: frozen backbone, schedule, decoder, tokenizer.
 
-    The pooled vector is zero unless given, and the schedule FluxPipeline's, whatever a cache was recorded with.
+    The pooled vector is zero unless given, and the schedule is FluxPipeline's, independent of any cache.
     """
 
     backbone: FluxBackbone
@@ -64,9 +64,10 @@ class Generator:
         width: int | None = None,
         text_length: int | None = None,
     ) -> "Generator":
-        """Load transformer, scheduler and VAE of a teacher; its text encoder stays on the disk.
+        """Load transformer, scheduler and VAE of a teacher, without its text encoder.
 
-        height and width go before resolution. text_length: default the teacher's, which its tokenizer states.
+        height, width: take precedence over resolution.
+        text_length: default: the teacher's, which its tokenizer states.
         """
         geometry = picture_geometry(teacher, resolution=resolution, height=height, width=width)
         tokens = text_length or teacher.text_length
@@ -94,7 +95,7 @@ class Generator:
 
     @torch.no_grad()
     def images(self, embed: Embed, prompts: Sequence[str], *, batch_size: int, bar: Bar) -> Array:
-        """uint8 images [N, H, W, 3]. The noise is a function of (seed, prompt): the same for every encoder."""
+        """Sample uint8 images [N, H, W, 3]. The noise is a function of (seed, prompt), the same for every encoder."""
         ids_NT = embed.token_ids(prompts) if isinstance(embed, OwnTokensEmbed) else self.token_ids(prompts)
         parts = []
         for first in range(0, len(prompts), batch_size):
@@ -107,9 +108,9 @@ class Generator:
     def pictures(
         self, embedding_BTD: torch.Tensor, prompts: Sequence[str], pooled_BP: torch.Tensor | None = None
     ) -> Array:
-        """uint8 images [B, H, W, 3] of one batch, from its embeddings; the noise is a function of (seed, prompt).
+        """Sample uint8 images [B, H, W, 3] from one batch of embeddings; noise is a function of (seed, prompt).
 
-        pooled_BP: default zero.
+        pooled_BP: default: zero.
         """
         backbone, geometry = self.backbone, self.geometry
         noise = [
@@ -137,7 +138,7 @@ class Generator:
 def picture_geometry(
     teacher: TeacherFolder, *, resolution: int | None, height: int | None, width: int | None
 ) -> Geometry:
-    """The geometry of asked height and width, else of a square: of `resolution`, or of the teacher's own."""
+    """The requested geometry: height and width, else a square of `resolution` or the teacher's own."""
     side = resolution or teacher.resolution
     return geometry_of(
         height=height or side,

@@ -1,4 +1,4 @@
-"""The text encoder that leads a sampling: a student, or the teacher's own T5."""
+"""The text encoder to sample with: a student, or the teacher's own T5."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -19,11 +19,11 @@ from secondcast.storage_schemas.io.digests import digest, weight_sha256
 from secondcast.storage_schemas.schema.manifest import Pooled
 
 TEACHER = "teacher"
-"""The name under which the teacher's own text encoder leads; a folder of that name is ./teacher."""
+"""The name of the teacher's own text encoder; a folder with that name is ./teacher."""
 
 PICTURE_PARTS = ("transformer", "scheduler", "vae")
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
-# Which files a tokenizer has depends on its kind: all that may be one's, and is nothing else.
+# The files of a tokenizer depend on its kind: every file name that only tokenizers use.
 _TOKENIZER_ENDINGS = (".json", ".model", ".txt")
 _NO_TOKENIZER = ("config.json", "generation_config.json", "model.safetensors.index.json", "secondcast.json")
 _WRITTEN_BY = ("transformers_version", "_name_or_path")
@@ -31,12 +31,12 @@ _WRITTEN_BY = ("transformers_version", "_name_or_path")
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoder:
-    """A text encoder and the number of tokens it is fed; `digest` is of all that its embeddings depend on.
+    """A text encoder with its text length; `digest` covers everything that its embeddings depend on.
 
-    token_ids: texts -> token_ids_BT, cut and padded to the text length.
-    weights_digest: of its weights alone, as earlier versions noted it.
-    parameters: of a student; None for the teacher, which is not loaded before it is needed.
-    trained_guidance: lowest and highest guidance it was trained for, None where it does not say.
+    token_ids: texts -> token_ids_BT, truncated and padded to the text length.
+    weights_digest: digest of its weights alone, as recorded by earlier versions.
+    parameters: number of a student's parameters; None for the teacher, which is loaded on first use.
+    trained_guidance: lowest and highest guidance scale of its training, None if unknown.
     """
 
     token_ids: Callable[[Sequence[str]], torch.Tensor]
@@ -54,14 +54,14 @@ class TextEncoder:
 
 
 def weights_digest(folder: Path) -> str:
-    """Of the weight files of a saved student."""
+    """Digest of the weight files of a saved student."""
     return digest({file.name: weight_sha256(file) for file in sorted(folder.glob("*.safetensors"))})
 
 
 def student_digest(folder: Path) -> str:
-    """Of the weight files, the configuration and the tokenizer files of a saved student.
+    """Digest of the weight files, the configuration and the tokenizer files of a saved student.
 
-    What config.json says of the program that wrote it does not count, nor how its JSON is laid out.
+    The version fields and the formatting of config.json do not count.
     """
     config = {key: value for key, value in config_of(folder).items() if key not in _WRITTEN_BY}
     others = {
@@ -73,7 +73,7 @@ def student_digest(folder: Path) -> str:
 
 
 def teacher_parts(student: str, pooled: Pooled = "zero") -> tuple[str, ...]:
-    """What of a teacher's folder has to be there: for a student with a tokenizer nothing of T5."""
+    """The required files of a teacher's folder: nothing of T5 for a student with its own tokenizer."""
     parts = PICTURE_PARTS if pooled == "zero" else (*PICTURE_PARTS, *POOLED_PARTS)
     if student == TEACHER:
         return (*parts, "text_encoder_2", "tokenizer_2")
@@ -83,12 +83,13 @@ def teacher_parts(student: str, pooled: Pooled = "zero") -> tuple[str, ...]:
 def open_leader(
     student: str, teacher: TeacherFolder, *, text_length: int | None, dtype: torch.dtype, device: torch.device
 ) -> TextEncoder:
-    """The student of a run folder or an export at the text length it was trained at, or `teacher`.
+    """Load the student of a run folder or an export with its training text length, or `teacher`.
 
-    text_length: for the teacher; default its own. Raises StudentError, TeacherError, SettingsError.
+    text_length: for the teacher only; default: its own.
+    Raises StudentError, TeacherError, SettingsError.
     """
     if student == TEACHER:
-        # Not before it is needed: with all pictures there already, or refused, T5-XXL is not read.
+        # Loaded on first use: T5-XXL is not read if all images exist, or the request is refused.
         loaded = cache(lambda: TeacherTextEncoder.load(teacher, dtype=dtype, device=device))
         length = text_length or teacher.text_length
         weights = digest(teacher.weight_hashes("text_encoder_2"))
@@ -106,8 +107,8 @@ def open_leader(
     trained_length = int(network.config.text_length)
     if text_length not in (None, trained_length):
         raise SettingsError(
-            f"--text-length is {text_length}, but {student} was trained at {trained_length} text tokens: a student is "
-            f"used at its own length; leave the flag away"
+            f"--text-length is {text_length}, but {student} was trained with {trained_length} text tokens: a student "
+            f"uses its own length; omit the option"
         )
     network.to(device)
     tokens = own_tokens(folder, network)
@@ -144,18 +145,18 @@ def _has_tokenizer(folder: Path) -> bool:
 def teacher_and_students(
     student: Path, teacher: TeacherFolder, *, dtype: torch.dtype, device: torch.device, seed: int
 ) -> dict[str, Embed]:
-    """teacher, student, and untrained: the student's shape with random weights. StudentError if it does not fit."""
+    """teacher, student, and untrained: the student's shape with random weights. StudentError if it does not match."""
     folder = student_folder(student)
     trained = load_student(folder).to(device)
     tokens = own_tokens(folder, trained)
     width = int(teacher.config("transformer")["joint_attention_dim"])
     check_fits(trained, width, str(student))
-    # A student with a tokenizer of its own may have positions for fewer tokens than the teacher.
+    # A student with its own tokenizer may have positions for fewer tokens than the teacher.
     own, taught = trained.config.text_length, teacher.text_length
     if own > taught or (own < taught and tokens is None):
         raise StudentError(
-            f"{student} was trained at {trained.config.text_length} text tokens, this teacher has "
-            f"{teacher.text_length}: score it on the teacher it was trained for"
+            f"{student} was trained with {trained.config.text_length} text tokens, this teacher has "
+            f"{teacher.text_length}: score it with its own teacher"
         )
     untrained = untrained_like(trained, seed=seed).to(device)
     encoder = TeacherTextEncoder.load(teacher, dtype=dtype, device=device)

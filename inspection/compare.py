@@ -1,4 +1,4 @@
-"""`inspect compare`: where several students lead from the cached noise, beside where the teacher went."""
+"""`inspect compare`: samples with several students from the cached noise, beside the teacher's images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,15 +25,16 @@ from secondcast.storage_schemas.schema.fields import Array
 
 DEFAULT_COUNT = 8
 REPLAY_ERROR = "replay_error"
-_INSTEAD = "`secondcast evaluate score --closed-loop 0` gives the errors by step without pictures"
+_INSTEAD = "`secondcast evaluate score --closed-loop 0` gives the errors by step without images"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """Students against the teacher on the same trajectories, in their order.
+    """Students compared with the teacher on the same trajectories, in their order.
 
-    errors: open loop, by name, with FLOOR where the cache has the teacher's embeddings. led: closed loop, by student.
-    pictures: uint8 HWC by name, RECORDED among them.
+    errors: open loop, by name, with REPLAY_ERROR if the cache has the teacher's embeddings.
+    led: closed loop, by student.
+    pictures: uint8 HWC by name, including RECORDED.
     """
 
     cache: Cache
@@ -47,9 +48,9 @@ class Compared:
 
 
 def names_of(students: Sequence[Path]) -> dict[str, Path]:
-    """Students by the names of their folders, by their whole paths where two are called the same.
+    """Students by the names of their folders, or by their full paths if two have the same name.
 
-    SettingsError for a student that is given twice.
+    SettingsError for a student given twice.
     """
     if twice := next((student for student in students if students.count(student) > 1), None):
         raise SettingsError(f"--student {twice} is given twice: give each student once")
@@ -61,14 +62,14 @@ def names_of(students: Sequence[Path]) -> dict[str, Path]:
 
 
 def chosen_trajectories(cache: Cache, keys: Sequence[str]) -> list[HeldOut]:
-    """The trajectories of these keys, or some held-out ones, spread as an evaluation spreads them; NotInCacheError."""
+    """The trajectories of these keys, or some held-out ones, chosen as in an evaluation; NotInCacheError."""
     if keys:
-        # A number and a key may name the same one.
+        # An index and a key may name the same trajectory.
         return [_named(cache, index) for index in dict.fromkeys(map(cache.key_index, keys))]
     try:
         everything = held_out_trajectories(cache)
     except NotInCacheError as error:
-        raise NotInCacheError(f"{error}; or name trajectories to compare on: `inspect compare CACHE KEY...`") from error
+        raise NotInCacheError(f"{error}; or name trajectories to compare: `inspect compare CACHE KEY...`") from error
     return [everything[place] for place in spread(everything, DEFAULT_COUNT)]
 
 
@@ -95,9 +96,9 @@ def compare_students(
     device: torch.device,
     progress: Progress,
 ) -> Compared:
-    """Replay and sample with each student on one backbone. teacher: its transformer and VAE.
+    """Replay and sample with each student on one backbone. teacher: provides the transformer and VAE.
 
-    What does not fit is refused before weights of the backbone are loaded: StudentError, TeacherError, SettingsError.
+    Incompatible inputs are refused before backbone weights are loaded: StudentError, TeacherError, SettingsError.
     """
     sampling = cache.manifest.sampling
     check_measurable(sampling.height, sampling.width, instead=_INSTEAD)
@@ -111,8 +112,8 @@ def compare_students(
     backbone = backbone_of(cache, teacher, settings, device)
     pictures: dict[str, list[Array]] = {RECORDED: [], **{name: [] for name in text_encoders}}
     errors = open_loop(
-        cache, backbone, text_encoders | replay_error, trajectories, settings.steps_on(cache), batch_size=settings.batch_size,
-        progress=progress,
+        cache, backbone, text_encoders | replay_error, trajectories, settings.steps_on(cache),
+        batch_size=settings.batch_size, progress=progress,
     )  # fmt: skip
     led = closed_loop(
         cache,
@@ -138,7 +139,7 @@ def compare_students(
 
 
 def compared_facts(compared: Compared) -> dict[str, Any]:
-    """All numbers as plain JSON types; psnr_db is None where a picture is the recorded one."""
+    """All values as plain JSON types; psnr_db is None if an image is identical to the recorded one."""
     sampling = compared.cache.manifest.sampling
     names = list(compared.led)
     return {

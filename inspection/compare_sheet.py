@@ -20,7 +20,7 @@ _FACTORS = (1, 2, 4, 8, 16, 32)
 
 
 def comparison_sheet(compared: Compared, facts: dict[str, Any]) -> Image.Image:
-    """A strip for each trajectory, one below the other, below a head that says what is seen."""
+    """Draw a strip for each trajectory below a header that explains the sheet."""
     sampling = compared.cache.manifest.sampling
     sheet = _Sheet(
         compared=compared,
@@ -38,14 +38,14 @@ def comparison_sheet(compared: Compared, facts: dict[str, Any]) -> Image.Image:
 
 
 def picture_side(pixels: int) -> int:
-    """Side of a picture on the sheet: small ones as a multiple of their own, so that their pixels stay squares."""
+    """Side of an image on the sheet; small images are enlarged by an integer factor, without smoothing."""
     if pixels < _SMALLEST_SIDE:
         return pixels * (_SMALLEST_SIDE // pixels)
     return min(pixels, _LARGEST_SIDE)
 
 
 def difference_factor(compared: Compared) -> int:
-    """The largest factor at which at most one value in ten of all differences is cut; the same for all."""
+    """The largest factor at which at most one in ten of all difference values is clipped; the same for all images."""
     differences = [
         np.abs(picture.astype(np.int32) - recorded.astype(np.int32)).ravel()
         for name in compared.led
@@ -57,7 +57,7 @@ def difference_factor(compared: Compared) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Cell:
-    """A picture with what stands above and below it."""
+    """An image with the text above and below it."""
 
     name: str
     colour: str
@@ -80,13 +80,12 @@ class _Sheet:
         return 2 * _MARGIN + (1 + 2 * len(self.compared.led)) * (self.side + _GAP) + _PLOT_WIDTH
 
     def head(self) -> Image.Image:
-        """What is seen."""
+        """Draw the header."""
         text = (
-            f"{self.compared.cache.location}: final pictures from the cached noise, "
-            f"{counted(self.compared.cache.manifest.sampling.steps, 'step')}. Difference: absolute, of the student's "
-            f"picture from "
-            f"the teacher's, times {self.factor}. Curves, in the colours of the names: error of the prediction by step "
-            f"on the cached latents, from 0 to {100 * self.top:.0f} % of the velocity's norm."
+            f"{self.compared.cache.location}: final images from the cached noise, "
+            f"{counted(self.compared.cache.manifest.sampling.steps, 'step')}. Difference: absolute difference between "
+            f"the student's and the teacher's image, times {self.factor}. Curves, in the colours of the names: error "
+            f"of the prediction by step on the cached latents, from 0 to {100 * self.top:.0f} % of the velocity's norm."
         )
         lines = lines_of(text, self.width - 2 * _MARGIN, _TITLE_FONT)
         head = Image.new("RGB", (self.width, 2 * _MARGIN + LINE * len(lines)), "white")
@@ -94,7 +93,7 @@ class _Sheet:
         return head
 
     def strip(self, row: int) -> Image.Image:
-        """One trajectory."""
+        """Draw one trajectory."""
         cells = self._cells(row)
         titles = lines_of(_title(self.rows[row]), self.width - 2 * _MARGIN, _TITLE_FONT)
         names = [lines_of(cell.name, self.side, _SMALL_FONT) for cell in cells]

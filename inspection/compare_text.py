@@ -1,4 +1,4 @@
-"""What `inspect compare` prints, from its facts. No torch."""
+"""The text output of `inspect compare`, from its facts. Does not import torch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,18 +8,18 @@ from secondcast.storage_schemas.progress import counted
 
 
 def compare_lines(facts: dict[str, Any], *, width: int | None = None) -> list[str]:
-    """Errors by step, then distances of the final pictures by trajectory; width: of the terminal, None for a pipe."""
+    """Errors by step, then distances of the final images by trajectory; width: of the terminal, None for a pipe."""
     names = [student["name"] for student in facts["students"]]
     trajectories = facts["trajectories"]
     trained = sum(not row["held_out"] for row in trajectories)
-    remark = f", {trained} of them of prompts that training may have seen" if trained else ", all held out"
+    remark = f", {trained} of them with prompts that may have been used in training" if trained else ", all held out"
     return [
         f"{counted(len(trajectories), 'trajectory')} of {facts['cache']}{remark}",
         "",
         "open loop: error of the prediction, in % of the velocity's norm, mean over the trajectories",
         *_by_step(facts, names),
         "",
-        "closed loop from the cached noise: PSNR in dB / SSIM against the teacher's picture",
+        "closed loop from the cached noise: PSNR in dB / SSIM against the teacher's image",
         *_by_trajectory(trajectories, names, width),
     ]
 
@@ -45,5 +45,5 @@ def _by_trajectory(trajectories: Sequence[dict[str, Any]], names: Sequence[str],
 
 
 def distance_text(found: dict[str, Any]) -> str:
-    """PSNR and SSIM of a picture, or that it is the recorded one."""
+    """PSNR and SSIM of an image, or "identical" to the recorded one."""
     return "identical" if found["psnr_db"] is None else f"{found['psnr_db']:.2f} / {found['ssim']:.3f}"

@@ -1,4 +1,4 @@
-"""`inspect diff`: in which fields two caches differ and what follows from it. Reads manifests and records; no torch."""
+"""`inspect diff`: the fields in which two caches differ, with consequences. Reads manifests and records; no torch."""
 
 from typing import Any
 
@@ -11,22 +11,22 @@ from secondcast.storage_schemas.schema.consequences import consequence
 from secondcast.storage_schemas.schema.first_difference import differing_leaves
 from secondcast.storage_schemas.schema.manifest import differences, differing_fields
 
-# Lines of one field: sigmas, timesteps and generations are lists.
+# Lines per field: sigmas, timesteps and segments are lists.
 _MOST_LEAVES = 3
 _DIGEST_OF_VERDICT = {"resume": "prompts", "merge": "sampling", "train_together": "teacher"}
 
 
 def compare(a: Cache, b: Cache) -> dict[str, Any]:
-    """The differences of two caches with what follows, the verdicts, and how many shards are equal; plain JSON types.
+    """Differences of two caches with consequences, verdicts, and the number of equal shards; plain JSON types.
 
-    `shards` is None where the manifests differ, for then no shard is like another.
+    `shards` is None if the manifests differ, since no shards can then be equal.
     """
     digests_a, digests_b = a.manifest.digests(), b.manifest.digests()
     equal = {name: digests_a[name] == digests_b[name] for name in digests_a}
     fields = [*differing_fields(a.manifest, b.manifest)]
-    # Of one teacher, and yet of two.
+    # Different quantization counts as different teachers.
     as_exact = a.manifest.sampling.quantize == b.manifest.sampling.quantize
-    # zarr.json states the number of rows and the layout: it differs with them and tells nothing new.
+    # zarr.json contains the number of rows and the layout, so a difference in it adds nothing.
     rest = ("source", "created_by", *(("metadata",) if equal["prompts"] else ()))
     for name in rest:
         fields += differences(getattr(a.manifest, name), getattr(b.manifest, name), name)
@@ -47,12 +47,12 @@ def compare(a: Cache, b: Cache) -> dict[str, Any]:
 
 
 def diff_lines(facts: dict[str, Any]) -> list[str]:
-    """What is printed: a line per difference, a line on the shards, a line of verdicts."""
+    """The printed lines: one per difference, one on the shards, one with verdicts."""
     lines = [line for found in facts["differences"] for line in _difference_lines(found)]
     if facts["identical"]:
         lines.append(
-            "identical by their records: the same manifest, and the same checksums of every shard; the files were not "
-            "read, `secondcast inspect verify` does"
+            "identical by their records: the same manifest and the same checksums of every shard; the files were not "
+            "read (`secondcast inspect verify` does)"
         )
     elif (shards := facts["shards"]) is not None:
         lines.append(
@@ -64,16 +64,16 @@ def diff_lines(facts: dict[str, Any]) -> list[str]:
 
 
 def _difference_lines(found: dict[str, Any]) -> list[str]:
-    """A line for each of the first values in which a field differs, and one for the rest."""
+    """A line for each of the first differing values of a field, and one for the rest."""
     leaves = list(differing_leaves(found["a"], found["b"], found["field"]))
     lines = [f"{leaf.path}: {leaf.one} | {leaf.other}: {found['follows']}" for leaf in leaves[:_MOST_LEAVES]]
     if (more := len(leaves) - _MOST_LEAVES) > 0:
-        lines.append(f"{found['field']}: and {counted(more, 'further difference')}; --json shows both values whole")
+        lines.append(f"{found['field']}: and {counted(more, 'further difference')}; --json shows both values in full")
     return lines
 
 
 def _provenances(records: Records) -> dict[str, Any]:
-    """Each key's value, or all its distinct values; where rows were copied from says nothing about their making."""
+    """Each key's value, or all its distinct values, without the locations that rows were copied from."""
     values: dict[str, dict[bytes, Any]] = {}
     for record in records.values():
         for way in ways_made(record.provenance):

@@ -1,4 +1,4 @@
-"""`inspect images`: film strips of trajectories, decoded by the teacher's VAE, loaded alone."""
+"""`inspect images`: film strips of trajectories, decoded with the teacher's VAE only."""
 
 from collections.abc import Iterator, Sequence
 
@@ -33,7 +33,7 @@ def each_film_strip(
 ) -> Iterator[tuple[Trajectory, Image.Image]]:
     """Per trajectory a row of latents x_k and one of predicted clean latents at these steps, then the final latent.
 
-    side: pixels of a frame.
+    side: frame size in pixels.
     """
     decoder = load_recorded_decoder(teacher, cache.manifest.sampling, device)
     for index in indices:
@@ -42,7 +42,7 @@ def each_film_strip(
 
 
 def shown_steps(steps: int, frames: int | None) -> list[int]:
-    """So many of the steps, spread evenly from the first to the last; None: all."""
+    """`count` of the steps, spread evenly from the first to the last; None: all."""
     return sorted({round(step) for step in np.linspace(0, steps - 1, min(frames or steps, steps)).tolist()})
 
 
@@ -51,7 +51,7 @@ def frame_latents(
 ) -> tuple[list[Array], list[Array]]:
     """Latents x_k and predicted clean latents of these steps, [S, C] in fp32 each."""
     latents_KSC, velocity_KSC = trajectory.hidden_states_KSC, trajectory.velocity_KSC
-    # What is not finite is told by the counts of `inspect show` and of a report.
+    # `inspect show` and the report count values that are not finite.
     with np.errstate(invalid="ignore", over="ignore"):
         clean = [predicted_clean_latent(latents_KSC[k], velocity_KSC[k], sigmas[k]) for k in steps]
     return [latents_KSC[k].astype(np.float32) for k in steps], clean
@@ -61,8 +61,8 @@ def _strip(cache: Cache, decoder: ImageDecoder, trajectory: Trajectory, shown: S
     count = len(shown) + 1
     width = _LEFT + count * (side + _GAP)
     guidance = "" if trajectory.guidance is None else f", guidance {trajectory.guidance:g}"
-    sample_index = f", replica {trajectory.sample_index}" if trajectory.sample_index else ""
-    title = f"{trajectory.index}: {cache.prompts[trajectory.prompt].text}{guidance}{sample_index}"
+    sample = f", sample {trajectory.sample_index}" if trajectory.sample_index else ""
+    title = f"{trajectory.index}: {cache.prompts[trajectory.prompt].text}{guidance}{sample}"
     titles = lines_of(title, width - 8, _TITLE_FONT)
     top = _TITLE + LINE * (len(titles) - 1)
     strip = Image.new("RGB", (width, top + 16 + 2 * (side + _GAP) + 8), "white")
@@ -94,6 +94,6 @@ def _frames(
 
 
 def _decoded(decoder: ImageDecoder, latent_SC: Array) -> Array:
-    # One by one: a VAE in fp32 takes gigabytes for each large picture.
+    # One at a time: a VAE in fp32 takes gigabytes per large image.
     image_HWC: Array = decoder.decode(torch.from_numpy(latent_SC)[None])[0]
     return image_HWC

@@ -1,4 +1,4 @@
-"""What puts each problem of a cache right: commands to copy."""
+"""Commands that repair each problem of a cache, ready to copy."""
 
 import shlex
 from pathlib import Path
@@ -12,39 +12,39 @@ if TYPE_CHECKING:
     from secondcast.storage_schemas.maintenance.verify import Problem, Report
 
 Need = Literal["delete", "itself", "shard", "copy"]
-"""Deleted by hand; from the rest of the cache; from a copy or the teacher; from a copy or the build command."""
+"""Delete by hand; repair from the rest of the cache; from a copy or the teacher; from a copy or the build command."""
 
-# A repair that does the first also does what the others need.
+# A repair of the first kind includes the others.
 _HARDEST_FIRST: tuple[Need, ...] = ("copy", "shard", "itself")
 _OF_A_COPY = ("prompts.jsonl", "tokenizer/")
 _DELETE = {"s3": "aws s3 rm", "gs": "gsutil rm"}
 
 
 def need_of(problem: "Problem", report: "Report") -> Need:
-    """What a problem takes to be put right."""
+    """What the repair of a problem needs."""
     if problem.shard is None:
         if problem.foreign:
             return "delete"
         return "copy" if problem.path.startswith(_OF_A_COPY) else "itself"
-    # Only the index of a finished build repeats records, and not those that it lacks or that say what is not planned.
+    # Only the index of a finished build duplicates records, and only records that it has and that are planned.
     repeated = report.missing == 0 and problem.repeated
     return "itself" if problem.path.startswith(f"{COMMITS_FOLDER}/") and repeated else "shard"
 
 
 def way_out(problem: "Problem") -> str:
-    """What helps, as the end of a sentence, where the problem's own message does not say it."""
+    """A hint that completes a problem's message, if the message itself has none."""
     said = ("`secondcast repair", "delete it", "build command")
     if any(way in problem.message for way in said):
         return ""
     if problem.shard is not None:
         return "; try --teacher TEACHER or --from COPY"
-    return "; try --from COPY, or give the build command again: it writes such files anew"
+    return "; try --from COPY, or rerun the build command: it rewrites such files"
 
 
 def mending_commands(cache: str, report: "Report", teacher: str | None) -> list[str]:
-    """Commands that put all problems right, in order; COPY and TEACHER are to be filled in by the user.
+    """Commands that repair all problems, in order; the user fills in COPY and TEACHER.
 
-    teacher: the one that was recorded, where it is known.
+    teacher: the recorded teacher, if known.
     """
     needs = {need_of(problem, report) for problem in report.problems}
     deleted = [_deletion(cache, p.path) for p in report.problems if need_of(p, report) == "delete"]
@@ -53,7 +53,7 @@ def mending_commands(cache: str, report: "Report", teacher: str | None) -> list[
 
 
 def mending_command(cache: str, problem: "Problem", report: "Report", teacher: str | None) -> str:
-    """The command that puts one problem of a report right by itself."""
+    """The command that repairs a single problem of a report."""
     need = need_of(problem, report)
     return _deletion(cache, problem.path) if need == "delete" else _repair(cache, need, teacher)
 
@@ -71,26 +71,26 @@ def _deletion(cache: str, path: str) -> str:
 
 
 def _location(cache: str) -> str:
-    """As the messages of problems name it."""
+    """The location as in the messages of problems."""
     return cache.rstrip("/") if is_remote(cache) else str(Path(cache))
 
 
 def other_way(report: "Report") -> str | None:
-    """What else would do, beside the last of the commands; None if nothing."""
+    """The alternative to the last command; None if there is none."""
     needs = {need_of(problem, report) for problem in report.problems}
     if "copy" in needs:
-        return "without a copy: the build command given again writes prompts and tokenizer anew"
-    return "with another copy of the cache: --from COPY in place of --teacher" if "shard" in needs else None
+        return "without a copy: rerun the build command, which rewrites prompts and tokenizer"
+    return "with another copy of the cache: --from COPY instead of --teacher" if "shard" in needs else None
 
 
 def problem_lines(cache: str, report: "Report", teacher: str | None, *, width: int | None) -> list[str]:
-    """A table of what is wrong, and the commands that put it right. width: see entry_lines."""
+    """A table of the problems, and the commands that repair them. width: see entry_lines."""
     rows = [[_shard(problem), problem.path, short_message(cache, problem)] for problem in report.problems]
     head = ["shard", "file", "problem"]
     if width is None:
         lines = table_lines(head, rows, text_columns=(0, 1, 2))
     else:
-        # Checksums alone are longer than a line: the problem stands below its file.
+        # Checksums are longer than a line: print the problem below its file.
         shards = max(len(row[0]) for row in (head, *rows))
         margin = " " * (shards + 2)
         lines = [f"{head[0]:<{shards}}  file, and below it the problem"]
@@ -101,19 +101,19 @@ def problem_lines(cache: str, report: "Report", teacher: str | None, *, width: i
     other = other_way(report)
     return [
         *lines,
-        "to put it right:",
+        "to repair:",
         *(f"  {command}" for command in commands),
         *([] if other is None else [f"  ({other})"]),
     ]
 
 
 def mend_value(cache: str, report: "Report", teacher: str | None) -> dict[str, Any]:
-    """The same for JSON."""
+    """The same as plain JSON types."""
     return {"commands": mending_commands(cache, report, teacher), "otherwise": other_way(report)}
 
 
 def short_message(cache: str, problem: "Problem") -> str:
-    """A problem without the file's place, and without the ways out, which stand below the table."""
+    """A problem without the file's path, and without the fixes, which are printed below the table."""
     text = problem.message
     for where in (f"{_location(cache)}/{problem.path} ", f"{_location(cache)} "):
         text = text.removeprefix(where)

@@ -1,4 +1,4 @@
-"""Sheets of pictures: text that is wrapped and not cut, strips one below the other, curves by step."""
+"""Drawing of image sheets: wrapped text, stacked strips, curves by step."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def lines_of(text: str, width: int, size: int) -> list[str]:
-    """A text in lines of at most `width` pixels; a word that is longer is divided."""
+    """Wrap a text to lines of at most `width` pixels, splitting longer words."""
     measure = font(size).getlength
     lines = [""]
     for word in text.split():
@@ -35,7 +35,7 @@ def lines_of(text: str, width: int, size: int) -> list[str]:
 
 
 def stacked(strips: Sequence[Image.Image]) -> Image.Image:
-    """Pictures one below the other on white."""
+    """Stack images vertically on white."""
     sheet = Image.new("RGB", (max(strip.width for strip in strips), sum(strip.height for strip in strips)), "white")
     top = 0
     for strip in strips:
@@ -47,7 +47,7 @@ def stacked(strips: Sequence[Image.Image]) -> Image.Image:
 def plot_curves(
     draw: ImageDraw.ImageDraw, curves: Sequence[Sequence[float]], box: tuple[int, int, int, int], *, top: float
 ) -> None:
-    """Curves over the steps in a box (left, upper, right, lower), from 0 at its foot to `top`; colours in turn."""
+    """Draw curves over the steps in a box (left, upper, right, lower), from 0 to `top`, cycling through the colours."""
     left, upper, right, lower = box
     draw.rectangle(box, outline="#cccccc")
     for number, values in enumerate(curves):
@@ -63,7 +63,7 @@ def plot_curves(
 
 
 def amplified_difference(a_HWC: Array, b_HWC: Array, factor: int) -> Array:
-    """uint8 absolute difference of two uint8 pictures, times a factor, cut at 255."""
+    """uint8 absolute difference of two uint8 images, times a factor, clipped at 255."""
     difference = abs(a_HWC.astype("int32") - b_HWC.astype("int32"))
     picture: Array = (difference * factor).clip(0, 255).astype("uint8")
     return picture

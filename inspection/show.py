@@ -1,4 +1,4 @@
-"""`inspect show`: one trajectory in numbers. No torch."""
+"""`inspect show`: numbers of one trajectory. Does not import torch."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from secondcast.storage_schemas.schema.derivation import predicted_clean_latent
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.manifest import Sampling
 
-# More replicas than fit a line are counted; --json has all.
+# Samples shown on the line; the others are counted, and --json has all.
 _SAMPLES_SHOWN = 8
 
 
@@ -20,8 +20,8 @@ def describe(cache: Cache, index: int) -> dict[str, Any]:
     """The facts of one trajectory, as plain JSON types.
 
     Norms are Euclidean over all S x C values, rms the root of their mean square. clean_latent_moved: rms of the
-    difference of the predicted clean latent from that of the step before. Numbers that are not finite are counted for
-    velocity and latent; a norm over one is None.
+    change of the predicted clean latent since the previous step. Values that are not finite are counted for velocity
+    and latent; their norm is None.
     """
     trajectory = cache.trajectory(index)
     prompt = cache.prompts[trajectory.prompt]
@@ -73,13 +73,13 @@ def _steps(trajectory: Trajectory, sampling: Sampling) -> list[dict[str, Any]]:
 
 
 def trajectory_lines(facts: dict[str, Any], cache: str, *, width: int | None = None) -> list[str]:
-    """What is printed of the facts; width: of the terminal, None for a file or a pipe."""
+    """The printed lines of the facts; width: of the terminal, None for a file or a pipe."""
     pieces = facts["tokens"]
     entries = [
         ("trajectory", f"{facts['index']}, key {facts['key']}"),
         ("prompt", f"{facts['prompt_index']}: {facts['prompt']}"),
         ("sources", ", ".join(facts["sources"]) + (" (held out)" if facts["held_out"] else "")),
-        ("sample_index", _sample_text(facts, cache)),
+        ("sample", _sample_text(facts, cache)),
         ("seed", str(facts["seed"])),
         ("guidance", "none" if facts["guidance"] is None else f"{facts['guidance']:g}"),
         ("tokens", f"{len(pieces)}: {' '.join(pieces)}"),
@@ -107,25 +107,25 @@ def trajectory_lines(facts: dict[str, Any], cache: str, *, width: int | None = N
 
 
 def _sample_text(facts: dict[str, Any], cache: str) -> str:
-    samples_per_prompt = facts["samples_per_prompt"]
-    others = [sample_index for sample_index in samples_per_prompt if sample_index["index"] != facts["index"]]
+    samples = facts["samples_per_prompt"]
+    others = [sample for sample in samples if sample["index"] != facts["index"]]
     if not others:
         return f"{facts['sample_index']}, the only one of this prompt"
-    told = ", ".join(_other(sample_index) for sample_index in others[:_SAMPLES_SHOWN])
+    shown = ", ".join(_other(sample) for sample in others[:_SAMPLES_SHOWN])
     more = f" and {len(others) - _SAMPLES_SHOWN} more" if len(others) > _SAMPLES_SHOWN else ""
     which = "the other is trajectory" if len(others) == 1 else "the others are trajectories"
     return (
-        f"{facts['sample_index']}, one of {len(samples_per_prompt)} of this prompt; {which} {told}{more}: "
+        f"{facts['sample_index']}, one of {len(samples)} of this prompt; {which} {shown}{more}: "
         f"`secondcast inspect show {cache} {others[0]['index']}`"
     )
 
 
-def _other(sample_index: dict[str, Any]) -> str:
-    return f"{sample_index['index']}" + ("" if sample_index["committed"] else " (not built yet)")
+def _other(sample: dict[str, Any]) -> str:
+    return f"{sample['index']}" + ("" if sample["committed"] else " (not built yet)")
 
 
 def samples_per_prompt_of(cache: Cache, prompt: int) -> list[dict[str, Any]]:
-    """All trajectories of a prompt that were asked for, by replica, and whether each is committed."""
+    """All planned trajectories of a prompt, by sample, and whether each is committed."""
     numbers = {
         segment.first_sample + sample_index
         for segment in cache.manifest.prompts.segments
@@ -150,7 +150,7 @@ def samples_per_prompt_of(cache: Cache, prompt: int) -> list[dict[str, Any]]:
 
 
 def first_trajectory(cache: Cache, prompt: int) -> int:
-    """Number of a prompt's first trajectory: the first that is committed, or of all where none is."""
+    """Index of a prompt's first committed trajectory, or of its first planned one if none is committed."""
     samples_per_prompt = samples_per_prompt_of(cache, prompt)
     found = next(
         (sample_index for sample_index in samples_per_prompt if sample_index["committed"]), samples_per_prompt[0]
@@ -174,7 +174,7 @@ def find_prompts(cache: Cache, word: str, *, limit: int) -> list[tuple[int, str,
 
 
 def _norm(values: Array) -> float | None:
-    """None where it is not finite: JSON has no such number."""
+    """None for a value that is not finite, which JSON cannot represent."""
     norm = float(np.sqrt(np.sum(np.square(values, dtype=np.float64))))
     return norm if np.isfinite(norm) else None
 

@@ -1,4 +1,4 @@
-"""`inspect summary`: what a cache is, on one screen. Reads manifest and commit records; no torch."""
+"""`inspect summary`: overview of a cache on one screen. Reads manifest and commit records; no torch."""
 
 import os
 import time
@@ -17,10 +17,10 @@ from secondcast.storage_schemas.schema.fields import fields_of
 from secondcast.storage_schemas.schema.journal import is_pending
 from secondcast.storage_schemas.schema.manifest import Sampling
 
-# A disk of a network may take longer than a screen is worth: what was not looked at is told.
+# Time limit for a slow network disk; the summary reports how many files were checked.
 _FILES_SECONDS = 0.4
 _FILES_BETWEEN_LOOKS_AT_THE_CLOCK = 64
-# Of shorter builds a time in whole seconds tells nothing of how many worked at once.
+# Times have a resolution of seconds, too coarse to count workers of shorter builds.
 _SECONDS_THAT_TELL_WORKERS = 30
 
 
@@ -93,7 +93,7 @@ def _array(array: StoredArray) -> dict[str, Any]:
 
 
 def _shards(cache: Cache) -> dict[str, int]:
-    # Embeddings that are not kept are there while a cache is built, and are no shards of it.
+    # Embeddings that are not stored exist during the build, but are not shards of the cache.
     embeddings = cache.manifest.sampling.storage.embeddings == "stored"
     layout, kinds = cache.layout, KINDS if embeddings else ("trajectories",)
     planned = len(layout.trajectories) + (len(layout.embeddings) if embeddings else 0)
@@ -101,7 +101,7 @@ def _shards(cache: Cache) -> dict[str, int]:
 
 
 def _files(cache: Cache, records: Sequence[CommitRecord]) -> dict[str, Any]:
-    """Whether committed files are there with their recorded sizes, of as many as a glance allows."""
+    """Whether committed files exist with their recorded sizes, for as many files as the time limit allows."""
     named = sum(len(record.files) for record in records)
     found: dict[str, Any] = {"recorded": named, "looked_at": 0, "missing": 0, "other_size": 0, "first_wrong": None}
     if not isinstance(cache.folder, LocalFolder):
@@ -112,7 +112,7 @@ def _files(cache: Cache, records: Sequence[CommitRecord]) -> dict[str, Any]:
             break
         found["looked_at"] += 1
         try:
-            # Not by Path: of a hundred thousand files that takes a second by itself.
+            # Not with Path, which takes a second for a hundred thousand files.
             right = os.stat(f"{cache.folder.path}/{file.path}").st_size == file.bytes  # noqa: PTH116
         except OSError:
             right = False
@@ -125,9 +125,9 @@ def _files(cache: Cache, records: Sequence[CommitRecord]) -> dict[str, Any]:
 
 
 def built_facts(records: Sequence[CommitRecord]) -> dict[str, Any]:
-    """How and how fast the shards were made; workers and rates are None where the records do not tell.
+    """How and how fast the shards were made; workers and rates are None if the records do not have them.
 
-    seconds: of all workers together. busy_seconds: in which at least one shard of trajectories was in the making.
+    seconds: total over all workers. busy_seconds: time during which at least one trajectory shard was being made.
     """
     made = [record for record in records if record.kind == "trajectories"]
     copied = sorted({place for record in records for place in record.provenance.get(COPIED_FROM, [])})
@@ -147,7 +147,7 @@ def built_facts(records: Sequence[CommitRecord]) -> dict[str, Any]:
 
 
 def _busy_seconds(records: Sequence[CommitRecord]) -> float:
-    """Seconds in the union of the times in which shards were made; pauses of an interrupted build are not in it."""
+    """Seconds in the union of the intervals in which shards were made, without pauses of an interrupted build."""
     total, reached = 0.0, float("-inf")
     for begin, end in sorted(span for record in records if (span := _span(record))):
         total += max(0.0, end - max(begin, reached))
@@ -156,7 +156,7 @@ def _busy_seconds(records: Sequence[CommitRecord]) -> float:
 
 
 def _span(record: CommitRecord) -> tuple[float, float] | None:
-    """When a shard was in the making, in seconds since 1970; None where its record says no time."""
+    """Interval in which a shard was made, in seconds since 1970; None if its record has no time."""
     try:
         end = datetime.fromisoformat(record.finished_at).timestamp()
     except ValueError:
@@ -166,7 +166,7 @@ def _span(record: CommitRecord) -> tuple[float, float] | None:
 
 def _ways(records: Sequence[CommitRecord]) -> list[dict[str, Any]]:
     """Each distinct provenance with its number of shards, the most frequent first."""
-    # By their text first: thousands of shards have one provenance, and the canonical form takes its time.
+    # Group by text first: thousands of shards share a provenance, and the canonical form is slow.
     texts = Counter(repr(record.provenance) for record in records)
     one_of = {repr(record.provenance): record.provenance for record in records}
     counts: Counter[bytes] = Counter()

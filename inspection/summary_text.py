@@ -1,4 +1,4 @@
-"""The screen of `inspect summary`, from its facts."""
+"""The text output of `inspect summary`, from its facts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,20 +6,20 @@ from typing import Any
 from secondcast.inspection.text_layout import entry_lines, table_lines
 from secondcast.storage_schemas.progress import counted, duration_text, size_text
 
-# More ways than fit a screen are counted; --json has all.
+# Provenances shown; the others are counted, and --json has all.
 _WAYS_SHOWN = 3
 _NAMED_BEFORE = ("device", "attention", "batch_size", "threads", "quantizer", "shards")
 
 
 def screen_lines(facts: dict[str, Any], *, width: int | None = None) -> list[str]:
-    """The whole screen; width: of the terminal, None for a file or a pipe."""
+    """The whole output; width: of the terminal, None for a file or a pipe."""
     arrays = facts["storage"]["arrays"]
     table = ["", *(f"  {line}" for line in _array_lines(arrays))] if arrays else []
     return [*entry_lines(summary_lines(facts), width=width), *table]
 
 
 def summary_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """Name and value of each entry of the screen."""
+    """Name and value of each entry."""
     done, planned = facts["trajectories"]["committed"], facts["trajectories"]["planned"]
     prompts, sampling, storage, build = facts["prompts"], facts["sampling"], facts["storage"], facts["build"]
     guidance = sampling["guidance"]
@@ -67,7 +67,7 @@ def _integrity(facts: dict[str, Any]) -> str:
     verify = f"`secondcast inspect verify {facts['path']}` does"
     return (
         f"{shards['committed']:,} of {shards['planned']:,} shards have a record; {_files(files)}; checksums not "
-        f"compared, {verify}"
+        f"compared ({verify})"
     )
 
 
@@ -76,17 +76,15 @@ def _files(files: dict[str, Any]) -> str:
     if not recorded:
         return "no files yet"
     if not looked_at:
-        return f"their {counted(recorded, 'file')} not looked at"
+        return f"{counted(recorded, 'file')} not checked"
     which = (
-        f"all {counted(recorded, 'file')}"
-        if looked_at == recorded
-        else f"{looked_at:,} of {recorded:,} files looked at,"
+        f"all {counted(recorded, 'file')}" if looked_at == recorded else f"{looked_at:,} of {recorded:,} files checked,"
     )
-    wrong = [f"{files[key]:,} {text}" for key, text in (("missing", "missing"), ("other_size", "of another size")) if
+    wrong = [f"{files[key]:,} {text}" for key, text in (("missing", "missing"), ("other_size", "with another size")) if
              files[key]]  # fmt: skip
     if not wrong:
-        return f"{which} there with their recorded sizes"
-    return f"of {looked_at:,} files looked at {' and '.join(wrong)}, the first {files['first_wrong']}"
+        return f"{which} present with the recorded sizes"
+    return f"of {looked_at:,} files checked, {' and '.join(wrong)}, the first {files['first_wrong']}"
 
 
 def _built(build: dict[str, Any]) -> str:
@@ -97,15 +95,15 @@ def _built(build: dict[str, Any]) -> str:
 
 
 def _way(way: dict[str, Any], *, with_shards: bool) -> str:
-    """Where and with what shards were made."""
-    told = []
+    """Device and settings with which shards were made."""
+    details = []
     for key, text in (("attention", "attention {}"), ("batch_size", "batch size {}"), ("threads", "threads {}"),
                       ("quantizer", "{}")):  # fmt: skip
         if key in way:
-            told.append(text.format(way[key]))
-    told += [f"{key} {value}" for key, value in _flat(way) if key not in _NAMED_BEFORE]
+            details.append(text.format(way[key]))
+    details += [f"{key} {value}" for key, value in _flat(way) if key not in _NAMED_BEFORE]
     shards = f"{counted(way['shards'], 'shard')} " if with_shards else ""
-    return f"{shards}on {way.get('device', 'an unnamed device')}" + (f" ({', '.join(told)})" if told else "")
+    return f"{shards}on {way.get('device', 'an unnamed device')}" + (f" ({', '.join(details)})" if details else "")
 
 
 def _flat(way: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -117,9 +115,9 @@ def _flat(way: dict[str, Any]) -> list[tuple[str, Any]]:
 def _speed(build: dict[str, Any]) -> str:
     if build["copied_from"]:
         places = ", ".join(build["copied_from"])
-        return f"copied in {duration_text(build['seconds'])} from {places}; how fast it was recorded stands there"
+        return f"copied in {duration_text(build['seconds'])} from {places}; the recording speed is in their summaries"
     if build["trajectories_per_hour"] is None:
-        return "nothing is recorded yet" if build["last_commit"] is None else "the records do not tell"
+        return "nothing is recorded yet" if build["last_commit"] is None else "unknown from the records"
     workers = {None: "", 1: " by one worker at a time"}.get(
         build["workers"], f" by {build['workers']} workers at a time on average"
     )
@@ -147,7 +145,7 @@ def _array_lines(arrays: Sequence[dict[str, Any]]) -> list[str]:
             f"~: extrapolated from the headers of {counted(sampled, 'sample')}; a tar's record has one size for all"
         )
     if any(array["stored_bytes"] is None for array in arrays):
-        lines.append("?: the headers of the samples cannot be read")
+        lines.append("?: the headers of the samples are unreadable")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Plain text in columns: nothing is cut, whatever the width, and a pipe gets each entry as one line."""
+"""Plain text in columns: text is never truncated, and in a pipe each entry is one line."""
 
 import textwrap
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ def table_lines(
     text_columns: Sequence[int] = (0,),
     width: int | None = None,
 ) -> list[str]:
-    """A head and rows with columns as wide as their widest cell; numbers to the right, text_columns to the left.
+    """Format a header and rows in columns; numbers are right-aligned, text_columns left-aligned.
 
-    width: of a terminal, where the last column goes on below its beginning.
+    width: of a terminal, to which the last column is wrapped.
     """
     table = [list(head), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -37,7 +37,7 @@ def _cells(line: Sequence[str], widths: Sequence[int], text_columns: Sequence[in
 
 
 def entry_lines(entries: Sequence[tuple[str, str]], *, width: int | None = None) -> list[str]:
-    """Names to the right, values behind them; in a terminal of `width` columns values go on below their beginning."""
+    """Format names, right-aligned, and their values, which are wrapped in a terminal of `width` columns."""
     margin = max(len(name) for name, _ in entries) + 2
     lines = []
     for name, value in entries:
@@ -47,7 +47,7 @@ def entry_lines(entries: Sequence[tuple[str, str]], *, width: int | None = None)
 
 
 def wrapped(text: str, *, width: int | None) -> list[str]:
-    """A text in lines of at most so many columns, words kept whole; one line for None."""
+    """Wrap a text to lines of at most `width` columns without splitting words; one line for None."""
     if width is None:
         return [text]
     lines = textwrap.wrap(

@@ -1,4 +1,4 @@
-"""The tokens of a prompt as texts. No torch."""
+"""The tokens of a prompt as text. Does not import torch."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from secondcast.storage_schemas.reader import Cache
 
 
 def token_pieces(cache: Cache, token_ids: Sequence[int]) -> list[str]:
-    """Token ids as the texts of the cache's tokenizer."""
+    """Decode token ids one by one with the cache's tokenizer."""
     from tokenizers import Tokenizer
 
     file = cache.tokenizer_files.get("tokenizer.json")

@@ -1,4 +1,4 @@
-"""Every error a user can cause or meet. Each message is one line: what, found and expected, why, the way out."""
+"""Every error a user can cause or see. Each message is one line: what happened, found and expected, why, the fix."""
 
 
 class SecondcastError(Exception):
@@ -10,80 +10,80 @@ class NotACacheError(SecondcastError):
 
 
 class SettingsMismatchError(SecondcastError):
-    """A cache exists already and was built with other settings than the ones asked for."""
+    """A cache already exists and was built with settings other than the requested ones."""
 
 
 class DamagedCacheError(SecondcastError):
-    """A file that the cache vouches for is missing, short, or not the bytes that were committed."""
+    """A file recorded by the cache is missing or truncated, or its bytes differ from the committed ones."""
 
 
 class UnreadableFileError(SecondcastError):
-    """A file of a cache may not be read by this user; nothing is known of its bytes."""
+    """The user has no permission to read a file of a cache; its bytes are not checked."""
 
 
 class MisplacedFileError(DamagedCacheError):
-    """A file that a cache does not have at this place: to be deleted, nothing is lost with it."""
+    """A record file at a path where the cache does not expect it; deleting it loses nothing."""
 
 
 class ExtensionPendingError(SecondcastError):
-    """An extension of the cache has begun and is not through; whoever goes on with it finishes it."""
+    """An extension of the cache was started but not finished; the next builder completes it."""
 
 
 class NotInCacheError(SecondcastError):
-    """A trajectory, prompt or key was asked for that this cache does not hold (yet)."""
+    """A requested trajectory, prompt or key is not in this cache (yet)."""
 
 
 class ShardLockedError(SecondcastError):
-    """Another builder committed this shard first; nothing is damaged."""
+    """Another builder holds the lock on this shard, or committed it first; nothing is damaged."""
 
 
 class DerivationMismatchError(SecondcastError):
-    """The stored noise and velocities do not lead to the latent that was sampled."""
+    """The latent derived from the stored noise and velocities differs from the sampled one."""
 
 
 class PromptsError(SecondcastError):
-    """A source of prompts is missing, empty, or cannot be read as what its ending says."""
+    """A prompt source is missing, empty, or cannot be read in the format of its file extension."""
 
 
 class TeacherError(SecondcastError):
-    """A teacher (or a part of one) cannot be found, read, or used for what was asked."""
+    """A teacher (or a component of one) cannot be found, read, or used for the requested task."""
 
 
 class StudentError(SecondcastError):
-    """A student cannot be found, read, or does not fit the cache."""
+    """A student cannot be found or read, or does not match the cache."""
 
 
 class SettingsError(SecondcastError):
-    """A flag or a key of a settings file is unknown, out of range, or does not go with another."""
+    """An option or config key is unknown, out of range, or incompatible with another."""
 
 
 class RunError(SecondcastError):
-    """A run folder holds something else, other settings, or no readable checkpoint."""
+    """A run folder has unrelated contents, other settings, or no readable checkpoint."""
 
 
 class OutOfMemoryError(SecondcastError):
-    """The GPU has too little memory for what was asked."""
+    """The GPU has too little memory for the requested settings."""
 
 
 class NonFiniteError(SecondcastError):
-    """A prediction, a loss or a gradient is not finite; nothing of it was stored."""
+    """A prediction, a loss or a gradient is not finite; it was not stored."""
 
 
 class StorageError(SecondcastError):
-    """An object store cannot be reached, refuses, or gives up; or a file system lacks what a cache needs."""
+    """An object store is unreachable or refuses a request, or a file system lacks an operation that a cache needs."""
 
 
 class MissingExtraError(SecondcastError):
-    """What was asked for needs a package that is not installed."""
+    """The requested feature needs a package that is not installed."""
 
 
 class MissingWeightsError(SecondcastError):
-    """A metric's weights are not here, cannot be had, or are not what the metric reads."""
+    """A metric's weights are missing, cannot be downloaded, or are not in the expected format."""
 
 
 class ImagesError(SecondcastError):
-    """A folder of pictures is missing or empty, holds a broken picture, or lacks what a metric needs of it."""
+    """An image folder is missing or empty, has a broken image, or lacks what a metric needs."""
 
 
 class WorkerFailedError(SecondcastError):
-    """A worker of a build, or another process of a training run, failed or died; what was committed stays."""
+    """A build worker or another process of a training run failed or died; committed data is kept."""

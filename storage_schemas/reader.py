@@ -1,4 +1,4 @@
-"""Open a cache and read from it: the same records from both formats."""
+"""Open a cache and read from it; both formats return the same records."""
 
 import hashlib
 from collections.abc import Container
@@ -27,15 +27,15 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 def read_manifest(folder: Folder) -> Manifest:
-    """The manifest of a cache; NotACacheError if there is none."""
+    """Read the manifest of a cache; NotACacheError if there is none."""
     if isinstance(folder, LocalFolder) and not folder.path.is_dir():
-        raise NotACacheError(f"{folder} is not a folder: give the folder that `secondcast build` made")
+        raise NotACacheError(f"{folder} is not a folder: give the output folder of `secondcast build`")
     try:
         data = folder.read(MANIFEST_FILE)
     except FileNotFoundError as error:
         raise NotACacheError(
-            f"{folder} has no {MANIFEST_FILE}: it is not a cache; give the folder that `secondcast build` made, or, if "
-            f"it is that, take the file from another copy with `secondcast repair {folder} --from COPY`"
+            f"{folder} has no {MANIFEST_FILE}: it is not a cache; give the output folder of `secondcast build`, or, if "
+            f"it is one, restore the file from another copy with `secondcast repair {folder} --from COPY`"
         ) from error
     return Manifest.decode(data, f"{folder}/{MANIFEST_FILE}")
 
@@ -43,7 +43,7 @@ def read_manifest(folder: Folder) -> Manifest:
 class Cache:
     """A cache, finished or still being built.
 
-    `len` is the number of committed trajectories; `planned` the number asked for. Reading one that is not
+    `len` is the number of committed trajectories, `planned` the number requested. Reading one that is not
     committed raises NotInCacheError; a file that differs from its commit record raises DamagedCacheError.
     """
 
@@ -79,10 +79,10 @@ class Cache:
         local_cache: LocalCache | None = None,
         open_arrays: bool = True,
     ) -> Self:
-        """Open a cache: manifest, commit records (one read of the index once finished), no prompts.
+        """Open a cache: read the manifest and the commit records (one index file once finished), but no prompts.
 
-        local_cache: keeps shard files that are read, on this machine; several caches may share it.
-        open_arrays: False: when a row is first read; who looks at records alone does not wait for zarr's import.
+        local_cache: keeps copies of the shard files read, on this machine; several caches may share it.
+        open_arrays: False defers opening the arrays to the first row read, which saves importing zarr.
         """
         folder = open_folder(location)
         manifest = read_manifest(folder)
@@ -94,7 +94,7 @@ class Cache:
                     open_arrays=open_arrays,
                 )  # fmt: skip
             except DamagedCacheError as error:
-                # Files that are not this manifest's may be those of one that came while they were read.
+                # The files may belong to a newer manifest that was put in place while they were read.
                 between = is_pending(folder)
                 before, manifest = manifest, read_manifest(folder)
                 if manifest == before:
@@ -104,19 +104,19 @@ class Cache:
 
     @property
     def location(self) -> str:
-        """Where the cache lies: an absolute path, or a URL."""
+        """Location of the cache: an absolute path, or a URL."""
         return location_of(self.folder)
 
     @property
     def planned(self) -> int:
-        """N: distinct prompts times replicas."""
+        """Number of planned trajectories N, over all prompts and their samples."""
         return len(self.layout)
 
     def __len__(self) -> int:
         return self.records.rows("trajectories")
 
     def indices(self) -> Array:
-        """Numbers of the committed trajectories, ascending, int64."""
+        """Indices of the committed trajectories, ascending, int64."""
         ranges = [
             np.arange(shard.first, shard.first + shard.rows)
             for shard in self.layout.trajectories
@@ -125,7 +125,7 @@ class Cache:
         return np.concatenate([np.empty(0, dtype=np.int64), *ranges])
 
     def trajectory(self, index: int) -> Trajectory:
-        """Trajectory number `index`, whole."""
+        """Read trajectory `index` with all its fields."""
         place = self.layout.place(index)
         self._require("trajectories", place.shard, f"trajectory {index}")
         row = self._reader.row("trajectories", place.shard, place.row)
@@ -139,7 +139,7 @@ class Cache:
         )
 
     def guidance(self, index: int) -> float | None:
-        """Guidance of trajectory `index`."""
+        """Guidance scale of trajectory `index`."""
         if self.manifest.sampling.guidance is None:
             return None
         place = self.layout.place(index)
@@ -151,14 +151,14 @@ class Cache:
         return self.text_row(prompt, ("encoder_hidden_states",))["encoder_hidden_states"]
 
     def pooled(self, prompt: int) -> Array:
-        """The pooled vector that FLUX got with prompt number `prompt`, [P]; zeros unless CLIP's were recorded."""
+        """The pooled vector that FLUX received with prompt number `prompt`, [P]; zeros unless CLIP's was recorded."""
         teacher = self.manifest.teacher
         if teacher.pooled == "zero":
             return np.zeros(teacher.pooled_width, dtype=DTYPES[self.manifest.sampling.dtype])
         return self.text_row(prompt, ("pooled_projections",))["pooled_projections"]
 
     def text_row(self, prompt: int, names: Container[str] | None = None) -> Arrays:
-        """All that is stored of prompt number `prompt`: embedding, and CLIP's pooled vector; only `names` if given."""
+        """All stored text fields of prompt number `prompt` (embedding, CLIP's pooled vector), or only `names`."""
         shard, row = self.layout.embedding_place(prompt)
         if self.manifest.sampling.storage.embeddings == "none" and ("embeddings", shard) not in self.records:
             raise NotInCacheError(
@@ -177,10 +177,12 @@ class Cache:
         return ids_T
 
     def key_index(self, key: str) -> int:
-        """Number of the trajectory with this key (an unambiguous beginning will do) or this number."""
+        """Index of the trajectory with this key (an unambiguous prefix is enough) or this index."""
         if key.isascii() and key.isdigit() and len(key) < 12:
             if int(key) >= self.planned:
-                raise NotInCacheError(f"trajectory {key} is not in {self.folder}: it has 0 to {self.planned - 1}")
+                raise NotInCacheError(
+                    f"trajectory {key} is not in {self.folder}: its trajectories are 0 to {self.planned - 1}"
+                )
             return int(key)
         ids = [prompt.id for prompt in self.prompts]
         found = [
@@ -190,14 +192,14 @@ class Cache:
         ]
         if len(found) != 1:
             raise NotInCacheError(
-                f"{len(found)} trajectories of {self.folder} begin with {key!r}, expected one: "
+                f"{len(found)} trajectory keys of {self.folder} begin with {key!r}, expected one: "
                 f"`inspect show CACHE --grep WORD` lists them"
             )
         return found[0]
 
     @cached_property
     def tokenizer_files(self) -> dict[str, bytes]:
-        """The teacher's tokenizer, by file name; DamagedCacheError if a file is not the manifest's."""
+        """The teacher's tokenizer, by file name; DamagedCacheError if a file differs from the manifest's."""
         return {name: self._tokenizer_file(name, sha256) for name, sha256 in self.manifest.teacher.tokenizer.items()}
 
     def _tokenizer_file(self, name: str, sha256: str) -> bytes:
@@ -208,8 +210,8 @@ class Cache:
         if (found := hashlib.sha256(data).hexdigest()) != sha256:
             raise DamagedCacheError(
                 f"{self.folder}/{TOKENIZER_FOLDER}/{name} has sha256 {found[:16]} ({len(data)} bytes), the manifest "
-                f"says {sha256[:16]}: it was changed or lost; `secondcast repair {self.folder} --from COPY` takes it "
-                f"from another copy, the build command given again writes it anew"
+                f"has {sha256[:16]}: it was changed or lost; restore it from another copy with `secondcast repair "
+                f"{self.folder} --from COPY`, or rerun the build command to rewrite it"
             )
         return data
 
@@ -217,7 +219,7 @@ class Cache:
         if (kind, shard) not in self.records:
             raise NotInCacheError(
                 f"{what} is not in {self.folder} yet ({kind} shard {shard} has no commit record): "
-                f"give the build command again to make it"
+                f"rerun the build command to make it"
             )
 
 
@@ -234,21 +236,21 @@ def prompt_table(folder: Folder, manifest: Manifest, *, verify: Verify) -> Promp
 
 
 def read_metadata(folder: Folder, manifest: Manifest) -> dict[str, bytes]:
-    """The zarr.json files, which the manifest vouches for; DamagedCacheError if one is not what it says."""
+    """The zarr.json files, compared with the manifest's checksums; DamagedCacheError where one differs."""
     names = [name for name in manifest.metadata if name != OFFSETS_FILE]
     with ThreadPoolExecutor(8) as pool:
         return dict(zip(names, pool.map(lambda name: read_metadata_file(folder, manifest, name), names), strict=True))
 
 
 def read_metadata_file(folder: Folder, manifest: Manifest, name: str) -> bytes:
-    """One of them."""
+    """Read one zarr.json file; DamagedCacheError if it differs from the manifest's checksum."""
     try:
         data = folder.read(name)
     except FileNotFoundError:
         data = b""
     if (found := xxh3_128(data)) != manifest.metadata[name]:
         raise DamagedCacheError(
-            f"{folder}/{name} has checksum {found} ({len(data)} bytes), the manifest says {manifest.metadata[name]}: "
-            f"it was changed or lost; `secondcast repair {folder}` writes it anew"
+            f"{folder}/{name} has checksum {found} ({len(data)} bytes), the manifest has {manifest.metadata[name]}: "
+            f"it was changed or lost; rewrite it with `secondcast repair {folder}`"
         )
     return data

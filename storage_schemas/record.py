@@ -10,7 +10,7 @@ from secondcast.storage_schemas.schema.fields import Array, Arrays
 
 
 class Label(TypedDict, total=False):
-    """What the sample of a tar says about itself in words: key, prompt (its text), prompt_id, replica."""
+    """The JSON label of a tar sample: key, prompt (its text), prompt_id, replica."""
 
     key: str
     prompt: str
@@ -20,9 +20,11 @@ class Label(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """Latents x_0 .. x_K, predictions v_0 .. v_{K-1}, guidance (None where the backbone takes none).
+    """Latents x_0 .. x_K, predictions v_0 .. v_{K-1}, guidance scale (None where the backbone takes none).
 
-    index: number in the cache; prompt: number of its prompt; key: its name, unique within the cache.
+    index: position in the cache.
+    prompt: number of its prompt.
+    key: its name, unique within the cache.
     """
 
     index: int
@@ -38,7 +40,7 @@ class Trajectory:
 
     @cached_property
     def hidden_states_KSC(self) -> Array:
-        """x_0 .. x_{K-1}, what the backbone saw; derived from noise and velocity unless stored."""
+        """x_0 .. x_{K-1}, the inputs of the backbone; derived from noise and velocity unless stored."""
         if self.stored_latents_KSC is not None:
             return self.stored_latents_KSC
         return derive_latents(self.noise_SC, self.velocity_KSC, self.sigmas)[:-1]

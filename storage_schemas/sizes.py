@@ -1,4 +1,4 @@
-"""Bytes of a cache from its manifest alone: raw exactly, stored as an estimate with its range."""
+"""Size of a cache from its manifest alone: raw bytes exactly, stored bytes as an estimated range."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from secondcast.storage_schemas.schema.layout import Layout
 from secondcast.storage_schemas.schema.manifest import CodecName, Manifest
 
 # Measured: stored by raw bytes (docs/benchmarks.md, "Codecs"; synthetic signals of 0.5 to 8 % drift per step and the
-# pocket's predictions; real FLUX predictions: unknown until a pilot). plain is exact. latents: of codec int8's runs.
-# pooled_projections: not measured; from what byte planes make of embeddings to nothing gained.
+# pocket's predictions; real FLUX predictions: unknown until a pilot). `none` is exact. latents: from runs with int8.
+# pooled_projections: not measured; from the ratio of embeddings to no gain.
 _Ratios = Mapping[str, tuple[float, float]]
 _RATIOS: dict[str, _Ratios] = {
     "bfloat16": {
@@ -32,9 +32,9 @@ _RATIOS: dict[str, _Ratios] = {
         "pooled_projections": (0.83, 1.0),
     },
 }
-# Measured: prompts.jsonl and .offsets of a million prompts have 252 bytes a prompt ("Opening a cache").
+# Measured: prompts.jsonl and .offsets of a million prompts take 252 bytes per prompt ("Opening a cache").
 _PROMPT_BYTES = 252
-# A commit record by itself and its line in the index.
+# A commit record file plus its line in the index.
 _RECORD_BYTES = 2_000
 # A Zarr chunk's entry in the shard's index; a tar sample's headers, padding, label and entry of the byte index.
 _ROW_BYTES = {"zarr": 24, "webdataset": 2_900}
@@ -42,9 +42,11 @@ _ROW_BYTES = {"zarr": 24, "webdataset": 2_900}
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Bytes of one array (or kind of file) of a finished cache; `rows` trajectories, prompts or shards.
+    """Bytes of one array (or kind of file) of a finished cache.
 
-    raw_bytes: uncompressed, exact for arrays. stored_low_bytes, stored_high_bytes: the range of the estimate on disk.
+    rows: number of trajectories, prompts or shards.
+    raw_bytes: uncompressed, exact for arrays.
+    stored_low_bytes, stored_high_bytes: the estimated range on disk.
     """
 
     name: str
@@ -68,7 +70,7 @@ def stored_ratio(field: Field, codec: CodecName) -> tuple[float, float]:
 
 
 def cache_sizes(manifest: Manifest) -> list[Size]:
-    """All arrays of the cache that a manifest describes, then its prompts, and its records with what formats add."""
+    """All arrays of the cache that a manifest describes, then its prompts, then its records and format overhead."""
     layout, storage = Layout(manifest.prompts.segments), manifest.sampling.storage
     counts: dict[Kind, int] = {"trajectories": len(layout), "embeddings": layout.embeddings.items}
     if storage.embeddings == "none":
@@ -87,14 +89,14 @@ def cache_sizes(manifest: Manifest) -> list[Size]:
 
 
 def remaining_bytes(manifest: Manifest, records: Records) -> tuple[int, int]:
-    """Range of the bytes that shards without a record will take, their embeddings among them.
+    """Range of the bytes that the missing shards will take, embedding shards included.
 
-    Where shards of a kind are committed, by what their rows took; else by the estimate.
+    Extrapolated from the committed shards of the same kind where there are any, else from the estimate.
     """
     layout, storage = Layout(manifest.prompts.segments), manifest.sampling.storage
     planned: dict[Kind, int] = {"trajectories": len(layout), "embeddings": layout.embeddings.items}
     if planned["trajectories"] == records.rows("trajectories") and storage.embeddings == "none":
-        # Embeddings that are not kept are made for the trajectories that are missing only.
+        # Embeddings that are not stored are made only for the missing trajectories.
         planned["embeddings"] = records.rows("embeddings")
     low = high = 0.0
     for kind in KINDS:

@@ -1,4 +1,4 @@
-"""Between numpy (bfloat16 of ml_dtypes) and torch, bit for bit. torch is imported inside: readers do without."""
+"""Bit-exact conversion between numpy (bfloat16 of ml_dtypes) and torch, which is imported only on use."""
 
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ def to_torch(array: Array) -> "torch.Tensor":
 
     writable = np.require(array, requirements=["C", "W"])
     if array.dtype == DTYPES["bfloat16"]:
-        # torch refuses arrays of ml_dtypes: hand over the bits.
+        # torch refuses arrays of ml_dtypes: pass the bits.
         return torch.from_numpy(writable.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(writable)
 

@@ -1,4 +1,4 @@
-"""Create a cache, or go on with one, and commit shards to it: data first, record last, whole or not at all."""
+"""Create or resume a cache and commit shards to it atomically: data first, commit record last."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -39,7 +39,7 @@ Encode = Callable[[Kind, ShardRange, Arrays], dict[str, bytes]]
 
 
 def prompt_set_fields(prompts: list[Prompt]) -> dict[str, Any]:
-    """What a manifest says about its prompts: counts, digest of the ids, size and checksum of prompts.jsonl."""
+    """The manifest's fields about its prompts: counts, digest of the ids, size and checksum of prompts.jsonl."""
     lines, _ = encode_prompts(prompts)
     return {
         "count": len(prompts),
@@ -52,7 +52,7 @@ def prompt_set_fields(prompts: list[Prompt]) -> dict[str, Any]:
 
 
 class CacheWriter:
-    """Commits shards to one cache folder. Safe beside other writers of the same settings."""
+    """Commits shards to one cache folder. Safe to use concurrently with other writers of the same settings."""
 
     def __init__(self, folder: Folder, manifest: Manifest, prompts: list[Prompt]) -> None:
         self.folder, self.manifest, self.prompts = folder, manifest, prompts
@@ -64,10 +64,10 @@ class CacheWriter:
     def create_or_resume(
         cls, location: Location, manifest: Manifest, prompts: list[Prompt], tokenizer_files: dict[str, bytes]
     ) -> Self:
-        """Start a cache in an empty or new folder, or go on with one of the same settings.
+        """Create a cache in an empty or new folder, or resume one with the same settings.
 
-        `manifest.metadata` is filled in here. Raises NotACacheError for a folder that holds something else,
-        SettingsMismatchError (naming the field) for a cache of other settings.
+        `manifest.metadata` is filled in here. Raises NotACacheError for a folder with unrelated contents,
+        SettingsMismatchError (naming the field) for a cache with other settings.
         """
         metadata = format_of(manifest).metadata()
         lines, offsets = encode_prompts(prompts)
@@ -78,7 +78,7 @@ class CacheWriter:
         if folder.size(MANIFEST_FILE) is not None:
             return cls.resume(folder, manifest, prompts, files, tokenizer_files)
         _check_free(folder)
-        # Under a lock, so that of two builders of other settings the loser does not write over the winner's prompts.
+        # Under a lock, so that of two builders with different settings the loser cannot overwrite the winner's prompts.
         with locked_manifest(folder) as renew:
             if folder.size(MANIFEST_FILE) is None:
                 folder.sweep()
@@ -87,7 +87,7 @@ class CacheWriter:
                 for name, data in first.items():
                     renew()
                     folder.replace(name, data)
-                # The manifest comes last and is created exclusively: with it the cache exists.
+                # The manifest is written last and created exclusively: from then on the cache exists.
                 renew()
                 if folder.publish(MANIFEST_FILE, manifest.encode()):
                     return cls(folder, manifest, prompts)
@@ -102,33 +102,33 @@ class CacheWriter:
         files: dict[str, bytes],
         tokenizer_files: dict[str, bytes],
     ) -> Self:
-        """Go on with a cache: `files` are those its manifest vouches for; what is lost of them is written anew.
+        """Resume a cache: `files` are the files whose checksums its manifest has; missing ones are rewritten.
 
-        Raises SettingsMismatchError (naming the field) for a cache of other settings.
+        Raises SettingsMismatchError (naming the field) for a cache with other settings.
         """
         finish_pending(folder)
         manifest = read_manifest(folder)
         check_same_settings(manifest, wanted, str(folder))
         folder.sweep()
         files = files | _tokenizer(tokenizer_files)
-        # Another version of zarr-python may word its metadata otherwise: what the manifest vouches for stays.
+        # Another version of zarr-python may write its metadata differently: the recorded files stay.
         own = {name: data for name, data in files.items() if manifest.metadata.get(name) in (None, xxh3_128(data))}
         if lost := [name for name, data in own.items() if not _holds(folder, name, data)]:
             with locked_manifest(folder) as renew:
-                # A cache that was extended meanwhile has other files.
+                # A cache that was extended in the meantime has other files.
                 for name in lost if read_manifest(folder) == manifest else ():
                     renew()
                     folder.replace(name, own[name])
         return cls(folder, manifest, prompts)
 
     def records(self) -> Records:
-        """The records of all committed shards, read anew."""
+        """The records of all committed shards, read from the folder at each call."""
         return read_records(self.folder)[0]
 
     def missing(self, kind: Kind) -> list[ShardRange]:
-        """Shards that have no commit record, in order; of embeddings that are not kept those that are still needed.
+        """Shards without a commit record, in order; for embeddings that are not stored, only those still needed.
 
-        Before a build is finished by the names of the records alone: there may be thousands, far away.
+        Before a build is finished only the names of the records are listed: there may be thousands on a remote store.
         """
         shards = self.layout.trajectories if kind == "trajectories" else self.layout.embeddings
         there = self._committed(kind)
@@ -153,14 +153,15 @@ class CacheWriter:
         provenance: dict[str, Any],
         encode: Encode | None = None,
     ) -> CommitRecord:
-        """Check, encode and write one whole shard, then publish its record; `encode` in place of our own.
+        """Check, encode and write one whole shard, then publish its record; `encode` replaces the method of that name.
 
-        Raises NonFiniteError, DerivationMismatchError (nothing is written), ShardLockedError (another builder was first).
+        Raises NonFiniteError, DerivationMismatchError (nothing is written), ShardLockedError (another builder was
+        first).
         """
         files = (encode or self.encode)(kind, shard, arrays)
         raw_bytes = sum(array.nbytes for array in arrays.values())
         record = self.record_of(kind, shard, files, raw_bytes=raw_bytes, seconds=seconds, provenance=provenance)
-        # Under a lock, so that the slower of two builders never writes over what the other has committed.
+        # Under a lock, so that the slower of two builders never overwrites what the other has committed.
         with self.folder.lock(record_path(kind, shard.shard)) as renew:
             if is_published(self.folder, record):
                 raise self._taken(record)
@@ -173,7 +174,7 @@ class CacheWriter:
         return record
 
     def encode(self, kind: Kind, shard: ShardRange, arrays: Arrays) -> dict[str, bytes]:
-        """The checked files of a shard: {path within the cache: bytes}. Nothing is written."""
+        """Encode and check a shard: {path within the cache: bytes}. Nothing is written."""
         check_arrays(fields_of(self.manifest, kind), arrays, shard.rows)
         labels = self._labels(kind, shard)
         _check_finite(arrays, labels)
@@ -211,9 +212,9 @@ class CacheWriter:
         )
 
     def finish(self) -> bool:
-        """Write the index if every shard is committed (and drop embeddings that are not kept); whether it is.
+        """Write the index if every shard is committed (and drop embeddings that are not stored); return whether it is.
 
-        A cache that was extended since this writer was made is left to the one that extended it.
+        A cache that was extended since this writer was made is left to the builder that extended it.
         """
         dropped = self.manifest.sampling.storage.embeddings == "none"
         if self.missing("trajectories") or (not dropped and self.missing("embeddings")):
@@ -233,8 +234,8 @@ class CacheWriter:
 
     def _taken(self, record: CommitRecord) -> ShardLockedError:
         return ShardLockedError(
-            f"{self.folder}: {record.kind} shard {record.shard} was committed by another builder meanwhile: nothing "
-            f"is lost; stop one of the two builders"
+            f"{self.folder}: another builder committed {record.kind} shard {record.shard} in the meantime: nothing is "
+            f"lost; stop one of the two builders"
         )
 
     def _labels(self, kind: Kind, shard: ShardRange) -> list[Label]:
@@ -253,14 +254,14 @@ class CacheWriter:
         return labels
 
     def _check_encoded(self, kind: Kind, shard: ShardRange, files: dict[str, bytes], arrays: Arrays) -> None:
-        """Decode what is about to be written and derive: what a reader will see is what was sampled."""
+        """Decode the encoded shard and derive its latents: a reader must get exactly what was sampled."""
         decoded = self._format.decode(kind, shard.shard, files, shard.rows)
         codec = self.manifest.sampling.storage.compression
         for field in fields_of(self.manifest, kind):
             if not same_bits(decoded[field.name], as_read(field, codec, arrays[field.name])):
                 raise DerivationMismatchError(
-                    f"{self.folder}: {field.name} of {kind} shard {shard.shard} decodes to other bits than were "
-                    f"encoded: a fault of this machine or of a library; nothing was written"
+                    f"{self.folder}: {field.name} of {kind} shard {shard.shard} decodes to bits that differ from the "
+                    f"encoded ones: a fault of this machine or of a library; nothing was written"
                 )
         if "noise" not in decoded:
             return
@@ -269,9 +270,9 @@ class CacheWriter:
             if not same_bits(derived[-1], decoded["final_latent"][row]):
                 count = int((derived[-1] != decoded["final_latent"][row]).sum())
                 raise DerivationMismatchError(
-                    f"{self.folder}: trajectory {shard.first + row} derived from noise and velocity ends {count} of "
-                    f"{derived[-1].size} elements away from the latent that was sampled: this device rounds "
-                    f"otherwise; build with --latents stored"
+                    f"{self.folder}: the final latent of trajectory {shard.first + row}, derived from noise and "
+                    f"velocity, differs from the sampled one in {count} of {derived[-1].size} elements: this device "
+                    f"rounds differently; build with --latents stored"
                 )
 
 
@@ -282,8 +283,8 @@ def _check_finite(arrays: Arrays, labels: list[Label]) -> None:
         for row, label in enumerate(labels):
             if not is_finite(array[row]):
                 raise NonFiniteError(
-                    f"{name} of {label['key']} ({label['prompt']!r}) is not finite: nothing of its shard was "
-                    f"written; try --dtype float32, or take the prompt out"
+                    f"{name} of {label['key']} ({label['prompt']!r}) is not finite: its shard was not written; "
+                    f"try --dtype float32, or remove the prompt"
                 )
 
 
@@ -293,26 +294,26 @@ def _tokenizer(files: dict[str, bytes]) -> dict[str, bytes]:
 
 def _check_free(folder: Folder) -> None:
     if isinstance(folder, LocalFolder) and folder.path.exists() and not folder.path.is_dir():
-        raise NotACacheError(f"{folder} is a file, expected a new or empty folder for the cache: give another one")
-    # A builder that was killed before its manifest may have left these behind: see _check_left.
+        raise NotACacheError(f"{folder} is a file, expected a new or empty folder for the cache: give another path")
+    # A builder that was killed before it wrote the manifest may have left these behind: see _check_left.
     ours = {PROMPTS_FILE, OFFSETS_FILE, TOKENIZER_FOLDER, "trajectories.zarr", "embeddings.zarr"}
     foreign = [name for name in folder.entries() if name not in ours]
-    # Looked at again: another builder may have made the cache meanwhile.
+    # Check again: another builder may have made the cache in the meantime.
     if foreign and folder.size(MANIFEST_FILE) is None:
         raise NotACacheError(
-            f"{folder} holds {foreign[0]!r} and {len(folder.entries()) - 1} more, but no {MANIFEST_FILE}: it is not a "
+            f"{folder} has {foreign[0]!r} and {len(folder.entries()) - 1} more, but no {MANIFEST_FILE}: it is not a "
             f"cache; give a new or empty folder"
             + (f" (or `secondcast repair {folder} --from COPY`)" if COMMITS_FOLDER in foreign else "")
         )
 
 
 def _check_left(folder: Folder, files: dict[str, bytes]) -> None:
-    """Raise NotACacheError unless all that a folder without a manifest holds is the same as what is written to it now."""
+    """Raise NotACacheError if a folder without a manifest has a file that differs from what this build writes."""
     for name in folder.names():
         if name not in files or not _holds(folder, name, files[name]):
             raise NotACacheError(
-                f"{folder} holds {name!r}, which this build did not write, and no {MANIFEST_FILE}: it is not a cache; "
-                f"move the file away, or give a new or empty folder"
+                f"{folder} has {name!r}, which this build did not write, and no {MANIFEST_FILE}: it is not a cache; "
+                f"move the file elsewhere, or give a new or empty folder"
             )
 
 

@@ -1,4 +1,4 @@
-"""Invariants 1 to 3 on the device at hand: is what was recorded FluxPipeline's, does it derive, does it replay."""
+"""Invariants 1 to 3 on this device: the recording equals FluxPipeline's, its latents derive, and it replays."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from secondcast.storage_schemas.tensors import from_torch, to_torch
 
 @dataclass(frozen=True, kw_only=True)
 class EquivalenceCheck:
-    """What a check found: `holds` is None where it was not made; `said` is one line."""
+    """Result of a check: `holds` is None if it was not made; `said` is a one-line description."""
 
     invariant: int
     holds: bool | None
@@ -27,7 +27,7 @@ class EquivalenceCheck:
 def check_equivalence(
     cache: Cache, backbone: FluxBackbone, teacher: TeacherFolder, indices: range
 ) -> list[EquivalenceCheck]:
-    """Check a batch of committed trajectories, as it was recorded: these indices are one batch of its shard."""
+    """Check a batch of committed trajectories; `indices` are one recorded batch of a shard."""
     recorded = [cache.trajectory(index) for index in indices]
     return [
         _equals_pipeline(cache, backbone, teacher, indices, recorded),
@@ -44,7 +44,7 @@ def _equals_pipeline(
         return EquivalenceCheck(
             invariant=1, holds=None, said=f"not checked: FluxPipeline has no schedule {sampling.schedule!r}"
         )
-    # A call of the pipeline has one guidance: the rows of the first one are compared, in a batch of the same size.
+    # A pipeline call has one guidance scale: compare the rows with the first one, in a batch of the same size.
     guidance = recorded[0].guidance
     start = prepare_batch(cache, indices)
     latents_BSC = ReferencePipeline(teacher, backbone).final_latents(
@@ -64,15 +64,15 @@ def _equals_pipeline(
 def _derives(cache: Cache, recorded: list[Trajectory]) -> EquivalenceCheck:
     if cache.manifest.sampling.storage.latents == "stored":
         return EquivalenceCheck(invariant=2, holds=None, said="not checked: latents are stored")
-    # The writer compares every trajectory before it commits a shard, from the encoded bytes.
-    said = "latents derive from noise and velocity bit for bit in every trajectory that was committed"
+    # The writer checks every trajectory on the encoded bytes before it commits a shard.
+    said = "latents derive from noise and velocity bit for bit in every committed trajectory"
     return EquivalenceCheck(invariant=2, holds=True, said=said)
 
 
 def _replays(cache: Cache, backbone: FluxBackbone, indices: range, recorded: list[Trajectory]) -> EquivalenceCheck:
     sampling = cache.manifest.sampling
     if sampling.storage.compression == "int8":
-        return EquivalenceCheck(invariant=3, holds=None, said="not checked: codec int8 rounds the velocity")
+        return EquivalenceCheck(invariant=3, holds=None, said="not checked: compression int8 rounds the velocity")
     predict, pairs = predictor(backbone, prepare_batch(cache, indices)), []
     with torch.no_grad():
         for k, timestep in enumerate(sampling.timesteps):
@@ -84,7 +84,7 @@ def _replays(cache: Cache, backbone: FluxBackbone, indices: range, recorded: lis
 
 
 def _check(invariant: int, said: str, pairs: list[tuple[Array, Array]]) -> EquivalenceCheck:
-    """Compare pairs of recorded and made arrays."""
+    """Compare pairs of recorded and recomputed arrays."""
     equal = sum(same_bits(recorded, made) for recorded, made in pairs)
     if equal == len(pairs):
         return EquivalenceCheck(invariant=invariant, holds=True, said=f"{said} ({equal} of {equal})")
@@ -92,7 +92,7 @@ def _check(invariant: int, said: str, pairs: list[tuple[Array, Array]]) -> Equiv
     return EquivalenceCheck(
         invariant=invariant,
         holds=False,
-        said=f"not so: {said} in {equal} of {len(pairs)}; largest relative error {worst:.1e}",
+        said=f"violated: {said} only in {equal} of {len(pairs)}; largest relative error {worst:.1e}",
     )
 
 

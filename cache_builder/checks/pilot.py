@@ -1,4 +1,4 @@
-"""A pilot: the first shards of a real build, the invariants checked on them, and what the whole will take from there."""
+"""Pilot: builds the first shards, checks the invariants on them and extrapolates time and size to the whole build."""
 
 from dataclasses import dataclass
 
@@ -24,9 +24,10 @@ from secondcast.storage_schemas.writer import CacheWriter
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One stage on the shards of the pilot, which are kept, and the same rate over all rows of the build.
+    """Measurements of one stage on the shards of the pilot, extrapolated to all rows of the build.
 
-    seconds: of work in the stage's main thread, by the records. raw_bytes, stored_bytes: of these shards.
+    seconds: work in the stage's main thread, from the records.
+    raw_bytes, stored_bytes: size of these shards.
     """
 
     rows: int
@@ -37,28 +38,28 @@ class Measured:
 
     @property
     def seconds_per_row(self) -> float:
-        """Of a trajectory, or of a prompt."""
+        """Seconds per trajectory, or per prompt."""
         return self.seconds / self.rows
 
     @property
     def ratio(self) -> float:
-        """Stored bytes by raw bytes."""
+        """Ratio of stored to raw bytes."""
         return self.stored_bytes / self.raw_bytes
 
     @property
     def total_seconds(self) -> float:
-        """Of all rows, by one worker."""
+        """Seconds for all rows with one worker."""
         return self.seconds_per_row * self.planned_rows
 
     @property
     def total_bytes(self) -> int:
-        """Of all rows, on disk."""
+        """Bytes on disk of all rows."""
         return self.stored_bytes * self.planned_rows // self.rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class PilotResult:
-    """What a pilot found. `peaks`: by stage, of those that ran now; empty where all shards were there before."""
+    """Result of a pilot. `peaks`: memory peaks of the stages that ran; empty if all shards existed before."""
 
     location: str
     text: Measured
@@ -69,12 +70,12 @@ class PilotResult:
 
     @property
     def total_bytes(self) -> int:
-        """Of the finished cache, on disk."""
+        """Bytes on disk of the finished cache."""
         return self.sample.total_bytes + (self.text.total_bytes if self.keeps_embeddings else 0)
 
     @property
     def holds(self) -> bool:
-        """Whether no invariant was broken."""
+        """Whether no invariant is violated."""
         return all(check.holds is not False for check in self.checks)
 
 
@@ -101,7 +102,7 @@ def run_pilot(
     peaks = dict(builder.peaks)
     _check_embeddings(writer, text_shards)
     checks = _equivalence_checks(writer, builder, teacher, shards[0])
-    # Before the end, which drops embeddings that are not kept.
+    # Before finish(), which drops embeddings that are not stored.
     records = writer.records()
     writer.finish()
     return PilotResult(
@@ -132,8 +133,9 @@ def _check_embeddings(writer: CacheWriter, shards: list[ShardRange]) -> None:
     there = committed_shards(writer.folder, "embeddings")
     if any(shard.shard not in there for shard in shards):
         raise NotInCacheError(
-            f"{writer.folder} has its first trajectories already and keeps no embeddings (--no-store-embeddings): a pilot "
-            f"has nothing to check them with; `secondcast inspect verify {writer.folder} --resample N` does it anew"
+            f"{writer.folder} already has its first trajectories and does not store embeddings "
+            f"(--no-store-embeddings): a pilot cannot check them; use `secondcast inspect verify {writer.folder} "
+            f"--resample N`"
         )
 
 
@@ -141,7 +143,7 @@ def _equivalence_checks(
     writer: CacheWriter, builder: ShardBuilder, teacher: TeacherFolder, shard: ShardRange
 ) -> list[EquivalenceCheck]:
     cache = Cache.open(str(writer.folder))
-    # The batch size of the recording: in another one other bits may be right.
+    # The recorded batch size: another one may give other bits.
     size = recorded_batch_size(cache.records["trajectories", shard.shard].provenance)
     indices = range(shard.first, shard.first + min(size, shard.rows))
     return check_equivalence(cache, builder.backbone(), teacher, indices)

@@ -1,4 +1,4 @@
-"""Whether the disk has room for what a build will write, asked before it begins."""
+"""Checks that the disk has room for a build before it starts."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ _MIB, _GIB = 2**20, 2**30
 
 
 def free_disk(location: Location) -> tuple[Path, int]:
-    """The nearest folder of a local path that exists, and the free bytes of its disk."""
+    """The nearest existing parent folder of a local path, and the free bytes of its disk."""
     path = Path(location).absolute()
     while not path.exists():
         path = path.parent
@@ -25,10 +25,11 @@ def free_disk(location: Location) -> tuple[Path, int]:
 def check_disk(
     location: Location, manifest: Manifest, progress: Progress, *, skip_disk_check: bool, free_bytes: int | None = None
 ) -> None:
-    """Raise SettingsError where the disk has less room than the missing shards may need; `force` makes it a remark.
+    """Raise SettingsError if the disk has less room than the missing shards may need.
 
-    free_bytes: instead of what the disk says. Object stores are not asked; a cache of other settings is not ours to
-    judge.
+    Object stores, and caches with other settings, are not checked.
+    skip_disk_check: print a warning instead.
+    free_bytes: replaces the free space of the disk.
     """
     if is_remote(location):
         return
@@ -44,11 +45,13 @@ def check_disk(
         return
     unit, name = (_GIB, "GiB") if high >= _GIB else (_MIB, "MiB")
     need = f"{low / unit:,.1f}" if low == high else f"{low / unit:,.1f} to {high / unit:,.1f}"
-    problem = f"{location} needs {need} {name} more (estimated), the disk of {where} has {free / unit:,.1f} {name} free"
+    problem = (
+        f"{location} needs {need} {name} more (estimated), but the disk of {where} has {free / unit:,.1f} {name} free"
+    )
     if skip_disk_check:
-        progress.say(f"{problem}: going on, as --skip-disk-check says")
+        progress.say(f"{problem}: building anyway because of --skip-disk-check")
         return
     raise SettingsError(
-        f"{problem}: a build that fills the disk stops; give a smaller --limit, a smaller --compression (compact; int8 with "
-        f"--latents stored), a folder on another disk, or --skip-disk-check"
+        f"{problem}: a build stops when the disk is full; give a smaller --limit, a stronger --compression (lossless; "
+        f"int8 with --latents stored), a folder on another disk, or --skip-disk-check"
     )

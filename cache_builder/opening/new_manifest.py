@@ -1,4 +1,4 @@
-"""The manifest that follows from what a build is asked to do and the teacher."""
+"""Creates the manifest of a build from its settings and the teacher."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ CREATED_BY = f"secondcast {secondcast.__version__}"
 
 
 def build_geometry(settings: OutlineSettings, teacher: TeacherFolder) -> Geometry:
-    """The geometry of the images: of the asked height and width, else square, of the asked or teacher's resolution."""
+    """The image geometry: the requested height and width, else a square of the requested or teacher's resolution."""
     side = settings.resolution or teacher.resolution
     return geometry_of(
         height=settings.height or side,
@@ -33,9 +33,9 @@ def plan_manifest(
     prompts: list[Prompt],
     samples_per_prompt: Sequence[int] | None = None,
 ) -> Manifest:
-    """The manifest of the cache that was asked for. Hashes the teacher's weights.
+    """The manifest of the requested cache. Hashes the teacher's weights.
 
-    replicas: of each prompt, where they are not those of the settings.
+    samples_per_prompt: number of samples of each prompt; None for that of the settings.
     """
     return _manifest(settings, teacher, prompt_set_fields(prompts), samples_per_prompt, hashed=True)
 
@@ -47,7 +47,7 @@ def outline_manifest(
     prompt_count: int,
     samples_per_prompt: Sequence[int] | None = None,
 ) -> Manifest:
-    """The shapes and counts of that manifest, for planning: no prompt is read, no weights are there or hashed."""
+    """The shapes and counts of that manifest for planning, without reading prompts or hashing weights."""
     unknown = {"held_out": 0, "sources": {}, "ids": "", "bytes": 0, "xxh3_128": ""}
     return _manifest(settings, teacher, {"count": prompt_count, **unknown}, samples_per_prompt, hashed=False)
 

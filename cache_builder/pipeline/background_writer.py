@@ -1,4 +1,4 @@
-"""Commit shards in a thread, so that encoding, checking and writing cost the GPU no time."""
+"""Commits shards in a thread, so that encoding, checking and writing do not delay the GPU."""
 
 from collections import deque
 from collections.abc import Callable
@@ -11,16 +11,16 @@ from secondcast.storage_schemas.schema.fields import Arrays
 from secondcast.storage_schemas.schema.layout import ShardRange
 from secondcast.storage_schemas.writer import CacheWriter, Encode
 
-# Whole shards in host memory beside the one that is being made: one is written, one waits.
+# Shards in host memory besides the one being sampled: one is being written, one waits.
 IN_FLIGHT = 2
 
 
 class BackgroundWriter:
-    """Commits shards one after the other, in the order given, beside the caller; used as a context manager.
+    """Commits shards in order in a background thread; used as a context manager.
 
-    `rows` and `bytes` count what it has committed.
-    After an error no later shard is committed; the error is raised by the next call, or at the end of the `with`.
-    Where the `with` ends by an exception (Ctrl-C too), the shards already handed over are committed first.
+    `rows` and `bytes` count the committed data.
+    After an error no later shard is committed; the next call, or the end of the `with`, raises it.
+    If the `with` ends with an exception (including Ctrl-C), the shards already submitted are committed first.
     """
 
     def __init__(self, writer: CacheWriter, *, in_flight: int = IN_FLIGHT, encode: Encode | None = None) -> None:
@@ -29,7 +29,7 @@ class BackgroundWriter:
         self._writer, self._in_flight, self._failed = writer, in_flight, False
         self._pending: deque[Future[CommitRecord | None]] = deque()
         self.rows = self.bytes = 0
-        # One thread: of two, one could commit a later shard after the other's had failed.
+        # One thread: with two, a later shard could be committed after an earlier one failed.
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="commit")
 
     def __enter__(self) -> Self:
@@ -41,7 +41,7 @@ class BackgroundWriter:
         try:
             self._executor.shutdown()
         except BaseException:
-            # A second Ctrl-C: what waits is dropped; what is being written is finished, whole, before the process ends.
+            # On a second Ctrl-C waiting shards are dropped; the one being written is completed.
             self._executor.shutdown(wait=False, cancel_futures=True)
             raise
         if error is None:
@@ -56,9 +56,9 @@ class BackgroundWriter:
         seconds: float,
         provenance: dict[str, Any],
     ) -> None:
-        """See CacheWriter.commit; waits while `in_flight` shards are not committed yet.
+        """See CacheWriter.commit; blocks while `in_flight` shards are not yet committed.
 
-        `arrays` may be a function that gives them, called beside the caller too.
+        `arrays` may be a function that returns them, which is also called in the background thread.
         """
         self.check()
         while len(self._pending) >= self._in_flight:
@@ -66,7 +66,7 @@ class BackgroundWriter:
         self._pending.append(self._executor.submit(self._commit, kind, shard, arrays, seconds, provenance))
 
     def check(self) -> None:
-        """Raise the error of a commit that failed, if one did."""
+        """Raise the error of a failed commit, if any."""
         while self._pending and self._pending[0].done():
             self._pending.popleft().result()
 

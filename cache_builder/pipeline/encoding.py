@@ -1,6 +1,6 @@
-"""Encoding and checking shards in a process of its own: the interpreter's lock is the sampler's alone.
+"""Encodes and checks shards in a separate process, so that the sampler does not share its interpreter lock.
 
-Over pipes go a line of JSON and raw bytes: arrays there, files back. The process is encoding_process.py.
+Pipes carry a line of JSON and raw bytes: arrays to the process, files back. The process is encoding_process.py.
 """
 
 import json
@@ -23,7 +23,7 @@ from secondcast.storage_schemas.schema.layout import ShardRange
 from secondcast.storage_schemas.writer import CacheWriter
 
 WORTH_BYTES = 16 * 2**20
-"""Raw bytes from which a process pays: it takes about a second of a core to start."""
+"""Raw bytes from which the process is worthwhile: it takes about a second of a core to start."""
 
 
 class EncodingProcess:
@@ -31,7 +31,7 @@ class EncodingProcess:
 
     def __init__(self, writer: CacheWriter) -> None:
         self._process = subprocess.Popen(
-            # -P: a folder `storage_schemas` where the command is given is not ours.
+            # -P: do not import a folder `storage_schemas` in the working directory.
             [
                 sys.executable,
                 "-P",
@@ -42,7 +42,7 @@ class EncodingProcess:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # Ctrl-C is for the sampler, which has what is in hand committed first.
+            # Ctrl-C is handled by the sampler, which commits submitted shards first.
             start_new_session=True,
         )
 
@@ -63,7 +63,7 @@ class EncodingProcess:
         return self._process.stdin, self._process.stdout
 
     def encode(self, kind: Kind, shard: ShardRange, arrays: Arrays) -> dict[str, bytes]:
-        """See CacheWriter.encode, of which it raises the errors; WorkerFailedError where the process is gone."""
+        """See CacheWriter.encode, whose errors it raises; WorkerFailedError if the process has died."""
         stdin, stdout = self._pipes
         fields = [[name, array.dtype.name, list(array.shape)] for name, array in arrays.items()]
         try:
@@ -78,7 +78,7 @@ class EncodingProcess:
         except (OSError, ValueError) as error:
             raise WorkerFailedError(
                 f"the process that encodes shards ended with exit code {self._process.wait()} (out of host memory?): "
-                f"what was committed stays; give the same command again"
+                f"committed shards are kept; rerun the same command"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""The process behind encoding.py: encodes and checks shards of the cache it is given until stdin ends."""
+"""The process of encoding.py: encodes and checks shards of the given cache until stdin ends."""
 
 import json
 import os
@@ -15,9 +15,9 @@ from secondcast.storage_schemas.writer import CacheWriter
 
 
 def main(location: str) -> None:
-    """Answer requests, one after the other."""
+    """Answer requests in order."""
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    # What libraries print is no answer.
+    # Output printed by libraries must not reach the pipe.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     writer: CacheWriter | None = None
     while line := requests.readline():

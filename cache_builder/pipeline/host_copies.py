@@ -1,4 +1,4 @@
-"""Device-to-host copies beside the computation."""
+"""Device-to-host copies that overlap with computation."""
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,9 +12,9 @@ from secondcast.storage_schemas.tensors import from_torch
 
 
 class HostCopies:
-    """Copies tensors to host memory in a thread, on a stream of its own; used as a context manager.
+    """Copies tensors to host memory in a thread, on a separate stream; used as a context manager.
 
-    What is handed over must not be written to any more. On a CPU nothing is copied: arrays share the tensors' memory.
+    Submitted tensors must not be modified. On a CPU nothing is copied: arrays share the tensors' memory.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -31,17 +31,17 @@ class HostCopies:
         self._executor.shutdown()
 
     def copy(self, tensors: Mapping[str, torch.Tensor]) -> Future[Arrays]:
-        """The arrays with the bits of these tensors, as they are after all that was asked of the device so far."""
+        """Copy the bits of these tensors, after all work queued on the device so far."""
         if self._stream is None:
             done: Future[Arrays] = Future()
             done.set_result({name: from_torch(tensor) for name, tensor in tensors.items()})
             return done
-        # Of this device: without it the current one's, cuda:0, whose stream knows nothing of the computation.
+        # Pass the device: the default is cuda:0, whose stream is not synchronised with the computation.
         computed = torch.cuda.current_stream(self._device).record_event()
         return self._executor.submit(self._copy, dict(tensors), computed)
 
     def _copy(self, tensors: dict[str, torch.Tensor], computed: torch.cuda.Event) -> Arrays:
         with torch.cuda.stream(self._stream):
             computed.wait(self._stream)
-            # Returns when the copy is done, so that the tensors' memory is free for the main stream only then.
+            # Returns when the copy is done, so that the main stream reuses the tensors' memory only then.
             return {name: from_torch(tensor) for name, tensor in tensors.items()}

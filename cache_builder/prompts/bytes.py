@@ -1,4 +1,4 @@
-"""The text of a prompt file: read once, in whatever Unicode encoding it states, and cut at whatever line ends."""
+"""Reads a prompt file once, in any Unicode encoding and with any line ends."""
 
 import codecs
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 from secondcast.cache_builder.prompts.sources import STDIN, unknown_key
 from secondcast.storage_schemas.errors import PromptsError
 
-# UTF-32 first: its little-endian mark begins with that of UTF-16.
+# UTF-32 first: its little-endian byte order mark begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -21,18 +21,18 @@ _MARK_AT_LINE = re.compile(r"(?:(?<=[\r\n])|\A)\ufeff+")
 
 
 def read_source(path: str) -> bytes:
-    """All bytes of a file, pipe or `-` (stdin), in one reading; PromptsError says why there are none."""
+    """Read all bytes of a file, pipe or `-` (stdin) once; PromptsError if that fails."""
     if path == STDIN:
         if sys.stdin is None:
-            raise PromptsError("- is stdin, and this process has none: give a file")
+            raise PromptsError("- is stdin, but this process has none: give a file")
         return sys.stdin.buffer.read()
     file = Path(path)
     try:
         return file.read_bytes()
     except IsADirectoryError as error:
         raise PromptsError(
-            f"{file} is a folder, expected a file: `secondcast prompts compbench {file} FILE.jsonl` makes one of a "
-            f"T2I-CompBench folder, and the folder of a Hugging Face data set is given as hf:{file}"
+            f"{file} is a folder, expected a file: convert a T2I-CompBench folder with `secondcast prompts compbench "
+            f"{file} FILE.jsonl`, or give the folder of a Hugging Face data set as hf:{file}"
         ) from error
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise PromptsError(
@@ -44,14 +44,13 @@ def read_source(path: str) -> bytes:
 
 
 def decoded(data: bytes, name: str) -> str:
-    """Bytes as text: UTF-8, or UTF-16 or UTF-32 with a byte order mark. PromptsError names the line that is neither.
+    """Decode UTF-8, or UTF-16 or UTF-32 with a byte order mark; PromptsError names the first invalid line.
 
-    A byte order mark is dropped at the beginning of every line, not only of the first: files that were joined have
-    them inside.
+    A byte order mark is dropped at the beginning of every line: concatenated files have them inside.
     """
     mark, encoding = next(((m, e) for m, e in _MARKS if data.startswith(m)), (b"", "utf-8"))
     body = data[len(mark) :]
-    # Before the rest: what makes UTF-16 without its mark no UTF-8 may be any of its bytes.
+    # Before decoding: UTF-16 without its mark may fail as UTF-8 at any byte.
     if encoding == "utf-8" and (zero := body.find(b"\0")) >= 0:
         raise _zero_byte(name, body[:zero].decode(errors="replace"))
     try:
@@ -81,7 +80,7 @@ def _line_after(before: str) -> int:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text by LF, CRLF or CR, without the end of the last one."""
-    # Not splitlines: a prompt may hold a form feed or a Unicode line separator.
+    """Split a text at LF, CRLF or CR, without an empty last line."""
+    # Not splitlines: a prompt may have a form feed or a Unicode line separator.
     lines = _LINE_END.split(text)
     return lines[:-1] if len(lines) > 1 and not lines[-1] else lines

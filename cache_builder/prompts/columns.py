@@ -1,4 +1,4 @@
-"""A row of a prompt source, whatever the format, and which of its columns holds the prompt."""
+"""Rows of prompt sources, independent of the format, and the choice of the prompt column."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,17 +8,17 @@ from secondcast.storage_schemas.errors import PromptsError
 
 DEFAULT_COLUMNS = ("prompt", "text", "caption")
 _SOURCE = "source"
-# A name with one of these is the header of a table that was cut at another separator.
+# A name with one of these belongs to the header of a table with another separator.
 _CUT_WRONGLY = re.compile(r"[,;\t|]")
 
 
 class Row(NamedTuple):
     """A row of a source.
 
-    text: the prompt as it is in the source, perhaps empty.
+    text: the prompt as in the source, possibly empty.
     where: file and line, item or row, for messages.
-    sources: the source names that the row itself gives.
-    others: the row's other columns that were read, by their names in small letters.
+    sources: the source names in the row itself.
+    others: the row's other columns that were read, by lower-case name.
     """
 
     text: str
@@ -28,14 +28,14 @@ class Row(NamedTuple):
 
 
 def same_name(name: str) -> str:
-    """A column name as it is compared: without outer white space, in small letters."""
+    """Normalise a column name for comparison: stripped, in lower case."""
     return name.strip().casefold()
 
 
 def find_column(found: Sequence[str], asked: str | None) -> int | None:
-    """The place of the column that was asked for, else of the first of the usual names; None where there is none.
+    """Index of the requested column, else of the first of the default names; None if there is none.
 
-    Names are compared in small letters; one that is the same in every letter goes first.
+    Names are compared without case; an exact match takes precedence.
     """
     for name in (asked,) if asked is not None else DEFAULT_COLUMNS:
         for form in (str, same_name):
@@ -46,7 +46,7 @@ def find_column(found: Sequence[str], asked: str | None) -> int | None:
 
 
 def chosen_column(where: str, found: Sequence[str], asked: str | None) -> str:
-    """The column that was asked for, the first of the usual names, or the only one; PromptsError lists those there."""
+    """The requested column, the first default name, or the only column; PromptsError lists the existing ones."""
     place = find_column(found, asked)
     if place is not None:
         return found[place]
@@ -56,17 +56,17 @@ def chosen_column(where: str, found: Sequence[str], asked: str | None) -> str:
 
 
 def no_column(where: str, found: Sequence[str], asked: str | None) -> PromptsError:
-    """The error that the column that was asked for, or any of the usual names, is not there."""
+    """The error for a missing requested column, or for no column with a default name."""
     listed = ", ".join(found) or "none"
     if asked is not None:
         return PromptsError(f"{where} has no column {asked!r}: found {listed}")
     return PromptsError(
-        f"{where} has the columns {listed} and none of {', '.join(DEFAULT_COLUMNS)}: name one by :column=NAME"
+        f"{where} has the columns {listed} and none of {', '.join(DEFAULT_COLUMNS)}: name one with :column=NAME"
     )
 
 
 def text_of(value: Any, where: str, column: str | None = None) -> str:
-    """A value as text, none as empty; PromptsError for what is no text, or cannot be stored as UTF-8."""
+    """A value as text, None as empty; PromptsError if it is not text, or not valid Unicode."""
     if value is None:
         return ""
     place = where if column is None else f"{where}, column {column!r},"
@@ -76,14 +76,13 @@ def text_of(value: Any, where: str, column: str | None = None) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise PromptsError(
-            f"{place} has half of a surrogate pair (character {error.start + 1}), which is not valid Unicode: correct "
-            f"that line"
+            f"{place} has a lone surrogate (character {error.start + 1}), which is not valid Unicode: correct that line"
         ) from error
     return value
 
 
 def object_row(item: Mapping[str, Any], column: str | None, where: str) -> tuple[Row, str]:
-    """The row of a JSON object, and the column of its prompt, which the next rows have too. PromptsError without it."""
+    """The row of a JSON object and its prompt column, which the next rows share; PromptsError without one."""
     names = list(item)
     if column is None:
         column = chosen_column(where, names, None)
@@ -96,7 +95,7 @@ def object_row(item: Mapping[str, Any], column: str | None, where: str) -> tuple
 
 
 def _source_names(value: Any, where: str) -> tuple[str, ...]:
-    """Texts and numbers, and lists of them, name sources; any other value (an object, null) names none."""
+    """Source names from a text, a number or a list of them; none for any other value (an object, null)."""
     names = []
     for name in value if isinstance(value, list) else [value]:
         if isinstance(name, str | int | float) and not isinstance(name, bool):

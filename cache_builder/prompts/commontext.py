@@ -1,7 +1,8 @@
-"""Prompts for text rendering, in the form of the paper's CommonText: who shows a sign, and what stands on it.
+"""Prompts for text rendering, modelled on the paper's CommonText: a subject that shows a sign with a text.
 
-As in that set, nineteen in twenty signs hold one word, in small letters and single quotes, and most are held by people
-or animals. Holders and phrases are our own; words are the most frequent English ones by wordfreq (extra `prompts`).
+As in that set, nineteen in twenty signs have one word, in lower case and single quotes, and most are held by people
+or animals. Subjects and phrases are this project's; words are the most frequent English ones by wordfreq (extra
+`prompts`).
 """
 
 import random
@@ -34,14 +35,14 @@ _SHOWN_BY_BEARERS = (
     "raising a flag with the word{s} '{text}'",
 )
 _SHOWN_BY_THINGS = ("with the word{s} '{text}' painted on it", "with a label that reads '{text}'")
-# Shares of signs by their number of words (one: 96 %, two: 3.3 % in the paper's set), and of those on things (8 %).
+# Shares of signs by number of words (one: 96 %, two: 3.3 % in the paper's set), and of signs on objects (8 %).
 _SHARES_OF_WORDS = {1: 0.95, 2: 0.04, 3: 0.01}
 _SHARE_OF_THINGS = 0.08
 
 
 @dataclass(kw_only=True)
 class _Kind:
-    """All signs of one kind by number, drawn without putting back: a shuffle of which only the drawn part exists."""
+    """All signs of one kind by number, drawn without replacement by a lazy shuffle."""
 
     bearers: Sequence[str]
     phrases: Sequence[str]
@@ -76,22 +77,20 @@ class _Kind:
 
 
 def text_prompts(count: int, *, seed: int, words: Sequence[str]) -> list[str]:
-    """`count` distinct prompts: a function of seed and words; of a larger count they are the first.
+    """Make `count` distinct prompts, a function of seed and words; a larger count begins with the same ones.
 
-    Raises PromptsError if so many cannot be made.
+    Raises PromptsError if there are fewer.
     """
     kinds = list(_kinds(words))
     if (most := sum(kind.total for kind in kinds)) < count:
-        raise PromptsError(
-            f"--num-prompts {count}: at most {most} distinct prompts can be made of {counted(len(words), 'word')}"
-        )
-    # random() alone is promised to give the same numbers in later versions of Python; choice() and sample() are not.
+        raise PromptsError(f"--num-prompts {count}: {counted(len(words), 'word')} make at most {most} distinct prompts")
+    # Only random() is guaranteed to be reproducible across versions of Python; choice() and sample() are not.
     generator = random.Random(seed)
     return [_next_kind(kinds, generator).draw(generator) for _ in range(count)]
 
 
 def frequent_words(count: int) -> list[str]:
-    """The most frequent English words of letters only, the most frequent first; MissingExtraError without wordfreq."""
+    """English words of letters only, most frequent first; MissingExtraError without wordfreq."""
     try:
         from wordfreq import top_n_list
     except ImportError as error:

@@ -1,6 +1,6 @@
-"""The training prompts of a T2I-CompBench folder, as the paper counts them.
+"""Reads the training prompts of a T2I-CompBench folder, as the paper counts them.
 
-Six categories with 4,200 lines are the paper's; `complex_train_*` are parts of `complex_train`, and would count twice.
+The paper uses six categories with 4,200 lines; `complex_train_*` are parts of `complex_train` and would count twice.
 """
 
 import json
@@ -15,7 +15,7 @@ ALL_CATEGORIES = ("3d_spatial", "color", "complex", "non_spatial", "numeracy", "
 
 
 def compbench_prompts(folder: Path, categories: Iterable[str]) -> PromptsRead:
-    """Distinct prompts of `<category>_train.txt`, in the order of the names; PromptsError names what is missing."""
+    """Distinct prompts of `<category>_train.txt`, in the order of the names; PromptsError names missing files."""
     files = [folder / f"{category}_train.txt" for category in sorted(categories)]
     if missing := [file.name for file in files if not file.is_file()]:
         raise PromptsError(
@@ -26,7 +26,7 @@ def compbench_prompts(folder: Path, categories: Iterable[str]) -> PromptsRead:
 
 
 def json_lines(texts: Iterable[SourcedText]) -> str:
-    """JSONL with a line per prompt and source name, which a build reads with these names."""
+    """Write JSONL with a line per prompt and source name, which a build reads with these names."""
     return "".join(
         json.dumps({"text": text.text, "source": name}, ensure_ascii=False) + "\n"
         for text in texts

@@ -1,4 +1,4 @@
-"""Prompts of several sources as one set: distinct texts, each with all its source names."""
+"""Combines the prompts of several sources into one set of distinct texts, each with all its source names."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,15 +10,15 @@ from secondcast.storage_schemas.errors import PromptsError
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.schema.prompts import prompt_id
 
-# The manifest lists them all.
+# The manifest lists all of them.
 MOST_SOURCE_NAMES = 1000
-# Of a text of white space and zero-width characters alone, too.
+# Also the identity form of a text of white space and zero-width characters.
 _EMPTY = prompt_id("")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourcedText:
-    """A distinct prompt text with the names of all sources it came from, and the largest of their repeats."""
+    """A distinct prompt text with the names of all its sources, and the largest of their repeats."""
 
     text: str
     sources: tuple[str, ...]
@@ -27,11 +27,13 @@ class SourcedText:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceCount:
-    """What one source holds: lines = new + empty + repeated + left_out.
+    """Counts of one source: lines = new + empty + repeated + left_out.
 
-    distinct: different prompts of this source; new: those that no earlier source has; repeated: lines whose prompt
-    stood in an earlier line of any source; left_out: prompts beyond the limit of all; ended: by its own limit, after
-    which nothing was read.
+    distinct: different prompts of this source.
+    new: prompts that no earlier source has.
+    repeated: lines whose prompt is in an earlier line of any source.
+    left_out: prompts beyond the overall limit.
+    ended: whether reading stopped at the source's own limit.
     """
 
     source: str
@@ -46,7 +48,7 @@ class SourceCount:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptsRead:
-    """What was read, in the order of a build: larger repeats first, else as first seen; and a count per source."""
+    """Prompts in build order (larger repeats first, else in order of appearance), with counts per source."""
 
     texts: tuple[SourcedText, ...]
     counts: tuple[SourceCount, ...]
@@ -54,48 +56,48 @@ class PromptsRead:
 
     @property
     def empty(self) -> int:
-        """Empty lines."""
+        """Number of empty lines."""
         return sum(count.empty for count in self.counts)
 
     @property
     def repeated(self) -> int:
-        """Lines that repeat a prompt that was taken."""
+        """Number of lines that repeat an earlier prompt."""
         return sum(count.repeated for count in self.counts)
 
     def skipped_text(self) -> str:
-        """What of the sources is not among the texts, and how far they were read."""
+        """A line on the skipped lines, and on the sources that were not read to their end."""
         parts = [f"{self.empty} empty and {self.repeated} repeated lines skipped"]
         if left_out := sum(count.left_out for count in self.counts):
-            parts.append(f"{counted(left_out, 'line')} of other prompts left out by --limit {self.limit}")
+            parts.append(f"{counted(left_out, 'line')} of other prompts skipped by --limit {self.limit}")
         if ended := [f"{count.source}:limit={count.distinct}" for count in self.counts if count.ended]:
-            parts.append(f"read no further than {', '.join(ended)}")
+            parts.append(f"stopped reading at {', '.join(ended)}")
         return "; ".join(parts)
 
 
 @dataclass(kw_only=True)
 class _Merged:
-    """A prompt while its sources are read."""
+    """Accumulates the sources of a prompt while they are read."""
 
     text: str
     names: list[str] = field(default_factory=list)
     repeat: int = 1
 
     def note(self, names: Sequence[str], repeat: int) -> None:
-        """A row of it in a source."""
+        """Add a row of this prompt."""
         self.names += [name for name in dict.fromkeys(names) if name not in self.names]
         self.repeat = max(self.repeat, repeat)
 
 
 def read_prompts(sources: Sequence[PromptSource | Path | str], *, limit: int | None) -> PromptsRead:
-    """Read prompts of sources; `limit` keeps the first that many distinct prompts of all.
+    """Read the prompts of all sources; `limit` keeps the first distinct ones.
 
-    Sources are read to their end, or their own limit, also where `limit` is reached before: a prompt that is kept has
-    the names of all sources it stands in. Raises PromptsError for what cannot be read or holds no prompt, MissingExtraError.
+    Every source is read to its end, or its own limit, even after `limit` is reached, so that a prompt has the names of
+    all its sources. Raises PromptsError for a source that cannot be read or has no prompt, MissingExtraError.
     """
     merged: dict[str, _Merged] = {}
     counts = tuple(_merge(PromptSource.of(source), merged, limit) for source in sources)
     texts = (SourcedText(text=m.text, sources=tuple(m.names), repeat=m.repeat) for m in merged.values())
-    # Stable: prompts with more replicas are one segment, and come first.
+    # Stable sort: prompts with more samples form one segment, at the front.
     return PromptsRead(texts=tuple(sorted(texts, key=lambda text: -text.repeat)), counts=counts, limit=limit)
 
 
@@ -140,10 +142,10 @@ def _merge(source: PromptSource, merged: dict[str, _Merged], limit: int | None) 
 def _check_read(source: PromptSource, lines: int, seen: set[str], names: set[str]) -> None:
     if not seen:
         raise PromptsError(
-            f"{source.shown} holds no prompt ({counted(lines, 'line')}, all empty): expected one prompt per line"
+            f"{source.shown} has no prompt ({counted(lines, 'line')}, all empty): expected one prompt per line"
         )
     if len(names) > MOST_SOURCE_NAMES:
         raise PromptsError(
-            f"{source.shown} has {len(names)} different source names in its lines, at most {MOST_SOURCE_NAMES} are "
-            f"kept with a cache: give one name for all by :name=NAME"
+            f"{source.shown} has {len(names)} different source names in its lines, but a cache records at most "
+            f"{MOST_SOURCE_NAMES}: give one name for all with :name=NAME"
         )

@@ -1,4 +1,4 @@
-"""The rows of JSON prompt files: a list of strings or of objects, or one of them per line."""
+"""Rows of JSON prompt files: a list of strings or of objects, or one of them per line."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from secondcast.cache_builder.prompts.columns import Row, object_row, text_of
 from secondcast.storage_schemas.errors import PromptsError
 
 JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
-_NAMES = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
+_NAMES = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
 _NOT_JSON = (ValueError, RecursionError)
 
 
@@ -23,9 +23,9 @@ def is_json(text: str) -> bool:
 
 
 def json_rows(text: str, *, name: str, column: str | None) -> Iterator[Row]:
-    """The rows of JSON, a list or lines of it as the content is. PromptsError says what is neither.
+    """Rows of a JSON list or of JSON lines, depending on the content; PromptsError for anything else.
 
-    Keys are read in any case. The key `source` of an object names its source: a text, a number, or a list of these.
+    Keys are case-insensitive. The key `source` of an object names its source: a text, a number, or a list of these.
     """
     try:
         whole = json.loads(text)
@@ -33,7 +33,7 @@ def json_rows(text: str, *, name: str, column: str | None) -> Iterator[Row]:
         if text.lstrip().startswith("["):
             raise _not_json(error, name, text) from error
         return _line_rows(text, name, column)
-    # One object on one line is JSON lines with a single line.
+    # A single object on one line counts as JSON lines.
     if isinstance(whole, str | dict) and len(lines_of(text.strip())) == 1:
         return _line_rows(text, name, column)
     return _list_rows(whole, name, column)
@@ -41,13 +41,13 @@ def json_rows(text: str, *, name: str, column: str | None) -> Iterator[Row]:
 
 def _list_rows(whole: Any, name: str, column: str | None) -> Iterator[Row]:
     if not isinstance(whole, list):
-        raise PromptsError(f"{name} holds {_kind(whole)}, expected a list of strings or of objects, or one per line")
+        raise PromptsError(f"{name} is {_kind(whole)}, expected a list of strings or of objects, or one per line")
     kind = dict if whole and isinstance(whole[0], dict) else str
     for number, item in enumerate(whole, start=1):
         if not isinstance(item, kind):
             raise PromptsError(
-                f"{name} holds a list with other than {'objects' if kind is dict else 'strings'} (item {number} is "
-                f"{_kind(item)}): expected all strings, or all objects"
+                f"{name} is a list of {'objects' if kind is dict else 'strings'}, but item {number} is {_kind(item)}: "
+                f"expected all strings, or all objects"
             )
     return _item_rows(((f"{name} item {number}", item) for number, item in enumerate(whole, start=1)), column)
 
@@ -77,7 +77,7 @@ def _item_rows(items: Iterator[tuple[str, Any]], column: str | None) -> Iterator
 
 
 def _not_json(error: Exception, name: str, text: str, line: int = 1) -> PromptsError:
-    """The error that `text`, which begins at a line of the file, is not JSON: where, and why."""
+    """The error for text that is not JSON, with the position in the file and the reason."""
     where, reason = f"{name} line {line}", str(error)
     if isinstance(error, json.JSONDecodeError):
         before = lines_of(text[: error.pos] + ".")

@@ -1,4 +1,4 @@
-"""How long prompts are in tokens of a teacher, which of them it cuts, and which it does not tell apart."""
+"""Token lengths of prompts for a teacher: which prompts it truncates, and which become identical."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,10 +12,12 @@ _LONGEST_SHOWN = 80
 
 @dataclass(frozen=True, kw_only=True)
 class PromptLengths:
-    """Tokens of prompts, end token included.
+    """Token counts of prompts, end token included.
 
-    longest, longest_text: of the longest prompt. cut: how many prompts are longer than text_length. same: how many
-    have all their tokens, as cut, in common with another prompt; same_texts: two such prompts.
+    longest, longest_text: the longest prompt.
+    cut: number of prompts longer than text_length.
+    same: number of prompts whose truncated tokens equal those of another prompt.
+    same_texts: two such prompts.
     """
 
     mean: float
@@ -27,17 +29,17 @@ class PromptLengths:
     same_texts: tuple[str, ...]
 
     def cut_text(self) -> str:
-        """One line that says what is cut."""
+        """A line about the truncated prompts."""
         shown = self.longest_text[:_LONGEST_SHOWN] + ("..." if len(self.longest_text) > _LONGEST_SHOWN else "")
         were = "prompt is" if self.cut == 1 else "prompts are"
         return (
-            f"{self.cut} {were} longer than {self.text_length} tokens and cut to that, the longest has {self.longest} "
+            f"{self.cut} {were} longer than {self.text_length} tokens and truncated, the longest has {self.longest} "
             f"tokens: {shown!r}"
         )
 
 
 def prompt_lengths(texts: Sequence[str], teacher: TeacherFolder, *, text_length: int | None = None) -> PromptLengths:
-    """Lengths of at least one text by the teacher's T5 tokenizer. text_length: None for the teacher's own."""
+    """Token lengths of at least one text by the teacher's T5 tokenizer. text_length: None for the teacher's own."""
     most = text_length or teacher.text_length
     found = token_ids_of(load_tokenizer(teacher.part("tokenizer_2")), texts)
     lengths = [len(ids) for ids in found]

@@ -1,4 +1,4 @@
-"""The rows of a prompt source: the one reader of prompt files, by their ending and by what they hold."""
+"""Rows of a prompt source; selects the reader by file extension and content."""
 
 import io
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from secondcast.storage_schemas.errors import PromptsError
 
 
 def source_rows(source: PromptSource) -> Iterator[Row]:
-    """All rows of a source, in order, empty ones too; PromptsError or MissingExtraError says why it cannot be read.
+    """All rows of a source in order, including empty ones; PromptsError or MissingExtraError if it cannot be read.
 
-    A file is read once, so that it may be a pipe. JSON is known by its ending or by what the file holds, Parquet
-    likewise, tables by their ending or by a column that is asked for; any other file has a prompt per line.
+    A file is read once, so that it may be a pipe. JSON and Parquet are recognised by extension or content, tables by
+    extension or a requested column; any other file has a prompt per line.
     """
     if source.is_dataset:
         return dataset_rows(source)
@@ -36,10 +36,10 @@ def source_rows(source: PromptSource) -> Iterator[Row]:
 
 
 def plain_rows(given: str) -> Iterator[Row]:
-    """All rows of a source that no build is made of: PromptsError for the keys that only a build has a use for."""
+    """All rows of a source outside a build; PromptsError for keys that only apply to builds."""
     source = PromptSource.of(given)
     if source.name is not None or source.limit is not None or source.repeat > 1:
-        raise PromptsError(f"{given}: name=, limit= and repeat= are for builds and do nothing here: leave them out")
+        raise PromptsError(f"{given}: name=, limit= and repeat= only apply to builds: omit them")
     return source_rows(source)
 
 
@@ -47,7 +47,7 @@ def _text_rows(text: str, name: str) -> Iterator[Row]:
     lines = lines_of(text)
     if (column := header_of_a_table(lines[0])) is not None:
         raise PromptsError(
-            f"{name} line 1 is {lines[0]!r}, the header of a table: add :column={column} to read that column, or an "
-            f"empty line before it to read every line as a prompt"
+            f"{name} line 1 is {lines[0]!r}, the header of a table: append :column={column} to read that column, or "
+            f"insert an empty line before it to read every line as a prompt"
         )
     return (Row(line, f"{name} line {number}") for number, line in enumerate(lines, start=1))

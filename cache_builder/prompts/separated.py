@@ -1,4 +1,4 @@
-"""The rows of tables in text: CSV, TSV and the like, whichever of four characters separates their columns."""
+"""Rows of text tables (CSV, TSV and similar) with any of four column separators."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from secondcast.storage_schemas.errors import PromptsError
 
 TABLE_ENDINGS = (".csv", ".tsv")
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-# In a table of one column nothing separates; no text that is read has a zero byte.
+# A table of one column has no separator; no text has a zero byte.
 _NO_SEPARATOR = "\0"
 _HEADER_LENGTH = 2**20
 
@@ -29,19 +29,19 @@ class _Header(NamedTuple):
 
 
 def separated_rows(text: str, *, name: str, ending: str, column: str | None) -> Iterator[Row]:
-    r"""The rows of a table whose header has the column that is asked for, or one of the usual names, in any case.
+    r"""Rows of a table whose header has the requested column, or one of the default names, in any case.
 
-    The separator is the one of comma, semicolon, tab and bar by which the header has that column. Under a header
-    without any of them is one column, which nothing but tabs in a .tsv would cut.
+    The separator is the one of comma, semicolon, tab and bar with which the header has that column. A header without
+    any of them is a single column, which only tabs in a .tsv split.
 
-    Quotes: between commas and semicolons a cell that begins with a quote is quoted ("" inside is one quote), as in
-    RFC 4180. Between tabs and bars many files quote nothing, and a cell "OPEN" is meant with its quotes. There cells
-    are quoted if the file reads as a quoted table (every quote is closed at the end of its cell, every row has as many
-    cells as the header) and shows that it is one: it does not read as a table without quoting, or its header is
-    quoted, or a quoted cell holds "". In all other files quotes are content; one whose rows would begin at other lines
-    if they were not is refused.
+    Quotes: with commas and semicolons a cell that begins with a quote is quoted ("" inside is one quote), as in
+    RFC 4180. With tabs and bars many files do not quote, and a cell "OPEN" includes its quotes. There cells are quoted
+    only if the file is valid as a quoted table (every quote is closed at the end of its cell, every row has as many
+    cells as the header) and shows signs of quoting: it is invalid without quoting, or its header is quoted, or a
+    quoted cell has "". In all other files quotes are content; a file whose rows would begin at other lines with
+    quoting is refused as ambiguous.
 
-    Raises PromptsError, with the line, for a header or a row that does not fit.
+    Raises PromptsError, with the line, for an invalid header or row.
     """
     header = _header(text, name, ending, column)
     quoted = _is_quoted(text, header, name)
@@ -49,7 +49,7 @@ def separated_rows(text: str, *, name: str, ending: str, column: str | None) -> 
 
 
 def header_of_a_table(line: str) -> str | None:
-    """The name by which a line reads as the header of a table: a cell that is a usual name, and nothing around any."""
+    """The default column name that makes a line look like a table header; None if it does not."""
     for separator in (*_SEPARATORS, _NO_SEPARATOR):
         cells = [cell.removeprefix('"').removesuffix('"') for cell in line.split(separator)]
         if all(cell == cell.strip() for cell in cells) and (place := find_column(cells, None)) is not None:
@@ -68,7 +68,7 @@ def _header(text: str, name: str, ending: str, column: str | None) -> _Header:
         if column is None and len(names) == 1:
             raise PromptsError(
                 f"{where} is {names[0]!r}, expected a header with one of {', '.join(DEFAULT_COLUMNS)}: add one, name "
-                f"the column by :column=, or call the file .txt"
+                f"the column with :column=, or rename the file to .txt"
             )
         raise no_column(where, names, column)
     separator, place = next(iter(fitting.items()))
@@ -77,11 +77,11 @@ def _header(text: str, name: str, ending: str, column: str | None) -> _Header:
         return _Header(headers[most].line, names, place, "\t" if ending == ".tsv" else _NO_SEPARATOR)
     if len(fitting) > 1:
         raise PromptsError(
-            f"{where} has a column of prompts whether it is cut at {' or at '.join(_SEPARATORS[s] for s in fitting)}: "
-            f"expected a header with one separator"
+            f"{where} has a prompt column whether split at {' or at '.join(_SEPARATORS[s] for s in fitting)}: expected "
+            f"a header with one separator"
         )
     if names.count(names[place]) > 1:
-        raise PromptsError(f"{where} names a column twice ({', '.join(names)}): expected one column {names[place]!r}")
+        raise PromptsError(f"{where} has a column twice ({', '.join(names)}): expected one column {names[place]!r}")
     return _Header(headers[separator].line, names, place, separator)
 
 
@@ -92,7 +92,7 @@ def _first_record(text: str, separator: str, name: str, *, quoted: bool = True) 
     except PromptsError:
         if not quoted:
             raise
-        # A cell begins with a quote that closes nowhere: it is content.
+        # A cell begins with a quote that is never closed: the quote is content.
         return _first_record(text, separator, name, quoted=False)
 
 
@@ -105,12 +105,12 @@ def _is_quoted(text: str, header: _Header, name: str) -> bool:
         return False
     as_quoted, as_content = (_misfit(text, header, name, quoted=quoted) for quoted in (True, False))
     if as_quoted is not None:
-        # Where neither fits, the error is that of the reading which comes further.
+        # If neither reading fits, report the error of the one that gets further.
         return as_content is not None and as_quoted > as_content
     if as_content is not None or _first_record(text, separator, name, quoted=False).cells[header.place][:1] == '"':
         return True
     cells = (cell for record in _records(text, separator, name, quoted=False) for cell in record.cells)
-    # Also of an empty text: a writer that quotes where it must has no other way to give a row of one empty cell.
+    # Also for an empty text: a writer that quotes only where necessary writes a single empty cell so.
     if any(cell.startswith('"') and '""' in cell for cell in cells):
         return True
     _check_same_lines(text, separator, name)
@@ -122,13 +122,13 @@ def _check_same_lines(text: str, separator: str, name: str) -> None:
     for record in _records(text, separator, name, quoted=False):
         if record.line not in begun:
             raise PromptsError(
-                f"{name} line {record.line} begins a row unless the quotes before it hold a text of several lines: "
-                f'both fit this file; write a quote in a quoted text as "", or save the prompts as JSON lines'
+                f"{name} line {record.line} is ambiguous: it begins a row, or continues a quoted text of several "
+                f'lines; write a quote in a quoted text as "", or save the prompts as JSON lines'
             )
 
 
 def _misfit(text: str, header: _Header, name: str, *, quoted: bool) -> int | None:
-    """The line up to which the text is such a table, quoted or not; None where it is one to its end."""
+    """The line up to which the text is a valid table, quoted or not; None if it is valid to its end."""
     line = 0
     try:
         for record in _records(text, header.separator, name, quoted=quoted):
@@ -151,7 +151,7 @@ def _rows(records: Iterator[_Record], header: _Header, name: str) -> Iterator[Ro
         _check_cells(record, header, name)
         if [same_name(cell) for cell in record.cells] == names:
             raise PromptsError(
-                f"{where} is the header again ({', '.join(record.cells)}): several files were joined; remove that line"
+                f"{where} repeats the header ({', '.join(record.cells)}): files were concatenated; remove that line"
             )
         others = dict(zip(names, record.cells, strict=True))
         del others[names[header.place]]
@@ -168,7 +168,7 @@ def _check_cells(record: _Record, header: _Header, name: str) -> None:
 
 
 def _records(text: str, separator: str, name: str, *, quoted: bool) -> Iterator[_Record]:
-    """The records with the lines on which they begin; PromptsError where a quote is not closed at the end of a cell."""
+    """Records with the line on which each begins; PromptsError if a quote is not closed at the end of a cell."""
     reader = csv.reader(
         io.StringIO(text, newline=""),
         delimiter=separator,
@@ -182,6 +182,6 @@ def _records(text: str, separator: str, name: str, *, quoted: bool) -> Iterator[
             line = reader.line_num + 1
     except csv.Error as error:
         raise PromptsError(
-            f"{name} line {line} cannot be cut into columns ({error}): close each quote, and write a quote in a "
+            f"{name} line {line} cannot be split into columns ({error}): close each quote, and write a quote in a "
             f'quoted text as ""'
         ) from error

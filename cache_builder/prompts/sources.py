@@ -1,4 +1,4 @@
-"""Where prompts come from, as a user says it: PATH, - for stdin, or hf:NAME, with `:key=value` behind it."""
+"""Prompt sources as users write them: PATH, - for stdin, or hf:NAME, followed by `:key=value` suffixes."""
 
 import re
 from pathlib import Path
@@ -11,23 +11,25 @@ from secondcast.storage_schemas.schema.manifest import Record, first_problem
 
 HUB = "hf:"
 STDIN = "-"
-# Files of a process: stdin, and the pipes of a shell's process substitution, whose numbers change from run to run.
+# stdin, and the pipes of a shell's process substitution, whose numbers change from run to run.
 _OF_THE_PROCESS = re.compile(r"/dev/stdin|/dev/fd/\d+|/proc/(self|\d+)/fd/\d+")
 KEYS = ("name", "limit", "repeat", "column", "split", "config", "revision")
-# A repeat is a replica: the paper has ten, and replicas are kept as the bits of an integer.
+# A repeat is a sample: the paper has ten, and samples are represented as the bits of an integer.
 MOST_REPEATS = 10_000
 _SUFFIX = re.compile(rf"(.+):({'|'.join(KEYS)})=([^:]*)", re.DOTALL)
 _MOST_DIGITS = 15
 
 
 class PromptSource(Record):
-    """A source of prompts; also made of a string such as "a.csv:column=caption:limit=100", or of a Path taken as it is.
+    """A prompt source; also parsed from a string such as "a.csv:column=caption:limit=100", or from a plain Path.
 
-    path: of a file or pipe, - for stdin, or hf: with a folder or hub name behind it. name: None stands for the stem of
-    the file, "stdin" for a pipe of this process, or the last part of a data set's name. limit: the source ends with its
-    first that many distinct prompts. repeat: times the replicas. column: which one of a table holds the prompts; a file
-    of any ending is then read as a table. split, config and revision: of Hugging Face data sets only. Raises PromptsError
-    for other strings.
+    Raises PromptsError for an invalid string.
+    path: a file or pipe, - for stdin, or hf: followed by a folder or hub name.
+    name: None for the stem of the file, "stdin" for a pipe of this process, or the last part of a data set's name.
+    limit: number of distinct prompts after which reading stops.
+    repeat: factor on the samples per prompt.
+    column: column of a table with the prompts; a file with any extension is then read as a table.
+    split, config, revision: for Hugging Face data sets only.
     """
 
     path: str = Field(min_length=1)
@@ -50,14 +52,12 @@ class PromptSource(Record):
     def _keys_go_with_the_kind(self) -> Self:
         for key in ("split", "config", "revision"):
             if getattr(self, key) is not None and not self.is_dataset:
-                raise PromptsError(
-                    f"{self.path} has {key}={getattr(self, key)}, which only hf:NAME takes: leave it out"
-                )
+                raise PromptsError(f"{self.path} has {key}={getattr(self, key)}, which only hf:NAME accepts: omit it")
         return self
 
     @classmethod
     def of(cls, given: "PromptSource | Path | str") -> "PromptSource":
-        """A source as it was given; PromptsError says what is wrong with it."""
+        """Parse a source as given; PromptsError if it is invalid."""
         try:
             return cls.model_validate(given)
         except ValidationError as error:
@@ -65,22 +65,22 @@ class PromptSource(Record):
 
     @property
     def is_dataset(self) -> bool:
-        """Whether Hugging Face `datasets` reads it."""
+        """Whether the source is read by Hugging Face `datasets`."""
         return self.path.startswith(HUB)
 
     @property
     def ending(self) -> str:
-        """The ending of the file, in small letters."""
+        """File extension, in lower case."""
         return Path(self.path).suffix.lower()
 
     @property
     def shown(self) -> str:
-        """The source as messages name it."""
+        """The source as shown in messages."""
         return "stdin" if self.path == STDIN else self.path
 
     @property
     def source_name(self) -> str:
-        """The name that its prompts carry."""
+        """The source name recorded with its prompts."""
         if self.name is not None:
             return self.name
         if self.is_dataset:
@@ -91,9 +91,9 @@ class PromptSource(Record):
 
 
 def unknown_key(path: str) -> str:
-    """What to add to the message that a path is not there: its last `:key=value` may be misspelt."""
+    """Hint for the message about a missing path, whose last `:key=value` may be misspelt."""
     found = re.search(r":([A-Za-z_-]+)=[^:]*$", path)
-    return f"; {found[1]!r} is no key of a source, which are {', '.join(KEYS)}" if found else ""
+    return f"; {found[1]!r} is not a key of a source, which are {', '.join(KEYS)}" if found else ""
 
 
 def _fields(text: str) -> dict[str, Any]:
@@ -102,10 +102,10 @@ def _fields(text: str) -> dict[str, Any]:
     while found := _SUFFIX.fullmatch(rest):
         rest, key, value = found.groups()
         if key in given:
-            raise PromptsError(f"prompt source {text!r} has {key}= twice: leave one out")
+            raise PromptsError(f"prompt source {text!r} has {key}= twice: omit one")
         given[key] = _number(text, key, value) if key in ("limit", "repeat") else value
         if not value:
-            raise PromptsError(f"prompt source {text!r} has an empty {key}=: give a value, or leave it out")
+            raise PromptsError(f"prompt source {text!r} has an empty {key}=: give a value, or omit it")
     return {"path": rest, **given}
 
 
@@ -113,4 +113,4 @@ def _number(text: str, key: str, value: str) -> int:
     most = MOST_REPEATS if key == "repeat" else 10**_MOST_DIGITS
     if value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS and 1 <= int(value) <= most:
         return int(value)
-    raise PromptsError(f"prompt source {text!r} has {key}={value}, expected a whole number from 1 to {most}")
+    raise PromptsError(f"prompt source {text!r} has {key}={value}, expected an integer from 1 to {most}")

@@ -1,4 +1,4 @@
-"""The rows of Parquet files and Hugging Face data sets. pyarrow and datasets are optional: the extra `datasets`."""
+"""Rows of Parquet files and Hugging Face data sets. pyarrow and datasets are optional: the extra `datasets`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,18 +9,18 @@ from secondcast.cache_builder.prompts.sources import HUB, PromptSource
 from secondcast.storage_schemas.errors import MissingExtraError, PromptsError
 
 PARQUET_MARK = b"PAR1"
-_WAY_OUT = "pip install 'secondcast[datasets]'"
+_INSTALL = "pip install 'secondcast[datasets]'"
 _ROWS_AT_ONCE = 1024
 _LONGEST_REASON = 200
 
 
 def parquet_rows(file: Path | IO[bytes], *, name: str, column: str | None) -> Iterator[Row]:
-    """The rows of one column of a Parquet file; no other column is read."""
+    """Rows of one column of a Parquet file; no other column is read."""
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise MissingExtraError(f"{name} is Parquet and pyarrow is not installed: {_WAY_OUT}") from error
+        raise MissingExtraError(f"{name} is Parquet and pyarrow is not installed: {_INSTALL}") from error
     try:
         table = ParquetFile(file)
         column = chosen_column(name, table.schema_arrow.names, column)
@@ -33,12 +33,12 @@ def parquet_rows(file: Path | IO[bytes], *, name: str, column: str | None) -> It
 
 
 def dataset_rows(source: PromptSource) -> Iterator[Row]:
-    """The rows of one column of a data set: of the hub, saved by save_to_disk, or a folder of data files."""
+    """Rows of one column of a data set: from the hub, saved by save_to_disk, or a folder of data files."""
     try:
         import datasets
         import huggingface_hub
     except ImportError as error:
-        raise MissingExtraError(f"{source.path} is a data set and datasets is not installed: {_WAY_OUT}") from error
+        raise MissingExtraError(f"{source.path} is a data set and datasets is not installed: {_INSTALL}") from error
     datasets.disable_progress_bars()
     for library in (datasets, huggingface_hub):
         library.utils.logging.set_verbosity_error()
@@ -58,27 +58,27 @@ def _loaded(source: PromptSource, datasets: Any) -> Any:
             return datasets.load_from_disk(str(folder))
         where = str(folder) if folder.is_dir() else name
         return datasets.load_dataset(where, source.config, revision=source.revision)
-    # It raises what its parts raise: of the hub, of fsspec, of pyarrow, of the reader of a format.
+    # datasets raises errors of its dependencies: the hub, fsspec, pyarrow, format readers.
     except Exception as error:
-        way_out = (
+        fix = (
             "expected what save_to_disk wrote, or a folder of .parquet, .jsonl or .csv files"
             if folder.is_dir()
-            else "no folder of that name is here; check the name, config= and revision=, and the network"
+            else "no folder has that name; check the name, config= and revision=, and the network"
         )
         raise PromptsError(
-            f"{source.path} cannot be loaded ({type(error).__name__}: {_reason(error)}): {way_out}"
+            f"{source.path} cannot be loaded ({type(error).__name__}: {_reason(error)}): {fix}"
         ) from error
 
 
 def _split(source: PromptSource, loaded: Any) -> Any:
     if not isinstance(loaded, dict):
         if source.split is not None:
-            raise PromptsError(f"{source.path} has no split {source.split!r}: it has none at all; leave split= out")
+            raise PromptsError(f"{source.path} has no split {source.split!r}: it has no splits; omit split=")
         return loaded
     there = ", ".join(loaded)
     if source.split is None:
         if len(loaded) != 1:
-            raise PromptsError(f"{source.path} has the splits {there}: name one by :split=NAME")
+            raise PromptsError(f"{source.path} has the splits {there}: name one with :split=NAME")
         return next(iter(loaded.values()))
     if source.split not in loaded:
         raise PromptsError(f"{source.path} has no split {source.split!r}: found {there}")

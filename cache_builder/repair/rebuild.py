@@ -1,4 +1,4 @@
-"""Rebuild the damaged shards of a cache with the teacher: the same bytes, or none."""
+"""Rebuilds the damaged shards of a cache with the teacher, byte for byte or not at all."""
 
 import time
 from typing import Any
@@ -32,10 +32,11 @@ def rebuild(
     batch_size: int | None,
     allow_mismatch: bool,
 ) -> list[tuple[Kind, int]]:
-    """Sample every bad shard again and put it back; the shards that were rebuilt.
+    """Resample and replace every damaged shard; return the rebuilt shards.
 
-    batch_size: None for that of each shard's record. Raises DamagedCacheError, and leaves the shard as it is, where the
-    new bytes are not those of the record (another device, batch size or library) and that was not accepted.
+    batch_size: None for that of each shard's record.
+    Raises DamagedCacheError, leaving the shard unchanged, if the new bytes differ from the recorded ones (another
+    device, batch size or library) and mismatches are not allowed.
     """
     folder = open_folder(location)
     manifest = read_manifest(folder)
@@ -100,11 +101,11 @@ class _Rebuild:
         if ours is not None and ours.files != record.files and not self.accept:
             raise self._other_bytes(ours, record)
         if not put_shard(self.folder, ours, record, files):
-            # A trajectory shard that comes after reads the embeddings that were just put there.
+            # Later trajectory shards read the embeddings just restored.
             self.records = Records({**self.records, key: record}.values(), str(self.folder))
 
     def encode_anew(self, bad: list[tuple[Kind, int]]) -> None:
-        """Put the embeddings of bad shards' prompts where a build has them, in a cache that does not keep them."""
+        """Restore the embeddings of damaged shards' prompts temporarily, in a cache that does not store them."""
         if self.manifest.sampling.storage.embeddings == "stored":
             return
         for key in bad:
@@ -125,22 +126,22 @@ class _Rebuild:
             self.writer.commit("embeddings", place, arrays, seconds=0.0, provenance=made)
 
     def _attention_of(self, made: dict[str, Any]) -> str | None:
-        """The attention backend that a shard's record names, or torch's own if other bytes are accepted."""
+        """The attention backend that a shard's record names, or torch's own if mismatches are allowed."""
         try:
             return self.networks.recorded_backend(made)
         except SettingsError as error:
             if self.accept:
                 return NATIVE
             raise DamagedCacheError(
-                f"{self.folder} has shards that were made with attention {made['attention']}, which does not work "
-                f"here: rebuild on the machine that made them, take them from a copy with --from, or give "
+                f"{self.folder} has shards made with attention {made['attention']}, which does not work here: "
+                f"rebuild on the machine that made them, restore them from a copy with --from, or give "
                 f"--allow-mismatch"
             ) from error
 
     def _other_bytes(self, ours: CommitRecord, record: CommitRecord) -> DamagedCacheError:
         changed = changes(ours.provenance, record.provenance, on_gpu=self.networks.device.type == "cuda")
         return DamagedCacheError(
-            f"{self.folder}: {ours.kind} shard {ours.shard} comes out with other bytes than were recorded "
+            f"{self.folder}: rebuilt {ours.kind} shard {ours.shard} differs from the recorded bytes "
             f"({', '.join(changed) or 'the same settings'}): nothing was written; rebuild on the machine that made it, "
-            f"take it from a copy with --from, or give --allow-mismatch to record the new ones"
+            f"restore it from a copy with --from, or record the new bytes with --allow-mismatch"
         )

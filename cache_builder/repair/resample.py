@@ -1,4 +1,4 @@
-"""Recompute some trajectories of a cache with the teacher, in the batches in which they were recorded."""
+"""Recomputes some trajectories of a cache with the teacher, in the batches in which they were recorded."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -27,11 +27,12 @@ from secondcast.storage_schemas.schema.layout import ShardRange
 
 @dataclass(frozen=True, kw_only=True)
 class Recomputed:
-    """A trajectory made again, against what reading the cache gives; errors are norm of difference / norm.
+    """Comparison of a resampled trajectory with the cache; errors are norm of difference / norm.
 
-    velocity_errors: one per step. embedding_error, pooled_error: None where the cache does not hold the embedding, or
-    CLIP's pooled vector. bit_equal: all recorded arrays. differs: what of how it was recorded is otherwise now,
-    "threads 4 -> 1".
+    velocity_errors: one per step.
+    embedding_error, pooled_error: None if the cache does not have the embedding, or CLIP's pooled vector.
+    bit_equal: whether all recorded arrays are bit-equal.
+    differs: changes of the provenance, such as "threads 4 -> 1".
     """
 
     index: int
@@ -44,7 +45,7 @@ class Recomputed:
 
     @property
     def is_fault(self) -> bool:
-        """Whether the bits differ though nothing explains it."""
+        """Whether the bits differ without a change of provenance that explains it."""
         return not (self.bit_equal or self.differs)
 
     def json_value(self) -> dict[str, Any]:
@@ -55,20 +56,18 @@ class Recomputed:
 def recompute(
     location: Location, teacher: TeacherFolder, device: torch.device, progress: Progress, *, count: int, seed: int
 ) -> list[Recomputed]:
-    """Recompute `count` of the committed trajectories (all, if there are fewer), drawn by `seed`; in their order.
+    """Recompute `count` of the committed trajectories (all, if there are fewer), drawn by `seed`, in their order.
 
-    The backbone gets the recorded embeddings, or, where the cache does not keep them, those made anew, and computes
-    attention by the recorded backend if that works here. Of text encoder and backbone one is loaded at a time.
-    Raises SettingsMismatchError for another teacher, NotInCacheError where nothing is committed yet, DamagedCacheError.
+    The backbone receives the recorded embeddings, or recomputed ones if the cache does not store them, and uses the
+    recorded attention backend if it works here. Text encoder and backbone are loaded one at a time.
+    Raises SettingsMismatchError for another teacher, NotInCacheError if nothing is committed yet, DamagedCacheError.
     """
     cache = _EmbeddingCache.open(location)
     manifest = cache.manifest
     check_recorded_teacher(manifest, teacher, str(cache.folder))
     indices = cache.indices()
     if not len(indices):
-        raise NotInCacheError(
-            f"{cache.folder} holds no trajectory to recompute yet: give the build command to make them"
-        )
+        raise NotInCacheError(f"{cache.folder} has no trajectory to recompute yet: run the build command first")
     drawn = sorted(np.random.default_rng(seed).choice(indices, size=min(count, len(indices)), replace=False).tolist())
     work = _Recompute(cache, TeacherModels(manifest, teacher, device), progress)
     work.make_embeddings(drawn)
@@ -76,7 +75,7 @@ def recompute(
 
 
 class _EmbeddingCache(Cache):
-    """A cache that gives embeddings which were made anew where it does not hold them."""
+    """A cache whose missing embeddings are replaced by recomputed ones."""
 
     made: dict[int, Arrays]
 
@@ -92,7 +91,7 @@ class _Recompute:
         self.cache, self.networks, self.progress = cache, networks, progress
 
     def make_embeddings(self, drawn: list[int]) -> None:
-        """Those of the trajectories that were drawn, and all that their batches need and the cache does not hold."""
+        """Recompute the embeddings of the drawn trajectories, and those missing in the cache for their batches."""
         batches, teacher = self._text_batches(drawn), self.cache.manifest.teacher
         encoder = self.networks.text_encoder()
         self.cache.made = {}
@@ -106,7 +105,7 @@ class _Recompute:
                 bar.advance(len(batch))
 
     def trajectories(self, drawn: list[int]) -> list[Recomputed]:
-        """Sample the batches of the trajectories that were drawn and compare."""
+        """Sample the batches of the drawn trajectories and compare."""
         batches = self._batches(drawn)
         found = []
         with self.progress.bar("recompute", total=sum(map(len, batches)), done=0, unit="trajectories") as bar:
@@ -159,9 +158,9 @@ class _Recompute:
             now = provenance(device=device, batch_size=recorded_batch_size(was), **how)
             lines += changes(was, now, on_gpu=device.type == "cuda")
             if COPIED_FROM in was:
-                lines.append("copied from another cache, where batches may have been others")
+                lines.append("copied from another cache, possibly with other batches")
         if not self.cache.holds_embedding(recorded.prompt) and len(self._all_batch_sizes) > 1:
-            lines.append(f"embeddings not kept and shards of batch sizes {self._all_batch_sizes}: theirs is not known")
+            lines.append(f"embeddings not stored, and shards of batch sizes {self._all_batch_sizes}: theirs is unknown")
         return tuple(dict.fromkeys(lines))
 
     @cached_property
@@ -169,11 +168,11 @@ class _Recompute:
         return sorted({recorded_batch_size(record.provenance) for record in self.cache.records.values()})
 
     def _batches(self, drawn: Iterable[int]) -> list[range]:
-        """The recorded batches that hold these trajectories, each once."""
+        """The recorded batches with these trajectories, each once."""
         return list(dict.fromkeys(_batch(index, self._shard(index), self._batch_size(index)) for index in drawn))
 
     def _text_batches(self, drawn: Iterable[int]) -> dict[range, set[int]]:
-        """The recorded batches of the prompts whose embeddings are needed, and which of these each holds."""
+        """The recorded batches of the prompts whose embeddings are needed, and which of these prompts each has."""
         layout, batches = self.cache.layout, dict[range, set[int]]()
         for index in drawn:
             prompts = {layout.place(index).prompt}
@@ -183,7 +182,7 @@ class _Recompute:
             for prompt in prompts:
                 shard = layout.embeddings[layout.embedding_place(prompt)[0]]
                 record = self.cache.records.get(("embeddings", shard.shard))
-                # Without a record the text batches are taken to have been of the size of the trajectories'.
+                # Without a record, assume that the text batches had the size of the trajectories' batches.
                 size = self._batch_size(index) if record is None else recorded_batch_size(record.provenance)
                 batches.setdefault(_batch(prompt, shard, size), set()).add(prompt)
         return batches
@@ -197,7 +196,7 @@ class _Recompute:
         return self.cache.records["trajectories", self._shard(index).shard].provenance
 
     def _attention(self, index: int) -> str | None:
-        """The backend of a trajectory's record, or, where that does not work, torch's own, which is then said."""
+        """The backend of a trajectory's record, or torch's own, with a message, if that does not work."""
         try:
             return self.networks.recorded_backend(self._made(index))
         except SettingsError:
@@ -213,7 +212,7 @@ def _batch(item: int, shard: ShardRange, size: int) -> range:
 
 
 def _arrays_of(recorded: Trajectory) -> dict[str, Any]:
-    """What reading gives, by the names of the recorded fields."""
+    """The values read from the cache, by field name."""
     return {
         "velocity": recorded.velocity_KSC,
         "hidden_states": recorded.hidden_states_KSC,

@@ -1,18 +1,18 @@
-"""Which text a picture should show, and how much of it was read off: pure functions of strings."""
+"""Extracts the text that an image should show and scores the recognised text: pure functions of strings."""
 
 import re
 import unicodedata
 
-# An apostrophe between letters ends nothing: "the dog's sign says 'i don't know'". A double quote behind a digit opens
-# nothing, nor does one behind a digit and a space that a space follows: inches, as in a 24" monitor and a 6 " by 9 "
-# frame. Behind an opening quote it closes: a "ROUTE 66" sign.
+# An apostrophe between letters closes nothing: "the dog's sign says 'i don't know'". A double quote after a digit, or
+# after a digit and a space and before a space, opens nothing: inches, as in a 24" monitor and a 6 " by 9 " frame. After
+# an opening quote it closes: a "ROUTE 66" sign.
 _QUOTED = re.compile(
     r"(?<!\w)'((?:[^']|(?<=\w)'(?=\w))+)'(?!\w)"
     r"|(?<!\d)(?:(?<!\d\s)|(?=\"\S))\"([^\"]+)\""
     r"|“([^”]+)”"
     r"|(?<!\w)‘((?:[^’]|(?<=\w)’(?=\w))+)’(?!\w)"
 )
-# An "and" between two words, as in rock 'n' roll, unless the word before it announces a text: the letter 'n' on it.
+# 'n' for "and" between two words, as in rock 'n' roll, unless the word before it announces a text: the letter 'n'.
 _AND = re.compile(r"(?i:n|an)")
 _ANNOUNCED = re.compile(
     r"(?i)\b(?:letters?|characters?|says?|saying|said|reads?|reading|spells?|spelling|writes?|writing|written|texts?|"
@@ -21,13 +21,13 @@ _ANNOUNCED = re.compile(
 
 
 def quoted_text(prompt: str) -> str | None:
-    """What a prompt has in quotes, several parts joined by a space; None where nothing is."""
+    """The quoted text of a prompt, several parts joined by a space; None if there is none."""
     parts = [next(part for part in match.groups() if part is not None) for match in _quotes(prompt)]
     return " ".join(parts).strip() or None
 
 
 def without_quoted(prompt: str) -> str:
-    """A prompt with a comma in place of each quoted text."""
+    """Replace each quoted text of a prompt by a comma."""
     kept, end = "", 0
     for match in _quotes(prompt):
         kept, end = f"{kept}{prompt[end : match.start()]},", match.end()
@@ -39,19 +39,19 @@ def _quotes(prompt: str) -> list[re.Match[str]]:
 
 
 def _is_and(prompt: str, match: re.Match[str]) -> bool:
-    """Whether a match is no quote but an "and" between two words."""
+    """Whether a match is not a quote but 'n' for "and" between two words."""
     before, after = prompt[: match.start()], prompt[match.end() :]
     between = re.search(r"\w\s$", before) and re.match(r"\s\w", after)
     return bool(between and _AND.fullmatch(match[1] or match[4] or "") and not _ANNOUNCED.search(before))
 
 
 def comparable(text: str) -> str:
-    """A text as it is compared: Unicode NFC, case folded, a space for each run of white space."""
+    """Normalise a text for comparison: Unicode NFC, case folded, a space for each run of white space."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def characters_right(expected: str, read: str) -> float:
-    """Share of characters right: 1 - edit distance / length of the longer, of comparable texts, from 0 to 1.
+    """Fraction of correct characters: 1 - edit distance / length of the longer of the normalised texts, 0 to 1.
 
     1 - NED of the ICDAR 2019 robust reading challenges (arXiv 1909.07145), case ignored.
     """
@@ -61,7 +61,7 @@ def characters_right(expected: str, read: str) -> float:
 
 
 def edit_distance(one: str, other: str) -> int:
-    """Least number of characters put in, taken out or exchanged (Levenshtein 1966)."""
+    """Smallest number of insertions, deletions and substitutions of characters (Levenshtein 1966)."""
     above = list(range(len(other) + 1))
     for i, a in enumerate(one, start=1):
         row = [i]

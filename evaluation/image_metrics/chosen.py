@@ -1,4 +1,4 @@
-"""The metrics by name, with the networks that were chosen for them."""
+"""Creates metrics by name with the selected networks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from secondcast.evaluation.image_metrics.vqa import AttributeBinding
 
 @dataclass(frozen=True, kw_only=True)
 class Networks:
-    """Who scores: folders or hub names. fid_weights: Inception's file, None: torch-fidelity fetches it."""
+    """The scoring networks: folders or hub names. fid_weights: Inception's file; None: torch-fidelity downloads it."""
 
     clip_model: str
     vqa_model: str
@@ -30,7 +30,7 @@ class Networks:
 def metric_of(
     name: MetricName, networks: Networks, reference: Sequence[Picture], *, batch_size: int, device: torch.device
 ) -> Metric:
-    """A metric by name; nothing is loaded yet. reference: what FID compares with, may be empty."""
+    """Create a metric by name without loading weights. reference: FID's reference images, may be empty."""
     match name:
         case "clip-score":
             return ClipScore(networks.clip_model, batch_size=batch_size, device=device)

@@ -1,4 +1,4 @@
-"""CLIP-Score: how near CLIP puts a picture and its prompt."""
+"""CLIP-Score: similarity of an image and its prompt according to CLIP."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -21,9 +21,9 @@ from secondcast.storage_schemas.progress import Progress
 
 
 class ClipScore:
-    """100 * max(cos, 0) of CLIP's embeddings of picture and prompt.
+    """100 * max(cos, 0) of CLIP's embeddings of image and prompt.
 
-    Hessel et al. 2021 (arXiv 2104.08718) without their factor 2.5, in percent, as torchmetrics has it.
+    Hessel et al. 2021 (arXiv 2104.08718) without their factor 2.5, in percent, as in torchmetrics.
     """
 
     name: MetricName = "clip-score"
@@ -42,13 +42,13 @@ class ClipScore:
         return self._wanted.absent()
 
     def score(self, pictures: Sequence[Picture], progress: Progress) -> list[Scored]:
-        """See Metric. Prompts are cut to CLIP's text length."""
+        """See Metric. Prompts are truncated to CLIP's text length."""
         pairs = with_prompts(self.name, pictures)
         network, tokenizer, processor = self._parts
         length = network.config.text_config.max_position_embeddings
         if cut := sum(len(ids) > length for ids in tokenizer([prompt for _, prompt in pairs]).input_ids):
             progress.say(
-                f"clip-score: {cut} of {len(pairs)} prompts are longer than CLIP's {length} tokens and were cut"
+                f"clip-score: {cut} of {len(pairs)} prompts are longer than CLIP's {length} tokens and were truncated"
             )
         values: dict[str, float] = {}
         with progress.bar(self.name, total=len(pairs), done=0, unit="images") as bar:
@@ -60,7 +60,7 @@ class ClipScore:
                 ).to(self._device)  # fmt: skip
                 with torch.inference_mode():
                     found = network(pixel_values=clip_pixels(processor, images, self._device), **tokens)
-                # Both are of length one already.
+                # Both are already normalised.
                 cosine_B = (found.image_embeds * found.text_embeds).sum(dim=-1)
                 scores_B = (100 * cosine_B.clamp(min=0)).tolist()
                 values.update({picture.name: x for (picture, _), x in zip(batch, scores_B, strict=True)})
@@ -76,5 +76,5 @@ class ClipScore:
 
 
 def clip_pixels(processor: Any, images: Sequence[Image.Image], device: torch.device) -> torch.Tensor:
-    """Pictures as a network reads them, float32 [B, 3, H, W]."""
+    """Preprocess images for a network, float32 [B, 3, H, W]."""
     return processor(images=list(images), return_tensors="pt")["pixel_values"].to(device)

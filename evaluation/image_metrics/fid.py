@@ -1,4 +1,4 @@
-"""FID: how far the features of the pictures lie from those of a reference set."""
+"""FID: distance between the features of the images and those of a reference set."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -26,26 +26,26 @@ INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
 
 class Features(Protocol):
-    """What FID compares pictures by."""
+    """Image features that FID compares."""
 
     name: str
     needs: Needs
 
     def absent(self) -> str | None:
-        """Why they cannot be had here, in one line with the way out; None if they can."""
+        """Why they are not available here, in one line with the fix; None if they are."""
         ...
 
     def metric(self) -> Any:
-        """A FrechetInceptionDistance that keeps its reference, on the device."""
+        """A FrechetInceptionDistance on the device that keeps its reference statistics."""
         ...
 
     def tensor(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Pictures of one size as the metric takes them."""
+        """Convert images of one size to the metric's input."""
         ...
 
     @property
     def width(self) -> int:
-        """Numbers per picture."""
+        """Number of features per image."""
         ...
 
     @property
@@ -69,11 +69,11 @@ class Fid:
         self.needs = features.needs
 
     def check(self, pictures: Sequence[Picture]) -> None:
-        """See Metric. Without a reference it is `available` that says so, once for all folders."""
+        """See Metric. A missing reference is reported by `available`, once for all folders."""
         count, reference_count = len(pictures), len(self._reference)
         if reference_count and min(count, reference_count) < 2:
             raise SettingsError(
-                f"fid of {counted(count, 'picture')} against {reference_count}: expected at least two on each side"
+                f"fid of {counted(count, 'image')} against {reference_count}: expected at least two on each side"
             )
 
     def available(self) -> str | None:
@@ -83,7 +83,7 @@ class Fid:
         return self._features.absent()
 
     def score(self, pictures: Sequence[Picture], progress: Progress) -> list[Scored]:
-        """See Metric. There is no interval: FID is no mean over pictures, and its bias depends on their number."""
+        """See Metric. There is no interval: FID is not a mean over images, and its bias depends on their number."""
         count, reference_count = len(pictures), len(self._reference)
         self.check(pictures)
         metric = self._metric_of_reference(progress)
@@ -91,8 +91,8 @@ class Fid:
         self._update(metric, pictures, progress, real=False)
         if min(count, reference_count) <= self._features.width:
             progress.say(
-                f"fid of {counted(count, 'picture')} against {reference_count}: {self._features.width} features need "
-                f"more pictures than that on both sides; compare only with values from the same numbers of pictures"
+                f"fid of {counted(count, 'image')} against {reference_count}: {self._features.width} features need "
+                f"more images than that on both sides; compare only values from the same numbers of images"
             )
         value = max(0.0, float(metric.compute()))
         name = "fid" if self._features.name == "inception" else f"fid-{self._features.name}"
@@ -123,7 +123,7 @@ class Fid:
         with progress.bar(title, total=len(pictures), done=0, unit="images") as bar:
             for batch in batches(pictures, self._batch_size):
                 images = [picture.pixels() for picture in batch]
-                # Pictures of several sizes are no tensor: one at a time then.
+                # Images of different sizes cannot be stacked: process them one at a time.
                 size = len(images) if len({image.size for image in images}) == 1 else 1
                 with torch.inference_mode():
                     for part in batches(images, size):
@@ -132,7 +132,7 @@ class Fid:
 
 
 class InceptionFeatures:
-    """InceptionV3's last pool, 2,048 numbers, weights and resizing as in torch-fidelity: FID as it is reported."""
+    """InceptionV3's last pool, 2,048 features, weights and resizing as in torch-fidelity: FID as usually reported."""
 
     name: str = "inception"
     width = _INCEPTION_WIDTH
@@ -167,25 +167,25 @@ class InceptionFeatures:
         given = {} if self._file is None else {"feature_extractor_weights_path": str(self._file)}
         try:
             with restricted_pickles():
-                # With its default it resizes as no published FID did.
+                # The default resizing matches no published FID.
                 metric = FrechetInceptionDistance(
                     feature=self.width, reset_real_features=False, antialias=False, **given
                 )
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise MissingWeightsError(
-                f"Inception's weights could not be had ({type(error).__name__}: {reason}): {_HOW}"
+                f"Inception's weights could not be loaded ({type(error).__name__}: {reason}): {_HOW}"
             ) from error
         return metric.to(self._device)
 
     def tensor(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """uint8 [B, 3, H, W]; torchmetrics resizes it to 299 px as TensorFlow 1 did: bilinear, without antialiasing."""
+        """uint8 [B, 3, H, W]; torchmetrics resizes it to 299 px like TensorFlow 1: bilinear, without antialiasing."""
         pixels_BHWC = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
         return pixels_BHWC.permute(0, 3, 1, 2).to(self._device)
 
 
 class ClipFeatures:
-    """CLIP's picture embedding: FID-CLIP (Kynkäänniemi et al. 2023, arXiv 2203.06026). It needs no torchvision."""
+    """CLIP's image embedding: FID-CLIP (Kynkäänniemi et al. 2023, arXiv 2203.06026). Does not need torchvision."""
 
     name: str = "clip"
 
@@ -228,7 +228,7 @@ class ClipFeatures:
 
 
 class _PictureEmbedding(torch.nn.Module):
-    """CLIP's picture embedding, [B, width], not normalised."""
+    """CLIP's image embedding, [B, width], not normalised."""
 
     def __init__(self, clip: Any, width: int) -> None:
         super().__init__()
@@ -238,9 +238,9 @@ class _PictureEmbedding(torch.nn.Module):
         return self.projection(self.vision(pixel_values=pixels_BCHW).pooler_output)
 
 
-_NO_REFERENCE = "fid needs pictures to compare with: give --reference FOLDER, such as the teacher's from generate"
+_NO_REFERENCE = "fid needs reference images: give --reference FOLDER, such as the teacher's images from generate"
 _HOW = (
-    "fetched from github.com/toshas/torch-fidelity/releases by itself where there is a network, else give the file "
+    "downloaded from github.com/toshas/torch-fidelity/releases if there is a network, else give the file "
     "with --fid-weights"
 )
 
@@ -255,7 +255,7 @@ def _torchmetrics_absent() -> str | None:
     except ModuleNotFoundError as error:
         return f"fid needs {(error.name or 'torchmetrics').split('.')[0]}, which is not installed: {_EXTRA}"
     except Exception as error:
-        # With torch-fidelity installed and torchvision absent or of another torch, the import itself fails.
+        # With torch-fidelity installed and torchvision missing or for another torch, the import itself fails.
         reason = " ".join(str(error).split())[:200]
         return f"fid: torchmetrics cannot be imported ({type(error).__name__}: {reason}): {_EXTRA}"
     if "antialias" not in signature(FrechetInceptionDistance).parameters:

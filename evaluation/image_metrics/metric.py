@@ -1,4 +1,4 @@
-"""What a metric on pictures is: what it needs, whether it can run, and scores with how sure they are."""
+"""The interface of image metrics: requirements, availability, and scores with confidence intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +21,9 @@ _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture to score. text: what should be written in it; phrases: the things it should show; None: not stated.
+    """An image to score. text: text to render; phrases: objects to show; None: not stated.
 
-    name: its path within the folder, by which values are kept: files of several subfolders may have one file name.
+    name: path within the folder, the key of its values: files in different subfolders may have the same file name.
     """
 
     file: Path
@@ -33,15 +33,15 @@ class Picture:
     phrases: tuple[str, ...] | None = None
 
     def pixels(self) -> Image.Image:
-        """The picture in RGB with 8 bits, what is transparent on white; ImagesError if it cannot be decoded."""
+        """Load the image in 8-bit RGB, with transparency on white; ImagesError if it cannot be decoded."""
         try:
             with Image.open(self.file) as image:
                 return _in_rgb(image)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             reason = " ".join(str(error).split()).replace(str(self.file), "it")
             raise ImagesError(
-                f"{self.file} cannot be read as a picture ({reason}): make it anew, or take it out of the folder and "
-                f"of its index"
+                f"{self.file} cannot be read as an image ({reason}): generate it again, or remove it from the folder "
+                f"and its index"
             ) from error
 
 
@@ -92,29 +92,29 @@ class Scored:
 
 
 class Metric(Protocol):
-    """A number for a folder of pictures."""
+    """A score of a folder of images."""
 
     name: MetricName
     needs: Needs
 
     def check(self, pictures: Sequence[Picture]) -> None:
-        """Raise what `score` would for pictures it cannot score, as far as prompts and numbers tell; no weights yet."""
+        """Raise the errors of `score` that follow from prompts and counts alone, without loading weights."""
         ...
 
     def available(self) -> str | None:
-        """Why it cannot run here, in one line with the way out; None if it can. May fetch weights."""
+        """Why it cannot run here, in one line with the fix; None if it can. May download weights."""
         ...
 
     def score(self, pictures: Sequence[Picture], progress: Progress) -> list[Scored]:
-        """Score pictures: one number, or several of the same reading.
+        """Score images: one score, or several from the same pass.
 
-        Raises ImagesError for a broken picture, another SecondcastError where these pictures cannot be scored.
+        Raises ImagesError for a broken image, another SecondcastError if these images cannot be scored.
         """
         ...
 
 
 def mean_of(name: str, values: Mapping[str, float], *, model: str, revision: str) -> Scored:
-    """The mean of values of single pictures, with its bootstrap interval."""
+    """Mean of the values of single images, with its bootstrap interval."""
     numbers = list(values.values())
     interval = bootstrap(numbers)
     low, high = interval or (None, None)
@@ -132,16 +132,16 @@ def mean_of(name: str, values: Mapping[str, float], *, model: str, revision: str
 
 
 def batches(items: Sequence[_Item], size: int) -> list[Sequence[_Item]]:
-    """Items in pieces of `size`; the last may be shorter."""
+    """Split items into batches of `size`; the last may be smaller."""
     return [items[begin : begin + size] for begin in range(0, len(items), size)]
 
 
 def with_prompts(metric: str, pictures: Sequence[Picture]) -> list[tuple[Picture, str]]:
-    """Pictures with their prompts; PromptsError where they have none."""
+    """Images with their prompts; PromptsError if they have none."""
     found = [(picture, picture.prompt) for picture in pictures if picture.prompt is not None]
     if not found:
         raise PromptsError(
-            f"{metric} needs the prompts of the pictures and {pictures[0].file.parent} has no index.jsonl: give them "
+            f"{metric} needs the prompts of the images, but {pictures[0].file.parent} has no index.jsonl: give them "
             f"with --prompts FILE"
         )
     return found

@@ -1,8 +1,8 @@
-"""The things that a prompt names, by a rule of words: where T2I-CompBench takes spaCy's noun chunks.
+"""Extracts the objects named by a prompt with word rules, where T2I-CompBench uses spaCy's noun chunks.
 
-The text in quotes is dropped. The rest is split at punctuation, "and", prepositions, forms of "be" and of some verbs of
+Quoted text is dropped. The rest is split at punctuation, "and", prepositions, forms of "be" and of some verbs of
 place, and before articles, possessives and numerals. Dropped are pieces after a verb that begin with none of these
-("was hung", "is walking"), pronouns and sides ("the left"), an "-ing" word alone, and one that an article follows ("a
+("was hung", "is walking"), pronouns and sides ("the left"), a single "-ing" word, and one followed by an article ("a
 man holding a sign").
 """
 
@@ -15,7 +15,7 @@ def _set(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-# T2I-CompBench asks at most so many questions, too.
+# T2I-CompBench's limit, too.
 MOST_PHRASES = 8
 _BEGINNINGS = _set(
     "a an the this that these those my your his her its our their some several many no each every another one two "
@@ -36,7 +36,7 @@ _WORDS = re.compile(r"[\w'’-]+|[^\w\s]")
 
 
 def noun_phrases(prompt: str) -> tuple[str, ...]:
-    """The phrases of a prompt, in order, at most eight; none where it names nothing by this rule."""
+    """The phrases of a prompt, in order, at most eight; empty if it names no object by these rules."""
     pieces: list[list[str]] = [[]]
     after_verb = [False]
     words = _WORDS.findall(without_quoted(prompt))

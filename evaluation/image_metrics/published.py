@@ -1,11 +1,11 @@
-"""Published networks that score where no other is named, on the hub."""
+"""Default scoring networks, published on the hub."""
 
 from typing import Literal
 
 OcrName = Literal["trocr", "tesseract"]
 FeaturesName = Literal["inception", "clip"]
-# What torchmetrics takes, too; Hessel et al. took ViT-B/32, whose values are not comparable.
+# Also torchmetrics' default; Hessel et al. used ViT-B/32, whose values are not comparable.
 CLIP_MODEL = "openai/clip-vit-large-patch14"
-# T2I-CompBench's weights, as converted for transformers.
+# T2I-CompBench's weights, converted for transformers.
 VQA_MODEL = "Salesforce/blip-vqa-base"
 OCR_MODEL = "microsoft/trocr-base-printed"

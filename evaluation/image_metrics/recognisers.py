@@ -1,4 +1,4 @@
-"""Programs that read text off pictures: TrOCR by transformers, and tesseract where it is installed."""
+"""Text recognition in images: TrOCR from transformers, and tesseract if it is installed."""
 
 import io
 import shutil
@@ -16,22 +16,22 @@ from secondcast.evaluation.image_metrics.weights import WantedWeights
 from secondcast.storage_schemas.errors import MissingExtraError
 
 _MOST_NEW_TOKENS = 64
-# Text anywhere in the picture, in no order of a page.
+# Sparse text anywhere in the image, in no page order.
 _SPARSE_TEXT = "11"
 
 
 class Recogniser(Protocol):
-    """Reads the text of pictures."""
+    """Reads the text in images."""
 
     name: OcrName
     needs: Needs
 
     def absent(self) -> str | None:
-        """Why it cannot run here, in one line with the way out; None if it can."""
+        """Why it cannot run here, in one line with the fix; None if it can."""
         ...
 
     def read(self, pictures: Sequence[Picture]) -> list[str]:
-        """The text of each picture, empty where none was found."""
+        """The text of each image, empty if none was found."""
         ...
 
     @property
@@ -46,7 +46,7 @@ class Recogniser(Protocol):
 
 
 class TrOcr:
-    """TrOCR (Li et al. 2021, arXiv 2109.10282), greedy. It reads one line of text, and takes a picture as one."""
+    """TrOCR (Li et al. 2021, arXiv 2109.10282), greedy. It reads one line of text: the whole image."""
 
     name: OcrName = "trocr"
 
@@ -82,7 +82,7 @@ class TrOcr:
 
 
 class Tesseract:
-    """The program `tesseract` with its English data, set to find text anywhere in a picture (--psm 11)."""
+    """The program `tesseract` with its English data, set to find text anywhere in an image (--psm 11)."""
 
     name: OcrName = "tesseract"
     model = "tesseract"
@@ -95,8 +95,8 @@ class Tesseract:
     @cached_property
     def revision(self) -> str:
         """See Recogniser."""
-        said = self._run("--version").split()
-        return said[1] if len(said) > 1 else "unknown"
+        message = self._run("--version").split()
+        return message[1] if len(message) > 1 else "unknown"
 
     def absent(self) -> str | None:
         """See Recogniser."""
@@ -108,7 +108,7 @@ class Tesseract:
         """See Recogniser."""
         texts = []
         for picture in pictures:
-            # The pixels that the other metrics see; a broken picture is named as one.
+            # The same pixels as for the other metrics; a broken image is reported as such.
             png = io.BytesIO()
             picture.pixels().save(png, "png")
             texts.append(self._run("stdin", "stdout", "-l", "eng", "--psm", _SPARSE_TEXT, given=png.getvalue()))
@@ -117,9 +117,9 @@ class Tesseract:
     def _run(self, *words: str, given: bytes = b"") -> str:
         done = subprocess.run(["tesseract", *words], input=given, capture_output=True, check=False)
         if done.returncode:
-            said = " ".join(done.stderr.decode(errors="replace").split())[:200]
+            message = " ".join(done.stderr.decode(errors="replace").split())[:200]
             raise MissingExtraError(
-                f"tesseract ended with code {done.returncode} ({said}): install tesseract-ocr with its English data, "
-                f"or give --ocr trocr"
+                f"tesseract ended with code {done.returncode} ({message}): install tesseract-ocr with its English "
+                f"data, or give --ocr trocr"
             )
         return done.stdout.decode(errors="replace")

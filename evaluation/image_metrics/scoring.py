@@ -1,4 +1,4 @@
-"""All metrics over all folders: what cannot run is said and left out, the rest goes on."""
+"""Computes all metrics on all folders; metrics that cannot run are reported and skipped."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from secondcast.storage_schemas.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """A metric that did not run; folder: None where it cannot run at all."""
+    """A metric that did not run; folder: None if it cannot run at all."""
 
     metric: str
     folder: str | None
@@ -20,7 +20,7 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Scores by folder, in the order asked for, and what was left out."""
+    """Scores by folder, in the requested order, and the skipped metrics."""
 
     pictures: Mapping[str, int]
     scored: Mapping[str, Sequence[Scored]]
@@ -28,7 +28,7 @@ class Report:
 
     @property
     def names(self) -> list[str]:
-        """Names of all scores that some folder has, in the order of the metrics."""
+        """Names of all scores that any folder has, in the order of the metrics."""
         return list(dict.fromkeys(score.name for scores in self.scored.values() for score in scores))
 
     def json_value(self) -> dict[str, Any]:
@@ -41,9 +41,9 @@ class Report:
 
 
 def score_folders(metrics: Iterable[Metric], folders: Mapping[str, Sequence[Picture]], progress: Progress) -> Report:
-    """Score each folder by each metric; ImagesError for a picture that is broken, since nothing could score it.
+    """Score each folder with each metric; ImagesError for a broken image, which no metric can score.
 
-    metrics: best one that makes them as they come, so that one network is in memory at a time.
+    metrics: preferably a generator, so that only one network is in memory at a time.
     """
     scored: dict[str, list[Scored]] = {name: [] for name in folders}
     skipped = []
@@ -55,7 +55,7 @@ def score_folders(metrics: Iterable[Metric], folders: Mapping[str, Sequence[Pict
                 possible.append(name)
             except SecondcastError as error:
                 skipped.append(Skipped(metric=metric.name, folder=name, why=str(error)))
-        # Weights are fetched for what they can score, and for nothing else.
+        # Weights are downloaded only if they have something to score.
         if not possible:
             continue
         if (why := metric.available()) is not None:

@@ -1,4 +1,4 @@
-"""Text rendering: how much of the text that a prompt quotes is read off its picture."""
+"""Text rendering: how much of the text quoted in a prompt is recognised in its image."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from secondcast.storage_schemas.progress import Progress, counted
 
 
 class TextRendering:
-    """Share of characters right (see characters_right), and of pictures whose text is right altogether."""
+    """Fraction of correct characters (see characters_right), and of images whose text is entirely correct."""
 
     name: MetricName = "text"
 
@@ -28,12 +28,10 @@ class TextRendering:
         return self._recogniser.absent()
 
     def score(self, pictures: Sequence[Picture], progress: Progress) -> list[Scored]:
-        """See Metric. The text is the one stated with a picture, else what its prompt has in quotes."""
+        """See Metric. The expected text is an image's `text`, else the quoted text of its prompt."""
         asked = _asked(pictures)
         if len(asked) < len(pictures):
-            progress.say(
-                f"text: left out {counted(len(pictures) - len(asked), 'picture')}, whose prompts quote no text"
-            )
+            progress.say(f"text: skipped {counted(len(pictures) - len(asked), 'image')}, whose prompts quote no text")
         read: dict[str, tuple[str, str]] = {}
         with progress.bar(self.name, total=len(asked), done=0, unit="images") as bar:
             for batch in batches(asked, self._batch_size):

@@ -1,4 +1,4 @@
-"""T2I-CompBench's attribute binding: a visual question for each thing of a prompt, their probabilities multiplied."""
+"""T2I-CompBench's attribute binding: a visual question per object of a prompt, with their probabilities multiplied."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from secondcast.evaluation.image_metrics.weights import WantedWeights
 from secondcast.storage_schemas.errors import MissingWeightsError, PromptsError
 from secondcast.storage_schemas.progress import Progress, counted
 
-# As T2I-CompBench cuts them.
+# Truncation as in T2I-CompBench.
 _MOST_TOKENS = 35
 
 
@@ -48,12 +48,10 @@ class AttributeBinding:
         return self._wanted.absent()
 
     def score(self, pictures: Sequence[Picture], progress: Progress) -> list[Scored]:
-        """See Metric. Phrases are those stated with a picture, else noun_phrases of its prompt."""
+        """See Metric. Phrases are an image's `phrases`, else noun_phrases of its prompt."""
         asked = _asked(pictures)
         if len(asked) < len(pictures):
-            progress.say(
-                f"vqa: left out {counted(len(pictures) - len(asked), 'picture')}, whose prompts have no phrases"
-            )
+            progress.say(f"vqa: skipped {counted(len(pictures) - len(asked), 'image')}, whose prompts have no phrases")
         values: dict[str, float] = {}
         with progress.bar(self.name, total=len(asked), done=0, unit="images") as bar:
             for batch in batches(asked, self._batch_size):
@@ -78,14 +76,14 @@ class AttributeBinding:
         return answers
 
     def _yes(self, seen_NSD: torch.Tensor, questions: Sequence[str]) -> torch.Tensor:
-        # The parts of BlipForQuestionAnswering.forward, which makes a mask on the CPU wherever the network is.
+        # The parts of BlipForQuestionAnswering.forward, which always creates a mask on the CPU.
         network, tokenizer, _ = self._parts
         tokens = tokenizer(
             list(questions), padding=True, truncation=True, max_length=_MOST_TOKENS, return_tensors="pt"
         ).to(self._device)
         text = network.config.text_config
         if text.bos_token_id + 1 < text.vocab_size:
-            # BLIP was trained with [ENC] in the place of [CLS]; the published tokenizer does not know it.
+            # BLIP was trained with [ENC] in place of [CLS], which the published tokenizer does not have.
             tokens.input_ids[:, 0] = text.bos_token_id + 1
         question_NTD = network.text_encoder(
             input_ids=tokens.input_ids,
@@ -98,7 +96,7 @@ class AttributeBinding:
             input_ids=start_N1, encoder_hidden_states=question_NTD, encoder_attention_mask=tokens.attention_mask
         ).logits[:, 0]
         yes, no = self._yes_and_no
-        # Of two alternatives the softmax is the logistic function of the difference.
+        # The softmax over two logits is the logistic function of their difference.
         return torch.sigmoid(logits_NV[:, yes] - logits_NV[:, no])
 
     @cached_property
@@ -115,7 +113,7 @@ class AttributeBinding:
         yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
         if tokenizer.unk_token_id in (yes, no):
             raise MissingWeightsError(
-                f"the tokenizer of {self._wanted.source} does not have 'yes' and 'no' as words: give another "
+                f"the tokenizer of {self._wanted.source} does not have 'yes' and 'no' as tokens: give another "
                 f"--vqa-model"
             )
         return yes, no
@@ -127,5 +125,5 @@ def _asked(pictures: Sequence[Picture]) -> list[tuple[Picture, tuple[str, ...]]]
     asked = [(picture, texts) for (picture, _), texts in zip(prompts, phrases, strict=True) if texts]
     if not asked:
         folder = pictures[0].file.parent
-        raise PromptsError(f"vqa: no prompt of {folder} names a thing: give --prompts JSONL with `phrases`")
+        raise PromptsError(f"vqa: no prompt of {folder} names an object: give --prompts JSONL with `phrases`")
     return asked

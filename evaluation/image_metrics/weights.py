@@ -1,4 +1,4 @@
-"""Weights of the networks that score: from a folder or the hub, safetensors only, and known by a revision."""
+"""Weights of scoring networks from a folder or the hub: safetensors only, identified by a revision."""
 
 import json
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from secondcast.models.weights.files import CheckpointSource
 from secondcast.storage_schemas.errors import MissingWeightsError
 from secondcast.storage_schemas.io.digests import digest, weight_sha256
 
-# What networks and tokenizers are read from. No pickles, no code, and nothing of the subfolders for other programs.
+# Files of networks and tokenizers: no pickles, no code, no subfolders for other programs.
 _PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model")
 _SUBFOLDERS = ("*/*",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A folder in the layout of transformers; `flag` is the one that names it, `source` what it was given.
+    """A folder in transformers' layout; `flag` is the option that names it, `source` its value.
 
-    revision: the hub's commit; of a folder the sha256 of its weights, or a digest over those of several files.
+    revision: the hub's commit; for a folder the sha256 of its weights, or a digest over several files.
     """
 
     path: Path
@@ -33,9 +33,9 @@ class Weights:
 
     @classmethod
     def find(cls, source: str, *, flag: str, model_type: str) -> Self:
-        """Weights by folder, hub name or NAME@REVISION; MissingWeightsError says what is wrong with them.
+        """Find weights by folder, hub name or NAME@REVISION; MissingWeightsError if they are missing or invalid.
 
-        model_type: as config.json states it. Without a network, what was fetched before is taken.
+        model_type: as in config.json. Without a network connection, earlier downloads are used.
         """
         folder = Path(source)
         if folder.is_dir():
@@ -47,14 +47,14 @@ class Weights:
         return cls(path=path, source=source, flag=flag, revision=revision)
 
     def network(self, kind: Any, *, device: torch.device) -> Any:
-        """The network in float32, for evaluation; MissingWeightsError unless the checkpoint is one of this class."""
+        """Load the network in float32, in eval mode; MissingWeightsError unless the checkpoint has this class."""
         source = CheckpointSource(
-            where=self.source, error=MissingWeightsError, again=f"fetch it again, or give another {self.flag}"
+            where=self.source, error=MissingWeightsError, again=f"download it again, or give another {self.flag}"
         )
         return load_checked(kind, self.path, source, dtype=torch.float32).to(device)
 
     def tokenizer(self) -> Any:
-        """The tokenizer beside the weights."""
+        """Load the tokenizer of the weights."""
         from transformers import AutoTokenizer
 
         try:
@@ -63,7 +63,7 @@ class Weights:
             raise self._unreadable("tokenizer", error) from error
 
     def image_processor(self) -> Any:
-        """The image processor beside the weights: PIL's resampling, whether torchvision is installed or not."""
+        """Load the image processor of the weights, with PIL's resampling whether torchvision is installed or not."""
         from transformers import AutoImageProcessor
 
         try:
@@ -76,20 +76,20 @@ class Weights:
     def _unreadable(self, what: str, error: Exception) -> MissingWeightsError:
         reason = " ".join(str(error).split())[:200]
         return MissingWeightsError(
-            f"{self.source} cannot be read as {what} ({type(error).__name__}: {reason}): fetch it again, or give "
+            f"{self.source} cannot be read as {what} ({type(error).__name__}: {reason}): download it again, or give "
             f"another {self.flag}"
         )
 
 
 class WantedWeights:
-    """Weights that a metric wants, looked for when they are first needed."""
+    """Weights that a metric needs, located on first use."""
 
     def __init__(self, source: str, *, flag: str, model_type: str) -> None:
         self.source, self._flag, self._model_type = source, flag, model_type
 
     @property
     def how(self) -> str:
-        """How to get them, for Needs."""
+        """How to obtain them, for Needs."""
         return f"`hf download {self.source}`, or {self._flag}"
 
     @cached_property
@@ -98,7 +98,7 @@ class WantedWeights:
         return Weights.find(self.source, flag=self._flag, model_type=self._model_type)
 
     def absent(self) -> str | None:
-        """Why they cannot be had, in one line with the way out; None if they can. May fetch them."""
+        """Why they are unavailable, in one line with the fix; None if they are available. May download them."""
         try:
             _ = self.found
         except MissingWeightsError as error:
@@ -111,18 +111,16 @@ def _check(path: Path, source: str, flag: str, model_type: str) -> None:
         found = json.loads((path / "config.json").read_bytes()).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise MissingWeightsError(
-            f"{source} has no config.json that can be read: expected a model of transformers; give another {flag}"
+            f"{source} has no readable config.json: expected a transformers model; give another {flag}"
         ) from error
     if found != model_type:
-        raise MissingWeightsError(
-            f"{source} has model_type {found!r}, expected {model_type!r}: it is another model; give another {flag}"
-        )
+        raise MissingWeightsError(f"{source} has model_type {found!r}, expected {model_type!r}: give another {flag}")
     if not list(path.glob("*.safetensors")):
         pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
         raise MissingWeightsError(
             f"{source} has no *.safetensors" + (f", only {', '.join(pickles)}" if pickles else "") + ": pickled "
-            f"weights can run code and are never read; load them where you trust them, save_pretrained(FOLDER) writes "
-            f"safetensors, and give {flag} FOLDER"
+            f"weights can run code and are never read; if you trust them, load them, convert them to safetensors with "
+            f"save_pretrained(FOLDER), and give {flag} FOLDER"
         )
 
 
@@ -135,7 +133,7 @@ def _download(source: str, flag: str) -> Path:
     name, revision = split_revision(source)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise MissingWeightsError(
-            f"no weights {source!r}: neither a folder here nor a hub name such as openai/clip-vit-large-patch14; "
+            f"no weights {source!r}: neither a folder nor a hub name such as openai/clip-vit-large-patch14; "
             f"give another {flag}"
         )
     from huggingface_hub import snapshot_download
@@ -143,8 +141,8 @@ def _download(source: str, flag: str) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS, ignore_patterns=_SUBFOLDERS))
     except Exception as error:
-        # Gated, misspelt, no network, nothing fetched before: the way out is the same.
+        # Gated, misspelt, no network, nothing downloaded before: the fix is the same.
         raise MissingWeightsError(
-            f"the weights {source} are not here and could not be fetched ({type(error).__name__}): give `hf download "
-            f"{name}` where there is a network, or {flag} FOLDER"
+            f"the weights {source} are not available and could not be downloaded ({type(error).__name__}): run `hf "
+            f"download {name}` where there is a network, or give {flag} FOLDER"
         ) from error

@@ -1,4 +1,4 @@
-"""How far two pictures are apart: PSNR, SSIM and, where its network is at hand, LPIPS."""
+"""Distances between two images: PSNR, SSIM and, if its network is available, LPIPS."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 # The window of Wang et al. 2004 is 11 pixels wide.
 _WINDOW = 11
-# Of smaller pictures AlexNet's poolings leave nothing.
+# AlexNet's poolings reduce smaller images to nothing.
 _SMALLEST_FOR_ALEXNET = 31
 
 
 def check_measurable(height: int, width: int, *, instead: str = "give --closed-loop 0") -> None:
-    """Raise MissingExtraError without scikit-image, SettingsError for pictures that SSIM's window does not fit into.
+    """Raise MissingExtraError without scikit-image, SettingsError for images smaller than SSIM's window.
 
-    instead: what a user may do who wants neither.
+    instead: the alternative offered by the message.
     """
     if find_spec("skimage") is None:
         raise MissingExtraError(
@@ -31,12 +31,12 @@ def check_measurable(height: int, width: int, *, instead: str = "give --closed-l
         )
     if min(height, width) < _WINDOW:
         raise SettingsError(
-            f"the pictures of the cache are {height} x {width} pixels, SSIM looks at {_WINDOW} x {_WINDOW}: {instead}"
+            f"the images of the cache have {height} x {width} pixels, SSIM needs {_WINDOW} x {_WINDOW}: {instead}"
         )
 
 
 def psnr_db(picture_HWC: Array, wanted_HWC: Array) -> float | None:
-    """Peak signal to noise ratio of uint8 pictures in decibels; None where they are identical: it is infinite."""
+    """Peak signal-to-noise ratio of uint8 images in decibels; None if they are identical (infinite)."""
     from skimage.metrics import peak_signal_noise_ratio
 
     if np.array_equal(picture_HWC, wanted_HWC):
@@ -45,7 +45,7 @@ def psnr_db(picture_HWC: Array, wanted_HWC: Array) -> float | None:
 
 
 def ssim(picture_HWC: Array, wanted_HWC: Array) -> float:
-    """Structural similarity of uint8 pictures, mean over colours; 1 where they are identical.
+    """Structural similarity of uint8 images, mean over colours; 1 if they are identical.
 
     Source: Wang et al. 2004, with their Gaussian window (sigma 1.5, 11 pixels) and population covariances.
     """
@@ -71,7 +71,7 @@ class Lpips:
         self._device = device
 
     def __call__(self, picture_HWC: Array, wanted_HWC: Array) -> float:
-        """The distance of two uint8 pictures."""
+        """The distance of two uint8 images."""
         import torch
 
         both = [
@@ -85,22 +85,25 @@ class Lpips:
 
 
 def lpips_missing(height: int, width: int) -> str | None:
-    """What LPIPS wants for pictures of this size that is not here, in one line; None where all is at hand."""
+    """What LPIPS lacks for images of this size, in one line; None if it is available."""
     if (side := min(height, width)) < _SMALLEST_FOR_ALEXNET:
-        return f"no LPIPS: AlexNet takes pictures from {_SMALLEST_FOR_ALEXNET} pixels on, these have {side}"
+        return f"no LPIPS: AlexNet needs images of at least {_SMALLEST_FOR_ALEXNET} pixels, these have {side}"
     packages = [name for name in ("torchvision", "torchmetrics") if find_spec(name) is None]
     if packages:
         return f"no LPIPS: it needs {' and '.join(packages)}; pip install {' '.join(packages)}"
     try:
         from torchvision.models import AlexNet_Weights
     except Exception as error:
-        # A torchvision of another torch fails at its import; the errors by step are computed by then.
+        # A torchvision for another torch fails at import, after the errors by step were computed.
         reason = " ".join(str(error).split())[:200]
-        return f"no LPIPS: torchvision cannot be imported ({type(error).__name__}: {reason}); install torch's own"
+        return (
+            f"no LPIPS: torchvision cannot be imported ({type(error).__name__}: {reason}); install the torchvision "
+            f"that matches torch"
+        )
 
     import torch
 
     weights = Path(torch.hub.get_dir()) / "checkpoints" / Path(AlexNet_Weights.DEFAULT.url).name
     if not weights.is_file():
-        return f"no LPIPS: it needs AlexNet's weights in {weights}; fetch them from {AlexNet_Weights.DEFAULT.url}"
+        return f"no LPIPS: it needs AlexNet's weights in {weights}; download them from {AlexNet_Weights.DEFAULT.url}"
     return None

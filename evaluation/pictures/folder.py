@@ -1,4 +1,4 @@
-"""A folder of generated pictures: how they were made, a PNG per prompt, and an index for whoever scores them."""
+"""A folder of generated images: their settings, a PNG per prompt, and an index for scoring."""
 
 import io
 import json
@@ -23,9 +23,10 @@ _LONGEST_SLUG = 60
 
 
 class PictureSettings(Flags):
-    """All that shapes the pictures of a folder. student, teacher: digests of weights, a student's of all its files.
+    """Every setting that affects the images of a folder.
 
-    guidance: None where the backbone takes none. pooled: what FLUX gets beside the embedding.
+    student, teacher: digests of the weights, for a student of all its files.
+    guidance: None where the backbone takes none. pooled: FLUX's pooled text input.
     """
 
     student: str
@@ -52,7 +53,7 @@ class IndexEntry(Record):
 
 
 class PictureFolder:
-    """The pictures of a list of prompts; those that are there already stay."""
+    """Images of a list of prompts; existing ones are kept."""
 
     def __init__(self, folder: Path, settings: PictureSettings, prompts: Sequence[str]) -> None:
         self.folder, self.settings, self.prompts = folder, settings, prompts
@@ -62,11 +63,11 @@ class PictureFolder:
     def open(
         cls, folder: Path, settings: PictureSettings, prompts: Sequence[str], *, earlier_digest: str | None = None
     ) -> Self:
-        """Begin a new or empty folder, or go on with one.
+        """Create a new folder or resume one.
 
-        earlier_digest: what earlier versions noted for the same student; taken for it.
+        earlier_digest: digest of the same student in earlier versions, accepted as equal.
 
-        Raises SettingsMismatchError for pictures made with other settings or of other prompts, SettingsError for other files.
+        Raises SettingsMismatchError for images with other settings or prompts, SettingsError for other files.
         """
         opened = cls(folder, settings, prompts)
         file = folder / SETTINGS_FILE
@@ -74,9 +75,9 @@ class PictureFolder:
             opened._check_same_settings(file, earlier_digest)
             opened._read_index()
         elif folder.is_file():
-            raise SettingsError(f"{folder} is a file, expected a folder for pictures: give another --out")
+            raise SettingsError(f"{folder} is a file, expected a folder for images: give another --out")
         elif folder.exists() and any(not durable.is_temporary(file.name) for file in folder.iterdir()):
-            raise SettingsError(f"{folder} holds other files and no {SETTINGS_FILE}: give a new folder with --out")
+            raise SettingsError(f"{folder} has other files and no {SETTINGS_FILE}: give a new folder with --out")
         else:
             durable.replace(file, (settings.model_dump_json(indent=1) + "\n").encode())
         durable.remove_leftovers(folder)
@@ -85,11 +86,11 @@ class PictureFolder:
 
     @property
     def missing(self) -> list[int]:
-        """Numbers of the prompts that have no picture yet."""
+        """Numbers of the prompts without an image."""
         return [number for number in range(len(self.prompts)) if number not in self._entries]
 
     def add(self, numbers: Iterable[int], images_BHWC: Array) -> int:
-        """Write the pictures that are missing among these, each whole or not at all; how many those were."""
+        """Write the missing images among these atomically; return their number."""
         lines = []
         for number, image_HWC in zip(numbers, images_BHWC, strict=True):
             if number in self._entries:
@@ -105,7 +106,7 @@ class PictureFolder:
         return len(lines)
 
     def finish(self) -> None:
-        """Put the index into the order of the prompts."""
+        """Sort the index by prompt number."""
         self._write_index()
 
     def _entry(self, number: int) -> IndexEntry:
@@ -122,15 +123,17 @@ class PictureFolder:
         try:
             was = PictureSettings.model_validate_json(file.read_bytes()).json_value()
         except ValueError as error:
-            raise SettingsError(f"{file} cannot be read: not what this version wrote; give another --out") from error
+            raise SettingsError(
+                f"{file} cannot be read: it was not written by this version; give another --out"
+            ) from error
         now = self.settings.json_value()
         if was["student"] == earlier_digest:
             was["student"] = now["student"]
         for key in was:
             if was[key] != now[key]:
                 raise SettingsMismatchError(
-                    f"{self.folder} holds pictures made with {key.replace('_', '-')} = {was[key]}, you asked for "
-                    f"{now[key]}: pictures of both would be compared as if they were alike; give another --out"
+                    f"{self.folder} has images made with {key.replace('_', '-')} = {was[key]}, requested "
+                    f"{now[key]}: images of both must not be mixed; give another --out"
                 )
 
     def _read_index(self) -> None:
@@ -139,13 +142,13 @@ class PictureFolder:
             try:
                 entry = IndexEntry.model_validate_json(line)
             except ValueError:
-                # The end of an index that was being written when it was killed.
+                # The incomplete last line of an index whose writer was killed.
                 continue
             number = entry.number
             if number < len(self.prompts) and entry.prompt != self.prompts[number]:
                 raise SettingsMismatchError(
-                    f"{self.folder} has prompt {number} = {entry.prompt!r}, you gave {self.prompts[number]!r}: a "
-                    f"picture keeps its number; give the prompts in the same order, or another --out"
+                    f"{self.folder} has prompt {number} = {entry.prompt!r}, requested {self.prompts[number]!r}: "
+                    f"images are numbered by prompt; give the prompts in the same order, or another --out"
                 )
             if entry.file == picture_name(number, entry.prompt) and (self.folder / entry.file).is_file():
                 self._entries[number] = entry
@@ -156,7 +159,7 @@ class PictureFolder:
 
 
 def picture_name(number: int, prompt: str) -> str:
-    """File name of a picture: number, and what of the prompt is letters and digits of ASCII, shortened."""
+    """File name of an image: its number and the shortened ASCII letters and digits of the prompt."""
     plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
     slug = "-".join(re.findall(r"[a-z0-9]+", plain))[:_LONGEST_SLUG].strip("-")
     return f"{number:06d}-{slug}.png" if slug else f"{number:06d}.png"

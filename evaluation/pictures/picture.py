@@ -1,4 +1,4 @@
-"""Pictures of results: the same caption by several text encoders, side by side."""
+"""Grids of results: the same captions by several text encoders, side by side."""
 
 import textwrap
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _COLUMNS = 3
 
 
 def side_by_side(names: Sequence[str], images: Sequence[Array], captions: Sequence[str]) -> Image.Image:
-    """One picture: for each caption the image of each encoder, named, with the caption below.
+    """Draw one grid: for each caption the image of each encoder, labelled, with the caption below.
 
     images: one uint8 array [N, H, W, 3] per name; captions: N texts.
     """
@@ -39,7 +39,7 @@ def side_by_side(names: Sequence[str], images: Sequence[Array], captions: Sequen
 
 
 def enlarged(image_HWC: Array, side: int) -> Image.Image:
-    """An image in a square of a given side, white around it if it is none; small ones keep their pixels as squares."""
+    """Fit an image into a square of a given side, padded with white; small images are enlarged without smoothing."""
     picture = Image.fromarray(image_HWC)
     scale = side / max(picture.size)
     width, height = (max(1, round(pixels * scale)) for pixels in picture.size)

@@ -1,4 +1,4 @@
-"""Weights that libraries fetch as .pth: read by torch's restricted loader, whatever the library asks for."""
+"""Forces torch's restricted loader for .pth weights that libraries download."""
 
 import os
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ _FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 @contextmanager
 def restricted_pickles() -> Iterator[None]:
-    """Within it torch.load, and what calls it, reads tensors and plain containers only: a pickle runs no code.
+    """Within this context torch.load reads tensors and plain containers only: a pickle cannot run code.
 
-    torch.hub.load_state_dict_from_url asks for the unrestricted loader by default, and torchvision and torch-fidelity
-    leave it at that.
+    torch.hub.load_state_dict_from_url uses the unrestricted loader by default, and torchvision and torch-fidelity do
+    not change that.
     """
     before = os.environ.get(_FORCED)
     os.environ[_FORCED] = "1"

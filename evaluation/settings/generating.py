@@ -1,4 +1,4 @@
-"""What pictures are made with: the options of `secondcast generate` that shape them."""
+"""The options of `secondcast generate` that affect the images."""
 
 from typing import Annotated
 
@@ -18,20 +18,22 @@ _IMAGES = "Images"
 
 
 class PictureOptions(ImageSize):
-    """All that shapes pictures; None: the teacher's or the student's own."""
+    """Every option that affects the images; None: the teacher's or the student's own."""
 
-    steps: Annotated[int, Shown(group=_IMAGES)] = Field(default=STEPS, ge=1, description="Sampler steps.")
+    steps: Annotated[int, Shown(group=_IMAGES)] = Field(default=STEPS, ge=1, description="Sampling steps.")
     guidance: Annotated[float, Shown(group=_IMAGES)] = Field(
-        default=GUIDANCE, ge=0, le=LARGEST_GUIDANCE, description="FLUX's guidance scale."
+        default=GUIDANCE, ge=0, le=LARGEST_GUIDANCE, description="Guidance scale of FLUX."
     )
     seed: Annotated[int, Shown(group=_IMAGES)] = Field(
-        default=0, ge=0, description="The noise is a function of seed and prompt."
+        default=0, ge=0, description="Seed of the noise, which is a function of seed and prompt."
     )
     text_length: int | None = Field(
         default=None,
         ge=1,
         le=LARGEST_TEXT_LENGTH,
-        description="T5 tokens where `teacher` leads; a student has its own.",
+        description="Text tokens for `teacher`; a student uses its own number.",
     )
-    pooled: Pooled = Field(default="zero", description="FLUX's pooled input; zero: as scored; clip: as FluxPipeline.")
-    dtype: Dtype = Field(default="bfloat16", description="Of all arithmetic.")
+    pooled: Pooled = Field(
+        default="zero", description="FLUX's pooled text input: zero as in scoring, or CLIP's as in FluxPipeline."
+    )
+    dtype: Dtype = Field(default="bfloat16", description="Dtype of all computation.")

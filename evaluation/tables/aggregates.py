@@ -1,4 +1,4 @@
-"""Means of an evaluation's errors: together, by step, by prompt source, by guidance, by prompt; and its closed loop."""
+"""Mean errors of an evaluation: overall, by step, prompt source, guidance and prompt; and of its closed loop."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,8 +12,8 @@ from secondcast.storage_schemas.schema.fields import Array
 def open_loop_summary(evaluation: Evaluation, *, hardest: int) -> dict[str, Any]:
     """Means over records (a step of a trajectory) with their counts, for printing or JSON.
 
-    A prompt of several sources counts in each: only where prompts have one are the sources a partition. hardest: so
-    many prompts with the largest mean errors, worst first.
+    A prompt with several sources counts in each of them. hardest: number of prompts with the largest mean errors to
+    list, worst first.
     """
     every = range(len(evaluation.trajectories))
     by_prompt = _grouped(every, lambda number: [evaluation.trajectories[number].prompt])
@@ -38,7 +38,7 @@ def open_loop_summary(evaluation: Evaluation, *, hardest: int) -> dict[str, Any]
 
 
 def closed_loop_summary(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Means over trajectories of each leader; PSNR over those whose pictures differ, None where all are identical."""
+    """Means over trajectories for each text encoder; PSNR over images that differ, None if all are identical."""
     if evaluation.closed_loop is None:
         return []
     return [
@@ -48,7 +48,7 @@ def closed_loop_summary(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def summary(evaluation: Evaluation, *, hardest: int = 10) -> dict[str, Any]:
-    """All that is printed, as plain JSON types."""
+    """All printed values, as plain JSON types."""
     stated = {
         name: getattr(evaluation, name)
         for name in ("student", "student_digest", "cache", "sampling_digest", "backbone", "committed", "held_out")
@@ -88,7 +88,7 @@ def _grouped(numbers: Iterable[int], names_of: Any) -> Mapping[Any, list[int]]:
 
 
 def _means(evaluation: Evaluation, numbers: Sequence[int], step: int | None = None) -> dict[str, Any]:
-    """Of these trajectories, at one place of the steps or at all."""
+    """Errors of these trajectories, at one step position or at all steps."""
     steps = slice(None) if step is None else slice(step, step + 1)
 
     def part(rows: Any) -> Array:

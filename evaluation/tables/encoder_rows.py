@@ -1,4 +1,4 @@
-"""The text encoders that a table compares: the teacher's own, the same in 8 bits, and students."""
+"""The text encoders of a table: the teacher's own, the same in 8 bits, and students."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ EIGHT_BITS = "teacher, 8 bit"
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderRow:
-    """A text encoder under the name that tables print; `digest` is of all that its embeddings depend on."""
+    """A text encoder with its name in tables; `digest` covers everything that its embeddings depend on."""
 
     name: str
     parameters: int
@@ -28,7 +28,7 @@ class EncoderRow:
 
     @torch.no_grad()
     def embeddings(self, texts: Sequence[str], device: torch.device) -> Array:
-        """Mean over the tokens of each text's embedding, fp32 [N, D]: encoders of different lengths compare."""
+        """Mean over the tokens of each text's embedding, fp32 [N, D], comparable across text lengths."""
         parts = [self.embed(self.embed.token_ids([text]).to(device)).float().mean(1) for text in texts]
         found: Array = torch.cat(parts).cpu().numpy()
         return found
@@ -37,7 +37,7 @@ class EncoderRow:
 def teacher_row(
     teacher: TeacherFolder, *, quantized_baseline: bool, dtype: torch.dtype, device: torch.device
 ) -> EncoderRow:
-    """T5 of a teacher's folder; quantized_baseline: its linears in int8, as memory could be saved without a student.
+    """T5 of a teacher's folder; quantized_baseline: with linears in int8, which saves memory without a student.
 
     The paper discusses it as the alternative to a small encoder. MissingExtraError without torchao.
     """
@@ -55,8 +55,8 @@ def teacher_row(
 
 
 def student_row(name: str, student: Path, teacher: TeacherFolder, *, device: torch.device) -> EncoderRow:
-    """The student of a run or an export, at the text length that it was trained at. StudentError if it does not fit."""
-    # A folder named `teacher` is a student here, and Path drops the "./" that says so.
+    """Load the student of a run or an export with its training text length. StudentError if it does not match."""
+    # A folder named `teacher` is a student here, and Path drops the "./" that marks it.
     where = f"./{student}" if str(student) == TEACHER else str(student)
     leader = open_leader(where, teacher, text_length=None, dtype=torch.float32, device=device)
     assert leader.parameters is not None

@@ -1,4 +1,4 @@
-"""Students as rows, distances from the teacher as columns, on the held-out trajectories of a cache."""
+"""Table of students (rows) by distances from the teacher (columns) on the held-out trajectories of a cache."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -11,9 +11,9 @@ from secondcast.storage_schemas.schema.manifest import Record
 
 
 class ErrorRow(Record):
-    """Means over the runs of a student (seeds); parts of the velocity's norm and of the final latent's.
+    """Means over the runs (seeds) of a student, as fractions of the norms of the velocity and the final latent.
 
-    psnr_db is None where no picture differs; the fields of the closed loop are where none was asked for.
+    psnr_db is None if no image differs; the closed-loop fields are None without a closed loop.
     """
 
     name: str
@@ -29,7 +29,7 @@ class ErrorRow(Record):
 
 
 class ErrorTable(Record):
-    """Rows on the same trajectories and steps."""
+    """Rows for the same trajectories and steps."""
 
     cache: str
     trajectories: int
@@ -71,27 +71,27 @@ def error_table(rows: Sequence[tuple[str, Sequence[Evaluation]]]) -> ErrorTable:
 
 
 def error_lines(table: ErrorTable) -> list[list[str]]:
-    """The table as text: a head and a line for each row."""
+    """The table as text: a header and a line for each row."""
     head = ["text encoder", "runs", "error", "replay_error", "latent", "PSNR, dB", "SSIM"]
     return [head, *([row.name, str(row.runs), *_cells(row)] for row in table.rows)]
 
 
 def error_caption(table: ErrorTable) -> str:
-    """What the rows have in common, and what the columns are."""
+    """Caption: the common settings of the rows, and the meaning of the columns."""
     return (
         f"{counted(table.trajectories, 'held-out trajectory')} of {table.cache}, {counted(len(table.steps), 'step')} "
-        f"of each. error: of the prediction, as a part of the velocity's norm; replay error: the same with the teacher's "
-        f"embedding; latent: of the final latent with the student leading."
+        f"of each. error: error of the prediction / norm of the velocity; replay_error: the same with the teacher's "
+        f"embedding; latent: error of the final latent sampled with the student."
     )
 
 
 def error_markdown(table: ErrorTable) -> str:
-    """For a document."""
+    """The table as Markdown."""
     return "\n".join([error_caption(table), "", *markdown_lines(error_lines(table))]) + "\n"
 
 
 def curves(table: ErrorTable) -> dict[str, Sequence[float]]:
-    """Errors by step, by name, with the replay error where it is no exact zero."""
+    """Errors by step, by name, with the replay error unless it is exactly zero."""
     found: dict[str, Sequence[float]] = {row.name: row.by_step for row in table.rows}
     replay_error = table.rows[0].replay_error_by_step
     return found | ({"replay_error": replay_error} if replay_error is not None and any(replay_error) else {})

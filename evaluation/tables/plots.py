@@ -12,16 +12,16 @@ from secondcast.storage_schemas.schema.fields import Array
 
 _WIDTH, _HEIGHT = 3.2, 2.6
 _COLUMNS = 4
-# Rows that lie on one another are told apart by dashes, marks, and what shines through.
+# Overlapping rows differ in dashes, markers and transparency.
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKS = ("o", "s", "^", "D", "v", "P", "X")
 _ALPHA = 0.7
-# Between points of one size on the logarithmic axis.
+# Offset between points of equal size on the logarithmic axis.
 _APART = 1.06
 
 
 def check_plotting() -> None:
-    """MissingExtraError without matplotlib or scikit-learn."""
+    """Raise MissingExtraError without matplotlib or scikit-learn."""
     try:
         import matplotlib  # noqa: F401
         import sklearn  # noqa: F401
@@ -32,9 +32,9 @@ def check_plotting() -> None:
 
 
 def plot_scaling(table: Table, *, baselines: Sequence[str] = ()) -> bytes:
-    """Score against parameters, a panel for each dimension; rows named in `baselines` are lines across.
+    """Score against parameters, a panel for each dimension; rows named in `baselines` are horizontal lines.
 
-    The paper's figure of scaling down: students as points with 95 % intervals, the teacher above them.
+    The paper's scaling figure: students as points with 95 % intervals, the teacher above them.
     """
     dimensions = table.dimensions
     rows = -(-len(dimensions) // _COLUMNS)
@@ -46,7 +46,7 @@ def plot_scaling(table: Table, *, baselines: Sequence[str] = ()) -> bytes:
         for number, row in enumerate(table.rows):
             cell, colour = row.cells[dimension], f"C{number}"
             if row.name in baselines:
-                # The first is thicker: of lines on one another both are seen.
+                # The first line is thicker, so that both of two overlapping lines are visible.
                 dashes, width = _DASHES[(number + 1) % len(_DASHES)], 2.5 if number == 0 else 1
                 panel.axhline(cell.mean, color=colour, linestyle=dashes, linewidth=width, alpha=_ALPHA, label=row.name)
                 continue
@@ -67,7 +67,7 @@ def plot_scaling(table: Table, *, baselines: Sequence[str] = ()) -> bytes:
 
 
 def beside(parameters: list[int]) -> list[float]:
-    """Places on the logarithmic axis: those of one size lie beside one another, around their own."""
+    """Positions on the logarithmic axis; points of equal size are placed side by side."""
     seen: dict[int, int] = {}
     places = []
     for size in parameters:
@@ -77,7 +77,7 @@ def beside(parameters: list[int]) -> list[float]:
 
 
 def plot_step_errors(curves: Mapping[str, Sequence[float]], *, sigmas: Sequence[float]) -> bytes:
-    """Relative error of the prediction at each step, a curve for each name, over sigma: noise at the left."""
+    """Relative error of the prediction at each step over sigma, a curve for each name; noise is at the left."""
     figure, (panel,) = _figure(1, 1, scale=1.6)
     for number, (name, errors) in enumerate(curves.items()):
         panel.plot(
@@ -93,7 +93,7 @@ def plot_step_errors(curves: Mapping[str, Sequence[float]], *, sigmas: Sequence[
 def plot_embeddings(embeddings: Mapping[str, Array], *, seed: int = 0) -> bytes:
     """t-SNE (van der Maaten and Hinton 2008) of embeddings [N, D] of the same N texts by several encoders.
 
-    One map for all of them: a student that learned the teacher's embedding lies on it.
+    All share one map: the points of a student that learned the teacher's embedding coincide with the teacher's.
     """
     from sklearn.manifold import TSNE
 
@@ -106,7 +106,7 @@ def plot_embeddings(embeddings: Mapping[str, Array], *, seed: int = 0) -> bytes:
     for number, name in enumerate(names):
         own = map_N2[first : first + len(embeddings[name])]
         mark = _MARKS[number % len(_MARKS)]
-        # Of students that learned the teacher's embedding one would hide all others.
+        # Students that learned the teacher's embedding would otherwise hide each other.
         panel.scatter(own[:, 0], own[:, 1], s=14, marker=mark, alpha=_ALPHA / 2, linewidths=0, label=name)
         first += len(own)
     panel.set(xticks=[], yticks=[])
@@ -115,7 +115,7 @@ def plot_embeddings(embeddings: Mapping[str, Array], *, seed: int = 0) -> bytes:
 
 
 def _figure(rows: int, columns: int, *, scale: float = 1.0) -> tuple[Any, list[Any]]:
-    # Not pyplot: it keeps figures, and looks for a screen.
+    # Not pyplot, which keeps figures alive and looks for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

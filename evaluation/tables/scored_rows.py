@@ -1,4 +1,4 @@
-"""Rows of a table that were scored before stay: a file for each text encoder, by all that its scores depend on."""
+"""Caches scored rows of a table: a file per text encoder, keyed by everything that its scores depend on."""
 
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -14,9 +14,9 @@ from secondcast.storage_schemas.schema.manifest import Record
 
 
 class ScoredRun(Record):
-    """Scores of one text encoder, and what they are of.
+    """Scores of one text encoder, with the settings they depend on.
 
-    scores: mean, count, low and high of each dimension. values: of its captions; earlier versions did not keep them.
+    scores: mean, count, low and high of each dimension. values: values by caption; not in files of earlier versions.
     """
 
     asked: dict[str, str]
@@ -26,7 +26,7 @@ class ScoredRun(Record):
 
     @classmethod
     def of(cls, asked: dict[str, str], parameters: int, scores: Mapping[str, Score]) -> Self:
-        """What score_images gave."""
+        """Store the result of score_images."""
         return cls(
             asked=asked,
             parameters=parameters,
@@ -35,7 +35,7 @@ class ScoredRun(Record):
         )
 
     def by_dimension(self) -> dict[str, Score]:
-        """As score_images gives them."""
+        """The result in the form of score_images."""
         values = self.values or {}
         return {
             name: Score(mean=mean, count=count, low=low, high=high, values=values.get(name))
@@ -44,9 +44,9 @@ class ScoredRun(Record):
 
 
 def computed_by(device: str) -> dict[str, str]:
-    """Part of what is asked: this program, torch and the device, by which values differ.
+    """The part of the key on this program, torch and the device, which affect values.
 
-    device: a name that torch takes, or "auto".
+    device: a torch device name, or "auto".
     """
     import torch
 
@@ -66,7 +66,7 @@ def _version(package: str) -> str:
 
 
 def kept(folder: Path | None, asked: dict[str, str]) -> ScoredRun | None:
-    """What was scored before when the same was asked; None where nothing is, or a file that is damaged."""
+    """Load earlier scores for the same key; None if there are none, or the file is damaged."""
     if folder is None:
         return None
     try:
@@ -77,7 +77,7 @@ def kept(folder: Path | None, asked: dict[str, str]) -> ScoredRun | None:
 
 
 def keep(folder: Path | None, run: ScoredRun) -> None:
-    """Write what was scored, for whoever asks the same again."""
+    """Save scores for later calls with the same key."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         durable.replace(_file(folder, run.asked), (run.model_dump_json(indent=1) + "\n").encode())

@@ -12,10 +12,10 @@ Interval = Literal["wilson", "bootstrap", "pooled"]
 
 
 class Cell(Record):
-    """A rate with its 95 % interval, over so many captions (of all runs of a row).
+    """A rate with its 95 % interval over `count` captions (of all runs of a row).
 
-    interval: Wilson's of one run; bootstrap over the captions that several runs share; pooled: Wilson's of all
-    captions of all runs, which is too narrow: their values by caption were not kept.
+    interval: "wilson" for one run; "bootstrap" over the captions shared by several runs; "pooled": Wilson over all
+    captions of all runs, too narrow, used if values by caption are not stored.
     """
 
     mean: float
@@ -26,7 +26,7 @@ class Cell(Record):
 
 
 class Row(Record):
-    """A text encoder: its parameters, how many runs are pooled (seeds of one student), and a cell by dimension."""
+    """A text encoder: its parameters, number of pooled runs (seeds of one student), and a cell per dimension."""
 
     name: str
     parameters: int
@@ -35,7 +35,7 @@ class Row(Record):
 
 
 class Table(Record):
-    """Rows scored alike: the same captions, noise, guidance and sampler steps."""
+    """Rows scored with the same captions, noise, guidance and sampling steps."""
 
     captions: int
     steps: int
@@ -68,12 +68,12 @@ def _cell(scores: Sequence[Score]) -> Cell:
 
 
 def cell_text(cell: Cell) -> str:
-    """As in .93 (.91-.95)."""
+    """Format as .93 (.91-.95)."""
     return f"{_short(cell.mean)} ({_short(cell.low)}-{_short(cell.high)})"
 
 
 def lines_of(table: Table) -> list[list[str]]:
-    """The table as text: a head and a line for each row; parameters in millions."""
+    """The table as text: a header and a line for each row; parameters in millions."""
     head = ["text encoder", "parameters", "runs", *table.dimensions]
     return [
         head,
@@ -85,35 +85,35 @@ def lines_of(table: Table) -> list[list[str]]:
 
 
 def caption(table: Table) -> str:
-    """What the rows have in common, and of what kind the intervals are."""
+    """Caption: the common settings of the rows, and the kind of the intervals."""
     kinds = {cell.interval for row in table.rows for cell in row.cells.values()}
     said = [text for kind, text in _INTERVALS.items() if kind in kinds]
     return (
-        f"{counted(table.captions, 'held-out caption')}, {counted(table.steps, 'sampler step')}, guidance "
+        f"{counted(table.captions, 'held-out caption')}, {counted(table.steps, 'sampling step')}, guidance "
         f"{table.guidance:g}, seed {table.seed}; 95 % intervals: {'; '.join(said)}."
     )
 
 
 def markdown(table: Table) -> str:
-    """For a document."""
+    """The table as Markdown."""
     return "\n".join([caption(table), "", *markdown_lines(lines_of(table))]) + "\n"
 
 
 def markdown_lines(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table, of which the first is its head, as Markdown."""
+    """Format lines of a table, the first one its header, as Markdown."""
     head, *rows = ([_escaped(text) for text in line] for line in lines)
     return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
 
 
 _INTERVALS: dict[Interval, str] = {
-    "wilson": "Wilson, of one run",
-    "bootstrap": "bootstrap over captions, of several runs",
-    "pooled": "Wilson over the captions of all runs, too narrow, where values by caption were not kept",
+    "wilson": "Wilson for one run",
+    "bootstrap": "bootstrap over captions for several runs",
+    "pooled": "Wilson over the captions of all runs (too narrow) where values by caption are not stored",
 }
 
 
 def millions(parameters: int) -> str:
-    """As in 130 M, 4.76 B."""
+    """Format as 130 M, 4.76 B."""
     return f"{parameters / 1e6:.3g} M" if parameters < 1e9 else f"{parameters / 1e9:.2f} B"
 
 

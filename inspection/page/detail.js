@@ -1,4 +1,4 @@
-// All that is known about the chosen trajectory.
+// Details of the selected trajectory.
 
 function startDetail() {
   const errors = byId("detail-errors");
@@ -20,7 +20,7 @@ function startDetail() {
 function jump(event) {
   event.preventDefault();
   const typed = byId("number").value;
-  // "12", "prompt 12", "step 5 of prompt 12": a number behind "step" is one.
+  // "12", "prompt 12", "step 5 of prompt 12": a number after "step" is a step.
   const step = /step\s*(\d+)/i.exec(typed)?.[1];
   const number = /\d+/.exec(typed.replace(/step\s*\d+/i, ""))?.[0];
   const row = rowOfNumber.get(Number.parseInt(number ?? "", 10));
@@ -45,7 +45,7 @@ function drawDetail() {
   facts(byId("detail-facts"), [
     ["key", table.key[row]],
     ["source", sourcesOf(row)],
-    ["held out", table.held_out[row] ? "yes: no training saw it" : "no"],
+    ["held out", table.held_out[row] ? "yes: never used in training" : "no"],
     ["sample", String(table.sample_index[row])],
     ["guidance", numberText(table.guidance[row])],
     ["tokens", numberText(table.tokens[row])],
@@ -85,22 +85,22 @@ function drawClosed() {
   const strip = stripOfRow.get(view.row);
   if (found.length && strip) found.unshift(teacherFigure(strip));
   byId("closed").replaceChildren(...(found.length
-    ? [element("h3", {}, "Where the student leads the whole sampling"), element("div", { class: "frames many" }, ...found)]
+    ? [element("h3", {}, "Closed loop: images sampled with the student"), element("div", { class: "frames many" }, ...found)]
     : []));
 }
 
 function teacherFigure(strip) {
-  const canvas = frameCanvas("the teacher's final picture");
+  const canvas = frameCanvas("the teacher's final image");
   drawFrame(canvas, strip, data.strips.steps.length, 1);
   return element("figure", {}, canvas, element("figcaption", {}, "Teacher"));
 }
 
 function closedFigure({ name, closed }, place) {
-  // An evaluation that was made before kept no pictures.
+  // Earlier evaluations do not store images.
   const pictures = closed.final.slice(place, place + 1).map((src) => element("img", {
-    src, alt: `final picture of ${name}`, class: isPixelated() ? "frame pixelated" : "frame",
+    src, alt: `final image of ${name}`, class: isPixelated() ? "frame pixelated" : "frame",
   }));
-  const psnr = closed.psnr_db[place] === null ? "identical pictures" : `PSNR ${numberText(closed.psnr_db[place])} dB`;
-  const measured = `latent off by ${percentText(closed.latent_fraction[place])}, ${psnr}, SSIM ${numberText(closed.ssim[place])}`;
+  const psnr = closed.psnr_db[place] === null ? "identical images" : `PSNR ${numberText(closed.psnr_db[place])} dB`;
+  const measured = `latent error ${percentText(closed.latent_fraction[place])}, ${psnr}, SSIM ${numberText(closed.ssim[place])}`;
   return element("figure", {}, ...pictures, element("figcaption", {}, name, element("span", { class: "quiet" }, measured)));
 }

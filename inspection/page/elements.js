@@ -1,4 +1,4 @@
-// Elements and the text of numbers. Whatever comes from the recording goes in as text, never as markup.
+// Elements and formatting of numbers. Recorded data is inserted as text, never as markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -34,7 +34,7 @@ function note(text) {
   return element("p", { class: "note" }, text);
 }
 
-// A command with a button that copies it; where the clipboard is closed to the page, the text is selected instead.
+// A command with a copy button; without access to the clipboard, the text is selected instead.
 function command(text) {
   const code = element("code", {}, text);
   const button = element("button", { type: "button", "aria-label": `Copy: ${text}` }, "Copy");
@@ -94,7 +94,7 @@ function clamp(value, low, high) {
   return Math.min(Math.max(value, low), high);
 }
 
-// Calls draw(width) whenever the width of the container changes; gives a function that draws again.
+// Calls draw(width) whenever the width of the container changes; returns a function that redraws.
 function responsive(container, draw) {
   let width = 0;
   new ResizeObserver(([entry]) => {

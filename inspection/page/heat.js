@@ -11,7 +11,7 @@ function heatColour(fraction) {
   return `rgb(${MAGMA[stop].map((low, channel) => Math.round(low + (MAGMA[stop + 1][channel] - low) * part)).join(" ")})`;
 }
 
-// One scale for all students, so that they can be compared; the top hundredth shares the last colour.
+// One scale for all students, for comparison; the top hundredth shares the last colour.
 function heatTop() {
   const values = data.students.flatMap(({ errors }) => errors.flat()).filter(isNumber).sort((a, b) => a - b);
   return values.length ? values[Math.floor((values.length - 1) * 0.99)] || 1 : 1;
@@ -39,7 +39,7 @@ class HeatMap {
 
   show({ student, means, worst }) {
     this.student = student;
-    // By the mean over the steps; by the worst step where that says nothing.
+    // By the mean over the steps, or by the worst step if means are equal or missing.
     const order = student.rows.map((_, place) => place);
     order.sort((a, b) => (means[b] ?? -1) - (means[a] ?? -1) || (worst[b] ?? -1) - (worst[a] ?? -1) || a - b);
     this.order = order.slice(0, HEAT.longest);

@@ -1,8 +1,8 @@
-// How the columns are distributed: over all rows, or over those that match the search, in the same bins.
+// Histograms of the columns over all rows, or over search matches, in the same bins.
 
 const BINS = 24;
 const HISTOGRAM_PX = 190;
-// Left out below, where other charts name their axis: the heading does it here.
+// Space saved below: the heading replaces the axis label.
 const UNNAMED_PX = 18;
 
 const DISTRIBUTIONS = [
@@ -112,7 +112,7 @@ class Histogram {
     }, ...under, ...bars));
   }
 
-  // Values of their own have a tick under their bar, ranges one at round values between them.
+  // Single values have a tick under their bar, ranges at round values between bars.
   along(width, step) {
     const { bins } = this;
     const room = Math.max(Math.floor(width / 64), 2);

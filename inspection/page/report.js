@@ -1,9 +1,9 @@
-// Puts the page together.
+// Assembles the page.
 
 const BADGES = { intact: ["intact", "✓"], damaged: ["damaged", "✕"], "not checked": ["unchecked", "?"] };
 const MOST_PROBLEMS = 100;
 
-// Where a note is shown: beside the first section it speaks of.
+// A note is shown in the first section whose pattern it matches.
 const NOTE_PLACES = [
   ["strips", /film strip/i],
   ["students", /student|error|evaluat|closed loop|curve|replay|\bloss/i],
@@ -39,7 +39,7 @@ function startIntegrity() {
   const more = problems.length - MOST_PROBLEMS;
   byId("problems").append(
     element("ul", { class: "problems" }, ...problems.slice(0, MOST_PROBLEMS).map(problemItem)),
-    ...(more > 0 ? [element("p", {}, `and ${plural(more, "more problem")}: secondcast inspect verify lists them`)] : []),
+    ...(more > 0 ? [element("p", {}, `and ${plural(more, "more problem")}, listed by secondcast inspect verify`)] : []),
   );
 }
 

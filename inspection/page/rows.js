@@ -1,7 +1,7 @@
-// Which rows are shown and in which order, and what the students' errors are for a row.
+// Selection and order of the rows, and the students' errors of a row.
 
 const lowered = table.prompt.map((prompt) => prompt.toLowerCase());
-// A word of a prompt may be part of many keys, which are hexadecimal, by chance: only a long one is looked for there.
+// A short word may occur in many hexadecimal keys by chance: only long words are searched in keys.
 const SHORTEST_KEY = 12;
 
 const evaluations = data.students.map((student) => {
@@ -27,7 +27,7 @@ function hasValues(name) {
 
 function columns() {
   const number = (id, label) => ({ id, label, numeric: true, value: (row) => table[id][row], text: numberText });
-  // Noise last: its norm is one, but for what is wrong.
+  // Noise last: its norm is one unless something is wrong.
   const norms = [["velocity_rms", "Velocity"], ["final_rms", "Final"], ["noise_rms", "Noise"]];
   return [
     { id: "number", label: "Nr", numeric: true, value: (row) => table.index[row], text: String },
@@ -71,7 +71,7 @@ function occurs(word, row) {
 
 const collator = new Intl.Collator("en", { numeric: true });
 
-// Rows without a value come last whichever way is sorted; equal ones stay in the order of the cache.
+// Rows without a value are last in either direction; equal ones stay in cache order.
 function sortedRows(rows, column, descending) {
   const sign = descending ? -1 : 1;
   const compare = column.numeric ? (a, b) => a - b : collator.compare;

@@ -1,8 +1,8 @@
-// Film strips: a viewer with a slider over the steps, and the gallery of all strips that were made.
+// Film strips: a viewer with a slider over the steps, and a gallery of all strips.
 
 const pictures = new Map();
 const viewer = { row: null, node: byId("viewer") };
-// Frames this small are those of a miniature world, whose pixels are to be seen as squares.
+// Frames this small are from a miniature world: show their pixels as squares.
 const SMALL_FRAME_PX = 48;
 // A frame of the strip below.
 const NARROWEST_REM = 2;
@@ -112,7 +112,7 @@ function mark(step, place) {
     change({ step: stepAt(place) });
     viewer.slider.focus();
   };
-  // The slider does the same for the keyboard: so many stops of Tab would only be in the way.
+  // The slider serves the keyboard; tab stops on every frame would be in the way.
   return element("button", { type: "button", tabindex: "-1", "aria-label": stepText(place), title: stepText(place), click });
 }
 
@@ -137,7 +137,7 @@ function stripButtons() {
   return element("div", { class: "row strip-buttons" }, button(-1, "← Previous strip"), place, button(1, "Next strip →"));
 }
 
-// Where all were asked for there is no reason to tell.
+// If all strips were requested there is no reason to show.
 function whyText({ why }, before = "") {
   return why === "all" ? "" : before + why;
 }
@@ -157,9 +157,9 @@ function drawViewer() {
 function withoutStrip() {
   if (view.row === null) return [];
   const cache = shellWord(data.cache);
-  if (table.damaged?.includes(view.row)) return [note("This trajectory cannot be read: its shard is damaged. Integrity, at the top, says what mends it.")];
+  if (table.damaged?.includes(view.row)) return [note("This trajectory cannot be read: its shard is damaged. The Integrity section shows how to repair it.")];
   return [
-    note("This trajectory was not among those sampled for film strips. This command shows it:"),
+    note("This trajectory has no film strip in this report. To show it, run:"),
     command(`secondcast inspect images ${cache} ${table.index[view.row]}`),
   ];
 }
@@ -199,12 +199,12 @@ function startGallery() {
     }
   }, { rootMargin: "300px" });
   const items = rows.map((strip) => {
-    const canvas = frameCanvas("final picture");
+    const canvas = frameCanvas("final image");
     stripOfCanvas.set(canvas, strip);
     sight.observe(canvas);
     return galleryItem(strip, canvas);
   });
-  const label = "Film strips; arrow keys go from one to the next";
+  const label = "Film strips; arrow keys move between them";
   gallery.append(element("ul", { class: "gallery", "aria-label": label, keydown: moveInGallery }, ...items));
   const buttons = items.map((item) => item.firstChild);
   const markChosen = () => {
@@ -216,13 +216,13 @@ function startGallery() {
   markChosen();
 }
 
-// Of all strips one is a stop of Tab: a hundred of them would only be in the way.
+// Only one strip is a tab stop: a hundred would be in the way.
 function stopAt(buttons, stop) {
   for (const button of buttons) button.tabIndex = button === stop ? 0 : -1;
 }
 
 function moveInGallery(event) {
-  // With them the keys are the browser's: Alt and an arrow go back.
+  // With modifiers the keys belong to the browser, as Alt and an arrow for going back.
   if (event.altKey || event.ctrlKey || event.metaKey) return;
   const buttons = [...event.currentTarget.querySelectorAll("button")];
   const place = buttons.indexOf(event.target);

@@ -1,4 +1,4 @@
-// Where the students fail, and how they were trained.
+// Errors of the students, and their training curves.
 
 function startStudents() {
   const { students } = data;
@@ -19,10 +19,10 @@ function startStudents() {
 
 function startErrors(container) {
   const heading = element("h3");
-  const said = element("p", { class: "quiet" });
+  const summary = element("p", { class: "quiet" });
   const map = element("div");
   const means = element("div");
-  container.append(heading, said, map, element("h3", {}, "Mean error by step"), means);
+  container.append(heading, summary, map, element("h3", {}, "Mean error by step"), means);
   const heat = new HeatMap(map);
   const chart = new LineChart(means);
   chart.show(meansByStep());
@@ -31,8 +31,8 @@ function startErrors(container) {
     const { name, parameters } = chosen.student;
     const evaluated = chosen.student.rows.length > 0;
     heading.textContent = evaluated ? `Errors of ${name}, hardest prompts first` : name;
-    const errors = evaluated ? "Errors are parts of the norm of the teacher's velocity." : "It was not evaluated here.";
-    said.textContent = `${isNumber(parameters) ? `${numberText(parameters)} parameters. ` : ""}${errors}`;
+    const errors = evaluated ? "Errors are relative to the norm of the teacher's velocity." : "Not evaluated in this report.";
+    summary.textContent = `${isNumber(parameters) ? `${numberText(parameters)} parameters. ` : ""}${errors}`;
     map.hidden = !evaluated;
     heat.show(chosen);
   };
@@ -55,7 +55,7 @@ function meansByStep() {
   };
 }
 
-// Losses share one chart, for they are compared; whatever else was written down has one of its own.
+// Losses share one chart for comparison; every other metric has its own.
 function startCurves(container) {
   const draw = () => {
     const { name, curves } = data.students[view.student];

@@ -1,4 +1,4 @@
-// The table of all trajectories. Only the rows in sight are in the document, so that 100,000 stay quick.
+// The table of all trajectories. Only visible rows are in the document, so that 100,000 stay fast.
 
 // As in report.css.
 const ROW_PX = 32;
@@ -12,7 +12,7 @@ function startTable() {
   grid.body = element("tbody", {}, grid.above, grid.below);
   grid.node = element(
     "table",
-    { role: "grid", tabindex: "0", "aria-label": "Trajectories; arrow keys choose one, Enter goes to it", keydown: moveInTable },
+    { role: "grid", tabindex: "0", "aria-label": "Trajectories; arrow keys select one, Enter opens it", keydown: moveInTable },
     element("colgroup", {}, ...tableColumns.map(({ id }) => element("col", { class: `col-${id.split(" ")[0]}` }))),
     element("thead", {}, element("tr", { "aria-rowindex": "1" }, ...tableColumns.map(headCell))),
     grid.body,
@@ -35,7 +35,7 @@ function headCell(column) {
   return element("th", { scope: "col", class: column.numeric ? "numeric" : null, "data-column": column.id }, button);
 }
 
-// Of errors one wants to see the largest.
+// Columns of errors sort the largest first.
 function firstWay(column) {
   return column.id.startsWith("mean ") || column.id.startsWith("worst ") || column.id === "non_finite";
 }
@@ -74,7 +74,7 @@ function drawRows() {
   else grid.node.removeAttribute("aria-activedescendant");
 }
 
-// Rows that stay in sight stay in the document: a press of the mouse that began on one ends on it, also while it scrolls.
+// Visible rows stay in the document, so that a mouse press that began on one also ends on it while scrolling.
 function placeRows(shown, first) {
   const there = new Map(Array.from(grid.body.querySelectorAll("tr[data-row]"), (node) => [Number(node.dataset.row), node]));
   const wanted = new Set(shown);

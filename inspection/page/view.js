@@ -1,4 +1,4 @@
-// The data, and the view on it: which row, step, search, order and student. The view is kept in the address's hash.
+// The data and the view state: row, step, search, order and student. The state is kept in the URL's hash.
 
 const data = JSON.parse(byId("data").textContent);
 const table = data.trajectories;
@@ -44,7 +44,7 @@ function writeHash() {
   try {
     history.replaceState(null, "", `#${words}`);
   } catch {
-    // A page without an address of its own (a preview, a frame) has no hash to keep.
+    // A page without its own URL (a preview, a frame) cannot keep a hash.
   }
 }
 
@@ -77,7 +77,7 @@ function takeHash() {
   tell(changed);
 }
 
-// Choose a row from another part of the page; on a narrow screen its detail is elsewhere and is scrolled to.
+// Select a row from another part of the page; on a narrow screen, scroll to its details.
 function open(row, step = view.step) {
   change({ row, step });
   reveal();
@@ -85,7 +85,7 @@ function open(row, step = view.step) {
 
 let cameFrom = null;
 
-// By keyboard one goes into the detail, where the arrow keys move the step, and with Escape back.
+// The keyboard enters the details, where the arrow keys move the step, and leaves them with Escape.
 function enterDetail() {
   cameFrom = document.activeElement;
   reveal();

@@ -1,4 +1,4 @@
-"""Curves of a run, from the metrics.jsonl of its folder: a JSON object a line, with `step` and what was logged then."""
+"""Training curves of a run from its metrics.jsonl, which has a JSON object per line with `step` and logged values."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -11,16 +11,16 @@ from secondcast.inspection.report.table import rounded
 
 METRICS_FILE = "metrics.jsonl"
 REPLAYED = "validation_loss_by_step"
-# Of a run of 70,000 steps a page shows fewer pixels than that.
+# More points than a page has pixels.
 _MOST_POINTS = 400
 
 Point = tuple[int, float]
 
 
 def run_curves(run: Path) -> list[dict[str, Any]]:
-    """Loss, validation loss and learning rate by optimizer step; none for what is no run folder.
+    """Loss, validation loss and learning rate by optimizer step; empty for anything but a run folder.
 
-    Losses of several kinds are a curve each, by the kind's name. Longer ones are means over equal stretches of points.
+    Each kind of loss has its own curve, named by the kind. Long curves are reduced to means over equal intervals.
     """
     curves: dict[str, list[Point]] = {}
     kinds: dict[str, None] = {}
@@ -31,7 +31,7 @@ def run_curves(run: Path) -> list[dict[str, Any]]:
             kinds[kind] = None
         for key, name in (
             ("loss", f"{kind} loss"),
-            # One measure for all stages: by replay wherever the run has the transformer.
+            # The same measure for all stages: by replay if the run has the transformer.
             ("validation_loss", "validation vision loss" if REPLAYED in entry else "validation loss"),
             ("learning_rate", "learning rate"),
         ):
@@ -55,7 +55,7 @@ def _entries(file: Path) -> Iterator[dict[str, Any]]:
             try:
                 entry = json.loads(line)
             except ValueError:
-                # The last line of a killed run may be torn.
+                # The last line of a killed run may be incomplete.
                 continue
             if isinstance(entry, dict) and isinstance(entry.get("step"), int):
                 yield entry

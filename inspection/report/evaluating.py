@@ -1,4 +1,4 @@
-"""Students of a report on held-out trajectories of its cache: open loop, and closed loop with its pictures."""
+"""Evaluates the students of a report on held-out trajectories of its cache: open loop, and closed loop with images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,13 +32,13 @@ from secondcast.storage_schemas.errors import (
 from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.schema.fields import Array
 
-# Not a student's name: a folder may be called as the recording is.
+# Cannot collide with a student's name, which may equal that of the recording.
 _LEADER = "student"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluating:
-    """What students are evaluated with. teacher: the recorded transformer's folder; maker: None without a VAE."""
+    """Evaluates students. teacher: folder of the recorded transformer; maker: None without a VAE."""
 
     readable: Readable
     teacher: TeacherFolder
@@ -50,7 +50,7 @@ class Evaluating:
     def run(self, asked: Sequence[Asked], row_of: Mapping[str, int]) -> Students:
         """Open loop of each student on the same trajectories, closed loop on some of them.
 
-        row_of: rows of the table by key.
+        row_of: table rows by key.
         """
         notes: list[str] = []
         chosen = self._chosen(notes)
@@ -68,7 +68,7 @@ class Evaluating:
 
     @cached_property
     def _backbone(self) -> FluxBackbone:
-        # Not before there is something to evaluate: it takes minutes, and most of a GPU.
+        # Loaded only if there is something to evaluate: it takes minutes and most of a GPU.
         return backbone_of(self.readable.cache, self.teacher, self.scoring, self.device)
 
     @property
@@ -83,10 +83,12 @@ class Evaluating:
             return []
         wanted = [everything[place] for place in spread(everything, self.scoring.num_trajectories)]
         chosen = [one for one in wanted if self._is_whole(one)]
-        notes.append(f"students on {len(chosen):,} of {len(everything):,} held-out trajectories, spread over sources")
+        notes.append(
+            f"students on {len(chosen):,} of {len(everything):,} held-out trajectories, spread over the sources"
+        )
         if len(chosen) < len(wanted):
             notes.append(
-                f"left out {counted(len(wanted) - len(chosen), 'held-out trajectory')}: damaged, not finite, or "
+                f"skipped {counted(len(wanted) - len(chosen), 'held-out trajectory')}: damaged, not finite, or "
                 f"without the pooled vector"
             )
         return chosen
@@ -103,7 +105,7 @@ class Evaluating:
 
     def _replay_error(self, chosen: Sequence[HeldOut], notes: list[str]) -> StepErrors | None:
         if not all(self.readable.has_embedding(one.prompt) for one in chosen):
-            notes.append("no replay error: the cache has not the teacher's embedding of every prompt")
+            notes.append("no replay error: the cache lacks the teacher's embeddings of some prompts")
             return None
         return self._errors("replay_error", cached_embeddings(self.readable.cache, self.device), chosen, notes)
 
@@ -114,7 +116,7 @@ class Evaluating:
                 batch_size=self.scoring.batch_size, progress=self.progress,
             )[name]  # fmt: skip
         except NonFiniteError as error:
-            notes.append(f"{name} has no errors here: {error}")
+            notes.append(f"no errors for {name}: {error}")
             return None
 
     def _closed(
@@ -135,13 +137,13 @@ class Evaluating:
             try:
                 led, pictures = self._led(one, wanted, self.maker)
             except NonFiniteError as error:
-                notes.append(f"{one.name} leads no sampling: {error}")
+                notes.append(f"no closed loop for {one.name}: {error}")
                 continue
             found[one.name] = sampled_facts(led, rows, pictures)
         return found
 
     def _led(self, one: Asked, wanted: Sequence[HeldOut], maker: StripMaker) -> tuple[SampledResult, list[str]]:
-        """Where a student leads, and the final pictures, in the order of the trajectories."""
+        """Closed loop of a student, with the final images in the order of the trajectories."""
         assert one.network is not None
         pictures: list[str] = []
 

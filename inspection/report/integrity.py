@@ -1,4 +1,4 @@
-"""What a report says of a cache's files: each against its checksum, and for each problem the command that mends."""
+"""Integrity section of a report: every file compared with its checksum, with the repair command of each problem."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,26 +15,26 @@ from secondcast.storage_schemas.record import Trajectory
 from secondcast.storage_schemas.schema.commits import Kind
 from secondcast.storage_schemas.schema.fields import fields_of
 
-# Norms and film strips of all trajectories of a demo are made from one reading.
+# Trajectories kept in memory, so that norms and film strips of a small cache need one read.
 _REMEMBERED_BYTES = 256 * 2**20
 
 NOT_CHECKED: dict[str, Any] = {
     "state": "not checked",
-    "text": "no file was compared with its checksum: --no-verify-checksums",
+    "text": "checksums were not compared: --no-verify-checksums",
     "problems": [],
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Readable:
-    """A cache of which some shards may be damaged: they are not read."""
+    """A cache whose damaged shards are not read."""
 
     cache: Cache
     damaged: frozenset[tuple[Kind, int]]
     _remembered: dict[int, Trajectory | None] = field(default_factory=dict)
 
     def trajectory(self, index: int) -> Trajectory | None:
-        """Trajectory number `index`; None where its shard is damaged. Of a small cache each is read once."""
+        """Trajectory number `index`; None if its shard is damaged. In a small cache each is read once."""
         if index in self._remembered:
             return self._remembered[index]
         found = self._read(index)
@@ -57,7 +57,7 @@ class Readable:
             return None
 
     def has_embedding(self, prompt: int) -> bool:
-        """Whether the embedding of a prompt is there and can be read."""
+        """Whether the embedding of a prompt exists and is readable."""
         if self.cache.manifest.sampling.storage.embeddings == "none":
             return False
         key: tuple[Kind, int] = ("embeddings", self.cache.layout.embedding_place(prompt)[0])
@@ -71,19 +71,19 @@ class Readable:
 
 
 def damaged_places(cache: Cache, damaged: frozenset[tuple[Kind, int]], indices: Sequence[int]) -> list[int]:
-    """Rows of the table whose shard is damaged; indices: number of the trajectory of each row."""
+    """Table rows whose shard is damaged; indices: trajectory index of each row."""
     return [row for row, at in enumerate(indices) if ("trajectories", cache.layout.place(at).shard) in damaged]
 
 
 def check_files(location: str, progress: Progress) -> tuple[dict[str, Any], frozenset[tuple[Kind, int]]]:
-    """State, text and problems of a cache's files, and the shards that are damaged."""
+    """State, text and problems of a cache's files, and the damaged shards."""
     found = verify(location, progress)
     source = read_manifest(open_folder(location)).source
-    said = f"{counted(found.shards, 'shard')}, {size_text(found.bytes)}"
-    said += f", {found.missing:,} not built yet" if found.missing else ""
+    summary = f"{counted(found.shards, 'shard')}, {size_text(found.bytes)}"
+    summary += f", {found.missing:,} not built yet" if found.missing else ""
     count = len(found.problems)
     state = "damaged" if count else "intact"
-    text = f"{said}: {counted(count, 'problem')}" if count else f"{said}: every file matches its checksum"
+    text = f"{summary}: {counted(count, 'problem')}" if count else f"{summary}: every file matches its checksum"
     problems = [
         {"path": problem.path, "problem": problem.message, "mend": mending_command(location, problem, found, source)}
         for problem in found.problems

@@ -1,4 +1,4 @@
-"""The page of `inspect report`: one HTML text that holds everything and fetches nothing. No torch."""
+"""The page of `inspect report`: one self-contained HTML file that loads nothing. Does not import torch."""
 
 import hashlib
 import html
@@ -13,22 +13,22 @@ from secondcast.storage_schemas.io.digests import digest
 from secondcast.storage_schemas.io.folders import is_remote
 
 _PAGE = Path(__file__).parents[1] / "page"
-# One script in this order: what comes first is used by what comes later.
+# Concatenated in this order: later files use earlier ones.
 SCRIPTS = (
     "elements.js", "view.js", "rows.js", "charts.js", "histograms.js", "table.js", "strips.js", "detail.js",
     "heat.js", "students.js", "report.js",
 )  # fmt: skip
 
 _CACHE = re.compile(rb'<meta name="secondcast-report" content="(\w+)">')
-# The element is at the head of the page, before style and data.
+# The element is in the head of the page, before style and data.
 _HEAD_BYTES = 4096
 
 
 def render(data: dict[str, Any]) -> str:
-    """The report as one self-contained HTML text, to be written as UTF-8.
+    """Render the report as one self-contained HTML text, to be written as UTF-8.
 
-    data: plain JSON types; numbers that are not finite become null. The page may run its own script and style, by their
-    hashes, and show pictures that are in it, and nothing else.
+    data: plain JSON types; numbers that are not finite become null. The content security policy only allows the page's
+    own script and style, by their hashes, and embedded images.
     """
     style = (_PAGE / "report.css").read_text(encoding="utf-8")
     script = "\n".join((_PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)
@@ -41,23 +41,23 @@ def render(data: dict[str, Any]) -> str:
         "data": json_in_html(data),
     }
     template = (_PAGE / "report.html").read_text(encoding="utf-8")
-    # In one pass: what stands for a part in the data is text.
+    # In one pass, so that placeholders inside the data stay text.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 
 
 def cache_id(location: str) -> str:
-    """What a page names its cache, so that a later report of the same one may replace it; it tells no path."""
+    """Identifier of the cache on a page, so that a later report of the same cache may replace it; reveals no path."""
     return digest(location if is_remote(location) else str(Path(location).resolve()))
 
 
 def cache_id_of(page: bytes) -> str | None:
-    """The cache of a page that `render` made; None for any other file."""
+    """The cache identifier of a page made by `render`; None for any other file."""
     found = _CACHE.search(page[:_HEAD_BYTES])
     return None if found is None else found[1].decode()
 
 
 def json_in_html(value: Any) -> str:
-    """JSON that no HTML parser ends early: without "<", and without halves of surrogate pairs, which UTF-8 lacks."""
+    """JSON that is safe inside HTML: without "<", and without lone surrogates, which UTF-8 cannot encode."""
     try:
         text = _dumped(value)
     except ValueError:

@@ -1,4 +1,4 @@
-"""`inspect report`: a cache, and students on it, as plain JSON types that inspection/report/page.py shows."""
+"""`inspect report`: a cache, and students on it, as plain JSON types for inspection/report/page.py."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,20 +26,20 @@ from secondcast.storage_schemas.reader import Cache, read_manifest
 from secondcast.storage_schemas.schema.manifest import Manifest
 
 Resolve = Callable[[str, tuple[str, ...]], TeacherFolder]
-"""A teacher by name, with these parts at hand."""
+"""Resolves a teacher by name, with the given components available."""
 
 
 def report_data(
     location: str, settings: ReportSettings, *, resolve: Resolve, device: torch.device, progress: Progress
 ) -> dict[str, Any]:
-    """All that the page shows. What is damaged is left out and told; what does not fit is refused before the work.
+    """Collect the contents of the page. Damaged data is skipped with a note; incompatible inputs are refused first.
 
     NotACacheError without a readable manifest; StudentError, TeacherError, SettingsError.
     """
     manifest = read_manifest(open_folder(location))
     check_sheet(manifest.sampling, side=settings.frame_size, frames=settings.num_frames)
     try:
-        # Files are compared with their checksums once, by the walk over all of them.
+        # Checksums are compared once, by the verification of all files.
         cache = Cache.open(location, verify="off")
     except DamagedCacheError as error:
         return _unopened(location, manifest, settings, str(error), progress)
@@ -48,7 +48,7 @@ def report_data(
 
 @dataclass(frozen=True, kw_only=True)
 class _Report:
-    """A report once all that was asked for is known to fit; maker: None without a VAE, `notes` says why."""
+    """A report with validated inputs; maker: None without a VAE, with the reason in `notes`."""
 
     cache: Cache
     settings: ReportSettings
@@ -71,7 +71,9 @@ class _Report:
             check_recorded_transformer(backbone, cache.manifest.teacher)
         notes: list[str] = []
         if not cache.finished:
-            notes.append(f"the cache is being built: {len(cache):,} of its {cache.planned:,} trajectories are there")
+            notes.append(
+                f"the cache is being built: {len(cache):,} of its {cache.planned:,} trajectories are committed"
+            )
         pictures = settings.num_strips != 0 or (evaluated and settings.closed_loop > 0)
         maker = _strip_maker(cache, settings, resolve, device, notes) if pictures and len(cache) else None
         return cls(
@@ -82,7 +84,7 @@ class _Report:
     def made(self, location: str) -> dict[str, Any]:
         columns, notes = committed_columns(self.cache)
         row_of = {key: row for row, key in enumerate(columns["key"])}
-        # First: it refuses what is of other trajectories.
+        # First, because it refuses evaluations of other trajectories.
         before = of_records([one for one in self.asked if one.record is not None], row_of)
         integrity, damaged = (
             check_files(location, self.progress) if self.settings.verify_checksums else (NOT_CHECKED, frozenset())
@@ -104,7 +106,7 @@ class _Report:
     def _summary(self, integrity: dict[str, Any]) -> list[list[str]]:
         lines = dict(summary_lines(summarise(self.cache)))
         if self.settings.verify_checksums:
-            # The summary's own compares no checksums.
+            # Replaces the summary's own entry, which does not compare checksums.
             lines["integrity"] = integrity["text"]
         return [list(line) for line in lines.items()]
 
@@ -138,19 +140,19 @@ class _Report:
         if self.settings.num_strips is not None and len(chosen) < len(indices):
             notes.append(
                 f"film strips of {len(made):,} of {len(indices):,} trajectories: the {hardest:,} hardest and "
-                f"{len(made) - hardest:,} at random (seed {self.settings.seed}); `secondcast inspect report --num-strips "
-                f"all` shows every one"
+                f"{len(made) - hardest:,} at random (seed {self.settings.seed}); for all of them use `secondcast "
+                f"inspect report --num-strips all`"
             )
         steps = self.cache.manifest.sampling.steps
         shown = shown_steps(steps, self.settings.num_frames)
         if len(shown) < steps:
             named = ", ".join(map(str, shown))
             notes.append(
-                f"film strips show the steps {named} of 0 to {steps - 1}: `secondcast inspect report --num-frames {steps}` "
-                f"shows all"
+                f"film strips show the steps {named} of 0 to {steps - 1}; for all of them use `secondcast inspect "
+                f"report --num-frames {steps}`"
             )
         if len(made) < len(chosen):
-            notes.append(f"{counted(len(chosen) - len(made), 'film strip')} missing, of damaged shards")
+            notes.append(f"{counted(len(chosen) - len(made), 'film strip')} missing: the shards are damaged")
         return made
 
 
@@ -164,11 +166,16 @@ def _strip_maker(
     except TeacherError as error:
         if settings.teacher is not None:
             raise
-        notes.append(f"no film strips: {error}; `secondcast inspect report --teacher FOLDER` names a folder with vae/")
+        notes.append(
+            f"no film strips: {error}; give a folder with vae/ by `secondcast inspect report --teacher FOLDER`"
+        )
         return None
     return StripMaker(
-        decoder=decoder, sampling=sampling, steps=shown_steps(sampling.steps, settings.num_frames), side=settings.frame_size
-    )  # fmt: skip
+        decoder=decoder,
+        sampling=sampling,
+        steps=shown_steps(sampling.steps, settings.num_frames),
+        side=settings.frame_size,
+    )
 
 
 def _head(location: str, manifest: Manifest, settings: ReportSettings) -> dict[str, Any]:
@@ -195,13 +202,13 @@ def _strips_head(manifest: Manifest, settings: ReportSettings) -> dict[str, Any]
 def _unopened(
     location: str, manifest: Manifest, settings: ReportSettings, why: str, progress: Progress
 ) -> dict[str, Any]:
-    """Where the files that all reading begins with are damaged."""
+    """The report of a cache whose prompts, tokenizer or metadata are damaged."""
     integrity = check_files(location, progress)[0] if settings.verify_checksums else NOT_CHECKED
     names = ("index", "key", "prompt", "sources", "guidance", "sample_index", "held_out", "tokens")
     columns: dict[str, list[Any]] = {
         name: [] for name in ("source_names", *names, "velocity_rms", "final_rms", "non_finite")
     }
-    left_out = "table, film strips and students are left out"
+    left_out = "table, film strips and students are omitted"
     return {
         **_head(location, manifest, settings),
         "notes": [f"the cache cannot be read: {why}; {left_out}"],

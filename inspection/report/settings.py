@@ -1,4 +1,4 @@
-"""What a report is asked to show: the options of `secondcast inspect report`."""
+"""The options of `secondcast inspect report`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ _STRIPS = 64
 
 
 def count_of_strips(text: str) -> int | None:
-    """A number from 0 on; None for "all". SettingsError for something else."""
+    """Parse a number of at least 0, or "all" as None; SettingsError for any other text."""
     if text == "all":
         return None
     if not (text.isascii() and text.isdigit()):
@@ -30,35 +30,37 @@ def count_of_strips(text: str) -> int | None:
 
 
 class ReportSettings(BackboneCalls, ClosedLoop, VaeFolder):
-    """The options of a report. strips: None stands for all."""
+    """The options of a report. num_strips: None stands for all."""
 
     students: Annotated[tuple[Path, ...], Shown(flag="--student", metavar="RUN_OR_EXPORT")] = Field(
-        default=(), description="Evaluate it on held-out trajectories; repeatable."
+        default=(), description="Student to evaluate on held-out trajectories; may be repeated."
     )
     evaluations: Annotated[tuple[Path, ...], Shown(flag="--evaluation", metavar="FILE.json")] = Field(
-        default=(), description="A student as `evaluate score --out` recorded it; repeatable."
+        default=(), description="Evaluation of a student, written by `evaluate score --out`; may be repeated."
     )
     num_strips: Annotated[int | None, Shown(metavar="N", text=str(_STRIPS))] = Field(
-        default=_STRIPS, ge=0, description="Film strips, half of the hardest, half at random; 0: none; all."
+        default=_STRIPS,
+        ge=0,
+        description="Number of film strips, half of them the hardest, half at random; 0: none; or all.",
     )
     num_frames: Annotated[int | None, Shown(metavar="N")] = Field(
-        default=None, ge=1, description="Steps of a strip; default: all."
+        default=None, ge=1, description="Steps shown in a film strip; default: all."
     )
     frame_size: Annotated[int, Shown(metavar="PX")] = Field(
-        default=96, ge=16, le=1024, description="Largest side of a frame."
+        default=96, ge=16, le=1024, description="Largest side of a frame of a film strip."
     )
     num_trajectories: Annotated[int, Shown(metavar="N")] = Field(
-        default=TRAJECTORIES, ge=0, description="Held-out trajectories that students are evaluated on; 0: none."
+        default=TRAJECTORIES, ge=0, description="Held-out trajectories to evaluate students on; 0: none."
     )
     max_norms: Annotated[int, Shown(metavar="N")] = Field(
-        default=5000, ge=0, description="Read the norms of at most N trajectories."
+        default=5000, ge=0, description="Largest number of trajectories whose norms are read."
     )
     verify_checksums: bool = Field(
-        default=True, description="Compare every file with its checksum: reads the whole cache."
+        default=True, description="Compare every file with its checksum, which reads the whole cache."
     )
-    seed: int = Field(default=0, ge=0, description="Of the strips at random.")
+    seed: int = Field(default=0, ge=0, description="Seed for drawing random film strips.")
     backbone: str | None = Field(
-        default=None, description="Where transformer/ lies; default: --teacher, or as recorded."
+        default=None, description="Teacher folder with transformer/; default: --teacher, or as recorded."
     )
 
     @field_validator("num_strips", mode="before")
@@ -67,7 +69,7 @@ class ReportSettings(BackboneCalls, ClosedLoop, VaeFolder):
         return count_of_strips(value) if isinstance(value, str) else value
 
     def scoring(self) -> CacheScoring:
-        """How students are evaluated."""
+        """The evaluation options for students."""
         return CacheScoring(
             num_trajectories=self.num_trajectories,
             closed_loop=self.closed_loop,

@@ -1,4 +1,4 @@
-"""Film strips of a report: per trajectory one WebP sheet of decoded latents and predicted clean latents."""
+"""Film strips of a report: one WebP sheet of decoded latents and predicted clean latents per trajectory."""
 
 import base64
 import io
@@ -21,10 +21,10 @@ from secondcast.storage_schemas.schema.manifest import Sampling
 
 Why = Literal["hardest", "random", "all"]
 
-# Of the VAE's last layers in fp32 a picture of 512 x 512 takes more than a gigabyte.
+# The VAE's last layers in fp32 take more than a gigabyte for an image of 512 x 512.
 _PIXELS_TOGETHER = 2**18
-# WebP halves the resolution of colours, which spoils frames of few pixels: these are lossless, in 32 levels of each
-# colour (half the bytes of 256). A sheet of photographs is eight times larger so than lossy.
+# Lossy WebP halves the colour resolution, which spoils small frames: these are lossless, with 32 levels per channel
+# (half the bytes of 256). For photographs lossless is eight times larger than lossy.
 _LOSSLESS_UP_TO_PX = 48
 _LEVELS = 32
 _QUALITY = 75
@@ -33,24 +33,24 @@ _LARGEST_WEBP_PX = 16_383
 
 
 def frame_px(sampling: Sampling, side: int) -> int:
-    """Width and height of a frame: small pictures are not enlarged."""
+    """Width and height of a frame; small images are not enlarged."""
     return min(side, max(sampling.height, sampling.width))
 
 
 def check_sheet(sampling: Sampling, *, side: int, frames: int | None) -> None:
-    """Raise SettingsError where a sheet is wider than WebP can be."""
+    """Raise SettingsError if a sheet is wider than WebP allows."""
     count, width = len(shown_steps(sampling.steps, frames)) + 1, frame_px(sampling, side)
     if count * width > _LARGEST_WEBP_PX:
         raise SettingsError(
-            f"{count} frames of {width} pixels are {count * width} pixels wide, WebP holds {_LARGEST_WEBP_PX}: give "
+            f"{count} frames of {width} pixels are {count * width} pixels wide, WebP allows {_LARGEST_WEBP_PX}: give "
             f"--frame-size {_LARGEST_WEBP_PX // count}, or --num-frames {_LARGEST_WEBP_PX // width - 1}"
         )
 
 
 def chosen_rows(rows: int, count: int | None, hardness: Mapping[int, float], seed: int) -> list[tuple[int, Why]]:
-    """Rows of the table whose strips are shown, ascending; None: all.
+    """Table rows with film strips, ascending; count None: all.
 
-    Up to half of them are the harder half of those whose hardness is known, the rest drawn at random among all others.
+    Up to half of them are the hardest rows with known hardness, the rest are drawn at random among all others.
     """
     if count is None or count >= rows:
         return [(row, "all") for row in range(rows)]
@@ -72,7 +72,7 @@ class StripMaker:
     side: int
 
     def sheet(self, trajectory: Trajectory) -> str:
-        """A data URI: two rows of frames, latents above and predicted clean latents below; the final one in both."""
+        """A data URI: two rows of frames, latents above predicted clean latents; the final latent is in both."""
         latents, clean = frame_latents(trajectory, self.steps, self.sampling.sigmas)
         final = trajectory.final_latent_SC.astype(np.float32)
         pictures = self._decoded(np.stack([*latents, final, *clean]))
@@ -84,12 +84,12 @@ class StripMaker:
         return data_uri(sheet, frame_side=px)
 
     def picture(self, picture_HWC: Array) -> str:
-        """A decoded picture as a data URI, of a frame's size."""
+        """A decoded image as a data URI, at frame size."""
         px = frame_px(self.sampling, self.side)
         return data_uri(_frame(picture_HWC, px), frame_side=px)
 
     def _decoded(self, latents_NSC: Array) -> list[Array]:
-        # What is not finite would spoil the pictures of a whole batch in some layers.
+        # In some layers a value that is not finite would spoil the images of the whole batch.
         stack = torch.from_numpy(np.nan_to_num(latents_NSC, posinf=0.0, neginf=0.0))
         together = max(1, _PIXELS_TOGETHER // (self.sampling.height * self.sampling.width))
         return [picture for part in stack.split(together) for picture in self.decoder.decode(part)]
@@ -102,7 +102,7 @@ def strip_rows(
     indices: Sequence[int],
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """The strips of the chosen rows that can be read; indices: number of the trajectory of each row."""
+    """The strips of the readable chosen rows; indices: trajectory index of each row."""
     found = []
     with progress.bar("film strips", total=len(chosen), done=0, unit="trajectories") as bar:
         for row, why in chosen:
@@ -114,10 +114,10 @@ def strip_rows(
 
 
 def data_uri(picture: Image.Image, *, frame_side: int) -> str:
-    """A picture as WebP in a data URI; frame_side: of the frames it consists of, in pixels."""
+    """An image as WebP in a data URI; frame_side: side of its frames in pixels."""
     buffer = io.BytesIO()
     if frame_side <= _LOSSLESS_UP_TO_PX:
-        # More effort saves a tenth of the bytes and takes 25 times as long.
+        # A higher effort saves a tenth of the bytes and takes 25 times as long.
         picture.point(_NEAREST_LEVEL * 3).save(buffer, "WEBP", lossless=True, quality=0, method=0)
     else:
         picture.save(buffer, "WEBP", quality=_QUALITY, method=4)
@@ -125,7 +125,7 @@ def data_uri(picture: Image.Image, *, frame_side: int) -> str:
 
 
 def _frame(picture_HWC: Array, px: int) -> Image.Image:
-    """A picture inside a square frame."""
+    """Fit an image into a square frame."""
     picture = Image.fromarray(picture_HWC)
     picture.thumbnail((px, px), Image.Resampling.LANCZOS)
     if picture.size == (px, px):

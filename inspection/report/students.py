@@ -1,4 +1,4 @@
-"""Students in a report: opened and checked, taken from records of evaluations, and as the page takes them."""
+"""Students of a report: loaded and checked, or read from evaluations, and converted for the page."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from secondcast.storage_schemas.reader import Cache
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """A student by the name that the report shows; `network` where it is evaluated, `record` where it was before."""
+    """A student by its name in the report; `network` if it is to be evaluated, `record` if it was evaluated before."""
 
     name: str
     place: Path
@@ -32,7 +32,7 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Students:
-    """Students as the page takes them, notes, and the mean error of each row of the table that has one."""
+    """Students in the page's form, notes, and the mean error of each table row that has one."""
 
     facts: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Students:
 def open_students(
     cache: Cache, students: Sequence[Path], evaluations: Sequence[Path], device: torch.device
 ) -> list[Asked]:
-    """All that were asked for, checked against the cache: StudentError, SettingsError."""
+    """All requested students, checked against the cache: StudentError, SettingsError."""
     opened = [Asked(name="", place=place, network=CacheStudent.open(place, cache, device)) for place in students]
     digest = cache.manifest.digests()["sampling"]
     for file in evaluations:
@@ -50,8 +50,8 @@ def open_students(
         if record.sampling_digest != digest:
             raise SettingsError(
                 f"{file} was evaluated on a cache with sampling {record.sampling_digest[:12]} ({record.cache}), "
-                f"{cache.folder} has {digest[:12]}: its numbers are of other trajectories; evaluate the student "
-                f"on this cache, with --student"
+                f"{cache.folder} has {digest[:12]}: it was evaluated on other trajectories; evaluate the student "
+                f"on this cache with --student"
             )
         opened.append(Asked(name="", place=Path(record.student), record=record))
     names = [asked.place.resolve().name for asked in opened]
@@ -71,7 +71,7 @@ def _distinct(name: str, before: Sequence[str], place: str) -> str:
 
 
 def of_records(asked: Sequence[Asked], row_of: Mapping[str, int]) -> Students:
-    """Students that were evaluated before; SettingsError for one of other trajectories alone."""
+    """Previously evaluated students; SettingsError for one without any trajectory of this cache."""
     facts, notes = [], []
     for one in asked:
         record = one.record
@@ -80,11 +80,9 @@ def of_records(asked: Sequence[Asked], row_of: Mapping[str, int]) -> Students:
         if not kept:
             raise SettingsError(
                 f"the evaluation of {record.student} has {counted(len(record.trajectories), 'trajectory')} of "
-                f"{record.cache}, none of which is in this cache: evaluate the student on it, with --student"
+                f"{record.cache}, none of which is in this cache: evaluate the student on it with --student"
             )
-        notes.append(
-            f"{one.name}: an evaluation of {counted(len(record.trajectories), 'held-out trajectory')} made before"
-        )
+        notes.append(f"{one.name}: an earlier evaluation on {counted(len(record.trajectories), 'held-out trajectory')}")
         if len(kept) < len(record.trajectories):
             notes.append(f"{one.name}: {len(record.trajectories) - len(kept):,} of them are not in this cache")
         rows = [row_of[record.trajectories[place].key] for place in kept]
@@ -95,7 +93,7 @@ def of_records(asked: Sequence[Asked], row_of: Mapping[str, int]) -> Students:
 
 
 def without_errors(asked: Sequence[Asked]) -> Students:
-    """Students that are not evaluated: what their folders say."""
+    """Facts of students that are not evaluated, from their folders."""
     return Students(facts=[student_facts(one, [], (), None, None, None) for one in asked])
 
 
@@ -113,12 +111,12 @@ def _recorded_led(record: Evaluation, row_of: Mapping[str, int]) -> dict[str, An
     keys = [record.trajectories[place].key for place in closed.trajectories]
     kept = [number for number, key in enumerate(keys) if key in row_of]
     facts = sampled_facts(closed.text_encoders["student"], [row_of.get(key, -1) for key in keys], [])
-    # An evaluation keeps no pictures.
+    # An evaluation does not store images.
     return {name: [column[number] for number in kept] if column else [] for name, column in facts.items()}
 
 
 def sampled_facts(led: SampledResult, rows: list[int], pictures: list[str]) -> dict[str, Any]:
-    """Where a student leads, by trajectory; pictures: none where they were not kept."""
+    """Closed loop of a student, by trajectory; pictures: empty if they were not stored."""
     return {
         "rows": rows,
         "latent_fraction": [rounded(value) for value in led.latent_fraction],
@@ -136,7 +134,7 @@ def student_facts(
     replay_error: StepErrors | None,
     closed: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """A student as the page takes it; errors: None where it has none here."""
+    """A student in the page's form; errors: None if it has none."""
     return {
         "name": one.name,
         "parameters": _parameters(one),
@@ -154,7 +152,7 @@ def _numbers(errors: StepErrors) -> list[list[float | None]]:
 
 
 def _parameters(one: Asked) -> int | None:
-    """Of the network, or of the weight files where an evaluated student still lies; None where it does not."""
+    """Parameters of the network, or of the weight files if an evaluated student's folder still exists; else None."""
     if one.network is not None:
         return sum(parameter.numel() for parameter in one.network.network.parameters())
     try:
@@ -171,7 +169,7 @@ def _stored_values(file: Path) -> int:
 
 
 def hardness_of(facts: Sequence[dict[str, Any]]) -> dict[int, float]:
-    """Mean error by row of the table, over steps and students."""
+    """Mean error by table row, over steps and students."""
     found: dict[int, list[float]] = {}
     for one in facts:
         for row, errors in zip(one["rows"], one["errors"], strict=True):

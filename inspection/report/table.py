@@ -1,4 +1,4 @@
-"""The table of a report: a row for each committed trajectory, and the norms of those that were read."""
+"""The table of a report: a row for each committed trajectory, with the norms of those that were read."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ from secondcast.storage_schemas.record import trajectory_key
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.prompts import Prompt
 
-# An answer of an object store takes many times longer than what is computed from it.
+# Requests to an object store take much longer than the computation on their data.
 _READERS_OF_A_STORE = 16
 _READ_TOGETHER = 64
 UNREADABLE = "(cannot be read)"
@@ -26,7 +26,7 @@ _DIGITS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Norms:
-    """Of a trajectory: root mean squares of what is finite, over all steps, and how many values are not."""
+    """Root mean squares of the finite values of a trajectory over all steps, and the number of other values."""
 
     velocity_rms: float | None
     final_rms: float | None
@@ -34,12 +34,12 @@ class Norms:
 
 
 def rounded(value: float | None) -> float | None:
-    """To four significant digits; None for what is no number."""
+    """Round to four significant digits; None for a value that is not finite."""
     return float(f"{value:.{_DIGITS}g}") if value is not None and np.isfinite(value) else None
 
 
 def committed_columns(cache: Cache) -> tuple[dict[str, list[Any]], list[str]]:
-    """What prompts and layout say of each committed trajectory, by column; and notes."""
+    """Columns of each committed trajectory from prompts and layout; and notes."""
     prompts = _prompts(cache)
     sampling = cache.manifest.sampling
     names = sorted({name for prompt in prompts if prompt is not None for name in prompt.sources})
@@ -53,7 +53,7 @@ def committed_columns(cache: Cache) -> tuple[dict[str, list[Any]], list[str]]:
         prompt = prompts[place.prompt]
         guidance = None
         if sampling.guidance is not None and prompt is not None:
-            # Drawn again and not read: no shard is opened for it.
+            # Redrawn, not read, so that no shard is opened.
             guidance = draw_guidance(
                 sampling.guidance, seed=sampling.seed, prompt_id=prompt.id, sample_index=place.sample_index
             )  # fmt: skip
@@ -78,7 +78,7 @@ def _prompts(cache: Cache) -> list[Prompt | None]:
     try:
         return list(cache.prompts)
     except DamagedCacheError:
-        # Line by line: a prompt whose text is not what its id says is refused, the others are shown.
+        # Line by line: only a prompt whose text does not match its id is omitted.
         table = prompt_table(cache.folder, cache.manifest, verify="off")
         return [_one_prompt(table, number) for number in range(len(table))]
 
@@ -91,7 +91,7 @@ def _one_prompt(table: Sequence[Prompt], number: int) -> Prompt | None:
 
 
 def norm_columns(readable: Readable, limit: int, progress: Progress) -> tuple[dict[str, list[Any]], list[str]]:
-    """Norms by column, None for trajectories that were not read; and notes. At most `limit` are read, spread evenly."""
+    """Norms by column, None for trajectories that are not read; and notes. At most `limit` are read, spread evenly."""
     indices = readable.cache.indices()
     count = len(indices)
     taken = evenly(count, limit)
@@ -106,11 +106,11 @@ def norm_columns(readable: Readable, limit: int, progress: Progress) -> tuple[di
     if len(taken) < count:
         spread = ", spread evenly" if taken else ""
         notes.append(
-            f"norms of {len(taken):,} of {count:,} trajectories{spread}: `secondcast inspect report --max-norms {count}` "
-            f"reads all"
+            f"norms of {len(taken):,} of {count:,} trajectories{spread}; for all of them use `secondcast inspect "
+            f"report --max-norms {count}`"
         )
     if lost := sum(norms is None for norms in found):
-        notes.append(f"{lost:,} of the {len(taken):,} trajectories whose norms were to be read are in damaged shards")
+        notes.append(f"{lost:,} of the {len(taken):,} trajectories chosen for norms are in damaged shards")
     return columns, notes
 
 
@@ -122,7 +122,7 @@ def evenly(count: int, limit: int) -> list[int]:
 
 
 def _read_norms(readable: Readable, indices: Sequence[int], progress: Progress) -> list[Norms | None]:
-    """In the order of the indices, which is that of the shards."""
+    """Norms in the order of the indices, which is that of the shards."""
 
     def read(index: int) -> Norms | None:
         trajectory = readable.trajectory(index)
@@ -147,7 +147,7 @@ def _read_norms(readable: Readable, indices: Sequence[int], progress: Progress) 
 
 
 def finite_rms(array: Array) -> tuple[float | None, int]:
-    """Root mean square of the finite values of an array, None without any; and how many are not finite."""
+    """Root mean square of the finite values of an array, None without any; and the number of other values."""
     values = array.astype(np.float32, copy=False).ravel()
     finite = np.isfinite(values)
     wrong = int(values.size - np.count_nonzero(finite))

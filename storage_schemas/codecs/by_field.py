@@ -1,4 +1,4 @@
-"""Which codec keeps which field: `plain` none, `compact` lossless ones, `int8` the velocity in eight bits besides."""
+"""The codec of each field: `none` uses none, `lossless` bit-exact ones, `int8` also rounds the velocity to 8 bits."""
 
 from collections.abc import Callable
 
@@ -26,12 +26,12 @@ _CODECS: dict[CodecName, dict[str, Callable[..., FieldCodec]]] = {
 
 
 def field_codec(field: Field, name: CodecName) -> FieldCodec | None:
-    """The codec of one row of a field; None where its bytes are stored as they are."""
+    """The codec of one row of a field; None where its bytes are stored unchanged."""
     make = _CODECS[name].get(field.name)
     return None if make is None else make(shape=field.row_shape, dtype=field.dtype.name)
 
 
 def as_read(field: Field, name: CodecName, values: Array) -> Array:
-    """What reading gives for rows of a field, [rows, ...]: themselves, or as a lossy codec rounds them."""
+    """The values read back for rows of a field, [rows, ...]: unchanged, or rounded by a lossy codec."""
     codec = field_codec(field, name)
     return codec.rounded(values) if isinstance(codec, StepInt8) else values

@@ -1,7 +1,7 @@
-"""Numbers as byte planes, each plane a zstd frame of its own: the low bytes of all numbers apart from the high ones.
+"""Byte planes: the low bytes of all numbers are separated from the high ones, each plane in its own zstd frame.
 
 Layout: the length of each frame (little-endian uint32), then the frames, lowest byte first. Each frame states
-its size and carries a checksum. One frame for both planes of bfloat16 noise gave 0.77, two give 0.69.
+its size and has a checksum. One frame for both planes of bfloat16 noise gave a ratio of 0.77, two give 0.69.
 """
 
 from typing import Any, ClassVar
@@ -30,7 +30,7 @@ class BytePlanes(Codec):
         return compress(planes_of(as_bits(buf, self.shape, self.bits).reshape(-1)), self.level)
 
     def decode(self, buf: Buffer, out: Any = None) -> np.ndarray:
-        """The array as unsigned integers (its bits); ValueError for anything but what `encode` gave."""
+        """The array as unsigned integers (its bits); ValueError for anything but the output of `encode`."""
         count = int(np.prod(self.shape, dtype=np.int64))
         planes = decompress(as_bytes(buf), [count] * self.bits.itemsize)
         return copied_out(from_planes(planes, self.bits).reshape(self.shape), out)
@@ -56,14 +56,14 @@ def from_planes(planes: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
 
 
 def compress(parts: list[np.ndarray], level: int) -> bytes:
-    """Parts (uint8) as zstd frames with checksums, their lengths (little-endian uint32) before them."""
+    """Compress parts (uint8) to zstd frames with checksums, preceded by their lengths (little-endian uint32)."""
     zstd = Zstd(level=level, checksum=True)
     frames = [zstd.encode(part) for part in parts]
     return b"".join([np.array([len(frame) for frame in frames], dtype="<u4").tobytes(), *frames])
 
 
 def decompress(data: memoryview, sizes: list[int]) -> list[np.ndarray]:
-    """The inverse of `compress` for parts of these sizes; ValueError for other bytes, before memory is taken."""
+    """The inverse of `compress` for parts of these sizes; ValueError for other bytes, before memory is allocated."""
     head = 4 * len(sizes)
     if len(data) < head:
         raise ValueError(f"{len(data)} bytes, expected at least {head} for {len(sizes)} lengths")
@@ -102,14 +102,14 @@ def _stated_size(frame: memoryview) -> int | None:
 
 
 def checked_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape as a tuple of whole numbers of at least 0; ValueError otherwise."""
+    """The shape as a tuple of integers of at least 0; ValueError otherwise."""
     if not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise ValueError(f"shape is {shape!r}, expected whole numbers")
+        raise ValueError(f"shape is {shape!r}, expected integers of at least 0")
     return tuple(shape)
 
 
 def checked_bits(dtype: str, known: tuple[str, ...]) -> np.dtype:
-    """The unsigned integer type that holds the bits of a dtype; ValueError for a dtype the codec does not take."""
+    """The unsigned integer type for the bits of a dtype; ValueError for a dtype that the codec does not support."""
     if dtype not in known:
         raise ValueError(f"dtype is {dtype!r}, expected {' or '.join(known)}")
     return BITS[dtype]
@@ -125,12 +125,12 @@ def as_bits(buf: Buffer, shape: tuple[int, ...], bits: np.dtype) -> np.ndarray:
 
 
 def as_bytes(buf: Buffer) -> memoryview:
-    """Encoded bytes, whatever holds them."""
+    """View any buffer as bytes."""
     return memoryview(buf).cast("B")  # type: ignore[arg-type]  # numpy arrays have the buffer protocol
 
 
 def copied_out(values: np.ndarray, out: Any) -> np.ndarray:
-    """`values`, or `out` filled with their bytes where the caller of a numcodecs codec gave one."""
+    """`values`, or `out` filled with their bytes if the caller of a numcodecs codec passed one."""
     if out is None:
         return values
     np.frombuffer(out, dtype=np.uint8)[:] = values.reshape(-1).view(np.uint8)

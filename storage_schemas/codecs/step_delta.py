@@ -1,7 +1,7 @@
-"""The step difference: velocities as their bits' distance from a prediction by earlier steps. Lossless.
+"""Step delta: stores the distance of each velocity's bits from a prediction by earlier steps. Lossless.
 
-Bits are mapped to integers in the order of the numbers, so that near numbers have near integers; the distance (modulo
-2^16 or 2^32) is zigzagged and goes into byte planes. Frames: weights [K, HISTORY] float32, then the planes.
+Bits are mapped to integers in the order of the numbers, so that close numbers have close integers; the distance (modulo
+2^16 or 2^32) is zigzag-encoded and split into byte planes. Frames: weights [K, HISTORY] float32, then the planes.
 """
 
 from typing import Any, ClassVar
@@ -56,7 +56,7 @@ class StepDelta(Codec):
         return compress([weights_part(weights), *planes_of(residual_KN.reshape(-1))], self.level)
 
     def decode(self, buf: Buffer, out: Any = None) -> np.ndarray:
-        """The array as unsigned integers (its bits); ValueError for anything but what `encode` gave."""
+        """The array as unsigned integers (its bits); ValueError for anything but the output of `encode`."""
         steps, count = self.shape[0], int(np.prod(self.shape, dtype=np.int64))
         sizes = [weights_bytes(steps), *[count] * self.bits.itemsize]
         part, *planes = decompress(as_bytes(buf), sizes)
@@ -76,7 +76,7 @@ class StepDelta(Codec):
 
 
 class _Predictor:
-    """The last steps as float32, and the next step's prediction as an ordered integer."""
+    """Keeps the last steps as float32 and predicts the next step as an ordered integer."""
 
     def __init__(self, bits: np.dtype, count: int) -> None:
         self._bits = bits
@@ -94,7 +94,7 @@ class _Predictor:
         return np.where(strange, np.float32(0), values) if strange.any() else values
 
     def add(self, bits: np.ndarray) -> None:
-        """The step that comes next in the history. The bits are kept by reference where they are float32's."""
+        """Append a step to the history. float32 bits are kept by reference."""
         self._history = [self.numbers(bits), *self._history[: HISTORY - 1]]
 
     def ordered(self, weights: np.ndarray) -> np.ndarray:
@@ -116,7 +116,7 @@ def _signs(bits: np.ndarray) -> np.ndarray:
 
 
 def _ordered(bits: np.ndarray) -> np.ndarray:
-    """Bits of a float to an integer (two's complement) in the order of the numbers, and back: its own inverse."""
+    """Map bits of a float to an integer (two's complement) in the order of the numbers; its own inverse."""
     mask = _signs(bits)
     mask >>= bits.dtype.type(1)
     mask ^= bits

@@ -1,6 +1,6 @@
-"""Velocities in eight bits: one scale per (step, token) row over its channels, then distances from a prediction.
+"""Velocities in 8 bits: one scale per (step, token) row over its channels, then distances from a prediction.
 
-Lossy in the rounding to eight bits, `rounded` says to what; the eight-bit numbers themselves are kept exactly.
+The rounding to 8 bits is lossy (`rounded` returns its result); the 8-bit numbers themselves are stored exactly.
 Frames: weights [K, HISTORY] float32, the byte planes of the scales, the distances.
 """
 
@@ -62,7 +62,7 @@ class StepInt8(Codec):
         return compress([weights_part(weights), *scales, residual_KSC.reshape(-1)], self.level)
 
     def decode(self, buf: Buffer, out: Any = None) -> np.ndarray:
-        """The dequantised array as unsigned integers (its bits); ValueError for anything but what `encode` gave."""
+        """The dequantised array as unsigned integers (its bits); ValueError for anything but the output of `encode`."""
         steps, tokens, channels = self.shape
         rows = steps * tokens
         part, low, high, residual = decompress(as_bytes(buf), [weights_bytes(steps), rows, rows, rows * channels])
@@ -76,7 +76,7 @@ class StepInt8(Codec):
         return copied_out(values_KSC.view(self.bits), out)
 
     def rounded(self, values: np.ndarray) -> np.ndarray:
-        """What reading gives for `values` [..., K, S, C], of their dtype."""
+        """The values read back for `values` [..., K, S, C], in their dtype."""
         rounded = np.empty_like(values)
         for where in np.ndindex(values.shape[:-3]):
             rounded[where] = self._values(*self._quantised(values[where])).astype(values.dtype)
@@ -90,7 +90,7 @@ class StepInt8(Codec):
         """Numbers [K, S, C] int8 and scales [K, S] bfloat16, at least a 127th of each row's largest magnitude."""
         values = as_bits(buf, self.shape, self.bits).view(_DTYPES[self.dtype]).astype(np.float32)
         if not np.isfinite(values).all():
-            raise ValueError("an element is not finite: eight bits hold finite numbers only")
+            raise ValueError("an element is not finite: int8 represents finite numbers only")
         largest_KS1 = np.abs(values).max(axis=-1, keepdims=True, initial=0.0)
         scales = (largest_KS1 / np.float32(_LARGEST)).astype(ml_dtypes.bfloat16)
         divisor = np.where(scales == 0, np.float32(1), scales.astype(np.float32))
@@ -103,14 +103,14 @@ class StepInt8(Codec):
 
 
 class _Predictor:
-    """The last steps, dequantised, and the next step's prediction in eight bits of its own scales."""
+    """Keeps the last steps, dequantised, and predicts the next step in 8 bits with its own scales."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._history: list[np.ndarray] = []
         self._sum, self._scratch = np.empty(shape[1:], dtype=np.float32), np.empty(shape[1:], dtype=np.float32)
 
     def add(self, numbers_SC: np.ndarray, scales_S: np.ndarray) -> np.ndarray:
-        """The step that comes next in the history; its dequantised float32."""
+        """Append a step to the history; return its dequantised float32."""
         values = StepInt8._values(numbers_SC, scales_S)
         self._history = [values, *self._history[: HISTORY - 1]]
         return values

@@ -1,13 +1,13 @@
-"""Predicting each step of a trajectory from the ones before: a weighted sum of the last three, the same everywhere.
+"""Predicts each step of a trajectory as a weighted sum of the last three, identically on every machine.
 
-What a step differs from its prediction is small where the teacher moves smoothly. The weights are fitted per step
-when encoding and stored; decoding repeats single float32 products and sums, which IEEE 754 fixes bit for bit.
+The residual is small where the trajectory is smooth. The weights are fitted per step when encoding and stored;
+decoding repeats single float32 products and sums, which IEEE 754 defines bit for bit.
 """
 
 import numpy as np
 
 HISTORY = 3
-# Fitting on every seventh element costs a seventh and moves the weights by less than they are rounded to.
+# Fitting on every seventh element costs a seventh and changes the weights by less than their rounding.
 _FIT_STRIDE = 7
 _WEIGHT_UNIT = 1 / 512
 
@@ -19,7 +19,7 @@ def fit_weights(values_KN: list[np.ndarray]) -> np.ndarray:
     samples_KM = np.stack([values[::_FIT_STRIDE].astype(np.float64) for values in values_KN])
     # Sums by numpy, not by BLAS: the bytes of a shard do not depend on the number of threads.
     products = [(samples_KM[lag:] * samples_KM[: steps - lag]).sum(axis=1) for lag in range(min(HISTORY + 1, steps))]
-    # The first steps have fewer before them.
+    # The first steps have fewer predecessors.
     for count in range(1, min(HISTORY, steps - 1) + 1):
         first, end = count, steps if count == HISTORY else count + 1
         weights[first:end, :count] = _least_squares(products, np.arange(first, end), count)
@@ -58,7 +58,7 @@ def weights_part(weights: np.ndarray) -> np.ndarray:
 
 
 def weights_bytes(steps: int) -> int:
-    """Size of the weights of so many steps, in bytes."""
+    """Size of the weights of `steps` steps, in bytes."""
     return 4 * HISTORY * steps
 
 

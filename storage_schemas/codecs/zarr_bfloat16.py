@@ -19,7 +19,7 @@ _NATIVE = np.dtype(ml_dtypes.bfloat16)
 
 @dataclass(frozen=True, kw_only=True)
 class BFloat16(ZDType[Any, Any], HasEndianness, HasItemSize):
-    """The Zarr v3 data type "bfloat16". It has endianness, so that the bytes codec writes its endian down."""
+    """The Zarr v3 data type "bfloat16". It has endianness, so that the bytes codec records it."""
 
     dtype_cls: ClassVar[type] = type(_NATIVE)
     _zarr_v3_name: ClassVar[Literal["bfloat16"]] = "bfloat16"

@@ -1,6 +1,6 @@
-"""Our codecs for zarr-python (entry point group `zarr.codecs`): array to bytes, named as the numcodecs codecs.
+"""The package's codecs for zarr-python (entry point group `zarr.codecs`): array to bytes, named as in numcodecs.
 
-Shape and dtype are the chunk's, so that zarr.json holds the level alone. Installing the package is enough for
+Shape and dtype are the chunk's, so that zarr.json only has the level. Installing the package is enough for
 zarr-python to open such arrays.
 """
 
@@ -19,7 +19,7 @@ from secondcast.storage_schemas.codecs.byte_planes import BytePlanes
 from secondcast.storage_schemas.codecs.step_delta import StepDelta
 from secondcast.storage_schemas.codecs.step_int8 import StepInt8
 
-# Handing a smaller chunk to a thread costs more than coding it.
+# Passing a smaller chunk to a thread costs more than encoding it.
 _THREAD_BYTES = 512 * 1024
 
 
@@ -29,7 +29,7 @@ def _raw_bytes(chunk_spec: ArraySpec) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _RowCodec(ArrayBytesCodec):
-    """One row per chunk: a chunk is [1, ...], its row goes to the numcodecs codec of this name."""
+    """One row per chunk: a chunk is [1, ...], its row is encoded by the numcodecs codec of this name."""
 
     is_fixed_size = False
     row_codec: ClassVar[type[FieldCodec]]

@@ -1,4 +1,4 @@
-"""Reading only what a commit record vouches for: size at first touch, checksum once per file and process."""
+"""Reads committed files only: the size is compared on first access, the checksum once per file and process."""
 
 import threading
 from typing import Literal, Protocol
@@ -10,19 +10,19 @@ from secondcast.storage_schemas.io.folders import Files
 from secondcast.storage_schemas.schema.commits import CommitRecord, FileRecord, Records
 
 Verify = Literal["off", "once", "always"]
-"""Checksums of shard files: never, at the first touch in a process, at every read. Sizes are always compared."""
+"""When to compare checksums of shard files: never, on first access in a process, at every read. Sizes always are."""
 
 
 class ByteSource(Protocol):
-    """Where the bytes of shards come from: a folder, or the memory of a builder before it commits."""
+    """Source of shard bytes: a folder, or the memory of a builder before it commits."""
 
     def read(self, path: str, begin: int, end: int | None) -> bytes:
-        """Bytes [begin, end) of a file; a negative `begin` counts from its end. Never short, never made up."""
+        """Bytes [begin, end) of a file, never fewer; a negative `begin` counts from its end."""
         ...
 
 
 class MemoryFiles:
-    """Encoded files that are not on disk yet."""
+    """Encoded files that are not yet on disk."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self._files = files
@@ -33,7 +33,7 @@ class MemoryFiles:
 
 
 class CommittedFiles:
-    """The committed files of a cache, read through copies on this machine where there are any. Safe in threads."""
+    """The committed files of a cache, read through local copies where there are any. Thread-safe."""
 
     def __init__(
         self, folder: Files, records: Records, *, verify: Verify, local_cache: LocalCache | None = None
@@ -43,12 +43,13 @@ class CommittedFiles:
         self._lock = threading.Lock()
 
     def read(self, path: str, begin: int, end: int | None) -> bytes:
-        """See ByteSource; NotInCacheError for a file no record names, DamagedCacheError where disk and record differ."""
+        """See ByteSource.
+
+        NotInCacheError for a file that no record names, DamagedCacheError if it differs from its record.
+        """
         owner = self._records.owner(path)
         if owner is None:
-            raise NotInCacheError(
-                f"{self._folder}/{path} is in no commit record: give the build command again to make it"
-            )
+            raise NotInCacheError(f"{self._folder}/{path} is in no commit record: rerun the build command to make it")
         file, record = owner
         begin = begin if begin >= 0 else file.bytes + begin
         end = file.bytes if end is None else min(end, file.bytes)
@@ -64,7 +65,7 @@ class CommittedFiles:
                 return whole[begin:end]
         data = self._part(file, record, begin, end)
         if len(data) != end - begin:
-            raise damaged(self._folder, file, record, f"gave {len(data)} bytes of {end - begin} at {begin}")
+            raise damaged(self._folder, file, record, f"returned {len(data)} of {end - begin} bytes at {begin}")
         return data
 
     def _part(self, file: FileRecord, record: CommitRecord, begin: int, end: int) -> bytes:
@@ -82,7 +83,7 @@ class CommittedFiles:
         return local_cache.whole(file, lambda: self._read(file, record, 0, None))
 
     def check(self, file: FileRecord, record: CommitRecord, *, checksum: bool) -> None:
-        """Compare a file with its record; DamagedCacheError names the shard and the way out."""
+        """Compare a file with its record; DamagedCacheError names the shard and the fix."""
         if checksum:
             self._whole(file, record)
             return
@@ -110,17 +111,17 @@ class CommittedFiles:
             raise damaged(self._folder, file, record, "is missing") from error
         except PermissionError as error:
             raise UnreadableFileError(
-                f"{self._folder}/{file.path} cannot be read ({error.strerror}): it is not known to be damaged; make it "
-                f"readable for this user"
+                f"{self._folder}/{file.path} cannot be read ({error.strerror}): this user lacks the permission; make "
+                f"it readable"
             ) from error
         except OSError as error:
             raise damaged(self._folder, file, record, f"cannot be read ({error.strerror})") from error
 
 
 def damaged(folder: Files, file: FileRecord, record: CommitRecord, what: str) -> DamagedCacheError:
-    """The error for a file that is not what its record says; it names the shard and both ways to repair it."""
+    """The error for a file that differs from its record; it names the shard and both ways to repair it."""
     return DamagedCacheError(
         f"{folder}/{file.path} {what}: {record.kind} shard {record.shard} is damaged; "
-        f"`secondcast repair {folder} --teacher TEACHER` rebuilds it, "
-        f"`secondcast repair {folder} --from COPY` takes it from another copy of the cache"
+        f"rebuild it with `secondcast repair {folder} --teacher TEACHER`, or "
+        f"restore it from another copy with `secondcast repair {folder} --from COPY`"
     )

@@ -1,7 +1,7 @@
-"""Copies, on this machine, of the shard files of caches that are elsewhere; bounded in bytes.
+"""Local copies of the shard files of remote caches, bounded in bytes.
 
-They are kept in a folder of their own below the one that is given, under their checksum: one copy serves every cache
-that holds the same bytes, and none can be stale. Nothing outside of that folder is touched.
+They are stored under their checksum in a subfolder of the given folder: one copy serves every cache with the same
+bytes, and none can be stale. Nothing outside that subfolder is touched.
 """
 
 import os
@@ -22,14 +22,14 @@ _NAME = re.compile(r"[0-9a-f]{32}")
 
 
 class LocalCache:
-    """Keeps shard files that were read from elsewhere, whole; the longest unused go first. Safe in threads, processes.
+    """Keeps complete copies of remote shard files, evicting the least recently used. Safe across threads and processes.
 
-    Trouble here is no damage of a cache: a copy with other bytes is deleted, and where files cannot be read or written
-    here, one line says so and they come from the cache itself.
+    Errors here never count as damage to a cache: a copy with wrong bytes is deleted, and if copies cannot be read or
+    written, a warning is printed once and files are read from the cache itself.
     """
 
     def __init__(self, folder: Path, *, limit_bytes: int, say: Callable[[str], None]) -> None:
-        """folder: see `open`. say: takes the line about trouble, once."""
+        """folder: see `open`. say: prints the warning, at most once."""
         self.folder, self._limit, self._say = folder, limit_bytes, say
         self._lock = threading.Lock()
         self._fetching: dict[str, threading.Lock] = {}
@@ -37,7 +37,7 @@ class LocalCache:
 
     @classmethod
     def open(cls, place: Path, *, limit_bytes: int, say: Callable[[str], None]) -> Self:
-        """Copies in a folder below `place`, which is made; SettingsError where it cannot be made or written."""
+        """Open the copies below `place`, creating the folder; SettingsError if it cannot be created or written."""
         opened = cls(place / OWN_FOLDER, limit_bytes=limit_bytes, say=say)
         try:
             opened.folder.mkdir(parents=True, exist_ok=True)
@@ -45,13 +45,13 @@ class LocalCache:
             durable.usual_mode(opened.folder)
         except OSError as error:
             raise SettingsError(
-                f"--local-cache-dir {place} cannot be used ({error.strerror}): expected a folder that can be written, whose "
-                f"{OWN_FOLDER}/ holds the copies; give another one, or leave it out"
+                f"--local-cache-dir {place} cannot be used ({error.strerror}): expected a writable folder, whose "
+                f"{OWN_FOLDER}/ has the copies; give another one, or omit the option"
             ) from error
         return opened
 
     def whole(self, file: FileRecord, read: Callable[[], bytes]) -> bytes:
-        """A whole file: from here if its bytes are what the record says, else by `read`; then it is kept."""
+        """Get a whole file: the copy if its bytes match the record, else by `read`, keeping a copy."""
         with self._lock:
             fetching = self._fetching.setdefault(file.xxh3_128, threading.Lock())
         with fetching:
@@ -65,7 +65,7 @@ class LocalCache:
             return data
 
     def part(self, file: FileRecord, begin: int, end: int | None) -> bytes | None:
-        """Bytes [begin, end) of a file that is kept here; None if it is not, or cannot be read."""
+        """Bytes [begin, end) of a copied file; None if there is no copy, or it cannot be read."""
         if not self._reads or not self.takes(file):
             return None
         try:
@@ -78,7 +78,7 @@ class LocalCache:
             return None
 
     def takes(self, file: FileRecord) -> bool:
-        """Whether a file is small enough to be kept, and its checksum one that can be a name."""
+        """Whether a file is small enough to be copied, and its checksum a valid file name."""
         return file.bytes <= self._limit and _NAME.fullmatch(file.xxh3_128) is not None
 
     def _keep(self, file: FileRecord, data: bytes) -> None:
@@ -88,15 +88,15 @@ class LocalCache:
             self._make_room(len(data))
             durable.replace(self.folder / file.xxh3_128, data)
         except OSError as error:
-            # What is here can still be read.
+            # Existing copies can still be read.
             self._writes = False
             self._off(error)
 
     def _off(self, error: OSError) -> None:
         what = "copies are kept" if self._reads else "copy is read"
         self._say(
-            f"no further {what} in --local-cache-dir {self.folder.parent} ({error.strerror}): shard files are read from the "
-            f"cache itself"
+            f"no further {what} in --local-cache-dir {self.folder.parent} ({error.strerror}): shard files are read "
+            f"from the cache itself"
         )
 
     def _make_room(self, needed_bytes: int) -> None:
@@ -122,12 +122,12 @@ def _read(path: Path, begin: int, end: int | None) -> bytes:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with suppress(OSError):
-            # The time of the last use, by which the longest unused are found; not of another user's file.
+            # Set the time of last use, for eviction; this fails on another user's file.
             os.utime(descriptor)
         size = os.fstat(descriptor).st_size
         length = (size if end is None else min(end, size)) - begin
         data = os.pread(descriptor, max(0, length), begin)
-        # One call gives at most 2 GiB.
+        # One call reads at most 2 GiB.
         while 0 < len(data) < length and (more := os.pread(descriptor, length - len(data), begin + len(data))):
             data += more
         return data

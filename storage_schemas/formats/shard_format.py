@@ -1,4 +1,4 @@
-"""The interface of a shard format: arrays of a shard to files and back."""
+"""The interface of a shard format: encodes the arrays of a shard to files and decodes them."""
 
 from collections.abc import Container
 from typing import Protocol
@@ -22,7 +22,7 @@ class ShardFormat(Protocol):
     """Encodes and decodes shards."""
 
     def metadata(self) -> dict[str, bytes]:
-        """Files that stand beside the shards, by path within the cache."""
+        """Files beside the shards, by path within the cache."""
         ...
 
     def encode(self, kind: Kind, shard: int, arrays: Arrays, labels: list[Label]) -> dict[str, bytes]:
@@ -39,8 +39,8 @@ class ShardFormat(Protocol):
 
 
 def damaged_shard(kind: Kind, shard: int, what: str) -> DamagedCacheError:
-    """The error for a shard whose bytes are not what its format and codec say, with the way out."""
+    """The error for a shard whose bytes are invalid for its format and codec, with the fix."""
     return DamagedCacheError(
-        f"{kind} shard {shard}: {what}: it is damaged; `secondcast repair CACHE "
-        f"--teacher TEACHER` rebuilds it, `secondcast repair CACHE --from COPY` takes it from another copy of the cache"
+        f"{kind} shard {shard}: {what}: it is damaged; rebuild it with `secondcast repair CACHE --teacher TEACHER`, or "
+        f"restore it from another copy with `secondcast repair CACHE --from COPY`"
     )

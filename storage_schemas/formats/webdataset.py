@@ -2,7 +2,7 @@
 
 `webdataset` writes the tars; a byte index beside each (<shard>.index.json) gives random access. Samples are
 read as safetensors by position, never through webdataset's decoders, which unpickle. `webdataset` imports
-torch, so it is imported where a tar is written only.
+torch, so it is imported only for writing tars.
 """
 
 import io
@@ -26,7 +26,7 @@ from secondcast.storage_schemas.schema.manifest import Manifest
 
 _CODECS_KEY = "secondcast.codecs"
 _NAMES = {"BF16": "bfloat16", "F32": "float32"}
-# What bytes that are no index, no safetensors file or no encoded array make their readers raise.
+# Errors that readers raise for bytes that are not an index, a safetensors file or an encoded array.
 _NO_SAMPLE = (safetensors.SafetensorError, LookupError, ValueError, TypeError, AttributeError, RecursionError)
 
 
@@ -39,7 +39,7 @@ class WebDatasetFormat:
         self._codecs = {f.name: codec for kind in KINDS for f in self._fields[kind] if (codec := field_codec(f, name))}
 
     def metadata(self) -> dict[str, bytes]:
-        """A tar needs no files beside it but its index."""
+        """None: a tar needs only its index."""
         return {}
 
     def encode(self, kind: Kind, shard: int, arrays: Arrays, labels: list[Label]) -> dict[str, bytes]:
@@ -47,7 +47,7 @@ class WebDatasetFormat:
         import webdataset
 
         stream = io.BytesIO()
-        # A fixed time and owner, so that the bytes of a shard depend on its content alone.
+        # A fixed time and owner, so that the bytes of a shard depend only on its content.
         with webdataset.TarWriter(stream, user="secondcast", group="secondcast", mode=0o644, mtime=0) as writer:
             for row, label in enumerate(labels):
                 sample = {field.name: np.asarray(arrays[field.name][row], order="C") for field in self._fields[kind]}
@@ -94,7 +94,7 @@ class WebDatasetReader:
                 if names is None or field.name in names
             }
         except _NO_SAMPLE as error:
-            raise damaged_shard(kind, shard, f"row {row} is not the sample it should be ({error})") from error
+            raise damaged_shard(kind, shard, f"row {row} is not the expected sample ({error})") from error
 
     def _place(self, kind: Kind, shard: int, row: int) -> tuple[int, int]:
         places = self._places.get((kind, shard))
@@ -103,7 +103,7 @@ class WebDatasetReader:
             places = self._places[kind, shard] = index["safetensors"]
         begin, size = places[row]
         if not (isinstance(begin, int) and isinstance(size, int) and begin >= 0 and size >= 0):
-            raise ValueError(f"it begins at {begin!r} and has {size!r} bytes")
+            raise ValueError(f"its offset is {begin!r}, its size {size!r} bytes")
         return begin, size
 
 
@@ -113,7 +113,7 @@ def _encode_sample(sample: Arrays, codecs: dict[str, FieldCodec]) -> bytes:
         name: np.frombuffer(used[name].encode(array), dtype=np.uint8) if name in used else array
         for name, array in sample.items()
     }
-    # One key: safetensors writes several in an order that changes from run to run.
+    # A single key: safetensors writes several in an order that changes from run to run.
     configs = {name: codec.get_config() for name, codec in used.items()}
     return safetensors.numpy.save(tensors, {_CODECS_KEY: canonical_json(configs).decode()} if used else None)
 

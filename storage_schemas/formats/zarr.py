@@ -1,7 +1,7 @@
 """The zarr format: Zarr v3, one array per field, one trajectory (or prompt) per chunk, one storage shard per shard.
 
-A shard is encoded in memory by zarr-python and handed out as bytes, so that it can be checked, hashed and
-written whole; it is read through a store that knows committed files only and raises where zarr would give zeros.
+A shard is encoded in memory by zarr-python to bytes, so that it can be checked, hashed and written atomically; it is
+read through a store that serves committed files only and raises where zarr would return zeros.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from secondcast.storage_schemas.schema.layout import Layout
 from secondcast.storage_schemas.schema.manifest import Manifest
 
 _AXES = {"K": "step", "S": "image_token", "C": "channel", "T": "text_token", "D": "text_width", "P": "pooled_width"}
-# What a cache's arrays may ask zarr-python to load.
+# The codecs that a cache's arrays may use.
 _CODECS = ("bytes", "crc32c", *zarr_codecs.NAMES)
 _ROW_AXIS = {"trajectories": "trajectory", "embeddings": "prompt"}
 
@@ -40,7 +40,7 @@ class ZarrFormat:
     """Encode and decode shards as Zarr storage shards."""
 
     def __init__(self, manifest: Manifest, *, metadata: dict[str, bytes] | None = None) -> None:
-        """`metadata`: the zarr.json files of an existing cache; made from the manifest's settings if None."""
+        """`metadata`: the zarr.json files of an existing cache; None makes them from the manifest's settings."""
         layout = Layout(manifest.prompts.segments)
         self._codec = manifest.sampling.storage.compression
         self._size = layout.shard_size
@@ -49,11 +49,11 @@ class ZarrFormat:
         self._metadata = metadata if metadata is not None else self._make_metadata()
 
     def metadata(self) -> dict[str, bytes]:
-        """The zarr.json files by path within the cache; the manifest holds their checksums."""
+        """The zarr.json files by path within the cache; the manifest has their checksums."""
         return self._metadata
 
     def encode(self, kind: Kind, shard: int, arrays: Arrays, labels: list[Label]) -> dict[str, bytes]:
-        """The files of one shard: {path within the cache: bytes}. Labels follow from prompts.jsonl here."""
+        """The files of one shard: {path within the cache: bytes}. Labels are not stored: prompts.jsonl has them."""
         memory = _memory_store(self._metadata, kind)
         begin = shard * self._size
         for field in self._fields[kind]:
@@ -95,7 +95,7 @@ class ZarrFormat:
             chunks=(1, *field.row_shape),
             shards=(self._size, *field.row_shape),
             dtype=field.dtype,
-            # NaN, so that a chunk that is not there could never pass for data.
+            # NaN, so that a missing chunk cannot pass for data.
             fill_value=float("nan"),
             serializer=BytesCodec() if codec is None else zarr_codecs.zarr_codec(codec),
             compressors=(Crc32cCodec(),),
@@ -111,9 +111,9 @@ def _array(group: zarr.Group, name: str) -> Any:
 
 
 def _check_array_metadata(path: str, metadata: dict[str, bytes], field: Field, shard_size: int) -> None:
-    """Raise DamagedCacheError unless a zarr.json describes this field, by codecs of ours: before zarr-python acts on it.
+    """Raise DamagedCacheError unless a zarr.json describes this field with this package's codecs.
 
-    What else it says may be worded otherwise by another version of zarr-python.
+    Checked before zarr-python acts on the file. Other keys may differ between versions of zarr-python.
     """
     try:
         said = json.loads(metadata[path])
@@ -151,8 +151,8 @@ def _check_array_metadata(path: str, metadata: dict[str, bytes], field: Field, s
 
 def _bad_metadata(path: str, what: str) -> DamagedCacheError:
     return DamagedCacheError(
-        f"{path} is not one that this program wrote, though the manifest vouches for it: {what}; "
-        f"take another copy of the cache"
+        f"{path} was not written by this program, although the manifest has its checksum: {what}; "
+        f"use another copy of the cache"
     )
 
 
@@ -179,7 +179,7 @@ class ZarrReader:
                 _check_array_metadata(f"{kind}.zarr/{field.name}/zarr.json", metadata, field, shard_size)
             store = _ReadStore(source, metadata, f"{kind}.zarr")
             try:
-                # Not from what a group may repeat of its arrays: that was not checked.
+                # Not from a group's consolidated metadata, which was not checked.
                 group = zarr.open_group(store, mode="r", use_consolidated=False)
                 self._arrays[kind] = {field.name: _array(group, field.name) for field in fields[kind]}
             except (LookupError, ValueError, TypeError, OSError, AssertionError) as error:
@@ -202,7 +202,7 @@ class ZarrReader:
 
 
 class _ReadStore(Store):
-    """A read-only zarr store over a byte source; a chunk that is not there is an error, never zeros."""
+    """A read-only zarr store over a byte source; a missing chunk is an error, never zeros."""
 
     supports_writes = supports_deletes = supports_listing = supports_partial_writes = False
 
@@ -218,7 +218,7 @@ class _ReadStore(Store):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """The bytes of a key; None only for metadata that a Zarr v3 group does not have."""
+        """The bytes of a key; None only for metadata that does not exist in a Zarr v3 group."""
         make = (prototype or default_buffer_prototype()).buffer.from_bytes
         path = f"{self._root}/{key}"
         if "/c/" not in key and not key.endswith("/c"):
@@ -236,7 +236,7 @@ class _ReadStore(Store):
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
     async def exists(self, key: str) -> bool:
-        """Whether metadata is there; a chunk's presence is known by the commit records alone."""
+        """Whether metadata exists; the presence of chunks is known from the commit records."""
         return f"{self._root}/{key}" in self._metadata
 
     async def set(self, key: str, value: Buffer) -> None:

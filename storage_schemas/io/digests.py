@@ -16,7 +16,7 @@ _HUB_BLOB = re.compile(r"[0-9a-f]{64}")
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one byte string that stands for a JSON value: sorted keys, no spaces, UTF-8, no NaN."""
+    """Canonical JSON of a value: sorted keys, no spaces, UTF-8, no NaN."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode()
 
@@ -32,7 +32,7 @@ def xxh3_128(data: bytes | memoryview) -> str:
 
 
 def xxh3_128_of_parts(parts: Iterable[bytes]) -> str:
-    """xxh3_128 (hex) of byte strings put one behind the other."""
+    """xxh3_128 (hex) of concatenated byte strings."""
     state = xxhash.xxh3_128()
     for part in parts:
         state.update(part)
@@ -40,7 +40,7 @@ def xxh3_128_of_parts(parts: Iterable[bytes]) -> str:
 
 
 def weight_sha256(path: Path) -> str:
-    """sha256 (hex) of a weight file; of a hub download the blob's name already is it, other files are read once."""
+    """sha256 (hex) of a weight file; the blob name of a hub download already is it, other files are read once."""
     blob = path.resolve().name
     if _HUB_BLOB.fullmatch(blob):
         return blob

@@ -1,7 +1,7 @@
-"""Writing that survives a kill and a power cut: temporary name, fsync, rename, fsync of the folder.
+"""Writes that survive a kill or a power failure: temporary name, fsync, rename, fsync of the folder.
 
-A name never shows a half-written file. `publish` creates and never replaces, so that of two builders
-one wins and the other is told.
+A final name never refers to a partly written file. `publish` creates and never replaces, so that of two builders
+one wins and the other gets False.
 """
 
 import errno
@@ -21,9 +21,9 @@ from typing import IO
 from secondcast.storage_schemas.errors import StorageError
 
 LEFTOVER_SECONDS = 86_400.0
-"""A temporary file of another machine that is older belongs to a writer that died there."""
+"""Age from which a temporary file of another machine counts as left by a dead writer."""
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d{1,10})-[0-9a-f]{8}\.tmp", re.DOTALL)
-# What file systems answer that lack an operation: exFAT, SMB, 9p and FUSE differ.
+# Errors of file systems that lack an operation: exFAT, SMB, 9p and FUSE differ.
 _UNSUPPORTED = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.EMLINK}
 
 
@@ -45,18 +45,18 @@ def _write_temporary(path: Path, data: bytes | memoryview) -> Path:
 
 
 def _name(error: BaseException, path: Path, temporary: Path | None = None) -> None:
-    """Have an error say which file: a full disk does not, and a temporary name tells a user nothing."""
+    """Name the target file in an error: a full disk names none, and a temporary name means nothing to a user."""
     if isinstance(error, OSError) and error.filename in (None, str(temporary)):
         error.filename = str(path)
 
 
 def sync(path: Path) -> None:
-    """Have a file or a folder written to the disk."""
+    """Flush a file or a folder to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some file systems write folders at once, and refuse to be asked for it.
+        # Some file systems write folders synchronously and refuse fsync on them.
         if not (error.errno in _UNSUPPORTED and path.is_dir()):
             _name(error, path)
             raise
@@ -65,7 +65,7 @@ def sync(path: Path) -> None:
 
 
 def replace(path: Path, data: bytes | memoryview) -> None:
-    """Put `data` under `path`, whole or not at all, replacing what was there."""
+    """Write `data` to `path` atomically, replacing any existing file."""
     temporary = _write_temporary(path, data)
     try:
         temporary.replace(path)
@@ -76,7 +76,7 @@ def replace(path: Path, data: bytes | memoryview) -> None:
 
 
 def publish(path: Path, data: bytes | memoryview) -> bool:
-    """Put `data` under `path` if nothing is there; False, and nothing changed, if something is."""
+    """Write `data` to `path` atomically if nothing exists there; otherwise change nothing and return False."""
     temporary = _write_temporary(path, data)
     try:
         _link(temporary, path)
@@ -89,13 +89,13 @@ def publish(path: Path, data: bytes | memoryview) -> bool:
 
 
 def _link(temporary: Path, path: Path) -> None:
-    """Give a file a second name; FileExistsError if the name is taken."""
+    """Hard-link a file to a second name; FileExistsError if the name is taken."""
     try:
         os.link(temporary, path)
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        # Without hard links nothing creates a whole file exclusively. Builders hold the lock of the folder meanwhile.
+        # Without hard links no call creates a complete file exclusively. Builders hold the lock of the folder here.
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
         temporary.replace(path)
@@ -103,7 +103,7 @@ def _link(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder against other processes; it is given up when the process ends, however it ends."""
+    """Hold a lock on a folder against other processes; the system releases it when the process ends in any way."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -114,10 +114,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def lock(file: int | IO[str], where: Path, *, wait: bool = True) -> None:
-    """Take the lock of an open file or folder until it is closed.
+    """Lock an open file or folder until it is closed; StorageError on a file system without locks.
 
-    wait: until another process gives the lock up; without it BlockingIOError where another one holds it.
-    StorageError on a file system that has no locks.
+    wait: wait until another process releases the lock; otherwise BlockingIOError if another process holds it.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -128,15 +127,15 @@ def lock(file: int | IO[str], where: Path, *, wait: bool = True) -> None:
             _name(error, where)
             raise
         raise StorageError(
-            f"{where} is on a file system without locks (flock: {error.strerror}): two processes could write over each "
-            f"other there; give a folder on another disk, and copy it here when it is finished"
+            f"{where} is on a file system without locks (flock: {error.strerror}): two processes could overwrite each "
+            f"other's files; use a folder on another disk, and copy it here when it is finished"
         ) from error
 
 
 def usual_mode(folder: Path) -> int:
-    """The permissions of a file that is created in a folder, as the umask and the folder have it.
+    """The permissions of a file newly created in a folder, according to the umask and the folder.
 
-    safetensors creates files that their owner alone can read.
+    safetensors creates files that only their owner can read.
     """
     probe = folder / f".mode.{_machine_token()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
     descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -148,10 +147,10 @@ def usual_mode(folder: Path) -> int:
 
 
 def remove_leftovers(folder: Path) -> int:
-    """Delete temporary files that a killed process left in `folder`; the number deleted.
+    """Delete temporary files that killed processes left in `folder`; return the number deleted.
 
-    Files of live writers stay: a name carries machine and process. Whether a process of another machine, which shares
-    the disk, is alive cannot be known: its files go after LEFTOVER_SECONDS.
+    Files of live writers stay: their names carry machine and process. Whether a process of another machine that
+    shares the disk is alive is unknown: its files are deleted after LEFTOVER_SECONDS.
     """
     removed = 0
     for leftover in folder.rglob(".*.tmp"):
@@ -163,7 +162,7 @@ def remove_leftovers(folder: Path) -> int:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file name is that of a temporary file of this module."""
+    """Whether a file name is a temporary name made by this module."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
@@ -178,7 +177,7 @@ def _is_left_over(temporary: Path) -> bool:
 
 
 def this_machine() -> dict[str, str]:
-    """Within which process numbers mean the same: containers may share a host name."""
+    """Identifier of the host and its process namespace: containers may share a host name."""
     identity = {"host": socket.gethostname(), "boot": "", "processes": ""}
     with suppress(OSError):
         identity["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -192,7 +191,7 @@ def _machine_token() -> str:
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process of this machine is there."""
+    """Whether a process of this machine is alive."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

@@ -1,4 +1,4 @@
-"""Where a cache lies: a folder of this machine, or a prefix of an object store. The same few operations on both."""
+"""Storage of a cache: a local folder or a prefix of an object store, behind the same few operations."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -14,56 +14,56 @@ Location = str | os.PathLike[str]
 
 
 class Files(Protocol):
-    """Files to read by their path within the cache; `str(files)` is the location as a user would give it."""
+    """Files read by their path within the cache; `str(files)` is the location as a user types it."""
 
     def read(self, path: str, begin: int = 0, end: int | None = None) -> bytes:
-        """Bytes [begin, end) of a file, fewer where it ends sooner; FileNotFoundError if it is not there."""
+        """Bytes [begin, end) of a file, fewer if it ends earlier; FileNotFoundError if it does not exist."""
         ...
 
     def size(self, path: str) -> int | None:
-        """Bytes of a file; None if it is not there."""
+        """Size of a file in bytes; None if it does not exist."""
         ...
 
 
 class Folder(Files, Protocol):
-    """Where a cache is read and written."""
+    """The storage in which a cache is read and written."""
 
     def entries(self) -> list[str]:
-        """Names of files and folders at the top, sorted; none where nothing is there yet."""
+        """Names of files and folders at the top level, sorted; empty where nothing exists yet."""
         ...
 
     def names(self, under: str = "") -> list[str]:
-        """Paths of all files below `under`, sorted; temporary files are none."""
+        """Paths of all files below `under`, sorted, without temporary files."""
         ...
 
     def replace(self, path: str, data: bytes) -> None:
-        """Put `data` under `path`, whole or not at all, replacing what was there."""
+        """Write `data` to `path` atomically, replacing any existing file."""
         ...
 
     def publish(self, path: str, data: bytes) -> bool:
-        """Put `data` under `path` if nothing is there; False, and nothing changed, if something is."""
+        """Write `data` to `path` atomically if nothing exists there; otherwise change nothing and return False."""
         ...
 
     def remove(self, path: str) -> None:
-        """Delete a file; nothing happens if it is not there."""
+        """Delete a file if it exists."""
         ...
 
     def lock(self, name: str) -> AbstractContextManager[Callable[[], None]]:
-        """Hold the right to write what `name` stands for against other builders; ShardLockedError if another holds it.
+        """Hold the lock on `name` against other builders; ShardLockedError if another one holds it.
 
-        Gives a function to call before each file: ShardLockedError if the right was lost meanwhile.
+        Yields a function to call before writing each file: ShardLockedError if the lock was lost in the meantime.
         """
         ...
 
     def sweep(self) -> None:
-        """Delete what killed writers left behind."""
+        """Delete the leftovers of killed writers."""
         ...
 
 
 class LocalFolder:
-    """A folder of this machine, written by the protocol of `durable`, read by position.
+    """A local folder, written by the protocol of `durable` and read by position.
 
-    Not by mmap: on network disks that can kill a process.
+    mmap is not used: on network disks it can kill the process.
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,7 +83,7 @@ class LocalFolder:
         try:
             length = (os.fstat(descriptor).st_size if end is None else end) - begin
             data = os.pread(descriptor, max(0, length), begin)
-            # One call gives at most 2 GiB.
+            # One call reads at most 2 GiB.
             while 0 < len(data) < length and (more := os.pread(descriptor, length - len(data), begin + len(data))):
                 data += more
             return data
@@ -117,17 +117,17 @@ class LocalFolder:
 
     @contextmanager
     def lock(self, name: str) -> Iterator[Callable[[], None]]:
-        """See Folder: one lock for all names, held only while files are put in place."""
+        """See Folder: one lock for all names, held only while files are moved in place."""
         with durable.locked(self.path / Path(name).parent):
             yield lambda: None
 
     def _own(self, path: str) -> Path:
-        """A file that may be written; DamagedCacheError where a link would take the write out of the cache."""
+        """The path to write to; DamagedCacheError where a link would redirect the write outside the cache."""
         file = self.path / path
         if not file.parent.resolve().is_relative_to(self.path.resolve()):
             raise DamagedCacheError(
-                f"{file} would be written to {file.parent.resolve()}, outside of the cache: a link leads there; put a "
-                f"folder in the link's place, or make the cache's folder itself the link"
+                f"{file} would be written to {file.parent.resolve()}, outside the cache, through a link: replace the "
+                f"link by a folder, or make the cache's folder itself the link"
             )
         return file
 
@@ -142,7 +142,7 @@ def is_remote(location: Location) -> bool:
 
 
 def open_folder(location: Location) -> Folder:
-    """The folder at a path of this machine or at a URL such as s3://bucket/prefix."""
+    """Open the folder at a local path or at a URL such as s3://bucket/prefix."""
     if is_remote(location):
         from secondcast.storage_schemas.io.object_folder import ObjectFolder
 
@@ -151,5 +151,5 @@ def open_folder(location: Location) -> Folder:
 
 
 def location_of(folder: Folder) -> str:
-    """Where a folder lies, for another process: an absolute path, or a URL."""
+    """Location of a folder for use by another process: an absolute path, or a URL."""
     return str(folder.path.resolve()) if isinstance(folder, LocalFolder) else str(folder)

@@ -1,6 +1,6 @@
-"""A memory of sha256 sums of large files, so that a teacher of 34 GB is not read whole at every start.
+"""Cache of the sha256 sums of large files, so that a teacher of 34 GB is not read in full at every start.
 
-One JSON file in the user's cache folder. What is wrong with it is forgotten, never an error.
+One JSON file in the user's cache folder. Invalid contents are ignored and never raise an error.
 """
 
 import json
@@ -16,13 +16,13 @@ from secondcast.storage_schemas.io import durable
 
 CACHE_HOME_VARIABLE = "SECONDCAST_CACHE_HOME"
 MEMORY_FILE = "weight_hashes.json"
-# A file changed twice within the clock's grain may keep its time: only what has rested so long is remembered.
+# A file changed twice within the clock's resolution may keep its time: only files this old are remembered.
 RESTED_SECONDS = 10.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def remembered_sha256(path: Path, compute: Callable[[Path], str]) -> str:
-    """The sha256 (hex) of a file: remembered while its size, times and inode stay as they were, else computed."""
+    """The sha256 (hex) of a file: remembered while its size, times and inode are unchanged, else computed."""
     name, state = str(path.resolve()), _state(path)
     known = _read()
     if (entry := known.get(name)) is not None and entry.get("state") == state:
@@ -30,13 +30,13 @@ def remembered_sha256(path: Path, compute: Callable[[Path], str]) -> str:
     sha256 = compute(path)
     rested = time.time() - max(path.stat().st_mtime, path.stat().st_ctime) > RESTED_SECONDS
     if rested and _state(path) == state:
-        # Read again: another process may have remembered other files meanwhile.
+        # Read again: another process may have remembered other files in the meantime.
         _write({**_read(), name: {"state": state, "sha256": sha256}})
     return sha256
 
 
 def memory_file() -> Path | None:
-    """Where sums are remembered: SECONDCAST_CACHE_HOME, XDG_CACHE_HOME/secondcast or ~/.cache/secondcast."""
+    """The file of sums, in SECONDCAST_CACHE_HOME, XDG_CACHE_HOME/secondcast or ~/.cache/secondcast."""
     if own := os.environ.get(CACHE_HOME_VARIABLE):
         return Path(own) / MEMORY_FILE
     if shared := os.environ.get("XDG_CACHE_HOME"):
@@ -49,7 +49,7 @@ def memory_file() -> Path | None:
 
 def _state(path: Path) -> list[int]:
     found = path.stat()
-    # The change time besides: nobody sets it back, as copying tools do with the modification time.
+    # The change time is included because, unlike the modification time, copying tools do not set it.
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
@@ -67,7 +67,7 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _is_there(name: str) -> bool:
-    # In a folder that is closed to us, for one, it cannot be known.
+    # Unknown, for example, in a folder that this user cannot read.
     with suppress(OSError):
         return Path(name).exists()
     return False

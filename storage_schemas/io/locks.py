@@ -1,9 +1,9 @@
-"""Who may write a shard on an object store: an object per shard being written, made by conditional PUT.
+"""Locks on an object store: one object per shard being written, created by conditional PUT.
 
-A file system has locks that end with their owner. Here a lock outlives a killed builder, so it can be taken over: at
-once if its process is known to be dead, else when it is older than CLAIM_SECONDS by the clock of the store. Taking over
-is a conditional PUT on that very version of the lock, so that of several one wins; a builder that is slow but alive
-renews its lock the same way, and is told if it came too late.
+The locks of a file system end with their owner. Here a lock outlives a killed builder, so another builder may take it
+over: at once if the owner's process is known to be dead, otherwise once the lock is older than LOCK_SECONDS by the
+store's clock. A takeover is a conditional PUT on that version of the lock, so that exactly one of several builders
+wins. A slow but live builder renews its lock the same way, and gets an error if it is too late.
 """
 
 import contextlib
@@ -21,23 +21,23 @@ from secondcast.storage_schemas.io.durable import is_alive, this_machine
 
 LOCKS_FOLDER = "locks"
 LOCK_SECONDS = 900.0
-"""A lock that was not renewed for so long belongs to a builder that died elsewhere."""
+"""Age from which a lock that was not renewed counts as left by a dead builder."""
 _ROUNDS = 5
 
 
 class LockStore(Protocol):
-    """What locks need of an object store. See ObjectFolder."""
+    """The operations that locks need from an object store. See ObjectFolder."""
 
     def publish(self, path: str, data: bytes) -> bool:
-        """Create an object; False if one is there."""
+        """Create an object; False if it exists."""
         ...
 
     def exchange(self, path: str, data: bytes, version: dict[str, Any]) -> bool:
-        """Replace that version of an object; False if it is another one by now."""
+        """Replace this version of an object; False if its version has changed."""
         ...
 
     def read_version(self, path: str) -> tuple[bytes, dict[str, Any], datetime] | None:
-        """An object, its version, when the store took it."""
+        """An object, its version, and when the store received it."""
         ...
 
     def remove(self, path: str) -> None:
@@ -65,7 +65,7 @@ class _Lock:
         self._since = 0.0
 
     def take(self) -> None:
-        """Create the lock, or take over one that is not in force any more."""
+        """Create the lock, or take over an expired one."""
         who = ""
         for _ in range(_ROUNDS):
             data = self._renewed()
@@ -83,29 +83,29 @@ class _Lock:
         raise self._taken(who)
 
     def renew(self) -> None:
-        """Renew the lock where it grows old; ShardLockedError if another builder has taken it over."""
+        """Renew the lock if it is old; ShardLockedError if another builder has taken it over."""
         if _now() - self._since < LOCK_SECONDS / 3:
             return
         found = self._store.read_version(self._path)
         if found is None or found[0] != self._data or not self._store.exchange(self._path, self._renewed(), found[1]):
             self._data = b""
-            raise self._taken(" that took over since this one was too slow")
+            raise self._taken(" that took over because this one was too slow")
 
     def release(self) -> None:
-        """Give the lock up, unless it may be another's by now. A failure costs nothing but a wait."""
+        """Release the lock, unless it may belong to another builder by now. A failure only costs a wait."""
         if self._data and _now() - self._since < LOCK_SECONDS:
             with contextlib.suppress(StorageError):
                 self._store.remove(self._path)
 
     def _renewed(self) -> bytes:
-        # The time from which the lock counts is taken before the store sees it: never too late.
+        # The start of the lock is taken before the store receives it, so it is never too late.
         self._since = _now()
         body = {**_this_process(), "stamp": self._stamp, "renewal": secrets.token_hex(8)}
         self._data = json.dumps(body).encode()
         return self._data
 
     def _judge(self, content: bytes, taken_at: datetime) -> tuple[str, bool]:
-        """Who holds a lock, in words, and whether it is in force."""
+        """A description of the holder of a lock, and whether the lock is in force."""
         try:
             holder = json.loads(content)
             who = f" (process {holder['process']} on {holder['host']})"
@@ -117,7 +117,7 @@ class _Lock:
         return who, (self._store_time() - taken_at).total_seconds() < LOCK_SECONDS
 
     def _store_time(self) -> datetime:
-        """The store's clock: those of two machines may be far apart."""
+        """Time by the store's clock: the clocks of two machines may be far apart."""
         path = f"{self._path}.clock-{self._stamp}"
         self._store.publish(path, self._stamp.encode())
         found = self._store.read_version(path)
@@ -134,7 +134,7 @@ class _Lock:
 
 
 def _now() -> float:
-    """Seconds that go on while the machine sleeps, where it has such a clock."""
+    """Seconds of a clock that keeps running while the machine sleeps, where there is one."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 

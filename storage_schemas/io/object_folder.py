@@ -1,7 +1,7 @@
 """A cache on an object store, through obstore: data first, then the commit record by conditional PUT.
 
-Settings come from where obstore takes them: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT,
-AWS_ALLOW_HTTP and their like.
+obstore reads its settings from the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT,
+AWS_ALLOW_HTTP and similar variables.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from secondcast.storage_schemas.errors import MissingExtraError, StorageError
 from secondcast.storage_schemas.io.locks import LOCKS_FOLDER, lock
 
 PATIENCE_SECONDS = 120.0
-"""How long a store that has answered before may be away until a request is given up."""
+"""How long to retry a request to a store that has answered before."""
 FIRST_PATIENCE_SECONDS = 4.0
-"""The same for a store that never answered: more likely a wrong address."""
+"""How long to retry a request to a store that never answered, which more likely has a wrong address."""
 PART_BYTES = 8 * 2**20
 """Larger objects are read and written in parts of this size: a request must end within its timeout."""
 _PARALLEL_PARTS = 4
@@ -37,14 +37,14 @@ _CREDENTIALS = {
 
 T = TypeVar("T")
 Version = dict[str, Any]
-"""What names one version of an object to the store."""
+"""Identifies one version of an object to the store."""
 
 
 class ObjectFolder:
     """A prefix of a bucket. See Folder. Safe to use from several threads."""
 
     def __init__(self, url: str) -> None:
-        """StorageError for a URL that obstore does not take, MissingExtraError without obstore."""
+        """Raise StorageError for a URL that obstore does not accept, MissingExtraError without obstore."""
         try:
             import obstore
             from obstore import exceptions
@@ -60,7 +60,7 @@ class ObjectFolder:
             "retry_timeout": timedelta(seconds=120),
             "backoff": {"init_backoff": timedelta(milliseconds=50), "max_backoff": timedelta(seconds=5), "base": 2},
         }
-        # Client options given here replace those of the environment, so this one is handed on.
+        # Client options given here replace those of the environment, so this one is passed on.
         plain_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes", "on")
         client: Any = {"timeout": timedelta(seconds=120), **({"allow_http": True} if plain_http else {})}
         try:
@@ -133,7 +133,7 @@ class ObjectFolder:
         return sorted(name for name in found if not name.startswith(f"{LOCKS_FOLDER}/"))
 
     def replace(self, path: str, data: bytes) -> None:
-        """See Folder. Large objects go in parts, and are there only when all parts are."""
+        """See Folder. Large objects are uploaded in parts, and exist only once all parts are uploaded."""
 
         def put() -> None:
             self._api.put(self._store, path, data, chunk_size=PART_BYTES, max_concurrency=_PARALLEL_PARTS)
@@ -141,18 +141,18 @@ class ObjectFolder:
         self._ask(path, "be written", put)
 
     def publish(self, path: str, data: bytes) -> bool:
-        """See Folder. After an answer that was lost on the way, what lies there decides."""
+        """See Folder. If the store's answer was lost, the content of the object decides."""
         for _ in range(_ROUNDS):
             try:
                 return self._put_if(path, data, "create")
             except self._errors.AlreadyExistsError:
-                # Refused with nothing there: a store says so of a PUT beside another (409), or it was just deleted.
+                # Refused with no object: the store answers a concurrent PUT so (409), or it was just deleted.
                 with contextlib.suppress(FileNotFoundError):
                     return self.read(path) == data
         return False
 
     def exchange(self, path: str, data: bytes, version: Version) -> bool:
-        """Put `data` under `path` if that version of it is still there; False, and nothing changed, if not."""
+        """Write `data` to `path` if the object still has this version; otherwise change nothing and return False."""
         try:
             return self._put_if(path, data, version)
         except (self._errors.PreconditionError, FileNotFoundError):
@@ -166,7 +166,7 @@ class ObjectFolder:
         return True
 
     def read_version(self, path: str) -> tuple[bytes, Version, datetime] | None:
-        """An object, the name of its version, and when the store took it; None if it is not there."""
+        """An object, its version, and when the store received it; None if it does not exist."""
 
         def look() -> tuple[bytes, Version, datetime]:
             answer = self._api.get(self._store, path)
@@ -187,7 +187,7 @@ class ObjectFolder:
 
     @contextmanager
     def lock(self, name: str) -> Iterator[Callable[[], None]]:
-        """See Folder: an object that says who writes. StorageError for a store that takes every PUT."""
+        """See Folder: the lock is an object that names its owner. StorageError for a store without conditional PUT."""
         self._require_conditions()
         with lock(self, name) as renew:
             yield renew
@@ -200,18 +200,18 @@ class ObjectFolder:
         self.remove(path)
         if not refuses:
             raise StorageError(
-                f"{self} cannot be built on: the store takes a PUT with If-None-Match: * where an object lies already, "
-                f"so that two builders would damage each other's shards; build into a folder and copy it there"
+                f"{self} cannot be built on: the store accepts a PUT with If-None-Match: * over an existing object, so "
+                f"two builders would damage each other's shards; build into a local folder and copy it there"
             )
         self._has_conditions = True
 
     def sweep(self) -> None:
-        """See Folder: an object is whole or not there, so there is nothing to delete."""
+        """See Folder: objects are written atomically, so there is nothing to delete."""
 
     def _ask(self, path: str, what: str, request: Callable[[], T]) -> T:
-        """Ask until there is an answer. obstore tries again by itself, but neither conditional PUTs nor broken bodies.
+        """Retry a request until the store answers. obstore itself retries neither conditional PUTs nor broken bodies.
 
-        FileNotFoundError and refused conditions are answers; StorageError for what will not get better.
+        FileNotFoundError and failed conditions are answers; StorageError for anything that a retry cannot fix.
         """
         begun, pause = time.monotonic(), 0.05
         while True:
@@ -233,7 +233,7 @@ class ObjectFolder:
                 return answer
 
     def _is_final(self, error: Exception) -> bool:
-        if "NoSuchUpload" in str(error):  # the answer to the end of a multipart upload was lost: put again
+        if "NoSuchUpload" in str(error):  # the answer that completes a multipart upload was lost: upload again
             return False
         if isinstance(error, (self._errors.GenericError, self._errors.JoinError)):
             return _REFUSED.search(str(error)) is not None
@@ -244,14 +244,14 @@ class ObjectFolder:
         settings = _CREDENTIALS[self._url.split(":")[0]]
         return StorageError(
             f"{where} cannot {what} ({_reason(error)}): check the address, the credentials ({settings}) and the "
-            f"network, then give the command again"
+            f"network, then rerun the command"
         )
 
 
 def _reason(error: Exception) -> str:
-    """The first part of what obstore says, or what the store itself says where it does."""
+    """The store's own error message where there is one, else the first part of obstore's."""
     text = " ".join(str(error).split("Debug source")[0].split())
-    said = re.search(r"<Code>(.*?)</Code>.*?<Message>(.*?)</Message>", text)
-    if said:
-        return f"{said[1]}: {said[2].rstrip('.')}"
+    answer = re.search(r"<Code>(.*?)</Code>.*?<Message>(.*?)</Message>", text)
+    if answer:
+        return f"{answer[1]}: {answer[2].rstrip('.')}"
     return re.sub(r" in [\d.]+.?s(, after .*? retries, .*?)?(?= - )", "", text)[:300]

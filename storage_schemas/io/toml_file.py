@@ -1,4 +1,4 @@
-"""TOML files that users write: settings and recipes."""
+"""TOML files that users write: config files and recipes."""
 
 import tomllib
 from pathlib import Path
@@ -10,8 +10,8 @@ from secondcast.storage_schemas.errors import SettingsError
 def read_toml(file: Path, *, what: str, expected: str) -> dict[str, Any]:
     """Read a TOML file in UTF-8, with or without a byte order mark.
 
-    what: what the file is for, as "file x.toml for --config", where it is missing.
-    expected: what should be in it.
+    what: purpose of the file for the message if it is missing, such as "file x.toml for --config".
+    expected: expected content.
     Raises SettingsError.
     """
     try:
@@ -31,11 +31,11 @@ TABLES = ("build", "train")
 
 
 def recipe_tables(file: Path, values: dict[str, Any]) -> dict[str, Any] | None:
-    """The tables of a recipe; None for a file of the options of one command. Raises SettingsError for a mixture."""
+    """The tables of a recipe; None for a config file of one command. Raises SettingsError for a mixture."""
     if not any(isinstance(values.get(name), dict) for name in TABLES):
         return None
     if other := sorted(values.keys() - set(TABLES)):
-        raise SettingsError(f"{file} has {other[0]!r} beside its tables: expected [build.NAME] and [train] alone")
+        raise SettingsError(f"{file} has {other[0]!r} beside its tables: expected only [build.NAME] and [train]")
     if not all(isinstance(table, dict) for table in (*values.values(), *values.get("build", {}).values())):
         raise SettingsError(f"{file} has a [build] without a name: expected [build.NAME] for each cache, and [train]")
     return values

@@ -1,4 +1,4 @@
-"""A cache in other files: format, codec, latents stored or derived. There and back, the same bytes (but for int8)."""
+"""Converts the storage of a cache: format, compression, latents stored or derived. Lossless both ways, except int8."""
 
 from pydantic import ValidationError
 
@@ -11,9 +11,9 @@ from secondcast.storage_schemas.schema.manifest import Manifest, Storage, first_
 
 
 def convert(cache: Cache, location: Location, progress: Progress, **storage: str | None) -> Rewritten:
-    """Write `cache` anew at `location` with some fields of its Storage changed; None keeps a field.
+    """Rewrite `cache` at `location` with some fields of its Storage changed; None keeps a field.
 
-    Raises what `rewrite` does, and SettingsError for fields that do not go together.
+    Raises the errors of `rewrite`, and SettingsError for incompatible fields.
     """
     source = Source(cache)
     return rewrite(location, _converted(cache.manifest, storage), source.prompts, [source], progress, title="convert")
@@ -32,9 +32,9 @@ def _converted(manifest: Manifest, changes: dict[str, str | None]) -> Manifest:
         raise SettingsError(f"--no-store-embeddings: the source was built with --pooled clip, and {problem}")
     if now.compression == "int8" != storage.compression:
         raise SettingsError(
-            f"--compression {storage.compression}: the source has codec int8, which rounded the velocity, and no other codec gives "
-            f"back what was recorded; convert the cache that it was made from, or build again"
+            f"--compression {storage.compression}: the source has compression int8, which rounded the velocity, and "
+            f"the recorded values are lost; convert the cache that it was made from, or build again"
         )
     if now.embeddings == "none" != storage.embeddings:
-        raise SettingsError("--store-embeddings: the source holds none (--no-store-embeddings); build another cache")
+        raise SettingsError("--store-embeddings: the source has none (--no-store-embeddings); build another cache")
     return manifest.model_copy(update={"sampling": manifest.sampling.model_copy(update={"storage": storage})})

@@ -1,4 +1,4 @@
-"""More prompts or more replicas for a cache that is there: what it holds stays as it is, new shards come behind."""
+"""Extends a cache by prompts or samples: existing data stays unchanged, new shards are appended."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,27 +17,27 @@ from secondcast.storage_schemas.schema.segments import added_segments, samples_p
 from secondcast.storage_schemas.writer import CacheWriter, prompt_set_fields
 
 MOST_SCATTERED = 4
-"""How many times as many shards as would do an extension may add."""
+"""Largest ratio of the shards that an extension adds to the fewest that would hold its trajectories."""
 
 
 def extend(
     folder: Folder, wanted: Manifest, prompts: list[Prompt], tokenizer_files: dict[str, bytes], progress: Progress
 ) -> CacheWriter:
-    """Have a cache ask for the replicas that `wanted` asks for, of these prompts; the writer of what it then is.
+    """Extend the plan of a cache by the prompts and samples of `wanted`; return the writer of the extended cache.
 
-    Where all of it is asked for already, nothing changes: so the same call goes on after an interruption. Prompts that
-    are there keep their number and their line of prompts.jsonl, byte for byte: names of further sources that they come
-    from now are not added. Shards get the size of the first segment's.
-    Raises NotACacheError where there is no cache, SettingsMismatchError for another teacher or sampling, ShardLockedError where another
-    builder extends the cache just now.
+    If everything is already planned, nothing changes, so that the same call resumes after an interruption. Existing
+    prompts keep their number and their line of prompts.jsonl, byte for byte: the names of further sources are not
+    added. Shards have the size of the first segment's.
+    Raises NotACacheError if there is no cache, SettingsMismatchError for another teacher or sampling, ShardLockedError
+    while another builder extends the cache.
     """
     if folder.size(MANIFEST_FILE) is None:
         raise NotACacheError(
-            f"{folder} has no {MANIFEST_FILE}: there is no cache to extend; give its folder, or leave out --extend to "
-            f"begin one"
+            f"{folder} has no {MANIFEST_FILE}: there is no cache to extend; give its folder, or omit --extend to "
+            f"create one"
         )
     plan = None
-    # Another builder may just be putting an extension in place, and then files differ for a moment.
+    # While another builder puts an extension in place, files may differ for a moment.
     with suppress(DamagedCacheError):
         plan = _plan(folder, wanted, prompts)
     if plan is None or plan.manifest != plan.base:
@@ -55,9 +55,12 @@ def extend(
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """`base`: the manifest in place; `manifest`: what shall replace it; `files`: those that it vouches for.
+    """An extension of a cache.
 
-    `from_elsewhere`: prompts that were there and come from another source now.
+    base: the manifest in place.
+    manifest: its replacement.
+    files: the files covered by `manifest`.
+    from_elsewhere: existing prompts that `wanted` takes from another source.
     """
 
     base: Manifest
@@ -67,23 +70,23 @@ class _Plan:
     from_elsewhere: list[Prompt]
 
     def check_shards(self) -> None:
-        """Raise SettingsError where what is added would lie in many small shards: a batch never crosses one."""
+        """Raise SettingsError if the additions would fill many small shards: a batch never crosses a shard."""
         was, now = (Layout(manifest.prompts.segments) for manifest in (self.base, self.manifest))
         shards, rows = len(now.trajectories) - len(was.trajectories), len(now) - len(was)
         fewest = -(-rows // now.shard_size)
         if shards > MOST_SCATTERED * fewest + MOST_SCATTERED:
             raise SettingsError(
                 f"the extension would add {counted(rows, 'trajectory')} in {counted(shards, 'shard')}, where {fewest} "
-                f"could hold them: prompts that get more replicas lie scattered among others, and a batch never "
-                f"crosses a shard; ask for the replicas of all prompts, or build these prompts as a cache of their own"
+                f"would hold them: the prompts with more samples are scattered among the others, and a batch never "
+                f"crosses a shard; add samples to all prompts, or build these prompts as a separate cache"
             )
 
     def remarks(self, wanted: Manifest) -> list[str]:
-        """What a user should know, a line each."""
+        """Messages for the user, one line each."""
         was, now = (Layout(manifest.prompts.segments) for manifest in (self.base, self.manifest))
         if len(now) == len(was):
             lines = [
-                f"nothing to add: all of it is among the {counted(len(was), 'trajectory')} of "
+                f"nothing to add: everything is among the {counted(len(was), 'trajectory')} of "
                 f"{counted(len(self.prompts), 'prompt')}"
             ]
         else:
@@ -100,7 +103,7 @@ class _Plan:
         if self.from_elsewhere:
             first = self.from_elsewhere[0]
             lines.append(
-                f"already there from other sources, which stay as they are recorded: "
+                f"prompts already in the cache from other sources, whose recorded sources are kept: "
                 f"{counted(len(self.from_elsewhere), 'prompt')}, the first {first.text!r} from "
                 f"{', '.join(first.sources)}"
             )
@@ -125,8 +128,8 @@ def _plan(folder: Folder, wanted: Manifest, prompts: list[Prompt]) -> _Plan:
         stated = prompt_set_fields([*there, *new]) | {"bytes": len(lines), "xxh3_128": xxh3_128(lines)}
         manifest = base.model_copy(update={"prompts": PromptSet(**{**stated, "segments": segments})})
         files = _files(manifest, lines)
-        vouched = {name: xxh3_128(data) for name, data in files.items() if name != PROMPTS_FILE}
-        manifest = manifest.model_copy(update={"metadata": vouched})
+        checksums = {name: xxh3_128(data) for name, data in files.items() if name != PROMPTS_FILE}
+        manifest = manifest.model_copy(update={"metadata": checksums})
     elsewhere = [
         there[known[prompt.id]]
         for prompt in prompts
@@ -136,6 +139,6 @@ def _plan(folder: Folder, wanted: Manifest, prompts: list[Prompt]) -> _Plan:
 
 
 def _files(manifest: Manifest, lines: bytes) -> dict[str, bytes]:
-    """The files that a manifest vouches for: prompts, their offsets, metadata of the format."""
+    """The files covered by a manifest: prompts, their offsets, metadata of the format."""
     offsets = offset_table([line + b"\n" for line in lines.split(b"\n")[:-1]])
     return {PROMPTS_FILE: lines, OFFSETS_FILE: offsets, **format_of(manifest).metadata()}

@@ -1,4 +1,4 @@
-"""Several caches of one teacher and one sampling as one; what is in two of them comes once, from the first."""
+"""Merges caches with the same teacher and sampling; of duplicates, the first cache's is kept."""
 
 from collections.abc import Sequence
 
@@ -14,18 +14,19 @@ from secondcast.storage_schemas.schema.prompts import Prompt
 from secondcast.storage_schemas.schema.segments import added_segments, samples_per_prompt_of
 from secondcast.storage_schemas.writer import prompt_set_fields
 
-# Storage that lost something: a cache with it cannot be made from one without.
+# Rounded or dropped data cannot be restored: the other cache has to be converted.
 _LOSSY = {("compression", "int8"), ("embeddings", "none")}
 
 
 def merge(caches: Sequence[Cache], location: Location, progress: Progress) -> Rewritten:
-    """Write the trajectories of all caches at `location`; says N, and how many are duplicates, before it starts.
+    """Write the trajectories of all caches at `location`; report N and the number of duplicates before starting.
 
-    Raises what `rewrite` does, SettingsError for fewer than two caches, SettingsMismatchError for other teachers or sampling.
+    Raises the errors of `rewrite`, SettingsError for fewer than two caches, SettingsMismatchError for different
+    teachers or sampling.
     """
     if len(caches) < 2:
         raise SettingsError(
-            f"merge was given {counted(len(caches), 'cache')}, expected two or more and the target: A B ... TARGET"
+            f"merge has {counted(len(caches), 'cache')}, expected two or more and the target: A B ... TARGET"
         )
     for other in caches[1:]:
         check_can_merge(caches[0], other)
@@ -35,7 +36,7 @@ def merge(caches: Sequence[Cache], location: Location, progress: Progress) -> Re
     planned = sum(segment.prompts * segment.samples_per_prompt for segment in segments)
     dropped = sum(cache.planned for cache in caches) - planned
     progress.say(
-        f"{counted(planned, 'trajectory')} of {len(prompts)} prompts out of {counted(len(caches), 'cache')} "
+        f"{counted(planned, 'trajectory')} of {len(prompts)} prompts from {counted(len(caches), 'cache')} "
         f"({counted(dropped, 'duplicate')} dropped)"
     )
     manifest = caches[0].manifest.model_copy(
@@ -45,20 +46,19 @@ def merge(caches: Sequence[Cache], location: Location, progress: Progress) -> Re
 
 
 def check_can_merge(first: Cache, other: Cache) -> None:
-    """Raise SettingsMismatchError, naming the first field in which teacher or sampling differ, both values and the way out."""
+    """Raise SettingsMismatchError if teachers or sampling differ, naming the first field, both values and the fix."""
     for field, was, now in differing_fields(first.manifest, other.manifest):
         if not field.startswith("prompts"):
             found = first_difference(was, now, field)
             raise SettingsMismatchError(
                 f"{first.folder} has {found.path} = {found.one}, {other.folder} has {found.other}: "
-                f"{consequence(field)}; {_way_out(field, first, other, was, now)}"
+                f"{consequence(field)}; {_fix(field, first, other, was, now)}"
             )
 
 
-def _way_out(field: str, first: Cache, other: Cache, was: str, now: str) -> str:
+def _fix(field: str, first: Cache, other: Cache, was: str, now: str) -> str:
     if not field.startswith("sampling.storage."):
-        return "give caches of one teacher that were built with the same flags"
-    # What was rounded or left out cannot be had back: then the first one follows the other.
+        return "give caches of one teacher that were built with the same options"
     name = field.split(".")[-1]
     cache, value = (first, now) if (name, now) in _LOSSY else (other, was)
     latents = " --latents stored" if value == "int8" else ""
@@ -67,9 +67,9 @@ def _way_out(field: str, first: Cache, other: Cache, was: str, now: str) -> str:
 
 
 def merged_prompts(sources: Sequence[Source]) -> list[Prompt]:
-    """The first cache's prompts in their order, then the new ones of each further cache; names of sources united.
+    """The first cache's prompts in order, then the new ones of each further cache, with the union of source names.
 
-    Raises SettingsMismatchError for a prompt that two caches have in spellings which the teacher tells apart.
+    Raises SettingsMismatchError for a prompt whose spellings in two caches are different to the teacher.
     """
     merged: dict[str, Prompt] = {}
     for source in sources:
@@ -85,21 +85,21 @@ def merged_prompts(sources: Sequence[Source]) -> list[Prompt]:
 
 
 def _check_same_text(known: Prompt, prompt: Prompt, cache: Cache) -> None:
-    """Raise SettingsMismatchError where one prompt was recorded in two spellings with other embeddings."""
+    """Raise SettingsMismatchError if a prompt was recorded in two spellings with different embeddings."""
     if known.text == prompt.text:
         return
-    # CLIP, whose vector is stored with `pooled` clip, has other tokens than those recorded.
+    # CLIP, whose vector is stored with `pooled` clip, does not use the recorded tokens.
     if known.token_ids != prompt.token_ids or cache.manifest.teacher.pooled == "clip":
         texts = first_difference(prompt.text, known.text, "text")
         raise SettingsMismatchError(
             f"prompt {prompt.id} is {texts.one} in {cache.folder} and {texts.other} in an "
-            f"earlier cache: one embedding would be kept for trajectories that were sampled with two; leave the prompt "
-            f"out of one of them by `secondcast subset`"
+            f"earlier cache: one embedding would be stored for trajectories sampled with two; remove the prompt from "
+            f"one of them with `secondcast subset`"
         )
 
 
 def merged_segments(sources: Sequence[Source], prompts: Sequence[Prompt]) -> tuple[Segment, ...]:
-    """The first cache's segments, then what each further cache adds, in its shards' size."""
+    """The first cache's segments, then what each further cache adds, with that cache's shard size."""
     numbers = {prompt.id: number for number, prompt in enumerate(prompts)}
     segments = list(sources[0].cache.manifest.prompts.segments)
     size = segments[0].shard_size
@@ -112,6 +112,6 @@ def merged_segments(sources: Sequence[Source], prompts: Sequence[Prompt]) -> tup
 
 
 def _samples_per_prompt(source: Source, numbers: dict[str, int]) -> dict[int, int]:
-    """By the new number of each prompt the replicas that were asked for."""
+    """Planned samples (as bits), by new prompt number."""
     found = samples_per_prompt_of(source.cache.manifest.prompts.segments)
     return {numbers[source.prompts[number].id]: bits for number, bits in found.items()}

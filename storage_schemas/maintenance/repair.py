@@ -1,6 +1,6 @@
-"""Put a damaged cache right: what follows from the rest of it, and what another copy of it still has.
+"""Repairs a damaged cache from its own remaining files and from another copy.
 
-Shards that need the teacher are rebuilt by cache_builder/repair/rebuild.py, which hands their files to `put_shard`.
+Shards that need the teacher are rebuilt by cache_builder/repair/rebuild.py, which passes their files to `put_shard`.
 """
 
 import hashlib
@@ -40,9 +40,9 @@ from secondcast.storage_schemas.schema.prompts import OFFSETS_FILE, PROMPTS_FILE
 
 @dataclass(frozen=True, kw_only=True)
 class Repaired:
-    """What a repair did: paths and shards put right, the problems that are left, and planned shards without a record.
+    """Result of a repair: repaired paths and shards, remaining problems, and planned shards without a record.
 
-    Those are no fault: a build that has not come to its end, or records that were lost together with the index.
+    Missing records are not a problem: the build is unfinished, or records were lost together with the index.
     """
 
     files: tuple[str, ...]
@@ -52,12 +52,12 @@ class Repaired:
 
 
 def bad_shards(report: Report) -> list[tuple[Kind, int]]:
-    """Shards that a report has a problem with, embeddings first: trajectories are sampled from them."""
+    """Damaged shards of a report, embeddings first: trajectories are sampled from them."""
     return sorted({problem.shard for problem in report.problems if problem.shard is not None})
 
 
 def repair_cache(location: Location, copy: Location | None, progress: Progress) -> Repaired:
-    """Put right what can be without the teacher: from the cache itself, and from another copy if one is given.
+    """Repair what is possible without the teacher: from the cache itself, and from another copy if one is given.
 
     Raises NotACacheError without a readable manifest on either side, SettingsMismatchError for a copy of another cache.
     """
@@ -97,20 +97,20 @@ def _manifest(folder: Folder, source: Folder | None, files: list[str]) -> Manife
             first = first_difference(theirs, ours, field)
             raise SettingsMismatchError(
                 f"{source} is not a copy of {folder}: it has {first.path} = {first.one}, this cache has "
-                f"{first.other}; give a copy of the same build, or one that `secondcast convert` made equal"
+                f"{first.other}; give a copy of the same build, or make it equal with `secondcast convert`"
             )
     return manifest
 
 
 def _check_is_copy(folder: Folder, source: Folder) -> None:
-    """Raise NotACacheError unless a folder without a readable manifest is new, or has a file of the copy, byte for byte."""
+    """Raise NotACacheError unless a folder without a readable manifest is new, or has an identical file of the copy."""
     if isinstance(folder, LocalFolder) and folder.path.exists() and not folder.path.is_dir():
-        raise NotACacheError(f"{folder} is a file, expected the folder of a damaged cache: give that folder")
+        raise NotACacheError(f"{folder} is a file, expected the folder of a damaged cache: give its folder")
     names = folder.names()
     if names and not any(_same_file(folder, source, name) for name in names if name != MANIFEST_FILE):
         raise NotACacheError(
-            f"{folder} holds {names[0]!r} and {len(names) - 1} more, none of which is a file of {source}, and no "
-            f"readable {MANIFEST_FILE}: it is no damaged copy of that cache; give that folder, or a new one"
+            f"{folder} has {names[0]!r} and {len(names) - 1} more, none of which is a file of {source}, and no "
+            f"readable {MANIFEST_FILE}: it is not a damaged copy of that cache; give the right folder, or a new one"
         )
 
 
@@ -120,7 +120,7 @@ def _same_file(folder: Folder, source: Folder, name: str) -> bool:
 
 
 def _mend_files(folder: Folder, manifest: Manifest, source: Folder | None, report: Report) -> list[str]:
-    """Files outside shards: from the copy where it has them whole, else made anew where they follow from others."""
+    """Repair files outside shards: from the copy where it is intact, else regenerated from other files if possible."""
     mended = []
     made = format_of(manifest).metadata()
     for path in dict.fromkeys(problem.path for problem in report.problems if problem.shard is None):
@@ -141,12 +141,12 @@ def _mend_files(folder: Folder, manifest: Manifest, source: Folder | None, repor
 
 
 def _first_prompts(folder: Folder, manifest: Manifest) -> bytes | None:
-    """What an extension that was given up, its staged files deleted, may have left behind the prompts is cut off."""
+    """Truncate prompts.jsonl to the manifest's size: an abandoned extension may have appended to it."""
     return None if folder.size(PROMPTS_FILE) is None else folder.read(PROMPTS_FILE, 0, manifest.prompts.bytes)
 
 
 def _offsets(folder: Folder, manifest: Manifest) -> bytes | None:
-    """The offset table, from the lines as they lie there; None if they are not as many as there are prompts."""
+    """The offset table computed from the stored lines; None if their number differs from the number of prompts."""
     if folder.size(PROMPTS_FILE) is None:
         return None
     lines = [line + b"\n" for line in folder.read(PROMPTS_FILE).split(b"\n")[:-1]]
@@ -154,14 +154,14 @@ def _offsets(folder: Folder, manifest: Manifest) -> bytes | None:
 
 
 def _tokenizer_file(source: Folder, manifest: Manifest, path: str) -> bytes | None:
-    """A tokenizer's file of the copy, if it is the one that the manifest vouches for."""
+    """A tokenizer file of the copy, if it matches the manifest's checksum."""
     data = source.read(path) if source.size(path) is not None else b""
     expected = manifest.teacher.tokenizer.get(path.removeprefix(f"{TOKENIZER_FOLDER}/"))
     return data if hashlib.sha256(data).hexdigest() == expected else None
 
 
 def _mend_records(folder: Folder) -> list[str]:
-    """Single records that are lost or damaged, from the index of a finished build."""
+    """Restore lost or damaged single records from the index of a finished build."""
     try:
         records, finished = read_records(folder)
     except (DamagedCacheError, NotACacheError):
@@ -179,7 +179,7 @@ def _copy_shards(folder: Folder, source: Folder, report: Report, progress: Progr
     records = good_records(folder)
     theirs = good_records(source)
     from_copy = CommittedFiles(source, theirs, verify="always")
-    # Shards without a record too: a copy that was built further has them.
+    # Includes shards without a record: a copy may have been built further.
     bad = sorted({*bad_shards(report), *(set(planned_shards(read_manifest(folder))) - set(records))})
     copied = []
     with progress.bar("repair", total=len(bad), done=0, unit="shards") as bar:
@@ -197,7 +197,7 @@ def _copy_shards(folder: Folder, source: Folder, report: Report, progress: Progr
 
 
 def good_records(folder: Folder) -> Records:
-    """The readable records of a cache that may be damaged."""
+    """The readable records of a possibly damaged cache."""
     found: dict[tuple[Kind, int], CommitRecord] = {}
     for name in folder.names(COMMITS_FOLDER):
         try:
@@ -212,7 +212,7 @@ def good_records(folder: Folder) -> Records:
 
 
 def put_shard(folder: Folder, ours: CommitRecord | None, record: CommitRecord, files: dict[str, bytes]) -> bool:
-    """Put a shard's files in place, and its record too unless ours vouches for the same bytes; whether it does."""
+    """Write a shard's files, and its record unless the existing one has the same files; return whether it has."""
     same = ours is not None and ours.files == record.files
     for path, data in files.items():
         folder.replace(path, data)
@@ -222,7 +222,7 @@ def put_shard(folder: Folder, ours: CommitRecord | None, record: CommitRecord, f
 
 
 def mend_index(folder: Folder) -> bool:
-    """Write the index anew where every planned shard has a record and the index says otherwise."""
+    """Rewrite the index if every planned shard has a record and the index differs from the records."""
     try:
         single = Records(read_single_records(folder), str(folder))
     except (DamagedCacheError, NotACacheError):

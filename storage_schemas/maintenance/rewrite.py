@@ -1,4 +1,4 @@
-"""Write a cache out of the rows of others, for convert, subset and merge: resumed and committed as a build is."""
+"""Writes a cache from the rows of others, for convert, subset and merge; resumes and commits like a build."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -25,13 +25,13 @@ from secondcast.storage_schemas.writer import CacheWriter
 COPIED_FROM = "copied_from"
 OTHER_ROWS = "other_rows"
 DIFFERING_DUPLICATES = "differing_duplicates"
-# Requests to a store wait for each other's answers; on a local disk one thread is the fastest.
+# Requests to a store are dominated by latency; on a local disk one thread is fastest.
 _READERS_OF_A_STORE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """A committed row of a source: number of the trajectory (or of the prompt whose embedding it is), and shard."""
+    """A committed row of a source: index of the trajectory (or of the embedding's prompt), and shard."""
 
     cache: Cache
     index: int
@@ -39,7 +39,7 @@ class Origin:
 
 
 class Source:
-    """A cache to take rows from, by prompt id and replica."""
+    """A cache to copy rows from, by prompt id and sample."""
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
@@ -47,7 +47,7 @@ class Source:
         self.numbers = {prompt.id: number for number, prompt in enumerate(self.prompts)}
 
     def find(self, kind: Kind, prompt_id: str, sample_index: int) -> Origin | None:
-        """The row of a prompt and replica (which an embedding has none of); None if it is not committed."""
+        """The row of a prompt and sample (None for an embedding); None if it is not committed."""
         index = self.numbers.get(prompt_id)
         if index is not None and kind == "trajectories":
             index = self.cache.layout.find(index, sample_index)
@@ -60,7 +60,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Rewritten:
-    """What the target holds, of what was planned. `differing`: rows of which another source had other bits."""
+    """Committed and planned rows of the target. `differing`: rows for which another source has different bits."""
 
     location: str
     prompts: int
@@ -80,10 +80,10 @@ def rewrite(
     *,
     title: str,
 ) -> Rewritten:
-    """Write all shards that are missing at `location` and whose rows the sources hold; the first source goes first.
+    """Write all missing shards at `location` whose rows the sources have; earlier sources take precedence.
 
-    Raises SettingsError for a target within a source, SettingsMismatchError for one begun otherwise, DerivationMismatchError where
-    latents that are no longer to be stored do not derive.
+    Raises SettingsError for a target inside a source, SettingsMismatchError for a target with other settings,
+    DerivationMismatchError if latents that the target does not store differ from the derived ones.
     """
     _check_apart(location, sources)
     writer = CacheWriter.create_or_resume(location, manifest, prompts, sources[0].cache.tokenizer_files)
@@ -113,8 +113,8 @@ def _check_apart(location: Location, sources: Sequence[Source]) -> None:
         found = source.cache.location
         if f"{target}/".startswith(f"{found}/") or f"{found}/".startswith(f"{target}/"):
             raise SettingsError(
-                f"the target {target} and the source {found} lie within each other: a source is only read; "
-                f"give a new or empty folder beside it"
+                f"the target {target} and the source {found} are one inside the other, but a source is never "
+                f"modified: give a new or empty folder outside it"
             )
 
 
@@ -140,7 +140,7 @@ def _copy(
 
 
 def _origins(writer: CacheWriter, kind: Kind, item: int, sources: Sequence[Source]) -> list[Origin]:
-    """The committed rows that item may be taken from, the one that is taken first."""
+    """The committed rows of an item in all sources, the one to copy first."""
     if kind == "embeddings":
         prompt, sample_index = item, 0
     else:
@@ -153,7 +153,7 @@ def _origins(writer: CacheWriter, kind: Kind, item: int, sources: Sequence[Sourc
 def _read(
     manifest: Manifest, kind: Kind, shard: ShardRange, origins: list[list[Origin]], pool: ThreadPoolExecutor
 ) -> tuple[Arrays, int]:
-    """The arrays of a shard, and how many of its rows have other bits in a later source."""
+    """The arrays of a shard, and how many of its rows have different bits in a later source."""
     fields = fields_of(manifest, kind)
     arrays = {field.name: np.empty((shard.rows, *field.row_shape), dtype=field.dtype) for field in fields}
 
@@ -161,7 +161,7 @@ def _read(
         first, *others = origins[row]
         for name, value in _row(first, kind, arrays).items():
             arrays[name][row] = value
-        # Every copy is compared: that two machines gave other bits must not pass in silence.
+        # Compare every copy: different bits from two machines must be reported.
         copies = (_row(other, kind, arrays) for other in others)
         return any(not same_bits(arrays[name][row], value) for copy in copies for name, value in copy.items())
 
@@ -192,7 +192,7 @@ def _field(cache: Cache, trajectory: Trajectory, name: str) -> Array:
 
 
 def _check_derives(cache: Cache, trajectory: Trajectory) -> None:
-    """Raise DerivationMismatchError if stored latents, which the target will not hold, are not what is derived."""
+    """Raise DerivationMismatchError if stored latents, which the target drops, differ from the derived ones."""
     stored = trajectory.stored_latents_KSC
     if stored is None:
         return
@@ -203,18 +203,18 @@ def _check_derives(cache: Cache, trajectory: Trajectory) -> None:
             raise DerivationMismatchError(
                 f"{cache.folder}: latent {step} of trajectory {trajectory.index} derived from noise and velocity "
                 f"differs from the stored one in {count} of {latent_SC.size} elements: it was recorded on a device "
-                f"that rounds otherwise; keep --latents stored"
+                f"that rounds differently; keep --latents stored"
             )
 
 
 def ways_made(provenance: dict[str, Any]) -> list[dict[str, Any]]:
-    """How the rows of a shard were made: one record for a shard that was built, perhaps several for a copied one."""
+    """Provenances of the rows of a shard: one for a built shard, possibly several for a copied one."""
     own = {k: v for k, v in provenance.items() if k not in (COPIED_FROM, OTHER_ROWS, DIFFERING_DUPLICATES)}
     return [own, *provenance.get(OTHER_ROWS, [])]
 
 
 def _provenance(kind: Kind, origins: list[Origin], differing: int) -> dict[str, Any]:
-    """That of the first source shard, those of the others where they differ, and all places the rows came from."""
+    """Provenance of the first source shard, of the others where it differs, and all locations of the rows."""
     shards = list({(id(o.cache), o.shard): o for o in origins}.values())
     made = [o.cache.records[kind, o.shard].provenance for o in shards]
     first, *others = _distinct([way for provenance in made for way in ways_made(provenance)])

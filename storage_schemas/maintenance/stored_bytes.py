@@ -1,4 +1,4 @@
-"""Bytes on disk of each array of a cache: from the commit records; of tars from the headers of some samples."""
+"""Bytes on disk of each array of a cache: from the commit records; for tars from the headers of some samples."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,20 +10,21 @@ from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.commits import KINDS, CommitRecord, Kind
 from secondcast.storage_schemas.schema.fields import Field, fields_of
 
-# Two reads each: an object store answers as many at once.
+# Two reads each, issued concurrently to an object store.
 SAMPLES = 16
 _READERS = 16
-# Where the header of a sample of ours ends, and more.
+# Upper bound of the size of a sample's header.
 _HEADER_BYTES = 4096
 _NO_HEADER = (OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredArray:
-    """One array of the committed shards; rows: trajectories or prompts.
+    """One array of the committed shards.
 
-    stored_bytes: None where it cannot be told. sampled: 0 where stored_bytes is exact, else of how many samples'
-    headers it is extrapolated.
+    rows: number of trajectories or prompts.
+    stored_bytes: None if unknown.
+    sampled: 0 if stored_bytes is exact, else the number of sample headers it is extrapolated from.
     """
 
     name: str
@@ -35,10 +36,10 @@ class StoredArray:
 
 
 def stored_arrays(cache: Cache) -> list[StoredArray]:
-    """The arrays of a cache in the order of their fields; those of a kind without a committed shard are left out.
+    """The arrays of a cache in field order, without kinds that have no committed shard.
 
-    A zarr array's files are named by it. What a tar holds of each array stands in the headers of its samples: as many
-    as SAMPLES of them are read, without a checksum, spread over all. Arrays without a codec are known without that.
+    The file names of zarr arrays identify them. For tars, the headers of up to SAMPLES samples spread over all shards
+    are read, without checksums; the size of arrays without a codec is known without them.
     """
     found = []
     records = list(cache.records.values())
@@ -95,7 +96,7 @@ def _stored(
 
 
 def _headers(folder: Folder, records: Sequence[CommitRecord]) -> list[Mapping[str, int] | None]:
-    """Of samples spread over all rows: the bytes of each tensor by its name; None for a header that cannot be read."""
+    """Bytes of each tensor by name, for samples spread over all rows; None for an unreadable header."""
     rows = [(record, row) for record in records for row in range(record.rows)]
     taken = min(SAMPLES, len(rows))
     chosen = [rows[(2 * number + 1) * len(rows) // (2 * taken)] for number in range(taken)]

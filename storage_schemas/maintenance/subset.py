@@ -1,4 +1,4 @@
-"""Some of the prompts of a cache with all their replicas: the bytes of a cache that was built of just those."""
+"""Copies some prompts of a cache with all their samples: the same bytes as a cache built from just those prompts."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -22,9 +22,9 @@ def subset(
     listed: Sequence[str] | None = None,
     count: int | None = None,
 ) -> Rewritten:
-    """Write the prompts of any of these sources, that are listed (by id or text), and of these the first `count`.
+    """Write the first `count` prompts that have any of these sources and are listed (by id or text).
 
-    Raises what `rewrite` does, and SettingsError where a source is unknown or nothing is left.
+    Raises the errors of `rewrite`, and SettingsError for an unknown source or an empty selection.
     """
     whole = Source(cache)
     numbers = _selected(whole, sources, listed, progress)[:count]
@@ -62,13 +62,13 @@ def _numbers(whole: Source, listed: Iterable[str], progress: Progress) -> set[in
     unknown = [line for line in lines if found[line] is None]
     if unknown:
         progress.say(
-            f"{len(unknown)} of {len(lines)} lines name no prompt of {whole.cache.folder}, the first: {unknown[0]!r}"
+            f"{len(unknown)} of {len(lines)} lines match no prompt of {whole.cache.folder}, the first: {unknown[0]!r}"
         )
     return {number for number in found.values() if number is not None}
 
 
 def _cut_down(segments: Iterable[Segment], numbers: list[int]) -> tuple[Segment, ...]:
-    """Of each segment the selected prompts, which stay side by side; one that has none is left out."""
+    """The segments restricted to the selected prompts, which stay contiguous; empty segments are dropped."""
     kept = []
     for segment in segments:
         begin = bisect_left(numbers, segment.first_prompt)

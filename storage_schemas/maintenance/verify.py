@@ -1,4 +1,4 @@
-"""Walk a whole cache and compare every file with what vouches for it."""
+"""Verifies a whole cache: compares every file with its recorded checksum."""
 
 import hashlib
 from collections.abc import Callable
@@ -33,10 +33,11 @@ INDEX_PATH = f"{COMMITS_FOLDER}/{INDEX_FILE}"
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A file that is not what it should be; `shard` if it belongs to one.
+    """A damaged, missing or foreign file.
 
-    foreign: it is none of the cache's, and to be deleted. repeated: of a record, whether the index of a finished build
-    says what it should say.
+    shard: the shard that it belongs to, if any.
+    foreign: the file is not part of the cache and should be deleted.
+    repeated: for a record, whether the index of a finished build has its correct contents.
     """
 
     path: str
@@ -48,7 +49,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a walk found. `missing`: planned shards without a record, which is no fault before a build is finished."""
+    """Result of a verification. `missing`: planned shards without a record, which an unfinished build may have."""
 
     problems: tuple[Problem, ...]
     shards: int
@@ -57,7 +58,7 @@ class Report:
 
 
 def planned_shards(manifest: Manifest) -> dict[tuple[Kind, int], ShardRange]:
-    """All shards that a finished cache of this manifest has."""
+    """All shards of a finished cache with this manifest."""
     kinds = KINDS if manifest.sampling.storage.embeddings == "stored" else ("trajectories",)
     return {key: shard for key, shard in _all_shards(manifest).items() if key[0] in kinds}
 
@@ -69,9 +70,9 @@ def _all_shards(manifest: Manifest) -> dict[tuple[Kind, int], ShardRange]:
 
 
 def verify(location: Location, progress: Progress) -> Report:
-    """Compare every file of a cache with its checksum; raises only if there is no readable manifest.
+    """Compare every file of a cache with its checksum; raise only if there is no readable manifest.
 
-    A cache between two states, in the midst of an extension, is not walked: that is the problem reported.
+    A cache in the middle of an extension is not checked: that is the reported problem.
     """
     folder = open_folder(location)
     if is_pending(folder):
@@ -90,14 +91,14 @@ class _Walk:
 
     def run(self, progress: Progress) -> Report:
         if self.folder.read(MANIFEST_FILE) != self.manifest.encode():
-            self._note(MANIFEST_FILE, "is not as it was written")
+            self._note(MANIFEST_FILE, "differs from what was written")
         ids = self._prompt_ids()
         for name in self.manifest.metadata:
             if name != OFFSETS_FILE:
                 self._try(name, lambda name=name: read_metadata_file(self.folder, self.manifest, name))  # type: ignore[misc]
         self._check_tokenizer()
         records, finished = self._records()
-        # Embeddings that are not kept are there until a build is finished.
+        # Embeddings that are not stored exist until the build is finished.
         self.shards = self.planned if finished else _all_shards(self.manifest)
         files = CommittedFiles(self.folder, records, verify="off")
         with progress.bar("verify", total=len(records), done=0, unit="shards") as bar:
@@ -140,10 +141,12 @@ class _Walk:
             return None
         ids = [prompt.id for prompt in prompts]
         if len(ids) != stated.count or ids_digest(ids) != stated.ids:
-            self._note(PROMPTS_FILE, f"holds {counted(len(ids), 'prompt')}, the manifest says other {stated.count}")
+            self._note(
+                PROMPTS_FILE, f"has {counted(len(ids), 'prompt')}, the manifest has {stated.count} different ones"
+            )
             return None
         if self.folder.read(OFFSETS_FILE) != encode_prompts(prompts)[1]:
-            self._note(OFFSETS_FILE, "does not point at the prompts")
+            self._note(OFFSETS_FILE, "does not match the prompts")
         return ids
 
     def _bad_prompt_files(self) -> list[str]:
@@ -161,14 +164,14 @@ class _Walk:
             except FileNotFoundError:
                 found = "none"
             if found != checksum:
-                self._note(path, f"has sha256 {found[:16]}, the manifest says {checksum[:16]}")
+                self._note(path, f"has sha256 {found[:16]}, the manifest has {checksum[:16]}")
 
     def _records(self) -> tuple[Records, bool]:
-        """The records that readers would use, and every record file and the index checked one by one."""
+        """Check every record file and the index; the records that readers use, and whether the build is finished."""
         single = self._single_records()
         try:
             records, finished = read_records(self.folder)
-            # Those of an index are validated when asked for.
+            # Records of an index are validated on access.
             for key in records:
                 records[key]
         except SecondcastError as error:
@@ -177,9 +180,9 @@ class _Walk:
         if finished:
             for key in sorted(records):
                 if single.get(key) != records[key] and record_path(*key) not in {p.path for p in self.problems}:
-                    self._note(record_path(*key), f"is missing or says other than {INDEX_PATH}", key)
+                    self._note(record_path(*key), f"is missing or differs from {INDEX_PATH}", key)
             if self.folder.read(INDEX_PATH) != encode_index(records):
-                self._note(INDEX_PATH, "is not as it was written")
+                self._note(INDEX_PATH, "differs from what was written")
         return records, finished
 
     def _single_records(self) -> Records:
@@ -194,7 +197,7 @@ class _Walk:
                 self.problems.append(Problem(path=name, message=str(error), shard=_key_of(name), foreign=foreign))
                 continue
             if self.folder.read(name) != record.encode():
-                self._note(name, "is not as it was written", _key_of(name))
+                self._note(name, "differs from what was written", _key_of(name))
             found.append(record)
         return Records(found, str(self.folder))
 
@@ -220,15 +223,15 @@ class _Walk:
         noted = {problem.path for problem in self.problems}
         for name in self.folder.names():
             hidden = name.rsplit("/", 1)[-1].startswith(".")
-            # Before a build is finished, files without a record are what a killed builder left; they are written anew.
-            # What one left that was killed before its extension was staged whole is swept away by the next.
+            # Before a build is finished, files without a record are left by a killed builder and will be rewritten.
+            # Incomplete staged files of a killed extension are deleted by the next builder.
             leftover = (not finished and name.startswith(tops)) or is_staged(name)
             if not (name in known or name in noted or hidden or leftover):
-                self._note(name, "is no file of this cache: delete it", foreign=True)
+                self._note(name, "is not a file of this cache: delete it", foreign=True)
 
 
 def shard_content(manifest: Manifest, kind: Kind, shard: ShardRange, ids: list[str]) -> str:
-    """The digest that a record of this shard must carry."""
+    """The `content` digest that the record of this shard must have."""
     layout = Layout(manifest.prompts.segments)
     items = range(shard.first, shard.first + shard.rows)
     places = [(item, 0) if kind == "embeddings" else _place(layout, item) for item in items]
@@ -247,7 +250,7 @@ def _key_of(name: str) -> tuple[Kind, int] | None:
 
 
 def checksum_of(folder: Folder, path: str) -> str | None:
-    """xxh3_128 of a file; None if it is not there."""
+    """xxh3_128 of a file; None if it does not exist."""
     try:
         return xxh3_128(folder.read(path))
     except FileNotFoundError:

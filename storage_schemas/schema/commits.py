@@ -1,4 +1,4 @@
-"""Commit records: the only proof that a shard exists. One JSON file per finished shard, never replaced."""
+"""Commit records, one JSON file per finished shard, never replaced: a shard exists only if it has one."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,7 @@ _SHARD_FOLDERS = tuple(kind + end for kind in KINDS for end in (".zarr", ""))
 
 
 class FileRecord(Record):
-    """A file of the cache, its size in bytes and its checksum."""
+    """Path, size in bytes and checksum of a file of the cache."""
 
     path: str
     bytes: int
@@ -34,16 +34,18 @@ class FileRecord(Record):
     @classmethod
     def _stays_inside(cls, path: str) -> str:
         if not stays_inside(path):
-            raise ValueError(f"path {path!r} leads out of the cache")
+            raise ValueError(f"path {path!r} is outside the cache")
         if path.split("/")[0] not in _SHARD_FOLDERS:
             raise ValueError(f"path {path!r} is in no folder of shards ({', '.join(_SHARD_FOLDERS)})")
         return path
 
 
 class CommitRecord(Record):
-    """A finished shard. `content` is the digest of all that its bytes depend on; `raw_bytes` its arrays' size.
+    """Record of a finished shard.
 
-    `provenance` (versions, device, batch size, threads) is recorded and never refused.
+    content: digest of everything that its bytes depend on.
+    raw_bytes: size of its arrays.
+    provenance: versions, device, batch size, threads; recorded, never validated.
     """
 
     kind: Kind
@@ -63,7 +65,7 @@ class CommitRecord(Record):
 
     @classmethod
     def decode(cls, data: bytes, where: str) -> Self:
-        """Read a record; DamagedCacheError if it is not what was written."""
+        """Decode a record; DamagedCacheError if it differs from what was written."""
         body = verify_digest(data, where, expected_format=_RECORD_FORMAT)
         return cls._validated({key: value for key, value in body.items() if key != "format"}, where)
 
@@ -86,14 +88,14 @@ def record_path(kind: Kind, shard: int) -> str:
 
 
 def content_digest(sampling_digest: str, prompt_ids: list[str], samples_per_prompt: list[int]) -> str:
-    """Digest of what the bytes of a shard depend on: sampling digest, prompt ids, replicas."""
+    """Digest of what the bytes of a shard depend on: sampling digest, prompt ids, sample indices."""
     return digest([sampling_digest, prompt_ids, samples_per_prompt])
 
 
 class Records(Mapping[tuple[Kind, int], CommitRecord]):
-    """Commit records by kind and shard. Those of an index are parsed when they are first asked for.
+    """Commit records by kind and shard. Records of an index are parsed on first access.
 
-    A cache of a million trajectories has tens of thousands; opening it must not wait for all of them.
+    A cache of a million trajectories has tens of thousands; opening it must not parse them all.
     """
 
     def __init__(self, records: Iterable[CommitRecord], where: str = "", *, index: Index | None = None) -> None:
@@ -107,7 +109,7 @@ class Records(Mapping[tuple[Kind, int], CommitRecord]):
             if (record.kind, record.shard) != key:
                 raise DamagedCacheError(
                     f"{self._where} has {record.kind} shard {record.shard} where {key[0]} shard {key[1]} should be: "
-                    f"delete it and give the build command again to write it anew"
+                    f"delete it and rerun the build command to rewrite it"
                 )
             self._records[key] = record
         return self._records[key]
@@ -126,7 +128,7 @@ class Records(Mapping[tuple[Kind, int], CommitRecord]):
         return self._records if self._index is None else self._index.lines
 
     def rows(self, kind: Kind) -> int:
-        """Committed trajectories, or embeddings."""
+        """Number of committed trajectories, or embeddings."""
         if self._index is not None:
             return int(self._index.header[kind])
         return sum(record.rows for record in self._records.values() if record.kind == kind)
@@ -139,7 +141,7 @@ class Records(Mapping[tuple[Kind, int], CommitRecord]):
         return sum(file.bytes for record in self._records.values() for file in record.files)
 
     def owner(self, path: str) -> tuple[FileRecord, CommitRecord] | None:
-        """The record that names a file, and what it says of it; None if no record does."""
+        """The record that names a file, and its entry for that file; None if no record does."""
         record = self._owner(path)
         if record is None:
             return None
@@ -159,7 +161,7 @@ class Records(Mapping[tuple[Kind, int], CommitRecord]):
 
 
 def read_records(folder: Folder) -> tuple[Records, bool]:
-    """All records of a cache, from the index of a finished build or else one by one; and whether it is finished."""
+    """Read all records of a cache, from the index if the build is finished, else one by one; and whether it is."""
     where = f"{folder}/{COMMITS_FOLDER}/{INDEX_FILE}"
     try:
         data = folder.read(f"{COMMITS_FOLDER}/{INDEX_FILE}")
@@ -169,7 +171,7 @@ def read_records(folder: Folder) -> tuple[Records, bool]:
 
 
 def read_single_records(folder: Folder, names: list[str] | None = None) -> list[CommitRecord]:
-    """The records that lie one by one in commits/, in the order of their names; of these files if given."""
+    """Read the single record files in commits/, or only these, in the order of their names."""
     if names is None:
         names = [name for name in folder.names(COMMITS_FOLDER) if _is_record(name)]
 
@@ -192,7 +194,7 @@ def _is_record(name: str) -> bool:
 
 
 def committed_shards(folder: Folder, kind: Kind) -> set[int]:
-    """Numbers of the shards of a kind that have a record now: by name, none is read."""
+    """Numbers of the shards of a kind that have a record, by file name alone."""
     prefix, end = f"{COMMITS_FOLDER}/{kind}-", ".json"
     names = [name for name in folder.names(COMMITS_FOLDER) if name.startswith(prefix) and name.endswith(end)]
     return {int(number) for name in names if (number := name[len(prefix) : -len(end)]).isdigit()}

@@ -1,28 +1,28 @@
-"""What follows from a difference between two caches, in plain words, by the name of the field."""
+"""The consequence of a difference between two caches, in plain words, by field name."""
 
 _FOLLOWS = (
-    ("teacher", "another teacher: the two can neither train one student together nor be merged"),
+    ("teacher", "different teachers: the two caches can neither train one student together nor be merged"),
     (
         "sampling.storage.codec",
-        "other compression: `secondcast convert` makes them equal (int8 rounds: only towards it)",
+        "different compression: `secondcast convert` makes them equal (only towards int8, which rounds)",
     ),
     (
         "sampling.storage.embeddings",
-        "one keeps no embeddings: `secondcast convert --no-store-embeddings` makes them equal",
+        "one has no embeddings: `secondcast convert --no-store-embeddings` makes them equal",
     ),
-    ("sampling.storage", "the same recording in other files: `secondcast convert` makes them equal"),
-    ("sampling.quantize", "other weights of the teacher: the two can neither train one student together nor be merged"),
-    ("sampling.seed", "other noise: the two can train one student together, but not be merged"),
-    ("sampling", "other trajectories: the two can train one student together, but not be merged"),
-    ("prompts", "other prompts, or another order or cut of them: no hindrance to a merge"),
-    ("metadata", "another version of zarr-python worded it: nothing follows for the numbers"),
-    ("provenance", "made by other versions or on another machine: equal bytes are not promised"),
+    ("sampling.storage", "the same trajectories in another storage format: `secondcast convert` makes them equal"),
+    ("sampling.quantize", "different teacher weights: the two can neither train one student together nor be merged"),
+    ("sampling.seed", "different noise: the two can train one student together, but not be merged"),
+    ("sampling", "different trajectories: the two can train one student together, but not be merged"),
+    ("prompts", "different prompts, or another order or sharding of them: they can still be merged"),
+    ("metadata", "written by another version of zarr-python: the values are not affected"),
+    ("provenance", "made by other versions or on another machine: bit equality is not guaranteed"),
 )
 
 
 def consequence(field: str) -> str:
-    """What follows if two caches differ in a field of the manifest (`sampling.seed`) or in `provenance.x`."""
+    """The consequence if two caches differ in a field of the manifest (`sampling.seed`) or in `provenance.x`."""
     for beginning, follows in _FOLLOWS:
         if field == beginning or field.startswith(f"{beginning}."):
             return follows
-    return "for people only: nothing follows"
+    return "informational only: no consequence"

@@ -1,4 +1,4 @@
-"""Latents from noise and velocity, by the scheduler's exact rule (FlowMatchEulerDiscreteScheduler.step).
+"""Derives latents from noise and velocity by the exact rule of FlowMatchEulerDiscreteScheduler.step.
 
 In bf16: x' = bf16(f32(x) + f32(bf16(bf16(dt) * v))); in fp32: x' = x + dt * v. The scheduler multiplies a
 0-dim dt with a prediction, which rounds dt to the prediction's dtype first; `v * dt` in fp32, a Python float
@@ -25,7 +25,7 @@ def euler_step(x: Array, velocity: Array, dt: Array) -> Array:
 
 
 def derive_latents(noise: Array, velocity: Array, sigmas: Sequence[float]) -> Array:
-    """x_0 .. x_K, [..., K + 1, S, C], from noise [..., S, C] and velocity [..., K, S, C]."""
+    """Derive x_0 .. x_K, [..., K + 1, S, C], from noise [..., S, C] and velocity [..., K, S, C]."""
     steps = velocity.shape[-3]
     dt_K = step_sizes(sigmas, noise.dtype)
     latents = np.empty((*velocity.shape[:-3], steps + 1, *velocity.shape[-2:]), dtype=noise.dtype)
@@ -36,5 +36,5 @@ def derive_latents(noise: Array, velocity: Array, sigmas: Sequence[float]) -> Ar
 
 
 def predicted_clean_latent(x_SC: Array, velocity_SC: Array, sigma: float) -> Array:
-    """x_k - sigma_k v_k in fp32: where the teacher, at step k, thinks the trajectory ends."""
+    """x_k - sigma_k v_k in fp32: the teacher's prediction of the clean latent at step k."""
     return x_SC.astype(np.float32) - np.float32(sigma) * velocity_SC.astype(np.float32)

@@ -1,4 +1,4 @@
-"""The arrays of a cache: names as in FLUX's forward where it has one, shape of one row, dtype.
+"""The arrays of a cache: name (as in FLUX's forward where it has one), shape of one row, dtype.
 
 Shape letters: K steps, S image tokens, C packed channels, T text tokens, D text width, P pooled width.
 """
@@ -19,7 +19,7 @@ DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """One array: `row_shape` is the shape of one trajectory's (or prompt's) part, `letters` its axes."""
+    """One array: `row_shape` is the shape for one trajectory (or prompt), `letters` names its axes."""
 
     name: str
     row_shape: tuple[int, ...]
@@ -33,7 +33,7 @@ class Field:
 
 
 def fields_of(manifest: Manifest, kind: Kind) -> tuple[Field, ...]:
-    """The arrays that a shard of this kind holds in this cache, in the order in which they are written."""
+    """The arrays in a shard of this kind in this cache, in the order in which they are written."""
     sampling, teacher = manifest.sampling, manifest.teacher
     dtype = DTYPES[sampling.dtype]
     if kind == "embeddings":
@@ -63,7 +63,7 @@ def fields_of(manifest: Manifest, kind: Kind) -> tuple[Field, ...]:
 
 
 def check_arrays(fields: tuple[Field, ...], arrays: Arrays, rows: int) -> None:
-    """Raise ValueError unless `arrays` holds exactly these fields, `rows` rows each."""
+    """Raise ValueError unless `arrays` has exactly these fields with `rows` rows each."""
     if set(arrays) != {field.name for field in fields}:
         raise ValueError(f"fields are {sorted(arrays)}, expected {sorted(field.name for field in fields)}")
     for field in fields:

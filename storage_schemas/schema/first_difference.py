@@ -1,4 +1,4 @@
-"""Where two JSON values differ, for one line of a message: the path of a field and both its values, never cut there."""
+"""First difference of two JSON values for a one-line message: path of the field and both values, uncut around it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from secondcast.storage_schemas.io.digests import canonical_json
 
 _LONGEST = 160
 _SHORT_LIST = 60
-# Of a longer text: what is shown before the first character that differs, and from there on.
+# Characters of a long text shown before the first difference, and from there on.
 _BEFORE, _AFTER = 30, 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A field by its path (`prompts.segments[0].replicas`), and both values as JSON; what is absent is null."""
+    """A field by its path (`prompts.segments[0].samples_per_prompt`) and both values as JSON, null where absent."""
 
     path: str
     one: str
@@ -36,12 +36,12 @@ def differing_leaves(one: Any, other: Any, path: str) -> Iterator[Difference]:
 
 
 def first_difference(one: Any, other: Any, path: str) -> Difference:
-    """The first of them; of equal values both, as they are."""
+    """The first differing leaf; for equal values, both in full."""
     return next(differing_leaves(one, other, path), Difference(path=path, one=_text(one), other=_text(other)))
 
 
 def _is_short(values: list[Any]) -> bool:
-    """Whether a list is read at a glance, as that of guidance scales."""
+    """Whether a list is short enough to show whole, like that of guidance scales."""
     return not any(isinstance(value, (list, dict)) for value in values) and len(_text(values)) <= _SHORT_LIST
 
 
@@ -50,7 +50,7 @@ def _text(value: Any) -> str:
 
 
 def _windows(one: str, other: str) -> tuple[str, str]:
-    """Both texts around the first character in which they differ, whole where they are short."""
+    """Both texts around the first differing character, or in full where they are short."""
     same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     begin = max(0, same - _BEFORE)
     return _window(one, begin, same + _AFTER), _window(other, begin, same + _AFTER)

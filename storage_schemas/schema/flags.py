@@ -1,4 +1,4 @@
-"""Config models whose fields are the options of commands: each option is stated by its field, and nowhere else."""
+"""Config models whose fields are the options of commands: the field is the only definition of an option."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -11,14 +11,14 @@ from secondcast.storage_schemas.schema.manifest import Record, first_problem
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """How a field is shown as an option, beside its name, type, default and description.
+    """Presentation of a field as an option, beyond its name, type, default and description.
 
-    flag: its name on the command line, where that is not the field's.
-    metavar: stands for the value in help texts.
+    flag: name on the command line, if different from the field's.
+    metavar: placeholder of the value in help texts.
     group: heading in help texts.
-    rare: left out of --help; --help-all shows it.
-    hidden: no option at all; a key of files, or given by the command itself.
-    text: the default as a user would type it, where the field is parsed from text.
+    rare: shown by --help-all only.
+    hidden: not an option; a config key, or set by the command itself.
+    text: the default as a user types it, for a field parsed from text.
     """
 
     flag: str | None = None
@@ -34,7 +34,7 @@ class Flags(Record):
 
     @classmethod
     def from_flags(cls, **flags: Any) -> Self:
-        """Validate options; SettingsError names the first one that is wrong."""
+        """Validate options; SettingsError names the first invalid one."""
         try:
             return cls(**flags)
         except ValidationError as error:
@@ -42,12 +42,12 @@ class Flags(Record):
 
     @property
     def given(self) -> dict[str, Any]:
-        """The options that were given, by name; the others have their defaults."""
+        """The options that were set explicitly, by name."""
         return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
 
 
 def first_wrong_flag(error: ValidationError) -> str:
-    """The first problem of a command's options: a field is named as its flag."""
+    """The first problem of a command's options, with the field named by its flag."""
     where = str(next(iter(error.errors()[0]["loc"]), ""))
     problem = first_problem(error)
     if not where:

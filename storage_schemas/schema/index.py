@@ -1,7 +1,7 @@
-"""commits/index.json of a finished build: one JSON document, written so that each record is a line of its own.
+"""commits/index.json of a finished build: one JSON document with one record per line.
 
 A cache of a million trajectories has some 30,000 records. Opening checks a digest over the bytes and parses the first
-line; a record is parsed when it is asked for.
+line; a record is parsed on first access.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ Entry = dict[str, Any]
 
 
 def index_bytes(entries: Sequence[Entry], counts: dict[str, int]) -> bytes:
-    """The bytes of an index. Entries: JSON values of records, by kind and shard; equal provenances are written once."""
+    """The bytes of an index of records (JSON values by kind and shard); equal provenances are written once."""
     provenances: dict[str, tuple[int, Any]] = {}
     lines = []
     for entry in entries:
@@ -61,10 +61,10 @@ def _digest(body: bytes | memoryview) -> str:
 
 
 class Index:
-    """An index that was read. `header` has the counts; `lines` the line of each record by kind and shard."""
+    """A parsed index: `header` has the counts, `lines` the line of each record by kind and shard."""
 
     def __init__(self, data: bytes, where: str) -> None:
-        """DamagedCacheError for bytes that are not as they were written, NotACacheError for another file."""
+        """Raise DamagedCacheError for bytes that differ from what was written, NotACacheError for another file."""
         self._data, self._where = data, where
         self._first, self._end = data.find(b"\n"), data.rfind(_AFTER_RECORDS)
         stated = found = None
@@ -76,11 +76,11 @@ class Index:
             self.header = {}
         if found is None or stated != found or not self.header:
             raise DamagedCacheError(
-                f"{where} is not as it was written ({len(data)} bytes, digest {found}, stated {stated}): the file was "
-                f"changed or damaged; delete it and give the build command again to write it anew"
+                f"{where} differs from what was written ({len(data)} bytes, digest {found}, stated {stated}): the file "
+                f"was changed or damaged; delete it and rerun the build command to rewrite it"
             )
         if self.header.get("format") != _FORMAT:
-            raise NotACacheError(f"{where} says format {self.header.get('format')!r}, expected {_FORMAT!r}")
+            raise NotACacheError(f"{where} has format {self.header.get('format')!r}, expected {_FORMAT!r}")
         try:
             self.lines: dict[Key, int] = {key: line for line, key in enumerate(self._keys())}
         except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -88,7 +88,7 @@ class Index:
 
     def _not_valid(self, error: Exception) -> DamagedCacheError:
         return DamagedCacheError(
-            f"{self._where} is not a valid index ({error}): delete it and give the build command again to write it anew"
+            f"{self._where} is not a valid index ({error}): delete it and rerun the build command to rewrite it"
         )
 
     def _keys(self) -> Iterator[Key]:
@@ -99,7 +99,7 @@ class Index:
 
     @cached_property
     def _starts(self) -> Any:
-        """Where lines begin: those of the records, and the one after them."""
+        """Offsets of the lines of the records, and of the line after them."""
         text = np.frombuffer(self._data, dtype=np.uint8, count=self._end + 1)[self._first :]
         return np.flatnonzero(text == ord("\n")) + self._first + 1
 

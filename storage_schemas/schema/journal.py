@@ -1,8 +1,8 @@
-"""Replace the manifest and the files it vouches for together: a kill leaves the old ones, or what any builder finishes.
+"""Replaces the manifest and its files together: a kill leaves the old ones, or a state that any builder can complete.
 
-The new files are written below next/, next/manifest.json last: the point of no return. Then the index is removed (the
-cache is unfinished again), each file is put in its place, manifest.json last, and next/ is deleted. All of it under the
-lock on the manifest.
+The new files are written below next/, next/manifest.json last: from then on the replacement is final. Then the index is
+removed (the cache is unfinished again), each file is moved in place, manifest.json last, and next/ is deleted. All of
+it happens under the lock on the manifest.
 """
 
 import re
@@ -20,7 +20,7 @@ from secondcast.storage_schemas.schema.prompts import OFFSETS_FILE, PROMPTS_FILE
 NEXT_FOLDER = "next"
 NEXT_MANIFEST = f"{NEXT_FOLDER}/{MANIFEST_FILE}"
 PATIENCE_SECONDS = 30.0
-"""How long to wait for another builder that changes the manifest or ends the build just now."""
+"""How long to wait for another builder that is changing the manifest or finishing the build."""
 _PAUSE_SECONDS = 0.2
 _PLAIN = "|".join(map(re.escape, (MANIFEST_FILE, PROMPTS_FILE, OFFSETS_FILE)))
 _STAGED = re.compile(rf"{NEXT_FOLDER}/({_PLAIN}|\w+\.zarr/(\w+/)?zarr\.json)")
@@ -30,7 +30,7 @@ Confirm = Callable[[], None]
 
 @contextmanager
 def locked_manifest(folder: Folder) -> Iterator[Confirm]:
-    """Hold the right to change the manifest and to write the index, after a wait if need be. See Folder.lock."""
+    """Hold the lock for changing the manifest and writing the index, waiting if necessary. See Folder.lock."""
     end = time.monotonic() + PATIENCE_SECONDS
     with ExitStack() as stack:
         while True:
@@ -45,25 +45,25 @@ def locked_manifest(folder: Folder) -> Iterator[Confirm]:
 
 
 def is_pending(folder: Folder) -> bool:
-    """Whether new files were staged whole and are not, or not all, in their places."""
+    """Whether a complete set of new files is staged that is not yet (fully) in place."""
     return folder.size(NEXT_MANIFEST) is not None
 
 
 def is_staged(path: str) -> bool:
-    """Whether a file is one of those that are staged; what else is below next/ is another's."""
+    """Whether a path is that of a staged file; other files below next/ are not the cache's."""
     return _STAGED.fullmatch(path) is not None
 
 
 def pending(folder: Folder) -> ExtensionPendingError:
-    """The error for a cache that is read in between."""
+    """The error for reading a cache during a replacement."""
     return ExtensionPendingError(
-        f"{folder} is being extended, or an extension of it was interrupted: nothing is lost; give the build command "
-        f"with --extend again (or `secondcast repair {folder}`) to finish it"
+        f"{folder} is being extended, or an extension of it was interrupted: nothing is lost; rerun the build command "
+        f"with --extend (or `secondcast repair {folder}`) to finish it"
     )
 
 
 def replace_together(folder: Folder, manifest: Manifest, files: dict[str, bytes], renew: Confirm) -> None:
-    """Put the files that `manifest` vouches for in place, and the manifest; `confirm` is that of the lock held."""
+    """Put the manifest and its files in place; `renew` is the function that the lock yielded."""
     for name, data in files.items():
         renew()
         folder.replace(f"{NEXT_FOLDER}/{name}", data)
@@ -73,7 +73,7 @@ def replace_together(folder: Folder, manifest: Manifest, files: dict[str, bytes]
 
 
 def finish_pending(folder: Folder) -> tuple[str, ...]:
-    """Finish what was interrupted, or sweep what was not staged whole; the files that were put in place."""
+    """Finish an interrupted replacement, or delete incomplete staged files; return the files put in place."""
     if not any(map(is_staged, folder.names(NEXT_FOLDER))):
         return ()
     with locked_manifest(folder) as renew:
@@ -81,7 +81,7 @@ def finish_pending(folder: Folder) -> tuple[str, ...]:
 
 
 def finish_pending_locked(folder: Folder, renew: Confirm) -> tuple[str, ...]:
-    """See `settle`, for who holds the lock."""
+    """See `finish_pending`; the caller holds the lock."""
     if is_pending(folder):
         return _put_in_place(folder, renew)
     _sweep(folder, renew)
@@ -106,29 +106,29 @@ def _put_in_place(folder: Folder, renew: Confirm) -> tuple[str, ...]:
 
 
 def _follows(staged: Manifest, live: Manifest) -> bool:
-    """Whether a staged manifest extends the one in place; one that was overtaken does not."""
+    """Whether a staged manifest extends the one in place; a superseded one does not."""
     known = live.prompts.segments
     same = (staged.teacher, staged.sampling) == (live.teacher, live.sampling)
     return same and staged.prompts.segments[: len(known)] == known
 
 
 def _staged_files(folder: Folder, staged: Manifest) -> dict[str, bytes]:
-    """The staged files, all of them as the staged manifest says, before the first one in place is touched."""
+    """The staged files, all checked against the staged manifest before any file in place is touched."""
     files = {}
     for name, expected in {PROMPTS_FILE: staged.prompts.xxh3_128, **staged.metadata}.items():
         path = f"{NEXT_FOLDER}/{name}"
         files[name] = folder.read(path) if folder.size(path) is not None else b""
         if (found := xxh3_128(files[name])) != expected:
             raise DamagedCacheError(
-                f"{folder}/{path} has checksum {found} ({len(files[name])} bytes), {NEXT_MANIFEST} says {expected}: an "
-                f"extension was interrupted and its files were changed or lost; delete {folder}/{NEXT_FOLDER}, give "
+                f"{folder}/{path} has checksum {found} ({len(files[name])} bytes), {NEXT_MANIFEST} has {expected}: an "
+                f"extension was interrupted and its files were changed or lost; delete {folder}/{NEXT_FOLDER}, run "
                 f"`secondcast repair {folder}`, then extend again"
             )
     return files
 
 
 def _sweep(folder: Folder, renew: Confirm) -> None:
-    # The manifest first: without it the rest stands for nothing.
+    # The manifest first: without it the other files have no effect.
     for name in sorted(filter(is_staged, folder.names(NEXT_FOLDER)), key=lambda name: name != NEXT_MANIFEST):
         renew()
         folder.remove(name)

@@ -1,4 +1,4 @@
-"""Which trajectory lies where: arithmetic over the segments of a manifest, nothing is stored."""
+"""Maps trajectories to shards and rows, computed from the segments of a manifest; nothing is stored."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from secondcast.storage_schemas.schema.manifest import Segment
 
 @dataclass(frozen=True, kw_only=True)
 class RowLocation:
-    """Where trajectory i comes from and lies: `row` counts within the shard."""
+    """Origin (prompt, sample) and location (shard, row within the shard) of a trajectory."""
 
     prompt: int
     sample_index: int
@@ -20,7 +20,7 @@ class RowLocation:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRange:
-    """The items (trajectories, or prompts) that a shard holds: [first, first + rows)."""
+    """The items (trajectories, or prompts) of a shard: [first, first + rows)."""
 
     shard: int
     segment: int
@@ -29,10 +29,10 @@ class ShardRange:
 
 
 class Shards(Sequence[ShardRange]):
-    """Shards of one kind, computed when asked for: a large cache has tens of thousands."""
+    """Shards of one kind, computed on access: a large cache has tens of thousands."""
 
     def __init__(self, parts: Sequence[tuple[int, int]]) -> None:
-        """`parts`: number of items and shard size of each segment; no shard holds items of two."""
+        """`parts`: number of items and shard size of each segment; no shard has items of two segments."""
         self._parts = tuple(parts)
         self._first_shards = [0, *accumulate(-(-count // size) for count, size in parts)]
         self._first_items = [0, *accumulate(count for count, _ in parts)]
@@ -54,7 +54,7 @@ class Shards(Sequence[ShardRange]):
 
     @property
     def items(self) -> int:
-        """Items in all shards."""
+        """Number of items in all shards."""
         return self._first_items[-1]
 
     def holding(self, item: int) -> ShardRange:
@@ -75,7 +75,7 @@ class Layout:
         self._firsts = [0, *accumulate(counts)][:-1]
         self._first_shards = [0, *accumulate(shards)][:-1]
         self.trajectories = Shards([(count, g.shard_size) for count, g in zip(counts, segments, strict=True)])
-        # A segment that only adds replicas brings no new prompts, hence no new embeddings.
+        # A segment that only adds samples has no new prompts, hence no new embeddings.
         known = 0
         new_prompts = []
         for segment in segments:
@@ -85,11 +85,11 @@ class Layout:
         self.embeddings = Shards(new_prompts)
 
     def __len__(self) -> int:
-        """Number of trajectories asked for: N."""
+        """Number of planned trajectories N."""
         return self.trajectories.items
 
     def place(self, index: int) -> RowLocation:
-        """Where trajectory `index` (0 .. N-1) lies; IndexError outside."""
+        """Locate trajectory `index` (0 .. N-1); IndexError outside."""
         if 0 <= index < len(self):
             number = bisect_right(self._firsts, index) - 1
             segment = self._segments[number]
@@ -105,7 +105,7 @@ class Layout:
         raise IndexError(f"trajectory {index} of {len(self)}")
 
     def find(self, prompt: int, sample_index: int) -> int | None:
-        """Number of the trajectory of a prompt and replica, the inverse of `place`; None if it was not asked for."""
+        """Index of the trajectory of a prompt and sample, the inverse of `place`; None if it is not planned."""
         for first, segment in zip(self._firsts, self._segments, strict=True):
             row, column = sample_index - segment.first_sample, prompt - segment.first_prompt
             if 0 <= row < segment.samples_per_prompt and 0 <= column < segment.prompts:
@@ -118,10 +118,10 @@ class Layout:
         return shard.shard, prompt - shard.first
 
     def embedding_shards_of(self, shard: ShardRange) -> set[int]:
-        """Numbers of the embedding shards that hold the prompts of a trajectory shard."""
+        """Numbers of the embedding shards with the prompts of a trajectory shard."""
         segment, begin = self._segments[shard.segment], self.place(shard.first).prompt
         end = segment.first_prompt + segment.prompts
-        # A shard may go on with the first prompts, of the next replica.
+        # A shard may wrap around to the first prompts, of the next sample.
         after = segment.first_prompt + min(segment.prompts, max(0, begin + shard.rows - end))
         parts = ((begin, min(end, begin + shard.rows)), (segment.first_prompt, after))
         return {
@@ -133,5 +133,5 @@ class Layout:
 
     @property
     def shard_size(self) -> int:
-        """Rows that a shard has room for."""
+        """Largest number of rows of a shard."""
         return self._segments[0].shard_size

@@ -1,7 +1,7 @@
-"""The manifest: what a cache is, with three digests and all that they cover written out.
+"""The manifest: the complete description of a cache, with three digests over its sections.
 
 `teacher` must agree when several caches train one student; `sampling` for resume, merge and extension;
-`prompts` for resume. Nothing that shapes a number is implied by a default in code.
+`prompts` for resume. No setting that affects a number is implied by a default in code.
 """
 
 import json
@@ -39,7 +39,7 @@ ScheduleName = Literal["diffusers", "distillt5"]
 
 
 class Record(BaseModel):
-    """A frozen record that refuses unknown keys; the base of all that is written as JSON."""
+    """A frozen record that refuses unknown keys; the base of everything written as JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -49,15 +49,15 @@ class Record(BaseModel):
 
 
 def _inside(files: dict[str, str]) -> dict[str, str]:
-    """The files that a manifest vouches for; ValueError if a path leads out of the cache."""
+    """Validate the paths of a manifest's files; ValueError if one is outside the cache."""
     for path in files:
         if not stays_inside(path):
-            raise ValueError(f"path {path!r} leads out of the cache")
+            raise ValueError(f"path {path!r} is outside the cache")
     return files
 
 
 def stays_inside(path: str) -> bool:
-    """Whether a path that a file of a cache states names something below the cache's folder."""
+    """Whether a path stated by a file of a cache is below the cache's folder."""
     return path.isprintable() and not path.startswith(("/", "\\")) and ".." not in path.replace("\\", "/").split("/")
 
 
@@ -65,10 +65,11 @@ PathsInside = Annotated[dict[str, str], AfterValidator(_inside)]
 
 
 class Teacher(Record):
-    """Who was recorded. `weights` maps the files that shaped the numbers to their sha256.
+    """The recorded teacher.
 
-    `pooled`: the vector beside the embedding is zero, or what the pipeline's CLIP (`text_encoder`) gives; only then
-    are its configuration and the sha256 of its tokenizer's files (which the cache does not carry) part of this.
+    weights: sha256 of every weight file that affects the numbers.
+    pooled: whether the pooled vector is zero or the output of the pipeline's CLIP (`text_encoder`); only then are
+        CLIP's configuration and the sha256 of its tokenizer files (which the cache does not contain) recorded.
     """
 
     family: Literal["flux"]
@@ -86,12 +87,12 @@ class Teacher(Record):
 
     @model_serializer(mode="wrap")
     def _without_what_is_always_so(self, plain: SerializerFunctionWrapHandler) -> Any:
-        # Caches from before there was a choice do not have these keys, and keep their digests.
+        # Caches from before this choice existed do not have these keys, and keep their digests.
         return {key: value for key, value in plain(self).items() if value is not None}
 
 
 class Storage(Record):
-    """How a cache is laid out on disk. `embeddings` "none": a finished cache does not hold the teacher's."""
+    """How a cache is stored on disk. `embeddings` "none": a finished cache has no teacher embeddings."""
 
     format: Format
     compression: CodecName
@@ -106,7 +107,7 @@ class Storage(Record):
 
     @model_serializer(mode="wrap")
     def _without_what_is_always_so(self, plain: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
-        # Caches from before there was a choice do not have this key, and keep their digests.
+        # Caches from before this choice existed do not have this key, and keep their digests.
         value = plain(self)
         if self.embeddings == "stored" and info.context != "all keys":
             del value["embeddings"]
@@ -114,25 +115,26 @@ class Storage(Record):
 
 
 def int8_problem(codec: CodecName, latents: str) -> str | None:
-    """Why this codec does not go with these latents, and the way out; None if it does."""
+    """Why this compression is incompatible with these latents, and the fix; None if it is compatible."""
     if codec != "int8" or latents == "stored":
         return None
-    return "codec int8 rounds the velocity, and latents are derived from the exact one; use --latents stored"
+    return "compression int8 rounds the velocity, but latents are derived from the exact one; use --latents stored"
 
 
 def pooled_problem(pooled: Pooled, embeddings: Embeddings) -> str | None:
-    """Why these pooled vectors do not go with a cache of these embeddings, and the way out; None if they do."""
+    """Why these pooled vectors are incompatible with this choice of embeddings, and the fix; None if compatible."""
     if pooled == "zero" or embeddings == "stored":
         return None
-    return "replay needs the pooled vectors of CLIP, which lie with the embeddings; use --store-embeddings"
+    return "replay needs CLIP's pooled vectors, which are stored with the embeddings; use --store-embeddings"
 
 
 class Sampling(Record):
-    """How the teacher was run. Sigmas: K + 1 values in [0, 1]; timesteps: the K arguments of the backbone.
+    """How the teacher was sampled.
 
-    `timesteps` are as the backbone received them, rounded to `dtype` (0.972.., not 972). `guidance` is the
-    list of values one of which is drawn per trajectory; None where the backbone takes no guidance. `quantize`: what the
-    weights of the backbone's blocks were rounded to before it was run.
+    sigmas: K + 1 values in [0, 1].
+    timesteps: the K timesteps as the backbone received them, rounded to `dtype` (0.972.., not 972).
+    guidance: the values one of which is drawn per trajectory; None where the backbone takes no guidance.
+    quantize: quantization of the weights of the backbone's blocks.
     """
 
     height: int = Field(ge=1)
@@ -162,7 +164,7 @@ class Sampling(Record):
 
     @model_serializer(mode="wrap")
     def _without_what_is_always_so(self, plain: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
-        # Caches from before there was a choice do not have this key, and keep their digests.
+        # Caches from before this choice existed do not have this key, and keep their digests.
         value = plain(self)
         if self.quantize == "none" and info.context != "all keys":
             del value["quantize"]
@@ -170,9 +172,9 @@ class Sampling(Record):
 
 
 class Segment(Record):
-    """One build or extension: a range of prompts times a range of replicas, cut into shards of fixed size.
+    """One build or extension: a range of prompts times a range of samples, cut into shards of fixed size.
 
-    Its trajectories are ordered by replica, then prompt. A shard never holds two segments.
+    Its trajectories are ordered by sample, then prompt. A shard never spans two segments.
     """
 
     first_prompt: int = Field(ge=0)
@@ -183,7 +185,7 @@ class Segment(Record):
 
 
 class PromptSet(Record):
-    """Which prompts, in which order, cut into which shards. `held_out` of them no training step may see."""
+    """The prompts, their order and their segments. `held_out` of them are never used in training."""
 
     count: int = Field(ge=1)
     held_out: int = Field(ge=0)
@@ -195,7 +197,7 @@ class PromptSet(Record):
 
 
 class Manifest(Record):
-    """What a cache is. `source` and `created_by` are for people and part of no digest."""
+    """Complete description of a cache. `source` and `created_by` are informational and part of no digest."""
 
     source: str
     created_by: str
@@ -211,7 +213,7 @@ class Manifest(Record):
         return self
 
     def digests(self) -> dict[str, str]:
-        """The three digests; `sampling` covers the teacher, `prompts` covers both."""
+        """The three digests; `sampling` also covers the teacher, `prompts` covers both."""
         teacher = self.teacher.json_value()
         sampling = {"teacher": teacher, "sampling": self.sampling.json_value()}
         prompts = {**sampling, "prompts": self.prompts.json_value()}
@@ -229,12 +231,15 @@ class Manifest(Record):
 
     @classmethod
     def decode(cls, data: bytes, where: str) -> Self:
-        """Read manifest.json; NotACacheError for another file or a newer version, DamagedCacheError for changed bytes."""
+        """Decode manifest.json.
+
+        NotACacheError for another file or a newer version, DamagedCacheError for changed bytes.
+        """
         body = verify_digest(data, where, expected_format=FORMAT_NAME)
         if (version := body.pop("format_version", None)) != FORMAT_VERSION:
             raise NotACacheError(
-                f"{where} has format version {version}, this program reads {FORMAT_VERSION}: "
-                f"it was built by another version; install the one named in created_by, {body.get('created_by')!r}"
+                f"{where} has format version {version}, this program reads {FORMAT_VERSION}: it was built by another "
+                f"version; install the one named in created_by, {body.get('created_by')!r}"
             )
         body.pop("format")
         stated = body.pop("digests", None)
@@ -248,19 +253,19 @@ class Manifest(Record):
 
 
 def with_digest(body: dict[str, Any], *, indent: int | None = 1) -> bytes:
-    """Readable JSON that carries the digest of the rest of itself under `digest`."""
+    """Readable JSON with a digest of its other keys under `digest`."""
     text = json.dumps({**body, "digest": digest(body)}, indent=indent, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode()
 
 
 def verify_digest(data: bytes, where: str, *, expected_format: str) -> dict[str, Any]:
-    """The inverse of `sealed`, checked; raises NotACacheError for foreign files, DamagedCacheError for changed ones."""
+    """The inverse of `with_digest`; NotACacheError for foreign files, DamagedCacheError for changed ones."""
     try:
         body = json.loads(data)
         stated = body.pop("digest", None)
         found_format = body.get("format")
         found = digest(body)
-    # Lists, numbers, NaN, halves of surrogate pairs, a million brackets: damage takes every form that JSON has.
+    # Damage can produce any JSON: lists, numbers, NaN, lone surrogates, a million brackets.
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DamagedCacheError(
             f"{where} is not readable JSON ({len(data)} bytes): it is damaged, or not a file of this program; "
@@ -268,11 +273,11 @@ def verify_digest(data: bytes, where: str, *, expected_format: str) -> dict[str,
         ) from error
     if found_format != expected_format:
         raise NotACacheError(
-            f"{where} says format {found_format!r}, expected {expected_format!r}: not a file of a cache"
+            f"{where} has format {found_format!r}, expected {expected_format!r}: not a file of a cache"
         )
     if stated != found:
         raise DamagedCacheError(
-            f"{where} has digest {found}, it states {stated}: the file was changed or damaged; "
+            f"{where} has digest {found}, but states {stated}: the file was changed or damaged; "
             f"copy it from another copy of the cache"
         )
     checked: dict[str, Any] = body
@@ -280,13 +285,13 @@ def verify_digest(data: bytes, where: str, *, expected_format: str) -> dict[str,
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first problem pydantic found, in one line."""
+    """The first problem of a pydantic ValidationError, in one line."""
     problem = error.errors()[0]
-    said = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
-        # Of several fields together: the message names them, the input would be all of them.
-        return f"settings: {said}"
-    return f"{'.'.join(str(part) for part in problem['loc'])}: {said} (found {problem['input']!r})"
+        # A problem between fields: the message names them, and the input would be all of them.
+        return f"settings: {message}"
+    return f"{'.'.join(str(part) for part in problem['loc'])}: {message} (found {problem['input']!r})"
 
 
 _DEPENDS = {
@@ -296,39 +301,38 @@ _DEPENDS = {
 }
 
 
-# Fields come by section: where the first one is of the prompts, all the rest is the same.
+# Fields are compared by section: if the first difference is in `prompts`, the other sections agree.
 _EXTEND_HINT = (
-    "; `secondcast build --extend` adds prompts or replicas to a build, and a cache that was extended is always built "
-    "with it"
+    "; `secondcast build --extend` adds prompts or samples to a cache, and is required for a cache that was extended"
 )
 SECTIONS = ("teacher", "sampling", "prompts")
 
 
 def check_same_settings(found: Manifest, wanted: Manifest, where: str, *, sections: tuple[str, ...] = SECTIONS) -> None:
-    """Raise SettingsMismatchError, naming the first field, both values, what depends on it, and the way out."""
+    """Raise SettingsMismatchError, naming the first field, both values, what depends on it, and the fix."""
     for field, was, now in differing_fields(found, wanted, sections=sections):
         hint = _EXTEND_HINT if field.startswith("prompts.") else ""
         first = first_difference(was, now, field)
         raise SettingsMismatchError(
-            f"{where} was built with {first.path} = {first.one}, you asked for {first.other}: "
-            f"{depends_on(field)} depends on it; give the flags of the first time, or another folder{hint}"
+            f"{where} was built with {first.path} = {first.one}, requested {first.other}: "
+            f"{depends_on(field)} depends on it; give the original options, or another folder{hint}"
         )
 
 
 def depends_on(field: str) -> str:
     """What depends on a field of the manifest."""
     if field.startswith("sampling.storage."):
-        return "the bytes of every shard (`secondcast convert` writes them another way)"
+        return "every byte of the shards (`secondcast convert` changes the storage)"
     return _DEPENDS[field.split(".")[0]]
 
 
 def check_same_teacher(found: Manifest, teacher: Teacher, where: str) -> None:
-    """Raise SettingsMismatchError, naming the first field, unless a teacher is the one a cache was recorded with."""
+    """Raise SettingsMismatchError, naming the first field, unless a cache was recorded with this teacher."""
     for field, was, now in _causes_first(differences(found.teacher.json_value(), teacher.json_value(), "teacher")):
         first = first_difference(was, now, field)
         raise SettingsMismatchError(
             f"{where} was recorded with {first.path} = {first.one}, this teacher has {first.other}: "
-            f"{_DEPENDS['teacher']} depends on it; give the teacher of the recording, {found.source!r}"
+            f"{_DEPENDS['teacher']} depends on it; give the recorded teacher, {found.source!r}"
         )
 
 
@@ -342,14 +346,14 @@ def differing_fields(
 
 
 def _causes_first(found: Iterator[tuple[str, Any, Any]]) -> list[tuple[str, Any, Any]]:
-    # With CLIP its weights are part of the teacher: the flag is named before them.
+    # With CLIP its weights are part of the teacher: name the option before them.
     return sorted(found, key=lambda difference: difference[0] != "teacher.pooled")
 
 
 def differences(a: Any, b: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    """Path and both values of each field in which two JSON values differ; what is not there counts as None."""
+    """Path and both values of each field in which two JSON values differ; an absent field counts as None."""
     if isinstance(a, dict) and isinstance(b, dict):
-        # In the order of the record: `steps` is named before the sigmas that follow from it.
+        # In field order, so that `steps` is named before the sigmas that depend on it.
         for key in [*a, *(key for key in b if key not in a)]:
             yield from differences(a.get(key), b.get(key), f"{path}.{key}")
     elif canonical_json(a) != canonical_json(b):

@@ -1,4 +1,4 @@
-"""Prompts: one text, one id; a JSON line each, with an offset table so that opening reads none of them."""
+"""Prompts as JSON lines, identified by their text, with an offset table so that opening a cache reads none of them."""
 
 import hashlib
 import json
@@ -18,25 +18,25 @@ from secondcast.storage_schemas.io.folders import Folder
 PROMPTS_FILE = "prompts.jsonl"
 OFFSETS_FILE = "prompts.offsets"
 _PIECE_BYTES = 64 * 2**20
-# One prompt in fifty: 2 % by id, so that a text is held out wherever and whenever it comes.
+# One prompt in fifty (2 %), by id, so that a text is held out in every cache.
 HELD_OUT_EVERY = 50
 
 
-# Characters without width that say how their neighbours are joined, broken, ordered or drawn: soft hyphen, grapheme
-# joiner, Arabic letter mark, the selectors and the vowel separator of Mongolian, zero-width space, joiners and word
-# joiner, marks and embeddings of direction, invisible operators, variation selectors, byte order mark. The tags that
-# spell flags (U+E0020 ..) are not among them: they alone say which flag it is.
+# Zero-width characters that control how their neighbours are joined, broken, ordered or drawn: soft hyphen, grapheme
+# joiner, Arabic letter mark, Mongolian selectors and vowel separator, zero-width space, joiners and word joiner,
+# directional marks and embeddings, invisible operators, variation selectors, byte order mark. The tags that spell
+# flags (U+E0020 ..) are excluded: only they distinguish the flags.
 _ZERO_WIDTH = re.compile("[\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]")
-# The property White_Space of Unicode, less what NFKC turns into a space. str.split() takes U+001C .. U+001F too.
+# Unicode's White_Space property, without what NFKC turns into a space. str.split() also splits at U+001C .. U+001F.
 _WHITE_SPACE = re.compile("[\t-\r \u0085\u1680\u2028\u2029]+")
 
 
 def identity_form(text: str) -> str:
-    """What identifies a prompt: its text without zero-width characters, in NFKC, runs of white space as one space.
+    """The form that identifies a prompt: without zero-width characters, in NFKC, runs of white space as one space.
 
-    Empty for a text that holds nothing else. The form is compared and hashed only: a cache records the text as given.
+    Empty for a text of nothing else. It is only compared and hashed: a cache records the text as given.
     """
-    # Zero-width characters go first: between a letter and its accent one of them keeps NFKC from joining the two.
+    # Zero-width characters are removed first: one between a letter and its accent keeps NFKC from composing them.
     return _WHITE_SPACE.sub(" ", unicodedata.normalize("NFKC", _ZERO_WIDTH.sub("", text))).strip(" ")
 
 
@@ -46,15 +46,15 @@ def prompt_id(text: str) -> str:
 
 
 def is_held_out(identity: str) -> bool:
-    """Whether no training step may see this prompt: a function of its id alone, the same in both phases."""
+    """Whether this prompt is never used in training: a function of its id alone."""
     return int(identity[-8:], 16) % HELD_OUT_EVERY == 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A text as it was given, with its id, the names of all sources it came from, and its token ids.
+    """A prompt text as given, with its id, the names of all its sources, and its token ids.
 
-    token_ids: as the teacher's tokenizer gave them, cut to the text length, end token included, unpadded.
+    token_ids: from the teacher's tokenizer, truncated to the text length, end token included, unpadded.
     """
 
     id: str
@@ -66,24 +66,24 @@ class Prompt:
         if self.id != prompt_id(self.text):
             raise ValueError(f"prompt id is {self.id}, its text {self.text!r} has {prompt_id(self.text)}")
         if not all(isinstance(token, int) for token in self.token_ids):
-            raise ValueError(f"prompt {self.id} has token ids that are no whole numbers: {self.token_ids!r}")
+            raise ValueError(f"prompt {self.id} has token ids that are not integers: {self.token_ids!r}")
         if not self.sources or not self.token_ids:
             raise ValueError(f"prompt {self.id} has {len(self.sources)} sources and {len(self.token_ids)} tokens")
 
     @property
     def held_out(self) -> bool:
-        """Whether this prompt is kept from training."""
+        """Whether this prompt is never used in training."""
         return is_held_out(self.id)
 
 
 def ids_digest(ids: Iterable[str]) -> str:
-    """Digest of the ordered ids of prompts."""
+    """Digest of the ids of prompts in order."""
     return digest(list(ids))
 
 
 def encode_prompts(prompts: Sequence[Prompt]) -> tuple[bytes, bytes]:
     """The bytes of prompts.jsonl and of its offset table (count + 1 little-endian uint64)."""
-    # Not asdict(): it copies deeply, which takes longer than all the rest.
+    # Not asdict(): its deep copy takes longer than everything else here.
     names = [field.name for field in fields(Prompt)]
     records = ({name: getattr(prompt, name) for name in names} for prompt in prompts)
     lines = [(json.dumps(record, ensure_ascii=False) + "\n").encode() for record in records]
@@ -91,7 +91,7 @@ def encode_prompts(prompts: Sequence[Prompt]) -> tuple[bytes, bytes]:
 
 
 def offset_table(lines: Sequence[bytes]) -> bytes:
-    """The bytes of prompts.offsets, from the lines of prompts.jsonl with their ends."""
+    """The bytes of prompts.offsets, from the lines of prompts.jsonl with their line ends."""
     offsets = np.zeros(len(lines) + 1, dtype="<u8")
     np.cumsum([len(line) for line in lines], out=offsets[1:])
     return offsets.tobytes()
@@ -100,7 +100,7 @@ def offset_table(lines: Sequence[bytes]) -> bytes:
 class PromptTable(Sequence[Prompt]):
     """The prompts of a cache, in prompt order, read one line at a time.
 
-    Both files are compared with their checksums (xxh3_128) at the first touch, unless `verify` is off.
+    Both files are compared with their checksums (xxh3_128) on first access, unless `verify` is off.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class PromptTable(Sequence[Prompt]):
 
     @cached_property
     def _offsets(self) -> npt.NDArray[np.uint64]:
-        # Not to the end: the files of a cache that was extended since begin with what was there before.
+        # Not to the end: after an extension, the files begin with their former content.
         data = self._folder.read(OFFSETS_FILE, 0, 8 * (self._count + 1))
         if self._offsets_checksum is not None and (found := xxh3_128(data)) != self._offsets_checksum:
             raise self._damage(OFFSETS_FILE, f"has checksum {found}, expected {self._offsets_checksum}")
@@ -133,7 +133,7 @@ class PromptTable(Sequence[Prompt]):
             self._check_lines()
         offsets = np.frombuffer(data, dtype="<u8")
         if len(offsets) != self._count + 1 or offsets[0] != 0 or (offsets[1:] < offsets[:-1]).any():
-            raise self._damage(OFFSETS_FILE, "does not hold ascending offsets")
+            raise self._damage(OFFSETS_FILE, "has offsets that are not ascending")
         return offsets
 
     def _check_lines(self) -> None:
@@ -155,14 +155,14 @@ class PromptTable(Sequence[Prompt]):
         data = self._folder.read(PROMPTS_FILE, 0, self._bytes)
         if (found := xxh3_128(data)) != self._checksum:
             raise self._damage(PROMPTS_FILE, f"has checksum {found}, expected {self._checksum}")
-        # Not splitlines(): a prompt may hold characters that it takes for line ends.
+        # Not splitlines(): a prompt may have characters that it treats as line ends.
         for index, line in enumerate(data.split(b"\n")[:-1]):
             yield self._parse(line, index)
 
     def _damage(self, name: str, what: str) -> DamagedCacheError:
         return DamagedCacheError(
-            f"{self._folder}/{name} {what}: the prompts of this cache are damaged; give the build command again to "
-            f"write them anew, or copy the file from another copy of the cache"
+            f"{self._folder}/{name} {what}: the prompts of this cache are damaged; rerun the build command to "
+            f"rewrite them, or copy the file from another copy of the cache"
         )
 
     def _parse(self, line: bytes, index: int) -> Prompt:
@@ -178,9 +178,9 @@ class PromptTable(Sequence[Prompt]):
             raise self._damage(PROMPTS_FILE, f"has a prompt {index} that cannot be read ({error})") from error
 
     def find(self, text: str) -> int:
-        """The index of a prompt by its text; NotInCacheError if it is not there."""
+        """The index of a prompt by its text; NotInCacheError if it is not in the cache."""
         wanted = prompt_id(text)
         for index, prompt in enumerate(self):
             if prompt.id == wanted:
                 return index
-        raise NotInCacheError(f"no prompt {text!r} in {self._folder}: `inspect show CACHE --grep WORD` lists what is")
+        raise NotInCacheError(f"no prompt {text!r} in {self._folder}: search with `inspect show CACHE --grep WORD`")

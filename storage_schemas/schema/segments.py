@@ -1,6 +1,6 @@
-"""From replicas that are wanted to segments: what is there stays, what is added comes behind it.
+"""Computes the segments that add requested samples to a cache, after its existing segments.
 
-Replicas of a prompt are the bits of an integer: bit r stands for replica r.
+The samples of a prompt are the bits of an integer: bit r stands for sample r.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +10,7 @@ from secondcast.storage_schemas.schema.manifest import Segment
 
 
 def samples_per_prompt_of(segments: Iterable[Segment]) -> dict[int, int]:
-    """By number of prompt the replicas that segments ask for."""
+    """Samples (as bits) that segments plan, by prompt number."""
     found: dict[int, int] = {}
     for g in segments:
         bits = ((1 << g.samples_per_prompt) - 1) << g.first_sample
@@ -20,9 +20,9 @@ def samples_per_prompt_of(segments: Iterable[Segment]) -> dict[int, int]:
 
 
 def added_segments(have: Mapping[int, int], wanted: Mapping[int, int], *, shard_size: int) -> tuple[Segment, ...]:
-    """What `wanted` adds to `have`, both by number of prompt; nothing where nothing is added.
+    """Segments for the samples that `wanted` adds to `have`, both by prompt number; empty if none are added.
 
-    Goes by ascending prompt: `Layout` gives embeddings to prompts in the order in which they come.
+    In ascending order of prompts: `Layout` assigns embeddings to prompts in that order.
     """
     added = {number: new for number, bits in wanted.items() if (new := bits & ~have.get(number, 0))}
     return tuple(
@@ -33,7 +33,7 @@ def added_segments(have: Mapping[int, int], wanted: Mapping[int, int], *, shard_
 
 
 def _runs(added: Mapping[int, int]) -> Iterator[tuple[int, int, int]]:
-    """First prompt, number of prompts and replicas of each run of neighbours that add the same replicas."""
+    """First prompt, number of prompts and samples of each run of consecutive prompts that add the same samples."""
     numbers = sorted(added)
     for (_, bits), group in groupby(enumerate(numbers), key=lambda pair: (pair[1] - pair[0], added[pair[1]])):
         run = [number for _, number in group]
@@ -41,7 +41,7 @@ def _runs(added: Mapping[int, int]) -> Iterator[tuple[int, int, int]]:
 
 
 def _ranges(bits: int) -> Iterator[tuple[int, int]]:
-    """First replica and number of replicas of each run of ones."""
+    """First sample and number of samples of each run of ones."""
     first = 0
     while bits:
         skipped = (bits & -bits).bit_length() - 1

@@ -160,7 +160,7 @@ def test_no_text_encoder_is_alive_while_sampling(tmp_path, dev_teacher, prompt_f
 def test_other_settings_on_the_same_cache_are_refused(tmp_path, dev_teacher, schnell_teacher, prompt_file):
     build_cache(tmp_path / "c", dev_teacher, prompt_file)
     before = data_files(tmp_path / "c")
-    with pytest.raises(SettingsMismatchError, match="was built with sampling.seed = 0, you asked for 9"):
+    with pytest.raises(SettingsMismatchError, match="was built with sampling.seed = 0, requested 9"):
         build_cache(tmp_path / "c", dev_teacher, prompt_file, seed=9)
     with pytest.raises(SettingsMismatchError, match=r"was built with teacher\.\S+ = "):
         build_cache(tmp_path / "c", schnell_teacher, prompt_file)

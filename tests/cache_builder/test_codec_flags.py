@@ -131,7 +131,7 @@ def test_compact_is_what_a_build_takes_by_itself(whole):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"compression": "int8"}, r"codec int8 rounds the velocity, .* exact one; use --latents stored"),
+        ({"compression": "int8"}, r"compression int8 rounds the velocity, .* exact one; use --latents stored"),
         ({"compression": "zip"}, r"--compression: Input should be 'none', 'lossless' or 'int8' \(found 'zip'\)"),
         ({"store_embeddings": "some"}, r"--store-embeddings: Input should be a valid boolean"),
     ],

@@ -131,7 +131,7 @@ def test_other_settings_are_refused_before_anything_changes(tmp_path, dev_teache
     build_cache(tmp_path / "c", dev_teacher, texts["first"], **FP32)
     before = touched(tmp_path / "c")
     with pytest.raises(
-        SettingsMismatchError, match="c was built with sampling.seed = 0, you asked for 4: every recorded traj"
+        SettingsMismatchError, match="c was built with sampling.seed = 0, requested 4: every recorded traj"
     ):
         build_cache(tmp_path / "c", dev_teacher, texts["all"], extend=True, seed=4, **FP32)
     with pytest.raises(SettingsMismatchError, match=r"c was built with teacher\.\S+ = "):
@@ -142,7 +142,7 @@ def test_other_settings_are_refused_before_anything_changes(tmp_path, dev_teache
         build_cache(tmp_path / "c", dev_teacher, texts["all"], **FP32)
     with pytest.raises(
         SettingsMismatchError,
-        match=r"segments\[0\].samples_per_prompt = 1, you asked for 2: .*; `secondcast build --extend` adds prompts or r",
+        match=r"segments\[0\].samples_per_prompt = 1, requested 2: .*; `secondcast build --extend` adds prompts or s",
     ):
         build_cache(tmp_path / "c", dev_teacher, texts["first"], samples_per_prompt=2, **FP32)
     assert touched(tmp_path / "c") == before
@@ -166,6 +166,6 @@ def test_the_command_line_extends_and_says_by_what(tmp_path, texts, dev_teacher,
         (0, 6, 0, 1), (0, 6, 1, 1), (6, 3, 0, 2),
     ]  # fmt: skip
     code, said, heard = secondcast(*words, texts["two"], "--extend")
-    assert code == 0 and "nothing to add: all of it is among the 18 trajectories of 9 prompts" in " ".join(
+    assert code == 0 and "nothing to add: everything is among the 18 trajectories of 9 prompts" in " ".join(
         heard.split()
     )

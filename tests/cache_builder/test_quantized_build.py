@@ -94,8 +94,8 @@ def test_another_kind_is_refused_on_resume_and_in_a_merge(tmp_path, caches, dev_
             caches / "nf4", dev_teacher, prompts, quantize="int8", dtype="float32", batch_size=BATCH, guidance=(3.5,)
         )
     assert str(caught.value) == (
-        f'{caches / "nf4"} was built with sampling.quantize = "nf4", you asked for "int8": every recorded trajectory '
-        f"depends on it; give the flags of the first time, or another folder"
+        f'{caches / "nf4"} was built with sampling.quantize = "nf4", requested "int8": every recorded trajectory '
+        f"depends on it; give the original options, or another folder"
     )
     with pytest.raises(SettingsMismatchError, match=r'sampling.quantize = "none"'):
         merge([Cache.open(caches / kind) for kind in ("none", "nf4")], tmp_path / "both", Silent())
@@ -104,7 +104,7 @@ def test_another_kind_is_refused_on_resume_and_in_a_merge(tmp_path, caches, dev_
 def test_diff_says_that_they_do_not_go_together(caches):
     lines = diff_lines(compare(*(Cache.open(caches / kind) for kind in ("none", "fp8"))))
     assert (
-        'sampling.quantize: "none" | "fp8": other weights of the teacher: the two can neither train one student '
+        'sampling.quantize: "none" | "fp8": different teacher weights: the two can neither train one student '
         "together nor be merged"
     ) in lines
     assert lines[-1] == "can resume: no, merge: no, train together: no"

@@ -89,9 +89,9 @@ def test_without_the_flags_the_manifest_is_as_it_always_was(tmp_path, dev_teache
 @pytest.mark.parametrize(
     ("flags", "field"),
     [
-        ({"pooled": "zero"}, r'teacher\.pooled = "clip", you asked for "zero": every recorded number depends on it'),
-        ({"text_length": 21}, r"teacher\.text_length = 20, you asked for 21"),
-        ({"schedule": "diffusers"}, r'sampling\.schedule = "distillt5", you asked for "diffusers"'),
+        ({"pooled": "zero"}, r'teacher\.pooled = "clip", requested "zero": every recorded number depends on it'),
+        ({"text_length": 21}, r"teacher\.text_length = 20, requested 21"),
+        ({"schedule": "diffusers"}, r'sampling\.schedule = "distillt5", requested "diffusers"'),
     ],
 )
 def test_other_flags_on_the_same_cache_are_refused(clip_cache, dev_teacher, prompts, flags, field):
@@ -128,12 +128,12 @@ def test_a_lost_shard_with_pooled_vectors_is_rebuilt_to_the_same_bytes(tmp_path,
     [
         (
             {"text_length": 513},
-            "--text-length: FluxPipeline refuses a max_sequence_length above 512, and a .*found 513",
+            "--text-length: FluxPipeline, in which a student is used, refuses a max_sequence_length above 512 .*found 513",
         ),
         ({"text_length": 0}, r"--text-length: .*greater than or equal to 1 \(found 0\)"),
         (
             {"pooled": "clip", "store_embeddings": False},
-            "^--pooled clip does not go with --no-store-embeddings: replay needs",
+            "^--pooled clip is incompatible with --no-store-embeddings: replay needs",
         ),
         ({"height": 16}, "^--height is given without --width: give both, or --resolution for a square$"),
         ({"width": 16}, "^--width is given without --height: give both"),
@@ -181,8 +181,8 @@ def test_another_attention_backend_is_recorded_goes_on_and_is_said(tmp_path, dev
     build_cache(tmp_path / "c", dev_teacher, prompts, progress=heard, batch_size=1, dtype="float32")
     (line,) = [line for line in heard.lines if "made otherwise" in line]
     assert line == (
-        f"{tmp_path / 'c'}: the rest of the trajectories is made otherwise than what is there (attention _native_math "
-        f"-> sdpa, batch_size 2 -> 1): it goes on, but the same bytes are promised only where these agree"
+        f"{tmp_path / 'c'}: the remaining trajectories are made with settings other than the committed ones (attention _native_math "
+        f"-> sdpa, batch_size 2 -> 1): the build resumes, but identical bytes are guaranteed only where these agree"
     )
     again = Heard()
     build_cache(tmp_path / "c", dev_teacher, prompts, progress=again, batch_size=1, dtype="float32")

@@ -136,11 +136,15 @@ BUILD = ["build", "c", "--teacher", "pocket", "--prompts", "p.txt"]
         ([*BUILD, "--steps", "many"], 2, r"Invalid value for '--steps': .*"),
         ([*BUILD, "--device", "cuda:9"], 1, r"--device 'cuda:9' cannot"),
         ([*BUILD, "--format", "npz"], 2, r"'npz' is not one of 'zarr'"),
-        ([*BUILD, "--text-length", "600"], 1, r"--text-length: FluxPipeline refuses a max_sequence_length above 512"),
+        (
+            [*BUILD, "--text-length", "600"],
+            1,
+            r"--text-length: FluxPipeline, in which a student is used, refuses a max_sequence_length above 512",
+        ),
         (
             [*BUILD, "--pooled", "clip", "--no-store-embeddings"],
             1,
-            r": --pooled clip does not go with --no-store-embeddings",
+            r": --pooled clip is incompatible with --no-store-embeddings",
         ),
         ([*BUILD, "--pooled", "real"], 2, r"'real' is not one of 'zero', 'clip'"),
         ([*BUILD, "--height", "16"], 1, r"--height is given without --width: give both"),

@@ -54,7 +54,7 @@ def test_an_error_in_a_part_names_the_command_whose_flags_it_advises(tmp_path, c
     assert secondcast("build", tmp_path / "d/cache", *flags, "--limit", "3", "--quiet", capsys=capsys)[0] == 0
     code, said, heard = secondcast(*words, capsys=capsys)
     assert code == 1 and heard.count("\n") == 1 and "[1/5]" not in said
-    assert "was built with sampling.steps = 2, you asked for 20: " in heard
+    assert "was built with sampling.steps = 2, requested 20: " in heard
     (tmp_path / "d/prompts.txt").unlink()
     (tmp_path / "d/prompts.txt").mkdir()
     code, _, heard = secondcast(*words, capsys=capsys)

@@ -86,9 +86,9 @@ GENERATE = ["generate", "teacher", "--teacher", "pocket", "--prompts", "p.txt", 
         (["generate", "taken", *GENERATE[2:]], 1, r"taken has no student: it has no config.json; give"),
         (["generate", "p.txt", *GENERATE[2:]], 1, r"p.txt is a single file without configuration and tok"),
         ([*GENERATE[:3], "nix", *GENERATE[4:]], 1, r"no teacher 'nix': expected 'pocket'"),
-        ([*GENERATE[:-1], "taken"], 1, r"taken holds other files and no generate.json: give a new folder with --out"),
-        ([*GENERATE[:-1], "p.txt"], 1, r"--out is p.txt, which is named like a file, expected a folder: give p"),
-        ([*GENERATE[:-1], "p.txt/x"], 1, r"p.txt/x.*: Not a directory: committed work is kept"),
+        ([*GENERATE[:-1], "taken"], 1, r"taken has other files and no generate.json: give a new folder with --out"),
+        ([*GENERATE[:-1], "p.txt"], 1, r"--out is p.txt, which is named as a file, and a folder is expected: give p"),
+        ([*GENERATE[:-1], "p.txt/x"], 1, r"p.txt/x.*: Not a directory: what was committed stays"),
         ([*GENERATE, "--height", "24"], 1, r"--height is given without --width: give both, or --resolution for a sq"),
         (
             [*GENERATE, "--height", "24", "--width", "24", "--resolution", "24"],
@@ -130,4 +130,4 @@ def test_flags_of_generate_may_stand_in_a_toml_file(student, capsys):
     code, said, _ = secondcast("generate", student, "--config", "g.toml", capsys=capsys)
     assert (code, said) == (0, "o: 2 pictures\n")
     code, _, heard = secondcast("generate", student, "--config", "g.toml", "--seed", 1, capsys=capsys)
-    assert code == 1 and "o holds pictures made with seed = 0, you asked for 1" in heard
+    assert code == 1 and "o has images made with seed = 0, requested 1" in heard

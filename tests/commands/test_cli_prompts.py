@@ -102,7 +102,7 @@ def test_published_forms_of_prompt_files_are_read(name, content, listed, capsys)
         ("p.csv", b"words\na red car\n", "p.csv line 1 is 'words', expected a header with one of prompt, text,"),
         ("p.txt", b"prompt;category\na;b\n", "p.txt line 1 is 'prompt;category', the header of a table: add :column="),
         ("p.txt", b"a\ncaf\xe9\n", "p.txt line 2 is not UTF-8 text (byte 0xe9): expected one prompt per line"),
-        ("p.csv", b"prompt,id\na,1\n\xef\xbb\xbfprompt,id\nb,2\n", "p.csv line 3 is the header again (prompt, id):"),
+        ("p.csv", b"prompt,id\na,1\n\xef\xbb\xbfprompt,id\nb,2\n", "p.csv line 3 repeats the header (prompt, id):"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt": 2}\n', "p.jsonl line 2, column 'prompt', is int, expected text"),
     ],
 )
@@ -171,13 +171,16 @@ def test_signs_are_read_back_from_every_ending(name, capsys):
         (["count", "nix.txt"], "no prompt file nix.txt: expected a text file"),
         (["count", "a.txt:limit=x"], "prompt source 'a.txt:limit=x' has limit=x, expected a whole number"),
         (["list", "b.csv:column=text"], "b.csv line 1 has no column 'text': found id, caption"),
-        (["count", "bench"], "bench is a folder, expected a file: `secondcast prompts compbench bench FILE.jsonl`"),
+        (
+            ["count", "bench"],
+            "bench is a folder, expected a file: convert a T2I-CompBench folder with `secondcast prompts compbench bench FILE.jsonl`,",
+        ),
         (["compbench", "nix", "out.jsonl"], "nix has no color_train.txt, complex_train.txt, non_spatial_train.txt"),
         (["compbench", "bench", "out.csv"], "out.csv has the suffix '.csv', expected .jsonl: a build goes by"),
         (["commontext", "out"], "out has the suffix '', expected .txt or .json or .jsonl"),
         (
             ["commontext", "o.txt", "--words", "1", "--num-prompts", "9999"],
-            "--num-prompts 9999: at most 1614 distinct prompts can",
+            "make at most 1614 distinct prompts",
         ),
         (["count", "a.txt", "--teacher", "nobody"], "no teacher 'nobody': there is no such folder; give 'pocket'"),
     ],
@@ -226,4 +229,6 @@ def test_a_build_takes_sources_with_keys_from_flags_and_from_a_settings_file(cap
     code, _, heard = secondcast("build", "d", "--teacher", "pocket", "--prompts", "a.txt:limit=x", capsys=capsys)
     assert code == 1 and heard.startswith("secondcast: prompt source 'a.txt:limit=x' has limit=x, expected a whole")
     code, said, _ = secondcast("build", "--help", capsys=capsys)
-    assert code == 0 and ":limit= :repeat= (times the replicas) :column=" in " ".join(said.replace("│", " ").split())
+    assert code == 0 and ":limit= :repeat= (multiplies --samples-per-prompt) :column=" in " ".join(
+        said.replace("│", " ").split()
+    )

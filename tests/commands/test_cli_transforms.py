@@ -39,7 +39,7 @@ def test_parts_are_cut_out_and_merged_again(capsys):
     Path("ids.txt").write_bytes(f"\ufeff{prompts[1].text}\r\n{prompts[4].id}\r\nnix\r\n".encode())
     code, said, heard = secondcast("subset", "a", "b", "--ids", "ids.txt", capsys=capsys)
     assert code == 0 and said.startswith("b: 4 trajectories of 2 prompts, ")
-    assert "1 of 3 lines name no prompt of a, the first: 'nix'" in heard
+    assert "1 of 3 lines match no prompt of a, the first: 'nix'" in heard
     assert "2 of 6 prompts, 4 of 12 trajectories" in heard
     assert secondcast("subset", "a", "c", "--source", "made-up", "--num-prompts", "4", "-q", capsys=capsys)[0] == 0
     code, said, heard = secondcast("merge", "b", "c", "a", "all", capsys=capsys)
@@ -86,11 +86,15 @@ def test_what_is_missing_and_what_differs_is_said(capsys):
         (
             ["convert", "a", "b", "--compression", "int8"],
             1,
-            r"codec int8 rounds the velocity, .*; use --latents stored",
+            r"compression int8 rounds the velocity, .*; use --latents stored",
         ),
         (["convert", "a", "b", "--latents", "none"], 2, r"'none' is not one of 'derived', 'stored'"),
-        (["convert", "a", "a"], 1, r"the target .*a and the source .*a lie within each other: a source is only read; "),
-        (["convert", "nix", "b"], 1, r"nix is not a folder: give the folder that `secondcast build` made"),
+        (
+            ["convert", "a", "a"],
+            1,
+            r"the target .*a and the source .*a are one inside the other, but a source is never modified: ",
+        ),
+        (["convert", "nix", "b"], 1, r"nix is not a folder: give the output folder of `secondcast build`"),
         (["convert", "a", "taken"], 1, r"taken holds 'x' and 0 more, but no manifest.json"),
         (
             ["subset", "a", "b"],
@@ -105,7 +109,7 @@ def test_what_is_missing_and_what_differs_is_said(capsys):
         (["subset", "a", "b", "--ids", "nix.txt"], 1, r"no prompt file nix.txt: expected a text file"),
         (["subset", "a", "b", "--ids", "taken/x"], 1, r"nothing of a is selected: it has 2 prompts \(made-up 2\), the"),
         (["subset", "a", "b", "--source", "nix"], 1, r"--source 'nix' is not in a: its sources are made-up 2"),
-        (["merge", "a", "b"], 1, r"merge was given 1 cache, expected two or more and the target: A B ... TARGET"),
+        (["merge", "a", "b"], 1, r"merge has 1 cache, expected two or more and the target: A B ... TARGET"),
         (["merge", "a", "a", "a"], 1, r"the target .*a and the source .*a lie within each other"),
         (["inspect", "diff", "a"], 2, r"Missing argument 'B'"),
         (["inspect", "diff", "a", "nix"], 1, r"nix is not a folder"),

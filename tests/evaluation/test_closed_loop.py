@@ -127,7 +127,7 @@ def test_teacher_and_untrained_student_lead_beside_the_student(student, recorded
     assert closed.text_encoders["teacher"].latent_fraction == (0.0, 0.0)
     ends = {closed.text_encoders[name].latent_fraction for name in ("student", "untrained")}
     assert len(ends) == 2 and all(min(end) > 0 for end in ends)
-    assert "no LPIPS: AlexNet takes pictures from 31 pixels on, these have 16" in heard.heard
+    assert "no LPIPS: AlexNet needs images of at least 31 pixels, these have 16" in heard.heard
 
 
 def test_a_cache_without_embeddings_has_no_replay_error_and_no_teacher_that_leads(tmp_path, student, dev_teacher):
@@ -137,7 +137,7 @@ def test_a_cache_without_embeddings_has_no_replay_error_and_no_teacher_that_lead
     found = evaluate_on_cache(student, Cache.open(cache), replayed(dev_teacher), chosen, device=CPU, progress=heard)
     assert found.replay_error is None and list(found.closed_loop.text_encoders) == ["student"]
     assert (
-        f"no replay error: {cache} was built with --no-store-embeddings; a cache with --store-embeddings has one"
+        f"no replay error: {cache} was built with --no-store-embeddings; it needs a cache built with --store-embeddings"
     ) in heard.heard
 
 
@@ -166,7 +166,7 @@ def test_what_lpips_wants_is_told_in_one_line():
 
 
 def test_what_pictures_cannot_be_measured_is_told_before_any_weight_is_read(monkeypatch):
-    with pytest.raises(SettingsError, match=r"are 8 x 16 pixels, SSIM looks at 11 x 11: give --closed-loop 0"):
+    with pytest.raises(SettingsError, match=r"are 8 x 16 pixels, SSIM needs 11 x 11: give --closed-loop 0"):
         check_measurable(8, 16)
     monkeypatch.setattr(picture_distances, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'secondcast\[metrics\]', or give --closed-loop 0"):

@@ -86,16 +86,23 @@ def test_the_record_survives_a_round_trip_and_other_files_are_refused(tmp_path, 
         assert (tmp_path / "mine.json").read_bytes() == foreign
     for change, said in (
         ({"format_version": 2}, r"format_version: Input should be 1 \(found 2\)"),
-        ({"steps": [0]}, "settings: steps are 1, sigmas are 3: expected as many"),
+        ({"steps": [0]}, "settings: found 1 steps and 3 sigmas, expected equal numbers"),
         ({"sigmas": body["sigmas"][:1], "steps": [0]}, "errors are not of 1 trajectory times 1 step"),
-        ({"closed_loop": body["closed_loop"] | {"trajectories": [7]}}, "names trajectories beyond the 1 there are"),
+        (
+            {"closed_loop": body["closed_loop"] | {"trajectories": [7]}},
+            "closed_loop has a trajectory outside the 1 of the evaluation",
+        ),
         ({"closed_loop": body["closed_loop"] | {"trajectories": [0, 0]}}, "has not one value per trajectory of 2"),
         ({"more": 1}, "more: Extra inputs are not permitted"),
     ):
         (tmp_path / "c.json").write_text(json.dumps(body | change))
-        with pytest.raises(SettingsError, match=rf"c.json is no evaluation that this version reads .*{said}.*again"):
+        with pytest.raises(
+            SettingsError, match=rf"c.json is not an evaluation that this version can read .*{said}.*again"
+        ):
             Evaluation.read(tmp_path / "c.json")
-    with pytest.raises(SettingsError, match=r"no file .*/nix.json: expected what `secondcast evaluate score --out`"):
+    with pytest.raises(
+        SettingsError, match=r"no file .*/nix.json: expected the output of `secondcast evaluate score --out`"
+    ):
         Evaluation.read(tmp_path / "nix.json")
     (tmp_path / "c.json").write_text("[")
     with pytest.raises(SettingsError, match=r"c.json is not readable JSON"):
@@ -121,7 +128,7 @@ def test_a_cache_that_is_still_being_built_is_evaluated_as_far_as_it_goes(tmp_pa
     code, said, heard = secondcast(*words, "--closed-loop", 0, capsys=capsys)
     assert code == 0 and f"on {held_out} of {held_out} held-out trajectories" in said
     assert (
-        f"{tmp_path}/c is not finished: 8 of its 12 trajectories are there, and {held_out} of these are held out: "
+        f"{tmp_path}/c is not finished: 8 of its 12 trajectories are committed; only the {held_out} held-out ones "
         f"only they are evaluated"
     ) in heard
 
@@ -155,13 +162,13 @@ def test_what_does_not_fit_together_is_one_line(tmp_path, words, student, record
     rewrite_config(Path(wide), text_length=13)
     found = said(**{str(student): wide})
     assert found == (
-        f"{wide} was trained at 13 text tokens, the prompts of {recorded} have 12: evaluate it on a cache of its "
-        f"length, such as the one it was trained from"
+        f"{wide} was trained with 13 text tokens, the prompts of {recorded} have 12: evaluate it on a cache with its "
+        f"text length, such as its training cache"
     )
     assert said("--timesteps", "0,9") == (
-        f"--timesteps names step 9, the trajectories of {recorded} have the steps 0 to 2"
+        f"--timesteps has step 9, but the trajectories of {recorded} have steps 0 to 2"
     )
-    assert said("--timesteps", "one") == "--timesteps is 'one', expected numbers of steps such as 0,5,10"
+    assert said("--timesteps", "one") == "--timesteps is 'one', expected step numbers such as 0,5,10"
     assert "quantize is int8 with gpu-blocks 0" in said("--quantize", "int8", "--gpu-blocks", 0)
     bare = shutil.copytree(dev_teacher, tmp_path / "bare")
     shutil.rmtree(Path(bare) / "vae")
@@ -186,7 +193,7 @@ def test_a_cache_without_held_out_prompts_is_told_so(tmp_path, words, recorded, 
     words[words.index(recorded)] = build_recorded(tmp_path / "c", dev_teacher, held_out=0, trained=3)
     assert one_line(secondcast(*words, capsys=capsys)) == (
         f"{tmp_path}/c has 3 committed trajectories, none of them of the 0 held-out prompts among its 3: one prompt in "
-        f"50 is held out, by a hash of its text, and training saw all others; build more prompts, or give another "
+        f"50 is held out, by a hash of its text, and training uses all others; build more prompts, or give another "
         f"cache of this teacher"
     )
 

@@ -228,17 +228,17 @@ def test_given_again_nothing_is_made_and_more_prompts_are_added(student, dev_tea
     [
         (
             {"steps": 3},
-            "made with steps = 2, you asked for 3: pictures of both would be compared as if .* alike",
+            "made with steps = 2, requested 3: images of both must not be mixed",
         ),
-        ({"guidance": 4.0}, "made with guidance = 3.5, you asked for 4.0"),
-        ({"seed": 8}, "made with seed = 7, you asked for 8"),
-        ({"pooled": "clip"}, r"made with teacher = \w+, you asked for \w+"),
-        ({"dtype": "bfloat16"}, "made with dtype = float32, you asked for bfloat16"),
-        ({"height": 16, "width": 24}, "made with width = 16, you asked for 24"),
+        ({"guidance": 4.0}, "made with guidance = 3.5, requested 4.0"),
+        ({"seed": 8}, "made with seed = 7, requested 8"),
+        ({"pooled": "clip"}, r"made with teacher = \w+, requested \w+"),
+        ({"dtype": "bfloat16"}, "made with dtype = float32, requested bfloat16"),
+        ({"height": 16, "width": 24}, "made with width = 16, requested 24"),
     ],
 )
 def test_other_settings_in_one_folder_are_refused_by_the_field(whole, student, dev_teacher, changes, message):
-    with pytest.raises(SettingsMismatchError, match=rf"whole holds pictures {message}.*; give another --out$"):
+    with pytest.raises(SettingsMismatchError, match=rf"whole has images {message}.*; give another --out$"):
         run(student, dev_teacher, whole, **changes)
 
 
@@ -247,27 +247,29 @@ def test_another_student_teacher_or_prompt_in_one_folder_is_refused(
 ):
     other = make_student(tmp_path / "other", dev_teacher, t5_config, text_length=9)
     with pytest.raises(
-        SettingsMismatchError, match=r"made with text-length = 10, you asked for 9|made with student = \w+, you"
+        SettingsMismatchError, match=r"made with text-length = 10, requested 9|made with student = \w+, you"
     ):
         run(other, dev_teacher, whole)
-    with pytest.raises(SettingsMismatchError, match=r"made with teacher = \w{32}, you asked for \w{32}: "):
+    with pytest.raises(SettingsMismatchError, match=r"made with teacher = \w{32}, requested \w{32}: "):
         run(student, schnell_teacher, whole)
     with pytest.raises(SettingsMismatchError, match="has prompt 1 = 'two cats', you gave 'two dogs': a picture keeps "):
         run(student, dev_teacher, whole, [PROMPTS[0], "two dogs"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/x").write_text("")
-    with pytest.raises(
-        SettingsError, match=r"mine holds other files and no generate.json: give a new folder with --out"
-    ):
+    with pytest.raises(SettingsError, match=r"mine has other files and no generate.json: give a new folder with --out"):
         run(student, dev_teacher, tmp_path / "mine")
     shutil.copytree(whole, tmp_path / "damaged")
     (tmp_path / "damaged/generate.json").write_text("[")
-    with pytest.raises(SettingsError, match=r"generate.json cannot be read: not what this version wrote; give another"):
+    with pytest.raises(
+        SettingsError, match=r"generate.json cannot be read: it was not written by this version; give another"
+    ):
         run(student, dev_teacher, tmp_path / "damaged")
 
 
 def test_a_student_that_does_not_fit_is_refused_before_a_folder_is_made(student, dev_teacher, tmp_path):
-    with pytest.raises(SettingsError, match=r"--text-length is 12, but .*s was trained at 10 text tokens: a student "):
+    with pytest.raises(
+        SettingsError, match=r"--text-length is 12, but .*s was trained with 10 text tokens: a student "
+    ):
         run(student, dev_teacher, tmp_path / "out", text_length=12)
     with pytest.raises(SettingsError, match=r"^--guidance: "):
         run(student, dev_teacher, tmp_path / "out", guidance=float("nan"))
@@ -283,7 +285,7 @@ def test_guidance_beyond_what_it_was_trained_for_is_remarked_and_schnell_takes_n
 ):
     heard = Heard()
     run(student, dev_teacher, tmp_path / "out", PROMPTS[:1], guidance=7.0, progress=heard)
-    assert heard.lines == ["guidance 7: the student was trained for 2 to 5"]
+    assert heard.lines == ["guidance 7 is outside the student's training range, 2 to 5"]
     run(student, schnell_teacher, tmp_path / "s", PROMPTS[:1], guidance=7.0, progress=heard)
     assert len(heard.lines) == 1 and index_of(tmp_path / "s")[0]["guidance"] is None
 

@@ -124,7 +124,7 @@ def test_a_step_that_is_named_twice_is_refused():
     assert steps_of_text("7,0") == (7, 0)
     with pytest.raises(SettingsError) as raised:
         steps_of_text("0,0,7")
-    assert str(raised.value) == "--timesteps is '0,0,7', which names step 0 twice: each counts once; name it once"
+    assert str(raised.value) == "--timesteps is '0,0,7', which has step 0 twice: give each step once"
 
 
 def test_flags_that_do_nothing_beside_others_are_one_line(words, student, capsys):
@@ -161,7 +161,7 @@ def test_what_files_and_flags_tell_is_told_without_torch(student, recorded, tmp_
     score, table = ["evaluate", "score"], ["evaluate", "table"]
     on = ["--cache", str(recorded)]
     lines = {
-        "--timesteps names step 9, ": [*score, str(student), *on, "--timesteps", "9"],
+        "--timesteps has step 9, ": [*score, str(student), *on, "--timesteps", "9"],
         "no student nowhere: ": [*score, "nowhere", *on],
         "no student gone: ": [*table, f"a={student}", "b=gone", *on],
         "no student away: ": [*score, "away", "--pocket"],

@@ -72,7 +72,7 @@ def test_pictures_are_flux_pipelines_with_the_students_tokenizer_as_tokenizer_2(
 def test_a_student_is_used_at_its_own_length(student, dev_teacher, tmp_path):
     trained = load_student(student).config.text_length
     opened = find_teacher(str(dev_teacher), teacher_parts(str(student)))
-    with pytest.raises(SettingsError, match=rf"--text-length is 8, but .* was trained at {trained} text tokens"):
+    with pytest.raises(SettingsError, match=rf"--text-length is 8, but .* was trained with {trained} text tokens"):
         generate(
             str(student), opened, PROMPTS, tmp_path / "o", ASKED.model_copy(update={"text_length": 8}),
             batch_size=2, device=CPU, progress=Silent(),
@@ -102,6 +102,6 @@ def test_a_student_trained_at_more_tokens_than_the_teacher_reads_is_refused(tmp_
     rewrite_config(folder, text_length=taught + 1)
     teacher = find_teacher(str(TEACHER_FOLDER), BUILD_PARTS)
     with pytest.raises(
-        StudentError, match=rf"was trained at {taught + 1} text tokens, this teacher has {taught}: score"
+        StudentError, match=rf"was trained with {taught + 1} text tokens, this teacher has {taught}: score"
     ):
         teacher_and_students(folder, teacher, dtype=torch.float32, device=CPU, seed=0)

@@ -99,7 +99,7 @@ def test_a_student_of_another_text_length_is_refused(teacher, tmp_path):
         tmp_path / "s",
         tokenizer=None,
     )
-    with pytest.raises(StudentError, match=f"was trained at {teacher.text_length + 1} text tokens, this teacher has"):
+    with pytest.raises(StudentError, match=f"was trained with {teacher.text_length + 1} text tokens, this teacher has"):
         teacher_and_students(tmp_path / "s", teacher, dtype=torch.float32, device=CPU, seed=0)
 
 

@@ -43,7 +43,7 @@ def other(tmp_path, prompts=6, **changes):
         ),
         (
             {"prompts": 5},
-            "prompts.count: 6 | 5: other prompts, or another order or cut of them: no hindrance to a merge",
+            "prompts.count: 6 | 5: different prompts, or another order or sharding of them: they can still be merged",
             "can resume: no, merge: yes, train together: yes",
         ),
         (
@@ -68,7 +68,7 @@ def test_another_teacher_is_the_end_of_it(tmp_path, a):
     b.manifest = b.manifest.model_copy(update={"teacher": teacher})
     lines = diff_lines(compare(a, b))
     assert lines == [
-        'teacher.weights.transformer/a.safetensors: "00" | "11": another teacher: the two can neither train one '
+        'teacher.weights.transformer/a.safetensors: "00" | "11": different teachers: the two caches can neither train one '
         "student together nor be merged",
         "can resume: no, merge: no, train together: no",
     ]
@@ -77,8 +77,8 @@ def test_another_teacher_is_the_end_of_it(tmp_path, a):
 def test_long_lists_are_named_by_the_first_values_that_differ_and_a_count_of_the_rest(tmp_path, a):
     b = other(tmp_path)
     sigmas = tuple(i / 32 for i in range(32, -1, -1))
-    follows = "other trajectories: the two can train one student together, but not be merged"
-    for count, more in ((2, None), (4, "and 1 further difference; --json shows both values whole")):
+    follows = "different trajectories: the two can train one student together, but not be merged"
+    for count, more in ((2, None), (4, "and 1 further difference; --json shows both values in full")):
         others = (*(sigma - 4 for sigma in sigmas[:count]), *sigmas[count:])
         for cache, values in ((a, sigmas), (b, others)):
             sampling = cache.manifest.sampling.model_copy(update={"sigmas": values, "guidance": (values[0],)})
@@ -94,8 +94,8 @@ def test_identical_caches_say_so(tmp_path, a):
     convert(a, tmp_path / "b", Silent())
     facts = compare(a, Cache.open(tmp_path / "b"))
     assert facts["identical"] and diff_lines(facts) == [
-        "identical by their records: the same manifest, and the same checksums of every shard; the files were not "
-        "read, `secondcast inspect verify` does",
+        "identical by their records: the same manifest and the same checksums of every shard; the files were not "
+        "read (`secondcast inspect verify` does)",
         "can resume: yes, merge: yes, train together: yes",
     ]
 
@@ -106,7 +106,7 @@ def test_equal_settings_on_another_machine_are_compared_shard_by_shard(tmp_path,
     assert lines == [
         'provenance.device: "made-up" | "H100": made by other versions or on another machine: equal bytes are not '
         "promised",
-        "provenance.batch_size: null | 8: made by other versions or on another machine: equal bytes are not promised",
+        "provenance.batch_size: null | 8: made by other versions or on another machine: bit equality is not guaranteed",
         f"shards: 3 equal, 0 with other bytes, 1 only in {tmp_path / 'a'}, 0 only in {tmp_path / 'b'}",
         "can resume: yes, merge: yes, train together: yes",
     ]

@@ -61,7 +61,7 @@ def test_what_cannot_be_shown_is_told_in_one_line(tmp_path, recorded, student, c
         "--num-frames and --timesteps both select the steps of a strip: give one of them"
     )
     assert told(*asked, "--timesteps", "9", capsys=capsys) == (
-        f"--timesteps names step 9, the trajectories of {recorded} have the steps 0 to 2"
+        f"--timesteps has step 9, but the trajectories of {recorded} have steps 0 to 2"
     )
     other = make_teacher(tmp_path / "t", seed=2, in_channels=32)
     assert told(*asked, "--teacher", other, capsys=capsys).startswith(
@@ -136,9 +136,11 @@ def test_named_trajectories_are_compared_and_trained_ones_are_called_so(tmp_path
     student = make_student(tmp_path / "s", t5_config, cache)
     words = ["compare", cache, "--student", student, "--backbone", dev_teacher, "--batch-size", ROWS, "--quiet"]
     words += ["--out", tmp_path / "sheet.png"]
-    assert told(*words, capsys=capsys).endswith("; or name trajectories to compare on: `inspect compare CACHE KEY...`")
+    assert told(*words, capsys=capsys).endswith("; or name trajectories to compare: `inspect compare CACHE KEY...`")
     code, said, _ = secondcast("inspect", *words, "2", "0", "2", capsys=capsys)
-    assert code == 0 and f"2 trajectories of {cache}, 2 of them of prompts that training may have seen" in said
+    assert (
+        code == 0 and f"2 trajectories of {cache}, 2 of them with prompts that may have been used in training" in said
+    )
     assert "replay_error" not in said
 
 

@@ -37,18 +37,18 @@ def test_each_problem_is_a_row_and_the_commands_stand_below(cache, capsys):
     assert said.splitlines()[1:] == [
         "shard           file                             problem",
         f"trajectories 1  {FILE}  is missing",
-        "-               foreign file                     is no file of this cache: delete it",
-        "to put it right:",
+        "-               foreign file                     is not a file of this cache: delete it",
+        "to repair:",
         f"  rm '{cache}/foreign file'",
         f"  secondcast repair {cache} --teacher made-up",
-        "  (with another copy of the cache: --from COPY in place of --teacher)",
+        "  (with another copy of the cache: --from COPY instead of --teacher)",
     ]
     code, said, _ = secondcast("inspect", "verify", cache, "--quiet", "--json", capsys=capsys)
     facts = json.loads(said)
     assert code == 1 and [problem["needs"] for problem in facts["problems"]] == ["shard", "delete"]
     assert facts["mend"] == {
         "commands": [f"rm '{cache}/foreign file'", f"secondcast repair {cache} --teacher made-up"],
-        "otherwise": "with another copy of the cache: --from COPY in place of --teacher",
+        "otherwise": "with another copy of the cache: --from COPY instead of --teacher",
     }
 
 
@@ -59,7 +59,7 @@ def test_a_narrow_terminal_gets_the_problem_below_its_file_and_loses_nothing(cac
     wide, narrow = (problem_lines(str(cache), report, None, width=width) for width in (None, 60))
     assert narrow[1] == f"trajectories 1  {FILE}" and narrow[2].startswith(" " * 18 + "has checksum")
     assert all(len(line) <= 60 for line in narrow[:4])
-    assert " ".join(" ".join(narrow[1 : narrow.index("to put it right:")]).split()) == " ".join(wide[1].split())
+    assert " ".join(" ".join(narrow[1 : narrow.index("to repair:")]).split()) == " ".join(wide[1].split())
     assert f"  secondcast repair {cache} --teacher TEACHER" in narrow
 
 
@@ -84,7 +84,7 @@ def test_what_a_repair_can_do_alone_is_told_so_and_it_can(cache, building):
 
 
 def test_a_file_of_an_object_store_is_deleted_by_its_stores_command():
-    problem = Problem(path="foo", message="s3://b/c/foo is no file of this cache: delete it", foreign=True)
+    problem = Problem(path="foo", message="s3://b/c/foo is not a file of this cache: delete it", foreign=True)
     report = Report(problems=(problem,), shards=0, bytes=0, missing=0)
     assert need_of(problem, report) == "delete"
     assert mending_commands("s3://b/c/", report, None) == ["aws s3 rm s3://b/c/foo"]

@@ -70,7 +70,7 @@ def test_every_view_works_on_both_formats_while_building_and_from_an_object_stor
 
     said = ask("summary", cache)
     assert f"{count} of 12 committed" in said and f"({form}, lossless" in said
-    looked_at = "not looked at" if place == "s3" else "there with their recorded sizes"
+    looked_at = "not checked" if place == "s3" else "present with the recorded sizes"
     assert looked_at in said and f"`secondcast inspect verify {cache}` does" in said
     assert ("(finished)" in said) == (place != "being built")
     facts = json.loads(ask("summary", cache, "--json"))
@@ -119,7 +119,7 @@ def test_bytes_by_array_are_those_of_the_files(tmp_path, form):
         tar.write_bytes(b"")
     facts = summarise(Cache.open(tmp_path / "c"))
     assert {a["name"]: a["stored_bytes"] for a in facts["storage"]["arrays"]}["velocity"] is None
-    assert "  ?: the headers of the samples cannot be read" in screen_lines(facts)
+    assert "  ?: the headers of the samples are unreadable" in screen_lines(facts)
 
 
 def test_a_file_that_is_lost_or_cut_shows_in_the_summary(tmp_path):
@@ -140,7 +140,7 @@ def test_the_summary_says_on_what_and_how_fast_a_cache_was_built(tmp_path, recor
     assert f"{facts['build']['trajectories_per_hour']:,.0f} trajectories per hour" in said["speed"]
     convert(Cache.open(recorded), tmp_path / "c", Silent())
     copied = dict(summary_lines(summarise(Cache.open(tmp_path / "c"))))["speed"]
-    assert copied.startswith("copied in ") and f"from {recorded}; how fast it was recorded stands there" in copied
+    assert copied.startswith("copied in ") and f"from {recorded}; the recording speed is in their summaries" in copied
 
 
 def test_time_in_which_several_worked_counts_once_and_pauses_do_not(tmp_path):

@@ -112,7 +112,7 @@ def test_leaving_out_embeddings_is_refused_where_they_hold_pooled_vectors(tmp_pa
 
 def test_a_manifest_that_could_not_be_replayed_is_refused():
     prompts = some_prompts(2)
-    with pytest.raises(ValueError, match="replay needs the pooled vectors of CLIP"):
+    with pytest.raises(ValueError, match="replay needs CLIP's pooled vectors"):
         some_manifest(prompts, pooled="clip", embeddings="none")
     whole = some_manifest(prompts, pooled="clip")
     body = json.loads(whole.encode())

@@ -133,13 +133,13 @@ def test_a_disk_that_is_too_small_is_one_line_with_the_ways_out(tmp_path):
     with pytest.raises(SettingsError) as refusal:
         check_disk(tmp_path / "new/c", manifest, Silent(), skip_disk_check=False, free_bytes=10 * GIB)
     assert str(refusal.value) == (
-        f"{tmp_path}/new/c needs 13.9 to 19.7 GiB more (estimated), the disk of {tmp_path} has 10.0 GiB free: a build "
-        "that fills the disk stops; give a smaller --limit, a smaller --compression (compact; int8 with --latents "
-        "stored), a folder on another disk, or --skip-disk-check"
+        f"{tmp_path}/new/c needs 13.9 to 19.7 GiB more (estimated), but the disk of {tmp_path} has 10.0 GiB free: a build "
+        f"stops when the disk is full; give a smaller --limit, a stronger --compression (lossless; int8 with --latents stored), "
+        f"a folder on another disk, or --skip-disk-check"
     )
     heard = Heard()
     check_disk(tmp_path / "new/c", manifest, heard, skip_disk_check=True, free_bytes=10 * GIB)
-    assert heard.said[0].endswith("has 10.0 GiB free: going on, as --skip-disk-check says")
+    assert heard.said[0].endswith("has 10.0 GiB free: building anyway because of --skip-disk-check")
     check_disk(tmp_path / "new/c", manifest, Silent(), skip_disk_check=False, free_bytes=20 * GIB)
     check_disk("s3://bucket/c", manifest, Silent(), skip_disk_check=False, free_bytes=0)
 

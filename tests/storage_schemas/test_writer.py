@@ -76,7 +76,7 @@ def test_a_trajectory_that_does_not_derive_stops_the_build(tmp_path):
     arrays = some_arrays(writer.manifest, shard)
     arrays["final_latent"][1, 0, 0] += np.float32(1).astype(arrays["final_latent"].dtype)
     with pytest.raises(
-        DerivationMismatchError, match=r"trajectory 5 derived .* ends 1 of 8 elements .*--latents stored"
+        DerivationMismatchError, match=r"trajectory 5, derived .* differs .* in 1 of 8 elements .*--latents stored"
     ):
         writer.commit("trajectories", shard, arrays, seconds=0, provenance={})
     assert not writer.records()

@@ -102,7 +102,7 @@ def test_a_pickle_in_the_place_of_a_sample_is_an_error(tmp_path, evil_tar):
     places = {"safetensors": [[member.offset_data, member.size]] * 3}
     (evil_tar / "trajectories/000000.index.json").write_text(json.dumps(places))
     reseal(evil_tar)
-    assert "row 0 is not the sample it should be" in refused(lambda: Cache.open(evil_tar).trajectory(0))
+    assert "row 0 is not the expected sample" in refused(lambda: Cache.open(evil_tar).trajectory(0))
     assert not (tmp_path / "marker").exists()
 
 
@@ -126,7 +126,7 @@ def test_a_byte_index_of_anything_else_is_an_error(tmp_path, index):
     (tmp_path / "c/trajectories/000000.index.json").write_text(index)
     reseal(tmp_path / "c")
     message = refused(lambda: Cache.open(tmp_path / "c").trajectory(0))
-    assert "trajectories shard 0: row 0 is not the sample it should be" in message
+    assert "trajectories shard 0: row 0 is not the expected sample" in message
 
 
 def with_codecs(*names):
@@ -147,7 +147,7 @@ def with_codecs(*names):
         (lambda said: said.update(shape=[8, 3, 4, 10**15]), "its row_shape is"),
         (lambda said: said["chunk_key_encoding"].update(name="v2"), "its chunk_key_encoding is"),
         (lambda said: said.update(zarr_format=2), "its zarr_format is 2, expected 3"),
-        (lambda said: said.update(fill_value={"a": []}), "trajectories.zarr is not one that this program wrote"),
+        (lambda said: said.update(fill_value={"a": []}), "trajectories.zarr was not written by this program"),
     ],
 )
 def test_a_zarr_json_that_asks_for_anything_else_is_refused_before_zarr_acts_on_it(tmp_path, change, what):
@@ -158,7 +158,7 @@ def test_a_zarr_json_that_asks_for_anything_else_is_refused_before_zarr_acts_on_
     file.write_text(json.dumps(said))
     reseal(tmp_path / "c")
     message = refused(lambda: Cache.open(tmp_path / "c"))
-    assert "is not one that this program wrote, though the manifest vouches for it" in message
+    assert "was not written by this program, although the manifest has its checksum" in message
     with pytest.raises(DamagedCacheError, match=what):
         Cache.open(tmp_path / "c")
 
@@ -184,7 +184,7 @@ def test_a_repair_never_writes_through_a_link_that_leads_out(tmp_path):
     shutil.rmtree(cache / "trajectories.zarr/velocity/c")
     (cache / "trajectories.zarr/velocity/c").symlink_to(outside)
     message = refused(lambda: repair_cache(cache, tmp_path / "copy", Silent()))
-    assert f"would be written to {outside}/0/0/0, outside of the cache: a link leads there" in message
+    assert f"would be written to {outside}/0/0/0, outside the cache, through a link: replace" in message
     assert not list(outside.rglob("*")), "not even a folder"
 
 
@@ -210,7 +210,7 @@ def test_a_manifest_that_leads_out_of_the_cache_is_refused(tmp_path, path):
     teacher = manifest.teacher.model_copy(update={"tokenizer": {path: "00"}})
     for change in ({"metadata": {path: "00"}}, {"teacher": teacher}):
         (tmp_path / "c/manifest.json").write_bytes(manifest.model_copy(update=change).encode())
-        assert f"path {path!r} leads out of the cache" in refused(lambda: Cache.open(tmp_path / "c"))
+        assert f"path {path!r} is outside the cache" in refused(lambda: Cache.open(tmp_path / "c"))
 
 
 @pytest.mark.parametrize("path", ["manifest.json", "prompts.jsonl", "commits/index.json", "", "other/000000.tar"])
@@ -262,7 +262,7 @@ def test_a_changed_or_lost_tokenizer_is_an_error(tmp_path):
     for damage in (lambda: file.write_bytes(b"pieceS"), file.unlink):
         damage()
         with pytest.raises(
-            DamagedCacheError, match=r"tokenizer/spiece.model has sha256 .*, the manifest says b6aa423de4f79355"
+            DamagedCacheError, match=r"tokenizer/spiece.model has sha256 .*, the manifest has b6aa423de4f79355"
         ):
             Cache.open(tmp_path / "c").tokenizer_files  # noqa: B018
     with pytest.raises(NotACacheError):

@@ -69,7 +69,7 @@ def test_what_cannot_be_checked_says_why(tmp_path, dev_teacher, prompt_file):
     assert [check.said for check in found.checks] == [
         "not checked: FluxPipeline has no schedule 'distillt5'",
         "not checked: latents are stored",
-        "not checked: codec int8 rounds the velocity",
+        "not checked: compression int8 rounds the velocity",
     ]
     assert found.holds
 
@@ -87,8 +87,8 @@ def test_a_pilot_may_end_a_build_that_keeps_no_embeddings_but_not_follow_it(tmp_
     with pytest.raises(NotInCacheError) as caught:
         pilot(tmp_path / "c", dev_teacher, prompt_file, store_embeddings=False)
     assert str(caught.value) == (
-        f"{tmp_path}/c has its first trajectories already and keeps no embeddings (--no-store-embeddings): a pilot has "
-        f"nothing to check them with; `secondcast inspect verify {tmp_path}/c --resample N` does it anew"
+        f"{tmp_path}/c already has its first trajectories and does not store embeddings (--no-store-embeddings): a pilot "
+        f"cannot check them; use `secondcast inspect verify {tmp_path}/c --resample N`"
     )
 
 

@@ -33,7 +33,7 @@ def test_the_files_and_the_errors_are_those_of_encoding_here(writer):
         assert str(there.value) == str(here.value)
         broken = some_arrays(writer.manifest, first)
         broken["final_latent"][0] = 0
-        with pytest.raises(DerivationMismatchError, match="trajectory 0 derived from noise and velocity ends"):
+        with pytest.raises(DerivationMismatchError, match="trajectory 0, derived from noise and velocity, differs"):
             process.encode("trajectories", first, broken)
         # After an error it goes on.
         arrays = some_arrays(writer.manifest, first)
@@ -48,8 +48,8 @@ def test_a_process_that_was_killed_is_named(writer):
         with pytest.raises(WorkerFailedError) as caught:
             process.encode("trajectories", shard, some_arrays(writer.manifest, shard))
     assert str(caught.value) == (
-        "the process that encodes shards ended with exit code -9 (out of host memory?): what was committed stays; give "
-        "the same command again"
+        "the process that encodes shards ended with exit code -9 (out of host memory?): committed shards are kept; rerun "
+        "the same command"
     )
 
 

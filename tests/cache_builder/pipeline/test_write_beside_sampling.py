@@ -94,9 +94,7 @@ def test_after_a_shard_that_failed_nothing_is_committed_and_its_error_is_raised(
     gate = Gate(writer, monkeypatch)
     shards = writer.missing("trajectories")
     with (
-        pytest.raises(
-            NonFiniteError, match=r"velocity of \w+-0000 \('prompt number 4'\) is not finite: nothing of its shard"
-        ),
+        pytest.raises(NonFiniteError, match=r"velocity of \w+-0000 \('prompt number 4'\) is not finite: its shard"),
         BackgroundWriter(writer, in_flight=3) as background,
     ):
         hand_over(background, writer, shards[0])

@@ -68,7 +68,7 @@ def test_a_dash_is_stdin(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\nb\n")))
     assert read_source("-") == b"a\nb\n"
     monkeypatch.setattr(sys, "stdin", None)
-    with pytest.raises(PromptsError, match=r"^- is stdin, and this process has none: give a file$"):
+    with pytest.raises(PromptsError, match=r"^- is stdin, but this process has none: give a file$"):
         read_source("-")
 
 
@@ -78,8 +78,11 @@ def test_a_dash_is_stdin(monkeypatch):
         ("nix.txt", r"^no prompt file nix.txt: expected a text file \(a prompt per line\), .json, .*, or - for stdin$"),
         ("~nobody-of-that-name/x", r"^no prompt file ~nobody-of-that-name/x: expected"),
         ("a\0b", r"^no prompt file a\0b: expected"),
-        ("a.txt:limti=5", r"'limti' is no key of a source, which are name,"),
-        (".", r"^\. is a folder, expected a file: `secondcast prompts compbench \. FILE.jsonl` .* is given as hf:\.$"),
+        ("a.txt:limti=5", r"'limti' is not a key of a source, which are name,"),
+        (
+            ".",
+            r"^\. is a folder, expected a file: convert a T2I-CompBench folder with `secondcast prompts compbench \. FILE.jsonl`, .* as hf:\.$",
+        ),
         ("x" * 300, r"cannot be read \(File name too long\): make it readable$"),
     ],
 )

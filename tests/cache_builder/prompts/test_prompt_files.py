@@ -54,7 +54,7 @@ def test_under_a_limit_only_lines_of_kept_prompts_count_as_repeated(tmp_path):
     read = read_prompts([tmp_path / "p.txt", tmp_path / "q.txt"], limit=2)
     assert [t.sources for t in read.texts] == [("p",), ("p", "q")]
     assert read.skipped_text() == (
-        "1 empty and 2 repeated lines skipped; 3 lines of other prompts left out by --limit 2"
+        "1 empty and 2 repeated lines skipped; 3 lines of other prompts skipped by --limit 2"
     )
 
 
@@ -68,7 +68,7 @@ def test_a_source_ends_with_the_last_prompt_of_its_own_limit(tmp_path):
         (2, 2, 1, 1, True),
     ]
     assert read.skipped_text() == (
-        f"0 empty and 2 repeated lines skipped; read no further than {tmp_path}/p.txt:limit=2, {tmp_path}/q.txt:limit=2"
+        f"0 empty and 2 repeated lines skipped; stopped reading at {tmp_path}/p.txt:limit=2, {tmp_path}/q.txt:limit=2"
     )
 
 
@@ -116,7 +116,8 @@ def test_too_many_source_names_in_the_lines_are_refused_and_one_name_for_all_is_
     file = tmp_path / "p.jsonl"
     file.write_text("".join(json.dumps({"text": f"a {i}", "source": f"s{i}"}) + "\n" for i in range(1001)))
     with pytest.raises(
-        PromptsError, match=r"p.jsonl has 1001 different source names in its lines, at most 1000 .*:name="
+        PromptsError,
+        match=r"p.jsonl has 1001 different source names in its lines, but a cache records at most 1000: .*:name=",
     ):
         read_prompts([file], limit=None)
     assert read_prompts([f"{file}:name=mine"], limit=None).texts[1000].sources == ("mine",)

@@ -63,11 +63,11 @@ def test_json_is_known_by_what_it_holds(text, known):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{\n"prompts": ["a"]\n}', r"^p holds an object, expected a list of strings or of objects, or one per line$"),
-        ("3", r"^p holds a number, expected a list"),
-        ("[1]", r"^p holds a list with other than strings \(item 1 is a number\): expected all strings, or all obj"),
-        ('["a", {"text": "b"}]', r"^p holds a list with other than strings \(item 2 is an object\)"),
-        ('[{"text": "b"}, []]', r"^p holds a list with other than objects \(item 2 is a list\)"),
+        ('{\n"prompts": ["a"]\n}', r"^p is an object, expected a list of strings or of objects, or one per line$"),
+        ("3", r"^p is a number, expected a list"),
+        ("[1]", r"^p is a list of strings, but item 1 is a number: expected all strings, or all obj"),
+        ('["a", {"text": "b"}]', r"^p is a list of strings, but item 2 is an object: "),
+        ('[{"text": "b"}, []]', r"^p is a list of objects, but item 2 is a list: "),
         (
             '["a",\n "b" "c"]',
             r"^p line 2 column 6 is not JSON \(Expecting ',' delimiter\): expected a list of strings, or",
@@ -77,9 +77,9 @@ def test_json_is_known_by_what_it_holds(text, known):
         ('{"text": "a"}\n[]\n', r"^p line 2 is a list, expected an object or a string$"),
         ('{"text": "a"}\n{"txt": "b"}\n', r"^p line 2 has no column 'text': found txt$"),
         ('{"text": 3}\n', r"^p line 1, column 'text', is int, expected text$"),
-        ("{}\n", r"^p line 1 has the columns none and none of prompt, text, caption: name one by :column=NAME$"),
-        ('["a", "\\ud800"]', r"^p item 2 has half of a surrogate pair \(character 1\)"),
-        ('{"text": "a", "source": "\\ud800"}', r"^p line 1, column 'source', has half of a surrogate pair"),
+        ("{}\n", r"^p line 1 has the columns none and none of prompt, text, caption: name one with :column=NAME$"),
+        ('["a", "\\ud800"]', r"^p item 2 has a lone surrogate \(character 1\)"),
+        ('{"text": "a", "source": "\\ud800"}', r"^p line 1, column 'source', has a lone surrogate"),
     ],
 )
 def test_other_json_is_refused_with_file_line_and_column(text, message):

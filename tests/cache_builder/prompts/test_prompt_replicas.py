@@ -115,7 +115,7 @@ def test_equal_repeats_are_told_as_before_and_are_one_generation(record, dev_tea
     build(str(record.folder / "equal"), settings, find_teacher(str(dev_teacher), BUILD_PARTS),
           CPU, heard)  # fmt: skip
     assert heard.messages[0].startswith(
-        "2 distinct prompts x 2 samples = 4 trajectories (0 empty and 0 repeated lines skipped; read no further than"
+        "2 distinct prompts x 2 samples = 4 trajectories (0 empty and 0 repeated lines skipped; stopped reading at"
     )
     assert len(Cache.open(record.folder / "equal").manifest.prompts.segments) == 1
 
@@ -129,6 +129,6 @@ def test_prompts_that_are_cut_are_counted_and_the_longest_shown_with_its_tokens(
     shown = ("a red car " * 40)[:80]
     tokens = heard.messages[1].split(" tokens: ")[0].rsplit(" ", 1)[1]
     assert heard.messages[1] == (
-        f"2 prompts are longer than 12 tokens and cut to that, the longest has {tokens} tokens: {shown + '...'!r}"
+        f"2 prompts are longer than 12 tokens and truncated, the longest has {tokens} tokens: {shown + '...'!r}"
     )
     assert int(tokens) > 100

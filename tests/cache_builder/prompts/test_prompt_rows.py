@@ -55,7 +55,9 @@ def test_a_parquet_file_is_known_by_its_mark_where_it_has_no_ending(tmp_path):
 
 @pytest.mark.parametrize("header", ["prompt", "Caption", "prompt;category", "id\ttext", '"id","prompt"', "a|PROMPT"])
 def test_the_header_of_a_table_never_becomes_a_prompt(tmp_path, header):
-    with pytest.raises(PromptsError, match=r"p.txt line 1 is .*, the header of a table: add :column=\w+ to read that"):
+    with pytest.raises(
+        PromptsError, match=r"p.txt line 1 is .*, the header of a table: append :column=\w+ to read that"
+    ):
         found(tmp_path, "p.txt", f"{header}\na{header[0]}b\n")
     assert len(found(tmp_path, "p.txt", f"\n{header}\nb\n")) == 2
 
@@ -91,7 +93,7 @@ def test_control_characters_inside_a_prompt_are_kept(tmp_path):
 @pytest.mark.parametrize("key", ["name=x", "limit=2", "repeat=2"])
 def test_keys_of_builds_are_refused_where_no_build_is_made(tmp_path, key):
     (tmp_path / "p.txt").write_text("a\nb\na\n")
-    with pytest.raises(PromptsError, match=rf"^{tmp_path}/p.txt:{key}: name=, limit= and repeat= are for builds"):
+    with pytest.raises(PromptsError, match=rf"^{tmp_path}/p.txt:{key}: name=, limit= and repeat= only apply to builds"):
         plain_rows(f"{tmp_path}/p.txt:{key}")
     assert [row.text for row in plain_rows(str(tmp_path / "p.txt"))] == ["a", "b", "a"]
 

@@ -66,7 +66,7 @@ def test_quotes_are_quoting_where_the_file_shows_that_it_quotes(table):
 
 def test_quotes_that_can_be_read_both_ways_are_refused_with_the_line():
     with pytest.raises(
-        PromptsError, match=r"^p line 3 begins a row unless the quotes before it hold a text of several"
+        PromptsError, match=r"^p line 3 is ambiguous: it begins a row, or continues a quoted text of several"
     ):
         texts('prompt\n"a\nb"\n', ending=".tsv")
 
@@ -77,9 +77,13 @@ def test_quotes_that_can_be_read_both_ways_are_refused_with_the_line():
         (
             "prompt,x;text\na,b;c\n",
             None,
-            r"^p line 1 has a column of prompts whether it is cut at commas or at semicol",
+            r"^p line 1 has a prompt column whether split at commas or at semicol",
         ),
-        ("p;q\n1;2\n", None, r"^p line 1 has the columns p, q and none of prompt, text, caption: name one by :column="),
+        (
+            "p;q\n1;2\n",
+            None,
+            r"^p line 1 has the columns p, q and none of prompt, text, caption: name one with :column=",
+        ),
         ("p;q\n1;2\n", "r", r"^p line 1 has no column 'r': found p, q$"),
         (
             "words\na\n",
@@ -87,12 +91,12 @@ def test_quotes_that_can_be_read_both_ways_are_refused_with_the_line():
             r"^p line 1 is 'words', expected a header with one of prompt, text, caption: add one, nam",
         ),
         ("\n\na red car\nb\n", None, r"^p line 3 is 'a red car', expected a header"),
-        ("text,text\na,b\n", None, r"^p line 1 names a column twice \(text, text\): expected one column 'text'$"),
+        ("text,text\na,b\n", None, r"^p line 1 has a column twice \(text, text\): expected one column 'text'$"),
         ("text,id\na,1\na, b,2\n", None, r"^p line 3 has 3 columns, its header 2 \(text, id\): put a text with"),
         ('text,id\n"a\n\nb",1\nc\n', None, r"^p line 5 has 1 column, its header 2 \(text, id\)"),
-        ('text,id\r"a\r', None, r"^p line 2 cannot be cut into columns \(unexpected end of data\): close each quote"),
-        ('text\tid\n"a\nb"\t1\n"c\n', None, r"^p line 4 cannot be cut into columns \(unexpected end of data\)"),
-        ("text,id\na,1\nText,ID\nb,2\n", None, r"^p line 3 is the header again \(Text, ID\): several files were join"),
+        ('text,id\r"a\r', None, r"^p line 2 cannot be split into columns \(unexpected end of data\): close each quote"),
+        ('text\tid\n"a\nb"\t1\n"c\n', None, r"^p line 4 cannot be split into columns \(unexpected end of data\)"),
+        ("text,id\na,1\nText,ID\nb,2\n", None, r"^p line 3 repeats the header \(Text, ID\): files were concat"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_line(table, column, message):

@@ -71,13 +71,13 @@ def test_a_source_is_named_by_its_file_or_data_set_and_a_pipe_always_the_same(te
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a.txt:limit=x", "prompt source 'a.txt:limit=x' has limit=x, expected a whole number from 1 to 10"),
-        ("a.txt:limit=0", "limit=0, expected a whole number from 1"),
-        ("a.txt:limit=" + "9" * 5000, "expected a whole number from 1"),
-        ("a.txt:repeat=10001", "repeat=10001, expected a whole number from 1 to 10000"),
-        ("a.txt:repeat=2:limit=1:repeat=3", "has repeat= twice: leave one out"),
+        ("a.txt:limit=x", "prompt source 'a.txt:limit=x' has limit=x, expected an integer from 1 to 10"),
+        ("a.txt:limit=0", "limit=0, expected an integer from 1"),
+        ("a.txt:limit=" + "9" * 5000, "expected an integer from 1"),
+        ("a.txt:repeat=10001", "repeat=10001, expected an integer from 1 to 10000"),
+        ("a.txt:repeat=2:limit=1:repeat=3", "has repeat= twice: omit one"),
         ("a.txt:name=", "has an empty name=: give a value"),
-        ("a.txt:split=train", "a.txt has split=train, which only hf:NAME takes: leave it out"),
+        ("a.txt:split=train", "a.txt has split=train, which only hf:NAME accepts: omit it"),
         ("a\udcff.txt", r"prompt source 'a\\udcff.txt': path: .*unable to parse raw data as a unicode string"),
         ("", "prompt source '': path: "),
     ],
@@ -95,7 +95,7 @@ def test_settings_take_strings_paths_and_sources():
         PromptSource(path="b.txt"),
         PromptSource(path="c.txt", repeat=2),
     )
-    with pytest.raises(PromptsError, match="limit=x, expected a whole number"):
+    with pytest.raises(PromptsError, match="limit=x, expected an integer"):
         BuildSettings.from_flags(prompts=("a.txt:limit=x",))
     with pytest.raises(SettingsError, match="--prompts"):
         BuildSettings.from_flags(prompts=())

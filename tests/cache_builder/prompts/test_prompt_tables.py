@@ -52,11 +52,11 @@ def test_a_saved_data_set_is_read_with_or_without_splits(tmp_path):
         tmp_path / "splits"
     )
     assert found(f"hf:{tmp_path}/splits:split=test:name=mine") == (["z"], {"mine"}, 0)
-    with pytest.raises(PromptsError, match=r"splits has the splits train, test: name one by :split=NAME"):
+    with pytest.raises(PromptsError, match=r"splits has the splits train, test: name one with :split=NAME"):
         found(f"hf:{tmp_path}/splits")
     with pytest.raises(PromptsError, match=r"splits has no split 'val': found train, test"):
         found(f"hf:{tmp_path}/splits:split=val")
-    with pytest.raises(PromptsError, match=r"plain has no split 'val': it has none at all"):
+    with pytest.raises(PromptsError, match=r"plain has no split 'val': it has no splits"):
         found(f"hf:{tmp_path}/plain:split=val")
 
 
@@ -108,7 +108,7 @@ def test_wrong_columns_and_damage_are_named(tmp_path):
             "hf:a/b",
             "hf:a/b is a data set and datasets is not installed: pip install 'secondcast[datasets]'",
         ),
-        (None, "hf:nobody/nothing", "no folder of that name is here; check the name, config= and revision=, and the"),
+        (None, "hf:nobody/nothing", "no folder has that name; check the name, config= and revision=, and the"),
     ],
 )
 def test_what_is_not_installed_or_cannot_be_reached_is_one_line(tmp_path, blocked, source, message):

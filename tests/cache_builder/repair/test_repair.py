@@ -122,7 +122,7 @@ def test_other_bytes_are_refused_and_taken_only_where_that_was_accepted(cache, d
     predict = FluxBackbone.predict
     monkeypatch.setattr(FluxBackbone, "predict", lambda *inputs: predict(*inputs) * 1.0009765625)
     says = (
-        rf"{cache}: trajectories shard 1 comes out with other bytes than were recorded \(batch_size 2 -> 3\): nothing "
+        rf"{cache}: rebuilt trajectories shard 1 differs from the recorded bytes \(batch_size 2 -> 3\): nothing "
         rf"was written; rebuild on the machine that made it, take it from a copy with --from, or give --allow"
     )
     with pytest.raises(DamagedCacheError, match=says):
@@ -162,7 +162,7 @@ def test_the_commands_name_each_problem_both_ways_out_and_what_was_done(cache, d
     code, lines, errors = secondcast(monkeypatch, capsys, "repair", cache, "--quiet")
     assert code == 1 and lines == ["prompts.offsets: repaired"] and len(errors) == 1
     assert errors[0].startswith(f"secondcast: {cache} has 2 problems left, the first: {cache}/")
-    assert "--teacher TEACHER` rebuilds it" in errors[0] and "--from COPY` takes it from another copy" in errors[0]
+    assert "--teacher TEACHER`, or restore it from another copy with" in errors[0] and "--from COPY`" in errors[0]
 
     words = ("repair", cache, "--teacher", dev_teacher, "--device", "cpu", "--quiet")
     code, lines, errors = secondcast(monkeypatch, capsys, *words)

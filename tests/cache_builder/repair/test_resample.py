@@ -190,7 +190,7 @@ def test_embeddings_of_unknown_batches_make_no_fault(tmp_path, dev_teacher, prom
         build_cache(tmp_path / "c", dev_teacher, prompts, batch_size=4, progress=StopIn("sample", 2), **flags)
     build_cache(tmp_path / "c", dev_teacher, prompts, batch_size=1, **flags)
     made = recomputed(tmp_path / "c", dev_teacher)
-    said = "embeddings not kept and shards of batch sizes [1, 4]: theirs is not known"
+    said = "embeddings not stored, and shards of batch sizes [1, 4]: theirs is unknown"
     assert {m.differs for m in made} == {(said,)} and not any(m.is_fault for m in made)
     assert max(max(m.velocity_errors) for m in made) < 1e-4
 
@@ -199,7 +199,7 @@ def test_a_converted_cache_gives_its_bits_and_says_that_it_is_a_copy(tmp_path, c
     convert(Cache.open(caches / "zarr"), tmp_path / "c", Silent(), format="webdataset")
     made = recomputed(tmp_path / "c", dev_teacher, count=5)
     assert all(m.bit_equal for m in made)
-    assert {m.differs for m in made} == {("copied from another cache, where batches may have been others",)}
+    assert {m.differs for m in made} == {("copied from another cache, possibly with other batches",)}
 
 
 def test_another_teacher_and_an_empty_cache_are_refused(tmp_path, caches, dev_teacher, schnell_teacher, prompts):

@@ -299,7 +299,7 @@ def test_a_build_that_no_disk_could_hold_is_refused_before_the_cache_is_there(tm
     (tmp_path / "p.txt").write_text("a red circle\n")
     words = ["build", tmp_path / "c", "--teacher", "pocket", "--prompts", tmp_path / "p.txt"]
     code, _, heard = secondcast(*words, "--samples-per-prompt", 10**12, capsys=capsys)
-    assert code == 1 and f"{tmp_path}/c needs " in heard and "GiB free: a build that fills the disk stops" in heard
+    assert code == 1 and f"{tmp_path}/c needs " in heard and "GiB free: a build stops when the disk is full" in heard
     assert not (tmp_path / "c").exists()
 
 

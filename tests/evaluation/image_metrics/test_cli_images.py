@@ -49,11 +49,10 @@ def test_what_cannot_run_says_why_and_the_rest_goes_on(clip, pictures, capsys):
     code, said, heard = images(*words, "--ocr-model", clip, "--quiet", capsys=capsys)
     assert code == 0 and "clip-score" in said
     assert heard.splitlines()[-3:] == [
-        "no fid: fid needs pictures to compare with: give --reference FOLDER, such as the teacher's from generate",
-        "no vqa: no weights 'no-such-folder': neither a folder here nor a hub name such as "
+        "no fid: fid needs reference images: give --reference FOLDER, such as the teacher's images from generate",
+        "no vqa: no weights 'no-such-folder': neither a folder nor a hub name such as "
         "openai/clip-vit-large-patch14; give another --vqa-model",
-        f"no text: {clip} has model_type 'clip', expected 'vision-encoder-decoder': it is another model; give another "
-        f"--ocr-model",
+        f"no text: {clip} has model_type 'clip', expected 'vision-encoder-decoder': give another --ocr-model",
     ]
 
 
@@ -81,13 +80,12 @@ def test_weights_that_cannot_be_used_are_one_line_and_exit_1(clip, pictures, tmp
     torch.save(weights, folder / "pytorch_model.bin")
     assert only_clip(pictures, folder, capsys) == (
         f"no clip-score: {folder} has no *.safetensors, only pytorch_model.bin: pickled weights can run code and are "
-        f"never read; load them where you trust them, save_pretrained(FOLDER) writes safetensors, and give "
+        f"never read; if you trust them, load them, convert them to safetensors with save_pretrained(FOLDER), and give "
         f"--clip-model FOLDER"
     )
     (folder / "config.json").unlink()
     assert only_clip(pictures, folder, capsys) == (
-        f"no clip-score: {folder} has no config.json that can be read: expected a model of transformers; give another "
-        f"--clip-model"
+        f"no clip-score: {folder} has no readable config.json: expected a transformers model; give another --clip-model"
     )
 
 
@@ -108,8 +106,8 @@ def test_weights_that_were_never_fetched_name_the_command_that_fetches_them(pict
         strict=True,
     ):
         assert line == (
-            f"no {metric}: the weights {name} are not here and could not be fetched (LocalEntryNotFoundError): give "
-            f"`hf download {name}` where there is a network, or {flag} FOLDER"
+            f"no {metric}: the weights {name} are not available and could not be downloaded (LocalEntryNotFoundError): run "
+            f"`hf download {name}` where there is a network, or give {flag} FOLDER"
         )
 
 
@@ -150,7 +148,7 @@ def test_any_folder_of_pictures_can_be_scored_with_its_prompts(clip, trocr, tmp_
     words = ["--metrics", "clip-score", "--clip-model", clip, "--json"]
     code, _, heard = images(folder, *words, capsys=capsys)
     assert code == 1 and heard.splitlines()[-1] == (
-        f"no clip-score for {folder}: clip-score needs the prompts of the pictures and {folder} has no index.jsonl: "
+        f"no clip-score for {folder}: clip-score needs the prompts of the images, but {folder} has no index.jsonl: "
         f"give them with --prompts FILE"
     )
     prompts = tmp_path / "prompts.txt"
@@ -210,14 +208,18 @@ def test_a_prompts_file_adds_phrases_to_the_prompts_of_an_index(blip, pictures, 
         ("p.jsonl", '{"prompt": "a"\n', "p.jsonl line 1 column 15 is not JSON (Expecting ',' delimiter)"),
         ("p.json", '{\n"prompts": ["a"]}', "p.json holds an object, expected a list of strings or of objects"),
         ("p.txt", "\n", "p.txt is empty: expected one prompt per line"),
-        ("p.txt", "\u200b\n", "--prompts {file} has no prompts, expected one per picture"),
-        ("p.txt", "prompt,id\na,1\n", "p.txt line 1 is 'prompt,id', the header of a table: add :column=prompt to read"),
+        ("p.txt", "\u200b\n", "--prompts {file} holds no prompt: expected one per picture"),
+        (
+            "p.txt",
+            "prompt,id\na,1\n",
+            "p.txt line 1 is 'prompt,id', the header of a table: append :column=prompt to read",
+        ),
         ("p.csv", "words;id\na;1\n", "p.csv line 1 has the columns words, id and none of prompt, text, caption: name"),
         ("nix/p.txt", None, "no prompt file {file}: expected a text file (a prompt per line)"),
         (
             "p.txt",
             "a\nb\n",
-            "plain has 4 pictures and --prompts 2 prompts: expected as many, in the order",
+            "plain has 4 images and --prompts 2 prompts: expected equal numbers, in the order",
         ),
         ("p.jsonl", '{"prompt": "a", "file": "x.png"}', "plain has no x.png, which --prompts names: expected a pic"),
         (
@@ -233,7 +235,7 @@ def test_a_prompts_file_adds_phrases_to_the_prompts_of_an_index(blip, pictures, 
         (
             "p.jsonl",
             '{"prompt": "a", "file": "000001.png"}\n{"prompt": "b", "file": "000001.png"}',
-            "--prompts names 000001.png more than once: expected each picture with one prompt, for it has one value",
+            "--prompts names 000001.png more than once: an image has one score, hence one prompt; name it once",
         ),
     ],
 )
@@ -276,29 +278,31 @@ def test_folders_and_pictures_that_cannot_be_read_are_one_line(clip, pictures, t
         return heard.splitlines()[-1]
 
     assert heard(tmp_path / "none") == (
-        f"secondcast: no folder {tmp_path}/none: expected one that `secondcast generate` wrote, or one of pictures "
+        f"secondcast: no folder {tmp_path}/none: expected the output of `secondcast generate`, or images "
         f"with --prompts FILE"
     )
     (tmp_path / "empty").mkdir()
-    assert heard(tmp_path / "empty").startswith(f"secondcast: {tmp_path}/empty holds no picture: expected files such")
+    assert heard(tmp_path / "empty").startswith(f"secondcast: {tmp_path}/empty has no image: expected files such")
     file = pictures / "000002.png"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    assert heard(pictures).startswith(f"secondcast: {file} cannot be read as a picture (")
+    assert heard(pictures).startswith(f"secondcast: {file} cannot be read as an image (")
     file.write_bytes(b"no picture")
     assert heard(pictures) == (
-        f"secondcast: {file} cannot be read as a picture (cannot identify image file 'it'): make it anew, or take it "
-        f"out of the folder and of its index"
+        f"secondcast: {file} cannot be read as an image (cannot identify image file 'it'): generate it again, or remove it "
+        f"from the folder and its index"
     )
     file.unlink()
     assert heard(pictures) == (
-        f"secondcast: {pictures}/index.jsonl line 3 names 000002.png, which is not there: give the command of "
-        f"`secondcast generate` again, which makes what is missing"
+        f"secondcast: {pictures}/index.jsonl line 3 names 000002.png, which does not exist: rerun the "
+        f"`secondcast generate` command, which makes missing images"
     )
     (pictures / "index.jsonl").write_text('{"number": 0}\n')
-    assert heard(pictures).startswith(f"secondcast: {pictures}/index.jsonl line 1 is not what `secondcast generate` wr")
+    assert heard(pictures).startswith(
+        f"secondcast: {pictures}/index.jsonl line 1 was not written by `secondcast generate`: "
+    )
     (pictures / "index.jsonl").write_text("")
-    assert heard(pictures).startswith(f"secondcast: {pictures}/index.jsonl names no picture: give the command of")
+    assert heard(pictures).startswith(f"secondcast: {pictures}/index.jsonl names no image: rerun the")
 
 
 def test_prompts_that_a_metric_cannot_use_are_told_before_weights_are_looked_for(tmp_path, monkeypatch, capsys):
@@ -308,9 +312,9 @@ def test_prompts_that_a_metric_cannot_use_are_told_before_weights_are_looked_for
     code, said, heard = images(folder, "--clip-model", "none", capsys=capsys)
     assert code == 1 and said == "" and not looked_for
     assert heard.splitlines() == [
-        f"no clip-score for {folder}: clip-score needs the prompts of the pictures and {folder} has no index.jsonl: "
+        f"no clip-score for {folder}: clip-score needs the prompts of the images, but {folder} has no index.jsonl: "
         f"give them with --prompts FILE",
-        f"no vqa for {folder}: vqa needs the prompts of the pictures and {folder} has no index.jsonl: give them with "
+        f"no vqa for {folder}: vqa needs the prompts of the images, but {folder} has no index.jsonl: give them with "
         f"--prompts FILE",
         f"no text for {folder}: text: no prompt of {folder} quotes one such as 'open': give --prompts JSONL with "
         f"`text`",
@@ -388,6 +392,8 @@ def test_weights_of_the_hub_are_known_by_their_commit_and_found_again_offline(tm
         ).splitlines()
     assert "model.safetensors" in first and "pytorch_model.bin" not in first
     assert len(first.split()[0]) == 40
-    assert absent.startswith("the weights someone/nothing are not here and could not be fetched (RepositoryNotFoundErr")
+    assert absent.startswith(
+        "the weights someone/nothing are not available and could not be downloaded (RepositoryNotFoundErr"
+    )
     again = run_apart(ASK, NAME, home=tmp_path / "home", HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
     assert again.strip() == first

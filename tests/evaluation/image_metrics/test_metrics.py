@@ -70,7 +70,7 @@ def test_clip_score_is_a_hundred_times_the_cosine_and_never_negative(clip, tmp_p
 def test_prompts_longer_than_clip_reads_are_cut_and_counted(clip, pictures):
     progress = Noted()
     ClipScore(str(clip), batch_size=2, device=CPU).score(read_pictures(pictures), progress)
-    assert progress.said == ["clip-score: 2 of 4 prompts are longer than CLIP's 20 tokens and were cut"]
+    assert progress.said == ["clip-score: 2 of 4 prompts are longer than CLIP's 20 tokens and were truncated"]
 
 
 def features(folder, pictures) -> np.ndarray:
@@ -94,8 +94,8 @@ def test_fid_is_the_frechet_distance_and_nothing_for_the_folder_itself(clip, tmp
     assert same.mean == pytest.approx(0, abs=1e-3 * far.mean)
     assert (far.name, far.interval, far.low) == ("fid-clip", "none", None)
     assert progress.said[0] == (
-        "fid of 8 pictures against 8: 8 features need more pictures than that on both sides; compare only with values "
-        "from the same numbers of pictures"
+        "fid of 8 images against 8: 8 features need more images than that on both sides; compare only values "
+        "from the same numbers of images"
     )
 
 
@@ -147,9 +147,9 @@ def test_vqa_leaves_out_pictures_whose_prompts_name_nothing(blip, pictures):
     silent = replace(silent, prompt="it is there")
     metric, progress = AttributeBinding(str(blip), batch_size=4, device=CPU), Noted()
     assert metric.score([named, silent], progress)[0].count == 1
-    assert progress.said == ["vqa: left out 1 picture, whose prompts have no phrases"]
+    assert progress.said == ["vqa: skipped 1 image, whose prompts have no phrases"]
     with pytest.raises(
-        PromptsError, match="^vqa: no prompt of .*pictures names a thing: give --prompts JSONL with `phr"
+        PromptsError, match="^vqa: no prompt of .*pictures names an object: give --prompts JSONL with `phr"
     ):
         metric.score([silent], Silent())
 
@@ -167,7 +167,7 @@ def test_text_is_right_where_the_recogniser_reads_what_was_asked_for(trocr, pict
     progress = Noted()
     right, exact = metric.score(found, progress)
     assert list(right.values) == ["000002.png"] and right.mean < 1 and exact.mean == 0
-    assert progress.said == ["text: left out 3 pictures, whose prompts quote no text"]
+    assert progress.said == ["text: skipped 3 images, whose prompts quote no text"]
     with pytest.raises(
         PromptsError, match="^text: no prompt of .*pictures quotes one such as 'open': give --prompts JS"
     ):
@@ -218,7 +218,7 @@ def test_inceptions_weights_that_are_not_there_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(fid_module, "find_spec", lambda name: True)
     assert InceptionFeatures(tmp_path / "no.pth", device=CPU).absent() == (
         f"no file {tmp_path}/no.pth for --fid-weights: expected weights-inception-2015-12-05-6726825d.pth, fetched "
-        f"from github.com/toshas/torch-fidelity/releases by itself where there is a network, else give the file with "
+        f"from github.com/toshas/torch-fidelity/releases if there is a network, else give the file with "
         f"--fid-weights"
     )
 

@@ -43,5 +43,5 @@ def test_pictures_of_an_earlier_version_are_gone_on_with(tmp_path):
 
     PictureFolder.open(tmp_path, asked("weights"), ["a"])
     assert PictureFolder.open(tmp_path, asked("whole"), ["a"], earlier_digest="weights").missing == [0]
-    with pytest.raises(SettingsMismatchError, match="holds pictures made with student = weights, you asked for whole"):
+    with pytest.raises(SettingsMismatchError, match="has images made with student = weights, requested whole"):
         PictureFolder.open(tmp_path, asked("whole"), ["a"], earlier_digest="others")

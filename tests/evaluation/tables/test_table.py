@@ -72,7 +72,7 @@ def test_runs_scored_by_an_earlier_version_are_pooled_and_the_table_says_so():
     assert (cell.low, cell.high, cell.interval) == (*wilson(cell.mean, 20), "pooled")
     assert cell.mean == pytest.approx(0.6)
     found = Table(captions=10, steps=20, guidance=3.5, seed=0, rows=(row,))
-    assert "too narrow, where values by caption were not kept" in caption(found)
+    assert "too narrow) where values by caption are not stored" in caption(found)
     assert "too narrow" not in caption(table())
 
 
@@ -83,7 +83,7 @@ def test_a_table_is_text_markdown_and_json():
     lines = markdown(table()).splitlines()
     assert lines[0] == (
         "10 held-out captions, 20 sampler steps, guidance 3.5, seed 0; 95 % intervals: Wilson, of one run; bootstrap "
-        "over captions, of several runs."
+        "over captions for several runs."
     )
     assert lines[2:4] == ["| text encoder | parameters | runs | colour |", "| --- | --- | --- | --- |"]
     # A bar in a name would begin a column.

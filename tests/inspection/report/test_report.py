@@ -91,7 +91,9 @@ def test_guidance_is_that_of_the_recording_without_reading_it(recorded):
     cache, found = Cache.open(recorded), data_of(recorded, max_norms=0, num_strips=0)
     assert found["trajectories"]["guidance"] == [cache.guidance(index) for index in range(12)]
     assert found["trajectories"]["velocity_rms"] == [None] * 12
-    assert "norms of 0 of 12 trajectories: `secondcast inspect report --max-norms 12` reads all" in said(found)
+    assert "norms of 0 of 12 trajectories; for all of them use `secondcast inspect report --max-norms 12`" in said(
+        found
+    )
 
 
 def test_values_that_are_not_finite_are_counted_and_left_out_of_the_norms():
@@ -105,7 +107,7 @@ def test_norms_of_a_few_are_spread_evenly_and_said(tmp_path):
     read = [row for row, value in enumerate(found["trajectories"]["velocity_rms"]) if value is not None]
     assert read == [1, 4, 7, 10, 13, 16, 19, 22, 25, 28] == evenly(30, 10)
     assert (
-        "norms of 10 of 30 trajectories, spread evenly: `secondcast inspect report --max-norms 30` reads all"
+        "norms of 10 of 30 trajectories, spread evenly; for all of them use `secondcast inspect report --max-norms 30`"
         in found["notes"]
     )
 
@@ -132,7 +134,7 @@ def test_a_damaged_shard_is_left_out_and_told_with_the_command_that_mends_it(tmp
     (problem,) = found["integrity"]["problems"]
     assert problem["path"] == SHARDS[form] and "has checksum" in problem["problem"]
     assert problem["mend"] == f"secondcast repair {tmp_path}/c --teacher made-up"
-    assert "4 of the 6 trajectories whose norms were to be read are in damaged shards" in found["notes"]
+    assert "4 of the 6 trajectories chosen for norms are in damaged shards" in found["notes"]
 
 
 def test_a_shard_that_is_gone_is_found_without_checking_as_well(tmp_path):
@@ -184,7 +186,7 @@ def test_a_cache_being_built_shows_what_is_there_and_says_so(tmp_path):
     commit(writer, writer.missing("trajectories")[1])
     found = data_of(tmp_path / "c")
     assert found["trajectories"]["index"] == [4, 5]
-    assert "the cache is being built: 2 of its 6 trajectories are there" in found["notes"]
+    assert "the cache is being built: 2 of its 6 trajectories are committed" in found["notes"]
     assert (
         found["integrity"]["text"].startswith("1 shard, ")
         and ", 3 not built yet: every" in (found["integrity"]["text"])
@@ -209,9 +211,7 @@ def test_without_the_vae_there_are_no_strips_and_a_note_says_the_way_out(tmp_pat
     write_cache(tmp_path / "c")
     found = data_of(tmp_path / "c")
     assert found["strips"] == {"frame_px": 8, "steps": [0, 1, 2], "rows": []}
-    assert said(found).startswith("no film strips: ") and "report --teacher FOLDER` names a folder with vae/" in said(
-        found
-    )
+    assert said(found).startswith("no film strips: ") and "report --teacher FOLDER`" in said(found)
     with pytest.raises(TeacherError, match="no-such-teacher"):
         data_of(tmp_path / "c", teacher=str(tmp_path / "no-such-teacher"))
 
@@ -223,7 +223,7 @@ def test_a_strip_shows_the_decoded_latents_above_and_the_clean_ones_below(record
     assert [one["why"] for one in strips["rows"]] == ["random"] * 4
     assert (
         "film strips of 4 of 12 trajectories: the 0 hardest and 4 at random (seed 0); `secondcast inspect report "
-        "--num-strips all` shows every one"
+        "--num-strips all`"
     ) in found["notes"]
     cache = Cache.open(recorded)
     decoder = load_recorded_decoder(find_teacher(str(dev_teacher), DECODE_PARTS), cache.manifest.sampling, CPU)
@@ -263,7 +263,7 @@ def test_a_vae_of_another_teacher_and_a_sheet_too_wide_are_refused(recorded, tmp
     with pytest.raises(TeacherError, match=r"16 tokens of 32 channels into 16 x 16 pixels, but the cache has 16 of 16"):
         data_of(recorded, teacher=str(other))
     sampling = Cache.open(recorded).manifest.sampling.model_copy(update={"height": 1024, "width": 512, "steps": 50})
-    with pytest.raises(SettingsError, match=r"51 frames of 512 pixels are 26112 pixels wide, WebP holds 16383: give "
+    with pytest.raises(SettingsError, match=r"51 frames of 512 pixels are 26112 pixels wide, WebP allows 16383: give "
                                           r"--frame-size 321, or --num-frames 30"):  # fmt: skip
         check_sheet(sampling, side=512, frames=None)
     check_sheet(sampling, side=321, frames=None)
@@ -331,7 +331,7 @@ def test_students_are_evaluated_on_one_backbone_with_pictures_of_where_they_lead
     means = {row: np.mean(errors) for row, errors in zip(first["rows"], first["errors"], strict=True)}
     hardest = {one["row"] for one in found["strips"]["rows"] if one["why"] == "hardest"}
     assert hardest == set(sorted(means, key=lambda row: -means[row])[:2])
-    assert "students on 5 of 8 held-out trajectories, spread over sources" in found["notes"]
+    assert "students on 5 of 8 held-out trajectories, spread over the sources" in found["notes"]
 
 
 def test_a_student_may_be_called_as_the_recording_is(recorded, student, dev_teacher, tmp_path):
@@ -373,7 +373,7 @@ def test_a_recorded_evaluation_is_taken_as_it_is(recorded, student, dev_teacher,
     evaluation.model_copy(update={"sampling_digest": "0" * 32, "cache": "elsewhere"}).write(tmp_path / "o.json")
     own = Cache.open(recorded).manifest.digests()["sampling"][:12]
     with pytest.raises(SettingsError, match=rf"o.json was evaluated on a cache with sampling 000000000000 \(elsewhere\), "
-                                          rf".* has {own}: its numbers are of other trajectories"):  # fmt: skip
+                                          rf".* has {own}: it was evaluated on other trajectories"):  # fmt: skip
         data_of(recorded, evaluations=[tmp_path / "o.json"])
     others = tuple(one.model_copy(update={"key": f"other-{one.key}"}) for one in evaluation.trajectories)
     evaluation.model_copy(update={"trajectories": others}).write(tmp_path / "p.json")
@@ -391,9 +391,9 @@ def test_damaged_held_out_trajectories_and_embeddings_are_left_out_of_an_evaluat
     found = data_of(tmp_path / "c", students=[student], **flags)
     (one,) = found["students"]
     assert 0 < len(one["rows"]) < 8 and all(row >= ROWS for row in one["rows"]) and one["replay_error"] is None
-    left_out = f"left out {counted(8 - len(one['rows']), 'held-out trajectory')}: damaged, not finite, or"
+    left_out = f"skipped {counted(8 - len(one['rows']), 'held-out trajectory')}: damaged, not finite, or"
     assert f"{left_out} without the pooled vector" in found["notes"]
-    assert "no replay error: the cache has not the teacher's embedding of every prompt" in found["notes"]
+    assert "no replay error: the cache lacks the teacher's embeddings of some prompts" in found["notes"]
 
 
 def test_a_schnell_like_cache_without_embeddings_and_held_out_prompts_gives_a_report(

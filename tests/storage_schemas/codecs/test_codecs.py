@@ -131,7 +131,7 @@ def test_a_frame_that_states_a_gigabyte_is_refused_before_memory_is_taken():
         (StepDelta, {"shape": (0, 2), "dtype": "bfloat16"}, r"shape is \(0, 2\), expected at least one step"),
         (StepDelta, {"shape": (2, 2), "dtype": "int8"}, r"dtype is 'int8', expected bfloat16 or float32"),
         (StepInt8, {"shape": (2, 2), "dtype": "float32"}, r"shape is \(2, 2\), expected \[K, S, C\]"),
-        (BytePlanes, {"shape": (2, -1), "dtype": "float32"}, r"shape is \(2, -1\), expected whole numbers"),
+        (BytePlanes, {"shape": (2, -1), "dtype": "float32"}, r"shape is \(2, -1\), expected integers of at least 0"),
     ],
 )
 def test_a_codec_for_what_it_cannot_keep_is_refused(make, arguments, message):
@@ -150,7 +150,7 @@ def test_eight_bits_read_as_the_codec_rounds_within_a_254th_of_each_rows_largest
     largest = np.abs(values.astype(np.float32)).max(axis=-1, keepdims=True)
     # Half a unit, the scale's own rounding to bfloat16 at the ends of the range, and that of the result.
     assert (error <= largest * (1 / 254 + 2**-8 + 2**-8)).all()
-    with pytest.raises(ValueError, match="an element is not finite: eight bits hold finite numbers only"):
+    with pytest.raises(ValueError, match="an element is not finite: int8 represents finite numbers only"):
         compression.encode(np.where(values == 0, np.nan, values).astype(values.dtype))
 
 
@@ -169,7 +169,7 @@ def test_an_int8_cache_gives_rounded_velocities_and_exact_latents(tmp_path, form
 
 
 def test_int8_without_stored_latents_is_refused_with_the_way_out():
-    with pytest.raises(ValueError, match="codec int8 rounds the velocity, .* use --latents stored"):
+    with pytest.raises(ValueError, match="compression int8 rounds the velocity, .* use --latents stored"):
         Storage(format="zarr", compression="int8", latents="derived")
 
 

@@ -26,7 +26,10 @@ def cache(tmp_path, form):
 @BOTH
 def test_a_missing_shard_is_an_error_not_zeros(cache, form):
     (cache / SHARDS[form]).unlink()
-    repair = f"`secondcast repair {cache} --teacher TEACHER` rebuilds it, `secondcast repair {cache} --from COPY`"
+    repair = (
+        f"rebuild it with `secondcast repair {cache} --teacher TEACHER`, or restore it from another copy with "
+        f"`secondcast repair {cache} --from COPY`"
+    )
     with pytest.raises(DamagedCacheError, match=f"is missing: trajectories shard 0 is damaged; {repair}"):
         Cache.open(cache).trajectory(0)
     assert Cache.open(cache).trajectory(4).prompt == 4
@@ -113,7 +116,7 @@ def test_a_folder_that_is_no_cache_is_told_so(tmp_path):
     with pytest.raises(NotACacheError, match=r"other has no manifest.json: it is not a cache"):
         Cache.open(tmp_path / "other")
     (tmp_path / "other/manifest.json").write_text('{"format": "something", "digest": "x"}')
-    with pytest.raises(NotACacheError, match="says format 'something', expected 'secondcast-cache'"):
+    with pytest.raises(NotACacheError, match="has format 'something', expected 'secondcast-cache'"):
         Cache.open(tmp_path / "other")
 
 
@@ -132,7 +135,7 @@ def test_a_newer_version_is_refused_by_name(cache, form):
 def test_a_record_that_leads_out_of_the_cache_is_refused(cache, form, path):
     record = next(iter(Cache.open(cache).records.values()))
     body = record.json_value() | {"files": [{"path": path, "bytes": 1, "xxh3_128": "0"}]}
-    with pytest.raises(DamagedCacheError, match=f"path '{path}' leads out of the cache"):
+    with pytest.raises(DamagedCacheError, match=f"path '{path}' is outside the cache"):
         CommitRecord.decode(with_digest({"format": "secondcast-commit", **body}), "record.json")
 
 
@@ -142,7 +145,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(form):
         write_cache(place / "c", format=form)
         path = {"zarr": "trajectories.zarr/noise/c/0/0/0", "webdataset": "trajectories/000000.tar"}[form]
         (place / "c" / path).chmod(0)
-        said = rf"^{place}/c/{path} cannot be read \(Permission denied\): it is not known to be damaged; make it"
+        said = rf"^{place}/c/{path} cannot be read \(Permission denied\): this user lacks the permission; make it"
         with unprivileged():
             opened = Cache.open(place / "c")
             with pytest.raises(UnreadableFileError, match=said):

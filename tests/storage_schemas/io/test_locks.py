@@ -161,14 +161,16 @@ def test_a_slow_builder_renews_its_claim_and_one_that_lost_it_is_told_before_it_
 
     slowly_written = []
     writer.folder.replace = robbed
-    with pytest.raises(ShardLockedError, match="by another builder that took over since this one was too slow"):
+    with pytest.raises(ShardLockedError, match="by another builder that took over because this one was too slow"):
         commit(writer, second)
     assert len(slowly_written) == 1 and s3.ask("GET", PATH) == b"another's"
 
 
 def test_a_store_that_knows_no_conditions_is_refused_before_anything_is_written(s3):
     s3.proxy.rule = lambda number, method, path: Fault(forget_conditions=True)
-    with pytest.raises(StorageError, match=f"{s3.url} cannot be built on: the store takes a PUT with If-None-Match: "):
+    with pytest.raises(
+        StorageError, match=f"{s3.url} cannot be built on: the store accepts a PUT with If-None-Match: "
+    ):
         begin(s3.url)
     assert b"<Key>" not in s3.ask("GET", "?list-type=2")
 

@@ -77,7 +77,7 @@ def test_everything_arrives_through_a_net_that_fails(s3, tmp_path, form):
 def test_other_settings_are_refused_and_nothing_is_written(s3):
     begin(s3.url)
     before = {name: open_folder(s3.url).read(name) for name in open_folder(s3.url).names()}
-    with pytest.raises(SettingsMismatchError, match=r"s3://\S+ was built with sampling.seed = 0, you asked for 3"):
+    with pytest.raises(SettingsMismatchError, match=r"s3://\S+ was built with sampling.seed = 0, requested 3"):
         begin(s3.url, seed=3)
     assert {name: open_folder(s3.url).read(name) for name in open_folder(s3.url).names()} == before
 

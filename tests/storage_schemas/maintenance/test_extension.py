@@ -78,7 +78,7 @@ def test_only_what_is_named_grows_and_shards_keep_their_size(tmp_path):
     ]
     progress = Listening()
     extended(tmp_path / "c", prompts[:4], progress=progress)
-    assert progress.heard == ["nothing to add: all of it is among the 10 trajectories of 7 prompts"]
+    assert progress.heard == ["nothing to add: everything is among the 10 trajectories of 7 prompts"]
     assert commit_all(extended(tmp_path / "c", prompts[:4])) and verify(tmp_path / "c", Silent()).problems == ()
 
 
@@ -90,7 +90,7 @@ def test_a_prompt_that_comes_again_from_elsewhere_keeps_its_line_and_that_is_sai
     again = [replace(prompts[4], sources=("other",)), prompts[6]]
     writer = extended(tmp_path / "c", again, progress=progress)
     assert progress.heard[1] == (
-        "already there from other sources, which stay as they are recorded: 1 prompt, the first "
+        "prompts already in the cache from other sources, whose recorded sources are kept: 1 prompt, the first "
         "'prompt number 4' from made-up"
     )
     assert (tmp_path / "c/prompts.jsonl").read_bytes().startswith(before)
@@ -102,7 +102,7 @@ def test_another_sampling_and_a_folder_without_a_cache_are_refused(tmp_path):
     write_keyed_cache(tmp_path / "c", prompts[:6])
     before = tree(tmp_path / "c")
     with pytest.raises(
-        SettingsMismatchError, match=r"c was built with sampling.seed = 0, you asked for 5: .* another folder$"
+        SettingsMismatchError, match=r"c was built with sampling.seed = 0, requested 5: .* another folder$"
     ):
         extended(tmp_path / "c", prompts, seed=5)
     manifest = read_manifest(LocalFolder(tmp_path / "c"))
@@ -112,9 +112,7 @@ def test_another_sampling_and_a_folder_without_a_cache_are_refused(tmp_path):
     ):
         CacheWriter.create_or_resume(tmp_path / "c", asked, prompts, TOKENIZER)
     assert tree(tmp_path / "c") == before
-    with pytest.raises(
-        NotACacheError, match=rf"{tmp_path}/none has no manifest.json: .*, or leave out --extend to begin"
-    ):
+    with pytest.raises(NotACacheError, match=rf"{tmp_path}/none has no manifest.json: .*, or omit --extend to create"):
         extend(LocalFolder(tmp_path / "none"), manifest, prompts, TOKENIZER, Silent())
 
 
@@ -246,8 +244,8 @@ def test_an_extension_into_many_tiny_shards_is_refused_before_anything_changes(t
     with pytest.raises(SettingsError) as caught:
         extended(tmp_path / "c", prompts[::2], samples_per_prompt=2)
     assert str(caught.value) == (
-        "the extension would add 30 trajectories in 30 shards, where 1 could hold them: prompts that get more replicas "
-        "lie scattered among others, and a batch never crosses a shard; ask for the replicas of all prompts, or build "
-        "these prompts as a cache of their own"
+        "the extension would add 30 trajectories in 30 shards, where 1 would hold them: the prompts with more samples "
+        "are scattered among the others, and a batch never crosses a shard; add samples to all prompts, or build "
+        "these prompts as a separate cache"
     )
     assert tree(tmp_path / "c") == before

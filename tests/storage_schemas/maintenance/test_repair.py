@@ -98,7 +98,7 @@ def test_a_foreign_file_is_named(cache, form):
     (cache / "trajectories").mkdir(exist_ok=True)
     (cache / "trajectories/000002.tar").write_bytes(b"x")
     (problem,) = verify(cache, Silent()).problems
-    assert problem.message == f"{cache}/trajectories/000002.tar is no file of this cache: delete it"
+    assert problem.message == f"{cache}/trajectories/000002.tar is not a file of this cache: delete it"
 
 
 @BOTH

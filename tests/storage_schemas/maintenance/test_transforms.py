@@ -249,7 +249,7 @@ def test_selections_are_intersected_in_the_order_of_the_cache_and_unknown_lines_
     subset(a, tmp_path / "b", heard, sources=["colours"], listed=listed, count=2)
     assert [p.id for p in Cache.open(tmp_path / "b").prompts] == [prompts[0].id, prompts[3].id]
     assert heard.lines == [
-        f"1 of 5 lines name no prompt of {tmp_path / 'a'}, the first: 'no such prompt'",
+        f"1 of 5 lines match no prompt of {tmp_path / 'a'}, the first: 'no such prompt'",
         "2 of 12 prompts, 2 of 12 trajectories",
     ]
 
@@ -273,16 +273,18 @@ def test_a_target_begun_otherwise_or_holding_its_source_is_refused(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "a")
     for target in ("a", "a/inside", "link", "a/../a", "."):
         with pytest.raises(
-            SettingsError, match=r"target .* and the source .*a lie within each other: a source is only"
+            SettingsError, match=r"target .* and the source .*a are one inside the other, but a source is never"
         ):
             convert(a, tmp_path / target, Silent(), format="webdataset")
     assert data_files(tmp_path / "a") == before
     convert(a, tmp_path / "b", Silent(), format="webdataset")
     with pytest.raises(
-        SettingsMismatchError, match=r'b was built with sampling.storage.latents = "derived", you asked for "st'
+        SettingsMismatchError, match=r'b was built with sampling.storage.latents = "derived", requested "st'
     ):
         convert(a, tmp_path / "b", Silent(), format="webdataset", latents="stored")
-    with pytest.raises(SettingsError, match=r"--compression: codec int8 rounds the velocity, .* use --latents stored$"):
+    with pytest.raises(
+        SettingsError, match=r"--compression: compression int8 rounds the velocity, .* use --latents stored$"
+    ):
         convert(a, tmp_path / "c", Silent(), compression="int8")
     with pytest.raises(SettingsError, match=r"--compression: Input should be .* \(found 'zip'\)"):
         convert(a, tmp_path / "c", Silent(), compression="zip")
@@ -296,11 +298,11 @@ def test_what_was_rounded_or_left_out_is_not_made_up_again(tmp_path):
     b = Cache.open(tmp_path / "b")
     assert b.finished and not [kind for kind, _ in b.records if kind == "embeddings"]
     with pytest.raises(
-        SettingsError, match=r"--compression none: the source has codec int8, which rounded the velocity, and"
+        SettingsError, match=r"--compression none: the source has compression int8, which rounded the velocity, and"
     ):
         convert(b, tmp_path / "c", Silent(), compression="none")
     with pytest.raises(
-        SettingsError, match=r"--store-embeddings: the source holds none \(--no-store-embeddings\); build an"
+        SettingsError, match=r"--store-embeddings: the source has none \(--no-store-embeddings\); build an"
     ):
         convert(b, tmp_path / "c", Silent(), embeddings="stored")
     with pytest.raises(
@@ -434,7 +436,7 @@ def test_caches_that_do_not_belong_together_are_not_merged(tmp_path, changes, me
     write_keyed_cache(tmp_path / "b", some_prompts(3), **changes)
     with pytest.raises(SettingsMismatchError, match=message):
         merge([Cache.open(tmp_path / "a"), Cache.open(tmp_path / "b")], tmp_path / "c", Silent())
-    with pytest.raises(SettingsError, match=r"merge was given 1 cache, expected two or more and the target"):
+    with pytest.raises(SettingsError, match=r"merge has 1 cache, expected two or more and the target"):
         merge([Cache.open(tmp_path / "a")], tmp_path / "c", Silent())
     assert not (tmp_path / "c").exists()
 

@@ -80,7 +80,7 @@ def test_the_refusal_after_an_extension_names_the_generation_and_its_field():
     with pytest.raises(SettingsMismatchError) as raised:
         check_same_settings(other, first, "c")
     assert str(raised.value) == (
-        "c was built with prompts.segments[0].samples_per_prompt = 2, you asked for 1: the order of all trajectories depends "
-        "on it; give the flags of the first time, or another folder; `secondcast build --extend` adds prompts or "
-        "replicas to a build, and a cache that was extended is always built with it"
+        "c was built with prompts.segments[0].samples_per_prompt = 2, requested 1: the order of all trajectories depends "
+        "on it; give the original options, or another folder; `secondcast build --extend` adds prompts or "
+        "samples to a cache, and is required for a cache that was extended"
     )

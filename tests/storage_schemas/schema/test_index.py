@@ -63,6 +63,6 @@ def test_a_changed_or_cut_index_is_refused(records, data):
 
 def test_the_refusal_says_what_to_do():
     with pytest.raises(
-        DamagedCacheError, match=r"index.json is not as it was written \(3 bytes, .*delete it and give the"
+        DamagedCacheError, match=r"index.json differs from what was written \(3 bytes, .*delete it and rerun the"
     ):
         read(b"abc")

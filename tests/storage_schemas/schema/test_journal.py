@@ -94,7 +94,7 @@ def test_killed_at_any_step_it_is_the_old_cache_or_one_that_whoever_comes_finish
         shutil.copytree(path, tmp_path / "b")
         is_new = staged or (path / "manifest.json").read_bytes() == ended["manifest.json"]
         if is_new:
-            with pytest.raises(SettingsMismatchError, match=r"prompts\.count = 9, you asked for 6"):
+            with pytest.raises(SettingsMismatchError, match=r"prompts\.count = 9, requested 6"):
                 CacheWriter.create_or_resume(tmp_path / "b", old.manifest, prompts[:6], TOKENIZER)
         else:
             CacheWriter.create_or_resume(tmp_path / "b", old.manifest, prompts[:6], TOKENIZER)
@@ -115,8 +115,8 @@ def opens(path: Path) -> str:
     try:
         cache = Cache.open(path)
     except ExtensionPendingError as error:
-        says = f"{path} is being extended, or an extension of it was interrupted: nothing is lost; give the build "
-        assert str(error).startswith(f"{says}command with --extend again (or `secondcast repair {path}`)")
+        says = f"{path} is being extended, or an extension of it was interrupted: nothing is lost; rerun the build "
+        assert str(error).startswith(f"{says}command with --extend (or `secondcast repair {path}`)")
         return "between"
     assert len(cache) == 6 and len(list(cache.prompts)) == cache.manifest.prompts.count
     return "old" if cache.planned == 6 else "new"

@@ -26,12 +26,12 @@ def test_a_cache_without_embeddings_says_so_in_its_manifest_and_its_digest():
     manifest = some_manifest(some_prompts(3), embeddings="none")
     assert manifest.digests()["sampling"] != DIGESTS["sampling"] and b'"embeddings": "none"' in manifest.encode()
     assert Manifest.decode(manifest.encode(), "manifest.json") == manifest
-    with pytest.raises(SettingsMismatchError, match='sampling.storage.embeddings = "stored", you asked for "none"'):
+    with pytest.raises(SettingsMismatchError, match='sampling.storage.embeddings = "stored", requested "none"'):
         check_same_settings(some_manifest(some_prompts(3)), manifest, "c")
 
 
 def test_the_manifest_names_the_codec():
     manifest = some_manifest(some_prompts(3), compression="int8", latents="stored")
     assert b'"compression": "int8"' in manifest.encode()
-    with pytest.raises(SettingsMismatchError, match='sampling.storage.compression = "int8", you asked for "lossless"'):
+    with pytest.raises(SettingsMismatchError, match='sampling.storage.compression = "int8", requested "lossless"'):
         check_same_settings(manifest, some_manifest(some_prompts(3), compression="lossless", latents="stored"), "c")

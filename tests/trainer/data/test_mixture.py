@@ -245,7 +245,7 @@ def test_the_replay_error_is_that_of_the_caches_that_keep_embeddings(tmp_path, p
         tmp_path / "run", run_settings({}), {"bare": bare, "cats": places["cats"]}, dev_teacher, t5_config, listening
     )
     assert [line for line in listening.heard if line.startswith("no replay error")] == [
-        f"no replay error: {bare} was built with --no-store-embeddings; a cache with --store-embeddings has one"
+        f"no replay error: {bare} was built with --no-store-embeddings; it needs a cache built with --store-embeddings"
     ]
     alone = train_mixed(tmp_path / "alone", run_settings({}), of(places, "cats"), dev_teacher, t5_config)
     measured, wanted = (
