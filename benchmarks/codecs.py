@@ -2,7 +2,8 @@
 
 Example: taskset -c 0 python benchmarks/codecs.py
 
-Synthetic trajectories at 512 px shapes: the exact velocity of a Gaussian process (spectrum 1/f plus a white replay error)
+Synthetic trajectories at 512 px shapes: the exact velocity of a Gaussian process (spectrum 1/f plus a white replay
+error)
 along FLUX's sigmas, bf16 Euler, white noise of 0.5, 2 or 8 % of std(v) on each prediction. And the pocket teacher's.
 """
 
@@ -209,7 +210,9 @@ def some_manifest(prompts: list[Prompt], form: str, codec: str) -> Manifest:
         ),
         prompts=PromptSet(
             segments=(
-                Segment(first_prompt=0, prompts=len(prompts), first_sample=0, samples_per_prompt=1, shard_size=len(prompts)),
+                Segment(
+                    first_prompt=0, prompts=len(prompts), first_sample=0, samples_per_prompt=1, shard_size=len(prompts),
+                ),
             ),
             **prompt_set_fields(prompts),
         ),

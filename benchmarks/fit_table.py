@@ -2,7 +2,8 @@
 
 python -m benchmarks.fit_table            # no GPU, no weights, no network; half a minute
 
-What `secondcast train --max-gpu-memory` chooses and `secondcast plan train --gpu CARD` says, for many cards at once. Seconds are
+What `secondcast train --max-gpu-memory` chooses and `secondcast plan train --gpu CARD` says, for many cards at once.
+Seconds are
 the larger one of FLOPs at 31 % of the card's dense bf16 rate and of copies at 25 GB/s: assumed (models/cost/cards.py).
 """
 

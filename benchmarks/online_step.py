@@ -137,7 +137,8 @@ class Replay:
     def offline(self, steps: int, run: Path, *, cpu: bool) -> tuple[list[float], list[float]]:
         """Seconds and losses of the steps of `secondcast train`."""
         settings = TrainFlags.from_flags(
-            student=self.source, init="random", data_order="sequential", steps=steps, batch_size=self.batch, dropout=DROPOUT,
+            student=self.source, init="random", data_order="sequential", steps=steps, batch_size=self.batch,
+            dropout=DROPOUT,
             learning_rate=RATE, weight_decay=WEIGHT_DECAY, max_grad_norm=CLIP, seed=SEED, checkpoint_every=steps,
         ).settings()  # fmt: skip
         teacher = find_teacher(str(TEACHER_FOLDER), REPLAY_PARTS)

@@ -64,7 +64,7 @@ class Workers(Protocol):
 
 @dataclass(frozen=True)
 class OneProcess:
-    """This process alone, or one of several that were started elsewhere."""
+    """The current process alone, or one of several that were started elsewhere."""
 
     config: WorkerConfig
 

@@ -59,7 +59,8 @@ def _message(
     if worker.count == 1:
         waited = f" after {wait_seconds:.0f} seconds without a new one" if wait_seconds else ""
         return (
-            f"{what}{waited}: give the command with --stage text first (or --stage all), or --embeddings-timeout SECONDS where "
+            f"{what}{waited}: give the command with --stage text first (or --stage all), or --embeddings-timeout "
+            f"SECONDS where "
             f"another machine is making them"
         )
     makers = sorted({shard.shard % worker.count for shard in absent})

@@ -39,7 +39,8 @@ StepSeconds = Mapping[str, Mapping[str, float]]
 class Trial:
     """One student trained one way. Trials of one `row` of a table differ in what is tuned.
 
-    size: of SIZES, or BERT. caches: names of caches. steps: of the last loss, after pretrain_steps of the loss `warmup`.
+    size: of SIZES, or BERT. caches: names of caches. steps: of the last loss, after pretrain_steps of the loss
+    `warmup`.
     order: of ORDERS where it is trained by a recipe with stages.
     """
 

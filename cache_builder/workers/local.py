@@ -53,7 +53,8 @@ class LocalWorkers:
         devices = devices_of(device, count)
         if device.type == "cuda" and len(set(devices)) < count:
             progress.say(
-                f"{counted(count, 'worker')} share {counted(len(set(devices)), 'GPU')}: each holds the whole transformer"
+                f"{counted(count, 'worker')} share {counted(len(set(devices)), 'GPU')}: each holds the whole "
+                f"transformer"
             )
         job = Job.of(cache, teacher, self.config, self.threads or max(1, _usable_cpus() // count))
         return run_local_workers(cache, job, devices, progress)
@@ -68,7 +69,8 @@ def run_local_workers(
 ) -> dict[str, PeakMemory]:
     """Run one worker per device, those that have no shard to make left out; the largest peaks of one, by stage.
 
-    Raises WorkerFailedError with the first failure's own message, after the others have committed what they had in hand.
+    Raises WorkerFailedError with the first failure's own message, after the others have committed what they had in
+    hand.
     """
     workers = _Workers(job, len(devices), dict(zip(_busy(writer, job, len(devices)), devices, strict=False)))
     try:

@@ -153,7 +153,7 @@ class _Actors:
         progress.say(f"{counted(count, 'worker')} on Ray, {room.asked} each")
 
     def run(self, writer: CacheWriter, kind: Kind) -> None:
-        """Have every missing shard of a kind committed; WorkerFailedError with the first error, after all others are."""
+        """Commit every missing shard of a kind; WorkerFailedError with the first error, after all others."""
         title, unit = ("text", "prompts") if kind == "embeddings" else ("sample", "trajectories")
         shards = writer.missing(kind)
         if not shards:

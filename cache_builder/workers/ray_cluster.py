@@ -64,7 +64,7 @@ class Room:
 
 
 def read_runtime_env(path: Path) -> dict[str, Any]:
-    """A runtime environment, YAML or JSON as `ray job submit --runtime-env` takes it; SettingsError for another file."""
+    """A runtime environment in YAML or JSON, as for `ray job submit --runtime-env`; SettingsError for other files."""
     ray = import_ray()
     import yaml
 

@@ -128,7 +128,8 @@ def test_a_lost_shard_with_pooled_vectors_is_rebuilt_to_the_same_bytes(tmp_path,
     [
         (
             {"text_length": 513},
-            "--text-length: FluxPipeline, in which a student is used, refuses a max_sequence_length above 512 .*found 513",
+            "--text-length: FluxPipeline, in which a student is used, refuses a max_sequence_length above 512 "
+            ".*found 513",
         ),
         ({"text_length": 0}, r"--text-length: .*greater than or equal to 1 \(found 0\)"),
         (
@@ -181,7 +182,8 @@ def test_another_attention_backend_is_recorded_goes_on_and_is_said(tmp_path, dev
     build_cache(tmp_path / "c", dev_teacher, prompts, progress=heard, batch_size=1, dtype="float32")
     (line,) = [line for line in heard.lines if "made otherwise" in line]
     assert line == (
-        f"{tmp_path / 'c'}: the remaining trajectories are made with settings other than the committed ones (attention _native_math "
+        f"{tmp_path / 'c'}: the remaining trajectories are made with settings other than the committed ones "
+        f"(attention _native_math "
         f"-> sdpa, batch_size 2 -> 1): the build resumes, but identical bytes are guaranteed only where these agree"
     )
     again = Heard()

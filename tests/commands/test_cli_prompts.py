@@ -173,7 +173,8 @@ def test_signs_are_read_back_from_every_ending(name, capsys):
         (["list", "b.csv:column=text"], "b.csv line 1 has no column 'text': found id, caption"),
         (
             ["count", "bench"],
-            "bench is a folder, expected a file: convert a T2I-CompBench folder with `secondcast prompts compbench bench FILE.jsonl`,",
+            "bench is a folder, expected a file: convert a T2I-CompBench folder with `secondcast prompts compbench "
+            "bench FILE.jsonl`,",
         ),
         (["compbench", "nix", "out.jsonl"], "nix has no color_train.txt, complex_train.txt, non_spatial_train.txt"),
         (["compbench", "bench", "out.csv"], "out.csv has the suffix '.csv', expected .jsonl: a build goes by"),

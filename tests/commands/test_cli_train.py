@@ -11,8 +11,10 @@ from tests.trainer.conftest import cache_folder, t5_config
 __all__ = ["cache_folder", "t5_config"]
 
 OPTIONS = {
-    "pretrain_loss": "context", "loss": "vision", "huber_delta": 0.5, "timestep_weighting": "interval", "embedding_loss_weight": 0.25,
-    "grad_accum_steps": 2, "data_order": "shuffled", "timesteps_per_sample": 2, "lr_schedule": "linear", "lr_warmup_steps": 1,
+    "pretrain_loss": "context", "loss": "vision", "huber_delta": 0.5, "timestep_weighting": "interval",
+    "embedding_loss_weight": 0.25,
+    "grad_accum_steps": 2, "data_order": "shuffled", "timesteps_per_sample": 2, "lr_schedule": "linear",
+    "lr_warmup_steps": 1,
     "ema_decay": 0.9, "student_dtype": "bfloat16-autocast", "modulation": "precomputed", "activation_checkpointing": 2,
     "keep_checkpoints": 3, "batch_size": 4, "steps": 2, "pretrain_steps": 1,
 }  # fmt: skip
@@ -42,7 +44,8 @@ def test_every_option_of_training_is_a_flag_and_a_key(tmp_path, words, capsys):
         None,
     )
     for told in (
-        "stage pretrain (context), mean of 1 step: ", "stage main (vision), mean of 2 steps: ", " samples/s; data wait ",
+        "stage pretrain (context), mean of 1 step: ", "stage main (vision), mean of 2 steps: ",
+        " samples/s; data wait ",
         "backbone forward ", "validation and checkpoints ", "peak memory ",
     ):  # fmt: skip
         assert told in heard

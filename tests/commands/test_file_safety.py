@@ -125,19 +125,23 @@ ROWS = {
         foreign=("c.png",),
     ),
     "inspect report": Row(
-        words=["inspect", "report", "{made}/cache", "--num-strips", "0", "--out", "{out}/r.html", "-q"], foreign=("r.html",)
+        words=["inspect", "report", "{made}/cache", "--num-strips", "0", "--out", "{out}/r.html", "-q"],
+        foreign=("r.html",),
     ),
     "convert": Row(
         words=["convert", "{made}/cache", "{out}/d", "--format", "webdataset", "-q"], foreign=("d/manifest.json",)
     ),
-    "subset": Row(words=["subset", "{made}/cache", "{out}/d", "--num-prompts", "1", "-q"], foreign=("d/prompts.offsets",)),
+    "subset": Row(words=["subset", "{made}/cache", "{out}/d", "--num-prompts", "1", "-q"],
+    foreign=("d/prompts.offsets",)),
     "merge": Row(words=["merge", "{made}/cache", "{made}/cache", "{out}/d", "-q"], foreign=("d/commits/index.json",)),
     "repair": Row(words=REPAIR, foreign=("c/manifest.json", "c/prompts.jsonl")),
     "repair damaged": Row(
         words=REPAIR, foreign=("c/.notes.1-2.tmp", "beside.txt"), goes=True, before=damaged_cache
     ),
     "prompts pocket": Row(words=["prompts", "pocket", "{out}/p.txt", "--num-prompts", "300"], foreign=("p.txt",)),
-    "prompts commontext": Row(words=["prompts", "commontext", "{out}/p.json", "--num-prompts", "300"], foreign=("p.json",)),
+    "prompts commontext": Row(
+        words=["prompts", "commontext", "{out}/p.json", "--num-prompts", "300"], foreign=("p.json",)
+    ),
     "prompts compbench": Row(words=["prompts", "compbench", "{made}/bench", "{out}/p.jsonl"], foreign=("p.jsonl",)),
     "demo": Row(words=["demo", "{out}/demo", "--num-prompts", "64", "-q"], foreign=("demo/prompts.txt",)),
 }  # fmt: skip

@@ -174,7 +174,8 @@ def test_what_does_not_fit_together_is_one_line(tmp_path, words, student, record
     shutil.rmtree(Path(bare) / "vae")
     assert f"{bare} has no vae/" in said(**{str(dev_teacher): bare})
     assert secondcast(
-        *[bare if word == dev_teacher else word for word in words], "--closed-loop", 0, "--num-trajectories", 1, capsys=capsys
+        *[bare if word == dev_teacher else word for word in words], "--closed-loop", 0, "--num-trajectories", 1,
+        capsys=capsys,
     )[0] == 0  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Errors on held-out records: the replay error is exact, the numbers are training's, and their parts make up the whole."""
+"""Errors on held-out records: the replay error is exact, the numbers are training's, their parts make up the whole."""
 
 import numpy as np
 import pytest
@@ -168,7 +168,8 @@ def evaluations(draw) -> Evaluation:
         created_by="t", student="s", student_digest="d", cache="c", sampling_digest="d", teacher_digest="d",
         backbone="b", committed=rows, held_out=rows, steps=tuple(range(steps)), sigmas=(0.5,) * steps,
         computed=Computed(dtype="float32", quantize="none", attention="a", device="cpu", batch_size=1, torch="2"),
-        trajectories=draw(st.lists(one, min_size=rows, max_size=rows)), errors=errors, replay_error=replay_error, closed_loop=None,
+        trajectories=draw(st.lists(one, min_size=rows, max_size=rows)), errors=errors, replay_error=replay_error,
+        closed_loop=None,
     )  # fmt: skip
 
 

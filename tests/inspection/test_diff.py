@@ -68,7 +68,8 @@ def test_another_teacher_is_the_end_of_it(tmp_path, a):
     b.manifest = b.manifest.model_copy(update={"teacher": teacher})
     lines = diff_lines(compare(a, b))
     assert lines == [
-        'teacher.weights.transformer/a.safetensors: "00" | "11": different teachers: the two caches can neither train one '
+        'teacher.weights.transformer/a.safetensors: "00" | "11": different teachers: the two caches can neither train '
+        "one "
         "student together nor be merged",
         "can resume: no, merge: no, train together: no",
     ]

@@ -133,8 +133,10 @@ def test_a_disk_that_is_too_small_is_one_line_with_the_ways_out(tmp_path):
     with pytest.raises(SettingsError) as refusal:
         check_disk(tmp_path / "new/c", manifest, Silent(), skip_disk_check=False, free_bytes=10 * GIB)
     assert str(refusal.value) == (
-        f"{tmp_path}/new/c needs 13.9 to 19.7 GiB more (estimated), but the disk of {tmp_path} has 10.0 GiB free: a build "
-        f"stops when the disk is full; give a smaller --limit, a stronger --compression (lossless; int8 with --latents stored), "
+        f"{tmp_path}/new/c needs 13.9 to 19.7 GiB more (estimated), but the disk of {tmp_path} has 10.0 GiB free: a "
+        f"build "
+        f"stops when the disk is full; give a smaller --limit, a stronger --compression (lossless; int8 with "
+        f"--latents stored), "
         f"a folder on another disk, or --skip-disk-check"
     )
     heard = Heard()

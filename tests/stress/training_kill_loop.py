@@ -34,7 +34,8 @@ START_SECONDS = 6.0
 NEW_STEPS = range(1, 10)
 _MOMENTS = {"start": 2, "steps": 5, "checkpoint": 4}
 FLAGS = (
-    "--student", "pocket-small", "--batch-size", "16", "--ema-decay", "0.9", "--checkpoint-every", str(CHECKPOINT_EVERY),
+    "--student", "pocket-small", "--batch-size", "16", "--ema-decay", "0.9", "--checkpoint-every",
+    str(CHECKPOINT_EVERY),
     "--keep-checkpoints", str(KEEP), "--device", "cpu", "--quiet",
 )  # fmt: skip
 # The second is short, so that its few kills come in both of its stages, and longer than one walk of 20 steps.

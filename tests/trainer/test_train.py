@@ -131,8 +131,10 @@ def test_only_the_students_parameters_move(tmp_path, cache_folder, dev_teacher, 
 
 
 SHARING = {
-    "data_order": "shuffled", "timesteps_per_sample": 2, "grad_accum_steps": 2, "ema_decay": 0.9, "pretrain_loss": "context",
-    "lr_warmup_steps": 3, "lr_schedule": "linear", "huber_delta": 0.5, "timestep_weighting": "sigma", "embedding_loss_weight": 0.1,
+    "data_order": "shuffled", "timesteps_per_sample": 2, "grad_accum_steps": 2, "ema_decay": 0.9,
+    "pretrain_loss": "context",
+    "lr_warmup_steps": 3, "lr_schedule": "linear", "huber_delta": 0.5, "timestep_weighting": "sigma",
+    "embedding_loss_weight": 0.1,
 }  # fmt: skip
 
 

@@ -171,7 +171,8 @@ def replay_error_text(replay_error: ReplayError, recorded: Quantization, here: Q
     elif here != recorded:
         how = f", {_weights(here)}, recorded with {_weights(recorded)}"
     return (
-        f"replay error {replay_error.error:.3g} ({100 * replay_error.relative:.2f} % of the velocity's norm{how}): no student's loss "
+        f"replay error {replay_error.error:.3g} ({100 * replay_error.relative:.2f} % of the velocity's norm{how}): "
+        f"no student's loss "
         f"can be lower"
     )
 

@@ -1,4 +1,4 @@
-"""A pilot is the beginning of the real build: its shards stay, invariants 1 to 3 are checked on them, rates extrapolated."""
+"""A pilot begins the real build: its shards stay, invariants 1 to 3 are checked on them, rates extrapolated."""
 
 from pathlib import Path
 
@@ -87,7 +87,8 @@ def test_a_pilot_may_end_a_build_that_keeps_no_embeddings_but_not_follow_it(tmp_
     with pytest.raises(NotInCacheError) as caught:
         pilot(tmp_path / "c", dev_teacher, prompt_file, store_embeddings=False)
     assert str(caught.value) == (
-        f"{tmp_path}/c already has its first trajectories and does not store embeddings (--no-store-embeddings): a pilot "
+        f"{tmp_path}/c already has its first trajectories and does not store embeddings (--no-store-embeddings): a "
+        f"pilot "
         f"cannot check them; use `secondcast inspect verify {tmp_path}/c --resample N`"
     )
 

@@ -48,7 +48,8 @@ def test_a_process_that_was_killed_is_named(writer):
         with pytest.raises(WorkerFailedError) as caught:
             process.encode("trajectories", shard, some_arrays(writer.manifest, shard))
     assert str(caught.value) == (
-        "the process that encodes shards ended with exit code -9 (out of host memory?): committed shards are kept; rerun "
+        "the process that encodes shards ended with exit code -9 (out of host memory?): committed shards are kept; "
+        "rerun "
         "the same command"
     )
 

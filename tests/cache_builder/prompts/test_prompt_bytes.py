@@ -81,7 +81,8 @@ def test_a_dash_is_stdin(monkeypatch):
         ("a.txt:limti=5", r"'limti' is not a key of a source, which are name,"),
         (
             ".",
-            r"^\. is a folder, expected a file: convert a T2I-CompBench folder with `secondcast prompts compbench \. FILE.jsonl`, .* as hf:\.$",
+            r"^\. is a folder, expected a file: convert a T2I-CompBench folder with `secondcast prompts compbench \. "
+            r"FILE.jsonl`, .* as hf:\.$",
         ),
         ("x" * 300, r"cannot be read \(File name too long\): make it readable$"),
     ],

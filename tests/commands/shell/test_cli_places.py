@@ -21,7 +21,8 @@ from tests.storage_schemas.caches import write_cache
 # Parameters that are texts and name no place.
 TEXTS = {
     "attention_backend", "device", "format", "gpu", "grep", "guidance", "key", "keys",
-    "report_to", "metrics", "names", "prompt", "ray", "resolution", "revision", "max_gpu_memory", "num_prompts", "num_strips", "time_budget", "timesteps", "worker",
+    "report_to", "metrics", "names", "prompt", "ray", "resolution", "revision", "max_gpu_memory", "num_prompts",
+    "num_strips", "time_budget", "timesteps", "worker",
 }  # fmt: skip
 
 

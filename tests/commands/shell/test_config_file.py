@@ -83,7 +83,7 @@ def test_a_plan_takes_the_same_file_and_leaves_out_what_is_of_the_command_alone(
         (["build", "c", "--config", "nix.toml"], "no file nix.toml for --config: expected lines such as batch-siz"),
         (["train", "r", "--config", "r.toml", "--loss", "vision"], "--loss is given beside --config r.toml: it is"),
         (["plan", "recipe", "flat.toml"], "flat.toml lacks a [build.NAME] or [train]: expected both; plan"),
-        (["plan", "recipe", "r.toml", "--num-prompts", "birds=3"], "--num-prompts is 'birds=3', expected a number of prom"),
+        (["plan", "recipe", "r.toml", "--num-prompts", "birds=3"], "--num-prompts is 'birds=3', expected a number of"),
         (["plan", "recipe", "poor.toml"], "[build.a] of poor.toml has no teacher, expected a line"),
     ],
 )  # fmt: skip

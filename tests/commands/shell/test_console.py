@@ -142,7 +142,8 @@ def run(*words):
 build = ["--teacher", "pocket", "--prompts", "p.txt"]
 run("build", "c", *build, "--steps", "1")
 run("build", "c", *build, "--steps", "1", "--workers", "1")
-run("train", "r", "--cache", "c", "--student", "pocket-tiny", "--steps", "1", "--batch-size", "2", "--replay-check", "2")
+run("train", "r", "--cache", "c", "--student", "pocket-tiny", "--steps", "1", "--batch-size", "2",
+    "--replay-check", "2")
 run("export", "r", "s")
 run("generate", "s", *build, "--out", "g", "--steps", "1")
 run("inspect", "images", "c", "0", "--out", "strips.png")

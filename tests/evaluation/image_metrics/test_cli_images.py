@@ -106,7 +106,8 @@ def test_weights_that_were_never_fetched_name_the_command_that_fetches_them(pict
         strict=True,
     ):
         assert line == (
-            f"no {metric}: the weights {name} are not available and could not be downloaded (LocalEntryNotFoundError): run "
+            f"no {metric}: the weights {name} are not available and could not be downloaded "
+            f"(LocalEntryNotFoundError): run "
             f"`hf download {name}` where there is a network, or give {flag} FOLDER"
         )
 
@@ -289,7 +290,8 @@ def test_folders_and_pictures_that_cannot_be_read_are_one_line(clip, pictures, t
     assert heard(pictures).startswith(f"secondcast: {file} cannot be read as an image (")
     file.write_bytes(b"no picture")
     assert heard(pictures) == (
-        f"secondcast: {file} cannot be read as an image (cannot identify image file 'it'): generate it again, or remove it "
+        f"secondcast: {file} cannot be read as an image (cannot identify image file 'it'): generate it again, or "
+        f"remove it "
         f"from the folder and its index"
     )
     file.unlink()

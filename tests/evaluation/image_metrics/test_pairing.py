@@ -45,7 +45,8 @@ def test_the_pairing_is_printed_before_anything_is_scored(clip, numbered, capsys
     code, _, heard = images(*words, capsys=capsys)
     assert code == 0
     assert heard.splitlines()[:14] == [
-        f"{numbered}/p: prompts are matched to images in the order of their names; to change it, give `file` in JSON lines",
+        f"{numbered}/p: prompts are matched to images in the order of their names; to change it, give `file` in JSON "
+        f"lines",
         *(f"  {number}.png: prompt of {number}" for number in range(11)),
         "  (1 more picture)",
         "  12.png: prompt of 12",

@@ -310,7 +310,7 @@ def test_what_was_rounded_or_left_out_is_not_made_up_again(tmp_path):
     ):
         merge([a, b], tmp_path / "c", Silent())
     convert(a, tmp_path / "d", Silent(), compression="int8")
-    words = r'd has sampling.storage.embeddings = "stored", \S+b has "none": .*convert \S+/d NEW --no-store-embeddings`, then'
+    words = r'd has sampling.storage.embeddings = "stored", \S+b has "none": .*convert \S+/d NEW --no-store-embeddings`'
     with pytest.raises(SettingsMismatchError, match=words):
         merge([Cache.open(tmp_path / "d"), b], tmp_path / "c", Silent())
     subset(b, tmp_path / "e", Silent(), count=4)

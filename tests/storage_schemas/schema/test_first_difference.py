@@ -80,7 +80,8 @@ def test_the_refusal_after_an_extension_names_the_generation_and_its_field():
     with pytest.raises(SettingsMismatchError) as raised:
         check_same_settings(other, first, "c")
     assert str(raised.value) == (
-        "c was built with prompts.segments[0].samples_per_prompt = 2, requested 1: the order of all trajectories depends "
+        "c was built with prompts.segments[0].samples_per_prompt = 2, requested 1: the order of all trajectories "
+        "depends "
         "on it; give the original options, or another folder; `secondcast build --extend` adds prompts or "
         "samples to a cache, and is required for a cache that was extended"
     )

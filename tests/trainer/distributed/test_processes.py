@@ -37,7 +37,8 @@ from tests.trainer.making import make_trainer
 
 FLAGS = {
     "pretrain_steps": 4, "steps": 6, "batch_size": 8, "grad_accum_steps": 2, "timesteps_per_sample": 2, "dropout": 0.1,
-    "ema_decay": 0.9, "max_grad_norm": 0.3, "learning_rate": 1e-3, "checkpoint_every": 5, "keep_checkpoints": 9, "validate_rows": 7, "replay_check": 9,
+    "ema_decay": 0.9, "max_grad_norm": 0.3, "learning_rate": 1e-3, "checkpoint_every": 5, "keep_checkpoints": 9,
+    "validate_rows": 7, "replay_check": 9,
 }  # fmt: skip
 
 

@@ -24,7 +24,8 @@ from tests.trainer.test_train import Listening, StopAfter, run_training
 
 __all__ = ["cache_folder", "t5_config"]
 
-# A bf16 recording that is replayed in float32 has a replay error, 4 % of the velocity's norm with so small a transformer.
+# A bf16 recording that is replayed in float32 has a replay error, 4 % of the velocity's norm with so small a
+# transformer.
 ABOVE = {
     "backbone_dtype": "float32",
     "steps": 4,
