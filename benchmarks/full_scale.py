@@ -25,7 +25,8 @@ columns have the relative differences. A cap is imposed by torch.cuda.set_per_pr
 are put on the device, from the host, so "fits" is a run that did, loading among it: emulated on the card that the head
 names, with CUDA's context (about 0.5 GiB) outside of it. A streamed model under a cap has as many resident blocks as
 --max-gpu-memory would leave on such a card. "calculated" is models/cost/gpu_memory.py's, to compare with
-what was allocated. "of the matrix rate": FLOPs that were computed, recomputing among them, per second, as part of what a large product of
+what was allocated. "of the matrix rate": FLOPs that were computed, recomputing among them, per second,
+as part of what a large product of
 matrices reaches here. Half a GB of the host's memory is the benchmark's own for each size and batch: the gradient to
 compare with. The most important rows come first; what would not end in time is left out. The last thing printed is the
 table.

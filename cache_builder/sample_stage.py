@@ -41,9 +41,10 @@ def run_sample_stage(
 ) -> None:
     """Sample these trajectory shards and commit them, with the embeddings that `cache` has of their prompts.
 
-    `done` of a share of so many trajectories are there.
+    share, done: trajectories of this worker, and how many of them are committed.
+
     While the device samples a batch, threads prepare the next one, copy the last one to the host, encode, check and
-    write; what waits is bounded, and an error of theirs stops the stage.
+    write; their queues are bounded, and an error in one of them stops the stage.
     """
     total = sum(shard.rows for shard in shards)
     with progress.bar("sample", total=share, done=done, unit="trajectories") as bar:

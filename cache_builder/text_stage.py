@@ -52,7 +52,10 @@ def run_text_stage(
     batch_size: int,
     progress: Progress,
 ) -> None:
-    """Encode the prompts of these embedding shards and commit them; `done` of a share of so many prompts are there."""
+    """Encode the prompts of these embedding shards and commit them.
+
+    share, done: prompts of this worker, and how many of them are committed.
+    """
     with (
         BackgroundWriter(writer) as background,
         progress.bar("text", total=share, done=done, unit="prompts") as bar,

@@ -69,7 +69,7 @@ class WorkerConfig(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Launched:
-    """A worker, who said so ("" for a single process), and its number within its node (None if unknown)."""
+    """A worker, what launched it ("" for a single process), and its number within its node (None if unknown)."""
 
     worker: Worker
     by: str

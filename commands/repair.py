@@ -6,7 +6,7 @@ import typer
 
 from secondcast.commands.shell.console import print_json, print_line, print_lines, terminal_width
 from secondcast.commands.shell.resolve import CachePath, Device, Json, Quiet, quiet_device, resolve_teacher, terminal
-from secondcast.inspection.repairing import mend_value, need_of, problem_lines, way_out
+from secondcast.inspection.repairing import repair_value, need_of, problem_lines, way_out
 from secondcast.storage_schemas.errors import DamagedCacheError
 from secondcast.storage_schemas.progress import counted
 
@@ -48,7 +48,7 @@ def inspect_verify(
             for p in report.problems
         ]
         found: dict[str, Any] = {"shards": report.shards, "bytes": report.bytes, "problems": problems}
-        found["mend"] = mend_value(cache, report, source) if report.problems else None
+        found["repair"] = repair_value(cache, report, source) if report.problems else None
         print_json(found | ({} if made is None else {"recomputed": [m.json_value() for m in made]}))
     else:
         not_built = f"{counted(report.missing, 'shard')} not built yet, " if report.missing else ""

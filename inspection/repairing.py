@@ -52,7 +52,7 @@ def mending_commands(cache: str, report: "Report", teacher: str | None) -> list[
     return [*deleted, *([] if hardest is None else [_repair(cache, hardest, teacher)])]
 
 
-def mending_command(cache: str, problem: "Problem", report: "Report", teacher: str | None) -> str:
+def repair_command(cache: str, problem: "Problem", report: "Report", teacher: str | None) -> str:
     """The command that repairs a single problem of a report."""
     need = need_of(problem, report)
     return _deletion(cache, problem.path) if need == "delete" else _repair(cache, need, teacher)
@@ -107,7 +107,7 @@ def problem_lines(cache: str, report: "Report", teacher: str | None, *, width: i
     ]
 
 
-def mend_value(cache: str, report: "Report", teacher: str | None) -> dict[str, Any]:
+def repair_value(cache: str, report: "Report", teacher: str | None) -> dict[str, Any]:
     """The same as plain JSON types."""
     return {"commands": mending_commands(cache, report, teacher), "otherwise": other_way(report)}
 

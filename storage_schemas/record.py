@@ -10,7 +10,7 @@ from secondcast.storage_schemas.schema.fields import Array, Arrays
 
 
 class Label(TypedDict, total=False):
-    """The JSON label of a tar sample: key, prompt (its text), prompt_id, replica."""
+    """The JSON label of a tar sample: key, prompt (its text), prompt_id, sample_index."""
 
     key: str
     prompt: str

@@ -82,7 +82,7 @@ class Trainer:
         self._tokenizer = training_caches[0].cache.tokenizer_files if tokens is None else tokens.files
 
     def train(self, progress: Progress) -> float | None:
-        """Run from where it stands (see resume) to the last step; the best validation loss.
+        """Train to the last step, from the current one (see resume); return the best validation loss.
 
         KeyboardInterrupt after Ctrl-C or SIGTERM to any of the processes, behind a checkpoint of the step in hand.
         """
@@ -132,7 +132,7 @@ class Trainer:
         return seconds
 
     def requests(self, step: int) -> list[BatchSpec]:
-        """What optimizer step `step` reads: equal parts of its batch, or of this process's part of it."""
+        """The records that optimizer step `step` reads: equal parts of its batch, or of this process's part of it."""
         at = self.settings.at(step)
         stage = at.stage
         vision = stage.replays
@@ -215,7 +215,7 @@ class Trainer:
         if self._metrics is not None:
             self._metrics.forget_after(self.done)
         if folder is not None:
-            progress.say(f"going on from step {self.done}")
+            progress.say(f"resuming from step {self.done}")
 
     def _log(self, **entry: Any) -> None:
         if self._metrics is not None:

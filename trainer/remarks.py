@@ -32,8 +32,8 @@ def _report_caches(trainer: Trainer, training_caches: Sequence[TrainingCache], p
             progress.say(f"{cache.folder} is not finished: {len(cache)} of its {cache.planned} trajectories are there")
         if began != len(cache):
             progress.say(
-                f"{trainer.run} goes on with the {counted(began, 'trajectory')} with which it began, of {len(cache)} "
-                f"that {cache.folder} has now: a new run folder takes all of them"
+                f"{trainer.run} keeps training on the {counted(began, 'trajectory')} it started with, of {len(cache)} that "
+                f"{cache.folder} has now: a new run folder uses all of them"
             )
 
 
@@ -42,7 +42,7 @@ def _report_modulation(trainer: Trainer, training_caches: Sequence[TrainingCache
         progress.say(
             f"modulation vectors are computed on the host, a batch ahead, with {on_host.weights_bytes / 1e9:.3g} GB of "
             f"weights in its memory: it rounds otherwise than a GPU, which the replay error measures; --modulation "
-            f"live keeps them on the GPU"
+            f"gpu keeps them on the GPU"
         )
     elif trainer.settings.modulation == "auto" and any(
         backbone.table is None for backbone in trainer.objective.backbones

@@ -17,11 +17,11 @@ from secondcast.storage_schemas.tensors import from_torch, to_torch
 
 @dataclass(frozen=True, kw_only=True)
 class EquivalenceCheck:
-    """Result of a check: `holds` is None if it was not made; `said` is a one-line description."""
+    """Result of a check: `holds` is None if it was not made; `description` is a one-line description."""
 
     invariant: int
     holds: bool | None
-    said: str
+    description: str
 
 
 def check_equivalence(
@@ -42,7 +42,7 @@ def _equals_pipeline(
     sampling = cache.manifest.sampling
     if sampling.schedule != "diffusers":
         return EquivalenceCheck(
-            invariant=1, holds=None, said=f"not checked: FluxPipeline has no schedule {sampling.schedule!r}"
+            invariant=1, holds=None, description=f"not checked: FluxPipeline has no schedule {sampling.schedule!r}"
         )
     # A pipeline call has one guidance scale: compare the rows with the first one, in a batch of the same size.
     guidance = recorded[0].guidance
@@ -63,16 +63,18 @@ def _equals_pipeline(
 
 def _derives(cache: Cache, recorded: list[Trajectory]) -> EquivalenceCheck:
     if cache.manifest.sampling.storage.latents == "stored":
-        return EquivalenceCheck(invariant=2, holds=None, said="not checked: latents are stored")
+        return EquivalenceCheck(invariant=2, holds=None, description="not checked: latents are stored")
     # The writer checks every trajectory on the encoded bytes before it commits a shard.
     said = "latents derive from noise and velocity bit for bit in every committed trajectory"
-    return EquivalenceCheck(invariant=2, holds=True, said=said)
+    return EquivalenceCheck(invariant=2, holds=True, description=said)
 
 
 def _replays(cache: Cache, backbone: FluxBackbone, indices: range, recorded: list[Trajectory]) -> EquivalenceCheck:
     sampling = cache.manifest.sampling
     if sampling.storage.compression == "int8":
-        return EquivalenceCheck(invariant=3, holds=None, said="not checked: compression int8 rounds the velocity")
+        return EquivalenceCheck(
+            invariant=3, holds=None, description="not checked: compression int8 rounds the velocity"
+        )
     predict, pairs = predictor(backbone, prepare_batch(cache, indices)), []
     with torch.no_grad():
         for k, timestep in enumerate(sampling.timesteps):
@@ -87,12 +89,12 @@ def _check(invariant: int, said: str, pairs: list[tuple[Array, Array]]) -> Equiv
     """Compare pairs of recorded and recomputed arrays."""
     equal = sum(same_bits(recorded, made) for recorded, made in pairs)
     if equal == len(pairs):
-        return EquivalenceCheck(invariant=invariant, holds=True, said=f"{said} ({equal} of {equal})")
+        return EquivalenceCheck(invariant=invariant, holds=True, description=f"{said} ({equal} of {equal})")
     worst = max(_relative_error(recorded, made) for recorded, made in pairs)
     return EquivalenceCheck(
         invariant=invariant,
         holds=False,
-        said=f"violated: {said} only in {equal} of {len(pairs)}; largest relative error {worst:.1e}",
+        description=f"violated: {said} only in {equal} of {len(pairs)}; largest relative error {worst:.1e}",
     )
 
 

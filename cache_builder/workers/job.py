@@ -1,4 +1,4 @@
-"""What a worker in another process, or on another machine, is told: a line of JSON. The cache says the rest."""
+"""The job of a worker in another process or on another machine: a line of JSON. The rest is in the cache."""
 
 from pathlib import Path
 from typing import Self
@@ -14,7 +14,7 @@ from secondcast.storage_schemas.writer import CacheWriter
 
 
 class Job(Record):
-    """A share of a cache that exists. `teacher_path` is looked for first; where it is not, `teacher` is found anew."""
+    """A share of a cache that exists. `teacher_path` is looked for first; if it is absent, `teacher` is looked up again."""
 
     location: str
     teacher: str

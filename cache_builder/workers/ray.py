@@ -200,7 +200,7 @@ class _Actors:
             self.peaks.append(self._ray.get(task))
         except self._ray.exceptions.RayError as error:
             queue.failed(number, run, error)
-            self._progress.say(f"worker {number} on Ray failed, the others go on: {_first_line(_cause(error))}")
+            self._progress.say(f"worker {number} on Ray failed, the others continue: {_first_line(_cause(error))}")
             return
         queue.made(number)
         bar.advance(sum(rows[shard] for shard in run), counted(len(self._working) + 1, "worker"))

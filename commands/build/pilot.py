@@ -32,7 +32,7 @@ def print_pilot(result: "PilotResult") -> None:
         table.add_row(name, *values)
     print_table(table)
     for check in result.checks:
-        print_line(f"invariant {check.invariant} {_VERDICT[check.holds]}: {check.said}")
+        print_line(f"invariant {check.invariant} {_VERDICT[check.holds]}: {check.description}")
     seconds = result.text.total_seconds + result.sample.total_seconds
     print_line(
         f"{result.location}: the whole build takes about {duration_text(seconds)} on one worker like this one, and "

@@ -43,8 +43,8 @@ function startIntegrity() {
   );
 }
 
-function problemItem({ path, problem, mend }) {
-  return element("li", {}, element("p", {}, element("code", {}, path), " ", problem), mend ? command(mend) : null);
+function problemItem({ path, problem, repair }) {
+  return element("li", {}, element("p", {}, element("code", {}, path), " ", problem), repair ? command(repair) : null);
 }
 
 function startFilters() {

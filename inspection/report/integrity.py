@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from secondcast.inspection.repairing import mending_command
+from secondcast.inspection.repairing import repair_command
 from secondcast.storage_schemas.errors import DamagedCacheError
 from secondcast.storage_schemas.io.folders import open_folder
 from secondcast.storage_schemas.maintenance.verify import verify
@@ -85,7 +85,7 @@ def check_files(location: str, progress: Progress) -> tuple[dict[str, Any], froz
     state = "damaged" if count else "intact"
     text = f"{summary}: {counted(count, 'problem')}" if count else f"{summary}: every file matches its checksum"
     problems = [
-        {"path": problem.path, "problem": problem.message, "mend": mending_command(location, problem, found, source)}
+        {"path": problem.path, "problem": problem.message, "repair": repair_command(location, problem, found, source)}
         for problem in found.problems
     ]
     damaged = frozenset(problem.shard for problem in found.problems if problem.shard is not None)

@@ -76,7 +76,7 @@ def repair_cache(location: Location, copy: Location | None, progress: Progress) 
     shards: list[tuple[Kind, int]] = []
     if source is not None:
         shards = _copy_shards(folder, source, verify(location, Silent()), progress)
-    if mend_index(folder):
+    if repair_index(folder):
         files.append(INDEX_PATH)
     report = verify(location, Silent())
     return Repaired(files=tuple(files), shards=tuple(shards), left=report.problems, missing=report.missing)
@@ -221,7 +221,7 @@ def put_shard(folder: Folder, ours: CommitRecord | None, record: CommitRecord, f
     return same
 
 
-def mend_index(folder: Folder) -> bool:
+def repair_index(folder: Folder) -> bool:
     """Rewrite the index if every planned shard has a record and the index differs from the records."""
     try:
         single = Records(read_single_records(folder), str(folder))

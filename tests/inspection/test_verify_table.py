@@ -26,7 +26,7 @@ def test_a_whole_cache_is_one_line(cache, capsys):
     code, said, _ = secondcast("inspect", "verify", cache, "--quiet", capsys=capsys)
     assert code == 0 and said.count("\n") == 1 and said.endswith(", 0 problems\n")
     code, said, _ = secondcast("inspect", "verify", cache, "--quiet", "--json", capsys=capsys)
-    assert code == 0 and json.loads(said)["mend"] is None
+    assert code == 0 and json.loads(said)["repair"] is None
 
 
 def test_each_problem_is_a_row_and_the_commands_stand_below(cache, capsys):
@@ -46,7 +46,7 @@ def test_each_problem_is_a_row_and_the_commands_stand_below(cache, capsys):
     code, said, _ = secondcast("inspect", "verify", cache, "--quiet", "--json", capsys=capsys)
     facts = json.loads(said)
     assert code == 1 and [problem["needs"] for problem in facts["problems"]] == ["shard", "delete"]
-    assert facts["mend"] == {
+    assert facts["repair"] == {
         "commands": [f"rm '{cache}/foreign file'", f"secondcast repair {cache} --teacher made-up"],
         "otherwise": "with another copy of the cache: --from COPY instead of --teacher",
     }

@@ -92,7 +92,7 @@ def measure_replay_error(
     rows: int,
     processes: Distributed = ALONE,
 ) -> ReplayError:
-    """Replay `rows` records of a feed (or of some of its sources), spread evenly, with the teacher's own embeddings."""
+    """Replay `rows` records of a dataset (or of some of its sources), spread evenly, with the teacher's embeddings."""
 
     def measure(part: Sequence[Row]) -> torch.Tensor:
         batch = feed.replay_batch(part)
@@ -123,7 +123,7 @@ def _parts(objective: Objective, feed: ReplayDataset, rows: Sequence[Row], proce
 def _measured(
     measure: Callable[[Sequence[Row]], torch.Tensor], parts: Sequence[Sequence[Row]], processes: Distributed
 ) -> list[list[float]]:
-    """The columns of what `measure` says of each row; every process measures some of the parts and gets all."""
+    """The columns that `measure` returns for each row; every process measures some of the parts and gets all."""
     found: dict[int, torch.Tensor] = {}
     # All call a divided student equally often: where parts are left over, the first one again, which counts nothing.
     for turn in range(processes.rank, -(-len(parts) // processes.ranks) * processes.ranks, processes.ranks):
@@ -156,7 +156,7 @@ def spread_rows(count: int, steps: int, wanted: int) -> list[Row]:
     return [(row % count, row * steps // rows) for row in range(rows)]
 
 
-# Law 3: above this part of the velocity's norm, the replay of the teacher's own embedding means a wrong backbone.
+# Invariant 3: above this part of the velocity's norm, the replay of the teacher's own embedding means a wrong backbone.
 LARGEST_REPLAY_ERROR = 0.03
 # The embedded teacher, whose small matrices suffer most from rounding, is off by 14 % in NF4, the coarsest kind: twice
 # that is no rounding any more. A backbone that has nothing to do with the recorded one is off by 100 % and more.
@@ -164,7 +164,7 @@ LARGEST_BIAS = 0.3
 
 
 def replay_error_text(replay_error: ReplayError, recorded: Quantization, here: Quantization) -> str:
-    """The line that tells the replay error; recorded, here: the kinds of the cache's backbone and of this run's."""
+    """A line with the replay error; recorded, here: quantization of the cache's backbone and of this run's."""
     how = ""
     if here == recorded != "none":
         how = f", {here} weights as recorded"
@@ -198,7 +198,7 @@ def check_replay_error(replay_error: ReplayError, recorded: Quantization, here: 
 
 
 def bias_text(replay_error: ReplayError, recorded: Quantization, here: Quantization) -> str | None:
-    """What a replay error says that comes of quantized weights, where it is above what others may have; else None."""
+    """A remark on a replay error that quantized weights cause, where it is above that of exact ones; else None."""
     if here in ("none", recorded) or replay_error.relative <= LARGEST_REPLAY_ERROR:
         return None
     off = f"{here} weights put the prediction off by {100 * replay_error.relative:.1f} % of the velocity's norm"

@@ -55,6 +55,4 @@ def find_begun(run: Path, wanted: RunConfig, processes: Distributed) -> RunConfi
 def check_not_begun(run: Path, wanted: RunConfig, processes: Distributed) -> None:
     """Raise RunError where another process has begun the run since it was looked for."""
     if find_begun(run, wanted, processes) is not None:
-        raise RunError(
-            f"another process began to train in {run} meanwhile: give the same command again to go on with it"
-        )
+        raise RunError(f"another process has started to train in {run}: give the same command again to resume it")

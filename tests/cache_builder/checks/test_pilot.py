@@ -37,7 +37,7 @@ def test_its_laws_hold_and_its_shards_are_the_builds(request, tmp_path, prompt_f
         (2, True),
         (3, True),
     ] and found.holds
-    assert found.checks[2].said.endswith("(8 of 8)")
+    assert found.checks[2].description.endswith("(8 of 8)")
     cache = Cache.open(tmp_path / "c")
     assert (len(cache), cache.planned, cache.finished) == (3, 6, False)
     assert (found.sample.rows, found.sample.planned_rows, found.text.rows) == (3, 6, 3)
@@ -58,15 +58,15 @@ def test_a_device_that_computes_otherwise_is_found_out(tmp_path, dev_teacher, pr
         found = pilot(tmp_path / "c", dev_teacher, prompt_file, dtype="float32")
         # The pipeline calls the transformer itself: it sees what is right.
         assert [check.holds for check in found.checks] == [False, True, True] and not found.holds
-        assert "not so: final latents are FluxPipeline's, bit for bit in 0 of 1" in found.checks[0].said
+        assert "violated: final latents are FluxPipeline's, bit for bit only in 0 of 1" in found.checks[0].description
     again = pilot(tmp_path / "c", dev_teacher, prompt_file, dtype="float32")
     assert [check.holds for check in again.checks] == [False, True, False] and again.peaks == {}
-    assert "in 0 of 8; largest relative error 9.8e-04" in again.checks[2].said
+    assert "in 0 of 8; largest relative error 9.8e-04" in again.checks[2].description
 
 
 def test_what_cannot_be_checked_says_why(tmp_path, dev_teacher, prompt_file):
     found = pilot(tmp_path / "c", dev_teacher, prompt_file, schedule="distillt5", latents="stored", compression="int8")
-    assert [check.said for check in found.checks] == [
+    assert [check.description for check in found.checks] == [
         "not checked: FluxPipeline has no schedule 'distillt5'",
         "not checked: latents are stored",
         "not checked: compression int8 rounds the velocity",

@@ -116,7 +116,7 @@ def test_a_record_that_the_index_repeats_is_mended_without_the_teacher(tmp_path)
     write_cache(tmp_path / "c")
     (tmp_path / "c/commits/trajectories-000001.json").write_bytes(b"{}")
     (problem,) = data_of(tmp_path / "c", max_norms=0)["integrity"]["problems"]
-    assert problem["mend"] == f"secondcast repair {tmp_path}/c"
+    assert problem["repair"] == f"secondcast repair {tmp_path}/c"
 
 
 @pytest.mark.parametrize("form", ["zarr", "webdataset"])
@@ -133,7 +133,7 @@ def test_a_damaged_shard_is_left_out_and_told_with_the_command_that_mends_it(tmp
     assert found["integrity"]["state"] == "damaged" and found["integrity"]["text"].endswith(": 1 problem")
     (problem,) = found["integrity"]["problems"]
     assert problem["path"] == SHARDS[form] and "has checksum" in problem["problem"]
-    assert problem["mend"] == f"secondcast repair {tmp_path}/c --teacher made-up"
+    assert problem["repair"] == f"secondcast repair {tmp_path}/c --teacher made-up"
     assert "4 of the 6 trajectories chosen for norms are in damaged shards" in found["notes"]
 
 
@@ -155,7 +155,7 @@ def test_a_prompt_that_was_changed_is_named_and_the_others_are_shown(tmp_path):
     assert found["trajectories"]["prompt"][1:4] == ["prompt number 1", UNREADABLE, "prompt number 3"]
     assert "1 of 6 prompts cannot be read: see the problems" in found["notes"]
     (problem,) = found["integrity"]["problems"]
-    assert (problem["path"], problem["mend"]) == ("prompts.jsonl", f"secondcast repair {tmp_path}/c --from COPY")
+    assert (problem["path"], problem["repair"]) == ("prompts.jsonl", f"secondcast repair {tmp_path}/c --from COPY")
 
 
 @pytest.mark.parametrize("name", ["trajectories.zarr/velocity/zarr.json", "prompts.offsets", "commits/index.json"])
@@ -164,7 +164,7 @@ def test_a_cache_that_cannot_be_opened_still_gives_a_report_of_its_files(tmp_pat
     (tmp_path / "c" / name).write_bytes(b"{}")
     found = data_of(tmp_path / "c", students=[tmp_path / "not-looked-at"])
     assert found["integrity"]["state"] == "damaged"
-    assert {problem["path"]: problem["mend"] for problem in found["integrity"]["problems"]}[name] == (
+    assert {problem["path"]: problem["repair"] for problem in found["integrity"]["problems"]}[name] == (
         f"secondcast repair {tmp_path}/c"
     )
     assert "the cache cannot be read: " in said(found) and "are left out" in said(found)
@@ -176,7 +176,7 @@ def test_what_is_no_file_of_the_cache_is_deleted_and_a_folder_that_is_no_cache_r
     write_cache(tmp_path / "c")
     (tmp_path / "c/some note.txt").write_text("mine")
     (problem,) = data_of(tmp_path / "c")["integrity"]["problems"]
-    assert problem["mend"] == f"rm '{tmp_path}/c/some note.txt'"
+    assert problem["repair"] == f"rm '{tmp_path}/c/some note.txt'"
     with pytest.raises(NotACacheError, match=r"has no manifest.json: it is not a cache"):
         data_of(tmp_path)
 

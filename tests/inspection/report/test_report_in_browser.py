@@ -222,13 +222,13 @@ def test_a_hash_restores_the_view_and_a_changed_one_changes_it(visit, html):
 
 
 def test_damage_is_named_with_the_command_that_mends_it(visit, html):
-    problem = {"path": "a/<b>.tar", "problem": "is missing", "mend": "secondcast repair 'my cache' --from COPY"}
+    problem = {"path": "a/<b>.tar", "problem": "is missing", "repair": "secondcast repair 'my cache' --from COPY"}
     integrity = {"state": "damaged", "text": "1 of 9 files", "problems": [problem]}
     page = visit(render(report_data(integrity=integrity)))
     assert page.inner_text("#badge") == "✕ damaged"
     assert page.inner_text("#problems p") == "a/<b>.tar is missing"
     page.click("#problems button")
-    assert page.evaluate("navigator.clipboard.readText()") == problem["mend"]
+    assert page.evaluate("navigator.clipboard.readText()") == problem["repair"]
     assert visit(html).inner_text("#badge") == "✓ intact"
     unread = {"state": "not checked", "text": "--verify-checksums off", "problems": []}
     assert visit(render(report_data(integrity=unread))).inner_text("#badge") == "? not checked"
@@ -296,7 +296,7 @@ def test_the_gallery_is_one_stop_of_tab_and_arrow_keys_go_through_it(visit, html
 
 @pytest.mark.slow
 def test_text_and_lines_stand_out_in_light_and_dark(visit):
-    problem = {"path": "a", "problem": "is missing", "mend": "secondcast repair"}
+    problem = {"path": "a", "problem": "is missing", "repair": "secondcast repair"}
     integrity = {"state": "damaged", "text": "so", "problems": [problem]}
     many = [student(f"run {number}") for number in range(6)]
     page = visit(render(report_data(integrity=integrity, students=many)))
