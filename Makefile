@@ -36,6 +36,7 @@ check: .venv/.ready-dev .mypy/secondcast
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+	$(BIN)/python -m pytest -q tests/project/test_language.py
 	$(BIN)/mypy
 
 .venv/.ready: pyproject.toml constraints.txt

@@ -6,7 +6,7 @@ import typer
 
 from secondcast.commands.shell.console import print_json, print_line, print_lines, terminal_width
 from secondcast.commands.shell.resolve import CachePath, Device, Json, Quiet, quiet_device, resolve_teacher, terminal
-from secondcast.inspection.repairing import repair_value, need_of, problem_lines, way_out
+from secondcast.inspection.repairing import need_of, problem_lines, repair_value, way_out
 from secondcast.storage_schemas.errors import DamagedCacheError
 from secondcast.storage_schemas.progress import counted
 

@@ -32,8 +32,8 @@ def _report_caches(trainer: Trainer, training_caches: Sequence[TrainingCache], p
             progress.say(f"{cache.folder} is not finished: {len(cache)} of its {cache.planned} trajectories are there")
         if began != len(cache):
             progress.say(
-                f"{trainer.run} keeps training on the {counted(began, 'trajectory')} it started with, of {len(cache)} that "
-                f"{cache.folder} has now: a new run folder uses all of them"
+                f"{trainer.run} keeps training on the {counted(began, 'trajectory')} it started with, of {len(cache)} "
+                f"that {cache.folder} has now: a new run folder uses all of them"
             )
 
 

@@ -14,7 +14,7 @@ from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.embeddings import drop_embeddings
 from secondcast.storage_schemas.errors import DamagedCacheError, SettingsError
 from secondcast.storage_schemas.io.folders import Location, open_folder
-from secondcast.storage_schemas.maintenance.repair import bad_shards, good_records, repair_index, put_shard
+from secondcast.storage_schemas.maintenance.repair import bad_shards, good_records, put_shard, repair_index
 from secondcast.storage_schemas.maintenance.verify import planned_shards, verify
 from secondcast.storage_schemas.progress import Progress, Silent
 from secondcast.storage_schemas.reader import Cache, prompt_table, read_manifest

@@ -14,7 +14,7 @@ from secondcast.storage_schemas.writer import CacheWriter
 
 
 class Job(Record):
-    """A share of a cache that exists. `teacher_path` is looked for first; if it is absent, `teacher` is looked up again."""
+    """A share of an existing cache. If `teacher_path` is absent on this machine, `teacher` is looked up again."""
 
     location: str
     teacher: str
