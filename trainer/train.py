@@ -13,15 +13,15 @@ from secondcast.models.teacher.context_projection import ContextProjection
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.progress import Progress, Silent, counted
 from secondcast.storage_schemas.reader import Cache
-from secondcast.trainer.checks import check_caches, remarks
 from secondcast.trainer.cost.budget import with_steps
 from secondcast.trainer.cost.summary import summarized
 from secondcast.trainer.data.mixture import TrainingCache
 from secondcast.trainer.distributed.processes import ALONE, Distributed
-from secondcast.trainer.loading import load_objective, load_own_tokens, uses_autocast
 from secondcast.trainer.loop import Observer, Trainer
-from secondcast.trainer.remarks import report_run
-from secondcast.trainer.replay_check import check_replay
+from secondcast.trainer.preparing.checks import check_caches, remarks
+from secondcast.trainer.preparing.loading import load_objective, load_own_tokens, uses_autocast
+from secondcast.trainer.preparing.remarks import report_run
+from secondcast.trainer.preparing.replay_check import check_replay
 from secondcast.trainer.run.beginning import check_not_begun, find_begun, run_config
 from secondcast.trainer.run.folder import create_run, lock_run, resumed_settings
 from secondcast.trainer.run.metric_mirrors import MirrorName

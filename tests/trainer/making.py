@@ -9,8 +9,8 @@ from secondcast.models.student.tokens import own_tokens
 from secondcast.models.teacher.folder import REPLAY_PARTS, find_teacher
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.data.mixture import TrainingCache
-from secondcast.trainer.loading import load_objective, uses_autocast
 from secondcast.trainer.loop import Trainer
+from secondcast.trainer.preparing.loading import load_objective, uses_autocast
 from secondcast.trainer.settings import TrainFlags
 from secondcast.trainer.training_set import TrainingSet
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from secondcast.models.student.student import checkpoints, load_student, student_folder
 from secondcast.storage_schemas.errors import NonFiniteError, SettingsError
 from secondcast.trainer.data.replay_dataset import BatchSpec
-from secondcast.trainer.loading import uses_autocast
 from secondcast.trainer.optimizer import learning_rate
+from secondcast.trainer.preparing.loading import uses_autocast
 from secondcast.trainer.settings import TrainFlags
 from tests.cache_builder.building import build_cache
 from tests.trainer.making import gradient, make_trainer

@@ -22,9 +22,9 @@ from secondcast.storage_schemas.errors import (
 )
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
-from secondcast.trainer import loading
 from secondcast.trainer.data.mixture import TrainingCache, split
 from secondcast.trainer.losses import validation as replay_error_module
+from secondcast.trainer.preparing import loading
 from secondcast.trainer.settings import TrainFlags
 from secondcast.trainer.train import train
 from secondcast.trainer.training_set import TrainingSet

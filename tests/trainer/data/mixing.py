@@ -12,8 +12,8 @@ from secondcast.storage_schemas.progress import Progress, Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.prompts import is_held_out, prompt_id
 from secondcast.trainer.data.mixture import TrainingCache
-from secondcast.trainer.loading import load_objective
 from secondcast.trainer.loop import Trainer
+from secondcast.trainer.preparing.loading import load_objective
 from secondcast.trainer.settings import TrainSettings
 from secondcast.trainer.stage import Stage
 from secondcast.trainer.train import train

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from secondcast.storage_schemas.errors import RunError, SettingsError
-from secondcast.trainer import loading
+from secondcast.trainer.preparing import loading
 from secondcast.trainer.run.folder import CONFIG_FILE
 from secondcast.trainer.settings import RunConfig
 from tests.cache_builder.building import build_cache

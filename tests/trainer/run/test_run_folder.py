@@ -12,7 +12,7 @@ import pytest
 from secondcast.models.student.student import checkpoints
 from secondcast.storage_schemas.errors import RunError, StorageError
 from secondcast.storage_schemas.progress import Silent
-from secondcast.trainer import loading
+from secondcast.trainer.preparing import loading
 from secondcast.trainer.run.folder import lock_run
 from tests.trainer.conftest import cache_folder, t5_config
 from tests.trainer.test_train import run_training, same_weights

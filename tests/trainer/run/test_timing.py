@@ -114,9 +114,9 @@ def test_what_people_are_told():
     assert Work(flops=180e12, matrix_flops=750e12, dtype="bfloat16").text(0.8) == (
         "180 TFLOP per step, 225 TFLOP/s: 30 % of the 750 TFLOP/s of bfloat16 matrix products on this machine"
     )
-    assert Work(flops=2.5e9).text(0.5) == "2.5 GFLOP a step, 5 GFLOP/s"
+    assert Work(flops=2.5e9).text(0.5) == "2.5 GFLOP per step, 5 GFLOP/s"
     assert PeakMemory(host_bytes=2**30, gpu_bytes=None, gpu_reserved_bytes=None).line() == (
-        "peak memory 1.0 GiB of the host"
+        "peak memory: 1.0 GiB on the host"
     )
     assert PeakMemory(host_bytes=2**30, gpu_bytes=3 * 2**29, gpu_reserved_bytes=2**31).line() == (
         "peak memory 1.5 GiB of the GPU (2.0 GiB reserved), 1.0 GiB of the host"
@@ -190,12 +190,12 @@ def test_a_run_says_and_records_where_its_time_went(tmp_path, cache_folder, dev_
     assert list(times["pretrain"].seconds) == ["data_wait", "student_forward", "loss", "backward", "optimizer"]
     assert list(times["main"].seconds) == ["data_wait", "student_forward", "backbone_forward", "backward", "optimizer"]
     assert progress.lines[:2] == [times_line(pretrain, times["pretrain"]), times_line(main, times["main"])]
-    assert progress.lines[2].startswith("validation and checkpoints ")
-    assert progress.lines[3].startswith("peak memory ") and progress.lines[3].endswith(" of the host")
+    assert progress.lines[2].startswith("validation and checkpoints: ")
+    assert progress.lines[3].startswith("peak memory: ") and progress.lines[3].endswith(" on the host")
     assert progress.lines[4].startswith(
-        f"stage pretrain: {flops_text(costs.step_flops(trainer.settings, pretrain))} a step"
+        f"stage pretrain: {flops_text(costs.step_flops(trainer.settings, pretrain))} per step"
     )
-    assert progress.lines[5].startswith(f"stage main: {flops_text(costs.step_flops(trainer.settings, main))} a step")
+    assert progress.lines[5].startswith(f"stage main: {flops_text(costs.step_flops(trainer.settings, main))} per step")
     assert progress.lines[5].endswith("matrix products on this machine") and len(progress.lines) == 6
     last = json.loads(file.read_text().splitlines()[-1])
     of_main = last["summary"]["stages"]["main"]

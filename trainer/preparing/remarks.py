@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from secondcast.models.student.tokens import text_length_remark
 from secondcast.storage_schemas.progress import Progress, counted
-from secondcast.trainer.checks import how_replayed
 from secondcast.trainer.data.mixture import TrainingCache
 from secondcast.trainer.loop import Trainer
+from secondcast.trainer.preparing.checks import how_replayed
 
 
 def report_run(trainer: Trainer, training_caches: Sequence[TrainingCache], progress: Progress) -> None:

@@ -14,9 +14,9 @@ from secondcast.models.teacher.context_projection import ContextProjection, load
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.manifest import Manifest
-from secondcast.trainer.checks import check_backend
 from secondcast.trainer.data.mixture import TrainingCache
 from secondcast.trainer.losses.objective import Objective
+from secondcast.trainer.preparing.checks import check_backend
 from secondcast.trainer.settings import TrainSettings
 
 
