@@ -119,7 +119,7 @@ def test_what_people_are_told():
         "peak memory: 1.0 GiB on the host"
     )
     assert PeakMemory(host_bytes=2**30, gpu_bytes=3 * 2**29, gpu_reserved_bytes=2**31).line() == (
-        "peak memory 1.5 GiB of the GPU (2.0 GiB reserved), 1.0 GiB of the host"
+        "peak memory: 1.5 GiB on the GPU (2.0 GiB reserved), 1.0 GiB on the host"
     )
     assert [flops_text(value) for value in (0.0, 999.0, 1e3, 31.44e12, 1.2346e16)] == [
         "0 FLOP", "999 FLOP", "1 kFLOP", "31.4 TFLOP", "12,346 TFLOP",
