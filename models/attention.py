@@ -7,7 +7,7 @@ from diffusers import FluxTransformer2DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 from diffusers.utils.constants import DIFFUSERS_ATTN_BACKEND
 
-from secondcast.storage_schemas.errors import SettingsError
+from secondcast.storage_schemas.errors import SettingsError, reason
 
 # torch's scaled_dot_product_attention: diffusers' default, and the name that records have for it.
 NATIVE = AttentionBackendName.NATIVE.value
@@ -43,10 +43,9 @@ def check_attention(
         _try(backend, backbone_config, dtype, device)
     # Missing or unsupported kernels raise many kinds of errors.
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SettingsError(
             f"--attention-backend {backend!r} does not work on {device} in {str(dtype).removeprefix('torch.')} "
-            f"({reason}): install its package, or remove the flag to use torch's own"
+            f"({reason(error)}): install its package, or remove the flag to use torch's own"
         ) from error
 
 

@@ -1,5 +1,7 @@
 """Every error a user can cause or see. Each message is one line: what happened, found and expected, why, the fix."""
 
+from textwrap import shorten
+
 
 class SecondcastError(Exception):
     """Base of all errors that the command line prints as one line instead of a traceback."""
@@ -87,3 +89,9 @@ class ImagesError(SecondcastError):
 
 class WorkerFailedError(SecondcastError):
     """A build worker or another process of a training run failed or died; committed data is kept."""
+
+
+def reason(error: BaseException) -> str:
+    """What an error of a library reports, in one line of at most 200 characters; its class if it has no text."""
+    text = (error.strerror if isinstance(error, OSError) and error.strerror else str(error)).strip()
+    return shorten(text.splitlines()[0], 200, placeholder=" ...") if text else type(error).__name__

@@ -24,7 +24,7 @@ from secondcast.cache_builder.workers.shard_queue import Run, ShardQueue
 from secondcast.models.device import quiet_libraries, usable_device
 from secondcast.models.memory.peak import PeakMemory, largest_peaks
 from secondcast.models.teacher.folder import TeacherFolder
-from secondcast.storage_schemas.errors import SecondcastError, WorkerFailedError
+from secondcast.storage_schemas.errors import SecondcastError, WorkerFailedError, reason
 from secondcast.storage_schemas.progress import Bar, Progress, Silent, counted
 from secondcast.storage_schemas.schema.commits import Kind, committed_shards
 from secondcast.storage_schemas.schema.manifest import check_same_teacher
@@ -190,7 +190,7 @@ class _Actors:
             self._ray.get(task)
         except self._ray.exceptions.RayError as error:
             queue.retire(number, error)
-            self._progress.say(f"worker {number} on Ray could not be started: {_first_line(error)}")
+            self._progress.say(f"worker {number} on Ray could not be started: {reason(error)}")
         self._idle.add(number)
 
     def _ended(self, queue: ShardQueue, task: Any, rows: dict[int, int], bar: Bar) -> None:
@@ -200,7 +200,7 @@ class _Actors:
             self.peaks.append(self._ray.get(task))
         except self._ray.exceptions.RayError as error:
             queue.failed(number, run, error)
-            self._progress.say(f"worker {number} on Ray failed, the others continue: {_first_line(_cause(error))}")
+            self._progress.say(f"worker {number} on Ray failed, the others continue: {reason(_cause(error))}")
             return
         queue.made(number)
         bar.advance(sum(rows[shard] for shard in run), counted(len(self._working) + 1, "worker"))
@@ -228,7 +228,7 @@ class _Actors:
         if cause is not error:
             raise error
         raise WorkerFailedError(
-            f"a worker on Ray died over the same shards again and again ({_first_line(error)}): out of host memory? "
+            f"a worker on Ray died over the same shards again and again ({reason(error)}): out of host memory? "
             f"{kept}; give the same command again"
         ) from error
 
@@ -243,7 +243,3 @@ def _cause(error: Exception) -> Exception:
     """What a task raised; the error itself where Ray lost the worker."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, Exception) else error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

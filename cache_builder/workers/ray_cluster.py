@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from secondcast.storage_schemas.errors import MissingExtraError, SettingsError
+from secondcast.storage_schemas.errors import MissingExtraError, SettingsError, reason
 
 RayDevice = Literal["auto", "cuda", "cpu"]
 
@@ -74,9 +74,9 @@ def read_runtime_env(path: Path) -> dict[str, Any]:
             raise ValueError(f"expected keys and values, found {type(found).__name__}")
         ray.runtime_env.RuntimeEnv(**found)
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise SettingsError(
-            f"--ray-runtime-env {path} is no runtime environment ({reason}): give a YAML or JSON file with Ray's "
+            f"--ray-runtime-env {path} is no runtime environment ({why}): give a YAML or JSON file with Ray's "
             f"keys, such as working_dir, pip or env_vars"
         ) from error
     return found
@@ -107,10 +107,10 @@ def connected(address: str, runtime_env: dict[str, Any] | None) -> Iterator[Any]
             _check_reachable(address)
             ray.init(address=address, **options)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
         raise SettingsError(
-            f"--ray {address}: no cluster answers there ({reason}): start one with `ray start --head`, and give "
-            f"`auto` on one of its machines, host:port, or `local` for this machine alone; one that asks for a token "
+            f"--ray {address}: no cluster answers there ({reason(error).rstrip('.')}): start one with "
+            f"`ray start --head`, and give `auto` on one of its machines, host:port, or `local` for this machine "
+            f"alone; one that asks for a token "
             f"takes it from RAY_AUTH_TOKEN (with RAY_AUTH_MODE=token)"
         ) from error
     try:

@@ -17,9 +17,9 @@ from secondcast.models.student.encoder_student_network import (
 )
 from secondcast.models.student.tokens import StudentTokens, read_tokens
 from secondcast.models.weights.checked_loading import LOADING_FAILS, load_checked
-from secondcast.models.weights.files import CheckpointSource, reason
+from secondcast.models.weights.files import CheckpointSource
 from secondcast.models.weights.hub import local_weights
-from secondcast.storage_schemas.errors import StudentError
+from secondcast.storage_schemas.errors import StudentError, reason
 from secondcast.storage_schemas.schema.manifest import Teacher
 
 # Keys of the encoder's configuration that state its origin, or that students set themselves.

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from transformers.configuration_utils import PretrainedConfig
 
 from secondcast.models.student.encoder_student_network import EncoderStudent, EncoderStudentConfig
-from secondcast.storage_schemas.errors import StudentError
+from secondcast.storage_schemas.errors import StudentError, reason
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.manifest import Teacher
 
@@ -140,8 +140,8 @@ def _load(source: str, where: str, *, alone: bool = False) -> Any:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=local, **known)
     # The tokenizers package raises bare Exception for an invalid file.
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StudentError(
-            f"the tokenizer of {where} cannot be read ({reason}), but a student that is not T5 needs its own: give a "
+            f"the tokenizer of {where} cannot be read ({reason(error)}), but a student that is not T5 needs its own: "
+            f"give a "
             f"folder or hub name that has one"
         ) from error

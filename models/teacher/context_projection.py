@@ -10,8 +10,8 @@ from secondcast.models.teacher.folder import REPLAY_PARTS, TeacherFolder, find_t
 from secondcast.models.teacher.hub import download
 from secondcast.models.teacher.hub_tensor import HubFile
 from secondcast.models.weights.checked_loading import read_tensor
-from secondcast.models.weights.files import CheckpointSource, reason
-from secondcast.storage_schemas.errors import TeacherError
+from secondcast.models.weights.files import CheckpointSource
+from secondcast.storage_schemas.errors import TeacherError, reason
 from secondcast.storage_schemas.io.digests import weight_sha256
 from secondcast.storage_schemas.schema.manifest import Teacher
 

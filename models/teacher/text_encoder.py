@@ -9,7 +9,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 
 from secondcast.models.teacher.folder import TeacherFolder, part_source
 from secondcast.models.weights.checked_loading import load_checked
-from secondcast.storage_schemas.errors import TeacherError
+from secondcast.storage_schemas.errors import TeacherError, reason
 from secondcast.storage_schemas.schema.manifest import Pooled
 
 
@@ -23,8 +23,7 @@ def _tokenizer(kind: Any, folder: Path) -> Any:
         return kind.from_pretrained(folder, local_files_only=True)
     # The tokenizers package raises bare Exception for an invalid file.
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TeacherError(f"{folder} cannot be loaded ({reason}): download it again") from error
+        raise TeacherError(f"{folder} cannot be loaded ({reason(error)}): download it again") from error
 
 
 def token_ids_of(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

@@ -25,10 +25,10 @@ from secondcast.models.weights.files import (
     StoredTensor,
     StoredWeights,
     read_header,
-    reason,
     stored_weights,
 )
 from secondcast.models.weights.mismatch import Mismatch, Shape, compared, matches
+from secondcast.storage_schemas.errors import reason
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 from zipfile import is_zipfile
 
 from safetensors import SafetensorError, safe_open
 
-from secondcast.storage_schemas.errors import SecondcastError
+from secondcast.storage_schemas.errors import SecondcastError, reason
 
 READ_DTYPES = ("BF16", "F16", "F32", "F64")
 """Floating-point dtypes, as safetensors names them; they are cast to the compute dtype."""
@@ -137,12 +136,6 @@ def holds_weights(folder: Path) -> bool:
     """Whether a folder has weights in any format, or an index without its files."""
     patterns = (*_OTHER_FORMS, "*.index.json", "*.incomplete")
     return any(file.name != "training_args.bin" for pattern in patterns for file in folder.glob(pattern))
-
-
-def reason(error: BaseException) -> str:
-    """The first line of an error, shortened if it is long; its class if it has no text."""
-    text = str(error).strip()
-    return shorten(text.splitlines()[0], 200, placeholder=" ...") if text else type(error).__name__
 
 
 def _safetensors_files(folder: Path, names: FileNames, source: CheckpointSource) -> list[Path]:

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from secondcast.models.weights.files import TRANSFORMERS, CheckpointSource, reason
+from secondcast.models.weights.files import TRANSFORMERS, CheckpointSource
+from secondcast.storage_schemas.errors import reason
 
 
 def local_weights(source: str, checkpoint: CheckpointSource, *, pickles: bool = False) -> Path:

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from secondcast.models.student.student import Student
-from secondcast.storage_schemas.errors import SettingsError, WorkerFailedError
+from secondcast.storage_schemas.errors import SettingsError, WorkerFailedError, reason
 from secondcast.trainer.distributed.sharding import shard
 
 # Timeout for waiting on another process.
@@ -197,4 +197,4 @@ def _is_of_the_group(error: RuntimeError) -> bool:
 
 def _reason(error: Exception) -> str:
     # Errors of gloo and NCCL start with a source location; advice follows the first sentence.
-    return re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0]
+    return re.sub(r"^\[\S+\] ", "", reason(error)).split(". ")[0]

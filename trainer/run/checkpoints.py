@@ -34,7 +34,7 @@ from secondcast.models.student.student import (
 from secondcast.models.weights.checked_loading import read_tensors
 from secondcast.models.weights.files import CheckpointSource, StoredTensor, read_header
 from secondcast.models.weights.mismatch import Shape, compared
-from secondcast.storage_schemas.errors import RunError, StudentError
+from secondcast.storage_schemas.errors import RunError, StudentError, reason
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.io.digests import digest, xxh3_128_of_parts
 from secondcast.trainer.distributed.processes import ALONE, Distributed
@@ -111,7 +111,7 @@ def _write(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise RunError(
-            f"{final} cannot be written ({_reason(error)}): earlier checkpoints are intact; free disk space (or fix "
+            f"{final} cannot be written ({reason(error)}): earlier checkpoints are intact; free disk space (or fix "
             "the cause) and run the same command again to resume from the last of them"
         ) from error
 
@@ -230,7 +230,7 @@ def _read(folder: Path, *, averaged: bool) -> _Saved:
         refused = error if isinstance(error, OSError) else error.__cause__
         if isinstance(refused, OSError) and not isinstance(refused, _NOT_THERE):
             raise _refused(folder, refused) from error
-        raise _DamagedCheckpointError(f"{folder} cannot be read ({_reason(error)})") from error
+        raise _DamagedCheckpointError(f"{folder} cannot be read ({reason(error)})") from error
     return _Saved(folder=folder, state=state, judged=judged, trained=trained, moments=moments)
 
 
@@ -340,10 +340,6 @@ def _check_files(folder: Path, state: dict[str, Any]) -> None:
     for name, expected in state["files"].items():
         if (found := _checksum(folder / name)) != expected:
             raise RunError(f"{name} has checksum {found}, expected {expected}")
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _optimizer_tensors(student: Student, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:

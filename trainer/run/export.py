@@ -28,7 +28,7 @@ from secondcast.models.student.student import (
 )
 from secondcast.models.student.student_network import SecondcastStudent
 from secondcast.models.student.tokens import TOKENIZER_CONFIG, portable
-from secondcast.storage_schemas.errors import SettingsError
+from secondcast.storage_schemas.errors import SettingsError, reason
 from secondcast.storage_schemas.io import durable
 from secondcast.trainer.run.model_card import FACTS_FILE, ExportFacts, Form, card_of, facts_of
 
@@ -103,8 +103,7 @@ def _staged(out: Path) -> Iterator[Path]:
         temporary.rename(out)
         durable.sync(out.parent)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise SettingsError(f"{out} cannot be written ({reason}): give another OUT") from error
+        raise SettingsError(f"{out} cannot be written ({reason(error)}): give another OUT") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         with suppress(OSError):
