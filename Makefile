@@ -5,13 +5,17 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 
 PYTHON313 ?= python3.13
 
-.PHONY: demo test test-all test-oldest test-py313 test-cpus test-transformers-4 check clean
+.PHONY: demo test test-thorough test-all test-oldest test-py313 test-cpus test-transformers-4 check clean
 
 demo: .venv/.ready
 	$(BIN)/secondcast demo
 
+# Minutes: what takes less than about a second each. `.ci/run` adds test-thorough, test-all adds the slow ones as well.
 test: .venv/.ready-dev
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not thorough"
+
+test-thorough: .venv/.ready-dev
+	$(BIN)/python -m pytest -n 2 -m "thorough and not slow"
 
 test-all: .venv/.ready-dev
 	$(BIN)/python -m pytest -n 2

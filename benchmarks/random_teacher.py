@@ -68,7 +68,7 @@ class Scale:
             text_length=shape.text_length,
             steps=steps,
             dtype=self.dtype,
-            compression="plain",
+            compression="none",
         )
         return outline_manifest(settings, planned_teacher(self.teacher)[0], prompt_count=max(self.batch_sizes))
 

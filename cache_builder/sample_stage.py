@@ -170,7 +170,7 @@ def prepare_batch(cache: Cache, indices: range) -> Start:
     )
 
 
-def predictor(backbone: FluxBackbone, start: Start) -> Predict:
+def bind_conditions(backbone: FluxBackbone, start: Start) -> Predict:
     """The backbone with text and guidance of a batch bound in."""
     embedding_BTD = start.embedding_BTD.to(backbone.device)
     guidance_B = None if start.guidance_B is None else start.guidance_B.to(backbone.device)
@@ -186,10 +186,10 @@ def _sample_batch(cache: Cache, backbone: FluxBackbone, start: Start) -> Tensors
     sampling = cache.manifest.sampling
     noise_BSC = start.noise_BSC.to(device=backbone.device, dtype=DTYPES[sampling.dtype])
     schedule = Schedule(sigmas=sampling.sigmas, timesteps=sampling.timesteps)
-    walk = sample(predictor(backbone, start), noise_BSC, schedule)
-    tensors = {"velocity": walk.velocity_BKSC, "final_latent": walk.final_latent_BSC}
+    trajectories = sample(bind_conditions(backbone, start), noise_BSC, schedule)
+    tensors = {"velocity": trajectories.velocity_BKSC, "final_latent": trajectories.final_latent_BSC}
     if sampling.storage.latents == "stored":
-        tensors["hidden_states"] = walk.hidden_states_BKSC
+        tensors["hidden_states"] = trajectories.hidden_states_BKSC
     else:
         tensors["noise"] = noise_BSC
     if start.guidance_B is not None:

@@ -58,7 +58,7 @@ def demo(
             str(cache),
             teacher=POCKET,
             asked=BuildSettings.from_flags(prompts=(folder / "prompts.txt",), dtype="float32", batch_size=64),
-            crew=BuildLauncher(),
+            launcher=BuildLauncher(),
             device=device,
             quiet=quiet,
         )

@@ -8,7 +8,7 @@ import torch
 from secondcast.evaluation.pictures.folder import PictureFolder, PictureSettings
 from secondcast.evaluation.sampling import Generator, picture_geometry
 from secondcast.evaluation.settings.generating import PictureOptions
-from secondcast.evaluation.text_encoder import open_leader
+from secondcast.evaluation.text_encoder import open_text_encoder
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.text_encoder import PooledTextEncoder
@@ -33,7 +33,7 @@ def generate(
     Batches are defined by prompt numbers, so that a resumed run gives the same images as an uninterrupted one.
     """
     dtype = DTYPES[asked.dtype]
-    leader = open_leader(student, teacher, text_length=asked.text_length, dtype=dtype, device=device)
+    leader = open_text_encoder(student, teacher, text_length=asked.text_length, dtype=dtype, device=device)
     settings = _settings(asked, teacher, student=leader.digest, text_length=leader.text_length)
     texts = list(prompts)
     pictures = PictureFolder.open(folder, settings, texts, earlier_digest=leader.weights_digest)

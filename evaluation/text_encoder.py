@@ -80,7 +80,7 @@ def teacher_parts(student: str, pooled: Pooled = "zero") -> tuple[str, ...]:
     return parts if _has_tokenizer(student_folder(Path(student))) else (*parts, "tokenizer_2")
 
 
-def open_leader(
+def open_text_encoder(
     student: str, teacher: TeacherFolder, *, text_length: int | None, dtype: torch.dtype, device: torch.device
 ) -> TextEncoder:
     """Load the student of a run folder or an export with its training text length, or `teacher`.

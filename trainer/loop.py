@@ -15,13 +15,19 @@ from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.trainer.data.mixture import TrainingCache, split, stage_orders
 from secondcast.trainer.data.replay_dataset import Batch, BatchSpec, EmbeddingBatch, Rows
 from secondcast.trainer.data.sampler import mix, rank_slice
-from secondcast.trainer.distributed.processes import ALONE, Distributed
-from secondcast.trainer.distributed.sharding import shell_of, whole_norm
+from secondcast.trainer.distributed.processes import SINGLE_PROCESS, Distributed
+from secondcast.trainer.distributed.sharding import full_norm, shell_of
 from secondcast.trainer.dropout import BatchInvariantDropout
 from secondcast.trainer.losses.objective import Objective
 from secondcast.trainer.losses.validation import ReplayError, measure_replay_error, validation_loss
 from secondcast.trainer.optimizer import EMA, make_optimizer, set_learning_rate
-from secondcast.trainer.run.checkpoints import forget_old, load_checkpoint, mark_best, restore_best, save_checkpoint
+from secondcast.trainer.run.checkpoints import (
+    delete_old_checkpoints,
+    load_checkpoint,
+    mark_best,
+    restore_best,
+    save_checkpoint,
+)
 from secondcast.trainer.run.metrics import Metrics
 from secondcast.trainer.run.stopping import CheckpointTimer
 from secondcast.trainer.run.timing import StepClock
@@ -57,7 +63,7 @@ class Trainer:
         *,
         autocast: bool,
         tokens: StudentTokens | None = None,
-        processes: Distributed = ALONE,
+        processes: Distributed = SINGLE_PROCESS,
         metrics: Metrics | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
@@ -68,7 +74,7 @@ class Trainer:
         self.done = 0
         self._pauses = CheckpointTimer(processes, minutes=settings.checkpoint_minutes)
         self.clock = StepClock.of(device)
-        self._shell = shell_of(student) if processes.sharded and processes.is_first else None
+        self._shell = shell_of(student) if processes.sharded and processes.is_main_process else None
         self.average = EMA(student, settings.ema_decay) if settings.ema_decay is not None else None
         self.student = processes.placed(student, device)
         if self.average is not None:
@@ -114,7 +120,7 @@ class Trainer:
                 wish = self._pauses.wish
                 if due or wish.keep:
                     with self.clock.beside():
-                        self._checkpoint(self.done, progress, judged=due)
+                        self._checkpoint(self.done, progress, validate=due)
                     self._pauses.kept()
                 if wish.stop:
                     return True
@@ -162,7 +168,7 @@ class Trainer:
             return embedding_BTD
 
     @property
-    def judged(self) -> Student:
+    def eval_student(self) -> Student:
         """The student that is validated and exported: the average where there is one."""
         return self.student if self.average is None else self.average.student
 
@@ -173,7 +179,7 @@ class Trainer:
 
     def validate(self, done: int) -> float:
         """Loss on held-out trajectories, at steps spread evenly: vision if there is a backbone, else of embeddings."""
-        student = self.judged.eval()
+        student = self.eval_student.eval()
         errors = validation_loss(
             self.objective,
             self.held_out,
@@ -194,7 +200,7 @@ class Trainer:
         return errors.mean
 
     def measure_replay_error(self, sources: Sequence[int] | None = None) -> ReplayError:
-        """The replay error under the loss, see validation.replay_error; from then on it is shown beside the loss."""
+        """Measure the replay error (see validation.measure_replay_error), which is shown beside the loss from then on."""
         self.replay_error = measure_replay_error(
             self.objective, self.feed, sources, rows=self.settings.replay_check, processes=self.processes
         )
@@ -209,11 +215,11 @@ class Trainer:
         )
         folder, state = found or (None, {"step": 0, "best": None})
         self.best = state["best"]
-        if self.processes.is_first and folder is not None:
+        if self.processes.is_main_process and folder is not None:
             restore_best(folder, progress.say)
         self.done = int(state["step"])
         if self._metrics is not None:
-            self._metrics.forget_after(self.done)
+            self._metrics.truncate_after(self.done)
         if folder is not None:
             progress.say(f"resuming from step {self.done}")
 
@@ -262,7 +268,7 @@ class Trainer:
         """The gradients of a step, clipped: losses of all parts of all processes, and the norm before clipping."""
         with self.objective.conditions_checked_at_the_end():
             losses = [self._gradients(at, part, self._next(batches)) for part in range(at.stage.grad_accum_steps)]
-            norm = whole_norm(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.max_grad_norm))
+            norm = full_norm(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.max_grad_norm))
             # The one place of a step where the device is waited for.
             *values, whole = torch.stack([*losses, norm]).tolist()
         return self._pauses.gathered(values), whole
@@ -306,9 +312,9 @@ class Trainer:
             f"folder"
         )
 
-    def _checkpoint(self, done: int, progress: Progress, *, judged: bool) -> None:
-        """judged: by the validation loss; where a run is stopped there may be no time for it."""
-        loss = self.validate(done) if judged and len(self.held_out) else None
+    def _checkpoint(self, done: int, progress: Progress, *, validate: bool) -> None:
+        """validate: measure the validation loss; where a run is stopped there may be no time for it."""
+        loss = self.validate(done) if validate and len(self.held_out) else None
         is_best = loss is not None and (self.best is None or loss < self.best)
         # A warm-up's vision loss and a vision stage's are compared alike: both are measured by replay.
         self.best = loss if is_best else self.best
@@ -324,12 +330,12 @@ class Trainer:
             processes=self.processes,
             shell=self._shell,
         )
-        if not self.processes.is_first:
+        if not self.processes.is_main_process:
             return
         if is_best and loss is not None:
             mark_best(self.run, folder, loss)
             if self.replay_error is not None and (said := self.replay_error.reached_text(loss)):
                 progress.say(said)
-        forget_old(folder, self.settings.keep_checkpoints)
+        delete_old_checkpoints(folder, self.settings.keep_checkpoints)
         for observer in self._observers:
             observer.on_checkpoint(self.run, done)

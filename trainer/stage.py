@@ -20,7 +20,8 @@ class StageOptions(Flags):
     """Training options of a stage.
 
     huber_delta: difference at which `loss` turns from quadratic to linear; None: quadratic everywhere.
-    timestep_weighting: factors on the errors of the vision loss at step k, mean 1: see losses.timestep_weighting.
+    timestep_weighting: factors on the errors of the vision loss at step k, mean 1: see
+    losses.vision.timestep_weighting.
     embedding_loss_weight: weight of the embedding loss that is added to the vision loss.
     batch_size: rows of one optimizer step.
     grad_accum_steps: number of equal parts of the batch, computed one after the other.

@@ -16,7 +16,7 @@ from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.cost.budget import with_steps
 from secondcast.trainer.cost.summary import summarized
 from secondcast.trainer.data.mixture import TrainingCache
-from secondcast.trainer.distributed.processes import ALONE, Distributed
+from secondcast.trainer.distributed.processes import SINGLE_PROCESS, Distributed
 from secondcast.trainer.loop import Observer, Trainer
 from secondcast.trainer.preparing.checks import check_caches, remarks
 from secondcast.trainer.preparing.loading import load_objective, load_own_tokens, uses_autocast
@@ -39,7 +39,7 @@ def train(
     *,
     student_source: str,
     ignore_replay_error: bool = False,
-    processes: Distributed = ALONE,
+    processes: Distributed = SINGLE_PROCESS,
     report_to: Sequence[MirrorName] = (),
     observers: Sequence[Observer] = (),
 ) -> int:
@@ -52,8 +52,8 @@ def train(
     report_to: where metrics are shown besides RUN/metrics.jsonl.
     observers: called in the first process after each checkpoint.
     """
-    progress = progress if processes.is_first else Silent()
-    metrics = Metrics(run, mirrors=report_to, say=progress.say) if processes.is_first else None
+    progress = progress if processes.is_main_process else Silent()
+    metrics = Metrics(run, mirrors=report_to, say=progress.say) if processes.is_main_process else None
     # Positions count the trajectories of one cache behind those of another: the flags may come in any order.
     caches = dict(sorted(caches.items()))
     check_caches(settings, caches, processes.ranks)

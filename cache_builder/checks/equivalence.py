@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from secondcast.cache_builder.sample_stage import predictor, prepare_batch
+from secondcast.cache_builder.sample_stage import bind_conditions, prepare_batch
 from secondcast.models.backbone import FluxBackbone
 from secondcast.models.reference_pipeline import ReferencePipeline
 from secondcast.models.schedule import DTYPES
@@ -75,7 +75,7 @@ def _replays(cache: Cache, backbone: FluxBackbone, indices: range, recorded: lis
         return EquivalenceCheck(
             invariant=3, holds=None, description="not checked: compression int8 rounds the velocity"
         )
-    predict, pairs = predictor(backbone, prepare_batch(cache, indices)), []
+    predict, pairs = bind_conditions(backbone, prepare_batch(cache, indices)), []
     with torch.no_grad():
         for k, timestep in enumerate(sampling.timesteps):
             x_BSC = torch.stack([to_torch(t.hidden_states_KSC[k]) for t in recorded]).to(backbone.device)

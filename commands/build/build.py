@@ -19,7 +19,7 @@ def build(
     cache: CachePath,
     teacher: TeacherName,
     asked: BuildSettings,
-    crew: BuildLauncher,
+    launcher: BuildLauncher,
     revision: Revision = None,
     pilot: Annotated[
         int | None,
@@ -36,18 +36,18 @@ def build(
 
     Example: secondcast build my-cache --teacher pocket --prompts prompts.txt
     """
-    torch_device = crew.own_device(device)
+    torch_device = launcher.own_device(device)
     from secondcast.models.teacher.folder import build_parts
 
     found = resolve_teacher(teacher, build_parts(asked.pooled), revision)
     if pilot is not None:
-        crew.check_alone("--pilot")
+        launcher.check_alone("--pilot")
         from secondcast.cache_builder.checks.pilot import run_pilot
         from secondcast.commands.build.pilot import print_pilot
 
         print_pilot(run_pilot(cache, asked, found, torch_device, terminal(quiet), count=pilot))
         return
-    _report(crew.build(cache, asked, found, torch_device, terminal(quiet), device))
+    _report(launcher.build(cache, asked, found, torch_device, terminal(quiet), device))
 
 
 def _report(result: "BuildResult") -> None:

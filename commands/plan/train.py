@@ -40,7 +40,7 @@ _GIB = 2**30
 _WAYS = {
     "as_asked": "as asked",
     "fitted": "with --max-gpu-memory",
-    "checkpoint_blocks_1": "--activation-checkpointing 1",
+    "activation_checkpointing_1": "--activation-checkpointing 1",
 }
 _ONLY = "cache"
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Paper, section 4: 320 thousand iterations of batch 32, one trajectory step per row.
 PAPER_STEPS, PAPER_BATCH = 320_000, 32
-AS_ASKED, FITTED, EVERY_BLOCK = "as_asked", "fitted", "checkpoint_blocks_1"
+AS_ASKED, FITTED, EVERY_BLOCK = "as_asked", "fitted", "activation_checkpointing_1"
 
 
 def train_facts(ways: "Mapping[str, TrainSettings]", costs: "Costs", *, rate_flops: float | None) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _way(settings: "TrainSettings", costs: "Costs", rate_flops: float | None) ->
         "pinned_bytes": costs.pinned_bytes(settings),
         "stages": stages,
         "hours": _sum([stage["hours"] for stage in stages]),
-        "warmup_hours": _sum([stage["hours"] for stage in stages if not LOSSES[stage["loss"]].replays], rate_flops),
+        "pretrain_hours": _sum([stage["hours"] for stage in stages if not LOSSES[stage["loss"]].replays], rate_flops),
         "vision_hours": _sum([stage["hours"] for stage in stages if LOSSES[stage["loss"]].replays], rate_flops),
         "seconds_per_step": seconds,
         "paper_recipe_hours": None if rate_flops is None else max(hours_of(paper, rate_flops, 1) or 0.0, copies),

@@ -178,11 +178,11 @@ def _begun(run: Path, asked: "TrainSettings", held: Collection[str]) -> "TrainSe
 
 def stated_options(settings: "TrainSettings", given: Mapping[str, Any] | None) -> set[str]:
     """Options that fit() must not choose: the given flags, or for a recipe the options that it states."""
-    from secondcast.trainer.cost.fitting import CHOSEN
+    from secondcast.trainer.cost.fitting import TUNABLE_OPTIONS
 
     if given is not None:
-        return set(given) & set(CHOSEN)
+        return set(given) & set(TUNABLE_OPTIONS)
     of_stages = {
         f"grad_accum_steps {stage.name}" for stage in settings.stages if "grad_accum_steps" in stage.model_fields_set
     }
-    return settings.model_fields_set & set(CHOSEN) | of_stages
+    return settings.model_fields_set & set(TUNABLE_OPTIONS) | of_stages

@@ -127,7 +127,8 @@ def train_run(
 ) -> None:
     """Train as asked on the caches at these places, by name; with the other processes that were launched, if any.
 
-    fit: GPU memory to fit into, by options that are not among those `held`. recipe: whether that is where stages stand.
+    max_gpu_memory: GPU memory to fit into, by options that are not in `held`.
+    recipe: whether a recipe states the stages.
     """
     from secondcast.cache_builder.worker import launched_worker
 
@@ -157,7 +158,7 @@ def train_run(
     elif asked.teacher_use == "context_embedder":
         teacher = resolve_context_projection(name, recorded.teacher)
     with init_distributed(launched.worker.number, launched.worker.count, torch_device, sharded=fsdp) as processes:
-        if launched.by and processes.is_first:
+        if launched.by and processes.is_main_process:
             progress.say(f"{processes.ranks} processes (by {launched.by}) divide each batch")
         gpu_bytes = total_bytes(torch_device)
         make_costs = partial(costs_of, manifests, source, ranks=processes.ranks, gpu_bytes=gpu_bytes)
@@ -180,7 +181,7 @@ def train_run(
             if not is_out_of_memory(error):
                 raise
             raise out_of_memory(asked, make_costs, run, recipe=recipe) from error
-    if processes.is_first:
+    if processes.is_main_process:
         print_line(f"{run}: student trained for {counted(trained, 'step')}")
 
 
@@ -216,8 +217,8 @@ def asked_of_recipe(
     given = options.given
     if stages := [name for name in given if name not in TrainSettings.model_fields]:
         raise SettingsError(
-            f"--{stages[0].replace('_', '-')} is given beside --config {file}: it is for a stage to say; change the "
-            f"recipe, or leave one of them away"
+            f"--{stages[0].replace('_', '-')} is given beside --config {file}: it is an option of a stage; change the "
+            f"recipe, or leave one of them out"
         )
     changed = dict(given)
     if student is not None:

@@ -42,7 +42,7 @@ def closed_loop_summary(evaluation: Evaluation) -> list[dict[str, Any]]:
     if evaluation.closed_loop is None:
         return []
     return [
-        {"leader": name, "trajectories": len(led.latent_fraction), **_of_led(led)}
+        {"text_encoder": name, "trajectories": len(led.latent_fraction), **_sampled_row(led)}
         for name, led in evaluation.closed_loop.text_encoders.items()
     ]
 
@@ -62,7 +62,7 @@ def summary(evaluation: Evaluation, *, hardest: int = 10) -> dict[str, Any]:
     }
 
 
-def _of_led(led: SampledResult) -> dict[str, Any]:
+def _sampled_row(led: SampledResult) -> dict[str, Any]:
     different = [value for value in led.psnr_db if value is not None]
     return {
         "identical_images": len(led.psnr_db) - len(different),

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from secondcast.evaluation.sampling import OwnTokensEmbed
-from secondcast.evaluation.text_encoder import TEACHER, open_leader
+from secondcast.evaluation.text_encoder import TEACHER, open_text_encoder
 from secondcast.models.memory.quantized import quantize_text_encoder
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
@@ -41,7 +41,7 @@ def teacher_row(
 
     The paper discusses it as the alternative to a small encoder. MissingExtraError without torchao.
     """
-    leader = open_leader(TEACHER, teacher, text_length=None, dtype=dtype, device=device)
+    leader = open_text_encoder(TEACHER, teacher, text_length=None, dtype=dtype, device=device)
     encoder = TeacherTextEncoder.load(teacher, dtype=dtype, device=device)
     parameters = sum(parameter.numel() for parameter in encoder.model.parameters())
     if quantized_baseline:
@@ -58,7 +58,7 @@ def student_row(name: str, student: Path, teacher: TeacherFolder, *, device: tor
     """Load the student of a run or an export with its training text length. StudentError if it does not match."""
     # A folder named `teacher` is a student here, and Path drops the "./" that marks it.
     where = f"./{student}" if str(student) == TEACHER else str(student)
-    leader = open_leader(where, teacher, text_length=None, dtype=torch.float32, device=device)
+    leader = open_text_encoder(where, teacher, text_length=None, dtype=torch.float32, device=device)
     assert leader.parameters is not None
     return EncoderRow(
         name=name,

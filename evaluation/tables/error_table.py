@@ -41,7 +41,7 @@ class ErrorTable(Record):
 def error_row(name: str, evaluations: Sequence[Evaluation]) -> ErrorRow:
     """The row of a student, from the evaluations of its runs."""
     opened = [open_loop_summary(one, hardest=0) for one in evaluations]
-    student = [row for one in evaluations for row in closed_loop_summary(one) if row["leader"] == "student"]
+    student = [row for one in evaluations for row in closed_loop_summary(one) if row["text_encoder"] == "student"]
     psnr = [row["psnr_db"] for row in student if row["psnr_db"] is not None]
     replay_errors = [row["replay_error_fraction"] for row in opened[0]["by_step"]]
     return ErrorRow(

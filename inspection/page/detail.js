@@ -50,7 +50,6 @@ function drawDetail() {
     ["guidance", numberText(table.guidance[row])],
     ["tokens", numberText(table.tokens[row])],
     ...(read ? [
-      ...norm("noise_rms", "noise rms"),
       ...norm("velocity_rms", "velocity rms"),
       ...norm("final_rms", "final latent rms"),
       ["not finite", numberText(table.non_finite[row])],

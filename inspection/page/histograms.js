@@ -8,7 +8,6 @@ const UNNAMED_PX = 18;
 const DISTRIBUTIONS = [
   ["guidance", "Guidance"],
   ["tokens", "Tokens of the prompt"],
-  ["noise_rms", "Noise, root mean square"],
   ["velocity_rms", "Velocity, root mean square"],
   ["final_rms", "Final latent, root mean square"],
 ];

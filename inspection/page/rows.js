@@ -28,7 +28,7 @@ function hasValues(name) {
 function columns() {
   const number = (id, label) => ({ id, label, numeric: true, value: (row) => table[id][row], text: numberText });
   // Noise last: its norm is one unless something is wrong.
-  const norms = [["velocity_rms", "Velocity"], ["final_rms", "Final"], ["noise_rms", "Noise"]];
+  const norms = [["velocity_rms", "Velocity"], ["final_rms", "Final"]];
   return [
     { id: "number", label: "Nr", numeric: true, value: (row) => table.index[row], text: String },
     { id: "prompt", label: "Prompt", value: (row) => table.prompt[row], text: String },

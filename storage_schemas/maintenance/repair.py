@@ -71,8 +71,8 @@ def repair_cache(location: Location, copy: Location | None, progress: Progress) 
     report = verify(location, progress)
     if not (report.problems or (report.missing and source is not None)):
         return Repaired(files=tuple(files), shards=(), left=(), missing=report.missing)
-    files += _mend_files(folder, manifest, source, report)
-    files += _mend_records(folder)
+    files += _repair_files(folder, manifest, source, report)
+    files += _repair_records(folder)
     shards: list[tuple[Kind, int]] = []
     if source is not None:
         shards = _copy_shards(folder, source, verify(location, Silent()), progress)
@@ -119,7 +119,7 @@ def _same_file(folder: Folder, source: Folder, name: str) -> bool:
     return size is not None and size == folder.size(name) and folder.read(name) == source.read(name)
 
 
-def _mend_files(folder: Folder, manifest: Manifest, source: Folder | None, report: Report) -> list[str]:
+def _repair_files(folder: Folder, manifest: Manifest, source: Folder | None, report: Report) -> list[str]:
     """Repair files outside shards: from the copy where it is intact, else regenerated from other files if possible."""
     mended = []
     made = format_of(manifest).metadata()
@@ -160,7 +160,7 @@ def _tokenizer_file(source: Folder, manifest: Manifest, path: str) -> bytes | No
     return data if hashlib.sha256(data).hexdigest() == expected else None
 
 
-def _mend_records(folder: Folder) -> list[str]:
+def _repair_records(folder: Folder) -> list[str]:
     """Restore lost or damaged single records from the index of a finished build."""
     try:
         records, finished = read_records(folder)

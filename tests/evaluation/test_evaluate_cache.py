@@ -47,7 +47,7 @@ def test_tables_json_and_file_hold_the_same_numbers(tmp_path, words, student, re
     assert (found.student, found.cache, found.steps) == (str(student), str(recorded), tuple(range(STEPS)))
     assert (found.committed, found.held_out, len(found.trajectories)) == (12, 8, 4)
     assert facts["open_loop"]["overall"]["records"] == 4 * STEPS and len(facts["open_loop"]["hardest_prompts"]) == 4
-    assert [row["leader"] for row in facts["closed_loop"]] == ["student", "teacher", "untrained"]
+    assert [row["text_encoder"] for row in facts["closed_loop"]] == ["student", "teacher", "untrained"]
     code, said, heard = secondcast(*asked, capsys=capsys)
     assert code == 0 and heard.count("no LPIPS") == 0
     overall = facts["open_loop"]["overall"]

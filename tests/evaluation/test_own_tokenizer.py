@@ -13,7 +13,7 @@ from secondcast.evaluation.generate import generate
 from secondcast.evaluation.pocket_scores import score_encoders
 from secondcast.evaluation.sampling import Generator
 from secondcast.evaluation.settings.generating import PictureOptions
-from secondcast.evaluation.text_encoder import open_leader, teacher_and_students, teacher_parts
+from secondcast.evaluation.text_encoder import open_text_encoder, teacher_and_students, teacher_parts
 from secondcast.models.noise import draw_noise
 from secondcast.models.student.student import load_student, new_student, save_student
 from secondcast.models.student.tokens import own_tokens
@@ -58,7 +58,7 @@ def test_pictures_are_flux_pipelines_with_the_students_tokenizer_as_tokenizer_2(
     pipeline.set_progress_bar_config(disable=True)
     length = network.config.text_length
     embedding_BTD = pipeline.encode_prompt(PROMPTS, None, max_sequence_length=length)[0]
-    assert torch.equal(open_leader(str(student), opened, text_length=None, dtype=torch.float32, device=CPU)
+    assert torch.equal(open_text_encoder(str(student), opened, text_length=None, dtype=torch.float32, device=CPU)
                        .embeddings(PROMPTS, CPU), embedding_BTD)  # fmt: skip
     noise = [draw_noise(seed=7, prompt_id=prompt_id(t), sample_index=0, image_tokens=16, channels=16) for t in PROMPTS]
     images = pipeline(

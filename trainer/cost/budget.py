@@ -48,7 +48,7 @@ def measured_seconds(settings: TrainSettings, make_trainer: "Callable[[Path, Tra
     ]
 
 
-def shared_out(settings: TrainSettings, seconds: list[float]) -> TrainSettings:
+def steps_of_shares(settings: TrainSettings, seconds: list[float]) -> TrainSettings:
     """The settings with the steps that fit into each share of the budget; `seconds`: see measured_seconds."""
     assert settings.time_budget_seconds is not None
     left = iter(seconds)
@@ -75,7 +75,7 @@ def with_steps(
         return settings
     # All agree on the slowest: they wait for each other in every step.
     seconds = processes.largest(measured_seconds(settings, make_trainer))
-    settings = shared_out(settings, seconds)
+    settings = steps_of_shares(settings, seconds)
     left = iter(seconds)
     for stage in settings.stages:
         if stage.budget_share is not None:

@@ -21,7 +21,7 @@ _UNSEEN = 0.04
 # In the order in which they are tried: the most accurate first.
 _QUANTIZED = ("int8", "nf4")
 # Options that fit() chooses, except those in `held`.
-CHOSEN = ("activation_checkpointing", "grad_accum_steps", "gpu_blocks", "quantize")
+TUNABLE_OPTIONS = ("activation_checkpointing", "grad_accum_steps", "gpu_blocks", "quantize")
 
 
 @dataclass(frozen=True, kw_only=True)

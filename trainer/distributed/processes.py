@@ -51,7 +51,7 @@ class Distributed:
             )
 
     @property
-    def is_first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes files and prints."""
         return self.rank == 0
 
@@ -104,7 +104,7 @@ class Distributed:
         if self.ranks == 1:
             return make()
         failed, message = None, b""
-        if self.is_first:
+        if self.is_main_process:
             try:
                 message = json.dumps({"value": make()}).encode()
             # Any error: the other processes wait for the message.
@@ -121,13 +121,13 @@ class Distributed:
         size = torch.tensor([len(message)], device=self.device)
         dist.broadcast(size, src=0)
         data = torch.empty(int(size), dtype=torch.uint8, device=self.device)
-        if self.is_first:
+        if self.is_main_process:
             data.copy_(torch.frombuffer(bytearray(message), dtype=torch.uint8))
         dist.broadcast(data, src=0)
         return bytes(data.tolist())
 
 
-ALONE = Distributed()
+SINGLE_PROCESS = Distributed()
 """A single process."""
 
 

@@ -33,7 +33,7 @@ def shard(student: Student, device: torch.device, ranks: int) -> Student:
     return student
 
 
-def whole_tensors(named: Iterable[tuple[str, torch.Tensor]], *, keep: bool) -> dict[str, torch.Tensor]:
+def full_tensors(named: Iterable[tuple[str, torch.Tensor]], *, keep: bool) -> dict[str, torch.Tensor]:
     """Unsharded tensors on the host; called by all processes, of which those with keep=False get {}."""
     tensors = {}
     for name, value in named:
@@ -59,7 +59,7 @@ def load_tensors(student: Student, tensors: Mapping[str, torch.Tensor], *, stric
     student.load_state_dict(placed, strict=strict)
 
 
-def whole_norm(norm: torch.Tensor) -> torch.Tensor:
+def full_norm(norm: torch.Tensor) -> torch.Tensor:
     """A norm over all processes, on the device."""
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 

@@ -68,8 +68,9 @@ class Objective:
         return context_loss(student_BTD, teacher_BTD, self.context_ID)
 
     def _text_loss(self, stage: Stage, student_BTD: torch.Tensor, batch: EmbeddingBatch) -> torch.Tensor:
-        teacher_BTD = batch.encoder_hidden_states_BTD
-        if stage.loss == "embedding":
-            return embedding_loss(student_BTD, teacher_BTD, huber=stage.huber_delta)
-        assert self.context_ID is not None
-        return context_loss(student_BTD, teacher_BTD, self.context_ID, huber=stage.huber_delta)
+        teacher_BTD, huber = batch.encoder_hidden_states_BTD, stage.huber_delta
+        if stage.loss == "context":
+            assert self.context_ID is not None
+            return context_loss(student_BTD, teacher_BTD, self.context_ID, huber=huber)
+        assert stage.loss == "embedding"
+        return embedding_loss(student_BTD, teacher_BTD, huber=huber)

@@ -10,7 +10,7 @@ from secondcast.storage_schemas.errors import TeacherError
 from secondcast.storage_schemas.schema.manifest import Quantization
 from secondcast.trainer.data.replay_dataset import ReplayDataset
 from secondcast.trainer.data.sampler import Row
-from secondcast.trainer.distributed.processes import ALONE, Distributed
+from secondcast.trainer.distributed.processes import SINGLE_PROCESS, Distributed
 from secondcast.trainer.losses.objective import Objective
 from secondcast.trainer.losses.vision import replay, row_errors
 
@@ -46,7 +46,7 @@ def validation_loss(
     embed: Callable[[torch.Tensor], torch.Tensor],
     *,
     rows: int,
-    processes: Distributed = ALONE,
+    processes: Distributed = SINGLE_PROCESS,
 ) -> Errors:
     """Loss on `rows` records of a feed, spread evenly: vision if there is a backbone, else of embeddings.
 
@@ -90,7 +90,7 @@ def measure_replay_error(
     sources: Sequence[int] | None = None,
     *,
     rows: int,
-    processes: Distributed = ALONE,
+    processes: Distributed = SINGLE_PROCESS,
 ) -> ReplayError:
     """Replay `rows` records of a dataset (or of some of its sources), spread evenly, with the teacher's embeddings."""
 

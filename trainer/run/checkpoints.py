@@ -37,8 +37,8 @@ from secondcast.models.weights.mismatch import Shape, compared
 from secondcast.storage_schemas.errors import RunError, StudentError, reason
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.io.digests import digest, xxh3_128_of_parts
-from secondcast.trainer.distributed.processes import ALONE, Distributed
-from secondcast.trainer.distributed.sharding import held_as, load_tensors, whole_tensors
+from secondcast.trainer.distributed.processes import SINGLE_PROCESS, Distributed
+from secondcast.trainer.distributed.sharding import full_tensors, held_as, load_tensors
 
 _CHUNK_BYTES = 2**24
 _OPTIMIZER_FILE = "optimizer.safetensors"
@@ -58,7 +58,7 @@ def save_checkpoint(
     say: Callable[[str], None],
     *,
     averaged: Student | None,
-    processes: Distributed = ALONE,
+    processes: Distributed = SINGLE_PROCESS,
     shell: Student | None = None,
 ) -> Path:
     """Atomically write RUN/checkpoint-<step> after `step` steps. All processes call it, the first one writes.
@@ -70,13 +70,13 @@ def save_checkpoint(
 
     Raises RunError if the checkpoint cannot be written.
     """
-    keep = processes.is_first
-    tensors = {_OPTIMIZER_FILE: whole_tensors(_optimizer_tensors(student, optimizer), keep=keep)}
+    keep = processes.is_main_process
+    tensors = {_OPTIMIZER_FILE: full_tensors(_optimizer_tensors(student, optimizer), keep=keep)}
     if averaged is not None:
-        tensors[_TRAINED_FILE] = whole_tensors(student.named_parameters(), keep=keep)
+        tensors[_TRAINED_FILE] = full_tensors(student.named_parameters(), keep=keep)
     judged = averaged or student
     if processes.sharded:
-        whole = whole_tensors(judged.named_parameters(), keep=keep)
+        whole = full_tensors(judged.named_parameters(), keep=keep)
         if shell is not None:
             shell.load_state_dict(whole, strict=False)
             judged = shell
@@ -162,7 +162,7 @@ def load_checkpoint(
     say: Callable[[str], None],
     *,
     averaged: Student | None,
-    processes: Distributed = ALONE,
+    processes: Distributed = SINGLE_PROCESS,
 ) -> tuple[Path, dict[str, Any]] | None:
     """Restore everything from the newest intact checkpoint; its folder and state, or None if there is none.
 
@@ -299,7 +299,7 @@ def restore_best(newest: Path, say: Callable[[str], None]) -> None:
             return
 
 
-def forget_old(newest: Path, keep: int) -> None:
+def delete_old_checkpoints(newest: Path, keep: int) -> None:
     """Delete the checkpoints of a run up to the newest, except the last `keep` and the best."""
     try:
         best = best_checkpoint(newest.parent)

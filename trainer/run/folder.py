@@ -17,7 +17,7 @@ from secondcast.trainer.settings import MAIN, RunConfig, TrainSettings
 CONFIG_FILE = "config.json"
 _LOCK_FILE = "lock"
 # Neither the weights nor the choice of the best checkpoint depend on these.
-FREE = (
+RESUMABLE_OPTIONS = (
     "keep_checkpoints",
     "replay_check",
     "checkpoint_every",
@@ -52,7 +52,7 @@ def recorded_settings(run: Path) -> TrainSettings | None:
 
 def resumed_settings(begun: RunConfig, wanted: TrainSettings) -> TrainSettings:
     """The settings that a run was begun with, but for those that neither weights nor the best checkpoint depend on."""
-    return begun.settings.model_copy(update={name: getattr(wanted, name) for name in FREE})
+    return begun.settings.model_copy(update={name: getattr(wanted, name) for name in RESUMABLE_OPTIONS})
 
 
 def create_run(run: Path, config: RunConfig) -> None:
@@ -62,7 +62,7 @@ def create_run(run: Path, config: RunConfig) -> None:
             leftover.unlink()
     # Runs with one id end with the same weights, so they can exchange checkpoints.
     steps = [stage.steps for stage in config.settings.stages]
-    named = {key: value for key, value in _flat(config).items() if key not in FREE} | {"steps": steps}
+    named = {key: value for key, value in _flat(config).items() if key not in RESUMABLE_OPTIONS} | {"steps": steps}
     config = config.model_copy(update={"id": digest(named)})
     durable.replace(run / CONFIG_FILE, (config.model_dump_json(indent=1) + "\n").encode())
 
@@ -106,7 +106,7 @@ def _check_same_run(found: RunConfig, wanted: RunConfig, run: Path) -> None:
     _check_same_names(found, wanted, run)
     was, now = _flat(found), _flat(wanted)
     for key in [*was, *(key for key in now if key not in was)]:
-        if was.get(key) != now.get(key) and key not in FREE:
+        if was.get(key) != now.get(key) and key not in RESUMABLE_OPTIONS:
             raise RunError(
                 f"{run} was started with {key.replace('_', '-')} = {was.get(key)}, not {now.get(key)}: the weights "
                 f"depend on it; give the original flags, or another folder"

@@ -26,7 +26,7 @@ class Mirror(Protocol):
         """Log the numbers of a step."""
         ...
 
-    def forget_after(self, step: int, standing: Mapping[str, float]) -> None:
+    def truncate_after(self, step: int, standing: Mapping[str, float]) -> None:
         """Discard everything logged from `step` on, where a run resumes, except `standing`, of `step` itself."""
         ...
 
@@ -57,7 +57,7 @@ class TensorBoard:
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
 
-    def forget_after(self, step: int, standing: Mapping[str, float]) -> None:
+    def truncate_after(self, step: int, standing: Mapping[str, float]) -> None:
         """See Mirror: TensorBoard drops values of older event files from the purge step on, inclusive."""
         self.close(failed=False)
         self._purge_step = step
@@ -92,7 +92,7 @@ class Wandb:
             self._run = self._begin()
         self._run.log({**values, _STEP: step})
 
-    def forget_after(self, step: int, standing: Mapping[str, float]) -> None:
+    def truncate_after(self, step: int, standing: Mapping[str, float]) -> None:
         """See Mirror: logged values cannot be deleted."""
 
     def close(self, failed: bool) -> None:

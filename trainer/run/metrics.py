@@ -35,7 +35,7 @@ class Metrics:
         if values := scalars(entry):
             self._mirror(lambda mirror: mirror.log(step, values))
 
-    def forget_after(self, step: int) -> None:
+    def truncate_after(self, step: int) -> None:
         """Drop entries that a killed run logged after its last checkpoint, so that no step appears twice."""
         file = self._run / METRICS_FILE
         lines = file.read_text().splitlines() if file.is_file() else []
@@ -45,7 +45,7 @@ class Metrics:
             durable.replace(file, "".join(f"{line}\n" for line, _ in kept).encode())
         at_step = [scalars(entry) for _, entry in kept if entry["step"] == step]
         standing = {tag: value for values in at_step for tag, value in values.items()}
-        self._mirror(lambda mirror: mirror.forget_after(step, standing))
+        self._mirror(lambda mirror: mirror.truncate_after(step, standing))
 
     def close(self, *, failed: bool = False) -> None:
         """Close the mirrors; nothing is logged afterwards. failed: whether the run ended with an error."""

@@ -81,7 +81,7 @@ def test_training_is_planned_beside_the_papers_recipe(capsys):
     facts = json.loads(said)
     now = facts["ways"]["as_asked"]
     unnamed = json.loads(secondcast(*words[:-2], "--tflops", 310, "--json", capsys=capsys)[1])
-    later = unnamed["ways"]["checkpoint_blocks_1"]
+    later = unnamed["ways"]["activation_checkpointing_1"]
     assert set(facts["ways"]) == {"as_asked"} and unnamed["verdicts"] == []
     assert code == 0 and now["vision_hours"] == pytest.approx(4 * 50_000 * 31.4 / 310 / 3600, rel=0.02)
     assert now["paper_recipe_hours"] == pytest.approx(32 * 320_000 * 31.4 / 310 / 3600, rel=0.02)

@@ -93,7 +93,7 @@ def test_both_formats_give_the_same_trajectories(tmp_path):
 
 
 # What stands for the rooms in a reader's own program: importing any of them there is an error.
-ALONE = """
+SINGLE_PROCESS = """
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
@@ -105,7 +105,9 @@ sys.path = [entry for entry in sys.path if entry]
 
 
 def read_alone(code, folder):
-    done = subprocess.run([sys.executable, "-I", "-c", ALONE + code], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", SINGLE_PROCESS + code], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.trainer.cost import budget
-from secondcast.trainer.cost.budget import measured_seconds, probe_settings, shared_out
+from secondcast.trainer.cost.budget import measured_seconds, probe_settings, steps_of_shares
 from secondcast.trainer.recipe import seconds_of
 from secondcast.trainer.settings import TrainSettings
 from secondcast.trainer.stage import Stage
@@ -44,9 +44,9 @@ def shared_settings() -> TrainSettings:
 
 
 def test_shares_pay_for_steps_and_stages_with_steps_keep_theirs():
-    shared = shared_out(shared_settings(), [0.5, 3.0])
+    shared = steps_of_shares(shared_settings(), [0.5, 3.0])
     assert [stage.steps for stage in shared.stages] == [50, 3, 16]
-    assert [stage.steps for stage in shared_out(shared_settings(), [1000.0, 1000.0]).stages] == [1, 3, 1]
+    assert [stage.steps for stage in steps_of_shares(shared_settings(), [1000.0, 1000.0]).stages] == [1, 3, 1]
 
 
 def test_stages_with_a_share_are_probed_and_no_others():

@@ -220,7 +220,7 @@ def test_all_stop_where_the_first_cannot_write(tmp_path, work):
 
 def test_who_loses_the_others_says_so_in_one_line():
     def one_leaves(processes: Distributed) -> None:
-        if processes.is_first:
+        if processes.is_main_process:
             os._exit(1)
         processes.summed([1.0])
 
@@ -329,7 +329,9 @@ def test_processes_fit_into_the_least_memory_that_one_of_them_has(tmp_path, exac
             say=said.append,
         )
         assert chosen == settings
-        assert made == ([{"local_ranks": 2}] if processes.is_first else [])
-        assert [line[:35] for line in said] == (["to fit into 8.0 GiB: as asked, 1.0 "] if processes.is_first else [])
+        assert made == ([{"local_ranks": 2}] if processes.is_main_process else [])
+        assert [line[:35] for line in said] == (
+            ["to fit into 8.0 GiB: as asked, 1.0 "] if processes.is_main_process else []
+        )
 
     assert in_two(fits) == WELL

@@ -12,7 +12,7 @@ import torch
 
 from secondcast.models.student.student import checkpoints, load_student, student_folder
 from secondcast.storage_schemas.errors import RunError
-from secondcast.trainer.run.checkpoints import forget_old, load_checkpoint
+from secondcast.trainer.run.checkpoints import delete_old_checkpoints, load_checkpoint
 from tests.commands.limits import no_file_above, outside_of_private_folders, unprivileged
 from tests.trainer.making import make_trainer
 from tests.trainer.test_train import Listening, StopAfter, run_training, same_weights
@@ -240,7 +240,7 @@ def test_while_the_best_is_not_known_no_checkpoint_is_deleted(tmp_path, whole_ru
     shutil.copytree(whole_run["cut"], run, dirs_exist_ok=True)
     (run / "best.json").write_text("")
     before = names(run)
-    forget_old(checkpoints(run)[-1], 1)
+    delete_old_checkpoints(checkpoints(run)[-1], 1)
     assert names(run) == before == {f"checkpoint-{step:08d}" for step in (2, 4, 6)}
 
 

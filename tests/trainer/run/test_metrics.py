@@ -76,7 +76,7 @@ def test_what_a_killed_run_logged_beyond_its_checkpoint_is_forgotten(tmp_path):
         file.write('{"step": 5, "lo')
     before = lines_of_whole(tmp_path)
     with Metrics(tmp_path, say=print) as metrics:
-        metrics.forget_after(4)
+        metrics.truncate_after(4)
         # The validation of the checkpoint at step 4 was before it was saved.
         kept = [entry for entry in before if entry["step"] < 4 or "validation_loss" in entry]
         assert lines(tmp_path) == kept and kept[-1] == {"step": 4, "validation_loss": 7.0}
@@ -93,7 +93,7 @@ def lines_of_whole(run: Path) -> list[dict]:
 
 def test_a_run_without_metrics_has_nothing_to_forget(tmp_path):
     with Metrics(tmp_path, say=print) as metrics:
-        metrics.forget_after(0)
+        metrics.truncate_after(0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -103,11 +103,11 @@ def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path):
     # Not closed before the second begins: killed.
     killed = Metrics(tmp_path, mirrors=["tensorboard"], say=said.append)
     assert list(tmp_path.iterdir()) == []
-    killed.forget_after(0)
+    killed.truncate_after(0)
     log_run(killed, first=0, last=5, value=10.0)
     killed._mirrors["tensorboard"]._writer.flush()
     with Metrics(tmp_path, mirrors=["tensorboard"], say=said.append) as metrics:
-        metrics.forget_after(4)
+        metrics.truncate_after(4)
         log_run(metrics, first=4, last=6, value=20.0)
     assert curve(tmp_path, "train/loss") == [(0, 10), (1, 11), (2, 12), (3, 13), (4, 24), (5, 25)]
     assert curve(tmp_path, "train/vision_loss") == curve(tmp_path, "train/loss")
@@ -153,7 +153,7 @@ def test_weights_and_biases_goes_on_with_the_same_run_over_its_own_step(tmp_path
     seen = []
     for first, last in ((0, 3), (2, 4)):
         with Metrics(tmp_path, mirrors=["wandb"], say=pytest.fail) as metrics:
-            metrics.forget_after(first)
+            metrics.truncate_after(first)
             log_run(metrics, first=first, last=last, value=1.0)
             run = metrics._mirrors["wandb"]._run
             seen.append((run.id, run.project, run.name, run.config["cache"], run.summary["optimizer_step"]))

@@ -63,8 +63,10 @@ def test_a_signal_leaves_a_checkpoint_of_its_step_and_the_run_goes_on_bit_for_bi
     assert checkpoints(tmp_path / "cut")[-1].name == f"checkpoint-{after:08d}"
     assert SAID in progress.heard
     assert progress.heard[-1] == f"stopped after step {after} of 7; the last checkpoint is of step {after}"
-    judged = [json.loads(line)["step"] for line in (tmp_path / "cut/metrics.jsonl").open() if "validation_loss" in line]
-    assert judged == [step for step in (3,) if step < after]
+    eval_student = [
+        json.loads(line)["step"] for line in (tmp_path / "cut/metrics.jsonl").open() if "validation_loss" in line
+    ]
+    assert eval_student == [step for step in (3,) if step < after]
     run_training(tmp_path / "cut", cache_folder, dev_teacher, t5_config, **FLAGS)
     assert same_weights(tmp_path / "cut", tmp_path / "whole")
 
@@ -90,8 +92,8 @@ def test_after_some_time_without_a_checkpoint_there_is_one_without_a_validation(
     run_training(tmp_path / "never", cache_folder, None, t5_config, **flags | {"checkpoint_minutes": 1e9})
     steps = [folder.name[-1] for folder in checkpoints(tmp_path / "often")]
     assert steps == ["1", "2", "3"] and [folder.name[-1] for folder in checkpoints(tmp_path / "never")] == ["3"]
-    judged = [line for line in (tmp_path / "often/metrics.jsonl").open() if "validation_loss" in line]
-    assert len(judged) == 1 and same_weights(tmp_path / "often", tmp_path / "never")
+    eval_student = [line for line in (tmp_path / "often/metrics.jsonl").open() if "validation_loss" in line]
+    assert len(eval_student) == 1 and same_weights(tmp_path / "often", tmp_path / "never")
     # A run may be given another time when it goes on.
     run_training(tmp_path / "never", cache_folder, None, t5_config, **flags)
 
@@ -170,7 +172,7 @@ def test_processes_stop_after_the_same_step_whichever_was_asked(tmp_path, cache_
     ).settings()
 
     def work(processes) -> None:
-        if not processes.is_first:
+        if not processes.is_main_process:
             # The first one is asked nothing; the other one in its second step.
             threading.Thread(target=_ask_behind_a_step, args=(tmp_path / "run", os.getpid()), daemon=True).start()
         train(

@@ -208,7 +208,7 @@ def test_a_run_says_and_records_where_its_time_went(tmp_path, cache_folder, dev_
     assert last["summary"]["validation_and_checkpoints_seconds"] == round(trainer.clock.beside_seconds, 3)
     assert last["summary"]["peak_gpu_bytes"] is None and scalars(last) == {}
     # The run goes on from its last checkpoint, and what it said of itself stays.
-    metrics.forget_after(4)
+    metrics.truncate_after(4)
     assert json.loads(file.read_text().splitlines()[-1]) == last
 
 
