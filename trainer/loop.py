@@ -200,7 +200,7 @@ class Trainer:
         return errors.mean
 
     def measure_replay_error(self, sources: Sequence[int] | None = None) -> ReplayError:
-        """Measure the replay error (see validation.measure_replay_error), which is shown beside the loss from then on."""
+        """Measure the replay error (see validation.py), which is shown beside the loss from then on."""
         self.replay_error = measure_replay_error(
             self.objective, self.feed, sources, rows=self.settings.replay_check, processes=self.processes
         )

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +22,7 @@ from secondcast.trainer.preparing.checks import check_caches, remarks
 from secondcast.trainer.preparing.loading import load_objective, load_own_tokens, uses_autocast
 from secondcast.trainer.preparing.remarks import report_run
 from secondcast.trainer.preparing.replay_check import check_replay
-from secondcast.trainer.run.beginning import check_not_begun, find_begun, run_config
-from secondcast.trainer.run.folder import create_run, lock_run, resumed_settings
+from secondcast.trainer.run.beginning import find_begun, opened_run, run_config
 from secondcast.trainer.run.metric_mirrors import MirrorName
 from secondcast.trainer.run.metrics import Metrics
 from secondcast.trainer.settings import TrainSettings
@@ -82,23 +81,17 @@ def train(
             observers=observers,
         )
 
-    with ExitStack() as stack:
-        # Before anything is written: config.json may be that of another process that trains.
-        processes.broadcast_from_rank0(lambda: stack.enter_context(lock_run(run)))
-        if begun is None:
-            check_not_begun(run, config, processes)
-            # The steps that are timed move a copy of the student.
-            settings = with_steps(
-                settings, lambda folder, probe: trainer_of(folder, probe, copy.deepcopy(student)), processes, progress
-            )
-            begun = config.model_copy(update={"settings": settings})
-            processes.broadcast_from_rank0(lambda: create_run(run, begun))
-        else:
-            settings = resumed_settings(begun, settings)
-        trainer = trainer_of(run, settings, student, stack.enter_context(metrics) if metrics is not None else None)
+    def budgeted() -> TrainSettings:
+        # The steps that are timed move a copy of the student.
+        return with_steps(
+            settings, lambda folder, probe: trainer_of(folder, probe, copy.deepcopy(student)), processes, progress
+        )
+
+    with opened_run(run, config, begun, processes, budgeted) as final, metrics or nullcontext():
+        trainer = trainer_of(run, final, student, metrics)
         trainer.resume(progress)
         report_run(trainer, training_caches, progress)
-        if trainer.done == settings.total_steps:
+        if trainer.done == final.total_steps:
             progress.say(f"{counted(trainer.done, 'step')} done before: nothing is left to do")
         else:
             check_replay(trainer, training_caches, progress, ignore_replay_error=ignore_replay_error)
@@ -106,4 +99,4 @@ def train(
             best = trainer.train(progress)
         if best is not None:
             progress.say(f"lowest validation loss {best:.4g}, of the checkpoint named in best.json")
-    return settings.total_steps
+    return final.total_steps

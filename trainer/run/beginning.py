@@ -1,6 +1,7 @@
 """The beginning of a run: what identifies it, and whether it resumes one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from secondcast.models.teacher.context_projection import ContextProjection
@@ -9,7 +10,7 @@ from secondcast.models.teacher.hub import split_revision
 from secondcast.storage_schemas.errors import RunError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.distributed.processes import Distributed
-from secondcast.trainer.run.folder import find_run
+from secondcast.trainer.run.folder import create_run, find_run, lock_run, resumed_settings
 from secondcast.trainer.settings import RecordedWith, RunConfig, TrainedOn, TrainSettings
 from secondcast.trainer.training_set import TrainingSet
 
@@ -52,7 +53,28 @@ def find_begun(run: Path, wanted: RunConfig, processes: Distributed) -> RunConfi
     return None if found is None else RunConfig.model_validate_json(found)
 
 
-def check_not_begun(run: Path, wanted: RunConfig, processes: Distributed) -> None:
-    """Raise RunError where another process has begun the run since it was looked for."""
-    if find_begun(run, wanted, processes) is not None:
-        raise RunError(f"another process has started to train in {run}: give the same command again to resume it")
+@contextmanager
+def opened_run(
+    run: Path,
+    config: RunConfig,
+    begun: RunConfig | None,
+    processes: Distributed,
+    budgeted: Callable[[], TrainSettings],
+) -> Iterator[TrainSettings]:
+    """Lock a run folder, and create the run unless it resumes one; gives its final settings.
+
+    budgeted: called for a new run; the settings with steps in place of shares of a time budget.
+
+    Raises RunError where another process trains in the folder, or has begun the run since it was looked for.
+    """
+    with ExitStack() as stack:
+        # Before anything is written: config.json may be that of another process that trains.
+        processes.broadcast_from_rank0(lambda: stack.enter_context(lock_run(run)))
+        if begun is not None:
+            yield resumed_settings(begun, config.settings)
+            return
+        if find_begun(run, config, processes) is not None:
+            raise RunError(f"another process has started to train in {run}: give the same command again to resume it")
+        settings = budgeted()
+        processes.broadcast_from_rank0(lambda: create_run(run, config.model_copy(update={"settings": settings})))
+        yield settings
