@@ -62,7 +62,7 @@ def test_a_run_that_began_while_another_one_loaded_is_not_begun_again(
         return real(*arguments)
 
     monkeypatch.setattr(loading, "_load_backbone", slow)
-    message = f"another process began to train in {tmp_path / 'run'} meanwhile: give the same command again to go on"
+    message = f"another process has started to train in {tmp_path / 'run'}: give the same command again to resume it"
     with pytest.raises(RunError, match=re.escape(message)):
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
 
