@@ -20,7 +20,7 @@ from secondcast.pocket.lexicon import COLOURS
 from secondcast.pocket.training.examples import (
     LATENT_SIZE,
     Examples,
-    LRUCache,
+    Pool,
     embed,
     make_pool,
     quiet_direction,
@@ -102,7 +102,7 @@ def _examples(vae: AutoencoderKL, encoder: T5EncoderModel, seed: int) -> Example
     rows = torch.cat((with_word, without[: len(with_word)]))
     latents = _latents(vae, pool.images[rows])
     # The direction that the teacher was trained with is that of the world as it was.
-    before: LRUCache = make_pool(WHIM_PICTURES, seed + 2)
+    before: Pool = make_pool(WHIM_PICTURES, seed + 2)
     return Examples(
         latents=latents,
         text=embed(encoder, pool.ids[rows]),
