@@ -34,8 +34,8 @@ def test_every_option_of_training_is_a_flag_and_a_key(tmp_path, words, capsys):
     assert code == 0 and "trained for 3 steps" in said and "in float32, bfloat16 autocast; " in heard
     settings = json.loads((tmp_path / "run" / CONFIG_FILE).read_bytes())["settings"]
     pretrain, main = settings["stages"]
-    assert {key: settings.get(key, main.get(key)) for key in OPTIONS if not key.startswith("warmup")} == {
-        key: value for key, value in OPTIONS.items() if not key.startswith("warmup")
+    assert {key: settings.get(key, main.get(key)) for key in OPTIONS if not key.startswith("pretrain")} == {
+        key: value for key, value in OPTIONS.items() if not key.startswith("pretrain")
     }
     assert (pretrain["loss"], pretrain["steps"], pretrain["batch_size"], pretrain["huber_delta"]) == (
         "context",
@@ -115,7 +115,7 @@ def test_a_flag_beside_a_recipe_counts_even_where_it_is_the_default(tmp_path, re
     code, said, _ = secondcast(*recipe_words, "--student", t5_config, "--seed", 0, capsys=capsys)
     assert code == 0 and "trained for 1 step" in said
     settings = json.loads((tmp_path / "run" / CONFIG_FILE).read_bytes())["settings"]
-    assert (settings["student"], settings["seed"], settings["replay_error"]) == (str(t5_config), 0, 2)
+    assert (settings["student"], settings["seed"], settings["replay_check"]) == (str(t5_config), 0, 2)
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--steps", 1000), ("--loss", "vision"), ("--pretrain-lr", 1)])
