@@ -46,7 +46,7 @@ def test_every_option_of_training_is_a_flag_and_a_key(tmp_path, words, capsys):
     for told in (
         "stage pretrain (context), mean of 1 step: ", "stage main (vision), mean of 2 steps: ",
         " samples/s; data wait ",
-        "backbone forward ", "validation and checkpoints ", "peak memory ",
+        "backbone forward ", "validation and checkpoints: ", "peak memory: ",
     ):  # fmt: skip
         assert told in heard
     entries = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -56,7 +56,7 @@ def test_every_option_of_training_is_a_flag_and_a_key(tmp_path, words, capsys):
     lines = [f"{key.replace('_', '-')} = {json.dumps(value)}" for key, value in OPTIONS.items()]
     (tmp_path / "train.toml").write_text("\n".join(lines))
     code, said, heard = secondcast(*words, "--config", tmp_path / "train.toml", capsys=capsys)
-    assert code == 0 and "going on from step 3" in heard
+    assert code == 0 and "resuming from step 3" in heard
 
 
 def test_an_embedding_loss_alone_asks_for_no_transformer(tmp_path, words, capsys):

@@ -40,7 +40,8 @@ def test_a_warm_up_is_refused_with_the_way_out(tmp_path, bare_cache, dev_teacher
         ),
         (
             {"embedding_loss_weight": 0.5},
-            r"--embedding-loss-weight is 0.5, but .* has no embeddings to compare with: give --embedding-loss-weight 0, or",
+            r"--embedding-loss-weight is 0.5, but .* has no embeddings to compare with: "
+            r"give --embedding-loss-weight 0, or",
         ),
     ],
 )

@@ -97,7 +97,7 @@ def test_the_card_states_recipe_losses_digests_licence_and_how_to_load(exported,
         f"| checkpoint | {best['checkpoint']} |",
         "| steps | 6 |",
         "| learning-rate | 0.001 |",
-        "| data order | shuffled |",
+        "| data-order | shuffled |",
     ):
         assert row in card.splitlines(), row
     assert "see the\nteacher's licence" in card and "non-commercial" not in card and "base_model" not in card

@@ -67,7 +67,7 @@ def test_a_card_tells_stages_in_words_and_all_settings_in_the_table():
     facts = FACTS.model_copy(update={"settings": {"stages": [stage], "seed": 4}})
     card = card_of("diffusers", facts, text_length=12, parameters=5)
     assert f"## Training\n\n1. {EMBEDDING} (3 steps)\n\n{NO_VISION}" in card
-    assert "\n| seed | 4 |\n" in card and "\n| huber delta | 0.5 |\n" in card and "| stages |" not in card
+    assert "\n| seed | 4 |\n" in card and "\n| huber-delta | 0.5 |\n" in card and "| stages |" not in card
     assert "A T5 encoder with projection, 5 par" in card
 
 
