@@ -78,7 +78,7 @@ def _chosen(costs: Costs, card: Card, settings: TrainSettings) -> str:
     way, stage = fitted.settings, fitted.settings.stages[0]
     assert card.achieved_flops_per_s is not None
     seconds = max(costs.step_flops(way, stage) / card.achieved_flops_per_s, costs.step_copy_seconds(way, stage))
-    flags = fitted.flags if fitted.flags == "as asked" else f"`{fitted.flags}`"
+    flags = fitted.flags if fitted.flags == "no change" else f"`{fitted.flags}`"
     told = f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
     return f"{flags} | {fitted.memory.total_bytes / GIB:.1f} | {told} | {costs.host_bytes(way) / GIB:.0f}"
 

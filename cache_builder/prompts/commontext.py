@@ -83,7 +83,9 @@ def text_prompts(count: int, *, seed: int, words: Sequence[str]) -> list[str]:
     """
     kinds = list(_kinds(words))
     if (most := sum(kind.total for kind in kinds)) < count:
-        raise PromptsError(f"--num-prompts {count}: {counted(len(words), 'word')} make at most {most} distinct prompts")
+        raise PromptsError(
+            f"--num-prompts {count}: {counted(len(words), 'word')} can make at most {most} distinct prompts"
+        )
     # Only random() is guaranteed to be reproducible across versions of Python; choice() and sample() are not.
     generator = random.Random(seed)
     return [_next_kind(kinds, generator).draw(generator) for _ in range(count)]

@@ -100,7 +100,7 @@ def test_the_table_comes_last_and_the_rows_can_be_had_as_json(tmp_path, capsys):
 def test_without_what_it_needs_a_mode_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao", None)
     assert why_not(MODES["int8"], TINY, CPU) == (
-        "not run: weights of int8 need torchao, which is not installed: pip install 'secondcast[quant]'"
+        "not run: int8 weights need torchao, which is not installed: pip install 'secondcast[quant]'"
     )
     compiled, inductor = MODES["table+checkpointed+compiled"], replace(TINY, compiler="inductor")
     assert why_not(compiled, TINY, CPU) is None

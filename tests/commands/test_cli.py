@@ -98,7 +98,7 @@ def test_every_flag_of_the_teacher_goes_the_whole_road(tmp_path, pocket_prompts,
     code, said, _ = secondcast(*words, "--attention-backend", "_native_math", capsys=capsys)
     assert code == 0 and re.fullmatch(rf"{cache}: 3 trajectories of 3 prompts, [0-9.]+ KiB\n", said)
     said = secondcast("inspect", "summary", cache, capsys=capsys)[1]
-    assert "pooled clip" in said and "reference, 2 steps" in said and "24 x 16 pixels" in said
+    assert "pooled clip" in said and "distillt5, 2 steps" in said and "24 x 16 pixels" in said
     (cache / "embeddings.zarr/pooled_projections/c/0/0").unlink()
     code, said, _ = secondcast("repair", cache, "--teacher", dev_teacher, capsys=capsys)
     assert code == 0 and "embeddings shard 0: rebuilt" in said
@@ -130,7 +130,11 @@ BUILD = ["build", "c", "--teacher", "pocket", "--prompts", "p.txt"]
         (["build", "c"], 2, r"Missing option '--teacher'"),
         (["bild"], 2, r"No such command 'bild'"),
         (["build", "c", "--teacher", "pocket", "--prompts", "nix.txt"], 1, r"no prompt file nix.txt"),
-        (["build", "c", "--teacher", "nix", "--prompts", "p.txt"], 1, r"no teacher 'nix': expected 'pocket'"),
+        (
+            ["build", "c", "--teacher", "nix", "--prompts", "p.txt"],
+            1,
+            r"no teacher 'nix': there is no such folder; give 'pocket', an ex",
+        ),
         ([*BUILD, "--guidance", "x"], 1, r"--guidance is 'x', expected"),
         ([*BUILD, "--steps", "0"], 1, r"--steps: "),
         ([*BUILD, "--steps", "many"], 2, r"Invalid value for '--steps': .*"),
@@ -148,22 +152,22 @@ BUILD = ["build", "c", "--teacher", "pocket", "--prompts", "p.txt"]
         ),
         ([*BUILD, "--pooled", "real"], 2, r"'real' is not one of 'zero', 'clip'"),
         ([*BUILD, "--height", "16"], 1, r"--height is given without --width: give both"),
-        ([*BUILD, "--height", "17", "--width", "16"], 1, r"height is 17, expected a multiple of 4: .*; take 16 or 20"),
+        ([*BUILD, "--height", "17", "--width", "16"], 1, r"height is 17, expected a multiple of 4: .*; use 16 or 20"),
         ([*BUILD, "--attention-backend", "flush"], 1, r"--attention-backend 'flush' is unknown to diffusers, expect"),
         ([*BUILD, "--revision", "v1"], 1, r"--revision is 'v1', but .* is a folder, and only hub repositories have"),
-        (["build", "taken", *BUILD[2:]], 1, r"taken holds 'x' and 0 more, but no manifest"),
+        (["build", "taken", *BUILD[2:]], 1, r"taken has 'x' and 0 more, but no manifest"),
         (["build", "p.txt", *BUILD[2:]], 1, r"p.txt is a file, expected a new or empty folder"),
         (["build", "p.txt/x", *BUILD[2:]], 1, r"p.txt/x: Not a directory: committed work is kept; fix the cau"),
         (["train", "r", "--cache", "taken", "--student", "pocket-tiny"], 1, r"taken has no manifest.json"),
         (
             ["train", "r", "--cache", "cache", "--student", "pocket-huge"],
             1,
-            r"--student 'pocket-huge' is not one of",
+            r"--student 'pocket-huge' is not an embedded student, expected one of",
         ),
         (["inspect", "summary", "nix"], 1, r"nix is not a folder"),
         (["inspect", "show", "taken"], 1, r"inspect show needs one of KEY, --prompt TEXT and --grep WORD"),
         (["evaluate", "score", "nix", "--pocket"], 1, r"no student nix: there is no such folder; give a run folder"),
-        (["evaluate", "score", "taken", "--pocket"], 1, r"taken holds no student"),
+        (["evaluate", "score", "taken", "--pocket"], 1, r"taken has no student: it has no config.json"),
         (["export", "nix", "out"], 1, r"no student nix"),
         (
             ["prompts", "pocket", "x/y.txt", "--num-prompts", "0"],

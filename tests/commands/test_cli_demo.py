@@ -16,7 +16,7 @@ from tests.project.test_docs import parse
 def test_the_commands_that_the_demo_advises_are_ones_that_the_program_takes(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["secondcast", "demo"])
     _where(tmp_path / "my demo", 61.0)
-    lines = [line.strip() for line in capsys.readouterr().out.split("and try\n")[1].splitlines()]
+    lines = [line.strip() for line in capsys.readouterr().out.split("Next, try:\n")[1].splitlines()]
     assert len(lines) == 4
     for line in lines:
         assert line.startswith("secondcast ")

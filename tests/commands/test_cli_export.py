@@ -58,7 +58,7 @@ def test_every_folder_form_of_a_student_makes_the_same_pictures_without_the_teac
     for part in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
         shutil.rmtree(Path("t") / part)
     code, said, _ = secondcast("export", student, "diffusers", capsys=capsys)
-    assert code == 0 and said.startswith("diffusers: give it to FluxPipeline.from_pretrained(")
+    assert code == 0 and said.startswith("diffusers: pass it to FluxPipeline.from_pretrained(")
     code, said, heard = secondcast("export", student, "distillt5", "--to", "distillt5", capsys=capsys)
     assert code == 0 and said.startswith("distillt5: in the format of the published DistillT5 checkpoint") and not heard
     code, said, heard = secondcast("export", "distillt5", "s.safetensors", "--to", "comfyui", capsys=capsys)
@@ -85,10 +85,10 @@ GENERATE = ["generate", "teacher", "--teacher", "pocket", "--prompts", "p.txt", 
         ),
         (["generate", "taken", *GENERATE[2:]], 1, r"taken has no student: it has no config.json; give"),
         (["generate", "p.txt", *GENERATE[2:]], 1, r"p.txt is a single file without configuration and tok"),
-        ([*GENERATE[:3], "nix", *GENERATE[4:]], 1, r"no teacher 'nix': expected 'pocket'"),
+        ([*GENERATE[:3], "nix", *GENERATE[4:]], 1, r"no teacher 'nix': there is no such folder; give 'pocket', an ex"),
         ([*GENERATE[:-1], "taken"], 1, r"taken has other files and no generate.json: give a new folder with --out"),
-        ([*GENERATE[:-1], "p.txt"], 1, r"--out is p.txt, which is named as a file, and a folder is expected: give p"),
-        ([*GENERATE[:-1], "p.txt/x"], 1, r"p.txt/x.*: Not a directory: what was committed stays"),
+        ([*GENERATE[:-1], "p.txt"], 1, r"--out is p.txt, which is named like a file, expected a folder: give p"),
+        ([*GENERATE[:-1], "p.txt/x"], 1, r"p.txt/x.*: Not a directory: committed work is kept"),
         ([*GENERATE, "--height", "24"], 1, r"--height is given without --width: give both, or --resolution for a sq"),
         (
             [*GENERATE, "--height", "24", "--width", "24", "--resolution", "24"],
@@ -101,7 +101,7 @@ GENERATE = ["generate", "teacher", "--teacher", "pocket", "--prompts", "p.txt", 
         ([*GENERATE, "--seed", "9" * 20], 1, r"--seed: "),
         ([*GENERATE, "--prompts", "nix.txt"], 1, r"no prompt file nix.txt"),
         (GENERATE[:-2], 2, r"Missing option '--out'"),
-        (["export", "taken", "o"], 1, r"taken holds no student"),
+        (["export", "taken", "o"], 1, r"taken has no student: it has no config.json"),
         (["export", "taken", "o", "--to", "onnx"], 2, r"'onnx' is not one of 'diffusers', 'distillt5', 'comfyui'"),
         (["export", "taken", "taken"], 1, r"taken exists and is not empty: give a new folder for the export"),
         (["export", "taken", "o", "--to", "comfyui"], 1, r"o has the suffix '', expected '.safetensors': --to com"),

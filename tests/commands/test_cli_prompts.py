@@ -100,7 +100,11 @@ def test_published_forms_of_prompt_files_are_read(name, content, listed, capsys)
     [
         ("p.csv", b"words;category\na;b\n", "p.csv line 1 has the columns words, category and none of prompt, text,"),
         ("p.csv", b"words\na red car\n", "p.csv line 1 is 'words', expected a header with one of prompt, text,"),
-        ("p.txt", b"prompt;category\na;b\n", "p.txt line 1 is 'prompt;category', the header of a table: add :column="),
+        (
+            "p.txt",
+            b"prompt;category\na;b\n",
+            "p.txt line 1 is 'prompt;category', the header of a table: append :column=",
+        ),
         ("p.txt", b"a\ncaf\xe9\n", "p.txt line 2 is not UTF-8 text (byte 0xe9): expected one prompt per line"),
         ("p.csv", b"prompt,id\na,1\n\xef\xbb\xbfprompt,id\nb,2\n", "p.csv line 3 repeats the header (prompt, id):"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt": 2}\n', "p.jsonl line 2, column 'prompt', is int, expected text"),
@@ -169,7 +173,7 @@ def test_signs_are_read_back_from_every_ending(name, capsys):
     ("words", "message"),
     [
         (["count", "nix.txt"], "no prompt file nix.txt: expected a text file"),
-        (["count", "a.txt:limit=x"], "prompt source 'a.txt:limit=x' has limit=x, expected a whole number"),
+        (["count", "a.txt:limit=x"], "prompt source 'a.txt:limit=x' has limit=x, expected an integer from 1 to"),
         (["list", "b.csv:column=text"], "b.csv line 1 has no column 'text': found id, caption"),
         (
             ["count", "bench"],
@@ -181,7 +185,7 @@ def test_signs_are_read_back_from_every_ending(name, capsys):
         (["commontext", "out"], "out has the suffix '', expected .txt or .json or .jsonl"),
         (
             ["commontext", "o.txt", "--words", "1", "--num-prompts", "9999"],
-            "make at most 1614 distinct prompts",
+            "--num-prompts 9999: 1 word can make at most 1614 distinct prompts",
         ),
         (["count", "a.txt", "--teacher", "nobody"], "no teacher 'nobody': there is no such folder; give 'pocket'"),
     ],
@@ -228,7 +232,7 @@ def test_a_build_takes_sources_with_keys_from_flags_and_from_a_settings_file(cap
     assert code == 0 and "5 trajectories of 3 prompts" in said
     assert Cache.open("c").manifest.prompts.sources == {"a": 1, "notes": 2}
     code, _, heard = secondcast("build", "d", "--teacher", "pocket", "--prompts", "a.txt:limit=x", capsys=capsys)
-    assert code == 1 and heard.startswith("secondcast: prompt source 'a.txt:limit=x' has limit=x, expected a whole")
+    assert code == 1 and heard.startswith("secondcast: prompt source 'a.txt:limit=x' has limit=x, expected an integer")
     code, said, _ = secondcast("build", "--help", capsys=capsys)
     assert code == 0 and ":limit= :repeat= (multiplies --samples-per-prompt) :column=" in " ".join(
         said.replace("│", " ").split()

@@ -50,7 +50,11 @@ def test_quiet_says_what_was_written_alone(tmp_path, cache, capsys):
             1,
         ),
         (["--num-strips", "-1"], f"--num-strips is '-1', {STRIPS}", 1),
-        (["--student", "no-run"], "no student no-run: expected a run folder, or what `secondcast export` wrote", 1),
+        (
+            ["--student", "no-run"],
+            "no student no-run: there is no such folder; give a run folder, or what `secondcast export` wrote",
+            1,
+        ),
         (["--evaluation", "no.json"], "no file no.json: expected the output of `secondcast evaluate score --out`", 1),
         (["--teacher", "/nowhere/at/all"], "/nowhere/at/all", 1),
         (["--frame-size", "4"], "--frame-size", 1),

@@ -34,8 +34,8 @@ def test_every_option_of_training_is_a_flag_and_a_key(tmp_path, words, capsys):
     assert code == 0 and "trained for 3 steps" in said and "in float32, bfloat16 autocast; " in heard
     settings = json.loads((tmp_path / "run" / CONFIG_FILE).read_bytes())["settings"]
     pretrain, main = settings["stages"]
-    assert {key: settings.get(key, main.get(key)) for key in OPTIONS if not key.startswith("warmup")} == {
-        key: value for key, value in OPTIONS.items() if not key.startswith("warmup")
+    assert {key: settings.get(key, main.get(key)) for key in OPTIONS if not key.startswith("pretrain")} == {
+        key: value for key, value in OPTIONS.items() if not key.startswith("pretrain")
     }
     assert (pretrain["loss"], pretrain["steps"], pretrain["batch_size"], pretrain["huber_delta"]) == (
         "context",
@@ -46,7 +46,7 @@ def test_every_option_of_training_is_a_flag_and_a_key(tmp_path, words, capsys):
     for told in (
         "stage pretrain (context), mean of 1 step: ", "stage main (vision), mean of 2 steps: ",
         " samples/s; data wait ",
-        "backbone forward ", "validation and checkpoints ", "peak memory ",
+        "backbone forward ", "validation and checkpoints: ", "peak memory: ",
     ):  # fmt: skip
         assert told in heard
     entries = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -56,7 +56,7 @@ def test_every_option_of_training_is_a_flag_and_a_key(tmp_path, words, capsys):
     lines = [f"{key.replace('_', '-')} = {json.dumps(value)}" for key, value in OPTIONS.items()]
     (tmp_path / "train.toml").write_text("\n".join(lines))
     code, said, heard = secondcast(*words, "--config", tmp_path / "train.toml", capsys=capsys)
-    assert code == 0 and "going on from step 3" in heard
+    assert code == 0 and "resuming from step 3" in heard
 
 
 def test_an_embedding_loss_alone_asks_for_no_transformer(tmp_path, words, capsys):
@@ -115,7 +115,7 @@ def test_a_flag_beside_a_recipe_counts_even_where_it_is_the_default(tmp_path, re
     code, said, _ = secondcast(*recipe_words, "--student", t5_config, "--seed", 0, capsys=capsys)
     assert code == 0 and "trained for 1 step" in said
     settings = json.loads((tmp_path / "run" / CONFIG_FILE).read_bytes())["settings"]
-    assert (settings["student"], settings["seed"], settings["replay_error"]) == (str(t5_config), 0, 2)
+    assert (settings["student"], settings["seed"], settings["replay_check"]) == (str(t5_config), 0, 2)
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--steps", 1000), ("--loss", "vision"), ("--pretrain-lr", 1)])

@@ -25,7 +25,7 @@ def test_there_and_back_on_the_command_line(capsys):
     assert code == 0 and re.fullmatch(r"b: 6 trajectories of 6 prompts, [\d.]+ KiB\n", said), said
     assert "convert: 6 of 6 trajectories" in heard
     code, said, _ = secondcast("inspect", "diff", "a", "b", capsys=capsys)
-    assert code == 0 and said.splitlines()[0].startswith('sampling.storage.format: "webdataset" | "zarr": the same rec')
+    assert code == 0 and said.splitlines()[0].startswith('sampling.storage.format: "webdataset" | "zarr": the same tra')
     assert secondcast("convert", "b", "c", "--format", "webdataset", "--latents", "derived", capsys=capsys)[0] == 0
     code, said, _ = secondcast("inspect", "diff", "a", "c", "--json", capsys=capsys)
     assert code == 0 and json.loads(said)["identical"]
@@ -44,7 +44,7 @@ def test_parts_are_cut_out_and_merged_again(capsys):
     assert secondcast("subset", "a", "c", "--source", "made-up", "--num-prompts", "4", "-q", capsys=capsys)[0] == 0
     code, said, heard = secondcast("merge", "b", "c", "a", "all", capsys=capsys)
     assert code == 0 and said.startswith("all: 12 trajectories of 6 prompts, ")
-    assert "12 trajectories of 6 prompts out of 3 caches (12 duplicates dropped)" in heard
+    assert "12 trajectories of 6 prompts from 3 caches (12 duplicates dropped)" in heard
     assert [p.id for p in Cache.open("all").prompts][:2] == [prompts[1].id, prompts[4].id]
 
 
@@ -68,7 +68,7 @@ def test_what_is_missing_and_what_differs_is_said(capsys):
     code, said, _ = secondcast("merge", "a", "c", "d", capsys=capsys)
     assert code == 0 and said.splitlines()[0] == (
         "4 trajectories differ in their bits between the caches (built on another machine?): those of the first "
-        "were kept"
+        "cache are kept"
     )
     assert said.splitlines()[1].startswith("d: 6 trajectories of 6 prompts, ")
 
@@ -95,7 +95,7 @@ def test_what_is_missing_and_what_differs_is_said(capsys):
             r"the target .*a and the source .*a are one inside the other, but a source is never modified: ",
         ),
         (["convert", "nix", "b"], 1, r"nix is not a folder: give the output folder of `secondcast build`"),
-        (["convert", "a", "taken"], 1, r"taken holds 'x' and 0 more, but no manifest.json"),
+        (["convert", "a", "taken"], 1, r"taken has 'x' and 0 more, but no manifest.json"),
         (
             ["subset", "a", "b"],
             1,
@@ -110,7 +110,7 @@ def test_what_is_missing_and_what_differs_is_said(capsys):
         (["subset", "a", "b", "--ids", "taken/x"], 1, r"nothing of a is selected: it has 2 prompts \(made-up 2\), the"),
         (["subset", "a", "b", "--source", "nix"], 1, r"--source 'nix' is not in a: its sources are made-up 2"),
         (["merge", "a", "b"], 1, r"merge has 1 cache, expected two or more and the target: A B ... TARGET"),
-        (["merge", "a", "a", "a"], 1, r"the target .*a and the source .*a lie within each other"),
+        (["merge", "a", "a", "a"], 1, r"the target .*a and the source .*a are one inside the other"),
         (["inspect", "diff", "a"], 2, r"Missing argument 'B'"),
         (["inspect", "diff", "a", "nix"], 1, r"nix is not a folder"),
     ],

@@ -275,7 +275,9 @@ def test_an_unfinished_cache_without_trajectories_is_told_so(tmp_path, cache_fol
     for record in (tmp_path / "c/commits").glob("*"):
         if "trajectories" in record.name or record.name == "index.json":
             record.unlink()
-    with pytest.raises(NotInCacheError, match="has 0 committed trajectories, 0 of them held out: nothing to train on"):
+    with pytest.raises(
+        NotInCacheError, match="has 0 committed trajectories, 0 of them held out: there is nothing to train on"
+    ):
         run_training(tmp_path / "run", tmp_path / "c", dev_teacher, t5_config)
 
 
@@ -305,9 +307,9 @@ def test_more_steps_of_a_trajectory_than_it_has_are_refused(tmp_path, cache_fold
         ({"learning_rate": 0}, "--learning-rate: "),
         (
             {"batch_size": 10, "grad_accum_steps": 2, "timesteps_per_sample": 3},
-            r"batch-size is 10, .* 2 x 3: .*; take 6",
+            r"batch-size is 10, .* 2 x 3: .*; use 6",
         ),
-        ({"batch_size": 2, "grad_accum_steps": 4}, r"batch-size is 2, expected a multiple of .* 4 x 1: .*; take 4"),
+        ({"batch_size": 2, "grad_accum_steps": 4}, r"batch-size is 2, expected a multiple of .* 4 x 1: .*; use 4"),
         (
             {"data_order": "sequential", "timesteps_per_sample": 2},
             "timesteps-per-sample is 2 with data-order sequential, expected 1",

@@ -40,12 +40,12 @@ def test_a_smaller_count_is_the_beginning_of_a_larger_one_and_another_seed_is_an
 
 def test_all_that_can_be_made_are_made_and_one_more_is_refused_with_their_number():
     with pytest.raises(
-        PromptsError, match=r"^--num-prompts 10000: 2 words make at most \d+ distinct prompts$"
+        PromptsError, match=r"^--num-prompts 10000: 2 words can make at most \d+ distinct prompts$"
     ) as error:
         text_prompts(10_000, seed=0, words=["tea", "gold"])
     most = int(re.search(r"at most (\d+)", str(error.value))[1])
     assert len(set(text_prompts(most, seed=0, words=["tea", "gold"]))) == most
-    with pytest.raises(PromptsError, match=f"--num-prompts {most + 1}: .* make at most {most}"):
+    with pytest.raises(PromptsError, match=f"--num-prompts {most + 1}: .* can make at most {most}"):
         text_prompts(most + 1, seed=0, words=["tea", "gold"])
 
 

@@ -272,7 +272,7 @@ def test_training_from_a_cache_goes_by_its_manifest(tmp_path, dev_teacher, promp
         ),
         (["train", *DEV, "--student", "base", "--resolution", "x=y"], r"--resolution is 'x=y', expected pixels, or"),
         (["train", *DEV, "--config", "r.toml"], r"no file r\.toml for --config: expected lines such"),
-        (["train", *DEV, "--config", str(RECIPES / "flux-one-gpu.toml")], r"toml: stage vision has a budget-share"),
+        (["train", *DEV, "--config", str(RECIPES / "flux-one-gpu.toml")], r"toml: stage pretrain has a budget-share"),
         (["train", *DEV, "--config", str(RECIPES / "pocket.toml"), "--steps", "9"], r"--steps is given beside --con"),
         (["train", *DEV, "--student", "./nix"], r"no student './nix': there is no such folder"),
         (["train", "--cache", "nix", "--student", "small"], r"nix is not a folder"),

@@ -105,7 +105,7 @@ def test_the_home_of_an_unknown_user_is_one_line(home, words, capsys):
     code, said, heard = secondcast(*words, capsys=capsys)
     before = {"build": "hf:", "train": "name="}.get(words[0], "") if any("~" in str(w)[1:] for w in words) else ""
     assert (code, said) == (1, "") and heard == (
-        f"secondcast: '{before}~nouser/x' has ~nouser, and there is no user 'nouser' on this machine: give the whole "
+        f"secondcast: '{before}~nouser/x' has ~nouser, and there is no user 'nouser' on this machine: give the full "
         f"path, or put ./ before a name that has a ~\n"
     )
     assert not list(home.parent.glob("~*"))

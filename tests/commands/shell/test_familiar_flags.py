@@ -98,6 +98,6 @@ def test_a_familiar_key_of_a_settings_file_is_answered_with_ours(tmp_path, capsy
     code, _, heard = secondcast("train", "r", "--config", tmp_path / "s.toml", capsys=capsys)
     assert code == 1
     assert (
-        f"{tmp_path}/s.toml has the unknown key 'lr' (use learning-rate), expected one of ignore-replay-error, "
+        f"{tmp_path}/s.toml has the unknown key 'lr' (use learning-rate), expected one of activation-checkpointing, "
         in heard
     )

@@ -155,7 +155,7 @@ def test_without_its_package_the_extra_is_named_before_weights_are_read(tmp_path
             options=MemoryOptions(quantize=kind, activation_checkpointing=1),
         )  # fmt: skip
     assert str(caught.value) == (
-        f"weights of {kind} need {package}, which is not installed: pip install 'secondcast[quant]'"
+        f"{kind} weights need {package}, which is not installed: pip install 'secondcast[quant]'"
     )
 
 

@@ -283,7 +283,7 @@ def test_a_number_of_blocks_that_the_model_does_not_have_is_refused():
     assert str(error.value) == ("--gpu-blocks is 8, expected 0 to 7, the number of blocks of this transformer: use 7")
     with pytest.raises(SettingsError) as error:
         stream_blocks(transformer(), device=CPU, resident=-1)
-    assert str(error.value).endswith("; take 0")
+    assert str(error.value).endswith(": use 0")
     with pytest.raises(SettingsError, match="slots is 0, expected at least 1"):
         stream_blocks(transformer(), device=CPU, resident=0, slots=0)
 

@@ -333,8 +333,8 @@ def test_a_layer_more_is_no_head(identity, tmp_path):
     with pytest.raises(StudentError) as caught:
         new_student(str(folder), identity, init="pretrained", dropout=0.0, seed=0)
     assert str(caught.value) == (
-        f"{folder} cannot be loaded: 1 tensor is unexpected (bert.encoder.layer.1.output.dense.bias): config.json asks "
-        f"for 1 block in encoder.layer, the file has 2; give weights and a config.json of the same model"
+        f"{folder} cannot be loaded: 1 tensor is unexpected (bert.encoder.layer.1.output.dense.bias): config.json has "
+        f"1 block in encoder.layer, the file has 2; give weights and a config.json of the same model"
     )
 
 

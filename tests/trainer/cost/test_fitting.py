@@ -87,7 +87,7 @@ def test_without_host_memory_for_streamed_blocks_weights_are_quantized():
     need = costs().host_bytes(fitted(13, flags={"grad_accum_steps": 4}).settings) / GIB
     assert found.reasons == (
         "the exact weights need 17.8 GiB or more",
-        f"streamed blocks need {need:.1f} GiB of host memory, 12.0 are free",
+        f"streamed blocks need {need:.1f} GiB of host memory, 12.0 GiB are free",
     )
     assert chosen(fitted(13, host_bytes=12 * GIB, quantizers=("nf4",)).settings) == (1, 1, None, "nf4")
 

@@ -330,8 +330,8 @@ def test_processes_fit_into_the_least_memory_that_one_of_them_has(tmp_path, exac
         )
         assert chosen == settings
         assert made == ([{"local_ranks": 2}] if processes.is_main_process else [])
-        assert [line[:35] for line in said] == (
-            ["to fit into 8.0 GiB: as asked, 1.0 "] if processes.is_main_process else []
+        assert [line[:36] for line in said] == (
+            ["to fit into 8.0 GiB: no change, 1.0 "] if processes.is_main_process else []
         )
 
     assert in_two(fits) == WELL

@@ -23,7 +23,9 @@ def bare_cache(tmp_path_factory, dev_teacher):
 
 def test_a_warm_up_is_refused_with_the_way_out(tmp_path, bare_cache, dev_teacher, t5_config):
     with pytest.raises(
-        SettingsError, match=r"stage pretrain has the loss context, but .* was built with --no-store-embeddings: "
+        SettingsError,
+        match=r"stage pretrain has the loss context, but .* was built with --no-store-embeddings and has no "
+        r"embeddings to compare with: use only stages with the vision loss, or build with --store-embeddings$",
     ):
         run_training(tmp_path / "run", bare_cache, dev_teacher, t5_config, pretrain_steps=3)
     assert not (tmp_path / "run").exists()
@@ -38,7 +40,8 @@ def test_a_warm_up_is_refused_with_the_way_out(tmp_path, bare_cache, dev_teacher
         ),
         (
             {"embedding_loss_weight": 0.5},
-            r"--embedding-loss-weight is 0.5, but .*: the term compares .*; give --embedding-loss-weight 0, or",
+            r"--embedding-loss-weight is 0.5, but .* has no embeddings to compare with: "
+            r"give --embedding-loss-weight 0, or",
         ),
     ],
 )

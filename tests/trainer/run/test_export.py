@@ -88,7 +88,7 @@ def test_the_card_states_recipe_losses_digests_licence_and_how_to_load(exported,
     assert "max_sequence_length=12," in card and f'from_pretrained(\n    "{dev_teacher}"' in card
     assert manifest.sampling.height == 16 and max(manifest.sampling.guidance) == 5.0
     assert f"height=16,\n    width=16,\n    num_inference_steps={steps},\n    guidance_scale=3.5," in card
-    assert "guidance of **2 to 5**" in card and f"{load_student(exported / 'student').num_parameters():,} par" in card
+    assert "guidance **2 to 5**" in card and f"{load_student(exported / 'student').num_parameters():,} par" in card
     for row in (
         f"| teacher digest | `{digests['teacher']}` |",
         f"| sampling digest | `{digests['sampling']}` |",
@@ -97,7 +97,7 @@ def test_the_card_states_recipe_losses_digests_licence_and_how_to_load(exported,
         f"| checkpoint | {best['checkpoint']} |",
         "| steps | 6 |",
         "| learning-rate | 0.001 |",
-        "| data order | shuffled |",
+        "| data-order | shuffled |",
     ):
         assert row in card.splitlines(), row
     assert "see the\nteacher's licence" in card and "non-commercial" not in card and "base_model" not in card

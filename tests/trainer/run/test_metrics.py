@@ -136,7 +136,7 @@ def test_without_its_package_the_extra_is_named(tmp_path, monkeypatch, name):
         Metrics(tmp_path, mirrors=[name], say=print)
     assert (
         str(caught.value)
-        == f"--report-to {name} was given and {name} is not installed: pip install 'secondcast[{name}]'"
+        == f"--report-to {name} needs {name}, which is not installed: pip install 'secondcast[{name}]'"
     )
 
 

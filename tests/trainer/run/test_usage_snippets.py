@@ -109,7 +109,10 @@ def test_a_teacher_that_takes_no_guidance_is_given_none():
 
 def test_what_was_not_recorded_is_said_to_be_a_default():
     text = diffusers_text("TEACHER", None, guidance=None, text_length=77, own_tokenizer=False)
-    assert "Size and steps of its training were not recorded: these are the defaults of `secondcast build`." in text
+    assert (
+        "The image size and steps of its training were not recorded: these are the defaults of `secondcast build`."
+        in text
+    )
     assert call_of(text).startswith('"a red circle", height=512, width=512, num_inference_steps=20, max_sequence')
 
 
