@@ -208,7 +208,7 @@ def test_another_teacher_and_an_empty_cache_are_refused(tmp_path, caches, dev_te
     with pytest.raises(KeyboardInterrupt):
         build_cache(tmp_path / "c", dev_teacher, prompts, progress=StopIn("text", 1))
     with pytest.raises(
-        NotInCacheError, match=rf"{tmp_path}/c holds no trajectory to recompute yet: give the build command"
+        NotInCacheError, match=rf"{tmp_path}/c has no trajectory to recompute yet: run the build command first"
     ):
         recomputed(tmp_path / "c", dev_teacher)
 
