@@ -180,7 +180,7 @@ def test_another_attention_backend_is_recorded_goes_on_and_is_said(tmp_path, dev
     (tmp_path / "c/commits/trajectories-000001.json").unlink()
     heard = Heard()
     build_cache(tmp_path / "c", dev_teacher, prompts, progress=heard, batch_size=1, dtype="float32")
-    (line,) = [line for line in heard.lines if "made otherwise" in line]
+    (line,) = [line for line in heard.lines if "settings other than" in line]
     assert line == (
         f"{tmp_path / 'c'}: the remaining trajectories are made with settings other than the committed ones "
         f"(attention _native_math "
@@ -188,7 +188,7 @@ def test_another_attention_backend_is_recorded_goes_on_and_is_said(tmp_path, dev
     )
     again = Heard()
     build_cache(tmp_path / "c", dev_teacher, prompts, progress=again, batch_size=1, dtype="float32")
-    assert not [line for line in again.lines if "made otherwise" in line] and Cache.open(tmp_path / "c").finished
+    assert not [line for line in again.lines if "settings other than" in line] and Cache.open(tmp_path / "c").finished
 
 
 def test_the_same_command_given_again_warns_of_nothing(tmp_path, dev_teacher, prompts):

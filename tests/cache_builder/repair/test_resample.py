@@ -102,7 +102,7 @@ def test_other_weights_of_clip_are_refused(tmp_path, caches, dev_teacher):
     name = next(name for name in sorted(tensors) if name.endswith("final_layer_norm.weight"))
     save_file(tensors | {name: tensors[name] * 2}, file)
     with pytest.raises(
-        SettingsMismatchError, match=r"with teacher\.weights\.text_encoder/model\.safetensors = .* give the tea"
+        SettingsMismatchError, match=r"with teacher\.weights\.text_encoder/model\.safetensors = .* give the rec"
     ):
         recomputed(caches / "clip", tmp_path / "t")
     assert all(m.bit_equal for m in recomputed(caches / "zarr", tmp_path / "t", count=2))
