@@ -95,7 +95,7 @@ def _recomputed_lines(made: "list[Recomputed]") -> list[str]:
     worst = max(max(m.velocity_errors) for m in made)
     text = "".join(f", {error}" for error in _text_errors(made))
     equal = sum(m.bit_equal for m in made)
-    return [*lines, f"{equal} of {len(made)} recomputed bit for bit; largest velocity error {worst:.1e}{text}"]
+    return [*lines, f"{equal} of {len(made)} recomputed bit for bit; largest error of the velocity {worst:.1e}{text}"]
 
 
 def _text_errors(made: "list[Recomputed]") -> list[str]:

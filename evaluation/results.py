@@ -105,7 +105,9 @@ class Evaluation(Record):
     def _shapes_agree(self) -> Self:
         rows, steps = len(self.trajectories), len(self.steps)
         if len(self.sigmas) != steps:
-            raise ValueError(f"found {steps} steps and {len(self.sigmas)} sigmas, expected equal numbers")
+            raise ValueError(
+                f"found {counted(steps, 'step')} and {counted(len(self.sigmas), 'sigma')}, expected equal numbers"
+            )
         for errors in (self.errors, self.replay_error):
             for values in () if errors is None else (errors.error_fraction, errors.mean_square):
                 if len(values) != rows or {len(row) for row in values} != {steps}:

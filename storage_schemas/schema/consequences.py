@@ -3,7 +3,7 @@
 _FOLLOWS = (
     ("teacher", "different teachers: the two caches can neither train one student together nor be merged"),
     (
-        "sampling.storage.codec",
+        "sampling.storage.compression",
         "different compression: `secondcast convert` makes them equal (only towards int8, which rounds)",
     ),
     (

@@ -211,7 +211,7 @@ def test_an_overflowing_teacher_stops_the_build_and_names_the_prompt(tmp_path, d
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"resolution": 30}, "height is 30, expected a multiple of 4: .*; take 28 or 32"),
+        ({"resolution": 30}, "height is 30, expected a multiple of 4: .*; use 28 or 32"),
         ({"steps": 0}, r"--steps: .*greater than or equal to 1 \(found 0\)"),
         ({"shard_size": 0}, "--shard-size: "),
         ({"colour": "red"}, r"--colour: Extra inputs are not permitted \(found 'red'\)"),

@@ -143,7 +143,7 @@ def test_a_pilot_holds_the_laws_with_quantized_weights(tmp_path, capsys, dev_tea
 @pytest.mark.parametrize(("kind", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes")])
 def test_without_its_package_nothing_is_begun(tmp_path, monkeypatch, caches, dev_teacher, prompts, kind, package):
     monkeypatch.setitem(sys.modules, package, None)
-    message = rf"^weights of {kind} need {package}, which is not installed: pip install 'secondcast\[quant\]'$"
+    message = rf"^{kind} weights need {package}, which is not installed: pip install 'secondcast\[quant\]'$"
     with pytest.raises(MissingExtraError, match=message):
         build_cache(tmp_path / "c", dev_teacher, prompts, quantize=kind)
     assert not (tmp_path / "c").exists()

@@ -142,8 +142,8 @@ def test_a_lost_shard_with_pooled_vectors_is_rebuilt_to_the_same_bytes(tmp_path,
             {"height": 16, "width": 16, "resolution": 16},
             "^--resolution is given together with --height and --width: give one",
         ),
-        ({"height": 18, "width": 16}, "height is 18, expected a multiple of 4: .*; take 16 or 20"),
-        ({"height": 16, "width": 3}, "width is 3, expected a multiple of 4: .*; take 4 or 8"),
+        ({"height": 18, "width": 16}, "height is 18, expected a multiple of 4: .*; use 16 or 20"),
+        ({"height": 16, "width": 3}, "width is 3, expected a multiple of 4: .*; use 4 or 8"),
         ({"schedule": "linear"}, r"--schedule: Input should be 'diffusers' or 'distillt5' \(found 'linear'\)"),
         (
             {"attention_backend": "flush"},
@@ -151,7 +151,7 @@ def test_a_lost_shard_with_pooled_vectors_is_rebuilt_to_the_same_bytes(tmp_path,
         ),
         (
             {"attention_backend": "flash"},
-            r"^--attention-backend 'flash' does not work on cpu in bfloat16 \(.*`flash-attn.*: install what it needs",
+            r"^--attention-backend 'flash' does not work on cpu in bfloat16 \(.*`flash-attn.*: install its package",
         ),
         ({"attention_backend": "_native_cudnn"}, "^--attention-backend '_native_cudnn' does not work on cpu"),
     ],
@@ -180,7 +180,7 @@ def test_another_attention_backend_is_recorded_goes_on_and_is_said(tmp_path, dev
     (tmp_path / "c/commits/trajectories-000001.json").unlink()
     heard = Heard()
     build_cache(tmp_path / "c", dev_teacher, prompts, progress=heard, batch_size=1, dtype="float32")
-    (line,) = [line for line in heard.lines if "made otherwise" in line]
+    (line,) = [line for line in heard.lines if "settings other than" in line]
     assert line == (
         f"{tmp_path / 'c'}: the remaining trajectories are made with settings other than the committed ones "
         f"(attention _native_math "
@@ -188,7 +188,7 @@ def test_another_attention_backend_is_recorded_goes_on_and_is_said(tmp_path, dev
     )
     again = Heard()
     build_cache(tmp_path / "c", dev_teacher, prompts, progress=again, batch_size=1, dtype="float32")
-    assert not [line for line in again.lines if "made otherwise" in line] and Cache.open(tmp_path / "c").finished
+    assert not [line for line in again.lines if "settings other than" in line] and Cache.open(tmp_path / "c").finished
 
 
 def test_the_same_command_given_again_warns_of_nothing(tmp_path, dev_teacher, prompts):

@@ -166,7 +166,7 @@ def test_what_lpips_wants_is_told_in_one_line():
 
 
 def test_what_pictures_cannot_be_measured_is_told_before_any_weight_is_read(monkeypatch):
-    with pytest.raises(SettingsError, match=r"are 8 x 16 pixels, SSIM needs 11 x 11: give --closed-loop 0"):
+    with pytest.raises(SettingsError, match=r"have 8 x 16 pixels, SSIM needs 11 x 11: give --closed-loop 0"):
         check_measurable(8, 16)
     monkeypatch.setattr(picture_distances, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'secondcast\[metrics\]', or give --closed-loop 0"):

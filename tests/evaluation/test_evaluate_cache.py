@@ -86,13 +86,13 @@ def test_the_record_survives_a_round_trip_and_other_files_are_refused(tmp_path, 
         assert (tmp_path / "mine.json").read_bytes() == foreign
     for change, said in (
         ({"format_version": 2}, r"format_version: Input should be 1 \(found 2\)"),
-        ({"steps": [0]}, "settings: found 1 steps and 3 sigmas, expected equal numbers"),
+        ({"steps": [0]}, "settings: found 1 step and 3 sigmas, expected equal numbers"),
         ({"sigmas": body["sigmas"][:1], "steps": [0]}, "errors are not of 1 trajectory times 1 step"),
         (
             {"closed_loop": body["closed_loop"] | {"trajectories": [7]}},
             "closed_loop has a trajectory outside the 1 of the evaluation",
         ),
-        ({"closed_loop": body["closed_loop"] | {"trajectories": [0, 0]}}, "has not one value per trajectory of 2"),
+        ({"closed_loop": body["closed_loop"] | {"trajectories": [0, 0]}}, ": expected one value for each of 2"),
         ({"more": 1}, "more: Extra inputs are not permitted"),
     ):
         (tmp_path / "c.json").write_text(json.dumps(body | change))
@@ -105,7 +105,9 @@ def test_the_record_survives_a_round_trip_and_other_files_are_refused(tmp_path, 
     ):
         Evaluation.read(tmp_path / "nix.json")
     (tmp_path / "c.json").write_text("[")
-    with pytest.raises(SettingsError, match=r"c.json is not readable JSON"):
+    with pytest.raises(
+        SettingsError, match=r"c.json is not readable JSON: expected the output of `secondcast evaluate "
+    ):
         Evaluation.read(tmp_path / "c.json")
 
 
@@ -129,7 +131,7 @@ def test_a_cache_that_is_still_being_built_is_evaluated_as_far_as_it_goes(tmp_pa
     assert code == 0 and f"on {held_out} of {held_out} held-out trajectories" in said
     assert (
         f"{tmp_path}/c is not finished: 8 of its 12 trajectories are committed; only the {held_out} held-out ones "
-        f"only they are evaluated"
+        f"among them are evaluated"
     ) in heard
 
 

@@ -32,12 +32,12 @@ def other(tmp_path, prompts=6, **changes):
     [
         (
             {"seed": 3},
-            "sampling.seed: 0 | 3: other noise: the two can train one student together, but not be merged",
+            "sampling.seed: 0 | 3: different noise: the two can train one student together, but not be merged",
             "can resume: no, merge: no, train together: yes",
         ),
         (
             {"format": "webdataset"},
-            'sampling.storage.format: "zarr" | "webdataset": the same recording in other files: '
+            'sampling.storage.format: "zarr" | "webdataset": the same trajectories in another storage format: '
             "`secondcast convert` makes them equal",
             "can resume: no, merge: no, train together: yes",
         ),
@@ -48,7 +48,7 @@ def other(tmp_path, prompts=6, **changes):
         ),
         (
             {"dtype": "float32"},
-            'sampling.dtype: "bfloat16" | "float32": other trajectories: the two can train one student together, '
+            'sampling.dtype: "bfloat16" | "float32": different trajectories: the two can train one student together, '
             "but not be merged",
             "can resume: no, merge: no, train together: yes",
         ),
@@ -105,8 +105,8 @@ def test_equal_settings_on_another_machine_are_compared_shard_by_shard(tmp_path,
     b = other(tmp_path, provenance={"device": "H100", "batch_size": 8}, leave_out=(("trajectories", 1),))
     lines = diff_lines(compare(a, b))
     assert lines == [
-        'provenance.device: "made-up" | "H100": made by other versions or on another machine: equal bytes are not '
-        "promised",
+        'provenance.device: "made-up" | "H100": made by other versions or on another machine: bit equality is not '
+        "guaranteed",
         "provenance.batch_size: null | 8: made by other versions or on another machine: bit equality is not guaranteed",
         f"shards: 3 equal, 0 with other bytes, 1 only in {tmp_path / 'a'}, 0 only in {tmp_path / 'b'}",
         "can resume: yes, merge: yes, train together: yes",

@@ -30,7 +30,7 @@ def test_a_folder_gets_a_strip_of_each_trajectory_and_the_sheet(tmp_path, record
     words = ["images", recorded, "0", "7", "--teacher", dev_teacher, "--timesteps", "2,0", "--frame-size", 32]
     code, said, _ = secondcast("inspect", *words, "--out", tmp_path / "strips", capsys=capsys)
     keys = [Cache.open(recorded).trajectory(index).key for index in (0, 7)]
-    assert code == 0 and said == f"2 film strips in {tmp_path}/strips, each by itself and all in sheet.png\n"
+    assert code == 0 and said == f"2 film strips in {tmp_path}/strips, one file each and all in sheet.png\n"
     assert sorted(f.name for f in (tmp_path / "strips").iterdir()) == sorted(
         [f"{key}.png" for key in keys] + ["sheet.png"]
     )

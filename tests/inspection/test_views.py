@@ -128,8 +128,8 @@ def test_a_file_that_is_lost_or_cut_shows_in_the_summary(tmp_path):
     (tmp_path / "c/trajectories.zarr/noise/c/1/0/0").write_bytes(b"")
     said = dict(summary_lines(summarise(Cache.open(tmp_path / "c"))))["integrity"]
     assert said == (
-        f"4 of 4 shards have a record; of 10 files looked at 1 missing and 1 of another size, the first "
-        f"trajectories.zarr/noise/c/0/0/0; checksums not compared, `secondcast inspect verify {tmp_path}/c` does"
+        f"4 of 4 shards have a record; of 10 files checked, 1 missing and 1 with another size, the first "
+        f"trajectories.zarr/noise/c/0/0/0; checksums not compared (`secondcast inspect verify {tmp_path}/c` does)"
     )
 
 
@@ -178,7 +178,7 @@ def test_a_prompt_leads_to_its_own_trajectory_whatever_the_generations(tmp_path)
         (1, 0, True), (3, 1, True), (5, 2, False)
     ]  # fmt: skip
     said = dict(line.strip().split("  ", 1) for line in trajectory_lines(describe(cache, 3), "c")[:7])
-    assert said["sample_index"] == (
+    assert said["sample"] == (
         "1, one of 3 of this prompt; the others are trajectories 1, 5 (not built yet): `secondcast inspect show c 1`"
     )
     assert "the only one of this prompt" in "\n".join(trajectory_lines(describe(cache, 7), "c"))

@@ -84,7 +84,7 @@ def test_caches_of_zero_and_of_clip_are_not_merged(tmp_path, written):
     write_keyed_cache(tmp_path / "zero", some_prompts(6), compression="lossless")
     caches = [Cache.open(written.folder), Cache.open(tmp_path / "zero")]
     with pytest.raises(
-        SettingsMismatchError, match=r'c has teacher\.pooled = "clip", .*zero has "zero": another teacher'
+        SettingsMismatchError, match=r'c has teacher\.pooled = "clip", .*zero has "zero": different teachers'
     ):
         merge(caches, tmp_path / "both", Silent())
 
@@ -118,7 +118,8 @@ def test_a_manifest_that_could_not_be_replayed_is_refused():
     body = json.loads(whole.encode())
     body["sampling"]["storage"]["embeddings"] = "none"
     del body["digest"]
-    with pytest.raises(DamagedCacheError, match="m is not a valid manifest: settings: replay needs the pooled vectors"):
+    message = "m is not a valid manifest: settings: replay needs CLIP's pooled vectors"
+    with pytest.raises(DamagedCacheError, match=message):
         Manifest.decode(with_digest(body), "m")
     assert Manifest.decode(whole.encode(), "m") == whole
 

@@ -9,13 +9,14 @@ from secondcast.storage_schemas.progress import counted
 from tests.project.test_imports import MODULES
 
 PLURAL = re.compile(
-    r" (?:(?:distinct|held-out|committed|film|sampler|whole|embedding) )?(?:replicas|shards|prompts|trajectories|"
-    r"pictures|problems|captions|workers|processes|caches|duplicates|steps|strips)\b"
+    r" (?:(?:distinct|held-out|committed|film|sampling|whole|embedding) )?(?:samples|shards|prompts|trajectories|"
+    r"images|pictures|problems|captions|workers|processes|caches|duplicates|steps|strips)\b"
 )
 # Several numbers, a name, a rate, or a number that is never one.
 ALLOWED = (
     "' and '.join(map(str, lengths))", "stage.name", "build['trajectories_per_hour']", "build['workers']",
     "processes.ranks", "ranks", "most", "len(found)",
+    "stage.batch_size / whole",
 )  # fmt: skip
 
 

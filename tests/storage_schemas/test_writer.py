@@ -42,7 +42,7 @@ def test_a_shard_is_committed_once_and_the_loser_is_told(tmp_path):
     shard = writer.missing("trajectories")[1]
     arrays = some_arrays(writer.manifest, shard)
     writer.commit("trajectories", shard, arrays, seconds=0, provenance={})
-    with pytest.raises(ShardLockedError, match="trajectories shard 1 was committed by another builder"):
+    with pytest.raises(ShardLockedError, match="another builder committed trajectories shard 1 in the meantime"):
         # Its numbers may differ in the last bit (another batch size): they must not land over the winner's.
         other.commit("trajectories", shard, arrays | {"guidance": arrays["guidance"] + 1}, seconds=0, provenance={})
     assert Cache.open(tmp_path / "c").trajectory(5).prompt == 5
@@ -76,7 +76,7 @@ def test_a_trajectory_that_does_not_derive_stops_the_build(tmp_path):
     arrays = some_arrays(writer.manifest, shard)
     arrays["final_latent"][1, 0, 0] += np.float32(1).astype(arrays["final_latent"].dtype)
     with pytest.raises(
-        DerivationMismatchError, match=r"trajectory 5, derived .* differs .* in 1 of 8 elements .*--latents stored"
+        DerivationMismatchError, match=r"trajectory 5, derived .* differs .* in 1 of 8 elements: .*--latents stored"
     ):
         writer.commit("trajectories", shard, arrays, seconds=0, provenance={})
     assert not writer.records()
@@ -85,10 +85,10 @@ def test_a_trajectory_that_does_not_derive_stops_the_build(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 3}, r"sampling.seed = 0, you asked for 3: every recorded trajectory depends on it"),
-        ({"format": "webdataset"}, r'sampling.storage.format = "zarr", you asked for "webdataset"'),
+        ({"seed": 3}, r"sampling.seed = 0, requested 3: every recorded trajectory depends on it"),
+        ({"format": "webdataset"}, r'sampling.storage.format = "zarr", requested "webdataset"'),
         ({"samples_per_prompt": 2}, r"prompts.segments"),
-        ({"dtype": "float32"}, r'sampling.dtype = "bfloat16", you asked for "float32"'),
+        ({"dtype": "float32"}, r'sampling.dtype = "bfloat16", requested "float32"'),
     ],
 )
 def test_other_settings_are_refused_by_the_name_of_the_field(tmp_path, changes, message):
@@ -101,7 +101,7 @@ def test_other_settings_are_refused_by_the_name_of_the_field(tmp_path, changes, 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(NotACacheError, match=r"holds 'thesis.txt' and 0 more, but no manifest.json"):
+    with pytest.raises(NotACacheError, match=r"has 'thesis.txt' and 0 more, but no manifest.json"):
         begin(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -112,7 +112,7 @@ def test_prompts_of_the_user_are_not_taken_for_those_of_a_killed_builder(tmp_pat
         file = tmp_path / name
         file.write_text("mine")
         with pytest.raises(
-            NotACacheError, match=f"^{tmp_path} holds '{name}', which this build did not write, and no man"
+            NotACacheError, match=f"^{tmp_path} has '{name}', which this build did not write, and no man"
         ):
             begin(tmp_path)
         assert file.read_text() == "mine"

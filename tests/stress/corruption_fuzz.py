@@ -257,7 +257,7 @@ def run(folder: Path, count: int, seed: int) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--num-prompts", type=int, default=2800)
+    parser.add_argument("--count", type=int, default=2800)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     started = time.monotonic()

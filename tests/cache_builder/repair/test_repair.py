@@ -123,12 +123,13 @@ def test_other_bytes_are_refused_and_taken_only_where_that_was_accepted(cache, d
     monkeypatch.setattr(FluxBackbone, "predict", lambda *inputs: predict(*inputs) * 1.0009765625)
     says = (
         rf"{cache}: rebuilt trajectories shard 1 differs from the recorded bytes \(batch_size 2 -> 3\): nothing "
-        rf"was written; rebuild on the machine that made it, take it from a copy with --from, or give --allow"
+        rf"was written; rebuild on the machine that made it, restore it from a copy with --from, or "
+        rf"record the new bytes with --allow-mismatch"
     )
     with pytest.raises(DamagedCacheError, match=says):
         rebuilt(cache, dev_teacher, batch_size=3)
     assert contents(cache) == damaged
-    with pytest.raises(DamagedCacheError, match=r"than were recorded \(the same settings\): nothing was written"):
+    with pytest.raises(DamagedCacheError, match=r"from the recorded bytes \(the same settings\): nothing was written"):
         rebuilt(cache, dev_teacher)
     assert rebuilt(cache, dev_teacher, batch_size=3, allow_mismatch=True) == [("trajectories", 1)]
     assert verify(cache, Silent()).problems == ()
@@ -157,7 +158,7 @@ def test_the_commands_name_each_problem_both_ways_out_and_what_was_done(cache, d
     rows = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines[2:5]]
     for path in [*SHARDS[form].values(), "prompts.offsets"]:
         assert any(path in row and row[-1].startswith("has ") for row in rows), path
-    assert lines[5:7] == ["to put it right:", f"  secondcast repair {cache} --teacher {dev_teacher}"]
+    assert lines[5:7] == ["to repair:", f"  secondcast repair {cache} --teacher {dev_teacher}"]
 
     code, lines, errors = secondcast(monkeypatch, capsys, "repair", cache, "--quiet")
     assert code == 1 and lines == ["prompts.offsets: repaired"] and len(errors) == 1

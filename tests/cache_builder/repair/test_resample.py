@@ -102,7 +102,7 @@ def test_other_weights_of_clip_are_refused(tmp_path, caches, dev_teacher):
     name = next(name for name in sorted(tensors) if name.endswith("final_layer_norm.weight"))
     save_file(tensors | {name: tensors[name] * 2}, file)
     with pytest.raises(
-        SettingsMismatchError, match=r"with teacher\.weights\.text_encoder/model\.safetensors = .* give the tea"
+        SettingsMismatchError, match=r"with teacher\.weights\.text_encoder/model\.safetensors = .* give the rec"
     ):
         recomputed(caches / "clip", tmp_path / "t")
     assert all(m.bit_equal for m in recomputed(caches / "zarr", tmp_path / "t", count=2))
@@ -208,7 +208,7 @@ def test_another_teacher_and_an_empty_cache_are_refused(tmp_path, caches, dev_te
     with pytest.raises(KeyboardInterrupt):
         build_cache(tmp_path / "c", dev_teacher, prompts, progress=StopIn("text", 1))
     with pytest.raises(
-        NotInCacheError, match=rf"{tmp_path}/c holds no trajectory to recompute yet: give the build command"
+        NotInCacheError, match=rf"{tmp_path}/c has no trajectory to recompute yet: run the build command first"
     ):
         recomputed(tmp_path / "c", dev_teacher)
 

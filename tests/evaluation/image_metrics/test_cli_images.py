@@ -70,7 +70,7 @@ def test_weights_that_cannot_be_used_are_one_line_and_exit_1(clip, pictures, tmp
     save_file(dropped, folder / "model.safetensors", metadata={"format": "pt"})
     assert only_clip(pictures, folder, capsys) == (
         f"no clip-score for {pictures}: {folder} cannot be loaded: 1 of the 46 tensors of CLIPModel is missing "
-        f"(text_projection.weight): the file is incomplete; fetch it again, or give another --clip-model"
+        f"(text_projection.weight): the file is incomplete; download it again, or give another --clip-model"
     )
     (folder / "model.safetensors").write_bytes(b"\0" * 20)
     assert only_clip(pictures, folder, capsys).startswith(
@@ -202,14 +202,15 @@ def test_a_prompts_file_adds_phrases_to_the_prompts_of_an_index(blip, pictures, 
         (
             "p.jsonl",
             '{"prompt": "a", "phrases": "b"}\n',
-            "p.jsonl line 1, column 'phrases': Input should be a valid tuple: expected file and text as text, phrases",
+            "p.jsonl line 1, column 'phrases': Input should be a valid tuple: expected file and text as strings, "
+            "phrases as a list",
         ),
         ("p.jsonl", '{"prompt": "a", "File_name": "000001.png"}', "line 1 has the column 'file_name', expected 'file'"),
         ("p.jsonl", '{"prompt": "", "file": "000001.png"}', "line 1 names 000001.png but has no prompt: add one"),
         ("p.jsonl", '{"prompt": "a"\n', "p.jsonl line 1 column 15 is not JSON (Expecting ',' delimiter)"),
-        ("p.json", '{\n"prompts": ["a"]}', "p.json holds an object, expected a list of strings or of objects"),
+        ("p.json", '{\n"prompts": ["a"]}', "p.json is an object, expected a list of strings or of objects"),
         ("p.txt", "\n", "p.txt is empty: expected one prompt per line"),
-        ("p.txt", "\u200b\n", "--prompts {file} holds no prompt: expected one per picture"),
+        ("p.txt", "\u200b\n", "--prompts {file} has no prompts, expected one per picture"),
         (
             "p.txt",
             "prompt,id\na,1\n",
@@ -222,7 +223,7 @@ def test_a_prompts_file_adds_phrases_to_the_prompts_of_an_index(blip, pictures, 
             "a\nb\n",
             "plain has 4 images and --prompts 2 prompts: expected equal numbers, in the order",
         ),
-        ("p.jsonl", '{"prompt": "a", "file": "x.png"}', "plain has no x.png, which --prompts names: expected a pic"),
+        ("p.jsonl", '{"prompt": "a", "file": "x.png"}', "plain has no x.png, which --prompts names: expected an image"),
         (
             "p.jsonl",
             '{"prompt": "a", "file": "../p.jsonl"}',

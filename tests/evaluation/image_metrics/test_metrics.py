@@ -109,7 +109,7 @@ def test_fid_takes_pictures_of_several_sizes(clip, tmp_path):
 
 def test_fid_of_one_picture_is_refused(clip, pictures):
     one = read_pictures(pictures)[:1]
-    with pytest.raises(SettingsError, match="^fid of 1 picture against 1: expected at least two on each side$"):
+    with pytest.raises(SettingsError, match="^fid of 1 image against 1: expected at least two on each side$"):
         Fid(ClipFeatures(str(clip), device=CPU), one, batch_size=1).score(one, Silent())
 
 
@@ -217,7 +217,7 @@ def test_inception_without_its_packages_says_so(pictures, monkeypatch):
 def test_inceptions_weights_that_are_not_there_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(fid_module, "find_spec", lambda name: True)
     assert InceptionFeatures(tmp_path / "no.pth", device=CPU).absent() == (
-        f"no file {tmp_path}/no.pth for --fid-weights: expected weights-inception-2015-12-05-6726825d.pth, fetched "
+        f"no file {tmp_path}/no.pth for --fid-weights: expected weights-inception-2015-12-05-6726825d.pth, downloaded "
         f"from github.com/toshas/torch-fidelity/releases if there is a network, else give the file with "
         f"--fid-weights"
     )

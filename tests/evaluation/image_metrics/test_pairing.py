@@ -48,7 +48,7 @@ def test_the_pairing_is_printed_before_anything_is_scored(clip, numbered, capsys
         f"{numbered}/p: prompts are matched to images in the order of their names; to change it, give `file` in JSON "
         f"lines",
         *(f"  {number}.png: prompt of {number}" for number in range(11)),
-        "  (1 more picture)",
+        "  (1 more image)",
         "  12.png: prompt of 12",
     ]
     assert "prompt of" not in images(*words, "--quiet", capsys=capsys)[2]

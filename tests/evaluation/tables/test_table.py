@@ -82,7 +82,7 @@ def test_a_table_is_text_markdown_and_json():
     assert teacher[:3] == ["teacher", "4.76 B", "1"] and student[:3] == ["a|b", "130 M", "2"]
     lines = markdown(table()).splitlines()
     assert lines[0] == (
-        "10 held-out captions, 20 sampler steps, guidance 3.5, seed 0; 95 % intervals: Wilson, of one run; bootstrap "
+        "10 held-out captions, 20 sampling steps, guidance 3.5, seed 0; 95 % intervals: Wilson for one run; bootstrap "
         "over captions for several runs."
     )
     assert lines[2:4] == ["| text encoder | parameters | runs | colour |", "| --- | --- | --- | --- |"]

@@ -142,7 +142,7 @@ def test_a_shard_that_is_gone_is_found_without_checking_as_well(tmp_path):
     (tmp_path / "c" / SHARDS["zarr"]).unlink()
     found = data_of(tmp_path / "c", verify_checksums=False)
     assert found["integrity"] == {
-        "state": "not checked", "text": "no file was compared with its checksum: --no-verify-checksums", "problems": []
+        "state": "not checked", "text": "checksums were not compared: --no-verify-checksums", "problems": []
     }  # fmt: skip
     assert found["trajectories"]["velocity_rms"][:4] == [None] * 4
 
@@ -167,7 +167,7 @@ def test_a_cache_that_cannot_be_opened_still_gives_a_report_of_its_files(tmp_pat
     assert {problem["path"]: problem["repair"] for problem in found["integrity"]["problems"]}[name] == (
         f"secondcast repair {tmp_path}/c"
     )
-    assert "the cache cannot be read: " in said(found) and "are left out" in said(found)
+    assert "the cache cannot be read: " in said(found) and "table, film strips and students are omitted" in said(found)
     assert found["trajectories"]["index"] == [] and "cannot be read" in found["summary"][0][1]
     render(found)
 
@@ -222,8 +222,8 @@ def test_a_strip_shows_the_decoded_latents_above_and_the_clean_ones_below(record
     assert strips["steps"] == [0, 2] and strips["frame_px"] == 16
     assert [one["why"] for one in strips["rows"]] == ["random"] * 4
     assert (
-        "film strips of 4 of 12 trajectories: the 0 hardest and 4 at random (seed 0); `secondcast inspect report "
-        "--num-strips all`"
+        "film strips of 4 of 12 trajectories: the 0 hardest and 4 at random (seed 0); for all of them use `secondcast "
+        "inspect report --num-strips all`"
     ) in found["notes"]
     cache = Cache.open(recorded)
     decoder = load_recorded_decoder(find_teacher(str(dev_teacher), DECODE_PARTS), cache.manifest.sampling, CPU)

@@ -100,7 +100,7 @@ def shown(page, row, place, *, label="latent"):
 def test_a_chosen_row_shows_the_frames_of_the_step_on_the_slider(visit, html):
     page = visit(html)
     page.click(f"#row-{12 - FIRST + 10}")
-    page.wait_for_selector("#viewer >> text=not among those sampled")
+    page.wait_for_selector("#viewer >> text=no film strip in this report")
     page.click("#row-7")
     page.wait_for_selector("#detail-title:has-text('Trajectory 12')")
     assert page.inner_text("#detail-title") == "Trajectory 12"
@@ -116,7 +116,7 @@ def test_a_chosen_row_shows_the_frames_of_the_step_on_the_slider(visit, html):
     assert page.locator("#viewer .marks .present").get_attribute("aria-label").startswith("step 2 of 8")
     page.click("#viewer .slider button")
     assert shown(page, 7, STEPS) == frame_colour(7, STEPS, 0) and page.url.endswith("#row=12")
-    assert "latent off by 25 %, PSNR 21.5 dB, SSIM 0.75" in page.inner_text("#closed")
+    assert "latent error 25 %, PSNR 21.5 dB, SSIM 0.75" in page.inner_text("#closed")
 
 
 def test_a_damaged_trajectory_says_that_it_is(visit, html):
@@ -221,7 +221,7 @@ def test_a_hash_restores_the_view_and_a_changed_one_changes_it(visit, html):
     page.wait_for_function("document.querySelector('#detail-title').textContent === 'Trajectory 12'")
 
 
-def test_damage_is_named_with_the_command_that_mends_it(visit, html):
+def test_damage_is_named_with_the_command_that_repairs_it(visit, html):
     problem = {"path": "a/<b>.tar", "problem": "is missing", "repair": "secondcast repair 'my cache' --from COPY"}
     integrity = {"state": "damaged", "text": "1 of 9 files", "problems": [problem]}
     page = visit(render(report_data(integrity=integrity)))
@@ -230,7 +230,7 @@ def test_damage_is_named_with_the_command_that_mends_it(visit, html):
     page.click("#problems button")
     assert page.evaluate("navigator.clipboard.readText()") == problem["repair"]
     assert visit(html).inner_text("#badge") == "✓ intact"
-    unread = {"state": "not checked", "text": "--verify-checksums off", "problems": []}
+    unread = {"state": "not checked", "text": "--no-verify-checksums", "problems": []}
     assert visit(render(report_data(integrity=unread))).inner_text("#badge") == "? not checked"
 
 
@@ -336,7 +336,7 @@ def test_a_student_that_was_not_evaluated_has_no_heat_map_and_its_curves(visit):
     }
     page = visit(render(report_data(students=[idle, student()])))
     assert page.inner_text("#errors h3 >> nth=0") == "idle" and page.locator("canvas.heat").is_hidden()
-    assert page.inner_text("#errors p >> nth=0") == "It was not evaluated here."
+    assert page.inner_text("#errors p >> nth=0") == "Not evaluated in this report."
     assert "Training of idle" in page.inner_text("#curves")
     page.select_option("#student", label="run")
     assert page.locator("canvas.heat").is_visible()
@@ -350,7 +350,7 @@ def test_a_note_stands_beside_what_it_speaks_of(visit):
 
 def test_a_report_of_an_empty_cache_says_so(visit):
     strips = {"frame_px": 12, "steps": [], "rows": []}
-    page = visit(render(report_data(trajectories=trajectories(0), num_strips=strips, students=[], notes=[])))
+    page = visit(render(report_data(trajectories=trajectories(0), strips=strips, students=[], notes=[])))
     assert page.inner_text("#detail-title") == "No trajectories" and page.inner_text("#count") == "0 trajectories"
     assert "No student in this report." in page.inner_text("#errors")
     assert "No film strips in this report." in page.inner_text("#gallery")

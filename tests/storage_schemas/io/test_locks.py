@@ -29,7 +29,7 @@ def test_who_comes_after_the_record_is_told_and_damages_nothing(s3):
     shard = writer.missing("trajectories")[1]
     commit(writer, shard)
     guidance = some_arrays(writer.manifest, shard)["guidance"]
-    with pytest.raises(ShardLockedError, match="trajectories shard 1 was committed by another builder"):
+    with pytest.raises(ShardLockedError, match="another builder committed trajectories shard 1 in the meantime"):
         commit(other, shard, guidance=guidance + 1)
     assert Cache.open(s3.url).trajectory(5).guidance == float(guidance[1])
 

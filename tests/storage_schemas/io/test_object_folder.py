@@ -84,7 +84,7 @@ def test_other_settings_are_refused_and_nothing_is_written(s3):
 
 def test_a_prefix_with_other_objects_is_left_alone(s3):
     s3.ask("PUT", "a/thesis/1.txt", b"years of work")
-    with pytest.raises(NotACacheError, match=r"holds 'thesis' and 0 more, but no manifest.json"):
+    with pytest.raises(NotACacheError, match=r"has 'thesis' and 0 more, but no manifest.json"):
         begin(f"{s3.url}/a")
     assert open_folder(s3.url).names() == ["a/thesis/1.txt"]
 

@@ -108,7 +108,7 @@ def test_a_folder_that_is_no_copy_is_not_repaired_into_one(cache, form, foreign,
     for name, text in foreign.items():
         (tmp_path / "mine" / name).write_text(text)
     with pytest.raises(
-        NotACacheError, match=rf"^{tmp_path}/mine holds '\w+.\w+' and {len(foreign) - 1} more, none of which "
+        NotACacheError, match=rf"^{tmp_path}/mine has '\w+.\w+' and {len(foreign) - 1} more, none of which "
     ):
         repair_cache(tmp_path / "mine", cache, Silent())
     assert {file.name: file.read_text() for file in every_file(tmp_path / "mine")} == foreign

@@ -422,13 +422,17 @@ def test_duplicates_with_other_bits_are_counted_and_the_first_is_kept(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 3}, r"a has sampling.seed = 0, .*b has 3: other noise: .* not be merged; give caches of one teacher"),
+        (
+            {"seed": 3},
+            r"a has sampling.seed = 0, .*b has 3: different noise: .* not be merged; give caches of one teacher",
+        ),
         (
             {"format": "webdataset"},
-            r'a has sampling.storage.format = "zarr", .*b has "webdataset": the same recording in other files: '
-            r"`secondcast convert` makes them equal; `secondcast convert \S+/b NEW --format zarr`, then merge NEW",
+            r'a has sampling.storage.format = "zarr", .*b has "webdataset": the same trajectories in another storage '
+            r"format: `secondcast convert` makes them equal; `secondcast convert \S+/b NEW --format zarr`, "
+            r"then merge NEW",
         ),
-        ({"guidance": (1.0,)}, r"sampling.guidance = \[2.0,3.5\], .*b has \[1.0\]: other trajectories: "),
+        ({"guidance": (1.0,)}, r"sampling.guidance = \[2.0,3.5\], .*b has \[1.0\]: different trajectories: "),
     ],
 )
 def test_caches_that_do_not_belong_together_are_not_merged(tmp_path, changes, message):
@@ -528,7 +532,7 @@ def test_from_a_folder_to_an_object_store_and_back(tmp_path, bucket):
     convert(Cache.open(tmp_path / "a"), f"{bucket}/tars", Silent(), format="webdataset")
     remote = Cache.open(f"{bucket}/tars")
     with pytest.raises(
-        SettingsError, match=r"the target s3://caches/tars/x and the source s3://caches/tars lie within"
+        SettingsError, match=r"the target s3://caches/tars/x and the source s3://caches/tars are one inside the other"
     ):
         subset(remote, f"{bucket}/tars/x", Silent(), count=2)
     subset(remote, f"{bucket}/small", Silent(), count=2)

@@ -172,11 +172,11 @@ def test_staged_files_that_were_damaged_are_refused_and_the_old_cache_can_be_had
     interrupted(tmp_path / "c", prompts, STAGED[form] + 3)
     data = (tmp_path / "c/next/prompts.offsets").read_bytes()
     (tmp_path / "c/next/prompts.offsets").write_bytes(data[:-1])
-    found = f"has checksum {xxh3_128(data[:-1])} ({len(data) - 1} bytes), next/manifest.json says {xxh3_128(data)}"
+    found = f"has checksum {xxh3_128(data[:-1])} ({len(data) - 1} bytes), next/manifest.json has {xxh3_128(data)}"
     for attempt in (lambda: extended(tmp_path / "c", prompts), lambda: repair_cache(tmp_path / "c", None, Silent())):
         with pytest.raises(DamagedCacheError) as info:
             attempt()
-        assert found in str(info.value) and f"delete {tmp_path}/c/next, give `secondcast repair" in str(info.value)
+        assert found in str(info.value) and f"delete {tmp_path}/c/next, run `secondcast repair" in str(info.value)
     shutil.rmtree(tmp_path / "c/next")
     assert repair_cache(tmp_path / "c", None, Silent()).left == () and tree(tmp_path / "c") == before
 
