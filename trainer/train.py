@@ -18,10 +18,10 @@ from secondcast.trainer.cost.summary import summarized
 from secondcast.trainer.data.mixture import TrainingCache
 from secondcast.trainer.distributed.processes import SINGLE_PROCESS, Distributed
 from secondcast.trainer.loop import Observer, Trainer
-from secondcast.trainer.preparing.checks import check_caches, remarks
+from secondcast.trainer.preparing.checks import attention_notes, check_caches
 from secondcast.trainer.preparing.loading import load_objective, load_own_tokens, uses_autocast
-from secondcast.trainer.preparing.remarks import report_run
 from secondcast.trainer.preparing.replay_check import check_replay
+from secondcast.trainer.preparing.run_report import report_run
 from secondcast.trainer.run.beginning import find_begun, opened_run, run_config
 from secondcast.trainer.run.metric_mirrors import MirrorName
 from secondcast.trainer.run.metrics import Metrics
@@ -63,7 +63,7 @@ def train(
     begun = find_begun(run, config, processes)
     training_caches = TrainingCache.of_run(caches, begun or config, run)
     objective = load_objective(settings, training_caches, teacher, device, ranks=processes.ranks)
-    for line in remarks(settings, training_caches) if objective.backbones else ():
+    for line in attention_notes(settings, training_caches) if objective.backbones else ():
         progress.say(line)
 
     def trainer_of(folder: Path, settings: TrainSettings, student: Student, metrics: Metrics | None = None) -> Trainer:

@@ -16,7 +16,7 @@ from secondcast.commands.shell.console import print_json, print_line
 from secondcast.commands.shell.flags import with_flags
 from secondcast.commands.shell.resolve import Json
 from secondcast.commands.train.train import Budget
-from secondcast.models.memory.options import GpuMemory
+from secondcast.models.memory.options import GpuMemoryLimit
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.io.toml_file import read_toml, recipe_tables
 from secondcast.trainer.settings import TrainOptions
@@ -34,7 +34,7 @@ def plan_recipe(
         ),
     ] = None,
     time_budget: Budget = None,
-    memory: GpuMemory = GpuMemory(),
+    memory: GpuMemoryLimit = GpuMemoryLimit(),
     gpu: Gpu = None,
     tflops: Tflops = None,
     as_json: Json = False,

@@ -26,7 +26,7 @@ from secondcast.commands.shell.config_file import Config, has_stages
 from secondcast.commands.shell.console import print_json, print_line, print_table
 from secondcast.commands.shell.resolve import Json, quiet_device, student_source
 from secondcast.commands.train.train import Budget, asked_of_flags, asked_of_recipe, named_places
-from secondcast.models.memory.options import GpuMemory
+from secondcast.models.memory.options import GpuMemoryLimit
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted, duration_text
 from secondcast.trainer.loss_kinds import LOSSES
@@ -62,7 +62,7 @@ def plan_train(
     ] = None,
     stored: StoredAs = StoredAs(),
     options: TrainOptions = TrainOptions(),
-    memory: GpuMemory = GpuMemory(),
+    memory: GpuMemoryLimit = GpuMemoryLimit(),
     gpu: Gpu = None,
     tflops: Tflops = None,
     as_json: Json = False,
@@ -93,7 +93,7 @@ def train_plan(
     teacher: str | None,
     resolution: Sequence[str],
     stored: StoredAs,
-    memory: GpuMemory,
+    memory: GpuMemoryLimit,
     gpu: str | None,
     tflops: float | None,
     builds: Mapping[str, PlannedBuild] | None = None,

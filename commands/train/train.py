@@ -24,7 +24,7 @@ from secondcast.commands.shell.resolve import (
     terminal,
 )
 from secondcast.commands.train.fitting import fit_run, is_out_of_memory, out_of_memory, stated_options
-from secondcast.models.memory.options import GpuMemory
+from secondcast.models.memory.options import GpuMemoryLimit
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.formats.files import Verify as ChecksumTimes
 from secondcast.storage_schemas.progress import counted
@@ -63,7 +63,7 @@ def train(
     time_budget: Budget = None,
     backbone: Annotated[str | None, typer.Option(help="Location of transformer/. Default: as recorded.")] = None,
     options: TrainOptions = TrainOptions(),
-    memory: GpuMemory = GpuMemory(),
+    memory: GpuMemoryLimit = GpuMemoryLimit(),
     verify_checksums: Verify = "once",
     local_cache_dir: Annotated[
         Path | None,
@@ -225,7 +225,9 @@ def asked_of_recipe(
         changed["student"] = student
     if time_budget is not None:
         changed["time_budget_seconds"] = seconds_of(time_budget)
-    found = read_recipe(file, beside=set(inspect.signature(train).parameters) | set(GpuMemory.model_fields), **changed)
+    found = read_recipe(
+        file, beside=set(inspect.signature(train).parameters) | set(GpuMemoryLimit.model_fields), **changed
+    )
     return found.settings, found.caches
 
 

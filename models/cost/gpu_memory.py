@@ -77,7 +77,7 @@ def sample_stage_memory(
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldWeights:
+class WeightBytes:
     """Bytes of a frozen backbone: on the device (with weights unpacked at one time), pinned, and else on the host."""
 
     device_bytes: int
@@ -92,7 +92,7 @@ def held_weights(
     dtype_bytes: int,
     table_rows: int | None,
     gpu_bytes: float | None = None,
-) -> HeldWeights:
+) -> WeightBytes:
     """Weights of a backbone with these options.
 
     table_rows: rows of its modulation table (see table_rows); None if no table is possible.
@@ -123,7 +123,7 @@ def held_weights(
     outer_bytes = dtype_bytes * outer + modulation_bytes(last_parameters, last_width)
     unpacked = _unpacked_weights(backbone, options) * dtype_bytes
     made = (backbone.modulation_parameters + backbone.conditioning_parameters) * dtype_bytes
-    return HeldWeights(
+    return WeightBytes(
         device_bytes=outer_bytes + on_device + ring + unpacked,
         pinned_bytes=sum(streamed),
         host_bytes=made if on_host else 0,

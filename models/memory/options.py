@@ -29,7 +29,7 @@ def size_bytes(text: str) -> float:
     return float(found[1]) * _UNIT_BYTES[found[2].lower()]
 
 
-class GpuMemory(Flags):
+class GpuMemoryLimit(Flags):
     """Limit of GPU memory: a size that `size_bytes` reads, or AUTO."""
 
     max_gpu_memory: Annotated[str | None, Shown(group=MEMORY, metavar="SIZE")] = Field(
@@ -48,7 +48,7 @@ class GpuMemory(Flags):
         return value
 
 
-class HeldWeights(Flags):
+class WeightPlacement(Flags):
     """Placement of the frozen backbone's weights; every choice is exact, except modulation "cpu" with a GPU."""
 
     modulation: Annotated[Modulation, Shown(group=MEMORY)] = Field(
@@ -80,7 +80,7 @@ class BackboneCall(AttentionBackend):
     )
 
 
-class MemoryOptions(HeldWeights):
+class MemoryOptions(WeightPlacement):
     """All options except `quantize`, `compile` and (with a GPU) modulation "cpu" keep the results bit for bit.
 
     modulation: "precomputed" keeps the modulation vectors of the recorded conditions instead of their weights

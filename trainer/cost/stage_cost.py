@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from secondcast.models.cost.cards import COPY_BYTES_PER_SECOND
 from secondcast.models.cost.gpu_memory import (
     GpuMemory,
-    HeldWeights,
+    WeightBytes,
     held_weights,
     table_rows,
     training_host_bytes,
@@ -110,9 +110,9 @@ class Costs:
         kept = self._held(settings).host_bytes
         return training_host_bytes(pool_bytes=POOL_BYTES, pinned_bytes=pinned, weights_bytes=kept)
 
-    def _held(self, settings: TrainSettings) -> HeldWeights:
+    def _held(self, settings: TrainSettings) -> WeightBytes:
         if not settings.replays:
-            return HeldWeights(device_bytes=0, pinned_bytes=0, host_bytes=0)
+            return WeightBytes(device_bytes=0, pinned_bytes=0, host_bytes=0)
         return held_weights(
             next(iter(self.backbones.values())),
             settings.memory,

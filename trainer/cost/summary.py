@@ -23,7 +23,7 @@ _PREFIXES = {12: "T", 9: "G", 6: "M", 3: "k", 0: ""}
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeakMemory:
+class TrainingPeakMemory:
     """Peak bytes of this process: resident on the host; allocated and reserved on the GPU (None on a CPU)."""
 
     host_bytes: int
@@ -31,7 +31,7 @@ class PeakMemory:
     gpu_reserved_bytes: int | None
 
     @classmethod
-    def of(cls, device: torch.device) -> "PeakMemory":
+    def of(cls, device: torch.device) -> "TrainingPeakMemory":
         """The peak so far."""
         on_gpu = device.type == "cuda"
         return cls(
@@ -92,7 +92,7 @@ def summarized(
     try:
         yield
     except KeyboardInterrupt:
-        _say_times(trainer, PeakMemory.of(trainer.device), progress)
+        _say_times(trainer, TrainingPeakMemory.of(trainer.device), progress)
         kept = [folder.name.removeprefix(CHECKPOINT_PREFIX).lstrip("0") for folder in checkpoints(trainer.run)]
         last = f"the last checkpoint is of step {kept[-1]}" if kept else "there is no checkpoint yet"
         progress.say(f"stopped after step {trainer.done} of {trainer.settings.total_steps}; {last}")
@@ -101,7 +101,7 @@ def summarized(
     if metrics is None or not times:
         return
     # Taken before the measurements below, which allocate memory.
-    peak = PeakMemory.of(trainer.device)
+    peak = TrainingPeakMemory.of(trainer.device)
     _say_times(trainer, peak, progress)
     lasted = sum(of_stage.steps * of_stage.step_seconds for of_stage in times.values())
     works = _works(trainer, training_caches, times) if lasted >= counted_from_seconds else {}
@@ -112,7 +112,7 @@ def summarized(
     metrics.log(step=trainer.done - 1, summary=facts)
 
 
-def _say_times(trainer: Trainer, peak: PeakMemory, progress: Progress) -> None:
+def _say_times(trainer: Trainer, peak: TrainingPeakMemory, progress: Progress) -> None:
     times = trainer.clock.times()
     for name, of_stage in times.items():
         progress.say(times_line(_stage(trainer.settings, name), of_stage, trainer.processes.ranks))
@@ -140,7 +140,7 @@ def summary(
     settings: TrainSettings,
     times: Mapping[str, StageTimes],
     works: Mapping[str, Work],
-    peak: PeakMemory,
+    peak: TrainingPeakMemory,
     beside_seconds: float,
 ) -> dict[str, Any]:
     """The summary as plain JSON types; keys end in their unit."""

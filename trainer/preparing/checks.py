@@ -97,7 +97,7 @@ def how_replayed(settings: TrainSettings) -> str:
     return f"transformer with attention {recorded_attention(settings.attention_backend)}{compiled}"
 
 
-def remarks(settings: TrainSettings, training_caches: Sequence[TrainingCache]) -> Iterator[str]:
+def attention_notes(settings: TrainSettings, training_caches: Sequence[TrainingCache]) -> Iterator[str]:
     """Notes about an attention backend that differs from the recorded one, and about the time of compilation."""
     now = recorded_attention(settings.attention_backend)
     for training_cache in training_caches:

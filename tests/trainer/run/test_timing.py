@@ -17,7 +17,7 @@ from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.cost.stage_cost import Costs, costs_of
 from secondcast.trainer.cost.step_flops import step_flops, student_forward_flops
-from secondcast.trainer.cost.summary import PeakMemory, Work, flops_text, summarized, times_line
+from secondcast.trainer.cost.summary import TrainingPeakMemory, Work, flops_text, summarized, times_line
 from secondcast.trainer.data.mixture import TrainingCache
 from secondcast.trainer.run.metrics import Metrics, scalars
 from secondcast.trainer.run.timing import PARTS, StageTimes, StepClock
@@ -115,10 +115,10 @@ def test_what_people_are_told():
         "180 TFLOP per step, 225 TFLOP/s: 30 % of the 750 TFLOP/s of bfloat16 matrix products on this machine"
     )
     assert Work(flops=2.5e9).text(0.5) == "2.5 GFLOP per step, 5 GFLOP/s"
-    assert PeakMemory(host_bytes=2**30, gpu_bytes=None, gpu_reserved_bytes=None).line() == (
+    assert TrainingPeakMemory(host_bytes=2**30, gpu_bytes=None, gpu_reserved_bytes=None).line() == (
         "peak memory: 1.0 GiB on the host"
     )
-    assert PeakMemory(host_bytes=2**30, gpu_bytes=3 * 2**29, gpu_reserved_bytes=2**31).line() == (
+    assert TrainingPeakMemory(host_bytes=2**30, gpu_bytes=3 * 2**29, gpu_reserved_bytes=2**31).line() == (
         "peak memory: 1.5 GiB on the GPU (2.0 GiB reserved), 1.0 GiB on the host"
     )
     assert [flops_text(value) for value in (0.0, 999.0, 1e3, 31.44e12, 1.2346e16)] == [
