@@ -12,6 +12,7 @@ import pytest
 import sentencepiece
 from transformers import AutoConfig, AutoTokenizer
 
+from secondcast.trainer.run.metric_mirrors import MIRRORS
 from tests.random_teacher import WORDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,3 +87,15 @@ def test_a_tokenizer_that_is_a_spiece_model_alone_gives_the_ids_of_sentencepiece
     expected = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
     for text in ("a red dog", "two cats on the left of a sign"):
         assert tokenizer(text).input_ids == [*expected.encode(text), 1]
+
+
+def test_every_extra_that_a_text_names_is_declared():
+    files = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "cli.py"]
+    for package in PACKAGES:
+        files += ROOT.joinpath(*package.split(".")[1:]).glob("*.py")
+    named = {name for file in files for name in re.findall(r"secondcast\[([a-z0-9]+)\]", file.read_text())}
+    assert {"quant", "metrics", "ray"} <= named <= PROJECT["optional-dependencies"].keys()
+
+
+def test_every_mirror_of_metrics_is_an_extra():
+    assert set(MIRRORS) <= PROJECT["optional-dependencies"].keys()
