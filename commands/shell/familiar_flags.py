@@ -102,6 +102,12 @@ _INSTEAD: dict[str, dict[str, str]] = {
         "train": "Export the run, then upload that folder with `hf upload`",
         "export": "Upload the folder with `hf upload`",
     },
+    "student run checkpoint": {
+        "generate": "The student is the first argument: generate STUDENT",
+        "evaluate score": "The student is the first argument: evaluate score STUDENT",
+        "export": "The run is the first argument: export RUN OUT",
+        "train": "The folder of the run is the first argument: train RUN",
+    },
     "cache-latents cache-text-encoder-outputs vae-cache-preprocess": {
         "train": "`secondcast build` records latents and embeddings once; train reads them with --cache",
     },

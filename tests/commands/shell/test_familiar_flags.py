@@ -83,6 +83,7 @@ def test_a_suggested_flag_is_one_of_the_same_command(command):
             "train r --output-dir o",
             "No such option: --output-dir. The folder of the run is the first argument: train RUN",
         ),
+        ("generate --student s", "No such option: --student. The student is the first argument: generate STUDENT"),
         ("generate s --output_dir o", "No such option: --output_dir. Use --out"),
     ],
 )
