@@ -100,7 +100,11 @@ def test_the_card_states_recipe_losses_digests_licence_and_how_to_load(exported,
         "| data-order | shuffled |",
     ):
         assert row in card.splitlines(), row
-    assert "see the\nteacher's licence" in card and "non-commercial" not in card and "base_model" not in card
+    assert (
+        "The teacher's licence determines what that means for the student" in card
+        and "non-commercial" not in card
+        and "base_model" not in card
+    )
 
 
 def test_the_card_of_a_hub_teacher_names_it_as_base_model_and_flux_dev_is_non_commercial(exported):
