@@ -197,7 +197,7 @@ def test_the_same_command_given_again_warns_of_nothing(tmp_path, dev_teacher, pr
     (tmp_path / "c/commits/trajectories-000001.json").unlink()
     heard = Heard()
     build_cache(tmp_path / "c", dev_teacher, prompts, steps=1, progress=heard)
-    assert not [line for line in heard.lines if "made otherwise" in line]
+    assert not [line for line in heard.lines if "settings other than" in line]
 
 
 def test_a_rebuild_takes_the_attention_backend_of_the_record(tmp_path, dev_teacher, prompts):

@@ -158,7 +158,7 @@ def test_other_bits_are_a_fault_and_told_step_by_step(tmp_path, dev_teacher, pro
         f"{key}: bits differ (recorded under the same conditions); relative error of the velocity by step "
         f"1.0e-03 0.0e+00 0.0e+00; of the embedding 0.0e+00"
     )
-    assert lines[-1] == "5 of 7 recomputed bit for bit; largest velocity error 1.0e-03, of the embedding 1.0e-03"
+    assert lines[-1] == "5 of 7 recomputed bit for bit; largest error of the velocity 1.0e-03, of the embedding 1.0e-03"
     code, lines, _ = secondcast(monkeypatch, capsys, *words, "--json")
     found = json.loads("\n".join(lines))
     assert code == 1 and found["problems"] == [] and [m["bit_equal"] for m in found["recomputed"]].count(False) == 2
@@ -221,7 +221,9 @@ def test_an_unfinished_cache_is_recomputed_as_far_as_it_goes_with_the_teacher_it
     words = ("inspect", "verify", tmp_path / "c", "--resample", 20, "--device", "cpu", "--quiet")
     code, lines, _ = secondcast(monkeypatch, capsys, *words)
     assert code == 0 and len(lines) == 5 and "2 shards not built yet, 0 problems" in lines[0]
-    assert lines[-1].startswith("3 of 3 recomputed bit for bit; largest velocity error 0.0e+00, of the embedding")
+    assert lines[-1].startswith(
+        "3 of 3 recomputed bit for bit; largest error of the velocity 0.0e+00, of the embedding"
+    )
 
 
 def test_a_damaged_cache_is_not_recomputed(tmp_path, caches, monkeypatch, capsys):

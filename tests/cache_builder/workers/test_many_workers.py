@@ -128,7 +128,7 @@ def test_as_many_processes_start_as_have_a_shard_to_make(
     )
     code, said, heard = secondcast("build", tmp_path / "c", *flags, "--workers", "99", capsys=capsys)
     assert code == 0 and said.startswith(f"{tmp_path / 'c'}: 6 trajectories of 6 prompts, ")
-    assert "3 workers instead of 99: there is no shard for more\n" in heard
+    assert "3 workers instead of 99: more would have no shard to make\n" in heard
     assert len(processes) == len(started) and all(process.poll() == 0 for process in processes)
     assert [f"worker {number}: sample: at most " in heard for number in range(3)] == [n in started for n in range(3)]
 

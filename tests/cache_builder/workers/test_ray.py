@@ -102,7 +102,7 @@ def test_one_failing_shard_dismisses_nobody_and_the_error_is_said_in_its_own_wor
         ("; 1 shard is left, what was committed stays", "; 2 shards are left, what was committed stays")
     )
     assert notes.advanced == 2 * (len(numbers) - len(left))
-    assert sum("failed, the others go on: " in said for said in notes.said) == 2
+    assert sum("failed, the others continue: " in said for said in notes.said) == 2
 
 
 @pytest.mark.slow

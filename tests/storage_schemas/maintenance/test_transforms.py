@@ -355,7 +355,7 @@ def test_a_merge_holds_every_trajectory_once(tmp_path, form):
     a, b, heard = Cache.open(tmp_path / "a"), Cache.open(tmp_path / "b"), Heard()
     result = merge([a, b], tmp_path / "ab", heard)
     # Two shared prompts have replicas 0, 1, 2 in both.
-    assert heard.lines == ["33 trajectories of 12 prompts out of 2 caches (6 duplicates dropped)"]
+    assert heard.lines == ["33 trajectories of 12 prompts from 2 caches (6 duplicates dropped)"]
     ab = Cache.open(tmp_path / "ab")
     assert ab.finished and len(ab) == ab.planned == result.trajectories == 33 and not any(result.differing.values())
     assert [p.id for p in ab.prompts] == [p.id for p in (*prompts[:9], prompts[9], prompts[11], prompts[10])]
