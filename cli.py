@@ -128,7 +128,9 @@ def _failed(error: Exception) -> int:
         print_notice(message)
         return 2
     message = re.sub(r" \(Possible options?: (.+)\)$", r". Did you mean \1?", message).replace(": Value error, ", ": ")
-    if (typed := getattr(error, "option_name", None)) and (advice := _advice(typed)):
+    # An option without its value has a name as well, but it exists.
+    typed = getattr(error, "option_name", None) if hasattr(error, "possibilities") else None
+    if typed and (advice := _advice(typed)):
         message = f"No such option: {typed}. {advice}"
     return _fail(f"{message} (see {context.command_path if context else 'secondcast'} --help)", 2)
 

@@ -61,7 +61,7 @@ class StoredAs(Flags):
     """The options that determine the size of the rows of a cache, besides their shapes."""
 
     dtype: Annotated[Dtype, Shown(group=_TEACHER)] = Field(
-        default="bfloat16", description="Arithmetic of the teacher, and dtype of what is stored."
+        default="bfloat16", description="Compute dtype of the teacher, and dtype of the stored arrays."
     )
     compression: Annotated[CodecName, Shown(group=_STORAGE)] = Field(
         default="lossless",
@@ -104,7 +104,7 @@ class OutlineSettings(StoredAs, ImageSize, PromptLimit):
         description="Sigma schedule of FluxPipeline (diffusers) or of the paper's script (distillt5).",
     )
     quantize: Annotated[Quantization, Shown(group=_TEACHER)] = Field(
-        default="none", description="Weights of the transformer in 8 or 4 bits for sampling, to train with the same."
+        default="none", description="Quantize the transformer to 8 or 4 bits for sampling; train with the same value."
     )
     batch_size: Annotated[int, Shown(group=_TEACHER)] = Field(
         default=16, ge=1, description="Batch size of the teacher's networks; may change on resume."

@@ -28,16 +28,16 @@ def generate(
     prompts: Annotated[
         list[str], typer.Option(metavar="SOURCE", help="Prompts, as for build --prompts; may be repeated.")
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures and index.jsonl.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the images and index.jsonl.")],
     selection: PromptLimit = PromptLimit(),
     asked: PictureOptions = PictureOptions(),
-    batch_size: Annotated[int, typer.Option(min=1, help="Number of pictures sampled at once.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of images sampled at once.")] = 4,
     revision: Revision = None,
     device: Device = "auto",
     quiet: Quiet = False,
     config: Config = None,
 ) -> None:
-    """Generate a picture per prompt, and an index. Run the same command again to resume.
+    """Generate an image per prompt, and an index. Run the same command again to resume.
 
     For a student, T5-XXL is not loaded.
 

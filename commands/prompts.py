@@ -110,7 +110,7 @@ def prompts_compbench(
     out_file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL file to write, for build --prompts.")],
     categories: Annotated[
         Literal["paper", "all"],
-        typer.Option(help="Categories: those of the paper, or all (adds 3d_spatial and numeracy)."),
+        typer.Option(help="Categories: paper (those of the paper), or all (adds 3d_spatial and numeracy)."),
     ] = "paper",
     overwrite: Overwrite = False,
 ) -> None:
@@ -168,7 +168,7 @@ def _check_ending(file: Path, endings: tuple[str, ...]) -> None:
 
 
 def prompts_pocket(
-    out_file: Annotated[Path, typer.Argument(metavar="FILE", help="Text file to write, a prompt per line.")],
+    out_file: Annotated[Path, typer.Argument(metavar="FILE", help=".txt file to write, a prompt per line.")],
     num_prompts: Annotated[int, typer.Option(min=1, help="Number of distinct captions.")] = 512,
     seed: Seed = 0,
     split: Annotated[
@@ -184,6 +184,7 @@ def prompts_pocket(
 
     Example: secondcast prompts pocket prompts.txt --num-prompts 1024
     """
+    _check_ending(out_file, (".txt",))
     texts = pocket_captions(num_prompts, seed=seed, split=split, kind=kind)
     write_text(out_file, caption_lines(texts), overwrite=overwrite)
     print_line(f"{counted(len(texts), 'caption')} in {out_file}")

@@ -54,7 +54,7 @@ def subset(
         str | None,
         typer.Option(metavar="SOURCE", help="Keep these prompts: a source as for build, with texts or prompt ids."),
     ] = None,
-    num_prompts: Annotated[int | None, typer.Option(min=1, help="Keep only the first N of them.")] = None,
+    num_prompts: Annotated[int | None, typer.Option(min=1, help="Keep only the first N selected prompts.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Copy some prompts of a cache, with all their samples. Run the same command again to resume.

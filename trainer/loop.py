@@ -193,7 +193,7 @@ class Trainer:
             raise NonFiniteError(
                 f"validation loss is {errors.mean} after {counted(done, 'step')}: stopped, the last checkpoint is "
                 f"intact; lower "
-                f"--learning-rate and give the command again in a new run folder"
+                f"--learning-rate and run it again with a new run folder"
             )
         by_step = {"validation_loss_by_step": errors.means_by_step} if self.objective.backbones else {}
         self._log(step=done, validation_loss=errors.mean, **by_step)

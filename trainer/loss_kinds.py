@@ -37,12 +37,12 @@ LOSSES: Mapping[Loss, LossKind] = {
         options=("timestep_weighting", "embedding_loss_weight", "timesteps_per_sample"),
     ),
     "embedding": LossKind(
-        help="its naive distillation",
+        help="its baseline, without the transformer",
         card="embeddings: mean squared difference between the student's embedding and T5-XXL's",
         backbone="nothing",
     ),
     "context": LossKind(
-        help="the embedding error after the transformer's text projection; of it only that linear is read",
+        help="the embedding error after the transformer's text projection; only that layer is loaded",
         card="projected embeddings: mean squared difference between the student's embedding and T5-XXL's, both "
         "after FLUX's own text projection",
         backbone="text projection",

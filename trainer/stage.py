@@ -47,10 +47,12 @@ class StageOptions(Flags):
         default=0.0, ge=0, le=LARGEST, description="Weight of the embedding loss that is added to the vision loss."
     )
     batch_size: Annotated[int, Shown(group=DATA)] = Field(
-        default=32, ge=1, description="Number of rows per optimizer step."
+        default=32, ge=1, description="Number of samples per optimizer step."
     )
     grad_accum_steps: Annotated[int, Shown(group=DATA)] = Field(
-        default=1, ge=1, description="Number of equal parts into which a batch is split, to save memory."
+        default=1,
+        ge=1,
+        description="Number of gradient accumulation steps: --batch-size is split into this many micro-batches.",
     )
     data_order: Annotated[OrderKind, Shown(group=DATA)] = Field(
         default="shuffled", description="Order of the training data: shuffled, or sequential as in the paper."

@@ -92,7 +92,7 @@ def train(
         trainer.resume(progress)
         report_run(trainer, training_caches, progress)
         if trainer.done == final.total_steps:
-            progress.say(f"{counted(trainer.done, 'step')} done before: nothing is left to do")
+            progress.say(f"{counted(trainer.done, 'step')} are already done: nothing is left to do")
         else:
             check_replay(trainer, training_caches, progress, ignore_replay_error=ignore_replay_error)
         with summarized(trainer, training_caches, metrics, progress):

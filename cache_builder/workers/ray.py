@@ -211,7 +211,8 @@ class _Actors:
         self._said = True
         count, room = len(self._actors), self._room
         self._progress.say(
-            f"{count - len(self._starting)} of {count} workers have a place on the cluster, which had {room.gpus} GPUs "
+            f"{count - len(self._starting)} of {count} workers are scheduled on the cluster, which had {room.gpus} "
+            f"GPUs "
             f"and {room.cpus} CPUs; the others wait until it grows or something else ends, each for {room.asked}"
         )
 
@@ -228,7 +229,7 @@ class _Actors:
         if cause is not error:
             raise error
         raise WorkerFailedError(
-            f"a worker on Ray died over the same shards again and again ({reason(error)}): out of host memory? "
+            f"a Ray worker failed repeatedly on the same shards ({reason(error)}): out of host memory? "
             f"{kept}; give the same command again"
         ) from error
 

@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 def evaluate_images(
     context: typer.Context,
     folders: Annotated[
-        list[Path], typer.Argument(metavar="FOLDER...", help="Folders of pictures, from generate or elsewhere.")
+        list[Path], typer.Argument(metavar="FOLDER...", help="Folders of images, from generate or elsewhere.")
     ],
     metrics: Annotated[
         str | None,
         typer.Option(help="Metrics to compute: some of clip-score,fid,vqa,text. Default: all; fid needs --reference."),
     ] = None,
-    reference: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Reference pictures for fid.")] = None,
+    reference: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Reference images for fid.")] = None,
     prompts: Annotated[
         str | None,
         typer.Option(
-            metavar="SOURCE", help="Prompts of the pictures, as for build, with optional columns file, text, phrases."
+            metavar="SOURCE", help="Prompts of the images, as for build, with optional columns file, text, phrases."
         ),
     ] = None,
     clip_model: Annotated[str, typer.Option(help="Folder or hub name of the CLIP model.")] = CLIP_MODEL,
@@ -52,7 +52,7 @@ def evaluate_images(
     quiet: Quiet = False,
     config: Config = None,
 ) -> None:
-    """Score pictures with CLIP-Score, FID, BLIP-VQA and OCR; a metric that cannot run is skipped with a reason.
+    """Score images with CLIP-Score, FID, BLIP-VQA and OCR; a metric that cannot run is skipped with a reason.
 
     Example: secondcast evaluate images student-pictures teacher-pictures --reference teacher-pictures
     """

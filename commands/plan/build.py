@@ -49,9 +49,9 @@ def plan_build(
     num_prompts: Count = None,
     gpu: Gpu = None,
     tflops: Tflops = None,
-    gpus: Annotated[int, typer.Option(min=1, help="Number of such GPUs.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs.")] = 1,
     disk: Annotated[
-        str | None, typer.Option(help="Check the free space of the disk with this folder, for the planned cache.")
+        str | None, typer.Option(help="Folder on the disk of the planned cache; its free space is checked.")
     ] = None,
     as_json: Json = False,
     config: Config = None,

@@ -70,7 +70,7 @@ def plan_train(
 ) -> None:
     """Estimate the cost of training a student, beside the paper's recipe. Loads and downloads no weights.
 
-    Planned caches count as equally large.
+    Planned caches are assumed to be of equal size.
 
     Example: secondcast plan train --teacher FLUX.1-dev --student base --batch-size 4 --steps 50000 --gpu 4090
     """

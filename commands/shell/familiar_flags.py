@@ -90,7 +90,7 @@ _INSTEAD: dict[str, dict[str, str]] = {
         "train": "Start it with torchrun or accelerate launch: the processes divide each batch",
     },
     "num-workers dataloader-num-workers max-data-loader-n-workers prefetch-factor persistent-workers": {
-        "train": "Threads of the process read records ahead; there is nothing to set",
+        "train": "Data is prefetched by threads; there is no such option",
     },
     "optimizer optimizer-type use-8bit-adam adam-beta1 adam-beta2 adam-epsilon": {
         "train": "The optimizer is AdamW, set by --learning-rate and --weight-decay",
@@ -127,5 +127,5 @@ def familiar_advice(typed: str, command: str, flags: Collection[str]) -> str | N
         return f"Use --{name}"
     for flag in _BY_NAME.get(name, ()):
         if flag in flags:
-            return f"Use {flag}"
+            return f"Use {flag}{' 1' if flag == '--activation-checkpointing' else ''}"
     return _BY_COMMAND.get(name, {}).get(command)

@@ -94,7 +94,7 @@ def _show_all(context: typer.Context, asked: bool) -> None:
 
 _HelpAll = Annotated[
     bool,
-    typer.Option("--help-all", is_eager=True, callback=_show_all, help="Show the rarer options as well, and exit."),
+    typer.Option("--help-all", is_eager=True, callback=_show_all, help="Show all options and exit."),
 ]
 
 

@@ -17,7 +17,7 @@ def goes_on(command: str, words: Sequence[str]) -> bool:
 def interrupted_text(goes_on: bool) -> str:
     """After Ctrl-C or SIGTERM."""
     if goes_on:
-        return "interrupted: finished work is kept; run the same command again to resume"
+        return "interrupted: committed work is kept; run the same command again to resume"
     return "interrupted: nothing is kept; the same command starts over"
 
 

@@ -40,7 +40,7 @@ LOCAL_COPY_GIB = 64.0
 
 Budget = Annotated[
     str | None,
-    typer.Option(metavar="TIME", help="Time for the stages of a recipe that have a budget-share, such as 72h."),
+    typer.Option(metavar="TIME", help="Time, such as 72h, shared by the recipe's stages that have a budget-share."),
 ]
 
 

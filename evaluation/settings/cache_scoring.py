@@ -65,7 +65,9 @@ class ShownSteps(Flags):
 class CacheScoringOptions(BackboneCalls, WeightPlacement, ClosedLoop, ShownSteps):
     """The options of an evaluation on a cache. For the other memory options see MemoryOptions."""
 
-    random_baseline: bool = Field(default=False, description="Evaluate an untrained student as well.")
+    random_baseline: bool = Field(
+        default=False, description="Also sample an untrained student in the closed loop of --cache."
+    )
     quantize: Annotated[Literal["cache"] | Quantization, Shown(group=MEMORY)] = Field(
         default="cache", description="Weights of the transformer; cache: as recorded."
     )

@@ -36,4 +36,4 @@ class PictureOptions(ImageSize):
     pooled: Pooled = Field(
         default="zero", description="FLUX's pooled text input: zero as in scoring, or CLIP's as in FluxPipeline."
     )
-    dtype: Dtype = Field(default="bfloat16", description="Dtype of all computation.")
+    dtype: Dtype = Field(default="bfloat16", description="Compute dtype.")

@@ -53,7 +53,7 @@ class ReportSettings(BackboneCalls, ClosedLoop, VaeFolder):
         default=TRAJECTORIES, ge=0, description="Held-out trajectories to evaluate students on; 0: none."
     )
     max_norms: Annotated[int, Shown(metavar="N")] = Field(
-        default=5000, ge=0, description="Largest number of trajectories whose norms are read."
+        default=5000, ge=0, description="Maximum number of trajectories whose norms are read."
     )
     verify_checksums: bool = Field(
         default=True, description="Compare every file with its checksum, which reads the whole cache."

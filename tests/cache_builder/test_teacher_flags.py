@@ -128,8 +128,7 @@ def test_a_lost_shard_with_pooled_vectors_is_rebuilt_to_the_same_bytes(tmp_path,
     [
         (
             {"text_length": 513},
-            "--text-length: FluxPipeline, in which a student is used, refuses a max_sequence_length above 512 "
-            ".*found 513",
+            "--text-length: FluxPipeline does not accept a max_sequence_length above 512 .*found 513",
         ),
         ({"text_length": 0}, r"--text-length: .*greater than or equal to 1 \(found 0\)"),
         (

@@ -143,7 +143,7 @@ BUILD = ["build", "c", "--teacher", "pocket", "--prompts", "p.txt"]
         (
             [*BUILD, "--text-length", "600"],
             1,
-            r"--text-length: FluxPipeline, in which a student is used, refuses a max_sequence_length above 512",
+            r"--text-length: FluxPipeline does not accept a max_sequence_length above 512",
         ),
         (
             [*BUILD, "--pooled", "clip", "--no-store-embeddings"],
@@ -229,7 +229,7 @@ def test_ctrl_c_and_sigterm_keep_what_was_committed_and_say_so(tmp_path, dev_tea
     heard = process.communicate()[1]
     assert process.returncode == 130
     assert heard.strip().splitlines()[-1] == (
-        "secondcast: interrupted: finished work is kept; run the same command again to resume"
+        "secondcast: interrupted: committed work is kept; run the same command again to resume"
     )
     assert "Traceback" not in heard
     assert list((tmp_path / "c/commits").glob("trajectories-*.json"))

@@ -259,7 +259,7 @@ def test_a_loss_that_is_not_finite_stops_keeps_the_last_checkpoint_and_names_the
     assert re.fullmatch(
         rf"vision (loss|norm of the gradient) is (nan|inf) at step {step}, in the batch of "
         rf"{', '.join(stopped['records'][:4])} and 2 more \(metrics.jsonl names them\): stopped, the last "
-        r"checkpoint is intact; lower --learning-rate and give the command again in a new run folder",
+        r"checkpoint is intact; lower --learning-rate and run it again with a new run folder",
         str(raised.value),
     )
     cache = Cache.open(cache_folder)
@@ -340,5 +340,5 @@ def test_a_run_that_is_through_says_so_and_stays_as_it_is(tmp_path, cache_folder
     before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
     heard = Listening()
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, progress=heard)
-    assert "6 steps done before: nothing is left to do" in heard.heard
+    assert "6 steps are already done: nothing is left to do" in heard.heard
     assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before

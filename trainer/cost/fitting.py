@@ -156,7 +156,7 @@ def _families(
         named = f"weights with --quantize {settings.quantize}" if settings.quantize != "none" else "the exact weights"
         streams = settings.gpu_blocks is not None
         yield (
-            f"{named}, {settings.gpu_blocks} blocks resident," if streams else named,
+            f"{named}, {settings.gpu_blocks} blocks on the GPU," if streams else named,
             _by_rows(settings, costs, held, _fewest_first(settings, costs, held)),
         )
         if settings.quantize != "none" or "gpu_blocks" in held:

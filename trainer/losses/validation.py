@@ -78,8 +78,8 @@ class ReplayError:
         if self.error == 0 or loss >= _NEAR_REPLAY_ERROR * self.error:
             return None
         return (
-            f"validation loss {loss:.4g} has reached the replay error {self.error:.4g}: what is left is what "
-            f"this backbone computes otherwise than the recorded one, and no student can learn it"
+            f"validation loss {loss:.4g} has reached the replay error {self.error:.4g}: the remainder is the "
+            f"difference between this backbone and the recorded one, which no student can learn"
         )
 
 
@@ -201,7 +201,7 @@ def bias_text(replay_error: ReplayError, recorded: Quantization, here: Quantizat
     """A remark on a replay error that quantized weights cause, where it is above that of exact ones; else None."""
     if here in ("none", recorded) or replay_error.relative <= LARGEST_REPLAY_ERROR:
         return None
-    off = f"{here} weights put the prediction off by {100 * replay_error.relative:.1f} % of the velocity's norm"
+    off = f"{here} weights change the prediction by {100 * replay_error.relative:.1f} % of the velocity's norm"
     exact = f", --quantize {recorded} trains without" if recorded != "none" else ""
     return (
         f"{off} from the {_weights(recorded)} of the cache: the student is trained against that bias; a cache built "

@@ -41,7 +41,8 @@ def _report_modulation(trainer: Trainer, training_caches: Sequence[TrainingCache
     if (on_host := trainer.objective.host_modulation) is not None:
         progress.say(
             f"modulation vectors are computed on the host, a batch ahead, with {on_host.weights_bytes / 1e9:.3g} GB of "
-            f"weights in its memory: it rounds otherwise than a GPU, which the replay error measures; --modulation "
+            f"weights in its memory: the CPU rounds differently from a GPU, which the replay error measures; "
+            f"--modulation "
             f"gpu keeps them on the GPU"
         )
     elif trainer.settings.modulation == "auto" and any(
@@ -49,4 +50,4 @@ def _report_modulation(trainer: Trainer, training_caches: Sequence[TrainingCache
     ):
         clip = any(training_cache.cache.manifest.teacher.pooled == "clip" for training_cache in training_caches)
         why = "the pooled vectors of CLIP are part of them" if clip else "a table of these caches would be larger"
-        progress.say(f"no modulation table: {why}; the weights that it would stand for stay in memory")
+        progress.say(f"modulation is not precomputed: {why}; its weights stay in memory")

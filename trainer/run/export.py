@@ -66,7 +66,7 @@ def export(path: Path, out: Path, *, to: Form = "diffusers") -> list[str]:
 def _unjudged_remarks(path: Path, source: Path) -> list[str]:
     if source.parent not in checkpoints(path) or (path / BEST_FILE).is_file():
         return []
-    return [f"{path} has no validated checkpoint yet: exported {source.parent.name}, the last one"]
+    return [f"{path} has no validated checkpoint: exported the last one, {source.parent.name}"]
 
 
 def _check_is_held(student: Student, path: Path, to: Form) -> None:

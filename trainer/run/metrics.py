@@ -68,7 +68,7 @@ class Metrics:
                 del self._mirrors[name]
                 reason = (str(error).splitlines() or [""])[0]
                 self._say(
-                    f"--report-to {name} is off from now on ({type(error).__name__}: {reason}): training continues, "
+                    f"--report-to {name} was disabled ({type(error).__name__}: {reason}): training continues, "
                     f"and {self._run / METRICS_FILE} has all metrics"
                 )
                 with suppress(Exception):

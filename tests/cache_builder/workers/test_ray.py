@@ -116,7 +116,7 @@ def test_workers_without_a_place_are_not_waited_for_and_the_runtime_environment_
     how = {"device": "cpu", "workers": 40, "runtime_env": tmp_path / "ray.yaml"}
     peaks = run_on_ray("local", writer, job, progress=notes, **how)
     assert finish(writer, peaks).finished and notes.advanced == 2 * 24
-    assert any("of 40 workers have a place on the cluster, which had 0 GPUs" in said for said in notes.said)
+    assert any("of 40 workers are scheduled on the cluster, which had 0 GPUs" in said for said in notes.said)
     # Where a worker remembers the hashes of weights.
     assert any((tmp_path / "home").iterdir())
 
@@ -146,7 +146,7 @@ def test_workers_wait_for_gpus_and_never_compute_on_a_cpu_in_their_place(tmp_pat
         cluster.shutdown()
     assert notes.said[:2] == [
         "1 worker on Ray, a GPU and 1 CPU each",
-        "0 of 1 workers have a place on the cluster, which had 0 GPUs and 2 CPUs; the others wait until it grows or "
+        "0 of 1 workers are scheduled on the cluster, which had 0 GPUs and 2 CPUs; the others wait until it grows or "
         "something else ends, each for a GPU and 1 CPU",
     ]
     # The GPU that the cluster promised is none that torch can use.

@@ -58,7 +58,7 @@ def test_a_suggested_flag_is_one_of_the_same_command(command):
         ("train r --learning_rate 1e-4", "No such option: --learning_rate. Use --learning-rate"),
         (
             "train r --gradient-checkpointing",
-            "No such option: --gradient-checkpointing. Use --activation-checkpointing",
+            "No such option: --gradient-checkpointing. Use --activation-checkpointing 1",
         ),
         (
             "train r --gradient_accumulation_steps 4",
@@ -83,6 +83,7 @@ def test_a_suggested_flag_is_one_of_the_same_command(command):
             "train r --output-dir o",
             "No such option: --output-dir. The folder of the run is the first argument: train RUN",
         ),
+        ("train r --steps", "Option '--steps' requires an argument."),
         ("generate --student s", "No such option: --student. The student is the first argument: generate STUDENT"),
         ("generate s --output_dir o", "No such option: --output_dir. Use --out"),
     ],

@@ -1,4 +1,4 @@
-"""Folders of pictures: file names that any disk takes, and a beginning that survives a kill."""
+"""Folders of images: file names that any disk takes, and a beginning that survives a kill."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st

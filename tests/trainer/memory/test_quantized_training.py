@@ -74,7 +74,7 @@ def test_quantized_weights_on_an_exact_cache_tell_their_bias_and_train(
     assert found and float(found[1]) > 0
     bias = next(line for line in heard.heard if "bias" in line)
     assert re.fullmatch(
-        r"nf4 weights put the prediction off by \d\.\d % of the velocity's norm from the exact weights of the cache: "
+        r"nf4 weights change the prediction by \d\.\d % of the velocity's norm from the exact weights of the cache: "
         r"the student is trained against that bias; a cache built with --quantize nf4 has none",
         bias,
     )
@@ -120,7 +120,7 @@ def test_a_bias_is_told_above_three_percent_only_and_against_what():
         and bias_text(replay_error_of(0.2), "nf4", "nf4") is None
     )
     assert bias_text(replay_error_of(0.051), "int8", "nf4") == (
-        "nf4 weights put the prediction off by 5.1 % of the velocity's norm from the int8 weights of the cache: the "
+        "nf4 weights change the prediction by 5.1 % of the velocity's norm from the int8 weights of the cache: the "
         "student is trained against that bias; a cache built with --quantize nf4 has none, --quantize int8 trains "
         "without"
     )

@@ -171,8 +171,8 @@ def test_a_loss_that_has_come_to_the_replay_error_is_told(tmp_path, cache_folder
     losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
     best = [loss for number, loss in enumerate(losses) if loss == min(losses[: number + 1])]
     assert [text for text in noting.heard if "has reached" in text] == [
-        f"validation loss {loss:.4g} has reached the replay error {replay_error:.4g}: what is left is what this "
-        "backbone computes otherwise than the recorded one, and no student can learn it"
+        f"validation loss {loss:.4g} has reached the replay error {replay_error:.4g}: the remainder is the "
+        "difference between this backbone and the recorded one, which no student can learn"
         for loss in best
     ]
     assert len(checkpoints(tmp_path / "near")) == 2

@@ -76,7 +76,7 @@ def test_a_run_that_was_never_validated_gives_its_last_checkpoint_and_says_so(ex
     assert export(run, tmp_path / "a") == []
     (run / "best.json").unlink()
     assert export(run, tmp_path / "b") == [
-        f"{run} has no validated checkpoint yet: exported checkpoint-00000006, the last one"
+        f"{run} has no validated checkpoint: exported the last one, checkpoint-00000006"
     ]
 
 

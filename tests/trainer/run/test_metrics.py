@@ -124,7 +124,7 @@ def test_an_error_of_a_mirror_is_said_once_and_the_file_goes_on(tmp_path):
     with Metrics(tmp_path, mirrors=["tensorboard"], say=said.append) as metrics:
         log_run(metrics, first=0, last=3, value=1.0)
     (line,) = said
-    assert line.startswith("--report-to tensorboard is off from now on (FileExistsError: ")
+    assert line.startswith("--report-to tensorboard was disabled (FileExistsError: ")
     assert line.endswith(f"): training continues, and {tmp_path}/metrics.jsonl has all metrics") and "\n" not in line
     assert [entry["step"] for entry in lines(tmp_path) if "loss" in entry] == [0, 1, 2]
 
@@ -171,5 +171,5 @@ def test_weights_and_biases_that_cannot_begin_is_said_once(tmp_path, offline):
     with Metrics(tmp_path, mirrors=["wandb"], say=said.append) as metrics:
         log_run(metrics, first=0, last=3, value=1.0)
     (line,) = said
-    assert line.startswith("--report-to wandb is off from now on (") and "\n" not in line
+    assert line.startswith("--report-to wandb was disabled (") and "\n" not in line
     assert [entry["step"] for entry in lines(tmp_path) if "loss" in entry] == [0, 1, 2]
