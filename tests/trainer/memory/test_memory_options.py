@@ -82,9 +82,7 @@ def test_caches_with_pooled_vectors_are_trained_on_with_the_weights(tmp_path, de
     heard = Listening()
     run_training(tmp_path / "run", tmp_path / "c", dev_teacher, t5_config, progress=heard, steps=2)
     assert (
-        "modulation is not precomputed: the pooled vectors of CLIP are part of them; the weights that it would stand "
-        "for stay "
-        "in memory"
+        "modulation is not precomputed: the pooled vectors of CLIP are part of them; its weights stay in memory"
     ) in heard.heard
     with pytest.raises(SettingsError, match=r"--modulation is precomputed, but the cache has CLIP's pooled vectors, "):
         run_training(tmp_path / "other", tmp_path / "c", dev_teacher, t5_config, steps=2, modulation="precomputed")
