@@ -54,8 +54,8 @@ class WeightPlacement(Flags):
     modulation: Annotated[Modulation, Shown(group=MEMORY)] = Field(
         default="auto",
         description="Handling of the modulation weights, 27 % of FLUX: precomputed replaces them with their outputs, "
-        "cpu keeps and computes them on the CPU, gpu keeps them on the GPU; auto: precomputed if pooled is zero, else cpu "
-        "if the GPU is small.",
+        "cpu keeps and computes them on the CPU, gpu keeps them on the GPU; auto: precomputed if pooled is zero, "
+        "else cpu if the GPU is small.",
     )
     gpu_blocks: Annotated[int | None, Shown(group=MEMORY, metavar="N")] = Field(
         default=None,

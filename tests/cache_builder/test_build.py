@@ -45,6 +45,7 @@ class StopAfter(Silent):
             raise KeyboardInterrupt
 
 
+@pytest.mark.thorough
 def test_as_many_trajectories_as_distinct_prompts_times_replicas(tmp_path, dev_teacher):
     file = tmp_path / "p.txt"
     file.write_text("a dog\na cat\n\na dog\na red car\n")
@@ -57,6 +58,7 @@ def test_as_many_trajectories_as_distinct_prompts_times_replicas(tmp_path, dev_t
     assert len(noises) == 9
 
 
+@pytest.mark.thorough
 def test_both_formats_record_the_same(tmp_path, dev_teacher, prompt_file):
     for form in ("zarr", "webdataset"):
         build_cache(tmp_path / form, dev_teacher, prompt_file, format=form)
@@ -68,6 +70,7 @@ def test_both_formats_record_the_same(tmp_path, dev_teacher, prompt_file):
         assert same_bits(a.embedding(i), b.embedding(i))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_stored_latents_are_the_derived_ones(tmp_path, dev_teacher, prompt_file, dtype):
     for latents in ("stored", "derived"):
@@ -77,6 +80,7 @@ def test_stored_latents_are_the_derived_ones(tmp_path, dev_teacher, prompt_file,
         assert same_bits(stored.trajectory(i).hidden_states_KSC, derived.trajectory(i).hidden_states_KSC)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_replaying_the_cached_embedding_gives_the_cached_velocity_bit_for_bit(
     tmp_path, dev_teacher, prompt_file, dtype
@@ -102,6 +106,7 @@ def test_replaying_the_cached_embedding_gives_the_cached_velocity_bit_for_bit(
             assert same_bits(from_torch(velocity_BSC[row]), trajectory.velocity_KSC[k])
 
 
+@pytest.mark.thorough
 @BOTH
 @pytest.mark.parametrize("batches", [1, 2, 3])
 def test_interrupted_and_resumed_it_is_byte_identical(tmp_path, dev_teacher, prompt_file, form, batches):
@@ -194,6 +199,7 @@ def test_schnell_takes_no_guidance_and_none_is_stored(tmp_path, schnell_teacher,
     assert cache.manifest.sampling.guidance is None and cache.trajectory(0).guidance is None
 
 
+@pytest.mark.thorough
 def test_an_overflowing_teacher_stops_the_build_and_names_the_prompt(tmp_path, dev_teacher, prompt_file):
     from safetensors.torch import load_file, save_file
 

@@ -21,6 +21,7 @@ def test_a_build_on_a_store_has_the_bytes_of_a_local_one(s3, tmp_path, dev_teach
     assert {method for method, _ in s3.proxy.requests} <= {"GET", "HEAD"}
 
 
+@pytest.mark.thorough
 def test_the_command_line_takes_the_url_of_a_store(s3, tmp_path, capsys):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"a red circle and {word}\n" for word in ("one", "two", "three", "four", "five")))

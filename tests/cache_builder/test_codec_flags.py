@@ -45,6 +45,7 @@ def whole(tmp_path_factory, dev_teacher):
     return folder
 
 
+@pytest.mark.thorough
 @BOTH
 def test_a_finished_cache_without_embeddings_has_no_trace_of_them_and_the_same_trajectories(
     tmp_path, dev_teacher, whole, form
@@ -61,6 +62,7 @@ def test_a_finished_cache_without_embeddings_has_no_trace_of_them_and_the_same_t
         cache.embedding(2)
 
 
+@pytest.mark.thorough
 @BOTH
 @pytest.mark.parametrize(("stage", "count"), [("text", 1), ("text", 2), ("sample", 1), ("sample", 3), ("sample", 4)])
 def test_stopped_in_any_stage_it_ends_with_the_same_bytes(tmp_path, dev_teacher, whole, form, stage, count):
@@ -73,6 +75,7 @@ def test_stopped_in_any_stage_it_ends_with_the_same_bytes(tmp_path, dev_teacher,
     assert data_files(tmp_path / "c") == data_files(whole / form)
 
 
+@pytest.mark.thorough
 @BOTH
 @pytest.mark.parametrize("deleted", [0, 1, 2, 3])
 def test_stopped_while_dropping_it_drops_the_rest_without_the_teacher(
@@ -100,6 +103,7 @@ def test_stopped_while_dropping_it_drops_the_rest_without_the_teacher(
     assert Cache.open(tmp_path / "c").finished and data_files(tmp_path / "c") == data_files(whole / form)
 
 
+@pytest.mark.thorough
 def test_a_lost_shard_is_sampled_anew_and_the_embeddings_go_again(tmp_path, dev_teacher, whole):
     build_cache(tmp_path / "c", dev_teacher, whole / "animals.txt", store_embeddings=False)
     (tmp_path / "c/commits/index.json").unlink()
@@ -108,6 +112,7 @@ def test_a_lost_shard_is_sampled_anew_and_the_embeddings_go_again(tmp_path, dev_
     assert not holds_embeddings(tmp_path / "c") and data_files(tmp_path / "c") == data_files(whole / "zarr")
 
 
+@pytest.mark.thorough
 @BOTH
 def test_every_codec_records_the_same_latents(tmp_path, dev_teacher, whole, form):
     caches = {}

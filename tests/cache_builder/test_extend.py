@@ -84,6 +84,7 @@ def test_an_interrupted_extension_goes_on_by_the_same_command(tmp_path, dev_teac
     assert Cache.open(tmp_path / "c").finished and data_files(tmp_path / "c") == data_files(tmp_path / "whole")
 
 
+@pytest.mark.thorough
 def test_an_unfinished_build_may_be_extended(tmp_path, dev_teacher, texts):
     with pytest.raises(KeyboardInterrupt):
         build_cache(tmp_path / "c", dev_teacher, texts["first"], progress=StopIn("sample", 2), **FP32)
@@ -92,6 +93,7 @@ def test_an_unfinished_build_may_be_extended(tmp_path, dev_teacher, texts):
     assert Cache.open(tmp_path / "c").finished and shard_files(tmp_path / "c") == shard_files(tmp_path / "whole")
 
 
+@pytest.mark.thorough
 @BOTH
 def test_embeddings_that_are_not_kept_are_made_again_only_where_they_are_needed(tmp_path, dev_teacher, texts, form):
     flags = {"format": form, "store_embeddings": False, **FP32}
@@ -114,6 +116,7 @@ def test_embeddings_that_are_not_kept_are_made_again_only_where_they_are_needed(
     assert cache.finished and len(cache) == 8 and verify(tmp_path / "c", Silent()).problems == ()
 
 
+@pytest.mark.thorough
 def test_training_on_an_extended_cache_opens_and_holds_out_the_same_prompts(tmp_path, dev_teacher, t5_config, texts):
     # By its id, the last one is held out.
     file = tmp_path / "p.txt"
@@ -127,6 +130,7 @@ def test_training_on_an_extended_cache_opens_and_holds_out_the_same_prompts(tmp_
     assert list(run.glob("**/*.safetensors"))
 
 
+@pytest.mark.thorough
 def test_other_settings_are_refused_before_anything_changes(tmp_path, dev_teacher, schnell_teacher, texts):
     build_cache(tmp_path / "c", dev_teacher, texts["first"], **FP32)
     before = touched(tmp_path / "c")
@@ -148,6 +152,7 @@ def test_other_settings_are_refused_before_anything_changes(tmp_path, dev_teache
     assert touched(tmp_path / "c") == before
 
 
+@pytest.mark.thorough
 def test_the_command_line_extends_and_says_by_what(tmp_path, texts, dev_teacher, monkeypatch, capsys):
     def secondcast(*words):
         monkeypatch.setattr(sys, "argv", ["secondcast", *map(str, words)])

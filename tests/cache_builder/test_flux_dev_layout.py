@@ -53,6 +53,7 @@ def test_flux_devs_configurations_build_a_cache_of_flux_devs_shapes(tmp_path):
     assert record.raw_bytes == 2 * (22 * latent_bytes + 4)
 
 
+@pytest.mark.thorough
 def test_the_real_configurations_are_flux_devs():
     with torch.device("meta"):
         transformer = FluxTransformer2DModel.from_config(FluxTransformer2DModel.load_config(CONFIGS / "transformer"))

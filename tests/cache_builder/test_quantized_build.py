@@ -46,6 +46,7 @@ def caches(tmp_path_factory, dev_teacher, prompts):
     return folder
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["int8", "fp8", "nf4"])
 def test_it_holds_what_flux_pipeline_samples_with_a_transformer_quantized_alike(caches, dev_teacher, kind):
     cache = Cache.open(caches / kind)
@@ -115,6 +116,7 @@ def test_summary_shows_it_where_it_is_so(caches):
     assert shown == ["0, float32", "0, float32, int8 weights"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_it_is_recomputed_and_rebuilt_with_the_same_weights_bit_for_bit(tmp_path, caches, dev_teacher, kind):
     teacher = find_teacher(str(dev_teacher), BUILD_PARTS)
@@ -132,6 +134,7 @@ def test_it_is_recomputed_and_rebuilt_with_the_same_weights_bit_for_bit(tmp_path
     assert data_files(tmp_path / "back") == whole
 
 
+@pytest.mark.thorough
 def test_a_pilot_holds_the_laws_with_quantized_weights(tmp_path, capsys, dev_teacher, prompts):
     words = ["build", tmp_path / "c", "--teacher", dev_teacher, "--prompts", prompts, "--quantize", "nf4", "--quiet"]
     more = ["--pilot", "2", "--steps", "3", "--batch-size", "2", "--device", "cpu"]

@@ -40,6 +40,7 @@ def encoded_rows(monkeypatch) -> list[int]:
     return rows
 
 
+@pytest.mark.thorough
 def test_the_text_encoder_runs_once_per_prompt_and_in_batches(tmp_path, dev_teacher, prompt_file, encoded_rows):
     build_cache(tmp_path / "c", dev_teacher, prompt_file, samples_per_prompt=3)
     assert encoded_rows == [2, 1, 2, 1]
@@ -47,6 +48,7 @@ def test_the_text_encoder_runs_once_per_prompt_and_in_batches(tmp_path, dev_teac
     assert sum(encoded_rows) == 6
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("form", ["zarr", "webdataset"])
 def test_the_stages_one_by_one_give_the_bytes_of_both_at_once(tmp_path, dev_teacher, prompt_file, form, encoded_rows):
     text = build_cache(tmp_path / "c", dev_teacher, prompt_file, config=share(stage="text"), format=form)
@@ -86,6 +88,7 @@ def test_a_worker_that_waits_in_vain_names_those_who_should_have_come(tmp_path, 
     )
 
 
+@pytest.mark.thorough
 def test_a_waiting_worker_goes_on_when_the_last_embedding_is_there(tmp_path, dev_teacher, prompt_file, monkeypatch):
     monkeypatch.setattr(waiting, "POLL_SECONDS", 0.01)
     first = share(worker=Worker(number=0, count=2), wait_seconds=30)
@@ -131,12 +134,14 @@ def test_a_waiting_worker_goes_on_when_the_last_embedding_is_there(tmp_path, dev
     assert data_files(tmp_path / "c") == data_files(tmp_path / "whole")
 
 
+@pytest.mark.thorough
 def test_nothing_is_waited_for_where_all_is_there(tmp_path, dev_teacher, prompt_file, monkeypatch):
     build_cache(tmp_path / "c", dev_teacher, prompt_file)
     monkeypatch.setattr(teacher_models, "load_backbone", lambda *unused: pytest.fail("the transformer was loaded"))
     assert build_cache(tmp_path / "c", dev_teacher, prompt_file).peaks == {}
 
 
+@pytest.mark.thorough
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=12).filter(any), st.integers(1, 5))
 def test_needed_embeddings_are_those_of_the_prompts_of_the_shards(samples_per_prompt, size):

@@ -49,6 +49,7 @@ def encoded_by_the_pipeline(folder: Path, dtype: str, texts: list[str], length: 
         return pipeline.encode_prompt(texts, None, max_sequence_length=length)[:2]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("teacher", ["dev_teacher", "schnell_teacher"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_cached_text_equals_encode_prompt_bit_for_bit_at_the_same_batch_size(
@@ -78,6 +79,7 @@ def test_each_flag_lands_in_the_manifest(clip_cache, dev_teacher):
     assert sampling.schedule == "distillt5" and sampling.timesteps[-1] < 0.005
 
 
+@pytest.mark.thorough
 def test_without_the_flags_the_manifest_is_as_it_always_was(tmp_path, dev_teacher, prompts):
     build_cache(tmp_path / "c", dev_teacher, prompts, steps=1)
     written = json.loads((tmp_path / "c/manifest.json").read_bytes())
@@ -100,6 +102,7 @@ def test_other_flags_on_the_same_cache_are_refused(clip_cache, dev_teacher, prom
         build_cache(clip_cache, dev_teacher, prompts, dtype="float32", **given)
 
 
+@pytest.mark.thorough
 def test_both_text_encoders_are_gone_before_flux_samples(tmp_path, dev_teacher, prompts, monkeypatch):
     seen = []
     real = sample_stage.sample
@@ -113,6 +116,7 @@ def test_both_text_encoders_are_gone_before_flux_samples(tmp_path, dev_teacher, 
     assert seen == [0] * 3
 
 
+@pytest.mark.thorough
 def test_a_lost_shard_with_pooled_vectors_is_rebuilt_to_the_same_bytes(tmp_path, clip_cache, dev_teacher):
     cache = shutil.copytree(clip_cache, tmp_path / "c")
     for name in ("embeddings.zarr/pooled_projections/c/0/0", "trajectories.zarr/velocity/c/0/0/0/0"):
@@ -169,6 +173,7 @@ class Heard(Silent):
         self.lines.append(message)
 
 
+@pytest.mark.thorough
 def test_another_attention_backend_is_recorded_goes_on_and_is_said(tmp_path, dev_teacher, prompts):
     default = _AttentionBackendRegistry._active_backend
     build_cache(tmp_path / "c", dev_teacher, prompts, attention_backend="_native_math", dtype="float32")
@@ -190,6 +195,7 @@ def test_another_attention_backend_is_recorded_goes_on_and_is_said(tmp_path, dev
     assert not [line for line in again.lines if "settings other than" in line] and Cache.open(tmp_path / "c").finished
 
 
+@pytest.mark.thorough
 def test_the_same_command_given_again_warns_of_nothing(tmp_path, dev_teacher, prompts):
     build_cache(tmp_path / "c", dev_teacher, prompts, steps=1, attention_backend="native")
     (tmp_path / "c/commits/index.json").unlink()
@@ -199,6 +205,7 @@ def test_the_same_command_given_again_warns_of_nothing(tmp_path, dev_teacher, pr
     assert not [line for line in heard.lines if "settings other than" in line]
 
 
+@pytest.mark.thorough
 def test_a_rebuild_takes_the_attention_backend_of_the_record(tmp_path, dev_teacher, prompts):
     cache = tmp_path / "c"
     build_cache(cache, dev_teacher, prompts, attention_backend="_native_math", dtype="float32", resolution=16)
@@ -211,6 +218,7 @@ def test_a_rebuild_takes_the_attention_backend_of_the_record(tmp_path, dev_teach
     assert record["provenance"]["attention"] == "_native_math"
 
 
+@pytest.mark.thorough
 def test_a_rebuild_where_the_recorded_backend_does_not_run_says_so(tmp_path, dev_teacher, prompts, monkeypatch):
     cache = tmp_path / "c"
     build_cache(cache, dev_teacher, prompts, steps=1, attention_backend="_native_math")

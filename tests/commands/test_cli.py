@@ -36,6 +36,7 @@ def pocket_prompts(tmp_path, capsys):
     return file
 
 
+@pytest.mark.thorough
 def test_the_whole_road_on_the_pocket_teacher(tmp_path, pocket_prompts, capsys):
     cache, run, out = tmp_path / "cache", tmp_path / "run", tmp_path / "student"
     code, said, _ = secondcast(
@@ -91,6 +92,7 @@ def test_the_whole_road_on_the_pocket_teacher(tmp_path, pocket_prompts, capsys):
     assert code == 1 and "was started with seed = 0, not 1" in heard
 
 
+@pytest.mark.thorough
 def test_every_flag_of_the_teacher_goes_the_whole_road(tmp_path, pocket_prompts, dev_teacher, capsys):
     cache = tmp_path / "cache"
     words = ["build", cache, "--teacher", dev_teacher, "--prompts", pocket_prompts, "--limit", 3, "--steps", 2]
@@ -124,6 +126,7 @@ def test_real_prompts_build_a_cache_of_the_pocket(tmp_path, shared_prompts, caps
 BUILD = ["build", "c", "--teacher", "pocket", "--prompts", "p.txt"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -188,6 +191,7 @@ def test_bad_input_is_one_clear_line(words, code, message, tmp_path, monkeypatch
     assert "Traceback" not in heard and not Path("c").exists()
 
 
+@pytest.mark.thorough
 def test_flags_may_come_from_a_toml_file_and_the_command_line_goes_first(tmp_path, pocket_prompts, capsys):
     settings = tmp_path / "build.toml"
     settings.write_text(f'teacher = "pocket"\nprompts = "{pocket_prompts}"\nlimit = 3\nsteps = 2\nshard-size = 2\n')

@@ -41,6 +41,7 @@ def test_the_flags_of_the_demo_are_the_ones_it_knows():
     assert flags == set(_FLAGS)
 
 
+@pytest.mark.thorough
 def test_an_error_in_a_part_names_the_command_whose_flags_it_advises(tmp_path, capsys):
     words = ["demo", tmp_path / "d", "--num-prompts", "64", "--device", "cpu", "--quiet"]
     asked = {"count": 64, "pretrain_steps": 2500, "steps": 300}

@@ -37,6 +37,7 @@ def prompt_file(count: int) -> Path:
     return Path("prompts.txt")
 
 
+@pytest.mark.thorough
 def test_the_teachers_pictures_score_when_read_through_the_index(capsys):
     words = ["generate", "teacher", "--teacher", "pocket", "--prompts", prompt_file(16), "--out", "p", "--steps", 8]
     words += ["--batch-size", 16, "--dtype", "float32"]
@@ -124,6 +125,7 @@ def test_the_help_text_has_an_example(command, capsys):
     assert code == 0 and f"Example: secondcast {command} my-" in " ".join(said.split())
 
 
+@pytest.mark.thorough
 def test_flags_of_generate_may_stand_in_a_toml_file(student, capsys):
     prompt_file(3)
     Path("g.toml").write_text('teacher = "pocket"\nprompts = ["prompts.txt"]\nout = "o"\nsteps = 1\nlimit = 2\n')

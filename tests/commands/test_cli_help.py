@@ -110,6 +110,7 @@ LESS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "line"),
     [
@@ -188,6 +189,7 @@ COMPLETED = {
 }
 
 
+@pytest.mark.thorough
 def test_completion_offers_commands_flags_and_values_and_imports_nothing_heavy():
     how = {"_SECONDCAST_COMPLETE": "complete_bash"}
     typed = [([], {**how, "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}) for line in COMPLETED]
@@ -195,6 +197,7 @@ def test_completion_offers_commands_flags_and_values_and_imports_nothing_heavy()
         assert COMPLETED[line] <= set(said.split()), line
 
 
+@pytest.mark.thorough
 def test_what_only_prints_imports_nothing_heavy():
     shell = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     lines = [["--help"], ["--version"], ["build", "--help"], ["--show-completion", "bash"]]

@@ -36,6 +36,7 @@ def refused(*words, capsys, left: Path) -> str:
     return heard.removeprefix("secondcast: ").rstrip()
 
 
+@pytest.mark.thorough
 def test_build_refuses_a_t5_without_a_block_and_writes_nothing(copy, prompts, tmp_path, capsys):
     lose(copy / "text_encoder_2", ".block.2.")
     words = ("build", tmp_path / "c", "--teacher", copy, "--prompts", prompts, "--limit", 8, "--steps", 4)
@@ -51,6 +52,7 @@ def test_build_refuses_a_t5_without_a_block_and_writes_nothing(copy, prompts, tm
     )
 
 
+@pytest.mark.thorough
 def test_train_refuses_a_transformer_that_lacks_tensors_and_begins_no_run(copy, prompts, tmp_path, capsys):
     build_cache(tmp_path / "c", copy, prompts, steps=1)
     lose(copy / "transformer", "single_transformer_blocks.0.")

@@ -129,6 +129,7 @@ def test_prompts_come_from_stdin_and_from_process_substitution():
     assert json.loads(listed("prompts list /dev/stdin:column=caption --json < b.csv"))[0]["sources"] == ["stdin"]
 
 
+@pytest.mark.thorough
 def test_a_build_reads_stdin_once_and_a_twin_of_a_prompt_is_no_second_one(monkeypatch, capsys):
     lines = "a red  circle\n\u200b\na blue square\na red circle\n"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
@@ -204,6 +205,7 @@ def test_without_wordfreq_the_extra_is_named(monkeypatch, capsys):
     )
 
 
+@pytest.mark.thorough
 def test_these_commands_start_without_torch(bench):
     lines = ("list a.txt", "count b.csv", "compbench bench o.jsonl", "commontext o.txt --num-prompts 9")
     commands = [line.split() for line in lines]
@@ -224,6 +226,7 @@ def test_every_help_text_has_an_example_of_its_own_command(words, capsys):
     assert code == 0 and f"Example: secondcast prompts {words[0]}" in " ".join(said.split())
 
 
+@pytest.mark.thorough
 def test_a_build_takes_sources_with_keys_from_flags_and_from_a_settings_file(capsys):
     Path("build.toml").write_text(
         'teacher = "pocket"\nprompts = ["a.txt:limit=1", "b.csv:repeat=2:name=notes"]\nsteps = 1\nquiet = true\n'

@@ -20,6 +20,7 @@ def cache(tmp_path):
     return tmp_path / "c"
 
 
+@pytest.mark.thorough
 def test_one_file_holds_cache_strips_and_student(tmp_path, recorded, student, dev_teacher, capsys):
     words = ["--teacher", dev_teacher, "--student", student, "--out", tmp_path / "new/r.html", "--batch-size", 4]
     words += ["--closed-loop", 0, "--num-frames", 1, "--num-strips", 2, "--device", "cpu"]
@@ -95,6 +96,7 @@ def test_a_folder_that_is_no_cache_is_one_line(tmp_path, capsys):
     assert not (tmp_path / "r.html").exists()
 
 
+@pytest.mark.thorough
 def test_a_report_replaces_one_of_the_same_cache_and_no_other_file(tmp_path, cache, monkeypatch, capsys):
     write_cache(tmp_path / "other")
     out = tmp_path / "r.html"

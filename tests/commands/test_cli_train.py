@@ -29,6 +29,7 @@ def words(tmp_path, cache_folder, dev_teacher, t5_config):
     return ["train", tmp_path / "run", "--cache", cache_folder, "--student", t5_config, "--backbone", dev_teacher]
 
 
+@pytest.mark.thorough
 def test_every_option_of_training_is_a_flag_and_a_key(tmp_path, words, capsys):
     code, said, heard = secondcast(*words, *flags_of(OPTIONS), capsys=capsys)
     assert code == 0 and "trained for 3 steps" in said and "in float32, bfloat16 autocast; " in heard
@@ -76,6 +77,7 @@ def test_options_that_do_not_go_together_are_one_line(words, capsys):
     assert "timesteps-per-sample is 2 with data-order sequential, expected 1: that order has one timestep" in heard
 
 
+@pytest.mark.thorough
 def test_metrics_are_shown_in_tensorboard_too(tmp_path, words, capsys):
     code, _, heard = secondcast(*words, "--steps", 1, "--batch-size", 2, "--report-to", "tensorbord", capsys=capsys)
     assert (code, heard) == (1, "secondcast: --report-to is 'tensorbord', expected tensorboard or wandb\n")

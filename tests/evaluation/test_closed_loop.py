@@ -42,6 +42,7 @@ def led(cache: Cache, teacher, text_encoders, count: int, lpips=None, keep=None)
     )  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_a_student_that_is_the_teacher_ends_where_it_ended_bit_for_bit(recorded, dev_teacher):
     cache = Cache.open(recorded)
     encoder = TeacherTextEncoder.load(replayed(dev_teacher), dtype=torch.float32, device=CPU)
@@ -56,6 +57,7 @@ def test_a_student_that_is_the_teacher_ends_where_it_ended_bit_for_bit(recorded,
         assert found.lpips is None
 
 
+@pytest.mark.thorough
 def test_a_student_ends_where_flux_pipeline_ends_with_its_embedding(tmp_path, student, dev_teacher):
     cache = Cache.open(build_recorded(tmp_path / "c", dev_teacher, guidance=(3.5,), held_out=ROWS, trained=0))
     opened = CacheStudent.open(student, cache, CPU)
@@ -87,6 +89,7 @@ def test_a_student_ends_where_flux_pipeline_ends_with_its_embedding(tmp_path, st
     assert found.lpips == (0.25,) * ROWS
 
 
+@pytest.mark.thorough
 def test_each_picture_is_handed_on_once_the_recorded_one_first(student, recorded, dev_teacher):
     cache = Cache.open(recorded)
     text_encoders = {
@@ -115,6 +118,7 @@ def test_each_picture_is_handed_on_once_the_recorded_one_first(student, recorded
         assert np.array_equal(pictures["recorded", index], pictures["teacher", index])
 
 
+@pytest.mark.thorough
 def test_teacher_and_untrained_student_lead_beside_the_student(student, recorded, dev_teacher):
     heard = Listening()
     chosen = CacheScoring.from_flags(
@@ -130,6 +134,7 @@ def test_teacher_and_untrained_student_lead_beside_the_student(student, recorded
     assert "no LPIPS: AlexNet needs images of at least 31 pixels, these have 16" in heard.heard
 
 
+@pytest.mark.thorough
 def test_a_cache_without_embeddings_has_no_replay_error_and_no_teacher_that_leads(tmp_path, student, dev_teacher):
     cache = build_recorded(tmp_path / "c", dev_teacher, trained=0, held_out=ROWS, store_embeddings=False)
     heard = Listening()
@@ -144,6 +149,7 @@ def test_a_cache_without_embeddings_has_no_replay_error_and_no_teacher_that_lead
 PICTURES = st.integers(0, 255).flatmap(lambda a: st.tuples(st.just(a), st.integers(0, 255)))
 
 
+@pytest.mark.thorough
 @given(PICTURES)
 def test_psnr_and_ssim_of_even_pictures_are_those_of_their_formulas(values):
     one, other = (np.full((16, 16, 3), value, dtype=np.uint8) for value in values)

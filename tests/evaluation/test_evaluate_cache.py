@@ -37,6 +37,7 @@ def one_line(said: tuple[int, str, str]) -> str:
     return last.removeprefix("secondcast: ")
 
 
+@pytest.mark.thorough
 def test_tables_json_and_file_hold_the_same_numbers(tmp_path, words, student, recorded, capsys):
     file = tmp_path / "results/student.json"
     asked = [*words, "--num-trajectories", 4, "--closed-loop", 2, "--random-baseline", "--quiet", "--out", file]
@@ -65,6 +66,7 @@ def test_tables_json_and_file_hold_the_same_numbers(tmp_path, words, student, re
     )
 
 
+@pytest.mark.thorough
 def test_the_record_survives_a_round_trip_and_other_files_are_refused(tmp_path, words, capsys):
     file = tmp_path / "a.json"
     assert secondcast(*words, "--num-trajectories", 1, "--closed-loop", 1, "--out", file, capsys=capsys)[0] == 0
@@ -120,6 +122,7 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_opened(tmp_pat
         )
 
 
+@pytest.mark.thorough
 def test_a_cache_that_is_still_being_built_is_evaluated_as_far_as_it_goes(tmp_path, words, recorded, capsys):
     shutil.copytree(recorded, tmp_path / "c")
     (tmp_path / "c/commits/index.json").unlink()
@@ -135,6 +138,7 @@ def test_a_cache_that_is_still_being_built_is_evaluated_as_far_as_it_goes(tmp_pa
     ) in heard
 
 
+@pytest.mark.thorough
 def test_a_student_with_its_own_tokenizer_is_evaluated_on_its_own_tokens(tmp_path, words, student, recorded, capsys):
     source = make_encoder_folder(tmp_path / "roberta", "roberta")
     own = make_student(tmp_path / "own", source, recorded)
@@ -148,6 +152,7 @@ def test_a_student_with_its_own_tokenizer_is_evaluated_on_its_own_tokens(tmp_pat
     assert facts["closed_loop"][0]["latent_fraction"] > 0
 
 
+@pytest.mark.thorough
 def test_what_does_not_fit_together_is_one_line(tmp_path, words, student, recorded, dev_teacher, capsys):
     def said(*more, **instead) -> str:
         swapped = [instead.get(str(word), word) for word in words]
@@ -181,6 +186,7 @@ def test_what_does_not_fit_together_is_one_line(tmp_path, words, student, record
     )[0] == 0  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_a_student_of_another_width_is_refused(tmp_path, words, student, t5_config, capsys):
     wide = build_recorded(
         tmp_path / "wide", make_teacher(tmp_path / "t", joint_attention_dim=32, d_model=32), held_out=1, trained=1
@@ -192,6 +198,7 @@ def test_a_student_of_another_width_is_refused(tmp_path, words, student, t5_conf
     )
 
 
+@pytest.mark.thorough
 def test_a_cache_without_held_out_prompts_is_told_so(tmp_path, words, recorded, dev_teacher, capsys):
     words[words.index(recorded)] = build_recorded(tmp_path / "c", dev_teacher, held_out=0, trained=3)
     assert one_line(secondcast(*words, capsys=capsys)) == (

@@ -172,6 +172,7 @@ def test_a_student_without_tokenizer_takes_the_teachers(whole, student, dev_teac
     assert pictures(tmp_path / "out") == pictures(whole)
 
 
+@pytest.mark.thorough
 def test_t5_xxl_is_not_loaded_for_a_student(student, dev_teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(encoder_module.TeacherTextEncoder, "load", None)
     assert run(student, dev_teacher, tmp_path / "out", PROMPTS[:1]) == 1
@@ -179,6 +180,7 @@ def test_t5_xxl_is_not_loaded_for_a_student(student, dev_teacher, tmp_path, monk
         run("teacher", dev_teacher, tmp_path / "other", PROMPTS[:1])
 
 
+@pytest.mark.thorough
 def test_the_teacher_starts_from_the_same_noise_and_ends_elsewhere(whole, dev_teacher, tmp_path, monkeypatch):
     drawn = []
 
@@ -196,6 +198,7 @@ def test_the_teacher_starts_from_the_same_noise_and_ends_elsewhere(whole, dev_te
     assert json.loads((tmp_path / "shorter/generate.json").read_text())["text_length"] == 10
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stop", [1, 2])
 def test_interrupted_and_given_again_the_pictures_are_those_of_an_unbroken_run(
     whole, student, dev_teacher, tmp_path, stop
@@ -213,6 +216,7 @@ def test_interrupted_and_given_again_the_pictures_are_those_of_an_unbroken_run(
     assert (tmp_path / "out/index.jsonl").read_bytes() == (whole / "index.jsonl").read_bytes()
 
 
+@pytest.mark.thorough
 def test_given_again_nothing_is_made_and_more_prompts_are_added(student, dev_teacher, tmp_path, monkeypatch):
     out = tmp_path / "out"
     assert run(student, dev_teacher, out, PROMPTS[:2]) == 2
@@ -280,6 +284,7 @@ def test_a_student_that_does_not_fit_is_refused_before_a_folder_is_made(student,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.thorough
 def test_guidance_beyond_what_it_was_trained_for_is_remarked_and_schnell_takes_none(
     student, dev_teacher, schnell_teacher, tmp_path
 ):
@@ -290,6 +295,7 @@ def test_guidance_beyond_what_it_was_trained_for_is_remarked_and_schnell_takes_n
     assert len(heard.lines) == 1 and index_of(tmp_path / "s")[0]["guidance"] is None
 
 
+@pytest.mark.thorough
 def test_a_full_disk_leaves_no_torn_picture(student, dev_teacher, tmp_path, monkeypatch):
     from secondcast.storage_schemas.io import durable
 

@@ -29,6 +29,7 @@ def test_a_rate_outside_is_refused():
         wilson(1.2, 3)
 
 
+@pytest.mark.thorough
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=2, max_size=30), st.integers(1, 4))
 def test_runs_that_answer_alike_are_no_surer_than_one(values, runs):
     expected = bootstrap(values) if len(set(values)) > 1 else wilson(values[0], len(values))

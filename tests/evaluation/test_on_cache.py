@@ -48,6 +48,7 @@ def counting(monkeypatch, name: str, owner=on_cache) -> list:
     return calls
 
 
+@pytest.mark.thorough
 def test_students_on_one_bench_load_the_backbone_once_and_replay_the_teacher_once(
     student, other, recorded, dev_teacher, monkeypatch
 ):
@@ -87,6 +88,7 @@ def interrupts(*given, **named):
     raise KeyboardInterrupt
 
 
+@pytest.mark.thorough
 def test_the_open_loop_is_written_and_printed_before_the_closed_loop_fails(tmp_path, words, monkeypatch, capsys):
     monkeypatch.setattr(on_cache, "closed_loop", overflows)
     file = tmp_path / "r.json"
@@ -97,6 +99,7 @@ def test_the_open_loop_is_written_and_printed_before_the_closed_loop_fails(tmp_p
     assert "the 2 prompts with the largest errors:" in said and "closed loop" not in said
 
 
+@pytest.mark.thorough
 def test_an_interruption_says_what_of_the_evaluation_stays(tmp_path, words, monkeypatch, capsys):
     file = tmp_path / "r.json"
 

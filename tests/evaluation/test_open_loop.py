@@ -27,6 +27,7 @@ def evaluated(student, cache, teacher, **flags) -> Evaluation:
     return evaluate_on_cache(student, Cache.open(cache), replayed(teacher), chosen, device=CPU, progress=Silent())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("form", ["zarr", "webdataset"])
 def test_the_replay_error_is_exactly_zero_on_a_cache_that_was_recorded_here(
     tmp_path, student, recorded, dev_teacher, form
@@ -39,6 +40,7 @@ def test_the_replay_error_is_exactly_zero_on_a_cache_that_was_recorded_here(
     assert found.errors == evaluated(student, recorded, dev_teacher).errors
 
 
+@pytest.mark.thorough
 def test_errors_are_the_validation_loss_and_the_replay_error_of_training(tmp_path, student, recorded, dev_teacher):
     found = evaluated(student, recorded, dev_teacher, backbone_dtype="bfloat16")
     every = 8 * STEPS
@@ -73,6 +75,7 @@ def test_a_relative_error_is_the_norm_of_the_difference_per_norm_of_the_velocity
             assert found.errors.error_fraction[row][column] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_fewer_steps_and_trajectories_are_a_part_of_all_bit_for_bit(student, recorded, dev_teacher):
     whole = evaluated(student, recorded, dev_teacher)
     part = evaluated(student, recorded, dev_teacher, num_trajectories=3, timesteps=(1,))
@@ -89,6 +92,7 @@ def test_options_of_memory_change_no_bit(student, recorded, dev_teacher, flags):
     assert (plain.errors, plain.replay_error) == (other.errors, other.replay_error)
 
 
+@pytest.mark.thorough
 def test_pooled_vectors_are_those_that_were_recorded(tmp_path, student, dev_teacher):
     cache = build_recorded(tmp_path / "c", dev_teacher, pooled="clip", held_out=4, trained=0)
     assert not np.any(evaluated(student, cache, dev_teacher, num_trajectories=2).replay_error.error_fraction)

@@ -44,6 +44,7 @@ def student(request, tmp_path_factory, dev_teacher):
     return make_student(tmp_path_factory.mktemp("students"), dev_teacher, request.param)
 
 
+@pytest.mark.thorough
 def test_pictures_are_flux_pipelines_with_the_students_tokenizer_as_tokenizer_2(student, dev_teacher, tmp_path):
     assert teacher_parts(str(student)) == ("transformer", "scheduler", "vae")
     opened = find_teacher(str(dev_teacher), teacher_parts(str(student)))
@@ -79,6 +80,7 @@ def test_a_student_is_used_at_its_own_length(student, dev_teacher, tmp_path):
         )  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_scores_are_those_of_its_own_tokens_at_its_own_length(family, tmp_path):
     folder = make_student(tmp_path, TEACHER_FOLDER, family)

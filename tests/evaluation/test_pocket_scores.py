@@ -42,6 +42,7 @@ def student_of_the_pocket(teacher, tmp_path_factory):
     return folder
 
 
+@pytest.mark.thorough
 def test_the_images_are_flux_pipelines_for_the_same_noise(studio, teacher):
     texts = captions(3, seed=5, split="heldout")
     encoder = TeacherTextEncoder.load(teacher, dtype=torch.float32, device=CPU)

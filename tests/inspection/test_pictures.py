@@ -39,6 +39,7 @@ def test_a_folder_gets_a_strip_of_each_trajectory_and_the_sheet(tmp_path, record
     assert np.array_equal(np.concatenate(strips), np.asarray(Image.open(tmp_path / "strips/sheet.png")))
 
 
+@pytest.mark.thorough
 def test_pictures_that_are_there_stay_unless_asked_for(tmp_path, recorded, dev_teacher, capsys):
     words = ["images", recorded, "0", "--teacher", dev_teacher, "--timesteps", "0", "--frame-size", 32]
     (tmp_path / "strips").mkdir()
@@ -99,6 +100,7 @@ def test_an_ending_of_no_picture_makes_no_folder(tmp_path, recorded, student, na
     assert not list(tmp_path.glob("*.*"))
 
 
+@pytest.mark.thorough
 def test_a_comparison_has_the_numbers_of_an_evaluation(tmp_path, recorded, student, t5_config, dev_teacher, capsys):
     pytest.importorskip("skimage")
     other = make_student(tmp_path / "other", t5_config, recorded)
@@ -130,6 +132,7 @@ def test_a_comparison_has_the_numbers_of_an_evaluation(tmp_path, recorded, stude
         assert row["prompt"] in said and f"{row['students']['other']['psnr_db']:.2f} / " in said
 
 
+@pytest.mark.thorough
 def test_named_trajectories_are_compared_and_trained_ones_are_called_so(tmp_path, dev_teacher, t5_config, capsys):
     pytest.importorskip("skimage")
     cache = build_recorded(tmp_path / "c", dev_teacher, held_out=0, trained=ROWS, store_embeddings=False)

@@ -56,6 +56,7 @@ def put(place, cache, tmp_path, request):
     return tmp_path / "c", 8
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("form", ["zarr", "webdataset"])
 def test_every_view_works_on_both_formats_while_building_and_from_an_object_store(
     tmp_path, by_format, form, place, student, dev_teacher, request, capsys
@@ -222,6 +223,7 @@ def test_tables_and_entries_lose_nothing_whatever_the_width():
             assert all(len(line) <= width or "xxx" in line for line in lines)
 
 
+@pytest.mark.thorough
 def test_a_pipe_gets_whole_lines_at_any_width_and_no_view_in_numbers_loads_torch(tmp_path):
     prompts = some_prompts(2)
     write_keyed_cache(tmp_path / "c", prompts, tokenizer={"words.txt": b""}, provenance={"device": "made-up " * 30})

@@ -118,6 +118,7 @@ def folder_of(name: str, request: pytest.FixtureRequest) -> Path:
     return TEACHER_FOLDER if name == "pocket" else request.getfixturevalue(name)
 
 
+@pytest.mark.thorough
 @PRECISIONS
 @pytest.mark.parametrize(
     ("teacher", "pooled", "height", "width"),
@@ -171,6 +172,7 @@ def test_sampling_equals_flux_pipeline_for_other_shapes_and_steps(height, width,
     assert torch.equal(setting.ours([2.0] * BATCH).final_latent_BSC, setting.pipelines(2.0)[0])
 
 
+@pytest.mark.thorough
 @PRECISIONS
 def test_each_row_of_mixed_guidance_equals_the_pipeline_at_its_own(dtype, dev_teacher):
     setting = Setting(dev_teacher, dtype, 16, 16)
@@ -181,6 +183,7 @@ def test_each_row_of_mixed_guidance_equals_the_pipeline_at_its_own(dtype, dev_te
     assert not torch.equal(ours, setting.pipelines(2.0)[0])
 
 
+@pytest.mark.thorough
 @TEACHERS
 @PRECISIONS
 def test_latents_derived_in_numpy_equal_the_sampled_ones_bit_for_bit(teacher, dtype, request):

@@ -34,6 +34,7 @@ def seen_as(drawn: Scene, told: Scene, seed: int = 0) -> dict[str, float]:
     return score(render(drawn, rng), caption(told, rng))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("noise", [0, 15])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_truth_scores_one_in_every_dimension_also_with_noise(kind: str, noise: int) -> None:

@@ -83,6 +83,7 @@ def test_the_captions_of_seed_0_are_pinned() -> None:
     ]
 
 
+@pytest.mark.thorough
 def test_no_heldout_combination_is_in_the_training_split() -> None:
     combinations = {}
     for split in ("train", "heldout"):
@@ -105,6 +106,7 @@ def test_the_split_ignores_phrasing_order_and_relation() -> None:
     assert split_of(one) == split_of(other)
 
 
+@pytest.mark.thorough
 def test_too_many_captions_are_an_error_that_says_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("secondcast.pocket.world.caption", lambda scene, rng: "a red circle")
     with pytest.raises(ValueError, match=r"found 1 distinct ones, expected 5 \(split 'train'.*ask for fewer"):

@@ -42,6 +42,7 @@ def imported() -> set[str]:
     return found - {"secondcast"} - set(sys.stdlib_module_names)
 
 
+@pytest.mark.thorough
 def test_every_package_that_is_imported_is_declared():
     distributions = packages_distributions()
     extras = [names for extra, names in PROJECT["optional-dependencies"].items() if extra != "dev"]
@@ -52,6 +53,7 @@ def test_every_package_that_is_imported_is_declared():
         assert names & declared, f"{module} of {names} is imported and not declared"
 
 
+@pytest.mark.thorough
 def test_every_declared_package_is_imported_or_needed_by_one_that_is():
     distributions = packages_distributions()
     used = {name.lower().replace("_", "-") for module in imported() for name in distributions.get(module, [])}

@@ -63,6 +63,7 @@ def _named_settings(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "recipes", "recipes")
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("_named_settings")
 @pytest.mark.parametrize(("page", "line"), LINES, ids=[f"{page.name}: {line[:60]}" for page, line in LINES])
 def test_a_documented_command_line_is_one_that_the_program_takes(page, line):

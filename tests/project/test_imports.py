@@ -58,6 +58,7 @@ def test_a_package_imports_only_what_the_design_allows(package: str):
         assert found <= MAY_IMPORT[package] | {package}, f"{file.relative_to(ROOT)} imports {found}"
 
 
+@pytest.mark.thorough
 def test_a_package_is_imported_by_its_installed_name_only():
     for file in [*MODULES.values(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]:
         for node in ast.walk(ast.parse(file.read_text())):
@@ -150,6 +151,7 @@ MAY_LOAD = {
 }
 
 
+@pytest.mark.thorough
 def test_weights_are_loaded_in_one_place():
     for file in MODULES.values():
         calls = {ast.unparse(n.func) for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call)}
@@ -162,6 +164,7 @@ def test_weights_are_loaded_in_one_place():
         assert found <= MAY_LOAD.get(str(file.relative_to(ROOT)), set()), f"{file.relative_to(ROOT)}: {found}"
 
 
+@pytest.mark.thorough
 def test_nothing_is_unpickled():
     for module, file in MODULES.items():
         assert "pickle" not in imported_modules(file), module

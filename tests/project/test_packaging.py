@@ -80,6 +80,7 @@ def test_an_installed_wheel_runs_the_demo_from_a_folder_with_packages_of_the_sam
     assert (work / "out/report.html").stat().st_size > 10_000
 
 
+@pytest.mark.thorough
 def test_the_wheel_holds_the_recipes_and_no_tests_experiments_or_pocket_training(distributions):
     with zipfile.ZipFile(distributions["wheel"]) as archive:
         names = archive.namelist()

@@ -40,6 +40,7 @@ def same_pooled(cache: Cache, expected: list[np.ndarray]) -> bool:
     return all(same_bits(cache.pooled(number), array) for number, array in enumerate(expected))
 
 
+@pytest.mark.thorough
 @FORMATS
 @pytest.mark.parametrize("compression", ["none", "lossless", "int8"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -67,6 +67,7 @@ def test_the_ratio_of_noise_is_what_its_codec_gives(dtype):
         assert low <= stored / values.nbytes <= high
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("format", ["zarr", "webdataset"])
 @pytest.mark.parametrize("embeddings", ["stored", "none"])
 def test_the_estimate_of_a_plain_cache_is_its_bytes_on_disk(tmp_path, dev_teacher, format, embeddings):

@@ -244,6 +244,7 @@ def test_an_index_of_anything_else_is_an_error(tmp_path, entry):
     assert f"{tmp_path}/c/commits/index.json is not a valid" in refused(read_all)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("data", [b"[1]", b"7", b"[" * 10**5, b'{"a": NaN}', b'{"a": "\\ud800"}', b"\xff", b"{}"])
 @pytest.mark.parametrize("name", ["manifest.json", "commits/index.json", "commits/trajectories-000000.json"])
 def test_json_of_any_other_form_is_an_error_of_one_line(tmp_path, name, data):

@@ -166,6 +166,7 @@ def only_the_file_of(key: str, teacher: Path, to: Path) -> Path:
     return to / "transformer" / index["weight_map"][key]
 
 
+@pytest.mark.thorough
 def test_the_context_loss_reads_one_tensor_of_the_transformer(tmp_path, sharded_teacher, sharded_cache, t5_config):
     file = only_the_file_of("context_embedder.weight", sharded_teacher, tmp_path / "t")
     found = load_context_projection(

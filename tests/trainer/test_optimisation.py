@@ -66,6 +66,7 @@ def test_the_warm_up_shares_nothing_its_batch_is_of_as_many_prompts(tmp_path, ex
     assert len({position for position, _ in trainer.requests(1)[0].rows}) == 2
 
 
+@pytest.mark.thorough
 def test_the_average_is_the_formula_and_is_what_is_exported(tmp_path, exact_cache, dev_teacher, t5_config):
     flags = {"steps": 3, "checkpoint_every": 1, "keep_checkpoints": 9, "dropout": 0.0}
     run_training(tmp_path / "plain", exact_cache, dev_teacher, t5_config, **flags)
@@ -114,6 +115,7 @@ def test_the_learning_rate_of_each_stage(flags, rates):
     assert [learning_rate(at.stage, at.position) for at in map(settings.at, range(6))] == pytest.approx(rates, rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_autocast_is_around_the_student_alone_and_its_parameters_stay_fp32(
     tmp_path, cache_folder, dev_teacher, t5_config
 ):

@@ -199,6 +199,7 @@ def runs(draw: st.DrawFn) -> TrainSettings:
     )
 
 
+@pytest.mark.thorough
 @given(settings=runs())
 def test_a_run_that_is_written_as_a_recipe_reads_back_equal(tmp_path_factory, settings):
     file = tmp_path_factory.getbasetemp() / "any.toml"

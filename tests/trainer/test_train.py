@@ -101,6 +101,7 @@ class Listening(Silent):
         self.heard.append(message)
 
 
+@pytest.mark.thorough
 def test_it_trains_on_a_folder_without_text_encoders_tokenizers_and_vae(tmp_path, cache_folder, dev_teacher, t5_config):
     shutil.copytree(dev_teacher, tmp_path / "t")
     for part in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae"):
@@ -110,6 +111,7 @@ def test_it_trains_on_a_folder_without_text_encoders_tokenizers_and_vae(tmp_path
     assert same_weights(tmp_path / "run", tmp_path / "with")
 
 
+@pytest.mark.thorough
 def test_only_the_students_parameters_move(tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch):
     kept = {}
     real = loading._load_backbone
@@ -147,6 +149,7 @@ CUTS = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("options", "stop"), CUTS)
 def test_interrupted_and_resumed_the_weights_are_those_of_an_unbroken_run(
     tmp_path, cache_folder, dev_teacher, t5_config, options, stop
@@ -182,6 +185,7 @@ def test_the_vision_loss_falls(tmp_path, cache_folder, dev_teacher, t5_config):
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
 
 
+@pytest.mark.thorough
 def test_a_warm_up_alone_needs_no_transformer(tmp_path, cache_folder, t5_config):
     flags = {"steps": 0, "pretrain_steps": 40, "pretrain_loss": "embedding", "dropout": 0.0}
     run_training(tmp_path / "run", cache_folder, None, t5_config, **flags)
@@ -200,6 +204,7 @@ def test_held_out_prompts_are_never_trained_on(cache_folder):
     assert len(held_out) == cache.manifest.prompts.held_out > 0
 
 
+@pytest.mark.thorough
 def test_the_replay_error_is_zero_on_the_machine_that_recorded(tmp_path, cache_folder, dev_teacher, t5_config):
     listening = Listening()
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, progress=listening)
@@ -218,6 +223,7 @@ def test_other_weights_are_refused_by_the_file(tmp_path, cache_folder, dev_teach
         run_training(tmp_path / "run", cache_folder, tmp_path / "t", t5_config)
 
 
+@pytest.mark.thorough
 def test_a_replay_error_above_the_limit_stops_unless_accepted(
     tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch
 ):
@@ -230,6 +236,7 @@ def test_a_replay_error_above_the_limit_stops_unless_accepted(
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, ignore_replay_error=True, **flags)
 
 
+@pytest.mark.thorough
 def test_a_run_with_other_settings_is_refused_by_the_flag(tmp_path, cache_folder, dev_teacher, t5_config):
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
     with pytest.raises(RunError, match="was started with learning-rate = 0.001, not 0.5"):
@@ -240,6 +247,7 @@ def test_a_run_with_other_settings_is_refused_by_the_flag(tmp_path, cache_folder
         run_training(tmp_path / "other", cache_folder, dev_teacher, t5_config)
 
 
+@pytest.mark.thorough
 def test_a_loss_that_is_not_finite_stops_keeps_the_last_checkpoint_and_names_the_records(
     tmp_path, cache_folder, dev_teacher, t5_config
 ):
@@ -281,6 +289,7 @@ def test_an_unfinished_cache_without_trajectories_is_told_so(tmp_path, cache_fol
         run_training(tmp_path / "run", tmp_path / "c", dev_teacher, t5_config)
 
 
+@pytest.mark.thorough
 def test_a_student_of_another_width_is_refused(tmp_path, cache_folder, dev_teacher, t5_config):
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
     export = student_folder(tmp_path / "run")
@@ -335,6 +344,7 @@ def test_settings_out_of_range_are_refused_by_name(flags, message):
         TrainFlags.from_flags(student="x", **flags)
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_through_says_so_and_stays_as_it_is(tmp_path, cache_folder, dev_teacher, t5_config):
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
     before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}

@@ -61,6 +61,7 @@ def test_resumed_after_the_cache_grew_the_weights_are_those_of_an_unbroken_run(
     assert not same_weights(tmp_path / "new", tmp_path / "whole")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
@@ -82,6 +83,7 @@ def test_a_cache_that_does_not_hold_them_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.thorough
 def test_a_run_without_a_checkpoint_begins_with_what_is_there_now(tmp_path, grown, dev_teacher, t5_config):
     with pytest.raises(KeyboardInterrupt):
         run_training(tmp_path / "run", grown / "first", dev_teacher, t5_config, progress=StopAfter(1))

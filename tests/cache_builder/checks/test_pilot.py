@@ -21,6 +21,7 @@ def pilot(path: Path, teacher: Path, prompts: Path, count: int = 2, **flags) -> 
     return run_pilot(path, settings, found, torch.device("cpu"), Silent(), count=count)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("teacher", "flags"),
     [

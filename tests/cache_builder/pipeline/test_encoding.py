@@ -17,6 +17,7 @@ def writer(tmp_path) -> CacheWriter:
     return CacheWriter.create_or_resume(tmp_path / "c", some_manifest(prompts), prompts, {})
 
 
+@pytest.mark.thorough
 def test_the_files_and_the_errors_are_those_of_encoding_here(writer):
     first, second, *_ = writer.missing("trajectories")
     text = writer.missing("embeddings")[0]

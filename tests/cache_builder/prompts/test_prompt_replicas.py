@@ -78,6 +78,7 @@ def test_there_is_a_generation_for_each_number_of_replicas(whole):
     assert summary["prompts"]["sources"] == {"animals": 3, "colours": 2, "signs": 1}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("batches", [3, 8])
 def test_interrupted_in_any_generation_and_resumed_it_is_byte_identical(record, whole, batches):
     with pytest.raises(KeyboardInterrupt):
@@ -87,6 +88,7 @@ def test_interrupted_in_any_generation_and_resumed_it_is_byte_identical(record, 
     assert data_files(record.folder / f"cut-{batches}") == data_files(record.folder / "whole")
 
 
+@pytest.mark.thorough
 def test_a_trajectory_is_the_one_that_a_build_without_repeats_records(record, whole, dev_teacher):
     settings = BuildSettings.from_flags(
         prompts=(record.folder / "signs.txt",), steps=4, shard_size=1, batch_size=2, samples_per_prompt=2
@@ -101,6 +103,7 @@ def test_a_trajectory_is_the_one_that_a_build_without_repeats_records(record, wh
         assert trajectory.guidance == ours[trajectory.key].guidance
 
 
+@pytest.mark.thorough
 def test_it_verifies_and_converts_there_and_back_to_the_same_bytes(record, whole):
     folder = record.folder
     assert not verify(str(folder / "whole"), Silent()).problems

@@ -130,6 +130,7 @@ def test_prompts_of_a_text_file_come_back(texts, encoding, end, closed):
     assert back == texts or (back is None and re.search("prompt|text|caption", texts[0].casefold()))
 
 
+@pytest.mark.thorough
 @FUZZ
 @given(TEXTS, ENCODINGS, LINE_ENDS, st.sampled_from(["p.json", "p.jsonl", "p.ndjson", "p.JSON"]), st.booleans(), st.booleans())  # fmt: skip  # noqa: E501
 def test_prompts_of_json_lines_and_lists_come_back(texts, encoding, end, name, ascii_only, named):
@@ -146,6 +147,7 @@ def table(texts, columns, **form):
     return file.getvalue()
 
 
+@pytest.mark.thorough
 @FUZZ
 @given(
     TEXTS, ENCODINGS, LINE_ENDS, st.sampled_from(",;\t|"), st.sampled_from(["p.csv", "p.tsv"]), st.sampled_from([1, 2]),
@@ -164,6 +166,7 @@ def test_prompts_of_quoted_tables_come_back(texts, encoding, end, separator, nam
     assert back == texts or (back is None and (again or lines))
 
 
+@pytest.mark.thorough
 @FUZZ
 @given(TEXTS, ENCODINGS, LINE_ENDS, st.sampled_from("\t|"), st.sampled_from(["p.csv", "p.tsv"]))
 def test_prompts_of_tables_without_quoting_come_back(texts, encoding, end, separator, name):

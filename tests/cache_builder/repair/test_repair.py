@@ -82,6 +82,7 @@ def test_a_damaged_shard_comes_back_with_the_same_bytes(cache, dev_teacher, form
     assert contents(cache) == before and verify(cache, Silent()).problems == ()
 
 
+@pytest.mark.thorough
 @KINDS
 def test_a_lost_record_comes_back_from_the_index_or_by_the_build_command(
     cache, dev_teacher, whole, form, stored, monkeypatch, capsys
@@ -174,6 +175,7 @@ def test_the_commands_name_each_problem_both_ways_out_and_what_was_done(cache, d
     assert code == 0 and lines[-1].endswith(", 0 problems") and len(lines) == 1
 
 
+@pytest.mark.thorough
 @BOTH
 def test_a_full_disk_ends_a_build_with_one_line_and_the_build_goes_on(
     tmp_path, dev_teacher, whole, form, monkeypatch, capsys

@@ -60,6 +60,7 @@ def secondcast(monkeypatch, capsys, *words):
     return stop.value.code, captured.out.splitlines(), captured.err
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CASES)
 def test_every_trajectory_comes_out_bit_for_bit(caches, dev_teacher, name):
     made = recomputed(caches / name, dev_teacher)
@@ -70,6 +71,7 @@ def test_every_trajectory_comes_out_bit_for_bit(caches, dev_teacher, name):
     assert {m.pooled_error for m in made} == ({0.0} if name == "clip" else {None})
 
 
+@pytest.mark.thorough
 def test_the_seed_draws_and_no_more_than_whole_batches_are_sampled(caches, dev_teacher, monkeypatch):
     sampled = []
     real = module.sample_shard
@@ -129,6 +131,7 @@ def commit_otherwise(path, dev_teacher, prompts, monkeypatch, *, provenance, **f
         build_cache(path, dev_teacher, prompts, steps=3, shard_size=4, latents="stored", dtype="float32", **flags)
 
 
+@pytest.mark.thorough
 def test_another_pooled_vector_is_a_fault(tmp_path, dev_teacher, prompts, monkeypatch, capsys):
     commit_otherwise(tmp_path / "c", dev_teacher, prompts, monkeypatch, provenance={}, pooled="clip")
     made = recomputed(tmp_path / "c", dev_teacher)
@@ -142,6 +145,7 @@ def test_another_pooled_vector_is_a_fault(tmp_path, dev_teacher, prompts, monkey
     assert lines[-1].endswith("the velocity 1.0e-03, of the embedding 1.0e-03, of the pooled vector 1.0e-03")
 
 
+@pytest.mark.thorough
 def test_other_bits_are_a_fault_and_told_step_by_step(tmp_path, dev_teacher, prompts, monkeypatch, capsys):
     commit_otherwise(tmp_path / "c", dev_teacher, prompts, monkeypatch, provenance={})
     made = recomputed(tmp_path / "c", dev_teacher)
@@ -165,6 +169,7 @@ def test_other_bits_are_a_fault_and_told_step_by_step(tmp_path, dev_teacher, pro
     assert found["recomputed"][1]["velocity_errors"][0] == pytest.approx(off, rel=1e-3)
 
 
+@pytest.mark.thorough
 def test_where_it_was_recorded_otherwise_that_is_said_and_is_no_fault(
     tmp_path, dev_teacher, prompts, monkeypatch, capsys
 ):
@@ -213,6 +218,7 @@ def test_another_teacher_and_an_empty_cache_are_refused(tmp_path, caches, dev_te
         recomputed(tmp_path / "c", dev_teacher)
 
 
+@pytest.mark.thorough
 def test_an_unfinished_cache_is_recomputed_as_far_as_it_goes_with_the_teacher_it_names(
     tmp_path, dev_teacher, prompts, monkeypatch, capsys
 ):

@@ -64,6 +64,7 @@ def test_another_size_is_refused(text):
     )
 
 
+@pytest.mark.thorough
 def test_a_run_is_made_to_fit_and_says_by_what_and_why(tmp_path, words, costs, capsys):
     least = costs.memory(asked(activation_checkpointing=1)).total_bytes
     room = least + 0.1 * (least - CUDA_BYTES)
@@ -86,6 +87,7 @@ def test_a_run_is_made_to_fit_and_says_by_what_and_why(tmp_path, words, costs, c
     assert code == 0 and "to fit into 80.0 GiB: no change, 1.0 GiB by calculation" in " ".join(heard.split())
 
 
+@pytest.mark.thorough
 def test_what_was_given_beside_fit_stays(tmp_path, words, costs, capsys):
     code, _, heard = secondcast(*words, "--max-gpu-memory", "80GiB", "--activation-checkpointing", 1, capsys=capsys)
     assert code == 0 and recorded(tmp_path / "run")["activation_checkpointing"] == 1
@@ -107,6 +109,7 @@ def test_what_is_free_of_a_gpu_is_not_asked_of_a_cpu(words, capsys):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("gpu", "lines"),
     [
@@ -146,17 +149,20 @@ def test_plan_says_beforehand_what_fit_will_choose(gpu, lines, capsys):
         assert ways["fitted"]["host_memory_bytes"] - ways["as_asked"]["host_memory_bytes"] == pinned
 
 
+@pytest.mark.thorough
 def test_a_size_goes_before_the_memory_of_the_card(capsys):
     facts = json.loads(secondcast(*DEV, "--gpu", "4090", "--max-gpu-memory", "16GiB", "--json", capsys=capsys)[1])
     assert facts["verdicts"][0] == "does not fit: training: 39.1 GiB at 4 rows at once, the limit is 16.0 GiB"
     assert facts["verdicts"][-1] == "train --max-gpu-memory 16GiB chooses these options"
 
 
+@pytest.mark.thorough
 def test_eight_bits_are_planned_for_a_size_as_they_are_trained(capsys):
     facts = json.loads(secondcast(*DEV, "--quantize", "int8", "--max-gpu-memory", "16GiB", "--json", capsys=capsys)[1])
     assert facts["verdicts"][0].startswith("fits: training: 14.")
 
 
+@pytest.mark.thorough
 def test_a_size_alone_is_taken_for_the_whole_gpu_whose_host_makes_modulation_vectors(capsys):
     planned = []
     for more in (["--max-gpu-memory", "12GiB"], ["--gpu", "4070", "--max-gpu-memory", "12GiB"]):
@@ -167,6 +173,7 @@ def test_a_size_alone_is_taken_for_the_whole_gpu_whose_host_makes_modulation_vec
     assert sizes[0] == sizes[1] < 17 * 2**30
 
 
+@pytest.mark.thorough
 def test_what_no_option_makes_fit_is_said(capsys):
     facts = json.loads(secondcast(*DEV, "--max-gpu-memory", "3GiB", "--json", capsys=capsys)[1])
     assert set(facts["ways"]) == {"as_asked"}
@@ -195,6 +202,7 @@ def test_a_run_out_of_gpu_memory_names_the_flag_that_helps_next(words, given, fl
     )
 
 
+@pytest.mark.thorough
 def test_the_advice_can_be_followed_in_the_same_folder(tmp_path, words, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         patched.setattr("secondcast.models.backbone.FluxBackbone.predict", out_of_memory)
@@ -204,6 +212,7 @@ def test_the_advice_can_be_followed_in_the_same_folder(tmp_path, words, monkeypa
     assert recorded(tmp_path / "run")["stages"][0]["grad_accum_steps"] == 2
 
 
+@pytest.mark.thorough
 def test_in_a_recipe_the_parts_of_a_batch_are_written(tmp_path, words, monkeypatch, capsys):
     (tmp_path / "r.toml").write_text(
         'activation-checkpointing = 1\n[[stage]]\nname = "vision"\nsteps = 2\nbatch-size = 4\n'
@@ -215,6 +224,7 @@ def test_in_a_recipe_the_parts_of_a_batch_are_written(tmp_path, words, monkeypat
     )
 
 
+@pytest.mark.thorough
 def test_a_library_that_finds_no_memory_is_out_of_memory_too(words, monkeypatch, capsys):
     def fails(*arguments, **named):
         raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
@@ -224,6 +234,7 @@ def test_a_library_that_finds_no_memory_is_out_of_memory_too(words, monkeypatch,
     assert code == 1 and "the GPU is out of memory" in heard
 
 
+@pytest.mark.thorough
 def test_a_run_with_checkpoints_is_told_what_it_may_change(words, monkeypatch, capsys):
     assert secondcast(*words, "--activation-checkpointing", 1, "--checkpoint-every", 1, capsys=capsys)[0] == 0
     monkeypatch.setattr("secondcast.trainer.train.train", out_of_memory)
@@ -233,6 +244,7 @@ def test_a_run_with_checkpoints_is_told_what_it_may_change(words, monkeypatch, c
     )
 
 
+@pytest.mark.thorough
 def test_a_begun_run_of_eight_bits_goes_on_and_other_parts_than_it_has_are_refused(tmp_path, words, capsys):
     pytest.importorskip("torchao")
     eight = ["--quantize", "int8", "--activation-checkpointing", 1, "--grad-accum-steps", 2, "--ignore-replay-error"]

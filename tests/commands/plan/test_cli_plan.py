@@ -14,6 +14,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "cache_builder/flux_dev"
 DEV = ["--teacher", "FLUX.1-dev"]
 
 
+@pytest.mark.thorough
 def test_a_build_of_flux_dev_is_planned_from_nothing(tmp_path, capsys):
     words = ["plan", "build", *DEV, "--num-prompts", 1000, "--gpu", "4090", "--disk", tmp_path, "--json"]
     code, said, _ = secondcast(*words, capsys=capsys)
@@ -51,6 +52,7 @@ def test_the_table_of_a_build_says_whose_figures_these_are(capsys):
     assert "before the first sample: use a larger GPU" in said
 
 
+@pytest.mark.thorough
 def test_a_folder_of_configurations_without_weights_suffices(tmp_path, prompt_file, capsys):
     shutil.copytree(CONFIGS, tmp_path / "flux")
     (tmp_path / "flux/tokenizer_2").mkdir()
@@ -122,6 +124,7 @@ def test_the_papers_recipe_is_planned_by_the_sizes_of_its_caches(capsys):
     assert facts["student"]["source"] == "google-t5/t5-base"
 
 
+@pytest.mark.thorough
 def test_a_budget_is_told_in_steps_of_each_stage_that_shares_it(capsys):
     words = ["plan", "train", "--config", RECIPES / "flux-one-gpu.toml", *DEV, "--time-budget", "72h"]
     facts = json.loads(secondcast(*words, "--gpu", "4090", "--json", capsys=capsys)[1])
@@ -163,6 +166,7 @@ def test_without_a_card_a_share_of_the_budget_is_hours_and_no_steps(dev_teacher,
     assert [stage["hours"] for stage in stages] == pytest.approx([7.2, 64.8])
 
 
+@pytest.mark.thorough
 def test_what_is_divided_or_shared_takes_less(dev_teacher, capsys):
     def planned(*more):
         words = ["plan", "train", "--teacher", dev_teacher, "--student", dev_teacher / "text_encoder_2", "--json"]

@@ -57,6 +57,7 @@ def test_a_recipe_builds_its_caches_and_trains_on_them(here, capsys):
     assert (code, said, heard) == (0, "run: student trained for 2 steps\n", "")
 
 
+@pytest.mark.thorough
 def test_a_plan_takes_the_same_file_and_leaves_out_what_is_of_the_command_alone(capsys):
     facts = json.loads(secondcast("plan", "build", "--config", "r.toml:dogs", "--json", capsys=capsys)[1])
     assert (facts["cache"]["prompts"], facts["cache"]["steps"]) == (1, 2)
@@ -106,6 +107,7 @@ def test_the_stage_of_a_build_in_a_file_hides_no_other_key(here, capsys):
     assert not list((here / "c/commits").glob("trajectories-*"))
 
 
+@pytest.mark.thorough
 def test_the_run_of_a_recipe_is_planned_with_the_caches_that_its_builds_make(here, capsys):
     vision = RECIPE.replace('loss = "embedding"', 'loss = "vision"')
     flops = []

@@ -165,6 +165,7 @@ def test_quiet_commands_print_their_results_and_nothing_of_the_libraries(tmp_pat
     assert lines[-1].startswith("1 of 1 recomputed bit for bit") and len(lines) == 9
 
 
+@pytest.mark.thorough
 def test_a_terminal_gets_no_sequence_of_a_prompt(nasty_prompts):
     controller, terminal = pty.openpty()
     command = [sys.executable, "-c", "from secondcast import cli; cli.main()", "prompts", "list", str(nasty_prompts)]
@@ -187,6 +188,7 @@ def test_names_that_look_like_markup_are_printed_as_they_are(capsys):
     assert "[bold]head" in out and r"[/red] run\x1b[1m" in out and out.endswith("[/red] :dog:\n")
 
 
+@pytest.mark.thorough
 def test_a_reader_that_stops_early_is_no_error(tmp_path):
     (tmp_path / "many.txt").write_text("".join(f"prompt {number}\n" for number in range(20_000)))
     command = [
@@ -205,6 +207,7 @@ def test_a_reader_that_stops_early_is_no_error(tmp_path):
     process.wait()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("closed", ["1", "2"])
 def test_a_process_without_stdout_or_stderr_does_its_work(closed, tmp_path):
     (tmp_path / "p.txt").write_text("a dog\n")
@@ -216,6 +219,7 @@ def test_a_process_without_stdout_or_stderr_does_its_work(closed, tmp_path):
     assert (done.stdout, done.stderr[:33]) == (("", said[1]) if closed == "1" else (said[0], ""))
 
 
+@pytest.mark.thorough
 def test_the_traceback_of_a_bug_is_harmless_too():
     body = "def app(**_): raise RuntimeError('of \\x1b[31mred \\ud83d')"
     code = f"from secondcast import cli\n{body}\ncli.app = app\ncli.main()"

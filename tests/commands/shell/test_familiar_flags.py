@@ -23,6 +23,7 @@ def commands_with_flags(command=None, name=()):
 FLAGS = dict(commands_with_flags())
 
 
+@pytest.mark.thorough
 def test_every_flag_that_is_suggested_exists_on_some_command():
     everywhere = set().union(*FLAGS.values())
     for flags in _OURS:

@@ -105,6 +105,7 @@ def test_no_option_is_stated_twice():
         assert first == owner or narrowed, f"--{name}: {text!r} is stated twice"
 
 
+@pytest.mark.thorough
 def test_no_list_of_choices_is_written_twice():
     written = {}
     for module, file in MODULES.items():

@@ -22,6 +22,7 @@ def images(*words, capsys, device="cpu"):
     return secondcast("evaluate", "images", *words, "--device", device, capsys=capsys)
 
 
+@pytest.mark.thorough
 def test_all_metrics_on_two_folders(clip, blip, trocr, pictures, tmp_path, capsys):
     other = make_pictures(tmp_path / "other", seed=1)
     words = [pictures, other, "--reference", other, "--fid-features", "clip", "--batch-size", "3"]
@@ -144,6 +145,7 @@ def test_what_generate_writes_is_scored_by_its_index(clip, tmp_path, capsys):
     assert list(found["folders"][0]["scores"][0]["values"])[3] == "000003-a-red-cup.png"
 
 
+@pytest.mark.thorough
 def test_any_folder_of_pictures_can_be_scored_with_its_prompts(clip, trocr, tmp_path, capsys):
     folder = make_pictures(tmp_path / "plain", index=False)
     words = ["--metrics", "clip-score", "--clip-model", clip, "--json"]

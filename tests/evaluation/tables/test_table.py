@@ -255,6 +255,7 @@ def test_runs_of_one_name_are_of_one_size():
     )
 
 
+@pytest.mark.thorough
 def test_two_texts_by_one_encoder_have_a_map():
     picture = plot_embeddings({"teacher": np.eye(1, 3), "student": np.ones((1, 3))})
     assert picture.startswith(b"\x89PNG")

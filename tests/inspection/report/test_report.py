@@ -75,6 +75,7 @@ def test_every_committed_trajectory_has_a_row_with_the_numbers_of_its_record(tmp
     assert [name for name, _ in found["summary"]][:2] == ["cache", "teacher"]
 
 
+@pytest.mark.thorough
 def test_the_page_is_given_what_the_tests_of_the_page_make_up(recorded, student, dev_teacher):
     found = data_of(
         recorded, students=[student], num_trajectories=0, teacher=str(dev_teacher), num_strips=1, num_frames=1
@@ -101,6 +102,7 @@ def test_values_that_are_not_finite_are_counted_and_left_out_of_the_norms():
     assert finite_rms(np.full(3, np.nan, dtype=np.float32)) == (None, 3)
 
 
+@pytest.mark.thorough
 def test_norms_of_a_few_are_spread_evenly_and_said(tmp_path):
     write_cache(tmp_path / "c", count=30)
     found = data_of(tmp_path / "c", max_norms=10, num_strips=0)
@@ -200,6 +202,7 @@ def test_a_cache_of_nothing_yet_gives_an_empty_table(tmp_path):
     render(found)
 
 
+@pytest.mark.thorough
 def test_a_cache_on_an_object_store_is_read_as_one_on_disk(tmp_path, s3):
     for place in (f"{s3.url}/c", tmp_path / "c"):
         write_cache(place)
@@ -240,6 +243,7 @@ def test_a_strip_shows_the_decoded_latents_above_and_the_clean_ones_below(record
         assert (sheet[:16, 32:] == sheet[16:, 32:]).all() and not (sheet[:16, :16] == sheet[16:, :16]).all()
 
 
+@pytest.mark.thorough
 def test_all_strips_are_shown_where_all_are_asked_for_or_there_are_no_more(recorded, dev_teacher):
     for strips in (None, 12):
         rows = data_of(recorded, teacher=str(dev_teacher), num_strips=strips, num_frames=1, max_norms=0)["strips"][
@@ -278,6 +282,7 @@ def test_photographs_are_lossy_and_small_frames_are_not():
     assert np.abs(large.astype(int) - values).max() > 50
 
 
+@pytest.mark.thorough
 def test_a_row_of_the_table_costs_less_than_180_bytes(tmp_path):
     """With 5,000 rows less than 1 MB; 64 strips of 90 KB in base64 are 8 MB."""
     sizes = []
@@ -307,6 +312,7 @@ def test_curves_are_those_of_the_run_and_thinned_out(tmp_path):
     assert run_curves(tmp_path / "no run") == []
 
 
+@pytest.mark.thorough
 def test_students_are_evaluated_on_one_backbone_with_pictures_of_where_they_lead(recorded, student, dev_teacher):
     pytest.importorskip("skimage")
     flags = {"teacher": str(dev_teacher), "batch_size": ROWS, "closed_loop": 2, "num_strips": 4, "num_frames": 1}

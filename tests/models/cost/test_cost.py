@@ -48,6 +48,7 @@ def at_512_px() -> BackboneCost:
     return backbone_cost(outline())
 
 
+@pytest.mark.thorough
 def test_parameters_of_flux_dev_are_exact(at_512_px):
     assert at_512_px.parameters == 11_901_408_320
     assert at_512_px.modulation_parameters == 3_247_448_064
@@ -88,6 +89,7 @@ def test_attention_is_counted(at_512_px):
     assert at_512_px.attention_flops == 57 * 2 * 2 * tokens * tokens * 24 * 128
 
 
+@pytest.mark.thorough
 def test_text_flops_are_two_per_weight_and_token_and_attention():
     flops = text_encoder_cost(outline()).forward_flops
     weights = 4_762_310_656 - 32128 * 4096
@@ -131,6 +133,7 @@ def test_live_bytes_are_those_of_a_chain_of_operations():
     assert saved_bytes(lambda: kept(given).exp(), list(kept.parameters())) == 3 * 256 * 4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "millions"), [("small", 54), ("base", 130), ("large", 362), ("xl", 1249), ("google-t5/t5-base", 130)]
 )
@@ -194,6 +197,7 @@ def test_an_h100_reaches_the_published_rate_and_a_v100_has_no_bf16():
     assert find_card("v100").achieved_flops_per_s is None
 
 
+@pytest.mark.thorough
 def test_memory_of_training_is_that_of_the_fit_plan(at_512_px):
     student = student_cost("base", outline())
     memory = training_memory(at_512_px, student, dtype_bytes=2, batch_size=4)
@@ -202,6 +206,7 @@ def test_memory_of_training_is_that_of_the_fit_plan(at_512_px):
     assert alone.total_bytes == CUDA_BYTES + 18 * student.parameters + 4 * student.saved_bytes
 
 
+@pytest.mark.thorough
 def test_table_and_checkpointing_fit_a_24_gb_card(at_512_px):
     manifest, student = outline(), student_cost("base", outline())
     rows = table_rows(manifest)

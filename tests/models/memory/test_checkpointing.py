@@ -30,6 +30,7 @@ def blocks(backbone: FluxBackbone) -> list[torch.nn.Module]:
     return [*backbone.transformer.transformer_blocks, *backbone.transformer.single_transformer_blocks]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("every", [1, 2, 4])
 @pytest.mark.parametrize("batch_rows", [None, 3])
@@ -65,6 +66,7 @@ def predict(backbone: FluxBackbone, *, gradient: bool = False, first: int = 0) -
     )
 
 
+@pytest.mark.thorough
 def test_a_backward_pass_after_another_forward_pass_reads_its_own_rows(wide):
     gradients = []
     for every in (0, 1):
@@ -80,6 +82,7 @@ def test_a_backward_pass_after_another_forward_pass_reads_its_own_rows(wide):
     assert torch.equal(*gradients)
 
 
+@pytest.mark.thorough
 def test_less_is_kept_the_more_blocks_are_checkpointed(wide):
     def kept(every: int) -> int:
         backbone = load(wide, torch.float32, batch_rows=2, activation_checkpointing=every)

@@ -39,6 +39,7 @@ def rows_of(backbone: FluxBackbone, asked: list[tuple[float, float | None]], poo
     return backbone.host_modulation.rows(timestep_B, torch.tensor([g for _, g in asked]), pooled_BP)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("guidance", "rows", "dtype"),
     [(True, 1, FP32), (True, 3, FP32), (False, 7, FP32), (True, 2, BF16), (False, 3, BF16)],
@@ -51,6 +52,7 @@ def test_output_and_gradient_are_those_of_the_live_weights(wide, guidance, rows,
         assert same(call(host, asked, pooled_BP=pooled_BP), call(live, asked, pooled_BP=pooled_BP))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("options", "dtype"),
     [
@@ -67,6 +69,7 @@ def test_blocks_that_are_computed_twice_or_streamed_read_the_same_rows(wide, opt
         assert same(call(host, asked, pooled_BP=pooled_BP), call(live, asked, pooled_BP=pooled_BP))
 
 
+@pytest.mark.thorough
 def test_rows_computed_beforehand_are_taken_in_place_of_the_conditions(wide):
     host = load(wide[True], BF16, modulation="cpu")
     asked, pooled_BP = list(pairs(guidance=True))[4:7], pooled(3)

@@ -45,6 +45,7 @@ def outline(**flags: Any) -> Manifest:
     return outline_manifest(PlannedBuild(**flags), planned_teacher("FLUX.1-dev")[0], prompt_count=10)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 3, 4, 7])
 @pytest.mark.parametrize("guidance", [True, False])
@@ -66,6 +67,7 @@ def test_a_live_call_of_all_rows_equals_the_table_made_in_one_call(teacher, guid
         assert torch.equal(found, expected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)])
 def test_at_another_batch_size_the_difference_is_rounding(wide, dtype, rounding):
     live = load(wide[True], dtype)
@@ -134,6 +136,7 @@ def test_conditions_are_those_of_all_caches_and_there_are_none_with_pooled_vecto
     assert recorded_conditions([few, clip], batch_rows=3) is None
 
 
+@pytest.mark.thorough
 def test_values_that_the_dtype_does_not_tell_apart_share_a_row(wide):
     def table(dtype: torch.dtype) -> FluxBackbone:
         near = Conditions(pairs=((0.9, 3.5), (0.9001, 3.5), (0.9, 3.501)), batch_rows=2)

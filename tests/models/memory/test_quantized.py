@@ -63,6 +63,7 @@ def stored_bytes(block: torch.nn.Module) -> int:
     return total
 
 
+@pytest.mark.thorough
 @KINDS
 @DTYPES
 def test_prediction_and_gradient_are_off_by_no_more_than_stated_and_not_by_nothing(wide, dtype, kind):
@@ -74,12 +75,14 @@ def test_prediction_and_gradient_are_off_by_no_more_than_stated_and_not_by_nothi
     assert backbone.dtype == backbone.at(GEOMETRY).dtype == dtype
 
 
+@pytest.mark.thorough
 @KINDS
 def test_a_table_and_live_modulation_give_the_same_bits(wide, kind):
     made = [call(quantized(wide, torch.float32, kind, batch_rows=rows), ASKED) for rows in (3, None)]
     assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("every", [1, 2])
 def test_checkpointing_keeps_the_bits_of_nf4(wide, every):
     made = [
@@ -89,6 +92,7 @@ def test_checkpointing_keeps_the_bits_of_nf4(wide, every):
     assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
 
 
+@pytest.mark.thorough
 @KINDS
 def test_a_prediction_without_a_gradient_leaves_the_weights_fit_for_one_with(wide, kind):
     fresh = quantized(wide, torch.bfloat16, kind, batch_rows=3)

@@ -113,6 +113,7 @@ def plain(request) -> tuple[FluxTransformer2DModel, list[tuple[torch.Tensor, tor
     return model, [replay.step(step) for step in range(2)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("resident", "slots", "checkpoint_resident"),
     [(0, 1, True), (0, 2, True), (0, 9, True), (3, 1, False), (3, 2, True), (6, 2, False), (7, 2, True)],
@@ -217,6 +218,7 @@ def test_a_block_that_fails_gives_its_slot_back():
     assert_same(replay.step(0), Replay(model).step(0))
 
 
+@pytest.mark.thorough
 def test_a_streamed_block_keeps_its_inputs_alone_for_the_backward_pass():
     def saved_elements(model: FluxTransformer2DModel) -> int:
         kept: dict[int, torch.Tensor] = {}

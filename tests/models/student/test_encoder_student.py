@@ -131,6 +131,7 @@ def test_the_mask_is_told_from_the_padding_behind_the_text(pad_is_end, rows, mas
     assert student.mask_of(torch.tensor(rows)).tolist() == mask
 
 
+@pytest.mark.thorough
 def test_the_text_length_is_the_teachers_or_what_the_positions_reach_to(sources, teacher):
     reach = {family: make(sources[family], teacher).config.longest_text for family in FAMILIES}
     assert reach == {

@@ -156,6 +156,7 @@ def test_of_the_transformer_one_tensor_is_fetched(asked, teacher, file, context_
     assert fetched == {file, "model_index.json", "transformer/config.json", f"transformer/{INDEX}"}
 
 
+@pytest.mark.thorough
 def test_without_the_hub_the_way_out_is_named_and_leads_out(asked, teacher, file, context_ID):
     assert asked.offline[f"{NAME}@{COMMIT}"] == (
         f"context_embedder.weight cannot be read from {file} of {NAME}@{COMMIT} (OfflineModeIsEnabled): check "

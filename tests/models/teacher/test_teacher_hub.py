@@ -32,6 +32,7 @@ def ask(questions: list, home: Path, **environment: str) -> list:
     return [json.loads(line) for line in run_apart(ASK, json.dumps(questions), home=home, **environment).splitlines()]
 
 
+@pytest.mark.thorough
 def test_only_the_parts_asked_for_are_fetched_and_the_commit_is_known(hub, tmp_path):
     parts = ["transformer", "scheduler"]
     found = ask([(NAME, parts, None), (f"{NAME}@v1", parts, None), (NAME, parts, COMMIT)], tmp_path, HF_ENDPOINT=hub)
@@ -44,6 +45,7 @@ def test_only_the_parts_asked_for_are_fetched_and_the_commit_is_known(hub, tmp_p
     assert again == found[:1]
 
 
+@pytest.mark.thorough
 def test_each_failure_is_one_line_with_its_way_out(hub, tmp_path):
     questions = [
         ("someone/gated", ["transformer"], None),
@@ -68,6 +70,7 @@ def test_each_failure_is_one_line_with_its_way_out(hub, tmp_path):
         assert re.match(pattern, line) and "\n" not in line, line
 
 
+@pytest.mark.thorough
 def test_offline_a_hand_made_cache_of_the_hub_is_found_and_what_is_not_there_is_one_line(dev_teacher, tmp_path):
     repository = tmp_path / "hub/models--someone--flux"
     (repository / "refs").mkdir(parents=True)

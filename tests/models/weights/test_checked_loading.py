@@ -144,6 +144,7 @@ def refused(component: Component, folder: Path) -> str:
     return said
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_damaged_checkpoint_is_refused_in_one_line_that_names_what_is_wrong(name, damage, components, tmp_path):

@@ -68,6 +68,7 @@ def ask(recorded, names, home, **environment):
     return [json.loads(line) for line in said.splitlines()]
 
 
+@pytest.mark.thorough
 def test_a_student_by_hub_name_is_loaded_from_what_the_hub_has_and_from_what_was_fetched(folders, recorded, tmp_path):
     repositories = {f"someone/{name}": Repository(folder=folder) for name, folder in folders.items()}
     wanted = load_file(folders["whole"] / "model.safetensors")["shared.weight"].tolist()

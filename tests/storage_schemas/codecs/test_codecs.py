@@ -173,6 +173,7 @@ def test_int8_without_stored_latents_is_refused_with_the_way_out():
         Storage(format="zarr", compression="int8", latents="derived")
 
 
+@pytest.mark.thorough
 @BOTH
 @pytest.mark.parametrize("latents", ["derived", "stored"])
 def test_wrong_bytes_of_a_compact_shard_are_a_damaged_cache_even_unverified(tmp_path, form, latents):

@@ -24,6 +24,7 @@ from tests.storage_schemas.caches import some_arrays, some_manifest, some_prompt
 BOTH = pytest.mark.parametrize("form", ["zarr", "webdataset"])
 
 
+@pytest.mark.thorough
 @BOTH
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("latents", ["derived", "stored"])
@@ -46,6 +47,7 @@ def test_a_cache_gives_back_the_bits_that_were_committed(tmp_path, form, dtype, 
         assert same_bits(cache.embedding(shard.first), arrays["encoder_hidden_states"][0])
 
 
+@pytest.mark.thorough
 @BOTH
 @settings(max_examples=40, deadline=None)
 @given(
@@ -111,6 +113,7 @@ def read_alone(code, folder):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_tensorstore_reads_plain_arrays_without_us(tmp_path, dtype):
     write_cache(tmp_path / "c", format="zarr", compression="none", dtype=dtype)
@@ -127,6 +130,7 @@ assert bits == numpy.load("bits.npy").tobytes()
     read_alone(code, tmp_path)
 
 
+@pytest.mark.thorough
 def test_zarr_python_reads_plain_arrays_with_the_data_type_plug_in_alone(tmp_path):
     write_cache(tmp_path / "c", format="zarr", compression="none")
     velocity = np.stack([Cache.open(tmp_path / "c").trajectory(i).velocity_KSC for i in range(6)])
@@ -155,6 +159,7 @@ def run_beside(code, folder):
     return subprocess.run([sys.executable, "-P", "-c", code], cwd=folder, capture_output=True, text=True)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("compression", ["none", "lossless"])
 def test_what_the_readme_says_of_zarr_python_reads_a_cache(tmp_path, compression):
     write_cache(tmp_path / "CACHE", format="zarr", compression=compression)
@@ -171,6 +176,7 @@ assert "torch" not in sys.modules
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("compression", ["none", "lossless"])
 def test_zarr_python_alone_reads_float32_and_names_bfloat16_as_what_it_lacks(tmp_path, compression):
     code = """
@@ -190,6 +196,7 @@ print(zarr.open_array("c/trajectories.zarr/velocity", mode="r")[:6].dtype)
             assert "No Zarr data type found that matches 'bfloat16'" in " ".join(README.read_text().split())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_tarfile_and_safetensors_read_plain_tars_without_us(tmp_path, dtype):
     write_cache(tmp_path / "c", format="webdataset", compression="none", dtype=dtype)
@@ -219,6 +226,7 @@ def test_a_tar_holds_one_plain_sample_per_trajectory(tmp_path):
     assert label["prompt"] == "prompt number 0" and label["sample_index"] == 0
 
 
+@pytest.mark.thorough
 def test_reading_needs_neither_torch_nor_webdataset(tmp_path):
     for form in ("zarr", "webdataset"):
         write_cache(tmp_path / form, format=form, compression="lossless")

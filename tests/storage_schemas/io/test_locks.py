@@ -34,6 +34,7 @@ def test_who_comes_after_the_record_is_told_and_damages_nothing(s3):
     assert Cache.open(s3.url).trajectory(5).guidance == float(guidance[1])
 
 
+@pytest.mark.thorough
 def test_who_comes_while_another_writes_is_told_and_damages_nothing(s3):
     writer, other = begin(s3.url), begin(s3.url)
     shard = writer.missing("trajectories")[1]
@@ -53,6 +54,7 @@ def test_who_comes_while_another_writes_is_told_and_damages_nothing(s3):
     assert len(told) == 4 and Cache.open(s3.url).trajectory(5).guidance == float(guidance[1])
 
 
+@pytest.mark.thorough
 def test_of_many_builders_that_begin_at_once_one_commits(s3):
     writers = [begin(s3.url) for _ in range(4)]
     shard = writers[0].missing("trajectories")[0]
@@ -72,6 +74,7 @@ def test_of_many_builders_that_begin_at_once_one_commits(s3):
     assert b"<Key>locks/" not in s3.ask("GET", "?list-type=2&prefix=locks/")
 
 
+@pytest.mark.thorough
 def test_the_loser_of_a_race_for_the_manifest_writes_over_nothing(s3):
     folder, late = open_folder(s3.url), []
     real = ObjectFolder.replace

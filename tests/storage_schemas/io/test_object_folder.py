@@ -34,6 +34,7 @@ def assert_same_records(a, b):
         assert same_bits(a.embedding(one.prompt), b.embedding(one.prompt))
 
 
+@pytest.mark.thorough
 @BOTH
 def test_a_cache_on_a_store_has_the_files_and_records_of_a_local_one(s3, tmp_path, form):
     write_cache(tmp_path / "c", format=form)
@@ -61,6 +62,7 @@ def test_a_build_on_a_store_goes_on_where_it_stopped(s3, tmp_path, form):
     assert_same_records(Cache.open(s3.url), Cache.open(tmp_path / "c"))
 
 
+@pytest.mark.thorough
 @BOTH
 def test_everything_arrives_through_a_net_that_fails(s3, tmp_path, form):
     s3.proxy.rule = every_so_often(refuse=13, cut=5, seed=3)
@@ -118,6 +120,7 @@ def test_large_objects_go_and_come_in_parts(s3, monkeypatch):
 # Damage.
 
 
+@pytest.mark.thorough
 @BOTH
 def test_missing_short_and_flipped_objects_are_errors(s3, form):
     write_cache(s3.url, format=form)

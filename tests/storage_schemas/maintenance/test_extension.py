@@ -39,6 +39,7 @@ def times(path: Path) -> dict[str, int]:
     return {str(p.relative_to(path)): p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()}
 
 
+@pytest.mark.thorough
 @BOTH
 @pytest.mark.parametrize("latents", ["derived", "stored"])
 def test_extended_it_holds_by_key_what_a_build_of_everything_at_once_holds(tmp_path, form, latents):
@@ -188,6 +189,7 @@ def test_opening_while_the_files_change_opens_what_has_come(tmp_path, monkeypatc
     assert Cache.open(tmp_path / "c").planned == 9
 
 
+@pytest.mark.thorough
 @BOTH
 def test_an_extended_cache_is_converted_cut_down_and_merged_like_any_other(tmp_path, form):
     prompts = some_prompts(9)

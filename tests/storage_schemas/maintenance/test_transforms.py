@@ -84,6 +84,7 @@ def assert_same_rows(a: Cache, b: Cache, prompts):
     return compared
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("begin", "there"),
     [
@@ -174,6 +175,7 @@ def test_a_shard_of_rows_made_differently_keeps_both_ways(tmp_path):
     assert ways_made(made) == [{"torch": "2.6"}, {"torch": "2.7"}]
 
 
+@pytest.mark.thorough
 def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(tmp_path):
     prompts = some_prompts(24)
     write_keyed_cache(tmp_path / "a", prompts, shard_size=2, format="webdataset")
@@ -473,6 +475,7 @@ class Planned:
         return [(self.prompts[place.prompt].id, place.sample_index) for place in places]
 
 
+@pytest.mark.thorough
 @given(st.lists(extended(), min_size=2, max_size=3), st.randoms(use_true_random=False))
 def test_a_merged_plan_has_every_pair_of_its_sources_once_and_an_embedding_for_each_prompt(all_parts, random):
     from secondcast.storage_schemas.maintenance.merge import merged_prompts, merged_segments

@@ -19,6 +19,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.thorough
 @settings(max_examples=150, deadline=None)
 @given(one=VALUES, other=VALUES)
 def test_values_that_differ_are_shown_as_different(one, other):
@@ -39,6 +40,7 @@ def test_long_texts_are_cut_around_the_place_where_they_differ(beginning, one, o
     assert found.one != found.other and max(len(found.one), len(found.other)) <= 166
 
 
+@pytest.mark.thorough
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), value=VALUES.filter(lambda value: isinstance(value, (list, dict)) and value))
 def test_the_path_leads_to_the_value_that_was_changed(data, value):

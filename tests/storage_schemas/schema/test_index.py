@@ -37,6 +37,7 @@ def read(data):
     return Records((), "index.json", index=Index(data, "index.json"))
 
 
+@pytest.mark.thorough
 @given(some_records())
 def test_an_index_gives_back_its_records(records):
     data, plain = encode_index(Records(records)), Records(records)
@@ -50,6 +51,7 @@ def test_an_index_gives_back_its_records(records):
     assert encode_index(found) == data and json.loads(data)["format"] == "secondcast-index"
 
 
+@pytest.mark.thorough
 @given(some_records(), st.data())
 def test_a_changed_or_cut_index_is_refused(records, data):
     whole = encode_index(Records(records))

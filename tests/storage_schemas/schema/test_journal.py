@@ -142,6 +142,7 @@ def test_on_a_store_too_it_is_finished_by_whoever_comes(s3, tmp_path):
         assert found == ended and not any("index" in name for name in remote.names("commits")), step
 
 
+@pytest.mark.thorough
 def test_of_two_who_extend_a_store_at_once_the_second_is_told_who_writes(s3, monkeypatch):
     monkeypatch.setattr(journal, "PATIENCE_SECONDS", 0.0)
     prompts = some_prompts(9)

@@ -49,6 +49,7 @@ def test_every_trajectory_has_one_place_and_every_place_one_trajectory(parts):
         assert [(p.shard, p.row) for p in inside] == [(shard.shard, row) for row in range(shard.rows)]
 
 
+@pytest.mark.thorough
 @given(segments())
 def test_every_prompt_has_one_embedding(parts):
     layout = Layout(parts)

@@ -91,6 +91,7 @@ def words(tmp_path, cache_folder, dev_teacher, t5_config):
     return [*words, "--student", t5_config, "--backbone", dev_teacher, "--replay-check", 0]
 
 
+@pytest.mark.thorough
 def test_a_budget_becomes_steps_and_a_resumed_run_keeps_them(tmp_path, words, capsys):
     code, said, heard = secondcast(*words, "--time-budget", "1s", capsys=capsys)
     told = re.findall(r"stage ([\w-]+): ([\d,]+) steps of (\S+) s as measured here, (\d+) s\n", heard)

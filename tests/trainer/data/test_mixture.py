@@ -48,6 +48,7 @@ def rows_of(trainer: Trainer, step: int) -> list[tuple[int, int]]:
     return [row for request in trainer.requests(step) for row in request.rows]
 
 
+@pytest.mark.thorough
 def test_a_batch_holds_rows_of_both_caches_as_each_gives_them_alone(tmp_path, places, dev_teacher, t5_config):
     settings = run_settings({"batch_size": 12})
     both = mixed_trainer(tmp_path / "a", settings, of(places, "cats", "signs"), dev_teacher, t5_config)
@@ -91,6 +92,7 @@ def test_caches_of_other_sizes_take_turns_on_one_transformer(tmp_path, places, d
     assert shapes == [(4, 16, 16), (4, 36, 16)]
 
 
+@pytest.mark.thorough
 def test_a_run_on_caches_of_two_sizes_trains_and_validates_on_both(tmp_path, places, dev_teacher, t5_config):
     settings = run_settings({"steps": 4, "loss": "embedding"}, {"steps": 4, "data_order": "sequential"})
     run = train_mixed(tmp_path / "run", settings, of(places, "cats", "large"), dev_teacher, t5_config)
@@ -176,6 +178,7 @@ def test_a_run_goes_on_with_the_trajectories_with_which_it_began(tmp_path, place
     )
 
 
+@pytest.mark.thorough
 def test_caches_of_different_teachers_are_refused_by_the_field(tmp_path, places, t5_config):
     other = make_teacher(tmp_path / "other-teacher", seed=5)
     cache = small_cache(tmp_path / "others", other, texts_of("cat", 2))
@@ -209,6 +212,7 @@ def test_caches_and_stages_name_each_other(tmp_path, places, dev_teacher, t5_con
         train_mixed(tmp_path / "run", run_settings(*stages), of(places, "cats", "signs"), dev_teacher, t5_config)
 
 
+@pytest.mark.thorough
 def test_a_cache_of_another_name_is_told_the_name_it_had(tmp_path, places, dev_teacher, t5_config):
     train_mixed(tmp_path / "run", run_settings({}), of(places, "cats", "signs"), dev_teacher, t5_config)
     moved = shutil.copytree(places["cats"], tmp_path / "moved")
@@ -223,6 +227,7 @@ def test_a_cache_of_another_name_is_told_the_name_it_had(tmp_path, places, dev_t
     train_mixed(tmp_path / "run", run_settings({}), again, dev_teacher, t5_config)
 
 
+@pytest.mark.thorough
 def test_caches_of_two_dtypes_are_replayed_in_the_one_that_is_named(tmp_path, places, dev_teacher, t5_config):
     exact = small_cache(tmp_path / "exact", dev_teacher, texts_of("car", 3), dtype="float32")
     both = {"cats": places["cats"], "exact": exact}
@@ -255,6 +260,7 @@ def test_the_replay_error_is_that_of_the_caches_that_keep_embeddings(tmp_path, p
     assert measured == wanted
 
 
+@pytest.mark.thorough
 def test_walks_of_other_lengths_are_refused_before_a_step(tmp_path, places, dev_teacher, t5_config):
     short = small_cache(tmp_path / "short", dev_teacher, texts_of("car", 3), steps=3)
     settings = run_settings({"data_order": "sequential"})
@@ -268,6 +274,7 @@ def test_walks_of_other_lengths_are_refused_before_a_step(tmp_path, places, dev_
     )
 
 
+@pytest.mark.thorough
 def test_the_order_of_the_flags_changes_nothing(tmp_path, places, dev_teacher, t5_config, capsys):
     runs = []
     for names in (("cats", "signs"), ("signs", "cats")):
@@ -293,6 +300,7 @@ batch-size = 4
 """
 
 
+@pytest.mark.thorough
 def test_a_recipe_trains_on_the_caches_it_names(tmp_path, places, dev_teacher, t5_config, capsys):
     (tmp_path / "r.toml").write_text(RECIPE + f'[caches]\ncats = "nowhere"\nsigns = "{places["signs"]}"\n')
     words = ["train", tmp_path / "run", "--config", tmp_path / "r.toml", "--student", t5_config]
@@ -303,6 +311,7 @@ def test_a_recipe_trains_on_the_caches_it_names(tmp_path, places, dev_teacher, t
     assert (settings["seed"], settings["keep_checkpoints"], settings["student"]) == (4, 1, str(t5_config))
 
 
+@pytest.mark.thorough
 def test_the_structure_of_the_pockets_recipe_trains(tmp_path, places, dev_teacher, t5_config, capsys):
     text = (Path(__file__).resolve().parents[3] / "recipes/pocket.toml").read_text()
     text, counts = re.subn(r"(?m)^steps = \d+$", "steps = 2", text)

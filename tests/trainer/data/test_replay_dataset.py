@@ -66,6 +66,7 @@ def prefetch_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["shuffled", "sequential"])
 @pytest.mark.parametrize("pool_bytes", [1, 2**30])
 def test_batches_read_ahead_are_those_read_one_by_one(folder, kind, pool_bytes):

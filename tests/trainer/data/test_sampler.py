@@ -124,6 +124,7 @@ def test_a_process_takes_whole_groups_of_rows_that_share():
 SHARES = st.lists(st.fractions(min_value=Fraction(1, 1000), max_value=1000, max_denominator=1000), min_size=1)
 
 
+@pytest.mark.thorough
 @given(shares=SHARES.filter(lambda shares: len(shares) <= 6), turns=st.integers(1, 40))
 def test_every_turn_goes_to_one_who_is_told_how_many_they_had(shares, turns):
     had = [0] * len(shares)

@@ -134,6 +134,7 @@ def flat(entry: dict) -> dict[str, float]:
     return numbers | steps
 
 
+@pytest.mark.thorough
 def test_masks_that_depend_on_how_a_batch_is_divided_would_train_another_student(tmp_path, work, one, monkeypatch):
     class OfThePart(BatchInvariantDropout):
         def __init__(self, *, first: int, rows: int) -> None:
@@ -188,6 +189,7 @@ def test_two_processes_measure_the_replay_error_that_one_does(tmp_path, exact_ca
     assert in_two(together) == WELL
 
 
+@pytest.mark.thorough
 def test_a_loss_that_is_not_finite_in_one_process_stops_all_and_names_its_records(tmp_path, work, monkeypatch):
     real, seen = Objective.training_loss, []
 
@@ -274,6 +276,7 @@ def test_a_single_process_has_nobody_to_share_a_student_with():
     )
 
 
+@pytest.mark.thorough
 def test_a_budget_is_shared_out_alike_in_all(tmp_path, work):
     def together(processes: Distributed) -> None:
         # The second one is slower: its time counts.
@@ -306,6 +309,7 @@ def test_the_command_joins_the_processes_that_torchrun_started(tmp_path, exact_c
     assert student_folder(tmp_path / "run").is_dir()
 
 
+@pytest.mark.thorough
 def test_processes_fit_into_the_least_memory_that_one_of_them_has(tmp_path, exact_cache, t5_config, monkeypatch):
     settings = TrainFlags.from_flags(student=str(t5_config), **FLAGS).settings()
     manifests = {"cache": Cache.open(exact_cache).manifest}

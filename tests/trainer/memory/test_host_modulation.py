@@ -33,6 +33,7 @@ def live(tmp_path_factory, clip_cache, dev_teacher, t5_config) -> Path:
     return run_training(run, clip_cache, dev_teacher, t5_config, modulation="gpu", **FLAGS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [{}, {"activation_checkpointing": 1}, {"gpu_blocks": 0}])
 def test_the_students_weights_are_those_of_live_modulation_also_when_it_is_killed(
     tmp_path, clip_cache, dev_teacher, t5_config, live, options

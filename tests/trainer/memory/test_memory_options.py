@@ -37,6 +37,7 @@ def plain(tmp_path_factory, exact_cache, dev_teacher, t5_config) -> Path:
     return run_training(run, exact_cache, dev_teacher, t5_config, modulation="gpu", **FLAGS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "options",
     [
@@ -53,6 +54,7 @@ def test_the_students_weights_keep_their_bits(tmp_path, exact_cache, dev_teacher
     assert same_weights(tmp_path / "run", plain)
 
 
+@pytest.mark.thorough
 def test_the_table_is_on_by_default_and_its_replay_error_is_zero(tmp_path, exact_cache, dev_teacher, t5_config):
     trainer = make_trainer(tmp_path / "run", exact_cache, dev_teacher, t5_config, **FLAGS)
     guidance = trainer.feed.sources[0].cache.manifest.sampling.guidance
@@ -63,6 +65,7 @@ def test_the_table_is_on_by_default_and_its_replay_error_is_zero(tmp_path, exact
     assert not any("modulation" in line for line in heard.heard)
 
 
+@pytest.mark.thorough
 def test_a_run_goes_on_with_other_checkpointing_and_not_with_other_modulation(
     tmp_path, exact_cache, dev_teacher, t5_config, plain
 ):
@@ -77,6 +80,7 @@ def test_a_run_goes_on_with_other_checkpointing_and_not_with_other_modulation(
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
+@pytest.mark.thorough
 def test_caches_with_pooled_vectors_are_trained_on_with_the_weights(tmp_path, dev_teacher, prompt_file, t5_config):
     build_cache(tmp_path / "c", dev_teacher, prompt_file, pooled="clip", steps=2)
     heard = Listening()

@@ -130,6 +130,7 @@ def test_a_bias_is_told_above_three_percent_only_and_against_what():
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [pytest.param("int8", marks=pytest.mark.slow), "nf4"])
 def test_interrupted_and_resumed_the_weights_are_those_of_an_unbroken_run(
     tmp_path, recorded, dev_teacher, t5_config, kind
@@ -145,6 +146,7 @@ def test_interrupted_and_resumed_the_weights_are_those_of_an_unbroken_run(
     assert same_weights(tmp_path / "cut", tmp_path / "whole")
 
 
+@pytest.mark.thorough
 def test_nf4_trains_the_same_student_with_and_without_checkpointing(tmp_path, recorded, dev_teacher, t5_config):
     for every in (0, 1):
         flags = FLAGS | {"quantize": "nf4", "activation_checkpointing": every}

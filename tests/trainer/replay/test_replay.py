@@ -28,6 +28,7 @@ class Heard(Silent):
         self.lines.append(message)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("pooled", ["zero", "clip"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
@@ -80,6 +81,7 @@ def test_other_pooled_vectors_would_not_replay(tmp_path, dev_teacher, prompt_fil
         )
 
 
+@pytest.mark.thorough
 def test_a_student_trains_on_a_schnell_cache_and_its_replay_error_is_zero(
     tmp_path, schnell_teacher, prompt_file, t5_config
 ):

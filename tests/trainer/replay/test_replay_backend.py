@@ -48,6 +48,7 @@ def test_the_transformer_computes_by_that_backend(small_cache, dev_teacher, t5_c
     assert loaded[0].attention_backend == "_native_math"
 
 
+@pytest.mark.thorough
 def test_of_the_caches_backend_nothing_is_remarked(tmp_path, dev_teacher, prompt_file, t5_config):
     build_cache(tmp_path / "c", dev_teacher, prompt_file, dtype="float32", steps=1, **MATH)
     heard = Listening()

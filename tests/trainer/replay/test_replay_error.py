@@ -99,6 +99,7 @@ def test_the_replay_error_by_step_is_the_error_of_the_teachers_own_embedding(
         assert replay_error.by_step[str(k)] == pytest.approx(error, rel=1e-3)
 
 
+@pytest.mark.thorough
 def test_no_replay_error_is_measured_where_none_is_asked_for(tmp_path, cache_folder, dev_teacher, t5_config):
     noting = Noting()
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, progress=noting, replay_check=0, **ABOVE)
@@ -159,6 +160,7 @@ def test_a_loss_without_steps_has_none_by_step(tmp_path, cache_folder, t5_config
     assert set(line) == {"step", "validation_loss"}
 
 
+@pytest.mark.thorough
 def test_a_loss_that_has_come_to_the_replay_error_is_told(tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch):
     noting = Noting()
     run_training(tmp_path / "far", cache_folder, dev_teacher, t5_config, progress=noting, replay_check=8, **ABOVE)
@@ -188,6 +190,7 @@ def test_records_that_are_judged_are_different_and_spread_over_trajectories_and_
         assert max(times.values()) - min(times.get(n, 0) for n in range(parts)) <= 1
 
 
+@pytest.mark.thorough
 def test_a_student_whose_validation_is_no_number_gets_no_checkpoint(
     tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch
 ):
@@ -213,6 +216,7 @@ def test_a_replay_error_that_is_no_number_is_refused(tmp_path, cache_folder, dev
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
 
 
+@pytest.mark.thorough
 def test_no_more_rows_at_once_are_validated_by_replay_than_the_replay_trains_with(
     tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch
 ):

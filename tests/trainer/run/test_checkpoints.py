@@ -26,6 +26,7 @@ def best_of(run: Path) -> str:
     return str(json.loads((run / "best.json").read_text())["checkpoint"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("keep", "last"), [(1, {8}), (3, {4, 6, 8})])
 def test_the_last_checkpoints_and_the_best_are_kept(tmp_path, cache_folder, dev_teacher, t5_config, keep, last):
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, steps=8, keep_checkpoints=keep)
@@ -45,6 +46,7 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("file", "damage", "reason"),
     [
@@ -160,6 +162,7 @@ def test_a_disk_that_fails_is_no_damage(tmp_path, cache_folder, dev_teacher, t5_
         load_checkpoint(run, trainer.student, trainer.optimizer, pytest.fail, averaged=trainer.average.student)
 
 
+@pytest.mark.thorough
 def test_copies_and_archives_beside_checkpoints_are_neither_read_nor_deleted(
     tmp_path, cache_folder, dev_teacher, t5_config, whole_run
 ):
@@ -194,6 +197,7 @@ def test_copies_and_archives_beside_checkpoints_are_neither_read_nor_deleted(
     assert (run / ".checkpoint-notes.tmp/mine").read_bytes() == b"mine"
 
 
+@pytest.mark.thorough
 def test_what_stands_in_the_way_of_a_checkpoint_gets_another_name_and_stays(
     tmp_path, cache_folder, dev_teacher, t5_config, whole_run
 ):
@@ -210,6 +214,7 @@ def test_what_stands_in_the_way_of_a_checkpoint_gets_another_name_and_stays(
     ) in heard.heard
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_of_another_run_is_not_gone_on_from(tmp_path, cache_folder, dev_teacher, t5_config, whole_run):
     other = run_training(tmp_path / "other", cache_folder, dev_teacher, t5_config, **whole_run["flags"], seed=5)
     run = tmp_path / "cut"
@@ -255,6 +260,7 @@ def test_the_files_of_a_checkpoint_have_the_usual_permissions(tmp_path, cache_fo
     assert {"optimizer.safetensors", "trained.safetensors", "model.safetensors"} <= {file.name for file in files}
 
 
+@pytest.mark.thorough
 def test_no_space_for_a_checkpoint_is_one_line_and_the_run_goes_on_later(
     tmp_path, cache_folder, dev_teacher, t5_config, whole_run
 ):
@@ -287,6 +293,7 @@ def test_what_a_killed_run_left_is_swept_and_the_mark_of_the_best_made_up_for(
     assert not list((tmp_path / "run").glob(".*"))
 
 
+@pytest.mark.thorough
 def test_a_configuration_that_cannot_be_read_is_one_line(tmp_path, cache_folder, dev_teacher, t5_config):
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
     file = tmp_path / "run/config.json"
@@ -298,6 +305,7 @@ def test_a_configuration_that_cannot_be_read_is_one_line(tmp_path, cache_folder,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.thorough
 def test_how_many_checkpoints_are_kept_may_change_what_shapes_weights_may_not(
     tmp_path, cache_folder, dev_teacher, t5_config
 ):
@@ -309,6 +317,7 @@ def test_how_many_checkpoints_are_kept_may_change_what_shapes_weights_may_not(
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, ema_decay=0.9)
 
 
+@pytest.mark.thorough
 def test_the_average_goes_on_where_it_was(tmp_path, cache_folder, dev_teacher, t5_config, whole_run):
     shutil.copytree(whole_run["cut"], tmp_path / "cut")
     run_training(tmp_path / "cut", cache_folder, dev_teacher, t5_config, **whole_run["flags"])
@@ -317,6 +326,7 @@ def test_the_average_goes_on_where_it_was(tmp_path, cache_folder, dev_teacher, t
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.thorough
 def test_an_observer_is_called_when_a_checkpoint_is_complete(tmp_path, cache_folder, dev_teacher, t5_config):
     seen = []
 

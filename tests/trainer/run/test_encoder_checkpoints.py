@@ -42,6 +42,7 @@ def step(number, student, optimizer, average, ids_BT):
     average.update(student, number)
 
 
+@pytest.mark.thorough
 def test_resumed_it_ends_with_the_weights_of_an_unbroken_run(source, dev_teacher, tmp_path):
     student, optimizer, average = begin(source, dev_teacher)
     tokens = own_tokens(source, student)

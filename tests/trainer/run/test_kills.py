@@ -114,6 +114,7 @@ def test_killed_between_optimizer_steps_a_run_ends_as_one_that_was_not(
     assert_same_run(tmp_path / "run", unkilled)
 
 
+@pytest.mark.thorough
 def test_killed_while_it_writes_down_its_settings_a_run_can_begin_again(
     tmp_path, cache_folder, dev_teacher, t5_config, unkilled
 ):

@@ -20,6 +20,7 @@ from tests.trainer.test_train import run_training, same_weights
 __all__ = ["cache_folder", "t5_config"]
 
 
+@pytest.mark.thorough
 def test_the_second_of_two_trainings_in_one_folder_is_refused(tmp_path, cache_folder, dev_teacher, t5_config):
     class Meddling(Silent):
         """Begins the same run again while it runs."""

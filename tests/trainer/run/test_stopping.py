@@ -52,6 +52,7 @@ class Interrupting(Silent):
         self.heard.append(message)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("after", [2, 5])
 def test_a_signal_leaves_a_checkpoint_of_its_step_and_the_run_goes_on_bit_for_bit(
     tmp_path, cache_folder, dev_teacher, t5_config, after
@@ -71,6 +72,7 @@ def test_a_signal_leaves_a_checkpoint_of_its_step_and_the_run_goes_on_bit_for_bi
     assert same_weights(tmp_path / "cut", tmp_path / "whole")
 
 
+@pytest.mark.thorough
 def test_each_stage_has_a_bar_of_its_own_that_goes_on_where_it_was(tmp_path, cache_folder, dev_teacher, t5_config):
     first, second = Interrupting(5), Interrupting(9)
     with pytest.raises(KeyboardInterrupt):

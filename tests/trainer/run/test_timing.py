@@ -170,6 +170,7 @@ class Said(Silent):
         self.lines.append(message)
 
 
+@pytest.mark.thorough
 def test_a_run_says_and_records_where_its_time_went(tmp_path, cache_folder, dev_teacher, t5_config, costs):
     flags = {
         "pretrain_steps": 1,
