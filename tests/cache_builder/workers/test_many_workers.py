@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from secondcast.cache_builder.build import finish
+from secondcast.cache_builder.build import build, finish
 from secondcast.cache_builder.opening.open_build import open_build
 from secondcast.cache_builder.worker import WorkerConfig
 from secondcast.cache_builder.workers import local as local_workers
 from secondcast.cache_builder.workers.job import Job
-from secondcast.cache_builder.workers.local import devices_of, run_local_workers
+from secondcast.cache_builder.workers.local import LocalWorkers, devices_of, run_local_workers
 from secondcast.models.teacher.folder import build_parts, find_teacher
 from secondcast.storage_schemas.errors import WorkerFailedError
 from secondcast.storage_schemas.maintenance.verify import verify
@@ -170,3 +170,16 @@ def test_a_worker_without_a_job_ends_without_a_word():
 def test_a_named_device_is_every_workers_and_threads_are_divided():
     assert devices_of(torch.device("cpu"), 3) == ["cpu"] * 3
     assert devices_of(torch.device("cuda", 1), 2) == ["cuda:1"] * 2
+
+
+@pytest.mark.thorough
+def test_a_build_from_python_with_two_workers_has_the_bytes_of_one(tmp_path, dev_teacher):
+    few = tmp_path / "few.txt"
+    few.write_text("".join(f"{number} dogs\n" for number in range(6)))
+    settings = build_settings(few, dtype="float32")
+    teacher, cpu = find_teacher(str(dev_teacher), build_parts("zero")), torch.device("cpu")
+    workers = LocalWorkers(count=2, config=WorkerConfig(batch_size=settings.batch_size, wait_seconds=60), threads=1)
+    result = build(tmp_path / "two", settings, teacher, cpu, Silent(), workers)
+    assert result.finished and result.trajectories == 6 and set(result.peaks) == {"text", "sample"}
+    build(tmp_path / "one", settings, teacher, cpu, Silent())
+    assert data_files(tmp_path / "two") == data_files(tmp_path / "one")
