@@ -106,7 +106,7 @@ def test_a_budget_becomes_steps_and_a_resumed_run_keeps_them(tmp_path, words, ca
     assert f"trained for {sum(steps):,} steps" in said
 
     code, said, heard = secondcast(*words, "--time-budget", "1s", capsys=capsys)
-    assert code == 0 and f"going on from step {sum(steps)}" in heard and "as measured here" not in heard
+    assert code == 0 and f"resuming from step {sum(steps)}" in heard and "as measured here" not in heard
     assert f"trained for {sum(steps):,} steps" in said
     code, said, heard = secondcast(*words, "--time-budget", "2s", capsys=capsys)
     assert code == 1 and heard.strip().splitlines()[-1] == (

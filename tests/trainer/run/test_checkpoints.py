@@ -69,7 +69,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
     (said,) = [line for line in heard.heard if "cannot be read" in line]
     assert said.startswith(f"{newest} cannot be read (") and said.endswith("): falling back to the previous checkpoint")
     assert re.search(reason, said)
-    assert f"going on from step {int(older.name[-8:])}" in heard.heard
+    assert f"resuming from step {int(older.name[-8:])}" in heard.heard
     assert same_weights(tmp_path / "cut", whole_run["whole"])
 
 
@@ -187,7 +187,7 @@ def test_copies_and_archives_beside_checkpoints_are_neither_read_nor_deleted(
     before = {name: contents(run / name) for name in copies}
     heard = Listening()
     run_training(run, cache_folder, dev_teacher, t5_config, progress=heard, **whole_run["flags"])
-    assert "going on from step 4" in heard.heard and same_weights(run, whole_run["whole"])
+    assert "resuming from step 4" in heard.heard and same_weights(run, whole_run["whole"])
     for name in ("checkpoint-99999999", "checkpoint-00000005", "checkpoint-00000001"):
         said = f"{run / name} is not a checkpoint that this run wrote under this name: ignored"
         assert said in heard.heard
