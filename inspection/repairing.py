@@ -41,7 +41,7 @@ def way_out(problem: "Problem") -> str:
     return "; try --from COPY, or rerun the build command: it rewrites such files"
 
 
-def mending_commands(cache: str, report: "Report", teacher: str | None) -> list[str]:
+def repair_commands(cache: str, report: "Report", teacher: str | None) -> list[str]:
     """Commands that repair all problems, in order; the user fills in COPY and TEACHER.
 
     teacher: the recorded teacher, if known.
@@ -97,7 +97,7 @@ def problem_lines(cache: str, report: "Report", teacher: str | None, *, width: i
         for shard, path, text in rows:
             lines += [f"{shard:<{shards}}  {path}"]
             lines += [f"{margin}  {line}" for line in wrapped(text, width=width - len(margin) - 2)]
-    commands = mending_commands(cache, report, teacher)
+    commands = repair_commands(cache, report, teacher)
     other = other_way(report)
     return [
         *lines,
@@ -109,7 +109,7 @@ def problem_lines(cache: str, report: "Report", teacher: str | None, *, width: i
 
 def repair_value(cache: str, report: "Report", teacher: str | None) -> dict[str, Any]:
     """The same as plain JSON types."""
-    return {"commands": mending_commands(cache, report, teacher), "otherwise": other_way(report)}
+    return {"commands": repair_commands(cache, report, teacher), "otherwise": other_way(report)}
 
 
 def short_message(cache: str, problem: "Problem") -> str:

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from secondcast.inspection.repairing import mending_commands, need_of, problem_lines
+from secondcast.inspection.repairing import repair_commands, need_of, problem_lines
 from secondcast.storage_schemas.maintenance.repair import repair_cache
 from secondcast.storage_schemas.maintenance.verify import Problem, Report, verify
 from secondcast.storage_schemas.progress import Silent
@@ -76,7 +76,7 @@ def test_what_a_repair_can_do_alone_is_told_so_and_it_can(cache, building):
             continue
         whole = (cache / name).read_bytes()
         (cache / name).write_bytes(whole[:-2])
-        commands = mending_commands(str(cache), verify(cache, Silent()), "made-up")
+        commands = repair_commands(str(cache), verify(cache, Silent()), "made-up")
         left = repair_cache(cache, None, Silent()).left
         assert (commands == [f"secondcast repair {cache}"]) == (left == ()), name
         assert left == () or commands[-1].split()[3] in ("--teacher", "--from")
@@ -87,5 +87,5 @@ def test_a_file_of_an_object_store_is_deleted_by_its_stores_command():
     problem = Problem(path="foo", message="s3://b/c/foo is not a file of this cache: delete it", foreign=True)
     report = Report(problems=(problem,), shards=0, bytes=0, missing=0)
     assert need_of(problem, report) == "delete"
-    assert mending_commands("s3://b/c/", report, None) == ["aws s3 rm s3://b/c/foo"]
-    assert mending_commands("gs://b/c", report, None) == ["gsutil rm gs://b/c/foo"]
+    assert repair_commands("s3://b/c/", report, None) == ["aws s3 rm s3://b/c/foo"]
+    assert repair_commands("gs://b/c", report, None) == ["gsutil rm gs://b/c/foo"]
