@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from secondcast.inspection.repairing import repair_commands, need_of, problem_lines
+from secondcast.inspection.repairing import need_of, problem_lines, repair_commands
 from secondcast.storage_schemas.maintenance.repair import repair_cache
 from secondcast.storage_schemas.maintenance.verify import Problem, Report, verify
 from secondcast.storage_schemas.progress import Silent
