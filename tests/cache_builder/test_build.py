@@ -46,7 +46,7 @@ class StopAfter(Silent):
 
 
 @pytest.mark.thorough
-def test_as_many_trajectories_as_distinct_prompts_times_replicas(tmp_path, dev_teacher):
+def test_as_many_trajectories_as_distinct_prompts_times_samples(tmp_path, dev_teacher):
     file = tmp_path / "p.txt"
     file.write_text("a dog\na cat\n\na dog\na red car\n")
     result = build_cache(tmp_path / "c", dev_teacher, file, samples_per_prompt=3)

@@ -45,7 +45,7 @@ def shard_files(path: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @BOTH
-def test_more_prompts_then_more_replicas_give_the_shards_of_a_build_of_everything_at_once(
+def test_more_prompts_then_more_samples_give_the_shards_of_a_build_of_everything_at_once(
     tmp_path, dev_teacher, texts, form
 ):
     build_cache(tmp_path / "c", dev_teacher, texts["first"], format=form, **FP32)

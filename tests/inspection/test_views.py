@@ -163,7 +163,7 @@ def test_time_in_which_several_worked_counts_once_and_pauses_do_not(tmp_path):
     assert unknown["trajectories_per_hour"] is None and unknown["workers"] is None
 
 
-def test_a_prompt_leads_to_its_own_trajectory_whatever_the_generations(tmp_path):
+def test_a_prompt_leads_to_its_own_trajectory_whatever_the_segments(tmp_path):
     segments = (
         Segment(first_prompt=0, prompts=2, first_sample=0, samples_per_prompt=3, shard_size=4),
         Segment(first_prompt=2, prompts=2, first_sample=0, samples_per_prompt=1, shard_size=4),

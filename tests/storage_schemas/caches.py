@@ -131,7 +131,7 @@ def write_cache(path: Location, *, count: int = 6, **changes: Any) -> CacheWrite
 
 
 def keyed_arrays(writer: CacheWriter, shard: ShardRange, kind: Any) -> Arrays:
-    """Numbers that follow from seed, prompt id and replica, as a teacher's would: the same in any cache."""
+    """Numbers that follow from seed, prompt id and sample, as a teacher's would: the same in any cache."""
     rows = []
     for item in range(shard.first, shard.first + shard.rows):
         place = writer.layout.place(item) if kind == "trajectories" else None

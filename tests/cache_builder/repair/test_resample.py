@@ -40,7 +40,7 @@ def prompts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def caches(tmp_path_factory, dev_teacher, prompts):
-    """Seven prompts, two replicas, shards of five, batches of two: the last of a shard is of one."""
+    """Seven prompts, two samples each, shards of five, batches of two: the last of a shard is of one."""
     folder = tmp_path_factory.mktemp("caches")
     for name, flags in CASES.items():
         build_cache(folder / name, dev_teacher, prompts, samples_per_prompt=2, shard_size=5, steps=3, **flags)

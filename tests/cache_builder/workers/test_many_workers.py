@@ -151,7 +151,7 @@ def test_a_worker_says_its_error_in_one_line_and_ends_with_its_stdin(tmp_path, d
     _, job = prepare(tmp_path / "c", dev_teacher, many_prompts)
     told = job.json_value() | {"device": "cpu"}
     lost = start_worker(told | {"location": str(tmp_path / "elsewhere")})
-    waiting = start_worker(told | {"share": told["share"] | {"stage": "sample"}})
+    waiting = start_worker(told | {"config": told["config"] | {"stage": "sample"}})
     assert "waiting for 12 embedding shards" in json.loads(waiting.stdout.readline())["message"]
     waiting.stdin.close()
     assert waiting.wait(30) == 130

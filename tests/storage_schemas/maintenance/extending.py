@@ -1,4 +1,4 @@
-"""Extensions for tests, of caches whose numbers follow from prompt and replica."""
+"""Extensions for tests, of caches whose numbers follow from prompt and sample."""
 
 from pathlib import Path
 from typing import Any

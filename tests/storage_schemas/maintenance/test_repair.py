@@ -1,4 +1,4 @@
-"""`verify` finds what is wrong, `mend` puts right what it can, from the cache itself and from another copy."""
+"""`verify` finds what is wrong, `repair` puts right what it can, from the cache itself and from another copy."""
 
 import shutil
 

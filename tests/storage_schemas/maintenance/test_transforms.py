@@ -230,7 +230,7 @@ def test_a_subset_is_the_cache_that_was_built_of_just_those_prompts(tmp_path, fo
     assert Cache.open(tmp_path / "b").manifest.prompts.sources == {"animals": 2, "colours": 4}
 
 
-def test_a_subset_of_an_extended_cache_keeps_its_generations_but_empty_ones(tmp_path):
+def test_a_subset_of_an_extended_cache_keeps_its_segments_but_empty_ones(tmp_path):
     prompts = some_prompts(9)
     write_keyed_cache(tmp_path / "a", prompts, segments=EXTENDED, format="webdataset")
     a = Cache.open(tmp_path / "a")
@@ -356,7 +356,7 @@ def test_a_merge_holds_every_trajectory_once(tmp_path, form):
     write_keyed_cache(tmp_path / "b", theirs, samples_per_prompt=4, shard_size=3, format=form)
     a, b, heard = Cache.open(tmp_path / "a"), Cache.open(tmp_path / "b"), Heard()
     result = merge([a, b], tmp_path / "ab", heard)
-    # Two shared prompts have replicas 0, 1, 2 in both.
+    # Two shared prompts have samples 0, 1, 2 in both.
     assert heard.lines == ["33 trajectories of 12 prompts from 2 caches (6 duplicates dropped)"]
     ab = Cache.open(tmp_path / "ab")
     assert ab.finished and len(ab) == ab.planned == result.trajectories == 33 and not any(result.differing.values())
@@ -449,7 +449,7 @@ def test_caches_that_do_not_belong_together_are_not_merged(tmp_path, changes, me
 
 @st.composite
 def extended(draw):
-    """Segments as a build, extensions and merges make them: each (prompt, replica) once, no prompt skipped."""
+    """Segments as a build, extensions and merges make them: each (prompt, sample) once, no prompt skipped."""
     prompts = draw(st.integers(1, 6))
     parts = [segment(0, prompts, 0, draw(st.integers(1, 2)), 2)]
     if draw(st.booleans()):

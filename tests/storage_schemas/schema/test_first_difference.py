@@ -74,7 +74,7 @@ def test_paths_read_as_a_user_would_write_them(one, other, path, shown):
     assert (found.path, (found.one, found.other)) == (path, shown)
 
 
-def test_the_refusal_after_an_extension_names_the_generation_and_its_field():
+def test_the_refusal_after_an_extension_names_the_segment_and_its_field():
     prompts = some_prompts(4)
     first = some_manifest(prompts)
     more = first.prompts.segments[0].model_copy(update={"samples_per_prompt": 2})

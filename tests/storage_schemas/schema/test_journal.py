@@ -99,8 +99,8 @@ def test_killed_at_any_step_it_is_the_old_cache_or_one_that_whoever_comes_finish
         else:
             CacheWriter.create_or_resume(tmp_path / "b", old.manifest, prompts[:6], TOKENIZER)
         assert tree(tmp_path / "b") == (ended if is_new else begun)
-        mended = repair_cache(path, None, Silent())
-        assert mended.left == () and ("manifest.json" in mended.files) == (staged and is_between(states[-1]))
+        repaired = repair_cache(path, None, Silent())
+        assert repaired.left == () and ("manifest.json" in repaired.files) == (staged and is_between(states[-1]))
         assert {n: d for n, d in tree(path).items() if not n.startswith("next")} == (ended if is_new else begun)
         shutil.rmtree(tmp_path / "a"), shutil.rmtree(tmp_path / "b")
     assert [opened for staged, opened in states if not staged][-1] == "new"

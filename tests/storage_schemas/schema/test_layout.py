@@ -1,4 +1,4 @@
-"""Segments: replica before prompt, no shard of two segments, N in all."""
+"""Segments: sample before prompt, no shard of two segments, N in all."""
 
 import pytest
 from hypothesis import given
@@ -25,7 +25,7 @@ def segments(draw):
         samples_per_prompt=first.samples_per_prompt,
         shard_size=size,
     )
-    more_replicas = Segment(
+    more_samples = Segment(
         first_prompt=0,
         prompts=first.prompts,
         first_sample=first.samples_per_prompt,
@@ -33,7 +33,7 @@ def segments(draw):
         shard_size=size,
     )
     return draw(
-        st.sampled_from([(first,), (first, more_prompts), (first, more_replicas), (first, more_replicas, more_prompts)])
+        st.sampled_from([(first,), (first, more_prompts), (first, more_samples), (first, more_samples, more_prompts)])
     )
 
 
@@ -72,7 +72,7 @@ def test_shards_follow_one_another_and_are_found_by_what_they_hold(parts):
                 shards.holding(outside)
 
 
-def test_trajectories_go_by_replica_then_prompt():
+def test_trajectories_go_by_sample_then_prompt():
     layout = Layout((Segment(first_prompt=0, prompts=3, first_sample=0, samples_per_prompt=2, shard_size=4),))
     assert [(layout.place(i).sample_index, layout.place(i).prompt) for i in range(6)] == [
         (0, 0),

@@ -1,4 +1,4 @@
-"""Repeats of a source are replicas: several segments of other sizes in one cache, M asked for are M there."""
+"""Repeats of a source are samples: several segments of other sizes in one cache, M asked for are M there."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def test_the_announced_number_of_trajectories_is_in_the_cache(whole):
     }  # fmt: skip
 
 
-def test_there_is_a_generation_for_each_number_of_replicas(whole):
+def test_there_is_a_segment_for_each_number_of_samples(whole):
     segments = whole[0].manifest.prompts.segments
     assert [(g.first_prompt, g.prompts, g.first_sample, g.samples_per_prompt) for g in segments] == [
         (0, 2, 0, 6),
@@ -80,7 +80,7 @@ def test_there_is_a_generation_for_each_number_of_replicas(whole):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("batches", [3, 8])
-def test_interrupted_in_any_generation_and_resumed_it_is_byte_identical(record, whole, batches):
+def test_interrupted_in_any_segment_and_resumed_it_is_byte_identical(record, whole, batches):
     with pytest.raises(KeyboardInterrupt):
         record(f"cut-{batches}", StopAfter(batches))
     assert not Cache.open(record.folder / f"cut-{batches}").finished
@@ -112,7 +112,7 @@ def test_it_verifies_and_converts_there_and_back_to_the_same_bytes(record, whole
     assert data_files(folder / "back") == data_files(folder / "whole")
 
 
-def test_equal_repeats_are_told_as_before_and_are_one_generation(record, dev_teacher):
+def test_equal_repeats_are_told_as_before_and_are_one_segment(record, dev_teacher):
     heard = Heard()
     settings = BuildSettings.from_flags(prompts=(f"{record.folder}/animals.txt:repeat=2:limit=2",), steps=1)
     build(str(record.folder / "equal"), settings, find_teacher(str(dev_teacher), BUILD_PARTS),
