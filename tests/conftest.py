@@ -3,11 +3,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.random_teacher import make_teacher
 from tests.storage_schemas.io.s3_server import s3, s3_server
 
 __all__ = ["s3", "s3_server"]
+
+# Slow machines draw slowly: that is no fault of a test.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
