@@ -132,7 +132,8 @@ def _failed(error: Exception) -> int:
     typed = getattr(error, "option_name", None) if hasattr(error, "possibilities") else None
     if typed and (advice := _advice(typed)):
         message = f"No such option: {typed}. {advice}"
-    return _fail(f"{message} (see {context.command_path if context else 'secondcast'} --help)", 2)
+    where = context.command_path if context else f"secondcast {_given_command()[0]}".strip()
+    return _fail(f"{message} (see {where} --help)", 2)
 
 
 def _advice(typed: str) -> str | None:

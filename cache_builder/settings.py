@@ -134,9 +134,7 @@ class OutlineSettings(StoredAs, ImageSize, PromptLimit):
     @classmethod
     def _text_length_is_the_pipelines(cls, value: int | None) -> int | None:
         if value is not None and value > LARGEST_TEXT_LENGTH:
-            raise ValueError(
-                f"FluxPipeline, in which a student is used, refuses a max_sequence_length above {LARGEST_TEXT_LENGTH}"
-            )
+            raise ValueError(f"FluxPipeline does not accept a max_sequence_length above {LARGEST_TEXT_LENGTH}")
         return value
 
     @model_validator(mode="after")

@@ -92,6 +92,8 @@ class WorkerFailedError(SecondcastError):
 
 
 def reason(error: BaseException) -> str:
-    """What an error of a library reports, in one line of at most 200 characters; its class if it has no text."""
+    """What an error reports in one line, a library's in at most 200 characters; its class if it has no text."""
+    if isinstance(error, SecondcastError):
+        return str(error)
     text = (error.strerror if isinstance(error, OSError) and error.strerror else str(error)).strip()
     return shorten(text.splitlines()[0], 200, placeholder=" ...") if text else type(error).__name__

@@ -188,12 +188,11 @@ class Trainer:
             processes=self.processes,
         )
         if not math.isfinite(errors.mean):
-            # A checkpoint of such a student would be gone on from.
+            # A run would resume from a checkpoint of such a student.
             self._log(step=done, stopped=f"validation loss is {errors.mean}")
             raise NonFiniteError(
                 f"validation loss is {errors.mean} after {counted(done, 'step')}: stopped, the last checkpoint is "
-                f"intact; lower "
-                f"--learning-rate and run it again with a new run folder"
+                f"intact; lower --learning-rate and run it again with a new run folder"
             )
         by_step = {"validation_loss_by_step": errors.means_by_step} if self.objective.backbones else {}
         self._log(step=done, validation_loss=errors.mean, **by_step)
@@ -308,8 +307,8 @@ class Trainer:
         more = f" and {len(records) - _NAMED} more (metrics.jsonl names them)" if len(records) > _NAMED else ""
         raise NonFiniteError(
             f"{kind} {what} is {value} at step {at.step}, in the batch of {', '.join(records[:_NAMED])}{more}: "
-            f"stopped, the last checkpoint is intact; lower --learning-rate and give the command again in a new run "
-            f"folder"
+            f"stopped, "
+            f"the last checkpoint is intact; lower --learning-rate and run it again with a new run folder"
         )
 
     def _checkpoint(self, done: int, progress: Progress, *, validate: bool) -> None:

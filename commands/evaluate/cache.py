@@ -206,7 +206,8 @@ def _closed_line(row: dict[str, Any]) -> str:
         psnr += f" (without {row['identical_images']} identical)"
     lpips = "" if row["lpips"] is None else f", LPIPS {row['lpips']:.4f}"
     return (
-        f"closed loop, {counted(row['trajectories'], 'trajectory')} sampled with {row['leader']}: error of the final "
+        f"closed loop, {counted(row['trajectories'], 'trajectory')} sampled with {row['text_encoder']}: error of the "
+        f"final "
         f"latent {_percent(row['latent_fraction'])}, {psnr}, SSIM {row['ssim']:.4f}{lpips}"
     )
 

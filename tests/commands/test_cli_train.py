@@ -124,8 +124,9 @@ def test_a_flag_beside_a_recipe_counts_even_where_it_is_the_default(tmp_path, re
 def test_what_a_stage_says_is_no_flag_beside_a_recipe(tmp_path, recipe_words, flag, value, capsys):
     code, _, heard = secondcast(*recipe_words, flag, value, capsys=capsys)
     assert code == 1 and heard == (
-        f"secondcast: {flag} is given beside --config {tmp_path}/r.toml: it is for a stage to say; change the recipe, "
-        f"or leave one of them away\n"
+        f"secondcast: {flag} is given beside --config {tmp_path}/r.toml: it is an option of a stage; change the "
+        f"recipe, "
+        f"or leave one of them out\n"
     )
 
 

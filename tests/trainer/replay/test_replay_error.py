@@ -197,8 +197,8 @@ def test_a_student_whose_validation_is_no_number_gets_no_checkpoint(
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, steps=2)
     monkeypatch.setattr(loop, "validation_loss", lambda *_, **__: Errors(rows=[(0, 0)], values=[float("nan")]))
     message = (
-        "validation loss is nan after 2 steps: stopped, the last checkpoint is intact; lower --learning-rate and give "
-        "the command again in a new run folder"
+        "validation loss is nan after 2 steps: stopped, the last checkpoint is intact; lower --learning-rate and run "
+        "it again with a new run folder"
     )
     with pytest.raises(NonFiniteError, match=f"^{re.escape(message)}$"):
         run_training(tmp_path / "other", cache_folder, dev_teacher, t5_config, steps=2)
