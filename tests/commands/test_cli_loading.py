@@ -102,7 +102,7 @@ def test_generate_refuses_weights_of_another_configuration_and_makes_no_picture(
         ),
         (
             ["export", "run", "out"],
-            "no student run/checkpoint-00000003/student: there is no such folder; give a run fo",
+            "no student run/checkpoint-00000003/student: there is no such folder; give a run",
         ),
         (
             ["export", "broken", "out"],
