@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from secondcast.commands.shell.resuming import GO_ON
 
-# Counterparts in order of preference: the first that the command has is named.
+# Counterparts in order of preference: the first that the command has is named, with a value where it needs one.
 _OURS: dict[tuple[str, ...], str] = {
     ("--learning-rate",): "lr unet-lr text-encoder-lr",
     ("--lr-warmup-steps",): "warmup warmup-ratio lr-warmup num-warmup-steps",
@@ -15,7 +15,7 @@ _OURS: dict[tuple[str, ...], str] = {
     ("--weight-decay",): "adam-weight-decay wd",
     ("--max-grad-norm",): "gradient-clipping gradient-clip-val grad-clip clip-grad-norm",
     ("--grad-accum-steps",): "gradient-accumulation-steps gradient-accumulation accumulation-steps",
-    ("--activation-checkpointing",): "gradient-checkpointing gradient-checkpointing-interval",
+    ("--activation-checkpointing 1",): "gradient-checkpointing gradient-checkpointing-interval",
     ("--gpu-blocks",): (
         "blocks-to-swap block-swap cpu-offload enable-model-cpu-offload offload low-vram lowvram medvram group-offload"
     ),
@@ -126,6 +126,6 @@ def familiar_advice(typed: str, command: str, flags: Collection[str]) -> str | N
     if f"--{name}" in flags:
         return f"Use --{name}"
     for flag in _BY_NAME.get(name, ()):
-        if flag in flags:
-            return f"Use {flag}{' 1' if flag == '--activation-checkpointing' else ''}"
+        if flag.partition(" ")[0] in flags:
+            return f"Use {flag}"
     return _BY_COMMAND.get(name, {}).get(command)

@@ -68,8 +68,7 @@ class Work:
         """One line of text."""
         achieved = f"{flops_text(self.flops)} per step, {flops_text(self.flops / seconds)}/s"
         part = self.part_of_rate(seconds)
-        # On a CPU a single product of matrices may be slower than many small ones.
-        if part is None or self.matrix_flops is None or part > 1:
+        if part is None or self.matrix_flops is None:
             return achieved
         reference = f"{flops_text(self.matrix_flops)}/s of {self.dtype} matrix products on this machine"
         return f"{achieved}: {100 * part:.0f} % of the {reference}"
