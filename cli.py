@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import gc
-import re
 import signal
 import sys
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ if _BEFORE is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import typer
+from pydantic import ValidationError
 
 from secondcast.commands.build.build import build
 from secondcast.commands.demo import demo
@@ -27,7 +27,7 @@ from secondcast.commands.plan.app import plan_app
 from secondcast.commands.prompts import prompts_app
 from secondcast.commands.repair import inspect_verify, repair
 from secondcast.commands.shell.console import make_streams_safe, print_error, print_line, print_notice, print_traceback
-from secondcast.commands.shell.familiar_flags import familiar_advice
+from secondcast.commands.shell.familiar_flags import close_advice, familiar_advice
 from secondcast.commands.shell.flags import add_command
 from secondcast.commands.shell.places import GroupOfPlaces
 from secondcast.commands.shell.resuming import failed_text, goes_on, interrupted_text, out_of_memory_text
@@ -35,6 +35,7 @@ from secondcast.commands.train.train import train
 from secondcast.commands.transform import convert, merge, subset
 from secondcast.models.memory.optional_packages import hidden_packages
 from secondcast.storage_schemas.errors import SecondcastError
+from secondcast.storage_schemas.schema.problems import problem_text
 
 if _BEFORE is signal.default_int_handler:
     with contextlib.suppress(ValueError):
@@ -127,18 +128,21 @@ def _failed(error: Exception) -> int:
         # The help of a group that is called without a command.
         print_notice(message)
         return 2
-    message = re.sub(r" \(Possible options?: (.+)\)$", r". Did you mean \1?", message).replace(": Value error, ", ": ")
     # An option without its value has a name as well, but it exists.
-    typed = getattr(error, "option_name", None) if hasattr(error, "possibilities") else None
-    if typed and (advice := _advice(typed)):
-        message = f"No such option: {typed}. {advice}"
+    if hasattr(error, "possibilities") and (typed := getattr(error, "option_name", None)):
+        advice = _advice(typed)
+        message = f"No such option: {typed}" + (f". {advice}" if advice else "")
+    elif isinstance(error.__cause__, ValidationError):
+        # typer validates with pydantic, whose messages do not say what was found.
+        message = f"{'/'.join(error.param.opts)} {problem_text(error.__cause__.errors()[0])}"  # type: ignore[attr-defined]
     where = context.command_path if context else f"secondcast {_given_command()[0]}".strip()
     return _fail(f"{message} (see {where} --help)", 2)
 
 
 def _advice(typed: str) -> str | None:
     name, command = _given_command()
-    return familiar_advice(typed, name, {flag for parameter in command.params for flag in parameter.opts})
+    flags = {flag for parameter in command.params for flag in parameter.opts}
+    return familiar_advice(typed, name, flags) or close_advice(typed, name, flags)
 
 
 def _given_command() -> tuple[str, Any]:

@@ -1,7 +1,7 @@
 """Phase 1: prompts -> embeddings -> text encoder released -> trajectories -> shards."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 
@@ -12,6 +12,7 @@ from secondcast.cache_builder.waiting import needed_embeddings, wait_for_embeddi
 from secondcast.cache_builder.worker import Worker, WorkerConfig
 from secondcast.models.memory.peak import PeakMemory
 from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.io.folders import Location
 from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.writer import CacheWriter
@@ -30,9 +31,16 @@ def build(
     device: where this process computes; None where workers on Ray do.
     workers: who makes the shards: OneProcess (the default, for all of them), LocalWorkers or RayWorkers.
     """
+    workers = workers or OneProcess(
+        WorkerConfig(batch_size=settings.batch_size, attention_backend=settings.attention_backend)
+    )
+    if device is None and workers.compute_here:
+        raise SettingsError(
+            f"build has device None, expected a torch.device: {type(workers).__name__} computes on this machine; "
+            f"None is for workers on Ray"
+        )
     cache = open_build(location, settings, teacher, device, progress)
-    config = WorkerConfig(batch_size=settings.batch_size, attention_backend=settings.attention_backend)
-    peaks = (workers or OneProcess(config)).build_shards(cache, teacher, device, progress)
+    peaks = workers.build_shards(cache, teacher, device, progress)
     return finish(cache, peaks)
 
 
@@ -54,7 +62,12 @@ def build_shards(cache: CacheWriter, builder: ShardBuilder, config: WorkerConfig
 
 
 class Workers(Protocol):
-    """Whoever makes the shards of a build."""
+    """Whoever makes the shards of a build.
+
+    compute_here: whether they compute on this machine, on the device of the build.
+    """
+
+    compute_here: ClassVar[bool]
 
     def build_shards(
         self, cache: CacheWriter, teacher: TeacherFolder, device: torch.device | None, progress: Progress
@@ -67,12 +80,13 @@ class OneProcess:
     """The current process alone, or one of several that were started elsewhere."""
 
     config: WorkerConfig
+    compute_here: ClassVar[bool] = True
 
     def build_shards(
         self, cache: CacheWriter, teacher: TeacherFolder, device: torch.device | None, progress: Progress
     ) -> dict[str, PeakMemory]:
         """See Workers."""
-        assert device is not None
+        assert device is not None  # build() has refused it
         builder = ShardBuilder(cache, teacher, self.config, device, progress)
         build_shards(cache, builder, self.config, progress)
         return builder.peaks

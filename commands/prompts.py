@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 prompts_app = typer.Typer(no_args_is_help=True, help="List and count prompts, and write prompt sets.")
 
-Sources = Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Prompts, as for build --prompts.")]
+Sources = Annotated[list[str], typer.Argument(metavar="SOURCE", help="Prompts, as for build --prompts.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed for the choice of prompts.")]
 
 

@@ -75,7 +75,7 @@ def subset(
 
 
 def merge(
-    sources: Annotated[list[str], typer.Argument(metavar="SRC...", help="Caches, in the order of their rows in DST.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SRC", help="Caches, in the order of their rows in DST.")],
     target: Target,
     quiet: Quiet = False,
 ) -> None:

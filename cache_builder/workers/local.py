@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -41,12 +41,13 @@ class LocalWorkers:
     count: int
     config: WorkerConfig
     threads: int | None = None
+    compute_here: ClassVar[bool] = True
 
     def build_shards(
         self, cache: CacheWriter, teacher: TeacherFolder, device: torch.device | None, progress: Progress
     ) -> dict[str, PeakMemory]:
         """See Workers; no more processes are started than can have a shard of their own."""
-        assert device is not None
+        assert device is not None  # build() has refused it
         count = min(self.count, most_workers(cache, self.config.stage))
         if count < self.count:
             progress.say(f"{counted(count, 'worker')} instead of {self.count}: more would have no shard to make")

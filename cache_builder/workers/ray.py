@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -81,6 +81,7 @@ class RayWorkers:
     count: int | None = None
     threads: int | None = None
     runtime_env: Path | None = None
+    compute_here: ClassVar[bool] = False
 
     def build_shards(
         self, cache: CacheWriter, teacher: TeacherFolder, device: torch.device | None, progress: Progress

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def evaluate_images(
     context: typer.Context,
     folders: Annotated[
-        list[Path], typer.Argument(metavar="FOLDER...", help="Folders of images, from generate or elsewhere.")
+        list[Path], typer.Argument(metavar="FOLDER", help="Folders of images, from generate or elsewhere.")
     ],
     metrics: Annotated[
         str | None,

@@ -43,9 +43,7 @@ def evaluate_table(
     context: typer.Context,
     runs: Annotated[
         list[str],
-        typer.Argument(
-            metavar="[NAME=]RUN...", help="Runs or exports; several with one NAME are seeds of one student."
-        ),
+        typer.Argument(metavar="[NAME=]RUN", help="Runs or exports; several with one NAME are seeds of one student."),
     ],
     pocket: Pocket = False,
     cache: Annotated[

@@ -43,7 +43,7 @@ SHEET_FILE = "sheet.png"
 def inspect_images(
     cache: CachePath,
     keys: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY]...", help="Trajectories. Default: the first four.")
+        list[str] | None, typer.Argument(metavar="KEY", help="Trajectories. Default: the first four.")
     ] = None,
     out_path: Annotated[
         Path, typer.Option("--out", help="PNG with all strips, or a folder for that and a PNG per trajectory.")
@@ -153,7 +153,7 @@ def inspect_compare(
     cache: CachePath,
     keys: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY]...", help="Trajectories. Default: eight held-out ones, evenly spread."),
+        typer.Argument(metavar="KEY", help="Trajectories. Default: eight held-out ones, evenly spread."),
     ] = None,
     student: Annotated[list[Path], typer.Option(metavar="RUN", help="Run folder or export; may be repeated.")] = [],  # noqa: B006
     out_file: Annotated[Path, typer.Option("--out", help="PNG file to write.")] = Path("compare.png"),

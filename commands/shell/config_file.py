@@ -5,13 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
-from secondcast.commands.shell.familiar_flags import familiar_advice
+from secondcast.commands.shell.familiar_flags import close_advice, familiar_advice
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.io.toml_file import read_toml, recipe_tables
 from secondcast.trainer.settings import TrainSettings
 
 # Keys of a run with stages that are not options of the command: recipe.py reads them.
 _OF_A_RUN = {*TrainSettings.model_fields, "stage", "caches", "time_budget"}
+# Options that say what this call prints, or which file it reads.
+_NOT_KEYS = {"config", "help_all"}
 
 
 def read_config(context: typer.Context, given: Path | None) -> Path | None:
@@ -93,10 +95,11 @@ def _names_of(context: typer.Context, command: str) -> set[str]:
 
 
 def _check_known(context: typer.Context, file: Path, options: dict[str, Any]) -> None:
-    known = {str(parameter.name) for parameter in context.command.params}
+    known = {str(parameter.name) for parameter in context.command.params} - _NOT_KEYS
     if unknown := sorted(options.keys() - known):
-        listed = ", ".join(sorted(name.replace("_", "-") for name in known if name != "config"))
         own = {flag for parameter in context.command.params for flag in parameter.opts}
-        advice = familiar_advice(unknown[0], context.command_path.partition(" ")[2], own)
-        hint = f" ({advice[0].lower()}{advice[1:].replace('--', '')})" if advice else ""
-        raise SettingsError(f"{file} has the unknown key {unknown[0]!r}{hint}, expected one of {listed}")
+        where = context.command_path.partition(" ")[2]
+        advice = familiar_advice(unknown[0], where, own) or close_advice(unknown[0], where, own)
+        listed = ", ".join(sorted(name.replace("_", "-") for name in known))
+        expected = f": {advice[0].lower()}{advice[1:].replace('--', '')}" if advice else f", expected one of {listed}"
+        raise SettingsError(f"{file} has the unknown key {unknown[0]!r}{expected}")

@@ -4,6 +4,7 @@ The error for such a flag names the counterpart. Names are compared without lead
 """
 
 from collections.abc import Collection
+from difflib import get_close_matches
 
 from secondcast.commands.shell.resuming import GO_ON
 
@@ -112,6 +113,8 @@ _INSTEAD: dict[str, dict[str, str]] = {
         "train": "`secondcast build` records latents and embeddings once; train reads them with --cache",
     },
 }  # fmt: skip
+# Of difflib: one wrong letter in six. With less, every word of an option is "close" to another.
+_CLOSE = 0.8
 _BY_COMMAND = {name: advice for names, advice in _INSTEAD.items() for name in names.split()}
 
 
@@ -129,3 +132,19 @@ def familiar_advice(typed: str, command: str, flags: Collection[str]) -> str | N
         if flag.partition(" ")[0] in flags:
             return f"Use {flag}"
     return _BY_COMMAND.get(name, {}).get(command)
+
+
+def close_advice(typed: str, command: str, flags: Collection[str]) -> str | None:
+    """Advice for a misspelt flag, of the command or familiar from elsewhere; None if nothing is close.
+
+    Arguments: see `familiar_advice`.
+    """
+    name = typed.lstrip("-").lower().replace("_", "-")
+    own = {flag.lstrip("-"): f"Did you mean {flag}?" for flag in (*flags, "--help") if flag.startswith("--")}
+    close = get_close_matches(name, own, n=1, cutoff=_CLOSE)
+    if close:
+        return own[close[0]]
+    for meant in get_close_matches(name, [*_BY_NAME, *_BY_COMMAND], n=3, cutoff=_CLOSE):
+        if advice := familiar_advice(meant, command, flags):
+            return f"Did you mean --{meant}? {advice}"
+    return None

@@ -1,6 +1,7 @@
 """Options of commands from config models: each field of a parameter's config model becomes an option."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -20,6 +21,10 @@ _BOUNDS = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
 # Larger bounds only keep numbers within file or float limits, and are not shown.
 _LARGEST_SHOWN = 1e5
 
+_RANGE_OF_TYPER = re.compile(r"(?:(?<=\[)|; )(?:(\d\S*)<=)?x(?:>=([\d.]+)|<=([\d.]+))?(?=\])")
+
+_LIST_OF = re.compile(r"<list\[(\w+)\]>")
+
 
 class GroupedCommand(TyperCommand):
     """A command whose help groups options under the headings of their fields."""
@@ -31,11 +36,22 @@ class GroupedCommand(TyperCommand):
             if (record := parameter.get_help_record(ctx)) is not None:
                 of_option = getattr(parameter, "rich_help_panel", None) or "Options"
                 title = "Arguments" if parameter.param_type_name == "argument" else of_option
-                sections.setdefault(title, []).append(record)
+                sections.setdefault(title, []).append(_in_one_style(record))
         first = [title for title in ("Arguments", "Options") if title in sections]
         for title in [*first, *(title for title in sections if title not in first)]:
             with formatter.section(title):
                 formatter.write_dl(sections[title])
+
+
+def _in_one_style(record: tuple[str, str]) -> tuple[str, str]:
+    """A line of help with the range that typer states, such as `[default: 1; x>=0]`, as config models state theirs."""
+    term, text = record
+    if (found := _RANGE_OF_TYPER.search(text)) is not None:
+        low, high = found[1] or found[2], found[3]
+        described, mark, rest = (text[: found.start()] + text[found.end() :]).removesuffix("  []").rpartition("  [")
+        bounds = " ".join([f"from {low}"] * bool(low) + [f"to {high}"] * bool(high))
+        text = f"{described}{'' if mark else rest} [{bounds}]{mark}{rest if mark else ''}"
+    return _LIST_OF.sub(r"<\1>", term).replace(" range>", ">"), text
 
 
 def add_command(app: typer.Typer, function: Callable[..., None], name: str | None = None) -> None:
@@ -94,7 +110,9 @@ def _show_all(context: typer.Context, asked: bool) -> None:
 
 _HelpAll = Annotated[
     bool,
-    typer.Option("--help-all", is_eager=True, callback=_show_all, help="Show all options and exit."),
+    typer.Option(
+        "--help-all", is_eager=True, callback=_show_all, show_default=False, help="Show all options and exit."
+    ),
 ]
 
 
@@ -130,7 +148,7 @@ def _option(name: str, field: FieldInfo, shown: Shown) -> OptionInfo:
     flag = shown.flag or f"--{name.replace('_', '-')}"
     # A switch that is off by default needs no --no- form.
     names = [flag] if shown.flag or (field.annotation is bool and field.default is False) else []
-    described: dict[str, Any] = {"show_default": shown.text} if shown.text is not None else {}
+    described: dict[str, Any] = {"show_default": shown.text or False} if shown.text is not None else {}
     option: OptionInfo = typer.Option(
         *names,
         metavar=shown.metavar,

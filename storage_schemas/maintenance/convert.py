@@ -7,7 +7,8 @@ from secondcast.storage_schemas.io.folders import Location
 from secondcast.storage_schemas.maintenance.rewrite import Rewritten, Source, rewrite
 from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.reader import Cache
-from secondcast.storage_schemas.schema.manifest import Manifest, Storage, first_problem, int8_problem, pooled_problem
+from secondcast.storage_schemas.schema.manifest import Manifest, Storage, int8_problem, pooled_problem
+from secondcast.storage_schemas.schema.problems import first_problem
 
 
 def convert(cache: Cache, location: Location, progress: Progress, **storage: str | None) -> Rewritten:

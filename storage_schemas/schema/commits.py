@@ -11,7 +11,8 @@ from secondcast.storage_schemas.errors import DamagedCacheError, MisplacedFileEr
 from secondcast.storage_schemas.io.digests import digest
 from secondcast.storage_schemas.io.folders import Folder
 from secondcast.storage_schemas.schema.index import Index, index_bytes
-from secondcast.storage_schemas.schema.manifest import Record, first_problem, stays_inside, verify_digest, with_digest
+from secondcast.storage_schemas.schema.manifest import Record, stays_inside, verify_digest, with_digest
+from secondcast.storage_schemas.schema.problems import first_problem
 
 COMMITS_FOLDER = "commits"
 INDEX_FILE = "index.json"

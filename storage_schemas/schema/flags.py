@@ -6,7 +6,8 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from secondcast.storage_schemas.errors import SettingsError
-from secondcast.storage_schemas.schema.manifest import Record, first_problem
+from secondcast.storage_schemas.schema.manifest import Record
+from secondcast.storage_schemas.schema.problems import first_problem
 
 
 @dataclass(frozen=True, kw_only=True)

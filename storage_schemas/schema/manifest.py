@@ -23,6 +23,7 @@ from pydantic import (
 from secondcast.storage_schemas.errors import DamagedCacheError, NotACacheError, SettingsMismatchError
 from secondcast.storage_schemas.io.digests import canonical_json, digest
 from secondcast.storage_schemas.schema.first_difference import first_difference
+from secondcast.storage_schemas.schema.problems import first_problem
 
 FORMAT_NAME = "secondcast-cache"
 FORMAT_VERSION = 1
@@ -282,16 +283,6 @@ def verify_digest(data: bytes, where: str, *, expected_format: str) -> dict[str,
         )
     checked: dict[str, Any] = body
     return checked
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first problem of a pydantic ValidationError, in one line."""
-    problem = error.errors()[0]
-    message = problem["msg"].removeprefix("Value error, ")
-    if not problem["loc"]:
-        # A problem between fields: the message names them, and the input would be all of them.
-        return f"settings: {message}"
-    return f"{'.'.join(str(part) for part in problem['loc'])}: {message} (found {problem['input']!r})"
 
 
 _DEPENDS = {

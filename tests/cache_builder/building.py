@@ -17,6 +17,9 @@ def build_settings(prompts: Path, **flags: Any) -> BuildSettings:
     return BuildSettings.from_flags(prompts=(prompts,), **{"steps": 4, "shard_size": 3, "batch_size": 2, **flags})
 
 
+CPU = torch.device("cpu")
+
+
 def build_cache(
     path: Location,
     teacher: Path | str,
@@ -24,13 +27,12 @@ def build_cache(
     *,
     progress: Progress | None = None,
     config: WorkerConfig | None = None,
+    device: torch.device | None = CPU,
     **flags: Any,
 ) -> BuildResult:
     settings = build_settings(prompts, **flags)
     found = find_teacher(str(teacher), build_parts(settings.pooled))
-    return build(
-        path, settings, found, torch.device("cpu"), progress or Silent(), None if config is None else OneProcess(config)
-    )
+    return build(path, settings, found, device, progress or Silent(), None if config is None else OneProcess(config))
 
 
 def data_files(path: Path) -> dict[str, bytes]:

@@ -175,7 +175,7 @@ BUILD = ["build", "c", "--teacher", "pocket", "--prompts", "p.txt"]
         (
             ["prompts", "pocket", "x/y.txt", "--num-prompts", "0"],
             2,
-            r"Invalid value for '--num-prompts': .*greater than or equal to 1",
+            "--num-prompts is .?0.?, expected at least 1",
         ),
     ],
 )

@@ -104,7 +104,7 @@ def test_what_is_missing_and_what_differs_is_said(capsys):
         (
             ["subset", "a", "b", "--num-prompts", "0"],
             2,
-            r"Invalid value for '--num-prompts': .*greater than or equal to 1",
+            "--num-prompts is .?0.?, expected at least 1",
         ),
         (["subset", "a", "b", "--ids", "nix.txt"], 1, r"no prompt file nix.txt: expected a text file"),
         (["subset", "a", "b", "--ids", "taken/x"], 1, r"nothing of a is selected: it has 2 prompts \(made-up 2\), the"),

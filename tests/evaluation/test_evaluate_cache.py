@@ -87,7 +87,7 @@ def test_the_record_survives_a_round_trip_and_other_files_are_refused(tmp_path, 
         )
         assert (tmp_path / "mine.json").read_bytes() == foreign
     for change, said in (
-        ({"format_version": 2}, r"format_version: Input should be 1 \(found 2\)"),
+        ({"format_version": 2}, "format_version is 2, expected 1"),
         ({"steps": [0]}, "settings: found 1 step and 3 sigmas, expected equal numbers"),
         ({"sigmas": body["sigmas"][:1], "steps": [0]}, "errors are not of 1 trajectory times 1 step"),
         (
@@ -95,7 +95,7 @@ def test_the_record_survives_a_round_trip_and_other_files_are_refused(tmp_path, 
             "closed_loop has a trajectory outside the 1 of the evaluation",
         ),
         ({"closed_loop": body["closed_loop"] | {"trajectories": [0, 0]}}, ": expected one value for each of 2"),
-        ({"more": 1}, "more: Extra inputs are not permitted"),
+        ({"more": 1}, "more is an unknown key"),
     ):
         (tmp_path / "c.json").write_text(json.dumps(body | change))
         with pytest.raises(

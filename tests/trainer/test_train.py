@@ -312,7 +312,7 @@ def test_more_steps_of_a_trajectory_than_it_has_are_refused(tmp_path, cache_fold
     ("flags", "message"),
     [
         ({"steps": 0, "pretrain_steps": 0}, "steps and pretrain-steps are both 0"),
-        ({"dropout": 1.0}, r"--dropout: .*less than 1 \(found 1.0\)"),
+        ({"dropout": 1.0}, r"--dropout is 1.0, expected less than 1"),
         ({"learning_rate": 0}, "--learning-rate: "),
         (
             {"batch_size": 10, "grad_accum_steps": 2, "timesteps_per_sample": 3},
@@ -329,14 +329,17 @@ def test_more_steps_of_a_trajectory_than_it_has_are_refused(tmp_path, cache_fold
         ),
         ({"loss": "embedding", "embedding_loss_weight": 0.5}, "embedding-loss-weight is 0.5 with loss embedding"),
         ({"loss": "embedding", "timesteps_per_sample": 2}, "timesteps-per-sample is 2 with loss embedding"),
-        ({"loss": "naive"}, "--loss: Input should be 'vision', 'embedding' or 'context'"),
-        ({"huber_delta": 0}, r"--huber-delta: .*greater than 0 \(found 0\)"),
-        ({"ema_decay": 1.0}, r"--ema-decay: .*less than 1 \(found 1.0\)"),
-        ({"grad_accum_steps": 0}, r"--grad-accum-steps: .*greater than or equal to 1 \(found 0\)"),
-        ({"keep_checkpoints": 0}, r"--keep-checkpoints: .*greater than or equal to 1 \(found 0\)"),
-        ({"lr_warmup_steps": -1}, r"--lr-warmup-steps: .*greater than or equal to 0 \(found -1\)"),
-        ({"student_dtype": "float16"}, "--student-dtype: Input should be 'auto', 'float32' or 'bfloat16-autocast'"),
-        ({"optimiser": "sgd"}, "--optimiser: Extra inputs are not permitted"),
+        ({"loss": "naive"}, "--loss is 'naive', expected 'vision', 'embedding' or 'context'"),
+        ({"huber_delta": 0}, r"--huber-delta is 0, expected more than 0"),
+        ({"ema_decay": 1.0}, r"--ema-decay is 1.0, expected less than 1"),
+        ({"grad_accum_steps": 0}, r"--grad-accum-steps is 0, expected at least 1"),
+        ({"keep_checkpoints": 0}, r"--keep-checkpoints is 0, expected at least 1"),
+        ({"lr_warmup_steps": -1}, r"--lr-warmup-steps is -1, expected at least 0"),
+        (
+            {"student_dtype": "float16"},
+            "--student-dtype is 'float16', expected 'auto', 'float32' or ",
+        ),
+        ({"optimiser": "sgd"}, "--optimiser is an unknown key"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(flags, message):

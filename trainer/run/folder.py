@@ -11,7 +11,7 @@ from secondcast.models.student.folder import BEST_FILE, best_checkpoint, checkpo
 from secondcast.storage_schemas.errors import RunError, StudentError
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.io.digests import digest
-from secondcast.storage_schemas.schema.manifest import first_problem
+from secondcast.storage_schemas.schema.problems import first_problem
 from secondcast.trainer.settings import MAIN, RunConfig, TrainSettings
 
 CONFIG_FILE = "config.json"

@@ -10,7 +10,7 @@ from pydantic import Field
 from typer.models import OptionInfo
 
 from secondcast import cli
-from secondcast.commands.shell.flags import add_command
+from secondcast.commands.shell.flags import GroupedCommand, add_command
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.flags import Flags, Shown
 from tests.project.test_imports import MODULES
@@ -50,7 +50,7 @@ def test_a_config_model_is_made_of_the_options_that_were_given():
 
 
 def test_a_value_out_of_range_is_one_line_that_names_the_flag():
-    with pytest.raises(SettingsError, match=r"^--size: Input should be less than or equal to 9 \(found 10\)$"):
+    with pytest.raises(SettingsError, match=r"^--size is 10, expected at most 9$"):
         run("--name", "x", "--size", "10")
 
 
@@ -63,6 +63,22 @@ def test_help_shows_groups_ranges_and_defaults_and_rare_options_only_on_request(
     assert "--rare" not in said and "--inner" not in said and "--no-on" not in said and "--no-off" in said
     run("--help-all")
     assert "--rare <float>" in capsys.readouterr().out
+
+
+def test_a_range_that_typer_states_reads_as_those_of_config_models(capsys):
+    def command(
+        count: Annotated[int, typer.Option(min=1, help="C.")] = 3,
+        share: Annotated[float | None, typer.Option(min=0, max=1, help="S.")] = None,
+        needed: Annotated[int, typer.Option(min=2, help="N.")] = ...,
+    ) -> None:
+        """Do it."""
+
+    app = typer.Typer(rich_markup_mode=None, add_completion=False)
+    app.command(cls=GroupedCommand)(command)
+    app(["--help"], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert "--count <int>    C. [from 1]  [default: 3]\n" in said
+    assert "--share <float>  S. [from 0 to 1]\n" in said and "--needed <int>   N. [from 2]  [required]\n" in said
 
 
 def test_an_option_that_two_models_state_is_an_error_of_the_program():

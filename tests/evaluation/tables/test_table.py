@@ -233,7 +233,7 @@ def test_on_a_cache_students_are_rows_of_distances_and_stay_evaluated(tmp_path, 
             ["r", "--pocket", "--closed-loop", 2],
             "--closed-loop has no effect without --cache: remove it, or give both",
         ),
-        (["r", "--pocket", "--guidance", "nan"], "--guidance: Input should be a finite number (found nan)"),
+        (["r", "--pocket", "--guidance", "nan"], "--guidance is nan, expected a finite number"),
         (
             ["nowhere", "--pocket"],
             "no student nowhere: there is no such folder; give a run folder, or what `secondcast export` wrote",

@@ -288,7 +288,7 @@ def test_a_target_begun_otherwise_or_holding_its_source_is_refused(tmp_path):
         SettingsError, match=r"--compression: compression int8 rounds the velocity, .* use --latents stored$"
     ):
         convert(a, tmp_path / "c", Silent(), compression="int8")
-    with pytest.raises(SettingsError, match=r"--compression: Input should be .* \(found 'zip'\)"):
+    with pytest.raises(SettingsError, match=r"--compression is 'zip', expected .*"):
         convert(a, tmp_path / "c", Silent(), compression="zip")
 
 

@@ -1,0 +1,59 @@
+"""Problems that pydantic found, in the words of this project: what was found and what was expected."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+# Floats from here on are shown with an exponent.
+_LONG = 1e16
+# By pydantic's type of error, with the names of its context.
+_EXPECTED = {
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "less than {lt}",
+    "finite_number": "a finite number",
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "literal_error": "{expected}",
+    "dict_type": "a table of names and values",
+    "model_type": "a table of names and values",
+    "list_type": "a list",
+    "tuple_type": "a list",
+}
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a pydantic ValidationError, in one line."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if not where:
+        # A problem between fields: the message names them, and the input would be all of them.
+        return f"settings: {problem['msg'].removeprefix('Value error, ')}"
+    return f"{where} {problem_text(problem)}"
+
+
+def problem_text(problem: Mapping[str, Any]) -> str:
+    """A problem of pydantic's `errors()` without its place, such as "is 0, expected at least 1"."""
+    kind = problem["type"]
+    if kind == "missing":
+        return "is missing"
+    if kind == "extra_forbidden":
+        return f"is an unknown key (its value is {problem['input']!r})"
+    expected = _EXPECTED.get(kind)
+    if expected is None:
+        return f"is {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
+    bounds = {name: _number(value) for name, value in problem.get("ctx", {}).items()}
+    return f"is {problem['input']!r}, expected {expected.format(**bounds)}"
+
+
+def _number(value: Any) -> Any:
+    """A bound as people write it: 1 for 1.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() and value < _LONG else value
