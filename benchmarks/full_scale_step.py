@@ -43,7 +43,7 @@ class Training:
     def __init__(self, student: str, backbone: FluxBackbone, cache: Cache, batch_size: int) -> None:
         self.device, self.manifest, self.batch_size = backbone.device, cache.manifest, batch_size
         self.backbone = backbone.at(recorded_geometry(self.manifest.sampling))
-        self.feed = ReplayDataset([Source(cache=cache, indices=cache.indices()[:batch_size])], device=self.device)
+        self.dataset = ReplayDataset([Source(cache=cache, indices=cache.indices()[:batch_size])], device=self.device)
         self.student = random_student(student, self.manifest, self.device)
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
         self.first_gradient: torch.Tensor | None = None
@@ -79,7 +79,7 @@ def offline_steps(training: Training) -> Measured:
     """From the cache, read ahead as `secondcast train` does."""
     found = Measured()
     requests = (BatchSpec(replays=True, rows=training.rows(step)) for step in range(training.steps))
-    with training.feed.prefetch(requests) as batches:
+    with training.dataset.prefetch(requests) as batches:
         for step in range(training.steps):
             began = time.perf_counter()
             batch = next(batches)
@@ -92,7 +92,7 @@ def offline_steps(training: Training) -> Measured:
 def online_steps(training: Training, text_encoder: TeacherTextEncoder) -> Measured:
     """The loop of the paper, with the text encoded at every step as in its script, from the cache's noise."""
     found, sampling = Measured(), training.manifest.sampling
-    given = training.feed.replay_batch(training.rows(0))
+    given = training.dataset.replay_batch(training.rows(0))
     sigmas = torch.tensor(sampling.sigmas, dtype=torch.float32)
     dt_K = (sigmas[1:] - sigmas[:-1]).to(device=training.device, dtype=training.backbone.dtype)
     x_BSC = given.hidden_states_BSC

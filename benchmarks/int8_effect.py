@@ -33,7 +33,7 @@ def main() -> None:
     manifest = cache.manifest
     held = np.array([cache.prompts[cache.layout.place(int(i)).prompt].held_out for i in cache.indices()])
     indices = np.concatenate([cache.indices()[held], cache.indices()[~held]])[: flags.limit]
-    feed = ReplayDataset([Source(cache=cache, indices=indices)], device=torch.device("cpu"))
+    dataset = ReplayDataset([Source(cache=cache, indices=indices)], device=torch.device("cpu"))
     student = load_student(student_folder(Path(flags.student)))
     backbone = FluxBackbone.load(
         TEACHER_FOLDER,
@@ -51,7 +51,7 @@ def main() -> None:
         exact = velocity_KSC.astype(np.float64)
         rounding_K += np.square(rounded_KSC.astype(np.float64) - exact).mean((1, 2))
         norm_K += np.square(exact).mean((1, 2))
-        batch = feed.replay_batch([(position, k) for k in range(steps)])
+        batch = dataset.replay_batch([(position, k) for k in range(steps)])
         student_BTD = student(batch.token_ids_BT)[0]
         difference = replay(backbone, student_BTD, batch).float() - batch.velocity_BSC.float()
         loss_K += difference.square().mean((1, 2)).double().numpy()

@@ -57,8 +57,8 @@ def main() -> None:
     cache = Cache.open(flags.cache)
     manifest = cache.manifest
     dtype = manifest.sampling.dtype if flags.dtype == "cache" else flags.dtype
-    feed = ReplayDataset([Source(cache=cache, indices=cache.indices())], device=torch.device("cpu"))
-    records = sorted(spread_rows(len(feed), manifest.sampling.steps, flags.records), key=lambda row: row[1])
+    dataset = ReplayDataset([Source(cache=cache, indices=cache.indices())], device=torch.device("cpu"))
+    records = sorted(spread_rows(len(dataset), manifest.sampling.steps, flags.records), key=lambda row: row[1])
     parts = [records[first : first + flags.rows] for first in range(0, len(records), flags.rows)]
     exact = load(flags.teacher, manifest, dtype, "none", flags.rows)
     print(f"{len(records)} records, recorded in {manifest.sampling.dtype}, replayed in {dtype}\n")
@@ -68,8 +68,8 @@ def main() -> None:
         backbone = load(flags.teacher, manifest, dtype, kind, flags.rows)
         off, norm, gradient_off, gradient_norm = [], [], 0.0, 0.0
         for part in parts:
-            batch = feed.replay_batch(part)
-            text_BTD = feed.teacher_embeddings([feed.prompt_of(position) for position, _ in part])
+            batch = dataset.replay_batch(part)
+            text_BTD = dataset.teacher_embeddings([dataset.prompt_of(position) for position, _ in part])
             velocity_BSC, found_BTD = gradient(backbone, text_BTD, batch)
             target_BSC = batch.velocity_BSC.float()
             off.append(float((velocity_BSC - target_BSC).square().sum()))

@@ -59,9 +59,9 @@ def closed_loop(
                 text_BTD = embed([chosen.prompt for chosen in batch]).to(backbone.dtype)
                 final_BSC = _sampled(backbone, schedule, noise_BSC, text_BTD, conditions)[:kept]
                 fractions = _latent_fractions(final_BSC, wanted_BSC[:kept], name, batch)
-                led = _decoded(decoder, final_BSC)
-                _pass_on(keep, name, batch, led)
-                for fraction, ours, theirs in zip(fractions, led, pictures, strict=True):
+                decoded = _decoded(decoder, final_BSC)
+                _pass_on(keep, name, batch, decoded)
+                for fraction, ours, theirs in zip(fractions, decoded, pictures, strict=True):
                     found[name].append(_distances(fraction, ours, theirs, lpips))
                 bar.advance(kept)
     return {name: _columns(rows, measured=lpips is not None) for name, rows in found.items()}

@@ -140,7 +140,7 @@ class CacheEvaluator:
         if self.settings.random_baseline:
             text_encoders["untrained"] = student.untrained(seed=self.settings.seed).embeddings
         places = spread(self.chosen, self.settings.closed_loop)
-        led = closed_loop(
+        result = closed_loop(
             self.cache,
             self.backbone,
             self._decoder,
@@ -150,9 +150,9 @@ class CacheEvaluator:
             batch_size=self.settings.batch_size,
             progress=self.progress,
         )
-        self._teacher_result = led.get("teacher", self._teacher_result)
+        self._teacher_result = result.get("teacher", self._teacher_result)
         teacher = {} if self._teacher_result is None else {"teacher": self._teacher_result}
-        return ClosedLoop(trajectories=tuple(places), text_encoders={"student": led["student"]} | teacher | led)
+        return ClosedLoop(trajectories=tuple(places), text_encoders={"student": result["student"]} | teacher | result)
 
     @cached_property
     def backbone(self) -> FluxBackbone:

@@ -49,7 +49,7 @@ class Judge:
         held_out = [at for at in range(len(cache)) if cache.prompts[cache.layout.place(at).prompt].held_out]
         if not held_out:
             raise ValueError(f"of {len(cache)} trajectories of {cache_folder} none is held out: record more prompts")
-        self._feed = ReplayDataset([Source(cache=cache, indices=np.array(held_out))], device=cpu)
+        self._dataset = ReplayDataset([Source(cache=cache, indices=np.array(held_out))], device=cpu)
         self._rows = len(held_out) * cache.manifest.sampling.steps
         self._objective = Objective(
             settings=TrainFlags(student="", batch_size=40).settings(),
@@ -106,7 +106,7 @@ class Judge:
         found_NTD, wanted_NTD = embed(ids_NT), self._teacher.encode(ids_NT)
         return {
             **self._score(embed),
-            "vision_loss": validation_loss(self._objective, self._feed, embed, rows=self._rows).mean,
+            "vision_loss": validation_loss(self._objective, self._dataset, embed, rows=self._rows).mean,
             "embedding_error": float(embedding_loss(found_NTD, wanted_NTD)),
             "context_error": float(context_loss(found_NTD, wanted_NTD, self._context_ID)),
         }

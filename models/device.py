@@ -21,7 +21,8 @@ def usable_device(name: str) -> torch.device:
             # Kernels outside of torch launch on the current device, not on that of their tensors.
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
-        reason = next(iter(str(error).splitlines()), "") or "no such device"
+        # Without the advice that follows in some versions of torch.
+        reason = next(iter(str(error).splitlines()), "").partition(". ")[0] or "no such device"
         raise SettingsError(f"--device {name!r} cannot be used here ({reason}): use auto, cpu or cuda") from error
     return device
 

@@ -46,7 +46,7 @@ class Observer(Protocol):
 
 
 class Trainer:
-    """One run: the student, its optimizer, the feed and what it minimises.
+    """One run: the student, its optimizer, the dataset and what it minimises.
 
     autocast: the student (never the backbone) computes in bf16; its parameters stay fp32. tokens: of a student that
     does not read the caches'. metrics: where losses go; those of all processes go to the first one's.
@@ -69,7 +69,7 @@ class Trainer:
     ) -> None:
         self._observers = observers
         self.run, self.settings, self.objective, self.device = run, settings, objective, device
-        self.feed, self.held_out = split(training_caches, device, tokens, objective.host_modulation)
+        self.dataset, self.held_out = split(training_caches, device, tokens, objective.host_modulation)
         self.processes, self._metrics = processes, metrics
         self.done = 0
         self._pauses = CheckpointTimer(processes, minutes=settings.checkpoint_minutes)
@@ -79,9 +79,9 @@ class Trainer:
         self.student = processes.placed(student, device)
         if self.average is not None:
             self.average.student = processes.placed(self.average.student, device)
-        self._in_training = processes.synchronized(self.student)
+        self._parallel_student = processes.synchronized(self.student)
         self.optimizer = make_optimizer(self.student, settings)
-        self.orders = stage_orders(settings, training_caches, self.feed)
+        self.orders = stage_orders(settings, training_caches, self.dataset)
         self.best: float | None = None
         self.replay_error: ReplayError | None = None
         self.autocast = autocast
@@ -96,7 +96,7 @@ class Trainer:
         if not steps:
             return self.best
         requests = (request for step in steps for request in self.requests(step))
-        with self._pauses.listening(progress.say), self.feed.prefetch(requests) as batches:
+        with self._pauses.listening(progress.say), self.dataset.prefetch(requests) as batches:
             for number, end in enumerate(self.settings.ends):
                 if self.done < end and self._train_stage(number, batches, progress):
                     break
@@ -130,7 +130,7 @@ class Trainer:
         """Take all steps without a checkpoint; the seconds that each took, its wait for the batch included."""
         seconds = []
         steps = range(self.settings.total_steps)
-        with self.feed.prefetch(request for step in steps for request in self.requests(step)) as batches:
+        with self.dataset.prefetch(request for step in steps for request in self.requests(step)) as batches:
             for step in steps:
                 began = time.monotonic()
                 self._optimizer_step(self.settings.at(step), batches)
@@ -201,7 +201,7 @@ class Trainer:
     def measure_replay_error(self, sources: Sequence[int] | None = None) -> ReplayError:
         """Measure the replay error (see validation.py), which is shown beside the loss from then on."""
         self.replay_error = measure_replay_error(
-            self.objective, self.feed, sources, rows=self.settings.replay_check, processes=self.processes
+            self.objective, self.dataset, sources, rows=self.settings.replay_check, processes=self.processes
         )
         self._log(step=self.done, replay_error=self.replay_error.error, replay_error_by_step=self.replay_error.by_step)
         return self.replay_error
@@ -282,9 +282,9 @@ class Trainer:
         # Dropout masks are a function of (seed, step, row of the batch): a resumed run draws the same ones.
         torch.manual_seed(mix(self.settings.seed, at.step))
         first = (self.processes.rank * parts + part) * rows
-        with self.processes.part(self._in_training, last=part == parts - 1):
+        with self.processes.part(self._parallel_student, last=part == parts - 1):
             with BatchInvariantDropout(first=first, rows=self.processes.ranks * parts * rows):
-                student_BTD = self.embed(self._in_training, batch.token_ids_BT)
+                student_BTD = self.embed(self._parallel_student, batch.token_ids_BT)
             self.clock.mark("student_forward")
             loss = self.objective.training_loss(at.stage, student_BTD, batch)
             self.clock.mark("backbone_forward" if isinstance(batch, Batch) else "loss")
@@ -302,7 +302,7 @@ class Trainer:
 
     def _stop(self, at: StepOfStage, what: str, value: float, rows: Rows) -> NoReturn:
         kind = at.stage.loss
-        records = [self.feed.name_of(place) + (f" step {k}" if at.stage.replays else "") for place, k in rows]
+        records = [self.dataset.name_of(place) + (f" step {k}" if at.stage.replays else "") for place, k in rows]
         self._log(step=at.step, stopped=f"{what} is {value}", records=records)
         more = f" and {len(records) - _NAMED} more (metrics.jsonl names them)" if len(records) > _NAMED else ""
         raise NonFiniteError(

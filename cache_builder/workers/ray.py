@@ -19,7 +19,7 @@ from secondcast.cache_builder.shard_builder import ShardBuilder
 from secondcast.cache_builder.waiting import needed_embeddings, wait_for_embeddings
 from secondcast.cache_builder.worker import Worker, WorkerConfig
 from secondcast.cache_builder.workers.job import Job
-from secondcast.cache_builder.workers.ray_cluster import RayDevice, Room, connected, read_runtime_env
+from secondcast.cache_builder.workers.ray_cluster import ClusterResources, RayDevice, connected, read_runtime_env
 from secondcast.cache_builder.workers.shard_queue import Run, ShardQueue
 from secondcast.models.device import quiet_libraries, usable_device
 from secondcast.models.memory.peak import PeakMemory, largest_peaks
@@ -117,8 +117,8 @@ def run_on_ray(
     """
     environment = None if runtime_env is None else read_runtime_env(runtime_env)
     with connected(address, environment) as ray:
-        room = Room.of(ray.cluster_resources(), address, device, job.threads)
-        actors = _Actors(ray, job, room, workers or max(1, room.places), progress)
+        resources = ClusterResources.of(ray.cluster_resources(), address, device, job.threads)
+        actors = _Actors(ray, job, resources, workers or max(1, resources.places), progress)
         try:
             if job.config.stage != "sample":
                 actors.run(writer, "embeddings")
@@ -140,18 +140,18 @@ def run_on_ray(
 class _Actors:
     """The actors of a build. Those that have no place yet take part as soon as they have one."""
 
-    def __init__(self, ray: Any, job: Job, room: Room, count: int, progress: Progress) -> None:
-        self._ray, self._progress, self._room = ray, progress, room
+    def __init__(self, ray: Any, job: Job, resources: ClusterResources, count: int, progress: Progress) -> None:
+        self._ray, self._progress, self._resources = ray, progress, resources
         self.peaks: list[dict[str, PeakMemory]] = []
-        if room.device == "cpu":
-            job = job.model_copy(update={"threads": room.threads})
-        actor = ray.remote(max_restarts=_RESTARTS, max_task_retries=_RETRIES, **room.options)(Builder)
-        self._actors = [actor.remote(job.model_dump_json(), room.device) for _ in range(count)]
+        if resources.device == "cpu":
+            job = job.model_copy(update={"threads": resources.threads})
+        actor = ray.remote(max_restarts=_RESTARTS, max_task_retries=_RETRIES, **resources.options)(Builder)
+        self._actors = [actor.remote(job.model_dump_json(), resources.device) for _ in range(count)]
         self._starting = {worker.ready.remote(): number for number, worker in enumerate(self._actors)}
         self._working: dict[Any, tuple[int, Run]] = {}
         self._idle: set[int] = set()
         self._said, self._begun = False, time.monotonic()
-        progress.say(f"{counted(count, 'worker')} on Ray, {room.asked} each")
+        progress.say(f"{counted(count, 'worker')} on Ray, {resources.asked} each")
 
     def run(self, writer: CacheWriter, kind: Kind) -> None:
         """Commit every missing shard of a kind; WorkerFailedError with the first error, after all others."""
@@ -210,11 +210,11 @@ class _Actors:
         if self._said or not self._starting or time.monotonic() - self._begun < _PLACE_SECONDS:
             return
         self._said = True
-        count, room = len(self._actors), self._room
+        count, resources = len(self._actors), self._resources
         self._progress.say(
-            f"{count - len(self._starting)} of {count} workers are scheduled on the cluster, which had {room.gpus} "
-            f"GPUs "
-            f"and {room.cpus} CPUs; the others wait until it grows or something else ends, each for {room.asked}"
+            f"{count - len(self._starting)} of {count} workers are scheduled on the cluster, which had "
+            f"{resources.gpus} GPUs and {resources.cpus} CPUs; the others wait until it grows or something else ends, "
+            f"each for {resources.asked}"
         )
 
     def _fail(self, queue: ShardQueue) -> None:

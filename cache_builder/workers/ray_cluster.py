@@ -18,7 +18,7 @@ _CONNECT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class ClusterResources:
     """What one worker asks of the cluster, and what the cluster has at this moment."""
 
     device: Literal["cuda", "cpu"]

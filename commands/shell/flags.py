@@ -21,7 +21,7 @@ _BOUNDS = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
 # Larger bounds only keep numbers within file or float limits, and are not shown.
 _LARGEST_SHOWN = 1e5
 
-_RANGE_OF_TYPER = re.compile(r"(?:(?<=\[)|; )(?:(\d\S*)<=)?x(?:>=([\d.]+)|<=([\d.]+))?(?=\])")
+_RANGE_OF_TYPER = re.compile(r"(?:(?<=\[)|; )(?:(\d\S*)<=)?x(?:>=([\d.]+)|<=([\d.]+))?(?:; |(?=\]))")
 
 _LIST_OF = re.compile(r"<list\[(\w+)\]>")
 

@@ -42,8 +42,8 @@ def closed_loop_summary(evaluation: Evaluation) -> list[dict[str, Any]]:
     if evaluation.closed_loop is None:
         return []
     return [
-        {"text_encoder": name, "trajectories": len(led.latent_fraction), **_sampled_row(led)}
-        for name, led in evaluation.closed_loop.text_encoders.items()
+        {"text_encoder": name, "trajectories": len(result.latent_fraction), **_sampled_row(result)}
+        for name, result in evaluation.closed_loop.text_encoders.items()
     ]
 
 
@@ -62,14 +62,14 @@ def summary(evaluation: Evaluation, *, hardest: int = 10) -> dict[str, Any]:
     }
 
 
-def _sampled_row(led: SampledResult) -> dict[str, Any]:
-    different = [value for value in led.psnr_db if value is not None]
+def _sampled_row(result: SampledResult) -> dict[str, Any]:
+    different = [value for value in result.psnr_db if value is not None]
     return {
-        "identical_images": len(led.psnr_db) - len(different),
-        "latent_fraction": _mean(led.latent_fraction),
+        "identical_images": len(result.psnr_db) - len(different),
+        "latent_fraction": _mean(result.latent_fraction),
         "psnr_db": _mean(different) if different else None,
-        "ssim": _mean(led.ssim),
-        "lpips": None if led.lpips is None else _mean(led.lpips),
+        "ssim": _mean(result.ssim),
+        "lpips": None if result.lpips is None else _mean(result.lpips),
     }
 
 

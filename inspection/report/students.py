@@ -115,13 +115,13 @@ def _recorded_led(record: Evaluation, row_of: Mapping[str, int]) -> dict[str, An
     return {name: [column[number] for number in kept] if column else [] for name, column in facts.items()}
 
 
-def sampled_facts(led: SampledResult, rows: list[int], pictures: list[str]) -> dict[str, Any]:
+def sampled_facts(result: SampledResult, rows: list[int], pictures: list[str]) -> dict[str, Any]:
     """Closed loop of a student, by trajectory; pictures: empty if they were not stored."""
     return {
         "rows": rows,
-        "latent_fraction": [rounded(value) for value in led.latent_fraction],
-        "psnr_db": [rounded(value) for value in led.psnr_db],
-        "ssim": [rounded(value) for value in led.ssim],
+        "latent_fraction": [rounded(value) for value in result.latent_fraction],
+        "psnr_db": [rounded(value) for value in result.psnr_db],
+        "ssim": [rounded(value) for value in result.ssim],
         "final": pictures,
     }
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch.nn.functional import silu
 
-from secondcast.models.memory.modulation_table import HandsOn, embedded_conditions, modulated_norms
+from secondcast.models.memory.modulation_table import PassThrough, embedded_conditions, modulated_norms
 from secondcast.models.memory.options import MemoryOptions
 
 
@@ -76,7 +76,7 @@ def take_to_host(transformer: FluxTransformer2DModel) -> HostModulation:
         norm.silu, norm.linear = torch.nn.Identity(), _Columns(first, norm.linear.out_features)
         first += linears[-1].out_features
     embed, takes_guidance = transformer.time_text_embed.eval(), bool(transformer.config.guidance_embeds)
-    transformer.time_text_embed = HandsOn()
+    transformer.time_text_embed = PassThrough()
     return HostModulation(embed, linears, dtype=dtype, takes_guidance=takes_guidance)
 
 

@@ -177,7 +177,7 @@ def make_table(transformer: FluxTransformer2DModel, conditions: Conditions, devi
             # Padding rows of the last call are recomputed with the same bits.
             table_RM[rows_B] = norm.linear(norm.silu(one_BD))
         norm.silu, norm.linear = torch.nn.Identity(), _Table(table_RM)
-    transformer.time_text_embed = HandsOn()
+    transformer.time_text_embed = PassThrough()
     return ModulationTable(timestep_R, guidance_R)
 
 
@@ -200,7 +200,7 @@ def embedded_conditions(
     return embedded_BD
 
 
-class HandsOn(torch.nn.Module):
+class PassThrough(torch.nn.Module):
     """Replaces time_text_embed: passes the tensor given in place of pooled to the blocks as `temb`.
 
     It is an input of each block, so a recomputed block reads the same rows.

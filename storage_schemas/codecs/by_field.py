@@ -10,7 +10,7 @@ from secondcast.storage_schemas.schema.manifest import CodecName
 
 FieldCodec = BytePlanes | StepDelta | StepInt8
 
-_COMPACT: dict[str, Callable[..., FieldCodec]] = {
+_LOSSLESS: dict[str, Callable[..., FieldCodec]] = {
     "velocity": StepDelta,
     "hidden_states": StepDelta,
     "noise": BytePlanes,
@@ -20,8 +20,8 @@ _COMPACT: dict[str, Callable[..., FieldCodec]] = {
 }
 _CODECS: dict[CodecName, dict[str, Callable[..., FieldCodec]]] = {
     "none": {},
-    "lossless": _COMPACT,
-    "int8": _COMPACT | {"velocity": StepInt8},
+    "lossless": _LOSSLESS,
+    "int8": _LOSSLESS | {"velocity": StepInt8},
 }
 
 

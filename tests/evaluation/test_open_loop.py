@@ -47,13 +47,13 @@ def test_errors_are_the_validation_loss_and_the_replay_error_of_training(tmp_pat
     trainer = make_trainer(
         tmp_path / "r", recorded, dev_teacher, student, batch_size=ROWS, validate_rows=every, backbone_dtype="bfloat16"
     )
-    network, feed = load_student(student), trainer.held_out
-    losses = validation_loss(trainer.objective, feed, lambda ids: network(ids)[0], rows=every)
+    network, dataset = load_student(student), trainer.held_out
+    losses = validation_loss(trainer.objective, dataset, lambda ids: network(ids)[0], rows=every)
     places = {one.index: place for place, one in enumerate(held_out_trajectories(Cache.open(recorded)))}
-    rows = [(places[feed.trajectory_of(position)[1]], k) for position, k in losses.rows]
+    rows = [(places[dataset.trajectory_of(position)[1]], k) for position, k in losses.rows]
     assert len(set(rows)) == every
     assert [found.errors.mean_square[place][k] for place, k in rows] == losses.values
-    replay_error = measure_replay_error(trainer.objective, feed, rows=every)
+    replay_error = measure_replay_error(trainer.objective, dataset, rows=every)
     assert replay_error.error > 0
     assert np.mean(found.replay_error.mean_square) == pytest.approx(replay_error.error, rel=1e-12)
     assert {str(k): np.mean(column) for k, column in enumerate(zip(*found.replay_error.mean_square, strict=True))} == (

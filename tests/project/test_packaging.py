@@ -128,6 +128,7 @@ def test_the_version_is_stated_once():
     stated = [
         file
         for file in ROOT.glob("*/**/*.py")
-        if not {".venv", ".mypy"} & set(file.parts) and f'"{secondcast.__version__}"' in file.read_text()
+        if not any(part.startswith(".") for part in file.relative_to(ROOT).parts)
+        and f'"{secondcast.__version__}"' in file.read_text()
     ]
     assert stated == []

@@ -67,11 +67,11 @@ def test_weighted_rows_are_weighted_by_their_own_step(tmp_path, cache_folder, de
     trainer = make_trainer(tmp_path, cache_folder, dev_teacher, t5_config, timestep_weighting="sigma")
     backbone, weights_K = trainer.objective.backbones[0], trainer.objective.weights(trainer.settings.stages[0], 0, CPU)
     rows = [(0, 0), (1, 0), (2, 1)]
-    batch = trainer.feed.replay_batch(rows)
+    batch = trainer.dataset.replay_batch(rows)
     with torch.no_grad():
         student_BTD = trainer.embed(trainer.student.eval(), batch.token_ids_BT)
         alone = [
-            vision_loss(backbone, student_BTD[i : i + 1], trainer.feed.replay_batch([row]))
+            vision_loss(backbone, student_BTD[i : i + 1], trainer.dataset.replay_batch([row]))
             for i, row in enumerate(rows)
         ]
         weighted = trainer.objective.training_loss(trainer.settings.at(0).stage, student_BTD, batch)
@@ -87,7 +87,7 @@ def test_an_embedding_term_is_added_with_its_weight(tmp_path, cache_folder, dev_
         tmp_path, cache_folder, dev_teacher, t5_config, embedding_loss_weight=0.5, timesteps_per_sample=2
     )
     (request,) = trainer.requests(0)
-    with trainer.feed.prefetch([request]) as batches, torch.no_grad():
+    with trainer.dataset.prefetch([request]) as batches, torch.no_grad():
         batch = next(batches)
         student_BTD = trainer.embed(trainer.student.eval(), batch.token_ids_BT)
         assert len(student_BTD) == 4
@@ -100,7 +100,7 @@ def test_an_embedding_term_is_added_with_its_weight(tmp_path, cache_folder, dev_
 def test_huber_is_for_the_stage_after_the_warm_up_alone(tmp_path, cache_folder, dev_teacher, t5_config):
     flags = {"pretrain_steps": 1, "pretrain_loss": "embedding", "loss": "embedding", "huber_delta": 0.01}
     trainer = make_trainer(tmp_path, cache_folder, dev_teacher, t5_config, **flags)
-    batch = trainer.feed.embedding_batch([0, 1])
+    batch = trainer.dataset.embedding_batch([0, 1])
     student_BTD = torch.zeros_like(batch.encoder_hidden_states_BTD)
     wanted_BTD = batch.encoder_hidden_states_BTD
     assert torch.equal(
@@ -128,7 +128,7 @@ def test_the_context_loss_is_the_difference_after_the_transformers_own_projectio
     trainer = make_trainer(tmp_path, cache_folder, dev_teacher, t5_config, loss="context")
     assert not trainer.objective.backbones
     transformer = FluxTransformer2DModel.from_pretrained(dev_teacher / "transformer", torch_dtype=torch.float32)
-    batch = trainer.feed.embedding_batch([0, 3, 5])
+    batch = trainer.dataset.embedding_batch([0, 3, 5])
     with torch.no_grad():
         student_BTD = trainer.embed(trainer.student.eval(), batch.token_ids_BT)
         found = trainer.objective.training_loss(trainer.settings.at(0).stage, student_BTD, batch)

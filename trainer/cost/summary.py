@@ -171,7 +171,7 @@ def _works(
 ) -> dict[str, Work]:
     student = trainer.plain_student
     of_student = student_forward_flops(student)
-    counts = [len(source.indices) for source in trainer.feed.sources]
+    counts = [len(source.indices) for source in trainer.dataset.sources]
     caches = {
         training_cache.name: (training_cache.cache.manifest, count)
         for training_cache, count in zip(training_caches, counts, strict=True)

@@ -123,17 +123,17 @@ def _split(training_cache: TrainingCache) -> tuple[Array, Array]:
 
 
 def stage_orders(
-    settings: TrainSettings, training_caches: Sequence[TrainingCache], feed: ReplayDataset
+    settings: TrainSettings, training_caches: Sequence[TrainingCache], dataset: ReplayDataset
 ) -> list[InterleavedSampler]:
     """The data order of each stage: batches mix caches with equal sampling settings; other caches alternate."""
     return [
-        InterleavedSampler(list(_orders(settings.seed, number, stage, training_caches, feed)))
+        InterleavedSampler(list(_orders(settings.seed, number, stage, training_caches, dataset)))
         for number, stage in enumerate(settings.stages)
     ]
 
 
 def _orders(
-    seed: int, stage_number: int, stage: Stage, training_caches: Sequence[TrainingCache], feed: ReplayDataset
+    seed: int, stage_number: int, stage: Stage, training_caches: Sequence[TrainingCache], dataset: ReplayDataset
 ) -> Iterator[Sampler]:
     alike: dict[object, list[int]] = {}
     for source, training_cache in enumerate(training_caches):
@@ -142,9 +142,9 @@ def _orders(
     for number, sources in enumerate(alike.values()):
         parts = []
         for source in sources:
-            count = len(feed.sources[source].indices)
+            count = len(dataset.sources[source].indices)
             share = stage.share_of(training_caches[source].name, count)
-            parts.append(Part(first=feed.first_of(source), count=count, share=share))
+            parts.append(Part(first=dataset.first_of(source), count=count, share=share))
         vision = stage.replays
         yield Sampler(
             # Embedding losses have no timesteps, so there is no sequential order and nothing to share.

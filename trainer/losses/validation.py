@@ -42,25 +42,25 @@ class Errors:
 @torch.no_grad()
 def validation_loss(
     objective: Objective,
-    feed: ReplayDataset,
+    dataset: ReplayDataset,
     embed: Callable[[torch.Tensor], torch.Tensor],
     *,
     rows: int,
     processes: Distributed = SINGLE_PROCESS,
 ) -> Errors:
-    """Loss on `rows` records of a feed, spread evenly: vision if there is a backbone, else of embeddings.
+    """Loss on `rows` records of a dataset, spread evenly: vision if there is a backbone, else of embeddings.
 
     embed: token_ids_BT -> encoder_hidden_states_BTD. Processes divide the records and all get the same numbers.
     """
 
     def measure(part: Sequence[Row]) -> torch.Tensor:
         if objective.backbones:
-            batch = feed.replay_batch(part)
+            batch = dataset.replay_batch(part)
             return row_errors(objective.backbones[batch.source], embed(batch.token_ids_BT), batch)[:, None]
-        text = feed.embedding_batch([position for position, _ in part])
+        text = dataset.embedding_batch([position for position, _ in part])
         return objective.text_loss(embed(text.token_ids_BT), text).expand(len(part), 1)
 
-    parts = _parts(objective, feed, validation_rows(feed, rows), processes)
+    parts = _parts(objective, dataset, validation_rows(dataset, rows), processes)
     (values,) = _measured(measure, parts, processes)
     return Errors(rows=[row for part in parts for row in part], values=values)
 
@@ -86,7 +86,7 @@ class ReplayError:
 @torch.no_grad()
 def measure_replay_error(
     objective: Objective,
-    feed: ReplayDataset,
+    dataset: ReplayDataset,
     sources: Sequence[int] | None = None,
     *,
     rows: int,
@@ -95,26 +95,28 @@ def measure_replay_error(
     """Replay `rows` records of a dataset (or of some of its sources), spread evenly, with the teacher's embeddings."""
 
     def measure(part: Sequence[Row]) -> torch.Tensor:
-        batch = feed.replay_batch(part)
-        teacher_BTD = feed.teacher_embeddings([feed.prompt_of(position) for position, _ in part])
+        batch = dataset.replay_batch(part)
+        teacher_BTD = dataset.teacher_embeddings([dataset.prompt_of(position) for position, _ in part])
         target_BSC = batch.velocity_BSC.float()
         error_BSC = (replay(objective.backbones[batch.source], teacher_BTD, batch).float() - target_BSC).square()
         sums = [error_BSC.flatten(1).mean(1), error_BSC.flatten(1).sum(1), target_BSC.square().flatten(1).sum(1)]
         return torch.stack(sums, dim=1)
 
-    parts = _parts(objective, feed, validation_rows(feed, rows, sources), processes)
+    parts = _parts(objective, dataset, validation_rows(dataset, rows, sources), processes)
     means, sums, norms = _measured(measure, parts, processes)
     errors = Errors(rows=[row for part in parts for row in part], values=means)
     return ReplayError(error=errors.mean, by_step=errors.means_by_step, relative=(sum(sums) / sum(norms)) ** 0.5)
 
 
-def _parts(objective: Objective, feed: ReplayDataset, rows: Sequence[Row], processes: Distributed) -> list[list[Row]]:
+def _parts(
+    objective: Objective, dataset: ReplayDataset, rows: Sequence[Row], processes: Distributed
+) -> list[list[Row]]:
     # What goes through the networks at once is what training was given memory for.
     settings = objective.settings
     replays = bool(objective.backbones) and settings.replays
     size = (settings.replay_rows if replays else settings.batch_rows) // processes.ranks
     parts = []
-    for _, of_one_cache in groupby(rows, key=lambda row: feed.trajectory_of(row[0])[0]):
+    for _, of_one_cache in groupby(rows, key=lambda row: dataset.trajectory_of(row[0])[0]):
         together = list(of_one_cache)
         parts += [together[first : first + size] for first in range(0, len(together), size)]
     return parts
@@ -135,18 +137,18 @@ def _measured(
     return [summed[column::width] for column in range(width)]
 
 
-def validation_rows(feed: ReplayDataset, wanted: int, sources: Sequence[int] | None = None) -> list[Row]:
-    """(position, k) of `wanted` records of a feed, spread over its trajectories and their steps; a cache's together.
+def validation_rows(dataset: ReplayDataset, wanted: int, sources: Sequence[int] | None = None) -> list[Row]:
+    """(position, k) of `wanted` records of a dataset, spread over its trajectories and their steps; a cache's together.
 
     sources: of these alone.
     """
     rows = []
-    numbers = range(len(feed.sources)) if sources is None else sources
-    counts = {number: len(feed.sources[number].indices) for number in numbers}
+    numbers = range(len(dataset.sources)) if sources is None else sources
+    counts = {number: len(dataset.sources[number].indices) for number in numbers}
     for number, count in counts.items():
         due = -(-wanted * count // sum(counts.values()))
-        steps = feed.sources[number].cache.manifest.sampling.steps
-        rows += [(feed.first_of(number) + position, k) for position, k in spread_rows(count, steps, due)]
+        steps = dataset.sources[number].cache.manifest.sampling.steps
+        rows += [(dataset.first_of(number) + position, k) for position, k in spread_rows(count, steps, due)]
     return rows
 
 

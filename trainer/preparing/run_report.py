@@ -19,7 +19,8 @@ def report_run(trainer: Trainer, training_caches: Sequence[TrainingCache], progr
     replayed = f"; {how_replayed(trainer.settings)}" if trainer.objective.backbones else ""
     progress.say(
         f"student of {parameters:,} parameters in float32{autocast}; "
-        f"{counted(len(trainer.feed), 'trajectory')}{several} to train on, {len(trainer.held_out)} held out{replayed}"
+        f"{counted(len(trainer.dataset), 'trajectory')}{several} to train on, {len(trainer.held_out)} held out"
+        f"{replayed}"
     )
     if remark := text_length_remark(trainer.plain_student, training_caches[0].cache.manifest.teacher):
         progress.say(remark)

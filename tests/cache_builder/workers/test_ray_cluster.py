@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from secondcast.cache_builder.workers.ray_cluster import Room, connected, read_runtime_env
+from secondcast.cache_builder.workers.ray_cluster import ClusterResources, connected, read_runtime_env
 from secondcast.storage_schemas.errors import MissingExtraError, SettingsError
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
@@ -26,19 +26,19 @@ GPUS, NONE = {"GPU": 4.0, "CPU": 10.0}, {"CPU": 6.0}
     ],
 )
 def test_a_worker_asks_for_what_it_needs_and_not_for_what_is_there(resources, device, threads, options, places):
-    room = Room.of(resources, "head:6379", device, threads)
-    assert (room.options, room.places) == (options, places)
+    resources = ClusterResources.of(resources, "head:6379", device, threads)
+    assert (resources.options, resources.places) == (options, places)
 
 
 def test_a_cluster_without_gpus_is_used_on_cpus_only_when_told_so():
     with pytest.raises(SettingsError) as caught:
-        Room.of(NONE, "auto", "auto", None)
+        ClusterResources.of(NONE, "auto", "auto", None)
     assert str(caught.value) == (
         "--ray auto: the cluster has no GPU at this moment (6 CPUs): give --device cuda to wait until it has one, or "
         "--device cpu to build on CPUs"
     )
     with pytest.raises(SettingsError, match=r"^--ray local: .* moment \(6 CPUs\): give --device cpu to build on CPUs$"):
-        Room.of(NONE, "local", "auto", None)
+        ClusterResources.of(NONE, "local", "auto", None)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_cluster_without_gpus_is_used_on_cpus_only_when_told_so():
 )
 def test_what_this_machine_can_never_place_is_refused_at_once(resources, device, threads, message):
     with pytest.raises(SettingsError, match=f"^--ray local: .*{message}"):
-        Room.of(resources, "local", device, threads)
+        ClusterResources.of(resources, "local", device, threads)
 
 
 @pytest.mark.parametrize(

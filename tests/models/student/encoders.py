@@ -83,7 +83,7 @@ def _model(family: str, vocabulary: int):
         )
     if family == "modernbert":
         ends = {"bos_token_id": 2, "cls_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
-        # One layer would be of one kind of attention, which transformers 5.6 to 5.9 refuse beside rope values for two.
+        # One layer would be of one kind of attention, which transformers 5.6 to 5.9 refused beside rope values for two.
         return ModernBertModel, ModernBertConfig(**size | {"num_hidden_layers": 2}, **ends)
     if family == "mt5":
         size = {"d_model": WIDTH, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}

@@ -41,7 +41,7 @@ def of(places: dict[str, Path], *names: str) -> dict[str, Path]:
 
 
 def cache_of(trainer: Trainer, position: int) -> int:
-    return trainer.feed.trajectory_of(position)[0]
+    return trainer.dataset.trajectory_of(position)[0]
 
 
 def rows_of(trainer: Trainer, step: int) -> list[tuple[int, int]]:
@@ -54,13 +54,13 @@ def test_a_batch_holds_rows_of_both_caches_as_each_gives_them_alone(tmp_path, pl
     both = mixed_trainer(tmp_path / "a", settings, of(places, "cats", "signs"), dev_teacher, t5_config)
     rows = rows_of(both, 0)
     assert Counter(cache_of(both, position) for position, _ in rows) == {0: 8, 1: 4}
-    batch = both.feed.replay_batch(rows)
+    batch = both.dataset.replay_batch(rows)
     for number, name in enumerate(("cats", "signs")):
         alone = mixed_trainer(tmp_path / name, settings, of(places, name), dev_teacher, t5_config)
         mine = [row for row, (position, _) in enumerate(rows) if cache_of(both, position) == number]
-        own = [(rows[row][0] - both.feed.first_of(number), rows[row][1]) for row in mine]
-        assert [both.feed.name_of(rows[row][0]) for row in mine] == [alone.feed.name_of(at) for at, _ in own]
-        wanted = alone.feed.replay_batch(own)
+        own = [(rows[row][0] - both.dataset.first_of(number), rows[row][1]) for row in mine]
+        assert [both.dataset.name_of(rows[row][0]) for row in mine] == [alone.dataset.name_of(at) for at, _ in own]
+        wanted = alone.dataset.replay_batch(own)
         for field in ("token_ids_BT", "hidden_states_BSC", "velocity_BSC", "timestep_B", "guidance_B", "step_B"):
             assert torch.equal(getattr(batch, field)[mine], getattr(wanted, field)), field
 
@@ -76,10 +76,10 @@ def test_caches_of_other_sizes_take_turns_on_one_transformer(tmp_path, places, d
     assert abs(sum(caches == {0} for caches in turns) - Fraction(12 * 9, 14)) < 1
 
     for step in (turns.index({0}), turns.index({1})):
-        batch = trainer.feed.replay_batch(rows_of(trainer, step))
+        batch = trainer.dataset.replay_batch(rows_of(trainer, step))
         student_BTD = trainer.student.eval()(batch.token_ids_BT)[0].detach()
         found = trainer.objective.training_loss(trainer.settings.at(step).stage, student_BTD, batch)
-        manifest = trainer.feed.sources[batch.source].cache.manifest
+        manifest = trainer.dataset.sources[batch.source].cache.manifest
         own = FluxBackbone.load(
             dev_teacher, recorded_geometry(manifest.sampling), text_length=manifest.teacher.text_length,
             dtype=torch.bfloat16, device=torch.device("cpu"),
@@ -88,7 +88,7 @@ def test_caches_of_other_sizes_take_turns_on_one_transformer(tmp_path, places, d
             batch.hidden_states_BSC, student_BTD.bfloat16(), batch.pooled_BP, batch.timestep_B, batch.guidance_B
         )
         assert float(found) == float((predicted.float() - batch.velocity_BSC.float()).square().mean())
-    shapes = [trainer.feed.replay_batch(rows_of(trainer, turns.index({n}))).velocity_BSC.shape for n in (0, 1)]
+    shapes = [trainer.dataset.replay_batch(rows_of(trainer, turns.index({n}))).velocity_BSC.shape for n in (0, 1)]
     assert shapes == [(4, 16, 16), (4, 36, 16)]
 
 
@@ -129,11 +129,11 @@ def test_a_stage_sees_its_caches_alone_and_each_stage_in_another_order(tmp_path,
 def test_held_out_prompts_of_all_caches_are_never_trained_on(tmp_path, places, dev_teacher, t5_config):
     trainer = mixed_trainer(tmp_path / "run", run_settings({"steps": 30}), places, dev_teacher, t5_config)
     seen = {position for step in range(30) for position, _ in rows_of(trainer, step)}
-    assert seen == set(range(len(trainer.feed))) == set(range(9 + 4 + 5))
-    for feed, held_out in ((trainer.feed, False), (trainer.held_out, True)):
-        for position in range(len(feed)):
-            source, prompt = feed.prompt_of(position)
-            assert feed.sources[source].cache.prompts[prompt].held_out is held_out
+    assert seen == set(range(len(trainer.dataset))) == set(range(9 + 4 + 5))
+    for dataset, held_out in ((trainer.dataset, False), (trainer.held_out, True)):
+        for position in range(len(dataset)):
+            source, prompt = dataset.prompt_of(position)
+            assert dataset.sources[source].cache.prompts[prompt].held_out is held_out
     assert [len(source.indices) for source in trainer.held_out.sources] == [1, 1, 1]
 
 

@@ -1,4 +1,4 @@
-"""The feed reads ahead in threads: the same bits in the same order, bounded, and its errors are the cache's own."""
+"""The dataset reads ahead in threads: the same bits in the same order, bounded, and its errors are the cache's own."""
 
 import threading
 import time
@@ -25,12 +25,12 @@ COUNT = 10
 
 @pytest.fixture(scope="module", params=["zarr", "webdataset"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("feed") / request.param
+    path = tmp_path_factory.mktemp("dataset") / request.param
     write_cache(path, count=COUNT, format=request.param)
     return path
 
 
-def feed_of(folder: Path, **settings) -> ReplayDataset:
+def dataset_of(folder: Path, **settings) -> ReplayDataset:
     cache = Cache.open(folder)
     return ReplayDataset([Source(cache=cache, indices=cache.indices())], device=CPU, **settings)
 
@@ -43,9 +43,9 @@ def an_order(kind: str = "shuffled") -> Sampler:
     return Sampler(kind=kind, parts=(Part(count=COUNT),), steps=STEPS, batch_size=4, seed=3)
 
 
-def one_by_one(feed: ReplayDataset, requests: list[BatchSpec]) -> list[Batch | EmbeddingBatch]:
+def one_by_one(dataset: ReplayDataset, requests: list[BatchSpec]) -> list[Batch | EmbeddingBatch]:
     return [
-        feed.replay_batch(r.rows) if r.replays else feed.embedding_batch([position for position, _ in r.rows])
+        dataset.replay_batch(r.rows) if r.replays else dataset.embedding_batch([position for position, _ in r.rows])
         for r in requests
     ]
 
@@ -71,26 +71,26 @@ def prefetch_threads() -> list[str]:
 @pytest.mark.parametrize("pool_bytes", [1, 2**30])
 def test_batches_read_ahead_are_those_read_one_by_one(folder, kind, pool_bytes):
     requests = requests_of(an_order(kind), 0, 20, pretrain_steps=6)
-    with feed_of(folder, pool_bytes=pool_bytes).prefetch(requests) as batches:
+    with dataset_of(folder, pool_bytes=pool_bytes).prefetch(requests) as batches:
         found = list(batches)
-    assert same_batches(found, one_by_one(feed_of(folder), requests))
+    assert same_batches(found, one_by_one(dataset_of(folder), requests))
     assert {type(batch) for batch in found} == {Batch, EmbeddingBatch}
 
 
 def test_rows_that_share_a_trajectory_read_its_text_once_and_the_teachers_if_asked(folder):
     order = Sampler(kind="shuffled", parts=(Part(count=COUNT),), steps=STEPS, batch_size=4, seed=3, share=2)
     requests = [BatchSpec(replays=True, rows=order.batch(n), share=2, embeddings=bool(n % 2)) for n in range(6)]
-    feed = feed_of(folder)
-    with feed.prefetch(requests) as batches:
+    dataset = dataset_of(folder)
+    with dataset.prefetch(requests) as batches:
         found = list(batches)
     for request, batch in zip(requests, found, strict=True):
-        alone = feed.replay_batch(request.rows)
+        alone = dataset.replay_batch(request.rows)
         assert torch.equal(batch.token_ids_BT, alone.token_ids_BT[::2]) and batch.share == 2
         assert torch.equal(batch.hidden_states_BSC, alone.hidden_states_BSC)
         assert batch.step_B.tolist() == [k for _, k in request.rows]
-        prompts = [feed.prompt_of(position) for position, _ in request.rows[::2]]
+        prompts = [dataset.prompt_of(position) for position, _ in request.rows[::2]]
         if request.embeddings:
-            assert torch.equal(batch.encoder_hidden_states_BTD, feed.teacher_embeddings(prompts))
+            assert torch.equal(batch.encoder_hidden_states_BTD, dataset.teacher_embeddings(prompts))
         else:
             assert batch.encoder_hidden_states_BTD is None
 
@@ -99,15 +99,15 @@ def test_rows_that_share_a_trajectory_read_its_text_once_and_the_teachers_if_ask
 def test_any_number_of_readers_gives_the_same_batches(folder, monkeypatch, readers):
     requests = requests_of(an_order(), 0, 12)
     monkeypatch.setattr(dataset_module, "READERS", readers)
-    with feed_of(folder).prefetch(requests) as batches:
-        assert same_batches(list(batches), one_by_one(feed_of(folder), requests))
+    with dataset_of(folder).prefetch(requests) as batches:
+        assert same_batches(list(batches), one_by_one(dataset_of(folder), requests))
 
 
 @pytest.mark.parametrize("first", [0, 1, 7])
 def test_reading_from_a_later_step_on_is_the_rest_of_the_whole(folder, first):
     order = an_order()
-    whole = one_by_one(feed_of(folder), requests_of(order, 0, 9))
-    with feed_of(folder).prefetch(requests_of(order, first, 9)) as batches:
+    whole = one_by_one(dataset_of(folder), requests_of(order, 0, 9))
+    with dataset_of(folder).prefetch(requests_of(order, first, 9)) as batches:
         assert same_batches(list(batches), whole[first:])
 
 
@@ -136,13 +136,13 @@ def test_ranks_that_do_not_divide_the_batch_are_refused():
 
 def test_damage_is_raised_as_itself_where_its_batch_is_asked_for(tmp_path):
     write_cache(tmp_path / "c", count=COUNT)
-    feed = feed_of(tmp_path / "c")
+    dataset = dataset_of(tmp_path / "c")
     file = next(p for p in (tmp_path / "c/trajectories.zarr/velocity").glob("c/1/**/*") if p.is_file())
     data = bytearray(file.read_bytes())
     data[20] ^= 1
     file.write_bytes(data)
     requests = [BatchSpec(replays=True, rows=[(position, 0)]) for position in (0, 1, 2, 5, 3)]
-    with feed.prefetch(requests) as batches:
+    with dataset.prefetch(requests) as batches:
         for _ in range(3):
             next(batches)
         with pytest.raises(DamagedCacheError, match=r"has checksum \w+, expected \w+: trajectories shard 1 is damaged"):
@@ -154,9 +154,9 @@ def test_what_is_not_in_the_cache_is_said_as_without_threads(folder):
     whole = Cache.open(folder)
     records = Records([record for key, record in whole.records.items() if key != ("trajectories", 2)], "here")
     cache = Cache(whole.folder, whole.manifest, records, finished=False, verify="once")
-    feed = ReplayDataset([Source(cache=cache, indices=whole.indices())], device=CPU)
+    dataset = ReplayDataset([Source(cache=cache, indices=whole.indices())], device=CPU)
     requests = [BatchSpec(replays=True, rows=[(9, 0), (8, 0)])] * 6
-    with feed.prefetch(requests) as batches, pytest.raises(NotInCacheError, match="trajectory 9 is not in .* yet"):
+    with dataset.prefetch(requests) as batches, pytest.raises(NotInCacheError, match="trajectory 9 is not in .* yet"):
         next(batches)
 
 
@@ -164,7 +164,7 @@ def test_what_is_not_in_the_cache_is_said_as_without_threads(folder):
 def test_no_thread_is_left_when_training_stops(folder, error):
     order = an_order()
     requests = (BatchSpec(replays=True, rows=order.batch(n)) for n in range(10**6))
-    with pytest.raises(error), feed_of(folder).prefetch(requests) as batches:
+    with pytest.raises(error), dataset_of(folder).prefetch(requests) as batches:
         next(batches)
         assert prefetch_threads()
         raise error
@@ -254,8 +254,8 @@ def test_memory_is_pinned_for_a_gpu_alone(folder, monkeypatch, device, expected)
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (pinned.append(1), tensor)[1])
     cache = Cache.open(folder)
-    feed = ReplayDataset([Source(cache=cache, indices=cache.indices())], device=torch.device(device))
-    monkeypatch.setattr(feed, "_on_device", lambda batch: batch)
-    with feed.prefetch([BatchSpec(replays=True, rows=[(0, 1)])]) as batches:
+    dataset = ReplayDataset([Source(cache=cache, indices=cache.indices())], device=torch.device(device))
+    monkeypatch.setattr(dataset, "_on_device", lambda batch: batch)
+    with dataset.prefetch([BatchSpec(replays=True, rows=[(0, 1)])]) as batches:
         next(batches)
     assert len(pinned) == expected

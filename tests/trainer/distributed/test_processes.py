@@ -178,10 +178,10 @@ def test_a_divided_student_lies_in_parts(exact_cache, t5_config):
 def test_two_processes_measure_the_replay_error_that_one_does(tmp_path, exact_cache, dev_teacher, t5_config):
     trainer = make_trainer(tmp_path, exact_cache, dev_teacher, t5_config, backbone_dtype="bfloat16")
     # Three parts of four, four and three rows: one process has nothing to do in its second turn.
-    alone = measure_replay_error(trainer.objective, trainer.feed, rows=11, processes=Distributed())
+    alone = measure_replay_error(trainer.objective, trainer.dataset, rows=11, processes=Distributed())
 
     def together(processes: Distributed) -> None:
-        replay_error = measure_replay_error(trainer.objective, trainer.feed, rows=11, processes=processes)
+        replay_error = measure_replay_error(trainer.objective, trainer.dataset, rows=11, processes=processes)
         assert replay_error.error == pytest.approx(alone.error, rel=0.01) and replay_error.error > 1e-9
         assert replay_error.relative == pytest.approx(alone.relative, rel=0.01)
         assert replay_error.by_step == pytest.approx(alone.by_step, rel=0.01)

@@ -58,18 +58,18 @@ def test_batches_read_ahead_bring_their_rows_which_count_in_what_is_read_ahead(
     plain = make_trainer(tmp_path / "p", clip_cache, dev_teacher, t5_config, modulation="gpu", **FLAGS)
     host = trainer.objective.host_modulation
     requests = [request for step in range(4) for request in trainer.requests(step)]
-    with trainer.feed.prefetch(requests) as batches:
+    with trainer.dataset.prefetch(requests) as batches:
         found = list(batches)
     for request, batch in zip(requests, found, strict=True):
         expected = host.rows(batch.timestep_B, batch.guidance_B, batch.pooled_BP)
         assert torch.equal(batch.modulation_BM, expected)
-        assert torch.equal(batch.modulation_BM, trainer.feed.replay_batch(request.rows).modulation_BM)
-        added = trainer.feed._size_bytes(request) - plain.feed._size_bytes(request)
+        assert torch.equal(batch.modulation_BM, trainer.dataset.replay_batch(request.rows).modulation_BM)
+        added = trainer.dataset._size_bytes(request) - plain.dataset._size_bytes(request)
         assert added == batch.modulation_BM.nbytes == len(request.rows) * host.row_bytes
-    assert plain.feed.replay_batch(requests[0].rows).modulation_BM is None
+    assert plain.dataset.replay_batch(requests[0].rows).modulation_BM is None
     # The losses of embeddings replay nothing.
     text = BatchSpec(replays=False, rows=requests[0].rows)
-    assert trainer.feed._size_bytes(text) == plain.feed._size_bytes(text)
+    assert trainer.dataset._size_bytes(text) == plain.dataset._size_bytes(text)
 
 
 def test_on_a_cpu_auto_keeps_the_weights_live(tmp_path, clip_cache, dev_teacher, t5_config):

@@ -57,7 +57,7 @@ def test_the_students_weights_keep_their_bits(tmp_path, exact_cache, dev_teacher
 @pytest.mark.thorough
 def test_the_table_is_on_by_default_and_its_replay_error_is_zero(tmp_path, exact_cache, dev_teacher, t5_config):
     trainer = make_trainer(tmp_path / "run", exact_cache, dev_teacher, t5_config, **FLAGS)
-    guidance = trainer.feed.sources[0].cache.manifest.sampling.guidance
+    guidance = trainer.dataset.sources[0].cache.manifest.sampling.guidance
     assert [len(backbone.table) for backbone in trainer.objective.backbones] == [4 * len(guidance)]
     heard = Listening()
     run_training(tmp_path / "of-1", exact_cache, dev_teacher, t5_config, progress=heard, **FLAGS | {"replay_check": 5})

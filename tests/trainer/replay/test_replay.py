@@ -45,12 +45,12 @@ def test_replay_of_a_non_square_cache_is_the_recording_bit_for_bit(
     backbone = FluxBackbone.load(
         folder, recorded_geometry(cache.manifest.sampling), text_length=15, dtype=DTYPES[dtype], device=CPU
     )
-    feed = ReplayDataset([Source(cache=cache, indices=cache.indices())], device=CPU)
+    dataset = ReplayDataset([Source(cache=cache, indices=cache.indices())], device=CPU)
     for first in (0, 3):
         for k in range(4):
-            batch = feed.replay_batch([(position, k) for position in range(first, first + 3)])
+            batch = dataset.replay_batch([(position, k) for position in range(first, first + 3)])
             assert bool(batch.pooled_BP.any()) == (pooled == "clip") and batch.pooled_BP.dtype == DTYPES[dtype]
-            teacher_BTD = feed.teacher_embeddings([(0, prompt) for prompt in range(first, first + 3)])
+            teacher_BTD = dataset.teacher_embeddings([(0, prompt) for prompt in range(first, first + 3)])
             with torch.no_grad():
                 assert torch.equal(replay(backbone, teacher_BTD, batch), batch.velocity_BSC)
 
@@ -58,26 +58,27 @@ def test_replay_of_a_non_square_cache_is_the_recording_bit_for_bit(
 def test_pooled_vectors_read_ahead_are_those_of_each_rows_prompt(tmp_path, dev_teacher, prompt_file):
     build_cache(tmp_path / "c", dev_teacher, prompt_file, pooled="clip", steps=1)
     cache = Cache.open(tmp_path / "c")
-    feed = ReplayDataset([Source(cache=cache, indices=cache.indices())], device=CPU)
+    dataset = ReplayDataset([Source(cache=cache, indices=cache.indices())], device=CPU)
     rows = [(4, 0), (1, 0), (4, 0), (2, 0)]
-    with feed.prefetch([BatchSpec(replays=True, rows=rows)] * 3) as batches:
+    with dataset.prefetch([BatchSpec(replays=True, rows=rows)] * 3) as batches:
         found = [batch.pooled_BP for batch in batches]
-    expected = feed.replay_batch(rows).pooled_BP
+    expected = dataset.replay_batch(rows).pooled_BP
     assert all(torch.equal(one, expected) for one in found) and len({tuple(row) for row in expected.tolist()}) == 3
 
 
 def test_other_pooled_vectors_would_not_replay(tmp_path, dev_teacher, prompt_file):
     build_cache(tmp_path / "c", dev_teacher, prompt_file, pooled="clip", steps=1, dtype="float32", batch_size=3)
     cache = Cache.open(tmp_path / "c")
-    feed = ReplayDataset([Source(cache=cache, indices=cache.indices())], device=CPU)
-    batch = feed.replay_batch([(0, 0), (1, 0), (2, 0)])
+    dataset = ReplayDataset([Source(cache=cache, indices=cache.indices())], device=CPU)
+    batch = dataset.replay_batch([(0, 0), (1, 0), (2, 0)])
     backbone = FluxBackbone.load(
         dev_teacher, recorded_geometry(cache.manifest.sampling), text_length=12, dtype=torch.float32, device=CPU
     )
     batch.pooled_BP.zero_()
     with torch.no_grad():
         assert not torch.equal(
-            replay(backbone, feed.teacher_embeddings([(0, prompt) for prompt in range(3)]), batch), batch.velocity_BSC
+            replay(backbone, dataset.teacher_embeddings([(0, prompt) for prompt in range(3)]), batch),
+            batch.velocity_BSC,
         )
 
 

@@ -87,10 +87,10 @@ def test_the_replay_error_by_step_is_the_error_of_the_teachers_own_embedding(
         tmp_path / "run", cache_folder, dev_teacher, t5_config, backbone_dtype="float32", replay_check=4 * 18
     )
     replay_error = trainer.measure_replay_error()
-    feed, backbone = trainer.feed, trainer.objective.backbones[0]
+    dataset, backbone = trainer.dataset, trainer.objective.backbones[0]
     for k in range(4):
-        batch = feed.replay_batch([(position, k) for position in range(len(feed))])
-        teacher_BTD = feed.teacher_embeddings([feed.prompt_of(position) for position in range(len(feed))])
+        batch = dataset.replay_batch([(position, k) for position in range(len(dataset))])
+        teacher_BTD = dataset.teacher_embeddings([dataset.prompt_of(position) for position in range(len(dataset))])
         predicted_BSC = backbone.predict(
             batch.hidden_states_BSC.float(), teacher_BTD.float(), batch.pooled_BP.float(), batch.timestep_B.float(),
             batch.guidance_B,

@@ -1,4 +1,4 @@
-"""Does reading keep up with training, and what does writing cost the sampler? `python -m benchmarks.feed`.
+"""Does reading keep up with training, and what does writing cost the sampler? `python -m benchmarks.dataset_speed`.
 
 A synthetic cache of 512 px shapes is written per format. The training step and the GPU's part of sampling are sleeps,
 as the host does nothing while a GPU computes; files come from the page cache.
@@ -101,16 +101,18 @@ def measure_reading(
     cache = Cache.open(path)
     for shard in cache.layout.trajectories:
         cache.trajectory(shard.first)
-    feed = ReplayDataset(
+    dataset = ReplayDataset(
         [Source(cache=cache, indices=cache.indices())], device=torch.device("cpu"), pool_bytes=pool_bytes
     )
-    order = Sampler(kind="shuffled", parts=(Part(count=len(feed)),), steps=STEPS, batch_size=flags.batch_size, seed=0)
+    order = Sampler(
+        kind="shuffled", parts=(Part(count=len(dataset)),), steps=STEPS, batch_size=flags.batch_size, seed=0
+    )
     requests = [BatchSpec(replays=True, rows=order.batch(n)) for n in range(flags.batches)]
     if ahead:
-        with feed.prefetch(requests) as batches:
+        with dataset.prefetch(requests) as batches:
             first, waited, seconds = consume(batches, step_seconds)
     else:
-        first, waited, seconds = consume((feed.replay_batch(request.rows) for request in requests), step_seconds)
+        first, waited, seconds = consume((dataset.replay_batch(request.rows) for request in requests), step_seconds)
     row_bytes = 2 * IMAGE_TOKENS * CHANNELS * DTYPES["bfloat16"].itemsize
     rate = flags.batches / seconds
     print(
@@ -140,7 +142,7 @@ def new_cache(path: Path, form: Literal["zarr", "webdataset"], flags: argparse.N
     sigmas = tuple(float(np.float32(1 - k / STEPS)) for k in range(STEPS + 1))
     manifest = Manifest(
         source="made-up",
-        created_by="benchmarks/feed.py",
+        created_by="benchmarks/dataset_speed.py",
         teacher=Teacher(
             family="flux",
             weights={"transformer/a.safetensors": "00"},
