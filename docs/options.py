@@ -6,6 +6,7 @@ from typing import Any
 import typer
 
 from secondcast import cli
+from secondcast.commands.shell.flags import in_one_style
 
 FILE = Path(__file__).with_name("options.md")
 _HEAD = """# Options
@@ -36,8 +37,10 @@ def _section(name: str, command: Any) -> str:
     for parameter in command.params:
         if parameter.param_type_name == "option" and parameter.name != "help_all":
             parameter.hidden = False
-            names, _ = parameter.get_help_record(context)
-            rows.append(f"| `{_cell(names)}` | {_default(parameter)} | {_cell(parameter.help)} |")
+            names, text = in_one_style(parameter.get_help_record(context))
+            # The default has a column of its own.
+            text = text.partition("  [")[0]
+            rows.append(f"| `{_cell(names)}` | {_default(parameter)} | {_cell(text)} |")
     return "\n".join([f"## {name}", "", "| option | default | |", "|---|---|---|", *rows, ""])
 
 

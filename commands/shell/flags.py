@@ -36,14 +36,14 @@ class GroupedCommand(TyperCommand):
             if (record := parameter.get_help_record(ctx)) is not None:
                 of_option = getattr(parameter, "rich_help_panel", None) or "Options"
                 title = "Arguments" if parameter.param_type_name == "argument" else of_option
-                sections.setdefault(title, []).append(_in_one_style(record))
+                sections.setdefault(title, []).append(in_one_style(record))
         first = [title for title in ("Arguments", "Options") if title in sections]
         for title in [*first, *(title for title in sections if title not in first)]:
             with formatter.section(title):
                 formatter.write_dl(sections[title])
 
 
-def _in_one_style(record: tuple[str, str]) -> tuple[str, str]:
+def in_one_style(record: tuple[str, str]) -> tuple[str, str]:
     """A line of help with the range that typer states, such as `[default: 1; x>=0]`, as config models state theirs."""
     term, text = record
     if (found := _RANGE_OF_TYPER.search(text)) is not None:
