@@ -134,7 +134,8 @@ def _failed(error: Exception) -> int:
         message = f"No such option: {typed}" + (f". {advice}" if advice else "")
     elif isinstance(error.__cause__, ValidationError):
         # typer validates with pydantic, whose messages do not say what was found.
-        message = f"{'/'.join(error.param.opts)} {problem_text(error.__cause__.errors()[0])}"  # type: ignore[attr-defined]
+        flag = "/".join(error.param.opts)  # type: ignore[attr-defined]  # of typer's BadParameter
+        message = problem_text(flag, error.__cause__.errors()[0])
     where = context.command_path if context else f"secondcast {_given_command()[0]}".strip()
     return _fail(f"{message} (see {where} --help)", 2)
 

@@ -37,21 +37,21 @@ def first_problem(error: ValidationError) -> str:
     if not where:
         # A problem between fields: the message names them, and the input would be all of them.
         return f"settings: {problem['msg'].removeprefix('Value error, ')}"
-    return f"{where} {problem_text(problem)}"
+    return problem_text(where, problem)
 
 
-def problem_text(problem: Mapping[str, Any]) -> str:
-    """A problem of pydantic's `errors()` without its place, such as "is 0, expected at least 1"."""
-    kind = problem["type"]
+def problem_text(where: str, problem: Mapping[str, Any]) -> str:
+    """A problem of pydantic's `errors()` at a field or flag, such as "--steps is 0, expected at least 1"."""
+    kind, found = problem["type"], repr(problem["input"])
     if kind == "missing":
-        return "is missing"
+        return f"{where} is missing"
     if kind == "extra_forbidden":
-        return f"is an unknown key (its value is {problem['input']!r})"
-    expected = _EXPECTED.get(kind)
-    if expected is None:
-        return f"is {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
-    bounds = {name: _number(value) for name, value in problem.get("ctx", {}).items()}
-    return f"is {problem['input']!r}, expected {expected.format(**bounds)}"
+        return f"{where} is an unknown key (its value is {found})"
+    if (expected := _EXPECTED.get(kind)) is not None:
+        bounds = {name: _number(value) for name, value in problem.get("ctx", {}).items()}
+        return f"{where} is {found}, expected {expected.format(**bounds)}"
+    message = problem["msg"].removeprefix("Value error, ").removesuffix(".")
+    return f"{where}: {message}" + ("" if found in message else f" (found {found})")
 
 
 def _number(value: Any) -> Any:

@@ -217,10 +217,10 @@ def test_what_only_prints_imports_nothing_heavy():
             ["build", "c", "--teachr", "x"],
             "No such option: --teachr. Did you mean --teacher? (see secondcast build --help",
         ),
-        (["subset", "a", "b", "--num-prompts", "many"], "Invalid value for '--num-prompts': "),
+        (["subset", "a", "b", "--num-prompts", "many"], "--num-prompts is 'many', expected an integer (see "),
         (
             ["build", "c", "--compression", "zip"],
-            "Invalid value for '--compression': 'zip' is not one of 'none', 'lossless'",
+            "--compression: 'zip' is not one of 'none', 'lossless'",
         ),
     ],
 )

@@ -81,7 +81,7 @@ def test_what_is_missing_and_what_differs_is_said(capsys):
         (
             ["convert", "a", "b", "--compression", "zip"],
             2,
-            r"Invalid value for '--compression': 'zip' is not one of 'none', 'lossless', 'int8'",
+            r"--compression: 'zip' is not one of 'none', 'lossless', 'int8'",
         ),
         (
             ["convert", "a", "b", "--compression", "int8"],

@@ -275,7 +275,7 @@ def test_a_student_that_does_not_fit_is_refused_before_a_folder_is_made(student,
         SettingsError, match=r"--text-length is 12, but .*s was trained with 10 text tokens: a student "
     ):
         run(student, dev_teacher, tmp_path / "out", text_length=12)
-    with pytest.raises(SettingsError, match=r"^--guidance: "):
+    with pytest.raises(SettingsError, match="^--guidance is nan, expected a finite number"):
         run(student, dev_teacher, tmp_path / "out", guidance=float("nan"))
     with pytest.raises(SettingsError, match="height is 17, expected a multiple of 4"):
         run(student, dev_teacher, tmp_path / "out", height=17, width=16)

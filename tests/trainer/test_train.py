@@ -313,7 +313,7 @@ def test_more_steps_of_a_trajectory_than_it_has_are_refused(tmp_path, cache_fold
     [
         ({"steps": 0, "pretrain_steps": 0}, "steps and pretrain-steps are both 0"),
         ({"dropout": 1.0}, r"--dropout is 1.0, expected less than 1"),
-        ({"learning_rate": 0}, "--learning-rate: "),
+        ({"learning_rate": 0}, "--learning-rate is 0, expected more than 0"),
         (
             {"batch_size": 10, "grad_accum_steps": 2, "timesteps_per_sample": 3},
             r"batch-size is 10, .* 2 x 3: .*; use 6",

@@ -265,7 +265,7 @@ def test_training_from_a_cache_goes_by_its_manifest(tmp_path, dev_teacher, promp
             r"--tflops is 0.0, expected the achieved TFLOP/s",
         ),
         (["build", *DEV, "--num-prompts", "5", "--resolution", "500"], r"height is 500, expected a multiple of 16"),
-        (["build", *DEV, "--num-prompts", "5", "--steps", "0"], r"--steps: "),
+        (["build", *DEV, "--num-prompts", "5", "--steps", "0"], r"--steps is 0, expected at least 1"),
         (["build", "--teacher", "a/b", "--num-prompts", "5"], r"no teacher 'a/b' to plan for, expected a folder"),
         (["train", "--student", "small"], r"plan train needs one of --cache .* and --teacher"),
         (["train", *DEV, "--student", "small", "--steps", "0"], r"steps and pretrain-steps are both 0, expected at"),

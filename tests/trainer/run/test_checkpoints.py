@@ -300,7 +300,7 @@ def test_a_configuration_that_cannot_be_read_is_one_line(tmp_path, cache_folder,
     config = json.loads(file.read_bytes())
     del config["caches"]
     file.write_text(json.dumps(config))
-    with pytest.raises(RunError, match=rf"^{file} cannot be read \(caches: Field required .*new run folder$") as caught:
+    with pytest.raises(RunError, match=rf"^{file} cannot be read \(caches is missing.*new run folder$") as caught:
         run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config)
     assert "\n" not in str(caught.value)
 
