@@ -12,7 +12,7 @@ from benchmarks.random_teacher import SCALES, Scale, Shape
 from secondcast.models.cost.cards import COPY_BYTES_PER_SECOND
 from secondcast.models.cost.gpu_memory import CUDA_BYTES, GpuMemory, held_weights, table_rows, training_memory
 from secondcast.models.cost.text import TextEncoderCost, student_cost, text_encoder_cost
-from secondcast.models.cost.transformer import BackboneCost, backbone_cost
+from secondcast.models.cost.transformer import BackboneCost, CallShapes, backbone_cost
 from secondcast.models.schedule import DTYPES
 from secondcast.storage_schemas.schema.manifest import Manifest
 
@@ -189,4 +189,4 @@ def estimated_seconds(scale: Scale, groups: Sequence[Group], *, steps: int, matr
 @cache
 def _costs(student: str, manifest_json: str) -> tuple[BackboneCost, TextEncoderCost, TextEncoderCost]:
     manifest = Manifest.model_validate_json(manifest_json)
-    return backbone_cost(manifest), text_encoder_cost(manifest), student_cost(student, manifest)
+    return backbone_cost(CallShapes.of(manifest)), text_encoder_cost(manifest), student_cost(student, manifest)

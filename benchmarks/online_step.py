@@ -33,7 +33,7 @@ from secondcast.cache_builder.build import OneProcess, build
 from secondcast.cache_builder.settings import BuildSettings
 from secondcast.cache_builder.worker import WorkerConfig
 from secondcast.models.cost.text import student_cost, text_encoder_cost
-from secondcast.models.cost.transformer import backbone_cost
+from secondcast.models.cost.transformer import CallShapes, backbone_cost
 from secondcast.models.device import quiet_libraries
 from secondcast.models.student.student import new_student
 from secondcast.models.student.student_network import SecondcastStudent
@@ -277,7 +277,7 @@ PART_HEADER = (
 
 def expected_ratios(cache: Cache, source: str) -> tuple[float, float]:
     """FLOPs of an online step by those of an offline one: the text encoded at each step, and once."""
-    backbone, text = backbone_cost(cache.manifest), text_encoder_cost(cache.manifest).forward_flops
+    backbone, text = backbone_cost(CallShapes.of(cache.manifest)), text_encoder_cost(cache.manifest).forward_flops
     offline = backbone.training_flops() + 3 * student_cost(source, cache.manifest).forward_flops
     online = backbone.forward_flops + offline
     return (online + text) / offline, (online + text / cache.manifest.sampling.steps) / offline

@@ -8,6 +8,7 @@ import typer
 from secondcast.cache_builder.settings import PromptLimit
 from secondcast.commands.shell.config_file import Config
 from secondcast.commands.shell.console import print_line
+from secondcast.commands.shell.gpu_memory import free_bytes
 from secondcast.commands.shell.outputs import check_folder_name
 from secondcast.commands.shell.resolve import (
     Device,
@@ -19,6 +20,7 @@ from secondcast.commands.shell.resolve import (
     terminal,
 )
 from secondcast.evaluation.settings.generating import PictureOptions
+from secondcast.models.memory.options import SamplingMemory
 from secondcast.storage_schemas.progress import counted
 
 
@@ -31,6 +33,7 @@ def generate(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the images and index.jsonl.")],
     selection: PromptLimit = PromptLimit(),
     asked: PictureOptions = PictureOptions(),
+    memory: SamplingMemory = SamplingMemory(),
     batch_size: Annotated[int, typer.Option(min=1, help="Number of images sampled at once.")] = 4,
     revision: Revision = None,
     device: Device = "auto",
@@ -52,8 +55,10 @@ def generate(
     from secondcast.evaluation.text_encoder import teacher_parts
 
     found = resolve_teacher(teacher, teacher_parts(student, asked.pooled), revision)
+    memory_bytes = None if memory.max_gpu_memory is None else free_bytes(memory.max_gpu_memory, torch_device)
     made = run_generate(
-        student, found, texts, out, asked, batch_size=batch_size, device=torch_device, progress=terminal(quiet)
-    )
+        student, found, texts, out, asked, batch_size=batch_size, device=torch_device, progress=terminal(quiet),
+        memory=memory, memory_bytes=memory_bytes,
+    )  # fmt: skip
     there = len(texts) - made
     print_line(f"{out}: {counted(made, 'picture')}" + (f", {there} existed before" if there else ""))

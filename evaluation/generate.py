@@ -1,19 +1,27 @@
 """Generates images with a text encoder in place of T5-XXL, from the same noise for every text encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from secondcast.evaluation.pictures.folder import PictureFolder, PictureSettings
+from secondcast.evaluation.pictures.memory import placement_text, sampling_cost
 from secondcast.evaluation.sampling import Generator, picture_geometry
 from secondcast.evaluation.settings.generating import PictureOptions
-from secondcast.evaluation.text_encoder import open_text_encoder
+from secondcast.evaluation.text_encoder import TextEncoder, open_text_encoder
+from secondcast.models.cost.placement import place
+from secondcast.models.memory.host_memory import free_host_bytes
+from secondcast.models.memory.options import SamplingMemory
+from secondcast.models.memory.peak import release_memory
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.text_encoder import PooledTextEncoder
 from secondcast.storage_schemas.io.digests import digest
 from secondcast.storage_schemas.progress import Progress
+
+# Of the free host memory, for embeddings that wait for the transformer.
+_SHARE_OF_HOST = 0.5
 
 
 def generate(
@@ -26,38 +34,93 @@ def generate(
     batch_size: int,
     device: torch.device,
     progress: Progress,
+    memory: SamplingMemory = SamplingMemory(),
+    memory_bytes: float | None = None,
 ) -> int:
     """Write a PNG per prompt and an index; return how many images were missing. Resumes when called again.
 
-    student: a run folder, an export, or `teacher`.
+    student: a run folder, an export, or `teacher`, whose text encoder is freed before the transformer is loaded.
+    memory: options for the transformer's weights; they keep the images, but for the last bit in a smaller last batch.
+    memory_bytes: GPU memory to fit into, by the options that are not given; None: the options as they are.
+
     Batches are defined by prompt numbers, so that a resumed run gives the same images as an uninterrupted one.
     """
     dtype = DTYPES[asked.dtype]
-    leader = open_text_encoder(student, teacher, text_length=asked.text_length, dtype=dtype, device=device)
-    settings = _settings(asked, teacher, student=leader.digest, text_length=leader.text_length)
+    encoder = open_text_encoder(student, teacher, text_length=asked.text_length, dtype=dtype, device=device)
+    settings = _settings(asked, teacher, student=encoder.digest, text_length=encoder.text_length)
     texts = list(prompts)
-    pictures = PictureFolder.open(folder, settings, texts, earlier_digest=leader.weights_digest)
-    if settings.guidance is not None and (trained := leader.trained_guidance) is not None:
+    pictures = PictureFolder.open(folder, settings, texts, earlier_digest=encoder.weights_digest)
+    if settings.guidance is not None and (trained := encoder.trained_guidance) is not None:
         low, high = trained
         if not low <= settings.guidance <= high:
             progress.say(f"guidance {settings.guidance:g} is outside the student's training range, {low:g} to {high:g}")
     missing = pictures.missing
     if not missing:
         return 0
-    studio = Generator.open(
-        teacher, resolution=None, height=settings.height, width=settings.width, text_length=settings.text_length,
-        steps=asked.steps, guidance=asked.guidance, seed=asked.seed, dtype=dtype, device=device,
-    )  # fmt: skip
-    pooled = PooledTextEncoder.load(teacher, dtype=dtype, device=device) if asked.pooled == "clip" else None
+    batch_size = min(batch_size, len(texts))
+    options = memory.placed(asked.quantize, pooled_varies=asked.pooled == "clip")
+    if memory_bytes is not None:
+        cost = sampling_cost(settings, teacher, batch_size=batch_size, student_parameters=encoder.parameters)
+        placed = place(
+            cost, options, memory_bytes=memory_bytes, host_bytes=free_host_bytes(), held=memory.model_fields_set
+        )
+        progress.say(placement_text(placed, memory_bytes))
+        options = placed.options
+    batches = [
+        range(first, min(first + batch_size, len(texts)))
+        for first in sorted({number // batch_size * batch_size for number in missing})
+    ]
     with progress.bar("generate", total=len(texts), done=len(texts) - len(missing), unit="images") as bar:
-        for batch in sorted({number // batch_size for number in missing}):
-            numbers = range(batch * batch_size, min((batch + 1) * batch_size, len(texts)))
-            part = [texts[number] for number in numbers]
-            pooled_BP = None if pooled is None else pooled.encode(part)
-            images_BHWC = studio.pictures(leader.embeddings(part, device), part, pooled_BP)
-            bar.advance(pictures.add(numbers, images_BHWC))
+        for part in _passes(batches, encoder):
+            embeddings = _Embeddings(encoder, texts, part, device)
+            generator = Generator.open(
+                teacher, resolution=None, height=settings.height, width=settings.width,
+                text_length=settings.text_length, steps=asked.steps, guidance=asked.guidance, seed=asked.seed,
+                dtype=dtype, device=device, options=options, batch_rows=batch_size,
+                pooled_varies=asked.pooled == "clip",
+            )  # fmt: skip
+            pooled = PooledTextEncoder.load(teacher, dtype=dtype, device=device) if asked.pooled == "clip" else None
+            for numbers in part:
+                batch = [texts[number] for number in numbers]
+                pooled_BP = None if pooled is None else pooled.encode(batch)
+                images_BHWC = generator.pictures(embeddings.of(numbers), batch, pooled_BP)
+                bar.advance(pictures.add(numbers, images_BHWC))
+            del generator, pooled
+            release_memory(device)
     pictures.finish()
     return len(missing)
+
+
+class _Embeddings:
+    """Embeddings of batches: a student's when they are needed, the teacher's in advance, on the host."""
+
+    def __init__(self, encoder: TextEncoder, texts: Sequence[str], batches: Sequence[range], device: torch.device):
+        self._encoder, self._texts, self._device = encoder, texts, device
+        self._ready: dict[range, torch.Tensor] = {}
+        if encoder.free is not None:
+            self._ready = {numbers: self._encoded(numbers).cpu() for numbers in batches}
+            encoder.free()
+            release_memory(device)
+
+    def of(self, numbers: range) -> torch.Tensor:
+        """embedding_BTD of a batch."""
+        if self._encoder.free is not None:
+            return self._ready.pop(numbers).to(self._device)
+        return self._encoded(numbers)
+
+    def _encoded(self, numbers: range) -> torch.Tensor:
+        return self._encoder.embeddings([self._texts[number] for number in numbers], self._device)
+
+
+def _passes(batches: Sequence[range], encoder: TextEncoder) -> Iterator[Sequence[range]]:
+    """All batches, but for the teacher only as many at a time as there is host memory for embeddings."""
+    if encoder.free is None or (free := free_host_bytes()) is None:
+        yield batches
+        return
+    rows = max(1, int(_SHARE_OF_HOST * free) // encoder.row_bytes)
+    count = max(1, rows // max(map(len, batches)))
+    for first in range(0, len(batches), count):
+        yield batches[first : first + count]
 
 
 def _settings(asked: PictureOptions, teacher: TeacherFolder, *, student: str, text_length: int) -> PictureSettings:
@@ -75,4 +138,5 @@ def _settings(asked: PictureOptions, teacher: TeacherFolder, *, student: str, te
         seed=asked.seed,
         dtype=asked.dtype,
         pooled=asked.pooled,
+        quantize=asked.quantize,
     )

@@ -8,6 +8,8 @@ import torch
 
 from secondcast.models.backbone import FluxBackbone
 from secondcast.models.geometry import Geometry, geometry_of, vae_scale_factor
+from secondcast.models.memory.modulation_table import Conditions
+from secondcast.models.memory.options import PLAIN, MemoryOptions
 from secondcast.models.noise import draw_noise
 from secondcast.models.sampler import sample
 from secondcast.models.schedule import Schedule, pipeline_schedule
@@ -63,20 +65,40 @@ class Generator:
         height: int | None = None,
         width: int | None = None,
         text_length: int | None = None,
+        options: MemoryOptions = PLAIN,
+        batch_rows: int | None = None,
+        pooled_varies: bool = False,
     ) -> "Generator":
         """Load transformer, scheduler and VAE of a teacher, without its text encoder.
 
         height, width: take precedence over resolution.
         text_length: default: the teacher's, which its tokenizer states.
+        batch_rows: usual number of rows per call, for a modulation table; None: without a table.
+        pooled_varies: whether pooled vectors will be given.
         """
         geometry = picture_geometry(teacher, resolution=resolution, height=height, width=width)
-        tokens = text_length or teacher.text_length
+        schedule = pipeline_schedule(
+            teacher.config("scheduler"), steps=steps, image_tokens=geometry.image_tokens, dtype=dtype
+        )
+        conditions = None
+        if batch_rows is not None and not pooled_varies:
+            value = guidance if teacher.config("transformer")["guidance_embeds"] else None
+            pairs = tuple((timestep, value) for timestep in schedule.timesteps)
+            conditions = Conditions(pairs=pairs, batch_rows=batch_rows)
+        backbone = FluxBackbone.load(
+            teacher.path,
+            geometry,
+            text_length=text_length or teacher.text_length,
+            dtype=dtype,
+            device=device,
+            options=options,
+            conditions=conditions,
+            pooled_varies=pooled_varies,
+        )
         return cls(
-            backbone=FluxBackbone.load(teacher.path, geometry, text_length=tokens, dtype=dtype, device=device),
+            backbone=backbone,
             decoder=ImageDecoder.load(teacher, geometry, device=device),
-            schedule=pipeline_schedule(
-                teacher.config("scheduler"), steps=steps, image_tokens=geometry.image_tokens, dtype=dtype
-            ),
+            schedule=schedule,
             geometry=geometry,
             teacher=teacher,
             guidance=guidance,

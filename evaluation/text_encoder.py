@@ -37,6 +37,8 @@ class TextEncoder:
     weights_digest: digest of its weights alone, as recorded by earlier versions.
     parameters: number of a student's parameters; None for the teacher, which is loaded on first use.
     trained_guidance: lowest and highest guidance scale of its training, None if unknown.
+    row_bytes: size of the embedding of one text.
+    free: frees its memory, for one that is too large to stay beside the transformer; a later call loads it again.
     """
 
     token_ids: Callable[[Sequence[str]], torch.Tensor]
@@ -45,7 +47,9 @@ class TextEncoder:
     weights_digest: str
     trained_guidance: tuple[float, float] | None
     embed: Embed
+    row_bytes: int
     parameters: int | None = None
+    free: Callable[[], None] | None = None
 
     def embeddings(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
         """encoder_hidden_states_BTD of texts, padded to the text length."""
@@ -88,6 +92,7 @@ def open_text_encoder(
     text_length: for the teacher only; default: its own.
     Raises StudentError, TeacherError, SettingsError.
     """
+    width = int(teacher.config("transformer")["joint_attention_dim"])
     if student == TEACHER:
         # Loaded on first use: T5-XXL is not read if all images exist, or the request is refused.
         loaded = cache(lambda: TeacherTextEncoder.load(teacher, dtype=dtype, device=device))
@@ -100,10 +105,12 @@ def open_text_encoder(
             weights_digest=weights,
             trained_guidance=None,
             embed=lambda token_ids_BT: loaded().encode(token_ids_BT),
+            row_bytes=length * width * dtype.itemsize,
+            free=loaded.cache_clear,
         )
     folder = student_folder(Path(student))
     network = load_student(folder)
-    check_fits(network, int(teacher.config("transformer")["joint_attention_dim"]), student)
+    check_fits(network, width, student)
     trained_length = int(network.config.text_length)
     if text_length not in (None, trained_length):
         raise SettingsError(
@@ -121,6 +128,7 @@ def open_text_encoder(
         weights_digest=weights_digest(folder),
         trained_guidance=None if guidance is None else (float(guidance[0]), float(guidance[1])),
         embed=lambda token_ids_BT: network(token_ids_BT)[0],
+        row_bytes=trained_length * width * torch.float32.itemsize,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
     )
 

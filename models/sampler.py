@@ -30,13 +30,15 @@ def sample(predict: Predict, noise_BSC: torch.Tensor, schedule: Schedule) -> Tra
     """Sample from noise to the final latent, in the dtype of the noise."""
     sigmas = torch.tensor(schedule.sigmas, dtype=torch.float32)
     dt_K = (sigmas[1:] - sigmas[:-1]).to(device=noise_BSC.device, dtype=noise_BSC.dtype)
-    latents, velocities = [noise_BSC], []
+    batch, *token = noise_BSC.shape
+    # Allocated once: latents and predictions kept one by one between the activations of the steps fragment the GPU's
+    # memory, and stacking them at the end would hold them twice.
+    hidden_states_BKSC = noise_BSC.new_empty(batch, len(schedule.timesteps), *token)
+    velocity_BKSC = torch.empty_like(hidden_states_BKSC)
+    x_BSC = noise_BSC
     for k, timestep in enumerate(schedule.timesteps):
-        timestep_B = torch.full((len(noise_BSC),), timestep, device=noise_BSC.device, dtype=noise_BSC.dtype)
-        velocities.append(predict(latents[-1], timestep_B))
-        latents.append(euler_step(latents[-1], velocities[-1], dt_K[k]))
-    return Trajectories(
-        hidden_states_BKSC=torch.stack(latents[:-1], dim=1),
-        velocity_BKSC=torch.stack(velocities, dim=1),
-        final_latent_BSC=latents[-1],
-    )
+        timestep_B = torch.full((batch,), timestep, device=noise_BSC.device, dtype=noise_BSC.dtype)
+        velocity_BSC = predict(x_BSC, timestep_B)
+        hidden_states_BKSC[:, k], velocity_BKSC[:, k] = x_BSC, velocity_BSC
+        x_BSC = euler_step(x_BSC, velocity_BSC, dt_K[k])
+    return Trajectories(hidden_states_BKSC=hidden_states_BKSC, velocity_BKSC=velocity_BKSC, final_latent_BSC=x_BSC)

@@ -23,10 +23,10 @@ def build_facts(
     from secondcast.cache_builder.pipeline.background_writer import IN_FLIGHT
     from secondcast.models.cost.gpu_memory import build_host_bytes, sample_stage_memory, text_stage_memory
     from secondcast.models.cost.text import text_encoder_cost
-    from secondcast.models.cost.transformer import backbone_cost, clip_parameters, vae_parameters
+    from secondcast.models.cost.transformer import CallShapes, backbone_cost, clip_parameters, vae_parameters
 
     sampling, dtype_bytes = manifest.sampling, DTYPE_BYTES[manifest.sampling.dtype]
-    backbone, text = backbone_cost(manifest), text_encoder_cost(manifest)
+    backbone, text = backbone_cost(CallShapes.of(manifest)), text_encoder_cost(manifest)
     layout, sizes = Layout(manifest.prompts.segments), cache_sizes(manifest)
     latent_bytes = sampling.image_tokens * sampling.channels * dtype_bytes
     walk_bytes = (2 * sampling.steps + 1) * latent_bytes

@@ -105,7 +105,8 @@ def train_plan(
 
     For the other arguments see plan_train.
     """
-    from secondcast.commands.train.fitting import named_bytes, stated_options
+    from secondcast.commands.shell.gpu_memory import named_bytes
+    from secondcast.commands.train.fitting import stated_options
 
     fit_bytes = named_bytes(memory.max_gpu_memory)
     if recipe is not None:

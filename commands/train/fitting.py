@@ -4,8 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secondcast.models.memory.optional_packages import installed_version
-from secondcast.models.memory.options import AUTO, size_bytes
+from secondcast.commands.shell.gpu_memory import GIB, free_bytes, installed_quantizers
 from secondcast.storage_schemas.errors import OutOfMemoryError, SecondcastError, SettingsError
 from secondcast.storage_schemas.progress import counted
 
@@ -15,36 +14,8 @@ if TYPE_CHECKING:
     from secondcast.trainer.distributed.processes import Distributed
     from secondcast.trainer.settings import TrainSettings
 
-GIB = 2**30
 # A run that has started keeps these, because its weights depend on them.
 _OF_A_BEGUN_RUN = ("grad_accum_steps", "quantize", "modulation", "compile")
-
-
-def named_bytes(max_gpu_memory: str | None) -> float | None:
-    """--max-gpu-memory of a plan in bytes; None if it is not given."""
-    if max_gpu_memory == AUTO:
-        raise SettingsError(
-            "--max-gpu-memory is 'auto', but a plan ignores this machine's GPU: give --gpu, or a size such as 16GiB"
-        )
-    return None if max_gpu_memory is None else size_bytes(max_gpu_memory)
-
-
-def free_bytes(max_gpu_memory: str, device: Any) -> float:
-    """--max-gpu-memory in bytes: the given size, or the free memory of this GPU."""
-    if max_gpu_memory != AUTO:
-        return size_bytes(max_gpu_memory)
-    if device.type != "cuda":
-        raise SettingsError(
-            f"--max-gpu-memory auto uses the free GPU memory, but this run is on {device}: give a size such as 16GiB"
-        )
-    import torch
-
-    return float(torch.cuda.mem_get_info(device)[0])
-
-
-def installed_quantizers() -> tuple[str, ...]:
-    """Kinds of quantized weights that the installed packages support, the most accurate first."""
-    return tuple(kind for kind in ("int8", "nf4") if installed_version(kind) is not None)
 
 
 def fit_run(

@@ -15,7 +15,7 @@ from secondcast.storage_schemas.errors import SettingsError, SettingsMismatchErr
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.flags import Flags
-from secondcast.storage_schemas.schema.manifest import Dtype, Pooled, Record
+from secondcast.storage_schemas.schema.manifest import Dtype, Pooled, Quantization, Record
 
 SETTINGS_FILE = "generate.json"
 INDEX_FILE = "index.jsonl"
@@ -40,6 +40,8 @@ class PictureSettings(Flags):
     seed: int = Field(ge=0, lt=2**63)
     dtype: Dtype
     pooled: Pooled
+    # Folders of earlier versions do not state it.
+    quantize: Quantization = "none"
 
 
 class IndexEntry(Record):

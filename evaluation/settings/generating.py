@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from secondcast.models.memory.options import MEMORY
 from secondcast.models.teacher.pipeline_inputs import (
     GUIDANCE,
     LARGEST_GUIDANCE,
@@ -12,7 +13,7 @@ from secondcast.models.teacher.pipeline_inputs import (
     ImageSize,
 )
 from secondcast.storage_schemas.schema.flags import Shown
-from secondcast.storage_schemas.schema.manifest import Dtype, Pooled
+from secondcast.storage_schemas.schema.manifest import Dtype, Pooled, Quantization
 
 _IMAGES = "Images"
 
@@ -37,3 +38,6 @@ class PictureOptions(ImageSize):
         default="zero", description="FLUX's pooled text input: zero as in scoring, or CLIP's as in FluxPipeline."
     )
     dtype: Dtype = Field(default="bfloat16", description="Compute dtype.")
+    quantize: Annotated[Quantization, Shown(group=MEMORY)] = Field(
+        default="none", description="Quantize the transformer's blocks to 8 or 4 bits; the images differ slightly."
+    )

@@ -64,14 +64,14 @@ def sample_stage_memory(
 ) -> GpuMemory:
     """The sample stage: the backbone, and latents and predictions of a batch of trajectories.
 
-    walk_bytes: size of one trajectory; it is held three times: during sampling, while it is stacked, and while it is
-        copied to the host during the next batch.
+    walk_bytes: size of one trajectory; it is held twice: during sampling, and while it is copied to the host during
+        the next batch.
     """
     options = MemoryOptions(modulation="gpu", quantize=quantize, activation_checkpointing=1)
     return GpuMemory(
         weights_bytes=held_weights(cost, options, dtype_bytes=dtype_bytes, table_rows=None).device_bytes,
         student_bytes=0,
-        sample_bytes=cost.forward_peak_bytes + 3 * walk_bytes,
+        sample_bytes=cost.forward_peak_bytes + 2 * walk_bytes,
         batch_size=batch_size,
     )
 

@@ -6,19 +6,20 @@ The real classes run on the meta device; no weights are read. All figures are pe
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from secondcast.models.geometry import Geometry, vae_scale_factor
 from secondcast.models.memory.checkpointing import activation_checkpointing, recomputed_blocks
 from secondcast.models.memory.meta_run import count_flops, parameter_count, peak_bytes, saved_bytes
 from secondcast.models.memory.modulation_table import modulation_parameters, modulation_width
 from secondcast.models.memory.options import PLAIN, MemoryOptions
 from secondcast.models.schedule import DTYPES
 from secondcast.storage_schemas.io.digests import canonical_json
-from secondcast.storage_schemas.schema.manifest import Manifest
+from secondcast.storage_schemas.schema.manifest import Dtype, Manifest, Record
 
 # A fused kernel's backward pass recomputes the scores: 5 products, compared with 2 of the forward pass.
 _ATTENTION_BACKWARD = 2.5
@@ -95,37 +96,57 @@ class BackboneCost:
         return kept + max(self.kind_of(block).saved_bytes for block in recomputed)
 
 
-def backbone_cost(manifest: Manifest) -> BackboneCost:
-    """The backbone of a (planned) cache at its image size and text length, in the cache's dtype."""
+class CallShapes(Record):
+    """The configuration of a transformer, and the shapes and the dtype of its calls."""
+
+    config: dict[str, Any]
+    image_tokens: int
+    channels: int
+    text_length: int
+    text_width: int
+    pooled_width: int
+    takes_guidance: bool
+    dtype: Dtype
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """The calls of a (planned) cache, at its image size and text length, in its dtype."""
+        sampling, teacher = manifest.sampling, manifest.teacher
+        return cls(
+            config=teacher.backbone_config,
+            image_tokens=sampling.image_tokens,
+            channels=sampling.channels,
+            text_length=teacher.text_length,
+            text_width=teacher.text_width,
+            pooled_width=teacher.pooled_width,
+            takes_guidance=sampling.guidance is not None,
+            dtype=sampling.dtype,
+        )
+
+
+def backbone_cost(shapes: CallShapes) -> BackboneCost:
+    """The costs of a transformer in calls of these shapes."""
     # Counting takes seconds, and several caches of a run may share a size.
-    key = _shapes(manifest)
+    key = canonical_json(shapes.json_value())
     if key not in _COUNTED:
-        _COUNTED[key] = _counted(manifest)
+        _COUNTED[key] = _counted(shapes)
     return _COUNTED[key]
 
 
 _COUNTED: dict[bytes, BackboneCost] = {}
 
 
-def _shapes(manifest: Manifest) -> bytes:
-    sampling, teacher = manifest.sampling, manifest.teacher
-    sizes = [sampling.image_tokens, sampling.channels, sampling.guidance is None, sampling.dtype]
-    widths = [teacher.text_length, teacher.text_width, teacher.pooled_width]
-    return canonical_json([teacher.backbone_config, *sizes, *widths])
-
-
-def _counted(manifest: Manifest) -> BackboneCost:
-    sampling, config = manifest.sampling, manifest.teacher.backbone_config
-    dtype = DTYPES[sampling.dtype]
+def _counted(shapes: CallShapes) -> BackboneCost:
+    config, dtype = shapes.config, DTYPES[shapes.dtype]
     depth = (int(config["num_layers"]), int(config["num_single_layers"]))
-    runs = {at: _Run(manifest, _transformer(config, *at, dtype)) for at in _SMALL_DEPTHS}
+    runs = {at: _Run(shapes, _transformer(config, *at, dtype)) for at in _SMALL_DEPTHS}
     forward = {at: count_flops(run.forward) for at, run in runs.items()}
     attention_flops = _extrapolated(depth, {at: flops.attention for at, flops in forward.items()})
     forward_flops = _extrapolated(depth, {at: flops.total for at, flops in forward.items()})
     both_flops = _extrapolated(depth, {at: count_flops(run.both).total for at, run in runs.items()})
     saved = {at: saved_bytes(run.with_gradient, run.parameters) for at, run in runs.items()}
     inner = int(config["attention_head_dim"]) * int(config["num_attention_heads"])
-    checkpoint = (sampling.image_tokens + manifest.teacher.text_length) * inner * dtype.itemsize
+    checkpoint = (shapes.image_tokens + shapes.text_length) * inner * dtype.itemsize
     whole, small = _transformer(config, *depth, dtype), _transformer(config, 1, 1, dtype)
     double, single = (
         BlockCost(
@@ -166,8 +187,8 @@ def _counted(manifest: Manifest) -> BackboneCost:
 class _Run:
     """A transformer and one sample for it, as FluxBackbone calls it."""
 
-    def __init__(self, manifest: Manifest, model: FluxTransformer2DModel) -> None:
-        self._sampling, self._teacher, self._model = manifest.sampling, manifest.teacher, model
+    def __init__(self, shapes: CallShapes, model: FluxTransformer2DModel) -> None:
+        self._shapes, self._model = shapes, model
         self.parameters = list(model.parameters())
 
     def forward(self) -> torch.Tensor:
@@ -186,19 +207,29 @@ class _Run:
         return kept
 
     def _run(self, *, gradient: bool) -> torch.Tensor:
-        sampling, teacher = self._sampling, self._teacher
-        empty = partial(torch.empty, device="meta", dtype=DTYPES[sampling.dtype])
+        shapes = self._shapes
+        empty = partial(torch.empty, device="meta", dtype=DTYPES[shapes.dtype])
         velocity_BSC: torch.Tensor = self._model(
-            hidden_states=empty(1, sampling.image_tokens, sampling.channels),
+            hidden_states=empty(1, shapes.image_tokens, shapes.channels),
             timestep=empty(1),
-            guidance=torch.empty(1, device="meta") if sampling.guidance is not None else None,
-            pooled_projections=empty(1, teacher.pooled_width),
-            encoder_hidden_states=empty(1, teacher.text_length, teacher.text_width, requires_grad=gradient),
-            txt_ids=empty(teacher.text_length, 3),
-            img_ids=empty(sampling.image_tokens, 3),
+            guidance=torch.empty(1, device="meta") if shapes.takes_guidance else None,
+            pooled_projections=empty(1, shapes.pooled_width),
+            encoder_hidden_states=empty(1, shapes.text_length, shapes.text_width, requires_grad=gradient),
+            txt_ids=empty(shapes.text_length, 3),
+            img_ids=empty(shapes.image_tokens, 3),
             return_dict=False,
         )[0]
         return velocity_BSC
+
+
+def decoding_bytes(config: dict[str, Any], geometry: Geometry) -> int:
+    """Bytes of activations while the VAE decodes one image in fp32, its weights left out."""
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(config).eval().requires_grad_(False)
+        scale = vae_scale_factor(config)
+        latent = torch.empty(1, config["latent_channels"], geometry.height // scale, geometry.width // scale)
+    weights = list(vae.parameters())
+    return peak_bytes(lambda: vae.decode(latent, return_dict=False)[0], weights)
 
 
 def vae_parameters(config: dict[str, Any]) -> int:

@@ -35,7 +35,7 @@ class GpuMemoryLimit(Flags):
     max_gpu_memory: Annotated[str | None, Shown(group=MEMORY, metavar="SIZE")] = Field(
         default=None,
         description="GPU memory to fit into, such as 16GiB (16GB is 14.9GiB), or auto for the free memory (in a plan: "
-        "the memory of --gpu). Chooses --grad-accum-steps and the other memory options that are not given.",
+        "the memory of --gpu). Chooses the memory options that are not given, in training --grad-accum-steps too.",
     )
 
     @field_validator("max_gpu_memory")
@@ -78,6 +78,31 @@ class BackboneCall(AttentionBackend):
     backbone_dtype: Annotated[RecordedDtype, Shown(group=MEMORY, rare=True)] = Field(
         default="cache", description="Compute dtype of the transformer; cache: as recorded."
     )
+
+
+class SamplingMemory(WeightPlacement, GpuMemoryLimit):
+    """Memory options of a command that samples, without gradients."""
+
+    def placed(self, quantize: Quantization, *, pooled_varies: bool) -> "MemoryOptions":
+        """The options of the backbone as far as they are given.
+
+        pooled_varies: whether each prompt has its own pooled vector; then "auto" keeps the modulation weights, since
+            the host's results would round differently.
+
+        Raises SettingsError for a table where it cannot be.
+        """
+        if self.modulation == "precomputed" and pooled_varies:
+            raise SettingsError(
+                "--modulation is precomputed with --pooled clip, expected gpu or cpu: every prompt has its own "
+                "modulation vectors, which no table can hold"
+            )
+        return MemoryOptions.from_flags(
+            modulation="gpu" if self.modulation == "auto" and pooled_varies else self.modulation,
+            gpu_blocks=self.gpu_blocks,
+            quantize=quantize,
+            # Checkpointing has no effect without gradients, but quantized weights are refused without it.
+            activation_checkpointing=1 if quantize in ("int8", "fp8") else 0,
+        )
 
 
 class MemoryOptions(WeightPlacement):

@@ -13,6 +13,9 @@ from secondcast.storage_schemas.errors import TeacherError
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.manifest import Sampling
 
+# In fp32 a VAE needs gigabytes per image of 1024 px: images of 512 px and more are decoded one by one.
+_PIXELS_AT_ONCE = 512 * 512
+
 
 class ImageDecoder:
     """The VAE's decoder for one geometry, in fp32."""
@@ -32,6 +35,10 @@ class ImageDecoder:
     @torch.no_grad()
     def decode(self, latent_BSC: torch.Tensor) -> Array:
         """uint8 images, [B, H, W, 3], of packed latents of any float dtype."""
+        rows = max(1, _PIXELS_AT_ONCE // (self._geometry.height * self._geometry.width))
+        return np.concatenate([self._decoded(part_BSC) for part_BSC in latent_BSC.split(rows)])
+
+    def _decoded(self, latent_BSC: torch.Tensor) -> Array:
         latents = FluxPipeline._unpack_latents(
             latent_BSC.to(device=self._vae.device, dtype=torch.float32),
             self._geometry.height,

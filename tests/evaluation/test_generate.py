@@ -16,6 +16,7 @@ from secondcast.evaluation.generate import generate
 from secondcast.evaluation.pictures.folder import picture_name
 from secondcast.evaluation.settings.generating import PictureOptions
 from secondcast.evaluation.text_encoder import teacher_parts
+from secondcast.models.memory.options import SamplingMemory
 from secondcast.models.noise import draw_noise
 from secondcast.models.student.student import load_student, new_student, save_student
 from secondcast.models.teacher.folder import find_teacher
@@ -53,7 +54,9 @@ def student(tmp_path_factory, dev_teacher, t5_config):
     return make_student(tmp_path_factory.mktemp("students") / "s", dev_teacher, t5_config)
 
 
-def run(student, teacher, out, prompts=PROMPTS, *, batch_size=2, progress=None, **changes) -> int:
+def run(
+    student, teacher, out, prompts=PROMPTS, *, batch_size=2, progress=None, memory=None, memory_bytes=None, **changes
+) -> int:
     return generate(
         str(student),
         find_teacher(str(teacher), teacher_parts(str(student), changes.get("pooled", "zero"))),
@@ -63,6 +66,8 @@ def run(student, teacher, out, prompts=PROMPTS, *, batch_size=2, progress=None, 
         batch_size=batch_size,
         device=CPU,
         progress=progress or Silent(),
+        memory=memory or SamplingMemory(),
+        memory_bytes=memory_bytes,
     )
 
 

@@ -13,7 +13,7 @@ from secondcast.models.cost.gpu_memory import (
     training_memory,
 )
 from secondcast.models.cost.text import TextEncoderCost, student_cost
-from secondcast.models.cost.transformer import BackboneCost, backbone_cost
+from secondcast.models.cost.transformer import BackboneCost, CallShapes, backbone_cost
 from secondcast.models.schedule import DTYPES
 from secondcast.storage_schemas.schema.layout import Layout
 from secondcast.storage_schemas.schema.manifest import Manifest
@@ -135,7 +135,7 @@ def costs_of(
     gpu_bytes: float | None = None,
 ) -> Costs:
     """The costs of a run on (planned) caches, from configuration files alone; keywords as for Costs."""
-    backbones = {name: backbone_cost(manifest) for name, manifest in manifests.items()}
+    backbones = {name: backbone_cost(CallShapes.of(manifest)) for name, manifest in manifests.items()}
     student = student_cost(student_source, next(iter(manifests.values())))
     return Costs(
         manifests=manifests,

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 
 from secondcast.models.backbone import FluxBackbone
-from secondcast.models.cost.transformer import backbone_cost
+from secondcast.models.cost.transformer import CallShapes, backbone_cost
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.storage_schemas.schema.manifest import Manifest
 from secondcast.trainer.data.replay_dataset import Batch
@@ -86,10 +86,11 @@ def row_flops(
     names = list(stage.caches or caches)
     shares = {name: stage.share_of(name, caches[name][1]) for name in names}
     whole = sum(shares.values(), start=Fraction(0))
-    return sum(
-        float(share / whole) * backbone_cost(_at_length(caches[name][0], text_length)).training_flops(memory)
-        for name, share in shares.items()
-    )
+
+    def flops(name: str) -> float:
+        return backbone_cost(CallShapes.of(_at_length(caches[name][0], text_length))).training_flops(memory)
+
+    return sum(float(share / whole) * flops(name) for name, share in shares.items())
 
 
 def _at_length(manifest: Manifest, text_length: int) -> Manifest:

@@ -23,7 +23,7 @@ class Scripts(HTMLParser):
     def __init__(self, html: str) -> None:
         super().__init__()
         self.found: list[tuple[dict, str]] = []
-        self.dataset(html)
+        self.feed(html)
 
     def handle_starttag(self, tag, attrs):
         if tag in ("script", "style"):

@@ -20,7 +20,7 @@ from secondcast.models.cost.gpu_memory import (
     training_memory,
 )
 from secondcast.models.cost.text import student_cost, text_encoder_cost
-from secondcast.models.cost.transformer import BackboneCost, backbone_cost, clip_parameters, vae_parameters
+from secondcast.models.cost.transformer import BackboneCost, CallShapes, backbone_cost, clip_parameters, vae_parameters
 from secondcast.models.memory.meta_run import count_flops, peak_bytes, saved_bytes
 from secondcast.models.memory.options import PLAIN, MemoryOptions
 from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
@@ -45,7 +45,7 @@ def outline(name: str | Path = "FLUX.1-dev", *, text_length: int | None = None, 
 
 @pytest.fixture(scope="module")
 def at_512_px() -> BackboneCost:
-    return backbone_cost(outline())
+    return backbone_cost(CallShapes.of(outline()))
 
 
 @pytest.mark.thorough
@@ -71,7 +71,7 @@ def test_parameters_of_flux_dev_are_exact(at_512_px):
 def test_flops_and_activations_of_flux_dev_agree_with_other_calculations(
     size, text_length, forward, checkpointed, plain, saved_gb, checkpointed_gb
 ):
-    cost = backbone_cost(outline(resolution=size, text_length=text_length))
+    cost = backbone_cost(CallShapes.of(outline(resolution=size, text_length=text_length)))
     assert cost.forward_flops == pytest.approx(forward * T, rel=0.02)
     assert cost.training_flops() == pytest.approx(plain * T, rel=0.02)
     assert cost.training_flops(CHECKPOINTED) == pytest.approx(checkpointed * T, rel=0.02)
@@ -104,7 +104,7 @@ def test_extrapolated_depths_equal_the_whole_network(tmp_path, dev_teacher):
     }
     manifest = outline(dev_teacher, dtype="float32")
     teacher = manifest.teacher.model_copy(update={"backbone_config": deeper})
-    cost = backbone_cost(manifest.model_copy(update={"teacher": teacher}))
+    cost = backbone_cost(CallShapes.of(manifest.model_copy(update={"teacher": teacher})))
     with torch.device("meta"):
         model = FluxTransformer2DModel.from_config(deeper).eval().requires_grad_(False)
     sampling, text = manifest.sampling, manifest.teacher

@@ -10,7 +10,7 @@ from diffusers import FluxTransformer2DModel
 from secondcast.cache_builder.opening.new_manifest import outline_manifest
 from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.models.backbone import FluxBackbone
-from secondcast.models.cost.transformer import backbone_cost
+from secondcast.models.cost.transformer import CallShapes, backbone_cost
 from secondcast.models.memory.checkpointing import activation_checkpointing, checkpointed_blocks
 from secondcast.models.memory.meta_run import saved_bytes
 from secondcast.models.memory.options import MemoryOptions
@@ -99,7 +99,8 @@ def test_the_calculated_bytes_are_those_that_are_kept(dev_teacher):
     manifest = outline_manifest(PlannedBuild(**flags), find_teacher(str(dev_teacher), BUILD_PARTS), prompt_count=9)
     config = manifest.teacher.backbone_config | {"num_layers": 3, "num_single_layers": 4}
     teacher = manifest.teacher.model_copy(update={"backbone_config": config})
-    cost, tokens = backbone_cost(manifest.model_copy(update={"teacher": teacher})), manifest.sampling.image_tokens
+    cost = backbone_cost(CallShapes.of(manifest.model_copy(update={"teacher": teacher})))
+    tokens = manifest.sampling.image_tokens
     with torch.device("meta"):
         transformer = FluxTransformer2DModel.from_config(config).eval().requires_grad_(False)
     arguments = {

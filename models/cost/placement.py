@@ -1,0 +1,102 @@
+"""Where the weights of a transformer go while it samples, so that a call fits into GPU memory.
+
+The memory is calculated, not measured. Only exact placements are tried: all weights on the GPU; without the modulation
+weights, a quarter of FLUX; the blocks streamed from the host, as few of them as possible.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from secondcast.models.cost.gpu_memory import GpuMemory, WeightBytes, held_weights
+from secondcast.models.cost.transformer import BackboneCost
+from secondcast.models.memory.options import MemoryOptions
+from secondcast.storage_schemas.errors import SettingsError
+
+_GIB = 2**30
+# Real kernels keep up to this fraction more than is counted on the meta device (tests/models/cost/test_cost.py).
+_UNSEEN = 0.04
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingCost:
+    """What sampling needs on the GPU.
+
+    beside_bytes: networks other than the transformer.
+    row_bytes: of a row of a batch, besides the activations of the transformer.
+    decoding_bytes: activations of the VAE for one image, when the transformer has none.
+    table_rows: rows of the modulation table; None if none is possible.
+    """
+
+    backbone: BackboneCost
+    dtype_bytes: int
+    batch_size: int
+    beside_bytes: int = 0
+    row_bytes: int = 0
+    decoding_bytes: int = 0
+    table_rows: int | None = None
+
+    def weights(self, options: MemoryOptions) -> WeightBytes:
+        """Where the weights of the transformer are with these options."""
+        return held_weights(self.backbone, options, dtype_bytes=self.dtype_bytes, table_rows=self.table_rows)
+
+    def memory(self, options: MemoryOptions) -> GpuMemory:
+        """GPU memory with these options."""
+        activations = max(self.batch_size * self.backbone.forward_peak_bytes, self.decoding_bytes)
+        return GpuMemory(
+            weights_bytes=self.weights(options).device_bytes + self.beside_bytes,
+            student_bytes=0,
+            sample_bytes=self.row_bytes + -(-activations // self.batch_size),
+            batch_size=self.batch_size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Options that fit, and the memory that they need on the GPU and pinned on the host."""
+
+    options: MemoryOptions
+    memory: GpuMemory
+    pinned_bytes: int
+
+
+def place(
+    cost: SamplingCost,
+    asked: MemoryOptions,
+    *,
+    memory_bytes: float,
+    host_bytes: float | None,
+    held: Collection[str] = (),
+) -> Placement:
+    """The first placement that fits; SettingsError with the smallest one if none does.
+
+    asked: options that stay as they are if they fit.
+    memory_bytes: of the GPU; host_bytes: free memory of the host, None if unknown.
+    held: options of WeightPlacement that the user gave: they do not change.
+    """
+    smallest: GpuMemory | None = None
+    for options in _placements(cost, asked, held):
+        memory, pinned = cost.memory(options), cost.weights(options).pinned_bytes
+        smallest = min(smallest or memory, memory, key=_needed)
+        if _needed(memory) <= memory_bytes and (host_bytes is None or pinned <= host_bytes):
+            return Placement(options=options, memory=memory, pinned_bytes=pinned)
+    assert smallest is not None
+    free = "" if host_bytes is None else f" with {host_bytes / _GIB:.1f} GiB of free host memory"
+    raise SettingsError(
+        f"nothing fits into {memory_bytes / _GIB:.1f} GiB{free}: a batch of {cost.batch_size} needs "
+        f"{_needed(smallest) / _GIB:.1f} GiB or more, {smallest.weights_bytes / _GIB:.1f} of it for weights: give a "
+        f"smaller --batch-size, smaller images, --quantize nf4, or a larger GPU"
+    )
+
+
+def _needed(memory: GpuMemory) -> float:
+    return memory.total_bytes + _UNSEEN * memory.activations_bytes
+
+
+def _placements(cost: SamplingCost, asked: MemoryOptions, held: Collection[str]) -> Iterator[MemoryOptions]:
+    yield asked
+    if "modulation" not in held and cost.table_rows is not None:
+        asked = asked.model_copy(update={"modulation": "precomputed"})
+        yield asked
+    if "gpu_blocks" not in held and asked.quantize == "none":
+        for resident in range(cost.backbone.blocks - 1, -1, -1):
+            yield asked.model_copy(update={"gpu_blocks": resident})
