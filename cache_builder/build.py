@@ -31,9 +31,7 @@ def build(
     device: where this process computes; None where workers on Ray do.
     workers: who makes the shards: OneProcess (the default, for all of them), LocalWorkers or RayWorkers.
     """
-    workers = workers or OneProcess(
-        WorkerConfig(batch_size=settings.batch_size, attention_backend=settings.attention_backend)
-    )
+    workers = workers or OneProcess(WorkerConfig.of(settings))
     if device is None and workers.compute_here:
         raise SettingsError(
             f"build has device None, expected a torch.device: {type(workers).__name__} computes on this machine; "

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from secondcast.cache_builder.prompts.sources import PromptSource
-from secondcast.models.memory.options import AttentionBackend
+from secondcast.models.memory.options import AttentionBackend, MemoryOptions, SamplingMemory
 from secondcast.models.teacher.pipeline_inputs import (
     LARGEST_GUIDANCE,
     LARGEST_TEXT_LENGTH,
@@ -152,8 +152,8 @@ class PlannedBuild(OutlineSettings):
     prompts: Prompts = ()
 
 
-class BuildSettings(PlannedBuild, AttentionBackend):
-    """The options of `secondcast build` that define the cache."""
+class BuildSettings(PlannedBuild, AttentionBackend, SamplingMemory):
+    """The options of `secondcast build` that define the cache, and how the transformer computes."""
 
     prompts: Prompts = Field(min_length=1)
     extend: Annotated[bool, Shown(group=_STORAGE)] = Field(
@@ -162,3 +162,16 @@ class BuildSettings(PlannedBuild, AttentionBackend):
     skip_disk_check: Annotated[bool, Shown(group=_STORAGE)] = Field(
         default=False, description="Build even if the disk seems too small."
     )
+
+    @property
+    def memory(self) -> SamplingMemory:
+        """Where the weights of the transformer go."""
+        return SamplingMemory(**{name: getattr(self, name) for name in SamplingMemory.model_fields})
+
+
+def placed(memory: SamplingMemory, quantize: Quantization, pooled: Pooled) -> MemoryOptions:
+    """The memory options of a build as far as they are given: "auto" keeps the modulation weights.
+
+    A modulation table has the bits of calls with the batch size of the build; the last batch of a cache may be smaller.
+    """
+    return memory.placed(quantize, pooled_varies=pooled == "clip", auto="gpu")

@@ -33,7 +33,9 @@ class ShardBuilder:
     ) -> None:
         self._cache, self._config = cache, config
         self._device, self._progress = device, progress
-        self._models = TeacherModels(cache.manifest, teacher, device)
+        self._models = TeacherModels(
+            cache.manifest, teacher, device, memory=config.memory, batch_size=config.batch_size, progress=progress
+        )
         self.peaks: dict[str, PeakMemory] = {}
 
     def encode(self, shards: Sequence[ShardRange]) -> None:

@@ -4,25 +4,48 @@ from typing import Any
 
 import torch
 
+from secondcast.cache_builder.settings import placed
 from secondcast.models.attention import RECORDED_NATIVE, backend_of_record, check_attention
 from secondcast.models.backbone import FluxBackbone
+from secondcast.models.cost.gpu_memory import table_rows, text_stage_memory
+from secondcast.models.cost.placement import SamplingCost, place
+from secondcast.models.cost.text import text_encoder_cost
+from secondcast.models.cost.transformer import CallShapes, backbone_cost
 from secondcast.models.geometry import recorded_geometry
-from secondcast.models.memory.options import MemoryOptions
+from secondcast.models.memory.host_memory import free_host_bytes
+from secondcast.models.memory.limit import GIB, free_bytes
+from secondcast.models.memory.modulation_table import recorded_conditions
+from secondcast.models.memory.options import SamplingMemory
 from secondcast.models.memory.peak import begin_peak, release_memory
 from secondcast.models.memory.quantized import check_quantizer
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
+from secondcast.storage_schemas.errors import SettingsError
+from secondcast.storage_schemas.progress import Progress, Silent
 from secondcast.storage_schemas.schema.manifest import Manifest, check_same_teacher
 
 
 class TeacherModels:
     """Text encoders and transformer of a teacher; only those of one stage are in memory at a time."""
 
-    def __init__(self, manifest: Manifest, teacher: TeacherFolder, device: torch.device) -> None:
-        """Raise MissingExtraError if the cache needs quantized weights and the quantizer is not installed."""
+    def __init__(
+        self,
+        manifest: Manifest,
+        teacher: TeacherFolder,
+        device: torch.device,
+        *,
+        memory: SamplingMemory = SamplingMemory(),
+        batch_size: int = 1,
+        progress: Progress | None = None,
+    ) -> None:
+        """Raise MissingExtraError if the cache needs quantized weights and the quantizer is not installed.
+
+        memory, batch_size: see load_backbone.
+        """
         check_quantizer(manifest.sampling.quantize)
         self.manifest, self.teacher, self.device = manifest, teacher, device
+        self._memory, self._batch_size, self._progress = memory, batch_size, progress or Silent()
         self._encoder: TeacherTextEncoder | None = None
         self._backbone: FluxBackbone | None = None
         self._usable: set[str] = set()
@@ -31,6 +54,7 @@ class TeacherModels:
         """Load T5, and CLIP if the cache has its pooled vectors."""
         if self._encoder is None:
             self._begin_stage()
+            check_text_encoder_fits(self.manifest, self._memory, self._batch_size, self.device)
             dtype, pooled = DTYPES[self.manifest.sampling.dtype], self.manifest.teacher.pooled
             self._encoder = TeacherTextEncoder.load(self.teacher, dtype=dtype, device=self.device, pooled=pooled)
         return self._encoder
@@ -39,7 +63,14 @@ class TeacherModels:
         """Load the transformer and set its attention backend; None for diffusers' default."""
         if self._backbone is None:
             self._begin_stage()
-            self._backbone = load_backbone(self.manifest, self.teacher, self.device)
+            self._backbone = load_backbone(
+                self.manifest,
+                self.teacher,
+                self.device,
+                memory=self._memory,
+                batch_size=self._batch_size,
+                progress=self._progress,
+            )
         self._backbone.use_attention(attention_backend)
         return self._backbone
 
@@ -65,17 +96,72 @@ class TeacherModels:
         begin_peak(self.device)
 
 
-def load_backbone(manifest: Manifest, teacher: TeacherFolder, device: torch.device) -> FluxBackbone:
-    """Load the teacher's transformer with the geometry, dtype and quantization of a manifest."""
+def load_backbone(
+    manifest: Manifest,
+    teacher: TeacherFolder,
+    device: torch.device,
+    *,
+    memory: SamplingMemory = SamplingMemory(),
+    batch_size: int = 1,
+    progress: Progress | None = None,
+) -> FluxBackbone:
+    """Load the teacher's transformer with the geometry, dtype and quantization of a manifest.
+
+    memory: where its weights go; its limit chooses what is not given.
+    batch_size: usual number of rows per call.
+    """
+    sampling, pooled = manifest.sampling, manifest.teacher.pooled
+    options = placed(memory, sampling.quantize, pooled)
+    if memory.max_gpu_memory is not None:
+        memory_bytes = free_bytes(memory.max_gpu_memory, device)
+        found = place(
+            sampling_cost(manifest, batch_size),
+            options,
+            memory_bytes=memory_bytes,
+            host_bytes=free_host_bytes(),
+            held=memory.held,
+        )
+        options = found.options
+        (progress or Silent()).say(found.text(memory_bytes))
     return FluxBackbone.load(
         teacher.path,
-        recorded_geometry(manifest.sampling),
+        recorded_geometry(sampling),
         text_length=manifest.teacher.text_length,
-        dtype=DTYPES[manifest.sampling.dtype],
+        dtype=DTYPES[sampling.dtype],
         device=device,
-        # Checkpointing has no effect without gradients, but quantized weights are refused without it.
-        options=MemoryOptions(quantize=manifest.sampling.quantize, activation_checkpointing=1),
+        options=options,
+        conditions=recorded_conditions([manifest], batch_rows=batch_size),
+        pooled_varies=pooled == "clip",
     )
+
+
+def sampling_cost(manifest: Manifest, batch_size: int) -> SamplingCost:
+    """What the sample stage of a build needs on the GPU."""
+    sampling, itemsize = manifest.sampling, DTYPES[manifest.sampling.dtype].itemsize
+    latent_bytes = sampling.image_tokens * sampling.channels * itemsize
+    return SamplingCost(
+        backbone=backbone_cost(CallShapes.of(manifest)),
+        dtype_bytes=itemsize,
+        batch_size=batch_size,
+        # A batch is sampled while the one before is copied to the host.
+        row_bytes=2 * (2 * sampling.steps + 1) * latent_bytes,
+        table_rows=table_rows(manifest),
+    )
+
+
+def check_text_encoder_fits(manifest: Manifest, memory: SamplingMemory, batch_size: int, device: torch.device) -> None:
+    """Raise SettingsError if the text encoder does not fit into the limit."""
+    if memory.max_gpu_memory is None:
+        return
+    free = free_bytes(memory.max_gpu_memory, device)
+    itemsize = DTYPES[manifest.sampling.dtype].itemsize
+    needed = text_stage_memory(text_encoder_cost(manifest), dtype_bytes=itemsize, batch_size=batch_size)
+    if needed.total_bytes > free:
+        raise SettingsError(
+            f"the text encoder needs {needed.total_bytes / GIB:.1f} GiB at batch {batch_size}, by calculation, "
+            f"--max-gpu-memory leaves {free / GIB:.1f} GiB: first build with --stage text --device cpu, then with "
+            f"--stage sample"
+        )
 
 
 def check_recorded_teacher(manifest: Manifest, teacher: TeacherFolder, where: str) -> None:

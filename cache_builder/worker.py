@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from secondcast.cache_builder.settings import BuildSettings
+from secondcast.models.memory.options import SamplingMemory
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.layout import ShardRange
 from secondcast.storage_schemas.schema.manifest import Record
@@ -65,6 +67,17 @@ class WorkerConfig(Record):
     wait_seconds: float = Field(default=0.0, ge=0)
     batch_size: int = Field(ge=1)
     attention_backend: str | None = None
+    memory: SamplingMemory = SamplingMemory()
+
+    @classmethod
+    def of(cls, settings: BuildSettings, **others: Any) -> Self:
+        """The part `others` of a build with these settings."""
+        return cls(
+            batch_size=settings.batch_size,
+            attention_backend=settings.attention_backend,
+            memory=settings.memory,
+            **others,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

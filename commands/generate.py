@@ -8,7 +8,6 @@ import typer
 from secondcast.cache_builder.settings import PromptLimit
 from secondcast.commands.shell.config_file import Config
 from secondcast.commands.shell.console import print_line
-from secondcast.commands.shell.gpu_memory import free_bytes
 from secondcast.commands.shell.outputs import check_folder_name
 from secondcast.commands.shell.resolve import (
     Device,
@@ -20,6 +19,7 @@ from secondcast.commands.shell.resolve import (
     terminal,
 )
 from secondcast.evaluation.settings.generating import PictureOptions
+from secondcast.models.memory.limit import free_bytes
 from secondcast.models.memory.options import SamplingMemory
 from secondcast.storage_schemas.progress import counted
 

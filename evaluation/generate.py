@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from secondcast.evaluation.pictures.folder import PictureFolder, PictureSettings
-from secondcast.evaluation.pictures.memory import placement_text, sampling_cost
+from secondcast.evaluation.pictures.memory import sampling_cost
 from secondcast.evaluation.sampling import Generator, picture_geometry
 from secondcast.evaluation.settings.generating import PictureOptions
 from secondcast.evaluation.text_encoder import TextEncoder, open_text_encoder
@@ -58,13 +58,13 @@ def generate(
     if not missing:
         return 0
     batch_size = min(batch_size, len(texts))
-    options = memory.placed(asked.quantize, pooled_varies=asked.pooled == "clip")
+    # With CLIP's pooled vectors "auto" might compute on the host, which rounds differently.
+    pooled_varies = asked.pooled == "clip"
+    options = memory.placed(asked.quantize, pooled_varies=pooled_varies, auto="gpu" if pooled_varies else "auto")
     if memory_bytes is not None:
         cost = sampling_cost(settings, teacher, batch_size=batch_size, student_parameters=encoder.parameters)
-        placed = place(
-            cost, options, memory_bytes=memory_bytes, host_bytes=free_host_bytes(), held=memory.model_fields_set
-        )
-        progress.say(placement_text(placed, memory_bytes))
+        placed = place(cost, options, memory_bytes=memory_bytes, host_bytes=free_host_bytes(), held=memory.held)
+        progress.say(placed.text(memory_bytes))
         options = placed.options
     batches = [
         range(first, min(first + batch_size, len(texts)))
@@ -77,9 +77,9 @@ def generate(
                 teacher, resolution=None, height=settings.height, width=settings.width,
                 text_length=settings.text_length, steps=asked.steps, guidance=asked.guidance, seed=asked.seed,
                 dtype=dtype, device=device, options=options, batch_rows=batch_size,
-                pooled_varies=asked.pooled == "clip",
+                pooled_varies=pooled_varies,
             )  # fmt: skip
-            pooled = PooledTextEncoder.load(teacher, dtype=dtype, device=device) if asked.pooled == "clip" else None
+            pooled = PooledTextEncoder.load(teacher, dtype=dtype, device=device) if pooled_varies else None
             for numbers in part:
                 batch = [texts[number] for number in numbers]
                 pooled_BP = None if pooled is None else pooled.encode(batch)

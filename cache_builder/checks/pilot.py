@@ -90,7 +90,7 @@ def run_pilot(
 ) -> PilotResult:
     """Build the first shards with at least `count` trajectories, and check invariants 1 to 3 on the first batch."""
     writer = open_build(location, settings, teacher, device, progress)
-    config = WorkerConfig(batch_size=settings.batch_size, attention_backend=settings.attention_backend)
+    config = WorkerConfig.of(settings)
     builder = ShardBuilder(writer, teacher, config, device, progress)
     shards = _first_shards(writer, count)
     text_shards = needed_embeddings(writer, shards)

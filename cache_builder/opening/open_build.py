@@ -11,9 +11,10 @@ from secondcast.cache_builder.opening.new_manifest import plan_manifest
 from secondcast.cache_builder.prompts.files import read_prompts
 from secondcast.cache_builder.prompts.lengths import prompt_lengths
 from secondcast.cache_builder.provenance import changed_provenance, provenance
-from secondcast.cache_builder.settings import BuildSettings
+from secondcast.cache_builder.settings import BuildSettings, placed
 from secondcast.cache_builder.text_stage import tokenised_prompts
 from secondcast.models.attention import check_attention
+from secondcast.models.memory.limit import free_bytes
 from secondcast.models.memory.quantized import check_quantizer
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
@@ -37,7 +38,10 @@ def open_build(
 
     Raises SettingsError or MissingExtraError, before anything is written, for what cannot be computed here.
     """
+    placed(settings.memory, settings.quantize, settings.pooled)
     if device is not None:
+        if settings.max_gpu_memory is not None:
+            free_bytes(settings.max_gpu_memory, device)
         check_quantizer(settings.quantize)
         dtype = DTYPES[settings.dtype]
         check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)

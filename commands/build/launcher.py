@@ -141,10 +141,9 @@ class BuildLauncher(Flags):
         starts_others = self.ray is not None or (self.workers or 1) > 1
         several = self.stage != "sample" if starts_others else launched.worker.count > 1
         timeout = self.embeddings_timeout
-        return WorkerConfig(
+        return WorkerConfig.of(
+            settings,
             stage=self.stage,
             worker=launched.worker,
             wait_seconds=timeout if timeout is not None else (WAIT_SECONDS if several else 0.0),
-            batch_size=settings.batch_size,
-            attention_backend=settings.attention_backend,
         )

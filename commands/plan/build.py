@@ -1,5 +1,6 @@
 """`secondcast plan build`: estimate disk space, hours and memory of a build."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -94,7 +95,7 @@ def build_plan(
         fits = [fit_facts(f"{name} stage", memory[f"{name}_stage"]["total_bytes"], card_bytes) for name in _STAGES]
         verdicts = [gpu_verdict("text stage", memory["text_stage"], card, larger=_ON_A_CPU)]
         # Computing the costs of quantized weights takes seconds: only if the exact ones do not fit.
-        fix = LARGER_CARD if fits[-1]["fits"] else _quantized_way(manifest, folder, card, asked.batch_size)
+        fix = LARGER_CARD if fits[-1]["fits"] else _smaller_way(manifest, folder, card, asked.batch_size)
         verdicts.append(gpu_verdict("sample stage", memory["sample_stage"], card, larger=fix))
     if disk is not None:
         from secondcast.cache_builder.opening.disk import free_disk
@@ -110,10 +111,22 @@ def build_plan(
 _ON_A_CPU = "use a larger GPU, or a CPU for this stage (--stage text --device cpu)"
 
 
-def _quantized_way(manifest: "Manifest", folder: "TeacherFolder", card: "Card", batch_size: int) -> str:
-    """The fix where the exact weights do not fit: quantized weights, if they fit."""
+def _smaller_way(manifest: "Manifest", folder: "TeacherFolder", card: "Card", batch_size: int) -> str:
+    """The fix where all weights on the GPU do not fit: an exact placement, or quantized weights, if they fit."""
+    from secondcast.cache_builder.settings import placed
+    from secondcast.cache_builder.teacher_models import sampling_cost
     from secondcast.commands.plan.build_rows import LARGER_CARD, build_facts
+    from secondcast.models.cost.placement import place
+    from secondcast.models.memory.options import SamplingMemory
 
+    with contextlib.suppress(SettingsError):
+        found = place(
+            sampling_cost(manifest, batch_size),
+            placed(SamplingMemory(), manifest.sampling.quantize, manifest.teacher.pooled),
+            memory_bytes=card.memory_gib * _GIB,
+            host_bytes=None,
+        )
+        return f"--max-gpu-memory {card.memory_gib:g}GiB fits exactly: {found.flags}"
     for kind in ("int8", "nf4"):
         sampling = manifest.sampling.model_copy(update={"quantize": kind})
         quantized = manifest.model_copy(update={"sampling": sampling})

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from secondcast.models.memory.options import SamplingMemory
 from secondcast.storage_schemas.schema.layout import Layout
 from secondcast.storage_schemas.sizes import Size, cache_sizes
 
@@ -21,7 +22,9 @@ def build_facts(
 ) -> dict[str, Any]:
     """Bytes, FLOPs, memory and hours of a build of the cache that a (planned) manifest describes."""
     from secondcast.cache_builder.pipeline.background_writer import IN_FLIGHT
-    from secondcast.models.cost.gpu_memory import build_host_bytes, sample_stage_memory, text_stage_memory
+    from secondcast.cache_builder.settings import placed
+    from secondcast.cache_builder.teacher_models import sampling_cost
+    from secondcast.models.cost.gpu_memory import build_host_bytes, text_stage_memory
     from secondcast.models.cost.text import text_encoder_cost
     from secondcast.models.cost.transformer import CallShapes, backbone_cost, clip_parameters, vae_parameters
 
@@ -29,7 +32,6 @@ def build_facts(
     backbone, text = backbone_cost(CallShapes.of(manifest)), text_encoder_cost(manifest)
     layout, sizes = Layout(manifest.prompts.segments), cache_sizes(manifest)
     latent_bytes = sampling.image_tokens * sampling.channels * dtype_bytes
-    walk_bytes = (2 * sampling.steps + 1) * latent_bytes
     text_flops = text.forward_flops * layout.embeddings.items
     sample_flops = backbone.forward_flops * sampling.steps * len(layout)
     arrays = {size.name: size for size in sizes}
@@ -72,12 +74,8 @@ def build_facts(
         "gpu_memory": {
             "text_stage": memory_facts(text_stage_memory(text, dtype_bytes=dtype_bytes, batch_size=batch_size)),
             "sample_stage": memory_facts(
-                sample_stage_memory(
-                    backbone,
-                    dtype_bytes=dtype_bytes,
-                    batch_size=batch_size,
-                    walk_bytes=walk_bytes,
-                    quantize=sampling.quantize,
+                sampling_cost(manifest, batch_size).memory(
+                    placed(SamplingMemory(), sampling.quantize, manifest.teacher.pooled)
                 )
             ),
         },

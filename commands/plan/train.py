@@ -105,8 +105,8 @@ def train_plan(
 
     For the other arguments see plan_train.
     """
-    from secondcast.commands.shell.gpu_memory import named_bytes
     from secondcast.commands.train.fitting import stated_options
+    from secondcast.models.memory.limit import named_bytes
 
     fit_bytes = named_bytes(memory.max_gpu_memory)
     if recipe is not None:

@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from secondcast.commands.plan.build_rows import hours_of, memory_facts
-from secondcast.commands.shell.gpu_memory import GIB
 from secondcast.commands.train.fitting import fit_lines
+from secondcast.models.memory.limit import GIB
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.sizes import cache_sizes

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secondcast.commands.shell.gpu_memory import GIB, free_bytes, installed_quantizers
+from secondcast.models.memory.limit import GIB, free_bytes, installed_quantizers
 from secondcast.storage_schemas.errors import OutOfMemoryError, SecondcastError, SettingsError
 from secondcast.storage_schemas.progress import counted
 

@@ -2,7 +2,7 @@
 
 from secondcast.evaluation.pictures.folder import PictureSettings
 from secondcast.evaluation.sampling import picture_geometry
-from secondcast.models.cost.placement import Placement, SamplingCost
+from secondcast.models.cost.placement import SamplingCost
 from secondcast.models.cost.transformer import (
     CallShapes,
     backbone_cost,
@@ -12,7 +12,6 @@ from secondcast.models.cost.transformer import (
 )
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
-from secondcast.storage_schemas.progress import size_text
 
 # Of a student, and of the VAE.
 _FLOAT32_BYTES = 4
@@ -52,18 +51,4 @@ def sampling_cost(
         + settings.text_length * int(config["joint_attention_dim"]) * (_FLOAT32_BYTES + itemsize),
         decoding_bytes=decoding_bytes(vae, geometry),
         table_rows=None if settings.pooled == "clip" else settings.steps,
-    )
-
-
-def placement_text(placed: Placement, memory_bytes: float) -> str:
-    """One line: the chosen options and the memory that they need."""
-    options, memory = placed.options, placed.memory
-    flags = [f"--modulation {options.modulation}"]
-    if options.gpu_blocks is not None:
-        flags.append(f"--gpu-blocks {options.gpu_blocks}")
-    pinned = f", {size_text(placed.pinned_bytes)} of pinned host memory" if placed.pinned_bytes else ""
-    return (
-        f"to fit into {size_text(int(memory_bytes))}: {' '.join(flags)}, {size_text(memory.total_bytes)} by "
-        f"calculation (weights {size_text(memory.weights_bytes)}, a batch of {memory.batch_size} "
-        f"{size_text(memory.activations_bytes)}){pinned}; the images stay exact"
     )

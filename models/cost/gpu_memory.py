@@ -8,7 +8,7 @@ from secondcast.models.memory.host_modulation import takes_host
 from secondcast.models.memory.modulation_table import recorded_conditions
 from secondcast.models.memory.options import PLAIN, MemoryOptions
 from secondcast.models.memory.streaming import SLOTS, streamed_blocks
-from secondcast.storage_schemas.schema.manifest import Manifest, Quantization
+from secondcast.storage_schemas.schema.manifest import Manifest
 
 # CUDA context, library workspaces, allocator fragmentation: assumed.
 CUDA_BYTES = 2**30
@@ -56,23 +56,6 @@ def text_stage_memory(cost: TextEncoderCost, *, dtype_bytes: int, batch_size: in
     weights = cost.parameters * dtype_bytes
     return GpuMemory(
         weights_bytes=weights, student_bytes=0, sample_bytes=cost.forward_peak_bytes, batch_size=batch_size
-    )
-
-
-def sample_stage_memory(
-    cost: BackboneCost, *, dtype_bytes: int, batch_size: int, walk_bytes: int, quantize: Quantization = "none"
-) -> GpuMemory:
-    """The sample stage: the backbone, and latents and predictions of a batch of trajectories.
-
-    walk_bytes: size of one trajectory; it is held twice: during sampling, and while it is copied to the host during
-        the next batch.
-    """
-    options = MemoryOptions(modulation="gpu", quantize=quantize, activation_checkpointing=1)
-    return GpuMemory(
-        weights_bytes=held_weights(cost, options, dtype_bytes=dtype_bytes, table_rows=None).device_bytes,
-        student_bytes=0,
-        sample_bytes=cost.forward_peak_bytes + 2 * walk_bytes,
-        batch_size=batch_size,
     )
 
 

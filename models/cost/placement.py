@@ -11,6 +11,7 @@ from secondcast.models.cost.gpu_memory import GpuMemory, WeightBytes, held_weigh
 from secondcast.models.cost.transformer import BackboneCost
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.storage_schemas.errors import SettingsError
+from secondcast.storage_schemas.progress import size_text
 
 _GIB = 2**30
 # Real kernels keep up to this fraction more than is counted on the meta device (tests/models/cost/test_cost.py).
@@ -57,6 +58,22 @@ class Placement:
     options: MemoryOptions
     memory: GpuMemory
     pinned_bytes: int
+
+    @property
+    def flags(self) -> str:
+        """The chosen options and the memory that they need."""
+        streamed = "" if self.options.gpu_blocks is None else f" --gpu-blocks {self.options.gpu_blocks}"
+        pinned = f", {size_text(self.pinned_bytes)} of pinned host memory" if self.pinned_bytes else ""
+        memory = self.memory
+        return (
+            f"--modulation {self.options.modulation}{streamed}, {size_text(memory.total_bytes)} by calculation "
+            f"(weights {size_text(memory.weights_bytes)}, a batch of {memory.batch_size} "
+            f"{size_text(memory.activations_bytes)}){pinned}"
+        )
+
+    def text(self, memory_bytes: float) -> str:
+        """One line for the progress display."""
+        return f"to fit into {size_text(int(memory_bytes))}: {self.flags}; the results stay exact"
 
 
 def place(

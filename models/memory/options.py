@@ -83,11 +83,17 @@ class BackboneCall(AttentionBackend):
 class SamplingMemory(WeightPlacement, GpuMemoryLimit):
     """Memory options of a command that samples, without gradients."""
 
-    def placed(self, quantize: Quantization, *, pooled_varies: bool) -> "MemoryOptions":
+    @property
+    def held(self) -> set[str]:
+        """The options that a limit does not change."""
+        options = WeightPlacement.model_fields
+        return {name for name, field in options.items() if getattr(self, name) != field.default}
+
+    def placed(self, quantize: Quantization, *, pooled_varies: bool, auto: Modulation) -> "MemoryOptions":
         """The options of the backbone as far as they are given.
 
-        pooled_varies: whether each prompt has its own pooled vector; then "auto" keeps the modulation weights, since
-            the host's results would round differently.
+        pooled_varies: whether each prompt has its own pooled vector.
+        auto: what modulation "auto" means.
 
         Raises SettingsError for a table where it cannot be.
         """
@@ -97,7 +103,7 @@ class SamplingMemory(WeightPlacement, GpuMemoryLimit):
                 "modulation vectors, which no table can hold"
             )
         return MemoryOptions.from_flags(
-            modulation="gpu" if self.modulation == "auto" and pooled_varies else self.modulation,
+            modulation=auto if self.modulation == "auto" else self.modulation,
             gpu_blocks=self.gpu_blocks,
             quantize=quantize,
             # Checkpointing has no effect without gradients, but quantized weights are refused without it.

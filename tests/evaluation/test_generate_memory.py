@@ -54,7 +54,7 @@ def test_a_limit_is_answered_with_the_placement_or_with_what_is_missing(plain, s
     assert pictures(tmp_path / "p") == plain
     assert re.fullmatch(
         r"to fit into 1\.0 GiB: --modulation auto, 1\.0 GiB by calculation \(weights [\d.]+ KiB, a batch of 2 [\d.]+ "
-        r"KiB\); the images stay exact",
+        r"KiB\); the results stay exact",
         heard.lines[-1],
     )
     with pytest.raises(SettingsError) as caught:

@@ -27,8 +27,19 @@ def test_a_build_of_flux_dev_is_planned_from_nothing(tmp_path, capsys):
     # 20 steps of 15.07 TFLOP at 165.2 x 310 / 989 TFLOP/s.
     assert facts["compute"]["sample_hours"] == pytest.approx(1000 * 20 * 15.07 / 51.78 / 3600, rel=0.01)
     assert facts["verdicts"][0].startswith("fits: text stage: 10.0 GiB at batch 16, RTX 4090 has 24.0 GiB")
-    assert re.fullmatch(r"does not fit: sample stage: 25\.2 GiB at .*; --batch-size \d+ fits", facts["verdicts"][1])
+    assert re.fullmatch(r"does not fit: sample stage: 25\.1 GiB at .*; --batch-size \d+ fits", facts["verdicts"][1])
     assert facts["verdicts"][2].startswith(f"fits: the cache, 1.4 to 2.0 GiB (estimated), the disk of {tmp_path} has")
+
+
+@pytest.mark.thorough
+def test_a_build_that_does_not_fit_is_planned_with_an_exact_placement(capsys):
+    _, said, _ = secondcast("plan", "build", "--teacher", "FLUX.1-dev", "--num-prompts", "9", "--gpu", "3060",
+                            capsys=capsys)  # fmt: skip
+    assert re.search(
+        r"before the first sample: --max-gpu-memory 12GiB fits exactly: --modulation precomputed --gpu-blocks \d+, "
+        r"11\.\d GiB by calculation \(weights [\d.]+ GiB, a batch of 16 [\d.]+ GiB\), [\d.]+ GiB of pinned host memory",
+        said,
+    )
 
 
 @pytest.mark.slow

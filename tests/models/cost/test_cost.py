@@ -15,10 +15,10 @@ from secondcast.models.cost.gpu_memory import (
     GpuMemory,
     WeightBytes,
     held_weights,
-    sample_stage_memory,
     table_rows,
     training_memory,
 )
+from secondcast.models.cost.placement import SamplingCost
 from secondcast.models.cost.text import student_cost, text_encoder_cost
 from secondcast.models.cost.transformer import BackboneCost, CallShapes, backbone_cost, clip_parameters, vae_parameters
 from secondcast.models.memory.meta_run import count_flops, peak_bytes, saved_bytes
@@ -256,7 +256,8 @@ def test_a_table_that_is_larger_than_its_weights_is_none_unless_asked_for(at_512
 
 def test_the_largest_batch_fits_and_one_more_does_not(at_512_px):
     def memory(batch_size: int) -> GpuMemory:
-        return sample_stage_memory(at_512_px, dtype_bytes=2, batch_size=batch_size, walk_bytes=41 * 2**17)
+        cost = SamplingCost(backbone=at_512_px, dtype_bytes=2, batch_size=batch_size, row_bytes=2 * 41 * 2**17)
+        return cost.memory(MemoryOptions(modulation="gpu"))
 
     largest = memory(16).largest_batch(24 * 2**30)
     assert largest > 0
