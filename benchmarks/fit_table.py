@@ -9,9 +9,15 @@ the larger one of FLOPs at 31 % of the card's dense bf16 rate and of copies at 2
 
 from collections.abc import Iterator
 
+from secondcast.cache_builder.settings import PlannedBuild
+from secondcast.cache_builder.teacher_models import sampling_cost as build_cost
 from secondcast.commands.plan.cards import outline
-from secondcast.models.cost.cards import CARDS, Card
+from secondcast.evaluation.pictures.folder import PictureSettings
+from secondcast.evaluation.pictures.memory import sampling_cost as generate_cost
+from secondcast.models.cost.cards import CARDS, COPY_BYTES_PER_SECOND, Card
+from secondcast.models.cost.placement import SamplingCost, place
 from secondcast.models.device import quiet_libraries
+from secondcast.models.memory.options import MemoryOptions
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.manifest import Manifest
 from secondcast.trainer.cost.fitting import fit
@@ -22,6 +28,10 @@ GIB = 2**30
 NAMED = ("RTX 4060", "RTX 3060 12GB", "RTX 4070", "RTX 4060 Ti 16GB", "RTX 4090", "RTX 5090", "H100 SXM")
 # Student, pixels, text tokens, rows of an optimizer step.
 SHAPES = (("base", 512, 77, 4), ("base", 1024, 77, 4), ("base", 512, 512, 4), ("small", 512, 77, 1))
+# Command, pixels, batch size.
+SAMPLING = (("build", 512, 16), ("build", 1024, 4), ("generate", 512, 4), ("generate", 1024, 1))
+STEPS = {"build": 20, "generate": 28}
+T5_BASE = 110_000_000
 OPTIONS = (
     ("as the paper's loop, from the cache", {"modulation": "gpu"}),
     ("modulation table (the default)", {}),
@@ -34,7 +44,7 @@ OPTIONS = (
 
 
 def costs_at(student: str, pixels: int, text_length: int, gpu_bytes: float | None = None) -> Costs:
-    manifest: Manifest = outline("FLUX.1-dev", 1000, {"resolution": pixels, "text_length": text_length})[0]
+    manifest: Manifest = outline("FLUX.1-dev", 1000, PlannedBuild(resolution=pixels, text_length=text_length))[0]
     return costs_of({"cache": manifest}, student, gpu_bytes=gpu_bytes)
 
 
@@ -70,6 +80,44 @@ def card_rows() -> Iterator[str]:
                 yield f"{head} {_chosen(costs, card, asked(batch_size))} | - |"
 
 
+def sampling_rows() -> Iterator[str]:
+    """What --max-gpu-memory chooses for build and generate; memory less 0.5 GiB and 4 % for what is not counted."""
+    yield "| card | GiB | command | px | batch | flags | peak, GiB | s per row | pinned, GiB | measured |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for command, pixels, batch_size in SAMPLING:
+        for card in CARDS:
+            if card.name in NAMED:
+                found = _placed(_sampling_cost(command, pixels, batch_size), card, STEPS[command])
+                yield f"| {card.name} | {card.memory_gib:.0f} | {command} | {pixels} | {batch_size} | {found} | - |"
+
+
+def _sampling_cost(command: str, pixels: int, batch_size: int) -> SamplingCost:
+    manifest, folder, _ = outline("FLUX.1-dev", 1000, PlannedBuild(resolution=pixels))
+    if command == "build":
+        return build_cost(manifest, batch_size)
+    settings = PictureSettings(
+        student="base", teacher="FLUX.1-dev", text_length=77, height=pixels, width=pixels, steps=STEPS["generate"],
+        schedule="diffusers", guidance=3.5, seed=0, dtype="bfloat16", pooled="zero",
+    )  # fmt: skip
+    return generate_cost(settings, folder, batch_size=batch_size, student_parameters=T5_BASE)
+
+
+def _placed(cost: SamplingCost, card: Card, steps: int) -> str:
+    usable = 0.96 * card.memory_gib - 0.5
+    try:
+        found = place(cost, MemoryOptions(modulation="gpu"), memory_bytes=usable * GIB, host_bytes=None)
+    except SettingsError:
+        return "nothing fits | | | "
+    assert card.achieved_flops_per_s is not None
+    compute = cost.batch_size * cost.backbone.forward_flops / card.achieved_flops_per_s
+    seconds = steps * max(compute, found.pinned_bytes / COPY_BYTES_PER_SECOND) / cost.batch_size
+    blocks = "" if found.options.gpu_blocks is None else f" --gpu-blocks {found.options.gpu_blocks}"
+    return (
+        f"`--modulation {found.options.modulation}{blocks}` | {found.memory.total_bytes / GIB:.1f} | "
+        f"{_seconds_text(seconds)} | {found.pinned_bytes / GIB:.1f}"
+    )
+
+
 def _chosen(costs: Costs, card: Card, settings: TrainSettings) -> str:
     try:
         fitted = fit(settings, costs, memory_bytes=card.memory_gib * GIB)
@@ -79,11 +127,15 @@ def _chosen(costs: Costs, card: Card, settings: TrainSettings) -> str:
     assert card.achieved_flops_per_s is not None
     seconds = max(costs.step_flops(way, stage) / card.achieved_flops_per_s, costs.step_copy_seconds(way, stage))
     flags = fitted.flags if fitted.flags == "no change" else f"`{fitted.flags}`"
-    told = f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
-    return f"{flags} | {fitted.memory.total_bytes / GIB:.1f} | {told} | {costs.host_bytes(way) / GIB:.0f}"
+    memory_gib, host_gib = fitted.memory.total_bytes / GIB, costs.host_bytes(way) / GIB
+    return f"{flags} | {memory_gib:.1f} | {_seconds_text(seconds)} | {host_gib:.0f}"
+
+
+def _seconds_text(seconds: float) -> str:
+    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
 
 
 if __name__ == "__main__":
     quiet_libraries()
-    for row in (*options_rows(), "", *card_rows()):
+    for row in (*options_rows(), "", *card_rows(), "", *sampling_rows()):
         print(row, flush=True)
