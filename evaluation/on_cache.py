@@ -13,11 +13,16 @@ from secondcast.evaluation.closed_loop import closed_loop
 from secondcast.evaluation.held_out import HeldOut, held_out_trajectories, spread
 from secondcast.evaluation.open_loop import open_loop
 from secondcast.evaluation.pictures.distances import Lpips, lpips_missing
+from secondcast.evaluation.pictures.memory import scoring_cost
 from secondcast.evaluation.replaying import CacheStudent, EmbedPrompts, cached_embeddings
 from secondcast.evaluation.results import ClosedLoop, Computed, Evaluated, Evaluation, SampledResult, StepErrors
 from secondcast.evaluation.settings.cache_scoring import CacheScoring
 from secondcast.models.attention import check_attention, recorded_attention
 from secondcast.models.backbone import FluxBackbone
+from secondcast.models.cost.placement import place
+from secondcast.models.memory.host_memory import free_host_bytes
+from secondcast.models.memory.limit import free_bytes
+from secondcast.models.memory.meta_run import parameter_count
 from secondcast.models.memory.quantized import check_quantizer
 from secondcast.models.recorded_backbone import load_recorded_backbone
 from secondcast.models.schedule import DTYPES
@@ -51,6 +56,7 @@ class CacheEvaluator:
     device: torch.device
     progress: Progress
     _replay_error: StepErrors | None = None
+    _student_parameters: int = 0
     _teacher_result: SampledResult | None = None
 
     @classmethod
@@ -86,7 +92,9 @@ class CacheEvaluator:
 
     def student(self, place: Path) -> CacheStudent:
         """Load the student of a run folder or an export; StudentError unless it matches the cache."""
-        return CacheStudent.open(place, self.cache, self.device)
+        student = CacheStudent.open(place, self.cache, self.device)
+        self._student_parameters = max(self._student_parameters, parameter_count(student.network))
+        return student
 
     def evaluate(self, place: Path, *, opened: Callable[[Evaluation], None] | None = None) -> Evaluation:
         """Evaluate the student of a run folder or an export.
@@ -157,7 +165,14 @@ class CacheEvaluator:
     @cached_property
     def backbone(self) -> FluxBackbone:
         """Load the transformer that the cache was recorded with; see backbone_of."""
-        return backbone_of(self.cache, self.teacher, self.settings, self.device)
+        return backbone_of(
+            self.cache,
+            self.teacher,
+            self.settings,
+            self.device,
+            self.progress,
+            student_parameters=self._student_parameters,
+        )
 
     @cached_property
     def _decoder(self) -> ImageDecoder:
@@ -208,11 +223,28 @@ class CacheEvaluator:
         )
 
 
-def backbone_of(cache: Cache, teacher: TeacherFolder, settings: CacheScoring, device: torch.device) -> FluxBackbone:
-    """Load the recorded transformer of a cache; TeacherError for another, SettingsError, MissingExtraError."""
+def backbone_of(
+    cache: Cache,
+    teacher: TeacherFolder,
+    settings: CacheScoring,
+    device: torch.device,
+    progress: Progress,
+    *,
+    student_parameters: int,
+) -> FluxBackbone:
+    """Load the recorded transformer of a cache; TeacherError for another, SettingsError, MissingExtraError.
+
+    student_parameters: of the students on the GPU, for --max-gpu-memory.
+    """
     options, dtype = settings.memory_of(cache.manifest), DTYPES[settings.dtype_of(cache.manifest)]
     check_quantizer(options.quantize)
     check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)
+    if settings.max_gpu_memory is not None:
+        memory_bytes = free_bytes(settings.max_gpu_memory, device)
+        cost = scoring_cost(cache.manifest, teacher, settings, student_parameters=student_parameters)
+        placed = place(cost, options, memory_bytes=memory_bytes, host_bytes=free_host_bytes(), held=settings.held)
+        progress.say(placed.text(memory_bytes))
+        options = placed.options
     return load_recorded_backbone(
         [cache.manifest],
         teacher,

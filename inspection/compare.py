@@ -15,6 +15,7 @@ from secondcast.evaluation.pictures.distances import check_measurable
 from secondcast.evaluation.replaying import CacheStudent, EmbedPrompts, cached_embeddings
 from secondcast.evaluation.results import SampledResult, StepErrors
 from secondcast.evaluation.settings.cache_scoring import CacheScoring
+from secondcast.models.memory.meta_run import parameter_count
 from secondcast.models.student.tokens import text_length_remark
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.image_decoder import load_recorded_decoder
@@ -43,7 +44,7 @@ class Compared:
     backbone: str
     trajectories: Sequence[HeldOut]
     errors: Mapping[str, StepErrors]
-    led: Mapping[str, SampledResult]
+    results: Mapping[str, SampledResult]
     pictures: Mapping[str, Sequence[Array]]
 
 
@@ -109,13 +110,14 @@ def compare_students(
     text_encoders: dict[str, EmbedPrompts] = {name: student.embeddings for name, student in students.items()}
     replay_error = {REPLAY_ERROR: cached_embeddings(cache, device)} if sampling.storage.embeddings == "stored" else {}
     decoder = load_recorded_decoder(teacher, sampling, device)
-    backbone = backbone_of(cache, teacher, settings, device)
+    parameters = sum(parameter_count(student.network) for student in students.values())
+    backbone = backbone_of(cache, teacher, settings, device, progress, student_parameters=parameters)
     pictures: dict[str, list[Array]] = {RECORDED: [], **{name: [] for name in text_encoders}}
     errors = open_loop(
         cache, backbone, text_encoders | replay_error, trajectories, settings.steps_on(cache),
         batch_size=settings.batch_size, progress=progress,
     )  # fmt: skip
-    led = closed_loop(
+    results = closed_loop(
         cache,
         backbone,
         decoder,
@@ -133,7 +135,7 @@ def compare_students(
         backbone=teacher.source,
         trajectories=trajectories,
         errors=errors,
-        led=led,
+        results=results,
         pictures=pictures,
     )
 
@@ -141,7 +143,7 @@ def compare_students(
 def compared_facts(compared: Compared) -> dict[str, Any]:
     """All values as plain JSON types; psnr_db is None if an image is identical to the recorded one."""
     sampling = compared.cache.manifest.sampling
-    names = list(compared.led)
+    names = list(compared.results)
     return {
         "cache": compared.cache.location,
         "backbone": compared.backbone,
@@ -173,11 +175,11 @@ def compared_facts(compared: Compared) -> dict[str, Any]:
 
 
 def _on(compared: Compared, name: str, row: int) -> dict[str, Any]:
-    led = compared.led[name]
+    result = compared.results[name]
     return {
-        "latent_fraction": led.latent_fraction[row],
-        "psnr_db": led.psnr_db[row],
-        "ssim": led.ssim[row],
+        "latent_fraction": result.latent_fraction[row],
+        "psnr_db": result.psnr_db[row],
+        "ssim": result.ssim[row],
         "error_fraction_by_step": list(compared.errors[name].error_fraction[row]),
     }
 

@@ -48,7 +48,7 @@ def difference_factor(compared: Compared) -> int:
     """The largest factor at which at most one in ten of all difference values is clipped; the same for all images."""
     differences = [
         np.abs(picture.astype(np.int32) - recorded.astype(np.int32)).ravel()
-        for name in compared.led
+        for name in compared.results
         for picture, recorded in zip(compared.pictures[name], compared.pictures[RECORDED], strict=True)
     ]
     high = float(np.percentile(np.concatenate(differences), 90, method="lower"))
@@ -77,7 +77,7 @@ class _Sheet:
 
     @property
     def width(self) -> int:
-        return 2 * _MARGIN + (1 + 2 * len(self.compared.led)) * (self.side + _GAP) + _PLOT_WIDTH
+        return 2 * _MARGIN + (1 + 2 * len(self.compared.results)) * (self.side + _GAP) + _PLOT_WIDTH
 
     def head(self) -> Image.Image:
         """Draw the header."""

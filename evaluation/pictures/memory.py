@@ -1,7 +1,9 @@
-"""GPU memory of `secondcast generate`, calculated."""
+"""GPU memory of sampling and scoring with students, calculated."""
 
 from secondcast.evaluation.pictures.folder import PictureSettings
 from secondcast.evaluation.sampling import picture_geometry
+from secondcast.evaluation.settings.cache_scoring import CacheScoring
+from secondcast.models.cost.gpu_memory import table_rows
 from secondcast.models.cost.placement import SamplingCost
 from secondcast.models.cost.transformer import (
     CallShapes,
@@ -10,8 +12,10 @@ from secondcast.models.cost.transformer import (
     decoding_bytes,
     vae_parameters,
 )
+from secondcast.models.geometry import recorded_geometry
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.storage_schemas.schema.manifest import Manifest
 
 # Of a student, and of the VAE.
 _FLOAT32_BYTES = 4
@@ -51,4 +55,27 @@ def sampling_cost(
         + settings.text_length * int(config["joint_attention_dim"]) * (_FLOAT32_BYTES + itemsize),
         decoding_bytes=decoding_bytes(vae, geometry),
         table_rows=None if settings.pooled == "clip" else settings.steps,
+    )
+
+
+def scoring_cost(
+    manifest: Manifest, teacher: TeacherFolder, settings: CacheScoring, *, student_parameters: int
+) -> SamplingCost:
+    """What an evaluation on a cache needs. student_parameters: of all students on the GPU."""
+    dtype = settings.dtype_of(manifest)
+    sampling, itemsize = manifest.sampling, DTYPES[dtype].itemsize
+    embedding_bytes = manifest.teacher.text_length * manifest.teacher.text_width * (_FLOAT32_BYTES + itemsize)
+    parameters, decoding = student_parameters, 0
+    if settings.closed_loop:
+        vae = teacher.config("vae")
+        parameters += vae_parameters(vae)
+        decoding = decoding_bytes(vae, recorded_geometry(sampling))
+    return SamplingCost(
+        backbone=backbone_cost(CallShapes.of(manifest).model_copy(update={"dtype": dtype})),
+        dtype_bytes=itemsize,
+        batch_size=settings.batch_size,
+        beside_bytes=_FLOAT32_BYTES * parameters,
+        row_bytes=(2 * sampling.steps + 1) * sampling.image_tokens * sampling.channels * itemsize + embedding_bytes,
+        decoding_bytes=decoding,
+        table_rows=table_rows(manifest),
     )

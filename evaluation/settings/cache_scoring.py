@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from secondcast.evaluation.pictures.distances import check_measurable
-from secondcast.models.memory.options import MEMORY, BackboneCall, MemoryOptions, WeightPlacement
+from secondcast.models.memory.options import MEMORY, BackboneCall, MemoryOptions, SamplingMemory
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.flags import Flags, Shown
@@ -27,7 +27,7 @@ def steps_of_text(text: str) -> tuple[int, ...]:
     return steps
 
 
-class BackboneCalls(BackboneCall):
+class BackboneCalls(BackboneCall, SamplingMemory):
     """Options of transformer calls on recorded latents."""
 
     batch_size: Annotated[int, Shown(group=MEMORY)] = Field(
@@ -62,7 +62,7 @@ class ShownSteps(Flags):
         return steps_of_text(value) if isinstance(value, str) else value
 
 
-class CacheScoringOptions(BackboneCalls, WeightPlacement, ClosedLoop, ShownSteps):
+class CacheScoringOptions(BackboneCalls, ClosedLoop, ShownSteps):
     """The options of an evaluation on a cache. For the other memory options see MemoryOptions."""
 
     random_baseline: bool = Field(

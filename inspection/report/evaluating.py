@@ -20,6 +20,7 @@ from secondcast.inspection.report.integrity import Readable
 from secondcast.inspection.report.strips import StripMaker
 from secondcast.inspection.report.students import Asked, Students, hardness_of, sampled_facts, student_facts
 from secondcast.models.backbone import FluxBackbone
+from secondcast.models.memory.meta_run import parameter_count
 from secondcast.models.student.tokens import text_length_remark
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.errors import (
@@ -33,13 +34,19 @@ from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.schema.fields import Array
 
 # Cannot collide with a student's name, which may equal that of the recording.
-_LEADER = "student"
+_STUDENT = "student"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluating:
-    """Evaluates students. teacher: folder of the recorded transformer; maker: None without a VAE."""
+    """Evaluates students.
 
+    asked: the students, loaded.
+    teacher: folder of the recorded transformer.
+    maker: None without a VAE.
+    """
+
+    asked: Sequence[Asked]
     readable: Readable
     teacher: TeacherFolder
     scoring: CacheScoring
@@ -47,15 +54,15 @@ class Evaluating:
     maker: StripMaker | None
     progress: Progress
 
-    def run(self, asked: Sequence[Asked], row_of: Mapping[str, int]) -> Students:
+    def run(self, row_of: Mapping[str, int]) -> Students:
         """Open loop of each student on the same trajectories, closed loop on some of them.
 
         row_of: table rows by key.
         """
-        notes: list[str] = []
+        asked, notes = self.asked, list[str]()
         chosen = self._chosen(notes)
         facts = []
-        led = self._closed(asked, chosen, row_of, notes) if chosen and self.scoring.closed_loop else {}
+        results = self._closed(asked, chosen, row_of, notes) if chosen and self.scoring.closed_loop else {}
         replay_error = self._replay_error(chosen, notes) if chosen else None
         rows = [row_of[one.key] for one in chosen]
         for one in asked:
@@ -63,13 +70,16 @@ class Evaluating:
             if remark := text_length_remark(one.network.network, self.readable.cache.manifest.teacher):
                 notes.append(f"{one.name}: {remark}")
             errors = self._errors(one.name, one.network.embeddings, chosen, notes) if chosen else None
-            facts.append(student_facts(one, rows, self._steps, errors, replay_error, led.get(one.name)))
+            facts.append(student_facts(one, rows, self._steps, errors, replay_error, results.get(one.name)))
         return Students(facts=facts, notes=notes, hardness=hardness_of(facts))
 
     @cached_property
     def _backbone(self) -> FluxBackbone:
         # Loaded only if there is something to evaluate: it takes minutes and most of a GPU.
-        return backbone_of(self.readable.cache, self.teacher, self.scoring, self.device)
+        parameters = sum(parameter_count(one.network.network) for one in self.asked if one.network is not None)
+        return backbone_of(
+            self.readable.cache, self.teacher, self.scoring, self.device, self.progress, student_parameters=parameters
+        )
 
     @property
     def _steps(self) -> tuple[int, ...]:
@@ -135,24 +145,24 @@ class Evaluating:
         rows, found = [row_of[one.key] for one in wanted], {}
         for one in asked:
             try:
-                led, pictures = self._led(one, wanted, self.maker)
+                result, pictures = self._sampled(one, wanted, self.maker)
             except NonFiniteError as error:
                 notes.append(f"no closed loop for {one.name}: {error}")
                 continue
-            found[one.name] = sampled_facts(led, rows, pictures)
+            found[one.name] = sampled_facts(result, rows, pictures)
         return found
 
-    def _led(self, one: Asked, wanted: Sequence[HeldOut], maker: StripMaker) -> tuple[SampledResult, list[str]]:
+    def _sampled(self, one: Asked, wanted: Sequence[HeldOut], maker: StripMaker) -> tuple[SampledResult, list[str]]:
         """Closed loop of a student, with the final images in the order of the trajectories."""
         assert one.network is not None
         pictures: list[str] = []
 
         def keep(leader: str, _: HeldOut, picture_HWC: Array) -> None:
-            if leader == _LEADER:
+            if leader == _STUDENT:
                 pictures.append(maker.picture(picture_HWC))
 
-        led = closed_loop(
-            self.readable.cache, self._backbone, maker.decoder, {_LEADER: one.network.embeddings}, wanted,
+        result = closed_loop(
+            self.readable.cache, self._backbone, maker.decoder, {_STUDENT: one.network.embeddings}, wanted,
             lpips=None, batch_size=self.scoring.batch_size, progress=self.progress, keep=keep,
-        )[_LEADER]  # fmt: skip
-        return led, pictures
+        )[_STUDENT]  # fmt: skip
+        return result, pictures

@@ -116,6 +116,7 @@ class _Report:
             found = without_errors(live)
         else:
             evaluating = Evaluating(
+                asked=live,
                 readable=readable,
                 teacher=self.backbone,
                 scoring=self.settings.scoring(),
@@ -123,7 +124,7 @@ class _Report:
                 maker=self.maker,
                 progress=self.progress,
             )
-            found = evaluating.run(live, row_of)
+            found = evaluating.run(row_of)
         return Students(
             facts=[*found.facts, *before.facts],
             notes=[*found.notes, *before.notes],

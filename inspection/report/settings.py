@@ -12,6 +12,7 @@ from secondcast.evaluation.settings.cache_scoring import (
     ClosedLoop,
     VaeFolder,
 )
+from secondcast.models.memory.options import SamplingMemory
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.flags import Shown
 
@@ -75,4 +76,6 @@ class ReportSettings(BackboneCalls, ClosedLoop, VaeFolder):
             closed_loop=self.closed_loop,
             batch_size=self.batch_size,
             backbone_dtype=self.backbone_dtype,
+            attention_backend=self.attention_backend,
+            **{name: getattr(self, name) for name in SamplingMemory.model_fields},
         )
