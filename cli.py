@@ -132,7 +132,7 @@ def _failed(error: Exception) -> int:
     if hasattr(error, "possibilities") and (typed := getattr(error, "option_name", None)):
         advice = _advice(typed)
         message = f"No such option: {typed}" + (f". {advice}" if advice else "")
-    elif isinstance(error.__cause__, ValidationError):
+    elif isinstance(error.__cause__, ValidationError) and getattr(error, "param", None):
         # typer validates with pydantic, whose messages do not say what was found.
         flag = "/".join(error.param.opts)  # type: ignore[attr-defined]  # of typer's BadParameter
         message = problem_text(flag, error.__cause__.errors()[0])

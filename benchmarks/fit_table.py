@@ -13,7 +13,7 @@ from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.cache_builder.teacher_models import sampling_cost as build_cost
 from secondcast.commands.plan.cards import outline
 from secondcast.evaluation.pictures.folder import PictureSettings
-from secondcast.evaluation.pictures.memory import sampling_cost as generate_cost
+from secondcast.evaluation.sampling import sampling_cost as generate_cost
 from secondcast.models.cost.cards import CARDS, COPY_BYTES_PER_SECOND, Card
 from secondcast.models.cost.placement import SamplingCost, place
 from secondcast.models.device import quiet_libraries
@@ -87,7 +87,7 @@ def sampling_rows() -> Iterator[str]:
     for command, pixels, batch_size in SAMPLING:
         for card in CARDS:
             if card.name in NAMED:
-                found = _placed(_sampling_cost(command, pixels, batch_size), card, STEPS[command])
+                found = _placed(_sampling_cost(command, pixels, batch_size), card, command)
                 yield f"| {card.name} | {card.memory_gib:.0f} | {command} | {pixels} | {batch_size} | {found} | - |"
 
 
@@ -102,10 +102,11 @@ def _sampling_cost(command: str, pixels: int, batch_size: int) -> SamplingCost:
     return generate_cost(settings, folder, batch_size=batch_size, student_parameters=T5_BASE)
 
 
-def _placed(cost: SamplingCost, card: Card, steps: int) -> str:
-    usable = 0.96 * card.memory_gib - 0.5
+def _placed(cost: SamplingCost, card: Card, command: str) -> str:
+    usable, steps = 0.96 * card.memory_gib - 0.5, STEPS[command]
+    asked = MemoryOptions(modulation="gpu" if command == "build" else "auto")
     try:
-        found = place(cost, MemoryOptions(modulation="gpu"), memory_bytes=usable * GIB, host_bytes=None)
+        found = place(cost, asked, memory_bytes=usable * GIB, host_bytes=None)
     except SettingsError:
         return "nothing fits | | | "
     assert card.achieved_flops_per_s is not None

@@ -37,7 +37,8 @@ def build(
             f"build has device None, expected a torch.device: {type(workers).__name__} computes on this machine; "
             f"None is for workers on Ray"
         )
-    cache = open_build(location, settings, teacher, device, progress)
+    samples = workers.config.stage != "text"
+    cache = open_build(location, settings, teacher, device, progress, samples=samples)
     peaks = workers.build_shards(cache, teacher, device, progress)
     return finish(cache, peaks)
 
@@ -66,6 +67,10 @@ class Workers(Protocol):
     """
 
     compute_here: ClassVar[bool]
+
+    @property
+    def config(self) -> WorkerConfig:
+        """Which part of the build they do."""
 
     def build_shards(
         self, cache: CacheWriter, teacher: TeacherFolder, device: torch.device | None, progress: Progress

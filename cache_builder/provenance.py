@@ -18,7 +18,9 @@ from secondcast.storage_schemas.writer import CacheWriter
 # For records from before the batch size was recorded.
 DEFAULT_BATCH_SIZE = 16
 
-SHAPES_BITS = ("device", "attention", "torch", "diffusers", "transformers", "quantizer", "batch_size", "threads")
+SHAPES_BITS = (
+    "device", "attention", "modulation", "torch", "diffusers", "transformers", "quantizer", "batch_size", "threads",
+)  # fmt: skip
 """Provenance fields on which the last bits of a shard depend."""
 
 
@@ -27,12 +29,14 @@ def provenance(
     device: torch.device,
     batch_size: int,
     attention: str | None = None,
+    modulation: str | None = None,
     quantize: Quantization = "none",
     networks: Sequence[torch.nn.Module] = (),
 ) -> dict[str, Any]:
     """Library versions, device, attention backend, quantizer, batch size and threads of a shard.
 
     attention: None for the default backend.
+    modulation: what replaces the transformer's modulation weights; recorded only if something does.
     quantize: `quantizer` is recorded only if weights are quantized.
     networks: `cast_from` is recorded only if their files have a dtype other than the one they were loaded in.
     """
@@ -43,6 +47,7 @@ def provenance(
         "attention": recorded_attention(attention),
         "batch_size": batch_size,
         "threads": torch.get_num_threads(),
+        **({} if modulation is None else {"modulation": modulation}),
         **({} if made_by is None else {"quantizer": made_by}),
         **({} if stored is None else {"cast_from": stored}),
     }

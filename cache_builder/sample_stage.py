@@ -71,6 +71,7 @@ def run_sample_stage(
                         device=backbone.device,
                         batch_size=batch_size,
                         attention=backbone.attention_backend,
+                        modulation=backbone.modulation,
                         quantize=writer.manifest.sampling.quantize,
                         networks=[backbone.transformer],
                     ),

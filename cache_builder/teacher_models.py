@@ -8,7 +8,7 @@ from secondcast.cache_builder.settings import placed
 from secondcast.models.attention import RECORDED_NATIVE, backend_of_record, check_attention
 from secondcast.models.backbone import FluxBackbone
 from secondcast.models.cost.gpu_memory import table_rows, text_stage_memory
-from secondcast.models.cost.placement import SamplingCost, place
+from secondcast.models.cost.placement import Placement, SamplingCost, place
 from secondcast.models.cost.text import text_encoder_cost
 from secondcast.models.cost.transformer import CallShapes, backbone_cost
 from secondcast.models.geometry import recorded_geometry
@@ -23,6 +23,7 @@ from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import Progress, Silent
+from secondcast.storage_schemas.schema.layout import Layout
 from secondcast.storage_schemas.schema.manifest import Manifest, check_same_teacher
 
 
@@ -110,19 +111,11 @@ def load_backbone(
     memory: where its weights go; its limit chooses what is not given.
     batch_size: usual number of rows per call.
     """
-    sampling, pooled = manifest.sampling, manifest.teacher.pooled
-    options = placed(memory, sampling.quantize, pooled)
-    if memory.max_gpu_memory is not None:
-        memory_bytes = free_bytes(memory.max_gpu_memory, device)
-        found = place(
-            sampling_cost(manifest, batch_size),
-            options,
-            memory_bytes=memory_bytes,
-            host_bytes=free_host_bytes(),
-            held=memory.held,
-        )
+    sampling = manifest.sampling
+    options = placed(memory, sampling.quantize, manifest.teacher.pooled)
+    if (found := placement(manifest, memory, batch_size, device)) is not None:
         options = found.options
-        (progress or Silent()).say(found.text(memory_bytes))
+        (progress or Silent()).say(found.text(free_bytes(str(memory.max_gpu_memory), device)))
     return FluxBackbone.load(
         teacher.path,
         recorded_geometry(sampling),
@@ -130,9 +123,28 @@ def load_backbone(
         dtype=DTYPES[sampling.dtype],
         device=device,
         options=options,
-        conditions=recorded_conditions([manifest], batch_rows=batch_size),
-        pooled_varies=pooled == "clip",
+        # A batch does not cross shards.
+        conditions=recorded_conditions([manifest], batch_rows=min(batch_size, largest_shard(manifest))),
+        pooled_varies=manifest.teacher.pooled == "clip",
     )
+
+
+def placement(manifest: Manifest, memory: SamplingMemory, batch_size: int, device: torch.device) -> Placement | None:
+    """The placement that a limit chooses; None without a limit. SettingsError if nothing fits."""
+    if memory.max_gpu_memory is None:
+        return None
+    return place(
+        sampling_cost(manifest, batch_size),
+        placed(memory, manifest.sampling.quantize, manifest.teacher.pooled),
+        memory_bytes=free_bytes(memory.max_gpu_memory, device),
+        host_bytes=free_host_bytes(),
+        held=memory.held,
+    )
+
+
+def largest_shard(manifest: Manifest) -> int:
+    """Trajectories of the largest shard of a cache."""
+    return max(shard.rows for shard in Layout(manifest.prompts.segments).trajectories)
 
 
 def sampling_cost(manifest: Manifest, batch_size: int) -> SamplingCost:
@@ -150,8 +162,8 @@ def sampling_cost(manifest: Manifest, batch_size: int) -> SamplingCost:
 
 
 def check_text_encoder_fits(manifest: Manifest, memory: SamplingMemory, batch_size: int, device: torch.device) -> None:
-    """Raise SettingsError if the text encoder does not fit into the limit."""
-    if memory.max_gpu_memory is None:
+    """Raise SettingsError if the text encoder does not fit into the limit of a GPU."""
+    if memory.max_gpu_memory is None or device.type != "cuda":
         return
     free = free_bytes(memory.max_gpu_memory, device)
     itemsize = DTYPES[manifest.sampling.dtype].itemsize

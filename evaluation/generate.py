@@ -6,19 +6,21 @@ from pathlib import Path
 import torch
 
 from secondcast.evaluation.pictures.folder import PictureFolder, PictureSettings
-from secondcast.evaluation.pictures.memory import sampling_cost
-from secondcast.evaluation.sampling import Generator, picture_geometry
+from secondcast.evaluation.sampling import Generator, picture_geometry, sampling_cost
 from secondcast.evaluation.settings.generating import PictureOptions
-from secondcast.evaluation.text_encoder import TextEncoder, open_text_encoder
+from secondcast.evaluation.text_encoder import TEACHER, TextEncoder, open_text_encoder
+from secondcast.models.cost.gpu_memory import CUDA_BYTES
 from secondcast.models.cost.placement import place
 from secondcast.models.memory.host_memory import free_host_bytes
 from secondcast.models.memory.options import SamplingMemory
 from secondcast.models.memory.peak import release_memory
+from secondcast.models.memory.quantized import check_quantizer
+from secondcast.models.memory.streaming import check_blocks
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.text_encoder import PooledTextEncoder
 from secondcast.storage_schemas.io.digests import digest
-from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.progress import Progress, size_text
 
 # Of the free host memory, for embeddings that wait for the transformer.
 _SHARE_OF_HOST = 0.5
@@ -46,9 +48,23 @@ def generate(
     Batches are defined by prompt numbers, so that a resumed run gives the same images as an uninterrupted one.
     """
     dtype = DTYPES[asked.dtype]
-    encoder = open_text_encoder(student, teacher, text_length=asked.text_length, dtype=dtype, device=device)
+    text_device = device
+    if student == TEACHER and device.type == "cuda" and memory_bytes is not None:
+        text_device = _text_device(teacher, device, memory_bytes, progress)
+    encoder = open_text_encoder(student, teacher, text_length=asked.text_length, dtype=dtype, device=text_device)
     settings = _settings(asked, teacher, student=encoder.digest, text_length=encoder.text_length)
     texts = list(prompts)
+    batch_size = min(batch_size, len(texts))
+    # With CLIP's pooled vectors "auto" might compute on the host, which rounds differently.
+    pooled_varies = asked.pooled == "clip"
+    options = memory.placed(asked.quantize, pooled_varies=pooled_varies, auto="gpu" if pooled_varies else "auto")
+    check_quantizer(options.quantize)
+    check_blocks(options, teacher.config("transformer"))
+    if memory_bytes is not None:
+        cost = sampling_cost(settings, teacher, batch_size=batch_size, student_parameters=encoder.parameters)
+        placed = place(cost, options, memory_bytes=memory_bytes, host_bytes=free_host_bytes(), held=memory.held)
+        progress.say(placed.text(memory_bytes))
+        options = placed.options
     pictures = PictureFolder.open(folder, settings, texts, earlier_digest=encoder.weights_digest)
     if settings.guidance is not None and (trained := encoder.trained_guidance) is not None:
         low, high = trained
@@ -57,22 +73,13 @@ def generate(
     missing = pictures.missing
     if not missing:
         return 0
-    batch_size = min(batch_size, len(texts))
-    # With CLIP's pooled vectors "auto" might compute on the host, which rounds differently.
-    pooled_varies = asked.pooled == "clip"
-    options = memory.placed(asked.quantize, pooled_varies=pooled_varies, auto="gpu" if pooled_varies else "auto")
-    if memory_bytes is not None:
-        cost = sampling_cost(settings, teacher, batch_size=batch_size, student_parameters=encoder.parameters)
-        placed = place(cost, options, memory_bytes=memory_bytes, host_bytes=free_host_bytes(), held=memory.held)
-        progress.say(placed.text(memory_bytes))
-        options = placed.options
     batches = [
         range(first, min(first + batch_size, len(texts)))
         for first in sorted({number // batch_size * batch_size for number in missing})
     ]
     with progress.bar("generate", total=len(texts), done=len(texts) - len(missing), unit="images") as bar:
         for part in _passes(batches, encoder):
-            embeddings = _Embeddings(encoder, texts, part, device)
+            embeddings = _Embeddings(encoder, texts, part, device, text_device)
             generator = Generator.open(
                 teacher, resolution=None, height=settings.height, width=settings.width,
                 text_length=settings.text_length, steps=asked.steps, guidance=asked.guidance, seed=asked.seed,
@@ -94,8 +101,16 @@ def generate(
 class _Embeddings:
     """Embeddings of batches: a student's when they are needed, the teacher's in advance, on the host."""
 
-    def __init__(self, encoder: TextEncoder, texts: Sequence[str], batches: Sequence[range], device: torch.device):
-        self._encoder, self._texts, self._device = encoder, texts, device
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        texts: Sequence[str],
+        batches: Sequence[range],
+        device: torch.device,
+        text_device: torch.device,
+    ) -> None:
+        self._encoder, self._texts = encoder, texts
+        self._device, self._text_device = device, text_device
         self._ready: dict[range, torch.Tensor] = {}
         if encoder.free is not None:
             self._ready = {numbers: self._encoded(numbers).cpu() for numbers in batches}
@@ -109,7 +124,16 @@ class _Embeddings:
         return self._encoded(numbers)
 
     def _encoded(self, numbers: range) -> torch.Tensor:
-        return self._encoder.embeddings([self._texts[number] for number in numbers], self._device)
+        return self._encoder.embeddings([self._texts[number] for number in numbers], self._text_device)
+
+
+def _text_device(teacher: TeacherFolder, device: torch.device, memory_bytes: float, progress: Progress) -> torch.device:
+    """The GPU for the teacher's text encoder if its files fit, else the CPU."""
+    needed = CUDA_BYTES + sum(file.stat().st_size for file in teacher.part("text_encoder_2").glob("*.safetensors"))
+    if needed <= memory_bytes:
+        return device
+    progress.say(f"the text encoder ({size_text(needed)}) does not fit into the limit: it encodes on the CPU")
+    return torch.device("cpu")
 
 
 def _passes(batches: Sequence[range], encoder: TextEncoder) -> Iterator[Sequence[range]]:

@@ -34,7 +34,7 @@ class Compared:
     """Students compared with the teacher on the same trajectories, in their order.
 
     errors: open loop, by name, with REPLAY_ERROR if the cache has the teacher's embeddings.
-    led: closed loop, by student.
+    results: closed loop, by student.
     pictures: uint8 HWC by name, including RECORDED.
     """
 

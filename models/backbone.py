@@ -1,7 +1,9 @@
 """The frozen diffusion transformer behind one call: a latent and a text embedding in, a velocity out."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -171,12 +173,7 @@ class FluxBackbone:
 
         Raises SettingsError for conditions that a modulation table does not contain.
         """
-        if self.host_modulation is not None:
-            if modulation_BM is None:
-                modulation_BM = self.host_modulation.rows(timestep_B, guidance_B, pooled_projections_BP)
-            pooled_projections_BP = modulation_BM.to(self.device)
-        elif self.table is not None:
-            pooled_projections_BP = self.table.select(timestep_B, guidance_B, pooled_projections_BP)
+        pooled_projections_BP = self._in_place_of_pooled(timestep_B, guidance_B, pooled_projections_BP, modulation_BM)
         velocity_BSC: torch.Tensor = self.transformer(
             hidden_states=hidden_states_BSC,
             timestep=timestep_B,
@@ -188,6 +185,43 @@ class FluxBackbone:
             return_dict=False,
         )[0]
         return velocity_BSC
+
+    def _in_place_of_pooled(
+        self,
+        timestep_B: torch.Tensor,
+        guidance_B: torch.Tensor | None,
+        pooled_projections_BP: torch.Tensor,
+        modulation_BM: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What the transformer takes as pooled: with modulation weights replaced, their results or a selection."""
+        if self.host_modulation is not None:
+            if modulation_BM is None:
+                modulation_BM = self.host_modulation.rows(timestep_B, guidance_B, pooled_projections_BP)
+            return modulation_BM.to(self.device)
+        if self.table is not None:
+            return self.table.select(timestep_B, guidance_B, pooled_projections_BP)
+        return pooled_projections_BP
+
+    @contextmanager
+    def called_by_a_pipeline(self) -> Iterator[None]:
+        """A context in which the transformer itself takes pooled vectors, as unmodified pipelines call it."""
+
+        def replace(_: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            taken = self._in_place_of_pooled(named["timestep"], named["guidance"], named["pooled_projections"])
+            return arguments, named | {"pooled_projections": taken}
+
+        hook = self.transformer.register_forward_pre_hook(replace, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @property
+    def modulation(self) -> str | None:
+        """What replaces the modulation weights: "precomputed", "cpu", or None."""
+        if self.table is not None:
+            return "precomputed"
+        return "cpu" if self.host_modulation is not None else None
 
     def _text_ids(self, text_length: int) -> torch.Tensor:
         if text_length != len(self._text_ids_T3):

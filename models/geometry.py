@@ -6,6 +6,8 @@ from typing import Any
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.manifest import Sampling
 
+_PIXELS_AT_ONCE = 512 * 512
+
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
@@ -16,6 +18,11 @@ class Geometry:
     rows: int
     columns: int
     channels: int
+
+    @property
+    def decoded_at_once(self) -> int:
+        """Images that the VAE decodes in one call: in fp32 it needs gigabytes per image of 1024 px."""
+        return max(1, _PIXELS_AT_ONCE // (self.height * self.width))
 
     @property
     def image_tokens(self) -> int:

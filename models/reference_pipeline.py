@@ -41,15 +41,16 @@ class ReferencePipeline:
         width: int,
     ) -> torch.Tensor:
         """x_K, packed, with one guidance value for all rows."""
-        latents_BSC: torch.Tensor = self._pipeline(
-            prompt_embeds=embedding_BTD,
-            pooled_prompt_embeds=pooled_BP,
-            latents=noise_BSC.clone(),
-            guidance_scale=0.0 if guidance is None else guidance,
-            num_inference_steps=steps,
-            height=height,
-            width=width,
-            output_type="latent",
-            return_dict=False,
-        )[0]
+        with self._backbone.called_by_a_pipeline():
+            latents_BSC: torch.Tensor = self._pipeline(
+                prompt_embeds=embedding_BTD,
+                pooled_prompt_embeds=pooled_BP,
+                latents=noise_BSC.clone(),
+                guidance_scale=0.0 if guidance is None else guidance,
+                num_inference_steps=steps,
+                height=height,
+                width=width,
+                output_type="latent",
+                return_dict=False,
+            )[0]
         return latents_BSC

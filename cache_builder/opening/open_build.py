@@ -12,10 +12,11 @@ from secondcast.cache_builder.prompts.files import read_prompts
 from secondcast.cache_builder.prompts.lengths import prompt_lengths
 from secondcast.cache_builder.provenance import changed_provenance, provenance
 from secondcast.cache_builder.settings import BuildSettings, placed
+from secondcast.cache_builder.teacher_models import placement
 from secondcast.cache_builder.text_stage import tokenised_prompts
 from secondcast.models.attention import check_attention
-from secondcast.models.memory.limit import free_bytes
 from secondcast.models.memory.quantized import check_quantizer
+from secondcast.models.memory.streaming import check_blocks
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.io.folders import Location, open_folder
@@ -31,33 +32,40 @@ def open_build(
     teacher: TeacherFolder,
     device: torch.device | None,
     progress: Progress,
+    *,
+    samples: bool = True,
 ) -> CacheWriter:
     """Create the cache of a build, or open it to resume; prints the number of trajectories first.
 
     device: where this process computes; None where workers on other machines do, which check their own.
+    samples: whether it samples trajectories, whose transformer has to fit.
 
     Raises SettingsError or MissingExtraError, before anything is written, for what cannot be computed here.
     """
-    placed(settings.memory, settings.quantize, settings.pooled)
+    check_blocks(placed(settings.memory, settings.quantize, settings.pooled), teacher.config("transformer"))
     if device is not None:
-        if settings.max_gpu_memory is not None:
-            free_bytes(settings.max_gpu_memory, device)
         check_quantizer(settings.quantize)
         dtype = DTYPES[settings.dtype]
         check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)
-    cache = _create_or_open(location, settings, teacher, progress)
+    cache = _create_or_open(location, settings, teacher, device if samples else None, progress)
     if device is not None:
         _report_changes(cache, settings, device, progress)
     return cache
 
 
 def _create_or_open(
-    location: Location, settings: BuildSettings, teacher: TeacherFolder, progress: Progress
+    location: Location,
+    settings: BuildSettings,
+    teacher: TeacherFolder,
+    device: torch.device | None,
+    progress: Progress,
 ) -> CacheWriter:
     read = read_prompts(settings.prompts, limit=settings.limit)
     prompts, cut = tokenised_prompts(read.texts, teacher, text_length=settings.text_length)
     samples = [settings.samples_per_prompt * text.repeat for text in read.texts]
     manifest = plan_manifest(settings, teacher, prompts, samples)
+    if device is not None:
+        placement(manifest, settings.memory, settings.batch_size, device)
     progress.say(f"{_product(samples)} ({read.skipped_text()})")
     if cut:
         progress.say(prompt_lengths(cut, teacher, text_length=manifest.teacher.text_length).cut_text())

@@ -16,9 +16,10 @@ import torch
 
 from secondcast.cache_builder.worker import Stage, Worker, WorkerConfig
 from secondcast.cache_builder.workers.job import Job
+from secondcast.models.memory.options import AUTO
 from secondcast.models.memory.peak import PeakMemory, largest_peaks
 from secondcast.models.teacher.folder import TeacherFolder
-from secondcast.storage_schemas.errors import WorkerFailedError
+from secondcast.storage_schemas.errors import SettingsError, WorkerFailedError
 from secondcast.storage_schemas.progress import Bar, Progress, Silent, counted
 from secondcast.storage_schemas.schema.commits import Kind
 from secondcast.storage_schemas.schema.layout import ShardRange
@@ -53,10 +54,13 @@ class LocalWorkers:
             progress.say(f"{counted(count, 'worker')} instead of {self.count}: more would have no shard to make")
         devices = devices_of(device, count)
         if device.type == "cuda" and len(set(devices)) < count:
-            progress.say(
-                f"{counted(count, 'worker')} share {counted(len(set(devices)), 'GPU')}: each holds the whole "
-                f"transformer"
-            )
+            shared = f"{counted(count, 'worker')} share {counted(len(set(devices)), 'GPU')}"
+            if self.config.memory.max_gpu_memory == AUTO:
+                raise SettingsError(
+                    f"{shared}, and --max-gpu-memory is auto, which would give each of them all free memory: give a "
+                    f"size per worker, or fewer --workers"
+                )
+            progress.say(f"{shared}: each holds its own transformer")
         job = Job.of(cache, teacher, self.config, self.threads or max(1, _usable_cpus() // count))
         return run_local_workers(cache, job, devices, progress)
 

@@ -64,7 +64,7 @@ def generate_plan(
     shape = {name: getattr(asked, name) for name in ("resolution", "height", "width", "text_length", "dtype")}
     manifest, folder, configs = outline(teacher, 1, PlannedBuild(**shape))
     from secondcast.evaluation.pictures.folder import PictureSettings
-    from secondcast.evaluation.pictures.memory import sampling_cost
+    from secondcast.evaluation.sampling import sampling_cost
     from secondcast.models.cost.text import student_cost
 
     sampling = manifest.sampling
@@ -102,9 +102,9 @@ def _verdict(cost: "SamplingCost", options: MemoryOptions, card: "Card") -> str:
     memory_bytes = card.memory_gib * _GIB
     with contextlib.suppress(SettingsError):
         found = place(cost, options, memory_bytes=memory_bytes, host_bytes=None)
-        if found.options == options:
+        if found.memory == cost.memory(options):
             return f"fits: {stated}"
-        return f"does not fit: {stated}; --max-gpu-memory {card.memory_gib:g}GiB fits exactly: {found.flags}"
+        return f"does not fit: {stated}; --max-gpu-memory {card.memory_gib:g}GiB fits: {found.flags}"
     return f"does not fit: {stated}: give a smaller --batch-size, smaller images, --quantize nf4, or {LARGER_CARD[4:]}"
 
 

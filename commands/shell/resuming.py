@@ -28,6 +28,10 @@ def failed_text(what: str, goes_on: bool) -> str:
 
 def out_of_memory_text(goes_on: bool, flags: Sequence[str]) -> str:
     """After the GPU ran out of memory; `flags`: the flags of the command."""
-    fixes = ["lower --batch-size" if "--batch-size" in flags else "", "use --device cpu" if "--device" in flags else ""]
+    fixes = [
+        "give --max-gpu-memory auto" if "--max-gpu-memory" in flags else "",
+        "lower --batch-size" if "--batch-size" in flags else "",
+        "use --device cpu" if "--device" in flags else "",
+    ]
     fix = " or ".join(filter(None, fixes)) or "use a larger one"
     return f"the GPU is out of memory: {fix}{'; committed work is kept' if goes_on else ''}"

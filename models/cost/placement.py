@@ -7,7 +7,7 @@ weights, a quarter of FLUX; the blocks streamed from the host, as few of them as
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from secondcast.models.cost.gpu_memory import GpuMemory, WeightBytes, held_weights
+from secondcast.models.cost.gpu_memory import GpuMemory, WeightBytes, held_weights, modulation_rows
 from secondcast.models.cost.transformer import BackboneCost
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.storage_schemas.errors import SettingsError
@@ -24,7 +24,7 @@ class SamplingCost:
 
     beside_bytes: networks other than the transformer.
     row_bytes: of a row of a batch, besides the activations of the transformer.
-    decoding_bytes: activations of the VAE for one image, when the transformer has none.
+    decoding_bytes: activations of the VAE in one call, when the transformer has none.
     table_rows: rows of the modulation table; None if none is possible.
     """
 
@@ -73,7 +73,8 @@ class Placement:
 
     def text(self, memory_bytes: float) -> str:
         """One line for the progress display."""
-        return f"to fit into {size_text(int(memory_bytes))}: {self.flags}; the results stay exact"
+        exact = "; the weights stay exact" if self.options.quantize == "none" else ""
+        return f"to fit into {size_text(int(memory_bytes))}: {self.flags}{exact}"
 
 
 def place(
@@ -91,17 +92,26 @@ def place(
     held: options of WeightPlacement that the user gave: they do not change.
     """
     smallest: GpuMemory | None = None
+    least_pinned: int | None = None
     for options in _placements(cost, asked, held):
         memory, pinned = cost.memory(options), cost.weights(options).pinned_bytes
         smallest = min(smallest or memory, memory, key=_needed)
-        if _needed(memory) <= memory_bytes and (host_bytes is None or pinned <= host_bytes):
+        if _needed(memory) > memory_bytes:
+            continue
+        if host_bytes is None or pinned <= host_bytes:
             return Placement(options=options, memory=memory, pinned_bytes=pinned)
+        least_pinned = min(least_pinned or pinned, pinned)
+    if least_pinned is not None and host_bytes is not None:
+        raise SettingsError(
+            f"streamed blocks need {least_pinned / _GIB:.1f} GiB of pinned host memory to fit into "
+            f"{memory_bytes / _GIB:.1f} GiB of GPU memory, {host_bytes / _GIB:.1f} GiB are free: give a smaller "
+            f"--batch-size, a larger limit, or a machine with more memory"
+        )
     assert smallest is not None
-    free = "" if host_bytes is None else f" with {host_bytes / _GIB:.1f} GiB of free host memory"
     raise SettingsError(
-        f"nothing fits into {memory_bytes / _GIB:.1f} GiB{free}: a batch of {cost.batch_size} needs "
+        f"nothing fits into {memory_bytes / _GIB:.1f} GiB: a batch of {cost.batch_size} needs "
         f"{_needed(smallest) / _GIB:.1f} GiB or more, {smallest.weights_bytes / _GIB:.1f} of it for weights: give a "
-        f"smaller --batch-size, smaller images, --quantize nf4, or a larger GPU"
+        f"smaller --batch-size, or a larger GPU"
     )
 
 
@@ -110,8 +120,11 @@ def _needed(memory: GpuMemory) -> float:
 
 
 def _placements(cost: SamplingCost, asked: MemoryOptions, held: Collection[str]) -> Iterator[MemoryOptions]:
+    if asked.modulation == "auto":
+        rows = modulation_rows(cost.backbone, asked, cost.table_rows)
+        asked = asked.model_copy(update={"modulation": "gpu" if rows is None else "precomputed"})
     yield asked
-    if "modulation" not in held and cost.table_rows is not None:
+    if "modulation" not in held and asked.modulation == "gpu" and cost.table_rows is not None:
         asked = asked.model_copy(update={"modulation": "precomputed"})
         yield asked
     if "gpu_blocks" not in held and asked.quantize == "none":

@@ -1,4 +1,4 @@
-"""Memory and speed options of the frozen backbone in training."""
+"""Memory and speed options of the frozen backbone."""
 
 import re
 from typing import Annotated, ClassVar, Literal, Self
@@ -34,8 +34,9 @@ class GpuMemoryLimit(Flags):
 
     max_gpu_memory: Annotated[str | None, Shown(group=MEMORY, metavar="SIZE")] = Field(
         default=None,
-        description="GPU memory to fit into, such as 16GiB (16GB is 14.9GiB), or auto for the free memory (in a plan: "
-        "the memory of --gpu). Chooses the memory options that are not given, in training --grad-accum-steps too.",
+        description="GPU memory of a process to fit into, such as 16GiB (16GB is 14.9GiB), or auto for the free "
+        "memory (in a plan: the memory of --gpu). Chooses the memory options that are not given, in training "
+        "--grad-accum-steps too.",
     )
 
     @field_validator("max_gpu_memory")
@@ -55,7 +56,7 @@ class WeightPlacement(Flags):
         default="auto",
         description="Handling of the modulation weights, 27 % of FLUX: precomputed replaces them with their outputs, "
         "cpu keeps and computes them on the CPU, gpu keeps them on the GPU; auto: precomputed if pooled is zero, "
-        "else cpu if the GPU is small.",
+        "else cpu if the GPU is small (build: gpu).",
     )
     gpu_blocks: Annotated[int | None, Shown(group=MEMORY, metavar="N")] = Field(
         default=None,
@@ -95,12 +96,17 @@ class SamplingMemory(WeightPlacement, GpuMemoryLimit):
         pooled_varies: whether each prompt has its own pooled vector.
         auto: what modulation "auto" means.
 
-        Raises SettingsError for a table where it cannot be.
+        Raises SettingsError for a table where it cannot be, and for the host, which would change what is sampled.
         """
         if self.modulation == "precomputed" and pooled_varies:
             raise SettingsError(
-                "--modulation is precomputed with --pooled clip, expected gpu or cpu: every prompt has its own "
-                "modulation vectors, which no table can hold"
+                "--modulation is precomputed with --pooled clip, expected gpu: every prompt has its own modulation "
+                "vectors, which no table can hold"
+            )
+        if self.modulation == "cpu":
+            raise SettingsError(
+                "--modulation is cpu, expected auto, precomputed or gpu: what the host computes is rounded differently "
+                "from a GPU; --gpu-blocks and --max-gpu-memory save memory exactly"
             )
         return MemoryOptions.from_flags(
             modulation=auto if self.modulation == "auto" else self.modulation,

@@ -1,4 +1,4 @@
-"""Train through a frozen transformer that does not fit on the GPU, by streaming exact weights of its blocks.
+"""Train and sample through a frozen transformer that does not fit on the GPU, by streaming exact weights of its blocks.
 
 The weights do not change, so nothing is copied back. A streamed block has a flat pinned buffer on the host. A ring of
 slots on the device holds the current and the next blocks, in forward order in the forward pass and in reverse order in
@@ -7,7 +7,7 @@ Based on the idea of musubi-tuner's host-to-device block swap (Apache-2.0), with
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from diffusers import FluxTransformer2DModel
 
+from secondcast.models.memory.options import MemoryOptions
 from secondcast.storage_schemas.errors import SettingsError
 
 Pass = Literal["alone", "forward", "backward"]
@@ -198,11 +199,7 @@ def stream_blocks(
     use autocast. Raises SettingsError.
     """
     blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
-    if not 0 <= resident <= len(blocks):
-        raise SettingsError(
-            f"--gpu-blocks is {resident}, expected 0 to {len(blocks)}, the number of blocks of this transformer: use "
-            f"{min(max(resident, 0), len(blocks))}"
-        )
+    check_resident(resident, len(blocks))
     if slots < 1:
         raise SettingsError(f"slots is {slots}, expected at least 1: a streamed block computes in a slot; use 2")
     transformer.eval().requires_grad_(False)
@@ -318,3 +315,18 @@ def _unpin(runtime: Any, address: int) -> None:
     # A copy from it may still be running.
     torch.cuda.synchronize()
     runtime.cudaHostUnregister(address)
+
+
+def check_blocks(options: MemoryOptions, config: Mapping[str, Any]) -> None:
+    """Raise SettingsError if a transformer with this configuration has fewer blocks than stay on the GPU."""
+    if options.gpu_blocks is not None:
+        check_resident(options.gpu_blocks, int(config["num_layers"]) + int(config["num_single_layers"]))
+
+
+def check_resident(resident: int, blocks: int) -> None:
+    """Raise SettingsError unless `resident` is 0 to `blocks`."""
+    if not 0 <= resident <= blocks:
+        raise SettingsError(
+            f"--gpu-blocks is {resident}, expected 0 to {blocks}, the number of blocks of this transformer: use "
+            f"{min(max(resident, 0), blocks)}"
+        )

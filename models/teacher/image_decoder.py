@@ -13,9 +13,6 @@ from secondcast.storage_schemas.errors import TeacherError
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.manifest import Sampling
 
-# In fp32 a VAE needs gigabytes per image of 1024 px: images of 512 px and more are decoded one by one.
-_PIXELS_AT_ONCE = 512 * 512
-
 
 class ImageDecoder:
     """The VAE's decoder for one geometry, in fp32."""
@@ -35,8 +32,8 @@ class ImageDecoder:
     @torch.no_grad()
     def decode(self, latent_BSC: torch.Tensor) -> Array:
         """uint8 images, [B, H, W, 3], of packed latents of any float dtype."""
-        rows = max(1, _PIXELS_AT_ONCE // (self._geometry.height * self._geometry.width))
-        return np.concatenate([self._decoded(part_BSC) for part_BSC in latent_BSC.split(rows)])
+        parts = latent_BSC.split(self._geometry.decoded_at_once)
+        return np.concatenate([self._decoded(part_BSC) for part_BSC in parts])
 
     def _decoded(self, latent_BSC: torch.Tensor) -> Array:
         latents = FluxPipeline._unpack_latents(

@@ -1,5 +1,6 @@
 """Problems that pydantic found, in the words of this project: what was found and what was expected."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +52,8 @@ def problem_text(where: str, problem: Mapping[str, Any]) -> str:
         bounds = {name: _number(value) for name, value in problem.get("ctx", {}).items()}
         return f"{where} is {found}, expected {expected.format(**bounds)}"
     message = problem["msg"].removeprefix("Value error, ").removesuffix(".")
-    return f"{where}: {message}" + ("" if found in message else f" (found {found})")
+    stated = re.search(rf"(?<!\w){re.escape(found)}(?!\w)", message)
+    return f"{where}: {message}" + ("" if stated else f" (found {found})")
 
 
 def _number(value: Any) -> Any:

@@ -26,7 +26,7 @@ from tests.project.test_docs import parse
 RUN = "import sys; sys.argv[0] = 'secondcast'; from secondcast import cli; cli.main()"
 # Seconds whatever they are given, or nothing to show while they read one file.
 SHORT = {
-    "plan build", "plan train", "plan recipe", "prompts list", "prompts count", "prompts compbench",
+    "plan build", "plan train", "plan generate", "plan recipe", "prompts list", "prompts count", "prompts compbench",
     "prompts commontext", "prompts pocket", "inspect summary", "inspect show", "inspect diff",
 }  # fmt: skip
 
@@ -99,8 +99,8 @@ def named_things(tmp_path_factory):
 
 
 RUNNABLE = (
-    "plan build", "plan train", "prompts list", "prompts count", "prompts commontext", "prompts pocket",
-    "inspect summary", "inspect diff", "inspect verify", "convert", "subset", "build",
+    "plan build", "plan train", "plan generate", "prompts list", "prompts count", "prompts commontext",
+    "prompts pocket", "inspect summary", "inspect diff", "inspect verify", "convert", "subset", "build",
 )  # fmt: skip
 # What is made smaller, so that it takes no more than a second.
 LESS = {
@@ -241,6 +241,7 @@ def test_commands_that_go_on_are_told_from_those_that_begin_anew():
     assert not goes_on("evaluate score", ["secondcast", "evaluate", "score", "run", "--out", "x.json"])
     assert goes_on("train", []) and not goes_on("plan build", []) and not goes_on("", [])
     assert out_of_memory_text(False, ["--device"]) == "the GPU is out of memory: use --device cpu"
+    assert out_of_memory_text(False, ["--max-gpu-memory"]).endswith("of memory: give --max-gpu-memory auto")
     assert out_of_memory_text(True, ["--device", "--batch-size"]) == (
         "the GPU is out of memory: lower --batch-size or use --device cpu; committed work is kept"
     )

@@ -30,7 +30,6 @@ def plain(student, dev_teacher, tmp_path_factory):
     [
         {},
         {"modulation": "precomputed"},
-        {"modulation": "cpu"},
         {"modulation": "gpu", "gpu_blocks": 0},
         {"modulation": "precomputed", "gpu_blocks": 1},
     ],
@@ -41,10 +40,10 @@ def test_every_exact_placement_gives_the_same_pictures(options, plain, student, 
 
 
 def test_pictures_with_clip_are_the_same_in_every_placement(student, dev_teacher, tmp_path):
-    for name, options in {"a": {}, "b": {"modulation": "cpu"}, "c": {"gpu_blocks": 0}}.items():
+    for name, options in {"a": {}, "b": {"gpu_blocks": 1}, "c": {"gpu_blocks": 0}}.items():
         run(student, dev_teacher, tmp_path / name, FOUR, memory=SamplingMemory(**options), pooled="clip")
     assert pictures(tmp_path / "a") == pictures(tmp_path / "b") == pictures(tmp_path / "c")
-    with pytest.raises(SettingsError, match=r"^--modulation is precomputed with --pooled clip, expected gpu or cpu: "):
+    with pytest.raises(SettingsError, match=r"^--modulation is precomputed with --pooled clip, expected gpu: "):
         run(student, dev_teacher, tmp_path / "d", FOUR, memory=SamplingMemory(modulation="precomputed"), pooled="clip")
 
 
@@ -53,17 +52,25 @@ def test_a_limit_is_answered_with_the_placement_or_with_what_is_missing(plain, s
     run(student, dev_teacher, tmp_path / "p", FOUR, memory_bytes=CUDA_BYTES + 2**20, progress=heard)
     assert pictures(tmp_path / "p") == plain
     assert re.fullmatch(
-        r"to fit into 1\.0 GiB: --modulation auto, 1\.0 GiB by calculation \(weights [\d.]+ KiB, a batch of 2 [\d.]+ "
-        r"KiB\); the results stay exact",
+        r"to fit into 1\.0 GiB: --modulation precomputed, 1\.0 GiB by calculation \(weights [\d.]+ KiB, a batch "
+        r"of 2 [\d.]+ KiB\); the weights stay exact",
         heard.lines[-1],
     )
     with pytest.raises(SettingsError) as caught:
         run(student, dev_teacher, tmp_path / "none", FOUR, memory_bytes=CUDA_BYTES)
-    assert re.fullmatch(
-        r"nothing fits into 1\.0 GiB with [\d.]+ GiB of free host memory: a batch of 2 needs 1\.0 GiB or more, .* of "
-        r"it for weights: give a smaller --batch-size, smaller images, --quantize nf4, or a larger GPU",
-        str(caught.value),
+    assert str(caught.value) == (
+        "nothing fits into 1.0 GiB: a batch of 2 needs 1.0 GiB or more, 0.0 of it for weights: give a smaller "
+        "--batch-size, or a larger GPU"
     )
+    # Nothing was written that would refuse the corrected command.
+    assert not (tmp_path / "none").exists()
+    for wrong, message in (
+        ({"gpu_blocks": 1000}, "--gpu-blocks is 1000, expected 0 to 3"),
+        ({"modulation": "cpu"}, "--modulation is cpu, expected auto, precomputed or gpu"),
+    ):
+        with pytest.raises(SettingsError, match=f"^{message}"):
+            run(student, dev_teacher, tmp_path / "none", FOUR, memory=SamplingMemory(**wrong))
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_given_option_is_kept_by_the_limit(student, dev_teacher, tmp_path):

@@ -166,7 +166,7 @@ def test_differences_are_amplified_as_far_as_nine_in_ten_values_stay_below_white
     def factor(*values):
         recorded, led = np.zeros((10, 1, 3), dtype=np.uint8), np.zeros((10, 1, 3), dtype=np.uint8)
         led[: len(values), 0] = np.array(values)[:, None]
-        compared = SimpleNamespace(led=["s"], pictures={"s": [led], "recorded": [recorded]})
+        compared = SimpleNamespace(results=["s"], pictures={"s": [led], "recorded": [recorded]})
         return difference_factor(compared)
 
     assert [factor(200), factor(200, 200), factor(60, 60), factor(1)] == [32, 1, 4, 32]

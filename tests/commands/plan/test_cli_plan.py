@@ -36,10 +36,30 @@ def test_a_build_that_does_not_fit_is_planned_with_an_exact_placement(capsys):
     _, said, _ = secondcast("plan", "build", "--teacher", "FLUX.1-dev", "--num-prompts", "9", "--gpu", "3060",
                             capsys=capsys)  # fmt: skip
     assert re.search(
-        r"before the first sample: --max-gpu-memory 12GiB fits exactly: --modulation precomputed --gpu-blocks \d+, "
-        r"11\.\d GiB by calculation \(weights [\d.]+ GiB, a batch of 16 [\d.]+ GiB\), [\d.]+ GiB of pinned host memory",
+        r"before the first sample: --max-gpu-memory 12GiB fits with the exact weights: --modulation precomputed "
+        r"--gpu-blocks \d+, 11\.\d GiB by calculation \(weights [\d.]+ GiB, a batch of 16 [\d.]+ GiB\), [\d.]+ GiB of "
+        r"pinned host memory",
         said,
     )
+
+
+@pytest.mark.thorough
+def test_sampling_is_planned_with_the_placement_that_fits(capsys):
+    words = ["plan", "generate", *DEV, "--resolution", 1024, "--steps", 28, "--batch-size", 1]
+    code, said, _ = secondcast(*words, "--gpu", "4090", "--json", capsys=capsys)
+    facts = json.loads(said)
+    assert code == 0 and facts["fits"][0]["fits"] and facts["verdicts"][0].startswith("fits: sampling: ")
+    # Published for an H100: 28 steps of 1024 px in 6.71 s at 310 TFLOP/s.
+    assert facts["compute"]["flop_per_image"] / 310e12 == pytest.approx(6.71, rel=0.15)
+    assert 16.3 < facts["gpu_memory"]["weights_bytes"] / 2**30 < 17.5
+    said = secondcast(*words, "--gpu", "4070", capsys=capsys)[1]
+    assert re.search(
+        r"does not fit: sampling: [\d.]+ GiB at batch 1, RTX 4070 has 12\.0 GiB; --max-gpu-memory 12GiB fits: "
+        r"--modulation precomputed --gpu-blocks \d+, ",
+        said,
+    )
+    said = secondcast(*words, "--batch-size", "64", "--gpu", "4060", capsys=capsys)[1]
+    assert "give a smaller --batch-size, smaller images, --quantize nf4, or a larger GPU" in said
 
 
 @pytest.mark.slow
