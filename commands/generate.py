@@ -23,6 +23,9 @@ from secondcast.models.memory.limit import free_bytes
 from secondcast.models.memory.options import SamplingMemory
 from secondcast.storage_schemas.progress import counted
 
+ImageBatch = Annotated[int, typer.Option(min=1, help="Number of images sampled at once.")]
+IMAGES_AT_ONCE = 4
+
 
 def generate(
     student: Annotated[str, typer.Argument(metavar="STUDENT", help="Run folder, export, or `teacher`.")],
@@ -34,7 +37,7 @@ def generate(
     selection: PromptLimit = PromptLimit(),
     asked: PictureOptions = PictureOptions(),
     memory: SamplingMemory = SamplingMemory(),
-    batch_size: Annotated[int, typer.Option(min=1, help="Number of images sampled at once.")] = 4,
+    batch_size: ImageBatch = IMAGES_AT_ONCE,
     revision: Revision = None,
     device: Device = "auto",
     quiet: Quiet = False,

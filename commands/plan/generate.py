@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from secondcast.cache_builder.settings import PlannedBuild
+from secondcast.commands.generate import IMAGES_AT_ONCE, ImageBatch
 from secondcast.commands.plan.build import Teacher
 from secondcast.commands.plan.build_rows import LARGER_CARD, memory_facts
 from secondcast.commands.plan.cards import (
@@ -39,7 +40,7 @@ def plan_generate(
     teacher: Teacher,
     student: Annotated[str, typer.Option(help="Student: small, base, large or xl, or a T5 folder.")] = "base",
     asked: PictureOptions = PictureOptions(),
-    batch_size: Annotated[int, typer.Option(min=1, help="Number of images sampled at once.")] = 4,
+    batch_size: ImageBatch = IMAGES_AT_ONCE,
     gpu: Gpu = None,
     tflops: Tflops = None,
     as_json: Json = False,

@@ -88,7 +88,7 @@ def of_records(asked: Sequence[Asked], row_of: Mapping[str, int]) -> Students:
         rows = [row_of[record.trajectories[place].key] for place in kept]
         errors = _part(record.errors, kept)
         replay_error = None if record.replay_error is None else _part(record.replay_error, kept)
-        facts.append(student_facts(one, rows, record.steps, errors, replay_error, _recorded_led(record, row_of)))
+        facts.append(student_facts(one, rows, record.steps, errors, replay_error, _recorded_results(record, row_of)))
     return Students(facts=facts, notes=notes, hardness=hardness_of(facts))
 
 
@@ -104,7 +104,7 @@ def _part(errors: StepErrors, places: Sequence[int]) -> StepErrors:
     )
 
 
-def _recorded_led(record: Evaluation, row_of: Mapping[str, int]) -> dict[str, Any] | None:
+def _recorded_results(record: Evaluation, row_of: Mapping[str, int]) -> dict[str, Any] | None:
     closed = record.closed_loop
     if closed is None or "student" not in closed.text_encoders:
         return None
