@@ -28,6 +28,7 @@ from secondcast.commands.shell.resolve import Json, student_source
 from secondcast.evaluation.settings.generating import PictureOptions
 from secondcast.models.memory.options import MemoryOptions, SamplingMemory
 from secondcast.storage_schemas.errors import SettingsError
+from secondcast.storage_schemas.progress import counted
 
 if TYPE_CHECKING:
     from secondcast.models.cost.cards import Card
@@ -114,8 +115,8 @@ def _print_generate(facts: dict[str, Any]) -> None:
     print_facts({
         "teacher": f"{facts['teacher']['source']}; {facts['teacher']['configs']}",
         "student": f"{facts['student']['source']}, {count_text(facts['student']['parameters'])} parameters in float32",
-        "images": f"{images['width']} x {images['height']} px, {images['steps']} steps, {images['text_length']} text "
-        f"tokens, {images['dtype']}",
+        "images": f"{images['width']} x {images['height']} px, {counted(images['steps'], 'step')}, "
+        f"{counted(images['text_length'], 'text token')}, {images['dtype']}",
     })  # fmt: skip
     head = ("TFLOP per image", "s per image", "weights GiB", "activations GiB", "total GiB, calculated")
     table = figure_table("", *head)
