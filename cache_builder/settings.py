@@ -172,6 +172,6 @@ class BuildSettings(PlannedBuild, AttentionBackend, SamplingMemory):
 def placed(memory: SamplingMemory, quantize: Quantization, pooled: Pooled) -> MemoryOptions:
     """The memory options of a build as far as they are given: "auto" keeps the modulation weights.
 
-    A modulation table has the bits of calls with the batch size of the build; the last batch of a cache may be smaller.
+    A modulation table has the bits of calls with the batch size of the build; the last batch of a shard may be smaller.
     """
     return memory.placed(quantize, pooled_varies=pooled == "clip", auto="gpu")

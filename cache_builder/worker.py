@@ -57,7 +57,7 @@ class Worker(Record):
 
 
 class WorkerConfig(Record):
-    """Which part of a build a worker does, and how; it shapes no byte of the cache.
+    """Which part of a build a worker does, and how; it shapes no byte of the cache but by rounding.
 
     wait_seconds: how long to wait for embeddings that others make, counted from the last new one.
     """

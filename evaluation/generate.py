@@ -12,7 +12,7 @@ from secondcast.evaluation.text_encoder import TEACHER, TextEncoder, open_text_e
 from secondcast.models.cost.gpu_memory import CUDA_BYTES
 from secondcast.models.cost.placement import place
 from secondcast.models.memory.host_memory import free_host_bytes
-from secondcast.models.memory.options import SamplingMemory
+from secondcast.models.memory.options import MemoryOptions, SamplingMemory
 from secondcast.models.memory.peak import release_memory
 from secondcast.models.memory.quantized import check_quantizer
 from secondcast.models.memory.streaming import check_blocks
@@ -54,10 +54,8 @@ def generate(
     encoder = open_text_encoder(student, teacher, text_length=asked.text_length, dtype=dtype, device=text_device)
     settings = _settings(asked, teacher, student=encoder.digest, text_length=encoder.text_length)
     texts = list(prompts)
-    batch_size = min(batch_size, len(texts))
-    # With CLIP's pooled vectors "auto" might compute on the host, which rounds differently.
-    pooled_varies = asked.pooled == "clip"
-    options = memory.placed(asked.quantize, pooled_varies=pooled_varies, auto="gpu" if pooled_varies else "auto")
+    batch_size = max(1, min(batch_size, len(texts)))
+    options, pooled_varies = sampling_options(memory, settings), settings.pooled == "clip"
     check_quantizer(options.quantize)
     check_blocks(options, teacher.config("transformer"))
     if memory_bytes is not None:
@@ -96,6 +94,13 @@ def generate(
             release_memory(device)
     pictures.finish()
     return len(missing)
+
+
+def sampling_options(memory: SamplingMemory, settings: PictureSettings) -> MemoryOptions:
+    """The memory options of a generation as far as they are given."""
+    # With CLIP's pooled vectors "auto" might compute on the host, which rounds differently.
+    varies = settings.pooled == "clip"
+    return memory.placed(settings.quantize, pooled_varies=varies, auto="gpu" if varies else "auto")
 
 
 class _Embeddings:

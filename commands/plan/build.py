@@ -119,7 +119,6 @@ def _smaller_way(manifest: "Manifest", folder: "TeacherFolder", card: "Card", ba
     from secondcast.models.cost.placement import place
     from secondcast.models.memory.options import SamplingMemory
 
-    # Quantized weights are not streamed, and the plan is for them.
     with contextlib.suppress(SettingsError):
         found = place(
             sampling_cost(manifest, batch_size),
@@ -127,7 +126,8 @@ def _smaller_way(manifest: "Manifest", folder: "TeacherFolder", card: "Card", ba
             memory_bytes=card.memory_gib * _GIB,
             host_bytes=None,
         )
-        return f"--max-gpu-memory {card.memory_gib:g}GiB fits with the exact weights: {found.flags}"
+        exact = " with the exact weights" if manifest.sampling.quantize == "none" else ""
+        return f"--max-gpu-memory {card.memory_gib:g}GiB fits{exact}: {found.flags}"
     for kind in ("int8", "nf4"):
         sampling = manifest.sampling.model_copy(update={"quantize": kind})
         quantized = manifest.model_copy(update={"sampling": sampling})

@@ -65,6 +65,7 @@ def generate_plan(
     card = named_card(gpu, tflops)
     shape = {name: getattr(asked, name) for name in ("resolution", "height", "width", "text_length", "dtype")}
     manifest, folder, configs = outline(teacher, 1, PlannedBuild(**shape))
+    from secondcast.evaluation.generate import sampling_options
     from secondcast.evaluation.pictures.folder import PictureSettings
     from secondcast.evaluation.sampling import sampling_cost
     from secondcast.models.cost.text import student_cost
@@ -78,10 +79,7 @@ def generate_plan(
     )  # fmt: skip
     parameters = student_cost(student_source(student), manifest).parameters
     cost = sampling_cost(settings, folder, batch_size=batch_size, student_parameters=parameters)
-    pooled_varies = asked.pooled == "clip"
-    options = SamplingMemory().placed(
-        asked.quantize, pooled_varies=pooled_varies, auto="gpu" if pooled_varies else "auto"
-    )
+    options = sampling_options(SamplingMemory(), settings)
     flops, rate = asked.steps * cost.backbone.forward_flops, rate_of(card, tflops, asked.dtype)
     memory = cost.memory(options)
     return {

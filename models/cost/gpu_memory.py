@@ -14,6 +14,8 @@ from secondcast.storage_schemas.schema.manifest import Manifest
 CUDA_BYTES = 2**30
 # Python with torch, diffusers and transformers imported: assumed.
 PROCESS_BYTES = 2 * 2**30
+# Real kernels keep up to this fraction more than is counted on the meta device (tests/models/cost/test_cost.py).
+_UNSEEN = 0.04
 # fp32 weights, gradients, AdamW's two moments, and the bf16 copies that autocast keeps within a step.
 _STUDENT_BYTES_PER_PARAMETER = 4 + 4 + 8 + 2
 _AVERAGE_BYTES_PER_PARAMETER = 4
@@ -44,6 +46,11 @@ class GpuMemory:
     def total_bytes(self) -> int:
         """The sum, including memory of CUDA itself."""
         return self.weights_bytes + self.student_bytes + self.activations_bytes + CUDA_BYTES
+
+    @property
+    def needed_bytes(self) -> float:
+        """The total, with more for activations that are not counted."""
+        return self.total_bytes + _UNSEEN * self.activations_bytes
 
     def largest_batch(self, memory_bytes: float) -> int:
         """The largest batch that fits; 0 if none does."""

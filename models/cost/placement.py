@@ -6,6 +6,7 @@ weights, a quarter of FLUX; the blocks streamed from the host, as few of them as
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 from secondcast.models.cost.gpu_memory import GpuMemory, WeightBytes, held_weights, modulation_rows
 from secondcast.models.cost.transformer import BackboneCost
@@ -14,8 +15,6 @@ from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import size_text
 
 _GIB = 2**30
-# Real kernels keep up to this fraction more than is counted on the meta device (tests/models/cost/test_cost.py).
-_UNSEEN = 0.04
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +94,8 @@ def place(
     least_pinned: int | None = None
     for options in _placements(cost, asked, held):
         memory, pinned = cost.memory(options), cost.weights(options).pinned_bytes
-        smallest = min(smallest or memory, memory, key=_needed)
-        if _needed(memory) > memory_bytes:
+        smallest = min(smallest or memory, memory, key=attrgetter("needed_bytes"))
+        if memory.needed_bytes > memory_bytes:
             continue
         if host_bytes is None or pinned <= host_bytes:
             return Placement(options=options, memory=memory, pinned_bytes=pinned)
@@ -110,13 +109,9 @@ def place(
     assert smallest is not None
     raise SettingsError(
         f"nothing fits into {memory_bytes / _GIB:.1f} GiB: a batch of {cost.batch_size} needs "
-        f"{_needed(smallest) / _GIB:.1f} GiB or more, {smallest.weights_bytes / _GIB:.1f} of it for weights: give a "
-        f"smaller --batch-size, or a larger GPU"
+        f"{smallest.needed_bytes / _GIB:.1f} GiB or more, {smallest.weights_bytes / _GIB:.1f} of it for weights: "
+        f"give a smaller --batch-size, or a larger GPU"
     )
-
-
-def _needed(memory: GpuMemory) -> float:
-    return memory.total_bytes + _UNSEEN * memory.activations_bytes
 
 
 def _placements(cost: SamplingCost, asked: MemoryOptions, held: Collection[str]) -> Iterator[MemoryOptions]:

@@ -8,6 +8,7 @@ because each part of a batch copies all streamed weights. See docs/decisions.md.
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from secondcast.models.cost.gpu_memory import GpuMemory
 from secondcast.models.memory.options import MemoryOptions
@@ -16,8 +17,6 @@ from secondcast.trainer.cost.stage_cost import Costs
 from secondcast.trainer.settings import TrainSettings
 
 _GIB = 2**30
-# Real blocks keep up to this fraction more than is counted on the meta device (tests/models/cost/test_cost.py).
-_UNSEEN = 0.04
 # In the order in which they are tried: the most accurate first.
 _QUANTIZED = ("int8", "nf4")
 # Options that fit() chooses, except those in `held`.
@@ -60,8 +59,8 @@ def fit(
         smallest, least_host = None, None
         for way in ways:
             memory = costs.memory(way)
-            smallest = min(smallest or memory, memory, key=_needed)
-            if _needed(memory) > memory_bytes:
+            smallest = min(smallest or memory, memory, key=attrgetter("needed_bytes"))
+            if memory.needed_bytes > memory_bytes:
                 continue
             # Unpinned memory is reclaimed by the system, or does not depend on the options here.
             needs_host = costs.local_ranks * costs.host_bytes(way) if costs.pinned_bytes(way) else 0
@@ -72,8 +71,8 @@ def fit(
             free = f"{host_bytes / _GIB:.1f} GiB are free"
             reasons.append(f"{why} need {least_host / _GIB:.1f} GiB of host memory, {free}")
         elif smallest is not None:
-            reasons.append(f"{why} need {_needed(smallest) / _GIB:.1f} GiB or more")
-            least = min(least or smallest, smallest, key=_needed)
+            reasons.append(f"{why} need {smallest.needed_bytes / _GIB:.1f} GiB or more")
+            least = min(least or smallest, smallest, key=attrgetter("needed_bytes"))
     untried = _untried(settings, held, quantizers)
     raise _nothing_fits(memory_bytes, [*reasons, *untried], least or costs.memory(settings))
 
@@ -127,10 +126,6 @@ def helping_flag(settings: TrainSettings, costs: Costs, *, held: Collection[str]
     if replays and settings.quantize in ("int8", "fp8") and "quantize" not in held:
         return "--quantize nf4"
     return None
-
-
-def _needed(memory: GpuMemory) -> float:
-    return memory.total_bytes + _UNSEEN * memory.activations_bytes
 
 
 def _as_sampled(settings: TrainSettings, costs: Costs, held: Collection[str]) -> tuple[TrainSettings, Collection[str]]:
