@@ -13,7 +13,7 @@ from secondcast.models.teacher.pipeline_inputs import (
     ImageSize,
 )
 from secondcast.storage_schemas.errors import SettingsError
-from secondcast.storage_schemas.schema.flags import Flags, Shown
+from secondcast.storage_schemas.schema.flags import Flag, Flags
 from secondcast.storage_schemas.schema.manifest import (
     CodecName,
     Dtype,
@@ -29,7 +29,7 @@ from secondcast.storage_schemas.schema.manifest import (
 _IMAGE, _TEACHER, _STORAGE = "Images", "Teacher", "Cache"
 Prompts = Annotated[
     tuple[PromptSource, ...],
-    Shown(metavar="SOURCE"),
+    Flag(metavar="SOURCE"),
     Field(
         description="Prompt source: a file (a prompt per line; .json, .jsonl, .csv, .tsv, .parquet), - for stdin, or "
         "hf:NAME, followed by any of :name= :limit= :repeat= (multiplies --samples-per-prompt) :column= :split= "
@@ -60,14 +60,14 @@ _GUIDANCE = "2.0:5.0:0.5"
 class StoredAs(Flags):
     """The options that determine the size of the rows of a cache, besides their shapes."""
 
-    dtype: Annotated[Dtype, Shown(group=_TEACHER)] = Field(
+    dtype: Annotated[Dtype, Flag(group=_TEACHER)] = Field(
         default="bfloat16", description="Compute dtype of the teacher, and dtype of the stored arrays."
     )
-    compression: Annotated[CodecName, Shown(group=_STORAGE)] = Field(
+    compression: Annotated[CodecName, Flag(group=_STORAGE)] = Field(
         default="lossless",
         description="Compression of the arrays; int8: predictions in 8 bits, requires --latents stored.",
     )
-    latents: Annotated[Latents, Shown(group=_STORAGE)] = Field(
+    latents: Annotated[Latents, Flag(group=_STORAGE)] = Field(
         default="derived", description="Store the latents, or derive them exactly from noise and predictions."
     )
 
@@ -81,39 +81,39 @@ class PromptLimit(Flags):
 class OutlineSettings(StoredAs, ImageSize, PromptLimit):
     """Every option that affects a cache and its bytes, except the prompts; None: as the teacher's folder states."""
 
-    steps: Annotated[int, Shown(group=_IMAGE)] = Field(
+    steps: Annotated[int, Flag(group=_IMAGE)] = Field(
         default=STEPS, ge=1, le=1000, description="Sampling steps per trajectory."
     )
-    samples_per_prompt: Annotated[int, Shown(group=_IMAGE)] = Field(
+    samples_per_prompt: Annotated[int, Flag(group=_IMAGE)] = Field(
         default=1, ge=1, description="Trajectories per prompt, each from its own noise."
     )
     guidance: Annotated[
-        tuple[Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE)], ...], Shown(group=_IMAGE, text=_GUIDANCE)
+        tuple[Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE)], ...], Flag(group=_IMAGE, text=_GUIDANCE)
     ] = Field(default=guidance_values(_GUIDANCE), description="Guidance scales: one value, a list, or first:last:step.")
-    seed: Annotated[int, Shown(group=_IMAGE)] = Field(
+    seed: Annotated[int, Flag(group=_IMAGE)] = Field(
         default=0, ge=0, lt=2**63, description="Seed of the noise, which is a function of seed, prompt and sample."
     )
-    text_length: Annotated[int | None, Shown(group=_TEACHER)] = Field(
+    text_length: Annotated[int | None, Flag(group=_TEACHER)] = Field(
         default=None, ge=1, description="Text tokens for T5, up to 512; default: 77, or the teacher's own."
     )
-    pooled: Annotated[Pooled, Shown(group=_TEACHER)] = Field(
+    pooled: Annotated[Pooled, Flag(group=_TEACHER)] = Field(
         default="zero", description="FLUX's pooled text input: zero as in the paper, or CLIP's."
     )
-    schedule: Annotated[ScheduleName, Shown(group=_TEACHER)] = Field(
+    schedule: Annotated[ScheduleName, Flag(group=_TEACHER)] = Field(
         default="diffusers",
         description="Sigma schedule of FluxPipeline (diffusers) or of the paper's script (distillt5).",
     )
-    quantize: Annotated[Quantization, Shown(group=_TEACHER)] = Field(
+    quantize: Annotated[Quantization, Flag(group=_TEACHER)] = Field(
         default="none", description="Quantize the transformer to 8 or 4 bits for sampling; train with the same value."
     )
-    batch_size: Annotated[int, Shown(group=_TEACHER)] = Field(
+    batch_size: Annotated[int, Flag(group=_TEACHER)] = Field(
         default=16, ge=1, description="Batch size of the teacher's networks; may change on resume."
     )
-    shard_size: Annotated[int, Shown(group=_STORAGE)] = Field(default=64, ge=1, description="Trajectories per shard.")
-    format: Annotated[Format, Shown(group=_STORAGE)] = Field(
+    shard_size: Annotated[int, Flag(group=_STORAGE)] = Field(default=64, ge=1, description="Trajectories per shard.")
+    format: Annotated[Format, Flag(group=_STORAGE)] = Field(
         default="zarr", description="Storage format: sharded Zarr arrays, or WebDataset tar files."
     )
-    store_embeddings: Annotated[bool, Shown(group=_STORAGE)] = Field(
+    store_embeddings: Annotated[bool, Flag(group=_STORAGE)] = Field(
         default=True,
         description="Store the teacher's embeddings; without them the cache is smaller, but supports neither the "
         "replay check nor the embedding loss.",
@@ -156,10 +156,10 @@ class BuildSettings(PlannedBuild, AttentionBackend, SamplingMemory):
     """The options of `secondcast build` that define the cache, and how the transformer computes."""
 
     prompts: Prompts = Field(min_length=1)
-    extend: Annotated[bool, Shown(group=_STORAGE)] = Field(
+    extend: Annotated[bool, Flag(group=_STORAGE)] = Field(
         default=False, description="Add prompts or samples to an existing cache; existing data is kept."
     )
-    skip_disk_check: Annotated[bool, Shown(group=_STORAGE)] = Field(
+    skip_disk_check: Annotated[bool, Flag(group=_STORAGE)] = Field(
         default=False, description="Build even if the disk seems too small."
     )
 

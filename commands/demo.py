@@ -28,6 +28,7 @@ from secondcast.evaluation.settings.pocket import CAPTIONS, PocketSampling
 from secondcast.inspection.report.settings import ReportSettings
 from secondcast.storage_schemas.errors import SecondcastError
 from secondcast.storage_schemas.progress import duration_text
+from secondcast.trainer.settings import TrainFlags, TrainSettings
 
 _FLAGS = ("--num-prompts", "--pretrain-steps", "--steps", "--device", "--quiet")
 
@@ -68,23 +69,7 @@ def demo(
             Cache.open(cache), [0, 1, 2, 3], 8, None, device, results.file("film-strips.png"), quiet=quiet
         )  # fmt: skip
     with _part(3, "train a student from the recording; the teacher's text encoder is not loaded", "train", quiet):
-        from secondcast.trainer.settings import TrainFlags
-
-        flags = TrainFlags.from_flags(
-            student="pocket-small",
-            pretrain_steps=pretrain_steps,
-            # With this many steps it gives better scores here than the context loss (docs/benchmarks.md).
-            pretrain_loss="embedding",
-            steps=steps,
-            batch_size=64,
-            learning_rate=2e-4,
-            pretrain_lr=3e-3,
-            lr_schedule="cosine",
-            dropout=0.0,
-            position_bias_lr_scale=20.0,
-            checkpoint_every=500,
-        )
-        train_run(run, flags.settings(), {"cache": str(cache)}, device=device, quiet=quiet)
+        train_run(run, _training(pretrain_steps, steps), {"cache": str(cache)}, device=device, quiet=quiet)
         if not student.exists():
             export(run, student, quiet=quiet)
     with _part(4, "score teacher, student and an untrained student on held-out compositions", "evaluate score", quiet):
@@ -101,6 +86,23 @@ def demo(
         shown = ReportSettings(students=(run,), num_strips=None, num_frames=5, closed_loop=8, batch_size=20)
         write_report(str(cache), results.file("report.html"), shown, device=device, quiet=quiet)
     _where(folder, time.monotonic() - began)
+
+
+def _training(pretrain_steps: int, steps: int) -> TrainSettings:
+    return TrainFlags.from_flags(
+        student="pocket-small",
+        pretrain_steps=pretrain_steps,
+        # With this many steps it gives better scores here than the context loss (docs/benchmarks.md).
+        pretrain_loss="embedding",
+        steps=steps,
+        batch_size=64,
+        learning_rate=2e-4,
+        pretrain_lr=3e-3,
+        lr_schedule="cosine",
+        dropout=0.0,
+        position_bias_lr_scale=20.0,
+        checkpoint_every=500,
+    ).settings()
 
 
 @contextmanager

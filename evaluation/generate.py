@@ -53,21 +53,11 @@ def generate(
         text_device = _text_device(teacher, device, memory_bytes, progress)
     encoder = open_text_encoder(student, teacher, text_length=asked.text_length, dtype=dtype, device=text_device)
     settings = _settings(asked, teacher, student=encoder.digest, text_length=encoder.text_length)
-    texts = list(prompts)
+    texts, pooled_varies = list(prompts), settings.pooled == "clip"
     batch_size = max(1, min(batch_size, len(texts)))
-    options, pooled_varies = sampling_options(memory, settings), settings.pooled == "clip"
-    check_quantizer(options.quantize)
-    check_blocks(options, teacher.config("transformer"))
-    if memory_bytes is not None:
-        cost = sampling_cost(settings, teacher, batch_size=batch_size, student_parameters=encoder.parameters)
-        placed = place(cost, options, memory_bytes=memory_bytes, host_bytes=free_host_bytes(), held=memory.held)
-        progress.say(placed.text(memory_bytes))
-        options = placed.options
+    options = _placed_options(settings, teacher, encoder, memory, memory_bytes, batch_size, progress)
     pictures = PictureFolder.open(folder, settings, texts, earlier_digest=encoder.weights_digest)
-    if settings.guidance is not None and (trained := encoder.trained_guidance) is not None:
-        low, high = trained
-        if not low <= settings.guidance <= high:
-            progress.say(f"guidance {settings.guidance:g} is outside the student's training range, {low:g} to {high:g}")
+    _warn_about_guidance(settings.guidance, encoder, progress)
     missing = pictures.missing
     if not missing:
         return 0
@@ -101,6 +91,34 @@ def sampling_options(memory: SamplingMemory, settings: PictureSettings) -> Memor
     # With CLIP's pooled vectors "auto" might compute on the host, which rounds differently.
     varies = settings.pooled == "clip"
     return memory.placed(settings.quantize, pooled_varies=varies, auto="gpu" if varies else "auto")
+
+
+def _placed_options(
+    settings: PictureSettings,
+    teacher: TeacherFolder,
+    encoder: TextEncoder,
+    memory: SamplingMemory,
+    memory_bytes: float | None,
+    batch_size: int,
+    progress: Progress,
+) -> MemoryOptions:
+    options = sampling_options(memory, settings)
+    check_quantizer(options.quantize)
+    check_blocks(options, teacher.config("transformer"))
+    if memory_bytes is None:
+        return options
+    cost = sampling_cost(settings, teacher, batch_size=batch_size, student_parameters=encoder.parameters)
+    placed = place(cost, options, memory_bytes=memory_bytes, host_bytes=free_host_bytes(), held=memory.held)
+    progress.say(placed.text(memory_bytes))
+    return placed.options
+
+
+def _warn_about_guidance(guidance: float | None, encoder: TextEncoder, progress: Progress) -> None:
+    if guidance is None or encoder.trained_guidance is None:
+        return
+    low, high = encoder.trained_guidance
+    if not low <= guidance <= high:
+        progress.say(f"guidance {guidance:g} is outside the student's training range, {low:g} to {high:g}")
 
 
 class _Embeddings:

@@ -2,6 +2,16 @@
 
 import textwrap
 from collections.abc import Sequence
+from io import StringIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from secondcast.storage_schemas.io.printable import printable
+
+# Columns between two columns of a table, and the width of a table in a pipe or a file.
+_GAP, _ANY_WIDTH = 2, 100_000
 
 
 def table_lines(
@@ -15,25 +25,19 @@ def table_lines(
 
     width: of a terminal, to which the last column is wrapped.
     """
-    table = [list(head), *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    margin = sum(widths[:-1]) + 2 * (len(widths) - 1)
-    lines = []
-    for row in table:
-        *cells, last = _cells(row, widths, text_columns)
-        if width is None or margin + len(last.rstrip()) <= width:
-            lines.append("  ".join([*cells, last]).rstrip())
-            continue
-        first, *more = wrapped(last.strip(), width=width - margin)
-        lines += ["  ".join([*cells, first]), *(" " * margin + line for line in more)]
-    return lines
-
-
-def _cells(line: Sequence[str], widths: Sequence[int], text_columns: Sequence[int]) -> list[str]:
-    return [
-        cell.ljust(width) if number in text_columns else cell.rjust(width)
-        for number, (cell, width) in enumerate(zip(line, widths, strict=True))
-    ]
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+    for number, heading in enumerate(head):
+        table.add_column(
+            Text(heading),
+            justify="left" if number in text_columns else "right",
+            no_wrap=number < len(head) - 1,
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    out = StringIO()
+    Console(file=out, width=_ANY_WIDTH if width is None else width, color_system=None).print(table, crop=False)
+    return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
 def entry_lines(entries: Sequence[tuple[str, str]], *, width: int | None = None) -> list[str]:

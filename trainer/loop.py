@@ -16,7 +16,7 @@ from secondcast.trainer.data.mixture import TrainingCache, split, stage_orders
 from secondcast.trainer.data.replay_dataset import Batch, BatchSpec, EmbeddingBatch, Rows
 from secondcast.trainer.data.sampler import mix, rank_slice
 from secondcast.trainer.distributed.processes import SINGLE_PROCESS, Distributed
-from secondcast.trainer.distributed.sharding import full_norm, shell_of
+from secondcast.trainer.distributed.sharding import full_norm, full_student_of
 from secondcast.trainer.dropout import BatchInvariantDropout
 from secondcast.trainer.losses.objective import Objective
 from secondcast.trainer.losses.validation import ReplayError, measure_replay_error, validation_loss
@@ -74,7 +74,7 @@ class Trainer:
         self.done = 0
         self._pauses = CheckpointTimer(processes, minutes=settings.checkpoint_minutes)
         self.clock = StepClock.of(device)
-        self._shell = shell_of(student) if processes.sharded and processes.is_main_process else None
+        self._full_student = full_student_of(student) if processes.sharded and processes.is_main_process else None
         self.average = EMA(student, settings.ema_decay) if settings.ema_decay is not None else None
         self.student = processes.placed(student, device)
         if self.average is not None:
@@ -143,14 +143,14 @@ class Trainer:
         stage = at.stage
         vision = stage.replays
         rank, ranks = self.processes.rank, self.processes.ranks
-        share = stage.grad_accum_steps * (stage.timesteps_per_sample if vision else 1)
-        rows = rank_slice(self._rows(at), rank=rank, ranks=ranks, share=share)
+        rows_per_pass = stage.grad_accum_steps * (stage.timesteps_per_sample if vision else 1)
+        rows = rank_slice(self._rows(at), rank=rank, ranks=ranks, rows_per_pass=rows_per_pass)
         size = len(rows) // stage.grad_accum_steps
         return [
             BatchSpec(
                 replays=vision,
                 rows=rows[first : first + size],
-                share=stage.timesteps_per_sample if vision else 1,
+                timesteps_per_sample=stage.timesteps_per_sample if vision else 1,
                 embeddings=vision and stage.embedding_loss_weight > 0,
             )
             for first in range(0, len(rows), size)
@@ -175,7 +175,7 @@ class Trainer:
     @property
     def plain_student(self) -> Student:
         """A student whose class and configuration are those of an undivided one; in the first process."""
-        return self.student if self._shell is None else self._shell
+        return self.student if self._full_student is None else self._full_student
 
     def validate(self, done: int) -> float:
         """Loss on held-out trajectories, at steps spread evenly: vision if there is a backbone, else of embeddings."""
@@ -327,7 +327,7 @@ class Trainer:
             progress.say,
             averaged=self.average.student if self.average is not None else None,
             processes=self.processes,
-            shell=self._shell,
+            full_student=self._full_student,
         )
         if not self.processes.is_main_process:
             return

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from secondcast.models.memory.options import BackboneCall, MemoryOptions
 from secondcast.models.teacher.hub import split_revision
-from secondcast.storage_schemas.schema.flags import Shown
+from secondcast.storage_schemas.schema.flags import Flag
 from secondcast.storage_schemas.schema.manifest import Dtype, Manifest, Record, ScheduleName
 from secondcast.trainer.loss_kinds import LOSSES, Loss
 from secondcast.trainer.stage import (
@@ -34,41 +34,41 @@ class RunOptions(MemoryOptions, BackboneCall):
     attention_backend: diffusers' name; None: its default.
     """
 
-    init: Annotated[Literal["auto", "pretrained", "random"], Shown(group=STUDENT)] = Field(
+    init: Annotated[Literal["auto", "pretrained", "random"], Flag(group=STUDENT)] = Field(
         default="auto", description="Initial weights of the student; auto: pretrained if available, else random."
     )
-    dropout: Annotated[float, Shown(group=STUDENT)] = Field(
+    dropout: Annotated[float, Flag(group=STUDENT)] = Field(
         default=0.1, ge=0, lt=1, description="Dropout probability of the student during training."
     )
-    student_dtype: Annotated[Literal["auto", "float32", "bfloat16-autocast"], Shown(group=STUDENT, rare=True)] = Field(
+    student_dtype: Annotated[Literal["auto", "float32", "bfloat16-autocast"], Flag(group=STUDENT, rare=True)] = Field(
         default="auto",
         description="Compute dtype of the student (weights stay float32); auto: bfloat16 autocast on a GPU.",
     )
-    weight_decay: Annotated[float, Shown(group=OPTIMIZER, rare=True)] = Field(
+    weight_decay: Annotated[float, Flag(group=OPTIMIZER, rare=True)] = Field(
         default=1e-3, ge=0, le=LARGEST_FACTOR, description="Weight decay of AdamW."
     )
-    max_grad_norm: Annotated[float, Shown(group=OPTIMIZER)] = Field(
+    max_grad_norm: Annotated[float, Flag(group=OPTIMIZER)] = Field(
         default=1.0, gt=0, le=LARGEST, description="Maximum gradient norm of the student, for clipping."
     )
-    position_bias_lr_scale: Annotated[float, Shown(group=OPTIMIZER, rare=True)] = Field(
+    position_bias_lr_scale: Annotated[float, Flag(group=OPTIMIZER, rare=True)] = Field(
         default=1.0, gt=0, le=LARGEST_FACTOR, description="Factor on the learning rate of T5's position bias."
     )
-    ema_decay: Annotated[float | None, Shown(group=OPTIMIZER)] = Field(
+    ema_decay: Annotated[float | None, Flag(group=OPTIMIZER)] = Field(
         default=None, gt=0, lt=1, description="Decay of an EMA of the weights, which is validated and exported."
     )
-    checkpoint_every: Annotated[int, Shown(group=CHECKPOINTS)] = Field(
+    checkpoint_every: Annotated[int, Flag(group=CHECKPOINTS)] = Field(
         default=200, ge=1, description="Number of steps between checkpoints; each runs a validation."
     )
-    checkpoint_minutes: Annotated[float, Shown(group=CHECKPOINTS, rare=True)] = Field(
+    checkpoint_minutes: Annotated[float, Flag(group=CHECKPOINTS, rare=True)] = Field(
         default=30.0,
         gt=0,
         description="Maximum minutes between checkpoints; an extra one runs no validation.",
     )
-    keep_checkpoints: Annotated[int, Shown(group=CHECKPOINTS)] = Field(
+    keep_checkpoints: Annotated[int, Flag(group=CHECKPOINTS)] = Field(
         default=2, ge=1, description="Number of latest checkpoints to keep, in addition to the best."
     )
-    validate_rows: Annotated[int, Shown(hidden=True)] = Field(default=64, ge=1)
-    replay_check: Annotated[int, Shown(group=CHECKPOINTS)] = Field(
+    validate_rows: Annotated[int, Flag(hidden=True)] = Field(default=64, ge=1)
+    replay_check: Annotated[int, Flag(group=CHECKPOINTS)] = Field(
         default=64, ge=0, description="Number of records to measure the replay error on at the start; 0: none."
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed for the data order, dropout and random weights.")
@@ -200,10 +200,10 @@ class TrainOptions(RunOptions, StageOptions):
     pretrain_steps: int = Field(
         default=0, ge=0, description="Number of pretraining steps with --pretrain-loss before --steps."
     )
-    pretrain_loss: Annotated[Literal["embedding", "context"], Shown(group=OBJECTIVE)] = Field(
+    pretrain_loss: Annotated[Literal["embedding", "context"], Flag(group=OBJECTIVE)] = Field(
         default="context", description="Loss of pretraining: embedding or context; compared in docs/benchmarks.md."
     )
-    pretrain_lr: Annotated[float | None, Shown(group=OPTIMIZER, rare=True)] = Field(
+    pretrain_lr: Annotated[float | None, Flag(group=OPTIMIZER, rare=True)] = Field(
         default=None, gt=0, le=LARGEST_RATE, description="Learning rate of pretraining. Default: --learning-rate."
     )
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from secondcast.storage_schemas.schema.flags import Flags, Shown
+from secondcast.storage_schemas.schema.flags import Flag, Flags
 from secondcast.trainer.loss_kinds import LOSSES, LOSSES_HELP, Loss
 
 LARGEST, LARGEST_FACTOR, LARGEST_RATE = 1e12, 1e6, 1e30
@@ -29,46 +29,46 @@ class StageOptions(Flags):
     lr_warmup_steps: steps over which the learning rate rises; None: 20 with a decaying lr_schedule, else 0.
     """
 
-    loss: Annotated[Loss, Shown(group=OBJECTIVE)] = Field(
+    loss: Annotated[Loss, Flag(group=OBJECTIVE)] = Field(
         default="vision",
         description=LOSSES_HELP,
     )
-    huber_delta: Annotated[float | None, Shown(group=OBJECTIVE, rare=True)] = Field(
+    huber_delta: Annotated[float | None, Flag(group=OBJECTIVE, rare=True)] = Field(
         default=None,
         gt=0,
         le=LARGEST,
         description="Threshold of the Huber loss: --loss is linear, not quadratic, for differences above this.",
     )
-    timestep_weighting: Annotated[StepWeights, Shown(group=OBJECTIVE, rare=True)] = Field(
+    timestep_weighting: Annotated[StepWeights, Flag(group=OBJECTIVE, rare=True)] = Field(
         default="uniform",
         description="Weights of timesteps in the vision loss: uniform as in the paper, sigma, or interval (in sigma).",
     )
-    embedding_loss_weight: Annotated[float, Shown(group=OBJECTIVE, rare=True)] = Field(
+    embedding_loss_weight: Annotated[float, Flag(group=OBJECTIVE, rare=True)] = Field(
         default=0.0, ge=0, le=LARGEST, description="Weight of the embedding loss that is added to the vision loss."
     )
-    batch_size: Annotated[int, Shown(group=DATA)] = Field(
+    batch_size: Annotated[int, Flag(group=DATA)] = Field(
         default=32, ge=1, description="Number of samples per optimizer step."
     )
-    grad_accum_steps: Annotated[int, Shown(group=DATA)] = Field(
+    grad_accum_steps: Annotated[int, Flag(group=DATA)] = Field(
         default=1,
         ge=1,
         description="Number of gradient accumulation steps: --batch-size is split into this many micro-batches.",
     )
-    data_order: Annotated[OrderKind, Shown(group=DATA)] = Field(
+    data_order: Annotated[OrderKind, Flag(group=DATA)] = Field(
         default="shuffled", description="Order of the training data: shuffled, or sequential as in the paper."
     )
-    timesteps_per_sample: Annotated[int, Shown(group=DATA, rare=True)] = Field(
+    timesteps_per_sample: Annotated[int, Flag(group=DATA, rare=True)] = Field(
         default=1,
         ge=1,
         description="Number of timesteps per trajectory in a batch, which share one forward pass of the student.",
     )
-    learning_rate: Annotated[float, Shown(group=OPTIMIZER)] = Field(
+    learning_rate: Annotated[float, Flag(group=OPTIMIZER)] = Field(
         default=1e-4, gt=0, le=LARGEST_RATE, description="Learning rate of AdamW for --loss."
     )
-    lr_schedule: Annotated[Literal["constant", "cosine", "linear"], Shown(group=OPTIMIZER)] = Field(
+    lr_schedule: Annotated[Literal["constant", "cosine", "linear"], Flag(group=OPTIMIZER)] = Field(
         default="constant", description="Learning-rate schedule of each stage."
     )
-    lr_warmup_steps: Annotated[int | None, Shown(group=OPTIMIZER, rare=True)] = Field(
+    lr_warmup_steps: Annotated[int | None, Flag(group=OPTIMIZER, rare=True)] = Field(
         default=None,
         ge=0,
         description="Number of learning-rate warm-up steps. Default: 20 with a decaying --lr-schedule, else 0.",

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from secondcast.cache_builder.worker import Stage
 from secondcast.commands.shell.resolve import launched_device
 from secondcast.storage_schemas.errors import SettingsError
-from secondcast.storage_schemas.schema.flags import Flags, Shown
+from secondcast.storage_schemas.schema.flags import Flag, Flags
 
 if TYPE_CHECKING:
     from secondcast.cache_builder.build import BuildResult, Workers
@@ -28,29 +28,29 @@ _WORKERS = "Workers"
 class BuildLauncher(Flags):
     """The options of `build` that distribute the work; none of them changes the contents of the cache."""
 
-    stage: Annotated[Stage, Shown(group=_WORKERS)] = Field(
+    stage: Annotated[Stage, Flag(group=_WORKERS)] = Field(
         default="all",
         description="Stage to run: all, text (embeddings only), or sample (trajectories, from existing embeddings).",
     )
-    workers: Annotated[int | None, Shown(group=_WORKERS)] = Field(
+    workers: Annotated[int | None, Flag(group=_WORKERS)] = Field(
         default=None, ge=1, description="Number of processes on this machine, one per GPU."
     )
-    worker: Annotated[str | None, Shown(group=_WORKERS, metavar="I/N")] = Field(
+    worker: Annotated[str | None, Flag(group=_WORKERS, metavar="I/N")] = Field(
         default=None, description="Build only the shards I, I + N, ... in this process; I starts at 0."
     )
-    embeddings_timeout: Annotated[float | None, Shown(group=_WORKERS)] = Field(
+    embeddings_timeout: Annotated[float | None, Flag(group=_WORKERS)] = Field(
         default=None,
         ge=0,
         description=f"Seconds to wait for embeddings of other workers. Default: {WAIT_SECONDS:g} with several workers.",
     )
-    ray: Annotated[str | None, Shown(group=_WORKERS, metavar="ADDRESS")] = Field(
+    ray: Annotated[str | None, Flag(group=_WORKERS, metavar="ADDRESS")] = Field(
         default=None,
         description="Ray cluster to build on: local, auto, host:port or ray://host:port. --device cuda waits for GPUs.",
     )
-    ray_runtime_env: Annotated[Path | None, Shown(group=_WORKERS, metavar="FILE")] = Field(
+    ray_runtime_env: Annotated[Path | None, Flag(group=_WORKERS, metavar="FILE")] = Field(
         default=None, description="YAML or JSON file with Ray's runtime environment for the workers."
     )
-    threads: Annotated[int | None, Shown(group=_WORKERS)] = Field(
+    threads: Annotated[int | None, Flag(group=_WORKERS)] = Field(
         default=None, ge=1, description="Number of CPU threads per worker."
     )
 

@@ -90,21 +90,12 @@ def evaluate_score(
     side_by_side = None if sample_grid is None else _picture_file(sample_grid, overwrite)
     facts: dict[str, Any] = {}
     if cache is not None:
-        scoring = CacheScoring(num_trajectories=num_trajectories, **options.given)
-
-        def opened(evaluation: "Evaluation") -> None:
-            from secondcast.evaluation.tables.aggregates import summary
-
-            if not as_json:
-                print_open_loop(summary(evaluation))
-
-        found = score_on_cache(
-            student, cache, scoring, backbone=backbone, verify_checksums=verify_checksums, out_file=out_file,
-            overwrite=overwrite, device=device, quiet=quiet, opened=opened,
+        scored = score_on_cache(
+            student, cache, CacheScoring(num_trajectories=num_trajectories, **options.given), backbone=backbone,
+            verify_checksums=verify_checksums, out_file=out_file, overwrite=overwrite, device=device, quiet=quiet,
+            opened=_ignore if as_json else _print_open_loop,
         )  # fmt: skip
-        from secondcast.evaluation.tables.aggregates import summary
-
-        facts["cache"] = summary(found)
+        facts["cache"] = _summary(scored)
         if not as_json:
             print_closed_loop(facts["cache"])
     if pocket:
@@ -124,6 +115,20 @@ def evaluate_score(
 add_command(evaluate_app, evaluate_score, "score")
 add_command(evaluate_app, evaluate_images, "images")
 add_command(evaluate_app, evaluate_table, "table")
+
+
+def _summary(evaluation: "Evaluation") -> dict[str, Any]:
+    from secondcast.evaluation.tables.aggregates import summary
+
+    return summary(evaluation)
+
+
+def _print_open_loop(evaluation: "Evaluation") -> None:
+    print_open_loop(_summary(evaluation))
+
+
+def _ignore(evaluation: "Evaluation") -> None:
+    """Print nothing: JSON is one document at the end."""
 
 
 def _picture_file(path: Path, overwrite: bool) -> OutputFile:

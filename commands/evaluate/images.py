@@ -15,9 +15,10 @@ from secondcast.evaluation.image_metrics.published import CLIP_MODEL, OCR_MODEL,
 from secondcast.storage_schemas.errors import PromptsError, SettingsError
 
 if TYPE_CHECKING:
-    from secondcast.evaluation.image_metrics.metric import MetricName, Scored
+    from secondcast.evaluation.image_metrics.metric import MetricName, Picture, Scored
     from secondcast.evaluation.image_metrics.pictures import PictureText
     from secondcast.evaluation.image_metrics.scoring import Report
+    from secondcast.storage_schemas.progress import Progress
 
 
 def evaluate_images(
@@ -61,19 +62,10 @@ def evaluate_images(
     for flag, wanted in _OF_METRICS.items():
         refuse_idle(given, (flag,), f"{' or '.join(wanted)} in --metrics", there=any(name in names for name in wanted))
     _refuse_other_networks(given, names, ocr, fid_features)
-    from secondcast.evaluation.image_metrics.pictures import (
-        paired_by_order,
-        pairing_lines,
-        read_pictures,
-    )
-
-    texts = None if prompts is None else _picture_texts(prompts)
-    pictures = {str(folder): read_pictures(folder, texts) for folder in folders}
     progress = terminal(quiet)
-    for folder in folders:
-        if paired_by_order(folder, texts):
-            for line in pairing_lines(folder, pictures[str(folder)]):
-                progress.say(line)
+    pictures = _read_folders(folders, prompts, progress)
+    from secondcast.evaluation.image_metrics.pictures import read_pictures
+
     compared = [] if reference is None else read_pictures(reference)
     torch_device = quiet_device(device)
     from secondcast.evaluation.image_metrics.chosen import Networks, metric_of
@@ -100,6 +92,19 @@ _OF_METRICS: "dict[str, tuple[MetricName, ...]]" = {
     "fid_features": ("fid",),
     "fid_weights": ("fid",),
 }
+
+
+def _read_folders(folders: Sequence[Path], prompts: str | None, progress: "Progress") -> "dict[str, list[Picture]]":
+    """The pictures of each folder; says how pictures and prompts were paired where names do not tell."""
+    from secondcast.evaluation.image_metrics.pictures import paired_by_order, pairing_lines, read_pictures
+
+    texts = None if prompts is None else _picture_texts(prompts)
+    pictures = {str(folder): read_pictures(folder, texts) for folder in folders}
+    for folder in folders:
+        if paired_by_order(folder, texts):
+            for line in pairing_lines(folder, pictures[str(folder)]):
+                progress.say(line)
+    return pictures
 
 
 def _picture_texts(given: str) -> "list[PictureText]":

@@ -73,13 +73,7 @@ def evaluate_table(
 
     Example: secondcast evaluate table small=run-1 small=run-2 base=run-3 --pocket --out results
     """
-    if not pocket and cache is None:
-        raise SettingsError(
-            "evaluate table needs --pocket (exact scores) or --cache CACHE (distances from the teacher)"
-        )
-    given = [name for name in (*_CACHE_FLAGS, *_POCKET_FLAGS) if is_given(context, name)]
-    refuse_idle(given, _CACHE_FLAGS, "--cache", there=cache is not None)
-    refuse_idle(given, _POCKET_FLAGS, "--pocket", there=pocket)
+    _check_sources(context, cache=cache is not None, pocket=pocket)
     if format not in _FORMATS:
         raise SettingsError(f"--format is {format!r}, expected one of {', '.join(_FORMATS)}")
     groups = grouped(runs)
@@ -112,6 +106,16 @@ def evaluate_table(
             if results is not None:
                 write_error_results(errors, results)
             print_errors(errors, scores, format)
+
+
+def _check_sources(context: typer.Context, *, cache: bool, pocket: bool) -> None:
+    if not pocket and not cache:
+        raise SettingsError(
+            "evaluate table needs --pocket (exact scores) or --cache CACHE (distances from the teacher)"
+        )
+    given = [name for name in (*_CACHE_FLAGS, *_POCKET_FLAGS) if is_given(context, name)]
+    refuse_idle(given, _CACHE_FLAGS, "--cache", there=cache)
+    refuse_idle(given, _POCKET_FLAGS, "--pocket", there=pocket)
 
 
 def _what_is_left(folder: Path | None) -> str:

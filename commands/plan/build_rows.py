@@ -10,6 +10,8 @@ from secondcast.storage_schemas.sizes import Size, cache_sizes
 if TYPE_CHECKING:
     from secondcast.models.cost.cards import Card
     from secondcast.models.cost.gpu_memory import GpuMemory
+    from secondcast.models.cost.text import TextEncoderCost
+    from secondcast.models.cost.transformer import BackboneCost
     from secondcast.models.teacher.folder import TeacherFolder
     from secondcast.storage_schemas.schema.manifest import Manifest
 
@@ -26,7 +28,7 @@ def build_facts(
     from secondcast.cache_builder.teacher_models import sampling_cost
     from secondcast.models.cost.gpu_memory import build_host_bytes, text_stage_memory
     from secondcast.models.cost.text import text_encoder_cost
-    from secondcast.models.cost.transformer import CallShapes, backbone_cost, clip_parameters, vae_parameters
+    from secondcast.models.cost.transformer import CallShapes, backbone_cost
 
     sampling, dtype_bytes = manifest.sampling, DTYPE_BYTES[manifest.sampling.dtype]
     backbone, text = backbone_cost(CallShapes.of(manifest)), text_encoder_cost(manifest)
@@ -36,14 +38,6 @@ def build_facts(
     sample_flops = backbone.forward_flops * sampling.steps * len(layout)
     arrays = {size.name: size for size in sizes}
     recorded = sum(arrays[name].row_bytes for name in ("velocity", "noise", "hidden_states") if name in arrays)
-    parameters = {
-        "transformer": backbone.parameters,
-        "transformer_modulation": backbone.modulation_parameters,
-        "text_encoder_2": text.parameters,
-        "vae_not_loaded": vae_parameters(teacher.config("vae")),
-    }
-    if (teacher.path / "text_encoder/config.json").is_file():
-        parameters["clip_not_loaded"] = clip_parameters(teacher.config("text_encoder"))
     return {
         "cache": {
             "prompts": manifest.prompts.count,
@@ -56,7 +50,7 @@ def build_facts(
             "dtype": sampling.dtype,
             **sampling.storage.json_value(),
         },
-        "parameters": parameters,
+        "parameters": _parameters(backbone, text, teacher),
         "arrays": [{**asdict(size), "row_bytes": size.row_bytes} for size in sizes],
         "disk": disk_facts(sizes),
         "compute": {
@@ -85,6 +79,20 @@ def build_facts(
             in_flight=IN_FLIGHT,
         ),
     }
+
+
+def _parameters(backbone: "BackboneCost", text: "TextEncoderCost", teacher: "TeacherFolder") -> dict[str, int]:
+    from secondcast.models.cost.transformer import clip_parameters, vae_parameters
+
+    parameters = {
+        "transformer": backbone.parameters,
+        "transformer_modulation": backbone.modulation_parameters,
+        "text_encoder_2": text.parameters,
+        "vae_not_loaded": vae_parameters(teacher.config("vae")),
+    }
+    if (teacher.path / "text_encoder/config.json").is_file():
+        parameters["clip_not_loaded"] = clip_parameters(teacher.config("text_encoder"))
+    return parameters
 
 
 def disk_facts(sizes: list[Size]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typer.models import OptionInfo
 
 from secondcast.commands.shell.console import print_lines
 from secondcast.commands.shell.resolve import student_names, teacher_names
-from secondcast.storage_schemas.schema.flags import Flags, Shown
+from secondcast.storage_schemas.schema.flags import Flag, Flags
 
 _COMPLETIONS: dict[str, Callable[[str], list[str]]] = {"student": student_names, "teacher": teacher_names}
 _PLAIN = (bool, int, float, str)
@@ -133,7 +133,7 @@ def _is_model(annotation: Any) -> bool:
 
 def _options(model: type[Flags]) -> Iterator[inspect.Parameter]:
     for name, field in model.model_fields.items():
-        shown = next((one for one in field.metadata if isinstance(one, Shown)), Shown())
+        shown = next((one for one in field.metadata if isinstance(one, Flag)), Flag())
         if not shown.hidden:
             default = inspect.Parameter.empty if field.is_required() else _default(field)
             yield inspect.Parameter(
@@ -144,7 +144,7 @@ def _options(model: type[Flags]) -> Iterator[inspect.Parameter]:
             )
 
 
-def _option(name: str, field: FieldInfo, shown: Shown) -> OptionInfo:
+def _option(name: str, field: FieldInfo, shown: Flag) -> OptionInfo:
     flag = shown.flag or f"--{name.replace('_', '-')}"
     # A switch that is off by default needs no --no- form.
     names = [flag] if shown.flag or (field.annotation is bool and field.default is False) else []
@@ -177,7 +177,7 @@ def _default(field: FieldInfo) -> Any:
     return field.default if isinstance(field.default, _PLAIN) else None
 
 
-def _option_type(field: FieldInfo, shown: Shown) -> Any:
+def _option_type(field: FieldInfo, shown: Flag) -> Any:
     """The type of an option: the type of its field, but list[str] for a tuple, and str for a value parsed from text."""
     return str | None if shown.text is not None else _of_type(field.annotation)
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from secondcast.models.teacher.context_projection import ContextProjection
     from secondcast.models.teacher.folder import TeacherFolder
     from secondcast.storage_schemas.formats.local_cache import LocalCache
+    from secondcast.storage_schemas.schema.manifest import Manifest
     from secondcast.trainer.settings import TrainSettings
 
 LOCAL_COPY_GIB = 64.0
@@ -143,20 +144,12 @@ def train_run(
     caches = {name: Cache.open(place, verify=verify_checksums, local_cache=copies) for name, place in places.items()}
     torch_device = launched_device(device, launched.local_number)
     from secondcast.models.device import total_bytes
-    from secondcast.models.teacher.folder import REPLAY_PARTS
     from secondcast.trainer.cost.stage_cost import costs_of
     from secondcast.trainer.distributed.processes import init_distributed
     from secondcast.trainer.train import train as run_train
 
     manifests = {name: cache.manifest for name, cache in caches.items()}
-    recorded = next(iter(manifests.values()))
-    name = backbone or recorded.source
-    # Where embeddings alone are compared no transformer is needed.
-    teacher: TeacherFolder | ContextProjection | None = None
-    if asked.teacher_use == "transformer":
-        teacher = resolve_teacher(name, REPLAY_PARTS)
-    elif asked.teacher_use == "context_embedder":
-        teacher = resolve_context_projection(name, recorded.teacher)
+    teacher = _teacher_of(asked, next(iter(manifests.values())), backbone)
     with init_distributed(launched.worker.number, launched.worker.count, torch_device, sharded=fsdp) as processes:
         if launched.by and processes.is_main_process:
             progress.say(f"{processes.ranks} processes (by {launched.by}) divide each batch")
@@ -164,14 +157,9 @@ def train_run(
         make_costs = partial(costs_of, manifests, source, ranks=processes.ranks, gpu_bytes=gpu_bytes)
         if max_gpu_memory is not None:
             asked = fit_run(
-                asked,
-                make_costs,
-                max_gpu_memory=max_gpu_memory,
-                run=run,
-                processes=processes,
-                held=held,
+                asked, make_costs, max_gpu_memory=max_gpu_memory, run=run, processes=processes, held=held,
                 say=progress.say,
-            )
+            )  # fmt: skip
         try:
             trained = run_train(
                 run, asked, caches, teacher, torch_device, progress, student_source=source,
@@ -183,6 +171,20 @@ def train_run(
             raise out_of_memory(asked, make_costs, run, recipe=recipe) from error
     if processes.is_main_process:
         print_line(f"{run}: student trained for {counted(trained, 'step')}")
+
+
+def _teacher_of(
+    asked: "TrainSettings", recorded: "Manifest", backbone: str | None
+) -> "TeacherFolder | ContextProjection | None":
+    """What of the teacher the losses need; where embeddings alone are compared, nothing."""
+    from secondcast.models.teacher.folder import REPLAY_PARTS
+
+    name = backbone or recorded.source
+    if asked.teacher_use == "transformer":
+        return resolve_teacher(name, REPLAY_PARTS)
+    if asked.teacher_use == "context_embedder":
+        return resolve_context_projection(name, recorded.teacher)
+    return None
 
 
 def _local_copy(place: Path, limit_gib: float, say: Callable[[str], None]) -> "LocalCache":

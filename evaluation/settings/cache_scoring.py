@@ -8,7 +8,7 @@ from secondcast.evaluation.pictures.distances import check_measurable
 from secondcast.models.memory.options import MEMORY, BackboneCall, MemoryOptions, SamplingMemory
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.reader import Cache
-from secondcast.storage_schemas.schema.flags import Flags, Shown
+from secondcast.storage_schemas.schema.flags import Flag, Flags
 from secondcast.storage_schemas.schema.manifest import Dtype, Manifest, Quantization
 
 TRAJECTORIES = 64
@@ -30,7 +30,7 @@ def steps_of_text(text: str) -> tuple[int, ...]:
 class BackboneCalls(BackboneCall, SamplingMemory):
     """Options of transformer calls on recorded latents."""
 
-    batch_size: Annotated[int, Shown(group=MEMORY)] = Field(
+    batch_size: Annotated[int, Flag(group=MEMORY)] = Field(
         default=8, ge=1, description="Batch size of the transformer."
     )
 
@@ -44,7 +44,7 @@ class VaeFolder(Flags):
 class ClosedLoop(Flags):
     """Number of trajectories that are resampled with the student's embedding."""
 
-    closed_loop: Annotated[int, Shown(metavar="N")] = Field(
+    closed_loop: Annotated[int, Flag(metavar="N")] = Field(
         default=16, ge=0, description="Trajectories to resample with the student's embedding and decode; 0: none."
     )
 
@@ -52,7 +52,7 @@ class ClosedLoop(Flags):
 class ShownSteps(Flags):
     """Steps of the trajectories."""
 
-    timesteps: Annotated[tuple[int, ...] | None, Shown(metavar=_STEPS, text="")] = Field(
+    timesteps: Annotated[tuple[int, ...] | None, Flag(metavar=_STEPS, text="")] = Field(
         default=None, min_length=1, description="Steps of the trajectories to use; default: all."
     )
 
@@ -68,7 +68,7 @@ class CacheScoringOptions(BackboneCalls, ClosedLoop, ShownSteps):
     random_baseline: bool = Field(
         default=False, description="Also sample an untrained student in the closed loop of --cache."
     )
-    quantize: Annotated[Literal["cache"] | Quantization, Shown(group=MEMORY)] = Field(
+    quantize: Annotated[Literal["cache"] | Quantization, Flag(group=MEMORY)] = Field(
         default="cache", description="Weights of the transformer; cache: as recorded."
     )
     seed: int = Field(default=0, ge=0, description="Seed of --pocket's captions and noise, and of untrained weights.")

@@ -12,7 +12,7 @@ from secondcast.models.teacher.pipeline_inputs import (
     STEPS,
     ImageSize,
 )
-from secondcast.storage_schemas.schema.flags import Shown
+from secondcast.storage_schemas.schema.flags import Flag
 from secondcast.storage_schemas.schema.manifest import Dtype, Pooled, Quantization
 
 _IMAGES = "Images"
@@ -21,11 +21,11 @@ _IMAGES = "Images"
 class PictureOptions(ImageSize):
     """Every option that affects the images; None: the teacher's or the student's own."""
 
-    steps: Annotated[int, Shown(group=_IMAGES)] = Field(default=STEPS, ge=1, description="Sampling steps.")
-    guidance: Annotated[float, Shown(group=_IMAGES)] = Field(
+    steps: Annotated[int, Flag(group=_IMAGES)] = Field(default=STEPS, ge=1, description="Sampling steps.")
+    guidance: Annotated[float, Flag(group=_IMAGES)] = Field(
         default=GUIDANCE, ge=0, le=LARGEST_GUIDANCE, description="Guidance scale of FLUX."
     )
-    seed: Annotated[int, Shown(group=_IMAGES)] = Field(
+    seed: Annotated[int, Flag(group=_IMAGES)] = Field(
         default=0, ge=0, description="Seed of the noise, which is a function of seed and prompt."
     )
     text_length: int | None = Field(
@@ -38,6 +38,6 @@ class PictureOptions(ImageSize):
         default="zero", description="FLUX's pooled text input: zero as in scoring, or CLIP's as in FluxPipeline."
     )
     dtype: Dtype = Field(default="bfloat16", description="Compute dtype.")
-    quantize: Annotated[Quantization, Shown(group=MEMORY)] = Field(
+    quantize: Annotated[Quantization, Flag(group=MEMORY)] = Field(
         default="none", description="Quantize the transformer's blocks to 8 or 4 bits; the images differ slightly."
     )

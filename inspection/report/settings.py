@@ -14,7 +14,7 @@ from secondcast.evaluation.settings.cache_scoring import (
 )
 from secondcast.models.memory.options import SamplingMemory
 from secondcast.storage_schemas.errors import SettingsError
-from secondcast.storage_schemas.schema.flags import Shown
+from secondcast.storage_schemas.schema.flags import Flag
 
 _STRIPS = 64
 
@@ -33,27 +33,27 @@ def count_of_strips(text: str) -> int | None:
 class ReportSettings(BackboneCalls, ClosedLoop, VaeFolder):
     """The options of a report. num_strips: None stands for all."""
 
-    students: Annotated[tuple[Path, ...], Shown(flag="--student", metavar="RUN_OR_EXPORT")] = Field(
+    students: Annotated[tuple[Path, ...], Flag(flag="--student", metavar="RUN_OR_EXPORT")] = Field(
         default=(), description="Student to evaluate on held-out trajectories; may be repeated."
     )
-    evaluations: Annotated[tuple[Path, ...], Shown(flag="--evaluation", metavar="FILE.json")] = Field(
+    evaluations: Annotated[tuple[Path, ...], Flag(flag="--evaluation", metavar="FILE.json")] = Field(
         default=(), description="Evaluation of a student, written by `evaluate score --out`; may be repeated."
     )
-    num_strips: Annotated[int | None, Shown(metavar="N", text=str(_STRIPS))] = Field(
+    num_strips: Annotated[int | None, Flag(metavar="N", text=str(_STRIPS))] = Field(
         default=_STRIPS,
         ge=0,
         description="Number of film strips, half of them the hardest, half at random; 0: none; or all.",
     )
-    num_frames: Annotated[int | None, Shown(metavar="N")] = Field(
+    num_frames: Annotated[int | None, Flag(metavar="N")] = Field(
         default=None, ge=1, description="Steps shown in a film strip; default: all."
     )
-    frame_size: Annotated[int, Shown(metavar="PX")] = Field(
+    frame_size: Annotated[int, Flag(metavar="PX")] = Field(
         default=96, ge=16, le=1024, description="Largest side of a frame of a film strip."
     )
-    num_trajectories: Annotated[int, Shown(metavar="N")] = Field(
+    num_trajectories: Annotated[int, Flag(metavar="N")] = Field(
         default=TRAJECTORIES, ge=0, description="Held-out trajectories to evaluate students on; 0: none."
     )
-    max_norms: Annotated[int, Shown(metavar="N")] = Field(
+    max_norms: Annotated[int, Flag(metavar="N")] = Field(
         default=5000, ge=0, description="Maximum number of trajectories whose norms are read."
     )
     verify_checksums: bool = Field(

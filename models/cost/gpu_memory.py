@@ -136,7 +136,7 @@ def training_memory(
     dtype_bytes: int,
     batch_size: int,
     table_rows: int | None = None,
-    share: int = 1,
+    timesteps_per_sample: int = 1,
     gpu_bytes: float | None = None,
     averaged: bool = False,
 ) -> GpuMemory:
@@ -144,7 +144,7 @@ def training_memory(
 
     options: memory options of the backbone.
     batch_size: rows in a forward pass.
-    share: rows that share one forward pass of the student.
+    timesteps_per_sample: rows that share one forward pass of the student.
     table_rows, gpu_bytes: see held_weights.
     averaged: whether an EMA of the student's weights is kept.
     """
@@ -158,7 +158,7 @@ def training_memory(
     return GpuMemory(
         weights_bytes=weights,
         student_bytes=student.parameters * per_parameter,
-        sample_bytes=sample + -(-student.saved_bytes // share),
+        sample_bytes=sample + -(-student.saved_bytes // timesteps_per_sample),
         batch_size=batch_size,
     )
 

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from secondcast.storage_schemas.errors import SettingsError
-from secondcast.storage_schemas.schema.flags import Flags, Shown
+from secondcast.storage_schemas.schema.flags import Flag, Flags
 from secondcast.storage_schemas.schema.manifest import Dtype, Quantization
 
 Modulation = Literal["auto", "precomputed", "cpu", "gpu"]
@@ -32,7 +32,7 @@ def size_bytes(text: str) -> float:
 class GpuMemoryLimit(Flags):
     """Limit of GPU memory: a size that `size_bytes` reads, or AUTO."""
 
-    max_gpu_memory: Annotated[str | None, Shown(group=MEMORY, metavar="SIZE")] = Field(
+    max_gpu_memory: Annotated[str | None, Flag(group=MEMORY, metavar="SIZE")] = Field(
         default=None,
         description="GPU memory of a process to fit into, such as 16GiB (16GB is 14.9GiB), or auto for the free "
         "memory (in a plan: the memory of --gpu). Chooses the memory options that are not given, in training "
@@ -52,13 +52,13 @@ class GpuMemoryLimit(Flags):
 class WeightPlacement(Flags):
     """Placement of the frozen backbone's weights; every choice is exact, except modulation "cpu" with a GPU."""
 
-    modulation: Annotated[Modulation, Shown(group=MEMORY)] = Field(
+    modulation: Annotated[Modulation, Flag(group=MEMORY)] = Field(
         default="auto",
         description="Handling of the modulation weights, 27 % of FLUX: precomputed replaces them with their outputs, "
         "cpu keeps and computes them on the CPU, gpu keeps them on the GPU; auto: precomputed if pooled is zero, "
         "else cpu if the GPU is small (build: gpu).",
     )
-    gpu_blocks: Annotated[int | None, Shown(group=MEMORY, metavar="N")] = Field(
+    gpu_blocks: Annotated[int | None, Flag(group=MEMORY, metavar="N")] = Field(
         default=None,
         ge=0,
         description="Number of transformer blocks kept on the GPU; the others are streamed from pinned host memory.",
@@ -68,7 +68,7 @@ class WeightPlacement(Flags):
 class AttentionBackend(Flags):
     """The attention backend of the backbone."""
 
-    attention_backend: Annotated[str | None, Shown(group=MEMORY, rare=True)] = Field(
+    attention_backend: Annotated[str | None, Flag(group=MEMORY, rare=True)] = Field(
         default=None, description="diffusers' attention backend for the transformer. Default: torch's own."
     )
 
@@ -76,7 +76,7 @@ class AttentionBackend(Flags):
 class BackboneCall(AttentionBackend):
     """How the backbone computes in a replay."""
 
-    backbone_dtype: Annotated[RecordedDtype, Shown(group=MEMORY, rare=True)] = Field(
+    backbone_dtype: Annotated[RecordedDtype, Flag(group=MEMORY, rare=True)] = Field(
         default="cache", description="Compute dtype of the transformer; cache: as recorded."
     )
 
@@ -136,16 +136,16 @@ class MemoryOptions(WeightPlacement):
     to_be_chosen: ClassVar[bool] = False
     """Whether --max-gpu-memory may still choose options that are not given."""
 
-    activation_checkpointing: Annotated[int, Shown(group=MEMORY, metavar="N")] = Field(
+    activation_checkpointing: Annotated[int, Flag(group=MEMORY, metavar="N")] = Field(
         default=0,
         ge=0,
         description="Recompute every N-th block of the transformer in the backward pass, to save memory; 0: none.",
     )
-    quantize: Annotated[Quantization, Shown(group=MEMORY)] = Field(
+    quantize: Annotated[Quantization, Flag(group=MEMORY)] = Field(
         default="none",
         description="Quantize the transformer's blocks to 8 or 4 bits; this biases the teacher, see --replay-check.",
     )
-    compile: Annotated[bool, Shown(group=MEMORY, rare=True)] = Field(
+    compile: Annotated[bool, Flag(group=MEMORY, rare=True)] = Field(
         default=False, description="Compile the transformer's blocks, once per shape: faster, with different rounding."
     )
 

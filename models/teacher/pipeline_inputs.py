@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from secondcast.storage_schemas.schema.flags import Flags, Shown
+from secondcast.storage_schemas.schema.flags import Flag, Flags
 
 LARGEST_GUIDANCE = 1e6
 """The transformer multiplies it by 1000 in bfloat16: much larger values are not finite."""
@@ -18,13 +18,13 @@ _IMAGES = "Images"
 class ImageSize(Flags):
     """The size of images; all None: the teacher's own."""
 
-    resolution: Annotated[int | None, Shown(group=_IMAGES)] = Field(
+    resolution: Annotated[int | None, Flag(group=_IMAGES)] = Field(
         default=None, ge=1, description="Side of square images in pixels. Default: 512, or the teacher's own."
     )
-    height: Annotated[int | None, Shown(group=_IMAGES)] = Field(
+    height: Annotated[int | None, Flag(group=_IMAGES)] = Field(
         default=None, ge=1, description="Height of images in pixels, with --width, instead of --resolution."
     )
-    width: Annotated[int | None, Shown(group=_IMAGES)] = Field(
+    width: Annotated[int | None, Flag(group=_IMAGES)] = Field(
         default=None, ge=1, description="Width of images in pixels, with --height."
     )
 

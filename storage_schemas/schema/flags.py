@@ -11,7 +11,7 @@ from secondcast.storage_schemas.schema.problems import first_problem
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class Flag:
     """Presentation of a field as an option, beyond its name, type, default and description.
 
     flag: name on the command line, if different from the field's.

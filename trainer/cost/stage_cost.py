@@ -81,7 +81,7 @@ class Costs:
                 options=settings.memory,
                 dtype_bytes=self._dtype_bytes(settings),
                 batch_size=self.rows(stage),
-                share=stage.timesteps_per_sample,
+                timesteps_per_sample=stage.timesteps_per_sample,
                 table_rows=self.table_rows,
                 gpu_bytes=self.gpu_bytes,
                 averaged=settings.ema_decay is not None,

@@ -154,7 +154,7 @@ def _orders(
             batch_size=stage.batch_size,
             # A seed of its own for each stage and group, which would otherwise repeat the same order.
             seed=mix(seed, stage_number, number) if stage_number or number else seed,
-            share=stage.timesteps_per_sample if vision else 1,
+            timesteps_per_sample=stage.timesteps_per_sample if vision else 1,
         )
 
 

@@ -39,13 +39,13 @@ Key = tuple[int, int]
 class BatchSpec:
     """A batch to read: rows (position, k), for the vision loss or for an embedding loss (which ignores k).
 
-    share: number of consecutive rows that are steps of one trajectory.
+    timesteps_per_sample: number of consecutive rows that are steps of one trajectory.
     embeddings: whether a replay batch includes the teacher's embeddings.
     """
 
     replays: bool
     rows: Rows
-    share: int = 1
+    timesteps_per_sample: int = 1
     embeddings: bool = False
 
 
@@ -54,7 +54,7 @@ class Batch:
     """Rows for the vision loss: latent, target, conditions, step number k, and their text.
 
     source: index of one of their caches; all have the same sampling settings.
-    share: number of rows per row of text.
+    timesteps_per_sample: number of rows per row of text.
     encoder_hidden_states_BTD: None unless requested.
     modulation_BM: M modulation values in the backbone's dtype, computed from pooled_BP, timestep_B and guidance_B; None
         if the backbone computes them.
@@ -68,7 +68,7 @@ class Batch:
     timestep_B: torch.Tensor
     guidance_B: torch.Tensor | None
     step_B: torch.Tensor
-    share: int = 1
+    timesteps_per_sample: int = 1
     encoder_hidden_states_BTD: torch.Tensor | None = None
     modulation_BM: torch.Tensor | None = None
 
@@ -172,13 +172,17 @@ class ReplayDataset:
     def _read(self, request: BatchSpec, turn: int) -> Batch | EmbeddingBatch:
         batch: Batch | EmbeddingBatch
         if request.replays:
-            batch = self._read_replay(request.rows, turn, share=request.share, embeddings=request.embeddings)
+            batch = self._read_replay(
+                request.rows, turn, timesteps_per_sample=request.timesteps_per_sample, embeddings=request.embeddings
+            )
         else:
             batch = self._read_embeddings([position for position, _ in request.rows], turn)
         # The copy from pinned memory to the GPU overlaps with computation; on a CPU pinning costs a copy.
         return _each_tensor(batch, torch.Tensor.pin_memory) if self._device.type == "cuda" else batch
 
-    def _read_replay(self, rows: Rows, turn: int = 0, *, share: int = 1, embeddings: bool = False) -> Batch:
+    def _read_replay(
+        self, rows: Rows, turn: int = 0, *, timesteps_per_sample: int = 1, embeddings: bool = False
+    ) -> Batch:
         source = self.trajectory_of(rows[0][0])[0]
         sampling = self._manifest(source).sampling
         shape = (len(rows), sampling.image_tokens, sampling.channels)
@@ -192,17 +196,18 @@ class ReplayDataset:
             guidance_B[row] = trajectory.guidance if trajectory.guidance is not None else np.nan
         dtype = to_torch(velocity_BSC).dtype
         prompts = [self.prompt_of(position) for position, _ in rows]
+        texts = prompts[::timesteps_per_sample]
         batch = Batch(
             source=source,
-            token_ids_BT=self._token_ids(prompts[::share]),
+            token_ids_BT=self._token_ids(texts),
             hidden_states_BSC=to_torch(hidden_states_BSC),
             velocity_BSC=to_torch(velocity_BSC),
             pooled_BP=to_torch(np.stack([self._pooled.get(prompt, self._read_pooled) for prompt in prompts])),
             timestep_B=torch.tensor([sampling.timesteps[k] for _, k in rows], dtype=dtype),
             guidance_B=None if sampling.guidance is None else torch.from_numpy(guidance_B),
             step_B=torch.tensor([k for _, k in rows]),
-            share=share,
-            encoder_hidden_states_BTD=to_torch(self._embeddings_of(prompts[::share], turn)) if embeddings else None,
+            timesteps_per_sample=timesteps_per_sample,
+            encoder_hidden_states_BTD=to_torch(self._embeddings_of(texts, turn)) if embeddings else None,
         )
         return self._with_modulation(batch)
 
@@ -257,7 +262,7 @@ class ReplayDataset:
         embedding, latent = teacher.text_length * teacher.text_width, sampling.image_tokens * sampling.channels
         rows = len(request.rows)
         elements = rows * 2 * latent if request.replays else rows * embedding
-        elements += rows // request.share * embedding if request.embeddings else 0
+        elements += rows // request.timesteps_per_sample * embedding if request.embeddings else 0
         size_bytes = elements * DTYPES[sampling.dtype].itemsize
         if request.replays and self._host_modulation is not None:
             size_bytes += rows * self._host_modulation.row_bytes

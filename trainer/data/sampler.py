@@ -74,9 +74,9 @@ class Part:
 class Sampler:
     """Selects the trajectories and timesteps of each optimizer step.
 
-    kind: "shuffled": random steps of shuffled trajectories; `share` consecutive rows are different steps of one
-        trajectory. "sequential", as in the paper: a batch of trajectories from the first step to the last, one step
-        per optimizer step.
+    kind: "shuffled": random steps of shuffled trajectories; `timesteps_per_sample` consecutive rows are different steps
+        of one trajectory. "sequential", as in the paper: a batch of trajectories from the first step to the last, one
+        step per optimizer step.
     parts: caches that a batch may mix, all with K = `steps` steps.
     """
 
@@ -85,14 +85,18 @@ class Sampler:
     steps: int
     batch_size: int
     seed: int
-    share: int = 1
+    timesteps_per_sample: int = 1
 
     def __post_init__(self) -> None:
-        if self.share > 1 and self.kind != "shuffled":
-            raise ValueError(f"share is {self.share} in the order {self.kind!r}, expected 1 or the order 'shuffled'")
-        if self.batch_size % self.share or self.share > self.steps:
+        if self.timesteps_per_sample > 1 and self.kind != "shuffled":
             raise ValueError(
-                f"share is {self.share}, expected a divisor of the batch size {self.batch_size}, at most {self.steps}"
+                f"timesteps_per_sample is {self.timesteps_per_sample} in the order {self.kind!r}, expected 1 or the "
+                f"order 'shuffled'"
+            )
+        if self.batch_size % self.timesteps_per_sample or self.timesteps_per_sample > self.steps:
+            raise ValueError(
+                f"timesteps_per_sample is {self.timesteps_per_sample}, expected a divisor of the batch size "
+                f"{self.batch_size}, at most {self.steps}"
             )
 
     def batch(self, optimizer_step: int) -> list[Row]:
@@ -100,16 +104,16 @@ class Sampler:
         if self.kind == "sequential":
             walk, k = divmod(optimizer_step, self.steps)
             return [(self._trajectory(walk * self.batch_size + row), k) for row in range(self.batch_size)]
-        items = self.batch_size // self.share
+        items = self.batch_size // self.timesteps_per_sample
         first = optimizer_step * items
         return [(self._trajectory(item), k) for item in range(first, first + items) for k in self._steps(item)]
 
     def _steps(self, item: int) -> list[int]:
-        if self.share == 1:
+        if self.timesteps_per_sample == 1:
             return [mix(self.seed, item, self.steps) % self.steps]
         return [
             shuffled_position(turn, count=self.steps, seed=self.seed, epoch=mix(item, self.steps))
-            for turn in range(self.share)
+            for turn in range(self.timesteps_per_sample)
         ]
 
     def _trajectory(self, item: int) -> int:
@@ -145,14 +149,15 @@ class InterleavedSampler:
         return self._orders[who].batch(before * self._walk + k)
 
 
-def rank_slice(rows: Sequence[Row], *, rank: int, ranks: int, share: int) -> Sequence[Row]:
+def rank_slice(rows: Sequence[Row], *, rank: int, ranks: int, rows_per_pass: int) -> Sequence[Row]:
     """Rows of process `rank` of `ranks`: an equal part of the batch; the parts in rank order are the batch.
 
     ValueError unless the batch divides by `ranks`, because the rows of a step must not depend on `ranks`.
     """
-    if len(rows) % (ranks * share):
+    if len(rows) % (ranks * rows_per_pass):
         raise ValueError(
-            f"batch of {len(rows)} rows, expected a multiple of {ranks} processes x {share} rows per forward pass"
+            f"batch of {len(rows)} rows, expected a multiple of {ranks} processes x {rows_per_pass} rows per forward "
+            f"pass"
         )
     if not 0 <= rank < ranks:
         raise ValueError(f"rank is {rank}, expected 0 to {ranks - 1}")

@@ -64,6 +64,6 @@ def full_norm(norm: torch.Tensor) -> torch.Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def shell_of(student: Student) -> Student:
+def full_student_of(student: Student) -> Student:
     """A copy of an unsharded student on the host, to save checkpoints with; its values do not matter."""
     return copy.deepcopy(student).cpu().eval().requires_grad_(False)

@@ -37,11 +37,12 @@ def vision_loss(
 ) -> torch.Tensor:
     """Mean squared difference, in fp32, of the backbone's prediction and the cached one (paper, equation 3).
 
-    embedding_BTD: the student's, any float dtype, a row for every batch.share rows; it is rounded to the backbone's.
+    embedding_BTD: the student's, any float dtype, a row for every batch.timesteps_per_sample rows; it is rounded to the
+        backbone's.
     weights_K: fp32, multiplies the mean of a row by its step; None leaves the rows alike.
     """
-    if batch.share > 1:
-        embedding_BTD = embedding_BTD.repeat_interleave(batch.share, dim=0)
+    if batch.timesteps_per_sample > 1:
+        embedding_BTD = embedding_BTD.repeat_interleave(batch.timesteps_per_sample, dim=0)
     found_BSC = replay(backbone, embedding_BTD, batch)
     if weights_K is None:
         return difference(found_BSC, batch.velocity_BSC, huber)
@@ -50,7 +51,7 @@ def vision_loss(
 
 
 def row_errors(backbone: FluxBackbone, embedding_BTD: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Mean squared difference, in fp32, of each row of a batch (whose share is 1): [B]."""
+    """Mean squared difference, in fp32, of each row of a batch (whose timesteps_per_sample is 1): [B]."""
     found_BSC = replay(backbone, embedding_BTD, batch)
     return differences(found_BSC, batch.velocity_BSC, None).flatten(1).mean(1)
 

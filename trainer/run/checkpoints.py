@@ -59,14 +59,14 @@ def save_checkpoint(
     *,
     averaged: Student | None,
     processes: Distributed = SINGLE_PROCESS,
-    shell: Student | None = None,
+    full_student: Student | None = None,
 ) -> Path:
     """Atomically write RUN/checkpoint-<step> after `step` steps. All processes call it, the first one writes.
 
     An entry of that name that is not a checkpoint of the run is renamed and reported with `say`.
 
     averaged: the student to validate and export (an EMA), if it is not the one in training.
-    shell: an unsharded student of the writing process, if the student is sharded.
+    full_student: an unsharded student of the writing process, if the student is sharded.
 
     Raises RunError if the checkpoint cannot be written.
     """
@@ -77,9 +77,9 @@ def save_checkpoint(
     judged = averaged or student
     if processes.sharded:
         whole = full_tensors(judged.named_parameters(), keep=keep)
-        if shell is not None:
-            shell.load_state_dict(whole, strict=False)
-            judged = shell
+        if full_student is not None:
+            full_student.load_state_dict(whole, strict=False)
+            judged = full_student
     final = run / checkpoint_name(step)
     processes.broadcast_from_rank0(lambda: _write(final, judged, tokenizer, tensors, {"step": step, **state}, say))
     return final

@@ -12,12 +12,12 @@ from typer.models import OptionInfo
 from secondcast import cli
 from secondcast.commands.shell.flags import GroupedCommand, add_command
 from secondcast.storage_schemas.errors import SettingsError
-from secondcast.storage_schemas.schema.flags import Flags, Shown
+from secondcast.storage_schemas.schema.flags import Flag, Flags
 from tests.project.test_imports import MODULES
 
 
 class Base(Flags):
-    size: Annotated[int | None, Shown(group="Shape", metavar="N")] = Field(default=None, ge=1, le=9, description="S.")
+    size: Annotated[int | None, Flag(group="Shape", metavar="N")] = Field(default=None, ge=1, le=9, description="S.")
 
 
 class Sample(Base):
@@ -25,9 +25,9 @@ class Sample(Base):
     kind: Literal["a"] | Literal["b", "c"] = Field(default="a", description="K.")
     on: bool = Field(default=False, description="O.")
     off: bool = Field(default=True, description="F.")
-    rare: Annotated[float, Shown(rare=True)] = Field(default=0.5, gt=0, lt=1, description="R.")
+    rare: Annotated[float, Flag(rare=True)] = Field(default=0.5, gt=0, lt=1, description="R.")
     many: tuple[str, ...] = Field(default=(), description="M.")
-    inner: Annotated[int, Shown(hidden=True)] = 3
+    inner: Annotated[int, Flag(hidden=True)] = 3
 
 
 def run(*words):

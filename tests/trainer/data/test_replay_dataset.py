@@ -78,14 +78,17 @@ def test_batches_read_ahead_are_those_read_one_by_one(folder, kind, pool_bytes):
 
 
 def test_rows_that_share_a_trajectory_read_its_text_once_and_the_teachers_if_asked(folder):
-    order = Sampler(kind="shuffled", parts=(Part(count=COUNT),), steps=STEPS, batch_size=4, seed=3, share=2)
-    requests = [BatchSpec(replays=True, rows=order.batch(n), share=2, embeddings=bool(n % 2)) for n in range(6)]
+    shared = {"timesteps_per_sample": 2}
+    order = Sampler(
+        kind="shuffled", parts=(Part(count=COUNT),), steps=STEPS, batch_size=4, seed=3, timesteps_per_sample=2
+    )
+    requests = [BatchSpec(replays=True, rows=order.batch(n), **shared, embeddings=bool(n % 2)) for n in range(6)]
     dataset = dataset_of(folder)
     with dataset.prefetch(requests) as batches:
         found = list(batches)
     for request, batch in zip(requests, found, strict=True):
         alone = dataset.replay_batch(request.rows)
-        assert torch.equal(batch.token_ids_BT, alone.token_ids_BT[::2]) and batch.share == 2
+        assert torch.equal(batch.token_ids_BT, alone.token_ids_BT[::2]) and batch.timesteps_per_sample == 2
         assert torch.equal(batch.hidden_states_BSC, alone.hidden_states_BSC)
         assert batch.step_B.tolist() == [k for _, k in request.rows]
         prompts = [dataset.prompt_of(position) for position, _ in request.rows[::2]]
@@ -122,16 +125,16 @@ def test_reading_from_a_later_step_on_is_the_rest_of_the_whole(folder, first):
 def test_the_parts_of_all_ranks_in_order_are_the_global_batch(parts, ranks, kind, count, step, seed):
     order = Sampler(kind=kind, parts=(Part(count=count),), steps=5, batch_size=parts * ranks, seed=seed)
     batch = order.batch(step)
-    of_ranks = [rank_slice(batch, rank=rank, ranks=ranks, share=1) for rank in range(ranks)]
+    of_ranks = [rank_slice(batch, rank=rank, ranks=ranks, rows_per_pass=1) for rank in range(ranks)]
     assert [row for rows in of_ranks for row in rows] == batch
     assert all(len(rows) == parts for rows in of_ranks)
 
 
 def test_ranks_that_do_not_divide_the_batch_are_refused():
     with pytest.raises(ValueError, match="batch of 4 rows, expected a multiple of 3 processes x 1 rows per forward"):
-        rank_slice(an_order().batch(0), rank=0, ranks=3, share=1)
+        rank_slice(an_order().batch(0), rank=0, ranks=3, rows_per_pass=1)
     with pytest.raises(ValueError, match="rank is 2, expected 0 to 1"):
-        rank_slice(an_order().batch(0), rank=2, ranks=2, share=1)
+        rank_slice(an_order().batch(0), rank=2, ranks=2, rows_per_pass=1)
 
 
 def test_damage_is_raised_as_itself_where_its_batch_is_asked_for(tmp_path):

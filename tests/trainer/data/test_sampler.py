@@ -76,7 +76,7 @@ def test_batches_go_on_across_the_end_of_an_epoch():
 def test_rows_that_share_a_forward_are_different_steps_of_one_trajectory(share, groups, spare, count, step, seed):
     order = Sampler(
         kind="shuffled", parts=(Part(count=count),), steps=share + spare, batch_size=share * groups, seed=seed,
-        share=share,
+        timesteps_per_sample=share,
     )  # fmt: skip
     rows = order.batch(step)
     assert rows == order.batch(step) and len(rows) == share * groups
@@ -87,7 +87,7 @@ def test_rows_that_share_a_forward_are_different_steps_of_one_trajectory(share, 
 
 
 def test_shared_batches_draw_every_trajectory_once_an_epoch_and_all_steps_alike():
-    order = Sampler(kind="shuffled", parts=(Part(count=40),), steps=5, batch_size=8, seed=0, share=4)
+    order = Sampler(kind="shuffled", parts=(Part(count=40),), steps=5, batch_size=8, seed=0, timesteps_per_sample=4)
     epoch = [row for n in range(20) for row in order.batch(n)]
     assert set(Counter(position for position, _ in epoch).values()) == {4}
     steps = Counter(k for n in range(500) for _, k in order.batch(n))
@@ -96,29 +96,29 @@ def test_shared_batches_draw_every_trajectory_once_an_epoch_and_all_steps_alike(
 
 def test_the_order_of_shared_batches_is_pinned():
     # A resumed run of any version depends on it: do not edit.
-    order = Sampler(kind="shuffled", parts=(Part(count=10),), steps=5, batch_size=4, seed=1, share=2)
+    order = Sampler(kind="shuffled", parts=(Part(count=10),), steps=5, batch_size=4, seed=1, timesteps_per_sample=2)
     assert [order.batch(n) for n in (0, 7)] == [[(7, 2), (7, 0), (3, 0), (3, 1)], [(3, 3), (3, 2), (6, 3), (6, 4)]]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "sequential"}, "share is 2 in the order 'sequential', expected 1"),
-        ({"batch_size": 5}, "share is 2, expected a divisor of the batch size 5, at most 4"),
-        ({"steps": 1}, "share is 2, expected a divisor of the batch size 6, at most 1"),
+        ({"kind": "sequential"}, "timesteps_per_sample is 2 in the order 'sequential', expected 1"),
+        ({"batch_size": 5}, "timesteps_per_sample is 2, expected a divisor of the batch size 5, at most 4"),
+        ({"steps": 1}, "timesteps_per_sample is 2, expected a divisor of the batch size 6, at most 1"),
     ],
 )
 def test_what_cannot_share_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        usual = {"kind": "shuffled", "parts": (Part(count=9),), "steps": 4, "batch_size": 6, "seed": 0, "share": 2}
-        Sampler(**usual | changes)
+        usual = {"kind": "shuffled", "parts": (Part(count=9),), "steps": 4, "batch_size": 6, "seed": 0}
+        Sampler(**usual | changes, timesteps_per_sample=2)
 
 
 def test_a_process_takes_whole_groups_of_rows_that_share():
-    order = Sampler(kind="shuffled", parts=(Part(count=9),), steps=4, batch_size=8, seed=0, share=4)
-    assert rank_slice(order.batch(3), rank=1, ranks=2, share=4) == order.batch(3)[4:]
+    order = Sampler(kind="shuffled", parts=(Part(count=9),), steps=4, batch_size=8, seed=0, timesteps_per_sample=4)
+    assert rank_slice(order.batch(3), rank=1, ranks=2, rows_per_pass=4) == order.batch(3)[4:]
     with pytest.raises(ValueError, match="batch of 8 rows, expected a multiple of 4 processes x 4 rows per forward"):
-        rank_slice(order.batch(0), rank=0, ranks=4, share=4)
+        rank_slice(order.batch(0), rank=0, ranks=4, rows_per_pass=4)
 
 
 SHARES = st.lists(st.fractions(min_value=Fraction(1, 1000), max_value=1000, max_denominator=1000), min_size=1)
