@@ -23,9 +23,9 @@ from secondcast.cache_builder.teacher_models import load_backbone
 from secondcast.cache_builder.worker import WorkerConfig
 from secondcast.cache_builder.workers.job import Job
 from secondcast.cache_builder.workers.local import run_local_workers
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.device import quiet_libraries
-from secondcast.models.reference_pipeline import ReferencePipeline
+from secondcast.models.families.reference import ReferencePipeline
 from secondcast.models.teacher.folder import TeacherFolder, build_parts, find_teacher
 from secondcast.pocket import TEACHER_FOLDER
 from secondcast.pocket.world import captions
@@ -49,9 +49,14 @@ def settings_of(asked: argparse.Namespace, prompts: Path) -> BuildSettings:
 class Bare:
     """FluxPipeline over all batches of a cache whose embeddings are there."""
 
-    def __init__(self, cache: Cache, teacher: TeacherFolder, backbone: FluxBackbone, batch_size: int) -> None:
+    def __init__(self, cache: Cache, teacher: TeacherFolder, backbone: Backbone, batch_size: int) -> None:
         self._sampling, self._backbone = cache.manifest.sampling, backbone
-        self._pipeline = ReferencePipeline(teacher, backbone)
+        self._pipeline = ReferencePipeline(
+            teacher.family,
+            backbone.transformer,
+            scheduler_config=teacher.config("scheduler"),
+            vae_config=teacher.config("vae"),
+        )
         self._starts = []
         for first in range(0, len(cache.layout), batch_size):
             start = prepare_batch(cache, range(first, min(first + batch_size, len(cache.layout))))
@@ -85,7 +90,7 @@ def measure_bare(asked: argparse.Namespace, prompts: Path, folder: Path) -> None
     teacher, device = find_teacher(asked.teacher, build_parts("zero")), torch.device(asked.device)
     settings = settings_of(asked, prompts)
     rates: dict[str, list[float]] = {"bare": [], "build": []}
-    backbone: FluxBackbone | None = None
+    backbone: Backbone | None = None
     for turn in range(asked.rounds + 1):
         writer = open_build(folder / f"cache-{turn}", settings, teacher, device, Silent())
         builder = ShardBuilder(writer, teacher, WorkerConfig(batch_size=asked.batch_size), device, Silent())
@@ -104,7 +109,7 @@ def measure_bare(asked: argparse.Namespace, prompts: Path, folder: Path) -> None
     print(f"build / bare      {statistics.median(ratios):8.3f}  ({ratios[0]:.3f} to {ratios[-1]:.3f})")
 
 
-def _sample(writer: CacheWriter, backbone: FluxBackbone, asked: argparse.Namespace) -> None:
+def _sample(writer: CacheWriter, backbone: Backbone, asked: argparse.Namespace) -> None:
     shards = writer.missing("trajectories")
     cache = Cache.open(str(writer.folder))
     run_sample_stage(

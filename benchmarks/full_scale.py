@@ -14,7 +14,7 @@ compiled ones triton, which comes with torch's wheels for CUDA, and a C compiler
 online: the loop of the paper: T5-XXL encodes, the teacher predicts, the student encodes, the backbone with the
     student's embedding, backward, AdamW, Euler step; every step. +checkpointed, +compiled: held so.
 plain, checkpointed, streamed, table (models/memory/modulation_table.py), +compiled: the same steps from a cache, the
-    backbone held as `secondcast train` holds it with these options (FluxBackbone.holding).
+    backbone held as `secondcast train` holds it with these options (Backbone.holding).
 int8, fp8, nf4: quantized (models/memory/quantized.py), with a table, checkpointed. None of them compiled: torch 2.13
     refuses the single block, of which two outputs share memory, with torchao 0.18's weights.
 fsdp2: PyTorch's fully_shard of each block with CPUOffloadPolicy, checkpointed, to compare with streamed.
@@ -52,7 +52,7 @@ from benchmarks.full_scale_plan import Calculated, Group, Place, estimated_secon
 from benchmarks.full_scale_rows import GIB, HEADER, Row, impose, machine
 from benchmarks.full_scale_step import Measured, Training, offline_steps, online_steps
 from benchmarks.random_teacher import SCALES, Scale, Shape, random_text_encoder, random_transformer, record
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.cost.matrix_rate import matrix_rate
 from secondcast.models.device import quiet_libraries, usable_device
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
@@ -121,7 +121,7 @@ class Bench:
             _forget(self.device)
             impose(self.device, None)
 
-    def _prepare(self, group: Group, calculated: Calculated) -> FluxBackbone:
+    def _prepare(self, group: Group, calculated: Calculated) -> Backbone:
         caches = {place.shape: self.caches[place.shape] for place in group.places}
         return prepare(
             MODES[group.mode],
@@ -139,7 +139,7 @@ class Bench:
         group: Group,
         place: Place,
         calculated: Calculated,
-        backbone: FluxBackbone | None,
+        backbone: Backbone | None,
         text_encoder: TeacherTextEncoder | None,
         problem: str | None,
     ) -> None:
@@ -160,7 +160,7 @@ class Bench:
         group: Group,
         place: Place,
         calculated: Calculated,
-        backbone: FluxBackbone,
+        backbone: Backbone,
         text_encoder: TeacherTextEncoder | None,
     ) -> Row:
         _forget(self.device)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.random_teacher import Scale, random_transformer
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.geometry import recorded_geometry
 from secondcast.models.memory.checkpointing import activation_checkpointing
 from secondcast.models.memory.compiling import check_compiler
@@ -23,7 +23,7 @@ from secondcast.storage_schemas.schema.manifest import Manifest, Quantization
 
 @dataclass(frozen=True, kw_only=True)
 class Mode:
-    """A way to hold the transformer: what FluxBackbone.load would do with these options.
+    """A way to hold the transformer: what Backbone.load would do with these options.
 
     like: the online mode that a step's time is compared with. streams: as many blocks are resident as there is room
     for. fsdp2: the blocks are given to PyTorch's FSDP2 instead, which has no option of ours; `options` count its FLOPs.
@@ -103,7 +103,7 @@ def prepare(
     batch_rows: int,
     resident: int | None,
     home: torch.device,
-) -> FluxBackbone:
+) -> Backbone:
     """The random transformer, held in this way, for these caches; its geometry is that of the first one.
 
     home: where its weights lie before, as those lie on the host that `load` reads.
@@ -115,8 +115,8 @@ def prepare(
         activation_checkpointing(transformer, mode.options.activation_checkpointing)
         _shard(transformer, device)
         # Parameters that FSDP2 holds lie elsewhere than where they compute.
-        return FluxBackbone(transformer, geometry, text_length=text_length, device=device)
-    return FluxBackbone.holding(
+        return Backbone(transformer, geometry, text_length=text_length, device=device)
+    return Backbone.holding(
         transformer,
         geometry,
         text_length=text_length,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from benchmarks.random_teacher import random_student
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.geometry import recorded_geometry
 from secondcast.models.sampler import euler_step
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
@@ -40,7 +40,7 @@ class Training:
     student: source of its configuration. `first_gradient`: of its parameters, flat, fp32, on the host.
     """
 
-    def __init__(self, student: str, backbone: FluxBackbone, cache: Cache, batch_size: int) -> None:
+    def __init__(self, student: str, backbone: Backbone, cache: Cache, batch_size: int) -> None:
         self.device, self.manifest, self.batch_size = backbone.device, cache.manifest, batch_size
         self.backbone = backbone.at(recorded_geometry(self.manifest.sampling))
         self.dataset = ReplayDataset([Source(cache=cache, indices=cache.indices()[:batch_size])], device=self.device)

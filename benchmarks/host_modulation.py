@@ -10,6 +10,7 @@ import time
 import torch
 from diffusers import FluxTransformer2DModel
 
+from secondcast.models.families.flux import FLUX
 from secondcast.models.memory.host_modulation import HostModulation, take_to_host
 from secondcast.models.memory.modulation_table import modulated_norms
 from secondcast.models.teacher.planned import planned_teacher
@@ -45,7 +46,7 @@ def some_of_flux_dev(blocks: int, dtype: torch.dtype) -> tuple[HostModulation, i
         transformer = FluxTransformer2DModel.from_config(
             {**config, "num_layers": blocks, "num_single_layers": 2 * blocks}
         ).to(dtype)
-    linears = [norm.linear for norm in modulated_norms(transformer)]
+    linears = [norm.linear for norm in modulated_norms(transformer, FLUX.anatomy)]
     for module in (transformer.time_text_embed, *linears):
         # Pages that nothing was written to would not be read from memory.
         for weight in module.to_empty(device="cpu").requires_grad_(False).parameters():

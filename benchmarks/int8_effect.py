@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.geometry import recorded_geometry
 from secondcast.models.schedule import DTYPES
 from secondcast.models.student.student import load_student, student_folder
@@ -35,7 +35,7 @@ def main() -> None:
     indices = np.concatenate([cache.indices()[held], cache.indices()[~held]])[: flags.limit]
     dataset = ReplayDataset([Source(cache=cache, indices=indices)], device=torch.device("cpu"))
     student = load_student(student_folder(Path(flags.student)))
-    backbone = FluxBackbone.load(
+    backbone = Backbone.load(
         TEACHER_FOLDER,
         recorded_geometry(manifest.sampling),
         text_length=manifest.teacher.text_length,

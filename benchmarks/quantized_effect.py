@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.geometry import recorded_geometry
 from secondcast.models.memory.modulation_table import recorded_conditions
 from secondcast.models.memory.options import MemoryOptions
@@ -23,8 +23,8 @@ from secondcast.trainer.losses.vision import replay
 KINDS: tuple[Quantization, ...] = ("int8", "fp8", "nf4")
 
 
-def load(folder: Path, manifest: Manifest, dtype: str, kind: Quantization, rows: int) -> FluxBackbone:
-    return FluxBackbone.load(
+def load(folder: Path, manifest: Manifest, dtype: str, kind: Quantization, rows: int) -> Backbone:
+    return Backbone.load(
         folder,
         recorded_geometry(manifest.sampling),
         text_length=manifest.teacher.text_length,
@@ -35,7 +35,7 @@ def load(folder: Path, manifest: Manifest, dtype: str, kind: Quantization, rows:
     )
 
 
-def gradient(backbone: FluxBackbone, text_BTD: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def gradient(backbone: Backbone, text_BTD: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Velocity, and the gradient of a random weighted sum of it."""
     text_BTD = text_BTD.detach().clone().requires_grad_()
     velocity_BSC = replay(backbone, text_BTD, batch).float()

@@ -13,7 +13,7 @@ from secondcast.cache_builder.opening.new_manifest import outline_manifest
 from secondcast.cache_builder.sample_stage import run_sample_stage
 from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.cache_builder.text_stage import run_text_stage
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.cost.text import student_config
 from secondcast.models.geometry import recorded_geometry
 from secondcast.models.schedule import DTYPES
@@ -116,7 +116,7 @@ def random_transformer(scale: Scale, device: torch.device, home: torch.device | 
 
 def random_text_encoder(scale: Scale, device: torch.device) -> TeacherTextEncoder:
     """T5-XXL's encoder, the same weights each time."""
-    config = planned_teacher(scale.teacher)[0].config("text_encoder_2")
+    config = planned_teacher(scale.teacher)[0].config("large_text_encoder")
     with torch.device("meta"):
         model = T5EncoderModel(T5Config.from_dict(config))
     _fill([model], DTYPES[scale.dtype], device, device)
@@ -153,7 +153,7 @@ def record(
     writer = CacheWriter.create_or_resume(str(folder), manifest, prompts, teacher.tokenizer_files())
     how: dict[str, Any] = {"done": 0, "share": len(prompts), "batch_size": len(prompts), "progress": Silent()}
     run_text_stage(writer, text_encoder, writer.missing("embeddings"), **how)
-    backbone = FluxBackbone(transformer, recorded_geometry(manifest.sampling), text_length=manifest.teacher.text_length)
+    backbone = Backbone(transformer, recorded_geometry(manifest.sampling), text_length=manifest.teacher.text_length)
     run_sample_stage(writer, Cache.open(str(folder)), backbone, writer.missing("trajectories"), **how)
     writer.finish()
     return Cache.open(str(folder))

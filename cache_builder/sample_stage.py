@@ -14,10 +14,11 @@ from secondcast.cache_builder.pipeline.background_writer import BackgroundWriter
 from secondcast.cache_builder.pipeline.encoding import WORTH_BYTES, EncodingProcess
 from secondcast.cache_builder.pipeline.host_copies import HostCopies
 from secondcast.cache_builder.provenance import provenance
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.noise import draw_guidance, draw_noise
+from secondcast.models.recorded_backbone import recorded_schedule
 from secondcast.models.sampler import Predict, sample
-from secondcast.models.schedule import DTYPES, Schedule
+from secondcast.models.schedule import DTYPES
 from secondcast.storage_schemas.progress import Bar, Progress, size_text
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import Arrays, fields_of
@@ -31,7 +32,7 @@ Tensors = dict[str, torch.Tensor]
 def run_sample_stage(
     writer: CacheWriter,
     cache: Cache,
-    backbone: FluxBackbone,
+    backbone: Backbone,
     shards: Sequence[ShardRange],
     *,
     done: int,
@@ -106,7 +107,7 @@ def _joined(cache: Cache, parts: Iterable[Future[Arrays]]) -> Arrays:
 
 
 def sample_shard(
-    cache: Cache, backbone: FluxBackbone, shard: ShardRange, batch_size: int, bar: Bar, check: Callable[[], None]
+    cache: Cache, backbone: Backbone, shard: ShardRange, batch_size: int, bar: Bar, check: Callable[[], None]
 ) -> Arrays:
     """The arrays of one shard, in turn; `check` is called before each batch and may raise."""
     with HostCopies(backbone.device) as copies:
@@ -171,7 +172,7 @@ def prepare_batch(cache: Cache, indices: range) -> Start:
     )
 
 
-def bind_conditions(backbone: FluxBackbone, start: Start) -> Predict:
+def bind_conditions(backbone: Backbone, start: Start) -> Predict:
     """The backbone with text and guidance of a batch bound in."""
     embedding_BTD = start.embedding_BTD.to(backbone.device)
     guidance_B = None if start.guidance_B is None else start.guidance_B.to(backbone.device)
@@ -183,10 +184,10 @@ def bind_conditions(backbone: FluxBackbone, start: Start) -> Predict:
     return predict
 
 
-def _sample_batch(cache: Cache, backbone: FluxBackbone, start: Start) -> Tensors:
+def _sample_batch(cache: Cache, backbone: Backbone, start: Start) -> Tensors:
     sampling = cache.manifest.sampling
     noise_BSC = start.noise_BSC.to(device=backbone.device, dtype=DTYPES[sampling.dtype])
-    schedule = Schedule(sigmas=sampling.sigmas, timesteps=sampling.timesteps)
+    schedule = recorded_schedule(cache.manifest)
     trajectories = sample(bind_conditions(backbone, start), noise_BSC, schedule)
     tensors = {"velocity": trajectories.velocity_BKSC, "final_latent": trajectories.final_latent_BSC}
     if sampling.storage.latents == "stored":

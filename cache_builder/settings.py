@@ -8,7 +8,6 @@ from secondcast.cache_builder.prompts.sources import PromptSource
 from secondcast.models.memory.options import AttentionBackend, MemoryOptions, SamplingMemory
 from secondcast.models.teacher.pipeline_inputs import (
     LARGEST_GUIDANCE,
-    LARGEST_TEXT_LENGTH,
     STEPS,
     ImageSize,
 )
@@ -94,7 +93,7 @@ class OutlineSettings(StoredAs, ImageSize, PromptLimit):
         default=0, ge=0, lt=2**63, description="Seed of the noise, which is a function of seed, prompt and sample."
     )
     text_length: Annotated[int | None, Flag(group=_TEACHER)] = Field(
-        default=None, ge=1, description="Text tokens for T5, up to 512; default: 77, or the teacher's own."
+        default=None, ge=1, description="Text tokens for T5; default: 77, or the teacher's own."
     )
     pooled: Annotated[Pooled, Flag(group=_TEACHER)] = Field(
         default="zero", description="FLUX's pooled text input: zero as in the paper, or CLIP's."
@@ -129,13 +128,6 @@ class OutlineSettings(StoredAs, ImageSize, PromptLimit):
         if not self.guidance:
             raise ValueError("guidance is empty, expected at least one value, such as 3.5 or 2.0:5.0:0.5")
         return self
-
-    @field_validator("text_length")
-    @classmethod
-    def _text_length_is_the_pipelines(cls, value: int | None) -> int | None:
-        if value is not None and value > LARGEST_TEXT_LENGTH:
-            raise ValueError(f"FluxPipeline does not accept a max_sequence_length above {LARGEST_TEXT_LENGTH}")
-        return value
 
     @model_validator(mode="after")
     def _storage_holds_what_replay_needs(self) -> Self:

@@ -10,7 +10,7 @@ from secondcast.cache_builder.sample_stage import run_sample_stage
 from secondcast.cache_builder.teacher_models import TeacherModels
 from secondcast.cache_builder.text_stage import run_text_stage
 from secondcast.cache_builder.worker import WorkerConfig
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.memory.peak import PeakMemory, peak_memory
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.progress import Progress, size_text
@@ -50,7 +50,7 @@ class ShardBuilder:
             run_sample_stage(self._cache, self._embeddings, self.backbone(), shards, **self._counts("trajectories"))
             self._keep_peak("sample")
 
-    def backbone(self) -> FluxBackbone:
+    def backbone(self) -> Backbone:
         """The transformer; it stays loaded until `release`."""
         return self._models.backbone(self._config.attention_backend)
 

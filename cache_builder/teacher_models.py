@@ -6,7 +6,7 @@ import torch
 
 from secondcast.cache_builder.settings import placed
 from secondcast.models.attention import RECORDED_NATIVE, backend_of_record, check_attention
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.cost.gpu_memory import table_rows, text_stage_memory
 from secondcast.models.cost.placement import Placement, SamplingCost, place
 from secondcast.models.cost.text import text_encoder_cost
@@ -48,7 +48,7 @@ class TeacherModels:
         self.manifest, self.teacher, self.device = manifest, teacher, device
         self._memory, self._batch_size, self._progress = memory, batch_size, progress or Silent()
         self._encoder: TeacherTextEncoder | None = None
-        self._backbone: FluxBackbone | None = None
+        self._backbone: Backbone | None = None
         self._usable: set[str] = set()
 
     def text_encoder(self) -> TeacherTextEncoder:
@@ -60,7 +60,7 @@ class TeacherModels:
             self._encoder = TeacherTextEncoder.load(self.teacher, dtype=dtype, device=self.device, pooled=pooled)
         return self._encoder
 
-    def backbone(self, attention_backend: str | None) -> FluxBackbone:
+    def backbone(self, attention_backend: str | None) -> Backbone:
         """Load the transformer and set its attention backend; None for diffusers' default."""
         if self._backbone is None:
             self._begin_stage()
@@ -81,7 +81,7 @@ class TeacherModels:
         backend = backend_of_record(name)
         if name not in self._usable:
             dtype = DTYPES[self.manifest.sampling.dtype]
-            check_attention(backend, self.manifest.teacher.backbone_config, dtype=dtype, device=self.device)
+            check_attention(backend, self.teacher, dtype=dtype, device=self.device)
             self._usable.add(name)
         return backend
 
@@ -105,7 +105,7 @@ def load_backbone(
     memory: SamplingMemory = SamplingMemory(),
     batch_size: int = 1,
     progress: Progress | None = None,
-) -> FluxBackbone:
+) -> Backbone:
     """Load the teacher's transformer with the geometry, dtype and quantization of a manifest.
 
     memory: where its weights go; its limit chooses what is not given.
@@ -116,7 +116,7 @@ def load_backbone(
     if (found := placement(manifest, memory, batch_size, device)) is not None:
         options = found.options
         (progress or Silent()).say(found.text(free_bytes(str(memory.max_gpu_memory), device)))
-    return FluxBackbone.load(
+    return Backbone.load(
         teacher.path,
         recorded_geometry(sampling),
         text_length=manifest.teacher.text_length,

@@ -27,9 +27,9 @@ def tokenised_prompts(
 
     text_length: None for the teacher's own.
     """
-    tokenizer = load_tokenizer(teacher.part("tokenizer_2"))
+    tokenizer = load_tokenizer(teacher.part("large_tokenizer"))
     all_ids = token_ids_of(tokenizer, [source.text for source in texts])
-    length = text_length or teacher.text_length
+    length = teacher.checked_text_length(text_length)
     prompts = [
         Prompt(
             id=prompt_id(source.text),

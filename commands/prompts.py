@@ -77,7 +77,7 @@ def _names(read: "PromptsRead") -> dict[str, int]:
 def _token_facts(read: "PromptsRead", teacher: str) -> dict[str, Any]:
     from secondcast.cache_builder.prompts.lengths import prompt_lengths
 
-    return asdict(prompt_lengths([text.text for text in read.texts], resolve_teacher(teacher, ("tokenizer_2",))))
+    return asdict(prompt_lengths([text.text for text in read.texts], resolve_teacher(teacher, ("large_tokenizer",))))
 
 
 def _print_counts(read: "PromptsRead", facts: dict[str, Any]) -> None:

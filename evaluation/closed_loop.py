@@ -9,7 +9,8 @@ from secondcast.evaluation.held_out import HeldOut
 from secondcast.evaluation.pictures.distances import psnr_db, ssim
 from secondcast.evaluation.replaying import Conditions, EmbedPrompts, filled_batches, on_device
 from secondcast.evaluation.results import SampledResult
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
+from secondcast.models.recorded_backbone import recorded_schedule
 from secondcast.models.sampler import sample
 from secondcast.models.schedule import Schedule
 from secondcast.models.teacher.image_decoder import ImageDecoder
@@ -27,7 +28,7 @@ RECORDED = "recorded"
 @torch.no_grad()
 def closed_loop(
     cache: Cache,
-    backbone: FluxBackbone,
+    backbone: Backbone,
     decoder: ImageDecoder,
     text_encoders: Mapping[str, EmbedPrompts],
     trajectories: Sequence[HeldOut],
@@ -43,8 +44,7 @@ def closed_loop(
     keep: receives each image once, the recorded one of a trajectory before those of the text encoders.
     """
     found: dict[str, list[_Distances]] = {name: [] for name in text_encoders}
-    sampling = cache.manifest.sampling
-    schedule = Schedule(sigmas=sampling.sigmas, timesteps=sampling.timesteps)
+    schedule = recorded_schedule(cache.manifest)
     total = len(trajectories) * len(text_encoders)
     with progress.bar("closed loop", total=total, done=0, unit="images") as bar:
         for batch, kept in filled_batches(trajectories, batch_size):
@@ -75,7 +75,7 @@ def _pass_on(keep: Keep | None, name: str, batch: Sequence[HeldOut], pictures: S
 
 
 def _sampled(
-    backbone: FluxBackbone,
+    backbone: Backbone,
     schedule: Schedule,
     noise_BSC: torch.Tensor,
     text_BTD: torch.Tensor,

@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 
 from secondcast.evaluation.pictures.folder import PictureFolder, PictureSettings
-from secondcast.evaluation.sampling import Generator, picture_geometry, sampling_cost
+from secondcast.evaluation.sampling import Generator, sampling_cost
 from secondcast.evaluation.settings.generating import PictureOptions
 from secondcast.evaluation.text_encoder import TEACHER, TextEncoder, open_text_encoder
 from secondcast.models.cost.gpu_memory import CUDA_BYTES
 from secondcast.models.cost.placement import place
+from secondcast.models.families.family import Role
 from secondcast.models.memory.host_memory import free_host_bytes
 from secondcast.models.memory.options import MemoryOptions, SamplingMemory
 from secondcast.models.memory.peak import release_memory
@@ -152,7 +153,7 @@ class _Embeddings:
 
 def _text_device(teacher: TeacherFolder, device: torch.device, memory_bytes: float, progress: Progress) -> torch.device:
     """The GPU for the teacher's text encoder if its files fit, else the CPU."""
-    needed = CUDA_BYTES + sum(file.stat().st_size for file in teacher.part("text_encoder_2").glob("*.safetensors"))
+    needed = CUDA_BYTES + sum(file.stat().st_size for file in teacher.part("large_text_encoder").glob("*.safetensors"))
     if needed <= memory_bytes:
         return device
     progress.say(f"the text encoder ({size_text(needed)}) does not fit into the limit: it encodes on the CPU")
@@ -171,8 +172,10 @@ def _passes(batches: Sequence[range], encoder: TextEncoder) -> Iterator[Sequence
 
 
 def _settings(asked: PictureOptions, teacher: TeacherFolder, *, student: str, text_length: int) -> PictureSettings:
-    geometry = picture_geometry(teacher, resolution=asked.resolution, height=asked.height, width=asked.width)
-    parts = ("transformer", "vae", *(("text_encoder",) if asked.pooled == "clip" else ()))
+    geometry = teacher.geometry(asked)
+    parts: tuple[Role, ...] = ("transformer", "vae")
+    if asked.pooled == "clip":
+        parts = (*parts, "pooled_text_encoder")
     return PictureSettings.from_flags(
         student=student,
         teacher=digest([*(teacher.weight_hashes(part) for part in parts), teacher.config("scheduler")]),
@@ -181,7 +184,7 @@ def _settings(asked: PictureOptions, teacher: TeacherFolder, *, student: str, te
         width=geometry.width,
         steps=asked.steps,
         schedule="diffusers",
-        guidance=asked.guidance if teacher.config("transformer")["guidance_embeds"] else None,
+        guidance=asked.guidance if teacher.family.takes_guidance(teacher.config("transformer")) else None,
         seed=asked.seed,
         dtype=asked.dtype,
         pooled=asked.pooled,

@@ -18,7 +18,7 @@ from secondcast.evaluation.results import ClosedLoop, Computed, Evaluated, Evalu
 from secondcast.evaluation.sampling import FLOAT32_BYTES
 from secondcast.evaluation.settings.cache_scoring import CacheScoring
 from secondcast.models.attention import check_attention, recorded_attention
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.cost.gpu_memory import table_rows
 from secondcast.models.cost.placement import SamplingCost, place
 from secondcast.models.cost.transformer import CallShapes, backbone_cost, decoding_bytes, vae_parameters
@@ -168,7 +168,7 @@ class CacheEvaluator:
         return ClosedLoop(trajectories=tuple(places), text_encoders={"student": result["student"]} | teacher | result)
 
     @cached_property
-    def backbone(self) -> FluxBackbone:
+    def backbone(self) -> Backbone:
         """Load the transformer that the cache was recorded with; see backbone_of."""
         return backbone_of(
             self.cache,
@@ -236,14 +236,14 @@ def backbone_of(
     progress: Progress,
     *,
     student_parameters: int,
-) -> FluxBackbone:
+) -> Backbone:
     """Load the recorded transformer of a cache; TeacherError for another, SettingsError, MissingExtraError.
 
     student_parameters: of the students on the GPU, for --max-gpu-memory.
     """
     options, dtype = settings.memory_of(cache.manifest), DTYPES[settings.dtype_of(cache.manifest)]
     check_quantizer(options.quantize)
-    check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)
+    check_attention(settings.attention_backend, teacher, dtype=dtype, device=device)
     if settings.max_gpu_memory is not None:
         memory_bytes = free_bytes(settings.max_gpu_memory, device)
         # The students are on the GPU already: what is free is without them.
@@ -298,7 +298,7 @@ def scoring_cost(
     if settings.closed_loop:
         vae = teacher.config("vae")
         parameters += vae_parameters(vae)
-        decoding = decoding_bytes(vae, recorded_geometry(sampling))
+        decoding = decoding_bytes(vae, teacher.family, recorded_geometry(sampling))
     return SamplingCost(
         backbone=backbone_cost(CallShapes.of(manifest).model_copy(update={"dtype": dtype})),
         dtype_bytes=itemsize,

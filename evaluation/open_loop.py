@@ -10,7 +10,8 @@ import torch
 from secondcast.evaluation.held_out import HeldOut
 from secondcast.evaluation.replaying import Conditions, EmbedPrompts, filled_batches, on_device
 from secondcast.evaluation.results import StepErrors
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
+from secondcast.models.recorded_backbone import recorded_schedule
 from secondcast.storage_schemas.errors import NonFiniteError
 from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.reader import Cache
@@ -28,7 +29,7 @@ class _Inputs:
     conditions: Conditions
 
     @classmethod
-    def of(cls, cache: Cache, rows: Sequence[tuple[Trajectory, int]], backbone: FluxBackbone) -> Self:
+    def of(cls, cache: Cache, rows: Sequence[tuple[Trajectory, int]], backbone: Backbone) -> Self:
         latents, velocities = (
             on_device(arrays, backbone.device)
             for arrays in (
@@ -36,11 +37,12 @@ class _Inputs:
                 [trajectory.velocity_KSC[k] for trajectory, k in rows],
             )
         )
-        timesteps = [cache.manifest.sampling.timesteps[k] for _, k in rows]
+        schedule = recorded_schedule(cache.manifest)
+        timestep_B = torch.tensor([schedule.timesteps[k] for _, k in rows], dtype=schedule.timestep_dtype)
         return cls(
             hidden_states_BSC=latents,
             velocity_BSC=velocities,
-            timestep_B=torch.tensor(timesteps, dtype=latents.dtype, device=backbone.device),
+            timestep_B=timestep_B.to(backbone.device),
             conditions=Conditions.of(cache, [trajectory for trajectory, _ in rows], backbone),
         )
 
@@ -48,7 +50,7 @@ class _Inputs:
 @torch.no_grad()
 def open_loop(
     cache: Cache,
-    backbone: FluxBackbone,
+    backbone: Backbone,
     encoders: Mapping[str, EmbedPrompts],
     trajectories: Sequence[HeldOut],
     steps: Sequence[int],
@@ -82,13 +84,13 @@ def open_loop(
     }
 
 
-def _row_errors(backbone: FluxBackbone, embedding_BTD: torch.Tensor, inputs: _Inputs) -> Array:
+def _row_errors(backbone: Backbone, embedding_BTD: torch.Tensor, inputs: _Inputs) -> Array:
     """[B, 2] float64: relative error and mean squared difference of each row, differences in fp32."""
     found_BSC = backbone.predict(
         inputs.hidden_states_BSC.to(backbone.dtype),
         embedding_BTD.to(backbone.dtype),
         inputs.conditions.pooled_BP,
-        inputs.timestep_B.to(backbone.dtype),
+        inputs.timestep_B.to(backbone.timestep_dtype),
         inputs.conditions.guidance_B,
     )
     wanted_BSC = inputs.velocity_BSC.float()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from secondcast.evaluation.text_encoder import student_digest
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.student.student import Student, check_fits, load_student, student_folder, untrained_like
 from secondcast.models.student.tokens import StudentTokens, own_tokens
 from secondcast.storage_schemas.errors import StudentError
@@ -98,7 +98,7 @@ class Conditions:
     guidance_B: torch.Tensor | None
 
     @classmethod
-    def of(cls, cache: Cache, trajectories: Sequence[Trajectory], backbone: FluxBackbone) -> Self:
+    def of(cls, cache: Cache, trajectories: Sequence[Trajectory], backbone: Backbone) -> Self:
         """The recorded conditions of these trajectories, on the backbone's device."""
         pooled_BP = to_torch(np.stack([cache.pooled(trajectory.prompt) for trajectory in trajectories]))
         guidance_B = None

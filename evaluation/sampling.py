@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from secondcast.evaluation.pictures.folder import PictureSettings
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.cost.placement import SamplingCost
 from secondcast.models.cost.transformer import (
     CallShapes,
@@ -16,14 +16,15 @@ from secondcast.models.cost.transformer import (
     decoding_bytes,
     vae_parameters,
 )
-from secondcast.models.geometry import Geometry, geometry_of, vae_scale_factor
+from secondcast.models.geometry import Geometry
 from secondcast.models.memory.modulation_table import Conditions
 from secondcast.models.memory.options import PLAIN, MemoryOptions
 from secondcast.models.noise import draw_noise
 from secondcast.models.sampler import sample
-from secondcast.models.schedule import DTYPES, Schedule, pipeline_schedule
+from secondcast.models.schedule import DTYPES, Schedule
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.image_decoder import ImageDecoder
+from secondcast.models.teacher.pipeline_inputs import ImageSize
 from secondcast.models.teacher.text_encoder import cut_token_ids, load_tokenizer, token_ids_of
 from secondcast.storage_schemas.progress import Bar
 from secondcast.storage_schemas.schema.fields import Array
@@ -54,7 +55,7 @@ class Generator:
     The pooled vector is zero unless given, and the schedule is FluxPipeline's, independent of any cache.
     """
 
-    backbone: FluxBackbone
+    backbone: Backbone
     decoder: ImageDecoder
     schedule: Schedule
     geometry: Geometry
@@ -87,16 +88,16 @@ class Generator:
         batch_rows: usual number of rows per call, for a modulation table; None: without a table.
         pooled_varies: whether pooled vectors will be given.
         """
-        geometry = picture_geometry(teacher, resolution=resolution, height=height, width=width)
-        schedule = pipeline_schedule(
-            teacher.config("scheduler"), steps=steps, image_tokens=geometry.image_tokens, dtype=dtype
+        geometry = teacher.geometry(ImageSize(resolution=resolution, height=height, width=width))
+        schedule = teacher.family.schedule(
+            "diffusers", teacher.config("scheduler"), steps=steps, image_tokens=geometry.image_tokens, dtype=dtype
         )
         conditions = None
         if batch_rows is not None and not pooled_varies:
-            value = guidance if teacher.config("transformer")["guidance_embeds"] else None
+            value = guidance if teacher.family.takes_guidance(teacher.config("transformer")) else None
             pairs = tuple((timestep, value) for timestep in schedule.timesteps)
             conditions = Conditions(pairs=pairs, batch_rows=batch_rows)
-        backbone = FluxBackbone.load(
+        backbone = Backbone.load(
             teacher.path,
             geometry,
             text_length=text_length or teacher.text_length,
@@ -118,7 +119,7 @@ class Generator:
 
     def token_ids(self, prompts: Sequence[str]) -> torch.Tensor:
         """Padded token ids, [N, T] int64."""
-        tokenizer = load_tokenizer(self.teacher.part("tokenizer_2"))
+        tokenizer = load_tokenizer(self.teacher.part("large_tokenizer"))
         length = self.teacher.text_length
         ids_NT = torch.full((len(prompts), length), tokenizer.pad_token_id, dtype=torch.int64)
         for row, ids in enumerate(token_ids_of(tokenizer, prompts)):
@@ -168,42 +169,28 @@ class Generator:
         return self.decoder.decode(walk.final_latent_BSC)
 
 
-def picture_geometry(
-    teacher: TeacherFolder, *, resolution: int | None, height: int | None, width: int | None
-) -> Geometry:
-    """The requested geometry: height and width, else a square of `resolution` or the teacher's own."""
-    side = resolution or teacher.resolution
-    return geometry_of(
-        height=height or side,
-        width=width or side,
-        scale_factor=vae_scale_factor(teacher.config("vae")),
-        channels=int(teacher.config("transformer")["in_channels"]),
-    )
-
-
 def sampling_cost(
     settings: PictureSettings, teacher: TeacherFolder, *, batch_size: int, student_parameters: int | None
 ) -> SamplingCost:
     """What sampling needs. student_parameters: None for the teacher's text encoder, which is freed before."""
-    config, geometry = (
-        teacher.config("transformer"),
-        picture_geometry(teacher, resolution=None, height=settings.height, width=settings.width),
-    )
+    family, config = teacher.family, teacher.config("transformer")
+    geometry = teacher.geometry(ImageSize(height=settings.height, width=settings.width))
     itemsize = DTYPES[settings.dtype].itemsize
     backbone = backbone_cost(
         CallShapes(
+            family=family.name,
             config=config,
             image_tokens=geometry.image_tokens,
             channels=geometry.channels,
             text_length=settings.text_length,
-            text_width=int(config["joint_attention_dim"]),
-            pooled_width=int(config["pooled_projection_dim"]),
+            text_width=family.text_width(config),
+            pooled_width=family.pooled_width(config),
             takes_guidance=settings.guidance is not None,
             dtype=settings.dtype,
         )
     )
     vae = teacher.config("vae")
-    clip = itemsize * clip_parameters(teacher.config("text_encoder")) if settings.pooled == "clip" else 0
+    clip = itemsize * clip_parameters(teacher.config("pooled_text_encoder")) if settings.pooled == "clip" else 0
     latent_bytes = geometry.image_tokens * geometry.channels * itemsize
     return SamplingCost(
         backbone=backbone,
@@ -212,7 +199,7 @@ def sampling_cost(
         beside_bytes=FLOAT32_BYTES * (vae_parameters(vae) + (student_parameters or 0)) + clip,
         # Latents and predictions of every step, and the final latent; the text embedding, in fp32 from a student.
         row_bytes=(2 * settings.steps + 1) * latent_bytes
-        + settings.text_length * int(config["joint_attention_dim"]) * (FLOAT32_BYTES + itemsize),
-        decoding_bytes=min(batch_size, geometry.decoded_at_once) * decoding_bytes(vae, geometry),
+        + settings.text_length * family.text_width(config) * (FLOAT32_BYTES + itemsize),
+        decoding_bytes=min(batch_size, geometry.decoded_at_once) * decoding_bytes(vae, family, geometry),
         table_rows=None if settings.pooled == "clip" else settings.steps,
     )

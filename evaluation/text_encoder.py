@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from secondcast.evaluation.sampling import Embed, OwnTokensEmbed
+from secondcast.models.families.family import Role
 from secondcast.models.student.folder import config_of
 from secondcast.models.student.student import Student, check_fits, load_student, student_folder, untrained_like
 from secondcast.models.student.tokens import StudentTokens, has_own_tokens, own_tokens
@@ -21,7 +22,7 @@ from secondcast.storage_schemas.schema.manifest import Pooled
 TEACHER = "teacher"
 """The name of the teacher's own text encoder; a folder with that name is ./teacher."""
 
-PICTURE_PARTS = ("transformer", "scheduler", "vae")
+PICTURE_PARTS: tuple[Role, ...] = ("transformer", "scheduler", "vae")
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 # The files of a tokenizer depend on its kind: every file name that only tokenizers use.
 _TOKENIZER_ENDINGS = (".json", ".model", ".txt")
@@ -76,12 +77,12 @@ def student_digest(folder: Path) -> str:
     return digest({"weights": weights_digest(folder), "config": config, "tokenizer": others})
 
 
-def teacher_parts(student: str, pooled: Pooled = "zero") -> tuple[str, ...]:
+def teacher_parts(student: str, pooled: Pooled = "zero") -> tuple[Role, ...]:
     """The required files of a teacher's folder: nothing of T5 for a student with its own tokenizer."""
     parts = PICTURE_PARTS if pooled == "zero" else (*PICTURE_PARTS, *POOLED_PARTS)
     if student == TEACHER:
-        return (*parts, "text_encoder_2", "tokenizer_2")
-    return parts if _has_tokenizer(student_folder(Path(student))) else (*parts, "tokenizer_2")
+        return (*parts, "large_text_encoder", "large_tokenizer")
+    return parts if _has_tokenizer(student_folder(Path(student))) else (*parts, "large_tokenizer")
 
 
 def open_text_encoder(
@@ -92,14 +93,14 @@ def open_text_encoder(
     text_length: for the teacher only; default: its own.
     Raises StudentError, TeacherError, SettingsError.
     """
-    width = int(teacher.config("transformer")["joint_attention_dim"])
+    width = teacher.family.text_width(teacher.config("transformer"))
     if student == TEACHER:
         # Loaded on first use: T5-XXL is not read if all images exist, or the request is refused.
         loaded = cache(lambda: TeacherTextEncoder.load(teacher, dtype=dtype, device=device))
-        length = text_length or teacher.text_length
-        weights = digest(teacher.weight_hashes("text_encoder_2"))
+        length = teacher.checked_text_length(text_length)
+        weights = digest(teacher.weight_hashes("large_text_encoder"))
         return TextEncoder(
-            token_ids=_t5_token_ids(teacher.part("tokenizer_2"), length),
+            token_ids=_t5_token_ids(teacher.part("large_tokenizer"), length),
             text_length=length,
             digest=weights,
             weights_digest=weights,
@@ -119,7 +120,7 @@ def open_text_encoder(
         )
     network.to(device)
     tokens = own_tokens(folder, network)
-    t5_folder = folder if tokens is not None or _has_tokenizer(folder) else teacher.part("tokenizer_2")
+    t5_folder = folder if tokens is not None or _has_tokenizer(folder) else teacher.part("large_tokenizer")
     guidance = getattr(network.config, "trained_guidance", None)
     return TextEncoder(
         token_ids=_t5_token_ids(t5_folder, trained_length) if tokens is None else tokens.batch,
@@ -157,7 +158,7 @@ def teacher_and_students(
     folder = student_folder(student)
     trained = load_student(folder).to(device)
     tokens = own_tokens(folder, trained)
-    width = int(teacher.config("transformer")["joint_attention_dim"])
+    width = teacher.family.text_width(teacher.config("transformer"))
     check_fits(trained, width, str(student))
     # A student with its own tokenizer may have positions for fewer tokens than the teacher.
     own, taught = trained.config.text_length, teacher.text_length

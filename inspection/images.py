@@ -8,12 +8,13 @@ from PIL import Image, ImageDraw
 
 from secondcast.evaluation.pictures.picture import enlarged
 from secondcast.inspection.sheet import GREY, LINE, font, lines_of
+from secondcast.models.families.registry import family_named
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.image_decoder import ImageDecoder, load_recorded_decoder
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.record import Trajectory
-from secondcast.storage_schemas.schema.derivation import predicted_clean_latent
 from secondcast.storage_schemas.schema.fields import Array
+from secondcast.storage_schemas.schema.manifest import Manifest
 
 SIDE = 96
 _GAP = 4
@@ -46,14 +47,13 @@ def shown_steps(steps: int, frames: int | None) -> list[int]:
     return sorted({round(step) for step in np.linspace(0, steps - 1, min(frames or steps, steps)).tolist()})
 
 
-def frame_latents(
-    trajectory: Trajectory, steps: Sequence[int], sigmas: Sequence[float]
-) -> tuple[list[Array], list[Array]]:
+def frame_latents(trajectory: Trajectory, steps: Sequence[int], manifest: Manifest) -> tuple[list[Array], list[Array]]:
     """Latents x_k and predicted clean latents of these steps, [S, C] in fp32 each."""
+    family, sigmas = family_named(manifest.teacher.family), manifest.sampling.sigmas
     latents_KSC, velocity_KSC = trajectory.hidden_states_KSC, trajectory.velocity_KSC
     # `inspect show` and the report count values that are not finite.
     with np.errstate(invalid="ignore", over="ignore"):
-        clean = [predicted_clean_latent(latents_KSC[k], velocity_KSC[k], sigmas[k]) for k in steps]
+        clean = [family.predicted_clean_latent(latents_KSC[k], velocity_KSC[k], sigmas[k]) for k in steps]
     return [latents_KSC[k].astype(np.float32) for k in steps], clean
 
 
@@ -73,7 +73,7 @@ def _strip(cache: Cache, decoder: ImageDecoder, trajectory: Trajectory, shown: S
     names = [*(f"{k}: sigma {sigmas[k]:.2f}" for k in shown), "final"]
     for column, name in enumerate(names):
         draw.text((_LEFT + column * (side + _GAP), top), name, fill=GREY, font=font(_SMALL_FONT))
-    for row, images in enumerate(_frames(decoder, trajectory, shown, sigmas)):
+    for row, images in enumerate(_frames(decoder, trajectory, shown, cache.manifest)):
         for column, image_HWC in enumerate(images):
             strip.paste(enlarged(image_HWC, side), (_LEFT + column * (side + _GAP), top + 16 + row * (side + _GAP)))
     for row, name in enumerate(("latent", "predicted\nclean")):
@@ -83,9 +83,9 @@ def _strip(cache: Cache, decoder: ImageDecoder, trajectory: Trajectory, shown: S
 
 
 def _frames(
-    decoder: ImageDecoder, trajectory: Trajectory, shown: Sequence[int], sigmas: Sequence[float]
+    decoder: ImageDecoder, trajectory: Trajectory, shown: Sequence[int], manifest: Manifest
 ) -> tuple[list[Array], list[Array]]:
-    latents, clean = frame_latents(trajectory, shown, sigmas)
+    latents, clean = frame_latents(trajectory, shown, manifest)
     final = _decoded(decoder, trajectory.final_latent_SC.astype(np.float32))
     return (
         [*(_decoded(decoder, latent) for latent in latents), final],

@@ -6,11 +6,11 @@ import numpy as np
 
 from secondcast.inspection.text_layout import entry_lines, table_lines
 from secondcast.inspection.token_pieces import token_pieces
+from secondcast.models.families.registry import family_named
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.record import Trajectory, trajectory_key
-from secondcast.storage_schemas.schema.derivation import predicted_clean_latent
 from secondcast.storage_schemas.schema.fields import Array
-from secondcast.storage_schemas.schema.manifest import Sampling
+from secondcast.storage_schemas.schema.manifest import Manifest
 
 # Samples shown on the line; the others are counted, and --json has all.
 _SAMPLES_SHOWN = 8
@@ -42,17 +42,18 @@ def describe(cache: Cache, index: int) -> dict[str, Any]:
         "final_latent_norm": _norm(final),
         "final_latent_rms": _rms(final),
         "final_latent_non_finite": _non_finite(final),
-        "steps": _steps(trajectory, sampling),
+        "steps": _steps(trajectory, cache.manifest),
     }
 
 
-def _steps(trajectory: Trajectory, sampling: Sampling) -> list[dict[str, Any]]:
+def _steps(trajectory: Trajectory, manifest: Manifest) -> list[dict[str, Any]]:
+    family, sampling = family_named(manifest.teacher.family), manifest.sampling
     hidden_states, steps = trajectory.hidden_states_KSC, []
     before: Array | None = None
     for k, (sigma, timestep) in enumerate(zip(sampling.sigmas[:-1], sampling.timesteps, strict=True)):
         velocity, latent = (array[k].astype(np.float32) for array in (trajectory.velocity_KSC, hidden_states))
         with np.errstate(invalid="ignore", over="ignore"):
-            clean: Array = predicted_clean_latent(hidden_states[k], trajectory.velocity_KSC[k], sigma)
+            clean: Array = family.predicted_clean_latent(hidden_states[k], trajectory.velocity_KSC[k], sigma)
             moved = None if before is None else _rms(clean - before)
         steps.append(
             {

@@ -1,17 +1,23 @@
 """The attention backend of a transformer: it affects the bits of results, so it is checked early and recorded."""
 
+from functools import partial
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import FluxTransformer2DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 from diffusers.utils.constants import DIFFUSERS_ATTN_BACKEND
 
+from secondcast.models.families.family import Family
+from secondcast.models.geometry import Geometry
+from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.errors import SettingsError, reason
 
 # torch's scaled_dot_product_attention: diffusers' default, and the name that records have for it.
 NATIVE = AttentionBackendName.NATIVE.value
 RECORDED_NATIVE = "sdpa"
+# In the trial of a backend.
+_TEXT_TOKENS = 8
 
 
 def recorded_attention(backend: str | None) -> str:
@@ -25,12 +31,10 @@ def backend_of_record(attention: str) -> str | None:
     return NATIVE if attention == RECORDED_NATIVE else attention
 
 
-def check_attention(
-    backend: str | None, backbone_config: dict[str, Any], *, dtype: torch.dtype, device: torch.device
-) -> None:
+def check_attention(backend: str | None, teacher: TeacherFolder, *, dtype: torch.dtype, device: torch.device) -> None:
     """Raise SettingsError unless diffusers knows this backend and it works here.
 
-    Runs two small blocks with the backbone's head size, before its weights are read.
+    Runs a block of each kind with the backbone's head size, and small otherwise, before its weights are read.
     """
     if backend in (None, NATIVE):
         return
@@ -40,7 +44,7 @@ def check_attention(
             f"--attention-backend {backend!r} is unknown to diffusers, expected one of {', '.join(known)}"
         )
     try:
-        _try(backend, backbone_config, dtype, device)
+        _try(backend, teacher.family, teacher.config("transformer"), dtype, device)
     # Missing or unsupported kernels raise many kinds of errors.
     except Exception as error:
         raise SettingsError(
@@ -49,7 +53,7 @@ def check_attention(
         ) from error
 
 
-def set_attention(transformer: FluxTransformer2DModel, backend: str | None) -> None:
+def set_attention(transformer: Any, backend: str | None) -> None:
     """Set the attention backend of a transformer; None for diffusers' default. Other models are not affected."""
     if backend is None:
         transformer.reset_attention_backend()
@@ -59,27 +63,23 @@ def set_attention(transformer: FluxTransformer2DModel, backend: str | None) -> N
         transformer.set_attention_backend(backend)
 
 
-def _try(backend: str, backbone_config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
-    transformer = FluxTransformer2DModel(
-        in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=backbone_config["attention_head_dim"],
-        num_attention_heads=1,
-        joint_attention_dim=4,
-        pooled_projection_dim=4,
-        axes_dims_rope=tuple(backbone_config["axes_dims_rope"]),
-    ).to(device=device, dtype=dtype)
+def _try(
+    backend: str, family: Family, backbone_config: dict[str, Any], dtype: torch.dtype, device: torch.device
+) -> None:
+    config = family.tiny_config(backbone_config)
+    transformer = getattr(diffusers, family.transformer).from_config(config).to(device=device, dtype=dtype)
     set_attention(transformer, backend)
+    geometry = Geometry(height=4, width=4, rows=4, columns=4, channels=config["in_channels"])
+    filled = partial(torch.ones, device=device, dtype=dtype)
     with torch.no_grad():
-        velocity_BSC = transformer(
-            hidden_states=torch.zeros(1, 16, 4, device=device, dtype=dtype),
-            timestep=torch.ones(1, device=device, dtype=dtype),
-            pooled_projections=torch.zeros(1, 4, device=device, dtype=dtype),
-            encoder_hidden_states=torch.zeros(1, 8, 4, device=device, dtype=dtype),
-            txt_ids=torch.zeros(8, 3, device=device, dtype=dtype),
-            img_ids=torch.zeros(16, 3, device=device, dtype=dtype),
-            return_dict=False,
-        )[0]
+        velocity_BSC = family.call(
+            transformer,
+            filled(1, geometry.image_tokens, geometry.channels),
+            filled(1, _TEXT_TOKENS, family.text_width(config)),
+            filled(1, family.pooled_width(config)),
+            filled(1, dtype=family.timestep_dtype(dtype)),
+            None,
+            family.positions(geometry, _TEXT_TOKENS, device=device, dtype=dtype),
+        )
     # Kernels run asynchronously: their errors appear when the result is read.
     velocity_BSC.float().sum().item()

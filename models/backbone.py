@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import diffusers
 import torch
-from diffusers import FluxTransformer2DModel
 
 from secondcast.models.attention import set_attention
 from secondcast.models.device import total_bytes
+from secondcast.models.families.registry import family_of_transformer
 from secondcast.models.geometry import Geometry
 from secondcast.models.memory.checkpointing import activation_checkpointing
 from secondcast.models.memory.compiling import compile_blocks
@@ -19,20 +20,18 @@ from secondcast.models.memory.modulation_table import Conditions, ModulationTabl
 from secondcast.models.memory.options import PLAIN, MemoryOptions
 from secondcast.models.memory.quantized import check_quantizer, quantize_blocks
 from secondcast.models.memory.streaming import stream_blocks
+from secondcast.models.teacher.configs import family_of_folder
 from secondcast.models.teacher.folder import part_source
 from secondcast.models.weights.checked_loading import load_checked
 from secondcast.storage_schemas.errors import SettingsError
 
 
-class FluxBackbone:
-    """FLUX's transformer (dev and schnell), frozen, in eval mode, for one geometry.
-
-    Calls the transformer exactly as FluxPipeline does: no attention mask, all text positions 0.
-    """
+class Backbone:
+    """A frozen transformer in eval mode, for one geometry, called exactly as its family's pipeline does."""
 
     def __init__(
         self,
-        transformer: FluxTransformer2DModel,
+        transformer: Any,
         geometry: Geometry,
         *,
         text_length: int,
@@ -42,13 +41,15 @@ class FluxBackbone:
     ) -> None:
         self.transformer = transformer.eval().requires_grad_(False)
         self.table, self.host_modulation = table, host_modulation
-        self.takes_guidance = bool(transformer.config.guidance_embeds)
+        self.family = family_of_transformer(transformer)
+        self.takes_guidance = self.family.takes_guidance(transformer.config)
         # Streamed weights are on the host. With quantized weights, transformer.dtype may be their storage dtype.
-        self.dtype, self.device = transformer.x_embedder.weight.dtype, device or transformer.device
+        entry = transformer.get_parameter(self.family.anatomy.text_entry)
+        self.dtype, self.device = entry.dtype, device or transformer.device
         self.attention_backend: str | None = None
-        self._image_ids_S3 = _image_ids(geometry).to(device=self.device, dtype=self.dtype)
-        self._text_ids_T3 = torch.zeros(text_length, 3, device=self.device, dtype=self.dtype)
-        self._pooled_width = int(transformer.config.pooled_projection_dim)
+        self._geometry, self._text_length = geometry, text_length
+        self._positions = self.family.positions(geometry, text_length, device=self.device, dtype=self.dtype)
+        self._pooled_width = self.family.pooled_width(transformer.config)
 
     @classmethod
     def load(
@@ -88,7 +89,7 @@ class FluxBackbone:
     @classmethod
     def holding(
         cls,
-        transformer: FluxTransformer2DModel,
+        transformer: Any,
         geometry: Geometry,
         *,
         text_length: int,
@@ -143,13 +144,18 @@ class FluxBackbone:
         other = type(self)(
             self.transformer,
             geometry,
-            text_length=len(self._text_ids_T3),
+            text_length=self._text_length,
             table=self.table,
             host_modulation=self.host_modulation,
             device=self.device,
         )
         other.attention_backend = self.attention_backend
         return other
+
+    @property
+    def timestep_dtype(self) -> torch.dtype:
+        """The dtype in which the transformer receives timesteps."""
+        return self.family.timestep_dtype(self.dtype)
 
     def zero_pooled(self, batch: int) -> torch.Tensor:
         """The pooled vector of the paper's training: zeros, [B, P]."""
@@ -167,24 +173,22 @@ class FluxBackbone:
     ) -> torch.Tensor:
         """velocity_BSC, for any number of text tokens. Gradients flow to `encoder_hidden_states_BTD`.
 
-        timestep_B: in [0, 1], of the backbone's dtype.
-        guidance_B: fp32, as in FluxPipeline.
+        timestep_B: as in the schedule, of `timestep_dtype`.
+        guidance_B: fp32, as in the pipeline.
         modulation_BM: result of host_modulation for these rows; None computes it now and waits for it.
 
         Raises SettingsError for conditions that a modulation table does not contain.
         """
         pooled_projections_BP = self._in_place_of_pooled(timestep_B, guidance_B, pooled_projections_BP, modulation_BM)
-        velocity_BSC: torch.Tensor = self.transformer(
-            hidden_states=hidden_states_BSC,
-            timestep=timestep_B,
-            guidance=guidance_B if self.takes_guidance else None,
-            pooled_projections=pooled_projections_BP,
-            encoder_hidden_states=encoder_hidden_states_BTD,
-            txt_ids=self._text_ids(encoder_hidden_states_BTD.shape[1]),
-            img_ids=self._image_ids_S3,
-            return_dict=False,
-        )[0]
-        return velocity_BSC
+        return self.family.call(
+            self.transformer,
+            hidden_states_BSC,
+            encoder_hidden_states_BTD,
+            pooled_projections_BP,
+            timestep_B,
+            guidance_B if self.takes_guidance else None,
+            self._positions_for(encoder_hidden_states_BTD.shape[1]),
+        )
 
     def _in_place_of_pooled(
         self,
@@ -223,19 +227,21 @@ class FluxBackbone:
             return "precomputed"
         return "cpu" if self.host_modulation is not None else None
 
-    def _text_ids(self, text_length: int) -> torch.Tensor:
-        if text_length != len(self._text_ids_T3):
-            self._text_ids_T3 = self._text_ids_T3.new_zeros(text_length, 3)
-        return self._text_ids_T3
+    def _positions_for(self, text_length: int) -> dict[str, torch.Tensor]:
+        if text_length != self._text_length:
+            self._text_length = text_length
+            self._positions = self.family.positions(self._geometry, text_length, device=self.device, dtype=self.dtype)
+        return self._positions
 
 
-def _read(folder: Path, dtype: torch.dtype) -> FluxTransformer2DModel:
+def _read(folder: Path, dtype: torch.dtype) -> Any:
     """Load on the host, where the weights are memory-mapped from their files until they are changed."""
-    part = folder / "transformer"
-    return load_checked(FluxTransformer2DModel, part, part_source(part), dtype=dtype)
+    family = family_of_folder(folder)
+    part = folder / family.parts["transformer"].folder
+    return load_checked(getattr(diffusers, family.transformer), part, part_source(part), dtype=dtype)
 
 
-def _takes_table(transformer: FluxTransformer2DModel, options: MemoryOptions, conditions: Conditions | None) -> bool:
+def _takes_table(transformer: Any, options: MemoryOptions, conditions: Conditions | None) -> bool:
     if options.modulation == "gpu":
         return False
     if conditions is not None:
@@ -249,15 +255,6 @@ def _takes_table(transformer: FluxTransformer2DModel, options: MemoryOptions, co
     return False
 
 
-def _takes_host(
-    transformer: FluxTransformer2DModel, options: MemoryOptions, device: torch.device, *, pooled_varies: bool
-) -> bool:
+def _takes_host(transformer: Any, options: MemoryOptions, device: torch.device, *, pooled_varies: bool) -> bool:
     whole_bytes = parameter_count(transformer) * transformer.dtype.itemsize
     return takes_host(options, pooled_varies=pooled_varies, weights_bytes=whole_bytes, gpu_bytes=total_bytes(device))
-
-
-def _image_ids(geometry: Geometry) -> torch.Tensor:
-    ids = torch.zeros(geometry.rows, geometry.columns, 3)
-    ids[..., 1] += torch.arange(geometry.rows)[:, None]
-    ids[..., 2] += torch.arange(geometry.columns)[None, :]
-    return ids.reshape(geometry.image_tokens, 3)

@@ -1,7 +1,6 @@
-"""From pixels to packed image tokens, as FluxPipeline does it: the VAE shrinks, 2 x 2 latents make a token."""
+"""From pixels to image tokens."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.manifest import Sampling
@@ -30,26 +29,20 @@ class Geometry:
         return self.rows * self.columns
 
 
-def vae_scale_factor(vae_config: dict[str, Any]) -> int:
-    """Pixels per latent: 2 for each block of the VAE after the first."""
-    return int(2 ** (len(vae_config["block_out_channels"]) - 1))
-
-
-def geometry_of(*, height: int, width: int, scale_factor: int, channels: int) -> Geometry:
-    """The geometry of an image size; SettingsError unless it divides into image tokens."""
-    token = 2 * scale_factor
+def geometry_of(*, height: int, width: int, token_px: int, channels: int) -> Geometry:
+    """The geometry of an image size; SettingsError unless it divides into image tokens of token_px x token_px."""
     for name, pixels in (("height", height), ("width", width)):
-        if pixels < token or pixels % token:
-            lower = max(token, pixels // token * token)
+        if pixels < token_px or pixels % token_px:
+            lower = max(token_px, pixels // token_px * token_px)
             raise SettingsError(
-                f"{name} is {pixels}, expected a multiple of {token}: this teacher packs {token} x {token} pixels "
-                f"into an image token; use {lower} or {lower + token}"
+                f"{name} is {pixels}, expected a multiple of {token_px}: this teacher packs {token_px} x {token_px} "
+                f"pixels into an image token; use {lower} or {lower + token_px}"
             )
-    return Geometry(height=height, width=width, rows=height // token, columns=width // token, channels=channels)
+    return Geometry(height=height, width=width, rows=height // token_px, columns=width // token_px, channels=channels)
 
 
 def recorded_geometry(sampling: Sampling) -> Geometry:
     """The geometry of a cache: rows and columns follow from height, width and image tokens."""
     # height / rows == width / columns == pixels per token side, and rows * columns == image tokens.
     side = round((sampling.height * sampling.width / sampling.image_tokens) ** 0.5)
-    return geometry_of(height=sampling.height, width=sampling.width, scale_factor=side // 2, channels=sampling.channels)
+    return geometry_of(height=sampling.height, width=sampling.width, token_px=side, channels=sampling.channels)

@@ -37,7 +37,7 @@ def sample(predict: Predict, noise_BSC: torch.Tensor, schedule: Schedule) -> Tra
     velocity_BKSC = torch.empty_like(hidden_states_BKSC)
     x_BSC = noise_BSC
     for k, timestep in enumerate(schedule.timesteps):
-        timestep_B = torch.full((batch,), timestep, device=noise_BSC.device, dtype=noise_BSC.dtype)
+        timestep_B = torch.full((batch,), timestep, device=noise_BSC.device, dtype=schedule.timestep_dtype)
         velocity_BSC = predict(x_BSC, timestep_B)
         hidden_states_BKSC[:, k], velocity_BKSC[:, k] = x_BSC, velocity_BSC
         x_BSC = euler_step(x_BSC, velocity_BSC, dt_K[k])

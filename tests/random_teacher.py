@@ -51,8 +51,12 @@ SCHNELL_SCHEDULER = {**DEV_SCHEDULER, "shift": 1.0, "use_dynamic_shifting": Fals
 
 
 def make_teacher(folder: Path, *, seed: int = 0, guidance: bool = True, **changes: Any) -> Path:
-    """Write a random teacher; `changes` replace entries of the transformer's or the T5's configuration."""
+    """Write a random teacher; `changes` replace entries of the transformer's or the T5's configuration.
+
+    pipeline: the class of diffusers that saves it.
+    """
     torch.manual_seed(seed)
+    pipeline_class = changes.pop("pipeline", FluxPipeline)
     tokenizer = _t5_tokenizer(changes.pop("text_length", 12))
     transformer_config = {
         "in_channels": 16,
@@ -69,7 +73,7 @@ def make_teacher(folder: Path, *, seed: int = 0, guidance: bool = True, **change
     for config in (transformer_config, text_config):
         config.update({key: changes.pop(key) for key in list(changes) if key in config})
     vae_config = {"block_out_channels": (8, 8), "sample_size": 16, **changes}
-    pipeline = FluxPipeline(
+    pipeline = pipeline_class(
         scheduler=FlowMatchEulerDiscreteScheduler.from_config(DEV_SCHEDULER if guidance else SCHNELL_SCHEDULER),
         vae=_vae(int(transformer_config["in_channels"]) // 4, **vae_config),
         text_encoder=_clip(int(transformer_config["pooled_projection_dim"])),

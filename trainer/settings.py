@@ -248,9 +248,11 @@ class RecordedWith(Record):
     """How the first cache of a run was recorded; pictures with its student use the same settings.
 
     teacher: the name given to the build.
+    family: of the teacher; runs of older versions are of the first one.
     """
 
     teacher: str
+    family: str = "flux"
     height: int
     width: int
     steps: int
@@ -263,6 +265,7 @@ class RecordedWith(Record):
         sampling = manifest.sampling
         return cls(
             teacher=split_revision(manifest.source)[0],
+            family=manifest.teacher.family,
             height=sampling.height,
             width=sampling.width,
             steps=sampling.steps,

@@ -1,12 +1,12 @@
-"""Invariants 1 to 3 on this device: the recording equals FluxPipeline's, its latents derive, and it replays."""
+"""Invariants 1 to 3 on this device: the recording equals the pipeline's, its latents derive, and it replays."""
 
 from dataclasses import dataclass
 
 import torch
 
 from secondcast.cache_builder.sample_stage import bind_conditions, prepare_batch
-from secondcast.models.backbone import FluxBackbone
-from secondcast.models.reference_pipeline import ReferencePipeline
+from secondcast.models.backbone import Backbone
+from secondcast.models.families.reference import ReferencePipeline
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.reader import Cache
@@ -25,7 +25,7 @@ class EquivalenceCheck:
 
 
 def check_equivalence(
-    cache: Cache, backbone: FluxBackbone, teacher: TeacherFolder, indices: range
+    cache: Cache, backbone: Backbone, teacher: TeacherFolder, indices: range
 ) -> list[EquivalenceCheck]:
     """Check a batch of committed trajectories; `indices` are one recorded batch of a shard."""
     recorded = [cache.trajectory(index) for index in indices]
@@ -37,28 +37,34 @@ def check_equivalence(
 
 
 def _equals_pipeline(
-    cache: Cache, backbone: FluxBackbone, teacher: TeacherFolder, indices: range, recorded: list[Trajectory]
+    cache: Cache, backbone: Backbone, teacher: TeacherFolder, indices: range, recorded: list[Trajectory]
 ) -> EquivalenceCheck:
-    sampling = cache.manifest.sampling
+    sampling, pipeline = cache.manifest.sampling, backbone.family.pipeline
     if sampling.schedule != "diffusers":
         return EquivalenceCheck(
-            invariant=1, holds=None, description=f"not checked: FluxPipeline has no schedule {sampling.schedule!r}"
+            invariant=1, holds=None, description=f"not checked: {pipeline} has no schedule {sampling.schedule!r}"
         )
     # A pipeline call has one guidance scale: compare the rows with the first one, in a batch of the same size.
     guidance = recorded[0].guidance
     start = prepare_batch(cache, indices)
-    latents_BSC = ReferencePipeline(teacher, backbone).final_latents(
-        start.noise_BSC.to(device=backbone.device, dtype=DTYPES[sampling.dtype]),
-        start.embedding_BTD.to(backbone.device),
-        start.pooled_BP.to(backbone.device),
-        guidance=guidance,
-        steps=sampling.steps,
-        height=sampling.height,
-        width=sampling.width,
-    )
+    with backbone.called_by_a_pipeline():
+        latents_BSC = ReferencePipeline(
+            teacher.family,
+            backbone.transformer,
+            scheduler_config=teacher.config("scheduler"),
+            vae_config=teacher.config("vae"),
+        ).final_latents(
+            start.noise_BSC.to(device=backbone.device, dtype=DTYPES[sampling.dtype]),
+            start.embedding_BTD.to(backbone.device),
+            start.pooled_BP.to(backbone.device),
+            guidance=guidance,
+            steps=sampling.steps,
+            height=sampling.height,
+            width=sampling.width,
+        )
     rows = [row for row, trajectory in enumerate(recorded) if trajectory.guidance == guidance]
     pairs = [(recorded[row].final_latent_SC, from_torch(latents_BSC[row])) for row in rows]
-    return _check(1, "final latents are FluxPipeline's, bit for bit", pairs)
+    return _check(1, f"final latents are {teacher.family.pipeline}'s, bit for bit", pairs)
 
 
 def _derives(cache: Cache, recorded: list[Trajectory]) -> EquivalenceCheck:
@@ -69,7 +75,7 @@ def _derives(cache: Cache, recorded: list[Trajectory]) -> EquivalenceCheck:
     return EquivalenceCheck(invariant=2, holds=True, description=said)
 
 
-def _replays(cache: Cache, backbone: FluxBackbone, indices: range, recorded: list[Trajectory]) -> EquivalenceCheck:
+def _replays(cache: Cache, backbone: Backbone, indices: range, recorded: list[Trajectory]) -> EquivalenceCheck:
     sampling = cache.manifest.sampling
     if sampling.storage.compression == "int8":
         return EquivalenceCheck(
@@ -79,7 +85,7 @@ def _replays(cache: Cache, backbone: FluxBackbone, indices: range, recorded: lis
     with torch.no_grad():
         for k, timestep in enumerate(sampling.timesteps):
             x_BSC = torch.stack([to_torch(t.hidden_states_KSC[k]) for t in recorded]).to(backbone.device)
-            timestep_B = torch.full((len(recorded),), timestep, device=backbone.device, dtype=backbone.dtype)
+            timestep_B = torch.full((len(recorded),), timestep, device=backbone.device, dtype=backbone.timestep_dtype)
             velocity_BSC = from_torch(predict(x_BSC, timestep_B))
             pairs += [(t.velocity_KSC[k], velocity_BSC[row]) for row, t in enumerate(recorded)]
     return _check(3, "the recorded embeddings replay to the recorded velocity, bit for bit", pairs)

@@ -5,8 +5,7 @@ from typing import Any
 
 import secondcast
 from secondcast.cache_builder.settings import OutlineSettings
-from secondcast.models.geometry import Geometry, geometry_of, vae_scale_factor
-from secondcast.models.schedule import DTYPES, schedule_of
+from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.schema.manifest import Manifest, PromptSet, Sampling, Segment, Storage
 from secondcast.storage_schemas.schema.prompts import Prompt
@@ -14,17 +13,6 @@ from secondcast.storage_schemas.schema.segments import added_segments
 from secondcast.storage_schemas.writer import prompt_set_fields
 
 CREATED_BY = f"secondcast {secondcast.__version__}"
-
-
-def build_geometry(settings: OutlineSettings, teacher: TeacherFolder) -> Geometry:
-    """The image geometry: the requested height and width, else a square of the requested or teacher's resolution."""
-    side = settings.resolution or teacher.resolution
-    return geometry_of(
-        height=settings.height or side,
-        width=settings.width or side,
-        scale_factor=vae_scale_factor(teacher.config("vae")),
-        channels=int(teacher.config("transformer")["in_channels"]),
-    )
 
 
 def plan_manifest(
@@ -78,7 +66,7 @@ def _manifest(
     *,
     hashed: bool,
 ) -> Manifest:
-    text_length = settings.text_length or teacher.text_length
+    text_length = teacher.checked_text_length(settings.text_length)
     return Manifest(
         source=teacher.pinned_source,
         created_by=CREATED_BY,
@@ -90,15 +78,14 @@ def _manifest(
 
 
 def _sampling(settings: OutlineSettings, teacher: TeacherFolder) -> Sampling:
-    geometry = build_geometry(settings, teacher)
-    schedule = schedule_of(
+    family, geometry = teacher.family, teacher.geometry(settings)
+    schedule = family.schedule(
         settings.schedule,
         teacher.config("scheduler"),
         steps=settings.steps,
         image_tokens=geometry.image_tokens,
         dtype=DTYPES[settings.dtype],
     )
-    takes_guidance = bool(teacher.config("transformer")["guidance_embeds"])
     return Sampling(
         height=geometry.height,
         width=geometry.width,
@@ -108,11 +95,11 @@ def _sampling(settings: OutlineSettings, teacher: TeacherFolder) -> Sampling:
         schedule=settings.schedule,
         sigmas=schedule.sigmas,
         timesteps=schedule.timesteps,
-        guidance=settings.guidance if takes_guidance else None,
+        guidance=settings.guidance if family.takes_guidance(teacher.config("transformer")) else None,
         seed=settings.seed,
         noise="philox-float32",
         dtype=settings.dtype,
-        latent_rule="flow-match-euler",
+        latent_rule=family.latent_rule,
         quantize=settings.quantize,
         storage=Storage(
             format=settings.format,

@@ -46,7 +46,7 @@ def open_build(
     if device is not None:
         check_quantizer(settings.quantize)
         dtype = DTYPES[settings.dtype]
-        check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)
+        check_attention(settings.attention_backend, teacher, dtype=dtype, device=device)
     cache = _create_or_open(location, settings, teacher, device if samples else None, progress)
     if device is not None:
         _report_changes(cache, settings, device, progress)

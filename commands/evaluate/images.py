@@ -95,7 +95,7 @@ _OF_METRICS: "dict[str, tuple[MetricName, ...]]" = {
 
 
 def _read_folders(folders: Sequence[Path], prompts: str | None, progress: "Progress") -> "dict[str, list[Picture]]":
-    """The pictures of each folder; says how pictures and prompts were paired where names do not tell."""
+    """The pictures of each folder; reports how pictures and prompts were paired where names do not tell."""
     from secondcast.evaluation.image_metrics.pictures import paired_by_order, pairing_lines, read_pictures
 
     texts = None if prompts is None else _picture_texts(prompts)

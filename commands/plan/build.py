@@ -1,6 +1,7 @@
 """`secondcast plan build`: estimate disk space, hours and memory of a build."""
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,7 +93,7 @@ def build_plan(
     verdicts, fits = [], []
     if card is not None:
         memory, card_bytes = facts["gpu_memory"], card.memory_gib * _GIB
-        fits = [fit_facts(f"{name} stage", memory[f"{name}_stage"]["total_bytes"], card_bytes) for name in _STAGES]
+        fits = [fit_facts(f"{name} stage", memory[f"{name}_stage"]["needed_bytes"], card_bytes) for name in _STAGES]
         verdicts = [gpu_verdict("text stage", memory["text_stage"], card, larger=_ON_A_CPU)]
         # Computing the costs of quantized weights takes seconds: only if the exact ones do not fit.
         fix = LARGER_CARD if fits[-1]["fits"] else _smaller_way(manifest, folder, card, asked.batch_size)
@@ -115,7 +116,7 @@ def _smaller_way(manifest: "Manifest", folder: "TeacherFolder", card: "Card", ba
     """The fix where all weights on the GPU do not fit: an exact placement, or quantized weights, if they fit."""
     from secondcast.cache_builder.settings import placed
     from secondcast.cache_builder.teacher_models import sampling_cost
-    from secondcast.commands.plan.build_rows import LARGER_CARD, build_facts
+    from secondcast.commands.plan.build_rows import LARGER_CARD, build_facts, gpu_memory_of
     from secondcast.models.cost.placement import place
     from secondcast.models.memory.options import SamplingMemory
 
@@ -132,10 +133,9 @@ def _smaller_way(manifest: "Manifest", folder: "TeacherFolder", card: "Card", ba
         sampling = manifest.sampling.model_copy(update={"quantize": kind})
         quantized = manifest.model_copy(update={"sampling": sampling})
         facts = build_facts(quantized, folder, batch_size=batch_size, rate_flops=None, gpus=1)
-        memory = facts["gpu_memory"]["sample_stage"]
-        rows = int((card.memory_gib * _GIB - memory["total_bytes"]) // memory["sample_bytes"]) + memory["batch_size"]
-        if rows >= 1:
-            needed = (memory["total_bytes"] - (memory["batch_size"] - 1) * memory["sample_bytes"]) / _GIB
+        memory = gpu_memory_of(facts["gpu_memory"]["sample_stage"])
+        if (rows := memory.largest_batch(card.memory_gib * _GIB)) >= 1:
+            needed = replace(memory, batch_size=1).total_bytes / _GIB
             return (
                 f"{LARGER_CARD}, or --quantize {kind} ({needed:.1f} GiB at batch 1, up to batch {rows}): then train "
                 f"with the same value, because quantization changes the teacher"

@@ -90,8 +90,8 @@ def _parameters(backbone: "BackboneCost", text: "TextEncoderCost", teacher: "Tea
         "text_encoder_2": text.parameters,
         "vae_not_loaded": vae_parameters(teacher.config("vae")),
     }
-    if (teacher.path / "text_encoder/config.json").is_file():
-        parameters["clip_not_loaded"] = clip_parameters(teacher.config("text_encoder"))
+    if teacher.has("pooled_text_encoder"):
+        parameters["clip_not_loaded"] = clip_parameters(teacher.config("pooled_text_encoder"))
     return parameters
 
 
@@ -110,7 +110,20 @@ def memory_facts(memory: "GpuMemory") -> dict[str, Any]:
         **asdict(memory),
         "activations_bytes": memory.activations_bytes,
         "total_bytes": memory.total_bytes,
+        "needed_bytes": int(memory.needed_bytes),
     }
+
+
+def gpu_memory_of(facts: dict[str, Any]) -> "GpuMemory":
+    """The inverse of memory_facts."""
+    from secondcast.models.cost.gpu_memory import GpuMemory
+
+    return GpuMemory(**{key: facts[key] for key in ("weights_bytes", "student_bytes", "sample_bytes", "batch_size")})
+
+
+def needed_text(memory: "GpuMemory") -> str:
+    """The memory that is calculated, and what a GPU must have."""
+    return f"{memory.total_bytes / _GIB:.1f} GiB, {memory.needed_bytes / _GIB:.1f} with a margin,"
 
 
 LARGER_CARD = "use a larger GPU"
@@ -118,11 +131,8 @@ LARGER_CARD = "use a larger GPU"
 
 def gpu_verdict(stage: str, facts: dict[str, Any], card: "Card", *, larger: str = LARGER_CARD) -> str:
     """Whether a stage of a build fits on a GPU, and the fix if not; `larger`: the fix if not even one row fits."""
-    from secondcast.models.cost.gpu_memory import GpuMemory
-
-    memory = GpuMemory(**{key: facts[key] for key in ("weights_bytes", "student_bytes", "sample_bytes", "batch_size")})
-    needed = f"{stage}: {memory.total_bytes / _GIB:.1f} GiB at batch {memory.batch_size}, {card.name} has "
-    needed += f"{card.memory_gib:.1f} GiB"
+    memory = gpu_memory_of(facts)
+    needed = f"{stage}: {needed_text(memory)} at batch {memory.batch_size}, {card.name} has {card.memory_gib:.1f} GiB"
     largest = memory.largest_batch(card.memory_gib * _GIB)
     if largest >= memory.batch_size:
         return f"fits: {needed}"

@@ -8,7 +8,7 @@ import typer
 from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.commands.generate import IMAGES_AT_ONCE, ImageBatch
 from secondcast.commands.plan.build import Teacher
-from secondcast.commands.plan.build_rows import LARGER_CARD, memory_facts
+from secondcast.commands.plan.build_rows import LARGER_CARD, memory_facts, needed_text
 from secondcast.commands.plan.cards import (
     Gpu,
     Tflops,
@@ -89,7 +89,7 @@ def generate_plan(
         "compute": {"flop_per_image": flops, "seconds_per_image": None if rate is None else flops / rate},
         "gpu_memory": memory_facts(memory),
         "gpu": gpu_facts(card, rate, 1),
-        "fits": [] if card is None else [fit_facts("sampling", memory.total_bytes, card.memory_gib * _GIB)],
+        "fits": [] if card is None else [fit_facts("sampling", memory.needed_bytes, card.memory_gib * _GIB)],
         "verdicts": [] if card is None else [_verdict(cost, options, card)],
     }
 
@@ -97,8 +97,8 @@ def generate_plan(
 def _verdict(cost: "SamplingCost", options: MemoryOptions, card: "Card") -> str:
     from secondcast.models.cost.placement import place
 
-    needed = cost.memory(options).total_bytes / _GIB
-    stated = f"sampling: {needed:.1f} GiB at batch {cost.batch_size}, {card.name} has {card.memory_gib:.1f} GiB"
+    needed = needed_text(cost.memory(options))
+    stated = f"sampling: {needed} at batch {cost.batch_size}, {card.name} has {card.memory_gib:.1f} GiB"
     memory_bytes = card.memory_gib * _GIB
     with contextlib.suppress(SettingsError):
         found = place(cost, options, memory_bytes=memory_bytes, host_bytes=None)

@@ -127,7 +127,7 @@ def train_plan(
     verdicts, fitted = fit_verdicts(asked, costs, memory_bytes, card if memory.max_gpu_memory is None else None, held)
     facts = train_facts(ways_of(asked, fitted, named=memory_bytes is not None), costs, rate_flops=rate)
     facts = {"teacher": {"source": first.source, "configs": configs}, **facts}
-    fits = [] if memory_bytes is None else [fit_facts("training", costs.memory(asked).total_bytes, memory_bytes)]
+    fits = [] if memory_bytes is None else [fit_facts("training", costs.memory(asked).needed_bytes, memory_bytes)]
     facts |= {"gpu": gpu_facts(card, rate, 1), "fits": fits, "verdicts": verdicts}
     return facts
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from secondcast.commands.plan.build_rows import hours_of, memory_facts
+from secondcast.commands.plan.build_rows import hours_of, memory_facts, needed_text
 from secondcast.commands.train.fitting import fit_lines
 from secondcast.models.memory.limit import GIB
 from secondcast.storage_schemas.errors import SettingsError
@@ -61,7 +61,7 @@ def fit_verdicts(
 
     memory = costs.memory(settings)
     room = f"{card.name} has {memory_bytes / GIB:.1f} GiB" if card else f"the limit is {memory_bytes / GIB:.1f} GiB"
-    needed = f"training: {memory.total_bytes / GIB:.1f} GiB at {counted(memory.batch_size, 'row')} at once, {room}"
+    needed = f"training: {needed_text(memory)} at {counted(memory.batch_size, 'row')} at once, {room}"
     try:
         fitted = fit(settings, costs, memory_bytes=memory_bytes, held=held)
         if fitted.settings == settings:

@@ -10,6 +10,7 @@ from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.formats.files import Verify as ChecksumTimes
 
 if TYPE_CHECKING:
+    from secondcast.models.families.family import Role
     from secondcast.models.teacher.context_projection import ContextProjection
     from secondcast.models.teacher.folder import TeacherFolder
     from secondcast.storage_schemas.schema.manifest import Teacher
@@ -84,7 +85,7 @@ def launched_device(name: str, local_number: int | None) -> Any:
 
 
 def resolve_teacher(
-    name: str, parts: tuple[str, ...], revision: str | None = None, *, weights: bool = True
+    name: str, parts: "tuple[Role, ...]", revision: str | None = None, *, weights: bool = True
 ) -> "TeacherFolder":
     """A teacher by name; `pocket` is the embedded one, even if a path of that name exists.
 
@@ -99,7 +100,7 @@ def resolve_teacher(
         found = replace(find_teacher(str(TEACHER_FOLDER), parts, revision=revision), source=POCKET)
     else:
         found = find_teacher(name, parts, revision=revision)
-    if weights and not set(parts) <= {"scheduler", "tokenizer", "tokenizer_2"}:
+    if weights and not set(parts) <= {"scheduler", "large_tokenizer", "pooled_tokenizer"}:
         from secondcast.models.teacher.weights import check_teacher_weights
 
         check_teacher_weights(found, parts)

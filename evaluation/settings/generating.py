@@ -8,7 +8,6 @@ from secondcast.models.memory.options import MEMORY
 from secondcast.models.teacher.pipeline_inputs import (
     GUIDANCE,
     LARGEST_GUIDANCE,
-    LARGEST_TEXT_LENGTH,
     STEPS,
     ImageSize,
 )
@@ -31,7 +30,6 @@ class PictureOptions(ImageSize):
     text_length: int | None = Field(
         default=None,
         ge=1,
-        le=LARGEST_TEXT_LENGTH,
         description="Text tokens for `teacher`; a student uses its own number.",
     )
     pooled: Pooled = Field(

@@ -19,7 +19,7 @@ from secondcast.evaluation.settings.cache_scoring import CacheScoring
 from secondcast.inspection.report.integrity import Readable
 from secondcast.inspection.report.strips import StripMaker
 from secondcast.inspection.report.students import Asked, Students, hardness_of, sampled_facts, student_facts
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.memory.meta_run import parameter_count
 from secondcast.models.student.tokens import text_length_remark
 from secondcast.models.teacher.folder import TeacherFolder
@@ -74,7 +74,7 @@ class Evaluating:
         return Students(facts=facts, notes=notes, hardness=hardness_of(facts))
 
     @cached_property
-    def _backbone(self) -> FluxBackbone:
+    def _backbone(self) -> Backbone:
         # Loaded only if there is something to evaluate: it takes minutes and most of a GPU.
         parameters = sum(parameter_count(one.network.network) for one in self.asked if one.network is not None)
         return backbone_of(

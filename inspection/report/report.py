@@ -17,6 +17,7 @@ from secondcast.inspection.report.students import Asked, Students, of_records, o
 from secondcast.inspection.report.table import committed_columns, norm_columns, rounded
 from secondcast.inspection.summary import summarise
 from secondcast.inspection.summary_text import summary_lines
+from secondcast.models.families.family import Role
 from secondcast.models.teacher.folder import DECODE_PARTS, REPLAY_PARTS, TeacherFolder, check_recorded_transformer
 from secondcast.models.teacher.image_decoder import load_recorded_decoder
 from secondcast.storage_schemas.errors import DamagedCacheError, TeacherError
@@ -25,7 +26,7 @@ from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.reader import Cache, read_manifest
 from secondcast.storage_schemas.schema.manifest import Manifest
 
-Resolve = Callable[[str, tuple[str, ...]], TeacherFolder]
+Resolve = Callable[[str, tuple[Role, ...]], TeacherFolder]
 """Resolves a teacher by name, with the given components available."""
 
 
@@ -173,7 +174,7 @@ def _strip_maker(
         return None
     return StripMaker(
         decoder=decoder,
-        sampling=sampling,
+        manifest=cache.manifest,
         steps=shown_steps(sampling.steps, settings.num_frames),
         side=settings.frame_size,
     )

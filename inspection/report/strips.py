@@ -17,7 +17,7 @@ from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.record import Trajectory
 from secondcast.storage_schemas.schema.fields import Array
-from secondcast.storage_schemas.schema.manifest import Sampling
+from secondcast.storage_schemas.schema.manifest import Manifest, Sampling
 
 Why = Literal["hardest", "random", "all"]
 
@@ -67,16 +67,16 @@ class StripMaker:
     """Makes the sheets of a cache's trajectories: frames for `steps`, then the final latent."""
 
     decoder: ImageDecoder
-    sampling: Sampling
+    manifest: Manifest
     steps: Sequence[int]
     side: int
 
     def sheet(self, trajectory: Trajectory) -> str:
         """A data URI: two rows of frames, latents above predicted clean latents; the final latent is in both."""
-        latents, clean = frame_latents(trajectory, self.steps, self.sampling.sigmas)
+        latents, clean = frame_latents(trajectory, self.steps, self.manifest)
         final = trajectory.final_latent_SC.astype(np.float32)
         pictures = self._decoded(np.stack([*latents, final, *clean]))
-        columns, px = len(self.steps) + 1, frame_px(self.sampling, self.side)
+        columns, px = len(self.steps) + 1, frame_px(self.manifest.sampling, self.side)
         sheet = Image.new("RGB", (columns * px, 2 * px))
         for number, picture_HWC in enumerate([*pictures, pictures[columns - 1]]):
             row, column = divmod(number, columns)
@@ -85,13 +85,13 @@ class StripMaker:
 
     def picture(self, picture_HWC: Array) -> str:
         """A decoded image as a data URI, at frame size."""
-        px = frame_px(self.sampling, self.side)
+        px = frame_px(self.manifest.sampling, self.side)
         return data_uri(_frame(picture_HWC, px), frame_side=px)
 
     def _decoded(self, latents_NSC: Array) -> list[Array]:
         # In some layers a value that is not finite would spoil the images of the whole batch.
         stack = torch.from_numpy(np.nan_to_num(latents_NSC, posinf=0.0, neginf=0.0))
-        together = max(1, _PIXELS_TOGETHER // (self.sampling.height * self.sampling.width))
+        together = max(1, _PIXELS_TOGETHER // (self.manifest.sampling.height * self.manifest.sampling.width))
         return [picture for part in stack.split(together) for picture in self.decoder.decode(part)]
 
 

@@ -14,11 +14,11 @@ from secondcast.storage_schemas.schema.manifest import Manifest
 CUDA_BYTES = 2**30
 # Python with torch, diffusers and transformers imported: assumed.
 PROCESS_BYTES = 2 * 2**30
-# Real kernels keep up to this fraction more than is counted on the meta device (tests/models/cost/test_cost.py).
-_UNSEEN = 0.04
-# fp32 weights, gradients, AdamW's two moments, and the bf16 copies that autocast keeps within a step.
-_STUDENT_BYTES_PER_PARAMETER = 4 + 4 + 8 + 2
-_AVERAGE_BYTES_PER_PARAMETER = 4
+# What stays free on a GPU beside that: other programs, kernels' workspaces, what is not counted. Assumed.
+_MARGIN_BYTES, _MARGIN = 2**29, 0.04
+# fp32 weights, AdamW's two moments, and the bf16 copies that autocast keeps within a step.
+_STUDENT_BYTES_PER_PARAMETER = 4 + 8 + 2
+_GRADIENT_BYTES_PER_PARAMETER = _AVERAGE_BYTES_PER_PARAMETER = 4
 # torchao: one scale per row of thousands of weights. bitsandbytes: a float32 scale per 64 weights.
 _BYTES_PER_WEIGHT = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5 + 4 / 64}
 
@@ -49,12 +49,12 @@ class GpuMemory:
 
     @property
     def needed_bytes(self) -> float:
-        """The total, with more for activations that are not counted."""
-        return self.total_bytes + _UNSEEN * self.activations_bytes
+        """Memory that a GPU must have: the total, and a margin of 0.5 GiB and 4 % of its memory."""
+        return (self.total_bytes + _MARGIN_BYTES) / (1 - _MARGIN)
 
     def largest_batch(self, memory_bytes: float) -> int:
-        """The largest batch that fits; 0 if none does."""
-        free = memory_bytes - (self.total_bytes - self.activations_bytes)
+        """The largest batch that fits into a GPU with memory_bytes; 0 if none does."""
+        free = (1 - _MARGIN) * memory_bytes - _MARGIN_BYTES - (self.total_bytes - self.activations_bytes)
         return max(0, int(free // max(1, self.sample_bytes)))
 
 
@@ -139,6 +139,7 @@ def training_memory(
     timesteps_per_sample: int = 1,
     gpu_bytes: float | None = None,
     averaged: bool = False,
+    accumulates: bool = False,
 ) -> GpuMemory:
     """Training: frozen backbone (None without a vision loss), student in fp32 with AdamW, activations of both.
 
@@ -147,6 +148,7 @@ def training_memory(
     timesteps_per_sample: rows that share one forward pass of the student.
     table_rows, gpu_bytes: see held_weights.
     averaged: whether an EMA of the student's weights is kept.
+    accumulates: whether gradients of an earlier part of the batch are there when activations are at their peak.
     """
     weights = sample = 0
     per_parameter = _STUDENT_BYTES_PER_PARAMETER + (_AVERAGE_BYTES_PER_PARAMETER if averaged else 0)
@@ -155,10 +157,15 @@ def training_memory(
         weights, sample = held.device_bytes, backbone.training_bytes(options)
         if held.host_bytes:
             sample += dtype_bytes * backbone.modulation_width
+    sample += -(-student.saved_bytes // timesteps_per_sample)
+    # Gradients arise while activations are freed: in one part of a batch the two are not there together.
+    gradients = _GRADIENT_BYTES_PER_PARAMETER * student.parameters
+    if not accumulates:
+        gradients = max(0, gradients - batch_size * sample)
     return GpuMemory(
         weights_bytes=weights,
-        student_bytes=student.parameters * per_parameter,
-        sample_bytes=sample + -(-student.saved_bytes // timesteps_per_sample),
+        student_bytes=student.parameters * per_parameter + gradients,
+        sample_bytes=sample,
         batch_size=batch_size,
     )
 
@@ -175,8 +182,7 @@ def _unpacked_weights(backbone: BackboneCost, options: MemoryOptions) -> int:
         return 0
     if options.quantize == "nf4":
         return backbone.largest_linear
-    kinds = (backbone.double_blocks, backbone.single_blocks)
-    return max(kind.parameters - kind.modulation_parameters for kind in kinds if kind.count)
+    return max(kind.parameters - kind.modulation_parameters for kind in backbone.kinds if kind.count)
 
 
 def build_host_bytes(*, weights_bytes: int, shard_bytes: int, in_flight: int) -> int:

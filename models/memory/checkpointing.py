@@ -3,9 +3,9 @@
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch.utils.checkpoint import checkpoint
 
+from secondcast.models.families.registry import anatomy_of
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.memory.streaming import streamed_blocks
 
@@ -22,12 +22,12 @@ def recomputed_blocks(options: MemoryOptions, blocks: int) -> set[int]:
     return set(range(blocks) if options.activation_checkpointing else streamed_blocks(options.gpu_blocks, blocks))
 
 
-def activation_checkpointing(transformer: FluxTransformer2DModel, every: int) -> None:
+def activation_checkpointing(transformer: Any, every: int) -> None:
     """Recompute every `every`-th block in the backward pass (1: all, 0: none); gradients keep their bits.
 
     Counts the double blocks, then the single ones. Works in eval mode; has no effect without gradients.
     """
-    blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    blocks = anatomy_of(transformer).blocks(transformer)
     chosen = {id(blocks[number]) for number in checkpointed_blocks(len(blocks), every)}
     if not chosen:
         transformer.disable_gradient_checkpointing()

@@ -1,13 +1,14 @@
 """Compiled blocks of the frozen transformer: all blocks of a kind share one compiled graph."""
 
+import inspect
 import warnings
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel
 
+from secondcast.models.families.registry import anatomy_of
 from secondcast.storage_schemas.errors import SettingsError
 
 # Maximum number of graphs of a kind of block in one process, of which each shape (batch, image tokens, text tokens)
@@ -19,7 +20,7 @@ _INDUCTOR: dict[str, str | int | bool | Callable[..., Any]] = {"emulate_precisio
 Tensors = tuple[torch.Tensor, ...]
 
 
-def compile_blocks(transformer: FluxTransformer2DModel, *, backend: str = "inductor") -> None:
+def compile_blocks(transformer: Any, *, backend: str = "inductor") -> None:
     """Compile the forward of each block in place; a graph is compiled at the first batch of each shape.
 
     Call it before `stream_blocks`; checkpointing, a modulation table and an attention backend may be set before or
@@ -31,17 +32,17 @@ def compile_blocks(transformer: FluxTransformer2DModel, *, backend: str = "induc
     """
     # For float32 on a GPU; TF32 is not enabled here, because it would change the results.
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
-    blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    blocks = anatomy_of(transformer).blocks(transformer)
     options = _INDUCTOR if backend == "inductor" else None
     # Compile the forward of the class, not of a block, so that weights are inputs of the graph.
     compiled = {
         kind: torch.compile(kind.forward, fullgraph=True, dynamic=False, backend=backend, options=options)
         for kind in {type(block) for block in blocks}
     }
-    singles = {id(block) for block in transformer.single_transformer_blocks}
-    for block in blocks:
-        call = _Compiled(compiled[type(block)], joint=id(block) in singles)
-        block.forward = MethodType(call, block)
+    for kind in anatomy_of(transformer).block_lists:
+        for block in getattr(transformer, kind.attribute):
+            call = _Compiled(type(block), compiled[type(block)], joint=kind.joint)
+            block.forward = MethodType(call, block)
 
 
 def check_compiler(device: torch.device) -> None:
@@ -69,28 +70,23 @@ def check_compiler(device: torch.device) -> None:
 class _Compiled:
     """The forward of a kind of block. joint: whether it is a single block, which joins text and image tokens."""
 
-    def __init__(self, compiled: Callable[..., Tensors], *, joint: bool) -> None:
+    def __init__(self, kind: type[torch.nn.Module], compiled: Callable[..., Tensors], *, joint: bool) -> None:
+        self._names = tuple(inspect.signature(kind.forward).parameters)[1:]
         self._compiled, self._joint = compiled, joint
 
-    def __call__(
-        self,
-        block: torch.nn.Module,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        temb: torch.Tensor,
-        image_rotary_emb: Any = None,
-        joint_attention_kwargs: dict[str, Any] | None = None,
-    ) -> Tensors:
-        hidden_BSD, text_BTD, given = hidden_states, encoder_hidden_states, temb
+    def __call__(self, block: torch.nn.Module, *given: Any, **named: Any) -> Tensors:
+        values = dict(zip(self._names, given, strict=False)) | named
         # Graphs are specialized on requires_grad and strides.
         if not torch.is_grad_enabled():
-            hidden_BSD, text_BTD, given = hidden_BSD.detach(), text_BTD.detach(), given.detach()
+            values = {name: v.detach() if isinstance(v, torch.Tensor) else v for name, v in values.items()}
         if self._joint:
-            hidden_BSD, text_BTD = _as_of_a_single_block(hidden_BSD, text_BTD)
+            values["hidden_states"], values["encoder_hidden_states"] = _as_of_a_single_block(
+                values["hidden_states"], values["encoder_hidden_states"]
+            )
         limits = {"recompile_limit": LARGEST_GRAPHS, "accumulated_recompile_limit": 8 * LARGEST_GRAPHS}
         try:
             with torch._dynamo.config.patch(limits):
-                return self._compiled(block, hidden_BSD, text_BTD, given, image_rotary_emb, joint_attention_kwargs)
+                return self._compiled(block, **values)
         except torch._dynamo.exc.FailOnRecompileLimitHit as error:
             raise SettingsError(
                 f"the transformer's blocks need more than {LARGEST_GRAPHS} graphs, one for each batch size, resolution "

@@ -6,12 +6,14 @@ Shape letter in this module: M modulation values of a row, of all norms together
 
 import threading
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch.nn.functional import silu
 
-from secondcast.models.memory.modulation_table import PassThrough, embedded_conditions, modulated_norms
+from secondcast.models.families.family import Family
+from secondcast.models.families.registry import family_of_transformer
+from secondcast.models.memory.modulation_table import PassThrough, modulated_norms
 from secondcast.models.memory.options import MemoryOptions
 
 
@@ -20,13 +22,14 @@ class HostModulation:
 
     def __init__(
         self,
+        family: Family,
         embed: torch.nn.Module,
         linears: Iterable[torch.nn.Linear],
         *,
         dtype: torch.dtype,
         takes_guidance: bool,
     ) -> None:
-        self._embed, self._linears = embed, list(linears)
+        self._family, self._embed, self._linears = family, embed, list(linears)
         self._dtype, self._takes_guidance = dtype, takes_guidance
         # One call uses all of torch's threads and reads all weights: concurrent calls would slow each other down.
         self._alone = threading.Lock()
@@ -48,7 +51,7 @@ class HostModulation:
     ) -> torch.Tensor:
         """modulation_BM on the host, in the transformer's dtype; its forward takes it in place of pooled.
 
-        Arguments: as for FluxBackbone.predict, of any dtype and device. Thread-safe. The bits only depend on the number
+        Arguments: as for Backbone.predict, of any dtype and device. Thread-safe. The bits only depend on the number
         of rows and of torch's threads, and equal those of the original linears on a CPU.
         """
         timestep_B, pooled_projections_BP = (
@@ -57,27 +60,28 @@ class HostModulation:
         if guidance_B is not None:
             guidance_B = guidance_B.to("cpu", self._dtype)
         with self._alone:
-            embedded_BD = embedded_conditions(
+            embedded_BD = self._family.embedded_conditions(
                 self._embed, timestep_B, guidance_B if self._takes_guidance else None, pooled_projections_BP
             )
             activated_BD = silu(embedded_BD)
             return torch.cat([linear(activated_BD) for linear in self._linears], dim=1)
 
 
-def take_to_host(transformer: FluxTransformer2DModel) -> HostModulation:
+def take_to_host(transformer: Any) -> HostModulation:
     """Move the modulation weights out of a transformer on the host; they stay in host memory.
 
     The transformer then takes modulation_BM in place of pooled_projections_BP.
     """
-    linears: list[torch.nn.Linear] = []
+    family, linears = family_of_transformer(transformer), list[torch.nn.Linear]()
     first, dtype = 0, transformer.dtype
-    for norm in modulated_norms(transformer):
+    for norm in modulated_norms(transformer, family.anatomy):
         linears.append(norm.linear.eval())
         norm.silu, norm.linear = torch.nn.Identity(), _Columns(first, norm.linear.out_features)
         first += linears[-1].out_features
-    embed, takes_guidance = transformer.time_text_embed.eval(), bool(transformer.config.guidance_embeds)
-    transformer.time_text_embed = PassThrough()
-    return HostModulation(embed, linears, dtype=dtype, takes_guidance=takes_guidance)
+    embed = transformer.get_submodule(family.anatomy.conditioning).eval()
+    takes_guidance = family.takes_guidance(transformer.config)
+    transformer.set_submodule(family.anatomy.conditioning, PassThrough())
+    return HostModulation(family, embed, linears, dtype=dtype, takes_guidance=takes_guidance)
 
 
 def takes_host(options: MemoryOptions, *, pooled_varies: bool, weights_bytes: int, gpu_bytes: float | None) -> bool:

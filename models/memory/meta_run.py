@@ -1,7 +1,7 @@
 """Count FLOPs and bytes by running the real networks on the meta device, where tensors have shapes but no data.
 
-The meta device decomposes attention into matrix products, unlike real kernels; to count bytes it is replaced by what
-fused kernels save: output and log-sum-exp.
+The meta device decomposes attention into matrix products and RMS norm into elementwise operations, unlike the kernels
+of a GPU; to count bytes both are replaced by what fused kernels save: output and log-sum-exp, input and scale.
 """
 
 import weakref
@@ -49,9 +49,12 @@ def count_flops(run: Callable[[], Any]) -> Flops:
     return Flops(linear=linear, attention=attention)
 
 
-def peak_bytes(run: Callable[[], Any], parameters: Sequence[torch.Tensor]) -> int:
-    """Peak bytes of tensors other than `parameters` while `run` computes eagerly."""
-    with torch.no_grad(), _FusedAttention(), _LiveBytes(parameters) as live:
+def peak_bytes(run: Callable[[], Any], parameters: Sequence[torch.Tensor], *, gradients: bool = False) -> int:
+    """Peak bytes of tensors other than `parameters` while `run` computes eagerly.
+
+    gradients: whether `run` has a backward pass.
+    """
+    with torch.set_grad_enabled(gradients), _FusedKernels(), _LiveBytes(parameters) as live:
         run()
     return live.peak
 
@@ -67,7 +70,7 @@ def saved_bytes(run: Callable[[], Any], parameters: Sequence[torch.Tensor]) -> i
             found[storage._cdata] = storage.nbytes()
         return tensor
 
-    with torch.enable_grad(), _FusedAttention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
+    with torch.enable_grad(), _FusedKernels(), torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
         # Keep the result until the sum is computed, because freed addresses may be reused.
         result = run()
     total = sum(found.values())
@@ -105,18 +108,21 @@ class _LiveBytes(TorchDispatchMode):
         self._now -= size
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Attention with the memory use of fused kernels."""
+class _FusedKernels(TorchFunctionMode):
+    """Attention and RMS norm with the memory use of fused kernels."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
+        if func is torch.nn.functional.rms_norm:
+            weight = named.get("weight", args[2] if len(args) > 2 else None)
+            return _FusedNorm.apply(args[0], weight)  # type: ignore[no-untyped-call]  # torch leaves it without types
         if func is not torch.nn.functional.scaled_dot_product_attention:
             return func(*args, **named)
         query, key, value = (*args, *(named[name] for name in ("query", "key", "value")[len(args) :]))[:3]
-        return _Fused.apply(query, key, value)  # type: ignore[no-untyped-call]  # as above
+        return _FusedAttention.apply(query, key, value)  # type: ignore[no-untyped-call]  # as above
 
 
-class _Fused(torch.autograd.Function):
+class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         output = torch.empty_like(query)
@@ -127,3 +133,15 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+class _FusedNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        scale = torch.empty(hidden.shape[:-1], dtype=torch.float32, device=hidden.device)
+        ctx.save_for_backward(hidden, scale)
+        return torch.empty_like(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return torch.empty_like(ctx.saved_tensors[0]), None

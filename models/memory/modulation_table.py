@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel
 
+from secondcast.models.families.family import Anatomy
+from secondcast.models.families.registry import anatomy_of, family_of_transformer
 from secondcast.models.memory.meta_run import parameter_count
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.manifest import Manifest
 
-# Linears whose only inputs are timestep, guidance and pooled: no gradient passes through them.
-MODULATION = ("norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear")
 # A table that is larger than the weights it replaces saves nothing; below this size that does not matter.
 _SMALL_BYTES = 64 * 2**20
 
@@ -51,24 +50,25 @@ def recorded_conditions(manifests: Iterable[Manifest], *, batch_rows: int) -> Co
     return Conditions(pairs=tuple(pairs), batch_rows=batch_rows)
 
 
-def modulation_parameters(transformer: torch.nn.Module) -> int:
+def modulation_parameters(model: torch.nn.Module, anatomy: Anatomy) -> int:
     """Number of parameters of a transformer, or of one of its blocks, that a table replaces.
 
     Does not count the small embeddings of timestep, guidance and pooled.
     """
-    return sum(parameter_count(norm.linear) for norm in modulated_norms(transformer))
+    return sum(parameter_count(norm.linear) for norm in modulated_norms(model, anatomy))
 
 
-def modulation_width(transformer: torch.nn.Module) -> int:
+def modulation_width(model: torch.nn.Module, anatomy: Anatomy) -> int:
     """M: values of a row of the table, for a transformer or for one of its blocks."""
-    return sum(norm.linear.out_features for norm in modulated_norms(transformer))
+    return sum(norm.linear.out_features for norm in modulated_norms(model, anatomy))
 
 
-def worthwhile(transformer: FluxTransformer2DModel, conditions: Conditions) -> bool:
+def worthwhile(transformer: Any, conditions: Conditions) -> bool:
     """Whether a table of these conditions is smaller than the weights it replaces, or negligible."""
-    values = len(conditions.pairs) * modulation_width(transformer)
+    anatomy = anatomy_of(transformer)
+    values = len(conditions.pairs) * modulation_width(transformer, anatomy)
     small = values * transformer.dtype.itemsize <= _SMALL_BYTES
-    return small or values <= modulation_parameters(transformer)
+    return small or values <= modulation_parameters(transformer, anatomy)
 
 
 class ModulationTable:
@@ -148,60 +148,49 @@ class ModulationTable:
 
 
 @torch.no_grad()
-def make_table(transformer: FluxTransformer2DModel, conditions: Conditions, device: torch.device) -> ModulationTable:
+def make_table(transformer: Any, conditions: Conditions, device: torch.device) -> ModulationTable:
     """Replace the modulation weights of a transformer by their table.
 
     The table is computed and stays on `device`, where there is at most one linear at a time. Everything else stays
     where it is. The transformer then takes selection_BR in place of pooled_projections_BP.
     """
-    dtype, takes_guidance = transformer.dtype, bool(transformer.config.guidance_embeds)
+    family = family_of_transformer(transformer)
+    dtype, takes_guidance = transformer.dtype, family.takes_guidance(transformer.config)
     pairs = _rounded(conditions.pairs, dtype, takes_guidance=takes_guidance)
     timestep_R = torch.tensor([timestep for timestep, _ in pairs], dtype=dtype, device=device)
     guidance_R = torch.tensor([value for _, value in pairs], dtype=dtype, device=device) if takes_guidance else None
     calls = [rows_B.to(device) for rows_B in torch.arange(len(pairs)).split(conditions.batch_rows)]
     calls[-1] = _filled_up(calls[-1], conditions.batch_rows)
-    embed = transformer.time_text_embed.to(device)
-    pooled_BP = torch.zeros(
-        conditions.batch_rows, int(transformer.config.pooled_projection_dim), dtype=dtype, device=device
-    )
+    embed = transformer.get_submodule(family.anatomy.conditioning).to(device)
+    pooled_BP = torch.zeros(conditions.batch_rows, family.pooled_width(transformer.config), dtype=dtype, device=device)
     embedded_BD = [
-        embedded_conditions(
+        family.embedded_conditions(
             embed, timestep_R[rows_B], guidance_R[rows_B] if guidance_R is not None else None, pooled_BP
         )
         for rows_B in calls
     ]
-    for norm in modulated_norms(transformer):
+    for norm in modulated_norms(transformer, family.anatomy):
         norm.linear.to(device)
         table_RM = torch.empty(len(pairs), norm.linear.out_features, dtype=dtype, device=device)
         for rows_B, one_BD in zip(calls, embedded_BD, strict=True):
             # Padding rows of the last call are recomputed with the same bits.
             table_RM[rows_B] = norm.linear(norm.silu(one_BD))
         norm.silu, norm.linear = torch.nn.Identity(), _Table(table_RM)
-    transformer.time_text_embed = PassThrough()
+    transformer.set_submodule(family.anatomy.conditioning, PassThrough())
     return ModulationTable(timestep_R, guidance_R)
 
 
-def modulated_norms(transformer: torch.nn.Module) -> Iterator[Any]:
-    """The norms with modulation, in the order of the modules; keeps no reference to their linears."""
-    for name in [name for name, _ in transformer.named_modules() if name.endswith(MODULATION)]:
-        yield transformer.get_submodule(name.rpartition(".")[0])
+def modulated_norms(model: torch.nn.Module, anatomy: Anatomy) -> Iterator[Any]:
+    """The norms with modulation of a transformer, or of one of its blocks, in the order of the modules.
 
-
-def embedded_conditions(
-    embed: torch.nn.Module,
-    timestep_B: torch.Tensor,
-    guidance_B: torch.Tensor | None,
-    pooled_projections_BP: torch.Tensor,
-) -> torch.Tensor:
-    """embedded_BD, whose SiLU is the input of the modulation linears; all in the transformer's dtype."""
-    # Times 1000 in the transformer's dtype, as in FluxTransformer2DModel.forward.
-    conditions = [1000 * value_B for value_B in (timestep_B, guidance_B) if value_B is not None]
-    embedded_BD: torch.Tensor = embed(*conditions, pooled_projections_BP)
-    return embedded_BD
+    Keeps no reference to their linears.
+    """
+    for name in [name for name, _ in model.named_modules() if name.endswith(anatomy.modulation)]:
+        yield model.get_submodule(name.rpartition(".")[0])
 
 
 class PassThrough(torch.nn.Module):
-    """Replaces time_text_embed: passes the tensor given in place of pooled to the blocks as `temb`.
+    """Replaces the embedding of the conditions: passes the tensor given in place of pooled to the blocks as `temb`.
 
     It is an input of each block, so a recomputed block reads the same rows.
     """

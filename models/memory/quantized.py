@@ -10,9 +10,8 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel
 
-from secondcast.models.memory.modulation_table import MODULATION
+from secondcast.models.families.registry import anatomy_of
 from secondcast.models.memory.optional_packages import QUANTIZERS, installed_version, show_quantizer
 from secondcast.storage_schemas.errors import MissingExtraError
 from secondcast.storage_schemas.schema.manifest import Quantization
@@ -37,7 +36,7 @@ def quantizer(kind: Quantization) -> str | None:
 
 
 @torch.no_grad()
-def quantize_blocks(transformer: FluxTransformer2DModel, kind: Quantization, device: torch.device) -> None:
+def quantize_blocks(transformer: Any, kind: Quantization, device: torch.device) -> None:
     """Move the blocks of a transformer to a device with their linears in 8 or 4 bits; "none": do nothing.
 
     Works block by block: the device holds at most one unquantized block, and its host memory is freed. Everything else
@@ -47,13 +46,15 @@ def quantize_blocks(transformer: FluxTransformer2DModel, kind: Quantization, dev
     if kind == "none":
         return
     check_quantizer(kind)
-    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+    anatomy = anatomy_of(transformer)
+    for block in anatomy.blocks(transformer):
         block.to(device)
+        linears = list(_linears(block, anatomy.modulation))
         if kind == "nf4":
-            for name, linear in _linears(block):
+            for name, linear in linears:
                 block.set_submodule(name, _in_four_bits(linear))
         else:
-            _to_eight_bits(block, kind, {linear for _, linear in _linears(block)})
+            _to_eight_bits(block, kind, {linear for _, linear in linears})
 
 
 @torch.no_grad()
@@ -63,9 +64,9 @@ def quantize_text_encoder(model: torch.nn.Module) -> None:
     _to_eight_bits(model, "int8", {module for module in model.modules() if isinstance(module, torch.nn.Linear)})
 
 
-def _linears(block: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Linear]]:
+def _linears(block: torch.nn.Module, modulation: tuple[str, ...]) -> Iterator[tuple[str, torch.nn.Linear]]:
     for name, module in list(block.named_modules()):
-        if isinstance(module, torch.nn.Linear) and not name.endswith(MODULATION):
+        if isinstance(module, torch.nn.Linear) and not name.endswith(modulation):
             yield name, module
 
 

@@ -7,7 +7,7 @@ Based on the idea of musubi-tuner's host-to-device block swap (Apache-2.0), with
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,8 +15,8 @@ from itertools import chain
 from typing import Any, Literal
 
 import torch
-from diffusers import FluxTransformer2DModel
 
+from secondcast.models.families.registry import anatomy_of
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.storage_schemas.errors import SettingsError
 
@@ -156,7 +156,7 @@ class Ring:
 class Streaming:
     """The result of `stream_blocks`. `ring` is None if every block is resident."""
 
-    transformer: FluxTransformer2DModel
+    transformer: Any
     hosts: list[HostBlock] = field(repr=False)
     ring: Ring | None = field(repr=False)
 
@@ -181,7 +181,7 @@ def streamed_blocks(resident: int, total: int) -> list[int]:
 
 
 def stream_blocks(
-    transformer: FluxTransformer2DModel,
+    transformer: Any,
     *,
     device: torch.device,
     resident: int,
@@ -198,7 +198,7 @@ def stream_blocks(
     (set a compiled forward as block.forward; block.compile() would compile the wrapper of this function), and do not
     use autocast. Raises SettingsError.
     """
-    blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    blocks = anatomy_of(transformer).blocks(transformer)
     check_resident(resident, len(blocks))
     if slots < 1:
         raise SettingsError(f"slots is {slots}, expected at least 1: a streamed block computes in a slot; use 2")
@@ -218,40 +218,66 @@ def stream_blocks(
     return Streaming(transformer=transformer, hosts=hosts, ring=ring)
 
 
+_Outputs = torch.Tensor | tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    """The arguments of a call of a block, without its tensors, which autograd has to see.
+
+    others: all arguments in order, None in place of a tensor. names: of those that were given by name, the last ones.
+    """
+
+    others: tuple[Any, ...]
+    is_tensor: tuple[bool, ...]
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, given: tuple[Any, ...], named: Mapping[str, Any]) -> tuple["_Call", list[torch.Tensor]]:
+        """A call, and its tensors."""
+        values = (*given, *named.values())
+        is_tensor = tuple(isinstance(value, torch.Tensor) for value in values)
+        others = tuple(None if found else value for value, found in zip(values, is_tensor, strict=True))
+        tensors = [value for value in values if isinstance(value, torch.Tensor)]
+        return cls(others=others, is_tensor=is_tensor, names=tuple(named)), tensors
+
+    def arguments(self, tensors: Sequence[torch.Tensor]) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments with these tensors, by position and by name."""
+        left = iter(tensors)
+        values = [next(left) if found else other for found, other in zip(self.is_tensor, self.others, strict=True)]
+        positional = len(values) - len(self.names)
+        return values[:positional], dict(zip(self.names, values[positional:], strict=True))
+
+
 class _Recomputing:
     """The forward of a block with its weights on the device, recomputed in the backward pass."""
 
-    def __init__(self, forward: Callable[..., tuple[torch.Tensor, ...]], turn: Callable[[Pass], Any] | None) -> None:
+    def __init__(self, forward: Callable[..., _Outputs], turn: Callable[[Pass], Any] | None) -> None:
         self._forward, self._turn = forward, turn or _resident_turn
 
-    def __call__(
-        self,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        temb: torch.Tensor,
-        image_rotary_emb: Any = None,
-        joint_attention_kwargs: dict[str, Any] | None = None,
-    ) -> tuple[torch.Tensor, ...]:
-        tensors = (hidden_states, encoder_hidden_states, temb)
-        rest = (image_rotary_emb, joint_attention_kwargs)
+    def __call__(self, *given: Any, **named: Any) -> _Outputs:
+        call, tensors = _Call.of(given, named)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-            outputs: tuple[torch.Tensor, ...] = _Block.apply(self, rest, *tensors)  # type: ignore[no-untyped-call]
+            outputs: _Outputs = _Block.apply(self, call, *tensors)  # type: ignore[no-untyped-call]
             return outputs
-        return self.run("alone", tensors, rest)
+        return self.run("alone", tensors, call)
 
-    def run(self, of: Pass, tensors: tuple[torch.Tensor, ...], rest: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
+    def run(self, of: Pass, tensors: Sequence[torch.Tensor], call: _Call) -> _Outputs:
         """One forward pass."""
+        given, named = call.arguments(tensors)
         with self._turn(of):
-            return self._forward(*tensors, *rest)
+            return self._forward(*given, **named)
 
     def gradients(
-        self, inputs: list[torch.Tensor], rest: tuple[Any, ...], gradients: tuple[torch.Tensor | None, ...]
+        self, inputs: list[torch.Tensor], call: _Call, gradients: tuple[torch.Tensor | None, ...]
     ) -> list[torch.Tensor | None]:
         """Gradients of the inputs that require one, from those of the outputs; None for the others."""
         wanted = [tensor for tensor in inputs if tensor.requires_grad]
+        given, named = call.arguments(inputs)
         # The backward pass of a linear reads its weight, so it must be within the turn.
         with self._turn("backward"), torch.enable_grad():
-            outputs = self._forward(*inputs, *rest)
+            found = self._forward(*given, **named)
+            outputs = (found,) if isinstance(found, torch.Tensor) else found
             reached = [place for place, gradient in enumerate(gradients) if gradient is not None]
             left = iter(
                 torch.autograd.grad(
@@ -273,18 +299,18 @@ class _Block(torch.autograd.Function):
     """A block that only saves its inputs."""
 
     @staticmethod
-    def forward(ctx: Any, block: _Recomputing, rest: tuple[Any, ...], *tensors: torch.Tensor) -> Any:
-        ctx.block, ctx.rest = block, rest
+    def forward(ctx: Any, block: _Recomputing, call: _Call, *tensors: torch.Tensor) -> Any:
+        ctx.block, ctx.call = block, call
         ctx.save_for_backward(*tensors)
         # Avoids computing with zeros in place of missing gradients.
         ctx.set_materialize_grads(False)
-        return block.run("forward", tensors, rest)
+        return block.run("forward", tensors, call)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         needed = ctx.needs_input_grad[2:]
         inputs = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, needed, strict=True)]
-        return None, None, *ctx.block.gradients(inputs, ctx.rest, gradients)
+        return None, None, *ctx.block.gradients(inputs, ctx.call, gradients)
 
 
 def _all_but(transformer: torch.nn.Module, streamed: list[torch.nn.Module]) -> Iterator[torch.nn.Module]:

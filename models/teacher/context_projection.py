@@ -1,4 +1,4 @@
-"""The backbone's text projection: the one linear through which FLUX reads a text embedding."""
+"""The backbone's text projection: the one linear through which it reads a text embedding."""
 
 import json
 from dataclasses import dataclass
@@ -15,7 +15,6 @@ from secondcast.storage_schemas.errors import TeacherError, reason
 from secondcast.storage_schemas.io.digests import weight_sha256
 from secondcast.storage_schemas.schema.manifest import Teacher
 
-WEIGHT = "context_embedder.weight"
 _FLOATING = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _WHOLE_FILE = "diffusion_pytorch_model.safetensors"
 _INDEX_FILE = f"{_WHOLE_FILE}.index.json"
@@ -36,50 +35,53 @@ def find_context_projection(name: str, recorded: Teacher, *, revision: str | Non
     states for the file must be the recorded one. Raises TeacherError.
     """
     folder = find_teacher(name, REPLAY_PARTS, revision=revision, files=("config.json", _INDEX_FILE))
-    file = _file_of(folder, WEIGHT)
+    entry = folder.family.anatomy.text_entry
+    file = _file_of(folder, entry)
     if folder.commit is None or file.is_file():
         context_ID = load_context_projection(folder, recorded, torch.device("cpu"))
     else:
-        context_ID = _fetch(folder, folder.commit, f"transformer/{file.name}", recorded)
+        context_ID = _fetch(folder, folder.commit, f"{file.parent.name}/{file.name}", recorded)
     return ContextProjection(context_ID=context_ID, source=folder.source)
 
 
 def load_context_projection(folder: TeacherFolder, recorded: Teacher, device: torch.device) -> torch.Tensor:
-    """context_ID, fp32: the weight of `context_embedder`, from text width D to the transformer's inner width I.
+    """context_ID, fp32: the weight of the text entry, from text width D to the transformer's inner width I.
 
     Only reads that tensor. TeacherError if its file is not the one that the cache was recorded with (by sha256).
     """
-    file = _file_of(folder, WEIGHT)
+    entry = folder.family.anatomy.text_entry
+    file = _file_of(folder, entry)
     source = part_source(file.parent)
     try:
-        _check_recorded(str(file), weight_sha256(file), recorded.weights.get(f"transformer/{file.name}"))
+        _check_recorded(str(file), weight_sha256(file), recorded.weights.get(f"{file.parent.name}/{file.name}"))
     except OSError as error:
         why = error.strerror or reason(error)
-        raise source.refused(f"{WEIGHT} cannot be read from {file.name} ({why})") from error
-    return _checked(read_tensor(file, WEIGHT, source), recorded, source).to(device=device, dtype=torch.float32)
+        raise source.refused(f"{entry} cannot be read from {file.name} ({why})") from error
+    return _checked(read_tensor(file, entry, source), entry, recorded, source).to(device=device, dtype=torch.float32)
 
 
 def _fetch(folder: TeacherFolder, commit: str, path: str, recorded: Teacher) -> torch.Tensor:
+    entry = folder.family.anatomy.text_entry
     try:
         file = HubFile.find(folder.source, path, commit)
         if file.sha256 is not None:
             _check_recorded(f"{path} of {folder.pinned_source}", file.sha256, recorded.weights.get(path))
-            return _checked(file.tensor(WEIGHT), recorded, part_source(folder.path / "transformer")).float()
+            return _checked(file.tensor(entry), entry, recorded, part_source(folder.path / "transformer")).float()
     except TeacherError:
         raise
     except Exception as error:
         raise TeacherError(
-            f"{WEIGHT} cannot be read from {path} of {folder.pinned_source} ({type(error).__name__}): check the "
+            f"{entry} cannot be read from {path} of {folder.pinned_source} ({type(error).__name__}): check the "
             f"network, or download the file with `hf download {folder.source} {path} --revision {commit}`"
         ) from error
     download(folder.source, [path], commit)
     return load_context_projection(folder, recorded, torch.device("cpu"))
 
 
-def _checked(weight_ID: torch.Tensor, recorded: Teacher, source: CheckpointSource) -> torch.Tensor:
+def _checked(weight_ID: torch.Tensor, entry: str, recorded: Teacher, source: CheckpointSource) -> torch.Tensor:
     if weight_ID.dtype not in _FLOATING or weight_ID.ndim != 2 or weight_ID.shape[1] != recorded.text_width:
         raise source.refused(
-            f"{WEIGHT} is {str(weight_ID.dtype).removeprefix('torch.')} {list(weight_ID.shape)}, expected a "
+            f"{entry} is {str(weight_ID.dtype).removeprefix('torch.')} {list(weight_ID.shape)}, expected a "
             f"floating-point matrix with {recorded.text_width} columns, the cache's text width"
         )
     return weight_ID
@@ -102,5 +104,5 @@ def _file_of(folder: TeacherFolder, key: str) -> Path:
         return part / str(json.loads(index.read_bytes())["weight_map"][key])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TeacherError(
-            f"{index} does not list {key}, expected the index of a FLUX transformer: download it again"
+            f"{index} does not list {key}, expected the index of a transformer with it: download it again"
         ) from error

@@ -1,28 +1,30 @@
-"""A teacher on disk: a folder (or hub repository) in the FluxPipeline layout."""
+"""A teacher on disk: a folder (or hub repository) in the layout of a pipeline of diffusers."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from secondcast.models.teacher.family import check_family, config_name, read_config
+from secondcast.models.families.family import Family, Role
+from secondcast.models.geometry import Geometry, geometry_of
+from secondcast.models.teacher.configs import check_parts, config_name, family_of_folder, read_config
 from secondcast.models.teacher.hub import commit_of, download, split_revision
+from secondcast.models.teacher.pipeline_inputs import ImageSize
 from secondcast.models.weights.files import CheckpointSource
-from secondcast.storage_schemas.errors import TeacherError
+from secondcast.storage_schemas.errors import SettingsError, TeacherError
 from secondcast.storage_schemas.io.digests import weight_sha256
 from secondcast.storage_schemas.schema.manifest import Pooled, Teacher
 
-# The paper's text length (section 4); a teacher whose tokenizer is shorter states its own.
-PAPER_TEXT_LENGTH = 77
 # The paper's resolution for its first two stages; a teacher whose VAE is smaller states its own.
 PAPER_RESOLUTION = 512
 
-BUILD_PARTS = ("transformer", "scheduler", "text_encoder_2", "tokenizer_2", "vae")
+BUILD_PARTS: tuple[Role, ...] = ("transformer", "scheduler", "large_text_encoder", "large_tokenizer", "vae")
 # Additional parts if CLIP's pooled output is recorded.
-POOLED_PARTS = ("text_encoder", "tokenizer")
-REPLAY_PARTS = ("transformer",)
-DECODE_PARTS = ("vae",)
+POOLED_PARTS: tuple[Role, ...] = ("pooled_text_encoder", "pooled_tokenizer")
+REPLAY_PARTS: tuple[Role, ...] = ("transformer",)
+DECODE_PARTS: tuple[Role, ...] = ("vae",)
 TOKENIZER_FILES = ("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 POOLED_TOKENIZER_FILES = ("vocab.json", "merges.txt", *TOKENIZER_FILES[1:])
 
@@ -32,105 +34,140 @@ def part_source(part: Path) -> CheckpointSource:
     return CheckpointSource(where=str(part), error=TeacherError, again="download it again")
 
 
-def build_parts(pooled: Pooled) -> tuple[str, ...]:
+def build_parts(pooled: Pooled) -> tuple[Role, ...]:
     """The parts that a build reads."""
     return BUILD_PARTS if pooled == "zero" else (*BUILD_PARTS, *POOLED_PARTS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherFolder:
-    """A local folder in the FluxPipeline layout; `source` is the name as given, `commit` that of the hub."""
+    """A local folder in the layout of a pipeline; `source` is the name as given, `commit` that of the hub."""
 
     path: Path
     source: str
     commit: str | None = None
+
+    @cached_property
+    def family(self) -> Family:
+        """The family that model_index.json states."""
+        return family_of_folder(self.path)
 
     @property
     def pinned_source(self) -> str:
         """A name that identifies the same files: NAME@COMMIT for a download from the hub."""
         return self.source if self.commit is None else f"{self.source}@{self.commit}"
 
-    def config(self, part: str) -> dict[str, Any]:
+    def config(self, role: Role) -> dict[str, Any]:
         """The configuration of a part, without the keys that state its origin."""
-        config = read_config(self.part(part) / config_name(part), part)
+        part = self.part(role)
+        config = read_config(part / config_name(part.name), part.name)
         return {key: value for key, value in config.items() if not key.startswith("_")}
 
-    def part(self, part: str) -> Path:
+    def part(self, role: Role) -> Path:
         """The folder of a part; TeacherError if it is not there."""
-        folder = self.path / part
+        name = self.family.parts[role].folder
+        folder = self.path / name
         if not folder.is_dir():
             raise TeacherError(
-                f"{self.path} has no {part}/, expected a folder in the FluxPipeline layout with {part}/: download the "
-                f"whole repository, or give another --teacher"
+                f"{self.path} has no {name}/, expected a folder in the {self.family.pipeline} layout with {name}/: "
+                f"download the whole repository, or give another --teacher"
             )
         return folder
 
-    def weights(self, part: str) -> list[Path]:
+    def has(self, role: Role) -> bool:
+        """Whether the folder has a part with its configuration."""
+        name = self.family.parts[role].folder
+        return (self.path / name / config_name(name)).is_file()
+
+    def weights(self, role: Role) -> list[Path]:
         """The safetensors files of a part, sorted."""
-        files = sorted(self.part(part).glob("*.safetensors"))
+        part = self.part(role)
+        files = sorted(part.glob("*.safetensors"))
         if not files:
-            raise TeacherError(f"{self.part(part)} has no *.safetensors: download {part}/ again")
+            raise TeacherError(f"{part} has no *.safetensors: download {part.name}/ again")
         return files
 
-    def weight_hashes(self, part: str) -> dict[str, str]:
+    def weight_hashes(self, role: Role) -> dict[str, str]:
         """sha256 of each weight file of a part, by its path in the folder."""
-        return {f"{part}/{file.name}": weight_sha256(file) for file in self.weights(part)}
+        return {f"{file.parent.name}/{file.name}": weight_sha256(file) for file in self.weights(role)}
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """The files of the T5 tokenizer, which the cache includes."""
-        return self._files("tokenizer_2", TOKENIZER_FILES)
+        """The files of the large text encoder's tokenizer, which the cache includes."""
+        return self._files("large_tokenizer", TOKENIZER_FILES)
 
-    def _files(self, part: str, names: tuple[str, ...]) -> dict[str, bytes]:
-        folder = self.part(part)
+    def _files(self, role: Role, names: tuple[str, ...]) -> dict[str, bytes]:
+        folder = self.part(role)
         return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
     @property
     def text_length(self) -> int:
-        """Text tokens: the paper's 77, or what the tokenizer states if that is less."""
-        config = read_config(self.part("tokenizer_2") / "tokenizer_config.json", "tokenizer_2")
-        return min(PAPER_TEXT_LENGTH, int(config.get("model_max_length", PAPER_TEXT_LENGTH)))
+        """Text tokens: the family's, or what the tokenizer states if that is less."""
+        part, usual = self.part("large_tokenizer"), self.family.text_length
+        return min(usual, int(read_config(part / "tokenizer_config.json", part.name).get("model_max_length", usual)))
+
+    def checked_text_length(self, asked: int | None) -> int:
+        """The requested number of text tokens, or its own for None; SettingsError if the pipeline does not take it."""
+        if asked is not None and asked > self.family.largest_text_length:
+            raise SettingsError(
+                f"--text-length is {asked}, expected at most {self.family.largest_text_length}: {self.family.pipeline} "
+                f"does not accept a larger max_sequence_length"
+            )
+        return asked or self.text_length
 
     @property
     def resolution(self) -> int:
         """Pixels per side: the paper's 512, or what the VAE states if that is less."""
         return min(PAPER_RESOLUTION, int(self.config("vae").get("sample_size", PAPER_RESOLUTION)))
 
+    def geometry(self, size: ImageSize) -> Geometry:
+        """The geometry of images: the requested height and width, else a square of the requested or own resolution."""
+        side = size.resolution or self.resolution
+        vae = self.config("vae")
+        return geometry_of(
+            height=size.height or side,
+            width=size.width or side,
+            token_px=self.family.token_px(vae),
+            channels=self.family.token_channels(vae),
+        )
+
     def identity(self, *, text_length: int, pooled: Pooled = "zero", hashed: bool = True) -> Teacher:
         """The identity of this teacher, with hashes of the weights of transformer and text encoders.
 
         hashed: False omits the hashes, so that only configuration files are read, for planning.
         """
-        backbone, text_encoder = self.config("transformer"), self.config("text_encoder_2")
-        self._check_width("text_encoder_2", "d_model", text_encoder, "joint_attention_dim", backbone)
+        family, backbone, text_encoder = self.family, self.config("transformer"), self.config("large_text_encoder")
+        self._check_width("large_text_encoder", "d_model", text_encoder, family.text_width(backbone))
         return Teacher(
-            family="flux",
+            family=family.name,
             weights=self._weights(pooled) if hashed else {},
             backbone_config=backbone,
             text_encoder_config=text_encoder,
             tokenizer=_sha256_of(self.tokenizer_files()),
             text_length=text_length,
-            text_width=backbone["joint_attention_dim"],
+            text_width=family.text_width(backbone),
             pad_token_id=text_encoder.get("pad_token_id") or 0,
             pooled=pooled,
-            pooled_width=backbone["pooled_projection_dim"],
+            pooled_width=family.pooled_width(backbone),
             **(self._pooled_identity(backbone) if pooled == "clip" else {}),
         )
 
     def _weights(self, pooled: Pooled) -> dict[str, str]:
-        parts = ("transformer", "text_encoder_2", *(("text_encoder",) if pooled == "clip" else ()))
-        return {path: checksum for part in parts for path, checksum in self.weight_hashes(part).items()}
+        read: tuple[Role, ...] = ("transformer", "large_text_encoder")
+        if pooled == "clip":
+            read = (*read, "pooled_text_encoder")
+        return {path: checksum for role in read for path, checksum in self.weight_hashes(role).items()}
 
     def _pooled_identity(self, backbone: dict[str, Any]) -> dict[str, Any]:
-        config = self.config("text_encoder")
-        self._check_width("text_encoder", "hidden_size", config, "pooled_projection_dim", backbone)
-        tokenizer = _sha256_of(self._files("tokenizer", POOLED_TOKENIZER_FILES))
+        config = self.config("pooled_text_encoder")
+        self._check_width("pooled_text_encoder", "hidden_size", config, self.family.pooled_width(backbone))
+        tokenizer = _sha256_of(self._files("pooled_tokenizer", POOLED_TOKENIZER_FILES))
         return {"pooled_encoder_config": config, "pooled_tokenizer": tokenizer}
 
-    def _check_width(self, part: str, key: str, config: dict[str, Any], read: str, backbone: dict[str, Any]) -> None:
-        if config[key] != backbone[read]:
+    def _check_width(self, role: Role, key: str, config: dict[str, Any], expected: int) -> None:
+        if config[key] != expected:
             raise TeacherError(
-                f"{self.path}/{part} has {key} = {config[key]}, but its transformer has {read} = {backbone[read]}: "
-                "they are parts of two models; download the whole repository again"
+                f"{self.part(role)} has {key} = {config[key]}, but its transformer reads {expected} values: they are "
+                f"parts of two models; download the whole repository again"
             )
 
 
@@ -151,7 +188,7 @@ def check_recorded_transformer(teacher: TeacherFolder, recorded: Teacher) -> Non
 
 
 def find_teacher(
-    name: str, parts: tuple[str, ...], *, revision: str | None = None, files: Sequence[str] = ("*",)
+    name: str, parts: tuple[Role, ...], *, revision: str | None = None, files: Sequence[str] = ("*",)
 ) -> TeacherFolder:
     """A teacher by folder, hub name or NAME@REVISION, with `parts` available; raises TeacherError.
 
@@ -160,7 +197,7 @@ def find_teacher(
     path = Path(name)
     if path.is_file():
         raise TeacherError(
-            f"{name} is a file, expected a folder in the FluxPipeline layout or a hub name: single-file checkpoints "
+            f"{name} is a file, expected a folder in the layout of a pipeline or a hub name: single-file checkpoints "
             "are not supported; give the folder"
         )
     if path.is_dir():
@@ -174,9 +211,19 @@ def find_teacher(
         source, named = split_revision(name)
         if revision is not None and named is not None and revision != named:
             raise TeacherError(f"--revision is {revision!r}, but {name!r} names another one: give one of the two")
-        path = download(source, [f"{part}/{file}" for part in parts for file in files], revision or named)
+        path = _download(source, parts, files, revision or named)
         folder = TeacherFolder(path=path, source=source, commit=commit_of(path))
-    for part in parts:
-        folder.part(part)
-    check_family(folder.path, parts)
+    for role in parts:
+        folder.part(role)
+    check_parts(folder.path, folder.family, parts)
     return folder
+
+
+def _download(source: str, parts: Sequence[Role], files: Sequence[str], revision: str | None) -> Path:
+    # model_index.json, which states the family, and with it the names of the folders.
+    path = download(source, (), revision)
+    if not parts:
+        return path
+    family = family_of_folder(path)
+    folders = [family.parts[role].folder for role in parts]
+    return download(source, [f"{folder}/{file}" for folder in folders for file in files], revision)

@@ -1,12 +1,13 @@
-"""Decode packed latents to pictures with the teacher's VAE, as FluxPipeline does."""
+"""Decode packed latents to pictures with the teacher's VAE, as its pipeline does."""
 
 from typing import Self
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, FluxPipeline
+from diffusers import AutoencoderKL
 
-from secondcast.models.geometry import Geometry, recorded_geometry, vae_scale_factor
+from secondcast.models.families.family import Family
+from secondcast.models.geometry import Geometry, recorded_geometry
 from secondcast.models.teacher.folder import TeacherFolder, part_source
 from secondcast.models.weights.checked_loading import load_checked
 from secondcast.storage_schemas.errors import TeacherError
@@ -17,17 +18,16 @@ from secondcast.storage_schemas.schema.manifest import Sampling
 class ImageDecoder:
     """The VAE's decoder for one geometry, in fp32."""
 
-    def __init__(self, vae: AutoencoderKL, geometry: Geometry) -> None:
+    def __init__(self, vae: AutoencoderKL, family: Family, geometry: Geometry) -> None:
         self._vae = vae.eval().requires_grad_(False)
-        self._geometry = geometry
-        self._scale_factor = vae_scale_factor(dict(vae.config))
+        self._family, self._geometry = family, geometry
 
     @classmethod
     def load(cls, folder: TeacherFolder, geometry: Geometry, *, device: torch.device) -> Self:
         """Load `folder`/vae and nothing else."""
         part = folder.part("vae")
         vae = load_checked(AutoencoderKL, part, part_source(part), dtype=torch.float32)
-        return cls(vae.to(device), geometry)
+        return cls(vae.to(device), folder.family, geometry)
 
     @torch.no_grad()
     def decode(self, latent_BSC: torch.Tensor) -> Array:
@@ -36,13 +36,8 @@ class ImageDecoder:
         return np.concatenate([self._decoded(part_BSC) for part_BSC in parts])
 
     def _decoded(self, latent_BSC: torch.Tensor) -> Array:
-        latents = FluxPipeline._unpack_latents(
-            latent_BSC.to(device=self._vae.device, dtype=torch.float32),
-            self._geometry.height,
-            self._geometry.width,
-            self._scale_factor,
-        )
-        latents = latents / self._vae.config.scaling_factor + self._vae.config.shift_factor
+        packed_BSC = latent_BSC.to(device=self._vae.device, dtype=torch.float32)
+        latents = self._family.vae_input(packed_BSC, self._geometry, self._vae.config)
         images = self._vae.decode(latents, return_dict=False)[0]
         images_BHWC = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
         return np.asarray((images_BHWC * 255).round().astype("uint8"))
@@ -50,9 +45,8 @@ class ImageDecoder:
 
 def load_recorded_decoder(folder: TeacherFolder, sampling: Sampling, device: torch.device) -> ImageDecoder:
     """The decoder of a cache's latents; TeacherError for a VAE of another teacher."""
-    config = folder.config("vae")
-    token_px = 2 * vae_scale_factor(config)
-    found = (4 * config["latent_channels"], sampling.height * sampling.width // token_px**2)
+    config, family = folder.config("vae"), folder.family
+    found = (family.token_channels(config), sampling.height * sampling.width // family.token_px(config) ** 2)
     if found != (sampling.channels, sampling.image_tokens):
         raise TeacherError(
             f"{folder.path}/vae decodes {found[1]} tokens of {found[0]} channels into {sampling.width} x "

@@ -1,4 +1,4 @@
-"""Inputs of FluxPipeline that users choose, and their limits; does not import torch."""
+"""Inputs of pipelines that users choose, and their limits; does not import torch."""
 
 from typing import Annotated, Self
 
@@ -8,8 +8,6 @@ from secondcast.storage_schemas.schema.flags import Flag, Flags
 
 LARGEST_GUIDANCE = 1e6
 """The transformer multiplies it by 1000 in bfloat16: much larger values are not finite."""
-LARGEST_TEXT_LENGTH = 512
-"""Limit of FluxPipeline.check_inputs in diffusers."""
 STEPS, GUIDANCE = 20, 3.5
 """The paper's sampler steps, and FluxPipeline's guidance scale for FLUX.1-dev."""
 _IMAGES = "Images"

@@ -46,8 +46,8 @@ class PooledTextEncoder:
     @classmethod
     def load(cls, folder: TeacherFolder, *, dtype: torch.dtype, device: torch.device) -> Self:
         """Load `folder`/text_encoder and `folder`/tokenizer, nothing else."""
-        tokenizer = _tokenizer(CLIPTokenizer, folder.part("tokenizer"))
-        return cls(_load_model(CLIPTextModel, folder.part("text_encoder"), dtype).to(device), tokenizer)
+        tokenizer = _tokenizer(CLIPTokenizer, folder.part("pooled_tokenizer"))
+        return cls(_load_model(CLIPTextModel, folder.part("pooled_text_encoder"), dtype).to(device), tokenizer)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
@@ -82,7 +82,7 @@ class TeacherTextEncoder:
     @classmethod
     def load(cls, folder: TeacherFolder, *, dtype: torch.dtype, device: torch.device, pooled: Pooled = "zero") -> Self:
         """Load `folder`/text_encoder_2, and CLIP if `pooled` is "clip"; nothing else."""
-        model = _load_model(T5EncoderModel, folder.part("text_encoder_2"), dtype)
+        model = _load_model(T5EncoderModel, folder.part("large_text_encoder"), dtype)
         clip = PooledTextEncoder.load(folder, dtype=dtype, device=device) if pooled == "clip" else None
         return cls(model.to(device), clip)
 

@@ -23,7 +23,7 @@ from pydantic import (
 from secondcast.storage_schemas.errors import DamagedCacheError, NotACacheError, SettingsMismatchError
 from secondcast.storage_schemas.io.digests import canonical_json, digest
 from secondcast.storage_schemas.schema.first_difference import first_difference
-from secondcast.storage_schemas.schema.problems import first_problem
+from secondcast.storage_schemas.schema.problems import first_problem, is_newer, newer_text
 
 FORMAT_NAME = "secondcast-cache"
 FORMAT_VERSION = 1
@@ -37,6 +37,8 @@ Embeddings = Literal["stored", "none"]
 Pooled = Literal["zero", "clip"]
 Quantization = Literal["none", "int8", "fp8", "nf4"]
 ScheduleName = Literal["diffusers", "distillt5"]
+LatentRule = Literal["flow-match-euler"]
+"""How x_{k+1} follows from x_k and v_k (storage_schemas/schema/derivation.py)."""
 
 
 class Record(BaseModel):
@@ -73,7 +75,7 @@ class Teacher(Record):
         CLIP's configuration and the sha256 of its tokenizer files (which the cache does not contain) recorded.
     """
 
-    family: Literal["flux"]
+    family: str = Field(min_length=1)
     weights: dict[str, str]
     backbone_config: dict[str, Any]
     text_encoder_config: dict[str, Any]
@@ -150,7 +152,7 @@ class Sampling(Record):
     seed: int = Field(ge=0, lt=2**63)
     noise: Literal["philox-float32"]
     dtype: Dtype
-    latent_rule: Literal["flow-match-euler"]
+    latent_rule: LatentRule
     quantize: Quantization = "none"
     storage: Storage
 
@@ -239,14 +241,16 @@ class Manifest(Record):
         body = verify_digest(data, where, expected_format=FORMAT_NAME)
         if (version := body.pop("format_version", None)) != FORMAT_VERSION:
             raise NotACacheError(
-                f"{where} has format version {version}, this program reads {FORMAT_VERSION}: it was built by another "
-                f"version; install the one named in created_by, {body.get('created_by')!r}"
+                f"{where} has format version {version}, this program reads {FORMAT_VERSION}: it was built by a newer "
+                f"version of secondcast; upgrade to the one named in created_by, {body.get('created_by')!r}"
             )
         body.pop("format")
         stated = body.pop("digests", None)
         try:
             manifest = cls.model_validate(body)
         except ValidationError as error:
+            if is_newer(error):
+                raise NotACacheError(newer_text(where, error)) from error
             raise DamagedCacheError(f"{where} is not a valid manifest: {first_problem(error)}") from error
         if stated != manifest.digests():
             raise DamagedCacheError(f"{where} states digests {stated}, its content has {manifest.digests()}")

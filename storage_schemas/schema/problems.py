@@ -41,6 +41,19 @@ def first_problem(error: ValidationError) -> str:
     return problem_text(where, problem)
 
 
+def is_newer(error: ValidationError) -> bool:
+    """Whether a record that is intact by its digest has a key or a choice that only another version can have."""
+    return any(problem["type"] in ("extra_forbidden", "literal_error") for problem in error.errors())
+
+
+def newer_text(where: str, error: ValidationError) -> str:
+    """An error for such a record."""
+    return (
+        f"{where} is intact, but {first_problem(error)}: a newer version of secondcast wrote it; upgrade secondcast, "
+        f"here and on every machine that uses the cache"
+    )
+
+
 def problem_text(where: str, problem: Mapping[str, Any]) -> str:
     """A problem of pydantic's `errors()` at a field or flag, such as "--steps is 0, expected at least 1"."""
     kind, found = problem["type"], repr(problem["input"])

@@ -16,7 +16,7 @@ import torch
 from transformers import T5EncoderModel
 
 from secondcast.cache_builder import sample_stage
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.geometry import recorded_geometry
 from secondcast.models.schedule import DTYPES
 from secondcast.storage_schemas.errors import NonFiniteError, SettingsError, SettingsMismatchError, TeacherError
@@ -88,7 +88,7 @@ def test_replaying_the_cached_embedding_gives_the_cached_velocity_bit_for_bit(
     build_cache(tmp_path / "c", dev_teacher, prompt_file, dtype=dtype, batch_size=3)
     cache = Cache.open(tmp_path / "c")
     sampling = cache.manifest.sampling
-    backbone = FluxBackbone.load(
+    backbone = Backbone.load(
         dev_teacher, recorded_geometry(sampling), text_length=12, dtype=DTYPES[dtype], device=torch.device("cpu")
     )
     rows = [cache.trajectory(i) for i in range(3)]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from diffusers import FluxTransformer2DModel
 
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.geometry import Geometry
 from secondcast.models.memory.modulation_table import Conditions
 from secondcast.models.memory.options import MemoryOptions
@@ -31,21 +31,21 @@ def pairs(*, guidance: bool) -> tuple[tuple[float, float | None], ...]:
     return tuple((t, g) for t in TIMESTEPS for g in (GUIDANCE if guidance else (None,)))
 
 
-def load(folder: Path, dtype: torch.dtype, *, batch_rows: int | None = None, **options: Any) -> FluxBackbone:
+def load(folder: Path, dtype: torch.dtype, *, batch_rows: int | None = None, **options: Any) -> Backbone:
     """With a table made in calls of batch_rows rows, or live."""
     guidance = bool(FluxTransformer2DModel.load_config(folder, subfolder="transformer")["guidance_embeds"])
     conditions = None
     if batch_rows is not None:
         # The cache's timesteps are of its dtype.
         conditions = Conditions(pairs=pairs(guidance=guidance), batch_rows=batch_rows)
-    return FluxBackbone.load(
+    return Backbone.load(
         folder, GEOMETRY, text_length=5, dtype=dtype, device=CPU, options=MemoryOptions(**options),
         conditions=conditions,
     )  # fmt: skip
 
 
 def call(
-    backbone: FluxBackbone,
+    backbone: Backbone,
     conditions: list[tuple[float, float | None]],
     geometry: Geometry = GEOMETRY,
     seed: int = 0,

@@ -11,12 +11,13 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-from secondcast.models.backbone import FluxBackbone
-from secondcast.models.geometry import geometry_of, vae_scale_factor
+from secondcast.models.backbone import Backbone
+from secondcast.models.families.flux import FLUX, shift_of
 from secondcast.models.noise import draw_guidance, draw_noise
 from secondcast.models.sampler import Trajectories, sample
-from secondcast.models.schedule import DTYPES, Schedule, pipeline_schedule, reference_schedule, schedule_of, shift_of
+from secondcast.models.schedule import DTYPES, Schedule
 from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.models.teacher.pipeline_inputs import ImageSize
 from secondcast.models.teacher.text_encoder import PooledTextEncoder
 from secondcast.pocket import TEACHER_FOLDER
 from secondcast.storage_schemas.schema.derivation import derive_latents
@@ -56,15 +57,14 @@ class Setting:
         self.folder, self.dtype, self.steps = folder, DTYPES[dtype], steps
         self.teacher = teacher = TeacherFolder(path=folder, source=str(folder))
         config = teacher.config("transformer")
-        self.geometry = geometry_of(
-            height=height,
-            width=width,
-            scale_factor=vae_scale_factor(teacher.config("vae")),
-            channels=config["in_channels"],
-        )
+        self.geometry = teacher.geometry(ImageSize(height=height, width=width))
         self.text_length = teacher.text_length
-        self.schedule = pipeline_schedule(
-            teacher.config("scheduler"), steps=steps, image_tokens=self.geometry.image_tokens, dtype=self.dtype
+        self.schedule = FLUX.schedule(
+            "diffusers",
+            teacher.config("scheduler"),
+            steps=steps,
+            image_tokens=self.geometry.image_tokens,
+            dtype=self.dtype,
         )
         self.pooled, self.pooled_width = pooled, config["pooled_projection_dim"]
         generator = torch.Generator().manual_seed(0)
@@ -74,7 +74,7 @@ class Setting:
         self.embedding_BTD = torch.randn(shape, generator=generator).to(self.dtype)
 
     def ours(self, guidance: list[float]) -> Trajectories:
-        backbone = FluxBackbone.load(
+        backbone = Backbone.load(
             self.folder, self.geometry, text_length=self.text_length, dtype=self.dtype, device=torch.device("cpu")
         )
 
@@ -151,7 +151,7 @@ def test_pooled_vectors_of_clip_lead_elsewhere_than_zeros(teacher, request):
 def test_the_reference_schedule_walks_as_the_scheduler_does_without_sigmas(teacher, dtype, request):
     setting = Setting(folder_of(teacher, request), dtype, 16, 24, pooled="clip")
     config, tokens = setting.teacher.config("scheduler"), setting.geometry.image_tokens
-    setting.schedule = reference_schedule(config, steps=20, image_tokens=tokens, dtype=setting.dtype)
+    setting.schedule = FLUX.schedule("distillt5", config, steps=20, image_tokens=tokens, dtype=setting.dtype)
     walk = setting.ours([3.5] * BATCH)
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
     scheduler.set_timesteps(20, mu=calculate_shift(tokens))
@@ -210,7 +210,7 @@ def test_the_timesteps_of_flux_at_512_pixels_in_bf16_are_as_the_pipeline_passes_
         "base_image_seq_len": 256, "base_shift": 0.5, "max_image_seq_len": 4096, "max_shift": 1.15,
         "num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": True,
     }  # fmt: skip
-    schedule = pipeline_schedule(config, steps=20, image_tokens=1024, dtype=torch.bfloat16)
+    schedule = FLUX.schedule("diffusers", config, steps=20, image_tokens=1024, dtype=torch.bfloat16)
     inside = [float(torch.tensor(t, dtype=torch.bfloat16) * 1000) for t in schedule.timesteps]
     assert inside == [
         1000,
@@ -242,7 +242,7 @@ def test_at_512_pixels_the_reference_schedule_ends_at_1_point_9_and_the_pipeline
     config = json.loads(FLUX_DEV_SCHEDULER.read_bytes())
     found = {}
     for name in ("distillt5", "diffusers"):
-        schedule = schedule_of(name, config, steps=20, image_tokens=1024, dtype=torch.float32)
+        schedule = FLUX.schedule(name, config, steps=20, image_tokens=1024, dtype=torch.float32)
         found[name] = [round(1000 * t, 1) for t in schedule.timesteps]
         assert schedule.sigmas[-1] == 0.0 and schedule.steps == 20
     assert found["distillt5"] == [

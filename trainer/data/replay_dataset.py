@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from secondcast.models.memory.host_modulation import HostModulation
+from secondcast.models.recorded_backbone import recorded_schedule
 from secondcast.models.student.tokens import StudentTokens
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.record import Trajectory, trajectory_key
@@ -194,7 +195,7 @@ class ReplayDataset:
             hidden_states_BSC[row] = trajectory.hidden_states_KSC[k]
             velocity_BSC[row] = trajectory.velocity_KSC[k]
             guidance_B[row] = trajectory.guidance if trajectory.guidance is not None else np.nan
-        dtype = to_torch(velocity_BSC).dtype
+        schedule = recorded_schedule(self._manifest(source))
         prompts = [self.prompt_of(position) for position, _ in rows]
         texts = prompts[::timesteps_per_sample]
         batch = Batch(
@@ -203,7 +204,7 @@ class ReplayDataset:
             hidden_states_BSC=to_torch(hidden_states_BSC),
             velocity_BSC=to_torch(velocity_BSC),
             pooled_BP=to_torch(np.stack([self._pooled.get(prompt, self._read_pooled) for prompt in prompts])),
-            timestep_B=torch.tensor([sampling.timesteps[k] for _, k in rows], dtype=dtype),
+            timestep_B=torch.tensor([schedule.timesteps[k] for _, k in rows], dtype=schedule.timestep_dtype),
             guidance_B=None if sampling.guidance is None else torch.from_numpy(guidance_B),
             step_B=torch.tensor([k for _, k in rows]),
             timesteps_per_sample=timesteps_per_sample,

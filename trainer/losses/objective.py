@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.memory.host_modulation import HostModulation
 from secondcast.trainer.data.replay_dataset import Batch, EmbeddingBatch
 from secondcast.trainer.losses.context import context_loss
@@ -25,7 +25,7 @@ class Objective:
     """
 
     settings: TrainSettings
-    backbones: Sequence[FluxBackbone]
+    backbones: Sequence[Backbone]
     context_ID: torch.Tensor | None
     sigmas: Sequence[Sequence[float]]
 

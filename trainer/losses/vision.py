@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.cost.transformer import CallShapes, backbone_cost
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.storage_schemas.schema.manifest import Manifest
@@ -15,20 +15,20 @@ from secondcast.trainer.losses.difference import difference, differences
 from secondcast.trainer.stage import Stage, StepWeights
 
 
-def replay(backbone: FluxBackbone, embedding_BTD: torch.Tensor, batch: Batch) -> torch.Tensor:
+def replay(backbone: Backbone, embedding_BTD: torch.Tensor, batch: Batch) -> torch.Tensor:
     """velocity_BSC of the backbone on cached latents with the given embedding."""
     return backbone.predict(
         batch.hidden_states_BSC.to(backbone.dtype),
         embedding_BTD.to(backbone.dtype),
         batch.pooled_BP.to(backbone.dtype),
-        batch.timestep_B.to(backbone.dtype),
+        batch.timestep_B.to(backbone.timestep_dtype),
         batch.guidance_B,
         modulation_BM=batch.modulation_BM,
     )
 
 
 def vision_loss(
-    backbone: FluxBackbone,
+    backbone: Backbone,
     embedding_BTD: torch.Tensor,
     batch: Batch,
     *,
@@ -50,7 +50,7 @@ def vision_loss(
     return (weights_K[batch.step_B] * errors_BSC.flatten(1).mean(1)).mean()
 
 
-def row_errors(backbone: FluxBackbone, embedding_BTD: torch.Tensor, batch: Batch) -> torch.Tensor:
+def row_errors(backbone: Backbone, embedding_BTD: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Mean squared difference, in fp32, of each row of a batch (whose timesteps_per_sample is 1): [B]."""
     found_BSC = replay(backbone, embedding_BTD, batch)
     return differences(found_BSC, batch.velocity_BSC, None).flatten(1).mean(1)

@@ -86,7 +86,7 @@ def _check_fits(stage: Stage, cache: Cache) -> None:
 
 def check_backend(settings: TrainSettings, teacher: TeacherFolder, dtype: torch.dtype, device: torch.device) -> None:
     """Raise SettingsError, before weights are read, unless the attention backend and the compiler work here."""
-    check_attention(settings.attention_backend, teacher.config("transformer"), dtype=dtype, device=device)
+    check_attention(settings.attention_backend, teacher, dtype=dtype, device=device)
     if settings.compile:
         check_compiler(device)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.geometry import recorded_geometry
 from secondcast.models.recorded_backbone import load_recorded_backbone
 from secondcast.models.schedule import DTYPES
@@ -44,7 +44,7 @@ def load_objective(
 
 def _load_backbone(
     settings: TrainSettings, manifests: Sequence[Manifest], teacher: TeacherFolder, device: torch.device, ranks: int
-) -> FluxBackbone:
+) -> Backbone:
     dtype = DTYPES[_backbone_dtype(settings, manifests[0])]
     check_backend(settings, teacher, dtype, device)
     return load_recorded_backbone(

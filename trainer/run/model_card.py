@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from secondcast.models.families.flux import FLUX
+from secondcast.models.families.registry import family_named
 from secondcast.models.student.folder import best_checkpoint
 from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.schema.manifest import Record
@@ -110,10 +112,10 @@ tags: [text-encoder, flux, distillation, secondcast]
 # A student of {teacher}
 
 {encoder} encoder with projection, {parameters:,} parameters, distilled with Secondcast from the T5 text encoder of
-{teacher}. It replaces `text_encoder_2`.{tokenizer}
+{teacher}. It replaces `{slot}`.{tokenizer}
 
-It was trained at **{text_length} text tokens**: always pass `max_sequence_length={text_length}`. FluxPipeline's
-default of 512 adds hundreds of padding tokens that the student has never seen. {guidance}
+It was trained at **{text_length} text tokens**: always pass `max_sequence_length={text_length}`. The pipeline's
+default of {largest_text_length} adds hundreds of padding tokens that the student has never seen. {guidance}
 
 {use}
 ## Training
@@ -150,9 +152,12 @@ def card_of(
 ) -> str:
     """README.md of an export. encoder: model_type of a student with its own tokenizer; None: a T5 student."""
     teacher = f"`{facts.teacher}`" if facts else "an unrecorded teacher"
+    family = family_named(facts.recorded.family) if facts and facts.recorded else FLUX
     return _CARD.format(
         base_model=f"\nbase_model: {facts.teacher}" if facts and _is_hub_name(facts.teacher) else "",
         teacher=teacher,
+        slot=family.slot,
+        largest_text_length=family.largest_text_length,
         parameters=parameters,
         text_length=text_length,
         encoder="A T5" if encoder is None else f"A text (`{encoder}`)",

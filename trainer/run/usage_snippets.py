@@ -3,6 +3,9 @@
 import json
 from typing import Literal
 
+from secondcast.models.families.family import Family
+from secondcast.models.families.flux import FLUX
+from secondcast.models.families.registry import family_named
 from secondcast.models.teacher.pipeline_inputs import GUIDANCE, STEPS
 from secondcast.trainer.settings import RecordedWith
 
@@ -14,20 +17,20 @@ POCKET = "pocket"
 _SIZE, _DTYPE = 512, "bfloat16"
 
 _LOAD = """import torch
-from diffusers import FluxPipeline
+from diffusers import {pipeline}
 from transformers import {classes}
 {pocket_import}
 folder = "PATH_OF_THIS_FOLDER"
 student = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype={dtype})
-{tokenizer}pipeline = FluxPipeline.from_pretrained(
-    {teacher}, text_encoder_2=student, {tokenizer_argument}torch_dtype={dtype}
+{tokenizer}pipeline = {pipeline}.from_pretrained(
+    {teacher}, {slot}=student, {tokenizer_argument}torch_dtype={dtype}
 )
 """
 _TOKENIZER = "tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)\n"
 _LOAD_WHOLE = """import torch
-from diffusers import FluxPipeline
+from diffusers import {pipeline}
 
-pipeline = FluxPipeline.from_pretrained("my-pipeline", trust_remote_code=True, torch_dtype={dtype})
+pipeline = {pipeline}.from_pretrained("my-pipeline", trust_remote_code=True, torch_dtype={dtype})
 """
 _CALL = """if torch.cuda.is_available():
     pipeline.enable_model_cpu_offload()  # one network at a time; use pipeline.to("cuda") if all of them fit
@@ -50,7 +53,7 @@ A saved pipeline (`pipeline.save_pretrained("my-pipeline")`) includes the studen
 {whole}```
 """
 _BOTH = """
-Pass both `text_encoder_2` and `tokenizer_2`: FLUX's own tokenizer produces wrong token ids for the student.
+Pass both `{slot}` and `{tokenizer_slot}`: the teacher's own tokenizer produces wrong token ids for the student.
 """
 _POCKET_IMPORT = """
 # The teacher is part of Secondcast, which must be installed for this program.
@@ -71,34 +74,39 @@ def diffusers_text(
 ) -> str:
     """Markdown on the use of an export for diffusers: alone, and in a saved pipeline.
 
-    teacher: hub name or folder in the FluxPipeline layout.
+    teacher: hub name or folder.
     guidance: guidance values of the training; None if the teacher takes none.
     """
     dtype = f"torch.{recorded.dtype if recorded else _DTYPE}"
-    call = _CALL.format(arguments=_arguments(recorded, guidance, text_length))
+    family = family_named(recorded.family) if recorded else FLUX
+    call = _CALL.format(arguments=_arguments(family, recorded, guidance, text_length))
     program = _LOAD.format(
+        pipeline=family.pipeline,
+        slot=family.slot,
         classes="AutoModel, AutoTokenizer" if own_tokenizer else "AutoModel",
         pocket_import=_POCKET_IMPORT if teacher == POCKET else "",
         dtype=dtype,
         tokenizer="tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)\n"
         if own_tokenizer
         else "",
-        tokenizer_argument="tokenizer_2=tokenizer, " if own_tokenizer else "",
+        tokenizer_argument=f"{family.tokenizer_slot}=tokenizer, " if own_tokenizer else "",
         teacher="TEACHER_FOLDER" if teacher == POCKET else json.dumps(teacher),
     )
     return _TEXT.format(
         program=program + call,
-        whole=_LOAD_WHOLE.format(dtype=dtype) + call,
-        remarks=(_BOTH if own_tokenizer else "") + ("" if recorded else _UNRECORDED),
+        whole=_LOAD_WHOLE.format(pipeline=family.pipeline, dtype=dtype) + call,
+        remarks=(_BOTH.format(slot=family.slot, tokenizer_slot=family.tokenizer_slot) if own_tokenizer else "")
+        + ("" if recorded else _UNRECORDED),
         file="encoder_student_network.py" if own_tokenizer else "student_network.py",
     )
 
 
-def _arguments(recorded: RecordedWith | None, guidance: tuple[float, ...] | None, text_length: int) -> str:
+def _arguments(
+    family: Family, recorded: RecordedWith | None, guidance: tuple[float, ...] | None, text_length: int
+) -> str:
     steps = recorded.steps if recorded else STEPS
     values = {
-        "height": recorded.height if recorded else _SIZE,
-        "width": recorded.width if recorded else _SIZE,
+        **family.image_size(height=recorded.height if recorded else _SIZE, width=recorded.width if recorded else _SIZE),
         "num_inference_steps": steps,
         "guidance_scale": min(guidance, key=lambda value: abs(value - GUIDANCE)) if guidance else None,
         "max_sequence_length": text_length,

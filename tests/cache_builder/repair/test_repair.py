@@ -10,7 +10,7 @@ import torch
 
 from secondcast import cli
 from secondcast.cache_builder.repair.rebuild import rebuild
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
 from secondcast.storage_schemas.errors import DamagedCacheError, SettingsMismatchError
 from secondcast.storage_schemas.maintenance.repair import repair_cache
@@ -120,8 +120,8 @@ def test_another_teacher_is_refused_by_the_field(cache, schnell_teacher, form):
 def test_other_bytes_are_refused_and_taken_only_where_that_was_accepted(cache, dev_teacher, form, monkeypatch):
     flip(cache / SHARDS[form]["trajectories"])
     damaged = contents(cache)
-    predict = FluxBackbone.predict
-    monkeypatch.setattr(FluxBackbone, "predict", lambda *inputs: predict(*inputs) * 1.0009765625)
+    predict = Backbone.predict
+    monkeypatch.setattr(Backbone, "predict", lambda *inputs: predict(*inputs) * 1.0009765625)
     says = (
         rf"{cache}: rebuilt trajectories shard 1 differs from the recorded bytes \(batch_size 2 -> 3\): nothing "
         rf"was written; rebuild on the machine that made it, restore it from a copy with --from, or "

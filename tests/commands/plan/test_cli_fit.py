@@ -193,7 +193,7 @@ def out_of_memory(*arguments, **named):
     ],
 )
 def test_a_run_out_of_gpu_memory_names_the_flag_that_helps_next(words, given, flag, monkeypatch, capsys):
-    monkeypatch.setattr("secondcast.models.backbone.FluxBackbone.predict", out_of_memory)
+    monkeypatch.setattr("secondcast.models.backbone.Backbone.predict", out_of_memory)
     code, _, heard = secondcast(*words, *given, capsys=capsys)
     last = heard.strip().splitlines()[-1]
     assert code == 1 and last == (
@@ -205,7 +205,7 @@ def test_a_run_out_of_gpu_memory_names_the_flag_that_helps_next(words, given, fl
 @pytest.mark.thorough
 def test_the_advice_can_be_followed_in_the_same_folder(tmp_path, words, monkeypatch, capsys):
     with monkeypatch.context() as patched:
-        patched.setattr("secondcast.models.backbone.FluxBackbone.predict", out_of_memory)
+        patched.setattr("secondcast.models.backbone.Backbone.predict", out_of_memory)
         assert secondcast(*words, "--activation-checkpointing", 1, capsys=capsys)[0] == 1
     code, _, heard = secondcast(*words, "--activation-checkpointing", 1, "--grad-accum-steps", 2, capsys=capsys)
     assert code == 0, heard
@@ -217,7 +217,7 @@ def test_in_a_recipe_the_parts_of_a_batch_are_written(tmp_path, words, monkeypat
     (tmp_path / "r.toml").write_text(
         'activation-checkpointing = 1\n[[stage]]\nname = "vision"\nsteps = 2\nbatch-size = 4\n'
     )
-    monkeypatch.setattr("secondcast.models.backbone.FluxBackbone.predict", out_of_memory)
+    monkeypatch.setattr("secondcast.models.backbone.Backbone.predict", out_of_memory)
     code, _, heard = secondcast(*words[:-4], "--config", tmp_path / "r.toml", capsys=capsys)
     assert (
         code == 1 and "write grad-accum-steps = 2 into the recipe, or give --max-gpu-memory auto to choose it" in heard
@@ -229,7 +229,7 @@ def test_a_library_that_finds_no_memory_is_out_of_memory_too(words, monkeypatch,
     def fails(*arguments, **named):
         raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
 
-    monkeypatch.setattr("secondcast.models.backbone.FluxBackbone.predict", fails)
+    monkeypatch.setattr("secondcast.models.backbone.Backbone.predict", fails)
     code, _, heard = secondcast(*words, capsys=capsys)
     assert code == 1 and "the GPU is out of memory" in heard
 

@@ -55,7 +55,7 @@ def test_parameters_of_flux_dev_are_exact(at_512_px):
     assert text_encoder_cost(outline()).parameters == 4_762_310_656
     folder, _ = planned_teacher("FLUX.1-dev")
     assert round(vae_parameters(folder.config("vae")) / 1e6, 1) == 83.8
-    assert round(clip_parameters(folder.config("text_encoder")) / 1e6) == 123
+    assert round(clip_parameters(folder.config("pooled_text_encoder")) / 1e6) == 123
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from diffusers import FluxTransformer2DModel
 
 from secondcast.cache_builder.opening.new_manifest import outline_manifest
 from secondcast.cache_builder.settings import PlannedBuild
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.cost.transformer import CallShapes, backbone_cost
 from secondcast.models.memory.checkpointing import activation_checkpointing, checkpointed_blocks
 from secondcast.models.memory.meta_run import saved_bytes
@@ -26,7 +26,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wide_flux(tmp_path_factory.mktemp("wide"), guidance=True)
 
 
-def blocks(backbone: FluxBackbone) -> list[torch.nn.Module]:
+def blocks(backbone: Backbone) -> list[torch.nn.Module]:
     return [*backbone.transformer.transformer_blocks, *backbone.transformer.single_transformer_blocks]
 
 
@@ -55,7 +55,7 @@ def test_so_many_blocks_are_computed_again(wide, every, again):
     assert calls.total() == BLOCKS
 
 
-def predict(backbone: FluxBackbone, *, gradient: bool = False, first: int = 0) -> torch.Tensor:
+def predict(backbone: Backbone, *, gradient: bool = False, first: int = 0) -> torch.Tensor:
     rows = ASKED[first : first + 2]
     return backbone.predict(
         torch.ones(len(rows), 16, 16, dtype=backbone.dtype),
@@ -109,7 +109,7 @@ def test_the_calculated_bytes_are_those_that_are_kept(dev_teacher):
         "img_ids": torch.empty(tokens, 3), "txt_ids": torch.empty(5, 3),
     }  # fmt: skip
     given = {name: value.to("meta") for name, value in arguments.items()}
-    largest = max(cost.double_blocks.saved_bytes, cost.single_blocks.saved_bytes)
+    largest = max(kind.saved_bytes for kind in cost.kinds)
     for every in (1, 2, 3):
         activation_checkpointing(transformer, every)
         found = saved_bytes(lambda: transformer(**given, return_dict=False)[0], list(transformer.parameters()))

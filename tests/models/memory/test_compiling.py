@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.geometry import geometry_of
 from secondcast.models.memory import compiling
 from secondcast.models.memory.checkpointing import activation_checkpointing
@@ -35,8 +35,8 @@ def transformer() -> FluxTransformer2DModel:
     )  # fmt: skip
 
 
-def backbone(model: FluxTransformer2DModel) -> FluxBackbone:
-    return FluxBackbone(model, GEOMETRY, text_length=5)
+def backbone(model: FluxTransformer2DModel) -> Backbone:
+    return Backbone(model, GEOMETRY, text_length=5)
 
 
 def graphs() -> int:
@@ -70,7 +70,7 @@ def test_blocks_share_their_graphs_whatever_is_around_them():
     assert graphs() == 5 and torch.equal(velocity_BSC, predicted(backbone(plain)).detach())
 
 
-def predicted(made: FluxBackbone) -> torch.Tensor:
+def predicted(made: Backbone) -> torch.Tensor:
     rows, geometry = len(ASKED), GEOMETRY
     return made.predict(
         torch.ones(rows, geometry.image_tokens, geometry.channels), torch.ones(rows, 5, 24), made.zero_pooled(rows),
@@ -89,12 +89,12 @@ def test_more_shapes_than_there_may_be_graphs_are_refused_and_never_computed_unc
     )
     with torch.no_grad():
         for size in (16, 32):
-            predict_alone(model.at(geometry_of(height=size, width=size, scale_factor=2, channels=16)))
+            predict_alone(model.at(geometry_of(height=size, width=size, token_px=4, channels=16)))
         with pytest.raises(SettingsError, match=message):
-            predict_alone(model.at(geometry_of(height=48, width=16, scale_factor=2, channels=16)))
+            predict_alone(model.at(geometry_of(height=48, width=16, token_px=4, channels=16)))
 
 
-def predict_alone(made: FluxBackbone) -> None:
+def predict_alone(made: Backbone) -> None:
     x_BSC = torch.zeros(1, len(made._image_ids_S3), 16)
     made.predict(x_BSC, torch.zeros(1, 5, 24), made.zero_pooled(1), torch.ones(1), torch.ones(1))
 

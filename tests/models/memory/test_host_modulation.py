@@ -7,7 +7,8 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
+from secondcast.models.families.flux import FLUX
 from secondcast.models.geometry import Geometry
 from secondcast.models.memory.host_modulation import take_to_host, takes_host
 from secondcast.models.memory.meta_run import parameter_count
@@ -34,7 +35,7 @@ def same(found: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...]) ->
     return all(torch.equal(*both) for both in zip(found, expected, strict=True))
 
 
-def rows_of(backbone: FluxBackbone, asked: list[tuple[float, float | None]], pooled_BP: torch.Tensor) -> torch.Tensor:
+def rows_of(backbone: Backbone, asked: list[tuple[float, float | None]], pooled_BP: torch.Tensor) -> torch.Tensor:
     timestep_B = torch.tensor([t for t, _ in asked])
     return backbone.host_modulation.rows(timestep_B, torch.tensor([g for _, g in asked]), pooled_BP)
 
@@ -108,7 +109,7 @@ def test_rows_do_not_depend_on_the_thread_or_on_how_many_ask_at_once(wide, threa
 
 def test_the_weights_are_in_the_transformer_no_more(wide):
     live, host = (load(wide[True], FP32, modulation=kind) for kind in ("gpu", "cpu"))
-    gone = modulation_parameters(live.transformer) + parameter_count(live.transformer.time_text_embed)
+    gone = modulation_parameters(live.transformer, FLUX.anatomy) + parameter_count(live.transformer.time_text_embed)
     assert parameter_count(host.transformer) == parameter_count(live.transformer) - gone
     assert not list(host.transformer.buffers())
     assert host.host_modulation.weights_bytes == 4 * gone

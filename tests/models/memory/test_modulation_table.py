@@ -9,7 +9,8 @@ from diffusers import FluxTransformer2DModel
 
 from secondcast.cache_builder.opening.new_manifest import outline_manifest
 from secondcast.cache_builder.settings import PlannedBuild
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
+from secondcast.models.families.flux import FLUX
 from secondcast.models.geometry import Geometry
 from secondcast.models.memory.meta_run import parameter_count, peak_bytes
 from secondcast.models.memory.modulation_table import (
@@ -93,17 +94,17 @@ def test_another_geometry_and_other_calls_in_between_read_their_own_rows(wide):
 
 def test_the_weights_are_gone(wide):
     live, table = load(wide[True], torch.float32).transformer, load(wide[True], torch.float32, batch_rows=4).transformer
-    left = parameter_count(live) - modulation_parameters(live) - parameter_count(live.time_text_embed)
+    left = parameter_count(live) - modulation_parameters(live, FLUX.anatomy) - parameter_count(live.time_text_embed)
     assert parameter_count(table) == left < 0.7 * parameter_count(live)
     # In the meantime, nothing but the table has come: 20 rows in float32.
-    assert sum(buffer.nbytes for buffer in table.buffers()) == 20 * 4 * modulation_width(live)
+    assert sum(buffer.nbytes for buffer in table.buffers()) == 20 * 4 * modulation_width(live, FLUX.anatomy)
 
 
 def test_of_flux_dev_as_many_parameters_go_as_were_counted():
     transformer = meta_flux_dev().to(torch.bfloat16)
     before, conditioning = parameter_count(transformer), parameter_count(transformer.time_text_embed)
     # 2.11 MB a row in bfloat16.
-    assert modulation_width(transformer) * 2 == 2_113_536
+    assert modulation_width(transformer, FLUX.anatomy) * 2 == 2_113_536
     recorded = recorded_conditions([outline()], batch_rows=140)
     assert len(recorded.pairs) == 20 * 7 and worthwhile(transformer, recorded)
     many = Conditions(pairs=tuple((step / 4000, 3.5) for step in range(4000)), batch_rows=4)
@@ -116,9 +117,9 @@ def test_of_flux_dev_as_many_parameters_go_as_were_counted():
 def test_there_is_never_more_than_one_of_the_dropped_linears_on_the_device():
     transformer = FluxTransformer2DModel(**WIDE | {"num_layers": 6}, guidance_embeds=True)
     largest = 4 * parameter_count(transformer.transformer_blocks[0].norm1.linear)
-    all_of_them = 4 * modulation_parameters(transformer)
+    all_of_them = 4 * modulation_parameters(transformer, FLUX.anatomy)
     embedding = 4 * parameter_count(transformer.time_text_embed)
-    table = 2 * 4 * modulation_width(transformer)
+    table = 2 * 4 * modulation_width(transformer, FLUX.anatomy)
     conditions = Conditions(pairs=((1.0, 2.0), (0.5, 2.0)), batch_rows=2)
     on_cpu = list(transformer.parameters())
     peak = peak_bytes(lambda: make_table(transformer, conditions, META), on_cpu)
@@ -138,9 +139,9 @@ def test_conditions_are_those_of_all_caches_and_there_are_none_with_pooled_vecto
 
 @pytest.mark.thorough
 def test_values_that_the_dtype_does_not_tell_apart_share_a_row(wide):
-    def table(dtype: torch.dtype) -> FluxBackbone:
+    def table(dtype: torch.dtype) -> Backbone:
         near = Conditions(pairs=((0.9, 3.5), (0.9001, 3.5), (0.9, 3.501)), batch_rows=2)
-        return FluxBackbone.load(wide[True], GEOMETRY, text_length=5, dtype=dtype, device=CPU, conditions=near)
+        return Backbone.load(wide[True], GEOMETRY, text_length=5, dtype=dtype, device=CPU, conditions=near)
 
     assert (len(table(torch.float32).table), len(table(torch.bfloat16).table)) == (3, 1)
     asked = [(0.9001, 3.5), (0.9, 3.501)]

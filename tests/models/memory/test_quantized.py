@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.memory.quantized import quantize_blocks
 from secondcast.storage_schemas.errors import MissingExtraError
@@ -31,7 +31,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # NF4 on a CPU takes its time, and calls change nothing.
 @cache
-def quantized(folder: Path, dtype: torch.dtype, kind: str, **options) -> FluxBackbone:
+def quantized(folder: Path, dtype: torch.dtype, kind: str, **options) -> Backbone:
     return load(folder, dtype, quantize=kind, **{"activation_checkpointing": 1, **options})
 
 
@@ -154,7 +154,7 @@ def test_one_block_at_a_time_is_put_on_the_device(wide):
 def test_without_its_package_the_extra_is_named_before_weights_are_read(tmp_path, monkeypatch, kind, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError) as caught:
-        FluxBackbone.load(
+        Backbone.load(
             tmp_path, GEOMETRY, text_length=5, dtype=torch.bfloat16, device=CPU,
             options=MemoryOptions(quantize=kind, activation_checkpointing=1),
         )  # fmt: skip

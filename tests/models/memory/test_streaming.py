@@ -11,9 +11,10 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.cost.gpu_memory import held_weights
 from secondcast.models.cost.transformer import BackboneCost, BlockCost
+from secondcast.models.families.flux import FLUX
 from secondcast.models.geometry import geometry_of
 from secondcast.models.memory.meta_run import parameter_count
 from secondcast.models.memory.modulation_table import modulation_parameters, modulation_width
@@ -24,7 +25,7 @@ from secondcast.storage_schemas.errors import SettingsError
 CPU = torch.device("cpu")
 DOUBLE, SINGLE = 3, 4
 BLOCKS = DOUBLE + SINGLE
-GEOMETRY = geometry_of(height=16, width=16, scale_factor=2, channels=16)
+GEOMETRY = geometry_of(height=16, width=16, token_px=4, channels=16)
 TEXT_LENGTH = 6
 
 
@@ -80,7 +81,7 @@ class Replay:
     """Steps of training with one model: predictions of given inputs, and gradients of the embedding."""
 
     def __init__(self, model: FluxTransformer2DModel) -> None:
-        self.backbone = FluxBackbone(model, GEOMETRY, text_length=TEXT_LENGTH)
+        self.backbone = Backbone(model, GEOMETRY, text_length=TEXT_LENGTH)
 
     def predict(self, step: int, *, gradient: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
         draw = torch.Generator().manual_seed(step)
@@ -334,20 +335,21 @@ def test_host_memory_that_cannot_be_pinned_is_said_in_one_line(monkeypatch):
 
 @pytest.mark.parametrize("resident", [0, 3, BLOCKS])
 def test_streamed_weights_lie_where_planning_says(resident):
-    model = transformer()
+    model, anatomy = transformer(), FLUX.anatomy
     kinds = [model.transformer_blocks[0], model.single_transformer_blocks[0]]
     blocks = [
         BlockCost(
-            count=count, parameters=parameter_count(block), modulation_parameters=modulation_parameters(block),
-            modulation_width=modulation_width(block), forward_flops=0, saved_bytes=0,
+            count=count, parameters=parameter_count(block), modulation_parameters=modulation_parameters(block, anatomy),
+            modulation_width=modulation_width(block, anatomy), forward_flops=0, saved_bytes=0,
         )
         for count, block in zip((DOUBLE, SINGLE), kinds, strict=True)
     ]  # fmt: skip
     cost = BackboneCost(
-        parameters=parameter_count(model), modulation_parameters=modulation_parameters(model),
-        conditioning_parameters=parameter_count(model.time_text_embed), modulation_width=modulation_width(model),
+        parameters=parameter_count(model), modulation_parameters=modulation_parameters(model, anatomy),
+        conditioning_parameters=parameter_count(model.time_text_embed),
+        modulation_width=modulation_width(model, anatomy),
         largest_linear=0, forward_flops=0, attention_flops=0, backward_flops=0, forward_peak_bytes=0, saved_bytes=0,
-        checkpoint_bytes=0, outer_bytes=0, double_blocks=blocks[0], single_blocks=blocks[1],
+        checkpoint_bytes=0, outer_bytes=0, kinds=tuple(blocks),
     )  # fmt: skip
     options = MemoryOptions(modulation="gpu", gpu_blocks=resident)
     held = held_weights(cost, options, dtype_bytes=4, table_rows=None)

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from secondcast import models
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.geometry import geometry_of
 from secondcast.models.student.student import load_student, new_student, save_student
 from secondcast.models.student.tokens import own_tokens
@@ -41,7 +41,7 @@ from tests.models.weights.damaged_weights import DAMAGES, every_tensor, rewrite,
 from tests.random_teacher import make_teacher
 
 CPU = torch.device("cpu")
-GEOMETRY = geometry_of(height=16, width=16, scale_factor=2, channels=16)
+GEOMETRY = geometry_of(height=16, width=16, token_px=4, channels=16)
 SOURCE = CheckpointSource(where="it", error=TeacherError, again="download it again")
 
 
@@ -93,7 +93,7 @@ def components(tmp_path_factory, teacher, identity) -> dict[str, Component]:
     teachers = {
         "text_encoder_2": ("num_layers", lambda path: TeacherTextEncoder.load(of_teacher(path), **load)),
         "text_encoder": ("num_hidden_layers", lambda path: PooledTextEncoder.load(of_teacher(path), **load)),
-        "transformer": ("num_layers", lambda path: FluxBackbone.load(path, GEOMETRY, text_length=12, **load)),
+        "transformer": ("num_layers", lambda path: Backbone.load(path, GEOMETRY, text_length=12, **load)),
         "vae": ("layers_per_block", lambda path: ImageDecoder.load(of_teacher(path), GEOMETRY, device=CPU)),
     }
     students = {
@@ -192,7 +192,7 @@ def test_a_whole_checkpoint_is_loaded_from_one_file_and_from_several(name, compo
 def tensors_of(loaded: object) -> list[torch.Tensor]:
     if isinstance(loaded, ImageDecoder):
         loaded = loaded._vae
-    elif isinstance(loaded, FluxBackbone):
+    elif isinstance(loaded, Backbone):
         loaded = loaded.transformer
     elif isinstance(loaded, TeacherTextEncoder | PooledTextEncoder):
         loaded = loaded.model
@@ -354,12 +354,12 @@ def test_an_autoencoder_with_the_old_names_of_attention_is_loaded(teacher, tmp_p
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-@pytest.mark.parametrize("part", ["text_encoder_2", "transformer"])
-def test_a_stated_quantization_is_refused(part, teacher, tmp_path):
+@pytest.mark.parametrize(("role", "part"), [("large_text_encoder", "text_encoder_2"), ("transformer", "transformer")])
+def test_a_stated_quantization_is_refused(role, part, teacher, tmp_path):
     folder = shutil.copytree(teacher, tmp_path / "t")
     rewrite_config(folder / part, quantization_config={"quant_method": "gptq", "bits": 4})
     with pytest.raises(TeacherError) as caught:
-        check_teacher_weights(TeacherFolder(path=folder, source="t"), [part])
+        check_teacher_weights(TeacherFolder(path=folder, source="t"), [role])
     assert str(caught.value) == (
         f"{folder / part} cannot be loaded: config.json has a quantization_config (gptq), expected safetensors of "
         "BF16, F16, F32 or F64: quantized weights have a packed layout, which is not supported; give the unquantized "

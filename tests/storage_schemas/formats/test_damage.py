@@ -126,7 +126,42 @@ def test_a_newer_version_is_refused_by_name(cache, form):
     value = json.loads(file.read_bytes())
     value.pop("digest")
     file.write_bytes(with_digest({**value, "format_version": 99}))
-    with pytest.raises(NotACacheError, match=r"has format version 99, this program reads 1: .*created_by, 'tests'"):
+    with pytest.raises(NotACacheError, match=r"version 99, this program reads 1: .* newer .*created_by, 'tests'"):
+        Cache.open(cache)
+
+
+@pytest.mark.parametrize("form", ["zarr"])
+@pytest.mark.parametrize(
+    ("section", "changes", "problem"),
+    [
+        ("sampling", {"latent_rule": "euler-9"}, "sampling.latent_rule is 'euler-9', expected 'flow-match-euler'"),
+        ("sampling", {"negative": "x"}, "sampling.negative is an unknown key (its value is 'x')"),
+        ("teacher", {"mask_kind": "bool"}, "teacher.mask_kind is an unknown key (its value is 'bool')"),
+    ],
+)
+def test_an_intact_manifest_with_what_only_a_newer_version_writes_is_called_newer(
+    cache, form, section, changes, problem
+):
+    file = cache / "manifest.json"
+    value = json.loads(file.read_bytes())
+    value.pop("digest")
+    file.write_bytes(with_digest({**value, section: value[section] | changes}))
+    with pytest.raises(NotACacheError) as error:
+        Cache.open(cache)
+    assert str(error.value) == (
+        f"{file} is intact, but {problem}: a newer version of secondcast wrote it; upgrade secondcast, here and on "
+        f"every machine that uses the cache"
+    )
+
+
+@pytest.mark.parametrize("form", ["zarr"])
+def test_a_commit_record_of_a_newer_version_is_called_newer(cache, form):
+    (cache / "commits/index.json").unlink(missing_ok=True)
+    file = sorted((cache / "commits").glob("trajectories-*.json"))[0]
+    value = json.loads(file.read_bytes())
+    value.pop("digest")
+    file.write_bytes(with_digest({**value, "signature": "s"}))
+    with pytest.raises(NotACacheError, match=r"is intact, but signature is an unknown key .*: a newer version"):
         Cache.open(cache)
 
 

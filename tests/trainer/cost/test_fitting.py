@@ -21,7 +21,7 @@ BACKBONE = BackboneCost(
     parameters=10 * PER_BLOCK, modulation_parameters=10 * PER_BLOCK // 4, conditioning_parameters=0,
     modulation_width=1000, largest_linear=PER_BLOCK // 10, forward_flops=1e13, attention_flops=1e12,
     backward_flops=1e13, forward_peak_bytes=GIB, saved_bytes=10 * GIB, checkpoint_bytes=GIB // 100, outer_bytes=0,
-    double_blocks=BLOCK, single_blocks=BLOCK,
+    kinds=(BLOCK, BLOCK),
 )  # fmt: skip
 STUDENT = TextEncoderCost(parameters=10**8, forward_flops=1e9, forward_peak_bytes=0, saved_bytes=GIB // 100)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.geometry import recorded_geometry
 from secondcast.storage_schemas.errors import RunError, SettingsError, TeacherError
 from secondcast.storage_schemas.reader import Cache
@@ -80,7 +80,7 @@ def test_caches_of_other_sizes_take_turns_on_one_transformer(tmp_path, places, d
         student_BTD = trainer.student.eval()(batch.token_ids_BT)[0].detach()
         found = trainer.objective.training_loss(trainer.settings.at(step).stage, student_BTD, batch)
         manifest = trainer.dataset.sources[batch.source].cache.manifest
-        own = FluxBackbone.load(
+        own = Backbone.load(
             dev_teacher, recorded_geometry(manifest.sampling), text_length=manifest.teacher.text_length,
             dtype=torch.bfloat16, device=torch.device("cpu"),
         )  # fmt: skip

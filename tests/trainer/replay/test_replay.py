@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.geometry import recorded_geometry
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import REPLAY_PARTS, find_teacher
@@ -42,7 +42,7 @@ def test_replay_of_a_non_square_cache_is_the_recording_bit_for_bit(
     flags = {"pooled": pooled, "dtype": dtype, "format": form, "schedule": schedule, "text_length": 15}
     build_cache(tmp_path / "c", folder, prompt_file, batch_size=3, height=16, width=28, **flags)
     cache = Cache.open(tmp_path / "c")
-    backbone = FluxBackbone.load(
+    backbone = Backbone.load(
         folder, recorded_geometry(cache.manifest.sampling), text_length=15, dtype=DTYPES[dtype], device=CPU
     )
     dataset = ReplayDataset([Source(cache=cache, indices=cache.indices())], device=CPU)
@@ -71,7 +71,7 @@ def test_other_pooled_vectors_would_not_replay(tmp_path, dev_teacher, prompt_fil
     cache = Cache.open(tmp_path / "c")
     dataset = ReplayDataset([Source(cache=cache, indices=cache.indices())], device=CPU)
     batch = dataset.replay_batch([(0, 0), (1, 0), (2, 0)])
-    backbone = FluxBackbone.load(
+    backbone = Backbone.load(
         dev_teacher, recorded_geometry(cache.manifest.sampling), text_length=12, dtype=torch.float32, device=CPU
     )
     batch.pooled_BP.zero_()
@@ -100,7 +100,7 @@ def test_a_student_trains_on_a_schnell_cache_and_its_replay_error_is_zero(
 def test_the_backend_of_attention_can_be_set_and_set_back(dev_teacher, tmp_path, prompt_file):
     build_cache(tmp_path / "c", dev_teacher, prompt_file, steps=1)
     geometry = recorded_geometry(Cache.open(tmp_path / "c").manifest.sampling)
-    load = partial(FluxBackbone.load, dev_teacher, geometry, text_length=12, dtype=torch.float32, device=CPU)
+    load = partial(Backbone.load, dev_teacher, geometry, text_length=12, dtype=torch.float32, device=CPU)
     backbone = load(attention_backend="_native_math")
     processors = [block.attn.processor for block in backbone.transformer.transformer_blocks]
     assert [processor._attention_backend for processor in processors] == ["_native_math"]

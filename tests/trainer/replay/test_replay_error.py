@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secondcast.models.backbone import FluxBackbone
+from secondcast.models.backbone import Backbone
 from secondcast.models.student.student import checkpoints, load_student
 from secondcast.storage_schemas.errors import NonFiniteError, TeacherError
 from secondcast.trainer import loop
@@ -224,13 +224,13 @@ def test_no_more_rows_at_once_are_validated_by_replay_than_the_replay_trains_wit
     pretrain, main = made.settings.stages
     divided = made.settings.model_copy(update={"stages": (pretrain, main.model_copy(update={"grad_accum_steps": 4}))})
     made.objective, rows = replace(made.objective, settings=divided), []
-    predict = FluxBackbone.predict
+    predict = Backbone.predict
 
     def counted(self, hidden_states_BSC, *given, **named):
         rows.append(len(hidden_states_BSC))
         return predict(self, hidden_states_BSC, *given, **named)
 
-    monkeypatch.setattr(FluxBackbone, "predict", counted)
+    monkeypatch.setattr(Backbone, "predict", counted)
     made.validate(0)
     made.measure_replay_error()
     assert max(rows) == 2 < pretrain.batch_size

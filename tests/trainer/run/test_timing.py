@@ -154,12 +154,12 @@ def test_the_flops_of_a_step_are_those_of_the_plan(costs, t5_config, stage, memo
 
 def test_of_blocks_that_are_streamed_those_alone_are_computed_twice(costs):
     cost = costs.backbones["cache"]
-    assert (cost.double_blocks.count, cost.single_blocks.count) == (1, 2)
+    assert [kind.count for kind in cost.kinds] == [1, 2]
     plain = cost.training_flops()
     # Of three blocks the last ones are streamed.
     for resident, streamed in ((3, 0), (2, 1), (1, 2)):
         found = cost.training_flops(MemoryOptions(gpu_blocks=resident))
-        assert found == plain + streamed * cost.single_blocks.forward_flops
+        assert found == plain + streamed * cost.kinds[1].forward_flops
 
 
 class Said(Silent):

@@ -10,7 +10,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from PIL import Image
 from safetensors.torch import load_file
 
-from secondcast.models.schedule import reference_schedule
+from secondcast.models.families import flux
 from secondcast.models.student.student import new_student, save_student
 from secondcast.models.student.tokens import own_tokens
 from secondcast.models.teacher.folder import find_teacher
@@ -123,7 +123,7 @@ def test_a_student_of_the_reference_schedule_is_given_its_sigmas():
         "t", FLUX, guidance=None, text_length=77, own_tokenizer=False
     )
     config = find_teacher(str(TEACHER_FOLDER), ()).config("scheduler")
-    expected = reference_schedule(config, steps=20, image_tokens=36, dtype=torch.float32)
+    expected = flux.FLUX.schedule("distillt5", config, steps=20, image_tokens=36, dtype=torch.float32)
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
     names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
     shift = calculate_shift(36, *(config[name] for name in names))

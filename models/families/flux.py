@@ -1,0 +1,275 @@
+"""FLUX.1: dev, schnell, Krea, and Kontext without an image."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from secondcast.models.families.family import Anatomy, BlockList, Family, Part
+from secondcast.storage_schemas.errors import TeacherError
+from secondcast.storage_schemas.schema import derivation
+from secondcast.storage_schemas.schema.fields import Array
+from secondcast.storage_schemas.schema.manifest import ScheduleName
+
+if TYPE_CHECKING:
+    import torch
+
+    from secondcast.models.geometry import Geometry
+    from secondcast.models.schedule import Schedule
+
+# Latents per side of an image token.
+_PACKED = 2
+
+
+class Flux(Family):
+    """FLUX.1 as FluxPipeline calls it: no attention mask, all text positions 0. See Family for each method."""
+
+    def check_transformer(self, config: Mapping[str, Any], file: str) -> None:
+        """Refuse those that read an image in addition to the latent (Fill, Canny, Depth)."""
+        taken, given = config["in_channels"], config.get("out_channels")
+        if given not in (None, taken):
+            raise TeacherError(
+                f"{file} has in_channels = {taken} and out_channels = {given}, expected equal numbers: it reads an "
+                f"image in addition to the latent (Fill, Canny, Depth); give {' or '.join(self.models)}, which do not"
+            )
+
+    def tiny_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """One head, one block of each kind."""
+        return {
+            "in_channels": 4,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "attention_head_dim": config["attention_head_dim"],
+            "num_attention_heads": 1,
+            "joint_attention_dim": 4,
+            "pooled_projection_dim": 4,
+            "axes_dims_rope": tuple(config["axes_dims_rope"]),
+        }
+
+    def text_width(self, config: Mapping[str, Any]) -> int:
+        """D is the joint attention's."""
+        return int(config["joint_attention_dim"])
+
+    def pooled_width(self, config: Mapping[str, Any]) -> int:
+        """P is that of CLIP's pooled output."""
+        return int(config["pooled_projection_dim"])
+
+    def takes_guidance(self, config: Mapping[str, Any]) -> bool:
+        """FLUX.1-dev does, schnell does not."""
+        return bool(config["guidance_embeds"])
+
+    def token_px(self, vae_config: Mapping[str, Any]) -> int:
+        """The VAE halves the image in each block after the first, 2 x 2 latents make a token."""
+        return _PACKED * int(2 ** (len(vae_config["block_out_channels"]) - 1))
+
+    def token_channels(self, vae_config: Mapping[str, Any]) -> int:
+        """C: the channels of 2 x 2 latents."""
+        return int(_PACKED**2 * vae_config["latent_channels"])
+
+    def vae_input(
+        self, latent_BSC: "torch.Tensor", geometry: "Geometry", vae_config: Mapping[str, Any]
+    ) -> "torch.Tensor":
+        """Unpacked, then scaled and shifted. Source: FluxPipeline.__call__."""
+        from diffusers import FluxPipeline
+
+        scale = self.token_px(vae_config) // _PACKED
+        latents: torch.Tensor = FluxPipeline._unpack_latents(latent_BSC, geometry.height, geometry.width, scale)
+        return latents / vae_config["scaling_factor"] + vae_config["shift_factor"]
+
+    def schedule(
+        self,
+        name: ScheduleName,
+        scheduler_config: dict[str, Any],
+        *,
+        steps: int,
+        image_tokens: int,
+        dtype: "torch.dtype",
+    ) -> "Schedule":
+        """Of FluxPipeline ("diffusers"): linear sigmas, shifted according to the number of image tokens.
+
+        "distillt5": that of the paper's script, `set_timesteps(steps, mu=mu)`, with the scheduler's own sigmas. Assumes
+        that the script passes timesteps as FluxPipeline does, computes mu from the image tokens, and steps with the
+        same scheduler.
+
+        Source: FluxPipeline.__call__ and diffusers' FlowMatchEulerDiscreteScheduler, which computes the values; the
+        training script of DistillT5.
+        """
+        import numpy as np
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        from secondcast.models.schedule import Schedule
+
+        if scheduler_config.get("stochastic_sampling", False):
+            raise TeacherError(
+                "the scheduler has stochastic_sampling = true, expected false: its latents cannot be derived"
+            )
+        own = name == "distillt5" or scheduler_config.get("use_flow_sigmas")
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config)
+        scheduler.set_timesteps(
+            steps,
+            sigmas=None if own else np.linspace(1.0, 1 / steps, steps),
+            mu=shift_of(dict(scheduler.config), image_tokens),
+        )
+        # FluxPipeline: t.expand(B).to(latents.dtype), then / 1000, each rounded to the latents' dtype.
+        timesteps_K = scheduler.timesteps.to(self.timestep_dtype(dtype)) / 1000
+        return Schedule(
+            sigmas=tuple(scheduler.sigmas.double().tolist()),
+            timesteps=tuple(timesteps_K.double().tolist()),
+            timestep_dtype=timesteps_K.dtype,
+        )
+
+    def timestep_dtype(self, dtype: "torch.dtype") -> "torch.dtype":
+        """That of the latents."""
+        return dtype
+
+    def predicted_clean_latent(self, x_SC: Array, prediction_SC: Array, sigma: float) -> Array:
+        """x_k - sigma_k v_k."""
+        return derivation.predicted_clean_latent(x_SC, prediction_SC, sigma)
+
+    def positions(
+        self, geometry: "Geometry", text_length: int, *, device: "torch.device", dtype: "torch.dtype"
+    ) -> "dict[str, torch.Tensor]":
+        """txt_ids_T3, all zero, and img_ids_S3, with row and column of each token."""
+        import torch
+
+        ids = torch.zeros(geometry.rows, geometry.columns, 3)
+        ids[..., 1] += torch.arange(geometry.rows)[:, None]
+        ids[..., 2] += torch.arange(geometry.columns)[None, :]
+        return {
+            "txt_ids": torch.zeros(text_length, 3, device=device, dtype=dtype),
+            "img_ids": ids.reshape(geometry.image_tokens, 3).to(device=device, dtype=dtype),
+        }
+
+    def call(
+        self,
+        transformer: Any,
+        hidden_states_BSC: "torch.Tensor",
+        encoder_hidden_states_BTD: "torch.Tensor",
+        pooled_projections_BP: "torch.Tensor",
+        timestep_B: "torch.Tensor",
+        guidance_B: "torch.Tensor | None",
+        positions: "Mapping[str, torch.Tensor]",
+    ) -> "torch.Tensor":
+        """As FluxPipeline.__call__ does."""
+        velocity_BSC: torch.Tensor = transformer(
+            hidden_states=hidden_states_BSC,
+            timestep=timestep_B,
+            guidance=guidance_B,
+            pooled_projections=pooled_projections_BP,
+            encoder_hidden_states=encoder_hidden_states_BTD,
+            return_dict=False,
+            **positions,
+        )[0]
+        return velocity_BSC
+
+    def embedded_conditions(
+        self,
+        embed: "torch.nn.Module",
+        timestep_B: "torch.Tensor",
+        guidance_B: "torch.Tensor | None",
+        pooled_projections_BP: "torch.Tensor",
+    ) -> "torch.Tensor":
+        """Timestep and guidance are multiplied by 1000 first."""
+        # Times 1000 in the transformer's dtype, as in FluxTransformer2DModel.forward.
+        scaled = [1000 * value_B for value_B in (timestep_B, guidance_B) if value_B is not None]
+        embedded_BI: torch.Tensor = embed(*scaled, pooled_projections_BP)
+        return embedded_BI
+
+    def reference(self, transformer: Any, scheduler_config: dict[str, Any], vae_config: dict[str, Any]) -> Any:
+        """FluxPipeline, or the one that `pipeline` names."""
+        import diffusers
+        import torch
+
+        # The pipeline only reads the latent size from the VAE, so its weights do not matter.
+        with torch.device("meta"):
+            vae = diffusers.AutoencoderKL.from_config(vae_config)
+        pipeline = getattr(diffusers, self.pipeline)(
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_config(scheduler_config),
+            vae=vae,
+            text_encoder=None,
+            tokenizer=None,
+            text_encoder_2=None,
+            tokenizer_2=None,
+            transformer=transformer,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def image_size(self, *, height: int, width: int) -> dict[str, int]:
+        """Height and width."""
+        return {"height": height, "width": width}
+
+
+class FluxKontext(Flux):
+    """FLUX.1 Kontext, text to image: FluxKontextPipeline without an image calls the transformer as FluxPipeline."""
+
+    def image_size(self, *, height: int, width: int) -> dict[str, int]:
+        """The pipeline scales an image size to `max_area`, by default 1024 x 1024."""
+        return {"height": height, "width": width, "max_area": height * width}
+
+
+def shift_of(scheduler_config: dict[str, Any], image_tokens: int) -> float:
+    """`mu` of a scheduler, linear in the number of image tokens.
+
+    Same as FluxPipeline's calculate_shift, without importing the pipeline, which takes seconds.
+    """
+    fewest, most = scheduler_config.get("base_image_seq_len", 256), scheduler_config.get("max_image_seq_len", 4096)
+    low, high = scheduler_config.get("base_shift", 0.5), scheduler_config.get("max_shift", 1.15)
+    slope = (high - low) / (most - fewest)
+    return float(image_tokens * slope + (low - slope * fewest))
+
+
+_SHARED: dict[str, Any] = {
+    "parts": {
+        "transformer": Part(
+            folder="transformer",
+            key="_class_name",
+            kind="FluxTransformer2DModel",
+            needs=(
+                "in_channels",
+                "guidance_embeds",
+                "joint_attention_dim",
+                "pooled_projection_dim",
+                "attention_head_dim",
+                "axes_dims_rope",
+            ),
+        ),
+        "scheduler": Part(folder="scheduler", key="_class_name", kind="FlowMatchEulerDiscreteScheduler"),
+        "large_text_encoder": Part(
+            folder="text_encoder_2", key="model_type", kind="t5", needs=("d_model", "vocab_size")
+        ),
+        "large_tokenizer": Part(folder="tokenizer_2"),
+        "pooled_text_encoder": Part(
+            folder="text_encoder", key="model_type", kind="clip_text_model", needs=("hidden_size",)
+        ),
+        "pooled_tokenizer": Part(folder="tokenizer"),
+        "vae": Part(folder="vae", key="_class_name", kind="AutoencoderKL", needs=("block_out_channels",)),
+    },
+    # The paper's (section 4).
+    "text_length": 77,
+    # FluxPipeline.check_inputs of diffusers.
+    "largest_text_length": 512,
+    "prediction_type": "flow",
+    "latent_rule": "flow-match-euler",
+    "anatomy": Anatomy(
+        block_lists=(
+            BlockList(attribute="transformer_blocks", count_key="num_layers"),
+            BlockList(attribute="single_transformer_blocks", count_key="num_single_layers", joint=True),
+        ),
+        modulation=("norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear"),
+        conditioning="time_text_embed",
+        text_entry="context_embedder.weight",
+    ),
+}
+FLUX = Flux(
+    name="flux",
+    title="FLUX.1",
+    models=("FLUX.1-dev", "FLUX.1-schnell", "FLUX.1-Krea-dev"),
+    pipeline="FluxPipeline",
+    **_SHARED,
+)
+FLUX_KONTEXT = FluxKontext(
+    name="flux-kontext",
+    title="FLUX.1 Kontext",
+    models=("FLUX.1-Kontext-dev",),
+    pipeline="FluxKontextPipeline",
+    **_SHARED,
+)

@@ -1,0 +1,44 @@
+"""The supported families, and how to find one: by its name in a manifest, by a pipeline, by a transformer."""
+
+from secondcast.models.families.family import Anatomy, Family
+from secondcast.models.families.flux import FLUX, FLUX_KONTEXT
+from secondcast.storage_schemas.errors import TeacherError
+
+# Of several families with one transformer, the first one is that of a transformer alone.
+FAMILIES: tuple[Family, ...] = (FLUX, FLUX_KONTEXT)
+
+
+def supported_models() -> str:
+    """What this version supports, for messages."""
+    models = ", ".join(model for family in FAMILIES for model in family.models)
+    return f"this version supports {models}, and models with their layout"
+
+
+def family_named(name: str) -> Family:
+    """A family by its name in a manifest; TeacherError for one that this version does not know."""
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    raise TeacherError(
+        f"the cache was recorded with a teacher of the family {name!r}, this version knows "
+        f"{', '.join(family.name for family in FAMILIES)}: a newer version recorded it; upgrade secondcast"
+    )
+
+
+def family_of_pipeline(pipeline: str) -> Family | None:
+    """A family by the class name of its pipeline; None if none has it."""
+    return next((family for family in FAMILIES if family.pipeline == pipeline), None)
+
+
+def family_of_transformer(transformer: object) -> Family:
+    """A family by a transformer of diffusers; TypeError for any other object."""
+    name = type(transformer).__name__
+    for family in FAMILIES:
+        if family.transformer == name:
+            return family
+    raise TypeError(f"no family has the transformer {name}, expected one of {[f.transformer for f in FAMILIES]}")
+
+
+def anatomy_of(transformer: object) -> Anatomy:
+    """Where the networks of a transformer are."""
+    return family_of_transformer(transformer).anatomy
