@@ -168,9 +168,9 @@ def check_text_encoder_fits(manifest: Manifest, memory: SamplingMemory, batch_si
     free = free_bytes(memory.max_gpu_memory, device)
     itemsize = DTYPES[manifest.sampling.dtype].itemsize
     needed = text_stage_memory(text_encoder_cost(manifest), dtype_bytes=itemsize, batch_size=batch_size)
-    if needed.total_bytes > free:
+    if needed.needed_bytes > free:
         raise SettingsError(
-            f"the text encoder needs {needed.total_bytes / GIB:.1f} GiB at batch {batch_size}, by calculation, "
+            f"the text encoder needs {needed.needed_bytes / GIB:.1f} GiB at batch {batch_size}, by calculation, "
             f"--max-gpu-memory leaves {free / GIB:.1f} GiB: first build with --stage text --device cpu, then with "
             f"--stage sample"
         )

@@ -9,7 +9,7 @@ from secondcast.evaluation.pictures.folder import PictureFolder, PictureSettings
 from secondcast.evaluation.sampling import Generator, sampling_cost
 from secondcast.evaluation.settings.generating import PictureOptions
 from secondcast.evaluation.text_encoder import TEACHER, TextEncoder, open_text_encoder
-from secondcast.models.cost.gpu_memory import CUDA_BYTES
+from secondcast.models.cost.gpu_memory import CUDA_BYTES, with_margin
 from secondcast.models.cost.placement import place
 from secondcast.models.families.family import Role
 from secondcast.models.memory.host_memory import free_host_bytes
@@ -153,7 +153,8 @@ class _Embeddings:
 
 def _text_device(teacher: TeacherFolder, device: torch.device, memory_bytes: float, progress: Progress) -> torch.device:
     """The GPU for the teacher's text encoder if its files fit, else the CPU."""
-    needed = CUDA_BYTES + sum(file.stat().st_size for file in teacher.part("large_text_encoder").glob("*.safetensors"))
+    weights = sum(file.stat().st_size for file in teacher.weights("large_text_encoder"))
+    needed = int(with_margin(CUDA_BYTES + weights))
     if needed <= memory_bytes:
         return device
     progress.say(f"the text encoder ({size_text(needed)}) does not fit into the limit: it encodes on the CPU")

@@ -242,14 +242,11 @@ class Trainer:
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
         self.clock.mark("optimizer")
-        losses, norm = self._all_gradients(at, batches)
+        losses, norm = self._update(at, batches)
         self._check_finite(at, losses)
         value = sum(losses) / len(losses)
         if not math.isfinite(norm):
             self._stop(at, "norm of the gradient", norm, self._rows(at))
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update(self.student, at.step)
         self._log(
             step=at.step,
             loss=value,
@@ -263,12 +260,18 @@ class Trainer:
         self.clock.end(at.stage.name)
         return value
 
-    def _all_gradients(self, at: StepOfStage, batches: Iterator[Batch | EmbeddingBatch]) -> tuple[list[float], float]:
-        """The gradients of a step, clipped: losses of all parts of all processes, and the norm before clipping."""
+    def _update(self, at: StepOfStage, batches: Iterator[Batch | EmbeddingBatch]) -> tuple[list[float], float]:
+        """Move the student: losses of all parts of all processes, and the norm of the gradient before clipping.
+
+        They may be infinite or NaN, and the student is then spoilt: stop the run.
+        """
         with self.objective.conditions_checked_at_the_end():
             losses = [self._gradients(at, part, self._next(batches)) for part in range(at.stage.grad_accum_steps)]
             norm = full_norm(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.max_grad_norm))
-            # The one place of a step where the device is waited for.
+            self.optimizer.step()
+            if self.average is not None:
+                self.average.update(self.student, at.step)
+            # The one place of a step where the device is waited for, when all of its kernels are queued.
             *values, whole = torch.stack([*losses, norm]).tolist()
         return self._pauses.gathered(values), whole
 

@@ -14,7 +14,10 @@ _SHORT_RISE = 20
 
 
 def make_optimizer(student: Student, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW over the student alone; weight decay on the encoder, none on the projection (paper, section 4)."""
+    """AdamW over the student alone; weight decay on the encoder, none on the projection (paper, section 4).
+
+    On a GPU its fused kernel: the other one keeps a temporary copy of all second moments.
+    """
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
         factor = settings.position_bias_lr_scale if _POSITION_BIAS in name else 1.0
@@ -24,6 +27,7 @@ def make_optimizer(student: Student, settings: TrainSettings) -> torch.optim.Ada
         [{"params": p, "weight_decay": decay, "factor": factor} for (factor, decay), p in groups.items()],
         # Set before every step, see set_learning_rate.
         lr=settings.stages[0].learning_rate,
+        fused=True if student.device.type == "cuda" else None,
     )
 
 

@@ -86,10 +86,10 @@ def build_plan(
         )
     card = named_card(gpu, tflops)
     manifest, folder, configs = outline(teacher, num_prompts, asked)
-    rate = rate_of(card, tflops, asked.dtype)
+    rate = rate_of(card, tflops, manifest)
     from secondcast.commands.plan.build_rows import LARGER_CARD, build_facts, gpu_verdict
 
-    facts = build_facts(manifest, folder, batch_size=asked.batch_size, rate_flops=rate, gpus=gpus)
+    facts = build_facts(manifest, folder, batch_size=asked.batch_size, rate_flops=rate.flops_per_s, gpus=gpus)
     verdicts, fits = [], []
     if card is not None:
         memory, card_bytes = facts["gpu_memory"], card.memory_gib * _GIB

@@ -1,5 +1,6 @@
 """Shared parts of the plans: the GPU and its rate, the teacher's configuration files, tables of figures."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -64,17 +65,35 @@ def named_card(gpu: str | None, tflops: float | None) -> "Card | None":
     return None if gpu is None else find_card(gpu)
 
 
-def rate_of(card: "Card | None", tflops: float | None, dtype: str) -> float | None:
-    """Achieved FLOP/s; None if unknown."""
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """The expected rate of the transformer on a GPU.
+
+    flops_per_s: None if unknown.
+    bytes_per_flop: that its kernels without matrix products move; None if the rate is not calculated from it.
+    """
+
+    flops_per_s: float | None
+    bytes_per_flop: float | None = None
+
+
+def rate_of(card: "Card | None", tflops: float | None, manifest: "Manifest") -> Rate:
+    """The rate of a (planned) cache's transformer at its size."""
     if tflops is not None:
-        return tflops * 1e12
+        return Rate(flops_per_s=tflops * 1e12)
     # The table is for bf16: float32 is slower by a factor that depends on the GPU.
-    return card.achieved_flops_per_s if card is not None and dtype == "bfloat16" else None
+    if card is None or manifest.sampling.dtype != "bfloat16":
+        return Rate(flops_per_s=None)
+    from secondcast.models.cost.transformer import CallShapes, backbone_cost
+
+    backbone = backbone_cost(CallShapes.of(manifest))
+    bytes_per_flop = backbone.moved_bytes / backbone.forward_flops
+    return Rate(flops_per_s=card.flops_per_s(bytes_per_flop), bytes_per_flop=bytes_per_flop)
 
 
-def gpu_facts(card: "Card | None", rate: float | None, gpus: int) -> dict[str, Any]:
+def gpu_facts(card: "Card | None", rate: Rate, gpus: int) -> dict[str, Any]:
     """The GPU as JSON types."""
-    from secondcast.models.cost.cards import UTILISATION, UTILISATION_SOURCE
+    from secondcast.models.cost.cards import BANDWIDTH_FRACTION
 
     return {
         "name": card.name if card else None,
@@ -83,9 +102,10 @@ def gpu_facts(card: "Card | None", rate: float | None, gpus: int) -> dict[str, A
         "peak_bf16_flop_per_second": card.bf16_tflops * 1e12 if card and card.bf16_tflops else None,
         "peak_source": card.source + ("" if card.checked else " (not checked)") if card else None,
         "bandwidth_gb_per_second": card.bandwidth_gb_per_s if card else None,
-        "achieved_flop_per_second": rate,
-        "utilisation_ratio": UTILISATION,
-        "utilisation_source": UTILISATION_SOURCE,
+        "achieved_flop_per_second": rate.flops_per_s,
+        "bytes_per_flop": rate.bytes_per_flop,
+        "matrix_fraction": card.matrix_fraction if card else None,
+        "bandwidth_fraction": BANDWIDTH_FRACTION,
     }
 
 
@@ -124,14 +144,21 @@ def print_gpu(facts: dict[str, Any]) -> None:
         print_line(f"hours: unknown, {_why_no_rate(gpu)}")
     else:
         rate = f"{gpu['achieved_flop_per_second'] / 1e12:.1f} TFLOP/s"
-        peak = gpu["peak_bf16_flop_per_second"]
-        known = f", of {peak / 1e12:.1f} dense bf16 ({gpu['peak_source']})" if peak else ""
-        expected = peak and abs(gpu["achieved_flop_per_second"] / peak - gpu["utilisation_ratio"]) < 1e-9
-        how = f"; {gpu['utilisation_source']}" if expected else "; from --tflops"
-        print_line(f"hours: at {rate} on each of {gpu['count']} x {gpu['name'] or 'GPU'}{known}{how}")
+        print_line(f"hours: at {rate} on each of {gpu['count']} x {gpu['name'] or 'GPU'}; {_how(gpu)}")
     for verdict in facts["verdicts"]:
         fits = {"fits": "green", "does not fit": "bold red"}.get(verdict.split(":")[0])
         print_line(verdict, style=fits)
+
+
+def _how(gpu: dict[str, Any]) -> str:
+    if gpu["bytes_per_flop"] is None:
+        return "from --tflops"
+    return (
+        f"by {100 * gpu['matrix_fraction']:.0f} % of {gpu['peak_bf16_flop_per_second'] / 1e12:.1f} dense bf16 TFLOP/s "
+        f"({gpu['peak_source']}) for matrix products and {100 * gpu['bandwidth_fraction']:.0f} % of "
+        f"{gpu['bandwidth_gb_per_second']:,.0f} GB/s for {1000 * gpu['bytes_per_flop']:.2f} bytes per kFLOP outside of "
+        f"them, fractions assumed or from a published time"
+    )
 
 
 def _why_no_rate(gpu: dict[str, Any]) -> str:

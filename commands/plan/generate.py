@@ -80,13 +80,16 @@ def generate_plan(
     parameters = student_cost(student_source(student), manifest).parameters
     cost = sampling_cost(settings, folder, batch_size=batch_size, student_parameters=parameters)
     options = sampling_options(SamplingMemory(), settings)
-    flops, rate = asked.steps * cost.backbone.forward_flops, rate_of(card, tflops, asked.dtype)
+    flops, rate = asked.steps * cost.backbone.forward_flops, rate_of(card, tflops, manifest)
     memory = cost.memory(options)
     return {
         "teacher": {"source": folder.source, "configs": configs},
         "student": {"source": student, "parameters": parameters},
         "images": {key: value for key, value in settings.json_value().items() if key not in ("student", "teacher")},
-        "compute": {"flop_per_image": flops, "seconds_per_image": None if rate is None else flops / rate},
+        "compute": {
+            "flop_per_image": flops,
+            "seconds_per_image": None if rate.flops_per_s is None else flops / rate.flops_per_s,
+        },
         "gpu_memory": memory_facts(memory),
         "gpu": gpu_facts(card, rate, 1),
         "fits": [] if card is None else [fit_facts("sampling", memory.needed_bytes, card.memory_gib * _GIB)],

@@ -116,7 +116,7 @@ def train_plan(
     card = named_card(gpu, tflops)
     manifests, configs = _manifests(asked, stated, cache, teacher, resolution, stored, builds or {})
     first = next(iter(manifests.values()))
-    rate = rate_of(card, tflops, first.sampling.dtype)
+    rate = rate_of(card, tflops, first)
     from secondcast.commands.plan.train_rows import fit_verdicts, train_facts, ways_of
     from secondcast.trainer.cost.stage_cost import costs_of
 
@@ -125,7 +125,7 @@ def train_plan(
     costs = costs_of(manifests, student_source(asked.student), gpu_bytes=gpu_bytes or memory_bytes)
     held = stated_options(asked, None if recipe is not None else options.given)
     verdicts, fitted = fit_verdicts(asked, costs, memory_bytes, card if memory.max_gpu_memory is None else None, held)
-    facts = train_facts(ways_of(asked, fitted, named=memory_bytes is not None), costs, rate_flops=rate)
+    facts = train_facts(ways_of(asked, fitted, named=memory_bytes is not None), costs, rate_flops=rate.flops_per_s)
     facts = {"teacher": {"source": first.source, "configs": configs}, **facts}
     fits = [] if memory_bytes is None else [fit_facts("training", costs.memory(asked).needed_bytes, memory_bytes)]
     facts |= {"gpu": gpu_facts(card, rate, 1), "fits": fits, "verdicts": verdicts}

@@ -23,6 +23,11 @@ _GRADIENT_BYTES_PER_PARAMETER = _AVERAGE_BYTES_PER_PARAMETER = 4
 _BYTES_PER_WEIGHT = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5 + 4 / 64}
 
 
+def with_margin(total_bytes: float) -> float:
+    """The smallest GPU memory in which total_bytes leave a margin."""
+    return (total_bytes + _MARGIN_BYTES) / (1 - _MARGIN)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GpuMemory:
     """Bytes on the GPU in one stage: the constant part, and the part per sample of the batch."""
@@ -50,7 +55,7 @@ class GpuMemory:
     @property
     def needed_bytes(self) -> float:
         """Memory that a GPU must have: the total, and a margin of 0.5 GiB and 4 % of its memory."""
-        return (self.total_bytes + _MARGIN_BYTES) / (1 - _MARGIN)
+        return with_margin(self.total_bytes)
 
     def largest_batch(self, memory_bytes: float) -> int:
         """The largest batch that fits into a GPU with memory_bytes; 0 if none does."""

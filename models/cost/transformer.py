@@ -17,7 +17,7 @@ from secondcast.models.families.family import BlockList, Family
 from secondcast.models.families.registry import family_named
 from secondcast.models.geometry import Geometry
 from secondcast.models.memory.checkpointing import activation_checkpointing, recomputed_blocks
-from secondcast.models.memory.meta_run import count_flops, parameter_count, peak_bytes, saved_bytes
+from secondcast.models.memory.meta_run import count_flops, moved_bytes, parameter_count, peak_bytes, saved_bytes
 from secondcast.models.memory.modulation_table import modulation_parameters, modulation_width
 from secondcast.models.memory.options import PLAIN, MemoryOptions
 from secondcast.models.schedule import DTYPES
@@ -57,6 +57,7 @@ class BackboneCost:
     modulation_width: values of a row of that table.
     largest_linear: parameters of the largest linear.
     backward_flops: of the gradient of the text embedding.
+    moved_bytes: bytes that the kernels without matrix products of a forward pass read and write.
     forward_peak_bytes: peak without gradients.
     saved_bytes: activations saved for the backward pass without checkpointing.
     backward_bytes: peak of the backward pass beyond the saved activations, without checkpointing.
@@ -72,6 +73,7 @@ class BackboneCost:
     forward_flops: float
     attention_flops: float
     backward_flops: float
+    moved_bytes: float
     forward_peak_bytes: int
     saved_bytes: int
     backward_bytes: int
@@ -195,6 +197,7 @@ def _counted(shapes: CallShapes) -> BackboneCost:
         backward_flops=both_flops
         - forward_flops
         + (_ATTENTION_BACKWARD - _ATTENTION_BACKWARD_COUNTED) * attention_flops,
+        moved_bytes=whole({at: moved_bytes(run.forward) for at, run in runs.items()}),
         forward_peak_bytes=peak_bytes(runs[base].forward, runs[base].parameters),
         saved_bytes=int(whole(saved)),
         backward_bytes=peak_bytes(runs[base].both, runs[base].parameters, gradients=True) - saved[base],

@@ -13,7 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 _ATTENTION = ("bmm", "scaled_dot_product")
 
@@ -57,6 +57,13 @@ def peak_bytes(run: Callable[[], Any], parameters: Sequence[torch.Tensor], *, gr
     with torch.set_grad_enabled(gradients), _FusedKernels(), _LiveBytes(parameters) as live:
         run()
     return live.peak
+
+
+def moved_bytes(run: Callable[[], Any]) -> int:
+    """Bytes that kernels without matrix products read and write in `run`: its elementwise operations and norms."""
+    with torch.no_grad(), _FusedKernels(), _MovedBytes() as moved:
+        run()
+    return moved.total
 
 
 def saved_bytes(run: Callable[[], Any], parameters: Sequence[torch.Tensor]) -> int:
@@ -106,6 +113,32 @@ class _LiveBytes(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._live.discard(key)
         self._now -= size
+
+
+class _MovedBytes(TorchDispatchMode):
+    """Adds up the inputs and results of operations that have no FLOPs and make new tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            return result
+        inputs = {id(value): value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)}
+        known = {value.untyped_storage()._cdata for value in inputs.values()}
+        made = [
+            v for v in tree_leaves(result) if isinstance(v, torch.Tensor) and v.untyped_storage()._cdata not in known
+        ]
+        if made and inputs:
+            self.total += sum(map(_kernel_bytes, (*inputs.values(), *made)))
+        return result
+
+
+def _kernel_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor in memory: less than its values if it is expanded."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
 class _FusedKernels(TorchFunctionMode):

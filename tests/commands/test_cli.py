@@ -146,7 +146,7 @@ BUILD = ["build", "c", "--teacher", "pocket", "--prompts", "p.txt"]
         (
             [*BUILD, "--text-length", "600"],
             1,
-            r"--text-length: FluxPipeline does not accept a max_sequence_length above 512",
+            "--text-length is 600, expected at most 512: FluxPipeline does not accept a larger max_sequence_length",
         ),
         (
             [*BUILD, "--pooled", "clip", "--no-store-embeddings"],

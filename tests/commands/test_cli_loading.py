@@ -114,7 +114,7 @@ def test_generate_refuses_weights_of_another_configuration_and_makes_no_picture(
         ),
         (
             ["generate", "teacher", "--teacher", "t5.gguf", "--prompts", "p.txt", "--out", "o"],
-            "t5.gguf is a file, expected a folder in the FluxPipeline layout",
+            "t5.gguf is a file, expected a folder in the layout of a pipeline",
         ),
     ],
 )

@@ -352,6 +352,7 @@ def _restore_optimizer(student: Student, optimizer: torch.optim.Optimizer, tenso
     parameters = dict(student.named_parameters())
     for entry, value in tensors.items():
         key, name = entry.split("/", 1)
-        # AdamW keeps its step count on the host.
-        place = value if key == "step" else held_as(value, parameters[name])
-        optimizer.state[parameters[name]][key] = place
+        parameter = parameters[name]
+        # AdamW keeps its step count on the host, but for its fused kernel.
+        counted = value.to(parameter.device) if optimizer.defaults["fused"] else value
+        optimizer.state[parameter][key] = counted if key == "step" else held_as(value, parameter)

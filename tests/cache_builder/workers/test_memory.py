@@ -8,7 +8,7 @@ from secondcast.cache_builder.repair.resample import recompute
 from secondcast.cache_builder.settings import BuildSettings
 from secondcast.cache_builder.teacher_models import check_text_encoder_fits
 from secondcast.cache_builder.worker import WorkerConfig
-from secondcast.models.cost.gpu_memory import CUDA_BYTES
+from secondcast.models.cost.gpu_memory import CUDA_BYTES, with_margin
 from secondcast.models.memory.options import SamplingMemory
 from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
 from secondcast.storage_schemas.errors import SettingsError
@@ -52,13 +52,13 @@ def test_with_clip_blocks_are_streamed_and_a_table_is_refused(tmp_path, dev_teac
 
 def test_a_limit_is_answered_with_the_placement_or_with_what_is_missing(tmp_path, dev_teacher, prompt_file):
     heard = Heard()
-    limit = f"{CUDA_BYTES // MIB + 8}MiB"
+    limit = f"{with_margin(CUDA_BYTES + 8 * MIB) / MIB:.3f}MiB"
     plain = built(tmp_path / "plain", dev_teacher, prompt_file)
     assert built(tmp_path / "c", dev_teacher, prompt_file, max_gpu_memory=limit, progress=heard) == plain
     [said] = [line for line in heard.lines if line.startswith("to fit into")]
-    assert said.startswith("to fit into 1.0 GiB: --modulation gpu, 1.0 GiB by calculation (weights ")
-    with pytest.raises(SettingsError, match="^nothing fits into 1.0 GiB: a batch of 3 needs 1.0 GiB or more"):
-        built(tmp_path / "d", dev_teacher, prompt_file, max_gpu_memory=f"{CUDA_BYTES // MIB}MiB")
+    assert said.startswith("to fit into 1.6 GiB: --modulation gpu, 1.0 GiB by calculation (weights ")
+    with pytest.raises(SettingsError, match="^nothing fits into 1.6 GiB: a batch of 3 needs 1.6 GiB or more"):
+        built(tmp_path / "d", dev_teacher, prompt_file, max_gpu_memory=f"{with_margin(CUDA_BYTES) / MIB:.3f}MiB")
     with pytest.raises(SettingsError, match="^--max-gpu-memory auto uses the free GPU memory, but this run is on cpu"):
         built(tmp_path / "d", dev_teacher, prompt_file, max_gpu_memory="auto")
     with pytest.raises(SettingsError, match="^--gpu-blocks is 1000, expected 0 to 3, the number of blocks of this"):
@@ -73,12 +73,12 @@ def test_a_limit_is_answered_with_the_placement_or_with_what_is_missing(tmp_path
 def test_a_text_encoder_that_does_not_fit_the_gpu_is_sent_to_the_cpu(tmp_path, dev_teacher, prompt_file):
     build_cache(tmp_path / "c", dev_teacher, prompt_file, **FLAGS)
     manifest = Cache.open(tmp_path / "c").manifest
-    small = SamplingMemory(max_gpu_memory=f"{CUDA_BYTES // MIB}MiB")
+    small = SamplingMemory(max_gpu_memory=f"{with_margin(CUDA_BYTES) / MIB:.3f}MiB")
     check_text_encoder_fits(manifest, small, 3, torch.device("cpu"))
     with pytest.raises(SettingsError) as caught:
         check_text_encoder_fits(manifest, small, 3, torch.device("cuda"))
     assert str(caught.value) == (
-        "the text encoder needs 1.0 GiB at batch 3, by calculation, --max-gpu-memory leaves 1.0 GiB: first build with "
+        "the text encoder needs 1.6 GiB at batch 3, by calculation, --max-gpu-memory leaves 1.6 GiB: first build with "
         "--stage text --device cpu, then with --stage sample"
     )
 

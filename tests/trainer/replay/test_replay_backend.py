@@ -66,7 +66,7 @@ def test_of_the_caches_backend_nothing_is_remarked(tmp_path, dev_teacher, prompt
 def test_a_backend_that_does_not_compute_here_is_refused_before_weights_are_read(
     tmp_path, small_cache, dev_teacher, t5_config, monkeypatch, backend, message
 ):
-    monkeypatch.setattr("secondcast.models.backbone.FluxTransformer2DModel.from_pretrained", None)
+    monkeypatch.setattr("diffusers.FluxTransformer2DModel.from_pretrained", None)
     with pytest.raises(SettingsError, match=message):
         run_training(tmp_path / "run", small_cache, dev_teacher, t5_config, attention_backend=backend)
     assert not (tmp_path / "run").exists()
@@ -75,7 +75,7 @@ def test_a_backend_that_does_not_compute_here_is_refused_before_weights_are_read
 def test_without_a_compiler_nothing_is_read_and_nothing_written(
     tmp_path, small_cache, dev_teacher, t5_config, monkeypatch
 ):
-    monkeypatch.setattr("secondcast.models.backbone.FluxTransformer2DModel.from_pretrained", None)
+    monkeypatch.setattr("diffusers.FluxTransformer2DModel.from_pretrained", None)
     with (
         torch._inductor.config.patch({"cpp.cxx": (None, "g-plus-plus")}),
         pytest.raises(SettingsError, match=r"^--compile does not work on cpu \(No working C\+\+ compiler found in "),

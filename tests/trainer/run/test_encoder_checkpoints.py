@@ -26,11 +26,15 @@ def source(request, tmp_path_factory):
     return make_encoder_folder(tmp_path_factory.mktemp("encoders") / request.param, request.param)
 
 
-def begin(source, dev_teacher):
+def begin(source, dev_teacher, *, fused=None):
     opened = find_teacher(str(dev_teacher), ())
     identity = opened.identity(text_length=opened.text_length, hashed=False)
     student = new_student(str(source), identity, init="auto", dropout=0.2, seed=0)
-    return student, make_optimizer(student, SETTINGS), EMA(student, 0.9)
+    optimizer = make_optimizer(student, SETTINGS)
+    if fused:
+        groups = [{key: group[key] for key in ("params", "weight_decay", "factor")} for group in optimizer.param_groups]
+        optimizer = torch.optim.AdamW(groups, lr=1e-2, fused=True)
+    return student, optimizer, EMA(student, 0.9)
 
 
 def step(number, student, optimizer, average, ids_BT):
@@ -43,8 +47,9 @@ def step(number, student, optimizer, average, ids_BT):
 
 
 @pytest.mark.thorough
-def test_resumed_it_ends_with_the_weights_of_an_unbroken_run(source, dev_teacher, tmp_path):
-    student, optimizer, average = begin(source, dev_teacher)
+@pytest.mark.parametrize("fused", [None, True])
+def test_resumed_it_ends_with_the_weights_of_an_unbroken_run(source, dev_teacher, tmp_path, fused):
+    student, optimizer, average = begin(source, dev_teacher, fused=fused)
     tokens = own_tokens(source, student)
     ids_BT = tokens.batch(["a red dog", "two cats"])
     for number in (0, 1):
@@ -53,7 +58,7 @@ def test_resumed_it_ends_with_the_weights_of_an_unbroken_run(source, dev_teacher
     save_checkpoint(tmp_path, 2, student, optimizer, tokens.files, state, pytest.fail, averaged=average.student)
     for number in (2, 3):
         step(number, student, optimizer, average, ids_BT)
-    again, its_optimizer, its_average = begin(source, dev_teacher)
+    again, its_optimizer, its_average = begin(source, dev_teacher, fused=fused)
     heard: list[str] = []
     _, state = load_checkpoint(tmp_path, again, its_optimizer, heard.append, averaged=its_average.student)
     assert state["step"] == 2 and not heard
