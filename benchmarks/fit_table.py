@@ -2,9 +2,8 @@
 
 python -m benchmarks.fit_table            # no GPU, no weights, no network; half a minute
 
-What `secondcast train --max-gpu-memory` chooses and `secondcast plan train --gpu CARD` says, for many cards at once.
-Seconds are
-the larger one of FLOPs at 31 % of the card's dense bf16 rate and of copies at 25 GB/s: assumed (models/cost/cards.py).
+What `--max-gpu-memory` chooses in build, generate and train and `plan` says, for many cards at once. Seconds are the
+larger one of the roofline of models/cost/cards.py and of copies at 25 GB/s: assumed.
 """
 
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from secondcast.evaluation.pictures.folder import PictureSettings
 from secondcast.evaluation.sampling import sampling_cost as generate_cost
 from secondcast.models.cost.cards import CARDS, COPY_BYTES_PER_SECOND, Card
 from secondcast.models.cost.placement import SamplingCost, place
+from secondcast.models.cost.transformer import BackboneCost
 from secondcast.models.device import quiet_libraries
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.storage_schemas.errors import SettingsError
@@ -25,9 +25,9 @@ from secondcast.trainer.cost.stage_cost import Costs, costs_of
 from secondcast.trainer.settings import TrainFlags, TrainSettings
 
 GIB = 2**30
-NAMED = ("RTX 4060", "RTX 3060 12GB", "RTX 4070", "RTX 4060 Ti 16GB", "RTX 4090", "RTX 5090", "H100 SXM")
+NAMED = ("RTX 4060", "RTX 4070", "RTX 4060 Ti 16GB", "RTX 4090", "RTX A6000", "A100 80GB", "H100 SXM")
 # Student, pixels, text tokens, rows of an optimizer step.
-SHAPES = (("base", 512, 77, 4), ("base", 1024, 77, 4), ("base", 512, 512, 4), ("small", 512, 77, 1))
+TRAINING = (("base", 512, 77, 4), ("base", 1024, 77, 4), ("base", 512, 512, 4), ("small", 512, 77, 1))
 # Command, pixels, batch size.
 SAMPLING = (("build", 512, 16), ("build", 1024, 4), ("generate", 512, 4), ("generate", 1024, 1))
 STEPS = {"build": 20, "generate": 28}
@@ -69,26 +69,21 @@ def options_rows() -> Iterator[str]:
 
 def card_rows() -> Iterator[str]:
     """What --max-gpu-memory chooses on each card; the last column is for who has it."""
-    head = "| card | GiB | student | px | text tokens | batch | flags | peak, GiB | s per step | host, GiB "
-    yield head + "| measured or emulated |"
-    yield "|---|---|---|---|---|---|---|---|---|---|---|"
-    for student, pixels, text_length, batch_size in SHAPES:
-        for card in CARDS:
-            if card.name in NAMED:
-                costs = costs_at(student, pixels, text_length, card.memory_gib * GIB)
-                head = f"| {card.name} | {card.memory_gib:.0f} | {student} | {pixels} | {text_length} | {batch_size} |"
-                yield f"{head} {_chosen(costs, card, asked(batch_size))} | - |"
-
-
-def sampling_rows() -> Iterator[str]:
-    """What --max-gpu-memory chooses for build and generate; memory less 0.5 GiB and 4 % for what is not counted."""
-    yield "| card | GiB | command | px | batch | flags | peak, GiB | s per row | pinned, GiB | measured |"
+    head = "| card | GiB | command | px | batch | beside `--max-gpu-memory auto` | peak, GiB | s | pinned, GiB "
+    yield head + "| measured |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
-    for command, pixels, batch_size in SAMPLING:
-        for card in CARDS:
-            if card.name in NAMED:
-                found = _placed(_sampling_cost(command, pixels, batch_size), card, command)
-                yield f"| {card.name} | {card.memory_gib:.0f} | {command} | {pixels} | {batch_size} | {found} | - |"
+    for card in CARDS:
+        if card.name not in NAMED:
+            continue
+        head = f"| {card.name} | {card.memory_gib:g} |"
+        for command, pixels, batch_size in SAMPLING:
+            found = _placed(_sampling_cost(command, pixels, batch_size), card, command)
+            yield f"{head} {command} | {pixels} | {batch_size} | {found} | - |"
+        for student, pixels, text_length, batch_size in TRAINING:
+            costs = costs_at(student, pixels, text_length, card.memory_gib * GIB)
+            tokens = "" if text_length == 77 else f", {text_length} tokens"
+            named = f"train, {student}{tokens} | {pixels} | {batch_size}"
+            yield f"{head} {named} | {_chosen(costs, card, asked(batch_size))} | - |"
 
 
 def _sampling_cost(command: str, pixels: int, batch_size: int) -> SamplingCost:
@@ -103,15 +98,13 @@ def _sampling_cost(command: str, pixels: int, batch_size: int) -> SamplingCost:
 
 
 def _placed(cost: SamplingCost, card: Card, command: str) -> str:
-    usable, steps = 0.96 * card.memory_gib - 0.5, STEPS[command]
     asked = MemoryOptions(modulation="gpu" if command == "build" else "auto")
     try:
-        found = place(cost, asked, memory_bytes=usable * GIB, host_bytes=None)
+        found = place(cost, asked, memory_bytes=card.memory_gib * GIB, host_bytes=None)
     except SettingsError:
         return "nothing fits | | | "
-    assert card.achieved_flops_per_s is not None
-    compute = cost.batch_size * cost.backbone.forward_flops / card.achieved_flops_per_s
-    seconds = steps * max(compute, found.pinned_bytes / COPY_BYTES_PER_SECOND) / cost.batch_size
+    compute = cost.batch_size * cost.backbone.forward_flops / _rate(card, cost.backbone)
+    seconds = STEPS[command] * max(compute, found.pinned_bytes / COPY_BYTES_PER_SECOND) / cost.batch_size
     blocks = "" if found.options.gpu_blocks is None else f" --gpu-blocks {found.options.gpu_blocks}"
     return (
         f"`--modulation {found.options.modulation}{blocks}` | {found.memory.total_bytes / GIB:.1f} | "
@@ -125,11 +118,17 @@ def _chosen(costs: Costs, card: Card, settings: TrainSettings) -> str:
     except SettingsError:
         return "nothing fits | | |"
     way, stage = fitted.settings, fitted.settings.stages[0]
-    assert card.achieved_flops_per_s is not None
-    seconds = max(costs.step_flops(way, stage) / card.achieved_flops_per_s, costs.step_copy_seconds(way, stage))
+    rate = _rate(card, next(iter(costs.backbones.values())))
+    seconds = max(costs.step_flops(way, stage) / rate, costs.step_copy_seconds(way, stage))
     flags = fitted.flags if fitted.flags == "no change" else f"`{fitted.flags}`"
-    memory_gib, host_gib = fitted.memory.total_bytes / GIB, costs.host_bytes(way) / GIB
-    return f"{flags} | {memory_gib:.1f} | {_seconds_text(seconds)} | {host_gib:.0f}"
+    memory_gib, pinned_gib = fitted.memory.total_bytes / GIB, costs.pinned_bytes(way) / GIB
+    return f"{flags} | {memory_gib:.1f} | {_seconds_text(seconds)} | {pinned_gib:.1f}"
+
+
+def _rate(card: Card, backbone: BackboneCost) -> float:
+    rate = card.flops_per_s(backbone.moved_bytes / backbone.forward_flops)
+    assert rate is not None
+    return rate
 
 
 def _seconds_text(seconds: float) -> str:
@@ -138,5 +137,5 @@ def _seconds_text(seconds: float) -> str:
 
 if __name__ == "__main__":
     quiet_libraries()
-    for row in (*options_rows(), "", *card_rows(), "", *sampling_rows()):
+    for row in (*options_rows(), "", *card_rows()):
         print(row, flush=True)

@@ -1,19 +1,17 @@
 """`secondcast plan generate`: estimate memory and seconds of sampling with a student."""
 
-import contextlib
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.commands.generate import IMAGES_AT_ONCE, ImageBatch
 from secondcast.commands.plan.build import Teacher
-from secondcast.commands.plan.build_rows import LARGER_CARD, memory_facts, needed_text
+from secondcast.commands.plan.build_rows import memory_facts
 from secondcast.commands.plan.cards import (
     Gpu,
     Tflops,
     count_text,
-    figure_table,
     fit_facts,
     gpu_facts,
     named_card,
@@ -22,17 +20,13 @@ from secondcast.commands.plan.cards import (
     print_gpu,
     rate_of,
 )
+from secondcast.commands.plan.sampling import print_sampling, sampling_verdict
 from secondcast.commands.shell.config_file import Config
-from secondcast.commands.shell.console import print_json, print_table
+from secondcast.commands.shell.console import print_json
 from secondcast.commands.shell.resolve import Json, student_source
 from secondcast.evaluation.settings.generating import PictureOptions
-from secondcast.models.memory.options import MemoryOptions, SamplingMemory
-from secondcast.storage_schemas.errors import SettingsError
+from secondcast.models.memory.options import SamplingMemory
 from secondcast.storage_schemas.progress import counted
-
-if TYPE_CHECKING:
-    from secondcast.models.cost.cards import Card
-    from secondcast.models.cost.placement import SamplingCost
 
 _GIB = 2**30
 
@@ -93,22 +87,10 @@ def generate_plan(
         "gpu_memory": memory_facts(memory),
         "gpu": gpu_facts(card, rate, 1),
         "fits": [] if card is None else [fit_facts("sampling", memory.needed_bytes, card.memory_gib * _GIB)],
-        "verdicts": [] if card is None else [_verdict(cost, options, card)],
+        "verdicts": []
+        if card is None
+        else [sampling_verdict("sampling", cost, options, card=card, memory_bytes=card.memory_gib * _GIB)],
     }
-
-
-def _verdict(cost: "SamplingCost", options: MemoryOptions, card: "Card") -> str:
-    from secondcast.models.cost.placement import place
-
-    needed = needed_text(cost.memory(options))
-    stated = f"sampling: {needed} at batch {cost.batch_size}, {card.name} has {card.memory_gib:.1f} GiB"
-    memory_bytes = card.memory_gib * _GIB
-    with contextlib.suppress(SettingsError):
-        found = place(cost, options, memory_bytes=memory_bytes, host_bytes=None)
-        if found.memory == cost.memory(options):
-            return f"fits: {stated}"
-        return f"does not fit: {stated}; --max-gpu-memory {card.memory_gib:g}GiB fits: {found.flags}"
-    return f"does not fit: {stated}: give a smaller --batch-size, smaller images, --quantize nf4, or {LARGER_CARD[4:]}"
 
 
 def _print_generate(facts: dict[str, Any]) -> None:
@@ -119,13 +101,10 @@ def _print_generate(facts: dict[str, Any]) -> None:
         "images": f"{images['width']} x {images['height']} px, {counted(images['steps'], 'step')}, "
         f"{counted(images['text_length'], 'text token')}, {images['dtype']}",
     })  # fmt: skip
-    head = ("TFLOP per image", "s per image", "weights GiB", "activations GiB", "total GiB, calculated")
-    table = figure_table("", *head)
     seconds = compute["seconds_per_image"]
-    table.add_row(
-        f"batch {memory['batch_size']}", f"{compute['flop_per_image'] / 1e12:,.1f}",
-        "unknown" if seconds is None else f"{seconds:,.1f}", f"{memory['weights_bytes'] / _GIB:.2f}",
-        f"{memory['activations_bytes'] / _GIB:.2f}", f"{memory['total_bytes'] / _GIB:.2f}",
-    )  # fmt: skip
-    print_table(table)
+    columns = {
+        "TFLOP per image": f"{compute['flop_per_image'] / 1e12:,.1f}",
+        "s per image": "unknown" if seconds is None else f"{seconds:,.1f}",
+    }
+    print_sampling(columns, memory)
     print_gpu(facts)

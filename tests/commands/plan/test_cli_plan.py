@@ -67,6 +67,23 @@ def test_sampling_is_planned_with_the_placement_that_fits(capsys):
     assert "give a smaller --batch-size, smaller images, --quantize nf4, or a larger GPU" in said
 
 
+@pytest.mark.thorough
+def test_an_evaluation_is_planned_by_its_calls_of_the_transformer(capsys):
+    words = ["plan", "evaluate", *DEV, "--num-trajectories", 10, "--timesteps", "0,5", "--closed-loop", 4]
+    code, said, _ = secondcast(*words, "--random-baseline", "--gpu", "4090", "--json", capsys=capsys)
+    facts = json.loads(said)
+    assert code == 0 and facts["fits"][0]["fits"] and facts["verdicts"][0].startswith("fits: evaluation: ")
+    # Student and recorded embedding in the open loop; student, teacher and untrained student in the closed one.
+    calls = (facts["compute"]["open_loop_calls"], facts["compute"]["closed_loop_calls"])
+    assert calls == (2 * 10 * 2, 3 * 4 * 20)
+    assert facts["compute"]["flop"] == pytest.approx(sum(calls) * 15.07e12, rel=0.01)
+    rate = facts["gpu"]["achieved_flop_per_second"]
+    assert facts["compute"]["hours"] == pytest.approx(facts["compute"]["flop"] / rate / 3600)
+    said = " ".join(secondcast(*words, "--max-gpu-memory", "12GiB", capsys=capsys)[1].split())
+    assert "10 trajectories of 512 x 512 px at 2 steps; 4 of them sampled again" in said
+    assert "with a margin, at batch 8, the limit is 12.0 GiB; --max-gpu-memory 12GiB fits: " in said
+
+
 @pytest.mark.slow
 def test_a_build_with_quantized_weights_needs_less(capsys):
     words = ["plan", "build", *DEV, "--num-prompts", 5, "--batch-size", 1, "--json"]
