@@ -26,8 +26,8 @@ from tests.project.test_docs import parse
 RUN = "import sys; sys.argv[0] = 'secondcast'; from secondcast import cli; cli.main()"
 # Seconds whatever they are given, or nothing to show while they read one file.
 SHORT = {
-    "plan build", "plan train", "plan generate", "plan evaluate", "plan recipe", "prompts list", "prompts count", "prompts compbench",
-    "prompts commontext", "prompts pocket", "inspect summary", "inspect show", "inspect diff",
+    "plan build", "plan train", "plan generate", "plan evaluate", "plan recipe", "prompts list", "prompts count",
+    "prompts compbench", "prompts commontext", "prompts pocket", "inspect summary", "inspect show", "inspect diff",
 }  # fmt: skip
 
 
