@@ -105,7 +105,7 @@ def _placed_options(
 ) -> MemoryOptions:
     options = sampling_options(memory, settings)
     check_quantizer(options.quantize)
-    check_blocks(options, teacher.config("transformer"))
+    check_blocks(options, teacher.family.anatomy, teacher.config("transformer"))
     if memory_bytes is None:
         return options
     cost = sampling_cost(settings, teacher, batch_size=batch_size, student_parameters=encoder.parameters)

@@ -290,11 +290,11 @@ def _remark_on_replay_error(replay_error: StepErrors, progress: Progress) -> Non
 def scoring_cost(
     manifest: Manifest, teacher: TeacherFolder, settings: CacheScoring, *, student_parameters: int
 ) -> SamplingCost:
-    """What an evaluation on a cache needs. student_parameters: of all students on the GPU."""
+    """What an evaluation on a cache needs. student_parameters: of the student; an untrained one is as large."""
     dtype = settings.dtype_of(manifest)
     sampling, itemsize = manifest.sampling, DTYPES[dtype].itemsize
     embedding_bytes = manifest.teacher.text_length * manifest.teacher.text_width * (FLOAT32_BYTES + itemsize)
-    parameters, decoding = student_parameters, 0
+    parameters, decoding = student_parameters * (2 if settings.random_baseline and settings.closed_loop else 1), 0
     if settings.closed_loop:
         vae = teacher.config("vae")
         parameters += vae_parameters(vae)

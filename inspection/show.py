@@ -6,7 +6,7 @@ import numpy as np
 
 from secondcast.inspection.text_layout import entry_lines, table_lines
 from secondcast.inspection.token_pieces import token_pieces
-from secondcast.models.families.registry import family_named
+from secondcast.models.families.registry import FAMILIES
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.record import Trajectory, trajectory_key
 from secondcast.storage_schemas.schema.fields import Array
@@ -47,14 +47,18 @@ def describe(cache: Cache, index: int) -> dict[str, Any]:
 
 
 def _steps(trajectory: Trajectory, manifest: Manifest) -> list[dict[str, Any]]:
-    family, sampling = family_named(manifest.teacher.family), manifest.sampling
+    sampling = manifest.sampling
+    # Of a family that this version does not know, everything else can be shown.
+    family = next((known for known in FAMILIES if known.name == manifest.teacher.family), None)
     hidden_states, steps = trajectory.hidden_states_KSC, []
     before: Array | None = None
     for k, (sigma, timestep) in enumerate(zip(sampling.sigmas[:-1], sampling.timesteps, strict=True)):
         velocity, latent = (array[k].astype(np.float32) for array in (trajectory.velocity_KSC, hidden_states))
         with np.errstate(invalid="ignore", over="ignore"):
-            clean: Array = family.predicted_clean_latent(hidden_states[k], trajectory.velocity_KSC[k], sigma)
-            moved = None if before is None else _rms(clean - before)
+            clean: Array | None = None
+            if family is not None:
+                clean = family.predicted_clean_latent(hidden_states[k], trajectory.velocity_KSC[k], sigma)
+            moved = None if before is None or clean is None else _rms(clean - before)
         steps.append(
             {
                 "step": k,
@@ -93,7 +97,7 @@ def trajectory_lines(facts: dict[str, Any], cache: str, *, width: int | None = N
             f"{step['timestep']:.4f}",
             _number(step["latent_norm"]),
             _number(step["velocity_norm"]),
-            "" if step["step"] == 0 else _number(step["clean_latent_moved"]),
+            "" if step["clean_latent_moved"] is None else _number(step["clean_latent_moved"]),
             _counts(step["latent_non_finite"], step["non_finite"]),
         ]
         for step in facts["steps"]

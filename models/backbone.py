@@ -10,6 +10,7 @@ import torch
 
 from secondcast.models.attention import set_attention
 from secondcast.models.device import total_bytes
+from secondcast.models.families.family import Family
 from secondcast.models.families.registry import family_of_transformer
 from secondcast.models.geometry import Geometry
 from secondcast.models.memory.checkpointing import activation_checkpointing
@@ -38,10 +39,12 @@ class Backbone:
         table: ModulationTable | None = None,
         host_modulation: HostModulation | None = None,
         device: torch.device | None = None,
+        family: Family | None = None,
     ) -> None:
+        """family: None for the first one with this transformer."""
         self.transformer = transformer.eval().requires_grad_(False)
         self.table, self.host_modulation = table, host_modulation
-        self.family = family_of_transformer(transformer)
+        self.family = family or family_of_transformer(transformer)
         self.takes_guidance = self.family.takes_guidance(transformer.config)
         # Streamed weights are on the host. With quantized weights, transformer.dtype may be their storage dtype.
         entry = transformer.get_parameter(self.family.anatomy.text_entry)
@@ -75,9 +78,11 @@ class Backbone:
             vectors (see takes_host).
         """
         check_quantizer(options.quantize)
+        family = family_of_folder(folder)
         return cls.holding(
-            _read(folder, dtype),
+            _read(folder, family, dtype),
             geometry,
+            family=family,
             text_length=text_length,
             device=device,
             attention_backend=attention_backend,
@@ -99,6 +104,7 @@ class Backbone:
         conditions: Conditions | None = None,
         pooled_varies: bool = False,
         compiler: str = "inductor",
+        family: Family | None = None,
     ) -> Self:
         """Wrap a transformer, changed in place, as `load` does after reading it.
 
@@ -123,6 +129,7 @@ class Backbone:
             table=table,
             host_modulation=host_modulation,
             device=device,
+            family=family,
         )
         backbone.use_attention(attention_backend)
         if options.compile:
@@ -148,6 +155,7 @@ class Backbone:
             table=self.table,
             host_modulation=self.host_modulation,
             device=self.device,
+            family=self.family,
         )
         other.attention_backend = self.attention_backend
         return other
@@ -234,9 +242,8 @@ class Backbone:
         return self._positions
 
 
-def _read(folder: Path, dtype: torch.dtype) -> Any:
+def _read(folder: Path, family: Family, dtype: torch.dtype) -> Any:
     """Load on the host, where the weights are memory-mapped from their files until they are changed."""
-    family = family_of_folder(folder)
     part = folder / family.parts["transformer"].folder
     return load_checked(getattr(diffusers, family.transformer), part, part_source(part), dtype=dtype)
 

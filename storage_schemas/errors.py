@@ -11,6 +11,10 @@ class NotACacheError(SecondcastError):
     """The folder given as a cache holds something else, or nothing."""
 
 
+class NewerCacheError(NotACacheError):
+    """An intact file of a cache that a newer version wrote: it is neither damaged nor to be replaced."""
+
+
 class SettingsMismatchError(SecondcastError):
     """A cache already exists and was built with settings other than the requested ones."""
 

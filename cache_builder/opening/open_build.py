@@ -42,7 +42,8 @@ def open_build(
 
     Raises SettingsError or MissingExtraError, before anything is written, for what cannot be computed here.
     """
-    check_blocks(placed(settings.memory, settings.quantize, settings.pooled), teacher.config("transformer"))
+    options = placed(settings.memory, settings.quantize, settings.pooled)
+    check_blocks(options, teacher.family.anatomy, teacher.config("transformer"))
     if device is not None:
         check_quantizer(settings.quantize)
         dtype = DTYPES[settings.dtype]

@@ -40,7 +40,7 @@ def print_pilot(result: "PilotResult") -> None:
     )
     if not result.holds:
         print_line(
-            "this device, dtype, batch size or attention backend does not reproduce FluxPipeline: try "
+            "this device, dtype, batch size or attention backend does not reproduce the teacher's pipeline: try "
             "--attention-backend native, another --batch-size, or --latents stored if invariant 2 is the broken one",
         )
         raise typer.Exit(BROKEN)

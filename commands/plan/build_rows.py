@@ -87,7 +87,7 @@ def _parameters(backbone: "BackboneCost", text: "TextEncoderCost", teacher: "Tea
     parameters = {
         "transformer": backbone.parameters,
         "transformer_modulation": backbone.modulation_parameters,
-        "text_encoder_2": text.parameters,
+        teacher.family.slot: text.parameters,
         "vae_not_loaded": vae_parameters(teacher.config("vae")),
     }
     if teacher.has("pooled_text_encoder"):
@@ -131,6 +131,8 @@ LARGER_CARD = "use a larger GPU"
 
 def gpu_verdict(stage: str, facts: dict[str, Any], card: "Card", *, larger: str = LARGER_CARD) -> str:
     """Whether a stage of a build fits on a GPU, and the fix if not; `larger`: the fix if not even one row fits."""
+    from secondcast.models.cost.gpu_memory import with_margin
+
     memory = gpu_memory_of(facts)
     needed = f"{stage}: {needed_text(memory)} at batch {memory.batch_size}, {card.name} has {card.memory_gib:.1f} GiB"
     largest = memory.largest_batch(card.memory_gib * _GIB)
@@ -138,7 +140,7 @@ def gpu_verdict(stage: str, facts: dict[str, Any], card: "Card", *, larger: str 
         return f"fits: {needed}"
     if largest:
         return f"does not fit: {needed}; --batch-size {largest} fits"
-    before = memory.total_bytes - memory.activations_bytes
+    before = with_margin(memory.total_bytes - memory.activations_bytes)
     return f"does not fit: {needed}; it needs {before / _GIB:.1f} GiB before the first sample: {larger}"
 
 

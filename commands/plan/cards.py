@@ -77,12 +77,12 @@ class Rate:
     bytes_per_flop: float | None = None
 
 
-def rate_of(card: "Card | None", tflops: float | None, manifest: "Manifest") -> Rate:
-    """The rate of a (planned) cache's transformer at its size."""
+def rate_of(card: "Card | None", tflops: float | None, manifest: "Manifest", dtype: str | None = None) -> Rate:
+    """The rate of a (planned) cache's transformer at its size; dtype: of its calls, None for the cache's."""
     if tflops is not None:
         return Rate(flops_per_s=tflops * 1e12)
     # The table is for bf16: float32 is slower by a factor that depends on the GPU.
-    if card is None or manifest.sampling.dtype != "bfloat16":
+    if card is None or (dtype or manifest.sampling.dtype) != "bfloat16":
         return Rate(flops_per_s=None)
     from secondcast.models.cost.transformer import CallShapes, backbone_cost
 
@@ -154,10 +154,10 @@ def _how(gpu: dict[str, Any]) -> str:
     if gpu["bytes_per_flop"] is None:
         return "from --tflops"
     return (
-        f"by {100 * gpu['matrix_fraction']:.0f} % of {gpu['peak_bf16_flop_per_second'] / 1e12:.1f} dense bf16 TFLOP/s "
-        f"({gpu['peak_source']}) for matrix products and {100 * gpu['bandwidth_fraction']:.0f} % of "
-        f"{gpu['bandwidth_gb_per_second']:,.0f} GB/s for {1000 * gpu['bytes_per_flop']:.2f} bytes per kFLOP outside of "
-        f"them, fractions assumed or from a published time"
+        f"matrix products at {100 * gpu['matrix_fraction']:.0f} % of {gpu['peak_bf16_flop_per_second'] / 1e12:.1f} "
+        f"dense bf16 TFLOP/s ({gpu['peak_source']}), other kernels "
+        f"({1000 * gpu['bytes_per_flop']:.2f} bytes per kFLOP) at {100 * gpu['bandwidth_fraction']:.0f} % of "
+        f"{gpu['bandwidth_gb_per_second']:,.0f} GB/s; the percentages are assumed, or fitted to a published time"
     )
 
 

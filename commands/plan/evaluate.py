@@ -68,7 +68,7 @@ def evaluate_plan(
 
     parameters = student_cost(student_source(student), manifest).parameters
     cost = scoring_cost(manifest, folder, settings, student_parameters=parameters)
-    options, rate = settings.memory_of(manifest), rate_of(card, tflops, manifest)
+    options, rate = settings.memory_of(manifest), rate_of(card, tflops, manifest, settings.dtype_of(manifest))
     steps = manifest.sampling.steps if settings.timesteps is None else len(settings.timesteps)
     # The student's predictions and those of the recorded embeddings; then images of both, and of an untrained student.
     open_calls = 2 * settings.num_trajectories * steps
@@ -105,7 +105,7 @@ def _print_evaluate(facts: dict[str, Any]) -> None:
     print_facts({
         "teacher": f"{facts['teacher']['source']}; {facts['teacher']['configs']}",
         "student": f"{facts['student']['source']}, {count_text(facts['student']['parameters'])} parameters in float32",
-        "evaluation": f"{asked['trajectories']:,} trajectories of "
+        "evaluation": f"{counted(asked['trajectories'], 'trajectory')} of "
         f"{asked['width_px']} x {asked['height_px']} px at {counted(asked['timesteps'], 'step')}; "
         f"{asked['closed_loop']} of them sampled again",
     })  # fmt: skip

@@ -116,7 +116,8 @@ def train_plan(
     card = named_card(gpu, tflops)
     manifests, configs = _manifests(asked, stated, cache, teacher, resolution, stored, builds or {})
     first = next(iter(manifests.values()))
-    rate = rate_of(card, tflops, first)
+    backbone_dtype = None if asked.backbone_dtype == "cache" else asked.backbone_dtype
+    rate = rate_of(card, tflops, first, backbone_dtype)
     from secondcast.commands.plan.train_rows import fit_verdicts, train_facts, ways_of
     from secondcast.trainer.cost.stage_cost import costs_of
 

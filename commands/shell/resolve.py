@@ -42,7 +42,8 @@ def student_names(incomplete: str) -> list[str]:
 TeacherName = Annotated[
     str,
     typer.Option(
-        autocompletion=teacher_names, help="Teacher: pocket, a folder in the FluxPipeline layout, or a hub name."
+        autocompletion=teacher_names,
+        help="Teacher: pocket, a folder of a diffusers pipeline, or a hub name.",
     ),
 ]
 _T5_NAMES = tuple(f"google-t5/t5-{size}" for size in ("small", "base", "large"))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from secondcast.storage_schemas.errors import SettingsError
 
-# Fraction of the dense bf16 rate that matrix products reach. Hopper and newer: what FLUX.1-dev's published time on an
+# Fraction of the dense bf16 rate that matrix products reach. Hopper and B200: what FLUX.1-dev's published time on an
 # H100 SXM leaves (28 steps at 1024 px and 512 tokens in 6.71 s, eager: 310 of 989 TFLOP/s in all). The others: assumed;
 # the rate of consumer GPUs, which is halved for fp32 accumulation, is reached more easily.
 _HOPPER, _AMPERE_SERVER, _OTHER = 0.40, 0.70, 0.88
@@ -109,10 +109,13 @@ _ALSO = {
     "a100": "A100 80GB",
     "a100sxm80gb": "A100 80GB",
     "a100sxm40gb": "A100 40GB",
-    "a4000": "RTX A4000",
-    "a5000": "RTX A5000",
-    "a6000": "RTX A6000",
-    "6000ada": "RTX 6000 Ada",
+    "6000adageneration": "RTX 6000 Ada",
+    "h10080gbhbm3": "H100 SXM",
+    "a100sxm480gb": "A100 80GB",
+    "a100sxm440gb": "A100 40GB",
+    "a10080gbpcie": "A100 80GB",
+    "a100pcie40gb": "A100 40GB",
+    "v100sxm232gb": "V100 32GB",
     "3060": "RTX 3060 12GB",
     "3080": "RTX 3080 10GB",
     "5060ti": "RTX 5060 Ti 16GB",

@@ -241,7 +241,12 @@ _SHARED: dict[str, Any] = {
             folder="text_encoder", key="model_type", kind="clip_text_model", needs=("hidden_size",)
         ),
         "pooled_tokenizer": Part(folder="tokenizer"),
-        "vae": Part(folder="vae", key="_class_name", kind="AutoencoderKL", needs=("block_out_channels",)),
+        "vae": Part(
+            folder="vae",
+            key="_class_name",
+            kind="AutoencoderKL",
+            needs=("block_out_channels", "latent_channels", "scaling_factor", "shift_factor"),
+        ),
     },
     # The paper's (section 4).
     "text_length": 77,

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 
+from secondcast.models.families.family import Anatomy
 from secondcast.models.families.registry import anatomy_of
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.storage_schemas.errors import SettingsError
@@ -343,10 +344,10 @@ def _unpin(runtime: Any, address: int) -> None:
     runtime.cudaHostUnregister(address)
 
 
-def check_blocks(options: MemoryOptions, config: Mapping[str, Any]) -> None:
+def check_blocks(options: MemoryOptions, anatomy: Anatomy, config: Mapping[str, Any]) -> None:
     """Raise SettingsError if a transformer with this configuration has fewer blocks than stay on the GPU."""
     if options.gpu_blocks is not None:
-        check_resident(options.gpu_blocks, int(config["num_layers"]) + int(config["num_single_layers"]))
+        check_resident(options.gpu_blocks, sum(int(config[kind.count_key]) for kind in anatomy.block_lists))
 
 
 def check_resident(resident: int, blocks: int) -> None:

@@ -122,12 +122,14 @@ class TeacherFolder:
     def geometry(self, size: ImageSize) -> Geometry:
         """The geometry of images: the requested height and width, else a square of the requested or own resolution."""
         side = size.resolution or self.resolution
-        vae = self.config("vae")
+        vae, taken = self.config("vae"), self.config("transformer")["in_channels"]
+        if (channels := self.family.token_channels(vae)) != taken:
+            raise TeacherError(
+                f"{self.part('vae')} makes image tokens of {channels} values, but its transformer reads {taken}: they "
+                f"are parts of two models; download the whole repository again"
+            )
         return geometry_of(
-            height=size.height or side,
-            width=size.width or side,
-            token_px=self.family.token_px(vae),
-            channels=self.family.token_channels(vae),
+            height=size.height or side, width=size.width or side, token_px=self.family.token_px(vae), channels=channels
         )
 
     def identity(self, *, text_length: int, pooled: Pooled = "zero", hashed: bool = True) -> Teacher:
@@ -177,7 +179,8 @@ def _sha256_of(files: dict[str, bytes]) -> dict[str, str]:
 
 def check_recorded_transformer(teacher: TeacherFolder, recorded: Teacher) -> None:
     """Raise TeacherError, naming the first file, unless a cache was recorded with this transformer's weights."""
-    expected = {name: value for name, value in recorded.weights.items() if name.startswith("transformer/")}
+    part = f"{teacher.family.parts['transformer'].folder}/"
+    expected = {name: value for name, value in recorded.weights.items() if name.startswith(part)}
     found = teacher.weight_hashes("transformer")
     if found != expected:
         name = next(name for name in sorted(expected | found) if expected.get(name) != found.get(name))
@@ -226,4 +229,5 @@ def _download(source: str, parts: Sequence[Role], files: Sequence[str], revision
         return path
     family = family_of_folder(path)
     folders = [family.parts[role].folder for role in parts]
-    return download(source, [f"{folder}/{file}" for folder in folders for file in files], revision)
+    # At the same commit, whatever a branch has become meanwhile.
+    return download(source, [f"{folder}/{file}" for folder in folders for file in files], commit_of(path) or revision)

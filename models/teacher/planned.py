@@ -12,8 +12,8 @@ _OWNER = "black-forest-labs"
 def planned_teacher(name: str) -> tuple[TeacherFolder, str]:
     """A teacher's configuration files and a description of their source; downloads and loads no weights.
 
-    name: folder in the FluxPipeline layout (configuration files are sufficient), or FLUX.1-dev or FLUX.1-schnell, with
-        or without the owner's name.
+    name: folder of a pipeline (configuration files are sufficient), or FLUX.1-dev or FLUX.1-schnell, with or without
+        the owner's name.
 
     Raises TeacherError.
     """
@@ -24,7 +24,7 @@ def planned_teacher(name: str) -> tuple[TeacherFolder, str]:
     found = known.get(name.lower().removeprefix(f"{_OWNER}/"))
     if found is None:
         raise TeacherError(
-            f"no teacher {name!r} to plan for, expected a folder with the configuration files of a FluxPipeline, or "
+            f"no teacher {name!r} to plan for, expected a folder with the configuration files of a pipeline, or "
             f"one of {', '.join(folder.name for folder in known.values())}, whose files are included (plan downloads "
             "nothing)"
         )

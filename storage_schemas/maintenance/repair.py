@@ -7,7 +7,13 @@ import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
 
-from secondcast.storage_schemas.errors import DamagedCacheError, NotACacheError, SecondcastError, SettingsMismatchError
+from secondcast.storage_schemas.errors import (
+    DamagedCacheError,
+    NewerCacheError,
+    NotACacheError,
+    SecondcastError,
+    SettingsMismatchError,
+)
 from secondcast.storage_schemas.formats.by_manifest import format_of
 from secondcast.storage_schemas.formats.files import CommittedFiles
 from secondcast.storage_schemas.io.digests import xxh3_128
@@ -204,6 +210,9 @@ def good_records(folder: Folder) -> Records:
             if name != INDEX_PATH:
                 record = read_single_records(folder, [name])[0]
                 found[record.kind, record.shard] = record
+        except NewerCacheError:
+            # To be replaced by nothing that this version knows.
+            raise
         except (DamagedCacheError, NotACacheError):
             continue
     with suppress(DamagedCacheError, NotACacheError):

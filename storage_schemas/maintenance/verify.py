@@ -4,7 +4,13 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from secondcast.storage_schemas.errors import DamagedCacheError, MisplacedFileError, NotACacheError, SecondcastError
+from secondcast.storage_schemas.errors import (
+    DamagedCacheError,
+    MisplacedFileError,
+    NewerCacheError,
+    NotACacheError,
+    SecondcastError,
+)
 from secondcast.storage_schemas.formats.files import CommittedFiles
 from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.io.folders import Folder, Location, open_folder
@@ -192,6 +198,8 @@ class _Walk:
                 continue
             try:
                 record = read_single_records(self.folder, [name])[0]
+            except NewerCacheError:
+                raise
             except (DamagedCacheError, NotACacheError) as error:
                 foreign = isinstance(error, MisplacedFileError)
                 self.problems.append(Problem(path=name, message=str(error), shard=_key_of(name), foreign=foreign))

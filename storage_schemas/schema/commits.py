@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import ValidationError, field_validator
 
-from secondcast.storage_schemas.errors import DamagedCacheError, MisplacedFileError, NotACacheError
+from secondcast.storage_schemas.errors import DamagedCacheError, MisplacedFileError, NewerCacheError
 from secondcast.storage_schemas.io.digests import digest
 from secondcast.storage_schemas.io.folders import Folder
 from secondcast.storage_schemas.schema.index import Index, index_bytes
@@ -76,7 +76,7 @@ class CommitRecord(Record):
             return cls.model_validate(body)
         except ValidationError as error:
             if is_newer(error):
-                raise NotACacheError(newer_text(where, error)) from error
+                raise NewerCacheError(newer_text(where, error)) from error
             raise DamagedCacheError(f"{where} is not a valid commit record: {first_problem(error)}") from error
 
 

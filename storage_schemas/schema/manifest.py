@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from secondcast.storage_schemas.errors import DamagedCacheError, NotACacheError, SettingsMismatchError
+from secondcast.storage_schemas.errors import DamagedCacheError, NewerCacheError, NotACacheError, SettingsMismatchError
 from secondcast.storage_schemas.io.digests import canonical_json, digest
 from secondcast.storage_schemas.schema.first_difference import first_difference
 from secondcast.storage_schemas.schema.problems import first_problem, is_newer, newer_text
@@ -241,8 +241,8 @@ class Manifest(Record):
         body = verify_digest(data, where, expected_format=FORMAT_NAME)
         if (version := body.pop("format_version", None)) != FORMAT_VERSION:
             raise NotACacheError(
-                f"{where} has format version {version}, this program reads {FORMAT_VERSION}: it was built by a newer "
-                f"version of secondcast; upgrade to the one named in created_by, {body.get('created_by')!r}"
+                f"{where} has format version {version}, this program reads {FORMAT_VERSION}: it was built by "
+                f"another version; use the one named in created_by, {body.get('created_by')!r}"
             )
         body.pop("format")
         stated = body.pop("digests", None)
@@ -250,7 +250,7 @@ class Manifest(Record):
             manifest = cls.model_validate(body)
         except ValidationError as error:
             if is_newer(error):
-                raise NotACacheError(newer_text(where, error)) from error
+                raise NewerCacheError(newer_text(where, error)) from error
             raise DamagedCacheError(f"{where} is not a valid manifest: {first_problem(error)}") from error
         if stated != manifest.digests():
             raise DamagedCacheError(f"{where} states digests {stated}, its content has {manifest.digests()}")

@@ -42,8 +42,8 @@ def first_problem(error: ValidationError) -> str:
 
 
 def is_newer(error: ValidationError) -> bool:
-    """Whether a record that is intact by its digest has a key or a choice that only another version can have."""
-    return any(problem["type"] in ("extra_forbidden", "literal_error") for problem in error.errors())
+    """Whether all that is wrong with a record, intact by its digest, is keys or choices that this version lacks."""
+    return all(problem["type"] in ("extra_forbidden", "literal_error") for problem in error.errors())
 
 
 def newer_text(where: str, error: ValidationError) -> str:

@@ -85,7 +85,8 @@ class Costs:
                 table_rows=self.table_rows,
                 gpu_bytes=self.gpu_bytes,
                 averaged=settings.ema_decay is not None,
-                accumulates=stage.grad_accum_steps > 1,
+                # Buckets of several processes stay allocated between steps.
+                accumulates=stage.grad_accum_steps > 1 or self.ranks > 1,
             )
             for name in (self.names(stage) if vision else self.names(stage)[:1])
         ]

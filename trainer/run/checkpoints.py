@@ -184,7 +184,7 @@ def load_checkpoint(
         load_tensors(averaged, saved.judged, strict=True)
     # With an EMA a tied tensor is saved under one of its two names.
     load_tensors(student, saved.trained, strict=averaged is None)
-    _restore_optimizer(student, optimizer, saved.moments)
+    restore_optimizer(student, optimizer, saved.moments)
     return saved.folder, saved.state
 
 
@@ -348,7 +348,8 @@ def _optimizer_tensors(student: Student, optimizer: torch.optim.Optimizer) -> It
             yield f"{key}/{name}", value
 
 
-def _restore_optimizer(student: Student, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+def restore_optimizer(student: Student, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Put back the state of a checkpoint; tensors: by key and name of the parameter."""
     parameters = dict(student.named_parameters())
     for entry, value in tensors.items():
         key, name = entry.split("/", 1)

@@ -114,8 +114,8 @@ tags: [text-encoder, flux, distillation, secondcast]
 {encoder} encoder with projection, {parameters:,} parameters, distilled with Secondcast from the T5 text encoder of
 {teacher}. It replaces `{slot}`.{tokenizer}
 
-It was trained at **{text_length} text tokens**: always pass `max_sequence_length={text_length}`. The pipeline's
-default of {largest_text_length} adds hundreds of padding tokens that the student has never seen. {guidance}
+It was trained at **{text_length} text tokens**: always pass `max_sequence_length={text_length}`. The pipeline
+accepts up to {largest_text_length}, and by default adds padding tokens that the student has never seen. {guidance}
 
 {use}
 ## Training
@@ -134,8 +134,9 @@ which the published class reads its output width. Programs that load that checkp
 needs transformers 4); `secondcast generate` and `secondcast export` accept it as well.
 """
 
-_NON_COMMERCIAL = """ FLUX.1-dev has a non-commercial licence with terms for
+_NON_COMMERCIAL = """ {model} has a non-commercial licence with terms for
 derivatives and outputs."""
+_NON_COMMERCIAL_MODELS = ("FLUX.1-dev", "FLUX.1-Krea-dev", "FLUX.1-Kontext-dev")
 
 
 _OWN_TOKENIZER = """
@@ -166,7 +167,7 @@ def card_of(
         use=_use(form, facts, text_length=text_length, own_tokenizer=encoder is not None),
         losses="" if facts is None else losses_text(stages_of(facts.settings)),
         recipe=_recipe(facts),
-        non_commercial=_NON_COMMERCIAL if "FLUX.1-dev" in teacher else "",
+        non_commercial="".join(_NON_COMMERCIAL.format(model=m) for m in _NON_COMMERCIAL_MODELS if m in teacher),
     )
 
 

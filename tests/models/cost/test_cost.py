@@ -182,6 +182,13 @@ def test_a_card_has_many_names(name, card):
 
 def test_every_card_is_found_by_its_name_and_an_unknown_one_lists_them():
     assert [find_card(card.name) for card in CARDS] == list(CARDS)
+    # As drivers print them.
+    for name, card in {
+        "NVIDIA GeForce RTX 4090": "RTX 4090", "NVIDIA H100 80GB HBM3": "H100 SXM", "NVIDIA L4": "L4",
+        "NVIDIA A100-SXM4-80GB": "A100 80GB", "NVIDIA RTX 6000 Ada Generation": "RTX 6000 Ada",
+        "Tesla V100-SXM2-32GB": "V100 32GB",
+    }.items():  # fmt: skip
+        assert find_card(name).name == card
     with pytest.raises(SettingsError, match=r"--gpu 'voodoo' is unknown, expected one of RTX 3060 12GB, .*B200; or"):
         find_card("voodoo")
 

@@ -4,14 +4,20 @@ import inspect
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import diffusers
 import pytest
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 
+from secondcast.inspection.show import describe, trajectory_lines
 from secondcast.models.families.registry import FAMILIES, family_named, family_of_pipeline, family_of_transformer
+from secondcast.models.recorded_backbone import recorded_schedule
 from secondcast.models.teacher.configs import family_of_folder
 from secondcast.storage_schemas.errors import TeacherError
+from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.manifest import Manifest
+from tests.cache_builder.building import build_cache
 
 
 def test_every_family_is_found_by_its_name_and_by_its_pipeline_and_names_classes_of_diffusers():
@@ -54,3 +60,23 @@ def test_the_families_are_known_without_torch_and_diffusers():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_cache_of_a_family_that_is_not_known_can_be_read_and_shown_and_not_replayed(cache_of_another_family):
+    cache = Cache.open(cache_of_another_family)
+    facts = describe(cache, 0)
+    assert [step["clean_latent_moved"] for step in facts["steps"]] == [None] * 4
+    assert all(step["velocity_norm"] > 0 for step in facts["steps"])
+    assert "clean moved" in "\n".join(trajectory_lines(facts, "c"))
+    with pytest.raises(TeacherError, match="of the family 'sd9', this version knows"):
+        recorded_schedule(cache.manifest)
+
+
+@pytest.fixture
+def cache_of_another_family(tmp_path, dev_teacher, prompt_file) -> Path:
+    build_cache(tmp_path / "c", dev_teacher, prompt_file)
+    file = tmp_path / "c/manifest.json"
+    manifest = Manifest.decode(file.read_bytes(), "m")
+    teacher = manifest.teacher.model_copy(update={"family": "sd9"})
+    file.write_bytes(manifest.model_copy(update={"teacher": teacher}).encode())
+    return tmp_path / "c"

@@ -13,7 +13,7 @@ from secondcast.models.teacher.folder import find_teacher
 from secondcast.storage_schemas.errors import RunError
 from secondcast.storage_schemas.io.digests import digest
 from secondcast.trainer.optimizer import EMA, make_optimizer
-from secondcast.trainer.run.checkpoints import _checksum, load_checkpoint, save_checkpoint
+from secondcast.trainer.run.checkpoints import _checksum, load_checkpoint, restore_optimizer, save_checkpoint
 from secondcast.trainer.settings import TrainFlags
 from tests.models.student.encoders import make_encoder_folder
 from tests.models.weights.damaged_weights import rewrite
@@ -167,3 +167,15 @@ def test_a_checkpoint_of_another_student_is_refused_and_not_lost(bert, dev_teach
         and str(caught.value).endswith(", the file has 1; give the --student of the run, or a new run folder")
     )
     assert saved.is_dir()
+
+
+def test_a_fused_optimizer_counts_its_steps_where_the_weights_are(source, dev_teacher):
+    student, optimizer, _ = begin(source, dev_teacher, fused=True)
+    elsewhere = student.to("meta")
+    tensors = {f"step/{name}": torch.tensor(3.0) for name, _ in elsewhere.named_parameters()}
+    restore_optimizer(elsewhere, optimizer, tensors)
+    places = {state["step"].device.type for state in optimizer.state.values()}
+    assert places == {"meta"}
+    student, optimizer, _ = begin(source, dev_teacher)
+    restore_optimizer(student.to("meta"), optimizer, tensors)
+    assert {state["step"].device.type for state in optimizer.state.values()} == {"cpu"}
