@@ -10,7 +10,7 @@ from secondcast.commands.shell.resolve import Quiet, quiet_device, terminal
 from secondcast.trainer.run.usage_snippets import Form
 
 _NEXT = {
-    "diffusers": "its README.md has the program that puts it into the teacher's pipeline",
+    "diffusers": "pass it to the teacher's pipeline by the program in its README.md",
     "distillt5": "in the format of the published DistillT5 checkpoint, see its README.md",
     "comfyui": "copy it to ComfyUI/models/clip for the DistillT5 node",
 }

@@ -1,8 +1,6 @@
 """`secondcast plan evaluate`: estimate memory and hours of an evaluation on a cache."""
 
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.commands.evaluate.cache import NumTrajectories
@@ -21,7 +19,7 @@ from secondcast.commands.plan.cards import (
     print_gpu,
     rate_of,
 )
-from secondcast.commands.plan.sampling import print_sampling, sampling_verdict
+from secondcast.commands.plan.sampling import PlannedStudent, print_sampling, sampling_verdict
 from secondcast.commands.shell.config_file import Config
 from secondcast.commands.shell.console import print_json
 from secondcast.commands.shell.resolve import Json, student_source
@@ -35,7 +33,7 @@ _GIB = 2**30
 
 def plan_evaluate(
     teacher: Teacher,
-    student: Annotated[str, typer.Option(help="Student: small, base, large or xl, or a T5 folder.")] = "base",
+    student: PlannedStudent = "base",
     size: ImageSize = ImageSize(),
     num_trajectories: NumTrajectories = TRAJECTORIES,
     options: CacheScoringOptions = CacheScoringOptions(),

@@ -1,8 +1,6 @@
 """`secondcast plan generate`: estimate memory and seconds of sampling with a student."""
 
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.commands.generate import IMAGES_AT_ONCE, ImageBatch
@@ -20,7 +18,7 @@ from secondcast.commands.plan.cards import (
     print_gpu,
     rate_of,
 )
-from secondcast.commands.plan.sampling import print_sampling, sampling_verdict
+from secondcast.commands.plan.sampling import PlannedStudent, print_sampling, sampling_verdict
 from secondcast.commands.shell.config_file import Config
 from secondcast.commands.shell.console import print_json
 from secondcast.commands.shell.resolve import Json, student_source
@@ -33,7 +31,7 @@ _GIB = 2**30
 
 def plan_generate(
     teacher: Teacher,
-    student: Annotated[str, typer.Option(help="Student: small, base, large or xl, or a T5 folder.")] = "base",
+    student: PlannedStudent = "base",
     asked: PictureOptions = PictureOptions(),
     batch_size: ImageBatch = IMAGES_AT_ONCE,
     gpu: Gpu = None,

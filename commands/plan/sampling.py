@@ -1,7 +1,9 @@
 """What the plans of generating and evaluating share: whether sampling fits a GPU, and its row of figures."""
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from secondcast.commands.plan.build_rows import LARGER_CARD, needed_text
 from secondcast.commands.plan.cards import figure_table
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from secondcast.models.cost.placement import SamplingCost
 
 _GIB = 2**30
+
+PlannedStudent = Annotated[str, typer.Option(help="Student: small, base, large or xl, or a T5 folder.")]
 
 
 def sampling_verdict(

@@ -80,6 +80,7 @@ def test_from_prompts_the_recorded_latents_are_the_unmodified_pipelines(
         assert same_bits(trajectory.final_latent_SC, from_torch(latent_SC))
 
 
+@pytest.mark.thorough
 def test_built_trained_exported_and_generated_by_the_commands_a_picture_is_the_pipelines(kontext, prompts, tmp_path):
     config = json.loads((kontext / "text_encoder_2/config.json").read_bytes())
     (tmp_path / "t5").mkdir()
