@@ -112,6 +112,7 @@ def test_every_flag_of_the_teacher_goes_the_whole_road(tmp_path, pocket_prompts,
     assert code == 0 and "replay error" in heard
 
 
+@pytest.mark.thorough
 def test_real_prompts_build_a_cache_of_the_pocket(tmp_path, shared_prompts, capsys):
     prompts = shared_prompts / "T2I-CompBench/color_train.txt"
     words = ["build", tmp_path / "c", "--teacher", "pocket", "--prompts", prompts, "--limit", 20, "--steps", 2]

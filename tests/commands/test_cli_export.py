@@ -54,6 +54,7 @@ def test_the_teachers_pictures_score_when_read_through_the_index(capsys):
     assert (code, said, heard) == (0, "p: 0 pictures, 16 existed before\n", "")
 
 
+@pytest.mark.thorough
 def test_every_folder_form_of_a_student_makes_the_same_pictures_without_the_teachers_text_encoders(student, capsys):
     shutil.copytree(TEACHER_FOLDER, "t")
     for part in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):

@@ -47,6 +47,7 @@ def test_pictures_with_clip_are_the_same_in_every_placement(student, dev_teacher
         run(student, dev_teacher, tmp_path / "d", FOUR, memory=SamplingMemory(modulation="precomputed"), pooled="clip")
 
 
+@pytest.mark.thorough
 def test_a_limit_is_answered_with_the_placement_or_with_what_is_missing(plain, student, dev_teacher, tmp_path):
     heard = Heard()
     run(student, dev_teacher, tmp_path / "p", FOUR, memory_bytes=with_margin(CUDA_BYTES + 2**20), progress=heard)

@@ -35,6 +35,7 @@ def test_a_score_is_the_same_in_every_exact_placement(student, recorded, dev_tea
     assert scored(student, recorded, dev_teacher, **options) == plain
 
 
+@pytest.mark.thorough
 def test_a_limit_is_answered_with_the_placement_or_with_what_is_missing(student, recorded, dev_teacher):
     heard = Heard()
     scored(student, recorded, dev_teacher, progress=heard, max_gpu_memory=LIMIT)

@@ -92,6 +92,7 @@ def test_the_wheel_holds_the_recipes_and_no_tests_experiments_or_pocket_training
     assert {name.split("/")[0] for name in names} == {"secondcast", f"secondcast-{secondcast.__version__}.dist-info"}
 
 
+@pytest.mark.thorough
 def test_both_wheels_hold_the_same_files(distributions):
     contents = []
     for kind in ("wheel", "wheel of the sdist"):
@@ -122,6 +123,7 @@ def test_every_package_of_the_tree_is_shipped(distributions):
     assert expected <= names
 
 
+@pytest.mark.thorough
 def test_the_version_is_stated_once():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert "version" not in project and project["dynamic"] == ["version"]

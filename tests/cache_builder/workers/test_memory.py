@@ -28,6 +28,7 @@ def built(path, teacher, prompts, *, progress=None, **changes):
     return data_files(path)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize(
     "options",
@@ -50,6 +51,7 @@ def test_with_clip_blocks_are_streamed_and_a_table_is_refused(tmp_path, dev_teac
     assert not (tmp_path / "d").exists()
 
 
+@pytest.mark.thorough
 def test_a_limit_is_answered_with_the_placement_or_with_what_is_missing(tmp_path, dev_teacher, prompt_file):
     heard = Heard()
     limit = f"{with_margin(CUDA_BYTES + 8 * MIB) / MIB:.3f}MiB"

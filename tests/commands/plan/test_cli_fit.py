@@ -187,6 +187,7 @@ def out_of_memory(*arguments, **named):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("given", "flag"),
     [

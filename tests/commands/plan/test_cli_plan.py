@@ -279,6 +279,7 @@ def test_caches_that_are_there_and_caches_to_come_are_planned_together(tmp_path,
     )
 
 
+@pytest.mark.thorough
 def test_a_warm_up_alone_needs_no_room_for_the_backbone(capsys):
     words = [
         "plan",

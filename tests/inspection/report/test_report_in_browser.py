@@ -19,6 +19,9 @@ from tests.inspection.report.report_data import (
     trajectories,
 )
 
+# A browser takes seconds to start.
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ("tests.inspection.report.browser",)
 
 CONTRASTS = (Path(__file__).parent / "contrasts.js").read_text()
@@ -294,7 +297,6 @@ def test_the_gallery_is_one_stop_of_tab_and_arrow_keys_go_through_it(visit, html
     page.wait_for_selector(f"#detail-title:has-text('Trajectory {number}')")
 
 
-@pytest.mark.slow
 def test_text_and_lines_stand_out_in_light_and_dark(visit):
     problem = {"path": "a", "problem": "is missing", "repair": "secondcast repair"}
     integrity = {"state": "damaged", "text": "so", "problems": [problem]}
@@ -356,7 +358,6 @@ def test_a_report_of_an_empty_cache_says_so(visit):
     assert "No film strips in this report." in page.inner_text("#gallery")
 
 
-@pytest.mark.slow
 def test_of_a_hundred_thousand_rows_only_those_in_sight_are_in_the_document(visit):
     page = visit(render(report_data(trajectories=trajectories(100_000))))
     assert page.locator("#scroller tr[data-row]").count() < 60

@@ -167,6 +167,7 @@ def test_without_the_hub_the_way_out_is_named_and_leads_out(asked, teacher, file
     assert asked.offline[f"someone/second@{COMMIT}"] == ["someone/second", "torch.float32", context_ID]
 
 
+@pytest.mark.thorough
 def test_a_file_of_which_the_hub_states_no_sha256_is_fetched_whole(asked, teacher, file, context_ID):
     assert asked.online["someone/plain@v1"] == ["someone/plain", "torch.float32", context_ID]
     weights = [(name, count) for name, count in asked.sent["someone/plain"] if name.endswith(".safetensors")]

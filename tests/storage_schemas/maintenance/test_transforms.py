@@ -530,6 +530,7 @@ def bucket(monkeypatch):
     server.stop()
 
 
+@pytest.mark.thorough
 def test_from_a_folder_to_an_object_store_and_back(tmp_path, bucket):
     prompts = some_prompts(6)
     write_keyed_cache(tmp_path / "a", prompts)
