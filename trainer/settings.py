@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from secondcast.models.families.flux import FLUX
 from secondcast.models.memory.options import BackboneCall, MemoryOptions
 from secondcast.models.teacher.hub import split_revision
 from secondcast.storage_schemas.schema.flags import Flag
@@ -252,7 +253,7 @@ class RecordedWith(Record):
     """
 
     teacher: str
-    family: str = "flux"
+    family: str = FLUX.name
     height: int
     width: int
     steps: int

@@ -27,7 +27,9 @@ def silence_downloads(quiet: bool) -> bool:
 
 def teacher_names(incomplete: str) -> list[str]:
     """Completion of --teacher; if no name matches, the shell completes folders."""
-    names = (POCKET, "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell")
+    from secondcast.models.families.registry import FAMILIES
+
+    names = (POCKET, *(f"{family.owner}/{model}" for family in FAMILIES for model in family.models))
     return [name for name in names if name.startswith(incomplete)]
 
 

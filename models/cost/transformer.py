@@ -59,7 +59,6 @@ class BackboneCost:
     backward_flops: of the gradient of the text embedding.
     moved_bytes: bytes that the kernels without matrix products of a forward pass read and write.
     forward_peak_bytes: peak without gradients.
-    saved_bytes: activations saved for the backward pass without checkpointing.
     backward_bytes: peak of the backward pass beyond the saved activations, without checkpointing.
     checkpoint_bytes: activations saved per checkpointed block; outer_bytes: those outside of the blocks.
     kinds: of its blocks, in the order of computation.
@@ -75,7 +74,6 @@ class BackboneCost:
     backward_flops: float
     moved_bytes: float
     forward_peak_bytes: int
-    saved_bytes: int
     backward_bytes: int
     checkpoint_bytes: int
     outer_bytes: int
@@ -199,7 +197,6 @@ def _counted(shapes: CallShapes) -> BackboneCost:
         + (_ATTENTION_BACKWARD - _ATTENTION_BACKWARD_COUNTED) * attention_flops,
         moved_bytes=whole({at: moved_bytes(run.forward) for at, run in runs.items()}),
         forward_peak_bytes=peak_bytes(runs[base].forward, runs[base].parameters),
-        saved_bytes=int(whole(saved)),
         backward_bytes=peak_bytes(runs[base].both, runs[base].parameters, gradients=True) - saved[base],
         checkpoint_bytes=checkpoint,
         outer_bytes=runs[base].checkpointed_bytes() - len(depth) * checkpoint,

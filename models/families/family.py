@@ -84,23 +84,24 @@ class Anatomy:
 class Family(ABC):
     """A kind of teacher.
 
-    name: in manifests. title: in texts. models: names of its models, for messages.
+    name: in manifests. title: in texts. owner: of its models on the hub. models: their names.
+    non_commercial: those of `models` whose licence restricts derivatives and outputs.
     pipeline: class of diffusers, in model_index.json and in usage examples.
     parts: by role; the folder of the large text encoder is the slot of the pipeline that a student takes.
     text_length: text tokens of a new cache, unless the tokenizer takes fewer.
     largest_text_length: the most that the pipeline accepts.
-    prediction_type: what the transformer predicts. "flow": the velocity from clean latent to noise.
     latent_rule: how x_{k+1} follows from x_k and v_k.
     """
 
     name: str
     title: str
+    owner: str
     models: tuple[str, ...]
+    non_commercial: tuple[str, ...]
     pipeline: str
     parts: Mapping[Role, Part]
     text_length: int
     largest_text_length: int
-    prediction_type: Literal["flow"]
     latent_rule: LatentRule
     anatomy: Anatomy
 

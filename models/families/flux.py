@@ -218,6 +218,7 @@ def shift_of(scheduler_config: dict[str, Any], image_tokens: int) -> float:
 
 
 _SHARED: dict[str, Any] = {
+    "owner": "black-forest-labs",
     "parts": {
         "transformer": Part(
             folder="transformer",
@@ -252,7 +253,6 @@ _SHARED: dict[str, Any] = {
     "text_length": 77,
     # FluxPipeline.check_inputs of diffusers.
     "largest_text_length": 512,
-    "prediction_type": "flow",
     "latent_rule": "flow-match-euler",
     "anatomy": Anatomy(
         block_lists=(
@@ -268,6 +268,7 @@ FLUX = Flux(
     name="flux",
     title="FLUX.1",
     models=("FLUX.1-dev", "FLUX.1-schnell", "FLUX.1-Krea-dev"),
+    non_commercial=("FLUX.1-dev", "FLUX.1-Krea-dev"),
     pipeline="FluxPipeline",
     **_SHARED,
 )
@@ -275,6 +276,7 @@ FLUX_KONTEXT = FluxKontext(
     name="flux-kontext",
     title="FLUX.1 Kontext",
     models=("FLUX.1-Kontext-dev",),
+    non_commercial=("FLUX.1-Kontext-dev",),
     pipeline="FluxKontextPipeline",
     **_SHARED,
 )

@@ -12,7 +12,7 @@ from secondcast.storage_schemas.io.digests import digest
 from secondcast.storage_schemas.io.folders import Folder
 from secondcast.storage_schemas.schema.index import Index, index_bytes
 from secondcast.storage_schemas.schema.manifest import Record, stays_inside, verify_digest, with_digest
-from secondcast.storage_schemas.schema.problems import first_problem, is_newer, newer_text
+from secondcast.storage_schemas.schema.problems import first_problem, newer_problem
 
 COMMITS_FOLDER = "commits"
 INDEX_FILE = "index.json"
@@ -75,8 +75,8 @@ class CommitRecord(Record):
         try:
             return cls.model_validate(body)
         except ValidationError as error:
-            if is_newer(error):
-                raise NewerCacheError(newer_text(where, error)) from error
+            if problem := newer_problem(where, error):
+                raise NewerCacheError(problem) from error
             raise DamagedCacheError(f"{where} is not a valid commit record: {first_problem(error)}") from error
 
 

@@ -23,7 +23,7 @@ from pydantic import (
 from secondcast.storage_schemas.errors import DamagedCacheError, NewerCacheError, NotACacheError, SettingsMismatchError
 from secondcast.storage_schemas.io.digests import canonical_json, digest
 from secondcast.storage_schemas.schema.first_difference import first_difference
-from secondcast.storage_schemas.schema.problems import first_problem, is_newer, newer_text
+from secondcast.storage_schemas.schema.problems import first_problem, newer_problem
 
 FORMAT_NAME = "secondcast-cache"
 FORMAT_VERSION = 1
@@ -249,8 +249,8 @@ class Manifest(Record):
         try:
             manifest = cls.model_validate(body)
         except ValidationError as error:
-            if is_newer(error):
-                raise NewerCacheError(newer_text(where, error)) from error
+            if problem := newer_problem(where, error):
+                raise NewerCacheError(problem) from error
             raise DamagedCacheError(f"{where} is not a valid manifest: {first_problem(error)}") from error
         if stated != manifest.digests():
             raise DamagedCacheError(f"{where} states digests {stated}, its content has {manifest.digests()}")

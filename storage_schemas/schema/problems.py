@@ -41,17 +41,19 @@ def first_problem(error: ValidationError) -> str:
     return problem_text(where, problem)
 
 
-def is_newer(error: ValidationError) -> bool:
-    """Whether all that is wrong with a record, intact by its digest, is keys or choices that this version lacks."""
-    return all(problem["type"] in ("extra_forbidden", "literal_error") for problem in error.errors())
+def newer_problem(where: str, error: ValidationError) -> str | None:
+    """An error for a record that is intact by its digest, but has a key or a choice that this version lacks; else None.
 
-
-def newer_text(where: str, error: ValidationError) -> str:
-    """An error for such a record."""
-    return (
-        f"{where} is intact, but {first_problem(error)}: a newer version of secondcast wrote it; upgrade secondcast, "
-        f"here and on every machine that uses the cache"
-    )
+    Damage does not leave a digest right, so only another version can have written it.
+    """
+    for problem in error.errors():
+        if problem["type"] in ("extra_forbidden", "literal_error"):
+            field = ".".join(str(part) for part in problem["loc"])
+            return (
+                f"{where} is intact, but {problem_text(field, problem)}: a newer version of secondcast wrote it; "
+                f"upgrade secondcast, here and on every machine that uses the cache"
+            )
+    return None
 
 
 def problem_text(where: str, problem: Mapping[str, Any]) -> str:

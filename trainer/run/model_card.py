@@ -9,8 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from secondcast.models.families.flux import FLUX
-from secondcast.models.families.registry import family_named
+from secondcast.models.families.registry import FAMILIES
 from secondcast.models.student.folder import best_checkpoint
 from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.schema.manifest import Record
@@ -18,7 +17,7 @@ from secondcast.trainer.loss_kinds import LOSSES
 from secondcast.trainer.run.folder import CONFIG_FILE
 from secondcast.trainer.run.metrics import METRICS_FILE
 from secondcast.trainer.run.usage_snippets import Form as Form
-from secondcast.trainer.run.usage_snippets import diffusers_text
+from secondcast.trainer.run.usage_snippets import diffusers_text, recorded_family
 from secondcast.trainer.settings import MAIN, RecordedWith, RunConfig
 
 FACTS_FILE = "secondcast.json"
@@ -136,7 +135,6 @@ needs transformers 4); `secondcast generate` and `secondcast export` accept it a
 
 _NON_COMMERCIAL = """ {model} has a non-commercial licence with terms for
 derivatives and outputs."""
-_NON_COMMERCIAL_MODELS = ("FLUX.1-dev", "FLUX.1-Krea-dev", "FLUX.1-Kontext-dev")
 
 
 _OWN_TOKENIZER = """
@@ -153,7 +151,7 @@ def card_of(
 ) -> str:
     """README.md of an export. encoder: model_type of a student with its own tokenizer; None: a T5 student."""
     teacher = f"`{facts.teacher}`" if facts else "an unrecorded teacher"
-    family = family_named(facts.recorded.family) if facts and facts.recorded else FLUX
+    family = recorded_family(facts.recorded if facts else None)
     return _CARD.format(
         base_model=f"\nbase_model: {facts.teacher}" if facts and _is_hub_name(facts.teacher) else "",
         teacher=teacher,
@@ -167,7 +165,12 @@ def card_of(
         use=_use(form, facts, text_length=text_length, own_tokenizer=encoder is not None),
         losses="" if facts is None else losses_text(stages_of(facts.settings)),
         recipe=_recipe(facts),
-        non_commercial="".join(_NON_COMMERCIAL.format(model=m) for m in _NON_COMMERCIAL_MODELS if m in teacher),
+        non_commercial="".join(
+            _NON_COMMERCIAL.format(model=model)
+            for known in FAMILIES
+            for model in known.non_commercial
+            if model in teacher
+        ),
     )
 
 

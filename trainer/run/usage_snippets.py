@@ -64,6 +64,11 @@ The image size and steps of its training were not recorded: these are the defaul
 """
 
 
+def recorded_family(recorded: RecordedWith | None) -> Family:
+    """The family of a student's teacher; FLUX.1 for runs and exports that do not state it."""
+    return FLUX if recorded is None else family_named(recorded.family)
+
+
 def diffusers_text(
     teacher: str,
     recorded: RecordedWith | None,
@@ -78,7 +83,7 @@ def diffusers_text(
     guidance: guidance values of the training; None if the teacher takes none.
     """
     dtype = f"torch.{recorded.dtype if recorded else _DTYPE}"
-    family = family_named(recorded.family) if recorded else FLUX
+    family = recorded_family(recorded)
     call = _CALL.format(arguments=_arguments(family, recorded, guidance, text_length))
     program = _LOAD.format(
         pipeline=family.pipeline,

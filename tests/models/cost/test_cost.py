@@ -74,7 +74,7 @@ def test_flops_of_flux_dev_agree_with_other_calculations(size, text_length, forw
     assert cost.training_flops() == pytest.approx(plain * T, rel=0.02)
     assert cost.training_flops(CHECKPOINTED) == pytest.approx(checkpointed * T, rel=0.02)
     # Activations: tests/trainer/cost/test_simulated_memory.py.
-    assert cost.forward_peak_bytes < cost.saved_bytes / 20
+    assert cost.forward_peak_bytes < cost.training_bytes() / 20
 
 
 def test_attention_is_counted(at_512_px):
@@ -112,7 +112,10 @@ def test_extrapolated_depths_equal_the_whole_network(tmp_path, dev_teacher):
         "img_ids": torch.empty(sampling.image_tokens, 3, device="meta"),
     }
     assert count_flops(lambda: model(**arguments)).total == cost.forward_flops
-    assert saved_bytes(lambda: model(**arguments, return_dict=False)[0], list(model.parameters())) == cost.saved_bytes
+    # The first block of a kind keeps other tensors than those that follow.
+    kept = cost.outer_bytes + sum(kind.count * kind.saved_bytes for kind in cost.kinds)
+    found = saved_bytes(lambda: model(**arguments, return_dict=False)[0], list(model.parameters()))
+    assert found == pytest.approx(kept, rel=0.03)
     assert cost.parameters == model.num_parameters()
 
 

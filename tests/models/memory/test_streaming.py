@@ -350,8 +350,7 @@ def test_streamed_weights_lie_where_planning_says(resident):
         conditioning_parameters=parameter_count(model.time_text_embed),
         modulation_width=modulation_width(model, anatomy),
         largest_linear=0, forward_flops=0, attention_flops=0, backward_flops=0, moved_bytes=0, forward_peak_bytes=0,
-        saved_bytes=0, backward_bytes=0,
-        checkpoint_bytes=0, outer_bytes=0, kinds=tuple(blocks),
+        backward_bytes=0, checkpoint_bytes=0, outer_bytes=0, kinds=tuple(blocks),
     )  # fmt: skip
     options = MemoryOptions(modulation="gpu", gpu_blocks=resident)
     held = held_weights(cost, options, dtype_bytes=4, table_rows=None)

@@ -1,14 +1,16 @@
 """`verify` finds what is wrong, `repair` puts right what it can, from the cache itself and from another copy."""
 
+import json
 import shutil
 
 import pytest
 
-from secondcast.storage_schemas.errors import DamagedCacheError, NotACacheError, SettingsMismatchError
+from secondcast.storage_schemas.errors import DamagedCacheError, NewerCacheError, NotACacheError, SettingsMismatchError
 from secondcast.storage_schemas.maintenance.repair import repair_cache
 from secondcast.storage_schemas.maintenance.verify import verify
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.manifest import with_digest
 from tests.storage_schemas.caches import some_prompts, write_cache, write_keyed_cache
 
 BOTH = pytest.mark.parametrize("form", ["zarr", "webdataset"])
@@ -178,3 +180,17 @@ def test_a_damaged_tokenizer_of_a_copy_is_not_taken_and_a_whole_one_is(tmp_path)
     (tmp_path / "copy/tokenizer/spiece.model").write_bytes(b"pieces")
     done = repair_cache(tmp_path / "c", tmp_path / "copy", Silent())
     assert done.files == ("tokenizer/spiece.model",) and done.left == ()
+
+
+@BOTH
+def test_a_record_of_a_newer_version_is_neither_damage_nor_replaced_by_a_copy(cache, form):
+    (cache / "commits/index.json").unlink(missing_ok=True)
+    file = sorted((cache / "commits").glob("trajectories-*.json"))[0]
+    value = json.loads(file.read_bytes())
+    value.pop("digest")
+    file.write_bytes(with_digest(value | {"signature": "s"}))
+    before = contents(cache)
+    for work in (lambda: verify(cache, Silent()), lambda: repair_cache(cache, cache.parent / "copy", Silent())):
+        with pytest.raises(NewerCacheError, match=r"is intact, but signature is an unknown key .*: a newer version"):
+            work()
+    assert contents(cache) == before

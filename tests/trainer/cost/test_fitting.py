@@ -21,7 +21,7 @@ BLOCK = BlockCost(
 BACKBONE = BackboneCost(
     parameters=10 * PER_BLOCK, modulation_parameters=10 * PER_BLOCK // 4, conditioning_parameters=0,
     modulation_width=1000, largest_linear=PER_BLOCK // 10, forward_flops=1e13, attention_flops=1e12,
-    backward_flops=1e13, moved_bytes=1e10, forward_peak_bytes=GIB, saved_bytes=10 * GIB, backward_bytes=0,
+    backward_flops=1e13, moved_bytes=1e10, forward_peak_bytes=GIB, backward_bytes=0,
     checkpoint_bytes=GIB // 100, outer_bytes=0,
     kinds=(BLOCK, BLOCK),
 )  # fmt: skip
