@@ -19,7 +19,8 @@ from secondcast.storage_schemas.writer import CacheWriter
 DEFAULT_BATCH_SIZE = 16
 
 SHAPES_BITS = (
-    "device", "attention", "modulation", "torch", "diffusers", "transformers", "quantizer", "batch_size", "threads",
+    "device", "attention", "modulation", "torch", "cudnn", "diffusers", "transformers", "quantizer", "batch_size",
+    "threads",
 )  # fmt: skip
 """Provenance fields on which the last bits of a shard depend."""
 
@@ -29,13 +30,15 @@ def provenance(
     device: torch.device,
     batch_size: int,
     attention: str | None = None,
+    attention_kernel: str | None = None,
     modulation: str | None = None,
     quantize: Quantization = "none",
     networks: Sequence[torch.nn.Module] = (),
 ) -> dict[str, Any]:
-    """Library versions, device, attention backend, quantizer, batch size and threads of a shard.
+    """Library versions, device, attention backend and kernel, quantizer, batch size and threads of a shard.
 
     attention: None for the default backend.
+    attention_kernel: the kernel of that backend, where it is known.
     modulation: what replaces the transformer's modulation weights; recorded only if something does.
     quantize: `quantizer` is recorded only if weights are quantized.
     networks: `cast_from` is recorded only if their files have a dtype other than the one they were loaded in.
@@ -47,6 +50,8 @@ def provenance(
         "attention": recorded_attention(attention),
         "batch_size": batch_size,
         "threads": torch.get_num_threads(),
+        **({} if attention_kernel is None else {"attention_kernel": attention_kernel}),
+        **({"cudnn": torch.backends.cudnn.version()} if device.type == "cuda" else {}),
         **({} if modulation is None else {"modulation": modulation}),
         **({} if made_by is None else {"quantizer": made_by}),
         **({} if stored is None else {"cast_from": stored}),

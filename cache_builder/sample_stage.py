@@ -72,6 +72,7 @@ def run_sample_stage(
                         device=backbone.device,
                         batch_size=batch_size,
                         attention=backbone.attention_backend,
+                        attention_kernel=backbone.attention_kernel,
                         modulation=backbone.modulation,
                         quantize=writer.manifest.sampling.quantize,
                         networks=[backbone.transformer],

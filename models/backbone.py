@@ -8,7 +8,8 @@ from typing import Any, Self
 import diffusers
 import torch
 
-from secondcast.models.attention import set_attention
+from secondcast.models.attention import RECORDED_NATIVE, recorded_attention, set_attention
+from secondcast.models.deterministic import attention_kernel
 from secondcast.models.device import total_bytes
 from secondcast.models.families.family import Family
 from secondcast.models.families.registry import family_of_transformer
@@ -159,6 +160,20 @@ class Backbone:
         )
         other.attention_backend = self.attention_backend
         return other
+
+    @property
+    def attention_kernel(self) -> str | None:
+        """The kernel of torch's attention for one image and its text; None with another attention backend."""
+        if recorded_attention(self.attention_backend) != RECORDED_NATIVE:
+            return None
+        config = self.transformer.config
+        return attention_kernel(
+            self.device,
+            self.dtype,
+            heads=config["num_attention_heads"],
+            tokens=self._geometry.image_tokens + self._text_length,
+            head_width=config["attention_head_dim"],
+        )
 
     @property
     def timestep_dtype(self) -> torch.dtype:

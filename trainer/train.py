@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from secondcast.models.deterministic import deterministic_algorithms
 from secondcast.models.student.student import Student, new_student
 from secondcast.models.teacher.context_projection import ContextProjection
 from secondcast.models.teacher.folder import TeacherFolder
@@ -62,7 +63,8 @@ def train(
     config = run_config(settings, caches, teacher)
     begun = find_begun(run, config, processes)
     training_caches = TrainingCache.of_run(caches, begun or config, run)
-    objective = load_objective(settings, training_caches, teacher, device, ranks=processes.ranks)
+    with deterministic_algorithms(settings.deterministic):
+        objective = load_objective(settings, training_caches, teacher, device, ranks=processes.ranks)
     for line in attention_notes(settings, training_caches) if objective.backbones else ():
         progress.say(line)
 
@@ -87,7 +89,11 @@ def train(
             settings, lambda folder, probe: trainer_of(folder, probe, copy.deepcopy(student)), processes, progress
         )
 
-    with opened_run(run, config, begun, processes, budgeted) as final, metrics or nullcontext():
+    with (
+        deterministic_algorithms(settings.deterministic),
+        opened_run(run, config, begun, processes, budgeted) as final,
+        metrics or nullcontext(),
+    ):
         trainer = trainer_of(run, final, student, metrics)
         trainer.resume(progress)
         report_run(trainer, training_caches, progress)

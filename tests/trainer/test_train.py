@@ -339,6 +339,10 @@ def test_more_steps_of_a_trajectory_than_it_has_are_refused(tmp_path, cache_fold
             {"student_dtype": "float16"},
             "--student-dtype is 'float16', expected 'auto', 'float32' or ",
         ),
+        (
+            {"deterministic": True, "attention_backend": "xformers"},
+            "attention-backend is xformers with deterministic, expected native: .*; remove one of them",
+        ),
         ({"optimiser": "sgd"}, "--optimiser is an unknown key"),
     ],
 )
@@ -355,3 +359,17 @@ def test_a_run_that_is_through_says_so_and_stays_as_it_is(tmp_path, cache_folder
     run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, progress=heard)
     assert "6 steps are already done: nothing is left to do" in heard.heard
     assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
+
+
+def test_a_deterministic_run_uses_deterministic_kernels_and_records_it(tmp_path, cache_folder, dev_teacher, t5_config):
+    found = []
+
+    class Watching:
+        def on_checkpoint(self, run: Path, step: int) -> None:
+            found.append(torch.are_deterministic_algorithms_enabled())
+
+    run = run_training(
+        tmp_path / "run", cache_folder, dev_teacher, t5_config, steps=2, deterministic=True, observers=[Watching()]
+    )  # fmt: skip
+    assert found == [True] and not torch.are_deterministic_algorithms_enabled()
+    assert json.loads((run / "config.json").read_text())["settings"]["deterministic"] is True
