@@ -17,6 +17,7 @@ import typer
 from pydantic import ValidationError
 
 from secondcast.commands.build.build import build
+from secondcast.commands.check import check
 from secondcast.commands.demo import demo
 from secondcast.commands.evaluate.evaluate import evaluate_app
 from secondcast.commands.export import export
@@ -52,7 +53,7 @@ app = typer.Typer(
     help="Replace FLUX's T5-XXL with a text encoder about forty times smaller: record the teacher once (build), "
     "train a student from the recording (train), inspect the recording (inspect).",
 )
-for command in (demo, build, train, export, generate, convert, subset, merge, repair):
+for command in (demo, check, build, train, export, generate, convert, subset, merge, repair):
     add_command(app, command)
 add_command(inspect_app, inspect_verify, "verify")
 add_command(inspect_app, inspect_report, "report")

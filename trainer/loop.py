@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -36,6 +37,14 @@ from secondcast.trainer.stage import Stage
 
 # As many records of a batch are named in an error; metrics.jsonl has them all.
 _NAMED = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedStep:
+    """An optimizer step: its loss, and its seconds with the wait for the batch."""
+
+    loss: float
+    seconds: float
 
 
 class Observer(Protocol):
@@ -126,16 +135,16 @@ class Trainer:
                     return True
         return False
 
-    def timed_steps(self) -> list[float]:
-        """Take all steps without a checkpoint; the seconds that each took, its wait for the batch included."""
-        seconds = []
+    def timed_steps(self) -> list[TimedStep]:
+        """Take all steps without a checkpoint."""
+        taken = []
         steps = range(self.settings.total_steps)
         with self.dataset.prefetch(request for step in steps for request in self.requests(step)) as batches:
             for step in steps:
                 began = time.monotonic()
-                self._optimizer_step(self.settings.at(step), batches)
-                seconds.append(time.monotonic() - began)
-        return seconds
+                loss = self._optimizer_step(self.settings.at(step), batches)
+                taken.append(TimedStep(loss=loss, seconds=time.monotonic() - began))
+        return taken
 
     def requests(self, step: int) -> list[BatchSpec]:
         """The records that optimizer step `step` reads: equal parts of its batch, or of this process's part of it."""

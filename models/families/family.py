@@ -5,8 +5,9 @@ the checks of a teacher's folder need neither.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from secondcast.storage_schemas.schema.fields import Array
@@ -206,6 +207,15 @@ class Family(ABC):
     @abstractmethod
     def reference(self, transformer: Any, scheduler_config: dict[str, Any], vae_config: dict[str, Any]) -> Any:
         """The unmodified pipeline around a transformer, without text encoders and without the weights of the VAE."""
+
+    @abstractmethod
+    def reference_embedding(
+        self, folder: Path, text_encoder: Any, texts: Sequence[str], *, text_length: int
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        """encoder_hidden_states_BTD and token_ids_BT that the unmodified pipeline of a folder gives.
+
+        text_encoder: the large one, loaded; the pipeline reads the others and the tokenizers.
+        """
 
     @abstractmethod
     def image_size(self, *, height: int, width: int) -> dict[str, int]:

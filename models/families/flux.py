@@ -1,6 +1,7 @@
 """FLUX.1: dev, schnell, Krea, and Kontext without an image."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secondcast.models.families.family import Anatomy, BlockList, Family, Part
@@ -192,6 +193,30 @@ class Flux(Family):
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+    def reference_embedding(
+        self, folder: Path, text_encoder: Any, texts: Sequence[str], *, text_length: int
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        """By the pipeline's encode_prompt and its tokenizer."""
+        import diffusers
+        import torch
+
+        pipeline = getattr(diffusers, self.pipeline).from_pretrained(
+            folder,
+            transformer=None,
+            vae=None,
+            text_encoder_2=text_encoder,
+            local_files_only=True,
+        )
+        pipeline.text_encoder.to(text_encoder.device)
+        ids_BT: torch.Tensor = pipeline.tokenizer_2(
+            list(texts), padding="max_length", max_length=text_length, truncation=True, return_tensors="pt"
+        ).input_ids
+        with torch.no_grad():
+            embedding_BTD: torch.Tensor = pipeline.encode_prompt(
+                list(texts), None, device=text_encoder.device, max_sequence_length=text_length
+            )[0]
+        return embedding_BTD, ids_BT
 
     def image_size(self, *, height: int, width: int) -> dict[str, int]:
         """Height and width."""

@@ -7,7 +7,7 @@ linears compute in their original dtype.
 
 from collections.abc import Collection, Iterator
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -58,10 +58,19 @@ def quantize_blocks(transformer: Any, kind: Quantization, device: torch.device) 
 
 
 @torch.no_grad()
-def quantize_text_encoder(model: torch.nn.Module) -> None:
-    """Quantize all linears of a text encoder to 8 bits in place, but not its embeddings. Raises MissingExtraError."""
-    check_quantizer("int8")
-    _to_eight_bits(model, "int8", {module for module in model.modules() if isinstance(module, torch.nn.Linear)})
+def quantize_text_encoder(model: torch.nn.Module, kind: Literal["int8", "nf4"] = "int8") -> None:
+    """Quantize the linears of a T5 encoder in place, but not its embeddings. Raises MissingExtraError.
+
+    nf4: without the last linear of each feed-forward block, to whose dtype transformers casts its input.
+    """
+    check_quantizer(kind)
+    linears = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    if kind == "int8":
+        _to_eight_bits(model, kind, {module for _, module in linears})
+        return
+    for name, linear in linears:
+        if not name.endswith(".wo"):
+            model.set_submodule(name, _in_four_bits(linear))
 
 
 def _linears(block: torch.nn.Module, modulation: tuple[str, ...]) -> Iterator[tuple[str, torch.nn.Linear]]:

@@ -8,6 +8,7 @@ import pytest
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.trainer.cost import budget
 from secondcast.trainer.cost.budget import measured_seconds, probe_settings, steps_of_shares
+from secondcast.trainer.loop import TimedStep
 from secondcast.trainer.recipe import seconds_of
 from secondcast.trainer.settings import TrainSettings
 from secondcast.trainer.stage import Stage
@@ -62,7 +63,7 @@ def test_a_step_costs_its_median_and_its_part_of_a_validation(
     clock = iter([100.0, 107.0])
     # The first three steps of a stage are slow, and one of the others.
     taken = [90.0, 90.0, 90.0, 1.0, 1.0, 60.0, 1.0, 1.0, 80.0, 80.0, 80.0, 4.0, 4.0, 4.0, 50.0, 4.0]
-    monkeypatch.setattr(trainer, "timed_steps", lambda: taken)
+    monkeypatch.setattr(trainer, "timed_steps", lambda: [TimedStep(loss=0.0, seconds=seconds) for seconds in taken])
     monkeypatch.setattr(trainer, "validate", lambda done: 0.0)
     monkeypatch.setattr(budget.time, "monotonic", lambda: next(clock))
     assert len(trainer.held_out) > 0

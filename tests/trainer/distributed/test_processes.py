@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -282,7 +283,7 @@ def test_a_budget_is_shared_out_alike_in_all(tmp_path, work):
         # The second one is slower: its time counts.
         pause = 0.05 * processes.rank
         real = Trainer.timed_steps
-        Trainer.timed_steps = lambda trainer: [seconds + pause for seconds in real(trainer)]
+        Trainer.timed_steps = lambda trainer: [replace(step, seconds=step.seconds + pause) for step in real(trainer)]
         work(tmp_path / "run", processes, time_budget_seconds=0.5, replay_check=0, ema_decay=None)
 
     assert in_two(together) == WELL

@@ -1,0 +1,55 @@
+"""Networks with random weights made on the device from configurations: full size without a download."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import diffusers
+import torch
+from transformers import T5Config, T5EncoderModel
+
+from secondcast.models.teacher.folder import TeacherFolder
+
+_SEED = 0
+
+
+def random_transformer(folder: TeacherFolder, dtype: torch.dtype, device: torch.device, home: torch.device) -> Any:
+    """The transformer, the same weights each time.
+
+    device: where they are made, part by part. home: where each part is left.
+    """
+    with torch.device("meta"):
+        model = getattr(diffusers, folder.family.transformer).from_config(folder.config("transformer"))
+    parts: list[torch.nn.Module] = []
+    for child in model.children():
+        parts += child if isinstance(child, torch.nn.ModuleList) else [child]
+    _fill(parts, dtype, device, home)
+    return model.eval().requires_grad_(False)
+
+
+def random_text_encoder(folder: TeacherFolder, dtype: torch.dtype, device: torch.device) -> T5EncoderModel:
+    """The large text encoder, the same weights each time."""
+    with torch.device("meta"):
+        model = T5EncoderModel(T5Config.from_dict(folder.config("large_text_encoder")))
+    _fill([model], dtype, device, device)
+    return model
+
+
+def random_vae(folder: TeacherFolder, device: torch.device) -> Any:
+    """The VAE, in fp32 as images are decoded."""
+    with torch.device("meta"):
+        model = diffusers.AutoencoderKL.from_config(folder.config("vae"))
+    _fill([model], torch.float32, device, device)
+    return model.eval()
+
+
+def _fill(modules: Iterable[torch.nn.Module], dtype: torch.dtype, device: torch.device, home: torch.device) -> None:
+    """Random matrices that keep the size of what passes; norms 1, biases 0."""
+    draw = torch.Generator(device).manual_seed(_SEED)
+    for module in modules:
+        module.to(dtype).to_empty(device=device)
+        for name, parameter in module.named_parameters():
+            if parameter.ndim > 1:
+                parameter.data.normal_(std=parameter[0].numel() ** -0.5, generator=draw)
+            else:
+                parameter.data.fill_(float(name.endswith("weight")))
+        module.to(home)

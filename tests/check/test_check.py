@@ -1,0 +1,87 @@
+"""A whole check at tiny size: all rows hold; one that was stopped takes up the rows that it has."""
+
+import pytest
+
+from secondcast.check.check import empty_results
+from secondcast.check.machine import beside_plan
+from secondcast.check.results import CheckRow
+from secondcast.models.cost.gpu_memory import CUDA_BYTES, GpuMemory
+from tests.check.conftest import pocket, random_pocket, run_check
+
+ON_A_GPU_ONLY = {"picture: large, offloaded", "train: compiled"}
+WITHOUT_FILES = {"embedding", "weights"}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "left_out"),
+    [
+        pytest.param(pocket, set(), marks=pytest.mark.thorough),
+        pytest.param(random_pocket, WITHOUT_FILES, marks=pytest.mark.slow),
+    ],
+)
+def test_every_row_holds_on_a_cpu(tmp_path, teacher, left_out):
+    pytest.importorskip("torchao")
+    pytest.importorskip("bitsandbytes")
+    results = run_check(tmp_path, teacher())
+    found = {row.name: row.result for row in results.rows}
+    assert {name for name, result in found.items() if result == "not run"} == ON_A_GPU_ONLY | left_out
+    assert results.broken == ()
+    assert found["offline step"] == found["resume"] == found["sample: all blocks streamed"] == "holds"
+    assert all("bit for bit" in row.detail for row in results.rows if row.name.startswith("sample: "))
+    timed = [row for row in results.rows if row.name.startswith("train: ") and row.result != "not run"]
+    assert len(timed) == 10 and all(row.step_seconds > 0 and row.matrix_rate_fraction > 0 for row in timed)
+    # On a CPU there is no memory of a GPU to measure.
+    assert all(row.peak_bytes is None for row in results.rows)
+
+
+@pytest.mark.slow
+def test_a_stopped_check_keeps_its_rows_and_takes_up_the_rest(tmp_path):
+    kept = []
+
+    def stop_after_two(results, row):
+        kept.append(results)
+        if row.name == "offline step":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_check(tmp_path, pocket(), keep=stop_after_two)
+    before = kept[-1]
+    assert before.rows[-1].name == "offline step"
+    made = []
+    results = run_check(tmp_path, pocket(), before, keep=lambda results, row: made.append(row.name))
+    assert not set(made) & {row.name for row in before.rows}
+    assert results.rows[: len(before.rows)] == before.rows and len(results.rows) == len(before.rows) + len(made)
+
+
+def test_a_row_that_would_not_end_in_time_is_left_out(tmp_path):
+    results = run_check(tmp_path, pocket(), minutes=1e-9)
+    assert {row.result for row in results.rows} == {"not run"}
+    assert results.row("pipeline").detail == "the 1e-09 minutes would be over"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_error_of_a_row_is_its_result(tmp_path):
+    teacher = pocket()
+    teacher.text_encoder = lambda: 1 // 0
+    results = run_check(tmp_path, teacher)
+    row = results.row("pipeline")
+    assert row.result == "broken" and row.detail.startswith("failed with ZeroDivisionError: ")
+    assert results.row("train: plain").detail == "nothing is recorded"
+
+
+def test_a_peak_above_the_plan_and_its_margin_is_broken():
+    planned = GpuMemory(weights_bytes=9 * 2**30, student_bytes=0, sample_bytes=2**30, batch_size=1)
+    row = CheckRow(name="a", result="holds", detail="bit for bit")
+    inside = beside_plan(row, 10 * 2**30, 11 * 2**30, planned)
+    assert (inside.result, inside.planned_bytes) == ("holds", planned.total_bytes - CUDA_BYTES)
+    outside = beside_plan(row, 11 * 2**30, 11 * 2**30, planned)
+    assert (outside.result, outside.detail) == ("broken", "bit for bit; the peak exceeds the plan and its margin")
+    assert beside_plan(row, 2**40, 2**40, None).result == "holds"
+
+
+def test_the_machine_is_compared_but_not_its_measured_rates():
+    machine = empty_results(pocket()).machine
+    faster = machine.model_copy(update={"matrix_flops_per_second": 1e15})
+    assert machine.differs_from(faster) is None
+    other = machine.model_copy(update={"torch": "1.0"})
+    assert other.differs_from(machine) == f"torch is 1.0, was {machine.torch}"
