@@ -9,9 +9,9 @@ from importlib.metadata import version
 import torch
 
 from secondcast.check.results import CheckRow, Machine
+from secondcast.models.attention import attention_kernel
 from secondcast.models.cost.gpu_memory import GpuMemory
 from secondcast.models.cost.matrix_rate import matrix_rate
-from secondcast.models.deterministic import attention_kernel
 from secondcast.models.device import total_bytes
 
 _COPIED_BYTES, _COPIES = 2**28, 8

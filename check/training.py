@@ -15,8 +15,7 @@ from secondcast.check.steps import Steps, Training
 from secondcast.check.teachers import CheckTeacher
 from secondcast.models.backbone import Backbone
 from secondcast.models.cost.gpu_memory import GpuMemory
-from secondcast.models.deterministic import deterministic_algorithms
-from secondcast.models.device import total_bytes
+from secondcast.models.device import deterministic_algorithms, total_bytes
 from secondcast.models.memory.compiling import check_compiler
 from secondcast.models.memory.optional_packages import QUANTIZERS
 from secondcast.models.memory.options import MemoryOptions

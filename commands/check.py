@@ -84,7 +84,7 @@ def run_check(folder: Path, teacher: str, *, minutes: float, device: str, quiet:
     results = empty_results(chosen)
     if (folder / RESULTS_FILE).is_file():
         earlier = read_results(folder / RESULTS_FILE)
-        if difference := earlier.machine.differs_from(results.machine):
+        if difference := results.machine.differs_from(earlier.machine):
             raise SettingsMismatchError(
                 f"{folder} has the check of another machine or environment ({difference}): give another folder"
             )

@@ -7,6 +7,7 @@ import diffusers
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 from diffusers.utils.constants import DIFFUSERS_ATTN_BACKEND
+from torch.nn.attention import SDPBackend
 
 from secondcast.models.families.family import Family
 from secondcast.models.geometry import Geometry
@@ -29,6 +30,14 @@ def recorded_attention(backend: str | None) -> str:
 def backend_of_record(attention: str) -> str | None:
     """The inverse of `recorded_attention`, for rebuilding a shard."""
     return NATIVE if attention == RECORDED_NATIVE else attention
+
+
+@torch.no_grad()
+def attention_kernel(device: torch.device, dtype: torch.dtype, *, heads: int, tokens: int, head_width: int) -> str:
+    """The kernel that torch's scaled_dot_product_attention chooses here for these shapes, such as flash_attention."""
+    query_BHSD = torch.empty(1, heads, tokens, head_width, device=device, dtype=dtype)
+    chosen = torch.ops.aten._fused_sdp_choice(query_BHSD, query_BHSD, query_BHSD)
+    return SDPBackend(chosen).name.lower()
 
 
 def check_attention(backend: str | None, teacher: TeacherFolder, *, dtype: torch.dtype, device: torch.device) -> None:

@@ -8,8 +8,7 @@ from typing import Any, Self
 import diffusers
 import torch
 
-from secondcast.models.attention import RECORDED_NATIVE, recorded_attention, set_attention
-from secondcast.models.deterministic import attention_kernel
+from secondcast.models.attention import RECORDED_NATIVE, attention_kernel, recorded_attention, set_attention
 from secondcast.models.device import total_bytes
 from secondcast.models.families.family import Family
 from secondcast.models.families.registry import family_of_transformer

@@ -1,10 +1,20 @@
-"""Devices, and the verbosity of libraries."""
+"""Devices, deterministic kernels, and the verbosity of libraries."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secondcast.storage_schemas.errors import SettingsError
 
 _SUPPORTED = ("cpu", "cuda")
+# Of the fused kernels only FlashAttention has a deterministic backward pass.
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+# cuBLAS is deterministic with a workspace of fixed size, which it reads before its first product.
+# Source: torch.use_deterministic_algorithms.
+_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def usable_device(name: str) -> torch.device:
@@ -30,6 +40,29 @@ def usable_device(name: str) -> torch.device:
 def total_bytes(device: torch.device) -> int | None:
     """Total memory of a GPU; None for another device."""
     return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
+
+
+@contextmanager
+def deterministic_algorithms(enabled: bool = True) -> Iterator[None]:
+    """A context in which torch and its attention use deterministic kernels only, in all threads; a CPU does anyway.
+
+    enabled: False changes nothing.
+
+    An operation without such a kernel raises RuntimeError.
+    """
+    if not enabled:
+        yield
+        return
+    os.environ.setdefault(*_WORKSPACE)
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        with sdpa_kernel(_KERNELS):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 def quiet_libraries() -> None:

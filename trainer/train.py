@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from secondcast.models.deterministic import deterministic_algorithms
+from secondcast.models.device import deterministic_algorithms
 from secondcast.models.student.student import Student, new_student
 from secondcast.models.teacher.context_projection import ContextProjection
 from secondcast.models.teacher.folder import TeacherFolder

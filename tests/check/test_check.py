@@ -80,8 +80,8 @@ def test_a_peak_above_the_plan_and_its_margin_is_broken():
 
 
 def test_the_machine_is_compared_but_not_its_measured_rates():
-    machine = empty_results(pocket()).machine
-    faster = machine.model_copy(update={"matrix_flops_per_second": 1e15})
-    assert machine.differs_from(faster) is None
-    other = machine.model_copy(update={"torch": "1.0"})
-    assert other.differs_from(machine) == f"torch is 1.0, was {machine.torch}"
+    here = empty_results(pocket()).machine
+    faster = here.model_copy(update={"matrix_flops_per_second": 1e15})
+    assert here.differs_from(faster) is None
+    other = here.model_copy(update={"torch": "1.0"})
+    assert other.differs_from(here) == f"torch is 1.0, was {here.torch}"

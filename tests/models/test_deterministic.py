@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
 
-from secondcast.models.deterministic import attention_kernel, deterministic_algorithms
+from secondcast.models.attention import attention_kernel
+from secondcast.models.device import deterministic_algorithms
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("storage_schemas", "models", "cache_builder", "trainer", "evaluation", "inspection", "pocket", "commands")
+PACKAGES = (
+    "storage_schemas", "models", "cache_builder", "trainer", "evaluation", "inspection", "check", "pocket", "commands",
+)  # fmt: skip
 EVERYTHING = {*PACKAGES, "cli"}
 MAY_IMPORT = {
     "storage_schemas": set(),
@@ -20,6 +22,7 @@ MAY_IMPORT = {
     "trainer": {"models", "storage_schemas"},
     "evaluation": {"models", "storage_schemas", "pocket"},
     "inspection": {"models", "storage_schemas", "evaluation"},
+    "check": {"models", "storage_schemas", "cache_builder", "trainer", "evaluation", "pocket"},
     "commands": EVERYTHING - {"cli"},
     "cli": EVERYTHING,
 }
@@ -140,6 +143,10 @@ MAY_LOAD = {
     "models/weights/checked_loading.py": {"load_file", "safe_open", "kind.from_pretrained"},
     # Headers alone.
     "models/weights/files.py": {"safe_open", "torch.load"},
+    # The unmodified pipeline, and the unmodified transformer: references that results are compared with.
+    "models/families/flux.py": {"getattr(diffusers, self.pipeline).from_pretrained"},
+    "check/teachers.py": {"getattr(diffusers, self.folder.family.transformer).from_pretrained"},
+    "check/recording.py": {"safe_open"},
     # The tokenizer of a pooled encoder.
     "models/teacher/text_encoder.py": {"kind.from_pretrained"},
     # Loaders of a student's classes, of which an export carries a copy.
