@@ -34,6 +34,7 @@ RANDOM_FLUX = "random-flux"
 RANDOM_SOURCE = "FLUX.1-dev"
 """The bundled configuration that RANDOM_FLUX has."""
 
+_EMBEDDED = "pocket-"
 # Words of a random prompt, in tokens; the rest of the text is padding.
 _RANDOM_TOKENS = 20
 
@@ -45,7 +46,7 @@ class Scale:
     batch_size: trajectories of the cache, and rows of each optimizer step.
     steps: of a trajectory. training_steps: optimizer steps of a row that is timed.
     resolution, picture_resolution: of the cache and of pictures, in pixels; None: the teacher's own.
-    student: name of a configuration, for an initial student with random weights.
+    student: name of a T5 size or of an embedded configuration, for an initial student with random weights.
     """
 
     batch_size: int
@@ -57,7 +58,9 @@ class Scale:
 
 
 FULL = Scale(batch_size=4, steps=20, training_steps=6, resolution=512, picture_resolution=1024, student="base")
-POCKET = Scale(batch_size=8, steps=20, training_steps=6, resolution=None, picture_resolution=None, student="small")
+POCKET = Scale(
+    batch_size=8, steps=20, training_steps=6, resolution=None, picture_resolution=None, student="pocket-small"
+)
 
 
 class CheckTeacher(ABC):
@@ -111,8 +114,8 @@ class CheckTeacher(ABC):
 
     def student_source(self, folder: Path) -> str:
         """The source of a student's configuration, which may be written into `folder`."""
-        if (STUDENTS_FOLDER / self.scale.student).is_dir():
-            return str(STUDENTS_FOLDER / self.scale.student)
+        if self.scale.student.startswith(_EMBEDDED):
+            return str(STUDENTS_FOLDER / self.scale.student.removeprefix(_EMBEDDED))
         folder.mkdir(parents=True, exist_ok=True)
         config = student_config(self.scale.student).to_dict()
         (folder / "config.json").write_text(json.dumps(config | {"model_type": "t5"}, indent=1) + "\n")

@@ -1,12 +1,18 @@
 """A whole check at tiny size: all rows hold; one that was stopped takes up the rows that it has."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
-from secondcast.check.check import empty_results
+from secondcast.check.check import Check, empty_results
 from secondcast.check.machine import beside_plan
-from secondcast.check.results import CheckRow
+from secondcast.check.results import CheckResults, CheckRow
+from secondcast.check.teachers import FULL, RANDOM_FLUX, RANDOM_SOURCE, RandomTeacher
 from secondcast.models.cost.gpu_memory import CUDA_BYTES, GpuMemory
-from tests.check.conftest import pocket, random_pocket, run_check
+from secondcast.models.teacher.planned import planned_teacher
+from secondcast.storage_schemas.progress import Silent
+from tests.check.conftest import CPU, pocket, random_pocket, run_check
 
 ON_A_GPU_ONLY = {"picture: large, offloaded", "train: compiled"}
 WITHOUT_FILES = {"embedding", "weights"}
@@ -58,6 +64,21 @@ def test_a_row_that_would_not_end_in_time_is_left_out(tmp_path):
     assert {row.result for row in results.rows} == {"not run"}
     assert results.row("pipeline").detail == "the 1e-09 minutes would be over"
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.thorough
+def test_rows_of_the_full_size_are_estimated_before_they_are_made(tmp_path):
+    folder = replace(planned_teacher(RANDOM_SOURCE)[0], source=RANDOM_FLUX)
+    teacher = RandomTeacher(folder, FULL, CPU)
+    machine = empty_results(pocket()).machine.model_copy(update={"matrix_flops_per_second": 7e14})
+    results = CheckResults(version="0", date="", teacher=RANDOM_FLUX, machine=machine)
+    parts = {
+        name: part.seconds for part in Check(teacher, tmp_path, results, print)._parts(Silent()) for name in part.names
+    }
+    assert parts.keys() == {row.name for row in run_check(tmp_path, pocket(), minutes=1e-9).rows}
+    # On an H100 all of it takes some ten minutes.
+    assert 120 < sum(set(parts.values())) < 900
+    assert json.loads((tmp_path / "student" / "config.json").read_text())["num_layers"] == 12
 
 
 def test_an_error_of_a_row_is_its_result(tmp_path):
