@@ -14,7 +14,7 @@ from secondcast.models.backbone import Backbone
 from secondcast.models.geometry import recorded_geometry
 from secondcast.models.memory.checkpointing import activation_checkpointing
 from secondcast.models.memory.compiling import check_compiler
-from secondcast.models.memory.modulation_table import recorded_conditions
+from secondcast.models.memory.conditions import recorded_conditions
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.memory.quantized import check_quantizer
 from secondcast.storage_schemas.errors import SecondcastError

@@ -10,9 +10,10 @@ from benchmarks.full_scale_modes import MODES, ONLINE
 from benchmarks.full_scale_rows import GIB
 from benchmarks.random_teacher import SCALES, Scale, Shape
 from secondcast.models.cost.cards import COPY_BYTES_PER_SECOND
+from secondcast.models.cost.counted import backbone_cost, student_cost, text_encoder_cost
 from secondcast.models.cost.gpu_memory import CUDA_BYTES, GpuMemory, held_weights, table_rows, training_memory
-from secondcast.models.cost.text import TextEncoderCost, student_cost, text_encoder_cost
-from secondcast.models.cost.transformer import BackboneCost, CallShapes, backbone_cost
+from secondcast.models.cost.network_costs import BackboneCost, TextEncoderCost
+from secondcast.models.cost.shapes import CallShapes
 from secondcast.models.schedule import DTYPES
 from secondcast.storage_schemas.schema.manifest import Manifest
 

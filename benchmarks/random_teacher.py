@@ -14,7 +14,7 @@ from secondcast.cache_builder.sample_stage import run_sample_stage
 from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.cache_builder.text_stage import run_text_stage
 from secondcast.models.backbone import Backbone
-from secondcast.models.cost.text import student_config
+from secondcast.models.cost.students import student_config
 from secondcast.models.geometry import recorded_geometry
 from secondcast.models.schedule import DTYPES
 from secondcast.models.student.student_network import SecondcastStudent, StudentConfig

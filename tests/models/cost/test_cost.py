@@ -10,6 +10,13 @@ from diffusers import FluxTransformer2DModel
 from secondcast.cache_builder.opening.new_manifest import outline_manifest
 from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.models.cost.cards import CARDS, find_card
+from secondcast.models.cost.counted import (
+    backbone_cost,
+    clip_parameters,
+    student_cost,
+    text_encoder_cost,
+    vae_parameters,
+)
 from secondcast.models.cost.gpu_memory import (
     CUDA_BYTES,
     GpuMemory,
@@ -18,9 +25,9 @@ from secondcast.models.cost.gpu_memory import (
     table_rows,
     training_memory,
 )
+from secondcast.models.cost.network_costs import BackboneCost
 from secondcast.models.cost.placement import SamplingCost
-from secondcast.models.cost.text import student_cost, text_encoder_cost
-from secondcast.models.cost.transformer import BackboneCost, CallShapes, backbone_cost, clip_parameters, vae_parameters
+from secondcast.models.cost.shapes import CallShapes
 from secondcast.models.memory.meta_run import count_flops, peak_bytes, saved_bytes
 from secondcast.models.memory.options import PLAIN, MemoryOptions
 from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher

@@ -3,7 +3,7 @@
 import pytest
 
 from secondcast.evaluation.pictures.folder import PictureSettings
-from secondcast.evaluation.sampling import sampling_cost
+from secondcast.evaluation.settings.memory import sampling_cost
 from secondcast.models.cost.placement import SamplingCost, place
 from secondcast.models.memory.options import PLAIN, MemoryOptions
 from secondcast.models.teacher.planned import planned_teacher

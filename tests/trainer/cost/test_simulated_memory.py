@@ -7,10 +7,10 @@ The simulation ran this project's training step and sampling on fake CUDA tensor
 import pytest
 
 from secondcast.cache_builder.settings import PlannedBuild
-from secondcast.cache_builder.teacher_models import sampling_cost
 from secondcast.commands.plan.cards import outline
 from secondcast.models.cost.cards import find_card
 from secondcast.models.cost.gpu_memory import GpuMemory
+from secondcast.models.cost.placement import sample_stage_cost
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.trainer.cost.stage_cost import Costs, costs_of
 from secondcast.trainer.settings import TrainFlags
@@ -55,7 +55,7 @@ def test_training_needs_what_the_simulation_allocated(costs, pixels, flags, simu
 @pytest.mark.parametrize(("pixels", "simulated_gib"), [(512, 24.01), (1024, 29.15)])
 def test_building_needs_what_the_simulation_allocated(pixels, simulated_gib):
     manifest = outline("FLUX.1-dev", 1000, PlannedBuild(resolution=pixels))[0]
-    memory = sampling_cost(manifest, 16).memory(MemoryOptions(modulation="gpu"))
+    memory = sample_stage_cost(manifest, 16).memory(MemoryOptions(modulation="gpu"))
     assert own_gib(memory) == pytest.approx(simulated_gib, rel=0.03)
 
 
