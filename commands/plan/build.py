@@ -95,7 +95,6 @@ def build_plan(
         memory, card_bytes = facts["gpu_memory"], card.memory_gib * _GIB
         fits = [fit_facts(f"{name} stage", memory[f"{name}_stage"]["needed_bytes"], card_bytes) for name in _STAGES]
         verdicts = [gpu_verdict("text stage", memory["text_stage"], card, larger=_ON_A_CPU)]
-        # Computing the costs of quantized weights takes seconds: only if the exact ones do not fit.
         fix = LARGER_CARD if fits[-1]["fits"] else _smaller_way(manifest, folder, card, asked.batch_size)
         verdicts.append(gpu_verdict("sample stage", memory["sample_stage"], card, larger=fix))
     if disk is not None:

@@ -77,9 +77,10 @@ def _known() -> dict[str, Any]:
 
 
 def _figures(shapes: Shapes) -> Any:
-    if shapes.key not in _known():
+    known, key = _known(), shapes.key
+    if key not in known:
         # It imports torch, diffusers and transformers.
         from secondcast.models.cost.counting import count
 
-        _known()[shapes.key] = count(shapes)
-    return _known()[shapes.key]
+        known[key] = count(shapes)
+    return known[key]

@@ -40,7 +40,7 @@ def step_flops(
 def _replay_flops(
     stage: Stage, memory: MemoryOptions, caches: Mapping[str, tuple[Manifest, int]], text_length: int
 ) -> float:
-    """Of the transformer for a row of the batch: the mean over the stage's caches.
+    """FLOPs of the transformer for a row of the batch: the mean over the stage's caches.
 
     The modulation linears count also where a table replaces them: of FLUX.1-dev 0.04 % of a forward pass.
     """
@@ -60,7 +60,7 @@ def _at_length(manifest: Manifest, text_length: int) -> Manifest:
 
 
 def _projection_flops(teacher: Teacher, text_length: int) -> float:
-    """Of the text projection for a row of the batch."""
+    """FLOPs of the text projection for a row of the batch."""
     inner = int(teacher.backbone_config["attention_head_dim"]) * int(teacher.backbone_config["num_attention_heads"])
     # The linear on the student's and on the teacher's embedding, and the gradient towards the student's.
     return 3 * 2.0 * text_length * teacher.text_width * inner
