@@ -100,7 +100,7 @@ def test_a_build_with_quantized_weights_needs_less(capsys):
 @pytest.mark.slow
 def test_the_table_of_a_build_says_whose_figures_these_are(capsys):
     code, said, _ = secondcast("plan", "build", *DEV, "--num-prompts", 5, "--gpu", "rtx3060", capsys=capsys)
-    assert code == 0 and "1 x RTX 3060 12GB; by 88 % of 25.5 dense bf16 TFLOP/s" in said and "(not checked)" in said
+    assert code == 0 and "1 x RTX 3060 12GB; matrix products at 88 % of 25.5 dense bf16 TFLOP/s" in said and "(not checked)" in said
     assert "estimated" in said and "calculated" in said and "11.901 B" in said
     assert "before the first sample: --max-gpu-memory 12GiB fits with the exact weights: " in said
 
