@@ -31,7 +31,6 @@ def own_gib(memory: GpuMemory) -> float:
     return (memory.total_bytes - memory.cuda_bytes) / GIB
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("pixels", "flags", "simulated_gib"),
     [
@@ -51,7 +50,6 @@ def test_training_needs_what_the_simulation_allocated(costs, pixels, flags, simu
     assert own_gib(costs[pixels].memory(settings)) == pytest.approx(simulated_gib, rel=0.03)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(("pixels", "simulated_gib"), [(512, 24.01), (1024, 29.15)])
 def test_building_needs_what_the_simulation_allocated(pixels, simulated_gib):
     manifest = outline("FLUX.1-dev", 1000, PlannedBuild(resolution=pixels))[0]
@@ -59,7 +57,6 @@ def test_building_needs_what_the_simulation_allocated(pixels, simulated_gib):
     assert own_gib(memory) == pytest.approx(simulated_gib, rel=0.03)
 
 
-@pytest.mark.thorough
 def test_a_step_on_a_4090_takes_what_the_roofline_of_the_simulation_says(costs):
     settings = TrainFlags.from_flags(student="any", batch_size=4, **RECOMPUTED).settings()
     cost = costs[512].backbones["cache"]
