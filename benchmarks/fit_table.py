@@ -9,13 +9,12 @@ larger one of the roofline of models/cost/cards.py and of copies at 25 GB/s: ass
 from collections.abc import Iterator
 
 from secondcast.cache_builder.settings import PlannedBuild
-from secondcast.cache_builder.teacher_models import sampling_cost as build_cost
 from secondcast.commands.plan.cards import outline
 from secondcast.evaluation.pictures.folder import PictureSettings
-from secondcast.evaluation.sampling import sampling_cost as generate_cost
+from secondcast.evaluation.settings.memory import sampling_cost
 from secondcast.models.cost.cards import CARDS, COPY_BYTES_PER_SECOND, Card
-from secondcast.models.cost.placement import SamplingCost, place
-from secondcast.models.cost.transformer import BackboneCost
+from secondcast.models.cost.network_costs import BackboneCost
+from secondcast.models.cost.placement import SamplingCost, place, sample_stage_cost
 from secondcast.models.device import quiet_libraries
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.storage_schemas.errors import SettingsError
@@ -89,12 +88,12 @@ def card_rows() -> Iterator[str]:
 def _sampling_cost(command: str, pixels: int, batch_size: int) -> SamplingCost:
     manifest, folder, _ = outline("FLUX.1-dev", 1000, PlannedBuild(resolution=pixels))
     if command == "build":
-        return build_cost(manifest, batch_size)
+        return sample_stage_cost(manifest, batch_size)
     settings = PictureSettings(
         student="base", teacher="FLUX.1-dev", text_length=77, height=pixels, width=pixels, steps=STEPS["generate"],
         schedule="diffusers", guidance=3.5, seed=0, dtype="bfloat16", pooled="zero",
     )  # fmt: skip
-    return generate_cost(settings, folder, batch_size=batch_size, student_parameters=T5_BASE)
+    return sampling_cost(settings, folder, batch_size=batch_size, student_parameters=T5_BASE)
 
 
 def _placed(cost: SamplingCost, card: Card, command: str) -> str:

@@ -32,8 +32,8 @@ from transformers import T5EncoderModel
 from secondcast.cache_builder.build import OneProcess, build
 from secondcast.cache_builder.settings import BuildSettings
 from secondcast.cache_builder.worker import WorkerConfig
-from secondcast.models.cost.text import student_cost, text_encoder_cost
-from secondcast.models.cost.transformer import CallShapes, backbone_cost
+from secondcast.models.cost.counted import backbone_cost, student_cost, text_encoder_cost
+from secondcast.models.cost.shapes import CallShapes
 from secondcast.models.device import quiet_libraries
 from secondcast.models.student.student import new_student
 from secondcast.models.student.student_network import SecondcastStudent

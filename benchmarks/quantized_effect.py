@@ -10,7 +10,7 @@ import torch
 
 from secondcast.models.backbone import Backbone
 from secondcast.models.geometry import recorded_geometry
-from secondcast.models.memory.modulation_table import recorded_conditions
+from secondcast.models.memory.conditions import recorded_conditions
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.schedule import DTYPES
 from secondcast.pocket import TEACHER_FOLDER

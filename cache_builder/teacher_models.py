@@ -7,14 +7,13 @@ import torch
 from secondcast.cache_builder.settings import placed
 from secondcast.models.attention import RECORDED_NATIVE, backend_of_record, check_attention
 from secondcast.models.backbone import Backbone
-from secondcast.models.cost.gpu_memory import table_rows, text_stage_memory
-from secondcast.models.cost.placement import Placement, SamplingCost, place
-from secondcast.models.cost.text import text_encoder_cost
-from secondcast.models.cost.transformer import CallShapes, backbone_cost
+from secondcast.models.cost.counted import text_encoder_cost
+from secondcast.models.cost.gpu_memory import text_stage_memory
+from secondcast.models.cost.placement import Placement, place, sample_stage_cost
 from secondcast.models.geometry import recorded_geometry
+from secondcast.models.memory.conditions import recorded_conditions
 from secondcast.models.memory.host_memory import free_host_bytes
 from secondcast.models.memory.limit import GIB, free_bytes
-from secondcast.models.memory.modulation_table import recorded_conditions
 from secondcast.models.memory.options import SamplingMemory
 from secondcast.models.memory.peak import begin_peak, release_memory
 from secondcast.models.memory.quantized import check_quantizer
@@ -134,7 +133,7 @@ def placement(manifest: Manifest, memory: SamplingMemory, batch_size: int, devic
     if memory.max_gpu_memory is None:
         return None
     return place(
-        sampling_cost(manifest, batch_size),
+        sample_stage_cost(manifest, batch_size),
         placed(memory, manifest.sampling.quantize, manifest.teacher.pooled),
         memory_bytes=free_bytes(memory.max_gpu_memory, device),
         host_bytes=free_host_bytes(),
@@ -145,20 +144,6 @@ def placement(manifest: Manifest, memory: SamplingMemory, batch_size: int, devic
 def largest_shard(manifest: Manifest) -> int:
     """Trajectories of the largest shard of a cache."""
     return max(shard.rows for shard in Layout(manifest.prompts.segments).trajectories)
-
-
-def sampling_cost(manifest: Manifest, batch_size: int) -> SamplingCost:
-    """What the sample stage of a build needs on the GPU."""
-    sampling, itemsize = manifest.sampling, DTYPES[manifest.sampling.dtype].itemsize
-    latent_bytes = sampling.image_tokens * sampling.channels * itemsize
-    return SamplingCost(
-        backbone=backbone_cost(CallShapes.of(manifest)),
-        dtype_bytes=itemsize,
-        batch_size=batch_size,
-        # A batch is sampled while the one before is copied to the host.
-        row_bytes=2 * (2 * sampling.steps + 1) * latent_bytes,
-        table_rows=table_rows(manifest),
-    )
 
 
 def check_text_encoder_fits(manifest: Manifest, memory: SamplingMemory, batch_size: int, device: torch.device) -> None:

@@ -19,7 +19,8 @@ from secondcast.check.sampling import sampling_modes, sampling_name, sampling_ro
 from secondcast.check.steps import Training, cache_folder
 from secondcast.check.teachers import CheckTeacher
 from secondcast.check.training import ASSUMED_RATE_FRACTION, Mode, TrainingRows, modes
-from secondcast.models.cost.transformer import CallShapes, backbone_cost
+from secondcast.models.cost.counted import backbone_cost
+from secondcast.models.cost.shapes import CallShapes
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.memory.peak import release_memory
 from secondcast.storage_schemas.errors import MissingExtraError, SettingsError, reason

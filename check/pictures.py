@@ -11,7 +11,8 @@ from secondcast.check.machine import with_memory
 from secondcast.check.results import CheckRow
 from secondcast.check.steps import Training
 from secondcast.evaluation.pictures.folder import PictureSettings
-from secondcast.evaluation.sampling import Generator, sampling_cost
+from secondcast.evaluation.sampling import Generator
+from secondcast.evaluation.settings.memory import sampling_cost
 from secondcast.models.backbone import Backbone
 from secondcast.models.cost.gpu_memory import GpuMemory
 from secondcast.models.memory.options import MemoryOptions

@@ -9,13 +9,12 @@ from safetensors import safe_open
 
 from secondcast.cache_builder.checks.equivalence import EquivalenceCheck, check_equivalence
 from secondcast.cache_builder.sample_stage import run_sample_stage
-from secondcast.cache_builder.teacher_models import sampling_cost
 from secondcast.cache_builder.text_stage import run_text_stage
 from secondcast.check.machine import with_memory
 from secondcast.check.results import CheckRow
 from secondcast.check.teachers import CheckTeacher, TeacherOnDisk
 from secondcast.models.backbone import Backbone
-from secondcast.models.cost.placement import place
+from secondcast.models.cost.placement import place, sample_stage_cost
 from secondcast.models.device import total_bytes
 from secondcast.models.memory.host_memory import free_host_bytes
 from secondcast.models.memory.options import MemoryOptions
@@ -48,7 +47,7 @@ def _options(teacher: CheckTeacher) -> MemoryOptions:
     whole = MemoryOptions(modulation="gpu")
     if (there := total_bytes(teacher.device)) is None:
         return whole
-    cost = sampling_cost(teacher.planned[0], teacher.scale.batch_size)
+    cost = sample_stage_cost(teacher.planned[0], teacher.scale.batch_size)
     return place(cost, whole, memory_bytes=there, host_bytes=free_host_bytes()).options
 
 
@@ -82,7 +81,7 @@ def _of_check(name: str, check: EquivalenceCheck) -> CheckRow:
 
 
 def _build(teacher: CheckTeacher, backbone: Backbone, options: MemoryOptions) -> CheckRow:
-    planned = sampling_cost(teacher.planned[0], teacher.scale.batch_size).memory(options)
+    planned = sample_stage_cost(teacher.planned[0], teacher.scale.batch_size).memory(options)
     detail = f"attention kernel {backbone.attention_kernel}"
     row = CheckRow(name="build", claim=_CLAIMS["build"], result="measured", detail=detail)
     return with_memory(row, teacher.device, planned)

@@ -3,10 +3,10 @@
 import torch
 
 from secondcast.cache_builder.sample_stage import sample_shard
-from secondcast.cache_builder.teacher_models import sampling_cost
 from secondcast.check.machine import with_memory
 from secondcast.check.results import CheckRow
 from secondcast.check.teachers import CheckTeacher
+from secondcast.models.cost.placement import sample_stage_cost
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.memory.peak import begin_peak
 from secondcast.storage_schemas.progress import Silent, counted
@@ -49,4 +49,4 @@ def sampling_row(teacher: CheckTeacher, cache: Cache, name: str, options: Memory
         result="holds" if equal == rows else "broken",
         detail=f"bit for bit, {equal} of {counted(rows, 'trajectory')}",
     )
-    return with_memory(row, device, sampling_cost(cache.manifest, rows).memory(options))
+    return with_memory(row, device, sample_stage_cost(cache.manifest, rows).memory(options))

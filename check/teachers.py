@@ -15,9 +15,9 @@ from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.cache_builder.text_stage import tokenised_prompts
 from secondcast.check.random_weights import random_text_encoder, random_transformer, random_vae
 from secondcast.models.backbone import Backbone
-from secondcast.models.cost.text import student_config
+from secondcast.models.cost.students import student_config
 from secondcast.models.geometry import Geometry, recorded_geometry
-from secondcast.models.memory.modulation_table import recorded_conditions
+from secondcast.models.memory.conditions import recorded_conditions
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from secondcast.evaluation.pictures.folder import PictureFolder, PictureSettings
-from secondcast.evaluation.sampling import Generator, sampling_cost
+from secondcast.evaluation.sampling import Generator
 from secondcast.evaluation.settings.generating import PictureOptions
+from secondcast.evaluation.settings.memory import sampling_cost, sampling_options
 from secondcast.evaluation.text_encoder import TEACHER, TextEncoder, open_text_encoder
 from secondcast.models.cost.gpu_memory import CUDA_BYTES, with_margin
 from secondcast.models.cost.placement import place
@@ -85,13 +86,6 @@ def generate(
             release_memory(device)
     pictures.finish()
     return len(missing)
-
-
-def sampling_options(memory: SamplingMemory, settings: PictureSettings) -> MemoryOptions:
-    """The memory options of a generation as far as they are given."""
-    # With CLIP's pooled vectors "auto" might compute on the host, which rounds differently.
-    varies = settings.pooled == "clip"
-    return memory.placed(settings.quantize, pooled_varies=varies, auto="gpu" if varies else "auto")
 
 
 def _placed_options(

@@ -15,14 +15,11 @@ from secondcast.evaluation.open_loop import open_loop
 from secondcast.evaluation.pictures.distances import Lpips, lpips_missing
 from secondcast.evaluation.replaying import CacheStudent, EmbedPrompts, cached_embeddings
 from secondcast.evaluation.results import ClosedLoop, Computed, Evaluated, Evaluation, SampledResult, StepErrors
-from secondcast.evaluation.sampling import FLOAT32_BYTES
 from secondcast.evaluation.settings.cache_scoring import CacheScoring
+from secondcast.evaluation.settings.memory import scoring_cost
 from secondcast.models.attention import check_attention, recorded_attention
 from secondcast.models.backbone import Backbone
-from secondcast.models.cost.gpu_memory import table_rows
-from secondcast.models.cost.placement import SamplingCost, place
-from secondcast.models.cost.transformer import CallShapes, backbone_cost, decoding_bytes, vae_parameters
-from secondcast.models.geometry import recorded_geometry
+from secondcast.models.cost.placement import place
 from secondcast.models.memory.host_memory import free_host_bytes
 from secondcast.models.memory.limit import free_bytes
 from secondcast.models.memory.meta_run import parameter_count
@@ -35,7 +32,6 @@ from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.image_decoder import ImageDecoder, load_recorded_decoder
 from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.reader import Cache
-from secondcast.storage_schemas.schema.manifest import Manifest
 
 # By invariant 3, an exact replay of the teacher's embedding differs by at most this fraction of the velocity's norm.
 _LARGEST_REPLAY_ERROR = 0.03
@@ -285,26 +281,3 @@ def _remark_on_replay_error(replay_error: StepErrors, progress: Progress) -> Non
             f"{100 * _LARGEST_REPLAY_ERROR:.0f} %: this backbone differs from the recorded one (dtype, quantized "
             f"weights, attention), and no student can have a smaller error here"
         )
-
-
-def scoring_cost(
-    manifest: Manifest, teacher: TeacherFolder, settings: CacheScoring, *, student_parameters: int
-) -> SamplingCost:
-    """What an evaluation on a cache needs. student_parameters: of the student; an untrained one is as large."""
-    dtype = settings.dtype_of(manifest)
-    sampling, itemsize = manifest.sampling, DTYPES[dtype].itemsize
-    embedding_bytes = manifest.teacher.text_length * manifest.teacher.text_width * (FLOAT32_BYTES + itemsize)
-    parameters, decoding = student_parameters * (2 if settings.random_baseline and settings.closed_loop else 1), 0
-    if settings.closed_loop:
-        vae = teacher.config("vae")
-        parameters += vae_parameters(vae)
-        decoding = decoding_bytes(vae, teacher.family, recorded_geometry(sampling))
-    return SamplingCost(
-        backbone=backbone_cost(CallShapes.of(manifest).model_copy(update={"dtype": dtype})),
-        dtype_bytes=itemsize,
-        batch_size=settings.batch_size,
-        beside_bytes=FLOAT32_BYTES * parameters,
-        row_bytes=(2 * sampling.steps + 1) * sampling.image_tokens * sampling.channels * itemsize + embedding_bytes,
-        decoding_bytes=decoding,
-        table_rows=table_rows(manifest),
-    )

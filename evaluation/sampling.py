@@ -6,22 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from secondcast.evaluation.pictures.folder import PictureSettings
 from secondcast.models.backbone import Backbone
-from secondcast.models.cost.placement import SamplingCost
-from secondcast.models.cost.transformer import (
-    CallShapes,
-    backbone_cost,
-    clip_parameters,
-    decoding_bytes,
-    vae_parameters,
-)
 from secondcast.models.geometry import Geometry
-from secondcast.models.memory.modulation_table import Conditions
+from secondcast.models.memory.conditions import Conditions
 from secondcast.models.memory.options import PLAIN, MemoryOptions
 from secondcast.models.noise import draw_noise
 from secondcast.models.sampler import sample
-from secondcast.models.schedule import DTYPES, Schedule
+from secondcast.models.schedule import Schedule
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.image_decoder import ImageDecoder
 from secondcast.models.teacher.pipeline_inputs import ImageSize
@@ -32,8 +23,6 @@ from secondcast.storage_schemas.schema.prompts import prompt_id
 
 # token_ids_BT -> encoder_hidden_states_BTD
 Embed = Callable[[torch.Tensor], torch.Tensor]
-FLOAT32_BYTES = 4
-"""Of a weight of a student or of the VAE."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,39 +156,3 @@ class Generator:
             self.schedule,
         )
         return self.decoder.decode(walk.final_latent_BSC)
-
-
-def sampling_cost(
-    settings: PictureSettings, teacher: TeacherFolder, *, batch_size: int, student_parameters: int | None
-) -> SamplingCost:
-    """What sampling needs. student_parameters: None for the teacher's text encoder, which is freed before."""
-    family, config = teacher.family, teacher.config("transformer")
-    geometry = teacher.geometry(ImageSize(height=settings.height, width=settings.width))
-    itemsize = DTYPES[settings.dtype].itemsize
-    backbone = backbone_cost(
-        CallShapes(
-            family=family.name,
-            config=config,
-            image_tokens=geometry.image_tokens,
-            channels=geometry.channels,
-            text_length=settings.text_length,
-            text_width=family.text_width(config),
-            pooled_width=family.pooled_width(config),
-            takes_guidance=settings.guidance is not None,
-            dtype=settings.dtype,
-        )
-    )
-    vae = teacher.config("vae")
-    clip = itemsize * clip_parameters(teacher.config("pooled_text_encoder")) if settings.pooled == "clip" else 0
-    latent_bytes = geometry.image_tokens * geometry.channels * itemsize
-    return SamplingCost(
-        backbone=backbone,
-        dtype_bytes=itemsize,
-        batch_size=batch_size,
-        beside_bytes=FLOAT32_BYTES * (vae_parameters(vae) + (student_parameters or 0)) + clip,
-        # Latents and predictions of every step, and the final latent; the text embedding, in fp32 from a student.
-        row_bytes=(2 * settings.steps + 1) * latent_bytes
-        + settings.text_length * family.text_width(config) * (FLOAT32_BYTES + itemsize),
-        decoding_bytes=min(batch_size, geometry.decoded_at_once) * decoding_bytes(vae, family, geometry),
-        table_rows=None if settings.pooled == "clip" else settings.steps,
-    )

@@ -15,10 +15,11 @@ from secondcast.models.families.registry import family_of_transformer
 from secondcast.models.geometry import Geometry
 from secondcast.models.memory.checkpointing import activation_checkpointing
 from secondcast.models.memory.compiling import compile_blocks
-from secondcast.models.memory.host_modulation import HostModulation, take_to_host, takes_host
+from secondcast.models.memory.conditions import Conditions
+from secondcast.models.memory.host_modulation import HostModulation, take_to_host
 from secondcast.models.memory.meta_run import parameter_count
-from secondcast.models.memory.modulation_table import Conditions, ModulationTable, make_table, worthwhile
-from secondcast.models.memory.options import PLAIN, MemoryOptions
+from secondcast.models.memory.modulation_table import ModulationTable, make_table, worthwhile
+from secondcast.models.memory.options import PLAIN, MemoryOptions, takes_host
 from secondcast.models.memory.quantized import check_quantizer, quantize_blocks
 from secondcast.models.memory.streaming import stream_blocks
 from secondcast.models.teacher.configs import family_of_folder

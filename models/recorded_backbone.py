@@ -7,7 +7,7 @@ import torch
 from secondcast.models.backbone import Backbone
 from secondcast.models.families.registry import family_named
 from secondcast.models.geometry import recorded_geometry
-from secondcast.models.memory.modulation_table import recorded_conditions
+from secondcast.models.memory.conditions import recorded_conditions
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.schedule import DTYPES, Schedule
 from secondcast.models.teacher.folder import TeacherFolder, check_recorded_transformer

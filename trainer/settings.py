@@ -1,5 +1,6 @@
 """Validated settings of a training run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -8,6 +9,7 @@ from pydantic import Field, model_validator
 from secondcast.models.families.flux import FLUX
 from secondcast.models.memory.options import NATIVE, BackboneCall, MemoryOptions
 from secondcast.models.teacher.hub import split_revision
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.flags import Flag
 from secondcast.storage_schemas.schema.manifest import Dtype, Manifest, Record, ScheduleName
 from secondcast.trainer.loss_kinds import LOSSES, Loss
@@ -133,6 +135,21 @@ class TrainSettings(RunOptions):
         if sum(shares.values()) > 1 + 1e-9:
             raise ValueError(f"the stages share {sum(shares.values()):g} of the budget, expected at most 1")
         return self
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raise SettingsError for a cache that a stage names but the run lacks, or that no stage uses."""
+        for stage in self.stages:
+            if missing := [name for name in stage.caches or {} if name not in names]:
+                raise SettingsError(
+                    f"stage {stage.name} uses the cache {missing[0]!r}, but this run has {', '.join(names)}: give "
+                    f"--cache {missing[0]}=FOLDER"
+                )
+        if all(stage.caches for stage in self.stages):
+            wanted = {name for stage in self.stages for name in stage.caches or {}}
+            if idle := [name for name in names if name not in wanted]:
+                raise SettingsError(
+                    f"cache {idle[0]!r} is given, but no stage uses it: add it to a stage, or remove it"
+                )
 
     @property
     def total_steps(self) -> int:

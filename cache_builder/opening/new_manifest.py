@@ -5,7 +5,7 @@ from typing import Any
 
 import secondcast
 from secondcast.cache_builder.settings import OutlineSettings
-from secondcast.models.schedule import DTYPES
+from secondcast.models.families.flow_match import PlannedSchedule
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.schema.manifest import Manifest, PromptSet, Sampling, Segment, Storage
 from secondcast.storage_schemas.schema.prompts import Prompt
@@ -71,30 +71,39 @@ def _manifest(
         source=teacher.pinned_source,
         created_by=CREATED_BY,
         teacher=teacher.identity(text_length=text_length, pooled=settings.pooled, hashed=hashed),
-        sampling=_sampling(settings, teacher),
+        sampling=_sampling(settings, teacher, planned=not hashed),
         prompts=PromptSet(segments=_segments(settings, prompt_set["count"], samples_per_prompt), **prompt_set),
         metadata={},
     )
 
 
-def _sampling(settings: OutlineSettings, teacher: TeacherFolder) -> Sampling:
+def _schedule(
+    settings: OutlineSettings, teacher: TeacherFolder, image_tokens: int, *, planned: bool
+) -> PlannedSchedule:
+    """Sigmas and timesteps of a cache."""
+    family, config = teacher.family, teacher.config("scheduler")
+    name, steps, dtype = settings.schedule, settings.steps, settings.dtype
+    if planned:
+        return family.planned_schedule(name, config, steps=steps, image_tokens=image_tokens, dtype=dtype)
+    # It imports torch, which a plan does not need.
+    from secondcast.models.schedule import DTYPES
+
+    schedule = family.schedule(name, config, steps=steps, image_tokens=image_tokens, dtype=DTYPES[dtype])
+    return schedule.sigmas, schedule.timesteps
+
+
+def _sampling(settings: OutlineSettings, teacher: TeacherFolder, *, planned: bool) -> Sampling:
     family, geometry = teacher.family, teacher.geometry(settings)
-    schedule = family.schedule(
-        settings.schedule,
-        teacher.config("scheduler"),
-        steps=settings.steps,
-        image_tokens=geometry.image_tokens,
-        dtype=DTYPES[settings.dtype],
-    )
+    sigmas, timesteps = _schedule(settings, teacher, geometry.image_tokens, planned=planned)
     return Sampling(
         height=geometry.height,
         width=geometry.width,
         image_tokens=geometry.image_tokens,
         channels=geometry.channels,
-        steps=schedule.steps,
+        steps=settings.steps,
         schedule=settings.schedule,
-        sigmas=schedule.sigmas,
-        timesteps=schedule.timesteps,
+        sigmas=sigmas,
+        timesteps=timesteps,
         guidance=settings.guidance if family.takes_guidance(teacher.config("transformer")) else None,
         seed=settings.seed,
         noise="philox-float32",

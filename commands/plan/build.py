@@ -95,7 +95,6 @@ def build_plan(
         memory, card_bytes = facts["gpu_memory"], card.memory_gib * _GIB
         fits = [fit_facts(f"{name} stage", memory[f"{name}_stage"]["needed_bytes"], card_bytes) for name in _STAGES]
         verdicts = [gpu_verdict("text stage", memory["text_stage"], card, larger=_ON_A_CPU)]
-        # Computing the costs of quantized weights takes seconds: only if the exact ones do not fit.
         fix = LARGER_CARD if fits[-1]["fits"] else _smaller_way(manifest, folder, card, asked.batch_size)
         verdicts.append(gpu_verdict("sample stage", memory["sample_stage"], card, larger=fix))
     if disk is not None:
@@ -115,14 +114,13 @@ _ON_A_CPU = "use a larger GPU, or a CPU for this stage (--stage text --device cp
 def _smaller_way(manifest: "Manifest", folder: "TeacherFolder", card: "Card", batch_size: int) -> str:
     """The fix where all weights on the GPU do not fit: an exact placement, or quantized weights, if they fit."""
     from secondcast.cache_builder.settings import placed
-    from secondcast.cache_builder.teacher_models import sampling_cost
     from secondcast.commands.plan.build_rows import LARGER_CARD, build_facts, gpu_memory_of
-    from secondcast.models.cost.placement import place
+    from secondcast.models.cost.placement import place, sample_stage_cost
     from secondcast.models.memory.options import SamplingMemory
 
     with contextlib.suppress(SettingsError):
         found = place(
-            sampling_cost(manifest, batch_size),
+            sample_stage_cost(manifest, batch_size),
             placed(SamplingMemory(), manifest.sampling.quantize, manifest.teacher.pooled),
             memory_bytes=card.memory_gib * _GIB,
             host_bytes=None,

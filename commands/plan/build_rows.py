@@ -10,8 +10,7 @@ from secondcast.storage_schemas.sizes import Size, cache_sizes
 if TYPE_CHECKING:
     from secondcast.models.cost.cards import Card
     from secondcast.models.cost.gpu_memory import GpuMemory
-    from secondcast.models.cost.text import TextEncoderCost
-    from secondcast.models.cost.transformer import BackboneCost
+    from secondcast.models.cost.network_costs import BackboneCost, TextEncoderCost
     from secondcast.models.teacher.folder import TeacherFolder
     from secondcast.storage_schemas.schema.manifest import Manifest
 
@@ -25,10 +24,10 @@ def build_facts(
     """Bytes, FLOPs, memory and hours of a build of the cache that a (planned) manifest describes."""
     from secondcast.cache_builder.pipeline.background_writer import IN_FLIGHT
     from secondcast.cache_builder.settings import placed
-    from secondcast.cache_builder.teacher_models import sampling_cost
+    from secondcast.models.cost.counted import backbone_cost, text_encoder_cost
     from secondcast.models.cost.gpu_memory import build_host_bytes, text_stage_memory
-    from secondcast.models.cost.text import text_encoder_cost
-    from secondcast.models.cost.transformer import CallShapes, backbone_cost
+    from secondcast.models.cost.placement import sample_stage_cost
+    from secondcast.models.cost.shapes import CallShapes
 
     sampling, dtype_bytes = manifest.sampling, DTYPE_BYTES[manifest.sampling.dtype]
     backbone, text = backbone_cost(CallShapes.of(manifest)), text_encoder_cost(manifest)
@@ -68,7 +67,7 @@ def build_facts(
         "gpu_memory": {
             "text_stage": memory_facts(text_stage_memory(text, dtype_bytes=dtype_bytes, batch_size=batch_size)),
             "sample_stage": memory_facts(
-                sampling_cost(manifest, batch_size).memory(
+                sample_stage_cost(manifest, batch_size).memory(
                     placed(SamplingMemory(), sampling.quantize, manifest.teacher.pooled)
                 )
             ),
@@ -82,7 +81,7 @@ def build_facts(
 
 
 def _parameters(backbone: "BackboneCost", text: "TextEncoderCost", teacher: "TeacherFolder") -> dict[str, int]:
-    from secondcast.models.cost.transformer import clip_parameters, vae_parameters
+    from secondcast.models.cost.counted import clip_parameters, vae_parameters
 
     parameters = {
         "transformer": backbone.parameters,

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 
 from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.commands.shell.console import PlainTable, print_line, print_table
-from secondcast.commands.shell.resolve import POCKET, quiet_device, resolve_teacher
+from secondcast.commands.shell.resolve import POCKET, quiet_imports, resolve_teacher
 from secondcast.storage_schemas.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def outline(name: str, count: int | None, asked: PlannedBuild) -> tuple["Manifes
 
         texts = read_prompts(asked.prompts, limit=asked.limit).texts
         count, samples_per_prompt = len(texts), [asked.samples_per_prompt * text.repeat for text in texts]
-    quiet_device("cpu")
+    quiet_imports()
     from secondcast.models.teacher.folder import BUILD_PARTS
     from secondcast.models.teacher.planned import planned_teacher
 
@@ -84,7 +84,8 @@ def rate_of(card: "Card | None", tflops: float | None, manifest: "Manifest", dty
     # The table is for bf16: float32 is slower by a factor that depends on the GPU.
     if card is None or (dtype or manifest.sampling.dtype) != "bfloat16":
         return Rate(flops_per_s=None)
-    from secondcast.models.cost.transformer import CallShapes, backbone_cost
+    from secondcast.models.cost.counted import backbone_cost
+    from secondcast.models.cost.shapes import CallShapes
 
     backbone = backbone_cost(CallShapes.of(manifest))
     bytes_per_flop = backbone.moved_bytes / backbone.forward_flops

@@ -61,8 +61,8 @@ def evaluate_plan(
     card, limit = named_card(gpu, tflops), named_bytes(settings.max_gpu_memory)
     there = card.memory_gib * _GIB if card is not None and limit is None else limit
     manifest, folder, configs = outline(teacher, 1, PlannedBuild(**size.given))
-    from secondcast.evaluation.on_cache import scoring_cost
-    from secondcast.models.cost.text import student_cost
+    from secondcast.evaluation.settings.memory import scoring_cost
+    from secondcast.models.cost.counted import student_cost
 
     parameters = student_cost(student_source(student), manifest).parameters
     cost = scoring_cost(manifest, folder, settings, student_parameters=parameters)

@@ -57,10 +57,9 @@ def generate_plan(
     card = named_card(gpu, tflops)
     shape = {name: getattr(asked, name) for name in ("resolution", "height", "width", "text_length", "dtype")}
     manifest, folder, configs = outline(teacher, 1, PlannedBuild(**shape))
-    from secondcast.evaluation.generate import sampling_options
     from secondcast.evaluation.pictures.folder import PictureSettings
-    from secondcast.evaluation.sampling import sampling_cost
-    from secondcast.models.cost.text import student_cost
+    from secondcast.evaluation.settings.memory import sampling_cost, sampling_options
+    from secondcast.models.cost.counted import student_cost
 
     sampling = manifest.sampling
     settings = PictureSettings(

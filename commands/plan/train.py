@@ -24,7 +24,7 @@ from secondcast.commands.plan.cards import (
 )
 from secondcast.commands.shell.config_file import Config, has_stages
 from secondcast.commands.shell.console import print_json, print_line, print_table
-from secondcast.commands.shell.resolve import Json, quiet_device, student_source
+from secondcast.commands.shell.resolve import Json, quiet_imports, student_source
 from secondcast.commands.train.train import Budget, asked_of_flags, asked_of_recipe, named_places
 from secondcast.models.memory.options import GpuMemoryLimit
 from secondcast.storage_schemas.errors import SettingsError
@@ -165,16 +165,14 @@ def _manifests(
             f"--cache (an existing cache) or --teacher (for a planned one)"
         )
     pixels = _pixels(resolutions, to_come)
-    quiet_device("cpu")
+    quiet_imports()
     manifests = {name: _recorded(place) for name, place in there.items()}
     configs = f"the manifest of {', '.join(there.values())}" if there else ""
     for name in to_come:
         build = builds.get(name) or PlannedBuild(resolution=pixels.get(name), **stored.given)
         manifests[name], _, found = outline(str(teacher), 1, build)
         configs = configs or found
-    from secondcast.trainer.data.mixture import check_names
-
-    check_names(asked, list(manifests))
+    asked.check_names(list(manifests))
     return manifests, configs
 
 

@@ -77,6 +77,12 @@ def quiet_device(name: str) -> Any:
     return usable_device(name)
 
 
+def quiet_imports() -> None:
+    """Silence the warnings of libraries that the command may import later."""
+    for library in ("DIFFUSERS", "TRANSFORMERS", "HF_HUB"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+
+
 def launched_device(name: str, local_number: int | None) -> Any:
     """The device of one of several launched processes, by its local rank (None: not launched)."""
     import torch

@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 
-from secondcast.models.cost.text import TextEncoderCost
-from secondcast.models.cost.transformer import BackboneCost, BlockCost
-from secondcast.models.memory.host_modulation import takes_host
-from secondcast.models.memory.modulation_table import recorded_conditions
-from secondcast.models.memory.options import PLAIN, MemoryOptions
-from secondcast.models.memory.streaming import SLOTS, streamed_blocks
+from secondcast.models.cost.network_costs import BackboneCost, BlockCost, TextEncoderCost
+from secondcast.models.memory.blocks import SLOTS, streamed_blocks
+from secondcast.models.memory.conditions import recorded_conditions
+from secondcast.models.memory.options import PLAIN, MemoryOptions, takes_host
 from secondcast.storage_schemas.schema.manifest import Manifest
 
 # CUDA context, library workspaces, allocator fragmentation: assumed.

@@ -8,11 +8,15 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 
-from secondcast.models.cost.gpu_memory import GpuMemory, WeightBytes, held_weights, modulation_rows
-from secondcast.models.cost.transformer import BackboneCost
+from secondcast.models.cost.counted import backbone_cost
+from secondcast.models.cost.gpu_memory import GpuMemory, WeightBytes, held_weights, modulation_rows, table_rows
+from secondcast.models.cost.network_costs import BackboneCost
+from secondcast.models.cost.shapes import CallShapes
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import size_text
+from secondcast.storage_schemas.schema.fields import DTYPES
+from secondcast.storage_schemas.schema.manifest import Manifest
 
 _GIB = 2**30
 
@@ -48,6 +52,20 @@ class SamplingCost:
             sample_bytes=self.row_bytes + -(-activations // self.batch_size),
             batch_size=self.batch_size,
         )
+
+
+def sample_stage_cost(manifest: Manifest, batch_size: int) -> SamplingCost:
+    """What the sample stage of a build needs on the GPU."""
+    sampling, itemsize = manifest.sampling, DTYPES[manifest.sampling.dtype].itemsize
+    latent_bytes = sampling.image_tokens * sampling.channels * itemsize
+    return SamplingCost(
+        backbone=backbone_cost(CallShapes.of(manifest)),
+        dtype_bytes=itemsize,
+        batch_size=batch_size,
+        # A batch is sampled while the one before is copied to the host.
+        row_bytes=2 * (2 * sampling.steps + 1) * latent_bytes,
+        table_rows=table_rows(manifest),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

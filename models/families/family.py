@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from secondcast.models.families.flow_match import PlannedSchedule
 from secondcast.storage_schemas.schema.fields import Array
-from secondcast.storage_schemas.schema.manifest import LatentRule, ScheduleName
+from secondcast.storage_schemas.schema.manifest import Dtype, LatentRule, ScheduleName
 
 if TYPE_CHECKING:
     import torch
@@ -166,6 +167,15 @@ class Family(ABC):
         dtype: "torch.dtype",
     ) -> "Schedule":
         """The schedule by its name in manifests; `dtype` is that of the latents."""
+
+    def planned_schedule(
+        self, name: ScheduleName, scheduler_config: dict[str, Any], *, steps: int, image_tokens: int, dtype: Dtype
+    ) -> PlannedSchedule:
+        """The same sigmas and timesteps for a plan; a family that can computes them without torch."""
+        from secondcast.models.schedule import DTYPES
+
+        schedule = self.schedule(name, scheduler_config, steps=steps, image_tokens=image_tokens, dtype=DTYPES[dtype])
+        return schedule.sigmas, schedule.timesteps
 
     @abstractmethod
     def timestep_dtype(self, dtype: "torch.dtype") -> "torch.dtype":

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secondcast.models.families.family import Anatomy, BlockList, Family, Part
+from secondcast.models.families.flow_match import PlannedSchedule, flow_match_schedule
 from secondcast.storage_schemas.errors import TeacherError
 from secondcast.storage_schemas.schema import derivation
 from secondcast.storage_schemas.schema.fields import Array
-from secondcast.storage_schemas.schema.manifest import ScheduleName
+from secondcast.storage_schemas.schema.manifest import Dtype, ScheduleName
 
 if TYPE_CHECKING:
     import torch
@@ -116,6 +117,17 @@ class Flux(Family):
             timesteps=tuple(timesteps_K.double().tolist()),
             timestep_dtype=timesteps_K.dtype,
         )
+
+    def planned_schedule(
+        self, name: ScheduleName, scheduler_config: dict[str, Any], *, steps: int, image_tokens: int, dtype: Dtype
+    ) -> PlannedSchedule:
+        """Without torch if the scheduler has FLUX.1's options."""
+        mu = shift_of(scheduler_config, image_tokens)
+        own = name == "distillt5"
+        found = flow_match_schedule(scheduler_config, steps=steps, mu=mu, own_sigmas=own, dtype=dtype)
+        if found is not None:
+            return found
+        return super().planned_schedule(name, scheduler_config, steps=steps, image_tokens=image_tokens, dtype=dtype)
 
     def timestep_dtype(self, dtype: "torch.dtype") -> "torch.dtype":
         """That of the latents."""

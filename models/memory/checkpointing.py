@@ -6,20 +6,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from secondcast.models.families.registry import anatomy_of
-from secondcast.models.memory.options import MemoryOptions
-from secondcast.models.memory.streaming import streamed_blocks
-
-
-def checkpointed_blocks(blocks: int, every: int) -> range:
-    """The checkpointed ones among `blocks` blocks: none for 0, else every `every`-th from the first."""
-    return range(0, blocks, every) if every else range(0)
-
-
-def recomputed_blocks(options: MemoryOptions, blocks: int) -> set[int]:
-    """The blocks that are recomputed in the backward pass: checkpointed and streamed ones."""
-    if options.gpu_blocks is None:
-        return set(checkpointed_blocks(blocks, options.activation_checkpointing))
-    return set(range(blocks) if options.activation_checkpointing else streamed_blocks(options.gpu_blocks, blocks))
+from secondcast.models.memory.blocks import checkpointed_blocks
 
 
 def activation_checkpointing(transformer: Any, every: int) -> None:

@@ -14,7 +14,6 @@ from torch.nn.functional import silu
 from secondcast.models.families.family import Family
 from secondcast.models.families.registry import family_of_transformer
 from secondcast.models.memory.modulation_table import PassThrough, modulated_norms
-from secondcast.models.memory.options import MemoryOptions
 
 
 class HostModulation:
@@ -82,23 +81,6 @@ def take_to_host(transformer: Any) -> HostModulation:
     takes_guidance = family.takes_guidance(transformer.config)
     transformer.set_submodule(family.anatomy.conditioning, PassThrough())
     return HostModulation(family, embed, linears, dtype=dtype, takes_guidance=takes_guidance)
-
-
-def takes_host(options: MemoryOptions, *, pooled_varies: bool, weights_bytes: int, gpu_bytes: float | None) -> bool:
-    """Whether the host computes the modulation vectors.
-
-    pooled_varies: whether each prompt has its own pooled vector.
-    weights_bytes: size of the whole transformer.
-    gpu_bytes: total memory of the GPU; None without a GPU.
-
-    "auto" uses the host if the weights would fill more than half of the GPU; otherwise the saving is not worth the
-    different rounding. It does not depend on options that may change on resume.
-    """
-    if options.modulation != "auto":
-        return options.modulation == "cpu"
-    if not pooled_varies or gpu_bytes is None:
-        return False
-    return 2 * weights_bytes > gpu_bytes
 
 
 class _Columns(torch.nn.Module):

@@ -6,48 +6,21 @@ pair of a timestep and a guidance value. Shape letters in this module: R rows of
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from secondcast.models.families.family import Anatomy
 from secondcast.models.families.registry import anatomy_of, family_of_transformer
+from secondcast.models.memory.conditions import Condition, Conditions
 from secondcast.models.memory.meta_run import parameter_count
 from secondcast.storage_schemas.errors import SettingsError
-from secondcast.storage_schemas.schema.manifest import Manifest
 
 # A table that is larger than the weights it replaces saves nothing; below this size that does not matter.
 _SMALL_BYTES = 64 * 2**20
 
-Condition = tuple[float, float | None]
-"""Timestep in [0, 1] as the backbone receives it, and guidance; None if it takes none."""
-
 _Asked = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]
 """A lookup: whether all rows are found, found_B, timestep_B, guidance_B, pooled_projections_BP."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conditions:
-    """All conditions of later calls of a backbone.
-
-    batch_rows: usual number of rows per call. On a CPU a row of a linear's result depends on the number of rows in the
-        call, not on their order: a table computed with batch_rows rows per call has the bits of calls of that size.
-    """
-
-    pairs: tuple[Condition, ...]
-    batch_rows: int
-
-
-def recorded_conditions(manifests: Iterable[Manifest], *, batch_rows: int) -> Conditions | None:
-    """The conditions of these caches; None if pooled is not zero, because then every prompt has its own."""
-    pairs: set[Condition] = set()
-    for manifest in manifests:
-        if manifest.teacher.pooled != "zero":
-            return None
-        values: tuple[float | None, ...] = manifest.sampling.guidance or (None,)
-        pairs |= {(timestep, guidance) for timestep in manifest.sampling.timesteps for guidance in values}
-    return Conditions(pairs=tuple(pairs), batch_rows=batch_rows)
 
 
 def modulation_parameters(model: torch.nn.Module, anatomy: Anatomy) -> int:

@@ -181,3 +181,20 @@ class MemoryOptions(WeightPlacement):
 
 
 PLAIN = MemoryOptions()
+
+
+def takes_host(options: MemoryOptions, *, pooled_varies: bool, weights_bytes: int, gpu_bytes: float | None) -> bool:
+    """Whether the host computes the modulation vectors.
+
+    pooled_varies: whether each prompt has its own pooled vector.
+    weights_bytes: size of the whole transformer.
+    gpu_bytes: total memory of the GPU; None without a GPU.
+
+    "auto" uses the host if the weights would fill more than half of the GPU; otherwise the saving is not worth the
+    different rounding. It does not depend on options that may change on resume.
+    """
+    if options.modulation != "auto":
+        return options.modulation == "cpu"
+    if not pooled_varies or gpu_bytes is None:
+        return False
+    return 2 * weights_bytes > gpu_bytes

@@ -18,6 +18,7 @@ import torch
 
 from secondcast.models.families.family import Anatomy
 from secondcast.models.families.registry import anatomy_of
+from secondcast.models.memory.blocks import SLOTS, streamed_blocks
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.storage_schemas.errors import SettingsError
 
@@ -27,7 +28,6 @@ Pass = Literal["alone", "forward", "backward"]
 # Alignment of tensors in a buffer, as of torch's caching allocator, because it affects the choice of kernels.
 _ALIGNMENT = 512
 _PAGE = 4096
-SLOTS = 2
 _PORTABLE = 1
 
 
@@ -173,12 +173,6 @@ class Streaming:
         model = self.transformer
         there = (t.nbytes for t in chain(model.parameters(), model.buffers()) if id(t) not in streamed)
         return sum(there) + (sum(slot.buffer.nbytes for slot in self.ring.slots) if self.ring else 0)
-
-
-def streamed_blocks(resident: int, total: int) -> list[int]:
-    """The streamed ones among `total` blocks, spread evenly, so that copies overlap with resident blocks."""
-    count = total - resident
-    return [index for index in range(total) if (index + 1) * count // total > index * count // total]
 
 
 def stream_blocks(

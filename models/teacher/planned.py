@@ -9,6 +9,11 @@ from secondcast.storage_schemas.errors import TeacherError
 _CONFIGS = Path(__file__).parents[1] / "configs"
 
 
+def bundled_teachers() -> list[str]:
+    """Names of the teachers whose configuration files are included."""
+    return sorted(folder.name for folder in _CONFIGS.iterdir())
+
+
 def planned_teacher(name: str) -> tuple[TeacherFolder, str]:
     """A teacher's configuration files and a description of their source; downloads and loads no weights.
 
@@ -20,13 +25,16 @@ def planned_teacher(name: str) -> tuple[TeacherFolder, str]:
     if Path(name).is_dir():
         folder = find_teacher(name, BUILD_PARTS)
         return folder, f"configuration files in {folder.path}"
-    known = {folder.name.lower(): folder for folder in sorted(_CONFIGS.iterdir())}
-    found = known.get(name.lower().removeprefix(f"{FLUX.owner}/"))
+    known = bundled_teachers()
+    asked = name.lower().removeprefix(f"{FLUX.owner}/")
+    found = next((bundled for bundled in known if bundled.lower() == asked), None)
     if found is None:
         raise TeacherError(
             f"no teacher {name!r} to plan for, expected a folder with the configuration files of a pipeline, or "
-            f"one of {', '.join(folder.name for folder in known.values())}, whose files are included (plan downloads "
+            f"one of {', '.join(known)}, whose files are included (plan downloads "
             "nothing)"
         )
-    source = f"{FLUX.owner}/{found.name}"
-    return TeacherFolder(path=found, source=source), f"configuration files of {source} included in secondcast"
+    source = f"{FLUX.owner}/{found}"
+    return TeacherFolder(
+        path=_CONFIGS / found, source=source
+    ), f"configuration files of {source} included in secondcast"

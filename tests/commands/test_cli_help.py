@@ -113,12 +113,7 @@ LESS = {
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "line"),
-    [
-        # torch and transformers on the meta device: seconds.
-        pytest.param(name, line, marks=[pytest.mark.slow] if name.startswith("plan ") else [])
-        for name, line in EXAMPLES
-        if name in RUNNABLE
-    ],
+    [(name, line) for name, line in EXAMPLES if name in RUNNABLE],
     ids=[name for name, _ in EXAMPLES if name in RUNNABLE],
 )
 def test_an_example_runs_where_the_things_that_it_names_exist(name, line, named_things, tmp_path, monkeypatch, capsys):

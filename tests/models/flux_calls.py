@@ -8,7 +8,7 @@ from diffusers import FluxTransformer2DModel
 
 from secondcast.models.backbone import Backbone
 from secondcast.models.geometry import Geometry
-from secondcast.models.memory.modulation_table import Conditions
+from secondcast.models.memory.conditions import Conditions
 from secondcast.models.memory.options import MemoryOptions
 
 CPU = torch.device("cpu")

@@ -86,7 +86,8 @@ def test_the_wheel_holds_the_recipes_and_no_tests_experiments_or_pocket_training
         names = archive.namelist()
     recipes = {f"secondcast/recipes/{file.name}" for file in (ROOT / "recipes").glob("*.toml")}
     assert recipes and recipes <= set(names)
-    assert {"secondcast/py.typed", "secondcast/inspection/page/table.js"} <= set(names)
+    data = {"py.typed", "inspection/page/table.js", "models/cost/counted.json"}
+    assert {f"secondcast/{name}" for name in data} <= set(names)
     unwanted = ("secondcast/tests/", "secondcast/experiments/", "secondcast/benchmarks/", "secondcast/pocket/training/")
     assert [name for name in names if name.startswith(unwanted)] == []
     assert {name.split("/")[0] for name in names} == {"secondcast", f"secondcast-{secondcast.__version__}.dist-info"}

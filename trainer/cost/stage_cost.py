@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from secondcast.models.cost.cards import COPY_BYTES_PER_SECOND
+from secondcast.models.cost.counted import backbone_cost, student_cost
 from secondcast.models.cost.gpu_memory import (
     GpuMemory,
     WeightBytes,
@@ -12,13 +13,13 @@ from secondcast.models.cost.gpu_memory import (
     training_host_bytes,
     training_memory,
 )
-from secondcast.models.cost.text import TextEncoderCost, student_cost
-from secondcast.models.cost.transformer import BackboneCost, CallShapes, backbone_cost
-from secondcast.models.schedule import DTYPES
+from secondcast.models.cost.network_costs import BackboneCost, TextEncoderCost
+from secondcast.models.cost.shapes import CallShapes
+from secondcast.storage_schemas.schema.fields import DTYPES
 from secondcast.storage_schemas.schema.layout import Layout
 from secondcast.storage_schemas.schema.manifest import Manifest
 from secondcast.trainer.cost.step_flops import step_flops
-from secondcast.trainer.data.replay_dataset import AHEAD_PART, POOL_BYTES
+from secondcast.trainer.data.lru_cache import AHEAD_PART, POOL_BYTES
 from secondcast.trainer.settings import TrainSettings
 from secondcast.trainer.stage import Stage
 

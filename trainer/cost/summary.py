@@ -9,9 +9,10 @@ import torch
 
 from secondcast.models.cost.matrix_rate import matrix_rate
 from secondcast.models.memory.host_memory import host_peak_bytes
-from secondcast.models.student.student import CHECKPOINT_PREFIX, checkpoints
+from secondcast.models.memory.meta_run import count_flops
+from secondcast.models.student.student import CHECKPOINT_PREFIX, Student, checkpoints
 from secondcast.storage_schemas.progress import Progress, counted, duration_text, size_text
-from secondcast.trainer.cost.step_flops import step_flops, student_forward_flops
+from secondcast.trainer.cost.step_flops import step_flops
 from secondcast.trainer.data.mixture import TrainingCache
 from secondcast.trainer.loop import Trainer
 from secondcast.trainer.run.metrics import Metrics
@@ -212,3 +213,11 @@ def flops_text(flops: float) -> str:
     power = next(power for power in _PREFIXES if flops >= 10**power or not power)
     value = flops / 10**power
     return f"{value:,.0f} {_PREFIXES[power]}FLOP" if value >= 1000 else f"{value:.3g} {_PREFIXES[power]}FLOP"
+
+
+@torch.no_grad()
+def student_forward_flops(student: Student) -> float:
+    """FLOPs of a student's forward pass of one text of its length; it is run once."""
+    # Not on the meta device: most encoders of transformers look at the values of their mask.
+    token_ids_BT = torch.zeros(1, student.config.text_length, dtype=torch.int64, device=student.device)
+    return count_flops(lambda: student(token_ids_BT)).total

@@ -10,6 +10,12 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
+POOL_BYTES = 2 * 2**30
+"""Bytes of decoded trajectories that a run keeps."""
+AHEAD_PART = 16
+"""Prefetched batches use at most this fraction of them, so that pinned memory stays small."""
+
+
 class LRUCache(Generic[Key, Value]):
     """The most recently used values, up to a number of bytes (one value is always kept).
 

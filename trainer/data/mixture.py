@@ -9,7 +9,7 @@ import torch
 
 from secondcast.models.memory.host_modulation import HostModulation
 from secondcast.models.student.tokens import StudentTokens
-from secondcast.storage_schemas.errors import NotInCacheError, SettingsError, TeacherError
+from secondcast.storage_schemas.errors import NotInCacheError, TeacherError
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import Array
@@ -68,20 +68,6 @@ def check_one_quantization(caches: Mapping[str, Cache]) -> None:
                 f"in {first.folder} and {now} in {other.folder}; one backbone cannot replay both without bias: train "
                 "on one of them, or build both with the same --quantize"
             )
-
-
-def check_names(settings: TrainSettings, names: Sequence[str]) -> None:
-    """Raise SettingsError for a cache that a stage names but the run lacks, or that no stage uses."""
-    for stage in settings.stages:
-        if missing := [name for name in stage.caches or {} if name not in names]:
-            raise SettingsError(
-                f"stage {stage.name} uses the cache {missing[0]!r}, but this run has {', '.join(names)}: give "
-                f"--cache {missing[0]}=FOLDER"
-            )
-    if all(stage.caches for stage in settings.stages):
-        wanted = {name for stage in settings.stages for name in stage.caches or {}}
-        if idle := [name for name in names if name not in wanted]:
-            raise SettingsError(f"cache {idle[0]!r} is given, but no stage uses it: add it to a stage, or remove it")
 
 
 def split(

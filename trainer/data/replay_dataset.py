@@ -19,13 +19,10 @@ from secondcast.storage_schemas.record import Trajectory, trajectory_key
 from secondcast.storage_schemas.schema.fields import DTYPES, Array
 from secondcast.storage_schemas.schema.manifest import Manifest
 from secondcast.storage_schemas.tensors import to_torch
-from secondcast.trainer.data.lru_cache import LRUCache
+from secondcast.trainer.data.lru_cache import AHEAD_PART, POOL_BYTES, LRUCache
 from secondcast.trainer.data.prefetch import Prefetch, Task
 from secondcast.trainer.data.sampler import Row
 
-POOL_BYTES = 2 * 2**30
-# Prefetched batches use at most a sixteenth of the pool's bytes, so that pinned memory stays small.
-AHEAD_PART = 16
 AHEAD = 16
 READERS = 4
 # Pooled vectors are small: this fraction of the pool's bytes holds those of 80,000 FLUX prompts.

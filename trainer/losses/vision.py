@@ -1,18 +1,14 @@
 """The vision loss: the frozen backbone's predictions with the student's embedding and the teacher's (paper, eq. 3)."""
 
-from collections.abc import Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Sequence
 from functools import cache
 
 import torch
 
 from secondcast.models.backbone import Backbone
-from secondcast.models.cost.transformer import CallShapes, backbone_cost
-from secondcast.models.memory.options import MemoryOptions
-from secondcast.storage_schemas.schema.manifest import Manifest
 from secondcast.trainer.data.replay_dataset import Batch
 from secondcast.trainer.losses.difference import difference, differences
-from secondcast.trainer.stage import Stage, StepWeights
+from secondcast.trainer.stage import StepWeights
 
 
 def replay(backbone: Backbone, embedding_BTD: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -75,25 +71,3 @@ def weights_on(name: StepWeights, sigmas: tuple[float, ...], device: torch.devic
     # Copied once: a copy from memory that is not pinned waits for the device.
     weights_K = timestep_weighting(name, sigmas)
     return None if weights_K is None else weights_K.to(device)
-
-
-def row_flops(
-    stage: Stage, memory: MemoryOptions, caches: Mapping[str, tuple[Manifest, int]], text_length: int
-) -> float:
-    """FLOPs of the loss for a row of the batch, the student's own left out: the mean over the stage's caches.
-
-    The modulation linears count also where a table replaces them: of FLUX.1-dev 0.04 % of a forward pass.
-    """
-    names = list(stage.caches or caches)
-    shares = {name: stage.share_of(name, caches[name][1]) for name in names}
-    whole = sum(shares.values(), start=Fraction(0))
-
-    def flops(name: str) -> float:
-        return backbone_cost(CallShapes.of(_at_length(caches[name][0], text_length))).training_flops(memory)
-
-    return sum(float(share / whole) * flops(name) for name, share in shares.items())
-
-
-def _at_length(manifest: Manifest, text_length: int) -> Manifest:
-    # A student with its own tokenizer may read fewer tokens than the teacher did.
-    return manifest.model_copy(update={"teacher": manifest.teacher.model_copy(update={"text_length": text_length})})

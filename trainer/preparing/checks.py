@@ -11,7 +11,7 @@ from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.maintenance.rewrite import ways_made
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.reader import Cache
-from secondcast.trainer.data.mixture import TrainingCache, check_names, check_one_quantization, check_one_teacher
+from secondcast.trainer.data.mixture import TrainingCache, check_one_quantization, check_one_teacher
 from secondcast.trainer.settings import MAIN, TrainSettings
 from secondcast.trainer.stage import Stage
 
@@ -20,7 +20,7 @@ def check_caches(settings: TrainSettings, caches: Mapping[str, Cache], ranks: in
     """Raise TeacherError or SettingsError for caches, by name, that do not make one run of these settings."""
     check_one_teacher(caches)
     check_one_quantization(caches)
-    check_names(settings, list(caches))
+    settings.check_names(list(caches))
     check_stages(settings, caches, ranks)
 
 

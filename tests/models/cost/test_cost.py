@@ -10,6 +10,13 @@ from diffusers import FluxTransformer2DModel
 from secondcast.cache_builder.opening.new_manifest import outline_manifest
 from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.models.cost.cards import CARDS, find_card
+from secondcast.models.cost.counted import (
+    backbone_cost,
+    clip_parameters,
+    student_cost,
+    text_encoder_cost,
+    vae_parameters,
+)
 from secondcast.models.cost.gpu_memory import (
     CUDA_BYTES,
     GpuMemory,
@@ -18,9 +25,9 @@ from secondcast.models.cost.gpu_memory import (
     table_rows,
     training_memory,
 )
+from secondcast.models.cost.network_costs import BackboneCost
 from secondcast.models.cost.placement import SamplingCost
-from secondcast.models.cost.text import student_cost, text_encoder_cost
-from secondcast.models.cost.transformer import BackboneCost, CallShapes, backbone_cost, clip_parameters, vae_parameters
+from secondcast.models.cost.shapes import CallShapes
 from secondcast.models.memory.meta_run import count_flops, peak_bytes, saved_bytes
 from secondcast.models.memory.options import PLAIN, MemoryOptions
 from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
@@ -48,7 +55,6 @@ def at_512_px() -> BackboneCost:
     return backbone_cost(CallShapes.of(outline()))
 
 
-@pytest.mark.thorough
 def test_parameters_of_flux_dev_are_exact(at_512_px):
     assert at_512_px.parameters == 11_901_408_320
     assert at_512_px.modulation_parameters == 3_247_448_064
@@ -58,7 +64,6 @@ def test_parameters_of_flux_dev_are_exact(at_512_px):
     assert round(clip_parameters(folder.config("pooled_text_encoder")) / 1e6) == 123
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "text_length", "forward", "checkpointed", "plain"),
     [
@@ -83,7 +88,6 @@ def test_attention_is_counted(at_512_px):
     assert at_512_px.attention_flops == 57 * 2 * 2 * tokens * tokens * 24 * 128
 
 
-@pytest.mark.thorough
 def test_text_flops_are_two_per_weight_and_token_and_attention():
     flops = text_encoder_cost(outline()).forward_flops
     weights = 4_762_310_656 - 32128 * 4096
@@ -130,7 +134,6 @@ def test_live_bytes_are_those_of_a_chain_of_operations():
     assert saved_bytes(lambda: kept(given).exp(), list(kept.parameters())) == 3 * 256 * 4
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "millions"), [("small", 54), ("base", 130), ("large", 362), ("xl", 1249), ("google-t5/t5-base", 130)]
 )
@@ -196,7 +199,6 @@ def test_every_card_is_found_by_its_name_and_an_unknown_one_lists_them():
         find_card("voodoo")
 
 
-@pytest.mark.thorough
 def test_an_h100_takes_the_published_time_for_a_picture_and_a_v100_has_no_bf16():
     # FLUX.1-dev, 28 steps at 1024 px, eager: 6.71 s, published by its authors.
     cost = backbone_cost(CallShapes.of(outline(resolution=1024, text_length=512)))
@@ -213,7 +215,6 @@ def test_a_card_takes_the_time_of_its_products_and_of_its_other_kernels():
     assert card.flops_per_s(0.002) == pytest.approx(1 / seconds)
 
 
-@pytest.mark.thorough
 def test_memory_of_training_is_that_of_the_fit_plan(at_512_px):
     student = student_cost("base", outline())
     memory = training_memory(at_512_px, student, dtype_bytes=2, batch_size=4)
@@ -227,7 +228,6 @@ def test_memory_of_training_is_that_of_the_fit_plan(at_512_px):
     assert parts.total_bytes == CUDA_BYTES + 18 * student.parameters + 4 * student.saved_bytes
 
 
-@pytest.mark.thorough
 def test_table_and_checkpointing_fit_a_24_gb_card(at_512_px):
     manifest, student = outline(), student_cost("base", outline())
     rows = table_rows(manifest)

@@ -3,7 +3,7 @@
 import pytest
 
 from secondcast.evaluation.pictures.folder import PictureSettings
-from secondcast.evaluation.sampling import sampling_cost
+from secondcast.evaluation.settings.memory import sampling_cost
 from secondcast.models.cost.placement import SamplingCost, place
 from secondcast.models.memory.options import PLAIN, MemoryOptions
 from secondcast.models.teacher.planned import planned_teacher
@@ -28,7 +28,6 @@ def at_1024_px() -> SamplingCost:
 
 
 # Free memory of real cards is less than their label: see docs/small-gpus.md.
-@pytest.mark.thorough
 @pytest.mark.parametrize(("free_gib", "streamed"), [(79, False), (23.64, False), (15.6, True), (11.6, True)])
 def test_flux_dev_at_1024_px_fits_real_cards_exactly(at_1024_px, free_gib, streamed):
     placed = place(at_1024_px, PLAIN, memory_bytes=free_gib * GIB, host_bytes=32 * GIB)
@@ -41,13 +40,11 @@ def test_flux_dev_at_1024_px_fits_real_cards_exactly(at_1024_px, free_gib, strea
         assert at_1024_px.memory(more).needed_bytes > free_gib * GIB >= placed.memory.needed_bytes
 
 
-@pytest.mark.thorough
 def test_less_host_memory_than_the_streamed_blocks_need_is_refused(at_1024_px):
     with pytest.raises(SettingsError, match=r"^streamed blocks need \d+\.\d GiB of pinned host memory to fit into"):
         place(at_1024_px, PLAIN, memory_bytes=11.6 * GIB, host_bytes=2 * GIB)
 
 
-@pytest.mark.thorough
 def test_options_that_were_given_stay(at_1024_px):
     kept = MemoryOptions(modulation="gpu")
     placed = place(at_1024_px, kept, memory_bytes=15.6 * GIB, host_bytes=None, held={"modulation"})
@@ -60,7 +57,6 @@ def test_options_that_were_given_stay(at_1024_px):
     assert placed.options.quantize == "nf4" and placed.options.gpu_blocks is None
 
 
-@pytest.mark.thorough
 def test_the_vae_counts_where_it_needs_more_than_the_transformer():
     one, four = cost_of(1024), cost_of(1024, batch_size=4)
     assert one.decoding_bytes > one.backbone.forward_peak_bytes

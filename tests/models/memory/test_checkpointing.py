@@ -10,8 +10,10 @@ from diffusers import FluxTransformer2DModel
 from secondcast.cache_builder.opening.new_manifest import outline_manifest
 from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.models.backbone import Backbone
-from secondcast.models.cost.transformer import CallShapes, backbone_cost
-from secondcast.models.memory.checkpointing import activation_checkpointing, checkpointed_blocks
+from secondcast.models.cost.counted import backbone_cost
+from secondcast.models.cost.shapes import CallShapes
+from secondcast.models.memory.blocks import checkpointed_blocks
+from secondcast.models.memory.checkpointing import activation_checkpointing
 from secondcast.models.memory.meta_run import saved_bytes
 from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
 from tests.models.flux_calls import call, load, pairs, wide_flux

@@ -10,10 +10,10 @@ from diffusers import FluxTransformer2DModel
 from secondcast.models.backbone import Backbone
 from secondcast.models.families.flux import FLUX
 from secondcast.models.geometry import Geometry
-from secondcast.models.memory.host_modulation import take_to_host, takes_host
+from secondcast.models.memory.host_modulation import take_to_host
 from secondcast.models.memory.meta_run import parameter_count
 from secondcast.models.memory.modulation_table import modulation_parameters
-from secondcast.models.memory.options import MemoryOptions
+from secondcast.models.memory.options import MemoryOptions, takes_host
 from secondcast.models.teacher.planned import planned_teacher
 from tests.models.flux_calls import GEOMETRY, call, load, pairs, wide_flux
 

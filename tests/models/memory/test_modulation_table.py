@@ -12,13 +12,12 @@ from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.models.backbone import Backbone
 from secondcast.models.families.flux import FLUX
 from secondcast.models.geometry import Geometry
+from secondcast.models.memory.conditions import Conditions, recorded_conditions
 from secondcast.models.memory.meta_run import parameter_count, peak_bytes
 from secondcast.models.memory.modulation_table import (
-    Conditions,
     make_table,
     modulation_parameters,
     modulation_width,
-    recorded_conditions,
     worthwhile,
 )
 from secondcast.models.memory.options import MemoryOptions

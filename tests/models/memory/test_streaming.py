@@ -13,13 +13,14 @@ from diffusers import FluxTransformer2DModel
 
 from secondcast.models.backbone import Backbone
 from secondcast.models.cost.gpu_memory import held_weights
-from secondcast.models.cost.transformer import BackboneCost, BlockCost
+from secondcast.models.cost.network_costs import BackboneCost, BlockCost
 from secondcast.models.families.flux import FLUX
 from secondcast.models.geometry import geometry_of
+from secondcast.models.memory.blocks import streamed_blocks
 from secondcast.models.memory.meta_run import parameter_count
 from secondcast.models.memory.modulation_table import modulation_parameters, modulation_width
 from secondcast.models.memory.options import MemoryOptions
-from secondcast.models.memory.streaming import Slot, Streaming, Transfers, _pinned, stream_blocks, streamed_blocks
+from secondcast.models.memory.streaming import Slot, Streaming, Transfers, _pinned, stream_blocks
 from secondcast.storage_schemas.errors import SettingsError
 
 CPU = torch.device("cpu")

@@ -3,8 +3,7 @@
 import pytest
 
 from secondcast.models.cost.gpu_memory import with_margin
-from secondcast.models.cost.text import TextEncoderCost
-from secondcast.models.cost.transformer import BackboneCost, BlockCost
+from secondcast.models.cost.network_costs import BackboneCost, BlockCost, TextEncoderCost
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.trainer.cost.fitting import fit, helping_flag
 from secondcast.trainer.cost.stage_cost import Costs

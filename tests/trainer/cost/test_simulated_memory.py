@@ -7,10 +7,10 @@ The simulation ran this project's training step and sampling on fake CUDA tensor
 import pytest
 
 from secondcast.cache_builder.settings import PlannedBuild
-from secondcast.cache_builder.teacher_models import sampling_cost
 from secondcast.commands.plan.cards import outline
 from secondcast.models.cost.cards import find_card
 from secondcast.models.cost.gpu_memory import GpuMemory
+from secondcast.models.cost.placement import sample_stage_cost
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.trainer.cost.stage_cost import Costs, costs_of
 from secondcast.trainer.settings import TrainFlags
@@ -31,7 +31,6 @@ def own_gib(memory: GpuMemory) -> float:
     return (memory.total_bytes - memory.cuda_bytes) / GIB
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("pixels", "flags", "simulated_gib"),
     [
@@ -51,15 +50,13 @@ def test_training_needs_what_the_simulation_allocated(costs, pixels, flags, simu
     assert own_gib(costs[pixels].memory(settings)) == pytest.approx(simulated_gib, rel=0.03)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(("pixels", "simulated_gib"), [(512, 24.01), (1024, 29.15)])
 def test_building_needs_what_the_simulation_allocated(pixels, simulated_gib):
     manifest = outline("FLUX.1-dev", 1000, PlannedBuild(resolution=pixels))[0]
-    memory = sampling_cost(manifest, 16).memory(MemoryOptions(modulation="gpu"))
+    memory = sample_stage_cost(manifest, 16).memory(MemoryOptions(modulation="gpu"))
     assert own_gib(memory) == pytest.approx(simulated_gib, rel=0.03)
 
 
-@pytest.mark.thorough
 def test_a_step_on_a_4090_takes_what_the_roofline_of_the_simulation_says(costs):
     settings = TrainFlags.from_flags(student="any", batch_size=4, **RECOMPUTED).settings()
     cost = costs[512].backbones["cache"]

@@ -9,15 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secondcast.models.memory.modulation_table import Conditions, make_table
+from secondcast.models.memory.conditions import Conditions
+from secondcast.models.memory.modulation_table import make_table
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.student.student import checkpoints, new_student
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.trainer.cost.stage_cost import Costs, costs_of
-from secondcast.trainer.cost.step_flops import step_flops, student_forward_flops
-from secondcast.trainer.cost.summary import TrainingPeakMemory, Work, flops_text, summarized, times_line
+from secondcast.trainer.cost.step_flops import step_flops
+from secondcast.trainer.cost.summary import (
+    TrainingPeakMemory,
+    Work,
+    flops_text,
+    student_forward_flops,
+    summarized,
+    times_line,
+)
 from secondcast.trainer.data.mixture import TrainingCache
 from secondcast.trainer.run.metrics import Metrics, scalars
 from secondcast.trainer.run.timing import PARTS, StageTimes, StepClock

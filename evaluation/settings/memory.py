@@ -1,0 +1,71 @@
+"""What sampling and scoring need on the GPU with given settings, calculated without torch."""
+
+from secondcast.evaluation.pictures.folder import PictureSettings
+from secondcast.evaluation.settings.cache_scoring import CacheScoring
+from secondcast.models.cost.counted import backbone_cost, clip_parameters, decoding_bytes, vae_parameters
+from secondcast.models.cost.gpu_memory import table_rows
+from secondcast.models.cost.placement import SamplingCost
+from secondcast.models.cost.shapes import CallShapes
+from secondcast.models.geometry import recorded_geometry
+from secondcast.models.memory.options import MemoryOptions, SamplingMemory
+from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.models.teacher.pipeline_inputs import ImageSize
+from secondcast.storage_schemas.schema.fields import DTYPES
+from secondcast.storage_schemas.schema.manifest import Manifest
+
+FLOAT32_BYTES = 4
+"""Of a weight of a student or of the VAE."""
+
+
+def sampling_options(memory: SamplingMemory, settings: PictureSettings) -> MemoryOptions:
+    """The memory options of a generation as far as they are given."""
+    # With CLIP's pooled vectors "auto" might compute on the host, which rounds differently.
+    varies = settings.pooled == "clip"
+    return memory.placed(settings.quantize, pooled_varies=varies, auto="gpu" if varies else "auto")
+
+
+def sampling_cost(
+    settings: PictureSettings, teacher: TeacherFolder, *, batch_size: int, student_parameters: int | None
+) -> SamplingCost:
+    """What sampling needs. student_parameters: None for the teacher's text encoder, which is freed before."""
+    family, config = teacher.family, teacher.config("transformer")
+    geometry = teacher.geometry(ImageSize(height=settings.height, width=settings.width))
+    itemsize = DTYPES[settings.dtype].itemsize
+    shapes = CallShapes.of_teacher(family, config, geometry, text_length=settings.text_length, dtype=settings.dtype)
+    vae = teacher.config("vae")
+    clip = itemsize * clip_parameters(teacher.config("pooled_text_encoder")) if settings.pooled == "clip" else 0
+    latent_bytes = geometry.image_tokens * geometry.channels * itemsize
+    return SamplingCost(
+        backbone=backbone_cost(shapes),
+        dtype_bytes=itemsize,
+        batch_size=batch_size,
+        beside_bytes=FLOAT32_BYTES * (vae_parameters(vae) + (student_parameters or 0)) + clip,
+        # Latents and predictions of every step, and the final latent; the text embedding, in fp32 from a student.
+        row_bytes=(2 * settings.steps + 1) * latent_bytes
+        + settings.text_length * family.text_width(config) * (FLOAT32_BYTES + itemsize),
+        decoding_bytes=min(batch_size, geometry.decoded_at_once) * decoding_bytes(vae, family, geometry),
+        table_rows=None if settings.pooled == "clip" else settings.steps,
+    )
+
+
+def scoring_cost(
+    manifest: Manifest, teacher: TeacherFolder, settings: CacheScoring, *, student_parameters: int
+) -> SamplingCost:
+    """What an evaluation on a cache needs. student_parameters: of the student; an untrained one is as large."""
+    dtype = settings.dtype_of(manifest)
+    sampling, itemsize = manifest.sampling, DTYPES[dtype].itemsize
+    embedding_bytes = manifest.teacher.text_length * manifest.teacher.text_width * (FLOAT32_BYTES + itemsize)
+    parameters, decoding = student_parameters * (2 if settings.random_baseline and settings.closed_loop else 1), 0
+    if settings.closed_loop:
+        vae = teacher.config("vae")
+        parameters += vae_parameters(vae)
+        decoding = decoding_bytes(vae, teacher.family, recorded_geometry(sampling))
+    return SamplingCost(
+        backbone=backbone_cost(CallShapes.of(manifest).model_copy(update={"dtype": dtype})),
+        dtype_bytes=itemsize,
+        batch_size=settings.batch_size,
+        beside_bytes=FLOAT32_BYTES * parameters,
+        row_bytes=(2 * sampling.steps + 1) * sampling.image_tokens * sampling.channels * itemsize + embedding_bytes,
+        decoding_bytes=decoding,
+        table_rows=table_rows(manifest),
+    )

@@ -1,0 +1,86 @@
+"""Costs of networks: those of the bundled configurations from a table, others counted when they are asked for.
+
+The table, counted.json, lets a plan start without torch, diffusers and transformers. See models/cost/bundled.py.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from secondcast.models.cost.network_costs import BackboneCost, BlockCost, TextEncoderCost
+from secondcast.models.cost.shapes import (
+    STUDENT_SIZES,
+    CallShapes,
+    ClipConfig,
+    DecodingShapes,
+    Shapes,
+    StudentShapes,
+    TextEncoderShapes,
+    VaeConfig,
+)
+from secondcast.models.families.family import Family
+from secondcast.models.geometry import Geometry
+from secondcast.storage_schemas.schema.manifest import Manifest
+
+TABLE = Path(__file__).with_name("counted.json")
+
+
+def backbone_cost(shapes: CallShapes) -> BackboneCost:
+    """The costs of a transformer in calls of these shapes."""
+    figures = _figures(shapes)
+    return BackboneCost(**figures | {"kinds": tuple(BlockCost(**kind) for kind in figures["kinds"])})
+
+
+def text_encoder_cost(manifest: Manifest) -> TextEncoderCost:
+    """The teacher's T5 encoder at the cache's text length and dtype."""
+    teacher, dtype = manifest.teacher, manifest.sampling.dtype
+    shapes = TextEncoderShapes(config=teacher.text_encoder_config, text_length=teacher.text_length, dtype=dtype)
+    return TextEncoderCost(**_figures(shapes))
+
+
+def student_cost(source: str, manifest: Manifest) -> TextEncoderCost:
+    """A student with its projection, fp32.
+
+    source: a name of STUDENT_SIZES, a hub name, a folder, or the config.json of a T5; or another encoder with its
+        tokenizer.
+
+    Raises StudentError if the student does not fit the teacher.
+    """
+    if source in STUDENT_SIZES:
+        return TextEncoderCost(**_figures(StudentShapes.of(source, STUDENT_SIZES[source], manifest.teacher)))
+    from secondcast.models.cost.students import counted_student
+
+    return counted_student(source, manifest.teacher)
+
+
+def decoding_bytes(config: dict[str, Any], family: Family, geometry: Geometry) -> int:
+    """Bytes of activations while the VAE decodes one image in fp32, its weights left out."""
+    size = {"height": geometry.height, "width": geometry.width}
+    return int(_figures(DecodingShapes(family=family.name, config=config, **size)))
+
+
+def vae_parameters(config: dict[str, Any]) -> int:
+    """Parameters of the VAE, of which a build only reads the configuration."""
+    return int(_figures(VaeConfig(config=config)))
+
+
+def clip_parameters(config: dict[str, Any]) -> int:
+    """Parameters of the CLIP text encoder."""
+    return int(_figures(ClipConfig(config=config)))
+
+
+@cache
+def _known() -> dict[str, Any]:
+    """The figures of the table, and those that this process has counted."""
+    return dict(json.loads(TABLE.read_bytes()))
+
+
+def _figures(shapes: Shapes) -> Any:
+    known, key = _known(), shapes.key
+    if key not in known:
+        # It imports torch, diffusers and transformers.
+        from secondcast.models.cost.counting import count
+
+        known[key] = count(shapes)
+    return known[key]

@@ -1,0 +1,230 @@
+"""Count the costs of a network from its configuration alone.
+
+The real classes run on the meta device; no weights are read.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import diffusers
+import torch
+from torch.utils._pytree import tree_map_only
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from secondcast.models.cost.network_costs import BackboneCost, BlockCost, TextEncoderCost
+from secondcast.models.cost.shapes import (
+    CallShapes,
+    ClipConfig,
+    DecodingShapes,
+    Shapes,
+    StudentShapes,
+    TextEncoderShapes,
+    VaeConfig,
+)
+from secondcast.models.families.family import BlockList, Family
+from secondcast.models.families.registry import family_named
+from secondcast.models.geometry import Geometry, geometry_of
+from secondcast.models.memory.checkpointing import activation_checkpointing
+from secondcast.models.memory.meta_run import count_flops, moved_bytes, parameter_count, peak_bytes, saved_bytes
+from secondcast.models.memory.modulation_table import modulation_parameters, modulation_width
+from secondcast.models.schedule import DTYPES
+from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
+
+# A fused kernel's backward pass recomputes the scores: 5 products, compared with 2 of the forward pass.
+_ATTENTION_BACKWARD = 2.5
+# Counted on the meta device: 4 products.
+_ATTENTION_BACKWARD_COUNTED = 2.0
+
+
+def count(shapes: Shapes) -> Any:
+    """The figures of a network in calls of these shapes, as JSON types; it takes up to seconds."""
+    match shapes:
+        case CallShapes():
+            return asdict(_transformer(shapes))
+        case TextEncoderShapes():
+            return asdict(_text_encoder(shapes))
+        case StudentShapes():
+            return asdict(_student(shapes))
+        case DecodingShapes():
+            return _decoding_bytes(shapes)
+        case VaeConfig():
+            return parameter_count(_vae(shapes.config))
+        case ClipConfig():
+            with torch.device("meta"):
+                return parameter_count(CLIPTextModel(CLIPTextConfig.from_dict(shapes.config)))
+    raise TypeError(f"{type(shapes).__name__} has no count")
+
+
+def _transformer(shapes: CallShapes) -> BackboneCost:
+    family, config, dtype = family_named(shapes.family), shapes.config, DTYPES[shapes.dtype]
+    anatomy = family.anatomy
+    depth = tuple(int(config[kind.count_key]) for kind in anatomy.block_lists)
+    # Blocks of a kind are equal: small depths give the constant part and one block of each kind exactly.
+    base = (1,) * len(depth)
+    larger = [tuple(1 + (kind == number) for number in range(len(depth))) for kind in range(len(depth))]
+    runs = {at: _Run(family, shapes, at) for at in (base, *larger)}
+
+    def whole(values: Mapping[tuple[int, ...], float]) -> float:
+        more = [values[at] - values[base] for at in larger]
+        return values[base] + sum((count - 1) * one for count, one in zip(depth, more, strict=True))
+
+    forward = {at: count_flops(run.forward) for at, run in runs.items()}
+    attention_flops = whole({at: flops.attention for at, flops in forward.items()})
+    forward_flops = whole({at: flops.total for at, flops in forward.items()})
+    both_flops = whole({at: count_flops(run.both).total for at, run in runs.items()})
+    saved = {at: saved_bytes(run.with_gradient, run.parameters) for at, run in runs.items()}
+    inner = int(config["attention_head_dim"]) * int(config["num_attention_heads"])
+    checkpoint = (shapes.image_tokens + shapes.text_length) * inner * dtype.itemsize
+    model = _transformer_of(family, config, depth, dtype)
+    kinds = tuple(
+        BlockCost(
+            count=count,
+            parameters=parameter_count(block),
+            modulation_parameters=modulation_parameters(block, anatomy),
+            modulation_width=modulation_width(block, anatomy),
+            forward_flops=forward[at].total - forward[base].total,
+            saved_bytes=saved[at] - saved[base],
+            recomputed_bytes=runs[at].recomputed_bytes(kind),
+        )
+        for kind, count, at, block in zip(
+            anatomy.block_lists, depth, larger, anatomy.blocks(runs[base].model), strict=True
+        )
+    )
+    return BackboneCost(
+        parameters=parameter_count(model),
+        modulation_parameters=modulation_parameters(model, anatomy),
+        conditioning_parameters=parameter_count(model.get_submodule(anatomy.conditioning)),
+        modulation_width=modulation_width(model, anatomy),
+        largest_linear=max(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)),
+        forward_flops=forward_flops,
+        attention_flops=attention_flops,
+        backward_flops=both_flops
+        - forward_flops
+        + (_ATTENTION_BACKWARD - _ATTENTION_BACKWARD_COUNTED) * attention_flops,
+        moved_bytes=whole({at: moved_bytes(run.forward) for at, run in runs.items()}),
+        forward_peak_bytes=peak_bytes(runs[base].forward, runs[base].parameters),
+        backward_bytes=peak_bytes(runs[base].both, runs[base].parameters, gradients=True) - saved[base],
+        checkpoint_bytes=checkpoint,
+        outer_bytes=runs[base].checkpointed_bytes() - len(depth) * checkpoint,
+        kinds=kinds,
+    )
+
+
+class _Run:
+    """A transformer of a depth and one sample for it, as Backbone calls it."""
+
+    def __init__(self, family: Family, shapes: CallShapes, depth: tuple[int, ...]) -> None:
+        self._family, self._shapes = family, shapes
+        self.model = _transformer_of(family, shapes.config, depth, DTYPES[shapes.dtype])
+        self.parameters = list(self.model.parameters())
+
+    def forward(self) -> torch.Tensor:
+        return self._run(gradient=False)
+
+    def with_gradient(self) -> torch.Tensor:
+        return self._run(gradient=True)
+
+    def both(self) -> None:
+        self._run(gradient=True).sum().backward()
+
+    def checkpointed_bytes(self) -> int:
+        activation_checkpointing(self.model, 1)
+        kept = saved_bytes(self.with_gradient, self.parameters)
+        activation_checkpointing(self.model, 0)
+        return kept
+
+    def recomputed_bytes(self, kind: BlockList) -> int:
+        """Peak of the forward and backward pass of the last block of a kind, without its inputs."""
+        block, calls = getattr(self.model, kind.attribute)[-1], list[tuple[Any, ...]]()
+        handle = block.register_forward_pre_hook(lambda *call: calls.append(call[1:]), with_kwargs=True)
+        self.with_gradient()
+        handle.remove()
+        given, named = tree_map_only(
+            torch.Tensor, lambda tensor: tensor.detach().requires_grad_(tensor.requires_grad), calls[0]
+        )
+
+        def both() -> None:
+            outputs = [output for output in block(*given, **named) if output.requires_grad]
+            torch.autograd.backward(outputs, [torch.empty_like(output) for output in outputs])
+
+        return peak_bytes(both, self.parameters, gradients=True)
+
+    def _run(self, *, gradient: bool) -> torch.Tensor:
+        shapes, dtype = self._shapes, DTYPES[self._shapes.dtype]
+        empty = partial(torch.empty, device="meta", dtype=dtype)
+        # The positions have the shapes of any image with so many tokens.
+        geometry = Geometry(height=1, width=1, rows=shapes.image_tokens, columns=1, channels=shapes.channels)
+        return self._family.call(
+            self.model,
+            empty(1, shapes.image_tokens, shapes.channels),
+            empty(1, shapes.text_length, shapes.text_width, requires_grad=gradient),
+            empty(1, shapes.pooled_width),
+            empty(1, dtype=self._family.timestep_dtype(dtype)),
+            torch.empty(1, device="meta") if shapes.takes_guidance else None,
+            self._family.positions(geometry, shapes.text_length, device=torch.device("meta"), dtype=dtype),
+        )
+
+
+def _transformer_of(family: Family, config: Mapping[str, Any], depth: Sequence[int], dtype: torch.dtype) -> Any:
+    """A transformer without memory, on the meta device, with `depth` blocks of each kind."""
+    counts = {kind.count_key: count for kind, count in zip(family.anatomy.block_lists, depth, strict=True)}
+    with torch.device("meta"):
+        model = getattr(diffusers, family.transformer).from_config({**config, **counts})
+    for parameter in model.parameters():
+        # Not .to(), for which diffusers logs a warning.
+        parameter.data = parameter.data.to(dtype)
+    return model.eval().requires_grad_(False)
+
+
+def _decoding_bytes(shapes: DecodingShapes) -> int:
+    family, config = family_named(shapes.family), shapes.config
+    token_px, channels = family.token_px(config), family.token_channels(config)
+    geometry = geometry_of(height=shapes.height, width=shapes.width, token_px=token_px, channels=channels)
+    vae = _vae(config).eval().requires_grad_(False)
+    with torch.device("meta"):
+        packed = torch.empty(1, geometry.image_tokens, geometry.channels)
+        latent = family.vae_input(packed, geometry, config)
+    weights = list(vae.parameters())
+    return peak_bytes(lambda: vae.decode(latent, return_dict=False)[0], weights)
+
+
+def _vae(config: dict[str, Any]) -> Any:
+    with torch.device("meta"):
+        return diffusers.AutoencoderKL.from_config(config)
+
+
+def _text_encoder(shapes: TextEncoderShapes) -> TextEncoderCost:
+    with torch.device("meta"):
+        model = T5EncoderModel(T5Config.from_dict(shapes.config))
+    model = model.to(DTYPES[shapes.dtype]).eval().requires_grad_(False)
+    return text_cost(model, shapes.text_length, saved=False)
+
+
+def _student(shapes: StudentShapes) -> TextEncoderCost:
+    config, length = shapes.config, shapes.text_length
+    with torch.device("meta"):
+        model = SecondcastStudent(
+            StudentConfig(
+                project_in_dim=config["d_model"], project_out_dim=shapes.text_width, text_length=length, **config
+            )
+        )
+    return text_cost(model.float().train(), length, saved=True)
+
+
+def text_cost(model: torch.nn.Module, length: int, *, saved: bool) -> TextEncoderCost:
+    """Of a text encoder on the meta device, for one text of this length; saved: whether it is trained."""
+
+    def run() -> Any:
+        return model(torch.empty(1, length, dtype=torch.int64, device="meta"))[0]
+
+    parameters = list(model.parameters())
+    with torch.no_grad():
+        flops = count_flops(run)
+    return TextEncoderCost(
+        parameters=parameter_count(model),
+        forward_flops=flops.total,
+        forward_peak_bytes=peak_bytes(run, parameters),
+        saved_bytes=saved_bytes(run, parameters) if saved else 0,
+    )
