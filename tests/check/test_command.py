@@ -1,13 +1,16 @@
 """`secondcast check` from the command line: rows that are kept, machines that are compared, wrong input in one line."""
 
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 
 from secondcast.check import check as checking
 from secondcast.check import machine
 from secondcast.check.check import empty_results
-from secondcast.check.results import CheckRow
+from secondcast.check.results import RESULTS_FILE, CheckRow, read_results
 from tests.check.conftest import pocket
 from tests.commands.test_cli import secondcast
 
@@ -107,3 +110,20 @@ def test_a_file_that_is_no_result_is_refused_by_the_field(tmp_path, capsys):
     (tmp_path / "x.json").write_text('{"format": "secondcast-check"}')
     code, _, errors = secondcast("check", "--merge", tmp_path / "x.json", capsys=capsys)
     assert code == 1 and "x.json is not a result of `secondcast check` (version: Field required)" in errors
+
+
+@pytest.mark.slow
+def test_a_killed_check_is_taken_up(tmp_path):
+    command = [sys.executable, "-P", "-m", "secondcast.cli", "check", str(tmp_path / "c"), "--device", "cpu"]
+    file = tmp_path / "c" / RESULTS_FILE
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while process.poll() is None and (not file.is_file() or len(read_results(file).rows) < 8):
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    before = read_results(file)
+    assert 8 <= len(before.rows) < 20
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    after = read_results(file)
+    assert after.rows[: len(before.rows)] == before.rows and after.broken == ()
+    assert after.row("picture: large").result == "measured"
