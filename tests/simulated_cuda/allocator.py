@@ -6,8 +6,9 @@ Source: c10/cuda/CUDACachingAllocator.cpp of torch 2.13, with its default settin
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from itertools import count
+from math import inf
 
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
 # Sizes are multiples of it.
 UNIT = 512
 # Blocks up to this size come from segments of 2 MiB, and larger ones from segments of their own size or 20 MiB.
@@ -38,10 +39,19 @@ class Block:
         return self.size, self.number
 
 
+class OutOfMemory(RuntimeError):
+    """A block does not fit into the limit, even without the free segments."""
+
+
 @dataclass
 class CachingAllocator:
-    """Bytes that are allocated and reserved now, and their peaks."""
+    """Bytes that are allocated and reserved now, and their peaks.
 
+    limit: of what can be reserved. emptied: how often free segments went back to the device to stay below it.
+    """
+
+    limit: float = inf
+    emptied: int = 0
     allocated: int = 0
     reserved: int = 0
     peak_allocated: int = 0
@@ -81,13 +91,14 @@ class CachingAllocator:
 
     def empty_cache(self) -> None:
         """Give segments that nothing uses back to the device."""
-        for small, blocks in self._free.items():
-            whole = [block for *_, block in blocks if block.previous is None and block.next is None]
-            self.reserved -= sum(block.size for block in whole)
-            self._free[small] = [item for item in blocks if item[2] not in whole]
+        for blocks in self._free.values():
+            parts = [item for item in blocks if item[2].previous is not None or item[2].next is not None]
+            self.reserved -= sum(size for size, *_ in blocks) - sum(size for size, *_ in parts)
+            blocks[:] = parts
 
     def reset_peaks(self) -> None:
         """Begin new peaks at what is allocated and reserved now."""
+        self.emptied = 0
         self.peak_allocated, self.peak_reserved = self.allocated, self.reserved
 
     def _segment(self, size: int, small: bool) -> Block:
@@ -95,6 +106,14 @@ class CachingAllocator:
             size = _SMALL_SEGMENT
         else:
             size = _LARGE_SEGMENT if size < _OWN_SEGMENT else rounded(size, _SEGMENT_UNIT)
+        if self.reserved + size > self.limit:
+            self.empty_cache()
+            self.emptied += 1
+        if self.reserved + size > self.limit:
+            raise OutOfMemory(
+                f"{size / GIB:.2f} GiB asked for, {self.reserved / GIB:.2f} GiB of {self.limit / GIB:.2f} GiB reserved, "
+                f"{self.allocated / GIB:.2f} GiB of them in use"
+            )
         self.reserved += size
         self.peak_reserved = max(self.peak_reserved, self.reserved)
         return Block(size, small, next(self._numbers))

@@ -12,12 +12,14 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorConverter, FakeT
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.simulated_cuda.measured import GIB, Measured
+from secondcast.models.memory.peak import release_memory
+from tests.simulated_cuda.measured import CONTEXT_GIB, GIB, Measured
 from tests.simulated_cuda.memory import DeviceMemory, PinnedMemory, Queue
 from tests.simulated_cuda.torch_cuda import install
 
 aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)
+_PLAIN = frozenset({FakeTensor, torch.nn.Parameter, torch.Tensor})
 
 
 class SimulatedCuda(TorchDispatchMode):
@@ -32,12 +34,23 @@ class SimulatedCuda(TorchDispatchMode):
         self.without_data = _WithoutData(allow_non_fake_inputs=True)
         install(self.memory, self.queue, self.pinned)
 
+    def fit_into(self, card_gib: float) -> None:
+        """Have the memory of a GPU from now on, and begin new peaks."""
+        self.memory.allocator.limit = (card_gib - CONTEXT_GIB) * GIB
+        self.release()
+
+    def release(self) -> None:
+        """Free what nothing refers to, and begin new peaks."""
+        release_memory(CUDA)
+        self.memory.allocator.reset_peaks()
+
     def measured(self) -> Measured:
         """The peaks since the last call, and the waits since they were cleared."""
         allocator = self.memory.allocator
         found = Measured(
             allocated_gib=allocator.peak_allocated / GIB,
             reserved_gib=allocator.peak_reserved / GIB,
+            emptied=allocator.emptied,
             waits=dict(self.queue.waits),
         )
         self.queue.waits.clear()
@@ -47,12 +60,10 @@ class SimulatedCuda(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
         # Quantized weights take themselves apart first.
-        if not {*types} <= {FakeTensor, torch.nn.Parameter}:
+        if not _PLAIN.issuperset(types):
             return NotImplemented
         if FakeTensor not in types and not _is_cuda(named.get("device")):
             return func(*args, **named)
-        if func is aten.record_stream.default:
-            return None
         if func is aten._local_scalar_dense.default:
             return self._read(args[0])
         self._copy(func, args, named)

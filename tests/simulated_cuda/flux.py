@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import T5Config, T5EncoderModel
 
 from secondcast.cache_builder.opening.new_manifest import outline_manifest
 from secondcast.cache_builder.settings import PlannedBuild
@@ -16,6 +18,7 @@ from secondcast.models.families.flux import FLUX
 from secondcast.models.schedule import DTYPES
 from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
 from secondcast.models.teacher.planned import planned_teacher
+from secondcast.models.teacher.text_encoder import TeacherTextEncoder
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import fields_of
 from secondcast.storage_schemas.schema.manifest import Manifest
@@ -39,6 +42,22 @@ def transformer(mode: FakeTensorMode, manifest: Manifest) -> Any:
         return model.to_empty(device="cpu")
 
 
+def text_encoder(mode: FakeTensorMode, manifest: Manifest) -> TeacherTextEncoder:
+    """T5-XXL's encoder on the host."""
+    with torch.device("meta"):
+        model = T5EncoderModel(T5Config.from_dict(manifest.teacher.text_encoder_config))
+    with mode:
+        return TeacherTextEncoder(model.to(DTYPES[manifest.sampling.dtype]).to_empty(device="cpu"))
+
+
+def vae(mode: FakeTensorMode) -> Any:
+    """The VAE in fp32 on the host."""
+    with torch.device("meta"):
+        model = AutoencoderKL.from_config(TEACHER.config("vae"))
+    with mode:
+        return model.to_empty(device="cpu")
+
+
 def student(mode: FakeTensorMode, source: str, manifest: Manifest) -> SecondcastStudent:
     """A student in fp32 on the host."""
     config, teacher = student_config(source).to_dict(), manifest.teacher
@@ -56,10 +75,10 @@ def student(mode: FakeTensorMode, source: str, manifest: Manifest) -> Secondcast
 
 def cache_of(folder: Path, manifest: Manifest, *, held_out: bool = False) -> Cache:
     """A cache of zeros: of prompts to train on, or of held-out ones."""
-    prompts = _prompts(manifest.prompts.count, held_out=held_out)
-    prompt_set = manifest.prompts.model_copy(update=prompt_set_fields(prompts))
+    texts = prompts(manifest.prompts.count, held_out=held_out)
+    prompt_set = manifest.prompts.model_copy(update=prompt_set_fields(texts))
     writer = CacheWriter.create_or_resume(
-        str(folder), manifest.model_copy(update={"prompts": prompt_set}), prompts, TEACHER.tokenizer_files()
+        str(folder), manifest.model_copy(update={"prompts": prompt_set}), texts, TEACHER.tokenizer_files()
     )
     for kind in ("embeddings", "trajectories"):
         for shard in writer.missing(kind):
@@ -72,7 +91,8 @@ def cache_of(folder: Path, manifest: Manifest, *, held_out: bool = False) -> Cac
     return Cache.open(str(folder))
 
 
-def _prompts(count: int, *, held_out: bool) -> list[Prompt]:
+def prompts(count: int, *, held_out: bool = False) -> list[Prompt]:
+    """Prompts to train on, or held-out ones."""
     texts: Sequence[str] = [f"prompt {number}" for number in range(100 * count)]
     chosen = [text for text in texts if is_held_out(prompt_id(text)) == held_out][:count]
     return [Prompt(id=prompt_id(text), text=text, sources=("made up",), token_ids=(3, 4, 1)) for text in chosen]

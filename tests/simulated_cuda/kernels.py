@@ -20,12 +20,15 @@ def attention(
     is_causal: bool = False,
     **named: Any,
 ) -> torch.Tensor:
-    """torch.nn.functional.scaled_dot_product_attention, by FlashAttention where it can."""
-    if query.device.type != "cuda" or attn_mask is not None or query.dtype == torch.float32:
+    """torch.nn.functional.scaled_dot_product_attention: FlashAttention, or the memory-efficient kernel."""
+    if query.device.type != "cuda":
         return _CPU_ATTENTION(query, key, value, attn_mask, dropout_p, is_causal, **named)
-    flash = torch.ops.aten._scaled_dot_product_flash_attention
-    output: torch.Tensor = flash(query, key, value, dropout_p, is_causal, False, scale=named.get("scale"))[0]
-    return output
+    if attn_mask is None and query.dtype != torch.float32:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        return flash(query, key, value, dropout_p, is_causal, False, scale=named.get("scale"))[0]
+    keeps = torch.is_grad_enabled() and query.requires_grad
+    efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+    return efficient(query, key, value, attn_mask, keeps, dropout_p, is_causal, scale=named.get("scale"))[0]
 
 
 def rms_norm(

@@ -107,6 +107,7 @@ def install(memory: DeviceMemory, queue: Queue, pinned: PinnedMemory) -> None:
 
     torch.Tensor.pin_memory = pin_memory  # type: ignore[assignment,method-assign]
     FakeTensor.numpy = _numpy  # type: ignore[method-assign]
+    FakeTensor.record_stream = lambda tensor, stream: None  # type: ignore[method-assign]
     FakeTensor.data = property(_data, _set_data)  # type: ignore[assignment]
     functional.scaled_dot_product_attention, functional.rms_norm = attention, rms_norm
     # As on a GPU, a moved parameter is the same object, and shared ones stay shared: `data =` cannot give a tensor

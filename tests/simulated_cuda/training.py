@@ -1,27 +1,28 @@
 """Optimizer steps of FLUX.1-dev on the simulated device, as `secondcast train` computes them."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
 
 from secondcast.models.backbone import Backbone
-from secondcast.models.geometry import recorded_geometry
 from secondcast.models.memory.checkpointing import activation_checkpointing
 from secondcast.models.memory.modulation_table import recorded_conditions
-from secondcast.storage_schemas.reader import Cache
-from secondcast.trainer.cost.stage_cost import costs_of
+from secondcast.models.memory.options import MemoryOptions
+from secondcast.storage_schemas.schema.manifest import Manifest
+from secondcast.trainer.cost.stage_cost import Costs, costs_of
 from secondcast.trainer.data.mixture import TrainingCache
 from secondcast.trainer.loop import Trainer
 from secondcast.trainer.losses.objective import Objective
 from secondcast.trainer.settings import TrainFlags, TrainSettings
 from secondcast.trainer.training_set import TrainingSet
 from tests.simulated_cuda import flux
-from tests.simulated_cuda.device import CUDA, SimulatedCuda
+from tests.simulated_cuda.device import CUDA
 from tests.simulated_cuda.measured import Measured, Planned
+from tests.simulated_cuda.session import Session
 
 STUDENT = "base"
 BATCH_SIZE = 4
@@ -29,11 +30,15 @@ BATCH_SIZE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRow:
-    """Options of a run; those that are not given are the defaults of `secondcast train`, at batch size 4."""
+    """Options of a run; those that are not given are the defaults of `secondcast train`, at batch size 4.
+
+    fault: a context in which the product is broken.
+    """
 
     name: str
     pixels: int = 512
     flags: dict[str, Any] = field(default_factory=dict)
+    fault: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     @property
     def settings(self) -> TrainSettings:
@@ -42,8 +47,22 @@ class TrainingRow:
 
     def planned(self) -> Planned:
         """The memory that the product calculates."""
-        costs = costs_of({"cache": flux.manifest_of(self.pixels)}, STUDENT)
-        return Planned.of(costs.memory(self.settings))
+        return Planned.of(_costs(self.pixels).memory(self.settings))
+
+    def run(self, session: Session) -> Measured:
+        """One optimizer step, with the moments of earlier ones."""
+        with session.device as device:
+            trainer = _trainer(self, session)
+            _make_moments(trainer)
+            device.queue.waits.clear()
+            with self.fault():
+                trainer.timed_steps()
+            return device.measured()
+
+
+@cache
+def _costs(pixels: int) -> Costs:
+    return costs_of({"cache": flux.manifest_of(pixels)}, STUDENT)
 
 
 RECOMPUTED = {"activation_checkpointing": 1}
@@ -68,65 +87,37 @@ STREAMED = (
 )
 
 
-class Trainings:
-    """Runs rows one after the other in one process; `folder` holds their caches."""
+def _trainer(row: TrainingRow, session: Session) -> Trainer:
+    settings = row.settings
+    cache = session.cache(f"{row.pixels} px", flux.manifest_of(row.pixels, prompts=BATCH_SIZE))
+    manifest = cache.manifest
+    return Trainer(
+        session.folder,
+        settings,
+        [TrainingCache(name="cache", cache=cache, training_set=TrainingSet.of(cache))],
+        Objective(
+            settings=settings,
+            backbones=[_backbone(row, settings.memory, manifest, session)],
+            context_ID=None,
+            sigmas=[manifest.sampling.sigmas],
+        ),
+        flux.student(session.device.without_data, STUDENT, manifest),
+        CUDA,
+        autocast=True,
+    )
 
-    def __init__(self, device: SimulatedCuda, folder: Path) -> None:
-        self._device, self._folder = device, folder
-        self._caches: dict[int, Cache] = {}
-        self._held: tuple[Any, Backbone] | None = None
 
-    def run(self, row: TrainingRow, during: Callable[[Trainer], AbstractContextManager[Any]] | None = None) -> Measured:
-        """One optimizer step with the moments of earlier ones; during: a context around it."""
-        with self._device:
-            trainer = self._trainer(row)
-            _make_moments(trainer)
-            self._device.queue.waits.clear()
-            with during(trainer) if during else nullcontext():
-                trainer.timed_steps()
-            return self._device.measured()
-
-    def _trainer(self, row: TrainingRow) -> Trainer:
-        settings, cache = row.settings, self._cache(row.pixels)
-        manifest = cache.manifest
-        objective = Objective(
-            settings=settings, backbones=[self._backbone(row, cache)], context_ID=None, sigmas=[manifest.sampling.sigmas]
-        )
-        return Trainer(
-            self._folder,
-            settings,
-            [TrainingCache(name="cache", cache=cache, training_set=TrainingSet.of(cache))],
-            objective,
-            flux.student(self._device.without_data, STUDENT, manifest),
-            CUDA,
-            autocast=True,
-        )
-
-    def _cache(self, pixels: int) -> Cache:
-        if pixels not in self._caches:
-            folder = self._folder / f"cache-{pixels}"
-            self._caches[pixels] = flux.cache_of(folder, flux.manifest_of(pixels, prompts=BATCH_SIZE))
-        return self._caches[pixels]
-
-    def _backbone(self, row: TrainingRow, cache: Cache) -> Backbone:
-        """The transformer of this row, the last one if it only differs in what is recomputed."""
-        options, manifest = row.settings.memory, cache.manifest
-        key = row.pixels, options.modulation, options.gpu_blocks, options.quantize
-        if self._held is None or self._held[0] != key:
-            self._held = None
-            backbone = Backbone.holding(
-                flux.transformer(self._device.without_data, manifest),
-                recorded_geometry(manifest.sampling),
-                text_length=manifest.teacher.text_length,
-                device=CUDA,
-                options=options,
-                conditions=recorded_conditions([manifest], batch_rows=row.settings.replay_rows),
-            )
-            self._held = key, backbone
-        backbone = self._held[1]
-        if options.gpu_blocks is None:
-            activation_checkpointing(backbone.transformer, options.activation_checkpointing)
-        return backbone
+def _backbone(row: TrainingRow, options: MemoryOptions, manifest: Manifest, session: Session) -> Backbone:
+    """The transformer of a row, that of the last one if they only differ in what is recomputed."""
+    conditions = recorded_conditions([manifest], batch_rows=1)
+    assert conditions is not None
+    # All rows of the table in one call, to save time.
+    conditions = replace(conditions, batch_rows=len(conditions.pairs))
+    key = row.pixels, options.modulation, options.gpu_blocks, options.quantize
+    backbone = session.backbone(key, manifest, options, conditions)
+    if options.gpu_blocks is None:
+        activation_checkpointing(backbone.transformer, options.activation_checkpointing)
+    return backbone
 
 
 def _make_moments(trainer: Trainer) -> None:
