@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from tests.simulated_cuda.allocator import CachingAllocator, rounded
+from tests.simulated_cuda.device.allocator import CachingAllocator, rounded
 
 aten = torch.ops.aten
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # FlashAttention's tiles of queries.
 _TILE = 128
 _FLOAT32 = 4

@@ -39,7 +39,7 @@ class Block:
         return self.size, self.number
 
 
-class OutOfMemory(RuntimeError):
+class OutOfMemoryError(RuntimeError):
     """A block does not fit into the limit, even without the free segments."""
 
 
@@ -102,17 +102,15 @@ class CachingAllocator:
         self.peak_allocated, self.peak_reserved = self.allocated, self.reserved
 
     def _segment(self, size: int, small: bool) -> Block:
-        if small:
-            size = _SMALL_SEGMENT
-        else:
-            size = _LARGE_SEGMENT if size < _OWN_SEGMENT else rounded(size, _SEGMENT_UNIT)
+        shared = _SMALL_SEGMENT if small else _LARGE_SEGMENT
+        size = shared if size < _OWN_SEGMENT else rounded(size, _SEGMENT_UNIT)
         if self.reserved + size > self.limit:
             self.empty_cache()
             self.emptied += 1
         if self.reserved + size > self.limit:
-            raise OutOfMemory(
-                f"{size / GIB:.2f} GiB asked for, {self.reserved / GIB:.2f} GiB of {self.limit / GIB:.2f} GiB reserved, "
-                f"{self.allocated / GIB:.2f} GiB of them in use"
+            raise OutOfMemoryError(
+                f"{size / GIB:.2f} GiB asked for, {self.reserved / GIB:.2f} GiB of {self.limit / GIB:.2f} GiB "
+                f"reserved, {self.allocated / GIB:.2f} GiB of them in use"
             )
         self.reserved += size
         self.peak_reserved = max(self.peak_reserved, self.reserved)

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PINNED = re.search(r"^torch==(\S+)$", (HERE.parents[1] / "constraints.txt").read_text(), re.MULTILINE)
+PINNED = re.search(r"^torch==(\S+)$", (HERE.parents[2] / "constraints.txt").read_text(), re.MULTILINE)
 LINKED = ("c10", "torch_cpu")
 
 
@@ -33,13 +33,12 @@ def missing() -> str | None:
     return None if shutil.which("g++") else "g++ is not installed: it compiles the simulated CUDA device"
 
 
-def compile_shim(folder: Path) -> Path:
-    """The compiled shim in a folder."""
-    library, torch = folder / "shim.so", torch_folder()
+def compile_shim(library: Path) -> None:
+    """Compile the shim into a file."""
+    torch = torch_folder()
     command = ["g++", "-shared", "-fPIC", "-std=c++20", str(HERE / "shim.cpp"), "-o", str(library)]
     command += [f"-I{torch / 'include'}", f"-L{torch / 'lib'}", *(f"-l{name}" for name in LINKED)]
     subprocess.run(command, check=True, capture_output=True, text=True)
-    return library
 
 
 def load_shim(library: Path) -> None:

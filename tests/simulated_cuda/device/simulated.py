@@ -5,6 +5,7 @@ either: values that are read from them are ones.
 """
 
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,13 +14,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from secondcast.models.memory.peak import release_memory
-from tests.simulated_cuda.measured import CONTEXT_GIB, GIB, Measured
-from tests.simulated_cuda.memory import DeviceMemory, PinnedMemory, Queue
-from tests.simulated_cuda.torch_cuda import install
+from tests.simulated_cuda.device.allocator import GIB
+from tests.simulated_cuda.device.memory import DeviceMemory, PinnedMemory, Queue
+from tests.simulated_cuda.device.torch_cuda import install
 
 aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)
 _PLAIN = frozenset({FakeTensor, torch.nn.Parameter, torch.Tensor})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Peaks of a run.
+
+    emptied: how often torch gave cached memory back to the device because there was too little left.
+    waits: the places where the host waited for the device, with their counts.
+    """
+
+    allocated_gib: float
+    reserved_gib: float
+    emptied: int
+    waits: dict[str, int]
 
 
 class SimulatedCuda(TorchDispatchMode):
@@ -34,9 +49,9 @@ class SimulatedCuda(TorchDispatchMode):
         self.without_data = _WithoutData(allow_non_fake_inputs=True)
         install(self.memory, self.queue, self.pinned)
 
-    def fit_into(self, card_gib: float) -> None:
-        """Have the memory of a GPU from now on, and begin new peaks."""
-        self.memory.allocator.limit = (card_gib - CONTEXT_GIB) * GIB
+    def fit_into(self, gib: float) -> None:
+        """Have so much memory from now on, and begin new peaks."""
+        self.memory.allocator.limit = gib * GIB
         self.release()
 
     def release(self) -> None:

@@ -1,7 +1,7 @@
 """Ways to break a training step that the simulation has to notice."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -9,9 +9,8 @@ import torch
 
 from secondcast.models.backbone import Backbone
 from secondcast.trainer.losses.objective import Objective
-from tests.simulated_cuda.device import CUDA
-from tests.simulated_cuda.measured import GIB
-from tests.simulated_cuda.training import TrainingRow
+from tests.simulated_cuda.device.simulated import CUDA
+from tests.simulated_cuda.runs.rows import GIB, TrainingRow
 
 _predict, _training_loss = Backbone.predict, Objective.training_loss
 EXTRA = 0.1
@@ -19,7 +18,7 @@ EXTRA = 0.1
 
 
 @contextmanager
-def host_guidance() -> Iterator[None]:
+def host_input() -> Iterator[None]:
     """Leaves an input of the transformer on the host."""
 
     def predict(self: Backbone, *inputs: Any, **named: Any) -> torch.Tensor:
@@ -31,7 +30,7 @@ def host_guidance() -> Iterator[None]:
 
 
 @contextmanager
-def loss_read() -> Iterator[None]:
+def second_host_read() -> Iterator[None]:
     """Reads the loss on the host before the backward pass."""
 
     def training_loss(self: Objective, *inputs: Any) -> torch.Tensor:
@@ -46,7 +45,7 @@ def loss_read() -> Iterator[None]:
 @contextmanager
 def more_activations() -> Iterator[None]:
     """Saves more for the backward pass."""
-    extra_bytes = int(EXTRA * GIB * TrainingRow(name="unbroken").planned().activations_gib)
+    extra_bytes = int(EXTRA * GIB * BROKEN.planned().activations_gib)
 
     def predict(self: Backbone, hidden_BSC: torch.Tensor, text_BTD: torch.Tensor, *inputs: Any, **named: Any) -> Any:
         return _predict(self, hidden_BSC, _Keeps.apply(text_BTD, extra_bytes), *inputs, **named)
@@ -68,8 +67,10 @@ class _Keeps(torch.autograd.Function):
         return gradient_BTD, None
 
 
-FAULTS = (
-    TrainingRow(name="an input on the host", fault=host_guidance),
-    TrainingRow(name="a second host read", fault=loss_read),
-    TrainingRow(name="10 % more activations", fault=more_activations),
-)
+BROKEN = TrainingRow()
+FAULTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "host input": host_input,
+    "second host read": second_host_read,
+    "more activations": more_activations,
+}
+"""Contexts in which a step of the row BROKEN goes wrong."""

@@ -11,8 +11,8 @@ from diffusers import FluxTransformer2DModel
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
-from tests.simulated_cuda.kernels import attention, rms_norm
-from tests.simulated_cuda.memory import DeviceMemory, PinnedMemory, Queue
+from tests.simulated_cuda.device.kernels import attention, rms_norm
+from tests.simulated_cuda.device.memory import DeviceMemory, PinnedMemory, Queue
 
 # They and their dependencies look for more of a CUDA build if there is a device when they are imported.
 _IMPORTED = torch._dynamo, FluxTransformer2DModel
@@ -21,59 +21,74 @@ _IMPORTED = torch._dynamo, FluxTransformer2DModel
 NAME, TOTAL_BYTES = "simulated", int(79.2 * 2**30)
 
 
+class Event:
+    """Passed once the host has waited for the device after it was recorded."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue, self._recorded = queue, -1
+
+    def record(self, stream: Any = None) -> None:
+        """See torch.cuda.Event."""
+        self._recorded = self._queue.waited
+
+    def wait(self, stream: Any = None) -> None:
+        """See torch.cuda.Event."""
+
+    def query(self) -> bool:
+        """See torch.cuda.Event."""
+        return self._queue.waited > self._recorded
+
+    def synchronize(self) -> None:
+        """See torch.cuda.Event."""
+        if not self.query():
+            self._queue.wait("event")
+
+    def elapsed_time(self, other: "Event") -> float:
+        """See torch.cuda.Event."""
+        return 0.0
+
+
 class Stream:
-    """A stream that runs at once: the order of work between streams is not simulated."""
+    """A stream that computes at once: the order of work between streams is not simulated."""
 
-    def __init__(self, *_: Any, **__: Any) -> None: ...
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
 
-    def wait_event(self, event: "Event") -> None:
+    def wait_event(self, event: Event) -> None:
         """See torch.cuda.Stream."""
 
-    def record_event(self, event: "Event | None" = None) -> "Event":
+    def record_event(self) -> Event:
         """See torch.cuda.Stream."""
-        event = event or torch.cuda.Event()
-        event.record(self)
+        event = Event(self._queue)
+        event.record()
         return event
 
 
+class Runtime:
+    """The functions of CUDA's runtime library that pin host memory."""
+
+    def __init__(self, pinned: PinnedMemory) -> None:
+        self._pinned = pinned
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        """See CUDA; 0 is success."""
+        self._pinned.register(address, size)
+        return 0
+
+    def cudaHostUnregister(self, address: int) -> int:
+        """See CUDA."""
+        self._pinned.unregister(address)
+        return 0
+
+
+class Properties:
+    """See torch.cuda.get_device_properties."""
+
+    name, total_memory, major, minor = NAME, TOTAL_BYTES, 9, 0
+
+
 def install(memory: DeviceMemory, queue: Queue, pinned: PinnedMemory) -> None:
-    """Replace them, for the rest of the process."""
-
-    class Event:
-        """Passed once the host has waited for the device after it was recorded."""
-
-        def __init__(self, *_: Any, **__: Any) -> None:
-            self._recorded = -1
-
-        def record(self, stream: Any = None) -> None:
-            self._recorded = queue.waited
-
-        def wait(self, stream: Any = None) -> None: ...
-
-        def query(self) -> bool:
-            return queue.waited > self._recorded
-
-        def synchronize(self) -> None:
-            if not self.query():
-                queue.wait("event")
-
-        def elapsed_time(self, other: "Event") -> float:
-            return 0.0
-
-    class Runtime:
-        @staticmethod
-        def cudaHostRegister(address: int, size: int, flags: int) -> int:  # noqa: N802
-            pinned.register(address, size)
-            return 0
-
-        @staticmethod
-        def cudaHostUnregister(address: int) -> int:  # noqa: N802
-            pinned.unregister(address)
-            return 0
-
-    class Properties:
-        name, total_memory, major, minor = NAME, TOTAL_BYTES, 9, 0
-
+    """Replace what is missing, for the rest of the process."""
     replaced: dict[str, Any] = {
         "_lazy_init": lambda: None,
         "is_available": lambda: True,
@@ -90,10 +105,10 @@ def install(memory: DeviceMemory, queue: Queue, pinned: PinnedMemory) -> None:
         "reset_peak_memory_stats": lambda device=None: None,
         "empty_cache": memory.allocator.empty_cache,
         "synchronize": lambda device=None: queue.wait("synchronize"),
-        "cudart": lambda: Runtime,
-        "Stream": Stream,
-        "Event": Event,
-        "current_stream": lambda device=None: Stream(),
+        "cudart": lambda: Runtime(pinned),
+        "Stream": lambda device=None: Stream(queue),
+        "Event": lambda enable_timing=False: Event(queue),
+        "current_stream": lambda device=None: Stream(queue),
         "stream": _stream,
     }
     for name, value in replaced.items():

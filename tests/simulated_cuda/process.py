@@ -1,14 +1,14 @@
-"""One process of the simulation: python -m tests.simulated_cuda.run GROUP SHIM FOLDER RESULT."""
+"""A process of the simulation: python -m tests.simulated_cuda.process GROUP SHIM FOLDER RESULT."""
 
 import json
 import sys
 from pathlib import Path
 
-from tests.simulated_cuda.shim import load_shim
+from tests.simulated_cuda.device.shim import load_shim
 
 if __name__ == "__main__":
     group, shim, folder, result = sys.argv[1:]
     load_shim(Path(shim))
-    from tests.simulated_cuda.groups import run_group
+    from tests.simulated_cuda.runs.groups import run_group
 
     Path(result).write_text(json.dumps(run_group(group, Path(folder)), indent=1))

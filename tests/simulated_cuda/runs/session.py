@@ -10,8 +10,8 @@ from secondcast.models.memory.modulation_table import Conditions
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.manifest import Manifest
-from tests.simulated_cuda import flux
-from tests.simulated_cuda.device import CUDA, SimulatedCuda
+from tests.simulated_cuda.device.simulated import CUDA, SimulatedCuda
+from tests.simulated_cuda.runs import flux
 
 
 @dataclass
@@ -29,9 +29,7 @@ class Session:
             self._caches[name] = flux.cache_of(self.folder / name, manifest, held_out=held_out)
         return self._caches[name]
 
-    def backbone(
-        self, key: Any, manifest: Manifest, options: MemoryOptions, conditions: Conditions | None
-    ) -> Backbone:
+    def backbone(self, key: Any, manifest: Manifest, options: MemoryOptions, conditions: Conditions | None) -> Backbone:
         """The transformer of a cache on the device; the last one if its key is the same."""
         if self._held is None or self._held[0] != key:
             self.release()

@@ -10,27 +10,18 @@ from diffusers import AutoencoderKL
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import T5Config, T5EncoderModel
 
-from secondcast.cache_builder.opening.new_manifest import outline_manifest
-from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.models.cost.text import student_config
 from secondcast.models.cost.transformer import transformer_of
 from secondcast.models.families.flux import FLUX
 from secondcast.models.schedule import DTYPES
 from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
-from secondcast.models.teacher.planned import planned_teacher
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import fields_of
 from secondcast.storage_schemas.schema.manifest import Manifest
 from secondcast.storage_schemas.schema.prompts import Prompt, is_held_out, prompt_id
 from secondcast.storage_schemas.writer import CacheWriter, prompt_set_fields
-
-TEACHER = planned_teacher("FLUX.1-dev")[0]
-
-
-def manifest_of(pixels: int, *, prompts: int = 4, **options: Any) -> Manifest:
-    """A cache of FLUX.1-dev as `secondcast build` plans it."""
-    return outline_manifest(PlannedBuild(resolution=pixels, **options), TEACHER, prompt_count=prompts)
+from tests.simulated_cuda.runs.rows import STUDENT, TEACHER
 
 
 def transformer(mode: FakeTensorMode, manifest: Manifest) -> Any:
@@ -58,9 +49,9 @@ def vae(mode: FakeTensorMode) -> Any:
         return model.to_empty(device="cpu")
 
 
-def student(mode: FakeTensorMode, source: str, manifest: Manifest) -> SecondcastStudent:
+def student(mode: FakeTensorMode, manifest: Manifest) -> SecondcastStudent:
     """A student in fp32 on the host."""
-    config, teacher = student_config(source).to_dict(), manifest.teacher
+    config, teacher = student_config(STUDENT).to_dict(), manifest.teacher
     config.pop("model_type", None)
     with mode:
         return SecondcastStudent(
