@@ -1,4 +1,4 @@
-"""A process of the simulation: python -m tests.simulated_cuda.process GROUP SHIM FOLDER RESULT."""
+"""A process of the simulation: python -m tests.simulated_cuda.process GROUP SHIM PLANS FOLDER RESULT."""
 
 import json
 import sys
@@ -7,8 +7,10 @@ from pathlib import Path
 from tests.simulated_cuda.device.shim import load_shim
 
 if __name__ == "__main__":
-    group, shim, folder, result = sys.argv[1:]
+    group, shim, plans, folder, result = sys.argv[1:]
     load_shim(Path(shim))
     from tests.simulated_cuda.runs.groups import run_group
+    from tests.simulated_cuda.runs.rows import Planned
 
-    Path(result).write_text(json.dumps(run_group(group, Path(folder)), indent=1))
+    planned = {name: Planned(**plan) for name, plan in json.loads(Path(plans).read_text()).items()}
+    Path(result).write_text(json.dumps(run_group(group, planned, Path(folder)), indent=1))

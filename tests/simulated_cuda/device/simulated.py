@@ -93,7 +93,8 @@ class SimulatedCuda(TorchDispatchMode):
         for tensor in made:
             self.memory.follow(tensor)
         self.memory.workspace(func, args)
-        if made and not func.is_view:
+        # Operations on lists of tensors return nothing.
+        if (made or result is None) and not func.is_view:
             self.queue.launch()
 
     def _read(self, tensor: torch.Tensor) -> bool | int | float:

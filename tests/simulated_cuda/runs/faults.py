@@ -1,6 +1,6 @@
 """Ways to break a training step that the simulation has to notice."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -10,16 +10,25 @@ import torch
 from secondcast.models.backbone import Backbone
 from secondcast.trainer.losses.objective import Objective
 from tests.simulated_cuda.device.simulated import CUDA
-from tests.simulated_cuda.runs.rows import GIB, TrainingRow
+from tests.simulated_cuda.runs.rows import GIB, Planned, TrainingRow
 
+BROKEN = TrainingRow()
+"""The row that is broken."""
+HOST_INPUT, READ_AND_ACTIVATIONS = "host input", "host read and activations"
+# Activations that are added, as a part of those of the plan.
+_EXTRA = 0.1
 _predict, _training_loss = Backbone.predict, Objective.training_loss
-EXTRA = 0.1
-"""Activations that `more_activations` adds, as a part of those of the unbroken step."""
+
+
+def faults(planned: Planned) -> Mapping[str, AbstractContextManager[None]]:
+    """Contexts in which a step goes wrong, by name."""
+    extra_bytes = int(_EXTRA * GIB * planned.activations_gib)
+    return {HOST_INPUT: _host_input(), READ_AND_ACTIVATIONS: _host_read_and_activations(extra_bytes)}
 
 
 @contextmanager
-def host_input() -> Iterator[None]:
-    """Leaves an input of the transformer on the host."""
+def _host_input() -> Iterator[None]:
+    """The guidance stays on the host."""
 
     def predict(self: Backbone, *inputs: Any, **named: Any) -> torch.Tensor:
         *others, guidance_B = inputs
@@ -30,27 +39,18 @@ def host_input() -> Iterator[None]:
 
 
 @contextmanager
-def second_host_read() -> Iterator[None]:
-    """Reads the loss on the host before the backward pass."""
+def _host_read_and_activations(extra_bytes: int) -> Iterator[None]:
+    """The loss is read before the backward pass, which more bytes are saved for."""
 
     def training_loss(self: Objective, *inputs: Any) -> torch.Tensor:
         loss = _training_loss(self, *inputs)
         assert loss.item()
         return loss
 
-    with patch.object(Objective, "training_loss", training_loss):
-        yield
-
-
-@contextmanager
-def more_activations() -> Iterator[None]:
-    """Saves more for the backward pass."""
-    extra_bytes = int(EXTRA * GIB * BROKEN.planned().activations_gib)
-
     def predict(self: Backbone, hidden_BSC: torch.Tensor, text_BTD: torch.Tensor, *inputs: Any, **named: Any) -> Any:
         return _predict(self, hidden_BSC, _Keeps.apply(text_BTD, extra_bytes), *inputs, **named)
 
-    with patch.object(Backbone, "predict", predict):
+    with patch.object(Objective, "training_loss", training_loss), patch.object(Backbone, "predict", predict):
         yield
 
 
@@ -65,12 +65,3 @@ class _Keeps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient_BTD: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient_BTD, None
-
-
-BROKEN = TrainingRow()
-FAULTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
-    "host input": host_input,
-    "second host read": second_host_read,
-    "more activations": more_activations,
-}
-"""Contexts in which a step of the row BROKEN goes wrong."""

@@ -1,7 +1,7 @@
 """All rows of one process."""
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -9,40 +9,35 @@ from typing import Any
 
 from secondcast.models.device import quiet_libraries
 from tests.simulated_cuda.device.simulated import Measured, SimulatedCuda
-from tests.simulated_cuda.runs.faults import BROKEN, FAULTS
-from tests.simulated_cuda.runs.rows import CONTEXT_GIB, ROWS, Row, TrainingRow
+from tests.simulated_cuda.runs.faults import BROKEN, faults
+from tests.simulated_cuda.runs.rows import CONTEXT_GIB, ROWS, Planned, Row, TrainingRow
 from tests.simulated_cuda.runs.sampling import PARTS
 from tests.simulated_cuda.runs.session import Session
 from tests.simulated_cuda.runs.training import train
 
 
-def run_group(group: str, folder: Path) -> dict[str, Any]:
-    """Each row, and in the process of BROKEN each fault, by its name.
+def run_group(group: str, plans: Mapping[str, Planned], folder: Path) -> dict[str, Any]:
+    """What each row of a group needed, and each fault in the group of BROKEN, by its name.
 
-    planned: see Planned; measured: see Measured, None after an error; error: None after none.
+    plans: of the rows. The result has, for each, `measured` (see Measured; None after an error) and `error` (None
+    without one).
     """
     quiet_libraries()
-    rows = ROWS[group]
-    # Before torch has the device: the plans count on the meta device, with the kernels of a CPU.
-    plans = {row.name: row.planned() for row in rows}
-    session = Session(SimulatedCuda(), folder)
+    rows, session = ROWS[group], Session(SimulatedCuda(), folder)
 
     def outcome(row: Row, run: Callable[[], Measured]) -> dict[str, Any]:
-        plan = plans[row.name]
-        session.device.fit_into(plan.card_gib - CONTEXT_GIB)
-        measured = error = None
+        session.device.fit_into(plans[row.name].card_gib - CONTEXT_GIB)
         try:
-            measured = asdict(run())
+            return {"measured": asdict(run()), "error": None}
         # Any error is the result of this row: the others run nevertheless.
         except Exception as raised:
             traceback.print_exc()
-            error = f"{type(raised).__name__}: {raised}"
-        return {"planned": asdict(plan), "measured": measured, "error": error}
+            return {"measured": None, "error": f"{type(raised).__name__}: {raised}"}
 
     found = {}
     if BROKEN in rows:
-        for name, fault in FAULTS.items():
-            found[name] = outcome(BROKEN, lambda fault=fault: train(BROKEN, session, fault()))
+        for name, fault in faults(plans[BROKEN.name]).items():
+            found[name] = outcome(BROKEN, partial(train, BROKEN, session, fault))
     for row in rows:
         run = partial(train, row, session) if isinstance(row, TrainingRow) else partial(_part, row, session)
         found[row.name] = outcome(row, run)

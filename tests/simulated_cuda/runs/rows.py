@@ -1,4 +1,7 @@
-"""What is simulated: parts of commands with FLUX.1-dev, and the GPU memory that the product calculates for each."""
+"""What is simulated: parts of commands with FLUX.1-dev, and the GPU memory that the product calculates for each.
+
+Calculate before torch has the simulated device: the calculation counts on the meta device, with the kernels of a CPU.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -32,7 +35,7 @@ GUIDANCE = 3.5
 # Of a sampled trajectory: all steps need the same memory, but for the latents that are kept.
 STEPS = 2
 _ON_GPU = MemoryOptions(modulation="gpu")
-_SCORING = CacheScoring(num_trajectories=4, closed_loop=2, batch_size=4)
+_SCORING = CacheScoring(num_trajectories=2, closed_loop=1, batch_size=4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +163,7 @@ class BuildRow(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRow(Row):
-    """Open loop and closed loop on a cache, of a student and of the teacher's embeddings."""
+    """Open loop on a cache, of a student and of the teacher's embeddings, and closed loop of the student."""
 
     pixels: int
     scoring: CacheScoring = _SCORING

@@ -51,7 +51,8 @@ def _evaluate(row: EvaluateRow, session: Session) -> None:
     how: dict[str, Any] = {"batch_size": scoring.batch_size, "progress": Silent()}
     open_loop(cache, backbone, encoders, chosen, scoring.steps_on(cache), **how)
     decoder = _decoder(session, recorded_geometry(manifest.sampling))
-    closed_loop(cache, backbone, decoder, encoders, chosen[: scoring.closed_loop], lpips=None, **how)
+    sampled = {"student": student.embeddings}
+    closed_loop(cache, backbone, decoder, sampled, chosen[: scoring.closed_loop], lpips=None, **how)
 
 
 @torch.no_grad()
