@@ -3,8 +3,14 @@
 import pytest
 
 from tests.simulated_cuda.runner import Runner
-from tests.simulated_cuda.runs.faults import BROKEN, HOST_INPUT, READ_AND_ACTIVATIONS
-from tests.simulated_cuda.runs.rows import CONTEXT_GIB, ROWS, TrainingRow
+from tests.simulated_cuda.runs.rows import (
+    BROKEN,
+    CONTEXT_GIB,
+    HOST_INPUT,
+    READ_AND_ACTIVATIONS,
+    ROWS,
+    TrainingRow,
+)
 
 LARGEST_DIFFERENCE = 0.03
 BY_NAME = {row.name: (group, row) for group, rows in ROWS.items() for row in rows}

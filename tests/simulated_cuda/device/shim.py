@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PINNED = re.search(r"^torch==(\S+)$", (HERE.parents[2] / "constraints.txt").read_text(), re.MULTILINE)
+PINNED = re.findall(r"^torch==(\S+)$", (HERE.parents[2] / "constraints.txt").read_text(), re.MULTILINE)[0]
 LINKED = ("c10", "torch_cpu")
 
 
@@ -23,9 +23,8 @@ def torch_folder() -> Path:
 
 def missing() -> str | None:
     """Why the simulation cannot run here; None where it can."""
-    assert PINNED is not None
-    if (found := version("torch").partition("+")[0]) != PINNED[1]:
-        return f"torch is {found}, the simulation of CUDA is made for {PINNED[1]} (constraints.txt)"
+    if (found := version("torch").partition("+")[0]) != PINNED:
+        return f"torch is {found}, the simulation of CUDA is made for {PINNED} (constraints.txt)"
     if any((torch_folder() / "lib").glob("libtorch_cuda.*")):
         return "torch is a CUDA build, the simulation of CUDA needs a CPU build"
     if not (torch_folder() / "include/ATen/detail/CUDAHooksInterface.h").is_file():
@@ -38,7 +37,8 @@ def compile_shim(library: Path) -> None:
     torch = torch_folder()
     command = ["g++", "-shared", "-fPIC", "-std=c++20", str(HERE / "shim.cpp"), "-o", str(library)]
     command += [f"-I{torch / 'include'}", f"-L{torch / 'lib'}", *(f"-l{name}" for name in LINKED)]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def load_shim(library: Path) -> None:

@@ -20,6 +20,9 @@ from tests.simulated_cuda.device.torch_cuda import install
 
 aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)
+# What `tensor.device` dispatches: most of all operations.
+_DEVICE = torch.ops.prim.device.default
+# All others are subclasses, such as quantized weights.
 _PLAIN = frozenset({FakeTensor, torch.nn.Parameter, torch.Tensor})
 
 
@@ -73,15 +76,17 @@ class SimulatedCuda(TorchDispatchMode):
         return found
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
         named = kwargs or {}
-        # Quantized weights take themselves apart first.
+        # They take themselves apart first.
         if not _PLAIN.issuperset(types):
             return NotImplemented
         if FakeTensor not in types and not _is_cuda(named.get("device")):
             return func(*args, **named)
         if func is aten._local_scalar_dense.default:
             return self._read(args[0])
-        self._copy(func, args, named)
+        self._wait_for_copy(func, args, named)
         result = self.without_data.dispatch(func, types, args, named)
         if func is aten.copy_.default and not isinstance(args[0], FakeTensor):
             return args[0]
@@ -102,7 +107,7 @@ class SimulatedCuda(TorchDispatchMode):
             self.queue.wait("host read")
         return torch.ones((), dtype=tensor.dtype).item()
 
-    def _copy(self, func: Any, args: Any, named: Any) -> None:
+    def _wait_for_copy(self, func: Any, args: Any, named: Any) -> None:
         """Wait in copies between host and device, unless they are asynchronous and the host's memory is pinned."""
         if func is aten.copy_.default:
             target, source = args[0], args[1]
@@ -122,7 +127,7 @@ class SimulatedCuda(TorchDispatchMode):
 
 
 class _WithoutData(FakeTensorMode):
-    """FakeTensorMode for several threads, and for tensors that Module.to moves in place."""
+    """FakeTensorMode in several threads at once, and for tensors that Module.to moves in place."""
 
     # Where torch.cuda has a device, FakeTensorMode would allocate on it.
     avoid_device_init = property(lambda self: True)  # type: ignore[assignment]

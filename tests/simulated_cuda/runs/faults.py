@@ -10,18 +10,15 @@ import torch
 from secondcast.models.backbone import Backbone
 from secondcast.trainer.losses.objective import Objective
 from tests.simulated_cuda.device.simulated import CUDA
-from tests.simulated_cuda.runs.rows import GIB, Planned, TrainingRow
+from tests.simulated_cuda.runs.rows import GIB, HOST_INPUT, READ_AND_ACTIVATIONS, Planned
 
-BROKEN = TrainingRow()
-"""The row that is broken."""
-HOST_INPUT, READ_AND_ACTIVATIONS = "host input", "host read and activations"
 # Activations that are added, as a part of those of the plan.
 _EXTRA = 0.1
 _predict, _training_loss = Backbone.predict, Objective.training_loss
 
 
 def faults(planned: Planned) -> Mapping[str, AbstractContextManager[None]]:
-    """Contexts in which a step goes wrong, by name."""
+    """Contexts in which a step goes wrong, by name; planned: of the step."""
     extra_bytes = int(_EXTRA * GIB * planned.activations_gib)
     return {HOST_INPUT: _host_input(), READ_AND_ACTIVATIONS: _host_read_and_activations(extra_bytes)}
 

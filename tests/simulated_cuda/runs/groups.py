@@ -9,8 +9,8 @@ from typing import Any
 
 from secondcast.models.device import quiet_libraries
 from tests.simulated_cuda.device.simulated import Measured, SimulatedCuda
-from tests.simulated_cuda.runs.faults import BROKEN, faults
-from tests.simulated_cuda.runs.rows import CONTEXT_GIB, ROWS, Planned, Row, TrainingRow
+from tests.simulated_cuda.runs.faults import faults
+from tests.simulated_cuda.runs.rows import BROKEN, CONTEXT_GIB, ROWS, Planned, Row, TrainingRow
 from tests.simulated_cuda.runs.sampling import PARTS
 from tests.simulated_cuda.runs.session import Session
 from tests.simulated_cuda.runs.training import train

@@ -248,3 +248,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
 }
 """Rows by the process that runs them."""
+BROKEN = TrainingRow()
+"""The row that is run with faults as well."""
+HOST_INPUT, READ_AND_ACTIVATIONS = "host input", "host read and activations"
+"""The faults."""
