@@ -1,5 +1,6 @@
 """A process of the simulation: python -m tests.simulated_cuda.process GROUP SHIM PLANS FOLDER RESULT."""
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -12,5 +13,8 @@ if __name__ == "__main__":
     from tests.simulated_cuda.runs.groups import run_group
     from tests.simulated_cuda.runs.rows import Planned
 
+    # Collecting garbage would walk all objects of the libraries again and again.
+    gc.collect()
+    gc.freeze()
     planned = {name: Planned(**plan) for name, plan in json.loads(Path(plans).read_text()).items()}
     Path(result).write_text(json.dumps(run_group(group, planned, Path(folder)), indent=1))
