@@ -77,7 +77,7 @@ def _transformer(shapes: CallShapes) -> BackboneCost:
     saved = {at: saved_bytes(run.with_gradient, run.parameters) for at, run in runs.items()}
     inner = int(config["attention_head_dim"]) * int(config["num_attention_heads"])
     checkpoint = (shapes.image_tokens + shapes.text_length) * inner * dtype.itemsize
-    model = _transformer_of(family, config, depth, dtype)
+    model = transformer_of(family, config, depth, dtype)
     kinds = tuple(
         BlockCost(
             count=count,
@@ -117,7 +117,7 @@ class _Run:
 
     def __init__(self, family: Family, shapes: CallShapes, depth: tuple[int, ...]) -> None:
         self._family, self._shapes = family, shapes
-        self.model = _transformer_of(family, shapes.config, depth, DTYPES[shapes.dtype])
+        self.model = transformer_of(family, shapes.config, depth, DTYPES[shapes.dtype])
         self.parameters = list(self.model.parameters())
 
     def forward(self) -> torch.Tensor:
@@ -167,7 +167,7 @@ class _Run:
         )
 
 
-def _transformer_of(family: Family, config: Mapping[str, Any], depth: Sequence[int], dtype: torch.dtype) -> Any:
+def transformer_of(family: Family, config: Mapping[str, Any], depth: Sequence[int], dtype: torch.dtype) -> Any:
     """A transformer without memory, on the meta device, with `depth` blocks of each kind."""
     counts = {kind.count_key: count for kind, count in zip(family.anatomy.block_lists, depth, strict=True)}
     with torch.device("meta"):

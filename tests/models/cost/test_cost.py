@@ -78,7 +78,7 @@ def test_flops_of_flux_dev_agree_with_other_calculations(size, text_length, forw
     assert cost.forward_flops == pytest.approx(forward * T, rel=0.02)
     assert cost.training_flops() == pytest.approx(plain * T, rel=0.02)
     assert cost.training_flops(CHECKPOINTED) == pytest.approx(checkpointed * T, rel=0.02)
-    # Activations: tests/trainer/cost/test_simulated_memory.py.
+    # Activations: tests/simulated_cuda.
     assert cost.forward_peak_bytes < cost.training_bytes() / 20
 
 
