@@ -94,6 +94,8 @@ class Pictures:
         if encoder == "large, offloaded":
             if self._device.type != "cuda":
                 raise SettingsError("on a CPU nothing is offloaded")
+            # Never both on the GPU.
+            self._generator.backbone.transformer.to("cpu")
             network = teacher.text_encoder().model.to("cpu")
         else:
             network = teacher.text_encoder().model

@@ -78,6 +78,10 @@ def run_check(folder: Path, teacher: str, *, minutes: float, device: str, quiet:
 
     output = OutputFolder.open(folder, "check", (RESULTS_FILE,), settings={"teacher": teacher}, alone=True)
     torch_device = quiet_device(device)
+    from secondcast.models.device import fix_cublas_workspace
+
+    # Before the matrix rate is measured.
+    fix_cublas_workspace()
     from secondcast.check.check import Check, empty_results
 
     chosen = _teacher(teacher, torch_device)

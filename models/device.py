@@ -42,6 +42,11 @@ def total_bytes(device: torch.device) -> int | None:
     return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
 
 
+def fix_cublas_workspace() -> None:
+    """Give cuBLAS the workspace with which it is deterministic; too late behind the first product of this process."""
+    os.environ.setdefault(*_WORKSPACE)
+
+
 @contextmanager
 def deterministic_algorithms(enabled: bool = True) -> Iterator[None]:
     """A context in which torch and its attention use deterministic kernels only, in all threads; a CPU does anyway.
@@ -53,7 +58,7 @@ def deterministic_algorithms(enabled: bool = True) -> Iterator[None]:
     if not enabled:
         yield
         return
-    os.environ.setdefault(*_WORKSPACE)
+    fix_cublas_workspace()
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

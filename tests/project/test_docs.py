@@ -13,6 +13,8 @@ import typer
 
 from secondcast import cli
 from secondcast.cache_builder.prompts.sources import PromptSource
+from secondcast.check.results import read_results
+from secondcast.check.table import merged_table
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
@@ -22,6 +24,7 @@ PAGES = (
     ROOT / "docs/small-gpus.md",
     ROOT / "docs/inspecting.md",
     ROOT / "docs/evaluation.md",
+    ROOT / "docs/checking.md",
 )
 LINKING = (
     ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "storage_schemas/README.md"
@@ -108,3 +111,10 @@ def test_the_page_of_options_is_what_the_commands_take():
     from docs import options
 
     assert options.FILE.read_text(encoding="utf-8") == options.page(), "write it again: python -m docs.options"
+
+
+def test_the_table_of_checks_is_made_of_their_files():
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    table = page.split("<!-- check -->\n")[1].split("<!-- /check -->")[0].strip()
+    files = sorted((ROOT / "docs/checks").glob("*.json"))
+    assert files and table == merged_table([read_results(file) for file in files])
