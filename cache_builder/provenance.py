@@ -19,10 +19,14 @@ from secondcast.storage_schemas.writer import CacheWriter
 DEFAULT_BATCH_SIZE = 16
 
 SHAPES_BITS = (
-    "device", "attention", "modulation", "torch", "cudnn", "diffusers", "transformers", "quantizer", "batch_size",
-    "threads",
+    "device", "attention", "attention_kernel", "modulation", "torch", "cudnn", "diffusers", "transformers", "quantizer",
+    "batch_size", "threads",
 )  # fmt: skip
 """Provenance fields on which the last bits of a shard depend."""
+
+
+# Older records lack them, and before the transformer is loaded its kernel is unknown.
+_NOT_ALWAYS_KNOWN = ("attention_kernel", "cudnn")
 
 
 def provenance(
@@ -71,6 +75,7 @@ def recorded_batch_size(made: dict[str, Any]) -> int:
 def changes(was: dict[str, Any], now: dict[str, Any], *, on_gpu: bool = False) -> list[str]:
     """Differences between two provenances that affect the last bits; on a GPU the host's threads do not matter."""
     names = [name for name in SHAPES_BITS if not (on_gpu and name == "threads")]
+    names = [name for name in names if name not in _NOT_ALWAYS_KNOWN or (name in was and name in now)]
     return [f"{name} {was.get(name)} -> {now.get(name)}" for name in names if was.get(name) != now.get(name)]
 
 

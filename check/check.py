@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
 
-import torch
-
 import secondcast
 from secondcast.check import resume
 from secondcast.check.machine import this_machine
@@ -21,13 +19,16 @@ from secondcast.check.teachers import CheckTeacher
 from secondcast.check.training import ASSUMED_RATE_FRACTION, Mode, TrainingRows, modes
 from secondcast.models.cost.counted import backbone_cost
 from secondcast.models.cost.shapes import CallShapes
+from secondcast.models.device import is_out_of_memory
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.memory.peak import release_memory
-from secondcast.storage_schemas.errors import MissingExtraError, SettingsError, reason
+from secondcast.models.teacher.pipeline_inputs import STEPS, ImageSize
+from secondcast.storage_schemas.errors import MissingExtraError, NotACacheError, SettingsError, reason
 from secondcast.storage_schemas.progress import Progress
+from secondcast.storage_schemas.reader import Cache
 
 # Random weights are made on the device, or come from files and go to the device, with at least this rate: assumed.
-_LOAD_BYTES_PER_SECOND = 2e9
+_LOAD_BYTES_PER_SECOND = 5e9
 # Three starts of the program, and two short runs, on a GPU.
 _RESUME_SECONDS = 60.0
 
@@ -64,12 +65,15 @@ class Check:
                 continue
             release_memory(self._teacher.device)
             if time.monotonic() + part.seconds > end:
-                rows = _left_out(part, f"the {minutes:g} minutes would be over")
+                rows = _left_out(part, f"it would exceed --minutes {minutes:g}")
             elif part.replays and not self._is_recorded:
-                rows = _left_out(part, "nothing is recorded")
+                rows = _left_out(part, "the cache of the check is not complete: see the rows before")
             else:
                 rows = _made(part)
             for row in rows:
+                earlier = self.results.row(row.name)
+                if earlier is not None and earlier.result != "not run":
+                    continue
                 self.results = self.results.with_row(row)
                 self._keep(self.results, row)
         return self.results
@@ -81,12 +85,13 @@ class Check:
         loading = 2 * cost.parameters * teacher.torch_dtype.itemsize / _LOAD_BYTES_PER_SECOND
         sampling = scale.batch_size * scale.steps * cost.forward_flops / rate
         yield _Part(
-            names=recording_names(),
+            names=recording_names(teacher),
             make=lambda: recording_rows(teacher, cache_folder(self._folder), progress),
             seconds=2 * loading + 3 * sampling,
             replays=False,
         )
-        yield _Part(names=("offline step",), make=lambda: [self._training_rows.online()], seconds=3 * loading)
+        online = loading + 3 * scale.batch_size * 2 * cost.forward_flops / rate
+        yield _Part(names=("offline step",), make=lambda: [self._training_rows.online()], seconds=loading + online)
         held = modes(cost.blocks)
         yield from (self._mode(mode, loading) for mode in held if mode.exact)
         for name, options in sampling_modes(cost.blocks).items():
@@ -99,12 +104,22 @@ class Check:
         yield from (self._mode(mode, loading) for mode in held if not mode.exact)
         # The last ones: the transformer of one stays for the next.
         for encoder in ENCODERS:
-            yield _Part(names=(picture_name(encoder),), make=partial(self._picture, encoder), seconds=loading)
+            seconds = loading + 2 * STEPS * self._picture_flops() / rate
+            yield _Part(names=(picture_name(encoder),), make=partial(self._picture, encoder), seconds=seconds)
+
+    def _picture_flops(self) -> float:
+        teacher = self._teacher
+        geometry = teacher.folder.geometry(ImageSize(resolution=teacher.scale.picture_resolution))
+        shapes = CallShapes.of(teacher.planned[0]).model_copy(update={"image_tokens": geometry.image_tokens})
+        return backbone_cost(shapes).forward_flops
 
     @property
     def _is_recorded(self) -> bool:
-        row = self.results.row("build")
-        return row is not None and row.result == "measured"
+        try:
+            cache = Cache.open(str(cache_folder(self._folder)))
+        except NotACacheError:
+            return False
+        return len(cache.indices()) == self._teacher.scale.batch_size
 
     def _mode(self, mode: Mode, loading: float) -> _Part:
         rows = self._training_rows
@@ -141,13 +156,13 @@ def _made(part: _Part) -> Iterator[CheckRow]:
             made.add(row.name)
             yield row
         return
-    except torch.OutOfMemoryError:
-        why, broken = "the GPU is out of memory", False
     except (SettingsError, MissingExtraError) as error:
         why, broken = reason(error), False
     # Whatever goes wrong in a row is a result, and the other rows are made.
     except Exception as error:
         why, broken = f"failed with {type(error).__name__}: {reason(error)}", True
+        if is_out_of_memory(error):
+            why, broken = "the GPU is out of memory", False
     for name in part.names:
         if name not in made:
             yield CheckRow(name=name, result="broken" if broken else "not run", detail=why)

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -23,6 +23,7 @@ from secondcast.storage_schemas.errors import SettingsError
 
 ENCODERS = ("student", "large", "large, offloaded", "large in 8 bits", "large in 4 bits")
 """Text encoders of a picture: the last three are what saves memory without a student."""
+_QUANTIZED: dict[str, Literal["int8", "nf4"]] = {"large in 8 bits": "int8", "large in 4 bits": "nf4"}
 _CLAIM = "from a prompt to a picture of {size} px in {steps} steps"
 
 
@@ -70,10 +71,11 @@ class Pictures:
 
     def row(self, encoder: str) -> CheckRow:
         """The time and the memory with one of ENCODERS."""
-        release_memory(self._device)
-        begin_peak(self._device)
         embed, before, after = self._encoder(encoder)
         self._picture(embed, before, after)
+        # Without what loading and quantizing needed.
+        release_memory(self._device)
+        begin_peak(self._device)
         text_seconds, seconds = self._picture(embed, before, after)
         row = CheckRow(
             name=picture_name(encoder),
@@ -91,26 +93,32 @@ class Pictures:
         if encoder == "student":
             student = copy.deepcopy(self._training.student).to(self._device).eval()
             return (lambda ids_BT: student(ids_BT)[0]), _nothing, _nothing
-        if encoder == "large, offloaded":
-            if self._device.type != "cuda":
-                raise SettingsError("on a CPU nothing is offloaded")
-            # Never both on the GPU.
-            self._generator.backbone.transformer.to("cpu")
-            network = teacher.text_encoder().model.to("cpu")
-        else:
+        offloads = encoder == "large, offloaded"
+        if offloads and self._device.type != "cuda":
+            raise SettingsError("on a CPU nothing is offloaded")
+        transformer = self._generator.backbone.transformer
+        # Never both on the GPU before the text encoder is as small as it will be.
+        transformer.to("cpu")
+        try:
             network = teacher.text_encoder().model
-            if encoder != "large":
-                quantize_text_encoder(network, "int8" if encoder == "large in 8 bits" else "nf4")
+            if encoder in _QUANTIZED:
+                quantize_text_encoder(network, _QUANTIZED[encoder])
+            if offloads:
+                network.to("cpu")
+        finally:
+            release_memory(self._device)
+            transformer.to(self._device)
+        if not offloads:
             return (lambda ids_BT: network(ids_BT)[0]), _nothing, _nothing
 
-        # As enable_model_cpu_offload of diffusers: each network is on the GPU in its turn only.
+        # As enable_model_cpu_offload of diffusers for the two large networks; the small VAE stays.
         def before() -> None:
-            self._generator.backbone.transformer.to("cpu")
+            transformer.to("cpu")
             network.to(self._device)
 
         def after() -> None:
             network.to("cpu")
-            self._generator.backbone.transformer.to(self._device)
+            transformer.to(self._device)
 
         return (lambda ids_BT: network(ids_BT)[0]), before, after
 

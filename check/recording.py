@@ -8,19 +8,20 @@ import torch
 from safetensors import safe_open
 
 from secondcast.cache_builder.checks.equivalence import EquivalenceCheck, check_equivalence
-from secondcast.cache_builder.sample_stage import run_sample_stage
+from secondcast.cache_builder.sample_stage import run_sample_stage, sample_shard
 from secondcast.cache_builder.text_stage import run_text_stage
 from secondcast.check.machine import with_memory
 from secondcast.check.results import CheckRow
-from secondcast.check.teachers import CheckTeacher, TeacherOnDisk
+from secondcast.check.teachers import CheckTeacher
 from secondcast.models.backbone import Backbone
 from secondcast.models.cost.placement import place, sample_stage_cost
 from secondcast.models.device import total_bytes
+from secondcast.models.families.family import Role
 from secondcast.models.memory.host_memory import free_host_bytes
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.memory.peak import begin_peak, release_memory
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
-from secondcast.storage_schemas.progress import Progress, counted
+from secondcast.storage_schemas.progress import Progress, Silent, counted
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import same_bits
 from secondcast.storage_schemas.tensors import from_torch
@@ -36,12 +37,13 @@ _CLAIMS = {
 }
 # All weights as they are in the files.
 _WHOLE = MemoryOptions(modulation="gpu")
+_OF_FILES = ("weights", "embedding")
 _RESULTS: dict[bool | None, Any] = {True: "holds", False: "broken", None: "not run"}
 
 
-def recording_names() -> tuple[str, ...]:
-    """Names of the rows."""
-    return tuple(_CLAIMS)
+def recording_names(teacher: CheckTeacher) -> tuple[str, ...]:
+    """Names of the rows; random weights have no files, and no tokenizer."""
+    return tuple(name for name in _CLAIMS if teacher.has_files or name not in _OF_FILES)
 
 
 def _options(teacher: CheckTeacher) -> MemoryOptions:
@@ -60,23 +62,32 @@ def recording_rows(teacher: CheckTeacher, folder: Path, progress: Progress) -> I
         "done": 0, "share": len(prompts), "batch_size": teacher.scale.batch_size, "progress": progress
     }  # fmt: skip
     encoder = teacher.text_encoder()
-    text_weights = _weights(teacher, "large_text_encoder", encoder.model)
+    text_weights = _weights(teacher, "large_text_encoder", encoder.model) if teacher.has_files else None
     run_text_stage(writer, encoder, writer.missing("embeddings"), **how)
-    yield _embedding(teacher, Cache.open(str(folder)), encoder)
+    if teacher.has_files:
+        yield _embedding(teacher, Cache.open(str(folder)), encoder)
     del encoder
     release_memory(teacher.device)
     options = _options(teacher)
-    begin_peak(teacher.device)
     backbone = teacher.backbone(options)
-    whole = options == _WHOLE
-    weights = _weights(teacher, "transformer", backbone.transformer) if whole else None
-    yield _joined(text_weights, weights, remark="" if whole else "; the transformer is not whole on this GPU")
-    run_sample_stage(writer, Cache.open(str(folder)), backbone, writer.missing("trajectories"), **how)
+    if text_weights is not None:
+        whole = options == _WHOLE
+        weights = _weights(teacher, "transformer", backbone.transformer) if whole else None
+        yield _joined(text_weights, weights, remark="" if whole else "; the transformer is not whole on this GPU")
+    begin_peak(teacher.device)
+    if shards := writer.missing("trajectories"):
+        run_sample_stage(writer, Cache.open(str(folder)), backbone, shards, **how)
+    else:
+        sample_shard(Cache.open(str(folder)), backbone, writer.layout.trajectories[0], len(prompts), Silent(), _go_on)
     writer.finish()
     yield _build(teacher, backbone, options)
     checks = check_equivalence(Cache.open(str(folder)), backbone, teacher.folder, range(len(prompts)))
     for name, check in zip(("pipeline", "latents", "replay"), checks, strict=True):
         yield _of_check(name, check)
+
+
+def _go_on() -> None:
+    pass
 
 
 def _of_check(name: str, check: EquivalenceCheck) -> CheckRow:
@@ -93,9 +104,6 @@ def _build(teacher: CheckTeacher, backbone: Backbone, options: MemoryOptions) ->
 @torch.no_grad()
 def _embedding(teacher: CheckTeacher, cache: Cache, encoder: TeacherTextEncoder) -> CheckRow:
     name = "embedding"
-    if not isinstance(teacher, TeacherOnDisk):
-        why = "not checked: random weights have no tokenizer; run `secondcast check --teacher pocket` for it"
-        return CheckRow(name=name, claim=_CLAIMS[name], result="not run", detail=why)
     texts, length = [prompt.text for prompt in cache.prompts], cache.manifest.teacher.text_length
     expected_BTD, ids_BT = teacher.folder.family.reference_embedding(
         teacher.folder.path, encoder.model, texts, text_length=length
@@ -114,10 +122,8 @@ def _embedding(teacher: CheckTeacher, cache: Cache, encoder: TeacherTextEncoder)
     )
 
 
-def _weights(teacher: CheckTeacher, role: Any, model: torch.nn.Module) -> tuple[int, list[str]] | None:
-    """Number of tensors in the files of a part, and the names of those that differ; None without files."""
-    if not isinstance(teacher, TeacherOnDisk):
-        return None
+def _weights(teacher: CheckTeacher, role: Role, model: torch.nn.Module) -> tuple[int, list[str]]:
+    """Number of tensors in the files of a part, and the names of those that differ."""
     loaded, compared, differing, known = model.state_dict(), 0, list[str](), set[int]()
     for file in teacher.folder.weights(role):
         with safe_open(file, framework="pt") as tensors:
@@ -134,11 +140,8 @@ def _weights(teacher: CheckTeacher, role: Any, model: torch.nn.Module) -> tuple[
 
 
 def _joined(*parts: tuple[int, list[str]] | None, remark: str) -> CheckRow:
-    found = [part for part in parts if part is not None]
-    if not found:
-        why = "not checked: random weights have no files"
-        return CheckRow(name="weights", claim=_CLAIMS["weights"], result="not run", detail=why)
-    differing = [name for _, names in found for name in names]
-    count = counted(sum(number for number, _ in found), "tensor")
+    given = [part for part in parts if part is not None]
+    differing = [name for _, names in given for name in names]
+    count = counted(sum(number for number, _ in given), "tensor")
     detail = f"{len(differing)} of {count} differ, the first is {differing[0]}" if differing else f"all {count}"
     return CheckRow(name="weights", claim=_CLAIMS["weights"], result=_RESULTS[not differing], detail=detail + remark)

@@ -77,7 +77,7 @@ class CheckResults(Record):
         return next((row for row in self.rows if row.name == name), None)
 
     def with_row(self, row: CheckRow) -> Self:
-        """With a row in place of an earlier one of that name, or behind the others."""
+        """With a row in place of an earlier one of that name, or at the end."""
         rows = [row if one.name == row.name else one for one in self.rows]
         return self.model_copy(update={"rows": tuple(rows if row in rows else [*rows, row])})
 

@@ -16,6 +16,7 @@ from secondcast.models.student.student import checkpoints
 from secondcast.models.teacher.folder import BUILD_PARTS, find_teacher
 from secondcast.pocket import TEACHER_FOLDER
 from secondcast.pocket.world import captions
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import Silent
 
 NAME = "resume"
@@ -37,11 +38,14 @@ def resume_row(folder: Path, *, device: str, program: Sequence[str] = PROGRAM) -
     prompts.write_text("".join(f"{text}\n" for text in captions(_PROMPTS, seed=0, split="train")))
     settings = BuildSettings.from_flags(prompts=(prompts,), steps=4)
     build(str(cache), settings, find_teacher(str(TEACHER_FOLDER), BUILD_PARTS), torch.device(device), Silent())
-    unbroken, killed = folder / "unbroken", folder / "killed"
+    unbroken = folder / "unbroken"
+    # A run of its own for each attempt: an interrupted one may have ended since.
+    killed = folder / f"killed-{sum(1 for _ in folder.glob('killed-*'))}"
     _run([*program, *_train(unbroken, cache, device)])
-    if not checkpoints(killed):
-        _kill([*program, *_train(killed, cache, device)], killed)
+    _kill([*program, *_train(killed, cache, device)], killed)
     done = checkpoints(killed)[-1].name
+    if done.endswith(f"{_STEPS:08d}"):
+        raise SettingsError("the run ended before it could be killed: run the check again")
     _run([*program, *_train(killed, cache, device)])
     expected, found = (_files(checkpoints(run)[-1]) for run in (unbroken, killed))
     differing = sorted(name for name in expected | found if expected.get(name) != found.get(name))

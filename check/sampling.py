@@ -34,8 +34,8 @@ def sampling_name(mode: str) -> str:
 def sampling_row(teacher: CheckTeacher, cache: Cache, name: str, options: MemoryOptions) -> CheckRow:
     """Sample the cache's trajectories again with these options."""
     rows, device = teacher.scale.batch_size, teacher.device
-    begin_peak(device)
     backbone = teacher.backbone(options)
+    begin_peak(device)
     made = sample_shard(cache, backbone, cache.layout.trajectories[0], rows, Silent(), lambda: None)
     recorded = [cache.trajectory(row) for row in range(rows)]
     equal = sum(

@@ -11,6 +11,7 @@ import torch
 
 from secondcast.check.teachers import CheckTeacher
 from secondcast.models.backbone import Backbone
+from secondcast.models.device import deterministic_algorithms
 from secondcast.models.geometry import recorded_geometry
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.sampler import euler_step
@@ -165,16 +166,17 @@ class Training:
         call = _Call(self.teacher, self.cache, self._rows(settings))
         losses = []
         for k in range(steps):
-            teacher_BTD = call.teacher_embedding()
+            # By the kernels that recorded the cache.
             with torch.no_grad():
-                target_BSC = call(teacher_BTD, k)
-            with torch.autocast(device.type, torch.bfloat16, enabled=uses_autocast(settings, manifest, device)):
-                student_BTD = student(call.token_ids_BT)[0]
-            loss = torch.nn.functional.mse_loss(call(student_BTD.to(target_BSC), k).float(), target_BSC.float())
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(student.parameters(), settings.max_grad_norm)
-            optimizer.step()
+                target_BSC = call(call.teacher_embedding(), k)
+            with deterministic_algorithms():
+                with torch.autocast(device.type, torch.bfloat16, enabled=uses_autocast(settings, manifest, device)):
+                    student_BTD = student(call.token_ids_BT)[0]
+                loss = torch.nn.functional.mse_loss(call(student_BTD.to(target_BSC), k).float(), target_BSC.float())
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(student.parameters(), settings.max_grad_norm)
+                optimizer.step()
             call.follow(target_BSC, k)
             losses.append(float(loss.detach()))
         return Steps.of(student, losses, [])
@@ -218,7 +220,7 @@ class _Call:
         )
 
     def teacher_embedding(self) -> torch.Tensor:
-        """encoder_hidden_states_BTD of the large text encoder, encoded anew as in the paper's script."""
+        """encoder_hidden_states_BTD of the large text encoder, encoded at every step as in the paper's script."""
         return self._encoder.encode(self.token_ids_BT)
 
     def __call__(self, embedding_BTD: torch.Tensor, k: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The teacher of a check: one on disk, or FLUX.1-dev's configuration with random weights."""
 
 import json
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,13 +97,18 @@ class CheckTeacher(ABC):
     def planned(self) -> tuple[Manifest, list[Prompt]]:
         """Manifest and prompts of the cache, none of them held out."""
 
+    @property
+    @abstractmethod
+    def has_files(self) -> bool:
+        """Whether weights and tokenizers are on disk."""
+
     @abstractmethod
     def text_encoder(self) -> TeacherTextEncoder:
         """The large text encoder, on the device."""
 
     @abstractmethod
-    def transformer(self, *, streams: bool = False) -> Any:
-        """The unmodified transformer of diffusers; on the host if its blocks are to be streamed, else the device."""
+    def transformer(self, *, on_host: bool = False) -> Any:
+        """The unmodified transformer of diffusers, on the device or on the host."""
 
     @abstractmethod
     def backbone(self, options: MemoryOptions) -> Backbone:
@@ -125,6 +131,8 @@ class CheckTeacher(ABC):
 class TeacherOnDisk(CheckTeacher):
     """The pocket teacher, or any other with its weights."""
 
+    has_files = True
+
     @cached_property
     def planned(self) -> tuple[Manifest, list[Prompt]]:
         """See CheckTeacher. The captions of the pocket world serve any teacher."""
@@ -137,13 +145,18 @@ class TeacherOnDisk(CheckTeacher):
         """See CheckTeacher."""
         return TeacherTextEncoder.load(self.folder, dtype=self.torch_dtype, device=self.device)
 
-    def transformer(self, *, streams: bool = False) -> Any:
+    def transformer(self, *, on_host: bool = False) -> Any:
         """See CheckTeacher."""
         import diffusers
 
         part = self.folder.part("transformer")
-        model = getattr(diffusers, self.folder.family.transformer).from_pretrained(part).to(self.torch_dtype)
-        return model.to("cpu" if streams else self.device).eval().requires_grad_(False)
+        with warnings.catch_warnings():
+            # Newer versions of diffusers name it dtype, older ones do not know that.
+            warnings.simplefilter("ignore", FutureWarning)
+            model = getattr(diffusers, self.folder.family.transformer).from_pretrained(
+                part, torch_dtype=self.torch_dtype
+            )
+        return model.to("cpu" if on_host else self.device).eval().requires_grad_(False)
 
     def backbone(self, options: MemoryOptions) -> Backbone:
         """See CheckTeacher."""
@@ -166,6 +179,8 @@ class TeacherOnDisk(CheckTeacher):
 class RandomTeacher(CheckTeacher):
     """A configuration with random weights, which are made again for each use, always the same."""
 
+    has_files = False
+
     @cached_property
     def planned(self) -> tuple[Manifest, list[Prompt]]:
         """See CheckTeacher. No tokenizer is there: token ids are random."""
@@ -186,16 +201,17 @@ class RandomTeacher(CheckTeacher):
         """See CheckTeacher."""
         return TeacherTextEncoder(random_text_encoder(self.folder, self.torch_dtype, self.device))
 
-    def transformer(self, *, streams: bool = False) -> Any:
+    def transformer(self, *, on_host: bool = False) -> Any:
         """See CheckTeacher."""
-        home = torch.device("cpu") if streams else self.device
+        home = torch.device("cpu") if on_host else self.device
         return random_transformer(self.folder, self.torch_dtype, self.device, home)
 
     def backbone(self, options: MemoryOptions) -> Backbone:
         """See CheckTeacher."""
         manifest = self.planned[0]
         return Backbone.holding(
-            self.transformer(streams=options.gpu_blocks is not None),
+            # The device need not hold more than what the options leave there.
+            self.transformer(on_host=options != MemoryOptions(modulation="gpu")),
             recorded_geometry(manifest.sampling),
             family=self.folder.family,
             text_length=manifest.teacher.text_length,

@@ -88,6 +88,10 @@ def run_check(folder: Path, teacher: str, *, minutes: float, device: str, quiet:
     results = empty_results(chosen)
     if (folder / RESULTS_FILE).is_file():
         earlier = read_results(folder / RESULTS_FILE)
+        if earlier.version != results.version:
+            raise SettingsMismatchError(
+                f"{folder} has the check of version {earlier.version}, this is {results.version}: give another folder"
+            )
         if difference := results.machine.differs_from(earlier.machine):
             raise SettingsMismatchError(
                 f"{folder} has the check of another machine or environment ({difference}): give another folder"
@@ -95,7 +99,7 @@ def run_check(folder: Path, teacher: str, *, minutes: float, device: str, quiet:
         results = earlier
         kept = [row for row in results.rows if row.result != "not run"]
         if not quiet:
-            print_line(f"{folder}: {counted(len(kept), 'row')} are there")
+            print_line(f"{folder}: {counted(len(kept), 'row')} kept from an earlier call")
 
     def keep(results: CheckResults, row: "CheckRow") -> None:
         output.write(RESULTS_FILE, results.encoded())

@@ -42,6 +42,12 @@ def total_bytes(device: torch.device) -> int | None:
     return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a GPU ran out of memory, in torch's allocator or in a CUDA library."""
+    names = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+    return type(error).__name__ == "OutOfMemoryError" or any(name in str(error) for name in names)
+
+
 def fix_cublas_workspace() -> None:
     """Give cuBLAS the workspace with which it is deterministic; too late behind the first product of this process."""
     os.environ.setdefault(*_WORKSPACE)

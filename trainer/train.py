@@ -67,6 +67,9 @@ def train(
         objective = load_objective(settings, training_caches, teacher, device, ranks=processes.ranks)
     for line in attention_notes(settings, training_caches) if objective.backbones else ():
         progress.say(line)
+    if settings.deterministic and objective.backbones:
+        with deterministic_algorithms():
+            progress.say(f"deterministic kernels; that of attention is {objective.backbones[0].attention_kernel}")
 
     def trainer_of(folder: Path, settings: TrainSettings, student: Student, metrics: Metrics | None = None) -> Trainer:
         return Trainer(

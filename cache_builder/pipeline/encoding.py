@@ -22,7 +22,7 @@ from secondcast.storage_schemas.schema.fields import Arrays
 from secondcast.storage_schemas.schema.layout import ShardRange
 from secondcast.storage_schemas.writer import CacheWriter
 
-WORTH_BYTES = 16 * 2**20
+WORTH_BYTES = 64 * 2**20
 """Raw bytes from which the process is worthwhile: it takes about a second of a core to start."""
 
 

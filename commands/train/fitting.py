@@ -94,12 +94,6 @@ def fit_lines(fitted: "Fitted", costs: "Costs", memory_bytes: float) -> list[str
     return lines
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU ran out of memory, in torch's allocator or in a CUDA library."""
-    names = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
-    return type(error).__name__ == "OutOfMemoryError" or any(name in str(error) for name in names)
-
-
 def out_of_memory(
     asked: "TrainSettings", make_costs: "Callable[[], Costs]", run: Path, *, recipe: bool
 ) -> OutOfMemoryError:

@@ -23,7 +23,7 @@ from secondcast.commands.shell.resolve import (
     student_source,
     terminal,
 )
-from secondcast.commands.train.fitting import fit_run, is_out_of_memory, out_of_memory, stated_options
+from secondcast.commands.train.fitting import fit_run, out_of_memory, stated_options
 from secondcast.models.memory.options import GpuMemoryLimit
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.formats.files import Verify as ChecksumTimes
@@ -143,7 +143,7 @@ def train_run(
     copies = None if local_cache_dir is None else _local_copy(local_cache_dir, local_cache_gib, progress.say)
     caches = {name: Cache.open(place, verify=verify_checksums, local_cache=copies) for name, place in places.items()}
     torch_device = launched_device(device, launched.local_number)
-    from secondcast.models.device import total_bytes
+    from secondcast.models.device import is_out_of_memory, total_bytes
     from secondcast.trainer.cost.stage_cost import costs_of
     from secondcast.trainer.distributed.processes import init_distributed
     from secondcast.trainer.train import train as run_train

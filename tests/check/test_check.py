@@ -30,7 +30,8 @@ def test_every_row_holds_on_a_cpu(tmp_path, teacher, left_out):
     pytest.importorskip("bitsandbytes")
     results = run_check(tmp_path, teacher())
     found = {row.name: row.result for row in results.rows}
-    assert {name for name, result in found.items() if result == "not run"} == ON_A_GPU_ONLY | left_out
+    assert {name for name, result in found.items() if result == "not run"} == ON_A_GPU_ONLY
+    assert left_out.isdisjoint(found)
     assert results.broken == ()
     assert found["offline step"] == found["resume"] == found["sample: all blocks streamed"] == "holds"
     assert all("bit for bit" in row.detail for row in results.rows if row.name.startswith("sample: "))
@@ -62,7 +63,7 @@ def test_a_stopped_check_keeps_its_rows_and_takes_up_the_rest(tmp_path):
 def test_a_row_that_would_not_end_in_time_is_left_out(tmp_path):
     results = run_check(tmp_path, pocket(), minutes=1e-9)
     assert {row.result for row in results.rows} == {"not run"}
-    assert results.row("pipeline").detail == "the 1e-09 minutes would be over"
+    assert results.row("pipeline").detail == "it would exceed --minutes 1e-09"
     assert not (tmp_path / "cache").exists()
 
 
@@ -72,12 +73,11 @@ def test_rows_of_the_full_size_are_estimated_before_they_are_made(tmp_path):
     teacher = RandomTeacher(folder, FULL, CPU)
     machine = empty_results(pocket()).machine.model_copy(update={"matrix_flops_per_second": 7e14})
     results = CheckResults(version="0", date="", teacher=RANDOM_FLUX, machine=machine)
-    parts = {
-        name: part.seconds for part in Check(teacher, tmp_path, results, print)._parts(Silent()) for name in part.names
-    }
-    assert parts.keys() == {row.name for row in run_check(tmp_path, pocket(), minutes=1e-9).rows}
-    # On an H100 all of it takes some ten minutes.
-    assert 120 < sum(set(parts.values())) < 900
+    parts = list(Check(teacher, tmp_path, results, print)._parts(Silent()))
+    names = {name for part in parts for name in part.names}
+    assert names == {row.name for row in run_check(tmp_path, pocket(), minutes=1e-9).rows} - WITHOUT_FILES
+    # On an H100 all of it takes about a quarter of an hour: the last rows may be left to a second call.
+    assert 300 < sum(part.seconds for part in parts) < 1200
     assert json.loads((tmp_path / "student" / "config.json").read_text())["num_layers"] == 12
 
 
@@ -87,7 +87,7 @@ def test_an_error_of_a_row_is_its_result(tmp_path):
     results = run_check(tmp_path, teacher)
     row = results.row("pipeline")
     assert row.result == "broken" and row.detail.startswith("failed with ZeroDivisionError: ")
-    assert results.row("train: plain").detail == "nothing is recorded"
+    assert results.row("train: plain").detail == "the cache of the check is not complete: see the rows before"
 
 
 def test_a_peak_above_the_plan_and_its_margin_is_broken():

@@ -1,6 +1,7 @@
 """`secondcast check` from the command line: rows that are kept, machines that are compared, wrong input in one line."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -49,7 +50,9 @@ def test_rows_are_printed_saved_and_taken_up(tmp_path, capsys, quick):
     saved = json.loads((tmp_path / "c" / "check.json").read_text())
     assert [row["name"] for row in saved["rows"]] == [row.name for row in ROWS]
     _, again, _ = secondcast("check", tmp_path / "c", capsys=capsys)
-    assert again.splitlines()[0] == f"{tmp_path / 'c'}: 3 rows are there" and len(again.splitlines()) == 2
+    assert (
+        again.splitlines()[0] == f"{tmp_path / 'c'}: 3 rows kept from an earlier call" and len(again.splitlines()) == 2
+    )
 
 
 def test_a_broken_row_is_named_and_the_exit_code_is_1(tmp_path, capsys, quick):
@@ -127,3 +130,23 @@ def test_a_killed_check_is_taken_up(tmp_path):
     after = read_results(file)
     assert after.rows[: len(before.rows)] == before.rows and after.broken == ()
     assert after.row("picture: large").result == "measured"
+
+
+def test_cublas_is_deterministic_before_the_first_product(tmp_path, capsys, quick, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = []
+
+    def rate(*arguments, **named):
+        before.append(os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
+        return 1.0
+
+    monkeypatch.setattr(machine, "matrix_rate", rate)
+    secondcast("check", tmp_path / "c", capsys=capsys)
+    assert before == [":4096:8"]
+
+
+def test_the_check_of_another_version_is_not_taken_up(tmp_path, capsys, quick, monkeypatch):
+    secondcast("check", tmp_path / "c", capsys=capsys)
+    monkeypatch.setattr("secondcast.__version__", "9.9")
+    code, _, errors = secondcast("check", tmp_path / "c", capsys=capsys)
+    assert code == 1 and "has the check of version 0.1.0, this is 9.9: give another folder" in errors

@@ -6,6 +6,7 @@ import torch
 
 from secondcast.models.attention import RECORDED_NATIVE, check_attention, recorded_attention
 from secondcast.models.memory.compiling import check_compiler
+from secondcast.models.memory.options import NATIVE
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.maintenance.rewrite import ways_made
@@ -87,6 +88,11 @@ def _check_fits(stage: Stage, cache: Cache) -> None:
 def check_backend(settings: TrainSettings, teacher: TeacherFolder, dtype: torch.dtype, device: torch.device) -> None:
     """Raise SettingsError, before weights are read, unless the attention backend and the compiler work here."""
     check_attention(settings.attention_backend, teacher, dtype=dtype, device=device)
+    if settings.deterministic and recorded_attention(settings.attention_backend) != RECORDED_NATIVE:
+        raise SettingsError(
+            f"--deterministic with the attention backend {recorded_attention(settings.attention_backend)}, expected "
+            f"{NATIVE}: only of torch's own attention the deterministic kernels are known; unset DIFFUSERS_ATTN_BACKEND"
+        )
     if settings.compile:
         check_compiler(device)
 
