@@ -110,7 +110,9 @@ def resolve_teacher(
     return found
 
 
-def resolve_context_projection(name: str, recorded: "Teacher") -> "ContextProjection":
+def resolve_context_projection(
+    name: str, recorded: "Teacher | None", revision: str | None = None
+) -> "ContextProjection":
     """The text projection of a teacher by name; from the hub, only that tensor is downloaded."""
     from dataclasses import replace
 
@@ -118,8 +120,8 @@ def resolve_context_projection(name: str, recorded: "Teacher") -> "ContextProjec
     from secondcast.pocket import TEACHER_FOLDER
 
     if name == POCKET:
-        return replace(find_context_projection(str(TEACHER_FOLDER), recorded), source=POCKET)
-    return find_context_projection(name, recorded)
+        return replace(find_context_projection(str(TEACHER_FOLDER), recorded, revision=revision), source=POCKET)
+    return find_context_projection(name, recorded, revision=revision)
 
 
 def student_source(name: str) -> str:

@@ -16,6 +16,8 @@ from secondcast.storage_schemas.io.digests import digest
 CHECKPOINT_PREFIX = "checkpoint-"
 STATE_FILE = "state.json"
 BEST_FILE = "best.json"
+INITIAL_FILE = "initial.json"
+"""The record of `secondcast init-student` in the folder of its student."""
 PUBLISHED_CLASS = "T5EncoderWithProjection"
 STUDENT_KINDS = ("secondcast_student", "secondcast_encoder_student")
 """model_type of StudentConfig and of EncoderStudentConfig, whose exported modules cannot import this package."""
