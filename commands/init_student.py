@@ -64,7 +64,7 @@ def init_student(
 
     texts = read_prompts(prompts, limit=asked.limit).texts
     torch_device, progress = quiet_device(device), terminal(quiet)
-    from secondcast.models.student.initial.initial_student import Maker, make_initial
+    from secondcast.models.student.initial.initial_student import Maker
     from secondcast.models.student.initial.work_folder import WorkFolder
     from secondcast.models.student.student import save_student
 
@@ -79,10 +79,10 @@ def init_student(
     if work.check_out(wanted):
         print_line(f"{out}: exists already")
         return
+    ids = _token_ids(read, length, encoder.identity.pad_token_id)
+    maker = Maker(encoder, size, ids, work, kind=asked.kind, batch_size=asked.batch_size, progress=progress)
     with work.opened(settings):
-        ids = _token_ids(read, length, encoder.identity.pad_token_id)
-        maker = Maker(encoder, size, ids, work, batch_size=asked.batch_size, progress=progress)
-        made, best = make_initial(maker, asked.kind, asked.source, progress)
+        made, best = maker.make(asked.source)
         for one in made:
             print_line(one.text)
         with work.student() as folder:
@@ -122,7 +122,12 @@ def _size(name: str, teacher: dict[str, Any]) -> "Size":
 
 
 def _encoder_of(
-    found: "TeacherFolder", teacher: str, revision: str | None, asked: InitialOptions, device: "torch.device", length: int
+    found: "TeacherFolder",
+    teacher: str,
+    revision: str | None,
+    asked: InitialOptions,
+    device: "torch.device",
+    length: int,
 ) -> "TeacherEncoder":
     from secondcast.models.schedule import DTYPES
     from secondcast.models.student.initial.encoder_weights import EncoderWeights
@@ -143,7 +148,11 @@ def _encoder_of(
 
 
 def _statistics_settings(
-    found: "TeacherFolder", encoder: "TeacherEncoder", read: "list[Prompt]", asked: InitialOptions, device: "torch.device"
+    found: "TeacherFolder",
+    encoder: "TeacherEncoder",
+    read: "list[Prompt]",
+    asked: InitialOptions,
+    device: "torch.device",
 ) -> dict[str, Any]:
     """What statistics and context errors depend on."""
     return {
@@ -177,6 +186,4 @@ def _token_ids(read: "list[Prompt]", length: int, pad_token_id: int) -> "TokenId
         rows = [[*prompt.token_ids, *[pad_token_id] * (length - len(prompt.token_ids))] for prompt in prompts]
         return torch.tensor(rows, dtype=torch.int64)
 
-    return TokenIds(
-        fitted_NT=padded([prompt for prompt in read if prompt.id not in kept]), held_NT=padded(held)
-    )
+    return TokenIds(fitted_NT=padded([prompt for prompt in read if prompt.id not in kept]), held_NT=padded(held))

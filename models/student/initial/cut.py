@@ -119,9 +119,7 @@ def choose(cutter: Cutter, readout: Readout, teacher: Size, progress: Progress) 
             lambda layers: error(layers, by_energy),
             evaluations=LAYER_EVALUATIONS,
         )
-        heads = best_by_swaps(
-            [by_energy], head_swaps, lambda heads: error(layers, heads), evaluations=HEAD_EVALUATIONS
-        )
+        heads = best_by_swaps([by_energy], head_swaps, lambda heads: error(layers, heads), evaluations=HEAD_EVALUATIONS)
     return layers, heads
 
 
@@ -139,9 +137,7 @@ def _main_directions(moment_DD: torch.Tensor, count: int) -> torch.Tensor:
     return torch.linalg.eigh(moment_DD).eigenvectors[:, -count:].float()
 
 
-def _assembled(
-    config: StudentConfig, tensors: dict[str, torch.Tensor], device: torch.device
-) -> SecondcastStudent:
+def _assembled(config: StudentConfig, tensors: dict[str, torch.Tensor], device: torch.device) -> SecondcastStudent:
     rows, width = config.project_out_dim, config.project_in_dim
     projection = {
         "final_projection.0.weight": torch.zeros(rows, width, device=device),

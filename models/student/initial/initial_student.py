@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from secondcast.models.memory.meta_run import parameter_count
 from secondcast.models.student.initial.cut import Cutter, choose, layer_starts
 from secondcast.models.student.initial.encoder_weights import EncoderWeights, check_gated
 from secondcast.models.student.initial.projection import context_error, fit_projection
-from secondcast.models.student.initial.search import Parts, Readout, best_by_swaps
+from secondcast.models.student.initial.search import Parts, Readout
 from secondcast.models.student.initial.settings import Kind
 from secondcast.models.student.initial.size import Size
 from secondcast.models.student.initial.statistics import Pairs, Sums, chunks_of, collect
@@ -91,24 +92,41 @@ class Initial:
 
 
 class Maker:
-    """Makes initial students of several kinds from the same statistics."""
+    """Makes initial students of several kinds from one run of the teacher's encoder over the prompts."""
 
     def __init__(
-        self, teacher: TeacherEncoder, size: Size, ids: TokenIds, work: WorkFolder, *, batch_size: int,
+        self, teacher: TeacherEncoder, size: Size, ids: TokenIds, work: WorkFolder, *, kind: str, batch_size: int,
         progress: Progress,
     ) -> None:  # fmt: skip
-        """Run the encoder over the prompts. Raises SettingsError for a size above the teacher's, PromptsError."""
+        """kind: a Kind or "auto". Raises SettingsError for a size above the teacher's, PromptsError for few tokens."""
         size.check_within(teacher.size)
-        ids.check_enough(size.width, teacher.identity.pad_token_id)
-        self._teacher, self._size, self._progress = teacher, size, progress
-        count, all_NT = len(ids.fitted_NT), torch.cat([ids.fitted_NT, ids.held_NT])
-        self._sums: Sums = collect(
-            teacher.load, all_NT, count, work, config=teacher.weights.config, batch_size=batch_size, progress=progress
-        )
-        self._fitted, self._held = (
-            Pairs(work=work, token_ids_NT=all_NT, chunks=chunks, width=teacher.size.width, batch_size=batch_size)
-            for chunks in (chunks_of(0, count), chunks_of(count, len(all_NT)))
-        )
+        width = teacher.size.width if kind == "shallow" else size.width
+        ids.check_enough(width, teacher.identity.pad_token_id)
+        self._teacher, self._size, self._ids, self._work = teacher, size, ids, work
+        self._kind, self._batch_size, self._progress = kind, batch_size, progress
+
+    def make(self, source: str | None) -> tuple[list[Initial], Initial]:
+        """The students of the kind, or of all kinds that are possible (auto), and the one of the lowest context error.
+
+        source: of `pretrained`; auto leaves that kind out without one, and `shallow` unless it has at most the
+        parameters of `cut`.
+        """
+        made: list[Initial] = []
+        if self._kind in ("cut", "auto"):
+            made.append(self.cut())
+        if self._kind == "shallow":
+            made.append(self.shallow(self._size.layers))
+        elif self._kind == "auto":
+            most = int(made[0].facts["parameters"])
+            if layers := self._layers_within(most):
+                made.append(self.shallow(layers))
+            else:
+                self._progress.say(
+                    f"shallow: left out, 1 layer at the teacher's width has more than the {most:,} parameters of cut"
+                )
+        if source is not None:
+            made.append(self.pretrained(source))
+        return made, min(made, key=lambda one: one.error)
 
     def cut(self) -> Initial:
         """Layers, heads and feed-forward units of the encoder, at a smaller width."""
@@ -116,25 +134,13 @@ class Maker:
         layers, heads = choose(cutter, self._readout(), self._teacher.size, self._progress)
         return self._fit("cut", cutter.student(layers, heads), f"layers {_listed(layers)}, heads {_listed(heads)}")
 
-    def shallow(self, parameters: int | None = None) -> Initial | None:
-        """Layers of the encoder at full width.
-
-        parameters: the most that it may have, which sets its number of layers; None: as many layers as the size has.
-        """
-        config, size = self._teacher.weights.config, self._teacher.size
-        kept = self._size.layers if parameters is None else self._layers_within(parameters)
-        if kept == 0:
-            return None
-        cutter = self._cutter(Size(layers=kept, heads=size.heads, width=size.width, units=size.units))
-        heads, readout = tuple(range(config["num_heads"])), self._readout()
-        starts = layer_starts(kept, size.layers)
-        layers: Parts = best_by_swaps(
-            starts,
-            lambda kept: (),
-            lambda layers: readout.error(cutter.student(layers, heads).encoder),
-            evaluations=len(starts),
-        )
-        return self._fit("shallow", cutter.student(layers, heads), f"layers {_listed(layers)}")
+    def shallow(self, layers: int) -> Initial:
+        """Some layers of the encoder at full width."""
+        size = self._teacher.size
+        cutter = self._cutter(Size(layers=layers, heads=size.heads, width=size.width, units=size.units))
+        heads, readout, starts = tuple(range(size.heads)), self._readout(), layer_starts(layers, size.layers)
+        kept = min(starts, key=lambda parts: readout.error(cutter.student(parts, heads).encoder))
+        return self._fit("shallow", cutter.student(kept, heads), f"layers {_listed(kept)}")
 
     def pretrained(self, source: str) -> Initial:
         """Another T5 v1.1 with its own weights. StudentError for any other encoder."""
@@ -149,24 +155,43 @@ class Maker:
 
     def _fit(self, kind: Kind, student: SecondcastStudent, parts: str) -> Initial:
         context_ID, rows = self._teacher.context_ID, student.config.project_out_dim
-        passed = fit_projection(student, self._fitted, context_ID)
+        _, fitted, held = self._collected
+        passed = fit_projection(student, fitted, context_ID)
         if passed < student.config.project_in_dim:
             self._progress.say(
                 f"{kind}: the projection has {rows} rows, so that {passed} of the {student.config.project_in_dim} "
                 f"directions of the encoder's output pass its ReLU: those that matter most to the transformer"
             )
-        return Initial(kind=kind, student=student, parts=parts, error=context_error(student, self._held, context_ID))
+        return Initial(kind=kind, student=student, parts=parts, error=context_error(student, held, context_ID))
 
     def _cutter(self, size: Size) -> Cutter:
         return Cutter(
-            self._teacher.weights, self._sums, size, self._config(size), device=self._teacher.context_ID.device
+            self._teacher.weights, self._collected[0], size, self._config(size), device=self._teacher.context_ID.device
         )
 
     def _config(self, size: Size) -> StudentConfig:
         return size.student_config(self._teacher.weights.config, text_length=self._teacher.identity.text_length)
 
     def _readout(self) -> Readout:
-        return Readout.of(self._fitted.first(SEARCH_PROMPTS), self._held, self._teacher.context_ID)
+        _, fitted, held = self._collected
+        return Readout.of(fitted.first(SEARCH_PROMPTS), held, self._teacher.context_ID)
+
+    @cached_property
+    def _collected(self) -> tuple[Sums, Pairs, Pairs]:
+        """The sums, and token ids with embeddings to fit and to hold out."""
+        count, all_NT = len(self._ids.fitted_NT), torch.cat([self._ids.fitted_NT, self._ids.held_NT])
+        sums = collect(
+            self._teacher.load, all_NT, count, self._work,
+            config=self._teacher.weights.config, batch_size=self._batch_size, progress=self._progress,
+        )  # fmt: skip
+        fitted, held = (
+            Pairs(
+                work=self._work, token_ids_NT=all_NT, chunks=chunks, width=self._teacher.size.width,
+                batch_size=self._batch_size,
+            )
+            for chunks in (chunks_of(0, count), chunks_of(count, len(all_NT)))
+        )  # fmt: skip
+        return sums, fitted, held
 
     def _layers_within(self, parameters: int) -> int:
         size, kept = self._teacher.size, 0
@@ -181,30 +206,5 @@ class Maker:
             return parameter_count(SecondcastStudent(self._config(size)))
 
 
-def make_initial(maker: Maker, kind: str, source: str | None, progress: Progress) -> tuple[list[Initial], Initial]:
-    """The initial students of a kind, or of all kinds that are possible (auto), and the one to keep.
-
-    auto: `shallow` with no more parameters than `cut` has; `pretrained` if a source is given; the lowest context error.
-    """
-    made: list[Initial] = []
-    if kind in ("cut", "auto"):
-        made.append(maker.cut())
-    if kind == "shallow":
-        made += filter(None, [maker.shallow()])
-    elif kind == "auto":
-        most = int(made[0].facts["parameters"])
-        shallow = maker.shallow(most)
-        if shallow is None:
-            progress.say(
-                f"shallow: left out, 1 layer at the teacher's width has more than the {most:,} parameters of the size"
-            )
-        made += filter(None, [shallow])
-    if source is not None:
-        made.append(maker.pretrained(source))
-    return made, min(made, key=lambda one: one.error)
-
-
 def _listed(parts: Parts) -> str:
     return ",".join(map(str, parts))
-
-

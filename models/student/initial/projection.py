@@ -7,7 +7,8 @@ transformer, N tokens.
 from collections.abc import Iterable
 
 import torch
-from torch.nn.functional import linear
+from torch import nn
+from torch.nn.functional import linear, normalize
 
 from secondcast.models.student.student_network import SecondcastStudent
 
@@ -48,6 +49,7 @@ def fit_projection(student: SecondcastStudent, pairs: PairsOfBatches, context_ID
     the transformer where it has too few rows for all. Further rows are random. The second is a ridge regression.
     """
     first, last = student.final_projection[0], student.final_projection[3]
+    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
     rows, width = first.weight.shape
     passed = min(width, rows // 2)
     if passed == width:
@@ -63,7 +65,7 @@ def fit_projection(student: SecondcastStudent, pairs: PairsOfBatches, context_ID
 
 
 def _products(
-    student: SecondcastStudent, pairs: PairsOfBatches, device: torch.device, first: torch.nn.Module | None = None
+    student: SecondcastStudent, pairs: PairsOfBatches, device: torch.device, first: nn.Linear | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean products of features with one another and with the teacher's embedding, float64, on the CPU.
 
@@ -82,9 +84,7 @@ def _products(
     return gram.cpu() / tokens, cross.cpu() / tokens
 
 
-def _directions(
-    moment_DD: torch.Tensor, cross_DR: torch.Tensor, context_ID: torch.Tensor, count: int
-) -> torch.Tensor:
+def _directions(moment_DD: torch.Tensor, cross_DR: torch.Tensor, context_ID: torch.Tensor, count: int) -> torch.Tensor:
     """Unit rows [count, D] that span what predicts the transformer's input best, by linear regression."""
     values_D, vectors_DD = torch.linalg.eigh(moment_DD)
     root_D = values_D.clamp_min(_SMALLEST * float(values_D.mean())).sqrt()
@@ -94,4 +94,4 @@ def _directions(
     read_DI = root_DD @ context_DI
     best_DC = torch.linalg.eigh(read_DI @ read_DI.T).eigenvectors[:, -count:]
     rows_CD = best_DC.T @ inverse_DD
-    return torch.nn.functional.normalize(rows_CD).float()
+    return normalize(rows_CD).float()

@@ -118,7 +118,7 @@ def collect(
                 )
             work.write(_chunk_name(chunk), {"embedding": embedding_BTD})
             sums = recorder.sums()
-            work.write(_SUMS, {**vars(sums), "prompts": torch.tensor([chunk.stop])})
+            work.write(_SUMS, {**vars(sums), "prompts": torch.tensor([chunk.stop], dtype=torch.float64)})
     return sums
 
 
@@ -137,9 +137,7 @@ class _Recorder:
 
     def sums(self) -> Sums:
         """The sums so far."""
-        return Sums(
-            moment_DD=self._moment_DD.cpu(), attended_LJ=self._attended_LJ.cpu(), units_LF=self._units_LF.cpu()
-        )
+        return Sums(moment_DD=self._moment_DD.cpu(), attended_LJ=self._attended_LJ.cpu(), units_LF=self._units_LF.cpu())
 
     @contextmanager
     def recording(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The folder of finished statistics beside a student that is being made; it is deleted with the student's completion."""
+"""The folder of finished statistics beside a student that is being made; it is deleted when the student is complete."""
 
 import json
 import os
@@ -34,10 +34,10 @@ class WorkFolder:
 
         Raises SettingsError for an OUT with files of another origin, SettingsMismatchError for another initial student.
         """
-        if self.out.is_dir() and not any(self.out.iterdir()) or not os.path.lexists(self.out):
+        if not os.path.lexists(self.out) or (self.out.is_dir() and not any(self.out.iterdir())):
             return False
         try:
-            made = json.loads((self.out / INITIAL_FILE).read_bytes())["asked"]
+            made = dict(json.loads((self.out / INITIAL_FILE).read_bytes())["asked"])
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise SettingsError(
                 f"{self.out} exists and is not empty, but has no {INITIAL_FILE} of this command: give a new folder"
