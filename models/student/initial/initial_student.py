@@ -155,7 +155,7 @@ class Maker:
 
     def _fit(self, kind: Kind, student: SecondcastStudent, parts: str) -> Initial:
         context_ID, rows = self._teacher.context_ID, student.config.project_out_dim
-        _, fitted, held = self._collected
+        _, fitted, held = self.collected
         passed = fit_projection(student, fitted, context_ID)
         if passed < student.config.project_in_dim:
             self._progress.say(
@@ -166,18 +166,18 @@ class Maker:
 
     def _cutter(self, size: Size) -> Cutter:
         return Cutter(
-            self._teacher.weights, self._collected[0], size, self._config(size), device=self._teacher.context_ID.device
+            self._teacher.weights, self.collected[0], size, self._config(size), device=self._teacher.context_ID.device
         )
 
     def _config(self, size: Size) -> StudentConfig:
         return size.student_config(self._teacher.weights.config, text_length=self._teacher.identity.text_length)
 
     def _readout(self) -> Readout:
-        _, fitted, held = self._collected
+        _, fitted, held = self.collected
         return Readout.of(fitted.first(SEARCH_PROMPTS), held, self._teacher.context_ID)
 
     @cached_property
-    def _collected(self) -> tuple[Sums, Pairs, Pairs]:
+    def collected(self) -> tuple[Sums, Pairs, Pairs]:
         """The sums, and token ids with embeddings to fit and to hold out."""
         count, all_NT = len(self._ids.fitted_NT), torch.cat([self._ids.fitted_NT, self._ids.held_NT])
         sums = collect(
