@@ -13,6 +13,7 @@ from secondcast.commands.shell.outputs import is_named_as_a_file, json_bytes
 from secondcast.commands.shell.resolve import (
     POCKET,
     Device,
+    PromptSources,
     Quiet,
     Revision,
     TeacherName,
@@ -43,9 +44,7 @@ _HELD_OUT_EVERY = 10
 def init_student(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the student.")],
     teacher: TeacherName,
-    prompts: Annotated[
-        list[str], typer.Option(metavar="SOURCE", help="Prompts, as for build --prompts; may be repeated.")
-    ],
+    prompts: PromptSources,
     asked: InitialOptions,
     revision: Revision = None,
     device: Device = "auto",

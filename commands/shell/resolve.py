@@ -50,6 +50,9 @@ TeacherName = Annotated[
 ]
 _T5_NAMES = tuple(f"google-t5/t5-{size}" for size in ("small", "base", "large"))
 
+PromptSources = Annotated[
+    list[str], typer.Option(metavar="SOURCE", help="Prompts, as for build --prompts; may be repeated.")
+]
 BackboneName = Annotated[str | None, typer.Option(help="Location of transformer/ and vae/. Default: as recorded.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of the hub repository.")]
 CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the cache, or s3://bucket/prefix.")]
