@@ -17,7 +17,8 @@ from secondcast.models.student.initial.statistics import Sums
 from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
 from secondcast.storage_schemas.progress import Progress
 
-LAYER_EVALUATIONS, HEAD_EVALUATIONS = 50, 50
+MOST_EVALUATIONS = 50
+"""Of a choice of layers, and of one of heads."""
 
 
 class Cutter:
@@ -97,8 +98,9 @@ def choose(cutter: Cutter, readout: Readout, teacher: Size, progress: Progress) 
     size, order = cutter.size, cutter.head_order()
     rank = {head: place for place, head in enumerate(order)}
     by_energy = tuple(sorted(order[: size.heads]))
-    title = "layers and heads"
-    with progress.bar(title, total=LAYER_EVALUATIONS + HEAD_EVALUATIONS, done=0, unit="cuts") as bar:
+    of_layers = min(MOST_EVALUATIONS, math.comb(teacher.layers - 1, size.layers - 1))
+    of_heads = min(MOST_EVALUATIONS, math.comb(teacher.heads, size.heads))
+    with progress.bar("layers and heads", total=of_layers + of_heads, done=0, unit="cuts") as bar:
 
         def error(layers: Parts, heads: Parts) -> float:
             found = readout.error(cutter.student(layers, heads).encoder)
@@ -117,9 +119,9 @@ def choose(cutter: Cutter, readout: Readout, teacher: Size, progress: Progress) 
             layer_starts(size.layers, teacher.layers),
             layer_swaps,
             lambda layers: error(layers, by_energy),
-            evaluations=LAYER_EVALUATIONS,
+            evaluations=of_layers,
         )
-        heads = best_by_swaps([by_energy], head_swaps, lambda heads: error(layers, heads), evaluations=HEAD_EVALUATIONS)
+        heads = best_by_swaps([by_energy], head_swaps, lambda heads: error(layers, heads), evaluations=of_heads)
     return layers, heads
 
 

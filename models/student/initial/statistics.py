@@ -12,7 +12,7 @@ import torch
 from transformers import T5EncoderModel
 
 from secondcast.models.student.initial.work_folder import WorkFolder
-from secondcast.storage_schemas.errors import NonFiniteError
+from secondcast.storage_schemas.errors import NonFiniteError, StudentError
 from secondcast.storage_schemas.progress import Progress, counted
 
 CHUNK_PROMPTS = 64
@@ -52,7 +52,10 @@ class Pairs:
         for chunk in self.chunks:
             ids_BT = self.token_ids_NT[chunk.start : chunk.stop]
             read = self.work.read(_chunk_name(chunk), {"embedding": (*ids_BT.shape, self.width)})
-            assert read is not None
+            if read is None:
+                raise StudentError(
+                    f"{self.work.path} has no {_chunk_name(chunk)}.safetensors any more: delete this folder"
+                )
             for first in range(0, len(chunk), self.batch_size):
                 last = first + self.batch_size
                 yield ids_BT[first:last], read["embedding"][first:last]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from secondcast.models.student.folder import INITIAL_FILE
+from secondcast.models.student.folder import INITIAL_FILE, config_of
 from secondcast.models.weights.checked_loading import read_tensors
 from secondcast.models.weights.files import CheckpointSource
 from secondcast.models.weights.mismatch import Shape
@@ -56,14 +56,14 @@ class WorkFolder:
 
         settings: what the statistics depend on; SettingsMismatchError if they were begun with others.
         """
-        file = self.path / _SETTINGS_FILE
-        if self.path.is_dir() and any(self.path.iterdir()) and not file.is_file():
+        begun = config_of(self.path, _SETTINGS_FILE)
+        if not begun and self.path.is_dir() and any(self.path.iterdir()):
             raise SettingsError(f"{self.path} has files that this command did not write: move it, or give another OUT")
         with durable.locked(self.path):
-            if file.is_file():
-                self._check(json.loads(file.read_bytes()), settings)
+            if begun:
+                self._check(begun, settings)
             else:
-                durable.replace(file, json.dumps(settings, indent=1).encode())
+                durable.replace(self.path / _SETTINGS_FILE, json.dumps(settings, indent=1).encode())
             durable.remove_leftovers(self.path)
             yield
 

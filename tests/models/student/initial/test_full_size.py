@@ -76,7 +76,8 @@ def test_t5_xxl_goes_through_a_host_of_24_gb(tmp_path):
     prompts.write_text("".join(" ".join(draws.choices(WORDS, k=70)) + "\n" for _ in range(16)))
     code = "from secondcast import cli; cli.main()"
     words = ["init-student", tmp_path / "out", "--teacher", teacher, "--prompts", prompts, "--size", "small"]
-    process = subprocess.Popen([sys.executable, "-c", code, *words, "--kind", "cut", "--device", "cpu"], cwd=ROOT)
+    flags = ["--kind", "cut", "--device", "cpu", "--text-length", "40"]
+    process = subprocess.Popen([sys.executable, "-c", code, *words, *flags], cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from secondcast.models.student.initial.statistics import CHUNK_PROMPTS, Sums, collect, read_sums
+from secondcast.models.student.initial.statistics import CHUNK_PROMPTS, Pairs, Sums, chunks_of, collect, read_sums
 from secondcast.models.student.initial.work_folder import WorkFolder
-from secondcast.storage_schemas.errors import SettingsError, SettingsMismatchError
+from secondcast.storage_schemas.errors import SettingsError, SettingsMismatchError, StudentError
 from secondcast.storage_schemas.progress import Silent
 from tests.models.student.initial.making import SETTINGS, make_in, pocket_encoder, pocket_ids
 
@@ -95,6 +95,21 @@ def test_statistics_of_other_settings_are_not_used(tmp_path):
         work.opened({"teacher": "flux"}),
     ):
         pass
+
+
+@pytest.mark.thorough
+def test_statistics_that_were_damaged_are_reported_in_one_line(tmp_path):
+    work = WorkFolder(tmp_path / "out")
+    collected(work, 64)
+    (work.path / "embeddings-000064.safetensors").unlink()
+    pairs = Pairs(work=work, token_ids_NT=IDS.fitted_NT, chunks=chunks_of(0, 150), width=256, batch_size=16)
+    with pytest.raises(
+        StudentError, match=r"\.out\.init-student has no embeddings-000064\.safetensors any more: delete"
+    ):
+        list(pairs)
+    (work.path / "sums.safetensors").write_bytes(b"\x00" * 9)
+    with pytest.raises(StudentError, match=r"cannot be loaded: sums\.safetensors is not a whole safetensors file"):
+        collected(work, 64)
 
 
 def test_files_of_a_user_in_the_place_of_statistics_are_kept(tmp_path):
