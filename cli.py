@@ -22,6 +22,7 @@ from secondcast.commands.demo import demo
 from secondcast.commands.evaluate.evaluate import evaluate_app
 from secondcast.commands.export import export
 from secondcast.commands.generate import generate
+from secondcast.commands.init_student import init_student
 from secondcast.commands.inspect.look import inspect_app
 from secondcast.commands.inspect.report import inspect_report
 from secondcast.commands.plan.app import plan_app
@@ -53,7 +54,7 @@ app = typer.Typer(
     help="Replace FLUX's T5-XXL with a text encoder about forty times smaller: record the teacher once (build), "
     "train a student from the recording (train), inspect the recording (inspect).",
 )
-for command in (demo, check, build, train, export, generate, convert, subset, merge, repair):
+for command in (demo, check, build, init_student, train, export, generate, convert, subset, merge, repair):
     add_command(app, command)
 add_command(inspect_app, inspect_verify, "verify")
 add_command(inspect_app, inspect_report, "report")

@@ -11,6 +11,7 @@ from secondcast.commands.shell.console import print_line
 from secondcast.commands.shell.outputs import check_folder_name
 from secondcast.commands.shell.resolve import (
     Device,
+    PromptSources,
     Quiet,
     Revision,
     TeacherName,
@@ -30,9 +31,7 @@ IMAGES_AT_ONCE = 4
 def generate(
     student: Annotated[str, typer.Argument(metavar="STUDENT", help="Run folder, export, or `teacher`.")],
     teacher: TeacherName,
-    prompts: Annotated[
-        list[str], typer.Option(metavar="SOURCE", help="Prompts, as for build --prompts; may be repeated.")
-    ],
+    prompts: PromptSources,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the images and index.jsonl.")],
     selection: PromptLimit = PromptLimit(),
     asked: PictureOptions = PictureOptions(),

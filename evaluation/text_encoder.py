@@ -10,7 +10,7 @@ import torch
 
 from secondcast.evaluation.sampling import Embed, OwnTokensEmbed
 from secondcast.models.families.family import Role
-from secondcast.models.student.folder import config_of
+from secondcast.models.student.folder import INITIAL_FILE, config_of
 from secondcast.models.student.student import Student, check_fits, load_student, student_folder, untrained_like
 from secondcast.models.student.tokens import StudentTokens, has_own_tokens, own_tokens
 from secondcast.models.teacher.folder import POOLED_PARTS, TeacherFolder
@@ -26,7 +26,10 @@ PICTURE_PARTS: tuple[Role, ...] = ("transformer", "scheduler", "vae")
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 # The files of a tokenizer depend on its kind: every file name that only tokenizers use.
 _TOKENIZER_ENDINGS = (".json", ".model", ".txt")
-_NO_TOKENIZER = ("config.json", "generation_config.json", "model.safetensors.index.json", "secondcast.json")
+_NO_TOKENIZER = (
+    *("config.json", "generation_config.json", "model.safetensors.index.json", "secondcast.json"),
+    INITIAL_FILE,
+)
 _WRITTEN_BY = ("transformers_version", "_name_or_path")
 
 

@@ -50,6 +50,9 @@ TeacherName = Annotated[
 ]
 _T5_NAMES = tuple(f"google-t5/t5-{size}" for size in ("small", "base", "large"))
 
+PromptSources = Annotated[
+    list[str], typer.Option(metavar="SOURCE", help="Prompts, as for build --prompts; may be repeated.")
+]
 BackboneName = Annotated[str | None, typer.Option(help="Location of transformer/ and vae/. Default: as recorded.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of the hub repository.")]
 CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the cache, or s3://bucket/prefix.")]
@@ -116,7 +119,9 @@ def resolve_teacher(
     return found
 
 
-def resolve_context_projection(name: str, recorded: "Teacher") -> "ContextProjection":
+def resolve_context_projection(
+    name: str, recorded: "Teacher | None", revision: str | None = None
+) -> "ContextProjection":
     """The text projection of a teacher by name; from the hub, only that tensor is downloaded."""
     from dataclasses import replace
 
@@ -124,8 +129,8 @@ def resolve_context_projection(name: str, recorded: "Teacher") -> "ContextProjec
     from secondcast.pocket import TEACHER_FOLDER
 
     if name == POCKET:
-        return replace(find_context_projection(str(TEACHER_FOLDER), recorded), source=POCKET)
-    return find_context_projection(name, recorded)
+        return replace(find_context_projection(str(TEACHER_FOLDER), recorded, revision=revision), source=POCKET)
+    return find_context_projection(name, recorded, revision=revision)
 
 
 def student_source(name: str) -> str:

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-GO_ON = frozenset({"build", "check", "convert", "demo", "generate", "merge", "repair", "subset", "train"})
+GO_ON = frozenset({
+    "build", "check", "convert", "demo", "generate", "init-student", "merge", "repair", "subset", "train",
+})  # fmt: skip
 """Commands that keep finished work and resume when they are run again."""
 GO_ON_WITH_OUT = frozenset({"evaluate table"})
 """Commands that do so with --out."""

@@ -16,6 +16,8 @@ from secondcast.storage_schemas.io.digests import digest
 CHECKPOINT_PREFIX = "checkpoint-"
 STATE_FILE = "state.json"
 BEST_FILE = "best.json"
+INITIAL_FILE = "initial.json"
+"""The record of `secondcast init-student` in the folder of its student."""
 PUBLISHED_CLASS = "T5EncoderWithProjection"
 STUDENT_KINDS = ("secondcast_student", "secondcast_encoder_student")
 """model_type of StudentConfig and of EncoderStudentConfig, whose exported modules cannot import this package."""
@@ -129,10 +131,10 @@ def is_published_form(config: dict[str, Any]) -> bool:
     return PUBLISHED_CLASS in (config.get("architectures") or ())
 
 
-def config_of(folder: Path) -> dict[str, Any]:
-    """config.json of a folder; empty if there is no readable one."""
+def config_of(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """config.json of a folder, or another JSON object; empty if there is no readable one."""
     try:
-        found = json.loads((folder / "config.json").read_bytes())
+        found = json.loads((folder / name).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

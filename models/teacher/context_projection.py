@@ -28,11 +28,11 @@ class ContextProjection:
     source: str
 
 
-def find_context_projection(name: str, recorded: Teacher, *, revision: str | None = None) -> ContextProjection:
+def find_context_projection(name: str, recorded: Teacher | None, *, revision: str | None = None) -> ContextProjection:
     """The text projection of a teacher by folder, hub name or NAME@REVISION.
 
     From the hub only that tensor is read, at one commit, unless its file is already downloaded. The sha256 that the hub
-    states for the file must be the recorded one. Raises TeacherError.
+    states for the file must be the recorded one; None: there is no recording to compare with. Raises TeacherError.
     """
     folder = find_teacher(name, REPLAY_PARTS, revision=revision, files=("config.json", _INDEX_FILE))
     entry = folder.family.anatomy.text_entry
@@ -44,29 +44,38 @@ def find_context_projection(name: str, recorded: Teacher, *, revision: str | Non
     return ContextProjection(context_ID=context_ID, source=folder.source)
 
 
-def load_context_projection(folder: TeacherFolder, recorded: Teacher, device: torch.device) -> torch.Tensor:
+def load_context_projection(folder: TeacherFolder, recorded: Teacher | None, device: torch.device) -> torch.Tensor:
     """context_ID, fp32: the weight of the text entry, from text width D to the transformer's inner width I.
 
-    Only reads that tensor. TeacherError if its file is not the one that the cache was recorded with (by sha256).
+    Only reads that tensor. TeacherError if its file is not the one that the cache was recorded with (by sha256); None:
+    there is no recording.
     """
     entry = folder.family.anatomy.text_entry
     file = _file_of(folder, entry)
     source = part_source(file.parent)
     try:
-        _check_recorded(str(file), weight_sha256(file), recorded.weights.get(f"{file.parent.name}/{file.name}"))
+        if recorded is not None:
+            _check_recorded(str(file), weight_sha256(file), recorded.weights.get(f"{file.parent.name}/{file.name}"))
     except OSError as error:
         why = error.strerror or reason(error)
         raise source.refused(f"{entry} cannot be read from {file.name} ({why})") from error
-    return _checked(read_tensor(file, entry, source), entry, recorded, source).to(device=device, dtype=torch.float32)
+    weight_ID = _checked(read_tensor(file, entry, source), entry, _text_width(folder, recorded), source)
+    return weight_ID.to(device=device, dtype=torch.float32)
 
 
-def _fetch(folder: TeacherFolder, commit: str, path: str, recorded: Teacher) -> torch.Tensor:
+def _text_width(folder: TeacherFolder, recorded: Teacher | None) -> int:
+    return folder.family.text_width(folder.config("transformer")) if recorded is None else recorded.text_width
+
+
+def _fetch(folder: TeacherFolder, commit: str, path: str, recorded: Teacher | None) -> torch.Tensor:
     entry = folder.family.anatomy.text_entry
     try:
         file = HubFile.find(folder.source, path, commit)
         if file.sha256 is not None:
-            _check_recorded(f"{path} of {folder.pinned_source}", file.sha256, recorded.weights.get(path))
-            return _checked(file.tensor(entry), entry, recorded, part_source(folder.path / "transformer")).float()
+            if recorded is not None:
+                _check_recorded(f"{path} of {folder.pinned_source}", file.sha256, recorded.weights.get(path))
+            source, width = part_source(folder.path / "transformer"), _text_width(folder, recorded)
+            return _checked(file.tensor(entry), entry, width, source).float()
     except TeacherError:
         raise
     except Exception as error:
@@ -78,11 +87,11 @@ def _fetch(folder: TeacherFolder, commit: str, path: str, recorded: Teacher) -> 
     return load_context_projection(folder, recorded, torch.device("cpu"))
 
 
-def _checked(weight_ID: torch.Tensor, entry: str, recorded: Teacher, source: CheckpointSource) -> torch.Tensor:
-    if weight_ID.dtype not in _FLOATING or weight_ID.ndim != 2 or weight_ID.shape[1] != recorded.text_width:
+def _checked(weight_ID: torch.Tensor, entry: str, width: int, source: CheckpointSource) -> torch.Tensor:
+    if weight_ID.dtype not in _FLOATING or weight_ID.ndim != 2 or weight_ID.shape[1] != width:
         raise source.refused(
             f"{entry} is {str(weight_ID.dtype).removeprefix('torch.')} {list(weight_ID.shape)}, expected a "
-            f"floating-point matrix with {recorded.text_width} columns, the cache's text width"
+            f"floating-point matrix with {width} columns, the cache's text width"
         )
     return weight_ID
 

@@ -107,6 +107,14 @@ def stored_weights(folder: Path, names: FileNames, source: CheckpointSource, *, 
     raise source.refused(_no_weights(folder, names))
 
 
+def tensor_files(folder: Path, names: FileNames, source: CheckpointSource) -> dict[str, Path]:
+    """The safetensors file of each tensor that a library loads from a folder. Raises source.error."""
+    files = _safetensors_files(folder, names, source)
+    if not files:
+        raise source.refused(_no_weights(folder, names))
+    return {name: file for file in files for name, _ in read_header(file, source)}
+
+
 def check_unquantized(folder: Path, source: CheckpointSource) -> None:
     """Raise source.error for a folder whose config.json states that its weights are quantized."""
     stated = _object(folder / "config.json").get("quantization_config")

@@ -100,6 +100,11 @@ def damaged_cache(made: Path, out: Path) -> None:
 ROWS = {
     "build": Row(words=BUILD, foreign=("c/prompts.jsonl",)),
     "build beside": Row(words=BUILD, foreign=("c/thesis.txt",)),
+    "init-student": Row(
+        words=["init-student", "{out}/s", "--teacher", "pocket", "--prompts", "{made}/p.txt", "--size", "pocket-tiny",
+               "-q"],
+        foreign=("s/config.json",),
+    ),
     "train": Row(words=TRAIN, foreign=("run/config.json", "run/metrics.jsonl")),
     "train beside": Row(words=TRAIN, foreign=("run/thesis.txt",)),
     "train --local-cache-dir": Row(

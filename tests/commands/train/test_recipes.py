@@ -11,7 +11,7 @@ from secondcast.trainer.recipe import read_recipe
 from tests.commands.test_cli import secondcast
 from tests.project.test_docs import parse
 
-RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.toml"))
+RECIPES = sorted((Path(__file__).resolve().parents[3] / "recipes").glob("*.toml"))
 
 
 def told_commands(file: Path) -> list[str]:
