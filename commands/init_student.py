@@ -105,7 +105,7 @@ def _check_flags(out: Path, asked: InitialOptions) -> None:
 
 def _size(name: str, teacher: dict[str, Any]) -> "Size":
     """A size by its name, or by LAYERSxWIDTH in the teacher's proportions; SettingsError for any other text."""
-    from secondcast.models.cost.text import STUDENT_SIZES
+    from secondcast.models.cost.shapes import STUDENT_SIZES
     from secondcast.models.student.initial.size import Size
 
     if (match := _LAYERS_BY_WIDTH.fullmatch(name)) is not None:
