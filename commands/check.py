@@ -22,7 +22,7 @@ _FOLDER = Path("check-results")
 
 
 def check(
-    places: Annotated[
+    folders: Annotated[
         list[Path] | None,
         typer.Argument(
             metavar="[DIR]",
@@ -51,13 +51,13 @@ def check(
     Example: secondcast check --teacher random-flux
     """
     if merge:
-        _merge(places or [])
+        _merge(folders or [])
         return
-    if len(places or ()) > 1:
+    if len(folders or ()) > 1:
         raise SettingsError(
-            f"{counted(len(places or ()), 'folder')} are given, expected one: result files need --merge"
+            f"{counted(len(folders or ()), 'folder')} are given, expected one: result files need --merge"
         )
-    folder = (places or [_FOLDER])[0]
+    folder = (folders or [_FOLDER])[0]
     results = run_check(folder, teacher, minutes=minutes, device=device, quiet=quiet or as_json)
     if as_json:
         print_json(results.json_value())
