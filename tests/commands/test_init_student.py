@@ -112,7 +112,17 @@ def test_a_teacher_without_gates_is_refused(words, capsys):
 def test_of_a_teacher_on_the_hub_one_tensor_of_the_transformer_is_fetched(words, tmp_path):
     repository = Repository(folder=TEACHER_FOLDER)
     with serve({NAME: repository}) as hub:
-        flags = ["--teacher", NAME, *words[4:], "--size", "pocket-tiny", "--device", "cpu", "-q"]
+        flags = [
+            "--teacher",
+            NAME,
+            "--prompts",
+            str(tmp_path / "p.txt"),
+            "--size",
+            "pocket-tiny",
+            "--device",
+            "cpu",
+            "-q",
+        ]
         code = "from secondcast import cli; cli.main()"
         run_apart(code, "init-student", str(tmp_path / "out"), *flags, home=tmp_path / "hf", HF_ENDPOINT=hub)
     sent = Counter()
