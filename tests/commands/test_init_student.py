@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from secondcast.models.student.student import load_student
 from secondcast.pocket import TEACHER_FOLDER
 from tests.commands.test_cli import secondcast
 from tests.models.student.initial.test_initial_student import write_t5
+from tests.models.teacher.small_hub import NAME, Repository, run_apart, serve
 
 
 @pytest.fixture(autouse=True)
@@ -104,3 +106,29 @@ def test_a_teacher_without_gates_is_refused(words, capsys):
     write_t5(Path("t/text_encoder_2"), feed_forward_proj="relu", d_model=256)
     code, _, heard = secondcast("init-student", "out", "--teacher", "t", *words[4:], "--size", "2x64", capsys=capsys)
     assert code == 1 and "t/text_encoder_2 is a 't5' model with feed_forward_proj = 'relu', expected 't5'" in heard
+
+
+@pytest.mark.thorough
+def test_of_a_teacher_on_the_hub_one_tensor_of_the_transformer_is_fetched(words, tmp_path):
+    repository = Repository(folder=TEACHER_FOLDER)
+    with serve({NAME: repository}) as hub:
+        flags = [
+            "--teacher",
+            NAME,
+            "--prompts",
+            str(tmp_path / "p.txt"),
+            "--size",
+            "pocket-tiny",
+            "--device",
+            "cpu",
+            "-q",
+        ]
+        code = "from secondcast import cli; cli.main()"
+        run_apart(code, "init-student", str(tmp_path / "out"), *flags, home=tmp_path / "hf", HF_ENDPOINT=hub)
+    sent = Counter()
+    for name, size in repository.sent:
+        sent[name] += size
+    whole = (TEACHER_FOLDER / "transformer/diffusion_pytorch_model.safetensors").stat().st_size
+    assert 0 < sent["transformer/diffusion_pytorch_model.safetensors"] < whole / 4
+    assert {name.split("/")[0] for name in sent} == {"model_index.json", "text_encoder_2", "tokenizer_2", "transformer"}
+    assert json.loads((tmp_path / "out/initial.json").read_text())["kept"] == "cut"
