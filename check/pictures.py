@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -17,13 +17,13 @@ from secondcast.models.backbone import Backbone
 from secondcast.models.cost.gpu_memory import GpuMemory
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.memory.peak import begin_peak, release_memory
-from secondcast.models.memory.quantized import quantize_text_encoder
+from secondcast.models.memory.quantized import TextQuantization, quantize_text_encoder
 from secondcast.models.teacher.pipeline_inputs import GUIDANCE, STEPS, ImageSize
 from secondcast.storage_schemas.errors import SettingsError
 
 ENCODERS = ("student", "large", "large, offloaded", "large in 8 bits", "large in 4 bits")
 """Text encoders of a picture: the last three are what saves memory without a student."""
-_QUANTIZED: dict[str, Literal["int8", "nf4"]] = {"large in 8 bits": "int8", "large in 4 bits": "nf4"}
+_QUANTIZED: dict[str, TextQuantization] = {"large in 8 bits": "int8", "large in 4 bits": "nf4"}
 _CLAIM = "from a prompt to a picture of {size} px in {steps} steps"
 
 

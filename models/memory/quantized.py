@@ -17,6 +17,10 @@ from secondcast.storage_schemas.errors import MissingExtraError
 from secondcast.storage_schemas.schema.manifest import Quantization
 
 
+TextQuantization = Literal["int8", "nf4"]
+"""Kinds of quantized text encoders."""
+
+
 def check_quantizer(kind: Quantization) -> None:
     """Raise MissingExtraError unless the package for this kind is installed."""
     if kind == "none":
@@ -58,7 +62,7 @@ def quantize_blocks(transformer: Any, kind: Quantization, device: torch.device) 
 
 
 @torch.no_grad()
-def quantize_text_encoder(model: torch.nn.Module, kind: Literal["int8", "nf4"] = "int8") -> None:
+def quantize_text_encoder(model: torch.nn.Module, kind: TextQuantization = "int8") -> None:
     """Quantize the linears of a T5 encoder in place, but not its embeddings. Raises MissingExtraError.
 
     nf4: without the last linear of each feed-forward block, to whose dtype transformers casts its input.
