@@ -16,7 +16,6 @@ from secondcast.models.memory.optional_packages import QUANTIZERS, installed_ver
 from secondcast.storage_schemas.errors import MissingExtraError
 from secondcast.storage_schemas.schema.manifest import Quantization
 
-
 TextQuantization = Literal["int8", "nf4"]
 """Kinds of quantized text encoders."""
 
