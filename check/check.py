@@ -16,7 +16,7 @@ from secondcast.check.results import CheckResults, CheckRow
 from secondcast.check.sampling import sampling_modes, sampling_name, sampling_row
 from secondcast.check.steps import Training, cache_folder
 from secondcast.check.teachers import CheckTeacher
-from secondcast.check.training import ASSUMED_RATE_FRACTION, Mode, TrainingRows, modes
+from secondcast.check.training import ASSUMED_RATE_FRACTION, ONLINE, Mode, TrainingRows, modes
 from secondcast.models.cost.counted import backbone_cost
 from secondcast.models.cost.shapes import CallShapes
 from secondcast.models.device import is_out_of_memory
@@ -90,10 +90,13 @@ class Check:
             seconds=2 * loading + 3 * sampling,
             replays=False,
         )
-        online = loading + 3 * scale.batch_size * 2 * cost.forward_flops / rate
-        yield _Part(names=("offline step",), make=lambda: [self._training_rows.online()], seconds=loading + online)
-        held = modes(cost.blocks)
-        yield from (self._mode(mode, loading) for mode in held if mode.exact)
+        yield _Part(
+            names=(ONLINE,),
+            make=lambda: [self._training_rows.online()],
+            seconds=2 * loading + self._training_rows.online_seconds(),
+        )
+        training_modes = modes(cost.blocks)
+        yield from (self._mode(mode, loading) for mode in training_modes if mode.exact)
         for name, options in sampling_modes(cost.blocks).items():
             yield _Part(
                 names=(sampling_name(name),),
@@ -101,7 +104,7 @@ class Check:
                 seconds=loading + sampling,
             )
         yield _Part(names=(resume.NAME,), make=self._resumed, seconds=_RESUME_SECONDS)
-        yield from (self._mode(mode, loading) for mode in held if not mode.exact)
+        yield from (self._mode(mode, loading) for mode in training_modes if not mode.exact)
         # The last ones: the transformer of one stays for the next.
         for encoder in ENCODERS:
             seconds = loading + 2 * STEPS * self._picture_flops() / rate
@@ -150,10 +153,10 @@ class Check:
 
 def _made(part: _Part) -> Iterator[CheckRow]:
     """The rows of a part; those that an error kept from being made say so."""
-    made = set()
+    finished = set()
     try:
         for row in part.make():
-            made.add(row.name)
+            finished.add(row.name)
             yield row
         return
     except (SettingsError, MissingExtraError) as error:
@@ -164,7 +167,7 @@ def _made(part: _Part) -> Iterator[CheckRow]:
         if is_out_of_memory(error):
             why, broken = "the GPU is out of memory", False
     for name in part.names:
-        if name not in made:
+        if name not in finished:
             yield CheckRow(name=name, result="broken" if broken else "not run", detail=why)
 
 
@@ -175,17 +178,9 @@ def _left_out(part: _Part, why: str) -> Iterator[CheckRow]:
 
 def empty_results(teacher: CheckTeacher) -> CheckResults:
     """Results without rows, with the rates of this machine measured."""
-    config, sampling = teacher.folder.config("transformer"), teacher.planned[0].sampling
-    machine = this_machine(
-        teacher.device,
-        teacher.torch_dtype,
-        heads=config["num_attention_heads"],
-        tokens=sampling.image_tokens + teacher.planned[0].teacher.text_length,
-        head_width=config["attention_head_dim"],
-    )
     return CheckResults(
         version=secondcast.__version__,
         date=datetime.now(UTC).date().isoformat(),
         teacher=teacher.folder.source,
-        machine=machine,
+        machine=this_machine(teacher.device, teacher.torch_dtype),
     )

@@ -9,7 +9,6 @@ from importlib.metadata import version
 import torch
 
 from secondcast.check.results import CheckRow, Machine
-from secondcast.models.attention import attention_kernel
 from secondcast.models.cost.gpu_memory import GpuMemory
 from secondcast.models.cost.matrix_rate import matrix_rate
 from secondcast.models.device import total_bytes
@@ -17,8 +16,8 @@ from secondcast.models.device import total_bytes
 _COPIED_BYTES, _COPIES = 2**28, 8
 
 
-def this_machine(device: torch.device, dtype: torch.dtype, *, heads: int, tokens: int, head_width: int) -> Machine:
-    """The machine and its device. heads, tokens, head_width: of the transformer's attention."""
+def this_machine(device: torch.device, dtype: torch.dtype) -> Machine:
+    """The machine and its device."""
     on_gpu = device.type == "cuda"
     return Machine(
         device=torch.cuda.get_device_name(device) if on_gpu else f"CPU {platform.machine()}",
@@ -29,7 +28,6 @@ def this_machine(device: torch.device, dtype: torch.dtype, *, heads: int, tokens
         diffusers=version("diffusers"),
         transformers=version("transformers"),
         threads=torch.get_num_threads(),
-        attention_kernel=attention_kernel(device, dtype, heads=heads, tokens=tokens, head_width=head_width),
         matrix_flops_per_second=matrix_rate(device, dtype),
         copy_bytes_per_second=_copy_rate(device) if on_gpu else None,
     )
@@ -45,23 +43,23 @@ def with_memory(row: CheckRow, device: torch.device, planned: GpuMemory | None) 
 
 def beside_plan(row: CheckRow, peak_bytes: int, reserved_bytes: int, planned: GpuMemory | None) -> CheckRow:
     """A row with these peaks, broken if they exceed the plan and its margin: what a plan fits must fit."""
-    found: dict[str, object] = {"peak_bytes": peak_bytes, "reserved_bytes": reserved_bytes}
+    figures: dict[str, object] = {"peak_bytes": peak_bytes, "reserved_bytes": reserved_bytes}
     if planned is not None:
         # The allocator does not count the memory of CUDA itself.
-        found["planned_bytes"] = planned.total_bytes - planned.cuda_bytes
+        figures["planned_bytes"] = planned.total_bytes - planned.cuda_bytes
         if peak_bytes > planned.needed_bytes - planned.cuda_bytes:
             exceeded = "the peak exceeds the plan and its margin"
-            found |= {"result": "broken", "detail": "; ".join(filter(None, (row.detail, exceeded)))}
-    return row.model_copy(update=found)
+            figures |= {"result": "broken", "detail": "; ".join(filter(None, (row.detail, exceeded)))}
+    return row.model_copy(update=figures)
 
 
 def _driver() -> str | None:
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
-    asked = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
-    found = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
-    return found[0] if found else None
+    command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    words = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    return words[0] if words else None
 
 
 def _copy_rate(device: torch.device) -> float:

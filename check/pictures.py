@@ -10,12 +10,12 @@ import torch
 from secondcast.check.machine import with_memory
 from secondcast.check.results import CheckRow
 from secondcast.check.steps import Training
+from secondcast.check.teachers import WHOLE
 from secondcast.evaluation.pictures.folder import PictureSettings
 from secondcast.evaluation.sampling import Generator
 from secondcast.evaluation.settings.memory import sampling_cost
 from secondcast.models.backbone import Backbone
 from secondcast.models.cost.gpu_memory import GpuMemory
-from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.memory.peak import begin_peak, release_memory
 from secondcast.models.memory.quantized import TextQuantization, quantize_text_encoder
 from secondcast.models.teacher.pipeline_inputs import GUIDANCE, STEPS, ImageSize
@@ -145,7 +145,7 @@ class Pictures:
         )  # fmt: skip
         parameters = sum(parameter.numel() for parameter in self._training.student.parameters())
         cost = sampling_cost(settings, teacher.folder, batch_size=1, student_parameters=parameters)
-        return cost.memory(MemoryOptions(modulation="gpu"))
+        return cost.memory(WHOLE)
 
     def _wait(self) -> None:
         if self._device.type == "cuda":

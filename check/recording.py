@@ -12,7 +12,7 @@ from secondcast.cache_builder.sample_stage import run_sample_stage, sample_shard
 from secondcast.cache_builder.text_stage import run_text_stage
 from secondcast.check.machine import with_memory
 from secondcast.check.results import CheckRow
-from secondcast.check.teachers import CheckTeacher
+from secondcast.check.teachers import WHOLE, CheckTeacher
 from secondcast.models.backbone import Backbone
 from secondcast.models.cost.placement import place, sample_stage_cost
 from secondcast.models.device import total_bytes
@@ -35,8 +35,6 @@ _CLAIMS = {
     "replay": "the recorded embeddings replay to the recorded predictions (invariant 3)",
     "build": "memory and time of the sample stage of a build",
 }
-# All weights as they are in the files.
-_WHOLE = MemoryOptions(modulation="gpu")
 _OF_FILES = ("weights", "embedding")
 _RESULTS: dict[bool | None, Any] = {True: "holds", False: "broken", None: "not run"}
 
@@ -48,22 +46,23 @@ def recording_names(teacher: CheckTeacher) -> tuple[str, ...]:
 
 def _options(teacher: CheckTeacher) -> MemoryOptions:
     """All weights on the device as they are in the files, or the first placement that fits."""
-    if (there := total_bytes(teacher.device)) is None:
-        return _WHOLE
+    gpu_bytes = total_bytes(teacher.device)
+    if gpu_bytes is None:
+        return WHOLE
     cost = sample_stage_cost(teacher.planned[0], teacher.scale.batch_size)
-    return place(cost, _WHOLE, memory_bytes=there, host_bytes=free_host_bytes()).options
+    return place(cost, WHOLE, memory_bytes=gpu_bytes, host_bytes=free_host_bytes()).options
 
 
 def recording_rows(teacher: CheckTeacher, folder: Path, progress: Progress) -> Iterator[CheckRow]:
     """Build the cache in `folder`, or take the one that is there, and check it; a row after each check."""
     manifest, prompts = teacher.planned
     writer = CacheWriter.create_or_resume(str(folder), manifest, prompts, teacher.folder.tokenizer_files())
-    how: dict[str, Any] = {
+    progress_and_sizes: dict[str, Any] = {
         "done": 0, "share": len(prompts), "batch_size": teacher.scale.batch_size, "progress": progress
     }  # fmt: skip
     encoder = teacher.text_encoder()
     text_weights = _weights(teacher, "large_text_encoder", encoder.model) if teacher.has_files else None
-    run_text_stage(writer, encoder, writer.missing("embeddings"), **how)
+    run_text_stage(writer, encoder, writer.missing("embeddings"), **progress_and_sizes)
     if teacher.has_files:
         yield _embedding(teacher, Cache.open(str(folder)), encoder)
     del encoder
@@ -71,12 +70,12 @@ def recording_rows(teacher: CheckTeacher, folder: Path, progress: Progress) -> I
     options = _options(teacher)
     backbone = teacher.backbone(options)
     if text_weights is not None:
-        whole = options == _WHOLE
+        whole = options == WHOLE
         weights = _weights(teacher, "transformer", backbone.transformer) if whole else None
         yield _joined(text_weights, weights, remark="" if whole else "; the transformer is not whole on this GPU")
     begin_peak(teacher.device)
     if shards := writer.missing("trajectories"):
-        run_sample_stage(writer, Cache.open(str(folder)), backbone, shards, **how)
+        run_sample_stage(writer, Cache.open(str(folder)), backbone, shards, **progress_and_sizes)
     else:
         sample_shard(Cache.open(str(folder)), backbone, writer.layout.trajectories[0], len(prompts), Silent(), _go_on)
     writer.finish()

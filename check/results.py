@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.manifest import Record
+from secondcast.storage_schemas.schema.problems import problem_text
 
 RESULTS_FILE = "check.json"
 Result = Literal["holds", "broken", "measured", "not run"]
@@ -50,7 +51,6 @@ class Machine(Record):
     diffusers: str
     transformers: str
     threads: int
-    attention_kernel: str | None
     matrix_flops_per_second: float
     copy_bytes_per_second: float | None = None
 
@@ -98,11 +98,11 @@ def read_results(file: Path) -> CheckResults:
     except OSError as error:
         raise SettingsError(f"{file} cannot be read ({error.strerror}), expected a {RESULTS_FILE}") from error
     except ValidationError as error:
-        found = error.errors()[0]
-        where = ".".join(map(str, found["loc"])) or "its contents"
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"])) or "its contents"
         raise SettingsError(
-            f"{file} is not a result of `secondcast check` ({where}: {found['msg']}): give a {RESULTS_FILE} of this "
-            "version"
+            f"{file} is not a result of `secondcast check` ({problem_text(where, problem)}): give a {RESULTS_FILE} of "
+            "this version"
         ) from error
 
 

@@ -38,19 +38,19 @@ def resume_row(folder: Path, *, device: str, program: Sequence[str] = PROGRAM) -
     prompts.write_text("".join(f"{text}\n" for text in captions(_PROMPTS, seed=0, split="train")))
     settings = BuildSettings.from_flags(prompts=(prompts,), steps=4)
     build(str(cache), settings, find_teacher(str(TEACHER_FOLDER), BUILD_PARTS), torch.device(device), Silent())
-    unbroken = folder / "unbroken"
-    # A run of its own for each attempt: an interrupted one may have ended since.
-    killed = folder / f"killed-{sum(1 for _ in folder.glob('killed-*'))}"
+    # New runs for each attempt: those of an interrupted check were not unbroken.
+    attempt = folder / f"attempt-{sum(1 for _ in folder.glob('attempt-*'))}"
+    unbroken, killed = attempt / "unbroken", attempt / "killed"
     _run([*program, *_train(unbroken, cache, device)])
     _kill([*program, *_train(killed, cache, device)], killed)
     done = checkpoints(killed)[-1].name
     if done.endswith(f"{_STEPS:08d}"):
         raise SettingsError("the run ended before it could be killed: run the check again")
     _run([*program, *_train(killed, cache, device)])
-    expected, found = (_files(checkpoints(run)[-1]) for run in (unbroken, killed))
-    differing = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+    expected, resumed = (_files(checkpoints(run)[-1]) for run in (unbroken, killed))
+    differing = sorted(name for name in expected | resumed if expected.get(name) != resumed.get(name))
     detail = f"killed behind {done} of {_STEPS} steps; " + (
-        f"{differing[0]} and {len(differing) - 1} more differ" if differing else f"all {len(found)} files are equal"
+        f"{differing[0]} and {len(differing) - 1} more differ" if differing else f"all {len(resumed)} files are equal"
     )
     return CheckRow(name=NAME, claim=_CLAIM, result="broken" if differing else "holds", detail=detail)
 

@@ -36,11 +36,11 @@ def sampling_row(teacher: CheckTeacher, cache: Cache, name: str, options: Memory
     rows, device = teacher.scale.batch_size, teacher.device
     backbone = teacher.backbone(options)
     begin_peak(device)
-    made = sample_shard(cache, backbone, cache.layout.trajectories[0], rows, Silent(), lambda: None)
+    sampled = sample_shard(cache, backbone, cache.layout.trajectories[0], rows, Silent(), lambda: None)
     recorded = [cache.trajectory(row) for row in range(rows)]
     equal = sum(
-        same_bits(recorded[row].velocity_KSC, made["velocity"][row])
-        and same_bits(recorded[row].final_latent_SC, made["final_latent"][row])
+        same_bits(recorded[row].velocity_KSC, sampled["velocity"][row])
+        and same_bits(recorded[row].final_latent_SC, sampled["final_latent"][row])
         for row in range(rows)
     )
     row = CheckRow(

@@ -40,7 +40,6 @@ def machine_text(machine: Machine) -> str:
         parts.append(f"cuDNN {machine.cudnn}")
     else:
         parts.append(f"{machine.threads} threads")
-    parts.append(f"attention kernel {machine.attention_kernel}")
     parts.append(f"{machine.matrix_flops_per_second / 1e12:.3g} TFLOP/s in matrix products")
     if machine.copy_bytes_per_second is not None:
         parts.append(f"{machine.copy_bytes_per_second / 1e9:.3g} GB/s from pinned memory")

@@ -24,7 +24,7 @@ from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.image_decoder import ImageDecoder
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
-from secondcast.pocket import STUDENTS_FOLDER, TEACHER_FOLDER
+from secondcast.pocket import STUDENTS_FOLDER
 from secondcast.pocket.world import captions
 from secondcast.storage_schemas.schema.manifest import Dtype, Manifest
 from secondcast.storage_schemas.schema.prompts import Prompt, is_held_out, prompt_id
@@ -35,7 +35,8 @@ RANDOM_FLUX = "random-flux"
 RANDOM_SOURCE = "FLUX.1-dev"
 """The bundled configuration that RANDOM_FLUX has."""
 
-_EMBEDDED = "pocket-"
+WHOLE = MemoryOptions(modulation="gpu")
+"""All weights on the device, as they are in the files."""
 # Words of a random prompt, in tokens; the rest of the text is padding.
 _RANDOM_TOKENS = 20
 
@@ -47,7 +48,7 @@ class Scale:
     batch_size: trajectories of the cache, and rows of each optimizer step.
     steps: of a trajectory. training_steps: optimizer steps of a row that is timed.
     resolution, picture_resolution: of the cache and of pictures, in pixels; None: the teacher's own.
-    student: name of a T5 size or of an embedded configuration, for an initial student with random weights.
+    student: a size of T5, or the folder of a configuration, of which a student with random weights is made.
     """
 
     batch_size: int
@@ -55,12 +56,17 @@ class Scale:
     training_steps: int
     resolution: int | None
     picture_resolution: int | None
-    student: str
+    student: str | Path
 
 
 FULL = Scale(batch_size=4, steps=20, training_steps=6, resolution=512, picture_resolution=1024, student="base")
 POCKET = Scale(
-    batch_size=8, steps=20, training_steps=6, resolution=None, picture_resolution=None, student="pocket-small"
+    batch_size=8,
+    steps=20,
+    training_steps=6,
+    resolution=None,
+    picture_resolution=None,
+    student=STUDENTS_FOLDER / "small",
 )
 
 
@@ -120,8 +126,8 @@ class CheckTeacher(ABC):
 
     def student_source(self, folder: Path) -> str:
         """The source of a student's configuration, which may be written into `folder`."""
-        if self.scale.student.startswith(_EMBEDDED):
-            return str(STUDENTS_FOLDER / self.scale.student.removeprefix(_EMBEDDED))
+        if isinstance(self.scale.student, Path):
+            return str(self.scale.student)
         folder.mkdir(parents=True, exist_ok=True)
         config = student_config(self.scale.student).to_dict()
         (folder / "config.json").write_text(json.dumps(config | {"model_type": "t5"}, indent=1) + "\n")
@@ -211,7 +217,7 @@ class RandomTeacher(CheckTeacher):
         manifest = self.planned[0]
         return Backbone.holding(
             # The device need not hold more than what the options leave there.
-            self.transformer(on_host=options != MemoryOptions(modulation="gpu")),
+            self.transformer(on_host=options != WHOLE),
             recorded_geometry(manifest.sampling),
             family=self.folder.family,
             text_length=manifest.teacher.text_length,
@@ -223,8 +229,3 @@ class RandomTeacher(CheckTeacher):
     def decoder(self, geometry: Geometry) -> ImageDecoder:
         """See CheckTeacher."""
         return ImageDecoder(random_vae(self.folder, self.device), self.folder.family, geometry)
-
-
-def is_pocket(folder: TeacherFolder) -> bool:
-    """Whether a teacher is the embedded one."""
-    return folder.path == TEACHER_FOLDER

@@ -25,6 +25,8 @@ from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted, size_text
 from secondcast.trainer.cost.stage_cost import Costs, costs_of
 
+ONLINE = "offline step"
+"""The name of the row that compares with the online loop."""
 # Steps whose numbers are compared; of a timed row the first ones allocate, compile, and wait for their batch.
 _COMPARED, _WARM = 3, 2
 ASSUMED_RATE_FRACTION = 0.3
@@ -49,7 +51,7 @@ _RECOMPUTED: dict[str, Any] = {"modulation": "precomputed", "activation_checkpoi
 
 def modes(blocks: int) -> list[Mode]:
     """All modes of training, the exact ones first; blocks: number of the transformer's blocks."""
-    held: dict[str, dict[str, Any]] = {
+    exact: dict[str, dict[str, Any]] = {
         "plain": {"modulation": "gpu"},
         "modulation table": {"modulation": "precomputed"},
         "blocks recomputed": {"modulation": "gpu", "activation_checkpointing": 1},
@@ -63,7 +65,7 @@ def modes(blocks: int) -> list[Mode]:
         **{kind: _RECOMPUTED | {"quantize": kind} for kind in QUANTIZERS},
     }
     return [
-        *(Mode(name=name, options=MemoryOptions(**options)) for name, options in held.items()),
+        *(Mode(name=name, options=MemoryOptions(**options)) for name, options in exact.items()),
         *(Mode(name=name, options=MemoryOptions(**options), exact=False) for name, options in rounded.items()),
     ]
 
@@ -94,10 +96,15 @@ class TrainingRows:
 
     def online(self) -> CheckRow:
         """Steps from the cache against the loop that computes everything at once."""
-        name, claim = "offline step", "steps from the cache are those of the online loop: losses, gradient, weights"
+        claim = "steps from the cache are those of the online loop: losses, gradient, weights"
         online = self._training.online(_COMPARED)
         release_memory(self._device)
-        return _compared(name, claim, self._expected(), online, on_gpu=self._on_gpu)
+        return _compared(ONLINE, claim, self._expected(), online, on_gpu=self._on_gpu)
+
+    def online_seconds(self) -> float:
+        """The time of that row, estimated without loading."""
+        # Beside the student's steps the teacher's predictions, in all less than as much again.
+        return 2 * 2 * _COMPARED * self._flops(self._first) / (ASSUMED_RATE_FRACTION * self._rate)
 
     def names(self, mode: Mode) -> tuple[str, ...]:
         """Names of a mode's rows."""
@@ -170,12 +177,12 @@ class TrainingRows:
 
     def _replay_error(self, backbone: Backbone) -> CheckRow:
         settings = self._training.settings(_COMPARED, self._first.options)
-        found = self._training.trainer(backbone, settings).measure_replay_error()
+        replay_error = self._training.trainer(backbone, settings).measure_replay_error()
         return CheckRow(
             name="replay error",
             claim="vision loss of the teacher's own embedding, which a perfect student has",
             result="measured",
-            detail=f"{found.error:.3g}, on {counted(settings.replay_check, 'record')}",
+            detail=f"{replay_error.error:.3g}, on {counted(settings.replay_check, 'record')}",
         )
 
     def _planned(self, mode: Mode) -> GpuMemory:
@@ -187,10 +194,10 @@ class TrainingRows:
 
     def _why_not(self, mode: Mode) -> str | None:
         """Why a mode does not fit into the GPU by plan; None if it does, or on a CPU."""
-        memory, there = self._planned(mode).needed_bytes, total_bytes(self._device)
-        if there is None or memory <= there:
+        needed, gpu_bytes = self._planned(mode).needed_bytes, total_bytes(self._device)
+        if gpu_bytes is None or needed <= gpu_bytes:
             return None
-        return f"needs {size_text(int(memory))} by calculation, this GPU has {size_text(there)}"
+        return f"needs {size_text(int(needed))} by calculation, this GPU has {size_text(gpu_bytes)}"
 
 
 def _compared(name: str, claim: str, steps: Steps, expected: Steps, *, on_gpu: bool) -> CheckRow:

@@ -11,11 +11,11 @@ from torch.nn.attention import SDPBackend
 
 from secondcast.models.families.family import Family
 from secondcast.models.geometry import Geometry
-from secondcast.models.memory.options import NATIVE
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.errors import SettingsError, reason
 
-# The name that records have for it.
+# torch's scaled_dot_product_attention: diffusers' default, and the name that records have for it.
+NATIVE = AttentionBackendName.NATIVE.value
 RECORDED_NATIVE = "sdpa"
 # In the trial of a backend.
 _TEXT_TOKENS = 8

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from secondcast.models.families.flux import FLUX
-from secondcast.models.memory.options import NATIVE, BackboneCall, MemoryOptions
+from secondcast.models.memory.options import BackboneCall, MemoryOptions
 from secondcast.models.teacher.hub import split_revision
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.flags import Flag
@@ -79,15 +79,6 @@ class RunOptions(MemoryOptions, BackboneCall):
         default=False,
         description="Use deterministic kernels on a GPU, so that a resumed run ends with the same bits; slower.",
     )
-
-    @model_validator(mode="after")
-    def _attention_can_be_deterministic(self) -> Self:
-        if self.deterministic and self.attention_backend not in (None, NATIVE):
-            raise ValueError(
-                f"attention-backend is {self.attention_backend} with deterministic, expected {NATIVE}: only of torch's "
-                "own attention the deterministic kernels are known; remove one of them"
-            )
-        return self
 
     @property
     def memory(self) -> MemoryOptions:

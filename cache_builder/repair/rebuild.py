@@ -9,7 +9,7 @@ from secondcast.cache_builder.provenance import changes, provenance, recorded_ba
 from secondcast.cache_builder.sample_stage import sample_shard
 from secondcast.cache_builder.teacher_models import TeacherModels, check_recorded_teacher
 from secondcast.cache_builder.text_stage import encode_shard
-from secondcast.models.memory.options import NATIVE
+from secondcast.models.attention import NATIVE
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.embeddings import drop_embeddings
 from secondcast.storage_schemas.errors import DamagedCacheError, SettingsError

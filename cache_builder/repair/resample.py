@@ -12,7 +12,7 @@ from secondcast.cache_builder.provenance import changes, provenance, recorded_ba
 from secondcast.cache_builder.sample_stage import sample_shard
 from secondcast.cache_builder.teacher_models import TeacherModels, check_recorded_teacher
 from secondcast.cache_builder.text_stage import encode_prompts
-from secondcast.models.memory.options import NATIVE
+from secondcast.models.attention import NATIVE
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.codecs.by_field import as_read
 from secondcast.storage_schemas.errors import NotInCacheError, SettingsError

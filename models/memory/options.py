@@ -16,8 +16,6 @@ MEMORY = "GPU memory and speed"
 
 
 AUTO = "auto"
-NATIVE = "native"
-"""diffusers' name of torch's scaled_dot_product_attention, its default."""
 _UNIT_BYTES = {"gib": 2**30, "g": 2**30, "gb": 10**9, "mib": 2**20, "m": 2**20, "mb": 10**6}
 
 

@@ -112,7 +112,7 @@ def test_wrong_input_is_one_line(tmp_path, monkeypatch, capsys, words, message):
 def test_a_file_that_is_no_result_is_refused_by_the_field(tmp_path, capsys):
     (tmp_path / "x.json").write_text('{"format": "secondcast-check"}')
     code, _, errors = secondcast("check", "--merge", tmp_path / "x.json", capsys=capsys)
-    assert code == 1 and "x.json is not a result of `secondcast check` (version: Field required)" in errors
+    assert code == 1 and "x.json is not a result of `secondcast check` (version is missing)" in errors
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from secondcast.models import attention
 from secondcast.models.student.student import checkpoints, new_student, student_folder
 from secondcast.models.teacher.folder import REPLAY_PARTS, TeacherFolder, find_teacher
 from secondcast.storage_schemas.errors import (
@@ -339,10 +340,6 @@ def test_more_steps_of_a_trajectory_than_it_has_are_refused(tmp_path, cache_fold
             {"student_dtype": "float16"},
             "--student-dtype is 'float16', expected 'auto', 'float32' or ",
         ),
-        (
-            {"deterministic": True, "attention_backend": "xformers"},
-            "attention-backend is xformers with deterministic, expected native: .*; remove one of them",
-        ),
         ({"optimiser": "sgd"}, "--optimiser is an unknown key"),
     ],
 )
@@ -373,3 +370,16 @@ def test_a_deterministic_run_uses_deterministic_kernels_and_records_it(tmp_path,
     )  # fmt: skip
     assert found == [True] and not torch.are_deterministic_algorithms_enabled()
     assert json.loads((run / "config.json").read_text())["settings"]["deterministic"] is True
+
+
+@pytest.mark.parametrize("by_default_of_diffusers", [False, True])
+def test_a_deterministic_run_has_torchs_own_attention(
+    tmp_path, cache_folder, dev_teacher, t5_config, monkeypatch, by_default_of_diffusers
+):
+    flags = {} if by_default_of_diffusers else {"attention_backend": "_native_math"}
+    if by_default_of_diffusers:
+        monkeypatch.setattr(attention, "DIFFUSERS_ATTN_BACKEND", "_native_math")
+    message = "--deterministic with the attention backend _native_math, expected native: .*; remove one of them"
+    with pytest.raises(SettingsError, match=message):
+        run_training(tmp_path / "run", cache_folder, dev_teacher, t5_config, deterministic=True, **flags)
+    assert not (tmp_path / "run").exists()

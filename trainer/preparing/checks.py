@@ -4,9 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from secondcast.models.attention import RECORDED_NATIVE, check_attention, recorded_attention
+from secondcast.models.attention import NATIVE, RECORDED_NATIVE, check_attention, recorded_attention
 from secondcast.models.memory.compiling import check_compiler
-from secondcast.models.memory.options import NATIVE
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.maintenance.rewrite import ways_made
@@ -91,7 +90,7 @@ def check_backend(settings: TrainSettings, teacher: TeacherFolder, dtype: torch.
     if settings.deterministic and recorded_attention(settings.attention_backend) != RECORDED_NATIVE:
         raise SettingsError(
             f"--deterministic with the attention backend {recorded_attention(settings.attention_backend)}, expected "
-            f"{NATIVE}: only of torch's own attention the deterministic kernels are known; unset DIFFUSERS_ATTN_BACKEND"
+            f"{NATIVE}: only of torch's own attention the deterministic kernels are known; remove one of them"
         )
     if settings.compile:
         check_compiler(device)

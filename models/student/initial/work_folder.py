@@ -28,6 +28,7 @@ class WorkFolder:
 
     def __init__(self, out: Path) -> None:
         self.out, self.path = out, out.with_name(f".{out.name}.init-student")
+        self._files = set[Path]()
 
     def check_out(self, asked: Mapping[str, Any]) -> bool:
         """Whether OUT has the student that `asked` describes.
@@ -102,10 +103,12 @@ class WorkFolder:
             self.out.rmdir()
         made.rename(self.out)
         durable.sync(self.out.parent)
-        for file in [*self.path.glob("*.safetensors"), self.path / _SETTINGS_FILE]:
-            file.unlink()
+        for file in (*self._files, self.path / _SETTINGS_FILE):
+            file.unlink(missing_ok=True)
         with suppress(OSError):
             self.path.rmdir()
 
     def _file(self, name: str) -> Path:
-        return self.path / f"{name}.safetensors"
+        file = self.path / f"{name}.safetensors"
+        self._files.add(file)
+        return file
