@@ -37,7 +37,12 @@ def build(
             f"build has device None, expected a torch.device: {type(workers).__name__} computes on this machine; "
             f"None is for workers on Ray"
         )
-    samples = workers.config.stage != "text"
+    if settings.text_only and workers.config.stage == "sample":
+        raise SettingsError(
+            "--stage sample and --text-only cannot be combined: a text cache has no trajectories to sample; remove one "
+            "of them"
+        )
+    samples = workers.config.stage != "text" and not settings.text_only
     cache = open_build(location, settings, teacher, device, progress, samples=samples)
     peaks = workers.build_shards(cache, teacher, device, progress)
     return finish(cache, peaks)
@@ -97,9 +102,13 @@ class OneProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildResult:
-    """What the cache holds now, and the peak memory of the stages that ran."""
+    """What the cache holds now, and the peak memory of the stages that ran.
+
+    finished: whether every shard is there.
+    """
 
     location: str
+    finished: bool
     prompts: int
     embeddings: int
     trajectories: int
@@ -107,18 +116,14 @@ class BuildResult:
     bytes: int
     peaks: dict[str, PeakMemory]
 
-    @property
-    def finished(self) -> bool:
-        """Whether every trajectory is there."""
-        return self.trajectories == self.planned
-
 
 def finish(cache: CacheWriter, peaks: dict[str, PeakMemory]) -> BuildResult:
     """Finish the cache if every shard is committed, and count what it holds."""
-    cache.finish()
+    finished = cache.finish()
     records = cache.records()
     return BuildResult(
         location=str(cache.folder),
+        finished=finished,
         prompts=len(cache.prompts),
         embeddings=records.rows("embeddings"),
         trajectories=records.rows("trajectories"),

@@ -23,6 +23,7 @@ from secondcast.storage_schemas.schema.manifest import (
     ScheduleName,
     int8_problem,
     pooled_problem,
+    text_compression_problem,
 )
 
 _IMAGE, _TEACHER, _STORAGE = "Images", "Teacher", "Cache"
@@ -112,6 +113,11 @@ class OutlineSettings(StoredAs, ImageSize, PromptLimit):
     format: Annotated[Format, Flag(group=_STORAGE)] = Field(
         default="zarr", description="Storage format: sharded Zarr arrays, or WebDataset tar files."
     )
+    text_only: Annotated[bool, Flag(group=_STORAGE)] = Field(
+        default=False,
+        description="Build a text cache: prompts and embeddings without trajectories, for the embedding and context "
+        "losses.",
+    )
     store_embeddings: Annotated[bool, Flag(group=_STORAGE)] = Field(
         default=True,
         description="Store the teacher's embeddings; without them the cache is smaller, but supports neither the "
@@ -130,12 +136,38 @@ class OutlineSettings(StoredAs, ImageSize, PromptLimit):
         return self
 
     @model_validator(mode="after")
+    def _text_has_no_options_of_trajectories(self) -> Self:
+        fields = OutlineSettings.model_fields
+        for name in _OF_TRAJECTORIES if self.text_only else ():
+            if (value := getattr(self, name)) != fields[name].default:
+                flag = "--no-store-embeddings" if name == "store_embeddings" else f"--{name.replace('_', '-')}"
+                raise ValueError(
+                    f"{flag} is given ({value}) with --text-only, which records no trajectories: remove one of them"
+                )
+        if self.text_only and (problem := text_compression_problem(self.compression)):
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
     def _storage_holds_what_replay_needs(self) -> Self:
         if problem := int8_problem(self.compression, self.latents):
             raise ValueError(problem)
         if problem := pooled_problem(self.pooled, "stored" if self.store_embeddings else "none"):
             raise ValueError(f"--pooled clip is incompatible with --no-store-embeddings: {problem}")
         return self
+
+
+_OF_TRAJECTORIES = (
+    *ImageSize.model_fields,
+    "steps",
+    "samples_per_prompt",
+    "guidance",
+    "seed",
+    "schedule",
+    "quantize",
+    "latents",
+    "store_embeddings",
+)
 
 
 class PlannedBuild(OutlineSettings):

@@ -22,8 +22,9 @@ from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import Progress, Silent
+from secondcast.storage_schemas.schema.comparing import check_same_teacher
 from secondcast.storage_schemas.schema.layout import Layout
-from secondcast.storage_schemas.schema.manifest import Manifest, check_same_teacher
+from secondcast.storage_schemas.schema.manifest import Manifest
 
 
 class TeacherModels:
@@ -43,7 +44,8 @@ class TeacherModels:
 
         memory, batch_size: see load_backbone.
         """
-        check_quantizer(manifest.sampling.quantize)
+        if not manifest.is_text:
+            check_quantizer(manifest.sampling.quantize)
         self.manifest, self.teacher, self.device = manifest, teacher, device
         self._memory, self._batch_size, self._progress = memory, batch_size, progress or Silent()
         self._encoder: TeacherTextEncoder | None = None
@@ -55,7 +57,7 @@ class TeacherModels:
         if self._encoder is None:
             self._begin_stage()
             check_text_encoder_fits(self.manifest, self._memory, self._batch_size, self.device)
-            dtype, pooled = DTYPES[self.manifest.sampling.dtype], self.manifest.teacher.pooled
+            dtype, pooled = DTYPES[self.manifest.dtype], self.manifest.teacher.pooled
             self._encoder = TeacherTextEncoder.load(self.teacher, dtype=dtype, device=self.device, pooled=pooled)
         return self._encoder
 
@@ -151,7 +153,7 @@ def check_text_encoder_fits(manifest: Manifest, memory: SamplingMemory, batch_si
     if memory.max_gpu_memory is None or device.type != "cuda":
         return
     free = free_bytes(memory.max_gpu_memory, device)
-    itemsize = DTYPES[manifest.sampling.dtype].itemsize
+    itemsize = DTYPES[manifest.dtype].itemsize
     needed = text_stage_memory(text_encoder_cost(manifest), dtype_bytes=itemsize, batch_size=batch_size)
     if needed.needed_bytes > free:
         raise SettingsError(

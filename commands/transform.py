@@ -97,18 +97,22 @@ def _report(result: "Rewritten") -> None:
             f"{' and '.join(differing)} differ in their bits between the caches (built on another machine?): those of "
             f"the first cache are kept",
         )
-    left = result.planned - result.trajectories
+    left, prompts = result.planned - result.trajectories, counted(result.prompts, "prompt")
     missing = [
         f"{count} {what}"
         for count, what in ((left, "trajectories"), (result.embeddings_missing, "embeddings"))
         if count
     ]
     print_line(
-        f"{result.location}: {f'{result.trajectories} of ' if left else ''}{counted(result.planned, 'trajectory')} of "
-        f"{counted(result.prompts, 'prompt')}, {size_text(result.bytes)}",
+        f"{result.location}: {f'{result.trajectories} of ' if left else ''}{_planned(result, prompts)}, "
+        f"{size_text(result.bytes)}",
     )
     if missing:
         print_line(
             f"{' and '.join(missing)} are not copied, because no source holds all rows of their shards yet: finish "
             f"its build, then run the same command again",
         )
+
+
+def _planned(result: "Rewritten", prompts: str) -> str:
+    return f"{counted(result.planned, 'trajectory')} of {prompts}" if result.planned else prompts

@@ -7,13 +7,13 @@ from secondcast.storage_schemas.maintenance.rewrite import ways_made
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.commits import CommitRecord, Records
+from secondcast.storage_schemas.schema.comparing import differences, differing_fields
 from secondcast.storage_schemas.schema.consequences import consequence
 from secondcast.storage_schemas.schema.first_difference import differing_leaves
-from secondcast.storage_schemas.schema.manifest import differences, differing_fields
 
 # Lines per field: sigmas, timesteps and segments are lists.
 _MOST_LEAVES = 3
-_DIGEST_OF_VERDICT = {"resume": "prompts", "merge": "sampling", "train_together": "teacher"}
+_DIGEST_OF_VERDICT = {"resume": "prompts", "merge": "recording", "train_together": "teacher"}
 
 
 def compare(a: Cache, b: Cache) -> dict[str, Any]:
@@ -21,11 +21,14 @@ def compare(a: Cache, b: Cache) -> dict[str, Any]:
 
     `shards` is None if the manifests differ, since no shards can then be equal.
     """
-    digests_a, digests_b = a.manifest.digests(), b.manifest.digests()
-    equal = {name: digests_a[name] == digests_b[name] for name in digests_a}
+    digests_a, digests_b = (
+        cache.manifest.digests() | {"recording": cache.manifest.recording_digest()} for cache in (a, b)
+    )
+    equal = {name: digests_a[name] == digests_b[name] for name in _DIGEST_OF_VERDICT.values()}
     fields = [*differing_fields(a.manifest, b.manifest)]
     # Different quantization counts as different teachers.
-    as_exact = a.manifest.sampling.quantize == b.manifest.sampling.quantize
+    kinds = [cache.manifest.sampling.quantize for cache in (a, b) if not cache.manifest.is_text]
+    as_exact = len(set(kinds)) < 2
     # zarr.json contains the number of rows and the layout, so a difference in it adds nothing.
     rest = ("source", "created_by", *(("metadata",) if equal["prompts"] else ()))
     for name in rest:

@@ -17,12 +17,14 @@ _SAMPLES_SHOWN = 8
 
 
 def describe(cache: Cache, index: int) -> dict[str, Any]:
-    """The facts of one trajectory, as plain JSON types.
+    """The facts of one trajectory, or of one prompt of a text cache, as plain JSON types.
 
     Norms are Euclidean over all S x C values, rms the root of their mean square. clean_latent_moved: rms of the
     change of the predicted clean latent since the previous step. Values that are not finite are counted for velocity
     and latent; their norm is None.
     """
+    if cache.manifest.is_text:
+        return _describe_prompt(cache, index)
     trajectory = cache.trajectory(index)
     prompt = cache.prompts[trajectory.prompt]
     sampling = cache.manifest.sampling
@@ -44,6 +46,43 @@ def describe(cache: Cache, index: int) -> dict[str, Any]:
         "final_latent_non_finite": _non_finite(final),
         "steps": _steps(trajectory, cache.manifest),
     }
+
+
+def _describe_prompt(cache: Cache, number: int) -> dict[str, Any]:
+    prompt, embedding_TD = cache.prompts[number], cache.embedding(number).astype(np.float32)
+    return {
+        "key": prompt.id,
+        "prompt": prompt.text,
+        "prompt_index": number,
+        "sources": list(prompt.sources),
+        "held_out": prompt.held_out,
+        "tokens": token_pieces(cache, prompt.token_ids),
+        "embedding_norm": _norm(embedding_TD),
+        "embedding_rms": _rms(embedding_TD),
+        "embedding_non_finite": _non_finite(embedding_TD),
+    }
+
+
+def prompt_lines(facts: dict[str, Any], *, width: int | None = None) -> list[str]:
+    """The printed lines of the facts of a prompt of a text cache."""
+    entries = [
+        *_prompt_entries(facts),
+        (
+            "embedding",
+            f"norm {_number(facts['embedding_norm'])}, rms {_number(facts['embedding_rms'])}, "
+            f"{facts['embedding_non_finite']} not finite",
+        ),
+    ]
+    return entry_lines(entries, width=width)
+
+
+def _prompt_entries(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    pieces = facts["tokens"]
+    return [
+        ("prompt", f"{facts['prompt_index']}: {facts['prompt']}"),
+        ("sources", ", ".join(facts["sources"]) + (" (held out)" if facts["held_out"] else "")),
+        ("tokens", f"{len(pieces)}: {' '.join(pieces)}"),
+    ]
 
 
 def _steps(trajectory: Trajectory, manifest: Manifest) -> list[dict[str, Any]]:
@@ -79,15 +118,14 @@ def _steps(trajectory: Trajectory, manifest: Manifest) -> list[dict[str, Any]]:
 
 def trajectory_lines(facts: dict[str, Any], cache: str, *, width: int | None = None) -> list[str]:
     """The printed lines of the facts; width: of the terminal, None for a file or a pipe."""
-    pieces = facts["tokens"]
+    *prompt, tokens = _prompt_entries(facts)
     entries = [
         ("trajectory", f"{facts['index']}, key {facts['key']}"),
-        ("prompt", f"{facts['prompt_index']}: {facts['prompt']}"),
-        ("sources", ", ".join(facts["sources"]) + (" (held out)" if facts["held_out"] else "")),
+        *prompt,
         ("sample", _sample_text(facts, cache)),
         ("seed", str(facts["seed"])),
         ("guidance", "none" if facts["guidance"] is None else f"{facts['guidance']:g}"),
-        ("tokens", f"{len(pieces)}: {' '.join(pieces)}"),
+        tokens,
     ]
     head = ["step", "sigma", "timestep", "latent norm", "velocity norm", "clean moved", "not finite"]
     rows = [
@@ -155,7 +193,12 @@ def samples_per_prompt_of(cache: Cache, prompt: int) -> list[dict[str, Any]]:
 
 
 def first_trajectory(cache: Cache, prompt: int) -> int:
-    """Index of a prompt's first committed trajectory, or of its first planned one if none is committed."""
+    """Index of a prompt's first committed trajectory, or of its first planned one if none is committed.
+
+    In a text cache the number of the prompt.
+    """
+    if cache.manifest.is_text:
+        return prompt
     samples_per_prompt = samples_per_prompt_of(cache, prompt)
     found = next(
         (sample_index for sample_index in samples_per_prompt if sample_index["committed"]), samples_per_prompt[0]

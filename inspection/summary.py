@@ -11,9 +11,10 @@ from secondcast.storage_schemas.io.digests import canonical_json
 from secondcast.storage_schemas.io.folders import LocalFolder
 from secondcast.storage_schemas.maintenance.rewrite import COPIED_FROM, ways_made
 from secondcast.storage_schemas.maintenance.stored_bytes import StoredArray, stored_arrays
+from secondcast.storage_schemas.maintenance.verify import planned_shards
 from secondcast.storage_schemas.reader import Cache
-from secondcast.storage_schemas.schema.commits import KINDS, CommitRecord
-from secondcast.storage_schemas.schema.fields import fields_of
+from secondcast.storage_schemas.schema.commits import CommitRecord
+from secondcast.storage_schemas.schema.fields import fields_of, kinds_of
 from secondcast.storage_schemas.schema.journal import is_pending
 from secondcast.storage_schemas.schema.manifest import Sampling
 
@@ -26,7 +27,7 @@ _SECONDS_THAT_TELL_WORKERS = 30
 
 def summarise(cache: Cache) -> dict[str, Any]:
     """The facts of a cache, as plain JSON types."""
-    manifest, sampling = cache.manifest, cache.manifest.sampling
+    manifest, sampling = cache.manifest, cache.manifest.sampling_or_none
     records = list(cache.records.values())
     arrays = stored_arrays(cache)
     return {
@@ -44,13 +45,16 @@ def summarise(cache: Cache) -> dict[str, Any]:
             "text_width": manifest.teacher.text_width,
             "pooled": manifest.teacher.pooled,
         },
-        "sampling": _sampling(sampling),
+        "sampling": None if sampling is None else _sampling(sampling),
         "storage": {
-            **sampling.storage.json_value(),
-            "embeddings": sampling.storage.embeddings,
+            **manifest.storage.json_value(),
+            "dtype": manifest.dtype,
+            "embeddings": "stored" if manifest.keeps_embeddings else "none",
             "bytes": cache.records.bytes,
             "raw_bytes": sum(array.raw_bytes for array in arrays),
-            "row_bytes": {field.name: field.row_bytes for kind in KINDS for field in fields_of(manifest, kind)},
+            "row_bytes": {
+                field.name: field.row_bytes for kind in kinds_of(manifest) for field in fields_of(manifest, kind)
+            },
             "arrays": [_array(array) for array in arrays],
         },
         "integrity": {"shards": _shards(cache), "files": _files(cache, records), "checksums": "not compared"},
@@ -94,10 +98,8 @@ def _array(array: StoredArray) -> dict[str, Any]:
 
 def _shards(cache: Cache) -> dict[str, int]:
     # Embeddings that are not stored exist during the build, but are not shards of the cache.
-    embeddings = cache.manifest.sampling.storage.embeddings == "stored"
-    layout, kinds = cache.layout, KINDS if embeddings else ("trajectories",)
-    planned = len(layout.trajectories) + (len(layout.embeddings) if embeddings else 0)
-    return {"committed": sum(kind in kinds for kind, _ in cache.records), "planned": planned}
+    planned = planned_shards(cache.manifest)
+    return {"committed": sum(key in planned for key in cache.records), "planned": len(planned)}
 
 
 def _files(cache: Cache, records: Sequence[CommitRecord]) -> dict[str, Any]:

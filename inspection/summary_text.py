@@ -20,11 +20,9 @@ def screen_lines(facts: dict[str, Any], *, width: int | None = None) -> list[str
 
 def summary_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """Name and value of each entry."""
-    done, planned = facts["trajectories"]["committed"], facts["trajectories"]["planned"]
-    prompts, sampling, storage, build = facts["prompts"], facts["sampling"], facts["storage"], facts["build"]
-    guidance = sampling["guidance"]
+    prompts, storage, build = facts["prompts"], facts["storage"], facts["build"]
+    latents = "" if facts["sampling"] is None else f", latents {storage['latents']}"
     sources = ", ".join(f"{name} {count:,}" for name, count in prompts["sources"].items())
-    share = "" if done == planned else f" ({100 * done / planned:.1f} %)"
     return [
         ("cache", f"{facts['path']} ({facts['state']})"),
         (
@@ -33,6 +31,32 @@ def summary_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
             f"{facts['teacher']['text_width']}, pooled {facts['teacher']['pooled']}",
         ),
         ("prompts", f"{prompts['count']:,} ({sources}); {prompts['held_out']:,} held out"),
+        *(_sampling_lines(facts) if facts["sampling"] is not None else _text_lines(facts)),
+        (
+            "on disk",
+            f"{size_text(storage['bytes'])} ({storage['format']}, {storage['compression']}{latents}, embeddings "
+            f"{storage['embeddings']}); arrays raw {size_text(storage['raw_bytes'])}",
+        ),
+        ("integrity", _integrity(facts)),
+        ("built", _built(build)),
+        *([("speed", _speed(build))] if facts["sampling"] is not None else []),
+        ("digests", ", ".join(f"{name} {value}" for name, value in facts["digests"].items())),
+    ]
+
+
+def _text_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = max((array["rows"] for array in facts["storage"]["arrays"]), default=0)
+    return [
+        ("trajectories", "none: a text cache, for the embedding and context losses"),
+        ("embeddings", f"{rows:,} of {facts['prompts']['count']:,} committed, {facts['storage']['dtype']}"),
+    ]
+
+
+def _sampling_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    done, planned = facts["trajectories"]["committed"], facts["trajectories"]["planned"]
+    sampling, guidance = facts["sampling"], facts["sampling"]["guidance"]
+    share = "" if done == planned else f" ({100 * done / planned:.1f} %)"
+    return [
         ("trajectories", f"{done:,} of {planned:,} committed{share}"),
         (
             "images",
@@ -50,15 +74,6 @@ def summary_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
             f"{sampling['seed']}, {sampling['dtype']}"
             + (f", {sampling['quantize']} weights" if sampling["quantize"] != "none" else ""),
         ),
-        (
-            "on disk",
-            f"{size_text(storage['bytes'])} ({storage['format']}, {storage['compression']}, latents "
-            f"{storage['latents']}, embeddings {storage['embeddings']}); arrays raw {size_text(storage['raw_bytes'])}",
-        ),
-        ("integrity", _integrity(facts)),
-        ("built", _built(build)),
-        ("speed", _speed(build)),
-        ("digests", ", ".join(f"{name} {value}" for name, value in facts["digests"].items())),
     ]
 
 

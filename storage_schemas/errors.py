@@ -39,6 +39,10 @@ class NotInCacheError(SecondcastError):
     """A requested trajectory, prompt or key is not in this cache (yet)."""
 
 
+class NoTrajectoriesError(SecondcastError):
+    """A text cache was given where trajectories are needed."""
+
+
 class ShardLockedError(SecondcastError):
     """Another builder holds the lock on this shard, or committed it first; nothing is damaged."""
 

@@ -15,12 +15,13 @@ from secondcast.storage_schemas.formats.local_cache import LocalCache
 from secondcast.storage_schemas.formats.shard_format import ShardReader
 from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.io.folders import Folder, LocalFolder, Location, location_of, open_folder
+from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.record import Trajectory, trajectory_key, trajectory_of
 from secondcast.storage_schemas.schema.commits import Kind, Records, read_records
 from secondcast.storage_schemas.schema.fields import DTYPES, Array, Arrays
 from secondcast.storage_schemas.schema.journal import is_pending, pending
 from secondcast.storage_schemas.schema.layout import Layout
-from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest
+from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest, no_trajectories
 from secondcast.storage_schemas.schema.prompts import OFFSETS_FILE, PromptTable
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -109,8 +110,13 @@ class Cache:
 
     @property
     def planned(self) -> int:
-        """Number of planned trajectories N, over all prompts and their samples."""
+        """Number of planned trajectories N, over all prompts and their samples; 0 in a text cache."""
         return len(self.layout)
+
+    def require_trajectories(self, what: str) -> None:
+        """Raise NoTrajectoriesError, in the name of `what`, if this is a text cache."""
+        if self.manifest.is_text:
+            raise no_trajectories(what, str(self.folder))
 
     def __len__(self) -> int:
         return self.records.rows("trajectories")
@@ -154,13 +160,13 @@ class Cache:
         """The pooled vector that FLUX received with prompt number `prompt`, [P]; zeros unless CLIP's was recorded."""
         teacher = self.manifest.teacher
         if teacher.pooled == "zero":
-            return np.zeros(teacher.pooled_width, dtype=DTYPES[self.manifest.sampling.dtype])
+            return np.zeros(teacher.pooled_width, dtype=DTYPES[self.manifest.dtype])
         return self.text_row(prompt, ("pooled_projections",))["pooled_projections"]
 
     def text_row(self, prompt: int, names: Container[str] | None = None) -> Arrays:
         """All stored text fields of prompt number `prompt` (embedding, CLIP's pooled vector), or only `names`."""
         shard, row = self.layout.embedding_place(prompt)
-        if self.manifest.sampling.storage.embeddings == "none" and ("embeddings", shard) not in self.records:
+        if not self.manifest.keeps_embeddings and ("embeddings", shard) not in self.records:
             raise NotInCacheError(
                 f"the embedding of prompt {prompt} is not in {self.folder}: it was built with --no-store-embeddings; "
                 f"build another cache with --store-embeddings"
@@ -177,25 +183,31 @@ class Cache:
         return ids_T
 
     def key_index(self, key: str) -> int:
-        """Index of the trajectory with this key (an unambiguous prefix is enough) or this index."""
+        """Index of the trajectory with this key (an unambiguous prefix is enough) or this index.
+
+        In a text cache of the prompt with this id.
+        """
+        what, planned = ("prompt", len(self.prompts)) if self.manifest.is_text else ("trajectory", self.planned)
         if key.isascii() and key.isdigit() and len(key) < 12:
-            if int(key) >= self.planned:
+            if int(key) >= planned:
                 raise NotInCacheError(
-                    f"trajectory {key} is not in {self.folder}: its trajectories are 0 to {self.planned - 1}"
+                    f"{what} {key} is not in {self.folder}: {counted(planned, what)}, numbered 0 to {planned - 1}"
                 )
             return int(key)
-        ids = [prompt.id for prompt in self.prompts]
-        found = [
-            i
-            for i in range(self.planned)
-            if trajectory_key(ids[(p := self.layout.place(i)).prompt], p.sample_index).startswith(key)
-        ]
+        found = [index for index, one in enumerate(self._keys()) if one.startswith(key)]
         if len(found) != 1:
             raise NotInCacheError(
-                f"{len(found)} trajectory keys of {self.folder} begin with {key!r}, expected one: "
+                f"{len(found)} {what} keys of {self.folder} begin with {key!r}, expected one: "
                 f"`inspect show CACHE --grep WORD` lists them"
             )
         return found[0]
+
+    def _keys(self) -> list[str]:
+        ids = [prompt.id for prompt in self.prompts]
+        if self.manifest.is_text:
+            return ids
+        places = map(self.layout.place, range(self.planned))
+        return [trajectory_key(ids[place.prompt], place.sample_index) for place in places]
 
     @cached_property
     def tokenizer_files(self) -> dict[str, bytes]:

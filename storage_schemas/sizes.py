@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from secondcast.storage_schemas.schema.commits import KINDS, Kind, Records
-from secondcast.storage_schemas.schema.fields import Field, fields_of
+from secondcast.storage_schemas.schema.commits import Kind, Records
+from secondcast.storage_schemas.schema.fields import Field, fields_of, kinds_of
 from secondcast.storage_schemas.schema.layout import Layout
 from secondcast.storage_schemas.schema.manifest import CodecName, Manifest
 
@@ -71,20 +71,21 @@ def stored_ratio(field: Field, codec: CodecName) -> tuple[float, float]:
 
 def cache_sizes(manifest: Manifest) -> list[Size]:
     """All arrays of the cache that a manifest describes, then its prompts, then its records and format overhead."""
-    layout, storage = Layout(manifest.prompts.segments), manifest.sampling.storage
+    layout, storage = Layout(manifest.prompts.segments), manifest.storage
     counts: dict[Kind, int] = {"trajectories": len(layout), "embeddings": layout.embeddings.items}
-    if storage.embeddings == "none":
+    if not manifest.keeps_embeddings:
         counts["embeddings"] = 0
     sizes = [
-        _array_size(field, rows, storage.compression)
-        for kind, rows in counts.items()
+        _array_size(field, counts[kind], storage.compression)
+        for kind in kinds_of(manifest)
         for field in fields_of(manifest, kind)
     ]
     prompts = manifest.prompts.count
     shards = len(layout.trajectories) + (len(layout.embeddings) if counts["embeddings"] else 0)
     # A tar has a sample per row, Zarr a chunk per row and array.
-    parts = {kind: 1 if storage.format == "webdataset" else len(fields_of(manifest, kind)) for kind in KINDS}
-    added = shards * _RECORD_BYTES + sum(counts[kind] * parts[kind] for kind in KINDS) * _ROW_BYTES[storage.format]
+    tars = storage.format == "webdataset"
+    parts = sum(counts[kind] * (1 if tars else len(fields_of(manifest, kind))) for kind in kinds_of(manifest))
+    added = shards * _RECORD_BYTES + parts * _ROW_BYTES[storage.format]
     return [*sizes, _exact("prompts", prompts, prompts * _PROMPT_BYTES), _exact("records", shards, added)]
 
 
@@ -93,13 +94,13 @@ def remaining_bytes(manifest: Manifest, records: Records) -> tuple[int, int]:
 
     Extrapolated from the committed shards of the same kind where there are any, else from the estimate.
     """
-    layout, storage = Layout(manifest.prompts.segments), manifest.sampling.storage
+    layout, storage = Layout(manifest.prompts.segments), manifest.storage
     planned: dict[Kind, int] = {"trajectories": len(layout), "embeddings": layout.embeddings.items}
-    if planned["trajectories"] == records.rows("trajectories") and storage.embeddings == "none":
+    if planned["trajectories"] == records.rows("trajectories") and not manifest.keeps_embeddings:
         # Embeddings that are not stored are made only for the missing trajectories.
         planned["embeddings"] = records.rows("embeddings")
     low = high = 0.0
-    for kind in KINDS:
+    for kind in kinds_of(manifest):
         done, missing = records.rows(kind), max(0, planned[kind] - records.rows(kind))
         if done and missing:
             found = missing * _committed_bytes(records, kind) / done

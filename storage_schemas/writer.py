@@ -28,11 +28,12 @@ from secondcast.storage_schemas.schema.commits import (
     read_records,
     record_path,
 )
+from secondcast.storage_schemas.schema.comparing import check_same_settings
 from secondcast.storage_schemas.schema.derivation import derive_latents
 from secondcast.storage_schemas.schema.fields import Arrays, check_arrays, fields_of, is_finite, same_bits
 from secondcast.storage_schemas.schema.journal import finish_pending, locked_manifest
 from secondcast.storage_schemas.schema.layout import Layout, ShardRange
-from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest, check_same_settings
+from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest
 from secondcast.storage_schemas.schema.prompts import OFFSETS_FILE, PROMPTS_FILE, Prompt, encode_prompts, ids_digest
 
 Encode = Callable[[Kind, ShardRange, Arrays], dict[str, bytes]]
@@ -58,7 +59,7 @@ class CacheWriter:
         self.folder, self.manifest, self.prompts = folder, manifest, prompts
         self.layout = Layout(manifest.prompts.segments)
         self._format = format_of(manifest)
-        self._sampling_digest = manifest.digests()["sampling"]
+        self._recording_digest = manifest.recording_digest()
 
     @classmethod
     def create_or_resume(
@@ -133,7 +134,7 @@ class CacheWriter:
         shards = self.layout.trajectories if kind == "trajectories" else self.layout.embeddings
         there = self._committed(kind)
         missing = [shard for shard in shards if shard.shard not in there]
-        if kind == "trajectories" or self.manifest.sampling.storage.embeddings == "stored":
+        if kind == "trajectories" or self.manifest.keeps_embeddings:
             return missing
         needed = {n for shard in self.missing("trajectories") for n in self.layout.embedding_shards_of(shard)}
         return [shard for shard in missing if shard.shard in needed]
@@ -200,7 +201,7 @@ class CacheWriter:
             segment=shard.segment,
             rows=shard.rows,
             content=content_digest(
-                self._sampling_digest,
+                self._recording_digest,
                 [label["prompt_id"] for label in labels],
                 [label.get("sample_index", 0) for label in labels],
             ),
@@ -216,7 +217,7 @@ class CacheWriter:
 
         A cache that was extended since this writer was made is left to the builder that extended it.
         """
-        dropped = self.manifest.sampling.storage.embeddings == "none"
+        dropped = not self.manifest.keeps_embeddings
         if self.missing("trajectories") or (not dropped and self.missing("embeddings")):
             return False
         index = f"{COMMITS_FOLDER}/{INDEX_FILE}"
@@ -256,7 +257,7 @@ class CacheWriter:
     def _check_encoded(self, kind: Kind, shard: ShardRange, files: dict[str, bytes], arrays: Arrays) -> None:
         """Decode the encoded shard and derive its latents: a reader must get exactly what was sampled."""
         decoded = self._format.decode(kind, shard.shard, files, shard.rows)
-        codec = self.manifest.sampling.storage.compression
+        codec = self.manifest.storage.compression
         for field in fields_of(self.manifest, kind):
             if not same_bits(decoded[field.name], as_read(field, codec, arrays[field.name])):
                 raise DerivationMismatchError(

@@ -13,14 +13,14 @@ from secondcast.models.student.student import Student
 from secondcast.models.student.tokens import StudentTokens
 from secondcast.storage_schemas.errors import NonFiniteError
 from secondcast.storage_schemas.progress import Progress, counted
-from secondcast.trainer.data.mixture import TrainingCache, split, stage_orders
+from secondcast.trainer.data.mixture import TrainingCache, prompt_orders, split, stage_orders
 from secondcast.trainer.data.replay_dataset import Batch, BatchSpec, EmbeddingBatch, Rows
 from secondcast.trainer.data.sampler import mix, rank_slice
 from secondcast.trainer.distributed.processes import SINGLE_PROCESS, Distributed
 from secondcast.trainer.distributed.sharding import full_norm, full_student_of
 from secondcast.trainer.dropout import BatchInvariantDropout
 from secondcast.trainer.losses.objective import Objective
-from secondcast.trainer.losses.validation import ReplayError, measure_replay_error, validation_loss
+from secondcast.trainer.losses.validation import ReplayError, measure_replay_error, measured_sources, validation_loss
 from secondcast.trainer.optimizer import EMA, make_optimizer, set_learning_rate
 from secondcast.trainer.run.checkpoints import (
     delete_old_checkpoints,
@@ -91,6 +91,7 @@ class Trainer:
         self._parallel_student = processes.synchronized(self.student)
         self.optimizer = make_optimizer(self.student, settings)
         self.orders = stage_orders(settings, training_caches, self.dataset)
+        self._prompt_orders = prompt_orders(settings, training_caches, self.dataset)
         self.best: float | None = None
         self.replay_error: ReplayError | None = None
         self.autocast = autocast
@@ -147,7 +148,10 @@ class Trainer:
         return taken
 
     def requests(self, step: int) -> list[BatchSpec]:
-        """The records that optimizer step `step` reads: equal parts of its batch, or of this process's part of it."""
+        """The records that optimizer step `step` reads: equal parts of its batch, or of this process's part of it.
+
+        With a context_loss_weight as many parts of prompts follow.
+        """
         at = self.settings.at(step)
         stage = at.stage
         vision = stage.replays
@@ -155,6 +159,8 @@ class Trainer:
         rows_per_pass = stage.grad_accum_steps * (stage.timesteps_per_sample if vision else 1)
         rows = rank_slice(self._rows(at), rank=rank, ranks=ranks, rows_per_pass=rows_per_pass)
         size = len(rows) // stage.grad_accum_steps
+        prompts = rank_slice(self._prompt_rows(at), rank=rank, ranks=ranks, rows_per_pass=stage.grad_accum_steps)
+        of_prompts = [BatchSpec(replays=False, rows=part) for part in _parts(prompts, stage.grad_accum_steps)]
         return [
             BatchSpec(
                 replays=vision,
@@ -163,7 +169,12 @@ class Trainer:
                 embeddings=vision and stage.embedding_loss_weight > 0,
             )
             for first in range(0, len(rows), size)
-        ]
+        ] + of_prompts
+
+    def _prompt_rows(self, at: StepOfStage) -> Rows:
+        """The prompts that a step compares beside its trajectories, all processes together; mostly none."""
+        order = self._prompt_orders[at.number]
+        return [] if order is None else order.batch(at.position)
 
     def _rows(self, at: StepOfStage) -> Rows:
         """The batch of an optimizer step, all processes together."""
@@ -253,6 +264,12 @@ class Trainer:
         self.clock.mark("optimizer")
         losses, norm = self._update(at, batches)
         self._check_finite(at, losses)
+        parts, beside = at.stage.grad_accum_steps, {}
+        if at.stage.context_loss_weight:
+            # Of each process, the losses of its trajectories come before those of its prompts.
+            of_prompts = [loss for number, loss in enumerate(losses) if number // parts % 2]
+            losses = [loss for number, loss in enumerate(losses) if not number // parts % 2]
+            beside = {"weighted_context_loss": sum(of_prompts) / len(of_prompts)}
         value = sum(losses) / len(losses)
         if not math.isfinite(norm):
             self._stop(at, "norm of the gradient", norm, self._rows(at))
@@ -263,6 +280,7 @@ class Trainer:
             stage=at.stage.name,
             learning_rate=rate,
             gradient_norm=norm,
+            **beside,
             seconds=round(time.monotonic() - started, 4),
         )
         self.clock.mark("optimizer")
@@ -275,7 +293,8 @@ class Trainer:
         They may be infinite or NaN, and the student is then spoilt: stop the run.
         """
         with self.objective.conditions_checked_at_the_end():
-            losses = [self._gradients(at, part, self._next(batches)) for part in range(at.stage.grad_accum_steps)]
+            parts = at.stage.grad_accum_steps * (2 if at.stage.context_loss_weight else 1)
+            losses = [self._gradients(at, part, self._next(batches)) for part in range(parts)]
             norm = full_norm(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.max_grad_norm))
             self.optimizer.step()
             if self.average is not None:
@@ -291,10 +310,12 @@ class Trainer:
 
     def _gradients(self, at: StepOfStage, part: int, batch: Batch | EmbeddingBatch) -> torch.Tensor:
         parts, rows = at.stage.grad_accum_steps, len(batch.token_ids_BT)
+        of_prompts, part = divmod(part, parts)
         # Dropout masks are a function of (seed, step, row of the batch): a resumed run draws the same ones.
-        torch.manual_seed(mix(self.settings.seed, at.step))
+        torch.manual_seed(mix(self.settings.seed, at.step, *[1] * of_prompts))
         first = (self.processes.rank * parts + part) * rows
-        with self.processes.part(self._parallel_student, last=part == parts - 1):
+        last = part == parts - 1 and bool(of_prompts) == bool(at.stage.context_loss_weight)
+        with self.processes.part(self._parallel_student, last=last):
             with BatchInvariantDropout(first=first, rows=self.processes.ranks * parts * rows):
                 student_BTD = self.embed(self._parallel_student, batch.token_ids_BT)
             self.clock.mark("student_forward")
@@ -306,11 +327,14 @@ class Trainer:
 
     def _check_finite(self, at: StepOfStage, losses: Sequence[float]) -> None:
         # Of all parts in all processes: they stop together.
-        for part, loss in enumerate(losses):
+        for number, loss in enumerate(losses):
             if not math.isfinite(loss):
-                rows = self._rows(at)
-                size = len(rows) // len(losses)
-                self._stop(at, "loss", loss, rows[part * size : (part + 1) * size])
+                rank, part = divmod(number, len(losses) // self.processes.ranks)
+                of_prompts, part = divmod(part, at.stage.grad_accum_steps)
+                rows = self._prompt_rows(at) if of_prompts else self._rows(at)
+                in_order = rank * at.stage.grad_accum_steps + part
+                parts = _parts(rows, self.processes.ranks * at.stage.grad_accum_steps)
+                self._stop(at, "loss", loss, parts[in_order])
 
     def _stop(self, at: StepOfStage, what: str, value: float, rows: Rows) -> NoReturn:
         kind = at.stage.loss
@@ -325,7 +349,7 @@ class Trainer:
 
     def _checkpoint(self, done: int, progress: Progress, *, validate: bool) -> None:
         """validate: measure the validation loss; where a run is stopped there may be no time for it."""
-        loss = self.validate(done) if validate and len(self.held_out) else None
+        loss = self.validate(done) if validate and measured_sources(self.objective, self.held_out) else None
         is_best = loss is not None and (self.best is None or loss < self.best)
         # A warm-up's vision loss and a vision stage's are compared alike: both are measured by replay.
         self.best = loss if is_best else self.best
@@ -350,3 +374,9 @@ class Trainer:
         delete_old_checkpoints(folder, self.settings.keep_checkpoints)
         for observer in self._observers:
             observer.on_checkpoint(self.run, done)
+
+
+def _parts(rows: Rows, count: int) -> list[Rows]:
+    """Rows in `count` equal parts; none of no rows."""
+    size = len(rows) // count
+    return [rows[first : first + size] for first in range(0, len(rows), size or 1)]

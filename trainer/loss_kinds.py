@@ -34,7 +34,7 @@ LOSSES: Mapping[Loss, LossKind] = {
         card="FLUX's prediction: mean squared difference between what the frozen FLUX predicts with the student's "
         "embedding and what it predicted with T5-XXL's, on recorded latents (the paper's loss)",
         backbone="all",
-        options=("timestep_weighting", "embedding_loss_weight", "timesteps_per_sample"),
+        options=("timestep_weighting", "embedding_loss_weight", "context_loss_weight", "timesteps_per_sample"),
     ),
     "embedding": LossKind(
         help="its baseline, without the transformer",

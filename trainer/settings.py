@@ -172,7 +172,9 @@ class TrainSettings(RunOptions):
     @property
     def projects(self) -> bool:
         """Whether a stage needs the backbone's text projection alone."""
-        return any(LOSSES[stage.loss].backbone == "text projection" for stage in self.stages)
+        return any(
+            LOSSES[stage.loss].backbone == "text projection" or stage.context_loss_weight for stage in self.stages
+        )
 
     @property
     def teacher_use(self) -> Literal["transformer", "context_embedder", "none"]:
@@ -259,7 +261,7 @@ class TrainFlags(TrainOptions):
 
 
 class TrainedOn(Record):
-    """A cache of a run: its location, the digest of its sampling, and the trajectories that are trained on."""
+    """A cache of a run: its location, the digest of its recording, and the rows that are trained on."""
 
     location: str
     sampling_digest: str
@@ -267,7 +269,7 @@ class TrainedOn(Record):
 
 
 class RecordedWith(Record):
-    """How the first cache of a run was recorded; pictures with its student use the same settings.
+    """How the first cache with trajectories of a run was recorded; pictures with its student use the same settings.
 
     teacher: the name given to the build.
     family: of the teacher; runs of older versions are of the first one.
@@ -301,7 +303,7 @@ class RunConfig(Record):
 
     id: identifier that the run's checkpoints state, a digest of everything that their weights depend on.
     guidance: all guidance values of the caches, ascending; None if the teacher takes none.
-    recorded: None in runs of older versions.
+    recorded: None in runs on text caches alone, and of older versions.
     """
 
     settings: TrainSettings

@@ -23,6 +23,8 @@ class StageOptions(Flags):
     timestep_weighting: factors on the errors of the vision loss at step k, mean 1: see
     losses.vision.timestep_weighting.
     embedding_loss_weight: weight of the embedding loss that is added to the vision loss.
+    context_loss_weight: weight of the context loss, on as many prompts of text caches, that is added to the vision
+        loss.
     batch_size: rows of one optimizer step.
     grad_accum_steps: number of equal parts of the batch, computed one after the other.
     timesteps_per_sample: rows of the vision loss that share one forward pass of the student.
@@ -45,6 +47,12 @@ class StageOptions(Flags):
     )
     embedding_loss_weight: Annotated[float, Flag(group=OBJECTIVE, rare=True)] = Field(
         default=0.0, ge=0, le=LARGEST, description="Weight of the embedding loss that is added to the vision loss."
+    )
+    context_loss_weight: Annotated[float, Flag(group=OBJECTIVE, rare=True)] = Field(
+        default=0.0,
+        ge=0,
+        le=LARGEST,
+        description="Weight of the context loss that is added to the vision loss, on as many prompts of text caches.",
     )
     batch_size: Annotated[int, Flag(group=DATA)] = Field(
         default=32, ge=1, description="Number of samples per optimizer step."
@@ -153,6 +161,10 @@ class Stage(StageOptions):
     def needs_embeddings(self) -> bool:
         """Whether the loss compares with the teacher's embeddings."""
         return not self.replays or self.embedding_loss_weight > 0
+
+    def trains_on(self, name: str, *, is_text: bool) -> bool:
+        """Whether the rows of a batch of the loss may come from a cache; replay needs trajectories."""
+        return (self.caches is None or name in self.caches) and not (self.replays and is_text)
 
     def share_of(self, name: str, trajectories: int) -> Fraction:
         """Share of a cache in the rows of the stage, relative to its other caches."""

@@ -54,8 +54,9 @@ def train(
     """
     progress = progress if processes.is_main_process else Silent()
     metrics = Metrics(run, mirrors=report_to, say=progress.say) if processes.is_main_process else None
-    # Positions count the trajectories of one cache behind those of another: the flags may come in any order.
-    caches = dict(sorted(caches.items()))
+    # Positions count the rows of one cache behind those of another: the flags may come in any order. Text caches are
+    # last, so that a source with trajectories has its number among the backbones too.
+    caches = dict(sorted(caches.items(), key=lambda item: (item[1].manifest.is_text, item[0])))
     check_caches(settings, caches, processes.ranks)
     recorded = next(iter(caches.values())).manifest.teacher
     student = new_student(student_source, recorded, init=settings.init, dropout=settings.dropout, seed=settings.seed)

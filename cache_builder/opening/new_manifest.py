@@ -7,7 +7,15 @@ import secondcast
 from secondcast.cache_builder.settings import OutlineSettings
 from secondcast.models.families.flow_match import PlannedSchedule
 from secondcast.models.teacher.folder import TeacherFolder
-from secondcast.storage_schemas.schema.manifest import Manifest, PromptSet, Sampling, Segment, Storage
+from secondcast.storage_schemas.schema.manifest import (
+    ArrayStorage,
+    Manifest,
+    PromptSet,
+    Sampling,
+    Segment,
+    Storage,
+    TextRecording,
+)
 from secondcast.storage_schemas.schema.prompts import Prompt
 from secondcast.storage_schemas.schema.segments import added_segments
 from secondcast.storage_schemas.writer import prompt_set_fields
@@ -43,16 +51,17 @@ def outline_manifest(
 def _segments(
     settings: OutlineSettings, prompt_count: int, samples_per_prompt: Sequence[int] | None
 ) -> tuple[Segment, ...]:
-    if samples_per_prompt is not None and len(set(samples_per_prompt)) > 1:
+    if not settings.text_only and samples_per_prompt is not None and len(set(samples_per_prompt)) > 1:
         bits = {count: (1 << count) - 1 for count in set(samples_per_prompt)}
         wanted = {number: bits[count] for number, count in enumerate(samples_per_prompt)}
         return added_segments({}, wanted, shard_size=settings.shard_size)
+    samples = samples_per_prompt[0] if samples_per_prompt else settings.samples_per_prompt
     return (
         Segment(
             first_prompt=0,
             prompts=prompt_count,
             first_sample=0,
-            samples_per_prompt=samples_per_prompt[0] if samples_per_prompt else settings.samples_per_prompt,
+            samples_per_prompt=0 if settings.text_only else samples,
             shard_size=settings.shard_size,
         ),
     )
@@ -67,11 +76,15 @@ def _manifest(
     hashed: bool,
 ) -> Manifest:
     text_length = teacher.checked_text_length(settings.text_length)
+    text = TextRecording(
+        dtype=settings.dtype, storage=ArrayStorage(format=settings.format, compression=settings.compression)
+    )
     return Manifest(
         source=teacher.pinned_source,
         created_by=CREATED_BY,
         teacher=teacher.identity(text_length=text_length, pooled=settings.pooled, hashed=hashed),
-        sampling=_sampling(settings, teacher, planned=not hashed),
+        sampling=None if settings.text_only else _sampling(settings, teacher, planned=not hashed),
+        text=text if settings.text_only else None,
         prompts=PromptSet(segments=_segments(settings, prompt_set["count"], samples_per_prompt), **prompt_set),
         metadata={},
     )

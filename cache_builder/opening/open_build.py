@@ -44,7 +44,7 @@ def open_build(
     """
     options = placed(settings.memory, settings.quantize, settings.pooled)
     check_blocks(options, teacher.family.anatomy, teacher.config("transformer"))
-    if device is not None:
+    if device is not None and not settings.text_only:
         check_quantizer(settings.quantize)
         dtype = DTYPES[settings.dtype]
         check_attention(settings.attention_backend, teacher, dtype=dtype, device=device)
@@ -63,9 +63,9 @@ def _create_or_open(
 ) -> CacheWriter:
     read = read_prompts(settings.prompts, limit=settings.limit)
     prompts, cut = tokenised_prompts(read.texts, teacher, text_length=settings.text_length)
-    samples = [settings.samples_per_prompt * text.repeat for text in read.texts]
+    samples = [0 if settings.text_only else settings.samples_per_prompt * text.repeat for text in read.texts]
     manifest = plan_manifest(settings, teacher, prompts, samples)
-    if device is not None:
+    if device is not None and not settings.text_only:
         placement(manifest, settings.memory, settings.batch_size, device)
     progress.say(f"{_product(samples)} ({read.skipped_text()})")
     if cut:
@@ -81,6 +81,8 @@ def _create_or_open(
 
 def _product(samples: Sequence[int]) -> str:
     prompts, trajectories = counted(len(samples), "distinct prompt"), counted(sum(samples), "trajectory")
+    if not any(samples):
+        return f"{prompts}, no trajectories"
     if len(set(samples)) == 1:
         return f"{prompts} x {counted(samples[0], 'sample')} = {trajectories}"
     return f"{prompts}, {trajectories}"

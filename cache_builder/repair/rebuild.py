@@ -44,7 +44,7 @@ def rebuild(
     bad = bad_shards(verify(location, progress))
     if not bad:
         return []
-    if manifest.sampling.storage.embeddings == "none":
+    if not manifest.keeps_embeddings:
         drop_embeddings(folder)
     work = _Rebuild(location, TeacherModels(manifest, teacher, device), batch_size, allow_mismatch)
     work.encode_anew(bad)
@@ -52,7 +52,7 @@ def rebuild(
         for key in bad:
             work.rebuild(key)
             bar.advance(1)
-    if manifest.sampling.storage.embeddings == "none":
+    if not manifest.keeps_embeddings:
         drop_embeddings(folder)
     repair_index(folder)
     return bad
@@ -107,7 +107,7 @@ class _Rebuild:
 
     def encode_anew(self, bad: list[tuple[Kind, int]]) -> None:
         """Restore the embeddings of damaged shards' prompts temporarily, in a cache that does not store them."""
-        if self.manifest.sampling.storage.embeddings == "stored":
+        if self.manifest.keeps_embeddings:
             return
         for key in bad:
             if key[0] == "trajectories":

@@ -63,6 +63,7 @@ def recompute(
     Raises SettingsMismatchError for another teacher, NotInCacheError if nothing is committed yet, DamagedCacheError.
     """
     cache = _EmbeddingCache.open(location)
+    cache.require_trajectories("resampling")
     manifest = cache.manifest
     check_recorded_teacher(manifest, teacher, str(cache.folder))
     indices = cache.indices()

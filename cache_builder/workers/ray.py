@@ -27,7 +27,7 @@ from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.errors import SecondcastError, WorkerFailedError, reason
 from secondcast.storage_schemas.progress import Bar, Progress, Silent, counted
 from secondcast.storage_schemas.schema.commits import Kind, committed_shards
-from secondcast.storage_schemas.schema.manifest import check_same_teacher
+from secondcast.storage_schemas.schema.comparing import check_same_teacher
 from secondcast.storage_schemas.writer import CacheWriter
 
 _RESTARTS, _RETRIES = 20, 5

@@ -9,6 +9,7 @@ from secondcast.commands.build.launcher import BuildLauncher
 from secondcast.commands.shell.config_file import Config
 from secondcast.commands.shell.console import print_line
 from secondcast.commands.shell.resolve import CachePath, Device, Quiet, Revision, TeacherName, resolve_teacher, terminal
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted, size_text
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ def build(
 
     found = resolve_teacher(teacher, build_parts(asked.pooled), revision)
     if pilot is not None:
+        if asked.text_only:
+            raise SettingsError(
+                "--pilot and --text-only cannot be combined: a pilot checks and times trajectories; remove one of them"
+            )
         launcher.check_alone("--pilot")
         from secondcast.cache_builder.checks.pilot import run_pilot
         from secondcast.commands.build.pilot import print_pilot
@@ -51,12 +56,11 @@ def build(
 
 
 def _report(result: "BuildResult") -> None:
-    trajectories = counted(result.planned, "trajectory")
+    trajectories, prompts = counted(result.planned, "trajectory"), counted(result.prompts, "prompt")
     if not result.finished:
         trajectories = f"{result.trajectories} of {trajectories}"
-    print_line(
-        f"{result.location}: {trajectories} of {result.prompts} prompts, {size_text(result.bytes)}",
-    )
+    held = f"{trajectories} of {prompts}" if result.planned else prompts
+    print_line(f"{result.location}: {held}, {size_text(result.bytes)}")
     if not result.finished:
         embeddings = f"{result.embeddings} of {result.prompts} embeddings are built"
         print_line(f"{embeddings}; the build is complete when every worker has built its shards")

@@ -85,6 +85,7 @@ def checked_cache(
 
     check_students(students)
     cache = Cache.open(location, verify=verify_checksums)
+    cache.require_trajectories("evaluate")
     settings.check_on(cache)
     return cache
 

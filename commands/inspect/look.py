@@ -36,7 +36,9 @@ def inspect_summary(cache: CachePath, as_json: Json = False) -> None:
 @inspect_app.command("show")
 def inspect_show(
     cache: CachePath,
-    key: Annotated[str | None, typer.Argument(metavar="KEY", help="Number or key of a trajectory.")] = None,
+    key: Annotated[
+        str | None, typer.Argument(metavar="KEY", help="Number or key of a trajectory; of a prompt in a text cache.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="Show the trajectory of this prompt text.")] = None,
     grep: Annotated[str | None, typer.Option(help="List the prompts that contain this word.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of listed prompts.")] = 50,
@@ -47,14 +49,15 @@ def inspect_show(
 
     Example: secondcast inspect show my-cache 12
     """
-    from secondcast.inspection.show import describe, find_prompts, first_trajectory, trajectory_lines
+    from secondcast.inspection.show import describe, find_prompts, first_trajectory, prompt_lines, trajectory_lines
     from secondcast.storage_schemas.reader import Cache
 
     if sum(given is not None for given in (key, prompt, grep)) != 1:
         raise SettingsError("inspect show needs one of KEY, --prompt TEXT and --grep WORD")
     opened = Cache.open(cache, verify=verify_checksums)
     if grep is not None:
-        _print_prompts(find_prompts(opened, grep, limit=limit), grep, limit, as_json)
+        column = "number" if opened.manifest.is_text else "trajectory"
+        _print_prompts(find_prompts(opened, grep, limit=limit), grep, limit, column, as_json)
         return
     found = None if prompt is None else opened.prompts.find(prompt)
     index = opened.key_index(key or "") if found is None else first_trajectory(opened, found)
@@ -62,10 +65,13 @@ def inspect_show(
     if as_json:
         print_json(facts)
         return
+    if opened.manifest.is_text:
+        print_lines(prompt_lines(facts, width=terminal_width()))
+        return
     print_lines(trajectory_lines(facts, cache, width=terminal_width()))
 
 
-def _print_prompts(found: list[tuple[int, str, str]], word: str, limit: int, as_json: bool) -> None:
+def _print_prompts(found: list[tuple[int, str, str]], word: str, limit: int, column: str, as_json: bool) -> None:
     from secondcast.inspection.text_layout import table_lines
 
     more, found = len(found) > limit, found[:limit]
@@ -74,7 +80,7 @@ def _print_prompts(found: list[tuple[int, str, str]], word: str, limit: int, as_
         print_json(facts)
         return
     rows = [[str(index), identity[:12], text] for index, identity, text in found]
-    print_lines(table_lines(["trajectory", "prompt id", "prompt"], rows, text_columns=(1, 2), width=terminal_width()))
+    print_lines(table_lines([column, "prompt id", "prompt"], rows, text_columns=(1, 2), width=terminal_width()))
     print_lines(
         [f"the first {limit}: --limit shows more" if more else f"{counted(len(found), 'prompt')} with {word!r}"]
     )

@@ -71,6 +71,7 @@ def inspect_images(
     if steps is not None and num_frames is not None:
         raise SettingsError("--num-frames and --timesteps both select the steps of a strip: give one of them")
     opened = Cache.open(cache, verify=verify_checksums)
+    opened.require_trajectories("inspect images")
     CacheScoring.from_flags(timesteps=steps).steps_on(opened)
     check_outside(out_path, cache)
     if not _is_picture(out_path):
@@ -177,6 +178,7 @@ def inspect_compare(
     check_outside(out_file, cache)
     sheet = OutputFile.open(out_file, overwrite=overwrite)
     opened = Cache.open(cache, verify=verify_checksums)
+    opened.require_trajectories("inspect compare")
     torch_device = quiet_device(device)
     from secondcast.inspection.compare import chosen_trajectories, compare_students, compared_facts, names_of
     from secondcast.inspection.compare_sheet import comparison_sheet

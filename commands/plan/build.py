@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from secondcast.storage_schemas.schema.manifest import Manifest
 
 _GIB = 2**30
-_STAGES = ("text", "sample")
 Teacher = Annotated[
     str,
     typer.Option(
@@ -93,10 +92,11 @@ def build_plan(
     verdicts, fits = [], []
     if card is not None:
         memory, card_bytes = facts["gpu_memory"], card.memory_gib * _GIB
-        fits = [fit_facts(f"{name} stage", memory[f"{name}_stage"]["needed_bytes"], card_bytes) for name in _STAGES]
+        fits = [fit_facts(name.replace("_", " "), memory[name]["needed_bytes"], card_bytes) for name in memory]
         verdicts = [gpu_verdict("text stage", memory["text_stage"], card, larger=_ON_A_CPU)]
-        fix = LARGER_CARD if fits[-1]["fits"] else _smaller_way(manifest, folder, card, asked.batch_size)
-        verdicts.append(gpu_verdict("sample stage", memory["sample_stage"], card, larger=fix))
+        if "sample_stage" in memory:
+            fix = LARGER_CARD if fits[-1]["fits"] else _smaller_way(manifest, folder, card, asked.batch_size)
+            verdicts.append(gpu_verdict("sample stage", memory["sample_stage"], card, larger=fix))
     if disk is not None:
         from secondcast.cache_builder.opening.disk import free_disk
 
@@ -129,7 +129,7 @@ def _smaller_way(manifest: "Manifest", folder: "TeacherFolder", card: "Card", ba
         return f"--max-gpu-memory {card.memory_gib:g}GiB fits{exact}: {found.flags}"
     for kind in ("int8", "nf4"):
         sampling = manifest.sampling.model_copy(update={"quantize": kind})
-        quantized = manifest.model_copy(update={"sampling": sampling})
+        quantized = manifest.model_copy(update={"sampling_or_none": sampling})
         facts = build_facts(quantized, folder, batch_size=batch_size, rate_flops=None, gpus=1)
         memory = gpu_memory_of(facts["gpu_memory"]["sample_stage"])
         if (rows := memory.largest_batch(card.memory_gib * _GIB)) >= 1:
@@ -151,14 +151,10 @@ def _disk_verdict(folder: Any, free: float, facts: dict[str, Any]) -> str:
 
 def print_build(facts: dict[str, Any]) -> None:
     """Print a plan of a build."""
-    cache, compute = facts["cache"], facts["compute"]
-    pixels = f"{cache['width_px']} x {cache['height_px']} px"
+    compute = facts["compute"]
     print_facts({
         "teacher": f"{facts['teacher']['source']}; {facts['teacher']['configs']}",
-        "cache": f"{counted(cache['prompts'], 'prompt')}, {counted(cache['trajectories'], 'trajectory')} of "
-        f"{counted(cache['steps'], 'step')} in {counted(cache['shards'], 'shard')}, {pixels}, "
-        f"{counted(cache['text_tokens'], 'text token')}, {cache['dtype']}, {cache['format']}, compression "
-        f"{cache['compression']}, latents {cache['latents']}",
+        "cache": _cache_text(facts["cache"]),
         "parameters": ", ".join(f"{name.replace('_', ' ')} {count_text(n)}" for name, n in facts["parameters"].items()),
     })  # fmt: skip
     print_table(_array_table(facts))
@@ -166,7 +162,8 @@ def print_build(facts: dict[str, Any]) -> None:
         "stage", "TFLOP per row", "hours", "weights GiB", "activations GiB", "total GiB, calculated"
     )  # fmt: skip
     for stage, each in (("text", "text_flop_per_prompt"), ("sample", "sample_flop_per_trajectory")):
-        memory = facts["gpu_memory"][f"{stage}_stage"]
+        if (memory := facts["gpu_memory"].get(f"{stage}_stage")) is None:
+            continue
         table.add_row(
             f"{stage}, batch {memory['batch_size']}", f"{compute[each] / 1e12:,.2f}",
             hours_text(compute[f"{stage}_hours"]), f"{memory['weights_bytes'] / _GIB:.2f}",
@@ -174,9 +171,23 @@ def print_build(facts: dict[str, Any]) -> None:
         )  # fmt: skip
     print_table(table)
     print_line(f"host memory: {facts['host_memory_bytes'] / _GIB:.1f} GiB (calculated)")
-    if compute["write_bytes_per_second"] is not None:
+    if compute.get("write_bytes_per_second") is not None:
         print_line(f"writing: {compute['write_bytes_per_second'] / 1e6:.2f} MB/s raw")
     print_gpu(facts)
+
+
+def _cache_text(cache: dict[str, Any]) -> str:
+    prompts, shards = counted(cache["prompts"], "prompt"), counted(cache["shards"], "shard")
+    text = (
+        f"{counted(cache['text_tokens'], 'text token')}, {cache['dtype']}, {cache['format']}, compression "
+        f"{cache['compression']}"
+    )
+    if not cache["trajectories"]:
+        return f"{prompts} in {shards}, no trajectories, {text}"
+    return (
+        f"{prompts}, {counted(cache['trajectories'], 'trajectory')} of {counted(cache['steps'], 'step')} in {shards}, "
+        f"{cache['width_px']} x {cache['height_px']} px, {text}, latents {cache['latents']}"
+    )
 
 
 def _array_table(facts: dict[str, Any]) -> PlainTable:

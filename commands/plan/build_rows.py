@@ -22,6 +22,8 @@ def build_facts(
     manifest: "Manifest", teacher: "TeacherFolder", *, batch_size: int, rate_flops: float | None, gpus: int
 ) -> dict[str, Any]:
     """Bytes, FLOPs, memory and hours of a build of the cache that a (planned) manifest describes."""
+    if manifest.is_text:
+        return _text_facts(manifest, teacher, batch_size=batch_size, rate_flops=rate_flops, gpus=gpus)
     from secondcast.cache_builder.pipeline.background_writer import IN_FLIGHT
     from secondcast.cache_builder.settings import placed
     from secondcast.models.cost.counted import backbone_cost, text_encoder_cost
@@ -75,6 +77,45 @@ def build_facts(
         "host_memory_bytes": build_host_bytes(
             weights_bytes=max(backbone.parameters, text.parameters) * dtype_bytes,
             shard_bytes=int(recorded + latent_bytes) * layout.shard_size,
+            in_flight=IN_FLIGHT,
+        ),
+    }
+
+
+def _text_facts(
+    manifest: "Manifest", teacher: "TeacherFolder", *, batch_size: int, rate_flops: float | None, gpus: int
+) -> dict[str, Any]:
+    """The same of a text cache, which needs the text encoder only."""
+    from secondcast.cache_builder.pipeline.background_writer import IN_FLIGHT
+    from secondcast.models.cost.counted import text_encoder_cost
+    from secondcast.models.cost.gpu_memory import build_host_bytes, text_stage_memory
+
+    text, dtype_bytes = text_encoder_cost(manifest), DTYPE_BYTES[manifest.dtype]
+    layout, sizes = Layout(manifest.prompts.segments), cache_sizes(manifest)
+    flops = text.forward_flops * layout.embeddings.items
+    return {
+        "cache": {
+            "prompts": manifest.prompts.count,
+            "trajectories": 0,
+            "shards": len(layout.embeddings),
+            "text_tokens": manifest.teacher.text_length,
+            "dtype": manifest.dtype,
+            **manifest.storage.json_value(),
+        },
+        "parameters": {teacher.family.slot: text.parameters},
+        "arrays": [{**asdict(size), "row_bytes": size.row_bytes} for size in sizes],
+        "disk": disk_facts(sizes),
+        "compute": {
+            "text_flop_per_prompt": text.forward_flops,
+            "text_flop": flops,
+            "text_hours": hours_of(flops, rate_flops, gpus),
+        },
+        "gpu_memory": {
+            "text_stage": memory_facts(text_stage_memory(text, dtype_bytes=dtype_bytes, batch_size=batch_size))
+        },
+        "host_memory_bytes": build_host_bytes(
+            weights_bytes=text.parameters * dtype_bytes,
+            shard_bytes=int(sizes[0].row_bytes) * layout.shard_size,
             in_flight=IN_FLIGHT,
         ),
     }

@@ -82,8 +82,11 @@ def rate_of(card: "Card | None", tflops: float | None, manifest: "Manifest", dty
     if tflops is not None:
         return Rate(flops_per_s=tflops * 1e12)
     # The table is for bf16: float32 is slower by a factor that depends on the GPU.
-    if card is None or (dtype or manifest.sampling.dtype) != "bfloat16":
+    if card is None or (dtype or manifest.dtype) != "bfloat16":
         return Rate(flops_per_s=None)
+    if manifest.is_text:
+        # The text encoder's traffic between its matrix products is not counted.
+        return Rate(flops_per_s=card.flops_per_s(0.0), bytes_per_flop=0.0)
     from secondcast.models.cost.counted import backbone_cost
     from secondcast.models.cost.shapes import CallShapes
 

@@ -1,6 +1,6 @@
 """`secondcast plan train`: estimate hours and memory of a run, from flags or a recipe."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,7 +115,8 @@ def train_plan(
         asked, stated = asked_of_flags(student, time_budget, options, max_gpu_memory=memory.max_gpu_memory), {}
     card = named_card(gpu, tflops)
     manifests, configs = _manifests(asked, stated, cache, teacher, resolution, stored, builds or {})
-    first = next(iter(manifests.values()))
+    # The rate is that of the transformer, where a cache has trajectories.
+    first = min(manifests.values(), key=lambda manifest: manifest.is_text)
     backbone_dtype = None if asked.backbone_dtype == "cache" else asked.backbone_dtype
     rate = rate_of(card, tflops, first, backbone_dtype)
     from secondcast.commands.plan.train_rows import fit_verdicts, train_facts, ways_of
@@ -221,7 +222,7 @@ def print_train(facts: dict[str, Any]) -> None:
         ("  activations", [f"{one['gpu_memory']['activations_bytes'] / _GIB:.1f}" for one in ways]),
         ("host memory, GiB (calculated)", [f"{one['host_memory_bytes'] / _GIB:.1f}" for one in ways]),
         ("  pinned, for streamed blocks", [f"{one['pinned_bytes'] / _GIB:.1f}" for one in ways]),
-        ("TFLOP per sample of the vision loss", [f"{one['flop_per_sample'] / 1e12:.1f}" for one in ways]),
+        ("TFLOP per sample of the vision loss", [number_text(one["flop_per_sample"], ".1f", 1e12) for one in ways]),
         ("hours of all stages", [hours_text(one["hours"]) for one in ways]),
         ("hours of the paper's 320,000 steps of 32", [_with_days(one["paper_recipe_hours"]) for one in ways]),
         ("cache data used, MB/s", [number_text(one["used_bytes_per_second"], ".1f", 1e6) for one in ways]),
@@ -245,7 +246,7 @@ def _print_stages(facts: dict[str, Any], way: str) -> None:
         divided = f" in {stage['grad_accum_steps']}" if stage["grad_accum_steps"] > 1 else ""
         tflop, steps = stage["flop_per_step"] / 1e12, stage["steps"]
         table.add_row(
-            stage["name"], stage["loss"], ", ".join(map(str, sorted(set(stage["caches"].values())))),
+            stage["name"], stage["loss"], _sizes(stage["caches"].values()),
             "-" if steps is None else f"{steps:,}", f"{stage['batch_size']}{divided}",
             f"{tflop:,.0f}" if tflop >= 100 else f"{tflop:.3g}", number_text(stage["seconds_per_step"], ".3g"),
             hours_text(stage["hours"]),
@@ -261,6 +262,10 @@ def _print_stages(facts: dict[str, Any], way: str) -> None:
         print_line(
             "steps without the transformer take longer than estimated: they are too small for the GPU's full rate"
         )
+
+
+def _sizes(heights: Iterable[int | None]) -> str:
+    return ", ".join(map(str, sorted({height for height in heights if height is not None}))) or "-"
 
 
 def _steps_text(stage: dict[str, Any], training: dict[str, Any]) -> str:

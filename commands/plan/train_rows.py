@@ -80,15 +80,11 @@ def _way(settings: "TrainSettings", costs: "Costs", rate_flops: float | None) ->
     stages = [_stage(settings, stage, costs, rate_flops) for stage in settings.stages]
     main = next((stage for stage in settings.stages if stage.replays), settings.stages[-1])
     name = costs.names(main)[0]
-    # The time of a vision-loss step is estimated even if no stage has that loss.
-    vision = main if main.replays else main.model_copy(update={"loss": "vision"})
+    # The time of a vision-loss step is estimated even if no stage has that loss, where there are trajectories.
+    vision = main.model_copy(update={"loss": "vision"}) if costs.backbones else main
     step, seconds = costs.step_flops(settings, vision), _seconds(settings, vision, costs, rate_flops)
-    student = 3 * costs.student.forward_flops
-    first = next(iter(costs.backbones.values()))
-    paper = (first.training_flops(settings.memory) + student) * PAPER_BATCH * PAPER_STEPS
-    copies = costs.step_copy_seconds(settings, vision) * PAPER_BATCH / main.batch_size * PAPER_STEPS / 3600
     return {
-        "flop_per_sample": step / main.batch_size,
+        "flop_per_sample": step / main.batch_size if vision.replays else None,
         "gpu_memory": memory_facts(costs.memory(settings)),
         "host_memory_bytes": costs.host_bytes(settings),
         "pinned_bytes": costs.pinned_bytes(settings),
@@ -97,9 +93,19 @@ def _way(settings: "TrainSettings", costs: "Costs", rate_flops: float | None) ->
         "pretrain_hours": _sum([stage["hours"] for stage in stages if not LOSSES[stage["loss"]].replays], rate_flops),
         "vision_hours": _sum([stage["hours"] for stage in stages if LOSSES[stage["loss"]].replays], rate_flops),
         "seconds_per_step": seconds,
-        "paper_recipe_hours": None if rate_flops is None else max(hours_of(paper, rate_flops, 1) or 0.0, copies),
+        "paper_recipe_hours": _paper_hours(settings, vision, costs, rate_flops),
         **_reading(costs.manifests[name], main, seconds),
     }
+
+
+def _paper_hours(settings: "TrainSettings", vision: "Stage", costs: "Costs", rate_flops: float | None) -> float | None:
+    """Hours of the paper's steps; None without a rate or without trajectories."""
+    if rate_flops is None or not costs.backbones:
+        return None
+    first, student = next(iter(costs.backbones.values())), 3 * costs.student.forward_flops
+    flops = (first.training_flops(settings.memory) + student) * PAPER_BATCH * PAPER_STEPS
+    copies = costs.step_copy_seconds(settings, vision) * PAPER_BATCH / vision.batch_size * PAPER_STEPS / 3600
+    return max(hours_of(flops, rate_flops, 1) or 0.0, copies)
 
 
 def _seconds(settings: "TrainSettings", stage: "Stage", costs: "Costs", rate_flops: float | None) -> float | None:
@@ -121,7 +127,10 @@ def _stage(settings: "TrainSettings", stage: "Stage", costs: "Costs", rate_flops
     return {
         "name": stage.name,
         "loss": stage.loss,
-        "caches": {name: costs.manifests[name].sampling.height for name in costs.names(stage)},
+        "caches": {
+            name: None if (manifest := costs.manifests[name]).is_text else manifest.sampling.height
+            for name in costs.names(stage)
+        },
         "steps": steps,
         "budget_share": stage.budget_share,
         "batch_size": stage.batch_size,
@@ -144,11 +153,18 @@ def _reading(manifest: "Manifest", stage: "Stage", seconds: float | None) -> dic
     Rows that do not share the student's forward pass belong to other trajectories, each decoded from its first step.
     """
     sizes = {size.name: size for size in cache_sizes(manifest)}
+    if manifest.is_text:
+        embedding = sizes["encoder_hidden_states"]
+        return _rates(embedding.row_bytes, embedding.stored_high_bytes / max(1, embedding.rows), stage, seconds)
     latent_bytes = sizes["final_latent"].row_bytes
     whole = [size for name, size in sizes.items() if name in ("velocity", "noise", "hidden_states", "final_latent")]
     stored = sum(size.stored_high_bytes for size in whole) / max(1, whole[0].rows)
+    return _rates(2 * latent_bytes, stored / stage.timesteps_per_sample, stage, seconds)
+
+
+def _rates(used_row_bytes: float, read_row_bytes: float, stage: "Stage", seconds: float | None) -> dict[str, Any]:
     per_second = None if seconds is None else 1 / seconds
-    used, read = 2 * latent_bytes * stage.batch_size, stored * stage.batch_size / stage.timesteps_per_sample
+    used, read = used_row_bytes * stage.batch_size, read_row_bytes * stage.batch_size
     return {
         "used_bytes_per_step": used,
         "used_bytes_per_second": None if per_second is None else used * per_second,

@@ -24,7 +24,7 @@ from secondcast.storage_schemas.errors import DamagedCacheError, TeacherError
 from secondcast.storage_schemas.io.folders import open_folder
 from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.reader import Cache, read_manifest
-from secondcast.storage_schemas.schema.manifest import Manifest
+from secondcast.storage_schemas.schema.manifest import Manifest, no_trajectories
 
 Resolve = Callable[[str, tuple[Role, ...]], TeacherFolder]
 """Resolves a teacher by name, with the given components available."""
@@ -38,6 +38,8 @@ def report_data(
     NotACacheError without a readable manifest; StudentError, TeacherError, SettingsError.
     """
     manifest = read_manifest(open_folder(location))
+    if manifest.is_text:
+        raise no_trajectories("inspect report", location)
     check_sheet(manifest.sampling, side=settings.frame_size, frames=settings.num_frames)
     try:
         # Checksums are compared once, by the verification of all files.

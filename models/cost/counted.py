@@ -34,7 +34,7 @@ def backbone_cost(shapes: CallShapes) -> BackboneCost:
 
 def text_encoder_cost(manifest: Manifest) -> TextEncoderCost:
     """The teacher's T5 encoder at the cache's text length and dtype."""
-    teacher, dtype = manifest.teacher, manifest.sampling.dtype
+    teacher, dtype = manifest.teacher, manifest.dtype
     shapes = TextEncoderShapes(config=teacher.text_encoder_config, text_length=teacher.text_length, dtype=dtype)
     return TextEncoderCost(**_figures(shapes))
 

@@ -6,7 +6,7 @@ from secondcast.storage_schemas.schema.manifest import Manifest
 
 def format_of(manifest: Manifest, *, metadata: dict[str, bytes] | None = None) -> ShardFormat:
     """The format that a manifest names."""
-    if manifest.sampling.storage.format == "zarr":
+    if manifest.storage.format == "zarr":
         # Imported on use: zarr takes 0.3 s to import, and a cache of tars does not need it.
         from secondcast.storage_schemas.formats.zarr import ZarrFormat
 

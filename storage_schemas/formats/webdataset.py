@@ -20,8 +20,8 @@ from secondcast.storage_schemas.formats.files import ByteSource, MemoryFiles
 from secondcast.storage_schemas.formats.shard_format import damaged_shard
 from secondcast.storage_schemas.io.digests import canonical_json
 from secondcast.storage_schemas.record import Label
-from secondcast.storage_schemas.schema.commits import KINDS, Kind
-from secondcast.storage_schemas.schema.fields import Array, Arrays, Field, fields_of
+from secondcast.storage_schemas.schema.commits import Kind
+from secondcast.storage_schemas.schema.fields import Array, Arrays, Field, fields_of, kinds_of
 from secondcast.storage_schemas.schema.manifest import Manifest
 
 _CODECS_KEY = "secondcast.codecs"
@@ -34,9 +34,9 @@ class WebDatasetFormat:
     """Encode and decode shards as tars of safetensors."""
 
     def __init__(self, manifest: Manifest, *, metadata: dict[str, bytes] | None = None) -> None:
-        self._fields: dict[Kind, tuple[Field, ...]] = {kind: fields_of(manifest, kind) for kind in KINDS}
-        name = manifest.sampling.storage.compression
-        self._codecs = {f.name: codec for kind in KINDS for f in self._fields[kind] if (codec := field_codec(f, name))}
+        self._fields: dict[Kind, tuple[Field, ...]] = {kind: fields_of(manifest, kind) for kind in kinds_of(manifest)}
+        name, every = manifest.storage.compression, [field for fields in self._fields.values() for field in fields]
+        self._codecs = {field.name: codec for field in every if (codec := field_codec(field, name))}
 
     def metadata(self) -> dict[str, bytes]:
         """None: a tar needs only its index."""

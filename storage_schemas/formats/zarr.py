@@ -23,8 +23,8 @@ from secondcast.storage_schemas.errors import DamagedCacheError
 from secondcast.storage_schemas.formats.files import ByteSource, MemoryFiles
 from secondcast.storage_schemas.formats.shard_format import damaged_shard
 from secondcast.storage_schemas.record import Label
-from secondcast.storage_schemas.schema.commits import KINDS, Kind
-from secondcast.storage_schemas.schema.fields import Arrays, Field, fields_of
+from secondcast.storage_schemas.schema.commits import Kind
+from secondcast.storage_schemas.schema.fields import Arrays, Field, fields_of, kinds_of
 from secondcast.storage_schemas.schema.layout import Layout
 from secondcast.storage_schemas.schema.manifest import Manifest
 
@@ -42,10 +42,10 @@ class ZarrFormat:
     def __init__(self, manifest: Manifest, *, metadata: dict[str, bytes] | None = None) -> None:
         """`metadata`: the zarr.json files of an existing cache; None makes them from the manifest's settings."""
         layout = Layout(manifest.prompts.segments)
-        self._codec = manifest.sampling.storage.compression
+        self._codec = manifest.storage.compression
         self._size = layout.shard_size
         self._shards = {"trajectories": len(layout.trajectories), "embeddings": len(layout.embeddings)}
-        self._fields: dict[Kind, tuple[Field, ...]] = {kind: fields_of(manifest, kind) for kind in KINDS}
+        self._fields: dict[Kind, tuple[Field, ...]] = {kind: fields_of(manifest, kind) for kind in kinds_of(manifest)}
         self._metadata = metadata if metadata is not None else self._make_metadata()
 
     def metadata(self) -> dict[str, bytes]:
@@ -78,10 +78,10 @@ class ZarrFormat:
 
     def _make_metadata(self) -> dict[str, bytes]:
         metadata: dict[str, bytes] = {}
-        for kind in KINDS:
+        for kind, fields in self._fields.items():
             memory = MemoryStore()
             group = zarr.create_group(memory)
-            for field in self._fields[kind]:
+            for field in fields:
                 self._create_array(group, kind, field)
             for key, value in memory._store_dict.items():
                 metadata[f"{kind}.zarr/{key}"] = value.to_bytes()
@@ -174,14 +174,14 @@ class ZarrReader:
     ) -> None:
         self._size = shard_size
         self._arrays: dict[Kind, dict[str, Any]] = {}
-        for kind in KINDS:
-            for field in fields[kind]:
+        for kind, of_kind in fields.items():
+            for field in of_kind:
                 _check_array_metadata(f"{kind}.zarr/{field.name}/zarr.json", metadata, field, shard_size)
             store = _ReadStore(source, metadata, f"{kind}.zarr")
             try:
                 # Not from a group's consolidated metadata, which was not checked.
                 group = zarr.open_group(store, mode="r", use_consolidated=False)
-                self._arrays[kind] = {field.name: _array(group, field.name) for field in fields[kind]}
+                self._arrays[kind] = {field.name: _array(group, field.name) for field in of_kind}
             except (LookupError, ValueError, TypeError, OSError, AssertionError) as error:
                 raise _bad_metadata(f"{kind}.zarr", str(error)) from error
 

@@ -7,7 +7,15 @@ from secondcast.storage_schemas.io.folders import Location
 from secondcast.storage_schemas.maintenance.rewrite import Rewritten, Source, rewrite
 from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.reader import Cache
-from secondcast.storage_schemas.schema.manifest import Manifest, Storage, int8_problem, pooled_problem
+from secondcast.storage_schemas.schema.manifest import (
+    ArrayStorage,
+    Manifest,
+    Storage,
+    TextRecording,
+    int8_problem,
+    pooled_problem,
+    text_compression_problem,
+)
 from secondcast.storage_schemas.schema.problems import first_problem
 
 
@@ -21,6 +29,8 @@ def convert(cache: Cache, location: Location, progress: Progress, **storage: str
 
 
 def _converted(manifest: Manifest, changes: dict[str, str | None]) -> Manifest:
+    if manifest.text is not None:
+        return _converted_text(manifest, manifest.text, changes)
     now = manifest.sampling.storage
     wanted = now.json_value() | {name: value for name, value in changes.items() if value is not None}
     if problem := int8_problem(wanted["compression"], wanted["latents"]):
@@ -38,4 +48,15 @@ def _converted(manifest: Manifest, changes: dict[str, str | None]) -> Manifest:
         )
     if now.embeddings == "none" != storage.embeddings:
         raise SettingsError("--store-embeddings: the source has none (--no-store-embeddings); build another cache")
-    return manifest.model_copy(update={"sampling": manifest.sampling.model_copy(update={"storage": storage})})
+    return manifest.model_copy(update={"sampling_or_none": manifest.sampling.model_copy(update={"storage": storage})})
+
+
+def _converted_text(manifest: Manifest, text: TextRecording, changes: dict[str, str | None]) -> Manifest:
+    for name, value in changes.items():
+        if value is not None and name not in ArrayStorage.model_fields:
+            flag = "--no-store-embeddings" if name == "embeddings" else f"--{name} {value}"
+            raise SettingsError(f"{flag}: the source is a text cache, which has only embeddings; remove it")
+    storage = text.storage.model_copy(update={name: value for name, value in changes.items() if value is not None})
+    if problem := text_compression_problem(storage.compression):
+        raise SettingsError(f"--compression: {problem}")
+    return manifest.model_copy(update={"text": text.model_copy(update={"storage": storage})})

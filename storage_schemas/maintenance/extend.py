@@ -9,9 +9,10 @@ from secondcast.storage_schemas.io.digests import xxh3_128
 from secondcast.storage_schemas.io.folders import Folder
 from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.reader import prompt_table, read_manifest
+from secondcast.storage_schemas.schema.comparing import RECORDING, check_same_settings
 from secondcast.storage_schemas.schema.journal import finish_pending_locked, locked_manifest, replace_together
 from secondcast.storage_schemas.schema.layout import Layout
-from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest, PromptSet, check_same_settings
+from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest, PromptSet
 from secondcast.storage_schemas.schema.prompts import OFFSETS_FILE, PROMPTS_FILE, Prompt, encode_prompts, offset_table
 from secondcast.storage_schemas.schema.segments import added_segments, samples_per_prompt_of
 from secondcast.storage_schemas.writer import CacheWriter, prompt_set_fields
@@ -84,16 +85,18 @@ class _Plan:
     def remarks(self, wanted: Manifest) -> list[str]:
         """Messages for the user, one line each."""
         was, now = (Layout(manifest.prompts.segments) for manifest in (self.base, self.manifest))
-        if len(now) == len(was):
-            lines = [
-                f"nothing to add: everything is among the {counted(len(was), 'trajectory')} of "
-                f"{counted(len(self.prompts), 'prompt')}"
-            ]
+        prompts = counted(len(self.prompts), "prompt")
+        if self.manifest == self.base:
+            among = prompts if self.base.is_text else f"{counted(len(was), 'trajectory')} of {prompts}"
+            lines = [f"nothing to add: everything is among the {among}"]
+        elif self.base.is_text:
+            new = counted(len(self.prompts) - self.base.prompts.count, "prompt")
+            lines = [f"extended by {new}, to {prompts}"]
         else:
             lines = [
                 f"extended by {counted(len(now) - len(was), 'trajectory')} and "
                 f"{counted(len(self.prompts) - self.base.prompts.count, 'prompt')}, to "
-                f"{counted(len(now), 'trajectory')} of {len(self.prompts)} prompts"
+                f"{counted(len(now), 'trajectory')} of {prompts}"
             ]
         asked = wanted.prompts.segments[0].shard_size
         if asked != now.shard_size:
@@ -112,7 +115,7 @@ class _Plan:
 
 def _plan(folder: Folder, wanted: Manifest, prompts: list[Prompt]) -> _Plan:
     base = read_manifest(folder)
-    check_same_settings(base, wanted, str(folder), sections=("teacher", "sampling"))
+    check_same_settings(base, wanted, str(folder), sections=RECORDING)
     there = list(prompt_table(folder, base, verify="once"))
     lines = folder.read(PROMPTS_FILE, 0, base.prompts.bytes)
     known = {prompt.id: number for number, prompt in enumerate(there)}
@@ -121,7 +124,7 @@ def _plan(folder: Folder, wanted: Manifest, prompts: list[Prompt]) -> _Plan:
     asked = {numbers[prompts[i].id]: bits for i, bits in samples_per_prompt_of(wanted.prompts.segments).items()}
     segments = base.prompts.segments
     size = segments[0].shard_size
-    segments += added_segments(samples_per_prompt_of(segments), asked, shard_size=size)
+    segments += added_segments(samples_per_prompt_of(segments), asked, shard_size=size, text=base.is_text)
     manifest, files = base, _files(base, lines)
     if segments != base.prompts.segments:
         lines += encode_prompts(new)[0]

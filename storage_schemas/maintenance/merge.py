@@ -7,9 +7,11 @@ from secondcast.storage_schemas.io.folders import Location
 from secondcast.storage_schemas.maintenance.rewrite import Rewritten, Source, rewrite
 from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.reader import Cache
+from secondcast.storage_schemas.schema.comparing import differing_fields
 from secondcast.storage_schemas.schema.consequences import consequence
 from secondcast.storage_schemas.schema.first_difference import first_difference
-from secondcast.storage_schemas.schema.manifest import PromptSet, Segment, differing_fields
+from secondcast.storage_schemas.schema.layout import Layout
+from secondcast.storage_schemas.schema.manifest import PromptSet, Segment
 from secondcast.storage_schemas.schema.prompts import Prompt
 from secondcast.storage_schemas.schema.segments import added_segments, samples_per_prompt_of
 from secondcast.storage_schemas.writer import prompt_set_fields
@@ -33,12 +35,11 @@ def merge(caches: Sequence[Cache], location: Location, progress: Progress) -> Re
     sources = [Source(cache) for cache in caches]
     prompts = merged_prompts(sources)
     segments = merged_segments(sources, prompts)
-    planned = sum(segment.prompts * segment.samples_per_prompt for segment in segments)
-    dropped = sum(cache.planned for cache in caches) - planned
-    progress.say(
-        f"{counted(planned, 'trajectory')} of {len(prompts)} prompts from {counted(len(caches), 'cache')} "
-        f"({counted(dropped, 'duplicate')} dropped)"
-    )
+    layout = Layout(segments)
+    of_prompts = counted(len(prompts), "prompt")
+    what = f"{counted(len(layout), 'trajectory')} of {of_prompts}" if len(layout) else of_prompts
+    dropped = sum(cache.layout.rows[1].items for cache in caches) - layout.rows[1].items
+    progress.say(f"{what} from {counted(len(caches), 'cache')} ({counted(dropped, 'duplicate')} dropped)")
     manifest = caches[0].manifest.model_copy(
         update={"prompts": PromptSet(segments=segments, **prompt_set_fields(prompts))}
     )
@@ -47,6 +48,12 @@ def merge(caches: Sequence[Cache], location: Location, progress: Progress) -> Re
 
 def check_can_merge(first: Cache, other: Cache) -> None:
     """Raise SettingsMismatchError if teachers or sampling differ, naming the first field, both values and the fix."""
+    if first.manifest.is_text != other.manifest.is_text:
+        text, full = (first, other) if first.manifest.is_text else (other, first)
+        raise SettingsMismatchError(
+            f"{text.folder} is a text cache and {full.folder} has trajectories: the two kinds cannot be merged; give "
+            f"both to `secondcast train`, each by its own --cache"
+        )
     for field, was, now in differing_fields(first.manifest, other.manifest):
         if not field.startswith("prompts"):
             found = first_difference(was, now, field)
@@ -57,7 +64,7 @@ def check_can_merge(first: Cache, other: Cache) -> None:
 
 
 def _fix(field: str, first: Cache, other: Cache, was: str, now: str) -> str:
-    if not field.startswith("sampling.storage."):
+    if not field.startswith(("sampling.storage.", "text.storage.")):
         return "give caches of one teacher that were built with the same options"
     name = field.split(".")[-1]
     cache, value = (first, now) if (name, now) in _LOSSY else (other, was)
@@ -106,7 +113,7 @@ def merged_segments(sources: Sequence[Source], prompts: Sequence[Prompt]) -> tup
     have = _samples_per_prompt(sources[0], numbers)
     for source in sources[1:]:
         found = _samples_per_prompt(source, numbers)
-        segments += added_segments(have, found, shard_size=size)
+        segments += added_segments(have, found, shard_size=size, text=source.cache.manifest.is_text)
         have = {number: have.get(number, 0) | found.get(number, 0) for number in have | found}
     return tuple(segments)
 

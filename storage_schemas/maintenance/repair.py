@@ -38,9 +38,10 @@ from secondcast.storage_schemas.schema.commits import (
     read_single_records,
     record_path,
 )
+from secondcast.storage_schemas.schema.comparing import differing_fields
 from secondcast.storage_schemas.schema.first_difference import first_difference
 from secondcast.storage_schemas.schema.journal import finish_pending
-from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest, differing_fields
+from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest
 from secondcast.storage_schemas.schema.prompts import OFFSETS_FILE, PROMPTS_FILE, offset_table
 
 

@@ -87,10 +87,11 @@ def rewrite(
     """
     _check_apart(location, sources)
     writer = CacheWriter.create_or_resume(location, manifest, prompts, sources[0].cache.tokenizer_files)
-    keeps_embeddings = manifest.sampling.storage.embeddings == "stored"
+    keeps_embeddings = manifest.keeps_embeddings
     if keeps_embeddings:
         _copy(writer, "embeddings", sources, progress, title="text", unit="prompts")
-    _copy(writer, "trajectories", sources, progress, title=title, unit="trajectories")
+    if not manifest.is_text:
+        _copy(writer, "trajectories", sources, progress, title=title, unit="trajectories")
     writer.finish()
     records = writer.records()
     differing: dict[Kind, int] = dict.fromkeys(KINDS, 0)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from secondcast.storage_schemas.io.folders import Folder
 from secondcast.storage_schemas.reader import Cache
-from secondcast.storage_schemas.schema.commits import KINDS, CommitRecord, Kind
-from secondcast.storage_schemas.schema.fields import Field, fields_of
+from secondcast.storage_schemas.schema.commits import CommitRecord, Kind
+from secondcast.storage_schemas.schema.fields import Field, fields_of, kinds_of
 
 # Two reads each, issued concurrently to an object store.
 SAMPLES = 16
@@ -43,11 +43,11 @@ def stored_arrays(cache: Cache) -> list[StoredArray]:
     """
     found = []
     records = list(cache.records.values())
-    for kind in KINDS:
+    for kind in kinds_of(cache.manifest):
         own = [record for record in records if record.kind == kind]
         fields = fields_of(cache.manifest, kind)
         if own:
-            found += _of_zarr(own, fields) if cache.manifest.sampling.storage.format == "zarr" else _of_tars(
+            found += _of_zarr(own, fields) if cache.manifest.storage.format == "zarr" else _of_tars(
                 cache, own, fields
             )  # fmt: skip
     return found
@@ -65,7 +65,7 @@ def _of_zarr(records: Sequence[CommitRecord], fields: Sequence[Field]) -> list[S
 def _of_tars(cache: Cache, records: Sequence[CommitRecord], fields: Sequence[Field]) -> list[StoredArray]:
     from secondcast.storage_schemas.codecs.by_field import field_codec
 
-    codec = cache.manifest.sampling.storage.compression
+    codec = cache.manifest.storage.compression
     encoded = {field.name for field in fields if field_codec(field, codec) is not None}
     headers = _headers(cache.folder, records) if encoded else []
     rows = sum(record.rows for record in records)

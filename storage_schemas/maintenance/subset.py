@@ -8,7 +8,8 @@ from secondcast.storage_schemas.io.folders import Location
 from secondcast.storage_schemas.maintenance.rewrite import Rewritten, Source, rewrite
 from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.storage_schemas.reader import Cache
-from secondcast.storage_schemas.schema.manifest import PromptSet, Segment, shortened
+from secondcast.storage_schemas.schema.comparing import shortened
+from secondcast.storage_schemas.schema.manifest import PromptSet, Segment
 from secondcast.storage_schemas.schema.prompts import identity_form, prompt_id
 from secondcast.storage_schemas.writer import prompt_set_fields
 
@@ -31,7 +32,8 @@ def subset(
     prompts = [whole.prompts[number] for number in numbers]
     segments = _cut_down(cache.manifest.prompts.segments, numbers)
     planned = sum(segment.prompts * segment.samples_per_prompt for segment in segments)
-    progress.say(f"{len(prompts)} of {len(whole.prompts)} prompts, {planned} of {cache.planned} trajectories")
+    trajectories = f", {planned} of {cache.planned} trajectories" if cache.planned else ""
+    progress.say(f"{len(prompts)} of {len(whole.prompts)} prompts{trajectories}")
     manifest = cache.manifest.model_copy(update={"prompts": PromptSet(segments=segments, **prompt_set_fields(prompts))})
     return rewrite(location, manifest, prompts, [whole], progress, title="subset")
 

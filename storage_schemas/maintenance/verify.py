@@ -29,6 +29,7 @@ from secondcast.storage_schemas.schema.commits import (
     read_single_records,
     record_path,
 )
+from secondcast.storage_schemas.schema.fields import kinds_of
 from secondcast.storage_schemas.schema.journal import NEXT_MANIFEST, is_pending, is_staged, pending
 from secondcast.storage_schemas.schema.layout import Layout, ShardRange
 from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest
@@ -65,14 +66,14 @@ class Report:
 
 def planned_shards(manifest: Manifest) -> dict[tuple[Kind, int], ShardRange]:
     """All shards of a finished cache with this manifest."""
-    kinds = KINDS if manifest.sampling.storage.embeddings == "stored" else ("trajectories",)
+    kinds = kinds_of(manifest) if manifest.keeps_embeddings else ("trajectories",)
     return {key: shard for key, shard in _all_shards(manifest).items() if key[0] in kinds}
 
 
 def _all_shards(manifest: Manifest) -> dict[tuple[Kind, int], ShardRange]:
     layout = Layout(manifest.prompts.segments)
     ranges = {"trajectories": layout.trajectories, "embeddings": layout.embeddings}
-    return {(kind, shard.shard): shard for kind in KINDS for shard in ranges[kind]}
+    return {(kind, shard.shard): shard for kind in kinds_of(manifest) for shard in ranges[kind]}
 
 
 def verify(location: Location, progress: Progress) -> Report:
@@ -243,8 +244,8 @@ def shard_content(manifest: Manifest, kind: Kind, shard: ShardRange, ids: list[s
     layout = Layout(manifest.prompts.segments)
     items = range(shard.first, shard.first + shard.rows)
     places = [(item, 0) if kind == "embeddings" else _place(layout, item) for item in items]
-    sampling = manifest.digests()["sampling"]
-    return content_digest(sampling, [ids[prompt] for prompt, _ in places], [sample_index for _, sample_index in places])
+    prompt_ids, samples = [ids[prompt] for prompt, _ in places], [sample_index for _, sample_index in places]
+    return content_digest(manifest.recording_digest(), prompt_ids, samples)
 
 
 def _place(layout: Layout, index: int) -> tuple[int, int]:

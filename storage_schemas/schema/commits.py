@@ -11,8 +11,9 @@ from secondcast.storage_schemas.errors import DamagedCacheError, MisplacedFileEr
 from secondcast.storage_schemas.io.digests import digest
 from secondcast.storage_schemas.io.folders import Folder
 from secondcast.storage_schemas.schema.index import Index, index_bytes
-from secondcast.storage_schemas.schema.manifest import Record, stays_inside, verify_digest, with_digest
+from secondcast.storage_schemas.schema.manifest import Record, stays_inside
 from secondcast.storage_schemas.schema.problems import first_problem, newer_problem
+from secondcast.storage_schemas.schema.signed_json import verify_digest, with_digest
 
 COMMITS_FOLDER = "commits"
 INDEX_FILE = "index.json"
@@ -90,9 +91,9 @@ def record_path(kind: Kind, shard: int) -> str:
     return f"{COMMITS_FOLDER}/{record_name(kind, shard)}"
 
 
-def content_digest(sampling_digest: str, prompt_ids: list[str], samples_per_prompt: list[int]) -> str:
-    """Digest of what the bytes of a shard depend on: sampling digest, prompt ids, sample indices."""
-    return digest([sampling_digest, prompt_ids, samples_per_prompt])
+def content_digest(recording_digest: str, prompt_ids: list[str], samples_per_prompt: list[int]) -> str:
+    """Digest of what the bytes of a shard depend on: recording digest, prompt ids, sample indices."""
+    return digest([recording_digest, prompt_ids, samples_per_prompt])
 
 
 class Records(Mapping[tuple[Kind, int], CommitRecord]):

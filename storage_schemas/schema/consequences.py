@@ -14,6 +14,8 @@ _FOLLOWS = (
     ("sampling.quantize", "different teacher weights: the two can neither train one student together nor be merged"),
     ("sampling.seed", "different noise: the two can train one student together, but not be merged"),
     ("sampling", "different trajectories: the two can train one student together, but not be merged"),
+    ("text.storage", "the same embeddings in another storage format: `secondcast convert` makes them equal"),
+    ("text", "different embeddings: the two can train one student together, but not be merged"),
     ("prompts", "different prompts, or another order or sharding of them: they can still be merged"),
     ("metadata", "written by another version of zarr-python: the values are not affected"),
     ("provenance", "made by other versions or on another machine: bit equality is not guaranteed"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from secondcast.storage_schemas.schema.commits import Kind
+from secondcast.storage_schemas.schema.commits import KINDS, Kind
 from secondcast.storage_schemas.schema.manifest import Manifest
 
 Array = np.ndarray
@@ -32,10 +32,14 @@ class Field:
         return int(np.prod(self.row_shape, dtype=np.int64)) * self.dtype.itemsize
 
 
+def kinds_of(manifest: Manifest) -> tuple[Kind, ...]:
+    """The kinds of shards that a cache may have; a text cache has embeddings only."""
+    return ("embeddings",) if manifest.is_text else KINDS
+
+
 def fields_of(manifest: Manifest, kind: Kind) -> tuple[Field, ...]:
     """The arrays in a shard of this kind in this cache, in the order in which they are written."""
-    sampling, teacher = manifest.sampling, manifest.teacher
-    dtype = DTYPES[sampling.dtype]
+    teacher, dtype = manifest.teacher, DTYPES[manifest.dtype]
     if kind == "embeddings":
         shape = (teacher.text_length, teacher.text_width)
         embedding = Field(name="encoder_hidden_states", row_shape=shape, letters="TD", dtype=dtype)
@@ -45,6 +49,7 @@ def fields_of(manifest: Manifest, kind: Kind) -> tuple[Field, ...]:
             embedding,
             Field(name="pooled_projections", row_shape=(teacher.pooled_width,), letters="P", dtype=dtype),
         )
+    sampling = manifest.sampling
     latent = (sampling.image_tokens, sampling.channels)
     walk = (sampling.steps, *latent)
     start = (

@@ -108,8 +108,7 @@ def _put_in_place(folder: Folder, renew: Confirm) -> tuple[str, ...]:
 def _follows(staged: Manifest, live: Manifest) -> bool:
     """Whether a staged manifest extends the one in place; a superseded one does not."""
     known = live.prompts.segments
-    same = (staged.teacher, staged.sampling) == (live.teacher, live.sampling)
-    return same and staged.prompts.segments[: len(known)] == known
+    return staged.recording_digest() == live.recording_digest() and staged.prompts.segments[: len(known)] == known
 
 
 def _staged_files(folder: Folder, staged: Manifest) -> dict[str, bytes]:

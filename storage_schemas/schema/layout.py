@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from secondcast.storage_schemas.schema.commits import Kind
 from secondcast.storage_schemas.schema.manifest import Segment
 
 
@@ -87,6 +88,11 @@ class Layout:
     def __len__(self) -> int:
         """Number of planned trajectories N."""
         return self.trajectories.items
+
+    @property
+    def rows(self) -> tuple[Kind, Shards]:
+        """What a run trains on, and its shards: trajectories; in a text cache, which plans none, embeddings."""
+        return ("trajectories", self.trajectories) if len(self) else ("embeddings", self.embeddings)
 
     def place(self, index: int) -> RowLocation:
         """Locate trajectory `index` (0 .. N-1); IndexError outside."""

@@ -1,11 +1,9 @@
 """The manifest: the complete description of a cache, with three digests over its sections.
 
-`teacher` must agree when several caches train one student; `sampling` for resume, merge and extension;
-`prompts` for resume. No setting that affects a number is implied by a default in code.
+`teacher` must agree when several caches train one student; `sampling` (`text` in a text cache) for resume, merge and
+extension; `prompts` for resume. No setting that affects a number is implied by a default in code.
 """
 
-import json
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -20,10 +18,10 @@ from pydantic import (
     model_validator,
 )
 
-from secondcast.storage_schemas.errors import DamagedCacheError, NewerCacheError, NotACacheError, SettingsMismatchError
-from secondcast.storage_schemas.io.digests import canonical_json, digest
-from secondcast.storage_schemas.schema.first_difference import first_difference
+from secondcast.storage_schemas.errors import DamagedCacheError, NewerCacheError, NotACacheError, NoTrajectoriesError
+from secondcast.storage_schemas.io.digests import digest
 from secondcast.storage_schemas.schema.problems import first_problem, newer_problem
+from secondcast.storage_schemas.schema.signed_json import verify_digest, with_digest
 
 FORMAT_NAME = "secondcast-cache"
 FORMAT_VERSION = 1
@@ -94,11 +92,16 @@ class Teacher(Record):
         return {key: value for key, value in plain(self).items() if value is not None}
 
 
-class Storage(Record):
-    """How a cache is stored on disk. `embeddings` "none": a finished cache has no teacher embeddings."""
+class ArrayStorage(Record):
+    """How the arrays of a cache are stored on disk."""
 
     format: Format
     compression: CodecName
+
+
+class Storage(ArrayStorage):
+    """How a cache with trajectories is stored. `embeddings` "none": a finished cache has no teacher embeddings."""
+
     latents: Latents
     embeddings: Embeddings = "stored"
 
@@ -174,16 +177,37 @@ class Sampling(Record):
         return value
 
 
+class TextRecording(Record):
+    """How the embeddings of a text cache were recorded."""
+
+    dtype: Dtype
+    storage: ArrayStorage
+
+    @model_validator(mode="after")
+    def _has_no_predictions(self) -> Self:
+        if problem := text_compression_problem(self.storage.compression):
+            raise ValueError(problem)
+        return self
+
+
+def text_compression_problem(codec: CodecName) -> str | None:
+    """Why a text cache cannot have this compression, and the fix; None if it can."""
+    if codec != "int8":
+        return None
+    return "compression int8 rounds predictions, of which a text cache has none; use lossless or none"
+
+
 class Segment(Record):
     """One build or extension: a range of prompts times a range of samples, cut into shards of fixed size.
 
-    Its trajectories are ordered by sample, then prompt. A shard never spans two segments.
+    Its trajectories are ordered by sample, then prompt. A shard never spans two segments. In a text cache
+    samples_per_prompt is 0, and the shards are of embeddings.
     """
 
     first_prompt: int = Field(ge=0)
     prompts: int = Field(ge=1)
     first_sample: int = Field(ge=0)
-    samples_per_prompt: int = Field(ge=1)
+    samples_per_prompt: int = Field(ge=0)
     shard_size: int = Field(ge=1)
 
 
@@ -200,27 +224,86 @@ class PromptSet(Record):
 
 
 class Manifest(Record):
-    """Complete description of a cache. `source` and `created_by` are informational and part of no digest."""
+    """Complete description of a cache. `source` and `created_by` are informational and part of no digest.
+
+    sampling_or_none: None in a text cache, which has `text` instead.
+    """
 
     source: str
     created_by: str
     teacher: Teacher
-    sampling: Sampling
+    sampling_or_none: Sampling | None = Field(alias="sampling")
+    text: TextRecording | None = None
     prompts: PromptSet
     metadata: PathsInside
 
     @model_validator(mode="after")
+    def _is_of_one_kind(self) -> Self:
+        if (self.sampling_or_none is None) != (self.text is not None):
+            raise ValueError("sampling and text are both stated or both null, expected one of them")
+        for segment in self.prompts.segments:
+            if (segment.samples_per_prompt == 0) != self.is_text:
+                expected = "0" if self.is_text else "1 or more"
+                raise ValueError(f"samples_per_prompt is {segment.samples_per_prompt}, expected {expected}")
+        return self
+
+    @model_validator(mode="after")
     def _pooled_is_stored(self) -> Self:
-        if problem := pooled_problem(self.teacher.pooled, self.sampling.storage.embeddings):
+        if problem := pooled_problem(self.teacher.pooled, "stored" if self.keeps_embeddings else "none"):
             raise ValueError(problem)
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_what_is_unset(self, plain: SerializerFunctionWrapHandler) -> Any:
+        value = plain(self)
+        if self.text is None:
+            del value["text"]
+        return value
+
+    def json_value(self) -> dict[str, Any]:
+        """The manifest as plain JSON types."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether this is a text cache: prompts and embeddings, without trajectories."""
+        return self.text is not None
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the teacher was sampled; NoTrajectoriesError for a text cache."""
+        if self.sampling_or_none is None:
+            raise no_trajectories("this", f"a cache of {self.source}")
+        return self.sampling_or_none
+
+    @property
+    def dtype(self) -> Dtype:
+        """Dtype of the stored arrays."""
+        return self.sampling.dtype if self.text is None else self.text.dtype
+
+    @property
+    def storage(self) -> ArrayStorage:
+        """Format and compression of the stored arrays."""
+        return self.sampling.storage if self.text is None else self.text.storage
+
+    @property
+    def keeps_embeddings(self) -> bool:
+        """Whether a finished cache has the teacher's embeddings."""
+        return self.text is not None or self.sampling.storage.embeddings == "stored"
+
     def digests(self) -> dict[str, str]:
-        """The three digests; `sampling` also covers the teacher, `prompts` covers both."""
-        teacher = self.teacher.json_value()
-        sampling = {"teacher": teacher, "sampling": self.sampling.json_value()}
-        prompts = {**sampling, "prompts": self.prompts.json_value()}
-        return {"teacher": digest(teacher), "sampling": digest(sampling), "prompts": digest(prompts)}
+        """The digests by section: `sampling` (absent in a text cache) also covers the teacher, `prompts` everything."""
+        sampling = {} if self.is_text else {"sampling": self.recording_digest()}
+        prompts = {**self._recording(), "prompts": self.prompts.json_value()}
+        return {"teacher": digest(self.teacher.json_value()), **sampling, "prompts": digest(prompts)}
+
+    def recording_digest(self) -> str:
+        """Digest of what the bytes of a row depend on besides its prompt: the teacher, and `sampling` or `text`."""
+        return digest(self._recording())
+
+    def _recording(self) -> dict[str, Any]:
+        section, recorded = ("sampling", self.sampling) if self.text is None else ("text", self.text)
+        return {"teacher": self.teacher.json_value(), section: recorded.json_value()}
 
     def encode(self) -> bytes:
         """The bytes of manifest.json."""
@@ -257,105 +340,9 @@ class Manifest(Record):
         return manifest
 
 
-def with_digest(body: dict[str, Any], *, indent: int | None = 1) -> bytes:
-    """Readable JSON with a digest of its other keys under `digest`."""
-    text = json.dumps({**body, "digest": digest(body)}, indent=indent, ensure_ascii=False, allow_nan=False)
-    return (text + "\n").encode()
-
-
-def verify_digest(data: bytes, where: str, *, expected_format: str) -> dict[str, Any]:
-    """The inverse of `with_digest`; NotACacheError for foreign files, DamagedCacheError for changed ones."""
-    try:
-        body = json.loads(data)
-        stated = body.pop("digest", None)
-        found_format = body.get("format")
-        found = digest(body)
-    # Damage can produce any JSON: lists, numbers, NaN, lone surrogates, a million brackets.
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise DamagedCacheError(
-            f"{where} is not readable JSON ({len(data)} bytes): it is damaged, or not a file of this program; "
-            f"copy it from another copy of the cache"
-        ) from error
-    if found_format != expected_format:
-        raise NotACacheError(
-            f"{where} has format {found_format!r}, expected {expected_format!r}: not a file of a cache"
-        )
-    if stated != found:
-        raise DamagedCacheError(
-            f"{where} has digest {found}, but states {stated}: the file was changed or damaged; "
-            f"copy it from another copy of the cache"
-        )
-    checked: dict[str, Any] = body
-    return checked
-
-
-_DEPENDS = {
-    "teacher": "every recorded number",
-    "sampling": "every recorded trajectory",
-    "prompts": "the order of all trajectories",
-}
-
-
-# Fields are compared by section: if the first difference is in `prompts`, the other sections agree.
-_EXTEND_HINT = (
-    "; `secondcast build --extend` adds prompts or samples to a cache, and is required for a cache that was extended"
-)
-SECTIONS = ("teacher", "sampling", "prompts")
-
-
-def check_same_settings(found: Manifest, wanted: Manifest, where: str, *, sections: tuple[str, ...] = SECTIONS) -> None:
-    """Raise SettingsMismatchError, naming the first field, both values, what depends on it, and the fix."""
-    for field, was, now in differing_fields(found, wanted, sections=sections):
-        hint = _EXTEND_HINT if field.startswith("prompts.") else ""
-        first = first_difference(was, now, field)
-        raise SettingsMismatchError(
-            f"{where} was built with {first.path} = {first.one}, requested {first.other}: "
-            f"{depends_on(field)} depends on it; give the original options, or another folder{hint}"
-        )
-
-
-def depends_on(field: str) -> str:
-    """What depends on a field of the manifest."""
-    if field.startswith("sampling.storage."):
-        return "every byte of the shards (`secondcast convert` changes the storage)"
-    return _DEPENDS[field.split(".")[0]]
-
-
-def check_same_teacher(found: Manifest, teacher: Teacher, where: str) -> None:
-    """Raise SettingsMismatchError, naming the first field, unless a cache was recorded with this teacher."""
-    for field, was, now in _causes_first(differences(found.teacher.json_value(), teacher.json_value(), "teacher")):
-        first = first_difference(was, now, field)
-        raise SettingsMismatchError(
-            f"{where} was recorded with {first.path} = {first.one}, this teacher has {first.other}: "
-            f"{_DEPENDS['teacher']} depends on it; give the recorded teacher, {found.source!r}"
-        )
-
-
-def differing_fields(
-    a: Manifest, b: Manifest, *, sections: tuple[str, ...] = SECTIONS
-) -> Iterator[tuple[str, Any, Any]]:
-    """Path and both values of each field of teacher, sampling and prompts in which two manifests differ."""
-    for section in sections:
-        ours, theirs = (getattr(m, section).model_dump(mode="json", context="all keys") for m in (a, b))
-        yield from _causes_first(differences(ours, theirs, section))
-
-
-def _causes_first(found: Iterator[tuple[str, Any, Any]]) -> list[tuple[str, Any, Any]]:
-    # With CLIP its weights are part of the teacher: name the option before them.
-    return sorted(found, key=lambda difference: difference[0] != "teacher.pooled")
-
-
-def differences(a: Any, b: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    """Path and both values of each field in which two JSON values differ; an absent field counts as None."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        # In field order, so that `steps` is named before the sigmas that depend on it.
-        for key in [*a, *(key for key in b if key not in a)]:
-            yield from differences(a.get(key), b.get(key), f"{path}.{key}")
-    elif canonical_json(a) != canonical_json(b):
-        yield path, a, b
-
-
-def shortened(value: Any) -> str:
-    """A JSON value in at most 60 characters."""
-    text = canonical_json(value).decode()
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def no_trajectories(what: str, where: str) -> NoTrajectoriesError:
+    """The one error for a text cache where trajectories are needed."""
+    return NoTrajectoriesError(
+        f"{what} needs trajectories, but {where} is a text cache, of prompts and embeddings alone: give a cache that "
+        f"was built without --text-only"
+    )

@@ -1,6 +1,6 @@
 """Computes the segments that add requested samples to a cache, after its existing segments.
 
-The samples of a prompt are the bits of an integer: bit r stands for sample r.
+The samples of a prompt are the bits of an integer: bit r stands for sample r. A prompt of a text cache has bit 0.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,20 +13,29 @@ def samples_per_prompt_of(segments: Iterable[Segment]) -> dict[int, int]:
     """Samples (as bits) that segments plan, by prompt number."""
     found: dict[int, int] = {}
     for g in segments:
-        bits = ((1 << g.samples_per_prompt) - 1) << g.first_sample
+        bits = ((1 << (g.samples_per_prompt or 1)) - 1) << g.first_sample
         for number in range(g.first_prompt, g.first_prompt + g.prompts):
             found[number] = found.get(number, 0) | bits
     return found
 
 
-def added_segments(have: Mapping[int, int], wanted: Mapping[int, int], *, shard_size: int) -> tuple[Segment, ...]:
+def added_segments(
+    have: Mapping[int, int], wanted: Mapping[int, int], *, shard_size: int, text: bool = False
+) -> tuple[Segment, ...]:
     """Segments for the samples that `wanted` adds to `have`, both by prompt number; empty if none are added.
 
+    text: of a text cache.
     In ascending order of prompts: `Layout` assigns embeddings to prompts in that order.
     """
     added = {number: new for number, bits in wanted.items() if (new := bits & ~have.get(number, 0))}
     return tuple(
-        Segment(first_prompt=first, prompts=count, first_sample=r, samples_per_prompt=n, shard_size=shard_size)
+        Segment(
+            first_prompt=first,
+            prompts=count,
+            first_sample=r,
+            samples_per_prompt=0 if text else n,
+            shard_size=shard_size,
+        )
         for first, count, new in _runs(added)
         for r, n in _ranges(new)
     )

@@ -83,7 +83,7 @@ def test_long_lists_are_named_by_the_first_values_that_differ_and_a_count_of_the
         others = (*(sigma - 4 for sigma in sigmas[:count]), *sigmas[count:])
         for cache, values in ((a, sigmas), (b, others)):
             sampling = cache.manifest.sampling.model_copy(update={"sigmas": values, "guidance": (values[0],)})
-            cache.manifest = cache.manifest.model_copy(update={"sampling": sampling})
+            cache.manifest = cache.manifest.model_copy(update={"sampling_or_none": sampling})
         lines = [line for line in diff_lines(compare(a, b)) if "sigmas" in line]
         shown = min(3, count)
         assert lines[:shown] == [f"sampling.sigmas[{i}]: {sigmas[i]} | {others[i]}: {follows}" for i in range(shown)]

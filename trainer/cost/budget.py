@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from secondcast.storage_schemas.progress import Progress, counted, duration_text
 from secondcast.trainer.distributed.processes import Distributed
+from secondcast.trainer.losses.validation import measured_sources
 from secondcast.trainer.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def measured_seconds(settings: TrainSettings, make_trainer: "Callable[[Path, Tra
         trainer = make_trainer(Path(folder), probe)
         taken = [step.seconds for step in trainer.timed_steps()]
         validation = 0.0
-        if len(trainer.held_out):
+        if measured_sources(trainer.objective, trainer.held_out):
             if settings.compile:
                 # The first validation compiles the graphs without gradients.
                 trainer.validate(probe.total_steps)

@@ -130,7 +130,8 @@ def helping_flag(settings: TrainSettings, costs: Costs, *, held: Collection[str]
 
 def _as_sampled(settings: TrainSettings, costs: Costs, held: Collection[str]) -> tuple[TrainSettings, Collection[str]]:
     """The settings with the quantization that the caches were sampled with, if any, and the options that are held."""
-    kind = next(iter(costs.manifests.values())).sampling.quantize
+    first = next(iter(costs.manifests.values()))
+    kind = "none" if first.is_text else first.sampling.quantize
     if kind != "none" and not {"quantize", "gpu_blocks"} & set(held) and settings.replays:
         settings, held = settings.model_copy(update={"quantize": kind}), {*held, "quantize"}
     if settings.quantize in ("int8", "fp8") and "activation_checkpointing" not in held:

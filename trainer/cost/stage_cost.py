@@ -41,8 +41,8 @@ class Costs:
     gpu_bytes: float | None = None
 
     def names(self, stage: Stage) -> list[str]:
-        """Names of the caches of a stage."""
-        return list(stage.caches or self.manifests)
+        """Names of the caches whose rows the loss of a stage is computed on."""
+        return [name for name, manifest in self.manifests.items() if stage.trains_on(name, is_text=manifest.is_text)]
 
     @property
     def blocks(self) -> int:
@@ -51,7 +51,10 @@ class Costs:
 
     def step_flops(self, settings: TrainSettings, stage: Stage) -> float:
         """FLOPs of an optimizer step of a stage, averaged over its caches by their shares."""
-        caches = {name: (manifest, len(Layout(manifest.prompts.segments))) for name, manifest in self.manifests.items()}
+        caches = {
+            name: (manifest, Layout(manifest.prompts.segments).rows[1].items)
+            for name, manifest in self.manifests.items()
+        }
         return step_flops(
             stage,
             settings.memory,
@@ -101,7 +104,7 @@ class Costs:
     @property
     def table_rows(self) -> int | None:
         """Rows of the modulation table of all caches; None if no table is possible."""
-        return table_rows(*self.manifests.values())
+        return table_rows(*(manifest for manifest in self.manifests.values() if not manifest.is_text))
 
     def pinned_bytes(self, settings: TrainSettings) -> int:
         """Pinned host memory of streamed blocks."""
@@ -125,7 +128,7 @@ class Costs:
         )
 
     def _dtype_bytes(self, settings: TrainSettings) -> int:
-        recorded = next(iter(self.manifests.values())).sampling.dtype
+        recorded = next(iter(self.manifests.values())).dtype
         return DTYPES[recorded if settings.backbone_dtype == "cache" else settings.backbone_dtype].itemsize
 
 
@@ -138,7 +141,11 @@ def costs_of(
     gpu_bytes: float | None = None,
 ) -> Costs:
     """The costs of a run on (planned) caches, from configuration files alone; keywords as for Costs."""
-    backbones = {name: backbone_cost(CallShapes.of(manifest)) for name, manifest in manifests.items()}
+    # The first one states what all share; text caches have no transformer's calls.
+    manifests = dict(sorted(manifests.items(), key=lambda item: item[1].is_text))
+    backbones = {
+        name: backbone_cost(CallShapes.of(manifest)) for name, manifest in manifests.items() if not manifest.is_text
+    }
     student = student_cost(student_source, next(iter(manifests.values())))
     return Costs(
         manifests=manifests,

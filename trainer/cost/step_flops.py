@@ -34,7 +34,10 @@ def step_flops(
             row = _replay_flops(stage, memory, caches, text_length)
         case "text projection":
             row = _projection_flops(next(iter(caches.values()))[0].teacher, text_length)
-    return stage.batch_size * (row + _TRAINED * student_flops / stage.timesteps_per_sample)
+    flops = row + _TRAINED * student_flops / stage.timesteps_per_sample
+    if stage.context_loss_weight:
+        flops += _projection_flops(next(iter(caches.values()))[0].teacher, text_length) + _TRAINED * student_flops
+    return stage.batch_size * flops
 
 
 def _replay_flops(
@@ -44,7 +47,7 @@ def _replay_flops(
 
     The modulation linears count also where a table replaces them: of FLUX.1-dev 0.04 % of a forward pass.
     """
-    names = list(stage.caches or caches)
+    names = [name for name in caches if stage.trains_on(name, is_text=caches[name][0].is_text)]
     shares = {name: stage.share_of(name, caches[name][1]) for name in names}
     whole = sum(shares.values(), start=Fraction(0))
 

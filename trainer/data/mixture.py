@@ -1,4 +1,4 @@
-"""The caches of a run: their training and held-out trajectories, and the data order of each stage."""
+"""The caches of a run: their training and held-out rows, and the data order of each stage."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from secondcast.trainer.data.replay_dataset import ReplayDataset, Source
 from secondcast.trainer.data.sampler import InterleavedSampler, Part, Sampler, mix
 from secondcast.trainer.settings import RunConfig, TrainSettings
 from secondcast.trainer.stage import Stage
-from secondcast.trainer.training_set import TrainingSet
+from secondcast.trainer.training_set import TrainingSet, row_name
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCache:
-    """A cache of a run, and the trajectories that the run trains on; stages refer to it by `name`."""
+    """A cache of a run, and the rows that the run trains on; stages refer to it by `name`."""
 
     name: str
     cache: Cache
@@ -59,7 +59,10 @@ def check_one_teacher(caches: Mapping[str, Cache]) -> None:
 
 def check_one_quantization(caches: Mapping[str, Cache]) -> None:
     """Raise TeacherError unless all caches were sampled with the same kind of weights."""
-    (first_name, first), *others = caches.items()
+    sampled = [(name, cache) for name, cache in caches.items() if not cache.manifest.is_text]
+    if not sampled:
+        return
+    (first_name, first), *others = sampled
     was = first.manifest.sampling.quantize
     for name, other in others:
         if (now := other.manifest.sampling.quantize) != was:
@@ -99,11 +102,13 @@ def split(
 def _split(training_cache: TrainingCache) -> tuple[Array, Array]:
     cache, indices = training_cache.cache, training_cache.training_set.indices()
     held = [prompt.held_out for prompt in cache.prompts]
-    mask = np.array([held[cache.layout.place(int(index)).prompt] for index in indices], dtype=bool)
+    numbers = indices if cache.manifest.is_text else [cache.layout.place(int(index)).prompt for index in indices]
+    mask = np.array([held[number] for number in numbers], dtype=bool)
     if not len(indices) or mask.all():
+        committed = counted(len(indices), f"committed {row_name(cache)}")
         raise NotInCacheError(
-            f"{cache.folder} has {counted(len(indices), 'committed trajectory')}, {int(mask.sum())} of them held out: "
-            f"there is nothing to train on; build more prompts"
+            f"{cache.folder} has {committed}, {int(mask.sum())} of them held out: there is nothing to train on; build "
+            f"more prompts"
         )
     return indices[~mask], indices[mask]
 
@@ -118,12 +123,28 @@ def stage_orders(
     ]
 
 
+def prompt_orders(
+    settings: TrainSettings, training_caches: Sequence[TrainingCache], dataset: ReplayDataset
+) -> list[InterleavedSampler | None]:
+    """The order of the text caches' prompts in each stage with a context_loss_weight; None for the others."""
+    text = [training_cache.name for training_cache in training_caches if training_cache.cache.manifest.is_text]
+
+    def order(number: int, stage: Stage) -> InterleavedSampler | None:
+        if not stage.context_loss_weight:
+            return None
+        weights = {name: weight for name, weight in (stage.caches or dict.fromkeys(text, 1.0)).items() if name in text}
+        of_prompts = stage.model_copy(update={"loss": "context", "caches": weights, "timesteps_per_sample": 1})
+        return InterleavedSampler(list(_orders(mix(settings.seed, 1), number, of_prompts, training_caches, dataset)))
+
+    return [order(number, stage) for number, stage in enumerate(settings.stages)]
+
+
 def _orders(
     seed: int, stage_number: int, stage: Stage, training_caches: Sequence[TrainingCache], dataset: ReplayDataset
 ) -> Iterator[Sampler]:
     alike: dict[object, list[int]] = {}
     for source, training_cache in enumerate(training_caches):
-        if stage.caches is None or training_cache.name in stage.caches:
+        if stage.trains_on(training_cache.name, is_text=training_cache.cache.manifest.is_text):
             alike.setdefault(_sampled_as(training_cache.cache.manifest), []).append(source)
     for number, sources in enumerate(alike.values()):
         parts = []
@@ -136,7 +157,7 @@ def _orders(
             # Embedding losses have no timesteps, so there is no sequential order and nothing to share.
             kind=stage.data_order if vision else "shuffled",
             parts=tuple(parts),
-            steps=training_caches[sources[0]].cache.manifest.sampling.steps,
+            steps=dataset.sources[sources[0]].steps,
             batch_size=stage.batch_size,
             # A seed of its own for each stage and group, which would otherwise repeat the same order.
             seed=mix(seed, stage_number, number) if stage_number or number else seed,
@@ -146,6 +167,8 @@ def _orders(
 
 def _sampled_as(manifest: Manifest) -> object:
     """The sampling settings that all records of a batch share: shapes, dtype and schedule."""
+    if manifest.is_text:
+        return manifest.dtype
     sampling = manifest.sampling
     shape = (sampling.height, sampling.width, sampling.image_tokens, sampling.channels, sampling.dtype)
     return shape, sampling.sigmas, sampling.timesteps, sampling.guidance is None

@@ -84,16 +84,23 @@ AnyBatch = TypeVar("AnyBatch", bound=Batch | EmbeddingBatch)
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A cache and the indices of the trajectories that positions refer to."""
+    """A cache and the indices of the trajectories (in a text cache, prompts) that positions refer to."""
 
     cache: Cache
     indices: Array
 
+    @property
+    def steps(self) -> int:
+        """Number of steps of a row; 1 in a text cache."""
+        manifest = self.cache.manifest
+        return 1 if manifest.is_text else manifest.sampling.steps
+
 
 class ReplayDataset:
-    """Reads batches of caches for one device. Positions enumerate the trajectories of all sources in order.
+    """Reads batches of caches for one device. Positions enumerate the rows of all sources in order.
 
-    The rows of a replay batch come from sources with equal sampling settings. All methods are thread-safe.
+    Rows are trajectories; in a text cache, prompts. The rows of a replay batch come from sources with equal sampling
+    settings. All methods are thread-safe.
 
     pool_bytes: limit for decoded trajectories, again for embeddings, and a sixteenth of it for pooled vectors; each
         reader thread holds one more value.
@@ -125,14 +132,15 @@ class ReplayDataset:
         return self._ends[source] - len(self.sources[source].indices)
 
     def trajectory_of(self, position: int) -> Key:
-        """Index of the source, and of the trajectory in its cache."""
+        """Index of the source, and of the trajectory (in a text cache, prompt) in its cache."""
         source = bisect_right(self._ends, position)
         return source, int(self.sources[source].indices[position - self.first_of(source)])
 
     def prompt_of(self, position: int) -> Key:
-        """Index of the source, and of the trajectory's prompt in its cache."""
+        """Index of the source, and of the row's prompt in its cache."""
         source, index = self.trajectory_of(position)
-        return source, self.sources[source].cache.layout.place(index).prompt
+        cache = self.sources[source].cache
+        return source, index if cache.manifest.is_text else cache.layout.place(index).prompt
 
     @contextmanager
     def prefetch(self, requests: Iterable[BatchSpec]) -> Iterator[Iterator[Batch | EmbeddingBatch]]:
@@ -153,7 +161,7 @@ class ReplayDataset:
         return self._on_device(self._read_replay(rows))
 
     def embedding_batch(self, positions: Sequence[int]) -> EmbeddingBatch:
-        """Token ids and the teacher's embeddings of the prompts of trajectories, on the device."""
+        """Token ids and the teacher's embeddings of the prompts of rows, on the device."""
         return self._on_device(self._read_embeddings(positions))
 
     def teacher_embeddings(self, prompts: Sequence[Key]) -> torch.Tensor:
@@ -161,9 +169,11 @@ class ReplayDataset:
         return to_torch(self._embeddings_of(prompts)).to(self._device)
 
     def name_of(self, position: int) -> str:
-        """Key of a trajectory."""
+        """Key of a trajectory; of a text cache's prompt its id."""
         source, index = self.trajectory_of(position)
         cache = self.sources[source].cache
+        if cache.manifest.is_text:
+            return cache.prompts[index].id
         place = cache.layout.place(index)
         return trajectory_key(cache.prompts[place.prompt].id, place.sample_index)
 
@@ -225,7 +235,7 @@ class ReplayDataset:
     def _embeddings_of(self, prompts: Sequence[Key], turn: int = 0) -> Array:
         manifest = self._manifest(prompts[0][0])
         shape = (len(prompts), manifest.teacher.text_length, manifest.teacher.text_width)
-        embeddings_BTD = np.empty(shape, dtype=DTYPES[manifest.sampling.dtype])
+        embeddings_BTD = np.empty(shape, dtype=DTYPES[manifest.dtype])
         for row in _visiting_order(len(prompts), turn):
             embeddings_BTD[row] = self._embeddings.get(prompts[row], self._read_embedding)
         return embeddings_BTD
@@ -256,13 +266,14 @@ class ReplayDataset:
 
     def _size_bytes(self, request: BatchSpec) -> int:
         manifest = self._manifest(self.trajectory_of(request.rows[0][0])[0])
-        sampling, teacher = manifest.sampling, manifest.teacher
-        embedding, latent = teacher.text_length * teacher.text_width, sampling.image_tokens * sampling.channels
-        rows = len(request.rows)
-        elements = rows * 2 * latent if request.replays else rows * embedding
+        teacher, rows = manifest.teacher, len(request.rows)
+        embedding, itemsize = teacher.text_length * teacher.text_width, DTYPES[manifest.dtype].itemsize
+        if not request.replays:
+            return rows * embedding * itemsize
+        elements = rows * 2 * manifest.sampling.image_tokens * manifest.sampling.channels
         elements += rows // request.timesteps_per_sample * embedding if request.embeddings else 0
-        size_bytes = elements * DTYPES[sampling.dtype].itemsize
-        if request.replays and self._host_modulation is not None:
+        size_bytes = elements * itemsize
+        if self._host_modulation is not None:
             size_bytes += rows * self._host_modulation.row_bytes
         return size_bytes
 

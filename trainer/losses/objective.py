@@ -20,8 +20,8 @@ from secondcast.trainer.stage import Stage
 class Objective:
     """What a run minimises: the losses of its stages, with their options, on its caches.
 
-    backbones: one for each cache, for its resolution; empty where no stage replays. context_ID: the backbone's text
-    projection, fp32, where a stage needs it. sigmas: of each cache.
+    backbones: one for each cache with trajectories, for its resolution; empty where no stage replays. context_ID: the
+    backbone's text projection, fp32, where a stage needs it. sigmas: of each cache with trajectories.
     """
 
     settings: TrainSettings
@@ -35,7 +35,7 @@ class Objective:
         return self.backbones[0].host_modulation if self.backbones else None
 
     def training_loss(self, stage: Stage, student_BTD: torch.Tensor, batch: Batch | EmbeddingBatch) -> torch.Tensor:
-        """The loss of a step of a stage."""
+        """The loss of a part of a step of a stage; of prompts beside its trajectories, with their weight."""
         if isinstance(batch, EmbeddingBatch):
             return self._text_loss(stage, student_BTD, batch)
         weights_K = self.weights(stage, batch.source, student_BTD.device)
@@ -69,6 +69,9 @@ class Objective:
 
     def _text_loss(self, stage: Stage, student_BTD: torch.Tensor, batch: EmbeddingBatch) -> torch.Tensor:
         teacher_BTD, huber = batch.encoder_hidden_states_BTD, stage.huber_delta
+        if stage.replays:
+            assert self.context_ID is not None
+            return stage.context_loss_weight * context_loss(student_BTD, teacher_BTD, self.context_ID)
         if stage.loss == "context":
             assert self.context_ID is not None
             return context_loss(student_BTD, teacher_BTD, self.context_ID, huber=huber)

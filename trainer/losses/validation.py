@@ -60,9 +60,18 @@ def validation_loss(
         text = dataset.embedding_batch([position for position, _ in part])
         return objective.text_loss(embed(text.token_ids_BT), text).expand(len(part), 1)
 
-    parts = _parts(objective, dataset, validation_rows(dataset, rows), processes)
+    parts = _parts(objective, dataset, validation_rows(dataset, rows, measured_sources(objective, dataset)), processes)
     (values,) = _measured(measure, parts, processes)
     return Errors(rows=[row for part in parts for row in part], values=values)
+
+
+def measured_sources(objective: Objective, dataset: ReplayDataset) -> list[int]:
+    """The sources with rows that a validation can measure: with a backbone those with trajectories."""
+    return [
+        number
+        for number, source in enumerate(dataset.sources)
+        if len(source.indices) and not (objective.backbones and source.cache.manifest.is_text)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +111,7 @@ def measure_replay_error(
         sums = [error_BSC.flatten(1).mean(1), error_BSC.flatten(1).sum(1), target_BSC.square().flatten(1).sum(1)]
         return torch.stack(sums, dim=1)
 
+    sources = measured_sources(objective, dataset) if sources is None else sources
     parts = _parts(objective, dataset, validation_rows(dataset, rows, sources), processes)
     means, sums, norms = _measured(measure, parts, processes)
     errors = Errors(rows=[row for part in parts for row in part], values=means)
@@ -147,7 +157,7 @@ def validation_rows(dataset: ReplayDataset, wanted: int, sources: Sequence[int] 
     counts = {number: len(dataset.sources[number].indices) for number in numbers}
     for number, count in counts.items():
         due = -(-wanted * count // sum(counts.values()))
-        steps = dataset.sources[number].cache.manifest.sampling.steps
+        steps = dataset.sources[number].steps
         rows += [(dataset.first_of(number) + position, k) for position, k in spread_rows(count, steps, due)]
     return rows
 

@@ -28,14 +28,43 @@ def check_stages(settings: TrainSettings, caches: Mapping[str, Cache], ranks: in
     """Raise SettingsError, naming flag or stage, for settings that do not fit `ranks` processes or these caches."""
     for stage in settings.stages:
         _check_divides(stage, ranks)
+        _check_kinds(stage, {name: caches[name] for name in stage.caches or caches})
         for name in stage.caches or caches:
-            _check_fits(stage, caches[name])
+            if not caches[name].manifest.is_text:
+                _check_fits(stage, caches[name])
+    _check_used(settings, caches)
     if settings.teacher_use == "transformer" and settings.backbone_dtype == "cache":
         _check_one_dtype(caches)
 
 
+def _check_kinds(stage: Stage, caches: Mapping[str, Cache]) -> None:
+    """Raise an error unless the caches of a stage are of the kinds that it needs."""
+    if not stage.replays:
+        return
+    text = [name for name, cache in caches.items() if cache.manifest.is_text]
+    what = f"the {stage.loss} loss" if stage.name == MAIN else f"stage {stage.name} with the {stage.loss} loss"
+    if len(text) == len(caches):
+        caches[text[0]].require_trajectories(what)
+    if stage.context_loss_weight and not text:
+        raise SettingsError(
+            f"{what} has context-loss-weight {stage.context_loss_weight:g}, but no text cache: the weight is for "
+            f"prompts without trajectories; give a cache that was built with --text-only, or remove it"
+        )
+
+
+def _check_used(settings: TrainSettings, caches: Mapping[str, Cache]) -> None:
+    """Raise SettingsError for a text cache that no stage reads."""
+    for name, cache in caches.items():
+        readers = (stage for stage in settings.stages if not stage.replays or stage.context_loss_weight)
+        if cache.manifest.is_text and not any(stage.caches is None or name in stage.caches for stage in readers):
+            raise SettingsError(
+                f"cache {name} is a text cache, but no stage compares embeddings on it: give --pretrain-steps, a stage "
+                f"with the context loss, or --context-loss-weight; or remove the cache"
+            )
+
+
 def _check_one_dtype(caches: Mapping[str, Cache]) -> None:
-    (first_name, first), *others = caches.items()
+    (first_name, first), *others = ((name, cache) for name, cache in caches.items() if not cache.manifest.is_text)
     for name, other in others:
         if (was := first.manifest.sampling.dtype) != (now := other.manifest.sampling.dtype):
             raise SettingsError(
@@ -62,7 +91,7 @@ def _check_fits(stage: Stage, cache: Cache) -> None:
             f"--timesteps-per-sample is {stage.timesteps_per_sample}, but the trajectories of {cache.folder} have "
             f"{counted(steps, 'step')}: give at most {steps}"
         )
-    if cache.manifest.sampling.storage.embeddings == "stored" or not stage.needs_embeddings:
+    if cache.manifest.keeps_embeddings or not stage.needs_embeddings:
         return
     if stage.name != MAIN and stage.replays:
         setting, fix = (

@@ -30,15 +30,16 @@ def load_objective(
 ) -> Objective:
     """The losses of a run with the part of the frozen transformer that they need."""
     manifests = [training_cache.cache.manifest for training_cache in training_caches]
+    sampled = [manifest for manifest in manifests if not manifest.is_text]
     context_ID, backbones = None, []
     if isinstance(teacher, ContextProjection):
         context_ID = teacher.context_ID.to(device)
     elif teacher is not None and settings.projects:
         context_ID = load_context_projection(teacher, manifests[0].teacher, device)
     if isinstance(teacher, TeacherFolder) and settings.teacher_use == "transformer":
-        loaded = _load_backbone(settings, manifests, teacher, device, ranks)
-        backbones = [loaded.at(recorded_geometry(manifest.sampling)) for manifest in manifests]
-    sigmas = [manifest.sampling.sigmas for manifest in manifests]
+        loaded = _load_backbone(settings, sampled, teacher, device, ranks)
+        backbones = [loaded.at(recorded_geometry(manifest.sampling)) for manifest in sampled]
+    sigmas = [manifest.sampling.sigmas for manifest in sampled]
     return Objective(settings=settings, backbones=backbones, context_ID=context_ID, sigmas=sigmas)
 
 
@@ -82,4 +83,4 @@ def uses_autocast(settings: TrainSettings, manifest: Manifest, device: torch.dev
 
 
 def _backbone_dtype(settings: TrainSettings, manifest: Manifest) -> str:
-    return manifest.sampling.dtype if settings.backbone_dtype == "cache" else settings.backbone_dtype
+    return manifest.dtype if settings.backbone_dtype == "cache" else settings.backbone_dtype

@@ -14,12 +14,10 @@ def check_replay(
     """Measure and print the replay error; TeacherError where it is too large, unless it is to be ignored."""
     if not trainer.objective.backbones or not trainer.settings.replay_check:
         return
-    stored = [
-        training_cache.cache.manifest.sampling.storage.embeddings == "stored" for training_cache in training_caches
-    ]
-    for training_cache in (
-        training_cache for training_cache, has_one in zip(training_caches, stored, strict=True) if not has_one
-    ):
+    # Those with trajectories are first.
+    sampled = [training_cache for training_cache in training_caches if not training_cache.cache.manifest.is_text]
+    stored = [training_cache.cache.manifest.keeps_embeddings for training_cache in sampled]
+    for training_cache in (one for one, has_one in zip(sampled, stored, strict=True) if not has_one):
         progress.say(
             f"no replay error: {training_cache.cache.folder} was built with --no-store-embeddings; "
             f"a cache with --store-embeddings has one"

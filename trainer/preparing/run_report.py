@@ -7,6 +7,7 @@ from secondcast.storage_schemas.progress import Progress, counted
 from secondcast.trainer.data.mixture import TrainingCache
 from secondcast.trainer.loop import Trainer
 from secondcast.trainer.preparing.checks import how_replayed
+from secondcast.trainer.training_set import row_name
 
 
 def report_run(trainer: Trainer, training_caches: Sequence[TrainingCache], progress: Progress) -> None:
@@ -19,21 +20,30 @@ def report_run(trainer: Trainer, training_caches: Sequence[TrainingCache], progr
     replayed = f"; {how_replayed(trainer.settings)}" if trainer.objective.backbones else ""
     progress.say(
         f"student of {parameters:,} parameters in float32{autocast}; "
-        f"{counted(len(trainer.dataset), 'trajectory')}{several} to train on, {len(trainer.held_out)} held out"
+        f"{_rows_text(trainer)}{several} to train on, {len(trainer.held_out)} held out"
         f"{replayed}"
     )
     if remark := text_length_remark(trainer.plain_student, training_caches[0].cache.manifest.teacher):
         progress.say(remark)
 
 
+def _rows_text(trainer: Trainer) -> str:
+    counts = {"trajectory": 0, "prompt": 0}
+    for source in trainer.dataset.sources:
+        counts[row_name(source.cache)] += len(source.indices)
+    return " and ".join(counted(count, name) for name, count in counts.items() if count)
+
+
 def _report_caches(trainer: Trainer, training_caches: Sequence[TrainingCache], progress: Progress) -> None:
     for training_cache in training_caches:
         cache, began = training_cache.cache, len(training_cache.training_set.indices())
+        kind, shards = cache.layout.rows
+        there, name = cache.records.rows(kind), row_name(cache)
         if not cache.finished:
-            progress.say(f"{cache.folder} is not finished: {len(cache)} of its {cache.planned} trajectories are there")
-        if began != len(cache):
+            progress.say(f"{cache.folder} is not finished: {there} of its {counted(shards.items, name)} are there")
+        if began != there:
             progress.say(
-                f"{trainer.run} keeps training on the {counted(began, 'trajectory')} it started with, of {len(cache)} "
+                f"{trainer.run} keeps training on the {counted(began, name)} it started with, of {there} "
                 f"that {cache.folder} has now: a new run folder uses all of them"
             )
 

@@ -20,14 +20,15 @@ def run_config(
 ) -> RunConfig:
     """What config.json states of a run that begins now."""
     manifests = [cache.manifest for cache in caches.values()]
-    guidance = {value for manifest in manifests for value in manifest.sampling.guidance or ()}
+    sampled = [manifest for manifest in manifests if not manifest.is_text]
+    guidance = {value for manifest in sampled for value in manifest.sampling.guidance or ()}
     first = manifests[0]
     return RunConfig(
         settings=settings,
         caches={
             name: TrainedOn(
                 location=cache.location,
-                sampling_digest=cache.manifest.digests()["sampling"],
+                sampling_digest=cache.manifest.recording_digest(),
                 training_set=TrainingSet.of(cache),
             )
             for name, cache in caches.items()
@@ -37,7 +38,7 @@ def run_config(
         text_length=first.teacher.text_length,
         text_width=first.teacher.text_width,
         guidance=tuple(sorted(guidance)) or None,
-        recorded=RecordedWith.of(first),
+        recorded=RecordedWith.of(sampled[0]) if sampled else None,
     )
 
 

@@ -19,7 +19,7 @@ def wanted(manifest: Manifest, prompts: list[Prompt], **changes: Any) -> Manifes
     """What a build with the flags of a cache's first one asks for, but for these prompts and changes."""
     asked = some_manifest(prompts, **{"seed": manifest.sampling.seed, **changes})
     sampling = asked.sampling.model_copy(update={"storage": manifest.sampling.storage})
-    return asked.model_copy(update={"teacher": manifest.teacher, "sampling": sampling})
+    return asked.model_copy(update={"teacher": manifest.teacher, "sampling_or_none": sampling})
 
 
 def extended(

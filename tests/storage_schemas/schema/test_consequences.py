@@ -3,7 +3,7 @@
 import pytest
 
 from secondcast.storage_schemas.schema.consequences import _FOLLOWS, consequence
-from secondcast.storage_schemas.schema.manifest import Manifest, Sampling, Storage
+from secondcast.storage_schemas.schema.manifest import Manifest, Sampling, Storage, TextRecording
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,8 @@ def test_a_difference_has_its_consequence(field, text):
 
 
 def test_every_name_with_a_consequence_is_one_of_the_manifest():
-    names = {*Manifest.model_fields, "provenance"}
+    names = {field.alias or name for name, field in Manifest.model_fields.items()} | {"provenance"}
+    names |= {f"text.{name}" for name in TextRecording.model_fields}
     names |= {f"sampling.{name}" for name in Sampling.model_fields}
     names |= {f"sampling.storage.{name}" for name in Storage.model_fields}
     assert {name for name, _ in _FOLLOWS} <= names

@@ -8,8 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from secondcast.storage_schemas.errors import SettingsMismatchError
+from secondcast.storage_schemas.schema.comparing import check_same_settings
 from secondcast.storage_schemas.schema.first_difference import differing_leaves, first_difference
-from secondcast.storage_schemas.schema.manifest import check_same_settings
 from tests.storage_schemas.caches import some_manifest, some_prompts
 
 VALUES = st.recursive(

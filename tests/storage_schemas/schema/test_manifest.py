@@ -3,7 +3,8 @@
 import pytest
 
 from secondcast.storage_schemas.errors import SettingsMismatchError
-from secondcast.storage_schemas.schema.manifest import Manifest, check_same_settings
+from secondcast.storage_schemas.schema.comparing import check_same_settings
+from secondcast.storage_schemas.schema.manifest import Manifest
 from tests.storage_schemas.caches import some_manifest, some_prompts
 
 # As version 1 wrote them before storage.embeddings existed.

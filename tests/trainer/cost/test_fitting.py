@@ -29,7 +29,7 @@ STUDENT = TextEncoderCost(parameters=10**8, forward_flops=1e9, forward_peak_byte
 
 def costs(*, ranks: int = 1, local_ranks: int = 1, quantize: str = "none", **teacher) -> Costs:
     manifest = outline()
-    parts = {"teacher": teacher, "sampling": {"quantize": quantize}}
+    parts = {"teacher": teacher, "sampling_or_none": {"quantize": quantize}}
     changed = {name: getattr(manifest, name).model_copy(update=update) for name, update in parts.items()}
     manifest = manifest.model_copy(update=changed)
     return Costs(
