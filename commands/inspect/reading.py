@@ -84,5 +84,5 @@ def _missing(cache: "Cache", teacher: str | None) -> str:
 
     slot = family_named(cache.manifest.teacher.family).slot
     if teacher is None:
-        return f"which needs the teacher's text encoder: give --teacher, the recorded one with {slot}/"
-    return f"{teacher} has no {slot}/: give a --teacher with it, such as a download of the whole repository"
+        return f"it needs the teacher's text encoder: give the recorded teacher, with {slot}/, by --teacher"
+    return f"{teacher} has no {slot}/: download the whole repository, or give another --teacher"

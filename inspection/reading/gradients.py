@@ -40,7 +40,7 @@ def measured_metric(
             embedding_BTD = recorded(steps.prompts).float().requires_grad_()
             with torch.enable_grad():
                 velocity_BSC = steps.predict(backbone, embedding_BTD)[:kept].float()
-                signs_BSC = _signs(seed, records[done : done + kept], velocity_BSC)
+                signs_BSC = random_signs(seed, records[done : done + kept], velocity_BSC)
                 (gradient_BTD,) = torch.autograd.grad((velocity_BSC * signs_BSC).sum(), embedding_BTD)
             rows = gradient_BTD[:kept].double().flatten(0, 1)
             metric_DD += rows.T @ rows
@@ -53,7 +53,8 @@ def measured_metric(
     return metric_DD / (len(records) * cache.manifest.teacher.text_length)
 
 
-def _signs(seed: int, records: Sequence[tuple[int, int]], like_BSC: torch.Tensor) -> torch.Tensor:
+def random_signs(seed: int, records: Sequence[tuple[int, int]], like_BSC: torch.Tensor) -> torch.Tensor:
+    """1 and -1 for each element of a prediction of these records, a function of seed and record."""
     shape = like_BSC.shape[1:]
     drawn = [
         np.random.default_rng([seed, index, k]).integers(0, 2, size=shape, dtype=np.int8) * 2 - 1

@@ -83,15 +83,23 @@ def read_embedding(
     )
     size = options.batch_size
     context_ID = _context(backbone)
+    read_RD = row_space(context_ID)
     statistics = TokenStatistics.of(_embeddings(cache, prompts, device, progress))
     metric_DD = measured_metric(cache, backbone, trained, seed=options.seed, batch_size=size, progress=progress)
-    truncations = _truncations(statistics, context_ID, metric_DD)
+    roots = {
+        "pca": torch.eye(len(metric_DD)).to(metric_DD),
+        "read_pca": read_RD,
+        "context": context_ID,
+        "measured": metric_root(metric_DD),
+    }
+    truncations = {name: Truncation.of(statistics.mean_D, statistics.covariance_DD, roots[name]) for name in METRICS}
     encoders = _encoders(cache, statistics, truncations, ranks, device)
     found = replay_errors(cache, backbone, encoders, held_out, batch_size=size, progress=progress, title="replays")
     loss = {name: float(errors_N2[:, 1].mean()) for name, errors_N2 in found.items()}
     measured = None
     if embedded is not None:
-        latents = spread_records([index for index, _ in held_out], cache.manifest.sampling.steps, options.num_latents)
+        steps, indices = cache.manifest.sampling.steps, [index for index, _ in held_out]
+        latents = spread_records(indices, steps, options.num_latents, seed=options.seed)
         measured = measure_spread(cache, backbone, embedded, context_ID, latents, batch_size=size, progress=progress)
     return Reading(
         cache=cache.location,
@@ -100,7 +108,7 @@ def read_embedding(
         gradients=len(trained),
         prompts=len(prompts),
         width=cache.manifest.teacher.text_width,
-        inner_width=len(row_space(context_ID)),
+        inner_width=len(read_RD),
         replay_error=loss["replay"],
         velocity_mean_square=_mean_square(cache, held_out),
         losses={rank: {metric: loss[_named(metric, rank)] for metric in METRICS} for rank in ranks},
@@ -112,11 +120,12 @@ def read_embedding(
     )
 
 
-def spread_records(indices: Sequence[int], steps: int, count: int) -> list[Record]:
+def spread_records(indices: Sequence[int], steps: int, count: int, *, seed: int) -> list[Record]:
     """`count` different records of these trajectories, all if there are fewer, spread over trajectories and steps."""
-    indices = list(dict.fromkeys(indices))
-    rows = min(count, len(indices) * steps)
-    return sorted((indices[row % len(indices)], row * steps // rows) for row in range(rows))
+    # Shuffled, so that the step does not depend on the place in the cache, which follows the sources of prompts.
+    shuffled = np.random.default_rng(seed).permutation(np.unique(indices))
+    rows = min(count, len(shuffled) * steps)
+    return sorted((int(shuffled[row % len(shuffled)]), row * steps // rows) for row in range(rows))
 
 
 def _chosen(cache: Cache, options: ReadingOptions) -> tuple[list[Record], list[Record], list[int]]:
@@ -138,10 +147,10 @@ def _chosen(cache: Cache, options: ReadingOptions) -> tuple[list[Record], list[R
             f"{cache.folder} has {counted(len(cache), 'committed trajectory')}, all of held-out prompts: the "
             f"statistics of a reading come from the prompts that training uses; build more prompts"
         )
-    steps = manifest.sampling.steps
+    steps, seed = manifest.sampling.steps, options.seed
     return (
-        spread_records(held_out, steps, options.num_records),
-        spread_records(_evenly(trained, options.num_gradients), steps, options.num_gradients),
+        spread_records(held_out, steps, options.num_records, seed=seed),
+        spread_records(_evenly(trained, options.num_gradients), steps, options.num_gradients, seed=seed),
         _evenly(prompts, options.num_prompts),
     )
 
@@ -176,18 +185,6 @@ def _context(backbone: Backbone) -> torch.Tensor:
     """context_ID: the text projection, float64."""
     weight_ID = backbone.transformer.get_parameter(backbone.family.anatomy.text_entry)
     return weight_ID.detach().to(device=backbone.device, dtype=torch.float64)
-
-
-def _truncations(
-    statistics: TokenStatistics, context_ID: torch.Tensor, metric_DD: torch.Tensor
-) -> dict[str, Truncation]:
-    roots = {
-        "pca": torch.eye(len(metric_DD)).to(metric_DD),
-        "read_pca": row_space(context_ID),
-        "context": context_ID,
-        "measured": metric_root(metric_DD),
-    }
-    return {metric: Truncation.of(statistics.mean_D, statistics.covariance_DD, roots[metric]) for metric in METRICS}
 
 
 def _named(metric: str, rank: int) -> str:

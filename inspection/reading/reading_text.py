@@ -51,7 +51,7 @@ def _padding_lines(facts: dict[str, Any]) -> list[str]:
 
 def _spread_lines(facts: dict[str, Any], width: int | None) -> list[str]:
     if facts["spread"] is None:
-        return [f"spread between prompts: not measured, {facts['spread_missing']}"]
+        return [f"spread between prompts: not measured; {facts['spread_missing']}"]
     rows = [
         [
             _KINDS[kind],
