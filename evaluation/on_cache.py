@@ -231,20 +231,29 @@ def backbone_of(
     device: torch.device,
     progress: Progress,
     *,
-    student_parameters: int,
+    student_parameters: int = 0,
+    gradients: bool = False,
+    beside_bytes: int = 0,
 ) -> Backbone:
     """Load the recorded transformer of a cache; TeacherError for another, SettingsError, MissingExtraError.
 
     student_parameters: of the students on the GPU, for --max-gpu-memory.
+    gradients: whether gradients by the embedding are taken; blocks are then recomputed in the backward pass.
+    beside_bytes: of tensors that will be on the GPU later, for --max-gpu-memory.
     """
     options, dtype = settings.memory_of(cache.manifest), DTYPES[settings.dtype_of(cache.manifest)]
+    if gradients:
+        options = options.model_copy(update={"activation_checkpointing": 1})
     check_quantizer(options.quantize)
     check_attention(settings.attention_backend, teacher, dtype=dtype, device=device)
     if settings.max_gpu_memory is not None:
         memory_bytes = free_bytes(settings.max_gpu_memory, device)
         # The students are on the GPU already: what is free is without them.
         counted = 0 if settings.max_gpu_memory == AUTO else student_parameters
-        cost = scoring_cost(cache.manifest, teacher, settings, student_parameters=counted)
+        cost = scoring_cost(
+            cache.manifest, teacher, settings, student_parameters=counted, gradients=gradients,
+            beside_bytes=beside_bytes,
+        )  # fmt: skip
         placed = place(cost, options, memory_bytes=memory_bytes, host_bytes=free_host_bytes(), held=settings.held)
         progress.say(placed.text(memory_bytes))
         options = placed.options

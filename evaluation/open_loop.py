@@ -1,6 +1,6 @@
 """Open loop: compares each prediction on a cached latent, with a text encoder's embedding, to the cached velocity."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,14 +15,18 @@ from secondcast.models.recorded_backbone import recorded_schedule
 from secondcast.storage_schemas.errors import NonFiniteError
 from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.reader import Cache
-from secondcast.storage_schemas.record import Trajectory
+from secondcast.storage_schemas.record import Trajectory, trajectory_key
 from secondcast.storage_schemas.schema.fields import Array
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Inputs:
-    """A batch of cached steps, in the cache's dtype except for the conditions."""
+class RecordedSteps:
+    """A batch of cached steps, in the cache's dtype except for the conditions.
 
+    prompts: the number of each row's prompt.
+    """
+
+    prompts: Sequence[int]
     hidden_states_BSC: torch.Tensor
     velocity_BSC: torch.Tensor
     timestep_B: torch.Tensor
@@ -30,6 +34,7 @@ class _Inputs:
 
     @classmethod
     def of(cls, cache: Cache, rows: Sequence[tuple[Trajectory, int]], backbone: Backbone) -> Self:
+        """Steps k of trajectories, on the backbone's device."""
         latents, velocities = (
             on_device(arrays, backbone.device)
             for arrays in (
@@ -40,14 +45,62 @@ class _Inputs:
         schedule = recorded_schedule(cache.manifest)
         timestep_B = torch.tensor([schedule.timesteps[k] for _, k in rows], dtype=schedule.timestep_dtype)
         return cls(
+            prompts=[trajectory.prompt for trajectory, _ in rows],
             hidden_states_BSC=latents,
             velocity_BSC=velocities,
             timestep_B=timestep_B.to(backbone.device),
             conditions=Conditions.of(cache, [trajectory for trajectory, _ in rows], backbone),
         )
 
+    def predict(self, backbone: Backbone, embedding_BTD: torch.Tensor) -> torch.Tensor:
+        """velocity_BSC on these steps with another embedding."""
+        return backbone.predict(
+            self.hidden_states_BSC.to(backbone.dtype),
+            embedding_BTD.to(backbone.dtype),
+            self.conditions.pooled_BP,
+            self.timestep_B.to(backbone.timestep_dtype),
+            self.conditions.guidance_B,
+        )
+
+
+def step_batches(
+    cache: Cache, backbone: Backbone, records: Sequence[tuple[int, int]], *, batch_size: int
+) -> Iterator[tuple[RecordedSteps, int]]:
+    """Batches of exactly batch_size records (trajectory index, step), each with its unpadded size."""
+    read: dict[int, Trajectory] = {}
+    for batch, kept in filled_batches(records, batch_size):
+        read = {index: read[index] if index in read else cache.trajectory(index) for index in {i for i, _ in batch}}
+        yield RecordedSteps.of(cache, [(read[index], k) for index, k in batch], backbone), kept
+
 
 @torch.no_grad()
+def replay_errors(
+    cache: Cache,
+    backbone: Backbone,
+    encoders: Mapping[str, EmbedPrompts],
+    records: Sequence[tuple[int, int]],
+    *,
+    batch_size: int,
+    progress: Progress,
+    title: str,
+) -> dict[str, Array]:
+    """The errors of each text encoder, by name, on these records (trajectory index, step).
+
+    Each is float64 [N, 2]: error relative to the norm of the velocity, and mean squared difference.
+    Every call of a network has batch_size rows. NonFiniteError for an error that is not finite.
+    """
+    found: dict[str, list[Array]] = {name: [] for name in encoders}
+    with progress.bar(title, total=len(records), done=0, unit="records") as bar:
+        for steps, kept in step_batches(cache, backbone, records, batch_size=batch_size):
+            for name, embed in encoders.items():
+                found[name].append(_row_errors(backbone, embed(steps.prompts), steps)[:kept])
+            bar.advance(kept)
+    errors = {name: np.concatenate(parts) for name, parts in found.items()}
+    for name, errors_N2 in errors.items():
+        _check_finite(errors_N2, name, cache, records)
+    return errors
+
+
 def open_loop(
     cache: Cache,
     backbone: Backbone,
@@ -58,42 +111,22 @@ def open_loop(
     batch_size: int,
     progress: Progress,
 ) -> dict[str, StepErrors]:
-    """The errors of each text encoder, by name, on these steps of these trajectories.
-
-    Every call of a network has batch_size rows. NonFiniteError for an error that is not finite.
-    """
-    rows = [(number, k) for number in range(len(trajectories)) for k in steps]
-    found: dict[str, list[Array]] = {name: [] for name in encoders}
-    read: dict[int, Trajectory] = {}
-    with progress.bar("open loop", total=len(rows), done=0, unit="records") as bar:
-        for batch, kept in filled_batches(rows, batch_size):
-            wanted = {number for number, _ in batch}
-            read = {
-                number: read[number] if number in read else cache.trajectory(trajectories[number].index)
-                for number in wanted
-            }
-            inputs = _Inputs.of(cache, [(read[number], k) for number, k in batch], backbone)
-            prompts = [trajectories[number].prompt for number, _ in batch]
-            for name, embed in encoders.items():
-                found[name].append(_row_errors(backbone, embed(prompts), inputs)[:kept])
-            bar.advance(kept)
-    shape = (len(trajectories), len(steps))
+    """The errors of each text encoder, by name, on these steps of these trajectories; see replay_errors."""
+    records = [(trajectory.index, k) for trajectory in trajectories for k in steps]
+    errors = replay_errors(
+        cache, backbone, encoders, records, batch_size=batch_size, progress=progress, title="open loop"
+    )
+    found = {name: values_N2.reshape(len(trajectories), len(steps), 2) for name, values_N2 in errors.items()}
     return {
-        name: _step_errors(np.concatenate(parts).reshape(*shape, 2), name, trajectories, steps)
-        for name, parts in found.items()
+        name: StepErrors(error_fraction=values_NK2[..., 0].tolist(), mean_square=values_NK2[..., 1].tolist())
+        for name, values_NK2 in found.items()
     }
 
 
-def _row_errors(backbone: Backbone, embedding_BTD: torch.Tensor, inputs: _Inputs) -> Array:
+def _row_errors(backbone: Backbone, embedding_BTD: torch.Tensor, steps: RecordedSteps) -> Array:
     """[B, 2] float64: relative error and mean squared difference of each row, differences in fp32."""
-    found_BSC = backbone.predict(
-        inputs.hidden_states_BSC.to(backbone.dtype),
-        embedding_BTD.to(backbone.dtype),
-        inputs.conditions.pooled_BP,
-        inputs.timestep_B.to(backbone.timestep_dtype),
-        inputs.conditions.guidance_B,
-    )
-    wanted_BSC = inputs.velocity_BSC.float()
+    found_BSC = steps.predict(backbone, embedding_BTD)
+    wanted_BSC = steps.velocity_BSC.float()
     square_BSC = (found_BSC.float() - wanted_BSC).square()
     # The mean as in training, the norms in float64, with one copy to the host for all three.
     columns = torch.stack(
@@ -110,13 +143,14 @@ def _row_errors(backbone: Backbone, embedding_BTD: torch.Tensor, inputs: _Inputs
         return np.stack([np.sqrt(error_B / norm_B), mean_B], axis=1)
 
 
-def _step_errors(values_NK2: Array, name: str, trajectories: Sequence[HeldOut], steps: Sequence[int]) -> StepErrors:
-    wrong = np.argwhere(~np.isfinite(values_NK2).all(-1))
+def _check_finite(errors_N2: Array, name: str, cache: Cache, records: Sequence[tuple[int, int]]) -> None:
+    wrong = np.flatnonzero(~np.isfinite(errors_N2).all(-1))
     if len(wrong):
-        number, step = wrong[0]
+        index, step = records[wrong[0]]
+        place = cache.layout.place(index)
+        key = trajectory_key(cache.prompts[place.prompt].id, place.sample_index)
         raise NonFiniteError(
-            f"the error of {name} at step {steps[step]} of trajectory {trajectories[number].key} is not finite "
-            f"({len(wrong)} of {values_NK2[..., 0].size} are not): embedding, prediction or recording overflowed; try "
+            f"the error of {name} at step {step} of trajectory {key} is not finite "
+            f"({len(wrong)} of {len(records)} are not): embedding, prediction or recording overflowed; try "
             f"--backbone-dtype float32, and inspect the trajectory with `secondcast inspect show`"
         )
-    return StepErrors(error_fraction=values_NK2[..., 0].tolist(), mean_square=values_NK2[..., 1].tolist())

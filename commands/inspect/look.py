@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from secondcast.commands.inspect.pictures import inspect_compare, inspect_images
+from secondcast.commands.inspect.reading import inspect_reading
 from secondcast.commands.shell.console import print_json, print_lines, terminal_width
 from secondcast.commands.shell.flags import add_command
 from secondcast.commands.shell.resolve import CachePath, Json, Verify
@@ -14,6 +15,7 @@ from secondcast.storage_schemas.progress import counted
 inspect_app = typer.Typer(no_args_is_help=True, help="Inspect a cache.")
 add_command(inspect_app, inspect_images, "images")
 add_command(inspect_app, inspect_compare, "compare")
+add_command(inspect_app, inspect_reading, "reading")
 
 
 @inspect_app.command("summary")

@@ -49,9 +49,20 @@ def sampling_cost(
 
 
 def scoring_cost(
-    manifest: Manifest, teacher: TeacherFolder, settings: CacheScoring, *, student_parameters: int
+    manifest: Manifest,
+    teacher: TeacherFolder,
+    settings: CacheScoring,
+    *,
+    student_parameters: int,
+    gradients: bool = False,
+    beside_bytes: int = 0,
 ) -> SamplingCost:
-    """What an evaluation on a cache needs. student_parameters: of the student; an untrained one is as large."""
+    """What an evaluation on a cache needs.
+
+    student_parameters: of the student; an untrained one is as large.
+    gradients: whether gradients by the embedding are taken, with every block recomputed.
+    beside_bytes: of other tensors on the GPU.
+    """
     dtype = settings.dtype_of(manifest)
     sampling, itemsize = manifest.sampling, DTYPES[dtype].itemsize
     embedding_bytes = manifest.teacher.text_length * manifest.teacher.text_width * (FLOAT32_BYTES + itemsize)
@@ -60,12 +71,17 @@ def scoring_cost(
         vae = teacher.config("vae")
         parameters += vae_parameters(vae)
         decoding = decoding_bytes(vae, teacher.family, recorded_geometry(sampling))
+    backbone = backbone_cost(CallShapes.of(manifest).model_copy(update={"dtype": dtype}))
+    row_bytes = (2 * sampling.steps + 1) * sampling.image_tokens * sampling.channels * itemsize + embedding_bytes
+    if gradients:
+        recomputed = MemoryOptions(activation_checkpointing=1)
+        row_bytes += max(0, backbone.training_bytes(recomputed) - backbone.forward_peak_bytes)
     return SamplingCost(
-        backbone=backbone_cost(CallShapes.of(manifest).model_copy(update={"dtype": dtype})),
+        backbone=backbone,
         dtype_bytes=itemsize,
         batch_size=settings.batch_size,
-        beside_bytes=FLOAT32_BYTES * parameters,
-        row_bytes=(2 * sampling.steps + 1) * sampling.image_tokens * sampling.channels * itemsize + embedding_bytes,
+        beside_bytes=FLOAT32_BYTES * parameters + beside_bytes,
+        row_bytes=row_bytes,
         decoding_bytes=decoding,
         table_rows=table_rows(manifest),
     )

@@ -179,14 +179,22 @@ def _sha256_of(files: dict[str, bytes]) -> dict[str, str]:
 
 def check_recorded_transformer(teacher: TeacherFolder, recorded: Teacher) -> None:
     """Raise TeacherError, naming the first file, unless a cache was recorded with this transformer's weights."""
-    part = f"{teacher.family.parts['transformer'].folder}/"
+    check_recorded_weights(teacher, recorded, "transformer", flag="--backbone")
+
+
+def check_recorded_weights(teacher: TeacherFolder, recorded: Teacher, role: Role, *, flag: str) -> None:
+    """Raise TeacherError, naming the first file, unless a cache was recorded with the weights of this part.
+
+    flag: the option that gives the part.
+    """
+    part = f"{teacher.family.parts[role].folder}/"
     expected = {name: value for name, value in recorded.weights.items() if name.startswith(part)}
-    found = teacher.weight_hashes("transformer")
+    found = teacher.weight_hashes(role)
     if found != expected:
         name = next(name for name in sorted(expected | found) if expected.get(name) != found.get(name))
         raise TeacherError(
             f"{teacher.path}/{name} has sha256 {str(found.get(name))[:16]}, but the cache was recorded with "
-            f"{str(expected.get(name))[:16]}, another model: give the recorded one with --backbone"
+            f"{str(expected.get(name))[:16]}, another model: give the recorded one with {flag}"
         )
 
 

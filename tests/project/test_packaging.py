@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import secondcast
+from secondcast.inspection.reading.spread import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 # Shadows what an import without the prefix would find: the user's own folder must never be taken for the product.
@@ -87,6 +88,7 @@ def test_the_wheel_holds_the_recipes_and_no_tests_experiments_or_pocket_training
     recipes = {f"secondcast/recipes/{file.name}" for file in (ROOT / "recipes").glob("*.toml")}
     assert recipes and recipes <= set(names)
     data = {"py.typed", "inspection/page/table.js", "models/cost/counted.json"}
+    data |= {f"{folder}/{kind}.txt" for folder in ("inspection/reading/prompts", "pocket/prompts") for kind in KINDS}
     assert {f"secondcast/{name}" for name in data} <= set(names)
     unwanted = ("secondcast/tests/", "secondcast/experiments/", "secondcast/benchmarks/", "secondcast/pocket/training/")
     assert [name for name in names if name.startswith(unwanted)] == []
