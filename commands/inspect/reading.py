@@ -48,6 +48,7 @@ def inspect_reading(
     from secondcast.storage_schemas.reader import Cache
 
     opened = Cache.open(cache, verify=verify_checksums)
+    opened.require_trajectories("inspect reading")
     options.ranks_on(opened.manifest.teacher.text_width)
     torch_device = quiet_device(device)
     from secondcast.inspection.reading.reading import read_embedding, reading_facts

@@ -131,7 +131,7 @@ def spread_records(indices: Sequence[int], steps: int, count: int, *, seed: int)
 def _chosen(cache: Cache, options: ReadingOptions) -> tuple[list[Record], list[Record], list[int]]:
     """Held-out records, records of training prompts, and training prompts with their embedding."""
     manifest = cache.manifest
-    if manifest.sampling.storage.embeddings == "none":
+    if not manifest.keeps_embeddings:
         raise NotInCacheError(
             f"{cache.folder} has no embeddings: it was built with --no-store-embeddings, and a reading changes the "
             f"recorded embeddings; build another cache with --store-embeddings"
