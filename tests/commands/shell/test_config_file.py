@@ -198,9 +198,9 @@ def test_the_plan_of_a_recipe_names_the_size_of_its_initial_student(with_initial
 @pytest.mark.parametrize(
     ("change", "words", "message"),
     [
-        (("size =", "sise ="), ["init-student", "o"], "r.toml has the unknown key 'sise': did you mean size?"),
+        (("\nsize =", "\nsise ="), ["init-student", "o"], "r.toml has the unknown key 'sise': did you mean size?"),
         (
-            ("size =", "sise ="),
+            ("\nsize =", "\nsise ="),
             ["plan", "recipe", "r.toml"],
             "[init-student] of r.toml has the unknown key 'sise', exp",
         ),
