@@ -70,7 +70,7 @@ def init_student(
     found = resolve_teacher(teacher, ("large_text_encoder", "large_tokenizer"), revision)
     length = found.checked_text_length(asked.text_length)
     encoder = _encoder_of(found, teacher, revision, asked, torch_device, length)
-    size = _size(asked.size, encoder.weights.config)
+    size = size_of(asked.size, encoder.weights.config)
     read = tokenised_prompts(texts, found, text_length=length)[0]
     settings = _statistics_settings(found, encoder, read, asked, torch_device)
     wanted = {**settings, "size": asked.size, "kind": asked.kind, "from": asked.source}
@@ -103,7 +103,7 @@ def _check_flags(out: Path, asked: InitialOptions) -> None:
         )
 
 
-def _size(name: str, teacher: dict[str, Any]) -> "Size":
+def size_of(name: str, teacher: dict[str, Any]) -> "Size":
     """A size by its name, or by LAYERSxWIDTH in the teacher's proportions; SettingsError for any other text."""
     from secondcast.models.cost.shapes import STUDENT_SIZES
     from secondcast.models.student.initial.size import Size

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from secondcast.cache_builder.prompts.laion import MIN_SCORE
 from secondcast.cache_builder.settings import PromptLimit
 from secondcast.commands.shell.console import PlainTable, print_json, print_line, print_lines, print_table
 from secondcast.commands.shell.flags import add_command
 from secondcast.commands.shell.outputs import Overwrite, write_text
-from secondcast.commands.shell.resolve import Json, resolve_teacher
+from secondcast.commands.shell.resolve import Json, Quiet, resolve_teacher, terminal
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted
 
@@ -160,6 +161,46 @@ def prompts_commontext(
     print_line(f"{counted(len(texts), 'prompt')} in {out_file}")
 
 
+def prompts_laion(
+    given: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="Metadata of LAION-Aesthetics: a Parquet file, a folder of them, or hf:NAME."
+        ),
+    ],
+    out_file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL file to write, for build --prompts.")],
+    min_score: Annotated[float, typer.Option(help="Least aesthetic score.")] = MIN_SCORE,
+    num_prompts: Annotated[
+        int | None, typer.Option(min=1, help="Number of distinct captions, the first ones. Default: all.")
+    ] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write captions of LAION-Aesthetics 6.5+ to one file. How many the paper took is not stated.
+
+    A hub data set is streamed, without a copy on disk. The caption is the column TEXT, text, caption or prompt, or that
+    of SOURCE:column=NAME; the score AESTHETIC_SCORE or aesthetic.
+
+    Example: secondcast prompts laion metadata.parquet laion.jsonl --num-prompts 100000
+    """
+    from secondcast.cache_builder.prompts.compbench import json_lines
+    from secondcast.cache_builder.prompts.files import SourcedText
+    from secondcast.cache_builder.prompts.laion import laion_captions
+    from secondcast.cache_builder.prompts.sources import PromptSource
+
+    _check_ending(out_file, (".jsonl",))
+    source = PromptSource.of(given)
+    if source.name is not None or source.limit is not None or source.repeat > 1:
+        raise SettingsError(f"SOURCE is {given}: name=, limit= and repeat= only apply to builds, omit them")
+    # Without a number to reach, a bar could not show a share.
+    progress = terminal(quiet or num_prompts is None)
+    with progress.bar("captions", total=num_prompts or 0, done=0, unit="captions") as bar:
+        found = laion_captions(source, min_score=min_score, num_prompts=num_prompts, bar=bar)
+    texts = [SourcedText(text=text, sources=("laion",)) for text in found.texts]
+    write_text(out_file, json_lines(texts), overwrite=overwrite)
+    print_line(f"{out_file}: {counted(len(texts), 'distinct caption')} of {found.text}")
+
+
 def _check_ending(file: Path, endings: tuple[str, ...]) -> None:
     if file.suffix not in endings:
         raise SettingsError(
@@ -209,4 +250,5 @@ add_command(prompts_app, prompts_list, "list")
 add_command(prompts_app, prompts_count, "count")
 add_command(prompts_app, prompts_compbench, "compbench")
 add_command(prompts_app, prompts_commontext, "commontext")
+add_command(prompts_app, prompts_laion, "laion")
 add_command(prompts_app, prompts_pocket, "pocket")

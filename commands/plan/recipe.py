@@ -1,4 +1,4 @@
-"""`secondcast plan recipe`: estimate the cost of a recipe's builds and run."""
+"""`secondcast plan recipe`: estimate the cost of a recipe's builds, initial student and run."""
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
@@ -11,6 +11,7 @@ from secondcast.cache_builder.settings import PlannedBuild, StoredAs
 from secondcast.commands.build.build import build
 from secondcast.commands.plan.build import build_plan, print_build
 from secondcast.commands.plan.cards import Gpu, Tflops
+from secondcast.commands.plan.initial import initial_facts, initial_options, print_initial
 from secondcast.commands.plan.train import print_train, train_plan
 from secondcast.commands.shell.console import print_json, print_line
 from secondcast.commands.shell.flags import with_flags
@@ -26,7 +27,9 @@ _KEYS = {*signature(with_flags(build)).parameters} - {"cache", "config", "contex
 
 
 def plan_recipe(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="TOML file with [build.NAME] and [train].")],
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="TOML file with [build.NAME] and [train], and any [init-student].")
+    ],
     num_prompts: Annotated[
         list[str] | None,
         typer.Option(
@@ -39,16 +42,18 @@ def plan_recipe(
     tflops: Tflops = None,
     as_json: Json = False,
 ) -> None:
-    """Estimate the cost of a recipe's builds and run. Needs configuration files only; loads and downloads no weights.
+    """Estimate the cost of a recipe's builds, initial student and run. Loads and downloads no weights.
 
     Example: secondcast plan recipe recipes/flux-one-gpu.toml --num-prompts 50000 --gpu 4090 --time-budget 72h
     """
     tables = _tables(recipe)
     builds, caches = _builds(recipe, tables, num_prompts or []), _caches_of_builds(tables)
-    teacher, *others = dict.fromkeys(name for name, _, _ in builds.values())
+    initial = initial_options(recipe, tables["init-student"]) if "init-student" in tables else None
+    named = [name for name, _, _ in builds.values()] + ([] if initial is None else [initial[0]])
+    teacher, *others = dict.fromkeys(named)
     if others:
         raise SettingsError(
-            f"the builds of {recipe} have the teachers {teacher} and {others[0]}, expected one teacher for the student"
+            f"the tables of {recipe} have the teachers {teacher} and {others[0]}, expected one teacher for the student"
         )
     to_come: dict[str, PlannedBuild] = {}
     facts: dict[str, Any] = {"build": {}}
@@ -60,11 +65,17 @@ def plan_recipe(
             print_line(f"build {name}", style="bold")
             print_build(facts["build"][name])
     facts["train"] = train_plan(
-        None, recipe, time_budget, TrainOptions(), [], teacher, [], StoredAs(), memory, gpu, tflops, to_come
+        None, recipe, time_budget, TrainOptions(), [], teacher, [], StoredAs(), memory, gpu, tflops, to_come,
+        initial and initial[1],
     )  # fmt: skip
+    if initial is not None:
+        facts["init_student"] = initial_facts(initial[1], facts["train"]["student"]["parameters"])
     if as_json:
         print_json(facts)
     else:
+        if initial is not None:
+            print_line("init-student", style="bold")
+            print_initial(facts["init_student"])
         print_line("train", style="bold")
         print_train(facts["train"])
 

@@ -22,11 +22,13 @@ from secondcast.commands.plan.cards import (
     print_gpu,
     rate_of,
 )
+from secondcast.commands.plan.initial import planned_student
 from secondcast.commands.shell.config_file import Config, has_stages
 from secondcast.commands.shell.console import print_json, print_line, print_table
 from secondcast.commands.shell.resolve import Json, quiet_imports, student_source
 from secondcast.commands.train.train import Budget, asked_of_flags, asked_of_recipe, named_places
 from secondcast.models.memory.options import GpuMemoryLimit
+from secondcast.models.student.initial.settings import InitialOptions
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted, duration_text
 from secondcast.trainer.loss_kinds import LOSSES
@@ -97,11 +99,13 @@ def train_plan(
     gpu: str | None,
     tflops: float | None,
     builds: Mapping[str, PlannedBuild] | None = None,
+    initial: InitialOptions | None = None,
 ) -> dict[str, Any]:
     """The estimated cost of a run, as JSON types.
 
     recipe: a file with stages.
     builds: builds of planned caches, by name; `stored` and `resolution` describe the others.
+    initial: the planned student that the run starts from, instead of an existing one.
 
     For the other arguments see plan_train.
     """
@@ -124,7 +128,8 @@ def train_plan(
 
     gpu_bytes = card.memory_gib * _GIB if card else None
     memory_bytes = gpu_bytes if fit_bytes is None else fit_bytes
-    costs = costs_of(manifests, student_source(asked.student), gpu_bytes=gpu_bytes or memory_bytes)
+    source = student_source(asked.student) if initial is None else planned_student(initial, first.teacher)
+    costs = costs_of(manifests, source, gpu_bytes=gpu_bytes or memory_bytes)
     held = stated_options(asked, None if recipe is not None else options.given)
     verdicts, fitted = fit_verdicts(asked, costs, memory_bytes, card if memory.max_gpu_memory is None else None, held)
     facts = train_facts(ways_of(asked, fitted, named=memory_bytes is not None), costs, rate_flops=rate.flops_per_s)

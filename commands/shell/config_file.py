@@ -1,4 +1,4 @@
-"""`--config FILE`: options of a command as keys of a TOML file, or a recipe with the options of builds and a run."""
+"""`--config FILE`: options of a command as keys of a TOML file, or a recipe with the options of several commands."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +27,8 @@ def read_config(context: typer.Context, given: Path | None) -> Path | None:
         values = _own_table(file, name, tables, command)
     elif name is not None:
         raise SettingsError(f"--config {given} names {name!r}, but {file} has no [build.NAME]: give the file alone")
-    options = {key.replace("-", "_"): value for key, value in values.items()}
+    names = _names_by_key(context)
+    options = {names.get(name := key.replace("-", "_"), name): value for key, value in values.items()}
     # `stage` is an option of build, but a table of a run.
     if command == "train" and "stage" in options:
         options = {key: value for key, value in options.items() if key not in _OF_A_RUN}
@@ -94,12 +95,21 @@ def _names_of(context: typer.Context, command: str) -> set[str]:
     return {str(parameter.name) for parameter in group.commands[command].params} - own
 
 
+def _names_by_key(context: typer.Context) -> dict[str, str]:
+    """Names of a command's parameters by key, which is the flag where that differs."""
+    return {
+        flag.lstrip("-").replace("-", "_"): str(parameter.name)
+        for parameter in context.command.params
+        for flag in parameter.opts
+    }
+
+
 def _check_known(context: typer.Context, file: Path, options: dict[str, Any]) -> None:
-    known = {str(parameter.name) for parameter in context.command.params} - _NOT_KEYS
-    if unknown := sorted(options.keys() - known):
+    keys = {name: key for key, name in _names_by_key(context).items() if name not in _NOT_KEYS}
+    if unknown := sorted(options.keys() - keys.keys()):
         own = {flag for parameter in context.command.params for flag in parameter.opts}
         where = context.command_path.partition(" ")[2]
         advice = familiar_advice(unknown[0], where, own) or close_advice(unknown[0], where, own)
-        listed = ", ".join(sorted(name.replace("_", "-") for name in known))
+        listed = ", ".join(sorted(key.replace("_", "-") for key in keys.values()))
         expected = f": {advice[0].lower()}{advice[1:].replace('--', '')}" if advice else f", expected one of {listed}"
         raise SettingsError(f"{file} has the unknown key {unknown[0]!r}{expected}")

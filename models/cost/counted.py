@@ -39,14 +39,16 @@ def text_encoder_cost(manifest: Manifest) -> TextEncoderCost:
     return TextEncoderCost(**_figures(shapes))
 
 
-def student_cost(source: str, manifest: Manifest) -> TextEncoderCost:
+def student_cost(source: str | dict[str, Any], manifest: Manifest) -> TextEncoderCost:
     """A student with its projection, fp32.
 
     source: a name of STUDENT_SIZES, a hub name, a folder, or the config.json of a T5; or another encoder with its
-        tokenizer.
+        tokenizer; or the configuration of a T5 that does not exist yet.
 
     Raises StudentError if the student does not fit the teacher.
     """
+    if isinstance(source, dict):
+        return TextEncoderCost(**_figures(StudentShapes.of("the student", source, manifest.teacher)))
     if source in STUDENT_SIZES:
         return TextEncoderCost(**_figures(StudentShapes.of(source, STUDENT_SIZES[source], manifest.teacher)))
     from secondcast.models.cost.students import counted_student

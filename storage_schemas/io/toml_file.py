@@ -26,8 +26,10 @@ def read_toml(file: Path, *, what: str, expected: str) -> dict[str, Any]:
         raise SettingsError(f"{file} cannot be read as TOML ({error}): expected {expected}") from error
 
 
-TABLES = ("build", "train")
-"""Tables of a recipe: [build.NAME] for each cache, and [train]."""
+TABLES = ("build", "init-student", "train")
+"""Tables of a recipe: [build.NAME] for each cache, [init-student] for the student to start from, and [train]."""
+
+_LISTED = "[build.NAME] for each cache, [init-student] and [train]"
 
 
 def recipe_tables(file: Path, values: dict[str, Any]) -> dict[str, Any] | None:
@@ -35,7 +37,11 @@ def recipe_tables(file: Path, values: dict[str, Any]) -> dict[str, Any] | None:
     if not any(isinstance(values.get(name), dict) for name in TABLES):
         return None
     if other := sorted(values.keys() - set(TABLES)):
-        raise SettingsError(f"{file} has {other[0]!r} beside its tables: expected only [build.NAME] and [train]")
-    if not all(isinstance(table, dict) for table in (*values.values(), *values.get("build", {}).values())):
-        raise SettingsError(f"{file} has a [build] without a name: expected [build.NAME] for each cache, and [train]")
+        raise SettingsError(f"{file} has {other[0]!r} beside its tables: expected only {_LISTED}")
+    if other := [name for name, table in values.items() if not isinstance(table, dict)]:
+        raise SettingsError(
+            f"{file} has {other[0]} = {values[other[0]]!r}, expected a table; the tables of a recipe are {_LISTED}"
+        )
+    if not all(isinstance(table, dict) for table in values.get("build", {}).values()):
+        raise SettingsError(f"{file} has a [build] without a name: expected {_LISTED}")
     return values

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from tests.commands.limits import NOBODY, outside_of_private_folders
 from tests.commands.running import run_commands
@@ -148,6 +150,7 @@ ROWS = {
         words=["prompts", "commontext", "{out}/p.json", "--num-prompts", "300"], foreign=("p.json",)
     ),
     "prompts compbench": Row(words=["prompts", "compbench", "{made}/bench", "{out}/p.jsonl"], foreign=("p.jsonl",)),
+    "prompts laion": Row(words=["prompts", "laion", "{made}/laion.parquet", "{out}/p.jsonl"], foreign=("p.jsonl",)),
     "demo": Row(words=["demo", "{out}/demo", "--num-prompts", "64", "-q"], foreign=("demo/prompts.txt",)),
 }  # fmt: skip
 # A demo that is not refused takes minutes.
@@ -170,6 +173,7 @@ def made(place):
     (folder / "bench").mkdir(parents=True)
     for name in ("color", "complex", "non_spatial", "shape", "spatial", "texture"):
         (folder / f"bench/{name}_train.txt").write_text("".join(f"a {name} thing number {n}\n" for n in range(50)))
+    parquet.write_table(pa.table({"TEXT": ["a cat"], "AESTHETIC_SCORE": [7.0]}), folder / "laion.parquet")
     words = [
         ["prompts", "pocket", f"{folder}/p.txt", "--num-prompts", "70"],
         ["build", f"{folder}/cache", "--teacher", "pocket", "--prompts", f"{folder}/p.txt", "--steps", "1", "-q"],

@@ -213,6 +213,28 @@ def test_the_recipes_that_come_along_are_recipes(file):
     assert read_recipe(file, **budget).settings.stages
 
 
+# The recipe says why it is an exception.
+WITHOUT_VISION = "ablation-naive.toml"
+
+
+@pytest.mark.parametrize("file", [f for f in RECIPES if "FLUX.1-" in f.read_text()], ids=lambda file: file.name)
+def test_every_recipe_of_flux_but_the_naive_ablation_ends_with_a_vision_stage(file):
+    budget = {"time_budget_seconds": 3600.0} if "budget-share" in file.read_text() else {}
+    last = read_recipe(file, **budget).settings.stages[-1]
+    assert (last.loss, last.replays) == (("embedding", False) if file.name == WITHOUT_VISION else ("vision", True))
+
+
+def test_the_recipes_of_the_ablation_differ_in_data_and_loss_alone():
+    found = {file.stem: read_recipe(file) for file in RECIPES if file.stem.startswith("ablation-")}
+    assert set(found) == {f"ablation-{name}" for name in ("commontext", "compbench", "laion", "naive", "vision")}
+    assert len(found["ablation-vision"].caches) == 3
+    assert found["ablation-naive"].caches == found["ablation-vision"].caches
+    stages = [stage for recipe in found.values() for stage in recipe.settings.stages]
+    varied = {"name", "caches", "loss", "data_order"}
+    assert len({stage.model_dump_json(exclude=varied) for stage in stages}) == 1
+    assert len({recipe.settings.model_dump_json(exclude={"stages"}) for recipe in found.values()}) == 1
+
+
 def test_the_papers_recipe_has_the_papers_numbers():
     file = next(file for file in RECIPES if file.name == "paper.toml")
     settings = read_recipe(file).settings

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from secondcast.models.cost.cards import COPY_BYTES_PER_SECOND
 from secondcast.models.cost.counted import backbone_cost, student_cost
@@ -134,13 +135,13 @@ class Costs:
 
 def costs_of(
     manifests: Mapping[str, Manifest],
-    student_source: str,
+    student_source: str | dict[str, Any],
     *,
     ranks: int = 1,
     local_ranks: int = 1,
     gpu_bytes: float | None = None,
 ) -> Costs:
-    """The costs of a run on (planned) caches, from configuration files alone; keywords as for Costs."""
+    """The costs of a run on (planned) caches, from configuration files alone; the student as for student_cost."""
     # The first one states what all share; text caches have no transformer's calls.
     manifests = dict(sorted(manifests.items(), key=lambda item: item[1].is_text))
     backbones = {

@@ -1,7 +1,7 @@
 """Make an initial student out of a teacher's own text encoder, before any training."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -137,7 +137,7 @@ class Maker:
     def shallow(self, layers: int) -> Initial:
         """Some layers of the encoder at full width."""
         size = self._teacher.size
-        cutter = self._cutter(Size(layers=layers, heads=size.heads, width=size.width, units=size.units))
+        cutter = self._cutter(replace(size, layers=layers))
         heads, readout, starts = tuple(range(size.heads)), self._readout(), layer_starts(layers, size.layers)
         kept = min(starts, key=lambda parts: readout.error(cutter.student(parts, heads).encoder))
         return self._fit("shallow", cutter.student(kept, heads), f"layers {_listed(kept)}")
@@ -195,9 +195,7 @@ class Maker:
 
     def _layers_within(self, parameters: int) -> int:
         size, kept = self._teacher.size, 0
-        while kept < size.layers and self._count(
-            Size(layers=kept + 1, heads=size.heads, width=size.width, units=size.units)
-        ) <= parameters:  # fmt: skip
+        while kept < size.layers and self._count(replace(size, layers=kept + 1)) <= parameters:
             kept += 1
         return kept
 

@@ -55,19 +55,24 @@ class Size:
                     f"of its teacher's encoder; give a smaller --size"
                 )
 
+    def t5_config(self, teacher: dict[str, Any]) -> dict[str, Any]:
+        """The configuration of a T5 of this size whose heads have the width of the teacher's."""
+        return {key: teacher[key] for key in _KEPT if key in teacher} | {
+            "d_model": self.width,
+            "d_ff": self.units,
+            "num_layers": self.layers,
+            "num_heads": self.heads,
+            "dropout_rate": 0.0,
+            "is_encoder_decoder": False,
+            "use_cache": False,
+        }
+
     def student_config(self, teacher: dict[str, Any], *, text_length: int) -> StudentConfig:
-        """The configuration of a student of this size whose heads have the width of the teacher's."""
+        """The configuration of a student of this size."""
         return StudentConfig(
-            **{key: teacher[key] for key in _KEPT if key in teacher},
-            d_model=self.width,
-            d_ff=self.units,
-            num_layers=self.layers,
-            num_heads=self.heads,
+            **self.t5_config(teacher),
             project_in_dim=self.width,
             project_out_dim=teacher["d_model"],
             projection_dropout=0.0,
-            dropout_rate=0.0,
             text_length=text_length,
-            is_encoder_decoder=False,
-            use_cache=False,
         )
