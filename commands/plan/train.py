@@ -124,6 +124,7 @@ def train_plan(
     gpu_bytes = card.memory_gib * _GIB if card else None
     memory_bytes = gpu_bytes if fit_bytes is None else fit_bytes
     costs = costs_of(manifests, student_source(asked.student), gpu_bytes=gpu_bytes or memory_bytes)
+    asked.check_depth(costs.blocks)
     held = stated_options(asked, None if recipe is not None else options.given)
     verdicts, fitted = fit_verdicts(asked, costs, memory_bytes, card if memory.max_gpu_memory is None else None, held)
     facts = train_facts(ways_of(asked, fitted, named=memory_bytes is not None), costs, rate_flops=rate.flops_per_s)

@@ -78,27 +78,29 @@ def fit_verdicts(
 
 def _way(settings: "TrainSettings", costs: "Costs", rate_flops: float | None) -> dict[str, Any]:
     stages = [_stage(settings, stage, costs, rate_flops) for stage in settings.stages]
-    main = next((stage for stage in settings.stages if stage.replays), settings.stages[-1])
+    replaying = sorted((stage for stage in settings.stages if stage.replays), key=lambda stage: not stage.predicts)
+    main = replaying[0] if replaying else settings.stages[-1]
     name = costs.names(main)[0]
-    # The time of a vision-loss step is estimated even if no stage has that loss.
-    vision = main if main.replays else main.model_copy(update={"loss": "vision"})
-    step, seconds = costs.step_flops(settings, vision), _seconds(settings, vision, costs, rate_flops)
+    # The cost of the vision loss is estimated even if no stage has that loss.
+    vision = main if main.predicts else main.model_copy(update={"loss": "vision"})
+    replayed = main if main.replays else vision
+    seconds = _seconds(settings, replayed, costs, rate_flops)
     student = 3 * costs.student.forward_flops
     first = next(iter(costs.backbones.values()))
     paper = (first.training_flops(settings.memory) + student) * PAPER_BATCH * PAPER_STEPS
     copies = costs.step_copy_seconds(settings, vision) * PAPER_BATCH / main.batch_size * PAPER_STEPS / 3600
     return {
-        "flop_per_sample": step / main.batch_size,
+        "flop_per_sample": costs.step_flops(settings, vision) / main.batch_size,
         "gpu_memory": memory_facts(costs.memory(settings)),
         "host_memory_bytes": costs.host_bytes(settings),
         "pinned_bytes": costs.pinned_bytes(settings),
         "stages": stages,
         "hours": _sum([stage["hours"] for stage in stages]),
-        "pretrain_hours": _sum([stage["hours"] for stage in stages if not LOSSES[stage["loss"]].replays], rate_flops),
-        "vision_hours": _sum([stage["hours"] for stage in stages if LOSSES[stage["loss"]].replays], rate_flops),
+        "pretrain_hours": _sum([stage["hours"] for stage in stages if not LOSSES[stage["loss"]].predicts], rate_flops),
+        "vision_hours": _sum([stage["hours"] for stage in stages if LOSSES[stage["loss"]].predicts], rate_flops),
         "seconds_per_step": seconds,
         "paper_recipe_hours": None if rate_flops is None else max(hours_of(paper, rate_flops, 1) or 0.0, copies),
-        **_reading(costs.manifests[name], main, seconds),
+        **_reading(costs.manifests[name], replayed, seconds),
     }
 
 
@@ -139,8 +141,9 @@ def _sum(hours: list[float | None], rate_flops: float | None = 1.0) -> float | N
 
 
 def _reading(manifest: "Manifest", stage: "Stage", seconds: float | None) -> dict[str, Any]:
-    """Bytes per second that training uses (a latent and a prediction per row), and that it reads without reuse.
+    """Bytes per second that training uses, and that it reads without reuse.
 
+    It uses a latent and the recorded prediction of each row, for the depth loss a latent and the teacher's embedding.
     Rows that do not share the student's forward pass belong to other trajectories, each decoded from its first step.
     """
     sizes = {size.name: size for size in cache_sizes(manifest)}
@@ -148,7 +151,11 @@ def _reading(manifest: "Manifest", stage: "Stage", seconds: float | None) -> dic
     whole = [size for name, size in sizes.items() if name in ("velocity", "noise", "hidden_states", "final_latent")]
     stored = sum(size.stored_high_bytes for size in whole) / max(1, whole[0].rows)
     per_second = None if seconds is None else 1 / seconds
-    used, read = 2 * latent_bytes * stage.batch_size, stored * stage.batch_size / stage.timesteps_per_sample
+    target_bytes = latent_bytes if stage.predicts else sizes["encoder_hidden_states"].row_bytes
+    if not stage.predicts:
+        stored += sizes["encoder_hidden_states"].stored_high_bytes / max(1, sizes["encoder_hidden_states"].rows)
+    used = (latent_bytes + target_bytes) * stage.batch_size
+    read = stored * stage.batch_size / stage.timesteps_per_sample
     return {
         "used_bytes_per_step": used,
         "used_bytes_per_second": None if per_second is None else used * per_second,
