@@ -147,9 +147,9 @@ class TrainSettings(RunOptions):
         for stage in self.stages:
             if stage.loss == "depth" and stage.depth_blocks > blocks:
                 depth = stage.depth_blocks
-                given = f"--depth-blocks is {depth}" if stage.name == MAIN else f"{stage.name} has depth-blocks {depth}"
+                named = "--depth-blocks is" if stage.name == MAIN else f"stage {stage.name} has depth-blocks"
                 raise SettingsError(
-                    f"{given}, expected 1 to {blocks}, the number of blocks of this transformer: use {blocks}"
+                    f"{named} {depth}, expected 1 to {blocks}, the number of blocks of this transformer: use {blocks}"
                 )
 
     @property

@@ -169,9 +169,6 @@ def training_memory(
     if backbone is not None:
         held = held_weights(backbone, options, dtype_bytes=dtype_bytes, table_rows=table_rows, gpu_bytes=gpu_bytes)
         weights, sample = held.device_bytes, backbone.training_bytes(options, depth)
-        if depth is not None:
-            # The teacher's streams in fp32, until the gradient of the difference.
-            sample += backbone.checkpoint_bytes * 4 // dtype_bytes
         if held.host_bytes:
             sample += dtype_bytes * backbone.modulation_width
     sample += -(-student.saved_bytes // timesteps_per_sample)

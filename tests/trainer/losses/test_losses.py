@@ -211,7 +211,9 @@ def test_the_registry_names_every_loss_once_and_each_says_what_it_is():
 
 @pytest.mark.parametrize(("loss", "name"), [(loss, name) for loss, kind in LOSSES.items() for name in kind.options])
 def test_an_option_of_one_loss_is_refused_with_another(loss, name):
-    value = {"timestep_weighting": "sigma", "embedding_loss_weight": 0.5, "timesteps_per_sample": 2}[name]
+    value = {"timestep_weighting": "sigma", "embedding_loss_weight": 0.5, "timesteps_per_sample": 2, "depth_blocks": 2}[
+        name
+    ]
     other = next(kind for kind in LOSSES if kind != loss)
     said = rf"{name.replace('_', '-')} is {value} with loss {other}: it only applies to the {loss} loss"
     with pytest.raises(SettingsError, match=said):
