@@ -25,6 +25,7 @@ from secondcast.models.memory.streaming import stream_blocks
 from secondcast.models.teacher.configs import family_of_folder
 from secondcast.models.teacher.folder import part_source
 from secondcast.models.weights.checked_loading import load_checked
+from secondcast.models.weights.part_loading import load_part
 from secondcast.storage_schemas.errors import SettingsError
 
 
@@ -68,6 +69,7 @@ class Backbone:
         options: MemoryOptions = PLAIN,
         conditions: Conditions | None = None,
         pooled_varies: bool = False,
+        blocks: int | None = None,
     ) -> Self:
         """Load `folder`/transformer and nothing else.
 
@@ -77,11 +79,12 @@ class Backbone:
             whole transformer once.
         pooled_varies: whether each prompt has its own pooled vector, so that the host may compute the modulation
             vectors (see takes_host).
+        blocks: of the transformer, only its first blocks and what precedes them, for `streams`; None: all of it.
         """
         check_quantizer(options.quantize)
         family = family_of_folder(folder)
         return cls.holding(
-            _read(folder, family, dtype),
+            _read(folder, family, dtype, blocks),
             geometry,
             family=family,
             text_length=text_length,
@@ -213,6 +216,35 @@ class Backbone:
             self._positions_for(encoder_hidden_states_BTD.shape[1]),
         )
 
+    @property
+    def predicts(self) -> bool:
+        """Whether the whole transformer is loaded; else `streams` alone can be called."""
+        return all(hasattr(self.transformer, name) for name in self.family.anatomy.head)
+
+    def streams(
+        self,
+        blocks: int,
+        hidden_states_BSC: torch.Tensor,
+        encoder_hidden_states_BTD: torch.Tensor,
+        pooled_projections_BP: torch.Tensor,
+        timestep_B: torch.Tensor,
+        guidance_B: torch.Tensor | None,
+        *,
+        modulation_BM: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """hidden_states_BSI and encoder_hidden_states_BTI after the first `blocks` blocks; see `predict`."""
+        pooled_projections_BP = self._in_place_of_pooled(timestep_B, guidance_B, pooled_projections_BP, modulation_BM)
+        return self.family.streams(
+            self.transformer,
+            blocks,
+            hidden_states_BSC,
+            encoder_hidden_states_BTD,
+            pooled_projections_BP,
+            timestep_B,
+            guidance_B if self.takes_guidance else None,
+            self._positions_for(encoder_hidden_states_BTD.shape[1]),
+        )
+
     def _in_place_of_pooled(
         self,
         timestep_B: torch.Tensor,
@@ -257,10 +289,14 @@ class Backbone:
         return self._positions
 
 
-def _read(folder: Path, family: Family, dtype: torch.dtype) -> Any:
+def _read(folder: Path, family: Family, dtype: torch.dtype, blocks: int | None) -> Any:
     """Load on the host, where the weights are memory-mapped from their files until they are changed."""
     part = folder / family.parts["transformer"].folder
-    return load_checked(getattr(diffusers, family.transformer), part, part_source(part), dtype=dtype)
+    kind, source, anatomy = getattr(diffusers, family.transformer), part_source(part), family.anatomy
+    if blocks is None:
+        return load_checked(kind, part, source, dtype=dtype)
+    counts = anatomy.first_blocks(kind.load_config(part), blocks)
+    return load_part(kind, part, source, dtype=dtype, config=counts, without=anatomy.head)
 
 
 def _takes_table(transformer: Any, options: MemoryOptions, conditions: Conditions | None) -> bool:

@@ -30,10 +30,12 @@ def load_recorded_backbone(
     options: MemoryOptions,
     attention_backend: str | None,
     device: torch.device,
+    blocks: int | None = None,
 ) -> Backbone:
     """The transformer of these caches, for the geometry of the first one, with their modulation table if possible.
 
     batch_rows: usual number of rows per call.
+    blocks: see Backbone.load.
 
     Raises TeacherError, before weights are loaded, for another transformer.
     """
@@ -50,4 +52,5 @@ def load_recorded_backbone(
         options=options,
         conditions=conditions,
         pooled_varies=conditions is None,
+        blocks=blocks,
     )

@@ -154,19 +154,18 @@ class Trainer:
         """
         at = self.settings.at(step)
         stage = at.stage
-        vision = stage.replays
         rank, ranks = self.processes.rank, self.processes.ranks
-        rows_per_pass = stage.grad_accum_steps * (stage.timesteps_per_sample if vision else 1)
+        rows_per_pass = stage.grad_accum_steps * (stage.timesteps_per_sample if stage.replays else 1)
         rows = rank_slice(self._rows(at), rank=rank, ranks=ranks, rows_per_pass=rows_per_pass)
         size = len(rows) // stage.grad_accum_steps
         prompts = rank_slice(self._prompt_rows(at), rank=rank, ranks=ranks, rows_per_pass=stage.grad_accum_steps)
         of_prompts = [BatchSpec(replays=False, rows=part) for part in _parts(prompts, stage.grad_accum_steps)]
         return [
             BatchSpec(
-                replays=vision,
+                replays=stage.replays,
                 rows=rows[first : first + size],
-                timesteps_per_sample=stage.timesteps_per_sample if vision else 1,
-                embeddings=vision and stage.embedding_loss_weight > 0,
+                timesteps_per_sample=stage.timesteps_per_sample if stage.replays else 1,
+                embeddings=stage.replays and stage.needs_embeddings,
             )
             for first in range(0, len(rows), size)
         ] + of_prompts
@@ -198,7 +197,7 @@ class Trainer:
         return self.student if self._full_student is None else self._full_student
 
     def validate(self, done: int) -> float:
-        """Loss on held-out trajectories, at steps spread evenly: vision if there is a backbone, else of embeddings."""
+        """Loss on held-out trajectories, at steps spread evenly: see validation_loss."""
         student = self.eval_student.eval()
         errors = validation_loss(
             self.objective,
@@ -214,7 +213,7 @@ class Trainer:
                 f"validation loss is {errors.mean} after {counted(done, 'step')}: stopped, the last checkpoint is "
                 f"intact; lower --learning-rate and run it again with a new run folder"
             )
-        by_step = {"validation_loss_by_step": errors.means_by_step} if self.objective.backbones else {}
+        by_step = {"validation_loss_by_step": errors.means_by_step} if self.objective.predicts else {}
         self._log(step=done, validation_loss=errors.mean, **by_step)
         return errors.mean
 
@@ -248,7 +247,7 @@ class Trainer:
 
     def _note(self, stage: Stage, loss: float) -> str:
         beside = (
-            f" (replay error {self.replay_error.error:.3g})" if self.replay_error is not None and stage.replays else ""
+            f" (replay error {self.replay_error.error:.3g})" if self.replay_error is not None and stage.predicts else ""
         )
         return f"{stage.loss} loss {loss:.4g}{beside}"
 
@@ -351,7 +350,7 @@ class Trainer:
         """validate: measure the validation loss; where a run is stopped there may be no time for it."""
         loss = self.validate(done) if validate and measured_sources(self.objective, self.held_out) else None
         is_best = loss is not None and (self.best is None or loss < self.best)
-        # A warm-up's vision loss and a vision stage's are compared alike: both are measured by replay.
+        # The same measure in all stages: what is loaded does not change.
         self.best = loss if is_best else self.best
         folder = save_checkpoint(
             self.run,

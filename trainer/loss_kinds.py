@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Loss = Literal["vision", "embedding", "context"]
+Loss = Literal["vision", "depth", "embedding", "context"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,18 +13,24 @@ class LossKind:
 
     help: in help texts.
     card: what a student that was trained with it imitates, in model cards.
-    backbone: what it needs of the frozen transformer: all of it on recorded latents, its text projection, or nothing.
+    backbone: what it needs of the frozen transformer: all of it or its first blocks on recorded latents, its text
+        projection, or nothing.
     options: options of a stage that it alone has.
     """
 
     help: str
     card: str
-    backbone: Literal["all", "text projection", "nothing"]
+    backbone: Literal["all", "first blocks", "text projection", "nothing"]
     options: tuple[str, ...] = ()
 
     @property
     def replays(self) -> bool:
-        """Whether it replays recorded steps; the others compare embeddings."""
+        """Whether it runs blocks of the transformer on recorded latents; the others compare embeddings."""
+        return self.backbone in ("all", "first blocks")
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it compares predictions, which needs the whole transformer."""
         return self.backbone == "all"
 
 
@@ -35,6 +41,13 @@ LOSSES: Mapping[Loss, LossKind] = {
         "embedding and what it predicted with T5-XXL's, on recorded latents (the paper's loss)",
         backbone="all",
         options=("timestep_weighting", "embedding_loss_weight", "context_loss_weight", "timesteps_per_sample"),
+    ),
+    "depth": LossKind(
+        help="image and text stream after the transformer's first --depth-blocks; only these are loaded",
+        card="FLUX's streams: mean squared difference of image and text tokens after the first blocks of the frozen "
+        "FLUX, with the student's embedding and with T5-XXL's, on recorded latents",
+        backbone="first blocks",
+        options=("depth_blocks",),
     ),
     "embedding": LossKind(
         help="its baseline, without the transformer",

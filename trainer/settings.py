@@ -142,6 +142,16 @@ class TrainSettings(RunOptions):
                     f"cache {idle[0]!r} is given, but no stage uses it: add it to a stage, or remove it"
                 )
 
+    def check_depth(self, blocks: int) -> None:
+        """Raise SettingsError for a stage that runs more blocks than the transformer has."""
+        for stage in self.stages:
+            if stage.loss == "depth" and stage.depth_blocks > blocks:
+                depth = stage.depth_blocks
+                named = "--depth-blocks is" if stage.name == MAIN else f"stage {stage.name} has depth-blocks"
+                raise SettingsError(
+                    f"{named} {depth}, expected 1 to {blocks}, the number of blocks of this transformer: use {blocks}"
+                )
+
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
@@ -166,8 +176,23 @@ class TrainSettings(RunOptions):
 
     @property
     def replays(self) -> bool:
-        """Whether a stage trains through the backbone."""
+        """Whether a stage trains through blocks of the backbone."""
         return any(stage.replays for stage in self.stages)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether a stage trains through the whole backbone."""
+        return any(stage.predicts for stage in self.stages)
+
+    @property
+    def depths(self) -> list[int]:
+        """The numbers of blocks after which stages compare streams, ascending."""
+        return sorted({stage.depth_blocks for stage in self.stages if stage.loss == "depth"})
+
+    @property
+    def loaded_blocks(self) -> int | None:
+        """Number of the backbone's first blocks that are loaded, of a run that replays; None: the whole backbone."""
+        return None if self.predicts else max(self.depths, default=None)
 
     @property
     def projects(self) -> bool:
@@ -178,7 +203,7 @@ class TrainSettings(RunOptions):
 
     @property
     def teacher_use(self) -> Literal["transformer", "context_embedder", "none"]:
-        """The part of the teacher's transformer that is loaded: all of it, one linear, or nothing."""
+        """What is read of the teacher's transformer: all or its first blocks, one linear, or nothing."""
         if self.replays:
             return "transformer"
         return "context_embedder" if self.projects else "none"
@@ -298,12 +323,21 @@ class RecordedWith(Record):
         )
 
 
+class StreamVariances(Record):
+    """Variances between prompts of both streams after the first `blocks` blocks: see losses/depth.py."""
+
+    blocks: int
+    hidden_states: float = Field(gt=0, allow_inf_nan=False)
+    encoder_hidden_states: float = Field(gt=0, allow_inf_nan=False)
+
+
 class RunConfig(Record):
     """Contents of RUN/config.json: the settings and the caches of a run.
 
     id: identifier that the run's checkpoints state, a digest of everything that their weights depend on.
     guidance: all guidance values of the caches, ascending; None if the teacher takes none.
     recorded: None in runs on text caches alone, and of older versions.
+    stream_variances: of each number of blocks after which a stage compares streams.
     """
 
     settings: TrainSettings
@@ -315,3 +349,4 @@ class RunConfig(Record):
     guidance: tuple[float, ...] | None = None
     id: str = ""
     recorded: RecordedWith | None = None
+    stream_variances: tuple[StreamVariances, ...] = ()

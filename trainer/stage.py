@@ -25,6 +25,8 @@ class StageOptions(Flags):
     embedding_loss_weight: weight of the embedding loss that is added to the vision loss.
     context_loss_weight: weight of the context loss, on as many prompts of text caches, that is added to the vision
         loss.
+    depth_blocks: number of the transformer's first blocks that the depth loss runs. Each further block costs as much as
+        the first one; the first one already mixes text into the image tokens.
     batch_size: rows of one optimizer step.
     grad_accum_steps: number of equal parts of the batch, computed one after the other.
     timesteps_per_sample: rows of the vision loss that share one forward pass of the student.
@@ -53,6 +55,9 @@ class StageOptions(Flags):
         ge=0,
         le=LARGEST,
         description="Weight of the context loss that is added to the vision loss, on as many prompts of text caches.",
+    )
+    depth_blocks: Annotated[int, Flag(group=OBJECTIVE, rare=True)] = Field(
+        default=1, ge=1, description="Number of the transformer's first blocks that the depth loss runs."
     )
     batch_size: Annotated[int, Flag(group=DATA)] = Field(
         default=32, ge=1, description="Number of samples per optimizer step."
@@ -154,13 +159,23 @@ class Stage(StageOptions):
 
     @property
     def replays(self) -> bool:
-        """Whether the stage trains through the backbone."""
+        """Whether the stage trains through blocks of the backbone, on recorded latents."""
         return LOSSES[self.loss].replays
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the stage trains through the whole backbone."""
+        return LOSSES[self.loss].predicts
+
+    @property
+    def blocks(self) -> int | None:
+        """Number of the backbone's first blocks that the stage runs; None: all."""
+        return None if self.predicts else self.depth_blocks
 
     @property
     def needs_embeddings(self) -> bool:
         """Whether the loss compares with the teacher's embeddings."""
-        return not self.replays or self.embedding_loss_weight > 0
+        return not self.predicts or self.embedding_loss_weight > 0
 
     def trains_on(self, name: str, *, is_text: bool) -> bool:
         """Whether the rows of a batch of the loss may come from a cache; replay needs trajectories."""

@@ -23,6 +23,7 @@ from secondcast.trainer.preparing.checks import attention_notes, check_caches
 from secondcast.trainer.preparing.loading import load_objective, load_own_tokens, uses_autocast
 from secondcast.trainer.preparing.replay_check import check_replay
 from secondcast.trainer.preparing.run_report import report_run
+from secondcast.trainer.preparing.stream_variances import stream_variances
 from secondcast.trainer.run.beginning import find_begun, opened_run, run_config
 from secondcast.trainer.run.metric_mirrors import MirrorName
 from secondcast.trainer.run.metrics import Metrics
@@ -46,7 +47,8 @@ def train(
     """Distill a student from caches, or resume it; the number of optimizer steps of the finished run.
 
     caches: by the names that stages give them; the tokenizer of one goes with the student.
-    teacher: folder with the transformer, or its text projection; None where settings.teacher_use is "none".
+    teacher: folder with the transformer, of which a run may load the first blocks, or its text projection; None where
+        settings.teacher_use is "none".
     student_source: folder of settings.student.
     processes: all call this with the same arguments but for the device; the first one writes and prints.
     report_to: where metrics are shown besides RUN/metrics.jsonl.
@@ -66,6 +68,9 @@ def train(
     training_caches = TrainingCache.of_run(caches, begun or config, run)
     with deterministic_algorithms(settings.deterministic):
         objective = load_objective(settings, training_caches, teacher, device, ranks=processes.ranks)
+        variances = stream_variances(objective, training_caches, begun, device, processes, progress)
+    objective = replace(objective, stream_variances={one.blocks: one for one in variances})
+    config = config.model_copy(update={"stream_variances": variances})
     for line in attention_notes(settings, training_caches) if objective.backbones else ():
         progress.say(line)
     if settings.deterministic and objective.backbones:

@@ -130,6 +130,8 @@ def train_plan(
     memory_bytes = gpu_bytes if fit_bytes is None else fit_bytes
     source = student_source(asked.student) if initial is None else planned_student(initial, first.teacher)
     costs = costs_of(manifests, source, gpu_bytes=gpu_bytes or memory_bytes)
+    if costs.backbones:
+        asked.check_depth(costs.blocks)
     held = stated_options(asked, None if recipe is not None else options.given)
     verdicts, fitted = fit_verdicts(asked, costs, memory_bytes, card if memory.max_gpu_memory is None else None, held)
     facts = train_facts(ways_of(asked, fitted, named=memory_bytes is not None), costs, rate_flops=rate.flops_per_s)

@@ -78,23 +78,25 @@ def fit_verdicts(
 
 def _way(settings: "TrainSettings", costs: "Costs", rate_flops: float | None) -> dict[str, Any]:
     stages = [_stage(settings, stage, costs, rate_flops) for stage in settings.stages]
-    main = next((stage for stage in settings.stages if stage.replays), settings.stages[-1])
+    replaying = sorted((stage for stage in settings.stages if stage.replays), key=lambda stage: not stage.predicts)
+    main = replaying[0] if replaying else settings.stages[-1]
     name = costs.names(main)[0]
-    # The time of a vision-loss step is estimated even if no stage has that loss, where there are trajectories.
+    # The cost of the vision loss is estimated even if no stage has that loss, where there are trajectories.
     vision = main.model_copy(update={"loss": "vision"}) if costs.backbones else main
-    step, seconds = costs.step_flops(settings, vision), _seconds(settings, vision, costs, rate_flops)
+    replayed = main if main.replays else vision
+    seconds = _seconds(settings, replayed, costs, rate_flops)
     return {
-        "flop_per_sample": step / main.batch_size if vision.replays else None,
+        "flop_per_sample": costs.step_flops(settings, vision) / main.batch_size if vision.replays else None,
         "gpu_memory": memory_facts(costs.memory(settings)),
         "host_memory_bytes": costs.host_bytes(settings),
         "pinned_bytes": costs.pinned_bytes(settings),
         "stages": stages,
         "hours": _sum([stage["hours"] for stage in stages]),
-        "pretrain_hours": _sum([stage["hours"] for stage in stages if not LOSSES[stage["loss"]].replays], rate_flops),
-        "vision_hours": _sum([stage["hours"] for stage in stages if LOSSES[stage["loss"]].replays], rate_flops),
+        "pretrain_hours": _sum([stage["hours"] for stage in stages if not LOSSES[stage["loss"]].predicts], rate_flops),
+        "vision_hours": _sum([stage["hours"] for stage in stages if LOSSES[stage["loss"]].predicts], rate_flops),
         "seconds_per_step": seconds,
         "paper_recipe_hours": _paper_hours(settings, vision, costs, rate_flops),
-        **_reading(costs.manifests[name], main, seconds),
+        **_reading(costs.manifests[name], replayed, seconds),
     }
 
 
@@ -148,8 +150,9 @@ def _sum(hours: list[float | None], rate_flops: float | None = 1.0) -> float | N
 
 
 def _reading(manifest: "Manifest", stage: "Stage", seconds: float | None) -> dict[str, Any]:
-    """Bytes per second that training uses (a latent and a prediction per row), and that it reads without reuse.
+    """Bytes per second that training uses, and that it reads without reuse.
 
+    It uses a latent and the recorded prediction of each row, for the depth loss a latent and the teacher's embedding.
     Rows that do not share the student's forward pass belong to other trajectories, each decoded from its first step.
     """
     sizes = {size.name: size for size in cache_sizes(manifest)}
@@ -159,7 +162,11 @@ def _reading(manifest: "Manifest", stage: "Stage", seconds: float | None) -> dic
     latent_bytes = sizes["final_latent"].row_bytes
     whole = [size for name, size in sizes.items() if name in ("velocity", "noise", "hidden_states", "final_latent")]
     stored = sum(size.stored_high_bytes for size in whole) / max(1, whole[0].rows)
-    return _rates(2 * latent_bytes, stored / stage.timesteps_per_sample, stage, seconds)
+    target_bytes = latent_bytes
+    if not stage.predicts:
+        target_bytes = sizes["encoder_hidden_states"].row_bytes
+        stored += sizes["encoder_hidden_states"].stored_high_bytes / max(1, sizes["encoder_hidden_states"].rows)
+    return _rates(latent_bytes + target_bytes, stored / stage.timesteps_per_sample, stage, seconds)
 
 
 def _rates(used_row_bytes: float, read_row_bytes: float, stage: "Stage", seconds: float | None) -> dict[str, Any]:

@@ -71,9 +71,15 @@ def _transformer(shapes: CallShapes) -> BackboneCost:
         return values[base] + sum((count - 1) * one for count, one in zip(depth, more, strict=True))
 
     forward = {at: count_flops(run.forward) for at, run in runs.items()}
-    attention_flops = whole({at: flops.attention for at, flops in forward.items()})
-    forward_flops = whole({at: flops.total for at, flops in forward.items()})
-    both_flops = whole({at: count_flops(run.both).total for at, run in runs.items()})
+    attention_flops = {at: flops.attention for at, flops in forward.items()}
+    forward_flops = {at: flops.total for at, flops in forward.items()}
+    backward_flops = {
+        at: count_flops(run.both).total
+        - forward_flops[at]
+        + (_ATTENTION_BACKWARD - _ATTENTION_BACKWARD_COUNTED) * attention_flops[at]
+        for at, run in runs.items()
+    }
+    moved = {at: moved_bytes(run.forward) for at, run in runs.items()}
     saved = {at: saved_bytes(run.with_gradient, run.parameters) for at, run in runs.items()}
     inner = int(config["attention_head_dim"]) * int(config["num_attention_heads"])
     checkpoint = (shapes.image_tokens + shapes.text_length) * inner * dtype.itemsize
@@ -84,7 +90,10 @@ def _transformer(shapes: CallShapes) -> BackboneCost:
             parameters=parameter_count(block),
             modulation_parameters=modulation_parameters(block, anatomy),
             modulation_width=modulation_width(block, anatomy),
-            forward_flops=forward[at].total - forward[base].total,
+            forward_flops=forward_flops[at] - forward_flops[base],
+            attention_flops=attention_flops[at] - attention_flops[base],
+            backward_flops=backward_flops[at] - backward_flops[base],
+            moved_bytes=moved[at] - moved[base],
             saved_bytes=saved[at] - saved[base],
             recomputed_bytes=runs[at].recomputed_bytes(kind),
         )
@@ -96,14 +105,13 @@ def _transformer(shapes: CallShapes) -> BackboneCost:
         parameters=parameter_count(model),
         modulation_parameters=modulation_parameters(model, anatomy),
         conditioning_parameters=parameter_count(model.get_submodule(anatomy.conditioning)),
+        head_parameters=sum(parameter_count(model.get_submodule(name)) for name in anatomy.head),
         modulation_width=modulation_width(model, anatomy),
         largest_linear=max(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)),
-        forward_flops=forward_flops,
-        attention_flops=attention_flops,
-        backward_flops=both_flops
-        - forward_flops
-        + (_ATTENTION_BACKWARD - _ATTENTION_BACKWARD_COUNTED) * attention_flops,
-        moved_bytes=whole({at: moved_bytes(run.forward) for at, run in runs.items()}),
+        forward_flops=whole(forward_flops),
+        attention_flops=whole(attention_flops),
+        backward_flops=whole(backward_flops),
+        moved_bytes=whole(moved),
         forward_peak_bytes=peak_bytes(runs[base].forward, runs[base].parameters),
         backward_bytes=peak_bytes(runs[base].both, runs[base].parameters, gradients=True) - saved[base],
         checkpoint_bytes=checkpoint,

@@ -1,6 +1,7 @@
 """GPU and host memory of the stages, calculated from costs, not measured on a GPU."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from secondcast.models.cost.network_costs import BackboneCost, BlockCost, TextEncoderCost
 from secondcast.models.memory.blocks import SLOTS, streamed_blocks
@@ -71,11 +72,19 @@ def text_stage_memory(cost: TextEncoderCost, *, dtype_bytes: int, batch_size: in
 
 @dataclass(frozen=True, kw_only=True)
 class WeightBytes:
-    """Bytes of a frozen backbone: on the device (with weights unpacked at one time), pinned, and else on the host."""
+    """Bytes of a frozen backbone: on the device (with weights unpacked at one time), and on the host.
 
-    device_bytes: int
-    pinned_bytes: int
-    host_bytes: int
+    streamed_bytes: of each streamed block by its index, in pinned memory.
+    """
+
+    device_bytes: int = 0
+    streamed_bytes: Mapping[int, int] = field(default_factory=dict)
+    host_bytes: int = 0
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Pinned host memory."""
+        return sum(self.streamed_bytes.values())
 
 
 def held_weights(
@@ -110,15 +119,15 @@ def held_weights(
     if rows is not None:
         outer -= backbone.conditioning_parameters
     resident = backbone.blocks if options.gpu_blocks is None else min(options.gpu_blocks, backbone.blocks)
-    streamed = [block_bytes(kinds[block]) for block in streamed_blocks(resident, backbone.blocks)]
-    on_device = sum(block_bytes(kind) for kind in kinds) - sum(streamed)
-    ring = max(streamed, default=0) * min(SLOTS, len(streamed))
+    streamed = {block: block_bytes(kinds[block]) for block in streamed_blocks(resident, backbone.blocks)}
+    on_device = sum(block_bytes(kind) for kind in kinds) - sum(streamed.values())
+    ring = max(streamed.values(), default=0) * min(SLOTS, len(streamed))
     outer_bytes = dtype_bytes * outer + modulation_bytes(last_parameters, last_width)
     unpacked = _unpacked_weights(backbone, options) * dtype_bytes
     made = (backbone.modulation_parameters + backbone.conditioning_parameters) * dtype_bytes
     return WeightBytes(
         device_bytes=outer_bytes + on_device + ring + unpacked,
-        pinned_bytes=sum(streamed),
+        streamed_bytes=streamed,
         host_bytes=made if on_host else 0,
     )
 
@@ -143,8 +152,9 @@ def training_memory(
     gpu_bytes: float | None = None,
     averaged: bool = False,
     accumulates: bool = False,
+    depth: int | None = None,
 ) -> GpuMemory:
-    """Training: frozen backbone (None without a vision loss), student in fp32 with AdamW, activations of both.
+    """Training: frozen backbone (None where no stage replays), student in fp32 with AdamW, activations of both.
 
     options: memory options of the backbone.
     batch_size: rows in a forward pass.
@@ -152,12 +162,13 @@ def training_memory(
     table_rows, gpu_bytes: see held_weights.
     averaged: whether an EMA of the student's weights is kept.
     accumulates: whether gradients of an earlier part of the batch are there when activations are at their peak.
+    depth: number of first blocks whose streams are compared; None: all blocks are run, and predictions compared.
     """
     weights = sample = 0
     per_parameter = _STUDENT_BYTES_PER_PARAMETER + (_AVERAGE_BYTES_PER_PARAMETER if averaged else 0)
     if backbone is not None:
         held = held_weights(backbone, options, dtype_bytes=dtype_bytes, table_rows=table_rows, gpu_bytes=gpu_bytes)
-        weights, sample = held.device_bytes, backbone.training_bytes(options)
+        weights, sample = held.device_bytes, backbone.training_bytes(options, depth)
         if held.host_bytes:
             sample += dtype_bytes * backbone.modulation_width
     sample += -(-student.saved_bytes // timesteps_per_sample)

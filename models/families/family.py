@@ -70,16 +70,30 @@ class Anatomy:
         gradient passes through them.
     conditioning: the module that computes their input; its result is the `temb` of each block.
     text_entry: the tensor through which text embeddings enter.
+    head: the modules that follow the blocks.
     """
 
     block_lists: tuple[BlockList, ...]
     modulation: tuple[str, ...]
     conditioning: str
     text_entry: str
+    head: tuple[str, ...]
 
     def blocks(self, transformer: "torch.nn.Module") -> "list[torch.nn.Module]":
         """All blocks, in the order of computation."""
         return [block for kind in self.block_lists for block in getattr(transformer, kind.attribute)]
+
+    def block_count(self, config: Mapping[str, Any]) -> int:
+        """Number of blocks of a transformer, by its configuration."""
+        return sum(int(config[kind.count_key]) for kind in self.block_lists)
+
+    def first_blocks(self, config: Mapping[str, Any], blocks: int) -> dict[str, int]:
+        """The keys of a configuration with which a transformer has its first `blocks` blocks alone."""
+        counts = {}
+        for kind in self.block_lists:
+            counts[kind.count_key] = min(blocks, int(config[kind.count_key]))
+            blocks -= counts[kind.count_key]
+        return counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +217,23 @@ class Family(ABC):
         positions: "Mapping[str, torch.Tensor]",
     ) -> "torch.Tensor":
         """The prediction, [B, S, C], exactly as the pipeline asks for it."""
+
+    @abstractmethod
+    def streams(
+        self,
+        transformer: Any,
+        blocks: int,
+        hidden_states_BSC: "torch.Tensor",
+        encoder_hidden_states_BTD: "torch.Tensor",
+        pooled_projections_BP: "torch.Tensor",
+        timestep_B: "torch.Tensor",
+        guidance_B: "torch.Tensor | None",
+        positions: "Mapping[str, torch.Tensor]",
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        """hidden_states_BSI and encoder_hidden_states_BTI after the first `blocks` blocks, as in `call`.
+
+        I: inner width. Runs nothing behind these blocks, so that the transformer may lack it.
+        """
 
     @abstractmethod
     def embedded_conditions(

@@ -173,6 +173,33 @@ class Flux(Family):
         )[0]
         return velocity_BSC
 
+    def streams(
+        self,
+        transformer: Any,
+        blocks: int,
+        hidden_states_BSC: "torch.Tensor",
+        encoder_hidden_states_BTD: "torch.Tensor",
+        pooled_projections_BP: "torch.Tensor",
+        timestep_B: "torch.Tensor",
+        guidance_B: "torch.Tensor | None",
+        positions: "Mapping[str, torch.Tensor]",
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        """As FluxTransformer2DModel.forward begins."""
+        import torch
+
+        image_BSI = transformer.x_embedder(hidden_states_BSC)
+        conditions = (timestep_B.to(image_BSI.dtype), None if guidance_B is None else guidance_B.to(image_BSI.dtype))
+        embedded_BI = self.embedded_conditions(transformer.time_text_embed, *conditions, pooled_projections_BP)
+        text_BTI = transformer.context_embedder(encoder_hidden_states_BTD)
+        rotary = transformer.pos_embed(torch.cat([positions["txt_ids"], positions["img_ids"]]))
+        recomputes = torch.is_grad_enabled() and transformer.gradient_checkpointing
+        for block in self.anatomy.blocks(transformer)[:blocks]:
+            # In the order of the arguments of both kinds of blocks.
+            inputs = (image_BSI, text_BTI, embedded_BI, rotary)
+            found = transformer._gradient_checkpointing_func(block, *inputs) if recomputes else block(*inputs)
+            text_BTI, image_BSI = found
+        return image_BSI, text_BTI
+
     def embedded_conditions(
         self,
         embed: "torch.nn.Module",
@@ -299,6 +326,7 @@ _SHARED: dict[str, Any] = {
         modulation=("norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear"),
         conditioning="time_text_embed",
         text_entry="context_embedder.weight",
+        head=("norm_out", "proj_out"),
     ),
 }
 FLUX = Flux(

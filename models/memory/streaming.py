@@ -341,13 +341,13 @@ def _unpin(runtime: Any, address: int) -> None:
 def check_blocks(options: MemoryOptions, anatomy: Anatomy, config: Mapping[str, Any]) -> None:
     """Raise SettingsError if a transformer with this configuration has fewer blocks than stay on the GPU."""
     if options.gpu_blocks is not None:
-        check_resident(options.gpu_blocks, sum(int(config[kind.count_key]) for kind in anatomy.block_lists))
+        check_resident(options.gpu_blocks, anatomy.block_count(config))
 
 
 def check_resident(resident: int, blocks: int) -> None:
     """Raise SettingsError unless `resident` is 0 to `blocks`."""
     if not 0 <= resident <= blocks:
         raise SettingsError(
-            f"--gpu-blocks is {resident}, expected 0 to {blocks}, the number of blocks of this transformer: use "
+            f"--gpu-blocks is {resident}, expected 0 to {blocks}, the number of loaded blocks of this transformer: use "
             f"{min(max(resident, 0), blocks)}"
         )

@@ -121,7 +121,7 @@ def helping_flag(settings: TrainSettings, costs: Costs, *, held: Collection[str]
     if larger is not None:
         return flags_of(settings, larger)
     if replays and settings.quantize == "none" and settings.gpu_blocks != 0:
-        resident = costs.blocks if settings.gpu_blocks is None else settings.gpu_blocks
+        resident = costs.loaded(settings).blocks if settings.gpu_blocks is None else settings.gpu_blocks
         return f"--gpu-blocks {resident // 2}"
     if replays and settings.quantize in ("int8", "fp8") and "quantize" not in held:
         return "--quantize nf4"
@@ -176,7 +176,7 @@ def _fewest_first(settings: TrainSettings, costs: Costs, held: Collection[str]) 
         return (settings.activation_checkpointing,)
     if settings.gpu_blocks is not None:
         return (1,)
-    return (0, *range(costs.blocks, 0, -1))
+    return (0, *range(costs.loaded(settings).blocks, 0, -1))
 
 
 def _by_rows(
@@ -190,7 +190,7 @@ def _by_rows(
 def _streamed(settings: TrainSettings, costs: Costs, held: Collection[str]) -> Iterator[TrainSettings]:
     every = settings.activation_checkpointing if "activation_checkpointing" in held else 1
     for divided in _ever_fewer_rows(settings, costs, held):
-        for resident in range(costs.blocks - 1, -1, -1):
+        for resident in range(costs.loaded(settings).blocks - 1, -1, -1):
             yield divided.model_copy(update={"activation_checkpointing": every, "gpu_blocks": resident})
 
 

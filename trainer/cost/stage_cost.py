@@ -50,6 +50,11 @@ class Costs:
         """Number of blocks of the backbone."""
         return next(iter(self.backbones.values())).blocks
 
+    def loaded(self, settings: TrainSettings, name: str | None = None) -> BackboneCost:
+        """The part of the backbone that a run loads, at the size of a cache; None: of any."""
+        backbone = next(iter(self.backbones.values())) if name is None else self.backbones[name]
+        return backbone if settings.loaded_blocks is None else backbone.first(settings.loaded_blocks)
+
     def step_flops(self, settings: TrainSettings, stage: Stage) -> float:
         """FLOPs of an optimizer step of a stage, averaged over its caches by their shares."""
         caches = {
@@ -62,14 +67,18 @@ class Costs:
             caches,
             student_flops=self.student.forward_flops,
             text_length=next(iter(self.manifests.values())).teacher.text_length,
+            loaded_blocks=settings.loaded_blocks,
         )
 
     def step_copy_seconds(self, settings: TrainSettings, stage: Stage) -> float:
         """Seconds of a step's copies of streamed blocks at the assumed rate; they overlap with computation."""
         if not stage.replays:
             return 0.0
-        # One copy for the forward and one for the backward pass of each part of the batch.
-        return 2 * stage.grad_accum_steps * self.pinned_bytes(settings) / COPY_BYTES_PER_SECOND
+        run = self.blocks if stage.blocks is None else stage.blocks
+        copied = sum(size for block, size in self._held(settings).streamed_bytes.items() if block < run)
+        # One copy for the forward and one for the backward pass of each part of the batch; before them the teacher's.
+        passes = 2 if stage.predicts else 3
+        return passes * stage.grad_accum_steps * copied / COPY_BYTES_PER_SECOND
 
     def memory(self, settings: TrainSettings) -> GpuMemory:
         """GPU memory of the stage that needs most; the weights are loaded in all stages."""
@@ -78,10 +87,10 @@ class Costs:
 
     def stage_memory(self, settings: TrainSettings, stage: Stage) -> GpuMemory:
         """GPU memory of a stage with its largest cache; includes the backbone that a later stage needs."""
-        vision = stage.replays
+        replays = stage.replays
         found = [
             training_memory(
-                self.backbones[name] if vision else None,
+                self.loaded(settings, name) if replays else None,
                 self.student,
                 options=settings.memory,
                 dtype_bytes=self._dtype_bytes(settings),
@@ -92,8 +101,9 @@ class Costs:
                 averaged=settings.ema_decay is not None,
                 # Buckets of several processes stay allocated between steps.
                 accumulates=stage.grad_accum_steps > 1 or self.ranks > 1,
+                depth=stage.blocks,
             )
-            for name in (self.names(stage) if vision else self.names(stage)[:1])
+            for name in (self.names(stage) if replays else self.names(stage)[:1])
         ]
         largest = max(found, key=lambda memory: memory.total_bytes)
         return replace(largest, weights_bytes=self._held(settings).device_bytes)
@@ -119,9 +129,9 @@ class Costs:
 
     def _held(self, settings: TrainSettings) -> WeightBytes:
         if not settings.replays:
-            return WeightBytes(device_bytes=0, pinned_bytes=0, host_bytes=0)
+            return WeightBytes()
         return held_weights(
-            next(iter(self.backbones.values())),
+            self.loaded(settings),
             settings.memory,
             dtype_bytes=self._dtype_bytes(settings),
             table_rows=self.table_rows,

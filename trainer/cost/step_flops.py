@@ -21,17 +21,19 @@ def step_flops(
     *,
     student_flops: float,
     text_length: int,
+    loaded_blocks: int | None = None,
 ) -> float:
     """FLOPs of an optimizer step of a stage, of all processes together, over its caches by their shares.
 
     caches: by name, with the number of trajectories that are trained on.
     student_flops: of a forward pass of one text.
     text_length: of the student.
+    loaded_blocks: number of the transformer's first blocks that the run loads; None: all.
     """
     row = 0.0
     match LOSSES[stage.loss].backbone:
-        case "all":
-            row = _replay_flops(stage, memory, caches, text_length)
+        case "all" | "first blocks":
+            row = _replay_flops(stage, memory, caches, text_length, loaded_blocks)
         case "text projection":
             row = _projection_flops(next(iter(caches.values()))[0].teacher, text_length)
     flops = row + _TRAINED * student_flops / stage.timesteps_per_sample
@@ -41,7 +43,11 @@ def step_flops(
 
 
 def _replay_flops(
-    stage: Stage, memory: MemoryOptions, caches: Mapping[str, tuple[Manifest, int]], text_length: int
+    stage: Stage,
+    memory: MemoryOptions,
+    caches: Mapping[str, tuple[Manifest, int]],
+    text_length: int,
+    loaded_blocks: int | None,
 ) -> float:
     """FLOPs of the transformer for a row of the batch: the mean over the stage's caches.
 
@@ -52,7 +58,12 @@ def _replay_flops(
     whole = sum(shares.values(), start=Fraction(0))
 
     def flops(name: str) -> float:
-        return backbone_cost(CallShapes.of(_at_length(caches[name][0], text_length))).training_flops(memory)
+        backbone = backbone_cost(CallShapes.of(_at_length(caches[name][0], text_length)))
+        if stage.blocks is None:
+            return backbone.training_flops(memory)
+        loaded = backbone if loaded_blocks is None else backbone.first(loaded_blocks)
+        # The teacher's embedding too, without gradients.
+        return loaded.first(stage.blocks).forward_flops + loaded.training_flops(memory, stage.blocks)
 
     return sum(float(share / whole) * flops(name) for name, share in shares.items())
 

@@ -185,6 +185,7 @@ def _works(
             caches,
             student_flops=of_student,
             text_length=student.config.text_length,
+            loaded_blocks=trainer.settings.loaded_blocks,
         )
         flops /= trainer.processes.ranks
         rate: dict[str, Any] = {}

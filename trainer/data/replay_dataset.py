@@ -35,7 +35,7 @@ Key = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSpec:
-    """A batch to read: rows (position, k), for the vision loss or for an embedding loss (which ignores k).
+    """A batch to read: rows (position, k), for a loss that replays or for an embedding loss (which ignores k).
 
     timesteps_per_sample: number of consecutive rows that are steps of one trajectory.
     embeddings: whether a replay batch includes the teacher's embeddings.
@@ -49,7 +49,7 @@ class BatchSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Rows for the vision loss: latent, target, conditions, step number k, and their text.
+    """Rows for a loss that replays: latent, target, conditions, step number k, and their text.
 
     source: index of one of their caches; all have the same sampling settings.
     timesteps_per_sample: number of rows per row of text.
@@ -156,9 +156,9 @@ class ReplayDataset:
         with Prefetch(tasks, readers=READERS, ahead=AHEAD, ahead_bytes=ahead_bytes) as batches:
             yield (self._on_device(batch) for batch in batches)
 
-    def replay_batch(self, rows: Rows) -> Batch:
-        """Rows (position, k) as tensors of the cache's dtype on the device."""
-        return self._on_device(self._read_replay(rows))
+    def replay_batch(self, rows: Rows, *, embeddings: bool = False) -> Batch:
+        """Rows (position, k) as tensors of the cache's dtype on the device, with the teacher's embeddings if asked."""
+        return self._on_device(self._read_replay(rows, embeddings=embeddings))
 
     def embedding_batch(self, positions: Sequence[int]) -> EmbeddingBatch:
         """Token ids and the teacher's embeddings of the prompts of rows, on the device."""

@@ -1,8 +1,8 @@
 """What a run minimises."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -10,9 +10,10 @@ from secondcast.models.backbone import Backbone
 from secondcast.models.memory.host_modulation import HostModulation
 from secondcast.trainer.data.replay_dataset import Batch, EmbeddingBatch
 from secondcast.trainer.losses.context import context_loss
+from secondcast.trainer.losses.depth import depth_errors
 from secondcast.trainer.losses.embedding import embedding_loss
-from secondcast.trainer.losses.vision import vision_loss, weights_on
-from secondcast.trainer.settings import TrainSettings
+from secondcast.trainer.losses.vision import row_errors, vision_loss, weights_on
+from secondcast.trainer.settings import StreamVariances, TrainSettings
 from secondcast.trainer.stage import Stage
 
 
@@ -22,12 +23,19 @@ class Objective:
 
     backbones: one for each cache with trajectories, for its resolution; empty where no stage replays. context_ID: the
     backbone's text projection, fp32, where a stage needs it. sigmas: of each cache with trajectories.
+    stream_variances: by the number of blocks, for the depth loss.
     """
 
     settings: TrainSettings
     backbones: Sequence[Backbone]
     context_ID: torch.Tensor | None
     sigmas: Sequence[Sequence[float]]
+    stream_variances: Mapping[int, StreamVariances] = field(default_factory=dict)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the whole backbone is there, so that students are compared by its predictions."""
+        return bool(self.backbones) and self.backbones[0].predicts
 
     @property
     def host_modulation(self) -> HostModulation | None:
@@ -38,6 +46,11 @@ class Objective:
         """The loss of a part of a step of a stage; of prompts beside its trajectories, with their weight."""
         if isinstance(batch, EmbeddingBatch):
             return self._text_loss(stage, student_BTD, batch)
+        if stage.loss == "depth":
+            variances = self.stream_variances[stage.depth_blocks]
+            return depth_errors(
+                self.backbones[batch.source], student_BTD, batch, variances, huber=stage.huber_delta
+            ).mean()
         weights_K = self.weights(stage, batch.source, student_BTD.device)
         backbone = self.backbones[batch.source]
         loss = vision_loss(backbone, student_BTD, batch, huber=stage.huber_delta, weights_K=weights_K)
@@ -59,6 +72,16 @@ class Objective:
                 if table is not None:
                     stack.enter_context(table.checked_at_the_end())
             yield
+
+    def replay_errors(self, student_BTD: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Errors of rows, [B], by which runs with a backbone are compared: of predictions, or of the deepest streams.
+
+        batch: with the teacher's embeddings, unless predictions are compared.
+        """
+        backbone = self.backbones[batch.source]
+        if self.predicts:
+            return row_errors(backbone, student_BTD, batch)
+        return depth_errors(backbone, student_BTD, batch, self.stream_variances[max(self.stream_variances)])
 
     def text_loss(self, student_BTD: torch.Tensor, batch: EmbeddingBatch) -> torch.Tensor:
         """The loss by which runs without a backbone are compared: of embeddings, through the projection if there is."""

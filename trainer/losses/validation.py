@@ -12,7 +12,7 @@ from secondcast.trainer.data.replay_dataset import ReplayDataset
 from secondcast.trainer.data.sampler import Row
 from secondcast.trainer.distributed.processes import SINGLE_PROCESS, Distributed
 from secondcast.trainer.losses.objective import Objective
-from secondcast.trainer.losses.vision import replay, row_errors
+from secondcast.trainer.losses.vision import replay
 
 # A validation loss below so many replay errors is said to have come as low as it can.
 _NEAR_REPLAY_ERROR = 1.1
@@ -48,15 +48,17 @@ def validation_loss(
     rows: int,
     processes: Distributed = SINGLE_PROCESS,
 ) -> Errors:
-    """Loss on `rows` records of a dataset, spread evenly: vision if there is a backbone, else of embeddings.
+    """Loss on `rows` records of a dataset, spread evenly: what the loaded part of the backbone allows.
+
+    Vision with the whole backbone; depth with its first blocks, after the last of them; else a loss of embeddings.
 
     embed: token_ids_BT -> encoder_hidden_states_BTD. Processes divide the records and all get the same numbers.
     """
 
     def measure(part: Sequence[Row]) -> torch.Tensor:
         if objective.backbones:
-            batch = dataset.replay_batch(part)
-            return row_errors(objective.backbones[batch.source], embed(batch.token_ids_BT), batch)[:, None]
+            batch = dataset.replay_batch(part, embeddings=not objective.predicts)
+            return objective.replay_errors(embed(batch.token_ids_BT), batch)[:, None]
         text = dataset.embedding_batch([position for position, _ in part])
         return objective.text_loss(embed(text.token_ids_BT), text).expand(len(part), 1)
 

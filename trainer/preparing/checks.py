@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from secondcast.models.attention import NATIVE, RECORDED_NATIVE, check_attention, recorded_attention
+from secondcast.models.families.registry import family_named
 from secondcast.models.memory.compiling import check_compiler
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.errors import SettingsError
@@ -26,6 +27,8 @@ def check_caches(settings: TrainSettings, caches: Mapping[str, Cache], ranks: in
 
 def check_stages(settings: TrainSettings, caches: Mapping[str, Cache], ranks: int) -> None:
     """Raise SettingsError, naming flag or stage, for settings that do not fit `ranks` processes or these caches."""
+    teacher = next(iter(caches.values())).manifest.teacher
+    settings.check_depth(family_named(teacher.family).anatomy.block_count(teacher.backbone_config))
     for stage in settings.stages:
         _check_divides(stage, ranks)
         _check_kinds(stage, {name: caches[name] for name in stage.caches or caches})
@@ -93,14 +96,14 @@ def _check_fits(stage: Stage, cache: Cache) -> None:
         )
     if cache.manifest.keeps_embeddings or not stage.needs_embeddings:
         return
-    if stage.name != MAIN and stage.replays:
+    if stage.name != MAIN and stage.predicts:
         setting, fix = (
             f"stage {stage.name} has embedding-loss-weight {stage.embedding_loss_weight:g}",
             "remove it from the stage",
         )
     elif stage.name != MAIN:
         setting, fix = f"stage {stage.name} has the loss {stage.loss}", "use only stages with the vision loss"
-    elif not stage.replays:
+    elif not stage.predicts:
         setting, fix = f"--loss is {stage.loss}", "give --loss vision"
     else:
         setting, fix = (

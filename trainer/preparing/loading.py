@@ -1,4 +1,4 @@
-"""What a run loads: the transformer or its text projection, and the student's tokenizer."""
+"""What a run loads: the transformer, its first blocks or its text projection, and the student's tokenizer."""
 
 from collections.abc import Sequence
 
@@ -56,6 +56,7 @@ def _load_backbone(
         options=settings.memory,
         attention_backend=settings.attention_backend,
         device=device,
+        blocks=settings.loaded_blocks,
     )
 
 
@@ -65,7 +66,7 @@ def load_own_tokens(settings: TrainSettings, source: str, student: Student) -> S
     if tokens is not None and (stage := next((stage for stage in settings.stages if stage.needs_embeddings), None)):
         what = (
             f"loss is {stage.loss}"
-            if not stage.replays
+            if not stage.predicts
             else f"embedding-loss-weight is {stage.embedding_loss_weight:g}"
         )
         raise SettingsError(

@@ -12,7 +12,7 @@ def check_replay(
     trainer: Trainer, training_caches: Sequence[TrainingCache], progress: Progress, *, ignore_replay_error: bool
 ) -> None:
     """Measure and print the replay error; TeacherError where it is too large, unless it is to be ignored."""
-    if not trainer.objective.backbones or not trainer.settings.replay_check:
+    if not trainer.objective.predicts or not trainer.settings.replay_check:
         return
     # Those with trajectories are first.
     sampled = [training_cache for training_cache in training_caches if not training_cache.cache.manifest.is_text]

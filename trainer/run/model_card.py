@@ -141,8 +141,8 @@ _OWN_TOKENIZER = """
 It reads prompts with its own tokenizer, which is in this folder, and detects padding by itself."""
 
 _CARDS: dict[str, str] = {name: kind.card for name, kind in LOSSES.items()}
-_NO_VISION = """No stage used the vision loss: the student imitates embeddings; expect worse pictures than from a
-student trained with the vision loss.
+_NO_VISION = """No stage used the vision loss: the student imitates embeddings or early blocks; expect worse
+pictures than from a student trained with the vision loss.
 """
 
 
@@ -204,7 +204,7 @@ def stages_of(settings: dict[str, Any]) -> list[dict[str, Any]]:
 def losses_text(stages: Sequence[dict[str, Any]]) -> str:
     """A numbered list of stages in plain words; missing keys and None are skipped."""
     lines = [f"{number}. {_stage_text(stage)}\n" for number, stage in enumerate(stages, 1)]
-    imitates = stages and all(stage.get("loss") in LOSSES and not LOSSES[stage["loss"]].replays for stage in stages)
+    imitates = stages and all(stage.get("loss") in LOSSES and not LOSSES[stage["loss"]].predicts for stage in stages)
     return "".join(lines) + ("\n" if lines else "") + (_NO_VISION + "\n" if imitates else "")
 
 

@@ -284,7 +284,9 @@ def test_streamed_blocks_are_spread_among_the_resident_ones(resident, expected):
 def test_a_number_of_blocks_that_the_model_does_not_have_is_refused():
     with pytest.raises(SettingsError) as error:
         stream_blocks(transformer(), device=CPU, resident=8)
-    assert str(error.value) == ("--gpu-blocks is 8, expected 0 to 7, the number of blocks of this transformer: use 7")
+    assert str(error.value) == (
+        "--gpu-blocks is 8, expected 0 to 7, the number of loaded blocks of this transformer: use 7"
+    )
     with pytest.raises(SettingsError) as error:
         stream_blocks(transformer(), device=CPU, resident=-1)
     assert str(error.value).endswith(": use 0")
@@ -341,14 +343,15 @@ def test_streamed_weights_lie_where_planning_says(resident):
     blocks = [
         BlockCost(
             count=count, parameters=parameter_count(block), modulation_parameters=modulation_parameters(block, anatomy),
-            modulation_width=modulation_width(block, anatomy), forward_flops=0, saved_bytes=0,
-            recomputed_bytes=0,
+            modulation_width=modulation_width(block, anatomy), forward_flops=0, attention_flops=0,
+            backward_flops=0, moved_bytes=0, saved_bytes=0, recomputed_bytes=0,
         )
         for count, block in zip((DOUBLE, SINGLE), kinds, strict=True)
     ]  # fmt: skip
     cost = BackboneCost(
         parameters=parameter_count(model), modulation_parameters=modulation_parameters(model, anatomy),
         conditioning_parameters=parameter_count(model.time_text_embed),
+        head_parameters=sum(parameter_count(model.get_submodule(name)) for name in anatomy.head),
         modulation_width=modulation_width(model, anatomy),
         largest_linear=0, forward_flops=0, attention_flops=0, backward_flops=0, moved_bytes=0, forward_peak_bytes=0,
         backward_bytes=0, checkpoint_bytes=0, outer_bytes=0, kinds=tuple(blocks),

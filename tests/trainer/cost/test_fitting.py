@@ -15,11 +15,11 @@ PER_BLOCK = 10**9
 # Ten blocks of a billion weights, of which a fourth is modulation; a row keeps 1 GiB of each, or 0.01 as a checkpoint.
 BLOCK = BlockCost(
     count=5, parameters=PER_BLOCK, modulation_parameters=PER_BLOCK // 4, modulation_width=100, forward_flops=1e12,
-    saved_bytes=GIB, recomputed_bytes=GIB,
+    attention_flops=1e11, backward_flops=1e12, moved_bytes=1e9, saved_bytes=GIB, recomputed_bytes=GIB,
 )  # fmt: skip
 BACKBONE = BackboneCost(
     parameters=10 * PER_BLOCK, modulation_parameters=10 * PER_BLOCK // 4, conditioning_parameters=0,
-    modulation_width=1000, largest_linear=PER_BLOCK // 10, forward_flops=1e13, attention_flops=1e12,
+    head_parameters=0, modulation_width=1000, largest_linear=PER_BLOCK // 10, forward_flops=1e13, attention_flops=1e12,
     backward_flops=1e13, moved_bytes=1e10, forward_peak_bytes=GIB, backward_bytes=0,
     checkpoint_bytes=GIB // 100, outer_bytes=0,
     kinds=(BLOCK, BLOCK),

@@ -216,6 +216,7 @@ def test_an_option_of_one_loss_is_refused_with_another(loss, name):
         "embedding_loss_weight": 0.5,
         "context_loss_weight": 0.5,
         "timesteps_per_sample": 2,
+        "depth_blocks": 2,
     }[name]
     other = next(kind for kind in LOSSES if kind != loss)
     said = rf"{name.replace('_', '-')} is {value} with loss {other}: it only applies to the {loss} loss"

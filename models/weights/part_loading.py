@@ -1,0 +1,37 @@
+"""Load a part of a network: the weights of its other modules are not read."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secondcast.models.weights.checked_loading import check_weights, read_tensor
+from secondcast.models.weights.files import DIFFUSERS, CheckpointSource, tensor_files
+
+
+def load_part(
+    kind: Any,
+    folder: Path,
+    source: CheckpointSource,
+    *,
+    dtype: torch.dtype,
+    config: Mapping[str, Any],
+    without: Sequence[str],
+) -> Any:
+    """A part of a network of a class of diffusers, cast to `dtype`, on the host.
+
+    config: values in place of those of the folder, with which the class has a part of the tensors.
+    without: modules that are removed from it.
+
+    Raises source.error, before any data is read, unless the folder has exactly the tensors of the whole network.
+    """
+    check_weights(kind, folder, source)
+    with torch.device("meta"):
+        network = kind.from_config({**kind.load_config(folder), **config})
+    for name in without:
+        delattr(network, name)
+    files = tensor_files(folder, DIFFUSERS, source)
+    tensors = {name: read_tensor(files[name], name, source).to(dtype) for name in network.state_dict()}
+    network.load_state_dict(tensors, assign=True)
+    return network
