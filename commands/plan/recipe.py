@@ -10,16 +10,17 @@ import typer
 from secondcast.cache_builder.settings import PlannedBuild, StoredAs
 from secondcast.commands.build.build import build
 from secondcast.commands.plan.build import build_plan, print_build
-from secondcast.commands.plan.cards import Gpu, Tflops
+from secondcast.commands.plan.cards import Gpu, Tflops, hours_text
 from secondcast.commands.plan.initial import initial_facts, initial_options, print_initial
 from secondcast.commands.plan.train import print_train, train_plan
+from secondcast.commands.plan.train_rows import AS_ASKED, FITTED
 from secondcast.commands.shell.console import print_json, print_line
 from secondcast.commands.shell.flags import with_flags
 from secondcast.commands.shell.resolve import Json
 from secondcast.commands.train.train import Budget
 from secondcast.models.memory.options import GpuMemoryLimit
 from secondcast.storage_schemas.errors import SettingsError
-from secondcast.storage_schemas.io.toml_file import read_toml, recipe_tables
+from secondcast.storage_schemas.io.toml_file import EVIDENCE, read_toml, recipe_tables
 from secondcast.trainer.settings import TrainOptions
 
 # All options of `build`: those that a plan does not have are ignored.
@@ -44,9 +45,9 @@ def plan_recipe(
 ) -> None:
     """Estimate the cost of a recipe's builds, initial student and run. Loads and downloads no weights.
 
-    Example: secondcast plan recipe recipes/flux-one-gpu.toml --num-prompts 50000 --gpu 4090 --time-budget 72h
+    Example: secondcast plan recipe recipes/flux-24gb.toml --num-prompts 50000 --gpu 4090 --time-budget 72h
     """
-    tables = _tables(recipe)
+    tables, evidence = _tables(recipe)
     builds, caches = _builds(recipe, tables, num_prompts or []), _caches_of_builds(tables)
     initial = initial_options(recipe, tables["init-student"]) if "init-student" in tables else None
     named = [name for name, _, _ in builds.values()] + ([] if initial is None else [initial[0]])
@@ -70,6 +71,7 @@ def plan_recipe(
     )  # fmt: skip
     if initial is not None:
         facts["init_student"] = initial_facts(initial[1], facts["train"]["student"]["parameters"])
+    facts |= {"both_phases": _both_phases(facts), "evidence": evidence}
     if as_json:
         print_json(facts)
     else:
@@ -78,16 +80,41 @@ def plan_recipe(
             print_initial(facts["init_student"])
         print_line("train", style="bold")
         print_train(facts["train"])
+        _print_both(facts)
 
 
-def _tables(recipe: Path) -> dict[str, Any]:
+def _both_phases(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Hours of all builds and of the run (None if one is unknown), and bytes of all caches."""
+    builds, way = list(facts["build"].values()), facts["train"]["ways"]
+    compute = [one["compute"] for one in builds]
+    hours = [each[name] for each in compute for name in ("text_hours", "sample_hours") if name in each]
+    run = (way.get(FITTED) or way[AS_ASKED])["hours"]
+    known = None not in (*hours, run)
+    return {
+        "hours": sum(hours) + run if known else None,
+        "build_hours": sum(hours) if None not in hours else None,
+        "stored_low_bytes": sum(one["disk"]["stored_low_bytes"] for one in builds),
+        "stored_high_bytes": sum(one["disk"]["stored_high_bytes"] for one in builds),
+    }
+
+
+def _print_both(facts: Mapping[str, Any]) -> None:
+    both = facts["both_phases"]
+    low, high = (both[f"stored_{end}_bytes"] / 2**30 for end in ("low", "high"))
+    hours = f"{hours_text(both['hours'])} hours (builds {hours_text(both['build_hours'])})"
+    print_line(f"both phases: {hours}; caches {low:,.1f} to {high:,.1f} GiB on disk (estimated)", style="bold")
+    print_line(f"evidence for the student's quality: {facts['evidence'] or 'none is stated by the recipe'}")
+
+
+def _tables(recipe: Path) -> tuple[dict[str, Any], str]:
+    """The tables of a recipe, and what it states as evidence."""
     values = read_toml(recipe, what=f"recipe {recipe}", expected="a recipe, see those in recipes/")
     tables = recipe_tables(recipe, values)
     if tables is None or not tables.get("build") or "train" not in tables:
         raise SettingsError(
             f"{recipe} lacks a [build.NAME] or [train]: expected both; plan build and plan train take --config as well"
         )
-    return tables
+    return tables, values.get(EVIDENCE, "")
 
 
 def _caches_of_builds(tables: Mapping[str, Any]) -> dict[str, list[str]]:

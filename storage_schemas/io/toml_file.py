@@ -29,6 +29,9 @@ def read_toml(file: Path, *, what: str, expected: str) -> dict[str, Any]:
 TABLES = ("build", "init-student", "train")
 """Tables of a recipe: [build.NAME] for each cache, [init-student] for the student to start from, and [train]."""
 
+EVIDENCE = "evidence"
+"""Key of a recipe, beside its tables: what is known about the quality of its student, for its plan."""
+
 _LISTED = "[build.NAME] for each cache, [init-student] and [train]"
 
 
@@ -36,6 +39,9 @@ def recipe_tables(file: Path, values: dict[str, Any]) -> dict[str, Any] | None:
     """The tables of a recipe; None for a config file of one command. Raises SettingsError for a mixture."""
     if not any(isinstance(values.get(name), dict) for name in TABLES):
         return None
+    values = dict(values)
+    if not isinstance(evidence := values.pop(EVIDENCE, ""), str):
+        raise SettingsError(f"{file} has evidence = {evidence!r}, expected text: what is known about its student")
     if other := sorted(values.keys() - set(TABLES)):
         raise SettingsError(f"{file} has {other[0]!r} beside its tables: expected only {_LISTED}")
     if other := [name for name, table in values.items() if not isinstance(table, dict)]:

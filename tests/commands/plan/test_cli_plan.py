@@ -177,7 +177,7 @@ def test_the_papers_recipe_is_planned_by_the_sizes_of_its_caches(capsys):
 
 
 def test_a_budget_is_told_in_steps_of_each_stage_that_shares_it(capsys):
-    words = ["plan", "train", "--config", RECIPES / "flux-one-gpu.toml", *DEV, "--time-budget", "72h"]
+    words = ["plan", "train", "--config", RECIPES / "flux-24gb.toml", *DEV, "--time-budget", "72h"]
     facts = json.loads(secondcast(*words, "--gpu", "4090", "--json", capsys=capsys)[1])
     for way in facts["ways"].values():
         pretrain, vision = way["stages"]
@@ -205,7 +205,7 @@ def test_without_a_card_a_share_of_the_budget_is_hours_and_no_steps(dev_teacher,
         "plan",
         "train",
         "--config",
-        RECIPES / "flux-one-gpu.toml",
+        RECIPES / "flux-24gb.toml",
         "--teacher",
         dev_teacher,
         "--time-budget",
@@ -328,7 +328,7 @@ def test_training_from_a_cache_goes_by_its_manifest(tmp_path, dev_teacher, promp
         ),
         (["train", *DEV, "--student", "base", "--resolution", "x=y"], r"--resolution is 'x=y', expected pixels, or"),
         (["train", *DEV, "--config", "r.toml"], r"no file r\.toml for --config: expected lines such"),
-        (["train", *DEV, "--config", str(RECIPES / "flux-one-gpu.toml")], r"toml: stage pretrain has a budget-share"),
+        (["train", *DEV, "--config", str(RECIPES / "flux-24gb.toml")], r"toml: stage pretrain has a budget-share"),
         (["train", *DEV, "--config", str(RECIPES / "pocket.toml"), "--steps", "9"], r"--steps is given beside --con"),
         (["train", *DEV, "--student", "./nix"], r"no student './nix': there is no such folder"),
         (["train", "--cache", "nix", "--student", "small"], r"nix is not a folder"),

@@ -118,7 +118,7 @@ def test_before_a_vision_stage_the_whole_transformer_is_planned(cost):
 
 def test_only_streamed_blocks_that_are_run_are_copied_for_the_teacher_and_the_student():
     costs, settings = planned(stage("early", "depth", depth_blocks=2), stage("main", "vision"), gpu_blocks=0)
-    early, _ = settings.stages
+    early, main = settings.stages
     held = held_weights(costs.loaded(settings), settings.memory, dtype_bytes=2, table_rows=costs.table_rows)
     whole, first = held.pinned_bytes, held.streamed_bytes[0] + held.streamed_bytes[1]
     assert costs.step_copy_seconds(settings, main) == pytest.approx(2 * whole / COPY_BYTES_PER_SECOND)
