@@ -5,8 +5,9 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from secondcast.commands.build.build import build
 from secondcast.commands.build.launcher import BuildLauncher
 from secondcast.commands.evaluate.evaluate import compare_picture, print_scores, score_pocket
 from secondcast.commands.export import export
+from secondcast.commands.init_student import init_student
 from secondcast.commands.inspect.pictures import write_film_strips
 from secondcast.commands.inspect.report import write_report
 from secondcast.commands.prompts import caption_lines, pocket_captions
@@ -26,10 +28,12 @@ from secondcast.commands.shell.resolve import POCKET, Device, Quiet
 from secondcast.commands.train.train import train_run
 from secondcast.evaluation.settings.pocket import CAPTIONS, PocketSampling
 from secondcast.inspection.report.settings import ReportSettings
+from secondcast.models.student.initial.settings import InitialOptions
 from secondcast.storage_schemas.errors import SecondcastError
 from secondcast.storage_schemas.progress import duration_text
 from secondcast.trainer.settings import TrainFlags, TrainSettings
 
+_PARTS = 6
 _FLAGS = ("--num-prompts", "--pretrain-steps", "--steps", "--device", "--quiet")
 
 FILES = ("prompts.txt", "film-strips.png", "side-by-side.png", "scores.json", "report.html")
@@ -38,22 +42,22 @@ FILES = ("prompts.txt", "film-strips.png", "side-by-side.png", "scores.json", "r
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for all files.")] = Path("demo"),
     num_prompts: Annotated[int, typer.Option(min=64, help="Number of prompts to record.")] = 1024,
-    pretrain_steps: Annotated[int, typer.Option(min=0, help="Number of pretraining steps (embedding loss).")] = 2500,
-    steps: Annotated[int, typer.Option(min=1, help="Number of steps with the vision loss after pretraining.")] = 300,
+    pretrain_steps: Annotated[int, typer.Option(min=0, help="Number of pretraining steps (context loss).")] = 590,
+    steps: Annotated[int, typer.Option(min=1, help="Number of steps with the vision loss after pretraining.")] = 80,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Record the pocket teacher, train a student from the recording, and compare both.
+    """Record the pocket teacher, train a student that starts from its text encoder, and compare both.
 
     Example: secondcast demo
     """
-    began = time.monotonic()
+    parts = _Parts(quiet=quiet)
     asked = {"count": num_prompts, "pretrain_steps": pretrain_steps, "steps": steps}
     results = OutputFolder.open(folder, "demo", FILES, settings=asked, alone=True)
-    cache, run, student = folder / "cache", folder / "run", folder / "student"
-    with _part(1, "captions of the pocket world", "prompts pocket", quiet):
+    cache, initial, run, student = folder / "cache", folder / "initial", folder / "run", folder / "student"
+    with parts.part("captions of the pocket world", "prompts pocket"):
         results.write("prompts.txt", caption_lines(pocket_captions(num_prompts)).encode())
-    with _part(2, "record the teacher: text encoder, then transformer", "build", quiet):
+    with parts.part("record the teacher: text encoder, then transformer", "build"):
         # fp32 is faster than bf16 on CPUs without bf16 units, and the replay below is then exact.
         build(
             str(cache),
@@ -68,11 +72,14 @@ def demo(
         write_film_strips(
             Cache.open(cache), [0, 1, 2, 3], 8, None, device, results.file("film-strips.png"), quiet=quiet
         )  # fmt: skip
-    with _part(3, "train a student from the recording; the teacher's text encoder is not loaded", "train", quiet):
-        train_run(run, _training(pretrain_steps, steps), {"cache": str(cache)}, device=device, quiet=quiet)
+    with parts.part("make an initial student from the teacher's text encoder", "init-student"):
+        asked_initial = InitialOptions(size="pocket-small", kind="cut", dtype="float32", batch_size=64)
+        init_student(initial, POCKET, [str(folder / "prompts.txt")], asked_initial, device=device, quiet=quiet)
+    with parts.part("train it on the recording; the teacher's text encoder is not loaded", "train"):
+        train_run(run, _training(initial, pretrain_steps, steps), {"cache": str(cache)}, device=device, quiet=quiet)
         if not student.exists():
             export(run, student, quiet=quiet)
-    with _part(4, "score teacher, student and an untrained student on held-out compositions", "evaluate score", quiet):
+    with parts.part("score teacher, student and an untrained student on held-out compositions", "evaluate score"):
         sampling = PocketSampling()
         scores, captions = score_pocket(student, CAPTIONS, sampling.steps, sampling.guidance, 0, device, quiet)
         side_by_side = results.file("side-by-side.png")
@@ -81,19 +88,18 @@ def demo(
 
         results.write("scores.json", json_bytes(table_rows(scores)))
         print_scores(scores, False)
-    with _part(5, "report on the recording and the student", "inspect report", quiet):
+    with parts.part("report on the recording and the student", "inspect report"):
         # Five steps of twenty: with all, decoding takes as long as the recording did.
         shown = ReportSettings(students=(run,), num_strips=None, num_frames=5, closed_loop=8, batch_size=20)
         write_report(str(cache), results.file("report.html"), shown, device=device, quiet=quiet)
-    _where(folder, time.monotonic() - began)
+    _where(folder, parts.seconds)
 
 
-def _training(pretrain_steps: int, steps: int) -> TrainSettings:
+def _training(initial: Path, pretrain_steps: int, steps: int) -> TrainSettings:
     return TrainFlags.from_flags(
-        student="pocket-small",
+        student=str(initial),
         pretrain_steps=pretrain_steps,
-        # With this many steps it gives better scores here than the context loss (docs/benchmarks.md).
-        pretrain_loss="embedding",
+        pretrain_loss="context",
         steps=steps,
         batch_size=64,
         learning_rate=2e-4,
@@ -105,32 +111,46 @@ def _training(pretrain_steps: int, steps: int) -> TrainSettings:
     ).settings()
 
 
-@contextmanager
-def _part(number: int, title: str, command: str, quiet: bool) -> Iterator[None]:
-    """A part of the demo; an error that names flags of the underlying command also names that command."""
-    if not quiet:
-        print_line("")
-        print_line(f"[{number}/5] {title}", style="bold")
-    try:
-        yield
-    except SecondcastError as error:
-        named = dict.fromkeys(re.findall(r"--[a-z][a-z-]*", str(error)))
-        if others := [flag for flag in named if flag not in _FLAGS]:
-            raise type(error)(
-                f"{error} (this part of the demo runs `secondcast {command}`, which has {' and '.join(others)})"
-            ) from error
-        raise
+@dataclass(kw_only=True)
+class _Parts:
+    """The parts of the demo, numbered and timed.
+
+    seconds: time of each part in this call, by the command that it runs.
+    """
+
+    quiet: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, title: str, command: str) -> Iterator[None]:
+        """A part; an error that names flags of the underlying command also names that command."""
+        if not self.quiet:
+            print_line("")
+            print_line(f"[{len(self.seconds) + 1}/{_PARTS}] {title}", style="bold")
+        began = time.monotonic()
+        try:
+            yield
+        except SecondcastError as error:
+            named = dict.fromkeys(re.findall(r"--[a-z][a-z-]*", str(error)))
+            if others := [flag for flag in named if flag not in _FLAGS]:
+                raise type(error)(
+                    f"{error} (this part of the demo runs `secondcast {command}`, which has {' and '.join(others)})"
+                ) from error
+            raise
+        self.seconds[command] = time.monotonic() - began
 
 
-def _where(folder: Path, seconds: float) -> None:
+def _where(folder: Path, seconds: Mapping[str, float]) -> None:
     print_line("")
-    print_line(f"Done in {duration_text(seconds)}. Results:")
+    listed = ", ".join(f"{command} {duration_text(one)}" for command, one in seconds.items())
+    print_line(f"Done in {duration_text(sum(seconds.values()))} ({listed}). Results:")
     for name, description in (
         ("report.html", "every trajectory with its film strip, and the student's errors; open it in a browser"),
         ("side-by-side.png", "teacher, student and untrained student on the same captions and noise"),
         ("film-strips.png", "four recorded trajectories, decoded step by step"),
         ("scores.json", "the table above"),
         ("cache", "the recording"),
+        ("initial", "the student before training, cut out of the teacher's text encoder"),
         ("run", "the training run: config, metrics, checkpoints"),
         ("student", "the student, exported for FluxPipeline"),
     ):

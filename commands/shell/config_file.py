@@ -101,6 +101,7 @@ def _names_by_key(context: typer.Context) -> dict[str, str]:
         flag.lstrip("-").replace("-", "_"): str(parameter.name)
         for parameter in context.command.params
         for flag in parameter.opts
+        if flag.startswith("--") or not flag.startswith("-")
     }
 
 

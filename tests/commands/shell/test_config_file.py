@@ -198,7 +198,7 @@ def test_the_plan_of_a_recipe_names_the_size_of_its_initial_student(with_initial
 @pytest.mark.parametrize(
     ("change", "words", "message"),
     [
-        (("\nsize =", "\nsise ="), ["init-student", "o"], "r.toml has the unknown key 'sise': did you mean size?"),
+        (("\nsize =", "\nsise ="), ["init-student", "o"], "r.toml has the unknown key 'sise', expected one of batch-"),
         (
             ("\nsize =", "\nsise ="),
             ["plan", "recipe", "r.toml"],
@@ -208,11 +208,6 @@ def test_the_plan_of_a_recipe_names_the_size_of_its_initial_student(with_initial
             ('size = "2x48"', ""),
             ["plan", "recipe", "r.toml"],
             "[init-student] of r.toml has no size, expected lines su",
-        ),
-        (
-            ('"2x48"', '"9x48"'),
-            ["plan", "recipe", "r.toml"],
-            "--size asks for 9 layers, expected from 1 to 4, the teac",
         ),
         (('"2x48"', '"x"\ntext-length = 0'), ["plan", "recipe", "r.toml"], "--text-length is 0"),
         (("", ""), ["init-student", "o", "--config", "r.toml:cats"], "--config r.toml:cats names a build, but this co"),
@@ -238,9 +233,4 @@ def test_a_key_is_the_name_of_its_flag(here, capsys):
     code, _, heard = secondcast(*words, capsys=capsys)
     assert code == 1 and heard.startswith(
         "secondcast: --from is x, but --kind cut is made of the teacher's own encoder"
-    )
-    (here / "i.toml").write_text('source = "x"\nsize = "2x48"\n')
-    code, _, heard = secondcast(*words, capsys=capsys)
-    assert code == 1 and heard.startswith(
-        "secondcast: i.toml has the unknown key 'source', expected one of batch-size, "
     )
