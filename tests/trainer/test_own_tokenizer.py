@@ -61,6 +61,7 @@ def test_interrupted_and_resumed_it_ends_the_same(tmp_path, cache_folder, dev_te
     ("flags", "said"),
     [
         ({"loss": "embedding"}, "loss is embedding"),
+        ({"loss": "depth"}, "loss is depth"),
         ({"pretrain_steps": 2, "pretrain_loss": "context"}, "loss is context"),
         ({"embedding_loss_weight": 0.5}, "embedding-loss-weight is 0.5"),
     ],

@@ -330,7 +330,7 @@ def test_more_steps_of_a_trajectory_than_it_has_are_refused(tmp_path, cache_fold
         ),
         ({"loss": "embedding", "embedding_loss_weight": 0.5}, "embedding-loss-weight is 0.5 with loss embedding"),
         ({"loss": "embedding", "timesteps_per_sample": 2}, "timesteps-per-sample is 2 with loss embedding"),
-        ({"loss": "naive"}, "--loss is 'naive', expected 'vision', 'embedding' or 'context'"),
+        ({"loss": "naive"}, "--loss is 'naive', expected 'vision', 'depth', 'embedding' or 'context'"),
         ({"huber_delta": 0}, r"--huber-delta is 0, expected more than 0"),
         ({"ema_decay": 1.0}, r"--ema-decay is 1.0, expected less than 1"),
         ({"grad_accum_steps": 0}, r"--grad-accum-steps is 0, expected at least 1"),

@@ -363,3 +363,25 @@ def test_a_forced_build_begins_all_the_same(tmp_path, capsys):
     (tmp_path / "p.txt").write_text("a red circle\n")
     words = ["build", tmp_path / "c", "--teacher", "pocket", "--prompts", tmp_path / "p.txt", "--steps", 2]
     assert secondcast(*words, "--skip-disk-check", capsys=capsys)[0] == 0
+
+
+def test_the_depth_loss_is_planned_by_its_blocks(capsys):
+    words = ["plan", "train", *DEV, "--student", "base", "--batch-size", 4, "--loss", "depth", "--gpu", "4060"]
+    one, four = (
+        json.loads(secondcast(*words, "--depth-blocks", n, "--json", capsys=capsys)[1])["ways"]["as_asked"]
+        for n in (1, 4)
+    )
+    assert one["stages"][0]["flop_per_step"] / 4e12 == pytest.approx(0.81, rel=0.01)
+    assert four["stages"][0]["flop_per_step"] / 4e12 == pytest.approx(3.26, rel=0.01)
+    assert one["gpu_memory"]["weights_bytes"] < 2**29 < 1.9e9 / 2 < four["gpu_memory"]["weights_bytes"] < 1.9e9
+    # 31.4 TFLOP, as without the option; no stage has that loss.
+    assert one["flop_per_sample"] / 1e12 == pytest.approx(31.4, rel=0.01) and one["vision_hours"] == 0
+    assert one["pretrain_hours"] == one["hours"] == one["stages"][0]["hours"] > 0
+    # Of a row: a latent of 128 KiB and an embedding of 616 KiB.
+    assert one["used_bytes_per_step"] == 4 * (128 + 616) * 1024
+    code, said, _ = secondcast(*words, capsys=capsys)
+    assert code == 0 and "1,000 steps of the depth loss at batch 4" in said and "fits: training: 4.2 GiB" in said
+    code, _, heard = secondcast(*words, "--depth-blocks", 58, capsys=capsys)
+    assert code == 1 and heard == (
+        "secondcast: --depth-blocks is 58, expected 1 to 57, the number of blocks of this transformer: use 57\n"
+    )

@@ -15,6 +15,7 @@ COMMANDS = (
     ["build", *DEV, "--num-prompts", "1000", "--gpu", "3060", "--resolution", "1024"],
     ["train", *DEV, "--student", "base", "--gpu", "4090"],
     ["train", "--teacher", "FLUX.1-schnell", "--student", "google-t5/t5-base", "--max-gpu-memory", "12GiB"],
+    ["train", *DEV, "--student", "base", "--gpu", "4060", "--loss", "depth", "--depth-blocks", "4"],
     ["generate", *DEV, "--gpu", "4070"],
     ["evaluate", *DEV, "--gpu", "4090"],
 )

@@ -125,6 +125,14 @@ def test_two_processes_train_what_one_does(tmp_path, work, one):
 
 
 @pytest.mark.slow
+def test_two_processes_divide_by_the_variances_that_the_first_measured(tmp_path, work):
+    depth = {"loss": "depth", "timesteps_per_sample": 1, "pretrain_steps": 0}
+    work(tmp_path / "one", Distributed(), **depth)
+    assert in_two(lambda processes: work(tmp_path / "two", processes, **depth)) == WELL
+    assert same_run(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
 def test_two_processes_train_halves_of_what_one_does(one, halves):
     assert same_run(one, halves)
 

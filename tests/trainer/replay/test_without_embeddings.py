@@ -39,6 +39,10 @@ def test_a_warm_up_is_refused_with_the_way_out(tmp_path, bare_cache, dev_teacher
             r"--loss is context, but .* was built with --no-store-embeddings .*: give --loss vision, or",
         ),
         (
+            {"loss": "depth"},
+            r"--loss is depth, but .* was built with --no-store-embeddings .*: give --loss vision, or",
+        ),
+        (
             {"embedding_loss_weight": 0.5},
             r"--embedding-loss-weight is 0.5, but .* has no embeddings to compare with: "
             r"give --embedding-loss-weight 0, or",
