@@ -41,6 +41,7 @@ def planned_student(asked: InitialOptions, teacher: "Teacher") -> str | dict[str
     """The student to be made, as for student_cost: a cut for `auto`, whose other kinds are seldom larger."""
     if asked.kind == "pretrained" and asked.source is not None:
         return asked.source
+    from secondcast.models.cost.shapes import STUDENT_SIZES
     from secondcast.models.student.initial.size import Size
 
     config = teacher.text_encoder_config
@@ -48,7 +49,9 @@ def planned_student(asked: InitialOptions, teacher: "Teacher") -> str | dict[str
     size.check_within(whole)
     if asked.kind == "shallow":
         size = replace(whole, layers=size.layers)
-    return size.t5_config(config)
+    found, known = size.t5_config(config), STUDENT_SIZES.get(asked.size)
+    # A size in the table of counted costs is planned without torch.
+    return asked.size if known is not None and known.items() <= found.items() else found
 
 
 def initial_facts(asked: InitialOptions, parameters: int) -> dict[str, Any]:

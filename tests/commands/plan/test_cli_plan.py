@@ -176,8 +176,53 @@ def test_the_papers_recipe_is_planned_by_the_sizes_of_its_caches(capsys):
     assert facts["student"]["source"] == "google-t5/t5-base"
 
 
-def test_a_budget_is_told_in_steps_of_each_stage_that_shares_it(capsys):
-    words = ["plan", "train", "--config", RECIPES / "flux-24gb.toml", *DEV, "--time-budget", "72h"]
+SHARED_BUDGET = """
+student = "google-t5/t5-base"
+student-dtype = "bfloat16-autocast"
+backbone-dtype = "bfloat16"
+activation-checkpointing = 1
+
+[[stage]]
+name = "pretrain"
+loss = "context"
+budget-share = 0.1
+batch-size = 64
+grad-accum-steps = 4
+
+[[stage]]
+name = "vision"
+budget-share = 0.9
+batch-size = 32
+grad-accum-steps = 8
+"""
+
+
+@pytest.fixture
+def shared_budget(tmp_path):
+    (tmp_path / "shared.toml").write_text(SHARED_BUDGET)
+    return tmp_path / "shared.toml"
+
+
+@pytest.mark.thorough
+def test_the_road_of_a_day_takes_a_day_and_says_what_is_known(capsys):
+    counts = [word for name in ("text=100000", "256=20000", "512=10000") for word in ("--num-prompts", f"flux-{name}")]
+    words = ["plan", "recipe", RECIPES / "flux-h100-day.toml", *counts, "--gpu", "h100"]
+    facts = json.loads(secondcast(*words, "--json", capsys=capsys)[1])
+    run, both = facts["train"]["ways"]["as_asked"]["hours"], facts["both_phases"]
+    assert both["hours"] == pytest.approx(run + both["build_hours"]) and both["hours"] < 24
+    text = facts["build"]["flux-text"]
+    assert text["cache"]["trajectories"] == 0 and set(text["gpu_memory"]) == {"text_stage"}
+    # T5-XXL's 4.7 billion parameters over 77 tokens, forward.
+    assert text["compute"]["text_flop_per_prompt"] == pytest.approx(2 * 4.63e9 * 77, rel=0.02)
+    (embedding,) = [one for one in text["arrays"] if one["name"] == "encoder_hidden_states"]
+    assert embedding["row_bytes"] == 77 * 4096 * 2
+    said = secondcast(*words, capsys=capsys)[1]
+    assert "evidence for the student's quality: unknown on FLUX: no run is recorded" in said
+    assert f"both phases: {both['hours']:.2f} hours (builds {both['build_hours']:.2f})" in said
+
+
+def test_a_budget_is_told_in_steps_of_each_stage_that_shares_it(shared_budget, capsys):
+    words = ["plan", "train", "--config", shared_budget, *DEV, "--time-budget", "72h"]
     facts = json.loads(secondcast(*words, "--gpu", "4090", "--json", capsys=capsys)[1])
     for way in facts["ways"].values():
         pretrain, vision = way["stages"]
@@ -200,12 +245,12 @@ def test_a_budget_is_told_in_steps_of_each_stage_that_shares_it(capsys):
 
 
 @pytest.mark.slow
-def test_without_a_card_a_share_of_the_budget_is_hours_and_no_steps(dev_teacher, capsys):
+def test_without_a_card_a_share_of_the_budget_is_hours_and_no_steps(dev_teacher, shared_budget, capsys):
     words = [
         "plan",
         "train",
         "--config",
-        RECIPES / "flux-24gb.toml",
+        shared_budget,
         "--teacher",
         dev_teacher,
         "--time-budget",
