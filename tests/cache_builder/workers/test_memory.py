@@ -63,7 +63,9 @@ def test_a_limit_is_answered_with_the_placement_or_with_what_is_missing(tmp_path
         built(tmp_path / "d", dev_teacher, prompt_file, max_gpu_memory=f"{with_margin(CUDA_BYTES) / MIB:.3f}MiB")
     with pytest.raises(SettingsError, match="^--max-gpu-memory auto uses the free GPU memory, but this run is on cpu"):
         built(tmp_path / "d", dev_teacher, prompt_file, max_gpu_memory="auto")
-    with pytest.raises(SettingsError, match="^--gpu-blocks is 1000, expected 0 to 3, the number of blocks of this"):
+    with pytest.raises(
+        SettingsError, match="^--gpu-blocks is 1000, expected 0 to 3, the number of loaded blocks of this"
+    ):
         built(tmp_path / "d", dev_teacher, prompt_file, gpu_blocks=1000)
     assert not (tmp_path / "d").exists()
     # The text stage needs none of it.

@@ -113,5 +113,5 @@ def test_caches_of_other_schedules_share_what_gives_their_modulation(
 def test_streaming_is_refused_where_it_cannot_be(tmp_path, exact_cache, dev_teacher, t5_config):
     with pytest.raises(SettingsError, match="activation-checkpointing is 2 with gpu-blocks, expected 0 or 1: streamed"):
         TrainFlags.from_flags(student="x", activation_checkpointing=2, gpu_blocks=0)
-    with pytest.raises(SettingsError, match="--gpu-blocks is 9, expected 0 to 3, the number of blocks"):
+    with pytest.raises(SettingsError, match="--gpu-blocks is 9, expected 0 to 3, the number of loaded blocks"):
         run_training(tmp_path / "run", exact_cache, dev_teacher, t5_config, **FLAGS | {"gpu_blocks": 9})
