@@ -1,10 +1,12 @@
 """The size of an initial student, in parts of its teacher's encoder."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from secondcast.models.student.student_network import StudentConfig
 from secondcast.storage_schemas.errors import SettingsError
+
+if TYPE_CHECKING:
+    from secondcast.models.student.student_network import StudentConfig
 
 # What a student keeps of its teacher's configuration.
 _KEPT = (
@@ -67,8 +69,11 @@ class Size:
             "use_cache": False,
         }
 
-    def student_config(self, teacher: dict[str, Any], *, text_length: int) -> StudentConfig:
+    def student_config(self, teacher: dict[str, Any], *, text_length: int) -> "StudentConfig":
         """The configuration of a student of this size."""
+        # It imports torch, which a plan does not need.
+        from secondcast.models.student.student_network import StudentConfig
+
         return StudentConfig(
             **self.t5_config(teacher),
             project_in_dim=self.width,
