@@ -76,18 +76,20 @@ def _manifest(
     hashed: bool,
 ) -> Manifest:
     text_length = teacher.checked_text_length(settings.text_length)
-    text = TextRecording(
-        dtype=settings.dtype, storage=ArrayStorage(format=settings.format, compression=settings.compression)
-    )
     return Manifest(
         source=teacher.pinned_source,
         created_by=CREATED_BY,
         teacher=teacher.identity(text_length=text_length, pooled=settings.pooled, hashed=hashed),
         sampling=None if settings.text_only else _sampling(settings, teacher, planned=not hashed),
-        text=text if settings.text_only else None,
+        text=_text_recording(settings) if settings.text_only else None,
         prompts=PromptSet(segments=_segments(settings, prompt_set["count"], samples_per_prompt), **prompt_set),
         metadata={},
     )
+
+
+def _text_recording(settings: OutlineSettings) -> TextRecording:
+    storage = ArrayStorage(format=settings.format, compression=settings.compression)
+    return TextRecording(dtype=settings.dtype, storage=storage)
 
 
 def _schedule(

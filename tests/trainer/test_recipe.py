@@ -89,7 +89,7 @@ WRONG = [
     (RUN + "[[stage]]\nsteps = 0\n", r", stage 1: steps is 0, expected at least 1"),
     (RUN + "[[stage]]\nname = 7\nsteps = 1\n", r", stage 7: name is 7, expected text"),
     (RUN + STAGE + "loss = 'naive'\n",
-     r", stage 1: loss is 'naive', expected 'vision', 'embedding' or 'context'"),
+     r", stage 1: loss is 'naive', expected 'vision', 'depth', 'embedding' or 'context'"),
     (RUN + STAGE + "caches = 'a'\n", r", stage 1: caches is 'a', expected a table of names and values"),
     (RUN + STAGE + "caches = []\n", r", stage 1: caches: Dictionary should have at least 1 item .*"),
     (RUN + STAGE + "caches = [['a']]\n", r", stage 1 has caches = \[\['a'\]\], expected names, each once, or .*"),
