@@ -162,7 +162,7 @@ def prompts_commontext(
 
 
 def prompts_laion(
-    given: Annotated[
+    source: Annotated[
         str,
         typer.Argument(
             metavar="SOURCE", help="Metadata of LAION-Aesthetics: a Parquet file, a folder of them, or hf:NAME."
@@ -189,13 +189,13 @@ def prompts_laion(
     from secondcast.cache_builder.prompts.sources import PromptSource
 
     _check_ending(out_file, (".jsonl",))
-    source = PromptSource.of(given)
-    if source.name is not None or source.limit is not None or source.repeat > 1:
-        raise SettingsError(f"SOURCE is {given}: name=, limit= and repeat= only apply to builds, omit them")
+    metadata = PromptSource.of(source)
+    if metadata.name is not None or metadata.limit is not None or metadata.repeat > 1:
+        raise SettingsError(f"SOURCE is {source}: name=, limit= and repeat= only apply to builds, omit them")
     # Without a number to reach, a bar could not show a share.
     progress = terminal(quiet or num_prompts is None)
     with progress.bar("captions", total=num_prompts or 0, done=0, unit="captions") as bar:
-        found = laion_captions(source, min_score=min_score, num_prompts=num_prompts, bar=bar)
+        found = laion_captions(metadata, min_score=min_score, num_prompts=num_prompts, bar=bar)
     texts = [SourcedText(text=text, sources=("laion",)) for text in found.texts]
     write_text(out_file, json_lines(texts), overwrite=overwrite)
     print_line(f"{out_file}: {counted(len(texts), 'distinct caption')} of {found.text}")
