@@ -109,11 +109,11 @@ def merged_segments(sources: Sequence[Source], prompts: Sequence[Prompt]) -> tup
     """The first cache's segments, then what each further cache adds, with that cache's shard size."""
     numbers = {prompt.id: number for number, prompt in enumerate(prompts)}
     segments = list(sources[0].cache.manifest.prompts.segments)
-    size = segments[0].shard_size
+    size, text = segments[0].shard_size, segments[0].samples_per_prompt == 0
     have = _samples_per_prompt(sources[0], numbers)
     for source in sources[1:]:
         found = _samples_per_prompt(source, numbers)
-        segments += added_segments(have, found, shard_size=size, text=source.cache.manifest.is_text)
+        segments += added_segments(have, found, shard_size=size, text=text)
         have = {number: have.get(number, 0) | found.get(number, 0) for number in have | found}
     return tuple(segments)
 
