@@ -19,6 +19,7 @@ from secondcast.models.memory.quantized import check_quantizer
 from secondcast.models.memory.streaming import check_blocks
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.io.folders import Location, open_folder
 from secondcast.storage_schemas.maintenance.extend import extend
 from secondcast.storage_schemas.progress import Progress, counted
@@ -62,6 +63,11 @@ def _create_or_open(
     progress: Progress,
 ) -> CacheWriter:
     read = read_prompts(settings.prompts, limit=settings.limit)
+    if settings.text_only and any(text.repeat > 1 for text in read.texts):
+        raise SettingsError(
+            "--prompts has :repeat= with --text-only: it multiplies the samples of a prompt, of which a text cache has "
+            "none; remove one of them"
+        )
     prompts, cut = tokenised_prompts(read.texts, teacher, text_length=settings.text_length)
     samples = [0 if settings.text_only else settings.samples_per_prompt * text.repeat for text in read.texts]
     manifest = plan_manifest(settings, teacher, prompts, samples)

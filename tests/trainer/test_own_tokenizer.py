@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from secondcast.models.student.student import new_student
 from secondcast.models.student.tokens import read_tokens
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.reader import Cache
+from secondcast.trainer.preparing.loading import load_own_tokens
+from secondcast.trainer.settings import TrainFlags
 from tests.models.student.encoders import make_encoder_folder
 from tests.trainer.making import make_trainer
 from tests.trainer.test_train import Listening, StopAfter, run_training, same_weights
@@ -55,6 +58,14 @@ def test_interrupted_and_resumed_it_ends_the_same(tmp_path, cache_folder, dev_te
         run_training(tmp_path / "cut", cache_folder, dev_teacher, roberta, progress=StopAfter(3), **FLAGS)
     run_training(tmp_path / "cut", cache_folder, dev_teacher, roberta, **FLAGS)
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_prompts_beside_the_vision_loss_are_refused(cache_folder, roberta):
+    settings = TrainFlags.from_flags(student=str(roberta), context_loss_weight=0.5).settings()
+    recorded = Cache.open(cache_folder).manifest.teacher
+    student = new_student(str(roberta), recorded, init="auto", dropout=0.0, seed=0)
+    with pytest.raises(SettingsError, match=f"^context-loss-weight is 0.5, but {roberta} reads prompts with its own"):
+        load_own_tokens(settings, str(roberta), student)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted
 from secondcast.trainer.data.replay_dataset import Batch, ReplayDataset
 from secondcast.trainer.losses.difference import differences
+from secondcast.trainer.losses.vision import inputs
 from secondcast.trainer.settings import StreamVariances
 
 # Of each cache: prompts, and records with other latents; every latent is run with every prompt.
@@ -23,15 +24,7 @@ def streams(
     backbone: Backbone, blocks: int, embedding_BTD: torch.Tensor, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """hidden_states_BSI and encoder_hidden_states_BTI after the first blocks, on cached latents."""
-    return backbone.streams(
-        blocks,
-        batch.hidden_states_BSC.to(backbone.dtype),
-        embedding_BTD.to(backbone.dtype),
-        batch.pooled_BP.to(backbone.dtype),
-        batch.timestep_B.to(backbone.timestep_dtype),
-        batch.guidance_B,
-        modulation_BM=batch.modulation_BM,
-    )
+    return backbone.streams(blocks, *inputs(backbone, embedding_BTD, batch), modulation_BM=batch.modulation_BM)
 
 
 def depth_errors(

@@ -13,13 +13,19 @@ from secondcast.trainer.stage import StepWeights
 
 def replay(backbone: Backbone, embedding_BTD: torch.Tensor, batch: Batch) -> torch.Tensor:
     """velocity_BSC of the backbone on cached latents with the given embedding."""
-    return backbone.predict(
+    return backbone.predict(*inputs(backbone, embedding_BTD, batch), modulation_BM=batch.modulation_BM)
+
+
+def inputs(
+    backbone: Backbone, embedding_BTD: torch.Tensor, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Latents, embedding, pooled vectors, timesteps and guidance of a batch, in the dtypes of the backbone's calls."""
+    return (
         batch.hidden_states_BSC.to(backbone.dtype),
         embedding_BTD.to(backbone.dtype),
         batch.pooled_BP.to(backbone.dtype),
         batch.timestep_B.to(backbone.timestep_dtype),
         batch.guidance_B,
-        modulation_BM=batch.modulation_BM,
     )
 
 

@@ -63,12 +63,11 @@ def _load_backbone(
 def load_own_tokens(settings: TrainSettings, source: str, student: Student) -> StudentTokens | None:
     """The tokenizer of a student that has its own; SettingsError where a stage compares embeddings by position."""
     tokens = own_tokens(source, student)
-    if tokens is not None and (stage := next((stage for stage in settings.stages if stage.needs_embeddings), None)):
-        what = (
-            f"loss is {stage.loss}"
-            if not stage.predicts
-            else f"embedding-loss-weight is {stage.embedding_loss_weight:g}"
-        )
+    compares = (stage for stage in settings.stages if stage.needs_embeddings or stage.context_loss_weight)
+    if tokens is not None and (stage := next(compares, None)):
+        weight = "embedding-loss-weight" if stage.embedding_loss_weight else "context-loss-weight"
+        value = stage.embedding_loss_weight or stage.context_loss_weight
+        what = f"{weight} is {value:g}" if stage.predicts else f"loss is {stage.loss}"
         raise SettingsError(
             f"{what}, but {source} reads prompts with its own tokenizer: its embeddings are not those of T5-XXL's "
             f"tokens, position by position; start with --loss vision, which does not compare them"

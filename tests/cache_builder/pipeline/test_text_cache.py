@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,7 @@ from secondcast.storage_schemas.progress import Silent
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import same_bits
 from tests.cache_builder.building import CPU, build_cache, data_files
+from tests.trainer.test_train import StopAfter
 
 FORMATS = ("zarr", "webdataset")
 
@@ -32,21 +32,6 @@ FORMATS = ("zarr", "webdataset")
 def text_build(path, teacher: Path, prompts: Path, **flags):
     # The options of trajectories have to stay at their defaults.
     return build_cache(path, teacher, prompts, steps=20, text_only=True, **flags)
-
-
-class StopAfter(Silent):
-    """Ctrl-C behind the n-th shard of embeddings."""
-
-    def __init__(self, shards: int) -> None:
-        self.left = shards
-
-    def bar(self, title, **counts):
-        return nullcontext(self)
-
-    def advance(self, count, note=""):
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -169,6 +154,12 @@ def test_the_two_kinds_are_never_mixed(tmp_path, dev_teacher, prompt_file):
 def test_options_of_trajectories_are_refused(tmp_path, dev_teacher, prompt_file, flags, said):
     with pytest.raises(SettingsError, match=re.escape(said)):
         build_cache(tmp_path / "c", dev_teacher, prompt_file, **{"steps": 20, "text_only": True} | flags)
+    assert not (tmp_path / "c").exists()
+
+
+def test_repeated_prompts_are_refused(tmp_path, dev_teacher, prompt_file):
+    with pytest.raises(SettingsError, match="--prompts has :repeat= with --text-only: it multiplies the samples"):
+        text_build(tmp_path / "c", dev_teacher, f"{prompt_file}:repeat=2")
     assert not (tmp_path / "c").exists()
 
 
