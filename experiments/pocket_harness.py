@@ -70,10 +70,10 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 @remembered
-def judge(cache: Path, captions: int) -> Any:
+def judge(cache: Path, captions: int, steps: int = 20) -> Any:
     from experiments.pocket_judge import Judge
 
-    return Judge(cache, captions)
+    return Judge(cache, captions, steps)
 
 
 def write_json(file: Path, value: Any) -> None:

@@ -34,13 +34,13 @@ Embed = Callable[[torch.Tensor], torch.Tensor]
 class Judge:
     """Scores on held-out captions, embedding errors on the same, vision loss on the cache's held-out trajectories."""
 
-    def __init__(self, cache_folder: Path, count: int) -> None:
+    def __init__(self, cache_folder: Path, count: int, steps: int = 20) -> None:
         cpu = torch.device("cpu")
         cache = Cache.open(str(cache_folder))
         teacher = resolve_teacher(POCKET, BUILD_PARTS)
-        # The settings of `secondcast evaluate score`.
+        # The other settings, and the default of steps, are those of `secondcast evaluate score`.
         self._studio = Generator.open(
-            teacher, resolution=None, steps=20, guidance=3.5, seed=0, dtype=torch.float32, device=cpu
+            teacher, resolution=None, steps=steps, guidance=3.5, seed=0, dtype=torch.float32, device=cpu
         )
         self._captions = captions(count, seed=0, split="heldout")
         self._teacher = TeacherTextEncoder.load(teacher, dtype=torch.float32, device=cpu)
