@@ -7,6 +7,7 @@ import typer
 
 from secondcast.commands.shell.console import print_line
 from secondcast.commands.shell.resolve import Quiet, quiet_device, terminal
+from secondcast.models.student.folder import StudentQuantization
 from secondcast.trainer.run.usage_snippets import Form
 
 _NEXT = {
@@ -28,6 +29,10 @@ def export(
             "DistillT5 node."
         ),
     ] = "diffusers",
+    quantize: Annotated[
+        StudentQuantization | None,
+        typer.Option(help="Store the matrices in 8 or 4 bits (int8, nf4), with --to diffusers: smaller, less exact."),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Export the best student of a run as a text_encoder_2 folder for FluxPipeline, or for another program.
@@ -36,7 +41,8 @@ def export(
     """
     quiet_device("cpu")
     from secondcast.trainer.run.export import export as run_export
+    from secondcast.trainer.run.export import weights_text
 
-    for remark in run_export(student, folder, to=to):
+    for remark in run_export(student, folder, to=to, quantize=quantize):
         terminal(quiet).say(remark)
-    print_line(f"{folder}: {_NEXT[to]}")
+    print_line(f"{folder}: {weights_text(folder)}; {_NEXT[to]}")

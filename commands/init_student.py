@@ -74,12 +74,16 @@ def init_student(
     read = tokenised_prompts(texts, found, text_length=length)[0]
     settings = _statistics_settings(found, encoder, read, asked, torch_device)
     wanted = {**settings, "size": asked.size, "kind": asked.kind, "from": asked.source}
+    wanted |= {"projection_rank": asked.projection_rank}
     work = WorkFolder(out.absolute())
     if work.check_out(wanted):
         print_line(f"{out}: exists already")
         return
     ids = _token_ids(read, length, encoder.identity.pad_token_id)
-    maker = Maker(encoder, size, ids, work, kind=asked.kind, batch_size=asked.batch_size, progress=progress)
+    maker = Maker(
+        encoder, size, ids, work, kind=asked.kind, batch_size=asked.batch_size, progress=progress,
+        projection_rank=asked.projection_rank,
+    )  # fmt: skip
     with work.opened(settings):
         made, best = maker.make(asked.source)
         for one in made:

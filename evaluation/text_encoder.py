@@ -10,7 +10,8 @@ import torch
 
 from secondcast.evaluation.sampling import Embed, OwnTokensEmbed
 from secondcast.models.families.family import Role
-from secondcast.models.student.folder import INITIAL_FILE, config_of
+from secondcast.models.memory.meta_run import parameter_count
+from secondcast.models.student.folder import INITIAL_FILE, config_of, weight_bytes
 from secondcast.models.student.student import Student, check_fits, load_student, student_folder, untrained_like
 from secondcast.models.student.tokens import StudentTokens, has_own_tokens, own_tokens
 from secondcast.models.teacher.folder import POOLED_PARTS, TeacherFolder
@@ -40,6 +41,7 @@ class TextEncoder:
     token_ids: texts -> token_ids_BT, truncated and padded to the text length.
     weights_digest: digest of its weights alone, as recorded by earlier versions.
     parameters: number of a student's parameters; None for the teacher, which is loaded on first use.
+    weight_bytes: bytes of a student's weight files; None for the teacher.
     trained_guidance: lowest and highest guidance scale of its training, None if unknown.
     row_bytes: size of the embedding of one text.
     free: frees its memory, for one that is too large to stay beside the transformer; a later call loads it again.
@@ -53,6 +55,7 @@ class TextEncoder:
     embed: Embed
     row_bytes: int
     parameters: int | None = None
+    weight_bytes: int | None = None
     free: Callable[[], None] | None = None
 
     def embeddings(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
@@ -133,7 +136,8 @@ def open_text_encoder(
         trained_guidance=None if guidance is None else (float(guidance[0]), float(guidance[1])),
         embed=lambda token_ids_BT: network(token_ids_BT)[0],
         row_bytes=trained_length * width * torch.float32.itemsize,
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        parameters=parameter_count(network),
+        weight_bytes=weight_bytes(folder),
     )
 
 

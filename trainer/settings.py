@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from secondcast.models.families.flux import FLUX
 from secondcast.models.memory.options import BackboneCall, MemoryOptions
@@ -43,6 +43,11 @@ class RunOptions(MemoryOptions, BackboneCall):
     dropout: Annotated[float, Flag(group=STUDENT)] = Field(
         default=0.1, ge=0, lt=1, description="Dropout probability of the student during training."
     )
+    projection_rank: Annotated[int | None, Flag(group=STUDENT)] = Field(
+        default=None,
+        ge=1,
+        description="Rank of the last matrix of a new output projection, for a smaller student; default: full.",
+    )
     student_dtype: Annotated[Literal["auto", "float32", "bfloat16-autocast"], Flag(group=STUDENT, rare=True)] = Field(
         default="auto",
         description="Compute dtype of the student (weights stay float32); auto: bfloat16 autocast on a GPU.",
@@ -79,6 +84,14 @@ class RunOptions(MemoryOptions, BackboneCall):
         default=False,
         description="Use deterministic kernels on a GPU, so that a resumed run ends with the same bits; slower.",
     )
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_unset(self, plain: SerializerFunctionWrapHandler) -> Any:
+        # Runs from before this choice existed do not have the key, and keep their ids.
+        value = plain(self)
+        if self.projection_rank is None:
+            del value["projection_rank"]
+        return value
 
     @property
     def memory(self) -> MemoryOptions:

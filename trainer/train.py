@@ -61,7 +61,10 @@ def train(
     caches = dict(sorted(caches.items(), key=lambda item: (item[1].manifest.is_text, item[0])))
     check_caches(settings, caches, processes.ranks)
     recorded = next(iter(caches.values())).manifest.teacher
-    student = new_student(student_source, recorded, init=settings.init, dropout=settings.dropout, seed=settings.seed)
+    student = new_student(
+        student_source, recorded, init=settings.init, dropout=settings.dropout, seed=settings.seed,
+        projection_rank=settings.projection_rank,
+    )  # fmt: skip
     tokens = load_own_tokens(settings, student_source, student)
     config = run_config(settings, caches, teacher)
     begun = find_begun(run, config, processes)

@@ -156,12 +156,14 @@ def print_scores(table: "Table", format: str) -> None:
     """Print scores as text, Markdown or JSON."""
     from secondcast.evaluation.tables.table import caption, lines_of, markdown
 
-    (_, _, _, *dimensions), *rows = lines_of(table)
+    (_, _, _, _, *dimensions), *rows = lines_of(table)
     lines = [["", *dimensions]]
-    for name, parameters, runs, *cells in rows:
+    for name, parameters, stored, runs, *cells in rows:
         several = f", {runs} runs" if runs != "1" else ""
         # Put the interval below its mean: eight columns fit into 80 characters.
-        lines.append([f"{name}\n{parameters}{several}", *(cell.replace(" (", "\n").rstrip(")") for cell in cells)])
+        lines.append(
+            [f"{name}\n{parameters}{several}\n{stored}", *(cell.replace(" (", "\n").rstrip(")") for cell in cells)]
+        )
     _print_form(lines, markdown(table), table, format, caption(table))
 
 

@@ -56,7 +56,8 @@ def pocket_table(
             reused.note(title, reused=before is not None)
             runs.append(before or _scored(generator, encoder, texts, title, own, kept_in, progress))
         check_one_size(name, [run.parameters for run in runs])
-        rows.append(row_of(name, runs[0].parameters, [run.by_dimension() for run in runs]))
+        scores = [run.by_dimension() for run in runs]
+        rows.append(row_of(name, runs[0].parameters, scores, weight_bytes=encoders[0].weight_bytes))
     reused.say(progress, kept_in)
     return Table(captions=count, steps=steps, guidance=guidance, seed=seed, rows=tuple(rows))
 

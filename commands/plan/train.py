@@ -129,7 +129,8 @@ def train_plan(
     gpu_bytes = card.memory_gib * _GIB if card else None
     memory_bytes = gpu_bytes if fit_bytes is None else fit_bytes
     source = student_source(asked.student) if initial is None else planned_student(initial, first.teacher)
-    costs = costs_of(manifests, source, gpu_bytes=gpu_bytes or memory_bytes)
+    rank = asked.projection_rank if initial is None else initial.projection_rank
+    costs = costs_of(manifests, source, projection_rank=rank, gpu_bytes=gpu_bytes or memory_bytes)
     if costs.backbones:
         asked.check_depth(costs.blocks)
     held = stated_options(asked, None if recipe is not None else options.given)

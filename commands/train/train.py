@@ -154,7 +154,10 @@ def train_run(
         if launched.by and processes.is_main_process:
             progress.say(f"{processes.ranks} processes (by {launched.by}) divide each batch")
         gpu_bytes = total_bytes(torch_device)
-        make_costs = partial(costs_of, manifests, source, ranks=processes.ranks, gpu_bytes=gpu_bytes)
+        make_costs = partial(
+            costs_of, manifests, source, projection_rank=asked.projection_rank, ranks=processes.ranks,
+            gpu_bytes=gpu_bytes,
+        )  # fmt: skip
         if max_gpu_memory is not None:
             asked = fit_run(
                 asked, make_costs, max_gpu_memory=max_gpu_memory, run=run, processes=processes, held=held,

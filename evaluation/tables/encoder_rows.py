@@ -9,6 +9,7 @@ import torch
 from secondcast.evaluation.sampling import OwnTokensEmbed
 from secondcast.evaluation.text_encoder import TEACHER, open_text_encoder
 from secondcast.models.memory.quantized import quantize_text_encoder
+from secondcast.models.student.folder import weight_bytes
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
 from secondcast.storage_schemas.io.digests import digest
@@ -19,10 +20,14 @@ EIGHT_BITS = "teacher, 8 bit"
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderRow:
-    """A text encoder with its name in tables; `digest` covers everything that its embeddings depend on."""
+    """A text encoder with its name in tables; `digest` covers everything that its embeddings depend on.
+
+    weight_bytes: of its weight files; None for one that has none.
+    """
 
     name: str
     parameters: int
+    weight_bytes: int | None
     digest: str
     embed: OwnTokensEmbed
 
@@ -49,6 +54,7 @@ def teacher_row(
     return EncoderRow(
         name=EIGHT_BITS if quantized_baseline else TEACHER,
         parameters=parameters,
+        weight_bytes=None if quantized_baseline else weight_bytes(teacher.part("large_text_encoder")),
         digest=digest({"weights": leader.digest, "int8": quantized_baseline}),
         embed=OwnTokensEmbed(embed=encoder.encode, token_ids=leader.token_ids),
     )
@@ -63,6 +69,7 @@ def student_row(name: str, student: Path, teacher: TeacherFolder, *, device: tor
     return EncoderRow(
         name=name,
         parameters=leader.parameters,
+        weight_bytes=leader.weight_bytes,
         digest=leader.digest,
         embed=OwnTokensEmbed(embed=leader.embed, token_ids=leader.token_ids),
     )

@@ -5,7 +5,7 @@ from typing import Literal
 
 from secondcast.evaluation.intervals import clustered, wilson
 from secondcast.evaluation.pocket_scores import Score
-from secondcast.storage_schemas.progress import counted
+from secondcast.storage_schemas.progress import counted, size_text
 from secondcast.storage_schemas.schema.manifest import Record
 
 Interval = Literal["wilson", "bootstrap", "pooled"]
@@ -26,10 +26,14 @@ class Cell(Record):
 
 
 class Row(Record):
-    """A text encoder: its parameters, number of pooled runs (seeds of one student), and a cell per dimension."""
+    """A text encoder: its parameters, number of pooled runs (seeds of one student), and a cell per dimension.
+
+    weight_bytes: of its weight files; None for one that has none.
+    """
 
     name: str
     parameters: int
+    weight_bytes: int | None = None
     runs: int = 1
     cells: dict[str, Cell]
 
@@ -49,10 +53,12 @@ class Table(Record):
         return tuple(self.rows[0].cells)
 
 
-def row_of(name: str, parameters: int, scores: Sequence[Mapping[str, Score]]) -> Row:
+def row_of(
+    name: str, parameters: int, scores: Sequence[Mapping[str, Score]], *, weight_bytes: int | None = None
+) -> Row:
     """The row of a text encoder, from the scores of its runs on the same captions."""
     cells = {dimension: _cell([one[dimension] for one in scores]) for dimension in scores[0]}
-    return Row(name=name, parameters=parameters, runs=len(scores), cells=cells)
+    return Row(name=name, parameters=parameters, weight_bytes=weight_bytes, runs=len(scores), cells=cells)
 
 
 def _cell(scores: Sequence[Score]) -> Cell:
@@ -74,14 +80,13 @@ def cell_text(cell: Cell) -> str:
 
 def lines_of(table: Table) -> list[list[str]]:
     """The table as text: a header and a line for each row; parameters in millions."""
-    head = ["text encoder", "parameters", "runs", *table.dimensions]
-    return [
-        head,
-        *(
-            [row.name, millions(row.parameters), str(row.runs), *(cell_text(cell) for cell in row.cells.values())]
-            for row in table.rows
-        ),
-    ]
+    head = ["text encoder", "parameters", "bytes", "runs", *table.dimensions]
+    return [head, *([*_about(row), *(cell_text(cell) for cell in row.cells.values())] for row in table.rows)]
+
+
+def _about(row: Row) -> list[str]:
+    stored = "-" if row.weight_bytes is None else size_text(row.weight_bytes)
+    return [row.name, millions(row.parameters), stored, str(row.runs)]
 
 
 def caption(table: Table) -> str:

@@ -14,6 +14,7 @@ from secondcast.evaluation.replaying import CacheStudent
 from secondcast.evaluation.results import Evaluation, SampledResult, StepErrors
 from secondcast.inspection.report.curves import run_curves
 from secondcast.inspection.report.table import rounded
+from secondcast.models.memory.meta_run import parameter_count
 from secondcast.models.student.student import student_folder
 from secondcast.storage_schemas.errors import SettingsError, StudentError
 from secondcast.storage_schemas.progress import counted
@@ -154,7 +155,7 @@ def _numbers(errors: StepErrors) -> list[list[float | None]]:
 def _parameters(one: Asked) -> int | None:
     """Parameters of the network, or of the weight files if an evaluated student's folder still exists; else None."""
     if one.network is not None:
-        return sum(parameter.numel() for parameter in one.network.network.parameters())
+        return parameter_count(one.network.network)
     try:
         files = sorted(student_folder(one.place).glob("*.safetensors"))
         return sum(_stored_values(file) for file in files) or None

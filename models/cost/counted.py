@@ -21,6 +21,7 @@ from secondcast.models.cost.shapes import (
 )
 from secondcast.models.families.family import Family
 from secondcast.models.geometry import Geometry
+from secondcast.models.student.projection_rank import check_rank
 from secondcast.storage_schemas.schema.manifest import Manifest
 
 TABLE = Path(__file__).with_name("counted.json")
@@ -39,21 +40,25 @@ def text_encoder_cost(manifest: Manifest) -> TextEncoderCost:
     return TextEncoderCost(**_figures(shapes))
 
 
-def student_cost(source: str | dict[str, Any], manifest: Manifest) -> TextEncoderCost:
+def student_cost(
+    source: str | dict[str, Any], manifest: Manifest, projection_rank: int | None = None
+) -> TextEncoderCost:
     """A student with its projection, fp32.
 
     source: a name of STUDENT_SIZES, a hub name, a folder, or the config.json of a T5; or another encoder with its
         tokenizer; or the configuration of a T5 that does not exist yet.
+    projection_rank: of a new projection; None: full, or that of an earlier student.
 
-    Raises StudentError if the student does not fit the teacher.
+    Raises StudentError if the student does not fit the teacher, SettingsError for a rank that is too large.
     """
-    if isinstance(source, dict):
-        return TextEncoderCost(**_figures(StudentShapes.of("the student", source, manifest.teacher)))
-    if source in STUDENT_SIZES:
-        return TextEncoderCost(**_figures(StudentShapes.of(source, STUDENT_SIZES[source], manifest.teacher)))
+    check_rank(projection_rank, manifest.teacher.text_width)
+    if isinstance(source, dict) or source in STUDENT_SIZES:
+        name, config = ("the student", source) if isinstance(source, dict) else (source, STUDENT_SIZES[source])
+        ranked = config if projection_rank is None else config | {"projection_rank": projection_rank}
+        return TextEncoderCost(**_figures(StudentShapes.of(name, ranked, manifest.teacher)))
     from secondcast.models.cost.students import counted_student
 
-    return counted_student(source, manifest.teacher)
+    return counted_student(source, manifest.teacher, projection_rank)
 
 
 def decoding_bytes(config: dict[str, Any], family: Family, geometry: Geometry) -> int:

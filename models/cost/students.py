@@ -14,17 +14,20 @@ from secondcast.models.student.student_network import StudentConfig
 from secondcast.storage_schemas.schema.manifest import Teacher
 
 
-def counted_student(source: str, teacher: Teacher) -> TextEncoderCost:
+def counted_student(source: str, teacher: Teacher, projection_rank: int | None = None) -> TextEncoderCost:
     """A student with its projection, fp32. StudentError if it does not fit the teacher.
 
     source: see student_config; or another encoder with its tokenizer.
+    projection_rank: of a new projection; None: full, or that of an earlier student.
     """
     if _is_of_another_kind(source):
         with torch.device("meta"):
-            student = new_student(source, teacher, init="random", dropout=0.0, seed=0)
+            student = new_student(source, teacher, init="random", dropout=0.0, seed=0, projection_rank=projection_rank)
         return text_cost(student.train(), student.config.text_length, saved=True)
     config = student_config(source).to_dict()
     kept = {key: value for key, value in config.items() if key not in _OWN_KEYS}
+    if projection_rank is not None:
+        kept["projection_rank"] = projection_rank
     return TextEncoderCost(**count(StudentShapes.of(source, kept, teacher)))
 
 

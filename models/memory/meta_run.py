@@ -32,8 +32,9 @@ class Flops:
 
 
 def parameter_count(model: torch.nn.Module) -> int:
-    """Number of parameters of a module, counting shared ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Number of parameters of a module, counting shared ones once, and a quantized matrix as what it stands for."""
+    quantized = sum(getattr(module, "quantized_weights", 0) for module in model.modules())
+    return quantized + sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_flops(run: Callable[[], Any]) -> Flops:

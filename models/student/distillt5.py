@@ -5,6 +5,7 @@ Models" (CVPR 2025), and the ComfyUI node of its authors. The published configur
 its training; exports add it as `text_length`.
 """
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,19 @@ _NOT_OURS = (
     *(_WIDTH, "architectures", "model_type", "torch_dtype", "dtype"),
     *("transformers_version", "task_specific_params"),
 )
+
+
+@torch.no_grad()
+def with_full_projection(student: SecondcastStudent) -> SecondcastStudent:
+    """A student whose low-rank projection, which the published class lacks, is multiplied out; up to rounding."""
+    if getattr(student.config, "projection_rank", None) is None:
+        return student
+    config, tensors = copy.deepcopy(student.config), student.state_dict()
+    del config.projection_rank
+    full = SecondcastStudent(config).eval()
+    down, up = (tensors.pop(f"final_projection.{number}.weight").double() for number in (3, 4))
+    full.load_state_dict(tensors | {"final_projection.3.weight": (up @ down).float()})
+    return full
 
 
 def published_config(student: SecondcastStudent) -> dict[str, Any]:

@@ -30,7 +30,7 @@ _NOT_KEPT = (
 
 
 def new_encoder_student(
-    source: str, teacher: Teacher, *, pretrained: bool, dropout: float, seed: int
+    source: str, teacher: Teacher, *, pretrained: bool, dropout: float, seed: int, projection_rank: int | None
 ) -> EncoderStudent:
     """A student with the text encoder of a folder or hub repository, fp32. StudentError if there is none.
 
@@ -55,6 +55,7 @@ def new_encoder_student(
             longest_text=longest,
             pad_token_id=tokens.pad_token_id,
             pad_is_end=tokens.pad_is_end,
+            projection_rank=projection_rank,
         )
     )
     if pretrained:

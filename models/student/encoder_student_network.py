@@ -4,6 +4,7 @@ It reads prompts with its own tokenizer. FluxPipeline passes no attention mask, 
 derived from the padding. This file only imports torch and transformers: an export includes a copy of it.
 """
 
+import itertools
 import sys
 import warnings
 from typing import Any
@@ -22,6 +23,7 @@ class EncoderStudentConfig(PretrainedConfig):
     text_length: number of text tokens of its training.
     longest_text: maximum number of tokens; None: unlimited.
     pad_is_end: whether the tokenizer pads with its end token, the first of which is text.
+    projection_rank: of the projection's last matrix, then a product of two; absent for a full one.
     """
 
     model_type = "secondcast_encoder_student"
@@ -38,9 +40,12 @@ class EncoderStudentConfig(PretrainedConfig):
         longest_text: int | None = None,
         pad_token_id: int = 0,
         pad_is_end: bool = False,
+        projection_rank: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if projection_rank is not None:
+            self.projection_rank = projection_rank
         self.encoder_config = encoder_config or {"model_type": "bert"}
         self.project_in_dim = project_in_dim
         self.project_out_dim = project_out_dim
@@ -101,11 +106,13 @@ class EncoderStudent(PreTrainedModel):
         self.encoder = make_encoder(config.encoder_config)
         # What the encoder's own class keeps in float32: transformers 4 asks the outermost model only.
         self._keep_in_fp32_modules = getattr(self.encoder, "_keep_in_fp32_modules", None)
+        wide, rank = config.project_out_dim, getattr(config, "projection_rank", None)
+        widths = (wide, wide) if rank is None else (wide, rank, wide)
         self.final_projection = nn.Sequential(
-            nn.Linear(config.project_in_dim, config.project_out_dim, bias=False),
+            nn.Linear(config.project_in_dim, wide, bias=False),
             nn.ReLU(),
             nn.Dropout(config.projection_dropout),
-            nn.Linear(config.project_out_dim, config.project_out_dim, bias=False),
+            *(nn.Linear(*shape, bias=False) for shape in itertools.pairwise(widths)),
         )
         self._warned = False
         self.post_init()

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.io.digests import digest
@@ -21,6 +21,8 @@ INITIAL_FILE = "initial.json"
 PUBLISHED_CLASS = "T5EncoderWithProjection"
 STUDENT_KINDS = ("secondcast_student", "secondcast_encoder_student")
 """model_type of StudentConfig and of EncoderStudentConfig, whose exported modules cannot import this package."""
+StudentQuantization = Literal["int8", "nf4"]
+"""Forms of the matrices of a quantized student."""
 _NAME = re.compile(rf"{CHECKPOINT_PREFIX}(\d{{8,15}})")
 
 
@@ -129,6 +131,16 @@ def best_checkpoint(run: Path) -> tuple[Path, float] | None:
 def is_published_form(config: dict[str, Any]) -> bool:
     """Whether config.json is of the published class."""
     return PUBLISHED_CLASS in (config.get("architectures") or ())
+
+
+def is_quantized(config: dict[str, Any]) -> bool:
+    """Whether config.json is of a student with integer weights."""
+    return config.get("model_type") == STUDENT_KINDS[0] and "quantization" in config
+
+
+def weight_bytes(path: Path) -> int:
+    """Bytes of the weight files of a saved student, or of an export that is one file."""
+    return sum(file.stat().st_size for file in (path.glob("*.safetensors") if path.is_dir() else [path]))
 
 
 def config_of(folder: Path, name: str = "config.json") -> dict[str, Any]:

@@ -13,14 +13,15 @@ from secondcast.models.student.encoder_student import new_encoder_student, rebui
 from secondcast.models.student.encoder_student_network import EncoderStudent, EncoderStudentConfig
 from secondcast.models.student.folder import BEST_FILE as BEST_FILE
 from secondcast.models.student.folder import CHECKPOINT_PREFIX as CHECKPOINT_PREFIX
-from secondcast.models.student.folder import check_is_student, config_of, is_published_form
+from secondcast.models.student.folder import check_is_student, config_of, is_published_form, is_quantized
 from secondcast.models.student.folder import checkpoints as checkpoints
 from secondcast.models.student.folder import student_folder as student_folder
+from secondcast.models.student.projection_rank import check_rank
 from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
 from secondcast.models.weights.checked_loading import load_checked
 from secondcast.models.weights.files import CheckpointSource, holds_weights
 from secondcast.models.weights.hub import local_weights
-from secondcast.storage_schemas.errors import StudentError
+from secondcast.storage_schemas.errors import SettingsError, StudentError
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.schema.manifest import Teacher
 
@@ -28,7 +29,9 @@ Student = SecondcastStudent | EncoderStudent
 """Either replaces T5-XXL: token ids [B, T] in, embeddings [B, T, project_out_dim] out."""
 
 
-def new_student(source: str, teacher: Teacher, *, init: str, dropout: float, seed: int) -> Student:
+def new_student(
+    source: str, teacher: Teacher, *, init: str, dropout: float, seed: int, projection_rank: int | None = None
+) -> Student:
     """A student that fits a teacher, fp32.
 
     source: folder or hub name of a text encoder, of its config.json (and tokenizer) alone, or of an earlier export. T5
@@ -36,17 +39,23 @@ def new_student(source: str, teacher: Teacher, *, init: str, dropout: float, see
         its own tokenizer (see tokens.own_tokens).
     init: "pretrained", "random" or "auto" (pretrained if weights are available).
     dropout: probability in encoder and projection.
+    projection_rank: of a new projection's last matrix; None: full. An earlier student keeps its own.
 
-    Raises StudentError for a width or vocabulary that does not fit the teacher, or if `source` is not a text encoder.
+    Raises StudentError for a width or vocabulary that does not fit the teacher, if `source` is not a text encoder, or
+    is quantized, SettingsError for a rank that is too large, or not that of an earlier student.
     """
     found = _source_config(source)
+    _check_form(source, found, projection_rank)
+    check_rank(projection_rank, teacher.text_width)
     pretrained = init == "pretrained" or (init == "auto" and _has_weights(source))
     kind = found.get("model_type")
     if kind == EncoderStudentConfig.model_type:
         return _again(source, teacher, pretrained=pretrained, dropout=dropout, seed=seed)
     ours = kind == StudentConfig.model_type or is_published_form(found)
     if not ours and (kind != "t5" or _has_another_tokenizer(source, found, teacher)):
-        return new_encoder_student(source, teacher, pretrained=pretrained, dropout=dropout, seed=seed)
+        return new_encoder_student(
+            source, teacher, pretrained=pretrained, dropout=dropout, seed=seed, projection_rank=projection_rank
+        )
     config = _t5_config(source)
     if isinstance(config, StudentConfig) and pretrained:
         return _continued(source, config, teacher, dropout)
@@ -56,7 +65,24 @@ def new_student(source: str, teacher: Teacher, *, init: str, dropout: float, see
             f"{teacher.text_encoder_config['vocab_size'] - 1}: use a student with the teacher's tokenizer, or with its "
             f"own next to its config.json"
         )
+    if projection_rank is not None:
+        config.projection_rank = projection_rank
     return _t5_student(source, config, teacher, pretrained=pretrained, dropout=dropout, seed=seed)
+
+
+def _check_form(source: str, config: dict[str, Any], projection_rank: int | None) -> None:
+    """Raise an error for a quantized student, or one with another projection than the asked one."""
+    if is_quantized(config):
+        raise StudentError(
+            f"{source} has {config['quantization']} weights, which cannot be trained: give the run that it was "
+            f"exported from, or an export without --quantize"
+        )
+    own = config.get("projection_rank")
+    if projection_rank is not None and "project_out_dim" in config and own != projection_rank:
+        raise SettingsError(
+            f"--projection-rank is {projection_rank}, but {source} is a student with "
+            f"{'a full projection' if own is None else f'a projection of rank {own}'}, which it keeps: omit the option"
+        )
 
 
 def _t5_student(
@@ -92,15 +118,19 @@ _OWN_KEYS = (
     "project_out_dim",
     "projection_dropout",
     "text_length",
+    "quantization",
     "model_type",
     "auto_map",
 )
 
 
 def untrained_like(student: Student, *, seed: int) -> Student:
-    """A student of the same shape with random weights, in eval mode."""
+    """A student of the same shape with random floating-point weights, in eval mode."""
     torch.manual_seed(seed)
-    made: Student = type(student)(copy.deepcopy(student.config)).float().eval()
+    config = copy.deepcopy(student.config)
+    if hasattr(config, "quantization"):
+        del config.quantization
+    made: Student = type(student)(config).float().eval()
     return made
 
 

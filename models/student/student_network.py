@@ -5,6 +5,8 @@ as in its published checkpoint. This file only imports torch and transformers: a
 """
 
 import copy
+import itertools
+import math
 import sys
 import warnings
 from typing import Any, ClassVar
@@ -15,9 +17,22 @@ from transformers import T5Config, T5EncoderModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
 
+# The published code book of NF4 ("QLoRA: Efficient Finetuning of Quantized LLMs", 2023, appendix E).
+NF4_LEVELS = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
+    *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
+    *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+NF4_BLOCK = 64
+
 
 class StudentConfig(T5Config):
-    """T5's configuration and the projection's; `text_length` is the number of text tokens of its training."""
+    """T5's configuration and the projection's, and of which form its matrices are.
+
+    text_length: number of text tokens of its training.
+    projection_rank: of the projection's last matrix, then a product of two; absent for a full one.
+    quantization: "int8" or "nf4"; absent for floating-point weights.
+    """
 
     model_type = "secondcast_student"
     # Saving a student saves this file beside it.
@@ -29,13 +44,67 @@ class StudentConfig(T5Config):
         project_out_dim: int = 4096,
         projection_dropout: float = 0.1,
         text_length: int = 77,
+        projection_rank: int | None = None,
+        quantization: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        # Absent values stay absent from config.json.
+        if projection_rank is not None:
+            self.projection_rank = projection_rank
+        if quantization is not None:
+            self.quantization = quantization
         self.project_in_dim = project_in_dim
         self.project_out_dim = project_out_dim
         self.projection_dropout = projection_dropout
         self.text_length = text_length
+
+
+class QuantizedMatrix(nn.Module):
+    """A matrix [rows, columns] as integer codes, with a scale per row (int8) or per NF4_BLOCK columns of it (nf4).
+
+    It computes in the dtype of the scales, which is the model's. Codes are int8 in both cases: T5 casts the input of a
+    linear to the dtype of its weight, unless that is int8.
+    """
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, rows: int, columns: int, kind: str) -> None:
+        super().__init__()
+        self.columns, self.kind = columns, kind
+        self.quantized_weights = rows * columns
+        blocks = 1 if kind == "int8" else math.ceil(columns / NF4_BLOCK)
+        # nf4: two codes per byte, padded to whole blocks.
+        width = columns if kind == "int8" else blocks * NF4_BLOCK // 2
+        self.register_buffer("weight", torch.zeros(rows, width, dtype=torch.int8))
+        self.register_buffer("scale", torch.ones(rows, blocks))
+
+    def values(self, rows: Any) -> torch.Tensor:
+        """Rows [..., columns] by their numbers, or a slice of them."""
+        codes, scale = self.weight[rows], self.scale[rows]
+        if self.kind == "int8":
+            return codes.to(scale.dtype) * scale
+        levels = torch.tensor(NF4_LEVELS, dtype=scale.dtype, device=scale.device)
+        pairs = torch.cartesian_prod(levels, levels)[codes.view(torch.uint8).int()]
+        blocks = pairs.flatten(-2).unflatten(-1, (-1, NF4_BLOCK)) * scale.unsqueeze(-1)
+        return blocks.flatten(-2)[..., : self.columns]
+
+
+class QuantizedLinear(QuantizedMatrix):
+    """A linear without bias."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """As nn.Linear."""
+        return nn.functional.linear(hidden.to(self.scale.dtype), self.values(slice(None)))
+
+
+class QuantizedEmbedding(QuantizedMatrix):
+    """A token embedding."""
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """As nn.Embedding; only the rows in use are computed."""
+        return self.values(input_ids)
 
 
 class SecondcastStudent(PreTrainedModel):
@@ -56,14 +125,31 @@ class SecondcastStudent(PreTrainedModel):
         super().__init__(config)
         # T5EncoderModel changes the config it is given.
         self.encoder = T5EncoderModel(copy.deepcopy(config))
+        wide, rank = config.project_out_dim, getattr(config, "projection_rank", None)
+        widths = (wide, wide) if rank is None else (wide, rank, wide)
         self.final_projection = nn.Sequential(
-            nn.Linear(config.project_in_dim, config.project_out_dim, bias=False),
+            nn.Linear(config.project_in_dim, wide, bias=False),
             nn.ReLU(),
             nn.Dropout(config.projection_dropout),
-            nn.Linear(config.project_out_dim, config.project_out_dim, bias=False),
+            *(nn.Linear(*shape, bias=False) for shape in itertools.pairwise(widths)),
         )
         self._warned = False
         self.post_init()
+        if kind := getattr(config, "quantization", None):
+            self._quantize(kind)
+
+    def _quantize(self, kind: str) -> None:
+        """Replace all linears and the token embedding by quantized ones without values."""
+        for name, module in list(self.named_modules()):
+            if isinstance(module, nn.Linear):
+                self.set_submodule(name, QuantizedLinear(module.out_features, module.in_features, kind))
+        tokens = self.encoder.shared
+        self.encoder.encoder.embed_tokens = QuantizedEmbedding(tokens.num_embeddings, tokens.embedding_dim, kind)
+        # Its other name; transformers ties parameters only, and reads what is tied from the instance.
+        self.encoder.shared, self.encoder.config.tie_word_embeddings = None, False
+        self._tied_weights_keys = self.all_tied_weights_keys = {}  # type: ignore[misc, var-annotated]
+        # Not the codes: a cast would widen them.
+        self._keep_in_fp32_modules = ["wo.scale"]  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, name: Any, *arguments: Any, output_loading_info: bool = False, **options: Any) -> Any:
@@ -88,7 +174,7 @@ class SecondcastStudent(PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding."""
-        return self.encoder.get_input_embeddings()
+        return self.encoder.encoder.embed_tokens
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any

@@ -226,7 +226,12 @@ def _renamed(name: str, expected: Mapping[str, Shape], renamed: tuple[tuple[str,
 def _transformers_mismatch(kind: Any, config: Any, stored: StoredWeights, **how: Any) -> tuple[Mismatch, Any]:
     """The difference of a checkpoint from what a class reads, and an instance of the class without data."""
     mismatch, model = _asked(kind, config, stored.tensors, **how)
-    floating = {name: tensor for name, tensor in stored.tensors.items() if tensor.dtype in READ_DTYPES}
+    codes = {name for name, tensor in model.state_dict().items() if tensor.dtype == torch.int8}
+    floating = {
+        name: tensor
+        for name, tensor in stored.tensors.items()
+        if tensor.dtype in READ_DTYPES or (tensor.dtype == "I8" and name in codes)
+    }
     if len(floating) == len(stored.tensors):
         return mismatch, model
     # Tensors that are only missing without the others are stored in an unsupported dtype.
@@ -276,17 +281,18 @@ def _reported(kind: Any, stored: StoredWeights, model: Any, report: Mapping[str,
         kind=kind.__name__,
         expected={name: tuple(tensor.shape) for name, tensor in held.items()},
         found={name: tensor.shape for name, tensor in stored.tensors.items()},
-        # An integer buffer, such as a count of batches, is not a weight.
-        missing=[name for name, tensor in held.items() if name in missing and tensor.is_floating_point()],
+        # A count of batches, or of positions, is not a weight.
+        missing=[name for name, tensor in held.items() if name in missing and tensor.dtype != torch.int64],
         unexpected=sorted(report["unexpected_keys"]),
         reshaped={name: (tuple(was), tuple(wanted)) for name, was, wanted in report["mismatched_keys"]},
     )
 
 
 def _check_tied(kind: Any, model: Any, source: CheckpointSource) -> None:
+    held = dict(model.named_parameters(remove_duplicate=False))
     for one, other in KNOWN.get(kind.__name__, Known()).tied:
-        first, second = model.get_parameter(one), model.get_parameter(other)
-        if first is not second and not torch.equal(first, second):
+        # A quantized embedding is held once, and is no parameter.
+        if one in held and held[one] is not held[other] and not torch.equal(held[one], held[other]):
             raise source.refused(f"{one} and {other} differ, expected one tensor under two names: the file is damaged")
 
 

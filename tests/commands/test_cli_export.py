@@ -60,18 +60,22 @@ def test_every_folder_form_of_a_student_makes_the_same_pictures_without_the_teac
     for part in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
         shutil.rmtree(Path("t") / part)
     code, said, _ = secondcast("export", student, "diffusers", capsys=capsys)
-    assert code == 0 and said.startswith("diffusers: pass it to the teacher's pipeline")
+    assert code == 0 and re.match(r"diffusers: float32 weights, \S+ KiB; pass it to the teacher's pi", said)
     code, said, heard = secondcast("export", student, "distillt5", "--to", "distillt5", capsys=capsys)
-    assert code == 0 and said.startswith("distillt5: in the format of the published DistillT5 checkpoint") and not heard
+    assert code == 0 and "KiB; in the format of the published DistillT5 checkpoint" in said and not heard
     code, said, heard = secondcast("export", "distillt5", "s.safetensors", "--to", "comfyui", capsys=capsys)
-    assert code == 0 and said == "s.safetensors: copy it to ComfyUI/models/clip for the DistillT5 node\n"
+    assert code == 0 and said.endswith(" KiB; copy it to ComfyUI/models/clip for the DistillT5 node\n")
     assert "cannot load this student, which has d_model = " in heard and "pads prompts to 256 tokens" in heard
+    code, said, _ = secondcast("export", student, "q", "--quantize", "nf4", capsys=capsys)
+    assert code == 0 and re.match(r"q: nf4 weights, \S+ KiB; pass it to the teacher's pipeline", said)
     made = {}
-    for form in (str(student), "diffusers", "distillt5"):
+    for form in (str(student), "diffusers", "distillt5", "q"):
         words = ["--teacher", "t", "--prompts", prompt_file(2), "--out", f"p-{Path(form).name}", "--steps", 1]
         assert secondcast("generate", form, *words, "--dtype", "float32", capsys=capsys)[0] == 0
         made[form] = [file.read_bytes() for file in sorted(Path(f"p-{Path(form).name}").glob("*.png"))]
-    assert len(made["diffusers"]) == 2 and made["diffusers"] == made["distillt5"] == made[str(student)]
+    assert (
+        len(made["q"]) == len(made["diffusers"]) == 2 and made["diffusers"] == made["distillt5"] == made[str(student)]
+    )
 
 
 GENERATE = ["generate", "teacher", "--teacher", "pocket", "--prompts", "p.txt", "--out", "o"]

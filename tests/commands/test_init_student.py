@@ -66,6 +66,20 @@ def test_the_same_command_makes_the_same_bytes(words, capsys):
 
 
 @pytest.mark.thorough
+def test_a_rank_makes_it_smaller_and_is_part_of_what_was_asked(words, capsys):
+    flags = ["--size", "2x64", "--kind", "cut", "--dtype", "float32", "-q"]
+    code, _, _ = secondcast(*words, *flags, "--projection-rank", 16, capsys=capsys)
+    assert code == 0 and load_student(Path("out")).config.projection_rank == 16
+    (made,) = json.loads(Path("out/initial.json").read_text())["made"]
+    assert secondcast("init-student", "full", *words[2:], *flags, capsys=capsys)[0] == 0
+    (full,) = json.loads(Path("full/initial.json").read_text())["made"]
+    assert full["parameters"] - made["parameters"] == 256**2 - 2 * 16 * 256
+    assert full["context_error"] < made["context_error"]
+    code, _, heard = secondcast(*words, *flags, capsys=capsys)
+    assert code == 1 and "out is an initial student made with projection-rank = 16, not None" in heard
+
+
+@pytest.mark.thorough
 def test_a_pretrained_student_is_compared_with_a_cut(words, tmp_path, capsys):
     write_t5(tmp_path / "t5")
     code, said, _ = secondcast(*words, "--size", "pocket-tiny", "--from", "t5", "-q", capsys=capsys)
@@ -84,6 +98,8 @@ def test_a_pretrained_student_is_compared_with_a_cut(words, tmp_path, capsys):
         (["--size", "2x64", "--limit", "2"], "tokens, expected at least 64, the width of the student: give more or"),
         (["--size", "2x64", "--kind", "pretrained"], "--kind pretrained needs --from, a T5 v1.1 such as google/t5-v1"),
         (["--size", "2x64", "--kind", "cut", "--from", "t5"], "--from is t5, but --kind cut is made of the teacher's"),
+        (["--size", "2x64", "--projection-rank", "0"], "--projection-rank is 0, expected at least 1"),
+        (["--size", "2x64", "--projection-rank", "128"], "--projection-rank is 128, expected 1 to 127: the text width"),
         (["--size", "2x64", "--text-length", "600"], "--text-length is 600, expected at most 512"),
     ],
 )

@@ -147,6 +147,7 @@ def costs_of(
     manifests: Mapping[str, Manifest],
     student_source: str | dict[str, Any],
     *,
+    projection_rank: int | None = None,
     ranks: int = 1,
     local_ranks: int = 1,
     gpu_bytes: float | None = None,
@@ -157,7 +158,7 @@ def costs_of(
     backbones = {
         name: backbone_cost(CallShapes.of(manifest)) for name, manifest in manifests.items() if not manifest.is_text
     }
-    student = student_cost(student_source, next(iter(manifests.values())))
+    student = student_cost(student_source, next(iter(manifests.values())), projection_rank)
     return Costs(
         manifests=manifests,
         backbones=backbones,

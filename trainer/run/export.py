@@ -10,14 +10,18 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from secondcast.models.memory.meta_run import parameter_count
 from secondcast.models.student.distillt5 import (
     COMFYUI_TEXT_LENGTH,
     WEIGHTS_FILE,
     comfyui_differences,
     published_config,
     published_tensors,
+    with_full_projection,
 )
 from secondcast.models.student.encoder_student_network import EncoderStudent
+from secondcast.models.student.folder import StudentQuantization, config_of, weight_bytes
+from secondcast.models.student.quantizing import quantized, with_stored_scales
 from secondcast.models.student.student import (
     BEST_FILE,
     Student,
@@ -30,6 +34,7 @@ from secondcast.models.student.student_network import SecondcastStudent
 from secondcast.models.student.tokens import TOKENIZER_CONFIG, portable
 from secondcast.storage_schemas.errors import SettingsError, reason
 from secondcast.storage_schemas.io import durable
+from secondcast.storage_schemas.progress import size_text
 from secondcast.trainer.run.model_card import FACTS_FILE, ExportFacts, Form, card_of, facts_of
 
 _CARD_FILE = "README.md"
@@ -38,21 +43,25 @@ _COMFYUI_ENDING = ".safetensors"
 _NOT_TOKENIZER = (".safetensors", ".index.json", ".bin", ".gguf", ".py", ".md", ".tmp")
 
 
-def export(path: Path, out: Path, *, to: Form = "diffusers") -> list[str]:
+def export(path: Path, out: Path, *, to: Form = "diffusers", quantize: StudentQuantization | None = None) -> list[str]:
     """Write a student atomically; returns notes on limitations in the target program.
 
     path: run folder (its best checkpoint is exported), or an export.
     out: new folder; for `comfyui` a new .safetensors file.
     to: format of the export.
+    quantize: form of its matrices; None: as they are.
 
     Raises StudentError if there is no student, SettingsError for an `out` that exists or cannot be written, and for a
-    format that does not support this kind of student.
+    format or a quantization that does not support this kind of student.
     """
     out = out.resolve()
     _check_is_free(out, to)
     source = student_folder(path)
     student, facts = load_student(source), facts_of(path, source)
-    _check_is_held(student, path, to)
+    _check_is_held(student, path, to, quantize)
+    if isinstance(student, SecondcastStudent):
+        student = student if to == "diffusers" else with_full_projection(student)
+        student = with_stored_scales(student) if quantize is None else quantized(student, quantize)
     with _staged(out) as temporary:
         if to == "comfyui":
             save_file(published_tensors(student), temporary, metadata=_metadata(facts))
@@ -69,7 +78,21 @@ def _unjudged_remarks(path: Path, source: Path) -> list[str]:
     return [f"{path} has no validated checkpoint: exported the last one, {source.parent.name}"]
 
 
-def _check_is_held(student: Student, path: Path, to: Form) -> None:
+def _check_is_held(student: Student, path: Path, to: Form, quantize: StudentQuantization | None) -> None:
+    if quantize is not None and to != "diffusers":
+        raise SettingsError(
+            f"--quantize is {quantize}, but --to {to} is a format of floating-point weights: omit one of both options"
+        )
+    if (own := getattr(student.config, "quantization", None)) and (quantize is not None or to != "diffusers"):
+        raise SettingsError(
+            f"{path} has {own} weights already, but {f'--to {to}' if quantize is None else f'--quantize {quantize}'} "
+            f"needs floating-point ones: give the run that it was exported from"
+        )
+    if isinstance(student, EncoderStudent) and quantize is not None:
+        raise SettingsError(
+            f"{path} is a {student.config.encoder_config['model_type']!r} student with its own tokenizer, but "
+            f"--quantize only supports T5 students that read the teacher's tokens: omit the option"
+        )
     if isinstance(student, EncoderStudent) and to != "diffusers":
         raise SettingsError(
             f"{path} is a {student.config.encoder_config['model_type']!r} student with its own tokenizer, but --to "
@@ -130,10 +153,16 @@ def _write_folder(student: Student, facts: ExportFacts | None, source: Path, fol
         form,
         facts,
         text_length=student.config.text_length,
-        parameters=student.num_parameters(),
+        parameters=parameter_count(student),
+        weights=weights_text(folder),
         encoder=student.config.encoder_config["model_type"] if isinstance(student, EncoderStudent) else None,
     )
     (folder / _CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def weights_text(export: Path) -> str:
+    """The weights of an export in a few words, such as "int8 weights, 664.8 KiB"."""
+    return f"{config_of(export).get('quantization', 'float32')} weights, {size_text(weight_bytes(export))}"
 
 
 def _metadata(facts: ExportFacts | None) -> dict[str, str]:

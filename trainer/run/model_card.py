@@ -110,8 +110,8 @@ tags: [text-encoder, flux, distillation, secondcast]
 
 # A student of {teacher}
 
-{encoder} encoder with projection, {parameters:,} parameters, distilled with Secondcast from the T5 text encoder of
-{teacher}. It replaces `{slot}`.{tokenizer}
+{encoder} encoder with projection, {parameters:,} parameters ({weights}), distilled with Secondcast from the T5 text
+encoder of {teacher}. It replaces `{slot}`.{tokenizer}
 
 It was trained at **{text_length} text tokens**: always pass `max_sequence_length={text_length}`. The pipeline
 accepts up to {largest_text_length}, and by default adds padding tokens that the student has never seen. {guidance}
@@ -147,9 +147,19 @@ pictures than from a student trained with the vision loss.
 
 
 def card_of(
-    form: Form, facts: ExportFacts | None, *, text_length: int, parameters: int, encoder: str | None = None
+    form: Form,
+    facts: ExportFacts | None,
+    *,
+    text_length: int,
+    parameters: int,
+    weights: str,
+    encoder: str | None = None,
 ) -> str:
-    """README.md of an export. encoder: model_type of a student with its own tokenizer; None: a T5 student."""
+    """README.md of an export.
+
+    weights: form and bytes of its weights, in words.
+    encoder: model_type of a student with its own tokenizer; None: a T5 student.
+    """
     teacher = f"`{facts.teacher}`" if facts else "an unrecorded teacher"
     family = recorded_family(facts.recorded if facts else None)
     return _CARD.format(
@@ -158,6 +168,7 @@ def card_of(
         slot=family.slot,
         largest_text_length=family.largest_text_length,
         parameters=parameters,
+        weights=weights,
         text_length=text_length,
         encoder="A T5" if encoder is None else f"A text (`{encoder}`)",
         tokenizer="" if encoder is None else _OWN_TOKENIZER,

@@ -140,13 +140,12 @@ def _main_directions(moment_DD: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _assembled(config: StudentConfig, tensors: dict[str, torch.Tensor], device: torch.device) -> SecondcastStudent:
-    rows, width = config.project_out_dim, config.project_in_dim
-    projection = {
-        "final_projection.0.weight": torch.zeros(rows, width, device=device),
-        "final_projection.3.weight": torch.zeros(rows, rows, device=device),
-    }
     with torch.device("meta"):
         student = SecondcastStudent(config)
+    projection = {
+        name: torch.zeros(matrix.shape, device=device)
+        for name, matrix in student.final_projection.state_dict(prefix="final_projection.").items()
+    }
     student.load_state_dict({**tensors, **projection}, assign=True)
     student.tie_weights()
     return student.eval()

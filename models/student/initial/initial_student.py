@@ -17,6 +17,7 @@ from secondcast.models.student.initial.settings import Kind
 from secondcast.models.student.initial.size import Size
 from secondcast.models.student.initial.statistics import Pairs, Sums, chunks_of, collect
 from secondcast.models.student.initial.work_folder import WorkFolder
+from secondcast.models.student.projection_rank import check_rank
 from secondcast.models.student.student import new_student
 from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
 from secondcast.storage_schemas.errors import PromptsError, StudentError
@@ -96,14 +97,19 @@ class Maker:
 
     def __init__(
         self, teacher: TeacherEncoder, size: Size, ids: TokenIds, work: WorkFolder, *, kind: str, batch_size: int,
-        progress: Progress,
+        progress: Progress, projection_rank: int | None = None,
     ) -> None:  # fmt: skip
-        """kind: a Kind or "auto". Raises SettingsError for a size above the teacher's, PromptsError for few tokens."""
+        """kind: a Kind or "auto". projection_rank: None: full.
+
+        Raises SettingsError for a size above the teacher's or a rank that is too large, PromptsError for few tokens.
+        """
         size.check_within(teacher.size)
+        check_rank(projection_rank, teacher.identity.text_width)
         width = teacher.size.width if kind == "shallow" else size.width
         ids.check_enough(width, teacher.identity.pad_token_id)
         self._teacher, self._size, self._ids, self._work = teacher, size, ids, work
         self._kind, self._batch_size, self._progress = kind, batch_size, progress
+        self._projection_rank = projection_rank
 
     def make(self, source: str | None) -> tuple[list[Initial], Initial]:
         """The students of the kind, or of all kinds that are possible (auto), and the one of the lowest context error.
@@ -144,7 +150,10 @@ class Maker:
 
     def pretrained(self, source: str) -> Initial:
         """Another T5 v1.1 with its own weights. StudentError for any other encoder."""
-        student = new_student(source, self._teacher.identity, init="pretrained", dropout=0.0, seed=0)
+        student = new_student(
+            source, self._teacher.identity, init="pretrained", dropout=0.0, seed=0,
+            projection_rank=self._projection_rank,
+        )  # fmt: skip
         if not isinstance(student, SecondcastStudent):
             raise StudentError(
                 f"--from is {source}, which has a tokenizer of its own, expected a T5 v1.1 with the teacher's tokens, "
@@ -170,7 +179,11 @@ class Maker:
         )
 
     def _config(self, size: Size) -> StudentConfig:
-        return size.student_config(self._teacher.weights.config, text_length=self._teacher.identity.text_length)
+        return size.student_config(
+            self._teacher.weights.config,
+            text_length=self._teacher.identity.text_length,
+            projection_rank=self._projection_rank,
+        )
 
     def _readout(self) -> Readout:
         _, fitted, held = self.collected

@@ -46,10 +46,10 @@ def fit_projection(student: SecondcastStudent, pairs: PairsOfBatches, context_ID
     """Set both linears of the projection; returns how many directions of the encoder's output they pass.
 
     The first passes a signal through the ReLU as it is, by rows V and -V: all directions, or those that matter most to
-    the transformer where it has too few rows for all. Further rows are random. The second is a ridge regression.
+    the transformer where it has too few rows for all. Further rows are random. The second is a ridge regression, or two
+    factors of the matrix of their rank with the lowest context error.
     """
-    first, last = student.final_projection[0], student.final_projection[3]
-    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+    first, *last = (part for part in student.final_projection if isinstance(part, nn.Linear))
     rows, width = first.weight.shape
     passed = min(width, rows // 2)
     if passed == width:
@@ -60,8 +60,30 @@ def fit_projection(student: SecondcastStudent, pairs: PairsOfBatches, context_ID
     random_RD = torch.randn(rows - 2 * passed, width, generator=generator) * width**-0.5
     first.weight.copy_(torch.cat([kept_RD, -kept_RD, random_RD]))
     gram_RR, cross_RD = _products(student, pairs, context_ID.device, first)
-    last.weight.copy_(ridge(gram_RR, cross_RD).T)
+    coefficients_RD = ridge(gram_RR, cross_RD)
+    if len(last) == 1:
+        last[0].weight.copy_(coefficients_RD.T)
+    else:
+        for part, factor in zip(
+            last, _factors(coefficients_RD, cross_RD, context_ID, last[0].out_features), strict=True
+        ):
+            part.weight.copy_(factor)
     return passed
+
+
+def _factors(
+    coefficients_RD: torch.Tensor, cross_RD: torch.Tensor, context_ID: torch.Tensor, rank: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors [rank, R] and [D, rank] of a regression, float64: reduced-rank regression of the transformer's input.
+
+    Source: "Reduced Rank Ridge Regression and Its Kernel Extensions" (2011): the full regression, projected to the
+    main directions of its fitted values; here of those that the transformer reads.
+    """
+    context_ID = context_ID.cpu().double()
+    context_RI = coefficients_RD @ context_ID.T
+    # The second moment of the fitted values: a ridge regression times the products that it is fitted to.
+    main_IC = torch.linalg.eigh(context_RI.T @ (cross_RD.double() @ context_ID.T)).eigenvectors[:, -rank:]
+    return (context_RI @ main_IC).T, torch.linalg.pinv(context_ID) @ main_IC
 
 
 def _products(

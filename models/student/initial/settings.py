@@ -25,6 +25,11 @@ class InitialOptions(Flags):
     source: Annotated[str | None, Flag(flag="--from", metavar="STUDENT")] = Field(
         default=None, description="For pretrained: folder or hub name of a T5 v1.1, such as google/t5-v1_1-base."
     )
+    projection_rank: int | None = Field(
+        default=None,
+        ge=1,
+        description="Rank of the output projection's last matrix, for a smaller student; default: full.",
+    )
     limit: int = Field(default=2000, ge=2, description="Number of distinct prompts to use at most.")
     text_length: int | None = Field(
         default=None, ge=1, description="Text tokens, as of the cache to train with; default: the teacher's own."

@@ -69,7 +69,9 @@ class Size:
             "use_cache": False,
         }
 
-    def student_config(self, teacher: dict[str, Any], *, text_length: int) -> "StudentConfig":
+    def student_config(
+        self, teacher: dict[str, Any], *, text_length: int, projection_rank: int | None
+    ) -> "StudentConfig":
         """The configuration of a student of this size."""
         # It imports torch, which a plan does not need.
         from secondcast.models.student.student_network import StudentConfig
@@ -80,4 +82,5 @@ class Size:
             project_out_dim=teacher["d_model"],
             projection_dropout=0.0,
             text_length=text_length,
+            projection_rank=projection_rank,
         )

@@ -158,9 +158,7 @@ def test_quiet_commands_print_their_results_and_nothing_of_the_libraries(tmp_pat
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0].startswith("c: 3 trajectories of 3 prompts, ") and lines[1] == lines[0]
-    assert lines[2:4] == ["r: student trained for 1 step", lines[3]] and lines[3].startswith(
-        "s: pass it to the teacher's pipeline"
-    )
+    assert lines[2:4] == ["r: student trained for 1 step", lines[3]] and lines[3].startswith("s: float32 weights, ")
     assert lines[4:6] == ["g: 3 pictures", "1 film strip in strips.png"]
     assert lines[-1].startswith("1 of 1 recomputed bit for bit") and len(lines) == 9
 

@@ -47,7 +47,7 @@ FIVE, SEVEN = (1.0,) * 5 + (0.0,) * 5, (1.0,) * 7 + (0.0,) * 3
 def table() -> Table:
     rows = (
         row_of("teacher", 4_762_310_656, [{"colour": score(*[1.0] * 10)}]),
-        row_of("a|b", 129_900_000, [{"colour": score(*FIVE)}, {"colour": score(*SEVEN)}]),
+        row_of("a|b", 129_900_000, [{"colour": score(*FIVE)}, {"colour": score(*SEVEN)}], weight_bytes=2**20),
     )
     return Table(captions=10, steps=20, guidance=3.5, seed=0, rows=rows)
 
@@ -78,16 +78,16 @@ def test_runs_scored_by_an_earlier_version_are_pooled_and_the_table_says_so():
 
 def test_a_table_is_text_markdown_and_json():
     head, teacher, student = lines_of(table())
-    assert head == ["text encoder", "parameters", "runs", "colour"]
-    assert teacher[:3] == ["teacher", "4.76 B", "1"] and student[:3] == ["a|b", "130 M", "2"]
+    assert head == ["text encoder", "parameters", "bytes", "runs", "colour"]
+    assert teacher[:4] == ["teacher", "4.76 B", "-", "1"] and student[:4] == ["a|b", "130 M", "1.0 MiB", "2"]
     lines = markdown(table()).splitlines()
     assert lines[0] == (
         "10 held-out captions, 20 sampling steps, guidance 3.5, seed 0; 95 % intervals: Wilson for one run; bootstrap "
         "over captions for several runs."
     )
-    assert lines[2:4] == ["| text encoder | parameters | runs | colour |", "| --- | --- | --- | --- |"]
+    assert lines[2:4] == ["| text encoder | parameters | bytes | runs | colour |", "| --- | --- | --- | --- | --- |"]
     # A bar in a name would begin a column.
-    assert lines[5].startswith(r"| a\|b | 130 M | 2 | .60 (")
+    assert lines[5].startswith(r"| a\|b | 130 M | 1.0 MiB | 2 | .60 (")
     assert Table.model_validate_json(table().model_dump_json()) == table()
 
 
@@ -156,6 +156,8 @@ def test_teacher_and_students_come_as_a_table_with_plots_and_stay_scored(tmp_pat
     assert code == 0 and heard == ""
     assert [(row.name, row.runs) for row in found.rows] == [("teacher", 1), ("teacher, 8 bit", 1), ("tiny", 2)]
     assert found.rows[0].parameters == found.rows[1].parameters > found.rows[2].parameters
+    stored = (pocket_export / "model.safetensors").stat().st_size
+    assert found.rows[0].weight_bytes > found.rows[2].weight_bytes == stored and found.rows[1].weight_bytes is None
     assert found.rows[2].cells["colour"].count == 2 * found.rows[0].cells["colour"].count
     assert (tmp_path / "r/table.json").read_text() == found.model_dump_json(indent=1) + "\n"
     for name in ("scaling.png", "embeddings.png"):

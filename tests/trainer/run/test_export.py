@@ -15,12 +15,13 @@ from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
 from secondcast.evaluation.text_encoder import teacher_parts
 from secondcast.models.student.distillt5 import comfyui_differences
-from secondcast.models.student.student import load_student, new_student, student_folder
+from secondcast.models.student.student import load_student, new_student, save_student, student_folder
 from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
 from secondcast.storage_schemas.errors import SettingsError, StudentError
 from secondcast.storage_schemas.reader import Cache
-from secondcast.trainer.run.export import export
+from secondcast.trainer.run.export import export, weights_text
 from secondcast.trainer.run.model_card import ExportFacts, card_of, facts_of
+from tests.models.student.encoders import make_encoder_folder
 from tests.models.weights.damaged_weights import shard
 from tests.project.programs import run_program
 from tests.trainer.test_train import run_training
@@ -34,7 +35,7 @@ from diffusers import FluxPipeline
 from transformers import AutoModel
 from safetensors.torch import save_file
 torch.set_num_threads(1)
-student = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+student = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True, dtype=torch.float32)
 pipeline = FluxPipeline.from_pretrained(sys.argv[2], text_encoder_2=student, torch_dtype=torch.float32)
 with torch.no_grad():
     embedding = pipeline.encode_prompt(["a red dog", "two cats"], None, max_sequence_length=12)[0]
@@ -53,11 +54,13 @@ def exported(tmp_path_factory, cache_folder, dev_teacher, t5_config):
 
 
 @pytest.mark.slow
-def test_flux_pipeline_takes_it_without_secondcast_and_embeds_to_the_bit(exported, dev_teacher, tmp_path):
-    words = (exported / "student", dev_teacher, tmp_path / "e.safetensors")
+@pytest.mark.parametrize("kind", [None, "int8", "nf4"])
+def test_flux_pipeline_takes_it_without_secondcast_and_embeds_to_the_bit(exported, dev_teacher, tmp_path, kind):
+    export(exported / "run", tmp_path / "student", quantize=kind)
+    words = (tmp_path / "student", dev_teacher, tmp_path / "e.safetensors")
     run_program(OUTSIDER, tmp_path, *words, without_us=True)
-    student = load_student(exported / "student")
-    tokenizer = T5TokenizerFast.from_pretrained(exported / "student")
+    student = load_student(tmp_path / "student")
+    tokenizer = T5TokenizerFast.from_pretrained(tmp_path / "student")
     ids_BT = tokenizer(["a red dog", "two cats"], padding="max_length", max_length=12, return_tensors="pt").input_ids
     with torch.no_grad():
         assert torch.equal(load_file(tmp_path / "e.safetensors")["embedding"], student(ids_BT)[0])
@@ -110,7 +113,7 @@ def test_the_card_states_recipe_losses_digests_licence_and_how_to_load(exported,
 def test_the_card_of_a_hub_teacher_names_it_as_base_model_and_flux_dev_is_non_commercial(exported):
     facts = facts_of(exported / "student", exported / "student")
     flux = facts.model_copy(update={"teacher": "black-forest-labs/FLUX.1-dev", "guidance": None, "replay_error": None})
-    card = card_of("diffusers", flux, text_length=77, parameters=1)
+    card = card_of("diffusers", flux, text_length=77, parameters=1, weights="w")
     assert "\nbase_model: black-forest-labs/FLUX.1-dev\n" in card and "non-commercial licence" in card
     assert "No guidance was recorded." in card and "| replay error (loss of a perfect student) | not measured |" in card
 
@@ -201,6 +204,54 @@ def test_an_export_is_exported_again_to_the_same_bytes(exported, tmp_path):
     assert (
         load_file(tmp_path / "back/model.safetensors").keys() == load_file(tmp_path / "again/model.safetensors").keys()
     )
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_quantized_export_states_its_weights_and_is_exported_again_to_the_same_bytes(exported, tmp_path, kind):
+    export(exported / "run", tmp_path / "q", quantize=kind)
+    export(tmp_path / "q", tmp_path / "again")
+    for name in ("model.safetensors", "config.json", "README.md"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "q" / name).read_bytes(), name
+    assert json.loads((tmp_path / "q/config.json").read_text())["quantization"] == kind
+    size = weights_text(tmp_path / "q")
+    assert size.startswith(f"{kind} weights, ") and f"parameters ({size})" in (tmp_path / "q/README.md").read_text()
+    assert weights_text(exported / "student").startswith("float32 weights, ")
+
+
+def test_a_quantization_that_cannot_be_made_is_refused(exported, cache_folder, tmp_path):
+    for form, name in (("distillt5", "d"), ("comfyui", "d.safetensors")):
+        with pytest.raises(
+            SettingsError, match=rf"--quantize is nf4, but --to {form} is a format of floating-point we"
+        ):
+            export(exported / "run", tmp_path / name, to=form, quantize="nf4")
+    export(exported / "run", tmp_path / "q", quantize="int8")
+    with pytest.raises(SettingsError, match=r"q has int8 weights already, but --quantize nf4 needs floating-point on"):
+        export(tmp_path / "q", tmp_path / "again", quantize="nf4")
+    with pytest.raises(SettingsError, match=r"q has int8 weights already, but --to distillt5 needs floating-point on"):
+        export(tmp_path / "q", tmp_path / "again", to="distillt5")
+    identity = Cache.open(cache_folder).manifest.teacher
+    source = make_encoder_folder(tmp_path / "bert", "bert")
+    save_student(
+        new_student(str(source), identity, init="random", dropout=0.0, seed=0), tmp_path / "own", tokenizer=None
+    )
+    with pytest.raises(
+        SettingsError, match=r"own is a 'bert' student with its own tokenizer, but --quantize only supp"
+    ):
+        export(tmp_path / "own", tmp_path / "again", quantize="nf4")
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_low_rank_projection_is_one_matrix_in_the_published_formats(cache_folder, exported, t5_config, tmp_path):
+    identity = Cache.open(cache_folder).manifest.teacher
+    student = new_student(str(t5_config), identity, init="random", dropout=0.0, seed=0, projection_rank=5).eval()
+    save_student(student, tmp_path / "low", tokenizer=None)
+    export(tmp_path / "low", tmp_path / "d", to="distillt5")
+    config = json.loads((tmp_path / "d/config.json").read_text())
+    assert "projection_rank" not in config
+    with torch.no_grad():
+        assert torch.allclose(
+            embedding_by_key_names(tmp_path / "d/model.safetensors", config), student(IDS_BT)[0], atol=1e-5
+        )
 
 
 def test_an_index_of_several_weight_files_is_not_copied_beside_the_one_file(exported, tmp_path):

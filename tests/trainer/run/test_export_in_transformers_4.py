@@ -62,6 +62,9 @@ def make_export(folder: Path, family: str) -> Path:
 
 def test_students_of_every_family_give_the_same_tokens_and_embeddings(tmp_path):
     folders = [make_export(tmp_path, family) for family in ("t5", *FAMILIES)]
+    for kind in ("int8", "nf4"):
+        export(tmp_path / "saved/t5", tmp_path / kind, quantize=kind)
+        folders.append(tmp_path / kind)
     run_program(HEAD + f"TEXTS = {TEXTS!r}\n" + EMBED, tmp_path, *folders, without_us=True)
     for folder in folders:
         found = load_file(tmp_path / f"{folder.name}.safetensors")

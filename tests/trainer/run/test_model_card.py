@@ -65,7 +65,7 @@ def test_stages_are_told_in_plain_words(stages, expected, imitates):
 def test_a_card_tells_stages_in_words_and_all_settings_in_the_table():
     stage = {"name": "main", "loss": "embedding", "steps": 3, "huber_delta": 0.5}
     facts = FACTS.model_copy(update={"settings": {"stages": [stage], "seed": 4}})
-    card = card_of("diffusers", facts, text_length=12, parameters=5)
+    card = card_of("diffusers", facts, text_length=12, parameters=5, weights="w")
     assert f"## Training\n\n1. {EMBEDDING} (3 steps)\n\n{NO_VISION}" in card
     assert "\n| seed | 4 |\n" in card and "\n| huber-delta | 0.5 |\n" in card and "| stages |" not in card
     assert "A T5 encoder with projection, 5 par" in card
@@ -73,4 +73,4 @@ def test_a_card_tells_stages_in_words_and_all_settings_in_the_table():
 
 def test_settings_that_say_nothing_of_losses_still_make_a_card():
     assert losses_text([]) == "" == losses_text(stages_of({"steps": 3})) == losses_text(stages_of({"stages": ["odd"]}))
-    assert "| checkpoint | checkpoint-3 |" in card_of("distillt5", FACTS, text_length=12, parameters=5)
+    assert "| checkpoint | checkpoint-3 |" in card_of("distillt5", FACTS, text_length=12, parameters=5, weights="w")
