@@ -1,17 +1,15 @@
 """Which road reaches the pocket teacher for the fewest FLOPs of FLUX, what small students lose, what vision adds late.
 
-python -m experiments.pocket_roads DIR [--jobs 2] [--part prepare|roads|late|sizes|more|finals|table|all]
+python -m experiments.pocket_roads DIR [--jobs 2] [--part prepare|roads|late|sizes|table|all]
 
-`roads` trains random and teacher-made students by the context, depth and vision loss, `more` on other numbers of
-prompts; `late` continues the student of the first road by each loss, `sizes` trains random ones of about 10,000 and
-25,000 encoder parameters, `finals` repeats the best roads with all seeds, `table` prints Markdown. Checkpoints on a
-geometric series are measured: equal steps and equal FLOPs are read from one curve. A job has one core and one torch
-thread. Given again it goes on with what is missing. --scale changes the lengths of all alike: below about 0.5 it only
-shows that everything runs.
+`roads` trains random and teacher-made students by the context, depth and vision loss on some numbers of prompts,
+`late` continues the student of the first road by each loss, `sizes` trains random ones of about 10,000 and 25,000
+encoder parameters, `table` prints Markdown. Checkpoints on a geometric series are measured: equal steps and equal
+FLOPs are read from one curve. A job has one core and one torch thread; all checkpoints stay, 2 GB. Given again it goes
+on with what is missing. --scale changes the lengths of all alike: below about 0.5 it only shows that everything runs.
 """
 
 import argparse
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -37,16 +35,14 @@ from experiments.pocket_roads_arms import (
     STUDENT,
     TEXT,
     Road,
-    finalists,
     late,
-    more_roads,
     roads,
     sizes,
     start_of_late,
 )
 
-PARTS = ("prepare", "roads", "late", "sizes", "more", "finals", "table")
-JUDGED_BY = f"recorded-{RECORDED[-1]}"
+PARTS = ("prepare", "roads", "late", "sizes", "table")
+JUDGED_BY = f"recorded-{RECORDED}"
 # Of a T5 like the embedded students, with heads of 16.
 SIZE_CONFIG = {
     "model_type": "t5", "vocab_size": 557, "d_kv": 16, "relative_attention_max_distance": 64, "dropout_rate": 0.0,
@@ -56,11 +52,11 @@ SIZE_CONFIG = {
 
 def make_caches(place: Path, folder: Path) -> dict[str, Any]:
     """The prompts, all recordings and texts, and the initial student made of the teacher."""
-    for kind, counts in (("recorded", RECORDED), ("text", TEXT)):
-        whole = folder / f"{kind}-{counts[-1]}"
-        make_cache(whole, counts[-1], text_only=kind == "text")
-        for count in counts[:-1]:
-            command("subset", whole, folder / f"{kind}-{count}", "--num-prompts", count, "--quiet")
+    make_cache(folder / JUDGED_BY, RECORDED)
+    whole = folder / f"text-{TEXT[-1]}"
+    make_cache(whole, TEXT[-1], text_only=True)
+    for count in TEXT[:-1]:
+        command("subset", whole, folder / f"text-{count}", "--num-prompts", count, "--quiet")
     made = {"teacher": "pocket", "size": STUDENT, "kind": "cut", "limit": INITIAL_PROMPTS, "dtype": "float32"}
     command("init-student", folder / "teacher-initial", "--prompts", f"{whole}.txt", "--device", "cpu", *as_flags(made))
     for name, (width, layers, heads, units) in SIZES.items():
@@ -85,9 +81,6 @@ def run_road(place: Path, folder: Path, road: Road, student: str, seed: int, cap
     folders = {steps: run / f"checkpoint-{steps:08d}" for steps in road.measured()}
     curve = [{"steps": steps, **judged.errors(found / "student")} for steps, found in folders.items()]
     last = judged.saved(folders[road.steps] / "student")
-    for checkpoint in run.glob("checkpoint-*"):
-        if checkpoint != folders[road.steps]:
-            shutil.rmtree(checkpoint)
     return {"name": road.name, "seed": seed, "road": asdict(road), "training_seconds": seconds, "curve": curve, **last}
 
 
@@ -107,29 +100,18 @@ class Experiment:
         work_off([Job(place=places[name], work=measure_reference, arguments=given[name]) for name in names], self.jobs)
 
     def roads(self) -> None:
-        """Every road with seed 0."""
-        self._work(roads(self.asked["scale"]), [0])
-
-    def more(self) -> None:
-        """Other numbers of prompts, with seed 0."""
-        self._work(more_roads(self.asked["scale"]), [0])
+        """Every road."""
+        self._work(roads(self.asked["scale"]))
 
     def sizes(self) -> None:
-        """The small students with seed 0."""
-        self._work(sizes(self.asked["scale"]), [0])
+        """The small students."""
+        self._work(sizes(self.asked["scale"]))
 
     def late(self) -> None:
-        """What follows the best start, with all seeds of the data order."""
+        """What follows the first road of seed 0; a seed is then of the data order."""
         if result_of(self._place(start_of_late(self.asked["scale"]), 0)) is None:
             raise SystemExit(f"{self.folder} lacks the student to continue: give --part roads first")
-        self._work(late(self.asked["scale"]), range(self.asked["seeds"]))
-
-    def finals(self) -> None:
-        """The best roads with all seeds."""
-        scale = self.asked["scale"]
-        found = [(road, result_of(self._place(road, 0))) for road in (*roads(scale), *more_roads(scale))]
-        done = [(road, float(result["vision_loss"])) for road, result in found if result is not None]
-        self._work(finalists(done, self.asked["finalists"]), range(self.asked["seeds"]))
+        self._work(late(self.asked["scale"]))
 
     def table(self) -> None:
         """Print Markdown."""
@@ -147,8 +129,8 @@ class Experiment:
     def _place(self, road: Road, seed: int) -> Path:
         return self.folder / "runs" / f"{road.name}-seed{seed}"
 
-    def _work(self, wanted: Sequence[Road], seeds: Sequence[int]) -> None:
-        for seed in seeds:
+    def _work(self, wanted: Sequence[Road]) -> None:
+        for seed in range(self.asked["seeds"]):
             given: Mapping[Road, tuple[Any, ...]] = {
                 road: (self.folder, road, self._student(road), seed, self.asked["captions"]) for road in wanted
             }
@@ -168,8 +150,7 @@ def main() -> None:
     parser.add_argument("--part", choices=(*PARTS, "all"), default="all")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--captions", type=int, default=128, help="Held-out captions to score.")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--finalists", type=int, default=3, help="Roads that get all seeds.")
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--scale", type=float, default=1.0, help="Multiplies the steps of all students.")
     asked = vars(parser.parse_args())
     folder, part, jobs = (asked.pop(key) for key in ("folder", "part", "jobs"))

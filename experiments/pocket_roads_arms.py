@@ -1,6 +1,6 @@
 """The arms of `python -m experiments.pocket_roads`: start, loss and data of a student, and what they cost of FLUX."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,40 +9,32 @@ from experiments.pocket_arms import training_flags
 # Rows of a step, on the pocket and in the FLOPs of FLUX.
 BATCH_SIZE = 20
 STUDENT = "pocket-base"
-# Prompts with trajectories, and text alone. The fewest of each are the first of the most.
-RECORDED = (256, 1024)
+# Prompts with trajectories, and with text alone; fewer are the first of more.
+RECORDED = 1024
 TEXT = (1024, 6144, 20480)
-# Initial student, loss, prompts, steps at --scale 1; the first ones answer most.
+# Initial student, loss, prompts, steps at --scale 1, learning rate; the first ones answer most.
 ROADS = (
-    ("teacher", "context", 20480, 640),
-    ("random", "context", 20480, 640),
-    ("teacher", "context", 1024, 320),
-    ("teacher", "depth", 1024, 80),
-    ("teacher", "vision", 1024, 80),
-    ("random", "depth", 1024, 80),
-    ("random", "vision", 1024, 80),
+    ("teacher", "context", TEXT[-1], 640, 1e-3),
+    ("random", "context", TEXT[-1], 640, 3e-3),
+    ("teacher", "context", 1024, 320, 1e-3),
+    ("teacher", "depth", RECORDED, 80, 1e-3),
+    ("teacher", "vision", RECORDED, 80, 1e-3),
+    ("random", "depth", RECORDED, 80, 3e-3),
+    ("random", "vision", RECORDED, 80, 1e-3),
+    ("teacher", "vision", RECORDED, 80, 2e-4),
+    ("teacher", "context", 6144, 320, 1e-3),
 )
-MORE_ROADS = (
-    ("teacher", "context", 6144, 320),
-    ("teacher", "depth", 256, 80),
-    ("teacher", "vision", 256, 80),
-    ("random", "context", 1024, 320),
-)
-LATE_STEPS = 80
+# Loss, prompts, steps, learning rate.
+LATE_ROADS = (("vision", RECORDED, 80, 1e-4), ("context", TEXT[-1], 80, 3e-4), ("depth", RECORDED, 80, 3e-4))
 # Steps between two checkpoints, at --scale 1.
 EVERY = {"context": 40, "depth": 20, "vision": 20}
-# From former screens on the pocket; not tuned here.
-RATES = {
-    "random": {"context": 3e-3, "depth": 3e-3, "vision": 1e-3},
-    "teacher": {"context": 1e-3, "depth": 1e-3, "vision": 1e-3},
-    "late": {"context": 3e-4, "depth": 3e-4, "vision": 3e-4},
-}
-# The average of the weights takes the place of a rate that falls: each checkpoint is then worth a run of its length.
+# The average of the weights takes the place of a rate that falls: each checkpoint is nearly worth a run of its length.
 EMA_DECAY = 0.98
 CONTEXT_LOSS_WEIGHT = 0.1
 # Encoders by width, layers, heads, units, with heads of 16. The projection is not counted: it has 70,000 parameters.
 SIZES: Mapping[str, tuple[int, int, int, int]] = {"10k": (16, 1, 1, 16), "25k": (32, 1, 2, 32)}
-SIZE_STEPS, SIZE_EVERY = 2560, 320
+# The smaller one had not come to rest after 1,920.
+SIZE_STEPS, SIZE_EVERY = {"10k": 3840, "25k": 1920}, 240
 SIZE_RATE = 1e-2
 # FLUX.1-dev at 512 px with T5-base, calculated: TFLOP of a sample of a vision step, its ratio to other steps, and of a
 # prompt, recorded (sampled and encoded) or encoded alone.
@@ -76,7 +68,9 @@ class Road:
     @property
     def name(self) -> str:
         """A folder's name."""
-        return "-".join((self.table, self.initial, self.loss + "-mixed" * self.mixed, str(self.prompts)))
+        return "-".join(
+            (self.table, self.initial, self.loss + "-mixed" * self.mixed, str(self.prompts), f"{self.learning_rate:g}")
+        )
 
     @property
     def caches(self) -> list[str]:
@@ -116,20 +110,14 @@ def roads(scale: float) -> list[Road]:
     return [_road(scale, "roads", *given) for given in ROADS]
 
 
-def more_roads(scale: float) -> list[Road]:
-    """The same with other numbers of prompts."""
-    return [_road(scale, "roads", *given) for given in MORE_ROADS]
-
-
 def sizes(scale: float) -> list[Road]:
     """Small random students by the context loss on all prompts."""
-    return [_road(scale, "sizes", size, "context", TEXT[-1], SIZE_STEPS, every=SIZE_EVERY) for size in SIZES]
+    return [_road(scale, "sizes", size, "context", TEXT[-1], SIZE_STEPS[size], SIZE_RATE, SIZE_EVERY) for size in SIZES]
 
 
 def late(scale: float) -> list[Road]:
     """What can follow the context loss from the teacher's encoder."""
-    losses = (("vision", RECORDED[-1]), ("context", TEXT[-1]), ("depth", RECORDED[-1]))
-    found = [_road(scale, "late", "late", loss, prompts, LATE_STEPS, every=EVERY["vision"]) for loss, prompts in losses]
+    found = [_road(scale, "late", "late", *given, EVERY["vision"]) for given in LATE_ROADS]
     return [*found, replace(found[0], mixed=True)]
 
 
@@ -139,13 +127,8 @@ def start_of_late(scale: float) -> Road:
 
 
 def _road(
-    scale: float, table: str, initial: str, loss: str, prompts: int, steps: int, every: int | None = None
+    scale: float, table: str, initial: str, loss: str, prompts: int, steps: int, rate: float, every: int | None = None
 ) -> Road:
     steps, every = (max(1, round(scale * number)) for number in (steps, every or EVERY[loss]))
-    rate = SIZE_RATE if initial in SIZES else RATES[initial][loss]
-    return Road(table=table, initial=initial, loss=loss, prompts=prompts, steps=steps, every=every, learning_rate=rate)
-
-
-def finalists(found: Sequence[tuple[Road, float]], count: int) -> list[Road]:
-    """The roads with the lowest last vision losses of one seed."""
-    return [road for road, _ in sorted(found, key=lambda pair: pair[1])[:count]]
+    common: dict[str, Any] = {"table": table, "initial": initial, "loss": loss, "prompts": prompts}
+    return Road(**common, steps=steps, every=every, learning_rate=rate)

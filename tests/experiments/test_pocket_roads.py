@@ -13,9 +13,7 @@ from experiments.pocket_roads_arms import (
     TEXT,
     VISION_TFLOP,
     Road,
-    finalists,
     late,
-    more_roads,
     roads,
     sizes,
     start_of_late,
@@ -25,11 +23,11 @@ from secondcast.pocket.scorer import DIMENSIONS
 from secondcast.trainer.settings import TrainFlags
 from tests.project.test_docs import parse
 
-EVERY = [*roads(1.0), *more_roads(1.0), *sizes(1.0), *late(1.0)]
+EVERY = [*roads(1.0), *sizes(1.0), *late(1.0)]
 
 
 def road(name: str) -> Road:
-    return next(one for one in EVERY if one.name == name)
+    return next(one for one in EVERY if one.name.startswith(name))
 
 
 @pytest.mark.slow
@@ -66,11 +64,11 @@ def test_steps_cost_what_they_cost_of_flux():
 def test_only_the_context_loss_is_spared_the_trajectories():
     # 1,024 trajectories and texts, and the 2,000 texts of the initial student.
     assert road("roads-random-vision-1024").data_tflop() == pytest.approx(1024 * 301.71)
-    assert road("roads-random-context-1024").data_tflop() == pytest.approx(1024 * 0.71)
+    assert road("roads-random-context-20480").data_tflop() == pytest.approx(20480 * 0.71)
     assert road("roads-teacher-context-1024").data_tflop() == pytest.approx(3024 * 0.71)
     for one in EVERY:
-        counts = TEXT if one.loss == "context" else RECORDED
-        assert one.prompts in counts and (f"text-{TEXT[-1]}" in one.caches) >= one.mixed
+        assert one.prompts in (TEXT if one.loss == "context" else (RECORDED,))
+        assert (f"text-{TEXT[-1]}" in one.caches) >= one.mixed
 
 
 def test_late_roads_begin_where_a_context_road_ends():
@@ -79,23 +77,23 @@ def test_late_roads_begin_where_a_context_road_ends():
     assert {one.initial for one in late(1.0)} == {"late"}
 
 
-def test_the_finalists_have_the_lowest_losses():
-    found = [(one, float(number)) for number, one in enumerate(roads(1.0))]
-    assert finalists(found[::-1], 2) == roads(1.0)[:2]
-
-
 def test_the_tables_come_from_results(capsys):
-    references = {name: _result(name, 0, mean) for name, mean in (("teacher", 0.98), ("untrained", 0.3))}
+    references = {name: _result(name, 0, 0.98) for name in ("teacher", "teacher-initial", "untrained")}
+    references["untrained"]["vision_loss"] = 6.0
     runs = [_run(one, seed) for one in EVERY for seed in range(2)]
     print_tables(references, runs)
     lines = capsys.readouterr().out.splitlines()
     assert "### Roads: vision loss at equal steps" in lines and "### Sizes" in lines
-    # At the first measured checkpoint the loss is .4, then half of that each time.
-    teacher = road("roads-teacher-context-20480")
-    needed = [teacher.training_tflop(40 * 2**n) / VISION_STEP_TFLOP for n in (1, 3)]
-    assert THRESHOLDS[:2] == (0.2, 0.05)
-    start = f"| teacher, context | 20480 | 2 | {needed[0]:.2g} | {needed[1]:.2g} |  | {22480 * 0.71 / 628:.0f} | no |"
-    assert start in lines
+    # At the first measured checkpoint the loss is .4, then half of that each time; the initial student has .1 already.
+    teacher, random = road("roads-teacher-context-20480"), road("roads-random-context-20480")
+    needed = [
+        one.training_tflop(40 * 2**at) / VISION_STEP_TFLOP for one, at in ((teacher, 3), (random, 2), (random, 3))
+    ]
+    assert THRESHOLDS[:2] == (0.1, 0.05)
+    cells = ("0", f"{needed[0]:.2g}", "", f"{22480 * 0.71 / 628:.0f}", "no")
+    assert f"| teacher, context, lr 0.001 | 20480 | 2 | {' | '.join(cells)} |" in lines
+    cells = (f"{needed[1]:.2g}", f"{needed[2]:.2g}", "", f"{20480 * 0.71 / 628:.0f}", "no")
+    assert f"| random, context, lr 0.003 | 20480 | 2 | {' | '.join(cells)} |" in lines
     assert any(line.startswith("| 10k | 80,000 |") for line in lines)
 
 
