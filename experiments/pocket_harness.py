@@ -47,13 +47,13 @@ def as_flags(values: Mapping[str, Any]) -> list[str]:
     return [word for key, value in values.items() for word in (f"--{key.replace('_', '-')}", str(value))]
 
 
-def make_cache(cache: Path, count: int, kind: str | None = None) -> None:
+def make_cache(cache: Path, count: int, kind: str | None = None, *, text_only: bool = False) -> None:
     """Captions beside the cache and the recording, by the commands; done already it takes a second."""
     prompts = cache.with_name(f"{cache.name}.txt")
     if not prompts.exists():
         prompts.parent.mkdir(parents=True, exist_ok=True)
         command("prompts", "pocket", prompts, "--num-prompts", count, *as_flags({"kind": kind} if kind else {}))
-    command("build", cache, "--prompts", prompts, *as_flags(RECORDING))
+    command("build", cache, "--prompts", prompts, *["--text-only"] * text_only, *as_flags(RECORDING))
 
 
 def train(run: Path, caches: Sequence[object], flags: Mapping[str, Any]) -> float:

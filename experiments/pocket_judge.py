@@ -60,7 +60,10 @@ class Judge:
 
     def student(self, run: Path) -> dict[str, Any]:
         """Of a run's last checkpoint, whichever was best: all arms are judged at their last step."""
-        folder = checkpoints(run)[-1] / "student"
+        return self.saved(checkpoints(run)[-1] / "student")
+
+    def saved(self, folder: Path) -> dict[str, Any]:
+        """Of the student in a folder."""
         student = load_student(folder)
         found = {"parameters": sum(p.numel() for p in student.parameters())}
         tokens = own_tokens(folder, student)
@@ -68,6 +71,11 @@ class Judge:
             return found | self._measure(lambda ids: student(ids)[0])
         # Its tokens are not the teacher's: nothing to compare one by one, and the cache holds other ids.
         return found | self._score(OwnTokensEmbed(embed=lambda ids: student(ids)[0], token_ids=tokens.batch))
+
+    def errors(self, folder: Path) -> dict[str, Any]:
+        """Of the student in a folder that reads the teacher's tokens: its losses, without pictures."""
+        student = load_student(folder)
+        return self._errors(lambda ids: student(ids)[0])
 
     def reference(self, name: str, student: str) -> dict[str, Any]:
         """Of the teacher's own encoder, or of a student with random weights."""
@@ -100,12 +108,14 @@ class Judge:
     def _scores_of(self, images_NHWC: Array, rows: Sequence[int]) -> Mapping[str, Score]:
         return score_images(images_NHWC[rows], [self._captions[row] for row in rows])
 
-    @torch.no_grad()
     def _measure(self, embed: Embed) -> dict[str, Any]:
+        return self._score(embed) | self._errors(embed)
+
+    @torch.no_grad()
+    def _errors(self, embed: Embed) -> dict[str, Any]:
         ids_NT = self._studio.token_ids(self._captions)
         found_NTD, wanted_NTD = embed(ids_NT), self._teacher.encode(ids_NT)
         return {
-            **self._score(embed),
             "vision_loss": validation_loss(self._objective, self._dataset, embed, rows=self._rows).mean,
             "embedding_error": float(embedding_loss(found_NTD, wanted_NTD)),
             "context_error": float(context_loss(found_NTD, wanted_NTD, self._context_ID)),

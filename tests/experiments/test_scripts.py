@@ -17,7 +17,13 @@ def run(*words: str) -> str:
 
 
 def test_the_scripts_are_known():
-    assert SCRIPTS == ["pocket_experiment", "pocket_premise", "pocket_text_rendering", "pocket_training"]
+    assert SCRIPTS == [
+        "pocket_experiment",
+        "pocket_premise",
+        "pocket_roads",
+        "pocket_text_rendering",
+        "pocket_training",
+    ]
 
 
 @pytest.mark.slow
