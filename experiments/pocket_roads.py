@@ -5,8 +5,8 @@ python -m experiments.pocket_roads DIR [--jobs 2] [--part prepare|roads|late|siz
 `roads` trains random and teacher-made students by the context, depth and vision loss on some numbers of prompts,
 `late` continues the student of the first road by each loss, `sizes` trains random ones of about 10,000 and 25,000
 encoder parameters, `table` prints Markdown. Checkpoints on a geometric series are measured: equal steps and equal
-FLOPs are read from one curve. A job has one core and one torch thread; all checkpoints stay, 2 GB. Given again it goes
-on with what is missing. --scale changes the lengths of all alike: below about 0.5 it only shows that everything runs.
+FLOPs are read from one curve. A job has one core and one torch thread; all checkpoints stay, 2 GB. The same command
+resumes. --scale changes the lengths of all alike: below about 0.5 it only shows that everything runs.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from experiments.pocket_harness import (
     work_off,
     write_json,
 )
-from experiments.pocket_roads_arms import (
+from experiments.roads.arms import (
     INITIAL_PROMPTS,
     RECORDED,
     SIZES,
@@ -115,7 +115,7 @@ class Experiment:
 
     def table(self) -> None:
         """Print Markdown."""
-        from experiments.pocket_roads_tables import print_tables
+        from experiments.roads.tables import print_tables
 
         references = {result["name"]: result for result in results_below(self.folder / "references")}
         print_tables(references, results_below(self.folder / "runs"))

@@ -4,7 +4,7 @@ python -m experiments.pocket_text_rendering DIR [--jobs 1] [--captions 192] [--s
 
 Students cut out of the teacher, one cache of each kind of caption, equal steps, two stages of the context loss: three
 quarters of the steps at a constant learning rate, the last quarter with a decaying one. Of the smallest student some
-arms end with a vision stage. A job has one core and one torch thread. Given again it resumes.
+arms end with a vision stage. A job has one core and one torch thread. The same command resumes.
 """
 
 import argparse

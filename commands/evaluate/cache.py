@@ -1,6 +1,6 @@
 """`secondcast evaluate score --cache`: evaluate a student on held-out trajectories of a cache."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -75,6 +75,19 @@ def check_students(students: Sequence[Path]) -> None:
 
     for student in students:
         student_folder(student)
+
+
+def check_one_form(groups: "Mapping[str, Sequence[Path]]") -> None:
+    """Raise SettingsError unless the runs of one name have weights of one form: they are seeds of one student."""
+    from secondcast.models.student.folder import config_of, student_folder
+
+    for name, places in groups.items():
+        forms = {config_of(student_folder(place)).get("quantization", "floating-point") for place in places}
+        if len(forms) > 1:
+            raise SettingsError(
+                f"the runs named {name!r} have {' and '.join(sorted(forms))} weights: runs of one name are seeds of "
+                f"one student; give another name to each form"
+            )
 
 
 def checked_cache(

@@ -12,6 +12,7 @@ from secondcast.commands.evaluate.cache import (
     NumPrompts,
     NumTrajectories,
     Pocket,
+    check_one_form,
     check_students,
     checked_cache,
     refuse_idle,
@@ -81,6 +82,7 @@ def evaluate_table(
     places = [place for group in groups.values() for place in group]
     # Before hours of scoring, and before importing torch: the last run may be missing.
     check_students(places)
+    check_one_form(groups)
     opened = None if cache is None else checked_cache(places, cache, scoring, "once")
     results = None
     if folder is not None:

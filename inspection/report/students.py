@@ -15,6 +15,7 @@ from secondcast.evaluation.results import Evaluation, SampledResult, StepErrors
 from secondcast.inspection.report.curves import run_curves
 from secondcast.inspection.report.table import rounded
 from secondcast.models.memory.meta_run import parameter_count
+from secondcast.models.student.folder import config_of, is_quantized
 from secondcast.models.student.student import student_folder
 from secondcast.storage_schemas.errors import SettingsError, StudentError
 from secondcast.storage_schemas.progress import counted
@@ -157,7 +158,11 @@ def _parameters(one: Asked) -> int | None:
     if one.network is not None:
         return parameter_count(one.network.network)
     try:
-        files = sorted(student_folder(one.place).glob("*.safetensors"))
+        folder = student_folder(one.place)
+        if is_quantized(config_of(folder)):
+            # Its files have codes and scales, whose numbers are not those of the weights.
+            return None
+        files = sorted(folder.glob("*.safetensors"))
         return sum(_stored_values(file) for file in files) or None
     except (StudentError, OSError, ValueError, LookupError, TypeError):
         return None

@@ -9,6 +9,7 @@ from secondcast.models.cost.counting import count, text_cost
 from secondcast.models.cost.network_costs import TextEncoderCost
 from secondcast.models.cost.shapes import STUDENT_SIZES, StudentShapes
 from secondcast.models.student.distillt5 import is_published_form
+from secondcast.models.student.projection_rank import check_kept_rank
 from secondcast.models.student.student import _OWN_KEYS, _source_config, _t5_config, new_student
 from secondcast.models.student.student_network import StudentConfig
 from secondcast.storage_schemas.schema.manifest import Teacher
@@ -25,6 +26,7 @@ def counted_student(source: str, teacher: Teacher, projection_rank: int | None =
             student = new_student(source, teacher, init="random", dropout=0.0, seed=0, projection_rank=projection_rank)
         return text_cost(student.train(), student.config.text_length, saved=True)
     config = student_config(source).to_dict()
+    check_kept_rank(projection_rank, source, config)
     kept = {key: value for key, value in config.items() if key not in _OWN_KEYS}
     if projection_rank is not None:
         kept["projection_rank"] = projection_rank

@@ -39,7 +39,7 @@ def _codes(weight_NX: torch.Tensor, kind: StudentQuantization) -> tuple[torch.Te
     columns = weight_NX.shape[1]
     block, top = (columns, _LARGEST_CODE) if kind == "int8" else (NF4_BLOCK, 1)
     blocks_NYX = pad(weight_NX.float(), (0, -columns % block)).unflatten(1, (-1, block))
-    # Rounded before it divides: a scale has the same value in every dtype.
+    # Rounded before it divides: a scale has the same value in bfloat16 and float32.
     scale_NY = (blocks_NYX.abs().amax(2) / top).bfloat16()
     values_NX = (blocks_NYX / scale_NY.float().clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(2)).flatten(1)
     if kind == "int8":

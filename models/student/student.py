@@ -16,12 +16,12 @@ from secondcast.models.student.folder import CHECKPOINT_PREFIX as CHECKPOINT_PRE
 from secondcast.models.student.folder import check_is_student, config_of, is_published_form, is_quantized
 from secondcast.models.student.folder import checkpoints as checkpoints
 from secondcast.models.student.folder import student_folder as student_folder
-from secondcast.models.student.projection_rank import check_rank
+from secondcast.models.student.projection_rank import check_kept_rank, check_rank
 from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
 from secondcast.models.weights.checked_loading import load_checked
 from secondcast.models.weights.files import CheckpointSource, holds_weights
 from secondcast.models.weights.hub import local_weights
-from secondcast.storage_schemas.errors import SettingsError, StudentError
+from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.schema.manifest import Teacher
 
@@ -77,12 +77,7 @@ def _check_form(source: str, config: dict[str, Any], projection_rank: int | None
             f"{source} has {config['quantization']} weights, which cannot be trained: give the run that it was "
             f"exported from, or an export without --quantize"
         )
-    own = config.get("projection_rank")
-    if projection_rank is not None and "project_out_dim" in config and own != projection_rank:
-        raise SettingsError(
-            f"--projection-rank is {projection_rank}, but {source} is a student with "
-            f"{'a full projection' if own is None else f'a projection of rank {own}'}, which it keeps: omit the option"
-        )
+    check_kept_rank(projection_rank, source, config)
 
 
 def _t5_student(

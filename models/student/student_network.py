@@ -142,7 +142,10 @@ class SecondcastStudent(PreTrainedModel):
         """Replace all linears and the token embedding by quantized ones without values."""
         for name, module in list(self.named_modules()):
             if isinstance(module, nn.Linear):
-                self.set_submodule(name, QuantizedLinear(module.out_features, module.in_features, kind))
+                owner, _, attribute = name.rpartition(".")
+                # torch below 2.5 has no set_submodule.
+                linear = QuantizedLinear(module.out_features, module.in_features, kind)
+                setattr(self.get_submodule(owner), attribute, linear)
         tokens = self.encoder.shared
         self.encoder.encoder.embed_tokens = QuantizedEmbedding(tokens.num_embeddings, tokens.embedding_dim, kind)
         # Its other name; transformers ties parameters only, and reads what is tied from the instance.

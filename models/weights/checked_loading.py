@@ -281,8 +281,12 @@ def _reported(kind: Any, stored: StoredWeights, model: Any, report: Mapping[str,
         kind=kind.__name__,
         expected={name: tuple(tensor.shape) for name, tensor in held.items()},
         found={name: tensor.shape for name, tensor in stored.tensors.items()},
-        # A count of batches, or of positions, is not a weight.
-        missing=[name for name, tensor in held.items() if name in missing and tensor.dtype != torch.int64],
+        # A count of batches, or of positions, is not a weight; codes in 8 bits are.
+        missing=[
+            name
+            for name, tensor in held.items()
+            if name in missing and (tensor.is_floating_point() or tensor.dtype == torch.int8)
+        ],
         unexpected=sorted(report["unexpected_keys"]),
         reshaped={name: (tuple(was), tuple(wanted)) for name, was, wanted in report["mismatched_keys"]},
     )

@@ -76,6 +76,7 @@ def test_every_folder_form_of_a_student_makes_the_same_pictures_without_the_teac
     assert (
         len(made["q"]) == len(made["diffusers"]) == 2 and made["diffusers"] == made["distillt5"] == made[str(student)]
     )
+    assert made["q"] != made["diffusers"]
 
 
 GENERATE = ["generate", "teacher", "--teacher", "pocket", "--prompts", "p.txt", "--out", "o"]

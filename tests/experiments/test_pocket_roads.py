@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from experiments.pocket_harness import as_flags
-from experiments.pocket_roads_arms import (
+from experiments.roads.arms import (
     BATCH_SIZE,
     RATIOS,
     RECORDED,
@@ -18,7 +18,7 @@ from experiments.pocket_roads_arms import (
     sizes,
     start_of_late,
 )
-from experiments.pocket_roads_tables import THRESHOLDS, VISION_STEP_TFLOP, print_tables
+from experiments.roads.tables import THRESHOLDS, VISION_STEP_TFLOP, print_tables
 from secondcast.pocket.scorer import DIMENSIONS
 from secondcast.trainer.settings import TrainFlags
 from tests.project.test_docs import parse

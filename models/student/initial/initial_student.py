@@ -17,7 +17,7 @@ from secondcast.models.student.initial.settings import Kind
 from secondcast.models.student.initial.size import Size
 from secondcast.models.student.initial.statistics import Pairs, Sums, chunks_of, collect
 from secondcast.models.student.initial.work_folder import WorkFolder
-from secondcast.models.student.projection_rank import check_rank
+from secondcast.models.student.projection_rank import check_fitted_rank, check_rank
 from secondcast.models.student.student import new_student
 from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
 from secondcast.storage_schemas.errors import PromptsError, StudentError
@@ -105,6 +105,7 @@ class Maker:
         """
         size.check_within(teacher.size)
         check_rank(projection_rank, teacher.identity.text_width)
+        check_fitted_rank(projection_rank, len(teacher.context_ID))
         width = teacher.size.width if kind == "shallow" else size.width
         ids.check_enough(width, teacher.identity.pad_token_id)
         self._teacher, self._size, self._ids, self._work = teacher, size, ids, work

@@ -43,11 +43,11 @@ def context_error(student: SecondcastStudent, pairs: PairsOfBatches, context_ID:
 
 @torch.no_grad()
 def fit_projection(student: SecondcastStudent, pairs: PairsOfBatches, context_ID: torch.Tensor) -> int:
-    """Set both linears of the projection; returns how many directions of the encoder's output they pass.
+    """Set the linears of the projection; returns how many directions of the encoder's output they pass.
 
     The first passes a signal through the ReLU as it is, by rows V and -V: all directions, or those that matter most to
-    the transformer where it has too few rows for all. Further rows are random. The second is a ridge regression, or two
-    factors of the matrix of their rank with the lowest context error.
+    the transformer where it has too few rows for all. Further rows are random. The second is a ridge regression; with a
+    low rank, two factors of the matrix of that rank with the lowest context error.
     """
     first, *last = (part for part in student.final_projection if isinstance(part, nn.Linear))
     rows, width = first.weight.shape

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import secondcast.evaluation.on_cache as on_cache
+from secondcast.commands.evaluate.cache import check_one_form
 from secondcast.commands.evaluate.table import grouped, print_scores
 from secondcast.commands.evaluate.table_cache import kept_evaluation
 from secondcast.commands.evaluate.table_pocket import check_one_size
@@ -245,6 +246,20 @@ def test_on_a_cache_students_are_rows_of_distances_and_stay_evaluated(tmp_path, 
 def test_what_cannot_be_tabled_is_one_line(words, message, capsys):
     code, _, heard = secondcast("evaluate", "table", *words, "--num-prompts", 2, "--steps", 1, capsys=capsys)
     assert code == 1 and heard.strip().splitlines()[-1] == f"secondcast: {message}"
+
+
+def test_runs_of_one_name_have_weights_of_one_form(tmp_path):
+    for name, config in {"plain": {}, "nf4": {"quantization": "nf4"}}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": "secondcast_student", **config}))
+        (tmp_path / name / "model.safetensors").touch()
+    check_one_form({"a": [tmp_path / "plain"], "b": [tmp_path / "nf4"]})
+    with pytest.raises(SettingsError) as error:
+        check_one_form({"a": [tmp_path / "plain", tmp_path / "nf4"]})
+    assert str(error.value) == (
+        "the runs named 'a' have floating-point and nf4 weights: runs of one name are seeds of one student; give "
+        "another name to each form"
+    )
 
 
 def test_runs_of_one_name_are_of_one_size():
