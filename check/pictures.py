@@ -16,8 +16,9 @@ from secondcast.evaluation.sampling import Generator
 from secondcast.evaluation.settings.memory import sampling_cost
 from secondcast.models.backbone import Backbone
 from secondcast.models.cost.gpu_memory import GpuMemory
+from secondcast.models.memory.options import TextQuantization
 from secondcast.models.memory.peak import begin_peak, release_memory
-from secondcast.models.memory.quantized import TextQuantization, quantize_text_encoder
+from secondcast.models.memory.quantized import quantize_text_encoder
 from secondcast.models.teacher.pipeline_inputs import GUIDANCE, STEPS, ImageSize
 from secondcast.storage_schemas.errors import SettingsError
 

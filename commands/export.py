@@ -7,7 +7,7 @@ import typer
 
 from secondcast.commands.shell.console import print_line
 from secondcast.commands.shell.resolve import Quiet, quiet_device, terminal
-from secondcast.models.student.folder import StudentQuantization
+from secondcast.models.memory.options import TextQuantization
 from secondcast.trainer.run.usage_snippets import Form
 
 _NEXT = {
@@ -30,7 +30,7 @@ def export(
         ),
     ] = "diffusers",
     quantize: Annotated[
-        StudentQuantization | None,
+        TextQuantization | None,
         typer.Option(help="Store the matrices in 8 or 4 bits (int8, nf4), with --to diffusers: smaller, less exact."),
     ] = None,
     quiet: Quiet = False,

@@ -11,6 +11,8 @@ from secondcast.storage_schemas.schema.manifest import Dtype, Quantization
 
 Modulation = Literal["auto", "precomputed", "cpu", "gpu"]
 RecordedDtype = Literal["cache"] | Dtype
+TextQuantization = Literal["int8", "nf4"]
+"""Forms of the weights of text encoders, the teacher's and students."""
 MEMORY = "GPU memory and speed"
 """Heading of these options in help texts."""
 

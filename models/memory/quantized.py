@@ -7,17 +7,15 @@ linears compute in their original dtype.
 
 from collections.abc import Collection, Iterator
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from secondcast.models.families.registry import anatomy_of
 from secondcast.models.memory.optional_packages import QUANTIZERS, installed_version, show_quantizer
+from secondcast.models.memory.options import TextQuantization
 from secondcast.storage_schemas.errors import MissingExtraError
 from secondcast.storage_schemas.schema.manifest import Quantization
-
-TextQuantization = Literal["int8", "nf4"]
-"""Kinds of quantized text encoders."""
 
 
 def check_quantizer(kind: Quantization) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.io.digests import digest
@@ -21,8 +21,6 @@ INITIAL_FILE = "initial.json"
 PUBLISHED_CLASS = "T5EncoderWithProjection"
 STUDENT_KINDS = ("secondcast_student", "secondcast_encoder_student")
 """model_type of StudentConfig and of EncoderStudentConfig, whose exported modules cannot import this package."""
-StudentQuantization = Literal["int8", "nf4"]
-"""Forms of the matrices of a quantized student."""
 _NAME = re.compile(rf"{CHECKPOINT_PREFIX}(\d{{8,15}})")
 
 

@@ -5,14 +5,14 @@ import copy
 import torch
 from torch.nn.functional import pad
 
-from secondcast.models.student.folder import StudentQuantization
+from secondcast.models.memory.options import TextQuantization
 from secondcast.models.student.student_network import NF4_BLOCK, NF4_LEVELS, QuantizedMatrix, SecondcastStudent
 
 _LARGEST_CODE = 127
 
 
 @torch.no_grad()
-def quantized(student: SecondcastStudent, kind: StudentQuantization) -> SecondcastStudent:
+def quantized(student: SecondcastStudent, kind: TextQuantization) -> SecondcastStudent:
     """A copy of a student with its linears and its token embedding in codes; its scales are bfloat16."""
     config = copy.deepcopy(student.config)
     config.quantization = kind
@@ -34,7 +34,7 @@ def with_stored_scales(student: SecondcastStudent) -> SecondcastStudent:
     return student
 
 
-def _codes(weight_NX: torch.Tensor, kind: StudentQuantization) -> tuple[torch.Tensor, torch.Tensor]:
+def _codes(weight_NX: torch.Tensor, kind: TextQuantization) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes as QuantizedMatrix stores them, and scales [rows, blocks]."""
     columns = weight_NX.shape[1]
     block, top = (columns, _LARGEST_CODE) if kind == "int8" else (NF4_BLOCK, 1)

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from secondcast.models.memory.meta_run import parameter_count
+from secondcast.models.memory.options import TextQuantization
 from secondcast.models.student.distillt5 import (
     COMFYUI_TEXT_LENGTH,
     WEIGHTS_FILE,
@@ -20,7 +21,7 @@ from secondcast.models.student.distillt5 import (
     with_full_projection,
 )
 from secondcast.models.student.encoder_student_network import EncoderStudent
-from secondcast.models.student.folder import StudentQuantization, config_of, weight_bytes
+from secondcast.models.student.folder import config_of, weight_bytes
 from secondcast.models.student.quantizing import quantized, with_stored_scales
 from secondcast.models.student.student import (
     BEST_FILE,
@@ -43,7 +44,7 @@ _COMFYUI_ENDING = ".safetensors"
 _NOT_TOKENIZER = (".safetensors", ".index.json", ".bin", ".gguf", ".py", ".md", ".tmp")
 
 
-def export(path: Path, out: Path, *, to: Form = "diffusers", quantize: StudentQuantization | None = None) -> list[str]:
+def export(path: Path, out: Path, *, to: Form = "diffusers", quantize: TextQuantization | None = None) -> list[str]:
     """Write a student atomically; returns notes on limitations in the target program.
 
     path: run folder (its best checkpoint is exported), or an export.
@@ -78,7 +79,7 @@ def _unjudged_remarks(path: Path, source: Path) -> list[str]:
     return [f"{path} has no validated checkpoint: exported the last one, {source.parent.name}"]
 
 
-def _check_is_held(student: Student, path: Path, to: Form, quantize: StudentQuantization | None) -> None:
+def _check_is_held(student: Student, path: Path, to: Form, quantize: TextQuantization | None) -> None:
     if quantize is not None and to != "diffusers":
         raise SettingsError(
             f"--quantize is {quantize}, but --to {to} is a format of floating-point weights: omit one of both options"
