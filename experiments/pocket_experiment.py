@@ -26,6 +26,7 @@ from experiments.pocket_harness import (
     read_json,
     result_of,
     results_below,
+    run_parts,
     train,
     work_off,
 )
@@ -223,11 +224,14 @@ class Experiment:
 _CACHES: dict[str, str | None] = {ALL: None, **{kind: kind for kind in KINDS}}
 
 
+def experiment_of(folder: Path, asked: dict[str, Any], jobs: int) -> Experiment:
+    if find_spec("peft") is None:
+        raise SystemExit("peft is not installed, by which diffusers fine-tunes with a LoRA: pip install peft")
+    return Experiment(folder, asked, jobs)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--part", choices=(*PARTS, "all"), default="all")
-    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--num-prompts", type=int, default=1024, help="Prompts to record, for each of the four caches.")
     parser.add_argument("--captions", type=int, default=256, help="Held-out captions to score.")
     parser.add_argument("--question-captions", type=int, default=192, help="Of the open questions.")
@@ -236,13 +240,7 @@ def main() -> None:
     parser.add_argument("--lora-steps", type=int, default=450)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="Multiplies the seconds and the LoRA's steps.")
-    asked = vars(parser.parse_args())
-    if find_spec("peft") is None:
-        raise SystemExit("peft is not installed, by which diffusers fine-tunes with a LoRA: pip install peft")
-    folder, part, jobs = (asked.pop(key) for key in ("folder", "part", "jobs"))
-    experiment = Experiment(folder.absolute(), asked, jobs)
-    for name in PARTS if part == "all" else (part,):
-        getattr(experiment, name)()
+    run_parts(parser, PARTS, experiment_of)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 A job is what makes one result.json; one that is there already is not done again.
 """
 
+import argparse
 import contextlib
 import io
 import json
@@ -93,6 +94,18 @@ def result_of(place: Path) -> dict[str, Any] | None:
 def results_below(folder: Path) -> list[dict[str, Any]]:
     """Of all jobs whose places lie in a folder, by name."""
     return [read_json(place / RESULT) for place in sorted(folder.iterdir()) if (place / RESULT).exists()]
+
+
+def run_parts(parser: argparse.ArgumentParser, parts: Sequence[str], make: Callable[..., Any]) -> None:
+    """Add the options that experiments in parts share; run one part or all, methods of make(folder, asked, jobs)."""
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--part", choices=(*parts, "all"), default="all")
+    parser.add_argument("--jobs", type=int, default=2)
+    asked = vars(parser.parse_args())
+    folder, part, jobs = (asked.pop(key) for key in ("folder", "part", "jobs"))
+    experiment = make(folder.absolute(), asked, jobs)
+    for name in parts if part == "all" else (part,):
+        getattr(experiment, name)()
 
 
 def keep_asked(folder: Path, asked: Mapping[str, Any]) -> None:

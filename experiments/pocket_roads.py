@@ -24,6 +24,7 @@ from experiments.pocket_harness import (
     make_cache,
     result_of,
     results_below,
+    run_parts,
     train,
     work_off,
     write_json,
@@ -146,17 +147,10 @@ _INITIAL_FOLDERS = {"teacher": "teacher-initial", **{name: name for name in SIZE
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--part", choices=(*PARTS, "all"), default="all")
-    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--captions", type=int, default=128, help="Held-out captions to score.")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--scale", type=float, default=1.0, help="Multiplies the steps of all students.")
-    asked = vars(parser.parse_args())
-    folder, part, jobs = (asked.pop(key) for key in ("folder", "part", "jobs"))
-    experiment = Experiment(folder.absolute(), asked, jobs)
-    for name in PARTS if part == "all" else (part,):
-        getattr(experiment, name)()
+    run_parts(parser, PARTS, Experiment)
 
 
 if __name__ == "__main__":

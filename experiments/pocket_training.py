@@ -26,6 +26,7 @@ from experiments.pocket_harness import (
     read_json,
     result_of,
     results_below,
+    run_parts,
     train,
     work_off,
     workers,
@@ -177,9 +178,6 @@ class Experiment:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--part", choices=(*PARTS, "all"), default="all")
-    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--student", default="pocket-small")
     parser.add_argument("--num-prompts", type=int, default=1024, help="Prompts to record.")
     parser.add_argument("--captions", type=int, default=384, help="Held-out captions to score.")
@@ -187,11 +185,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=80.0, help="Of training, of the arms at equal time.")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="Multiplies --steps and --seconds.")
-    asked = vars(parser.parse_args())
-    folder, part, jobs = (asked.pop(key) for key in ("folder", "part", "jobs"))
-    experiment = Experiment(folder.absolute(), asked, jobs)
-    for name in PARTS if part == "all" else (part,):
-        getattr(experiment, name)()
+    run_parts(parser, PARTS, Experiment)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,10 @@ def quantized(student: SecondcastStudent, kind: TextQuantization) -> SecondcastS
     made, left = SecondcastStudent(config).eval(), student.state_dict()
     for name, module in made.named_modules():
         if isinstance(module, QuantizedMatrix):
-            module.weight, module.scale = _codes(student.get_parameter(f"{name}.weight"), kind)
-            left.pop(f"{name}.weight")
+            left[f"{name}.weight"], left[f"{name}.scale"] = _codes(student.get_parameter(f"{name}.weight"), kind)
     left.pop("encoder.shared.weight")
-    made.load_state_dict(left, strict=False)
-    return made
+    made.load_state_dict(left)
+    return with_stored_scales(made)
 
 
 def with_stored_scales(student: SecondcastStudent) -> SecondcastStudent:
