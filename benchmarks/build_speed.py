@@ -26,6 +26,7 @@ from secondcast.cache_builder.workers.local import run_local_workers
 from secondcast.models.backbone import Backbone
 from secondcast.models.device import quiet_libraries
 from secondcast.models.families.reference import ReferencePipeline
+from secondcast.models.geometry import recorded_geometry
 from secondcast.models.teacher.folder import TeacherFolder, build_parts, find_teacher
 from secondcast.pocket import TEACHER_FOLDER
 from secondcast.pocket.world import captions
@@ -61,20 +62,14 @@ class Bare:
         for first in range(0, len(cache.layout), batch_size):
             start = prepare_batch(cache, range(first, min(first + batch_size, len(cache.layout))))
             noise_BSC = start.noise_BSC.to(device=backbone.device, dtype=backbone.dtype)
-            self._starts.append((noise_BSC, start.embedding_BTD.to(backbone.device)))
+            self._starts.append((noise_BSC, start.text.on(backbone.device)))
 
     def run(self) -> None:
         """All batches, once."""
         sampling, device = self._sampling, self._backbone.device
-        for noise_BSC, embedding_BTD in self._starts:
+        for noise_BSC, text in self._starts:
             self._pipeline.final_latents(
-                noise_BSC,
-                embedding_BTD,
-                self._backbone.zero_pooled(len(noise_BSC)),
-                guidance=3.5,
-                steps=sampling.steps,
-                height=sampling.height,
-                width=sampling.width,
+                noise_BSC, text, recorded_geometry(sampling), negative=None, guidance=3.5, steps=sampling.steps
             )
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -105,12 +105,14 @@ class BuildResult:
     """What the cache holds now, and the peak memory of the stages that ran.
 
     finished: whether every shard is there.
+    prompts: without a negative one, whose embedding is counted.
     """
 
     location: str
     finished: bool
     prompts: int
     embeddings: int
+    planned_embeddings: int
     trajectories: int
     planned: int
     bytes: int
@@ -124,8 +126,9 @@ def finish(cache: CacheWriter, peaks: dict[str, PeakMemory]) -> BuildResult:
     return BuildResult(
         location=str(cache.folder),
         finished=finished,
-        prompts=len(cache.prompts),
+        prompts=cache.manifest.own_prompts,
         embeddings=records.rows("embeddings"),
+        planned_embeddings=len(cache.prompts),
         trajectories=records.rows("trajectories"),
         planned=len(cache.layout),
         bytes=records.bytes,

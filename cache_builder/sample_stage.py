@@ -15,15 +15,15 @@ from secondcast.cache_builder.pipeline.encoding import WORTH_BYTES, EncodingProc
 from secondcast.cache_builder.pipeline.host_copies import HostCopies
 from secondcast.cache_builder.provenance import provenance
 from secondcast.models.backbone import Backbone
+from secondcast.models.families.text import Text, recorded_text
 from secondcast.models.noise import draw_guidance, draw_noise
 from secondcast.models.recorded_backbone import recorded_schedule
-from secondcast.models.sampler import Predict, sample
+from secondcast.models.sampler import Predict, bound, sample
 from secondcast.models.schedule import DTYPES
 from secondcast.storage_schemas.progress import Bar, Progress, size_text
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.fields import Arrays, fields_of
 from secondcast.storage_schemas.schema.layout import ShardRange
-from secondcast.storage_schemas.tensors import to_torch
 from secondcast.storage_schemas.writer import CacheWriter, Encode
 
 Tensors = dict[str, torch.Tensor]
@@ -145,12 +145,15 @@ def _batches(shard: ShardRange, batch_size: int) -> Iterator[range]:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where the trajectories of a batch begin, on the host: noise in fp32, text, guidance (None: takes none)."""
+    """Where the trajectories of a batch begin, on the host: noise in fp32, text, guidance (None: takes none).
+
+    negative: one row; None without classifier-free guidance.
+    """
 
     noise_BSC: torch.Tensor
-    embedding_BTD: torch.Tensor
-    pooled_BP: torch.Tensor
+    text: Text
     guidance_B: torch.Tensor | None
+    negative: Text | None
 
 
 def prepare_batch(cache: Cache, indices: range) -> Start:
@@ -167,22 +170,17 @@ def prepare_batch(cache: Cache, indices: range) -> Start:
         guidance_B = torch.tensor(values, dtype=torch.float32)
     return Start(
         noise_BSC=torch.from_numpy(np.stack(noise)),
-        embedding_BTD=to_torch(np.stack([cache.embedding(place.prompt) for place in places])),
-        pooled_BP=to_torch(np.stack([cache.pooled(place.prompt) for place in places])),
+        text=recorded_text(cache, [place.prompt for place in places]),
         guidance_B=guidance_B,
+        negative=None if cache.negative is None else recorded_text(cache, [cache.negative]),
     )
 
 
 def bind_conditions(backbone: Backbone, start: Start) -> Predict:
     """The backbone with text and guidance of a batch bound in."""
-    embedding_BTD = start.embedding_BTD.to(backbone.device)
     guidance_B = None if start.guidance_B is None else start.guidance_B.to(backbone.device)
-    pooled_BP = start.pooled_BP.to(backbone.device)
-
-    def predict(x_BSC: torch.Tensor, timestep_B: torch.Tensor) -> torch.Tensor:
-        return backbone.predict(x_BSC, embedding_BTD, pooled_BP, timestep_B, guidance_B)
-
-    return predict
+    negative = None if start.negative is None else start.negative.on(backbone.device)
+    return bound(backbone, start.text.on(backbone.device), guidance_B, negative)
 
 
 def _sample_batch(cache: Cache, backbone: Backbone, start: Start) -> Tensors:

@@ -1,10 +1,13 @@
 """The options of `secondcast build` and `secondcast plan build`."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from secondcast.cache_builder.prompts.sources import PromptSource
+from secondcast.models.families.family import Family
+from secondcast.models.families.registry import FAMILIES
 from secondcast.models.memory.options import AttentionBackend, MemoryOptions, SamplingMemory
 from secondcast.models.teacher.pipeline_inputs import (
     LARGEST_GUIDANCE,
@@ -54,7 +57,9 @@ def guidance_values(text: str) -> tuple[float, ...]:
         ) from error
 
 
-_GUIDANCE = "2.0:5.0:0.5"
+_GUIDANCE = ", ".join(
+    f"{scales} for {family.title}" for scales, family in {family.guidance: family for family in FAMILIES[::-1]}.items()
+)
 
 
 class StoredAs(Flags):
@@ -67,8 +72,10 @@ class StoredAs(Flags):
         default="lossless",
         description="Compression of the arrays; int8: predictions in 8 bits, requires --latents stored.",
     )
-    latents: Annotated[Latents, Flag(group=_STORAGE)] = Field(
-        default="derived", description="Store the latents, or derive them exactly from noise and predictions."
+    latents: Annotated[Latents | None, Flag(group=_STORAGE)] = Field(
+        default=None,
+        description="Store the latents, or derive them exactly from noise and predictions. Default: derived; stored "
+        "for families with classifier-free guidance.",
     )
 
 
@@ -88,20 +95,26 @@ class OutlineSettings(StoredAs, ImageSize, PromptLimit):
         default=1, ge=1, description="Trajectories per prompt, each from its own noise."
     )
     guidance: Annotated[
-        tuple[Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE)], ...], Flag(group=_IMAGE, text=_GUIDANCE)
-    ] = Field(default=guidance_values(_GUIDANCE), description="Guidance scales: one value, a list, or first:last:step.")
+        tuple[Annotated[float, Field(ge=0, le=LARGEST_GUIDANCE)], ...] | None,
+        Flag(group=_IMAGE, text=FAMILIES[0].guidance),
+    ] = Field(
+        default=None,
+        description=f"Guidance scales: one value, a list, or first:last:step. Default: {_GUIDANCE}.",
+    )
     seed: Annotated[int, Flag(group=_IMAGE)] = Field(
         default=0, ge=0, lt=2**63, description="Seed of the noise, which is a function of seed, prompt and sample."
     )
     text_length: Annotated[int | None, Flag(group=_TEACHER)] = Field(
         default=None, ge=1, description="Text tokens for T5; default: 77, or the teacher's own."
     )
-    pooled: Annotated[Pooled, Flag(group=_TEACHER)] = Field(
-        default="zero", description="FLUX's pooled text input: zero as in the paper, or CLIP's."
+    pooled: Annotated[Pooled | None, Flag(group=_TEACHER)] = Field(
+        default=None,
+        description="The pooled text input: zero as in the paper, or CLIP's. Default: zero; CLIP's where the family "
+        "needs it.",
     )
     schedule: Annotated[ScheduleName, Flag(group=_TEACHER)] = Field(
         default="diffusers",
-        description="Sigma schedule of FluxPipeline (diffusers) or of the paper's script (distillt5).",
+        description="Sigma schedule of the pipeline (diffusers) or of the paper's script (distillt5, FLUX.1 only).",
     )
     quantize: Annotated[Quantization, Flag(group=_TEACHER)] = Field(
         default="none", description="Quantize the transformer to 8 or 4 bits for sampling; train with the same value."
@@ -131,7 +144,7 @@ class OutlineSettings(StoredAs, ImageSize, PromptLimit):
 
     @model_validator(mode="after")
     def _guidance_is_given(self) -> Self:
-        if not self.guidance:
+        if self.guidance == ():
             raise ValueError("guidance is empty, expected at least one value, such as 3.5 or 2.0:5.0:0.5")
         return self
 
@@ -150,11 +163,36 @@ class OutlineSettings(StoredAs, ImageSize, PromptLimit):
 
     @model_validator(mode="after")
     def _storage_holds_what_replay_needs(self) -> Self:
-        if problem := int8_problem(self.compression, self.latents):
+        if self.latents is not None and (problem := int8_problem(self.compression, self.latents)):
             raise ValueError(problem)
-        if problem := pooled_problem(self.pooled, "stored" if self.store_embeddings else "none"):
+        if problem := pooled_problem(self.pooled or "zero", "stored" if self.store_embeddings else "none"):
             raise ValueError(f"--pooled clip is incompatible with --no-store-embeddings: {problem}")
         return self
+
+    def resolved(self, family: Family) -> "ResolvedSettings":
+        """What is not given, as a family has it; SettingsError for what it does not have."""
+        pooled, latents = family.pooled_choice(self.pooled), self.latents or family.latents
+        guidance = self.guidance or guidance_values(family.guidance)
+        if family.guidance_rule == "cfg" and latents == "derived":
+            raise SettingsError(
+                f"--latents is derived, expected stored: the latents of {family.title} follow from guided predictions, "
+                f"and a cache has the conditional ones; remove it"
+            )
+        if problem := int8_problem(self.compression, latents):
+            raise SettingsError(problem)
+        family.check_guidance(guidance)
+        if problem := pooled_problem(pooled, "stored" if self.store_embeddings else "none"):
+            raise SettingsError(f"--no-store-embeddings cannot be used with {family.title}: {problem}")
+        return ResolvedSettings(pooled=pooled, latents=latents, guidance=guidance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedSettings:
+    """Options whose defaults depend on the family."""
+
+    pooled: Pooled
+    latents: Latents
+    guidance: tuple[float, ...]
 
 
 _OF_TRAJECTORIES = (

@@ -7,7 +7,7 @@ import torch
 from secondcast.cache_builder.settings import placed
 from secondcast.models.attention import RECORDED_NATIVE, backend_of_record, check_attention
 from secondcast.models.backbone import Backbone
-from secondcast.models.cost.counted import text_encoder_cost
+from secondcast.models.cost.counted import recorded_clip_parameters, text_encoder_cost
 from secondcast.models.cost.gpu_memory import text_stage_memory
 from secondcast.models.cost.placement import Placement, place, sample_stage_cost
 from secondcast.models.geometry import recorded_geometry
@@ -154,7 +154,12 @@ def check_text_encoder_fits(manifest: Manifest, memory: SamplingMemory, batch_si
         return
     free = free_bytes(memory.max_gpu_memory, device)
     itemsize = DTYPES[manifest.dtype].itemsize
-    needed = text_stage_memory(text_encoder_cost(manifest), dtype_bytes=itemsize, batch_size=batch_size)
+    needed = text_stage_memory(
+        text_encoder_cost(manifest),
+        dtype_bytes=itemsize,
+        batch_size=batch_size,
+        beside_parameters=recorded_clip_parameters(manifest),
+    )
     if needed.needed_bytes > free:
         raise SettingsError(
             f"the text encoder needs {needed.needed_bytes / GIB:.1f} GiB at batch {batch_size}, by calculation, "

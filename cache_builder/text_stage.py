@@ -14,7 +14,7 @@ from secondcast.models.teacher.text_encoder import TeacherTextEncoder, cut_token
 from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.schema.fields import Arrays
 from secondcast.storage_schemas.schema.layout import ShardRange
-from secondcast.storage_schemas.schema.manifest import Teacher
+from secondcast.storage_schemas.schema.manifest import NEGATIVE_TEXT, Teacher
 from secondcast.storage_schemas.schema.prompts import Prompt, prompt_id
 from secondcast.storage_schemas.tensors import from_torch
 from secondcast.storage_schemas.writer import CacheWriter
@@ -40,6 +40,14 @@ def tokenised_prompts(
         for source, ids in zip(texts, all_ids, strict=True)
     ]
     return prompts, [source.text for source, ids in zip(texts, all_ids, strict=True) if len(ids) > length]
+
+
+def negative_prompt(teacher: TeacherFolder, *, text_length: int | None = None) -> Prompt:
+    """The prompt whose prediction guidance moves away from; its source states what it is."""
+    prompts, _ = tokenised_prompts(
+        [SourcedText(text=NEGATIVE_TEXT, sources=("negative",))], teacher, text_length=text_length
+    )
+    return prompts[0]
 
 
 def run_text_stage(
@@ -79,15 +87,15 @@ def encode_shard(writer: CacheWriter, encoder: TeacherTextEncoder, shard: ShardR
 
 
 def encode_prompts(encoder: TeacherTextEncoder, teacher: Teacher, prompts: Sequence[Prompt], batch_size: int) -> Arrays:
-    """Embeddings [rows, T, D] of prompts in batches, and pooled vectors [rows, P] if the encoder has CLIP."""
+    """Embeddings [rows, T, D] of prompts in batches, and their conditioning if the encoder has CLIP."""
     ids_NT = torch.full((len(prompts), teacher.text_length), teacher.pad_token_id, dtype=torch.int64)
     for row, prompt in enumerate(prompts):
         ids_NT[row, : len(prompt.token_ids)] = torch.tensor(prompt.token_ids)
     parts = [from_torch(encoder.encode(ids_BT)) for ids_BT in ids_NT.split(batch_size)]
     arrays = {"encoder_hidden_states": np.concatenate(parts)}
-    if encoder.pooled is not None:
+    if encoder.conditioning is not None:
         texts = [prompt.text for prompt in prompts]
         batches = [texts[first : first + batch_size] for first in range(0, len(texts), batch_size)]
-        pooled = [from_torch(encoder.pooled.encode(batch)) for batch in batches]
-        arrays["pooled_projections"] = np.concatenate(pooled)
+        found = [encoder.conditioning.encode(batch) for batch in batches]
+        arrays |= {name: np.concatenate([from_torch(part[name]) for part in found]) for name in found[0]}
     return arrays

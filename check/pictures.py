@@ -16,6 +16,7 @@ from secondcast.evaluation.sampling import Generator
 from secondcast.evaluation.settings.memory import sampling_cost
 from secondcast.models.backbone import Backbone
 from secondcast.models.cost.gpu_memory import GpuMemory
+from secondcast.models.families.text import recorded_text
 from secondcast.models.memory.options import TextQuantization
 from secondcast.models.memory.peak import begin_peak, release_memory
 from secondcast.models.memory.quantized import quantize_text_encoder
@@ -36,7 +37,7 @@ def picture_name(encoder: str) -> str:
 class Pictures:
     """Transformer and VAE on the device, without a table as a pipeline holds them, and a prompt.
 
-    CLIP is left out: its pooled vector is zero.
+    CLIP is not run: its rows are the recorded ones, or zero as in the cache.
     """
 
     def __init__(self, training: Training) -> None:
@@ -66,9 +67,11 @@ class Pictures:
             guidance=GUIDANCE,
             seed=0,
         )
-        prompt = training.cache.prompts[0]
-        self._text = prompt.text
-        self._ids_BT = torch.from_numpy(training.cache.padded_token_ids(0))[None]
+        cache = training.cache
+        number = cache.layout.place(0).prompt
+        self._text, self._conditioning = cache.prompts[number].text, recorded_text(cache, [number]).conditioning
+        self._negative = None if cache.negative is None else recorded_text(cache, [cache.negative])
+        self._ids_BT = torch.from_numpy(cache.padded_token_ids(number))[None]
 
     def row(self, encoder: str) -> CheckRow:
         """The time and the memory with one of ENCODERS."""
@@ -133,7 +136,9 @@ class Pictures:
         after()
         self._wait()
         encoded = time.perf_counter()
-        self._generator.pictures(embedding_BTD, [self._text])
+        conditioning = {name: rows.to(self._device) for name, rows in self._conditioning.items()}
+        negative = None if self._negative is None else self._negative.on(self._device)
+        self._generator.pictures(embedding_BTD, [self._text], conditioning, negative)
         self._wait()
         return encoded - began, time.perf_counter() - began
 
@@ -142,7 +147,7 @@ class Pictures:
         settings = PictureSettings(
             student="", teacher="", text_length=manifest.teacher.text_length, height=self._size, width=self._size,
             steps=STEPS, schedule="diffusers", guidance=None if manifest.sampling.guidance is None else GUIDANCE,
-            seed=0, dtype=teacher.dtype, pooled="zero",
+            seed=0, dtype=teacher.dtype, pooled=manifest.teacher.pooled,
         )  # fmt: skip
         parameters = sum(parameter.numel() for parameter in self._training.student.parameters())
         cost = sampling_cost(settings, teacher.folder, batch_size=1, student_parameters=parameters)

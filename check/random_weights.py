@@ -1,13 +1,16 @@
 """Networks with random weights made on the device from configurations: full size without a download."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+from zlib import crc32
 
 import diffusers
 import torch
 from transformers import T5Config, T5EncoderModel
 
+from secondcast.models.families.family import ConditioningEncoder
 from secondcast.models.teacher.folder import TeacherFolder
+from secondcast.storage_schemas.schema.fields import Field
 
 _SEED = 0
 
@@ -24,6 +27,22 @@ def random_transformer(folder: TeacherFolder, dtype: torch.dtype, device: torch.
         parts += child if isinstance(child, torch.nn.ModuleList) else [child]
     _fill(parts, dtype, device, home)
     return model.eval().requires_grad_(False)
+
+
+class RandomConditioning(ConditioningEncoder):
+    """Random rows in place of those of text encoders beside the large one, the same for a text each time."""
+
+    def __init__(self, fields: Sequence[Field], dtype: torch.dtype, device: torch.device) -> None:
+        self.networks = []
+        self._fields, self._dtype, self._device = fields, dtype, device
+
+    def encode(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """See ConditioningEncoder."""
+        return {field.name: torch.stack([self._row(field, text) for text in texts]) for field in self._fields}
+
+    def _row(self, field: Field, text: str) -> torch.Tensor:
+        draw = torch.Generator().manual_seed(crc32(f"{field.name} {text}".encode()))
+        return torch.randn(field.row_shape, generator=draw).to(self._device, self._dtype)
 
 
 def random_text_encoder(folder: TeacherFolder, dtype: torch.dtype, device: torch.device) -> T5EncoderModel:
@@ -52,4 +71,7 @@ def _fill(modules: Iterable[torch.nn.Module], dtype: torch.dtype, device: torch.
                 parameter.data.normal_(std=parameter[0].numel() ** -0.5, generator=draw)
             else:
                 parameter.data.fill_(float(name.endswith("weight")))
+        for buffer in module.buffers():
+            # Embeddings of positions, of the size of what they are added to.
+            buffer.normal_(generator=draw)
         module.to(home)

@@ -75,12 +75,15 @@ def recording_rows(teacher: CheckTeacher, folder: Path, progress: Progress) -> I
         yield _joined(text_weights, weights, remark="" if whole else "; the transformer is not whole on this GPU")
     begin_peak(teacher.device)
     if shards := writer.missing("trajectories"):
-        run_sample_stage(writer, Cache.open(str(folder)), backbone, shards, **progress_and_sizes)
+        of_trajectories = progress_and_sizes | {"share": len(writer.layout)}
+        run_sample_stage(writer, Cache.open(str(folder)), backbone, shards, **of_trajectories)
     else:
-        sample_shard(Cache.open(str(folder)), backbone, writer.layout.trajectories[0], len(prompts), Silent(), _go_on)
+        sample_shard(
+            Cache.open(str(folder)), backbone, writer.layout.trajectories[0], len(writer.layout), Silent(), _go_on
+        )
     writer.finish()
     yield _build(teacher, backbone, options)
-    checks = check_equivalence(Cache.open(str(folder)), backbone, teacher.folder, range(len(prompts)))
+    checks = check_equivalence(Cache.open(str(folder)), backbone, teacher.folder, range(len(writer.layout)))
     for name, check in zip(("pipeline", "latents", "replay"), checks, strict=True):
         yield _of_check(name, check)
 
@@ -103,14 +106,16 @@ def _build(teacher: CheckTeacher, backbone: Backbone, options: MemoryOptions) ->
 @torch.no_grad()
 def _embedding(teacher: CheckTeacher, cache: Cache, encoder: TeacherTextEncoder) -> CheckRow:
     name = "embedding"
-    texts, length = [prompt.text for prompt in cache.prompts], cache.manifest.teacher.text_length
+    # The negative prompt was encoded alone.
+    rows = [row for row in range(len(cache.prompts)) if row != cache.negative]
+    texts, length = [cache.prompts[row].text for row in rows], cache.manifest.teacher.text_length
     expected_BTD, ids_BT = teacher.folder.family.reference_embedding(
         teacher.folder.path, encoder.model, texts, text_length=length
     )
     equal = sum(
-        same_bits(cache.embedding(row), from_torch(expected_BTD[row]))
-        and cache.padded_token_ids(row).tolist() == ids_BT[row].tolist()
-        for row in range(len(texts))
+        same_bits(cache.embedding(row), from_torch(expected_BTD[number]))
+        and cache.padded_token_ids(row).tolist() == ids_BT[number].tolist()
+        for number, row in enumerate(rows)
     )
     holds = equal == len(texts)
     return CheckRow(

@@ -12,12 +12,13 @@ import torch
 from secondcast.check.teachers import CheckTeacher
 from secondcast.models.backbone import Backbone
 from secondcast.models.device import deterministic_algorithms
+from secondcast.models.families.text import Text, recorded_text
 from secondcast.models.geometry import recorded_geometry
 from secondcast.models.memory.options import MemoryOptions
-from secondcast.models.sampler import euler_step
+from secondcast.models.sampler import euler_step, guided
 from secondcast.models.student.student import Student, new_student
 from secondcast.storage_schemas.reader import Cache
-from secondcast.storage_schemas.tensors import to_torch
+from secondcast.storage_schemas.tensors import stacked, to_torch
 from secondcast.trainer.data.mixture import TrainingCache
 from secondcast.trainer.data.sampler import Part, Sampler
 from secondcast.trainer.loop import Trainer
@@ -168,7 +169,7 @@ class Training:
         for k in range(steps):
             # By the kernels that recorded the cache.
             with torch.no_grad():
-                target_BSC = call(call.teacher_embedding(), k)
+                target_BSC = call.teacher(k)
             with deterministic_algorithms():
                 with torch.autocast(device.type, torch.bfloat16, enabled=uses_autocast(settings, manifest, device)):
                     student_BTD = student(call.token_ids_BT)[0]
@@ -177,7 +178,7 @@ class Training:
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(student.parameters(), settings.max_grad_norm)
                 optimizer.step()
-            call.follow(target_BSC, k)
+            call.follow(k)
             losses.append(float(loss.detach()))
         return Steps.of(student, losses, [])
 
@@ -206,9 +207,10 @@ class _Call:
             [torch.from_numpy(cache.padded_token_ids(t.prompt)) for t in trajectories]
         ).to(device)  # fmt: skip
         self._x_BSC = torch.stack([to_torch(t.hidden_states_KSC[0]) for t in trajectories]).to(device)
-        self._pooled_BP = torch.zeros(
-            len(rows), manifest.teacher.pooled_width, device=device, dtype=teacher.torch_dtype
-        )
+        conditioning = stacked([cache.conditioning(t.prompt) for t in trajectories])
+        self._conditioning = {name: row.to(device, teacher.torch_dtype) for name, row in conditioning.items()}
+        self._negative = None if cache.negative is None else recorded_text(cache, [cache.negative]).on(device)
+        self._moving_BSC = self._x_BSC
         self._guidance_B: torch.Tensor | None = None
         if manifest.sampling.guidance is not None:
             self._guidance_B = torch.tensor([t.guidance for t in trajectories], device=device)
@@ -219,26 +221,37 @@ class _Call:
             dtype=teacher.torch_dtype,
         )
 
-    def teacher_embedding(self) -> torch.Tensor:
-        """encoder_hidden_states_BTD of the large text encoder, encoded at every step as in the paper's script."""
-        return self._encoder.encode(self.token_ids_BT)
+    def teacher(self, k: int) -> torch.Tensor:
+        """The teacher's prediction at step k, with its text encoded at every step as in the paper's script."""
+        text = Text(embedding_BTD=self._encoder.encode(self.token_ids_BT), conditioning=self._conditioning)
+        if self._negative is None:
+            self._moving_BSC = self._call(self._x_BSC, text, k)
+            return self._moving_BSC
+        found_BSC = self._call(torch.cat([self._x_BSC, self._x_BSC]), text.after(self._negative), k)
+        negative_BSC, target_BSC = found_BSC.chunk(2)
+        assert self._guidance_B is not None
+        self._moving_BSC = guided(negative_BSC, target_BSC, self._guidance_B)
+        return target_BSC
 
     def __call__(self, embedding_BTD: torch.Tensor, k: int) -> torch.Tensor:
-        """The prediction at step k."""
-        dtype = self._family.timestep_dtype(self._x_BSC.dtype)
-        timestep_B = torch.full((len(self._x_BSC),), self._sampling.timesteps[k], device=self._x_BSC.device).to(dtype)
+        """The prediction at step k with another embedding."""
+        return self._call(self._x_BSC, Text(embedding_BTD=embedding_BTD, conditioning=self._conditioning), k)
+
+    def _call(self, x_BSC: torch.Tensor, text: Text, k: int) -> torch.Tensor:
+        dtype = self._family.timestep_dtype(x_BSC.dtype)
+        timestep_B = torch.full((len(x_BSC),), self._sampling.timesteps[k], device=x_BSC.device).to(dtype)
         return self._family.call(
             self._transformer,
-            self._x_BSC,
-            embedding_BTD,
-            self._pooled_BP,
+            x_BSC,
+            text.embedding_BTD,
+            text.conditioning,
             timestep_B,
             self._guidance_B,
             self._positions,
         )
 
-    def follow(self, target_BSC: torch.Tensor, k: int) -> None:
+    def follow(self, k: int) -> None:
         """Move the latent by the teacher's prediction."""
         sigmas_K1 = torch.tensor(self._sampling.sigmas, dtype=torch.float32)
-        dt = (sigmas_K1[k + 1] - sigmas_K1[k]).to(target_BSC)
-        self._x_BSC = euler_step(self._x_BSC, target_BSC, dt)
+        dt = (sigmas_K1[k + 1] - sigmas_K1[k]).to(self._moving_BSC)
+        self._x_BSC = euler_step(self._x_BSC, self._moving_BSC, dt)

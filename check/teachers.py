@@ -1,4 +1,4 @@
-"""The teacher of a check: one on disk, or FLUX.1-dev's configuration with random weights."""
+"""The teacher of a check: one on disk, or a bundled configuration with random weights."""
 
 import json
 import warnings
@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from secondcast.cache_builder.opening.new_manifest import outline_manifest, plan_manifest
+from secondcast.cache_builder.opening.new_manifest import has_negative, outline_manifest, plan_manifest
 from secondcast.cache_builder.prompts.files import SourcedText
 from secondcast.cache_builder.settings import PlannedBuild
-from secondcast.cache_builder.text_stage import tokenised_prompts
-from secondcast.check.random_weights import random_text_encoder, random_transformer, random_vae
+from secondcast.cache_builder.text_stage import negative_prompt, tokenised_prompts
+from secondcast.check.random_weights import RandomConditioning, random_text_encoder, random_transformer, random_vae
 from secondcast.models.backbone import Backbone
 from secondcast.models.cost.students import student_config
 from secondcast.models.geometry import Geometry, recorded_geometry
@@ -26,14 +26,13 @@ from secondcast.models.teacher.image_decoder import ImageDecoder
 from secondcast.models.teacher.text_encoder import TeacherTextEncoder
 from secondcast.pocket import STUDENTS_FOLDER
 from secondcast.pocket.world import captions
-from secondcast.storage_schemas.schema.manifest import Dtype, Manifest
+from secondcast.storage_schemas.schema.fields import fields_of
+from secondcast.storage_schemas.schema.manifest import NEGATIVE_TEXT, Dtype, Manifest
 from secondcast.storage_schemas.schema.prompts import Prompt, is_held_out, prompt_id
 from secondcast.storage_schemas.writer import prompt_set_fields
 
-RANDOM_FLUX = "random-flux"
-"""Name of the teacher with FLUX.1-dev's configuration and random weights."""
-RANDOM_SOURCE = "FLUX.1-dev"
-"""The bundled configuration that RANDOM_FLUX has."""
+RANDOM = {"random-flux": "FLUX.1-dev", "random-sd3": "stable-diffusion-3-medium-diffusers"}
+"""Teachers with random weights, and the bundled configurations that they have."""
 
 WHOLE = MemoryOptions(modulation="gpu")
 """All weights on the device, as they are in the files."""
@@ -145,11 +144,14 @@ class TeacherOnDisk(CheckTeacher):
         texts = [text for text in captions(4 * self.scale.batch_size, seed=0, split="train")]
         texts = [text for text in texts if not is_held_out(prompt_id(text))][: self.scale.batch_size]
         prompts, _ = tokenised_prompts([SourcedText(text=text, sources=("check",)) for text in texts], self.folder)
+        if has_negative(self.build_options, self.folder):
+            prompts = [negative_prompt(self.folder), *prompts]
         return plan_manifest(self.build_options, self.folder, prompts), prompts
 
     def text_encoder(self) -> TeacherTextEncoder:
         """See CheckTeacher."""
-        return TeacherTextEncoder.load(self.folder, dtype=self.torch_dtype, device=self.device)
+        pooled = self.planned[0].teacher.pooled
+        return TeacherTextEncoder.load(self.folder, dtype=self.torch_dtype, device=self.device, pooled=pooled)
 
     def transformer(self, *, on_host: bool = False) -> Any:
         """See CheckTeacher."""
@@ -175,6 +177,7 @@ class TeacherOnDisk(CheckTeacher):
             device=self.device,
             options=options,
             conditions=recorded_conditions([manifest], batch_rows=self.scale.batch_size),
+            pooled_varies=manifest.teacher.pooled == "clip",
         )
 
     def decoder(self, geometry: Geometry) -> ImageDecoder:
@@ -194,18 +197,23 @@ class RandomTeacher(CheckTeacher):
         vocabulary = int(manifest.teacher.text_encoder_config["vocab_size"])
         draw = torch.Generator().manual_seed(0)
         prompts: list[Prompt] = []
-        number = 0
-        while len(prompts) < self.scale.batch_size:
+        number, ends = 0, (1,)
+        if has_negative(self.build_options, self.folder):
+            identity = prompt_id(NEGATIVE_TEXT)
+            prompts.append(Prompt(id=identity, text=NEGATIVE_TEXT, sources=("negative",), token_ids=ends))
+        while len(prompts) < manifest.prompts.count:
             text, number = f"prompt {number}", number + 1
             ids = torch.randint(3, vocabulary, (_RANDOM_TOKENS - 1,), generator=draw).tolist()
             if not is_held_out(prompt_id(text)):
-                prompts.append(Prompt(id=prompt_id(text), text=text, sources=("check",), token_ids=(*ids, 1)))
+                prompts.append(Prompt(id=prompt_id(text), text=text, sources=("check",), token_ids=(*ids, *ends)))
         stated = manifest.prompts.model_copy(update=prompt_set_fields(prompts))
         return manifest.model_copy(update={"prompts": stated}), prompts
 
     def text_encoder(self) -> TeacherTextEncoder:
         """See CheckTeacher."""
-        return TeacherTextEncoder(random_text_encoder(self.folder, self.torch_dtype, self.device))
+        fields = [field for field in fields_of(self.planned[0], "embeddings") if field.name != "encoder_hidden_states"]
+        beside = RandomConditioning(fields, self.torch_dtype, self.device) if fields else None
+        return TeacherTextEncoder(random_text_encoder(self.folder, self.torch_dtype, self.device), beside)
 
     def transformer(self, *, on_host: bool = False) -> Any:
         """See CheckTeacher."""
@@ -224,6 +232,7 @@ class RandomTeacher(CheckTeacher):
             device=self.device,
             options=options,
             conditions=recorded_conditions([manifest], batch_rows=self.scale.batch_size),
+            pooled_varies=manifest.teacher.pooled == "clip",
         )
 
     def decoder(self, geometry: Geometry) -> ImageDecoder:

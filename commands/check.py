@@ -32,7 +32,8 @@ def check(
     teacher: Annotated[
         str,
         typer.Option(
-            help="Teacher: pocket; random-flux, FLUX.1-dev's size with random weights; a folder, or a hub name."
+            help="Teacher: pocket; random-flux or random-sd3, the size of FLUX.1-dev or SD3 medium with random "
+            "weights; a folder, or a hub name."
         ),
     ] = POCKET,
     minutes: Annotated[
@@ -116,8 +117,8 @@ def _teacher(name: str, device: "torch.device") -> "CheckTeacher":
     from secondcast.models.teacher.folder import BUILD_PARTS, POOLED_PARTS
     from secondcast.models.teacher.planned import planned_teacher
 
-    if name == teachers.RANDOM_FLUX:
-        folder = replace(planned_teacher(teachers.RANDOM_SOURCE)[0], source=name)
+    if name in teachers.RANDOM:
+        folder = replace(planned_teacher(teachers.RANDOM[name])[0], source=name)
         return teachers.RandomTeacher(folder, teachers.FULL, device)
     scale = teachers.POCKET if name == POCKET else teachers.FULL
     return teachers.TeacherOnDisk(resolve_teacher(name, (*BUILD_PARTS, *POOLED_PARTS)), scale, device)

@@ -10,9 +10,9 @@ from secondcast.evaluation.pictures.distances import psnr_db, ssim
 from secondcast.evaluation.replaying import Conditions, EmbedPrompts, filled_batches, on_device
 from secondcast.evaluation.results import SampledResult
 from secondcast.models.backbone import Backbone
+from secondcast.models.families.text import Text, recorded_text
 from secondcast.models.recorded_backbone import recorded_schedule
-from secondcast.models.sampler import sample
-from secondcast.models.schedule import Schedule
+from secondcast.models.sampler import bound, sample
 from secondcast.models.teacher.image_decoder import ImageDecoder
 from secondcast.storage_schemas.errors import NonFiniteError
 from secondcast.storage_schemas.progress import Progress
@@ -40,11 +40,12 @@ def closed_loop(
 ) -> dict[str, SampledResult]:
     """Sample with each text encoder and compare with the recorded end of these trajectories, by encoder name.
 
-    Schedule, guidance and pooled vectors are the recorded ones; every call of the backbone has batch_size rows.
+    Schedule, guidance, negative prompt and conditioning are the recorded ones; every batch has batch_size rows.
     keep: receives each image once, the recorded one of a trajectory before those of the text encoders.
     """
     found: dict[str, list[_Distances]] = {name: [] for name in text_encoders}
     schedule = recorded_schedule(cache.manifest)
+    negative = None if cache.negative is None else recorded_text(cache, [cache.negative]).on(backbone.device)
     total = len(trajectories) * len(text_encoders)
     with progress.bar("closed loop", total=total, done=0, unit="images") as bar:
         for batch, kept in filled_batches(trajectories, batch_size):
@@ -57,7 +58,9 @@ def closed_loop(
             _pass_on(keep, RECORDED, batch, pictures)
             for name, embed in text_encoders.items():
                 text_BTD = embed([chosen.prompt for chosen in batch]).to(backbone.dtype)
-                final_BSC = _sampled(backbone, schedule, noise_BSC, text_BTD, conditions)[:kept]
+                text = Text(embedding_BTD=text_BTD, conditioning=conditions.conditioning)
+                predict = bound(backbone, text, conditions.guidance_B, negative)
+                final_BSC = sample(predict, noise_BSC.to(backbone.dtype), schedule).final_latent_BSC[:kept]
                 fractions = _latent_fractions(final_BSC, wanted_BSC[:kept], name, batch)
                 decoded = _decoded(decoder, final_BSC)
                 _pass_on(keep, name, batch, decoded)
@@ -72,19 +75,6 @@ def _pass_on(keep: Keep | None, name: str, batch: Sequence[HeldOut], pictures: S
     if keep is not None:
         for chosen, picture_HWC in zip(batch, pictures, strict=False):
             keep(name, chosen, picture_HWC)
-
-
-def _sampled(
-    backbone: Backbone,
-    schedule: Schedule,
-    noise_BSC: torch.Tensor,
-    text_BTD: torch.Tensor,
-    conditions: Conditions,
-) -> torch.Tensor:
-    def predict(x_BSC: torch.Tensor, timestep_B: torch.Tensor) -> torch.Tensor:
-        return backbone.predict(x_BSC, text_BTD, conditions.pooled_BP, timestep_B, conditions.guidance_B)
-
-    return sample(predict, noise_BSC.to(backbone.dtype), schedule).final_latent_BSC
 
 
 def _decoded(decoder: ImageDecoder, latent_BSC: torch.Tensor) -> list[Array]:

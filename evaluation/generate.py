@@ -12,7 +12,8 @@ from secondcast.evaluation.settings.memory import sampling_cost, sampling_option
 from secondcast.evaluation.text_encoder import TEACHER, TextEncoder, open_text_encoder
 from secondcast.models.cost.gpu_memory import CUDA_BYTES, with_margin
 from secondcast.models.cost.placement import place
-from secondcast.models.families.family import Role
+from secondcast.models.families.family import ConditioningEncoder, Role
+from secondcast.models.families.text import Text
 from secondcast.models.memory.host_memory import free_host_bytes
 from secondcast.models.memory.options import MemoryOptions, SamplingMemory
 from secondcast.models.memory.peak import release_memory
@@ -20,9 +21,10 @@ from secondcast.models.memory.quantized import check_quantizer
 from secondcast.models.memory.streaming import check_blocks
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
-from secondcast.models.teacher.text_encoder import PooledTextEncoder
+from secondcast.models.teacher.text_encoder import load_conditioning_encoder
 from secondcast.storage_schemas.io.digests import digest
 from secondcast.storage_schemas.progress import Progress, size_text
+from secondcast.storage_schemas.schema.manifest import NEGATIVE_TEXT
 
 # Of the free host memory, for embeddings that wait for the transformer.
 _SHARE_OF_HOST = 0.5
@@ -56,6 +58,7 @@ def generate(
     encoder = open_text_encoder(student, teacher, text_length=asked.text_length, dtype=dtype, device=text_device)
     settings = _settings(asked, teacher, student=encoder.digest, text_length=encoder.text_length)
     texts, pooled_varies = list(prompts), settings.pooled == "clip"
+    guided = teacher.family.guidance_rule == "cfg"
     batch_size = max(1, min(batch_size, len(texts)))
     options = _placed_options(settings, teacher, encoder, memory, memory_bytes, batch_size, progress)
     pictures = PictureFolder.open(folder, settings, texts, earlier_digest=encoder.weights_digest)
@@ -69,20 +72,21 @@ def generate(
     ]
     with progress.bar("generate", total=len(texts), done=len(texts) - len(missing), unit="images") as bar:
         for part in _passes(batches, encoder):
-            embeddings = _Embeddings(encoder, texts, part, device, text_device)
+            embeddings = _Embeddings(encoder, texts, part, device, text_device, guided=guided)
             generator = Generator.open(
                 teacher, resolution=None, height=settings.height, width=settings.width,
                 text_length=settings.text_length, steps=asked.steps, guidance=asked.guidance, seed=asked.seed,
                 dtype=dtype, device=device, options=options, batch_rows=batch_size,
                 pooled_varies=pooled_varies,
             )  # fmt: skip
-            pooled = PooledTextEncoder.load(teacher, dtype=dtype, device=device) if pooled_varies else None
+            beside = load_conditioning_encoder(teacher, dtype=dtype, device=device) if pooled_varies else None
+            negative = embeddings.negative(beside) if guided else None
             for numbers in part:
                 batch = [texts[number] for number in numbers]
-                pooled_BP = None if pooled is None else pooled.encode(batch)
-                images_BHWC = generator.pictures(embeddings.of(numbers), batch, pooled_BP)
+                conditioning = None if beside is None else beside.encode(batch)
+                images_BHWC = generator.pictures(embeddings.of(numbers), batch, conditioning, negative)
                 bar.advance(pictures.add(numbers, images_BHWC))
-            del generator, pooled
+            del generator, beside
             release_memory(device)
     pictures.finish()
     return len(missing)
@@ -126,12 +130,16 @@ class _Embeddings:
         batches: Sequence[range],
         device: torch.device,
         text_device: torch.device,
+        *,
+        guided: bool,
     ) -> None:
         self._encoder, self._texts = encoder, texts
         self._device, self._text_device = device, text_device
         self._ready: dict[range, torch.Tensor] = {}
         if encoder.free is not None:
             self._ready = {numbers: self._encoded(numbers).cpu() for numbers in batches}
+            if guided:
+                self._negative_1TD = self._of_texts([NEGATIVE_TEXT]).cpu()
             encoder.free()
             release_memory(device)
 
@@ -141,8 +149,18 @@ class _Embeddings:
             return self._ready.pop(numbers).to(self._device)
         return self._encoded(numbers)
 
+    def negative(self, beside: ConditioningEncoder | None) -> Text:
+        """The rows of the negative prompt, for classifier-free guidance."""
+        assert beside is not None
+        if self._encoder.free is None:
+            self._negative_1TD = self._of_texts([NEGATIVE_TEXT])
+        return Text(embedding_BTD=self._negative_1TD.to(self._device), conditioning=beside.encode([NEGATIVE_TEXT]))
+
     def _encoded(self, numbers: range) -> torch.Tensor:
-        return self._encoder.embeddings([self._texts[number] for number in numbers], self._text_device)
+        return self._of_texts([self._texts[number] for number in numbers])
+
+    def _of_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        return self._encoder.embeddings(texts, self._text_device)
 
 
 def _text_device(teacher: TeacherFolder, device: torch.device, memory_bytes: float, progress: Progress) -> torch.device:
@@ -168,9 +186,11 @@ def _passes(batches: Sequence[range], encoder: TextEncoder) -> Iterator[Sequence
 
 def _settings(asked: PictureOptions, teacher: TeacherFolder, *, student: str, text_length: int) -> PictureSettings:
     geometry = teacher.geometry(asked)
+    pooled = teacher.family.pooled_choice(asked.pooled)
+    teacher.family.check_guidance([asked.guidance])
     parts: tuple[Role, ...] = ("transformer", "vae")
-    if asked.pooled == "clip":
-        parts = (*parts, "pooled_text_encoder")
+    if pooled == "clip":
+        parts = (*parts, *(encoder for encoder, _ in teacher.family.conditioning_roles))
     return PictureSettings.from_flags(
         student=student,
         teacher=digest([*(teacher.weight_hashes(part) for part in parts), teacher.config("scheduler")]),
@@ -182,6 +202,6 @@ def _settings(asked: PictureOptions, teacher: TeacherFolder, *, student: str, te
         guidance=asked.guidance if teacher.family.takes_guidance(teacher.config("transformer")) else None,
         seed=asked.seed,
         dtype=asked.dtype,
-        pooled=asked.pooled,
+        pooled=pooled,
         quantize=asked.quantize,
     )

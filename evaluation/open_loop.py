@@ -57,7 +57,7 @@ class RecordedSteps:
         return backbone.predict(
             self.hidden_states_BSC.to(backbone.dtype),
             embedding_BTD.to(backbone.dtype),
-            self.conditions.pooled_BP,
+            self.conditions.conditioning,
             self.timestep_B.to(backbone.timestep_dtype),
             self.conditions.guidance_B,
         )

@@ -11,12 +11,13 @@ import torch
 
 from secondcast.evaluation.text_encoder import student_digest
 from secondcast.models.backbone import Backbone
+from secondcast.models.families.family import Conditioning
 from secondcast.models.student.student import Student, check_fits, load_student, student_folder, untrained_like
 from secondcast.models.student.tokens import StudentTokens, own_tokens
 from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.record import Trajectory
-from secondcast.storage_schemas.tensors import to_torch
+from secondcast.storage_schemas.tensors import stacked, to_torch
 
 EmbedPrompts = Callable[[Sequence[int]], torch.Tensor]
 """Prompt numbers of a cache -> encoder_hidden_states_BTD."""
@@ -92,20 +93,21 @@ def cached_embeddings(cache: Cache, device: torch.device) -> EmbedPrompts:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """Inputs of the backbone besides latent, text and timestep: pooled_BP in its dtype, guidance_B in fp32."""
+    """Inputs of the backbone besides latent, text and timestep; guidance_B in fp32."""
 
-    pooled_BP: torch.Tensor
+    conditioning: Conditioning
     guidance_B: torch.Tensor | None
 
     @classmethod
     def of(cls, cache: Cache, trajectories: Sequence[Trajectory], backbone: Backbone) -> Self:
         """The recorded conditions of these trajectories, on the backbone's device."""
-        pooled_BP = to_torch(np.stack([cache.pooled(trajectory.prompt) for trajectory in trajectories]))
+        rows = stacked([cache.conditioning(trajectory.prompt) for trajectory in trajectories])
+        conditioning = {name: row.to(backbone.device) for name, row in rows.items()}
         guidance_B = None
         if cache.manifest.sampling.guidance is not None:
             values = [trajectory.guidance for trajectory in trajectories]
             guidance_B = torch.tensor(values, dtype=torch.float32, device=backbone.device)
-        return cls(pooled_BP=pooled_BP.to(device=backbone.device, dtype=backbone.dtype), guidance_B=guidance_B)
+        return cls(conditioning=conditioning, guidance_B=guidance_B)
 
 
 def on_device(arrays: Sequence[Any], device: torch.device) -> torch.Tensor:

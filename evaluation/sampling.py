@@ -7,11 +7,13 @@ import numpy as np
 import torch
 
 from secondcast.models.backbone import Backbone
+from secondcast.models.families.family import Conditioning
+from secondcast.models.families.text import Text
 from secondcast.models.geometry import Geometry
 from secondcast.models.memory.conditions import Conditions
 from secondcast.models.memory.options import PLAIN, MemoryOptions
 from secondcast.models.noise import draw_noise
-from secondcast.models.sampler import sample
+from secondcast.models.sampler import bound, sample
 from secondcast.models.schedule import Schedule
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.image_decoder import ImageDecoder
@@ -41,7 +43,7 @@ class OwnTokensEmbed:
 class Generator:
     """Turns embeddings into images: frozen backbone, schedule, decoder, tokenizer.
 
-    The pooled vector is zero unless given, and the schedule is FluxPipeline's, independent of any cache.
+    The schedule is the pipeline's, independent of any cache.
     """
 
     backbone: Backbone
@@ -129,11 +131,16 @@ class Generator:
 
     @torch.no_grad()
     def pictures(
-        self, embedding_BTD: torch.Tensor, prompts: Sequence[str], pooled_BP: torch.Tensor | None = None
+        self,
+        embedding_BTD: torch.Tensor,
+        prompts: Sequence[str],
+        conditioning: Conditioning | None = None,
+        negative: Text | None = None,
     ) -> Array:
         """Sample uint8 images [B, H, W, 3] from one batch of embeddings; noise is a function of (seed, prompt).
 
-        pooled_BP: default: zero.
+        conditioning: default: zero as pooled vectors.
+        negative: one row, for classifier-free guidance.
         """
         backbone, geometry = self.backbone, self.geometry
         noise = [
@@ -148,11 +155,8 @@ class Generator:
         ]
         noise_BSC = torch.from_numpy(np.stack(noise)).to(device=backbone.device, dtype=backbone.dtype)
         guidance_B = torch.full((len(prompts),), self.guidance, dtype=torch.float32, device=backbone.device)
-        text_BTD = embedding_BTD.to(backbone.dtype)
-        pooled_BP = backbone.zero_pooled(len(prompts)) if pooled_BP is None else pooled_BP.to(text_BTD)
-        walk = sample(
-            lambda x_BSC, timestep_B: backbone.predict(x_BSC, text_BTD, pooled_BP, timestep_B, guidance_B),
-            noise_BSC,
-            self.schedule,
-        )
+        if conditioning is None:
+            conditioning = backbone.zero_pooled(len(prompts))
+        text = Text(embedding_BTD=embedding_BTD.to(backbone.dtype), conditioning=conditioning)
+        walk = sample(bound(backbone, text, guidance_B, negative), noise_BSC, self.schedule)
         return self.decoder.decode(walk.final_latent_BSC)

@@ -83,9 +83,9 @@ def student_digest(folder: Path) -> str:
     return digest({"weights": weights_digest(folder), "config": config, "tokenizer": others})
 
 
-def teacher_parts(student: str, pooled: Pooled = "zero") -> tuple[Role, ...]:
+def teacher_parts(student: str, pooled: Pooled | None = None) -> tuple[Role, ...]:
     """The required files of a teacher's folder: nothing of T5 for a student with its own tokenizer."""
-    parts = PICTURE_PARTS if pooled == "zero" else (*PICTURE_PARTS, *POOLED_PARTS)
+    parts = PICTURE_PARTS if pooled != "clip" else (*PICTURE_PARTS, *POOLED_PARTS)
     if student == TEACHER:
         return (*parts, "large_text_encoder", "large_tokenizer")
     return parts if _has_tokenizer(student_folder(Path(student))) else (*parts, "large_tokenizer")

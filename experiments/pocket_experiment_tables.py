@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from experiments.pocket_questions import LORA, TEACHER, Setting, settings
-from experiments.pocket_tables import print_table, score_cell, short, spread
 from experiments.pocket_trials import BERT, KINDS, SIZES, Plan, Trial, small_vision
+from experiments.training.tables import print_table, score_cell, short, spread
 from secondcast.pocket.scorer import DIMENSIONS
 
 Results = Sequence[Mapping[str, Any]]

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from experiments.pocket_arms import BATCH_SIZE
 from experiments.pocket_harness import (
     Job,
     as_flags,
@@ -28,6 +27,7 @@ from experiments.pocket_harness import (
     train,
     work_off,
 )
+from experiments.training.arms import BATCH_SIZE
 from secondcast.pocket.scorer import DIMENSIONS
 from secondcast.pocket.world import KINDS
 

@@ -15,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experiments.pocket_arms import STEP_KINDS, Arm, Budget, best_warmups, finalists, main_arms, replay_arms
 from experiments.pocket_harness import (
     Job,
     do,
@@ -32,6 +31,7 @@ from experiments.pocket_harness import (
     workers,
     write_json,
 )
+from experiments.training.arms import STEP_KINDS, Arm, Budget, best_warmups, finalists, main_arms, replay_arms
 
 PARTS = ("calibrate", "screen", "finals", "table")
 REFERENCES = ("teacher", "untrained")
@@ -170,7 +170,7 @@ class Experiment:
 
     def table(self) -> None:
         """Print Markdown."""
-        from experiments.pocket_tables import print_tables
+        from experiments.training.tables import print_tables
 
         arms, chosen = self.screened()
         print_tables(self.budget(), arms, chosen, results_below(self.folder / "runs"))

@@ -7,7 +7,7 @@ from functools import cache as remembered
 from pathlib import Path
 from typing import Any
 
-from experiments.pocket_arms import BATCH_SIZE, WARMUPS, training_flags
+from experiments.training.arms import BATCH_SIZE, WARMUPS, training_flags
 
 SIZES = ("tiny", "small", "base")
 LOSSES = ("embedding", "context", "vision")

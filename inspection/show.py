@@ -7,6 +7,7 @@ import numpy as np
 from secondcast.inspection.text_layout import entry_lines, table_lines
 from secondcast.inspection.token_pieces import token_pieces
 from secondcast.models.families.registry import FAMILIES
+from secondcast.storage_schemas.errors import NotInCacheError
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.record import Trajectory, trajectory_key
 from secondcast.storage_schemas.schema.fields import Array
@@ -199,6 +200,8 @@ def first_trajectory(cache: Cache, prompt: int) -> int:
     """
     if cache.manifest.is_text:
         return prompt
+    if prompt == cache.negative:
+        raise NotInCacheError(f"the negative prompt of {cache.folder} has no trajectories: give another prompt")
     samples_per_prompt = samples_per_prompt_of(cache, prompt)
     found = next(
         (sample_index for sample_index in samples_per_prompt if sample_index["committed"]), samples_per_prompt[0]
@@ -214,7 +217,7 @@ def find_prompts(cache: Cache, word: str, *, limit: int) -> list[tuple[int, str,
     wanted = word.casefold()
     found = []
     for number, prompt in enumerate(cache.prompts):
-        if wanted in prompt.text.casefold():
+        if number != cache.negative and wanted in prompt.text.casefold():
             found.append((first_trajectory(cache, number), prompt.id, prompt.text))
             if len(found) > limit:
                 break

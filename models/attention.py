@@ -9,7 +9,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, attention_
 from diffusers.utils.constants import DIFFUSERS_ATTN_BACKEND
 from torch.nn.attention import SDPBackend
 
-from secondcast.models.families.family import Family
+from secondcast.models.families.family import POOLED, Family
 from secondcast.models.geometry import Geometry
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.errors import SettingsError, reason
@@ -47,6 +47,11 @@ def check_attention(backend: str | None, teacher: TeacherFolder, *, dtype: torch
     """
     if backend in (None, NATIVE):
         return
+    if not teacher.family.attention_backends:
+        raise SettingsError(
+            f"--attention-backend is {backend!r}, expected none: the transformer of {teacher.family.title} always uses "
+            f"torch's own attention; remove it"
+        )
     known = sorted(name.value for name in AttentionBackendName)
     if backend.lower() not in known:
         raise SettingsError(
@@ -85,7 +90,7 @@ def _try(
             transformer,
             filled(1, geometry.image_tokens, geometry.channels),
             filled(1, _TEXT_TOKENS, family.text_width(config)),
-            filled(1, family.pooled_width(config)),
+            {POOLED: filled(1, family.pooled_width(config))},
             filled(1, dtype=family.timestep_dtype(dtype)),
             None,
             family.positions(geometry, _TEXT_TOKENS, device=device, dtype=dtype),

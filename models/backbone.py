@@ -10,7 +10,7 @@ import torch
 
 from secondcast.models.attention import RECORDED_NATIVE, attention_kernel, recorded_attention, set_attention
 from secondcast.models.device import total_bytes
-from secondcast.models.families.family import Family
+from secondcast.models.families.family import POOLED, Conditioning, Family
 from secondcast.models.families.registry import family_of_transformer
 from secondcast.models.geometry import Geometry
 from secondcast.models.memory.checkpointing import activation_checkpointing
@@ -183,15 +183,15 @@ class Backbone:
         """The dtype in which the transformer receives timesteps."""
         return self.family.timestep_dtype(self.dtype)
 
-    def zero_pooled(self, batch: int) -> torch.Tensor:
-        """The pooled vector of the paper's training: zeros, [B, P]."""
-        return torch.zeros(batch, self._pooled_width, device=self.device, dtype=self.dtype)
+    def zero_pooled(self, batch: int) -> Conditioning:
+        """The conditioning of the paper's training: zeros as pooled vectors, [B, P]."""
+        return {POOLED: torch.zeros(batch, self._pooled_width, device=self.device, dtype=self.dtype)}
 
     def predict(
         self,
         hidden_states_BSC: torch.Tensor,
         encoder_hidden_states_BTD: torch.Tensor,
-        pooled_projections_BP: torch.Tensor,
+        conditioning: Conditioning,
         timestep_B: torch.Tensor,
         guidance_B: torch.Tensor | None,
         *,
@@ -205,12 +205,12 @@ class Backbone:
 
         Raises SettingsError for conditions that a modulation table does not contain.
         """
-        pooled_projections_BP = self._in_place_of_pooled(timestep_B, guidance_B, pooled_projections_BP, modulation_BM)
+        conditioning = self._with_modulation(timestep_B, guidance_B, conditioning, modulation_BM)
         return self.family.call(
             self.transformer,
             hidden_states_BSC,
             encoder_hidden_states_BTD,
-            pooled_projections_BP,
+            conditioning,
             timestep_B,
             guidance_B if self.takes_guidance else None,
             self._positions_for(encoder_hidden_states_BTD.shape[1]),
@@ -226,20 +226,20 @@ class Backbone:
         blocks: int,
         hidden_states_BSC: torch.Tensor,
         encoder_hidden_states_BTD: torch.Tensor,
-        pooled_projections_BP: torch.Tensor,
+        conditioning: Conditioning,
         timestep_B: torch.Tensor,
         guidance_B: torch.Tensor | None,
         *,
         modulation_BM: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """hidden_states_BSI and encoder_hidden_states_BTI after the first `blocks` blocks; see `predict`."""
-        pooled_projections_BP = self._in_place_of_pooled(timestep_B, guidance_B, pooled_projections_BP, modulation_BM)
+        conditioning = self._with_modulation(timestep_B, guidance_B, conditioning, modulation_BM)
         return self.family.streams(
             self.transformer,
             blocks,
             hidden_states_BSC,
             encoder_hidden_states_BTD,
-            pooled_projections_BP,
+            conditioning,
             timestep_B,
             guidance_B if self.takes_guidance else None,
             self._positions_for(encoder_hidden_states_BTD.shape[1]),
@@ -261,13 +261,29 @@ class Backbone:
             return self.table.select(timestep_B, guidance_B, pooled_projections_BP)
         return pooled_projections_BP
 
+    def _with_modulation(
+        self,
+        timestep_B: torch.Tensor,
+        guidance_B: torch.Tensor | None,
+        conditioning: Conditioning,
+        modulation_BM: torch.Tensor | None,
+    ) -> Conditioning:
+        """Conditioning in the transformer's dtype; in place of pooled what a table or the host has computed."""
+        conditioning = {
+            name: rows.to(self.dtype) if rows.is_floating_point() else rows for name, rows in conditioning.items()
+        }
+        if self.modulation is None:
+            return conditioning
+        taken = self._in_place_of_pooled(timestep_B, guidance_B, conditioning[POOLED], modulation_BM)
+        return {**conditioning, POOLED: taken}
+
     @contextmanager
     def called_by_a_pipeline(self) -> Iterator[None]:
         """A context in which the transformer itself takes pooled vectors, as unmodified pipelines call it."""
 
         def replace(_: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-            taken = self._in_place_of_pooled(named["timestep"], named["guidance"], named["pooled_projections"])
-            return arguments, named | {"pooled_projections": taken}
+            taken = self._in_place_of_pooled(named["timestep"], named.get("guidance"), named[POOLED])
+            return arguments, named | {POOLED: taken}
 
         hook = self.transformer.register_forward_pre_hook(replace, with_kwargs=True)
         try:
@@ -295,8 +311,8 @@ def _read(folder: Path, family: Family, dtype: torch.dtype, blocks: int | None) 
     kind, source, anatomy = getattr(diffusers, family.transformer), part_source(part), family.anatomy
     if blocks is None:
         return load_checked(kind, part, source, dtype=dtype)
-    counts = anatomy.first_blocks(kind.load_config(part), blocks)
-    return load_part(kind, part, source, dtype=dtype, config=counts, without=anatomy.head)
+    counts, surplus = anatomy.first_blocks(kind.load_config(part), blocks)
+    return load_part(kind, part, source, dtype=dtype, config=counts, without=surplus)
 
 
 def _takes_table(transformer: Any, options: MemoryOptions, conditions: Conditions | None) -> bool:

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
+from secondcast.models.backbone import Backbone
+from secondcast.models.families.text import Text
 from secondcast.models.schedule import Schedule
 
-# predict(x_BSC, timestep_B) -> velocity_BSC, with text, pooled and guidance bound in.
-Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# predict(x_BSC, timestep_B) -> the velocity_BSC to record and the one that moves the latent, with text, conditioning
+# and guidance bound in. Without classifier-free guidance they are the same.
+Predict = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def euler_step(x_BSC: torch.Tensor, velocity_BSC: torch.Tensor, dt: torch.Tensor) -> torch.Tensor:
@@ -18,7 +21,7 @@ def euler_step(x_BSC: torch.Tensor, velocity_BSC: torch.Tensor, dt: torch.Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectories:
-    """A batch of trajectories: x_0 .. x_{K-1}, v_0 .. v_{K-1}, x_K."""
+    """A batch of trajectories: x_0 .. x_{K-1}, v_0 .. v_{K-1} (the conditional ones), x_K."""
 
     hidden_states_BKSC: torch.Tensor
     velocity_BKSC: torch.Tensor
@@ -38,7 +41,44 @@ def sample(predict: Predict, noise_BSC: torch.Tensor, schedule: Schedule) -> Tra
     x_BSC = noise_BSC
     for k, timestep in enumerate(schedule.timesteps):
         timestep_B = torch.full((batch,), timestep, device=noise_BSC.device, dtype=schedule.timestep_dtype)
-        velocity_BSC = predict(x_BSC, timestep_B)
+        velocity_BSC, moving_BSC = predict(x_BSC, timestep_B)
         hidden_states_BKSC[:, k], velocity_BKSC[:, k] = x_BSC, velocity_BSC
-        x_BSC = euler_step(x_BSC, velocity_BSC, dt_K[k])
+        x_BSC = euler_step(x_BSC, moving_BSC, dt_K[k])
     return Trajectories(hidden_states_BKSC=hidden_states_BKSC, velocity_BKSC=velocity_BKSC, final_latent_BSC=x_BSC)
+
+
+def guided(negative_BSC: torch.Tensor, conditional_BSC: torch.Tensor, guidance_B: torch.Tensor) -> torch.Tensor:
+    """Negative + guidance * (conditional - negative), rounded as by a pipeline whose guidance scale is a number.
+
+    guidance_B: fp32. Source: Ho and Salimans, arXiv 2207.12598; StableDiffusion3Pipeline.__call__.
+    """
+    difference_BSC = conditional_BSC - negative_BSC
+    # Not guidance_B in the predictions' dtype: a Python number is not rounded to bfloat16.
+    moved_BSC = guidance_B.view(-1, 1, 1) * difference_BSC.float()
+    return negative_BSC + moved_BSC.to(difference_BSC.dtype)
+
+
+def bound(backbone: Backbone, text: Text, guidance_B: torch.Tensor | None, negative: Text | None = None) -> Predict:
+    """The backbone with text and guidance of a batch.
+
+    guidance_B: fp32; None where the teacher takes none.
+    negative: one row, or one of each of the batch, for classifier-free guidance: one call has the negative's rows
+        first and then those of the text, as in the pipeline, and the conditional prediction is the one to record.
+    """
+    if negative is None:
+
+        def predict(x_BSC: torch.Tensor, timestep_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            velocity_BSC = backbone.predict(x_BSC, text.embedding_BTD, text.conditioning, timestep_B, guidance_B)
+            return velocity_BSC, velocity_BSC
+
+        return predict
+    both = text.after(negative)
+
+    def predict_both(x_BSC: torch.Tensor, timestep_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert guidance_B is not None
+        twice = (torch.cat([x_BSC, x_BSC]), torch.cat([timestep_B, timestep_B]))
+        found_BSC = backbone.predict(twice[0], both.embedding_BTD, both.conditioning, twice[1], None)
+        negative_BSC, conditional_BSC = found_BSC.chunk(2)
+        return conditional_BSC, guided(negative_BSC, conditional_BSC, guidance_B)
+
+    return predict_both

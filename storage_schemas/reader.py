@@ -18,10 +18,10 @@ from secondcast.storage_schemas.io.folders import Folder, LocalFolder, Location,
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.record import Trajectory, trajectory_key, trajectory_of
 from secondcast.storage_schemas.schema.commits import Kind, Records, read_records
-from secondcast.storage_schemas.schema.fields import DTYPES, Array, Arrays
+from secondcast.storage_schemas.schema.fields import DTYPES, POOLED, Array, Arrays, fields_of
 from secondcast.storage_schemas.schema.journal import is_pending, pending
 from secondcast.storage_schemas.schema.layout import Layout
-from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, Manifest, no_trajectories
+from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, NEGATIVE, Manifest, no_trajectories
 from secondcast.storage_schemas.schema.prompts import OFFSETS_FILE, PromptTable
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -156,15 +156,25 @@ class Cache:
         """The teacher's embedding of prompt number `prompt`, [T, D]."""
         return self.text_row(prompt, ("encoder_hidden_states",))["encoder_hidden_states"]
 
-    def pooled(self, prompt: int) -> Array:
-        """The pooled vector that FLUX received with prompt number `prompt`, [P]; zeros unless CLIP's was recorded."""
+    def conditioning(self, prompt: int) -> Arrays:
+        """What the transformer received with prompt number `prompt` besides its embedding, by name.
+
+        pooled_projections [P] are zeros unless CLIP's were recorded.
+        """
         teacher = self.manifest.teacher
+        names = [field.name for field in fields_of(self.manifest, "embeddings")[1:]]
+        arrays = self.text_row(prompt, names) if names else {}
         if teacher.pooled == "zero":
-            return np.zeros(teacher.pooled_width, dtype=DTYPES[self.manifest.dtype])
-        return self.text_row(prompt, ("pooled_projections",))["pooled_projections"]
+            arrays[POOLED] = np.zeros(teacher.pooled_width, dtype=DTYPES[self.manifest.dtype])
+        return arrays
+
+    @property
+    def negative(self) -> int | None:
+        """The number of the negative prompt of classifier-free guidance; None without."""
+        return None if self.manifest.is_text or self.manifest.sampling.negative_prompt is None else NEGATIVE
 
     def text_row(self, prompt: int, names: Container[str] | None = None) -> Arrays:
-        """All stored text fields of prompt number `prompt` (embedding, CLIP's pooled vector), or only `names`."""
+        """All stored text fields of prompt number `prompt` (embedding and conditioning), or only `names`."""
         shard, row = self.layout.embedding_place(prompt)
         if not self.manifest.keeps_embeddings and ("embeddings", shard) not in self.records:
             raise NotInCacheError(

@@ -10,7 +10,7 @@ from secondcast.storage_schemas.schema.manifest import CodecName, Manifest
 
 # Measured: stored by raw bytes (docs/benchmarks.md, "Codecs"; synthetic signals of 0.5 to 8 % drift per step and the
 # pocket's predictions; real FLUX predictions: unknown until a pilot). `none` is exact. latents: from runs with int8.
-# pooled_projections: not measured; from the ratio of embeddings to no gain.
+# pooled_projections, clip_hidden_states: not measured; from the ratio of embeddings to no gain.
 _Ratios = Mapping[str, tuple[float, float]]
 _RATIOS: dict[str, _Ratios] = {
     "bfloat16": {
@@ -21,6 +21,7 @@ _RATIOS: dict[str, _Ratios] = {
         "final_latent": (0.68, 0.70),
         "encoder_hidden_states": (0.67, 0.70),
         "pooled_projections": (0.67, 1.0),
+        "clip_hidden_states": (0.67, 1.0),
     },
     "float32": {
         "velocity": (0.72, 0.74),
@@ -30,6 +31,7 @@ _RATIOS: dict[str, _Ratios] = {
         "final_latent": (0.84, 0.86),
         "encoder_hidden_states": (0.83, 0.86),
         "pooled_projections": (0.83, 1.0),
+        "clip_hidden_states": (0.83, 1.0),
     },
 }
 # Measured: prompts.jsonl and .offsets of a million prompts take 252 bytes per prompt ("Opening a cache").

@@ -1,10 +1,11 @@
 """Bit-exact conversion between numpy (bfloat16 of ml_dtypes) and torch, which is imported only on use."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from secondcast.storage_schemas.schema.fields import DTYPES, Array
+from secondcast.storage_schemas.schema.fields import DTYPES, Array, Arrays
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +20,11 @@ def to_torch(array: Array) -> "torch.Tensor":
         # torch refuses arrays of ml_dtypes: pass the bits.
         return torch.from_numpy(writable.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(writable)
+
+
+def stacked(rows: Sequence[Arrays]) -> "dict[str, torch.Tensor]":
+    """CPU tensors of several rows of the same arrays, by their names."""
+    return {name: to_torch(np.stack([row[name] for row in rows])) for name in rows[0]}
 
 
 def from_torch(tensor: "torch.Tensor") -> Array:

@@ -57,7 +57,7 @@ def make_teacher(folder: Path, *, seed: int = 0, guidance: bool = True, **change
     """
     torch.manual_seed(seed)
     pipeline_class = changes.pop("pipeline", FluxPipeline)
-    tokenizer = _t5_tokenizer(changes.pop("text_length", 12))
+    tokenizer = t5_tokenizer(changes.pop("text_length", 12))
     transformer_config = {
         "in_channels": 16,
         "num_layers": 1,
@@ -75,9 +75,9 @@ def make_teacher(folder: Path, *, seed: int = 0, guidance: bool = True, **change
     vae_config = {"block_out_channels": (8, 8), "sample_size": 16, **changes}
     pipeline = pipeline_class(
         scheduler=FlowMatchEulerDiscreteScheduler.from_config(DEV_SCHEDULER if guidance else SCHNELL_SCHEDULER),
-        vae=_vae(int(transformer_config["in_channels"]) // 4, **vae_config),
+        vae=random_vae(int(transformer_config["in_channels"]) // 4, **vae_config),
         text_encoder=_clip(int(transformer_config["pooled_projection_dim"])),
-        tokenizer=_clip_tokenizer(folder),
+        tokenizer=clip_tokenizer(folder),
         text_encoder_2=T5EncoderModel(
             T5Config(
                 vocab_size=len(tokenizer),
@@ -94,7 +94,7 @@ def make_teacher(folder: Path, *, seed: int = 0, guidance: bool = True, **change
     return folder
 
 
-def _vae(channels: int, **config: Any) -> AutoencoderKL:
+def random_vae(channels: int, **config: Any) -> AutoencoderKL:
     blocks = len(config["block_out_channels"])
     return AutoencoderKL(
         latent_channels=channels,
@@ -125,7 +125,7 @@ def _clip(width: int) -> CLIPTextModel:
     )
 
 
-def _clip_tokenizer(folder: Path) -> CLIPTokenizer:
+def clip_tokenizer(folder: Path) -> CLIPTokenizer:
     source = folder.parent / f"{folder.name}-clip"
     source.mkdir(parents=True)
     letters = [letter + end for letter in string.ascii_lowercase for end in ("", "</w>")]
@@ -135,7 +135,7 @@ def _clip_tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer(str(source / "vocab.json"), str(source / "merges.txt"), model_max_length=16)
 
 
-def _t5_tokenizer(text_length: int) -> T5TokenizerFast:
+def t5_tokenizer(text_length: int) -> T5TokenizerFast:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     pieces += [(f"▁{word}", -3.0) for word in WORDS]
     pieces += [(piece, -8.0) for piece in ("▁", *string.ascii_letters, *string.digits, *".,'!?-")]

@@ -349,6 +349,7 @@ class RunConfig(Record):
 
     id: identifier that the run's checkpoints state, a digest of everything that their weights depend on.
     guidance: all guidance values of the caches, ascending; None if the teacher takes none.
+    family: of the teacher; runs of older versions are of the first one.
     recorded: None in runs on text caches alone, and of older versions.
     stream_variances: of each number of blocks after which a stage compares streams.
     """
@@ -361,5 +362,6 @@ class RunConfig(Record):
     text_width: int
     guidance: tuple[float, ...] | None = None
     id: str = ""
+    family: str = FLUX.name
     recorded: RecordedWith | None = None
     stream_variances: tuple[StreamVariances, ...] = ()

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from secondcast.models.device import deterministic_algorithms
+from secondcast.models.student.negative import keep_negative
 from secondcast.models.student.student import Student, new_student
 from secondcast.models.teacher.context_projection import ContextProjection
 from secondcast.models.teacher.folder import TeacherFolder
@@ -66,6 +67,7 @@ def train(
         projection_rank=settings.projection_rank,
     )  # fmt: skip
     tokens = load_own_tokens(settings, student_source, student)
+    keep_negative(student, caches.values(), tokens)
     config = run_config(settings, caches, teacher)
     begun = find_begun(run, config, processes)
     training_caches = TrainingCache.of_run(caches, begun or config, run)

@@ -7,6 +7,7 @@ import torch
 from secondcast.cache_builder.sample_stage import bind_conditions, prepare_batch
 from secondcast.models.backbone import Backbone
 from secondcast.models.families.reference import ReferencePipeline
+from secondcast.models.geometry import recorded_geometry
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.reader import Cache
@@ -47,6 +48,7 @@ def _equals_pipeline(
     # A pipeline call has one guidance scale: compare the rows with the first one, in a batch of the same size.
     guidance = recorded[0].guidance
     start = prepare_batch(cache, indices)
+    negative = None if start.negative is None else start.negative.repeated(len(indices))
     with backbone.called_by_a_pipeline():
         latents_BSC = ReferencePipeline(
             teacher.family,
@@ -55,12 +57,11 @@ def _equals_pipeline(
             vae_config=teacher.config("vae"),
         ).final_latents(
             start.noise_BSC.to(device=backbone.device, dtype=DTYPES[sampling.dtype]),
-            start.embedding_BTD.to(backbone.device),
-            start.pooled_BP.to(backbone.device),
+            start.text.on(backbone.device),
+            recorded_geometry(sampling),
+            negative=None if negative is None else negative.on(backbone.device),
             guidance=guidance,
             steps=sampling.steps,
-            height=sampling.height,
-            width=sampling.width,
         )
     rows = [row for row, trajectory in enumerate(recorded) if trajectory.guidance == guidance]
     pairs = [(recorded[row].final_latent_SC, from_torch(latents_BSC[row])) for row in rows]
@@ -86,7 +87,7 @@ def _replays(cache: Cache, backbone: Backbone, indices: range, recorded: list[Tr
         for k, timestep in enumerate(sampling.timesteps):
             x_BSC = torch.stack([to_torch(t.hidden_states_KSC[k]) for t in recorded]).to(backbone.device)
             timestep_B = torch.full((len(recorded),), timestep, device=backbone.device, dtype=backbone.timestep_dtype)
-            velocity_BSC = from_torch(predict(x_BSC, timestep_B))
+            velocity_BSC = from_torch(predict(x_BSC, timestep_B)[0])
             pairs += [(t.velocity_KSC[k], velocity_BSC[row]) for row, t in enumerate(recorded)]
     return _check(3, "the recorded embeddings replay to the recorded velocity, bit for bit", pairs)
 

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from secondcast.cache_builder.opening.disk import check_disk
-from secondcast.cache_builder.opening.new_manifest import plan_manifest
+from secondcast.cache_builder.opening.new_manifest import has_negative, plan_manifest
 from secondcast.cache_builder.prompts.files import read_prompts
 from secondcast.cache_builder.prompts.lengths import prompt_lengths
 from secondcast.cache_builder.provenance import changed_provenance, provenance
 from secondcast.cache_builder.settings import BuildSettings, placed
 from secondcast.cache_builder.teacher_models import placement
-from secondcast.cache_builder.text_stage import tokenised_prompts
+from secondcast.cache_builder.text_stage import negative_prompt, tokenised_prompts
 from secondcast.models.attention import check_attention
 from secondcast.models.memory.quantized import check_quantizer
 from secondcast.models.memory.streaming import check_blocks
@@ -43,8 +43,9 @@ def open_build(
 
     Raises SettingsError or MissingExtraError, before anything is written, for what cannot be computed here.
     """
-    options = placed(settings.memory, settings.quantize, settings.pooled)
-    check_blocks(options, teacher.family.anatomy, teacher.config("transformer"))
+    family = teacher.family
+    options = placed(settings.memory, settings.quantize, settings.resolved(family).pooled)
+    check_blocks(options, family.anatomy, teacher.config("transformer"))
     if device is not None and not settings.text_only:
         check_quantizer(settings.quantize)
         dtype = DTYPES[settings.dtype]
@@ -70,6 +71,8 @@ def _create_or_open(
         )
     prompts, cut = tokenised_prompts(read.texts, teacher, text_length=settings.text_length)
     samples = [0 if settings.text_only else settings.samples_per_prompt * text.repeat for text in read.texts]
+    if has_negative(settings, teacher):
+        prompts = [negative_prompt(teacher, text_length=settings.text_length), *prompts]
     manifest = plan_manifest(settings, teacher, prompts, samples)
     if device is not None and not settings.text_only:
         placement(manifest, settings.memory, settings.batch_size, device)

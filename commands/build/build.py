@@ -62,5 +62,5 @@ def _report(result: "BuildResult") -> None:
     held = f"{trajectories} of {prompts}" if result.planned else prompts
     print_line(f"{result.location}: {held}, {size_text(result.bytes)}")
     if not result.finished:
-        embeddings = f"{result.embeddings} of {result.prompts} embeddings are built"
+        embeddings = f"{result.embeddings} of {result.planned_embeddings} embeddings are built"
         print_line(f"{embeddings}; the build is complete when every worker has built its shards")

@@ -38,7 +38,7 @@ Teacher = Annotated[
     str,
     typer.Option(
         autocompletion=teacher_names,
-        help="Teacher: pocket, FLUX.1-dev, FLUX.1-schnell, or a folder with the configuration files.",
+        help="Teacher: pocket, a model such as FLUX.1-dev, or a folder with the configuration files.",
     ),
 ]
 Count = Annotated[int | None, typer.Option(min=1, help="Number of prompts, instead of --prompts.")]

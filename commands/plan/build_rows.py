@@ -36,12 +36,14 @@ def build_facts(
     layout, sizes = Layout(manifest.prompts.segments), cache_sizes(manifest)
     latent_bytes = sampling.image_tokens * sampling.channels * dtype_bytes
     text_flops = text.forward_flops * layout.embeddings.items
-    sample_flops = backbone.forward_flops * sampling.steps * len(layout)
+    trajectory_flops = backbone.forward_flops * sampling.rows_per_call * sampling.steps
+    sample_flops = trajectory_flops * len(layout)
     arrays = {size.name: size for size in sizes}
+    text_sizes = _text_sizes(manifest, dtype_bytes, batch_size)
     recorded = sum(arrays[name].row_bytes for name in ("velocity", "noise", "hidden_states") if name in arrays)
     return {
         "cache": {
-            "prompts": manifest.prompts.count,
+            "prompts": manifest.own_prompts,
             "trajectories": len(layout),
             "shards": len(layout.trajectories),
             "height_px": sampling.height,
@@ -57,17 +59,15 @@ def build_facts(
         "compute": {
             "text_flop_per_prompt": text.forward_flops,
             "backbone_flop_per_step": backbone.forward_flops,
-            "sample_flop_per_trajectory": backbone.forward_flops * sampling.steps,
+            "sample_flop_per_trajectory": trajectory_flops,
             "text_flop": text_flops,
             "sample_flop": sample_flops,
             "text_hours": hours_of(text_flops, rate_flops, gpus),
             "sample_hours": hours_of(sample_flops, rate_flops, gpus),
-            "write_bytes_per_second": None
-            if rate_flops is None
-            else recorded * gpus * rate_flops / (backbone.forward_flops * sampling.steps),
+            "write_bytes_per_second": None if rate_flops is None else recorded * gpus * rate_flops / trajectory_flops,
         },
         "gpu_memory": {
-            "text_stage": memory_facts(text_stage_memory(text, dtype_bytes=dtype_bytes, batch_size=batch_size)),
+            "text_stage": memory_facts(text_stage_memory(text, **text_sizes)),
             "sample_stage": memory_facts(
                 sample_stage_cost(manifest, batch_size).memory(
                     placed(SamplingMemory(), sampling.quantize, manifest.teacher.pooled)
@@ -93,9 +93,10 @@ def _text_facts(
     text, dtype_bytes = text_encoder_cost(manifest), DTYPE_BYTES[manifest.dtype]
     layout, sizes = Layout(manifest.prompts.segments), cache_sizes(manifest)
     flops = text.forward_flops * layout.embeddings.items
+    text_sizes = _text_sizes(manifest, dtype_bytes, batch_size)
     return {
         "cache": {
-            "prompts": manifest.prompts.count,
+            "prompts": manifest.own_prompts,
             "trajectories": 0,
             "shards": len(layout.embeddings),
             "text_tokens": manifest.teacher.text_length,
@@ -110,9 +111,7 @@ def _text_facts(
             "text_flop": flops,
             "text_hours": hours_of(flops, rate_flops, gpus),
         },
-        "gpu_memory": {
-            "text_stage": memory_facts(text_stage_memory(text, dtype_bytes=dtype_bytes, batch_size=batch_size))
-        },
+        "gpu_memory": {"text_stage": memory_facts(text_stage_memory(text, **text_sizes))},
         "host_memory_bytes": build_host_bytes(
             weights_bytes=text.parameters * dtype_bytes,
             shard_bytes=int(sizes[0].row_bytes) * layout.shard_size,
@@ -121,8 +120,16 @@ def _text_facts(
     }
 
 
+def _text_sizes(manifest: "Manifest", dtype_bytes: int, batch_size: int) -> dict[str, int]:
+    """Arguments of text_stage_memory."""
+    from secondcast.models.cost.counted import recorded_clip_parameters
+
+    beside = recorded_clip_parameters(manifest)
+    return {"dtype_bytes": dtype_bytes, "batch_size": batch_size, "beside_parameters": beside}
+
+
 def _parameters(backbone: "BackboneCost", text: "TextEncoderCost", teacher: "TeacherFolder") -> dict[str, int]:
-    from secondcast.models.cost.counted import clip_parameters, vae_parameters
+    from secondcast.models.cost.counted import teacher_clip_parameters, vae_parameters
 
     parameters = {
         "transformer": backbone.parameters,
@@ -131,7 +138,8 @@ def _parameters(backbone: "BackboneCost", text: "TextEncoderCost", teacher: "Tea
         "vae_not_loaded": vae_parameters(teacher.config("vae")),
     }
     if teacher.has("pooled_text_encoder"):
-        parameters["clip_not_loaded"] = clip_parameters(teacher.config("pooled_text_encoder"))
+        loaded = "zero" not in teacher.family.pooled
+        parameters["clip" if loaded else "clip_not_loaded"] = teacher_clip_parameters(teacher)
     return parameters
 
 

@@ -72,7 +72,8 @@ def evaluate_plan(
     open_calls = 2 * settings.num_trajectories * steps
     sampled = min(settings.closed_loop, settings.num_trajectories)
     closed_calls = (3 if settings.random_baseline else 2) * sampled * manifest.sampling.steps
-    flops, memory = (open_calls + closed_calls) * cost.backbone.forward_flops, cost.memory(options)
+    rows = open_calls + closed_calls * manifest.sampling.rows_per_call
+    flops, memory = rows * cost.backbone.forward_flops, cost.memory(options)
     return {
         "teacher": {"source": folder.source, "configs": configs},
         "student": {"source": student, "parameters": parameters},

@@ -66,12 +66,12 @@ def generate_plan(
         student=student, teacher=folder.source, text_length=manifest.teacher.text_length, height=sampling.height,
         width=sampling.width, steps=asked.steps, schedule="diffusers",
         guidance=None if sampling.guidance is None else asked.guidance, seed=asked.seed, dtype=asked.dtype,
-        pooled=asked.pooled, quantize=asked.quantize,
+        pooled=folder.family.pooled_choice(asked.pooled), quantize=asked.quantize,
     )  # fmt: skip
     parameters = student_cost(student_source(student), manifest).parameters
     cost = sampling_cost(settings, folder, batch_size=batch_size, student_parameters=parameters)
     options = sampling_options(SamplingMemory(), settings)
-    flops, rate = asked.steps * cost.backbone.forward_flops, rate_of(card, tflops, manifest)
+    flops, rate = asked.steps * cost.rows_per_call * cost.backbone.forward_flops, rate_of(card, tflops, manifest)
     memory = cost.memory(options)
     return {
         "teacher": {"source": folder.source, "configs": configs},

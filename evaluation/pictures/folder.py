@@ -26,7 +26,7 @@ class PictureSettings(Flags):
     """Every setting that affects the images of a folder.
 
     student, teacher: digests of the weights, for a student of all its files.
-    guidance: None where the backbone takes none. pooled: FLUX's pooled text input.
+    guidance: None where the backbone takes none. pooled: the pooled text input.
     """
 
     student: str

@@ -22,7 +22,7 @@ class PictureOptions(ImageSize):
 
     steps: Annotated[int, Flag(group=_IMAGES)] = Field(default=STEPS, ge=1, description="Sampling steps.")
     guidance: Annotated[float, Flag(group=_IMAGES)] = Field(
-        default=GUIDANCE, ge=0, le=LARGEST_GUIDANCE, description="Guidance scale of FLUX."
+        default=GUIDANCE, ge=0, le=LARGEST_GUIDANCE, description="Guidance scale."
     )
     seed: Annotated[int, Flag(group=_IMAGES)] = Field(
         default=0, ge=0, description="Seed of the noise, which is a function of seed and prompt."
@@ -32,8 +32,10 @@ class PictureOptions(ImageSize):
         ge=1,
         description="Text tokens for `teacher`; a student uses its own number.",
     )
-    pooled: Pooled = Field(
-        default="zero", description="FLUX's pooled text input: zero as in scoring, or CLIP's as in FluxPipeline."
+    pooled: Pooled | None = Field(
+        default=None,
+        description="The pooled text input: zero as in scoring, or CLIP's as in the pipeline. Default: zero; CLIP's "
+        "where the family needs it.",
     )
     dtype: Dtype = Field(default="bfloat16", description="Compute dtype.")
     quantize: Annotated[Quantization, Flag(group=MEMORY)] = Field(

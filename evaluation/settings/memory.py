@@ -2,7 +2,7 @@
 
 from secondcast.evaluation.pictures.folder import PictureSettings
 from secondcast.evaluation.settings.cache_scoring import CacheScoring
-from secondcast.models.cost.counted import backbone_cost, clip_parameters, decoding_bytes, vae_parameters
+from secondcast.models.cost.counted import backbone_cost, decoding_bytes, teacher_clip_parameters, vae_parameters
 from secondcast.models.cost.gpu_memory import table_rows
 from secondcast.models.cost.placement import SamplingCost
 from secondcast.models.cost.shapes import CallShapes
@@ -31,14 +31,18 @@ def sampling_cost(
     family, config = teacher.family, teacher.config("transformer")
     geometry = teacher.geometry(ImageSize(height=settings.height, width=settings.width))
     itemsize = DTYPES[settings.dtype].itemsize
-    shapes = CallShapes.of_teacher(family, config, geometry, text_length=settings.text_length, dtype=settings.dtype)
+    shapes = CallShapes.of_teacher(
+        family, config, geometry, text_length=settings.text_length, dtype=settings.dtype,
+        conditioning=teacher.conditioning,
+    )  # fmt: skip
     vae = teacher.config("vae")
-    clip = itemsize * clip_parameters(teacher.config("pooled_text_encoder")) if settings.pooled == "clip" else 0
+    clip = itemsize * teacher_clip_parameters(teacher) if settings.pooled == "clip" else 0
     latent_bytes = geometry.image_tokens * geometry.channels * itemsize
     return SamplingCost(
         backbone=backbone_cost(shapes),
         dtype_bytes=itemsize,
         batch_size=batch_size,
+        rows_per_call=family.rows_per_call,
         beside_bytes=FLOAT32_BYTES * (vae_parameters(vae) + (student_parameters or 0)) + clip,
         # Latents and predictions of every step, and the final latent; the text embedding, in fp32 from a student.
         row_bytes=(2 * settings.steps + 1) * latent_bytes
@@ -80,6 +84,7 @@ def scoring_cost(
         backbone=backbone,
         dtype_bytes=itemsize,
         batch_size=settings.batch_size,
+        rows_per_call=sampling.rows_per_call if settings.closed_loop else 1,
         beside_bytes=FLOAT32_BYTES * parameters + beside_bytes,
         row_bytes=row_bytes,
         decoding_bytes=decoding,

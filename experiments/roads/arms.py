@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from experiments.pocket_arms import training_flags
+from experiments.training.arms import training_flags
 
 # Rows of a step, on the pocket and in the FLOPs of FLUX.
 BATCH_SIZE = 20

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments.pocket_tables import print_table, score_cell, short, spread
 from experiments.roads.arms import BATCH_SIZE, VISION_TFLOP, Road
+from experiments.training.tables import print_table, score_cell, short, spread
 from secondcast.pocket.scorer import DIMENSIONS
 
 Results = Sequence[dict[str, Any]]

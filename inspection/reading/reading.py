@@ -139,7 +139,9 @@ def _chosen(cache: Cache, options: ReadingOptions) -> tuple[list[Record], list[R
     everything = held_out_trajectories(cache)
     held_out = [everything[place].index for place in spread(everything, options.num_records)]
     there = {number for number in range(len(cache.prompts)) if _is_committed(cache, number)}
-    prompts = sorted(there - {number for number, prompt in enumerate(cache.prompts) if prompt.held_out})
+    prompts = sorted(
+        there - {number for number, prompt in enumerate(cache.prompts) if prompt.held_out} - {cache.negative}
+    )
     known = set(prompts)
     trained = [int(index) for index in cache.indices() if cache.layout.place(int(index)).prompt in known]
     if not trained:

@@ -42,14 +42,22 @@ def _shapes_of(teacher: TeacherFolder) -> Iterator[Shapes]:
         geometry = teacher.geometry(ImageSize(resolution=side))
         yield DecodingShapes(config=vae, family=teacher.family.name, height=side, width=side)
         for length in TEXT_LENGTHS:
-            yield CallShapes.of_teacher(teacher.family, transformer, geometry, text_length=length, dtype=DTYPE)
+            yield CallShapes.of_teacher(
+                teacher.family,
+                transformer,
+                geometry,
+                text_length=length,
+                dtype=DTYPE,
+                conditioning=teacher.conditioning,
+            )
     for length in TEXT_LENGTHS:
         identity = teacher.identity(text_length=length, hashed=False)
         yield TextEncoderShapes(config=identity.text_encoder_config, text_length=length, dtype=DTYPE)
         for name, config in STUDENT_SIZES.items():
             yield StudentShapes.of(name, config, identity)
     yield VaeConfig(config=vae)
-    yield ClipConfig(config=teacher.config("pooled_text_encoder"))
+    for encoder, _ in teacher.family.conditioning_roles:
+        yield ClipConfig(config=teacher.config(encoder))
 
 
 def main() -> None:

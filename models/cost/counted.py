@@ -22,6 +22,7 @@ from secondcast.models.cost.shapes import (
 from secondcast.models.families.family import Family
 from secondcast.models.geometry import Geometry
 from secondcast.models.student.projection_rank import check_rank
+from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.schema.manifest import Manifest
 
 TABLE = Path(__file__).with_name("counted.json")
@@ -75,6 +76,20 @@ def vae_parameters(config: dict[str, Any]) -> int:
 def clip_parameters(config: dict[str, Any]) -> int:
     """Parameters of the CLIP text encoder."""
     return int(_figures(ClipConfig(config=config)))
+
+
+def recorded_clip_parameters(manifest: Manifest) -> int:
+    """Parameters of the text encoders beside the large one that a build of this cache loads."""
+    found = manifest.teacher.pooled_encoder_config
+    if found is None:
+        return 0
+    # Of two, by the folders of the parts.
+    return sum(map(clip_parameters, [found] if "hidden_size" in found else found.values()))
+
+
+def teacher_clip_parameters(teacher: TeacherFolder) -> int:
+    """Parameters of all text encoders of a teacher beside the large one."""
+    return sum(clip_parameters(teacher.config(encoder)) for encoder, _ in teacher.family.conditioning_roles)
 
 
 @cache

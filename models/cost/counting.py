@@ -6,6 +6,7 @@ The real classes run on the meta device; no weights are read.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from math import isqrt
 from typing import Any
 
 import diffusers
@@ -23,7 +24,7 @@ from secondcast.models.cost.shapes import (
     TextEncoderShapes,
     VaeConfig,
 )
-from secondcast.models.families.family import BlockList, Family
+from secondcast.models.families.family import POOLED, BlockList, Family
 from secondcast.models.families.registry import family_named
 from secondcast.models.geometry import Geometry, geometry_of
 from secondcast.models.memory.checkpointing import activation_checkpointing
@@ -82,7 +83,7 @@ def _transformer(shapes: CallShapes) -> BackboneCost:
     moved = {at: moved_bytes(run.forward) for at, run in runs.items()}
     saved = {at: saved_bytes(run.with_gradient, run.parameters) for at, run in runs.items()}
     inner = int(config["attention_head_dim"]) * int(config["num_attention_heads"])
-    checkpoint = (shapes.image_tokens + shapes.text_length) * inner * dtype.itemsize
+    checkpoint = shapes.tokens * inner * dtype.itemsize
     model = transformer_of(family, config, depth, dtype)
     kinds = tuple(
         BlockCost(
@@ -97,8 +98,10 @@ def _transformer(shapes: CallShapes) -> BackboneCost:
             saved_bytes=saved[at] - saved[base],
             recomputed_bytes=runs[at].recomputed_bytes(kind),
         )
-        for kind, count, at, block in zip(
-            anatomy.block_lists, depth, larger, anatomy.blocks(runs[base].model), strict=True
+        # The first of two, because the last one of a transformer may have fewer weights.
+        for kind, count, at, block in (
+            (kind, count, at, getattr(runs[at].model, kind.attribute)[0])
+            for kind, count, at in zip(anatomy.block_lists, depth, larger, strict=True)
         )
     )
     return BackboneCost(
@@ -154,7 +157,7 @@ class _Run:
         )
 
         def both() -> None:
-            outputs = [output for output in block(*given, **named) if output.requires_grad]
+            outputs = [output for output in block(*given, **named) if output is not None and output.requires_grad]
             torch.autograd.backward(outputs, [torch.empty_like(output) for output in outputs])
 
         return peak_bytes(both, self.parameters, gradients=True)
@@ -162,13 +165,16 @@ class _Run:
     def _run(self, *, gradient: bool) -> torch.Tensor:
         shapes, dtype = self._shapes, DTYPES[self._shapes.dtype]
         empty = partial(torch.empty, device="meta", dtype=dtype)
-        # The positions have the shapes of any image with so many tokens.
-        geometry = Geometry(height=1, width=1, rows=shapes.image_tokens, columns=1, channels=shapes.channels)
+        # Any image with so many tokens; some transformers limit its sides.
+        tokens = shapes.image_tokens
+        rows = next(side for side in range(isqrt(tokens), 0, -1) if tokens % side == 0)
+        geometry = Geometry(height=1, width=1, rows=rows, columns=tokens // rows, channels=shapes.channels)
         return self._family.call(
             self.model,
             empty(1, shapes.image_tokens, shapes.channels),
             empty(1, shapes.text_length, shapes.text_width, requires_grad=gradient),
-            empty(1, shapes.pooled_width),
+            {POOLED: empty(1, shapes.pooled_width)}
+            | {array.name: empty(1, *array.shape) for array in shapes.conditioning or ()},
             empty(1, dtype=self._family.timestep_dtype(dtype)),
             torch.empty(1, device="meta") if shapes.takes_guidance else None,
             self._family.positions(geometry, shapes.text_length, device=torch.device("meta"), dtype=dtype),

@@ -62,9 +62,14 @@ class GpuMemory:
         return max(0, int(free // max(1, self.sample_bytes)))
 
 
-def text_stage_memory(cost: TextEncoderCost, *, dtype_bytes: int, batch_size: int) -> GpuMemory:
-    """The text stage of a build: T5 alone."""
-    weights = cost.parameters * dtype_bytes
+def text_stage_memory(
+    cost: TextEncoderCost, *, dtype_bytes: int, batch_size: int, beside_parameters: int = 0
+) -> GpuMemory:
+    """The text stage of a build.
+
+    cost: of T5. beside_parameters: of the other text encoders, whose activations are smaller than T5's.
+    """
+    weights = (cost.parameters + beside_parameters) * dtype_bytes
     return GpuMemory(
         weights_bytes=weights, student_bytes=0, sample_bytes=cost.forward_peak_bytes, batch_size=batch_size
     )

@@ -27,6 +27,7 @@ class SamplingCost:
 
     beside_bytes: networks other than the transformer.
     row_bytes: of a row of a batch, besides the activations of the transformer.
+    rows_per_call: of the transformer for a row of a batch: 2 with those of the negative prompt.
     decoding_bytes: activations of the VAE in one call, when the transformer has none.
     table_rows: rows of the modulation table; None if none is possible.
     """
@@ -36,6 +37,7 @@ class SamplingCost:
     batch_size: int
     beside_bytes: int = 0
     row_bytes: int = 0
+    rows_per_call: int = 1
     decoding_bytes: int = 0
     table_rows: int | None = None
 
@@ -45,7 +47,7 @@ class SamplingCost:
 
     def memory(self, options: MemoryOptions) -> GpuMemory:
         """GPU memory with these options."""
-        activations = max(self.batch_size * self.backbone.forward_peak_bytes, self.decoding_bytes)
+        activations = max(self.batch_size * self.rows_per_call * self.backbone.forward_peak_bytes, self.decoding_bytes)
         return GpuMemory(
             weights_bytes=self.weights(options).device_bytes + self.beside_bytes,
             student_bytes=0,
@@ -62,6 +64,7 @@ def sample_stage_cost(manifest: Manifest, batch_size: int) -> SamplingCost:
         backbone=backbone_cost(CallShapes.of(manifest)),
         dtype_bytes=itemsize,
         batch_size=batch_size,
+        rows_per_call=sampling.rows_per_call,
         # A batch is sampled while the one before is copied to the host.
         row_bytes=2 * (2 * sampling.steps + 1) * latent_bytes,
         table_rows=table_rows(manifest),

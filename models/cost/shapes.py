@@ -2,11 +2,13 @@
 
 from typing import Any, ClassVar, Self
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from secondcast.models.families.family import Family
 from secondcast.models.geometry import Geometry
 from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.io.digests import digest
-from secondcast.storage_schemas.schema.manifest import Dtype, Manifest, Record, Teacher
+from secondcast.storage_schemas.schema.manifest import ConditioningArray, Dtype, Manifest, Record, Teacher
 
 _T5: dict[str, Any] = {"d_kv": 64, "vocab_size": 32128, "is_encoder_decoder": False, "use_cache": False}
 _V1_1, _FIRST = _T5 | {"feed_forward_proj": "gated-gelu"}, _T5 | {"feed_forward_proj": "relu"}
@@ -44,7 +46,7 @@ class Shapes(Record):
 
 
 class CallShapes(Shapes):
-    """Of a transformer."""
+    """Of a transformer. conditioning: what it reads of a prompt besides text and pooled vector."""
 
     network: ClassVar[str] = "transformer"
     family: str
@@ -55,6 +57,17 @@ class CallShapes(Shapes):
     pooled_width: int
     takes_guidance: bool
     dtype: Dtype
+    conditioning: tuple[ConditioningArray, ...] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_unset(self, plain: SerializerFunctionWrapHandler) -> Any:
+        # Without it the keys of the table do not change.
+        return {key: value for key, value in plain(self).items() if key != "conditioning" or value is not None}
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of text and image that the blocks compute with."""
+        return self.image_tokens + self.text_length + sum(array.shape[0] for array in self.conditioning or ())
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
@@ -70,11 +83,19 @@ class CallShapes(Shapes):
             pooled_width=teacher.pooled_width,
             takes_guidance=sampling.guidance is not None,
             dtype=sampling.dtype,
+            conditioning=teacher.conditioning,
         )
 
     @classmethod
     def of_teacher(
-        cls, family: Family, config: dict[str, Any], geometry: Geometry, *, text_length: int, dtype: Dtype
+        cls,
+        family: Family,
+        config: dict[str, Any],
+        geometry: Geometry,
+        *,
+        text_length: int,
+        dtype: Dtype,
+        conditioning: tuple[ConditioningArray, ...] | None = None,
     ) -> Self:
         """The calls of a teacher's transformer by its configuration."""
         return cls(
@@ -87,6 +108,7 @@ class CallShapes(Shapes):
             pooled_width=family.pooled_width(config),
             takes_guidance=family.takes_guidance(config),
             dtype=dtype,
+            conditioning=conditioning,
         )
 
 

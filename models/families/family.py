@@ -11,14 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from secondcast.models.families.flow_match import PlannedSchedule
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.fields import Array
-from secondcast.storage_schemas.schema.manifest import Dtype, LatentRule, ScheduleName
+from secondcast.storage_schemas.schema.manifest import (
+    ConditioningArray,
+    Dtype,
+    LatentRule,
+    Latents,
+    Pooled,
+    ScheduleName,
+)
 
 if TYPE_CHECKING:
     import torch
 
     from secondcast.models.geometry import Geometry
     from secondcast.models.schedule import Schedule
+
+Conditioning = Mapping[str, "torch.Tensor"]
+"""What a transformer reads of a prompt besides the text, by the name of its argument or of the recorded array."""
+POOLED, CLIP_ROWS = "pooled_projections", "clip_hidden_states"
 
 Role = Literal[
     "transformer",
@@ -28,8 +40,20 @@ Role = Literal[
     "large_tokenizer",
     "pooled_text_encoder",
     "pooled_tokenizer",
+    "second_pooled_text_encoder",
+    "second_pooled_tokenizer",
 ]
 """What a part of a teacher is for. The large text encoder is the one that a student replaces."""
+
+
+class ConditioningEncoder(ABC):
+    """Frozen text encoders whose results are recorded beside the embedding."""
+
+    networks: list[Any]
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> "dict[str, torch.Tensor]":
+        """The conditioning of texts, by name; a row of each array for each text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +63,14 @@ class Part:
     folder: its name in the folder.
     key, kind: the key of its configuration that names its class, and that class; None: it is not checked.
     needs: other keys that its configuration must have.
+    loaded_as: class of transformers that reads its weights; None: `kind`, of diffusers.
     """
 
     folder: str
     key: str | None = None
     kind: str | None = None
     needs: tuple[str, ...] = ()
+    loaded_as: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +97,7 @@ class Anatomy:
     conditioning: the module that computes their input; its result is the `temb` of each block.
     text_entry: the tensor through which text embeddings enter.
     head: the modules that follow the blocks.
+    last_differs: whether the last block of a transformer has other weights, so that a part of it needs one block more.
     """
 
     block_lists: tuple[BlockList, ...]
@@ -78,6 +105,7 @@ class Anatomy:
     conditioning: str
     text_entry: str
     head: tuple[str, ...]
+    last_differs: bool = False
 
     def blocks(self, transformer: "torch.nn.Module") -> "list[torch.nn.Module]":
         """All blocks, in the order of computation."""
@@ -87,13 +115,20 @@ class Anatomy:
         """Number of blocks of a transformer, by its configuration."""
         return sum(int(config[kind.count_key]) for kind in self.block_lists)
 
-    def first_blocks(self, config: Mapping[str, Any], blocks: int) -> dict[str, int]:
-        """The keys of a configuration with which a transformer has its first `blocks` blocks alone."""
-        counts = {}
+    def first_blocks(self, config: Mapping[str, Any], blocks: int) -> tuple[dict[str, int], tuple[str, ...]]:
+        """How a transformer has its first `blocks` blocks alone.
+
+        The keys of its configuration, and the modules that this one has too much: its head, and where the last block
+        differs from the others one block.
+        """
+        counts, surplus = {}, self.head
+        if self.last_differs and blocks < self.block_count(config):
+            surplus = (*surplus, f"{self.block_lists[-1].attribute}.{blocks}")
+            blocks += 1
         for kind in self.block_lists:
             counts[kind.count_key] = min(blocks, int(config[kind.count_key]))
             blocks -= counts[kind.count_key]
-        return counts
+        return counts, surplus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +142,11 @@ class Family(ABC):
     text_length: text tokens of a new cache, unless the tokenizer takes fewer.
     largest_text_length: the most that the pipeline accepts.
     latent_rule: how x_{k+1} follows from x_k and v_k.
+    pooled: what the pooled vector may be, the default first.
+    guidance_rule: "embedded" where the transformer reads the guidance scale or none at all; "cfg" for classifier-free
+        guidance in one call, the rows of the negative prompt first.
+    guidance: the scales of a new cache, as `build --guidance` takes them.
+    attention_backends: whether the transformer takes the attention backends of diffusers.
     """
 
     name: str
@@ -120,6 +160,50 @@ class Family(ABC):
     largest_text_length: int
     latent_rule: LatentRule
     anatomy: Anatomy
+    pooled: tuple[Pooled, ...] = ("zero", "clip")
+    guidance_rule: Literal["embedded", "cfg"] = "embedded"
+    guidance: str = "2.0:5.0:0.5"
+    attention_backends: bool = True
+
+    @property
+    def latents(self) -> Latents:
+        """How a new cache has its latents; those of guided trajectories do not follow from conditional predictions."""
+        return "stored" if self.guidance_rule == "cfg" else "derived"
+
+    @property
+    def rows_per_call(self) -> int:
+        """Rows of a call of the transformer for one image: 2 with those of the negative prompt."""
+        return 2 if self.guidance_rule == "cfg" else 1
+
+    def longest_side(self, config: Mapping[str, Any]) -> int | None:
+        """The most image tokens per side that a transformer takes; None if unlimited."""
+        return None
+
+    def check_guidance(self, scales: Sequence[float]) -> None:
+        """Raise SettingsError for a scale at which the pipeline switches classifier-free guidance off."""
+        low = [scale for scale in scales if scale <= 1]
+        if self.guidance_rule == "cfg" and low:
+            raise SettingsError(
+                f"--guidance has {low[0]:g}, expected scales above 1: {self.title} is sampled with classifier-free "
+                f"guidance, which {self.pipeline} switches off at 1; give larger ones"
+            )
+
+    def pooled_choice(self, asked: Pooled | None) -> Pooled:
+        """The pooled vectors asked for, or the family's; SettingsError for what it does not read."""
+        if asked is not None and asked not in self.pooled:
+            raise SettingsError(
+                f"--pooled is {asked}, expected {self.pooled[0]}: {self.title} reads CLIP's pooled vectors; remove it"
+            )
+        return asked or self.pooled[0]
+
+    @property
+    def conditioning_roles(self) -> tuple[tuple[Role, Role], ...]:
+        """The text encoders beside the large one, each with its tokenizer."""
+        pairs: tuple[tuple[Role, Role], ...] = (
+            ("pooled_text_encoder", "pooled_tokenizer"),
+            ("second_pooled_text_encoder", "second_pooled_tokenizer"),
+        )
+        return tuple(pair for pair in pairs if pair[0] in self.parts)
 
     @property
     def transformer(self) -> str:
@@ -140,9 +224,12 @@ class Family(ABC):
     def check_transformer(self, config: Mapping[str, Any], file: str) -> None:
         """Raise TeacherError for a transformer that has the right class but is called in another way."""
 
-    @abstractmethod
     def tiny_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The configuration of a small transformer with the attention heads of another one, without guidance."""
+        """The configuration of a small transformer with the attention heads of another one, without guidance.
+
+        Of families whose transformers take attention backends.
+        """
+        raise TypeError(f"the transformer of {self.title} takes no attention backend")
 
     @abstractmethod
     def text_width(self, config: Mapping[str, Any]) -> int:
@@ -154,7 +241,28 @@ class Family(ABC):
 
     @abstractmethod
     def takes_guidance(self, config: Mapping[str, Any]) -> bool:
-        """Whether a transformer embeds the guidance scale."""
+        """Whether trajectories depend on a guidance scale."""
+
+    @abstractmethod
+    def latent_channels(self, config: Mapping[str, Any]) -> int:
+        """C, of the configuration of a transformer: channels of the image tokens that it reads."""
+
+    def conditioning_arrays(self, clip_configs: Sequence[Mapping[str, Any]]) -> tuple[ConditioningArray, ...] | None:
+        """What is recorded of each prompt besides embedding and pooled vector, by the configurations of the CLIPs."""
+        return None
+
+    @abstractmethod
+    def pooled_outputs(self, clip_configs: Sequence[Mapping[str, Any]]) -> int:
+        """Width of the pooled vector that these CLIPs give together."""
+
+    @abstractmethod
+    def conditioning_encoder(
+        self, folders: Mapping[Role, Path], *, dtype: "torch.dtype", device: "torch.device"
+    ) -> ConditioningEncoder:
+        """Load the text encoders beside the large one.
+
+        folders: of `conditioning_roles`.
+        """
 
     @abstractmethod
     def token_px(self, vae_config: Mapping[str, Any]) -> int:
@@ -211,7 +319,7 @@ class Family(ABC):
         transformer: Any,
         hidden_states_BSC: "torch.Tensor",
         encoder_hidden_states_BTD: "torch.Tensor",
-        pooled_projections_BP: "torch.Tensor",
+        conditioning: "Conditioning",
         timestep_B: "torch.Tensor",
         guidance_B: "torch.Tensor | None",
         positions: "Mapping[str, torch.Tensor]",
@@ -225,7 +333,7 @@ class Family(ABC):
         blocks: int,
         hidden_states_BSC: "torch.Tensor",
         encoder_hidden_states_BTD: "torch.Tensor",
-        pooled_projections_BP: "torch.Tensor",
+        conditioning: "Conditioning",
         timestep_B: "torch.Tensor",
         guidance_B: "torch.Tensor | None",
         positions: "Mapping[str, torch.Tensor]",
@@ -257,6 +365,21 @@ class Family(ABC):
 
         text_encoder: the large one, loaded; the pipeline reads the others and the tokenizers.
         """
+
+    def reference_inputs(
+        self, conditioning: Conditioning, embedding_BTD: "torch.Tensor", *, negative: bool = False
+    ) -> "dict[str, torch.Tensor]":
+        """Text as the arguments of the pipeline: for the prompts, or for the negative prompt."""
+        before = "negative_" if negative else ""
+        return {f"{before}prompt_embeds": embedding_BTD, f"{before}pooled_prompt_embeds": conditioning[POOLED]}
+
+    def unpacked(self, latent_BSC: "torch.Tensor", geometry: "Geometry") -> "torch.Tensor":
+        """Packed latents as the pipeline takes and returns them."""
+        return latent_BSC
+
+    def packed(self, latent: "torch.Tensor") -> "torch.Tensor":
+        """The inverse of `unpacked`."""
+        return latent
 
     @abstractmethod
     def image_size(self, *, height: int, width: int) -> dict[str, int]:

@@ -4,7 +4,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secondcast.models.families.family import Anatomy, BlockList, Family, Part
+from secondcast.models.families.family import (
+    POOLED,
+    Anatomy,
+    BlockList,
+    Conditioning,
+    ConditioningEncoder,
+    Family,
+    Part,
+    Role,
+)
 from secondcast.models.families.flow_match import PlannedSchedule, flow_match_schedule
 from secondcast.storage_schemas.errors import TeacherError
 from secondcast.storage_schemas.schema import derivation
@@ -53,6 +62,25 @@ class Flux(Family):
     def pooled_width(self, config: Mapping[str, Any]) -> int:
         """P is that of CLIP's pooled output."""
         return int(config["pooled_projection_dim"])
+
+    def pooled_outputs(self, clip_configs: Sequence[Mapping[str, Any]]) -> int:
+        """That of CLIP."""
+        return int(clip_configs[0]["hidden_size"])
+
+    def conditioning_encoder(
+        self, folders: Mapping[Role, Path], *, dtype: "torch.dtype", device: "torch.device"
+    ) -> ConditioningEncoder:
+        """CLIP."""
+        from transformers import CLIPTextModel
+
+        from secondcast.models.families.clip import PooledClip, load_clip
+
+        clip = folders["pooled_text_encoder"], folders["pooled_tokenizer"]
+        return PooledClip(*load_clip(CLIPTextModel, *clip, dtype, device))
+
+    def latent_channels(self, config: Mapping[str, Any]) -> int:
+        """C is what the transformer reads."""
+        return int(config["in_channels"])
 
     def takes_guidance(self, config: Mapping[str, Any]) -> bool:
         """FLUX.1-dev does, schnell does not."""
@@ -156,7 +184,7 @@ class Flux(Family):
         transformer: Any,
         hidden_states_BSC: "torch.Tensor",
         encoder_hidden_states_BTD: "torch.Tensor",
-        pooled_projections_BP: "torch.Tensor",
+        conditioning: Conditioning,
         timestep_B: "torch.Tensor",
         guidance_B: "torch.Tensor | None",
         positions: "Mapping[str, torch.Tensor]",
@@ -166,7 +194,7 @@ class Flux(Family):
             hidden_states=hidden_states_BSC,
             timestep=timestep_B,
             guidance=guidance_B,
-            pooled_projections=pooled_projections_BP,
+            pooled_projections=conditioning[POOLED],
             encoder_hidden_states=encoder_hidden_states_BTD,
             return_dict=False,
             **positions,
@@ -179,7 +207,7 @@ class Flux(Family):
         blocks: int,
         hidden_states_BSC: "torch.Tensor",
         encoder_hidden_states_BTD: "torch.Tensor",
-        pooled_projections_BP: "torch.Tensor",
+        conditioning: Conditioning,
         timestep_B: "torch.Tensor",
         guidance_B: "torch.Tensor | None",
         positions: "Mapping[str, torch.Tensor]",
@@ -189,7 +217,7 @@ class Flux(Family):
 
         image_BSI = transformer.x_embedder(hidden_states_BSC)
         conditions = (timestep_B.to(image_BSI.dtype), None if guidance_B is None else guidance_B.to(image_BSI.dtype))
-        embedded_BI = self.embedded_conditions(transformer.time_text_embed, *conditions, pooled_projections_BP)
+        embedded_BI = self.embedded_conditions(transformer.time_text_embed, *conditions, conditioning[POOLED])
         text_BTI = transformer.context_embedder(encoder_hidden_states_BTD)
         rotary = transformer.pos_embed(torch.cat([positions["txt_ids"], positions["img_ids"]]))
         recomputes = torch.is_grad_enabled() and transformer.gradient_checkpointing
@@ -299,11 +327,19 @@ _SHARED: dict[str, Any] = {
         ),
         "scheduler": Part(folder="scheduler", key="_class_name", kind="FlowMatchEulerDiscreteScheduler"),
         "large_text_encoder": Part(
-            folder="text_encoder_2", key="model_type", kind="t5", needs=("d_model", "vocab_size")
+            folder="text_encoder_2",
+            key="model_type",
+            kind="t5",
+            needs=("d_model", "vocab_size"),
+            loaded_as="T5EncoderModel",
         ),
         "large_tokenizer": Part(folder="tokenizer_2"),
         "pooled_text_encoder": Part(
-            folder="text_encoder", key="model_type", kind="clip_text_model", needs=("hidden_size",)
+            folder="text_encoder",
+            key="model_type",
+            kind="clip_text_model",
+            needs=("hidden_size",),
+            loaded_as="CLIPTextModel",
         ),
         "pooled_tokenizer": Part(folder="tokenizer"),
         "vae": Part(

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 
 from secondcast.models.families.family import Family
+from secondcast.models.families.text import Text
+from secondcast.models.geometry import Geometry
 
 
 class ReferencePipeline:
@@ -23,23 +25,28 @@ class ReferencePipeline:
     def final_latents(
         self,
         noise_BSC: torch.Tensor,
-        embedding_BTD: torch.Tensor,
-        pooled_BP: torch.Tensor,
+        text: Text,
+        geometry: Geometry,
         *,
+        negative: Text | None,
         guidance: float | None,
         steps: int,
-        height: int,
-        width: int,
     ) -> torch.Tensor:
-        """x_K, packed, with one guidance value for all rows."""
-        latents_BSC: torch.Tensor = self._pipeline(
-            prompt_embeds=embedding_BTD,
-            pooled_prompt_embeds=pooled_BP,
-            latents=noise_BSC.clone(),
+        """x_K, packed, with one guidance value for all rows.
+
+        negative: a row for each of the batch.
+        """
+        family = self._family
+        inputs = family.reference_inputs(text.conditioning, text.embedding_BTD)
+        if negative is not None:
+            inputs |= family.reference_inputs(negative.conditioning, negative.embedding_BTD, negative=True)
+        latents: torch.Tensor = self._pipeline(
+            **inputs,
+            latents=family.unpacked(noise_BSC, geometry).clone(),
             guidance_scale=0.0 if guidance is None else guidance,
             num_inference_steps=steps,
             output_type="latent",
             return_dict=False,
-            **self._family.image_size(height=height, width=width),
+            **family.image_size(height=geometry.height, width=geometry.width),
         )[0]
-        return latents_BSC
+        return family.packed(latents)

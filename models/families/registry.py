@@ -2,10 +2,11 @@
 
 from secondcast.models.families.family import Anatomy, Family
 from secondcast.models.families.flux import FLUX, FLUX_KONTEXT
+from secondcast.models.families.sd3 import SD3
 from secondcast.storage_schemas.errors import TeacherError
 
 # Of several families with one transformer, the first one is that of a transformer alone.
-FAMILIES: tuple[Family, ...] = (FLUX, FLUX_KONTEXT)
+FAMILIES: tuple[Family, ...] = (FLUX, FLUX_KONTEXT, SD3)
 
 
 def supported_models() -> str:

@@ -102,8 +102,8 @@ class SamplingMemory(WeightPlacement, GpuMemoryLimit):
         """
         if self.modulation == "precomputed" and pooled_varies:
             raise SettingsError(
-                "--modulation is precomputed with --pooled clip, expected gpu: every prompt has its own modulation "
-                "vectors, which no table can hold"
+                "--modulation is precomputed, expected gpu: with CLIP's pooled vectors every prompt has its own "
+                "modulation vectors, which no table can hold"
             )
         if self.modulation == "cpu":
             raise SettingsError(

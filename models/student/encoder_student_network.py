@@ -23,6 +23,7 @@ class EncoderStudentConfig(PretrainedConfig):
     text_length: number of text tokens of its training.
     longest_text: maximum number of tokens; None: unlimited.
     pad_is_end: whether the tokenizer pads with its end token, the first of which is text.
+    negative_token_ids: only with an embedding of a negative prompt; see put_negative.
     projection_rank: of the projection's last matrix, then a product of two; absent for a full one.
     """
 
@@ -91,7 +92,7 @@ def _other_names(found: dict[str, Any]) -> dict[str, str]:
 
 
 class EncoderStudent(PreTrainedModel):
-    """Text encoder, then Linear - ReLU - Dropout - Linear (no biases). Replaces T5-XXL as text_encoder_2."""
+    """Text encoder, then Linear - ReLU - Dropout - Linear (no biases). Replaces T5-XXL in a pipeline."""
 
     # diffusers records a component by the module of its class, and loads it from a file of that name in the
     # component's folder: only the bare name of this file is there when a whole pipeline is saved and loaded.
@@ -100,6 +101,7 @@ class EncoderStudent(PreTrainedModel):
     base_model_prefix = "secondcast"
     main_input_name = "input_ids"
     _auto_class = "AutoModel"
+    negative_TD: torch.Tensor | None
 
     def __init__(self, config: EncoderStudentConfig) -> None:
         super().__init__(config)
@@ -115,6 +117,9 @@ class EncoderStudent(PreTrainedModel):
             *(nn.Linear(*shape, bias=False) for shape in itertools.pairwise(widths)),
         )
         self._warned = False
+        ids = getattr(config, "negative_token_ids", None)
+        negative_TD = None if ids is None else torch.zeros(len(ids), config.project_out_dim)
+        self.register_buffer("negative_TD", negative_TD)
         self.post_init()
 
     @classmethod
@@ -158,7 +163,26 @@ class EncoderStudent(PreTrainedModel):
         if attention_mask is None:
             attention_mask = self.mask_of(input_ids)
         hidden_BTD = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return BaseModelOutput(last_hidden_state=self.final_projection(hidden_BTD))
+        embedding_BTD = self._with_negative(input_ids, self.final_projection(hidden_BTD))
+        return BaseModelOutput(last_hidden_state=embedding_BTD)
+
+    def put_negative(self, token_ids: list[int] | None, embedding_TD: torch.Tensor | None = None) -> None:
+        """Give this embedding for the text with these token ids from now on: the teacher's, of the negative prompt.
+
+        None: take it out.
+        """
+        self.negative_TD = None if token_ids is None else embedding_TD
+        if token_ids is not None:
+            self.config.negative_token_ids = token_ids
+        elif hasattr(self.config, "negative_token_ids"):
+            del self.config.negative_token_ids
+
+    def _with_negative(self, input_ids: torch.Tensor, embedding_BTD: torch.Tensor) -> torch.Tensor:
+        if self.negative_TD is None or input_ids.shape[1] != len(self.negative_TD):
+            return embedding_BTD
+        ids_T = torch.tensor(self.config.negative_token_ids, device=input_ids.device)
+        is_negative_B11 = (input_ids == ids_T).all(1)[:, None, None]
+        return torch.where(is_negative_B11, self.negative_TD.to(embedding_BTD), embedding_BTD)
 
     def mask_of(self, input_ids: torch.Tensor) -> torch.Tensor:
         """[B, T] int64: 1 for text, 0 for the padding behind it; the first token is always text."""

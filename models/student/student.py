@@ -126,6 +126,9 @@ def untrained_like(student: Student, *, seed: int) -> Student:
     if hasattr(config, "quantization"):
         del config.quantization
     made: Student = type(student)(config).float().eval()
+    if student.negative_TD is not None:
+        # It is not trained: part of the shape.
+        made.put_negative(student.config.negative_token_ids, student.negative_TD.clone())
     return made
 
 
@@ -142,7 +145,7 @@ def load_student(folder: Path) -> Student:
 
 
 def save_student(student: Student, folder: Path, *, tokenizer: dict[str, bytes] | None) -> None:
-    """Write a text_encoder_2 folder for FluxPipeline: config, safetensors, modelling file, tokenizer files."""
+    """Write a folder of a pipeline's text encoder: config, safetensors, modelling file, tokenizer files."""
     # transformers copies the modelling file and names it in config.json, because the classes have an _auto_class.
     student.save_pretrained(folder, safe_serialization=True)
     for file_name, data in sorted((tokenizer or {}).items()):

@@ -32,6 +32,7 @@ class StudentConfig(T5Config):
     text_length: number of text tokens of its training.
     projection_rank: of the projection's last matrix, then a product of two; absent for a full one.
     quantization: "int8" or "nf4"; absent for floating-point weights.
+    negative_token_ids: only with an embedding of a negative prompt; see put_negative.
     """
 
     model_type = "secondcast_student"
@@ -108,7 +109,7 @@ class QuantizedEmbedding(QuantizedMatrix):
 
 
 class SecondcastStudent(PreTrainedModel):
-    """T5 encoder, then Linear - ReLU - Dropout - Linear (no biases). Replaces T5-XXL as text_encoder_2."""
+    """T5 encoder, then Linear - ReLU - Dropout - Linear (no biases). Replaces T5-XXL in a pipeline."""
 
     # diffusers records a component by the module of its class, and loads it from a file of that name in the
     # component's folder: only the bare name of this file is there when a whole pipeline is saved and loaded.
@@ -116,6 +117,7 @@ class SecondcastStudent(PreTrainedModel):
     config_class = StudentConfig
     base_model_prefix = "secondcast"
     _auto_class = "AutoModel"
+    negative_TD: torch.Tensor | None
     # As T5's own class: in float16 these matrices overflow. transformers 4 asks the outermost model only.
     _keep_in_fp32_modules: ClassVar[list[str]] = ["wo"]
     _no_split_modules: ClassVar[list[str]] = ["T5Block"]
@@ -134,6 +136,9 @@ class SecondcastStudent(PreTrainedModel):
             *(nn.Linear(*shape, bias=False) for shape in itertools.pairwise(widths)),
         )
         self._warned = False
+        ids = getattr(config, "negative_token_ids", None)
+        negative_TD = None if ids is None else torch.zeros(len(ids), config.project_out_dim)
+        self.register_buffer("negative_TD", negative_TD)
         self.post_init()
         if kind := getattr(config, "quantization", None):
             self._quantize(kind)
@@ -191,7 +196,26 @@ class SecondcastStudent(PreTrainedModel):
                 stacklevel=2,
             )
         hidden_BTD = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return BaseModelOutput(last_hidden_state=self.final_projection(hidden_BTD))
+        embedding_BTD = self._with_negative(input_ids, self.final_projection(hidden_BTD))
+        return BaseModelOutput(last_hidden_state=embedding_BTD)
+
+    def put_negative(self, token_ids: list[int] | None, embedding_TD: torch.Tensor | None = None) -> None:
+        """Give this embedding for the text with these token ids from now on: the teacher's, of the negative prompt.
+
+        None: take it out.
+        """
+        self.negative_TD = None if token_ids is None else embedding_TD
+        if token_ids is not None:
+            self.config.negative_token_ids = token_ids
+        elif hasattr(self.config, "negative_token_ids"):
+            del self.config.negative_token_ids
+
+    def _with_negative(self, input_ids: torch.Tensor, embedding_BTD: torch.Tensor) -> torch.Tensor:
+        if self.negative_TD is None or input_ids.shape[1] != len(self.negative_TD):
+            return embedding_BTD
+        ids_T = torch.tensor(self.config.negative_token_ids, device=input_ids.device)
+        is_negative_B11 = (input_ids == ids_T).all(1)[:, None, None]
+        return torch.where(is_negative_B11, self.negative_TD.to(embedding_BTD), embedding_BTD)
 
 
 sys.modules[SecondcastStudent.__module__] = sys.modules[__name__]

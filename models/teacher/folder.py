@@ -15,7 +15,7 @@ from secondcast.models.teacher.pipeline_inputs import ImageSize
 from secondcast.models.weights.files import CheckpointSource
 from secondcast.storage_schemas.errors import SettingsError, TeacherError
 from secondcast.storage_schemas.io.digests import weight_sha256
-from secondcast.storage_schemas.schema.manifest import Pooled, Teacher
+from secondcast.storage_schemas.schema.manifest import ConditioningArray, Pooled, Teacher
 
 # The paper's resolution for its first two stages; a teacher whose VAE is smaller states its own.
 PAPER_RESOLUTION = 512
@@ -34,9 +34,21 @@ def part_source(part: Path) -> CheckpointSource:
     return CheckpointSource(where=str(part), error=TeacherError, again="download it again")
 
 
-def build_parts(pooled: Pooled) -> tuple[Role, ...]:
-    """The parts that a build reads."""
-    return BUILD_PARTS if pooled == "zero" else (*BUILD_PARTS, *POOLED_PARTS)
+def build_parts(pooled: Pooled | None) -> tuple[Role, ...]:
+    """The parts that a build reads; pooled: as asked for."""
+    return BUILD_PARTS if pooled != "clip" else (*BUILD_PARTS, *POOLED_PARTS)
+
+
+def needed_parts(family: Family, parts: Sequence[Role]) -> tuple[Role, ...]:
+    """These parts of a teacher, and what its family needs with them: all text encoders beside the large one, or none.
+
+    Who reads the scheduler begins trajectories; a family whose pooled vectors are never zero then needs all encoders.
+    """
+    begins = "zero" not in family.pooled and "scheduler" in parts
+    wanted = [*parts, *(POOLED_PARTS if begins else ())]
+    if not set(POOLED_PARTS).isdisjoint(wanted):
+        wanted += [role for pair in family.conditioning_roles for role in pair]
+    return tuple(dict.fromkeys(wanted))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,15 +134,29 @@ class TeacherFolder:
     def geometry(self, size: ImageSize) -> Geometry:
         """The geometry of images: the requested height and width, else a square of the requested or own resolution."""
         side = size.resolution or self.resolution
-        vae, taken = self.config("vae"), self.config("transformer")["in_channels"]
+        vae, taken = self.config("vae"), self.family.latent_channels(self.config("transformer"))
         if (channels := self.family.token_channels(vae)) != taken:
             raise TeacherError(
                 f"{self.part('vae')} makes image tokens of {channels} values, but its transformer reads {taken}: they "
                 f"are parts of two models; download the whole repository again"
             )
-        return geometry_of(
-            height=size.height or side, width=size.width or side, token_px=self.family.token_px(vae), channels=channels
+        token_px = self.family.token_px(vae)
+        geometry = geometry_of(
+            height=size.height or side, width=size.width or side, token_px=token_px, channels=channels
         )
+        most = self.family.longest_side(self.config("transformer"))
+        if most is not None and max(geometry.rows, geometry.columns) > most:
+            raise SettingsError(
+                f"the image is {geometry.width} x {geometry.height} px, expected at most {most * token_px} px per "
+                f"side: the transformer in {self.path} has embeddings of {most} positions per side; give a smaller size"
+            )
+        return geometry
+
+    @property
+    def conditioning(self) -> tuple[ConditioningArray, ...] | None:
+        """What the transformer reads of a prompt besides text and pooled vector."""
+        family = self.family
+        return family.conditioning_arrays([self.config(encoder) for encoder, _ in family.conditioning_roles])
 
     def identity(self, *, text_length: int, pooled: Pooled = "zero", hashed: bool = True) -> Teacher:
         """The identity of this teacher, with hashes of the weights of transformer and text encoders.
@@ -150,20 +176,45 @@ class TeacherFolder:
             pad_token_id=text_encoder.get("pad_token_id") or 0,
             pooled=pooled,
             pooled_width=family.pooled_width(backbone),
-            **(self._pooled_identity(backbone) if pooled == "clip" else {}),
+            **(self._pooled_identity(backbone, hashed=hashed) if pooled == "clip" else {}),
         )
 
     def _weights(self, pooled: Pooled) -> dict[str, str]:
         read: tuple[Role, ...] = ("transformer", "large_text_encoder")
         if pooled == "clip":
-            read = (*read, "pooled_text_encoder")
+            read = (*read, *(encoder for encoder, _ in self.family.conditioning_roles))
         return {path: checksum for role in read for path, checksum in self.weight_hashes(role).items()}
 
-    def _pooled_identity(self, backbone: dict[str, Any]) -> dict[str, Any]:
-        config = self.config("pooled_text_encoder")
-        self._check_width("pooled_text_encoder", "hidden_size", config, self.family.pooled_width(backbone))
-        tokenizer = _sha256_of(self._files("pooled_tokenizer", POOLED_TOKENIZER_FILES))
-        return {"pooled_encoder_config": config, "pooled_tokenizer": tokenizer}
+    def _pooled_identity(self, backbone: dict[str, Any], *, hashed: bool) -> dict[str, Any]:
+        family = self.family
+        configs = {encoder: self.config(encoder) for encoder, _ in family.conditioning_roles}
+        found, expected = family.pooled_outputs(list(configs.values())), family.pooled_width(backbone)
+        if found != expected:
+            parts = " and ".join(str(self.part(role)) for role in configs)
+            raise TeacherError(
+                f"the pooled vectors of {parts} have {found} values, but the transformer reads {expected}: they are "
+                f"parts of two models; download the whole repository again"
+            )
+        tokenizers = {
+            tokenizer: _sha256_of(self._files(tokenizer, POOLED_TOKENIZER_FILES)) if hashed else {}
+            for _, tokenizer in family.conditioning_roles
+        }
+        if len(configs) == 1:
+            # Without the names of the folders, as caches have it since before there were families with two.
+            return {
+                "pooled_encoder_config": configs["pooled_text_encoder"],
+                "pooled_tokenizer": tokenizers["pooled_tokenizer"],
+            }
+        folder_of = {role: part.folder for role, part in family.parts.items()}
+        return {
+            "pooled_encoder_config": {folder_of[role]: config for role, config in configs.items()},
+            "pooled_tokenizer": {
+                f"{folder_of[role]}/{name}": checksum
+                for role, files in tokenizers.items()
+                for name, checksum in files.items()
+            },
+            "conditioning": self.conditioning,
+        }
 
     def _check_width(self, role: Role, key: str, config: dict[str, Any], expected: int) -> None:
         if config[key] != expected:
@@ -224,6 +275,7 @@ def find_teacher(
             raise TeacherError(f"--revision is {revision!r}, but {name!r} names another one: give one of the two")
         path = _download(source, parts, files, revision or named)
         folder = TeacherFolder(path=path, source=source, commit=commit_of(path))
+    parts = needed_parts(folder.family, parts)
     for role in parts:
         folder.part(role)
     check_parts(folder.path, folder.family, parts)
@@ -236,6 +288,6 @@ def _download(source: str, parts: Sequence[Role], files: Sequence[str], revision
     if not parts:
         return path
     family = family_of_folder(path)
-    folders = [family.parts[role].folder for role in parts]
+    folders = [family.parts[role].folder for role in needed_parts(family, parts)]
     # At the same commit, whatever a branch has become meanwhile.
     return download(source, [f"{folder}/{file}" for folder in folders for file in files], commit_of(path) or revision)

@@ -30,7 +30,8 @@ def load_part(
     with torch.device("meta"):
         network = kind.from_config({**kind.load_config(folder), **config})
     for name in without:
-        delattr(network, name)
+        owner, _, attribute = name.rpartition(".")
+        delattr(network.get_submodule(owner), attribute)
     files = tensor_files(folder, DIFFUSERS, source)
     tensors = {name: read_tensor(files[name], name, source).to(dtype) for name in network.state_dict()}
     network.load_state_dict(tensors, assign=True)

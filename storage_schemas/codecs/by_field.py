@@ -17,6 +17,7 @@ _LOSSLESS: dict[str, Callable[..., FieldCodec]] = {
     "final_latent": BytePlanes,
     "encoder_hidden_states": BytePlanes,
     "pooled_projections": BytePlanes,
+    "clip_hidden_states": BytePlanes,
 }
 _CODECS: dict[CodecName, dict[str, Callable[..., FieldCodec]]] = {
     "none": {},

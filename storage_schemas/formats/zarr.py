@@ -28,7 +28,16 @@ from secondcast.storage_schemas.schema.fields import Arrays, Field, fields_of, k
 from secondcast.storage_schemas.schema.layout import Layout
 from secondcast.storage_schemas.schema.manifest import Manifest
 
-_AXES = {"K": "step", "S": "image_token", "C": "channel", "T": "text_token", "D": "text_width", "P": "pooled_width"}
+_AXES = {
+    "K": "step",
+    "S": "image_token",
+    "C": "channel",
+    "T": "text_token",
+    "D": "text_width",
+    "P": "pooled_width",
+    "L": "clip_token",
+    "W": "clip_width",
+}
 # The codecs that a cache's arrays may use.
 _CODECS = ("bytes", "crc32c", *zarr_codecs.NAMES)
 _ROW_AXIS = {"trajectories": "trajectory", "embeddings": "prompt"}

@@ -12,6 +12,7 @@ from secondcast.storage_schemas.schema.manifest import (
     Manifest,
     Storage,
     TextRecording,
+    guided_problem,
     int8_problem,
     pooled_problem,
     text_compression_problem,
@@ -39,6 +40,8 @@ def _converted(manifest: Manifest, changes: dict[str, str | None]) -> Manifest:
         storage = Storage.model_validate(wanted)
     except ValidationError as error:
         raise SettingsError(f"--{first_problem(error)}") from error
+    if problem := guided_problem(manifest.sampling.negative_prompt, storage.latents):
+        raise SettingsError(f"--latents derived: {problem}")
     if problem := pooled_problem(manifest.teacher.pooled, storage.embeddings):
         raise SettingsError(f"--no-store-embeddings: the source was built with --pooled clip, and {problem}")
     if now.compression == "int8" != storage.compression:

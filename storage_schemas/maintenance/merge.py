@@ -36,13 +36,13 @@ def merge(caches: Sequence[Cache], location: Location, progress: Progress) -> Re
     prompts = merged_prompts(sources)
     segments = merged_segments(sources, prompts)
     layout = Layout(segments)
-    of_prompts = counted(len(prompts), "prompt")
-    what = f"{counted(len(layout), 'trajectory')} of {of_prompts}" if len(layout) else of_prompts
-    dropped = sum(cache.layout.rows[1].items for cache in caches) - layout.rows[1].items
-    progress.say(f"{what} from {counted(len(caches), 'cache')} ({counted(dropped, 'duplicate')} dropped)")
     manifest = caches[0].manifest.model_copy(
         update={"prompts": PromptSet(segments=segments, **prompt_set_fields(prompts))}
     )
+    of_prompts = counted(manifest.own_prompts, "prompt")
+    what = f"{counted(len(layout), 'trajectory')} of {of_prompts}" if len(layout) else of_prompts
+    dropped = sum(cache.layout.rows[1].items for cache in caches) - layout.rows[1].items
+    progress.say(f"{what} from {counted(len(caches), 'cache')} ({counted(dropped, 'duplicate')} dropped)")
     return rewrite(location, manifest, prompts, sources, progress, title="merge")
 
 
@@ -109,7 +109,7 @@ def merged_segments(sources: Sequence[Source], prompts: Sequence[Prompt]) -> tup
     """The first cache's segments, then what each further cache adds, with that cache's shard size."""
     numbers = {prompt.id: number for number, prompt in enumerate(prompts)}
     segments = list(sources[0].cache.manifest.prompts.segments)
-    size, text = segments[0].shard_size, segments[0].samples_per_prompt == 0
+    size, text = segments[0].shard_size, sources[0].cache.manifest.is_text
     have = _samples_per_prompt(sources[0], numbers)
     for source in sources[1:]:
         found = _samples_per_prompt(source, numbers)

@@ -60,7 +60,10 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Rewritten:
-    """Committed and planned rows of the target. `differing`: rows for which another source has different bits."""
+    """Committed and planned rows of the target, and its prompts without a negative one.
+
+    differing: rows for which another source has different bits.
+    """
 
     location: str
     prompts: int
@@ -99,7 +102,7 @@ def rewrite(
         differing[kind] += record.provenance.get(DIFFERING_DUPLICATES, 0)
     return Rewritten(
         location=str(writer.folder),
-        prompts=len(prompts),
+        prompts=manifest.own_prompts,
         trajectories=records.rows("trajectories"),
         planned=len(writer.layout),
         embeddings_missing=sum(shard.rows for shard in writer.missing("embeddings")) if keeps_embeddings else 0,

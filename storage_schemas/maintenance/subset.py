@@ -29,12 +29,14 @@ def subset(
     """
     whole = Source(cache)
     numbers = _selected(whole, sources, listed, progress)[:count]
+    if cache.negative is not None:
+        numbers = [cache.negative, *numbers]
     prompts = [whole.prompts[number] for number in numbers]
     segments = _cut_down(cache.manifest.prompts.segments, numbers)
     planned = sum(segment.prompts * segment.samples_per_prompt for segment in segments)
     trajectories = f", {planned} of {cache.planned} trajectories" if cache.planned else ""
-    progress.say(f"{len(prompts)} of {len(whole.prompts)} prompts{trajectories}")
     manifest = cache.manifest.model_copy(update={"prompts": PromptSet(segments=segments, **prompt_set_fields(prompts))})
+    progress.say(f"{manifest.own_prompts} of {cache.manifest.own_prompts} prompts{trajectories}")
     return rewrite(location, manifest, prompts, [whole], progress, title="subset")
 
 
@@ -48,7 +50,9 @@ def _selected(whole: Source, sources: Sequence[str], listed: Sequence[str] | Non
     numbers = [
         number
         for number, prompt in enumerate(whole.prompts)
-        if (not sources or not set(sources).isdisjoint(prompt.sources)) and (wanted is None or number in wanted)
+        if number != whole.cache.negative
+        and (not sources or not set(sources).isdisjoint(prompt.sources))
+        and (wanted is None or number in wanted)
     ]
     if not numbers:
         raise SettingsError(

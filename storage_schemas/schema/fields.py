@@ -1,6 +1,7 @@
 """The arrays of a cache: name (as in FLUX's forward where it has one), shape of one row, dtype.
 
-Shape letters: K steps, S image tokens, C packed channels, T text tokens, D text width, P pooled width.
+Shape letters: K steps, S image tokens, C packed channels, T text tokens, D text width, P pooled width, L rows of CLIP,
+W their width.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from secondcast.storage_schemas.schema.manifest import Manifest
 Array = np.ndarray
 Arrays = dict[str, Array]
 
+POOLED = "pooled_projections"
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 
 
@@ -43,12 +45,12 @@ def fields_of(manifest: Manifest, kind: Kind) -> tuple[Field, ...]:
     if kind == "embeddings":
         shape = (teacher.text_length, teacher.text_width)
         embedding = Field(name="encoder_hidden_states", row_shape=shape, letters="TD", dtype=dtype)
-        if teacher.pooled == "zero":
-            return (embedding,)
-        return (
-            embedding,
-            Field(name="pooled_projections", row_shape=(teacher.pooled_width,), letters="P", dtype=dtype),
-        )
+        pooled = Field(name=POOLED, row_shape=(teacher.pooled_width,), letters="P", dtype=dtype)
+        others = [
+            Field(name=array.name, row_shape=array.shape, letters=array.letters, dtype=dtype)
+            for array in teacher.conditioning or ()
+        ]
+        return (embedding, *([] if teacher.pooled == "zero" else [pooled]), *others)
     sampling = manifest.sampling
     latent = (sampling.image_tokens, sampling.channels)
     walk = (sampling.steps, *latent)

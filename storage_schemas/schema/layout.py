@@ -84,6 +84,8 @@ class Layout:
             new_prompts.append((max(0, end - known), segment.shard_size))
             known = max(known, end)
         self.embeddings = Shards(new_prompts)
+        # The negative prompt of classifier-free guidance has no trajectories, and all others need its embedding.
+        self._always = {0} if len(self) and not segments[0].samples_per_prompt else set[int]()
 
     def __len__(self) -> int:
         """Number of planned trajectories N."""
@@ -124,13 +126,13 @@ class Layout:
         return shard.shard, prompt - shard.first
 
     def embedding_shards_of(self, shard: ShardRange) -> set[int]:
-        """Numbers of the embedding shards with the prompts of a trajectory shard."""
+        """Numbers of the embedding shards with the prompts of a trajectory shard, and with the negative prompt."""
         segment, begin = self._segments[shard.segment], self.place(shard.first).prompt
         end = segment.first_prompt + segment.prompts
         # A shard may wrap around to the first prompts, of the next sample.
         after = segment.first_prompt + min(segment.prompts, max(0, begin + shard.rows - end))
         parts = ((begin, min(end, begin + shard.rows)), (segment.first_prompt, after))
-        return {
+        return self._always | {
             number
             for first, last in parts
             if first < last

@@ -26,6 +26,9 @@ from secondcast.storage_schemas.schema.signed_json import verify_digest, with_di
 FORMAT_NAME = "secondcast-cache"
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+NEGATIVE_TEXT = ""
+NEGATIVE = 0
+"""Number of the negative prompt in a cache with classifier-free guidance; it has no trajectories."""
 
 Dtype = Literal["bfloat16", "float32"]
 Format = Literal["zarr", "webdataset"]
@@ -65,12 +68,22 @@ def stays_inside(path: str) -> bool:
 PathsInside = Annotated[dict[str, str], AfterValidator(_inside)]
 
 
+class ConditioningArray(Record):
+    """An array that is recorded of each prompt besides its embedding: `letters` names its axes (schema/fields.py)."""
+
+    name: Literal["clip_hidden_states"]
+    letters: str
+    shape: tuple[int, ...]
+
+
 class Teacher(Record):
     """The recorded teacher.
 
     weights: sha256 of every weight file that affects the numbers.
     pooled: whether the pooled vector is zero or the output of the pipeline's CLIP (`text_encoder`); only then are
-        CLIP's configuration and the sha256 of its tokenizer files (which the cache does not contain) recorded.
+        CLIP's configuration and the sha256 of its tokenizer files (which the cache does not contain) recorded. With
+        two CLIPs both are by the folders of the parts.
+    conditioning: arrays of each prompt besides embedding and pooled vector; None for families without.
     """
 
     family: str = Field(min_length=1)
@@ -85,6 +98,7 @@ class Teacher(Record):
     pooled_width: int = Field(ge=1)
     pooled_encoder_config: dict[str, Any] | None = None
     pooled_tokenizer: dict[str, str] | None = None
+    conditioning: tuple[ConditioningArray, ...] | None = None
 
     @model_serializer(mode="wrap")
     def _without_what_is_always_so(self, plain: SerializerFunctionWrapHandler) -> Any:
@@ -127,6 +141,15 @@ def int8_problem(codec: CodecName, latents: str) -> str | None:
     return "compression int8 rounds the velocity, but latents are derived from the exact one; use --latents stored"
 
 
+def guided_problem(negative_prompt: str | None, latents: str) -> str | None:
+    """Why a cache with classifier-free guidance cannot have these latents, and the fix; None if it can."""
+    if negative_prompt is None or latents == "stored":
+        return None
+    return (
+        "latents follow from guided predictions, of which a cache has the conditional parts alone; use --latents stored"
+    )
+
+
 def pooled_problem(pooled: Pooled, embeddings: Embeddings) -> str | None:
     """Why these pooled vectors are incompatible with this choice of embeddings, and the fix; None if compatible."""
     if pooled == "zero" or embeddings == "stored":
@@ -138,9 +161,11 @@ class Sampling(Record):
     """How the teacher was sampled.
 
     sigmas: K + 1 values in [0, 1].
-    timesteps: the K timesteps as the backbone received them, rounded to `dtype` (0.972.., not 972).
+    timesteps: the K timesteps as the backbone received them: of FLUX.1 rounded to `dtype` (0.972.., not 972).
     guidance: the values one of which is drawn per trajectory; None where the backbone takes no guidance.
     quantize: quantization of the weights of the backbone's blocks.
+    negative_prompt: of classifier-free guidance: the latents follow the guided prediction, and velocity is the
+        conditional one; the prompt's rows are those of prompt number NEGATIVE. None without.
     """
 
     height: int = Field(ge=1)
@@ -157,7 +182,19 @@ class Sampling(Record):
     dtype: Dtype
     latent_rule: LatentRule
     quantize: Quantization = "none"
+    negative_prompt: str | None = None
     storage: Storage
+
+    @model_validator(mode="after")
+    def _guided_latents_are_stored(self) -> Self:
+        if problem := guided_problem(self.negative_prompt, self.storage.latents):
+            raise ValueError(problem)
+        return self
+
+    @property
+    def rows_per_call(self) -> int:
+        """Rows of a call of the backbone for one trajectory: 2 with those of the negative prompt."""
+        return 1 if self.negative_prompt is None else 2
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Self:
@@ -170,10 +207,12 @@ class Sampling(Record):
 
     @model_serializer(mode="wrap")
     def _without_what_is_always_so(self, plain: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
-        # Caches from before this choice existed do not have this key, and keep their digests.
+        # Caches from before these choices existed do not have these keys, and keep their digests.
         value = plain(self)
         if self.quantize == "none" and info.context != "all keys":
             del value["quantize"]
+        if self.negative_prompt is None:
+            del value["negative_prompt"]
         return value
 
 
@@ -241,10 +280,14 @@ class Manifest(Record):
     def _is_of_one_kind(self) -> Self:
         if (self.sampling_or_none is None) != (self.text is not None):
             raise ValueError("sampling and text are both stated or both null, expected one of them")
-        for segment in self.prompts.segments:
-            if (segment.samples_per_prompt == 0) != self.is_text:
-                expected = "0" if self.is_text else "1 or more"
+        guided = not self.is_text and self.sampling.negative_prompt is not None
+        for number, segment in enumerate(self.prompts.segments):
+            without = self.is_text or (guided and number == 0)
+            if (segment.samples_per_prompt == 0) != without:
+                expected = "0" if without else "1 or more"
                 raise ValueError(f"samples_per_prompt is {segment.samples_per_prompt}, expected {expected}")
+        if guided and self.prompts.segments[0].prompts != 1:
+            raise ValueError(f"the first segment has prompts = {self.prompts.segments[0].prompts}, expected 1")
         return self
 
     @model_validator(mode="after")
@@ -268,6 +311,12 @@ class Manifest(Record):
     def is_text(self) -> bool:
         """Whether this is a text cache: prompts and embeddings, without trajectories."""
         return self.text is not None
+
+    @property
+    def own_prompts(self) -> int:
+        """Number of prompts without the negative one."""
+        guided = self.sampling_or_none is not None and self.sampling_or_none.negative_prompt is not None
+        return self.prompts.count - guided
 
     @property
     def sampling(self) -> Sampling:

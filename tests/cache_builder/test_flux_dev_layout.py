@@ -11,7 +11,7 @@ from transformers import T5Config, T5EncoderModel
 
 from secondcast.storage_schemas.reader import Cache
 from tests.cache_builder.building import build_cache
-from tests.random_teacher import _t5_tokenizer
+from tests.random_teacher import t5_tokenizer
 
 CONFIGS = Path(__file__).parent / "flux_dev"
 
@@ -20,7 +20,7 @@ def write_reduced(folder: Path) -> None:
     """Random weights for the real configurations; only depth, heads and vocabulary are cut."""
     torch.manual_seed(0)
     shutil.copytree(CONFIGS, folder)
-    tokenizer = _t5_tokenizer(512)
+    tokenizer = t5_tokenizer(512)
     tokenizer.save_pretrained(folder / "tokenizer_2")
     reduced = {
         "transformer": {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2},

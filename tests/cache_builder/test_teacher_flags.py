@@ -65,7 +65,9 @@ def test_cached_text_equals_encode_prompt_bit_for_bit_at_the_same_batch_size(
         texts = [cache.prompts[number].text for number in rows]
         embedding_BTD, pooled_BP = encoded_by_the_pipeline(folder, dtype, texts, 40)
         assert torch.equal(torch.stack([to_torch(cache.embedding(number)) for number in rows]), embedding_BTD)
-        assert torch.equal(torch.stack([to_torch(cache.pooled(number)) for number in rows]), pooled_BP)
+        assert torch.equal(
+            torch.stack([to_torch(cache.conditioning(number)["pooled_projections"]) for number in rows]), pooled_BP
+        )
 
 
 def test_each_flag_lands_in_the_manifest(clip_cache, dev_teacher):

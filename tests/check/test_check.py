@@ -8,7 +8,7 @@ import pytest
 from secondcast.check.check import Check, empty_results
 from secondcast.check.machine import beside_plan
 from secondcast.check.results import CheckResults, CheckRow
-from secondcast.check.teachers import FULL, RANDOM_FLUX, RANDOM_SOURCE, RandomTeacher
+from secondcast.check.teachers import FULL, RANDOM, RandomTeacher
 from secondcast.models.cost.gpu_memory import CUDA_BYTES, GpuMemory
 from secondcast.models.teacher.planned import planned_teacher
 from secondcast.storage_schemas.progress import Silent
@@ -69,10 +69,10 @@ def test_a_row_that_would_not_end_in_time_is_left_out(tmp_path):
 
 @pytest.mark.thorough
 def test_rows_of_the_full_size_are_estimated_before_they_are_made(tmp_path):
-    folder = replace(planned_teacher(RANDOM_SOURCE)[0], source=RANDOM_FLUX)
+    folder = replace(planned_teacher(RANDOM["random-flux"])[0], source="random-flux")
     teacher = RandomTeacher(folder, FULL, CPU)
     machine = empty_results(pocket()).machine.model_copy(update={"matrix_flops_per_second": 7e14})
-    results = CheckResults(version="0", date="", teacher=RANDOM_FLUX, machine=machine)
+    results = CheckResults(version="0", date="", teacher="random-flux", machine=machine)
     parts = list(Check(teacher, tmp_path, results, print)._parts(Silent()))
     names = {name for part in parts for name in part.names}
     assert names == {row.name for row in run_check(tmp_path, pocket(), minutes=1e-9).rows} - WITHOUT_FILES

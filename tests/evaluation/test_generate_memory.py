@@ -43,7 +43,7 @@ def test_pictures_with_clip_are_the_same_in_every_placement(student, dev_teacher
     for name, options in {"a": {}, "b": {"gpu_blocks": 1}, "c": {"gpu_blocks": 0}}.items():
         run(student, dev_teacher, tmp_path / name, FOUR, memory=SamplingMemory(**options), pooled="clip")
     assert pictures(tmp_path / "a") == pictures(tmp_path / "b") == pictures(tmp_path / "c")
-    with pytest.raises(SettingsError, match=r"^--modulation is precomputed with --pooled clip, expected gpu: "):
+    with pytest.raises(SettingsError, match=r"^--modulation is precomputed, expected gpu: with CLIP's pooled vectors "):
         run(student, dev_teacher, tmp_path / "d", FOUR, memory=SamplingMemory(modulation="precomputed"), pooled="clip")
 
 

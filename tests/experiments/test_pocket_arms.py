@@ -2,9 +2,18 @@
 
 import pytest
 
-from experiments.pocket_arms import BATCH_SIZE, STEP_KINDS, Arm, Budget, best_warmups, finalists, main_arms, replay_arms
 from experiments.pocket_harness import as_flags
-from experiments.pocket_tables import QUESTIONS, print_tables
+from experiments.training.arms import (
+    BATCH_SIZE,
+    STEP_KINDS,
+    Arm,
+    Budget,
+    best_warmups,
+    finalists,
+    main_arms,
+    replay_arms,
+)
+from experiments.training.tables import QUESTIONS, print_tables
 from secondcast.pocket.scorer import DIMENSIONS
 from secondcast.trainer.settings import TrainFlags
 from tests.project.test_docs import parse

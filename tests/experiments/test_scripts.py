@@ -21,6 +21,7 @@ def test_the_scripts_are_known():
         "pocket_experiment",
         "pocket_premise",
         "pocket_roads",
+        "pocket_sd3",
         "pocket_text_rendering",
         "pocket_training",
     ]

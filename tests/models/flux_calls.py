@@ -60,8 +60,8 @@ def call(
     weight_BSC = torch.randn(x_BSC.shape, generator=random)
     timestep_B = torch.tensor([t for t, _ in conditions], dtype=dtype)
     guidance = [g for _, g in conditions if g is not None]
-    pooled_BP = backbone.zero_pooled(rows) if pooled_BP is None else pooled_BP.to(dtype)
+    conditioning = backbone.zero_pooled(rows) if pooled_BP is None else {"pooled_projections": pooled_BP}
     guidance_B = torch.tensor(guidance) if guidance else None
-    velocity_BSC = backbone.predict(x_BSC, text_BTD, pooled_BP, timestep_B, guidance_B, modulation_BM=modulation_BM)
+    velocity_BSC = backbone.predict(x_BSC, text_BTD, conditioning, timestep_B, guidance_B, modulation_BM=modulation_BM)
     (velocity_BSC.float() * weight_BSC).sum().backward()
     return velocity_BSC.detach(), text_BTD.grad

@@ -13,12 +13,13 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from secondcast.models.backbone import Backbone
 from secondcast.models.families.flux import FLUX, shift_of
+from secondcast.models.families.text import Text
 from secondcast.models.noise import draw_guidance, draw_noise
-from secondcast.models.sampler import Trajectories, sample
+from secondcast.models.sampler import Trajectories, bound, sample
 from secondcast.models.schedule import DTYPES, Schedule
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.pipeline_inputs import ImageSize
-from secondcast.models.teacher.text_encoder import PooledTextEncoder
+from secondcast.models.teacher.text_encoder import load_conditioning_encoder
 from secondcast.pocket import TEACHER_FOLDER
 from secondcast.storage_schemas.schema.derivation import derive_latents
 from secondcast.storage_schemas.schema.fields import same_bits
@@ -78,15 +79,13 @@ class Setting:
             self.folder, self.geometry, text_length=self.text_length, dtype=self.dtype, device=torch.device("cpu")
         )
 
-        pooled_BP = backbone.zero_pooled(BATCH)
+        conditioning = backbone.zero_pooled(BATCH)
         if self.pooled == "clip":
-            clip = PooledTextEncoder.load(self.teacher, dtype=self.dtype, device=torch.device("cpu"))
-            pooled_BP = clip.encode(TEXTS)
+            clip = load_conditioning_encoder(self.teacher, dtype=self.dtype, device=torch.device("cpu"))
+            conditioning = clip.encode(TEXTS)
 
-        def predict(x_BSC, timestep_B):
-            return backbone.predict(x_BSC, self.embedding_BTD, pooled_BP, timestep_B, torch.tensor(guidance))
-
-        return sample(predict, self.noise_BSC, self.schedule)
+        text = Text(embedding_BTD=self.embedding_BTD, conditioning=conditioning)
+        return sample(bound(backbone, text, torch.tensor(guidance)), self.noise_BSC, self.schedule)
 
     def pipelines(self, guidance: float) -> tuple[torch.Tensor, list[torch.Tensor]]:
         pipeline = loaded_pipeline(self.folder, self.dtype)

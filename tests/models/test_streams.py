@@ -1,12 +1,14 @@
 """The streams after the first blocks: those of the whole forward, from a part of the weights, in every memory mode."""
 
 import shutil
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from secondcast.models.backbone import Backbone
+from secondcast.models.families.family import POOLED
 from secondcast.models.geometry import Geometry
 from secondcast.models.memory.conditions import Conditions
 from secondcast.models.memory.options import PLAIN, MemoryOptions
@@ -32,12 +34,12 @@ def load(blocks: int | None = None, options: MemoryOptions = PLAIN, **how) -> Ba
     )  # fmt: skip
 
 
-def inputs() -> list[torch.Tensor]:
+def inputs() -> list[Any]:
     torch.manual_seed(0)
     return [
         torch.randn(BATCH, ROWS * COLUMNS, CONFIG["in_channels"]),
         torch.randn(BATCH, TOKENS, CONFIG["joint_attention_dim"]),
-        torch.zeros(BATCH, CONFIG["pooled_projection_dim"]),
+        {POOLED: torch.zeros(BATCH, CONFIG["pooled_projection_dim"])},
         *torch.tensor(PAIRS).T,
     ]
 
@@ -58,13 +60,15 @@ def all_equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 @torch.no_grad()
 def test_after_all_blocks_the_head_makes_the_prediction_of_the_streams():
     backbone = load(options=MemoryOptions(modulation="gpu"))
-    hidden_BSC, embedding_BTD, pooled_BP, timestep_B, guidance_B = inputs()
+    hidden_BSC, embedding_BTD, conditioning, timestep_B, guidance_B = inputs()
     image_BSI, text_BTI = backbone.streams(BLOCKS, *inputs())
     assert text_BTI.shape == (BATCH, TOKENS, image_BSI.shape[-1])
     transformer = backbone.transformer
-    embedded_BI = backbone.family.embedded_conditions(transformer.time_text_embed, timestep_B, guidance_B, pooled_BP)
+    embedded_BI = backbone.family.embedded_conditions(
+        transformer.time_text_embed, timestep_B, guidance_B, conditioning[POOLED]
+    )
     found_BSC = transformer.proj_out(transformer.norm_out(image_BSI, embedded_BI))
-    assert torch.equal(found_BSC, backbone.predict(hidden_BSC, embedding_BTD, pooled_BP, timestep_B, guidance_B))
+    assert torch.equal(found_BSC, backbone.predict(hidden_BSC, embedding_BTD, conditioning, timestep_B, guidance_B))
 
 
 @torch.no_grad()

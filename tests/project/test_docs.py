@@ -113,6 +113,12 @@ def test_the_page_of_options_is_what_the_commands_take():
     assert options.FILE.read_text(encoding="utf-8") == options.page(), "write it again: python -m docs.options"
 
 
+def test_the_table_of_families_is_what_they_state():
+    from docs import families
+
+    assert families.FILE.read_text(encoding="utf-8") == families.page(), "write it again: python -m docs.families"
+
+
 def test_the_table_of_checks_is_made_of_their_files():
     page = (ROOT / "docs/benchmarks.md").read_text()
     table = page.split("<!-- check -->\n")[1].split("<!-- /check -->")[0].strip()

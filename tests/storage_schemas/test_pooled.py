@@ -34,11 +34,13 @@ def written(tmp_path_factory) -> Written:
     folder = tmp_path_factory.mktemp("pooled") / "c"
     write_keyed_cache(folder, some_prompts(6), pooled="clip", compression="lossless")
     cache = Cache.open(folder)
-    return Written(folder, [cache.pooled(prompt) for prompt in range(6)])
+    return Written(folder, [cache.conditioning(prompt)["pooled_projections"] for prompt in range(6)])
 
 
 def same_pooled(cache: Cache, expected: list[np.ndarray]) -> bool:
-    return all(same_bits(cache.pooled(number), array) for number, array in enumerate(expected))
+    return all(
+        same_bits(cache.conditioning(number)["pooled_projections"], array) for number, array in enumerate(expected)
+    )
 
 
 @pytest.mark.thorough
@@ -51,7 +53,12 @@ def test_every_format_and_codec_gives_back_embedding_and_pooled_vector_bit_for_b
     plain = write_keyed_cache(tmp_path / "none", some_prompts(6), pooled="clip", dtype=dtype)
     cache, other = Cache.open(writer.folder.path), Cache.open(plain.folder.path)
     for prompt in range(6):
-        assert same_bits(cache.pooled(prompt), other.pooled(prompt)) and cache.pooled(prompt).any()
+        assert (
+            same_bits(
+                cache.conditioning(prompt)["pooled_projections"], other.conditioning(prompt)["pooled_projections"]
+            )
+            and cache.conditioning(prompt)["pooled_projections"].any()
+        )
         assert same_bits(cache.embedding(prompt), other.embedding(prompt))
         assert set(cache.text_row(prompt)) == {"encoder_hidden_states", "pooled_projections"}
     assert not verify(tmp_path / "c", Silent()).problems
@@ -60,7 +67,10 @@ def test_every_format_and_codec_gives_back_embedding_and_pooled_vector_bit_for_b
 def test_where_pooled_is_zero_zeros_are_read_and_nothing_is_stored(tmp_path):
     write_cache(tmp_path / "c")
     cache = Cache.open(tmp_path / "c")
-    assert cache.pooled(3).tolist() == [0.0, 0.0] and cache.pooled(3).dtype == cache.embedding(3).dtype
+    assert (
+        cache.conditioning(3)["pooled_projections"].tolist() == [0.0, 0.0]
+        and cache.conditioning(3)["pooled_projections"].dtype == cache.embedding(3).dtype
+    )
     assert not [path for path in data_files(tmp_path / "c") if "pooled" in path]
 
 
@@ -99,7 +109,7 @@ def test_a_flipped_pooled_vector_is_found_and_taken_from_a_copy(tmp_path, writte
     data[0] ^= 1
     file.write_bytes(data)
     with pytest.raises(DamagedCacheError, match="pooled_projections/c/0/0"):
-        Cache.open(tmp_path / "damaged").pooled(0)
+        Cache.open(tmp_path / "damaged").conditioning(0)
     assert [problem.shard for problem in verify(tmp_path / "damaged", Silent()).problems] == [("embeddings", 0)]
     assert repair_cache(tmp_path / "damaged", tmp_path / "copy", Silent()).shards == (("embeddings", 0),)
     assert data_files(tmp_path / "damaged") == data_files(tmp_path / "copy")

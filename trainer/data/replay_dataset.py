@@ -1,7 +1,7 @@
 """Batches from caches: selected steps of selected trajectories, prefetched, with a bounded cache of decoded ones."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -11,22 +11,23 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from secondcast.models.families.family import POOLED, Conditioning
 from secondcast.models.memory.host_modulation import HostModulation
 from secondcast.models.recorded_backbone import recorded_schedule
 from secondcast.models.student.tokens import StudentTokens
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.record import Trajectory, trajectory_key
-from secondcast.storage_schemas.schema.fields import DTYPES, Array
+from secondcast.storage_schemas.schema.fields import DTYPES, Array, Arrays
 from secondcast.storage_schemas.schema.manifest import Manifest
-from secondcast.storage_schemas.tensors import to_torch
+from secondcast.storage_schemas.tensors import stacked, to_torch
 from secondcast.trainer.data.lru_cache import AHEAD_PART, POOL_BYTES, LRUCache
 from secondcast.trainer.data.prefetch import Prefetch, Task
 from secondcast.trainer.data.sampler import Row
 
 AHEAD = 16
 READERS = 4
-# Pooled vectors are small: this fraction of the pool's bytes holds those of 80,000 FLUX prompts.
-POOLED_PART = 16
+# This fraction of the pool's bytes holds pooled vectors of 330,000 FLUX prompts, and CLIP's rows of 1,700 SD3 prompts.
+CONDITIONING_PART = 4
 
 Rows = Sequence[Row]
 Key = tuple[int, int]
@@ -54,7 +55,7 @@ class Batch:
     source: index of one of their caches; all have the same sampling settings.
     timesteps_per_sample: number of rows per row of text.
     encoder_hidden_states_BTD: None unless requested.
-    modulation_BM: M modulation values in the backbone's dtype, computed from pooled_BP, timestep_B and guidance_B; None
+    modulation_BM: M modulation values in the backbone's dtype, computed from the conditions; None
         if the backbone computes them.
     """
 
@@ -62,7 +63,7 @@ class Batch:
     token_ids_BT: torch.Tensor
     hidden_states_BSC: torch.Tensor
     velocity_BSC: torch.Tensor
-    pooled_BP: torch.Tensor
+    conditioning: Conditioning
     timestep_B: torch.Tensor
     guidance_B: torch.Tensor | None
     step_B: torch.Tensor
@@ -102,7 +103,7 @@ class ReplayDataset:
     Rows are trajectories; in a text cache, prompts. The rows of a replay batch come from sources with equal sampling
     settings. All methods are thread-safe.
 
-    pool_bytes: limit for decoded trajectories, again for embeddings, and a sixteenth of it for pooled vectors; each
+    pool_bytes: limit for decoded trajectories, again for embeddings, and a sixteenth of it for conditioning; each
         reader thread holds one more value.
     tokens: tokenizer of a student that does not read the caches' token ids.
     host_modulation: computes the modulation vectors of replay batches as they are read.
@@ -122,7 +123,7 @@ class ReplayDataset:
         self._ends = list(accumulate(len(source.indices) for source in sources))
         self._trajectories: LRUCache[Key, Trajectory] = LRUCache(pool_bytes)
         self._embeddings: LRUCache[Key, Array] = LRUCache(pool_bytes)
-        self._pooled: LRUCache[Key, Array] = LRUCache(pool_bytes // POOLED_PART)
+        self._conditioning: LRUCache[Key, Arrays] = LRUCache(pool_bytes // CONDITIONING_PART)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -210,7 +211,7 @@ class ReplayDataset:
             token_ids_BT=self._token_ids(texts),
             hidden_states_BSC=to_torch(hidden_states_BSC),
             velocity_BSC=to_torch(velocity_BSC),
-            pooled_BP=to_torch(np.stack([self._pooled.get(prompt, self._read_pooled) for prompt in prompts])),
+            conditioning=stacked([self._conditioning.get(prompt, self._read_conditioning) for prompt in prompts]),
             timestep_B=torch.tensor([schedule.timesteps[k] for _, k in rows], dtype=schedule.timestep_dtype),
             guidance_B=None if sampling.guidance is None else torch.from_numpy(guidance_B),
             step_B=torch.tensor([k for _, k in rows]),
@@ -222,7 +223,7 @@ class ReplayDataset:
     def _with_modulation(self, batch: Batch) -> Batch:
         if self._host_modulation is None:
             return batch
-        modulation_BM = self._host_modulation.rows(batch.timestep_B, batch.guidance_B, batch.pooled_BP)
+        modulation_BM = self._host_modulation.rows(batch.timestep_B, batch.guidance_B, batch.conditioning[POOLED])
         return replace(batch, modulation_BM=modulation_BM)
 
     def _read_embeddings(self, positions: Sequence[int], turn: int = 0) -> EmbeddingBatch:
@@ -253,10 +254,10 @@ class ReplayDataset:
         embedding = self.sources[source].cache.embedding(prompt)
         return embedding, embedding.nbytes
 
-    def _read_pooled(self, key: Key) -> tuple[Array, int]:
+    def _read_conditioning(self, key: Key) -> tuple[Arrays, int]:
         source, prompt = key
-        pooled_P = self.sources[source].cache.pooled(prompt)
-        return pooled_P, pooled_P.nbytes
+        arrays = self.sources[source].cache.conditioning(prompt)
+        return arrays, sum(array.nbytes for array in arrays.values())
 
     def _token_ids(self, keys: Sequence[Key]) -> torch.Tensor:
         prompts = [(self.sources[source].cache, prompt) for source, prompt in keys]
@@ -283,8 +284,13 @@ class ReplayDataset:
 
 
 def _each_tensor(batch: AnyBatch, change: Callable[[torch.Tensor], torch.Tensor]) -> AnyBatch:
-    values: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
+    changed: dict[str, Any] = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, torch.Tensor):
+            changed[field.name] = change(value)
+        elif isinstance(value, Mapping):
+            changed[field.name] = {name: change(rows) for name, rows in value.items()}
     return replace(batch, **changed)
 
 

@@ -65,7 +65,8 @@ class Distributed:
         """The module to call in training, whose gradients are averaged over the processes."""
         if self.ranks == 1 or self.sharded:
             return student
-        return DistributedDataParallel(student, gradient_as_bucket_view=True)
+        # The only buffer, of the negative prompt, is equal in all processes.
+        return DistributedDataParallel(student, gradient_as_bucket_view=True, broadcast_buffers=False)
 
     def part(self, student: torch.nn.Module, *, last: bool) -> AbstractContextManager[None]:
         """A context around forward and backward of a part of the batch: the last part synchronizes gradients."""

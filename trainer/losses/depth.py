@@ -5,6 +5,7 @@ Shape letters in this module: P prompts, I the backbone's inner width, L the tok
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -64,7 +65,7 @@ def measure_variances(
     """Variances between prompts of the teacher's streams after the first blocks, in float64.
 
     Of each stream: the unbiased variance over prompts of each value (position, channel), with the same latent,
-    timestep, guidance and pooled vector; averaged over positions and channels, then over latents. Latents and prompts
+    timestep, guidance and conditioning; averaged over positions and channels, then over latents. Latents and prompts
     are those of up to 16 trajectories of each cache, of different prompts, spread over the trajectories, at steps
     spread over the schedule.
 
@@ -128,6 +129,12 @@ def _variances_of_latent(backbone: Backbone, blocks: int, record: Batch, parts: 
 
 def _repeated(record: Batch, rows: int) -> Batch:
     """A record as the rows of a batch."""
-    names = ("hidden_states_BSC", "pooled_BP", "timestep_B", "guidance_B", "modulation_BM")
-    values = {name: getattr(record, name) for name in names}
-    return replace(record, **{name: v.repeat(rows, *[1] * (v.ndim - 1)) for name, v in values.items() if v is not None})
+
+    def repeated(row: torch.Tensor) -> torch.Tensor:
+        return row.repeat(rows, *[1] * (row.ndim - 1))
+
+    names = ("hidden_states_BSC", "timestep_B", "guidance_B", "modulation_BM")
+    values = {name: value for name in names if (value := getattr(record, name)) is not None}
+    repeats: dict[str, Any] = {name: repeated(value) for name, value in values.items()}
+    conditioning = {name: repeated(value) for name, value in record.conditioning.items()}
+    return replace(record, conditioning=conditioning, **repeats)

@@ -6,6 +6,7 @@ from functools import cache
 import torch
 
 from secondcast.models.backbone import Backbone
+from secondcast.models.families.family import Conditioning
 from secondcast.trainer.data.replay_dataset import Batch
 from secondcast.trainer.losses.difference import difference, differences
 from secondcast.trainer.stage import StepWeights
@@ -18,12 +19,12 @@ def replay(backbone: Backbone, embedding_BTD: torch.Tensor, batch: Batch) -> tor
 
 def inputs(
     backbone: Backbone, embedding_BTD: torch.Tensor, batch: Batch
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Latents, embedding, pooled vectors, timesteps and guidance of a batch, in the dtypes of the backbone's calls."""
+) -> tuple[torch.Tensor, torch.Tensor, Conditioning, torch.Tensor, torch.Tensor | None]:
+    """Latents, embedding, conditioning, timesteps and guidance of a batch, in the dtypes of the backbone's calls."""
     return (
         batch.hidden_states_BSC.to(backbone.dtype),
         embedding_BTD.to(backbone.dtype),
-        batch.pooled_BP.to(backbone.dtype),
+        batch.conditioning,
         batch.timestep_B.to(backbone.timestep_dtype),
         batch.guidance_B,
     )

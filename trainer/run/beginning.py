@@ -38,6 +38,7 @@ def run_config(
         text_length=first.teacher.text_length,
         text_width=first.teacher.text_width,
         guidance=tuple(sorted(guidance)) or None,
+        family=first.teacher.family,
         recorded=RecordedWith.of(sampled[0]) if sampled else None,
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from secondcast.models.families.flux import FLUX
 from secondcast.models.memory.meta_run import parameter_count
 from secondcast.models.memory.options import TextQuantization
 from secondcast.models.student.distillt5 import (
@@ -59,7 +60,7 @@ def export(path: Path, out: Path, *, to: Form = "diffusers", quantize: TextQuant
     _check_is_free(out, to)
     source = student_folder(path)
     student, facts = load_student(source), facts_of(path, source)
-    _check_is_held(student, path, to, quantize)
+    _check_is_held(student, facts, path, to, quantize)
     if isinstance(student, SecondcastStudent):
         student = student if to == "diffusers" else with_full_projection(student)
         student = with_stored_scales(student) if quantize is None else quantized(student, quantize)
@@ -79,7 +80,9 @@ def _unjudged_remarks(path: Path, source: Path) -> list[str]:
     return [f"{path} has no validated checkpoint: exported the last one, {source.parent.name}"]
 
 
-def _check_is_held(student: Student, path: Path, to: Form, quantize: TextQuantization | None) -> None:
+def _check_is_held(
+    student: Student, facts: ExportFacts | None, path: Path, to: Form, quantize: TextQuantization | None
+) -> None:
     if quantize is not None and to != "diffusers":
         raise SettingsError(
             f"--quantize is {quantize}, but --to {to} is a format of floating-point weights: omit one of both options"
@@ -98,6 +101,11 @@ def _check_is_held(student: Student, path: Path, to: Form, quantize: TextQuantiz
         raise SettingsError(
             f"{path} is a {student.config.encoder_config['model_type']!r} student with its own tokenizer, but --to "
             f"{to} only supports T5 students that read the teacher's tokens: give --to diffusers"
+        )
+    family = facts.teacher_family if facts else FLUX
+    if to != "diffusers" and family.slot != FLUX.slot:
+        raise SettingsError(
+            f"{path} is a student of {family.title}, but --to {to} is a format for FLUX.1: give --to diffusers"
         )
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from secondcast.models.families.registry import FAMILIES
+from secondcast.models.families.family import Family
+from secondcast.models.families.flux import FLUX
+from secondcast.models.families.registry import FAMILIES, family_named
 from secondcast.models.student.folder import best_checkpoint
 from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.schema.manifest import Record
@@ -17,7 +19,7 @@ from secondcast.trainer.loss_kinds import LOSSES
 from secondcast.trainer.run.folder import CONFIG_FILE
 from secondcast.trainer.run.metrics import METRICS_FILE
 from secondcast.trainer.run.usage_snippets import Form as Form
-from secondcast.trainer.run.usage_snippets import diffusers_text, recorded_family
+from secondcast.trainer.run.usage_snippets import diffusers_text
 from secondcast.trainer.settings import MAIN, RecordedWith, RunConfig
 
 FACTS_FILE = "secondcast.json"
@@ -29,7 +31,8 @@ class ExportFacts(Record):
     guidance: guidance values of its training; None if none was recorded.
     validation_loss: at the exported checkpoint; None if not measured.
     replay_error: the loss of a perfect student on the machine that trained it; None if not measured.
-    recorded: None for runs of older versions.
+    recorded: None for runs of older versions, and on text caches alone.
+    family: of the teacher; exports of older versions are of the first one.
     """
 
     teacher: str
@@ -43,6 +46,12 @@ class ExportFacts(Record):
     replay_error: float | None
     created_by: str
     recorded: RecordedWith | None = None
+    family: str = FLUX.name
+
+    @property
+    def teacher_family(self) -> Family:
+        """The family of the teacher; that of the recording where older versions stated no other."""
+        return family_named(self.family if self.recorded is None else self.recorded.family)
 
 
 def facts_of(path: Path, student: Path) -> ExportFacts | None:
@@ -81,6 +90,7 @@ def _facts_of_run(run: Path, checkpoint: str) -> ExportFacts:
         replay_error=replay_errors[-1] if replay_errors else None,
         created_by=f"secondcast {version('secondcast')}",
         recorded=config.recorded,
+        family=config.family,
     )
 
 
@@ -161,7 +171,7 @@ def card_of(
     encoder: model_type of a student with its own tokenizer; None: a T5 student.
     """
     teacher = f"`{facts.teacher}`" if facts else "an unrecorded teacher"
-    family = recorded_family(facts.recorded if facts else None)
+    family = facts.teacher_family if facts else FLUX
     return _CARD.format(
         base_model=f"\nbase_model: {facts.teacher}" if facts and _is_hub_name(facts.teacher) else "",
         teacher=teacher,
@@ -191,6 +201,7 @@ def _use(form: Form, facts: ExportFacts | None, *, text_length: int, own_tokeniz
     return diffusers_text(
         facts.teacher if facts else "TEACHER",
         facts.recorded if facts else None,
+        facts.teacher_family if facts else FLUX,
         guidance=facts.guidance if facts else None,
         text_length=text_length,
         own_tokenizer=own_tokenizer,

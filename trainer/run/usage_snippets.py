@@ -64,14 +64,10 @@ The image size and steps of its training were not recorded: these are the defaul
 """
 
 
-def recorded_family(recorded: RecordedWith | None) -> Family:
-    """The family of a student's teacher; FLUX.1 for runs and exports that do not state it."""
-    return FLUX if recorded is None else family_named(recorded.family)
-
-
 def diffusers_text(
     teacher: str,
     recorded: RecordedWith | None,
+    family: Family | None = None,
     *,
     guidance: tuple[float, ...] | None,
     text_length: int,
@@ -80,10 +76,11 @@ def diffusers_text(
     """Markdown on the use of an export for diffusers: alone, and in a saved pipeline.
 
     teacher: hub name or folder.
+    family: of the teacher; None for that of the recording.
     guidance: guidance values of the training; None if the teacher takes none.
     """
     dtype = f"torch.{recorded.dtype if recorded else _DTYPE}"
-    family = recorded_family(recorded)
+    family = family or (FLUX if recorded is None else family_named(recorded.family))
     call = _CALL.format(arguments=_arguments(family, recorded, guidance, text_length))
     program = _LOAD.format(
         pipeline=family.pipeline,

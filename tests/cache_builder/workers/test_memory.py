@@ -46,7 +46,7 @@ def test_every_exact_placement_gives_the_same_bytes(tmp_path, dev_teacher, promp
 def test_with_clip_blocks_are_streamed_and_a_table_is_refused(tmp_path, dev_teacher, prompt_file):
     plain = built(tmp_path / "plain", dev_teacher, prompt_file, pooled="clip")
     assert built(tmp_path / "c", dev_teacher, prompt_file, pooled="clip", gpu_blocks=0) == plain
-    with pytest.raises(SettingsError, match="^--modulation is precomputed with --pooled clip, expected gpu: "):
+    with pytest.raises(SettingsError, match="^--modulation is precomputed, expected gpu: with CLIP's pooled vectors "):
         built(tmp_path / "d", dev_teacher, prompt_file, pooled="clip", modulation="precomputed")
     assert not (tmp_path / "d").exists()
 

@@ -176,7 +176,7 @@ def test_a_timestep_that_schnells_table_does_not_hold_is_named(wide):
 
 def test_a_pooled_vector_beside_the_table_is_refused(wide):
     backbone = load(wide[True], torch.float32, batch_rows=1)
-    pooled_BP = backbone.zero_pooled(2)
+    pooled_BP = backbone.zero_pooled(2)["pooled_projections"]
     pooled_BP[1, 3] = 0.5
     text = r"row 1 of a batch has a pooled vector, but .* zeros: give --modulation gpu"
     with pytest.raises(SettingsError, match=text):
@@ -186,7 +186,7 @@ def test_a_pooled_vector_beside_the_table_is_refused(wide):
 def test_rows_that_are_checked_at_the_end_are_refused_there_in_the_same_words(wide):
     backbone = load(wide[True], torch.float32, batch_rows=1)
     known, other = (torch.full((1,), value) for value in (1.0, 0.123))
-    guidance_B, pooled_BP = torch.full((1,), 2.0), backbone.zero_pooled(1)
+    guidance_B, pooled_BP = torch.full((1,), 2.0), backbone.zero_pooled(1)["pooled_projections"]
     with pytest.raises(SettingsError) as at_once:
         backbone.table.select(other, guidance_B, pooled_BP)
     reached = False

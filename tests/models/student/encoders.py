@@ -27,7 +27,7 @@ from transformers import (
     RobertaTokenizer,
 )
 
-from tests.random_teacher import WORDS, _clip_tokenizer, _t5_tokenizer
+from tests.random_teacher import WORDS, clip_tokenizer, t5_tokenizer
 
 WIDTH = 16
 SIZE = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -55,9 +55,9 @@ def _tokenizer(family: str, folder: Path):
         tokens += [f"##{letter}" for letter in string.ascii_lowercase]
         return BertTokenizer(vocab={token: number for number, token in enumerate(dict.fromkeys(tokens))})
     if family == "clip_text_model":
-        return _clip_tokenizer(folder)
+        return clip_tokenizer(folder)
     if family == "mt5":
-        return _t5_tokenizer(64)
+        return t5_tokenizer(64)
     letters = ["Ġ", *string.ascii_letters, *string.digits, *string.punctuation]
     special = ["<|endoftext|>"] if family == "gpt2" else ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys([*special, *letters, "Ġa", "re", "red"]))}

@@ -11,11 +11,14 @@ import torch
 
 from secondcast.models.families.flux import FLUX
 from secondcast.models.teacher.folder import BUILD_PARTS, POOLED_PARTS, TeacherFolder, find_teacher
-from secondcast.models.teacher.text_encoder import PooledTextEncoder, TeacherTextEncoder, load_tokenizer
+from secondcast.models.teacher.text_encoder import TeacherTextEncoder, load_conditioning_encoder, load_tokenizer
 from secondcast.storage_schemas.errors import TeacherError
 
 ALL = (*BUILD_PARTS, *POOLED_PARTS)
-RECORDED = "this version supports FLUX.1-dev, FLUX.1-schnell, FLUX.1-Krea-dev, FLUX.1-Kontext-dev, and models with t"
+RECORDED = (
+    "this version supports FLUX.1-dev, FLUX.1-schnell, FLUX.1-Krea-dev, FLUX.1-Kontext-dev, "
+    "stable-diffusion-3-medium-diffusers, stable-diffusion-3.5-medium, stable-diffusion-3.5-large, and models with t"
+)
 
 
 @pytest.fixture
@@ -33,7 +36,11 @@ def refused(teacher: Path, message: str) -> None:
     ("file", "changes", "says"),
     [
         ("model_index.json", {"_class_name": "FluxFillPipeline"}, "_class_name = 'FluxFillPipeline', expected 'FluxPi"),
-        ("model_index.json", {"_class_name": "StableDiffusion3Pipeline"}, "_class_name = 'StableDiffusion3Pipeline', "),
+        (
+            "model_index.json",
+            {"_class_name": "PixArtSigmaPipeline"},
+            "_class_name = 'PixArtSigmaPipeline', expected 'F",
+        ),
         ("transformer/config.json", {"_class_name": "ChromaTransformer2DModel"}, "_class_name = 'ChromaTransformer2D"),
         ("scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "_class_name = 'DDIMScheduler', expec"),
         ("text_encoder_2/config.json", {"model_type": "umt5"}, "model_type = 'umt5', expected 't5'"),
@@ -104,7 +111,7 @@ def test_parts_of_two_models_are_refused(teacher):
     change(teacher / "text_encoder_2/config.json", {"d_model": 24})
     change(teacher / "text_encoder/config.json", {"hidden_size": 9})
     assert find_teacher(str(teacher), ALL).identity(text_length=12).pooled == "zero"
-    with pytest.raises(TeacherError, match="t/text_encoder has hidden_size = 9, but its transformer reads 8 values"):
+    with pytest.raises(TeacherError, match="of .*t/text_encoder have 9 values, but the transformer reads 8: "):
         find_teacher(str(teacher), ALL).identity(text_length=12, pooled="clip")
 
 
@@ -112,7 +119,7 @@ def test_parts_of_two_models_are_refused(teacher):
 @pytest.mark.parametrize("data", [b"", b"no safetensors file"])
 def test_damaged_weights_of_a_text_encoder_are_one_line(teacher, part, data):
     (teacher / part / "model.safetensors").write_bytes(data)
-    load = PooledTextEncoder.load if part == "text_encoder" else TeacherTextEncoder.load
+    load = load_conditioning_encoder if part == "text_encoder" else TeacherTextEncoder.load
     with pytest.raises(
         TeacherError, match=f"t/{part} cannot be loaded: model.safetensors is not .*; download it again$"
     ) as caught:

@@ -49,7 +49,9 @@ def test_ids_embeddings_and_pooled_vectors_equal_the_pipelines(name, dtype, beyo
     assert cut == [TEXTS[2].strip()]
     encoder = TeacherTextEncoder.load(teacher, dtype=DTYPES[dtype], device=torch.device("cpu"), pooled="clip")
     assert torch.equal(encoder.encode(ids_BT), expected)
-    assert torch.equal(encoder.pooled.encode([prompt.text for prompt in prompts]), expected_pooled)
+    assert encoder.conditioning is not None
+    found = encoder.conditioning.encode([prompt.text for prompt in prompts])
+    assert torch.equal(found["pooled_projections"], expected_pooled)
     assert bool(expected_pooled.any()) == (name == "dev_teacher")
 
 
@@ -57,6 +59,6 @@ def test_clip_is_loaded_only_where_it_is_asked_for(dev_teacher, tmp_path):
     shutil.copytree(dev_teacher, tmp_path / "t", ignore=shutil.ignore_patterns("text_encoder", "tokenizer"))
     teacher = TeacherFolder(path=tmp_path / "t", source="t")
     load = partial(TeacherTextEncoder.load, teacher, dtype=torch.float32, device=torch.device("cpu"))
-    assert load().pooled is None
-    with pytest.raises(TeacherError, match="t has no tokenizer/, expected a folder in the FluxPipeline layout"):
+    assert load().conditioning is None
+    with pytest.raises(TeacherError, match="t has no text_encoder/, expected a folder in the FluxPipeline layout"):
         load(pooled="clip")

@@ -25,13 +25,14 @@ from transformers import (
 
 from secondcast import models
 from secondcast.models.backbone import Backbone
+from secondcast.models.families.clip import PooledClip
 from secondcast.models.families.flux import FLUX
 from secondcast.models.geometry import geometry_of
 from secondcast.models.student.student import load_student, new_student, save_student
 from secondcast.models.student.tokens import own_tokens
 from secondcast.models.teacher.folder import TeacherFolder, find_teacher
 from secondcast.models.teacher.image_decoder import ImageDecoder
-from secondcast.models.teacher.text_encoder import PooledTextEncoder, TeacherTextEncoder
+from secondcast.models.teacher.text_encoder import TeacherTextEncoder, load_conditioning_encoder
 from secondcast.models.teacher.weights import check_teacher_weights
 from secondcast.models.weights.checked_loading import KNOWN, check_weights, load_checked, read_tensors
 from secondcast.models.weights.files import CheckpointSource
@@ -93,7 +94,7 @@ def components(tmp_path_factory, teacher, identity) -> dict[str, Component]:
     load = {"dtype": torch.float32, "device": CPU}
     teachers = {
         "text_encoder_2": ("num_layers", lambda path: TeacherTextEncoder.load(of_teacher(path), **load)),
-        "text_encoder": ("num_hidden_layers", lambda path: PooledTextEncoder.load(of_teacher(path), **load)),
+        "text_encoder": ("num_hidden_layers", lambda path: load_conditioning_encoder(of_teacher(path), **load)),
         "transformer": ("num_layers", lambda path: Backbone.load(path, GEOMETRY, text_length=12, **load)),
         "vae": ("layers_per_block", lambda path: ImageDecoder.load(of_teacher(path), GEOMETRY, device=CPU)),
     }
@@ -196,7 +197,7 @@ def tensors_of(loaded: object) -> list[torch.Tensor]:
         loaded = loaded._vae
     elif isinstance(loaded, Backbone):
         loaded = loaded.transformer
-    elif isinstance(loaded, TeacherTextEncoder | PooledTextEncoder):
+    elif isinstance(loaded, TeacherTextEncoder | PooledClip):
         loaded = loaded.model
     return list(loaded.state_dict().values())
 

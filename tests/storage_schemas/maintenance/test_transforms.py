@@ -468,7 +468,8 @@ class Planned:
         from types import SimpleNamespace
 
         self.prompts = prompts
-        self.cache = SimpleNamespace(manifest=SimpleNamespace(prompts=SimpleNamespace(segments=segments)))
+        manifest = SimpleNamespace(prompts=SimpleNamespace(segments=segments), is_text=False)
+        self.cache = SimpleNamespace(manifest=manifest)
 
     def pairs(self):
         layout = Layout(self.cache.manifest.prompts.segments)

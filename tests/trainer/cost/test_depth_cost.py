@@ -54,7 +54,8 @@ def step(backbone: Backbone, blocks: int):
     latent_BSC = empty(SHAPES.image_tokens, SHAPES.channels)
     batch = Batch(
         source=0, token_ids_BT=empty(), hidden_states_BSC=latent_BSC, velocity_BSC=latent_BSC,
-        pooled_BP=empty(SHAPES.pooled_width), timestep_B=empty(), guidance_B=empty().float(), step_B=empty(),
+        conditioning={"pooled_projections": empty(SHAPES.pooled_width)},
+        timestep_B=empty(), guidance_B=empty().float(), step_B=empty(),
         encoder_hidden_states_BTD=teacher_BTD,
     )  # fmt: skip
     variances = StreamVariances(blocks=blocks, hidden_states=1, encoder_hidden_states=1)

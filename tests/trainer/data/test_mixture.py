@@ -85,7 +85,7 @@ def test_caches_of_other_sizes_take_turns_on_one_transformer(tmp_path, places, d
             dtype=torch.bfloat16, device=torch.device("cpu"),
         )  # fmt: skip
         predicted = own.predict(
-            batch.hidden_states_BSC, student_BTD.bfloat16(), batch.pooled_BP, batch.timestep_B, batch.guidance_B
+            batch.hidden_states_BSC, student_BTD.bfloat16(), batch.conditioning, batch.timestep_B, batch.guidance_B
         )
         assert float(found) == float((predicted.float() - batch.velocity_BSC.float()).square().mean())
     shapes = [trainer.dataset.replay_batch(rows_of(trainer, turns.index({n}))).velocity_BSC.shape for n in (0, 1)]

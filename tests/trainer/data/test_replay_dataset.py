@@ -52,6 +52,8 @@ def one_by_one(dataset: ReplayDataset, requests: list[BatchSpec]) -> list[Batch 
 
 def same_batches(a: list, b: list) -> bool:
     def same(x, y) -> bool:
+        if isinstance(x, dict):
+            return x.keys() == y.keys() and all(same(x[name], y[name]) for name in x)
         if not isinstance(x, torch.Tensor):
             return x == y
         return x.dtype == y.dtype and torch.equal(x, y)

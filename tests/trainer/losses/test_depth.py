@@ -89,7 +89,7 @@ def test_both_streams_count_each_in_its_own_variance(made):
     batch = trainer.dataset.replay_batch([(0, 0), (5, 1)], embeddings=True)
     student_BTD = batch.encoder_hidden_states_BTD.roll(1, 0)
     wanted, found = (
-        backbone.streams(1, batch.hidden_states_BSC, given, batch.pooled_BP, batch.timestep_B, batch.guidance_B)
+        backbone.streams(1, batch.hidden_states_BSC, given, batch.conditioning, batch.timestep_B, batch.guidance_B)
         for given in (batch.encoder_hidden_states_BTD, student_BTD)
     )
     image, text = ((a.double() - b.double()).square().mean() for a, b in zip(found, wanted, strict=True))

@@ -61,7 +61,7 @@ def test_batches_read_ahead_bring_their_rows_which_count_in_what_is_read_ahead(
     with trainer.dataset.prefetch(requests) as batches:
         found = list(batches)
     for request, batch in zip(requests, found, strict=True):
-        expected = host.rows(batch.timestep_B, batch.guidance_B, batch.pooled_BP)
+        expected = host.rows(batch.timestep_B, batch.guidance_B, batch.conditioning["pooled_projections"])
         assert torch.equal(batch.modulation_BM, expected)
         assert torch.equal(batch.modulation_BM, trainer.dataset.replay_batch(request.rows).modulation_BM)
         added = trainer.dataset._size_bytes(request) - plain.dataset._size_bytes(request)

@@ -49,7 +49,10 @@ def test_replay_of_a_non_square_cache_is_the_recording_bit_for_bit(
     for first in (0, 3):
         for k in range(4):
             batch = dataset.replay_batch([(position, k) for position in range(first, first + 3)])
-            assert bool(batch.pooled_BP.any()) == (pooled == "clip") and batch.pooled_BP.dtype == DTYPES[dtype]
+            assert (
+                bool(batch.conditioning["pooled_projections"].any()) == (pooled == "clip")
+                and batch.conditioning["pooled_projections"].dtype == DTYPES[dtype]
+            )
             teacher_BTD = dataset.teacher_embeddings([(0, prompt) for prompt in range(first, first + 3)])
             with torch.no_grad():
                 assert torch.equal(replay(backbone, teacher_BTD, batch), batch.velocity_BSC)
@@ -61,8 +64,8 @@ def test_pooled_vectors_read_ahead_are_those_of_each_rows_prompt(tmp_path, dev_t
     dataset = ReplayDataset([Source(cache=cache, indices=cache.indices())], device=CPU)
     rows = [(4, 0), (1, 0), (4, 0), (2, 0)]
     with dataset.prefetch([BatchSpec(replays=True, rows=rows)] * 3) as batches:
-        found = [batch.pooled_BP for batch in batches]
-    expected = dataset.replay_batch(rows).pooled_BP
+        found = [batch.conditioning["pooled_projections"] for batch in batches]
+    expected = dataset.replay_batch(rows).conditioning["pooled_projections"]
     assert all(torch.equal(one, expected) for one in found) and len({tuple(row) for row in expected.tolist()}) == 3
 
 
@@ -74,7 +77,7 @@ def test_other_pooled_vectors_would_not_replay(tmp_path, dev_teacher, prompt_fil
     backbone = Backbone.load(
         dev_teacher, recorded_geometry(cache.manifest.sampling), text_length=12, dtype=torch.float32, device=CPU
     )
-    batch.pooled_BP.zero_()
+    batch.conditioning["pooled_projections"].zero_()
     with torch.no_grad():
         assert not torch.equal(
             replay(backbone, dataset.teacher_embeddings([(0, prompt) for prompt in range(3)]), batch),

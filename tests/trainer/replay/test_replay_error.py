@@ -92,7 +92,7 @@ def test_the_replay_error_by_step_is_the_error_of_the_teachers_own_embedding(
         batch = dataset.replay_batch([(position, k) for position in range(len(dataset))])
         teacher_BTD = dataset.teacher_embeddings([dataset.prompt_of(position) for position in range(len(dataset))])
         predicted_BSC = backbone.predict(
-            batch.hidden_states_BSC.float(), teacher_BTD.float(), batch.pooled_BP.float(), batch.timestep_B.float(),
+            batch.hidden_states_BSC.float(), teacher_BTD.float(), batch.conditioning, batch.timestep_B.float(),
             batch.guidance_B,
         )  # fmt: skip
         error = float((predicted_BSC - batch.velocity_BSC.float()).square().mean())

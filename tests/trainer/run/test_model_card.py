@@ -26,7 +26,7 @@ STAGE = {
 }
 PRETRAIN = STAGE | {"name": "pretrain", "loss": "embedding", "steps": 20000, "learning_rate": 1e-3, "huber_delta": None}
 VISION = (
-    "FLUX's prediction: mean squared difference between what the frozen FLUX predicts with the student's embedding "
+    "the prediction: mean squared difference between what the frozen transformer predicts with the student's embedding "
     "and what it predicted with T5-XXL's, on recorded latents (the paper's loss)"
 )
 EMBEDDING = "embeddings: mean squared difference between the student's embedding and T5-XXL's"
@@ -49,7 +49,8 @@ NO_VISION = "No stage used the vision loss: the student imitates embeddings"
         (
             [{"loss": "context", "steps": 9, "caches": ["a", "b"]}, {"loss": "new", "data_order": None}],
             [
-                f'1. projected {EMBEDDING}, both after FLUX\'s own text projection (9 steps, caches ["a", "b"])',
+                f"1. projected {EMBEDDING}, both after the transformer's own text projection "
+                '(9 steps, caches ["a", "b"])',
                 "2. new loss",
             ],
             False,

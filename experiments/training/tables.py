@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments.pocket_arms import BUDGETS, Arm, Budget
+from experiments.training.arms import BUDGETS, Arm, Budget
 from secondcast.evaluation.intervals import wilson
 from secondcast.pocket.scorer import DIMENSIONS
 

@@ -1,0 +1,65 @@
+"""Write the table in docs/families.md from what the families state: `python -m docs.families`."""
+
+from pathlib import Path
+
+from secondcast.models.families.family import Family
+from secondcast.models.families.registry import FAMILIES
+from secondcast.models.teacher.configs import family_of_folder
+from secondcast.models.teacher.planned import CONFIGS, bundled_teachers
+
+FILE = Path(__file__).with_name("families.md")
+BEGIN, END = "<!-- python -m docs.families -->\n", "<!-- end -->\n"
+_GUIDANCE = {
+    "embedded": "an input of the transformer, if it takes any",
+    "cfg": "classifier-free, both halves in one call; the negative prompt's rows are in the cache and in exports",
+}
+
+
+def page() -> str:
+    """The page with its table."""
+    text = FILE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}{table()}{END}{after}"
+
+
+def table() -> str:
+    """Markdown: a row for each property, a column for each family."""
+    rows = {
+        "models": [", ".join(family.models) for family in FAMILIES],
+        "pipeline of diffusers": [f"`{family.pipeline}`" for family in FAMILIES],
+        "a student takes the place of": [f"`{family.slot}`" for family in FAMILIES],
+        "text tokens: default, most": [f"{one.text_length}, {one.largest_text_length}" for one in FAMILIES],
+        "recorded beside the embedding": [_beside(family) for family in FAMILIES],
+        "guidance": [_GUIDANCE[family.guidance_rule] for family in FAMILIES],
+        "guidance scales of a new cache": [f"`{family.guidance}`" for family in FAMILIES],
+        "latents of a new cache": [family.latents for family in FAMILIES],
+        "replay of the recorded embedding": [
+            "bit for bit"
+            if family.rows_per_call == 1
+            else "both halves bit for bit; the conditional one alone within rounding"
+            for family in FAMILIES
+        ],
+        "losses": ["embedding, context, depth, vision"] * len(FAMILIES),
+        "`--attention-backend`": ["yes" if family.attention_backends else "no" for family in FAMILIES],
+        "`export --to distillt5`, `comfyui`": [
+            "yes" if family.slot == FAMILIES[0].slot else "no" for family in FAMILIES
+        ],
+        "bundled configurations for `plan`": [", ".join(_bundled(family)) or "none" for family in FAMILIES],
+    }
+    head = f"| | {' | '.join(f'`{family.name}`' for family in FAMILIES)} |\n|---|{'---|' * len(FAMILIES)}\n"
+    return head + "".join(f"| {name} | {' | '.join(cells)} |\n" for name, cells in rows.items())
+
+
+def _beside(family: Family) -> str:
+    if len(family.conditioning_roles) > 1:
+        return "pooled vectors and rows of both CLIPs"
+    return "nothing, or CLIP's pooled vector with `--pooled clip`"
+
+
+def _bundled(family: Family) -> list[str]:
+    return [name for name in bundled_teachers() if family_of_folder(CONFIGS / name) is family]
+
+
+if __name__ == "__main__":
+    FILE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,363 @@
+"""Stable Diffusion 3 and 3.5."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secondcast.models.families.family import (
+    CLIP_ROWS,
+    POOLED,
+    Anatomy,
+    BlockList,
+    Conditioning,
+    ConditioningEncoder,
+    Family,
+    Part,
+    Role,
+)
+from secondcast.storage_schemas.errors import TeacherError
+from secondcast.storage_schemas.schema import derivation
+from secondcast.storage_schemas.schema.fields import Array
+from secondcast.storage_schemas.schema.manifest import ConditioningArray, ScheduleName
+
+if TYPE_CHECKING:
+    import torch
+
+    from secondcast.models.geometry import Geometry
+    from secondcast.models.schedule import Schedule
+
+
+class StableDiffusion3(Family):
+    """SD3 as StableDiffusion3Pipeline calls it: the rows of two CLIPs, padded to T5's width, before those of T5.
+
+    The student replaces T5's rows. An image token of a cache is what the transformer makes one of: 2 x 2 latents.
+    """
+
+    def check_transformer(self, config: Mapping[str, Any], file: str) -> None:
+        """Refuse those that predict something besides the velocity."""
+        taken, given = config["in_channels"], config.get("out_channels")
+        if given not in (None, taken):
+            raise TeacherError(
+                f"{file} has in_channels = {taken} and out_channels = {given}, expected equal numbers: it is none of "
+                f"{', '.join(self.models)}; give one of them"
+            )
+        if (patch := config["patch_size"]) != _PATCH:
+            raise TeacherError(
+                f"{file} has patch_size = {patch}, expected {_PATCH}: it is none of {', '.join(self.models)}; give one "
+                f"of them"
+            )
+
+    def longest_side(self, config: Mapping[str, Any]) -> int:
+        """As many as it has embeddings of positions."""
+        return int(config["pos_embed_max_size"])
+
+    def text_width(self, config: Mapping[str, Any]) -> int:
+        """D is the joint attention's."""
+        return int(config["joint_attention_dim"])
+
+    def pooled_width(self, config: Mapping[str, Any]) -> int:
+        """P is that of the pooled outputs of both CLIPs."""
+        return int(config["pooled_projection_dim"])
+
+    def takes_guidance(self, config: Mapping[str, Any]) -> bool:
+        """By classifier-free guidance."""
+        return True
+
+    def latent_channels(self, config: Mapping[str, Any]) -> int:
+        """C: the channels of a patch."""
+        return int(config["in_channels"]) * int(config["patch_size"]) ** 2
+
+    def conditioning_arrays(self, clip_configs: Sequence[Mapping[str, Any]]) -> tuple[ConditioningArray, ...]:
+        """The second-last layers of both CLIPs, side by side."""
+        rows = int(clip_configs[0]["max_position_embeddings"])
+        width = sum(int(config["hidden_size"]) for config in clip_configs)
+        return (ConditioningArray(name=CLIP_ROWS, letters="LW", shape=(rows, width)),)
+
+    def pooled_outputs(self, clip_configs: Sequence[Mapping[str, Any]]) -> int:
+        """The projected outputs of both CLIPs, side by side."""
+        return sum(int(config["projection_dim"]) for config in clip_configs)
+
+    def conditioning_encoder(
+        self, folders: Mapping[Role, Path], *, dtype: "torch.dtype", device: "torch.device"
+    ) -> ConditioningEncoder:
+        """Both CLIPs."""
+        from transformers import CLIPTextModelWithProjection
+
+        from secondcast.models.families.clip import ClipPair, load_clip
+
+        pairs = [
+            load_clip(CLIPTextModelWithProjection, folders[model], folders[tokenizer], dtype, device)
+            for model, tokenizer in self.conditioning_roles
+        ]
+        return ClipPair([model for model, _ in pairs], [tokenizer for _, tokenizer in pairs])
+
+    def token_px(self, vae_config: Mapping[str, Any]) -> int:
+        """The VAE halves the image in each block after the first, 2 x 2 latents make a token."""
+        return _PATCH * int(2 ** (len(vae_config["block_out_channels"]) - 1))
+
+    def token_channels(self, vae_config: Mapping[str, Any]) -> int:
+        """C: the channels of 2 x 2 latents."""
+        return int(_PATCH**2 * vae_config["latent_channels"])
+
+    def unpacked(self, latent_BSC: "torch.Tensor", geometry: "Geometry") -> "torch.Tensor":
+        """[B, channels, height, width] in latents."""
+        batch, rows, columns = len(latent_BSC), geometry.rows, geometry.columns
+        patches = latent_BSC.reshape(batch, rows, columns, -1, _PATCH, _PATCH).permute(0, 3, 1, 4, 2, 5)
+        return patches.reshape(batch, -1, rows * _PATCH, columns * _PATCH)
+
+    def packed(self, latent: "torch.Tensor") -> "torch.Tensor":
+        """[B, S, C]: channels, then rows and columns of a patch."""
+        batch, channels, height, width = latent.shape
+        patches = latent.reshape(batch, channels, height // _PATCH, _PATCH, width // _PATCH, _PATCH)
+        return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * _PATCH**2)
+
+    def vae_input(
+        self, latent_BSC: "torch.Tensor", geometry: "Geometry", vae_config: Mapping[str, Any]
+    ) -> "torch.Tensor":
+        """Unpacked, then scaled and shifted. Source: StableDiffusion3Pipeline.__call__."""
+        latents = self.unpacked(latent_BSC, geometry)
+        return latents / vae_config["scaling_factor"] + vae_config["shift_factor"]
+
+    def schedule(
+        self,
+        name: ScheduleName,
+        scheduler_config: dict[str, Any],
+        *,
+        steps: int,
+        image_tokens: int,
+        dtype: "torch.dtype",
+    ) -> "Schedule":
+        """The scheduler's own sigmas; timesteps from 1000 to 0 in fp32. Source: StableDiffusion3Pipeline.__call__."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+        from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
+
+        from secondcast.models.schedule import Schedule
+
+        if name != "diffusers":
+            raise TeacherError(
+                f"--schedule is {name}, expected diffusers: {self.pipeline} has no other schedule; remove it"
+            )
+        if scheduler_config.get("stochastic_sampling", False):
+            raise TeacherError(
+                "the scheduler has stochastic_sampling = true, expected false: its steps are not repeatable"
+            )
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config)
+        moved: dict[str, float] = {}
+        if scheduler.config.get("use_dynamic_shifting"):
+            names = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.16}
+            values = [scheduler.config.get(key, usual) for key, usual in names.items()]
+            moved["mu"] = calculate_shift(image_tokens, *values)
+        scheduler.set_timesteps(steps, **moved)
+        return Schedule(
+            sigmas=tuple(scheduler.sigmas.double().tolist()),
+            timesteps=tuple(scheduler.timesteps.double().tolist()),
+            timestep_dtype=scheduler.timesteps.dtype,
+        )
+
+    def timestep_dtype(self, dtype: "torch.dtype") -> "torch.dtype":
+        """The scheduler's, whatever the dtype of the latents."""
+        import torch
+
+        return torch.float32
+
+    def predicted_clean_latent(self, x_SC: Array, prediction_SC: Array, sigma: float) -> Array:
+        """x_k - sigma_k v_k, of the conditional prediction."""
+        return derivation.predicted_clean_latent(x_SC, prediction_SC, sigma)
+
+    def positions(
+        self, geometry: "Geometry", text_length: int, *, device: "torch.device", dtype: "torch.dtype"
+    ) -> "dict[str, Any]":
+        """The geometry, of which the transformer reads height and width from the latent."""
+        return {"geometry": geometry}
+
+    def call(
+        self,
+        transformer: Any,
+        hidden_states_BSC: "torch.Tensor",
+        encoder_hidden_states_BTD: "torch.Tensor",
+        conditioning: Conditioning,
+        timestep_B: "torch.Tensor",
+        guidance_B: "torch.Tensor | None",
+        positions: "Mapping[str, Any]",
+    ) -> "torch.Tensor":
+        """As StableDiffusion3Pipeline.__call__ does, for the given rows."""
+        velocity = transformer(
+            hidden_states=self.unpacked(hidden_states_BSC, positions["geometry"]),
+            timestep=timestep_B,
+            encoder_hidden_states=_text_rows(conditioning, encoder_hidden_states_BTD),
+            pooled_projections=conditioning[POOLED],
+            return_dict=False,
+        )[0]
+        return self.packed(velocity)
+
+    def streams(
+        self,
+        transformer: Any,
+        blocks: int,
+        hidden_states_BSC: "torch.Tensor",
+        encoder_hidden_states_BTD: "torch.Tensor",
+        conditioning: Conditioning,
+        timestep_B: "torch.Tensor",
+        guidance_B: "torch.Tensor | None",
+        positions: "Mapping[str, Any]",
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        """As SD3Transformer2DModel.forward begins."""
+        import torch
+
+        image_BSI = transformer.pos_embed(self.unpacked(hidden_states_BSC, positions["geometry"])).contiguous()
+        embedded_BI = self.embedded_conditions(transformer.time_text_embed, timestep_B, None, conditioning[POOLED])
+        text_BTI = transformer.context_embedder(_text_rows(conditioning, encoder_hidden_states_BTD))
+        recomputes = torch.is_grad_enabled() and transformer.gradient_checkpointing
+        for block in self.anatomy.blocks(transformer)[:blocks]:
+            inputs = (image_BSI, text_BTI, embedded_BI)
+            found = transformer._gradient_checkpointing_func(block, *inputs) if recomputes else block(*inputs)
+            # The last block of the transformer gives no text.
+            text_BTI, image_BSI = found[0] if found[0] is not None else text_BTI, found[1]
+        return image_BSI, text_BTI
+
+    def embedded_conditions(
+        self,
+        embed: "torch.nn.Module",
+        timestep_B: "torch.Tensor",
+        guidance_B: "torch.Tensor | None",
+        pooled_projections_BP: "torch.Tensor",
+    ) -> "torch.Tensor":
+        """Of timestep and pooled vector."""
+        embedded_BI: torch.Tensor = embed(timestep_B, pooled_projections_BP)
+        return embedded_BI
+
+    def reference(self, transformer: Any, scheduler_config: dict[str, Any], vae_config: dict[str, Any]) -> Any:
+        """StableDiffusion3Pipeline."""
+        import diffusers
+        import torch
+
+        # The pipeline only reads the latent size from the VAE, so its weights do not matter.
+        with torch.device("meta"):
+            vae = diffusers.AutoencoderKL.from_config(vae_config)
+        none = dict.fromkeys(
+            ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
+        )
+        pipeline = diffusers.StableDiffusion3Pipeline(
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_config(scheduler_config),
+            vae=vae,
+            transformer=transformer,
+            **none,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def reference_inputs(
+        self, conditioning: Conditioning, embedding_BTD: "torch.Tensor", *, negative: bool = False
+    ) -> "dict[str, torch.Tensor]":
+        """The rows of CLIP and T5 are one argument."""
+        return super().reference_inputs(conditioning, _text_rows(conditioning, embedding_BTD), negative=negative)
+
+    def reference_embedding(
+        self, folder: Path, text_encoder: Any, texts: Sequence[str], *, text_length: int
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        """T5's rows of the pipeline's encode_prompt, and the ids of its tokenizer."""
+        import diffusers
+        import torch
+
+        pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(
+            folder,
+            transformer=None,
+            vae=None,
+            text_encoder_3=text_encoder,
+            torch_dtype=text_encoder.dtype,
+            local_files_only=True,
+        )
+        for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
+            encoder.to(text_encoder.device)
+        ids_BT: torch.Tensor = pipeline.tokenizer_3(
+            list(texts), padding="max_length", max_length=text_length, truncation=True, return_tensors="pt"
+        ).input_ids
+        with torch.no_grad():
+            rows_BTD: torch.Tensor = pipeline.encode_prompt(
+                list(texts), None, None, do_classifier_free_guidance=False, device=text_encoder.device,
+                max_sequence_length=text_length,
+            )[0]  # fmt: skip
+        return rows_BTD[:, -text_length:], ids_BT
+
+    def image_size(self, *, height: int, width: int) -> dict[str, int]:
+        """Height and width."""
+        return {"height": height, "width": width}
+
+
+def _text_rows(conditioning: Conditioning, embedding_BTD: "torch.Tensor") -> "torch.Tensor":
+    """CLIP's rows, padded with zeros to T5's width, and then T5's."""
+    import torch
+
+    clip_BLW = conditioning[CLIP_ROWS]
+    padded_BLD = torch.nn.functional.pad(clip_BLW, (0, embedding_BTD.shape[-1] - clip_BLW.shape[-1]))
+    return torch.cat([padded_BLD, embedding_BTD], dim=-2)
+
+
+# Latents per side of an image token: of all published models.
+_PATCH = 2
+_CLIP: dict[str, Any] = {
+    "key": "model_type",
+    "kind": "clip_text_model",
+    "needs": ("hidden_size", "projection_dim", "max_position_embeddings"),
+    "loaded_as": "CLIPTextModelWithProjection",
+}
+SD3 = StableDiffusion3(
+    name="sd3",
+    title="Stable Diffusion 3",
+    owner="stabilityai",
+    models=("stable-diffusion-3-medium-diffusers", "stable-diffusion-3.5-medium", "stable-diffusion-3.5-large"),
+    non_commercial=(),
+    pipeline="StableDiffusion3Pipeline",
+    parts={
+        "transformer": Part(
+            folder="transformer",
+            key="_class_name",
+            kind="SD3Transformer2DModel",
+            needs=(
+                "in_channels",
+                "patch_size",
+                "pos_embed_max_size",
+                "joint_attention_dim",
+                "pooled_projection_dim",
+                "attention_head_dim",
+                "num_attention_heads",
+                "num_layers",
+            ),
+        ),
+        "scheduler": Part(folder="scheduler", key="_class_name", kind="FlowMatchEulerDiscreteScheduler"),
+        "large_text_encoder": Part(
+            folder="text_encoder_3",
+            key="model_type",
+            kind="t5",
+            needs=("d_model", "vocab_size"),
+            loaded_as="T5EncoderModel",
+        ),
+        "large_tokenizer": Part(folder="tokenizer_3"),
+        "pooled_text_encoder": Part(folder="text_encoder", **_CLIP),
+        "pooled_tokenizer": Part(folder="tokenizer"),
+        "second_pooled_text_encoder": Part(folder="text_encoder_2", **_CLIP),
+        "second_pooled_tokenizer": Part(folder="tokenizer_2"),
+        "vae": Part(
+            folder="vae",
+            key="_class_name",
+            kind="AutoencoderKL",
+            needs=("block_out_channels", "latent_channels", "scaling_factor", "shift_factor"),
+        ),
+    },
+    text_length=77,
+    # StableDiffusion3Pipeline.check_inputs of diffusers.
+    largest_text_length=512,
+    latent_rule="flow-match-euler",
+    anatomy=Anatomy(
+        block_lists=(BlockList(attribute="transformer_blocks", count_key="num_layers"),),
+        modulation=("norm1.linear", "norm1_context.linear", "norm_out.linear"),
+        conditioning="time_text_embed",
+        text_entry="context_embedder.weight",
+        head=("norm_out", "proj_out"),
+        last_differs=True,
+    ),
+    pooled=("clip",),
+    guidance_rule="cfg",
+    guidance="3.0:7.0:0.5",
+    attention_backends=False,
+)
