@@ -28,7 +28,7 @@ def tokenised_prompts(
     text_length: None for the teacher's own.
     """
     tokenizer = load_tokenizer(teacher.part("large_tokenizer"))
-    all_ids = token_ids_of(tokenizer, [source.text for source in texts])
+    all_ids = token_ids_of(tokenizer, teacher.family.cleaned([source.text for source in texts]))
     length = teacher.checked_text_length(text_length)
     prompts = [
         Prompt(

@@ -95,9 +95,9 @@ class Check:
             make=lambda: [self._training_rows.online()],
             seconds=2 * loading + self._training_rows.online_seconds(),
         )
-        training_modes = modes(cost.blocks)
+        training_modes = modes(cost.blocks, table=teacher.has_table)
         yield from (self._mode(mode, loading) for mode in training_modes if mode.exact)
-        for name, options in sampling_modes(cost.blocks).items():
+        for name, options in sampling_modes(cost.blocks, table=teacher.has_table).items():
             yield _Part(
                 names=(sampling_name(name),),
                 make=partial(self._sampled, name, options),

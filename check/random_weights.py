@@ -26,6 +26,9 @@ def random_transformer(folder: TeacherFolder, dtype: torch.dtype, device: torch.
     for child in model.children():
         parts += child if isinstance(child, torch.nn.ModuleList) else [child]
     _fill(parts, dtype, device, home)
+    for name, parameter in model.named_parameters(recurse=False):
+        made = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(_SEED)).to(home, dtype)
+        setattr(model, name, torch.nn.Parameter(made * parameter[0].numel() ** -0.5))
     return model.eval().requires_grad_(False)
 
 

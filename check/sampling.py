@@ -16,13 +16,14 @@ from secondcast.storage_schemas.schema.fields import same_bits
 _CLAIM = "trajectories sampled again are the recorded ones"
 
 
-def sampling_modes(blocks: int) -> dict[str, MemoryOptions]:
-    """The exact ways to sample other than with all weights on the device; blocks: number of the transformer's."""
-    return {
+def sampling_modes(blocks: int, *, table: bool) -> dict[str, MemoryOptions]:
+    """The exact ways to sample other than with all weights on the device; arguments: see check.training.modes."""
+    found = {
         "modulation table": MemoryOptions(modulation="precomputed"),
         "table, half of the blocks streamed": MemoryOptions(modulation="precomputed", gpu_blocks=blocks // 2),
         "all blocks streamed": MemoryOptions(modulation="gpu", gpu_blocks=0),
     }
+    return {name: options for name, options in found.items() if table or "table" not in name}
 
 
 def sampling_name(mode: str) -> str:

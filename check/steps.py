@@ -15,7 +15,8 @@ from secondcast.models.device import deterministic_algorithms
 from secondcast.models.families.text import Text, recorded_text
 from secondcast.models.geometry import recorded_geometry
 from secondcast.models.memory.options import MemoryOptions
-from secondcast.models.sampler import euler_step, guided
+from secondcast.models.recorded_backbone import recorded_schedule
+from secondcast.models.sampler import guided, steps_of
 from secondcast.models.student.student import Student, new_student
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.tensors import stacked, to_torch
@@ -208,9 +209,10 @@ class _Call:
         ).to(device)  # fmt: skip
         self._x_BSC = torch.stack([to_torch(t.hidden_states_KSC[0]) for t in trajectories]).to(device)
         conditioning = stacked([cache.conditioning(t.prompt) for t in trajectories])
-        self._conditioning = {name: row.to(device, teacher.torch_dtype) for name, row in conditioning.items()}
+        self._conditioning = {name: row.to(device) for name, row in conditioning.items()}
         self._negative = None if cache.negative is None else recorded_text(cache, [cache.negative]).on(device)
         self._moving_BSC = self._x_BSC
+        self._step = steps_of(recorded_schedule(manifest), self._x_BSC)
         self._guidance_B: torch.Tensor | None = None
         if manifest.sampling.guidance is not None:
             self._guidance_B = torch.tensor([t.guidance for t in trajectories], device=device)
@@ -252,6 +254,4 @@ class _Call:
 
     def follow(self, k: int) -> None:
         """Move the latent by the teacher's prediction."""
-        sigmas_K1 = torch.tensor(self._sampling.sigmas, dtype=torch.float32)
-        dt = (sigmas_K1[k + 1] - sigmas_K1[k]).to(self._moving_BSC)
-        self._x_BSC = euler_step(self._x_BSC, self._moving_BSC, dt)
+        self._x_BSC = self._step(k, self._x_BSC, self._moving_BSC)

@@ -31,7 +31,11 @@ from secondcast.storage_schemas.schema.manifest import NEGATIVE_TEXT, Dtype, Man
 from secondcast.storage_schemas.schema.prompts import Prompt, is_held_out, prompt_id
 from secondcast.storage_schemas.writer import prompt_set_fields
 
-RANDOM = {"random-flux": "FLUX.1-dev", "random-sd3": "stable-diffusion-3-medium-diffusers"}
+RANDOM = {
+    "random-flux": "FLUX.1-dev",
+    "random-sd3": "stable-diffusion-3-medium-diffusers",
+    "random-pixart": "PixArt-Sigma-XL-2-512-MS",
+}
 """Teachers with random weights, and the bundled configurations that they have."""
 
 WHOLE = MemoryOptions(modulation="gpu")
@@ -106,6 +110,11 @@ class CheckTeacher(ABC):
     @abstractmethod
     def has_files(self) -> bool:
         """Whether weights and tokenizers are on disk."""
+
+    @property
+    def has_table(self) -> bool:
+        """Whether a modulation table of the cache is possible."""
+        return recorded_conditions([self.planned[0]], batch_rows=1) is not None
 
     @abstractmethod
     def text_encoder(self) -> TeacherTextEncoder:
@@ -195,7 +204,7 @@ class RandomTeacher(CheckTeacher):
         """See CheckTeacher. No tokenizer is there: token ids are random."""
         manifest = outline_manifest(self.build_options, self.folder, prompt_count=self.scale.batch_size)
         vocabulary = int(manifest.teacher.text_encoder_config["vocab_size"])
-        draw = torch.Generator().manual_seed(0)
+        draw, tokens = torch.Generator().manual_seed(0), min(_RANDOM_TOKENS, manifest.teacher.text_length)
         prompts: list[Prompt] = []
         number, ends = 0, (1,)
         if has_negative(self.build_options, self.folder):
@@ -203,7 +212,7 @@ class RandomTeacher(CheckTeacher):
             prompts.append(Prompt(id=identity, text=NEGATIVE_TEXT, sources=("negative",), token_ids=ends))
         while len(prompts) < manifest.prompts.count:
             text, number = f"prompt {number}", number + 1
-            ids = torch.randint(3, vocabulary, (_RANDOM_TOKENS - 1,), generator=draw).tolist()
+            ids = torch.randint(3, vocabulary, (tokens - 1,), generator=draw).tolist()
             if not is_held_out(prompt_id(text)):
                 prompts.append(Prompt(id=prompt_id(text), text=text, sources=("check",), token_ids=(*ids, *ends)))
         stated = manifest.prompts.model_copy(update=prompt_set_fields(prompts))
@@ -213,7 +222,8 @@ class RandomTeacher(CheckTeacher):
         """See CheckTeacher."""
         fields = [field for field in fields_of(self.planned[0], "embeddings") if field.name != "encoder_hidden_states"]
         beside = RandomConditioning(fields, self.torch_dtype, self.device) if fields else None
-        return TeacherTextEncoder(random_text_encoder(self.folder, self.torch_dtype, self.device), beside)
+        model = random_text_encoder(self.folder, self.torch_dtype, self.device)
+        return TeacherTextEncoder(model, beside, masks_text=self.folder.family.masks_text)
 
     def transformer(self, *, on_host: bool = False) -> Any:
         """See CheckTeacher."""

@@ -32,8 +32,8 @@ def check(
     teacher: Annotated[
         str,
         typer.Option(
-            help="Teacher: pocket; random-flux or random-sd3, the size of FLUX.1-dev or SD3 medium with random "
-            "weights; a folder, or a hub name."
+            help="Teacher: pocket; random-flux, random-sd3 or random-pixart, the size of FLUX.1-dev, SD3 medium or "
+            "PixArt-Sigma with random weights; a folder, or a hub name."
         ),
     ] = POCKET,
     minutes: Annotated[

@@ -68,6 +68,11 @@ def init_student(
     from secondcast.models.student.student import save_student
 
     found = resolve_teacher(teacher, ("large_text_encoder", "large_tokenizer"), revision)
+    if found.family.masks_text:
+        raise SettingsError(
+            f"--teacher is {teacher}, whose text encoder reads a mask of padding, expected a teacher without one: the "
+            f"fit counts padding; give FLUX.1 or Stable Diffusion 3, whose text encoder is the same T5-XXL"
+        )
     length = found.checked_text_length(asked.text_length)
     encoder = _encoder_of(found, teacher, revision, asked, torch_device, length)
     size = size_of(asked.size, encoder.weights.config)

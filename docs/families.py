@@ -14,6 +14,11 @@ _GUIDANCE = {
     "cfg": "classifier-free, both halves in one call; the negative prompt's rows are in the cache and in exports",
 }
 
+_STEPS = {
+    "flow-match-euler": "Euler steps of flow matching",
+    "scheduler": "the scheduler's own, whose configuration is in the manifest (DPM-Solver++ 2M)",
+}
+
 
 def page() -> str:
     """The page with its table."""
@@ -40,6 +45,21 @@ def table() -> str:
             else "both halves bit for bit; the conditional one alone within rounding"
             for family in FAMILIES
         ],
+        "padding of the text": [
+            "masked, zero in caches; students do as the teacher" if family.masks_text else "read" for family in FAMILIES
+        ],
+        "how a prompt is tokenised": [
+            "cleaned by the pipeline's clean_caption (extra `pixart`)" if family.text_cleaning else "as it is given"
+            for family in FAMILIES
+        ],
+        "steps": [_STEPS[family.latent_rule] for family in FAMILIES],
+        "modulation weights, for `--modulation`": ["yes" if one.anatomy.modulation else "none" for one in FAMILIES],
+        "gradients with streamed blocks": [
+            "within rounding: text enters every block" if one.anatomy.cross_attention else "bit for bit"
+            for one in FAMILIES
+        ],
+        "`init-student`": ["no: make one of another family's T5-XXL" if one.masks_text else "yes" for one in FAMILIES],
+        "students with their own tokenizer": ["no" if one.masks_text else "yes" for one in FAMILIES],
         "losses": ["embedding, context, depth, vision"] * len(FAMILIES),
         "`--attention-backend`": ["yes" if family.attention_backends else "no" for family in FAMILIES],
         "`export --to distillt5`, `comfyui`": [
@@ -52,6 +72,8 @@ def table() -> str:
 
 
 def _beside(family: Family) -> str:
+    if family.pooled == ("zero",):
+        return "nothing"
     if len(family.conditioning_roles) > 1:
         return "pooled vectors and rows of both CLIPs"
     return "nothing, or CLIP's pooled vector with `--pooled clip`"

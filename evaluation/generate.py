@@ -12,13 +12,13 @@ from secondcast.evaluation.settings.memory import sampling_cost, sampling_option
 from secondcast.evaluation.text_encoder import TEACHER, TextEncoder, open_text_encoder
 from secondcast.models.cost.gpu_memory import CUDA_BYTES, with_margin
 from secondcast.models.cost.placement import place
-from secondcast.models.families.family import ConditioningEncoder, Role
+from secondcast.models.families.family import Conditioning, ConditioningEncoder, Role
 from secondcast.models.families.text import Text
 from secondcast.models.memory.host_memory import free_host_bytes
 from secondcast.models.memory.options import MemoryOptions, SamplingMemory
 from secondcast.models.memory.peak import release_memory
 from secondcast.models.memory.quantized import check_quantizer
-from secondcast.models.memory.streaming import check_blocks
+from secondcast.models.memory.streaming import check_placement
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.text_encoder import load_conditioning_encoder
@@ -83,7 +83,7 @@ def generate(
             negative = embeddings.negative(beside) if guided else None
             for numbers in part:
                 batch = [texts[number] for number in numbers]
-                conditioning = None if beside is None else beside.encode(batch)
+                conditioning = embeddings.conditioning(batch, beside)
                 images_BHWC = generator.pictures(embeddings.of(numbers), batch, conditioning, negative)
                 bar.advance(pictures.add(numbers, images_BHWC))
             del generator, beside
@@ -103,7 +103,7 @@ def _placed_options(
 ) -> MemoryOptions:
     options = sampling_options(memory, settings)
     check_quantizer(options.quantize)
-    check_blocks(options, teacher.family.anatomy, teacher.config("transformer"))
+    check_placement(options, teacher.family.anatomy, teacher.config("transformer"))
     if memory_bytes is None:
         return options
     cost = sampling_cost(settings, teacher, batch_size=batch_size, student_parameters=encoder.parameters)
@@ -149,12 +149,19 @@ class _Embeddings:
             return self._ready.pop(numbers).to(self._device)
         return self._encoded(numbers)
 
+    def conditioning(self, texts: Sequence[str], beside: ConditioningEncoder | None) -> Conditioning | None:
+        """What else the transformer reads of texts; None: zero as pooled vectors, and nothing else."""
+        masks = {name: mask.to(self._device) for name, mask in self._encoder.masks(texts).items()}
+        encoded = {} if beside is None else beside.encode(texts)
+        return {**encoded, **masks} or None
+
     def negative(self, beside: ConditioningEncoder | None) -> Text:
         """The rows of the negative prompt, for classifier-free guidance."""
-        assert beside is not None
         if self._encoder.free is None:
             self._negative_1TD = self._of_texts([NEGATIVE_TEXT])
-        return Text(embedding_BTD=self._negative_1TD.to(self._device), conditioning=beside.encode([NEGATIVE_TEXT]))
+        conditioning = self.conditioning([NEGATIVE_TEXT], beside)
+        assert conditioning is not None
+        return Text(embedding_BTD=self._negative_1TD.to(self._device), conditioning=conditioning)
 
     def _encoded(self, numbers: range) -> torch.Tensor:
         return self._of_texts([self._texts[number] for number in numbers])

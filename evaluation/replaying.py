@@ -69,7 +69,7 @@ class CacheStudent:
 
 def _check_fits(network: Student, tokens: StudentTokens | None, cache: Cache, where: str) -> None:
     teacher = cache.manifest.teacher
-    check_fits(network, teacher.text_width, where)
+    check_fits(network, teacher.text_width, where, masked=teacher.text_mask is not None)
     own, taught = int(network.config.text_length), teacher.text_length
     # A student with its own tokenizer may have positions for fewer tokens than the teacher.
     if own > taught or (own < taught and tokens is None):

@@ -113,7 +113,7 @@ class Generator:
         tokenizer = load_tokenizer(self.teacher.part("large_tokenizer"))
         length = self.teacher.text_length
         ids_NT = torch.full((len(prompts), length), tokenizer.pad_token_id, dtype=torch.int64)
-        for row, ids in enumerate(token_ids_of(tokenizer, prompts)):
+        for row, ids in enumerate(token_ids_of(tokenizer, self.teacher.family.cleaned(prompts))):
             cut = cut_token_ids(ids, length)
             ids_NT[row, : len(cut)] = torch.tensor(cut)
         return ids_NT

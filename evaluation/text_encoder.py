@@ -3,13 +3,14 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 
 from secondcast.evaluation.sampling import Embed, OwnTokensEmbed
-from secondcast.models.families.family import Role
+from secondcast.models.families.family import TEXT_MASK, Family, Role
+from secondcast.models.families.text import text_mask
 from secondcast.models.memory.meta_run import parameter_count
 from secondcast.models.student.folder import INITIAL_FILE, config_of, weight_bytes
 from secondcast.models.student.student import Student, check_fits, load_student, student_folder, untrained_like
@@ -44,6 +45,7 @@ class TextEncoder:
     weight_bytes: bytes of a student's weight files; None for the teacher.
     trained_guidance: lowest and highest guidance scale of its training, None if unknown.
     row_bytes: size of the embedding of one text.
+    text_mask: token_ids_BT -> encoder_attention_mask_BT; None where the transformer takes none.
     free: frees its memory, for one that is too large to stay beside the transformer; a later call loads it again.
     """
 
@@ -56,7 +58,12 @@ class TextEncoder:
     row_bytes: int
     parameters: int | None = None
     weight_bytes: int | None = None
+    text_mask: Callable[[torch.Tensor], torch.Tensor] | None = None
     free: Callable[[], None] | None = None
+
+    def masks(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The mask of texts by its name, if the transformer takes one."""
+        return {} if self.text_mask is None else {TEXT_MASK: self.text_mask(self.token_ids(texts))}
 
     def embeddings(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
         """encoder_hidden_states_BTD of texts, padded to the text length."""
@@ -99,25 +106,27 @@ def open_text_encoder(
     text_length: for the teacher only; default: its own.
     Raises StudentError, TeacherError, SettingsError.
     """
-    width = teacher.family.text_width(teacher.config("transformer"))
+    family = teacher.family
+    width = family.text_width(teacher.config("transformer"))
     if student == TEACHER:
         # Loaded on first use: T5-XXL is not read if all images exist, or the request is refused.
         loaded = cache(lambda: TeacherTextEncoder.load(teacher, dtype=dtype, device=device))
         length = teacher.checked_text_length(text_length)
         weights = digest(teacher.weight_hashes("large_text_encoder"))
         return TextEncoder(
-            token_ids=_t5_token_ids(teacher.part("large_tokenizer"), length),
+            token_ids=_t5_token_ids(teacher.part("large_tokenizer"), length, family),
             text_length=length,
             digest=weights,
             weights_digest=weights,
             trained_guidance=None,
             embed=lambda token_ids_BT: loaded().encode(token_ids_BT),
             row_bytes=length * width * dtype.itemsize,
+            text_mask=_mask(family, teacher.config("large_text_encoder").get("pad_token_id")),
             free=loaded.cache_clear,
         )
     folder = student_folder(Path(student))
     network = load_student(folder)
-    check_fits(network, width, student)
+    check_fits(network, width, student, masked=family.masks_text)
     trained_length = int(network.config.text_length)
     if text_length not in (None, trained_length):
         raise SettingsError(
@@ -129,7 +138,7 @@ def open_text_encoder(
     t5_folder = folder if tokens is not None or _has_tokenizer(folder) else teacher.part("large_tokenizer")
     guidance = getattr(network.config, "trained_guidance", None)
     return TextEncoder(
-        token_ids=_t5_token_ids(t5_folder, trained_length) if tokens is None else tokens.batch,
+        token_ids=_t5_token_ids(t5_folder, trained_length, family) if tokens is None else tokens.batch,
         text_length=trained_length,
         digest=student_digest(folder),
         weights_digest=weights_digest(folder),
@@ -138,14 +147,19 @@ def open_text_encoder(
         row_bytes=trained_length * width * torch.float32.itemsize,
         parameters=parameter_count(network),
         weight_bytes=weight_bytes(folder),
+        text_mask=_mask(family, network.config.pad_token_id),
     )
 
 
-def _t5_token_ids(folder: Path, text_length: int) -> Callable[[Sequence[str]], torch.Tensor]:
+def _mask(family: Family, pad_token_id: int | None) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    return partial(text_mask, pad_token_id=pad_token_id or 0) if family.masks_text else None
+
+
+def _t5_token_ids(folder: Path, text_length: int, family: Family) -> Callable[[Sequence[str]], torch.Tensor]:
     tokenizer = load_tokenizer(folder)
 
     def token_ids(texts: Sequence[str]) -> torch.Tensor:
-        rows = [cut_token_ids(ids, text_length) for ids in token_ids_of(tokenizer, texts)]
+        rows = [cut_token_ids(ids, text_length) for ids in token_ids_of(tokenizer, family.cleaned(texts))]
         ids_BT = torch.full((len(rows), text_length), tokenizer.pad_token_id, dtype=torch.int64)
         for row, ids in zip(ids_BT, rows, strict=True):
             row[: len(ids)] = torch.tensor(ids)
@@ -166,7 +180,7 @@ def teacher_and_students(
     trained = load_student(folder).to(device)
     tokens = own_tokens(folder, trained)
     width = teacher.family.text_width(teacher.config("transformer"))
-    check_fits(trained, width, str(student))
+    check_fits(trained, width, str(student), masked=teacher.family.masks_text)
     # A student with its own tokenizer may have positions for fewer tokens than the teacher.
     own, taught = trained.config.text_length, teacher.text_length
     if own > taught or (own < taught and tokens is None):

@@ -43,7 +43,8 @@ def summarise(cache: Cache) -> dict[str, Any]:
             "source": manifest.source,
             "text_length": manifest.teacher.text_length,
             "text_width": manifest.teacher.text_width,
-            "pooled": manifest.teacher.pooled,
+            "pooled": manifest.teacher.pooled if manifest.teacher.pooled_width else "none",
+            "padding": "read" if manifest.teacher.text_mask is None else "masked",
         },
         "sampling": None if sampling is None else _sampling(sampling),
         "storage": {

@@ -28,7 +28,8 @@ def summary_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "teacher",
             f"{facts['teacher']['source']}, {counted(facts['teacher']['text_length'], 'text token')} of width "
-            f"{facts['teacher']['text_width']}, pooled {facts['teacher']['pooled']}",
+            f"{facts['teacher']['text_width']}, pooled {facts['teacher']['pooled']}"
+            + (", padding masked" if facts["teacher"]["padding"] == "masked" else ""),
         ),
         ("prompts", f"{prompts['count']:,} ({sources}); {prompts['held_out']:,} held out"),
         *(_sampling_lines(facts) if facts["sampling"] is not None else _text_lines(facts)),

@@ -11,14 +11,14 @@ import torch
 from secondcast.models.attention import RECORDED_NATIVE, attention_kernel, recorded_attention, set_attention
 from secondcast.models.device import total_bytes
 from secondcast.models.families.family import POOLED, Conditioning, Family
-from secondcast.models.families.registry import family_of_transformer
+from secondcast.models.families.registry import anatomy_of, family_of_transformer
 from secondcast.models.geometry import Geometry
 from secondcast.models.memory.checkpointing import activation_checkpointing
 from secondcast.models.memory.compiling import compile_blocks
 from secondcast.models.memory.conditions import Conditions
 from secondcast.models.memory.host_modulation import HostModulation, take_to_host
 from secondcast.models.memory.meta_run import parameter_count
-from secondcast.models.memory.modulation_table import ModulationTable, make_table, worthwhile
+from secondcast.models.memory.modulation_table import ModulationTable, check_modulation, make_table, worthwhile
 from secondcast.models.memory.options import PLAIN, MemoryOptions, takes_host
 from secondcast.models.memory.quantized import check_quantizer, quantize_blocks
 from secondcast.models.memory.streaming import stream_blocks
@@ -118,6 +118,7 @@ class Backbone:
         Raises MissingExtraError, SettingsError.
         """
         table = host_modulation = None
+        check_modulation(options, anatomy_of(transformer))
         if _takes_host(transformer, options, device, pooled_varies=pooled_varies):
             host_modulation = take_to_host(transformer)
         elif _takes_table(transformer, options, conditions):
@@ -285,6 +286,9 @@ class Backbone:
             taken = self._in_place_of_pooled(named["timestep"], named.get("guidance"), named[POOLED])
             return arguments, named | {POOLED: taken}
 
+        if self.modulation is None:
+            yield
+            return
         hook = self.transformer.register_forward_pre_hook(replace, with_kwargs=True)
         try:
             yield
@@ -316,7 +320,7 @@ def _read(folder: Path, family: Family, dtype: torch.dtype, blocks: int | None) 
 
 
 def _takes_table(transformer: Any, options: MemoryOptions, conditions: Conditions | None) -> bool:
-    if options.modulation == "gpu":
+    if options.modulation == "gpu" or not anatomy_of(transformer).modulation:
         return False
     if conditions is not None:
         return options.modulation == "precomputed" or worthwhile(transformer, conditions)
@@ -331,4 +335,5 @@ def _takes_table(transformer: Any, options: MemoryOptions, conditions: Condition
 
 def _takes_host(transformer: Any, options: MemoryOptions, device: torch.device, *, pooled_varies: bool) -> bool:
     whole_bytes = parameter_count(transformer) * transformer.dtype.itemsize
+    pooled_varies = pooled_varies and bool(anatomy_of(transformer).modulation)
     return takes_host(options, pooled_varies=pooled_varies, weights_bytes=whole_bytes, gpu_bytes=total_bytes(device))

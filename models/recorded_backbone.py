@@ -18,7 +18,9 @@ def recorded_schedule(manifest: Manifest) -> Schedule:
     """The schedule of a cache, with the dtype of its timesteps."""
     sampling = manifest.sampling
     dtype = family_named(manifest.teacher.family).timestep_dtype(DTYPES[sampling.dtype])
-    return Schedule(sigmas=sampling.sigmas, timesteps=sampling.timesteps, timestep_dtype=dtype)
+    return Schedule(
+        sigmas=sampling.sigmas, timesteps=sampling.timesteps, timestep_dtype=dtype, scheduler=sampling.scheduler
+    )
 
 
 def load_recorded_backbone(

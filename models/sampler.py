@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from diffusers import DPMSolverMultistepScheduler
 
 from secondcast.models.backbone import Backbone
 from secondcast.models.families.text import Text
@@ -19,6 +20,27 @@ def euler_step(x_BSC: torch.Tensor, velocity_BSC: torch.Tensor, dt: torch.Tensor
     return (x_BSC.float() + dt * velocity_BSC).to(velocity_BSC.dtype)
 
 
+Step = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
+"""k, x_k and the prediction that moves it -> x_{k+1}; to be called for k = 0, 1, .. in this order."""
+
+
+def steps_of(schedule: Schedule, latent_BSC: torch.Tensor) -> Step:
+    """The steps of one batch of trajectories, for latents like this one."""
+    if schedule.scheduler is None:
+        sigmas = torch.tensor(schedule.sigmas, dtype=torch.float32)
+        dt_K = (sigmas[1:] - sigmas[:-1]).to(device=latent_BSC.device, dtype=latent_BSC.dtype)
+        return lambda k, x_BSC, moving_BSC: euler_step(x_BSC, moving_BSC, dt_K[k])
+    # It keeps the earlier predictions of its batch. Its steps are elementwise, so that packed latents are as good.
+    scheduler = DPMSolverMultistepScheduler.from_config(dict(schedule.scheduler))
+    scheduler.set_timesteps(schedule.steps, device=latent_BSC.device)
+
+    def step(k: int, x_BSC: torch.Tensor, moving_BSC: torch.Tensor) -> torch.Tensor:
+        moved_BSC: torch.Tensor = scheduler.step(moving_BSC, scheduler.timesteps[k], x_BSC, return_dict=False)[0]
+        return moved_BSC
+
+    return step
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trajectories:
     """A batch of trajectories: x_0 .. x_{K-1}, v_0 .. v_{K-1} (the conditional ones), x_K."""
@@ -31,8 +53,7 @@ class Trajectories:
 @torch.no_grad()
 def sample(predict: Predict, noise_BSC: torch.Tensor, schedule: Schedule) -> Trajectories:
     """Sample from noise to the final latent, in the dtype of the noise."""
-    sigmas = torch.tensor(schedule.sigmas, dtype=torch.float32)
-    dt_K = (sigmas[1:] - sigmas[:-1]).to(device=noise_BSC.device, dtype=noise_BSC.dtype)
+    step = steps_of(schedule, noise_BSC)
     batch, *token = noise_BSC.shape
     # Allocated once: latents and predictions kept one by one between the activations of the steps fragment the GPU's
     # memory, and stacking them at the end would hold them twice.
@@ -43,7 +64,7 @@ def sample(predict: Predict, noise_BSC: torch.Tensor, schedule: Schedule) -> Tra
         timestep_B = torch.full((batch,), timestep, device=noise_BSC.device, dtype=schedule.timestep_dtype)
         velocity_BSC, moving_BSC = predict(x_BSC, timestep_B)
         hidden_states_BKSC[:, k], velocity_BKSC[:, k] = x_BSC, velocity_BSC
-        x_BSC = euler_step(x_BSC, moving_BSC, dt_K[k])
+        x_BSC = step(k, x_BSC, moving_BSC)
     return Trajectories(hidden_states_BKSC=hidden_states_BKSC, velocity_BKSC=velocity_BKSC, final_latent_BSC=x_BSC)
 
 

@@ -18,7 +18,7 @@ from secondcast.storage_schemas.io.folders import Folder, LocalFolder, Location,
 from secondcast.storage_schemas.progress import counted
 from secondcast.storage_schemas.record import Trajectory, trajectory_key, trajectory_of
 from secondcast.storage_schemas.schema.commits import Kind, Records, read_records
-from secondcast.storage_schemas.schema.fields import DTYPES, POOLED, Array, Arrays, fields_of
+from secondcast.storage_schemas.schema.fields import DTYPES, POOLED, TEXT_MASK, Array, Arrays, fields_of
 from secondcast.storage_schemas.schema.journal import is_pending, pending
 from secondcast.storage_schemas.schema.layout import Layout
 from secondcast.storage_schemas.schema.manifest import MANIFEST_FILE, NEGATIVE, Manifest, no_trajectories
@@ -159,13 +159,15 @@ class Cache:
     def conditioning(self, prompt: int) -> Arrays:
         """What the transformer received with prompt number `prompt` besides its embedding, by name.
 
-        pooled_projections [P] are zeros unless CLIP's were recorded.
+        pooled_projections [P] are zeros unless CLIP's were recorded; encoder_attention_mask [T] is int64, 1 for text.
         """
         teacher = self.manifest.teacher
         names = [field.name for field in fields_of(self.manifest, "embeddings")[1:]]
         arrays = self.text_row(prompt, names) if names else {}
-        if teacher.pooled == "zero":
+        if teacher.pooled == "zero" and teacher.pooled_width:
             arrays[POOLED] = np.zeros(teacher.pooled_width, dtype=DTYPES[self.manifest.dtype])
+        if teacher.text_mask is not None:
+            arrays[TEXT_MASK] = (np.arange(teacher.text_length) < len(self.prompts[prompt].token_ids)).astype(np.int64)
         return arrays
 
     @property

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def to_torch(array: Array) -> "torch.Tensor":
-    """A CPU tensor with the bits of a bfloat16 or float32 array; copies where the array is read-only."""
+    """A CPU tensor with the bits of an array, whose dtype may be bfloat16; copies where the array is read-only."""
     import torch
 
     writable = np.require(array, requirements=["C", "W"])

@@ -142,6 +142,7 @@ def _sampling(
         dtype=settings.dtype,
         latent_rule=family.latent_rule,
         quantize=settings.quantize,
+        scheduler=teacher.config("scheduler") if family.latent_rule == "scheduler" else None,
         negative_prompt=NEGATIVE_TEXT if has_negative(settings, teacher) else None,
         storage=Storage(
             format=settings.format,

@@ -16,7 +16,7 @@ from secondcast.cache_builder.teacher_models import placement
 from secondcast.cache_builder.text_stage import negative_prompt, tokenised_prompts
 from secondcast.models.attention import check_attention
 from secondcast.models.memory.quantized import check_quantizer
-from secondcast.models.memory.streaming import check_blocks
+from secondcast.models.memory.streaming import check_placement
 from secondcast.models.schedule import DTYPES
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.errors import SettingsError
@@ -45,7 +45,7 @@ def open_build(
     """
     family = teacher.family
     options = placed(settings.memory, settings.quantize, settings.resolved(family).pooled)
-    check_blocks(options, family.anatomy, teacher.config("transformer"))
+    check_placement(options, family.anatomy, teacher.config("transformer"))
     if device is not None and not settings.text_only:
         check_quantizer(settings.quantize)
         dtype = DTYPES[settings.dtype]
@@ -77,6 +77,13 @@ def _create_or_open(
     if device is not None and not settings.text_only:
         placement(manifest, settings.memory, settings.batch_size, device)
     progress.say(f"{_product(samples)} ({read.skipped_text()})")
+    if teacher.family.text_cleaning and has_negative(settings, teacher):
+        empty = sum(prompt.token_ids == prompts[0].token_ids for prompt in prompts[1:])
+        if empty:
+            progress.say(
+                f"{counted(empty, 'prompt')} of which the pipeline's cleaning leaves nothing (links, file names): "
+                f"recorded like the empty one"
+            )
     if cut:
         progress.say(prompt_lengths(cut, teacher, text_length=manifest.teacher.text_length).cut_text())
     if settings.extend:

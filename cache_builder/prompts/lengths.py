@@ -41,7 +41,7 @@ class PromptLengths:
 def prompt_lengths(texts: Sequence[str], teacher: TeacherFolder, *, text_length: int | None = None) -> PromptLengths:
     """Token lengths of at least one text by the teacher's T5 tokenizer. text_length: None for the teacher's own."""
     most = teacher.checked_text_length(text_length)
-    found = token_ids_of(load_tokenizer(teacher.part("large_tokenizer")), texts)
+    found = token_ids_of(load_tokenizer(teacher.part("large_tokenizer")), teacher.family.cleaned(texts))
     lengths = [len(ids) for ids in found]
     longest = max(range(len(lengths)), key=lengths.__getitem__)
     cut = [cut_token_ids(ids, most) for ids in found]

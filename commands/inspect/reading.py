@@ -23,7 +23,8 @@ from secondcast.inspection.reading.settings import ReadingOptions
 if TYPE_CHECKING:
     from secondcast.inspection.reading.spread import PromptLists
     from secondcast.models.families.family import Role
-    from secondcast.storage_schemas.reader import Cache
+    from secondcast.storage_schemas.errors import SettingsError
+from secondcast.storage_schemas.reader import Cache
 
 _TEXT_PARTS: "tuple[Role, ...]" = ("transformer", "large_text_encoder", "large_tokenizer")
 
@@ -45,10 +46,17 @@ def inspect_reading(
 
     Example: secondcast inspect reading my-cache --teacher pocket
     """
+    from secondcast.models.families.registry import family_named
     from secondcast.storage_schemas.reader import Cache
 
     opened = Cache.open(cache, verify=verify_checksums)
     opened.require_trajectories("inspect reading")
+    if opened.manifest.teacher.text_mask is not None:
+        title = family_named(opened.manifest.teacher.family).title
+        raise SettingsError(
+            f"{cache} is of {title}, which masks padding, expected a teacher that reads it, such as FLUX.1: inspect "
+            f"reading counts padding; give another cache"
+        )
     options.ranks_on(opened.manifest.teacher.text_width)
     torch_device = quiet_device(device)
     from secondcast.inspection.reading.reading import read_embedding, reading_facts

@@ -48,7 +48,7 @@ def sampling_cost(
         row_bytes=(2 * settings.steps + 1) * latent_bytes
         + settings.text_length * family.text_width(config) * (FLOAT32_BYTES + itemsize),
         decoding_bytes=min(batch_size, geometry.decoded_at_once) * decoding_bytes(vae, family, geometry),
-        table_rows=None if settings.pooled == "clip" else settings.steps,
+        table_rows=settings.steps if settings.pooled == "zero" and teacher.family.anatomy.modulation else None,
     )
 
 

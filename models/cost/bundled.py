@@ -37,11 +37,12 @@ def bundled_shapes() -> dict[str, Shapes]:
 
 
 def _shapes_of(teacher: TeacherFolder) -> Iterator[Shapes]:
-    transformer, vae = teacher.config("transformer"), teacher.config("vae")
+    transformer, vae, family = teacher.config("transformer"), teacher.config("vae"), teacher.family
+    lengths = sorted({family.text_length, *(one for one in TEXT_LENGTHS if one <= family.largest_text_length)})
     for side in RESOLUTIONS_PX:
         geometry = teacher.geometry(ImageSize(resolution=side))
         yield DecodingShapes(config=vae, family=teacher.family.name, height=side, width=side)
-        for length in TEXT_LENGTHS:
+        for length in lengths:
             yield CallShapes.of_teacher(
                 teacher.family,
                 transformer,
@@ -50,7 +51,7 @@ def _shapes_of(teacher: TeacherFolder) -> Iterator[Shapes]:
                 dtype=DTYPE,
                 conditioning=teacher.conditioning,
             )
-    for length in TEXT_LENGTHS:
+    for length in lengths:
         identity = teacher.identity(text_length=length, hashed=False)
         yield TextEncoderShapes(config=identity.text_encoder_config, text_length=length, dtype=DTYPE)
         for name, config in STUDENT_SIZES.items():

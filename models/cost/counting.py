@@ -24,7 +24,7 @@ from secondcast.models.cost.shapes import (
     TextEncoderShapes,
     VaeConfig,
 )
-from secondcast.models.families.family import POOLED, BlockList, Family
+from secondcast.models.families.family import POOLED, TEXT_MASK, BlockList, Family
 from secondcast.models.families.registry import family_named
 from secondcast.models.geometry import Geometry, geometry_of
 from secondcast.models.memory.checkpointing import activation_checkpointing
@@ -83,7 +83,9 @@ def _transformer(shapes: CallShapes) -> BackboneCost:
     moved = {at: moved_bytes(run.forward) for at, run in runs.items()}
     saved = {at: saved_bytes(run.with_gradient, run.parameters) for at, run in runs.items()}
     inner = int(config["attention_head_dim"]) * int(config["num_attention_heads"])
-    checkpoint = shapes.tokens * inner * dtype.itemsize
+    # Where text enters every block, all of them save the same text.
+    tokens = shapes.image_tokens if anatomy.cross_attention else shapes.tokens
+    checkpoint = tokens * inner * dtype.itemsize
     model = transformer_of(family, config, depth, dtype)
     kinds = tuple(
         BlockCost(
@@ -157,7 +159,9 @@ class _Run:
         )
 
         def both() -> None:
-            outputs = [output for output in block(*given, **named) if output is not None and output.requires_grad]
+            found = block(*given, **named)
+            found = found if isinstance(found, tuple) else (found,)
+            outputs = [output for output in found if output is not None and output.requires_grad]
             torch.autograd.backward(outputs, [torch.empty_like(output) for output in outputs])
 
         return peak_bytes(both, self.parameters, gradients=True)
@@ -169,13 +173,19 @@ class _Run:
         tokens = shapes.image_tokens
         rows = next(side for side in range(isqrt(tokens), 0, -1) if tokens % side == 0)
         geometry = Geometry(height=1, width=1, rows=rows, columns=tokens // rows, channels=shapes.channels)
+        conditioning: dict[str, torch.Tensor] = {
+            array.name: empty(1, *array.shape) for array in shapes.conditioning or ()
+        }
+        if shapes.pooled_width:
+            conditioning[POOLED] = empty(1, shapes.pooled_width)
+        if shapes.masked:
+            conditioning[TEXT_MASK] = torch.empty(1, shapes.text_length, dtype=torch.int64, device="meta")
         return self._family.call(
             self.model,
             empty(1, shapes.image_tokens, shapes.channels),
             empty(1, shapes.text_length, shapes.text_width, requires_grad=gradient),
-            {POOLED: empty(1, shapes.pooled_width)}
-            | {array.name: empty(1, *array.shape) for array in shapes.conditioning or ()},
-            empty(1, dtype=self._family.timestep_dtype(dtype)),
+            conditioning,
+            torch.empty(1, device="meta", dtype=self._family.timestep_dtype(dtype)),
             torch.empty(1, device="meta") if shapes.takes_guidance else None,
             self._family.positions(geometry, shapes.text_length, device=torch.device("meta"), dtype=dtype),
         )

@@ -106,7 +106,8 @@ def held_weights(
     gpu_bytes: total memory of the GPU; None without a GPU (see takes_host).
     """
     whole_bytes = backbone.parameters * dtype_bytes
-    on_host = takes_host(options, pooled_varies=table_rows is None, weights_bytes=whole_bytes, gpu_bytes=gpu_bytes)
+    varies = table_rows is None and backbone.modulation_parameters > 0
+    on_host = takes_host(options, pooled_varies=varies, weights_bytes=whole_bytes, gpu_bytes=gpu_bytes)
     rows = 0 if on_host else modulation_rows(backbone, options, table_rows)
 
     def modulation_bytes(parameters: int, width: int) -> int:
@@ -139,7 +140,7 @@ def held_weights(
 
 def modulation_rows(backbone: BackboneCost, options: MemoryOptions, table_rows: int | None) -> int | None:
     """Rows of the modulation table of a backbone on the device; None if it keeps the modulation weights."""
-    if options.modulation == "gpu" or table_rows is None:
+    if options.modulation == "gpu" or table_rows is None or not backbone.modulation_parameters:
         return None
     smaller = table_rows * backbone.modulation_width <= backbone.modulation_parameters
     return table_rows if options.modulation == "precomputed" or smaller else None
@@ -190,7 +191,7 @@ def training_memory(
 
 
 def table_rows(*manifests: Manifest) -> int | None:
-    """Rows of the modulation table for these caches; None if no table is possible (CLIP's pooled vectors)."""
+    """Rows of the modulation table for these caches; None if no table is possible (CLIP's pooled vectors, or none)."""
     conditions = recorded_conditions(manifests, batch_rows=1)
     return len(conditions.pairs) if conditions is not None else None
 

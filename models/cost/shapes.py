@@ -46,7 +46,10 @@ class Shapes(Record):
 
 
 class CallShapes(Shapes):
-    """Of a transformer. conditioning: what it reads of a prompt besides text and pooled vector."""
+    """Of a transformer.
+
+    conditioning: what it reads of a prompt besides text and pooled vector. masked: whether it takes a mask of the text.
+    """
 
     network: ClassVar[str] = "transformer"
     family: str
@@ -58,11 +61,12 @@ class CallShapes(Shapes):
     takes_guidance: bool
     dtype: Dtype
     conditioning: tuple[ConditioningArray, ...] | None = None
+    masked: bool = False
 
     @model_serializer(mode="wrap")
     def _without_what_is_unset(self, plain: SerializerFunctionWrapHandler) -> Any:
-        # Without it the keys of the table do not change.
-        return {key: value for key, value in plain(self).items() if key != "conditioning" or value is not None}
+        # Without them the keys of the table do not change.
+        return {key: v for key, v in plain(self).items() if key not in ("conditioning", "masked") or v}
 
     @property
     def tokens(self) -> int:
@@ -84,6 +88,7 @@ class CallShapes(Shapes):
             takes_guidance=sampling.guidance is not None,
             dtype=sampling.dtype,
             conditioning=teacher.conditioning,
+            masked=teacher.text_mask is not None,
         )
 
     @classmethod
@@ -109,6 +114,7 @@ class CallShapes(Shapes):
             takes_guidance=family.takes_guidance(config),
             dtype=dtype,
             conditioning=conditioning,
+            masked=family.masks_text,
         )
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from secondcast.models.families.flow_match import PlannedSchedule
 from secondcast.storage_schemas.errors import SettingsError
+from secondcast.storage_schemas.schema.fields import POOLED as POOLED
+from secondcast.storage_schemas.schema.fields import TEXT_MASK as TEXT_MASK
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.manifest import (
     ConditioningArray,
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 Conditioning = Mapping[str, "torch.Tensor"]
 """What a transformer reads of a prompt besides the text, by the name of its argument or of the recorded array."""
-POOLED, CLIP_ROWS = "pooled_projections", "clip_hidden_states"
+CLIP_ROWS = "clip_hidden_states"
 
 Role = Literal[
     "transformer",
@@ -62,6 +64,7 @@ class Part:
 
     folder: its name in the folder.
     key, kind: the key of its configuration that names its class, and that class; None: it is not checked.
+    also: other names of that class in configurations.
     needs: other keys that its configuration must have.
     loaded_as: class of transformers that reads its weights; None: `kind`, of diffusers.
     """
@@ -69,6 +72,7 @@ class Part:
     folder: str
     key: str | None = None
     kind: str | None = None
+    also: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     loaded_as: str | None = None
 
@@ -97,6 +101,7 @@ class Anatomy:
     conditioning: the module that computes their input; its result is the `temb` of each block.
     text_entry: the tensor through which text embeddings enter.
     head: the modules that follow the blocks.
+    cross_attention: whether text enters every block: its gradient is a sum over them, reordered by streaming.
     last_differs: whether the last block of a transformer has other weights, so that a part of it needs one block more.
     """
 
@@ -105,6 +110,7 @@ class Anatomy:
     conditioning: str
     text_entry: str
     head: tuple[str, ...]
+    cross_attention: bool = False
     last_differs: bool = False
 
     def blocks(self, transformer: "torch.nn.Module") -> "list[torch.nn.Module]":
@@ -147,6 +153,8 @@ class Family(ABC):
         guidance in one call, the rows of the negative prompt first.
     guidance: the scales of a new cache, as `build --guidance` takes them.
     attention_backends: whether the transformer takes the attention backends of diffusers.
+    masks_text: whether text encoder and transformer read the tokens of the text alone, and not the padding behind it.
+    text_cleaning: how the pipeline changes a text before it is tokenised; None: not at all.
     """
 
     name: str
@@ -164,6 +172,8 @@ class Family(ABC):
     guidance_rule: Literal["embedded", "cfg"] = "embedded"
     guidance: str = "2.0:5.0:0.5"
     attention_backends: bool = True
+    masks_text: bool = False
+    text_cleaning: Literal["clean-caption"] | None = None
 
     @property
     def latents(self) -> Latents:
@@ -191,8 +201,9 @@ class Family(ABC):
     def pooled_choice(self, asked: Pooled | None) -> Pooled:
         """The pooled vectors asked for, or the family's; SettingsError for what it does not read."""
         if asked is not None and asked not in self.pooled:
+            reads = "CLIP's pooled vectors" if self.pooled == ("clip",) else "no pooled vector"
             raise SettingsError(
-                f"--pooled is {asked}, expected {self.pooled[0]}: {self.title} reads CLIP's pooled vectors; remove it"
+                f"--pooled is {asked}, expected {self.pooled[0]}: {self.title} reads {reads}; remove it"
             )
         return asked or self.pooled[0]
 
@@ -235,9 +246,13 @@ class Family(ABC):
     def text_width(self, config: Mapping[str, Any]) -> int:
         """D, of the configuration of a transformer."""
 
-    @abstractmethod
     def pooled_width(self, config: Mapping[str, Any]) -> int:
-        """P, of the configuration of a transformer."""
+        """P, of the configuration of a transformer; 0 without pooled vectors."""
+        return 0
+
+    def cleaned(self, texts: Sequence[str]) -> list[str]:
+        """Texts as the pipeline tokenises them; MissingExtraError if that needs another package."""
+        return list(texts)
 
     @abstractmethod
     def takes_guidance(self, config: Mapping[str, Any]) -> bool:
@@ -251,11 +266,10 @@ class Family(ABC):
         """What is recorded of each prompt besides embedding and pooled vector, by the configurations of the CLIPs."""
         return None
 
-    @abstractmethod
     def pooled_outputs(self, clip_configs: Sequence[Mapping[str, Any]]) -> int:
         """Width of the pooled vector that these CLIPs give together."""
+        return 0
 
-    @abstractmethod
     def conditioning_encoder(
         self, folders: Mapping[Role, Path], *, dtype: "torch.dtype", device: "torch.device"
     ) -> ConditioningEncoder:
@@ -263,6 +277,7 @@ class Family(ABC):
 
         folders: of `conditioning_roles`.
         """
+        raise TypeError(f"{self.title} has no text encoder beside the large one")
 
     @abstractmethod
     def token_px(self, vae_config: Mapping[str, Any]) -> int:
@@ -343,7 +358,6 @@ class Family(ABC):
         I: inner width. Runs nothing behind these blocks, so that the transformer may lack it.
         """
 
-    @abstractmethod
     def embedded_conditions(
         self,
         embed: "torch.nn.Module",
@@ -351,7 +365,11 @@ class Family(ABC):
         guidance_B: "torch.Tensor | None",
         pooled_projections_BP: "torch.Tensor",
     ) -> "torch.Tensor":
-        """embedded_BI: the anatomy's `conditioning` called as the transformer's forward calls it, in its dtype."""
+        """embedded_BI: the anatomy's `conditioning` called as the transformer's forward calls it, in its dtype.
+
+        Of families with modulation weights.
+        """
+        raise TypeError(f"the transformer of {self.title} has no modulation weights")
 
     @abstractmethod
     def reference(self, transformer: Any, scheduler_config: dict[str, Any], vae_config: dict[str, Any]) -> Any:
@@ -368,7 +386,7 @@ class Family(ABC):
 
     def reference_inputs(
         self, conditioning: Conditioning, embedding_BTD: "torch.Tensor", *, negative: bool = False
-    ) -> "dict[str, torch.Tensor]":
+    ) -> dict[str, Any]:
         """Text as the arguments of the pipeline: for the prompts, or for the negative prompt."""
         before = "negative_" if negative else ""
         return {f"{before}prompt_embeds": embedding_BTD, f"{before}pooled_prompt_embeds": conditioning[POOLED]}

@@ -2,11 +2,12 @@
 
 from secondcast.models.families.family import Anatomy, Family
 from secondcast.models.families.flux import FLUX, FLUX_KONTEXT
+from secondcast.models.families.pixart import PIXART_SIGMA
 from secondcast.models.families.sd3 import SD3
 from secondcast.storage_schemas.errors import TeacherError
 
 # Of several families with one transformer, the first one is that of a transformer alone.
-FAMILIES: tuple[Family, ...] = (FLUX, FLUX_KONTEXT, SD3)
+FAMILIES: tuple[Family, ...] = (FLUX, FLUX_KONTEXT, SD3, PIXART_SIGMA)
 
 
 def supported_models() -> str:

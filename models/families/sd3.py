@@ -11,10 +11,10 @@ from secondcast.models.families.family import (
     BlockList,
     Conditioning,
     ConditioningEncoder,
-    Family,
     Part,
     Role,
 )
+from secondcast.models.families.patches import PatchedLatents
 from secondcast.storage_schemas.errors import TeacherError
 from secondcast.storage_schemas.schema import derivation
 from secondcast.storage_schemas.schema.fields import Array
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from secondcast.models.schedule import Schedule
 
 
-class StableDiffusion3(Family):
+class StableDiffusion3(PatchedLatents):
     """SD3 as StableDiffusion3Pipeline calls it: the rows of two CLIPs, padded to T5's width, before those of T5.
 
     The student replaces T5's rows. An image token of a cache is what the transformer makes one of: 2 x 2 latents.
@@ -41,11 +41,7 @@ class StableDiffusion3(Family):
                 f"{file} has in_channels = {taken} and out_channels = {given}, expected equal numbers: it is none of "
                 f"{', '.join(self.models)}; give one of them"
             )
-        if (patch := config["patch_size"]) != _PATCH:
-            raise TeacherError(
-                f"{file} has patch_size = {patch}, expected {_PATCH}: it is none of {', '.join(self.models)}; give one "
-                f"of them"
-            )
+        self.check_patches(config, file)
 
     def longest_side(self, config: Mapping[str, Any]) -> int:
         """As many as it has embeddings of positions."""
@@ -62,10 +58,6 @@ class StableDiffusion3(Family):
     def takes_guidance(self, config: Mapping[str, Any]) -> bool:
         """By classifier-free guidance."""
         return True
-
-    def latent_channels(self, config: Mapping[str, Any]) -> int:
-        """C: the channels of a patch."""
-        return int(config["in_channels"]) * int(config["patch_size"]) ** 2
 
     def conditioning_arrays(self, clip_configs: Sequence[Mapping[str, Any]]) -> tuple[ConditioningArray, ...]:
         """The second-last layers of both CLIPs, side by side."""
@@ -90,26 +82,6 @@ class StableDiffusion3(Family):
             for model, tokenizer in self.conditioning_roles
         ]
         return ClipPair([model for model, _ in pairs], [tokenizer for _, tokenizer in pairs])
-
-    def token_px(self, vae_config: Mapping[str, Any]) -> int:
-        """The VAE halves the image in each block after the first, 2 x 2 latents make a token."""
-        return _PATCH * int(2 ** (len(vae_config["block_out_channels"]) - 1))
-
-    def token_channels(self, vae_config: Mapping[str, Any]) -> int:
-        """C: the channels of 2 x 2 latents."""
-        return int(_PATCH**2 * vae_config["latent_channels"])
-
-    def unpacked(self, latent_BSC: "torch.Tensor", geometry: "Geometry") -> "torch.Tensor":
-        """[B, channels, height, width] in latents."""
-        batch, rows, columns = len(latent_BSC), geometry.rows, geometry.columns
-        patches = latent_BSC.reshape(batch, rows, columns, -1, _PATCH, _PATCH).permute(0, 3, 1, 4, 2, 5)
-        return patches.reshape(batch, -1, rows * _PATCH, columns * _PATCH)
-
-    def packed(self, latent: "torch.Tensor") -> "torch.Tensor":
-        """[B, S, C]: channels, then rows and columns of a patch."""
-        batch, channels, height, width = latent.shape
-        patches = latent.reshape(batch, channels, height // _PATCH, _PATCH, width // _PATCH, _PATCH)
-        return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * _PATCH**2)
 
     def vae_input(
         self, latent_BSC: "torch.Tensor", geometry: "Geometry", vae_config: Mapping[str, Any]
@@ -163,12 +135,6 @@ class StableDiffusion3(Family):
     def predicted_clean_latent(self, x_SC: Array, prediction_SC: Array, sigma: float) -> Array:
         """x_k - sigma_k v_k, of the conditional prediction."""
         return derivation.predicted_clean_latent(x_SC, prediction_SC, sigma)
-
-    def positions(
-        self, geometry: "Geometry", text_length: int, *, device: "torch.device", dtype: "torch.dtype"
-    ) -> "dict[str, Any]":
-        """The geometry, of which the transformer reads height and width from the latent."""
-        return {"geometry": geometry}
 
     def call(
         self,
@@ -248,7 +214,7 @@ class StableDiffusion3(Family):
 
     def reference_inputs(
         self, conditioning: Conditioning, embedding_BTD: "torch.Tensor", *, negative: bool = False
-    ) -> "dict[str, torch.Tensor]":
+    ) -> dict[str, Any]:
         """The rows of CLIP and T5 are one argument."""
         return super().reference_inputs(conditioning, _text_rows(conditioning, embedding_BTD), negative=negative)
 
@@ -293,8 +259,6 @@ def _text_rows(conditioning: Conditioning, embedding_BTD: "torch.Tensor") -> "to
     return torch.cat([padded_BLD, embedding_BTD], dim=-2)
 
 
-# Latents per side of an image token: of all published models.
-_PATCH = 2
 _CLIP: dict[str, Any] = {
     "key": "model_type",
     "kind": "clip_text_model",

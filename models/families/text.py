@@ -46,6 +46,11 @@ class Text:
         )
 
 
+def text_mask(token_ids_BT: torch.Tensor, pad_token_id: int) -> torch.Tensor:
+    """[B, T] int64: 1 for the text, which its end token closes, and 0 for the padding behind it."""
+    return (token_ids_BT != pad_token_id).long().flip(1).cummax(1).values.flip(1)
+
+
 def recorded_text(cache: Cache, prompts: Sequence[int]) -> Text:
     """The recorded text of prompts by number, on the host."""
     return Text(

@@ -22,10 +22,14 @@ class Conditions:
 
 
 def recorded_conditions(manifests: Iterable[Manifest], *, batch_rows: int) -> Conditions | None:
-    """The conditions of these caches; None if pooled is not zero, because then every prompt has its own."""
+    """The conditions of these caches; None where a table is impossible.
+
+    With pooled vectors that are not zero every prompt has its own; without pooled vectors there are no modulation
+    weights.
+    """
     pairs: set[Condition] = set()
     for manifest in manifests:
-        if manifest.teacher.pooled != "zero":
+        if manifest.teacher.pooled != "zero" or not manifest.teacher.pooled_width:
             return None
         values: tuple[float | None, ...] = manifest.sampling.guidance or (None,)
         pairs |= {(timestep, guidance) for timestep in manifest.sampling.timesteps for guidance in values}

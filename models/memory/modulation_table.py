@@ -14,6 +14,7 @@ from secondcast.models.families.family import Anatomy
 from secondcast.models.families.registry import anatomy_of, family_of_transformer
 from secondcast.models.memory.conditions import Condition, Conditions
 from secondcast.models.memory.meta_run import parameter_count
+from secondcast.models.memory.options import MemoryOptions
 from secondcast.storage_schemas.errors import SettingsError
 
 # A table that is larger than the weights it replaces saves nothing; below this size that does not matter.
@@ -21,6 +22,15 @@ _SMALL_BYTES = 64 * 2**20
 
 _Asked = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]
 """A lookup: whether all rows are found, found_B, timestep_B, guidance_B, pooled_projections_BP."""
+
+
+def check_modulation(options: MemoryOptions, anatomy: Anatomy) -> None:
+    """Raise SettingsError if the modulation weights are to be replaced and there are none."""
+    if options.modulation in ("precomputed", "cpu") and not anatomy.modulation:
+        raise SettingsError(
+            f"--modulation is {options.modulation}, expected auto: this transformer has no modulation weights, whose "
+            f"place it states; remove it"
+        )
 
 
 def modulation_parameters(model: torch.nn.Module, anatomy: Anatomy) -> int:

@@ -52,7 +52,11 @@ class GpuMemoryLimit(Flags):
 
 
 class WeightPlacement(Flags):
-    """Placement of the frozen backbone's weights; every choice is exact, except modulation "cpu" with a GPU."""
+    """Placement of the frozen backbone's weights.
+
+    Every choice is exact, except modulation "cpu" with a GPU, and in training gpu_blocks of families with
+    cross-attention (see Anatomy).
+    """
 
     modulation: Annotated[Modulation, Flag(group=MEMORY)] = Field(
         default="auto",

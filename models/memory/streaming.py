@@ -19,6 +19,7 @@ import torch
 from secondcast.models.families.family import Anatomy
 from secondcast.models.families.registry import anatomy_of
 from secondcast.models.memory.blocks import SLOTS, streamed_blocks
+from secondcast.models.memory.modulation_table import check_modulation
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.storage_schemas.errors import SettingsError
 
@@ -188,7 +189,8 @@ def stream_blocks(
     slots: buffers on the device for streamed blocks; with 2, one is filled while the other computes.
     checkpoint_resident: whether resident blocks are checkpointed, as the streamed ones always are.
 
-    Outputs and gradients are those of the original model, bit for bit; gradients only flow to the inputs. `state_dict`
+    Outputs and gradients are those of the original model, bit for bit (where text enters every block its gradient is
+    summed in another order, see Anatomy.cross_attention); gradients only flow to the inputs. `state_dict`
     still works, but `.to()` would undo the streaming. Call this after everything that changes modules or their forwards
     (set a compiled forward as block.forward; block.compile() would compile the wrapper of this function), and do not
     use autocast. Raises SettingsError.
@@ -204,6 +206,8 @@ def stream_blocks(
     hosts = [HostBlock(blocks[index], device) for index in streamed]
     for module in _all_but(transformer, [blocks[index] for index in streamed]):
         module.to(device)
+    for tensor in chain(transformer.parameters(recurse=False), transformer.buffers(recurse=False)):
+        tensor.data = tensor.data.to(device)
     ring = Ring(hosts, slots, device) if hosts else None
     place = {index: turn for turn, index in enumerate(streamed)}
     for index, block in enumerate(blocks):
@@ -338,8 +342,9 @@ def _unpin(runtime: Any, address: int) -> None:
     runtime.cudaHostUnregister(address)
 
 
-def check_blocks(options: MemoryOptions, anatomy: Anatomy, config: Mapping[str, Any]) -> None:
-    """Raise SettingsError if a transformer with this configuration has fewer blocks than stay on the GPU."""
+def check_placement(options: MemoryOptions, anatomy: Anatomy, config: Mapping[str, Any]) -> None:
+    """Raise SettingsError if a transformer with this configuration lacks the weights or blocks that are placed."""
+    check_modulation(options, anatomy)
     if options.gpu_blocks is not None:
         check_resident(options.gpu_blocks, anatomy.block_count(config))
 

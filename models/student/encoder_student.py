@@ -29,6 +29,14 @@ _NOT_KEPT = (
 )
 
 
+def no_own_tokens(source: str) -> StudentError:
+    """The error for a student with its own tokenizer and a teacher that masks padding."""
+    return StudentError(
+        f"{source} has its own tokenizer, but this teacher reads a mask of T5's tokens: give a student that reads T5's "
+        f"tokens, such as a T5"
+    )
+
+
 def new_encoder_student(
     source: str, teacher: Teacher, *, pretrained: bool, dropout: float, seed: int, projection_rank: int | None
 ) -> EncoderStudent:
@@ -37,6 +45,8 @@ def new_encoder_student(
     Uses the encoder of an encoder-decoder, the text model of a multimodal model, and all of a causal model. Its text
     length is the teacher's, or its maximum number of positions if that is less.
     """
+    if teacher.text_mask is not None:
+        raise no_own_tokens(source)
     config = _text_part(_config_of(source))
     tokens = read_tokens(source, text_length=teacher.text_length)
     settings = with_dropout(_settings_of(config), dropout)

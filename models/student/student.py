@@ -9,7 +9,7 @@ from transformers import T5Config, T5EncoderModel
 from transformers.configuration_utils import PretrainedConfig
 
 from secondcast.models.student.distillt5 import load_published, student_config
-from secondcast.models.student.encoder_student import new_encoder_student, rebuilt
+from secondcast.models.student.encoder_student import new_encoder_student, no_own_tokens, rebuilt
 from secondcast.models.student.encoder_student_network import EncoderStudent, EncoderStudentConfig
 from secondcast.models.student.folder import BEST_FILE as BEST_FILE
 from secondcast.models.student.folder import CHECKPOINT_PREFIX as CHECKPOINT_PREFIX
@@ -45,10 +45,12 @@ def new_student(
     is quantized, SettingsError for a rank that is too large, or not that of an earlier student.
     """
     found = _source_config(source)
+    kind = found.get("model_type")
     _check_form(source, found, projection_rank)
     check_rank(projection_rank, teacher.text_width)
+    if teacher.text_mask is not None and kind == EncoderStudentConfig.model_type:
+        raise no_own_tokens(source)
     pretrained = init == "pretrained" or (init == "auto" and _has_weights(source))
-    kind = found.get("model_type")
     if kind == EncoderStudentConfig.model_type:
         return _again(source, teacher, pretrained=pretrained, dropout=dropout, seed=seed)
     ours = kind == StudentConfig.model_type or is_published_form(found)
@@ -93,7 +95,7 @@ def _t5_student(
             project_out_dim=teacher.text_width,
             projection_dropout=dropout,
             text_length=teacher.text_length,
-            **settings,
+            **(settings | _mask_of(teacher)),
         )
     )
     if encoder is not None:
@@ -116,7 +118,13 @@ _OWN_KEYS = (
     "quantization",
     "model_type",
     "auto_map",
+    "masks_padding",
 )
+
+
+def _mask_of(teacher: Teacher) -> dict[str, bool]:
+    """The key of a student's configuration by which it reads padding as its teacher does."""
+    return {} if teacher.text_mask is None else {"masks_padding": True}
 
 
 def untrained_like(student: Student, *, seed: int) -> Student:
@@ -156,9 +164,19 @@ def save_student(student: Student, folder: Path, *, tokenizer: dict[str, bytes] 
         written.chmod(mode)
 
 
-def check_fits(student: Student, text_width: int, where: str) -> None:
-    """Raise StudentError unless a student's embeddings have the backbone's text width."""
+def check_fits(student: Student, text_width: int, where: str, *, masked: bool | None = None) -> None:
+    """Raise StudentError unless a student's embeddings have the backbone's text width.
+
+    masked: whether the teacher masks padding, for a student that is used as it is; None: it will be trained.
+    """
     _check_width(student.config.project_out_dim, text_width, where)
+    if masked and isinstance(student, EncoderStudent):
+        raise no_own_tokens(where)
+    if masked is False and getattr(student.config, "masks_padding", False):
+        raise StudentError(
+            f"{where} gives zeros for padding, which this teacher reads: it was trained for one with a mask, such as "
+            f"PixArt-Sigma; train it on a cache of this one"
+        )
 
 
 def _check_width(width: int, text_width: int, where: str) -> None:
@@ -183,6 +201,12 @@ def _continued(source: str, config: StudentConfig, teacher: Teacher, dropout: fl
     student.config.dropout_rate = dropout
     # The text length from now on; an export sets the other values.
     student.config.text_length = teacher.text_length
+    if student.negative_TD is not None and getattr(student.config, "masks_padding", False) != bool(_mask_of(teacher)):
+        # Of a teacher that gives something else for padding.
+        student.put_negative(None)
+    student.config.masks_padding = bool(_mask_of(teacher))
+    if not student.config.masks_padding:
+        del student.config.masks_padding
     if hasattr(student.config, "trained_guidance"):
         del student.config.trained_guidance
     for module in student.modules():

@@ -33,6 +33,7 @@ class StudentConfig(T5Config):
     projection_rank: of the projection's last matrix, then a product of two; absent for a full one.
     quantization: "int8" or "nf4"; absent for floating-point weights.
     negative_token_ids: only with an embedding of a negative prompt; see put_negative.
+    masks_padding: absent unless the student neither reads nor gives padding, as its teacher.
     """
 
     model_type = "secondcast_student"
@@ -187,7 +188,10 @@ class SecondcastStudent(PreTrainedModel):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutput:
-        """last_hidden_state [B, T, project_out_dim] of token ids [B, T]; no mask, as FluxPipeline calls T5."""
+        """last_hidden_state [B, T, project_out_dim] of token ids [B, T].
+
+        attention_mask: [B, T], 1 for text. None, as FluxPipeline calls T5: padding is read, or config.masks_padding.
+        """
         if input_ids.shape[1] != self.config.text_length and not self._warned:
             self._warned = True
             warnings.warn(
@@ -195,9 +199,14 @@ class SecondcastStudent(PreTrainedModel):
                 f"max_sequence_length={self.config.text_length}",
                 stacklevel=2,
             )
+        masks = getattr(self.config, "masks_padding", False)
+        if attention_mask is None and masks:
+            attention_mask = (input_ids != (self.config.pad_token_id or 0)).long().flip(1).cummax(1).values.flip(1)
         hidden_BTD = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        embedding_BTD = self._with_negative(input_ids, self.final_projection(hidden_BTD))
-        return BaseModelOutput(last_hidden_state=embedding_BTD)
+        embedding_BTD = self.final_projection(hidden_BTD)
+        if attention_mask is not None and masks:
+            embedding_BTD = embedding_BTD * attention_mask[..., None].to(embedding_BTD.dtype)
+        return BaseModelOutput(last_hidden_state=self._with_negative(input_ids, embedding_BTD))
 
     def put_negative(self, token_ids: list[int] | None, embedding_TD: torch.Tensor | None = None) -> None:
         """Give this embedding for the text with these token ids from now on: the teacher's, of the negative prompt.

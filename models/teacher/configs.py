@@ -27,19 +27,25 @@ def read_config(file: Path, part: str) -> dict[str, Any]:
 
 
 def family_of_folder(path: Path) -> Family:
-    """The family that model_index.json states; without that file, the first one.
+    """The family that model_index.json states; without that file, the first one with the transformer's class.
 
     TeacherError for a pipeline that no family has.
     """
     index = path / "model_index.json"
     named = read_config(index, "model index").get("_class_name") if index.is_file() else None
     if named is None:
-        return FAMILIES[0]
+        return _family_by_transformer(path)
     family = family_of_pipeline(str(named))
     if family is None:
         expected = " or ".join(repr(known.pipeline) for known in FAMILIES)
         raise TeacherError(f"{index} has _class_name = {named!r}, expected {expected}: {supported_models()}")
     return family
+
+
+def _family_by_transformer(path: Path) -> Family:
+    file = path / "transformer/config.json"
+    named = read_config(file, "transformer").get("_class_name") if file.is_file() else None
+    return next((family for family in FAMILIES if family.transformer == named), FAMILIES[0])
 
 
 def check_parts(path: Path, family: Family, roles: Sequence[Role]) -> None:
@@ -53,7 +59,7 @@ def check_parts(path: Path, family: Family, roles: Sequence[Role]) -> None:
             continue
         file = path / part.folder / config_name(part.folder)
         config = read_config(file, part.folder)
-        if (found := config.get(str(part.key))) not in (None, part.kind):
+        if (found := config.get(str(part.key))) not in (None, part.kind, *part.also):
             raise TeacherError(f"{file} has {part.key} = {found!r}, expected {part.kind!r}: {supported_models()}")
         if missing := [name for name in part.needs if name not in config]:
             raise TeacherError(

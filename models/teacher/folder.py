@@ -1,6 +1,7 @@
 """A teacher on disk: a folder (or hub repository) in the layout of a pipeline of diffusers."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,7 +49,8 @@ def needed_parts(family: Family, parts: Sequence[Role]) -> tuple[Role, ...]:
     wanted = [*parts, *(POOLED_PARTS if begins else ())]
     if not set(POOLED_PARTS).isdisjoint(wanted):
         wanted += [role for pair in family.conditioning_roles for role in pair]
-    return tuple(dict.fromkeys(wanted))
+    # A family without pooled vectors has no CLIP.
+    return tuple(role for role in dict.fromkeys(wanted) if role in family.parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +72,14 @@ class TeacherFolder:
         return self.source if self.commit is None else f"{self.source}@{self.commit}"
 
     def config(self, role: Role) -> dict[str, Any]:
-        """The configuration of a part, without the keys that state its origin."""
+        """The configuration of a part, without the keys that state its origin.
+
+        And without infinite values, which JSON of manifests does not have: diffusers writes one, lambda_min_clipped of
+        schedulers, which is the default.
+        """
         part = self.part(role)
         config = read_config(part / config_name(part.name), part.name)
-        return {key: value for key, value in config.items() if not key.startswith("_")}
+        return {key: value for key, value in config.items() if not key.startswith("_") and value != -math.inf}
 
     def part(self, role: Role) -> Path:
         """The folder of a part; TeacherError if it is not there."""
@@ -88,8 +94,8 @@ class TeacherFolder:
 
     def has(self, role: Role) -> bool:
         """Whether the folder has a part with its configuration."""
-        name = self.family.parts[role].folder
-        return (self.path / name / config_name(name)).is_file()
+        part = self.family.parts.get(role)
+        return part is not None and (self.path / part.folder / config_name(part.folder)).is_file()
 
     def weights(self, role: Role) -> list[Path]:
         """The safetensors files of a part, sorted."""
@@ -121,8 +127,8 @@ class TeacherFolder:
         """The requested number of text tokens, or its own for None; SettingsError if the pipeline does not take it."""
         if asked is not None and asked > self.family.largest_text_length:
             raise SettingsError(
-                f"--text-length is {asked}, expected at most {self.family.largest_text_length}: {self.family.pipeline} "
-                f"does not accept a larger max_sequence_length"
+                f"--text-length is {asked}, expected at most {self.family.largest_text_length}, the most that "
+                f"{self.family.pipeline} takes or its models were trained with: give a smaller one"
             )
         return asked or self.text_length
 
@@ -176,6 +182,8 @@ class TeacherFolder:
             pad_token_id=text_encoder.get("pad_token_id") or 0,
             pooled=pooled,
             pooled_width=family.pooled_width(backbone),
+            text_mask="token-count" if family.masks_text else None,
+            text_cleaning=family.text_cleaning,
             **(self._pooled_identity(backbone, hashed=hashed) if pooled == "clip" else {}),
         )
 

@@ -1,4 +1,4 @@
-"""The teacher's text encoders, which encode prompts exactly as its pipeline does (padded, no attention mask)."""
+"""The teacher's text encoders, which encode prompts exactly as its pipeline does."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from transformers import T5EncoderModel, T5TokenizerFast
 
 from secondcast.models.families.family import ConditioningEncoder
+from secondcast.models.families.text import text_mask
 from secondcast.models.teacher.folder import TeacherFolder, part_source
 from secondcast.models.weights.checked_loading import load_checked
 from secondcast.storage_schemas.errors import TeacherError, reason
@@ -45,8 +46,12 @@ def load_conditioning_encoder(
 class TeacherTextEncoder:
     """T5-XXL's encoder (or the pocket teacher's), frozen, and the text encoders beside it if they are needed."""
 
-    def __init__(self, model: T5EncoderModel, conditioning: ConditioningEncoder | None = None) -> None:
+    def __init__(
+        self, model: T5EncoderModel, conditioning: ConditioningEncoder | None = None, *, masks_text: bool = False
+    ) -> None:
+        """masks_text: whether padding is neither read nor given."""
         self.model, self.conditioning = model.eval().requires_grad_(False), conditioning
+        self._masks_text = masks_text
 
     @property
     def device(self) -> torch.device:
@@ -63,13 +68,15 @@ class TeacherTextEncoder:
         """Load the large text encoder, and those beside it if `pooled` is "clip"; nothing else."""
         model = _load_model(T5EncoderModel, folder.part("large_text_encoder"), dtype)
         beside = load_conditioning_encoder(folder, dtype=dtype, device=device) if pooled == "clip" else None
-        return cls(model.to(device), beside)
+        return cls(model.to(device), beside, masks_text=folder.family.masks_text)
 
     @torch.no_grad()
     def encode(self, token_ids_BT: torch.Tensor) -> torch.Tensor:
         """encoder_hidden_states_BTD of padded token ids."""
-        embedding_BTD: torch.Tensor = self.model(token_ids_BT.to(self.model.device), output_hidden_states=False)[0]
-        return embedding_BTD
+        token_ids_BT = token_ids_BT.to(self.model.device)
+        mask_BT = text_mask(token_ids_BT, self.model.config.pad_token_id or 0) if self._masks_text else None
+        embedding_BTD: torch.Tensor = self.model(token_ids_BT, mask_BT, output_hidden_states=False)[0]
+        return embedding_BTD if mask_BT is None else embedding_BTD * mask_BT[..., None].to(embedding_BTD.dtype)
 
 
 def _load_model(kind: Any, path: Path, dtype: torch.dtype) -> Any:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 
 from secondcast.models.weights.checked_loading import check_weights, read_tensor
 from secondcast.models.weights.files import DIFFUSERS, CheckpointSource, tensor_files
@@ -27,8 +28,13 @@ def load_part(
     Raises source.error, before any data is read, unless the folder has exactly the tensors of the whole network.
     """
     check_weights(kind, folder, source)
+    whole = {**kind.load_config(folder), **config}
     with torch.device("meta"):
-        network = kind.from_config({**kind.load_config(folder), **config})
+        network = kind.from_config(whole)
+    if {name for name, _ in network.named_buffers()} - network.state_dict().keys():
+        # Buffers that are in no file, such as positions, are computed.
+        with init_empty_weights(include_buffers=False):
+            network = kind.from_config(whole)
     for name in without:
         owner, _, attribute = name.rpartition(".")
         delattr(network.get_submodule(owner), attribute)

@@ -16,6 +16,7 @@ Array = np.ndarray
 Arrays = dict[str, Array]
 
 POOLED = "pooled_projections"
+TEXT_MASK = "encoder_attention_mask"
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 
 

@@ -38,8 +38,11 @@ Embeddings = Literal["stored", "none"]
 Pooled = Literal["zero", "clip"]
 Quantization = Literal["none", "int8", "fp8", "nf4"]
 ScheduleName = Literal["diffusers", "distillt5"]
-LatentRule = Literal["flow-match-euler"]
-"""How x_{k+1} follows from x_k and v_k (storage_schemas/schema/derivation.py)."""
+LatentRule = Literal["flow-match-euler", "scheduler"]
+"""How x_{k+1} follows from x_k and v_k (storage_schemas/schema/derivation.py).
+
+"scheduler": by the recorded scheduler, whose steps also depend on earlier ones.
+"""
 
 
 class Record(BaseModel):
@@ -83,7 +86,11 @@ class Teacher(Record):
     pooled: whether the pooled vector is zero or the output of the pipeline's CLIP (`text_encoder`); only then are
         CLIP's configuration and the sha256 of its tokenizer files (which the cache does not contain) recorded. With
         two CLIPs both are by the folders of the parts.
+    pooled_width: 0 where the transformer reads no pooled vector.
     conditioning: arrays of each prompt besides embedding and pooled vector; None for families without.
+    text_mask: "token-count" where text encoder and transformer read the first len(token_ids) tokens alone; embeddings
+        are zero behind them. None: padding is read.
+    text_cleaning: how the pipeline changes a text before it is tokenised; None: not at all.
     """
 
     family: str = Field(min_length=1)
@@ -95,10 +102,12 @@ class Teacher(Record):
     text_width: int = Field(ge=1)
     pad_token_id: int = Field(ge=0)
     pooled: Pooled
-    pooled_width: int = Field(ge=1)
+    pooled_width: int = Field(ge=0)
     pooled_encoder_config: dict[str, Any] | None = None
     pooled_tokenizer: dict[str, str] | None = None
     conditioning: tuple[ConditioningArray, ...] | None = None
+    text_mask: Literal["token-count"] | None = None
+    text_cleaning: Literal["clean-caption"] | None = None
 
     @model_serializer(mode="wrap")
     def _without_what_is_always_so(self, plain: SerializerFunctionWrapHandler) -> Any:
@@ -164,6 +173,7 @@ class Sampling(Record):
     timesteps: the K timesteps as the backbone received them: of FLUX.1 rounded to `dtype` (0.972.., not 972).
     guidance: the values one of which is drawn per trajectory; None where the backbone takes no guidance.
     quantize: quantization of the weights of the backbone's blocks.
+    scheduler: configuration of the scheduler, for the latent rule of that name; else None.
     negative_prompt: of classifier-free guidance: the latents follow the guided prediction, and velocity is the
         conditional one; the prompt's rows are those of prompt number NEGATIVE. None without.
     """
@@ -182,8 +192,18 @@ class Sampling(Record):
     dtype: Dtype
     latent_rule: LatentRule
     quantize: Quantization = "none"
+    scheduler: dict[str, Any] | None = None
     negative_prompt: str | None = None
     storage: Storage
+
+    @model_validator(mode="after")
+    def _a_scheduler_is_recorded_where_it_is_needed(self) -> Self:
+        if (self.latent_rule == "scheduler") != (self.scheduler is not None):
+            stated = "null" if self.scheduler is None else "stated"
+            raise ValueError(f"scheduler is {stated} with latent_rule {self.latent_rule!r}")
+        if self.latent_rule == "scheduler" and self.storage.latents == "derived":
+            raise ValueError("latents are derived with latent_rule 'scheduler', expected stored")
+        return self
 
     @model_validator(mode="after")
     def _guided_latents_are_stored(self) -> Self:
@@ -211,8 +231,9 @@ class Sampling(Record):
         value = plain(self)
         if self.quantize == "none" and info.context != "all keys":
             del value["quantize"]
-        if self.negative_prompt is None:
-            del value["negative_prompt"]
+        for name in ("scheduler", "negative_prompt"):
+            if value[name] is None:
+                del value[name]
         return value
 
 

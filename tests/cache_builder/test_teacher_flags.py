@@ -134,7 +134,8 @@ def test_a_lost_shard_with_pooled_vectors_is_rebuilt_to_the_same_bytes(tmp_path,
     [
         (
             {"text_length": 513},
-            "^--text-length is 513, expected at most 512: FluxPipeline does not accept a larger max_sequence_length$",
+            "^--text-length is 513, expected at most 512, the most that FluxPipeline takes or "
+            "its models were trained with: give a smaller one$",
         ),
         ({"text_length": 0}, r"--text-length is 0, expected at least 1"),
         (

@@ -79,7 +79,7 @@ def test_a_memory_mode_that_drops_a_gradient_is_not_the_plain_one(check_cache, m
             block.register_forward_hook(lambda module, given, outputs: (outputs[0], outputs[1].detach()))
 
     rows = training_rows(check_cache)
-    held = {mode.name: mode for mode in modes(rows.costs.blocks)}
+    held = {mode.name: mode for mode in modes(rows.costs.blocks, table=True)}
     *_, plain = rows.mode(held["plain"])
     monkeypatch.setattr(backbone, "activation_checkpointing", dropping)
     *_, row = rows.mode(held["blocks recomputed"])

@@ -147,7 +147,8 @@ BUILD = ["build", "c", "--teacher", "pocket", "--prompts", "p.txt"]
         (
             [*BUILD, "--text-length", "600"],
             1,
-            "--text-length is 600, expected at most 512: FluxPipeline does not accept a larger max_sequence_length",
+            "--text-length is 600, expected at most 512, the most that FluxPipeline takes or "
+            "its models were trained with: give a smaller one",
         ),
         (
             [*BUILD, "--pooled", "clip", "--no-store-embeddings"],

@@ -3,15 +3,19 @@
 Shape letters in this module: P prompts, I the backbone's inner width, L the tokens of a stream.
 """
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from secondcast.models.backbone import Backbone
+from secondcast.models.families.family import TEXT_MASK
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import counted
+from secondcast.storage_schemas.schema.fields import Array
 from secondcast.trainer.data.replay_dataset import Batch, ReplayDataset
 from secondcast.trainer.losses.difference import differences
 from secondcast.trainer.losses.vision import inputs
@@ -65,9 +69,9 @@ def measure_variances(
     """Variances between prompts of the teacher's streams after the first blocks, in float64.
 
     Of each stream: the unbiased variance over prompts of each value (position, channel), with the same latent,
-    timestep, guidance and conditioning; averaged over positions and channels, then over latents. Latents and prompts
-    are those of up to 16 trajectories of each cache, of different prompts, spread over the trajectories, at steps
-    spread over the schedule.
+    timestep, guidance and conditioning (but for the mask of each text); averaged over positions and channels, then over
+    latents. Latents and prompts are those of up to 16 trajectories of each cache, of different prompts, spread over the
+    trajectories, at steps spread over the schedule.
 
     backbones: one for each source of the dataset with trajectories.
     dataset: the training data.
@@ -81,8 +85,16 @@ def measure_variances(
         if source.cache.manifest.is_text or not source.cache.manifest.keeps_embeddings:
             continue
         records = _records(dataset, number)
-        embeddings_PTD = dataset.teacher_embeddings([dataset.prompt_of(position) for position, _ in records])
-        parts = embeddings_PTD.split(batch_rows)
+        prompts = [dataset.prompt_of(position) for position, _ in records]
+        embeddings_PTD = dataset.teacher_embeddings(prompts)
+        masks = [source.cache.conditioning(prompt).get(TEXT_MASK) for _, prompt in prompts]
+        parts = [
+            _Prompts(
+                embedding_PTD=part_PTD,
+                masks=[mask for mask in masks[first : first + len(part_PTD)] if mask is not None],
+            )
+            for first, part_PTD in zip(itertools.count(0, batch_rows), embeddings_PTD.split(batch_rows), strict=False)
+        ]
         latents = (dataset.replay_batch([record]) for record in records)
         found += [_variances_of_latent(backbones[number], blocks, latent, parts) for latent in latents]
     image, text = torch.stack(found).mean(0).tolist()
@@ -108,19 +120,30 @@ def _records(dataset: ReplayDataset, number: int) -> list[tuple[int, int]]:
     return [(position, place * steps // len(positions)) for place, position in enumerate(positions)]
 
 
-def _variances_of_latent(backbone: Backbone, blocks: int, record: Batch, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Variances of both streams of one record, [2] float64; parts: embeddings of the prompts."""
+@dataclass(frozen=True, kw_only=True)
+class _Prompts:
+    """Embeddings of prompts, and the mask of each where the backbone takes one."""
+
+    embedding_PTD: torch.Tensor
+    masks: Sequence[Array]
+
+
+def _variances_of_latent(backbone: Backbone, blocks: int, record: Batch, parts: Sequence[_Prompts]) -> torch.Tensor:
+    """Variances of both streams of one record, [2] float64."""
     firsts, sums, squares = list[torch.Tensor](), [torch.zeros(())] * 2, [torch.zeros(())] * 2
-    for part_PTD in parts:
-        batch = _repeated(record, len(part_PTD))
-        for which, stream_PLI in enumerate(streams(backbone, blocks, part_PTD, batch)):
+    for part in parts:
+        batch = _repeated(record, len(part.embedding_PTD))
+        if part.masks:
+            masks_PT = torch.from_numpy(np.stack(part.masks)).to(record.hidden_states_BSC.device)
+            batch = replace(batch, conditioning={**batch.conditioning, TEXT_MASK: masks_PT})
+        for which, stream_PLI in enumerate(streams(backbone, blocks, part.embedding_PTD, batch)):
             if len(firsts) == which:
                 firsts.append(stream_PLI[0].double())
             # Differences from the first prompt lose no digits to a mean that is far from 0.
             from_first_PLI = stream_PLI.double() - firsts[which]
             sums[which] = sums[which] + from_first_PLI.sum(0)
             squares[which] = squares[which] + from_first_PLI.square().sum(0)
-    prompts = sum(len(part_PTD) for part_PTD in parts)
+    prompts = sum(len(part.embedding_PTD) for part in parts)
     return torch.stack([
         ((square_LI - sum_LI.square() / prompts) / (prompts - 1)).mean()
         for sum_LI, square_LI in zip(sums, squares, strict=True)

@@ -57,7 +57,7 @@ def _report_modulation(trainer: Trainer, training_caches: Sequence[TrainingCache
             f"gpu keeps them on the GPU"
         )
     elif trainer.settings.modulation == "auto" and any(
-        backbone.table is None for backbone in trainer.objective.backbones
+        backbone.table is None and backbone.family.anatomy.modulation for backbone in trainer.objective.backbones
     ):
         clip = any(training_cache.cache.manifest.teacher.pooled == "clip" for training_cache in training_caches)
         why = "the pooled vectors of CLIP are part of them" if clip else "a table of these caches would be larger"

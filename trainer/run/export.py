@@ -103,7 +103,8 @@ def _check_is_held(
             f"{to} only supports T5 students that read the teacher's tokens: give --to diffusers"
         )
     family = facts.teacher_family if facts else FLUX
-    if to != "diffusers" and family.slot != FLUX.slot:
+    masks = getattr(student.config, "masks_padding", False)
+    if to != "diffusers" and (family.slot != FLUX.slot or masks):
         raise SettingsError(
             f"{path} is a student of {family.title}, but --to {to} is a format for FLUX.1: give --to diffusers"
         )

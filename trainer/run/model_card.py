@@ -115,7 +115,7 @@ def _best_loss(run: Path, checkpoint: str) -> float | None:
 
 _CARD = """---
 library_name: transformers{base_model}
-tags: [text-encoder, flux, distillation, secondcast]
+tags: [text-encoder, {tag}, distillation, secondcast]
 ---
 
 # A student of {teacher}
@@ -123,8 +123,7 @@ tags: [text-encoder, flux, distillation, secondcast]
 {encoder} encoder with projection, {parameters:,} parameters ({weights}), distilled with Secondcast from the T5 text
 encoder of {teacher}. It replaces `{slot}`.{tokenizer}
 
-It was trained at **{text_length} text tokens**: always pass `max_sequence_length={text_length}`. The pipeline
-accepts up to {largest_text_length}, and by default adds padding tokens that the student has never seen. {guidance}
+It was trained at **{text_length} text tokens**: always pass `max_sequence_length={text_length}`. {padding} {guidance}
 
 {use}
 ## Training
@@ -150,6 +149,12 @@ derivatives and outputs."""
 _OWN_TOKENIZER = """
 It reads prompts with its own tokenizer, which is in this folder, and detects padding by itself."""
 
+_READ = """The pipeline
+accepts up to {most}, and by default adds padding tokens that the student has never seen."""
+_MASKED = """Padding is neither
+read nor given: the student makes the pipeline's mask itself where it gets none."""
+_CLEANED = """ The pipeline cleans prompts
+with `beautifulsoup4` and `ftfy`; without these packages it only warns, and tokenises another text than in training."""
 _CARDS: dict[str, str] = {name: kind.card for name, kind in LOSSES.items()}
 _NO_VISION = """No stage used the vision loss: the student imitates embeddings or early blocks; expect worse
 pictures than from a student trained with the vision loss.
@@ -174,9 +179,11 @@ def card_of(
     family = facts.teacher_family if facts else FLUX
     return _CARD.format(
         base_model=f"\nbase_model: {facts.teacher}" if facts and _is_hub_name(facts.teacher) else "",
+        tag=family.name.split("-")[0],
         teacher=teacher,
         slot=family.slot,
-        largest_text_length=family.largest_text_length,
+        padding=(_MASKED if family.masks_text else _READ).format(most=family.largest_text_length)
+        + (_CLEANED if family.text_cleaning else ""),
         parameters=parameters,
         weights=weights,
         text_length=text_length,

@@ -44,8 +44,8 @@ _TEXT = """```python
 {program}```
 {remarks}
 `trust_remote_code` runs `{file}` of this folder, which only needs torch and transformers. It was tested with
-transformers 4.57 to 5.23 and diffusers 0.35 to 0.42; with diffusers 0.40 and newer `torch_dtype` may be called `dtype`.
-diffusers reports that it expected a T5EncoderModel, which is harmless: the student replaces it.
+transformers 4.57 to 5.23, and in FluxPipeline with diffusers 0.35 to 0.42; with diffusers 0.40 and newer `torch_dtype`
+may be called `dtype`. diffusers reports that it expected a T5EncoderModel, which is harmless: the student replaces it.
 
 A saved pipeline (`pipeline.save_pretrained("my-pipeline")`) includes the student; another process loads it with:
 

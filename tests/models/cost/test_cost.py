@@ -163,7 +163,7 @@ def test_the_embedded_configurations_are_flux_devs_own():
 
 def test_an_unknown_teacher_is_one_line():
     with pytest.raises(
-        TeacherError, match=r"no teacher 'a/b' to plan for, expected .* one of FLUX.1-dev, FLUX.1-schnell, stable-di"
+        TeacherError, match=r"no teacher 'a/b' to plan for, expected .* one of FLUX.1-dev, FLUX.1-schnell, PixArt-Si"
     ):
         planned_teacher("a/b")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import diffusers
 import pytest
-from diffusers import FluxTransformer2DModel, PixArtTransformer2DModel
+from diffusers import FluxTransformer2DModel, LuminaNextDiT2DModel
 
 from secondcast.inspection.show import describe, trajectory_lines
 from secondcast.models.families.registry import FAMILIES, family_named, family_of_pipeline, family_of_transformer
@@ -42,8 +42,8 @@ def test_a_family_of_a_newer_version_is_named_with_the_known_ones():
 def test_a_transformer_of_no_family_is_a_bug():
     tiny = FluxTransformer2DModel(in_channels=4, num_layers=1, num_single_layers=1, num_attention_heads=1)
     assert family_of_transformer(tiny) is FAMILIES[0]
-    with pytest.raises(TypeError, match="no family has the transformer PixArtTransformer2DModel, expected one of"):
-        family_of_transformer(PixArtTransformer2DModel.__new__(PixArtTransformer2DModel))
+    with pytest.raises(TypeError, match="no family has the transformer LuminaNextDiT2DModel, expected one of"):
+        family_of_transformer(LuminaNextDiT2DModel.__new__(LuminaNextDiT2DModel))
 
 
 def test_a_folder_is_of_the_family_that_its_model_index_names_and_of_the_first_one_without(tmp_path):

@@ -17,7 +17,8 @@ from secondcast.storage_schemas.errors import TeacherError
 ALL = (*BUILD_PARTS, *POOLED_PARTS)
 RECORDED = (
     "this version supports FLUX.1-dev, FLUX.1-schnell, FLUX.1-Krea-dev, FLUX.1-Kontext-dev, "
-    "stable-diffusion-3-medium-diffusers, stable-diffusion-3.5-medium, stable-diffusion-3.5-large, and models with t"
+    "stable-diffusion-3-medium-diffusers, stable-diffusion-3.5-medium, stable-diffusion-3.5-large, "
+    "PixArt-Sigma-XL-2-512-MS, PixArt-Sigma-XL-2-1024-MS, and models with t"
 )
 
 
@@ -38,8 +39,8 @@ def refused(teacher: Path, message: str) -> None:
         ("model_index.json", {"_class_name": "FluxFillPipeline"}, "_class_name = 'FluxFillPipeline', expected 'FluxPi"),
         (
             "model_index.json",
-            {"_class_name": "PixArtSigmaPipeline"},
-            "_class_name = 'PixArtSigmaPipeline', expected 'F",
+            {"_class_name": "ChromaPipeline"},
+            "_class_name = 'ChromaPipeline', expected 'F",
         ),
         ("transformer/config.json", {"_class_name": "ChromaTransformer2DModel"}, "_class_name = 'ChromaTransformer2D"),
         ("scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "_class_name = 'DDIMScheduler', expec"),

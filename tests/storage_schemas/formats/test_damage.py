@@ -134,7 +134,11 @@ def test_a_newer_version_is_refused_by_name(cache, form):
 @pytest.mark.parametrize(
     ("section", "changes", "problem"),
     [
-        ("sampling", {"latent_rule": "euler-9"}, "sampling.latent_rule is 'euler-9', expected 'flow-match-euler'"),
+        (
+            "sampling",
+            {"latent_rule": "euler-9"},
+            "sampling.latent_rule is 'euler-9', expected 'flow-match-euler' or 'scheduler'",
+        ),
         ("sampling", {"negative": "x"}, "sampling.negative is an unknown key (its value is 'x')"),
         ("teacher", {"mask_kind": "bool"}, "teacher.mask_kind is an unknown key (its value is 'bool')"),
     ],

