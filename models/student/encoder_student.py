@@ -147,6 +147,10 @@ def _settings_of(config: Any) -> dict[str, Any]:
         settings["use_cache"] = False
     if auto_class(config).__name__ == "AutoModelForTextEncoding":
         settings["is_encoder_decoder"] = False
+    rope = settings.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        # Where transformers 4 reads it; it would take its default, silently.
+        settings["rope_theta"] = rope["rope_theta"]
     return settings
 
 

@@ -145,6 +145,7 @@ MAY_LOAD = {
     "models/weights/files.py": {"safe_open", "torch.load"},
     # The unmodified pipeline, and the unmodified transformer: references that results are compared with.
     "models/families/flux.py": {"getattr(diffusers, self.pipeline).from_pretrained"},
+    "models/families/pixart.py": {"diffusers.PixArtSigmaPipeline.from_pretrained"},
     "models/families/sd3.py": {"diffusers.StableDiffusion3Pipeline.from_pretrained"},
     "check/teachers.py": {"getattr(diffusers, self.folder.family.transformer).from_pretrained"},
     "check/recording.py": {"safe_open"},

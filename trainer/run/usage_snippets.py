@@ -35,7 +35,7 @@ pipeline = {pipeline}.from_pretrained("my-pipeline", trust_remote_code=True, tor
 _CALL = """if torch.cuda.is_available():
     pipeline.enable_model_cpu_offload()  # one network at a time; use pipeline.to("cuda") if all of them fit
 image = pipeline(
-    "a red circle",
+    prompt="a red circle",
 {arguments}
 ).images[0]
 image.save("a-red-circle.png")

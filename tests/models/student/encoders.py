@@ -22,6 +22,8 @@ from transformers import (
     ModernBertModel,
     MT5Config,
     MT5EncoderModel,
+    Qwen3Config,
+    Qwen3Model,
     RobertaConfig,
     RobertaModel,
     RobertaTokenizer,
@@ -36,7 +38,7 @@ BART_SIZE = {
     for part in ("encoder", "decoder")
     for name, value in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))
 }
-FAMILIES = ("bert", "distilbert", "roberta", "clip_text_model", "bart", "modernbert", "mt5", "gpt2")
+FAMILIES = ("bert", "distilbert", "roberta", "clip_text_model", "bart", "modernbert", "mt5", "gpt2", "qwen3")
 
 
 def make_encoder_folder(folder: Path, family: str = "bert", *, seed: int = 0, weights: bool = True) -> Path:
@@ -59,10 +61,10 @@ def _tokenizer(family: str, folder: Path):
     if family == "mt5":
         return t5_tokenizer(64)
     letters = ["Ġ", *string.ascii_letters, *string.digits, *string.punctuation]
-    special = ["<|endoftext|>"] if family == "gpt2" else ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    special = ["<|endoftext|>"] if family in ("gpt2", "qwen3") else ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys([*special, *letters, "Ġa", "re", "red"]))}
     merges = [("Ġ", "a"), ("r", "e"), ("re", "d")]
-    return (GPT2Tokenizer if family == "gpt2" else RobertaTokenizer)(vocab=vocabulary, merges=merges)
+    return (GPT2Tokenizer if family in ("gpt2", "qwen3") else RobertaTokenizer)(vocab=vocabulary, merges=merges)
 
 
 def _model(family: str, vocabulary: int):
@@ -88,6 +90,11 @@ def _model(family: str, vocabulary: int):
     if family == "mt5":
         size = {"d_model": WIDTH, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
         return MT5EncoderModel, MT5Config(vocab_size=vocabulary, **size)
+    if family == "qwen3":
+        return Qwen3Model, Qwen3Config(
+            **size, num_key_value_heads=1, head_dim=8, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+            bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
     return GPT2Model, GPT2Config(
         vocab_size=vocabulary, n_embd=WIDTH, n_layer=1, n_head=2, n_positions=20, bos_token_id=0, eos_token_id=0
     )

@@ -96,7 +96,8 @@ def call_of(text: str) -> str:
 def test_a_program_states_size_steps_guidance_text_length_and_dtype_of_what_was_recorded():
     text = diffusers_text(FLUX.teacher, FLUX, guidance=(2.0, 3.0, 5.0), text_length=77, own_tokenizer=False)
     assert call_of(text).startswith(
-        '"a red circle", height=512, width=768, num_inference_steps=20, guidance_scale=3.0, max_sequence_length=77, )'
+        'prompt="a red circle", height=512, width=768, num_inference_steps=20, guidance_scale=3.0, '
+        "max_sequence_length=77, )"
     )
     assert text.count("dtype=torch.bfloat16") == 3 and "not recorded" not in text
     assert 'from_pretrained(\n    "black-forest-labs/FLUX.1-dev", text_encoder_2=student, torch_dtype' in text
@@ -113,7 +114,7 @@ def test_what_was_not_recorded_is_said_to_be_a_default():
         "The image size and steps of its training were not recorded: these are the defaults of `secondcast build`."
         in text
     )
-    assert call_of(text).startswith('"a red circle", height=512, width=512, num_inference_steps=20, max_sequence')
+    assert call_of(text).startswith('prompt="a red circle", height=512, width=512, num_inference_steps=20, max_')
 
 
 def test_a_student_of_the_reference_schedule_is_given_its_sigmas():
