@@ -136,7 +136,7 @@ def test_the_text_length_is_the_teachers_or_what_the_positions_reach_to(sources,
     reach = {family: make(sources[family], teacher).config.longest_text for family in FAMILIES}
     assert reach == {
         "bert": 20, "distilbert": 512, "roberta": 10, "clip_text_model": 16, "bart": 20, "modernbert": 8192,
-        "mt5": None, "gpt2": 20,
+        "mt5": None, "gpt2": 20, "qwen3": 32768,
     }  # fmt: skip
     assert text_length_remark(make(sources["bart"], teacher), teacher) is None
     student = make(sources["roberta"], teacher)
