@@ -104,7 +104,8 @@ class Pictures:
         # Never both on the GPU before the text encoder is as small as it will be.
         transformer.to("cpu")
         try:
-            network = teacher.text_encoder().model
+            large = teacher.text_encoder()
+            network = large.model
             if encoder in _QUANTIZED:
                 quantize_text_encoder(network, _QUANTIZED[encoder])
             if offloads:
@@ -113,7 +114,7 @@ class Pictures:
             release_memory(self._device)
             transformer.to(self._device)
         if not offloads:
-            return (lambda ids_BT: network(ids_BT)[0]), _nothing, _nothing
+            return large.encode, _nothing, _nothing
 
         # As enable_model_cpu_offload of diffusers for the two large networks; the small VAE stays.
         def before() -> None:
@@ -124,7 +125,7 @@ class Pictures:
             network.to("cpu")
             transformer.to(self._device)
 
-        return (lambda ids_BT: network(ids_BT)[0]), before, after
+        return large.encode, before, after
 
     @torch.no_grad()
     def _picture(self, embed: Callable[[torch.Tensor], torch.Tensor], before: Any, after: Any) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from secondcast.models.families.flow_match import PlannedSchedule
-from secondcast.storage_schemas.errors import SettingsError
+from secondcast.storage_schemas.errors import SettingsError, TeacherError
 from secondcast.storage_schemas.schema.fields import POOLED as POOLED
 from secondcast.storage_schemas.schema.fields import TEXT_MASK as TEXT_MASK
 from secondcast.storage_schemas.schema.fields import Array
@@ -75,6 +75,12 @@ class Part:
     also: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     loaded_as: str | None = None
+
+
+def t5_part(folder: str) -> Part:
+    """T5 as the large text encoder."""
+    needs = ("d_model", "vocab_size")
+    return Part(folder=folder, key="model_type", kind="t5", needs=needs, loaded_as="T5EncoderModel")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +194,13 @@ class Family(ABC):
     def longest_side(self, config: Mapping[str, Any]) -> int | None:
         """The most image tokens per side that a transformer takes; None if unlimited."""
         return None
+
+    def check_schedule_name(self, name: ScheduleName) -> None:
+        """Raise TeacherError for another schedule than the pipeline's."""
+        if name != "diffusers":
+            raise TeacherError(
+                f"--schedule is {name}, expected diffusers: {self.pipeline} has no other schedule; remove it"
+            )
 
     def check_guidance(self, scales: Sequence[float]) -> None:
         """Raise SettingsError for a scale at which the pipeline switches classifier-free guidance off."""

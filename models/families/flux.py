@@ -13,6 +13,7 @@ from secondcast.models.families.family import (
     Family,
     Part,
     Role,
+    t5_part,
 )
 from secondcast.models.families.flow_match import PlannedSchedule, flow_match_schedule
 from secondcast.storage_schemas.errors import TeacherError
@@ -326,13 +327,7 @@ _SHARED: dict[str, Any] = {
             ),
         ),
         "scheduler": Part(folder="scheduler", key="_class_name", kind="FlowMatchEulerDiscreteScheduler"),
-        "large_text_encoder": Part(
-            folder="text_encoder_2",
-            key="model_type",
-            kind="t5",
-            needs=("d_model", "vocab_size"),
-            loaded_as="T5EncoderModel",
-        ),
+        "large_text_encoder": t5_part("text_encoder_2"),
         "large_tokenizer": Part(folder="tokenizer_2"),
         "pooled_text_encoder": Part(
             folder="text_encoder",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from secondcast.models.families.family import TEXT_MASK, Anatomy, BlockList, Conditioning, Part
+from secondcast.models.families.family import TEXT_MASK, Anatomy, BlockList, Conditioning, Part, t5_part
 from secondcast.models.families.patches import PatchedLatents
 from secondcast.storage_schemas.errors import MissingExtraError, TeacherError, reason
 from secondcast.storage_schemas.schema.fields import Array
@@ -85,10 +85,7 @@ class PixArt(PatchedLatents):
 
         from secondcast.models.schedule import Schedule
 
-        if name != "diffusers":
-            raise TeacherError(
-                f"--schedule is {name}, expected diffusers: {self.pipeline} has no other schedule; remove it"
-            )
+        self.check_schedule_name(name)
         _check_scheduler(scheduler_config)
         try:
             scheduler = DPMSolverMultistepScheduler.from_config(scheduler_config)
@@ -261,13 +258,7 @@ PIXART_SIGMA = PixArt(
             ),
         ),
         "scheduler": Part(folder="scheduler", key="_class_name", kind="DPMSolverMultistepScheduler"),
-        "large_text_encoder": Part(
-            folder="text_encoder",
-            key="model_type",
-            kind="t5",
-            needs=("d_model", "vocab_size"),
-            loaded_as="T5EncoderModel",
-        ),
+        "large_text_encoder": t5_part("text_encoder"),
         "large_tokenizer": Part(folder="tokenizer"),
         "vae": Part(
             folder="vae",

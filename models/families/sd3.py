@@ -13,6 +13,7 @@ from secondcast.models.families.family import (
     ConditioningEncoder,
     Part,
     Role,
+    t5_part,
 )
 from secondcast.models.families.patches import PatchedLatents
 from secondcast.storage_schemas.errors import TeacherError
@@ -105,10 +106,7 @@ class StableDiffusion3(PatchedLatents):
 
         from secondcast.models.schedule import Schedule
 
-        if name != "diffusers":
-            raise TeacherError(
-                f"--schedule is {name}, expected diffusers: {self.pipeline} has no other schedule; remove it"
-            )
+        self.check_schedule_name(name)
         if scheduler_config.get("stochastic_sampling", False):
             raise TeacherError(
                 "the scheduler has stochastic_sampling = true, expected false: its steps are not repeatable"
@@ -289,13 +287,7 @@ SD3 = StableDiffusion3(
             ),
         ),
         "scheduler": Part(folder="scheduler", key="_class_name", kind="FlowMatchEulerDiscreteScheduler"),
-        "large_text_encoder": Part(
-            folder="text_encoder_3",
-            key="model_type",
-            kind="t5",
-            needs=("d_model", "vocab_size"),
-            loaded_as="T5EncoderModel",
-        ),
+        "large_text_encoder": t5_part("text_encoder_3"),
         "large_tokenizer": Part(folder="tokenizer_3"),
         "pooled_text_encoder": Part(folder="text_encoder", **_CLIP),
         "pooled_tokenizer": Part(folder="tokenizer"),
