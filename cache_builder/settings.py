@@ -105,7 +105,9 @@ class OutlineSettings(StoredAs, ImageSize, PromptLimit):
         default=0, ge=0, lt=2**63, description="Seed of the noise, which is a function of seed, prompt and sample."
     )
     text_length: Annotated[int | None, Flag(group=_TEACHER)] = Field(
-        default=None, ge=1, description="Text tokens for T5; default: 77, or the teacher's own."
+        default=None,
+        ge=1,
+        description="Text tokens; default: the family's (77 for FLUX.1), or the tokenizer's if fewer.",
     )
     pooled: Annotated[Pooled | None, Flag(group=_TEACHER)] = Field(
         default=None,

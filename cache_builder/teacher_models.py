@@ -53,7 +53,7 @@ class TeacherModels:
         self._usable: set[str] = set()
 
     def text_encoder(self) -> TeacherTextEncoder:
-        """Load T5, and CLIP if the cache has its pooled vectors."""
+        """Load the large text encoder, and CLIP if the cache has its pooled vectors."""
         if self._encoder is None:
             self._begin_stage()
             check_text_encoder_fits(self.manifest, self._memory, self._batch_size, self.device)

@@ -10,7 +10,7 @@ from secondcast.cache_builder.pipeline.background_writer import BackgroundWriter
 from secondcast.cache_builder.prompts.files import SourcedText
 from secondcast.cache_builder.provenance import provenance
 from secondcast.models.teacher.folder import TeacherFolder
-from secondcast.models.teacher.text_encoder import TeacherTextEncoder, cut_token_ids, load_tokenizer, token_ids_of
+from secondcast.models.teacher.text_encoder import TeacherTextEncoder
 from secondcast.storage_schemas.progress import Progress
 from secondcast.storage_schemas.schema.fields import Arrays
 from secondcast.storage_schemas.schema.layout import ShardRange
@@ -27,15 +27,15 @@ def tokenised_prompts(
 
     text_length: None for the teacher's own.
     """
-    tokenizer = load_tokenizer(teacher.part("large_tokenizer"))
-    all_ids = token_ids_of(tokenizer, teacher.family.cleaned([source.text for source in texts]))
+    tokenizer = teacher.family.tokenizer(teacher.part("large_tokenizer"))
+    all_ids = tokenizer.token_ids([source.text for source in texts])
     length = teacher.checked_text_length(text_length)
     prompts = [
         Prompt(
             id=prompt_id(source.text),
             text=source.text,
             sources=source.sources,
-            token_ids=cut_token_ids(ids, length),
+            token_ids=tokenizer.cut(ids, length),
         )
         for source, ids in zip(texts, all_ids, strict=True)
     ]

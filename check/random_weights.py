@@ -6,9 +6,8 @@ from zlib import crc32
 
 import diffusers
 import torch
-from transformers import T5Config, T5EncoderModel
 
-from secondcast.models.families.family import ConditioningEncoder
+from secondcast.models.families.encoders.interface import ConditioningEncoder
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.storage_schemas.schema.fields import Field
 
@@ -48,10 +47,10 @@ class RandomConditioning(ConditioningEncoder):
         return torch.randn(field.row_shape, generator=draw).to(self._device, self._dtype)
 
 
-def random_text_encoder(folder: TeacherFolder, dtype: torch.dtype, device: torch.device) -> T5EncoderModel:
+def random_text_encoder(folder: TeacherFolder, dtype: torch.dtype, device: torch.device) -> Any:
     """The large text encoder, the same weights each time."""
     with torch.device("meta"):
-        model = T5EncoderModel(T5Config.from_dict(folder.config("large_text_encoder")))
+        model = folder.family.make_text_encoder(folder.config("large_text_encoder"))
     _fill([model], dtype, device, device)
     return model
 
@@ -59,7 +58,7 @@ def random_text_encoder(folder: TeacherFolder, dtype: torch.dtype, device: torch
 def random_vae(folder: TeacherFolder, device: torch.device) -> Any:
     """The VAE, in fp32 as images are decoded."""
     with torch.device("meta"):
-        model = diffusers.AutoencoderKL.from_config(folder.config("vae"))
+        model = getattr(diffusers, folder.family.vae).from_config(folder.config("vae"))
     _fill([model], torch.float32, device, device)
     return model.eval()
 
@@ -74,7 +73,8 @@ def _fill(modules: Iterable[torch.nn.Module], dtype: torch.dtype, device: torch.
                 parameter.data.normal_(std=parameter[0].numel() ** -0.5, generator=draw)
             else:
                 parameter.data.fill_(float(name.endswith("weight")))
-        for buffer in module.buffers():
-            # Embeddings of positions, of the size of what they are added to.
-            buffer.normal_(generator=draw)
+        for name, buffer in module.named_buffers():
+            # Embeddings of positions, of the size of what they are added to; variances are of noise.
+            if buffer.is_floating_point():
+                buffer.fill_(1) if name.endswith("running_var") else buffer.normal_(generator=draw)
         module.to(home)

@@ -131,9 +131,12 @@ def _weights(teacher: CheckTeacher, role: Role, model: torch.nn.Module) -> tuple
     loaded, compared, differing, known = model.state_dict(), 0, list[str](), set[int]()
     for file in teacher.folder.weights(role):
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  # it is no mapping
+            for written in tensors.keys():  # noqa: SIM118  # it is no mapping
+                name = teacher.folder.family.loaded_name(written) if role == "large_text_encoder" else written
+                if name is None:
+                    continue
                 compared += 1
-                stored = tensors.get_tensor(name).to(teacher.torch_dtype)
+                stored = tensors.get_tensor(written).to(teacher.torch_dtype)
                 if name not in loaded or not torch.equal(loaded[name].cpu(), stored):
                     differing.append(name)
                 else:

@@ -16,7 +16,7 @@ from secondcast.cache_builder.settings import PlannedBuild
 from secondcast.cache_builder.text_stage import negative_prompt, tokenised_prompts
 from secondcast.check.random_weights import RandomConditioning, random_text_encoder, random_transformer, random_vae
 from secondcast.models.backbone import Backbone
-from secondcast.models.cost.students import student_config
+from secondcast.models.cost.shapes import STUDENT_SIZES
 from secondcast.models.geometry import Geometry, recorded_geometry
 from secondcast.models.memory.conditions import recorded_conditions
 from secondcast.models.memory.options import MemoryOptions
@@ -35,6 +35,7 @@ RANDOM = {
     "random-flux": "FLUX.1-dev",
     "random-sd3": "stable-diffusion-3-medium-diffusers",
     "random-pixart": "PixArt-Sigma-XL-2-512-MS",
+    "random-klein": "FLUX.2-klein-4B",
 }
 """Teachers with random weights, and the bundled configurations that they have."""
 
@@ -51,7 +52,7 @@ class Scale:
     batch_size: trajectories of the cache, and rows of each optimizer step.
     steps: of a trajectory. training_steps: optimizer steps of a row that is timed.
     resolution, picture_resolution: of the cache and of pictures, in pixels; None: the teacher's own.
-    student: a size of T5, or the folder of a configuration, of which a student with random weights is made.
+    student: the folder of a configuration of which a student with random weights is made; None: the family's usual one.
     """
 
     batch_size: int
@@ -59,10 +60,10 @@ class Scale:
     training_steps: int
     resolution: int | None
     picture_resolution: int | None
-    student: str | Path
+    student: Path | None = None
 
 
-FULL = Scale(batch_size=4, steps=20, training_steps=6, resolution=512, picture_resolution=1024, student="base")
+FULL = Scale(batch_size=4, steps=20, training_steps=6, resolution=512, picture_resolution=1024)
 POCKET = Scale(
     batch_size=8,
     steps=20,
@@ -134,11 +135,11 @@ class CheckTeacher(ABC):
 
     def student_source(self, folder: Path) -> str:
         """The source of a student's configuration, which may be written into `folder`."""
-        if isinstance(self.scale.student, Path):
+        if self.scale.student is not None:
             return str(self.scale.student)
         folder.mkdir(parents=True, exist_ok=True)
-        config = student_config(self.scale.student).to_dict()
-        (folder / "config.json").write_text(json.dumps(config | {"model_type": "t5"}, indent=1) + "\n")
+        config = {"model_type": "t5"} | STUDENT_SIZES[self.folder.family.student]
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         return str(folder)
 
 
@@ -223,7 +224,8 @@ class RandomTeacher(CheckTeacher):
         fields = [field for field in fields_of(self.planned[0], "embeddings") if field.name != "encoder_hidden_states"]
         beside = RandomConditioning(fields, self.torch_dtype, self.device) if fields else None
         model = random_text_encoder(self.folder, self.torch_dtype, self.device)
-        return TeacherTextEncoder(model, beside, masks_text=self.folder.family.masks_text)
+        pad_token_id = self.folder.pad_token_id
+        return TeacherTextEncoder(model, self.folder.family, pad_token_id=pad_token_id, conditioning=beside)
 
     def transformer(self, *, on_host: bool = False) -> Any:
         """See CheckTeacher."""

@@ -32,8 +32,8 @@ def check(
     teacher: Annotated[
         str,
         typer.Option(
-            help="Teacher: pocket; random-flux, random-sd3 or random-pixart, the size of FLUX.1-dev, SD3 medium or "
-            "PixArt-Sigma with random weights; a folder, or a hub name."
+            help="Teacher: pocket; random-flux, random-sd3, random-pixart or random-klein, the size of FLUX.1-dev, "
+            "SD3 medium, PixArt-Sigma or FLUX.2-klein 4B with random weights; a folder, or a hub name."
         ),
     ] = POCKET,
     minutes: Annotated[

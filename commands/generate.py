@@ -44,7 +44,7 @@ def generate(
 ) -> None:
     """Generate an image per prompt, and an index. Run the same command again to resume.
 
-    For a student, T5-XXL is not loaded.
+    For a student, the large text encoder is not loaded.
 
     Example: secondcast generate my-student --teacher pocket --prompts prompts.txt --out pictures
     """

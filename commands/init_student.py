@@ -23,7 +23,7 @@ from secondcast.commands.shell.resolve import (
     student_source,
     terminal,
 )
-from secondcast.models.student.initial.settings import InitialOptions
+from secondcast.models.student.initial.settings import InitialOptions, check_makes_students
 from secondcast.storage_schemas.errors import PromptsError, SettingsError
 from secondcast.storage_schemas.io.digests import digest, xxh3_128
 
@@ -68,11 +68,7 @@ def init_student(
     from secondcast.models.student.student import save_student
 
     found = resolve_teacher(teacher, ("large_text_encoder", "large_tokenizer"), revision)
-    if found.family.masks_text:
-        raise SettingsError(
-            f"--teacher is {teacher}, whose text encoder reads a mask of padding, expected a teacher without one: the "
-            f"fit counts padding; give FLUX.1 or Stable Diffusion 3, whose text encoder is the same T5-XXL"
-        )
+    check_makes_students(found.family, teacher)
     length = found.checked_text_length(asked.text_length)
     encoder = _encoder_of(found, teacher, revision, asked, torch_device, length)
     size = size_of(asked.size, encoder.weights.config)

@@ -11,9 +11,11 @@ FILE = Path(__file__).with_name("families.md")
 BEGIN, END = "<!-- python -m docs.families -->\n", "<!-- end -->\n"
 _GUIDANCE = {
     "embedded": "an input of the transformer, if it takes any",
+    "none": "none",
     "cfg": "classifier-free, both halves in one call; the negative prompt's rows are in the cache and in exports",
 }
 
+_OTHERS = {False: "any encoder with its own tokenizer", True: "one with its tokens"}
 _STEPS = {
     "flow-match-euler": "Euler steps of flow matching",
     "scheduler": "the scheduler's own, whose configuration is in the manifest (DPM-Solver++ 2M)",
@@ -37,7 +39,15 @@ def table() -> str:
         "text tokens: default, most": [f"{one.text_length}, {one.largest_text_length}" for one in FAMILIES],
         "recorded beside the embedding": [_beside(family) for family in FAMILIES],
         "guidance": [_GUIDANCE[family.guidance_rule] for family in FAMILIES],
-        "guidance scales of a new cache": [f"`{family.guidance}`" for family in FAMILIES],
+        "guidance scales of a new cache": [
+            "none" if family.guidance_rule == "none" else f"`{family.guidance}`" for family in FAMILIES
+        ],
+        "what is read of the text encoder": [
+            "the last layer"
+            if family.text_layers is None
+            else f"layers {', '.join(map(str, family.text_layers))}, side by side; it is loaded up to the deepest"
+            for family in FAMILIES
+        ],
         "latents of a new cache": [family.latents for family in FAMILIES],
         "replay of the recorded embedding": [
             "bit for bit"
@@ -49,7 +59,11 @@ def table() -> str:
             "masked, zero in caches; students do as the teacher" if family.masks_text else "read" for family in FAMILIES
         ],
         "how a prompt is tokenised": [
-            "cleaned by the pipeline's clean_caption (extra `pixart`)" if family.text_cleaning else "as it is given"
+            "within the chat template"
+            if family.text_layers
+            else "cleaned by the pipeline's clean_caption (extra `pixart`)"
+            if family.text_cleaning
+            else "as it is given"
             for family in FAMILIES
         ],
         "steps": [_STEPS[family.latent_rule] for family in FAMILIES],
@@ -58,8 +72,13 @@ def table() -> str:
             "within rounding: text enters every block" if one.anatomy.cross_attention else "bit for bit"
             for one in FAMILIES
         ],
-        "`init-student`": ["no: make one of another family's T5-XXL" if one.masks_text else "yes" for one in FAMILIES],
-        "students with their own tokenizer": ["no" if one.masks_text else "yes" for one in FAMILIES],
+        "students": [
+            f"T5, or {_OTHERS[one.masks_text]}"
+            if one.text_layers is None
+            else f"smaller models with its tokenizer, such as {one.student}"
+            for one in FAMILIES
+        ],
+        "`init-student`": [_initial(family) for family in FAMILIES],
         "losses": ["embedding, context, depth, vision"] * len(FAMILIES),
         "`--attention-backend`": ["yes" if family.attention_backends else "no" for family in FAMILIES],
         "`export --to distillt5`, `comfyui`": [
@@ -69,6 +88,12 @@ def table() -> str:
     }
     head = f"| | {' | '.join(f'`{family.name}`' for family in FAMILIES)} |\n|---|{'---|' * len(FAMILIES)}\n"
     return head + "".join(f"| {name} | {' | '.join(cells)} |\n" for name, cells in rows.items())
+
+
+def _initial(family: Family) -> str:
+    if family.makes_initial_students:
+        return "yes"
+    return "no: make one of another family's T5-XXL" if family.text_layers is None else "no: it is made of T5"
 
 
 def _beside(family: Family) -> str:

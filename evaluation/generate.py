@@ -1,4 +1,4 @@
-"""Generates images with a text encoder in place of T5-XXL, from the same noise for every text encoder."""
+"""Generates images with a text encoder in place of the large one, from the same noise for every text encoder."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +12,8 @@ from secondcast.evaluation.settings.memory import sampling_cost, sampling_option
 from secondcast.evaluation.text_encoder import TEACHER, TextEncoder, open_text_encoder
 from secondcast.models.cost.gpu_memory import CUDA_BYTES, with_margin
 from secondcast.models.cost.placement import place
-from secondcast.models.families.family import Conditioning, ConditioningEncoder, Role
+from secondcast.models.families.encoders.interface import Conditioning, ConditioningEncoder
+from secondcast.models.families.family import Role
 from secondcast.models.families.text import Text
 from secondcast.models.memory.host_memory import free_host_bytes
 from secondcast.models.memory.options import MemoryOptions, SamplingMemory

@@ -11,8 +11,15 @@ import torch
 
 from secondcast.evaluation.text_encoder import student_digest
 from secondcast.models.backbone import Backbone
-from secondcast.models.families.family import Conditioning
-from secondcast.models.student.student import Student, check_fits, load_student, student_folder, untrained_like
+from secondcast.models.families.encoders.interface import Conditioning
+from secondcast.models.student.student import (
+    Student,
+    check_fits,
+    load_student,
+    student_folder,
+    untrained_like,
+    vocabulary,
+)
 from secondcast.models.student.tokens import StudentTokens, own_tokens
 from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.reader import Cache
@@ -69,7 +76,7 @@ class CacheStudent:
 
 def _check_fits(network: Student, tokens: StudentTokens | None, cache: Cache, where: str) -> None:
     teacher = cache.manifest.teacher
-    check_fits(network, teacher.text_width, where, masked=teacher.text_mask is not None)
+    check_fits(network, teacher.text_width, where, layers=teacher.text_layers, masked=teacher.text_mask is not None)
     own, taught = int(network.config.text_length), teacher.text_length
     # A student with its own tokenizer may have positions for fewer tokens than the teacher.
     if own > taught or (own < taught and tokens is None):
@@ -77,11 +84,11 @@ def _check_fits(network: Student, tokens: StudentTokens | None, cache: Cache, wh
             f"{where} was trained with {own} text tokens, the prompts of {cache.folder} have {taught}: evaluate it on "
             f"a cache with its text length, such as its training cache"
         )
-    vocabulary = teacher.text_encoder_config["vocab_size"]
-    if tokens is None and network.config.vocab_size < vocabulary:
+    needed = teacher.text_encoder_config["vocab_size"]
+    if tokens is None and vocabulary(network) < needed:
         raise StudentError(
-            f"{where} has a vocabulary of {network.config.vocab_size}, the token ids of {cache.folder} go up to "
-            f"{vocabulary - 1}: it was trained with another tokenizer; evaluate it on a cache of its own teacher"
+            f"{where} has a vocabulary of {vocabulary(network)}, the token ids of {cache.folder} go up to "
+            f"{needed - 1}: it was trained with another tokenizer; evaluate it on a cache of its own teacher"
         )
 
 

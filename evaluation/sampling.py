@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from secondcast.models.backbone import Backbone
-from secondcast.models.families.family import Conditioning
+from secondcast.models.families.encoders.interface import Conditioning
 from secondcast.models.families.text import Text
 from secondcast.models.geometry import Geometry
 from secondcast.models.memory.conditions import Conditions
@@ -18,7 +18,6 @@ from secondcast.models.schedule import Schedule
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.image_decoder import ImageDecoder
 from secondcast.models.teacher.pipeline_inputs import ImageSize
-from secondcast.models.teacher.text_encoder import cut_token_ids, load_tokenizer, token_ids_of
 from secondcast.storage_schemas.progress import Bar
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.prompts import prompt_id
@@ -110,13 +109,8 @@ class Generator:
 
     def token_ids(self, prompts: Sequence[str]) -> torch.Tensor:
         """Padded token ids, [N, T] int64."""
-        tokenizer = load_tokenizer(self.teacher.part("large_tokenizer"))
-        length = self.teacher.text_length
-        ids_NT = torch.full((len(prompts), length), tokenizer.pad_token_id, dtype=torch.int64)
-        for row, ids in enumerate(token_ids_of(tokenizer, self.teacher.family.cleaned(prompts))):
-            cut = cut_token_ids(ids, length)
-            ids_NT[row, : len(cut)] = torch.tensor(cut)
-        return ids_NT
+        tokenizer = self.teacher.family.tokenizer(self.teacher.part("large_tokenizer"))
+        return tokenizer.padded(prompts, self.teacher.text_length)
 
     @torch.no_grad()
     def images(self, embed: Embed, prompts: Sequence[str], *, batch_size: int, bar: Bar) -> Array:

@@ -1,4 +1,4 @@
-"""The text encoder to sample with: a student, or the teacher's own T5."""
+"""The text encoder to sample with: a student, or the teacher's own large one."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 from secondcast.evaluation.sampling import Embed, OwnTokensEmbed
+from secondcast.models.families.encoders.interface import text_mask
 from secondcast.models.families.family import TEXT_MASK, Family, Role
-from secondcast.models.families.text import text_mask
 from secondcast.models.memory.meta_run import parameter_count
 from secondcast.models.student.folder import INITIAL_FILE, config_of, weight_bytes
 from secondcast.models.student.student import Student, check_fits, load_student, student_folder, untrained_like
 from secondcast.models.student.tokens import StudentTokens, has_own_tokens, own_tokens
 from secondcast.models.teacher.folder import POOLED_PARTS, TeacherFolder
-from secondcast.models.teacher.text_encoder import TeacherTextEncoder, cut_token_ids, load_tokenizer, token_ids_of
+from secondcast.models.teacher.text_encoder import TeacherTextEncoder
 from secondcast.storage_schemas.errors import SettingsError, StudentError
 from secondcast.storage_schemas.io.digests import digest, weight_sha256
 from secondcast.storage_schemas.schema.manifest import Pooled
@@ -27,7 +27,7 @@ TEACHER = "teacher"
 PICTURE_PARTS: tuple[Role, ...] = ("transformer", "scheduler", "vae")
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 # The files of a tokenizer depend on its kind: every file name that only tokenizers use.
-_TOKENIZER_ENDINGS = (".json", ".model", ".txt")
+_TOKENIZER_ENDINGS = (".json", ".model", ".txt", ".jinja")
 _NO_TOKENIZER = (
     *("config.json", "generation_config.json", "model.safetensors.index.json", "secondcast.json"),
     INITIAL_FILE,
@@ -114,19 +114,19 @@ def open_text_encoder(
         length = teacher.checked_text_length(text_length)
         weights = digest(teacher.weight_hashes("large_text_encoder"))
         return TextEncoder(
-            token_ids=_t5_token_ids(teacher.part("large_tokenizer"), length, family),
+            token_ids=_token_ids(teacher.part("large_tokenizer"), length, family),
             text_length=length,
             digest=weights,
             weights_digest=weights,
             trained_guidance=None,
             embed=lambda token_ids_BT: loaded().encode(token_ids_BT),
             row_bytes=length * width * dtype.itemsize,
-            text_mask=_mask(family, teacher.config("large_text_encoder").get("pad_token_id")),
+            text_mask=_mask(family, teacher.pad_token_id),
             free=loaded.cache_clear,
         )
     folder = student_folder(Path(student))
     network = load_student(folder)
-    check_fits(network, width, student, masked=family.masks_text)
+    check_fits(network, width, student, layers=family.text_layers, masked=family.masks_text)
     trained_length = int(network.config.text_length)
     if text_length not in (None, trained_length):
         raise SettingsError(
@@ -135,10 +135,10 @@ def open_text_encoder(
         )
     network.to(device)
     tokens = own_tokens(folder, network)
-    t5_folder = folder if tokens is not None or _has_tokenizer(folder) else teacher.part("large_tokenizer")
+    own_folder = folder if tokens is not None or _has_tokenizer(folder) else teacher.part("large_tokenizer")
     guidance = getattr(network.config, "trained_guidance", None)
     return TextEncoder(
-        token_ids=_t5_token_ids(t5_folder, trained_length, family) if tokens is None else tokens.batch,
+        token_ids=_token_ids(own_folder, trained_length, family) if tokens is None else tokens.batch,
         text_length=trained_length,
         digest=student_digest(folder),
         weights_digest=weights_digest(folder),
@@ -155,17 +155,8 @@ def _mask(family: Family, pad_token_id: int | None) -> Callable[[torch.Tensor], 
     return partial(text_mask, pad_token_id=pad_token_id or 0) if family.masks_text else None
 
 
-def _t5_token_ids(folder: Path, text_length: int, family: Family) -> Callable[[Sequence[str]], torch.Tensor]:
-    tokenizer = load_tokenizer(folder)
-
-    def token_ids(texts: Sequence[str]) -> torch.Tensor:
-        rows = [cut_token_ids(ids, text_length) for ids in token_ids_of(tokenizer, family.cleaned(texts))]
-        ids_BT = torch.full((len(rows), text_length), tokenizer.pad_token_id, dtype=torch.int64)
-        for row, ids in zip(ids_BT, rows, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
-        return ids_BT
-
-    return token_ids
+def _token_ids(folder: Path, text_length: int, family: Family) -> Callable[[Sequence[str]], torch.Tensor]:
+    return partial(family.tokenizer(folder).padded, text_length=text_length)
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -180,7 +171,8 @@ def teacher_and_students(
     trained = load_student(folder).to(device)
     tokens = own_tokens(folder, trained)
     width = teacher.family.text_width(teacher.config("transformer"))
-    check_fits(trained, width, str(student), masked=teacher.family.masks_text)
+    family = teacher.family
+    check_fits(trained, width, str(student), layers=family.text_layers, masked=family.masks_text)
     # A student with its own tokenizer may have positions for fewer tokens than the teacher.
     own, taught = trained.config.text_length, teacher.text_length
     if own > taught or (own < taught and tokens is None):

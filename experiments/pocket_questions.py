@@ -153,14 +153,7 @@ def _embed(who: str, text_length: int, folder: Path) -> Any:
 
 
 def _token_ids(texts: Sequence[str], text_length: int) -> Any:
-    import torch
-
-    from secondcast.models.teacher.text_encoder import cut_token_ids, load_tokenizer, token_ids_of
+    from secondcast.models.families.flux import FLUX
     from secondcast.pocket import TEACHER_FOLDER
 
-    tokenizer = load_tokenizer(TEACHER_FOLDER / "tokenizer_2")
-    rows = [cut_token_ids(ids, text_length) for ids in token_ids_of(tokenizer, texts)]
-    ids_NT = torch.full((len(rows), text_length), tokenizer.pad_token_id, dtype=torch.int64)
-    for row, ids in zip(ids_NT, rows, strict=True):
-        row[: len(ids)] = torch.tensor(ids)
-    return ids_NT
+    return FLUX.tokenizer(TEACHER_FOLDER / "tokenizer_2").padded(texts, text_length)

@@ -24,7 +24,8 @@ from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5EncoderModel
 
 from experiments.pocket_harness import RECORDING, Job, as_flags, command, keep_asked, result_of, work_off
-from secondcast.models.families.family import CLIP_ROWS, POOLED
+from secondcast.models.families.encoders.interface import CLIP_ROWS
+from secondcast.models.families.family import POOLED
 from secondcast.models.families.sd3 import SD3
 from secondcast.models.geometry import Geometry
 from secondcast.pocket import TEACHER_FOLDER

@@ -10,7 +10,8 @@ import torch
 
 from secondcast.models.attention import RECORDED_NATIVE, attention_kernel, recorded_attention, set_attention
 from secondcast.models.device import total_bytes
-from secondcast.models.families.family import POOLED, Conditioning, Family
+from secondcast.models.families.encoders.interface import Conditioning
+from secondcast.models.families.family import POOLED, Family
 from secondcast.models.families.registry import anatomy_of, family_of_transformer
 from secondcast.models.geometry import Geometry
 from secondcast.models.memory.checkpointing import activation_checkpointing

@@ -38,25 +38,25 @@ LOSSES: Mapping[Loss, LossKind] = {
     "vision": LossKind(
         help="the paper's, replay through the transformer",
         card="the prediction: mean squared difference between what the frozen transformer predicts with the student's "
-        "embedding and what it predicted with T5-XXL's, on recorded latents (the paper's loss)",
+        "embedding and what it predicted with the teacher's, on recorded latents (the paper's loss)",
         backbone="all",
         options=("timestep_weighting", "embedding_loss_weight", "context_loss_weight", "timesteps_per_sample"),
     ),
     "depth": LossKind(
         help="image and text stream after the transformer's first --depth-blocks; only these are loaded",
         card="streams: mean squared difference of image and text tokens after the first blocks of the frozen "
-        "transformer, with the student's embedding and with T5-XXL's, on recorded latents",
+        "transformer, with the student's embedding and with the teacher's, on recorded latents",
         backbone="first blocks",
         options=("depth_blocks",),
     ),
     "embedding": LossKind(
         help="its baseline, without the transformer",
-        card="embeddings: mean squared difference between the student's embedding and T5-XXL's",
+        card="embeddings: mean squared difference between the student's embedding and the teacher's",
         backbone="nothing",
     ),
     "context": LossKind(
         help="the embedding error after the transformer's text projection; only that layer is loaded",
-        card="projected embeddings: mean squared difference between the student's embedding and T5-XXL's, both "
+        card="projected embeddings: mean squared difference between the student's embedding and the teacher's, both "
         "after the transformer's own text projection",
         backbone="text projection",
     ),

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from secondcast.models.teacher.folder import TeacherFolder
-from secondcast.models.teacher.text_encoder import cut_token_ids, load_tokenizer, token_ids_of
 
 _LONGEST_SHOWN = 80
 
@@ -39,12 +38,13 @@ class PromptLengths:
 
 
 def prompt_lengths(texts: Sequence[str], teacher: TeacherFolder, *, text_length: int | None = None) -> PromptLengths:
-    """Token lengths of at least one text by the teacher's T5 tokenizer. text_length: None for the teacher's own."""
+    """Token lengths of at least one text by the teacher's tokenizer. text_length: None for the teacher's own."""
     most = teacher.checked_text_length(text_length)
-    found = token_ids_of(load_tokenizer(teacher.part("large_tokenizer")), teacher.family.cleaned(texts))
+    tokenizer = teacher.family.tokenizer(teacher.part("large_tokenizer"))
+    found = tokenizer.token_ids(texts)
     lengths = [len(ids) for ids in found]
     longest = max(range(len(lengths)), key=lengths.__getitem__)
-    cut = [cut_token_ids(ids, most) for ids in found]
+    cut = [tokenizer.cut(ids, most) for ids in found]
     several = {ids: count for ids, count in Counter(cut).items() if count > 1}
     return PromptLengths(
         mean=sum(lengths) / len(lengths),

@@ -58,7 +58,9 @@ def evaluate_table(
     seed: Annotated[int, typer.Option(min=0, help="Seed for the captions and noise of --pocket.")] = 0,
     quantized_baseline: Annotated[
         bool,
-        typer.Option("--quantized-baseline/--no-quantized-baseline", help="Add a row for the teacher's T5 in int8."),
+        typer.Option(
+            "--quantized-baseline/--no-quantized-baseline", help="Add a row for the teacher's text encoder in int8."
+        ),
     ] = True,
     format: Annotated[str, typer.Option(help="Output format: text, markdown or json.")] = "text",
     folder: Annotated[

@@ -135,7 +135,7 @@ def _parameters(backbone: "BackboneCost", text: "TextEncoderCost", teacher: "Tea
         "transformer": backbone.parameters,
         "transformer_modulation": backbone.modulation_parameters,
         teacher.family.slot: text.parameters,
-        "vae_not_loaded": vae_parameters(teacher.config("vae")),
+        "vae_not_loaded": vae_parameters(teacher.config("vae"), teacher.family),
     }
     if teacher.has("pooled_text_encoder"):
         loaded = "zero" not in teacher.family.pooled

@@ -33,7 +33,7 @@ _GIB = 2**30
 
 def plan_evaluate(
     teacher: Teacher,
-    student: PlannedStudent = "base",
+    student: PlannedStudent = None,
     size: ImageSize = ImageSize(),
     num_trajectories: NumTrajectories = TRAJECTORIES,
     options: CacheScoringOptions = CacheScoringOptions(),
@@ -55,12 +55,13 @@ def plan_evaluate(
 
 
 def evaluate_plan(
-    teacher: str, student: str, size: ImageSize, settings: CacheScoring, gpu: str | None, tflops: float | None
+    teacher: str, student: str | None, size: ImageSize, settings: CacheScoring, gpu: str | None, tflops: float | None
 ) -> dict[str, Any]:
     """The estimated cost of an evaluation, as JSON types; arguments: see plan_evaluate."""
     card, limit = named_card(gpu, tflops), named_bytes(settings.max_gpu_memory)
     there = card.memory_gib * _GIB if card is not None and limit is None else limit
     manifest, folder, configs = outline(teacher, 1, PlannedBuild(**size.given))
+    student = student or folder.family.student
     from secondcast.evaluation.settings.memory import scoring_cost
     from secondcast.models.cost.counted import student_cost
 

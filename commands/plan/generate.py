@@ -31,7 +31,7 @@ _GIB = 2**30
 
 def plan_generate(
     teacher: Teacher,
-    student: PlannedStudent = "base",
+    student: PlannedStudent = None,
     asked: PictureOptions = PictureOptions(),
     batch_size: ImageBatch = IMAGES_AT_ONCE,
     gpu: Gpu = None,
@@ -51,12 +51,13 @@ def plan_generate(
 
 
 def generate_plan(
-    teacher: str, student: str, asked: PictureOptions, batch_size: int, gpu: str | None, tflops: float | None
+    teacher: str, student: str | None, asked: PictureOptions, batch_size: int, gpu: str | None, tflops: float | None
 ) -> dict[str, Any]:
     """The estimated cost of sampling, as JSON types; arguments: see plan_generate."""
     card = named_card(gpu, tflops)
     shape = {name: getattr(asked, name) for name in ("resolution", "height", "width", "text_length", "dtype")}
     manifest, folder, configs = outline(teacher, 1, PlannedBuild(**shape))
+    student = student or folder.family.student
     from secondcast.evaluation.pictures.folder import PictureSettings
     from secondcast.evaluation.settings.memory import sampling_cost, sampling_options
     from secondcast.models.cost.counted import student_cost

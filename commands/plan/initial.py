@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from secondcast.commands.init_student import init_student, size_of
 from secondcast.commands.plan.cards import count_text, print_facts
 from secondcast.commands.shell.flags import with_flags
-from secondcast.models.student.initial.settings import InitialOptions
+from secondcast.models.families.registry import family_named
+from secondcast.models.student.initial.settings import InitialOptions, check_makes_students
 from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.progress import size_text
 
@@ -39,6 +40,7 @@ def initial_options(recipe: Path, table: Mapping[str, Any]) -> tuple[str, Initia
 
 def planned_student(asked: InitialOptions, teacher: "Teacher") -> str | dict[str, Any]:
     """The student to be made, as for student_cost: a cut for `auto`, whose other kinds are seldom larger."""
+    check_makes_students(family_named(teacher.family), teacher.family)
     if asked.kind == "pretrained" and asked.source is not None:
         return asked.source
     from secondcast.models.cost.shapes import STUDENT_SIZES

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 _GIB = 2**30
 
-PlannedStudent = Annotated[str, typer.Option(help="Student: small, base, large or xl, or a T5 folder.")]
+PlannedStudent = Annotated[
+    str | None,
+    typer.Option(
+        help="Student: small, base, large or xl, or a T5 folder; for FLUX.2-klein Qwen/Qwen3-0.6B or a folder. "
+        "Default: base, or Qwen/Qwen3-0.6B."
+    ),
+]
 
 
 def sampling_verdict(

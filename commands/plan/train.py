@@ -50,7 +50,7 @@ _ONLY = "cache"
 def plan_train(
     student: Annotated[
         str | None,
-        typer.Option(help="Student: small, base, large or xl, a T5 hub name, a config, or pocket-small."),
+        typer.Option(help="Student: small, base, large or xl, Qwen/Qwen3-0.6B, a hub name, a config, or pocket-small."),
     ] = None,
     time_budget: Budget = None,
     cache: Annotated[

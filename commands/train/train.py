@@ -58,7 +58,7 @@ def train(
         str | None,
         typer.Option(
             autocompletion=student_names,
-            help="Student: T5 folder or hub name, a config file, an export, or pocket-small.",
+            help="Student: folder or hub name of a text encoder, a config file, an export, or pocket-small.",
         ),
     ] = None,
     time_budget: Budget = None,
@@ -203,7 +203,10 @@ def asked_of_flags(
 ) -> "TrainSettings":
     """The run that options ask for: a warm-up, and the stage after it."""
     if student is None:
-        raise SettingsError("no student is given: give --student, such as google-t5/t5-base or pocket-small")
+        raise SettingsError(
+            "no student is given: give --student, such as google-t5/t5-base or pocket-small, or "
+            "for FLUX.2-klein Qwen/Qwen3-0.6B"
+        )
     if time_budget is not None:
         raise SettingsError(f"--time-budget is {time_budget} without a recipe, whose stages share it; give --steps")
     given = options.given

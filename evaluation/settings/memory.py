@@ -43,7 +43,7 @@ def sampling_cost(
         dtype_bytes=itemsize,
         batch_size=batch_size,
         rows_per_call=family.rows_per_call,
-        beside_bytes=FLOAT32_BYTES * (vae_parameters(vae) + (student_parameters or 0)) + clip,
+        beside_bytes=FLOAT32_BYTES * (vae_parameters(vae, family) + (student_parameters or 0)) + clip,
         # Latents and predictions of every step, and the final latent; the text embedding, in fp32 from a student.
         row_bytes=(2 * settings.steps + 1) * latent_bytes
         + settings.text_length * family.text_width(config) * (FLOAT32_BYTES + itemsize),
@@ -73,7 +73,7 @@ def scoring_cost(
     parameters, decoding = student_parameters * (2 if settings.random_baseline and settings.closed_loop else 1), 0
     if settings.closed_loop:
         vae = teacher.config("vae")
-        parameters += vae_parameters(vae)
+        parameters += vae_parameters(vae, teacher.family)
         decoding = decoding_bytes(vae, teacher.family, recorded_geometry(sampling))
     backbone = backbone_cost(CallShapes.of(manifest).model_copy(update={"dtype": dtype}))
     row_bytes = (2 * sampling.steps + 1) * sampling.image_tokens * sampling.channels * itemsize + embedding_bytes

@@ -42,9 +42,9 @@ class EncoderRow:
 def teacher_row(
     teacher: TeacherFolder, *, quantized_baseline: bool, dtype: torch.dtype, device: torch.device
 ) -> EncoderRow:
-    """T5 of a teacher's folder; quantized_baseline: with linears in int8, which saves memory without a student.
+    """The large text encoder of a teacher's folder; quantized_baseline: with linears in int8.
 
-    The paper discusses it as the alternative to a small encoder. MissingExtraError without torchao.
+    That saves memory without a student: the paper discusses it as the alternative. MissingExtraError without torchao.
     """
     leader = open_text_encoder(TEACHER, teacher, text_length=None, dtype=dtype, device=device)
     encoder = TeacherTextEncoder.load(teacher, dtype=dtype, device=device)

@@ -19,6 +19,7 @@ from secondcast.models.cost.shapes import (
     StudentShapes,
     TextEncoderShapes,
     VaeConfig,
+    fits_tokens,
 )
 from secondcast.models.teacher.folder import TeacherFolder
 from secondcast.models.teacher.pipeline_inputs import ImageSize
@@ -53,10 +54,11 @@ def _shapes_of(teacher: TeacherFolder) -> Iterator[Shapes]:
             )
     for length in lengths:
         identity = teacher.identity(text_length=length, hashed=False)
-        yield TextEncoderShapes(config=identity.text_encoder_config, text_length=length, dtype=DTYPE)
+        yield TextEncoderShapes.of(identity, DTYPE)
         for name, config in STUDENT_SIZES.items():
-            yield StudentShapes.of(name, config, identity)
-    yield VaeConfig(config=vae)
+            if fits_tokens(config, family.text_layers):
+                yield StudentShapes.of(name, config, identity)
+    yield VaeConfig(config=vae, kind=family.vae)
     for encoder, _ in teacher.family.conditioning_roles:
         yield ClipConfig(config=teacher.config(encoder))
 

@@ -18,12 +18,13 @@ from secondcast.models.cost.shapes import (
     StudentShapes,
     TextEncoderShapes,
     VaeConfig,
+    fits_tokens,
 )
 from secondcast.models.families.family import Family
 from secondcast.models.geometry import Geometry
-from secondcast.models.student.projection_rank import check_rank
+from secondcast.models.student.projection_rank import check_rank, layer_width
 from secondcast.models.teacher.folder import TeacherFolder
-from secondcast.storage_schemas.schema.manifest import Manifest
+from secondcast.storage_schemas.schema.manifest import Manifest, Teacher
 
 TABLE = Path(__file__).with_name("counted.json")
 
@@ -35,10 +36,8 @@ def backbone_cost(shapes: CallShapes) -> BackboneCost:
 
 
 def text_encoder_cost(manifest: Manifest) -> TextEncoderCost:
-    """The teacher's T5 encoder at the cache's text length and dtype."""
-    teacher, dtype = manifest.teacher, manifest.dtype
-    shapes = TextEncoderShapes(config=teacher.text_encoder_config, text_length=teacher.text_length, dtype=dtype)
-    return TextEncoderCost(**_figures(shapes))
+    """The teacher's large text encoder at the cache's text length and dtype."""
+    return TextEncoderCost(**_figures(TextEncoderShapes.of(manifest.teacher, manifest.dtype)))
 
 
 def student_cost(
@@ -52,14 +51,21 @@ def student_cost(
 
     Raises StudentError if the student does not fit the teacher, SettingsError for a rank that is too large.
     """
-    check_rank(projection_rank, manifest.teacher.text_width)
-    if isinstance(source, dict) or source in STUDENT_SIZES:
-        name, config = ("the student", source) if isinstance(source, dict) else (source, STUDENT_SIZES[source])
-        ranked = config if projection_rank is None else config | {"projection_rank": projection_rank}
-        return TextEncoderCost(**_figures(StudentShapes.of(name, ranked, manifest.teacher)))
+    check_rank(projection_rank, layer_width(manifest.teacher))
+    if isinstance(source, dict):
+        return _of_tokens("the student", source, manifest.teacher, projection_rank)
+    layers, known = manifest.teacher.text_layers, STUDENT_SIZES.get(source)
+    # In place of T5, other encoders have their own tokenizer.
+    if known is not None and (layers is not None or fits_tokens(known, layers)):
+        return _of_tokens(source, known, manifest.teacher, projection_rank)
     from secondcast.models.cost.students import counted_student
 
     return counted_student(source, manifest.teacher, projection_rank)
+
+
+def _of_tokens(name: str, config: dict[str, Any], teacher: Teacher, projection_rank: int | None) -> TextEncoderCost:
+    ranked = config if projection_rank is None else config | {"projection_rank": projection_rank}
+    return TextEncoderCost(**_figures(StudentShapes.of(name, ranked, teacher)))
 
 
 def decoding_bytes(config: dict[str, Any], family: Family, geometry: Geometry) -> int:
@@ -68,9 +74,9 @@ def decoding_bytes(config: dict[str, Any], family: Family, geometry: Geometry) -
     return int(_figures(DecodingShapes(family=family.name, config=config, **size)))
 
 
-def vae_parameters(config: dict[str, Any]) -> int:
+def vae_parameters(config: dict[str, Any], family: Family) -> int:
     """Parameters of the VAE, of which a build only reads the configuration."""
-    return int(_figures(VaeConfig(config=config)))
+    return int(_figures(VaeConfig(config=config, kind=family.vae)))
 
 
 def clip_parameters(config: dict[str, Any]) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import diffusers
 import torch
 from torch.utils._pytree import tree_map_only
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from secondcast.models.cost.network_costs import BackboneCost, BlockCost, TextEncoderCost
 from secondcast.models.cost.shapes import (
@@ -24,13 +24,16 @@ from secondcast.models.cost.shapes import (
     TextEncoderShapes,
     VaeConfig,
 )
-from secondcast.models.families.family import POOLED, TEXT_MASK, BlockList, Family
+from secondcast.models.families.anatomy import BlockList
+from secondcast.models.families.family import POOLED, TEXT_MASK, Family
+from secondcast.models.families.flux import FLUX
 from secondcast.models.families.registry import family_named
 from secondcast.models.geometry import Geometry, geometry_of
 from secondcast.models.memory.checkpointing import activation_checkpointing
 from secondcast.models.memory.meta_run import count_flops, moved_bytes, parameter_count, peak_bytes, saved_bytes
 from secondcast.models.memory.modulation_table import modulation_parameters, modulation_width
 from secondcast.models.schedule import DTYPES
+from secondcast.models.student.encoder_student_network import EncoderStudent, EncoderStudentConfig
 from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
 
 # A fused kernel's backward pass recomputes the scores: 5 products, compared with 2 of the forward pass.
@@ -51,7 +54,7 @@ def count(shapes: Shapes) -> Any:
         case DecodingShapes():
             return _decoding_bytes(shapes)
         case VaeConfig():
-            return parameter_count(_vae(shapes.config))
+            return parameter_count(_vae(shapes.kind, shapes.config))
         case ClipConfig():
             with torch.device("meta"):
                 return parameter_count(CLIPTextModel(CLIPTextConfig.from_dict(shapes.config)))
@@ -206,22 +209,23 @@ def _decoding_bytes(shapes: DecodingShapes) -> int:
     family, config = family_named(shapes.family), shapes.config
     token_px, channels = family.token_px(config), family.token_channels(config)
     geometry = geometry_of(height=shapes.height, width=shapes.width, token_px=token_px, channels=channels)
-    vae = _vae(config).eval().requires_grad_(False)
+    vae = _vae(family.vae, config).eval().requires_grad_(False)
     with torch.device("meta"):
         packed = torch.empty(1, geometry.image_tokens, geometry.channels)
-        latent = family.vae_input(packed, geometry, config)
+        latent = family.vae_input(packed, geometry, vae)
     weights = list(vae.parameters())
     return peak_bytes(lambda: vae.decode(latent, return_dict=False)[0], weights)
 
 
-def _vae(config: dict[str, Any]) -> Any:
+def _vae(kind: str, config: dict[str, Any]) -> Any:
     with torch.device("meta"):
-        return diffusers.AutoencoderKL.from_config(config)
+        return getattr(diffusers, kind).from_config(config)
 
 
 def _text_encoder(shapes: TextEncoderShapes) -> TextEncoderCost:
     with torch.device("meta"):
-        model = T5EncoderModel(T5Config.from_dict(shapes.config))
+        family = FLUX if shapes.family is None else family_named(shapes.family)
+        model = family.make_text_encoder(shapes.config)
     model = model.to(DTYPES[shapes.dtype]).eval().requires_grad_(False)
     return text_cost(model, shapes.text_length, saved=False)
 
@@ -229,9 +233,22 @@ def _text_encoder(shapes: TextEncoderShapes) -> TextEncoderCost:
 def _student(shapes: StudentShapes) -> TextEncoderCost:
     config, length = shapes.config, shapes.text_length
     with torch.device("meta"):
-        model = SecondcastStudent(
-            StudentConfig(
-                project_in_dim=config["d_model"], project_out_dim=shapes.text_width, text_length=length, **config
+        model = (
+            SecondcastStudent(
+                StudentConfig(
+                    project_in_dim=config["d_model"], project_out_dim=shapes.text_width, text_length=length, **config
+                )
+            )
+            if shapes.text_layers is None
+            else EncoderStudent(
+                EncoderStudentConfig(
+                    encoder_config={key: value for key, value in config.items() if key != "projection_rank"},
+                    project_in_dim=config["hidden_size"],
+                    project_out_dim=shapes.text_width,
+                    projection_rank=config.get("projection_rank"),
+                    text_length=length,
+                    hidden_state_layers=shapes.text_layers,
+                )
             )
         )
     return text_cost(model.float().train(), length, saved=True)

@@ -1,10 +1,12 @@
 """What is counted: the configuration of a network and the shapes of its calls. Keys of the table of counted costs."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from secondcast.models.families.family import Family
+from secondcast.models.families.registry import family_named
 from secondcast.models.geometry import Geometry
 from secondcast.storage_schemas.errors import StudentError
 from secondcast.storage_schemas.io.digests import digest
@@ -16,7 +18,12 @@ _SMALL = {"d_model": 512, "d_ff": 1024, "num_layers": 8, "num_heads": 6}
 _BASE = {"d_model": 768, "d_ff": 2048, "num_layers": 12, "num_heads": 12}
 _LARGE = {"d_model": 1024, "d_ff": 2816, "num_layers": 24, "num_heads": 16}
 _XL = {"d_model": 2048, "d_ff": 5120, "num_layers": 24, "num_heads": 32}
-# The sizes of T5's own repositories, so that planning needs no network.
+_QWEN3: dict[str, Any] = {
+    "model_type": "qwen3", "vocab_size": 151936, "num_hidden_layers": 28, "num_attention_heads": 16,
+    "num_key_value_heads": 8, "head_dim": 128, "rope_theta": 1000000, "max_position_embeddings": 40960,
+    "use_cache": False,
+}  # fmt: skip
+# The sizes of published encoders, so that planning needs no network.
 STUDENT_SIZES: dict[str, dict[str, Any]] = {
     **{
         name: _V1_1 | size
@@ -29,7 +36,14 @@ STUDENT_SIZES: dict[str, dict[str, Any]] = {
     "google-t5/t5-small": _FIRST | {"d_model": 512, "d_ff": 2048, "num_layers": 6, "num_heads": 8},
     "google-t5/t5-base": _FIRST | {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12},
     "google-t5/t5-large": _FIRST | {"d_model": 1024, "d_ff": 4096, "num_layers": 24, "num_heads": 16},
+    "Qwen/Qwen3-0.6B": _QWEN3 | {"hidden_size": 1024, "intermediate_size": 3072},
+    "Qwen/Qwen3-1.7B": _QWEN3 | {"hidden_size": 2048, "intermediate_size": 6144},
 }
+
+
+def fits_tokens(config: Mapping[str, Any], text_layers: tuple[int, ...] | None) -> bool:
+    """Whether an encoder reads the tokens of a teacher: T5's, or those of a language model with these layers."""
+    return (config.get("model_type", "t5") == "t5") == (text_layers is None)
 
 
 class Shapes(Record):
@@ -119,33 +133,62 @@ class CallShapes(Shapes):
 
 
 class TextEncoderShapes(Shapes):
-    """Of a teacher's large text encoder."""
+    """Of a teacher's large text encoder. family: of one that is not T5."""
 
     network: ClassVar[str] = "text encoder"
     text_length: int
     dtype: Dtype
+    family: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_unset(self, plain: SerializerFunctionWrapHandler) -> Any:
+        return {key: value for key, value in plain(self).items() if value is not None}
+
+    @classmethod
+    def of(cls, teacher: Teacher, dtype: Dtype) -> Self:
+        """The calls of a recorded teacher."""
+        family = None if teacher.text_layers is None else teacher.family
+        return cls(config=teacher.text_encoder_config, text_length=teacher.text_length, dtype=dtype, family=family)
 
 
 class StudentShapes(Shapes):
-    """Of a T5 student in float32, with its projection to the teacher's text width."""
+    """Of a student in float32 that reads the teacher's tokens, with its projection to the teacher's text width.
+
+    text_layers: of a teacher that reads several layers.
+    """
 
     network: ClassVar[str] = "student"
     text_length: int
     text_width: int
+    text_layers: tuple[int, ...] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_unset(self, plain: SerializerFunctionWrapHandler) -> Any:
+        return {key: value for key, value in plain(self).items() if value is not None}
 
     @classmethod
     def of(cls, source: str, config: dict[str, Any], teacher: Teacher) -> Self:
         """The calls of a student of this teacher; StudentError if it cannot take the teacher's token ids.
 
-        source: its name in the error. config: of its T5.
+        source: its name in the error. config: of its encoder.
         """
+        if not fits_tokens(config, teacher.text_layers):
+            raise StudentError(
+                f"{source} is a T5, but this teacher has a language model, whose tokens its student reads: give "
+                f"{family_named(teacher.family).student}, or another with the same tokenizer"
+            )
         needed, found = int(teacher.text_encoder_config["vocab_size"]), config["vocab_size"]
         if found < needed:
             raise StudentError(
                 f"{source} has a vocabulary of {found}, but the teacher's token ids go up to {needed - 1}: use a "
                 "student with the teacher's tokenizer"
             )
-        return cls(config=config, text_length=teacher.text_length, text_width=teacher.text_width)
+        return cls(
+            config=config,
+            text_length=teacher.text_length,
+            text_width=teacher.text_width,
+            text_layers=teacher.text_layers,
+        )
 
 
 class DecodingShapes(Shapes):
@@ -158,9 +201,15 @@ class DecodingShapes(Shapes):
 
 
 class VaeConfig(Shapes):
-    """Of a VAE of which parameters alone are counted."""
+    """Of a VAE of which parameters alone are counted. kind: its class in diffusers."""
 
     network: ClassVar[str] = "VAE parameters"
+    kind: str = "AutoencoderKL"
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual(self, plain: SerializerFunctionWrapHandler) -> Any:
+        # Without it the keys of the table do not change.
+        return {key: value for key, value in plain(self).items() if value != "AutoencoderKL"}
 
 
 class ClipConfig(Shapes):

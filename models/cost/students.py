@@ -21,6 +21,8 @@ def counted_student(source: str, teacher: Teacher, projection_rank: int | None =
     source: see student_config; or another encoder with its tokenizer.
     projection_rank: of a new projection; None: full, or that of an earlier student.
     """
+    path = Path(source)
+    source = str(path.parent) if path.is_file() and path.name == "config.json" else source
     if _is_of_another_kind(source):
         with torch.device("meta"):
             student = new_student(source, teacher, init="random", dropout=0.0, seed=0, projection_rank=projection_rank)
@@ -42,7 +44,5 @@ def student_config(source: str) -> T5Config:
 
 
 def _is_of_another_kind(source: str) -> bool:
-    if Path(source).name == "config.json":
-        return False
     found = _source_config(source)
     return found.get("model_type") not in ("t5", StudentConfig.model_type) and not is_published_form(found)

@@ -1,4 +1,4 @@
-"""What a family of teachers states about itself: everything in which FLUX.1 differs from other models.
+"""What a family of teachers states about itself: everything in which one differs from the others.
 
 A family is stateless. Its module imports torch and diffusers only within functions, because `plan`, `inspect show` and
 the checks of a teacher's folder need neither.
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from secondcast.models.families.anatomy import Anatomy
+from secondcast.models.families.encoders.interface import Conditioning, ConditioningEncoder, TextTokenizer
 from secondcast.models.families.flow_match import PlannedSchedule
 from secondcast.storage_schemas.errors import SettingsError, TeacherError
 from secondcast.storage_schemas.schema.fields import POOLED as POOLED
@@ -29,10 +31,7 @@ if TYPE_CHECKING:
 
     from secondcast.models.geometry import Geometry
     from secondcast.models.schedule import Schedule
-
-Conditioning = Mapping[str, "torch.Tensor"]
-"""What a transformer reads of a prompt besides the text, by the name of its argument or of the recorded array."""
-CLIP_ROWS = "clip_hidden_states"
+    from secondcast.models.weights.files import CheckpointSource
 
 Role = Literal[
     "transformer",
@@ -46,16 +45,6 @@ Role = Literal[
     "second_pooled_tokenizer",
 ]
 """What a part of a teacher is for. The large text encoder is the one that a student replaces."""
-
-
-class ConditioningEncoder(ABC):
-    """Frozen text encoders whose results are recorded beside the embedding."""
-
-    networks: list[Any]
-
-    @abstractmethod
-    def encode(self, texts: Sequence[str]) -> "dict[str, torch.Tensor]":
-        """The conditioning of texts, by name; a row of each array for each text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,72 +66,6 @@ class Part:
     loaded_as: str | None = None
 
 
-def t5_part(folder: str) -> Part:
-    """T5 as the large text encoder."""
-    needs = ("d_model", "vocab_size")
-    return Part(folder=folder, key="model_type", kind="t5", needs=needs, loaded_as="T5EncoderModel")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockList:
-    """A list of equal blocks of a transformer.
-
-    attribute: of the transformer.
-    count_key: key of the configuration with the number of its blocks.
-    joint: whether its blocks join text and image tokens to one sequence.
-    """
-
-    attribute: str
-    count_key: str
-    joint: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Anatomy:
-    """Where the networks of a transformer are, for memory options, costs and losses.
-
-    block_lists: in the order of computation.
-    modulation: endings of the names of the linears whose only inputs are timestep, guidance and pooled, so that no
-        gradient passes through them.
-    conditioning: the module that computes their input; its result is the `temb` of each block.
-    text_entry: the tensor through which text embeddings enter.
-    head: the modules that follow the blocks.
-    cross_attention: whether text enters every block: its gradient is a sum over them, reordered by streaming.
-    last_differs: whether the last block of a transformer has other weights, so that a part of it needs one block more.
-    """
-
-    block_lists: tuple[BlockList, ...]
-    modulation: tuple[str, ...]
-    conditioning: str
-    text_entry: str
-    head: tuple[str, ...]
-    cross_attention: bool = False
-    last_differs: bool = False
-
-    def blocks(self, transformer: "torch.nn.Module") -> "list[torch.nn.Module]":
-        """All blocks, in the order of computation."""
-        return [block for kind in self.block_lists for block in getattr(transformer, kind.attribute)]
-
-    def block_count(self, config: Mapping[str, Any]) -> int:
-        """Number of blocks of a transformer, by its configuration."""
-        return sum(int(config[kind.count_key]) for kind in self.block_lists)
-
-    def first_blocks(self, config: Mapping[str, Any], blocks: int) -> tuple[dict[str, int], tuple[str, ...]]:
-        """How a transformer has its first `blocks` blocks alone.
-
-        The keys of its configuration, and the modules that this one has too much: its head, and where the last block
-        differs from the others one block.
-        """
-        counts, surplus = {}, self.head
-        if self.last_differs and blocks < self.block_count(config):
-            surplus = (*surplus, f"{self.block_lists[-1].attribute}.{blocks}")
-            blocks += 1
-        for kind in self.block_lists:
-            counts[kind.count_key] = min(blocks, int(config[kind.count_key]))
-            blocks -= counts[kind.count_key]
-        return counts, surplus
-
-
 @dataclass(frozen=True, kw_only=True)
 class Family(ABC):
     """A kind of teacher.
@@ -156,10 +79,13 @@ class Family(ABC):
     latent_rule: how x_{k+1} follows from x_k and v_k.
     pooled: what the pooled vector may be, the default first.
     guidance_rule: "embedded" where the transformer reads the guidance scale or none at all; "cfg" for classifier-free
-        guidance in one call, the rows of the negative prompt first.
+        guidance in one call, the rows of the negative prompt first; "none" where no model has a guidance scale.
     guidance: the scales of a new cache, as `build --guidance` takes them.
     attention_backends: whether the transformer takes the attention backends of diffusers.
     masks_text: whether text encoder and transformer read the tokens of the text alone, and not the padding behind it.
+    text_layers: the hidden layers of the text encoder that are read, side by side; None: its last one.
+    student: the usual student of a plan: a name of STUDENT_SIZES.
+    tokenizer_files: those of the large tokenizer, which caches and students include.
     text_cleaning: how the pipeline changes a text before it is tokenised; None: not at all.
     """
 
@@ -175,11 +101,16 @@ class Family(ABC):
     latent_rule: LatentRule
     anatomy: Anatomy
     pooled: tuple[Pooled, ...] = ("zero", "clip")
-    guidance_rule: Literal["embedded", "cfg"] = "embedded"
+    guidance_rule: Literal["embedded", "cfg", "none"] = "embedded"
     guidance: str = "2.0:5.0:0.5"
     attention_backends: bool = True
     masks_text: bool = False
     text_cleaning: Literal["clean-caption"] | None = None
+    text_layers: tuple[int, ...] | None = None
+    student: str = "base"
+    tokenizer_files: tuple[str, ...] = (
+        *("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    )
 
     @property
     def latents(self) -> Latents:
@@ -235,6 +166,11 @@ class Family(ABC):
         return str(self.parts["transformer"].kind)
 
     @property
+    def vae(self) -> str:
+        """The class of the VAE in diffusers."""
+        return str(self.parts["vae"].kind)
+
+    @property
     def slot(self) -> str:
         """The argument of the pipeline that takes a student."""
         return self.parts["large_text_encoder"].folder
@@ -243,6 +179,19 @@ class Family(ABC):
     def tokenizer_slot(self) -> str:
         """The argument of the pipeline that takes the tokenizer of a student."""
         return self.parts["large_tokenizer"].folder
+
+    @property
+    def makes_initial_students(self) -> bool:
+        """Whether a student can be made out of the text encoder: it is T5, and padding counts like text."""
+        return self.text_layers is None and not self.masks_text
+
+    def check_index(self, index: Mapping[str, Any], file: str) -> None:
+        """Raise TeacherError for a pipeline of the right class that samples in another way, by its model_index.json."""
+        return
+
+    def check_text_encoder(self, config: Mapping[str, Any], file: str) -> None:
+        """Raise TeacherError for a text encoder of the right class that is not one of the family's."""
+        return
 
     @abstractmethod
     def check_transformer(self, config: Mapping[str, Any], file: str) -> None:
@@ -259,13 +208,37 @@ class Family(ABC):
     def text_width(self, config: Mapping[str, Any]) -> int:
         """D, of the configuration of a transformer."""
 
+    @abstractmethod
+    def encoder_width(self, encoder_config: Mapping[str, Any]) -> int:
+        """Values per token that a text encoder gives, by its configuration: D if transformer and encoder fit."""
+
+    @abstractmethod
+    def pad_token_id(self, encoder_config: Mapping[str, Any], tokenizer_files: Mapping[str, bytes]) -> int:
+        """The token id that pads the token ids of a cache; tokenizer_files: by name, as far as they are there."""
+
+    @abstractmethod
+    def tokenizer(self, folder: Path) -> TextTokenizer:
+        """The tokenizer in a folder, as the pipeline calls it. Raises TeacherError."""
+
+    @abstractmethod
+    def load_text_encoder(self, folder: Path, source: "CheckpointSource", dtype: "torch.dtype") -> Any:
+        """The network of the large text encoder, as far as it is read, on the host. Raises source.error."""
+
+    def loaded_name(self, stored: str) -> str | None:
+        """The name in that network of a tensor of the text encoder's files; None for one that is not loaded."""
+        return stored
+
+    @abstractmethod
+    def make_text_encoder(self, config: Mapping[str, Any]) -> Any:
+        """The same with random weights by its configuration, on torch's current device."""
+
+    @abstractmethod
+    def encode(self, text_encoder: Any, token_ids_BT: "torch.Tensor", pad_token_id: int) -> "torch.Tensor":
+        """encoder_hidden_states_BTD of padded token ids on the device of the network, without gradients."""
+
     def pooled_width(self, config: Mapping[str, Any]) -> int:
         """P, of the configuration of a transformer; 0 without pooled vectors."""
         return 0
-
-    def cleaned(self, texts: Sequence[str]) -> list[str]:
-        """Texts as the pipeline tokenises them; MissingExtraError if that needs another package."""
-        return list(texts)
 
     @abstractmethod
     def takes_guidance(self, config: Mapping[str, Any]) -> bool:
@@ -301,10 +274,8 @@ class Family(ABC):
         """C, of the latents of a VAE."""
 
     @abstractmethod
-    def vae_input(
-        self, latent_BSC: "torch.Tensor", geometry: "Geometry", vae_config: Mapping[str, Any]
-    ) -> "torch.Tensor":
-        """Packed latents as the VAE decodes them."""
+    def vae_input(self, latent_BSC: "torch.Tensor", geometry: "Geometry", vae: Any) -> "torch.Tensor":
+        """Packed latents as a VAE of diffusers decodes them."""
 
     @abstractmethod
     def schedule(
@@ -405,12 +376,17 @@ class Family(ABC):
         return {f"{before}prompt_embeds": embedding_BTD, f"{before}pooled_prompt_embeds": conditioning[POOLED]}
 
     def unpacked(self, latent_BSC: "torch.Tensor", geometry: "Geometry") -> "torch.Tensor":
-        """Packed latents as the pipeline takes and returns them."""
+        """Packed latents as the pipeline takes them."""
         return latent_BSC
 
     def packed(self, latent: "torch.Tensor") -> "torch.Tensor":
         """The inverse of `unpacked`."""
         return latent
+
+    def final_latents(self, pipeline: Any, **call: Any) -> "torch.Tensor":
+        """x_K, packed, of a call of the pipeline with these arguments."""
+        latents: torch.Tensor = pipeline(**call, output_type="latent", return_dict=False)[0]
+        return self.packed(latents)
 
     @abstractmethod
     def image_size(self, *, height: int, width: int) -> dict[str, int]:

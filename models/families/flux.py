@@ -4,18 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secondcast.models.families.family import (
-    POOLED,
-    Anatomy,
-    BlockList,
-    Conditioning,
-    ConditioningEncoder,
-    Family,
-    Part,
-    Role,
-    t5_part,
-)
+from secondcast.models.families.anatomy import Anatomy, BlockList
+from secondcast.models.families.encoders.interface import Conditioning, ConditioningEncoder
+from secondcast.models.families.family import POOLED, Part, Role
 from secondcast.models.families.flow_match import PlannedSchedule, flow_match_schedule
+from secondcast.models.families.reads_t5 import ReadsT5, t5_part
 from secondcast.storage_schemas.errors import TeacherError
 from secondcast.storage_schemas.schema import derivation
 from secondcast.storage_schemas.schema.fields import Array
@@ -31,7 +24,7 @@ if TYPE_CHECKING:
 _PACKED = 2
 
 
-class Flux(Family):
+class Flux(ReadsT5):
     """FLUX.1 as FluxPipeline calls it: no attention mask, all text positions 0. See Family for each method."""
 
     def check_transformer(self, config: Mapping[str, Any], file: str) -> None:
@@ -74,7 +67,7 @@ class Flux(Family):
         """CLIP."""
         from transformers import CLIPTextModel
 
-        from secondcast.models.families.clip import PooledClip, load_clip
+        from secondcast.models.families.encoders.clip import PooledClip, load_clip
 
         clip = folders["pooled_text_encoder"], folders["pooled_tokenizer"]
         return PooledClip(*load_clip(CLIPTextModel, *clip, dtype, device))
@@ -95,15 +88,13 @@ class Flux(Family):
         """C: the channels of 2 x 2 latents."""
         return int(_PACKED**2 * vae_config["latent_channels"])
 
-    def vae_input(
-        self, latent_BSC: "torch.Tensor", geometry: "Geometry", vae_config: Mapping[str, Any]
-    ) -> "torch.Tensor":
+    def vae_input(self, latent_BSC: "torch.Tensor", geometry: "Geometry", vae: Any) -> "torch.Tensor":
         """Unpacked, then scaled and shifted. Source: FluxPipeline.__call__."""
         from diffusers import FluxPipeline
 
-        scale = self.token_px(vae_config) // _PACKED
+        scale = self.token_px(vae.config) // _PACKED
         latents: torch.Tensor = FluxPipeline._unpack_latents(latent_BSC, geometry.height, geometry.width, scale)
-        return latents / vae_config["scaling_factor"] + vae_config["shift_factor"]
+        return latents / vae.config.scaling_factor + vae.config.shift_factor
 
     def schedule(
         self,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from secondcast.models.families.family import Family
+from secondcast.models.families.reads_t5 import ReadsT5
 from secondcast.storage_schemas.errors import TeacherError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _PATCH = 2
 
 
-class PatchedLatents(Family):
+class PatchedLatents(ReadsT5):
     """A family with [B, channels, height, width] latents, which caches have packed like the transformer's tokens."""
 
     def check_patches(self, config: Mapping[str, Any], file: str) -> None:

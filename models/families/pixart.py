@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from secondcast.models.families.family import TEXT_MASK, Anatomy, BlockList, Conditioning, Part, t5_part
+from secondcast.models.families.anatomy import Anatomy, BlockList
+from secondcast.models.families.encoders.interface import Conditioning
+from secondcast.models.families.family import TEXT_MASK, Part
 from secondcast.models.families.patches import PatchedLatents
+from secondcast.models.families.reads_t5 import t5_part
 from secondcast.storage_schemas.errors import MissingExtraError, TeacherError, reason
 from secondcast.storage_schemas.schema.fields import Array
 from secondcast.storage_schemas.schema.manifest import ScheduleName
@@ -17,6 +20,7 @@ from secondcast.storage_schemas.schema.manifest import ScheduleName
 if TYPE_CHECKING:
     import torch
 
+    from secondcast.models.geometry import Geometry
     from secondcast.models.schedule import Schedule
 
 # Below it, at the first steps, clean latents are mostly error.
@@ -67,9 +71,9 @@ class PixArt(PatchedLatents):
             )
         return cleaned
 
-    def vae_input(self, latent_BSC: "torch.Tensor", geometry: Any, vae_config: Mapping[str, Any]) -> "torch.Tensor":
+    def vae_input(self, latent_BSC: "torch.Tensor", geometry: "Geometry", vae: Any) -> "torch.Tensor":
         """Unpacked, then scaled. Source: PixArtSigmaPipeline.__call__."""
-        return self.unpacked(latent_BSC, geometry) / vae_config["scaling_factor"]
+        return self.unpacked(latent_BSC, geometry) / vae.config.scaling_factor
 
     def schedule(
         self,

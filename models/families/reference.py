@@ -40,13 +40,11 @@ class ReferencePipeline:
         inputs = family.reference_inputs(text.conditioning, text.embedding_BTD)
         if negative is not None:
             inputs |= family.reference_inputs(negative.conditioning, negative.embedding_BTD, negative=True)
-        latents: torch.Tensor = self._pipeline(
+        return family.final_latents(
+            self._pipeline,
             **inputs,
             latents=family.unpacked(noise_BSC, geometry).clone(),
             guidance_scale=0.0 if guidance is None else guidance,
             num_inference_steps=steps,
-            output_type="latent",
-            return_dict=False,
             **family.image_size(height=geometry.height, width=geometry.width),
-        )[0]
-        return family.packed(latents)
+        )

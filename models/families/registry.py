@@ -1,13 +1,17 @@
 """The supported families, and how to find one: by its name in a manifest, by a pipeline, by a transformer."""
 
-from secondcast.models.families.family import Anatomy, Family
+from collections.abc import Sequence
+
+from secondcast.models.families.anatomy import Anatomy
+from secondcast.models.families.family import Family
 from secondcast.models.families.flux import FLUX, FLUX_KONTEXT
+from secondcast.models.families.klein import KLEIN
 from secondcast.models.families.pixart import PIXART_SIGMA
 from secondcast.models.families.sd3 import SD3
 from secondcast.storage_schemas.errors import TeacherError
 
 # Of several families with one transformer, the first one is that of a transformer alone.
-FAMILIES: tuple[Family, ...] = (FLUX, FLUX_KONTEXT, SD3, PIXART_SIGMA)
+FAMILIES: tuple[Family, ...] = (FLUX, FLUX_KONTEXT, SD3, PIXART_SIGMA, KLEIN)
 
 
 def supported_models() -> str:
@@ -30,6 +34,12 @@ def family_named(name: str) -> Family:
 def family_of_pipeline(pipeline: str) -> Family | None:
     """A family by the class name of its pipeline; None if none has it."""
     return next((family for family in FAMILIES if family.pipeline == pipeline), None)
+
+
+def family_of_layers(layers: Sequence[int] | None) -> Family:
+    """The first family that reads these layers of its text encoder; None: the last one."""
+    wanted = None if layers is None else tuple(layers)
+    return next((family for family in FAMILIES if family.text_layers == wanted), FAMILIES[0])
 
 
 def family_of_transformer(transformer: object) -> Family:

@@ -4,18 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secondcast.models.families.family import (
-    CLIP_ROWS,
-    POOLED,
-    Anatomy,
-    BlockList,
-    Conditioning,
-    ConditioningEncoder,
-    Part,
-    Role,
-    t5_part,
-)
+from secondcast.models.families.anatomy import Anatomy, BlockList
+from secondcast.models.families.encoders.interface import CLIP_ROWS, Conditioning, ConditioningEncoder
+from secondcast.models.families.family import POOLED, Part, Role
 from secondcast.models.families.patches import PatchedLatents
+from secondcast.models.families.reads_t5 import t5_part
 from secondcast.storage_schemas.errors import TeacherError
 from secondcast.storage_schemas.schema import derivation
 from secondcast.storage_schemas.schema.fields import Array
@@ -76,7 +69,7 @@ class StableDiffusion3(PatchedLatents):
         """Both CLIPs."""
         from transformers import CLIPTextModelWithProjection
 
-        from secondcast.models.families.clip import ClipPair, load_clip
+        from secondcast.models.families.encoders.clip import ClipPair, load_clip
 
         pairs = [
             load_clip(CLIPTextModelWithProjection, folders[model], folders[tokenizer], dtype, device)
@@ -84,12 +77,10 @@ class StableDiffusion3(PatchedLatents):
         ]
         return ClipPair([model for model, _ in pairs], [tokenizer for _, tokenizer in pairs])
 
-    def vae_input(
-        self, latent_BSC: "torch.Tensor", geometry: "Geometry", vae_config: Mapping[str, Any]
-    ) -> "torch.Tensor":
+    def vae_input(self, latent_BSC: "torch.Tensor", geometry: "Geometry", vae: Any) -> "torch.Tensor":
         """Unpacked, then scaled and shifted. Source: StableDiffusion3Pipeline.__call__."""
         latents = self.unpacked(latent_BSC, geometry)
-        return latents / vae_config["scaling_factor"] + vae_config["shift_factor"]
+        return latents / vae.config.scaling_factor + vae.config.shift_factor
 
     def schedule(
         self,

@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from secondcast.models.families.family import Conditioning
+from secondcast.models.families.encoders.interface import Conditioning
 from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.tensors import stacked, to_torch
 
@@ -44,11 +44,6 @@ class Text:
             embedding_BTD=joined(before_BTD, self.embedding_BTD),
             conditioning={name: joined(first.conditioning[name], own) for name, own in self.conditioning.items()},
         )
-
-
-def text_mask(token_ids_BT: torch.Tensor, pad_token_id: int) -> torch.Tensor:
-    """[B, T] int64: 1 for the text, which its end token closes, and 0 for the padding behind it."""
-    return (token_ids_BT != pad_token_id).long().flip(1).cummax(1).values.flip(1)
 
 
 def recorded_text(cache: Cache, prompts: Sequence[int]) -> Text:

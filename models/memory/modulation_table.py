@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from secondcast.models.families.family import Anatomy
+from secondcast.models.families.anatomy import Anatomy
 from secondcast.models.families.registry import anatomy_of, family_of_transformer
 from secondcast.models.memory.conditions import Condition, Conditions
 from secondcast.models.memory.meta_run import parameter_count

@@ -60,7 +60,7 @@ def quantize_blocks(transformer: Any, kind: Quantization, device: torch.device) 
 
 @torch.no_grad()
 def quantize_text_encoder(model: torch.nn.Module, kind: TextQuantization = "int8") -> None:
-    """Quantize the linears of a T5 encoder in place, but not its embeddings. Raises MissingExtraError.
+    """Quantize the linears of a large text encoder in place, but not its embeddings. Raises MissingExtraError.
 
     nf4: without the last linear of each feed-forward block, to whose dtype transformers casts its input.
     """

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from secondcast.models.families.family import Anatomy
+from secondcast.models.families.anatomy import Anatomy
 from secondcast.models.families.registry import anatomy_of
 from secondcast.models.memory.blocks import SLOTS, streamed_blocks
 from secondcast.models.memory.modulation_table import check_modulation

@@ -1,4 +1,4 @@
-"""Create students from any text encoder of transformers, with its own tokenizer."""
+"""Create students from any text encoder of transformers, with its own tokenizer or that of a language model."""
 
 import copy
 import json
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
+from secondcast.models.families.registry import family_named
 from secondcast.models.student.encoder_student_network import (
     EncoderStudent,
     EncoderStudentConfig,
@@ -42,18 +43,22 @@ def new_encoder_student(
 ) -> EncoderStudent:
     """A student with the text encoder of a folder or hub repository, fp32. StudentError if there is none.
 
-    Uses the encoder of an encoder-decoder, the text model of a multimodal model, and all of a causal model. Its text
-    length is the teacher's, or its maximum number of positions if that is less.
+    Uses the encoder of an encoder-decoder, the text model of a multimodal model, and all of a causal model. In place of
+    T5 its text length is the teacher's, or its maximum number of positions if that is less; in place of a language
+    model it reads the teacher's token ids.
     """
     if teacher.text_mask is not None:
         raise no_own_tokens(source)
     config = _text_part(_config_of(source))
-    tokens = read_tokens(source, text_length=teacher.text_length)
+    replaces_model = teacher.text_layers is not None
+    tokens = None if replaces_model else read_tokens(source, text_length=teacher.text_length)
     settings = with_dropout(_settings_of(config), dropout)
+    if replaces_model:
+        check_reads_tokens(source, settings, teacher)
     encoder = _pretrained(source, settings) if pretrained else _random(source, settings)
     width, longest = _width(encoder, source), longest_text(encoder)
-    text_length = teacher.text_length if longest is None else min(teacher.text_length, longest)
-    _check_vocabulary(encoder, tokens, source)
+    if tokens is not None:
+        _check_vocabulary(encoder, tokens, source)
     torch.manual_seed(seed)
     student = EncoderStudent(
         EncoderStudentConfig(
@@ -61,17 +66,38 @@ def new_encoder_student(
             project_in_dim=width,
             project_out_dim=teacher.text_width,
             projection_dropout=dropout,
-            text_length=text_length,
+            text_length=teacher.text_length if longest is None else min(teacher.text_length, longest),
             longest_text=longest,
-            pad_token_id=tokens.pad_token_id,
-            pad_is_end=tokens.pad_is_end,
+            pad_token_id=teacher.pad_token_id if tokens is None else tokens.pad_token_id,
+            pad_is_end=tokens is not None and tokens.pad_is_end,
             projection_rank=projection_rank,
+            hidden_state_layers=teacher.text_layers,
         )
     )
     if pretrained:
         student.encoder.load_state_dict(encoder.state_dict())
     _set_dropout(student, dropout)
     return student.float()
+
+
+def check_reads_tokens(source: str, settings: dict[str, Any], teacher: Teacher) -> None:
+    """Raise StudentError unless an encoder can read the token ids of a teacher with a language model.
+
+    settings: its configuration.
+    """
+    usual = family_named(teacher.family).student
+    found, needed = settings.get("vocab_size"), teacher.text_encoder_config["vocab_size"]
+    if found != needed:
+        raise StudentError(
+            f"{source} has a vocabulary of {found}, but this teacher's has {needed} tokens: a student of it reads the "
+            f"tokens of its language model; give one with the same tokenizer, such as {usual}"
+        )
+    longest = settings.get("max_position_embeddings")
+    if isinstance(longest, int) and longest < teacher.text_length:
+        raise StudentError(
+            f"{source} has positions for {longest} tokens, but the cache's token ids are {teacher.text_length}: a "
+            f"student of this teacher reads all of them; give a longer one, such as {usual}"
+        )
 
 
 def rebuilt(

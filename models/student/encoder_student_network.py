@@ -1,12 +1,14 @@
 """A student that is not T5: any text encoder of transformers, and the paper's projection to the teacher's text width.
 
-It reads prompts with its own tokenizer. FluxPipeline passes no attention mask, which such encoders need, so it is
-derived from the padding. This file only imports torch and transformers: an export includes a copy of it.
+It reads prompts with its own tokenizer, or in place of a language model with the teacher's. FluxPipeline passes no
+attention mask, which such encoders need, so it is derived from the padding. This file only imports torch and
+transformers: an export includes a copy of it.
 """
 
 import itertools
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ class EncoderStudentConfig(PretrainedConfig):
     pad_is_end: whether the tokenizer pads with its end token, the first of which is text.
     negative_token_ids: only with an embedding of a negative prompt; see put_negative.
     projection_rank: of the projection's last matrix, then a product of two; absent for a full one.
+    hidden_state_layers: the layers of a language model in whose place it is, each with a projection of its own, side by
+        side in an embedding: it then reads the tokens of that model. Absent in place of T5.
     """
 
     model_type = "secondcast_encoder_student"
@@ -42,11 +46,14 @@ class EncoderStudentConfig(PretrainedConfig):
         pad_token_id: int = 0,
         pad_is_end: bool = False,
         projection_rank: int | None = None,
+        hidden_state_layers: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if projection_rank is not None:
             self.projection_rank = projection_rank
+        if hidden_state_layers is not None:
+            self.hidden_state_layers = list(hidden_state_layers)
         self.encoder_config = encoder_config or {"model_type": "bert"}
         self.project_in_dim = project_in_dim
         self.project_out_dim = project_out_dim
@@ -91,8 +98,19 @@ def _other_names(found: dict[str, Any]) -> dict[str, str]:
     return {}
 
 
+def _projection(config: EncoderStudentConfig, wide: int) -> nn.Sequential:
+    rank = getattr(config, "projection_rank", None)
+    widths = (wide, wide) if rank is None else (wide, rank, wide)
+    return nn.Sequential(
+        nn.Linear(config.project_in_dim, wide, bias=False),
+        nn.ReLU(),
+        nn.Dropout(config.projection_dropout),
+        *(nn.Linear(*shape, bias=False) for shape in itertools.pairwise(widths)),
+    )
+
+
 class EncoderStudent(PreTrainedModel):
-    """Text encoder, then Linear - ReLU - Dropout - Linear (no biases). Replaces T5-XXL in a pipeline."""
+    """Text encoder, then Linear - ReLU - Dropout - Linear (no biases). Replaces a large text encoder in a pipeline."""
 
     # diffusers records a component by the module of its class, and loads it from a file of that name in the
     # component's folder: only the bare name of this file is there when a whole pipeline is saved and loaded.
@@ -108,13 +126,11 @@ class EncoderStudent(PreTrainedModel):
         self.encoder = make_encoder(config.encoder_config)
         # What the encoder's own class keeps in float32: transformers 4 asks the outermost model only.
         self._keep_in_fp32_modules = getattr(self.encoder, "_keep_in_fp32_modules", None)
-        wide, rank = config.project_out_dim, getattr(config, "projection_rank", None)
-        widths = (wide, wide) if rank is None else (wide, rank, wide)
-        self.final_projection = nn.Sequential(
-            nn.Linear(config.project_in_dim, wide, bias=False),
-            nn.ReLU(),
-            nn.Dropout(config.projection_dropout),
-            *(nn.Linear(*shape, bias=False) for shape in itertools.pairwise(widths)),
+        self._layers = getattr(config, "hidden_state_layers", None)
+        self.final_projection = (
+            _projection(config, config.project_out_dim)
+            if self._layers is None
+            else nn.ModuleList(_projection(config, config.project_out_dim // len(self._layers)) for _ in self._layers)
         )
         self._warned = False
         ids = getattr(config, "negative_token_ids", None)
@@ -145,7 +161,7 @@ class EncoderStudent(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         # The encoder's own parts are initialised by its class; here only the projection.
-        if isinstance(module, nn.Linear) and any(module is part for part in self.final_projection):
+        if isinstance(module, nn.Linear) and any(module is part for part in self.final_projection.modules()):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -155,7 +171,9 @@ class EncoderStudent(PreTrainedModel):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutput:
-        """last_hidden_state [B, T, project_out_dim] of token ids [B, T], as FluxPipeline calls T5.
+        """last_hidden_state [B, T, project_out_dim] of token ids [B, T], as a pipeline calls it.
+
+        In place of a language model also its hidden_states, by the numbers of the layers that are read.
 
         attention_mask: default: all but the padding at the end. ValueError for more tokens than it has positions.
         """
@@ -163,8 +181,12 @@ class EncoderStudent(PreTrainedModel):
         if attention_mask is None:
             attention_mask = self.mask_of(input_ids)
         hidden_BTD = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        embedding_BTD = self._with_negative(input_ids, self.final_projection(hidden_BTD))
-        return BaseModelOutput(last_hidden_state=embedding_BTD)
+        if self._layers is None:
+            return BaseModelOutput(last_hidden_state=self._with_negative(input_ids, self.final_projection(hidden_BTD)))
+        layers = {
+            layer: project(hidden_BTD) for layer, project in zip(self._layers, self.final_projection, strict=True)
+        }
+        return BaseModelOutput(last_hidden_state=torch.cat([*layers.values()], dim=-1), hidden_states=layers)
 
     def put_negative(self, token_ids: list[int] | None, embedding_TD: torch.Tensor | None = None) -> None:
         """Give this embedding for the text with these token ids from now on: the teacher's, of the negative prompt.

@@ -4,6 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from secondcast.storage_schemas.errors import SettingsError
+from secondcast.storage_schemas.schema.manifest import Teacher
+
+
+def layer_width(teacher: Teacher) -> int:
+    """Width of a projection's last matrix: the text width, or that of one of several layers."""
+    return teacher.text_width // len(teacher.text_layers or (None,))
 
 
 def check_rank(rank: int | None, text_width: int) -> None:

@@ -1,6 +1,7 @@
 """Create, load and save students."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,16 @@ import torch
 from transformers import T5Config, T5EncoderModel
 from transformers.configuration_utils import PretrainedConfig
 
+from secondcast.models.families.registry import family_named
 from secondcast.models.student.distillt5 import load_published, student_config
-from secondcast.models.student.encoder_student import new_encoder_student, no_own_tokens, rebuilt
+from secondcast.models.student.encoder_student import check_reads_tokens, new_encoder_student, no_own_tokens, rebuilt
 from secondcast.models.student.encoder_student_network import EncoderStudent, EncoderStudentConfig
 from secondcast.models.student.folder import BEST_FILE as BEST_FILE
 from secondcast.models.student.folder import CHECKPOINT_PREFIX as CHECKPOINT_PREFIX
 from secondcast.models.student.folder import check_is_student, config_of, is_published_form, is_quantized
 from secondcast.models.student.folder import checkpoints as checkpoints
 from secondcast.models.student.folder import student_folder as student_folder
-from secondcast.models.student.projection_rank import check_kept_rank, check_rank
+from secondcast.models.student.projection_rank import check_kept_rank, check_rank, layer_width
 from secondcast.models.student.student_network import SecondcastStudent, StudentConfig
 from secondcast.models.weights.checked_loading import load_checked
 from secondcast.models.weights.files import CheckpointSource, holds_weights
@@ -26,7 +28,7 @@ from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.schema.manifest import Teacher
 
 Student = SecondcastStudent | EncoderStudent
-"""Either replaces T5-XXL: token ids [B, T] in, embeddings [B, T, project_out_dim] out."""
+"""Either replaces a large text encoder: token ids [B, T] in, embeddings [B, T, project_out_dim] out."""
 
 
 def new_student(
@@ -36,7 +38,7 @@ def new_student(
 
     source: folder or hub name of a text encoder, of its config.json (and tokenizer) alone, or of an earlier export. T5
         reads the cache's token ids; any other kind, and a T5 with a smaller vocabulary, becomes an EncoderStudent with
-        its own tokenizer (see tokens.own_tokens).
+        its own tokenizer (see tokens.own_tokens), or in place of a language model with the teacher's.
     init: "pretrained", "random" or "auto" (pretrained if weights are available).
     dropout: probability in encoder and projection.
     projection_rank: of a new projection's last matrix; None: full. An earlier student keeps its own.
@@ -47,13 +49,18 @@ def new_student(
     found = _source_config(source)
     kind = found.get("model_type")
     _check_form(source, found, projection_rank)
-    check_rank(projection_rank, teacher.text_width)
-    if teacher.text_mask is not None and kind == EncoderStudentConfig.model_type:
+    check_rank(projection_rank, layer_width(teacher))
+    if teacher.text_mask is not None and kind == EncoderStudentConfig.model_type and _LAYERS not in found:
         raise no_own_tokens(source)
     pretrained = init == "pretrained" or (init == "auto" and _has_weights(source))
     if kind == EncoderStudentConfig.model_type:
         return _again(source, teacher, pretrained=pretrained, dropout=dropout, seed=seed)
     ours = kind == StudentConfig.model_type or is_published_form(found)
+    if teacher.text_layers is not None and (ours or kind == "t5"):
+        raise StudentError(
+            f"{source} is a T5, but this teacher has a language model, whose tokens its student reads: give "
+            f"{family_named(teacher.family).student}, or another with the same tokenizer"
+        )
     if not ours and (kind != "t5" or _has_another_tokenizer(source, found, teacher)):
         return new_encoder_student(
             source, teacher, pretrained=pretrained, dropout=dropout, seed=seed, projection_rank=projection_rank
@@ -110,6 +117,8 @@ def _pretrained_t5(source: str) -> T5EncoderModel:
     return encoder
 
 
+# The key of the configuration of a student in place of a language model.
+_LAYERS = "hidden_state_layers"
 _OWN_KEYS = (
     "project_in_dim",
     "project_out_dim",
@@ -164,12 +173,20 @@ def save_student(student: Student, folder: Path, *, tokenizer: dict[str, bytes] 
         written.chmod(mode)
 
 
-def check_fits(student: Student, text_width: int, where: str, *, masked: bool | None = None) -> None:
-    """Raise StudentError unless a student's embeddings have the backbone's text width.
+def vocabulary(student: Student) -> int:
+    """Number of token ids that a student knows."""
+    return len(student.get_input_embeddings().get_parameter("weight"))
+
+
+def check_fits(
+    student: Student, text_width: int, where: str, *, layers: Sequence[int] | None = None, masked: bool | None = None
+) -> None:
+    """Raise StudentError unless a student's embeddings have the backbone's text width, and the layers of the teacher.
 
     masked: whether the teacher masks padding, for a student that is used as it is; None: it will be trained.
     """
     _check_width(student.config.project_out_dim, text_width, where)
+    _check_layers(student.config, layers, where)
     if masked and isinstance(student, EncoderStudent):
         raise no_own_tokens(where)
     if masked is False and getattr(student.config, "masks_padding", False):
@@ -187,9 +204,25 @@ def _check_width(width: int, text_width: int, where: str) -> None:
         )
 
 
+def _check_layers(config: PretrainedConfig, expected: Sequence[int] | None, where: str) -> None:
+    found = getattr(config, _LAYERS, None)
+    if found != (None if expected is None else list(expected)):
+        own, read = (
+            "the last layer of its text encoder" if layers is None else f"the layers {', '.join(map(str, layers))}"
+            for layers in (found, expected)
+        )
+        raise StudentError(
+            f"{where} gives {own}, but this teacher reads {read}: it was trained for another kind; train one from a "
+            f"cache of this one"
+        )
+
+
 def _again(source: str, teacher: Teacher, *, pretrained: bool, dropout: float, seed: int) -> EncoderStudent:
     config = EncoderStudentConfig.from_pretrained(source)
     _check_width(config.project_out_dim, teacher.text_width, source)
+    _check_layers(config, teacher.text_layers, source)
+    if teacher.text_layers is not None:
+        check_reads_tokens(source, config.encoder_config, teacher)
     weights = load_student(_local_student(source)).state_dict() if pretrained else None
     return rebuilt(config, weights, teacher, dropout=dropout, seed=seed)
 

@@ -61,7 +61,7 @@ def own_tokens(source: str | Path, student: Any) -> StudentTokens | None:
     source: the `source` of `new_student`, or the folder of a saved student.
     Raises StudentError for a tokenizer that cannot be read.
     """
-    if not isinstance(student, EncoderStudent):
+    if not isinstance(student, EncoderStudent) or hasattr(student.config, "hidden_state_layers"):
         return None
     return read_tokens(str(source), text_length=int(student.config.text_length))
 
@@ -129,7 +129,9 @@ def has_own_tokens(folder: Path) -> bool:
         found = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and found.get("model_type") == EncoderStudentConfig.model_type
+    if not isinstance(found, dict) or "hidden_state_layers" in found:
+        return False
+    return found.get("model_type") == EncoderStudentConfig.model_type
 
 
 def _load(source: str, where: str, *, alone: bool = False) -> Any:

@@ -32,13 +32,15 @@ def family_of_folder(path: Path) -> Family:
     TeacherError for a pipeline that no family has.
     """
     index = path / "model_index.json"
-    named = read_config(index, "model index").get("_class_name") if index.is_file() else None
+    stated = read_config(index, "model index") if index.is_file() else {}
+    named = stated.get("_class_name")
     if named is None:
         return _family_by_transformer(path)
     family = family_of_pipeline(str(named))
     if family is None:
         expected = " or ".join(repr(known.pipeline) for known in FAMILIES)
         raise TeacherError(f"{index} has _class_name = {named!r}, expected {expected}: {supported_models()}")
+    family.check_index(stated, str(index))
     return family
 
 
@@ -67,3 +69,5 @@ def check_parts(path: Path, family: Family, roles: Sequence[Role]) -> None:
             )
         if role == "transformer":
             family.check_transformer(config, str(file))
+        if role == "large_text_encoder":
+            family.check_text_encoder(config, str(file))

@@ -26,8 +26,9 @@ BUILD_PARTS: tuple[Role, ...] = ("transformer", "scheduler", "large_text_encoder
 POOLED_PARTS: tuple[Role, ...] = ("pooled_text_encoder", "pooled_tokenizer")
 REPLAY_PARTS: tuple[Role, ...] = ("transformer",)
 DECODE_PARTS: tuple[Role, ...] = ("vae",)
-TOKENIZER_FILES = ("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-POOLED_TOKENIZER_FILES = ("vocab.json", "merges.txt", *TOKENIZER_FILES[1:])
+POOLED_TOKENIZER_FILES = (
+    *("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+)
 
 
 def part_source(part: Path) -> CheckpointSource:
@@ -111,7 +112,12 @@ class TeacherFolder:
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """The files of the large text encoder's tokenizer, which the cache includes."""
-        return self._files("large_tokenizer", TOKENIZER_FILES)
+        return self._files("large_tokenizer", self.family.tokenizer_files)
+
+    @property
+    def pad_token_id(self) -> int:
+        """The token id that pads the token ids of a cache."""
+        return self.family.pad_token_id(self.config("large_text_encoder"), self.tokenizer_files())
 
     def _files(self, role: Role, names: tuple[str, ...]) -> dict[str, bytes]:
         folder = self.part(role)
@@ -170,7 +176,7 @@ class TeacherFolder:
         hashed: False omits the hashes, so that only configuration files are read, for planning.
         """
         family, backbone, text_encoder = self.family, self.config("transformer"), self.config("large_text_encoder")
-        self._check_width("large_text_encoder", "d_model", text_encoder, family.text_width(backbone))
+        self._check_width(text_encoder, family.text_width(backbone))
         return Teacher(
             family=family.name,
             weights=self._weights(pooled) if hashed else {},
@@ -179,11 +185,12 @@ class TeacherFolder:
             tokenizer=_sha256_of(self.tokenizer_files()),
             text_length=text_length,
             text_width=family.text_width(backbone),
-            pad_token_id=text_encoder.get("pad_token_id") or 0,
+            pad_token_id=self.pad_token_id,
             pooled=pooled,
             pooled_width=family.pooled_width(backbone),
             text_mask="token-count" if family.masks_text else None,
             text_cleaning=family.text_cleaning,
+            text_layers=family.text_layers,
             **(self._pooled_identity(backbone, hashed=hashed) if pooled == "clip" else {}),
         )
 
@@ -224,11 +231,11 @@ class TeacherFolder:
             "conditioning": self.conditioning,
         }
 
-    def _check_width(self, role: Role, key: str, config: dict[str, Any], expected: int) -> None:
-        if config[key] != expected:
+    def _check_width(self, text_encoder: dict[str, Any], expected: int) -> None:
+        if (found := self.family.encoder_width(text_encoder)) != expected:
             raise TeacherError(
-                f"{self.part(role)} has {key} = {config[key]}, but its transformer reads {expected} values: they are "
-                f"parts of two models; download the whole repository again"
+                f"{self.part('large_text_encoder')} gives {found} values per token, but its transformer reads "
+                f"{expected}: they are parts of two models; download the whole repository again"
             )
 
 

@@ -1,10 +1,10 @@
 """Decode packed latents to pictures with the teacher's VAE, as its pipeline does."""
 
-from typing import Self
+from typing import Any, Self
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 
 from secondcast.models.families.family import Family
 from secondcast.models.geometry import Geometry, recorded_geometry
@@ -18,7 +18,7 @@ from secondcast.storage_schemas.schema.manifest import Sampling
 class ImageDecoder:
     """The VAE's decoder for one geometry, in fp32."""
 
-    def __init__(self, vae: AutoencoderKL, family: Family, geometry: Geometry) -> None:
+    def __init__(self, vae: Any, family: Family, geometry: Geometry) -> None:
         self._vae = vae.eval().requires_grad_(False)
         self._family, self._geometry = family, geometry
 
@@ -26,7 +26,7 @@ class ImageDecoder:
     def load(cls, folder: TeacherFolder, geometry: Geometry, *, device: torch.device) -> Self:
         """Load `folder`/vae and nothing else."""
         part = folder.part("vae")
-        vae = load_checked(AutoencoderKL, part, part_source(part), dtype=torch.float32)
+        vae = load_checked(getattr(diffusers, folder.family.vae), part, part_source(part), dtype=torch.float32)
         return cls(vae.to(device), folder.family, geometry)
 
     @torch.no_grad()
@@ -37,7 +37,7 @@ class ImageDecoder:
 
     def _decoded(self, latent_BSC: torch.Tensor) -> Array:
         packed_BSC = latent_BSC.to(device=self._vae.device, dtype=torch.float32)
-        latents = self._family.vae_input(packed_BSC, self._geometry, self._vae.config)
+        latents = self._family.vae_input(packed_BSC, self._geometry, self._vae)
         images = self._vae.decode(latents, return_dict=False)[0]
         images_BHWC = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
         return np.asarray((images_BHWC * 255).round().astype("uint8"))

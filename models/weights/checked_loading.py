@@ -57,8 +57,10 @@ KNOWN: dict[str, Known] = {
     "VisionEncoderDecoderModel": Known(absent=(r"^encoder\.pooler\.",)),
     # Attention masks, which are computed now.
     "GPT2Model": Known(beside=(r"\.attn\.(masked_)?bias$",)),
-    # Names from before diffusers had one attention class.
+    # A count of training, which decoding does not read.
+    "AutoencoderKLFlux2": Known(absent=(r"^bn\.num_batches_tracked$",)),
     "AutoencoderKL": Known(
+        # Names from before diffusers had one attention class.
         renamed=(
             (".query.", ".to_q."),
             (".key.", ".to_k."),
@@ -118,8 +120,13 @@ def load_checked(
         raise source.refused(reason(error)) from error
     _refuse(_reported(kind, stored, model, report), source, beside=beside, needed=needed)
     _check_tied(kind, model, source)
-    model.cast_from = tuple(name for name in stored.dtypes if _FLOATING.get(name) not in (dtype, None))
+    note_cast(model, stored, dtype)
     return model
+
+
+def note_cast(model: Any, stored: StoredWeights, dtype: torch.dtype) -> None:
+    """Keep with a loaded network from which dtypes its weights were cast."""
+    model.cast_from = tuple(name for name in stored.dtypes if _FLOATING.get(name) not in (dtype, None))
 
 
 def cast_from(*networks: Any) -> str | None:
@@ -203,6 +210,7 @@ def _refuse(
             name for name in mismatch.missing if not matches(name, known.absent) and (needed is None or name in needed)
         ],
         unexpected=[name for name in mismatch.unexpected if not matches(name, ignored)],
+        unread={name: dtype for name, dtype in mismatch.unread.items() if not matches(name, known.absent)},
     )
     if left:
         raise left.error(source)

@@ -8,7 +8,7 @@ import torch
 from accelerate import init_empty_weights
 
 from secondcast.models.weights.checked_loading import check_weights, read_tensor
-from secondcast.models.weights.files import DIFFUSERS, CheckpointSource, tensor_files
+from secondcast.models.weights.files import DIFFUSERS, CheckpointSource, FileNames, tensor_files
 
 
 def load_part(
@@ -38,7 +38,24 @@ def load_part(
     for name in without:
         owner, _, attribute = name.rpartition(".")
         delattr(network.get_submodule(owner), attribute)
-    files = tensor_files(folder, DIFFUSERS, source)
-    tensors = {name: read_tensor(files[name], name, source).to(dtype) for name in network.state_dict()}
-    network.load_state_dict(tensors, assign=True)
+    fill(network, folder, DIFFUSERS, source, dtype=dtype)
     return network
+
+
+def fill(
+    network: torch.nn.Module,
+    folder: Path,
+    names: FileNames,
+    source: CheckpointSource,
+    *,
+    dtype: torch.dtype,
+    prefix: str = "",
+) -> None:
+    """Read the weights of a network without data, which has a part of the tensors in a folder, cast to `dtype`.
+
+    prefix: of the names of its tensors in the files.
+    """
+    files = tensor_files(folder, names, source)
+    wanted = {name: f"{prefix}{name}" for name in network.state_dict()}
+    tensors = {name: read_tensor(files[stored], stored, source).to(dtype) for name, stored in wanted.items()}
+    network.load_state_dict(tensors, assign=True)

@@ -91,6 +91,7 @@ class Teacher(Record):
     text_mask: "token-count" where text encoder and transformer read the first len(token_ids) tokens alone; embeddings
         are zero behind them. None: padding is read.
     text_cleaning: how the pipeline changes a text before it is tokenised; None: not at all.
+    text_layers: the hidden layers of the text encoder that are side by side in an embedding; None: its last one.
     """
 
     family: str = Field(min_length=1)
@@ -108,6 +109,7 @@ class Teacher(Record):
     conditioning: tuple[ConditioningArray, ...] | None = None
     text_mask: Literal["token-count"] | None = None
     text_cleaning: Literal["clean-caption"] | None = None
+    text_layers: tuple[int, ...] | None = None
 
     @model_serializer(mode="wrap")
     def _without_what_is_always_so(self, plain: SerializerFunctionWrapHandler) -> Any:

@@ -99,7 +99,7 @@ def test_results_are_merged_side_by_side_with_empty_cells(tmp_path, capsys):
         (["--merge"], "--merge without files, expected one or more check.json of earlier checks"),
         (["--merge", "missing.json"], "missing.json cannot be read (No such file or directory), expected a check.json"),
         (["a", "b"], "2 folders are given, expected one: result files need --merge"),
-        (["c", "--teacher", "random-klein"], "random-klein"),
+        (["c", "--teacher", "random-qwen"], "random-qwen"),
     ],
 )
 def test_wrong_input_is_one_line(tmp_path, monkeypatch, capsys, words, message):

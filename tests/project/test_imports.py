@@ -145,12 +145,11 @@ MAY_LOAD = {
     "models/weights/files.py": {"safe_open", "torch.load"},
     # The unmodified pipeline, and the unmodified transformer: references that results are compared with.
     "models/families/flux.py": {"getattr(diffusers, self.pipeline).from_pretrained"},
+    "models/families/klein.py": {"diffusers.Flux2KleinPipeline.from_pretrained"},
     "models/families/pixart.py": {"diffusers.PixArtSigmaPipeline.from_pretrained"},
     "models/families/sd3.py": {"diffusers.StableDiffusion3Pipeline.from_pretrained"},
     "check/teachers.py": {"getattr(diffusers, self.folder.family.transformer).from_pretrained"},
     "check/recording.py": {"safe_open"},
-    # The tokenizer of a pooled encoder.
-    "models/teacher/text_encoder.py": {"kind.from_pretrained"},
     # Loaders of a student's classes, of which an export carries a copy.
     "models/student/student_network.py": {"super().from_pretrained"},
     "models/student/encoder_student_network.py": {"super().from_pretrained", "cls.from_pretrained"},

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from secondcast.models.families.family import POOLED, Conditioning
+from secondcast.models.families.encoders.interface import Conditioning
+from secondcast.models.families.family import POOLED
 from secondcast.models.memory.host_modulation import HostModulation
 from secondcast.models.recorded_backbone import recorded_schedule
 from secondcast.models.student.tokens import StudentTokens

@@ -6,7 +6,7 @@ from functools import cache
 import torch
 
 from secondcast.models.backbone import Backbone
-from secondcast.models.families.family import Conditioning
+from secondcast.models.families.encoders.interface import Conditioning
 from secondcast.trainer.data.replay_dataset import Batch
 from secondcast.trainer.losses.difference import difference, differences
 from secondcast.trainer.stage import StepWeights

@@ -10,7 +10,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from secondcast.models.families.family import Family
 from secondcast.models.families.flux import FLUX
+from secondcast.models.families.registry import family_of_layers
 from secondcast.models.memory.meta_run import parameter_count
 from secondcast.models.memory.options import TextQuantization
 from secondcast.models.student.distillt5 import (
@@ -33,7 +35,7 @@ from secondcast.models.student.student import (
     student_folder,
 )
 from secondcast.models.student.student_network import SecondcastStudent
-from secondcast.models.student.tokens import TOKENIZER_CONFIG, portable
+from secondcast.models.student.tokens import TOKENIZER_CONFIG, has_own_tokens, portable
 from secondcast.storage_schemas.errors import SettingsError, reason
 from secondcast.storage_schemas.io import durable
 from secondcast.storage_schemas.progress import size_text
@@ -94,20 +96,29 @@ def _check_is_held(
         )
     if isinstance(student, EncoderStudent) and quantize is not None:
         raise SettingsError(
-            f"{path} is a {student.config.encoder_config['model_type']!r} student with its own tokenizer, but "
-            f"--quantize only supports T5 students that read the teacher's tokens: omit the option"
+            f"{path} is {_described(student)}, but --quantize only supports T5 students that read the teacher's "
+            f"tokens: omit the option"
         )
     if isinstance(student, EncoderStudent) and to != "diffusers":
         raise SettingsError(
-            f"{path} is a {student.config.encoder_config['model_type']!r} student with its own tokenizer, but --to "
-            f"{to} only supports T5 students that read the teacher's tokens: give --to diffusers"
+            f"{path} is {_described(student)}, but --to {to} only supports T5 students that read the teacher's tokens: "
+            f"give --to diffusers"
         )
-    family = facts.teacher_family if facts else FLUX
+    family = _family_of(student, facts)
     masks = getattr(student.config, "masks_padding", False)
     if to != "diffusers" and (family.slot != FLUX.slot or masks):
         raise SettingsError(
             f"{path} is a student of {family.title}, but --to {to} is a format for FLUX.1: give --to diffusers"
         )
+
+
+def _family_of(student: Student, facts: ExportFacts | None) -> Family:
+    return facts.teacher_family if facts else family_of_layers(getattr(student.config, "hidden_state_layers", None))
+
+
+def _described(student: EncoderStudent) -> str:
+    tokens = "the tokens of a language model" if hasattr(student.config, "hidden_state_layers") else "its own tokenizer"
+    return f"a {student.config.encoder_config['model_type']!r} student with {tokens}"
 
 
 def _check_is_free(out: Path, to: Form) -> None:
@@ -166,6 +177,8 @@ def _write_folder(student: Student, facts: ExportFacts | None, source: Path, fol
         parameters=parameter_count(student),
         weights=weights_text(folder),
         encoder=student.config.encoder_config["model_type"] if isinstance(student, EncoderStudent) else None,
+        own_tokenizer=has_own_tokens(source),
+        family=_family_of(student, facts),
     )
     (folder / _CARD_FILE).write_text(card, encoding="utf-8")
 

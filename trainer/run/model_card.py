@@ -120,7 +120,7 @@ tags: [text-encoder, {tag}, distillation, secondcast]
 
 # A student of {teacher}
 
-{encoder} encoder with projection, {parameters:,} parameters ({weights}), distilled with Secondcast from the T5 text
+{encoder} encoder with projection, {parameters:,} parameters ({weights}), distilled with Secondcast from the {taught}
 encoder of {teacher}. It replaces `{slot}`.{tokenizer}
 
 It was trained at **{text_length} text tokens**: always pass `max_sequence_length={text_length}`. {padding} {guidance}
@@ -169,28 +169,31 @@ def card_of(
     parameters: int,
     weights: str,
     encoder: str | None = None,
+    own_tokenizer: bool = False,
+    family: Family = FLUX,
 ) -> str:
     """README.md of an export.
 
     weights: form and bytes of its weights, in words.
-    encoder: model_type of a student with its own tokenizer; None: a T5 student.
+    encoder: model_type of a student that is not T5.
+    family: of the teacher.
     """
     teacher = f"`{facts.teacher}`" if facts else "an unrecorded teacher"
-    family = facts.teacher_family if facts else FLUX
     return _CARD.format(
         base_model=f"\nbase_model: {facts.teacher}" if facts and _is_hub_name(facts.teacher) else "",
         tag=family.name.split("-")[0],
         teacher=teacher,
         slot=family.slot,
+        taught="T5 text" if family.text_layers is None else "text",
         padding=(_MASKED if family.masks_text else _READ).format(most=family.largest_text_length)
         + (_CLEANED if family.text_cleaning else ""),
         parameters=parameters,
         weights=weights,
         text_length=text_length,
         encoder="A T5" if encoder is None else f"A text (`{encoder}`)",
-        tokenizer="" if encoder is None else _OWN_TOKENIZER,
+        tokenizer=_OWN_TOKENIZER if own_tokenizer else "",
         guidance=_guidance_text(facts),
-        use=_use(form, facts, text_length=text_length, own_tokenizer=encoder is not None),
+        use=_use(form, facts, family, text_length=text_length, own_tokenizer=own_tokenizer, is_t5=encoder is None),
         losses="" if facts is None else losses_text(stages_of(facts.settings)),
         recipe=_recipe(facts),
         non_commercial="".join(
@@ -202,16 +205,19 @@ def card_of(
     )
 
 
-def _use(form: Form, facts: ExportFacts | None, *, text_length: int, own_tokenizer: bool) -> str:
+def _use(
+    form: Form, facts: ExportFacts | None, family: Family, *, text_length: int, own_tokenizer: bool, is_t5: bool
+) -> str:
     if form != "diffusers":
         return _USE_DISTILLT5
     return diffusers_text(
         facts.teacher if facts else "TEACHER",
         facts.recorded if facts else None,
-        facts.teacher_family if facts else FLUX,
+        family,
         guidance=facts.guidance if facts else None,
         text_length=text_length,
         own_tokenizer=own_tokenizer,
+        is_t5=is_t5,
     )
 
 

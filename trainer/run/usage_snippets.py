@@ -44,8 +44,8 @@ _TEXT = """```python
 {program}```
 {remarks}
 `trust_remote_code` runs `{file}` of this folder, which only needs torch and transformers. It was tested with
-transformers 4.57 to 5.23, and in FluxPipeline with diffusers 0.35 to 0.42; with diffusers 0.40 and newer `torch_dtype`
-may be called `dtype`. diffusers reports that it expected a T5EncoderModel, which is harmless: the student replaces it.
+transformers 4.57 to 5.23, and in {tested}; with diffusers 0.40 and newer `torch_dtype`
+may be called `dtype`. diffusers reports that it expected a {expected}, which is harmless: the student replaces it.
 
 A saved pipeline (`pipeline.save_pretrained("my-pipeline")`) includes the student; another process loads it with:
 
@@ -59,6 +59,7 @@ _POCKET_IMPORT = """
 # The teacher is part of Secondcast, which must be installed for this program.
 from secondcast.pocket import TEACHER_FOLDER
 """
+_TESTED = "FluxPipeline with diffusers 0.35 to 0.42"
 _UNRECORDED = """
 The image size and steps of its training were not recorded: these are the defaults of `secondcast build`.
 """
@@ -72,6 +73,7 @@ def diffusers_text(
     guidance: tuple[float, ...] | None,
     text_length: int,
     own_tokenizer: bool,
+    is_t5: bool,
 ) -> str:
     """Markdown on the use of an export for diffusers: alone, and in a saved pipeline.
 
@@ -99,7 +101,9 @@ def diffusers_text(
         whole=_LOAD_WHOLE.format(pipeline=family.pipeline, dtype=dtype) + call,
         remarks=(_BOTH.format(slot=family.slot, tokenizer_slot=family.tokenizer_slot) if own_tokenizer else "")
         + ("" if recorded else _UNRECORDED),
-        file="encoder_student_network.py" if own_tokenizer else "student_network.py",
+        file="student_network.py" if is_t5 else "encoder_student_network.py",
+        tested=_TESTED if family.slot == FLUX.slot else f"{family.pipeline} with diffusers 0.42",
+        expected=family.parts["large_text_encoder"].loaded_as,
     )
 
 

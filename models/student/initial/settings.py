@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from secondcast.models.families.family import Family
+from secondcast.storage_schemas.errors import SettingsError
 from secondcast.storage_schemas.schema.flags import Flag, Flags
 from secondcast.storage_schemas.schema.manifest import Dtype
 
@@ -36,3 +38,18 @@ class InitialOptions(Flags):
     )
     batch_size: int = Field(default=16, ge=1, description="Prompts per batch.")
     dtype: Dtype = Field(default="bfloat16", description="Compute dtype of the teacher's encoder, as of build.")
+
+
+def check_makes_students(family: Family, teacher: str) -> None:
+    """Raise SettingsError for a family of whose text encoder no initial student can be made. teacher: its name."""
+    if family.makes_initial_students:
+        return
+    if family.text_layers is None:
+        raise SettingsError(
+            f"--teacher is {teacher}, whose text encoder reads a mask of padding, expected a teacher without one: the "
+            f"fit counts padding; give FLUX.1 or Stable Diffusion 3, whose text encoder is the same T5-XXL"
+        )
+    raise SettingsError(
+        f"--teacher is {teacher}, whose text encoder is a language model, expected a teacher with T5, of which initial "
+        f"students are made: train a smaller model with the same tokenizer by train --student {family.student}"
+    )

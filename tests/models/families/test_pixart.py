@@ -15,8 +15,9 @@ from secondcast.models.cost.counted import backbone_cost
 from secondcast.models.cost.gpu_memory import modulation_rows
 from secondcast.models.cost.shapes import CallShapes
 from secondcast.models.families import pixart
+from secondcast.models.families.encoders.interface import text_mask
 from secondcast.models.families.pixart import PIXART_SIGMA
-from secondcast.models.families.text import recorded_text, text_mask
+from secondcast.models.families.text import recorded_text
 from secondcast.models.geometry import recorded_geometry
 from secondcast.models.memory.options import MemoryOptions
 from secondcast.models.schedule import DTYPES

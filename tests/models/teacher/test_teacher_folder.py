@@ -11,14 +11,14 @@ import torch
 
 from secondcast.models.families.flux import FLUX
 from secondcast.models.teacher.folder import BUILD_PARTS, POOLED_PARTS, TeacherFolder, find_teacher
-from secondcast.models.teacher.text_encoder import TeacherTextEncoder, load_conditioning_encoder, load_tokenizer
+from secondcast.models.teacher.text_encoder import TeacherTextEncoder, load_conditioning_encoder
 from secondcast.storage_schemas.errors import TeacherError
 
 ALL = (*BUILD_PARTS, *POOLED_PARTS)
 RECORDED = (
     "this version supports FLUX.1-dev, FLUX.1-schnell, FLUX.1-Krea-dev, FLUX.1-Kontext-dev, "
     "stable-diffusion-3-medium-diffusers, stable-diffusion-3.5-medium, stable-diffusion-3.5-large, "
-    "PixArt-Sigma-XL-2-512-MS, PixArt-Sigma-XL-2-1024-MS, and models with t"
+    "PixArt-Sigma-XL-2-512-MS, PixArt-Sigma-XL-2-1024-MS, FLUX.2-klein-4B, FLUX.2-klein-9B, and models with t"
 )
 
 
@@ -107,7 +107,7 @@ def test_a_part_without_its_file_is_refused_by_name(teacher, missing):
 
 def test_parts_of_two_models_are_refused(teacher):
     change(teacher / "text_encoder_2/config.json", {"d_model": 32})
-    with pytest.raises(TeacherError, match="t/text_encoder_2 has d_model = 32, but its transformer reads 24 values"):
+    with pytest.raises(TeacherError, match="_2 gives 32 values per token, but its transformer reads 24: "):
         find_teacher(str(teacher), ALL).identity(text_length=12)
     change(teacher / "text_encoder_2/config.json", {"d_model": 24})
     change(teacher / "text_encoder/config.json", {"hidden_size": 9})
@@ -131,7 +131,7 @@ def test_damaged_weights_of_a_text_encoder_are_one_line(teacher, part, data):
 def test_a_damaged_tokenizer_is_one_line(teacher):
     (teacher / "tokenizer_2/tokenizer.json").write_text("{")
     with pytest.raises(TeacherError, match="t/tokenizer_2 cannot be loaded .*: download it again$"):
-        load_tokenizer(teacher / "tokenizer_2")
+        FLUX.tokenizer(teacher / "tokenizer_2")
     (teacher / "tokenizer_2/tokenizer_config.json").unlink()
     with pytest.raises(
         TeacherError, match="tokenizer_config.json cannot be read .*: the teacher's tokenizer_2 is incom"

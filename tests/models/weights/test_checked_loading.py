@@ -25,7 +25,7 @@ from transformers import (
 
 from secondcast import models
 from secondcast.models.backbone import Backbone
-from secondcast.models.families.clip import PooledClip
+from secondcast.models.families.encoders.clip import PooledClip
 from secondcast.models.families.flux import FLUX
 from secondcast.models.geometry import geometry_of
 from secondcast.models.student.student import load_student, new_student, save_student

@@ -38,7 +38,8 @@ def text_encoder(mode: FakeTensorMode, manifest: Manifest) -> TeacherTextEncoder
     with torch.device("meta"):
         model = T5EncoderModel(T5Config.from_dict(manifest.teacher.text_encoder_config))
     with mode:
-        return TeacherTextEncoder(model.to(DTYPES[manifest.sampling.dtype]).to_empty(device="cpu"))
+        model = model.to(DTYPES[manifest.sampling.dtype]).to_empty(device="cpu")
+        return TeacherTextEncoder(model, FLUX, pad_token_id=0)
 
 
 def vae(mode: FakeTensorMode) -> Any:

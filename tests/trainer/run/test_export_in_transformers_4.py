@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from secondcast.models.families.klein import KLEIN
 from secondcast.models.student.student import load_student, new_student, save_student
 from secondcast.models.student.tokens import own_tokens
 from secondcast.models.teacher.folder import find_teacher
@@ -16,6 +17,7 @@ from secondcast.pocket import STUDENTS_FOLDER, TEACHER_FOLDER
 from secondcast.trainer.run.export import export
 from secondcast.trainer.run.model_card import FACTS_FILE, ExportFacts
 from secondcast.trainer.settings import RecordedWith
+from tests.models.families.random_klein import make_klein, make_qwen_config, vocabulary_of
 from tests.models.student.encoders import FAMILIES, make_encoder_folder
 from tests.project.programs import programs, run_program
 
@@ -77,6 +79,29 @@ def test_students_of_every_family_give_the_same_tokens_and_embeddings(tmp_path):
         assert torch.isfinite(found["half"]).all()
         # T5's `wo`, one per block.
         assert int(found["fp32"]) == {"t5": 2, "mt5": 1}.get(folder.name, 0), folder.name
+
+
+def test_a_student_in_place_of_a_language_model_gives_the_same_layers(tmp_path):
+    teacher = make_klein(tmp_path / "teacher")
+    wanted = find_teacher(str(teacher), ()).identity(text_length=28, hashed=False)
+    source = make_qwen_config(tmp_path / "qwen", vocabulary_of(teacher))
+    save_student(
+        new_student(str(source), wanted, init="auto", dropout=0.0, seed=0), tmp_path / "saved", tokenizer=None
+    )  # fmt: skip
+    export(tmp_path / "saved", tmp_path / "klein")
+    ids_BT = KLEIN.tokenizer(teacher / "tokenizer").padded(["a", "a red dog"], 28)
+    program = f"""
+student = AutoModel.from_pretrained({str(tmp_path / "klein")!r}, trust_remote_code=True, dtype=torch.float32)
+ids = torch.tensor({ids_BT.tolist()})
+with torch.no_grad():
+    found = student(input_ids=ids, attention_mask=(ids != 0).long(), output_hidden_states=True, use_cache=False)
+save_file({{str(layer): rows for layer, rows in found.hidden_states.items()}}, "layers.safetensors")
+"""
+    run_program(HEAD + program, tmp_path, without_us=True)
+    found = load_file(tmp_path / "layers.safetensors")
+    with torch.no_grad():
+        expected_BTD = load_student(tmp_path / "klein")(ids_BT)[0]
+    assert torch.allclose(torch.cat([found[layer] for layer in ("9", "18", "27")], -1), expected_BTD, atol=1e-5)
 
 
 def test_the_card_and_a_saved_pipeline_run(tmp_path):

@@ -27,9 +27,9 @@ STAGE = {
 PRETRAIN = STAGE | {"name": "pretrain", "loss": "embedding", "steps": 20000, "learning_rate": 1e-3, "huber_delta": None}
 VISION = (
     "the prediction: mean squared difference between what the frozen transformer predicts with the student's embedding "
-    "and what it predicted with T5-XXL's, on recorded latents (the paper's loss)"
+    "and what it predicted with the teacher's, on recorded latents (the paper's loss)"
 )
-EMBEDDING = "embeddings: mean squared difference between the student's embedding and T5-XXL's"
+EMBEDDING = "embeddings: mean squared difference between the student's embedding and the teacher's"
 NO_VISION = "No stage used the vision loss: the student imitates embeddings"
 
 

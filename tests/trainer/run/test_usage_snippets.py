@@ -94,7 +94,7 @@ def call_of(text: str) -> str:
 
 
 def test_a_program_states_size_steps_guidance_text_length_and_dtype_of_what_was_recorded():
-    text = diffusers_text(FLUX.teacher, FLUX, guidance=(2.0, 3.0, 5.0), text_length=77, own_tokenizer=False)
+    text = diffusers_text(FLUX.teacher, FLUX, guidance=(2.0, 3.0, 5.0), text_length=77, own_tokenizer=False, is_t5=True)
     assert call_of(text).startswith(
         'prompt="a red circle", height=512, width=768, num_inference_steps=20, guidance_scale=3.0, '
         "max_sequence_length=77, )"
@@ -104,12 +104,12 @@ def test_a_program_states_size_steps_guidance_text_length_and_dtype_of_what_was_
 
 
 def test_a_teacher_that_takes_no_guidance_is_given_none():
-    text = diffusers_text("t", FLUX, guidance=None, text_length=77, own_tokenizer=False)
+    text = diffusers_text("t", FLUX, guidance=None, text_length=77, own_tokenizer=False, is_t5=True)
     assert "guidance" not in text
 
 
 def test_what_was_not_recorded_is_said_to_be_a_default():
-    text = diffusers_text("TEACHER", None, guidance=None, text_length=77, own_tokenizer=False)
+    text = diffusers_text("TEACHER", None, guidance=None, text_length=77, own_tokenizer=False, is_t5=True)
     assert (
         "The image size and steps of its training were not recorded: these are the defaults of `secondcast build`."
         in text
@@ -119,9 +119,9 @@ def test_what_was_not_recorded_is_said_to_be_a_default():
 
 def test_a_student_of_the_reference_schedule_is_given_its_sigmas():
     reference = FLUX.model_copy(update={"schedule": "distillt5"})
-    text = diffusers_text("t", reference, guidance=None, text_length=77, own_tokenizer=False)
+    text = diffusers_text("t", reference, guidance=None, text_length=77, own_tokenizer=False, is_t5=True)
     assert "sigmas=torch.linspace(1, 0.001, 20).tolist()," in text and "sigmas" not in diffusers_text(
-        "t", FLUX, guidance=None, text_length=77, own_tokenizer=False
+        "t", FLUX, guidance=None, text_length=77, own_tokenizer=False, is_t5=True
     )
     config = find_teacher(str(TEACHER_FOLDER), ()).config("scheduler")
     expected = flux.FLUX.schedule("distillt5", config, steps=20, image_tokens=36, dtype=torch.float32)

@@ -13,7 +13,7 @@ from secondcast.models.student.initial.work_folder import WorkFolder
 from secondcast.models.student.student import save_student
 from secondcast.models.teacher.context_projection import find_context_projection
 from secondcast.models.teacher.folder import find_teacher, part_source
-from secondcast.models.teacher.text_encoder import TeacherTextEncoder, load_tokenizer, token_ids_of
+from secondcast.models.teacher.text_encoder import TeacherTextEncoder
 from secondcast.pocket import STUDENTS_FOLDER, TEACHER_FOLDER
 from secondcast.pocket.world import captions
 from secondcast.storage_schemas.progress import Progress, Silent
@@ -41,7 +41,7 @@ def pocket_ids(fitted: int, held: int) -> TokenIds:
     """Token ids of captions of the pocket's world."""
     folder = find_teacher(str(TEACHER_FOLDER), ())
     texts = captions(fitted + held, seed=0, split="train")
-    rows = token_ids_of(load_tokenizer(folder.part("large_tokenizer")), texts)
+    rows = folder.family.tokenizer(folder.part("large_tokenizer")).token_ids(texts)
     ids_NT = torch.tensor([[*ids, *[0] * (folder.text_length - len(ids))] for ids in rows])
     return TokenIds(fitted_NT=ids_NT[:fitted], held_NT=ids_NT[fitted:])
 

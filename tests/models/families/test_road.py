@@ -1,4 +1,4 @@
-"""Families with classifier-free guidance through all commands: built, kept, trained, exported, inspected, planned."""
+"""Other families than FLUX.1 through all commands: built, kept, trained, exported, inspected, planned."""
 
 import json
 import shutil
@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from secondcast.models.families.family import Family
+from secondcast.models.families.klein import KLEIN
 from secondcast.models.families.pixart import PIXART_SIGMA
 from secondcast.models.families.sd3 import SD3
 from secondcast.models.geometry import recorded_geometry
@@ -19,6 +20,7 @@ from secondcast.storage_schemas.reader import Cache
 from secondcast.storage_schemas.schema.prompts import prompt_id
 from tests.cache_builder.building import data_files
 from tests.commands.running import run_commands
+from tests.models.families.random_klein import make_klein, make_qwen_config, vocabulary_of
 from tests.models.families.random_pixart import make_pixart
 from tests.models.families.random_sd3 import make_sd3
 from tests.project.programs import programs, run_program
@@ -33,9 +35,13 @@ class Road:
     def __init__(self, folder: Path, family: Family) -> None:
         self.folder, self.family = folder, family
         self.teacher = MAKE[family.name](folder / "teacher")
-        config = json.loads((self.teacher / family.slot / "config.json").read_bytes())
-        (folder / "t5").mkdir()
-        (folder / "t5/config.json").write_text(json.dumps(config | {"d_model": 16, "num_layers": 1, "num_heads": 2}))
+        if family.text_layers is None:
+            config = json.loads((self.teacher / family.slot / "config.json").read_bytes())
+            small = config | {"d_model": 16, "num_layers": 1, "num_heads": 2}
+            (folder / "small").mkdir()
+            (folder / "small/config.json").write_text(json.dumps(small))
+        else:
+            make_qwen_config(folder / "small", vocabulary_of(self.teacher))
         (folder / "p.txt").write_text("\n".join(PROMPTS[:4]) + "\n")
         (folder / "m.txt").write_text("\n".join(f"{number} blue cars on the left" for number in range(1, 30)) + "\n")
         (folder / "q.txt").write_text("\n".join(PROMPTS[4:]) + "\n")
@@ -51,23 +57,23 @@ class Road:
         return [str(answer["said"]) for answer in answers]
 
 
-MAKE = {"sd3": make_sd3, "pixart-sigma": make_pixart}
+MAKE = {"sd3": make_sd3, "pixart-sigma": make_pixart, "flux2-klein": make_klein}
 BUILD = "--teacher {F}/teacher --steps 3 --dtype float32 --batch-size 4 --shard-size 4"
 
 
-@pytest.fixture(scope="module", params=[SD3, PIXART_SIGMA], ids=lambda family: family.name)
+@pytest.fixture(scope="module", params=[SD3, PIXART_SIGMA, KLEIN], ids=lambda family: family.name)
 def road(request, tmp_path_factory) -> Road:
     road = Road(tmp_path_factory.mktemp("road"), request.param)
     road.run(
         f"build {{F}}/c --prompts {{F}}/p.txt {BUILD}",
-        "train {F}/r --cache {F}/c --student {F}/t5 --pretrain-steps 2 --steps 3 --batch-size 2",
+        "train {F}/r --cache {F}/c --student {F}/small --pretrain-steps 2 --steps 3 --batch-size 2",
         "export {F}/r {F}/s",
     )
     return road
 
 
 @pytest.mark.thorough
-def test_a_cache_is_extended_merged_converted_cut_and_repaired_with_its_negative_prompt(road):
+def test_a_cache_is_extended_merged_converted_cut_and_repaired(road):
     f = road.folder
     shutil.copytree(f / "c", f / "extended")
     road.run(
@@ -80,7 +86,7 @@ def test_a_cache_is_extended_merged_converted_cut_and_repaired_with_its_negative
     )
     caches = {name: Cache.open(f / name) for name in ("extended", "merged", "zarr", "cut")}
     for cache in caches.values():
-        assert cache.negative == 0 and cache.prompts[0].text == ""
+        assert (cache.negative == 0 and cache.prompts[0].text == "") == (road.family.guidance_rule == "cfg")
     assert {name: len(cache) for name, cache in caches.items()} == {"extended": 6, "merged": 6, "zarr": 6, "cut": 4}
     original = data_files(f / "c")
     for name in ("trajectories.zarr", "embeddings.zarr"):
@@ -104,8 +110,8 @@ def test_samples_are_added_to_prompts_but_not_to_the_negative_one(road):
     )
     assert "8 trajectories of 4 prompts" in said[0] and "12 trajectories of 6 prompts" in said[2]
     cache = Cache.open(road.folder / "both")
-    assert cache.negative == 0 and len(cache) == 12
-    assert 0 not in {cache.trajectory(index).prompt for index in range(12)}
+    assert len(cache) == 12
+    assert cache.negative not in {cache.trajectory(index).prompt for index in range(12)}
 
 
 @pytest.mark.thorough
@@ -126,7 +132,7 @@ def test_an_interrupted_build_and_two_workers_give_the_same_bytes(road):
 @pytest.mark.thorough
 def test_a_student_that_was_trained_for_some_steps_has_a_lower_loss(road):
     road.run(
-        "train {F}/longer --cache {F}/c --student {F}/t5 --steps 60 --batch-size 4 --learning-rate 3e-3 --dropout 0"
+        "train {F}/longer --cache {F}/c --student {F}/small --steps 60 --batch-size 4 --learning-rate 3e-3 --dropout 0"
     )
     lines = [json.loads(line) for line in (road.folder / "longer/metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -143,13 +149,14 @@ def test_a_picture_is_the_pipelines_with_the_exported_student_in_a_process_witho
     )
     index = [json.loads(line) for line in (f / "pictures/index.jsonl").read_text().splitlines()]
     texts = [entry["prompt"] for entry in index]
-    geometry = recorded_geometry(Cache.open(f / "c").manifest.sampling)
+    cache = Cache.open(f / "c")
+    geometry = recorded_geometry(cache.manifest.sampling)
     noise = [
         draw_noise(seed=7, prompt_id=prompt_id(text), sample_index=0, image_tokens=24, channels=16) for text in texts
     ]
     wide = type(geometry)(height=16, width=24, rows=4, columns=6, channels=16)
     np.save(tmp_path / "noise.npy", road.family.unpacked(torch.from_numpy(np.stack(noise)), wide).numpy())
-    size = road.family.image_size(height=16, width=24)
+    size, length = road.family.image_size(height=16, width=24), cache.manifest.teacher.text_length
     program = f"""
 import json
 import numpy as np
@@ -162,8 +169,8 @@ pipeline = {road.family.pipeline}.from_pretrained(
     {str(road.teacher)!r}, {road.family.slot}=student, torch_dtype=torch.float32
 )
 images = pipeline(
-    {texts!r}, latents=torch.from_numpy(np.load({str(tmp_path / "noise.npy")!r})), **{size!r},
-    num_inference_steps=2, guidance_scale=4.0, max_sequence_length=12, output_type="np",
+    prompt={texts!r}, latents=torch.from_numpy(np.load({str(tmp_path / "noise.npy")!r})), **{size!r},
+    num_inference_steps=2, guidance_scale=4.0, max_sequence_length={length}, output_type="np",
 ).images
 np.save({str(tmp_path / "images.npy")!r}, (images * 255).round().astype("uint8"))
 """
@@ -202,15 +209,15 @@ def test_what_is_trained_resumed_with_options_of_memory_is_inspected_evaluated_a
         "inspect summary {F}/c",
         "inspect report {F}/c --out {F}/report.html",
         "plan build --teacher {F}/teacher --num-prompts 10",
-        "plan train --cache {F}/c --student {F}/t5",
+        "plan train --cache {F}/c --student {F}/small",
         "plan generate --teacher {F}/teacher",
-        *(initial if not road.family.masks_text else ()),
+        *(initial if road.family.makes_initial_students else ()),
     )
     streamed, plain = (load_file(_weights(road.folder / name)) for name in ("streamed", "plain"))
     if not road.family.anatomy.cross_attention:
         # Where text enters every block, streaming adds its gradients in another order (test_guided_families.py).
         assert all(torch.equal(streamed[name], plain[name]) for name in plain)
-    assert "negative 1, p 4" in said[10]
+    assert ("negative 1, p 4" in said[10]) == (road.family.guidance_rule == "cfg")
 
 
 def _weights(run: Path) -> Path:

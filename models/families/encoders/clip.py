@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from secondcast.models.families.family import CLIP_ROWS, POOLED, ConditioningEncoder
+from secondcast.models.families.encoders.interface import CLIP_ROWS, ConditioningEncoder
 from secondcast.models.weights.checked_loading import load_checked
 from secondcast.models.weights.files import CheckpointSource
 from secondcast.storage_schemas.errors import TeacherError, reason
+from secondcast.storage_schemas.schema.fields import POOLED
 
 
 class PooledClip(ConditioningEncoder):
