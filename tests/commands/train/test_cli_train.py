@@ -182,5 +182,6 @@ def test_neither_cache_nor_student_is_guessed(tmp_path, words, recipe_words, cap
     )
     code, _, heard = secondcast(*words[:4], *words[6:], capsys=capsys)
     assert code == 1 and heard == (
-        "secondcast: no student is given: give --student, such as google-t5/t5-base or pocket-small\n"
+        "secondcast: no student is given: give --student, such as google-t5/t5-base or pocket-small, "
+        "or for FLUX.2-klein Qwen/Qwen3-0.6B\n"
     )
